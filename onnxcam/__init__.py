@@ -1,0 +1,44 @@
+"""onnxcam: which pixels made a deployed image classifier say that, from the ONNX file alone."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from onnxcam.errors import OnnxcamError
+
+if TYPE_CHECKING:
+    from onnxcam.augmentation import augment as augment
+    from onnxcam.augmentation import layers as layers
+    from onnxcam.autodiff.gradient import gradient as gradient
+    from onnxcam.explainer import Explainer as Explainer
+    from onnxcam.explanation import Explanation as Explanation
+
+try:
+    __version__ = version("onnxcam")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0.0.0"
+
+# resolved on first use, so that `import onnxcam` loads neither onnx nor onnxruntime nor cv2
+_LAZY = {
+    "augment": "onnxcam.augmentation",
+    "layers": "onnxcam.augmentation",
+    "gradient": "onnxcam.autodiff.gradient",
+    "Explainer": "onnxcam.explainer",
+    "Explanation": "onnxcam.explanation",
+}
+
+__all__ = ["Explainer", "Explanation", "OnnxcamError", "__version__", "augment", "gradient", "layers"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'onnxcam' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

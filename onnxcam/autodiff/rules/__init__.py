@@ -1,0 +1,5 @@
+"""VJP rules, one module per family of operators; importing this package registers them all."""
+
+from onnxcam.autodiff.rules import conv, elementwise, linear, norm, pool, reduce, resample, shape
+
+__all__ = ["conv", "elementwise", "linear", "norm", "pool", "reduce", "resample", "shape"]

@@ -1,0 +1,152 @@
+"""The reverse sweep: from the cotangent of one value to the cotangents of others.
+
+Only nodes that lie between `wrt` and `of` are visited. Contributions to a value that fans out are added; broadcasting
+is undone here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx
+
+import onnxcam.autodiff.rules  # noqa: F401  (registers the rules)
+from onnxcam.autodiff import registry
+from onnxcam.autodiff.registry import Entry, Node
+from onnxcam.errors import ModelError, UnsupportedOperator
+from onnxcam.graph.builder import Builder
+from onnxcam.graph.view import FLOATS, Graph
+
+
+def path(graph: Graph, of: str, wrt: Iterable[str]) -> tuple[list[onnx.NodeProto], set[str]]:
+    """The nodes between `wrt` and `of` in topological order, and the values of them that carry gradients."""
+    forward = set(wrt)
+    for node in graph.nodes:
+        if _flows(node) and any(name in forward for name in node.input):
+            forward.update(name for name in node.output if name and graph.is_float(name))
+    nodes: list[onnx.NodeProto] = []
+    backward = {of}
+    for node in reversed(graph.nodes):
+        if not _flows(node) or not any(name in backward and name in forward for name in node.output):
+            continue
+        fed = [name for name in node.input if name in forward]
+        if fed:
+            nodes.append(node)
+            backward.update(fed)
+    return nodes[::-1], forward & backward
+
+
+def sweep(op: Builder, of: str, cotangent: str, wrt: Sequence[str]) -> list[str]:
+    """Emit the vector-Jacobian product of `of` with respect to each of `wrt`.
+
+    Arguments:
+        op: receives the new nodes; `op.graph` must have inferred shapes.
+        of: the differentiated value.
+        cotangent: a value of the shape of `of`.
+        wrt: float values that `of` depends on.
+
+    Returns:
+        one value name per `wrt`, each of its `wrt`'s shape and element type.
+
+    Raises:
+        UnsupportedOperator: a node on the way has no rule; nothing has been emitted then.
+        ModelError: a `wrt` does not reach `of`.
+    """
+    graph = op.graph
+    nodes, carrying = path(graph, of, wrt)
+    unreached = [name for name in wrt if name not in carrying]
+    if unreached:
+        raise ModelError(f"{unreached[0]!r} does not reach {of!r}: no differentiable path leads from one to the other")
+    entries = [_rule_for(graph, node, of, wrt) for node in nodes]
+
+    pending: dict[str, list[str]] = {of: [cotangent]}
+    total: dict[str, str] = {}
+
+    def settle(value: str) -> str | None:
+        """Add up what arrived at a value: every consumer on the path has been visited by now."""
+        if value not in total and value in pending:
+            parts = pending.pop(value)
+            op.dtype = graph.dtype(value) or op.dtype
+            total[value] = parts[0] if len(parts) == 1 else op.Add(*parts) if len(parts) == 2 else op.Sum(*parts)
+        return total.get(value)
+
+    for proto, entry in zip(reversed(nodes), reversed(entries), strict=True):
+        arrived = [settle(name) if name else None for name in proto.output]
+        if all(dy is None for dy in arrived):
+            continue
+        wanted = frozenset(i for i, name in enumerate(proto.input) if name in carrying)
+        node = Node(proto, graph, wanted)
+        op.dtype = graph.dtype(proto.output[0]) or onnx.TensorProto.FLOAT
+        if not entry.multiple and any(dy is not None for dy in arrived[1:]):
+            raise node.refuse("a gradient is needed through one of its further outputs")
+        returned = entry.rule(op, node, arrived if entry.multiple else arrived[0])
+        for index in sorted(wanted):
+            dx = returned[index] if index < len(returned) else None
+            if dx is None:
+                continue
+            name = proto.input[index]
+            pending.setdefault(name, []).append(op.sum_to(dx, proto.output[0], name) if entry.broadcast else dx)
+
+    found = []
+    for name in wrt:
+        dx = settle(name)
+        if dx is None:
+            raise ModelError(f"{name!r} does not reach {of!r}: the operators between them pass no gradient on")
+        found.append(dx)
+    return found
+
+
+def _flows(node: onnx.NodeProto) -> bool:
+    return node.domain not in ("", "ai.onnx") or not registry.is_constant(node.op_type)
+
+
+def _rule_for(graph: Graph, node: onnx.NodeProto, of: str, wrt: Sequence[str]) -> Entry:
+    """The node's rule, or the error that names op, node, opset and the way through it."""
+    standard = node.domain in ("", "ai.onnx")
+    entry = registry.find(node.op_type, graph.opset) if standard else None
+    if entry is not None:
+        return entry
+    name = node.op_type if standard else f"{node.domain}::{node.op_type}"
+    way = " -> ".join(_way(graph, node, of, wrt))
+    raise UnsupportedOperator(
+        f"operator {name} (node {node.name!r}, opset {graph.opset}) has no gradient rule, and it lies between the "
+        f"target layer and the scores: {way}. Choose a target layer after it, or export the model without it"
+    )
+
+
+def _way(graph: Graph, node: onnx.NodeProto, of: str, wrt: Sequence[str]) -> list[str]:
+    """A shortest way from a `wrt` through the node to `of`, as names, with a long middle left out."""
+    before = _shortest(graph, set(wrt), set(node.input))
+    after = _shortest(graph, set(node.output), {of})
+
+    def brief(names: list[str]) -> list[str]:
+        return names if len(names) <= 4 else [*names[:2], "...", *names[-2:]]
+
+    head = [repr(before[0])] if before else []
+    hops = [f"{graph.producer[v].op_type} {graph.producer[v].name!r}" for v in before[1:] if v in graph.producer]
+    tail = [f"{graph.producer[v].op_type} {graph.producer[v].name!r}" for v in after[1:] if v in graph.producer]
+    return [*head, *brief(hops), f"[{node.op_type} {node.name!r}]", *brief(tail), repr(of)]
+
+
+def _shortest(graph: Graph, start: set[str], goal: set[str]) -> list[str]:
+    came: dict[str, str | None] = dict.fromkeys(sorted(start))
+    queue = list(came)
+    for value in queue:
+        if value in goal:
+            trail: list[str] = []
+            step: str | None = value
+            while step is not None:
+                trail.append(step)
+                step = came[step]
+            return trail[::-1]
+        for node in graph.consumers.get(value, []):
+            for name in node.output:
+                if name and name not in came:
+                    came[name] = value
+                    queue.append(name)
+    return []
+
+
+def differentiable(graph: Graph, value: str) -> bool:
+    """Whether a gradient with respect to the value makes sense: floating point, not integer or boolean."""
+    return graph.dtype(value) in FLOATS

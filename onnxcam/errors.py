@@ -1,0 +1,100 @@
+"""Every error onnxcam raises on purpose.
+
+    OnnxcamError
+    ├── ModelError                 the model file is not usable as it is
+    │   ├── UnsupportedOperator    a node on the differentiated path has no gradient rule
+    │   ├── LayerError             no such target layer, or an ambiguous or non-spatial one
+    │   ├── VerificationError      numbers differ from the reference by more than the tolerance
+    │   └── TrustError             loading it would run code the user has not agreed to run
+    ├── TargetError                no such class, or an ambiguous one, or a list of the wrong length
+    ├── InputError                 a tensor of the wrong shape, layout or dtype
+    ├── PictureError               a picture that cannot be read
+    ├── PreprocessError            an unknown or contradictory preprocessing
+    ├── MethodError                no such CAM method, or one that does not apply here
+    ├── OutputError                a result that could not be written
+    └── RuntimeUnavailable         no usable ONNX Runtime or execution provider
+        └── DependencyError        a library is missing or broken
+
+Each message says what was got, what was expected, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OnnxcamError(Exception):
+    """Base of every error raised on purpose by onnxcam."""
+
+
+class ModelError(OnnxcamError):
+    """The model cannot be used as it is."""
+
+
+class UnsupportedOperator(ModelError):
+    """A node between the target layer and the scores has no gradient rule."""
+
+
+class LayerError(ModelError):
+    """The target layer does not exist, is ambiguous, or has no spatial extent."""
+
+
+class VerificationError(ModelError):
+    """Numbers differ from the reference by more than the tolerance."""
+
+
+class TrustError(ModelError):
+    """Loading the model would run code the user has not agreed to run."""
+
+
+class TargetError(OnnxcamError):
+    """The class to explain does not exist, is ambiguous, or the list has the wrong length."""
+
+
+class InputError(OnnxcamError):
+    """A tensor has the wrong shape, layout or dtype."""
+
+
+class PictureError(OnnxcamError):
+    """A picture cannot be read."""
+
+
+class PreprocessError(OnnxcamError):
+    """The preprocessing is unknown or contradictory."""
+
+
+class MethodError(OnnxcamError):
+    """The CAM method does not exist or does not apply to this model."""
+
+
+class OutputError(OnnxcamError):
+    """A result could not be written."""
+
+
+class RuntimeUnavailable(OnnxcamError):
+    """No usable ONNX Runtime or execution provider."""
+
+
+class DependencyError(RuntimeUnavailable):
+    """A library is missing or broken."""
+
+
+def nearest(name: str, candidates: Iterable[str], count: int = 5) -> list[str]:
+    """The candidates most like `name`, best first; the first ones where none is alike."""
+    pool = list(dict.fromkeys(candidates))
+    folded: dict[str, str] = {}
+    for candidate in pool:
+        folded.setdefault(candidate.lower(), candidate)
+    hits = difflib.get_close_matches(name.lower(), folded, n=count, cutoff=0.4)
+    inside = [c for c in pool if name.lower() in c.lower()]
+    best = list(dict.fromkeys([*inside[:count], *(folded[hit] for hit in hits)]))
+    return best[:count] if best else pool[:count]
+
+
+def listing(names: Iterable[str], limit: int = 10) -> str:
+    """`'a', 'b', 'c' and 7 more` for use inside an error message."""
+    pool = [str(n) for n in names]
+    shown = ", ".join(repr(n) for n in pool[:limit])
+    more = len(pool) - limit
+    return shown + (f" and {more} more" if more > 0 else "") if pool else "none"

@@ -1,0 +1,1 @@
+"""Loading, normalising, building and cutting ONNX graphs."""

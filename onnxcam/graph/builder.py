@@ -1,0 +1,185 @@
+"""Emits nodes: `op.Conv(x, w, strides=[1, 1])` appends a Conv node and returns the name of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxcam.graph.view import Graph
+
+Operand = str | float | int | Sequence[int] | np.ndarray | None
+
+
+class Builder:
+    """Collects new nodes and constants for a model.
+
+    Operators are called by their ONNX names with ONNX attribute names. An operand is a value name, or a Python
+    float (a scalar constant of the current `dtype`), an int (int64 scalar), a list of ints (int64 vector), a NumPy
+    array (as it is), or None (an optional input left out). Equal constants are stored once.
+    """
+
+    def __init__(self, graph: Graph, prefix: str = "onnxcam") -> None:
+        self.graph = graph
+        self.prefix = prefix
+        self.dtype: int = onnx.TensorProto.FLOAT
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self._taken = set(graph.producer) | set(graph.initializers) | {i.name for i in graph.model.graph.input}
+        self._taken.update(node.name for node in graph.nodes)
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._shapes: dict[str, str] = {}
+        self._count = 0
+
+    def unique(self, stem: str) -> str:
+        """A name that nothing in the model has."""
+        name = stem
+        while name in self._taken:
+            self._count += 1
+            name = f"{stem}_{self._count}"
+        self._taken.add(name)
+        return name
+
+    def call(
+        self, op_type: str, inputs: Sequence[Operand], *, outputs: int | Sequence[str] = 1, **attrs: Any
+    ) -> list[str]:
+        """Append a node with one or several outputs (a count, or their names) and return the outputs' names."""
+        name = self.unique(f"{self.prefix}/{op_type}")
+        if isinstance(outputs, int):
+            names = [name + (f".{k}" if outputs > 1 else "") for k in range(outputs)]
+        else:
+            names = list(outputs)
+        self._taken.update(names)
+        given = [self.operand(i) for i in inputs]
+        while given and not given[-1]:
+            given.pop()
+        held = {k: v for k, v in attrs.items() if v is not None}
+        self.nodes.append(helper.make_node(op_type, given, names, name=name, **held))
+        return names
+
+    def __getattr__(self, op_type: str) -> Callable[..., str]:
+        if not op_type[:1].isupper():
+            raise AttributeError(op_type)
+
+        def emit(*inputs: Operand, name: str | None = None, **attrs: Any) -> str:
+            return self.call(op_type, inputs, outputs=1 if name is None else [name], **attrs)[0]
+
+        return emit
+
+    def operand(self, value: Operand) -> str:
+        """The value name for an operand, storing a constant where it is not a name."""
+        if value is None:
+            return ""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, np.ndarray):
+            return self.constant(value)
+        if isinstance(value, (bool, np.bool_)):
+            return self.constant(np.asarray(value, dtype=np.bool_))
+        if isinstance(value, (int, np.integer)):
+            return self.constant(np.asarray(value, dtype=np.int64))
+        if isinstance(value, (float, np.floating)):
+            return self.scalar(float(value))
+        return self.constant(np.asarray(value, dtype=np.int64))
+
+    def constant(self, array: np.ndarray) -> str:
+        """Store an array as an initializer; equal arrays are stored once."""
+        array = np.asarray(array)
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self.unique(f"{self.prefix}/constant")
+            self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
+            self._constants[key] = name
+        return self._constants[key]
+
+    def scalar(self, value: float) -> str:
+        """A float scalar of the current element type."""
+        return self.constant(np.asarray(value, dtype=helper.tensor_dtype_to_np_dtype(self.dtype)))
+
+    def filled(self, value: float, shape: Operand) -> str:
+        """A tensor of the current element type and the given shape, every element `value`."""
+        element = np.asarray([value], dtype=helper.tensor_dtype_to_np_dtype(self.dtype))
+        return self.ConstantOfShape(shape, value=numpy_helper.from_array(element))
+
+    def cast(self, value: str, to: int | None = None) -> str:
+        """Cast to an element type, the current one by default."""
+        return self.Cast(value, to=self.dtype if to is None else to)
+
+    def mask(self, dy: str, condition: str) -> str:
+        """`dy` where the boolean `condition` holds, else 0 (Mul by a Cast: measured 2-3 × faster than Where)."""
+        return self.Mul(dy, self.cast(condition))
+
+    def static(self, value: str) -> tuple[int, ...] | None:
+        """The shape as ints if every dimension is known, else None."""
+        shape = self.graph.shape(value)
+        if shape is None or not all(isinstance(d, int) for d in shape):
+            return None
+        return tuple(int(d) for d in shape if isinstance(d, int))
+
+    def dim(self, value: str, axis: int) -> int | None:
+        """One dimension if it is known when the graph is built, else None."""
+        shape = self.graph.shape(value)
+        held = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
+        return held if isinstance(held, int) else None
+
+    def shape(self, value: str) -> str:
+        """The shape as an int64 vector: a constant where known, else one Shape node per value."""
+        known = self.static(value)
+        if known is not None:
+            return self.operand(list(known))
+        if value not in self._shapes:
+            self._shapes[value] = self.Shape(value)
+        return self._shapes[value]
+
+    def size(self, value: str, axis: int) -> str:
+        """One dimension as an int64 vector of length 1: a constant where known, else read at run time."""
+        known = self.dim(value, axis)
+        if known is not None:
+            return self.operand([known])
+        return self.Gather(self.shape(value), [axis])
+
+    def reshape_like(self, dx: str, x: str) -> str:
+        """`dx` in the shape of `x`; one free dimension becomes -1 so that no Shape node is needed."""
+        shape = self.graph.shape(x)
+        if shape is not None and sum(not isinstance(d, int) for d in shape) == 1 and 0 not in shape:
+            return self.Reshape(dx, [d if isinstance(d, int) else -1 for d in shape])
+        return self.Reshape(dx, self.shape(x), allowzero=1 if shape is not None and 0 in shape else None)
+
+    def count(self, value: str, axes: Sequence[int]) -> str:
+        """The number of elements over `axes`, as a scalar of the current element type."""
+        dims = [self.dim(value, axis) for axis in axes]
+        if all(d is not None for d in dims):
+            return self.scalar(float(np.prod([d for d in dims if d is not None], dtype=np.float64)))
+        picked = self.Gather(self.shape(value), list(axes))
+        return self.cast(self.ReduceProd(picked, keepdims=0))
+
+    def sum_to(self, dx: str, y: str, x: str) -> str:
+        """Undo broadcasting: sum `dx`, which has the shape of `y`, down to the shape of `x`."""
+        have, want = self.graph.shape(y), self.graph.shape(x)
+        if have is None or want is None:
+            return self._sum_to_unknown(dx, y, x)
+        lead = len(have) - len(want)
+        axes = list(range(lead))
+        for axis, (d_have, d_want) in enumerate(zip(have[lead:], want, strict=True), start=lead):
+            if d_have == 1:
+                continue
+            if d_want == 1:
+                axes.append(axis)
+            elif d_want is None or (isinstance(d_want, str) and d_want != d_have):
+                # a free dimension may turn out to be 1 where the output's is not
+                return self._sum_to_unknown(dx, y, x)
+        if not axes:
+            return dx
+        summed = self.ReduceSum(dx, axes, keepdims=1)
+        return self.Squeeze(summed, list(range(lead))) if lead else summed
+
+    def _sum_to_unknown(self, dx: str, y: str, x: str) -> str:
+        """`sum_to` with the axes found at run time: those where `x`, padded with ones in front, differs from `y`."""
+        have, want = self.shape(y), self.shape(x)
+        missing = self.Sub(self.Shape(have), self.Shape(want))
+        padded = self.Concat(self.Expand([1], missing), want, axis=0)
+        axes = self.Reshape(self.NonZero(self.Not(self.Equal(padded, have))), [-1])
+        return self.Reshape(self.ReduceSum(dx, axes, keepdims=1, noop_with_empty_axes=1), want)

@@ -1,0 +1,163 @@
+"""Brings any model into the one form the rest works on.
+
+Functions inlined, opset at least 18, initializers no longer listed as inputs, every node named, shapes inferred.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import inliner, shape_inference, version_converter
+
+from onnxcam.errors import ModelError, listing
+from onnxcam.graph.load import Source, load
+from onnxcam.graph.view import Graph
+
+LOWEST_OPSET = 18
+# above 21 CUDA has no MaxPool kernel (onnxruntime #26065): 18 is the oldest that has all we emit
+HIGHEST_OPSET = 26
+SMALL = 1024
+
+
+def prepare(source: Source) -> Graph:
+    """Load a model and normalise it; the returned graph holds a model of the caller's own.
+
+    Raises:
+        ModelError: the model is invalid or cannot be brought to opset 18.
+    """
+    model = load(source)
+    _unlist_initializers(model)
+    _inline(model)
+    _upgrade(model)
+    _check_domains(model)
+    _name_nodes(model)
+    _drop_unused_imports(model)
+    _infer(model)
+    return Graph(model)
+
+
+def refresh(model: onnx.ModelProto) -> Graph:
+    """Infer shapes again after an edit and index the model anew."""
+    _infer(model)
+    return Graph(model)
+
+
+def _unlist_initializers(model: onnx.ModelProto) -> None:
+    """Before IR 4 every weight was also an input: those are constants, except scalars nobody can mean as weights."""
+    names = {tensor.name for tensor in model.graph.initializer}
+    if model.ir_version < 4 or sum(i.name in names for i in model.graph.input) == len(names):
+        kept = [i for i in model.graph.input if i.name not in names]
+        if kept:
+            del model.graph.input[:]
+            model.graph.input.extend(kept)
+    model.ir_version = min(max(model.ir_version, 8), 10) if model.ir_version < 11 else model.ir_version
+
+
+def _inline(model: onnx.ModelProto) -> None:
+    if model.functions:
+        try:
+            model.CopyFrom(inliner.inline_local_functions(model))
+        except Exception as error:
+            raise ModelError(f"the model's local functions cannot be inlined: {error}") from error
+
+
+def _upgrade(model: onnx.ModelProto) -> None:
+    versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    opset = versions[0] if versions else 1
+    if opset > HIGHEST_OPSET:
+        raise ModelError(f"the model uses opset {opset}; the newest supported is {HIGHEST_OPSET}: export it with opset 20")
+    if opset >= LOWEST_OPSET:
+        return
+    try:
+        model.CopyFrom(version_converter.convert_version(model, LOWEST_OPSET))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"the model's opset {opset} cannot be upgraded to {LOWEST_OPSET} ({reason}); export it again with opset 18 or later"
+        ) from error
+
+
+def _check_domains(model: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(skeleton(model)[0], full_check=False)
+    except onnx.checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+        if "No Op registered for" in reason or "custom" in reason.lower():
+            return
+        raise ModelError(f"the model is not valid ONNX: {reason}") from error
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node a name of its own, so that messages can point at it."""
+    taken: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        name = node.name or f"{node.op_type}_{index}"
+        while name in taken:
+            name += f"_{index}"
+        taken.add(name)
+        node.name = name
+
+
+def _drop_unused_imports(model: onnx.ModelProto) -> None:
+    def domains(graph: onnx.GraphProto) -> set[str]:
+        found = {node.domain for node in graph.node}
+        for node in graph.node:
+            for attribute in node.attribute:
+                for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                    found |= domains(body)
+        return found
+
+    used = {"" if d == "ai.onnx" else d for d in domains(model.graph)} | {""}
+    kept = [o for o in model.opset_import if ("" if o.domain == "ai.onnx" else o.domain) in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
+def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """The model without its large weights, which become inputs: cheap to check and to infer shapes on."""
+    bare = onnx.ModelProto()
+    graph = model.graph
+    bare.ir_version, bare.producer_name = model.ir_version, model.producer_name
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    bare.graph.name = graph.name or "graph"
+    bare.graph.node.extend(graph.node)
+    bare.graph.input.extend(graph.input)
+    bare.graph.output.extend(graph.output)
+    bare.graph.value_info.extend(graph.value_info)
+    listed = {i.name for i in graph.input}
+    large = []
+    for tensor in graph.initializer:
+        size = 1
+        for dim in tensor.dims:
+            size *= dim
+        if size <= SMALL:
+            bare.graph.initializer.append(tensor)
+        elif tensor.name not in listed:
+            large.append(tensor.name)
+            bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return bare, large
+
+
+def _infer(model: onnx.ModelProto) -> None:
+    """Infer shapes in place, on a skeleton: weights are neither copied nor serialized."""
+    bare, _ = skeleton(model)
+    try:
+        inferred = shape_inference.infer_shapes(bare, data_prop=True)
+    except Exception as error:
+        raise ModelError(f"shape inference failed: {str(error).strip().splitlines()[0]}") from error
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(inferred.graph.value_info)
+    outputs = {o.name: o for o in inferred.graph.output}
+    for output in model.graph.output:
+        if not output.type.tensor_type.HasField("shape"):
+            output.CopyFrom(outputs[output.name])
+
+
+def describe(dims: tuple[object, ...] | None) -> str:
+    """A shape for a message: `[N, 3, 224, 224]`."""
+    return "unknown" if dims is None else "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"
+
+
+def names(infos: list[onnx.ValueInfoProto]) -> str:
+    """Value names for a message."""
+    return listing(info.name for info in infos)

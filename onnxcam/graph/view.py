@@ -1,0 +1,193 @@
+"""A read-only index of a graph: who makes a value, who uses it, its type, and whether it is constant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnxcam.errors import ModelError, listing, nearest
+
+Dim = int | str | None
+Shape = tuple[Dim, ...]
+
+FLOATS = frozenset(
+    {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.BFLOAT16,
+    }
+)
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes as Python values (strings decoded)."""
+    found: dict[str, Any] = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        found[attribute.name] = value.decode() if isinstance(value, bytes) else value
+    return found
+
+
+def shape_of(info: onnx.ValueInfoProto) -> Shape | None:
+    """The declared shape: an int, a symbol, or None per dimension; None when even the rank is unknown."""
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    dims: list[Dim] = []
+    for dim in tensor.shape.dim:
+        kind = dim.WhichOneof("value")
+        if kind == "dim_value":
+            dims.append(int(dim.dim_value))
+        else:
+            dims.append(dim.dim_param if kind == "dim_param" and dim.dim_param else None)
+    return tuple(dims)
+
+
+class Graph:
+    """An index over one `ModelProto`, taken at construction: make a new one after editing the model.
+
+    Values and nodes are named as in the model; nodes are in topological order, as ONNX requires.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        graph = model.graph
+        self.nodes: list[onnx.NodeProto] = list(graph.node)
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.inputs = [i for i in graph.input if i.name not in self.initializers]
+        self.outputs = list(graph.output)
+        self.position: dict[str, int] = {}
+        self.producer: dict[str, onnx.NodeProto] = {}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for index, node in enumerate(self.nodes):
+            for name in node.output:
+                if name:
+                    self.producer[name] = node
+                    self.position[name] = index
+            for name in dict.fromkeys(uses(node)):
+                self.consumers.setdefault(name, []).append(node)
+        self._infos: dict[str, onnx.ValueInfoProto] = {}
+        for info in (*graph.value_info, *graph.input, *graph.output):
+            self._infos[info.name] = info
+        self._constants: dict[str, np.ndarray | None] = {}
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+    def __contains__(self, value: str) -> bool:
+        return value in self.producer or value in self.initializers or any(i.name == value for i in self.model.graph.input)
+
+    def index_of(self, node: onnx.NodeProto) -> int:
+        """The node's place in topological order."""
+        return next(self.position[name] for name in node.output if name)
+
+    def shape(self, value: str) -> Shape | None:
+        """Shape of a value, None when the rank is unknown."""
+        tensor = self.initializers.get(value)
+        if tensor is not None:
+            return tuple(tensor.dims)
+        info = self._infos.get(value)
+        return shape_of(info) if info is not None else None
+
+    def dtype(self, value: str) -> int:
+        """`TensorProto` element type of a value, 0 when unknown."""
+        tensor = self.initializers.get(value)
+        if tensor is not None:
+            return int(tensor.data_type)
+        info = self._infos.get(value)
+        return int(info.type.tensor_type.elem_type) if info is not None else 0
+
+    def is_float(self, value: str) -> bool:
+        """Whether gradients can flow through the value; an unknown type counts as float."""
+        return self.dtype(value) in FLOATS or self.dtype(value) == 0
+
+    def constant(self, value: str) -> np.ndarray | None:
+        """The value as an array if it is an initializer or a Constant, also through Identity; else None."""
+        if value not in self._constants:
+            self._constants[value] = self._resolve(value)
+        return self._constants[value]
+
+    def is_constant(self, value: str) -> bool:
+        """Whether the value is known before the model runs (not only whether it is small enough to read)."""
+        if value in self.initializers:
+            return not any(i.name == value for i in self.model.graph.input)
+        node = self.producer.get(value)
+        return node is not None and (
+            node.op_type == "Constant" or (node.op_type == "Identity" and self.is_constant(node.input[0]))
+        )
+
+    def _resolve(self, value: str) -> np.ndarray | None:
+        if not self.is_constant(value):
+            return None
+        if value in self.initializers:
+            return numpy_helper.to_array(self.initializers[value])
+        node = self.producer[value]
+        if node.op_type == "Identity":
+            return self.constant(node.input[0])
+        for name, held in attributes(node).items():
+            if name == "value":
+                return numpy_helper.to_array(held)
+            if name in ("value_float", "value_floats"):
+                return np.asarray(held, dtype=np.float32)
+            if name in ("value_int", "value_ints"):
+                return np.asarray(held, dtype=np.int64)
+        return None
+
+    def downstream(self, values: Iterable[str]) -> set[str]:
+        """The given values and every value computed from them."""
+        reached = set(values)
+        for node in self.nodes:
+            if any(name in reached for name in uses(node)):
+                reached.update(name for name in node.output if name)
+        return reached
+
+    def upstream(self, values: Iterable[str], stop: Iterable[str] = ()) -> tuple[list[onnx.NodeProto], set[str]]:
+        """The nodes needed to compute `values`, in order, and the values they read from outside.
+
+        Arguments:
+            values: what is wanted.
+            stop: values taken as given: what makes them is not followed.
+        """
+        given = set(stop)
+        needed = {v for v in values if v not in given}
+        outside = {v for v in values if v in given}
+        kept: list[onnx.NodeProto] = []
+        for node in reversed(self.nodes):
+            if not any(name in needed for name in node.output if name):
+                continue
+            kept.append(node)
+            for name in uses(node):
+                if name in given:
+                    outside.add(name)
+                else:
+                    needed.add(name)
+        outside.update(name for name in needed if name not in self.producer)
+        return kept[::-1], outside
+
+    def find(self, name: str) -> str:
+        """The value meant by a value name or a node name (its first output)."""
+        if name in self:
+            return name
+        named = [node for node in self.nodes if node.name == name]
+        if len(named) == 1:
+            return str(named[0].output[0])
+        names = [*self.producer, *(i.name for i in self.inputs)]
+        raise ModelError(
+            f"the model has no value or node {name!r}; the nearest names are {listing(nearest(name, names))}"
+        )
+
+
+def uses(node: onnx.NodeProto) -> Iterator[str]:
+    """Every value a node reads, also from inside its subgraphs (If, Loop)."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        bodies = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+        for body in bodies:
+            inner = {i.name for i in body.input} | {t.name for t in body.initializer}
+            inner.update(name for child in body.node for name in child.output)
+            for child in body.node:
+                yield from (name for name in uses(child) if name not in inner)
+            yield from (o.name for o in body.output if o.name not in inner)

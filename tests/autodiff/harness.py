@@ -1,0 +1,220 @@
+"""Compares the gradients onnxcam emits with float64 central finite differences of an independent forward pass.
+
+    @covers("Conv")
+    def test_conv():
+        check("y = Conv<strides=[2, 2]>(x, w)", {"x": normal(1, 2, 5, 5)}, {"w": normal(3, 2, 3, 3)}, wrt=["x", "w"])
+
+The emitted model runs in ONNX Runtime on the CPU in float32, once with the shapes declared and once with a symbolic
+batch, and must also pass the full ONNX checker. Finite differences are taken of <cotangent, y> over every element of
+every `wrt`, of onnx's ReferenceEvaluator in float64 or of a function on float64 torch tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import helper, numpy_helper, parser
+from onnx.reference import ReferenceEvaluator
+
+import onnxcam
+
+Arrays = Mapping[str, np.ndarray]
+Reference = Callable[..., Any]
+STEP = 1e-5
+
+_declared: set[str] = set()
+_checked: set[str] = set()
+
+
+def covers(*op_types: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare which operators' gradients a test checks; the test fails if it never gave them to `check`."""
+    _declared.update(op_types)
+
+    def decorate(test: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(test)
+        def wrapper(*args: Any, **kwargs: Any) -> None:
+            _checked.clear()
+            test(*args, **kwargs)
+            missing = set(op_types) - _checked
+            assert not missing, f"declared as covered but never checked: {sorted(missing)}"
+
+        return wrapper
+
+    return decorate
+
+
+def covered() -> frozenset[str]:
+    """Every operator declared by the test modules imported so far."""
+    return frozenset(_declared)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Standard normal float32 values, the same at every call."""
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def distinct(*shape: int, seed: int = 0) -> np.ndarray:
+    """Float32 values of both signs no two of which lie within 0.05 of each other, nor of 0: no ties, no kinks at 0."""
+    size = int(np.prod(shape))
+    values = (np.arange(size) - size // 2 + 0.5) * 0.1
+    return np.random.default_rng([seed, *shape]).permutation(values).reshape(shape).astype(np.float32)
+
+
+def build(
+    body: str | Sequence[onnx.NodeProto],
+    feeds: Arrays,
+    constants: Arrays | None = None,
+    *,
+    of: str = "y",
+    opset: int = 18,
+    free: str = "static",
+) -> onnx.ModelProto:
+    """A model from nodes in ONNX text; see `check` for the arguments."""
+    nodes = parser.parse_graph(f"g () => () {{ {body} }}").node if isinstance(body, str) else body
+    inputs = [_declare(name, array, free, next(iter(feeds.values()))) for name, array in feeds.items()]
+    output = helper.make_tensor_value_info(of, onnx.TensorProto.FLOAT, None)
+    held = [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()]
+    graph = helper.make_graph(list(nodes), "case", inputs, [output], held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)  # the output's shape, else the checker refuses it
+
+
+def run(model: onnx.ModelProto, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+    """Run a model in ONNX Runtime on the CPU, one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: list[np.ndarray] = session.run(list(outputs), dict(feeds))
+    return found
+
+
+def gradients(
+    model: onnx.ModelProto, feeds: Arrays, cotangent: np.ndarray, wrt: Sequence[str], of: str = "y"
+) -> list[np.ndarray]:
+    """The gradients onnxcam emits, run in ONNX Runtime, after the full ONNX checker passed the model."""
+    derived = onnxcam.gradient(model, of=of, wrt=wrt)
+    onnx.checker.check_model(derived, full_check=True)
+    return run(derived, {**feeds, f"cotangent.{of}": cotangent}, [f"grad.{name}" for name in wrt])
+
+
+def check(
+    body: str | Sequence[onnx.NodeProto],
+    feeds: Arrays,
+    constants: Arrays | None = None,
+    *,
+    wrt: Sequence[str] | None = None,
+    of: str = "y",
+    opset: int = 18,
+    free: Sequence[str] = ("static", "batch"),
+    reference: Reference | None = None,
+    tolerance: float = 1e-5,
+) -> None:
+    """Check the gradients of `of` with respect to `wrt`.
+
+    Arguments:
+        body: nodes in ONNX text, `"y = Neg(x)"`, or as protos.
+        feeds: the graph's inputs.
+        constants: its initializers.
+        wrt: inputs and initializers to differentiate with respect to; every float feed by default.
+        of: the value differentiated.
+        opset: opset of the model.
+        free: which dimensions are left open, one run each: "static" none; "batch" axis 0 of each feed whose axis 0 has
+            the size of the first feed's and whose rank is the first feed's; "spatial" also axes 2 and on; "all" every
+            dimension, each with a symbol of its own; "rank" as "all" with constants turned into inputs.
+        reference: `f(**tensors) -> y` on float64 torch tensors, where onnx's ReferenceEvaluator is wrong or slow.
+        tolerance: bound on |a - b| / |b| in the Euclidean norm.
+    """
+    constants = constants or {}
+    every = {**constants, **feeds}
+    wrt = [name for name, array in feeds.items() if array.dtype == np.float32] if wrt is None else list(wrt)
+    model = build(body, feeds, constants, of=of, opset=opset)
+    _checked.update(node.op_type for node in model.graph.node)
+    forward = _torch_forward(reference) if reference else _onnx_forward(model, of)
+    [y] = run(model, feeds, [of])
+    close(y, forward({name: _widen(array) for name, array in every.items()}), 1e-5, "the forward pass")
+    cotangent = np.random.default_rng(7).standard_normal(y.shape).astype(np.float32)
+    expected = [finite_differences(forward, every, name, cotangent) for name in wrt]
+    for openness in free:
+        inputs = every if openness == "rank" else feeds
+        held = {} if openness == "rank" else constants
+        opened = build(body, inputs, held, of=of, opset=opset, free="all" if openness == "rank" else openness)
+        for name, a, b in zip(wrt, gradients(opened, inputs, cotangent, wrt, of), expected, strict=True):
+            close(a, b, tolerance, f"the gradient of {name!r} with {openness} shapes")
+
+
+def finite_differences(
+    forward: Callable[[dict[str, np.ndarray]], np.ndarray], values: Arrays, name: str, cotangent: np.ndarray
+) -> np.ndarray:
+    """Central differences of <cotangent, forward> over every element of `values[name]`, in float64."""
+    held = {key: _widen(array) for key, array in values.items()}
+    flat = held[name].reshape(-1)  # a view: writing to it moves the point
+    held[name] = flat.reshape(values[name].shape)
+    slopes = np.empty(flat.size)
+    for index, at in enumerate(flat.copy()):
+        flat[index] = at + STEP
+        above = forward(held)
+        flat[index] = at - STEP
+        slopes[index] = np.vdot(cotangent.astype(np.float64), above - forward(held)) / (2 * STEP)
+        flat[index] = at
+    return slopes.reshape(values[name].shape)
+
+
+def close(a: np.ndarray, b: np.ndarray, tolerance: float, what: str) -> None:
+    """Assert that shapes agree and |a - b| <= tolerance * |b|; below |b| = 1e-3 the bound no longer shrinks."""
+    assert a.shape == b.shape, f"{what}: shape {a.shape}, expected {b.shape}"
+    assert np.isfinite(a).all(), f"{what}: not finite"
+    error = float(np.linalg.norm(a.astype(np.float64) - b)) / max(float(np.linalg.norm(b)), 1e-3)
+    assert error <= tolerance, f"{what}: relative error {error:.2e}\ngot {a}\nexpected {b}"
+
+
+def _declare(name: str, array: np.ndarray, free: str, first: np.ndarray) -> onnx.ValueInfoProto:
+    dims: list[int | str] = list(array.shape)
+    batched = array.ndim == first.ndim and array.ndim > 0 and array.shape[0] == first.shape[0]
+    if free == "all":
+        dims = [f"{name}_{axis}" for axis in range(array.ndim)]
+    elif free in ("batch", "spatial") and batched:
+        dims[0] = "N"
+        if free == "spatial":
+            dims[2:] = [f"{name}_{axis}" for axis in range(2, array.ndim)]
+    elif free not in ("static", "batch", "spatial"):
+        raise ValueError(f"unknown kind of shapes: {free}")
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims)
+
+
+def _widen(array: np.ndarray) -> np.ndarray:
+    return np.array(array, dtype=np.float64) if array.dtype == np.float32 else np.array(array)
+
+
+def _torch_forward(reference: Reference) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    def forward(values: dict[str, np.ndarray]) -> np.ndarray:
+        return np.asarray(reference(**{name: torch.from_numpy(array) for name, array in values.items()}))
+
+    return forward
+
+
+def _onnx_forward(model: onnx.ModelProto, of: str) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """The model in onnx's own evaluator, every float32 in it widened to float64."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    names = [tensor.name for tensor in wide.graph.initializer]
+    del wide.graph.initializer[:]  # fed instead
+    wide.graph.input.extend(helper.make_tensor_value_info(n, onnx.TensorProto.DOUBLE, None) for n in names)
+    for node in wide.graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype", "stash_type") and attribute.i == onnx.TensorProto.FLOAT:
+                attribute.i = onnx.TensorProto.DOUBLE
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == onnx.TensorProto.FLOAT:
+                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float64)))
+    evaluator = ReferenceEvaluator(wide)
+
+    def forward(values: dict[str, np.ndarray]) -> np.ndarray:
+        return np.asarray(evaluator.run([of], values)[0])
+
+    return forward

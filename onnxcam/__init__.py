@@ -10,7 +10,7 @@ from onnxcam.errors import OnnxcamError
 
 if TYPE_CHECKING:
     from onnxcam.augmentation import augment as augment
-    from onnxcam.augmentation import layers as layers
+    from onnxcam.augmentation import list_layers as layers
     from onnxcam.autodiff.gradient import gradient as gradient
     from onnxcam.explainer import Explainer as Explainer
     from onnxcam.explanation import Explanation as Explanation
@@ -23,7 +23,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 # resolved on first use, so that `import onnxcam` loads neither onnx nor onnxruntime nor cv2
 _LAZY = {
     "augment": "onnxcam.augmentation",
-    "layers": "onnxcam.augmentation",
+    "layers": "onnxcam.augmentation:list_layers",
     "gradient": "onnxcam.autodiff.gradient",
     "Explainer": "onnxcam.explainer",
     "Explanation": "onnxcam.explanation",
@@ -35,7 +35,8 @@ __all__ = ["Explainer", "Explanation", "OnnxcamError", "__version__", "augment",
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'onnxcam' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    module, _, attribute = _LAZY[name].partition(":")
+    value = getattr(import_module(module), attribute or name)
     globals()[name] = value
     return value
 

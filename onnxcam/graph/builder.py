@@ -141,6 +141,12 @@ class Builder:
             return self.operand([known])
         return self.Gather(self.shape(value), [axis])
 
+    def vector(self, *parts: int | str) -> str:
+        """An int64 vector put together from ints and from vectors known at run time only."""
+        if all(isinstance(part, int) for part in parts):
+            return self.operand([part for part in parts if isinstance(part, int)])
+        return self.Concat(*[[part] if isinstance(part, int) else part for part in parts], axis=0)
+
     def reshape_like(self, dx: str, x: str) -> str:
         """`dx` in the shape of `x`; one free dimension becomes -1 so that no Shape node is needed."""
         shape = self.graph.shape(x)

@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from onnxcam.graph.builder import Builder
-from onnxcam.graph.view import Dim, Graph
+from onnxcam.graph.view import Dim, Graph, uses
 
 
 def info(name: str, dtype: int, shape: Sequence[Dim] | None) -> onnx.ValueInfoProto:
@@ -22,11 +22,40 @@ def add(model: onnx.ModelProto, op: Builder) -> None:
     model.graph.initializer.extend(op.initializers)
 
 
+def rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
+    """Rename values everywhere they are made, read or declared."""
+    _rename(model.graph, names)
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    for node in graph.node:
+        for field in (node.input, node.output):
+            for index, name in enumerate(field):
+                if name in names:
+                    field[index] = names[name]
+        for attribute in node.attribute:
+            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                _rename(body, names)
+    for held in (graph.input, graph.output, graph.value_info, graph.initializer):
+        for item in held:
+            if item.name in names:
+                item.name = names[item.name]
+
+
 def prune(model: onnx.ModelProto) -> None:
     """Drop nodes, constants and declarations that no output needs."""
     graph = Graph(model)
     nodes, outside = graph.upstream([o.name for o in model.graph.output])
     _keep(model, nodes, outside)
+    _drop_second_outputs(model)
+
+
+def _drop_second_outputs(model: onnx.ModelProto) -> None:
+    """A MaxPool that returns Indices to nobody runs a slower kernel than one that does not."""
+    read = {name for node in model.graph.node for name in uses(node)} | {o.name for o in model.graph.output}
+    for node in model.graph.node:
+        while node.op_type == "MaxPool" and len(node.output) > 1 and node.output[-1] not in read:
+            del node.output[-1]
 
 
 def extract(

@@ -8,7 +8,8 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
-from onnxcam.errors import ModelError, TrustError
+from onnxcam.errors import ModelError, OutputError, TrustError
+from onnxcam.graph.file import not_a_model, read
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -40,32 +41,15 @@ def load(source: Source) -> onnx.ModelProto:
     return model
 
 
-def read(path: Path) -> bytes:
-    """The bytes of a model file, or a sentence on why there are none."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such file; expected an ONNX model") from error
-    except IsADirectoryError as error:
-        raise ModelError(f"{path} is a folder; expected an ONNX file") from error
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    if not data:
-        raise ModelError(f"{path} is empty (0 bytes); expected an ONNX model: was the export or the copy cut off?")
-    return data
-
-
 def parse(data: bytes, where: str) -> onnx.ModelProto:
     """Decode a serialized model and check that it is one."""
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError as error:
-        raise ModelError(
-            f"{where} is not an ONNX model ({_looks_like(data)}); expected the output of an ONNX exporter"
-        ) from error
+        raise ModelError(not_a_model(data, where)) from error
     if not model.HasField("graph") or not model.graph.node:
-        raise ModelError(f"{where} holds no graph ({_looks_like(data)}); expected the output of an ONNX exporter")
+        raise ModelError(not_a_model(data, where))
     return model
 
 
@@ -82,8 +66,6 @@ def serialize(model: onnx.ModelProto) -> bytes:
 
 def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     """Write the model whole or not at all: a temporary file beside it, then a rename."""
-    from onnxcam.errors import OutputError
-
     target = Path(path)
     data = serialize(model)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -97,18 +79,3 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _looks_like(data: bytes) -> str:
-    for magic, kind in (
-        (b"PK\x03\x04", "a zip archive, as .keras, .pt2 and .pth files are: use `onnxcam export` on it"),
-        (b"\x89HDF", "an HDF5 file, as .h5 models are: use `onnxcam export` on it"),
-        (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
-        (b"<", "an HTML or XML page: was a download page saved instead of the file?"),
-        (b"\x89PNG", "a PNG picture"),
-        (b"\xff\xd8\xff", "a JPEG picture"),
-    ):
-        if data.startswith(magic):
-            return f"it looks like {kind}"
-    printable = sum(32 <= b < 127 or b in b"\r\n\t" for b in data[:512])
-    return "it looks like a text file" if printable > 0.95 * len(data[:512]) else f"{len(data)} bytes of something else"

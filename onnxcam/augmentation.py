@@ -1,0 +1,425 @@
+"""`onnxcam.augment`: any classifier `.onnx` in, the explainable model out. `onnxcam.layers`: where it can be explained."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnxcam.autodiff.sweep import sweep
+from onnxcam.cam import methods as cam
+from onnxcam.cam import targets
+from onnxcam.errors import LayerError, ModelError, TargetError, listing
+from onnxcam.graph import edit, layers, manifest, scores
+from onnxcam.graph.builder import Builder
+from onnxcam.graph.layers import Layer
+from onnxcam.graph.load import Source, load
+from onnxcam.graph.manifest import Manifest
+from onnxcam.graph.normalize import describe, prepare, refresh
+from onnxcam.graph.view import Dim, Graph
+
+# the oldest onnxruntime that ran the augmented models of docs/coverage.md at each opset
+OLDEST_RUNTIME = {18: "1.15.1", 19: "1.16.3", 20: "1.17.3", 21: "1.20.1"}
+TARGET = "target"
+_DTYPES = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.DOUBLE: "float64",
+    onnx.TensorProto.UINT8: "uint8",
+}
+
+
+def augment(
+    source: Source,
+    layers: Sequence[str | Layer] | str | None = None,
+    methods: Sequence[str] = ("gradcam",),
+    target: str | int = "optional",
+    *,
+    scores: str | None = None,
+    outputs: str = "all",
+    labels: Sequence[str] | None = None,
+    preprocess: dict[str, Any] | None = None,
+    origin: dict[str, Any] | None = None,
+) -> onnx.ModelProto:
+    """Make a classifier explainable: scores, activations, gradients and heatmaps from one plain ONNX file.
+
+    Arguments:
+        source: path, bytes or `ModelProto` of an image classifier; an explainable model is augmented anew.
+        layers: target layers by value or node name; None for the default layer (or the ones the model already has).
+        methods: CAM methods whose heatmaps the file computes.
+        target: `optional`, `required`, or the one class (index or label) the file explains.
+        scores: the output holding the class scores, where the model has several candidates.
+        outputs: `all`, or `heatmap` to leave activations and gradients out.
+        labels: class names by index, kept in the manifest.
+        preprocess: the manifest's `preprocess` entry.
+        origin: the manifest's `source` entry; what is known of `source` itself by default.
+
+    Returns:
+        a new `ModelProto`: the original outputs, `logits` where needed, `activations` and `gradients` of the layers'
+        shapes, `heatmap` float32 `[N, h, w]` after ReLU; the manifest says which is which.
+
+    Raises:
+        ModelError: not an image classifier, or invalid.
+        LayerError, MethodError, TargetError: no such layer, method or class.
+        UnsupportedOperator: an operator between a target layer and the scores has no gradient rule.
+    """
+    if outputs not in ("all", "heatmap"):
+        raise ModelError(f"outputs={outputs!r}; expected 'all' or 'heatmap'")
+    functions = {name: cam.find(name) for name in dict.fromkeys([methods] if isinstance(methods, str) else methods)}
+    origin = dict(origin) if origin else describe_source(source)
+    graph = prepare(source)
+    held = manifest.read(graph.model)
+    if held is not None:
+        graph = restore(graph, held)
+        origin = held.get("source") or origin
+        labels = labels if labels is not None else held.get("labels")
+        preprocess = preprocess if preprocess is not None else held["input"].get("preprocess")
+        scores = scores or (held["scores"]["name"] if _has_output(graph, held["scores"]["name"]) else None)
+    picture = _picture_input(graph)
+    found = _find_scores(graph, scores)
+    labels = _check_labels(labels, found.classes)
+    wanted = _wanted(graph, layers, held, found.value)
+    graph = _reserve(graph, wanted, functions, outputs, found)
+
+    op = Builder(graph)
+    flat = _append_logits(op, found)
+    _target(op, target, found, labels)
+    chosen = _chosen(op, flat, target, found, labels)
+    cotangent = _seed(op, flat, chosen, found)
+    if flat != found.value:
+        cotangent = op.reshape_like(cotangent, found.value)
+    grads = sweep(op, found.value, cotangent, [layer.value for layer in wanted])
+
+    model = graph.model
+    original = [o.name for o in model.graph.output]
+    if found.output is None:
+        rows: Dim = (graph.shape(found.value) or ("N",))[0]
+        columns = 1 if found.kind == "binary_logit" else found.classes
+        model.graph.output.append(edit.info("logits", graph.dtype(found.value), [rows, columns]))
+    entries = []
+    for layer, gradient in zip(wanted, grads, strict=True):
+        tag = f"/{layer.name}" if len(wanted) > 1 else ""
+        entry: dict[str, Any] = {"name": layer.name, "activations": None, "gradients": None}
+        if outputs == "all":
+            for key, value in (("activations", layer.value), ("gradients", gradient)):
+                entry[key] = op.Identity(value, name=key + tag)
+                model.graph.output.append(edit.info(key + tag, graph.dtype(layer.value), layer.shape))
+        entry |= {
+            "layout": layer.layout,
+            "shape": _dims(layer.shape),
+            "grid": None if layer.grid is None else list(layer.grid),
+            "prefix_tokens": layer.prefix_tokens,
+            "heatmaps": {},
+            "value": layer.value,
+        }
+        a, da = _canonical(op, layer, layer.value), _canonical(op, layer, gradient)
+        for name, method in functions.items():
+            output = "heatmap" + tag + (f"/{name}" if len(functions) > 1 else "")
+            op.dtype = onnx.TensorProto.FLOAT
+            op.Relu(method(op, a, da), name=output)
+            height, width = layer.grid or (None, None)
+            model.graph.output.append(
+                edit.info(output, onnx.TensorProto.FLOAT, [(layer.shape or ("N",))[0], height, width])
+            )
+            entry["heatmaps"][name] = output
+        entries.append(entry)
+    edit.add(model, op)
+    edit.prune(model)
+    origin["outputs"] = original
+    manifest.write(model, _manifest(graph, picture, found, target, entries, labels, preprocess, origin))
+    return model
+
+
+def list_layers(source: Source) -> list[Layer]:
+    """Candidate target layers in graph order; exactly one is the default.
+
+    Arguments:
+        source: path, bytes or `ModelProto` of an image classifier; of an explainable model, the layers it exposes
+            come under their own names.
+
+    Returns:
+        layers with `name`, `shape`, `layout` and `default`.
+
+    Raises:
+        ModelError: not an image classifier.
+        LayerError: the model has no spatial layer.
+    """
+    graph = prepare(source)
+    held = manifest.read(graph.model)
+    known = {} if held is None else {entry["value"]: entry["name"] for entry in held["layers"] if entry.get("value")}
+    if held is not None:
+        graph = restore(graph, held)
+    _picture_input(graph)
+    asked = held["scores"]["name"] if held is not None and _has_output(graph, held["scores"]["name"]) else None
+    value = _find_scores(graph, asked).value
+    layers.default(graph, value)
+    from dataclasses import replace
+
+    return [replace(layer, name=known.get(layer.value, layer.name)) for layer in layers.candidates(graph, value)]
+
+
+def restore(graph: Graph, held: Manifest) -> Graph:
+    """The classifier inside an explainable model: everything onnxcam added taken away."""
+    model = graph.model
+    original = (held.get("source") or {}).get("outputs")
+    if original is None:
+        added = {"logits"} | {entry[key] for entry in held["layers"] for key in ("activations", "gradients")}
+        added |= {name for entry in held["layers"] for name in entry["heatmaps"].values()}
+        original = [o.name for o in model.graph.output if o.name not in added]
+    kept = [o for o in model.graph.output if o.name in original]
+    if not kept:
+        raise ModelError("the explainable model no longer has the outputs its manifest names; export it again")
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    inputs = [i for i in model.graph.input if i.name != held["target"]["name"]]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    edit.prune(model)
+    manifest.write(model, None)
+    return refresh(model)
+
+
+def describe_source(source: Source) -> dict[str, Any]:
+    """The manifest's `source` entry for a plain ONNX model."""
+    if isinstance(source, onnx.ModelProto):
+        model, data, name = source, source.SerializeToString(deterministic=True), source.graph.name
+    elif isinstance(source, (str, os.PathLike)):
+        model = load(source)
+        data, name = Path(source).read_bytes(), Path(source).stem
+    else:
+        model, data, name = load(source), bytes(source), "model"
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    return {"framework": "onnx", "name": name, "sha256": hashlib.sha256(data).hexdigest(), "opset": opset}
+
+
+def _picture_input(graph: Graph) -> onnx.ValueInfoProto:
+    """The one input, a picture batch.
+
+    Raises:
+        ModelError: several inputs, or one that is not a batch of pictures.
+    """
+    inputs = [i for i in graph.inputs if graph.consumers.get(i.name)]
+    if len(inputs) != 1:
+        shapes = ", ".join(f"{i.name!r} {describe(graph.shape(i.name))}" for i in inputs)
+        raise ModelError(f"the model has {len(inputs)} inputs ({shapes}); expected exactly one, a batch of pictures")
+    shape = graph.shape(inputs[0].name)
+    if shape is None or len(shape) != 4 or graph.dtype(inputs[0].name) not in _DTYPES:
+        kind = onnx.TensorProto.DataType.Name(graph.dtype(inputs[0].name))
+        raise ModelError(
+            f"the model's input {inputs[0].name!r} is {kind} {describe(shape)}; expected a batch of pictures, "
+            "[N, C, H, W] or [N, H, W, C]"
+        )
+    return inputs[0]
+
+
+def input_layout(graph: Graph, name: str) -> str:
+    """Whether the picture input is `NCHW` or `NHWC`."""
+    shape = graph.shape(name) or (None,) * 4
+    first, last = shape[1] in (1, 3, 4), shape[3] in (1, 3, 4)
+    if first != last:
+        return "NCHW" if first else "NHWC"
+    return layers.layout_of(graph, name)
+
+
+def _find_scores(graph: Graph, asked: str | None) -> scores.Scores:
+    return scores.find(graph, asked)
+
+
+def _has_output(graph: Graph, name: str) -> bool:
+    return any(o.name == name for o in graph.outputs)
+
+
+def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | None:
+    if labels is None:
+        return None
+    if len(labels) != classes:
+        raise ModelError(f"got {len(labels)} labels for a model with {classes} classes; expected one per class, in order")
+    return [str(label) for label in labels]
+
+
+def _wanted(
+    graph: Graph, asked: Sequence[str | Layer] | str | None, held: Manifest | None, value: str
+) -> list[Layer]:
+    known = {} if held is None else {e["name"]: _from_entry(e) for e in held["layers"] if e.get("value")}
+    if asked is None:
+        chosen: list[str | Layer] = list(known.values()) or [layers.default(graph, value)]
+    else:
+        chosen = [asked] if isinstance(asked, (str, Layer)) else list(asked)
+        chosen = [known.get(layer, layer) if isinstance(layer, str) else layer for layer in chosen]
+    if not chosen:
+        raise LayerError("`layers` is empty; name at least one target layer, or pass None for the default")
+    found = [layers.resolve(graph, layer, value) for layer in chosen]
+    names = [layer.name for layer in found]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise LayerError(f"layer {listing(sorted(twice))} is named twice; name each target layer once")
+    return found
+
+
+def _from_entry(entry: dict[str, Any]) -> Layer:
+    grid = entry.get("grid")
+    return Layer(
+        entry["name"],
+        entry["value"],
+        layout=entry["layout"],
+        grid=None if grid is None else (grid[0], grid[1]),
+        prefix_tokens=entry.get("prefix_tokens", 0),
+    )
+
+
+def _reserve(
+    graph: Graph, wanted: list[Layer], functions: dict[str, Any], outputs: str, found: scores.Scores
+) -> Graph:
+    """Free the fixed names: an internal value that has one of them is renamed."""
+    fixed = {TARGET, "logits", "activations", "gradients", "heatmap"}
+    fixed |= {f"{stem}/{layer.name}" for layer in wanted for stem in ("activations", "gradients", "heatmap")}
+    fixed |= {f"heatmap/{layer.name}/{name}" for layer in wanted for name in functions}
+    fixed |= {f"heatmap/{name}" for name in functions}
+    public = {o.name for o in graph.outputs} | {i.name for i in graph.inputs}
+    clash = sorted((fixed & public) - {found.output or ""})
+    if clash:
+        raise ModelError(
+            f"the model already has an input or output called {clash[0]!r}, a name the explainable model needs; "
+            "rename it at export"
+        )
+    taken = sorted(name for name in fixed if name in graph and name not in public)
+    if not taken:
+        return graph
+    names = {name: f"{name}_renamed" for name in taken}
+    while any(new in graph for new in names.values()):
+        names = {old: new + "_" for old, new in names.items()}
+    edit.rename(graph.model, names)
+    wanted[:] = [_renamed(layer, names) for layer in wanted]
+    if found.value in names:
+        object.__setattr__(found, "value", names[found.value])
+    return Graph(graph.model)
+
+
+def _renamed(layer: Layer, names: dict[str, str]) -> Layer:
+    from dataclasses import replace
+
+    return replace(layer, value=names.get(layer.value, layer.value))
+
+
+def _append_logits(op: Builder, found: scores.Scores) -> str:
+    """The scores as `[N, K]`; under the name `logits` where no original output already is that value."""
+    op.dtype = op.graph.dtype(found.value)
+    rank = len(op.graph.shape(found.value) or (0, 0))
+    if found.output is not None:
+        return found.value
+    if rank == 2:
+        op.Identity(found.value, name="logits")
+        return found.value
+    return op.Flatten(found.value, axis=1, name="logits")
+
+
+def _target(op: Builder, mode: str | int, found: scores.Scores, labels: list[str] | None) -> None:
+    """Declare the `target` input."""
+    if mode not in ("optional", "required"):
+        return
+    model = op.graph.model
+    model.graph.input.append(edit.info(TARGET, onnx.TensorProto.INT64, ["targets"]))
+    if mode == "optional":
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray([targets.TOP1], np.int64), TARGET))
+
+
+def fixed_class(mode: str | int, classes: int, labels: Sequence[str] | None) -> int | None:
+    """The class a file is bound to by its target mode, None where the mode is `optional` or `required`."""
+    if mode in ("optional", "required"):
+        return None
+    index = int(targets.resolve(mode, 1, classes, labels)[0])
+    if index < 0:
+        raise TargetError(f"target {mode!r}: a fixed target is a class from 0 to {classes - 1}; use 'optional' for top-1")
+    return index
+
+
+def _chosen(op: Builder, flat: str, mode: str | int, found: scores.Scores, labels: list[str] | None) -> str:
+    """The class explained per row, int64 `[N]` (or `[1]` for a fixed class)."""
+    fixed = fixed_class(mode, found.classes, labels)
+    if fixed is not None:
+        return op.operand([fixed])
+    if found.kind == "binary_logit":
+        top = op.Cast(op.Greater(op.Reshape(flat, [-1]), 0.0), to=onnx.TensorProto.INT64)
+    else:
+        top = op.ArgMax(flat, axis=1, keepdims=0)
+    return op.Where(op.Less(TARGET, 0), top, TARGET)
+
+
+def _seed(op: Builder, flat: str, chosen: str, found: scores.Scores) -> str:
+    """The cotangent of the scores: 1 at the chosen class; for a binary logit +1 for class 1 and -1 for class 0."""
+    column = op.Unsqueeze(chosen, [1])
+    if found.kind == "binary_logit":
+        sign = op.Sub(op.Mul(op.cast(column), 2.0), 1.0)
+        return op.Expand(sign, op.Shape(flat))
+    hot = op.cast(op.Equal(column, np.arange(found.classes, dtype=np.int64)[None]))
+    return op.Expand(hot, op.Shape(flat))
+
+
+def _canonical(op: Builder, layer: Layer, value: str) -> str:
+    """A value of the layer as float32 `[N, C, h, w]`."""
+    if op.graph.dtype(layer.value) != onnx.TensorProto.FLOAT:
+        value = op.Cast(value, to=onnx.TensorProto.FLOAT)
+    if layer.layout == "NHWC":
+        return op.Transpose(value, perm=[0, 3, 1, 2])
+    if layer.layout == "NTC":
+        height, width = layer.grid or (0, 0)
+        if layer.prefix_tokens:
+            value = op.Slice(value, [layer.prefix_tokens], [np.iinfo(np.int64).max], [1])
+        return op.Reshape(op.Transpose(value, perm=[0, 2, 1]), [0, 0, height, width])
+    return value
+
+
+def _dims(shape: Sequence[Dim] | None) -> list[int | str | None]:
+    """A shape for the manifest; a free batch dimension is called N."""
+    dims = list(shape or ())
+    if dims and not isinstance(dims[0], int):
+        dims[0] = "N"
+    return dims
+
+
+def _manifest(
+    graph: Graph,
+    picture: onnx.ValueInfoProto,
+    found: scores.Scores,
+    target: str | int,
+    entries: list[dict[str, Any]],
+    labels: list[str] | None,
+    preprocess: dict[str, Any] | None,
+    origin: dict[str, Any],
+) -> Manifest:
+    held: Manifest = {
+        "format": manifest.FORMAT,
+        "requires": {
+            "onnxruntime": OLDEST_RUNTIME.get(graph.opset, "1.20.1"),
+            "opset": graph.opset,
+            "ir": graph.model.ir_version,
+        },
+        "input": {
+            "name": picture.name,
+            "layout": input_layout(graph, picture.name),
+            "dtype": _DTYPES[graph.dtype(picture.name)],
+            "shape": _dims(graph.shape(picture.name)),
+            "preprocess": preprocess or {},
+        },
+        "scores": {
+            "name": found.output or "logits",
+            "kind": found.kind,
+            "classes": found.classes,
+            "probabilities": found.probabilities,
+        },
+        "target": {"name": TARGET, "mode": target if target in ("optional", "required") else "constant"},
+        "layers": entries,
+        "labels": labels,
+        "source": origin,
+        "parity": None,
+    }
+    fixed = fixed_class(target, found.classes, labels)
+    if fixed is not None:
+        held["target"]["class"] = fixed
+    return held

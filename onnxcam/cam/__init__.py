@@ -1,0 +1,1 @@
+"""CAM methods, and the classes they explain."""

@@ -1,0 +1,126 @@
+"""What a model file is, and the metadata it carries, read without importing onnx or touching its weights."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from onnxcam.errors import ModelError
+
+_METADATA_FIELD = 14  # ModelProto.metadata_props
+_GRAPH_FIELD = 7  # ModelProto.graph
+_LENGTH_DELIMITED = 2
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a model file, or a sentence on why there are none."""
+    path = Path(path)
+    with open_model(path) as file:
+        return file.read()
+
+
+def open_model(path: Path) -> BinaryIO:
+    """An open, non-empty model file."""
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder; expected an ONNX file")
+        if not size:
+            raise ModelError(f"{path} is empty (0 bytes); expected an ONNX model: was the export or the copy cut off?")
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file; expected an ONNX model") from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def metadata(source: str | os.PathLike[str] | bytes) -> dict[str, str]:
+    """The `metadata_props` of a model, found by walking the file's top-level fields.
+
+    Raises:
+        ModelError: no such file, an empty one, or not an ONNX model.
+    """
+    if isinstance(source, bytes):
+        where, file = "the given bytes", io.BytesIO(source)
+        return _walk(file, len(source), where)
+    path = Path(source)
+    with open_model(path) as opened:
+        return _walk(opened, path.stat().st_size, str(path))
+
+
+def _walk(file: BinaryIO, size: int, where: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    has_graph = False
+    try:
+        while file.tell() < size:
+            field, wire = divmod(_varint(file), 8)
+            if wire == _LENGTH_DELIMITED:
+                length = _varint(file)
+                if file.tell() + length > size:
+                    raise ValueError("a field ends behind the end of the file")
+                if field == _METADATA_FIELD:
+                    key, value = _entry(file.read(length))
+                    found[key] = value
+                else:
+                    has_graph |= field == _GRAPH_FIELD
+                    file.seek(length, os.SEEK_CUR)
+            elif wire == 0:
+                _varint(file)
+            elif wire in (1, 5):
+                file.seek(8 if wire == 1 else 4, os.SEEK_CUR)
+            else:
+                raise ValueError(f"wire type {wire}")
+        if not has_graph:
+            raise ValueError("no graph")
+    except (ValueError, UnicodeDecodeError) as error:
+        file.seek(0)
+        raise ModelError(not_a_model(file.read(512), where, size)) from error
+    return found
+
+
+def _varint(file: BinaryIO) -> int:
+    value = shift = 0
+    while True:
+        byte = file.read(1)
+        if not byte or shift > 63:
+            raise ValueError("a number is cut off")
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+        shift += 7
+
+
+def _entry(data: bytes) -> tuple[str, str]:
+    """Key and value of a StringStringEntryProto."""
+    file = io.BytesIO(data)
+    pair = {1: "", 2: ""}
+    while file.tell() < len(data):
+        field, wire = divmod(_varint(file), 8)
+        if wire != _LENGTH_DELIMITED:
+            raise ValueError("malformed metadata")
+        pair[field] = file.read(_varint(file)).decode()
+    return pair[1], pair[2]
+
+
+def not_a_model(start: bytes, where: str, size: int | None = None) -> str:
+    """The sentence for something that is not an ONNX model, saying what it looks like."""
+    return f"{where} is not an ONNX model ({_looks_like(start, size)}); expected the output of an ONNX exporter"
+
+
+def _looks_like(start: bytes, size: int | None) -> str:
+    for magic, kind in (
+        (b"PK\x03\x04", "a zip archive, as .keras, .pt2 and .pth files are: use `onnxcam export` on it"),
+        (b"\x89HDF", "an HDF5 file, as .h5 models are: use `onnxcam export` on it"),
+        (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
+        (b"<", "an HTML or XML page: was a download page saved instead of the file?"),
+        (b"\x89PNG", "a PNG picture"),
+        (b"\xff\xd8\xff", "a JPEG picture"),
+    ):
+        if start.startswith(magic):
+            return f"it looks like {kind}"
+    sample = start[:512]
+    if sum(32 <= b < 127 or b in b"\r\n\t" for b in sample) > 0.95 * len(sample):
+        return "it looks like a text file"
+    return f"{len(start) if size is None else size} bytes that are cut off or of another format"

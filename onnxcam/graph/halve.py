@@ -1,0 +1,79 @@
+"""Stores weights as float16 and casts them back in the graph: half the file, the same float32 arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxcam.graph.edit import info
+from onnxcam.graph.load import Source, load
+
+THRESHOLD = 1024
+# rounding to nearest errs by at most 2^-11 = 4.9e-4 of a value in float16's normal range, by more only below 6.1e-5
+TOLERANCE = 5e-4
+
+
+def store_float16(source: Source, threshold: int = THRESHOLD, tolerance: float = TOLERANCE) -> onnx.ModelProto:
+    """A copy of the model whose large float32 initializers are float16, each followed by a Cast to float32.
+
+    The Cast takes over the initializer's name, so that nothing else changes, and reads a constant, so that a runtime
+    folds it when it loads the model: the arithmetic stays float32, only the weights are rounded.
+
+    Left as they are: initializers of fewer than `threshold` elements, overridable ones (listed as inputs too), those
+    with a value that float16 cannot hold (beyond ±65504, not finite), and those where rounding loses more than
+    `tolerance`, which means that much of the tensor lies below float16's normal range. Constant nodes and
+    initializers inside an If or a Loop are not looked at.
+
+    Arguments:
+        source: path, bytes or `ModelProto` (copied).
+        threshold: the fewest elements worth a Cast node.
+        tolerance: largest `‖rounded − weights‖ / ‖weights‖` accepted for a tensor.
+
+    Raises:
+        ModelError: the source is not a usable ONNX file.
+    """
+    model = load(source)
+    graph = model.graph
+    listed = {i.name for i in graph.input}
+    taken = listed | {t.name for t in graph.initializer} | {name for node in graph.node for name in node.output}
+    taken.update(node.name for node in graph.node)
+    declared = {v.name for v in (*graph.value_info, *graph.output)}
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or tensor.name in listed:
+            continue
+        if int(np.prod(tensor.dims, dtype=np.int64)) < threshold:
+            continue
+        half = _rounded(numpy_helper.to_array(tensor), tolerance)
+        if half is None:
+            continue
+        name, stored = tensor.name, f"{tensor.name}/float16"
+        while stored in taken:
+            stored += "_"
+        taken.add(stored)
+        casts.append(helper.make_node("Cast", [stored], [name], name=f"{stored}/Cast", to=onnx.TensorProto.FLOAT))
+        if name not in declared:
+            graph.value_info.append(info(name, onnx.TensorProto.FLOAT, list(tensor.dims)))
+        tensor.CopyFrom(numpy_helper.from_array(half, stored))
+    nodes = [*casts, *(_copy(node) for node in graph.node)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model
+
+
+def _rounded(weights: np.ndarray, tolerance: float) -> np.ndarray | None:
+    """The weights as float16, or None where that loses too much."""
+    with np.errstate(over="ignore"):
+        half = weights.astype(np.float16)
+    if not np.isfinite(half).all():
+        return None
+    exact = weights.astype(np.float64)
+    lost = np.linalg.norm((half.astype(np.float64) - exact).ravel())
+    return half if lost <= tolerance * np.linalg.norm(exact.ravel()) else None
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    copied = onnx.NodeProto()
+    copied.CopyFrom(node)
+    return copied

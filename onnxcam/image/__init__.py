@@ -1,0 +1,35 @@
+"""Pictures: reading, preparing, mapping heatmaps back, drawing and writing.  OpenCV is imported on first use only."""
+
+from onnxcam.image.geometry import NORMALIZATIONS, Geometry, normalize, resize_map
+from onnxcam.image.overlay import COLORMAPS, colorize, grayscale, overlay
+from onnxcam.image.panel import panel
+from onnxcam.image.picture import MAX_PIXELS, Picture, load
+from onnxcam.image.preprocess import Crop, Preprocess, Resize
+from onnxcam.image.presets import PRESETS, candidates, from_hf, from_timm, preset, resolve
+from onnxcam.image.write import write_bytes, write_png
+
+__all__ = [
+    "COLORMAPS",
+    "MAX_PIXELS",
+    "NORMALIZATIONS",
+    "PRESETS",
+    "Crop",
+    "Geometry",
+    "Picture",
+    "Preprocess",
+    "Resize",
+    "candidates",
+    "colorize",
+    "from_hf",
+    "from_timm",
+    "grayscale",
+    "load",
+    "normalize",
+    "overlay",
+    "panel",
+    "preset",
+    "resize_map",
+    "resolve",
+    "write_bytes",
+    "write_png",
+]

@@ -1,0 +1,142 @@
+"""How a picture was laid onto the model's input, and the way back for maps.
+
+Positions are half-pixel: pixel i covers [i, i + 1) and its centre is i + 0.5. A picture of size P is resized to size R
+and its top left corner placed at `offset` on an input of size S, per axis, so a picture position x lies at
+`x * R / P + offset`. Offsets are negative where a crop cut something off and positive where padding was added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcam.errors import InputError
+from onnxcam.image.opencv import import_cv2
+
+Map = NDArray[np.float32]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes are (height, width) in pixels, `offset` is (top, left) in input pixels."""
+
+    picture_size: Size
+    resized_size: Size
+    offset: tuple[int, int]
+    input_size: Size
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Input pixels per picture pixel, along height and width."""
+        return (self.resized_size[0] / self.picture_size[0], self.resized_size[1] / self.picture_size[1])
+
+    def to_picture(self, heatmap: NDArray[Any]) -> Map:
+        """Bring a map back onto the original picture: bilinear, half-pixel; 0 outside a crop; padding removed.
+
+        Args:
+            heatmap: float [h, w] at the input's resolution; at any other, it is first resized to the input.
+
+        Returns:
+            float32 [H, W], the picture's size.
+
+        Raises:
+            InputError: not two-dimensional.
+        """
+        if heatmap.ndim != 2:
+            raise InputError(f"the map has shape {list(heatmap.shape)}, expected [h, w]: pass one map at a time")
+        values = resize_map(heatmap, self.input_size)
+        rows = self._visible(0)
+        columns = self._visible(1)
+        # Only what shows the picture takes part, so that padding does not bleed into its edges.
+        values = values[rows, columns]
+        if values.size == 0:
+            return np.zeros(self.picture_size, np.float32)
+        if values.shape == self.resized_size:
+            return resize_map(values, self.picture_size)
+        result = np.zeros(self.picture_size, np.float32)
+        top, bottom, low, high, part = self._samples(0, rows)
+        values = values[low] * (1.0 - part[:, None]) + values[high] * part[:, None]
+        left, right, low, high, part = self._samples(1, columns)
+        result[top:bottom, left:right] = values[:, low] * (1.0 - part) + values[:, high] * part
+        return result
+
+    def _visible(self, axis: int) -> slice:
+        """The input pixels on which the picture lies."""
+        start = max(self.offset[axis], 0)
+        stop = min(self.offset[axis] + self.resized_size[axis], self.input_size[axis])
+        return slice(start, max(start, stop))
+
+    def _samples(self, axis: int, visible: slice) -> tuple[int, int, NDArray[np.intp], NDArray[np.intp], Map]:
+        """Picture pixels [start, stop) whose centre lies on the input, for each the two neighbours and their mix."""
+        centre = (np.arange(self.picture_size[axis]) + 0.5) * self.scale[axis] + self.offset[axis]
+        inside = np.flatnonzero((centre >= visible.start) & (centre < visible.stop))
+        if inside.size == 0:
+            empty = np.zeros(0, np.intp)
+            return 0, 0, empty, empty, np.zeros(0, np.float32)
+        position = np.clip(centre[inside] - 0.5 - visible.start, 0.0, visible.stop - visible.start - 1.0)
+        low = np.floor(position).astype(np.intp)
+        high = np.minimum(low + 1, visible.stop - visible.start - 1)
+        return int(inside[0]), int(inside[-1]) + 1, low, high, (position - low).astype(np.float32)
+
+
+def resize_map(heatmap: NDArray[Any], size: Size) -> Map:
+    """Resize maps with half-pixel bilinear interpolation (`cv2.INTER_LINEAR`), as every Grad-CAM library does.
+
+    Args:
+        heatmap: float [h, w] or [N, h, w].
+        size: the new height and width.
+
+    Returns:
+        float32 [H, W] or [N, H, W].
+
+    Raises:
+        InputError: another number of dimensions, or an empty map.
+    """
+    if heatmap.ndim not in (2, 3) or 0 in heatmap.shape[-2:]:
+        raise InputError(f"the map has shape {list(heatmap.shape)}, expected [h, w] or [N, h, w] with pixels in it")
+    values = np.ascontiguousarray(heatmap, np.float32)
+    if values.shape[-2:] == tuple(size):
+        return values
+    cv2 = import_cv2()
+    if values.ndim == 2:
+        return np.asarray(cv2.resize(values, (size[1], size[0]), interpolation=cv2.INTER_LINEAR), np.float32)
+    result = np.empty((len(values), *size), np.float32)
+    for one, resized in zip(values, result, strict=True):
+        resized[:] = cv2.resize(one, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return result
+
+
+NORMALIZATIONS = ("minmax", "max", "none")
+
+
+def normalize(heatmap: NDArray[Any], how: str = "minmax") -> Map:
+    """Normalise maps one by one over their last two axes; a map that is zero everywhere stays zero.
+
+    Args:
+        heatmap: float [..., h, w].
+        how: "minmax" as pytorch-grad-cam does, `m = m - min(m); m / (max(m) + 1e-7)`; "max" as in the Grad-CAM paper,
+            `m / max(m)` (zero where the maximum is not positive); "none".
+
+    Returns:
+        float32 of the same shape.
+
+    Raises:
+        InputError: another `how`.
+    """
+    values = np.asarray(heatmap, np.float32)
+    if how not in NORMALIZATIONS:
+        raise InputError(f"normalize is {how!r}, expected one of {', '.join(map(repr, NORMALIZATIONS))}")
+    if how == "none" or values.size == 0:
+        return values
+    if how == "minmax":
+        values = values - values.min(axis=(-2, -1), keepdims=True)
+        scaled: Map = values / (np.float32(1e-7) + values.max(axis=(-2, -1), keepdims=True))
+        return scaled
+    peak = values.max(axis=(-2, -1), keepdims=True)
+    zero: Map = np.zeros_like(values)
+    np.divide(values, peak, out=zero, where=peak > 0)
+    return zero

@@ -1,0 +1,257 @@
+"""What the first bytes of a picture file say: its format and size, before anything is decoded.
+
+A 48 KB PNG can claim 20000 x 20000 pixels and take 2.3 GiB to decode, so the size is read here first. The parsers read
+only headers, from any seekable stream, and are bounded in the number of blocks that they visit.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from onnxcam.errors import PictureError
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WebP", "TIFF")
+_BLOCKS = 1_000_000
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Header:
+    """Format name, and the height and width in pixels as stored (before any EXIF orientation)."""
+
+    format: str
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        """Height times width."""
+        return self.height * self.width
+
+
+class HeaderError(PictureError):
+    """The header breaks off, contradicts itself, or is of an unknown format; the message has no subject yet."""
+
+
+def read_header(stream: BinaryIO) -> Header:
+    """Format and size of the picture that starts at the stream's beginning.
+
+    Raises:
+        HeaderError: an unknown format, or a header that is broken or cut off.
+    """
+    stream.seek(0)
+    start = stream.read(32)
+    if not start:
+        raise HeaderError("is empty (0 bytes); give a whole picture file")
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        header = _png(stream)
+    elif start.startswith(b"\xff\xd8\xff"):
+        header = _jpeg(stream)
+    elif start.startswith(b"BM"):
+        header = _bmp(stream)
+    elif start.startswith((b"GIF87a", b"GIF89a")):
+        width, height = _unpack("<HH", start[6:10], "GIF")
+        header = Header("GIF", height, width)
+    elif start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        header = _webp(start)
+    elif start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        header = _tiff(stream)
+    else:
+        raise HeaderError(_unreadable(start))
+    if header.height < 1 or header.width < 1:
+        raise HeaderError(f"is a {header.format} of {header.width}x{header.height} pixels; give one with pixels in it")
+    return header
+
+
+def _unreadable(start: bytes) -> str:
+    """Why these first bytes cannot be read, naming the format where it is a known one."""
+    known = {
+        b"%PDF": "a PDF document",
+        b"\xff\x0a": "a JPEG XL picture",
+        b"\0\0\0\x0cJXL ": "a JPEG XL picture",
+        b"\0\0\0\x0cjP  ": "a JPEG 2000 picture",
+        b"\xff\x4f\xff\x51": "a JPEG 2000 picture",
+        b"8BPS": "a Photoshop document",
+        b"v/1\x01": "an OpenEXR picture",
+        b"\0\0\x01\0": "an icon (ICO)",
+        b"PK\x03\x04": "a ZIP archive",
+        b"\x1f\x8b": "a gzip archive",
+        b"\x93NUMPY": "a NumPy array file",
+        b"<svg": "an SVG drawing",
+        b"<?xml": "an XML or SVG document",
+        b"<!DOCTYPE": "an HTML page",
+        b"<html": "an HTML page",
+    }
+    found = next((name for magic, name in known.items() if start.startswith(magic)), None)
+    if start[4:8] == b"ftyp":
+        brand = start[8:12]
+        found = "a video (MP4 or QuickTime)"
+        if brand in (b"avif", b"avis"):
+            found = "an AVIF picture"
+        elif brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
+            found = "a HEIC/HEIF picture"
+    expected = "expected " + ", ".join(FORMATS[:-1]) + f" or {FORMATS[-1]}"
+    if found is None:
+        return f"is not a picture in a known format ({expected}; its first bytes are {start[:8].hex(' ')})"
+    return f"is {found}, which is not supported ({expected}); convert it to PNG or JPEG first"
+
+
+def _unpack(layout: str, data: bytes, format: str) -> tuple[int, ...]:
+    try:
+        values: tuple[int, ...] = struct.unpack(layout, data)
+    except struct.error as error:
+        raise HeaderError(f"is a {format} that breaks off within its header; give a whole picture file") from error
+    return values
+
+
+def _png(stream: BinaryIO) -> Header:
+    stream.seek(8)
+    head = stream.read(16)
+    _, kind, width, height = struct.unpack(">I4sII", head) if len(head) == 16 else (0, b"", 0, 0)
+    if kind != b"IHDR":
+        raise HeaderError("is a PNG that breaks off within its header; give a whole picture file")
+    return Header("PNG", height, width)
+
+
+def _jpeg(stream: BinaryIO) -> Header:
+    stream.seek(2)
+    for _ in range(_BLOCKS):
+        marker = _marker(stream)
+        if 0xD0 <= marker <= 0xD8 or marker == 0x01:
+            continue
+        if marker in (0xD9, 0xDA):
+            break
+        (length,) = _unpack(">H", stream.read(2), "JPEG")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            _, height, width = _unpack(">BHH", stream.read(5), "JPEG")
+            return Header("JPEG", height, width)
+        stream.seek(max(length - 2, 0), io.SEEK_CUR)
+    raise HeaderError("is a JPEG without a frame header, so its size is unknown; give a whole picture file")
+
+
+def _marker(stream: BinaryIO) -> int:
+    byte = stream.read(1)
+    if byte != b"\xff":
+        raise HeaderError("is a JPEG that breaks off or is damaged within its header; give a whole picture file")
+    while byte == b"\xff":
+        byte = stream.read(1)
+    return _unpack("B", byte, "JPEG")[0]
+
+
+def _bmp(stream: BinaryIO) -> Header:
+    stream.seek(14)
+    (size,) = _unpack("<I", stream.read(4), "BMP")
+    if size == 12:
+        width, height = _unpack("<HH", stream.read(4), "BMP")
+    else:
+        width, height = _unpack("<ii", stream.read(8), "BMP")
+    # A negative height means that the rows run from the top down.
+    return Header("BMP", abs(height), width)
+
+
+def _webp(start: bytes) -> Header:
+    kind, body = start[12:16], start[20:]
+    if kind == b"VP8X":
+        _unpack("6s", body[4:10], "WebP")
+        return Header("WebP", int.from_bytes(body[7:10], "little") + 1, int.from_bytes(body[4:7], "little") + 1)
+    if kind == b"VP8L":
+        _, bits = _unpack("<BI", body[:5], "WebP")
+        return Header("WebP", (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1)
+    if kind == b"VP8 ":
+        width, height = _unpack("<HH", body[6:10], "WebP")
+        return Header("WebP", height & 0x3FFF, width & 0x3FFF)
+    raise HeaderError("is a WebP with an unknown first chunk; give a whole picture file")
+
+
+def _tiff(stream: BinaryIO) -> Header:
+    tags = read_tags(stream)
+    if 256 not in tags or 257 not in tags:
+        raise HeaderError("is a TIFF without a width and a height; give a whole picture file")
+    # A tile is decoded whole, so a tile larger than the picture counts as the picture's size.
+    width = max(*tags[256], *tags.get(322, (0,)))
+    height = max(*tags[257], *tags.get(323, (0,)))
+    return Header("TIFF", height, width)
+
+
+def read_tags(stream: BinaryIO, limit: int = 100_000) -> dict[int, tuple[int, ...]]:
+    """The integer tags of the first directory of a TIFF or EXIF block; a repeated tag keeps all its values.
+
+    Raises:
+        HeaderError: the block breaks off, or holds more than `limit` values in one tag.
+    """
+    stream.seek(0)
+    start = stream.read(16)
+    order = "<" if start[:1] == b"I" else ">"
+    big = start[2:4] in (b"+\0", b"\0+")
+    (offset,) = _unpack(order + "Q", start[8:16], "TIFF") if big else _unpack(order + "I", start[4:8], "TIFF")
+    stream.seek(offset)
+    (count,) = _unpack(order + "Q", stream.read(8), "TIFF") if big else _unpack(order + "H", stream.read(2), "TIFF")
+    size, inline = (20, 8) if big else (12, 4)
+    codes = {1: "B", 3: "H", 4: "I", 16: "Q"}
+    tags: dict[int, tuple[int, ...]] = {}
+    # Most files have under 100 entries; a larger count is a damaged or hostile directory.
+    for index in range(min(count, 4096)):
+        stream.seek(offset + (8 if big else 2) + index * size)
+        entry = stream.read(size)
+        tag, kind, number = _unpack(order + ("HHQ" if big else "HHI"), entry[: size - inline], "TIFF")
+        if kind not in codes or tag not in _TAGS or number < 1:
+            continue
+        layout = f"{order}{number}{codes[kind]}"
+        if number > limit:
+            raise HeaderError(f"is a TIFF with {number:,} values in tag {tag}; it is damaged")
+        width = struct.calcsize(layout)
+        if width > inline:
+            (at,) = _unpack(order + ("Q" if big else "I"), entry[-inline:], "TIFF")
+            stream.seek(at)
+            data = stream.read(width)
+        else:
+            data = entry[size - inline : size - inline + width]
+        tags[tag] = tags.get(tag, ()) + _unpack(layout, data, "TIFF")
+    return tags
+
+
+_TAGS = {256, 257, 273, 279, 322, 323, 324, 325, _EXIF_ORIENTATION}
+
+
+def orientation(data: bytes, format: str) -> int:
+    """The EXIF orientation of an encoded picture, 1 (upright) to 8; 1 where there is none or it is damaged."""
+    try:
+        block = data if format == "TIFF" else _exif(data, format)
+        if block is None:
+            return 1
+        value = read_tags(io.BytesIO(block.removeprefix(b"Exif\0\0"))).get(_EXIF_ORIENTATION, (1,))[0]
+    except HeaderError:
+        return 1
+    return value if 1 <= value <= 8 else 1
+
+
+def _exif(data: bytes, format: str) -> bytes | None:
+    """The EXIF block of a JPEG, PNG or WebP."""
+    if format == "JPEG":
+        at = 2
+        while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+            if data[at + 1] == 0xFF:
+                at += 1
+                continue
+            length = int.from_bytes(data[at + 2 : at + 4], "big")
+            if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+                return data[at + 4 : at + 2 + length]
+            at += 2 + max(length, 2)
+    elif format == "PNG":
+        at = 8
+        while at + 8 <= len(data):
+            length = int.from_bytes(data[at : at + 4], "big")
+            if data[at + 4 : at + 8] == b"eXIf":
+                return data[at + 8 : at + 8 + length]
+            at += 12 + length
+    elif format == "WebP":
+        at = 12
+        while at + 8 <= len(data):
+            length = int.from_bytes(data[at + 4 : at + 8], "little")
+            if data[at : at + 4] == b"EXIF":
+                return data[at + 8 : at + 8 + length]
+            at += 8 + length + (length & 1)
+    return None

@@ -1,0 +1,123 @@
+"""Is the encoded picture whole?  Decoders fill the missing part of a cut-off file with grey and say nothing."""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+
+from onnxcam.image.header import Header, HeaderError, read_tags
+
+# Within entropy-coded data 0xFF is followed by 0x00, a restart marker, or another fill byte.
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+
+
+def check_whole(data: bytes, header: Header) -> None:
+    """Raise HeaderError where the encoded picture breaks off or is damaged in a way that decoders let pass.
+
+    Raises:
+        HeaderError: what is missing; the message has no subject yet.
+    """
+    {"JPEG": _jpeg, "PNG": _png, "GIF": _gif, "WebP": _webp, "BMP": _bmp, "TIFF": _tiff}[header.format](data, header)
+
+
+def _cut_off(format: str, size: int, missing: str) -> HeaderError:
+    return HeaderError(
+        f"is a {format} that breaks off after {size:,} bytes ({missing}); copy or download the whole file again"
+    )
+
+
+def _jpeg(data: bytes, header: Header) -> None:
+    at = 2
+    while at + 2 <= len(data):
+        marker = data[at + 1] if data[at] == 0xFF else None
+        if marker == 0xD9:
+            return
+        if marker is None or marker == 0x00:
+            # Bytes between segments are skipped by every decoder.
+            at = _search(data, at)
+        elif marker == 0xFF:
+            at += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            at += 2
+        else:
+            at += 2 + max(int.from_bytes(data[at + 2 : at + 4], "big"), 2)
+            if marker == 0xDA:
+                at = _search(data, at)
+    raise _cut_off("JPEG", len(data), "no end-of-image marker")
+
+
+def _search(data: bytes, at: int) -> int:
+    found = _NEXT_MARKER.search(data, at)
+    return found.start() if found else len(data)
+
+
+def _png(data: bytes, header: Header) -> None:
+    at = 8
+    view = memoryview(data)
+    while at + 12 <= len(data):
+        length = int.from_bytes(view[at : at + 4], "big")
+        kind = bytes(view[at + 4 : at + 8])
+        end = at + 12 + length
+        if end > len(data):
+            break
+        # Capital first letter: a chunk that the pixels depend on.
+        if kind[:1].isupper() and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            name = kind.decode("ascii", "replace")
+            raise HeaderError(f"is a PNG whose {name} chunk is damaged (wrong checksum); copy or download it again")
+        if kind == b"IEND":
+            return
+        at = end
+    raise _cut_off("PNG", len(data), "no IEND chunk")
+
+
+def _gif(data: bytes, header: Header) -> None:
+    def table(flags: int) -> int:
+        return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+    def blocks(at: int) -> int:
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+        return at + 1
+
+    at = 13 + table(data[10] if len(data) > 10 else 0)
+    while at < len(data):
+        if data[at] == 0x2C:
+            if at + 10 > len(data):
+                break
+            # The first frame is all that is read, so what follows may be missing.
+            if blocks(at + 11 + table(data[at + 9])) <= len(data):
+                return
+            break
+        if data[at] == 0x21:
+            at = blocks(at + 2)
+        elif data[at] == 0x3B:
+            raise HeaderError("is a GIF without a single frame; give one with a picture in it")
+        else:
+            at += 1
+    raise _cut_off("GIF", len(data), "its first frame has no end")
+
+
+def _webp(data: bytes, header: Header) -> None:
+    expected = int.from_bytes(data[4:8], "little") + 8
+    if len(data) < expected:
+        raise _cut_off("WebP", len(data), f"its header announces {expected:,}")
+
+
+def _bmp(data: bytes, header: Header) -> None:
+    offset, size = int.from_bytes(data[10:14], "little"), int.from_bytes(data[14:18], "little")
+    core = size == 12
+    depth = int.from_bytes(data[24:26] if core else data[28:30], "little")
+    compression = 0 if core else int.from_bytes(data[30:34], "little")
+    if compression in (0, 3):
+        needed = offset + (header.width * depth + 31) // 32 * 4 * header.height
+        if len(data) < needed:
+            raise _cut_off("BMP", len(data), f"its pixels need {needed:,}")
+
+
+def _tiff(data: bytes, header: Header) -> None:
+    tags = read_tags(io.BytesIO(data))
+    for offsets, counts in ((273, 279), (324, 325)):
+        for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False):
+            if offset + count > len(data):
+                raise _cut_off("TIFF", len(data), f"its pixels reach to byte {offset + count:,}")

@@ -1,0 +1,89 @@
+"""Heatmaps as colours, alone and laid over the picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcam.errors import InputError, listing, nearest
+from onnxcam.image.opencv import import_cv2
+from onnxcam.image.picture import Picture
+
+Pixels = NDArray[np.uint8]
+
+# The names users know, each a cv2.COLORMAP_* constant; gray is the map itself.
+COLORMAPS = ("jet", "viridis", "inferno", "turbo", "magma", "plasma", "cividis", "hot", "bone", "gray")
+
+
+def grayscale(heatmap: NDArray[Any]) -> Pixels:
+    """A heatmap with values 0 to 1, [H, W], as uint8 [H, W]; values outside are clipped and NaN is 0.
+
+    Raises:
+        InputError: not two-dimensional, or empty.
+    """
+    values = np.asarray(heatmap, np.float32)
+    if values.ndim != 2 or values.size == 0:
+        raise InputError(f"the heatmap has shape {list(values.shape)}, expected [H, W]: pass one map at a time")
+    # fmax takes the number where the other is NaN.
+    scaled = np.fmin(np.fmax(values, 0.0), 1.0) * np.float32(255.0) + np.float32(0.5)
+    return scaled.astype(np.uint8)
+
+
+def colorize(heatmap: NDArray[Any], colormap: str = "jet") -> Pixels:
+    """A heatmap with values 0 to 1, [H, W], in colours: uint8 [H, W, 3] RGB.
+
+    Raises:
+        InputError: no such colour map, or the heatmap is not two-dimensional.
+    """
+    if colormap not in COLORMAPS:
+        close = nearest(str(colormap), COLORMAPS, 1)[0]
+        raise InputError(f"there is no colormap {colormap!r}; did you mean {close!r}? There are {listing(COLORMAPS)}")
+    gray = grayscale(heatmap)
+    if colormap == "gray":
+        return np.repeat(gray[..., None], 3, axis=2)
+    cv2 = import_cv2()
+    colors = cv2.applyColorMap(gray, getattr(cv2, f"COLORMAP_{colormap.upper()}"))
+    return np.asarray(cv2.cvtColor(colors, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def overlay(picture: Picture | Pixels, heatmap: NDArray[Any], alpha: float = 0.5, colormap: str = "jet") -> Pixels:
+    """The coloured heatmap over the picture: `(1 - alpha) * picture + alpha * colours`.
+
+    Args:
+        picture: a Picture, or uint8 [H, W, 3] RGB.
+        heatmap: values 0 to 1, [H, W], of the picture's size.
+        alpha: 0 shows the picture alone, 1 the heatmap alone.
+        colormap: one of COLORMAPS.
+
+    Returns:
+        uint8 [H, W, 3] RGB.
+
+    Raises:
+        InputError: sizes differ, alpha is outside 0 to 1, or there is no such colour map.
+    """
+    pixels = as_pixels(picture)
+    if heatmap.shape != pixels.shape[:2]:
+        raise InputError(
+            f"the heatmap has shape {list(heatmap.shape)} but the picture has {list(pixels.shape[:2])}: bring it "
+            "onto the picture first (Geometry.to_picture)"
+        )
+    if not 0.0 <= alpha <= 1.0:
+        raise InputError(f"alpha is {alpha!r}, expected 0 (picture alone) to 1 (heatmap alone)")
+    cv2 = import_cv2()
+    return np.asarray(cv2.addWeighted(pixels, 1.0 - alpha, colorize(heatmap, colormap), alpha, 0.0), np.uint8)
+
+
+def as_pixels(picture: Picture | Pixels) -> Pixels:
+    """uint8 [H, W, 3] RGB of a Picture or an array that is that already.
+
+    Raises:
+        InputError: another shape or dtype.
+    """
+    pixels = picture.pixels if isinstance(picture, Picture) else np.asarray(picture)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise InputError(
+            f"the picture is {pixels.dtype} {list(pixels.shape)}, expected uint8 [H, W, 3] RGB; use load()"
+        )
+    return np.ascontiguousarray(pixels)

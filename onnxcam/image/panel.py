@@ -1,0 +1,146 @@
+"""One picture that tells the whole story: original, heatmap, overlay, label, probability and colour bar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcam.errors import InputError
+from onnxcam.image.geometry import Size, resize_map
+from onnxcam.image.opencv import import_cv2
+from onnxcam.image.overlay import as_pixels, colorize
+from onnxcam.image.overlay import overlay as lay_over
+from onnxcam.image.picture import Picture
+from onnxcam.image.text import Font
+
+Pixels = NDArray[np.uint8]
+
+_SMALLEST, _LARGEST, _NARROWEST = 224, 640, 72
+_PAPER, _INK, _FAINT, _MAT = (255, 255, 255), (26, 28, 32), (112, 118, 128), (240, 241, 243)
+# A picture wider than this is stacked, so that the panel does not become a ribbon.
+_WIDE = 2.2
+
+
+def panel(
+    picture: Picture | Pixels,
+    heatmap: NDArray[Any],
+    overlay: Pixels | None = None,
+    *,
+    label: str = "",
+    probability: float | None = None,
+    method: str = "heatmap",
+    alpha: float = 0.5,
+    colormap: str = "jet",
+) -> Pixels:
+    """Compose the panel.
+
+    Args:
+        picture: a Picture, or uint8 [H, W, 3] RGB.
+        heatmap: values 0 to 1, [H, W], of the picture's size.
+        overlay: uint8 [H, W, 3] RGB to show; None: made here from `alpha` and `colormap`, at the panel's resolution.
+        label: the explained class, any script; shortened to fit.
+        probability: 0 to 1, shown as a percentage; None: not shown.
+        method: caption of the middle cell.
+        alpha: strength of the heatmap in the overlay made here.
+        colormap: one of COLORMAPS; also draws the colour bar.
+
+    Returns:
+        uint8 [h, w, 3] RGB; each cell's longer side is between 224 and 640 pixels whatever the picture's size.
+
+    Raises:
+        InputError: sizes differ, or there is no such colour map.
+    """
+    pixels = as_pixels(picture)
+    if heatmap.shape != pixels.shape[:2]:
+        raise InputError(
+            f"the heatmap has shape {list(heatmap.shape)}, the picture {list(pixels.shape[:2])}: give both alike"
+        )
+    height, width = pixels.shape[:2]
+    factor = min(max(max(height, width), _SMALLEST), _LARGEST) / max(height, width)
+    size = (max(round(height * factor), 1), max(round(width * factor), 1))
+    box = (max(size[0], _NARROWEST), max(size[1], _NARROWEST))
+    shown, heat = _show(pixels, size), _show_map(heatmap, size)
+    blend = lay_over(shown, heat, alpha, colormap) if overlay is None else _show(as_pixels(overlay), size)
+    cells = [("picture", shown), (method, colorize(heat, colormap)), ("overlay", blend)]
+    return _compose(cells, box, width > _WIDE * height, label, probability, colormap)
+
+
+def _show(pixels: Pixels, size: Size) -> Pixels:
+    """The picture at the panel's resolution: averaged down, or up with its pixels kept visible where they are few."""
+    if pixels.shape[:2] == size:
+        return pixels
+    cv2 = import_cv2()
+    growth = size[0] / pixels.shape[0]
+    how = cv2.INTER_AREA if growth < 1 else cv2.INTER_NEAREST if growth >= 3 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(pixels, (size[1], size[0]), interpolation=how), np.uint8)
+
+
+def _show_map(heatmap: NDArray[Any], size: Size) -> NDArray[np.float32]:
+    """The map at the panel's resolution, averaged down so that a thin peak does not vanish."""
+    values = np.ascontiguousarray(heatmap, np.float32)
+    if size[0] < values.shape[0] or size[1] < values.shape[1]:
+        cv2 = import_cv2()
+        return np.asarray(cv2.resize(values, (size[1], size[0]), interpolation=cv2.INTER_AREA), np.float32)
+    return resize_map(values, size)
+
+
+def _compose(
+    cells: list[tuple[str, Pixels]], box: Size, stacked: bool, label: str, probability: float | None, colormap: str
+) -> Pixels:
+    height, width = box
+    unit = 1.0 + (max(box) - _SMALLEST) / (_LARGEST - _SMALLEST) * 0.75
+    margin, gap = round(16 * unit), round(12 * unit)
+    heading, caption = Font(19 * unit, 600), Font(13 * unit)
+    step = (0, height + round(28 * unit)) if stacked else (width + gap, 0)
+    top = margin + (round(36 * unit) if label or probability is not None else 0)
+    bar = round(12 * unit)
+    bar_left = margin + 2 * step[0] + width + gap
+    digits = max(caption.width("0"), caption.width("1"))
+    canvas = np.empty(
+        (top + 2 * step[1] + height + round(22 * unit) + margin, bar_left + bar + gap // 2 + digits + margin, 3),
+        np.uint8,
+    )
+    canvas[:] = _PAPER
+    for index, (name, pixels) in enumerate(cells):
+        x, y = margin + index * step[0], top + index * step[1]
+        _put(canvas, pixels, x, y, box)
+        text = caption.fit(name, width)
+        caption.draw(canvas, text, x, y + height + round(17 * unit), _FAINT)
+    bottom = top + 2 * step[1] + height
+    ramp = np.linspace(1.0, 0.0, bottom - top, dtype=np.float32)[:, None]
+    canvas[top:bottom, bar_left : bar_left + bar] = colorize(np.repeat(ramp, bar, axis=1), colormap)
+    right = bar_left + bar + gap // 2
+    caption.draw(canvas, "1", right, top + round(11 * unit), _FAINT)
+    caption.draw(canvas, "0", right, bottom - 1, _FAINT)
+    _title(canvas, heading, label, probability, margin, margin + round(19 * unit), gap)
+    return canvas
+
+
+def _put(canvas: Pixels, pixels: Pixels, left: int, top: int, box: Size) -> None:
+    """The cell, on a mat where the picture is narrower than the narrowest cell."""
+    canvas[top : top + box[0], left : left + box[1]] = _MAT
+    top += (box[0] - pixels.shape[0]) // 2
+    left += (box[1] - pixels.shape[1]) // 2
+    canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+
+
+def _title(
+    canvas: Pixels, font: Font, label: str, probability: float | None, left: int, baseline: int, gap: int
+) -> None:
+    share = "" if probability is None else percentage(probability)
+    room = canvas.shape[1] - 2 * left - (font.width(share) + gap if share else 0)
+    text = font.fit(label, room)
+    font.draw(canvas, text, left, baseline, _INK)
+    font.draw(canvas, share, left + (font.width(text) + gap if text else 0), baseline, _FAINT)
+
+
+def percentage(probability: float) -> str:
+    """A probability 0 to 1 for people: 93.1 %, and never 100 % or 0 % for what is not quite that."""
+    share = probability * 100.0
+    if 99.95 <= share < 100.0:
+        return "> 99.9 %"
+    if 0.0 < share < 0.05:
+        return "< 0.1 %"
+    return f"{share:.1f} %"

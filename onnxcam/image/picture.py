@@ -1,0 +1,251 @@
+"""From whatever a user calls a picture to upright 8-bit RGB pixels."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcam.errors import PictureError
+from onnxcam.image.header import Header, HeaderError, orientation, read_header
+from onnxcam.image.integrity import check_whole
+from onnxcam.image.opencv import import_cv2
+
+Pixels = NDArray[np.uint8]
+Color = Literal["RGB", "BGR"]
+
+MAX_PIXELS = 50_000_000
+_WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded picture: `pixels` uint8 [H, W, 3] RGB, upright; `name` for messages and files; `path` if a file."""
+
+    pixels: Pixels
+    name: str = "picture"
+    path: Path | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+def load(
+    source: Any,
+    *,
+    color: str = "RGB",
+    max_pixels: int | None = MAX_PIXELS,
+    background: tuple[int, int, int] | None = _WHITE,
+) -> Picture:
+    """Read one picture.
+
+    Args:
+        source: a path; an encoded picture as bytes; a PIL image; a uint8 array [H, W], [H, W, 1], [H, W, 3] or
+            [H, W, 4]; or a Picture, which is returned as it is.
+        color: channel order of an *array*: "RGB", or "BGR" as OpenCV makes them (with alpha: RGBA or BGRA).
+        max_pixels: refuse encoded pictures of more pixels than this before anything is decoded; None: no limit.
+        background: RGB colour under transparent pixels, white as in most viewers; None drops the alpha channel and
+            shows whatever colour the file keeps there, as `PIL.Image.convert("RGB")` does.
+
+    Returns:
+        Grey expanded to three channels, 16 bits reduced to their high byte, EXIF orientation applied; of an animation
+        the first frame.
+
+    Raises:
+        PictureError: the source is missing, not a picture, cut off, too large, or of an unsupported kind.
+        DependencyError: OpenCV cannot be loaded.
+    """
+    if color not in ("RGB", "BGR"):
+        raise PictureError(f"color is {color!r}, expected 'RGB' or 'BGR' (the channel order of an array)")
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return _from_path(Path(os.fspath(cast(Any, source))), max_pixels, background)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        try:
+            header = _checked_header(io.BytesIO(data), max_pixels)
+            return Picture(_decode(data, header, background))
+        except HeaderError as error:
+            raise PictureError(f"the picture (given as {len(data):,} bytes) {error}") from error
+    if isinstance(source, np.ndarray):
+        return Picture(_from_array(source, cast(Color, color), background))
+    if hasattr(source, "convert") and hasattr(source, "mode") and hasattr(source, "size"):
+        return _from_pil(source, max_pixels, background)
+    raise PictureError(
+        f"a {type(source).__name__} is not a picture: give a path, encoded bytes, a PIL image or a uint8 array "
+        "[H, W] or [H, W, 3]"
+    )
+
+
+def _from_path(path: Path, max_pixels: int | None, background: tuple[int, int, int] | None) -> Picture:
+    try:
+        with _open(path) as stream:
+            header = _checked_header(stream, max_pixels)
+            # Metadata can be arbitrarily large; 8 bytes a pixel hold any uncompressed picture that is read here.
+            bound = (64 << 20) + 8 * header.pixels
+            stream.seek(0)
+            data = stream.read(bound + 1)
+        if len(data) > bound:
+            raise HeaderError(
+                f"is larger than {bound:,} bytes for {header.width}x{header.height} pixels; save it again without its "
+                "metadata"
+            )
+        return Picture(_decode(data, header, background), path.name or "picture", path)
+    except HeaderError as error:
+        raise PictureError(f"{str(path)!r} {error}") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file, seekable; a pipe is read into memory up to a bound."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise HeaderError("is a directory; give one picture file, or the files in it")
+        if stat.S_ISREG(mode):
+            return path.open("rb")
+        if stat.S_ISFIFO(mode):
+            with path.open("rb") as pipe:
+                return io.BytesIO(pipe.read(512 << 20))
+    except FileNotFoundError as error:
+        hint = "download it first" if "://" in str(path) or str(path).startswith(("http:", "https:")) else _hint()
+        raise HeaderError(f"does not exist; {hint}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise HeaderError(f"cannot be read ({reason}); check its name and permissions") from error
+    raise HeaderError("is neither a file nor a pipe; give a picture file")
+
+
+def _hint() -> str:
+    return f"check the name (the current folder is {str(Path.cwd())!r})"
+
+
+def _checked_header(stream: BinaryIO, max_pixels: int | None) -> Header:
+    header = read_header(stream)
+    _check_pixels(header.height, header.width, max_pixels)
+    return header
+
+
+def _check_pixels(height: int, width: int, max_pixels: int | None) -> None:
+    if max_pixels is not None and height * width > max_pixels:
+        raise HeaderError(
+            f"has {width}x{height} = {height * width:,} pixels, more than the limit of {max_pixels:,}; scale it down, "
+            "or raise max_pixels"
+        )
+
+
+def _decode(data: bytes, header: Header, background: tuple[int, int, int] | None) -> Pixels:
+    check_whole(data, header)
+    cv2 = import_cv2()
+    # BMP's fourth byte is undefined and JPEG has no alpha; the others are read as stored so that alpha is not lost.
+    plain = header.format in ("JPEG", "BMP")
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if plain else cv2.IMREAD_UNCHANGED
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        reason = str(getattr(error, "err", "") or error).strip().splitlines()[0]
+        raise HeaderError(f"is a {header.format} that OpenCV cannot decode ({reason}); save it again") from error
+    if pixels is None:
+        raise HeaderError(f"is a {header.format} that cannot be decoded; it is damaged, so save or copy it again")
+    turn = orientation(data, header.format)
+    premultiplied = False
+    if header.format == "TIFF":
+        # libtiff has already multiplied 8-bit colours by alpha, and OpenCV has already turned the picture.
+        premultiplied, turn = pixels.dtype == np.uint8, 1
+    return orient(_to_rgb(_to_uint8(pixels), "BGR", background, premultiplied), turn)
+
+
+def _to_uint8(pixels: NDArray[Any]) -> Pixels:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.uint16:
+        # The high byte, as PIL and OpenCV's own 8-bit readers do.
+        return (pixels >> 8).astype(np.uint8)
+    raise HeaderError(f"has {pixels.dtype} pixels, expected 8 or 16 bits per channel; save it as 8-bit PNG or JPEG")
+
+
+def _to_rgb(
+    pixels: Pixels, color: Color, background: tuple[int, int, int] | None, premultiplied: bool = False
+) -> Pixels:
+    """[H, W], [H, W, 1 | 3 | 4] in `color` order to contiguous [H, W, 3] RGB."""
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)
+    rgb = pixels[..., :3] if color == "RGB" else pixels[..., 2::-1]
+    if pixels.shape[2] == 4 and background is not None:
+        alpha = pixels[..., 3:].astype(np.uint16)
+        if (alpha < 255).any():
+            under = np.array(background, np.uint16) * (255 - alpha)
+            over = rgb.astype(np.uint16) * (255 if premultiplied else alpha)
+            rgb = np.minimum((over + under + 127) // 255, 255).astype(np.uint8)
+    return np.ascontiguousarray(rgb)
+
+
+def orient(pixels: Pixels, orientation: int) -> Pixels:
+    """The picture [H, W, C] turned upright from its EXIF orientation, 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _from_array(array: NDArray[Any], color: Color, background: tuple[int, int, int] | None) -> Pixels:
+    got = f"an array of {array.dtype} {list(array.shape)}"
+    expected = "expected uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] with values 0 to 255"
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        advice = "give one picture at a time"
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            advice = "it looks channels-first, so pass array.transpose(1, 2, 0)"
+        elif array.ndim == 4:
+            advice = "it looks like a batch: pass its pictures as a list, or a prepared batch to attribute()"
+        raise PictureError(f"{got} is not a picture: {expected}; {advice}")
+    if array.dtype != np.uint8:
+        advice = "pass an already prepared tensor to attribute() instead"
+        if array.dtype.kind == "f":
+            advice = "scale it to 0-255 and use .astype(np.uint8), or pass an already prepared tensor to attribute()"
+        raise PictureError(f"{got} is not a picture: {expected}; {advice}")
+    if array.size == 0:
+        raise PictureError(f"{got} has no pixels: {expected}")
+    return _to_rgb(np.asarray(array), color, background).copy()
+
+
+def _from_pil(image: Any, max_pixels: int | None, background: tuple[int, int, int] | None) -> Picture:
+    """A PIL image, known by its attributes so that PIL is never imported here."""
+    width, height = image.size
+    file = getattr(image, "filename", None)
+    path = Path(os.fsdecode(file)) if file else None
+    name = path.name if path is not None else "picture"
+    subject = f"the PIL image {name!r}" if path is not None else "the PIL image"
+    try:
+        _check_pixels(height, width, max_pixels)
+        if width < 1 or height < 1:
+            raise HeaderError(f"has {width}x{height} pixels; give one with pixels in it")
+        turn = int(image.getexif().get(0x0112, 1)) if hasattr(image, "getexif") else 1
+        return Picture(orient(_pil_pixels(image, background), turn), name, path)
+    except HeaderError as error:
+        raise PictureError(f"{subject} {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise PictureError(f"{subject} cannot be decoded ({error}); give a whole picture file") from error
+
+
+def _pil_pixels(image: Any, background: tuple[int, int, int] | None) -> Pixels:
+    mode = str(image.mode)
+    if mode.startswith("I;16"):
+        return _to_rgb(_to_uint8(np.asarray(image).astype(np.uint16)), "RGB", background)
+    if mode in ("I", "F"):
+        raise HeaderError(f"has mode {mode!r} (32 bits per pixel); convert it to 8 bits, for example mode 'L' or 'RGB'")
+    transparent = mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in getattr(image, "info", {})
+    converted = image.convert("RGBA" if transparent else "RGB")
+    return _to_rgb(np.array(converted, np.uint8), "RGB", background)

@@ -1,0 +1,324 @@
+"""From a picture to the tensor that a model was trained on, exactly, and how to undo the geometry.
+
+`tensor = (pixel * scale - mean) / std`, pixels 0 to 255, channels in `color` order, after `resize` and then `crop`.
+docs/preprocessing.md states every rounding rule for other languages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcam.errors import PreprocessError, listing, nearest
+from onnxcam.image.geometry import Geometry, Size
+from onnxcam.image.picture import Picture, load
+from onnxcam.image.resample import INTERPOLATIONS, resize
+
+Pixels = NDArray[np.uint8]
+
+COLORS = ("RGB", "BGR", "L")
+MODES = ("stretch", "shortest", "letterbox")
+ANCHORS = ("center", "center_floor", "top_left", "top_right", "bottom_left", "bottom_right")
+DTYPES = ("float32", "float16", "float64", "uint8")
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Resizing; `size` is (h, w), or n for the shorter side (mode "shortest") or a square (the other modes)."""
+
+    mode: Literal["stretch", "shortest", "letterbox"]
+    size: int | Size
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    pad_value: tuple[float, ...] = (0.0,)
+
+    def resized(self, picture: Size) -> Size:
+        """Height and width that a picture of this (height, width) is resized to, before padding."""
+        if self.mode == "stretch":
+            return _pair(self.size)
+        if self.mode == "shortest" and isinstance(self.size, int):
+            short, long = sorted(picture)
+            # torchvision's Resize(n) truncates the longer side.
+            longer = max(int(self.size * long / short), 1)
+            return (self.size, longer) if picture[0] <= picture[1] else (longer, self.size)
+        height, width = _pair(self.size)
+        ratios = (picture[0] / height, picture[1] / width)
+        ratio = max(ratios) if self.mode == "letterbox" else min(ratios)
+        fitted = (round(picture[0] / ratio), round(picture[1] / ratio))
+        if self.mode == "letterbox":
+            return min(max(fitted[0], 1), height), min(max(fitted[1], 1), width)
+        return max(fitted[0], height), max(fitted[1], width)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Cropping to `size` (h, w); where the picture is smaller it is padded with black first."""
+
+    size: Size
+    anchor: str = "center"
+
+    def offset(self, size: Size) -> tuple[int, int]:
+        """Top and left of a picture of this size on the crop; negative where the crop cuts."""
+        vertical, _, horizontal = self.anchor.partition("_")
+        if self.anchor.startswith("center"):
+            vertical = horizontal = self.anchor
+        return _anchored(size[0], self.size[0], vertical), _anchored(size[1], self.size[1], horizontal)
+
+
+def _anchored(old: int, new: int, anchor: str) -> int:
+    if anchor in ("top", "left"):
+        return 0
+    if anchor in ("bottom", "right"):
+        return new - old
+    if new >= old:
+        return (new - old) // 2
+    # torchvision's CenterCrop rounds half to even; Hugging Face's rounds down.
+    return -((old - new) // 2) if anchor == "center_floor" else -round((old - new) / 2.0)
+
+
+def _pair(size: int | Size) -> Size:
+    return (size, size) if isinstance(size, int) else size
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How pictures become tensors; `mean` and `std` have one value per channel of `color`, in that order."""
+
+    color: Literal["RGB", "BGR", "L"] = "RGB"
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    resize: Resize | None = None
+    crop: Crop | None = None
+    _tables: dict[str, NDArray[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def channels(self) -> int:
+        """1 for "L", else 3."""
+        return 1 if self.color == "L" else 3
+
+    @property
+    def output_size(self) -> Size | None:
+        """Height and width of every tensor, or None where they depend on the picture."""
+        if self.crop is not None:
+            return self.crop.size
+        if self.resize is None or self.resize.mode == "shortest":
+            return None
+        return _pair(self.resize.size)
+
+    @classmethod
+    def from_dict(cls, spec: Mapping[str, Any], input_size: Size | None = None) -> Preprocess:
+        """Read the manifest's JSON form.
+
+        Args:
+            spec: keys `color`, `scale`, `mean`, `std` (a number or one per channel), `resize` and `crop`.
+            input_size: the model's (height, width), used where `resize` is not mentioned (then the picture is
+                stretched) or names no size; an explicit null resizes nothing.
+
+        Raises:
+            PreprocessError: an unknown key or value, or a missing one.
+        """
+        _check_keys(spec, ("color", "scale", "mean", "std", "resize", "crop"), "preprocess")
+        color = _choice(spec.get("color", "RGB"), COLORS, "color")
+        channels = 1 if color == "L" else 3
+        std = _numbers(spec.get("std", 1.0), channels, "std")
+        if 0.0 in std:
+            raise PreprocessError(f"preprocess std is {list(std)}: dividing by 0; give 1 for no scaling")
+        return cls(
+            cast(Any, color),
+            _number(spec.get("scale", 1.0), "scale"),
+            _numbers(spec.get("mean", 0.0), channels, "mean"),
+            std,
+            _read_resize(spec, channels, input_size),
+            _read_crop(spec.get("crop"), input_size),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The complete JSON form; `from_dict` reads it back to an equal object."""
+        resize, crop = self.resize, self.crop
+        return {
+            "color": self.color,
+            "scale": self.scale,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "resize": resize
+            and {
+                "mode": resize.mode,
+                "size": resize.size if isinstance(resize.size, int) else list(resize.size),
+                "interpolation": resize.interpolation,
+                "antialias": resize.antialias,
+                "pad_value": list(resize.pad_value) if len(resize.pad_value) > 1 else resize.pad_value[0],
+            },
+            "crop": crop and {"size": list(crop.size), "anchor": crop.anchor},
+        }
+
+    def transform(self, picture: Picture | Pixels) -> tuple[Pixels, Geometry]:
+        """What the model sees: uint8 [h, w, C] in `color` order, resized and cropped but not yet scaled."""
+        pixels = load(picture).pixels
+        original = (pixels.shape[0], pixels.shape[1])
+        pixels = _recolor(pixels, self.color)
+        offset = (0, 0)
+        if self.resize is not None:
+            resized = self.resize.resized(original)
+            pixels = resize(pixels, resized, self.resize.interpolation, self.resize.antialias)
+            if self.resize.mode == "letterbox":
+                box = _pair(self.resize.size)
+                offset = ((box[0] - resized[0]) // 2, (box[1] - resized[1]) // 2)
+                pixels = _place(pixels, box, offset, self.resize.pad_value)
+        else:
+            resized = original
+        if self.crop is not None:
+            moved = self.crop.offset((pixels.shape[0], pixels.shape[1]))
+            pixels = _place(pixels, self.crop.size, moved, (0.0,))
+            offset = (offset[0] + moved[0], offset[1] + moved[1])
+        return pixels, Geometry(original, resized, offset, (pixels.shape[0], pixels.shape[1]))
+
+    def apply(
+        self, picture: Picture | Pixels, *, layout: str = "NCHW", dtype: str = "float32"
+    ) -> tuple[NDArray[Any], Geometry]:
+        """One picture as the model's input.
+
+        Args:
+            picture: a Picture, or whatever `load` reads.
+            layout: "NCHW" or "NHWC".
+            dtype: "float32", "float16", "float64", or "uint8" where the values are whole numbers.
+
+        Returns:
+            The tensor [1, C, h, w] or [1, h, w, C], and the Geometry that brings maps back.
+
+        Raises:
+            PreprocessError: an unknown layout or dtype, or values that uint8 cannot hold.
+            PictureError: the picture cannot be read.
+        """
+        _choice(layout, ("NCHW", "NHWC"), "layout")
+        table = self._table(_choice(dtype, DTYPES, "dtype"))
+        pixels, geometry = self.transform(picture)
+        height, width, channels = pixels.shape
+        shape = (1, channels, height, width) if layout == "NCHW" else (1, height, width, channels)
+        tensor = np.empty(shape, table.dtype)
+        planes = tensor[0] if layout == "NCHW" else np.moveaxis(tensor[0], 2, 0)
+        for channel in range(channels):
+            planes[channel] = table[channel][pixels[..., channel]]
+        return tensor, geometry
+
+    def _table(self, dtype: str) -> NDArray[Any]:
+        """The tensor value of each of the 256 pixel values, [C, 256]: exact, and faster than computing it per pixel."""
+        if dtype not in self._tables:
+            mean, std = np.array(self.mean)[:, None], np.array(self.std)[:, None]
+            values = (np.arange(256.0) * self.scale - mean) / std
+            if dtype == "uint8" and not (
+                np.allclose(values, np.rint(values)) and 0 <= values.min() <= values.max() < 256
+            ):
+                raise PreprocessError(
+                    f"the model takes uint8 but its preprocessing gives {values.min():.4g} to {values.max():.4g}; for "
+                    "a uint8 input use scale 1, mean 0 and std 1 (preset 'raw')"
+                )
+            self._tables[dtype] = (np.rint(values) if dtype == "uint8" else values).astype(dtype)
+        return self._tables[dtype]
+
+
+def _recolor(pixels: Pixels, color: str) -> Pixels:
+    if color == "RGB":
+        return pixels
+    if color == "BGR":
+        return pixels[..., ::-1]
+    # PIL's convert("L"): ITU-R 601 in 16-bit fixed point.
+    weighted = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+    return ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+
+def _place(pixels: Pixels, size: Size, offset: tuple[int, int], fill: tuple[float, ...]) -> Pixels:
+    """The picture with its top left corner at `offset` on a canvas of `size`; what lies outside is cut off."""
+    rows, columns = (
+        (max(at, 0), min(at + old, new), max(-at, 0))
+        for at, old, new in zip(offset, pixels.shape[:2], size, strict=True)
+    )
+    height, width = max(rows[1] - rows[0], 0), max(columns[1] - columns[0], 0)
+    inner = pixels[rows[2] : rows[2] + height, columns[2] : columns[2] + width]
+    if (height, width) == size:
+        return inner
+    canvas = np.empty((*size, pixels.shape[2]), np.uint8)
+    canvas[:] = np.rint(np.clip(fill, 0, 255)).astype(np.uint8)
+    canvas[rows[0] : rows[0] + height, columns[0] : columns[0] + width] = inner
+    return canvas
+
+
+def _read_resize(spec: Mapping[str, Any], channels: int, input_size: Size | None) -> Resize | None:
+    if "resize" not in spec:
+        return Resize("stretch", input_size) if input_size else None
+    resize = spec["resize"]
+    if resize is None:
+        return None
+    if not isinstance(resize, Mapping):
+        raise PreprocessError(f"preprocess resize is {resize!r}, expected null or {{'mode': ..., 'size': ...}}")
+    _check_keys(resize, ("mode", "size", "interpolation", "antialias", "pad_value"), "resize")
+    mode = _choice(resize.get("mode", "stretch"), MODES, "resize mode")
+    antialias = resize.get("antialias", True)
+    if not isinstance(antialias, bool):
+        raise PreprocessError(f"preprocess resize antialias is {antialias!r}, expected true or false")
+    pad = resize.get("pad_value", 0.0)
+    return Resize(
+        cast(Any, mode),
+        _size(resize.get("size", input_size), "resize size"),
+        _choice(resize.get("interpolation", "bilinear"), INTERPOLATIONS, "resize interpolation"),
+        antialias,
+        _numbers(pad, channels, "pad_value") if isinstance(pad, Sequence) else (_number(pad, "pad_value"),),
+    )
+
+
+def _read_crop(crop: Any, input_size: Size | None) -> Crop | None:
+    if crop is None:
+        return None
+    if not isinstance(crop, Mapping):
+        raise PreprocessError(f"preprocess crop is {crop!r}, expected null or {{'size': [h, w], 'anchor': 'center'}}")
+    _check_keys(crop, ("size", "anchor"), "crop")
+    size = _pair(_size(crop.get("size", input_size), "crop size"))
+    return Crop(size, _choice(crop.get("anchor", "center"), ANCHORS, "crop anchor"))
+
+
+def _check_keys(spec: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in spec:
+        if key not in known:
+            close = nearest(str(key), known, 1)[0]
+            raise PreprocessError(f"{where} has no key {key!r}; did you mean {close!r}? Its keys are {listing(known)}")
+
+
+def _choice(value: Any, known: tuple[str, ...], what: str) -> str:
+    if not isinstance(value, str) or value not in known:
+        close = f"; did you mean {nearest(value, known, 1)[0]!r}?" if isinstance(value, str) and value else ""
+        raise PreprocessError(f"preprocess {what} is {value!r}, expected one of {listing(known)}{close}")
+    return value
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise PreprocessError(f"preprocess {what} is {value!r}, expected a number")
+    return float(value)
+
+
+def _numbers(value: Any, channels: int, what: str) -> tuple[float, ...]:
+    """One number per channel, from one number or a list of them."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        numbers = tuple(_number(v, what) for v in value)
+        if len(numbers) not in (1, channels):
+            raise PreprocessError(f"preprocess {what} has {len(numbers)} values, expected {channels}, one per channel")
+    else:
+        numbers = (_number(value, what),)
+    return numbers * channels if len(numbers) == 1 else numbers
+
+
+def _size(value: Any, what: str) -> int | Size:
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    for v in values:
+        if isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= 65536:
+            raise PreprocessError(f"preprocess {what} is {value!r}, expected n or [height, width] in pixels")
+    if isinstance(value, int):
+        return value
+    if len(values) != 2:
+        raise PreprocessError(f"preprocess {what} is {value!r}, expected n or [height, width] in pixels")
+    return values[0], values[1]

@@ -1,0 +1,73 @@
+"""Text on pictures: OpenCV 5's TrueType fonts with Unicode, or the stroke fonts of OpenCV 4 with plain letters."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcam.image.opencv import import_cv2
+
+Pixels = NDArray[np.uint8]
+_ELLIPSIS = "..."
+
+
+class Font:
+    """Text of one size (pixels, about the height of a capital with its accents) and weight (400 regular, 600 bold)."""
+
+    def __init__(self, size: float, weight: int = 400) -> None:
+        self._cv2: Any = import_cv2()
+        self._size = max(round(size), 8)
+        self._weight = weight
+        self._face: Any = self._cv2.FontFace("sans") if hasattr(self._cv2, "FontFace") else None
+
+    def width(self, text: str) -> int:
+        """Width in pixels of the text on one line."""
+        text = self._printable(text)
+        if self._face is not None:
+            # The rectangle leaves out spaces at the end, so a dot holds the place.
+            rectangle = self._cv2.getTextSize((1, 1), text + ".", (0, 0), self._face, self._size, self._weight)
+            return int(rectangle[0] + rectangle[2])
+        font, scale, thickness = self._strokes()
+        return int(self._cv2.getTextSize(text, font, scale, thickness)[0][0])
+
+    def fit(self, text: str, width: int) -> str:
+        """The text, its end replaced by an ellipsis where it is wider than `width` pixels."""
+        text = " ".join(text.split())
+        if self.width(text) <= width:
+            return text
+        low, high = 0, len(text)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.width(text[:middle].rstrip() + _ELLIPSIS) <= width:
+                low = middle
+            else:
+                high = middle - 1
+        return text[:low].rstrip() + _ELLIPSIS if low else ""
+
+    def draw(self, canvas: Pixels, text: str, left: int, baseline: int, color: tuple[int, int, int]) -> None:
+        """Draw onto uint8 [H, W, 3], in place."""
+        text = self._printable(text)
+        if not text:
+            return
+        if self._face is not None:
+            self._cv2.putText(canvas, text, (left, baseline), color, self._face, self._size, self._weight)
+            return
+        font, scale, thickness = self._strokes()
+        self._cv2.putText(canvas, text, (left, baseline), font, scale, color, thickness, self._cv2.LINE_AA)
+
+    def _strokes(self) -> tuple[int, float, int]:
+        # A Hershey capital is 21 units high.
+        scale = self._size * 0.72 / 21.0
+        return self._cv2.FONT_HERSHEY_SIMPLEX, scale, max(round(scale * (2.2 if self._weight > 500 else 1.2)), 1)
+
+    def _printable(self, text: str) -> str:
+        text = "".join(" " if unicodedata.category(c)[0] == "C" else c for c in text)
+        if self._face is not None:
+            return text
+        # The stroke fonts hold ASCII only: keep a letter's base, and mark what has none.
+        plain = (unicodedata.normalize("NFKD", c) for c in text)
+        kept = ("".join(p for p in c if not unicodedata.combining(p)) for c in plain)
+        return "".join(c if c.isascii() else "?" for c in kept)

@@ -1,0 +1,71 @@
+"""Files that are either whole or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcam.errors import OutputError
+from onnxcam.image.opencv import import_cv2
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file in one step: into a temporary one in the same folder, then renamed over `path`.
+
+    Raises:
+        OutputError: it could not be written; the message gives the reason, and what was there before is still there.
+    """
+    path = Path(path)
+    # The name is short, so that a long file name still leaves room for it.
+    temporary = path.parent / f".{secrets.token_hex(8)}.part"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{str(path)!r} could not be written ({_reason(error, path)})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_png(path: str | os.PathLike[str], pixels: NDArray[np.uint8]) -> None:
+    """Write uint8 [H, W, 3] RGB or [H, W] grey as a PNG, atomically.
+
+    Raises:
+        OutputError: not such an array, or the file could not be written.
+    """
+    if (
+        pixels.dtype != np.uint8
+        or pixels.size == 0
+        or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3))
+    ):
+        raise OutputError(
+            f"{pixels.dtype} {list(pixels.shape)} is not a picture, expected uint8 [H, W, 3] RGB or [H, W]"
+        )
+    cv2 = import_cv2()
+    stored = pixels if pixels.ndim == 2 else cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
+    try:
+        done, data = cv2.imencode(".png", np.ascontiguousarray(stored))
+    except cv2.error as error:
+        raise OutputError(f"{str(path)!r} could not be encoded as PNG ({error})") from error
+    if not done:
+        raise OutputError(f"{str(path)!r} could not be encoded as PNG; is there enough memory?")
+    write_bytes(path, data.tobytes())
+
+
+def _reason(error: OSError, path: Path) -> str:
+    text = error.strerror or str(error)
+    if error.errno == errno.ENOENT and not path.parent.exists():
+        return f"the folder {str(path.parent)!r} does not exist; create it first"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{text}; choose a folder that you may write to"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{text}; free some space or choose another disk"
+    return text

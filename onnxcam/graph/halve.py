@@ -56,9 +56,8 @@ def store_float16(source: Source, threshold: int = THRESHOLD, tolerance: float =
         if name not in declared:
             graph.value_info.append(info(name, onnx.TensorProto.FLOAT, list(tensor.dims)))
         tensor.CopyFrom(numpy_helper.from_array(half, stored))
-    nodes = [*casts, *(_copy(node) for node in graph.node)]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    for index, cast in enumerate(casts):
+        graph.node.insert(index, cast)
     return model
 
 
@@ -71,9 +70,3 @@ def _rounded(weights: np.ndarray, tolerance: float) -> np.ndarray | None:
     exact = weights.astype(np.float64)
     lost = np.linalg.norm((half.astype(np.float64) - exact).ravel())
     return half if lost <= tolerance * np.linalg.norm(exact.ravel()) else None
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copied = onnx.NodeProto()
-    copied.CopyFrom(node)
-    return copied

@@ -78,7 +78,9 @@ class Graph:
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
     def __contains__(self, value: str) -> bool:
-        return value in self.producer or value in self.initializers or any(i.name == value for i in self.model.graph.input)
+        return (
+            value in self.producer or value in self.initializers or any(i.name == value for i in self.model.graph.input)
+        )
 
     def index_of(self, node: onnx.NodeProto) -> int:
         """The node's place in topological order."""
@@ -105,7 +107,7 @@ class Graph:
         return self.dtype(value) in FLOATS or self.dtype(value) == 0
 
     def constant(self, value: str) -> np.ndarray | None:
-        """The value as an array if it is an initializer or a Constant, also through Identity; else None."""
+        """The value as an array if it is an initializer or a Constant, also through Identity or Cast; else None."""
         if value not in self._constants:
             self._constants[value] = self._resolve(value)
         return self._constants[value]
@@ -116,7 +118,7 @@ class Graph:
             return not any(i.name == value for i in self.model.graph.input)
         node = self.producer.get(value)
         return node is not None and (
-            node.op_type == "Constant" or (node.op_type == "Identity" and self.is_constant(node.input[0]))
+            node.op_type == "Constant" or (node.op_type in ("Identity", "Cast") and self.is_constant(node.input[0]))
         )
 
     def _resolve(self, value: str) -> np.ndarray | None:
@@ -127,6 +129,10 @@ class Graph:
         node = self.producer[value]
         if node.op_type == "Identity":
             return self.constant(node.input[0])
+        if node.op_type == "Cast":  # weights stored as float16 are constants too
+            stored = self.constant(node.input[0])
+            kind = onnx.helper.tensor_dtype_to_np_dtype(attributes(node)["to"])
+            return None if stored is None else stored.astype(kind)
         for name, held in attributes(node).items():
             if name == "value":
                 return numpy_helper.to_array(held)

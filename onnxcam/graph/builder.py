@@ -145,6 +145,8 @@ class Builder:
         """An int64 vector put together from ints and from vectors known at run time only."""
         if all(isinstance(part, int) for part in parts):
             return self.operand([part for part in parts if isinstance(part, int)])
+        if len(parts) == 1:
+            return str(parts[0])
         return self.Concat(*[[part] if isinstance(part, int) else part for part in parts], axis=0)
 
     def reshape_like(self, dx: str, x: str) -> str:
@@ -162,11 +164,15 @@ class Builder:
         picked = self.Gather(self.shape(value), list(axes))
         return self.cast(self.ReduceProd(picked, keepdims=0))
 
-    def sum_to(self, dx: str, y: str, x: str) -> str:
-        """Undo broadcasting: sum `dx`, which has the shape of `y`, down to the shape of `x`."""
+    def sum_to(self, dx: str, y: str, x: str, keep: int = 0) -> str:
+        """Undo broadcasting: sum `dx`, which has the shape of `y`, down to the shape of `x`.
+
+        The last `keep` axes were not broadcast and may differ from those of `y`, as a matrix product's do.
+        """
         have, want = self.graph.shape(y), self.graph.shape(x)
         if have is None or want is None:
-            return self._sum_to_unknown(dx, y, x)
+            return self._sum_to_unknown(dx, y, x, keep)
+        have, want = have[: len(have) - keep], want[: len(want) - keep]
         lead = len(have) - len(want)
         axes = list(range(lead))
         for axis, (d_have, d_want) in enumerate(zip(have[lead:], want, strict=True), start=lead):
@@ -176,16 +182,18 @@ class Builder:
                 axes.append(axis)
             elif d_want is None or (isinstance(d_want, str) and d_want != d_have):
                 # a free dimension may turn out to be 1 where the output's is not
-                return self._sum_to_unknown(dx, y, x)
+                return self._sum_to_unknown(dx, y, x, keep)
         if not axes:
             return dx
         summed = self.ReduceSum(dx, axes, keepdims=1)
         return self.Squeeze(summed, list(range(lead))) if lead else summed
 
-    def _sum_to_unknown(self, dx: str, y: str, x: str) -> str:
+    def _sum_to_unknown(self, dx: str, y: str, x: str, keep: int) -> str:
         """`sum_to` with the axes found at run time: those where `x`, padded with ones in front, differs from `y`."""
         have, want = self.shape(y), self.shape(x)
+        if keep:
+            have, want = self.Slice(have, [0], [-keep]), self.Slice(want, [0], [-keep])
         missing = self.Sub(self.Shape(have), self.Shape(want))
         padded = self.Concat(self.Expand([1], missing), want, axis=0)
         axes = self.Reshape(self.NonZero(self.Not(self.Equal(padded, have))), [-1])
-        return self.Reshape(self.ReduceSum(dx, axes, keepdims=1, noop_with_empty_axes=1), want)
+        return self.Reshape(self.ReduceSum(dx, axes, keepdims=1, noop_with_empty_axes=1), self.shape(x))

@@ -82,14 +82,18 @@ def build(
     held = [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()]
     graph = helper.make_graph(list(nodes), "case", inputs, [output], held)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-    return onnx.shape_inference.infer_shapes(model, data_prop=True)  # the output's shape, else the checker refuses it
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    if not inferred.graph.output[0].type.tensor_type.HasField("shape"):  # which the checker insists on
+        rank = next(iter(feeds.values())).ndim
+        inferred.graph.output[0].CopyFrom(helper.make_tensor_value_info(of, onnx.TensorProto.FLOAT, [None] * rank))
+    return inferred
 
 
 def run(model: onnx.ModelProto, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
     """Run a model in ONNX Runtime on the CPU, one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised too
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     found: list[np.ndarray] = session.run(list(outputs), dict(feeds))
     return found

@@ -66,6 +66,15 @@ def distinct(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).permutation(values).reshape(shape).astype(np.float32)
 
 
+def same(
+    sizes: Sequence[int], extents: Sequence[int], strides: Sequence[int], mode: str
+) -> tuple[list[int], list[int]]:
+    """(begin, end) pads of ONNX's SAME_UPPER and SAME_LOWER."""
+    totals = [max(0, (-(-n // s) - 1) * s + e - n) for n, e, s in zip(sizes, extents, strides, strict=True)]
+    small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
+    return (small, large) if mode == "SAME_UPPER" else (large, small)
+
+
 def build(
     body: str | Sequence[onnx.NodeProto],
     feeds: Arrays,
@@ -135,7 +144,8 @@ def check(
         reference: `f(**tensors) -> y` on float64 torch tensors, where onnx's ReferenceEvaluator is wrong or slow.
         tolerance: bound on |a - b| / |b| in the Euclidean norm.
     """
-    constants = constants or {}
+    feeds = {name: np.asarray(array) for name, array in feeds.items()}
+    constants = {name: np.asarray(array) for name, array in (constants or {}).items()}
     every = {**constants, **feeds}
     wrt = [name for name, array in feeds.items() if array.dtype == np.float32] if wrt is None else list(wrt)
     model = build(body, feeds, constants, of=of, opset=opset)
@@ -198,7 +208,8 @@ def _widen(array: np.ndarray) -> np.ndarray:
 
 def _torch_forward(reference: Reference) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     def forward(values: dict[str, np.ndarray]) -> np.ndarray:
-        return np.asarray(reference(**{name: torch.from_numpy(array) for name, array in values.items()}))
+        y = reference(**{name: torch.from_numpy(array) for name, array in values.items()})
+        return np.asarray(y).copy()  # it may be a view of what is varied
 
     return forward
 
@@ -219,6 +230,6 @@ def _onnx_forward(model: onnx.ModelProto, of: str) -> Callable[[dict[str, np.nda
     evaluator = ReferenceEvaluator(wide)
 
     def forward(values: dict[str, np.ndarray]) -> np.ndarray:
-        return np.asarray(evaluator.run([of], values)[0])
+        return np.array(evaluator.run([of], values)[0])  # a copy: it may be a view of what is varied
 
     return forward

@@ -71,8 +71,7 @@ def _exponential_slope(op: Builder, node: Node, scale: float, right: float) -> s
     y = node.output
     if scale == right == 1.0:
         return op.Add(op.Min(y, 0.0), 1.0)
-    positive = op.cast(op.Greater(node.inputs[0], 0.0))
-    return op.Add(op.Add(y, scale), op.Mul(positive, op.Sub(right - scale, y)))
+    return op.Add(op.mask(op.Add(y, scale - right), op.LessOrEqual(node.inputs[0], 0.0)), right)
 
 
 @vjp("Celu")

@@ -1,0 +1,73 @@
+# `make help` lists the targets. Everything is installed into .venv, each part once.
+
+VENV    ?= .venv
+# PyTorch is needed by the tests only; on Linux the default index may answer with a build of several GB for CUDA.
+TORCH   ?= torch==2.13.0
+ARGS    ?=
+
+# A version manager's shim can be on PATH and still refuse to run, so a candidate counts only if it really runs.
+PYTHON  ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	"$$p" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+PY      := $(VENV)/bin/python
+PIP     := $(PY) -m pip --disable-pip-version-check --quiet
+say      = printf '\033[36m%s\033[0m\n'
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint matrix bench clean
+.DELETE_ON_ERROR:
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "\033[36m%-8s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## Explain the bundled pictures with the bundled model.
+	@$(VENV)/bin/onnxcam demo $(ARGS)
+
+test: $(VENV)/.test ## Run every test (ARGS='-k gradcam' for some).
+	@$(PY) -m pytest $(ARGS)
+
+check: lint ## Check format, lint, types and layers, and run the fast tests.
+	@$(PY) -m pytest -q -m 'not slow' $(ARGS)
+
+lint: $(VENV)/.test ## Check format, lint, types and layers only.
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(PY) -m pytest -q tests/test_layers.py
+
+matrix: $(VENV)/.test ## Measure parity with the frameworks' own autograd over many architectures.
+	@$(PY) benchmarks/matrix.py $(ARGS)
+
+bench: $(VENV)/.test ## Measure speed against the forward pass and the usual packages.
+	@$(PY) benchmarks/speed.py $(ARGS)
+
+clean: ## Remove the environment and what was built.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.python:
+	@if ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	  echo "onnxcam needs Python 3.11 or newer with its venv module; none was found$(if $(PYTHON), at $(PYTHON))." >&2; \
+	  echo "On Debian or Ubuntu: apt-get install python3-venv. Elsewhere: make PYTHON=/path/to/python3.11 …" >&2; exit 1; \
+	elif ! "$(PYTHON)" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+	  echo "$(PYTHON) has no venv module. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; fi
+	@$(say) "Making $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+# The OpenCV wheel needs system libraries that a bare server lacks; the headless one needs none and has all that is used here.
+$(VENV)/.demo: $(VENV)/.python pyproject.toml
+	@$(say) "Installing onnxcam with ONNX Runtime for CPU (about 150 MB)"
+	@$(PIP) install --editable '.[cpu]'
+	@$(PY) -c 'import cv2' 2>/dev/null || { \
+	  $(say) "OpenCV cannot load a system library here ($$($(PY) -c 'import cv2' 2>&1 | tail -n 1)): using opencv-python-headless in its place"; \
+	  $(PIP) uninstall --yes opencv-python opencv-python-headless 2>/dev/null; \
+	  $(PIP) install 'opencv-python-headless>=4.12' && $(PY) -c 'import cv2'; }
+	@touch $@
+
+# The project itself is not installed again here: its requirements would bring opencv-python back over the headless wheel.
+$(VENV)/.test: $(VENV)/.demo tests/requirements.txt tests/requirements-oracles.txt
+	@$(say) "Installing PyTorch ($(TORCH)), the test tools and the packages compared with"
+	@$(PIP) install $(TORCH)
+	@$(PIP) install --requirement tests/requirements.txt
+	@$(PIP) install --no-deps --requirement tests/requirements-oracles.txt
+	@touch $@

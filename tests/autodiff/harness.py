@@ -146,7 +146,7 @@ def check(
     """
     feeds = {name: np.asarray(array) for name, array in feeds.items()}
     constants = {name: np.asarray(array) for name, array in (constants or {}).items()}
-    every = {**constants, **feeds}
+    every = {**feeds, **constants}
     wrt = [name for name, array in feeds.items() if array.dtype == np.float32] if wrt is None else list(wrt)
     model = build(body, feeds, constants, of=of, opset=opset)
     _checked.update(node.op_type for node in model.graph.node)

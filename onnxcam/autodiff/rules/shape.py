@@ -39,7 +39,7 @@ def expand(op: Builder, node: Node, dy: str) -> Cotangents:
 @vjp("Concat")
 def concat(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = X's part of dY."""
-    axis = _axis(node, node.attr("axis"))
+    axis = node.attr("axis")
     found: list[str | None] = []
     start: Extent = 0
     for index, x in enumerate(node.inputs):

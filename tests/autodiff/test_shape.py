@@ -1,0 +1,376 @@
+"""Gradients of operators that move elements: every attribute and every constant may also be computed at run time."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import onnxcam
+from onnxcam.errors import UnsupportedOperator
+from tests.autodiff.harness import Arrays, build, check, covers, distinct, gradients, normal
+
+FREE = ("static", "batch", "all")
+examples = functools.partial(settings, derandomize=True, deadline=None, database=None)
+SHAPES = st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.asarray(values, dtype=np.int64)
+
+
+def emitted(body: str, feeds: Arrays, constants: Arrays | None = None, free: str = "static") -> list[str]:
+    """The operators that the gradient with respect to x adds."""
+    model = build(body, feeds, constants, free=free)
+    derived = onnxcam.gradient(model, of="y", wrt=["x"])
+    return [n.op_type for n in derived.graph.node][len(model.graph.node) : -1]
+
+
+@covers("Reshape")
+@pytest.mark.parametrize(
+    ("target", "allowzero"), [([3, 8], 0), ([-1], 0), ([0, -1], 0), ([2, 0, 2, 2], 0), ([4, 3, -1], 1), ([24], 1)]
+)
+def test_reshape(target: list[int], allowzero: int) -> None:
+    body = f"y = Reshape<allowzero={allowzero}>(x, s)"
+    check(body, {"x": normal(2, 3, 4)}, {"s": ints(*target)}, wrt=["x"], free=FREE)
+    # y's rank is unknown while its shape is computed
+    check(f"r = {body[4:]} y = Exp(r) ", {"x": normal(2, 3, 4)}, {"s": ints(*target)}, wrt=["x"], free=FREE)
+
+
+def test_reshape_to_a_shape_of_run_time() -> None:
+    body = "s = Shape(w) r = Reshape(x, s) e = Exp(r) y = Reshape(e, flat)"
+    check(body, {"x": normal(2, 6), "w": normal(3, 4)}, {"flat": ints(-1)}, wrt=["x"], free=FREE)
+
+
+@covers("Flatten")
+@pytest.mark.parametrize("axis", [None, *range(-3, 4)])
+def test_flatten(axis: int | None) -> None:
+    attribute = "" if axis is None else f"<axis={axis}>"
+    check(f"y = Flatten{attribute}(x)", {"x": normal(2, 3, 2)}, free=FREE)
+
+
+@covers("Squeeze", "Unsqueeze")
+@pytest.mark.parametrize("free", ["static", "batch", "all"])
+def test_squeeze_and_unsqueeze(free: str) -> None:
+    x = normal(2, 1, 3, 1)
+    for axes in ([1], [-1], [3, 1]):
+        check("y = Squeeze(x, a)", {"x": x}, {"a": ints(*axes)}, wrt=["x"], free=(free,))
+    if free != "all":  # how many axes go is known only with their sizes
+        check("s = Squeeze(x) y = Reshape(s, flat)", {"x": x}, {"flat": ints(-1)}, wrt=["x"], free=(free,))
+    for axes in ([0], [-1], [5, 0], [1, -2]):
+        check("y = Unsqueeze(x, a)", {"x": x}, {"a": ints(*axes)}, wrt=["x"], free=(free,))
+    for body in ("s = Squeeze(x, a) y = Reshape(s, flat)", "s = Unsqueeze(x, a) y = Reshape(s, flat)"):
+        check(body, {"x": x, "a": ints(1)}, {"flat": ints(-1)}, wrt=["x"], free=(free,))
+
+
+@covers("Transpose")
+@pytest.mark.parametrize("perm", [None, *itertools.permutations(range(3))])
+def test_transpose(perm: tuple[int, ...] | None) -> None:
+    attribute = "" if perm is None else f"<perm={list(perm)}>"
+    check(f"y = Transpose{attribute}(x)", {"x": normal(2, 3, 4)}, free=FREE)
+
+
+@covers("Expand")
+@pytest.mark.parametrize("target", [[3], [2, 1], [2, 3], [4, 2, 3], [4, 1, 1], [1, 1, 1, 1]])
+def test_expand(target: list[int]) -> None:
+    for shape in ((2, 1), (1, 1), (2, 3)):
+        if target[-1] not in (1, shape[-1]) and shape[-1] != 1:
+            continue
+        check("y = Expand(x, s)", {"x": normal(*shape)}, {"s": ints(*target)}, wrt=["x"], free=FREE)
+        body = "e = Expand(x, s) y = Reshape(e, flat)"
+        check(body, {"x": normal(*shape), "s": ints(*target)}, {"flat": ints(-1)}, wrt=["x"], free=("static", "all"))
+
+
+@covers("Concat")
+@examples(max_examples=60)
+@given(shape=SHAPES, sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4), data=st.data())
+def test_concat(shape: tuple[int, ...], sizes: list[int], data: st.DataObject) -> None:
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    feeds = {}
+    for k, size in enumerate(sizes):
+        own = list(shape)
+        own[axis] = size
+        feeds[f"x{k}"] = normal(*own, seed=k)
+    wrt = data.draw(st.lists(st.sampled_from(sorted(feeds)), min_size=1, unique=True))
+    check(f"y = Concat<axis={axis}>({', '.join(feeds)})", feeds, wrt=wrt, free=FREE)
+
+
+def test_concat_of_a_value_with_itself() -> None:
+    check("z = Exp(x) y = Concat<axis=1>(z, x, z)", {"x": normal(2, 3)}, free=FREE)
+
+
+@covers("Split")
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 2), (2, 1), (0, 1, 2)])
+def test_split(axis: int, used: tuple[int, ...]) -> None:
+    x = normal(6, 6, 6)
+    names = ", ".join(f"e{k}" for k in used)
+    tail = " ".join(f"e{k} = Exp(p{k})" for k in used) + f" y = Concat<axis={axis}>({names})"
+    check(
+        f"p0, p1, p2 = Split<axis={axis}>(x, s) {tail}",
+        {"x": x[:, :2, :3] if axis == 0 else x[:2]},
+        {"s": ints(1, 2, 3)},
+        wrt=["x"],
+        free=FREE,
+    )
+    equal = x[:, :2, :2] if axis == 0 else x[:2]
+    check(f"p0, p1, p2 = Split<axis={axis}, num_outputs=3>(x) {tail}", {"x": equal}, free=("static", "batch"))
+    check(
+        f"p0, p1, p2 = Split<axis={axis}>(x, s) {tail}",
+        {"x": equal, "s": ints(3, 1, 2)},
+        wrt=["x"],
+        free=("static", "all"),
+    )
+
+
+def test_split_into_unequal_rest() -> None:
+    check("a, b = Split<axis=1, num_outputs=2>(x) e = Exp(a) y = Concat<axis=1>(b, e)", {"x": normal(2, 5)})
+
+
+@st.composite
+def slices(draw: st.DrawFn) -> dict[str, Any]:
+    shape = draw(SHAPES)
+    rank = len(shape)
+    axes = draw(st.lists(st.integers(0, rank - 1), unique=True, min_size=1))
+    plain = draw(st.booleans())
+    cuts = []
+    for axis in axes:
+        size = shape[axis]
+        step = 1 if plain else draw(st.sampled_from([1, 2, 3, -1, -2]))
+        start, end = draw(st.integers(-size - 1, size + 1)), draw(st.integers(-size - 1, size + 1))
+        if step < 0 and draw(st.booleans()):
+            end = -(2**31)
+        if step > 0 and draw(st.booleans()):
+            end = 2**63 - 1
+        if not len(range(*_clamped(start, end, step, size))):
+            start, end = (0, size) if step > 0 else (-1, -(2**31))
+        cuts.append((start, end, step))
+    return {
+        "shape": shape,
+        "starts": ints(*(c[0] for c in cuts)),
+        "ends": ints(*(c[1] for c in cuts)),
+        "axes": ints(*(a - rank if draw(st.booleans()) else a for a in axes)),
+        "steps": None if plain and draw(st.booleans()) else ints(*(c[2] for c in cuts)),
+    }
+
+
+def _clamped(start: int, end: int, step: int, size: int) -> tuple[int, int, int]:
+    return slice(start, end, step).indices(size)
+
+
+@covers("Slice")
+@examples(max_examples=150)
+@given(slices())
+def test_slice(case: dict[str, Any]) -> None:
+    x = normal(*case.pop("shape"))
+    held = {name: array for name, array in case.items() if array is not None}
+    body = f"y = Slice(x, {', '.join(held)})"
+    check(body, {"x": x}, held, wrt=["x"], free=FREE)
+    fed = {name: array for name, array in held.items() if name != "axes"}
+    flat = {"flat": ints(-1), "axes": held["axes"]}
+    check(f"c = {body[4:]} y = Reshape(c, flat)", {"x": x, **fed}, flat, wrt=["x"], free=("static", "all"))
+
+
+def test_slice_without_axes() -> None:
+    held = {"s": ints(1, -2), "e": ints(2, 100)}
+    check("y = Slice(x, s, e)", {"x": normal(2, 3, 2)}, held, wrt=["x"], free=(*FREE, "static"))
+    check("y = Slice(x, s, e)", {"x": normal(2, 3, 2), **held}, wrt=["x"], free=("static",))
+
+
+def test_slice_of_int32_bounds() -> None:
+    held = {"s": np.int32([1]), "e": np.int32([3]), "a": np.int32([1])}
+    check("y = Slice(x, s, e, a)", {"x": normal(2, 3)}, held, wrt=["x"], free=FREE)
+    check("y = Slice(x, s, e, a)", {"x": normal(2, 3), "s": held.pop("s")}, held, wrt=["x"], free=FREE)
+
+
+def test_slice_along_axes_of_run_time_is_refused() -> None:
+    feeds = {"x": normal(2, 3), "s": ints(1), "e": ints(2), "a": ints(1)}
+    with pytest.raises(UnsupportedOperator, match="axes are computed at run time"):
+        onnxcam.gradient(build("y = Slice(x, s, e, a)", feeds), of="y", wrt=["x"])
+
+
+def test_static_slices_are_one_pad() -> None:
+    held = {"s": ints(1), "e": ints(3), "a": ints(1), "t": ints(1)}
+    for free in ("static", "batch"):
+        assert emitted("y = Slice(x, s, e, a, t)", {"x": normal(2, 3)}, held, free) == ["Pad"]
+        assert emitted("y = Slice(x, s, e, a, t)", {"x": normal(2, 3)}, {**held, "s": ints(0)}, free) == []
+        assert emitted("y = Slice(x, s, e, a, t)", {"x": normal(2, 5)}, {**held, "t": ints(2)}, free) == [
+            "Pad",
+            "Gather",
+        ]
+
+
+@covers("Gather")
+@examples(max_examples=120)
+@given(
+    shape=SHAPES,
+    indices=st.one_of(
+        st.integers(-3, 2),
+        st.lists(st.integers(-3, 2), min_size=1, max_size=4),
+        st.tuples(st.integers(-3, 1), st.integers(1, 3)).map(lambda at: list(range(at[0], at[0] + at[1]))),
+        st.lists(st.lists(st.integers(-3, 2), min_size=2, max_size=2), min_size=1, max_size=3),
+    ),
+    narrow=st.booleans(),
+    data=st.data(),
+)
+def test_gather(shape: tuple[int, ...], indices: Any, narrow: bool, data: st.DataObject) -> None:
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    shape = tuple(3 if k == axis % len(shape) else d for k, d in enumerate(shape))
+    held = {"i": np.clip(np.asarray(indices, dtype=np.int32 if narrow else np.int64), -3, 2)}
+    body = f"y = Gather<axis={axis}>(x, i)"
+    check(body, {"x": normal(*shape)}, held, wrt=["x"], free=FREE)
+    check(body, {"x": normal(*shape), **held}, free=FREE)
+
+
+def test_class_token_is_one_pad() -> None:
+    """How vision transformers pick it."""
+    for index, free in itertools.product((0, 2, -1), ("static", "batch")):
+        held = {"i": np.asarray(index)}
+        assert emitted("y = Gather<axis=1>(x, i)", {"x": normal(2, 3, 4)}, held, free) == ["Unsqueeze", "Pad"]
+
+
+@covers("GatherElements")
+@examples(max_examples=40)
+@given(rows=st.integers(1, 3), axis=st.sampled_from([None, 0, 1, -1]), constant=st.booleans())
+def test_gather_elements(rows: int, axis: int | None, constant: bool) -> None:
+    attribute = "" if axis is None else f"<axis={axis}>"
+    indices = np.random.default_rng(rows).integers(-3, 3, (rows, 2))
+    feeds, held = {"x": normal(3, 3)}, {"i": indices}
+    body = f"y = GatherElements{attribute}(x, i)"
+    reference = functools.partial(_gather_elements, axis or 0)
+    if constant:
+        check(body, feeds, held, wrt=["x"], free=FREE, reference=reference)
+    else:
+        check(body, feeds | held, free=FREE, reference=reference)
+
+
+def _gather_elements(axis: int, /, x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+    """Onnx's evaluator refuses indices narrower than the data."""
+    return torch.gather(x, axis, i % 3)
+
+
+@covers("GatherND")
+@pytest.mark.parametrize("indices", [[[0], [2], [0]], [[0, 1], [2, -1], [0, 1]], [[[1, 1]], [[-1, 0]]]])
+def test_gather_nd(indices: Any) -> None:
+    held = {"i": np.asarray(indices)}
+    check("y = GatherND(x, i)", {"x": normal(3, 2, 2)}, held, wrt=["x"], free=FREE)
+    check("y = GatherND(x, i)", {"x": normal(3, 2, 2), **held}, free=("static",))
+
+
+def test_gather_nd_of_batches_is_refused() -> None:
+    model = build("y = GatherND<batch_dims=1>(x, i)", {"x": normal(2, 3)}, {"i": np.asarray([[0], [1]])})
+    with pytest.raises(UnsupportedOperator, match="batch_dims"):
+        onnxcam.gradient(model, of="y", wrt=["x"])
+
+
+@covers("ScatterND", "ScatterElements")
+@pytest.mark.parametrize("reduction", ["", 'reduction="none"', 'reduction="add"'])
+def test_scatter(reduction: str) -> None:
+    x = normal(3, 2, 2)
+    for indices in ([[0], [-1]], [[0, 1], [2, 0]]):
+        held = {"i": np.asarray(indices)}
+        feeds = {"x": x, "u": normal(*((2, 2, 2) if len(indices[0]) == 1 else (2, 2)))}
+        check(f"y = ScatterND<{reduction}>(x, i, u)".replace("<>", ""), feeds, held, free=FREE)
+        check(f"y = ScatterND<{reduction}>(x, i, u)".replace("<>", ""), feeds, held, wrt=["u"], free=FREE)
+    for axis in (0, 1, -1):
+        held = {"i": np.asarray([[[0, 1]], [[1, 0]]] if axis else [[[0, 2], [2, 1]]])}
+        feeds = {"x": x, "u": normal(*held["i"].shape)}
+        body = f"y = ScatterElements<axis={axis}, {reduction}>(x, i, u)".replace(", >", ">")
+        check(body, feeds, held, free=FREE)
+        check(body, feeds, held, wrt=["x"], free=FREE)
+
+
+@pytest.mark.parametrize("op_type", ["ScatterND", "ScatterElements"])
+def test_scatter_of_products_is_refused(op_type: str) -> None:
+    feeds = {"x": normal(3, 2), "i": np.asarray([[0, 1]]), "u": normal(1) if op_type == "ScatterND" else normal(1, 2)}
+    with pytest.raises(UnsupportedOperator, match="mul"):
+        onnxcam.gradient(build(f'y = {op_type}<reduction="mul">(x, i, u)', feeds), of="y", wrt=["x"])
+
+
+@covers("Tile")
+@examples(max_examples=30)
+@given(shape=SHAPES, data=st.data())
+def test_tile(shape: tuple[int, ...], data: st.DataObject) -> None:
+    repeats = ints(*(data.draw(st.integers(1, 3)) for _ in shape))
+    check("y = Tile(x, r)", {"x": normal(*shape)}, {"r": repeats}, wrt=["x"], free=FREE)
+    check("y = Tile(x, r)", {"x": normal(*shape), "r": repeats}, free=FREE)
+
+
+@covers("CumSum")
+@pytest.mark.parametrize("exclusive", [0, 1])
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_cumsum(exclusive: int, reverse: int) -> None:
+    body = f"y = CumSum<exclusive={exclusive}, reverse={reverse}>(x, a)"
+    for axis in (0, 1, -1):
+        check(body, {"x": normal(2, 3, 4)}, {"a": np.asarray(axis)}, wrt=["x"], free=FREE)
+        check(body, {"x": normal(2, 3, 4), "a": np.asarray(axis)}, free=FREE)
+
+
+@covers("DepthToSpace", "SpaceToDepth")
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_depth_to_space(block: int) -> None:
+    x = normal(2, 2 * block * block, 2, 1)
+    for attributes in (f"blocksize={block}", f'blocksize={block}, mode="DCR"', f'blocksize={block}, mode="CRD"'):
+        # without a known number of channels mode CRD is refused
+        free = ("static", "batch") if "CRD" in attributes else FREE
+        check(f"y = DepthToSpace<{attributes}>(x)", {"x": x}, free=free)
+    check(f"y = SpaceToDepth<blocksize={block}>(x)", {"x": normal(2, 3, 2 * block, block)}, free=FREE)
+
+
+def test_depth_to_space_of_unknown_channels_is_refused() -> None:
+    model = build('y = DepthToSpace<blocksize=2, mode="CRD">(x)', {"x": normal(1, 4, 1, 1)}, free="all")
+    with pytest.raises(UnsupportedOperator, match="channels"):
+        onnxcam.gradient(model, of="y", wrt=["x"])
+
+
+@covers("Trilu")
+@pytest.mark.parametrize("upper", ["", "<upper=0>", "<upper=1>"])
+@pytest.mark.parametrize("k", [None, -1, 0, 2])
+def test_trilu(upper: str, k: int | None) -> None:
+    constants = {} if k is None else {"k": np.asarray(k)}
+    body = f"y = Trilu{upper}(x{', k' * bool(constants)})"
+    check(body, {"x": normal(2, 3, 4)}, constants, wrt=["x"], free=FREE)
+
+
+@covers("Range")
+def test_range() -> None:
+    feeds = {"a": np.float32(0.5), "b": np.float32(3.9), "c": np.float32(0.7)}
+    check("y = Range(a, b, c)", feeds, wrt=["a", "c"], free=("static",))
+
+
+@covers("OneHot")
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+def test_one_hot(axis: int) -> None:
+    held = {"i": np.asarray([[0, 2], [-1, 5]]), "d": np.asarray(3)}
+    check(f"y = OneHot<axis={axis}>(i, d, v)", {"v": normal(2)}, held, wrt=["v"], free=("static",))
+
+
+def test_shapes_and_positions_pass_nothing_back() -> None:
+    """Their outputs are computed from float values, but do not vary with them."""
+    body = "s = Shape(x) n = Size(x) z = ConstantOfShape(s) f = Cast<to=1>(n) g = Add(z, f) y = Mul(x, g)"
+    check(body, {"x": distinct(2, 3)}, free=FREE, reference=lambda x: 6 * x)
+    assert emitted(body, {"x": normal(2, 3)}) == ["Mul"]
+
+
+def test_rolled_windows() -> None:
+    """Swin's cyclic shift: two slices and a concatenation."""
+    body = "a = Slice(x, one, end, axis) b = Slice(x, zero, one, axis) y = Concat<axis=1>(a, b)"
+    held = {"one": ints(1), "zero": ints(0), "end": ints(2**63 - 1), "axis": ints(1)}
+    check(body, {"x": normal(2, 4, 3)}, held, wrt=["x"], free=FREE)
+
+
+def test_patches_merged_by_strided_slices() -> None:
+    """Swin's patch merging: every second row and column."""
+    held = {"s": ints(1, 0), "e": ints(9, 9), "a": ints(1, 2), "t": ints(2, 2)}
+    model = build("y = Slice(x, s, e, a, t)", {"x": normal(1, 4, 4, 2)}, held, free="all")
+    x, dy = normal(1, 5, 4, 2), normal(1, 2, 2, 2)
+    [got] = gradients(model, {"x": x}, dy, ["x"])
+    expected = torch.zeros(1, 5, 4, 2)
+    expected[:, 1::2, 0::2] = torch.from_numpy(dy)
+    np.testing.assert_array_equal(got, expected.numpy())

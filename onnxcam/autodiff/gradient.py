@@ -30,8 +30,7 @@ def gradient(source: Source, of: str, wrt: Sequence[str]) -> onnx.ModelProto:
         ModelError: no such value, a value that is not floating point, or a `wrt` that does not reach `of`.
         UnsupportedOperator: an operator on the way has no rule.
     """
-    if isinstance(wrt, str):
-        wrt = [wrt]
+    wrt = [wrt] if isinstance(wrt, str) else list(dict.fromkeys(wrt))
     if not wrt:
         raise ModelError("`wrt` is empty; name at least one value to differentiate with respect to")
     graph = prepare(source)

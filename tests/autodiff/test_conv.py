@@ -14,7 +14,7 @@ from onnx import helper
 
 import onnxcam
 from onnxcam.errors import UnsupportedOperator
-from tests.autodiff.harness import build, check, covers, normal
+from tests.autodiff.harness import build, check, covers, normal, same
 
 CONV = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 TRANSPOSED = {
@@ -51,14 +51,6 @@ def transposed(
         return y if b is None else y + b.reshape(-1, *[1] * len(sizes))
 
     return reference
-
-
-def same(
-    sizes: Sequence[int], extents: Sequence[int], strides: Sequence[int], mode: str
-) -> tuple[list[int], list[int]]:
-    totals = [max(0, (-(-n // s) - 1) * s + e - n) for n, e, s in zip(sizes, extents, strides, strict=True)]
-    small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
-    return (small, large) if mode == "SAME_UPPER" else (large, small)
 
 
 SHAPES = ("static", "batch", "spatial")

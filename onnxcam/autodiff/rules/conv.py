@@ -48,7 +48,7 @@ def _windows(op: Builder, node: Node) -> list[Window]:
 
 
 def _transpose_windows(op: Builder, node: Node) -> list[Window]:
-    """The windows of the convolution this node transposes; output padding, less than a stride, leaves them as they are."""
+    """The windows of the convolution this node transposes; output padding is less than a stride and changes none."""
     x, kernel = node.inputs[0], _kernel(op, node)
     rank, mode = len(kernel), node.attr("auto_pad", "NOTSET")
     added = node.attr("output_padding") or [0] * rank

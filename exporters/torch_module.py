@@ -1,0 +1,352 @@
+"""A PyTorch model as the exporter sees it: on the CPU, put back as it was, its modules known by their calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onnxcam.errors import InputError, LayerError, ModelError, listing, nearest
+from onnxcam.graph.normalize import describe
+
+Tap = Callable[[Tensor], Tensor | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of one module.
+
+    Attributes:
+        name: the module's dotted name, "" for the model itself.
+        index: 0 for its first call.
+        module: the module called.
+        shape: of the first tensor it returned, None where it returned none.
+    """
+
+    name: str
+    index: int
+    module: nn.Module
+    shape: tuple[int, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A target layer: the output of the `index`-th call of the module called `module`, under the name users gave it."""
+
+    name: str
+    module: str
+    index: int
+    shape: tuple[int, ...]
+
+
+class Watched:
+    """A model whose module calls can be watched and, in passing, replaced.
+
+    Arguments:
+        model: a module, or a `torch.export.ExportedProgram`, which is unflattened into its modules again.
+
+    Raises:
+        ModelError: neither of them, or a program exported for one fixed batch size.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.exported = isinstance(model, torch.export.ExportedProgram)
+        if self.exported:
+            require_free_batch(model)
+            self.root: nn.Module = torch.export.unflatten(model)
+        elif isinstance(model, torch.jit.ScriptModule):
+            raise ModelError(
+                "the model is a TorchScript module, whose layers cannot be watched; export the nn.Module it was "
+                "scripted or traced from"
+            )
+        elif isinstance(model, nn.Module):
+            self.root = unwrap(model)
+        else:
+            raise ModelError(
+                f"got a {type(model).__name__}; expected a torch.nn.Module or a torch.export.ExportedProgram"
+            )
+        self.names: dict[str, str] = {}
+        first: dict[int, str] = {}
+        self._modules: dict[str, list[nn.Module]] = {}
+        for path, module in self.root.named_modules(remove_duplicate=False):
+            # unflattening calls the second call's module `name@1`: here it is the second call of `name`
+            plain = re.sub(r"@\d+", "", path) if self.exported else path
+            held = first.setdefault(id(module), plain)
+            self.names.setdefault(plain, held)
+            if module not in self._modules.setdefault(held, []):
+                self._modules[held].append(module)
+
+    @contextmanager
+    def watching(
+        self, see: Callable[[str, int, nn.Module, Any], Any], names: Sequence[str] | None = None
+    ) -> Iterator[None]:
+        """Call `see(name, call index, module, output)` whenever a module returns; what it returns replaces the output.
+
+        Arguments:
+            see: the watcher; None leaves the output as it is.
+            names: the modules to watch, all of them by default.
+        """
+        counts: dict[str, int] = {}
+        handles = []
+
+        def watch(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+            def hook(module: nn.Module, _: Any, output: Any) -> Any:
+                index = counts.get(name, 0)
+                counts[name] = index + 1
+                return see(name, index, module, output)
+
+            return hook
+
+        def restart(module: nn.Module, _: Any) -> None:
+            counts.clear()  # an exporter may run the model several times under one set of hooks
+
+        try:
+            handles.append(self.root.register_forward_pre_hook(restart))
+            for name in self._modules if names is None else dict.fromkeys(names):
+                handles.extend(module.register_forward_hook(watch(name)) for module in self._modules[name])
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def calls(self, picture: Tensor) -> tuple[list[Call], Any]:
+        """Every module call in the order in which the modules return, and the model's output.
+
+        Raises:
+            ModelError: the model does not run on this input.
+        """
+        found: list[Call] = []
+
+        def see(name: str, index: int, module: nn.Module, output: Any) -> None:
+            tensor = first_tensor(output)
+            found.append(Call(name, index, module, None if tensor is None else tuple(int(d) for d in tensor.shape)))
+
+        with self.watching(see), torch.no_grad():
+            output = run(self.root, picture)
+        return found, output
+
+    def resolve(self, layer: str | nn.Module, calls: Sequence[Call], rows: int) -> Target:
+        """The target layer meant by a module name, `name#k` or a module object.
+
+        Raises:
+            LayerError: no such module, not called, or its output is neither a spatial map nor a sequence of tokens.
+        """
+        shown, name, index = self._locate(layer, calls)
+        made = [call for call in calls if call.name == name]
+        if not made:
+            usable = [call.name for call in calls if call.name and is_map(call.shape, rows)]
+            raise LayerError(
+                f"module {shown!r} is not called when the model runs, so it has no output; "
+                f"choose one that is: {listing(nearest(shown, usable))}"
+            )
+        if index is None:
+            index = len(made) - 1
+        if index >= len(made):
+            raise LayerError(
+                f"layer {shown!r}: module {name!r} is called {len(made)} times; expected {name}#0 to "
+                f"{name}#{len(made) - 1}"
+            )
+        shape = made[index].shape
+        if shape is None or not is_map(shape, rows):
+            usable = [call.name for call in calls if call.name and is_map(call.shape, rows)]
+            got = "no tensor" if shape is None else f"a tensor of shape {describe(shape)} for {rows} pictures"
+            raise LayerError(
+                f"layer {shown!r} returns {got}; expected a spatial map [N, C, h, w] or [N, h, w, C], or tokens "
+                f"[N, T, C], as return {listing(nearest(shown, usable))}"
+            )
+        return Target(shown, name, index, shape)
+
+    def _locate(self, layer: str | nn.Module, calls: Sequence[Call]) -> tuple[str, str, int | None]:
+        if isinstance(layer, nn.Module):
+            for name, modules in self._modules.items():
+                if any(module is layer for module in modules):
+                    return name or "", name, None
+            raise LayerError(
+                f"the {type(layer).__name__} given as a layer is not a module of the model; give a module of the model "
+                "that is exported (not of a copy), or its name"
+            )
+        if not isinstance(layer, str):
+            raise LayerError(f"got a {type(layer).__name__} as a layer; expected a module's name or the module itself")
+        if layer in self.names:
+            return layer, self.names[layer], None
+        path, _, number = layer.rpartition("#")
+        index = int(number) if path and number.isdigit() else None
+        if index is None:
+            path = layer
+        for prefix in ("module.", "_orig_mod."):  # what DataParallel and torch.compile put before every name
+            path = path.removeprefix(prefix) if path not in self.names else path
+        if path in self.names:
+            return (path if index is None else f"{path}#{index}"), self.names[path], index
+        inside = [name for name in self.names if name.endswith(f".{path}")]
+        if len({self.names[name] for name in inside}) == 1:
+            found = inside[0]
+            return (found if index is None else f"{found}#{index}"), self.names[found], index
+        if inside:
+            raise LayerError(f"layer {layer!r} is ambiguous; it could be {listing(inside)}: give the whole name")
+        called = [name for name in dict.fromkeys(call.name for call in calls) if name]
+        raise LayerError(f"the model has no module {layer!r}; the nearest are {listing(nearest(path, called))}")
+
+
+def require_free_batch(program: Any) -> None:
+    """Refuse a program whose batch size was fixed when it was exported."""
+    wanted = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in wanted:
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and value.ndim and not isinstance(value.shape[0], torch.SymInt):
+                raise ModelError(
+                    f"the exported program takes exactly {int(value.shape[0])} picture(s) at a time; export it again "
+                    "from an example of two rows with a free batch dimension: torch.export.export(model, (example,), "
+                    'dynamic_shapes=({0: torch.export.Dim("N")},))'
+                )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel or torch.compile, which are only ways to run it."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def run(module: nn.Module, picture: Tensor) -> Any:
+    """The module's output, or a sentence on why there is none."""
+    try:
+        return module(picture)
+    except (LayerError, ModelError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the model does not run on a {str(picture.dtype).removeprefix('torch.')} input of shape "
+            f"{describe(tuple(picture.shape))}: {first_line(error)}; give example inputs of the size it was trained on"
+        ) from error
+
+
+def is_map(shape: tuple[int, ...] | None, rows: int) -> bool:
+    """Whether a CAM could be computed at a value: `[N, C, h, w]`, `[N, h, w, C]` or `[N, T, C]`, of several places."""
+    if shape is None or not shape or shape[0] != rows:
+        return False
+    if len(shape) == 3:
+        return shape[1] > 1
+    return len(shape) == 4 and shape[2:] != (1, 1) and shape[1:3] != (1, 1)
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first tensor of a module's output: itself, or the first inside a tuple, list, dict or dataclass."""
+    if isinstance(output, Tensor):
+        return output
+    parts: Sequence[Any] = ()
+    if isinstance(output, Mapping):
+        parts = list(output.values())
+    elif isinstance(output, (tuple, list)):
+        parts = output
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        parts = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """The tensors in a module's output, in order."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def with_first(output: Any, value: Tensor) -> Any:
+    """The output with its first tensor replaced, the rest as it was.
+
+    Raises:
+        LayerError: the output is a structure that cannot be rebuilt.
+    """
+    leaves, spec = torch.utils._pytree.tree_flatten(output)
+    for place, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            leaves[place] = value
+            return torch.utils._pytree.tree_unflatten(leaves, spec)
+    raise LayerError(
+        f"the layer returns a {type(output).__name__}, whose tensors cannot be replaced one by one; choose a module "
+        "inside it that returns a tensor, or export with verify=False"
+    )
+
+
+@contextmanager
+def frozen(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """The module in eval mode, on the CPU, in one floating-point type; afterwards exactly as it was.
+
+    Nothing is copied when it is on the CPU in that type already. Where it is not, parameters and buffers are exchanged
+    for converted ones and the very same objects put back at the end, so that optimizers, `.grad` and shared weights
+    never notice; a deep copy would need the memory twice, and many modules cannot be deep-copied.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    exchanged: list[tuple[nn.Module, str, Tensor]] = []
+    made: dict[int, Tensor] = {}
+    try:
+        try:
+            module.eval()
+        except NotImplementedError:  # graph modules of torch.export refuse it: their mode was fixed when exported
+            for part, _ in modes:
+                part.training = False
+        for part, _ in modes:
+            for name, held in [*part._parameters.items(), *part._buffers.items()]:
+                if held is None or not _differs(held, dtype):
+                    continue
+                if id(held) not in made:
+                    made[id(held)] = _converted(held, dtype)
+                exchanged.append((part, name, held))
+                setattr(part, name, made[id(held)])
+        yield
+    finally:
+        for part, name, held in exchanged:
+            setattr(part, name, held)
+        for part, mode in modes:
+            part.training = mode
+
+
+def _differs(held: Tensor, dtype: torch.dtype) -> bool:
+    return held.device.type != "cpu" or (held.is_floating_point() and held.dtype != dtype)
+
+
+def _converted(held: Tensor, dtype: torch.dtype) -> Tensor:
+    if held.device.type == "meta" or isinstance(held, nn.parameter.UninitializedTensorMixin):
+        raise ModelError("the model has parameters without values; load its weights (and run it once) before exporting")
+    moved = held.detach().to("cpu", dtype if held.is_floating_point() else held.dtype)
+    return nn.Parameter(moved, requires_grad=held.requires_grad) if isinstance(held, nn.Parameter) else moved
+
+
+def example(inputs: Any) -> Tensor:
+    """The example picture batch as two rows on the CPU, in float32 where it is floating-point.
+
+    Arguments:
+        inputs: a tensor or array `[N, C, H, W]`, or a tuple or list of exactly one.
+
+    Raises:
+        InputError: several inputs, or not a batch of pictures.
+    """
+    if isinstance(inputs, (tuple, list)):
+        if len(inputs) != 1:
+            raise InputError(f"got {len(inputs)} example inputs; expected one, a batch of pictures")
+        inputs = inputs[0]
+    try:
+        picture = torch.as_tensor(inputs).detach().to("cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"got a {type(inputs).__name__} as example inputs; expected a tensor [N, C, H, W]") from error
+    if picture.ndim != 4 or not picture.shape[0]:
+        raise InputError(
+            f"the example input has shape {describe(tuple(picture.shape))}; expected a batch of pictures, [N, C, H, W]"
+        )
+    if picture.is_floating_point():
+        picture = picture.float()
+    # from one row torch.export concludes that the batch is always one
+    return picture[:2].clone() if picture.shape[0] > 1 else picture.repeat(2, 1, 1, 1)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line), type(error).__name__)

@@ -1,0 +1,171 @@
+"""What PyTorch's own autograd says of a model: scores, layer values, and gradients of scores at those values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from onnxcam.exporters.torch_module import Target, Watched, first_line, first_tensor, frozen, run, tensors, with_first
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from onnxcam.errors import LayerError, ModelError
+
+Forward = Callable[[Tensor, Callable[[int, Tensor], Tensor]], Any]
+
+_PROBABILITY = {"softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid", "sigmoid_"}
+
+
+class Endings(TorchFunctionMode):  # type: ignore[misc]
+    """Remembers what went into every Softmax, LogSoftmax and Sigmoid, and what came out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "").split(".")[0]
+        before = args[0] if args else (kwargs or {}).get("input")
+        if name == "sigmoid_" and isinstance(before, Tensor):
+            before = before.clone()
+        result = func(*args, **(kwargs or {}))
+        if name in _PROBABILITY and isinstance(before, Tensor) and isinstance(result, Tensor):
+            self.seen.append((name.strip("_"), before, result))
+        return result
+
+    def ending(self, output: Tensor) -> tuple[str, Tensor] | None:
+        """The kind and the input of the last of them, if it made this output."""
+        for name, before, result in reversed(self.seen):
+            if result.numel() == output.numel() and torch.equal(result.detach().flatten(), output.detach().flatten()):
+                return name, before
+        return None
+
+
+class Evaluation:
+    """One batch through the model, with the graph that autograd needs: a `parity.Reference`.
+
+    Arguments:
+        forward: the model, which hands each target layer's value to its second argument and goes on with what it gets.
+        count: number of target layers.
+        batch: `[N, …]`, on the CPU.
+        place: which output tensor holds the scores.
+        kind: `logits`, `binary_logit` or `multilabel`.
+        stepped_over: whether a Softmax or Sigmoid ends the model and its input is meant.
+
+    Raises:
+        ModelError: the scores cannot be differentiated.
+    """
+
+    def __init__(self, forward: Forward, count: int, batch: Tensor, place: int, kind: str, stepped_over: bool) -> None:
+        values: dict[int, Tensor] = {}
+
+        def tap(layer: int, value: Tensor) -> Tensor:
+            held = value.clone()
+            if not held.requires_grad:
+                held.requires_grad_()
+            values[layer] = held
+            return held.clone()  # what follows may edit this one in place; `held` stays what the layer returned
+
+        with torch.inference_mode(False), torch.enable_grad(), Endings() as endings:
+            found = tensors(forward(batch, tap))
+        scores = found[place]
+        ending = endings.ending(scores) if stepped_over else None
+        if ending is not None:
+            scores = ending[1]
+        self._scores = scores.flatten(1)
+        self._kind = kind
+        self._values = [values[layer] for layer in range(count)]
+        if not self._scores.requires_grad:
+            raise ModelError(
+                "the scores do not depend on the target layer for PyTorch's autograd (a detach, or no_grad inside the "
+                "model?), so the gradients cannot be verified; choose another layer, or export with verify=False"
+            )
+        self.scores = _array(self._scores)
+        self.outputs = [_array(output) for output in found]
+        self.activations = [_array(value) for value in self._values]
+
+    def gradients(self, targets: np.ndarray) -> list[np.ndarray]:
+        """d score[n, targets[n]] / d value, per target layer; for a binary logit minus that at class 0."""
+        index = torch.as_tensor(targets)
+        if self._kind == "binary_logit":
+            total = (self._scores[:, 0] * (2 * index - 1)).sum()
+        else:
+            total = self._scores.gather(1, index[:, None]).sum()
+        found = torch.autograd.grad(total, self._values, retain_graph=True, allow_unused=True)
+        if any(gradient is None for gradient in found):
+            raise LayerError("the scores do not depend on the target layer; choose one between picture and scores")
+        return [_array(gradient) for gradient in found]
+
+
+class TorchOracle:
+    """A `parity.Oracle`: the model evaluated in float32, or in float64 to measure its own rounding error."""
+
+    def __init__(
+        self, root: nn.Module, forward: Forward, count: int, *, place: int, kind: str, stepped_over: bool
+    ) -> None:
+        self._root = root
+        self._forward = forward
+        self._evaluation = (count, place, kind, stepped_over)
+
+    def __call__(self, batch: np.ndarray, double: bool) -> Evaluation | None:
+        count, *rest = self._evaluation
+        picture = torch.from_numpy(batch)
+        if not double:
+            return Evaluation(self._forward, count, picture, *rest)
+        try:
+            with frozen(self._root, torch.float64):
+                return Evaluation(
+                    self._forward, count, picture.double() if picture.is_floating_point() else picture, *rest
+                )
+        except Exception:  # a model that casts to float32 by itself has no float64 form
+            return None
+
+
+def by_hooks(watched: Watched, targets: Sequence[Target]) -> Forward:
+    """The model with its target layers' outputs handed out through hooks."""
+    # two names for one call share one value: each gets a tap of its own, one behind the other
+    layers: dict[tuple[str, int], list[int]] = {}
+    for place, target in enumerate(targets):
+        layers.setdefault((target.module, target.index), []).append(place)
+
+    def forward(picture: Tensor, tap: Callable[[int, Tensor], Tensor]) -> Any:
+        def see(name: str, index: int, _: nn.Module, output: Any) -> Any:
+            taken = layers.get((name, index))
+            value = first_tensor(output) if taken else None
+            if not taken or value is None:
+                return None
+            for layer in taken:
+                value = tap(layer, value)
+            return with_first(output, value)
+
+        with watched.watching(see, [target.module for target in targets]):
+            return run(watched.root, picture)
+
+    return forward
+
+
+def by_program(program: Any, values: Sequence[str]) -> tuple[nn.Module, Forward] | None:
+    """The captured program with the values of these names handed out; None where it has no such values."""
+    module = program.module()
+    names = [node.name for node in module.graph.nodes]
+    if any(value not in names for value in values):
+        return None
+
+    def forward(picture: Tensor, tap: Callable[[int, Tensor], Tensor]) -> Any:
+        class Tapped(torch.fx.Interpreter):  # type: ignore[misc]
+            def run_node(self, node: Any) -> Any:
+                result = super().run_node(node)
+                return tap(values.index(node.name), result) if node.name in values else result
+
+        try:
+            return Tapped(module).run(picture)
+        except Exception as error:
+            raise ModelError(f"the captured program does not run in PyTorch: {first_line(error)}") from error
+
+    return module, forward
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.asarray(tensor.detach().numpy(force=True))

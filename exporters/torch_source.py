@@ -1,0 +1,510 @@
+"""Models named on a command line: importable callables, torchvision and timm names, `.pt2` archives, pickled modules.
+
+What can run code hidden in a file is refused unless the caller says the file is trusted; state dicts are always read
+with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import logging
+import pickle
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from onnxcam.exporters.torch_archive import check_archive
+from onnxcam.exporters.torch_module import first_line
+from torch import Tensor, nn
+
+from onnxcam.errors import DependencyError, ModelError, OnnxcamError, TrustError, listing, nearest
+
+Size = int | Sequence[int]
+DEFAULT_SIDE = 224
+IMAGENET, NONE = "imagenet", "none"
+PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
+
+_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+# what training scripts wrap a state dict in
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a source says of itself.
+
+    Attributes:
+        name: for the manifest.
+        labels: class names by index, None where the source has none.
+        preprocess: the manifest's `preprocess` entry, None where the source does not tell.
+    """
+
+    name: str
+    labels: list[str] | None = None
+    preprocess: dict[str, Any] | None = None
+
+
+class Loaded(NamedTuple):
+    """A model, an example input batch `[1, C, H, W]` for it, and what is known about it."""
+
+    model: Any
+    example_inputs: Tensor
+    info: Info
+
+
+def load(
+    source: str,
+    *,
+    weights: str | None = None,
+    trust: bool = False,
+    import_file: str | None = None,
+    input_size: Size | None = None,
+) -> Loaded:
+    """Load a model from its name or file.
+
+    Arguments:
+        source: `package.module:callable` (imported and called without arguments, with the current folder importable;
+            it returns the module, or the module and example inputs), `torchvision:NAME`, `timm:NAME`, a `.pt2` archive
+            of torch.export, or a file that holds a whole pickled module.
+        weights: a state dict file (`.safetensors` too), `none`, or `imagenet` (torchvision and timm only, there the
+            default).
+        trust: allow a file to run code while it is loaded.
+        import_file: a Python file to run first, which defines the classes that a pickled module needs.
+        input_size: n, (h, w) or (c, h, w) of the example input; by default what the source says, else 224.
+
+    Raises:
+        TrustError: loading would run code from a file, and `trust` is not set.
+        ModelError: no such model, or weights that do not fit.
+        DependencyError: torchvision or timm is missing.
+    """
+    if import_file is not None and not trust:
+        raise TrustError(f"{import_file} would be run; if you trust it, say so with --trust-model (trust=True)")
+    family, _, name = source.partition(":")
+    with _imported(import_file), _importable_here():
+        if family in ("torchvision", "timm") and name:
+            return (_torchvision if family == "torchvision" else _timm)(name, weights, input_size)
+        if _CALLABLE.fullmatch(source) and not Path(source).exists():
+            return _called(source, weights, input_size)
+        return _file(Path(source), weights, trust, input_size)
+
+
+def _called(source: str, weights: str | None, size: Size | None) -> Loaded:
+    """Import `package.module:callable` and call it; naming it is consent to run it."""
+    path, _, attribute = source.partition(":")
+    try:
+        found: Any = importlib.import_module(path)
+    except ImportError as error:
+        raise ModelError(
+            f"{source}: cannot import {path!r} ({first_line(error)}); it is looked for on sys.path and in {Path.cwd()}"
+        ) from error
+    except Exception as error:
+        raise ModelError(f"{source}: importing {path!r} failed: {_told(error)}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            near = nearest(part, [n for n in dir(found) if not n.startswith("_")])
+            raise ModelError(f"{source}: {path!r} has no {part!r}; the nearest are {listing(near)}")
+        found = getattr(found, part)
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise ModelError(f"{source} is a {type(found).__name__}; expected a callable that returns a module")
+        try:
+            inspect.signature(found).bind()
+        except TypeError as error:
+            raise ModelError(
+                f"{source} cannot be called without arguments ({error}); write a function that takes none and returns "
+                "the module"
+            ) from error
+        except ValueError:
+            pass  # built-in callables have no signature to check
+        try:
+            found = found()
+        except OnnxcamError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{source}() failed: {_told(error)}") from error
+    inputs = None
+    if isinstance(found, (tuple, list)) and len(found) == 2:
+        found, inputs = found
+    if not isinstance(found, (nn.Module, torch.export.ExportedProgram)):
+        raise ModelError(f"{source} returned a {type(found).__name__}; expected a torch.nn.Module")
+    _fill(found, weights, source)
+    shown = attribute if attribute != "model" else path.rpartition(".")[2]
+    return Loaded(found, _example(found, size) if inputs is None or size is not None else inputs, Info(shown))
+
+
+def _torchvision(name: str, weights: str | None, size: Size | None) -> Loaded:
+    with _quiet():
+        models = _import("torchvision").models
+        known = models.list_models(module=models)
+        if name not in known:
+            raise ModelError(f"torchvision has no classifier {name!r}; the nearest are {listing(nearest(name, known))}")
+        best = models.get_model_weights(name).DEFAULT
+        transforms = best.transforms()
+        if weights is None or weights == IMAGENET:
+            try:
+                model = models.get_model(name, weights=best)
+            except (OSError, RuntimeError) as error:
+                raise ModelError(
+                    f"the ImageNet weights of torchvision:{name} cannot be fetched from {best.url} ({_told(error)}); "
+                    "fetch that file elsewhere and give it with --weights FILE, or take random ones with --weights none"
+                ) from error
+        else:
+            model = _filled(lambda **options: models.get_model(name, weights=None, **options), weights, name)
+    example = _example(model, size if size is not None else transforms.crop_size[0])
+    if weights is not None and weights != IMAGENET:
+        return Loaded(model, example, Info(name))
+    preprocess = {
+        "color": "RGB",
+        "scale": 1 / 255,
+        "mean": list(transforms.mean),
+        "std": list(transforms.std),
+        "resize": {
+            "mode": "shortest",
+            "size": transforms.resize_size[0],
+            "interpolation": transforms.interpolation.value,
+            "antialias": bool(transforms.antialias),
+        },
+        "crop": {"size": [transforms.crop_size[0]] * 2, "anchor": "center"},
+    }
+    return Loaded(model, example, Info(name, list(best.meta["categories"]), preprocess))
+
+
+def _timm(name: str, weights: str | None, size: Size | None) -> Loaded:
+    with _quiet():
+        timm = _import("timm")
+        if not timm.is_model(name):
+            near = nearest(name.partition(".")[0], timm.list_models())
+            raise ModelError(f"timm has no model {name!r}; the nearest are {listing(near)}")
+        if weights is None or weights == IMAGENET:
+            try:
+                model = timm.create_model(name, pretrained=True)
+            except (OSError, RuntimeError) as error:
+                raise ModelError(
+                    f"the pretrained weights of timm:{name} cannot be fetched ({_told(error)}); fetch them elsewhere "
+                    "and give them with --weights FILE, or take random ones with --weights none"
+                ) from error
+        else:
+            model = _filled(lambda **options: timm.create_model(name, pretrained=False, **options), weights, name)
+    config = dict(model.pretrained_cfg)
+    example = _example(model, size if size is not None else config.get("input_size"))
+    if weights is not None and weights != IMAGENET:
+        return Loaded(model, example, Info(name))
+    from onnxcam.image.presets import from_timm
+
+    return Loaded(model, example, Info(name, None, from_timm(config).to_dict()))
+
+
+def _file(path: Path, weights: str | None, trust: bool, size: Size | None) -> Loaded:
+    if not path.is_file():
+        raise ModelError(
+            f"{path}: no such file; expected package.module:callable, torchvision:NAME, timm:NAME, or a .pt2 or .pt "
+            "file"
+        )
+    kind = _kind(path)
+    if kind == "torchscript":
+        raise ModelError(
+            f"{path} is a TorchScript archive, whose layers cannot be watched; name the code that makes the module "
+            "(package.module:callable --weights FILE), or export it with torch.onnx.export and give the .onnx file"
+        )
+    if kind == "program":
+        return _program(path, weights, trust, size)
+    if kind == "pickle":
+        model = _pickled(path, trust)
+        _fill(model, weights, str(path))
+        return Loaded(model, _example(model, size), Info(path.stem))
+    raise ModelError(
+        f"{path} is not a PyTorch file; expected an archive of torch.export (.pt2) or a saved module (.pt, .pth)"
+    )
+
+
+def _kind(path: Path) -> str | None:
+    """`program` (torch.export), `torchscript`, `pickle` (torch.save), or None."""
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    if not zipfile.is_zipfile(path):
+        return "pickle" if start[:1] == b"\x80" or path.suffix == ".tar" else None
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any("/models/" in n and n.endswith(".json") for n in names) or "serialized_exported_program.json" in names:
+        return "program"
+    if any(n.endswith("constants.pkl") for n in names) and any("/code/" in n for n in names):
+        return "torchscript"
+    return "pickle" if any(n.endswith("data.pkl") for n in names) else None
+
+
+def _program(path: Path, weights: str | None, trust: bool, size: Size | None) -> Loaded:
+    if weights not in (None, NONE):
+        raise ModelError(f"{path} holds its own weights; leave --weights out")
+    if not trust:
+        check_archive(path)
+    try:
+        with _quiet():
+            program = torch.export.load(path)
+    except Exception as error:
+        raise ModelError(
+            f"{path} cannot be loaded by PyTorch {torch.__version__}: {_told(error)}; save it again with this version"
+        ) from error
+    inputs: Any = program.example_inputs[0] if program.example_inputs else ()
+    if size is None and len(inputs) == 1 and isinstance(inputs[0], Tensor):
+        return Loaded(program, inputs[0], Info(path.stem))
+    return Loaded(program, _example(program, size), Info(path.stem))
+
+
+def _pickled(path: Path, trust: bool) -> nn.Module:
+    """A whole module saved with torch.save.
+
+    Raises:
+        TrustError: unpickling it runs code and `trust` is not set.
+        ModelError: it holds no module.
+    """
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not trust:
+            raise TrustError(
+                f"{path} is a pickled module: loading it runs whatever code it contains. If you trust it, say so with "
+                "--trust-model (trust=True); safer is package.module:callable with --weights on a saved state dict"
+            ) from error
+        held = _unpickled(path)
+    except Exception as error:
+        raise ModelError(f"{path} cannot be read by PyTorch: {_told(error)}; was the copy cut off?") from error
+    if isinstance(held, nn.Module):
+        return held
+    if isinstance(held, Mapping) and _tensors_in(held) is not None:
+        raise ModelError(
+            f"{path} holds only weights (a state dict), not the model; name the code that makes the model and give the "
+            f"file as its weights: package.module:callable --weights {path}"
+        )
+    inside = f"with the keys {listing(held)}" if isinstance(held, Mapping) else ""
+    raise ModelError(f"{path} holds a {type(held).__name__} {inside}; expected a torch.nn.Module".replace(" ;", ";"))
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"{path} needs code that is not importable here ({first_line(error)}); run onnxcam in the folder of that "
+            "code, or name the Python file that defines it with --import FILE.py"
+        ) from error
+    except Exception as error:
+        raise ModelError(f"{path} cannot be unpickled: {_told(error)}") from error
+
+
+def _filled(make: Any, weights: str, name: str) -> nn.Module:
+    """A model of a zoo with weights from a file; made for as many classes as the file has."""
+    model: nn.Module = make()
+    if weights == NONE:
+        return model
+    state = read_weights(Path(weights))
+    classes = _classes(model.state_dict(), state)
+    if classes is not None:
+        model = make(num_classes=classes)
+    fit(model, state, f"{weights} in {name}")
+    return model
+
+
+def _classes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> int | None:
+    """The number of classes of a state dict whose every misfit is a first dimension: the classifier's."""
+    differing = [k for k, v in own.items() if k in given and given[k].shape != v.shape]
+    rows = {(own[k].shape[0], given[k].shape[0]) for k in differing if own[k].ndim and given[k].ndim}
+    alike = all(own[k].shape[1:] == given[k].shape[1:] for k in differing)
+    return next(iter(rows))[1] if len(rows) == 1 and alike else None
+
+
+def _fill(model: Any, weights: str | None, where: str) -> None:
+    if weights is None or weights == NONE:
+        return
+    if weights == IMAGENET:
+        raise ModelError(f"--weights imagenet is for torchvision:NAME and timm:NAME; for {where} give a file")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{where} holds its own weights; leave --weights out")
+    fit(model, read_weights(Path(weights)), f"{weights} in {where}")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict file, read without running any code in it.
+
+    Raises:
+        TrustError: it holds more than tensors.
+        ModelError: it cannot be read, or holds no state dict.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; expected a state dict (torch.save(model.state_dict(), ...))")
+    if path.suffix == ".safetensors":
+        held: Any = _safetensors(path)
+    elif _kind(path) != "pickle":
+        raise ModelError(f"{path} is no saved state dict; expected the output of torch.save(model.state_dict(), ...)")
+    else:
+        try:
+            held = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise TrustError(
+                f"{path} holds more than weights, and reading it would run code; save the weights alone: "
+                "torch.save(model.state_dict(), ...)"
+            ) from error
+        except Exception as error:
+            raise ModelError(f"{path} cannot be read by PyTorch: {_told(error)}; was the copy cut off?") from error
+    found = _tensors_in(held)
+    if found is None:
+        inside = f"with the keys {listing(held)}" if isinstance(held, Mapping) else "that is no state dict"
+        raise ModelError(f"{path} holds a {type(held).__name__} {inside}; expected a state dict of tensors")
+    return found
+
+
+def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict into a model, all of it and nothing but it.
+
+    Raises:
+        ModelError: parameters are missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    if state and all(k.startswith("module.") for k in state) and not any(k.startswith("module.") for k in own):
+        state = {k.removeprefix("module."): v for k, v in state.items()}  # saved from inside DataParallel
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        missing = [k for k in own if k not in state]
+        unexpected = [k for k in state if k not in own]
+        sizes = [
+            f"{k} is {list(state[k].shape)} instead of {list(own[k].shape)}"
+            for k in own
+            if k in state and state[k].shape != own[k].shape
+        ]
+        faults = [
+            f"{len(names)} {what}: {listing(names, 3)}"
+            for what, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
+        faults += [f"{len(sizes)} of another shape: {'; '.join(sizes[:3])}"] if sizes else []
+        told = ", ".join(faults) or first_line(error)
+        raise ModelError(f"the weights do not fit ({where}): {told}; give the file saved from this model") from error
+
+
+def _tensors_in(held: Any) -> dict[str, Tensor] | None:
+    if not isinstance(held, Mapping):
+        return None
+    for key in _WRAPPERS:
+        if isinstance(held.get(key), Mapping):
+            held = held[key]
+            break
+    tensors = {k: v for k, v in held.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    return tensors if tensors and len(tensors) == len(held) else None
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise DependencyError("reading .safetensors needs that package: pip install safetensors") from error
+    try:
+        return load_file(path, device="cpu")
+    except Exception as error:
+        raise ModelError(f"{path} is not a readable safetensors file: {_told(error)}") from error
+
+
+def _example(model: Any, size: Size | None) -> Tensor:
+    """A seeded standard normal picture batch `[1, C, H, W]` of the model's channels."""
+    given = [size, size] if isinstance(size, int) else list(size or ())
+    channels = 3
+    if isinstance(model, nn.Module):
+        config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+        if not given and isinstance(config, Mapping) and len(config.get("input_size") or ()) == 3:
+            given = list(config["input_size"])
+        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        channels = channels if first is None else first.in_channels
+    elif not given:
+        wanted = model.graph_signature.user_inputs
+        declared = next((n.meta["val"].shape for n in model.graph.nodes if n.name in wanted), ())
+        given = [int(d) for d in declared[1:] if isinstance(d, int)]
+    if not given:
+        log.warning("the model does not tell its input size; %d × %d is assumed", DEFAULT_SIDE, DEFAULT_SIDE)
+        given = [DEFAULT_SIDE, DEFAULT_SIDE]
+    if len(given) not in (2, 3) or min(given) < 1:
+        raise ModelError(f"got {given} as the input size; expected n, (h, w) or (c, h, w)")
+    shape = (1, *given) if len(given) == 3 else (1, channels, *given)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch raises RuntimeError
+        raise DependencyError(
+            f"{name} cannot be imported ({first_line(error)}); install the one that fits PyTorch "
+            f"{torch.__version__}: pip install {name}"
+        ) from error
+
+
+@contextmanager
+def _importable_here() -> Iterator[None]:
+    """The current folder importable, as `python` has it and an installed command has not."""
+    here = str(Path.cwd())
+    if here in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+
+
+@contextmanager
+def _imported(file: str | None) -> Iterator[None]:
+    """A Python file run under the name of its stem, so that unpickling finds the classes in it."""
+    if file is None:
+        yield
+        return
+    path = Path(file)
+    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{file} cannot be imported; expected a Python file (.py)")
+    held = sys.modules.get(path.stem)
+    main = sys.modules["__main__"]
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    lent: list[str] = []
+    try:
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise ModelError(f"running {file} failed: {_told(error)}") from error
+        # a module saved by a script says that its classes live in __main__
+        for name, value in vars(module).items():
+            if isinstance(value, type) and not hasattr(main, name):
+                setattr(main, name, value)
+                lent.append(name)
+        yield
+    finally:
+        for name in lent:
+            delattr(main, name)
+        if held is None:
+            sys.modules.pop(path.stem, None)
+        else:
+            sys.modules[path.stem] = held
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' warnings about their own future."""
+    with warnings.catch_warnings():
+        for category in (UserWarning, FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"(torch|torchvision|timm|copyreg)(\.|$)")
+        yield
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -232,6 +232,8 @@ def _from_pil(image: Any, max_pixels: int | None, background: tuple[int, int, in
         _check_pixels(height, width, max_pixels)
         if width < 1 or height < 1:
             raise HeaderError(f"has {width}x{height} pixels; give one with pixels in it")
+        # Loading first: PIL turns TIFF files itself while loading, and then takes the tag away.
+        image.load()
         turn = int(image.getexif().get(0x0112, 1)) if hasattr(image, "getexif") else 1
         return Picture(orient(_pil_pixels(image, background), turn), name, path)
     except HeaderError as error:

@@ -107,8 +107,8 @@ def resolve(
 
     Args:
         spec: a Preprocess; a preset's name; a dict or JSON file in the manifest's form, in timm's (`pretrained_cfg`) or
-            in Hugging Face's (`preprocessor_config.json`), recognised by its keys; "timm:FILE", "hf:FILE"; or "timm", "hf"
-            alone with `config`.
+            in Hugging Face's (`preprocessor_config.json`), recognised by its keys; "timm:FILE" or "hf:FILE"; or
+            "timm" or "hf" alone with `config`.
         input_shape: the model's input, four dimensions of which strings and None are open.
         layout: "NCHW" or "NHWC", how to read `input_shape`.
         config: the dict for "timm" and "hf", from an exporter that has the source model at hand.

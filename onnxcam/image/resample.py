@@ -1,7 +1,7 @@
 """Resizing pictures exactly as Pillow does (antialiased), or as OpenCV does (not antialiased).
 
 torchvision, timm and Hugging Face resize PIL images; a model's accuracy was measured on those pixels. Pillow resamples
-in two passes, first along the width, with fixed-point weights of 22 fractional bits, and rounds to 8 bits after each pass.
+in two passes, first along the width, with fixed-point weights of 22 fractional bits, and rounds to 8 bits after each.
 The same integers are summed here with matrix products in float64, which holds them exactly.
 """
 

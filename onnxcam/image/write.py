@@ -41,6 +41,15 @@ def write_png(path: str | os.PathLike[str], pixels: NDArray[np.uint8]) -> None:
     Raises:
         OutputError: not such an array, or the file could not be written.
     """
+    write_bytes(path, encode_png(pixels))
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """uint8 [H, W, 3] RGB or [H, W] grey as the bytes of a PNG.
+
+    Raises:
+        OutputError: not such an array.
+    """
     if (
         pixels.dtype != np.uint8
         or pixels.size == 0
@@ -54,10 +63,10 @@ def write_png(path: str | os.PathLike[str], pixels: NDArray[np.uint8]) -> None:
     try:
         done, data = cv2.imencode(".png", np.ascontiguousarray(stored))
     except cv2.error as error:
-        raise OutputError(f"{str(path)!r} could not be encoded as PNG ({error})") from error
+        raise OutputError(f"the picture could not be encoded as PNG ({error})") from error
     if not done:
-        raise OutputError(f"{str(path)!r} could not be encoded as PNG; is there enough memory?")
-    write_bytes(path, data.tobytes())
+        raise OutputError("the picture could not be encoded as PNG; is there enough memory?")
+    return bytes(data.tobytes())
 
 
 def _reason(error: OSError, path: Path) -> str:

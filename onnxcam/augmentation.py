@@ -1,4 +1,4 @@
-"""`onnxcam.augment`: any classifier `.onnx` in, the explainable model out. `onnxcam.layers`: where it can be explained."""
+"""`onnxcam.augment`: any classifier in, the explainable model out. `onnxcam.layers`: where it can be explained."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from onnxcam.graph.view import Dim, Graph
 # the oldest onnxruntime that ran the augmented models of docs/coverage.md at each opset
 OLDEST_RUNTIME = {18: "1.15.1", 19: "1.16.3", 20: "1.17.3", 21: "1.20.1"}
 TARGET = "target"
-_DTYPES = {
+_DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.DOUBLE: "float64",
@@ -204,7 +204,7 @@ def _picture_input(graph: Graph) -> onnx.ValueInfoProto:
     Raises:
         ModelError: several inputs, or one that is not a batch of pictures.
     """
-    inputs = [i for i in graph.inputs if graph.consumers.get(i.name)]
+    inputs: list[onnx.ValueInfoProto] = [i for i in graph.inputs if graph.consumers.get(i.name)]
     if len(inputs) != 1:
         shapes = ", ".join(f"{i.name!r} {describe(graph.shape(i.name))}" for i in inputs)
         raise ModelError(f"the model has {len(inputs)} inputs ({shapes}); expected exactly one, a batch of pictures")
@@ -239,13 +239,13 @@ def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | Non
     if labels is None:
         return None
     if len(labels) != classes:
-        raise ModelError(f"got {len(labels)} labels for a model with {classes} classes; expected one per class, in order")
+        raise ModelError(
+            f"got {len(labels)} labels for a model with {classes} classes; expected one per class, in order"
+        )
     return [str(label) for label in labels]
 
 
-def _wanted(
-    graph: Graph, asked: Sequence[str | Layer] | str | None, held: Manifest | None, value: str
-) -> list[Layer]:
+def _wanted(graph: Graph, asked: Sequence[str | Layer] | str | None, held: Manifest | None, value: str) -> list[Layer]:
     known = {} if held is None else {e["name"]: _from_entry(e) for e in held["layers"] if e.get("value")}
     if asked is None:
         chosen: list[str | Layer] = list(known.values()) or [layers.default(graph, value)]
@@ -273,9 +273,7 @@ def _from_entry(entry: dict[str, Any]) -> Layer:
     )
 
 
-def _reserve(
-    graph: Graph, wanted: list[Layer], functions: dict[str, Any], outputs: str, found: scores.Scores
-) -> Graph:
+def _reserve(graph: Graph, wanted: list[Layer], functions: dict[str, Any], outputs: str, found: scores.Scores) -> Graph:
     """Free the fixed names: an internal value that has one of them is renamed."""
     fixed = {TARGET, "logits", "activations", "gradients", "heatmap"}
     fixed |= {f"{stem}/{layer.name}" for layer in wanted for stem in ("activations", "gradients", "heatmap")}
@@ -335,7 +333,9 @@ def fixed_class(mode: str | int, classes: int, labels: Sequence[str] | None) -> 
         return None
     index = int(targets.resolve(mode, 1, classes, labels)[0])
     if index < 0:
-        raise TargetError(f"target {mode!r}: a fixed target is a class from 0 to {classes - 1}; use 'optional' for top-1")
+        raise TargetError(
+            f"target {mode!r}: a fixed target is a class from 0 to {classes - 1}; use 'optional' for top-1"
+        )
     return index
 
 

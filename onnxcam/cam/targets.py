@@ -46,7 +46,7 @@ def _one(target: Any, classes: int, labels: Sequence[str] | None) -> int:
         return find_label(target, labels)
     if isinstance(target, (bool, np.bool_)) or not isinstance(target, (int, np.integer)):
         raise TargetError(
-            f"target {target!r} is a {type(target).__name__}; expected a class index, a label, or None for the top-1 class"
+            f"target {target!r} is a {type(target).__name__}; expected an index, a label, or None for top-1"
         )
     index = int(target)
     if index != TOP1 and not 0 <= index < classes:
@@ -101,4 +101,4 @@ def probabilities(scores: np.ndarray, kind: str) -> np.ndarray:
     p = np.where(logits >= 0, 1.0, np.exp(np.minimum(logits, 0))) / (1.0 + np.exp(-np.abs(logits)))
     if kind == "binary_logit":
         p = np.concatenate([1.0 - p, p], axis=1)
-    return p.astype(np.float32)
+    return np.asarray(p, dtype=np.float32)

@@ -99,8 +99,8 @@ def _keep(model: onnx.ModelProto, nodes: list[onnx.NodeProto], outside: Iterable
         (model.graph.input, kept_inputs),
     ):
         if len(kept) != len(field):
-            del field[:]  # type: ignore[attr-defined]
-            field.extend(kept)  # type: ignore[attr-defined]
+            del field[:]
+            field.extend(kept)
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:

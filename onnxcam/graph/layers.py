@@ -60,11 +60,11 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
     if last is None:
         for node in _between(graph, scores):  # token models: the last block's token map
             shape = graph.shape(node.output[0])
-            if node.op_type == "Add" and shape is not None and len(shape) == 3 and isinstance(shape[1], int):
-                if shape[1] >= 4 and not graph.is_constant(node.input[0]) and not graph.is_constant(node.input[1]):
-                    value = node.output[0]
-                    found[value] = describe_layer(graph, Layer(value, value))
-                    last = value
+            tokens = shape[1] if shape is not None and len(shape) == 3 else None
+            residual = node.op_type == "Add" and not any(graph.is_constant(name) for name in node.input)
+            if residual and isinstance(tokens, int) and tokens >= 4:
+                last = node.output[0]
+                found[last] = describe_layer(graph, Layer(last, last))
     ordered = sorted(found.values(), key=lambda layer: graph.position[layer.value])
     return [replace(layer, default=layer.value == last) for layer in ordered]
 
@@ -117,8 +117,8 @@ def describe_layer(graph: Graph, layer: Layer) -> Layer:
         return _tokens(layer, shape)
     if len(shape) != 4 or not _spatial(shape):
         raise LayerError(
-            f"layer {layer.name!r} has shape {describe(shape)}; expected a spatial map [N, C, h, w] or [N, h, w, C], or "
-            "tokens [N, T, C]: choose an earlier layer (`onnxcam layers` lists them)"
+            f"layer {layer.name!r} has shape {describe(shape)}; expected a spatial map [N, C, h, w] or [N, h, w, C], "
+            "or tokens [N, T, C]: choose an earlier layer (`onnxcam layers` lists them)"
         )
     layout = layer.layout or layout_of(graph, layer.value)
     dims = shape[2:] if layout == "NCHW" else shape[1:3]
@@ -136,7 +136,7 @@ def _tokens(layer: Layer, shape: Shape) -> Layer:
             if side > 1 and side * side == tokens - prefix:
                 return replace(layer, layout="NTC", shape=shape, grid=(side, side), prefix_tokens=prefix)
     raise LayerError(
-        f"layer {layer.name!r} has shape {describe(shape)}: {tokens} tokens do not form a square grid; choose another layer"
+        f"layer {layer.name!r} has shape {describe(shape)}: {tokens} tokens form no square grid; choose another layer"
     )
 
 
@@ -172,7 +172,7 @@ def _activation(graph: Graph, value: str) -> str | None:
         inside.add(output)
         frontier = {v for v in frontier | {output} if not _spent(graph, v, inside)}
         if frontier == {output}:
-            return output
+            return str(output)
     return None
 
 
@@ -215,10 +215,10 @@ def layout_of(graph: Graph, value: str) -> str:
                 continue
             for neighbour in (*node.output, *node.input):
                 shape = graph.shape(neighbour)
-                if neighbour and neighbour not in seen and shape is not None and len(shape) == 4:
-                    if not graph.is_constant(neighbour):
-                        seen.add(neighbour)
-                        queue.append((neighbour, flipped ^ turns if neighbour not in _side(node, name) else flipped))
+                if neighbour in seen or shape is None or len(shape) != 4 or graph.is_constant(neighbour):
+                    continue
+                seen.add(neighbour)
+                queue.append((neighbour, flipped if neighbour in _side(node, name) else flipped ^ turns))
     return "NCHW"
 
 

@@ -64,7 +64,9 @@ def _upgrade(model: onnx.ModelProto) -> None:
     versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
     opset = versions[0] if versions else 1
     if opset > HIGHEST_OPSET:
-        raise ModelError(f"the model uses opset {opset}; the newest supported is {HIGHEST_OPSET}: export it with opset 20")
+        raise ModelError(
+            f"the model uses opset {opset}; the newest supported is {HIGHEST_OPSET}: export it with opset 20"
+        )
     if opset >= LOWEST_OPSET:
         return
     try:
@@ -72,7 +74,8 @@ def _upgrade(model: onnx.ModelProto) -> None:
     except Exception as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"the model's opset {opset} cannot be upgraded to {LOWEST_OPSET} ({reason}); export it again with opset 18 or later"
+            f"the model's opset {opset} cannot be upgraded to {LOWEST_OPSET} ({reason}); "
+            "export it again with opset 18 or later"
         ) from error
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxcam.errors import ModelError, listing
+from onnxcam.errors import ModelError
 from onnxcam.graph.normalize import describe
 from onnxcam.graph.view import Graph, attributes
 

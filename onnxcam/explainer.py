@@ -1,0 +1,342 @@
+"""`onnxcam.Explainer`: the one class most users meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcam import image
+from onnxcam.cam import targets
+from onnxcam.engine import Engine, Raw
+from onnxcam.errors import InputError, ModelError, PreprocessError, TargetError
+from onnxcam.explanation import Explanation, Map
+from onnxcam.runtime import Provider
+
+_CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
+_SHOWN = 5  # predictions kept with an explanation
+
+
+class Explainer:
+    """Explains one classifier.
+
+    Arguments:
+        source: an explainable model, or any classifier `.onnx` (augmented in memory): path, bytes or `ModelProto`.
+        labels: class names by index, instead of those in the file.
+        preprocess: how pictures become tensors, instead of what the file says: a preset's name, a dict in the
+            manifest's form, a JSON file, or `onnxcam.image.Preprocess`.
+        layers: target layers; None for those of the file, or the default layer of a plain classifier.
+        methods: CAM methods wanted of a plain classifier.
+        providers: execution providers, names or (name, options); None for the best that really works.
+        session_options: `onnxruntime.SessionOptions`.
+        allow_fallback: accept a session that does not use every provider named.
+
+    One object serves many threads at once and keeps no state between calls. A layer or method the file lacks is added
+    in memory when first asked for.
+
+    Raises:
+        ModelError: the file is not a usable classifier. RuntimeUnavailable: no runtime, or a provider is not in use.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        preprocess: Any = None,
+        layers: Sequence[str] | None = None,
+        methods: Sequence[str] = ("gradcam",),
+        providers: Sequence[Provider] | None = None,
+        session_options: Any = None,
+        allow_fallback: bool = False,
+    ) -> None:
+        self._engine = Engine(
+            source,
+            layers=layers,
+            methods=methods,
+            providers=providers,
+            session_options=session_options,
+            allow_fallback=allow_fallback,
+        )
+        held = self._engine.held
+        self.labels: list[str] | None = list(labels) if labels is not None else held.get("labels")
+        if self.labels is not None and len(self.labels) != self.classes:
+            raise ModelError(
+                f"got {len(self.labels)} labels for a model with {self.classes} classes; one per class, in order"
+            )
+        self._default_layer: str = held["layers"][-1]["name"]
+        self._default_layers: list[str] = [entry["name"] for entry in held["layers"]]
+        spec = preprocess if preprocess is not None else held["input"].get("preprocess")
+        entry = held["input"]
+        self._preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of the model in use."""
+        return self._engine.held
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self._engine.held["scores"]["classes"])
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the target layers the model exposes, in its order; the last one is the default."""
+        return list(self._default_layers)
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods whose maps the model computes; others are added in memory when asked for."""
+        return list(self._engine.held["layers"][-1]["heatmaps"])
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers really in use, first choice first."""
+        return self._engine.providers
+
+    @property
+    def preprocess(self) -> image.Preprocess | None:
+        """How pictures become tensors, None where nobody said."""
+        return self._preprocess
+
+    def run(self, batch: np.ndarray, target: Any = None, layer: Any = None) -> Raw:
+        """Scores, activations and gradients as the model computes them.
+
+        Arguments:
+            batch: tensor in the model's own layout and dtype.
+            target: None or -1 (each row's top-1), an index, a label, or a sequence with one per row.
+            layer: a layer's name, None for the last one of the manifest, or a list of names for lists.
+
+        Returns:
+            `Raw(scores, activations, gradients, target)`.
+        """
+        batch = self._engine.check_batch(batch)
+        wanted = self._targets(target, len(batch))
+        names = self._layer_names(layer)
+        scores, activations, gradients = self._engine.run(batch, wanted, names)
+        done = self._explained(wanted, scores)
+        if isinstance(layer, (list, tuple)):
+            return Raw(scores, activations, gradients, done)
+        return Raw(scores, activations[0], gradients[0], done)
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        """Probabilities `[N, classes]`, float32, at the cost of the plain model: nothing is differentiated."""
+        return targets.probabilities(self._engine.scores(self._engine.check_batch(batch)), self._kind)
+
+    def attribute(
+        self,
+        batch: np.ndarray,
+        target: Any = None,
+        method: str = "gradcam",
+        layer: Any = None,
+        normalize: str = "minmax",
+        size: Any = "input",
+    ) -> np.ndarray:
+        """Maps of a prepared batch.
+
+        Arguments:
+            batch: tensor in the model's own layout and dtype.
+            target: as in `run`.
+            method: a CAM method.
+            layer: a layer's name, None for the last one, or a list of names whose maps are averaged.
+            normalize: `minmax` (as pytorch-grad-cam), `max` (as the paper) or `none`.
+            size: `input` for the model's input size, `layer` for the layer's own, or (height, width).
+
+        Returns:
+            float32 `[N, H, W]`.
+        """
+        batch = self._engine.check_batch(batch)
+        wanted = self._targets(target, len(batch))
+        names = self._layer_names(layer)
+        _, raw = self._engine.maps(batch, wanted, names, method)
+        return fuse(raw, normalize, self._size(size, batch, raw))
+
+    def explain(
+        self,
+        picture: Any,
+        target: Any = None,
+        method: str = "gradcam",
+        layer: Any = None,
+        top: int | None = None,
+        normalize: str = "minmax",
+        *,
+        color: str = "RGB",
+    ) -> Any:
+        """Explain pictures.
+
+        Arguments:
+            picture: a path, encoded bytes, a PIL image, or a uint8 array `[H, W]` or `[H, W, 3]`; or a list of these.
+            target: None or -1 (top-1), an index, a label, or a list with one per picture.
+            method, layer, normalize: as in `attribute`.
+            top: explain the k best classes of each picture instead of `target`.
+            color: channel order of arrays, `RGB` or `BGR` (OpenCV's).
+
+        Returns:
+            an `Explanation`, or for a list of pictures a list of them in order.
+
+        Raises:
+            PreprocessError: neither the file nor the caller says how pictures become tensors.
+            PictureError, TargetError, LayerError, MethodError: as their names say.
+        """
+        many = isinstance(picture, (list, tuple))
+        pictures = list(picture) if many else [picture]
+        found = list(self.stream(pictures, target, method, layer, top, normalize, color=color))
+        return found if many else found[0]
+
+    def stream(
+        self,
+        pictures: Iterable[Any],
+        target: Any = None,
+        method: str = "gradcam",
+        layer: Any = None,
+        top: int | None = None,
+        normalize: str = "minmax",
+        *,
+        color: str = "RGB",
+    ) -> Iterator[Explanation]:
+        """`explain` for any number of pictures, a few at a time: memory stays flat. Arguments as there."""
+        if top is not None and target is not None:
+            raise TargetError("both target and top were given; `top` explains the best classes, `target` one of yours")
+        if normalize not in image.NORMALIZATIONS:
+            raise InputError(f"normalize={normalize!r}; expected one of {', '.join(image.NORMALIZATIONS)}")
+        items = list(pictures)
+        wanted = self._targets(target, len(items))
+        names = self._layer_names(layer)
+        for start in range(0, len(items), self._chunk):
+            prepared = [self.prepare(item, color=color) for item in items[start : start + self._chunk]]
+            yield from self._explain(
+                prepared, wanted[start : start + self._chunk], method, names, layer, top, normalize
+            )
+
+    def prepare(self, picture: Any, *, color: str = "RGB") -> tuple[image.Picture, np.ndarray, image.Geometry]:
+        """Read one picture and make it a batch of one row: (picture, tensor, how to map back)."""
+        if self._preprocess is None:
+            raise PreprocessError(
+                "the model does not say how pictures become tensors, and a wrong guess gives a wrong map without a "
+                f"word; name it: preprocess= or --preprocess, one of {', '.join(image.candidates())}"
+            )
+        entry = self._engine.held["input"]
+        loaded = image.load(picture, color=color)
+        tensor, geometry = self._preprocess.apply(loaded, layout=entry["layout"], dtype=entry["dtype"])
+        return loaded, tensor, geometry
+
+    def _explain(
+        self,
+        prepared: list[tuple[image.Picture, np.ndarray, image.Geometry]],
+        wanted: np.ndarray,
+        method: str,
+        names: list[str],
+        layer: Any,
+        top: int | None,
+        normalize: str,
+    ) -> Iterator[Explanation]:
+        batch = self._engine.check_batch(np.concatenate([tensor for _, tensor, _ in prepared]))
+        if top is None:
+            scores, raw = self._engine.maps(batch, wanted, names, method)
+            classes = self._explained(wanted, scores)[:, None]
+            raw = [maps[:, None] for maps in raw]
+        else:
+            scores, classes, raw = self._engine.top_maps(batch, top, names, method)
+        probabilities = targets.probabilities(scores, self._kind)
+        size = self._size("input", batch, [])
+        for row, (picture, _, geometry) in enumerate(prepared):
+            maps = []
+            for k, index in enumerate(classes[row]):
+                layer_maps = [np.ascontiguousarray(held[row, k]) for held in raw]
+                fused = fuse([held[None] for held in layer_maps], normalize, size)[0]
+                maps.append(
+                    Map(
+                        int(index),
+                        self.label(int(index)),
+                        float(probabilities[row, index]),
+                        geometry.to_picture(fused),
+                        layer_maps if isinstance(layer, (list, tuple)) else layer_maps[0],
+                    )
+                )
+            yield Explanation(
+                picture.pixels,
+                self._predictions(probabilities[row]),
+                maps,
+                method,
+                list(names) if isinstance(layer, (list, tuple)) else names[0],
+                _doubts(maps, scores[row]),
+                picture.name,
+                {"source": self.manifest.get("source"), "parity": self.manifest.get("parity")},
+            )
+
+    def label(self, index: int) -> str:
+        """The name of a class; its index as text where no labels are known."""
+        return self.labels[index] if self.labels is not None else str(index)
+
+    @property
+    def _kind(self) -> str:
+        return str(self._engine.held["scores"]["kind"])
+
+    @property
+    def _chunk(self) -> int:
+        # pictures of one size can share a run; a free height or width gives each picture its own
+        open_size = any(not isinstance(d, int) for d in self._engine.held["input"]["shape"][1:])
+        fixed = self._preprocess is not None and self._preprocess.output_size is not None
+        return 1 if open_size and not fixed else self._engine.batch_size or _CHUNK
+
+    def _targets(self, target: Any, rows: int) -> np.ndarray:
+        return targets.resolve(target, rows, self.classes, self.labels)
+
+    def _explained(self, wanted: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        fixed = self._engine.held["target"].get("class")
+        if fixed is not None:
+            wanted = np.where(wanted < 0, fixed, wanted)
+        return targets.chosen(wanted, scores, self._kind)
+
+    def _layer_names(self, layer: Any) -> list[str]:
+        if layer is None:
+            return [self._default_layer]
+        names = list(layer) if isinstance(layer, (list, tuple)) else [layer]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise InputError(f"layer={layer!r}; expected a layer's name, a list of names, or None for the last layer")
+        return names
+
+    def _size(self, size: Any, batch: np.ndarray, raw: list[np.ndarray]) -> tuple[int, int]:
+        if size == "input":
+            axes = (2, 3) if self._engine.held["input"]["layout"] == "NCHW" else (1, 2)
+            return batch.shape[axes[0]], batch.shape[axes[1]]
+        if size == "layer":
+            return raw[-1].shape[1], raw[-1].shape[2]
+        if isinstance(size, (tuple, list)) and len(size) == 2 and all(int(s) > 0 for s in size):
+            return int(size[0]), int(size[1])
+        raise InputError(f"size={size!r}; expected 'input', 'layer' or (height, width)")
+
+    def _predictions(self, probabilities: np.ndarray) -> list[tuple[int, str, float]]:
+        best = np.argsort(-probabilities, kind="stable")[:_SHOWN]
+        return [(int(i), self.label(int(i)), float(probabilities[i])) for i in best]
+
+
+def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int]) -> np.ndarray:
+    """Bring the maps of several layers together, as pytorch-grad-cam does.
+
+    Per layer: normalise, resize to `size`; then the mean over layers, normalised again.
+
+    Arguments:
+        maps: per layer float32 `[N, h, w]`, after ReLU.
+
+    Returns:
+        float32 `[N, H, W]`.
+    """
+    resized = [image.resize_map(image.normalize(held, normalize), size) for held in maps]
+    mean = resized[0] if len(resized) == 1 else np.asarray(np.mean(resized, axis=0), np.float32)
+    return image.normalize(mean, normalize)
+
+
+def _doubts(maps: list[Map], scores: np.ndarray) -> list[str]:
+    found = []
+    if not np.isfinite(scores).all():
+        found.append("the scores are not finite: the map means nothing; check the model and its preprocessing")
+    for held in maps:
+        if not held.heatmap.any():
+            found.append(
+                f"the map of {held.label!r} is zero everywhere: nothing at this layer speaks for the class; "
+                "try another layer or method"
+            )
+    return found

@@ -1,0 +1,177 @@
+"""What `Explainer.explain` returns: the prediction, the map, the pictures made of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcam import image
+from onnxcam.errors import OutputError
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """The map of one class.
+
+    Attributes:
+        target, label, probability: the class explained, its name, and its predicted probability.
+        heatmap: float32 `[H, W]` of the original picture.
+        raw_map: float32 `[h, w]` at layer resolution, after ReLU, not normalised (a list for several layers).
+    """
+
+    target: int
+    label: str
+    probability: float
+    heatmap: np.ndarray = field(repr=False)
+    raw_map: Any = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """One explained picture.
+
+    Attributes:
+        picture: uint8 `[H, W, 3]` RGB, as it was read (upright).
+        predictions: `(index, label, probability)`, best first, for the five best classes.
+        maps: one `Map` per class explained, the first one also as `heatmap`, `target`, `label`, `raw_map`.
+        method, layer: how and where (a list of layers where several were fused).
+        warnings: sentences about anything doubtful, such as a map that is zero everywhere.
+        name: what the picture is called, for messages and folders.
+        model: what the file says about itself: source, parity, labels left out.
+    """
+
+    picture: np.ndarray = field(repr=False)
+    predictions: list[tuple[int, str, float]]
+    maps: list[Map] = field(repr=False)
+    method: str
+    layer: Any
+    warnings: list[str]
+    name: str = "picture"
+    model: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def heatmap(self) -> np.ndarray:
+        """float32 `[H, W]` of the original picture."""
+        return self.maps[0].heatmap
+
+    @property
+    def raw_map(self) -> Any:
+        """float32 `[h, w]` at layer resolution, after ReLU, not normalised."""
+        return self.maps[0].raw_map
+
+    @property
+    def target(self) -> int:
+        """The class explained."""
+        return self.maps[0].target
+
+    @property
+    def label(self) -> str:
+        """The name of the class explained."""
+        return self.maps[0].label
+
+    @property
+    def probability(self) -> float:
+        """The predicted probability of the class explained."""
+        return self.maps[0].probability
+
+    def overlay(self, alpha: float = 0.5, colormap: str = "jet") -> np.ndarray:
+        """The heatmap over the picture, uint8 `[H, W, 3]` RGB."""
+        return image.overlay(self.picture, unit(self.heatmap), alpha, colormap)
+
+    def panel(self, colormap: str = "jet") -> np.ndarray:
+        """Original, heatmap and overlay side by side with label, probability and colour bar, uint8 RGB."""
+        shown = unit(self.heatmap)
+        return image.panel(
+            self.picture,
+            shown,
+            image.overlay(self.picture, shown, 0.5, colormap),
+            label=self.label,
+            probability=self.probability,
+            colormap=colormap,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The explanation without its arrays, ready for JSON."""
+        return {
+            "name": self.name,
+            "size": [int(self.picture.shape[0]), int(self.picture.shape[1])],
+            "predictions": [
+                {"index": index, "label": label, "probability": probability}
+                for index, label, probability in self.predictions
+            ],
+            "target": {"index": self.target, "label": self.label, "probability": self.probability},
+            "method": self.method,
+            "layer": self.layer,
+            "maps": [
+                {"index": m.target, "label": m.label, "probability": m.probability, "raw_map": _shapes(m.raw_map)}
+                for m in self.maps
+            ],
+            "warnings": list(self.warnings),
+            "model": self.model,
+        }
+
+    def save(self, directory: str | Path, *, alpha: float = 0.5, colormap: str = "jet") -> dict[str, str]:
+        """Write the pictures and `explanation.json` into a folder, which is made if need be.
+
+        Arguments:
+            directory: where to; files of the same names are replaced.
+            alpha, colormap: how overlays are drawn.
+
+        Returns:
+            file names by what they show, relative to the folder. `explanation.json` is written last and names only
+            files that are there; each file is whole or absent.
+
+        Raises:
+            OutputError: the folder cannot be made or written to.
+        """
+        folder = Path(directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"the folder {str(folder)!r} cannot be made: {error.strerror}; choose another") from error
+        files: dict[str, str] = {}
+
+        def write(key: str, name: str, pixels: np.ndarray) -> None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            image.write_png(folder / name, pixels)
+            files[key] = name
+
+        shown = unit(self.heatmap)
+        write("input", "input.png", self.picture)
+        write("grayscale", f"{self.method}_grayscale.png", image.grayscale(shown))
+        write("heatmap", f"{self.method}_heatmap.png", image.colorize(shown, colormap))
+        write("overlay", f"{self.method}_overlay.png", image.overlay(self.picture, shown, alpha, colormap))
+        write("panel", "panel.png", self.panel(colormap))
+        if len(self.maps) > 1:
+            for rank, held in enumerate(self.maps, start=1):
+                name = f"top_predictions/{self.method}_top{rank}_{file_stem(held.label)}.png"
+                write(f"top{rank}", name, image.overlay(self.picture, unit(held.heatmap), alpha, colormap))
+        record = self.to_dict() | {"files": dict(files)}
+        text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
+        image.write_bytes(folder / "explanation.json", text.encode())
+        return files | {"explanation": "explanation.json"}
+
+    def _repr_png_(self) -> bytes:
+        """How a notebook shows it."""
+        return image.encode_png(self.panel())
+
+
+def unit(heatmap: np.ndarray) -> np.ndarray:
+    """A map for display: as it is where it lies in 0..1, else divided by its maximum."""
+    top = float(heatmap.max(initial=0.0))
+    return heatmap / top if top > 1.0 + 1e-6 else heatmap
+
+
+def file_stem(label: str) -> str:
+    """A label as part of a file name: letters, digits and underscores, at most 60 of them."""
+    first = label.split(",")[0].strip()
+    return re.sub(r"\W+", "_", first).strip("_")[:60] or "class"
+
+
+def _shapes(raw: Any) -> Any:
+    return [list(r.shape) for r in raw] if isinstance(raw, list) else list(raw.shape)

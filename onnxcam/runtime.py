@@ -1,0 +1,181 @@
+"""ONNX Runtime sessions: which execution providers really run, and errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcam.errors import DependencyError, InputError, ModelError, RuntimeUnavailable, listing, nearest
+from onnxcam.graph import file
+
+Provider = str | tuple[str, Mapping[str, Any]]
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_SHORT = {
+    "cpu": CPU,
+    "cuda": CUDA,
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+# creating sessions is not thread-safe (onnxruntime #27089), running them is
+_creating = threading.Lock()
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        DependencyError: it is missing or broken.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DependencyError(
+            f'no ONNX Runtime can be imported ({error}); install one: pip install "onnxcam[cpu]", or '
+            'pip install "onnxcam[gpu]" for NVIDIA GPUs (`onnxcam doctor` tells what is broken)'
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise DependencyError(
+            "the installed onnxruntime is broken, as happens when one of onnxruntime and onnxruntime-gpu is removed "
+            "beside the other; run `onnxcam doctor` for the mending command"
+        )
+    return onnxruntime
+
+
+def parse_provider(text: str) -> list[Provider] | None:
+    """Providers from `auto`, `cpu`, `cuda`, `cuda:1`, another short name, or a full provider name.
+
+    Returns:
+        what `Explainer(providers=…)` takes; None for `auto`.
+
+    Raises:
+        RuntimeUnavailable: no such provider.
+    """
+    name, _, device = text.partition(":")
+    if name.lower() == "auto" and not device:
+        return None
+    full = _SHORT.get(name.lower(), name)
+    if not full.endswith("ExecutionProvider"):
+        raise RuntimeUnavailable(
+            f"no execution provider {text!r}; expected one of {listing(nearest(name, ['auto', *_SHORT]))}"
+        )
+    if not device:
+        return [full]
+    if not device.isdigit():
+        raise RuntimeUnavailable(f"provider {text!r}: the device after the colon must be a number, as in cuda:0")
+    return [(full, {"device_id": int(device)})]
+
+
+def open_session(
+    model: str | os.PathLike[str] | bytes,
+    providers: Sequence[Provider] | None = None,
+    session_options: Any = None,
+    *,
+    allow_fallback: bool = False,
+) -> Any:
+    """An `onnxruntime.InferenceSession` that really uses the providers asked for.
+
+    Arguments:
+        model: path or bytes.
+        providers: names or (name, options); None for the best that works (CUDA, else CPU).
+        session_options: `onnxruntime.SessionOptions` of the caller's; ours are quiet about the optional target.
+        allow_fallback: accept a session in which a named provider is not in use.
+
+    Raises:
+        RuntimeUnavailable: a named provider is unknown to this runtime, or not in use after loading.
+        ModelError: the runtime refuses the model.
+    """
+    ort = import_onnxruntime()
+    if session_options is None:
+        session_options = ort.SessionOptions()
+        # the runtime warns once per load that `target` has a default: that is meant
+        session_options.log_severity_level = 3
+    if providers is None:
+        return _best(ort, model, session_options)
+    wanted = [providers] if isinstance(providers, str) else list(providers)
+    names = [p if isinstance(p, str) else p[0] for p in wanted]
+    available = ort.get_available_providers()
+    missing = [name for name in names if name not in available]
+    if missing and not allow_fallback:
+        raise RuntimeUnavailable(
+            f"execution provider {missing[0]} is not in this onnxruntime (it has {listing(available)}); "
+            f"{_remedy(missing[0])}"
+        )
+    kept = [p for p, name in zip(wanted, names, strict=True) if name in available]
+    session = _create(ort, model, session_options, kept or [CPU])
+    unused = [name for name in names if name not in session.get_providers()]
+    if unused and not allow_fallback:
+        raise RuntimeUnavailable(
+            f"execution provider {unused[0]} was asked for but is not in use: the session runs on "
+            f"{listing(session.get_providers())}; {_remedy(unused[0])}"
+        )
+    return session
+
+
+def _best(ort: Any, model: str | os.PathLike[str] | bytes, session_options: Any) -> Any:
+    if CUDA in ort.get_available_providers():
+        try:
+            session = _create(ort, model, session_options, [CUDA, CPU])
+        except RuntimeUnavailable:
+            session = None  # the CUDA libraries are missing or no device answers: the CPU will do
+        if session is not None:
+            return session
+    return _create(ort, model, session_options, [CPU])
+
+
+def _create(ort: Any, model: str | os.PathLike[str] | bytes, session_options: Any, providers: list[Provider]) -> Any:
+    source: str | bytes = model if isinstance(model, bytes) else os.fspath(model)
+    if any((p if isinstance(p, str) else p[0]) == CUDA for p in providers) and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    # an options mapping that is not a dict is refused by the runtime
+    held = [p if isinstance(p, str) else (p[0], dict(p[1])) for p in providers]
+    try:
+        with _creating:
+            return ort.InferenceSession(source, sess_options=session_options, providers=held)
+    except Exception as error:
+        reason = _first_line(error)
+        if any(word in reason for word in ("CUDA", "cudnn", "cuda", "provider")) and "parse" not in reason.lower():
+            raise RuntimeUnavailable(f"the execution provider cannot be used: {reason}; {_remedy(CUDA)}") from error
+        if "INVALID_PROTOBUF" in reason or "InvalidProtobuf" in type(error).__name__:
+            start = source[:512] if isinstance(source, bytes) else file.read(source)[:512]
+            raise ModelError(file.not_a_model(start, "the model" if isinstance(source, bytes) else source)) from error
+        raise ModelError(f"ONNX Runtime {ort.__version__} refuses the model: {reason}") from error
+
+
+def _remedy(provider: str) -> str:
+    if provider == CUDA:
+        return (
+            'install a GPU runtime (pip uninstall -y onnxruntime && pip install "onnxcam[gpu]") with its CUDA '
+            "libraries, or choose cpu; `onnxcam doctor` tells what is broken"
+        )
+    return "install a runtime that has it, or choose cpu (`onnxcam doctor` tells what is broken)"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def run(session: Any, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a session and return the outputs by name.
+
+    Raises:
+        InputError: the runtime refuses a tensor.
+        ModelError: the model fails at run time.
+    """
+    try:
+        return dict(zip(outputs, session.run(list(outputs), dict(feeds)), strict=True))
+    except Exception as error:
+        reason = _first_line(error)
+        if "INVALID_ARGUMENT" in reason or "Unexpected input data type" in reason:
+            raise InputError(f"ONNX Runtime refuses the input: {reason}") from error
+        shapes = ", ".join(f"{k} {v.dtype}{list(v.shape)}" for k, v in feeds.items())
+        raise ModelError(f"the model failed at run time on {shapes}: {reason}") from error

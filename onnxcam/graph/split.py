@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
@@ -50,30 +51,38 @@ def split(source: Source, layers: Sequence[str] | None = None) -> tuple[onnx.Mod
     if held is None:
         raise ModelError("only an explainable model can be split; make one with onnxcam.augment")
     entries = [e for e in held["layers"] if layers is None or e["name"] in layers]
-    tails = {entry["name"]: _tail(graph, held, entry) for entry in entries}
-    kept = [*(held.get("source") or {}).get("outputs", []), held["scores"]["name"]]
+    tails = {entry["name"]: tail_of(graph, held, entry) for entry in entries}
+    return head_of(graph, held, (value for tail in tails.values() for value in tail.cut)), tails
+
+
+def head_of(graph: Graph, held: Manifest, cut: Iterable[str] = ()) -> onnx.ModelProto:
+    """Picture in; original outputs, scores and the `cut` values out. Nothing is differentiated."""
+    kept = {*(held.get("source") or {}).get("outputs", []), held["scores"]["name"]}
     outputs = [o for o in graph.model.graph.output if o.name in kept]
     exposed = {o.name for o in outputs}
-    for value in dict.fromkeys(v for tail in tails.values() for v in tail.cut):
+    for value in dict.fromkeys(cut):
         if value not in exposed:
             outputs.append(edit.info(value, graph.dtype(value), graph.shape(value)))
     pictures = [i for i in graph.inputs if i.name == held["input"]["name"]]
-    return edit.extract(graph, pictures, outputs), tails
+    model = edit.extract(graph, pictures, outputs)
+    edit.prune(model)
+    return model
 
 
-def _tail(graph: Graph, held: Manifest, entry: dict[str, object]) -> Tail:
-    value = str(entry["value"])
-    heatmaps = entry["heatmaps"]
-    names = [str(entry["gradients"])] if entry["gradients"] else []
-    names += list(heatmaps.values()) if isinstance(heatmaps, dict) else []
+def tail_of(graph: Graph, held: Manifest, entry: dict[str, Any], outputs: Sequence[str] | None = None) -> Tail:
+    """The tail of one target layer; `outputs` are its gradients and heatmaps unless others are named."""
+    value = entry["value"]
+    names = list(outputs or [])
+    if outputs is None:
+        names = [entry["gradients"]] if entry["gradients"] else []
+        names += entry["heatmaps"].values()
     from_picture = graph.downstream([held["input"]["name"]])
     given = (from_picture - graph.downstream([value])) | {value}
     _, outside = graph.upstream(names, stop=given)
-    cut = tuple(sorted(outside & given, key=lambda v: graph.position.get(v, -1)))
+    cut = tuple(sorted((outside & given) | {value}, key=lambda v: graph.position.get(v, -1)))
     inputs = [edit.info(v, graph.dtype(v), graph.shape(v)) for v in cut]
-    outputs = [o for o in graph.model.graph.output if o.name in names]
+    wanted = [o for o in graph.model.graph.output if o.name in names]
     rows = (graph.shape(held["input"]["name"]) or (None,))[0]
     free = [(graph.shape(v) or (None,))[0] for v in cut]
     rowwise = not isinstance(rows, int) and all(dim is not None and dim == rows for dim in free)
-    model = edit.extract(graph, inputs, outputs)
-    return Tail(model, cut, tuple(o.name for o in outputs), rowwise)
+    return Tail(edit.extract(graph, inputs, wanted), cut, tuple(o.name for o in wanted), rowwise)

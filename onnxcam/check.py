@@ -1,0 +1,326 @@
+"""`onnxcam check`: proves an explainable file in the runtime it will serve in.
+
+Gradients are compared with central finite differences of the scores along random directions at the target layer. Both
+sides run in ONNX Runtime, in the model's own precision, so the step is chosen where two neighbouring steps agree best:
+that choice never looks at the gradient under test, and how well they agree says how far the verdict can be trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcam import runtime
+from onnxcam.augmentation import augment
+from onnxcam.graph import manifest
+from onnxcam.graph.load import Source, load, serialize
+from onnxcam.graph.manifest import Manifest
+from onnxcam.graph.normalize import prepare
+from onnxcam.graph.split import head_of, tail_of
+from onnxcam.graph.view import Graph, attributes
+
+# perturbations relative to the size of the activations; a kink between two steps shows as their disagreement
+STEPS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
+TOLERANCE = 0.02
+# beyond this the finite differences disagree among themselves so much that they prove nothing
+TRUSTED = 0.1
+_FLOAT32_NOISE = 4e-7
+
+# operators without a CUDA kernel, at any opset or from one on (onnxruntime 1.31.1; #26065, #26393)
+_NO_CUDA = {"MaxUnpool": 1, "Col2Im": 1, "MaxPool": 22, "InstanceNormalization": 22, "Dropout": 22}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: `status` is `ok`, `failed`, `unsure` or `note`."""
+
+    name: str
+    status: str
+    detail: str
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything `check` found."""
+
+    model: str
+    findings: list[Finding]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(finding.status != "failed" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"model": self.model, "passed": self.passed, "findings": [asdict(f) for f in self.findings]}
+
+    def lines(self) -> list[str]:
+        """One line per finding, for people."""
+        return [f"{finding.status:>6}  {finding.name}: {finding.detail}" for finding in self.findings]
+
+
+def check(
+    source: Source,
+    *,
+    providers: Sequence[runtime.Provider] | None = None,
+    samples: int = 4,
+    directions: int = 8,
+    seed: int = 1234,
+    allow_fallback: bool = False,
+) -> Report:
+    """Prove a model: its gradients against finite differences, its predictions against the plain model.
+
+    Arguments:
+        source: an explainable model, or any classifier `.onnx`, which is augmented in memory first.
+        providers: execution providers, as in `Explainer`.
+        samples: pictures of noise the numbers are taken on.
+        directions: random directions per picture, of each of the three kinds.
+        seed: fixes pictures and directions.
+
+    Returns:
+        a `Report`; `passed` is False where a number is wrong.
+
+    Raises:
+        ModelError: the file is not a usable classifier. RuntimeUnavailable: a provider is not in use.
+    """
+    findings: list[Finding] = []
+    model = load(source)
+    held = manifest.read(model)
+    if held is None:
+        model = augment(source)
+        held = manifest.read(model)
+        findings.append(Finding("manifest", "note", "a plain ONNX file: augmented in memory, nothing is written"))
+    assert held is not None  # augment always writes one
+    if any(not entry["gradients"] for entry in held["layers"]):
+        methods = tuple(dict.fromkeys(m for entry in held["layers"] for m in entry["heatmaps"]))
+        model = augment(model, methods=methods)
+        held = manifest.read(model) or held
+        findings.append(
+            Finding("outputs", "note", "the file leaves gradients out: they are added in memory to be checked")
+        )
+    graph = prepare(model)
+    findings.append(_format(graph, held))
+    findings.append(_fallbacks(graph))
+    findings.append(_parity(held))
+
+    def open_session(part: onnx.ModelProto) -> Any:
+        return runtime.open_session(serialize(part), providers, allow_fallback=allow_fallback)
+
+    rng = np.random.default_rng(seed)
+    full = open_session(model)
+    findings.insert(1, Finding("providers", "note", "runs on " + ", ".join(full.get_providers())))
+    batch = _pictures(held, samples, rng)
+    findings.append(_predictions(graph, held, open_session, full, batch))
+    for entry in held["layers"]:
+        findings.append(_gradients(graph, held, entry, open_session, batch, directions, rng))
+        findings.append(_heatmaps(held, entry, full, batch))
+    name = str((held.get("source") or {}).get("name") or "model")
+    return Report(name, findings)
+
+
+def _format(graph: Graph, held: Manifest) -> Finding:
+    domains = sorted({node.domain for node in graph.nodes if node.domain not in ("", "ai.onnx")})
+    requires = held.get("requires") or {}
+    text = f"opset {graph.opset}, IR {graph.model.ir_version}, onnxruntime {requires.get('onnxruntime', '?')} or newer"
+    if domains:
+        return Finding("format", "note", f"{text}; uses operators of {', '.join(domains)}, which not every runtime has")
+    return Finding("format", "ok", f"{text}; standard operators only")
+
+
+def _fallbacks(graph: Graph) -> Finding:
+    """Nodes that run on the CPU when the rest runs on CUDA."""
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        since = _NO_CUDA.get(node.op_type)
+        lost = since is not None and graph.opset >= since
+        if node.op_type == "ConvTranspose":
+            held = attributes(node)
+            pads = list(held.get("pads", []))
+            lost = pads[: len(pads) // 2] != pads[len(pads) // 2 :] or held.get("auto_pad", "NOTSET") != "NOTSET"
+        if lost:
+            found[node.op_type] = found.get(node.op_type, 0) + 1
+    if not found:
+        return Finding("CUDA", "ok", "no operator is known to fall back to the CPU")
+    named = ", ".join(f"{count} {op_type}" for op_type, count in sorted(found.items()))
+    return Finding(
+        "CUDA", "note", f"{named} would fall back to the CPU at opset {graph.opset}; export at opset 18 to 21"
+    )
+
+
+def _parity(held: Manifest) -> Finding:
+    parity = held.get("parity")
+    if not parity:
+        return Finding(
+            "parity", "note", "none recorded: the file was not exported from a framework with verification on"
+        )
+    figures = {key: float(parity[key]) for key in ("scores", "activations", "gradients") if key in parity}
+    worst = ", ".join(f"{key} {value:.1e}" for key, value in figures.items())
+    status = "ok" if all(value <= float(parity["tolerance"]) for value in figures.values()) else "failed"
+    text = f"at export, against {parity['against']} on {parity['samples']} samples: {worst}"
+    return Finding("parity", status, f"{text} (tolerance {parity['tolerance']:g})", figures)
+
+
+def _pictures(held: Manifest, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """A batch of noise in the range the preprocessing gives, or standard normal where that is not known."""
+    entry = held["input"]
+    dims = [d if isinstance(d, int) else None for d in entry["shape"]]
+    shape = [dims[0] or samples] + [d or 224 for d in dims[1:]]
+    channels = 1 if entry["layout"] == "NCHW" else 3
+    if dims[channels] is None:
+        shape[channels] = 3
+    if entry["dtype"] == "uint8":
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    preprocess = entry.get("preprocess") or {}
+    scale = float(preprocess.get("scale", 1.0)) * 255 if preprocess else 0.0
+    noise = rng.uniform(0.0, scale, shape) if scale else rng.normal(size=shape)
+    if scale:
+        wide = [1, -1, 1, 1] if entry["layout"] == "NCHW" else [1, 1, 1, -1]
+        mean, std = (np.atleast_1d(preprocess.get(k, v)).reshape(wide) for k, v in (("mean", 0.0), ("std", 1.0)))
+        noise = (noise - mean) / std
+    return noise.astype(entry["dtype"])
+
+
+def _predictions(graph: Graph, held: Manifest, open_session: Any, full: Any, batch: np.ndarray) -> Finding:
+    """The explainable model's scores against those of the head alone, at several batch sizes, and twice the same."""
+    head = open_session(head_of(graph, held))
+    name, feed = held["scores"]["name"], held["input"]["name"]
+    sizes = [len(batch)] if isinstance(held["input"]["shape"][0], int) else sorted({1, len(batch)})
+    worst, repeated = 0.0, True
+    for size in sizes:
+        part = batch[:size]
+        feeds = {feed: part} | _target(held, np.full(size, -1, np.int64))
+        outputs = [o.name for o in full.get_outputs()]
+        got, again = runtime.run(full, outputs, feeds), runtime.run(full, outputs, feeds)
+        repeated &= all(np.array_equal(got[key], again[key], equal_nan=True) for key in outputs)
+        plain = runtime.run(head, [name], {feed: part})[name]
+        worst = max(worst, _distance(got[name], plain))
+        if not np.isfinite(got[name]).all():
+            return Finding("predictions", "failed", "the scores are not finite on noise pictures")
+    status = "ok" if worst <= 1e-5 else "failed"
+    twice = "two runs are bitwise equal" if repeated else "two runs differ in the last bits"
+    return Finding("predictions", status, f"within {worst:.1e} of the plain model; {twice}", {"scores": worst})
+
+
+def _gradients(
+    graph: Graph,
+    held: Manifest,
+    entry: dict[str, Any],
+    open_session: Any,
+    batch: np.ndarray,
+    directions: int,
+    rng: np.random.Generator,
+) -> Finding:
+    """Gradients at one layer against finite differences of the tail."""
+    title = f"gradients at {entry['name']}"
+    tail = tail_of(graph, held, entry, outputs=[held["scores"]["name"], entry["gradients"]])
+    value, score_name = entry["value"], held["scores"]["name"]
+    head = open_session(head_of(graph, held, tail.cut))
+    session = open_session(tail.model)
+    cut = runtime.run(head, list(tail.cut), {held["input"]["name"]: batch})
+    rows = len(batch)
+    scores = runtime.run(head, [score_name], {held["input"]["name"]: batch})[score_name]
+    classes = np.asarray(rng.integers(0, int(held["scores"]["classes"]), rows), np.int64)
+    classes[0] = int(scores[0].argmax()) if held["scores"]["kind"] != "binary_logit" else int(scores[0, 0] > 0)
+    if "class" in held["target"]:
+        classes[:] = held["target"]["class"]
+    feeds = cut | _target(held, classes)
+    gradient = runtime.run(session, [entry["gradients"]], feeds)[entry["gradients"]].astype(np.float64)
+    a = cut[value].astype(np.float64)
+    flat_a, flat_g = a.reshape(rows, -1), gradient.reshape(rows, -1)
+    if not np.isfinite(flat_g).all():
+        return Finding(title, "failed", "they are not finite on noise pictures")
+    if not flat_g.any():
+        return Finding(title, "unsure", "they are zero everywhere on noise pictures; try --samples with more pictures")
+
+    def score(moved: np.ndarray) -> np.ndarray:
+        fed = feeds | {value: moved.reshape(a.shape).astype(cut[value].dtype)}
+        got = runtime.run(session, [score_name], fed)[score_name].astype(np.float64)
+        if held["scores"]["kind"] == "binary_logit":
+            return np.where(classes == 1, got[:, 0], -got[:, 0])
+        return np.asarray(got[np.arange(rows), classes])
+
+    size_a = np.linalg.norm(flat_a, axis=1) + 1e-12
+    size_g = np.linalg.norm(flat_g, axis=1) + 1e-30
+    errors: dict[str, list[float]] = {}
+    doubts: dict[str, list[float]] = {}
+    spread_out = size_g / np.sqrt(flat_g.shape[1])
+    for _ in range(directions):
+        for kind, direction in _directions(flat_g, flat_a, rng):
+            unit = direction / (np.linalg.norm(direction, axis=1, keepdims=True) + 1e-30)
+            predicted = (flat_g * unit).sum(axis=1)
+            slopes, noise = [], []
+            for step in STEPS:
+                h = step * size_a
+                up, down = score(flat_a + h[:, None] * unit), score(flat_a - h[:, None] * unit)
+                slopes.append((up - down) / (2 * h))
+                noise.append(_FLOAT32_NOISE * np.maximum(np.abs(up), np.abs(down)) / h)
+            taken, doubt = _settled(np.stack(slopes), np.stack(noise))
+            scale = np.abs(predicted) + spread_out
+            errors.setdefault(kind, []).extend(np.abs(taken - predicted) / scale)
+            doubts.setdefault(kind, []).extend(doubt / scale)
+    return _verdict(title, errors, doubts)
+
+
+def _directions(g: np.ndarray, a: np.ndarray, rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
+    """Where to look: along the gradient, along random halves of it, and anywhere (where a missing term shows)."""
+    return [
+        ("along", g * rng.uniform(0.5, 1.5, (len(g), 1))),
+        ("halves", g * rng.integers(0, 2, g.shape)),
+        ("anywhere", rng.normal(size=g.shape) * (np.abs(a) + np.abs(a).mean(axis=1, keepdims=True))),
+    ]
+
+
+def _settled(slopes: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per row the slope at the step that agrees best with its neighbour, and how well: both `[rows]`."""
+    spread = np.abs(np.diff(slopes, axis=0)) + noise[1:]
+    best = spread.argmin(axis=0)
+    rows = np.arange(slopes.shape[1])
+    return slopes[best, rows], spread[best, rows]
+
+
+def _verdict(title: str, errors: dict[str, list[float]], doubts: dict[str, list[float]]) -> Finding:
+    figures = {kind: float(np.median(held)) for kind, held in errors.items()}
+    trust = {kind: float(np.median(held)) for kind, held in doubts.items()}
+    worst = max(figures, key=lambda kind: figures[kind] - 3 * trust[kind])
+    off = ", ".join(f"{kind} {value:.1e}" for kind, value in figures.items())
+    text = f"off finite differences by {off} (median over {len(errors[worst])} directions of each kind"
+    if figures[worst] > TOLERANCE + 3 * trust[worst]:
+        return Finding(title, "failed", f"{text}; at most {TOLERANCE:g} is float32's own doing)", figures)
+    unsure = [kind for kind, value in trust.items() if value > TRUSTED]
+    if unsure:
+        return Finding(title, "unsure", f"{text}; finite differences are too noisy here to prove more)", figures)
+    return Finding(title, "ok", f"{text})", figures)
+
+
+def _heatmaps(held: Manifest, entry: dict[str, Any], full: Any, batch: np.ndarray) -> Finding:
+    """The heatmaps of one layer: finite, not negative, of the layer's size."""
+    names = list(entry["heatmaps"].values())
+    title = f"heatmaps at {entry['name']}"
+    if not names:
+        return Finding(title, "note", "the file computes none")
+    feeds = {held["input"]["name"]: batch} | _target(held, np.full(len(batch), -1, np.int64))
+    got = runtime.run(full, names, feeds)
+    for name, value in got.items():
+        if not np.isfinite(value).all() or (value < 0).any():
+            return Finding(title, "failed", f"{name!r} is negative or not finite on noise pictures")
+        if entry["grid"] and list(value.shape[1:]) != list(entry["grid"]):
+            return Finding(title, "failed", f"{name!r} is {list(value.shape[1:])}, the manifest says {entry['grid']}")
+    zero = sum(not value[row].any() for value in got.values() for row in range(len(batch)))
+    rest = f"; {zero} of {len(got) * len(batch)} are zero everywhere" if zero else ""
+    return Finding(title, "ok", f"{', '.join(entry['heatmaps'])} {list(next(iter(got.values())).shape[1:])}{rest}")
+
+
+def _target(held: Manifest, classes: np.ndarray) -> dict[str, np.ndarray]:
+    return {} if held["target"]["mode"] == "constant" else {held["target"]["name"]: classes}
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The parity metric, largest over rows: |a - b| / max(|b|, 1e-12)."""
+    a, b = a.reshape(len(a), -1).astype(np.float64), b.reshape(len(b), -1).astype(np.float64)
+    return float((np.linalg.norm(a - b, axis=1) / np.maximum(np.linalg.norm(b, axis=1), 1e-12)).max())

@@ -1,0 +1,96 @@
+"""The edge where exceptions become one sentence on standard error and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import click
+
+from onnxcam.errors import (
+    InputError,
+    LabelsError,
+    LayerError,
+    MethodError,
+    ModelError,
+    OnnxcamError,
+    OutputError,
+    PictureError,
+    PreprocessError,
+    RuntimeUnavailable,
+    TargetError,
+)
+
+DEBUG = "ONNXCAM_DEBUG"
+
+
+class ExitCode(IntEnum):
+    """What the command's exit status says."""
+
+    DONE = 0
+    FAILED = 1  # some or all inputs failed or could not be written
+    USAGE = 2  # usage, unknown class, layer, labels or preprocessing
+    MODEL = 3  # bad or untrusted model, failed verify or check
+    RUNTIME = 4  # no usable runtime or execution provider
+    CONDITION = 5  # a --fail-on condition holds
+    INTERRUPTED = 130
+
+
+_CODES: dict[type[OnnxcamError], ExitCode] = {
+    OnnxcamError: ExitCode.FAILED,
+    InputError: ExitCode.FAILED,
+    PictureError: ExitCode.FAILED,
+    OutputError: ExitCode.FAILED,
+    TargetError: ExitCode.USAGE,
+    LabelsError: ExitCode.USAGE,
+    LayerError: ExitCode.USAGE,
+    MethodError: ExitCode.USAGE,
+    PreprocessError: ExitCode.USAGE,
+    ModelError: ExitCode.MODEL,
+    RuntimeUnavailable: ExitCode.RUNTIME,
+}
+
+
+def exit_code(error: OnnxcamError) -> ExitCode:
+    """The exit code of the nearest class that has one."""
+    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+
+
+def told(error: BaseException) -> tuple[str, ExitCode]:
+    """What the user is told about `error`, and the exit code."""
+    if isinstance(error, OnnxcamError):
+        return str(error), exit_code(error)
+    if isinstance(error, ImportError) and not (error.name or "").startswith("onnxcam"):
+        return f"a library cannot be imported ({error}); run `onnxcam doctor`", ExitCode.RUNTIME
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {os.fsdecode(error.filename)}", ExitCode.FAILED
+    said = " ".join(str(error).split())
+    return (
+        f"onnxcam failed unexpectedly ({type(error).__name__}{': ' if said else ''}{said}); please run this again with "
+        f"{DEBUG}=1 and report what it prints",
+        ExitCode.FAILED,
+    )
+
+
+@contextmanager
+def reported(ctx: click.Context) -> Iterator[None]:
+    """Ends the block's exceptions as a sentence and an exit code; ONNXCAM_DEBUG=1 prints the traceback first."""
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit):
+        raise
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted.", err=True)
+        ctx.exit(ExitCode.INTERRUPTED)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            raise  # the reader of our output has left: click ends quietly
+        if os.environ.get(DEBUG) == "1":
+            traceback.print_exc()
+        sentence, code = told(error)
+        click.echo(f"Error: {sentence}", err=True)
+        ctx.exit(code)

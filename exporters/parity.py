@@ -181,10 +181,10 @@ def _judge(errors: Sequence[Values], floors: Sequence[Values] | None, samples: i
         VerificationError: an error above what its row is allowed.
     """
     needed = TOLERANCE
-    for part, quiet in zip(errors, floors or [None] * len(errors), strict=True):
+    for part, quiet in zip(errors, floors or [{}] * len(errors), strict=True):
         for quantity in QUANTITIES:
             for name, far in part[quantity].items():
-                floor = np.zeros(len(far)) if quiet is None else quiet[quantity][name]
+                floor = quiet[quantity][name] if quiet else np.zeros(len(far))
                 floor = np.where(np.isfinite(floor), floor, 0.0)
                 limit = np.maximum(TOLERANCE, SLACK * floor)
                 row = int(np.argmax(far / limit))

@@ -285,7 +285,7 @@ def _source(
         for name, held in root.state_dict().items():
             if isinstance(held, Tensor):
                 digest.update(f"{name} {held.dtype} {list(held.shape)}\n".encode())
-                digest.update(held.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+                digest.update(held.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         source["sha256"] = digest.hexdigest()
     return source
 

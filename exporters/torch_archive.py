@@ -18,13 +18,14 @@ import torch
 
 from onnxcam.errors import ModelError, TrustError
 
-# functions that torch's symbolic shapes print, none of which reaches beyond arithmetic
+# what torch's symbolic shapes are printed with, none of which reaches beyond arithmetic
 _FUNCTIONS = {
-    "Abs", "And", "BitwiseFn_bitwise_and", "CeilDiv", "CeilToInt", "CleanDiv", "Eq", "Equality", "Float", "FloatPow",
-    "FloatTrueDiv", "FloorDiv", "FloorToInt", "Ge", "GreaterThan", "Gt", "IntTrueDiv", "Integer", "LShift", "Le",
-    "LessThan", "Lt", "Max", "Min", "Mod", "ModularIndexing", "Ne", "Not", "Or", "Piecewise", "PowByNatural",
-    "PythonMod", "RShift", "Rational", "RoundDecimal", "RoundToInt", "StrictGreaterThan", "StrictLessThan", "Symbol",
-    "ToFloat", "TruncToFloat", "TruncToInt", "Unequality", "Where", "ceiling", "floor", "sqrt",
+    "Abs", "Add", "And", "BitwiseFn_bitwise_and", "CeilDiv", "CeilToInt", "CleanDiv", "Eq", "Equality", "Float",
+    "FloatPow", "FloatTrueDiv", "FloorDiv", "FloorToInt", "Ge", "GreaterThan", "Gt", "IntTrueDiv", "Integer",
+    "LShift", "Le", "LessThan", "Lt", "Max", "Min", "Mod", "ModularIndexing", "Mul", "Ne", "Not", "Or", "Piecewise",
+    "Pow", "PowByNatural", "PythonMod", "RShift", "Rational", "RoundDecimal", "RoundToInt", "StrictGreaterThan",
+    "StrictLessThan", "Symbol", "ToFloat", "TruncToFloat", "TruncToInt", "Unequality", "Where", "ceiling", "floor",
+    "sqrt",
 }  # fmt: skip
 _OBJECTS = ("custom_obj", "opaque_obj")
 _ARITHMETIC = re.compile(r"[\w\s+\-*/%(),.<>=!&|~]*")
@@ -77,6 +78,7 @@ def _is_pickle(name: str, archive: zipfile.ZipFile) -> bool:
 
 
 def _is_arithmetic(text: str) -> bool:
+    text = re.sub(r"\b(Symbol|Float)\('[\w.+-]+'", r"\1(0", text)
     if not _ARITHMETIC.fullmatch(text) or "__" in text or re.search(r"\.\s*[A-Za-z_]", text):
         return False
     return set(re.findall(r"([A-Za-z_]\w*)\s*\(", text)) <= _FUNCTIONS

@@ -131,7 +131,7 @@ def capture(
 def _by_torch_export(
     wrapper: nn.Module, picture: Tensor, names: Sequence[str], opset: int
 ) -> tuple[onnx.ModelProto, Any]:
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         wrapper,
         (picture,),
         dynamo=True,
@@ -148,7 +148,7 @@ def _by_torch_export(
 def _by_torchscript(
     wrapper: nn.Module, picture: Tensor, names: Sequence[str], opset: int
 ) -> tuple[onnx.ModelProto, None]:
-    written = io.BytesIO()
+    written: Any = io.BytesIO()
     torch.onnx.export(
         wrapper,
         (picture,),

@@ -209,12 +209,11 @@ def require_free_batch(program: Any) -> None:
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside DataParallel, DistributedDataParallel or torch.compile, which are only ways to run it."""
     while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        else:
+        wrapped = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        inner = getattr(model, "module" if wrapped else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
             return model
+        model = inner
 
 
 def run(module: nn.Module, picture: Tensor) -> Any:
@@ -313,7 +312,7 @@ def _differs(held: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _converted(held: Tensor, dtype: torch.dtype) -> Tensor:
-    if held.device.type == "meta" or isinstance(held, nn.parameter.UninitializedTensorMixin):
+    if held.device.type == "meta" or nn.parameter.is_lazy(held):
         raise ModelError("the model has parameters without values; load its weights (and run it once) before exporting")
     moved = held.detach().to("cpu", dtype if held.is_floating_point() else held.dtype)
     return nn.Parameter(moved, requires_grad=held.requires_grad) if isinstance(held, nn.Parameter) else moved

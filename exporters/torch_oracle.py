@@ -89,10 +89,11 @@ class Evaluation:
     def gradients(self, targets: np.ndarray) -> list[np.ndarray]:
         """d score[n, targets[n]] / d value, per target layer; for a binary logit minus that at class 0."""
         index = torch.as_tensor(targets)
-        if self._kind == "binary_logit":
-            total = (self._scores[:, 0] * (2 * index - 1)).sum()
-        else:
-            total = self._scores.gather(1, index[:, None]).sum()
+        with torch.enable_grad():
+            if self._kind == "binary_logit":
+                total = (self._scores[:, 0] * (2 * index - 1)).sum()
+            else:
+                total = self._scores.gather(1, index[:, None]).sum()
         found = torch.autograd.grad(total, self._values, retain_graph=True, allow_unused=True)
         if any(gradient is None for gradient in found):
             raise LayerError("the scores do not depend on the target layer; choose one between picture and scores")
@@ -106,19 +107,15 @@ class TorchOracle:
         self, root: nn.Module, forward: Forward, count: int, *, place: int, kind: str, stepped_over: bool
     ) -> None:
         self._root = root
-        self._forward = forward
-        self._evaluation = (count, place, kind, stepped_over)
+        self._evaluate = lambda picture: Evaluation(forward, count, picture, place, kind, stepped_over)
 
     def __call__(self, batch: np.ndarray, double: bool) -> Evaluation | None:
-        count, *rest = self._evaluation
         picture = torch.from_numpy(batch)
         if not double:
-            return Evaluation(self._forward, count, picture, *rest)
+            return self._evaluate(picture)
         try:
             with frozen(self._root, torch.float64):
-                return Evaluation(
-                    self._forward, count, picture.double() if picture.is_floating_point() else picture, *rest
-                )
+                return self._evaluate(picture.double() if picture.is_floating_point() else picture)
         except Exception:  # a model that casts to float32 by itself has no float64 form
             return None
 

@@ -14,7 +14,6 @@ import pickle
 import re
 import sys
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from onnxcam.exporters.torch_archive import check_archive
 from onnxcam.exporters.torch_module import first_line
+from onnxcam.exporters.torch_weights import fit, kind, load_data, read_weights, tensors_in, told
 from torch import Tensor, nn
 
 from onnxcam.errors import DependencyError, ModelError, OnnxcamError, TrustError, listing, nearest
@@ -34,9 +34,6 @@ IMAGENET, NONE = "imagenet", "none"
 PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-# what training scripts wrap a state dict in
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-
 log = logging.getLogger(__name__)
 
 
@@ -109,7 +106,7 @@ def _called(source: str, weights: str | None, size: Size | None) -> Loaded:
             f"{source}: cannot import {path!r} ({first_line(error)}); it is looked for on sys.path and in {Path.cwd()}"
         ) from error
     except Exception as error:
-        raise ModelError(f"{source}: importing {path!r} failed: {_told(error)}") from error
+        raise ModelError(f"{source}: importing {path!r} failed: {told(error)}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             near = nearest(part, [n for n in dir(found) if not n.startswith("_")])
@@ -132,7 +129,7 @@ def _called(source: str, weights: str | None, size: Size | None) -> Loaded:
         except OnnxcamError:
             raise
         except Exception as error:
-            raise ModelError(f"{source}() failed: {_told(error)}") from error
+            raise ModelError(f"{source}() failed: {told(error)}") from error
     inputs = None
     if isinstance(found, (tuple, list)) and len(found) == 2:
         found, inputs = found
@@ -156,7 +153,7 @@ def _torchvision(name: str, weights: str | None, size: Size | None) -> Loaded:
                 model = models.get_model(name, weights=best)
             except (OSError, RuntimeError) as error:
                 raise ModelError(
-                    f"the ImageNet weights of torchvision:{name} cannot be fetched from {best.url} ({_told(error)}); "
+                    f"the ImageNet weights of torchvision:{name} cannot be fetched from {best.url} ({told(error)}); "
                     "fetch that file elsewhere and give it with --weights FILE, or take random ones with --weights none"
                 ) from error
         else:
@@ -191,7 +188,7 @@ def _timm(name: str, weights: str | None, size: Size | None) -> Loaded:
                 model = timm.create_model(name, pretrained=True)
             except (OSError, RuntimeError) as error:
                 raise ModelError(
-                    f"the pretrained weights of timm:{name} cannot be fetched ({_told(error)}); fetch them elsewhere "
+                    f"the pretrained weights of timm:{name} cannot be fetched ({told(error)}); fetch them elsewhere "
                     "and give them with --weights FILE, or take random ones with --weights none"
                 ) from error
         else:
@@ -211,36 +208,21 @@ def _file(path: Path, weights: str | None, trust: bool, size: Size | None) -> Lo
             f"{path}: no such file; expected package.module:callable, torchvision:NAME, timm:NAME, or a .pt2 or .pt "
             "file"
         )
-    kind = _kind(path)
-    if kind == "torchscript":
+    found = kind(path)
+    if found == "torchscript":
         raise ModelError(
             f"{path} is a TorchScript archive, whose layers cannot be watched; name the code that makes the module "
             "(package.module:callable --weights FILE), or export it with torch.onnx.export and give the .onnx file"
         )
-    if kind == "program":
+    if found == "program":
         return _program(path, weights, trust, size)
-    if kind == "pickle":
+    if found == "pickle":
         model = _pickled(path, trust)
         _fill(model, weights, str(path))
         return Loaded(model, _example(model, size), Info(path.stem))
     raise ModelError(
         f"{path} is not a PyTorch file; expected an archive of torch.export (.pt2) or a saved module (.pt, .pth)"
     )
-
-
-def _kind(path: Path) -> str | None:
-    """`program` (torch.export), `torchscript`, `pickle` (torch.save), or None."""
-    with path.open("rb") as stream:
-        start = stream.read(2)
-    if not zipfile.is_zipfile(path):
-        return "pickle" if start[:1] == b"\x80" or path.suffix == ".tar" else None
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    if any("/models/" in n and n.endswith(".json") for n in names) or "serialized_exported_program.json" in names:
-        return "program"
-    if any(n.endswith("constants.pkl") for n in names) and any("/code/" in n for n in names):
-        return "torchscript"
-    return "pickle" if any(n.endswith("data.pkl") for n in names) else None
 
 
 def _program(path: Path, weights: str | None, trust: bool, size: Size | None) -> Loaded:
@@ -253,7 +235,7 @@ def _program(path: Path, weights: str | None, trust: bool, size: Size | None) ->
             program = torch.export.load(path)
     except Exception as error:
         raise ModelError(
-            f"{path} cannot be loaded by PyTorch {torch.__version__}: {_told(error)}; save it again with this version"
+            f"{path} cannot be loaded by PyTorch {torch.__version__}: {told(error)}; save it again with this version"
         ) from error
     inputs: Any = program.example_inputs[0] if program.example_inputs else ()
     if size is None and len(inputs) == 1 and isinstance(inputs[0], Tensor):
@@ -269,7 +251,7 @@ def _pickled(path: Path, trust: bool) -> nn.Module:
         ModelError: it holds no module.
     """
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        held = load_data(path)
     except pickle.UnpicklingError as error:
         if not trust:
             raise TrustError(
@@ -278,10 +260,10 @@ def _pickled(path: Path, trust: bool) -> nn.Module:
             ) from error
         held = _unpickled(path)
     except Exception as error:
-        raise ModelError(f"{path} cannot be read by PyTorch: {_told(error)}; was the copy cut off?") from error
+        raise ModelError(f"{path} cannot be read by PyTorch: {told(error)}; was the copy cut off?") from error
     if isinstance(held, nn.Module):
         return held
-    if isinstance(held, Mapping) and _tensors_in(held) is not None:
+    if isinstance(held, Mapping) and tensors_in(held) is not None:
         raise ModelError(
             f"{path} holds only weights (a state dict), not the model; name the code that makes the model and give the "
             f"file as its weights: package.module:callable --weights {path}"
@@ -299,7 +281,7 @@ def _unpickled(path: Path) -> Any:
             "code, or name the Python file that defines it with --import FILE.py"
         ) from error
     except Exception as error:
-        raise ModelError(f"{path} cannot be unpickled: {_told(error)}") from error
+        raise ModelError(f"{path} cannot be unpickled: {told(error)}") from error
 
 
 def _filled(make: Any, weights: str, name: str) -> nn.Module:
@@ -331,87 +313,6 @@ def _fill(model: Any, weights: str | None, where: str) -> None:
     if not isinstance(model, nn.Module):
         raise ModelError(f"{where} holds its own weights; leave --weights out")
     fit(model, read_weights(Path(weights)), f"{weights} in {where}")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict file, read without running any code in it.
-
-    Raises:
-        TrustError: it holds more than tensors.
-        ModelError: it cannot be read, or holds no state dict.
-    """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; expected a state dict (torch.save(model.state_dict(), ...))")
-    if path.suffix == ".safetensors":
-        held: Any = _safetensors(path)
-    elif _kind(path) != "pickle":
-        raise ModelError(f"{path} is no saved state dict; expected the output of torch.save(model.state_dict(), ...)")
-    else:
-        try:
-            held = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise TrustError(
-                f"{path} holds more than weights, and reading it would run code; save the weights alone: "
-                "torch.save(model.state_dict(), ...)"
-            ) from error
-        except Exception as error:
-            raise ModelError(f"{path} cannot be read by PyTorch: {_told(error)}; was the copy cut off?") from error
-    found = _tensors_in(held)
-    if found is None:
-        inside = f"with the keys {listing(held)}" if isinstance(held, Mapping) else "that is no state dict"
-        raise ModelError(f"{path} holds a {type(held).__name__} {inside}; expected a state dict of tensors")
-    return found
-
-
-def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a state dict into a model, all of it and nothing but it.
-
-    Raises:
-        ModelError: parameters are missing, unexpected or of another shape.
-    """
-    own = model.state_dict()
-    if state and all(k.startswith("module.") for k in state) and not any(k.startswith("module.") for k in own):
-        state = {k.removeprefix("module."): v for k, v in state.items()}  # saved from inside DataParallel
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        missing = [k for k in own if k not in state]
-        unexpected = [k for k in state if k not in own]
-        sizes = [
-            f"{k} is {list(state[k].shape)} instead of {list(own[k].shape)}"
-            for k in own
-            if k in state and state[k].shape != own[k].shape
-        ]
-        faults = [
-            f"{len(names)} {what}: {listing(names, 3)}"
-            for what, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
-        faults += [f"{len(sizes)} of another shape: {'; '.join(sizes[:3])}"] if sizes else []
-        told = ", ".join(faults) or first_line(error)
-        raise ModelError(f"the weights do not fit ({where}): {told}; give the file saved from this model") from error
-
-
-def _tensors_in(held: Any) -> dict[str, Tensor] | None:
-    if not isinstance(held, Mapping):
-        return None
-    for key in _WRAPPERS:
-        if isinstance(held.get(key), Mapping):
-            held = held[key]
-            break
-    tensors = {k: v for k, v in held.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    return tensors if tensors and len(tensors) == len(held) else None
-
-
-def _safetensors(path: Path) -> Any:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise DependencyError("reading .safetensors needs that package: pip install safetensors") from error
-    try:
-        return load_file(path, device="cpu")
-    except Exception as error:
-        raise ModelError(f"{path} is not a readable safetensors file: {_told(error)}") from error
 
 
 def _example(model: Any, size: Size | None) -> Tensor:
@@ -481,7 +382,7 @@ def _imported(file: str | None) -> Iterator[None]:
         try:
             spec.loader.exec_module(module)
         except Exception as error:
-            raise ModelError(f"running {file} failed: {_told(error)}") from error
+            raise ModelError(f"running {file} failed: {told(error)}") from error
         # a module saved by a script says that its classes live in __main__
         for name, value in vars(module).items():
             if isinstance(value, type) and not hasattr(main, name):
@@ -504,7 +405,3 @@ def _quiet() -> Iterator[None]:
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(torch|torchvision|timm|copyreg)(\.|$)")
         yield
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"

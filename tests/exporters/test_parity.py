@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import parser
+from onnxcam.exporters import parity
+
+from onnxcam.augmentation import augment
+from onnxcam.errors import VerificationError
+from onnxcam.graph import manifest
+
+# scores = mean(x · w over channels) per class, explained at the product: gradients are constant
+MODEL = """
+<ir_version: 10, opset_import: ["": 20]>
+g (float[N, 2, 2, 2] input) => (float[N, 3] logits)
+<float[2, 2, 1, 1] w = {1, 2, -1, 0.5}, int64[2] axes = {2, 3}, float[2, 3] head = {1, -1, 2, 0.5, 3, -2}> {
+    y = Conv (input, w)
+    m = ReduceMean <keepdims = 0> (y, axes)
+    logits = MatMul (m, head)
+}
+"""
+W = np.asarray([[1, 2], [-1, 0.5]])
+HEAD = np.asarray([[1, -1, 2], [0.5, 3, -2]])
+
+
+class Reference:
+    """The model above in NumPy, off by `fault` in its gradients."""
+
+    def __init__(self, batch: np.ndarray, fault: float = 0.0) -> None:
+        y = np.einsum("oc,nchw->nohw", W, batch)
+        self.scores = y.mean((2, 3)) @ HEAD
+        self.outputs = [self.scores]
+        self.activations = [y]
+        self._fault = fault
+
+    def gradients(self, targets: np.ndarray) -> list[np.ndarray]:
+        per_class = HEAD[:, targets].T[:, :, None, None] / 4
+        return [np.broadcast_to(per_class, self.activations[0].shape) * (1 + self._fault)]
+
+
+@pytest.fixture(scope="module")
+def model() -> onnx.ModelProto:
+    return augment(parser.parse_model(MODEL), ["y"])
+
+
+def verify(model: onnx.ModelProto, oracle: parity.Oracle) -> dict[str, Any]:
+    held = manifest.read(model)
+    assert held is not None
+    batch = parity.draw(np.ones((1, 2, 2, 2), np.float32), 4)
+    return parity.verify(model, held, oracle, batch, "numpy")
+
+
+def test_distance_is_relative_per_sample_and_nan_is_far() -> None:
+    b = np.asarray([[3.0, 4.0], [0.0, 0.0], [1.0, 1.0], [6.0, 8.0]])
+    a = np.asarray([[3.0, 4.5], [0.0, 0.0], [np.nan, 1.0], [6.0, 8.0]])
+    assert parity.distance(a, b).tolist() == [0.1, 0.0, np.inf, 0.0]
+    assert parity.distance(np.asarray([[1e-12]]), np.asarray([[0.0]])).tolist() == [1.0]
+    assert parity.distance(a[:, :1], b).tolist() == [np.inf] * 4
+
+
+def test_samples_are_drawn_like_the_example() -> None:
+    example = np.random.default_rng(0).normal(5.0, 2.0, (1, 3, 40, 40)).astype(np.float32)
+    drawn = parity.draw(example, 3)
+    assert drawn.shape == (3, 3, 40, 40)
+    assert drawn.dtype == np.float32
+    assert abs(drawn.mean() - 5) < 0.1
+    assert abs(drawn.std() - 2) < 0.1
+    assert np.array_equal(drawn, parity.draw(example, 3))
+    assert abs(parity.draw(np.zeros((1, 3, 40, 40), np.float32), 2).std() - 1) < 0.05
+    pixels = parity.draw(np.zeros((1, 40, 40, 3), np.uint8), 1)
+    assert pixels.dtype == np.uint8
+    assert (pixels.min(), pixels.max()) == (0, 255)
+
+
+def test_equal_numbers_are_recorded(model: onnx.ModelProto) -> None:
+    found = verify(model, lambda batch, double: Reference(batch))
+    assert found["against"] == "numpy"
+    assert found["samples"] == 4
+    assert found["tolerance"] == 1e-3
+    assert max(found[q] for q in parity.QUANTITIES) < 1e-6
+
+
+def test_different_numbers_are_refused(model: onnx.ModelProto) -> None:
+    with pytest.raises(VerificationError, match=r"the gradients of 'y' differ from numpy by 0\.0196 in sample 1 of 4"):
+        verify(model, lambda batch, double: Reference(batch, 0.02))
+
+
+def test_the_frameworks_own_error_widens_the_tolerance_threefold(model: onnx.ModelProto) -> None:
+    # the framework's float32 is 2 % off itself in float64: an error of 2 % against it proves nothing
+    found = verify(model, lambda batch, double: Reference(batch, 0.0 if double else 0.02))
+    assert found["gradients"] == pytest.approx(0.02 / 1.02, rel=1e-4)
+    assert found["tolerance"] == pytest.approx(0.06, rel=1e-3)
+    with pytest.raises(VerificationError, match=r"more than the 0\.0145 allowed"):
+        verify(model, lambda batch, double: Reference(batch, 0.0151 if double else 0.02))
+
+
+def test_a_framework_that_has_no_float64_form_gets_no_slack(model: onnx.ModelProto) -> None:
+    with pytest.raises(VerificationError, match=r"more than the 0\.001 allowed"):
+        verify(model, lambda batch, double: None if double else Reference(batch, 0.02))

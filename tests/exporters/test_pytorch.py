@@ -1,0 +1,655 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from onnxcam.exporters import parity, torch_capture  # noqa: E402
+from onnxcam.exporters.pytorch import export  # noqa: E402
+
+from onnxcam.errors import (  # noqa: E402
+    InputError,
+    LayerError,
+    ModelError,
+    OutputError,
+    TargetError,
+    VerificationError,
+)
+from onnxcam.graph import manifest  # noqa: E402
+from tests.exporters.torch_nets import Binary, Functional, InPlace, Reused, Structured, seeded  # noqa: E402
+from tests.torchvision_stub import import_torchvision  # noqa: E402
+
+pytestmark = pytest.mark.torch
+nn, F = torch.nn, torch.nn.functional
+
+
+def picture(*shape: int, seed: int = 0) -> Any:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def run(model: onnx.ModelProto | Path | str, batch: Any, targets: Any = None) -> dict[str, np.ndarray]:
+    """All outputs of a file, in nothing but onnxruntime."""
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    feeds = {session.get_inputs()[0].name: batch.numpy()}
+    if targets is not None:
+        feeds["target"] = np.asarray(targets, np.int64)
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def differentiate(net: Any, pick: Callable[..., Any], batch: Any, targets: Any, logits: Callable[[], Any]) -> Any:
+    """Value and gradient at one place of a network, by an `autograd` that shares nothing with the exporter.
+
+    `pick(hold)` puts `hold` (tensor -> tensor to go on with) in place and returns a handle to take it away again;
+    `logits()` runs the network and returns the scores.
+    """
+    kept: list[Any] = []
+
+    def hold(tensor: Any) -> Any:
+        leaf = tensor.detach().clone().requires_grad_()
+        kept[:] = [leaf]
+        return leaf * 1.0
+
+    handles = pick(hold)
+    scores = logits()
+    for handle in handles:
+        handle.remove()
+    total = sum(scores[n, t] for n, t in enumerate(targets))
+    (gradient,) = torch.autograd.grad(total, kept[0])
+    return kept[0].detach().numpy(), gradient.numpy(), scores.detach().numpy()
+
+
+def at(module: Any, call: int = 0) -> Callable[..., Any]:
+    """`pick` for the `call`-th output of a module that returns a tensor."""
+
+    def pick(hold: Callable[..., Any]) -> list[Any]:
+        count = iter(range(100))
+        return [module.register_forward_hook(lambda m, i, o: hold(o) if next(count) == call else None)]
+
+    return pick
+
+
+def close(a: np.ndarray, b: np.ndarray) -> None:
+    assert a.shape == b.shape
+    assert parity.distance(a, b).max() < 1e-5
+
+
+def snapshot(net: Any) -> dict[str, Any]:
+    """Everything an export could disturb."""
+    return {
+        "modes": [(name, part.training) for name, part in net.named_modules()],
+        "parameters": [(n, id(p), p.data_ptr(), p.dtype, p.requires_grad, p.grad) for n, p in net.named_parameters()],
+        "buffers": [(n, id(b), b.clone().tolist()) for n, b in net.named_buffers()],
+        "hooks": [(len(p._forward_hooks), len(p._forward_pre_hooks), len(p._backward_hooks)) for p in net.modules()],
+        "attributes": [sorted(vars(part)) for part in net.modules()],
+        "state": [(n, v.clone().tolist()) for n, v in net.state_dict().items()],
+    }
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("layer", "call"), [("conv", 0), ("bn", 0), ("relu#0", 0), ("relu", 1), ("deep", 0)])
+def test_a_layer_is_what_its_module_returned_whatever_is_done_to_it_in_place_later(layer: str, call: int) -> None:
+    net = seeded(InPlace()).eval()
+    model = export(net, picture(1, 3, 8, 10), None, layers=[layer])
+    batch, targets = picture(3, 3, 8, 10, seed=5), [4, 0, 2]
+    module = net.get_submodule(layer.partition("#")[0])
+    value, gradient, scores = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
+    found = run(model, batch, targets)
+    assert list(found) == ["logits", "activations", "gradients", "heatmap"]
+    close(found["logits"], scores)
+    close(found["activations"], value)
+    close(found["gradients"], gradient)
+
+
+@pytest.mark.parametrize(("layer", "call"), [("block", 2), ("block#0", 0), ("block#1", 1), ("block.0#1", 1)])
+def test_of_several_calls_the_last_counts_and_a_number_picks_another(layer: str, call: int) -> None:
+    net = seeded(Reused()).eval()
+    model = export(net, picture(2, 3, 9, 9), None, layers=[layer], target="required")
+    batch, targets = picture(4, 3, 9, 9, seed=3), [0, 1, 2, 3]
+    module = net.get_submodule(layer.partition("#")[0])
+    value, gradient, scores = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
+    found = run(model, batch, targets)
+    close(found["logits"], scores)
+    close(found["activations"], value)
+    close(found["gradients"], gradient)
+
+
+def test_several_layers_at_once_by_name_and_by_identity() -> None:
+    net = seeded(Reused()).eval()
+    model = export(net, picture(1, 3, 9, 9), None, layers=[net.stem, "block#0", net.block, "block.1", net.twin])
+    held = manifest.read(model)
+    assert held is not None
+    assert [entry["name"] for entry in held["layers"]] == ["stem", "block#0", "block", "block.1", "twin"]
+    batch, targets = picture(2, 3, 9, 9, seed=3), [3, 1]
+    found = run(model, batch, targets)
+    for name, module, call in [("stem", net.stem, 0), ("block#0", net.block, 0), ("block", net.block, 2),
+                               ("block.1", net.block[1], 2), ("twin", net.twin, 0)]:  # fmt: skip
+        value, gradient, _ = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
+        close(found[f"activations/{name}"], value)
+        close(found[f"gradients/{name}"], gradient)
+
+
+def test_of_a_tuple_list_or_dict_the_first_tensor_counts_and_softmax_is_stepped_over() -> None:
+    net = seeded(Structured()).eval()
+    model = export(net, picture(1, 3, 8, 8), None, layers=["tupled", "mapped", "named"])
+    held = manifest.read(model)
+    assert held is not None
+    assert held["scores"] == {"name": "logits", "kind": "logits", "classes": 7, "probabilities": "probabilities"}
+    assert held["source"]["outputs"] == ["probabilities", "pooled"]
+    assert held["parity"]["gradients"] < 1e-5
+    batch, targets = picture(3, 3, 8, 8, seed=1), [6, 0, 3]
+    found = run(model, batch, targets)
+
+    def logits() -> Any:
+        seen: list[Any] = []
+        handle = net.head.register_forward_hook(lambda m, i, o: seen.append(o))
+        net(batch)
+        handle.remove()
+        return seen[0]
+
+    rebuilt: dict[str, Callable[..., Any]] = {
+        "tupled": lambda hold: lambda m, i, o: (hold(o[0]), o[1]),
+        "mapped": lambda hold: lambda m, i, o: {**o, "maps": [hold(o["maps"][0]), o["maps"][1]]},
+        "named": lambda hold: lambda m, i, o: o._replace(features=hold(o.features)),
+    }
+    for name, rebuild in rebuilt.items():
+        module = net.get_submodule(name)
+        pick = lambda hold, m=module, r=rebuild: [m.register_forward_hook(r(hold))]  # noqa: E731
+        value, gradient, scores = differentiate(net, pick, batch, targets, logits)
+        close(found["logits"], scores)
+        close(found[f"activations/{name}"], value)
+        close(found[f"gradients/{name}"], gradient)
+    close(found["probabilities"], net(batch)["probabilities"].detach().numpy())
+
+
+def test_a_binary_score_is_explained_with_its_sign() -> None:
+    net = seeded(Binary()).eval()
+    model = export(net, picture(1, 1, 9, 9), None)
+    held = manifest.read(model)
+    assert held is not None
+    assert held["scores"]["kind"] == "binary_logit"
+    assert held["layers"][0]["name"] == "features"
+    batch = picture(2, 1, 9, 9, seed=2)
+
+    def logits() -> Any:
+        x = net.features(batch)
+        s = net.head(F.avg_pool2d(x, 2).square().mean((2, 3)))
+        return torch.cat([-s, s], 1)
+
+    _, gradient, _ = differentiate(net, at(net.features), batch, [1, 0], logits)
+    close(run(model, batch, [1, 0])["gradients"], gradient)
+
+
+def test_a_layers_value_that_no_module_returns_is_checked_on_the_captured_program(tmp_path: Path) -> None:
+    net = seeded(Functional()).eval()
+    held = export(net, picture(1, 3, 8, 8), tmp_path / "m.onnx")
+    assert isinstance(held, dict)
+    assert held["layers"][0]["name"] == held["layers"][0]["value"]
+    assert held["parity"]["samples"] == 4
+    assert held["parity"]["gradients"] < 1e-5
+    batch, targets = picture(2, 3, 8, 8, seed=1), [2, 0]
+    x = torch.relu(net.one(batch))
+    x = torch.relu(net.two(x) + x).detach().requires_grad_()
+    scores = net.head(F.avg_pool2d(x, 2).square().mean((2, 3)))
+    (gradient,) = torch.autograd.grad(scores[0, 2] + scores[1, 0], x)
+    found = run(tmp_path / "m.onnx", batch, targets)
+    close(found["activations"], x.detach().numpy())
+    close(found["gradients"], gradient.numpy())
+
+
+@pytest.mark.parametrize(("net", "name"), [(InPlace, "relu"), (Reused, "twin")])
+def test_the_default_layer_has_the_shortest_name_of_a_module_that_returns_it(net: Any, name: str) -> None:
+    model = export(seeded(net()), picture(1, 3, 9, 9), None, target="required")
+    held = manifest.read(model)
+    assert held is not None
+    assert held["layers"][0]["name"] == name
+
+
+def test_half_precision_is_exported_as_its_float32_values() -> None:
+    net = seeded(InPlace()).eval()
+    half = seeded(InPlace()).eval().to(torch.bfloat16)
+    for a, b in zip(net.parameters(), half.parameters(), strict=True):
+        a.data = b.data.float()
+    for a, b in zip(net.buffers(), half.buffers(), strict=True):
+        a.data = b.data.float() if b.is_floating_point() else b.data
+    before = snapshot(half)
+    model = export(half, picture(1, 3, 8, 8).to(torch.bfloat16), None, layers="bn", verify=2)
+    assert snapshot(half) == before
+    batch = picture(2, 3, 8, 8)
+    close(run(model, batch)["logits"], net(batch).detach().numpy())
+
+
+# -- capture ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_the_batch_is_free_whatever_the_examples_rows(rows: int) -> None:
+    model = export(seeded(Reused()), (picture(rows, 3, 9, 9),), None, verify=False)
+    held = manifest.read(model)
+    assert held is not None
+    assert held["parity"] is None
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+    for count in (1, 3):
+        assert all(array.shape[0] == count for array in run(model, picture(count, 3, 9, 9)).values())
+
+
+def test_clones_and_exposed_layers_leave_no_trace_in_the_graph() -> None:
+    plain = export(seeded(InPlace()), picture(1, 3, 8, 8), None, layers=["relu"], verify=False)
+    forward = [node.op_type for node in plain.graph.node if not node.name.startswith("onnxcam/")]
+    assert forward == ["Conv", "Relu", "Conv", "Add", "Relu", "AveragePool", "Pow", "ReduceMean", "Gemm"]
+    assert [o.name for o in plain.graph.output] == ["logits", "activations", "gradients", "heatmap"]
+
+
+@pytest.mark.parametrize(("opset", "gelu"), [(None, True), (18, False), (21, True)])
+def test_opsets(opset: int | None, gelu: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    model = export(seeded(net), picture(1, 3, 8, 8), None, opset=opset)
+    assert [o.version for o in model.opset_import] == [opset or 20]
+    assert any(node.op_type == "Gelu" for node in model.graph.node) is gelu
+    held = manifest.read(model)
+    assert held is not None
+    assert held["layers"][0]["name"] == "1"
+    assert held["source"]["opset"] == (opset or 20)
+
+
+@pytest.mark.parametrize("opset", [17, 22])
+def test_other_opsets_are_refused(opset: int) -> None:
+    with pytest.raises(ModelError, match="expected 18 to 21"):
+        export(seeded(InPlace()), picture(1, 3, 8, 8), None, opset=opset)
+
+
+def test_the_older_exporter_steps_in_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("outer advice") from ValueError("cannot trace this")
+
+    monkeypatch.setattr(torch_capture, "_by_torch_export", fail)
+    net = seeded(InPlace()).eval()
+    with caplog.at_level(logging.WARNING):
+        model = export(net, picture(1, 3, 8, 8), None, layers=["bn", "relu#0", "relu"])
+    assert "cannot trace this" in caplog.text
+    held = manifest.read(model)
+    assert held is not None
+    assert held["source"]["exporter"] == "torchscript"
+    assert "cannot trace this" in held["source"]["note"]
+    batch, targets = picture(3, 3, 8, 8), [0, 1, 2]
+    value, gradient, _ = differentiate(net, at(net.bn), batch, targets, lambda: net(batch))
+    found = run(model, batch, targets)
+    close(found["activations/bn"], value)
+    close(found["gradients/bn"], gradient)
+
+
+def test_a_batch_that_cannot_be_free_is_refused_with_both_reasons() -> None:
+    class Fixed(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Any) -> Any:
+            y = self.conv(x).mean((2, 3))
+            return self.head(torch.stack([y[0], y[1]]) if int(y.shape[0]) == 2 else y)
+
+    with pytest.raises(ModelError, match=r"free batch size.*torch\.export.*torchscript"):
+        export(seeded(Fixed()), picture(1, 3, 8, 8), None)
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    export(seeded(InPlace()), picture(1, 3, 8, 8), None)
+    assert capfd.readouterr().out == ""
+
+
+def test_an_exported_program_keeps_its_module_names_and_calls() -> None:
+    net = seeded(Reused()).eval()
+    with torch_capture.quiet():
+        free = torch.export.export(net, (picture(2, 3, 9, 9),), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    model = export(free, picture(1, 3, 9, 9), None, layers=["stem", "block#0", "block"])
+    batch, targets = picture(3, 3, 9, 9, seed=1), [1, 3, 0]
+    found = run(model, batch, targets)
+    for name, module, call in [("stem", net.stem, 0), ("block#0", net.block, 0), ("block", net.block, 2)]:
+        value, gradient, _ = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
+        close(found[f"activations/{name}"], value)
+        close(found[f"gradients/{name}"], gradient)
+
+
+def test_a_program_exported_for_one_picture_is_refused() -> None:
+    with torch_capture.quiet():
+        fixed = torch.export.export(seeded(InPlace()).eval(), (picture(1, 3, 8, 8),))
+    with pytest.raises(ModelError, match=r"takes exactly 1 picture.*dynamic_shapes"):
+        export(fixed, picture(1, 3, 8, 8), None)
+
+
+# -- restoring --------------------------------------------------------------------------------------------------------
+
+
+def disturbed() -> Any:
+    """A module in an unusual state, all of which must survive."""
+    net = seeded(InPlace()).train()
+    net.bn.eval()
+    net.conv.weight.requires_grad_(False)
+    net(picture(2, 3, 8, 8)).sum().backward()
+    net.relu.register_forward_hook(lambda *_: None)
+    return net
+
+
+def test_everything_is_as_it_was_afterwards() -> None:
+    net = disturbed()
+    before = snapshot(net)
+    state = torch.random.get_rng_state()
+    export(net, picture(1, 3, 8, 8), None, layers=[net.bn, "relu"])
+    assert snapshot(net) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("where", ["capture", "augment", "verify", "layer"])
+def test_everything_is_as_it_was_after_a_failure(where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ModelError("on purpose")
+
+    places = {"capture": (torch_capture, "capture"), "verify": (parity, "verify")}
+    if where in places:
+        monkeypatch.setattr(*places[where], fail)
+    elif where == "augment":
+        monkeypatch.setattr("onnxcam.exporters.pytorch.augment", fail)
+    net = disturbed().to(torch.float64)
+    before = snapshot(net)
+    with pytest.raises(ModelError):
+        export(net, picture(1, 3, 8, 8), tmp_path / "m.onnx", layers=["nothing" if where == "layer" else "bn"])
+    assert snapshot(net) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gradients_are_taken_where_the_caller_has_switched_them_off() -> None:
+    net = seeded(InPlace()).requires_grad_(False)
+    with torch.no_grad():
+        held = manifest.read(export(net, picture(1, 3, 8, 8), None))
+    assert held is not None
+    assert held["parity"]["gradients"] < 1e-5
+
+
+# -- layers that cannot be --------------------------------------------------------------------------------------------
+
+
+def nested() -> Any:
+    class Unused(nn.Sequential):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(
+                nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+                nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(4, 3),
+            )
+            self.spare = nn.Conv2d(1, 1, 1)
+
+        def forward(self, x: Any) -> Any:
+            for part in list(self)[:5]:
+                x = part(x)
+            return x
+
+    return seeded(Unused())
+
+
+@pytest.mark.parametrize(
+    ("layer", "told"),
+    [
+        ("0.2", r"no module '0\.2'; the nearest are '0\.1'"),
+        ("spare", "not called"),
+        ("0#1", r"called 1 times; expected 0#0 to 0#0"),
+        ("2", r"shape \[2, 4, 1, 1\].*expected a spatial map"),
+        ("4", r"shape \[2, 3\].*expected a spatial map"),
+        (3, "got a int as a layer"),
+        (nn.ReLU(), "not a module of the model"),
+    ],
+)
+def test_a_layer_that_cannot_be_is_refused_with_candidates(layer: Any, told: str) -> None:
+    with pytest.raises(LayerError, match=told):
+        export(nested(), picture(1, 3, 8, 8), None, layers=[layer])
+
+
+def test_part_of_a_name_is_enough_if_only_one_module_ends_with_it() -> None:
+    class Outer(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = Functional(), Functional()
+            self.only = nn.ModuleDict({"deep": nn.Conv2d(3, 3, 1)})
+
+        def forward(self, x: Any) -> Any:
+            return self.a(self.only["deep"](x)) + self.b(x)
+
+    net = seeded(Outer())
+    with pytest.raises(LayerError, match=r"ambiguous; it could be 'a\.one', 'b\.one'"):
+        export(net, picture(1, 3, 8, 8), None, layers=["one"])
+    held = manifest.read(export(net, picture(1, 3, 8, 8), None, layers=["deep"]))
+    assert held is not None
+    assert held["layers"][0]["name"] == "only.deep"
+
+
+def test_no_layers_at_all() -> None:
+    with pytest.raises(LayerError, match="`layers` is empty"):
+        export(nested(), picture(1, 3, 8, 8), None, layers=[])
+
+
+def test_a_detached_layer_cannot_be_verified() -> None:
+    class Cut(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.side, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.conv(x).mean((2, 3)) + self.side(x).detach().mean((2, 3)))
+
+    with pytest.raises(LayerError, match="do not depend on the target layer"):
+        export(seeded(Cut()), picture(1, 3, 8, 8), None, layers=["side"])
+
+
+# -- other refusals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ((picture(1, 3, 8, 8), picture(1, 3, 8, 8)), "got 2 example inputs"),
+        (picture(3, 8, 8), r"shape \[3, 8, 8\]"),
+        (picture(0, 3, 8, 8), "expected a batch of pictures"),
+        ("cat.jpg", "got a str"),
+    ],
+)
+def test_example_inputs_that_are_no_batch_of_pictures(inputs: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        export(seeded(InPlace()), inputs, None)
+
+
+def test_a_model_that_does_not_run_on_the_example() -> None:
+    with pytest.raises(ModelError, match=r"does not run on a float32 input of shape \[2, 1, 8, 8\]"):
+        export(seeded(InPlace()), picture(1, 1, 8, 8), None)
+
+
+def test_what_is_not_a_module() -> None:
+    with pytest.raises(ModelError, match=r"got a dict; expected a torch\.nn\.Module"):
+        export({}, picture(1, 3, 8, 8), None)  # type: ignore[arg-type]
+
+
+def test_what_is_not_a_classifier() -> None:
+    with pytest.raises(ModelError, match=r"not an image classifier.*\[2, 4, 6, 6\]"):
+        export(seeded(nn.Sequential(nn.Conv2d(3, 4, 3))), picture(1, 3, 8, 8), None)
+
+
+def test_several_outputs_need_a_choice_unless_the_first_is_scores() -> None:
+    class Two(nn.Module):  # type: ignore[misc]
+        def __init__(self, order: list[int]) -> None:
+            super().__init__()
+            self.order, self.conv = order, nn.Conv2d(3, 4, 3)
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Any) -> Any:
+            y = self.conv(x)
+            found = [self.a(y.mean((2, 3))), self.b(y.mean((2, 3))), y]
+            return tuple(found[k] for k in self.order)
+
+    for order, classes in (([0, 1], 3), ([1, 0], 2), ([2, 0], 3)):
+        held = manifest.read(export(seeded(Two(order)), picture(1, 3, 8, 8), None))
+        assert held is not None
+        assert held["scores"]["classes"] == classes
+    with pytest.raises(ModelError, match="several outputs could be class scores"):
+        export(seeded(Two([2, 0, 1])), picture(1, 3, 8, 8), None)
+    held = manifest.read(export(seeded(Two([2, 0, 1])), picture(1, 3, 8, 8), None, scores="output_2"))
+    assert held is not None
+    assert (held["scores"]["name"], held["scores"]["classes"]) == ("output_2", 2)
+
+
+def test_a_folder_that_is_not_there_is_noticed_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="there is no folder"):
+        export(None, None, tmp_path / "no" / "m.onnx")  # type: ignore[arg-type]
+
+
+def test_targets_bound_to_a_class() -> None:
+    net = seeded(InPlace()).eval()
+    model = export(net, picture(1, 3, 8, 8), None, layers=["deep"], target="c", labels=list("abcde"))
+    held = manifest.read(model)
+    assert held is not None
+    assert held["target"]["class"] == 2
+    assert held["labels"] == list("abcde")
+    batch = picture(2, 3, 8, 8)
+    _, gradient, _ = differentiate(net, at(net.deep), batch, [2, 2], lambda: net(batch))
+    close(run(model, batch)["gradients"], gradient)
+    with pytest.raises(TargetError):
+        export(net, picture(1, 3, 8, 8), None, target="z", labels=list("abcde"))
+
+
+def test_only_the_heatmap_if_so_wanted_verified_all_the_same() -> None:
+    model = export(seeded(InPlace()), picture(1, 3, 8, 8), None, outputs="heatmap", methods=["gradcam", "hirescam"])
+    assert [o.name for o in model.graph.output] == ["logits", "heatmap/gradcam", "heatmap/hirescam"]
+    held = manifest.read(model)
+    assert held is not None
+    assert held["parity"]["gradients"] < 1e-5
+    assert held["layers"][0]["name"] == "relu"
+
+
+# -- verification -----------------------------------------------------------------------------------------------------
+
+
+def test_the_parity_is_recorded_in_the_file(tmp_path: Path) -> None:
+    held = export(seeded(InPlace()), picture(1, 3, 8, 8), tmp_path / "m.onnx", verify=6, origin={"name": "mine"})
+    assert isinstance(held, dict)
+    assert manifest.read(onnx.load(tmp_path / "m.onnx")) == held
+    assert held["source"]["name"] == "mine"
+    assert {k: v for k, v in held["parity"].items() if k in ("against", "samples", "tolerance")} == {
+        "against": "torch autograd", "samples": 6, "tolerance": 1e-3}  # fmt: skip
+    assert all(0 <= held["parity"][k] < 1e-5 for k in ("scores", "activations", "gradients"))
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes one of the exported model's quantities wrong by one percent."""
+    honest = parity.run
+
+    def choose(stem: str) -> None:
+        def wrong(session: Any, names: Any, feeds: Any) -> Any:
+            found = honest(session, names, feeds)
+            return {k: v * np.float32(1.01) if k.startswith(stem) else v for k, v in found.items()}
+
+        monkeypatch.setattr(parity, "run", wrong)
+
+    yield choose
+
+
+@pytest.mark.parametrize(
+    ("stem", "quantity"), [("logits", "scores"), ("activations", "activations"), ("gradients", "gradients")]
+)
+def test_wrong_numbers_are_named_and_no_file_is_left(
+    stem: str, quantity: str, spoil: Callable[[str], None], tmp_path: Path
+) -> None:
+    spoil(stem)
+    with pytest.raises(VerificationError, match=rf"the {quantity} of .* differ from torch autograd by 0\.01 .*0\.001"):
+        export(seeded(InPlace()), picture(1, 3, 8, 8), tmp_path / "m.onnx", layers=["bn"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_gradient_rule_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from onnxcam.autodiff import registry
+
+    def relu(op: Any, node: Any, dy: str) -> list[str]:
+        return [dy]  # forgets the mask
+
+    import onnxcam.autodiff.gradient  # noqa: F401  the rules register themselves
+
+    assert registry.find("Relu", 20) is not None
+    monkeypatch.setitem(registry._rules, "Relu", [(1, None, registry.Entry(relu, False, False))])
+    with pytest.raises(VerificationError, match="gradients of 'deep'"):
+        export(seeded(InPlace()), picture(1, 3, 8, 8), tmp_path / "m.onnx", layers=["deep"])
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- real architectures -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size", "default"),
+    [
+        ("resnet18", 64, "layer4"),
+        ("mobilenet_v2", 96, "features"),
+        ("densenet121", 64, None),
+        ("googlenet", 96, None),
+        ("convnext_tiny", 64, "features"),
+        ("vit_b_32", 224, None),
+        ("swin_t", 64, None),
+    ],
+)
+def test_torchvision_models_agree_with_autograd(name: str, size: int, default: str | None) -> None:
+    models = import_torchvision().models
+    torch.manual_seed(0)
+    options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
+    net = models.get_model(name, weights=None, num_classes=10, **options)
+    before = snapshot(net)
+    model = export(net, picture(1, 3, size, size), None)
+    assert snapshot(net) == before
+    held = manifest.read(model)
+    assert held is not None
+    print(name, held["layers"][0]["name"], held["parity"], held["source"]["exporter"])
+    assert held["source"]["exporter"] == "torch.export"
+    assert default in (None, held["layers"][0]["name"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "layers"), [("resnet18", ["layer3", "layer4.1.bn2", "conv1"]),
+                                              ("mobilenet_v2", ["features.18.0", "features.14", "features.7.conv.1"])])  # fmt: skip
+def test_torchvision_layers_deep_inside(name: str, layers: list[str]) -> None:
+    models = import_torchvision().models
+    net = seeded_like_trained(models.get_model(name, weights=None, num_classes=10)).eval()
+    model = export(net, picture(1, 3, 64, 64), None, layers=layers)
+    batch, targets = picture(2, 3, 64, 64, seed=4), [3, 9]
+    found = run(model, batch, targets)
+    for layer in layers:
+        value, gradient, scores = differentiate(net, at(net.get_submodule(layer)), batch, targets, lambda: net(batch))
+        assert parity.distance(found["logits"], scores).max() < 1e-4
+        assert parity.distance(found[f"activations/{layer}"], value).max() < 1e-4
+        assert parity.distance(found[f"gradients/{layer}"], gradient).max() < 1e-2
+
+
+def seeded_like_trained(net: Any) -> Any:
+    """Torch's own initial weights from a fixed seed, with batch norm statistics taken from noise."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        if parameter.ndim > 1:
+            deviation = (2.0 / parameter[0].numel()) ** 0.5
+            with torch.no_grad():
+                parameter.normal_(0.0, deviation, generator=generator)
+    net.train()
+    with torch.no_grad():
+        net(torch.randn((8, 3, 64, 64), generator=generator))
+    return net

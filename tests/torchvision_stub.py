@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -20,6 +21,5 @@ def import_torchvision() -> Any:
         _LIBRARIES.append(library)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torchvision = pytest.importorskip("torchvision")
-        import torchvision.transforms.v2
-    return torchvision
+        pytest.importorskip("torchvision.transforms.v2")
+    return sys.modules["torchvision"]

@@ -75,8 +75,9 @@ class Geometry:
         centre = (np.arange(self.picture_size[axis]) + 0.5) * self.scale[axis] + self.offset[axis]
         inside = np.flatnonzero((centre >= visible.start) & (centre < visible.stop))
         if inside.size == 0:
-            empty = np.zeros(0, np.intp)
-            return 0, 0, empty, empty, np.zeros(0, np.float32)
+            # The crop is narrower than one picture pixel and lies between two centres: take the pixel under its middle.
+            middle = ((visible.start + visible.stop) / 2 - self.offset[axis]) / self.scale[axis]
+            inside = np.array([min(int(middle), self.picture_size[axis] - 1)])
         position = np.clip(centre[inside] - 0.5 - visible.start, 0.0, visible.stop - visible.start - 1.0)
         low = np.floor(position).astype(np.intp)
         high = np.minimum(low + 1, visible.stop - visible.start - 1)

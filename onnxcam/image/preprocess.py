@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcam.errors import PreprocessError, listing, nearest
+from onnxcam.errors import PictureError, PreprocessError, listing, nearest
 from onnxcam.image.geometry import Geometry, Size
 from onnxcam.image.picture import Picture, load
 from onnxcam.image.resample import INTERPOLATIONS, resize
@@ -24,6 +24,8 @@ Pixels = NDArray[np.uint8]
 COLORS = ("RGB", "BGR", "L")
 MODES = ("stretch", "shortest", "letterbox")
 ANCHORS = ("center", "center_floor", "top_left", "top_right", "bottom_left", "bottom_right")
+# Resizing the short side of a ribbon multiplies the long one; 200 million pixels already take 600 MB.
+_LARGEST = 200_000_000
 DTYPES = ("float32", "float16", "float64", "uint8")
 
 
@@ -165,6 +167,12 @@ class Preprocess:
         offset = (0, 0)
         if self.resize is not None:
             resized = self.resize.resized(original)
+            if resized[0] * resized[1] > _LARGEST:
+                raise PictureError(
+                    f"a picture of {original[0]}x{original[1]} (height x width) would be resized to "
+                    f"{resized[0]}x{resized[1]} pixels, more than {_LARGEST:,}: it is too narrow for this model, so "
+                    "crop it first"
+                )
             pixels = resize(pixels, resized, self.resize.interpolation, self.resize.antialias)
             if self.resize.mode == "letterbox":
                 box = _pair(self.resize.size)

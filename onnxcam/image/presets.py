@@ -229,7 +229,7 @@ def from_timm(config: Mapping[str, Any]) -> Preprocess:
     mode = config.get("crop_mode") or "center"
     if mode not in ("center", "squash", "border"):
         raise PreprocessError(f"timm's crop_mode is {mode!r}, expected 'center', 'squash' or 'border'")
-    interpolation = config.get("interpolation") or "bilinear"
+    interpolation = config.get("interpolation") or "bicubic"
     resize: dict[str, Any] = {
         "mode": {"center": "shortest", "squash": "stretch", "border": "letterbox"}[mode],
         "size": scaled[0] if mode == "center" and scaled[0] == scaled[1] else scaled,

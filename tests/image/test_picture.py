@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -29,8 +30,15 @@ def test_pixels_equal_pil(format, mode):
     np.testing.assert_array_equal(load(data).pixels, expected)
 
 
-@pytest.mark.parametrize("mode", ["P", "1", "LA", "CMYK", "I;16"])
-@pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize(
+    ("format", "mode"),
+    [
+        *((format, mode) for format in ("PNG", "TIFF") for mode in ("P", "1", "LA", "I;16")),
+        ("TIFF", "CMYK"),
+        ("JPEG", "CMYK"),
+        ("JPEG", "1"),
+    ],
+)
 def test_odd_modes_equal_pil(format, mode):
     if mode == "I;16":
         image = Image.fromarray(np.arange(40 * 60, dtype=np.uint16).reshape(40, 60) * 27)
@@ -39,10 +47,7 @@ def test_odd_modes_equal_pil(format, mode):
     else:
         image = Image.fromarray(smooth(40, 60)).convert(mode)
         expected = np.asarray(image.convert("RGB"))
-    try:
-        data = encode(image, format)
-    except OSError:
-        pytest.skip(f"PIL writes no {mode} {format}")
+    data = encode(image, format)
     if format == "JPEG":
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert np.abs(load(data).pixels.astype(int) - expected).max() <= 1
@@ -292,7 +297,7 @@ def test_header_sizes_equal_pil(format):
         data = encode(smooth(height, width), format, **FORMATS[format])
         header = read_header(io.BytesIO(data))
         assert (header.height, header.width) == (height, width)
-        for length in range(0, min(len(data), 64)):
+        for length in range(min(len(data), 64)):
             with pytest.raises(PictureError):
                 load(data[:length])
 
@@ -305,7 +310,5 @@ def test_random_damage_never_escapes_as_another_error():
             broken = bytearray(data)
             for at in random.integers(0, len(data), 3):
                 broken[at] = random.integers(0, 256)
-            try:
+            with contextlib.suppress(PictureError):
                 assert load(bytes(broken), max_pixels=100_000).pixels.dtype == np.uint8
-            except PictureError:
-                pass

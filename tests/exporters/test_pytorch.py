@@ -28,7 +28,8 @@ from tests.exporters.torch_nets import Binary, Functional, InPlace, Reused, Stru
 from tests.torchvision_stub import import_torchvision  # noqa: E402
 
 pytestmark = pytest.mark.torch
-nn, F = torch.nn, torch.nn.functional
+nn = torch.nn
+F = torch.nn.functional
 
 
 def picture(*shape: int, seed: int = 0) -> Any:
@@ -372,6 +373,15 @@ def test_everything_is_as_it_was_after_a_failure(where: str, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_model_on_the_gpu_stays_there() -> None:
+    net = seeded(InPlace()).cuda().half()
+    before = snapshot(net)
+    export(net, picture(1, 3, 8, 8).cuda().half(), None, layers=["bn"])
+    assert snapshot(net) == before
+
+
 def test_gradients_are_taken_where_the_caller_has_switched_them_off() -> None:
     net = seeded(InPlace()).requires_grad_(False)
     with torch.no_grad():
@@ -599,35 +609,39 @@ def test_a_wrong_gradient_rule_is_found(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "size", "default"),
+    ("name", "size", "layers", "named"),
     [
-        ("resnet18", 64, "layer4"),
-        ("mobilenet_v2", 96, "features"),
-        ("densenet121", 64, None),
-        ("googlenet", 96, None),
-        ("convnext_tiny", 64, "features"),
-        ("vit_b_32", 224, None),
-        ("swin_t", 64, None),
+        ("resnet18", 64, None, "layer4"),
+        ("mobilenet_v2", 96, None, "features"),
+        ("densenet121", 64, None, None),
+        ("googlenet", 96, None, "inception5b"),
+        ("convnext_tiny", 64, ["features"], "features"),
+        ("vit_b_32", 224, ["encoder.layers.encoder_layer_11"], "encoder.layers.encoder_layer_11"),
+        ("swin_t", 64, ["features.7"], "features.7"),
     ],
 )
-def test_torchvision_models_agree_with_autograd(name: str, size: int, default: str | None) -> None:
+def test_torchvision_models_agree_with_autograd(name: str, size: int, layers: list[str] | None, named: str) -> None:
     models = import_torchvision().models
     torch.manual_seed(0)
     options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
     net = models.get_model(name, weights=None, num_classes=10, **options)
-    before = snapshot(net)
-    model = export(net, picture(1, 3, size, size), None)
-    assert snapshot(net) == before
-    held = manifest.read(model)
+    before = [part.training for part in net.modules()]
+    held = manifest.read(export(net, picture(1, 3, size, size), None, layers=layers))
+    assert [part.training for part in net.modules()] == before
     assert held is not None
-    print(name, held["layers"][0]["name"], held["parity"], held["source"]["exporter"])
     assert held["source"]["exporter"] == "torch.export"
-    assert default in (None, held["layers"][0]["name"])
+    assert held["layers"][0]["name"] == named or named is None
+    assert max(held["parity"][quantity] for quantity in parity.QUANTITIES) < 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "layers"), [("resnet18", ["layer3", "layer4.1.bn2", "conv1"]),
-                                              ("mobilenet_v2", ["features.18.0", "features.14", "features.7.conv.1"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("resnet18", ["layer3", "layer4.1.bn2", "conv1"]),
+        ("mobilenet_v2", ["features.18.0", "features.14", "features.7.conv.1"]),
+    ],
+)
 def test_torchvision_layers_deep_inside(name: str, layers: list[str]) -> None:
     models = import_torchvision().models
     net = seeded_like_trained(models.get_model(name, weights=None, num_classes=10)).eval()

@@ -94,10 +94,10 @@ def probabilities(scores: np.ndarray, kind: str) -> np.ndarray:
 
     Softmax for `logits`; a sigmoid each for `multilabel`; (1 - p, p) for `binary_logit`.
     """
-    logits = scores.astype(np.float64)
+    logits: np.ndarray = scores.astype(np.float64)
     if kind == "logits":
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
+        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
     p = np.where(logits >= 0, 1.0, np.exp(np.minimum(logits, 0))) / (1.0 + np.exp(-np.abs(logits)))
     if kind == "binary_logit":
         p = np.concatenate([1.0 - p, p], axis=1)

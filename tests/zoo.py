@@ -1,0 +1,64 @@
+"""The light models inside the onnx package: real architectures of the old model zoo, with weights worth differentiating.
+
+Their weights come as ConstantOfShape, so that all logits are equal; seeded random ones take their place. Scaled so that
+activations neither vanish nor explode with depth, and batch-norm statistics away from 0 and 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+NAMES = (
+    "bvlc_alexnet",
+    "densenet121",
+    "inception_v1",
+    "inception_v2",
+    "resnet50",
+    "shufflenet",
+    "squeezenet",
+    "vgg19",
+    "zfnet512",
+)
+
+
+def light(name: str, seed: int = 1234) -> onnx.ModelProto:
+    """One of the light models with seeded random weights; its opset, IR and graph as they are."""
+    model = onnx.load(FOLDER / f"light_{name}.onnx")
+    rng = np.random.default_rng(seed)
+    roles: dict[str, tuple[str, int]] = {}
+    for node in model.graph.node:
+        for index, value in enumerate(node.input):
+            roles.setdefault(value, (node.op_type, index))
+    shapes = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    kept, made = [], []
+    for node in model.graph.node:
+        if node.op_type != "ConstantOfShape" or node.input[0] not in shapes:
+            kept.append(node)
+            continue
+        shape = tuple(int(d) for d in shapes[node.input[0]])
+        held = numpy_helper.to_array(node.attribute[0].t) if node.attribute else np.zeros(1, np.float32)
+        if held.dtype != np.float32:
+            kept.append(node)
+            continue
+        made.append(numpy_helper.from_array(_weight(rng, shape, *roles[node.output[0]]), node.output[0]))
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(made)
+    if model.ir_version < 4:  # every weight has to be listed as an input as well
+        model.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in made)
+    return model
+
+
+def _weight(rng: np.random.Generator, shape: tuple[int, ...], op_type: str, index: int) -> np.ndarray:
+    if op_type == "BatchNormalization":
+        low, high = {1: (0.7, 1.3), 2: (-0.1, 0.1), 3: (-0.1, 0.1), 4: (0.7, 1.3)}[index]
+        return rng.uniform(low, high, shape).astype(np.float32)
+    if len(shape) >= 2:
+        fan_in = int(np.prod(shape[1:])) if op_type != "Gemm" else max(shape)
+        return (rng.normal(size=shape) * np.sqrt(2.0 / fan_in)).astype(np.float32)
+    return rng.uniform(-0.05, 0.05, shape).astype(np.float32)

@@ -1,0 +1,167 @@
+"""Explains pictures a few at a time: reading, running and writing overlap, and one failure never loses the others."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from onnxcam import image
+from onnxcam.cli.pictures import Item
+from onnxcam.errors import OnnxcamError, OutputError
+from onnxcam.explainer import Explainer
+from onnxcam.explanation import Explanation
+
+_CHUNK = 8  # pictures per run, as many as the explainer takes at once
+# large pictures go in smaller numbers, so that memory stays flat
+_CHUNK_PIXELS = 24_000_000
+_WRITING_PIXELS = 48_000_000
+_THREADS = 4
+_READ_AHEAD = 2
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked about every picture; the fields are those of `Explainer.explain` and `Explanation.save`."""
+
+    target: int | None = None
+    method: str = "gradcam"
+    layer: str | list[str] | None = None
+    top: int | None = None
+    normalize: str = "minmax"
+    alpha: float = 0.5
+    colormap: str = "jet"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a picture: its explanation's record and files (relative to its folder), or an error."""
+
+    item: Item
+    record: dict[str, Any] | None = None
+    files: dict[str, str] | None = None
+    error: Exception | None = None
+
+
+def explain_all(explainer: Explainer, items: Sequence[Item], request: Request, output: Path) -> Iterator[Outcome]:
+    """Explain and write every picture, in order. At most a few are in memory at any time."""
+    threads = min(_THREADS, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
+    try:
+        read = ahead(pool, _read, items, _READ_AHEAD)
+        explained = _explain(explainer, read, request)
+        yield from ahead(pool, lambda pair: _write(*pair, request, output), explained, threads, _weight)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def ahead(
+    pool: ThreadPoolExecutor,
+    work: Callable[[T], R],
+    values: Iterable[T],
+    depth: int,
+    weight: Callable[[T], int] = lambda value: 0,
+) -> Iterator[R]:
+    """`map(work, values)` in order, on the pool, at most `depth` and a bounded weight of values ahead of the caller."""
+    begun: deque[tuple[Future[R], int]] = deque()
+    for value in values:
+        begun.append((pool.submit(work, value), weight(value)))
+        del value
+        while len(begun) > depth or (len(begun) > 1 and sum(held for _, held in begun) > _WRITING_PIXELS):
+            yield begun.popleft()[0].result()
+    while begun:
+        yield begun.popleft()[0].result()
+
+
+def _weight(pair: tuple[Item, Explanation | Exception]) -> int:
+    return 0 if isinstance(pair[1], Exception) else pair[1].heatmap.size
+
+
+def _read(item: Item) -> tuple[Item, image.Picture | Exception]:
+    try:
+        picture = image.load(item.source)
+    except Exception as error:
+        return item, error
+    return item, replace(picture, name=item.name if isinstance(item.source, bytes) else picture.name)
+
+
+def _explain(
+    explainer: Explainer, read: Iterable[tuple[Item, image.Picture | Exception]], request: Request
+) -> Iterator[tuple[Item, Explanation | Exception]]:
+    for chunk in _chunks(read):
+        pictures = [picture for _, picture in chunk if isinstance(picture, image.Picture)]
+        explanations = _stream(explainer, pictures, request)
+        for item, picture in chunk:
+            yield item, (next(explanations) if isinstance(picture, image.Picture) else picture)
+
+
+def _chunks(
+    read: Iterable[tuple[Item, image.Picture | Exception]],
+) -> Iterator[list[tuple[Item, image.Picture | Exception]]]:
+    chunk: list[tuple[Item, image.Picture | Exception]] = []
+    pixels = 0
+    for item, picture in read:
+        chunk.append((item, picture))
+        pixels += picture.size[0] * picture.size[1] if isinstance(picture, image.Picture) else 0
+        if len(chunk) == _CHUNK or pixels >= _CHUNK_PIXELS:
+            yield chunk
+            chunk, pixels = [], 0
+    if chunk:
+        yield chunk
+
+
+def _stream(explainer: Explainer, pictures: list[image.Picture], request: Request) -> Iterator[Explanation | Exception]:
+    """An explanation or an error per picture; after a failure those that are left are explained one by one."""
+    asked = (request.target, request.method, request.layer, request.top, request.normalize)
+    done = 0
+    try:
+        for explanation in explainer.stream(pictures, *asked):
+            done += 1
+            yield explanation
+    except Exception as error:
+        if len(pictures) == 1 and not done:
+            yield error
+            return
+        for picture in pictures[done:]:
+            yield from _stream(explainer, [picture], request)
+
+
+def _write(item: Item, result: Explanation | Exception, request: Request, output: Path) -> Outcome:
+    if isinstance(result, Exception):
+        return Outcome(item, error=result)
+    folder = output / item.folder
+    try:
+        _spare(item, folder, result)
+        files = result.save(folder, alpha=request.alpha, colormap=request.colormap)
+        return Outcome(item, result.to_dict(), files)
+    except Exception as error:
+        return Outcome(item, error=error)
+
+
+def _spare(item: Item, folder: Path, result: Explanation) -> None:
+    """Refuse to write a result over the picture it explains."""
+    if isinstance(item.source, bytes) or item.source.resolve().parent != folder.resolve():
+        return
+    name = item.source.name.lower()
+    if name in ("input.png", "panel.png") or name.startswith(f"{result.method}_"):
+        raise OutputError(f"{item.name!r} would be overwritten by its own explanation; choose another output folder")
+
+
+def sentence(outcome: Outcome) -> str:
+    """What went wrong with a picture, naming it."""
+    error = outcome.error
+    if isinstance(error, OnnxcamError):
+        text = str(error)
+    elif isinstance(error, MemoryError):
+        text = "there is not enough memory for it; scale it down"
+    else:
+        text = f"{type(error).__name__}: {str(error).strip()} (unexpected: ONNXCAM_DEBUG=1 shows where)"
+    name = outcome.item.name
+    return text if name in text else f"{name!r}: {text}"

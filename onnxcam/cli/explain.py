@@ -1,0 +1,356 @@
+"""`onnxcam explain`: heatmaps of pictures, written to a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxcam import image, labels, runtime
+from onnxcam.cam import targets
+from onnxcam.cli import options, pictures
+from onnxcam.cli.batch import Outcome, Request, explain_all, sentence
+from onnxcam.cli.progress import Progress
+from onnxcam.errors import LayerError, OutputError, PreprocessError, TargetError
+from onnxcam.explainer import Explainer
+from onnxcam.image.panel import percentage
+
+SUMMARY = "analysis_summary.json"
+_PACKAGES = ("onnxcam", "onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python", "opencv-python-headless")
+
+EPILOG = """\
+\b
+Examples:
+  onnxcam explain model.onnx cat.jpg -o out
+  onnxcam explain model.onnx photos/ 'more/**/*.png' -o out --top 3
+  onnxcam explain resnet50.onnx cat.jpg -o out --preprocess imagenet --labels labels.txt --target tabby
+  find photos -name '*.jpg' -print0 | onnxcam explain model.onnx --files-from - -o out --json > out.json
+"""
+
+
+@click.command("explain", context_settings=options.CONTEXT, epilog=EPILOG)
+@click.argument("model", metavar="MODEL")
+@click.argument("named", nargs=-1, metavar="PICTURE...")
+@click.option("-o", "--output", required=True, metavar="DIR", help="Folder for the results; it is made if need be.")
+@click.option(
+    "--files-from", metavar="LIST", help="Read more pictures from a file, one path per line ('-': standard input)."
+)
+@click.option(
+    "--target", "--class", "target", metavar="CLASS", help="Class to explain, index or label.  [default: each top-1]"
+)
+@click.option("--top", type=click.IntRange(min=1), metavar="K", help="Explain the K best classes of each picture.")
+@click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="CAM method.")
+@options.layer_option("Target layer; several are fused into their mean.  [default: the model's own]")
+@options.labels_option
+@options.preprocess_option
+@click.option(
+    "--normalize",
+    type=click.Choice(image.NORMALIZATIONS),
+    default="minmax",
+    show_default=True,
+    help="How maps are brought to 0..1: minmax as pytorch-grad-cam, max as in the paper, none.",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.5,
+    show_default=True,
+    help="Strength of the heatmap in overlays: 0 shows the picture alone, 1 the heatmap alone.",
+)
+@click.option(
+    "--colormap", type=click.Choice(image.COLORMAPS), default="jet", show_default=True, help="Colours of the heatmap."
+)
+@options.provider_option
+@options.fallback_option
+@options.seed_option
+@options.json_option
+def explain(
+    model: str,
+    named: tuple[str, ...],
+    output: str,
+    files_from: str | None,
+    target: str | None,
+    top: int | None,
+    method: str,
+    layers: tuple[str, ...],
+    labels: str | None,
+    preprocess: str | None,
+    normalize: str,
+    alpha: float,
+    colormap: str,
+    provider: str,
+    allow_fallback: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Explain what a model sees in pictures.
+
+    Shows which pixels made MODEL say what it says about each PICTURE. MODEL is an explainable model (from `onnxcam
+    export`) or any image classifier in ONNX form. PICTURE is a file, a folder (searched with its subfolders), a glob in
+    quotes, or '-' for one encoded picture on standard input.
+
+    One picture is written into DIR itself, several into DIR/NAME/: input.png, METHOD_grayscale.png,
+    METHOD_heatmap.png, METHOD_overlay.png, panel.png and explanation.json; DIR/analysis_summary.json tells about all.
+    The five best predictions of each go to standard output. A picture that fails is named and does not stop the rest.
+
+    Exit status: 0 all explained, 1 some or all pictures failed, 2 wrong usage or unknown class, layer or method,
+    3 unusable model, 4 no usable runtime or execution provider.
+    """
+    started = time.monotonic()
+    if target is not None and top is not None:
+        raise click.UsageError("--target and --top exclude each other: --top explains the best classes.")
+    wanted = list(named) if files_from is None else [*named, *pictures.read_list(files_from)]
+    if files_from == pictures.STDIN and pictures.STDIN in named:
+        raise click.UsageError("standard input is either a picture (-) or the list (--files-from -), not both.")
+    if not wanted:
+        raise click.UsageError("no PICTURE was given: name files, folders, globs, '-' or --files-from LIST.")
+    folder = Path(output)
+    found = pictures.collect(wanted, folder)
+    if not found.items and len(found.failures) == 1:
+        raise found.failures[0][1]
+    explainer = open_explainer(model, layers, labels, preprocess, method, provider, allow_fallback)
+    request = _request(explainer, layers, target, top, method, normalize, alpha, colormap)
+    if provider != "auto" and allow_fallback:
+        click.echo(f"running on {explainer.providers[0]}", err=True)
+    ready(folder)
+    run = _Run(folder, found, as_json)
+    interrupted = True
+    try:
+        run.explain(explainer, request)
+        interrupted = False
+    finally:
+        about = describe(model, explainer, request, seed)
+        summary = run.summary(about, time.monotonic() - started, interrupted)
+        text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
+        image.write_bytes(folder / SUMMARY, text.encode())
+    if as_json:
+        options.print_json(summary)
+    counts = summary["counts"]
+    if counts["found"] > 1:
+        click.echo(
+            f"{counts['explained']} of {counts['found']} explained in {summary['duration_s']:.1f} s on "
+            f"{explainer.providers[0]}; see {folder / SUMMARY}",
+            err=True,
+        )
+    if counts["failed"]:
+        raise click.exceptions.Exit(1)
+
+
+def open_explainer(
+    model: str,
+    layers: Sequence[str] = (),
+    labels_file: str | None = None,
+    preprocess: str | None = None,
+    method: str = "gradcam",
+    provider: str = "auto",
+    allow_fallback: bool = False,
+) -> Explainer:
+    """An explainer from what the command line names, refused where nobody says how pictures are prepared.
+
+    Raises:
+        PreprocessError: neither the model nor the caller says how pictures become tensors.
+        ModelError, LayerError, LabelsError, MethodError, RuntimeUnavailable: as their names say.
+    """
+    names = None if labels_file is None else labels.read(labels_file)
+    try:
+        explainer = Explainer(
+            model,
+            preprocess=preprocess,
+            layers=list(dict.fromkeys(layers)) or None,
+            methods=(method,),
+            providers=runtime.parse_provider(provider),
+            allow_fallback=allow_fallback,
+        )
+    except LayerError as error:
+        raise options.not_explainable(error, layers) from error
+    if names is not None:
+        labels.check_count(names, explainer.classes, f"labels file {labels_file!r}")
+        explainer.labels = names
+    if explainer.preprocess is None:
+        raise PreprocessError(
+            "the model does not say how pictures become tensors, and a wrong guess gives a wrong map without a word; "
+            f"name it with --preprocess: {', '.join(image.candidates())}"
+        )
+    return explainer
+
+
+def ready(folder: Path) -> None:
+    """Make the output folder and see that it can be written to, before any work is done.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        blocked = next((p for p in (folder, *folder.parents) if p.is_file()), None)
+        reason = f"{str(blocked)!r} is a file" if blocked is not None else error.strerror
+        raise OutputError(f"the folder {str(folder)!r} cannot be made ({reason}); choose another with -o") from error
+    probe = folder / SUMMARY
+    if probe.is_dir():
+        raise OutputError(f"{str(probe)!r} is a folder, in the way of the summary; choose another output folder")
+    image.write_bytes(folder / ".writable", b"")
+    (folder / ".writable").unlink(missing_ok=True)
+
+
+def describe(model: str, explainer: Explainer, request: Request, seed: int) -> dict[str, Any]:
+    """What a run was made with."""
+    held = explainer.manifest
+    with Path(model).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "model": {
+            "path": model,
+            "sha256": digest,
+            "source": held.get("source"),
+            "classes": explainer.classes,
+            "scores": held["scores"]["kind"],
+        },
+        "options": {
+            "target": request.target,
+            "top": request.top,
+            "method": request.method,
+            "layer": request.layer if request.layer is not None else explainer.layers[-1],
+            "preprocess": None if explainer.preprocess is None else explainer.preprocess.to_dict(),
+            "normalize": request.normalize,
+            "alpha": request.alpha,
+            "colormap": request.colormap,
+            "seed": seed,
+        },
+        "providers": explainer.providers,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that take part, those that are installed."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _request(
+    explainer: Explainer,
+    layers: Sequence[str],
+    target: str | None,
+    top: int | None,
+    method: str,
+    normalize: str,
+    alpha: float,
+    colormap: str,
+) -> Request:
+    """The request, with everything that could be wrong for this model found out before a picture is read."""
+    index = int(
+        targets.resolve(options.parse_class(target, explainer.labels), 1, explainer.classes, explainer.labels)[0]
+    )
+    if top is not None and top > explainer.classes:
+        raise TargetError(f"--top {top}: the model has {explainer.classes} classes; choose 1 to {explainer.classes}")
+    names = list(dict.fromkeys(layers))
+    layer = names[0] if len(names) == 1 else names or None
+    request = Request(None if index < 0 else index, method, layer, top, normalize, alpha, colormap)
+    fixed = explainer.manifest["target"].get("class")
+    beyond = method not in explainer.methods or not set(names) <= set(explainer.layers)
+    if beyond or (fixed is not None and index not in (targets.TOP1, fixed)):
+        # the file lacks something that is added in memory: whether that works shows on a grey picture
+        grey = image.Picture(_grey(explainer))
+        explainer.explain(grey, request.target, method, layer)
+    return request
+
+
+def _grey(explainer: Explainer) -> Any:
+    import numpy as np
+
+    size = None if explainer.preprocess is None else explainer.preprocess.output_size
+    return np.full((*(size or (224, 224)), 3), 128, np.uint8)
+
+
+class _Run:
+    """One run over all pictures: prints as it goes and remembers what the summary needs."""
+
+    def __init__(self, folder: Path, found: pictures.Found, quiet: bool) -> None:
+        self._folder = folder
+        self._found = found
+        self._quiet = quiet
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._entries: list[dict[str, Any]] = []
+
+    def explain(self, explainer: Explainer, request: Request) -> None:
+        items = self._found.items
+        with Progress(len(items)) as progress:
+            for name, error in self._found.failures:
+                progress.note(f"Error: {error}")
+                self._entries.append(_entry(name, None, None, None, str(error)))
+            for outcome in explain_all(explainer, items, request, self._folder):
+                self._tell(outcome, progress)
+                progress.advance()
+
+    def summary(self, about: dict[str, Any], duration: float, interrupted: bool) -> dict[str, Any]:
+        found = len(self._found.items) + len(self._found.failures)
+        explained = sum(entry["error"] is None for entry in self._entries)
+        failed = len(self._entries) - explained
+        counts = {"found": found, "explained": explained, "failed": failed}
+        if interrupted:
+            counts["left"] = found - explained - failed
+        return about | {
+            "started": self._started,
+            "duration_s": round(duration, 3),
+            "counts": counts,
+            "pictures": self._entries,
+        }
+
+    def _tell(self, outcome: Outcome, progress: Progress) -> None:
+        name, record = outcome.item.name, outcome.record
+        if record is None:
+            text = sentence(outcome)
+            progress.note(f"Error: {text}")
+            self._entries.append(_entry(name, outcome.item.folder.as_posix(), None, None, text))
+            return
+        self._entries.append(_entry(name, outcome.item.folder.as_posix(), record, outcome.files, None))
+        for warning in record["warnings"]:
+            progress.note(f"Warning: {name!r}: {warning}")
+        if not self._quiet:
+            progress.result(table(name, self._folder / outcome.item.folder, record))
+
+
+def table(name: str, folder: Path, record: dict[str, Any]) -> str:
+    """A picture's predictions for people."""
+    lines = [f"{name} -> {folder}"]
+    explained = {held["index"] for held in record["maps"]}
+    rows = [*record["predictions"]]
+    rows += [held for held in record["maps"] if all(held["index"] != row["index"] for row in rows)]
+    for row in rows:
+        mark = "*" if row["index"] in explained else " "
+        lines.append(f"  {mark} {percentage(row['probability']):>8}  {row['index']:>5}  {row['label']}")
+    return "\n".join(lines)
+
+
+def _entry(
+    name: str, folder: str | None, record: dict[str, Any] | None, files: dict[str, str] | None, error: str | None
+) -> dict[str, Any]:
+    best = record["predictions"][0] if record is not None else None
+    prefix = "" if folder in (None, "", ".") else f"{folder}/"
+    return {
+        "name": name,
+        "prediction": best and best["label"],
+        "index": best and best["index"],
+        "confidence": best and best["probability"],
+        "predictions": record and record["predictions"],
+        "target": record and record["target"],
+        "top": record and (record["maps"] if len(record["maps"]) > 1 else None),
+        "layer": record and record["layer"],
+        "method": record and record["method"],
+        "files": {key: prefix + file for key, file in (files or {}).items()},
+        "warnings": record["warnings"] if record is not None else [],
+        "error": error,
+    }

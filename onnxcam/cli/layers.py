@@ -1,0 +1,113 @@
+"""`onnxcam layers`: where a model can be explained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from onnxcam.cli import options
+from onnxcam.errors import LayerError
+
+EPILOG = """\
+\b
+Examples:
+  onnxcam layers model.onnx
+  onnxcam layers model.onnx --json | jq -r '.layers[].name'
+"""
+
+
+@click.command("layers", context_settings=options.CONTEXT, epilog=EPILOG)
+@click.argument("model", metavar="MODEL")
+@options.json_option
+def layers(model: str, as_json: bool) -> None:
+    """List the layers that can be explained.
+
+    For each layer of MODEL (any image classifier in ONNX form): its name for --layer, the shape and layout of its
+    output, and which one is taken when none is named (*). Of an explainable model it also says which outputs hold a
+    layer's activations, gradients and heatmaps. Any other value or node of the graph can be named too, if it is
+    spatial.
+    """
+    found = describe(model)
+    if as_json:
+        options.print_json(found)
+        return
+    click.echo("\n".join(_table(found["layers"])))
+    held = found["explainable"]
+    if held is not None:
+        names = ", ".join(f"{key} {value}" for key, value in held["outputs"].items() if value)
+        target = f"{held['target']['name']} ({held['target']['mode']})"
+        click.echo(f"\nexplainable: target {target}; {names}")
+        for layer in found["layers"]:
+            if layer["outputs"] is not None:
+                maps = ", ".join(layer["outputs"]["heatmaps"].values())
+                raw = ", ".join(name for key, name in layer["outputs"].items() if key != "heatmaps" and name)
+                click.echo(f"  {layer['name']}: {', '.join(part for part in (raw, maps) if part)}")
+
+
+def describe(model: str) -> dict[str, Any]:
+    """The layers of a model file, and what an explainable one offers.
+
+    Raises:
+        ModelError: not an image classifier, or one without a spatial layer.
+    """
+    from onnxcam.augmentation import list_layers
+    from onnxcam.graph import file, manifest
+
+    held = manifest.parse(file.metadata(model).get(manifest.KEY))
+    entries = {} if held is None else {entry["name"]: entry for entry in held["layers"]}
+    try:
+        candidates = list_layers(model)
+    except LayerError as error:
+        raise options.not_explainable(error, ()) from error
+    found = [
+        {
+            "name": layer.name,
+            "shape": _dims(layer.shape),
+            "layout": layer.layout,
+            "grid": None if layer.grid is None else list(layer.grid),
+            "default": layer.default,
+            "outputs": _outputs(entries.pop(layer.name, None)),
+        }
+        for layer in candidates
+    ]
+    # a file may expose values that are no convolution's
+    found += [
+        {key: entry.get(key) for key in ("name", "shape", "layout", "grid")}
+        | {"default": False, "outputs": _outputs(entry)}
+        for entry in entries.values()
+    ]
+    if held is not None:
+        for layer in found:
+            layer["default"] = layer["name"] == held["layers"][-1]["name"]
+    explainable = held and {
+        "target": held["target"],
+        "outputs": {"scores": held["scores"]["name"], "probabilities": held["scores"].get("probabilities")},
+    }
+    return {"model": model, "explainable": explainable, "layers": found}
+
+
+def _outputs(entry: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if entry is None else {key: entry[key] for key in ("activations", "gradients", "heatmaps")}
+
+
+def _dims(shape: Sequence[int | str | None] | None) -> list[int | str | None] | None:
+    """A shape as the manifest has it: N for the batch, None for what is open."""
+    if shape is None:
+        return None
+    first = shape[0] if isinstance(shape[0], int) else "N"
+    return [first, *(d if isinstance(d, int) else None for d in shape[1:])]
+
+
+def _table(found: Sequence[dict[str, Any]]) -> list[str]:
+    rows = [("", "layer", "shape", "layout")]
+    for layer in found:
+        shape = (
+            "?"
+            if layer["shape"] is None
+            else "[" + ", ".join("?" if d is None else str(d) for d in layer["shape"]) + "]"
+        )
+        rows.append(("*" if layer["default"] else "", layer["name"], shape, str(layer["layout"])))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return ["  ".join([f"{row[0]:1}", f"{row[1]:{widths[1]}}", f"{row[2]:{widths[2]}}", row[3]]) for row in rows]

@@ -1,0 +1,79 @@
+"""Options that several commands share, and what their texts mean."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from onnxcam.errors import LayerError, ModelError
+
+F = TypeVar("F", bound=Callable[..., Any])
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def layer_option(help_text: str) -> Callable[[F], F]:
+    """`--layer NAME`, repeatable."""
+    return click.option("--layer", "--last-conv", "layers", multiple=True, metavar="NAME", help=help_text)
+
+
+labels_option: Callable[[F], F] = click.option(
+    "--labels",
+    metavar="FILE",
+    help="Class names: one per line, a JSON list, {index: name}, {name: index}, CSV with a header, or '0 Cat' lines.",
+)
+preprocess_option: Callable[[F], F] = click.option(
+    "--preprocess",
+    metavar="SPEC",
+    help="How pictures become tensors: imagenet, caffe, 0..1, -1..1, raw, timm:FILE, hf:FILE or a JSON file.",
+)
+provider_option: Callable[[F], F] = click.option(
+    "--provider",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Execution provider: auto, cpu, cuda, cuda:1, tensorrt, openvino, ... A named one must really be in use.",
+)
+fallback_option: Callable[[F], F] = click.option(
+    "--allow-fallback", is_flag=True, help="Go on when the provider named is not in use."
+)
+json_option: Callable[[F], F] = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
+)
+seed_option: Callable[[F], F] = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=1234, show_default=True, help="Fixes whatever is random."
+)
+
+
+def parse_class(text: str | None, labels: Sequence[str] | None) -> int | str | None:
+    """A class as the user names it: a label, or an index where no label is those digits."""
+    if text is None or not re.fullmatch(r"[+-]?\d+", text.strip()):
+        return text
+    wanted = text.strip().casefold()
+    known = {part.strip().casefold() for label in labels or () for part in (label, *label.split(","))}
+    return text if wanted in known else int(text)
+
+
+def not_explainable(error: LayerError, layers: Sequence[str]) -> ModelError:
+    """A layer error is the user's only if a layer was named; otherwise the model has none."""
+    return error if layers else ModelError(str(error))
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output; what is not finite becomes null, as JSON knows no NaN."""
+    unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    click.echo(json.dumps(finite(value), ensure_ascii=not unicode, indent=2))
+
+
+def finite(value: Any) -> Any:
+    """The value with numbers that JSON cannot hold replaced by None."""
+    if isinstance(value, dict):
+        return {key: finite(held) for key, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(held) for held in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from onnxcam.autodiff.sweep import sweep
 from onnxcam.cam import methods as cam
 from onnxcam.cam import targets
-from onnxcam.errors import LayerError, ModelError, TargetError, listing
+from onnxcam.errors import LabelsError, LayerError, ModelError, TargetError, listing
 from onnxcam.graph import edit, layers, manifest, scores
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.layers import Layer
@@ -67,6 +67,7 @@ def augment(
     Raises:
         ModelError: not an image classifier, or invalid.
         LayerError, MethodError, TargetError: no such layer, method or class.
+        LabelsError: not one label per class.
         UnsupportedOperator: an operator between a target layer and the scores has no gradient rule.
     """
     if outputs not in ("all", "heatmap"):
@@ -239,7 +240,7 @@ def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | Non
     if labels is None:
         return None
     if len(labels) != classes:
-        raise ModelError(
+        raise LabelsError(
             f"got {len(labels)} labels for a model with {classes} classes; expected one per class, in order"
         )
     return [str(label) for label in labels]

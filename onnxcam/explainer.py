@@ -10,7 +10,7 @@ import numpy as np
 from onnxcam import image
 from onnxcam.cam import targets
 from onnxcam.engine import Engine, Raw
-from onnxcam.errors import InputError, ModelError, PreprocessError, TargetError
+from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError
 from onnxcam.explanation import Explanation, Map
 from onnxcam.runtime import Provider
 
@@ -36,7 +36,8 @@ class Explainer:
     in memory when first asked for.
 
     Raises:
-        ModelError: the file is not a usable classifier. RuntimeUnavailable: no runtime, or a provider is not in use.
+        ModelError: the file is not a usable classifier. LabelsError: not one label per class.
+        RuntimeUnavailable: no runtime, or a provider is not in use.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Explainer:
         held = self._engine.held
         self.labels: list[str] | None = list(labels) if labels is not None else held.get("labels")
         if self.labels is not None and len(self.labels) != self.classes:
-            raise ModelError(
+            raise LabelsError(
                 f"got {len(self.labels)} labels for a model with {self.classes} classes; one per class, in order"
             )
         self._default_layer: str = held["layers"][-1]["name"]

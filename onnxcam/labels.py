@@ -180,8 +180,8 @@ def _ordered(pairs: Iterable[tuple[int, str]], hint: str = "") -> list[str]:
         if set(held) == set(range(1, len(held) + 1)):
             raise LabelsError(f"its indices run from 1 to {len(held)}; classes are counted from 0{hint}")
         raise LabelsError(
-            f"its {len(held)} indices have gaps: {listing(missing, 5)} missing, {max(held)} the largest, {min(held)} "
-            f"the smallest; number the classes 0, 1, 2, ... without a gap{hint}"
+            f"its {len(held)} indices have gaps: {listing(map(str, missing), 5)} missing, {min(held)} the smallest, "
+            f"{max(held)} the largest; number the classes 0, 1, 2, ... without a gap{hint}"
         )
     return [held[index] for index in range(len(held))]
 

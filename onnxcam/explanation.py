@@ -83,15 +83,15 @@ class Explanation:
         """The heatmap over the picture, uint8 `[H, W, 3]` RGB."""
         return image.overlay(self.picture, unit(self.heatmap), alpha, colormap)
 
-    def panel(self, colormap: str = "jet") -> np.ndarray:
+    def panel(self, colormap: str = "jet", alpha: float = 0.5) -> np.ndarray:
         """Original, heatmap and overlay side by side with label, probability and colour bar, uint8 RGB."""
-        shown = unit(self.heatmap)
         return image.panel(
             self.picture,
-            shown,
-            image.overlay(self.picture, shown, 0.5, colormap),
+            unit(self.heatmap),
             label=self.label,
             probability=self.probability,
+            method=self.method,
+            alpha=alpha,
             colormap=colormap,
         )
 
@@ -130,14 +130,11 @@ class Explanation:
             OutputError: the folder cannot be made or written to.
         """
         folder = Path(directory)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"the folder {str(folder)!r} cannot be made: {error.strerror}; choose another") from error
+        _make(folder)
         files: dict[str, str] = {}
 
         def write(key: str, name: str, pixels: np.ndarray) -> None:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _make((folder / name).parent)
             image.write_png(folder / name, pixels)
             files[key] = name
 
@@ -146,7 +143,7 @@ class Explanation:
         write("grayscale", f"{self.method}_grayscale.png", image.grayscale(shown))
         write("heatmap", f"{self.method}_heatmap.png", image.colorize(shown, colormap))
         write("overlay", f"{self.method}_overlay.png", image.overlay(self.picture, shown, alpha, colormap))
-        write("panel", "panel.png", self.panel(colormap))
+        write("panel", "panel.png", self.panel(colormap, alpha))
         if len(self.maps) > 1:
             for rank, held in enumerate(self.maps, start=1):
                 name = f"top_predictions/{self.method}_top{rank}_{file_stem(held.label)}.png"
@@ -171,6 +168,13 @@ def file_stem(label: str) -> str:
     """A label as part of a file name: letters, digits and underscores, at most 60 of them."""
     first = label.split(",")[0].strip()
     return re.sub(r"\W+", "_", first).strip("_")[:60] or "class"
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {str(folder)!r} cannot be made: {error.strerror}; choose another") from error
 
 
 def _shapes(raw: Any) -> Any:

@@ -48,25 +48,37 @@ class Layer:
 
 
 def candidates(graph: Graph, scores: str) -> list[Layer]:
-    """Target layers in graph order, the default one marked: each spatial convolution, followed to where it settles."""
+    """Target layers in graph order: each spatial convolution and residual Add, followed to where it settles.
+
+    The last one is the default: in most networks a convolution's, in ConvNeXt or Swin the last block's residual Add.
+    """
     found: dict[str, Layer] = {}
     last = None
     for node in _between(graph, scores):
-        if node.op_type not in ("Conv", "ConvTranspose") or not _spatial(graph.shape(node.output[0])):
+        made = node.op_type in ("Conv", "ConvTranspose") or _residual(graph, node)
+        if not made or not _spatial(graph.shape(node.output[0])):
             continue
-        value = follow(graph, node.output[0])
-        found.setdefault(value, describe_layer(graph, Layer(value, value)))
-        last = value
+        last = follow(graph, node.output[0])
+        found.setdefault(last, describe_layer(graph, Layer(last, last)))
     if last is None:
         for node in _between(graph, scores):  # token models: the last block's token map
             shape = graph.shape(node.output[0])
             tokens = shape[1] if shape is not None and len(shape) == 3 else None
-            residual = node.op_type == "Add" and not any(graph.is_constant(name) for name in node.input)
-            if residual and isinstance(tokens, int) and tokens >= 4:
+            if _residual(graph, node) and isinstance(tokens, int) and tokens >= 4:
                 last = node.output[0]
                 found[last] = describe_layer(graph, Layer(last, last))
     ordered = sorted(found.values(), key=lambda layer: graph.position[layer.value])
     return [replace(layer, default=layer.value == last) for layer in ordered]
+
+
+def _residual(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a node adds two values of the output's own shape, neither of them a constant."""
+    shape = graph.shape(node.output[0])
+    return (
+        node.op_type == "Add"
+        and shape is not None
+        and all(not graph.is_constant(name) and graph.shape(name) == shape for name in node.input)
+    )
 
 
 def default(graph: Graph, scores: str) -> Layer:

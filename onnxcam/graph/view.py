@@ -75,6 +75,11 @@ class Graph:
         for info in (*graph.value_info, *graph.input, *graph.output):
             self._infos[info.name] = info
         self._constants: dict[str, np.ndarray | None] = {}
+        fed = {i.name for i in graph.input}
+        self._known_values = {name for name in self.initializers if name not in fed}
+        for node in self.nodes:
+            if not node.op_type.startswith("Random") and all(name in self._known_values for name in uses(node)):
+                self._known_values.update(name for name in node.output if name)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
     def __contains__(self, value: str) -> bool:
@@ -114,12 +119,7 @@ class Graph:
 
     def is_constant(self, value: str) -> bool:
         """Whether the value is known before the model runs (not only whether it is small enough to read)."""
-        if value in self.initializers:
-            return not any(i.name == value for i in self.model.graph.input)
-        node = self.producer.get(value)
-        return node is not None and (
-            node.op_type == "Constant" or (node.op_type in ("Identity", "Cast") and self.is_constant(node.input[0]))
-        )
+        return value in self._known_values
 
     def _resolve(self, value: str) -> np.ndarray | None:
         if not self.is_constant(value):
@@ -127,6 +127,8 @@ class Graph:
         if value in self.initializers:
             return numpy_helper.to_array(self.initializers[value])
         node = self.producer[value]
+        if node.op_type not in ("Constant", "Identity", "Cast"):
+            return None  # could be folded, but nobody asks for more than weights
         if node.op_type == "Identity":
             return self.constant(node.input[0])
         if node.op_type == "Cast":  # weights stored as float16 are constants too

@@ -113,8 +113,18 @@ def gradients(
 ) -> list[np.ndarray]:
     """The gradients onnxcam emits, run in ONNX Runtime, after the full ONNX checker passed the model."""
     derived = onnxcam.gradient(model, of=of, wrt=wrt)
+    assert not (idle := wasted(model, derived)), f"emitted and never used: {idle}"
     onnx.checker.check_model(derived, full_check=True)
     return run(derived, {**feeds, f"cotangent.{of}": cotangent}, [f"grad.{name}" for name in wrt])
+
+
+def wasted(model: onnx.ModelProto, derived: onnx.ModelProto) -> list[str]:
+    """The added nodes that compute floating-point values nobody uses; a few integers of a shape cost nothing."""
+    used = {name for node in derived.graph.node for name in node.input} | {o.name for o in derived.graph.output}
+    idle = [n for n in derived.graph.node[len(model.graph.node) :] if not used.intersection(n.output)]
+    inferred = onnx.shape_inference.infer_shapes(derived).graph.value_info if idle else []
+    integers = {v.name for v in inferred if v.type.tensor_type.elem_type == onnx.TensorProto.INT64}
+    return [node.name for node in idle if not integers.intersection(node.output)]
 
 
 def check(

@@ -42,19 +42,17 @@ def matmul(op: Builder, node: Node, dy: str) -> Cotangents:
         return _matmul_by_matrix(op, node, dy)
     # a vector is a matrix of one row (A) or of one column (B)
     rank = max(rank_a, rank_b, 2)
-    rows = op.Unsqueeze(a, [0]) if rank_a == 1 else a
-    columns = op.Unsqueeze(b, [1]) if rank_b == 1 else b
     lost = [-2] * (rank_a == 1) + [-1] * (rank_b == 1)
     dy = op.Unsqueeze(dy, lost) if lost else dy
     da = db = None
     if node.wants(0):
-        da = op.MatMul(dy, _transposed(op, columns, max(rank_b, 2)))
+        da = op.MatMul(dy, op.Unsqueeze(b, [0]) if rank_b == 1 else _transposed(op, b, rank_b))
         if rank_a == 1:
             da = op.ReduceSum(da, list(range(rank - 1)), keepdims=0)
         elif rank_b > 1:
             da = op.sum_to(da, node.output, a, keep=2)
     if node.wants(1):
-        db = op.MatMul(_transposed(op, rows, max(rank_a, 2)), dy)
+        db = op.MatMul(op.Unsqueeze(a, [1]) if rank_a == 1 else _transposed(op, a, rank_a), dy)
         if rank_b == 1:
             db = op.ReduceSum(db, [*range(rank - 2), rank - 1], keepdims=0)
         elif rank_a > 1:

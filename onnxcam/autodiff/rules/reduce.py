@@ -86,12 +86,12 @@ def reduce_prod(op: Builder, node: Node, dy: str) -> Cotangents:
 
 
 def _axes(node: Node) -> list[int] | None:
-    """The reduced axes counted from the front, None if they are only known at run time."""
+    """The reduced axes, None if they are only known at run time."""
     rank = node.rank(node.inputs[0])
     if not node.input(1):
         return list(range(rank))
     held = node.constant(1)
-    return None if held is None else [int(axis) % rank for axis in held] or list(range(rank))
+    return None if held is None else [int(axis) for axis in held] or list(range(rank))
 
 
 def _is_identity(node: Node) -> bool:

@@ -180,6 +180,8 @@ def test_prelu(slope: tuple[int, ...]) -> None:
         wrt=["x", "slope"],
         free=("static", "batch", "rank"),
     )
+    for name in ("x", "slope"):
+        check("y = PRelu(x, slope)", {"x": distinct(2, 3, 4, 4)}, {"slope": normal(*slope)}, wrt=[name])
 
 
 @covers("Clip")
@@ -197,6 +199,8 @@ def test_clip(bounds: str, low: float, dynamic: bool) -> None:
     x = distinct(3, 7)
     if dynamic:
         check(body, {"x": x, **kept}, free=FREE)
+        for name in ("x", *kept):
+            check(body, {"x": x, **kept}, wrt=[name], free=("static",))
     else:
         check(body, {"x": x}, kept, free=FREE)
 
@@ -229,6 +233,8 @@ def broadcast(draw: st.DrawFn, count: int = 2) -> list[tuple[int, ...]]:
 def both(op_type: str, a: np.ndarray, b: np.ndarray, **options: Any) -> None:
     check(f"y = {op_type}(a, b)", {"a": a, "b": b}, free=FREE, **options)
     check(f"y = {op_type}(b, a)", {"a": a}, {"b": b}, wrt=["a", "b"], free=("static", "rank"), **options)
+    for name in ("a", "b"):  # nothing is computed for the other
+        check(f"y = {op_type}(a, b)", {"a": a, "b": b}, wrt=[name], free=("batch",), **options)
 
 
 @covers("Add", "Sub", "Mul", "Div")

@@ -233,6 +233,7 @@ def test_class_token_is_one_pad() -> None:
     for index, free in itertools.product((0, 2, -1), ("static", "batch")):
         held = {"i": np.asarray(index)}
         assert emitted("y = Gather<axis=1>(x, i)", {"x": normal(2, 3, 4)}, held, free) == ["Unsqueeze", "Pad"]
+    assert emitted("y = Gather<axis=1>(x, i)", {"x": normal(2, 3, 4)}, {"i": ints(1, 2)}) == ["Pad"]
 
 
 @covers("GatherElements")

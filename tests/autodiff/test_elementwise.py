@@ -170,6 +170,11 @@ def test_default_attributes() -> None:
         check(f"y = {body}(x)", {"x": distinct(3, 11) * 1.37})
 
 
+def test_prelu_at_zero_as_in_torch() -> None:
+    got = at("y = PRelu(a, b)", [[-1.0, 0.0, 1.0]], [0.25])
+    assert got == torch_at(F.prelu, [[-1.0, 0.0, 1.0]], [0.25])
+
+
 @covers("PRelu")
 @pytest.mark.parametrize("slope", [(1,), (3, 1, 1), (4,), (2, 3, 4, 4), (1, 3, 1, 1)])
 def test_prelu(slope: tuple[int, ...]) -> None:

@@ -24,8 +24,10 @@ from onnxcam.graph.manifest import Manifest
 from onnxcam.graph.normalize import describe, prepare, refresh
 from onnxcam.graph.view import Dim, Graph
 
-# the oldest onnxruntime that ran the augmented models of docs/coverage.md at each opset
-OLDEST_RUNTIME = {18: "1.15.1", 19: "1.16.3", 20: "1.17.3", 21: "1.20.1"}
+# the oldest onnxruntime that ran augmented models at each opset, tried from 1.15.1 on
+OLDEST_RUNTIME = {18: "1.15.1", 19: "1.16.3", 20: "1.17.3", 21: "1.18.1"}
+# up to 1.18.1 its graph optimiser aborts on an augmented ConvNeXt
+OLDEST_WITH_LAYER_NORMALIZATION = "1.19.2"
 TARGET = "target"
 _DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
@@ -384,6 +386,12 @@ def _dims(shape: Sequence[Dim] | None) -> list[int | str | None]:
     return dims
 
 
+def _oldest_runtime(graph: Graph) -> str:
+    if any(node.op_type == "LayerNormalization" for node in graph.nodes):
+        return OLDEST_WITH_LAYER_NORMALIZATION
+    return OLDEST_RUNTIME.get(graph.opset, OLDEST_WITH_LAYER_NORMALIZATION)
+
+
 def _manifest(
     graph: Graph,
     picture: onnx.ValueInfoProto,
@@ -397,7 +405,7 @@ def _manifest(
     held: Manifest = {
         "format": manifest.FORMAT,
         "requires": {
-            "onnxruntime": OLDEST_RUNTIME.get(graph.opset, "1.20.1"),
+            "onnxruntime": _oldest_runtime(graph),
             "opset": graph.opset,
             "ir": graph.model.ir_version,
         },

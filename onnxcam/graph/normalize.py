@@ -16,6 +16,8 @@ LOWEST_OPSET = 18
 # above 21 CUDA has no MaxPool kernel (onnxruntime #26065): 18 is the oldest that has all we emit
 HIGHEST_OPSET = 26
 SMALL = 1024
+# IR version of the onnx release each opset came with
+_IR = {18: 8, 19: 9, 20: 9, 21: 10}
 
 
 def prepare(source: Source) -> Graph:
@@ -28,6 +30,7 @@ def prepare(source: Source) -> Graph:
     _unlist_initializers(model)
     _inline(model)
     _upgrade(model)
+    _lower_ir(model)
     _check_domains(model)
     _name_nodes(model)
     _drop_unused_imports(model)
@@ -49,7 +52,7 @@ def _unlist_initializers(model: onnx.ModelProto) -> None:
         if kept:
             del model.graph.input[:]
             model.graph.input.extend(kept)
-    model.ir_version = min(max(model.ir_version, 8), 10) if model.ir_version < 11 else model.ir_version
+    model.ir_version = max(model.ir_version, 8)
 
 
 def _inline(model: onnx.ModelProto) -> None:
@@ -77,6 +80,12 @@ def _upgrade(model: onnx.ModelProto) -> None:
             f"the model's opset {opset} cannot be upgraded to {LOWEST_OPSET} ({reason}); "
             "export it again with opset 18 or later"
         ) from error
+
+
+def _lower_ir(model: onnx.ModelProto) -> None:
+    """The IR version the opset came with: exporters write newer ones than needed, which older runtimes refuse."""
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    model.ir_version = _IR.get(opset, model.ir_version)
 
 
 def _check_domains(model: onnx.ModelProto) -> None:

@@ -1,0 +1,54 @@
+"""Old files as other tools wrote them: the onnx package's light models, augmented, run and checked."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxcam
+from onnxcam.check import check
+from onnxcam.graph import manifest
+from onnxcam.runtime import open_session, run
+from tests import zoo
+
+FAST = ("inception_v1", "shufflenet", "squeezenet")
+CPU = ["CPUExecutionProvider"]
+every = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in zoo.NAMES]
+)
+
+
+def predict(model: onnx.ModelProto, outputs: list[str], batch: np.ndarray) -> dict[str, np.ndarray]:
+    held = manifest.read(model)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    picture = held["input"]["name"] if held else next(i.name for i in model.graph.input if i.name not in weights)
+    return run(open_session(model.SerializeToString(), CPU), outputs, {picture: batch})
+
+
+@every
+def test_predictions_of_the_explainable_model_are_those_of_the_file_as_it_came(name: str) -> None:
+    plain = zoo.light(name)
+    explained = onnxcam.augment(plain)
+    held = manifest.read(explained)
+    assert held is not None
+    batch = np.random.default_rng(5).normal(size=held["input"]["shape"]).astype(np.float32)
+    output = plain.graph.output[0].name
+    entry = held["layers"][0]
+
+    before = predict(plain, [output], batch)[output]
+    after = predict(explained, [output, entry["activations"], entry["gradients"], "heatmap"], batch)
+
+    assert before.std() > 1e-8, "a zoo model whose scores are all equal proves nothing"
+    assert after[output].shape == before.shape
+    assert np.linalg.norm(after[output] - before) <= 1e-5 * np.linalg.norm(before)
+    assert after[entry["gradients"]].shape == after[entry["activations"]].shape == tuple(entry["shape"])
+    assert after["heatmap"].shape == (1, *entry["grid"])
+
+
+@every
+def test_gradients_agree_with_finite_differences(name: str) -> None:
+    report = check(onnxcam.augment(zoo.light(name)), providers=CPU)
+    assert report.passed, "\n".join(report.lines())
+    gradients = [finding for finding in report.findings if finding.name.startswith("gradients")]
+    assert [finding.status for finding in gradients] == ["ok"], "\n".join(report.lines())

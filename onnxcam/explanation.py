@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,19 +97,24 @@ class Explanation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The explanation without its arrays, ready for JSON."""
+        """The explanation without its arrays, ready for JSON: a probability that is no number is None."""
         return {
             "name": self.name,
             "size": [int(self.picture.shape[0]), int(self.picture.shape[1])],
             "predictions": [
-                {"index": index, "label": label, "probability": probability}
+                {"index": index, "label": label, "probability": _finite(probability)}
                 for index, label, probability in self.predictions
             ],
-            "target": {"index": self.target, "label": self.label, "probability": self.probability},
+            "target": {"index": self.target, "label": self.label, "probability": _finite(self.probability)},
             "method": self.method,
             "layer": self.layer,
             "maps": [
-                {"index": m.target, "label": m.label, "probability": m.probability, "raw_map": _shapes(m.raw_map)}
+                {
+                    "index": m.target,
+                    "label": m.label,
+                    "probability": _finite(m.probability),
+                    "raw_map": _shapes(m.raw_map),
+                }
                 for m in self.maps
             ],
             "warnings": list(self.warnings),
@@ -168,6 +174,10 @@ def file_stem(label: str) -> str:
     """A label as part of a file name: letters, digits and underscores, at most 60 of them."""
     first = label.split(",")[0].strip()
     return re.sub(r"\W+", "_", first).strip("_")[:60] or "class"
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _make(folder: Path) -> None:

@@ -331,7 +331,8 @@ def table(name: str, folder: Path, record: dict[str, Any]) -> str:
     rows += [held for held in record["maps"] if all(held["index"] != row["index"] for row in rows)]
     for row in rows:
         mark = "*" if row["index"] in explained else " "
-        lines.append(f"  {mark} {percentage(row['probability']):>8}  {row['index']:>5}  {row['label']}")
+        share = "?" if row["probability"] is None else percentage(row["probability"])
+        lines.append(f"  {mark} {share:>8}  {row['index']:>5}  {row['label']}")
     return "\n".join(lines)
 
 

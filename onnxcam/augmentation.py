@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxcam.autodiff.seed import binary_cotangent, class_cotangent
 from onnxcam.autodiff.sweep import sweep
 from onnxcam.cam import methods as cam
 from onnxcam.cam import targets
@@ -83,21 +85,23 @@ def augment(
         origin = held.get("source") or origin
         labels = labels if labels is not None else held.get("labels")
         preprocess = preprocess if preprocess is not None else held["input"].get("preprocess")
-        scores = scores or (held["scores"]["name"] if _has_output(graph, held["scores"]["name"]) else None)
+        scores = scores or _held_scores(graph, held)
     picture = _picture_input(graph)
-    found = _find_scores(graph, scores)
+    asked = None if scores is None else graph.find(scores)
+    found = _find_scores(graph, asked)
     labels = _check_labels(labels, found.classes)
     wanted = _wanted(graph, layers, held, found.value)
-    graph = _reserve(graph, wanted, functions, outputs, found)
+    graph, wanted, found = _reserve(graph, wanted, functions, found)
 
     op = Builder(graph)
     flat = _append_logits(op, found)
     _target(op, target, found, labels)
     chosen = _chosen(op, flat, target, found, labels)
-    cotangent = _seed(op, flat, chosen, found)
-    if flat != found.value:
-        cotangent = op.reshape_like(cotangent, found.value)
-    grads = sweep(op, found.value, cotangent, [layer.value for layer in wanted])
+    if found.kind == "binary_logit":
+        start, cotangent = binary_cotangent(op, found.value, flat, chosen)
+    else:
+        start, cotangent = class_cotangent(op, found.value, flat, chosen, found.classes)
+    grads = sweep(op, start, cotangent, [layer.value for layer in wanted])
 
     model = graph.model
     original = [o.name for o in model.graph.output]
@@ -135,6 +139,8 @@ def augment(
     edit.add(model, op)
     edit.prune(model)
     origin["outputs"] = original
+    if asked is not None:  # where there are several candidates, augmenting again means the same one
+        origin["scores"] = asked if asked in graph else found.value
     manifest.write(model, _manifest(graph, picture, found, target, entries, labels, preprocess, origin))
     return model
 
@@ -159,11 +165,9 @@ def list_layers(source: Source) -> list[Layer]:
     if held is not None:
         graph = restore(graph, held)
     _picture_input(graph)
-    asked = held["scores"]["name"] if held is not None and _has_output(graph, held["scores"]["name"]) else None
+    asked = _held_scores(graph, held) if held is not None else None
     value = _find_scores(graph, asked).value
     layers.default(graph, value)
-    from dataclasses import replace
-
     return [replace(layer, name=known.get(layer.value, layer.name)) for layer in layers.candidates(graph, value)]
 
 
@@ -234,8 +238,13 @@ def _find_scores(graph: Graph, asked: str | None) -> scores.Scores:
     return scores.find(graph, asked)
 
 
-def _has_output(graph: Graph, name: str) -> bool:
-    return any(o.name == name for o in graph.outputs)
+def _held_scores(graph: Graph, held: Manifest) -> str | None:
+    """The scores an explainable model was made for, as a name the restored model has."""
+    asked = (held.get("source") or {}).get("scores")
+    outputs = {o.name for o in graph.outputs}
+    if isinstance(asked, str) and asked in graph:
+        return asked
+    return next((name for key in ("name", "probabilities") if (name := held["scores"].get(key)) in outputs), None)
 
 
 def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | None:
@@ -276,14 +285,16 @@ def _from_entry(entry: dict[str, Any]) -> Layer:
     )
 
 
-def _reserve(graph: Graph, wanted: list[Layer], functions: dict[str, Any], outputs: str, found: scores.Scores) -> Graph:
+def _reserve(
+    graph: Graph, wanted: list[Layer], functions: dict[str, Any], found: scores.Scores
+) -> tuple[Graph, list[Layer], scores.Scores]:
     """Free the fixed names: an internal value that has one of them is renamed."""
-    fixed = {TARGET, "logits", "activations", "gradients", "heatmap"}
+    fixed = {TARGET, "activations", "gradients", "heatmap"} | ({"logits"} if found.output is None else set())
     fixed |= {f"{stem}/{layer.name}" for layer in wanted for stem in ("activations", "gradients", "heatmap")}
     fixed |= {f"heatmap/{layer.name}/{name}" for layer in wanted for name in functions}
     fixed |= {f"heatmap/{name}" for name in functions}
     public = {o.name for o in graph.outputs} | {i.name for i in graph.inputs}
-    clash = sorted((fixed & public) - {found.output or ""})
+    clash = sorted(fixed & public)
     if clash:
         raise ModelError(
             f"the model already has an input or output called {clash[0]!r}, a name the explainable model needs; "
@@ -291,21 +302,13 @@ def _reserve(graph: Graph, wanted: list[Layer], functions: dict[str, Any], outpu
         )
     taken = sorted(name for name in fixed if name in graph and name not in public)
     if not taken:
-        return graph
+        return graph, wanted, found
     names = {name: f"{name}_renamed" for name in taken}
     while any(new in graph for new in names.values()):
         names = {old: new + "_" for old, new in names.items()}
     edit.rename(graph.model, names)
-    wanted[:] = [_renamed(layer, names) for layer in wanted]
-    if found.value in names:
-        object.__setattr__(found, "value", names[found.value])
-    return Graph(graph.model)
-
-
-def _renamed(layer: Layer, names: dict[str, str]) -> Layer:
-    from dataclasses import replace
-
-    return replace(layer, value=names.get(layer.value, layer.value))
+    wanted = [replace(layer, value=names.get(layer.value, layer.value)) for layer in wanted]
+    return Graph(graph.model), wanted, replace(found, value=names.get(found.value, found.value))
 
 
 def _append_logits(op: Builder, found: scores.Scores) -> str:
@@ -352,16 +355,6 @@ def _chosen(op: Builder, flat: str, mode: str | int, found: scores.Scores, label
     else:
         top = op.ArgMax(flat, axis=1, keepdims=0)
     return op.Where(op.Less(TARGET, 0), top, TARGET)
-
-
-def _seed(op: Builder, flat: str, chosen: str, found: scores.Scores) -> str:
-    """The cotangent of the scores: 1 at the chosen class; for a binary logit +1 for class 1 and -1 for class 0."""
-    column = op.Unsqueeze(chosen, [1])
-    if found.kind == "binary_logit":
-        sign = op.Sub(op.Mul(op.cast(column), 2.0), 1.0)
-        return op.Expand(sign, op.Shape(flat))
-    hot = op.cast(op.Equal(column, np.arange(found.classes, dtype=np.int64)[None]))
-    return op.Expand(hot, op.Shape(flat))
 
 
 def _canonical(op: Builder, layer: Layer, value: str) -> str:

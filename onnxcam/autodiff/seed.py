@@ -1,0 +1,66 @@
+"""Where the reverse sweep starts: the cotangent of one class score per row."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from onnxcam.graph.builder import Builder
+from onnxcam.graph.view import Graph, attributes
+
+
+def class_cotangent(op: Builder, scores: str, flat: str, chosen: str, classes: int) -> tuple[str, str]:
+    """The value to sweep back from, and its cotangent, for d scores[n, chosen[n]].
+
+    Where the scores come straight from a linear layer, its gradient for one class is a row of its weights: a Gather of
+    one row instead of a product with the whole matrix, which for small networks would cost as much as that layer.
+
+    Arguments:
+        scores: the differentiated value, `[N,K]` or `[N,K,1,1]`.
+        flat: the same as `[N,K]`.
+        chosen: class per row, int64 `[N]` or `[1]`.
+        classes: K.
+    """
+    linear = _linear(op.graph, scores)
+    if linear is not None:
+        features, weights, axis = linear
+        rows = op.Gather(weights, chosen, axis=axis)
+        rows = rows if axis == 0 else op.Transpose(rows, perm=[1, 0])
+        return features, op.Expand(rows, op.Shape(features))
+    hot = op.cast(op.Equal(op.Unsqueeze(chosen, [1]), np.arange(classes, dtype=np.int64)[None]))
+    cotangent = op.Expand(hot, op.Shape(flat))
+    return scores, cotangent if flat == scores else op.reshape_like(cotangent, scores)
+
+
+def binary_cotangent(op: Builder, scores: str, flat: str, chosen: str) -> tuple[str, str]:
+    """As `class_cotangent` for a single logit s: class 1 is explained by +s, class 0 by -s."""
+    sign = op.Sub(op.Mul(op.cast(op.Unsqueeze(chosen, [1])), 2.0), 1.0)
+    cotangent = op.Expand(sign, op.Shape(flat))
+    return scores, cotangent if flat == scores else op.reshape_like(cotangent, scores)
+
+
+def _linear(graph: Graph, scores: str) -> tuple[str, str, int] | None:
+    """(input, weights, axis of the classes) of the plain linear layer that makes the scores, if one does."""
+    node = graph.producer.get(scores)
+    if node is not None and node.op_type == "Add":
+        varying = [name for name in node.input if not graph.is_constant(name)]
+        if len(varying) != 1 or graph.shape(varying[0]) != graph.shape(scores):
+            return None
+        node = graph.producer.get(varying[0])
+    if node is None or not _plain(graph, node):
+        return None
+    transposed = node.op_type == "Gemm" and attributes(node).get("transB", 0)
+    return node.input[0], node.input[1], 0 if transposed else 1
+
+
+def _plain(graph: Graph, node: onnx.NodeProto) -> bool:
+    """x W (+ constant) with rank-2 x that varies and a constant W."""
+    if node.op_type not in ("Gemm", "MatMul") or not graph.is_constant(node.input[1]):
+        return False
+    held = attributes(node)
+    if held.get("alpha", 1.0) != 1.0 or held.get("transA", 0):
+        return False
+    if len(node.input) > 2 and node.input[2] and not graph.is_constant(node.input[2]):
+        return False
+    ranks = [graph.shape(name) for name in node.input[:2]]
+    return all(shape is not None and len(shape) == 2 for shape in ranks)

@@ -114,6 +114,7 @@ def capture(
                 model, program = write(wrapper, picture, names, wanted)
             values = [_origin(model, name) for name in names[len(outputs) :]]
             del model.graph.output[len(outputs) :]
+            _forget_paths(model.graph)
             _require_free_batch(model, picture)
         except MemoryError:
             raise
@@ -181,6 +182,18 @@ def _origin(model: onnx.ModelProto, name: str) -> str:
     while name in made and made[name].op_type == "Identity":
         name = made[name].input[0]
     return name
+
+
+def _forget_paths(graph: onnx.GraphProto) -> None:
+    """Drop what the exporters note on nodes and values: stack traces with the paths of this machine, among others."""
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for node in graph.node:
+        for attribute in node.attribute:
+            attribute.ClearField("doc_string")
+            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                _forget_paths(body)
 
 
 def _require_free_batch(model: onnx.ModelProto, picture: Tensor) -> None:

@@ -667,3 +667,21 @@ def seeded_like_trained(net: Any) -> Any:
     with torch.no_grad():
         net(torch.randn((8, 3, 64, 64), generator=generator))
     return net
+
+
+@pytest.mark.parametrize("exporter", ["torch.export", "torchscript"])
+def test_the_file_tells_nothing_of_the_machine_it_was_made_on(exporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch writes a stack trace, with the paths of its own and the model's sources, onto every node."""
+    if exporter == "torchscript":
+        monkeypatch.setattr(torch_capture, "_by_torch_export", _fails)
+    model = export(seeded(InPlace()), picture(2, 3, 16, 16), None)
+    assert isinstance(model, onnx.ModelProto)
+    held = manifest.read(model)
+    assert held is not None and held["source"]["exporter"] == exporter
+    written = model.SerializeToString()
+    for folder in (Path(torch.__file__).parent, Path(__file__).parent, Path.cwd()):
+        assert str(folder).encode() not in written
+
+
+def _fails(*_: Any) -> Any:
+    raise RuntimeError("not today")

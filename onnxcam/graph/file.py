@@ -100,7 +100,10 @@ def _entry(data: bytes) -> tuple[str, str]:
         field, wire = divmod(_varint(file), 8)
         if wire != _LENGTH_DELIMITED:
             raise ValueError("malformed metadata")
-        pair[field] = file.read(_varint(file)).decode()
+        length = _varint(file)
+        if file.tell() + length > len(data):
+            raise ValueError("malformed metadata")
+        pair[field] = file.read(length).decode()
     return pair[1], pair[2]
 
 

@@ -6,6 +6,7 @@ Kept free of onnx so that reading a manifest costs nothing.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from onnxcam.errors import LayerError, ModelError, listing, nearest
@@ -17,7 +18,14 @@ KEY = "onnxcam"
 FORMAT = 1
 Manifest = dict[str, Any]
 
-_REQUIRED = ("input", "scores", "target", "layers")
+# what no reader can do without: key, then the fields of that entry (of each layer's entry) and their types
+_REQUIRED: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "input": {"name": str, "layout": str, "dtype": str, "shape": list},
+    "scores": {"name": str, "kind": str, "classes": int},
+    "target": {"name": str, "mode": str},
+    "layers": {"name": str, "heatmaps": dict, "layout": str, "activations": (str, type(None)),
+               "gradients": (str, type(None))},
+}  # fmt: skip
 
 
 def parse(text: str | None) -> Manifest | None:
@@ -30,7 +38,7 @@ def parse(text: str | None) -> Manifest | None:
         return None
     try:
         held = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"the model's onnxcam manifest is not JSON ({error}); export the model again") from error
     if not isinstance(held, dict) or not isinstance(held.get("format"), int):
         raise ModelError("the model's onnxcam manifest is damaged: no `format`; export the model again")
@@ -39,10 +47,23 @@ def parse(text: str | None) -> Manifest | None:
             f"the model's onnxcam manifest has format {held['format']}, this version reads up to {FORMAT}; "
             "update onnxcam: pip install -U onnxcam"
         )
-    missing = [key for key in _REQUIRED if not held.get(key)]
-    if missing or not isinstance(held["layers"], list):
+    missing = [key for key in _REQUIRED if not held.get(key)] or list(_damaged(held))
+    if missing:
         raise ModelError(f"the model's onnxcam manifest lacks {listing(missing)}; export the model again")
     return held
+
+
+def _damaged(held: Manifest) -> Iterator[str]:
+    """The required fields that are not there, or of another type."""
+    for key, fields in _REQUIRED.items():
+        entries = held[key] if key == "layers" else [held[key]]
+        if not isinstance(entries, list):
+            yield key
+            continue
+        for entry in entries:
+            for name, kind in fields.items():
+                if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+                    yield f"{key}.{name}"
 
 
 def read(model: onnx.ModelProto) -> Manifest | None:

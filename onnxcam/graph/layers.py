@@ -72,13 +72,25 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
 
 
 def _residual(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether a node adds two values of the output's own shape, neither of them a constant."""
+    """Whether a node adds two values of the output's own shape, neither a constant nor a function of the other."""
     shape = graph.shape(node.output[0])
-    return (
-        node.op_type == "Add"
-        and shape is not None
-        and all(not graph.is_constant(name) and graph.shape(name) == shape for name in node.input)
-    )
+    if node.op_type != "Add" or shape is None:
+        return False
+    if any(graph.is_constant(name) or graph.shape(name) != shape for name in node.input):
+        return False
+    # x + 0.044715 x^3 inside GELU's tanh form joins nothing: one side is made of the other elementwise
+    first, second = node.input
+    return first not in _elementwise_sources(graph, second) and second not in _elementwise_sources(graph, first)
+
+
+def _elementwise_sources(graph: Graph, value: str) -> set[str]:
+    """The value and everything it is computed from by elementwise operators alone."""
+    found = [value]
+    for name in found:
+        node = graph.producer.get(name)
+        if node is not None and node.op_type in ELEMENTWISE:
+            found.extend(source for source in node.input if source and source not in found)
+    return set(found)
 
 
 def default(graph: Graph, scores: str) -> Layer:

@@ -50,18 +50,20 @@ def find(graph: Graph, asked: str | None = None) -> Scores:
             raise ModelError(
                 f"{asked!r} has shape {describe(graph.shape(value))}; expected class scores of shape [N, classes]"
             )
-        return _trace(graph, value)
-    found: dict[str, Scores] = {}
-    for output in graph.outputs:
-        if _is_scores(graph, output.name):
-            traced = _trace(graph, output.name)
-            held = found.get(traced.value)
-            # of logits and their own softmax, both outputs: one pair of scores, known by both names
-            found[traced.value] = traced if held is None else _merge(held, traced)
-    if len(found) == 1:
-        return next(iter(found.values()))
+        found = _trace(graph, value)
+        # the same scores may be an output twice, as logits and as probabilities: what is known of one holds for both
+        for traced in _outputs(graph):
+            if traced.value == found.value:
+                found = _merge(found, traced)
+        return found
+    pairs: dict[str, Scores] = {}
+    for traced in _outputs(graph):
+        held = pairs.get(traced.value)
+        pairs[traced.value] = traced if held is None else _merge(held, traced)
+    if len(pairs) == 1:
+        return next(iter(pairs.values()))
     shapes = ", ".join(f"{o.name!r} {describe(graph.shape(o.name))}" for o in graph.outputs)
-    if not found:
+    if not pairs:
         raise ModelError(
             f"the model is not an image classifier: its outputs are {shapes}; expected one of shape [N, classes]"
         )
@@ -69,6 +71,10 @@ def find(graph: Graph, asked: str | None = None) -> Scores:
         f"the model has several outputs that could be class scores ({shapes}); name the one to explain with "
         "`scores=` (on the command line: --scores NAME)"
     )
+
+
+def _outputs(graph: Graph) -> list[Scores]:
+    return [_trace(graph, output.name) for output in graph.outputs if _is_scores(graph, output.name)]
 
 
 def _is_scores(graph: Graph, value: str) -> bool:

@@ -17,7 +17,6 @@ from onnxcam.graph import file, manifest
 from onnxcam.graph.manifest import Manifest
 
 if TYPE_CHECKING:
-
     from onnxcam.graph.split import Tail
 
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -48,6 +47,7 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Split:
+    loaded: _Loaded
     head: Any
     tails: dict[str, tuple[Any, Tail]]
 
@@ -102,7 +102,7 @@ class Engine:
         self, batch: np.ndarray, target: np.ndarray, layers: Sequence[str | None]
     ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
         """Scores, and activations and gradients per layer."""
-        loaded = self._having(layers, (), target, raw=True)
+        loaded = self._having(layers, (), raw=True, classes=target)
         entries = [manifest.layer(loaded.held, name) for name in layers]
         names = [entry["activations"] for entry in entries] + [entry["gradients"] for entry in entries]
         got = self._compute(loaded, batch, target, [loaded.held["scores"]["name"], *names])
@@ -114,18 +114,16 @@ class Engine:
         self, batch: np.ndarray, target: np.ndarray, layers: Sequence[str | None], method: str
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Scores `[N, K]`, and per layer the maps `[N, h, w]` after ReLU."""
-        loaded = self._having(layers, (method,), target)
+        loaded = self._having(layers, (method,), classes=target)
         names = [manifest.layer(loaded.held, name)["heatmaps"][method] for name in layers]
         got = self._compute(loaded, batch, target, [loaded.held["scores"]["name"], *names])
         return got[loaded.held["scores"]["name"]], [got[name] for name in names]
 
     def scores(self, batch: np.ndarray) -> np.ndarray:
         """Logits `[N, K]` alone: the head runs, nothing is differentiated."""
-        split = self._splitted()
-        name = self.held["scores"]["name"]
-        rows = [
-            runtime.run(split.head, [name], {self.held["input"]["name"]: part})[name] for part in self._parts(batch)
-        ]
+        loaded = self._loaded
+        head, name, feed = self._splitted(loaded).head, loaded.held["scores"]["name"], loaded.held["input"]["name"]
+        rows = [runtime.run(head, [name], {feed: part})[name] for part in self._parts(batch)]
         return np.concatenate(rows)[: len(batch)]
 
     def top_maps(
@@ -136,9 +134,9 @@ class Engine:
         Returns:
             scores `[N, K]`, classes int64 `[N, count]`, and per layer maps `[N, count, h, w]`.
         """
-        loaded = self._having(layers, (method,), np.zeros(1, np.int64))
+        loaded = self._having(layers, (method,), classes=None)
         held = loaded.held
-        split = self._splitted()
+        split = self._splitted(loaded)
         entries = [manifest.layer(held, name) for name in layers]
         cut = list(dict.fromkeys(value for e in entries for value in split.tails[e["name"]][1].cut))
         score_name = held["scores"]["name"]
@@ -212,19 +210,36 @@ class Engine:
         return {name: np.concatenate([part[name] for part in found])[: len(batch)] for name in names}
 
     def _having(
-        self, layers: Sequence[str | None], methods: Sequence[str], target: np.ndarray, *, raw: bool = False
+        self,
+        layers: Sequence[str | None],
+        methods: Sequence[str],
+        *,
+        raw: bool = False,
+        classes: np.ndarray | None,
     ) -> _Loaded:
-        """The loaded model, first extended in memory where it lacks a layer, method, raw output or free target."""
-        if self._lacks(layers, methods, target, raw):
+        """The loaded model, first extended in memory where it lacks a layer, method, raw output or free target.
+
+        `classes` are those to be explained, None where the target has to be an input.
+        """
+        if self._lacks(self._loaded.held, layers, methods, raw, classes):
             with self._lock:
-                if self._lacks(layers, methods, target, raw):
+                if self._lacks(self._loaded.held, layers, methods, raw, classes):
                     self._extend(layers, methods)
+                return self._loaded
         return self._loaded
 
-    def _lacks(self, layers: Sequence[str | None], methods: Sequence[str], target: np.ndarray, raw: bool) -> bool:
-        held = self.held
+    @staticmethod
+    def _lacks(
+        held: Manifest,
+        layers: Sequence[str | None],
+        methods: Sequence[str],
+        raw: bool,
+        classes: np.ndarray | None,
+    ) -> bool:
         fixed = held["target"].get("class")
-        if held["target"]["mode"] == "constant" and any(t not in (targets.TOP1, fixed) for t in target):
+        if held["target"]["mode"] == "constant" and (
+            classes is None or any(c not in (targets.TOP1, fixed) for c in classes)
+        ):
             return True
         for name in layers:
             if name is not None and all(entry["name"] != name for entry in held["layers"]):
@@ -246,7 +261,6 @@ class Engine:
             raise MethodError(f"{error}; the file itself has {present}") from error
         except LayerError as error:
             raise LayerError(f"{error}; the file itself exposes {names}") from error
-        self._split = None
         self._loaded = _Loaded(where, extended, self._session(where))
 
     def _augment(
@@ -264,17 +278,20 @@ class Engine:
     def _session(self, source: str | bytes) -> Any:
         return runtime.open_session(source, self._providers, self._options, allow_fallback=self._allow_fallback)
 
-    def _splitted(self) -> _Split:
-        if self._split is None:
+    def _splitted(self, loaded: _Loaded) -> _Split:
+        # another thread may extend the model meanwhile, and its outputs then have other names: a split is of one model
+        found = self._split
+        if found is None or found.loaded is not loaded:
             with self._lock:
-                if self._split is None:
+                found = self._split
+                if found is None or found.loaded is not loaded:
                     from onnxcam.graph.load import serialize
                     from onnxcam.graph.split import split
 
-                    head, tails = split(self._loaded.source)
+                    head, tails = split(loaded.source)
                     opened = {name: (self._session(serialize(tail.model)), tail) for name, tail in tails.items()}
-                    self._split = _Split(self._session(serialize(head)), opened)
-        return self._split
+                    found = self._split = _Split(loaded, self._session(serialize(head)), opened)
+        return found
 
 
 def best_classes(scores: np.ndarray, kind: str, count: int) -> np.ndarray:

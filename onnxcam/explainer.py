@@ -66,8 +66,11 @@ class Explainer:
             raise LabelsError(
                 f"got {len(self.labels)} labels for a model with {self.classes} classes; one per class, in order"
             )
-        self._default_layer: str = held["layers"][-1]["name"]
-        self._default_layers: list[str] = [entry["name"] for entry in held["layers"]]
+        names = [layers] if isinstance(layers, str) else layers
+        self._default_layers: list[str] = list(names or [entry["name"] for entry in held["layers"]])
+        self._default_layer: str = self._default_layers[-1]
+        # a file bound to one class explains that one where none is named, also once others were added in memory
+        self._fixed: int | None = held["target"].get("class")
         spec = preprocess if preprocess is not None else held["input"].get("preprocess")
         entry = held["input"]
         self._preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
@@ -84,7 +87,7 @@ class Explainer:
 
     @property
     def layers(self) -> list[str]:
-        """Names of the target layers the model exposes, in its order; the last one is the default."""
+        """Names of the target layers asked for, or else those of the file; the last one is the default."""
         return list(self._default_layers)
 
     @property
@@ -277,18 +280,15 @@ class Explainer:
 
     @property
     def _chunk(self) -> int:
-        # pictures of one size can share a run; a free height or width gives each picture its own
-        open_size = any(not isinstance(d, int) for d in self._engine.held["input"]["shape"][1:])
+        # pictures of one size can share a run; without a fixed size each picture has its own
         fixed = self._preprocess is not None and self._preprocess.output_size is not None
-        return 1 if open_size and not fixed else self._engine.batch_size or _CHUNK
+        return self._engine.batch_size or _CHUNK if fixed else 1
 
     def _targets(self, target: Any, rows: int) -> np.ndarray:
-        return targets.resolve(target, rows, self.classes, self.labels)
+        wanted = targets.resolve(target, rows, self.classes, self.labels)
+        return wanted if self._fixed is None else np.where(wanted < 0, self._fixed, wanted)
 
     def _explained(self, wanted: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        fixed = self._engine.held["target"].get("class")
-        if fixed is not None:
-            wanted = np.where(wanted < 0, fixed, wanted)
         return targets.chosen(wanted, scores, self._kind)
 
     def _layer_names(self, layer: Any) -> list[str]:

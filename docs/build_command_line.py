@@ -1,0 +1,36 @@
+"""Writes docs/command-line.md from the commands' own help; a test holds the page to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxcam.cli import main
+
+PAGE = Path(__file__).with_name("command-line.md")
+INTRODUCTION = """# Command line
+
+Written by `python docs/build_command_line.py` from the commands' own help; do not edit. `python -m onnxcam` is the same as
+`onnxcam`. Results go to standard output, progress and notes to standard error. No traceback reaches you unless
+`ONNXCAM_DEBUG=1` is set.
+
+Exit status: 0 done; 1 some or all inputs failed or could not be written; 2 wrong usage, unknown class, layer or method;
+3 bad or untrusted model, failed proof; 4 no usable runtime or execution provider; 130 interrupted.
+"""
+
+
+def page() -> str:
+    """The page as Markdown."""
+    parent = click.Context(main, info_name="onnxcam", max_content_width=100, terminal_width=100)
+    parts = [INTRODUCTION]
+    for name in main.list_commands(parent):
+        command = main.get_command(parent, name)
+        assert command is not None
+        context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
+        parts.append(f"## onnxcam {name}\n\n```\n{command.get_help(context)}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -156,7 +156,8 @@ class Explanation:
                 write(f"top{rank}", name, image.overlay(self.picture, unit(held.heatmap), alpha, colormap))
         record = self.to_dict() | {"files": dict(files)}
         text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
-        image.write_bytes(folder / "explanation.json", text.encode())
+        # a file name that is no text keeps its bytes as JSON escapes
+        image.write_bytes(folder / "explanation.json", text.encode(errors="backslashreplace"))
         return files | {"explanation": "explanation.json"}
 
     def _repr_png_(self) -> bytes:

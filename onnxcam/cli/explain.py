@@ -129,7 +129,7 @@ def explain(
         about = describe(model, explainer, request, seed)
         summary = run.summary(about, time.monotonic() - started, interrupted)
         text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
-        image.write_bytes(folder / SUMMARY, text.encode())
+        image.write_bytes(folder / SUMMARY, text.encode(errors="backslashreplace"))
     if as_json:
         options.print_json(summary)
     counts = summary["counts"]

@@ -1,0 +1,249 @@
+"""`onnxcam export`: what is written, what is printed, and what is refused without writing anything."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from onnxcam.cli.export import KERAS, ONNX, TORCH, kind_of, parse_size
+from onnxcam.errors import ModelError
+from onnxcam.graph import load, manifest
+from tests import models
+from tests.cli.conftest import LABELS, RAW, Run
+
+
+def read(path: Path) -> Any:
+    held = manifest.read(onnx.load(path))
+    assert held is not None
+    return held
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Path:
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps(LABELS))
+    return path
+
+
+def test_plain_onnx_becomes_explainable(run: Run, plain: Path, names: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(RAW))
+    out = tmp_path / "out.onnx"
+    result = run("export", plain, "-o", out, "--labels", names, "--preprocess", spec)
+    assert (result.code, result.err) == (0, "")
+    assert all(word in result.out for word in ("relu2", "heatmap", "5 classes", "'cat'", "optional"))
+    held = read(out)
+    assert held["labels"] == LABELS
+    assert held["input"]["preprocess"] == {
+        "color": "RGB", "scale": 1 / 255, "mean": [0.0] * 3, "std": [1.0] * 3, "crop": None,
+        "resize": {
+            "mode": "stretch", "size": [32, 32], "interpolation": "bilinear", "antialias": True, "pad_value": 0.0,
+        },
+    }  # fmt: skip
+    batch = np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)
+    before = onnxruntime.InferenceSession(plain).run(["logits"], {"input": batch})[0]
+    np.testing.assert_allclose(
+        onnxruntime.InferenceSession(out).run(["logits"], {"input": batch})[0], before, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_options_reach_the_file(run: Run, plain: Path, names: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    result = run(
+        "export", plain, "-o", out, "--layer", "relu1", "--last-conv", "last", "--method", "gradcam", "--method",
+        "hirescam", "--target", "hen", "--labels", names, "--outputs", "heatmap", "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    held = result.json()["manifest"]
+    assert held == read(out)
+    assert [layer["name"] for layer in held["layers"]] == ["relu1", "last"]
+    assert list(held["layers"][0]["heatmaps"]) == ["gradcam", "hirescam"]
+    assert held["target"] == {"name": "target", "mode": "constant", "class": 3}
+    assert result.json()["outputs"] == [o.name for o in onnx.load(out).graph.output]
+    assert result.json()["bytes"] == out.stat().st_size
+    assert "--preprocess" in result.err
+
+
+@pytest.mark.parametrize("mode", ["optional", "required", "4"])
+def test_target_modes(run: Run, plain: Path, tmp_path: Path, mode: str) -> None:
+    assert run("export", plain, "-o", tmp_path / "out.onnx", "--target", mode).code == 0
+    expected = {"mode": "constant", "class": 4} if mode == "4" else {"mode": mode}
+    assert read(tmp_path / "out.onnx")["target"] == {"name": "target"} | expected
+
+
+def test_an_explainable_file_is_exported_anew(run: Run, ready: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    assert run("export", ready, "-o", out, "--layer", "relu1", "--target", "crane").code == 2
+    assert not out.exists()
+    assert run("export", ready, "-o", out, "--layer", "relu1", "--target", "tiger").code == 0
+    held = read(out)
+    assert held["labels"] == LABELS and held["input"]["preprocess"]
+    assert held["target"]["class"] == 1 and [layer["name"] for layer in held["layers"]] == ["relu1"]
+
+
+def test_a_failed_proof_writes_nothing(run: Run, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxcam.check as check
+
+    report = check.Report("tiny", [check.Finding("gradients at relu2", "failed", "off by 3.0e-01")])
+    monkeypatch.setattr(check, "check", lambda model, **options: report)
+    out = tmp_path / "out.onnx"
+    result = run("export", plain, "-o", out)
+    assert result.code == 3
+    assert "gradients at relu2" in result.sentence and "3.0e-01" in result.sentence
+    assert list(tmp_path.iterdir()) == []
+    assert run("export", plain, "-o", out, "--no-verify").code == 0
+
+
+def test_source_and_folders_are_never_overwritten(run: Run, plain: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(plain.read_bytes())
+    (tmp_path / "link.onnx").symlink_to(copy)
+    for out in (copy, tmp_path / "link.onnx", tmp_path / "." / "copy.onnx"):
+        assert run("export", copy, "-o", out).code == 2
+    assert copy.read_bytes() == plain.read_bytes()
+    assert run("export", plain, "-o", tmp_path).code == 1
+    result = run("export", plain, "-o", tmp_path / "none" / "out.onnx")
+    assert result.code == 1 and "none" in result.sentence
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    run: Run, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.onnx"
+    out.write_bytes(b"old")
+
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:100])
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = run("export", plain, "-o", out)
+    assert result.code == 1 and "No space left" in result.sentence
+    assert out.read_bytes() == b"old" and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--weights", "w.pt"), ("--import", "x.py"), ("--input-size", "224"), ("--opset", "20")]
+)
+def test_options_of_frameworks_are_refused_for_onnx(
+    run: Run, plain: Path, tmp_path: Path, option: str, value: str
+) -> None:
+    result = run("export", plain, "-o", tmp_path / "out.onnx", option, value)
+    assert result.code == 2 and option in result.err
+
+
+def test_scores_are_named_where_there_are_several(run: Run, tmp_path: Path) -> None:
+    model = models.tiny_cnn()
+    model.graph.node.append(onnx.helper.make_node("Neg", ["logits"], ["other"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, ["N", 5]))
+    load.save(model, tmp_path / "two.onnx")
+    result = run("export", tmp_path / "two.onnx", "-o", tmp_path / "out.onnx")
+    assert result.code == 3 and "--scores" in result.sentence
+    assert run("export", tmp_path / "two.onnx", "-o", tmp_path / "out.onnx", "--scores", "other").code == 0
+    assert read(tmp_path / "out.onnx")["scores"]["name"] == "other"
+
+
+def test_kinds_of_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("m.keras", "m.h5", "m.pt2", "m.pth", "m.onnx", "m.pb"):
+        Path(name).touch()
+    expected = {
+        "m.keras": KERAS, "m.h5": KERAS, "keras:vgg16": KERAS, "m.pt2": TORCH, "m.pth": TORCH, "timm:resnet18.a1_in1k":
+        TORCH, "torchvision:resnet50": TORCH, "package.module:build": TORCH, "m.onnx": ONNX, "m.pb": ONNX,
+        "gone.onnx": ONNX,
+    }  # fmt: skip
+    assert {source: kind_of(source) for source in expected} == expected
+    with pytest.raises(ModelError, match=r"gone\.keras"):
+        kind_of("gone.keras")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [(None, None), ("224", [224, 224]), ("240x320", [240, 320]), ("1,28,28", [1, 28, 28]), ("[8, 3, 4, 5]", [3, 4, 5])],
+)
+def test_input_sizes(text: str | None, size: list[int] | None) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "big", "0", "224x", "-5", "1,2,3,4,5"])
+def test_bad_input_sizes(run: Run, tmp_path: Path, text: str) -> None:
+    result = run("export", "package.module:build", "-o", tmp_path / "out.onnx", f"--input-size={text}")
+    assert result.code == 2 and "--input-size" in result.err
+
+
+def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def loading(source: str, **options: Any) -> Any:
+        seen["load"] = (source, options)
+        info = types.SimpleNamespace(name="net", labels=["a", "b", "c", "d", "e"], preprocess=RAW)
+        return types.SimpleNamespace(model="model", example_inputs=np.zeros((1, 3, 32, 32)), info=info)
+
+    def exporting(model: Any, inputs: Any, path: str, **options: Any) -> Any:
+        seen["export"] = options
+        return onnx_export(path)
+
+    def onnx_export(path: str) -> Any:
+        import onnxcam
+
+        made = onnxcam.augment(models.tiny_cnn())
+        load.save(made, path)
+        return manifest.read(made)
+
+    fake = {"torch_source": {"load": loading}, "pytorch": {"export": exporting}}
+    for name, members in fake.items():
+        module = types.ModuleType(f"onnxcam.exporters.{name}")
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    result = run(
+        "export", "torchvision:net", "-o", tmp_path / "out.onnx", "--weights", "none", "--layer", "layer4",
+        "--input-size", "64", "--opset", "19", "--no-verify", "--target", "b", "--trust-model", "--import", "x.py",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    options = {"weights": "none", "trust": True, "import_file": "x.py", "input_size": [64, 64]}
+    assert seen["load"] == ("torchvision:net", options)
+    assert seen["export"] == {
+        "layers": ["layer4"], "labels": ["a", "b", "c", "d", "e"], "preprocess": RAW, "methods": ("gradcam",),
+        "target": "b", "opset": 19, "verify": False, "scores": None, "outputs": "all", "origin": {"name": "net"},
+    }  # fmt: skip
+    assert run("export", "torchvision:net", "-o", tmp_path / "out.onnx", "--preprocess", "caffe").code == 0
+    assert seen["export"]["preprocess"]["color"] == "BGR"
+    assert seen["export"]["preprocess"]["resize"]["size"] == [32, 32]
+
+
+def test_keras_is_one_clear_sentence_until_its_exporter_is_there(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxcam.exporters.keras", None)
+    result = run("export", "keras:vgg16", "-o", tmp_path / "out.onnx")
+    assert result.code == 3 and "Keras" in result.sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_a_module_named_by_its_code(run: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),\n"
+        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    result = run(
+        "export", "mynet:build", "-o", "net.onnx", "--layer", "3", "--input-size", "32", "--preprocess", "0..1"
+    )
+    assert result.code == 0, result.err
+    assert "torch autograd" in result.out
+    assert run("explain", "net.onnx", photo, "-o", "out").code == 0

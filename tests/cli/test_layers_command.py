@@ -1,0 +1,72 @@
+"""`onnxcam layers` and `onnxcam check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import onnxcam
+from onnxcam.graph import load
+from tests import models
+from tests.cli.conftest import Run
+
+
+def test_a_plain_model(run: Run, plain: Path) -> None:
+    held = run("layers", plain, "--json").json()
+    assert held["explainable"] is None
+    assert held["layers"] == [
+        {"name": "relu1", "shape": ["N", 8, 32, 32], "layout": "NCHW", "grid": [32, 32], "default": False,
+         "outputs": None},
+        {"name": "relu2", "shape": ["N", 16, 16, 16], "layout": "NCHW", "grid": [16, 16], "default": True,
+         "outputs": None},
+    ]  # fmt: skip
+    rows = run("layers", plain).out.splitlines()
+    assert rows[2].split() == ["*", "relu2", "[N,", "16,", "16,", "16]", "NCHW"]
+
+
+def test_an_explainable_model_says_which_outputs_there_are(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "out.onnx"
+    load.save(onnxcam.augment(models.tiny_cnn(), ["conv2", "relu1"], ("gradcam", "hirescam")), path)
+    held = run("layers", path, "--json").json()
+    assert held["explainable"]["target"] == {"name": "target", "mode": "optional"}
+    layers = {layer["name"]: layer for layer in held["layers"]}
+    assert [name for name, layer in layers.items() if layer["default"]] == ["relu1"]
+    assert layers["conv2"]["outputs"] == {
+        "activations": "activations/conv2", "gradients": "gradients/conv2",
+        "heatmaps": {"gradcam": "heatmap/conv2/gradcam", "hirescam": "heatmap/conv2/hirescam"},
+    }  # fmt: skip
+    assert layers["relu2"]["outputs"] is None
+    text = run("layers", path).out
+    assert "target (optional)" in text and "heatmap/conv2/hirescam" in text
+
+
+@pytest.mark.parametrize("options", [{"size": None}, {"nhwc": True}, {"batch": 1}])
+def test_other_models(run: Run, tmp_path: Path, options: dict) -> None:
+    load.save(models.tiny_cnn(**options), tmp_path / "m.onnx")
+    held = run("layers", tmp_path / "m.onnx", "--json").json()
+    assert [layer["name"] for layer in held["layers"] if layer["default"]] == ["relu2"]
+    assert run("layers", tmp_path / "m.onnx").code == 0
+
+
+def test_check_passes(run: Run, plain: Path, ready: Path) -> None:
+    for path in (plain, ready):
+        result = run("check", path)
+        assert (result.code, result.err) == (0, "")
+        assert "ok  gradients at relu2" in result.out
+    held = run("check", ready, "--json", "--samples", 2, "--seed", 7).json()
+    assert held["passed"] and held["seed"] == 7
+    assert "gradients at relu2" in {finding["name"] for finding in held["findings"]}
+
+
+def test_check_fails_on_a_wrong_gradient(run: Run, tmp_path: Path) -> None:
+    model = onnxcam.augment(models.tiny_cnn())
+    producer = next(node for node in model.graph.node if "gradients" in node.output)
+    producer.op_type = "Neg"
+    load.save(model, tmp_path / "wrong.onnx")
+    result = run("check", tmp_path / "wrong.onnx")
+    assert result.code == 3
+    assert "failed  gradients at relu2" in result.out
+    assert "gradients at relu2" in result.sentence
+    result = run("check", tmp_path / "wrong.onnx", "--json")
+    assert result.code == 3 and result.json()["passed"] is False

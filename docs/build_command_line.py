@@ -11,8 +11,8 @@ from onnxcam.cli import main
 PAGE = Path(__file__).with_name("command-line.md")
 INTRODUCTION = """# Command line
 
-Written by `python docs/build_command_line.py` from the commands' own help; do not edit. `python -m onnxcam` is the same as
-`onnxcam`. Results go to standard output, progress and notes to standard error. No traceback reaches you unless
+Written by `python docs/build_command_line.py` from the commands' own help; do not edit. `python -m onnxcam` is the same
+as `onnxcam`. Results go to standard output, progress and notes to standard error. No traceback reaches you unless
 `ONNXCAM_DEBUG=1` is set.
 
 Exit status: 0 done; 1 some or all inputs failed or could not be written; 2 wrong usage, unknown class, layer or method;
@@ -22,7 +22,9 @@ Exit status: 0 done; 1 some or all inputs failed or could not be written; 2 wron
 
 def page() -> str:
     """The page as Markdown."""
-    parent = click.Context(main, info_name="onnxcam", max_content_width=100, terminal_width=100)
+    parent = click.Context(
+        main, info_name="onnxcam", max_content_width=100, terminal_width=100, **main.context_settings
+    )
     parts = [INTRODUCTION]
     for name in main.list_commands(parent):
         command = main.get_command(parent, name)

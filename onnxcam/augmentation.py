@@ -78,11 +78,12 @@ def augment(
         raise ModelError(f"outputs={outputs!r}; expected 'all' or 'heatmap'")
     functions = {name: cam.find(name) for name in dict.fromkeys([methods] if isinstance(methods, str) else methods)}
     origin = dict(origin) if origin else describe_source(source)
+    named = scores is not None
     graph = prepare(source)
     held = manifest.read(graph.model)
     if held is not None:
         graph = restore(graph, held)
-        origin = held.get("source") or origin
+        origin = dict(held.get("source") or origin)
         labels = labels if labels is not None else held.get("labels")
         preprocess = preprocess if preprocess is not None else held["input"].get("preprocess")
         scores = scores or _held_scores(graph, held)
@@ -139,8 +140,8 @@ def augment(
     edit.add(model, op)
     edit.prune(model)
     origin["outputs"] = original
-    if asked is not None:  # where there are several candidates, augmenting again means the same one
-        origin["scores"] = asked if asked in graph else found.value
+    if named:  # where there are several candidates, augmenting again means the same one
+        origin["scores"] = asked if asked is not None and asked in graph else found.value
     manifest.write(model, _manifest(graph, picture, found, target, entries, labels, preprocess, origin))
     return model
 

@@ -215,7 +215,9 @@ def test_clip_bounds_as_in_torch() -> None:
     x = [-2.0, -0.5, 0.5, 2.0]
     for low, high in ((-1.0, 1.0), (1.0, -1.0)):
         got = at("y = Clip(a, b, c)", x, low, high)
-        assert got == torch_at(lambda a, b, c: torch.clip(a, b, c), x, low, high)
+        assert got == torch_at(torch.clip, x, low, high)
+    for low, high in ((-0.5, 0.5), (0.5, 0.5), (0.5, -0.5)):  # X at a bound: torch's hardtanh passes it nothing
+        assert at("y = Clip(a, b, c)", x, low, high)[1:] == torch_at(torch.clip, x, low, high)[1:]
 
 
 def test_clip_without_bounds_costs_nothing() -> None:

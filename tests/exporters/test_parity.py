@@ -100,3 +100,31 @@ def test_the_frameworks_own_error_widens_the_tolerance_threefold(model: onnx.Mod
 def test_a_framework_that_has_no_float64_form_gets_no_slack(model: onnx.ModelProto) -> None:
     with pytest.raises(VerificationError, match=r"more than the 0\.001 allowed"):
         verify(model, lambda batch, double: None if double else Reference(batch, 0.02))
+
+
+def test_a_gradient_that_jumps_within_a_rounding_error_of_the_samples_is_no_fault(model: onnx.ModelProto) -> None:
+    """The framework agrees with itself on the samples, and its gradients are 2 % different right beside them."""
+    seen: list[np.ndarray] = []
+
+    def oracle(batch: np.ndarray, double: bool) -> Reference:
+        seen.append(batch)
+        same = np.array_equal(batch, seen[0])
+        assert np.allclose(batch, seen[0], rtol=1e-5)
+        return Reference(batch, 0.02 if same else 0.0)
+
+    found = verify(model, oracle)
+    assert found["gradients"] == pytest.approx(0.02 / 1.02, rel=1e-4)
+    assert found["tolerance"] == pytest.approx(3 * 0.02 / 1.02, rel=1e-3)
+    assert len(seen) == 3, "one move was enough"
+
+
+def test_a_jump_smaller_than_the_error_excuses_nothing(model: onnx.ModelProto) -> None:
+    first: list[np.ndarray] = []
+
+    def oracle(batch: np.ndarray, double: bool) -> Reference:
+        first.append(batch)
+        return Reference(batch, 0.02 if np.array_equal(batch, first[0]) else 0.016)
+
+    with pytest.raises(VerificationError, match=r"differ from numpy by 0\.0196"):
+        verify(model, oracle)
+    assert len(first) == 2 + parity.SHAKES

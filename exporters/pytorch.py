@@ -41,7 +41,7 @@ def export(
     *,
     layers: Sequence[str | nn.Module] | str | nn.Module | None = None,
     labels: Sequence[str] | None = None,
-    preprocess: dict[str, Any] | None = None,
+    preprocess: Any = None,
     methods: Sequence[str] = ("gradcam",),
     target: str | int = "optional",
     opset: int | None = None,
@@ -67,7 +67,7 @@ def export(
             through norm, activation and residual add, called by the shortest name of a module that returns it (`layer4`
             for ResNet-50), or by its graph value where no module does.
         labels: class names by index.
-        preprocess: the manifest's `preprocess` entry.
+        preprocess: how pictures become tensors: the manifest's form, a preset's name, or a JSON file.
         methods: CAM methods whose heatmaps the file computes.
         target: `optional`, `required`, or the one class the file explains.
         opset: 18 to 21; 20 by default, the first with Gelu as one operator.

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxcam import image
 from onnxcam.autodiff.seed import binary_cotangent, class_cotangent
 from onnxcam.autodiff.sweep import sweep
 from onnxcam.cam import methods as cam
@@ -48,7 +49,7 @@ def augment(
     scores: str | None = None,
     outputs: str = "all",
     labels: Sequence[str] | None = None,
-    preprocess: dict[str, Any] | None = None,
+    preprocess: Any = None,
     origin: dict[str, Any] | None = None,
 ) -> onnx.ModelProto:
     """Make a classifier explainable: scores, activations, gradients and heatmaps from one plain ONNX file.
@@ -61,7 +62,7 @@ def augment(
         scores: the output holding the class scores, where the model has several candidates.
         outputs: `all`, or `heatmap` to leave activations and gradients out.
         labels: class names by index, kept in the manifest.
-        preprocess: the manifest's `preprocess` entry.
+        preprocess: how pictures become tensors, kept in the manifest: its own form, a preset's name, a JSON file.
         origin: the manifest's `source` entry; what is known of `source` itself by default.
 
     Returns:
@@ -71,7 +72,7 @@ def augment(
     Raises:
         ModelError: not an image classifier, or invalid.
         LayerError, MethodError, TargetError: no such layer, method or class.
-        LabelsError: not one label per class.
+        LabelsError: not one label per class. PreprocessError: unknown, or not for this input.
         UnsupportedOperator: an operator between a target layer and the scores has no gradient rule.
     """
     if outputs not in ("all", "heatmap"):
@@ -380,6 +381,14 @@ def _dims(shape: Sequence[Dim] | None) -> list[int | str | None]:
     return dims
 
 
+def _preprocess(spec: Any, shape: list[int | str | None], layout: str) -> dict[str, Any]:
+    """The manifest's entry: one in its own form stays as it was given, anything else is spelled out in full."""
+    if not spec:
+        return {}
+    resolved = image.resolve(spec, shape, layout=layout).to_dict()
+    return dict(spec) if isinstance(spec, dict) and spec.keys() <= resolved.keys() else resolved
+
+
 def _oldest_runtime(graph: Graph) -> str:
     if any(node.op_type == "LayerNormalization" for node in graph.nodes):
         return OLDEST_WITH_LAYER_NORMALIZATION
@@ -393,9 +402,10 @@ def _manifest(
     target: str | int,
     entries: list[dict[str, Any]],
     labels: list[str] | None,
-    preprocess: dict[str, Any] | None,
+    preprocess: Any,
     origin: dict[str, Any],
 ) -> Manifest:
+    shape, layout = _dims(graph.shape(picture.name)), input_layout(graph, picture.name)
     held: Manifest = {
         "format": manifest.FORMAT,
         "requires": {
@@ -405,10 +415,10 @@ def _manifest(
         },
         "input": {
             "name": picture.name,
-            "layout": input_layout(graph, picture.name),
+            "layout": layout,
             "dtype": _DTYPES[graph.dtype(picture.name)],
-            "shape": _dims(graph.shape(picture.name)),
-            "preprocess": preprocess or {},
+            "shape": shape,
+            "preprocess": _preprocess(preprocess, shape, layout),
         },
         "scores": {
             "name": found.output or "logits",

@@ -230,14 +230,11 @@ def _from_onnx(source: str, output: str, request: Request) -> dict[str, Any]:
         scores=request.scores,
         outputs=request.outputs,
         labels=request.labels,
+        preprocess=request.preprocess,
     )
     held = manifest.read(model)
     if held is None:
         raise ModelError("the augmented model carries no manifest; report this as a bug")
-    if request.preprocess is not None:
-        entry = held["input"]
-        entry["preprocess"] = image.resolve(request.preprocess, entry["shape"], layout=entry["layout"]).to_dict()
-        manifest.write(model, held)
     if request.verify:
         _verify(model)
     load.save(model, output)

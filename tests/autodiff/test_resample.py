@@ -15,7 +15,7 @@ from onnx import helper
 
 import onnxcam
 from onnxcam.errors import UnsupportedOperator
-from tests.autodiff.harness import build, check, covers, normal, run
+from tests.autodiff.harness import build, check, covers, gradients, normal, run
 
 COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
@@ -119,6 +119,40 @@ def test_resize_with_scales_known_at_run_time_only(given: str) -> None:
     feeds = {"x": normal(2, 2, 3, 2), given: values[given]}
     model = build(nodes, {"x": feeds["x"]}, {given: values[given]})
     check(nodes, feeds, wrt=["x"], free=("static", "spatial"), reference=linear(model, feeds["x"]))
+
+
+@pytest.mark.parametrize("coordinates", COORDINATES)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_nearest_resize_by_whole_factors(coordinates: str, rounding: str) -> None:
+    """Only some combinations repeat each element; the others must not take the pool for it."""
+    for factors in ((1, 2, 3), (2, 1, 4)):
+        case = {
+            "shape": [1, 2, 3, 2],
+            "attributes": {
+                "mode": "nearest",
+                "coordinate_transformation_mode": coordinates,
+                "nearest_mode": rounding,
+                "axes": [1, 2, 3],
+            },
+            "constants": {"scales": np.asarray(factors, np.float32)},
+            "opset": 20,
+        }
+        check_resize(case, ("static", "spatial"))
+
+
+def test_unnamed_free_sizes_count_as_resized() -> None:
+    feeds = {"x": normal(1, 1, 3, 2), "sizes": np.asarray([1, 1, 6, 3], np.int64)}
+    model = build('y = Resize<mode="nearest">(x, , , sizes)', feeds)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("value")
+    reference = linear(build(model.graph.node, {"x": feeds["x"]}, {"sizes": feeds["sizes"]}), feeds["x"])
+    cotangent = normal(1, 1, 6, 3)
+    [dx] = gradients(model, feeds, cotangent, ["x"])
+    leaf = torch.from_numpy(feeds["x"]).double().requires_grad_()
+    reference(leaf).backward(torch.from_numpy(cotangent).double())
+    assert leaf.grad is not None
+    np.testing.assert_allclose(dx, leaf.grad.numpy(), atol=1e-6)
 
 
 def test_nearest_repeats_are_summed_by_a_pool() -> None:

@@ -21,15 +21,16 @@ def load(source: Source) -> onnx.ModelProto:
         source: path to an `.onnx` file (external data beside it is read), its bytes, or a `ModelProto` (copied).
 
     Raises:
-        ModelError: not there, empty, or not an ONNX model.
+        ModelError: not there, empty, not an ONNX model, or bytes or a `ModelProto` whose weights lie in another file.
         TrustError: external data that lies outside the model's folder.
     """
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
+        _require_whole(source, "the given ModelProto")
         model.CopyFrom(source)
         return model
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return parse(bytes(source), "the given bytes")
+        return _require_whole(parse(bytes(source), "the given bytes"), "the given bytes")
     path = Path(source)
     model = parse(read(path), str(path))
     try:
@@ -38,6 +39,18 @@ def load(source: Source) -> onnx.ModelProto:
         raise TrustError(f"{path}: external data is refused: {_first_line(error)}; keep it beside the model") from error
     except OSError as error:
         raise ModelError(f"{path}: its external data cannot be read ({_first_line(error)}); copy it too") from error
+    return model
+
+
+def _require_whole(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    """Refuse weights in another file: without a path nobody knows beside what, and the working folder is a guess."""
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "?")
+            raise ModelError(
+                f"{where} keeps its weights in another file ({place!r}); give the path of the model, or what "
+                "`onnx.load(path)` returns"
+            )
     return model
 
 

@@ -22,6 +22,10 @@ FLOATS = frozenset(
         onnx.TensorProto.BFLOAT16,
     }
 )
+# draws anew at every run, even from constants
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -78,7 +82,7 @@ class Graph:
         fed = {i.name for i in graph.input}
         self._known_values = {name for name in self.initializers if name not in fed}
         for node in self.nodes:
-            if not node.op_type.startswith("Random") and all(name in self._known_values for name in uses(node)):
+            if node.op_type not in _RANDOM and all(name in self._known_values for name in uses(node)):
                 self._known_values.update(name for name in node.output if name)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 

@@ -259,6 +259,7 @@ def test_arithmetic(shapes: list[tuple[int, ...]]) -> None:
 def test_mod(shapes: list[tuple[int, ...]], sign: float) -> None:
     a, b = 7.3 * distinct(*shapes[0]), 0.613 + positive(*shapes[1])
     check("y = Mod<fmod=1>(a, b)", {"a": a, "b": sign * b}, free=FREE)
+    check("y = Mod<fmod=1>(a, b)", {"a": a, "b": sign * b}, wrt=["a"], free=("batch",))
 
 
 @covers("Pow")

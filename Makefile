@@ -29,10 +29,13 @@ test: $(VENV)/.test ## Run every test (ARGS='-k gradcam' for some).
 check: lint ## Check format, lint, types and layers, and run the fast tests.
 	@$(PY) -m pytest -q -m 'not slow' $(ARGS)
 
+# The type checker looks for onnxcam.exporters inside onnxcam, so it is shown the tree as it is installed.
 lint: $(VENV)/.test ## Check format, lint, types and layers only.
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
-	@$(PY) -m mypy
+	@rm -rf build/typed && mkdir -p build/typed/onnxcam/models
+	@ln -sfn $(CURDIR)/onnxcam/* $(CURDIR)/exporters build/typed/onnxcam/ && ln -sf $(CURDIR)/models/__init__.py build/typed/onnxcam/models/
+	@cd build/typed && $(abspath $(PY)) -m mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
 	@$(PY) -m pytest -q tests/test_layers.py
 
 matrix: $(VENV)/.test ## Measure parity with the frameworks' own autograd over many architectures.

@@ -308,7 +308,7 @@ def frozen(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[No
 
 
 def _differs(held: Tensor, dtype: torch.dtype) -> bool:
-    return held.device.type != "cpu" or (held.is_floating_point() and held.dtype != dtype)
+    return bool(held.device.type != "cpu" or (held.is_floating_point() and held.dtype != dtype))
 
 
 def _converted(held: Tensor, dtype: torch.dtype) -> Tensor:

@@ -107,7 +107,9 @@ class TorchOracle:
         self, root: nn.Module, forward: Forward, count: int, *, place: int, kind: str, stepped_over: bool
     ) -> None:
         self._root = root
-        self._evaluate = lambda picture: Evaluation(forward, count, picture, place, kind, stepped_over)
+        self._evaluate: Callable[[Any], Evaluation] = lambda picture: Evaluation(
+            forward, count, picture, place, kind, stepped_over
+        )
 
     def __call__(self, batch: np.ndarray, double: bool) -> Evaluation | None:
         picture = torch.from_numpy(batch)

@@ -28,9 +28,7 @@ def resolve(target: Any, rows: int, classes: int, labels: Sequence[str] | None =
     Raises:
         TargetError: a sequence of another length, an index outside 0..classes-1, an unknown or ambiguous label.
     """
-    if isinstance(target, np.ndarray) and target.ndim == 0:
-        target = target.item()
-    if isinstance(target, (list, tuple, np.ndarray)):
+    if isinstance(target, (list, tuple)) or (isinstance(target, np.ndarray) and target.ndim):
         if len(target) != rows:
             raise TargetError(f"got {len(target)} targets for {rows} pictures; pass one for all, or one per picture")
         chosen = [_one(t, classes, labels) for t in target]
@@ -40,6 +38,8 @@ def resolve(target: Any, rows: int, classes: int, labels: Sequence[str] | None =
 
 
 def _one(target: Any, classes: int, labels: Sequence[str] | None) -> int:
+    if isinstance(target, np.ndarray) and target.ndim == 0:
+        target = target.item()
     if target is None:
         return TOP1
     if isinstance(target, str):

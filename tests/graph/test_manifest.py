@@ -73,5 +73,5 @@ def test_every_field_a_reader_needs_is_required(whole: dict[str, Any], place: tu
 def test_layers_by_name(whole: dict[str, Any]) -> None:
     assert manifest.layer(whole, None)["name"] == "relu2"
     assert manifest.layer(whole, "relu1")["gradients"] == "gradients/relu1"
-    with pytest.raises(LayerError, match=r"no layer 'relu3'; it has 'relu1', 'relu2'"):
+    with pytest.raises(LayerError, match=r"no layer 'relu3'; it has 'relu2', 'relu1'"):
         manifest.layer(whole, "relu3")

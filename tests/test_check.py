@@ -314,3 +314,19 @@ def test_a_value_that_only_the_scores_read_is_passed_on() -> None:
     source.graph.node.insert(at + 1, helper.make_node("Add", ["relu2", "branch"], ["joined"]))
     report = check(onnxcam.augment(source, ["relu2"], target=2), providers=CPU)
     assert verdicts(report) == ["ok"], report.lines()
+
+
+def test_pooling_windows_that_are_all_zero_accuse_nobody() -> None:
+    """Behind a ReLU most windows of a dim picture are 0 everywhere, where the maximum has no derivative."""
+    source = models.tiny_cnn()
+    for name in ("b1", "b2"):
+        tensor = next(t for t in source.graph.initializer if t.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) - np.float32(1), name))
+    kept = list(source.graph.node)
+    pool = next(node for node in kept if node.name == "pool")
+    pool.input[0] = "largest"
+    source.graph.node.insert(
+        kept.index(pool), helper.make_node("MaxPool", ["relu2"], ["largest"], kernel_shape=[2, 2], strides=[2, 2])
+    )
+    report = check(onnxcam.augment(source, ["relu2"]), providers=CPU)
+    assert report.passed and verdicts(report) == ["ok"], report.lines()

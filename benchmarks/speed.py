@@ -82,8 +82,8 @@ def build(name: str):  # type: ignore[no-untyped-def]
 def export(model: str, folder: Path, rounds: int) -> dict[str, float]:
     """The plain file and the explainable file."""
     import torch
-
     from onnxcam.exporters import pytorch
+
     from onnxcam.graph import load, manifest
     from onnxcam.graph.normalize import prepare
     from onnxcam.graph.split import head_of
@@ -138,7 +138,10 @@ def pytorch_grad_cam(model: str, folder: Path, rounds: int) -> dict[str, float]:
 
     x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1234))
     cam = GradCAM(model=net, target_layers=[net.get_submodule(LAYERS[model])])
-    return {"pytorch-grad-cam": 1e3 * statistics.median(block(lambda: cam(input_tensor=x, targets=None)) for _ in range(rounds))}
+    return {
+        "pytorch-grad-cam": 1e3
+        * statistics.median(block(lambda: cam(input_tensor=x, targets=None)) for _ in range(rounds))
+    }
 
 
 def torch_cam(model: str, folder: Path, rounds: int) -> dict[str, float]:
@@ -184,12 +187,14 @@ def table(rows: list[tuple[str, dict[str, float]]]) -> str:
         f"Measured {datetime.date.today()} with `make bench` on {THREADS} CPU threads ({platform.machine()}, Python "
         f"{platform.python_version()}): {versions}.",
         "",
-        "One picture, 224 × 224, at the last convolution. Milliseconds are medians and belong to that machine; the ratios",
-        "are what to compare. *onnxcam / forward*: the whole explanation (scores and heatmap) over the plain model's",
-        "forward pass in the same runtime, median over alternating blocks. The other two columns: how many times longer",
-        "the package takes than onnxcam for the same map of the same tensor.",
+        "One picture, 224 × 224, at the last convolution. Milliseconds are medians and belong to that machine; the",
+        "ratios are what to compare. *onnxcam / forward*: the whole explanation (scores and heatmap) over the plain",
+        "model's forward pass in the same runtime, median over alternating blocks. The other two columns: how many",
+        "times longer the package takes than onnxcam for the same map of the same tensor.",
         "",
-        "| model | forward (ms) | onnxcam (ms) | onnxcam / forward | pytorch-grad-cam / onnxcam | torch-cam / onnxcam |",
+        "| model | forward (ms) | onnxcam (ms) | onnxcam / forward | "
+        + " | ".join(f"{name} / onnxcam" for name in PACKAGES)
+        + " |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for model, row in rows:

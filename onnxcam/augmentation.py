@@ -386,7 +386,10 @@ def _preprocess(spec: Any, shape: list[int | str | None], layout: str) -> dict[s
     if not spec:
         return {}
     resolved = image.resolve(spec, shape, layout=layout).to_dict()
-    return dict(spec) if isinstance(spec, dict) and spec.keys() <= resolved.keys() else resolved
+    if not isinstance(spec, dict) or not spec.keys() <= resolved.keys():
+        return resolved
+    # what an unmentioned resize means depends on the model's input: other clients must not have to work it out
+    return dict(spec) if "resize" in spec else {**spec, "resize": resolved["resize"]}
 
 
 def _oldest_runtime(graph: Graph) -> str:

@@ -26,6 +26,7 @@ from onnxcam.graph.view import Graph, attributes
 # perturbations relative to the size of the activations; a kink between two steps shows as their disagreement
 STEPS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 TOLERANCE = 0.02
+TOLERANCE_MAPS = 1e-3
 # beyond this the finite differences disagree among themselves so much that they prove nothing
 TRUSTED = 0.1
 _ROUNDING = 3e-7
@@ -119,7 +120,7 @@ def check(
     findings.append(_predictions(graph, held, open_session, full, batch))
     for entry in held["layers"]:
         findings.append(_gradients(graph, held, entry, open_session, batch, directions, rng))
-        findings.append(_heatmaps(held, entry, full, batch))
+        findings.append(_heatmaps(graph, held, entry, open_session, full, batch))
     name = str((held.get("source") or {}).get("name") or "model")
     return Report(name, findings)
 
@@ -221,9 +222,10 @@ def _gradients(
     value, score_name = entry["value"], held["scores"]["name"]
     tail = tail_of(graph, held, entry, outputs=[entry["gradients"]])
     forward = tail_of(graph, held, entry, outputs=[score_name])
-    head = open_session(head_of(graph, held, tail.cut))
+    passed = list(dict.fromkeys((*tail.cut, *forward.cut)))
+    head = open_session(head_of(graph, held, passed))
     scorer = open_session(forward.model)
-    cut = runtime.run(head, list(tail.cut), {held["input"]["name"]: batch})
+    cut = runtime.run(head, passed, {held["input"]["name"]: batch})
     cut[value] = _off_kinks(cut[value], rng)
     rows = len(batch)
     scores = runtime.run(head, [score_name], {held["input"]["name"]: batch})[score_name]
@@ -231,15 +233,14 @@ def _gradients(
     classes[0] = int(scores[0].argmax()) if held["scores"]["kind"] != "binary_logit" else int(scores[0, 0] > 0)
     if "class" in held["target"]:
         classes[:] = held["target"]["class"]
-    got = runtime.run(open_session(tail.model), [entry["gradients"]], cut | _target(held, classes))
+    fed = {name: cut[name] for name in tail.cut} | _target(held, classes)
+    got = runtime.run(open_session(tail.model), [entry["gradients"]], fed)
     gradient = got[entry["gradients"]].astype(np.float64)
     fixed = {name: cut[name] for name in forward.cut}
     a = cut[value].astype(np.float64)
     flat_a, flat_g = a.reshape(rows, -1), gradient.reshape(rows, -1)
     if not np.isfinite(flat_g).all():
         return Finding(title, "failed", "they are not finite on noise pictures")
-    if not flat_g.any():
-        return Finding(title, "unsure", "they are zero everywhere on noise pictures; try --samples with more pictures")
 
     def score(moved: np.ndarray) -> np.ndarray:
         fed = fixed | {value: moved.reshape(a.shape).astype(cut[value].dtype)}
@@ -252,7 +253,7 @@ def _gradients(
     size_g = np.linalg.norm(flat_g, axis=1) + 1e-30
     # how far rounding alone moves the scores: below it a difference of scores says nothing
     shaken = [score(flat_a * (1 + _ROUNDING * rng.uniform(-1, 1, flat_a.shape))) for _ in range(8)]
-    rounding = np.std(shaken, axis=0) + 1e-12
+    rounding = np.std(shaken, axis=0) + np.spacing(np.abs(shaken[0]).astype(np.float32))
     errors: dict[str, list[float]] = {}
     doubts: dict[str, list[float]] = {}
     spread_out = size_g / np.sqrt(flat_g.shape[1])
@@ -274,7 +275,7 @@ def _gradients(
 
 
 def _off_kinks(a: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Activations a little aside: behind a ReLU whole pooling windows are 0, where no derivative exists to compare with."""
+    """Activations a little aside: behind a ReLU whole pooling windows are 0, where there is no derivative."""
     noise = rng.uniform(-0.1, 0.1, a.shape) * np.sqrt(np.mean(np.square(a, dtype=np.float64)))
     return np.asarray(a + noise, dtype=a.dtype)
 
@@ -310,14 +311,37 @@ def _verdict(title: str, errors: dict[str, list[float]], doubts: dict[str, list[
     return Finding(title, "ok", f"{text})", figures)
 
 
-def _heatmaps(held: Manifest, entry: dict[str, Any], full: Any, batch: np.ndarray) -> Finding:
-    """The heatmaps of one layer: finite, not negative, of the layer's size."""
+def _maps(held: Manifest, entry: dict[str, Any], got: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Heatmaps computed anew in NumPy from the file's own activations and gradients, where the formula is plain."""
+    a, g = (got[entry[key]].astype(np.float64) for key in ("activations", "gradients"))
+    if entry["layout"] == "NTC":
+        rows, prefix = len(a), entry["prefix_tokens"]
+        a, g = (x[:, prefix:].transpose(0, 2, 1).reshape(rows, -1, *entry["grid"]) for x in (a, g))
+    elif entry["layout"] == "NHWC":
+        a, g = a.transpose(0, 3, 1, 2), g.transpose(0, 3, 1, 2)
+    formulas = {
+        "gradcam": lambda: (g.mean(axis=(2, 3), keepdims=True) * a).sum(axis=1),
+        "hirescam": lambda: (g * a).sum(axis=1),
+    }
+    return {output: np.maximum(formulas[name](), 0.0) for name, output in entry["heatmaps"].items() if name in formulas}
+
+
+def _heatmaps(graph: Graph, held: Manifest, entry: dict[str, Any], open_session: Any, full: Any, batch: Any) -> Finding:
+    """The outputs of one layer: activations are the layer's, heatmaps what activations and gradients make."""
     names = list(entry["heatmaps"].values())
     title = f"heatmaps at {entry['name']}"
     if not names:
         return Finding(title, "note", "the file computes none")
     feeds = {held["input"]["name"]: batch} | _target(held, np.full(len(batch), -1, np.int64))
-    got = runtime.run(full, names, feeds)
+    exposed = runtime.run(full, [*names, entry["activations"], entry["gradients"]], feeds)
+    head = open_session(head_of(graph, held, [entry["value"]]))
+    layer = runtime.run(head, [entry["value"]], {held["input"]["name"]: batch})[entry["value"]]
+    if (off := _distance(exposed[entry["activations"]], layer)) > 1e-5:
+        return Finding(title, "failed", f"{entry['activations']!r} is off the layer's own value by {off:.1e}")
+    for name, value in _maps(held, entry, exposed).items():
+        if (off := _distance(exposed[name], value)) > TOLERANCE_MAPS:
+            return Finding(title, "failed", f"{name!r} is off what activations and gradients make by {off:.1e}")
+    got = {name: exposed[name] for name in names}
     for name, value in got.items():
         if not np.isfinite(value).all() or (value < 0).any():
             return Finding(title, "failed", f"{name!r} is negative or not finite on noise pictures")

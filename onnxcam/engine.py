@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -47,9 +47,12 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Split:
+    """Head and tails of one loaded model; a tail's session is made when its layer is first asked for."""
+
     loaded: _Loaded
     head: Any
-    tails: dict[str, tuple[Any, Tail]]
+    tails: dict[str, Tail]
+    sessions: dict[str, Any] = field(default_factory=dict)
 
 
 class Engine:
@@ -138,7 +141,7 @@ class Engine:
         held = loaded.held
         split = self._splitted(loaded)
         entries = [manifest.layer(held, name) for name in layers]
-        cut = list(dict.fromkeys(value for e in entries for value in split.tails[e["name"]][1].cut))
+        cut = list(dict.fromkeys(value for e in entries for value in split.tails[e["name"]].cut))
         score_name = held["scores"]["name"]
         found_scores, found_classes = [], []
         found_maps: list[list[np.ndarray]] = [[] for _ in entries]
@@ -148,7 +151,7 @@ class Engine:
             found_scores.append(got[score_name])
             found_classes.append(best)
             for k, entry in enumerate(entries):
-                session, tail = split.tails[entry["name"]]
+                tail, session = split.tails[entry["name"]], self._tail_session(split, entry["name"])
                 feeds = {name: got[name] for name in tail.cut}
                 found_maps[k].append(_explain_classes(session, tail, feeds, entry["heatmaps"][method], best, held))
         n = len(batch)
@@ -289,9 +292,17 @@ class Engine:
                     from onnxcam.graph.split import split
 
                     head, tails = split(loaded.source)
-                    opened = {name: (self._session(serialize(tail.model)), tail) for name, tail in tails.items()}
-                    found = self._split = _Split(loaded, self._session(serialize(head)), opened)
+                    found = self._split = _Split(loaded, self._session(serialize(head)), tails)
         return found
+
+    def _tail_session(self, split: _Split, layer: str) -> Any:
+        if layer not in split.sessions:
+            with self._lock:
+                if layer not in split.sessions:
+                    from onnxcam.graph.load import serialize
+
+                    split.sessions[layer] = self._session(serialize(split.tails[layer].model))
+        return split.sessions[layer]
 
 
 def best_classes(scores: np.ndarray, kind: str, count: int) -> np.ndarray:

@@ -305,7 +305,8 @@ class Explainer:
             return batch.shape[axes[0]], batch.shape[axes[1]]
         if size == "layer":
             return raw[-1].shape[1], raw[-1].shape[2]
-        if isinstance(size, (tuple, list)) and len(size) == 2 and all(int(s) > 0 for s in size):
+        whole = isinstance(size, (tuple, list)) and all(isinstance(s, (int, np.integer)) and s > 0 for s in size)
+        if whole and len(size) == 2:
             return int(size[0]), int(size[1])
         raise InputError(f"size={size!r}; expected 'input', 'layer' or (height, width)")
 
@@ -335,9 +336,15 @@ def _doubts(maps: list[Map], scores: np.ndarray) -> list[str]:
     if not np.isfinite(scores).all():
         found.append("the scores are not finite: the map means nothing; check the model and its preprocessing")
     for held in maps:
-        if not held.heatmap.any():
+        raw = held.raw_map if isinstance(held.raw_map, list) else [held.raw_map]
+        if not any(layer_map.any() for layer_map in raw):
             found.append(
                 f"the map of {held.label!r} is zero everywhere: nothing at this layer speaks for the class; "
                 "try another layer or method"
+            )
+        elif not held.heatmap.any():
+            found.append(
+                f"the map of {held.label!r} shows nothing: it is the same everywhere, or lies outside the picture; "
+                "normalize='max' keeps a map that is the same everywhere"
             )
     return found

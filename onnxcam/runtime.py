@@ -101,7 +101,10 @@ def open_session(
         session_options.log_severity_level = 3
     if providers is None:
         return _best(ort, model, session_options)
-    wanted = [providers] if isinstance(providers, str) else list(providers)
+    lone = isinstance(providers, str) or (
+        isinstance(providers, tuple) and len(providers) == 2 and isinstance(providers[1], Mapping)
+    )
+    wanted: list[Any] = [providers] if lone else list(providers)
     names = [p if isinstance(p, str) else p[0] for p in wanted]
     available = ort.get_available_providers()
     missing = [name for name in names if name not in available]

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcam
-from onnxcam.errors import LabelsError, LayerError, MethodError, ModelError, TargetError
+from onnxcam.errors import LabelsError, LayerError, MethodError, ModelError, PreprocessError, TargetError
 from onnxcam.graph import manifest
 from onnxcam.graph.halve import store_float16
 from tests import models, twin
@@ -391,6 +391,7 @@ def test_probabilities_called_logits_clash() -> None:
 def test_manifest_is_complete() -> None:
     labels = [f"class {k}" for k in range(5)]
     preprocess = {"color": "RGB", "scale": 1 / 255, "mean": [0.5] * 3, "std": [0.5] * 3}
+    preprocess |= {"resize": {"mode": "stretch", "size": [24, 32]}}
     source = models.tiny_cnn(ending="Softmax", size=(24, 32))
     made = augment(source, labels=labels, preprocess=preprocess)
     import hashlib
@@ -608,3 +609,19 @@ def test_maps_against_pytorch_grad_cam(method: str, layers: list[str], pool: str
     assert got.shape == want.shape == (3, 40, 56)
     assert np.abs(got - want).max() <= 1e-4
     assert want.max(axis=(1, 2)).min() > 0.5  # maps with something in them
+
+
+@pytest.mark.parametrize("spec", ["0..1", {"scale": 1 / 255}])
+def test_preprocessing_is_spelled_out(spec: object) -> None:
+    """A preset, or an entry that leaves the resize to the model's input, means the same to clients that know neither."""
+    made = augment(models.tiny_cnn(size=(24, 32)), preprocess=spec)
+    held = manifest.read(made)
+    assert held is not None
+    entry = held["input"]["preprocess"]
+    assert entry["scale"] == pytest.approx(1 / 255)
+    assert (entry["resize"]["mode"], entry["resize"]["size"]) == ("stretch", [24, 32])
+
+
+def test_preprocessing_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(PreprocessError, match="channels"):
+        augment(models.tiny_cnn(), preprocess={"color": "L"})

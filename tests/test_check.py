@@ -279,7 +279,6 @@ def test_parity_above_its_tolerance_fails() -> None:
         assert check(model, providers=CPU).passed is passed
 
 
-@pytest.mark.xfail(strict=True, reason="rounding is measured as 0 where every shaken score is the same number")
 def test_what_finite_differences_cannot_settle_is_unsure() -> None:
     model = models.tiny_cnn()
     weights = next(t for t in model.graph.initializer if t.name == "w3")
@@ -297,7 +296,6 @@ def test_seeds_fix_the_verdict() -> None:
     assert a != check(model, providers=CPU, seed=4).to_dict()
 
 
-@pytest.mark.xfail(strict=True, reason="a gradient of zeros is not compared with differences")
 def test_a_gradient_that_is_zero_where_the_scores_do_change_is_found() -> None:
     report = check(edited(lambda op, g: op("Mul", g, f32(0))), providers=CPU)
     assert verdicts(report) == ["failed"], report.lines()

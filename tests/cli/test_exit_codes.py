@@ -169,16 +169,20 @@ def command_line(code: str) -> list[str]:
 
 @pytest.mark.skipif(os.name == "nt", reason="signals and pipes end otherwise on Windows")
 def test_interrupt_signal() -> None:
-    process = subprocess.Popen(
-        command_line("print('ready', flush=True)\nimport time\ntime.sleep(60)"),
+    with subprocess.Popen(
+        command_line(
+            # a process in the background inherits an interrupt that is ignored
+            "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "print('ready', flush=True)\ntime.sleep(60)"
+        ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in err
 

@@ -613,7 +613,7 @@ def test_maps_against_pytorch_grad_cam(method: str, layers: list[str], pool: str
 
 @pytest.mark.parametrize("spec", ["0..1", {"scale": 1 / 255}])
 def test_preprocessing_is_spelled_out(spec: object) -> None:
-    """A preset, or an entry that leaves the resize to the model's input, means the same to clients that know neither."""
+    """A preset, or an entry that leaves the resize to the model's input, means the same to any client."""
     made = augment(models.tiny_cnn(size=(24, 32)), preprocess=spec)
     held = manifest.read(made)
     assert held is not None

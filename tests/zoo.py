@@ -1,4 +1,4 @@
-"""The light models inside the onnx package: real architectures of the old zoo, with weights worth differentiating.
+"""The light models inside the onnx package: real architectures of the old zoo, with weights worth a gradient.
 
 Their weights come as ConstantOfShape, so that all logits are equal; seeded random ones take their place. Scaled so that
 activations neither vanish nor explode with depth, and batch-norm statistics away from 0 and 1.

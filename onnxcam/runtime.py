@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -138,7 +140,9 @@ def _best(ort: Any, model: str | os.PathLike[str] | bytes, session_options: Any)
 def _create(ort: Any, model: str | os.PathLike[str] | bytes, session_options: Any, providers: list[Provider]) -> Any:
     source: str | bytes = model if isinstance(model, bytes) else os.fspath(model)
     if any((p if isinstance(p, str) else p[0]) == CUDA for p in providers) and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
+        # it prints what it cannot find, and standard output is for results
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
     # an options mapping that is not a dict is refused by the runtime
     held = [p if isinstance(p, str) else (p[0], dict(p[1])) for p in providers]
     try:

@@ -72,7 +72,7 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
 
 
 def _residual(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether a node adds two values of the output's own shape, neither a constant nor a function of the other."""
+    """Whether a node adds a value to what a block made of it: of one shape, no constants, not elementwise alone."""
     shape = graph.shape(node.output[0])
     if node.op_type != "Add" or shape is None:
         return False
@@ -80,7 +80,15 @@ def _residual(graph: Graph, node: onnx.NodeProto) -> bool:
         return False
     # x + 0.044715 x^3 inside GELU's tanh form joins nothing: one side is made of the other elementwise
     first, second = node.input
-    return first not in _elementwise_sources(graph, second) and second not in _elementwise_sources(graph, first)
+    if first in _elementwise_sources(graph, second) or second in _elementwise_sources(graph, first):
+        return False
+    # neither do the sums of siblings that an adaptive pooling is written as
+    return _made_of(graph, first, second) or _made_of(graph, second, first)
+
+
+def _made_of(graph: Graph, value: str, source: str) -> bool:
+    """Whether a value is computed from another."""
+    return any(source in node.input for node in graph.upstream([value])[0])
 
 
 def _elementwise_sources(graph: Graph, value: str) -> set[str]:

@@ -169,3 +169,11 @@ def test_tokens_lie_on_a_square() -> None:
         assert (found.layout, found.grid, found.prefix_tokens) == ("NTC", grid, prefix)
     with pytest.raises(LayerError, match="no square grid"):
         layers.describe_layer(graph, layers.Layer("t", "r0", shape=("N", 15, 8)))
+
+
+def test_the_sums_inside_an_adaptive_pooling_are_no_residual_connections() -> None:
+    body = f"{C0} r0 = Relu(c0) one = Constant<value_ints=[1]>() two = Constant<value_ints=[2]>() "
+    body += "far = Constant<value_ints=[8]>() three = Constant<value_ints=[3]>() zero = Constant<value_ints=[0]>() "
+    body += "most = Constant<value_ints=[7]>() left = Slice(r0, zero, most, three) right = Slice(r0, one, far, three) "
+    body += "total = Add(left, right)"
+    assert default(model(body, "total")) == "r0"

@@ -146,7 +146,13 @@ def gather_nd(op: Builder, node: Node, dy: str) -> Cotangents:
     if node.attr("batch_dims", 0):
         raise node.refuse("batch_dims is not 0")
     x, indices = node.inputs
-    return [op.ScatterND(op.filled(0.0, op.shape(x)), indices, dy, reduction="add")]
+    shape = op.shape(x)
+    size = op.ReduceProd(shape, keepdims=0)
+    # ScatterND alone would do, but onnxruntime's adds in several threads and loses sums where indices repeat (#23396)
+    places = op.GatherND(op.Reshape(op.Range(np.int64(0), size, np.int64(1)), shape), indices)
+    zeros = op.filled(0.0, op.Reshape(size, [1]))
+    flat = op.ScatterElements(zeros, op.Reshape(places, [-1]), op.Reshape(dy, [-1]), axis=0, reduction="add")
+    return [op.Reshape(flat, shape)]
 
 
 @vjp("ScatterND")

@@ -467,8 +467,7 @@ def render() -> str:
         "Seeded random weights, perturbed batch-norm statistics and affine parameters. Exported from a one-row example "
         f"with `onnxcam.exporters.pytorch.export`, run in ONNX Runtime on a batch of {SAMPLES} random pictures, one "
         "row at its own top-1 class and two at a class given. Scores, activations and gradients of the score "
-        "are compared with torch autograd through plain forward hooks: per sample ‖a−b‖ / ‖b‖, the worst sample shown. "
-        f"{RUNS} runs must give the same bits.",
+        "are compared with torch autograd through plain forward hooks: per sample ‖a−b‖ / ‖b‖, the worst sample shown.",
         "",
         f"Tolerance: {TOLERANCE:g}, or {SLACK:g} × torch's own float32 against float64 difference on that sample where "
         "that is larger: the **noise floor**, shown wherever it was needed. Gradients jump where a ReLU is fed a value "

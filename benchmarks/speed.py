@@ -28,7 +28,7 @@ MODELS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16")
 LAYERS = {"resnet50": "layer4", "mobilenet_v2": "features", "efficientnet_b0": "features", "vgg16": "features.29"}
 PACKAGES = ("pytorch-grad-cam", "torch-cam")
 THREADS = min(2, os.cpu_count() or 1)
-PER_BLOCK = 6
+BLOCK_S, FEWEST, MOST = 0.3, 4, 40  # calls per block: as many as fit
 
 
 def main() -> None:
@@ -162,10 +162,13 @@ def torch_cam(model: str, folder: Path, rounds: int) -> dict[str, float]:
 
 
 def block(call: Callable[[], object]) -> float:
-    """Seconds per call, median of a block; its first call, which meets cold caches, is not counted."""
+    """Seconds per call, median of a block; its first calls, which meet cold caches, are not counted."""
     call()
+    start = time.perf_counter()
+    call()
+    count = int(BLOCK_S / (time.perf_counter() - start))
     times = []
-    for _ in range(PER_BLOCK):
+    for _ in range(min(max(count, FEWEST), MOST)):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

@@ -168,9 +168,8 @@ def measure(name: str) -> dict[str, Row]:
 
 
 def _export(model: Any, picture: Any, layers: list[str] | None) -> tuple[Any, Row]:
-    from onnxcam.exporters import pytorch
-
     from onnxcam.errors import VerificationError
+    from onnxcam.exporters import pytorch
     from onnxcam.graph import manifest
 
     began = time.perf_counter()

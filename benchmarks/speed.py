@@ -2,14 +2,15 @@
 
     python benchmarks/speed.py [--models resnet50 vgg16] [--rounds 12] [--output benchmarks/speed.md]
 
-All figures are ratios taken in one run on one machine. The plain model and the explainable one run in alternating
-blocks of one process; every PyTorch package has a process of its own, because ONNX Runtime's waiting threads would slow
-it down. Weights are random: speed does not depend on them. Every package gets the same tensor and one picture.
+All figures are ratios taken in one run on one machine, round by round: in every round each contestant runs one block
+while the others wait. Every PyTorch package has a process of its own, because ONNX Runtime's waiting threads would slow
+it down. Weights are random: speed does not depend on them. Every package gets one picture and the same work.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -28,43 +29,76 @@ MODELS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16")
 LAYERS = {"resnet50": "layer4", "mobilenet_v2": "features", "efficientnet_b0": "features", "vgg16": "features.29"}
 PACKAGES = ("pytorch-grad-cam", "torch-cam")
 THREADS = min(2, os.cpu_count() or 1)
+Calls = dict[str, Callable[[], object]]
 BLOCK_S, FEWEST, MOST = 0.3, 4, 40  # calls per block: as many as fit
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--rounds", type=int, default=12, help="alternating blocks per model")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds per model, each a block of every contestant")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "speed.md")
-    parser.add_argument("--part", help=argparse.SUPPRESS)  # one measurement, in a process of its own
+    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)  # one contestant, in its own process
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.part:
-        model = arguments.models[0]
-        print(json.dumps(PARTS[arguments.part](model, arguments.folder, arguments.rounds)))
+    if arguments.worker:
+        serve(arguments.worker, arguments.models[0], arguments.folder)
         return
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for model in arguments.models:
-            print(f"{model}: exporting", file=sys.stderr)
-            measure(model, "export", folder, arguments.rounds)
-            row: dict[str, float] = {}
-            for part in ("onnx", *PACKAGES):
-                print(f"{model}: {part}", file=sys.stderr)
-                row |= measure(model, part, folder, arguments.rounds)
-            rows.append((model, row))
+    for model in arguments.models:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append((model, compare(model, folder, arguments.rounds)))
     text = table(rows)
     arguments.output.write_text(text, encoding="utf-8")
     print(text)
 
 
-def measure(model: str, part: str, folder: str, rounds: int) -> dict[str, float]:
-    """Run one part in a fresh process and read its figures."""
-    command = [sys.executable, __file__, "--models", model, "--part", part, "--folder", folder]
-    done = subprocess.run([*command, "--rounds", str(rounds)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{model}, {part}: failed\n{done.stderr}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+def compare(model: str, folder: str, rounds: int) -> dict[str, float]:
+    """Every contestant in turn, round after round; ratios within a round, so that a drifting machine cancels out."""
+    print(f"{model}: loading", file=sys.stderr)
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name in WORKERS:  # one after the other: the first one writes the files it measures
+            command = [sys.executable, __file__, "--models", model, "--worker", name, "--folder", folder]
+            worker = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            stack.callback(worker.kill)
+            workers[name] = worker
+            ask(worker, model, name)
+        found: dict[str, list[float]] = {}
+        for turn in range(rounds):
+            print(f"\r{model}: round {turn + 1} of {rounds}", end="", file=sys.stderr)
+            took: dict[str, float] = {}
+            for name, worker in workers.items():
+                took |= ask(worker, model, name)
+            for key in ("forward", "onnxcam"):
+                found.setdefault(key, []).append(1e3 * took[key])
+            found.setdefault("onnxcam / forward", []).append(took["onnxcam"] / took["forward"])
+            for name in PACKAGES:
+                found.setdefault(name, []).append(took[name] / took["onnxcam"])
+        print(file=sys.stderr)
+    return {key: statistics.median(held) for key, held in found.items()}
+
+
+def ask(worker: subprocess.Popen[str], model: str, name: str) -> dict[str, float]:
+    """One block of a worker."""
+    assert worker.stdin is not None and worker.stdout is not None
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
+    for line in worker.stdout:
+        if line.startswith("{"):
+            return dict(json.loads(line))
+    sys.exit(f"{model}, {name}: the measuring process ended")
+
+
+def serve(name: str, model: str, folder: Path) -> None:
+    """Measure a block for every line on standard input."""
+    calls = WORKERS[name](model, folder)
+    for turn, _ in enumerate(sys.stdin):
+        order = list(calls.items())
+        took = {key: block(call) for key, call in (order if turn % 2 == 0 else order[::-1])}
+        print(json.dumps(took), flush=True)
 
 
 def build(name: str):  # type: ignore[no-untyped-def]
@@ -79,31 +113,35 @@ def build(name: str):  # type: ignore[no-untyped-def]
     return import_torchvision().models.get_model(name, weights=None).eval()
 
 
-def export(model: str, folder: Path, rounds: int) -> dict[str, float]:
+def export(model: str, folder: Path) -> None:
     """The plain file and the explainable file."""
     import torch
-    from onnxcam.exporters import pytorch
 
+    from onnxcam.exporters import pytorch
     from onnxcam.graph import load, manifest
     from onnxcam.graph.normalize import prepare
     from onnxcam.graph.split import head_of
 
-    net = build(model)
-    example = torch.randn(1, 3, 224, 224)
-    made = pytorch.export(net, example, None, verify=False)
+    made = pytorch.export(build(model), torch.randn(1, 3, 224, 224), None, verify=False)
+    assert not isinstance(made, dict)
     load.save(made, folder / f"{model}.cam.onnx")
     graph = prepare(made)
     held = manifest.read(made)
     assert held is not None
     load.save(head_of(graph, held), folder / f"{model}.onnx")
-    return {}
 
 
-def onnx(model: str, folder: Path, rounds: int) -> dict[str, float]:
-    """Plain forward pass against Grad-CAM, in alternating blocks; ratio of medians, block by block."""
+def onnxcam(model: str, folder: Path) -> Calls:
+    """The plain forward pass, and scores and heatmap from the explainable file."""
+    import multiprocessing
+
     import numpy as np
     import onnxruntime as ort
 
+    # a process of its own: torch's memory and threads are gone before anything is timed
+    exporting = multiprocessing.get_context("spawn").Process(target=export, args=(model, folder))
+    exporting.start()
+    exporting.join()
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 3
@@ -114,22 +152,13 @@ def onnx(model: str, folder: Path, rounds: int) -> dict[str, float]:
     wanted = [held["scores"]["name"], held["layers"][0]["heatmaps"]["gradcam"]]
     name = held["input"]["name"]
     top = np.asarray([-1], np.int64)
-    forward, explain = [], []
-    for turn in range(rounds):
-        order = [
-            (forward, lambda: plain.run(wanted[:1], {name: x})),
-            (explain, lambda: cam.run(wanted, {name: x, "target": top})),
-        ]
-        for times, call in order if turn % 2 == 0 else order[::-1]:
-            times.append(block(call))
     return {
-        "forward": 1e3 * statistics.median(forward),
-        "onnxcam": 1e3 * statistics.median(explain),
-        "onnxcam / forward": statistics.median(b / a for a, b in zip(forward, explain, strict=True)),
+        "forward": lambda: plain.run(wanted[:1], {name: x}),
+        "onnxcam": lambda: cam.run(wanted, {name: x, "target": top}),
     }
 
 
-def pytorch_grad_cam(model: str, folder: Path, rounds: int) -> dict[str, float]:
+def pytorch_grad_cam(model: str, folder: Path) -> Calls:
     """pytorch-grad-cam's GradCAM, the object made once."""
     import torch
 
@@ -138,13 +167,10 @@ def pytorch_grad_cam(model: str, folder: Path, rounds: int) -> dict[str, float]:
 
     x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1234))
     cam = GradCAM(model=net, target_layers=[net.get_submodule(LAYERS[model])])
-    return {
-        "pytorch-grad-cam": 1e3
-        * statistics.median(block(lambda: cam(input_tensor=x, targets=None)) for _ in range(rounds))
-    }
+    return {"pytorch-grad-cam": lambda: cam(input_tensor=x, targets=None)}
 
 
-def torch_cam(model: str, folder: Path, rounds: int) -> dict[str, float]:
+def torch_cam(model: str, folder: Path) -> Calls:
     """torch-cam's GradCAM, the object made once."""
     import torch
 
@@ -154,11 +180,11 @@ def torch_cam(model: str, folder: Path, rounds: int) -> dict[str, float]:
     x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1234))
     extractor = GradCAM(net, target_layer=LAYERS[model])
 
-    def call() -> None:
+    def call() -> object:
         scores = net(x)
-        extractor(scores.argmax(dim=1).tolist(), scores)
+        return extractor(scores.argmax(dim=1).tolist(), scores)
 
-    return {"torch-cam": 1e3 * statistics.median(block(call) for _ in range(rounds))}
+    return {"torch-cam": call}
 
 
 def block(call: Callable[[], object]) -> float:
@@ -175,7 +201,11 @@ def block(call: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-PARTS = {"export": export, "onnx": onnx, "pytorch-grad-cam": pytorch_grad_cam, "torch-cam": torch_cam}
+WORKERS: dict[str, Callable[[str, Path], Calls]] = {
+    "onnxcam": onnxcam,
+    "pytorch-grad-cam": pytorch_grad_cam,
+    "torch-cam": torch_cam,
+}
 
 
 def table(rows: list[tuple[str, dict[str, float]]]) -> str:
@@ -192,8 +222,8 @@ def table(rows: list[tuple[str, dict[str, float]]]) -> str:
         "",
         "One picture, 224 × 224, at the last convolution. Milliseconds are medians and belong to that machine; the",
         "ratios are what to compare. *onnxcam / forward*: the whole explanation (scores and heatmap) over the plain",
-        "model's forward pass in the same runtime, median over alternating blocks. The other two columns: how many",
-        "times longer the package takes than onnxcam for the same map of the same tensor.",
+        "model's forward pass in the same runtime. The other two columns: how many times longer the package takes than",
+        "onnxcam for the same map. Each is the median of ratios within rounds in which every contestant ran a block.",
         "",
         "| model | forward (ms) | onnxcam (ms) | onnxcam / forward | "
         + " | ".join(f"{name} / onnxcam" for name in PACKAGES)
@@ -201,7 +231,7 @@ def table(rows: list[tuple[str, dict[str, float]]]) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for model, row in rows:
-        others = " | ".join(f"{row[name] / row['onnxcam']:.1f}" for name in PACKAGES)
+        others = " | ".join(f"{row[name]:.1f}" for name in PACKAGES)
         lines.append(
             f"| {model} | {row['forward']:.1f} | {row['onnxcam']:.1f} | {row['onnxcam / forward']:.3f} | {others} |"
         )

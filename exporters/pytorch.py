@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnxcam.exporters import parity, torch_capture, torch_oracle
-from onnxcam.exporters.torch_module import Target, Watched, example, first_tensor, frozen, run, tensors
 from torch import Tensor, nn
 
 from onnxcam.augmentation import augment
 from onnxcam.errors import InputError, LayerError, ModelError, OnnxcamError, OutputError, listing
+from onnxcam.exporters import parity, torch_capture, torch_oracle
+from onnxcam.exporters.torch_module import Target, Watched, example, first_tensor, frozen, run, tensors
 from onnxcam.graph import manifest
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import save, serialize

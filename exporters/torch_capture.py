@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnxcam.exporters.torch_module import Target, Watched, first_line, first_tensor, tensors
 from torch import Tensor, nn
 
 from onnxcam.errors import ModelError, OnnxcamError
+from onnxcam.exporters.torch_module import Target, Watched, first_line, first_tensor, tensors
 from onnxcam.graph.load import load, serialize
 from onnxcam.graph.normalize import describe
 from onnxcam.graph.view import shape_of

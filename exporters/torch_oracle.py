@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnxcam.exporters.torch_module import Target, Watched, first_line, first_tensor, frozen, run, tensors, with_first
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from onnxcam.errors import LayerError, ModelError
+from onnxcam.exporters.torch_module import Target, Watched, first_line, first_tensor, frozen, run, tensors, with_first
 
 Forward = Callable[[Tensor, Callable[[int, Tensor], Tensor]], Any]
 

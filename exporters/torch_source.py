@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from onnxcam.exporters.torch_archive import check_archive
-from onnxcam.exporters.torch_module import first_line
-from onnxcam.exporters.torch_weights import fit, kind, load_data, read_weights, tensors_in, told
 from torch import Tensor, nn
 
 from onnxcam.errors import DependencyError, ModelError, OnnxcamError, TrustError, listing, nearest
+from onnxcam.exporters.torch_archive import check_archive
+from onnxcam.exporters.torch_module import first_line
+from onnxcam.exporters.torch_weights import fit, kind, load_data, read_weights, tensors_in, told
 
 Size = int | Sequence[int]
 DEFAULT_SIDE = 224

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from onnxcam.exporters.torch_module import first_line
 from torch import Tensor, nn
 
 from onnxcam.errors import DependencyError, ModelError, TrustError, listing
+from onnxcam.exporters.torch_module import first_line
 
 # what training scripts wrap a state dict in
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")

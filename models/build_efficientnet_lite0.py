@@ -67,6 +67,7 @@ def network() -> tuple[Any, Path]:
 def build(opset: int, samples: int) -> onnx.ModelProto:
     """The explainable model in float32, verified against autograd."""
     import torch
+
     from onnxcam.exporters.pytorch import export
 
     model, weights = network()

@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import parser
-from onnxcam.exporters import parity
 
 from onnxcam.augmentation import augment
 from onnxcam.errors import VerificationError
+from onnxcam.exporters import parity
 from onnxcam.graph import manifest
 
 # scores = mean(x · w over channels) per class, explained at the product: gradients are constant

@@ -12,9 +12,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from onnxcam.exporters import parity, torch_capture  # noqa: E402
-from onnxcam.exporters.pytorch import export  # noqa: E402
-
 from onnxcam.errors import (  # noqa: E402
     InputError,
     LayerError,
@@ -23,6 +20,8 @@ from onnxcam.errors import (  # noqa: E402
     TargetError,
     VerificationError,
 )
+from onnxcam.exporters import parity, torch_capture  # noqa: E402
+from onnxcam.exporters.pytorch import export  # noqa: E402
 from onnxcam.graph import manifest  # noqa: E402
 from tests.exporters.torch_nets import Binary, Functional, InPlace, Reused, Structured, seeded  # noqa: E402
 from tests.torchvision_stub import import_torchvision  # noqa: E402

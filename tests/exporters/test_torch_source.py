@@ -12,11 +12,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from onnxcam.errors import ModelError, TrustError  # noqa: E402
 from onnxcam.exporters import torch_capture  # noqa: E402
 from onnxcam.exporters.pytorch import main  # noqa: E402
 from onnxcam.exporters.torch_source import load  # noqa: E402
-
-from onnxcam.errors import ModelError, TrustError  # noqa: E402
 from tests.exporters.torch_nets import Functional, make, seeded  # noqa: E402
 from tests.torchvision_stub import import_torchvision  # noqa: E402
 

@@ -22,7 +22,7 @@ from onnxcam.errors import LabelsError, LayerError, ModelError, TargetError, lis
 from onnxcam.graph import edit, layers, manifest, scores
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.layers import Layer
-from onnxcam.graph.load import Source, load
+from onnxcam.graph.load import Source, serialize
 from onnxcam.graph.manifest import Manifest
 from onnxcam.graph.normalize import describe, prepare, refresh
 from onnxcam.graph.view import Dim, Graph
@@ -78,13 +78,13 @@ def augment(
     if outputs not in ("all", "heatmap"):
         raise ModelError(f"outputs={outputs!r}; expected 'all' or 'heatmap'")
     functions = {name: cam.find(name) for name in dict.fromkeys([methods] if isinstance(methods, str) else methods)}
-    origin = dict(origin) if origin else describe_source(source)
     named = scores is not None
     graph = prepare(source)
     held = manifest.read(graph.model)
+    known = origin if held is None else held.get("source") or origin
+    origin = dict(known or describe_source(source, graph.source_opset))
     if held is not None:
         graph = restore(graph, held)
-        origin = dict(held.get("source") or origin)
         labels = labels if labels is not None else held.get("labels")
         preprocess = preprocess if preprocess is not None else held["input"].get("preprocess")
         scores = scores or _held_scores(graph, held)
@@ -194,16 +194,14 @@ def restore(graph: Graph, held: Manifest) -> Graph:
     return refresh(model)
 
 
-def describe_source(source: Source) -> dict[str, Any]:
-    """The manifest's `source` entry for a plain ONNX model."""
+def describe_source(source: Source, opset: int) -> dict[str, Any]:
+    """The manifest's `source` entry for a plain ONNX model that came with this opset."""
     if isinstance(source, onnx.ModelProto):
-        model, data, name = source, source.SerializeToString(deterministic=True), source.graph.name
+        data, name = serialize(source), source.graph.name
     elif isinstance(source, (str, os.PathLike)):
-        model = load(source)
         data, name = Path(source).read_bytes(), Path(source).stem
     else:
-        model, data, name = load(source), bytes(source), "model"
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        data, name = bytes(source), "model"
     return {"framework": "onnx", "name": name, "sha256": hashlib.sha256(data).hexdigest(), "opset": opset}
 
 

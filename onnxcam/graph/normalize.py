@@ -29,13 +29,16 @@ def prepare(source: Source) -> Graph:
     model = load(source)
     _unlist_initializers(model)
     _inline(model)
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     _upgrade(model)
     _lower_ir(model)
     _check_domains(model)
     _name_nodes(model)
     _drop_unused_imports(model)
     _infer(model)
-    return Graph(model)
+    graph = Graph(model)
+    graph.source_opset = opset
+    return graph
 
 
 def refresh(model: onnx.ModelProto) -> Graph:

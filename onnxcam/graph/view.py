@@ -85,6 +85,7 @@ class Graph:
             if node.op_type not in _RANDOM and all(name in self._known_values for name in uses(node)):
                 self._known_values.update(name for name in node.output if name)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.source_opset = self.opset  # before it was upgraded
 
     def __contains__(self, value: str) -> bool:
         return (

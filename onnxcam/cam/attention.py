@@ -1,0 +1,104 @@
+"""What a map looks like in a few numbers, so that many maps can be compared, logged and watched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+BORDER = 0.1  # the frame whose share of the energy is told, as a part of each side
+PEAK = 0.5  # what counts as a peak, as a part of the maximum
+_GRID = 32  # maps are averaged down to at most that many cells a side: smooth maps lose nothing, and it takes no time
+
+
+def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str, Any]:
+    """Statistics of a map, the map read as a distribution of energy over the picture.
+
+    Positions and lengths are in parts of the picture's height and width, so that maps of any size compare.
+
+    Arguments:
+        heatmap: `[h, w]`, not negative (what is below zero, or not finite, counts as zero).
+        region: where the map should lie, `[h, w]` with weights 0 to 1, if its agreement is wanted.
+
+    Returns:
+        `zero`: nothing is there, and the other numbers are None.
+        `centroid`: [y, x], the energy's mean position, 0 at the top and left, 1 at the bottom and right.
+        `spread`: root mean square distance of the energy from the centroid.
+        `entropy`: of the energy's distribution, 0 (one cell) to 1 (even).
+        `gini`: inequality of the cells, 0 (even) to 1 (one cell).
+        `half_area`: the smallest part of the picture that holds half of the energy.
+        `border`: the part of the energy in the outer tenth of the picture on each side.
+        `peaks`: separate regions at or above half of the maximum.
+        `region`: the part of the energy inside `region`, where one is given.
+    """
+    grid = _shrunk(np.asarray(heatmap, np.float64))
+    names = ("centroid", "spread", "entropy", "gini", "half_area", "border", "peaks")
+    names = names if region is None else (*names, "region")
+    total = float(grid.sum())
+    if not total > 0:
+        return {"zero": True} | dict.fromkeys(names)
+    share = grid / total
+    height, width = share.shape
+    y, x = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+    rows, columns = share.sum(axis=1), share.sum(axis=0)
+    centre = float(rows @ y), float(columns @ x)
+    cells = np.sort(share, axis=None)[::-1]
+    held = np.cumsum(cells)
+    half = int(np.searchsorted(held, 0.5))
+    before = held[half - 1] if half else 0.0
+    positive = cells[cells > 0]
+    inner = _inside(height) @ share @ _inside(width)
+    found: dict[str, Any] = {
+        "zero": False,
+        "centroid": [centre[0], centre[1]],
+        "spread": float(np.sqrt(rows @ (y - centre[0]) ** 2 + columns @ (x - centre[1]) ** 2)),
+        "entropy": float(-(positive * np.log(positive)).sum() / np.log(cells.size)) if cells.size > 1 else 0.0,
+        "gini": float((2 * held.sum() - 1 - cells.size) / cells.size),
+        "half_area": float((half + (0.5 - before) / cells[half]) / cells.size),
+        "border": float(max(0.0, 1 - inner)),
+        "peaks": _regions(grid >= PEAK * grid.max()),
+    }
+    if region is not None:
+        mask = np.clip(np.nan_to_num(np.asarray(region, np.float64)), 0, 1)
+        whole = _clean(np.asarray(heatmap, np.float64))
+        found["region"] = float((whole * mask).sum() / whole.sum())
+    return found
+
+
+def _clean(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(values), np.maximum(values, 0.0), 0.0)
+
+
+def _shrunk(heatmap: np.ndarray) -> np.ndarray:
+    """Averaged over cells of equal area, so that the energy stays where it is."""
+    return _weights(heatmap.shape[0]) @ _clean(heatmap) @ _weights(heatmap.shape[1]).T
+
+
+def _weights(side: int) -> np.ndarray:
+    """`[cells, side]`: which part of each pixel falls into each cell."""
+    cells = min(side, _GRID)
+    edges = np.arange(cells + 1) * (side / cells)
+    low, high = np.arange(side), np.arange(side) + 1
+    return np.clip(np.minimum(high, edges[1:, None]) - np.maximum(low, edges[:-1, None]), 0, None)
+
+
+def _inside(side: int) -> np.ndarray:
+    """The part of each cell that lies inside the frame."""
+    low, high = BORDER * side, (1 - BORDER) * side
+    edges = np.arange(side + 1)
+    return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, 1)
+
+
+def _regions(mask: np.ndarray) -> int:
+    """The number of 8-connected regions."""
+    left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
+    count = 0
+    while left:
+        count += 1
+        open_cells = [left.pop()]
+        while open_cells:
+            y, x = open_cells.pop()
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            open_cells += near
+    return count

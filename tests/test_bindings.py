@@ -1,0 +1,173 @@
+"""The programs of docs/bindings give Python's numbers without onnxcam, and the page quotes them as they are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onnxcam
+from onnxcam import image, models
+
+ROOT = Path(__file__).parent.parent
+BINDINGS = ROOT / "docs" / "bindings"
+SCRIPTS = ("explain.mjs", "preprocess.mjs", "package.json")
+EXPLAIN = """
+import { explain, readPng } from "./explain.mjs";
+import { readFile } from "node:fs/promises";
+const [model, picture, target, method] = process.argv.slice(2);
+const found = await explain(await readFile(model), await readPng(picture), Number(target), method);
+console.log(JSON.stringify({ ...found, heatmap: [...found.heatmap] }));
+"""
+GOLDEN = """
+import { preprocess } from "./preprocess.mjs";
+const { height, width, spec } = JSON.parse(process.argv[2]);
+const pixels = Uint8Array.from({ length: height * width * 3 }, (_, i) => {
+  const [y, x, c] = [Math.floor(i / 3 / width), Math.floor(i / 3) % width, i % 3];
+  return (7 * y + 13 * x + 29 * c) % 256;
+});
+const { data, shape } = preprocess({ pixels, height, width, channels: 3 }, spec, "NCHW");
+console.log(JSON.stringify({ data: [...data], shape }));
+"""
+
+
+@pytest.mark.parametrize("name", ["explain.mjs", "Explain.cs"])
+def test_the_page_quotes_the_program_as_it_is(name: str) -> None:
+    page = (ROOT / "docs" / "bindings.md").read_text("utf-8")
+    program = (BINDINGS / name).read_text("utf-8")
+    assert f"\n{program}```\n" in page, f"copy docs/bindings/{name} into docs/bindings.md"
+
+
+@pytest.fixture(scope="module")
+def node() -> Path:
+    """A folder with the programs and what they need from npm, kept between runs."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("Node is not installed")
+    folder = ROOT / "build" / "bindings"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SCRIPTS:
+        shutil.copy(BINDINGS / name, folder)
+    wanted = json.loads((BINDINGS / "package.json").read_text("utf-8"))["dependencies"]
+    if any(installed(folder, name) != version for name, version in wanted.items()):
+        call("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", cwd=folder)
+    (folder / "explain_json.mjs").write_text(EXPLAIN, "utf-8")
+    (folder / "golden.mjs").write_text(GOLDEN, "utf-8")
+    return folder
+
+
+def installed(folder: Path, name: str) -> str | None:
+    file = folder / "node_modules" / name / "package.json"
+    return json.loads(file.read_text("utf-8"))["version"] if file.is_file() else None
+
+
+def call(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, f"{command} exited {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def required(source: Any, path: Path, **options: Any) -> Path:
+    from onnxcam.graph.load import save
+
+    save(onnxcam.augment(source, target="required", **options), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled ImageNet model, as JavaScript needs it."""
+    return required(models.path(models.MODEL), tmp_path_factory.mktemp("bindings") / "required.onnx")
+
+
+def golden() -> list[Any]:
+    """The golden vectors of docs/preprocessing.md: picture size, specification, values by index, shape and sum."""
+    text = (ROOT / "docs" / "preprocessing.md").read_text("utf-8")
+    found = []
+    for section in text.split("\n### ")[1:]:
+        height, width = map(int, re.findall(r"height (\d+), width (\d+)", section)[0])
+        spec = json.loads(re.findall(r"```json\n(.*?)\n```", section, re.DOTALL)[0])
+        rows = re.findall(r"\| \[(\d+), (\d+), (\d+)\] \| (-?[\d.]+) \|", section)
+        shape = json.loads(re.findall(r"\| shape \| (\[.*?\]) \|", section)[0])
+        total = float(re.findall(r"\| sum \| (-?[\d.]+) \|", section)[0])
+        found.append(
+            pytest.param(
+                (height, width), spec, [(tuple(map(int, r[:3])), float(r[3])) for r in rows], shape, total,
+                id=section.splitlines()[0],
+            )
+        )  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize(("size", "spec", "values", "shape", "total"), golden())
+def test_javascript_prepares_pictures_as_the_golden_vectors_say(
+    node: Path, size: tuple[int, int], spec: dict[str, Any], values: list[Any], shape: list[int], total: float
+) -> None:
+    complete = image.resolve(spec).to_dict()
+    case = {"height": size[0], "width": size[1], "spec": complete}
+    got = json.loads(call("node", "golden.mjs", json.dumps(case), cwd=node))
+    tensor = np.asarray(got["data"], np.float32).reshape(got["shape"])[0]
+    assert list(tensor.shape) == shape and len(values) == 6
+    for index, value in values:
+        assert tensor[index] == pytest.approx(value, abs=1e-5)
+    assert float(tensor.sum(dtype=np.float64)) == pytest.approx(total, abs=1e-2)
+
+
+SPECS = [
+    {"color": "RGB", "resize": {"mode": "stretch", "size": [20, 30], "interpolation": "bilinear", "antialias": False}},
+    {"color": "RGB", "resize": {"mode": "stretch", "size": [75, 77], "interpolation": "bilinear", "antialias": False}},
+    {"color": "L", "resize": {"mode": "shortest", "size": [30, 40], "interpolation": "lanczos", "antialias": True}},
+    {"color": "BGR", "resize": {"mode": "shortest", "size": 60, "interpolation": "area", "antialias": True},
+     "crop": {"size": [70, 51], "anchor": "center_floor"}},
+    {"color": "RGB", "resize": {"mode": "letterbox", "size": [33, 90], "interpolation": "nearest", "antialias": True,
+                                "pad_value": [1, 2, 3]}, "crop": {"size": [32, 32], "anchor": "bottom_left"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=[s["resize"]["mode"] + "-" + s["resize"]["interpolation"] for s in SPECS])
+def test_javascript_prepares_pictures_as_python_does(node: Path, spec: dict[str, Any]) -> None:
+    prepare = image.resolve(spec)
+    height, width = 40, 60
+    y, x, c = np.mgrid[:height, :width, :3]
+    want, _ = prepare.apply(((7 * y + 13 * x + 29 * c) % 256).astype(np.uint8))
+    case = {"height": height, "width": width, "spec": prepare.to_dict()}
+    got = json.loads(call("node", "golden.mjs", json.dumps(case), cwd=node))
+    np.testing.assert_allclose(np.asarray(got["data"], np.float32).reshape(got["shape"]), want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("picture", "target"), [("cat.png", -1), ("coffee.png", 967), ("cat_and_coffee.png", 282)])
+def test_javascript_gives_pythons_numbers(node: Path, bundled: Path, picture: str, target: int) -> None:
+    file = models.path(picture)
+    got = json.loads(call("node", "explain_json.mjs", bundled, file, target, "gradcam", cwd=node))
+    want = onnxcam.Explainer(bundled).explain(file, target=target)
+    heatmap = np.asarray(got["heatmap"], np.float32).reshape(got["height"], got["width"])
+    assert want.heatmap.max() > 0.9
+    np.testing.assert_allclose(heatmap, want.heatmap, rtol=0, atol=1e-4)
+    for mine, (index, label, probability) in zip(got["predictions"], want.predictions, strict=False):
+        assert (mine["index"], mine["label"]) == (index, label)
+        assert mine["probability"] == pytest.approx(probability, abs=1e-4)
+
+
+def test_the_javascript_program_writes_an_overlay(node: Path, bundled: Path, tmp_path: Path) -> None:
+    output = tmp_path / "overlay.png"
+    said = call("node", "explain.mjs", bundled, models.path("coffee.png"), output, cwd=node)
+    assert said.splitlines()[0].endswith("espresso") and len(said.splitlines()) == 5
+    drawn, picture = image.load(output).pixels.astype(int), image.load(models.path("coffee.png")).pixels
+    assert drawn.shape == picture.shape
+    # the map tints grey red: red minus green is 255 times the map
+    redness = (drawn[..., 0] - drawn[..., 1]) / 255
+    heatmap = onnxcam.Explainer(bundled).explain(models.path("coffee.png")).heatmap
+    np.testing.assert_allclose(redness, heatmap, atol=2 / 255)
+
+
+def test_javascript_says_what_an_optional_target_needs(node: Path) -> None:
+    model = models.path(models.MODEL)
+    held = json.loads(call("node", "explain_json.mjs", model, models.path("coffee.png"), -1, "gradcam", cwd=node))
+    assert held["predictions"][0]["label"] == "espresso"
+    with pytest.raises(AssertionError, match="export it with --target required"):
+        call("node", "explain_json.mjs", model, models.path("coffee.png"), 3, "gradcam", cwd=node)

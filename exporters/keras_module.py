@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -210,17 +212,38 @@ def import_tensorflow() -> Any:
     Raises:
         DependencyError: it is missing or broken.
     """
-    import os
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    if "tensorflow" not in sys.modules:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        import tensorflow
+        with _silent():
+            import tensorflow
     except ImportError as error:
         raise DependencyError(
             f"exporting a Keras model needs TensorFlow ({first_line(error)}): pip install 'onnxcam[keras]'"
         ) from error
     return tensorflow
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing on standard error: what TensorFlow says while it loads goes by every setting and every Python logger."""
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def tensors(output: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The coverage matrix: parity with torch autograd over torchvision's architectures, written to docs/coverage.md.
+"""The coverage matrix: parity with the frameworks' own gradients over many architectures, written to docs/coverage.md.
 
     make matrix                      # measure what is missing or failed last time, then write the table
     make matrix ARGS='--fresh'       # measure everything anew
@@ -371,7 +371,12 @@ def work(task: str) -> None:
     name = task.partition(":")[2]
     rows: dict[str, Row]
     try:
-        rows = {"light": measure_light(name)} if task.startswith("light:") else measure(name)
+        if task.startswith("keras:"):
+            from benchmarks import keras_matrix
+
+            rows = keras_matrix.measure(name)
+        else:
+            rows = {"light": measure_light(name)} if task.startswith("light:") else measure(name)
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         rows = _failed(task, f"{type(error).__name__}: {first}")
@@ -387,7 +392,7 @@ def _keep(task: str, rows: dict[str, Row], seconds: float) -> None:
     passed = all(row["passed"] and not row.get("refused") for row in rows.values())
     held = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": _versions(task),
         "seconds": seconds,
         "passed": passed,
         "rows": rows,
@@ -396,6 +401,15 @@ def _keep(task: str, rows: dict[str, Row], seconds: float) -> None:
     part = _path(task).with_suffix(".part")
     part.write_text(json.dumps(held, indent=1), encoding="utf-8")
     part.replace(_path(task))
+
+
+def _versions(task: str) -> dict[str, str]:
+    from benchmarks import keras_matrix
+
+    of_torch = ("torch", "torchvision", "onnxscript")
+    names = PACKAGES if task.startswith("torchvision:") else [name for name in PACKAGES if name not in of_torch]
+    names = [*names, *keras_matrix.PACKAGES] if task.startswith("keras:") else names
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _path(task: str) -> Path:
@@ -409,9 +423,11 @@ def _held(task: str) -> Row | None:
 
 def tasks(names: Sequence[str] = ()) -> list[str]:
     """What there is to measure: every architecture, then every light model."""
+    from benchmarks import keras_matrix
     from tests.zoo import NAMES
 
     every = [f"torchvision:{name}" for name in sorted(ARCHITECTURES)] + [f"light:{name}" for name in sorted(NAMES)]
+    every += [f"keras:{name}" for name in sorted(keras_matrix.ARCHITECTURES)]
     return [task for task in every if not names or task in names or task.partition(":")[2] in names]
 
 
@@ -431,19 +447,24 @@ def spawn(task: str) -> None:
 
 def render() -> str:
     """The page, from the rows kept so far; what was not measured says so."""
+    from benchmarks import keras_matrix
+
     kept = {task: _held(task) for task in tasks()}
     done = [held for held in kept.values() if held is not None]
     dates = sorted({held["date"] for held in done})
-    versions = {name: sorted({held["versions"][name] for held in done}) for name in PACKAGES}
+    names = dict.fromkeys([*PACKAGES, *keras_matrix.PACKAGES])
+    versions = {name: sorted({held["versions"][name] for held in done if name in held["versions"]}) for name in names}
     torch_rows: dict[tuple[str, str], Row | None] = {}
+    keras_rows: dict[tuple[str, str], Row | None] = {}
     light_rows: dict[str, Row | None] = {}
     for task, held in kept.items():
         family, _, name = task.partition(":")
         if family == "light":
             light_rows[name] = held and held["rows"]["light"]
         else:
+            rows = keras_rows if family == "keras" else torch_rows
             for kind in ("default", "middle"):
-                torch_rows[name, kind] = held and held["rows"][kind]
+                rows[name, kind] = held and held["rows"][kind]
     passed = sum(row is not None and _passes(row) for row in torch_rows.values())
     noisy = [row for row in torch_rows.values() if row is not None and _passes(row) and _noise(row, "floor")]
     kinked = sum(_noise(row, "beside") is not None for row in noisy)
@@ -454,7 +475,7 @@ def render() -> str:
         "Written by `make matrix` (`benchmarks/matrix.py`); do not edit.",
         "",
         f"Measured {' to '.join(dict.fromkeys([dates[0], dates[-1]])) if dates else 'never'} with "
-        + ", ".join(f"{name} {' and '.join(held)}" for name, held in versions.items())
+        + ", ".join(f"{name} {' and '.join(held)}" for name, held in versions.items() if held)
         + f", Python {platform.python_version()}, on the CPU.",
         "",
         "## torchvision architectures",
@@ -485,6 +506,7 @@ def render() -> str:
         "",
         "`Export` is the whole export with its verification, in seconds, on two busy cores.",
         "",
+        *keras_matrix.section(keras_rows),
         "## Light models of the onnx package",
         "",
         "Old files (opset 3 to 9) as other tools wrote them, with seeded random weights: "

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
-from onnxcam.errors import VerificationError
+from onnxcam.errors import InputError, VerificationError
 from onnxcam.graph.load import serialize
 from onnxcam.graph.manifest import Manifest
 from onnxcam.runtime import open_session, run
@@ -79,6 +79,19 @@ def draw(example: np.ndarray, count: int) -> np.ndarray:
     if not np.isfinite(deviation) or deviation < 1e-6:
         mean, deviation = 0.0, 1.0
     return (mean + deviation * generator.standard_normal(shape)).astype(example.dtype)
+
+
+def samples(verify: bool | int) -> int:
+    """How many samples an exporter's `verify` argument means.
+
+    Raises:
+        InputError: neither a boolean nor a number.
+    """
+    if verify is True:
+        return SAMPLES
+    if isinstance(verify, int) and verify >= 0:
+        return verify
+    raise InputError(f"verify={verify!r}; expected True, False or a number of samples")
 
 
 def verify(model: onnx.ModelProto, held: Manifest, oracle: Oracle, batch: np.ndarray, against: str) -> dict[str, Any]:

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from onnxcam.augmentation import augment
-from onnxcam.errors import InputError, LayerError, ModelError, OnnxcamError, OutputError, listing
+from onnxcam.errors import LayerError, OnnxcamError, OutputError, listing
 from onnxcam.exporters import parity, torch_capture, torch_oracle
+from onnxcam.exporters.outputs import choose
 from onnxcam.exporters.torch_module import Target, Watched, example, first_tensor, frozen, run, tensors
 from onnxcam.graph import manifest
 from onnxcam.graph.layers import Layer
@@ -88,7 +89,7 @@ def export(
         InputError: the example is not a batch of pictures.
         OutputError: the file cannot be written.
     """
-    samples = _samples(verify)
+    samples = parity.samples(verify)
     if path is not None and not Path(path).absolute().parent.is_dir():
         raise OutputError(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}; make it first")
     picture = example(example_inputs)
@@ -137,14 +138,6 @@ def export(
     return held
 
 
-def _samples(verify: bool | int) -> int:
-    if verify is True:
-        return parity.SAMPLES
-    if isinstance(verify, int) and verify >= 0:
-        return verify
-    raise InputError(f"verify={verify!r}; expected True, False or a number of samples")
-
-
 def _listed(layers: Any) -> list[str | nn.Module]:
     if layers is None:
         return []
@@ -161,25 +154,9 @@ def _outputs(watched: Watched, picture: Tensor, returned: Any, scores: str | Non
         ModelError: none of them looks like class scores, or it cannot be told which one is meant.
     """
     found = tensors(returned)
-    rows = len(picture)
-    fitting = [k for k, t in enumerate(found) if _is_scores(tuple(t.shape), rows) and t.is_floating_point()]
     names = torch_capture.output_names(returned, "output")
-    shapes = ", ".join(f"{name!r} {list(t.shape)}" for name, t in zip(names, found, strict=True))
-    if scores is not None:
-        if scores not in names:
-            raise ModelError(f"the model has no output {scores!r}; for {rows} pictures it returns {shapes}")
-        place = names.index(scores)
-    elif "logits" in names and names.index("logits") in fitting:
-        place = names.index("logits")
-    elif fitting and (fitting[0] == 0 or len(fitting) == 1):
-        place = fitting[0]
-    elif fitting:
-        raise ModelError(f"several outputs could be class scores; name one with scores=. The model returns {shapes}")
-    else:
-        raise ModelError(
-            f"the model is not an image classifier: for {rows} pictures it returns {shapes or 'no tensor'}; expected "
-            "scores of shape [N, classes]"
-        )
+    shapes = [tuple(t.shape) for t in found]
+    place = choose(names, shapes, [t.is_floating_point() for t in found], len(picture), scores)
     if names[place] in ("output", "logits"):
         names[place] = _meaning(watched, picture, place)
     return names, place
@@ -194,10 +171,6 @@ def _meaning(watched: Watched, picture: Tensor, place: int) -> str:
         # [N, K, 1, 1] is not yet the [N, K] that the name `logits` promises
         return "logits" if output.ndim == 2 else "scores"
     return "log_probabilities" if ending[0] == "log_softmax" else "probabilities"
-
-
-def _is_scores(shape: tuple[int, ...], rows: int) -> bool:
-    return shape[:1] == (rows,) and (len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1)))
 
 
 def _layer(target: Target, value: str) -> Layer:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from onnxcam.errors import ModelError, OnnxcamError
-from onnxcam.exporters.torch_module import Target, Watched, first_line, first_tensor, tensors
+from onnxcam.exporters.named import first_line
+from onnxcam.exporters.torch_module import Target, Watched, first_tensor, tensors
 from onnxcam.graph.load import load, serialize
 from onnxcam.graph.normalize import describe
 from onnxcam.graph.view import shape_of

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxcam.errors import InputError, LayerError, ModelError, listing, nearest
+from onnxcam.exporters.named import first_line
 from onnxcam.graph.normalize import describe
 
 Tap = Callable[[Tensor], Tensor | None]
@@ -343,9 +344,3 @@ def example(inputs: Any) -> Tensor:
         picture = picture.float()
     # from one row torch.export concludes that the batch is always one
     return picture[:2].clone() if picture.shape[0] > 1 else picture.repeat(2, 1, 1, 1)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line), type(error).__name__)

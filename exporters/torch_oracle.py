@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from onnxcam.errors import LayerError, ModelError
-from onnxcam.exporters.torch_module import Target, Watched, first_line, first_tensor, frozen, run, tensors, with_first
+from onnxcam.exporters.named import first_line
+from onnxcam.exporters.torch_module import Target, Watched, first_tensor, frozen, run, tensors, with_first
 
 Forward = Callable[[Tensor, Callable[[int, Tensor], Tensor]], Any]
 

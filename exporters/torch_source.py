@@ -7,12 +7,8 @@ with `weights_only=True`.
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import inspect
 import logging
 import pickle
-import re
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,17 +19,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from onnxcam.errors import DependencyError, ModelError, OnnxcamError, TrustError, listing, nearest
+from onnxcam.errors import DependencyError, ModelError, TrustError, listing, nearest
+from onnxcam.exporters.named import CALLABLE, call, first_line, importable_here, imported, told
 from onnxcam.exporters.torch_archive import check_archive
-from onnxcam.exporters.torch_module import first_line
-from onnxcam.exporters.torch_weights import fit, kind, load_data, read_weights, tensors_in, told
+from onnxcam.exporters.torch_weights import fit, kind, load_data, read_weights, tensors_in
 
 Size = int | Sequence[int]
 DEFAULT_SIDE = 224
 IMAGENET, NONE = "imagenet", "none"
 PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
-_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 log = logging.getLogger(__name__)
 
 
@@ -88,54 +83,27 @@ def load(
     if import_file is not None and not trust:
         raise TrustError(f"{import_file} would be run; if you trust it, say so with --trust-model (trust=True)")
     family, _, name = source.partition(":")
-    with _imported(import_file), _importable_here():
+    with imported(import_file), importable_here():
         if family in ("torchvision", "timm") and name:
             return (_torchvision if family == "torchvision" else _timm)(name, weights, input_size)
-        if _CALLABLE.fullmatch(source) and not Path(source).exists():
-            return _called(source, weights, input_size)
+        if CALLABLE.fullmatch(source) and not Path(source).exists():
+            return from_object(call(source), source, weights, input_size)
         return _file(Path(source), weights, trust, input_size)
 
 
-def _called(source: str, weights: str | None, size: Size | None) -> Loaded:
-    """Import `package.module:callable` and call it; naming it is consent to run it."""
-    path, _, attribute = source.partition(":")
-    try:
-        found: Any = importlib.import_module(path)
-    except ImportError as error:
-        raise ModelError(
-            f"{source}: cannot import {path!r} ({first_line(error)}); it is looked for on sys.path and in {Path.cwd()}"
-        ) from error
-    except Exception as error:
-        raise ModelError(f"{source}: importing {path!r} failed: {told(error)}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            near = nearest(part, [n for n in dir(found) if not n.startswith("_")])
-            raise ModelError(f"{source}: {path!r} has no {part!r}; the nearest are {listing(near)}")
-        found = getattr(found, part)
-    if not isinstance(found, nn.Module):
-        if not callable(found):
-            raise ModelError(f"{source} is a {type(found).__name__}; expected a callable that returns a module")
-        try:
-            inspect.signature(found).bind()
-        except TypeError as error:
-            raise ModelError(
-                f"{source} cannot be called without arguments ({error}); write a function that takes none and returns "
-                "the module"
-            ) from error
-        except ValueError:
-            pass  # built-in callables have no signature to check
-        try:
-            found = found()
-        except OnnxcamError:
-            raise
-        except Exception as error:
-            raise ModelError(f"{source}() failed: {told(error)}") from error
+def from_object(found: Any, source: str, weights: str | None = None, size: Size | None = None) -> Loaded:
+    """What a callable returned, as a model: a module, a program, or one of these and example inputs.
+
+    Raises:
+        ModelError: neither of them.
+    """
     inputs = None
     if isinstance(found, (tuple, list)) and len(found) == 2:
         found, inputs = found
     if not isinstance(found, (nn.Module, torch.export.ExportedProgram)):
         raise ModelError(f"{source} returned a {type(found).__name__}; expected a torch.nn.Module")
     _fill(found, weights, source)
+    path, _, attribute = source.partition(":")
     shown = attribute if attribute != "model" else path.rpartition(".")[2]
     return Loaded(found, _example(found, size) if inputs is None or size is not None else inputs, Info(shown))
 
@@ -346,56 +314,6 @@ def _import(name: str) -> Any:
             f"{name} cannot be imported ({first_line(error)}); install the one that fits PyTorch "
             f"{torch.__version__}: pip install {name}"
         ) from error
-
-
-@contextmanager
-def _importable_here() -> Iterator[None]:
-    """The current folder importable, as `python` has it and an installed command has not."""
-    here = str(Path.cwd())
-    if here in sys.path or "" in sys.path:
-        yield
-        return
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)
-
-
-@contextmanager
-def _imported(file: str | None) -> Iterator[None]:
-    """A Python file run under the name of its stem, so that unpickling finds the classes in it."""
-    if file is None:
-        yield
-        return
-    path = Path(file)
-    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
-    if spec is None or spec.loader is None:
-        raise ModelError(f"{file} cannot be imported; expected a Python file (.py)")
-    held = sys.modules.get(path.stem)
-    main = sys.modules["__main__"]
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    lent: list[str] = []
-    try:
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            raise ModelError(f"running {file} failed: {told(error)}") from error
-        # a module saved by a script says that its classes live in __main__
-        for name, value in vars(module).items():
-            if isinstance(value, type) and not hasattr(main, name):
-                setattr(main, name, value)
-                lent.append(name)
-        yield
-    finally:
-        for name in lent:
-            delattr(main, name)
-        if held is None:
-            sys.modules.pop(path.stem, None)
-        else:
-            sys.modules[path.stem] = held
 
 
 @contextmanager

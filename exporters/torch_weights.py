@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxcam.errors import DependencyError, ModelError, TrustError, listing
-from onnxcam.exporters.torch_module import first_line
+from onnxcam.exporters.named import first_line, told
 
 # what training scripts wrap a state dict in
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -125,8 +125,3 @@ def kind(path: Path) -> str | None:
     if any(n.endswith("constants.pkl") for n in names) and any("/code/" in n for n in names):
         return "torchscript"
     return "pickle" if any(n.endswith("data.pkl") for n in names) else None
-
-
-def told(error: BaseException) -> str:
-    """An error's type and what it says, in one line."""
-    return f"{type(error).__name__}: {first_line(error)}"

@@ -13,7 +13,7 @@ import click
 
 from onnxcam import image, labels
 from onnxcam.cli import options
-from onnxcam.errors import LabelsError, LayerError, ModelError, OutputError, VerificationError
+from onnxcam.errors import LabelsError, LayerError, ModelError, OutputError, TrustError, VerificationError
 
 EPILOG = """\
 \b
@@ -23,7 +23,7 @@ Examples:
   onnxcam export mypackage.model:build --weights state.pt -o model.onnx --layer layer3 --layer layer4
   onnxcam export classifier.onnx -o triton.onnx --target required --outputs heatmap
 """
-KERAS, TORCH, ONNX = "Keras", "PyTorch", "ONNX"
+KERAS, TORCH, ONNX, CODE = "Keras", "PyTorch", "ONNX", "Python"
 _KERAS_FILES = {".keras", ".h5", ".hdf5"}
 _TORCH_FILES = {".pt2", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 _FAMILIES = {"keras": KERAS, "torchvision": TORCH, "timm": TORCH}
@@ -43,6 +43,16 @@ class Request:
     scores: str | None
     opset: int | None
     verify: bool
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a framework's model is loaded."""
+
+    weights: str | None
+    trust: bool
+    import_file: str | None
+    size: list[int] | None
 
 
 @click.command("export", context_settings=options.CONTEXT, epilog=EPILOG)
@@ -128,7 +138,9 @@ def export(
         named = [name for name, value in foreign.items() if value is not None]
         if named:
             raise click.UsageError(f"{named[0]} is for PyTorch and Keras models, and SOURCE is an ONNX file.")
-    size = parse_size(input_size)
+    how = Loading(weights, trust_model, import_file, parse_size(input_size))
+    if import_file is not None and not trust_model:
+        raise TrustError(f"{import_file} would be run; if you trust it, say so with --trust-model")
     check_output(source, Path(output))
     request = Request(
         list(dict.fromkeys(layers)) or None,
@@ -144,10 +156,9 @@ def export(
     try:
         if kind == ONNX:
             held = _from_onnx(source, output, request)
-        elif kind == TORCH:
-            held = _from_torch(source, output, request, weights, trust_model, import_file, size)
         else:
-            held = _from_keras(source, output, request, weights, trust_model, import_file, size)
+            write = {TORCH: _from_torch, KERAS: _from_keras, CODE: _from_callable}[kind]
+            held = write(source, output, request, how)
     except LayerError as error:
         raise options.not_explainable(error, layers) from error
     except LabelsError as error:
@@ -174,12 +185,17 @@ def kind_of(source: str) -> str:
     if family in _FAMILIES and ":" in source and not path.exists():
         return _FAMILIES[family]
     if _CALLABLE.fullmatch(source) and not path.exists():
-        return TORCH
+        return CODE
     for kind, suffixes in ((KERAS, _KERAS_FILES), (TORCH, _TORCH_FILES)):
         if suffix in suffixes:
             if not path.is_file():
                 raise ModelError(f"{source}: no such file; expected a {kind} model")
             return kind
+    if (path / "saved_model.pb").is_file():
+        raise ModelError(
+            f"{source} is a TensorFlow SavedModel, which no longer knows its layers; save the model as .keras, or "
+            "convert it (python -m tf2onnx.convert --saved-model) and give the .onnx file"
+        )
     if suffix != ".onnx" and not path.exists():
         raise click.UsageError(
             f"SOURCE {source!r} is neither a file nor the name of a model: give an .onnx, .keras, .h5 or .pt2 file, "
@@ -261,35 +277,69 @@ def _verify(model: Any) -> None:
             click.echo(f"Note: {finding.name}: {finding.detail}", err=True)
 
 
-def _from_torch(
-    source: str,
-    output: str,
-    request: Request,
-    weights: str | None,
-    trust: bool,
-    import_file: str | None,
-    size: Sequence[int] | None,
-) -> dict[str, Any]:
+def _from_torch(source: str, output: str, request: Request, how: Loading, found: Any = None) -> dict[str, Any]:
     torch_source = importlib.import_module("onnxcam.exporters.torch_source")
     pytorch = importlib.import_module("onnxcam.exporters.pytorch")
-    loaded = torch_source.load(source, weights=weights, trust=trust, import_file=import_file, input_size=size)
+    if found is not None:
+        loaded = torch_source.from_object(found, source, how.weights, how.size)
+    else:
+        loaded = torch_source.load(
+            source, weights=how.weights, trust=how.trust, import_file=how.import_file, input_size=how.size
+        )
     names = request.labels if request.labels is not None else loaded.info.labels
     held: dict[str, Any] = pytorch.export(
         loaded.model,
         loaded.example_inputs,
         output,
-        layers=request.layers,
-        labels=names,
         preprocess=_preprocess(request.preprocess, loaded),
-        methods=request.methods,
-        target=_target(request.target, names),
-        opset=request.opset,
-        verify=request.verify,
-        scores=request.scores,
-        outputs=request.outputs,
         origin={"name": loaded.info.name},
+        **_options(request, names),
     )
     return held
+
+
+def _from_keras(source: str, output: str, request: Request, how: Loading, found: Any = None) -> dict[str, Any]:
+    keras_source = importlib.import_module("onnxcam.exporters.keras_source")
+    keras = importlib.import_module("onnxcam.exporters.keras")
+    if found is not None:
+        loaded = keras_source.from_object(found, source, how.weights)
+    else:
+        loaded = keras_source.load(
+            source, weights=how.weights, trust=how.trust, import_file=how.import_file, input_size=how.size
+        )
+    names = request.labels if request.labels is not None else loaded.info.labels
+    held: dict[str, Any] = keras.export(
+        loaded.model,
+        output,
+        preprocess=request.preprocess if request.preprocess is not None else loaded.info.preprocess,
+        input_size=how.size,
+        origin={"name": loaded.info.name},
+        **_options(request, names),
+    )
+    return held
+
+
+def _from_callable(source: str, output: str, request: Request, how: Loading) -> dict[str, Any]:
+    """A model made by code; which framework it is of shows only then."""
+    named = importlib.import_module("onnxcam.exporters.named")
+    with named.imported(how.import_file), named.importable_here():
+        found = named.call(source)
+        write = _from_keras if named.framework_of(found) in ("keras", "tf_keras") else _from_torch
+        return write(source, output, request, how, found)
+
+
+def _options(request: Request, names: Sequence[str] | None) -> dict[str, Any]:
+    """What both exporters take alike."""
+    return {
+        "layers": request.layers,
+        "labels": names,
+        "methods": request.methods,
+        "target": _target(request.target, names),
+        "opset": request.opset,
+        "verify": request.verify,
+        "scores": request.scores,
+        "outputs": request.outputs,
+    }
 
 
 def _preprocess(spec: str | None, loaded: Any) -> dict[str, Any] | None:
@@ -300,30 +350,6 @@ def _preprocess(spec: str | None, loaded: Any) -> dict[str, Any] | None:
     example = loaded.example_inputs
     shape = ["N", *example.shape[1:]] if hasattr(example, "shape") and len(example.shape) == 4 else None
     return image.resolve(spec, shape).to_dict()
-
-
-def _from_keras(
-    source: str,
-    output: str,
-    request: Request,
-    weights: str | None,
-    trust: bool,
-    import_file: str | None,
-    size: Sequence[int] | None,
-) -> dict[str, Any]:
-    try:
-        keras = importlib.import_module("onnxcam.exporters.keras")
-    except ModuleNotFoundError as error:
-        if error.name != "onnxcam.exporters.keras":
-            raise
-        raise ModelError(
-            f"{source}: this version does not read Keras models yet; convert it (python -m tf2onnx.convert --keras "
-            "FILE --opset 18 --output plain.onnx) and export the .onnx file"
-        ) from error
-    held: dict[str, Any] = keras.export_source(
-        source, output, request, weights=weights, trust=trust, import_file=import_file, input_size=size
-    )
-    return held
 
 
 def _target(text: str, names: Sequence[str] | None) -> str | int:

@@ -1,0 +1,244 @@
+"""The Keras part of the coverage matrix: parity with GradientTape, the way a Keras Grad-CAM script computes it.
+
+The oracle shares nothing with the exporter: a second model with the same weights and no softmax, its inner layer and
+its logits in one functional model, `tape.gradient(score, layer output)`; in float64 a third one for the noise floor.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import matrix
+
+Row = dict[str, Any]
+PACKAGES = ("keras", "tensorflow_cpu", "tf2onnx")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is measured of one architecture: its constructor, the layer in the middle, the side of the input picture."""
+
+    build: str
+    middle: str
+    size: int = 96
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "convnexttiny": Architecture("ConvNeXtTiny", "convnext_tiny_stage_1_block_1_identity"),
+    "densenet121": Architecture("DenseNet121", "conv4_block6_concat"),
+    "efficientnetb0": Architecture("EfficientNetB0", "block4a_project_bn"),
+    "efficientnetv2b0": Architecture("EfficientNetV2B0", "block3b_add"),
+    "inceptionv3": Architecture("InceptionV3", "mixed6", 107),
+    "mobilenetv2": Architecture("MobileNetV2", "block_6_expand_relu"),
+    "mobilenetv3small": Architecture("MobileNetV3Small", "expanded_conv_5_project_bn"),
+    "nasnetmobile": Architecture("NASNetMobile", "normal_concat_5"),
+    "resnet50": Architecture("ResNet50", "conv3_block4_out"),
+    "vgg16": Architecture("VGG16", "block3_conv3"),
+    "xception": Architecture("Xception", "block6_sepconv3_bn"),
+}
+
+
+class Built:
+    """An architecture with seeded weights and batch-norm statistics that are neither trivial nor absurd, three times.
+
+    Attributes:
+        model: with its softmax, the one that is exported.
+        logits: the same weights without the softmax.
+    """
+
+    def __init__(self, name: str, seed: int = matrix.SEED) -> None:
+        import keras
+        import numpy as np
+
+        self.entry = ARCHITECTURES[name]
+        keras.utils.set_random_seed(seed)
+        self.model = self._made("softmax")
+        self.logits = self._made(None)
+        self._exact: Any = None
+        generator = np.random.default_rng(seed)
+        norms = [layer for layer in self.model.layers if type(layer).__name__ == "BatchNormalization"]
+        for norm in norms:
+            for weight, low, high in ((norm.gamma, 0.7, 1.3), (norm.beta, -0.2, 0.2)):
+                if weight is not None:
+                    weight.assign(generator.uniform(low, high, weight.shape))
+            norm.momentum = 0.0
+        if norms:
+            self.model(self.pictures(8, seed), training=True)
+        for norm in norms:
+            norm.momentum = 0.99
+            variance = np.asarray(norm.moving_variance)
+            norm.moving_variance.assign(variance * generator.uniform(0.8, 1.25, variance.shape))
+            shift = np.sqrt(variance) * generator.uniform(-0.2, 0.2, variance.shape)
+            norm.moving_mean.assign(np.asarray(norm.moving_mean) + shift)
+        self.logits.set_weights(self.model.get_weights())
+
+    def _made(self, activation: str | None) -> Any:
+        import keras
+
+        side = self.entry.size
+        build = getattr(keras.applications, self.entry.build)
+        return build(weights=None, input_shape=(side, side, 3), classifier_activation=activation)
+
+    def pictures(self, count: int, seed: int) -> Any:
+        """Random pictures of 0 to 255 for models that scale them, else standard normal."""
+        import numpy as np
+
+        generator = np.random.default_rng(seed)
+        shape = (count, self.entry.size, self.entry.size, 3)
+        scales = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in self.model.layers[:3])
+        found = generator.uniform(0, 255, shape) if scales else generator.standard_normal(shape)
+        return found.astype(np.float32)
+
+    @property
+    def exact(self) -> Any:
+        """The model without softmax in float64."""
+        import keras
+
+        if self._exact is None:
+            before = keras.config.dtype_policy()
+            try:
+                keras.config.set_dtype_policy("float64")
+                self._exact = self._made(None)
+            finally:
+                keras.config.set_dtype_policy(before)
+            self._exact.set_weights(self.model.get_weights())
+        return self._exact
+
+
+def gradient_tape(model: Any, layer: str, batch: Any, targets: Any) -> tuple[Any, Any, Any, Any]:
+    """Scores, the layer's value, d score[n, target[n]] / d value, and the targets with top-1 in place of negatives."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    # layers without a name of their own are numbered on, so that the two models call them differently
+    inner = model.get_layer(layer).output
+    both = keras.Model(model.inputs, [inner, model.output])
+    with tf.GradientTape() as tape:
+        value, scores = both(tf.constant(batch), training=False)
+        chosen = np.where(targets < 0, np.asarray(scores).argmax(axis=1), targets)
+        total = tf.reduce_sum(tf.gather(scores, chosen, axis=1, batch_dims=1))
+    return np.asarray(scores), np.asarray(value), np.asarray(tape.gradient(total, value)), chosen
+
+
+def measure(name: str) -> dict[str, Row]:
+    """Export an architecture twice, at its default layer and in the middle, and compare both with GradientTape.
+
+    Returns:
+        rows `default` and `middle`, in the form of the torch part of the matrix.
+    """
+    import numpy as np
+
+    built = Built(name)
+    batch = built.pictures(matrix.SAMPLES, matrix.SEED + 1)
+    return {
+        kind: _compare(built, None if kind == "default" else built.entry.middle, batch, np.array([-1, 7, 123]))
+        for kind in ("default", "middle")
+    }
+
+
+def _compare(built: Built, layer: str | None, batch: Any, targets: Any) -> Row:
+    import numpy as np
+
+    from onnxcam.errors import VerificationError
+    from onnxcam.exporters.keras import export
+    from onnxcam.graph import manifest
+
+    began = time.perf_counter()
+    refused = None
+    try:
+        explained: Any = export(built.model, None, layers=layer and [layer], verify=1)
+    except VerificationError as error:
+        refused = str(error)
+        explained = export(built.model, None, layers=layer and [layer], verify=False)
+    seconds = time.perf_counter() - began
+    held = manifest.read(explained)
+    assert held is not None
+    entry = held["layers"][0]
+    names = [own.name for own in built.model.layers]
+    place = names.index(entry["name"])
+
+    def oracle(model: Any, pictures: Any, classes: Any) -> tuple[Any, Any, Any, Any]:
+        return gradient_tape(model, model.layers[place].name, pictures, classes)
+
+    found = matrix._run(explained, held, entry, batch, targets)
+    expected = oracle(built.logits, batch, targets)
+    far = [matrix._distance(*pair) for pair in zip(found, expected[:3], strict=True)]
+    figures: dict[str, Row] = {
+        quantity: {"error": float(far[k].max()), "floor": None, "beside": None}
+        for k, quantity in enumerate(matrix.QUANTITIES)
+    }
+    above = [part > matrix.TOLERANCE for part in far]
+    if any(part.any() for part in above):
+        classes = expected[3]
+        exact = oracle(built.exact, batch.astype(np.float64), classes)
+        floors = [matrix._distance(*pair) for pair in zip(expected[:3], exact[:3], strict=True)]
+        for k, quantity in enumerate(matrix.QUANTITIES):
+            if above[k].any():
+                figures[quantity]["floor"] = float(floors[k].max())
+        above = [
+            part > np.maximum(matrix.TOLERANCE, matrix.SLACK * floor) for part, floor in zip(far, floors, strict=True)
+        ]
+    if any(part.any() for part in above):
+        least = [np.where(part, np.inf, 0.0) for part in above]
+        generator = np.random.default_rng(matrix.SEED)
+        for _ in range(matrix.DRAWS):
+            moved = (batch * (1 + matrix.ROUNDING * generator.standard_normal(batch.shape))).astype(np.float32)
+            there = oracle(built.logits, moved, classes)
+            again = matrix._run(explained, held, entry, moved, classes)
+            pairs = zip(again, there[:3], strict=True)
+            least = [np.minimum(part, matrix._distance(*pair)) for part, pair in zip(least, pairs, strict=True)]
+        for k, quantity in enumerate(matrix.QUANTITIES):
+            if above[k].any():
+                figures[quantity]["beside"] = float(least[k].max())
+        above = [part > matrix.TOLERANCE for part in least]
+    return {
+        "layer": entry["name"],
+        "shape": entry["shape"],
+        "oracle": "hooks",
+        "figures": figures,
+        "passed": not any(part.any() for part in above),
+        "exporter": "tf2onnx",
+        "export_s": seconds,
+        "refused": refused,
+    }
+
+
+def section(rows: dict[tuple[str, str], Row | None]) -> list[str]:
+    """The part of the page about Keras."""
+    passed = sum(row is not None and matrix._passes(row) for row in rows.values())
+    return [
+        "## Keras Applications",
+        "",
+        f"{len(ARCHITECTURES)} architectures, each at the default layer and at a layer in the middle: "
+        f"**{passed} of {len(rows)} rows pass**.",
+        "",
+        "Seeded random weights, perturbed batch-norm statistics and affine parameters. Exported with "
+        f"`onnxcam.exporters.keras.export`, run in ONNX Runtime on {matrix.SAMPLES} random pictures, one at its own "
+        "top-1 class and two at a class given, and compared with GradientTape the way a Keras Grad-CAM script "
+        "computes it: one functional model that returns the layer's output and the scores, on a second network with "
+        "the same weights and no softmax. Tolerance, noise floor and beside as above, the floor from a third network in "
+        "float64.",
+        "",
+        "| Architecture | Input | Layer | Shape | Scores | Activations | Gradients | Export | Result |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_line(name, kind, row) for (name, kind), row in rows.items()),
+        "",
+    ]
+
+
+def _line(name: str, kind: str, row: Row | None) -> str:
+    entry = ARCHITECTURES[name]
+    if row is None or "figures" not in row:
+        layer = "default" if kind == "default" else f"`{entry.middle}`"
+        return (
+            f"| {entry.build} | {entry.size} | {layer} | | | | | | {matrix._result(row) if row else 'not measured'} |"
+        )
+    label = f"`{row['layer']}`" + (" (default)" if kind == "default" else "")
+    figures = " | ".join(f"{row['figures'][quantity]['error']:.1e}" for quantity in matrix.QUANTITIES)
+    return (
+        f"| {entry.build} | {entry.size} | {label} | {matrix._shape(row['shape'])} | {figures} | "
+        f"{row['export_s']:.0f} s | {matrix._result(row)} |"
+    )

@@ -1,0 +1,458 @@
+"""From a Keras model to an explainable ONNX file, its gradients checked against TensorFlow's GradientTape.
+
+    manifest = onnxcam.exporters.keras.export(model, "model.onnx", layers=["efficientnetb0/top_conv"])
+
+As a program, `python exporters/keras.py classifier.keras -o classifier.onnx` does the same from a file or a name.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # this file's own folder comes first on the path then, and there it is what `keras` finds
+    sys.path[:] = sys.path[1:]
+
+import argparse
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcam import image
+from onnxcam.augmentation import augment
+from onnxcam.errors import LayerError, ModelError, OnnxcamError, OutputError, listing
+from onnxcam.exporters import keras_capture, keras_oracle, parity
+from onnxcam.exporters.keras_module import Call, Target, Watched, import_tensorflow, tensors
+from onnxcam.exporters.outputs import choose
+from onnxcam.graph import edit, manifest
+from onnxcam.graph import layers as target_layers
+from onnxcam.graph import scores as class_scores
+from onnxcam.graph.layers import Layer
+from onnxcam.graph.load import save, serialize
+from onnxcam.graph.manifest import Manifest
+from onnxcam.graph.normalize import describe, prepare
+from onnxcam.runtime import open_session, run
+
+AGAINST = "TensorFlow GradientTape"
+DEFAULT_SIDE = 224
+# what people have always explained in these networks, by the beginning of the model's name
+HABITS = {
+    "vgg16": "block5_conv3",
+    "resnet50": "conv5_block3_out",
+    "efficientnetb0": "top_conv",
+    "mobilenetv2": "Conv_1",
+}
+_ENDED = {"softmax": "probabilities", "sigmoid": "probabilities", "log_softmax": "log_probabilities"}
+# layers that leave a picture's numbers as they are
+_GEOMETRY = {"InputLayer", "Resizing", "CenterCrop", "ZeroPadding2D", "Cropping2D", "Permute", "Reshape"}
+_POOLING = ("Pooling", "Pool", "Dropout", "ZeroPadding", "Flatten", "Reshape", "InputLayer", "Random", "UpSampling")
+
+log = logging.getLogger(__name__)
+
+
+def export(
+    model: Any,
+    path: str | os.PathLike[str] | None,
+    *,
+    layers: Sequence[Any] | str | None = None,
+    labels: Sequence[str] | None = None,
+    preprocess: Any = None,
+    methods: Sequence[str] = ("gradcam",),
+    target: str | int = "optional",
+    opset: int | None = None,
+    verify: bool | int = True,
+    scores: str | None = None,
+    outputs: str = "all",
+    input_size: int | Sequence[int] | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Manifest | onnx.ModelProto:
+    """Export a Keras classifier as an explainable ONNX file.
+
+    The model is exported in inference mode, on the CPU and in float32 (a mixed-precision model as its float32 values),
+    and is afterwards what it was. It must not be used from another thread meanwhile.
+
+    Arguments:
+        model: a Keras 3 or tf_keras model on TensorFlow: functional, Sequential, subclassed or nested.
+        path: where to write; None to get the model instead.
+        layers: target layers by Keras name or as layer objects; nested ones by path (`efficientnetb0/top_conv`) or,
+            where that is unique, by the inner name alone; `name#k` is the k-th call of a layer called several times
+            (without it: the last). None: for VGG16, ResNet50, EfficientNetB0 and MobileNetV2, nested too, what is usual
+            there (`block5_conv3`, `conv5_block3_out`, `top_conv`, `Conv_1`); else the last convolution, followed
+            through norm, activation and residual add, never through pooling.
+        labels: class names by index.
+        preprocess: how pictures become tensors: the manifest's form, a preset's name, or a JSON file. None: known where
+            the model itself scales its pixels (Rescaling, Normalization), else left out of the file.
+        methods: CAM methods whose heatmaps the file computes.
+        target: `optional`, `required`, or the one class the file explains.
+        opset: 18 to 21; 18 by default, the newest tf2onnx writes.
+        verify: compare with GradientTape on 4 random samples, on that many, or (False) not at all.
+        scores: name of the output with the class scores, where the model returns several candidates.
+        outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
+        input_size: n, (h, w) or (c, h, w) of the picture, where the model leaves it open; it becomes fixed.
+        origin: more entries for the manifest's `source`, such as `name`.
+
+    Returns:
+        the manifest; with `path=None` the `ModelProto`, which holds it.
+
+    Raises:
+        LayerError: an unknown or ambiguous layer, or one without positions.
+        VerificationError: scores, activations or gradients differ from TensorFlow's by more than the tolerance: 1e-3,
+            or three times TensorFlow's own float32 error. Nothing is written then.
+        ModelError: not a Keras classifier of one picture, or it cannot be exported.
+        DependencyError: TensorFlow or tf2onnx is missing.
+        OutputError: the file cannot be written.
+    """
+    samples = parity.samples(verify)
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}; make it first")
+    import_tensorflow()
+    watched = Watched(model)
+    shape, dtype = _input(model, input_size)
+    with keras_capture.quiet(), _single_precision(watched):
+        picture = _example(shape, dtype, None)
+        calls, returned = watched.calls(picture)
+        spec = _preprocess(preprocess, calls, watched, shape)
+        picture = _example(shape, dtype, spec)
+        names, place = _outputs(model, returned, picture, scores)
+        if layers is None:
+            targets, captured = _default(watched, calls, picture, names, place, opset)
+        else:
+            targets = [watched.resolve(layer, calls) for layer in _listed(layers)]
+            captured = keras_capture.capture(watched, picture, targets, names, opset)
+        captured = _by_meaning(captured, place)
+        source = _source(watched, captured, origin)
+
+        def explain(part: str) -> onnx.ModelProto:
+            return augment(
+                captured.model,
+                [_layer(*pair) for pair in zip(targets, captured.values, strict=True)],
+                methods,
+                target,
+                scores=captured.outputs[place],
+                outputs=part,
+                labels=labels,
+                preprocess=spec,
+                origin=source,
+            )
+
+        explained = explain("all")
+        held = manifest.read(explained)
+        assert held is not None
+        if samples:
+            oracle = keras_oracle.KerasOracle(
+                watched,
+                targets,
+                picture,
+                outputs=len(names),
+                place=place,
+                kind=held["scores"]["kind"],
+                stepped_over=held["scores"]["name"] != captured.outputs[place],
+            )
+            held["parity"] = parity.verify(explained, held, oracle, parity.draw(picture, samples), AGAINST)
+    if outputs != "all":
+        record = held.get("parity")
+        explained = explain(outputs)
+        held = manifest.read(explained)
+        assert held is not None
+        held["parity"] = record
+    manifest.write(explained, held)
+    if path is None:
+        return explained
+    save(explained, path)
+    return held
+
+
+def _listed(layers: Any) -> list[Any]:
+    listed = list(layers) if isinstance(layers, (list, tuple)) else [layers]
+    if not listed:
+        raise LayerError("`layers` is empty; name at least one target layer, or pass None for the default")
+    return listed
+
+
+def _layer(target: Target, value: str) -> Layer:
+    layout = "NHWC" if len(target.shape) == 4 else None
+    return Layer(target.name, value, layout=layout, shape=(keras_capture.BATCH, *target.shape[1:]))
+
+
+def _input(model: Any, size: int | Sequence[int] | None) -> tuple[tuple[int, int, int], np.dtype]:
+    """Height, width and channels of the picture, and its dtype.
+
+    Raises:
+        ModelError: several inputs, no picture, or a size that contradicts the model's.
+    """
+    declared, dtype = _declared(model)
+    given = [size, size] if isinstance(size, int) else list(size or ())
+    if len(given) == 3:
+        given = [*given[1:], given[0]]
+    elif len(given) not in (0, 2):
+        raise ModelError(f"got {given} as the input size; expected n, (h, w) or (c, h, w)")
+    if declared is None:
+        if not given:
+            raise ModelError(
+                "the model was never built, so the size of its pictures is unknown; call it once on a picture batch, "
+                "or give the size (input_size=, --input-size)"
+            )
+        declared = (None, None, None)
+    if len(declared) != 3:
+        raise ModelError(
+            f"the model's input is {describe(('N', *declared))}; expected a batch of pictures [N, H, W, C]"
+        )
+    height, width, channels = declared
+    if given and any(own is not None and own != wanted for own, wanted in zip(declared, given, strict=False)):
+        raise ModelError(f"the input size {given} was asked for, but the model takes {[height, width, channels]}")
+    if not given and (height is None or width is None):
+        log.warning("the model leaves the size of its pictures open; %d × %d is taken", DEFAULT_SIDE, DEFAULT_SIDE)
+        given = [DEFAULT_SIDE, DEFAULT_SIDE]
+    height, width = (given[0], given[1]) if given else (height, width)
+    channels = channels or (given[2] if len(given) == 3 else 3)
+    assert height is not None and width is not None
+    return (int(height), int(width), int(channels)), dtype
+
+
+def _declared(model: Any) -> tuple[tuple[int | None, ...] | None, np.dtype]:
+    """The dimensions the model declares for its one input, without the batch; None where it declares nothing."""
+    try:
+        inputs = tensors(model.inputs) if getattr(model, "inputs", None) is not None else []
+    except (AttributeError, ValueError):
+        inputs = []
+    if len(inputs) > 1:
+        told = ", ".join(f"{getattr(i, 'name', '?')!r} {['N', *i.shape[1:]]}" for i in inputs)
+        raise ModelError(f"the model has {len(inputs)} inputs ({told}); expected exactly one, a batch of pictures")
+    if inputs:
+        kind = (
+            np.dtype(getattr(inputs[0].dtype, "name", inputs[0].dtype)) if "float" not in str(inputs[0].dtype) else None
+        )
+        return tuple(inputs[0].shape[1:]), kind or np.dtype(np.float32)
+    config = model.get_build_config() if getattr(model, "built", False) and hasattr(model, "get_build_config") else None
+    shape = (config or {}).get("input_shape") or next(iter(((config or {}).get("shapes_dict") or {}).values()), None)
+    if shape is None or not all(side is None or isinstance(side, int) for side in shape):
+        return None, np.dtype(np.float32)
+    return tuple(shape[1:]), np.dtype(np.float32)
+
+
+def _example(shape: tuple[int, int, int], dtype: np.dtype, spec: Mapping[str, Any] | None) -> np.ndarray:
+    """Two seeded noise pictures: prepared as the model expects them where that is known, else standard normal."""
+    generator = np.random.default_rng(parity.SEED)
+    if spec is None and np.issubdtype(dtype, np.floating):
+        return generator.standard_normal((2, *shape)).astype(dtype)
+    pixels = generator.integers(0, 256, (2, *shape)).astype(np.float64)
+    known = spec or {}
+    prepared = (pixels * known.get("scale", 1.0) - known.get("mean", 0.0)) / known.get("std", 1.0)
+    return np.asarray(prepared).astype(dtype)
+
+
+def _preprocess(
+    asked: Any, calls: Sequence[Call], watched: Watched, shape: tuple[int, int, int]
+) -> dict[str, Any] | None:
+    """What is stored about preprocessing: what the caller says, or what the model's own first layers tell."""
+    spec = asked if asked is not None else _own_scaling(watched, calls)
+    if spec is None:
+        return None
+    return image.resolve(spec, ["N", *shape], layout="NHWC").to_dict()
+
+
+def _own_scaling(watched: Watched, calls: Sequence[Call]) -> str | None:
+    """`raw` or `0..1` where the model scales such pixels itself before anything else, None where it does not.
+
+    Both Rescaling(1/255) and a Normalization whose mean is above 1 are made for pixels of 0 to 255.
+    """
+    for call in calls:
+        kind = type(call.layer).__name__
+        if not call.leaf or kind in _GEOMETRY or kind.startswith(("Random", "Dropout", "GaussianNoise")):
+            continue
+        if kind == "Rescaling":
+            scale = float(np.max(np.asarray(call.layer.scale)))
+            return "raw" if scale <= 0.05 else "0..1" if scale <= 4 else None
+        if kind == "Normalization":
+            mean = float(np.max(np.abs(np.asarray(call.layer.mean))))
+            return "raw" if mean > 1 else "0..1" if mean > 0 else None
+        break
+    operations = getattr(watched.root, "operations", [])
+    for operation in operations:
+        kind = type(operation).__name__
+        if kind in ("TrueDivide", "Divide", "Multiply") and not hasattr(operation, "get_weights"):
+            return "raw"  # x / 127.5 - 1 and the like in a functional model, as preprocess_input writes it
+        if kind not in _GEOMETRY and not kind.startswith("Random"):
+            break
+    return None
+
+
+def _outputs(model: Any, returned: Any, picture: np.ndarray, asked: str | None) -> tuple[list[str], int]:
+    """Names for the model's output tensors, and the place of the class scores among them."""
+    found = tensors(returned)
+    names = [str(key) for key in returned] if isinstance(returned, dict) else list(getattr(model, "output_names", []))
+    if len(found) == 1 and not isinstance(returned, dict):
+        names = ["output"]
+    if len(names) != len(found) or len(set(names)) != len(names):
+        names = ["output", *(f"output_{k}" for k in range(1, len(found)))][: len(found)]
+    names = [f"output_{k}" if name in keras_capture.RESERVED else name for k, name in enumerate(names)]
+    shapes = [tuple(tensor.shape) for tensor in found]
+    floating = ["float" in str(tensor.dtype) for tensor in found]
+    return names, choose(names, shapes, floating, len(picture), asked)
+
+
+def _by_meaning(captured: keras_capture.Captured, place: int) -> keras_capture.Captured:
+    """The scores called `logits`, or `probabilities` where a Softmax or Sigmoid ends the model."""
+    name = captured.outputs[place]
+    if name not in ("output", "logits"):
+        return captured
+    ended = captured.endings[place]
+    rank = len(captured.model.graph.output[place].type.tensor_type.shape.dim)
+    meaning = _ENDED[ended] if ended is not None else "logits" if rank == 2 else "scores"
+    if meaning != name:
+        used = {v for node in captured.model.graph.node for v in (*node.input, *node.output)}
+        edit.rename(captured.model, {meaning: f"{meaning}_inner"} if meaning in used else {})
+        edit.rename(captured.model, {name: meaning})
+    names = [meaning if k == place else other for k, other in enumerate(captured.outputs)]
+    values = [meaning if value == name else value for value in captured.values]
+    return keras_capture.Captured(captured.model, values, names, captured.endings)
+
+
+def _default(
+    watched: Watched, calls: Sequence[Call], picture: np.ndarray, names: Sequence[str], place: int, opset: int | None
+) -> tuple[list[Target], keras_capture.Captured]:
+    """The default layer, and the model captured with it."""
+    guess = _last_spatial(calls)
+    usual = _habit(watched, calls, guess)
+    chosen = usual or guess
+    if chosen is None:
+        raise ModelError(
+            "the model has no spatial layer: no layer before the scores returns a map [N, h, w, C] with several "
+            "positions, so there is nothing a heatmap could be computed at"
+        )
+    captured = keras_capture.capture(watched, picture, [_target(chosen)], names, opset)
+    if usual is not None:
+        return [_target(usual)], captured
+    found = _by_graph(captured, calls, picture, place)
+    if found is None or (found.name, found.index) == (chosen.name, chosen.index):
+        return [_target(chosen)], captured
+    chosen = _habit(watched, calls, found) or found
+    return [_target(chosen)], keras_capture.capture(watched, picture, [_target(chosen)], names, opset)
+
+
+def _target(call: Call) -> Target:
+    assert call.value is not None
+    return Target(call.name, call.name, call.index, tuple(call.value.shape))
+
+
+def _last_spatial(calls: Sequence[Call]) -> Call | None:
+    """The last layer that returns a map, pooling and what only moves values left aside."""
+    for call in reversed(calls):
+        value = call.value
+        if call.leaf and value is not None and value.ndim == 4 and value.shape[1] * value.shape[2] > 1:
+            kind = type(call.layer).__name__
+            if not any(word in kind for word in _POOLING):
+                return call
+    return None
+
+
+def _habit(watched: Watched, calls: Sequence[Call], default: Call | None) -> Call | None:
+    """The layer that is usual in the network the default layer lies in, None where none is."""
+    if default is None:
+        return None
+    owner, _, _ = default.name.rpartition("/")
+    model = watched.layers[owner][0] if owner else watched.root
+    for beginning, usual in HABITS.items():
+        if str(model.name).startswith(beginning) and str(model.name)[len(beginning) :][:1] in ("", "_"):
+            path = f"{owner}/{usual}" if owner else usual
+            return next((call for call in reversed(calls) if call.name == path), None)
+    return None
+
+
+def _by_graph(captured: keras_capture.Captured, calls: Sequence[Call], picture: np.ndarray, place: int) -> Call | None:
+    """The layer that returns the value which the graph's own search finds: the last convolution, followed on.
+
+    Which one that is is told by numbers. Of several that return the same the first is taken, and inner layers before
+    the models around them.
+    """
+    graph = prepare(captured.model)
+    layer = target_layers.default(graph, class_scores.find(graph, captured.outputs[place]).value)
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(graph.model)
+    exposed.graph.output.append(edit.info(layer.value, graph.dtype(layer.value), layer.shape))
+    session = open_session(serialize(exposed), ["CPUExecutionProvider"])
+    value = run(session, [layer.value], {keras_capture.INPUT: picture})[layer.value]
+    if layer.layout == "NCHW":
+        value = value.transpose(0, 2, 3, 1)
+    near = []
+    for order, call in enumerate(calls):
+        if call.value is not None and call.value.shape == value.shape and call.name:
+            far = float(parity.distance(np.asarray(call.value), value).max())
+            if far < parity.TOLERANCE:
+                near.append((not call.leaf, order, call))
+    return min(near, key=lambda found: found[:2])[2] if near else None
+
+
+@contextmanager
+def _single_precision(watched: Watched) -> Iterator[None]:
+    """Mixed-precision layers compute in float32 meanwhile."""
+    changed = []
+    try:
+        for layer in {id(held): held for path in watched.layers.values() for held in path}.values():
+            if str(getattr(layer, "compute_dtype", "float32")) in ("float16", "bfloat16"):
+                changed.append((layer, layer.dtype_policy))
+                layer.dtype_policy = "float32"
+        yield
+    finally:
+        for layer, policy in changed:
+            layer.dtype_policy = policy
+
+
+def _source(watched: Watched, captured: keras_capture.Captured, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The manifest's `source` entry; `sha256` is that of the weights, values in order."""
+    import tf2onnx
+
+    tensorflow = import_tensorflow()
+    digest = hashlib.sha256()
+    for variable in watched.root.weights:
+        array = np.ascontiguousarray(np.asarray(variable))
+        digest.update(f"{array.dtype} {list(array.shape)}\n".encode())
+        digest.update(array.view(np.uint8).data if array.size else b"")
+    return {
+        "framework": "keras",
+        "name": str(watched.root.name),
+        "opset": next(o.version for o in captured.model.opset_import if o.domain in ("", "ai.onnx")),
+        "exporter": f"tf2onnx {tf2onnx.__version__}",
+        "tensorflow": str(tensorflow.__version__),
+        "sha256": digest.hexdigest(),
+        **(origin or {}),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export from the command line; 0 when done, 3 for a model that cannot be exported or trusted."""
+    from onnxcam.exporters import keras_source
+
+    parser = argparse.ArgumentParser(description="Export a Keras classifier as an explainable ONNX file.")
+    parser.add_argument("source", help="a .keras or .h5 file, keras:NAME, or package.module:callable")
+    parser.add_argument("-o", "--output", required=True, help="the .onnx file to write")
+    parser.add_argument("--weights", help="a weights file, 'none' or 'imagenet'")
+    parser.add_argument("--layer", action="append", help="target layer (repeatable)")
+    parser.add_argument("--trust-model", action="store_true", help="allow loading to run code from the file")
+    given = parser.parse_args(arguments)
+    try:
+        loaded = keras_source.load(given.source, weights=given.weights, trust=given.trust_model)
+        held = export(
+            loaded.model,
+            given.output,
+            layers=given.layer,
+            labels=loaded.info.labels,
+            preprocess=loaded.info.preprocess,
+            origin={"name": loaded.info.name},
+        )
+    except OnnxcamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    assert isinstance(held, dict)
+    print(f"{given.output}: layer {listing(e['name'] for e in held['layers'])}, parity {held['parity']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

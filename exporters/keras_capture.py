@@ -1,0 +1,363 @@
+"""A Keras model written as plain ONNX through tf2onnx, the values of its target layers known by name."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, version_converter
+
+from onnxcam.errors import DependencyError, LayerError, ModelError
+from onnxcam.exporters.keras_module import Target, Watched, first_tensor, import_tensorflow, tensors, with_first
+from onnxcam.exporters.named import first_line, told
+from onnxcam.graph import edit
+from onnxcam.graph.normalize import refresh
+from onnxcam.graph.view import Graph, attributes, shape_of
+from onnxcam.runtime import open_session, run
+
+# the newest opset that tf2onnx writes
+DEFAULT_OPSET = 18
+OPSETS = range(18, 22)
+INPUT, BATCH = "input", "N"
+RESERVED = {"target", "activations", "gradients", "heatmap", INPUT}
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+# looked through in search of the Softmax or Sigmoid that ends a model
+_FORM = {"Identity", "Cast", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "PreventGradient"}
+_ENDINGS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
+
+Tap = Callable[[int, Any], Any]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as ONNX.
+
+    Attributes:
+        model: input `input`, its batch dimension called N; the outputs are the model's own.
+        values: the graph value of each target layer, in the layout the layer itself has.
+        outputs: the names of the model's output tensors, in order.
+        endings: for each of them `softmax`, `log_softmax` or `sigmoid` where that ends it, else None.
+    """
+
+    model: onnx.ModelProto
+    values: list[str]
+    outputs: list[str]
+    endings: list[str | None]
+
+
+def capture(
+    watched: Watched, picture: np.ndarray, targets: Sequence[Target], names: Sequence[str], opset: int | None
+) -> Captured:
+    """Write a model as ONNX.
+
+    Arguments:
+        watched: the model.
+        picture: example batch `[N, H, W, C]`; its height, width and dtype become fixed.
+        targets: the layers whose values are wanted.
+        names: names for the model's output tensors.
+        opset: 18 to 21, None for 18.
+
+    Raises:
+        ModelError: an opset that is not supported, or tf2onnx cannot write the model.
+        LayerError: the scores do not depend on a target layer.
+        DependencyError: tf2onnx is missing.
+    """
+    wanted = DEFAULT_OPSET if opset is None else opset
+    if wanted not in OPSETS:
+        raise ModelError(
+            f"opset {opset} was asked for; expected {OPSETS[0]} to {OPSETS[-1]}: the gradients need 18, and above 21 "
+            "ONNX Runtime has no MaxPool on CUDA"
+        )
+    model, endings = _convert(watched, picture, targets)
+    inner = [f"layer/{place}" for place in range(len(targets))]
+    _rename(model, picture, [*names, *inner])
+    if wanted > DEFAULT_OPSET:
+        model = version_converter.convert_version(model, wanted)
+    _require_no_chance(model)
+    values = []
+    for name, target in zip(inner, targets, strict=True):
+        model, value = _on_the_way(model, name, list(names), target)
+        values.append(value)
+    del model.graph.output[len(names) :]
+    edit.prune(model)
+    _require_free_batch(model, picture)
+    return Captured(model, values, list(names), endings[: len(names)])
+
+
+def trace(watched: Watched, picture: np.ndarray, targets: Sequence[Target]) -> Any:
+    """The model as a TensorFlow function of a picture batch: its output tensors, then the target layers' values."""
+    tensorflow = import_tensorflow()
+
+    def forward(batch: Any) -> tuple[Any, ...]:
+        held: dict[int, Any] = {}
+
+        def tap(place: int, value: Any) -> Any:
+            held[place] = value
+            return value
+
+        returned = tapped(watched, targets, tap)(batch)
+        return (*tensors(returned), *(held[place] for place in range(len(targets))))
+
+    shape = (None, *picture.shape[1:])
+    signature = [tensorflow.TensorSpec(shape, picture.dtype, name=INPUT)]
+    reason: Exception | None = None
+    for autograph in (False, True):  # only a call() with if or for over tensors needs it
+        function = tensorflow.function(forward, input_signature=signature, autograph=autograph)
+        try:
+            with tensorflow.device("/CPU:0"):
+                function.get_concrete_function()
+            return function
+        except (LayerError, MemoryError):
+            raise
+        except Exception as error:
+            reason = reason or error
+    assert reason is not None
+    raise ModelError(f"the model cannot be traced with a free batch size: {told(reason)}") from reason
+
+
+def tapped(watched: Watched, targets: Sequence[Target], tap: Tap) -> Callable[[Any], Any]:
+    """The model, which hands each target layer's value to `tap` and goes on with what it gets back.
+
+    Raises:
+        LayerError: a target layer was not called.
+    """
+    # two names for one call share one value: each gets a tap of its own, one behind the other
+    layers: dict[tuple[str, int], list[int]] = {}
+    for place, target in enumerate(targets):
+        layers.setdefault((target.path, target.index), []).append(place)
+
+    def forward(batch: Any) -> Any:
+        tensorflow = import_tensorflow()
+        missing = dict(layers)
+
+        def see(path: str, index: int, _: Any, output: Any) -> Any:
+            taken = missing.pop((path, index), None)
+            if taken is None:
+                return None
+            value = first_tensor(output)
+            for place in taken:
+                value = tap(place, tensorflow.identity(value))
+            return with_first(output, value)
+
+        with watched.watching(see):
+            returned = watched.run(batch)
+        if missing:
+            raise LayerError(f"layer {targets[next(iter(missing.values()))[0]].name!r} is not called in inference")
+        return returned
+
+    return forward
+
+
+def _convert(
+    watched: Watched, picture: np.ndarray, targets: Sequence[Target]
+) -> tuple[onnx.ModelProto, list[str | None]]:
+    with quiet():
+        try:
+            import tf2onnx
+        except ImportError as error:
+            raise DependencyError(
+                f"exporting a Keras model needs tf2onnx ({first_line(error)}): pip install 'onnxcam[keras]'"
+            ) from error
+        function = trace(watched, picture, targets)
+        concrete = function.get_concrete_function()
+        try:
+            model, _ = tf2onnx.convert.from_function(
+                function,
+                input_signature=function.input_signature,
+                opset=DEFAULT_OPSET,
+                custom_op_handlers={"Erfc": (_erfc, [])},
+            )
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ModelError(f"tf2onnx cannot write the model as ONNX: {told(error)}") from error
+    _restore_constants(model, concrete)
+    foreign = {node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")}
+    if foreign:
+        raise ModelError(f"tf2onnx knows no standard operators for {', '.join(sorted(foreign))} in the model")
+    return model, [found[0] if (found := ending(tensor)) else None for tensor in concrete.outputs]
+
+
+def ending(tensor: Any) -> tuple[str, Any] | None:
+    """The kind and the input of the Softmax, LogSoftmax or Sigmoid that ends a graph at this tensor, if one does."""
+    while tensor.op.type in _FORM:
+        tensor = tensor.op.inputs[0]
+    kind = _ENDINGS.get(tensor.op.type)
+    return None if kind is None else (kind, tensor.op.inputs[0])
+
+
+def _erfc(ctx: Any, node: Any, name: str, args: Any) -> None:
+    """1 - Erf(x): exact GELU in newer TensorFlow, which tf2onnx would pass on as an operator nobody has."""
+    data = node.input[0]
+    one = ctx.make_const(f"{name}_one", np.asarray(1, helper.tensor_dtype_to_np_dtype(ctx.get_dtype(data))))
+    shape, dtype = ctx.get_shape(node.output[0]), ctx.get_dtype(node.output[0])
+    ctx.remove_node(node.name)
+    erf = ctx.make_node("Erf", [data])
+    ctx.make_node("Sub", [one.output[0], erf.output[0]], outputs=node.output, name=name, shapes=[shape], dtypes=[dtype])
+
+
+def _restore_constants(model: onnx.ModelProto, concrete: Any) -> None:
+    """Give back their values to constants that tf2onnx wrote as inputs: tensors that are not variables, such as the
+    statistics of Normalization."""
+    given = {inner.name: outer for outer, inner in concrete.graph.captures}
+    for value in list(model.graph.input):
+        if value.name in given:
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(given[value.name]), value.name))
+            model.graph.input.remove(value)
+
+
+def _rename(model: onnx.ModelProto, picture: np.ndarray, names: Sequence[str]) -> None:
+    """The picture called `input`, the outputs by position, all with the batch dimension N.
+
+    Raises:
+        ModelError: the model has other inputs.
+    """
+    if len(model.graph.input) != 1:
+        extra = ", ".join(repr(i.name) for i in model.graph.input)
+        raise ModelError(f"tf2onnx wrote a model with {len(model.graph.input)} inputs ({extra}); expected the picture")
+    for place in range(len(names)):
+        # an output may be the input of another node, or the same value as another output: give each its own
+        output = model.graph.output[place]
+        model.graph.node.append(helper.make_node("Identity", [output.name], [f"output/{place}"], f"output_{place}"))
+        output.name = f"output/{place}"
+    wanted = {f"output/{place}": name for place, name in enumerate(names)}
+    given = {model.graph.input[0].name: INPUT}
+    used = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    clashes = {name: f"{name}_inner" for name in used & {*wanted.values(), INPUT} if name not in given}
+    edit.rename(model, clashes | wanted | given)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].Clear()
+            value.type.tensor_type.shape.dim[0].dim_param = BATCH
+
+
+def _require_no_chance(model: onnx.ModelProto) -> None:
+    """Refuse a model whose predictions depend on chance."""
+    random = sorted({node.op_type for node in model.graph.node if node.op_type in _RANDOM})
+    if random:
+        raise ModelError(
+            f"the model draws random numbers when it predicts ({', '.join(random)}): two predictions of one picture "
+            "would differ; make that layer follow its `training` argument, or export the model without it"
+        )
+
+
+def _on_the_way(model: onnx.ModelProto, name: str, outputs: list[str], target: Target) -> tuple[onnx.ModelProto, str]:
+    """The value behind an output, on the way from the picture to the scores.
+
+    tf2onnx turns layouts: it may compute on channels first and turn only the exposed value back. Then what reads the
+    channels-first value reads it turned forth and back instead, which the runtime cancels again.
+
+    Raises:
+        LayerError: the scores do not depend on the value.
+    """
+    graph = Graph(model)
+    nodes, _ = graph.upstream(outputs)
+    needed = {value for node in nodes for value in node.input}
+    turns = []
+    value = name
+    while value not in needed:
+        node = graph.producer.get(value)
+        if node is not None and node.op_type == "Identity":
+            value = node.input[0]
+        elif node is not None and node.op_type == "Transpose":
+            turns.append((value, list(attributes(node).get("perm", []))))
+            value = node.input[0]
+        else:
+            raise LayerError(
+                f"the scores do not depend on layer {target.name!r}; choose one between picture and scores"
+            )
+    if not turns:
+        return model, value
+    exposed = turns[0][0]
+    perm = list(range(len(turns[0][1])))
+    for _, turn in reversed(turns):
+        perm = [perm[axis] for axis in turn]
+    made = {output for node in _after(graph, value, exposed) for output in node.output}
+    back = helper.make_node(
+        "Transpose",
+        [exposed],
+        [f"{exposed}_back"],
+        f"{exposed}_back",
+        perm=[perm.index(axis) for axis in range(len(perm))],
+    )
+    for node in model.graph.node:
+        if not set(node.output) & made:
+            for place, read in enumerate(node.input):
+                if read == value:
+                    node.input[place] = back.output[0]
+    model.graph.node.append(back)
+    _sort(model)
+    return refresh(model).model, exposed
+
+
+def _after(graph: Graph, value: str, exposed: str) -> list[onnx.NodeProto]:
+    """The nodes that make the exposed value of a value."""
+    return graph.upstream([exposed], stop=[value])[0]
+
+
+def _sort(model: onnx.ModelProto) -> None:
+    """Bring the nodes into topological order."""
+    made = {output for node in model.graph.node for output in node.output}
+    ready: set[str] = set()
+    waiting = list(model.graph.node)
+    ordered: list[onnx.NodeProto] = []
+    while waiting:
+        later = []
+        for node in waiting:
+            if all(name in ready or name not in made for name in node.input):
+                ordered.append(node)
+                ready.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            raise ModelError("tf2onnx wrote a graph with a cycle; please report the model")
+        waiting = later
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def _require_free_batch(model: onnx.ModelProto, picture: np.ndarray) -> None:
+    """A batch of three really runs, and gives three rows.
+
+    Raises:
+        ModelError: it does not.
+    """
+    session = open_session(model.SerializeToString(), ["CPUExecutionProvider"])
+    batch = np.concatenate([picture[:1]] * 3)
+    names = [output.name for output in model.graph.output]
+    try:
+        arrays = run(session, names, {INPUT: batch})
+    except Exception as error:
+        raise ModelError(f"the exported model does not run on a batch of 3 pictures: {told(error)}") from error
+    for value in model.graph.output:
+        if arrays[value.name].shape[:1] != (3,):
+            shape = list(arrays[value.name].shape)
+            raise ModelError(f"output {value.name!r} has shape {shape} for 3 pictures; the batch size is not free")
+        if shape_of(value) is None:
+            value.type.tensor_type.shape.dim.add().dim_param = BATCH
+            for side in arrays[value.name].shape[1:]:
+                value.type.tensor_type.shape.dim.add().dim_value = side
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what TensorFlow, tf2onnx and Keras log about themselves."""
+    loggers = {name: logging.getLogger(name) for name in ("tf2onnx", "tensorflow", "absl")}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    with warnings.catch_warnings():
+        for category in (UserWarning, FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"(keras|tf_keras|tensorflow|tf2onnx)(\.|$)")
+        try:
+            for logger in loggers.values():
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for name, logger in loggers.items():
+                logger.setLevel(levels[name])

@@ -1,0 +1,279 @@
+"""A Keras model as the exporter sees it: its layers known by their paths and calls, watched and in passing replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from onnxcam.errors import DependencyError, LayerError, ModelError, listing, nearest
+from onnxcam.exporters.named import first_line, framework_of, told
+from onnxcam.graph.normalize import describe
+
+See = Callable[[str, int, Any, Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of one layer.
+
+    Attributes:
+        name: the layer's path, "" for the model itself.
+        index: 0 for its first call.
+        layer: the layer called.
+        leaf: whether it called no other layer that has a path.
+        value: the first tensor it returned as an array, None where it returned none.
+    """
+
+    name: str
+    index: int
+    layer: Any
+    leaf: bool
+    value: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A target layer: the output of the `index`-th call of the layer at `path`, under the name users gave it."""
+
+    name: str
+    path: str
+    index: int
+    shape: tuple[int, ...]
+
+
+class Watched:
+    """A model whose layer calls can be watched and, in passing, replaced.
+
+    Nested models' layers have paths, `efficientnetb0/top_conv`. Works for Keras 3 and for tf_keras.
+
+    Raises:
+        ModelError: not a Keras model, or one that does not run on TensorFlow.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.root = model
+        self.family, self._base = _family(model)
+        self._paths: dict[int, str] = {id(model): ""}
+        self.layers: dict[str, list[Any]] = {}
+        self._walk(model, "", {id(model)})
+
+    def _walk(self, parent: Any, prefix: str, above: set[int]) -> None:
+        for layer in parent._flatten_layers(include_self=False, recursive=False):
+            path = f"{prefix}{layer.name}"
+            known = self.layers.setdefault(path, [])
+            if all(layer is not other for other in known):
+                known.append(layer)
+            self._paths.setdefault(id(layer), path)
+            if id(layer) not in above:
+                self._walk(layer, f"{path}/", above | {id(layer)})
+
+    @contextmanager
+    def watching(self, see: See) -> Iterator[None]:
+        """Call `see(path, call index, layer, output)` whenever a layer returns; what it returns replaces the output.
+
+        None leaves the output as it is. Paths are those under which a layer was found first.
+        """
+        counts: dict[int, int] = {}
+        original = self._base.__call__
+        paths = self._paths
+
+        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            path = paths.get(id(layer))
+            if path is None:
+                return original(layer, *args, **kwargs)
+            if not path:
+                counts.clear()  # a function may be traced more than once under one watcher
+            output = original(layer, *args, **kwargs)
+            index = counts.get(id(layer), 0)
+            counts[id(layer)] = index + 1
+            replaced = see(path, index, layer, output)
+            return output if replaced is None else replaced
+
+        self._base.__call__ = call
+        try:
+            yield
+        finally:
+            self._base.__call__ = original
+
+    def run(self, picture: Any) -> Any:
+        """The model in inference mode."""
+        return self.root(picture, training=False)
+
+    def calls(self, picture: np.ndarray) -> tuple[list[Call], Any]:
+        """Every layer call in the order in which the layers return, and what the model returns.
+
+        Raises:
+            ModelError: the model does not run on this picture.
+        """
+        tensorflow = import_tensorflow()
+        found: list[Call] = []
+        returned: set[str] = set()
+
+        def see(path: str, index: int, layer: Any, output: Any) -> None:
+            tensor = first_tensor(output)
+            leaf = not any(inner.startswith(f"{path}/") for inner in returned)
+            returned.add(path)
+            found.append(Call(path, index, layer, leaf, None if tensor is None else np.asarray(tensor)))
+
+        try:
+            with self.watching(see), tensorflow.device("/CPU:0"):
+                output = self.run(tensorflow.constant(picture))
+        except Exception as error:
+            raise ModelError(
+                f"the model does not run on a picture batch {list(picture.shape)} {picture.dtype}: {told(error)}"
+            ) from error
+        return found, output
+
+    def resolve(self, layer: Any, calls: Sequence[Call]) -> Target:
+        """A target layer from its path, its bare name, `name#k` for the k-th call, or the layer object.
+
+        Raises:
+            LayerError: unknown, ambiguous, never called, or without an array to explain.
+        """
+        if isinstance(layer, str):
+            name, path, index = self._named(layer)
+        elif id(layer) in self._paths and self._paths[id(layer)]:
+            name = path = self._paths[id(layer)]
+            index = None
+        else:
+            raise LayerError(
+                f"{layer!r} is neither a layer of this model nor a layer's name; the last ones are "
+                f"{listing(list(self.layers)[-5:])}"
+            )
+        made = [call for call in calls if call.name == path]
+        if not made:
+            raise LayerError(f"layer {name!r} is not called when the model predicts; choose one that is")
+        if index is not None and index >= len(made):
+            raise LayerError(f"layer {name!r} is called {len(made)} times, so {path}#{len(made) - 1} is its last call")
+        call = made[-1 if index is None else index]
+        if call.value is None:
+            raise LayerError(f"layer {name!r} returns no tensor; choose another target layer")
+        if call.value.ndim not in (3, 4):
+            raise LayerError(
+                f"layer {name!r} returns {describe(('N', *call.value.shape[1:]))}; expected a spatial map "
+                "[N, h, w, C] or tokens [N, T, C]: choose an earlier layer"
+            )
+        return Target(name, path, call.index, tuple(call.value.shape))
+
+    def _named(self, text: str) -> tuple[str, str, int | None]:
+        """(name for users, path, call index) of what a user calls a layer."""
+        found = re.fullmatch(r"(.+)#(\d+)", text)
+        name, index = (found[1], int(found[2])) if found and text not in self.layers else (text, None)
+        paths = [path for path in self.layers if path == name]
+        paths = paths or [path for path in self.layers if path.endswith(f"/{name}")]
+        owners = {id(layer): path for path in paths for layer in self.layers[path]}
+        if len(owners) > 1:
+            places = sorted({self._paths[held] for held in owners})
+            raise LayerError(
+                f"{len(owners)} layers are called {name!r}"
+                + (f": {listing(places)}; give the whole path" if len(places) > 1 else "; pass the layer object")
+            )
+        if not owners:
+            inside = list(dict.fromkeys([*self.layers, *(path.rpartition("/")[2] for path in self.layers)]))
+            raise LayerError(f"the model has no layer {name!r}; the nearest are {listing(nearest(name, inside))}")
+        path = self._paths[next(iter(owners))]
+        return path if index is None else f"{path}#{index}", path, index
+
+
+def _family(model: Any) -> tuple[str, Any]:
+    """`keras` or `tf_keras`, and the class all its layers have in common.
+
+    Raises:
+        ModelError: not a Keras model, or Keras runs on another framework here.
+    """
+    family = framework_of(model)
+    layer = next(
+        (b for b in type(model).__mro__ if b.__name__ == "Layer" and b.__module__.startswith(f"{family}.")), None
+    )
+    if family == "keras":
+        import keras
+
+        running = keras.backend.backend()
+        if running != "tensorflow":
+            raise ModelError(
+                f"Keras runs on {running} here, and the exporter needs TensorFlow: save the model as a .keras file and "
+                "export that with the environment variable KERAS_BACKEND=tensorflow"
+            )
+    if family not in ("keras", "tf_keras") or not hasattr(model, "layers"):
+        raise ModelError(f"got a {type(model).__name__}; expected a Keras model")
+    return family, layer
+
+
+def import_tensorflow() -> Any:
+    """TensorFlow, quiet.
+
+    Raises:
+        DependencyError: it is missing or broken.
+    """
+    if "tensorflow" not in sys.modules:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        with _silent():
+            import tensorflow
+    except ImportError as error:
+        raise DependencyError(
+            f"exporting a Keras model needs TensorFlow ({first_line(error)}): pip install 'onnxcam[keras]'"
+        ) from error
+    return tensorflow
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing on standard error: what TensorFlow says while it loads goes by every setting and every Python logger."""
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
+
+
+def tensors(output: Any) -> list[Any]:
+    """The tensors of a model's output, in order; a dict's by its keys' order."""
+    if isinstance(output, dict):
+        return [tensor for value in output.values() for tensor in tensors(value)]
+    if isinstance(output, (list, tuple)):
+        return [tensor for value in output for tensor in tensors(value)]
+    return [output] if hasattr(output, "dtype") and hasattr(output, "shape") else []
+
+
+def first_tensor(output: Any) -> Any:
+    """The first tensor of a layer's output, None where there is none."""
+    return next(iter(tensors(output)), None)
+
+
+def with_first(output: Any, tensor: Any) -> Any:
+    """A layer's output with its first tensor replaced."""
+    if isinstance(output, dict):
+        output = dict(output)
+        for key, value in output.items():
+            if tensors(value):
+                output[key] = with_first(value, tensor)
+                return output
+    if isinstance(output, (list, tuple)):
+        items = list(output)
+        place = next(k for k, value in enumerate(items) if tensors(value))
+        items[place] = with_first(items[place], tensor)
+        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+    mask = getattr(output, "_keras_mask", None)
+    if mask is not None:
+        tensor._keras_mask = mask
+    return tensor

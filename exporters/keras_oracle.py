@@ -1,0 +1,204 @@
+"""What TensorFlow's GradientTape says of a Keras model: scores, layer values, gradients of scores at those values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcam.errors import LayerError, ModelError
+from onnxcam.exporters.keras_capture import ending, quiet, tapped, trace
+from onnxcam.exporters.keras_module import Target, Watched, import_tensorflow, tensors
+
+
+class Evaluation:
+    """One batch through the model: a `parity.Reference`."""
+
+    def __init__(self, outputs: list[np.ndarray], scores: np.ndarray, activations: list[np.ndarray], rest: Any) -> None:
+        self.outputs, self.scores, self.activations = outputs, scores, activations
+        self._gradients = rest
+
+    def gradients(self, targets: np.ndarray) -> list[np.ndarray]:
+        """d score[n, targets[n]] / d value, per target layer; for a binary logit minus that at class 0."""
+        found: list[np.ndarray] = self._gradients(targets)
+        return found
+
+
+class KerasOracle:
+    """A `parity.Oracle`: the model under GradientTape in float32, or its frozen graph in float64.
+
+    Arguments:
+        watched, targets: the model and its target layers.
+        picture: a batch of the right shape and dtype.
+        outputs: how many output tensors the model has.
+        place: which of them holds the scores.
+        kind: `logits`, `binary_logit` or `multilabel`.
+        stepped_over: whether a Softmax or Sigmoid ends the model and its input is meant.
+    """
+
+    def __init__(
+        self,
+        watched: Watched,
+        targets: Sequence[Target],
+        picture: np.ndarray,
+        *,
+        outputs: int,
+        place: int,
+        kind: str,
+        stepped_over: bool,
+    ) -> None:
+        self._watched, self._targets, self._picture, self._outputs = watched, list(targets), picture, outputs
+        self._place, self._kind, self._stepped_over = place, kind, stepped_over
+        self._single: Any = None
+        self._double: Any = None
+
+    def __call__(self, batch: np.ndarray, double: bool) -> Evaluation | None:
+        tensorflow = import_tensorflow()
+        if not double:
+            self._single = self._single or self._under_tape()
+            function = self._single
+        else:
+            try:
+                self._double = self._double or self._frozen_in_float64()
+            except Exception:  # an operator that has no float64 form
+                return None
+            function = self._double
+            if np.issubdtype(batch.dtype, np.floating):
+                batch = batch.astype(np.float64)
+
+        def run(targets: np.ndarray) -> list[np.ndarray]:
+            with tensorflow.device("/CPU:0"):
+                return [
+                    np.asarray(array) for array in function(tensorflow.constant(batch), tensorflow.constant(targets))
+                ]
+
+        count, outputs = len(self._targets), self._outputs
+        try:
+            arrays = run(np.zeros(len(batch), np.int64))
+        except Exception:
+            if double:
+                return None
+            raise
+        scores = arrays[outputs]
+        values = arrays[outputs + 1 : outputs + 1 + count]
+        return Evaluation(
+            arrays[:outputs],
+            scores.reshape(len(scores), -1),
+            values,
+            lambda targets: run(targets)[outputs + 1 + count :],
+        )
+
+    def _under_tape(self) -> Any:
+        tensorflow = import_tensorflow()
+
+        def evaluate(batch: Any, targets: Any) -> list[Any]:
+            held: dict[int, Any] = {}
+            with tensorflow.GradientTape() as tape:
+
+                def tap(place: int, value: Any) -> Any:
+                    tape.watch(value)
+                    held[place] = value
+                    return value
+
+                found = tensors(tapped(self._watched, self._targets, tap)(batch))
+                scores = self._logits(found[self._place])
+                total = self._total(scores, targets)
+            values = [held[place] for place in range(len(self._targets))]
+            return [*found, scores, *values, *_known(tape.gradient(total, values))]
+
+        with quiet():
+            return self._traced(evaluate)
+
+    def _traced(self, evaluate: Any) -> Any:
+        tensorflow = import_tensorflow()
+        signature = [
+            tensorflow.TensorSpec((None, *self._picture.shape[1:]), self._picture.dtype),
+            tensorflow.TensorSpec((None,), tensorflow.int64),
+        ]
+        reason: Exception | None = None
+        for autograph in (False, True):
+            try:
+                return tensorflow.function(
+                    evaluate, input_signature=signature, autograph=autograph
+                ).get_concrete_function()
+            except LayerError:
+                raise
+            except Exception as error:
+                reason = reason or error
+        assert reason is not None
+        raise ModelError(f"the model cannot be differentiated by TensorFlow: {reason}") from reason
+
+    def _logits(self, tensor: Any) -> Any:
+        found = ending(tensor) if self._stepped_over else None
+        tensorflow = import_tensorflow()
+        scores = tensor if found is None else found[1]
+        rows = tensorflow.shape(scores)[0]
+        return tensorflow.reshape(scores, (rows, -1))
+
+    def _total(self, scores: Any, targets: Any) -> Any:
+        tensorflow = import_tensorflow()
+        if self._kind == "binary_logit":
+            signs = tensorflow.cast(2 * targets - 1, scores.dtype)
+            return tensorflow.reduce_sum(scores[:, 0] * signs)
+        return tensorflow.reduce_sum(tensorflow.gather(scores, targets, axis=1, batch_dims=1))
+
+    def _frozen_in_float64(self) -> Any:
+        """The model's graph with its weights as constants, everything that was float32 made float64."""
+        tensorflow = import_tensorflow()
+        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+        with quiet():
+            frozen = convert_variables_to_constants_v2(
+                trace(self._watched, self._picture, self._targets).get_concrete_function(), lower_control_flow=False
+            )
+        graph = frozen.graph.as_graph_def()
+        for function in (graph.node, *(f.node_def for f in graph.library.function)):
+            for node in function:
+                _widen(node)
+        inputs = [tensor.name for tensor in frozen.inputs]
+        returned = [tensor.name for tensor in frozen.outputs]
+        count = len(returned) - len(self._targets)
+
+        def evaluate(batch: Any, targets: Any) -> list[Any]:
+            found = tensorflow.graph_util.import_graph_def(
+                graph, input_map={inputs[0]: batch}, return_elements=returned, name=""
+            )
+            # the function's own outputs are copies beside the way: what they copy is on it
+            values = [tensor.op.inputs[0] if tensor.op.type == "Identity" else tensor for tensor in found[count:]]
+            scores = self._logits(found[self._place])
+            gradients = tensorflow.gradients(self._total(scores, targets), values)
+            return [*found[:count], scores, *values, *_known(gradients)]
+
+        kind = np.float64 if np.issubdtype(self._picture.dtype, np.floating) else self._picture.dtype
+        signature = [
+            tensorflow.TensorSpec((None, *self._picture.shape[1:]), kind),
+            tensorflow.TensorSpec((None,), tensorflow.int64),
+        ]
+        return tensorflow.compat.v1.wrap_function(evaluate, signature)
+
+
+def _widen(node: Any) -> None:
+    """Make a node of a graph definition compute in float64 what it computed in float32."""
+    tensorflow = import_tensorflow()
+    single, double = tensorflow.float32.as_datatype_enum, tensorflow.float64.as_datatype_enum
+    for value in node.attr.values():
+        if value.HasField("type") and value.type == single:
+            value.type = double
+        if value.HasField("tensor") and value.tensor.dtype == single:
+            array = tensorflow.make_ndarray(value.tensor).astype(np.float64)
+            value.tensor.CopyFrom(tensorflow.make_tensor_proto(array, shape=array.shape))
+        for place, kind in enumerate(value.list.type):
+            if kind == single:
+                value.list.type[place] = double
+
+
+def _known(gradients: Sequence[Any]) -> list[Any]:
+    """The gradients as dense tensors.
+
+    Raises:
+        LayerError: a score does not depend on a layer.
+    """
+    if any(gradient is None for gradient in gradients):
+        raise LayerError("the scores do not depend on the target layer; choose one between picture and scores")
+    return list(gradients)

@@ -1,8 +1,10 @@
-"""The bundled demo model and pictures; `models/README.md` says where they come from and under which licences."""
+"""The bundled demo models and pictures; `models/README.md` says where they come from and under which licences."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from onnxcam.errors import OnnxcamError, listing
@@ -12,12 +14,20 @@ _SHIPPED = (".onnx", ".png")
 
 
 def names() -> list[str]:
-    """File names of the bundled models and pictures, sorted."""
-    return sorted(item.name for item in files(__name__).iterdir() if item.name.endswith(_SHIPPED))
+    """Names of the bundled models and pictures, with their folder where they lie in one, sorted."""
+    return sorted(_below(files(__name__), ""))
+
+
+def _below(folder: Traversable, prefix: str) -> Iterator[str]:
+    for item in folder.iterdir():
+        if item.is_dir():
+            yield from _below(item, f"{prefix}{item.name}/")
+        elif item.name.endswith(_SHIPPED):
+            yield prefix + item.name
 
 
 def path(name: str) -> Path:
-    """Where a bundled file lies, for example `path("efficientnet_lite0.onnx")` or `path("cat.png")`.
+    """Where a bundled file lies, for example `path("cat.png")` or `path("classroom/mnist.onnx")`.
 
     Raises:
         OnnxcamError: no bundled file has that name.

@@ -128,7 +128,10 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def bundled() -> set[str]:
     """Models, pictures and what says where they come from."""
     kinds = (".onnx", ".png", ".json", ".txt", ".md")
-    found = {f"onnxcam/models/{file.name}" for file in (ROOT / "models").iterdir() if file.suffix in kinds}
+    folder = ROOT / "models"
+    found = {
+        f"onnxcam/models/{file.relative_to(folder).as_posix()}" for file in folder.rglob("*") if file.suffix in kinds
+    }
     assert any(name.endswith(".onnx") for name in found) and any(name.endswith(".png") for name in found)
     return found
 

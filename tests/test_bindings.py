@@ -153,6 +153,21 @@ def test_javascript_gives_pythons_numbers(node: Path, bundled: Path, picture: st
         assert mine["probability"] == pytest.approx(probability, abs=1e-4)
 
 
+@pytest.mark.parametrize("method", ["gradcam", "hirescam"])
+def test_javascript_takes_grey_pictures_channels_last_and_other_methods(
+    node: Path, tmp_path: Path, method: str
+) -> None:
+    methods = ("gradcam", "hirescam")
+    model = required(models.path("classroom/fashion_mnist.onnx"), tmp_path / "clothes.onnx", methods=methods)
+    file = models.path("classroom/fashion_mnist/right_pullover.png")
+    got = json.loads(call("node", "explain_json.mjs", model, file, 6, method, cwd=node))
+    want = onnxcam.Explainer(model).explain(file, target="Shirt", method=method)
+    assert got["predictions"][0]["label"] == "Pullover"
+    heatmap = np.asarray(got["heatmap"], np.float32).reshape(28, 28)
+    np.testing.assert_allclose(heatmap, want.heatmap, rtol=0, atol=1e-4)
+    assert heatmap.max() > 0.9
+
+
 def test_the_javascript_program_writes_an_overlay(node: Path, bundled: Path, tmp_path: Path) -> None:
     output = tmp_path / "overlay.png"
     said = call("node", "explain.mjs", bundled, models.path("coffee.png"), output, cwd=node)

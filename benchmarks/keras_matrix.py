@@ -219,8 +219,8 @@ def section(rows: dict[tuple[str, str], Row | None]) -> list[str]:
         f"`onnxcam.exporters.keras.export`, run in ONNX Runtime on {matrix.SAMPLES} random pictures, one at its own "
         "top-1 class and two at a class given, and compared with GradientTape the way a Keras Grad-CAM script "
         "computes it: one functional model that returns the layer's output and the scores, on a second network with "
-        "the same weights and no softmax. Tolerance, noise floor and beside as above, the floor from a third network in "
-        "float64.",
+        "the same weights and no softmax. Tolerance, noise floor and beside as above, the floor from a third "
+        "network in float64.",
         "",
         "| Architecture | Input | Layer | Shape | Scores | Activations | Gradients | Export | Result |",
         "|---|---|---|---|---|---|---|---|---|",

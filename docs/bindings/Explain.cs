@@ -39,6 +39,10 @@ public sealed class Explainer : IDisposable
     public Explanation Explain(Picture picture, long target = -1, string method = "gradcam")
     {
         var input = manifest.Get("input");
+        if (input.Text("dtype") != "float32")
+        {
+            throw new ArgumentException($"the model takes {input.Text("dtype")}; this program feeds float32");
+        }
         var layer = manifest.Get("layers").Elements().Last();
         var (data, shape, geometry) = Preprocess.Apply(picture, input.Get("preprocess"), input.Text("layout"));
         var feeds = new List<NamedOnnxValue>

@@ -47,6 +47,7 @@ function* fields(bytes) {
 /** Which pixels speak for a class: `picture` is { pixels (RGB), height, width }, `target` an index, -1 for the best. */
 export async function explain(model, picture, target = -1, method = "gradcam") {
   const held = manifest(model);
+  if (held.input.dtype !== "float32") throw new Error(`the model takes ${held.input.dtype}; this program feeds float32`);
   const session = await ort.InferenceSession.create(model);
   const layer = held.layers.at(-1);
   const { data, shape, geometry } = preprocess(picture, held.input.preprocess, held.input.layout);

@@ -324,7 +324,14 @@ def _from_callable(source: str, output: str, request: Request, how: Loading) -> 
     named = importlib.import_module("onnxcam.exporters.named")
     with named.imported(how.import_file), named.importable_here():
         found = named.call(source)
-        write = _from_keras if named.framework_of(found) in ("keras", "tf_keras") else _from_torch
+        # a PyTorch model may come with example inputs
+        framework = named.framework_of(found[0] if isinstance(found, (tuple, list)) and found else found)
+        if framework is None:
+            raise ModelError(
+                f"{source} returned a {type(found).__name__}; expected a Keras model, a torch.nn.Module, or a module and "
+                "example inputs"
+            )
+        write = _from_torch if framework == "torch" else _from_keras
         return write(source, output, request, how, found)
 
 

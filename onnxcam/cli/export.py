@@ -20,6 +20,7 @@ EPILOG = """\
 Examples:
   onnxcam export classifier.onnx -o explainable.onnx --preprocess 0..1 --labels labels.txt
   onnxcam export torchvision:resnet50 -o resnet50.onnx
+  onnxcam export flowers.keras -o flowers.onnx --layer efficientnetb0/top_conv --labels labels.json
   onnxcam export mypackage.model:build --weights state.pt -o model.onnx --layer layer3 --layer layer4
   onnxcam export classifier.onnx -o triton.onnx --target required --outputs heatmap
 """
@@ -328,8 +329,8 @@ def _from_callable(source: str, output: str, request: Request, how: Loading) -> 
         framework = named.framework_of(found[0] if isinstance(found, (tuple, list)) and found else found)
         if framework is None:
             raise ModelError(
-                f"{source} returned a {type(found).__name__}; expected a Keras model, a torch.nn.Module, or a module and "
-                "example inputs"
+                f"{source} returned a {type(found).__name__}; expected a Keras model, a torch.nn.Module, or a module "
+                "and example inputs"
             )
         write = _from_torch if framework == "torch" else _from_keras
         return write(source, output, request, how, found)

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,7 +129,8 @@ def _application(name: str, weights: str | None, size: int | Sequence[int] | Non
         options["input_shape"] = (*given[-2:], given[0] if len(given) == 3 else 3)
     if weights in (None, IMAGENET):
         try:
-            model = build(weights=IMAGENET, **options)
+            with redirect_stdout(sys.stderr):  # Keras tells there that it fetches a file, and how far it is
+                model = build(weights=IMAGENET, **options)
         except Exception as error:
             raise ModelError(
                 f"keras:{name} with its ImageNet weights cannot be had here ({told(error)}); fetch the weights file "

@@ -20,6 +20,7 @@ EPILOG = """\
 Examples:
   onnxcam export classifier.onnx -o explainable.onnx --preprocess 0..1 --labels labels.txt
   onnxcam export torchvision:resnet50 -o resnet50.onnx
+  onnxcam export flowers.keras -o flowers.onnx --layer efficientnetb0/top_conv --labels labels.json
   onnxcam export mypackage.model:build --weights state.pt -o model.onnx --layer layer3 --layer layer4
   onnxcam export classifier.onnx -o triton.onnx --target required --outputs heatmap
 """
@@ -324,7 +325,14 @@ def _from_callable(source: str, output: str, request: Request, how: Loading) -> 
     named = importlib.import_module("onnxcam.exporters.named")
     with named.imported(how.import_file), named.importable_here():
         found = named.call(source)
-        write = _from_keras if named.framework_of(found) in ("keras", "tf_keras") else _from_torch
+        # a PyTorch model may come with example inputs
+        framework = named.framework_of(found[0] if isinstance(found, (tuple, list)) and found else found)
+        if framework is None:
+            raise ModelError(
+                f"{source} returned a {type(found).__name__}; expected a Keras model, a torch.nn.Module, or a module "
+                "and example inputs"
+            )
+        write = _from_torch if framework == "torch" else _from_keras
         return write(source, output, request, how, found)
 
 

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnxcam.cli.export import KERAS, ONNX, TORCH, kind_of, parse_size
+from onnxcam.cli.export import CODE, KERAS, ONNX, TORCH, kind_of, parse_size
 from onnxcam.errors import ModelError
 from onnxcam.graph import load, manifest
 from tests import models
@@ -159,7 +159,7 @@ def test_kinds_of_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         Path(name).touch()
     expected = {
         "m.keras": KERAS, "m.h5": KERAS, "keras:vgg16": KERAS, "m.pt2": TORCH, "m.pth": TORCH, "timm:resnet18.a1_in1k":
-        TORCH, "torchvision:resnet50": TORCH, "package.module:build": TORCH, "m.onnx": ONNX, "m.pb": ONNX,
+        TORCH, "torchvision:resnet50": TORCH, "package.module:build": CODE, "m.onnx": ONNX, "m.pb": ONNX,
         "gone.onnx": ONNX,
     }  # fmt: skip
     assert {source: kind_of(source) for source in expected} == expected
@@ -221,13 +221,29 @@ def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pyt
     assert seen["export"]["preprocess"]["resize"]["size"] == [32, 32]
 
 
-def test_keras_is_one_clear_sentence_until_its_exporter_is_there(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnxcam.exporters.keras", None)
+def test_a_missing_framework_is_one_clear_sentence(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
     result = run("export", "keras:vgg16", "-o", tmp_path / "out.onnx")
-    assert result.code == 3 and "Keras" in result.sentence
+    assert result.code == 4 and "onnxcam[keras]" in result.sentence
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_saved_model_folder_is_told_what_to_become(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"x")
+    result = run("export", tmp_path / "saved", "-o", tmp_path / "out.onnx")
+    assert result.code == 3 and ".keras" in result.sentence and "tf2onnx" in result.sentence
+
+
+@pytest.mark.keras
+def test_a_keras_model_named_by_its_code(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("tf2onnx")
+    out = tmp_path / "out.onnx"
+    result = run("export", "tests.exporters.keras_nets:make", "-o", out, "--layer", "conv2", "--preprocess", "0..1")
+    assert result.code == 0, result.err
+    assert "GradientTape" in result.out and read(out)["layers"][0]["name"] == "conv2"
+    assert run("export", "os:getcwd", "-o", out).code == 3
 
 
 @pytest.mark.torch

@@ -27,31 +27,20 @@ import onnx
 from onnxcam import image
 from onnxcam.augmentation import augment
 from onnxcam.errors import LayerError, ModelError, OnnxcamError, OutputError, listing
-from onnxcam.exporters import keras_capture, keras_oracle, parity
+from onnxcam.exporters import keras_capture, keras_layers, keras_oracle, parity
 from onnxcam.exporters.keras_module import Call, Target, Watched, import_tensorflow, tensors
 from onnxcam.exporters.outputs import choose
 from onnxcam.graph import edit, manifest
-from onnxcam.graph import layers as target_layers
-from onnxcam.graph import scores as class_scores
 from onnxcam.graph.layers import Layer
-from onnxcam.graph.load import save, serialize
+from onnxcam.graph.load import save
 from onnxcam.graph.manifest import Manifest
-from onnxcam.graph.normalize import describe, prepare
-from onnxcam.runtime import open_session, run
+from onnxcam.graph.normalize import describe
 
 AGAINST = "TensorFlow GradientTape"
 DEFAULT_SIDE = 224
-# what people have always explained in these networks, by the beginning of the model's name
-HABITS = {
-    "vgg16": "block5_conv3",
-    "resnet50": "conv5_block3_out",
-    "efficientnetb0": "top_conv",
-    "mobilenetv2": "Conv_1",
-}
 _ENDED = {"softmax": "probabilities", "sigmoid": "probabilities", "log_softmax": "log_probabilities"}
 # layers that leave a picture's numbers as they are
 _GEOMETRY = {"InputLayer", "Resizing", "CenterCrop", "ZeroPadding2D", "Cropping2D", "Permute", "Reshape"}
-_POOLING = ("Pooling", "Pool", "Dropout", "ZeroPadding", "Flatten", "Reshape", "InputLayer", "Random", "UpSampling")
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +110,7 @@ def export(
         picture = _example(shape, dtype, spec)
         names, place = _outputs(model, returned, picture, scores)
         if layers is None:
-            targets, captured = _default(watched, calls, picture, names, place, opset)
+            targets, captured = keras_layers.default(watched, calls, picture, names, place, opset)
         else:
             targets = [watched.resolve(layer, calls) for layer in _listed(layers)]
             captured = keras_capture.capture(watched, picture, targets, names, opset)
@@ -166,6 +155,38 @@ def export(
         return explained
     save(explained, path)
     return held
+
+
+def list_layers(model: Any, *, input_size: int | Sequence[int] | None = None) -> list[Layer]:
+    """Candidate target layers of a Keras classifier in the order they are called; exactly one is the default.
+
+    Takes as long as an export without verification, since the default is found in the exported graph.
+
+    Raises:
+        ModelError: not a Keras classifier of one picture.
+    """
+    import_tensorflow()
+    watched = Watched(model)
+    shape, dtype = _input(model, input_size)
+    with keras_capture.quiet(), _single_precision(watched):
+        picture = _example(shape, dtype, None)
+        calls, returned = watched.calls(picture)
+        names, place = _outputs(model, returned, picture, None)
+        (chosen,), _ = keras_layers.default(watched, calls, picture, names, place, None)
+    found = [(call, keras_layers.target_of(call)) for call in keras_layers.candidates(calls)]
+    if all(target.path != chosen.path for _, target in found):
+        found.append((next(call for call in calls if call.name == chosen.path), chosen))
+    return [
+        Layer(
+            target.name,
+            target.path,
+            layout="NHWC",
+            shape=(keras_capture.BATCH, *target.shape[1:]),
+            grid=(target.shape[1], target.shape[2]),
+            default=target.path == chosen.path,
+        )
+        for _, target in found
+    ]
 
 
 def _listed(layers: Any) -> list[Any]:
@@ -312,81 +333,6 @@ def _by_meaning(captured: keras_capture.Captured, place: int) -> keras_capture.C
     names = [meaning if k == place else other for k, other in enumerate(captured.outputs)]
     values = [meaning if value == name else value for value in captured.values]
     return keras_capture.Captured(captured.model, values, names, captured.endings)
-
-
-def _default(
-    watched: Watched, calls: Sequence[Call], picture: np.ndarray, names: Sequence[str], place: int, opset: int | None
-) -> tuple[list[Target], keras_capture.Captured]:
-    """The default layer, and the model captured with it."""
-    guess = _last_spatial(calls)
-    usual = _habit(watched, calls, guess)
-    chosen = usual or guess
-    if chosen is None:
-        raise ModelError(
-            "the model has no spatial layer: no layer before the scores returns a map [N, h, w, C] with several "
-            "positions, so there is nothing a heatmap could be computed at"
-        )
-    captured = keras_capture.capture(watched, picture, [_target(chosen)], names, opset)
-    if usual is not None:
-        return [_target(usual)], captured
-    found = _by_graph(captured, calls, picture, place)
-    if found is None or (found.name, found.index) == (chosen.name, chosen.index):
-        return [_target(chosen)], captured
-    chosen = _habit(watched, calls, found) or found
-    return [_target(chosen)], keras_capture.capture(watched, picture, [_target(chosen)], names, opset)
-
-
-def _target(call: Call) -> Target:
-    assert call.value is not None
-    return Target(call.name, call.name, call.index, tuple(call.value.shape))
-
-
-def _last_spatial(calls: Sequence[Call]) -> Call | None:
-    """The last layer that returns a map, pooling and what only moves values left aside."""
-    for call in reversed(calls):
-        value = call.value
-        if call.leaf and value is not None and value.ndim == 4 and value.shape[1] * value.shape[2] > 1:
-            kind = type(call.layer).__name__
-            if not any(word in kind for word in _POOLING):
-                return call
-    return None
-
-
-def _habit(watched: Watched, calls: Sequence[Call], default: Call | None) -> Call | None:
-    """The layer that is usual in the network the default layer lies in, None where none is."""
-    if default is None:
-        return None
-    owner, _, _ = default.name.rpartition("/")
-    model = watched.layers[owner][0] if owner else watched.root
-    for beginning, usual in HABITS.items():
-        if str(model.name).startswith(beginning) and str(model.name)[len(beginning) :][:1] in ("", "_"):
-            path = f"{owner}/{usual}" if owner else usual
-            return next((call for call in reversed(calls) if call.name == path), None)
-    return None
-
-
-def _by_graph(captured: keras_capture.Captured, calls: Sequence[Call], picture: np.ndarray, place: int) -> Call | None:
-    """The layer that returns the value which the graph's own search finds: the last convolution, followed on.
-
-    Which one that is is told by numbers. Of several that return the same the first is taken, and inner layers before
-    the models around them.
-    """
-    graph = prepare(captured.model)
-    layer = target_layers.default(graph, class_scores.find(graph, captured.outputs[place]).value)
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(graph.model)
-    exposed.graph.output.append(edit.info(layer.value, graph.dtype(layer.value), layer.shape))
-    session = open_session(serialize(exposed), ["CPUExecutionProvider"])
-    value = run(session, [layer.value], {keras_capture.INPUT: picture})[layer.value]
-    if layer.layout == "NCHW":
-        value = value.transpose(0, 2, 3, 1)
-    near = []
-    for order, call in enumerate(calls):
-        if call.value is not None and call.value.shape == value.shape and call.name:
-            far = float(parity.distance(np.asarray(call.value), value).max())
-            if far < parity.TOLERANCE:
-                near.append((not call.leaf, order, call))
-    return min(near, key=lambda found: found[:2])[2] if near else None
 
 
 @contextmanager

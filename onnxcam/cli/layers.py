@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,21 +16,26 @@ EPILOG = """\
 Examples:
   onnxcam layers model.onnx
   onnxcam layers model.onnx --json | jq -r '.layers[].name'
+  onnxcam layers flowers.keras
 """
 
 
 @click.command("layers", context_settings=options.CONTEXT, epilog=EPILOG)
 @click.argument("model", metavar="MODEL")
+@click.option("--trust-model", is_flag=True, help="Allow a Keras MODEL and --import to run code while they are loaded.")
+@click.option("--import", "import_file", metavar="FILE.py", help="Python file that defines a Keras model's classes.")
 @options.json_option
-def layers(model: str, as_json: bool) -> None:
+def layers(model: str, trust_model: bool, import_file: str | None, as_json: bool) -> None:
     """List the layers that can be explained.
 
     For each layer of MODEL (any image classifier in ONNX form): its name for --layer, the shape and layout of its
     output, and which one is taken when none is named (*). Of an explainable model it also says which outputs hold a
     layer's activations, gradients and heatmaps. Any other value or node of the graph can be named too, if it is
-    spatial.
+    spatial. MODEL may also be a Keras file (.keras, .h5) or keras:NAME: its layers come under the names that `onnxcam
+    export --layer` takes.
     """
-    found = describe(model)
+    keras = model.startswith("keras:") or model.lower().endswith((".keras", ".h5", ".hdf5"))
+    found = describe_keras(model, trust_model, import_file) if keras else describe(model)
     if as_json:
         options.print_json(found)
         return
@@ -86,6 +92,31 @@ def describe(model: str) -> dict[str, Any]:
         "outputs": {"scores": held["scores"]["name"], "probabilities": held["scores"].get("probabilities")},
     }
     return {"model": model, "explainable": explainable, "layers": found}
+
+
+def describe_keras(model: str, trust: bool = False, import_file: str | None = None) -> dict[str, Any]:
+    """The layers of a Keras model.
+
+    Raises:
+        ModelError, TrustError: it cannot be loaded, or is no image classifier.
+        DependencyError: TensorFlow is missing.
+    """
+    keras_source = importlib.import_module("onnxcam.exporters.keras_source")
+    exporter = importlib.import_module("onnxcam.exporters.keras")
+    weights = "none" if model.startswith("keras:") else None
+    loaded = keras_source.load(model, weights=weights, trust=trust, import_file=import_file)
+    found = [
+        {
+            "name": layer.name,
+            "shape": _dims(layer.shape),
+            "layout": layer.layout,
+            "grid": list(layer.grid),
+            "default": layer.default,
+            "outputs": None,
+        }
+        for layer in exporter.list_layers(loaded.model)
+    ]
+    return {"model": model, "explainable": None, "layers": found}
 
 
 def _outputs(entry: dict[str, Any] | None) -> dict[str, Any] | None:

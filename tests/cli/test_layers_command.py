@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import onnxcam
+from onnxcam import models as onnxcam_models
 from onnxcam.graph import load
 from tests import models
 from tests.cli.conftest import Run
@@ -23,6 +24,15 @@ def test_a_plain_model(run: Run, plain: Path) -> None:
     ]  # fmt: skip
     rows = run("layers", plain).out.splitlines()
     assert rows[2].split() == ["*", "relu2", "[N,", "16,", "16,", "16]", "NCHW"]
+
+
+@pytest.mark.keras
+def test_a_keras_file(run: Run) -> None:
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("tf2onnx")
+    rows = run("layers", onnxcam_models.path("classroom/mnist.keras")).out.splitlines()
+    assert [row.split()[:2] for row in rows[1:]] == [["conv1", "[N,"], ["*", "conv2"]]
+    assert run("layers", "keras:vgg61").code == 3
 
 
 def test_an_explainable_model_says_which_outputs_there_are(run: Run, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ pytest.importorskip("tf2onnx")
 from onnxcam.autodiff import registry  # noqa: E402
 from onnxcam.errors import InputError, LayerError, ModelError, OutputError, VerificationError  # noqa: E402
 from onnxcam.exporters import keras_capture, parity  # noqa: E402
-from onnxcam.exporters.keras import export  # noqa: E402
+from onnxcam.exporters.keras import export, list_layers  # noqa: E402
 from onnxcam.exporters.keras_module import Watched  # noqa: E402
 from onnxcam.exporters.keras_oracle import KerasOracle  # noqa: E402
 from onnxcam.graph import manifest  # noqa: E402
@@ -358,6 +358,19 @@ def test_the_default_layer_is_the_one_of_long_habit(name: str, default: str) -> 
     held = manifest.read(export(model, None, verify=False))
     assert held is not None
     assert [entry["name"] for entry in held["layers"]] == [default]
+
+
+def test_layers_are_listed_as_export_takes_them() -> None:
+    found = list_layers(nets.nested())
+    names = [layer.name for layer in found]
+    assert names == [
+        "scale", "backbone/normal", "backbone/conv", "backbone/bn", "backbone/act", "backbone/top_conv",
+        "backbone/top_bn", "backbone/top_activation",
+    ]  # fmt: skip
+    assert [layer.name for layer in found if layer.default] == ["backbone/top_activation"]
+    held = manifest.read(export(nets.nested(), None, verify=False))
+    assert held is not None and held["layers"][0]["name"] == "backbone/top_activation"
+    assert next(layer for layer in found if layer.default).shape == tuple(held["layers"][0]["shape"])
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,112 @@
+"""Which layer of a Keras model is explained where none is named, and which ones could be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from onnxcam.errors import ModelError
+from onnxcam.exporters import keras_capture, parity
+from onnxcam.exporters.keras_module import Call, Target, Watched
+from onnxcam.graph import edit
+from onnxcam.graph import layers as target_layers
+from onnxcam.graph import scores as class_scores
+from onnxcam.graph.load import serialize
+from onnxcam.graph.normalize import prepare
+from onnxcam.runtime import open_session, run
+
+# what people have always explained in these networks, by the beginning of the model's name
+HABITS = {
+    "vgg16": "block5_conv3",
+    "resnet50": "conv5_block3_out",
+    "efficientnetb0": "top_conv",
+    "mobilenetv2": "Conv_1",
+}
+_POOLING = ("Pooling", "Pool", "Dropout", "ZeroPadding", "Flatten", "Reshape", "InputLayer", "Random", "UpSampling")
+
+
+def default(
+    watched: Watched, calls: Sequence[Call], picture: np.ndarray, names: Sequence[str], place: int, opset: int | None
+) -> tuple[list[Target], keras_capture.Captured]:
+    """The default layer, and the model captured with it."""
+    guess = _last_spatial(calls)
+    usual = _habit(watched, calls, guess)
+    chosen = usual or guess
+    if chosen is None:
+        raise ModelError(
+            "the model has no spatial layer: no layer before the scores returns a map [N, h, w, C] with several "
+            "positions, so there is nothing a heatmap could be computed at"
+        )
+    captured = keras_capture.capture(watched, picture, [target_of(chosen)], names, opset)
+    if usual is not None:
+        return [target_of(usual)], captured
+    found = _by_graph(captured, calls, picture, place)
+    if found is None or (found.name, found.index) == (chosen.name, chosen.index):
+        return [target_of(chosen)], captured
+    chosen = _habit(watched, calls, found) or found
+    return [target_of(chosen)], keras_capture.capture(watched, picture, [target_of(chosen)], names, opset)
+
+
+def target_of(call: Call) -> Target:
+    assert call.value is not None
+    return Target(call.name, call.name, call.index, tuple(call.value.shape))
+
+
+def _last_spatial(calls: Sequence[Call]) -> Call | None:
+    """The last layer that returns a map, pooling and what only moves values left aside."""
+    return next((call for call in reversed(calls) if call.leaf and _spatial(call)), None)
+
+
+def _habit(watched: Watched, calls: Sequence[Call], default: Call | None) -> Call | None:
+    """The layer that is usual in the network the default layer lies in, None where none is."""
+    if default is None:
+        return None
+    owner, _, _ = default.name.rpartition("/")
+    model = watched.layers[owner][0] if owner else watched.root
+    for beginning, usual in HABITS.items():
+        if str(model.name).startswith(beginning) and str(model.name)[len(beginning) :][:1] in ("", "_"):
+            path = f"{owner}/{usual}" if owner else usual
+            return next((call for call in reversed(calls) if call.name == path), None)
+    return None
+
+
+def _by_graph(captured: keras_capture.Captured, calls: Sequence[Call], picture: np.ndarray, place: int) -> Call | None:
+    """The layer that returns the value which the graph's own search finds: the last convolution, followed on.
+
+    Which one that is is told by numbers. Of several that return the same the first is taken, and inner layers before
+    the models around them.
+    """
+    graph = prepare(captured.model)
+    layer = target_layers.default(graph, class_scores.find(graph, captured.outputs[place]).value)
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(graph.model)
+    exposed.graph.output.append(edit.info(layer.value, graph.dtype(layer.value), layer.shape))
+    session = open_session(serialize(exposed), ["CPUExecutionProvider"])
+    value = run(session, [layer.value], {keras_capture.INPUT: picture})[layer.value]
+    if layer.layout == "NCHW":
+        value = value.transpose(0, 2, 3, 1)
+    near = []
+    for order, call in enumerate(calls):
+        if call.value is not None and call.value.shape == value.shape and call.name:
+            far = float(parity.distance(np.asarray(call.value), value).max())
+            if far < parity.TOLERANCE:
+                near.append((not call.leaf, order, call))
+    return min(near, key=lambda found: found[:2])[2] if near else None
+
+
+def candidates(calls: Sequence[Call]) -> list[Call]:
+    """The last call of every inner layer that returns a map with several positions, pooling left aside."""
+    found: dict[str, Call] = {}
+    for call in calls:
+        if call.leaf and _spatial(call):
+            found.pop(call.name, None)
+            found[call.name] = call
+    return list(found.values())
+
+
+def _spatial(call: Call) -> bool:
+    shape = () if call.value is None else call.value.shape
+    kind = type(call.layer).__name__
+    return len(shape) == 4 and shape[1] * shape[2] > 1 and not any(word in kind for word in _POOLING)

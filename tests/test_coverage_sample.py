@@ -1,15 +1,17 @@
-"""A sample of the coverage matrix (`make matrix` measures all of it): three architectures against torch autograd."""
+"""A sample of the coverage matrix (`make matrix` measures all of it): three architectures against torch autograd, two
+against GradientTape."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks import matrix
+from benchmarks import keras_matrix, matrix
 from tests.torchvision_stub import import_torchvision
 
-pytestmark = [pytest.mark.slow, pytest.mark.torch]
+pytestmark = pytest.mark.slow
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("name", "middle", "last"),
     [
@@ -34,6 +36,24 @@ def test_scores_activations_and_gradients_agree_with_autograd(name: str, middle:
         assert row["figures"]["activations"]["error"] < 1e-4
 
 
+@pytest.mark.keras
+@pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")
+@pytest.mark.parametrize(
+    ("name", "middle", "last"),
+    [("mobilenetv2", [12, 12, 192], [3, 3, 1280]), ("efficientnetv2b0", [12, 12, 48], [3, 3, 1280])],
+)
+def test_keras_agrees_with_gradient_tape(name: str, middle: list[int], last: list[int]) -> None:
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("tf2onnx")
+    rows = keras_matrix.measure(name)
+    assert rows["middle"]["shape"] == ["N", *middle]
+    assert rows["default"]["shape"] == ["N", *last]
+    for row in rows.values():
+        assert row["passed"] and not row["refused"], row
+        assert row["figures"]["activations"]["error"] < 1e-4
+
+
+@pytest.mark.torch
 def test_every_architecture_of_the_matrix_exists() -> None:
     assert set(matrix.ARCHITECTURES) <= set(import_torchvision().models.list_models())
     assert len(matrix.ARCHITECTURES) >= 30

@@ -30,7 +30,7 @@ def test_a_plain_model(run: Run, plain: Path) -> None:
 def test_a_keras_file(run: Run) -> None:
     pytest.importorskip("tensorflow")
     pytest.importorskip("tf2onnx")
-    rows = run("layers", onnxcam_models.path("classroom/mnist.keras")).out.splitlines()
+    rows = run("layers", onnxcam_models.path("classroom/mnist.onnx").with_suffix(".keras")).out.splitlines()
     assert [row.split()[:2] for row in rows[1:]] == [["conv1", "[N,"], ["*", "conv2"]]
     assert run("layers", "keras:vgg61").code == 3
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,18 @@ from onnxcam.runtime import Provider
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
 _SHOWN = 5  # predictions kept with an explanation
+
+
+class _Found(NamedTuple):
+    """What a batch came to: per layer the maps `raw` are `[N, k, h, w]`, for the `classes` `[N, k]`."""
+
+    scores: np.ndarray
+    probabilities: np.ndarray
+    classes: np.ndarray
+    raw: list[np.ndarray]
+    method: str
+    normalize: str
+    size: tuple[int, int]
 
 
 class Explainer:
@@ -166,6 +178,7 @@ class Explainer:
         top: int | None = None,
         normalize: str = "minmax",
         *,
+        side_by_side: bool = False,
         color: str = "RGB",
     ) -> Any:
         """Explain pictures.
@@ -175,6 +188,8 @@ class Explainer:
             target: None or -1 (top-1), an index, a label, or a list with one per picture.
             method, layer, normalize: as in `attribute`.
             top: explain the k best classes of each picture instead of `target`.
+            side_by_side: beside the map in which the layers are fused, explain each layer alone (`.per_layer`);
+                without `layer` all layers of the model in use.
             color: channel order of arrays, `RGB` or `BGR` (OpenCV's).
 
         Returns:
@@ -186,7 +201,9 @@ class Explainer:
         """
         many = isinstance(picture, (list, tuple))
         pictures = list(picture) if many else [picture]
-        found = list(self.stream(pictures, target, method, layer, top, normalize, color=color))
+        found = list(
+            self.stream(pictures, target, method, layer, top, normalize, side_by_side=side_by_side, color=color)
+        )
         return found if many else found[0]
 
     def stream(
@@ -198,6 +215,7 @@ class Explainer:
         top: int | None = None,
         normalize: str = "minmax",
         *,
+        side_by_side: bool = False,
         color: str = "RGB",
     ) -> Iterator[Explanation]:
         """`explain` for any number of pictures, a few at a time: memory stays flat. Arguments as there."""
@@ -207,11 +225,15 @@ class Explainer:
             raise InputError(f"normalize={normalize!r}; expected one of {', '.join(image.NORMALIZATIONS)}")
         items = list(pictures)
         wanted = self._targets(target, len(items))
+        if side_by_side and layer is None:
+            layer = self.layers
         names = self._layer_names(layer)
+        if side_by_side and len(names) < 2:
+            raise InputError(f"only layer {names[0]!r} was named; name two or more to see them side by side")
         for start in range(0, len(items), self._chunk):
             prepared = [self.prepare(item, color=color) for item in items[start : start + self._chunk]]
             yield from self._explain(
-                prepared, wanted[start : start + self._chunk], method, names, layer, top, normalize
+                prepared, wanted[start : start + self._chunk], method, names, layer, top, normalize, side_by_side
             )
 
     def prepare(self, picture: Any, *, color: str = "RGB") -> tuple[image.Picture, np.ndarray, image.Geometry]:
@@ -235,6 +257,7 @@ class Explainer:
         layer: Any,
         top: int | None,
         normalize: str,
+        side_by_side: bool,
     ) -> Iterator[Explanation]:
         batch = self._engine.check_batch(np.concatenate([tensor for _, tensor, _ in prepared]))
         if top is None:
@@ -245,30 +268,49 @@ class Explainer:
             scores, classes, raw = self._engine.top_maps(batch, top, names, method)
         probabilities = targets.probabilities(scores, self._kind)
         size = self._size("input", batch, [])
+        found = _Found(scores, probabilities, classes, raw, method, normalize, size)
+        listed = isinstance(layer, (list, tuple))
         for row, (picture, _, geometry) in enumerate(prepared):
-            maps = []
-            for k, index in enumerate(classes[row]):
-                layer_maps = [np.ascontiguousarray(held[row, k]) for held in raw]
-                fused = fuse([held[None] for held in layer_maps], normalize, size)[0]
-                maps.append(
-                    Map(
-                        int(index),
-                        self.label(int(index)),
-                        float(probabilities[row, index]),
-                        geometry.to_picture(fused),
-                        layer_maps if isinstance(layer, (list, tuple)) else layer_maps[0],
-                    )
+            every = self._told(found, row, picture, geometry, range(len(names)), list(names) if listed else names[0])
+            if side_by_side:
+                every.per_layer.extend(
+                    self._told(found, row, picture, geometry, [place], name) for place, name in enumerate(names)
                 )
-            yield Explanation(
-                picture.pixels,
-                self._predictions(probabilities[row]),
-                maps,
-                method,
-                list(names) if isinstance(layer, (list, tuple)) else names[0],
-                _doubts(maps, scores[row]),
-                picture.name,
-                {"source": self.manifest.get("source"), "parity": self.manifest.get("parity")},
+            yield every
+
+    def _told(
+        self,
+        found: _Found,
+        row: int,
+        picture: image.Picture,
+        geometry: image.Geometry,
+        places: Sequence[int],
+        layer: Any,
+    ) -> Explanation:
+        """One row's explanation from the maps of the layers at these places."""
+        maps = []
+        for k, index in enumerate(found.classes[row]):
+            held = [np.ascontiguousarray(found.raw[place][row, k]) for place in places]
+            fused = fuse([one[None] for one in held], found.normalize, found.size)[0]
+            maps.append(
+                Map(
+                    int(index),
+                    self.label(int(index)),
+                    float(found.probabilities[row, index]),
+                    geometry.to_picture(fused),
+                    held if isinstance(layer, list) else held[0],
+                )
             )
+        return Explanation(
+            picture.pixels,
+            self._predictions(found.probabilities[row]),
+            maps,
+            found.method,
+            layer,
+            _doubts(maps, found.scores[row]),
+            picture.name,
+            {"source": self.manifest.get("source"), "parity": self.manifest.get("parity")},
+        )
 
     def label(self, index: int) -> str:
         """The name of a class; its index as text where no labels are known."""

@@ -31,8 +31,8 @@ def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str,
         `peaks`: separate regions at or above half of the maximum.
         `region`: the part of the energy inside `region`, where one is given.
     """
-    grid = _shrunk(np.asarray(heatmap, np.float64))
-    names = ("centroid", "spread", "entropy", "gini", "half_area", "border", "peaks")
+    grid = _shrunk(np.asarray(heatmap))
+    names: tuple[str, ...] = ("centroid", "spread", "entropy", "gini", "half_area", "border", "peaks")
     names = names if region is None else (*names, "region")
     total = float(grid.sum())
     if not total > 0:
@@ -66,12 +66,17 @@ def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str,
 
 
 def _clean(values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.float32 and values.min(initial=0.0) >= 0 and np.isfinite(values.max(initial=0.0)):
+        return values  # as maps are: nothing to do, and in float32 ten times faster
+    values = np.asarray(values, np.float64)
     return np.where(np.isfinite(values), np.maximum(values, 0.0), 0.0)
 
 
 def _shrunk(heatmap: np.ndarray) -> np.ndarray:
     """Averaged over cells of equal area, so that the energy stays where it is."""
-    return _weights(heatmap.shape[0]) @ _clean(heatmap) @ _weights(heatmap.shape[1]).T
+    values = _clean(heatmap)
+    rows = _weights(heatmap.shape[0]).astype(values.dtype) @ values
+    return np.asarray(rows.astype(np.float64) @ _weights(heatmap.shape[1]).T)
 
 
 def _weights(side: int) -> np.ndarray:
@@ -79,14 +84,14 @@ def _weights(side: int) -> np.ndarray:
     cells = min(side, _GRID)
     edges = np.arange(cells + 1) * (side / cells)
     low, high = np.arange(side), np.arange(side) + 1
-    return np.clip(np.minimum(high, edges[1:, None]) - np.maximum(low, edges[:-1, None]), 0, None)
+    return np.asarray(np.clip(np.minimum(high, edges[1:, None]) - np.maximum(low, edges[:-1, None]), 0, None))
 
 
 def _inside(side: int) -> np.ndarray:
     """The part of each cell that lies inside the frame."""
     low, high = BORDER * side, (1 - BORDER) * side
     edges = np.arange(side + 1)
-    return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, 1)
+    return np.asarray(np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, 1))
 
 
 def _regions(mask: np.ndarray) -> int:

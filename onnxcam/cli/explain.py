@@ -48,6 +48,11 @@ Examples:
 @click.option("--top", type=click.IntRange(min=1), metavar="K", help="Explain the K best classes of each picture.")
 @click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="CAM method.")
 @options.layer_option("Target layer; several are fused into their mean.  [default: the model's own]")
+@click.option(
+    "--side-by-side",
+    is_flag=True,
+    help="Show several layers beside one another too: layers.png, and each one's own files in layers/LAYER/.",
+)
 @options.labels_option
 @options.preprocess_option
 @click.option(
@@ -80,6 +85,7 @@ def explain(
     top: int | None,
     method: str,
     layers: tuple[str, ...],
+    side_by_side: bool,
     labels: str | None,
     preprocess: str | None,
     normalize: str,
@@ -116,7 +122,7 @@ def explain(
     if not found.items and len(found.failures) == 1:
         raise found.failures[0][1]
     explainer = open_explainer(model, layers, labels, preprocess, method, provider, allow_fallback)
-    request = _request(explainer, layers, target, top, method, normalize, alpha, colormap)
+    request = _request(explainer, layers, target, top, method, normalize, alpha, colormap, side_by_side)
     if provider != "auto" and allow_fallback:
         click.echo(f"running on {explainer.providers[0]}", err=True)
     ready(folder)
@@ -249,6 +255,7 @@ def _request(
     normalize: str,
     alpha: float,
     colormap: str,
+    side_by_side: bool,
 ) -> Request:
     """The request, with everything that could be wrong for this model found out before a picture is read."""
     index = int(
@@ -257,8 +264,15 @@ def _request(
     if top is not None and top > explainer.classes:
         raise TargetError(f"--top {top}: the model has {explainer.classes} classes; choose 1 to {explainer.classes}")
     names = list(dict.fromkeys(layers))
+    if side_by_side:
+        names = names or explainer.layers
+        if len(names) < 2:
+            raise click.UsageError(
+                f"--side-by-side needs two layers or more, and there is {names[0]!r}: repeat --layer (`onnxcam layers` "
+                "lists them)."
+            )
     layer = names[0] if len(names) == 1 else names or None
-    request = Request(None if index < 0 else index, method, layer, top, normalize, alpha, colormap)
+    request = Request(None if index < 0 else index, method, layer, top, normalize, alpha, colormap, side_by_side)
     fixed = explainer.manifest["target"].get("class")
     beyond = method not in explainer.methods or not set(names) <= set(explainer.layers)
     if beyond or (fixed is not None and index not in (targets.TOP1, fixed)):
@@ -351,6 +365,8 @@ def _entry(
         "top": record and (record["maps"] if len(record["maps"]) > 1 else None),
         "layer": record and record["layer"],
         "method": record and record["method"],
+        "attention": record and record["maps"][0]["attention"],
+        "layers": record and (record["layers"] or None),
         "files": {key: prefix + file for key, file in (files or {}).items()},
         "warnings": record["warnings"] if record is not None else [],
         "error": error,

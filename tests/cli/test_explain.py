@@ -134,6 +134,18 @@ def test_layers_and_methods_the_file_lacks_are_added(run: Run, ready: Path, phot
     assert "hirescam_overlay.png" in tree(tmp_path / "out")
 
 
+def test_layers_side_by_side(run: Run, plain: Path, photo: Path, tmp_path: Path) -> None:
+    arguments = ("explain", plain, photo, "-o", tmp_path / "out", "--preprocess", "0..1", "--side-by-side", "--json")
+    refused = run(*arguments)
+    assert refused.code == 2 and "two layers or more" in refused.err
+    held = run(*arguments, "--layer", "relu1", "--layer", "relu2").json()["pictures"][0]
+    assert {"layers.png", "layers/relu1/gradcam_heatmap.png", "layers/relu2/gradcam_overlay.png"} < tree(
+        tmp_path / "out"
+    )
+    assert [entry["layer"] for entry in held["layers"]] == ["relu1", "relu2"]
+    assert held["attention"]["entropy"] != held["layers"][0]["attention"]["entropy"]
+
+
 def test_standard_input(run: Run, ready: Path, photos: Path, tmp_path: Path) -> None:
     data = (photos / "a.png").read_bytes()
     assert run("explain", ready, "-", "-o", tmp_path / "one", stdin=data).code == 0

@@ -12,6 +12,7 @@ from onnxcam.cam import targets
 from onnxcam.engine import Engine, Raw
 from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError
 from onnxcam.explanation import Explanation, Map
+from onnxcam.labels import beside
 from onnxcam.runtime import Provider
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
@@ -35,7 +36,8 @@ class Explainer:
 
     Arguments:
         source: an explainable model, or any classifier `.onnx` (augmented in memory): path, bytes or `ModelProto`.
-        labels: class names by index, instead of those in the file.
+        labels: class names by index, instead of those in the file; those of a folder `preprocess="hf:FOLDER"` names
+            serve where the file has none.
         preprocess: how pictures become tensors, instead of what the file says: a preset's name, a dict in the
             manifest's form, a JSON file, or `onnxcam.image.Preprocess`.
         layers: target layers; None for those of the file, or the default layer of a plain classifier.
@@ -74,6 +76,9 @@ class Explainer:
         )
         held = self._engine.held
         self.labels: list[str] | None = list(labels) if labels is not None else held.get("labels")
+        if self.labels is None:
+            configured = beside(preprocess)
+            self.labels = configured if configured is not None and len(configured) == self.classes else None
         if self.labels is not None and len(self.labels) != self.classes:
             raise LabelsError(
                 f"got {len(self.labels)} labels for a model with {self.classes} classes; one per class, in order"

@@ -104,7 +104,8 @@ def gallery(
     cells = [("picture", shown)]
     cells += [(name, blend(shown, colorize(_show_map(held, size), colormap), alpha)) for name, held in maps]
     columns = _COLUMNS // 2 if size[1] > _WIDE * size[0] else _COLUMNS
-    return _compose(cells, size, min(columns, len(cells)), label, probability, colormap)
+    rows = -(-len(cells) // columns)
+    return _compose(cells, size, -(-len(cells) // rows), label, probability, colormap)
 
 
 def _cell(height: int, width: int, largest: int) -> Size:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnxcam import image
+from onnxcam import doubts, image
 from onnxcam.cam import targets
 from onnxcam.engine import Engine, Raw
 from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError
@@ -91,6 +91,9 @@ class Explainer:
         spec = preprocess if preprocess is not None else held["input"].get("preprocess")
         entry = held["input"]
         self._preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
+        self._warnings = (
+            [] if self._preprocess is None else doubts.about_input(entry, self._preprocess, preprocess is not None)
+        )
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -121,6 +124,11 @@ class Explainer:
     def preprocess(self) -> image.Preprocess | None:
         """How pictures become tensors, None where nobody said."""
         return self._preprocess
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about the preprocessing as such; each explanation carries these sentences too."""
+        return list(self._warnings)
 
     def run(self, batch: np.ndarray, target: Any = None, layer: Any = None) -> Raw:
         """Scores, activations and gradients as the model computes them.
@@ -312,7 +320,7 @@ class Explainer:
             maps,
             found.method,
             layer,
-            _doubts(maps, found.scores[row]),
+            [*self._warnings, *_doubts(maps, found.scores[row])],
             picture.name,
             {"source": self.manifest.get("source"), "parity": self.manifest.get("parity")},
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from onnxcam import image, labels, runtime
+from onnxcam import doubts, image, labels, runtime
 from onnxcam.cam import targets
 from onnxcam.cli import options, pictures
 from onnxcam.cli.batch import Outcome, Request, explain_all, sentence
@@ -126,6 +126,8 @@ def explain(
     if provider != "auto" and allow_fallback:
         click.echo(f"running on {explainer.providers[0]}", err=True)
     ready(folder)
+    for warning in explainer.warnings:
+        click.echo(f"Warning: {warning}", err=True)
     run = _Run(folder, found, as_json)
     interrupted = True
     try:
@@ -133,9 +135,11 @@ def explain(
         interrupted = False
     finally:
         about = describe(model, explainer, request, seed)
-        summary = run.summary(about, time.monotonic() - started, interrupted)
+        summary = run.summary(about, time.monotonic() - started, interrupted, explainer)
         text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
         image.write_bytes(folder / SUMMARY, text.encode(errors="backslashreplace"))
+    for warning in summary["warnings"][len(explainer.warnings) :]:
+        click.echo(f"Warning: {warning}", err=True)
     if as_json:
         options.print_json(summary)
     counts = summary["counts"]
@@ -298,9 +302,11 @@ class _Run:
         self._quiet = quiet
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._entries: list[dict[str, Any]] = []
+        self._known: set[str] = set()
 
     def explain(self, explainer: Explainer, request: Request) -> None:
         items = self._found.items
+        self._known = set(explainer.warnings)  # about the run, not about a picture
         with Progress(len(items)) as progress:
             for name, error in self._found.failures:
                 progress.note(f"Error: {error}")
@@ -309,17 +315,21 @@ class _Run:
                 self._tell(outcome, progress)
                 progress.advance()
 
-    def summary(self, about: dict[str, Any], duration: float, interrupted: bool) -> dict[str, Any]:
+    def summary(
+        self, about: dict[str, Any], duration: float, interrupted: bool, explainer: Explainer
+    ) -> dict[str, Any]:
         found = len(self._found.items) + len(self._found.failures)
         explained = sum(entry["error"] is None for entry in self._entries)
         failed = len(self._entries) - explained
         counts = {"found": found, "explained": explained, "failed": failed}
         if interrupted:
             counts["left"] = found - explained - failed
+        best = [(entry["index"], entry["confidence"]) for entry in self._entries if entry["error"] is None]
         return about | {
             "started": self._started,
             "duration_s": round(duration, 3),
             "counts": counts,
+            "warnings": [*explainer.warnings, *doubts.about_run(best, explainer.classes)],
             "pictures": self._entries,
         }
 
@@ -332,6 +342,8 @@ class _Run:
             return
         self._entries.append(_entry(name, outcome.item.folder.as_posix(), record, outcome.files, None))
         for warning in record["warnings"]:
+            if warning in self._known:
+                continue
             progress.note(f"Warning: {name!r}: {warning}")
         if not self._quiet:
             progress.result(table(name, self._folder / outcome.item.folder, record))

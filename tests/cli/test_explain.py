@@ -20,6 +20,7 @@ from onnxcam.explainer import Explainer
 from onnxcam.graph import load
 from tests import models
 from tests.cli.conftest import LABELS, RAW, Run, noise, tree
+from tests.graph.test_entry import begun
 
 FILES = {
     "input.png",
@@ -197,6 +198,29 @@ def test_warnings_are_told(run: Run, photo: Path, tmp_path: Path) -> None:
     assert result.code == 0
     assert "Warning" in result.err and "zero everywhere" in result.err
     assert result.json()["pictures"][0]["warnings"]
+
+
+def test_doubts_about_the_preprocessing_are_told_once(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        image.write_png(tmp_path / "photos" / f"{number}.png", noise(np.random.default_rng(number)))
+    load.save(onnxcam.augment(begun([("Mul", 1 / 255)]), preprocess="raw"), tmp_path / "model.onnx")
+    arguments = ("explain", tmp_path / "model.onnx", tmp_path / "photos", "-o", tmp_path / "out")
+    assert "Warning" not in run(*arguments).err
+    result = run(*arguments, "--preprocess", "0..1", "--json")
+    assert result.code == 0 and result.err.count("Warning") == 2
+    held = result.json()
+    assert len(held["warnings"]) == 2 and held["pictures"][2]["warnings"] == held["warnings"]
+    assert "overridden" in held["warnings"][0] and "begins with" in held["warnings"][1]
+
+
+def test_a_run_that_says_nothing_is_told_of(run: Run, photo: Path, tmp_path: Path) -> None:
+    model = models.tiny_cnn(classes=20)
+    weights = next(t for t in model.graph.initializer if t.name == "w3")
+    weights.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(weights.dims), np.float32), weights.name))
+    load.save(onnxcam.augment(model, preprocess="0..1"), tmp_path / "model.onnx")
+    result = run("explain", tmp_path / "model.onnx", photo, "-o", tmp_path / "out")
+    assert "next to nothing" in result.err
 
 
 def test_scores_that_are_not_finite_give_valid_json(run: Run, photo: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ Examples:
     "--pictures",
     "folder",
     metavar="DIR",
-    help="Compare preprocessings on these pictures instead: which one does the model prefer?",
+    help="Compare preprocessings on these pictures instead: which one the model prefers.",
 )
 @click.option("--by-folder", is_flag=True, help="Each picture's folder in DIR is its class: a label or an index.")
 @click.option(

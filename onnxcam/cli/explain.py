@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -72,6 +73,11 @@ Examples:
 @click.option(
     "--colormap", type=click.Choice(image.COLORMAPS), default="jet", show_default=True, help="Colours of the heatmap."
 )
+@click.option(
+    "--compress/--no-compress",
+    default=None,
+    help="Write smaller picture files, which takes longer.  [default: for a single picture]",
+)
 @options.provider_option
 @options.fallback_option
 @options.seed_option
@@ -91,6 +97,7 @@ def explain(
     normalize: str,
     alpha: float,
     colormap: str,
+    compress: bool | None,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -121,8 +128,10 @@ def explain(
     found = pictures.collect(wanted, folder)
     if not found.items and len(found.failures) == 1:
         raise found.failures[0][1]
-    explainer = open_explainer(model, layers, labels, preprocess, method, provider, allow_fallback)
+    many = len(found.items) > 1
+    explainer = open_explainer(model, layers, labels, preprocess, method, provider, allow_fallback, many)
     request = _request(explainer, layers, target, top, method, normalize, alpha, colormap, side_by_side)
+    request = replace(request, compress=not many if compress is None else compress)
     if provider != "auto" and allow_fallback:
         click.echo(f"running on {explainer.providers[0]}", err=True)
     ready(folder)
@@ -161,8 +170,11 @@ def open_explainer(
     method: str = "gradcam",
     provider: str = "auto",
     allow_fallback: bool = False,
+    many: bool = False,
 ) -> Explainer:
     """An explainer from what the command line names, refused where nobody says how pictures are prepared.
+
+    With `many` pictures others are read and written while the model runs, so its threads leave the cores to them.
 
     Raises:
         PreprocessError: neither the model nor the caller says how pictures become tensors.
@@ -176,6 +188,7 @@ def open_explainer(
             layers=list(dict.fromkeys(layers)) or None,
             methods=(method,),
             providers=runtime.parse_provider(provider),
+            session_options=runtime.quiet_options(spinning=False) if many else None,
             allow_fallback=allow_fallback,
         )
     except LayerError as error:

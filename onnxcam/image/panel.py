@@ -20,7 +20,7 @@ from onnxcam.image.text import Font
 
 Pixels = NDArray[np.uint8]
 
-_SMALLEST, _LARGEST, _NARROWEST = 224, 640, 72
+_SMALLEST, _LARGEST, _NARROWEST = 224, 480, 72
 _GALLERY = 400  # the longer side of a gallery's cells at most: there are many of them
 _COLUMNS = 4
 _PAPER, _INK, _FAINT, _MAT = 255, (26, 28, 32), (112, 118, 128), (240, 241, 243)
@@ -52,7 +52,7 @@ def panel(
         colormap: one of COLORMAPS; also draws the colour bar.
 
     Returns:
-        uint8 [h, w, 3] RGB; each cell's longer side is between 224 and 640 pixels whatever the picture's size.
+        uint8 [h, w, 3] RGB; each cell's longer side is between 224 and 480 pixels whatever the picture's size.
 
     Raises:
         InputError: sizes differ, or there is no such colour map.

@@ -172,6 +172,39 @@ def test_one_bad_picture_never_loses_the_others(run: Run, ready: Path, photos: P
     assert not any("bad" in name or "worse" in name for name in tree(tmp_path / "out"))
 
 
+def test_a_folder_of_200_with_3_corrupt_ones(run: Run, ready: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    bad = {"017.jpg", "101.jpg", "199.jpg"}
+    for number in range(200):
+        name = f"{number:03}.jpg"
+        data = cv2.imencode(".jpg", noise(rng, 24, 32))[1].tobytes()
+        (folder / name).write_bytes(data[: len(data) // 2] if name in bad else data)
+    result = run("explain", ready, folder, "-o", tmp_path / "out")
+    assert result.code == 1
+    held = summary(tmp_path / "out")
+    assert held["counts"] == {"found": 200, "explained": 197, "failed": 3}
+    assert {Path(entry["name"]).name for entry in held["pictures"] if entry["error"]} == bad
+    assert all(result.err.count(name) == 1 for name in bad), "each is named, once"
+    assert len(list((tmp_path / "out").rglob("panel.png"))) == 197
+    fields = {"prediction", "confidence", "predictions", "target", "layer", "method", "attention", "files", "warnings"}
+    explained = [entry for entry in held["pictures"] if not entry["error"]]
+    assert all(fields <= entry.keys() and entry["attention"]["zero"] is False for entry in explained)
+
+
+def test_pictures_are_compressed_where_asked(run: Run, ready: Path, photos: Path, tmp_path: Path) -> None:
+    """One picture is; of many each file is written fast instead. The pixels are the same."""
+    plain = (tmp_path / "one", tmp_path / "many", tmp_path / "small")
+    assert run("explain", ready, photos / "a.png", "-o", plain[0], "--no-compress").code == 0
+    assert run("explain", ready, photos, "-o", plain[1]).code == 0
+    assert run("explain", ready, photos, "-o", plain[2], "--compress").code == 0
+    large, small = (folder / "sub" / "b" / "panel.png" for folder in plain[1:])
+    assert small.stat().st_size < large.stat().st_size
+    np.testing.assert_array_equal(image.load(small).pixels, image.load(large).pixels)
+    assert (plain[0] / "input.png").stat().st_size > 40 * 60 * 3
+
+
 def test_a_failing_run_is_one_pictures_failure(
     run: Run, ready: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,8 +4,8 @@
 
 Photographs are variations of the bundled ones, 640 x 480 to 1600 x 1200 pixels, JPEG quality 90, three of them corrupt.
 The bare loop is what a user writes: Pillow decodes and resizes, numpy scales, ONNX Runtime runs the plain model, one
-picture after the other. `onnxcam explain` runs as a process of its own with all its output; start-up is measured on
-one picture and taken off both. Rounds alternate; ratios are medians of ratios within rounds.
+picture after the other. Both run as processes of their own and take the time inside, from the first picture to the
+last. Rounds alternate; ratios are medians of ratios within rounds.
 """
 
 from __future__ import annotations

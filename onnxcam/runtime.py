@@ -129,7 +129,7 @@ def quiet_options(*, spinning: bool = True) -> Any:
 
     Arguments:
         spinning: False for sessions beside which other threads work: the runtime's own then sleep between runs rather
-            than take their cores (a sixth of all processor time, explaining a folder on two cores).
+            than take their cores (10 to 19 % of all processor time, explaining a folder on two cores).
     """
     options = import_onnxruntime().SessionOptions()
     # the runtime warns once per load that `target` has a default: that is meant

@@ -21,6 +21,7 @@ from onnxcam.cam import targets
 from onnxcam.errors import LabelsError, LayerError, ModelError, TargetError, listing
 from onnxcam.graph import edit, layers, manifest, scores
 from onnxcam.graph.builder import Builder
+from onnxcam.graph.entry import normalization
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import Source, serialize
 from onnxcam.graph.manifest import Manifest
@@ -433,6 +434,9 @@ def _manifest(
         "source": origin,
         "parity": None,
     }
+    own = normalization(graph, picture.name, layout == "NHWC")
+    if own is not None:
+        held["input"]["normalization"] = own
     fixed = fixed_class(target, found.classes, labels)
     if fixed is not None:
         held["target"]["class"] = fixed

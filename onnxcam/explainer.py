@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnxcam import image
+from onnxcam import doubts, image
 from onnxcam.cam import targets
 from onnxcam.engine import Engine, Raw
 from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError
 from onnxcam.explanation import Explanation, Map
+from onnxcam.labels import beside
 from onnxcam.runtime import Provider
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
 _SHOWN = 5  # predictions kept with an explanation
+
+
+class _Found(NamedTuple):
+    """What a batch came to: per layer the maps `raw` are `[N, k, h, w]`, for the `classes` `[N, k]`."""
+
+    scores: np.ndarray
+    probabilities: np.ndarray
+    classes: np.ndarray
+    raw: list[np.ndarray]
+    method: str
+    normalize: str
+    size: tuple[int, int]
 
 
 class Explainer:
@@ -23,7 +36,8 @@ class Explainer:
 
     Arguments:
         source: an explainable model, or any classifier `.onnx` (augmented in memory): path, bytes or `ModelProto`.
-        labels: class names by index, instead of those in the file.
+        labels: class names by index, instead of those in the file; those of a folder `preprocess="hf:FOLDER"` names
+            serve where the file has none.
         preprocess: how pictures become tensors, instead of what the file says: a preset's name, a dict in the
             manifest's form, a JSON file, or `onnxcam.image.Preprocess`.
         layers: target layers; None for those of the file, or the default layer of a plain classifier.
@@ -62,6 +76,9 @@ class Explainer:
         )
         held = self._engine.held
         self.labels: list[str] | None = list(labels) if labels is not None else held.get("labels")
+        if self.labels is None:
+            configured = beside(preprocess)
+            self.labels = configured if configured is not None and len(configured) == self.classes else None
         if self.labels is not None and len(self.labels) != self.classes:
             raise LabelsError(
                 f"got {len(self.labels)} labels for a model with {self.classes} classes; one per class, in order"
@@ -74,6 +91,9 @@ class Explainer:
         spec = preprocess if preprocess is not None else held["input"].get("preprocess")
         entry = held["input"]
         self._preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
+        self._warnings = (
+            [] if self._preprocess is None else doubts.about_input(entry, self._preprocess, preprocess is not None)
+        )
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -104,6 +124,11 @@ class Explainer:
     def preprocess(self) -> image.Preprocess | None:
         """How pictures become tensors, None where nobody said."""
         return self._preprocess
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about the preprocessing as such; each explanation carries these sentences too."""
+        return list(self._warnings)
 
     def run(self, batch: np.ndarray, target: Any = None, layer: Any = None) -> Raw:
         """Scores, activations and gradients as the model computes them.
@@ -166,6 +191,7 @@ class Explainer:
         top: int | None = None,
         normalize: str = "minmax",
         *,
+        side_by_side: bool = False,
         color: str = "RGB",
     ) -> Any:
         """Explain pictures.
@@ -175,6 +201,8 @@ class Explainer:
             target: None or -1 (top-1), an index, a label, or a list with one per picture.
             method, layer, normalize: as in `attribute`.
             top: explain the k best classes of each picture instead of `target`.
+            side_by_side: beside the map in which the layers are fused, explain each layer alone (`.per_layer`);
+                without `layer` all layers of the model in use.
             color: channel order of arrays, `RGB` or `BGR` (OpenCV's).
 
         Returns:
@@ -186,7 +214,9 @@ class Explainer:
         """
         many = isinstance(picture, (list, tuple))
         pictures = list(picture) if many else [picture]
-        found = list(self.stream(pictures, target, method, layer, top, normalize, color=color))
+        found = list(
+            self.stream(pictures, target, method, layer, top, normalize, side_by_side=side_by_side, color=color)
+        )
         return found if many else found[0]
 
     def stream(
@@ -198,6 +228,7 @@ class Explainer:
         top: int | None = None,
         normalize: str = "minmax",
         *,
+        side_by_side: bool = False,
         color: str = "RGB",
     ) -> Iterator[Explanation]:
         """`explain` for any number of pictures, a few at a time: memory stays flat. Arguments as there."""
@@ -207,11 +238,15 @@ class Explainer:
             raise InputError(f"normalize={normalize!r}; expected one of {', '.join(image.NORMALIZATIONS)}")
         items = list(pictures)
         wanted = self._targets(target, len(items))
+        if side_by_side and layer is None:
+            layer = self.layers
         names = self._layer_names(layer)
+        if side_by_side and len(names) < 2:
+            raise InputError(f"only layer {names[0]!r} was named; name two or more to see them side by side")
         for start in range(0, len(items), self._chunk):
             prepared = [self.prepare(item, color=color) for item in items[start : start + self._chunk]]
             yield from self._explain(
-                prepared, wanted[start : start + self._chunk], method, names, layer, top, normalize
+                prepared, wanted[start : start + self._chunk], method, names, layer, top, normalize, side_by_side
             )
 
     def prepare(self, picture: Any, *, color: str = "RGB") -> tuple[image.Picture, np.ndarray, image.Geometry]:
@@ -235,6 +270,7 @@ class Explainer:
         layer: Any,
         top: int | None,
         normalize: str,
+        side_by_side: bool,
     ) -> Iterator[Explanation]:
         batch = self._engine.check_batch(np.concatenate([tensor for _, tensor, _ in prepared]))
         if top is None:
@@ -245,30 +281,49 @@ class Explainer:
             scores, classes, raw = self._engine.top_maps(batch, top, names, method)
         probabilities = targets.probabilities(scores, self._kind)
         size = self._size("input", batch, [])
+        found = _Found(scores, probabilities, classes, raw, method, normalize, size)
+        listed = isinstance(layer, (list, tuple))
         for row, (picture, _, geometry) in enumerate(prepared):
-            maps = []
-            for k, index in enumerate(classes[row]):
-                layer_maps = [np.ascontiguousarray(held[row, k]) for held in raw]
-                fused = fuse([held[None] for held in layer_maps], normalize, size)[0]
-                maps.append(
-                    Map(
-                        int(index),
-                        self.label(int(index)),
-                        float(probabilities[row, index]),
-                        geometry.to_picture(fused),
-                        layer_maps if isinstance(layer, (list, tuple)) else layer_maps[0],
-                    )
+            every = self._told(found, row, picture, geometry, range(len(names)), list(names) if listed else names[0])
+            if side_by_side:
+                every.per_layer.extend(
+                    self._told(found, row, picture, geometry, [place], name) for place, name in enumerate(names)
                 )
-            yield Explanation(
-                picture.pixels,
-                self._predictions(probabilities[row]),
-                maps,
-                method,
-                list(names) if isinstance(layer, (list, tuple)) else names[0],
-                _doubts(maps, scores[row]),
-                picture.name,
-                {"source": self.manifest.get("source"), "parity": self.manifest.get("parity")},
+            yield every
+
+    def _told(
+        self,
+        found: _Found,
+        row: int,
+        picture: image.Picture,
+        geometry: image.Geometry,
+        places: Sequence[int],
+        layer: Any,
+    ) -> Explanation:
+        """One row's explanation from the maps of the layers at these places."""
+        maps = []
+        for k, index in enumerate(found.classes[row]):
+            held = [np.ascontiguousarray(found.raw[place][row, k]) for place in places]
+            fused = fuse([one[None] for one in held], found.normalize, found.size)[0]
+            maps.append(
+                Map(
+                    int(index),
+                    self.label(int(index)),
+                    float(found.probabilities[row, index]),
+                    geometry.to_picture(fused),
+                    held if isinstance(layer, list) else held[0],
+                )
             )
+        return Explanation(
+            picture.pixels,
+            self._predictions(found.probabilities[row]),
+            maps,
+            found.method,
+            layer,
+            [*self._warnings, *_doubts(maps, found.scores[row])],
+            picture.name,
+            {"source": self.manifest.get("source"), "parity": self.manifest.get("parity")},
+        )
 
     def label(self, index: int) -> str:
         """The name of a class; its index as text where no labels are known."""

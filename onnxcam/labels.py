@@ -21,14 +21,19 @@ _INDEX_HEADERS = {"index", "idx", "id", "class_id", "class_index", "class_idx", 
 _EITHER_HEADERS = {"class", "label", "target"}
 _NAME_HEADERS = {"name", "labels", "classes", "class_name", "classname", "label_name", "display_name", "category"}
 _NUMBERED = re.compile(r"(\d+)(?:\s*[:,;]\s*|\s+)(\S.*)")
+_NESTED = ("id2label", "label_names", "class_indices")
+# what a Hugging Face configuration says where nobody named the classes
+_PLACEHOLDER = re.compile(r"LABEL_\d+")
+_CONFIG = "config.json"
 _WORDNET = re.compile(r"n\d{8}\s+(\S.*)")
 
 
 def read(path: str | os.PathLike[str], classes: int | None = None) -> list[str]:
     """Class names in the order of the classes.
 
-    One name per line; `0 Cat` lines; a JSON list; a JSON object `{index: name}` (also Keras' `{index: [id, name]}` and
-    the `id2label` of a Hugging Face config.json) or `{name: index}`; CSV with a header. UTF-8, or UTF-16 with a mark.
+    One name per line; `0 Cat` lines; a JSON list; a JSON object `{index: name}` (also Keras' `{index: [id, name]}`, the
+    `id2label` of a Hugging Face config.json and timm's `label_names`) or `{name: index}` (Keras' `class_indices`); CSV
+    with a header. UTF-8, or UTF-16 with a mark.
 
     Arguments:
         path: the file.
@@ -46,6 +51,23 @@ def read(path: str | os.PathLike[str], classes: int | None = None) -> list[str]:
     if classes is not None:
         check_count(names, classes, f"labels file {str(path)!r}")
     return names
+
+
+def beside(spec: Any) -> list[str] | None:
+    """Class names in the configuration that a preprocessing `hf:` or `timm:` names, None where it names none.
+
+    Arguments:
+        spec: what was given as preprocessing: `hf:FOLDER` or `hf:FILE`, in whose folder a config.json may lie.
+    """
+    kind, _, place = os.fspath(spec).partition(":") if isinstance(spec, (str, os.PathLike)) else ("", "", "")
+    if kind not in ("hf", "timm") or not place:
+        return None
+    path = Path(place) / _CONFIG if Path(place).is_dir() else Path(place).with_name(_CONFIG)
+    try:
+        names = read(path)
+    except LabelsError:
+        return None  # it is a configuration, and need not name classes
+    return None if all(_PLACEHOLDER.fullmatch(name) for name in names) else names
 
 
 def check_count(names: Sequence[str], classes: int, where: str) -> None:
@@ -140,7 +162,9 @@ def _structure(text: str) -> Any:
 
 def _from_structure(found: Any) -> list[str]:
     if isinstance(found, _Pairs):
-        inner = next((value for key, value in found if key == "id2label" and isinstance(value, _Pairs)), None)
+        inner = next((value for key, value in found if key in _NESTED and isinstance(value, (_Pairs, list))), None)
+        if inner is not None and not isinstance(inner, _Pairs):
+            return _from_structure(inner)
         pairs = found if inner is None else inner
         if pairs and all(_is_index(key) for key, _ in pairs) and not all(type(value) is int for _, value in pairs):
             # Keras keeps [WordNet id, name]

@@ -22,9 +22,9 @@ LAYERS = (
     ("autodiff",),
     ("cam", "image", "runtime"),
     ("augmentation", "labels"),
-    ("engine", "check", "explanation"),
+    ("engine", "check", "explanation", "doubts"),
     ("explainer", "exporters"),
-    ("doctor", "monitor", "server"),
+    ("doctor", "monitor", "server", "comparison"),
     ("cli+demo+__main__",),
 )
 HEAVY = {"torch", "torchvision", "timm", "tensorflow", "keras", "tf2onnx", "cv2", "PIL", "matplotlib", "scipy", "sympy"}

@@ -38,6 +38,8 @@ class Request:
     normalize: str = "minmax"
     alpha: float = 0.5
     colormap: str = "jet"
+    side_by_side: bool = False
+    compress: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _stream(explainer: Explainer, pictures: list[image.Picture], request: Reques
     asked = (request.target, request.method, request.layer, request.top, request.normalize)
     done = 0
     try:
-        for explanation in explainer.stream(pictures, *asked):
+        for explanation in explainer.stream(pictures, *asked, side_by_side=request.side_by_side):
             done += 1
             yield explanation
     except Exception as error:
@@ -139,7 +141,7 @@ def _write(item: Item, result: Explanation | Exception, request: Request, output
     folder = output / item.folder
     try:
         _spare(item, folder, result)
-        files = result.save(folder, alpha=request.alpha, colormap=request.colormap)
+        files = result.save(folder, alpha=request.alpha, colormap=request.colormap, compress=request.compress)
         return Outcome(item, result.to_dict(), files)
     except Exception as error:
         return Outcome(item, error=error)

@@ -1,19 +1,28 @@
-"""`onnxcam check`: the gradients of a model against finite differences, in the runtime itself."""
+"""`onnxcam check`: the gradients of a model against finite differences, or its preprocessing against others."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
 import click
 
+from onnxcam import labels as label_files
 from onnxcam import runtime
-from onnxcam.cli import options
+from onnxcam.cam import targets
+from onnxcam.cli import options, pictures
+from onnxcam.cli.comparison import lines, verdict
 from onnxcam.cli.errors import ExitCode
-from onnxcam.errors import LayerError
+from onnxcam.errors import LabelsError, LayerError, TargetError, listing
 
 EPILOG = """\
 \b
 Examples:
   onnxcam check model.onnx
   onnxcam check model.onnx --provider cuda --samples 16 --json
+  onnxcam check model.onnx --pictures photos/
+  onnxcam check model.onnx --pictures photos/ --by-folder --labels labels.txt
 """
 
 
@@ -25,22 +34,63 @@ Examples:
     default=4,
     show_default=True,
     metavar="N",
-    help="Noise pictures the numbers are taken on.",
+    help="Noise pictures the gradients are checked on.",
 )
+@click.option(
+    "--pictures",
+    "folder",
+    metavar="DIR",
+    help="Compare preprocessings on these pictures instead: which one the model prefers.",
+)
+@click.option("--by-folder", is_flag=True, help="Each picture's folder in DIR is its class: a label or an index.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="At most so many pictures, drawn at random.",
+)
+@options.labels_option
+@options.preprocess_option
 @options.provider_option
 @options.fallback_option
 @options.seed_option
 @options.json_option
-def check(model: str, samples: int, provider: str, allow_fallback: bool, seed: int, as_json: bool) -> None:
-    """Check a model's gradients against finite differences.
+def check(
+    model: str,
+    samples: int,
+    folder: str | None,
+    by_folder: bool,
+    limit: int,
+    labels: str | None,
+    preprocess: str | None,
+    provider: str,
+    allow_fallback: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Check a model's gradients against finite differences, or its preprocessing.
 
     MODEL is an explainable model, or any image classifier in ONNX form, which is made explainable in memory first.
     Predictions are compared with the plain model, gradients with central differences of the scores, both in the
     runtime and on the execution provider that will serve them. Of what is found, each line says ok, failed, unsure
     (the differences are too noisy to tell) or note.
 
-    Exit status: 0 nothing failed, 3 a check failed or the model is unusable, 4 no usable runtime or provider.
+    With --pictures, every plausible preprocessing (value ranges, colour orders, stretched or cropped, the model's
+    own) is tried on the same pictures instead. Where the folders tell the classes (--by-folder), accuracy and
+    likelihood decide; otherwise how much the predictions say about the pictures, which needs pictures of several
+    kinds. What does not show clearly is called undecided.
+
+    Exit status: 0 nothing failed, 1 a picture cannot be read, 2 wrong usage, 3 a check failed (with --by-folder:
+    another preprocessing is clearly better than the one in use) or the model is unusable, 4 no usable runtime or
+    provider.
     """
+    if folder is not None:
+        _compare(model, folder, by_folder, limit, labels, preprocess, provider, allow_fallback, seed, as_json)
+        return
+    if by_folder or labels is not None or preprocess is not None:
+        raise click.UsageError("--by-folder, --labels and --preprocess go with --pictures DIR.")
     import onnxcam.check
 
     try:
@@ -62,3 +112,90 @@ def check(model: str, samples: int, provider: str, allow_fallback: bool, seed: i
         failed = [finding.name for finding in report.findings if finding.status == "failed"]
         click.echo(f"Error: {model!r} failed: {', '.join(failed)}", err=True)
         raise click.exceptions.Exit(ExitCode.MODEL)
+
+
+def _compare(
+    model: str,
+    folder: str,
+    by_folder: bool,
+    limit: int,
+    labels_file: str | None,
+    preprocess: str | None,
+    provider: str,
+    allow_fallback: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    from onnxcam.comparison import compare
+    from onnxcam.explainer import Explainer
+
+    found = pictures.collect([folder], Path(folder) / ".none")
+    if found.failures:
+        raise found.failures[0][1]
+    paths = [item.source for item in found.items if isinstance(item.source, Path)]
+    names = None if labels_file is None else label_files.read(labels_file)
+    try:
+        explainer = Explainer(
+            model, preprocess=preprocess, providers=runtime.parse_provider(provider), allow_fallback=allow_fallback
+        )
+    except LayerError as error:
+        raise options.not_explainable(error, ()) from error
+    if names is not None:
+        label_files.check_count(names, explainer.classes, f"labels file {labels_file!r}")
+        explainer.labels = names
+    classes = by_class(paths, Path(folder), explainer.labels, explainer.classes) if by_folder else None
+    order = range(len(paths))
+    if len(paths) > limit:
+        order = sorted(random.Random(seed).sample(order, limit))  # type: ignore[assignment]
+    comparison = compare(explainer, [paths[k] for k in order], None if classes is None else [classes[k] for k in order])
+    failed = [str(failure) for _, failure in comparison.failures]
+    for text in failed:
+        click.echo(f"Error: {text}", err=True)
+    if as_json:
+        held = {"model": model, "folder": folder, "seed": seed, "failed": failed}
+        options.print_json(held | comparison.to_dict())
+    else:
+        click.echo("\n".join(lines(comparison)))
+    if not comparison.passed:
+        click.echo(f"Error: {model!r}: {verdict(comparison)}", err=True)
+        raise click.exceptions.Exit(ExitCode.MODEL)
+    if comparison.failures:
+        raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+def by_class(paths: Sequence[Path], root: Path, labels: Sequence[str] | None, classes: int) -> list[int]:
+    """The class of each picture from the folder it lies in: an index, a label, or the place among sorted folders.
+
+    The last is how Keras' and torchvision's folder readers number classes; it counts where nothing names the classes
+    and there are as many folders.
+
+    Raises:
+        LabelsError: pictures that lie in no folder, or folders that are no class of the model.
+    """
+    relative = [path.relative_to(root) for path in paths]
+    loose = [str(path) for path in relative if len(path.parts) < 2]
+    if loose:
+        raise LabelsError(
+            f"{len(loose)} pictures lie in {str(root)!r} itself ({listing(loose, 3)}); with --by-folder each lies in "
+            "the folder of its class"
+        )
+    folders = sorted({path.parts[0] for path in relative})
+    numbers = {}
+    wrong: list[str] = []
+    for name in folders:
+        for text in (name, name.replace("_", " ")):
+            try:
+                numbers[name] = int(targets.resolve(options.parse_class(text, labels), 1, classes, labels)[0])
+                break
+            except TargetError:
+                continue
+        if numbers.get(name, -1) < 0:
+            wrong.append(name)
+    if wrong and labels is None and len(folders) == classes:
+        numbers = {name: number for number, name in enumerate(folders)}
+    elif wrong:
+        hint = "name them by label or index" if labels is not None else "give --labels, or name the folders by index"
+        raise LabelsError(
+            f"{listing(wrong, 5)} in {str(root)!r} name no class of the model ({classes} classes); {hint}"
+        )
+    return [numbers[path.parts[0]] for path in relative]

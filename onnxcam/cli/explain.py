@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import click
 
-from onnxcam import image, labels, runtime
+from onnxcam import doubts, image, labels, runtime
 from onnxcam.cam import targets
 from onnxcam.cli import options, pictures
 from onnxcam.cli.batch import Outcome, Request, explain_all, sentence
@@ -48,6 +49,11 @@ Examples:
 @click.option("--top", type=click.IntRange(min=1), metavar="K", help="Explain the K best classes of each picture.")
 @click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="CAM method.")
 @options.layer_option("Target layer; several are fused into their mean.  [default: the model's own]")
+@click.option(
+    "--side-by-side",
+    is_flag=True,
+    help="Show several layers beside one another too: layers.png, and each one's own files in layers/LAYER/.",
+)
 @options.labels_option
 @options.preprocess_option
 @click.option(
@@ -67,6 +73,11 @@ Examples:
 @click.option(
     "--colormap", type=click.Choice(image.COLORMAPS), default="jet", show_default=True, help="Colours of the heatmap."
 )
+@click.option(
+    "--compress/--no-compress",
+    default=None,
+    help="Write smaller picture files, which takes longer.  [default: for a single picture]",
+)
 @options.provider_option
 @options.fallback_option
 @options.seed_option
@@ -80,11 +91,13 @@ def explain(
     top: int | None,
     method: str,
     layers: tuple[str, ...],
+    side_by_side: bool,
     labels: str | None,
     preprocess: str | None,
     normalize: str,
     alpha: float,
     colormap: str,
+    compress: bool | None,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -115,11 +128,15 @@ def explain(
     found = pictures.collect(wanted, folder)
     if not found.items and len(found.failures) == 1:
         raise found.failures[0][1]
-    explainer = open_explainer(model, layers, labels, preprocess, method, provider, allow_fallback)
-    request = _request(explainer, layers, target, top, method, normalize, alpha, colormap)
+    many = len(found.items) > 1
+    explainer = open_explainer(model, layers, labels, preprocess, method, provider, allow_fallback, many)
+    request = _request(explainer, layers, target, top, method, normalize, alpha, colormap, side_by_side)
+    request = replace(request, compress=not many if compress is None else compress)
     if provider != "auto" and allow_fallback:
         click.echo(f"running on {explainer.providers[0]}", err=True)
     ready(folder)
+    for warning in explainer.warnings:
+        click.echo(f"Warning: {warning}", err=True)
     run = _Run(folder, found, as_json)
     interrupted = True
     try:
@@ -127,9 +144,11 @@ def explain(
         interrupted = False
     finally:
         about = describe(model, explainer, request, seed)
-        summary = run.summary(about, time.monotonic() - started, interrupted)
+        summary = run.summary(about, time.monotonic() - started, interrupted, explainer)
         text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
         image.write_bytes(folder / SUMMARY, text.encode(errors="backslashreplace"))
+    for warning in summary["warnings"][len(explainer.warnings) :]:
+        click.echo(f"Warning: {warning}", err=True)
     if as_json:
         options.print_json(summary)
     counts = summary["counts"]
@@ -151,8 +170,11 @@ def open_explainer(
     method: str = "gradcam",
     provider: str = "auto",
     allow_fallback: bool = False,
+    many: bool = False,
 ) -> Explainer:
     """An explainer from what the command line names, refused where nobody says how pictures are prepared.
+
+    With `many` pictures others are read and written while the model runs, so its threads leave the cores to them.
 
     Raises:
         PreprocessError: neither the model nor the caller says how pictures become tensors.
@@ -166,6 +188,7 @@ def open_explainer(
             layers=list(dict.fromkeys(layers)) or None,
             methods=(method,),
             providers=runtime.parse_provider(provider),
+            session_options=runtime.quiet_options(spinning=False) if many else None,
             allow_fallback=allow_fallback,
         )
     except LayerError as error:
@@ -249,6 +272,7 @@ def _request(
     normalize: str,
     alpha: float,
     colormap: str,
+    side_by_side: bool,
 ) -> Request:
     """The request, with everything that could be wrong for this model found out before a picture is read."""
     index = int(
@@ -257,8 +281,15 @@ def _request(
     if top is not None and top > explainer.classes:
         raise TargetError(f"--top {top}: the model has {explainer.classes} classes; choose 1 to {explainer.classes}")
     names = list(dict.fromkeys(layers))
+    if side_by_side:
+        names = names or explainer.layers
+        if len(names) < 2:
+            raise click.UsageError(
+                f"--side-by-side needs two layers or more, and there is {names[0]!r}: repeat --layer (`onnxcam layers` "
+                "lists them)."
+            )
     layer = names[0] if len(names) == 1 else names or None
-    request = Request(None if index < 0 else index, method, layer, top, normalize, alpha, colormap)
+    request = Request(None if index < 0 else index, method, layer, top, normalize, alpha, colormap, side_by_side)
     fixed = explainer.manifest["target"].get("class")
     beyond = method not in explainer.methods or not set(names) <= set(explainer.layers)
     if beyond or (fixed is not None and index not in (targets.TOP1, fixed)):
@@ -284,9 +315,11 @@ class _Run:
         self._quiet = quiet
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._entries: list[dict[str, Any]] = []
+        self._known: set[str] = set()
 
     def explain(self, explainer: Explainer, request: Request) -> None:
         items = self._found.items
+        self._known = set(explainer.warnings)  # about the run, not about a picture
         with Progress(len(items)) as progress:
             for name, error in self._found.failures:
                 progress.note(f"Error: {error}")
@@ -295,17 +328,21 @@ class _Run:
                 self._tell(outcome, progress)
                 progress.advance()
 
-    def summary(self, about: dict[str, Any], duration: float, interrupted: bool) -> dict[str, Any]:
+    def summary(
+        self, about: dict[str, Any], duration: float, interrupted: bool, explainer: Explainer
+    ) -> dict[str, Any]:
         found = len(self._found.items) + len(self._found.failures)
         explained = sum(entry["error"] is None for entry in self._entries)
         failed = len(self._entries) - explained
         counts = {"found": found, "explained": explained, "failed": failed}
         if interrupted:
             counts["left"] = found - explained - failed
+        best = [(entry["index"], entry["confidence"]) for entry in self._entries if entry["error"] is None]
         return about | {
             "started": self._started,
             "duration_s": round(duration, 3),
             "counts": counts,
+            "warnings": [*explainer.warnings, *doubts.about_run(best, explainer.classes)],
             "pictures": self._entries,
         }
 
@@ -318,6 +355,8 @@ class _Run:
             return
         self._entries.append(_entry(name, outcome.item.folder.as_posix(), record, outcome.files, None))
         for warning in record["warnings"]:
+            if warning in self._known:
+                continue
             progress.note(f"Warning: {name!r}: {warning}")
         if not self._quiet:
             progress.result(table(name, self._folder / outcome.item.folder, record))
@@ -351,6 +390,8 @@ def _entry(
         "top": record and (record["maps"] if len(record["maps"]) > 1 else None),
         "layer": record and record["layer"],
         "method": record and record["method"],
+        "attention": record and record["maps"][0]["attention"],
+        "layers": record and (record["layers"] or None),
         "files": {key: prefix + file for key, file in (files or {}).items()},
         "warnings": record["warnings"] if record is not None else [],
         "error": error,

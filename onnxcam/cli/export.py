@@ -148,7 +148,7 @@ def export(
         tuple(dict.fromkeys(methods)) or ("gradcam",),
         target,
         outputs,
-        None if labels is None else read_labels(labels),
+        read_labels(labels, preprocess),
         preprocess,
         scores,
         opset,
@@ -229,9 +229,9 @@ def check_output(source: str, output: Path) -> None:
         raise click.UsageError(f"{str(output)!r} is SOURCE itself; write to another file.")
 
 
-def read_labels(path: str) -> list[str]:
-    """Class names from a file."""
-    return labels.read(path)
+def read_labels(path: str | None, preprocess: str | None) -> list[str] | None:
+    """Class names from a file, or from the configuration that the preprocessing names."""
+    return labels.beside(preprocess) if path is None else labels.read(path)
 
 
 def _from_onnx(source: str, output: str, request: Request) -> dict[str, Any]:

@@ -30,7 +30,8 @@ labels_option: Callable[[F], F] = click.option(
 preprocess_option: Callable[[F], F] = click.option(
     "--preprocess",
     metavar="SPEC",
-    help="How pictures become tensors: imagenet, caffe, 0..1, -1..1, raw, timm:FILE, hf:FILE or a JSON file.",
+    help="How pictures become tensors: imagenet, caffe, torch, tf or -1..1, 0..1, raw, timm:FILE, hf:FILE or a JSON "
+    "file; hf:FOLDER takes the class names in it too.",
 )
 provider_option: Callable[[F], F] = click.option(
     "--provider",

@@ -1,8 +1,8 @@
 """Pictures: reading, preparing, mapping heatmaps back, drawing and writing.  OpenCV is imported on first use only."""
 
 from onnxcam.image.geometry import NORMALIZATIONS, Geometry, normalize, resize_map
-from onnxcam.image.overlay import COLORMAPS, colorize, grayscale, overlay
-from onnxcam.image.panel import panel
+from onnxcam.image.overlay import COLORMAPS, blend, colorize, grayscale, overlay, paint, palette
+from onnxcam.image.panel import gallery, panel
 from onnxcam.image.picture import MAX_PIXELS, Picture, load
 from onnxcam.image.preprocess import Crop, Preprocess, Resize
 from onnxcam.image.presets import PRESETS, candidates, from_hf, from_timm, preset, resolve
@@ -18,15 +18,19 @@ __all__ = [
     "Picture",
     "Preprocess",
     "Resize",
+    "blend",
     "candidates",
     "colorize",
     "encode_png",
     "from_hf",
     "from_timm",
+    "gallery",
     "grayscale",
     "load",
     "normalize",
     "overlay",
+    "paint",
+    "palette",
     "panel",
     "preset",
     "resize_map",

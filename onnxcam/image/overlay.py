@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,31 @@ def colorize(heatmap: NDArray[Any], colormap: str = "jet") -> Pixels:
     Raises:
         InputError: no such colour map, or the heatmap is not two-dimensional.
     """
+    return paint(grayscale(heatmap), colormap)
+
+
+def paint(gray: Pixels, colormap: str = "jet") -> Pixels:
+    """Grey levels, uint8 [H, W], in colours: uint8 [H, W, 3] RGB."""
+    table = palette(colormap)
+    return np.asarray(import_cv2().applyColorMap(gray, table[:, None]), np.uint8)
+
+
+@cache
+def palette(colormap: str) -> Pixels:
+    """The colour of each of the 256 grey levels, uint8 [256, 3] RGB.
+
+    Raises:
+        InputError: no such colour map.
+    """
     if colormap not in COLORMAPS:
         close = nearest(str(colormap), COLORMAPS, 1)[0]
         raise InputError(f"there is no colormap {colormap!r}; did you mean {close!r}? There are {listing(COLORMAPS)}")
-    gray = grayscale(heatmap)
+    levels = np.arange(256, dtype=np.uint8)[:, None]
     if colormap == "gray":
-        return np.repeat(gray[..., None], 3, axis=2)
+        return np.repeat(levels, 3, axis=1)
     cv2 = import_cv2()
-    colors = cv2.applyColorMap(gray, getattr(cv2, f"COLORMAP_{colormap.upper()}"))
-    return np.asarray(cv2.cvtColor(colors, cv2.COLOR_BGR2RGB), np.uint8)
+    table = np.asarray(cv2.applyColorMap(levels, getattr(cv2, f"COLORMAP_{colormap.upper()}")), np.uint8)
+    return np.ascontiguousarray(table[:, 0, ::-1])
 
 
 def overlay(picture: Picture | Pixels, heatmap: NDArray[Any], alpha: float = 0.5, colormap: str = "jet") -> Pixels:
@@ -71,8 +88,12 @@ def overlay(picture: Picture | Pixels, heatmap: NDArray[Any], alpha: float = 0.5
         )
     if not 0.0 <= alpha <= 1.0:
         raise InputError(f"alpha is {alpha!r}, expected 0 (picture alone) to 1 (heatmap alone)")
-    cv2 = import_cv2()
-    return np.asarray(cv2.addWeighted(pixels, 1.0 - alpha, colorize(heatmap, colormap), alpha, 0.0), np.uint8)
+    return blend(pixels, colorize(heatmap, colormap), alpha)
+
+
+def blend(pixels: Pixels, colors: Pixels, alpha: float) -> Pixels:
+    """`(1 - alpha) * pixels + alpha * colors`, both uint8 of one shape."""
+    return np.asarray(import_cv2().addWeighted(pixels, 1.0 - alpha, colors, alpha, 0.0), np.uint8)
 
 
 def as_pixels(picture: Picture | Pixels) -> Pixels:

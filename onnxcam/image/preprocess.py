@@ -113,6 +113,12 @@ class Preprocess:
             return None
         return _pair(self.resize.size)
 
+    @property
+    def range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The smallest and the largest value a tensor can have, per channel of `color`."""
+        ends = (np.array([[0.0], [255.0]]) * self.scale - self.mean) / self.std
+        return ends.min(axis=0), ends.max(axis=0)
+
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any], input_size: Size | None = None) -> Preprocess:
         """Read the manifest's JSON form.

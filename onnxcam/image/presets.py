@@ -18,8 +18,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Preset = Callable[[Size, int], dict[str, Any]]
 PRESETS: dict[str, Preset] = {}
-# These two are named after networks that take 224 x 224, so that is their size where the model leaves it open.
-_DEFAULT_SIZES = {"imagenet": (224, 224), "caffe": (224, 224)}
+# These are named after networks that take 224 x 224, so that is their size where the model leaves it open.
+_DEFAULT_SIZES = {"imagenet": (224, 224), "caffe": (224, 224), "torch": (224, 224)}
 _HELP = "give a preset, a JSON file, timm:FILE or hf:FILE"
 
 
@@ -35,13 +35,17 @@ def _stretch(size: Size) -> dict[str, Any]:
     return {"mode": "stretch", "size": list(size), "interpolation": "bilinear", "antialias": False}
 
 
+def _require_colour(name: str, channels: int, other: str) -> None:
+    if channels != 3:
+        raise PreprocessError(
+            f"preset {name!r} is for 3 channels and the model takes {channels}; use {other!r} or a file"
+        )
+
+
 @_preset("imagenet")
 def _imagenet(size: Size, channels: int) -> dict[str, Any]:
     """torchvision: shorter side to 256/224 of the input, centre crop, ImageNet mean and deviation, RGB."""
-    if channels != 3:
-        raise PreprocessError(
-            f"preset 'imagenet' is for 3 channels and the model takes {channels}; use '0..1' or a file"
-        )
+    _require_colour("imagenet", channels, "0..1")
     larger = [round(side * 256 / 224) for side in size]
     return {
         "scale": 1 / 255,
@@ -55,9 +59,15 @@ def _imagenet(size: Size, channels: int) -> dict[str, Any]:
 @_preset("caffe")
 def _caffe(size: Size, channels: int) -> dict[str, Any]:
     """Keras' VGG and ResNet (v1): stretched, BGR, ImageNet's mean pixel subtracted, 0 to 255."""
-    if channels != 3:
-        raise PreprocessError(f"preset 'caffe' is for 3 channels and the model takes {channels}; use 'raw' or a file")
+    _require_colour("caffe", channels, "raw")
     return {"color": "BGR", "mean": [103.939, 116.779, 123.68], "resize": _stretch(size)}
+
+
+@_preset("torch")
+def _torch(size: Size, channels: int) -> dict[str, Any]:
+    """Keras' mode "torch" (DenseNet): stretched, ImageNet mean and deviation, RGB; `imagenet` crops instead."""
+    _require_colour("torch", channels, "0..1")
+    return {"scale": 1 / 255, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "resize": _stretch(size)}
 
 
 @_preset("0..1")
@@ -70,6 +80,9 @@ def _zero_one(size: Size, channels: int) -> dict[str, Any]:
 def _minus_one_one(size: Size, channels: int) -> dict[str, Any]:
     """Stretched, divided by 127.5, minus 1: -1 to 1 (Keras' MobileNet, Inception, ResNet v2)."""
     return {"color": "RGB" if channels == 3 else "L", "scale": 1 / 127.5, "mean": 1.0, "resize": _stretch(size)}
+
+
+PRESETS["tf"] = _minus_one_one  # Keras' own name for it
 
 
 @_preset("raw")
@@ -107,8 +120,8 @@ def resolve(
 
     Args:
         spec: a Preprocess; a preset's name; a dict or JSON file in the manifest's form, in timm's (`pretrained_cfg`) or
-            in Hugging Face's (`preprocessor_config.json`), recognised by its keys; "timm:FILE" or "hf:FILE"; or
-            "timm" or "hf" alone with `config`.
+            in Hugging Face's (`preprocessor_config.json`), recognised by its keys; "timm:FILE" or "hf:FILE", also with
+            the folder that holds it; or "timm" or "hf" alone with `config`.
         input_shape: the model's input, four dimensions of which strings and None are open.
         layout: "NCHW" or "NHWC", how to read `input_shape`.
         config: the dict for "timm" and "hf", from an exporter that has the source model at hand.
@@ -170,7 +183,7 @@ def _from_text(text: str, size: Size | None, channels: int | None, config: Mappi
     kind, colon, file = text.partition(":")
     if kind in ("timm", "hf"):
         if colon and file:
-            return _from_mapping(_read(Path(file)), size, kind)
+            return _from_mapping(_read(Path(file), kind), size, kind)
         if config:
             return _from_mapping(config, size, kind)
         name = "config.json" if kind == "timm" else "preprocessor_config.json"
@@ -182,9 +195,9 @@ def _from_text(text: str, size: Size | None, channels: int | None, config: Mappi
     raise PreprocessError(f"there is no preprocessing {text!r}; did you mean {close!r}? {_known()}")
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path, kind: str | None = None) -> Mapping[str, Any]:
     if path.is_dir():
-        names = ("preprocessor_config.json", "config.json")
+        names = ("preprocessor_config.json", "config.json")[:: -1 if kind == "timm" else 1]
         path = next((path / name for name in names if (path / name).exists()), path / names[0])
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
@@ -266,14 +279,15 @@ def from_hf(config: Mapping[str, Any]) -> Preprocess:
         if kind.startswith("ConvNext"):
             resize, crop = _convnext(config, size)
         elif isinstance(size, Mapping) and "shortest_edge" in size and "longest_edge" not in size:
-            resize = {"mode": "shortest", "size": size["shortest_edge"]}
+            resize = {"mode": "shortest", "size": _shorter(kind, config, size["shortest_edge"])}
         elif isinstance(size, int) and crop is not None:
             # Old files: a bare number with a centre crop is the shorter side.
-            resize = {"mode": "shortest", "size": size}
+            resize = {"mode": "shortest", "size": _shorter(kind, config, size)}
         else:
             resize = {"mode": "stretch", "size": _hf_size(size, "size")}
         resize["interpolation"] = _PIL_FILTERS[resample]
-    normalize = config.get("do_normalize", True)
+    # MobileViT's processor has no such step
+    normalize = config.get("do_normalize", not kind.startswith("MobileViT"))
     mean, std = config.get("image_mean", IMAGENET_MEAN), config.get("image_std", IMAGENET_STD)
     scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
     if config.get("rescale_offset"):
@@ -293,6 +307,15 @@ def from_hf(config: Mapping[str, Any]) -> Preprocess:
             "crop": crop and {"size": crop, "anchor": "center_floor"},
         }
     )
+
+
+def _shorter(kind: str, config: Mapping[str, Any], side: Any) -> Any:
+    """The shorter side before the crop: two processors make it larger than they say."""
+    if kind.startswith("Levit"):
+        return int(256 / 224 * side)
+    if kind.startswith("PoolFormer") and config.get("crop_pct"):
+        return int(side / config["crop_pct"])
+    return side
 
 
 def _convnext(config: Mapping[str, Any], size: Any) -> tuple[dict[str, Any], list[int] | None]:

@@ -12,6 +12,9 @@ from onnxcam.image.opencv import import_cv2
 
 Pixels = NDArray[np.uint8]
 _ELLIPSIS = "..."
+# measuring takes a millisecond, and the panels of a run say much the same
+_widths: dict[tuple[bool, int, int, str], int] = {}
+_REMEMBERED = 10_000
 
 
 class Font:
@@ -26,6 +29,14 @@ class Font:
     def width(self, text: str) -> int:
         """Width in pixels of the text on one line."""
         text = self._printable(text)
+        key = (self._face is not None, self._size, self._weight, text)
+        if key not in _widths:
+            if len(_widths) >= _REMEMBERED:
+                _widths.clear()
+            _widths[key] = self._measure(text)
+        return _widths[key]
+
+    def _measure(self, text: str) -> int:
         if self._face is not None:
             # The rectangle leaves out spaces at the end, so a dot holds the place.
             rectangle = self._cv2.getTextSize((1, 1), text + ".", (0, 0), self._face, self._size, self._weight)

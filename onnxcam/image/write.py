@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import OutputError
-from onnxcam.image.opencv import import_cv2
+from onnxcam.image import png
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -35,38 +35,22 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_png(path: str | os.PathLike[str], pixels: NDArray[np.uint8]) -> None:
-    """Write uint8 [H, W, 3] RGB or [H, W] grey as a PNG, atomically.
+def write_png(path: str | os.PathLike[str], pixels: NDArray[np.uint8], compress: bool = True) -> None:
+    """Write uint8 [H, W, 3] RGB or [H, W] grey as a PNG, atomically; uncompressed colours take a tenth of the time.
 
     Raises:
         OutputError: not such an array, or the file could not be written.
     """
-    write_bytes(path, encode_png(pixels))
+    write_bytes(path, encode_png(pixels, compress))
 
 
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+def encode_png(pixels: NDArray[np.uint8], compress: bool = True) -> bytes:
     """uint8 [H, W, 3] RGB or [H, W] grey as the bytes of a PNG.
 
     Raises:
         OutputError: not such an array.
     """
-    if (
-        pixels.dtype != np.uint8
-        or pixels.size == 0
-        or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3))
-    ):
-        raise OutputError(
-            f"{pixels.dtype} {list(pixels.shape)} is not a picture, expected uint8 [H, W, 3] RGB or [H, W]"
-        )
-    cv2 = import_cv2()
-    stored = pixels if pixels.ndim == 2 else cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
-    try:
-        done, data = cv2.imencode(".png", np.ascontiguousarray(stored))
-    except cv2.error as error:
-        raise OutputError(f"the picture could not be encoded as PNG ({error})") from error
-    if not done:
-        raise OutputError("the picture could not be encoded as PNG; is there enough memory?")
-    return bytes(data.tobytes())
+    return png.file(png.pack(pixels, compress))
 
 
 def _reason(error: OSError, path: Path) -> str:

@@ -20,6 +20,7 @@ from onnxcam.explainer import Explainer
 from onnxcam.graph import load
 from tests import models
 from tests.cli.conftest import LABELS, RAW, Run, noise, tree
+from tests.graph.test_entry import begun
 
 FILES = {
     "input.png",
@@ -134,6 +135,18 @@ def test_layers_and_methods_the_file_lacks_are_added(run: Run, ready: Path, phot
     assert "hirescam_overlay.png" in tree(tmp_path / "out")
 
 
+def test_layers_side_by_side(run: Run, plain: Path, photo: Path, tmp_path: Path) -> None:
+    arguments = ("explain", plain, photo, "-o", tmp_path / "out", "--preprocess", "0..1", "--side-by-side", "--json")
+    refused = run(*arguments)
+    assert refused.code == 2 and "two layers or more" in refused.err
+    held = run(*arguments, "--layer", "relu1", "--layer", "relu2").json()["pictures"][0]
+    assert {"layers.png", "layers/relu1/gradcam_heatmap.png", "layers/relu2/gradcam_overlay.png"} < tree(
+        tmp_path / "out"
+    )
+    assert [entry["layer"] for entry in held["layers"]] == ["relu1", "relu2"]
+    assert held["attention"]["entropy"] != held["layers"][0]["attention"]["entropy"]
+
+
 def test_standard_input(run: Run, ready: Path, photos: Path, tmp_path: Path) -> None:
     data = (photos / "a.png").read_bytes()
     assert run("explain", ready, "-", "-o", tmp_path / "one", stdin=data).code == 0
@@ -157,6 +170,39 @@ def test_one_bad_picture_never_loses_the_others(run: Run, ready: Path, photos: P
         assert result.err.count(error) == 1
     assert "Traceback" not in result.err and result.err.count("\n") == 5
     assert not any("bad" in name or "worse" in name for name in tree(tmp_path / "out"))
+
+
+def test_a_folder_of_200_with_3_corrupt_ones(run: Run, ready: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    bad = {"017.jpg", "101.jpg", "199.jpg"}
+    for number in range(200):
+        name = f"{number:03}.jpg"
+        data = cv2.imencode(".jpg", noise(rng, 24, 32))[1].tobytes()
+        (folder / name).write_bytes(data[: len(data) // 2] if name in bad else data)
+    result = run("explain", ready, folder, "-o", tmp_path / "out")
+    assert result.code == 1
+    held = summary(tmp_path / "out")
+    assert held["counts"] == {"found": 200, "explained": 197, "failed": 3}
+    assert {Path(entry["name"]).name for entry in held["pictures"] if entry["error"]} == bad
+    assert all(result.err.count(name) == 1 for name in bad), "each is named, once"
+    assert len(list((tmp_path / "out").rglob("panel.png"))) == 197
+    fields = {"prediction", "confidence", "predictions", "target", "layer", "method", "attention", "files", "warnings"}
+    explained = [entry for entry in held["pictures"] if not entry["error"]]
+    assert all(fields <= entry.keys() and entry["attention"]["zero"] is False for entry in explained)
+
+
+def test_pictures_are_compressed_where_asked(run: Run, ready: Path, photos: Path, tmp_path: Path) -> None:
+    """One picture is; of many each file is written fast instead. The pixels are the same."""
+    plain = (tmp_path / "one", tmp_path / "many", tmp_path / "small")
+    assert run("explain", ready, photos / "a.png", "-o", plain[0], "--no-compress").code == 0
+    assert run("explain", ready, photos, "-o", plain[1]).code == 0
+    assert run("explain", ready, photos, "-o", plain[2], "--compress").code == 0
+    large, small = (folder / "sub" / "b" / "panel.png" for folder in plain[1:])
+    assert small.stat().st_size < large.stat().st_size
+    np.testing.assert_array_equal(image.load(small).pixels, image.load(large).pixels)
+    assert (plain[0] / "input.png").stat().st_size > 40 * 60 * 3
 
 
 def test_a_failing_run_is_one_pictures_failure(
@@ -185,6 +231,29 @@ def test_warnings_are_told(run: Run, photo: Path, tmp_path: Path) -> None:
     assert result.code == 0
     assert "Warning" in result.err and "zero everywhere" in result.err
     assert result.json()["pictures"][0]["warnings"]
+
+
+def test_doubts_about_the_preprocessing_are_told_once(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        image.write_png(tmp_path / "photos" / f"{number}.png", noise(np.random.default_rng(number)))
+    load.save(onnxcam.augment(begun([("Mul", 1 / 255)]), preprocess="raw"), tmp_path / "model.onnx")
+    arguments = ("explain", tmp_path / "model.onnx", tmp_path / "photos", "-o", tmp_path / "out")
+    assert "Warning" not in run(*arguments).err
+    result = run(*arguments, "--preprocess", "0..1", "--json")
+    assert result.code == 0 and result.err.count("Warning") == 2
+    held = result.json()
+    assert len(held["warnings"]) == 2 and held["pictures"][2]["warnings"] == held["warnings"]
+    assert "overridden" in held["warnings"][0] and "begins with" in held["warnings"][1]
+
+
+def test_a_run_that_says_nothing_is_told_of(run: Run, photo: Path, tmp_path: Path) -> None:
+    model = models.tiny_cnn(classes=20)
+    weights = next(t for t in model.graph.initializer if t.name == "w3")
+    weights.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(weights.dims), np.float32), weights.name))
+    load.save(onnxcam.augment(model, preprocess="0..1"), tmp_path / "model.onnx")
+    result = run("explain", tmp_path / "model.onnx", photo, "-o", tmp_path / "out")
+    assert "next to nothing" in result.err
 
 
 def test_scores_that_are_not_finite_give_valid_json(run: Run, photo: Path, tmp_path: Path) -> None:

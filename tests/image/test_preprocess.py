@@ -172,6 +172,8 @@ def test_hugging_face_steps():
         ("caffe", lambda x: x[..., ::-1] - np.array([103.939, 116.779, 123.68])),
         ("0..1", lambda x: x / 255),
         ("-1..1", lambda x: x / 127.5 - 1),
+        ("tf", lambda x: x / 127.5 - 1),
+        ("torch", lambda x: (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]),
         ("raw", lambda x: x),
     ],
 )
@@ -289,7 +291,7 @@ def test_resolve(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "shape", "message"),
     [
-        (None, None, "does not say how.*'imagenet', 'caffe', '0..1', '-1..1', 'raw'"),
+        (None, None, "does not say how.*'imagenet', 'caffe', 'torch', '0..1', '-1..1', 'tf', 'raw'"),
         ({}, None, "is empty"),
         ("imagnet", None, "no preprocessing 'imagnet'; did you mean 'imagenet'"),
         ("missing.json", None, "cannot be read"),

@@ -1,0 +1,51 @@
+"""PNG files hold exactly the pixels given, as Pillow and OpenCV read them."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from onnxcam import image
+from onnxcam.errors import OutputError
+from onnxcam.image import png
+from tests.image.pictures import noise, smooth
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("pixels", [noise(31, 17), smooth(40, 60), noise(1, 1), noise(1, 9), noise(9, 1)])
+def test_colours_come_back(pixels: np.ndarray, compress: bool) -> None:
+    for form in (pixels, np.asfortranarray(pixels), pixels[::-1, ::-1]):
+        data = image.encode_png(form, compress)
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), form)
+        np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1], form)
+
+
+def test_grey_comes_back_small() -> None:
+    gray = image.grayscale(image.resize_map(np.eye(7, dtype=np.float32), (480, 640)))
+    data = png.file(png.pack(gray))
+    read = Image.open(io.BytesIO(data))
+    assert read.mode == "L"
+    np.testing.assert_array_equal(np.asarray(read), gray)
+    assert len(data) < gray.size / 4, "maps are smooth, so their differences shrink"
+    assert png.pack(gray, compress=False) == png.pack(gray)
+
+
+@pytest.mark.parametrize("colormap", image.COLORMAPS)
+def test_a_palette_shows_what_painting_shows(colormap: str) -> None:
+    heatmap = image.resize_map(np.random.default_rng(0).random((7, 5), np.float32), (60, 80))
+    gray = image.grayscale(heatmap)
+    data = png.file(png.pack(gray), image.palette(colormap))
+    read = Image.open(io.BytesIO(data))
+    assert read.mode == "P"
+    np.testing.assert_array_equal(np.asarray(read.convert("RGB")), image.colorize(heatmap, colormap))
+    np.testing.assert_array_equal(image.paint(gray, colormap), image.palette(colormap)[gray])
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((2, 2)), np.zeros((0, 2), np.uint8), np.zeros((2, 2, 4), np.uint8)])
+def test_what_is_no_picture_is_refused(pixels: np.ndarray) -> None:
+    with pytest.raises(OutputError, match="is not a picture"):
+        png.pack(pixels)

@@ -1,0 +1,64 @@
+"""The lines of docs/habits.md do what they say, on a small model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+import onnxcam
+from onnxcam import image
+from onnxcam.cli import main
+from onnxcam.graph import load
+from tests import models
+from tests.image.pictures import noise
+
+TEXT = (Path(__file__).parents[1] / "docs" / "habits.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"`(onnxcam [^`]+)`", TEXT)
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the page names."""
+    monkeypatch.chdir(tmp_path)
+    names = ["tabby", "dog", "hen", "crane", "cow"]
+    model = models.tiny_cnn()
+    for node in model.graph.node:
+        for values in (node.input, node.output):
+            for at, value in enumerate(values):
+                values[at] = {"relu1": "layer3", "relu2": "layer4"}.get(value, value)
+    load.save(onnxcam.augment(model, labels=names, preprocess="0..1"), "model.onnx")
+    onnx.save(models.tiny_cnn(channels=1, size=64), "sketch.onnx")
+    Path("class_indices.json").write_text(json.dumps({name: index for index, name in enumerate(names)}))
+    Path("photos").mkdir()
+    for name in ("cat.jpg", "photos/1.png", "photos/2.png", "cat.png"):
+        image.write_png(name, noise(40, 60))
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("onnxcam export")])
+def test_command_lines(place: Path, command: str) -> None:
+    result = CliRunner().invoke(main, command.split()[1:])
+    assert result.exit_code == 0, result.output
+    if " explain " in command and "photos" not in command:
+        assert (place / "out" / "panel.png").is_file()
+
+
+def test_side_by_side_is_the_line_above_with_a_flag(place: Path) -> None:
+    command = next(c for c in COMMANDS if c.count("--layer") == 2)
+    result = CliRunner().invoke(main, [*command.split()[1:], "--side-by-side"])
+    assert result.exit_code == 0 and (place / "out" / "layers.png").is_file()
+
+
+def test_python_blocks(place: Path) -> None:
+    held: dict = {"onnxcam": onnxcam, "batch": np.zeros((2, 3, 32, 32), np.float32)}
+    for block in BLOCKS:
+        exec(block, held)
+    assert held["scores"].shape == (2, 5) and held["heatmaps"].shape == (2, 32, 32)
+    assert len(held["e"].per_layer) == 2 and (place / "out" / "panel.png").is_file()

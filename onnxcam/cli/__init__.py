@@ -12,7 +12,7 @@ COMMANDS = {
     "export": ("onnxcam.cli.export:export", "Write an explainable ONNX file."),
     "explain": ("onnxcam.cli.explain:explain", "Explain what a model sees in pictures."),
     "layers": ("onnxcam.cli.layers:layers", "List the layers that can be explained."),
-    "check": ("onnxcam.cli.check:check", "Check a model's gradients against finite differences."),
+    "check": ("onnxcam.cli.check:check", "Check a model's gradients against finite differences, or its preprocessing."),
     "doctor": ("onnxcam.cli.doctor:doctor", "Find what is broken in this installation."),
     "demo": ("onnxcam.cli.demo:demo", "Explain the bundled pictures with the bundled model."),
 }

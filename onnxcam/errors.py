@@ -13,6 +13,7 @@
     ├── PreprocessError            an unknown or contradictory preprocessing
     ├── MethodError                no such CAM method, or one that does not apply here
     ├── OutputError                a result that could not be written
+    ├── SettingError               a condition or a setting of the monitor that cannot be used
     └── RuntimeUnavailable         no usable ONNX Runtime or execution provider
         └── DependencyError        a library is missing or broken
 
@@ -75,6 +76,10 @@ class MethodError(OnnxcamError):
 
 class OutputError(OnnxcamError):
     """A result could not be written."""
+
+
+class SettingError(OnnxcamError):
+    """A condition or a setting of the monitor cannot be used."""
 
 
 class RuntimeUnavailable(OnnxcamError):

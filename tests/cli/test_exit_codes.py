@@ -28,6 +28,7 @@ CODES = {
     "LayerError": 2,
     "MethodError": 2,
     "PreprocessError": 2,
+    "SettingError": 2,
     "ModelError": 3,
     "TrustError": 3,
     "VerificationError": 3,

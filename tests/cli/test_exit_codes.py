@@ -23,6 +23,7 @@ CODES = {
     "PictureError": 1,
     "InputError": 1,
     "OutputError": 1,
+    "RecordError": 1,
     "TargetError": 2,
     "LabelsError": 2,
     "LayerError": 2,

@@ -36,6 +36,7 @@ from onnxcam.runtime import CPU, Provider
 SCORES = ("auto", "logits", "probabilities")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _names: ContextVar[tuple[str | None, str | None]] = ContextVar("onnxcam_request", default=(None, None))
+_open_monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()
 _POLL = 0.005
 _AT_EXIT = 5.0  # seconds for what still waits when the interpreter ends
 
@@ -175,7 +176,7 @@ class Monitor:
         self._worker: workers.Worker | None = None
         self._sampler, self._desk = self._fresh()
         after_fork(self, Monitor._forked)
-        atexit.register(_close_at_exit, weakref.ref(self))
+        _open_monitors.add(self)
 
     def wrap(self, session: Any) -> Any:
         """A drop-in for an `onnxruntime.InferenceSession` whose predictions the monitor sees.
@@ -255,6 +256,7 @@ class Monitor:
             desk.close()
         if not self._closed:
             self._closed = True
+            _open_monitors.discard(self)
             # a sink may hang too, so it is not waited for in this thread
             closing = threading.Thread(target=self._close_sink, args=(max(0.1, end - time.monotonic()),), daemon=True)
             with contextlib.suppress(RuntimeError):  # no thread can be started once the interpreter ends
@@ -334,8 +336,8 @@ class Monitor:
                     size=size,
                     **found,
                 )
-                left.pop()
                 queued += waiting.put(made)
+                left.pop()
         except BaseException as error:
             reason = "invalid" if _invalid(error) else "error"
             for _, _, size in left:
@@ -386,6 +388,7 @@ class Monitor:
         self._inline, self._starting = threading.RLock(), threading.Lock()
         self._closed, self._worker = False, None
         self._sampler, self._desk = self._fresh()
+        _open_monitors.add(self)
 
     def _close_sink(self, timeout: float) -> None:
         try:
@@ -433,7 +436,8 @@ def _invalid(error: BaseException) -> bool:
     return isinstance(error, (InputError, TypeError, ValueError, IndexError, KeyError))
 
 
-def _close_at_exit(reference: weakref.ref[Monitor]) -> None:
-    monitor = reference()
-    if monitor is not None:
+@atexit.register
+def _close_all() -> None:
+    """Explain what still waits when the interpreter ends."""
+    for monitor in list(_open_monitors):
         monitor.close(_AT_EXIT)

@@ -127,6 +127,11 @@ class Desk:
         if self._pause and self._explain is None:
             self._waiting.stopped.wait(self._pause)
 
+    def complain(self, error: Exception) -> None:
+        """Nothing can be taken in hand: say so, and wait a moment."""
+        self._complaints.about("worker", error)
+        self._waiting.stopped.wait(_FIRST_PAUSE)
+
     def tick(self) -> None:
         """Now and then while nothing waits: a sink closes what is old enough."""
         try:
@@ -175,7 +180,11 @@ class Worker:
     def _run(self) -> None:
         lower_priority()
         while not self._waiting.stopped.is_set():
-            row = self._waiting.take(_TICK)
+            try:
+                row = self._waiting.take(_TICK)
+            except Exception as error:
+                self._desk.complain(error)
+                continue
             if row is None:
                 self._desk.tick()
                 continue

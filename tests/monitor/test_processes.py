@@ -21,6 +21,7 @@ import onnxruntime as ort
 import psutil
 import pytest
 
+from onnxcam.monitor.evidence import quiet_options
 from onnxcam.monitor.hook import Monitor
 from tests.monitor.monitoring import ALWAYS, MODEL, PLAIN, UNLIMITED, Gate, Kept, balanced, logits, pictures
 
@@ -283,12 +284,16 @@ def test_a_worker_process_is_started_again(
     assert says in caplog.text
 
 
-def test_the_worker_thread_is_nice_and_single() -> None:
-    with Monitor(MODEL, sink=Kept(), when=ALWAYS, **UNLIMITED) as monitor:
+def test_the_worker_thread_is_nice_and_what_it_starts_too() -> None:
+    before = set(Path("/proc/self/task").iterdir())
+    with Monitor(MODEL, sink=Kept(), when=ALWAYS, redact="none", **UNLIMITED) as monitor:
         monitor.observe(logits(1), tensor=pictures(1))
-        before = set(Path("/proc/self/task").iterdir())
         assert monitor.flush(10)
         thread = next(t for t in threading.enumerate() if t.name == "onnxcam-monitor")
         assert os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) == 19
         assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19
-        assert set(Path("/proc/self/task").iterdir()) <= before  # its session has no threads of its own
+        started = set(Path("/proc/self/task").iterdir()) - before
+        assert {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in started} == {19}
+    options = quiet_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

@@ -31,8 +31,9 @@ def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str,
         `peaks`: separate regions at or above half of the maximum.
         `region`: the part of the energy inside `region`, where one is given.
     """
-    grid = _shrunk(np.asarray(heatmap, np.float64))
-    names = ("centroid", "spread", "entropy", "gini", "half_area", "border", "peaks")
+    height, width = np.shape(heatmap)
+    grid = gather(np.asarray(heatmap), (min(height, _GRID), min(width, _GRID)))
+    names: tuple[str, ...] = ("centroid", "spread", "entropy", "gini", "half_area", "border", "peaks")
     names = names if region is None else (*names, "region")
     total = float(grid.sum())
     if not total > 0:
@@ -52,41 +53,46 @@ def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str,
         "zero": False,
         "centroid": [centre[0], centre[1]],
         "spread": float(np.sqrt(rows @ (y - centre[0]) ** 2 + columns @ (x - centre[1]) ** 2)),
-        "entropy": float(-(positive * np.log(positive)).sum() / np.log(cells.size)) if cells.size > 1 else 0.0,
-        "gini": float((2 * held.sum() - 1 - cells.size) / cells.size),
+        "entropy": _unit(-(positive * np.log(positive)).sum() / np.log(cells.size)) if cells.size > 1 else 0.0,
+        "gini": _unit((2 * held.sum() - 1 - cells.size) / cells.size),
         "half_area": float((half + (0.5 - before) / cells[half]) / cells.size),
-        "border": float(max(0.0, 1 - inner)),
+        "border": _unit(1 - inner),
         "peaks": _regions(grid >= PEAK * grid.max()),
     }
     if region is not None:
         mask = np.clip(np.nan_to_num(np.asarray(region, np.float64)), 0, 1)
         whole = _clean(np.asarray(heatmap, np.float64))
-        found["region"] = float((whole * mask).sum() / whole.sum())
+        found["region"] = _unit((whole * mask).sum() / whole.sum())
     return found
 
 
+def _unit(value: float) -> float:
+    """Sums of parts go over 1 or under 0 by a rounding error."""
+    return float(min(1.0, max(0.0, value)))
+
+
 def _clean(values: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(values), np.maximum(values, 0.0), 0.0)
+    return np.asarray(np.where(np.isfinite(values), np.maximum(values, 0.0), 0.0))
 
 
-def _shrunk(heatmap: np.ndarray) -> np.ndarray:
-    """Averaged over cells of equal area, so that the energy stays where it is."""
-    return _weights(heatmap.shape[0]) @ _clean(heatmap) @ _weights(heatmap.shape[1]).T
+def gather(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The energy of a map `[h, w]` gathered in `size` cells of equal area, at most `[h, w]`: it stays where it is."""
+    rows, columns = (_weights(side, cells) for side, cells in zip(heatmap.shape, size, strict=True))
+    return np.asarray(rows @ _clean(np.asarray(heatmap, np.float64)) @ columns.T)
 
 
-def _weights(side: int) -> np.ndarray:
+def _weights(side: int, cells: int) -> np.ndarray:
     """`[cells, side]`: which part of each pixel falls into each cell."""
-    cells = min(side, _GRID)
     edges = np.arange(cells + 1) * (side / cells)
     low, high = np.arange(side), np.arange(side) + 1
-    return np.clip(np.minimum(high, edges[1:, None]) - np.maximum(low, edges[:-1, None]), 0, None)
+    return np.asarray(np.clip(np.minimum(high, edges[1:, None]) - np.maximum(low, edges[:-1, None]), 0, None))
 
 
 def _inside(side: int) -> np.ndarray:
     """The part of each cell that lies inside the frame."""
     low, high = BORDER * side, (1 - BORDER) * side
     edges = np.arange(side + 1)
-    return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, 1)
+    return np.asarray(np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, 1))
 
 
 def _regions(mask: np.ndarray) -> int:

@@ -1,1 +1,1 @@
-"""The low-confidence hook: explains what a deployed model was unsure of, writes it down, and reads it again."""
+"""Watching a classifier in production: explanations of what it was unsure of, kept as records."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import InputError
-from onnxcam.monitor.rows import FIELDS, Record, Rows, Subject
+from onnxcam.monitor.table import FIELDS, Record, Rows, Subject
 
 FORMAT = 1
 FEWEST = 500  # records: below that, drift statistics say more about chance than about the model

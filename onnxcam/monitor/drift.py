@@ -20,7 +20,7 @@ import numpy as np
 
 from onnxcam.errors import InputError
 from onnxcam.monitor.baseline import FEWEST, Baseline
-from onnxcam.monitor.rows import FIELDS, Rows
+from onnxcam.monitor.table import FIELDS, Rows
 
 OK, DRIFT, UNKNOWN = "ok", "drift", "not enough data"
 FALSE_ALARMS = 0.01

@@ -1,163 +1,187 @@
-"""Records as a table of numbers: one row per record, ready for weighted sums."""
+"""What waits to be explained: one row of a batch, copied, so that nothing of the caller's is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Record = dict[str, Any]
-_GRID = 8  # maps are compared at most this fine: finer cells are noise between pictures
+from onnxcam.errors import InputError
 
-# a column's name and where its number is in a record
-FIELDS: dict[str, Callable[[Record, Record], Any]] = {
-    "confidence": lambda prediction, attention: prediction.get("confidence"),
-    "margin": lambda prediction, attention: prediction.get("margin"),
-    "entropy": lambda prediction, attention: prediction.get("entropy"),
-    "attention.y": lambda prediction, attention: (attention.get("centroid") or (None, None))[0],
-    "attention.x": lambda prediction, attention: (attention.get("centroid") or (None, None))[1],
-    "attention.spread": lambda prediction, attention: attention.get("spread"),
-    "attention.entropy": lambda prediction, attention: attention.get("entropy"),
-    "attention.gini": lambda prediction, attention: attention.get("gini"),
-    "attention.half_area": lambda prediction, attention: attention.get("half_area"),
-    "attention.border": lambda prediction, attention: attention.get("border"),
-    "attention.peaks": lambda prediction, attention: attention.get("peaks"),
-    "attention.region": lambda prediction, attention: attention.get("region"),
-}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What must be equal for records to be comparable."""
-
-    model: str | None
-    when: str | None
-    method: str | None
-    layer: str | None
-
-    @classmethod
-    def of(cls, record: Record) -> Subject:
-        prediction = record.get("prediction") or {}
-        layer = prediction.get("layer")
-        return cls(
-            (record.get("model") or {}).get("sha256"),
-            (record.get("trigger") or {}).get("when"),
-            prediction.get("method"),
-            layer if layer is None or isinstance(layer, str) else ", ".join(map(str, layer)),
-        )
+# what a row costs beside its picture: scores, names, the object itself
+OVERHEAD = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """A sample of records.
+class Row:
+    """One prediction to be explained.
 
     Attributes:
-        values: float64 `[n, len(FIELDS)]`, NaN where a record has no such number.
-        weights: float64 `[n]`, how many predictions a record stands for: one over its sampling probability.
-        low: bool `[n]`, the condition held (the other rows are of the always-on sample).
-        zero: bool `[n]`, the map was zero everywhere.
-        predicted, target: int64 `[n]`, the best class and the explained one; -1 where unknown.
-        maps: float32 `[n, h, w]`, each map's energy as shares that add up to 1; NaN where there is no map.
+        observed: when it was predicted, seconds since 1970.
+        queued: the same on the monotonic clock.
+        probabilities: `[classes]`, as the serving model said.
+        quantities: what the condition saw: confidence, margin, entropy, label.
+        reason: `condition`, or `baseline` for one of the sample of confident rows.
+        sample: the probability with which such a row is kept.
+        size: bytes it counts for in the queue.
+        tensor: the model's input, one row `[1, …]`; or
+        picture: a path, encoded bytes, or a uint8 array; and
+        features: the values behind the target layer, by name, where the serving model exposes them.
+        shape: of the tensor, also where it is not kept.
     """
 
-    values: np.ndarray
-    weights: np.ndarray
-    low: np.ndarray
-    zero: np.ndarray
-    predicted: np.ndarray
-    target: np.ndarray
-    maps: np.ndarray
+    observed: float
+    queued: float
+    probabilities: np.ndarray
+    quantities: Mapping[str, float]
+    reason: str
+    sample: float
+    size: int
+    request: str | None = None
+    trace: str | None = None
+    tensor: np.ndarray | None = None
+    picture: Any = None
+    features: dict[str, np.ndarray] | None = None
+    shape: tuple[int, ...] | None = None
 
-    def __len__(self) -> int:
-        return len(self.weights)
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its large parts by name, for a transport that keeps them out of a pickle."""
+        found = {"tensor": self.tensor, "picture": self.picture, **(self.features or {})}
+        return {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+
+    def without_arrays(self) -> Row:
+        """The rest of it."""
+        picture = None if isinstance(self.picture, np.ndarray) else self.picture
+        return replace(self, tensor=None, picture=picture, features=None)
+
+    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> Row:
+        """Whole again."""
+        features = {name: value for name, value in arrays.items() if name not in ("tensor", "picture")}
+        return replace(
+            self,
+            tensor=arrays.get("tensor"),
+            picture=arrays.get("picture", self.picture),
+            features=features or None,
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one call to the monitor brought along, still the caller's: used within the call only.
+
+    Attributes:
+        tensor: the model's input, rows first; of any framework.
+        pictures: one per row.
+        features: values behind the target layer, rows first, by name.
+        requests, traces: one per row.
+        keep_tensor: whether the tensor is copied where there are features.
+    """
+
+    tensor: Any = None
+    pictures: Sequence[Any] | None = None
+    features: Mapping[str, Any] | None = None
+    requests: Sequence[Any] | None = None
+    traces: Sequence[Any] | None = None
+    keep_tensor: bool = True
 
     @property
-    def mapped(self) -> np.ndarray:
-        """bool `[n]`: the rows with a map."""
-        return np.asarray(np.isfinite(self.maps[:, 0, 0]))
+    def _copied(self) -> bool:
+        return self.tensor is not None and (self.keep_tensor or not self.features)
 
-    def take(self, index: Any) -> Rows:
-        """Some of the rows, by index, mask or slice."""
-        return Rows(
-            self.values[index],
-            self.weights[index],
-            self.low[index],
-            self.zero[index],
-            self.predicted[index],
-            self.target[index],
-            self.maps[index],
-        )
+    def check(self, rows: int) -> None:
+        """Refuse a batch that has not one picture for each of `rows` rows.
 
-    @classmethod
-    def of(cls, records: Iterable[Record], grid: tuple[int, int] | None = None) -> Rows:
-        """The table of some records.
-
-        Arguments:
-            records: of one subject.
-            grid: the shape of the maps; that of the first map by default. Maps of another shape are left out.
+        Raises:
+            InputError: nothing to explain, or another number of rows somewhere.
         """
-        held = list(records)
-        maps = [_shares(record.get("map")) for record in held]
-        if grid is None:
-            grid = next((m.shape for m in maps if m is not None), (1, 1))
-        values = np.full((len(held), len(FIELDS)), np.nan)
-        energy = np.full((len(held), *grid), np.nan, np.float32)
-        for row, record in enumerate(held):
-            prediction, attention = record.get("prediction") or {}, record.get("attention") or {}
-            values[row] = [_number(find(prediction, attention)) for find in FIELDS.values()]
-            found = maps[row]
-            if found is not None and found.shape == grid:
-                energy[row] = found
-        return cls(
-            values,
-            np.array([_weight(record) for record in held], np.float64),
-            np.array([(record.get("trigger") or {}).get("reason") != "baseline" for record in held], bool),
-            np.array([bool((record.get("attention") or {}).get("zero")) for record in held], bool),
-            np.array([_class(((record.get("prediction") or {}).get("top") or [None])[0]) for record in held], np.int64),
-            np.array([_class((record.get("prediction") or {}).get("target")) for record in held], np.int64),
-            energy,
+        if self.tensor is None and self.pictures is None and not self.features:
+            raise InputError("nothing to explain: pass tensor= (the model's input) or pictures= (one per row)")
+        if self.tensor is not None and self.pictures is not None:
+            raise InputError("both tensor and pictures were given; pass what the model saw, or the pictures")
+        parts = {"tensor": self.tensor, "pictures": self.pictures, "ids": self.requests, "traces": self.traces}
+        for name, value in {**parts, **(self.features or {})}.items():
+            if value is not None and len(value) != rows:
+                raise InputError(f"{name} has {len(value)} rows for {rows} rows of scores; pass one for each")
+
+    def sizes(self, rows: np.ndarray) -> list[int]:
+        """Bytes that each of these rows will take."""
+        fixed = OVERHEAD + sum(_nbytes(v) // max(1, len(v)) for v in (self.features or {}).values())
+        if self._copied:
+            fixed += _nbytes(self.tensor) // max(1, len(self.tensor))
+        if self.pictures is None:
+            return [fixed] * len(rows)
+        return [fixed + _nbytes(self.pictures[row]) for row in rows]
+
+    def copies(self, row: int) -> dict[str, Any]:
+        """One row's fields of a `Row`, copied.
+
+        Raises:
+            InputError: a picture or tensor that is no such thing.
+        """
+        found: dict[str, Any] = {}
+        if self.tensor is not None:
+            found["shape"] = (1, *self.tensor.shape[1:])
+        if self._copied:
+            found["tensor"] = _copy(self.tensor[row : row + 1])
+        if self.pictures is not None:
+            found["picture"] = _picture(self.pictures[row])
+        if self.features:
+            found["features"] = {name: _copy(value[row : row + 1]) for name, value in self.features.items()}
+        found["request"] = _name(self.requests, row)
+        found["trace"] = _name(self.traces, row)
+        return found
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """An array of NumPy, PyTorch (any device, with or without gradient), TensorFlow, JAX or plain lists."""
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    if hasattr(value, "numpy") and not hasattr(value, "__array__"):
+        return np.asarray(value.numpy())
+    return np.asarray(value)
+
+
+def _copy(value: Any) -> np.ndarray:
+    array = to_numpy(value)
+    if array.dtype.hasobject or array.dtype.kind not in "fiub":
+        raise InputError(f"a tensor of {array.dtype} is no input of an image classifier; pass numbers")
+    return np.array(array, order="C")
+
+
+def _picture(value: Any) -> Any:
+    if isinstance(value, (bytes, str, Path)):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    array = to_numpy(value)  # a PIL image too
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise InputError(
+            f"{array.dtype} {list(array.shape)} is no picture; expected encoded bytes, a path or a uint8 array "
+            "[H, W] or [H, W, 3] (prepared batches go into tensor=)"
         )
+    return np.array(array, order="C")
 
 
-def shares(values: np.ndarray) -> np.ndarray | None:
-    """A map's energy as shares of at most 8 x 8 cells that add up to 1; None for a map that is zero everywhere."""
-    energy = np.where(np.isfinite(values), np.maximum(values, 0.0), 0.0)
-    energy = _fold(_fold(energy, 0), 1)
-    total = energy.sum()
-    return energy / total if total > 0 else None
+def _nbytes(value: Any) -> int:
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size
+    if isinstance(value, (bytes, bytearray)):
+        return len(value)
+    if isinstance(value, (str, os.PathLike)):
+        return 0
+    if hasattr(value, "size") and hasattr(value, "getbands"):  # a PIL image: bands of bytes
+        return int(value.size[0] * value.size[1] * len(value.getbands()))
+    return int(to_numpy(value).nbytes)
 
 
-def _fold(values: np.ndarray, axis: int) -> np.ndarray:
-    """Added up to at most `_GRID` cells along an axis; a cell that straddles two is parted."""
-    side = values.shape[axis]
-    if side <= _GRID:
-        return values
-    edges = np.arange(_GRID + 1) * (side / _GRID)
-    low = np.arange(side)
-    part = np.clip(np.minimum(low + 1, edges[1:, None]) - np.maximum(low, edges[:-1, None]), 0, None)
-    return np.moveaxis(np.tensordot(part, values, (1, axis)), 0, axis)
-
-
-def _shares(held: Any) -> np.ndarray | None:
-    try:
-        height, width = held["shape"]
-        values = np.asarray(held["values"], np.float64).reshape(height, width)
-    except (TypeError, KeyError, ValueError):
-        return None
-    return shares(values) if values.size else None
-
-
-def _weight(record: Record) -> float:
-    sample = _number((record.get("trigger") or {}).get("sample"))
-    return 1.0 / sample if 0 < sample <= 1 else 1.0
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else float("nan")
-
-
-def _class(entry: Any) -> int:
-    index = entry.get("index") if isinstance(entry, dict) else None
-    return index if isinstance(index, int) else -1
+def _name(names: Sequence[Any] | None, row: int) -> str | None:
+    return None if names is None or names[row] is None else str(names[row])[:256]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxcam.monitor.baseline import Baseline
-from onnxcam.monitor.rows import FIELDS, Rows, Subject
+from onnxcam.monitor.table import FIELDS, Rows, Subject
 
 START = datetime(2026, 11, 2, tzinfo=UTC)
 LABELS = ("tabby", "beagle", "espresso", "goldfish", "acorn", "barn")

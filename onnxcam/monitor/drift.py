@@ -12,15 +12,16 @@ the declared rate of false alarms is that of the whole family, for one window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 
 from onnxcam.errors import InputError
 from onnxcam.monitor.baseline import FEWEST, Baseline
-from onnxcam.monitor.table import FIELDS, Rows
+from onnxcam.monitor.table import FIELDS, Record, Rows, Subject
 
 OK, DRIFT, UNKNOWN = "ok", "drift", "not enough data"
 FALSE_ALARMS = 0.01
@@ -150,14 +151,79 @@ class Detector:
     def _null(self, size: int) -> _Null:
         """What chance gives for windows of a size."""
         if size not in self._nulls:
-            rng = np.random.default_rng([self.seed, size])
             family = self._family
             if self._second is None:
-                second = np.random.default_rng([self.seed, 0])
-                self._second = family.draws(second, self.replicates, len(self.baseline.rows))
-            scores, _ = family.compare(family.draws(rng, self.replicates, size), self._second)
+                self._second = family.draws(self.replicates, len(self.baseline.rows), self.seed, second=True)
+            scores, _ = family.compare(family.draws(self.replicates, size, self.seed), self._second)
             self._nulls[size] = _Null.of(scores, family.floors, self.false_alarms)
         return self._nulls[size]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What `judge` found.
+
+    Attributes:
+        windows: the verdict on each window, oldest first.
+        others: records of another model, condition, method or layer, which were left out.
+    """
+
+    windows: list[Verdict]
+    others: int
+
+    @property
+    def latest(self) -> Verdict:
+        """The verdict on the newest window."""
+        return self.windows[-1]
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what was left out."""
+        what = "records of another model, condition, method or layer than the baseline's were left out"
+        return [f"{self.others} {what}"] if self.others else []
+
+
+def judge(records: Iterable[Record], detector: Detector, window: int | timedelta = 1000) -> Judgement:
+    """Verdicts on records in time order, window by window.
+
+    Arguments:
+        records: those of another model, condition, method or layer than the baseline's are left out.
+        window: how many records make one (at least 500), or how long it is; windows by time begin at multiples of their
+            length, in UTC.
+
+    Raises:
+        InputError: a window of fewer than 500 records.
+    """
+    if not isinstance(window, timedelta) and window < FEWEST:
+        raise InputError(f"windows of {window} records are too small; expected at least {FEWEST}")
+    parts: list[Rows] = []
+    times: list[str] = []
+    waiting: list[Record] = []
+    others = 0
+    baseline = detector.baseline
+    for record in records:
+        if Subject.of(record) != baseline.subject:
+            others += 1
+            continue
+        times.append(record["ts"])
+        waiting.append(record)
+        if len(waiting) == FEWEST:
+            parts.append(Rows.of(waiting, baseline.grid))
+            waiting.clear()
+    rows = Rows.join([*parts, Rows.of(waiting, baseline.grid)])
+    bounds = _by_time(times, window) if isinstance(window, timedelta) else windows(len(rows), window)
+    verdicts = [
+        detector.judge(rows.take(slice(begin, end)), min(times[begin:end]), max(times[begin:end]))
+        for begin, end in bounds
+    ]
+    return Judgement(verdicts or [detector.judge(rows)], others)
+
+
+def _by_time(times: Sequence[str], length: timedelta) -> list[tuple[int, int]]:
+    seconds = max(1.0, length.total_seconds())
+    numbers = [int(datetime.fromisoformat(time).timestamp() // seconds) for time in times]
+    begins = [row for row, number in enumerate(numbers) if row == 0 or number > numbers[row - 1]]
+    return list(zip(begins, [*begins[1:], len(times)], strict=True))
 
 
 def windows(count: int, size: int) -> list[tuple[int, int]]:
@@ -258,14 +324,23 @@ class _Family:
         """`[columns]` of a sample."""
         return np.concatenate([design.sum(0) for _, design in self.blocks(rows)])
 
-    def draws(self, rng: np.random.Generator, replicates: int, size: int) -> np.ndarray:
-        """`[replicates, columns]` of samples drawn from the baseline with replacement."""
+    def draws(self, replicates: int, size: int, seed: int, *, second: bool = False) -> np.ndarray:
+        """`[replicates, columns]` of samples of a size; one seed gives one series of populations.
+
+        Each replicate has a population of its own, drawn from the baseline with replacement: how far the baseline may
+        be from what it was drawn from is then in the spread of the statistics too. A window and a `second` baseline of
+        the same replicate are drawn from the same population.
+        """
+        rng = np.random.default_rng([seed, size, int(second)])
         count = len(self.baseline.rows)
         blocks = [(rows, design.astype(np.float32)) for rows, design in self.blocks(self.baseline.rows)]
         found = []
         for begin in range(0, replicates, _CHUNK):
             number = min(_CHUNK, replicates - begin)
-            drawn = rng.integers(count, size=(number, size)) + (np.arange(number) * count)[:, None]
+            # the same populations for window and second baseline, whatever their sizes
+            population = np.random.default_rng([seed, begin]).integers(count, size=(number, count))
+            drawn = np.take_along_axis(population, rng.integers(count, size=(number, size)), axis=1)
+            drawn += (np.arange(number) * count)[:, None]
             times = np.bincount(drawn.ravel(), minlength=number * count).reshape(number, count).astype(np.float32)
             found.append(np.concatenate([times[:, rows] @ design for rows, design in blocks], axis=1))
         return np.concatenate(found).astype(np.float64)
@@ -331,7 +406,7 @@ class _Family:
         of it says that it never does.
         """
         rare = 3.0 / self._parts(self.own[None])["size"][0]
-        rate = 0.6 * np.sqrt(rare * max(0.0, 1 - rare))
+        rate = np.sqrt(rare * max(0.0, 1 - rare))
         fields, maps = np.full(len(self.fields), 0.05), np.full(1 + len(self.classes), 0.005)
         return np.concatenate([fields, [rate, rate, 0.05], maps])
 

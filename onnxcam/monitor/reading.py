@@ -13,11 +13,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from onnxcam.errors import InputError
+from onnxcam.errors import InputError, SettingError
+from onnxcam.monitor import segments as writing
+from onnxcam.monitor.schema import SCHEMA
+from onnxcam.monitor.segments import CLOSED, OPEN
+from onnxcam.monitor.units import parse_seconds
 
-SCHEMA = 1  # the newest schema this release reads
-OPEN = ".open"
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 # a record is of the time of its prediction, a segment's name of the time it was begun: a row may have queued in between
 _SLACK = timedelta(days=1)
 
@@ -157,15 +158,14 @@ def segments(folder: str | Path) -> list[Path]:
     Raises:
         InputError: no folder of a monitor.
     """
-    inside = Path(folder) / "records"
-    if not inside.is_dir():
+    root = Path(folder)
+    if not (root / writing.FOLDER).is_dir():
         raise InputError(
-            f"{str(folder)!r} holds no records (there is no folder {str(inside)!r}); name the folder that is a "
-            "Monitor's sink"
+            f"{str(folder)!r} holds no records (there is no folder {str(root / writing.FOLDER)!r}); name the folder that "
+            "is a Monitor's sink"
         )
-    found = {_stem(path): path for path in sorted(inside.glob("*.jsonl" + OPEN))}
-    # one that was just closed is there under its new name only, or for a moment under both
-    found |= {_stem(path): path for path in sorted(inside.glob("*.jsonl"))}
+    # one that was just closed may have been met under both its names: the final one counts
+    found = {_stem(path): path for path in (*writing.segments(root, OPEN), *writing.segments(root, CLOSED))}
     return [found[name] for name in sorted(found)]
 
 
@@ -187,32 +187,21 @@ def counters(folder: str | Path) -> dict[str, Any]:
 
 
 def moment(text: str, now: datetime | None = None) -> datetime:
-    """A time as people write it: `90s`, `15m`, `6h`, `7d`, `2w` (that long ago), or a date or time of ISO 8601.
+    """A time as people write it: `90s`, `15min`, `6h`, `7d`, `2w` (that long ago), or a date or time of ISO 8601.
 
     A time without a zone is in UTC, as records are.
 
     Raises:
         InputError: neither.
     """
-    if re.fullmatch(r"\s*\d+(\.\d+)?\s*[smhdw]\s*", text):
-        return (now or datetime.now(UTC)) - duration(text)
     try:
         found = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise InputError(f"{text!r} is no time; write 6h, 7d, 2026-11-25 or 2026-11-25T14:00:00Z") from None
+        try:
+            return (now or datetime.now(UTC)) - timedelta(seconds=parse_seconds(text))
+        except (SettingError, OverflowError):
+            raise InputError(f"{text!r} is no time; write 15min, 6h, 7d, 2026-11-25 or 2026-11-25T14:00:00Z") from None
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-
-
-def duration(text: str) -> timedelta:
-    """`90s`, `15m`, `6h`, `7d` or `2w`.
-
-    Raises:
-        InputError: no such text.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", text)
-    if match is None:
-        raise InputError(f"{text!r} is no length of time; write 90s, 15m, 6h, 7d or 2w")
-    return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
 
 
 def stamp(when: datetime) -> str:
@@ -254,7 +243,7 @@ def _lines(path: Path, met: Met) -> Iterator[Record]:
     try:
         file = path.open("rb")
     except FileNotFoundError:
-        closed = path.with_name(_stem(path) + ".jsonl")
+        closed = path.with_name(_stem(path) + CLOSED)
         if not path.name.endswith(OPEN) or not closed.exists():
             return
         file = closed.open("rb")
@@ -286,7 +275,7 @@ def _parse(line: bytes, met: Met) -> Record | None:
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(OPEN).removesuffix(".jsonl")
+    return path.name.removesuffix(OPEN).removesuffix(CLOSED)
 
 
 def _whole(path: Path) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,11 @@ class Rows:
             self.target[index],
             self.maps[index],
         )
+
+    @classmethod
+    def join(cls, parts: Sequence[Rows]) -> Rows:
+        """Several tables as one."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     @classmethod
     def of(cls, records: Iterable[Record], grid: tuple[int, int] | None = None) -> Rows:

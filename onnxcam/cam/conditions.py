@@ -9,7 +9,8 @@
     value      = number | quoted text
 
 A label is compared by `==` and `!=` alone, with its name in quotes or its index. Text becomes a small tree, never
-code: whatever evaluates it, here over arrays or as nodes of a graph, reads the same `Comparison`, `Not`, `AllOf` and `AnyOf`.
+code: whatever evaluates it, over arrays here or as nodes of a graph, reads the same `Comparison`, `Not`, `AllOf` and
+`AnyOf`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from onnxcam.errors import SettingError, listing
 
 LABEL = "label"
 QUANTITIES = ("confidence", "margin", "entropy", LABEL)
-OPERATORS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+OPERATORS: dict[str, Callable[[np.ndarray, float], Any]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
@@ -112,22 +113,24 @@ def evaluate(condition: Condition, quantities: Mapping[str, np.ndarray]) -> np.n
     """Where the condition holds, bool `[N]`, from its quantities `[N]` (`label` as indices)."""
     match condition:
         case Comparison(quantity, sign, value):
-            return OPERATORS[sign](quantities[quantity], float(value))
+            return np.asarray(OPERATORS[sign](quantities[quantity], float(value)))
         case Not(inner):
-            return ~evaluate(inner, quantities)
+            return np.asarray(np.logical_not(evaluate(inner, quantities)))
         case AllOf(parts):
-            return np.logical_and.reduce([evaluate(part, quantities) for part in parts])
+            return np.asarray(np.logical_and.reduce([evaluate(part, quantities) for part in parts]))
         case AnyOf(parts):
-            return np.logical_or.reduce([evaluate(part, quantities) for part in parts])
+            return np.asarray(np.logical_or.reduce([evaluate(part, quantities) for part in parts]))
 
 
-def quantities(probabilities: np.ndarray, kind: str, wanted: Sequence[str] | set[str] = QUANTITIES) -> dict[str, np.ndarray]:
+def quantities(
+    probabilities: np.ndarray, kind: str, wanted: Sequence[str] | set[str] = QUANTITIES
+) -> dict[str, np.ndarray]:
     """What a condition speaks of, from probabilities `[N, classes]`.
 
     `confidence`: the largest probability. `margin`: what it is ahead of the second. `label`: its index, the lowest on
-    ties. `entropy`: -sum p log p / log classes, 0 (sure) to 1 (knows nothing); of a `multilabel` model the mean over its
-    classes of each one's own two-sided entropy, in bits. A row whose probabilities are not finite is as unsure as can be:
-    confidence 0, margin 0, entropy 1.
+    ties. `entropy`: -sum p log p / log classes, 0 (sure) to 1 (knows nothing); of a `multilabel` model the mean over
+    its classes of each one's own two-sided entropy, in bits. A row whose probabilities are not finite is as unsure as
+    can be: confidence 0, margin 0, entropy 1.
 
     Arguments:
         kind: the manifest's `logits`, `binary_logit` or `multilabel`.
@@ -137,7 +140,7 @@ def quantities(probabilities: np.ndarray, kind: str, wanted: Sequence[str] | set
         float64 `[N]` each, `label` int64.
     """
     p = np.asarray(probabilities, np.float64)
-    finite = np.isfinite(p).all(axis=1)
+    finite = np.asarray(np.isfinite(p).all(axis=1))
     sound = bool(finite.all())
     p = p if sound else np.where(finite[:, None], p, 0.0)
     found: dict[str, np.ndarray] = {}
@@ -184,7 +187,7 @@ def _look_like_probabilities(values: np.ndarray, kind: str) -> bool:
 
 def _entropy(p: np.ndarray, kind: str) -> np.ndarray:
     def plogp(values: np.ndarray) -> np.ndarray:
-        return values * np.log(np.maximum(values, 1e-300))
+        return np.asarray(values * np.log(np.maximum(values, 1e-300)))
 
     if kind == "multilabel":
         return np.asarray(-(plogp(p) + plogp(1 - p)).mean(axis=1) / np.log(2))

@@ -21,8 +21,6 @@ DAY = 86400.0
 # one part in so many of rate and budget is kept for the sample of confident predictions
 RESERVE = 10
 _PERIODS = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0, "day": DAY}
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "day": DAY, "days": DAY, "d": DAY}
 _NUMBER = r"(\d+\.?\d*|\.\d+)"
 
 
@@ -72,38 +70,10 @@ def parse_rate(text: str | float | None) -> Rate | None:
         return Rate(float(text), 1.0)
     found = re.fullmatch(rf"\s*{_NUMBER}\s*/\s*([a-z]+)\s*", text.lower()) if isinstance(text, str) else None
     if found is None or found[2] not in _PERIODS or float(found[1]) <= 0:
-        raise SettingError(f"rate={text!r}; expected such as '2/s', '30/min', '500/h', '5000/day', or None for no limit")
+        raise SettingError(
+            f"rate={text!r}; expected such as '2/s', '30/min', '500/h', '5000/day', or None for no limit"
+        )
     return Rate(float(found[1]), _PERIODS[found[2]])
-
-
-def parse_bytes(text: str | int, name: str) -> int:
-    """A number of bytes from `256MiB`, `1.5 GB` or a number.
-
-    Raises:
-        SettingError: it is none of these, or not positive.
-    """
-    if isinstance(text, int) and not isinstance(text, bool) and text > 0:
-        return text
-    found = re.fullmatch(rf"\s*{_NUMBER}\s*([a-z]*)\s*", text.lower()) if isinstance(text, str) else None
-    if found is None or found[2] not in _UNITS or float(found[1]) * _UNITS[found[2]] < 1:
-        raise SettingError(f"{name}={text!r}; expected such as '256MiB', '1GB', or a number of bytes above 0")
-    return int(float(found[1]) * _UNITS[found[2]])
-
-
-def parse_seconds(text: str | float | None, name: str) -> float:
-    """Seconds from `10min`, `24h`, `500ms` or a number; None is 0.
-
-    Raises:
-        SettingError: it is none of these, or negative.
-    """
-    if text is None:
-        return 0.0
-    if isinstance(text, (int, float)) and not isinstance(text, bool) and 0 <= text < math.inf:
-        return float(text)
-    found = re.fullmatch(rf"\s*{_NUMBER}\s*([a-z]+)\s*", text.lower()) if isinstance(text, str) else None
-    if found is None or found[2] not in _SECONDS:
-        raise SettingError(f"{name}={text!r}; expected such as '10min', '24h', or a number of seconds")
-    return float(found[1]) * _SECONDS[found[2]]
 
 
 class Bucket:

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from onnxcam.errors import InputError
 from onnxcam.explainer import Explainer, fuse
 from onnxcam.graph import manifest
 from onnxcam.monitor import record as records
-from onnxcam.monitor.rows import Row
+from onnxcam.monitor.predictions import Row
 
 Files = dict[str, bytes]
 
@@ -69,9 +70,7 @@ class Evidence:
         self._tail: tuple[Any, tuple[str, ...]] | None = None
         self._baseline: Any = None
         if settings.baseline is not None:
-            from onnxcam.monitor import baseline
-
-            self._baseline = baseline.load(settings.baseline)
+            self._baseline = import_module("onnxcam.monitor.baseline").load(settings.baseline)
 
     def __call__(self, row: Row, waited: float) -> tuple[dict[str, Any], Files]:
         """The row's record, without its files, and the files by kind.
@@ -117,9 +116,7 @@ class Evidence:
             redact=self._settings.redact,
         )
         if self._baseline is not None:
-            from onnxcam.monitor import baseline
-
-            made["drift"] = baseline.distances(self._baseline, made)
+            made["drift"] = import_module("onnxcam.monitor.baseline").distances(self._baseline, made)
         return made, files
 
     def _map(self, row: Row, tensor: np.ndarray | None, target: int) -> np.ndarray:
@@ -140,7 +137,7 @@ class Evidence:
         maps = self._explainer.attribute(
             tensor, target, self._settings.method, self._settings.layer, normalize="none", size="layer"
         )
-        return maps[0]
+        return np.asarray(maps[0])
 
     def _tail_session(self, output: str) -> tuple[Any, tuple[str, ...]]:
         if self._tail is None:
@@ -215,10 +212,9 @@ def to_pixels(tensor: np.ndarray, preprocess: image.Preprocess | None, layout: s
 
 def _sha256(row: Row) -> str | None:
     """Of the encoded picture, of its pixels, or of the tensor; None where only features were kept."""
-    if row.tensor is not None:
-        return hashlib.sha256(row.tensor).hexdigest()
-    if isinstance(row.picture, np.ndarray):
-        return hashlib.sha256(row.picture).hexdigest()
+    pixels = row.picture if row.tensor is None else row.tensor
+    if isinstance(pixels, np.ndarray):
+        return hashlib.sha256(pixels.data).hexdigest()
     if isinstance(row.picture, bytes):
         return hashlib.sha256(row.picture).hexdigest()
     if row.picture is not None:

@@ -95,7 +95,7 @@ class Ledger:
             "dropped": dict(self.dropped),
             "failures": dict(self.failures),
             "baseline": self.baseline,
-            "bytes": self.bytes,
+            "queue_bytes": self.bytes,
         }
 
     def _finish(self, size: int) -> None:

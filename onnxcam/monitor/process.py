@@ -1,6 +1,6 @@
 """A worker in a process of its own: nothing it does holds the interpreter lock that predictions need.
 
-The child (`child`) is started with pipes for its standard input and output, without running the caller's main module again.
+The child (`child`) is started with pipes for its standard input and output; the caller's main module is not run again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxcam.errors import OnnxcamError
 from onnxcam.monitor.evidence import Settings
-from onnxcam.monitor.rows import Row
+from onnxcam.monitor.predictions import Row
 from onnxcam.monitor.worker import WorkerLost
 
 _START = "import sys; sys.path[:] = {path!r}; from onnxcam.monitor.child import main; main({parent})"
@@ -115,7 +115,7 @@ def send_row(connection: Connection, row: Row, waited: float) -> None:
     arrays = row.arrays()
     connection.send((row.without_arrays(), waited, [(name, a.dtype.str, a.shape) for name, a in arrays.items()]))
     for array in arrays.values():
-        connection.send_bytes(memoryview(np.ascontiguousarray(array)).cast("B"))
+        connection.send_bytes(np.ascontiguousarray(array).data.cast("B"))
 
 
 def receive_row(connection: Connection) -> tuple[Row, float]:

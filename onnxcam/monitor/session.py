@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxcam.errors import InputError, listing
 from onnxcam.graph.manifest import Manifest
-from onnxcam.monitor.rows import Batch, to_numpy
+from onnxcam.monitor.predictions import Batch, to_numpy
 
 # scores, their form, what came with them
 Observe = Callable[[np.ndarray, str, Batch], int]
@@ -39,7 +39,9 @@ class Wiring:
         return [self.scores, *self.features.values()]
 
 
-def connect(session: Any, held: Manifest, form: str, tail: Callable[[], Sequence[str]], entry: Mapping[str, Any]) -> Wiring:
+def connect(
+    session: Any, held: Manifest, form: str, tail: Callable[[], Sequence[str]], entry: Mapping[str, Any]
+) -> Wiring:
     """Find the picture, the scores and perhaps the target layer's value among a session's inputs and outputs.
 
     Arguments:
@@ -104,7 +106,7 @@ class WatchedSession:
         put(self, "_complain", complain)
 
     @property  # type: ignore[misc]
-    def __class__(self) -> type:  # noqa: D105
+    def __class__(self) -> type:
         return type(self._session)
 
     def __getattr__(self, name: str) -> Any:

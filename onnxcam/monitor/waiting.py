@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from onnxcam.monitor.admission import Clock, Gates, Limits, fitting
 from onnxcam.monitor.ledger import Ledger
-from onnxcam.monitor.rows import Row
+from onnxcam.monitor.predictions import Row
 
 ON_FULL = ("drop_newest", "drop_oldest")
 
@@ -109,17 +109,19 @@ class Waiting:
         with self._lock:
             self._ledger.observe(rows, 0, {reason: rows}, 0, 0)
 
-    def take(self, *, block: bool = True) -> Row | None:
-        """The oldest row, now in hand; None once stopped, or where nothing waits and `block` is False."""
-        while not self.stopped.is_set():
+    def take(self, timeout: float) -> Row | None:
+        """The oldest row, now in hand; None where none came within `timeout` seconds, or once stopped."""
+        for last in (False, True):
             with self._lock:
+                if self.stopped.is_set():
+                    return None
                 if self._rows:
                     self._ledger.start()
                     return self._rows.popleft()
                 self._wake.clear()
-            if not block:
+            if last or timeout <= 0:
                 return None
-            self._wake.wait()
+            self._wake.wait(timeout)
         return None
 
     def explain(self, row: Row) -> None:

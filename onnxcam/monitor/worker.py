@@ -9,13 +9,14 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from onnxcam.monitor.admission import Clock
 from onnxcam.monitor.complaints import Complaints
-from onnxcam.monitor.rows import Row
+from onnxcam.monitor.predictions import Row
+from onnxcam.monitor.sinks import Sink
 from onnxcam.monitor.waiting import Waiting
 
 NICENESS = 19
@@ -23,15 +24,9 @@ WORKERS = ("thread", "process", "inline")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _SAMPLE = 8192  # bytes of a picture that tell it from another
 _REMEMBERED = 4096
+_TICK = 15.0  # seconds without a row after which a sink may look after itself
 
 Explain = Callable[[Row, float], tuple[dict[str, Any], dict[str, bytes]]]
-
-
-class Writes(Protocol):
-    """The part of a sink that a worker needs."""
-
-    def write(self, record: dict[str, Any], files: dict[str, bytes]) -> None:
-        """Make one explanation durable."""
 
 
 class WorkerLost(Exception):
@@ -55,7 +50,7 @@ class Duplicates:
             flat = array.reshape(-1)
             step = max(1, array.nbytes // _SAMPLE)
             found.update(f"{name}{array.dtype}{array.shape}".encode())
-            found.update(np.ascontiguousarray(flat[::step]))
+            found.update(np.ascontiguousarray(flat[::step]).data)
         if not isinstance(row.picture, np.ndarray) and row.picture is not None:
             data = row.picture if isinstance(row.picture, bytes) else str(row.picture).encode(errors="replace")
             found.update(len(data).to_bytes(8, "little"))
@@ -87,7 +82,7 @@ class Desk:
         self,
         waiting: Waiting,
         open_: Callable[[], Explain],
-        sink: Writes,
+        sink: Sink,
         duplicates: Duplicates,
         complaints: Complaints,
         clock: Clock,
@@ -132,6 +127,18 @@ class Desk:
         if self._pause and self._explain is None:
             self._waiting.stopped.wait(self._pause)
 
+    def complain(self, error: Exception) -> None:
+        """Nothing can be taken in hand: say so, and wait a moment."""
+        self._complaints.about("worker", error)
+        self._waiting.stopped.wait(_FIRST_PAUSE)
+
+    def tick(self) -> None:
+        """Now and then while nothing waits: a sink closes what is old enough."""
+        try:
+            getattr(self._sink, "tick", lambda: None)()
+        except Exception as error:
+            self._complaints.about("sink", error)
+
     def close(self) -> None:
         """Let go of what explains."""
         explain, self._explain = self._explain, None
@@ -172,7 +179,15 @@ class Worker:
 
     def _run(self) -> None:
         lower_priority()
-        while (row := self._waiting.take()) is not None:
+        while not self._waiting.stopped.is_set():
+            try:
+                row = self._waiting.take(_TICK)
+            except Exception as error:
+                self._desk.complain(error)
+                continue
+            if row is None:
+                self._desk.tick()
+                continue
             self._desk.handle(row)
             del row  # while waiting for the next, nothing of the last is kept
             self._desk.pause()

@@ -75,29 +75,42 @@ class Batch:
 
     Attributes:
         tensor: the model's input, rows first; of any framework.
-        pictures: one per row.
+        pictures: one per row, a sequence.
         features: values behind the target layer, rows first, by name.
         requests, traces: one per row.
         keep_tensor: whether the tensor is copied where there are features.
     """
 
     tensor: Any = None
-    pictures: Sequence[Any] | None = None
+    pictures: Any = None
     features: Mapping[str, Any] | None = None
-    requests: Sequence[Any] | None = None
-    traces: Sequence[Any] | None = None
+    requests: Any = None
+    traces: Any = None
     keep_tensor: bool = True
+
+    def of(self, rows: int, *, single: bool) -> Batch:
+        """The same with every part a sequence of rows: a lone row's parts may come without the axis.
+
+        Raises:
+            InputError: nothing to explain, or another number of rows somewhere.
+        """
+        tensor = np.asarray(self.tensor) if isinstance(self.tensor, (list, tuple)) else self.tensor
+        pictures = [self.pictures] if isinstance(self.pictures, (bytes, bytearray, str, os.PathLike)) else self.pictures
+        if single and tensor is not None and getattr(tensor, "ndim", 4) == 3:
+            tensor = tensor[None]
+        if single and pictures is not None and getattr(pictures, "ndim", 1) in (2, 3):
+            pictures = [pictures]
+        names = [[n] if isinstance(n, (str, int)) else n for n in (self.requests, self.traces)]
+        batch = replace(self, tensor=tensor, pictures=pictures, requests=names[0], traces=names[1])
+        batch._check(rows)
+        return batch
 
     @property
     def _copied(self) -> bool:
         return self.tensor is not None and (self.keep_tensor or not self.features)
 
-    def check(self, rows: int) -> None:
-        """Refuse a batch that has not one picture for each of `rows` rows.
-
-        Raises:
-            InputError: nothing to explain, or another number of rows somewhere.
-        """
+    def _check(self, rows: int) -> None:
+        """Refuse a batch that has not one picture for each of `rows` rows."""
         if self.tensor is None and self.pictures is None and not self.features:
             raise InputError("nothing to explain: pass tensor= (the model's input) or pictures= (one per row)")
         if self.tensor is not None and self.pictures is not None:

@@ -161,8 +161,8 @@ def segments(folder: str | Path) -> list[Path]:
     root = Path(folder)
     if not (root / writing.FOLDER).is_dir():
         raise InputError(
-            f"{str(folder)!r} holds no records (there is no folder {str(root / writing.FOLDER)!r}); name the folder that "
-            "is a Monitor's sink"
+            f"{str(folder)!r} holds no records (there is no folder {str(root / writing.FOLDER)!r}); name the folder "
+            "that is a Monitor's sink"
         )
     # one that was just closed may have been met under both its names: the final one counts
     found = {_stem(path): path for path in (*writing.segments(root, OPEN), *writing.segments(root, CLOSED))}

@@ -138,7 +138,9 @@ def test_lines_go_to_standard_output_whole() -> None:
         "threads = [threading.Thread(target=work) for _ in range(4)]\n"
         "[t.start() for t in threads], [t.join() for t in threads]\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, cwd=Path(__file__).parents[2]
+    )
     lines = done.stdout.split(b"\n")
     assert lines.pop() == b""
     assert len({json.loads(line)["id"] for line in lines}) == 80

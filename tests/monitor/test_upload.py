@@ -130,7 +130,9 @@ def test_one_process_copies_at_a_time(tmp_path: Path) -> None:
     assert len(uploader.copy()) == 1
 
 
-def test_a_segment_that_retention_took_meanwhile_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_segment_that_retention_took_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sink = Folder(tmp_path / "cam", segment_bytes=10_000)
     write(sink, 6)
     sink.close(1)

@@ -110,6 +110,8 @@ def baseline(
     document, notes = baselines.build(reading.records(folder, reading.Query(since, until), met), rows=rows, seed=seed)
     write_bytes(output, json.dumps(document, separators=(",", ":")).encode() + b"\n")
     held = baselines.load(output)
+    notes = [*met.notes(), *notes]
+    classes = [held.label(index) for index in held.classes]
     told = {
         "output": str(output),
         "identity": held.identity,
@@ -117,15 +119,15 @@ def baseline(
         "rows": len(held.rows),
         "since": held.since,
         "until": held.until,
-        "classes": [held.label(index) for index in held.classes],
-        "notes": [*met.notes(), *notes],
+        "classes": classes,
+        "notes": notes,
     }
     if as_json:
         options.print_json(told)
         return
     click.echo(f"{output}: {held.records:,} records from {held.since} to {held.until}, {len(held.rows):,} kept")
-    click.echo(f"mean maps of their own: {', '.join(told['classes']) or 'none, all classes are compared as one'}")
-    _notes(told["notes"])
+    click.echo(f"mean maps of their own: {', '.join(classes) or 'none, all classes are compared as one'}")
+    _notes(notes)
 
 
 @click.command(
@@ -211,8 +213,8 @@ def judged(
         InputError: neither records nor a baseline.
     """
     from onnxcam.monitor import baseline as baselines
+    from onnxcam.monitor import counters, reading
     from onnxcam.monitor import drift as drifts
-    from onnxcam.monitor import reading
 
     held = baselines.load(path)
     met = reading.Met()
@@ -221,7 +223,7 @@ def judged(
     after = None if since is not None else held.until
     query = reading.Query(since, until, matches=lambda record: after is None or record["ts"] > after)
     judgement = drifts.judge(reading.records(folder, query, met), detector, window)
-    return judgement, [*met.notes(), *judgement.notes]
+    return judgement, [*met.notes(), *judgement.notes, *counters.notes(counters.total(folder))]
 
 
 def _show(verdict: Verdict, *, whole: bool) -> None:
@@ -314,7 +316,7 @@ def report(
     """
     from onnxcam.image import write_bytes
     from onnxcam.monitor import baseline as baselines
-    from onnxcam.monitor import page, reading
+    from onnxcam.monitor import counters, page, reading
     from onnxcam.monitor.report import Report
 
     met = reading.Met()
@@ -327,7 +329,7 @@ def report(
     if path is not None:
         judgement, more = judged(folder, path, window, false_alarms, since, until, seed)
         notes = list(dict.fromkeys([*notes, *more]))
-    text = page.render(found, folder, judgement, reading.counters(folder), title=title, notes=notes)
+    text = page.render(found, folder, judgement, counters.total(folder), title=title, notes=notes)
     write_bytes(output, text.encode())
     told = {
         "output": str(output),

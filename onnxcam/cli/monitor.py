@@ -214,13 +214,14 @@ def stats(folder: Path, since: datetime | None, until: datetime | None, as_json:
 
     Counters are the monitors' own, added up over processes, since each began; records are those kept in DIR.
     """
-    from onnxcam.monitor import reading
+    from onnxcam.monitor import counters, reading
 
     met, found = reading.Met(), _Counted()
     for record in reading.records(folder, reading.Query(since, until), met):
         found.add(record)
-    counted = reading.counters(folder)
-    told = {"counters": counted or None, "records": found.told(), "segments": met.segments, "notes": met.notes()}
+    counted = counters.total(folder)
+    notes = [*met.notes(), *counters.notes(counted)]
+    told = {"counters": counted, "records": found.told(), "segments": met.segments, "notes": notes}
     if as_json:
         options.print_json(told)
         return
@@ -228,7 +229,7 @@ def stats(folder: Path, since: datetime | None, until: datetime | None, as_json:
         click.echo(line)
     for line in found.lines():
         click.echo(line)
-    _note(met.notes())
+    _note(notes)
 
 
 @click.command(
@@ -251,11 +252,11 @@ def prune(folder: Path, max_bytes: int | None, max_age: float | None, max_record
 
     Whole closed segments go, the oldest first, with the pictures they name, until DIR is within the bounds given; and
     pictures older than an hour that no record names, which processes left behind that were killed. What a monitor is
-    writing stays.
+    writing stays. With --max-age the counters of processes that ended longer ago go too.
     """
     import time
 
-    from onnxcam.monitor import reading, segments
+    from onnxcam.monitor import counters, reading, segments
     from onnxcam.monitor.retention import Keeper, Limits, sweep
 
     reading.segments(folder)  # refuses a folder that is no monitor's
@@ -263,6 +264,8 @@ def prune(folder: Path, max_bytes: int | None, max_age: float | None, max_record
     keeper = Keeper(folder, Limits(max_bytes, max_age, max_records))
     removed = keeper.clear(time.time())
     swept = sweep(folder)
+    if max_age is not None:
+        counters.prune(folder, max_age)
     told = {
         "segments_removed": len(removed),
         "pictures_removed": swept,
@@ -308,7 +311,7 @@ def holds(condition: Any, record: Record) -> bool:
             return bool(same == (sign == "=="))
         case conditions.Comparison(quantity, sign, value):
             held = record["prediction"].get(quantity)
-            return held is not None and bool(conditions.OPERATORS[sign](np.float64(held), float(value)))
+            return held is not None and bool(conditions.OPERATORS[sign](np.array(held, np.float64), float(value)))
         case conditions.Not(inner):
             return not holds(inner, record)
         case conditions.AllOf(parts):
@@ -361,7 +364,8 @@ def line(record: Record) -> str:
         f"{record.get('request') or record.get('trace') or '-':<12}",
         record["id"],
     ]
-    return "  ".join(named)
+    # labels and requests come from outside: they must not steer the terminal
+    return "".join(c if c.isprintable() else "?" for c in "  ".join(named))
 
 
 def _note(notes: list[str]) -> None:

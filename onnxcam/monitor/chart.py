@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 380, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 38, 10, 22, 26
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 10, 22, 26
 # from nothing to much: lightness alone orders it
 _PALE, _DEEP = (247, 247, 243), (8, 48, 107)
 # less, the same, more: orange and purple differ for every kind of colour vision, and signs say it again
@@ -19,9 +19,9 @@ _LESS, _MORE = (179, 88, 6), (84, 39, 136)
 def bands(begin: Sequence[datetime], levels: np.ndarray, seconds: int) -> str:
     """Confidence over time: the median as a line with dots, a band from a tenth to nine tenths, each named in place."""
     x, y = _axes(len(begin)), _vertical(1.0)
-    known = np.flatnonzero(np.isfinite(levels[:, 1]))
+    known: list[int] = np.flatnonzero(np.isfinite(levels[:, 1])).tolist()
     parts = [_frame(begin, seconds, [(0, "0"), (0.5, "0.5"), (1, "1")], y)]
-    if len(known):
+    if known:
         upper = [f"{x(k):.1f},{y(levels[k, 2]):.1f}" for k in known]
         lower = [f"{x(k):.1f},{y(levels[k, 0]):.1f}" for k in reversed(known)]
         parts.append(f'<polygon class="band" points="{" ".join(upper + lower)}"/>')
@@ -143,4 +143,4 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:
 def _short(value: float) -> str:
     if value >= 1000:
         return f"{value / 1000:.3g}k"
-    return f"{value:.3g}"
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"

@@ -150,8 +150,8 @@ def _why(report: Report) -> str:
     )
     rate = chart.bars(points.begin, points.seconds, [("rate", "solid", points.rate * 100)], "Low-confidence rate", " %")
     figures = (
-        _figure(f"Confidence of predictions, {step}", chart.bands(points.begin, points.confidence, points.seconds)),
-        _figure(f"Low-confidence part of predictions, {step}", rate),
+        _figure(f"Confidence, {step}", chart.bands(points.begin, points.confidence, points.seconds)),
+        _figure(f"Low-confidence rate, {step}", rate),
         _figure(f"Explanations kept, {step}", kept),
     )
     return (
@@ -232,7 +232,7 @@ def _classes(report: Report) -> str:
         else "Mean map of the records of each explained class, dark where the energy lies, a ring on its peak."
     )
     cards = "".join(_class(seen) for seen in shown)
-    return f'<h2>Where it looked, class by class</h2><p>{text}</p><div class="cards">{cards}</div>'
+    return f'<h2>Where it looked, class by class</h2><p>{text}</p><div class="cards classes">{cards}</div>'
 
 
 def _class(seen: ClassSeen) -> str:
@@ -301,8 +301,8 @@ def _pictures(record: Record, folder: Path) -> Iterator[str]:
 
 def _read(folder: Path, name: str) -> bytes | None:
     """A picture that a record names: only PNG, only from inside the folder, only of a size that a page can bear."""
-    path = (folder / name).resolve()
     try:
+        path = (folder / name).resolve()
         if not path.is_relative_to(folder.resolve()) or path.stat().st_size > _MOST_BYTES:
             return None
         data = path.read_bytes()

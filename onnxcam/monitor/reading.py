@@ -1,4 +1,4 @@
-"""Reads the folders that monitors write, also meanwhile: segments in time order, matching records, counters."""
+"""Reads the folders that monitors write, also meanwhile: segments in time order, matching records."""
 
 from __future__ import annotations
 
@@ -169,23 +169,6 @@ def segments(folder: str | Path) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def counters(folder: str | Path) -> dict[str, Any]:
-    """What the monitors that wrote into a folder counted, added up; `processes` says how many there are.
-
-    A monitor writes its `stats()` to `stats/<host>-<pid>….json` every few seconds and when it is closed.
-    """
-    total: dict[str, Any] = {"processes": 0}
-    for path in sorted((Path(folder) / "stats").glob("*.json")):
-        try:
-            held = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            continue  # taken away, or of a crash of the machine: the others still count
-        if isinstance(held, dict):
-            total["processes"] += 1
-            _add(total, held)
-    return total
-
-
 def moment(text: str, now: datetime | None = None) -> datetime:
     """A time as people write it: `90s`, `15min`, `6h`, `7d`, `2w` (that long ago), or a date or time of ISO 8601.
 
@@ -287,14 +270,3 @@ def _whole(path: Path) -> int:
 
 def _text(label: object) -> str:
     return "" if label is None else str(label).casefold()
-
-
-def _add(total: dict[str, Any], held: dict[str, Any]) -> None:
-    """Counts added up, level by level; what is no count is left out."""
-    for name, value in held.items():
-        if isinstance(value, dict):
-            below = total.setdefault(name, {})
-            if isinstance(below, dict):
-                _add(below, value)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and name not in ("pid", "schema"):
-            total[name] = total.get(name, 0) + value

@@ -1,7 +1,7 @@
 """Weights that a model keeps in other files: which they are, and whether they may be read; without importing onnx.
 
-ONNX Runtime opens such files by itself, hard links among them, and a model file is a stranger's word: somebody's secrets
-as weights would come out as feature maps. So they are looked at before any session is made.
+ONNX Runtime opens such files by itself, hard links among them, and a model file is a stranger's word: a secret of the
+user's, taken for weights, would come out as feature maps. So files are looked at before any session is made.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from onnxcam.cam import conditions
-from onnxcam.errors import InputError, SettingError, listing
+from onnxcam.errors import InputError, OutputError, SettingError, listing
 from onnxcam.monitor import model as models
 from onnxcam.monitor import worker as workers
 from onnxcam.monitor.admission import Clock, Limits, Sampler, SystemClock, parse_rate
@@ -394,6 +394,8 @@ class Monitor:
 
     def _close_sink(self, timeout: float) -> None:
         try:
+            with contextlib.suppress(OutputError, OSError):  # a sink that fails has said so for every row
+                getattr(self._sink, "note", lambda counts: None)(self._waiting.counts())
             self._sink.close(timeout)
         except Exception as error:
             self._complaints.about("sink", error)

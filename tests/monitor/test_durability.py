@@ -100,7 +100,7 @@ def survive(root: Path, monkeypatch: pytest.MonkeyPatch, at: int, count: int, ha
         assert len(refused) <= 1
         if refused and not seen[at].startswith(("unlink", "rmdir")):
             named = {entry["name"] for record in samples.held(root) for entry in record["files"]} if there else set()
-            stored = {path.relative_to(root).as_posix() for path in (root / "files").rglob("*.png")}
+            stored = {path.relative_to(root).as_posix() for path in (root / "files").rglob("*") if path.is_file()}
             assert stored == named, "and neither are its pictures"
     assert len(there) == len(set(there))
     if there:

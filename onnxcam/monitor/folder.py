@@ -12,6 +12,7 @@ from typing import Any
 
 from onnxcam.errors import OutputError, SettingError
 from onnxcam.monitor import artefacts
+from onnxcam.monitor.counters import Counters
 from onnxcam.monitor.forks import after_fork
 from onnxcam.monitor.record import encode
 from onnxcam.monitor.retention import GRACE, Keeper, Limits, sweep
@@ -82,6 +83,7 @@ class Folder:
             clock=clock,
             closed=self._when_closed,
         )
+        self._counters = Counters(self.root)
         self._uploader: Any = None
         if upload is not None:
             from onnxcam.monitor.upload import Uploader
@@ -111,6 +113,10 @@ class Folder:
                 self._writer.tick()
             finally:
                 self._lock.release()
+
+    def note(self, counts: Mapping[str, Any]) -> None:
+        """Keep a monitor's counts beside its records."""
+        self._counters.write(counts)
 
     def close(self, timeout: float) -> None:
         """Close the segment, and upload what is closed for as long as there is time."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from onnxcam.cam import conditions
-from onnxcam.errors import InputError, SettingError, listing
+from onnxcam.errors import InputError, OutputError, SettingError, listing
 from onnxcam.monitor import model as models
 from onnxcam.monitor import worker as workers
 from onnxcam.monitor.admission import Clock, Limits, Sampler, SystemClock, parse_rate
@@ -183,7 +183,7 @@ class Monitor:
 
         Watched are `run`, `run_async` and `run_with_iobinding`; everything else is forwarded. Where the session's
         outputs show the target layer's value, only the graph behind it runs again for an explanation. A run's
-        `RunOptions.run_tag` becomes the record's `request`.
+        `RunOptions.logid` becomes the record's `request`.
 
         Raises:
             InputError: the session's inputs and outputs do not fit the model that explains.
@@ -297,7 +297,7 @@ class Monitor:
             rows = len(values)
             if not rows:
                 return batch, None, []
-            batch = batch.of(rows, single=array.ndim == 1)
+            batch = batch.of(rows, single=array.ndim == 1, keep_tensor=self._keep_tensor)
             verdict = self._judge.judge(values, form, self._sampler)
             lanes = [
                 Candidates(batch.sizes(verdict.unsure), False),
@@ -325,7 +325,9 @@ class Monitor:
             identity, trace = _names.get()
             for held in quantities:
                 row, reason, size = left[-1]
-                found = {"request": identity, "trace": trace} | batch.copies(row)
+                found = batch.copies(row)
+                found["request"] = found["request"] or identity
+                found["trace"] = found["trace"] or trace
                 made = Row(
                     observed=now,
                     queued=moment,
@@ -392,6 +394,8 @@ class Monitor:
 
     def _close_sink(self, timeout: float) -> None:
         try:
+            with contextlib.suppress(OutputError, OSError):  # a sink that fails has said so for every row
+                getattr(self._sink, "note", lambda counts: None)(self._waiting.counts())
             self._sink.close(timeout)
         except Exception as error:
             self._complaints.about("sink", error)

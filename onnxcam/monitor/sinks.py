@@ -153,6 +153,11 @@ class _Guarded:
         if hasattr(self.inner, "tick"):
             self.inner.tick()
 
+    def note(self, counts: Mapping[str, Any]) -> None:
+        """The monitor's counts, every few seconds and at its end; a folder keeps them."""
+        if hasattr(self.inner, "note"):
+            self.inner.note(counts)
+
 
 class _Function(_Guarded):
     def _write(self, record: Record, files: Files) -> None:
@@ -238,3 +243,9 @@ class _Several(_Guarded):
         for sink in self.sinks:
             if hasattr(sink, "tick"):
                 sink.tick()
+
+    def note(self, counts: Mapping[str, Any]) -> None:
+        """As `_Guarded.note`."""
+        for sink in self.sinks:
+            if hasattr(sink, "note"):
+                sink.note(counts)

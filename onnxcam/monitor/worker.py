@@ -24,6 +24,7 @@ WORKERS = ("thread", "process", "inline")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _SAMPLE = 8192  # bytes of a picture that tell it from another
 _REMEMBERED = 4096
+_NOTE = 5.0  # seconds between counts told to the sink
 _TICK = 15.0  # seconds without a row after which a sink may look after itself
 
 Explain = Callable[[Row, float], tuple[dict[str, Any], dict[str, bytes]]]
@@ -96,6 +97,7 @@ class Desk:
         self._clock = clock
         self._explain: Explain | None = None
         self._pause = 0.0
+        self._noted = -_NOTE
 
     def handle(self, row: Row) -> None:
         """Explain a row in hand and put it to account. Raises nothing."""
@@ -121,6 +123,7 @@ class Desk:
         else:
             self._pause = 0.0
             self._waiting.explain(row)
+        self.note()
 
     def pause(self) -> None:
         """After a loss, wait before opening again, twice as long every time; ends early when the monitor stops."""
@@ -138,6 +141,16 @@ class Desk:
             getattr(self._sink, "tick", lambda: None)()
         except Exception as error:
             self._complaints.about("sink", error)
+
+    def note(self) -> None:
+        """Every few seconds: the sink gets the counts."""
+        now = self._clock.monotonic()
+        if now >= self._noted + _NOTE:
+            self._noted = now
+            try:
+                getattr(self._sink, "note", lambda counts: None)(self._waiting.counts())
+            except Exception as error:
+                self._complaints.about("sink", error)
 
     def close(self) -> None:
         """Let go of what explains."""
@@ -187,6 +200,7 @@ class Worker:
                 continue
             if row is None:
                 self._desk.tick()
+                self._desk.note()
                 continue
             self._desk.handle(row)
             del row  # while waiting for the next, nothing of the last is kept

@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from onnxcam import image, runtime
 from onnxcam.errors import InputError
 from onnxcam.explainer import Explainer, fuse
 from onnxcam.graph import manifest
+from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import record as records
 from onnxcam.monitor.predictions import Row
 
@@ -70,7 +70,7 @@ class Evidence:
         self._tail: tuple[Any, tuple[str, ...]] | None = None
         self._baseline: Any = None
         if settings.baseline is not None:
-            self._baseline = import_module("onnxcam.monitor.baseline").load(settings.baseline)
+            self._baseline = baselines.load(settings.baseline)
 
     def __call__(self, row: Row, waited: float) -> tuple[dict[str, Any], Files]:
         """The row's record, without its files, and the files by kind.
@@ -116,7 +116,7 @@ class Evidence:
             redact=self._settings.redact,
         )
         if self._baseline is not None:
-            made["drift"] = import_module("onnxcam.monitor.baseline").distances(self._baseline, made)
+            made["drift"] = baselines.distances(self._baseline, made)
         return made, files
 
     def _map(self, row: Row, tensor: np.ndarray | None, target: int) -> np.ndarray:

@@ -183,7 +183,7 @@ class Monitor:
 
         Watched are `run`, `run_async` and `run_with_iobinding`; everything else is forwarded. Where the session's
         outputs show the target layer's value, only the graph behind it runs again for an explanation. A run's
-        `RunOptions.run_tag` becomes the record's `request`.
+        `RunOptions.logid` becomes the record's `request`.
 
         Raises:
             InputError: the session's inputs and outputs do not fit the model that explains.
@@ -297,7 +297,7 @@ class Monitor:
             rows = len(values)
             if not rows:
                 return batch, None, []
-            batch = batch.of(rows, single=array.ndim == 1)
+            batch = batch.of(rows, single=array.ndim == 1, keep_tensor=self._keep_tensor)
             verdict = self._judge.judge(values, form, self._sampler)
             lanes = [
                 Candidates(batch.sizes(verdict.unsure), False),
@@ -325,7 +325,9 @@ class Monitor:
             identity, trace = _names.get()
             for held in quantities:
                 row, reason, size = left[-1]
-                found = {"request": identity, "trace": trace} | batch.copies(row)
+                found = batch.copies(row)
+                found["request"] = found["request"] or identity
+                found["trace"] = found["trace"] or trace
                 made = Row(
                     observed=now,
                     queued=moment,

@@ -88,7 +88,7 @@ class Batch:
     traces: Any = None
     keep_tensor: bool = True
 
-    def of(self, rows: int, *, single: bool) -> Batch:
+    def of(self, rows: int, *, single: bool, keep_tensor: bool = True) -> Batch:
         """The same with every part a sequence of rows: a lone row's parts may come without the axis.
 
         Raises:
@@ -101,7 +101,7 @@ class Batch:
         if single and pictures is not None and getattr(pictures, "ndim", 1) in (2, 3):
             pictures = [pictures]
         names = [[n] if isinstance(n, (str, int)) else n for n in (self.requests, self.traces)]
-        batch = replace(self, tensor=tensor, pictures=pictures, requests=names[0], traces=names[1])
+        batch = Batch(tensor, pictures, self.features, names[0], names[1], keep_tensor)
         batch._check(rows)
         return batch
 

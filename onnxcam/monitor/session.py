@@ -73,12 +73,13 @@ def connect(
 
 
 def _scores(outputs: Mapping[str, list[Any]], held: Manifest) -> tuple[str, str]:
-    if held["scores"]["name"] in outputs:
-        return str(held["scores"]["name"]), "logits"
-    if held["scores"].get("probabilities") in outputs:
-        return str(held["scores"]["probabilities"]), "probabilities"
     columns = 1 if held["scores"]["kind"] == "binary_logit" else held["scores"]["classes"]
-    fitting = [name for name, shape in outputs.items() if len(shape) in (2, 4) and shape[1] == columns]
+    wide = {name: shape for name, shape in outputs.items() if len(shape) in (2, 4)}
+    for key, form in (("name", "logits"), ("probabilities", "probabilities")):
+        name = held["scores"].get(key)
+        if name in wide and (wide[name][1] == columns or not isinstance(wide[name][1], int)):
+            return str(name), form
+    fitting = [name for name, shape in wide.items() if shape[1] == columns]
     if len(fitting) == 1:
         return fitting[0], "auto"
     raise InputError(
@@ -187,7 +188,7 @@ class WatchedSession:
                 return
             features = {value: found[name] for value, name in wiring.features.items() if name in found}
             complete = features if len(features) == len(wiring.features) else None
-            tag = getattr(run_options, "run_tag", "") or None
+            tag = getattr(run_options, "logid", "") or None
             requests = None if tag is None else [tag] * len(scores)
             picture = feed[wiring.image]
             tensor = OnDevice(picture) if hasattr(picture, "device_name") else np.asarray(picture)

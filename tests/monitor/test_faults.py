@@ -183,6 +183,7 @@ def test_a_worker_outlives_what_a_sink_raises(error: type[BaseException]) -> Non
         assert (stats["explained"], stats["failed"], stats["failures"]["sink"]) == (2, 3, 3)
 
 
+@pytest.mark.slow
 def test_a_repeated_error_is_logged_once_in_twenty_seconds(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

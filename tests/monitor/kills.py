@@ -32,8 +32,15 @@ CHANGES = ("open", "write", "fsync", "fdatasync", "replace", "unlink", "mkdir", 
 SOON = 0.06  # seconds after the first acknowledgement
 
 
-def files(k: int) -> dict[str, bytes]:
-    return {"heatmap": samples.PNG + os.urandom(1500 + 37 * (k % 50))}
+def files(k: int, kinds: tuple[str, ...] = ("heatmap",)) -> dict[str, bytes]:
+    """Pictures that say in their first bytes how long they are."""
+    return {kind: f"{(size := 900 + 37 * (k % 50)):08d}".encode() + os.urandom(size - 8) for kind in kinds}
+
+
+def partial(root: Path) -> int:
+    """Pictures under their final name that are not whole."""
+    held = [path.read_bytes() for path in (root / "files").rglob("*.png")]
+    return sum(data[:8] != f"{len(data):08d}".encode() for data in held)
 
 
 def child(act: Callable[[Callable[[str], None]], None]) -> tuple[int, int]:
@@ -92,6 +99,7 @@ def checked(root: Path, acknowledged: list[str]) -> dict[str, Any]:
         "files": samples.faults(root),
         "torn_tails": torn,
         "open": [path.name for path in segments(root) if path.name.endswith(".open")],
+        "partial": partial(root),
         "unnamed": len(stored - named),
     }
 
@@ -150,7 +158,7 @@ def story(root: Path, acknowledge: Callable[[str], None]) -> None:
     sink = small(root)
     for k in range(9):
         record = samples.make(request=str(k), redact="none")
-        sink.write(record, files(k) | {"input": samples.PNG + os.urandom(900)})
+        sink.write(record, files(k, ("heatmap", "input")))
         acknowledge(record["id"])
     sink.close(1)
 
@@ -189,7 +197,7 @@ def at_every_step(base: Path) -> dict[str, Any]:
 
 def survey(root: Path, acknowledged: list[str]) -> Counter[str]:
     """Faults after a death, and after another process has gone on in the folder."""
-    found = Counter(lost=0, faults=0, unsealed=0, unnamed=0)
+    found = Counter(lost=0, faults=0, unsealed=0, unnamed=0, partial=partial(root))
     if (root / "records").exists():
         kept = {record["id"] for record in samples.held(root)}
         found["faults"] += len(samples.faults(root))

@@ -4,8 +4,8 @@
 
 The bundled EfficientNet-Lite0 predicts crops of natural photographs (those of this project, of scikit-image and of
 scikit-learn) while a Monitor watches. First come the pictures that make the baseline, then new crops of the same
-photographs (drift should be silent), then new crops with a watermark in a corner, then new crops with a frame. What
-`onnxcam monitor drift` says after each is printed as JSON, and the reports are left in the output folder.
+photographs (drift should be silent), then new crops with a sticker in a corner as a watermark, then new crops with a
+frame. What drift says after each is printed as JSON, and the reports are left in the output folder.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ BEGIN = 1_793_577_600.0  # 2026-11-02 00:00 UTC
 STEP = 60.0  # seconds between predictions: the story takes days, the run minutes
 WHEN, SAMPLE = "confidence < 0.5", 0.5
 SIDE = 256
+STICKER = 40  # pixels, its radius
 
 
 class StoryClock:
@@ -161,13 +162,20 @@ def crops(photographs: list[np.ndarray], rng: np.random.Generator) -> Iterator[n
 
 
 def watermark(pixels: np.ndarray) -> np.ndarray:
-    """A round seal in the lower right corner."""
+    """A round sticker with a cup of coffee in the lower right corner, as a shop would stamp its pictures."""
+    cup = image.load(models.path("coffee.png")).pixels
+    side = min(cup.shape[:2])
+    top, left = (cup.shape[0] - side) // 2, (cup.shape[1] - side) // 2
+    sticker = cv2.resize(
+        cup[top : top + side, left : left + side], (2 * STICKER, 2 * STICKER), interpolation=cv2.INTER_AREA
+    )
     marked = pixels.copy()
-    centre = (SIDE - 52, SIDE - 52)
-    cv2.circle(marked, centre, 34, (255, 210, 0), -1, cv2.LINE_AA)
-    cv2.circle(marked, centre, 34, (20, 20, 20), 3, cv2.LINE_AA)
-    cv2.circle(marked, centre, 25, (20, 20, 20), 1, cv2.LINE_AA)
-    cv2.putText(marked, "2026", (SIDE - 72, SIDE - 46), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (20, 20, 20), 2, cv2.LINE_AA)
+    # inside the middle 224 pixels, which is what the model sees
+    corner = marked[-2 * STICKER - 22 : -22, -2 * STICKER - 22 : -22]
+    y, x = np.mgrid[: 2 * STICKER, : 2 * STICKER] - STICKER + 0.5
+    radius = np.hypot(y, x)
+    corner[radius < STICKER] = (255, 255, 255)
+    corner[radius < STICKER - 3] = sticker[radius < STICKER - 3]
     return marked
 
 

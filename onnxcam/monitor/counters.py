@@ -29,13 +29,15 @@ class Counters:
         self._path = root
 
     def write(self, counts: Mapping[str, Any]) -> None:
-        """Replace the file.
+        """Replace the file; nothing is written before something was seen.
 
         Raises:
             OutputError: it cannot be written; the old one is still there.
             OSError: the folder cannot be made.
         """
         if self._pid != os.getpid():
+            if not counts.get("seen"):
+                return  # of a parent that only forks there is nothing to tell
             self._pid = os.getpid()
             # process ids come back, in containers with every start
             name = f"{socket.gethostname()}-{self._pid}-{secrets.token_hex(4)}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -16,7 +17,8 @@ as `onnxcam`. Results go to standard output, progress and notes to standard erro
 `ONNXCAM_DEBUG=1` is set.
 
 Exit status: 0 done; 1 some or all inputs failed or could not be written; 2 wrong usage, unknown class, layer or method;
-3 bad or untrusted model, failed proof; 4 no usable runtime or execution provider; 130 interrupted.
+3 bad or untrusted model, failed proof; 4 no usable runtime or execution provider; 5 a --fail-on
+condition holds; 130 interrupted.
 """
 
 
@@ -25,13 +27,18 @@ def page() -> str:
     parent = click.Context(
         main, info_name="onnxcam", max_content_width=100, terminal_width=100, **main.context_settings
     )
-    parts = [INTRODUCTION]
-    for name in main.list_commands(parent):
-        command = main.get_command(parent, name)
+    return "\n".join([INTRODUCTION, *sections(main, parent)])
+
+
+def sections(group: click.Group, parent: click.Context) -> Iterator[str]:
+    """One for each command, those of groups after the group's own."""
+    for name in group.list_commands(parent):
+        command = group.get_command(parent, name)
         assert command is not None
         context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
-        parts.append(f"## onnxcam {name}\n\n```\n{command.get_help(context)}\n```\n")
-    return "\n".join(parts)
+        yield f"## {context.command_path}\n\n```\n{command.get_help(context)}\n```\n"
+        if isinstance(command, click.Group):
+            yield from sections(command, context)
 
 
 if __name__ == "__main__":

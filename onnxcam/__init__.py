@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onnxcam.autodiff.gradient import gradient as gradient
     from onnxcam.explainer import Explainer as Explainer
     from onnxcam.explanation import Explanation as Explanation
+    from onnxcam.monitor.hook import Monitor as Monitor
 
 try:
     __version__ = version("onnxcam")
@@ -27,9 +28,10 @@ _LAZY = {
     "gradient": "onnxcam.autodiff.gradient",
     "Explainer": "onnxcam.explainer",
     "Explanation": "onnxcam.explanation",
+    "Monitor": "onnxcam.monitor.hook",
 }
 
-__all__ = ["Explainer", "Explanation", "OnnxcamError", "__version__", "augment", "gradient", "layers"]
+__all__ = ["Explainer", "Explanation", "Monitor", "OnnxcamError", "__version__", "augment", "gradient", "layers"]
 
 
 def __getattr__(name: str) -> Any:

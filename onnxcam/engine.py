@@ -76,7 +76,7 @@ class Engine:
         self._allow_fallback = allow_fallback
         self._lock = threading.RLock()
         self._split: _Split | None = None
-        where, held = _open(source)
+        where, held = open_source(source)
         names = [] if held is None else [entry["name"] for entry in held["layers"]]
         if isinstance(layers, str):
             layers = [layers]
@@ -334,7 +334,7 @@ def _explain_classes(
     return np.stack(single, axis=1)
 
 
-def _open(source: Source) -> tuple[str | bytes, Manifest | None]:
+def open_source(source: Source) -> tuple[str | bytes, Manifest | None]:
     """Where the model is (path or bytes) and its manifest, read without importing onnx where possible."""
     if isinstance(source, (str, os.PathLike)):
         where: str | bytes = os.fspath(source)

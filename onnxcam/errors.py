@@ -13,6 +13,8 @@
     ├── PreprocessError            an unknown or contradictory preprocessing
     ├── MethodError                no such CAM method, or one that does not apply here
     ├── OutputError                a result that could not be written
+    ├── RecordError                a monitoring record that does not fit its schema
+    ├── SettingError               a condition or a setting of the monitor that cannot be used
     └── RuntimeUnavailable         no usable ONNX Runtime or execution provider
         └── DependencyError        a library is missing or broken
 
@@ -75,6 +77,14 @@ class MethodError(OnnxcamError):
 
 class OutputError(OnnxcamError):
     """A result could not be written."""
+
+
+class RecordError(OnnxcamError):
+    """A monitoring record does not fit its schema."""
+
+
+class SettingError(OnnxcamError):
+    """A condition or a setting of the monitor cannot be used."""
 
 
 class RuntimeUnavailable(OnnxcamError):

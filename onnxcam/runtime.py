@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import DependencyError, InputError, ModelError, RuntimeUnavailable, listing, nearest
-from onnxcam.graph import file
+from onnxcam.graph import external, file
 
 Provider = str | tuple[str, Mapping[str, Any]]
 
@@ -94,9 +94,15 @@ def open_session(
 
     Raises:
         RuntimeUnavailable: a named provider is unknown to this runtime, or not in use after loading.
-        ModelError: the runtime refuses the model.
+        ModelError: the runtime refuses the model, or its weights are not where it says.
+        TrustError: weights in a file that is not one of the model's own beside it.
     """
     ort = import_onnxruntime()
+    # the runtime opens whatever file the model names, hard links to others among them
+    if isinstance(model, bytes):
+        external.check_bytes(model, "the model")
+    else:
+        external.check(model)
     if session_options is None:
         session_options = quiet_options()
     if providers is None:

@@ -13,6 +13,7 @@ COMMANDS = {
     "explain": ("onnxcam.cli.explain:explain", "Explain what a model sees in pictures."),
     "layers": ("onnxcam.cli.layers:layers", "List the layers that can be explained."),
     "check": ("onnxcam.cli.check:check", "Check a model's gradients against finite differences, or its preprocessing."),
+    "monitor": ("onnxcam.cli.monitor:monitor", "Read what monitors wrote: records, drift, reports."),
     "doctor": ("onnxcam.cli.doctor:doctor", "Find what is broken in this installation."),
     "demo": ("onnxcam.cli.demo:demo", "Explain the bundled pictures with the bundled model."),
 }

@@ -22,6 +22,7 @@ from onnxcam.errors import (
     PictureError,
     PreprocessError,
     RuntimeUnavailable,
+    SettingError,
     TargetError,
 )
 
@@ -50,6 +51,7 @@ _CODES: dict[type[OnnxcamError], ExitCode] = {
     LayerError: ExitCode.USAGE,
     MethodError: ExitCode.USAGE,
     PreprocessError: ExitCode.USAGE,
+    SettingError: ExitCode.USAGE,
     ModelError: ExitCode.MODEL,
     RuntimeUnavailable: ExitCode.RUNTIME,
 }

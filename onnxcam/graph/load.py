@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnxcam.errors import ModelError, OutputError, TrustError
+from onnxcam.graph import external
 from onnxcam.graph.file import not_a_model, read
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -26,13 +28,17 @@ def load(source: Source) -> onnx.ModelProto:
     """
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
-        _require_whole(source, "the given ModelProto")
+        _require_whole(source)
         model.CopyFrom(source)
         return model
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _require_whole(parse(bytes(source), "the given bytes"), "the given bytes")
+        data = bytes(source)
+        model = parse(data, "the given bytes")
+        external.check_bytes(data)
+        return model
     path = Path(source)
     model = parse(read(path), str(path))
+    external.check(path)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except onnx.checker.ValidationError as error:
@@ -42,16 +48,28 @@ def load(source: Source) -> onnx.ModelProto:
     return model
 
 
-def _require_whole(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+def _require_whole(model: onnx.ModelProto) -> None:
     """Refuse weights in another file: without a path nobody knows beside what, and the working folder is a guess."""
-    for tensor in model.graph.initializer:
+    for tensor in _tensors([model.graph, *model.functions]):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "?")
-            raise ModelError(
-                f"{where} keeps its weights in another file ({place!r}); give the path of the model, or what "
-                "`onnx.load(path)` returns"
-            )
-    return model
+            # one entry is enough to say, and a whole model may be too large to serialize
+            bare = onnx.ModelProto()
+            bare.graph.initializer.add(data_location=tensor.data_location, external_data=tensor.external_data)
+            external.check_bytes(bare.SerializeToString(), "the given ModelProto")
+
+
+def _tensors(bodies: Iterable[onnx.GraphProto | onnx.FunctionProto]) -> Iterator[onnx.TensorProto]:
+    """Every tensor of graphs and functions, and of the graphs within."""
+    for body in bodies:
+        if isinstance(body, onnx.GraphProto):
+            yield from body.initializer
+            for sparse in body.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+        for node in body.node:
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
+                if attribute.HasField("g") or attribute.graphs:
+                    yield from _tensors([attribute.g, *attribute.graphs])
 
 
 def parse(data: bytes, where: str) -> onnx.ModelProto:

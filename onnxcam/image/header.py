@@ -95,7 +95,8 @@ def _unreadable(start: bytes) -> str:
             found = "a HEIC/HEIF picture"
     expected = "expected " + ", ".join(FORMATS[:-1]) + f" or {FORMATS[-1]}"
     if found is None:
-        return f"is not a picture in a known format ({expected}; its first bytes are {start[:8].hex(' ')})"
+        # the bytes themselves are not shown: messages are logged, and raw pixels given by mistake are pixels too
+        return f"is not a picture in a known format ({expected}); is it raw pixels, or text such as base64?"
     return f"is {found}, which is not supported ({expected}); convert it to PNG or JPEG first"
 
 

@@ -10,6 +10,10 @@ from onnxcam.image.header import Header, HeaderError, read_tags
 
 # Within entropy-coded data 0xFF is followed by 0x00, a restart marker, or another fill byte.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# Each scan makes the decoder visit the whole picture: 220 KB of empty ones took 84 s. Encoders write about ten.
+_SCANS = 100
+_STEP = 1 << 20
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG, by its colour type
 
 
 def check_whole(data: bytes, header: Header) -> None:
@@ -29,6 +33,7 @@ def _cut_off(format: str, size: int, missing: str) -> HeaderError:
 
 def _jpeg(data: bytes, header: Header) -> None:
     at = 2
+    scans = 0
     while at + 2 <= len(data):
         marker = data[at + 1] if data[at] == 0xFF else None
         if marker == 0xD9:
@@ -44,6 +49,9 @@ def _jpeg(data: bytes, header: Header) -> None:
             at += 2 + max(int.from_bytes(data[at + 2 : at + 4], "big"), 2)
             if marker == 0xDA:
                 at = _search(data, at)
+                scans += 1
+                if scans > _SCANS:
+                    raise HeaderError(f"is a JPEG of more than {_SCANS} scans, a decompression bomb; save it again")
     raise _cut_off("JPEG", len(data), "no end-of-image marker")
 
 
@@ -55,6 +63,7 @@ def _search(data: bytes, at: int) -> int:
 def _png(data: bytes, header: Header) -> None:
     at = 8
     view = memoryview(data)
+    parts: list[memoryview] = []
     while at + 12 <= len(data):
         length = int.from_bytes(view[at : at + 4], "big")
         kind = bytes(view[at + 4 : at + 8])
@@ -66,9 +75,37 @@ def _png(data: bytes, header: Header) -> None:
             name = kind.decode("ascii", "replace")
             raise HeaderError(f"is a PNG whose {name} chunk is damaged (wrong checksum); copy or download it again")
         if kind == b"IEND":
+            _png_pixels(data, header, parts)
             return
+        if kind == b"IDAT":
+            parts.append(view[at + 8 : end - 4])
         at = end
     raise _cut_off("PNG", len(data), "no IEND chunk")
+
+
+def _png_pixels(data: bytes, header: Header, parts: list[memoryview]) -> None:
+    """Refuse compressed data that goes on behind the last pixel: decoders inflate all of it, a thousandfold."""
+    depth, color = data[24], data[25]
+    row = (header.width * depth * _CHANNELS.get(color, 4) + 7) // 8 + 1
+    # an interlaced picture has more and shorter rows, at most twice the bytes
+    most = 2 * row * header.height + _STEP
+    if sum(map(len, parts)) * 1032 <= most:
+        return
+    inflate = zlib.decompressobj()
+    total = 0
+    try:
+        for part in parts:
+            left: bytes | memoryview = part
+            while left and not inflate.eof:
+                total += len(inflate.decompress(left, _STEP))
+                left = inflate.unconsumed_tail
+                if total > most:
+                    raise HeaderError(
+                        f"is a PNG whose data goes on behind its {header.width}x{header.height} pixels, a "
+                        "decompression bomb; save it again"
+                    )
+    except zlib.error:
+        return  # the decoder says what is wrong
 
 
 def _gif(data: bytes, header: Header) -> None:

@@ -92,13 +92,13 @@ def _from_path(path: Path, max_pixels: int | None, background: tuple[int, int, i
             header = _checked_header(stream, max_pixels)
             # Metadata can be arbitrarily large; 8 bytes a pixel hold any uncompressed picture that is read here.
             bound = (64 << 20) + 8 * header.pixels
+            if stream.seek(0, os.SEEK_END) > bound:
+                raise HeaderError(
+                    f"is larger than {bound:,} bytes for {header.width}x{header.height} pixels; save it again without "
+                    "its metadata"
+                )
             stream.seek(0)
-            data = stream.read(bound + 1)
-        if len(data) > bound:
-            raise HeaderError(
-                f"is larger than {bound:,} bytes for {header.width}x{header.height} pixels; save it again without its "
-                "metadata"
-            )
+            data = stream.read(bound)
         return Picture(_decode(data, header, background), path.name or "picture", path)
     except HeaderError as error:
         raise PictureError(f"{str(path)!r} {error}") from error

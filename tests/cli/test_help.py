@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Iterator
+
 import click
 import pytest
 
@@ -9,35 +13,50 @@ from onnxcam import cli
 from tests.cli.conftest import Run
 
 CONTEXT = click.Context(cli.main)
-COMMANDS = {name: cli.main.get_command(CONTEXT, name) for name in cli.main.list_commands(CONTEXT)}
+
+
+def commands(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command by its words, those inside groups too."""
+    for name in group.list_commands(CONTEXT):
+        command = group.get_command(CONTEXT, name)
+        assert command is not None
+        yield before + name, command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{before}{name} ")
+
+
+COMMANDS = dict(commands(cli.main))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_and_options_are_described(run: Run, name: str) -> None:
     command = COMMANDS[name]
-    assert command is not None and command.help
+    assert command.help
     for option in command.params:
         if isinstance(option, click.Option):
             assert option.help, f"{name} {option.opts[0]} has no help"
             assert option.help.strip().endswith((".", "]")), f"{name} {option.opts[0]}: {option.help}"
-    result = run(name, "--help")
+    result = run(*name.split(), "--help")
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith(f"Usage: main {name} ") or result.out.startswith(f"Usage: onnxcam {name} ")
 
 
-@pytest.mark.parametrize("name", ["explain", "export", "layers", "check"])
+@pytest.mark.parametrize(
+    "name", ["explain", "export", "layers", "check", *(name for name in COMMANDS if name.startswith("monitor "))]
+)
 def test_help_has_examples_that_parse(name: str) -> None:
     command = COMMANDS[name]
-    assert command is not None and command.epilog
+    assert command.epilog
     lines = [line.strip() for line in command.epilog.splitlines() if f"onnxcam {name} " in line]
     assert lines
     for line in lines:
-        words = line.partition(f"onnxcam {name} ")[2].split(" | ")[0].split(" > ")[0].replace("'", "").split()
+        words = shlex.split(re.split("(?:^| )[|>] ", line.partition(f"onnxcam {name} ")[2])[0])
         command.make_context(name, words)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_json_everywhere(name: str) -> None:
     command = COMMANDS[name]
-    assert command is not None
-    assert any("--json" in option.opts for option in command.params), f"{name} has no --json"
+    assert isinstance(command, click.Group) or any("--json" in option.opts for option in command.params), (
+        f"{name} has no --json"
+    )

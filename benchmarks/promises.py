@@ -1,0 +1,227 @@
+"""Measures what the monitor promises, and writes the figures into docs/promises.md.
+
+    python benchmarks/promises.py [ROW...] [--write]
+
+Each row's measurement is a function here; the tests call the same functions with fewer calls. Ratios are taken within
+one run, round by round, so that a drifting machine cancels out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from onnxcam.augmentation import augment  # noqa: E402
+from onnxcam.monitor.hook import Monitor  # noqa: E402
+from tests.models import tiny_cnn  # noqa: E402
+
+PAGE = ROOT / "docs" / "promises.md"
+UNLIMITED: dict[str, Any] = {"rate": None, "daily_budget": None, "duplicates": 0}
+ALWAYS = "confidence <= 1"
+
+
+class Gate:
+    """A sink that hangs until it is opened."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+
+    def write(self, record: dict[str, Any], files: Mapping[str, bytes]) -> None:
+        self.open.wait()
+
+    def close(self, timeout: float) -> None: ...
+
+
+def discard(record: dict[str, Any], files: Mapping[str, bytes]) -> None:
+    """A sink that costs nothing."""
+
+
+def hook_cost(calls: int = 5000, rows: int = 256) -> dict[str, float]:
+    """Row 2: one call with the queue full, 1×3×224×224 and 1,000 classes, in microseconds."""
+    plain = tiny_cnn(classes=1000, size=224, width=2)
+    rng = np.random.default_rng(0)
+    tensor = rng.normal(size=(1, 3, 224, 224)).astype(np.float32)
+    scores = rng.normal(size=(1, 1000)).astype(np.float32)
+    gate = Gate()
+    when = "confidence < 0.6 or margin < 0.1 or entropy > 0.9"
+    monitor = Monitor(augment(plain), sink=gate, when=when, queue=rows, **UNLIMITED)
+    while monitor.observe(scores, tensor=tensor):
+        time.sleep(0)
+    took = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        monitor.observe(scores, tensor=tensor)
+        took.append((time.perf_counter() - start) * 1e6)
+    gate.open.set()
+    monitor.close(0.0)
+    return {"p50": float(np.percentile(took, 50)), "p99": float(np.percentile(took, 99))}
+
+
+def overhead(worker: str = "thread", rounds: int = 5, calls: int = 1000, block: int = 100) -> dict[str, float]:
+    """Row 3: the bundled EfficientNet-Lite0, every request low-confidence; plain and watched blocks in turn.
+
+    Returns:
+        the medians over the rounds of the ratios of p50 and of p99, and how many rows a round explained.
+    """
+    model = ROOT / "models" / "efficientnet_lite0.onnx"
+    plain = ort.InferenceSession(str(model))
+    source = plain.get_inputs()[0]
+    shape = [d if isinstance(d, int) else 1 for d in source.shape]
+    feed = {source.name: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
+    monitor = Monitor(model, sink=discard, when=ALWAYS, worker=worker, queue=8, **UNLIMITED)
+    watched = monitor.wrap(plain)
+    watched.run(None, feed)
+    monitor.flush(120)
+    ratios: dict[str, list[float]] = {"p50": [], "p99": []}
+    before = monitor.stats()["explained"]
+    for _ in range(rounds):
+        took: dict[bool, list[float]] = {False: [], True: []}
+        for turn in range(2 * calls // block):
+            busy = turn % 2 == 1
+            session = watched if busy else plain
+            for _ in range(block):
+                start = time.perf_counter()
+                session.run(None, feed)
+                took[busy].append(time.perf_counter() - start)
+            monitor.flush(30)
+        for name, level in (("p50", 50), ("p99", 99)):
+            ratios[name].append(float(np.percentile(took[True], level) / np.percentile(took[False], level)))
+    explained = (monitor.stats()["explained"] - before) / rounds
+    monitor.close(5)
+    return {name: statistics.median(found) for name, found in ratios.items()} | {"explained": explained}
+
+
+def memory(calls: int = 100_000, queue_bytes: int = 64 << 20) -> dict[str, float]:
+    """Row 5: growth of resident memory with a stuck worker and a queue that is bounded by bytes alone, in MiB."""
+    gate = Gate()
+    monitor = Monitor(
+        augment(tiny_cnn(size=64, width=2)),
+        sink=gate,
+        when=ALWAYS,
+        queue=10**9,
+        queue_bytes=queue_bytes,
+        on_full="drop_oldest",
+        **UNLIMITED,
+    )
+    tensor = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
+    scores = np.zeros((1, 5), np.float32)
+    monitor.observe(scores, tensor=tensor)
+    time.sleep(1.0)  # the worker has its session, and is stuck
+    gc.collect()
+    start = most = _resident()
+    for call in range(calls):
+        monitor.observe(scores, tensor=tensor)
+        if call % 1000 == 0:
+            most = max(most, _resident())
+    held = monitor.stats()["queue_bytes"]
+    gate.open.set()
+    monitor.close(0.0)
+    return {"growth": (max(most, _resident()) - start) / 2**20, "queued": held / 2**20, "bound": queue_bytes / 2**20}
+
+
+def leak(calls: int = 100_000) -> dict[str, float]:
+    """Row 20: slope of resident memory over calls, explained or dropped, in MiB per 100,000; descriptors lost."""
+    model = augment(tiny_cnn(size=16, width=2))
+    tensor = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
+    scores = np.zeros((1, 5), np.float32)
+    monitor = Monitor(model, sink=discard, when=ALWAYS, redact="none", queue=16, **UNLIMITED)
+    process = psutil.Process()
+
+    def some(count: int) -> None:
+        for call in range(count):
+            monitor.observe(scores, tensor=tensor)
+            if call % 50 == 0:
+                monitor.flush(10)
+
+    some(max(2000, calls // 5))
+    open_before = process.num_fds()
+    points = []
+    for part in range(20):
+        some(calls // 20)
+        gc.collect()
+        points.append((part * (calls // 20), _resident() / 2**20))
+    slope = np.polyfit(*np.array(points).T, 1)[0] * 100_000
+    lost = process.num_fds() - open_before
+    explained = monitor.stats()["explained"]
+    monitor.close(5)
+    return {"slope": float(slope), "descriptors": float(lost), "explained": float(explained)}
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def row_2() -> str:
+    found = hook_cost()
+    return f"p50 {found['p50']:.0f} µs, p99 {found['p99']:.0f} µs"
+
+
+def row_3() -> str:
+    parts = []
+    for worker in ("thread", "process"):
+        found = overhead(worker)
+        parts.append(
+            f"{worker}: p50 × {found['p50']:.3f}, p99 × {found['p99']:.3f} ({found['explained']:.0f} explained a round)"
+        )
+    return "; ".join(parts)
+
+
+def row_5() -> str:
+    found = memory()
+    return f"{found['growth']:.0f} MiB with queue_bytes = {found['bound']:.0f} MiB, {found['queued']:.0f} MiB queued"
+
+
+def row_20() -> str:
+    found = leak()
+    return (
+        f"{found['slope']:+.2f} MiB per 100,000 calls ({found['explained']:.0f} explained), "
+        f"{found['descriptors']:.0f} descriptors lost"
+    )
+
+
+ROWS: dict[int, Callable[[], str]] = {2: row_2, 3: row_3, 5: row_5, 20: row_20}
+
+
+def write(row: int, measured: str) -> None:
+    """Put a figure into its row of the page: `| # | promise | rerun | measured | when |`."""
+    lines = PAGE.read_text("utf-8").splitlines()
+    for number, line in enumerate(lines):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == str(row) and len(cells) == 5:
+            today = datetime.datetime.now(datetime.UTC).date().isoformat()
+            busy = os.getloadavg()[0] / (os.cpu_count() or 1)
+            when = today if busy < 1.2 else f"{today}, on a busy machine"
+            lines[number] = "| " + " | ".join([*cells[:3], measured, when]) + " |"
+    PAGE.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("rows", nargs="*", type=int, help=f"of {', '.join(map(str, ROWS))}; all by default")
+    parser.add_argument("--write", action="store_true", help="write the figures into docs/promises.md")
+    arguments = parser.parse_args()
+    for row in arguments.rows or ROWS:
+        measured = ROWS[row]()
+        print(f"{row}: {measured}", flush=True)
+        if arguments.write:
+            write(row, measured)
+
+
+if __name__ == "__main__":
+    main()

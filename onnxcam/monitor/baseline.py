@@ -1,0 +1,311 @@
+"""What is normal: a sample of records kept in one file, against which windows and single records are measured."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcam.errors import InputError
+from onnxcam.monitor.table import FIELDS, Record, Rows, Subject
+
+FORMAT = 1
+FEWEST = 500  # records: below that, drift statistics say more about chance than about the model
+ROWS = 4000  # records kept in the file
+CLASSES = 10  # classes with mean maps of their own, the most frequent ones
+PER_CLASS = 40  # records that such a class has at least
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """A sample of what is normal.
+
+    Attributes:
+        identity: the beginning of the file's sha256, which records name.
+        subject: the model, condition, method and layer it is of.
+        rows: the sample, at most ROWS records.
+        labels: names of the classes seen.
+        since, until: times of the first and of the last record.
+        records: how many records the sample was drawn from.
+        name: the model's name.
+    """
+
+    identity: str
+    subject: Subject
+    rows: Rows
+    labels: dict[int, str] = field(repr=False)
+    since: str
+    until: str
+    records: int
+    name: str | None = None
+
+    @cached_property
+    def grid(self) -> tuple[int, int]:
+        """The shape of the maps."""
+        _, height, width = self.rows.maps.shape
+        return height, width
+
+    @cached_property
+    def mapped(self) -> np.ndarray:
+        """bool `[n]`: the rows with a map."""
+        return self.rows.mapped
+
+    @cached_property
+    def classes(self) -> list[int]:
+        """The most frequent classes with enough maps for a mean of their own, by index."""
+        counts = Counter(self.rows.target[self.mapped].tolist())
+        return sorted(c for c, n in counts.most_common(CLASSES) if n >= PER_CLASS and c >= 0)
+
+    def label(self, index: int) -> str:
+        """A class's name, with its index where the name is not its alone."""
+        name = self.labels.get(index, str(index))
+        return name if list(self.labels.values()).count(name) < 2 else f"{name} ({index})"
+
+    @cached_property
+    def scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weighted mean and standard deviation of each field; NaN for one that no record has."""
+        valid = np.isfinite(self.rows.values)
+        weights = np.where(valid, self.rows.weights[:, None], 0.0)
+        total = weights.sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = (weights * np.nan_to_num(self.rows.values)).sum(0) / total
+            spread = np.sqrt((weights * np.nan_to_num(self.rows.values - mean) ** 2).sum(0) / total)
+        return mean, spread
+
+    @cached_property
+    def mean_maps(self) -> dict[int | None, np.ndarray]:
+        """Weighted mean energy `[h, w]` of each of `classes`, and under None that of all records."""
+        return {c: found for c in (None, *self.classes) if (found := mean_map(self.rows, c)) is not None}
+
+    @cached_property
+    def _usual(self) -> dict[int | None, np.ndarray]:
+        """Sorted distances of the sample's own maps from their mean, by class."""
+        found = {}
+        for index, mean in self.mean_maps.items():
+            own = self.mapped if index is None else self.mapped & (self.rows.target == index)
+            found[index] = np.sort(np.abs(self.rows.maps[own] - mean).sum((1, 2)) / 2)
+        return found
+
+    def distances(self, record: Record) -> dict[str, Any]:
+        """How far one record is from what is normal.
+
+        Returns:
+            `baseline`: the identity of the baseline.
+            `comparable`: False where the record is of another model, condition, method or layer; the rest is None then.
+            `attention`: root mean square of the attention fields' deviations, in standard deviations.
+            `furthest`: the field that deviates most, of the prediction or the attention, and `deviation`, by how many
+            standard deviations (signed).
+            `map`: the part of the energy that lies elsewhere than in the class's mean map (or the mean of all, where
+            the baseline has too few records of the class), 0 to 1.
+            `rank`: the part of the baseline's own records whose map was nearer to that mean.
+        """
+        found: dict[str, Any] = {"baseline": self.identity, "comparable": Subject.of(record) == self.subject}
+        found |= dict.fromkeys(("attention", "furthest", "deviation", "map", "rank"))
+        if not found["comparable"]:
+            return found
+        row = Rows.of([record], self.grid)
+        mean, spread = self.scale
+        names = list(FIELDS)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            deviations = (row.values[0] - mean) / np.maximum(spread, 1e-3)
+        known = np.isfinite(deviations)
+        if known.any():
+            furthest = int(np.argmax(np.where(known, np.abs(deviations), -1.0)))
+            found |= {"furthest": names[furthest], "deviation": round(float(deviations[furthest]), 4)}
+            attention = deviations[known & np.array([name.startswith("attention.") for name in names])]
+            if attention.size:
+                found["attention"] = round(float(np.sqrt((attention**2).mean())), 4)
+        index = int(row.target[0]) if int(row.target[0]) in self.mean_maps else None
+        if row.mapped[0] and index in self.mean_maps:
+            distance = float(np.abs(row.maps[0] - self.mean_maps[index]).sum() / 2)
+            usual = self._usual[index]
+            found |= {"map": round(distance, 4), "rank": round(float(np.searchsorted(usual, distance) / len(usual)), 4)}
+        return found
+
+
+def distances(baseline: Baseline, record: Record) -> dict[str, Any]:
+    """`baseline.distances(record)`."""
+    return baseline.distances(record)
+
+
+def build(records: Iterable[Record], *, rows: int = ROWS, seed: int = 1234) -> tuple[dict[str, Any], list[str]]:
+    """A baseline as JSON, and sentences about what was left out.
+
+    Arguments:
+        records: of a time in which all was well. Those of the most frequent model, condition, method and layer count.
+        rows: how many records are kept, drawn at random.
+        seed: fixes the draw.
+
+    Raises:
+        InputError: fewer than 500 records of one kind.
+    """
+    kept = _Reservoir(rows, seed)
+    for record in records:
+        kept.add(record)
+    if not kept.counts:
+        raise InputError(f"there are no records here; a baseline needs {FEWEST}")
+    subject, count = kept.counts.most_common(1)[0]
+    if count < FEWEST:
+        raise InputError(
+            f"there are {count} records of one model, condition, method and layer; a baseline needs {FEWEST}: "
+            "take a longer time, or raise the monitor's baseline_sample"
+        )
+    others = kept.counts.total() - count
+    notes = [f"{others} records of another model, condition, method or layer were left out"] if others else []
+    held = sorted(kept.rows[subject], key=lambda record: record["ts"])
+    table = Rows.of(held)
+    mapped = table.mapped
+    unmapped = int((~mapped & ~table.zero).sum())
+    if unmapped:
+        notes.append(f"{unmapped} records have no map of the shape {list(table.maps.shape[1:])}")
+    # a share of the largest cell, in 16 bits: what rounding loses is far below what pictures differ by
+    top = np.where(mapped, np.nan_to_num(table.maps).max((1, 2)), 1.0)
+    cells = np.round(np.nan_to_num(table.maps) / top[:, None, None] * 65535).astype("<u2")
+    first, last = kept.span[subject]
+    document = {
+        "format": FORMAT,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {"name": (held[-1].get("model") or {}).get("name"), "sha256": subject.model},
+        "when": subject.when,
+        "method": subject.method,
+        "layer": subject.layer,
+        "records": count,
+        "since": first,
+        "until": last,
+        "labels": {str(index): label for index, label in sorted(_labels(held).items())},
+        "rows": {
+            "weights": _floats(table.weights),
+            "low": table.low.astype(int).tolist(),
+            "zero": table.zero.astype(int).tolist(),
+            "predicted": table.predicted.tolist(),
+            "target": table.target.tolist(),
+            "fields": {name: _floats(table.values[:, column]) for column, name in enumerate(FIELDS)},
+            "maps": {
+                "shape": list(table.maps.shape[1:]),
+                "present": mapped.astype(int).tolist(),
+                "uint16": base64.b64encode(zlib.compress(cells.tobytes(), 9)).decode(),
+            },
+        },
+    }
+    return document, notes
+
+
+def load(path: str | Path) -> Baseline:
+    """The baseline in a file that `onnxcam monitor baseline` wrote.
+
+    Raises:
+        InputError: no such file, or no baseline.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"the baseline {str(path)!r} cannot be read ({error.strerror})") from error
+    try:
+        return parse(json.loads(data), hashlib.sha256(data).hexdigest()[:12])
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise InputError(
+            f"{str(path)!r} is no baseline ({type(error).__name__}: {error}); make one with "
+            "`onnxcam monitor baseline DIR -o baseline.json`"
+        ) from error
+
+
+def parse(document: dict[str, Any], identity: str = "unsaved") -> Baseline:
+    """A baseline from its JSON.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none.
+    """
+    if document["format"] != FORMAT:
+        raise ValueError(f"format {document['format']!r}, this release reads {FORMAT}")
+    held = document["rows"]
+    count = len(held["weights"])
+    shape = tuple(int(side) for side in held["maps"]["shape"])
+    cells = np.frombuffer(zlib.decompress(base64.b64decode(held["maps"]["uint16"])), "<u2").reshape(count, *shape)
+    energy = cells.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        energy /= energy.sum((1, 2), keepdims=True)
+    energy[np.array(held["maps"]["present"]) == 0] = np.nan
+    values = np.full((count, len(FIELDS)), np.nan)
+    for column, name in enumerate(FIELDS):
+        if name in held["fields"]:
+            values[:, column] = [np.nan if value is None else value for value in held["fields"][name]]
+    rows = Rows(
+        values,
+        np.array(held["weights"], np.float64),
+        np.array(held["low"], bool),
+        np.array(held["zero"], bool),
+        np.array(held["predicted"], np.int64),
+        np.array(held["target"], np.int64),
+        energy.astype(np.float32),
+    )
+    lengths = {len(getattr(rows, name)) for name in ("weights", "low", "zero", "predicted", "target")}
+    if lengths != {count} or count < FEWEST:
+        raise ValueError(f"{sorted(lengths)} rows, expected one number of at least {FEWEST}")
+    return Baseline(
+        identity,
+        Subject(document["model"]["sha256"], document["when"], document["method"], document["layer"]),
+        rows,
+        {int(index): str(label) for index, label in document["labels"].items()},
+        str(document["since"]),
+        str(document["until"]),
+        int(document["records"]),
+        document["model"].get("name"),
+    )
+
+
+def mean_map(rows: Rows, target: int | None = None) -> np.ndarray | None:
+    """Weighted mean energy `[h, w]` of the rows with a map, of one explained class or of all; None without any."""
+    own = rows.mapped
+    if target is not None:
+        own = own & (rows.target == target)
+    if not own.any():
+        return None
+    return np.asarray(np.tensordot(rows.weights[own] / rows.weights[own].sum(), rows.maps[own].astype(float), 1))
+
+
+class _Reservoir:
+    """A uniform sample of the records of each subject, one pass, in bounded memory."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.rng = np.random.default_rng(seed)
+        self.counts: Counter[Subject] = Counter()
+        self.rows: dict[Subject, list[Record]] = {}
+        self.span: dict[Subject, tuple[str, str]] = {}
+
+    def add(self, record: Record) -> None:
+        subject = Subject.of(record)
+        self.counts[subject] += 1
+        first, last = self.span.get(subject, (record["ts"], record["ts"]))
+        self.span[subject] = (min(first, record["ts"]), max(last, record["ts"]))
+        rows = self.rows.setdefault(subject, [])
+        if len(rows) < self.size:
+            rows.append(record)
+        else:
+            place = int(self.rng.integers(self.counts[subject]))
+            if place < self.size:
+                rows[place] = record
+
+
+def _labels(records: Iterable[Record]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for record in records:
+        prediction = record.get("prediction") or {}
+        for entry in (*(prediction.get("top") or [])[:1], prediction.get("target") or {}):
+            if isinstance(entry.get("index"), int) and entry.get("label") is not None:
+                found.setdefault(entry["index"], str(entry["label"]))
+    return found
+
+
+def _floats(values: np.ndarray) -> list[float | None]:
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values.tolist()]

@@ -1,0 +1,146 @@
+"""Small charts as inline SVG: no script, no file, legible without colour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from html import escape
+
+import numpy as np
+
+WIDTH, HEIGHT = 380, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 10, 22, 26
+# from nothing to much: lightness alone orders it
+_PALE, _DEEP = (247, 247, 243), (8, 48, 107)
+# less, the same, more: orange and purple differ for every kind of colour vision, and signs say it again
+_LESS, _MORE = (179, 88, 6), (84, 39, 136)
+
+
+def bands(begin: Sequence[datetime], levels: np.ndarray, seconds: int) -> str:
+    """Confidence over time: the median as a line with dots, a band from a tenth to nine tenths, each named in place."""
+    x, y = _axes(len(begin)), _vertical(1.0)
+    known: list[int] = np.flatnonzero(np.isfinite(levels[:, 1])).tolist()
+    parts = [_frame(begin, seconds, [(0, "0"), (0.5, "0.5"), (1, "1")], y)]
+    if known:
+        upper = [f"{x(k):.1f},{y(levels[k, 2]):.1f}" for k in known]
+        lower = [f"{x(k):.1f},{y(levels[k, 0]):.1f}" for k in reversed(known)]
+        parts.append(f'<polygon class="band" points="{" ".join(upper + lower)}"/>')
+        middle = " ".join(f"{x(k):.1f},{y(levels[k, 1]):.1f}" for k in known)
+        parts.append(f'<polyline class="line" points="{middle}"/>')
+        if len(known) <= 24:
+            parts += [f'<circle class="dot" cx="{x(k):.1f}" cy="{y(levels[k, 1]):.1f}" r="2.5"/>' for k in known]
+        last = known[-1]
+        parts.append(_text(x(last), y(levels[last, 1]) - 6, f"median {levels[last, 1]:.2f}", "end", "strong"))
+        parts.append(_text(_LEFT + 4, y(levels[known[0], 2]) - 4, "9 of 10 below", "start", "faint"))
+        parts.append(_text(_LEFT + 4, y(levels[known[0], 0]) + 12, "1 of 10 below", "start", "faint"))
+    return _svg("Confidence over time", parts)
+
+
+def bars(
+    begin: Sequence[datetime], seconds: int, rows: Sequence[tuple[str, str, np.ndarray]], title: str, unit: str = ""
+) -> str:
+    """Stacked bars over time, the first at the bottom; each series has a pattern (`solid` or `hatch`) and a name."""
+    total = np.sum([values for _, _, values in rows], axis=0)
+    top = float(np.nanmax(total, initial=0.0)) or 1.0
+    x, y = _axes(len(begin)), _vertical(top)
+    wide = max(1.0, (WIDTH - _LEFT - _RIGHT) / max(1, len(begin)) * 0.78)
+    parts = [_frame(begin, seconds, [(0, "0"), (top, f"{_short(top)}{unit}")], y)]
+    base = np.zeros(len(begin))
+    for _, kind, values in rows:
+        for k, value in enumerate(np.nan_to_num(values)):
+            if value > 0:
+                low, high = y(base[k]), y(base[k] + value)
+                parts.append(
+                    f'<rect class="{kind}" x="{x(k) - wide / 2:.1f}" y="{high:.1f}" width="{wide:.1f}" '
+                    f'height="{max(0.5, low - high):.1f}"/>'
+                )
+        base += np.nan_to_num(values)
+    at = float(_LEFT)
+    if len(rows) > 1:
+        for name, kind, values in rows:
+            said = f"{name} {int(np.nansum(values)):,}"
+            parts.append(f'<rect class="{kind}" x="{at}" y="3" width="12" height="10"/>')
+            parts.append(_text(at + 16, 12, said, "start", ""))
+            at += 28 + 6.2 * len(said)
+    return _svg(title, parts)
+
+
+def heat(values: np.ndarray, title: str) -> str:
+    """A map `[h, w]` of energy, dark where there is much; the darkest cell has a ring."""
+    top = float(values.max()) or 1.0
+    height, width = values.shape
+    parts = [_cell(r, c, _mix(_PALE, _DEEP, values[r, c] / top)) for r in range(height) for c in range(width)]
+    row, column = np.unravel_index(int(values.argmax()), values.shape)
+    parts.append(f'<circle class="ring" cx="{column + 0.5}" cy="{row + 0.5}" r="0.3"/>')
+    return _grid(height, width, parts, title)
+
+
+def change(now: np.ndarray, before: np.ndarray, title: str, scale: float) -> str:
+    """Where there is more than before (+) and where less (-); cells that changed by less than a fourth have no sign."""
+    difference = now - before
+    height, width = difference.shape
+    parts = []
+    for r in range(height):
+        for c in range(width):
+            part = float(np.clip(difference[r, c] / scale, -1, 1))
+            parts.append(_cell(r, c, _mix(_PALE, _MORE if part > 0 else _LESS, abs(part))))
+            if abs(part) >= 0.25:
+                middle, arm = f"{c + 0.5} {r + 0.5}", 0.24
+                path = f"M{middle}m{-arm} 0h{2 * arm}" + (f"M{middle}m0 {-arm}v{2 * arm}" if part > 0 else "")
+                parts.append(f'<path class="sign {"light" if abs(part) > 0.5 else "dark"}" d="{path}"/>')
+    return _grid(height, width, parts, title)
+
+
+def _axes(count: int) -> Callable[[int], float]:
+    return lambda k: _LEFT + (k + 0.5) * (WIDTH - _LEFT - _RIGHT) / max(1, count)
+
+
+def _vertical(top: float) -> Callable[[float], float]:
+    return lambda value: HEIGHT - _BOTTOM - value / top * (HEIGHT - _TOP - _BOTTOM)
+
+
+def _frame(
+    begin: Sequence[datetime], seconds: int, ticks: Sequence[tuple[float, str]], y: Callable[[float], float]
+) -> str:
+    parts = []
+    for value, text in ticks:
+        parts.append(f'<path class="grid" d="M{_LEFT} {y(value):.1f}H{WIDTH - _RIGHT}"/>')
+        parts.append(_text(_LEFT - 5, y(value) + 4, text, "end", "faint"))
+    if begin:
+        form = "%d %b" if seconds >= 86400 else "%d %b %H:%M"
+        parts.append(_text(_LEFT, HEIGHT - 8, begin[0].strftime(form), "start", "faint"))
+        if len(begin) > 1:
+            parts.append(_text(WIDTH - _RIGHT, HEIGHT - 8, begin[-1].strftime(form), "end", "faint"))
+    return "".join(parts)
+
+
+def _svg(title: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _grid(height: int, width: int, parts: Sequence[str], title: str) -> str:
+    return (
+        f'<svg class="map" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def _cell(row: int, column: int, color: str) -> str:
+    return f'<rect x="{column}" y="{row}" width="1.02" height="1.02" fill="{color}"/>'
+
+
+def _mix(start: tuple[int, int, int], end: tuple[int, int, int], part: float) -> str:
+    return "#" + "".join(f"{round(a + (b - a) * part):02x}" for a, b in zip(start, end, strict=True))
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _short(value: float) -> str:
+    if value >= 1000:
+        return f"{value / 1000:.3g}k"
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"

@@ -1,0 +1,222 @@
+"""From a row that waits to its record and pictures: what a worker does, in whatever process it is."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcam import image, runtime
+from onnxcam.errors import InputError
+from onnxcam.explainer import Explainer, fuse
+from onnxcam.graph import manifest
+from onnxcam.monitor import baseline as baselines
+from onnxcam.monitor import record as records
+from onnxcam.monitor.predictions import Row
+
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What explaining needs to know; can be pickled, for a worker in another process.
+
+    Attributes:
+        source: an explainable model, a path or bytes.
+        name, sha256: the model's identity in records.
+        when: the condition's text.
+        region: where the map should lie, `[H, W]` with weights 0 to 1.
+        baseline: path of the baseline that records are compared with.
+    """
+
+    source: str | bytes
+    name: str
+    sha256: str
+    when: str
+    labels: Sequence[str] | None
+    preprocess: Any
+    layer: str
+    method: str
+    providers: Sequence[runtime.Provider] | None
+    redact: str
+    colormap: str
+    color: str
+    region: np.ndarray | None
+    baseline: str | None
+
+
+class Evidence:
+    """Explains rows one at a time, on a session with one thread that never spins.
+
+    Raises:
+        ModelError, RuntimeUnavailable: the model cannot be opened.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._options = quiet_options()
+        self._explainer = Explainer(
+            settings.source,
+            labels=settings.labels,
+            preprocess=settings.preprocess,
+            providers=settings.providers,
+            session_options=self._options,
+        )
+        self._tail: tuple[Any, tuple[str, ...]] | None = None
+        self._baseline: Any = None
+        if settings.baseline is not None:
+            self._baseline = baselines.load(settings.baseline)
+
+    def __call__(self, row: Row, waited: float) -> tuple[dict[str, Any], Files]:
+        """The row's record, without its files, and the files by kind.
+
+        Arguments:
+            waited: seconds in the queue.
+
+        Raises:
+            OnnxcamError: the row cannot be explained.
+        """
+        started = time.perf_counter()
+        target = int(row.quantities["label"])
+        pixels, geometry, tensor = None, None, row.tensor
+        if row.picture is not None:
+            picture, tensor, geometry = self._explainer.prepare(row.picture, color=self._settings.color)
+            pixels = picture.pixels
+        raw = self._map(row, tensor, target)
+        drawn = self._settings.redact != "hash"
+        files: Files = {}
+        if drawn:
+            files = self._draw(raw, row, tensor, pixels, geometry)
+        explained = time.perf_counter()
+        size = self._extent(row, tensor) if pixels is None else pixels.shape[:2]
+        made = records.build(
+            model={"name": self._settings.name, "sha256": self._settings.sha256},
+            provider=self._explainer.providers[0],
+            trigger={"when": self._settings.when, "reason": row.reason, "sample": row.sample},
+            probabilities=row.probabilities,
+            confidence=row.quantities["confidence"],
+            margin=row.quantities["margin"],
+            entropy=row.quantities["entropy"],
+            target=target,
+            layer=self._settings.layer,
+            method=self._settings.method,
+            raw_map=raw,
+            latency_ms={"queued": waited * 1e3, "explain": (explained - started) * 1e3},
+            labels=self._explainer.labels,
+            region=self._settings.region,
+            observed=row.observed,
+            request=row.request,
+            trace=row.trace,
+            picture={"sha256": _sha256(row), "size": size},
+            redact=self._settings.redact,
+        )
+        if self._baseline is not None:
+            made["drift"] = baselines.distances(self._baseline, made)
+        return made, files
+
+    def _map(self, row: Row, tensor: np.ndarray | None, target: int) -> np.ndarray:
+        """The map `[h, w]` at layer resolution, from the features where the serving model gave them."""
+        held = self._explainer.manifest
+        entry = manifest.layer(held, self._settings.layer)
+        output = entry["heatmaps"][self._settings.method]
+        if row.features:
+            session, cut = self._tail_session(output)
+            feeds = {name: row.features[name] for name in cut}
+            feeds[held["target"]["name"]] = np.array([target], np.int64)
+            return np.asarray(runtime.run(session, [output], feeds)[output][0])
+        if tensor is None:
+            raise InputError("the row has no tensor, picture or features; report this as a bug")
+        wanted = held["input"]["dtype"]
+        if tensor.dtype != wanted and tensor.dtype.kind == "f" and wanted.startswith("float"):
+            tensor = tensor.astype(wanted)
+        maps = self._explainer.attribute(
+            tensor, target, self._settings.method, self._settings.layer, normalize="none", size="layer"
+        )
+        return np.asarray(maps[0])
+
+    def _tail_session(self, output: str) -> tuple[Any, tuple[str, ...]]:
+        if self._tail is None:
+            from onnxcam.graph.load import serialize
+            from onnxcam.graph.split import split
+
+            _, tails = split(self._settings.source, [self._settings.layer])
+            tail = tails[self._settings.layer]
+            session = runtime.open_session(serialize(tail.model), self._settings.providers, self._options)
+            self._tail = (session, tail.cut)
+        return self._tail
+
+    def _draw(
+        self,
+        raw: np.ndarray,
+        row: Row,
+        tensor: np.ndarray | None,
+        pixels: np.ndarray | None,
+        geometry: image.Geometry | None,
+    ) -> Files:
+        extent = self._extent(row, tensor) or raw.shape
+        heatmap = fuse([raw[None]], "max", (extent[0], extent[1]))[0]
+        if geometry is not None:
+            heatmap = geometry.to_picture(heatmap)
+        colormap = self._settings.colormap
+        files = {"heatmap": image.encode_png(image.colorize(heatmap, colormap))}
+        if self._settings.redact == "none":
+            if pixels is None and tensor is not None:
+                layout = self._explainer.manifest["input"]["layout"]
+                pixels = to_pixels(tensor, self._explainer.preprocess, layout)
+            if pixels is not None:
+                files["overlay"] = image.encode_png(image.overlay(pixels, heatmap, 0.5, colormap))
+                files["input"] = image.encode_png(pixels)
+        return files
+
+    def _extent(self, row: Row, tensor: np.ndarray | None) -> tuple[int, int] | None:
+        """Height and width of the model's input."""
+        shape = row.shape if tensor is None else tensor.shape
+        if shape is None or len(shape) != 4:
+            return None
+        return (shape[2], shape[3]) if self._explainer.manifest["input"]["layout"] == "NCHW" else (shape[1], shape[2])
+
+
+def quiet_options() -> Any:
+    """Session options of a guest: one thread, no spinning, no warnings about the optional target."""
+    options = runtime.import_onnxruntime().SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def to_pixels(tensor: np.ndarray, preprocess: image.Preprocess | None, layout: str) -> np.ndarray:
+    """A prepared row `[1, …]` as a picture again, uint8 `[H, W, 3]` RGB.
+
+    With known preprocessing its arithmetic is undone; otherwise the values are stretched to 0..255.
+    """
+    values = np.asarray(tensor[0], np.float64)
+    values = np.moveaxis(values, 0, -1) if layout == "NCHW" else values
+    if preprocess is not None:
+        values = (values * np.asarray(preprocess.std) + np.asarray(preprocess.mean)) / preprocess.scale
+    elif tensor.dtype != np.uint8:
+        low, high = float(values.min()), float(values.max())
+        values = (values - low) * (255.0 / (high - low) if high > low else 0.0)
+    shown = np.clip(np.rint(np.nan_to_num(values)), 0, 255).astype(np.uint8)
+    if preprocess is not None and preprocess.color == "BGR":
+        shown = shown[..., ::-1]
+    return np.ascontiguousarray(np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown[..., :3])
+
+
+def _sha256(row: Row) -> str | None:
+    """Of the encoded picture, of its pixels, or of the tensor; None where only features were kept."""
+    pixels = row.picture if row.tensor is None else row.tensor
+    if isinstance(pixels, np.ndarray):
+        return hashlib.sha256(pixels.data).hexdigest()
+    if isinstance(row.picture, bytes):
+        return hashlib.sha256(row.picture).hexdigest()
+    if row.picture is not None:
+        return hashlib.sha256(Path(row.picture).read_bytes()).hexdigest()
+    return None

@@ -1,0 +1,150 @@
+"""Prometheus metrics: what the monitor counts, and what its records say, under names and labels that stay few.
+
+    from onnxcam.monitor import metrics
+
+    monitor = onnxcam.Monitor("model.cam.onnx", sink=["/var/log/cam", "prometheus:"], when="confidence < 0.6")
+    metrics.export(monitor)        # then serve prometheus_client's registry as ever
+
+No label comes from a request, a class or a picture: the number of series is known beforehand.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from onnxcam.errors import DependencyError
+
+_PREFIX = "onnxcam_monitor_"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_PARTS = tuple(k / 20 for k in range(1, 21))
+_REASONS = 32  # reasons for dropping told apart; more would be somebody's text
+_made: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+def import_prometheus() -> Any:
+    """The `prometheus_client` module.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    try:
+        import prometheus_client
+    except ImportError as error:
+        raise DependencyError(
+            f'the Prometheus client is missing ({error}); install it: pip install "onnxcam[prometheus]"'
+        ) from error
+    return prometheus_client
+
+
+class RecordMetrics:
+    """A sink that counts records and keeps nothing of them.
+
+    Arguments:
+        registry: of `prometheus_client`; its default one by default. Several sinks of one registry count together.
+    """
+
+    def __init__(self, registry: Any = None) -> None:
+        client = import_prometheus()
+        registry = client.REGISTRY if registry is None else registry
+        if registry not in _made:
+            _made[registry] = _metrics(client, registry)
+        self._metrics = _made[registry]
+
+    def write(self, record: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Count one explanation."""
+        made, attention = self._metrics, record["attention"]
+        made["records"].labels(reason=record["trigger"]["reason"]).inc()
+        made["zero"].inc(bool(attention["zero"]))
+        made["bytes"].inc(sum(entry["bytes"] for entry in record["files"]))
+        for name, value in (
+            ("explain", record["latency_ms"].get("explain")),
+            ("queued", record["latency_ms"].get("queued")),
+        ):
+            if value is not None:
+                made[name].observe(value / 1000)
+        for name, value in (
+            ("confidence", record["prediction"]["confidence"]),
+            ("border", attention["border"]),
+            ("half_area", attention["half_area"]),
+        ):
+            if value is not None:
+                made[name].observe(value)
+
+    def close(self, timeout: float) -> None:
+        """Nothing is held: the counts stay in the registry."""
+
+
+def _metrics(client: Any, registry: Any) -> dict[str, Any]:
+    def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Any:
+        return client.Histogram(_PREFIX + name, text, buckets=buckets, registry=registry)
+
+    reasons = client.Counter(_PREFIX + "records", "Explanations recorded", ["reason"], registry=registry)
+    for reason in ("condition", "baseline"):
+        reasons.labels(reason=reason)
+    return {
+        "records": reasons,
+        "zero": client.Counter(_PREFIX + "zero_maps", "Maps that are zero everywhere", registry=registry),
+        "bytes": client.Counter(_PREFIX + "picture_bytes", "Bytes of pictures kept beside records", registry=registry),
+        "explain": histogram("explain_seconds", "Time to explain one row", _SECONDS),
+        "queued": histogram("queued_seconds", "Time a row waited to be explained", _SECONDS),
+        "confidence": histogram("confidence_ratio", "Confidence of the predictions recorded", _PARTS),
+        "border": histogram("border_energy_ratio", "Part of the map's energy in the picture's outer tenth", _PARTS),
+        "half_area": histogram("half_energy_area_ratio", "Smallest part of the picture that holds half", _PARTS),
+    }
+
+
+def export(monitor: Any, registry: Any = None) -> Any:
+    """Show a monitor's counters (`monitor.stats()`) to Prometheus: read when scraped, so that serving costs nothing.
+
+    Arguments:
+        monitor: an `onnxcam.Monitor`, or a function that returns such a dict.
+        registry: of `prometheus_client`; its default one by default.
+
+    Returns:
+        the collector, for `registry.unregister`.
+
+    Raises:
+        DependencyError: `prometheus_client` is not installed.
+    """
+    client = import_prometheus()
+    collector = _Stats(monitor if callable(monitor) else monitor.stats)
+    (client.REGISTRY if registry is None else registry).register(collector)
+    return collector
+
+
+_COUNTERS = {
+    "seen": "Rows observed",
+    "confident": "Rows that did not meet the condition and were not sampled",
+    "explained": "Rows explained and recorded",
+    "failed": "Rows whose explanation or record failed",
+}
+_GAUGES = {"queued": "Rows waiting", "running": "Rows being explained", "queue_bytes": "Bytes that wait in the queue"}
+
+
+class _Stats:
+    def __init__(self, stats: Callable[[], Mapping[str, Any]]) -> None:
+        self._stats = stats
+
+    def describe(self) -> Iterator[Any]:
+        """Nothing beforehand: registering must not call the monitor."""
+        return iter(())
+
+    def collect(self) -> Iterator[Any]:
+        """The counters as they are now."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        stats = self._stats()
+        for name, text in _COUNTERS.items():
+            if name in stats:
+                yield CounterMetricFamily(f"{_PREFIX}rows_{name}", text, value=stats[name])
+        for name, text in _GAUGES.items():
+            if name in stats:
+                label = name if name.endswith("bytes") else f"rows_{name}"
+                yield GaugeMetricFamily(_PREFIX + label, text, value=stats[name])
+        dropped = CounterMetricFamily(_PREFIX + "rows_dropped", "Rows not explained, by reason", labels=["reason"])
+        reasons = dict(stats.get("dropped", {}))
+        for reason in sorted(reasons)[:_REASONS]:
+            dropped.add_metric([str(reason)], reasons[reason])
+        yield dropped

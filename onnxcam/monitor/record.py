@@ -1,0 +1,228 @@
+"""One explanation as one JSON line: what it says, how it is made, how it becomes bytes. `schema` says it formally."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from onnxcam import __version__
+from onnxcam.cam import attention
+from onnxcam.errors import InputError
+from onnxcam.monitor.redaction import MODES
+from onnxcam.monitor.schema import SCHEMA
+
+TOP = 5  # predictions kept in a record
+MAP_SIDE = 16  # a map is averaged down to at most that many cells a side
+_LONGEST = 256  # characters of a request's or trace's name: they come from outside
+_DIGITS = 7  # float32 has no more
+
+
+def new_id(now: float | None = None) -> str:
+    """A UUID of version 7 (RFC 9562): sorts by time to a quarter of a microsecond, unique over processes and forks.
+
+    Its 62 random bits come from the kernel for every identity, so that a forked process does not repeat its parent's.
+    """
+    nanoseconds = time.time_ns() if now is None else round(now * 1e9)
+    milliseconds, rest = divmod(nanoseconds, 1_000_000)
+    fraction = rest * 4096 // 1_000_000
+    random = int.from_bytes(os.urandom(8), "big") >> 2
+    return str(uuid.UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | random))
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since 1970 as `2026-11-25T14:07:00.123456Z`."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def seconds(ts: str) -> float:
+    """The inverse of `timestamp`.
+
+    Raises:
+        ValueError: not such a text.
+    """
+    return datetime.fromisoformat(ts).timestamp()
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    """The record as one line of JSON with its newline."""
+    try:
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair in a label or a request's name
+        return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def build(
+    *,
+    model: Mapping[str, Any],
+    provider: str,
+    trigger: Mapping[str, Any],
+    probabilities: np.ndarray,
+    confidence: float,
+    margin: float,
+    entropy: float,
+    target: int,
+    layer: Any,
+    method: str,
+    raw_map: np.ndarray,
+    latency_ms: Mapping[str, float],
+    labels: Sequence[str] | None = None,
+    region: np.ndarray | None = None,
+    observed: float | None = None,
+    request: Any = None,
+    trace: Any = None,
+    picture: Mapping[str, Any] | None = None,
+    drift: Mapping[str, Any] | None = None,
+    redact: str = "heatmap_only",
+    identity: str | None = None,
+) -> dict[str, Any]:
+    """A record of schema 1; the sink fills in its `files`.
+
+    Arguments:
+        model: `{"name": …, "sha256": …}`.
+        provider: the execution provider that explained.
+        trigger: `{"when": condition, "reason": "condition" | "baseline", "sample": probability of keeping such a row}`.
+        probabilities: of every class, `[K]`.
+        confidence, margin, entropy: as the condition saw them; entropy divided by its greatest value, log(K).
+        target, layer, method: what was explained, where and how (a list of layers is joined with "+").
+        raw_map: `[h, w]` at layer resolution, after ReLU.
+        latency_ms: milliseconds, `queued` and `explain`.
+        labels: class names by index.
+        region: where the map should lie, `[H, W]` of any size with weights 0 to 1.
+        observed: when the prediction was made, seconds since 1970; now by default.
+        request, trace: the caller's own identities, kept as text of at most 256 characters.
+        picture: `{"sha256": …, "size": [height, width]}`, either of them None where unknown.
+        drift: distances to the baseline.
+        redact: `none`, `heatmap_only` or `hash`.
+        identity: the record's id where it had to be known before; else a new one.
+
+    Numbers that are not finite become null: JSON has none.
+
+    Raises:
+        InputError: `redact` is none of the three, or the map is not `[h, w]`.
+    """
+    if redact not in MODES:
+        raise InputError(f"redact={redact!r}; expected one of {', '.join(map(repr, MODES))}")
+    heatmap = np.asarray(raw_map)
+    if heatmap.ndim != 2 or 0 in heatmap.shape:
+        raise InputError(f"the map has shape {list(heatmap.shape)}; expected [h, w] at layer resolution")
+    now = time.time() if observed is None else observed
+    classes = np.asarray(probabilities)
+    best = np.argsort(-np.nan_to_num(classes, nan=-1.0), kind="stable")[:TOP]
+
+    def named(index: Any) -> dict[str, Any]:
+        name = labels[int(index)] if labels is not None else str(int(index))
+        return {"index": int(index), "label": str(name)}
+
+    return {
+        "schema": SCHEMA,
+        "id": identity or new_id(now),
+        "ts": timestamp(now),
+        "request": None if request is None else str(request)[:_LONGEST],
+        "trace": None if trace is None else str(trace)[:_LONGEST],
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "model": {"name": model.get("name"), "sha256": model.get("sha256")},
+        "versions": {"onnxcam": __version__, "onnxruntime": _onnxruntime()},
+        "provider": provider,
+        "latency_ms": {name: _number(value) for name, value in latency_ms.items()},
+        "trigger": {
+            "when": trigger.get("when"),
+            "reason": trigger["reason"],
+            "sample": _unit(trigger["sample"]),
+        },
+        "prediction": {
+            "top": [named(index) | {"probability": _unit(classes[index])} for index in best],
+            "confidence": _unit(confidence),
+            "margin": _unit(margin),
+            "entropy": _unit(entropy),
+            "target": named(target),
+            "layer": "+".join(layer) if isinstance(layer, (list, tuple)) else layer,
+            "method": method,
+        },
+        "attention": _rounded(_attention(heatmap, region)),
+        "map": _small(heatmap),
+        "drift": None if drift is None else _rounded(drift),
+        "picture": {"sha256": (picture or {}).get("sha256"), "size": _size((picture or {}).get("size"))},
+        "files": [],
+        "redact": redact,
+    }
+
+
+def _attention(heatmap: np.ndarray, region: np.ndarray | None) -> dict[str, Any]:
+    if region is None:
+        return attention.describe(heatmap)
+    # brought to one grid, the coarser of the two on each side, which no energy leaves
+    wanted = np.asarray(region, np.float64)
+    rows, columns = (min(a, b) for a, b in zip(heatmap.shape, wanted.shape, strict=True))
+    area = wanted.shape[0] * wanted.shape[1] / (rows * columns)
+    inside = attention.gather(wanted, (rows, columns)) / area
+    both = attention.describe(attention.gather(heatmap, (rows, columns)), inside)
+    return attention.describe(heatmap) | {"region": both["region"]}
+
+
+def _small(heatmap: np.ndarray) -> dict[str, Any]:
+    """The map averaged down and divided by its maximum, as bytes 0 to 255 row by row."""
+    size = (min(heatmap.shape[0], MAP_SIDE), min(heatmap.shape[1], MAP_SIDE))
+    cells = attention.gather(heatmap, size)
+    top = float(cells.max())
+    levels = np.rint(cells / top * 255).astype(int) if top > 0 else np.zeros(size, int)
+    return {"shape": list(size), "values": levels.ravel().tolist()}
+
+
+def _size(size: Any) -> list[int] | None:
+    return None if size is None else [int(size[0]), int(size[1])]
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return float(f"{number:.{_DIGITS}g}") if math.isfinite(number) else None
+
+
+def _unit(value: Any) -> float | None:
+    """A part of one, which float32 may have made 1.0000001."""
+    number = _number(value)
+    return None if number is None else min(1.0, max(0.0, number))
+
+
+def _rounded(value: Any) -> Any:
+    """JSON's own types, numbers to seven digits."""
+    if isinstance(value, Mapping):
+        return {str(name): _rounded(held) for name, held in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_rounded(held) for held in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return _number(value)
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _onnxruntime() -> str | None:
+    loaded = sys.modules.get("onnxruntime")
+    return getattr(loaded, "__version__", None) or _installed_onnxruntime()
+
+
+@cache
+def _installed_onnxruntime() -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None

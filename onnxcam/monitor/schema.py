@@ -1,0 +1,190 @@
+"""The published JSON Schema of a record, and the check against it without a library."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from onnxcam.errors import RecordError
+from onnxcam.monitor.redaction import MODES
+
+SCHEMA = 1
+_SHA256 = "^[0-9a-f]{64}$"
+
+_ID = {"type": "string", "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"}
+_TIME = {"type": "string", "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z$"}
+_UNIT = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+_NUMBER = {"type": ["number", "null"]}
+_TEXT = {"type": ["string", "null"]}
+_INDEX = {"type": "integer", "minimum": 0}
+
+
+def _object(properties: dict[str, Any], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+_RECORD: dict[str, Any] = _object(
+    {
+        "schema": {"const": SCHEMA},
+        "id": _ID | {"description": "UUID version 7: sorts by time, unique over processes and forks"},
+        "ts": _TIME | {"description": "when the prediction was made, UTC"},
+        "request": _TEXT | {"description": "the caller's identity of the request"},
+        "trace": _TEXT | {"description": "the caller's trace identity"},
+        "host": {"type": "string"},
+        "pid": {"type": "integer", "minimum": 0},
+        "model": _object({"name": _TEXT, "sha256": {"type": ["string", "null"], "pattern": _SHA256}}),
+        "versions": _object({"onnxcam": {"type": "string"}, "onnxruntime": _TEXT}),
+        "provider": {"type": "string", "description": "the execution provider that explained"},
+        "latency_ms": {"type": "object", "additionalProperties": _NUMBER},
+        "trigger": _object(
+            {
+                "when": _TEXT,
+                "reason": {"enum": ["condition", "baseline"]},
+                "sample": _UNIT | {"description": "the probability with which such a row is kept"},
+            }
+        ),
+        "prediction": _object(
+            {
+                "top": {
+                    "type": "array",
+                    "items": _object({"index": _INDEX, "label": {"type": "string"}, "probability": _UNIT}),
+                },
+                "confidence": _UNIT,
+                "margin": _UNIT,
+                "entropy": _UNIT | {"description": "of the prediction, divided by log(classes)"},
+                "target": _object({"index": _INDEX, "label": {"type": "string"}}),
+                "layer": {"type": "string"},
+                "method": {"type": "string"},
+            }
+        ),
+        "attention": _object(
+            {
+                "zero": {"type": "boolean", "description": "nothing in the map: the other numbers are null"},
+                "centroid": {"type": ["array", "null"], "items": _UNIT, "minItems": 2, "maxItems": 2},
+                "spread": _UNIT,
+                "entropy": _UNIT,
+                "gini": _UNIT,
+                "half_area": _UNIT,
+                "border": _UNIT,
+                "peaks": {"type": ["integer", "null"], "minimum": 0},
+                "region": _UNIT | {"description": "the part of the energy inside the reference region"},
+            },
+            optional=("region",),
+        ),
+        "map": _object(
+            {
+                "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2},
+                "values": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}},
+            }
+        ),
+        "drift": {"type": ["object", "null"], "description": "distances to the baseline, where one is configured"},
+        "picture": _object(
+            {
+                "sha256": {"type": ["string", "null"], "pattern": _SHA256},
+                "size": {"type": ["array", "null"], "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+            }
+        ),
+        "files": {
+            "type": "array",
+            "items": _object(
+                {
+                    "kind": {"enum": sorted(MODES["none"])},
+                    "name": {"type": "string", "description": "relative to the folder of the records"},
+                    "sha256": {"type": "string", "pattern": _SHA256},
+                    "bytes": {"type": "integer", "minimum": 0},
+                }
+            ),
+        },
+        "redact": {"enum": list(MODES)},
+    }
+)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of one record. Later versions may add members; they change none."""
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:onnxcam:monitor:record:{SCHEMA}",
+        "title": "onnxcam monitor record",
+    }
+    return head | copy.deepcopy(_RECORD)
+
+
+def problems(record: Any) -> list[str]:
+    """What in a record does not fit the schema, each with its place; empty for a good one."""
+    return list(_faults(record, _RECORD, "record"))
+
+
+def validate(record: Any) -> None:
+    """Refuse what does not fit the schema.
+
+    Raises:
+        RecordError: naming the first places.
+    """
+    found = problems(record)
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise RecordError(
+            f"not a record of schema {SCHEMA}: {'; '.join(found[:3])}{more}; `onnxcam monitor schema` prints the schema"
+        )
+
+
+_TYPES: dict[str, Any] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "boolean": bool,
+    "null": type(None),
+    "integer": (int, float),
+    "number": (int, float),
+}
+
+
+def _is(value: Any, name: str) -> bool:
+    if isinstance(value, bool) and name != "boolean":
+        return False
+    if not isinstance(value, _TYPES[name]):
+        return False
+    return name != "integer" or float(value).is_integer()
+
+
+def _faults(value: Any, rule: dict[str, Any], place: str) -> Iterator[str]:
+    """The keywords that `_RECORD` uses, with JSON Schema's meaning."""
+    if "const" in rule and (isinstance(value, bool) or value != rule["const"]):
+        yield f"{place} is {_short(value)}, expected {rule['const']!r}"
+    if "enum" in rule and value not in rule["enum"]:
+        yield f"{place} is {_short(value)}, expected one of {', '.join(map(repr, rule['enum']))}"
+    if "type" in rule:
+        types = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
+        if not any(_is(value, name) for name in types):
+            yield f"{place} is {_short(value)}, expected {' or '.join(types)}"
+            return
+    if isinstance(value, dict):
+        yield from (f"{place}.{name} is missing" for name in rule.get("required", ()) if name not in value)
+        known = rule.get("properties", {})
+        for name, held in value.items():
+            inner = known.get(name, rule.get("additionalProperties"))
+            if inner is not None:
+                yield from _faults(held, inner, f"{place}.{name}")
+    elif isinstance(value, list):
+        if not rule.get("minItems", 0) <= len(value) <= rule.get("maxItems", len(value)):
+            yield f"{place} has {len(value)} items, expected {rule['minItems']}"
+        if "items" in rule:
+            for k, held in enumerate(value):
+                yield from _faults(held, rule["items"], f"{place}[{k}]")
+    elif isinstance(value, str):
+        if "pattern" in rule and not re.search(rule["pattern"], value):
+            yield f"{place} is {_short(value)}, expected a text like {rule['pattern']}"
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high = rule.get("minimum"), rule.get("maximum")
+        # written so that NaN is outside
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
+            yield f"{place} is {value!r}, expected {low} to {'any' if high is None else high}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

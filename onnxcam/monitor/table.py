@@ -1,0 +1,168 @@
+"""Records as a table of numbers: one row per record, ready for weighted sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+Record = dict[str, Any]
+_GRID = 8  # maps are compared at most this fine: finer cells are noise between pictures
+
+# a column's name and where its number is in a record
+FIELDS: dict[str, Callable[[Record, Record], Any]] = {
+    "confidence": lambda prediction, attention: prediction.get("confidence"),
+    "margin": lambda prediction, attention: prediction.get("margin"),
+    "entropy": lambda prediction, attention: prediction.get("entropy"),
+    "attention.y": lambda prediction, attention: (attention.get("centroid") or (None, None))[0],
+    "attention.x": lambda prediction, attention: (attention.get("centroid") or (None, None))[1],
+    "attention.spread": lambda prediction, attention: attention.get("spread"),
+    "attention.entropy": lambda prediction, attention: attention.get("entropy"),
+    "attention.gini": lambda prediction, attention: attention.get("gini"),
+    "attention.half_area": lambda prediction, attention: attention.get("half_area"),
+    "attention.border": lambda prediction, attention: attention.get("border"),
+    "attention.peaks": lambda prediction, attention: attention.get("peaks"),
+    "attention.region": lambda prediction, attention: attention.get("region"),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What must be equal for records to be comparable."""
+
+    model: str | None
+    when: str | None
+    method: str | None
+    layer: str | None
+
+    @classmethod
+    def of(cls, record: Record) -> Subject:
+        prediction = record.get("prediction") or {}
+        layer = prediction.get("layer")
+        return cls(
+            (record.get("model") or {}).get("sha256"),
+            (record.get("trigger") or {}).get("when"),
+            prediction.get("method"),
+            layer if layer is None or isinstance(layer, str) else ", ".join(map(str, layer)),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A sample of records.
+
+    Attributes:
+        values: float64 `[n, len(FIELDS)]`, NaN where a record has no such number.
+        weights: float64 `[n]`, how many predictions a record stands for: one over its sampling probability.
+        low: bool `[n]`, the condition held (the other rows are of the always-on sample).
+        zero: bool `[n]`, the map was zero everywhere.
+        predicted, target: int64 `[n]`, the best class and the explained one; -1 where unknown.
+        maps: float32 `[n, h, w]`, each map's energy as shares that add up to 1; NaN where there is no map.
+    """
+
+    values: np.ndarray
+    weights: np.ndarray
+    low: np.ndarray
+    zero: np.ndarray
+    predicted: np.ndarray
+    target: np.ndarray
+    maps: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    @property
+    def mapped(self) -> np.ndarray:
+        """bool `[n]`: the rows with a map."""
+        return np.asarray(np.isfinite(self.maps[:, 0, 0]))
+
+    def take(self, index: Any) -> Rows:
+        """Some of the rows, by index, mask or slice."""
+        return Rows(
+            self.values[index],
+            self.weights[index],
+            self.low[index],
+            self.zero[index],
+            self.predicted[index],
+            self.target[index],
+            self.maps[index],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Rows]) -> Rows:
+        """Several tables as one."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    @classmethod
+    def of(cls, records: Iterable[Record], grid: tuple[int, int] | None = None) -> Rows:
+        """The table of some records.
+
+        Arguments:
+            records: of one subject.
+            grid: the shape of the maps; that of the first map by default. Maps of another shape are left out.
+        """
+        held = list(records)
+        maps = [_shares(record.get("map")) for record in held]
+        if grid is None:
+            grid = next((m.shape for m in maps if m is not None), (1, 1))
+        values = np.full((len(held), len(FIELDS)), np.nan)
+        energy = np.full((len(held), *grid), np.nan, np.float32)
+        for row, record in enumerate(held):
+            prediction, attention = record.get("prediction") or {}, record.get("attention") or {}
+            values[row] = [_number(find(prediction, attention)) for find in FIELDS.values()]
+            found = maps[row]
+            if found is not None and found.shape == grid:
+                energy[row] = found
+        return cls(
+            values,
+            np.array([_weight(record) for record in held], np.float64),
+            np.array([(record.get("trigger") or {}).get("reason") != "baseline" for record in held], bool),
+            np.array([bool((record.get("attention") or {}).get("zero")) for record in held], bool),
+            np.array([_class(((record.get("prediction") or {}).get("top") or [None])[0]) for record in held], np.int64),
+            np.array([_class((record.get("prediction") or {}).get("target")) for record in held], np.int64),
+            energy,
+        )
+
+
+def shares(values: np.ndarray) -> np.ndarray | None:
+    """A map's energy as shares of at most 8 x 8 cells that add up to 1; None for a map that is zero everywhere."""
+    energy = np.where(np.isfinite(values), np.maximum(values, 0.0), 0.0)
+    energy = _fold(_fold(energy, 0), 1)
+    total = energy.sum()
+    return energy / total if total > 0 else None
+
+
+def _fold(values: np.ndarray, axis: int) -> np.ndarray:
+    """Added up to at most `_GRID` cells along an axis; a cell that straddles two is parted."""
+    side = values.shape[axis]
+    if side <= _GRID:
+        return values
+    edges = np.arange(_GRID + 1) * (side / _GRID)
+    low = np.arange(side)
+    part = np.clip(np.minimum(low + 1, edges[1:, None]) - np.maximum(low, edges[:-1, None]), 0, None)
+    return np.moveaxis(np.tensordot(part, values, (1, axis)), 0, axis)
+
+
+def _shares(held: Any) -> np.ndarray | None:
+    try:
+        height, width = held["shape"]
+        values = np.asarray(held["values"], np.float64).reshape(height, width)
+    except (TypeError, KeyError, ValueError):
+        return None
+    return shares(values) if values.size else None
+
+
+def _weight(record: Record) -> float:
+    sample = _number((record.get("trigger") or {}).get("sample"))
+    return 1.0 / sample if 0 < sample <= 1 else 1.0
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else float("nan")
+
+
+def _class(entry: Any) -> int:
+    index = entry.get("index") if isinstance(entry, dict) else None
+    return index if isinstance(index, int) else -1

@@ -1,0 +1,142 @@
+"""Promise 11: rate and budget are never exceeded by more than one burst, however rows arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxcam.errors import SettingError
+from onnxcam.monitor.admission import DAY, Bucket, Budget, Gates, Limits, Rate, Sampler, fitting, parse_rate
+
+
+def most_over_rate(times: Sequence[float], rate: float) -> float:
+    """The largest number of events beyond `rate` times its length in any stretch of time, by definition."""
+    times = np.sort(np.asarray(times, np.float64))
+    if not len(times):
+        return 0.0
+    ahead = np.arange(len(times)) - rate * times
+    return float((ahead - np.minimum.accumulate(ahead)).max() + 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    amount=st.sampled_from([1, 2, 7, 30]),
+    period=st.sampled_from([1.0, 60.0]),
+    burst=st.sampled_from([None, 1.0, 2.5, 20.0]),
+    baseline=st.booleans(),
+)
+def test_one_hour_of_any_traffic(seed: int, amount: int, period: float, burst: float | None, baseline: bool) -> None:
+    rng = np.random.default_rng(seed)
+    rate = Rate(amount, period)
+    gates = Gates(Limits(rate, burst, None, baseline))
+    capacity = burst if burst is not None else float(amount)
+    moments = np.cumsum(rng.exponential(rng.choice([0.01, 0.3, 5.0, 100.0]), 4000) * rng.choice([0.0, 1.0], 4000))
+    admitted: list[float] = []
+    for now in moments[moments < 3600]:
+        for lane in (False, True):
+            count = gates.admit(int(rng.integers(0, 40)), now, now, baseline=lane and baseline).admitted
+            taken = int(rng.integers(0, count + 1)) if rng.random() < 0.2 else count
+            gates.spend(taken, baseline=lane and baseline)
+            admitted += [now] * taken
+    assert most_over_rate(admitted, rate.per_second) <= max(1.0, capacity) + 1e-6
+
+
+def test_steady_overload_gets_the_whole_rate() -> None:
+    for baseline in (False, True):
+        gates = Gates(Limits(Rate(2, 1.0), None, None, baseline))
+        got = 0
+        for tick in range(36000):
+            count = gates.admit(5, tick / 10, 0.0).admitted
+            gates.spend(count)
+            got += count
+        assert 7198 <= got <= 7202
+
+
+def test_a_flood_does_not_silence_the_baseline() -> None:
+    gates = Gates(Limits(Rate(2, 1.0), None, 5000, True))
+    unsure = sure = 0
+    for tick in range(36000):
+        count = gates.admit(5, tick / 10, tick / 10).admitted
+        gates.spend(count)
+        unsure += count
+        if tick % 50 == 0:  # one confident row in 5 s is in the sample
+            count = gates.admit(1, tick / 10, tick / 10, baseline=True).admitted
+            gates.spend(count, baseline=True)
+            sure += count
+    assert sure == 500  # a tenth of the day's budget is its own, whatever the flood took
+    assert unsure == 4500
+
+
+def test_a_greedy_baseline_does_not_silence_the_unsure() -> None:
+    gates = Gates(Limits(Rate(2, 1.0), None, None, True))
+    got = {False: 0, True: 0}
+    for tick in range(36000):
+        for baseline in (False, True):
+            count = gates.admit(50, tick / 10, 0.0, baseline=baseline).admitted
+            gates.spend(count, baseline=baseline)
+            got[baseline] += count
+    assert sum(got.values()) <= 7202
+    assert got[False] > 3000 and got[True] > 700
+
+
+def test_budget_is_that_of_the_day() -> None:
+    budget = Budget(10)
+    budget.take(budget.left(5 * DAY + 1))
+    assert budget.left(5 * DAY + 80000) == 0
+    assert budget.left(6 * DAY) == 10
+    budget.take(4)
+    assert budget.left(5 * DAY) == 6, "a clock set back opens no new day"
+    assert budget.left(6 * DAY + 5) == 6
+
+
+def test_bucket_ignores_a_clock_that_goes_back() -> None:
+    bucket = Bucket(1.0, 5.0)
+    bucket.take(bucket.level(100.0))
+    assert bucket.level(90.0) == 0
+    assert bucket.level(100.0) == 0
+    assert bucket.level(101.0) == pytest.approx(1.0)
+
+
+def test_nothing_is_spent_by_asking() -> None:
+    gates = Gates(Limits(Rate(5, 1.0), None, 100, False))
+    assert [gates.admit(3, 0.0, 0.0).admitted for _ in range(10)] == [3] * 10
+    lane = gates.admit(8, 0.0, 0.0)
+    assert lane == (5, 3, 0)
+    gates = Gates(Limits(Rate(5, 1.0), None, 2, False))
+    assert gates.admit(8, 0.0, 0.0) == (2, 3, 3)
+
+
+def test_sample_keeps_its_share() -> None:
+    sampler, rows = Sampler(1), np.arange(20000)
+    kept = sampler.keep(rows, 0.1)
+    assert 1850 < len(kept) < 2150  # 3.5 standard deviations
+    assert len(set(kept.tolist())) == len(kept)
+    assert len(sampler.keep(rows, 0.0)) == 0
+    assert len(sampler.keep(rows, 1.0)) == 20000
+
+
+def test_fitting_stops_at_the_first_that_does_not() -> None:
+    assert fitting([10, 10, 10], 3, 25) == 2
+    assert fitting([30, 1], 2, 25) == 0
+    assert fitting([10, 10], 1, 100) == 1
+    assert fitting([], 0, -5) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "per_second"),
+    [("2/s", 2.0), ("30/min", 0.5), (" 500 / h ", 500 / 3600), ("1.5/second", 1.5), ("5000/day", 5000 / DAY), (3, 3.0)],
+)
+def test_rates(text: str | float, per_second: float) -> None:
+    rate = parse_rate(text)
+    assert rate is not None and rate.per_second == pytest.approx(per_second)
+
+
+@pytest.mark.parametrize("text", ["", "2", "2/fortnight", "-1/s", "0/s", 0, -1, True, "two/s", float("inf"), b"2/s"])
+def test_what_is_no_rate(text: object) -> None:
+    with pytest.raises(SettingError, match="expected such as '2/s'"):
+        parse_rate(text)  # type: ignore[arg-type]

@@ -1,0 +1,81 @@
+"""A simulated week at fifty requests a second: rate, budget and retention hold to the record, and the books balance."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxcam.monitor import hook
+from onnxcam.monitor.folder import Folder
+from onnxcam.monitor.hook import Monitor
+from tests.monitor.monitoring import CLASSES, SMALL, FakeClock, Stub, balanced, pictures
+from tests.monitor.test_admission import most_over_rate
+
+DAYS, STEP, PER_SECOND = 7, 4, 50  # rows arrive in batches of so many seconds
+BUDGET, RETAIN, SEGMENT = 5000, 8 << 20, 1 << 20
+
+
+@pytest.mark.slow
+def test_a_week_at_fifty_requests_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook, "Evidence", Stub)
+    clock = FakeClock(1_799_971_200.0)  # a midnight, UTC
+    folder = Folder(tmp_path, retain_bytes=RETAIN, segment_bytes=SEGMENT, sync=False, min_free=0, clock=clock.time)
+    written: list[tuple[float, str]] = []
+
+    class Sink:
+        def write(self, record: dict[str, Any], files: Any) -> None:
+            folder.write(record, files)
+            written.append((datetime.fromisoformat(record["ts"]).timestamp(), record["trigger"]["reason"]))
+
+        def close(self, timeout: float) -> None:
+            folder.close(timeout)
+
+    monitor = Monitor(
+        SMALL,
+        sink=Sink(),
+        when="confidence < 0.6",
+        baseline_sample=0.01,
+        rate="2/s",
+        daily_budget=BUDGET,
+        worker="inline",
+        duplicates=0,
+        clock=clock,
+        seed=1,
+    )
+    rows = STEP * PER_SECOND
+    rng = np.random.default_rng(0)
+    # a batch of each: quiet traffic, usual traffic, an incident
+    kinds = [rng.normal(scale=s, size=(rows, CLASSES)).astype(np.float32) for s in (12.0, 4.0, 0.5)]
+    tensor = np.broadcast_to(pictures(1, 8), (rows, 3, 8, 8))
+    seen = heaviest = 0
+    for step in range(DAYS * 86400 // STEP):
+        hour = step * STEP // 3600 % 24
+        monitor.observe(kinds[2 if hour == 15 else int(6 <= hour < 22)], tensor=tensor)
+        clock.now += STEP
+        seen += rows
+        if step % (3600 // STEP) == 0:
+            assert balanced(monitor.stats())
+            heaviest = max(heaviest, sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()))
+    found = monitor.stats()
+    monitor.close(5)
+
+    assert found["seen"] == seen == DAYS * 86400 * PER_SECOND
+    assert balanced(found) and found["queued"] == found["running"] == found["failed"] == 0
+    assert found["explained"] == len(written)
+    assert found["baseline"] == sum(reason == "baseline" for _, reason in written)
+    days = Counter(int(moment // 86400) for moment, _ in written)
+    assert set(days.values()) <= set(range(BUDGET + 1)) and max(days.values()) == BUDGET
+    assert most_over_rate([moment for moment, _ in written], 2.0) <= 2.0
+    assert len(days) == DAYS
+    for day in days:  # no day without its baseline
+        assert sum(int(m // 86400) == day and reason == "baseline" for m, reason in written) >= BUDGET // 10
+    assert RETAIN / 2 < heaviest <= RETAIN + SEGMENT
+    kept = [json.loads(line) for path in tmp_path.glob("records/*.jsonl") for line in path.read_text().splitlines()]
+    moments = sorted(datetime.fromisoformat(record["ts"]).timestamp() for record in kept)
+    assert moments == [moment for moment, _ in written][-len(kept) :], "the newest are kept, whole"

@@ -118,7 +118,7 @@ def load() -> list[np.ndarray]:
     import skimage
     import sklearn
 
-    ours = [models.path(name) for name in models.names() if name.endswith(".png")]
+    ours = [models.path(name) for name in models.names() if name.endswith(".png") and "/" not in name]
     names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
     theirs = [Path(skimage.__file__).parent / "data" / name for name in names]
     theirs += [Path(sklearn.__file__).parent / "datasets" / "images" / name for name in ("china.jpg", "flower.jpg")]

@@ -12,7 +12,7 @@ from onnxcam import models
 
 MODEL = models.path(models.MODEL)
 BATCH = 8
-paths = sys.argv[2:] or [str(models.path(name)) for name in models.names() if name.endswith(".png")]
+paths = sys.argv[2:] or [str(models.path(name)) for name in models.names() if name.endswith(".png") and "/" not in name]
 
 explainer = onnxcam.Explainer(MODEL, providers=["CPUExecutionProvider"])
 monitor = onnxcam.Monitor(

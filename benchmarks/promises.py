@@ -73,7 +73,9 @@ def hook_cost(calls: int = 5000, rows: int = 256) -> dict[str, float]:
     return {"p50": float(np.percentile(took, 50)), "p99": float(np.percentile(took, 99))}
 
 
-def overhead(worker: str = "thread", rounds: int = 5, calls: int = 1000, block: int = 100) -> dict[str, float]:
+def overhead(
+    worker: str = "thread", rounds: int = 5, calls: int = 1000, block: int = 100, when: str = ALWAYS
+) -> dict[str, float]:
     """Row 3: the bundled EfficientNet-Lite0, every request low-confidence; plain and watched blocks in turn.
 
     Returns:
@@ -86,7 +88,7 @@ def overhead(worker: str = "thread", rounds: int = 5, calls: int = 1000, block: 
     source = plain.get_inputs()[0]
     shape = [d if isinstance(d, int) else 1 for d in source.shape]
     feed = {source.name: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
-    monitor = Monitor(model, sink=discard, when=ALWAYS, worker=worker, queue=8, **UNLIMITED)
+    monitor = Monitor(model, sink=discard, when=when, worker=worker, queue=8, **UNLIMITED)
     watched = monitor.wrap(plain)
     watched.run(None, feed)
     monitor.flush(120)

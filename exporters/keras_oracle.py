@@ -182,6 +182,8 @@ def _widen(node: Any) -> None:
     """Make a node of a graph definition compute in float64 what it computed in float32."""
     tensorflow = import_tensorflow()
     single, double = tensorflow.float32.as_datatype_enum, tensorflow.float64.as_datatype_enum
+    # a custom gradient (swish has one) remembers float32 tensors; without it the operators' own gradients are taken
+    node.attr.pop("_gradient_op_type", None)
     for value in node.attr.values():
         if value.HasField("type") and value.type == single:
             value.type = double

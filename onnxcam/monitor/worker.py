@@ -144,13 +144,13 @@ class Desk:
 
     def note(self) -> None:
         """Every few seconds: the sink gets the counts."""
-        now = self._clock.monotonic()
-        if now >= self._noted + _NOTE:
-            self._noted = now
-            try:
+        try:
+            now = self._clock.monotonic()
+            if now >= self._noted + _NOTE:
+                self._noted = now
                 getattr(self._sink, "note", lambda counts: None)(self._waiting.counts())
-            except Exception as error:
-                self._complaints.about("sink", error)
+        except Exception as error:
+            self._complaints.about("sink", error)
 
     def close(self) -> None:
         """Let go of what explains."""

@@ -80,16 +80,24 @@ def _clean(values: np.ndarray) -> np.ndarray:
 
 def gather(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The energy of a map `[h, w]` gathered in `size` cells of equal area, at most `[h, w]`: it stays where it is."""
-    rows, columns = (_weights(side, cells) for side, cells in zip(heatmap.shape, size, strict=True))
-    values = _clean(np.asarray(heatmap))
-    return np.asarray((rows.astype(values.dtype) @ values).astype(np.float64) @ columns.T)
+    values = _cells(_clean(np.asarray(heatmap)), size[0])
+    return np.asarray(_cells(values.astype(np.float64).T, size[1]).T)
 
 
-def _weights(side: int, cells: int) -> np.ndarray:
-    """`[cells, side]`: which part of each pixel falls into each cell."""
+def _cells(values: np.ndarray, cells: int) -> np.ndarray:
+    """`[side, m]` summed to `[cells, m]`: a pixel that lies in two cells is divided between them.
+
+    No matrix product: BLAS threads that wait for a busy core take twenty times as long as the sums.
+    """
+    side = len(values)
     edges = np.arange(cells + 1) * (side / cells)
-    low, high = np.arange(side), np.arange(side) + 1
-    return np.asarray(np.clip(np.minimum(high, edges[1:, None]) - np.maximum(low, edges[:-1, None]), 0, None))
+    first = np.minimum(edges.astype(np.intp), side - 1)
+    part = (edges - first).astype(values.dtype)[:, None]  # of the pixel on each edge, what lies before the edge
+    shared = values[first] * part
+    total = np.add.reduceat(values, first[:-1], axis=0)
+    total -= shared[:-1]
+    total[:-1] += shared[1:-1]
+    return np.asarray(total)
 
 
 def _inside(side: int) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""Explains pictures a few at a time: reading, running and writing overlap, and one failure never loses the others."""
+"""Explains pictures a few at a time on every core, and one failure never loses the others.
+
+Each thread takes a few pictures from file to files: it reads, runs the model and writes. The model computes on one
+thread (or its share of the cores) for each of them, so no core waits for another in the middle of a picture.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,22 @@ from onnxcam.errors import OnnxcamError, OutputError
 from onnxcam.explainer import Explainer
 from onnxcam.explanation import Explanation
 
-_CHUNK = 8  # pictures per run, as many as the explainer takes at once
-# large pictures go in smaller numbers, so that memory stays flat
-_CHUNK_PIXELS = 24_000_000
-_WRITING_PIXELS = 48_000_000
+_CHUNK = 4  # pictures per run: what large linear layers read is shared, and memory stays flat
+_CHUNK_PIXELS = 12_000_000  # large pictures go in smaller numbers
 _THREADS = 4
-_READ_AHEAD = 2
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def cores() -> int:
+    """The processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers() -> int:
+    """Threads that explain pictures, side by side."""
+    return min(_THREADS, cores())
 
 
 @dataclass(frozen=True)
@@ -54,36 +65,30 @@ class Outcome:
 
 def explain_all(explainer: Explainer, items: Sequence[Item], request: Request, output: Path) -> Iterator[Outcome]:
     """Explain and write every picture, in order. At most a few are in memory at any time."""
-    threads = min(_THREADS, os.cpu_count() or 1)
+    threads = workers()
+    size = max(1, min(_CHUNK, -(-len(items) // threads)))
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
     pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
     try:
-        read = ahead(pool, _read, items, _READ_AHEAD)
-        explained = _explain(explainer, read, request)
-        yield from ahead(pool, lambda pair: _write(*pair, request, output), explained, threads, _weight)
+        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, request, output), chunks, threads):
+            yield from outcomes
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def ahead(
-    pool: ThreadPoolExecutor,
-    work: Callable[[T], R],
-    values: Iterable[T],
-    depth: int,
-    weight: Callable[[T], int] = lambda value: 0,
-) -> Iterator[R]:
-    """`map(work, values)` in order, on the pool, at most `depth` and a bounded weight of values ahead of the caller."""
-    begun: deque[tuple[Future[R], int]] = deque()
+def ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], values: Iterable[T], depth: int) -> Iterator[R]:
+    """`map(work, values)` in order, on the pool, at most `depth` values ahead of the caller."""
+    begun: deque[Future[R]] = deque()
     for value in values:
-        begun.append((pool.submit(work, value), weight(value)))
-        del value
-        while len(begun) > depth or (len(begun) > 1 and sum(held for _, held in begun) > _WRITING_PIXELS):
-            yield begun.popleft()[0].result()
+        begun.append(pool.submit(work, value))
+        while len(begun) > depth:
+            yield begun.popleft().result()
     while begun:
-        yield begun.popleft()[0].result()
+        yield begun.popleft().result()
 
 
-def _weight(pair: tuple[Item, Explanation | Exception]) -> int:
-    return 0 if isinstance(pair[1], Exception) else pair[1].heatmap.size
+def _finish(explainer: Explainer, items: Sequence[Item], request: Request, output: Path) -> list[Outcome]:
+    return [_write(item, result, request, output) for item, result in _explain(explainer, map(_read, items), request)]
 
 
 def _read(item: Item) -> tuple[Item, image.Picture | Exception]:

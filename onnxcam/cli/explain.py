@@ -17,7 +17,7 @@ import click
 from onnxcam import doubts, image, labels, runtime
 from onnxcam.cam import targets
 from onnxcam.cli import options, pictures
-from onnxcam.cli.batch import Outcome, Request, explain_all, sentence
+from onnxcam.cli.batch import Outcome, Request, cores, explain_all, sentence, workers
 from onnxcam.cli.progress import Progress
 from onnxcam.errors import LayerError, OutputError, PreprocessError, TargetError
 from onnxcam.explainer import Explainer
@@ -174,7 +174,7 @@ def open_explainer(
 ) -> Explainer:
     """An explainer from what the command line names, refused where nobody says how pictures are prepared.
 
-    With `many` pictures others are read and written while the model runs, so its threads leave the cores to them.
+    With `many` pictures several are explained side by side, so each run of the model takes its share of the cores.
 
     Raises:
         PreprocessError: neither the model nor the caller says how pictures become tensors.
@@ -188,7 +188,7 @@ def open_explainer(
             layers=list(dict.fromkeys(layers)) or None,
             methods=(method,),
             providers=runtime.parse_provider(provider),
-            session_options=runtime.quiet_options(spinning=False) if many else None,
+            session_options=_shared_options() if many else None,
             allow_fallback=allow_fallback,
         )
     except LayerError as error:
@@ -202,6 +202,12 @@ def open_explainer(
             f"name it with --preprocess: {', '.join(image.candidates())}"
         )
     return explainer
+
+
+def _shared_options() -> Any:
+    options = runtime.quiet_options(spinning=False)
+    options.intra_op_num_threads = max(1, cores() // workers())
+    return options
 
 
 def ready(folder: Path) -> None:

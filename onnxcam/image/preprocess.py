@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxcam.errors import PictureError, PreprocessError, listing, nearest
 from onnxcam.image.geometry import Geometry, Size
+from onnxcam.image.opencv import import_cv2
 from onnxcam.image.picture import Picture, load
 from onnxcam.image.resample import INTERPOLATIONS, resize
 
@@ -70,6 +71,13 @@ class Crop:
         if self.anchor.startswith("center"):
             vertical = horizontal = self.anchor
         return _anchored(size[0], self.size[0], vertical), _anchored(size[1], self.size[1], horizontal)
+
+    def window(self, size: Size) -> tuple[slice, slice] | None:
+        """The rows and columns kept of a picture of this size, None where it is padded."""
+        if size[0] < self.size[0] or size[1] < self.size[1]:
+            return None
+        top, left = self.offset(size)
+        return slice(-top, self.size[0] - top), slice(-left, self.size[1] - left)
 
 
 def _anchored(old: int, new: int, anchor: str) -> int:
@@ -179,7 +187,12 @@ class Preprocess:
                     f"{resized[0]}x{resized[1]} pixels, more than {_LARGEST:,}: it is too narrow for this model, so "
                     "crop it first"
                 )
-            pixels = resize(pixels, resized, self.resize.interpolation, self.resize.antialias)
+            how = (self.resize.interpolation, self.resize.antialias)
+            cut = None if self.crop is None or self.resize.mode == "letterbox" else self.crop.window(resized)
+            if self.crop is not None and cut is not None:
+                kept = resize(pixels, resized, *how, cut)
+                return kept, Geometry(original, resized, (-cut[0].start, -cut[1].start), self.crop.size)
+            pixels = resize(pixels, resized, *how)
             if self.resize.mode == "letterbox":
                 box = _pair(self.resize.size)
                 offset = ((box[0] - resized[0]) // 2, (box[1] - resized[1]) // 2)
@@ -216,8 +229,13 @@ class Preprocess:
         shape = (1, channels, height, width) if layout == "NCHW" else (1, height, width, channels)
         tensor = np.empty(shape, table.dtype)
         planes = tensor[0] if layout == "NCHW" else np.moveaxis(tensor[0], 2, 0)
+        if table.dtype == np.float16:  # which OpenCV does not look up
+            for channel in range(channels):
+                planes[channel] = table[channel][pixels[..., channel]]
+            return tensor, geometry
+        cv2 = import_cv2()
         for channel in range(channels):
-            planes[channel] = table[channel][pixels[..., channel]]
+            planes[channel] = cv2.LUT(np.ascontiguousarray(pixels[..., channel]), table[channel])
         return tensor, geometry
 
     def _table(self, dtype: str) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,13 @@ _KERNELS: dict[str, tuple[Callable[[Floats], Floats], float]] = {
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "area", "lanczos")
 
 
-def resize(pixels: Pixels, size: tuple[int, int], interpolation: str = "bilinear", antialias: bool = True) -> Pixels:
+def resize(
+    pixels: Pixels,
+    size: tuple[int, int],
+    interpolation: str = "bilinear",
+    antialias: bool = True,
+    window: tuple[slice, slice] | None = None,
+) -> Pixels:
     """Resize a picture.
 
     Args:
@@ -62,17 +69,19 @@ def resize(pixels: Pixels, size: tuple[int, int], interpolation: str = "bilinear
         interpolation: one of INTERPOLATIONS; "area" is Pillow's BOX when antialiased, OpenCV's INTER_AREA otherwise.
         antialias: True: Pillow's resampling, whose kernel grows with the reduction. False: `cv2.resize`. "nearest"
             takes the pixel under the new pixel's centre either way.
+        window: rows and columns of the result that are wanted, not empty; None for all. What is left out is not computed.
 
     Returns:
-        uint8 [h, w, C].
+        uint8 [h, w, C], or the window of it.
     """
+    window = window or (slice(0, size[0]), slice(0, size[1]))
     if pixels.shape[:2] == size:
-        return pixels
+        return pixels[window]
     if interpolation == "nearest":
         rows, columns = (_nearest(old, new) for old, new in zip(pixels.shape[:2], size, strict=True))
-        return pixels[rows[:, None], columns]
+        return pixels[rows[window[0], None], columns[window[1]]]
     if antialias:
-        return _resize_antialiased(pixels, size, interpolation)
+        return _resize_antialiased(pixels, size, interpolation, window)
     cv2 = import_cv2()
     flags = {
         "bilinear": cv2.INTER_LINEAR,
@@ -81,7 +90,7 @@ def resize(pixels: Pixels, size: tuple[int, int], interpolation: str = "bilinear
         "lanczos": cv2.INTER_LANCZOS4,
     }
     resized = cv2.resize(np.ascontiguousarray(pixels), size[::-1], interpolation=flags[interpolation])
-    return np.asarray(resized, np.uint8).reshape(*size, pixels.shape[2])
+    return np.asarray(resized, np.uint8).reshape(*size, pixels.shape[2])[window]
 
 
 def _nearest(old: int, new: int) -> NDArray[np.intp]:
@@ -91,14 +100,25 @@ def _nearest(old: int, new: int) -> NDArray[np.intp]:
     return np.minimum(positions.astype(np.intp), old - 1)
 
 
-def _resize_antialiased(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
+def _resize_antialiased(
+    pixels: Pixels, size: tuple[int, int], interpolation: str, window: tuple[slice, slice]
+) -> Pixels:
     height, width, channels = pixels.shape
-    if width != size[1]:
-        columns = _turn(pixels).reshape(width, height * channels)
-        pixels = _turn(_resample(columns, size[1], interpolation).reshape(size[1], height, channels))
+    first, value = weights(height, size[0], interpolation)
+    first, value = first[window[0]], value[window[0]]
+    # the rows that the second pass reads
+    rows = window[0] if height == size[0] else slice(int(first[0]), min(int(first[-1]) + value.shape[1], height))
+    pixels = pixels[rows]
+    if width == size[1]:
+        pixels = pixels[:, window[1]]
+    else:
+        across, shares = weights(width, size[1], interpolation)
+        columns = _turn(pixels).reshape(width, -1)
+        columns = _resample(columns, across[window[1]], shares[window[1]])
+        pixels = _turn(columns.reshape(len(columns), -1, channels))
     if height != size[0]:
-        rows = np.ascontiguousarray(pixels).reshape(height, size[1] * channels)
-        pixels = _resample(rows, size[0], interpolation).reshape(size[0], size[1], channels)
+        flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
+        pixels = _resample(flat, first - rows.start, value).reshape(len(first), -1, channels)
     return pixels
 
 
@@ -109,6 +129,7 @@ def _turn(pixels: Pixels) -> Pixels:
     return np.asarray(turned, np.uint8).reshape(width, height, channels)
 
 
+@lru_cache(maxsize=64)
 def weights(old: int, new: int, interpolation: str) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
     """Pillow's `precompute_coeffs`: for each of `new` pixels the first old pixel, [new], and weights, [new, taps].
 
@@ -126,20 +147,23 @@ def weights(old: int, new: int, interpolation: str) -> tuple[NDArray[np.intp], N
     value[taps >= (stop - first)[:, None]] = 0.0
     total = value.sum(axis=1, keepdims=True)
     value = np.divide(value, total, out=value, where=total != 0.0)
-    return first, (value * (1 << _BITS) + np.copysign(0.5, value)).astype(np.int32)
+    fixed = (value * (1 << _BITS) + np.copysign(0.5, value)).astype(np.int32)
+    # the kernel's very ends weigh nothing
+    fixed = fixed[:, : max(int(np.max(np.nonzero(fixed.any(axis=0))[0], initial=0)) + 1, 1)]
+    first.flags.writeable = fixed.flags.writeable = False  # shared by all callers
+    return first, fixed
 
 
-def _resample(rows: Pixels, new: int, interpolation: str) -> Pixels:
-    """uint8 [old, m] to uint8 [new, m] along the first axis."""
+def _resample(rows: Pixels, first: NDArray[np.intp], value: NDArray[np.int32]) -> Pixels:
+    """uint8 [old, m] to uint8 [new, m] along the first axis, with `weights`."""
     old = rows.shape[0]
-    first, value = weights(old, new, interpolation)
-    result = np.empty((new, rows.shape[1]), np.uint8)
+    total = np.empty((len(first), rows.shape[1]), np.int32)
     for index, start in enumerate(first):
         taps = value[index, : old - start]
         # Not a matrix product: BLAS threads that wait for a busy core made this a hundred times slower.
-        total = np.einsum("t,tm->m", taps, rows[start : start + len(taps)], dtype=np.int32, casting="unsafe")
-        total += _HALF
-        total >>= _BITS
-        np.clip(total, 0, 255, out=total)
-        result[index] = total
-    return result
+        np.einsum("t,tm->m", taps, rows[start : start + len(taps)], dtype=np.int32, casting="unsafe", out=total[index])
+    # The sums are rounded all at once: a call for each row takes longer than its arithmetic.
+    total += _HALF
+    total >>= _BITS
+    np.maximum(total, 0, out=total)
+    return np.minimum(total, 255, out=total).astype(np.uint8)

@@ -69,7 +69,7 @@ def resize(
         interpolation: one of INTERPOLATIONS; "area" is Pillow's BOX when antialiased, OpenCV's INTER_AREA otherwise.
         antialias: True: Pillow's resampling, whose kernel grows with the reduction. False: `cv2.resize`. "nearest"
             takes the pixel under the new pixel's centre either way.
-        window: rows and columns of the result that are wanted, not empty; None for all. What is left out is not computed.
+        window: rows and columns of the result that are wanted, not empty; None for all. The rest is not computed.
 
     Returns:
         uint8 [h, w, C], or the window of it.

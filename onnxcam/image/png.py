@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ class Packed(NamedTuple):
     height: int
     width: int
     kind: int
-    data: bytes
+    data: bytes | memoryview
 
 
 def pack(pixels: NDArray[np.uint8], compress: bool = True) -> Packed:
@@ -62,7 +62,7 @@ def pack(pixels: NDArray[np.uint8], compress: bool = True) -> Packed:
     return Packed(height, width, _GRAY if gray else _RGB, data)
 
 
-def _stored(rows: NDArray[np.uint8]) -> bytes:
+def _stored(rows: NDArray[np.uint8]) -> memoryview:
     """Rows [h, n] without a filter as a zlib stream of stored blocks of whole rows (RFC 1950, RFC 1951 3.2.4)."""
     height, line = rows.shape[0], rows.shape[1] + 1
     each = _STORED // line
@@ -81,19 +81,24 @@ def _stored(rows: NDArray[np.uint8]) -> bytes:
         check = zlib.adler32(block.data, check)
         at, row = at + 5 + length, row + count
     stream[at:] = np.frombuffer(struct.pack(">I", check), np.uint8)
-    return stream.tobytes()
+    return stream.data
 
 
 def file(packed: Packed, palette: NDArray[np.uint8] | None = None) -> bytes:
     """The bytes of the PNG file; with a palette, uint8 [256, 3] RGB, grey levels are shown in its colours."""
+    return b"".join(pieces(packed, palette))
+
+
+def pieces(packed: Packed, palette: NDArray[np.uint8] | None = None) -> list[bytes | memoryview]:
+    """The same one after the other, the large one not copied."""
     kind = packed.kind if palette is None else _PALETTE
     header = struct.pack(">IIBBBBB", packed.width, packed.height, 8, kind, 0, 0, 0)
-    chunks = [_SIGNATURE, *_chunk(b"IHDR", header)]
+    found: list[bytes | memoryview] = [_SIGNATURE, *_chunk(b"IHDR", header)]
     if palette is not None:
-        chunks += _chunk(b"PLTE", palette.tobytes())
-    return b"".join((*chunks, *_chunk(b"IDAT", packed.data), *_chunk(b"IEND", b"")))
+        found += _chunk(b"PLTE", palette.tobytes())
+    return [*found, *_chunk(b"IDAT", packed.data), *_chunk(b"IEND", b"")]
 
 
-def _chunk(name: bytes, data: bytes) -> tuple[Any, ...]:
+def _chunk(name: bytes, data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
     check = zlib.crc32(data, zlib.crc32(name))
     return struct.pack(">I", len(data)), name, data, struct.pack(">I", check)

@@ -3,9 +3,11 @@
     python benchmarks/folder.py [--pictures 200] [--models efficientnet_lite0 resnet50 vgg16] [--rounds 3]
 
 Photographs are variations of the bundled ones, 640 x 480 to 1600 x 1200 pixels, JPEG quality 90, three of them corrupt.
-The bare loop is what a user writes: Pillow decodes and resizes, numpy scales, ONNX Runtime runs the plain model, one
-picture after the other. Both run as processes of their own and take the time inside, from the first picture to the
-last. Rounds alternate; ratios are medians of ratios within rounds.
+The bare loop is what a user writes: decode, resize, crop, scale, run the plain model with ONNX Runtime's own options,
+one picture after the other. There are two: one with OpenCV, which is faster and doesn't antialias as the models'
+training did, and one with Pillow, which antialiases as `onnxcam explain` does. All run as processes of their own and
+take the time inside, from the first picture to the last, and the processor's time with it, which other work on the
+machine changes less. Rounds alternate; ratios are medians of ratios within rounds.
 """
 
 from __future__ import annotations
@@ -121,51 +123,67 @@ BARE = """
 import sys, time, json
 from pathlib import Path
 import numpy as np, onnxruntime as ort
-from PIL import Image
 session = ort.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 name = session.get_inputs()[0].name
 mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 session.run(None, {name: np.zeros((1, 3, 224, 224), np.float32)})
-done, start = 0, time.perf_counter()
+if sys.argv[3] == "pillow":
+    from PIL import Image
+    def read(path):
+        try:
+            picture = Image.open(path).convert("RGB")
+        except OSError:
+            return None
+        width, height = picture.size
+        short = min(width, height)
+        picture = picture.resize((256 * width // short, 256 * height // short), Image.Resampling.BILINEAR)
+        left, top = (picture.width - 224) // 2, (picture.height - 224) // 2
+        return np.asarray(picture.crop((left, top, left + 224, top + 224)))
+else:
+    import cv2
+    damaged = set(sorted(Path(sys.argv[2]).glob("*.jpg"))[-int(sys.argv[4]):])  # OpenCV fills what is missing
+    def read(path):
+        if path in damaged:
+            return None
+        picture = cv2.imread(str(path))
+        height, width = picture.shape[:2]
+        short = min(width, height)
+        picture = cv2.resize(picture, (256 * width // short, 256 * height // short))
+        top, left = (picture.shape[0] - 224) // 2, (picture.shape[1] - 224) // 2
+        return picture[top : top + 224, left : left + 224, ::-1]
+done, start, used = 0, time.perf_counter(), time.process_time()
 for path in sorted(Path(sys.argv[2]).glob("*.jpg")):
-    try:
-        picture = Image.open(path).convert("RGB")
-    except OSError:
+    pixels = read(path)
+    if pixels is None:
         continue
-    width, height = picture.size
-    short = min(width, height)
-    picture = picture.resize((256 * width // short, 256 * height // short), Image.Resampling.BILINEAR)
-    left, top = (picture.width - 224) // 2, (picture.height - 224) // 2
-    pixels = np.asarray(picture.crop((left, top, left + 224, top + 224)), np.float32) / 255
-    tensor = np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None])
+    tensor = np.ascontiguousarray(((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)[None])
     session.run(None, {name: tensor})[0].argmax()
     done += 1
-print(json.dumps({"done": done, "seconds": time.perf_counter() - start}))
+seconds, used = time.perf_counter() - start, time.process_time() - used
+print(json.dumps({"done": done, "seconds": seconds, "processor": used}))
 """
+READERS = ("opencv", "pillow")
 
 
 def measure(
     explainable: Path, plain: Path, photos: Path, folder: Path, rounds: int, compress: bool
 ) -> dict[str, float]:
-    """Pictures per second of both, their ratio, and the memory that explaining takes for few and for all."""
+    """Pictures per second of all, the ratios, and the memory that explaining holds as it goes."""
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
-        bare = json.loads(
-            subprocess.run([sys.executable, "-c", BARE, plain, photos], check=True, capture_output=True).stdout
-        )
-        all_of_them = explain(explainable, photos, folder, compress)
-        assert bare["done"] == all_of_them["done"], (bare, all_of_them)
-        found.setdefault("bare", []).append(bare["done"] / bare["seconds"])
-        found.setdefault("explain", []).append(all_of_them["done"] / all_of_them["seconds"])
-        found.setdefault("ratio", []).append(bare["seconds"] / all_of_them["seconds"])
-        found.setdefault("peak", []).append(all_of_them["peak"])
-        found.setdefault("written", []).append(all_of_them["written"] / all_of_them["done"])
-    few = folder / "few"
-    few.mkdir()
-    for path in sorted(photos.glob("*.jpg"))[: max(16, len(list(photos.glob("*.jpg"))) // 4)]:
-        (few / path.name).write_bytes(path.read_bytes())
-    found["few"] = [explain(explainable, few, folder, compress)["peak"]]
-    shutil.rmtree(few)
+        every = explain(explainable, photos, folder, compress)
+        for reader in READERS:
+            command = [sys.executable, "-c", BARE, plain, photos, reader, str(CORRUPT)]
+            bare = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            assert bare["done"] == every["done"], (bare, every)
+            found.setdefault(reader, []).append(bare["done"] / bare["seconds"])
+            found.setdefault(f"{reader} processor", []).append(bare["processor"] / bare["done"] * 1e3)
+            found.setdefault(f"{reader} ratio", []).append(bare["seconds"] / every["seconds"])
+        found.setdefault("explain", []).append(every["done"] / every["seconds"])
+        found.setdefault("processor", []).append(every["processor"] / every["done"] * 1e3)
+        found.setdefault("written", []).append(every["written"] / every["done"])
+        for part in PARTS:
+            found.setdefault(part, []).append(every[part])
     return {key: statistics.median(held) for key, held in found.items()}
 
 
@@ -190,33 +208,36 @@ def explain(model: Path, photos: Path, folder: Path, compress: bool) -> dict[str
     held = json.loads(done.stdout.splitlines()[-1])
     written = sum(path.stat().st_size for path in output.rglob("*.png"))
     shutil.rmtree(output)
-    return {
-        "done": summary["counts"]["explained"],
-        "seconds": held["seconds"],
-        "peak": held["peak"],
-        "written": written,
-    }
+    return {"done": summary["counts"]["explained"], "written": written, **held}
 
 
+PARTS = ("a quarter", "half", "all")
 CHILD = """
 import json, resource, sys, time
+from pathlib import Path
 from onnxcam.cli import main
 from onnxcam.cli import explain as command
 import onnxcam.cli.explain
 module = sys.modules["onnxcam.cli.explain"]
-real, took = module.explain_all, []
-def timed(*arguments):
-    start = time.perf_counter()
-    yield from real(*arguments)
-    took.append(time.perf_counter() - start)
+real, found = module.explain_all, {}
+def memory():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+def timed(explainer, items, *arguments):
+    start, used = time.perf_counter(), time.process_time()
+    for number, outcome in enumerate(real(explainer, items, *arguments), start=1):
+        if number in (len(items) // 4, len(items) // 2):
+            found["a quarter" if number == len(items) // 4 else "half"] = memory()
+        yield outcome
+    found["seconds"] = time.perf_counter() - start
+    found["processor"] = time.process_time() - used
+    found["all"] = memory()
 module.explain_all = timed
 code = 0
 try:
     main(sys.argv[1:], standalone_mode=True)
 except SystemExit as stop:
     code = stop.code
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"seconds": took[0], "peak": peak}))
+print(json.dumps(found))
 sys.exit(code)
 """
 
@@ -233,18 +254,24 @@ def table(rows: list[tuple[str, str, dict[str, float]]], pictures: int, compress
         f"{os.cpu_count()} CPU cores ({platform.machine()}, Python {platform.python_version()}): {versions}.",
         "",
         f"{pictures} JPEG photographs, {CORRUPT} of them corrupt, which are named while the others are explained.",
-        "*bare*: a loop in which Pillow decodes and resizes and ONNX Runtime runs the plain model. *explain*: `onnxcam",
-        "explain` over the same files, with maps and all pictures written. Both from the first picture to the last,",
-        "without start-up. *memory*: the peak of the process over a quarter of the pictures, and over all.",
+        "*bare*: a loop that decodes, resizes and runs the plain model, with OpenCV (not antialiased) or Pillow",
+        "(antialiased, as in explaining). *explain*: `onnxcam explain` over the same files, with maps and all",
+        "pictures written. All from the first picture to the last, without start-up. *processor*: milliseconds",
+        "of all cores together for a picture. *memory*: what explaining holds after a quarter, half and all.",
         "",
-        "| model | photographs | bare (pictures/s) | explain (pictures/s) | explain / bare "
-        "| memory (a quarter, all; MB) | written (MB each) |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| model | photographs | bare: OpenCV, Pillow (pictures/s) | explain (pictures/s) | explain / OpenCV "
+        "| explain / Pillow | processor: OpenCV, Pillow, explain (ms) | memory (MB) | written (MB each) |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for model, size, row in rows:
+        memory = ", ".join(f"{row[part]:.0f}" for part in PARTS)
+        processor = ", ".join(
+            f"{row[name]:.0f}" for name in [*(f"{reader} processor" for reader in READERS), "processor"]
+        )
         lines.append(
-            f"| {model} | {size} | {row['bare']:.1f} | {row['explain']:.1f} | {row['ratio']:.2f} | "
-            f"{row['few']:.0f}, {row['peak']:.0f} | {row['written'] / 1e6:.1f} |"
+            f"| {model} | {size} | {row['opencv']:.1f}, {row['pillow']:.1f} | {row['explain']:.1f} | "
+            f"{row['opencv ratio']:.2f} | {row['pillow ratio']:.2f} | {processor} | "
+            f"{memory} | {row['written'] / 1e6:.1f} |"
         )
     return "\n".join(lines) + "\n"
 

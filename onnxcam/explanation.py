@@ -183,8 +183,8 @@ class Explanation:
         _make(folder)
         files: dict[str, str] = {}
 
-        def write(key: str, name: str, data: bytes) -> None:
-            image.write_bytes(folder / name, data)
+        def write(key: str, name: str, pixels: np.ndarray) -> None:
+            image.write_png(folder / name, pixels, compress)
             files[key] = name
 
         def draw(explanation: Explanation, key: str, where: str) -> None:
@@ -192,22 +192,23 @@ class Explanation:
             gray = image.grayscale(unit(explanation.heatmap))
             packed = png.pack(gray)
             colors = image.paint(gray, colormap)
-            write(f"{key}grayscale", f"{where}{self.method}_grayscale.png", png.file(packed))
-            write(f"{key}heatmap", f"{where}{self.method}_heatmap.png", png.file(packed, image.palette(colormap)))
+            for name, table in (("grayscale", None), ("heatmap", image.palette(colormap))):
+                files[f"{key}{name}"] = f"{where}{self.method}_{name}.png"
+                image.write_bytes(folder / files[f"{key}{name}"], *png.pieces(packed, table))
             mixed = image.blend(self.picture, colors, alpha)
-            write(f"{key}overlay", f"{where}{self.method}_overlay.png", image.encode_png(mixed, compress))
+            write(f"{key}overlay", f"{where}{self.method}_overlay.png", mixed)
 
-        write("input", "input.png", image.encode_png(self.picture, compress))
+        write("input", "input.png", self.picture)
         draw(self, "", "")
-        write("panel", "panel.png", image.encode_png(self.panel(colormap, alpha), compress))
+        write("panel", "panel.png", self.panel(colormap, alpha))
         if len(self.maps) > 1:
             _make(folder / "top_predictions")
             for rank, held in enumerate(self.maps, start=1):
                 name = f"top_predictions/{self.method}_top{rank}_{file_stem(held.label)}.png"
                 drawn = image.overlay(self.picture, unit(held.heatmap), alpha, colormap)
-                write(f"top{rank}", name, image.encode_png(drawn, compress))
+                write(f"top{rank}", name, drawn)
         if self.per_layer:
-            write("layers", "layers.png", image.encode_png(self.layers_panel(colormap, alpha), compress))
+            write("layers", "layers.png", self.layers_panel(colormap, alpha))
             for stem, explanation in zip(_layer_stems(self.per_layer), self.per_layer, strict=True):
                 _make(folder / "layers" / stem)
                 draw(explanation, f"layers/{stem}/", f"layers/{stem}/")

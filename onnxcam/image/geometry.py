@@ -58,10 +58,15 @@ class Geometry:
         if values.shape == self.resized_size:
             return resize_map(values, self.picture_size)
         result = np.zeros(self.picture_size, np.float32)
-        top, bottom, low, high, part = self._samples(0, rows)
-        values = values[low] * (1.0 - part[:, None]) + values[high] * part[:, None]
+        # Columns first: there are fewer rows yet, and whole rows are quickly gathered afterwards.
         left, right, low, high, part = self._samples(1, columns)
-        result[top:bottom, left:right] = values[:, low] * (1.0 - part) + values[:, high] * part
+        values = values[:, low] * (1.0 - part) + values[:, high] * part
+        top, bottom, low, high, part = self._samples(0, rows)
+        mixed = values[low]
+        mixed *= 1.0 - part[:, None]
+        after = values[high]
+        after *= part[:, None]
+        np.add(mixed, after, out=result[top:bottom, left:right])
         return result
 
     def _visible(self, axis: int) -> slice:

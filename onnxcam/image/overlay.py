@@ -28,7 +28,10 @@ def grayscale(heatmap: NDArray[Any]) -> Pixels:
     if values.ndim != 2 or values.size == 0:
         raise InputError(f"the heatmap has shape {list(values.shape)}, expected [H, W]: pass one map at a time")
     # fmax takes the number where the other is NaN.
-    scaled = np.fmin(np.fmax(values, 0.0), 1.0) * np.float32(255.0) + np.float32(0.5)
+    scaled = np.fmax(values, np.float32(0.0))
+    np.fmin(scaled, np.float32(1.0), out=scaled)
+    scaled *= np.float32(255.0)
+    scaled += np.float32(0.5)
     return scaled.astype(np.uint8)
 
 

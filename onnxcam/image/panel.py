@@ -121,7 +121,16 @@ def _show(pixels: Pixels, size: Size) -> Pixels:
     cv2 = import_cv2()
     pixels = _reduced(pixels, size)
     growth = size[0] / pixels.shape[0]
-    how = cv2.INTER_AREA if growth < 1 else cv2.INTER_NEAREST if growth >= 3 else cv2.INTER_CUBIC
+    # less than half is left to take away: bilinear loses nothing then, and takes a tenth of the time
+    how = (
+        cv2.INTER_LINEAR
+        if 0.5 < growth < 1
+        else cv2.INTER_AREA
+        if growth < 1
+        else cv2.INTER_NEAREST
+        if growth >= 3
+        else cv2.INTER_CUBIC
+    )
     return np.asarray(cv2.resize(pixels, (size[1], size[0]), interpolation=how), np.uint8)
 
 

@@ -15,8 +15,8 @@ from onnxcam.errors import OutputError
 from onnxcam.image import png
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file in one step: into a temporary one in the same folder, then renamed over `path`.
+def write_bytes(path: str | os.PathLike[str], *data: bytes | memoryview) -> None:
+    """Write a file in one step: its parts into a temporary one in the same folder, then renamed over `path`.
 
     Raises:
         OutputError: it could not be written; the message gives the reason, and what was there before is still there.
@@ -26,7 +26,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     temporary = path.parent / f".{secrets.token_hex(8)}.part"
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            file.writelines(data)
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{str(path)!r} could not be written ({_reason(error, path)})") from error
@@ -41,7 +41,7 @@ def write_png(path: str | os.PathLike[str], pixels: NDArray[np.uint8], compress:
     Raises:
         OutputError: not such an array, or the file could not be written.
     """
-    write_bytes(path, encode_png(pixels, compress))
+    write_bytes(path, *png.pieces(png.pack(pixels, compress)))
 
 
 def encode_png(pixels: NDArray[np.uint8], compress: bool = True) -> bytes:

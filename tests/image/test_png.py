@@ -16,7 +16,9 @@ from tests.image.pictures import noise, smooth
 
 
 @pytest.mark.parametrize("compress", [True, False])
-@pytest.mark.parametrize("pixels", [noise(31, 17), smooth(40, 60), noise(1, 1), noise(1, 9), noise(9, 1)])
+@pytest.mark.parametrize(
+    "pixels", [noise(31, 17), smooth(40, 60), noise(1, 1), noise(1, 9), noise(9, 1), noise(205, 333), noise(2, 21845)]
+)
 def test_colours_come_back(pixels: np.ndarray, compress: bool) -> None:
     for form in (pixels, np.asfortranarray(pixels), pixels[::-1, ::-1]):
         data = image.encode_png(form, compress)

@@ -43,6 +43,18 @@ def test_resize_is_pillows_bit_for_bit(sizes, how, seed):
     np.testing.assert_array_equal(resize(pixels, sizes[2:], how), pillow(pixels, sizes[2:], how))
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(*[st.integers(1, 120)] * 4), st.sampled_from(sorted(FILTERS)), st.booleans(), st.data())
+def test_a_window_is_cut_from_the_whole(sizes, how, antialias, data):
+    pixels = noise(*sizes[:2])
+    window = []
+    for side in sizes[2:]:
+        start = data.draw(st.integers(0, side - 1))
+        window.append(slice(start, data.draw(st.integers(start + 1, side))))
+    whole = resize(pixels, sizes[2:], how, antialias)
+    np.testing.assert_array_equal(resize(pixels, sizes[2:], how, antialias, tuple(window)), whole[tuple(window)])
+
+
 @pytest.mark.parametrize("how", FILTERS)
 @pytest.mark.parametrize("size", SIZES)
 def test_one_call_of_pillow_where_proportions_are_kept(size, how):

@@ -29,7 +29,8 @@ def test_a_call_costs_a_quarter_of_a_millisecond_at_most() -> None:
 def test_explaining_in_the_background_slows_predictions_little(worker: str) -> None:
     """The figure of row 3 is the benchmark's; here the same measurement, cut short, must come near it once.
 
-    Where even predictions beside an idle monitor differ that much among themselves, the machine is too busy to tell.
+    It is skipped, with the figures, where no try does: it fails only if a median is slowed by half or more while
+    predictions beside an idle monitor are steady. That the bounds hold is for the benchmark to say.
     """
 
     def good(found: dict[str, float]) -> bool:
@@ -43,7 +44,9 @@ def test_explaining_in_the_background_slows_predictions_little(worker: str) -> N
             return
     idle = [promises.overhead(worker, rounds=3, calls=150, block=25, when="confidence < 0") for _ in range(3)]
     if not all(good(found) for found in idle) or max(found["p50"] for found in tries) < 1.5:
-        pytest.skip(f"the machine is too busy to tell: {tries}, and {idle} with nothing to explain")
+        pytest.skip(
+            f"not within the bounds, on a machine that may be busy: {tries}, and {idle} with nothing to explain"
+        )
     raise AssertionError((tries, idle))
 
 

@@ -78,7 +78,10 @@ def augment(
     """
     if outputs not in ("all", "heatmap"):
         raise ModelError(f"outputs={outputs!r}; expected 'all' or 'heatmap'")
-    functions = {name: cam.find(name) for name in dict.fromkeys([methods] if isinstance(methods, str) else methods)}
+    functions = {
+        name: cam.find_graph(name).function
+        for name in dict.fromkeys([methods] if isinstance(methods, str) else methods)
+    }
     named = scores is not None
     graph = prepare(source)
     held = manifest.read(graph.model)
@@ -88,10 +91,10 @@ def augment(
         graph = restore(graph, held)
         labels = labels if labels is not None else held.get("labels")
         preprocess = preprocess if preprocess is not None else held["input"].get("preprocess")
-        scores = scores or _held_scores(graph, held)
-    picture = _picture_input(graph)
+        scores = scores or held_scores(graph, held)
+    picture = picture_input(graph)
     asked = None if scores is None else graph.find(scores)
-    found = _find_scores(graph, asked)
+    found = find_scores(graph, asked)
     labels = _check_labels(labels, found.classes)
     wanted = _wanted(graph, layers, held, found.value)
     graph, wanted, found = _reserve(graph, wanted, functions, found)
@@ -167,9 +170,9 @@ def list_layers(source: Source) -> list[Layer]:
     known = {} if held is None else {entry["value"]: entry["name"] for entry in held["layers"] if entry.get("value")}
     if held is not None:
         graph = restore(graph, held)
-    _picture_input(graph)
-    asked = _held_scores(graph, held) if held is not None else None
-    value = _find_scores(graph, asked).value
+    picture_input(graph)
+    asked = held_scores(graph, held) if held is not None else None
+    value = find_scores(graph, asked).value
     layers.default(graph, value)
     return [replace(layer, name=known.get(layer.value, layer.name)) for layer in layers.candidates(graph, value)]
 
@@ -206,7 +209,7 @@ def describe_source(source: Source, opset: int) -> dict[str, Any]:
     return {"framework": "onnx", "name": name, "sha256": hashlib.sha256(data).hexdigest(), "opset": opset}
 
 
-def _picture_input(graph: Graph) -> onnx.ValueInfoProto:
+def picture_input(graph: Graph) -> onnx.ValueInfoProto:
     """The one input, a picture batch.
 
     Raises:
@@ -235,11 +238,11 @@ def input_layout(graph: Graph, name: str) -> str:
     return layers.layout_of(graph, name)
 
 
-def _find_scores(graph: Graph, asked: str | None) -> scores.Scores:
+def find_scores(graph: Graph, asked: str | None) -> scores.Scores:
     return scores.find(graph, asked)
 
 
-def _held_scores(graph: Graph, held: Manifest) -> str | None:
+def held_scores(graph: Graph, held: Manifest) -> str | None:
     """The scores an explainable model was made for, as a name the restored model has."""
     asked = (held.get("source") or {}).get("scores")
     outputs = {o.name for o in graph.outputs}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from onnxcam import runtime
 from onnxcam.cam import targets
+from onnxcam.cam.methods import GRAPH, find
 from onnxcam.errors import InputError, LayerError, MethodError, ModelError, TargetError
 from onnxcam.graph import file, manifest
 from onnxcam.graph.manifest import Manifest
-
-if TYPE_CHECKING:
-    from onnxcam.graph.split import Tail
+from onnxcam.live import SCORES, Features, Progress, portions
+from onnxcam.parts import Parts
 
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -45,16 +45,6 @@ class _Loaded:
     session: Any
 
 
-@dataclass(frozen=True)
-class _Split:
-    """Head and tails of one loaded model; a tail's session is made when its layer is first asked for."""
-
-    loaded: _Loaded
-    head: Any
-    tails: dict[str, Tail]
-    sessions: dict[str, Any] = field(default_factory=dict)
-
-
 class Engine:
     """One model on one set of execution providers.
 
@@ -75,15 +65,17 @@ class Engine:
         self._options = session_options
         self._allow_fallback = allow_fallback
         self._lock = threading.RLock()
-        self._split: _Split | None = None
         where, held = open_source(source)
         names = [] if held is None else [entry["name"] for entry in held["layers"]]
+        # what no file can hold is computed beside it
+        methods = [name for name in methods if find(name).kind == GRAPH] or ["gradcam"]
         if isinstance(layers, str):
             layers = [layers]
         if held is None or (layers is not None and not set(layers) <= set(names)):
             extra = [] if layers is None else [name for name in layers if name not in names]
             where, held = self._augment(source, [*names, *extra] or None, methods, held)
         self._loaded = _Loaded(where, held, self._session(where))
+        self.parts = Parts(where, self._session)
 
     @property
     def held(self) -> Manifest:
@@ -117,49 +109,26 @@ class Engine:
         self, batch: np.ndarray, target: np.ndarray, layers: Sequence[str | None], method: str
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Scores `[N, K]`, and per layer the maps `[N, h, w]` after ReLU."""
-        loaded = self._having(layers, (method,), classes=target)
+        loaded = self._loaded
         names = [manifest.layer(loaded.held, name)["heatmaps"][method] for name in layers]
         got = self._compute(loaded, batch, target, [loaded.held["scores"]["name"], *names])
         return got[loaded.held["scores"]["name"]], [got[name] for name in names]
 
     def scores(self, batch: np.ndarray) -> np.ndarray:
         """Logits `[N, K]` alone: the head runs, nothing is differentiated."""
-        loaded = self._loaded
-        head, name, feed = self._splitted(loaded).head, loaded.held["scores"]["name"], loaded.held["input"]["name"]
-        rows = [runtime.run(head, [name], {feed: part})[name] for part in self._parts(batch)]
+        head, feed = self.parts.head(()), self.held["input"]["name"]
+        rows = [runtime.run(head, [SCORES], {feed: part})[SCORES] for part in portions(batch, self.batch_size)]
         return np.concatenate(rows)[: len(batch)]
 
-    def top_maps(
-        self, batch: np.ndarray, count: int, layers: Sequence[str | None], method: str
-    ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        """The `count` best classes of each row and their maps: the head runs once, only the tail per class.
+    def features(
+        self, batch: np.ndarray, layers: Sequence[str], *, seed: int = 1234, progress: Progress | None = None
+    ) -> Features:
+        """What the head makes of a batch: from it, any class, method and layer of these cost the tail alone."""
+        return Features(self.parts, batch, layers, size=self.batch_size, seed=seed, progress=progress)
 
-        Returns:
-            scores `[N, K]`, classes int64 `[N, count]`, and per layer maps `[N, count, h, w]`.
-        """
-        loaded = self._having(layers, (method,), classes=None)
-        held = loaded.held
-        split = self._splitted(loaded)
-        entries = [manifest.layer(held, name) for name in layers]
-        cut = list(dict.fromkeys(value for e in entries for value in split.tails[e["name"]].cut))
-        score_name = held["scores"]["name"]
-        found_scores, found_classes = [], []
-        found_maps: list[list[np.ndarray]] = [[] for _ in entries]
-        for part in self._parts(batch):
-            got = runtime.run(split.head, list(dict.fromkeys([score_name, *cut])), {held["input"]["name"]: part})
-            best = best_classes(got[score_name], held["scores"]["kind"], count)
-            found_scores.append(got[score_name])
-            found_classes.append(best)
-            for k, entry in enumerate(entries):
-                tail, session = split.tails[entry["name"]], self._tail_session(split, entry["name"])
-                feeds = {name: got[name] for name in tail.cut}
-                found_maps[k].append(_explain_classes(session, tail, feeds, entry["heatmaps"][method], best, held))
-        n = len(batch)
-        return (
-            np.concatenate(found_scores)[:n],
-            np.concatenate(found_classes)[:n],
-            [np.concatenate(parts)[:n] for parts in found_maps],
-        )
+    def holds(self, layers: Sequence[str], method: str, classes: np.ndarray) -> bool:
+        """Whether the file itself computes these maps."""
+        return not self._lacks(self.held, layers, (method,), False, classes)
 
     def check_batch(self, batch: Any) -> np.ndarray:
         """The batch as a contiguous array, if it is what the model takes.
@@ -183,16 +152,6 @@ class Engine:
             raise InputError(f"got an empty batch, shape {list(array.shape)}; the model takes {wanted}")
         return np.ascontiguousarray(array)
 
-    def _parts(self, batch: np.ndarray) -> Iterable[np.ndarray]:
-        """The batch in runs of the model's own size, the last one filled up by repeating its final row."""
-        size = self.batch_size
-        if size is None or size == len(batch):
-            return [batch]
-        parts = [batch[i : i + size] for i in range(0, len(batch), size)]
-        short = size - len(parts[-1])
-        parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][-1:], short, axis=0)]) if short else parts[-1]
-        return parts
-
     def _compute(
         self, loaded: _Loaded, batch: np.ndarray, target: np.ndarray, outputs: Sequence[str]
     ) -> dict[str, np.ndarray]:
@@ -200,7 +159,7 @@ class Engine:
         names = list(dict.fromkeys(outputs))
         found: list[dict[str, np.ndarray]] = []
         done = 0
-        for part in self._parts(batch):
+        for part in portions(batch, self.batch_size):
             feeds = {held["input"]["name"]: part}
             if held["target"]["mode"] != "constant":
                 wanted = target[done : done + len(part)]
@@ -281,29 +240,6 @@ class Engine:
     def _session(self, source: str | bytes) -> Any:
         return runtime.open_session(source, self._providers, self._options, allow_fallback=self._allow_fallback)
 
-    def _splitted(self, loaded: _Loaded) -> _Split:
-        # another thread may extend the model meanwhile, and its outputs then have other names: a split is of one model
-        found = self._split
-        if found is None or found.loaded is not loaded:
-            with self._lock:
-                found = self._split
-                if found is None or found.loaded is not loaded:
-                    from onnxcam.graph.load import serialize
-                    from onnxcam.graph.split import split
-
-                    head, tails = split(loaded.source)
-                    found = self._split = _Split(loaded, self._session(serialize(head)), tails)
-        return found
-
-    def _tail_session(self, split: _Split, layer: str) -> Any:
-        if layer not in split.sessions:
-            with self._lock:
-                if layer not in split.sessions:
-                    from onnxcam.graph.load import serialize
-
-                    split.sessions[layer] = self._session(serialize(split.tails[layer].model))
-        return split.sessions[layer]
-
 
 def best_classes(scores: np.ndarray, kind: str, count: int) -> np.ndarray:
     """The `count` best classes per row, best first (the lower index on ties), int64 `[N, count]`.
@@ -315,23 +251,6 @@ def best_classes(scores: np.ndarray, kind: str, count: int) -> np.ndarray:
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or not 1 <= count <= ranked.shape[1]:
         raise TargetError(f"top={count!r}; expected 1 to {ranked.shape[1]}, the number of classes")
     return np.argsort(-ranked, axis=1, kind="stable")[:, :count].astype(np.int64)
-
-
-def _explain_classes(
-    session: Any, tail: Tail, feeds: dict[str, np.ndarray], output: str, classes: np.ndarray, held: Manifest
-) -> np.ndarray:
-    """Maps `[N, count, h, w]` for several classes per row, in one tail run where rows can be repeated."""
-    rows, count = classes.shape
-    name = held["target"]["name"]
-    if tail.rowwise:
-        repeated = {key: np.repeat(value, count, axis=0) for key, value in feeds.items()}
-        maps = runtime.run(session, [output], repeated | {name: classes.reshape(-1)})[output]
-        return maps.reshape(rows, count, *maps.shape[1:])
-    single = [
-        runtime.run(session, [output], feeds | {name: np.ascontiguousarray(classes[:, k])})[output]
-        for k in range(count)
-    ]
-    return np.stack(single, axis=1)
 
 
 def open_source(source: Source) -> tuple[str | bytes, Manifest | None]:

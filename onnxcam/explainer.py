@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcam import doubts, image
-from onnxcam.cam import targets
-from onnxcam.engine import Engine, Raw
+from onnxcam.cam import objectives, targets
+from onnxcam.engine import Engine, Raw, best_classes
 from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError
+from onnxcam.examination import Examination, fuse
 from onnxcam.explanation import Explanation, Map
 from onnxcam.labels import beside
+from onnxcam.live import Features, Progress
 from onnxcam.runtime import Provider
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
 _SHOWN = 5  # predictions kept with an explanation
+SEED = 1234
 
 
 class _Found(NamedTuple):
@@ -29,6 +32,22 @@ class _Found(NamedTuple):
     method: str
     normalize: str
     size: tuple[int, int]
+    fusion: str
+
+
+class _Asked(NamedTuple):
+    """What `stream` was asked about every picture."""
+
+    methods: list[str]
+    layers: list[str]
+    layer: Any
+    top: int | None
+    normalize: str
+    fusion: str
+    side_by_side: bool
+    seed: int
+    progress: Progress | None
+    options: dict[str, Any]
 
 
 class Explainer:
@@ -158,48 +177,110 @@ class Explainer:
         self,
         batch: np.ndarray,
         target: Any = None,
-        method: str = "gradcam",
+        method: Any = "gradcam",
         layer: Any = None,
         normalize: str = "minmax",
         size: Any = "input",
-    ) -> np.ndarray:
+        *,
+        fusion: str = "mean",
+        seed: int = SEED,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Any:
         """Maps of a prepared batch.
 
         Arguments:
             batch: tensor in the model's own layout and dtype.
-            target: as in `run`.
-            method: a CAM method.
-            layer: a layer's name, None for the last one, or a list of names whose maps are averaged.
+            target: as in `run`; or a `Contrast`, a `Probability` or `Weights` (`onnxcam.cam.objectives`).
+            method: a method's name, or a list of names for a list of maps.
+            layer: a layer's name, None for the last one, or a list of names whose maps are fused.
             normalize: `minmax` (as pytorch-grad-cam), `max` (as the paper) or `none`.
             size: `input` for the model's input size, `layer` for the layer's own, or (height, width).
+            fusion: how the maps of several layers become one: `mean`, `max` or `product`.
+            seed: of methods that draw random numbers.
+            progress: called with (done, total) as long methods go; an exception it raises stops them.
+            options: of the method, see `onnxcam.cam.methods`.
 
         Returns:
             float32 `[N, H, W]`.
+
+        Raises:
+            MethodError: no such method, or an option it does not have.
         """
         batch = self._engine.check_batch(batch)
-        wanted = self._targets(target, len(batch))
         names = self._layer_names(layer)
-        _, raw = self._engine.maps(batch, wanted, names, method)
-        return fuse(raw, normalize, self._size(size, batch, raw))
+        if isinstance(method, str) and not options and self._in_file(target, len(batch), names, method):
+            _, raw = self._engine.maps(batch, self._targets(target, len(batch)), names, method)
+            return fuse(raw, normalize, self._size(size, batch, raw), fusion)
+        held = self._examine(batch, names, seed, progress)
+        return held.attribute(target, method, names, normalize, size, fusion=fusion, **options)
+
+    def examine(
+        self, batch: np.ndarray, layers: Any = None, *, seed: int = SEED, progress: Progress | None = None
+    ) -> Examination:
+        """Run the model once for many questions: each further class, method or layer costs the tail alone.
+
+        Arguments:
+            batch: tensor in the model's own layout and dtype.
+            layers: those that will be asked about; others cost one more run. The default layer if None.
+            seed, progress: as in `attribute`.
+
+        Returns:
+            an `Examination` with `scores`, `probabilities`, `attribute(...)` and `attribution(...)`.
+        """
+        return self._examine(self._engine.check_batch(batch), self._layer_names(layers), seed, progress)
+
+    def attribution(
+        self,
+        batch: np.ndarray,
+        target: Any = None,
+        method: str = "saliency",
+        layer: Any = None,
+        *,
+        seed: int = SEED,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """The signed attribution of every input value by an input method, float32 `[N, C, H, W]`."""
+        held = self.examine(batch, layer, seed=seed, progress=progress)
+        return held.attribution(target, method, layer, **options)
+
+    def _examine(self, batch: np.ndarray, names: Sequence[str], seed: int, progress: Progress | None) -> Examination:
+        def features(layers: Sequence[str]) -> Features:
+            return self._engine.features(batch, layers, seed=seed, progress=progress)
+
+        return Examination(features, names, names[0], self.labels, self._fixed)
+
+    def _in_file(self, target: Any, rows: int, names: Sequence[str], method: str) -> bool:
+        """Whether the file itself computes the maps, so that nothing has to be taken apart."""
+        if objectives.special(target):
+            return False
+        return self._engine.holds(names, method, self._targets(target, rows))
 
     def explain(
         self,
         picture: Any,
         target: Any = None,
-        method: str = "gradcam",
+        method: Any = "gradcam",
         layer: Any = None,
         top: int | None = None,
         normalize: str = "minmax",
         *,
         side_by_side: bool = False,
         color: str = "RGB",
+        fusion: str = "mean",
+        seed: int = SEED,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> Any:
         """Explain pictures.
 
         Arguments:
             picture: a path, encoded bytes, a PIL image, or a uint8 array `[H, W]` or `[H, W, 3]`; or a list of these.
-            target: None or -1 (top-1), an index, a label, or a list with one per picture.
-            method, layer, normalize: as in `attribute`.
+            target: None or -1 (top-1), an index, a label, a `Contrast`, a `Probability` or `Weights`, or a list with
+                one per picture.
+            method: a method's name; or a list of names, each further one in `.per_method`.
+            layer, normalize, fusion, seed, progress, options: as in `attribute`.
             top: explain the k best classes of each picture instead of `target`.
             side_by_side: beside the map in which the layers are fused, explain each layer alone (`.per_layer`);
                 without `layer` all layers of the model in use.
@@ -213,9 +294,21 @@ class Explainer:
             PictureError, TargetError, LayerError, MethodError: as their names say.
         """
         many = isinstance(picture, (list, tuple))
-        pictures = list(picture) if many else [picture]
         found = list(
-            self.stream(pictures, target, method, layer, top, normalize, side_by_side=side_by_side, color=color)
+            self.stream(
+                list(picture) if many else [picture],
+                target,
+                method,
+                layer,
+                top,
+                normalize,
+                side_by_side=side_by_side,
+                color=color,
+                fusion=fusion,
+                seed=seed,
+                progress=progress,
+                **options,
+            )
         )
         return found if many else found[0]
 
@@ -223,13 +316,17 @@ class Explainer:
         self,
         pictures: Iterable[Any],
         target: Any = None,
-        method: str = "gradcam",
+        method: Any = "gradcam",
         layer: Any = None,
         top: int | None = None,
         normalize: str = "minmax",
         *,
         side_by_side: bool = False,
         color: str = "RGB",
+        fusion: str = "mean",
+        seed: int = SEED,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> Iterator[Explanation]:
         """`explain` for any number of pictures, a few at a time: memory stays flat. Arguments as there."""
         if top is not None and target is not None:
@@ -237,17 +334,17 @@ class Explainer:
         if normalize not in image.NORMALIZATIONS:
             raise InputError(f"normalize={normalize!r}; expected one of {', '.join(image.NORMALIZATIONS)}")
         items = list(pictures)
-        wanted = self._targets(target, len(items))
+        wanted = self._each(target, len(items))
         if side_by_side and layer is None:
             layer = self.layers
         names = self._layer_names(layer)
         if side_by_side and len(names) < 2:
             raise InputError(f"only layer {names[0]!r} was named; name two or more to see them side by side")
+        methods = list(method) if isinstance(method, (list, tuple)) else [method]
+        asked = _Asked(methods, names, layer, top, normalize, fusion, side_by_side, seed, progress, options)
         for start in range(0, len(items), self._chunk):
             prepared = [self.prepare(item, color=color) for item in items[start : start + self._chunk]]
-            yield from self._explain(
-                prepared, wanted[start : start + self._chunk], method, names, layer, top, normalize, side_by_side
-            )
+            yield from self._explain(prepared, wanted[start : start + self._chunk], asked)
 
     def prepare(self, picture: Any, *, color: str = "RGB") -> tuple[image.Picture, np.ndarray, image.Geometry]:
         """Read one picture and make it a batch of one row: (picture, tensor, how to map back)."""
@@ -262,34 +359,47 @@ class Explainer:
         return loaded, tensor, geometry
 
     def _explain(
-        self,
-        prepared: list[tuple[image.Picture, np.ndarray, image.Geometry]],
-        wanted: np.ndarray,
-        method: str,
-        names: list[str],
-        layer: Any,
-        top: int | None,
-        normalize: str,
-        side_by_side: bool,
+        self, prepared: list[tuple[image.Picture, np.ndarray, image.Geometry]], wanted: Any, asked: _Asked
     ) -> Iterator[Explanation]:
         batch = self._engine.check_batch(np.concatenate([tensor for _, tensor, _ in prepared]))
-        if top is None:
-            scores, raw = self._engine.maps(batch, wanted, names, method)
-            classes = self._explained(wanted, scores)[:, None]
-            raw = [maps[:, None] for maps in raw]
+        methods, names = asked.methods, asked.layers
+        alone = asked.top is None and len(methods) == 1 and not asked.options
+        if alone and self._in_file(wanted, len(batch), names, methods[0]):
+            targets_of = self._targets(wanted, len(batch))
+            scores, maps = self._engine.maps(batch, targets_of, names, methods[0])
+            classes = self._explained(targets_of, scores)[:, None]
+            raw = [[held[:, None] for held in maps]]
         else:
-            scores, classes, raw = self._engine.top_maps(batch, top, names, method)
+            held = self._examine(batch, names, asked.seed, asked.progress)
+            scores = held.scores
+            if asked.top is None:
+                objective = held.objective(wanted)
+                classes = objective.classes[:, None]
+                raw = [
+                    [maps[:, None] for maps in every]
+                    for every in held.every_map(objective, methods, names, asked.options)
+                ]
+            else:
+                classes = best_classes(scores, self._kind, asked.top)
+                raw = held.classes_map(classes, methods, names, asked.options)
         probabilities = targets.probabilities(scores, self._kind)
         size = self._size("input", batch, [])
-        found = _Found(scores, probabilities, classes, raw, method, normalize, size)
-        listed = isinstance(layer, (list, tuple))
+        every = [
+            _Found(scores, probabilities, classes, maps, method, asked.normalize, size, asked.fusion)
+            for method, maps in zip(methods, raw, strict=True)
+        ]
+        listed = isinstance(asked.layer, (list, tuple))
         for row, (picture, _, geometry) in enumerate(prepared):
-            every = self._told(found, row, picture, geometry, range(len(names)), list(names) if listed else names[0])
-            if side_by_side:
-                every.per_layer.extend(
-                    self._told(found, row, picture, geometry, [place], name) for place, name in enumerate(names)
+            told = [
+                self._told(found, row, picture, geometry, range(len(names)), list(names) if listed else names[0])
+                for found in every
+            ]
+            if asked.side_by_side:
+                told[0].per_layer.extend(
+                    self._told(every[0], row, picture, geometry, [place], name) for place, name in enumerate(names)
                 )
-            yield every
+            told[0].per_method.extend(told if len(told) > 1 else [])
+            yield told[0]
 
     def _told(
         self,
@@ -304,7 +414,7 @@ class Explainer:
         maps = []
         for k, index in enumerate(found.classes[row]):
             held = [np.ascontiguousarray(found.raw[place][row, k]) for place in places]
-            fused = fuse([one[None] for one in held], found.normalize, found.size)[0]
+            fused = fuse([one[None] for one in held], found.normalize, found.size, found.fusion)[0]
             maps.append(
                 Map(
                     int(index),
@@ -339,6 +449,15 @@ class Explainer:
         fixed = self._preprocess is not None and self._preprocess.output_size is not None
         return self._engine.batch_size or _CHUNK if fixed else 1
 
+    def _each(self, target: Any, rows: int) -> Any:
+        """One target per picture, checked as far as they are classes."""
+        if not objectives.special(target):
+            return self._targets(target, rows)
+        listed = list(target) if isinstance(target, (list, tuple)) else [target] * rows
+        if len(listed) != rows:
+            raise TargetError(f"got {len(listed)} targets for {rows} pictures; pass one for all, or one per picture")
+        return listed
+
     def _targets(self, target: Any, rows: int) -> np.ndarray:
         wanted = targets.resolve(target, rows, self.classes, self.labels)
         return wanted if self._fixed is None else np.where(wanted < 0, self._fixed, wanted)
@@ -368,22 +487,6 @@ class Explainer:
     def _predictions(self, probabilities: np.ndarray) -> list[tuple[int, str, float]]:
         best = np.argsort(-probabilities, kind="stable")[:_SHOWN]
         return [(int(i), self.label(int(i)), float(probabilities[i])) for i in best]
-
-
-def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int]) -> np.ndarray:
-    """Bring the maps of several layers together, as pytorch-grad-cam does.
-
-    Per layer: normalise, resize to `size`; then the mean over layers, normalised again.
-
-    Arguments:
-        maps: per layer float32 `[N, h, w]`, after ReLU.
-
-    Returns:
-        float32 `[N, H, W]`.
-    """
-    resized = [image.resize_map(image.normalize(held, normalize), size) for held in maps]
-    mean = resized[0] if len(resized) == 1 else np.asarray(np.mean(resized, axis=0), np.float32)
-    return image.normalize(mean, normalize)
 
 
 def _doubts(maps: list[Map], scores: np.ndarray) -> list[str]:

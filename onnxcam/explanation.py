@@ -54,6 +54,7 @@ class Explanation:
         name: what the picture is called, for messages and folders.
         model: what the file says about itself: source, parity, labels left out.
         per_layer: an explanation for each layer alone, where they were asked for side by side; else empty.
+        per_method: an explanation by each method, this one first, where several were asked for; else empty.
     """
 
     picture: np.ndarray = field(repr=False)
@@ -65,6 +66,7 @@ class Explanation:
     name: str = "picture"
     model: dict[str, Any] = field(default_factory=dict, repr=False)
     per_layer: list[Explanation] = field(default_factory=list, repr=False)
+    per_method: list[Explanation] = field(default_factory=list, repr=False)
 
     @property
     def heatmap(self) -> np.ndarray:

@@ -6,7 +6,7 @@ is undone here, once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
@@ -36,7 +36,9 @@ def path(graph: Graph, of: str, wrt: Iterable[str]) -> tuple[list[onnx.NodeProto
     return nodes[::-1], forward & backward
 
 
-def sweep(op: Builder, of: str, cotangent: str, wrt: Sequence[str]) -> list[str]:
+def sweep(
+    op: Builder, of: str, cotangent: str, wrt: Sequence[str], *, replaced: Mapping[str, Entry] | None = None
+) -> list[str]:
     """Emit the vector-Jacobian product of `of` with respect to each of `wrt`.
 
     Arguments:
@@ -44,6 +46,7 @@ def sweep(op: Builder, of: str, cotangent: str, wrt: Sequence[str]) -> list[str]
         of: the differentiated value.
         cotangent: a value of the shape of `of`.
         wrt: float values that `of` depends on.
+        replaced: rules by operator to be used instead of the registered ones.
 
     Returns:
         one value name per `wrt`, each of its `wrt`'s shape and element type.
@@ -57,7 +60,8 @@ def sweep(op: Builder, of: str, cotangent: str, wrt: Sequence[str]) -> list[str]
     unreached = [name for name in wrt if name not in carrying]
     if unreached:
         raise ModelError(f"{unreached[0]!r} does not reach {of!r}: no differentiable path leads from one to the other")
-    entries = [_rule_for(graph, node, of, wrt) for node in nodes]
+    replaced = replaced or {}
+    entries = [replaced.get(node.op_type) or _rule_for(graph, node, of, wrt) for node in nodes]
 
     pending: dict[str, list[str]] = {of: [cotangent]}
     total: dict[str, str] = {}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from onnxcam.cam.registry import cam_method
-from onnxcam.graph.builder import Builder
+
+if TYPE_CHECKING:  # it imports onnx, which explaining from a file does without
+    from onnxcam.graph.builder import Builder
 
 
 @cam_method("gradcam")

@@ -1,6 +1,6 @@
-"""Every CAM method, registered by importing its module."""
+"""Every method, registered by importing its module."""
 
 from onnxcam.cam import gradient
-from onnxcam.cam.registry import cam_method, find, methods
+from onnxcam.cam.registry import GRAPH, INPUT, LAYER, Method, cam_method, find, find_graph, methods
 
-__all__ = ["cam_method", "find", "gradient", "methods"]
+__all__ = ["GRAPH", "INPUT", "LAYER", "Method", "cam_method", "find", "find_graph", "gradient", "methods"]

@@ -1,45 +1,117 @@
-"""The registry of CAM methods: one decorated function per method, emitting ONNX nodes.
+"""The registry of methods: one decorated function per method, in one place.
 
     @cam_method("hirescam")
     def hirescam(op, a, da):
         '''sum_c dA * A. ...'''
         return channel_sum(op, op.Mul(da, a))
 
-`a` and `da` are the activations and gradients, float32 `[N, C, h, w]` whatever the model's own layout is. The function
-returns the map before its ReLU, `[N, h, w]`; the ReLU is added once, for every method.
+A *graph* method emits ONNX nodes: `a` and `da` are activations and gradients, float32 `[N, C, h, w]` whatever the
+model's own layout is, and it returns the map before its ReLU, `[N, h, w]`. It works inside exported files and beside
+them, from one definition.
+
+    @layer_method("ablationcam")
+    def ablationcam(view): ...
+
+A *layer* method returns the same map as an array, from a `View`: activations, gradients, and what the model says when
+the layer is changed.
+
+    @attribution("saliency")
+    def saliency(view): ...
+
+An *input* method returns an attribution of the input's own size, signed, `[N, C, H, W]`; its map is the sum over
+channels of the absolute values.
+
+Keyword parameters with defaults are the method's options, shown on the command line and in the docs. A docstring is the
+formula and the paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from onnxcam.errors import MethodError, listing, nearest
-from onnxcam.graph.builder import Builder
 
-Method = Callable[[Builder, str, str], str]
+GRAPH, LAYER, INPUT = "graph", "layer", "input"
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method.
+
+    Attributes:
+        name: as in the literature, lower case.
+        kind: `graph` (nodes from activations and gradients), `layer` (arrays from a view) or `input` (an attribution
+            of the input).
+        function: what was decorated.
+        gradient: whether it needs gradients.
+        long: whether it takes many runs of the whole model, so that progress is worth showing.
+        options: names and default values of its options.
+    """
+
+    name: str
+    kind: str
+    function: Callable[..., Any] = field(repr=False)
+    gradient: bool = True
+    long: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def formula(self) -> str:
+        """What it computes and where that comes from: the docstring's first paragraph, on one line."""
+        return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+
+    def check(self, options: Iterable[str]) -> None:
+        """Refuse options it does not have.
+
+        Raises:
+            MethodError: one that it has not.
+        """
+        for name in options:
+            if name not in self.options:
+                known = f"it has {listing(list(self.options))}" if self.options else "it has none"
+                raise MethodError(f"method {self.name!r} has no option {name!r}; {known}")
+
 
 _methods: dict[str, Method] = {}
 
 
-def cam_method(name: str) -> Callable[[Method], Method]:
-    """Register a method under its name in the literature, lower case.
+def cam_method(name: str, *, gradient: bool = True) -> Callable[[F], F]:
+    """Register a method made of graph nodes, `function(op, a, da) -> map`; `gradient` says whether it reads `da`."""
+    return _registering(name, GRAPH, gradient, False)
 
-    Raises:
-        ValueError: the name is taken.
-    """
 
-    def register(method: Method) -> Method:
+def layer_method(name: str, *, gradient: bool = True, long: bool = False) -> Callable[[F], F]:
+    """Register a method that works on a layer, `function(view, **options) -> float32 [N, h, w]` before its ReLU."""
+    return _registering(name, LAYER, gradient, long)
+
+
+def attribution(name: str, *, gradient: bool = True, long: bool = False) -> Callable[[F], F]:
+    """Register an attribution of the input, `function(view, **options) -> float32 [N, C, H, W]`, signed."""
+    return _registering(name, INPUT, gradient, long)
+
+
+def _registering(name: str, kind: str, gradient: bool, long: bool) -> Callable[[F], F]:
+    def register(function: F) -> F:
         if name in _methods:
             raise ValueError(f"there already is a method {name!r}")
-        _methods[name] = method
-        return method
+        defaults = {
+            key: parameter.default
+            for key, parameter in inspect.signature(function).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        _methods[name] = Method(name, kind, function, gradient, long, defaults)
+        return function
 
     return register
 
 
-def methods() -> list[str]:
-    """Names of all methods, in the order they were registered."""
-    return list(_methods)
+def methods(*kinds: str) -> list[str]:
+    """Names of all methods, or of those of some kinds, in the order they were registered."""
+    return [name for name, method in _methods.items() if not kinds or method.kind in kinds]
 
 
 def find(name: str) -> Method:
@@ -51,3 +123,18 @@ def find(name: str) -> Method:
     if name not in _methods:
         raise MethodError(f"no method {name!r}; there are {listing(nearest(name, _methods))}")
     return _methods[name]
+
+
+def find_graph(name: str) -> Method:
+    """A method that a file can hold.
+
+    Raises:
+        MethodError: no such method, or one that is computed outside the file.
+    """
+    method = find(name)
+    if method.kind != GRAPH:
+        raise MethodError(
+            f"method {name!r} is computed beside the model, so no file can hold it (these can be held: "
+            f"{', '.join(methods(GRAPH))}); ask for it when explaining, any explainable file will do"
+        )
+    return method

@@ -13,7 +13,8 @@ import numpy as np
 
 from onnxcam import image, runtime
 from onnxcam.errors import InputError
-from onnxcam.explainer import Explainer, fuse
+from onnxcam.examination import fuse
+from onnxcam.explainer import Explainer
 from onnxcam.graph import manifest
 from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import record as records

@@ -1,0 +1,242 @@
+"""A classifier taken apart at a layer: the head up to it, the tail behind it, and the tail's backward pass.
+
+    head      picture -> scores, and the values that pass the cut
+    tail      cut values -> scores
+    backward  cut values, cotangent of the scores -> gradient at the layer
+
+What needs many evaluations at a layer (several classes, several methods, changed channels) runs the head once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcam.augmentation import find_scores, held_scores, input_layout, picture_input, restore
+from onnxcam.autodiff.rules import guided
+from onnxcam.autodiff.sweep import path, sweep
+from onnxcam.cam import methods as cam
+from onnxcam.errors import LayerError
+from onnxcam.graph import edit, layers, manifest
+from onnxcam.graph.builder import Builder
+from onnxcam.graph.layers import Layer
+from onnxcam.graph.load import Source
+from onnxcam.graph.normalize import prepare
+from onnxcam.graph.view import Graph
+
+SCORES, COTANGENT, GRADIENT = "onnxcam.scores", "onnxcam.cotangent", "onnxcam.gradient"
+ACTIVATIONS = "onnxcam.activations"
+# the picture itself, as a layer: its tail is the whole model
+INPUT = ""
+_AFFINE = {
+    "Add", "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Div", "Dropout", "Flatten", "Gemm",
+    "GlobalAveragePool", "Identity", "MatMul", "Mul", "Neg", "Pad", "ReduceMean", "ReduceSum", "Reshape", "Slice",
+    "Squeeze", "Sub", "Sum", "Transpose", "Unsqueeze", "Concat", "Split", "Gather", "Expand",
+}  # fmt: skip
+# affine in all of their inputs together
+_JOINTLY = {"Add", "Sub", "Sum", "Concat"}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What passes from head to tail.
+
+    Attributes:
+        layer: the target layer.
+        values: graph values, the layer's own among them, in graph order.
+        by_row: for each of them, whether it has one row per picture.
+        free: whether all have and a batch may be of any size, so that rows can be repeated and put together freely.
+        affine: whether the scores are an affine function of the layer: its gradient then says everything.
+    """
+
+    layer: Layer
+    values: tuple[str, ...]
+    by_row: tuple[bool, ...]
+    free: bool
+    affine: bool
+
+
+class Anatomy:
+    """One classifier, from which the parts are made.
+
+    Arguments:
+        source: a classifier or an explainable model, path, bytes or `ModelProto`.
+
+    Raises:
+        ModelError: not an image classifier.
+    """
+
+    def __init__(self, source: Source) -> None:
+        graph = prepare(source)
+        held = manifest.read(graph.model)
+        known = {}
+        asked = None
+        if held is not None:
+            graph = restore(graph, held)
+            asked = held_scores(graph, held)
+            known = {entry["name"]: entry for entry in held["layers"] if entry.get("value")}
+        self._graph = graph
+        self._known = known
+        self.picture = picture_input(graph)
+        self.scores = find_scores(graph, asked)
+        self._cuts: dict[str, Cut] = {}
+
+    @property
+    def score_type(self) -> np.dtype[Any]:
+        """The element type of the scores."""
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self._graph.dtype(self.scores.value)))
+
+    def cut(self, name: str) -> Cut:
+        """Where the model is cut for a layer, `INPUT` for the picture itself.
+
+        Raises:
+            LayerError: no such layer.
+        """
+        if name not in self._cuts:
+            self._cuts[name] = self._cut(name)
+        return self._cuts[name]
+
+    def head(self, names: Iterable[str] = ()) -> onnx.ModelProto:
+        """Picture in; scores `[N, K]` as `SCORES` and the cut values of these layers out."""
+        graph = self._graph
+        values = list(dict.fromkeys(value for name in names for value in self.cut(name).values))
+        values = [value for value in values if value != self.picture.name]
+        outputs = [edit.info(value, graph.dtype(value), graph.shape(value)) for value in values]
+        return self._scoring([self.picture], outputs)
+
+    def tail(self, name: str) -> onnx.ModelProto:
+        """Cut values in; scores `[N, K]` as `SCORES` out."""
+        return self._scoring(self._inputs(self.cut(name)), [])
+
+    def backward(self, name: str, *, relu: str = "plain") -> onnx.ModelProto:
+        """Cut values and `COTANGENT` `[N, K]` in; `GRADIENT`, in the layer's own shape, out.
+
+        Arguments:
+            relu: `plain`, or `guided`: at every ReLU only what is positive flows back
+                (guided backpropagation, https://arxiv.org/abs/1412.6806).
+
+        Raises:
+            UnsupportedOperator: an operator between the layer and the scores has no gradient rule.
+        """
+        graph, cut = self._graph, self.cut(name)
+        op = Builder(graph)
+        op.dtype = graph.dtype(self.scores.value)
+        shape = graph.shape(self.scores.value) or ("N", None)
+        flat = COTANGENT if len(shape) == 2 else op.reshape_like(COTANGENT, self.scores.value)
+        replaced = guided.RULES if relu == "guided" else {}
+        (gradient,) = sweep(op, self.scores.value, flat, [cut.layer.value], replaced=replaced)
+        op.dtype = graph.dtype(cut.layer.value)
+        op.Identity(gradient, name=GRADIENT)
+        whole = onnx.ModelProto()
+        whole.CopyFrom(graph.model)
+        edit.add(whole, op)
+        joined = Graph(whole)
+        columns = 1 if self.scores.kind == "binary_logit" else self.scores.classes
+        inputs = [
+            *self._inputs(cut),
+            edit.info(COTANGENT, graph.dtype(self.scores.value), [shape[0], columns]),
+        ]
+        output = edit.info(GRADIENT, graph.dtype(cut.layer.value), graph.shape(cut.layer.value))
+        model = edit.extract(joined, inputs, [output])
+        present = {i.name for i in model.graph.input}
+        model.graph.input.extend(i for i in inputs if i.name not in present)
+        edit.prune(model)
+        return model
+
+    def _scoring(
+        self, inputs: Sequence[onnx.ValueInfoProto], further: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.ModelProto:
+        graph = self._graph
+        op = Builder(graph)
+        op.dtype = graph.dtype(self.scores.value)
+        shape = graph.shape(self.scores.value) or ("N", None)
+        if len(shape) == 2:
+            op.Identity(self.scores.value, name=SCORES)
+        else:
+            op.Flatten(self.scores.value, axis=1, name=SCORES)
+        columns = 1 if self.scores.kind == "binary_logit" else self.scores.classes
+        whole = onnx.ModelProto()
+        whole.CopyFrom(graph.model)
+        edit.add(whole, op)
+        output = edit.info(SCORES, graph.dtype(self.scores.value), [shape[0], columns])
+        model = edit.extract(Graph(whole), inputs, [output, *further])
+        edit.prune(model)
+        return model
+
+    def _inputs(self, cut: Cut) -> list[onnx.ValueInfoProto]:
+        graph = self._graph
+        return [edit.info(value, graph.dtype(value), graph.shape(value)) for value in cut.values]
+
+    def _cut(self, name: str) -> Cut:
+        graph = self._graph
+        rows = (graph.shape(self.picture.name) or (None,))[0]
+        if name == INPUT:
+            layout = input_layout(graph, self.picture.name)
+            layer = Layer(INPUT, self.picture.name, layout=layout, shape=graph.shape(self.picture.name))
+            return Cut(layer, (self.picture.name,), (True,), not isinstance(rows, int), False)
+        entry = self._known.get(name)
+        wanted: str | Layer = name
+        if entry is not None:
+            grid = entry.get("grid")
+            wanted = Layer(
+                name,
+                entry["value"],
+                layout=entry["layout"],
+                grid=None if grid is None else (grid[0], grid[1]),
+                prefix_tokens=entry.get("prefix_tokens", 0),
+            )
+        try:
+            layer = layers.resolve(graph, wanted, self.scores.value)
+        except LayerError as error:
+            exposed = f"; the file itself exposes {list(self._known)}" if self._known else ""
+            raise LayerError(f"{error}{exposed}") from error
+        given = (graph.downstream([self.picture.name]) - graph.downstream([layer.value])) | {layer.value}
+        _, outside = graph.upstream([self.scores.value], stop=given)
+        values = sorted((outside & given) | {layer.value}, key=lambda value: graph.position.get(value, -1))
+        by_row = [rows is not None and (graph.shape(value) or (None,))[:1] == (rows,) for value in values]
+        free = not isinstance(rows, int) and all(by_row)
+        return Cut(layer, tuple(values), tuple(by_row), free, self._affine(layer.value))
+
+    def _affine(self, value: str) -> bool:
+        """Whether only operators that are affine in their data lie between a value and the scores."""
+        graph = self._graph
+        nodes, _ = path(graph, self.scores.value, [value])
+        reached = graph.downstream([value])
+        for node in nodes:
+            if node.op_type not in _AFFINE or node.domain not in ("", "ai.onnx"):
+                return False
+            places = [index for index, name in enumerate(node.input) if name in reached]
+            if node.op_type in _JOINTLY:
+                continue
+            if places not in ([0], [1]) or (places == [1] and node.op_type not in ("Mul", "MatMul")):
+                return False
+            if node.op_type in ("Mul", "Div", "MatMul", "Gemm", "Conv", "ConvTranspose") and any(
+                not graph.is_constant(other) for index, other in enumerate(node.input) if other and index not in places
+            ):
+                return False
+        return True
+
+
+def maps(names: Sequence[str]) -> onnx.ModelProto:
+    """The maps of graph methods: `ACTIVATIONS` and `GRADIENT`, float32 `[N, C, h, w]`, in; one map per method out.
+
+    Outputs are called after their methods, `[N, h, w]` before the ReLU.
+    """
+    model = onnx.ModelProto()
+    model.ir_version = 8
+    model.opset_import.add(domain="", version=18)
+    model.graph.name = "maps"
+    shape = ["N", "C", "h", "w"]
+    float32 = onnx.TensorProto.FLOAT
+    reads = [ACTIVATIONS] + [GRADIENT] * any(cam.find_graph(name).gradient for name in names)
+    model.graph.input.extend(edit.info(value, float32, shape) for value in reads)
+    op = Builder(Graph(model))
+    for name in names:
+        op.Identity(cam.find_graph(name).function(op, ACTIVATIONS, GRADIENT), name=name)
+        model.graph.output.append(edit.info(name, float32, ["N", "h", "w"]))
+    edit.add(model, op)
+    return model

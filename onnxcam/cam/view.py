@@ -1,0 +1,68 @@
+"""What a layer or input method sees: one layer of one batch, and what the model says when that layer is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from onnxcam.cam.objectives import Objective
+
+# (start, stop) of the variants wanted -> their activations float32 [m, C, h, w], and int64 [m], which row each is of
+Make = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+
+
+class View(Protocol):
+    """One layer of a batch of N pictures, under one objective.
+
+    Attributes:
+        scores: logits `[N, K]` of the unchanged pictures.
+        objective: what is explained.
+        activations: float32 `[N, C, h, w]`, whatever the model's layout is; of `input` the pictures, `[N, C, H, W]`.
+        gradients: d objective / d activations, float32 `[N, C, h, w]`; computed when first read.
+        affine: whether the scores are an affine function of the activations.
+        shape: height and width of the model's input.
+        kind: the manifest's `logits`, `binary_logit` or `multilabel`.
+        rng: random numbers, the same for the same seed.
+    """
+
+    scores: np.ndarray
+    objective: Objective
+    activations: np.ndarray
+    affine: bool
+    shape: tuple[int, int]
+    kind: str
+    rng: np.random.Generator
+
+    @property
+    def gradients(self) -> np.ndarray: ...
+
+    @property
+    def input(self) -> View:
+        """The same pictures, with the picture itself as the layer."""
+
+    def value(self) -> np.ndarray:
+        """The objective of the unchanged pictures, float64 `[N]`."""
+
+    def values(self, total: int, make: Make) -> np.ndarray:
+        """The objective of `total` variants, float64 `[total]`; they are made and run a few at a time."""
+
+    def variants(self, total: int, make: Make) -> np.ndarray:
+        """The scores of `total` variants, `[total, K]`."""
+
+    def differentiate(self, total: int, make: Make, *, relu: str = "plain") -> Iterator[tuple[int, int, np.ndarray]]:
+        """(start, stop, gradients float32 `[m, C, h, w]`) of variants, a few at a time.
+
+        Arguments:
+            relu: `guided` for guided backpropagation.
+        """
+
+    def under(self, objective: Objective) -> View:
+        """The same layer and pictures under another objective."""
+
+    def at(self, pictures: np.ndarray) -> View:
+        """The same layer of changed pictures, float32 `[N, C, H, W]`; the objective's classes stay."""
+
+    def map(self, method: str) -> np.ndarray:
+        """The map of a graph method, float32 `[N, h, w]` before its ReLU."""

@@ -1,0 +1,182 @@
+"""A batch whose head has run: any class, method and layer of it costs the tail alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcam import image
+from onnxcam.cam import targets
+from onnxcam.cam.methods import GRAPH, INPUT, find
+from onnxcam.cam.objectives import Objective, logit
+from onnxcam.errors import InputError, MethodError
+from onnxcam.live import Features
+
+FUSIONS = ("mean", "max", "product")
+
+
+class Examination:
+    """What `Explainer.examine` returns. Not made by users; serves one thread.
+
+    Attributes:
+        scores: logits `[N, K]`.
+        probabilities: float32 `[N, classes]`.
+    """
+
+    def __init__(
+        self,
+        features: Callable[[Sequence[str]], Features],
+        layers: Sequence[str],
+        default: str,
+        labels: Sequence[str] | None,
+        fixed: int | None,
+    ) -> None:
+        self._make = features
+        self._layers = list(layers)
+        self._default = default
+        self._labels = labels
+        self._fixed = fixed
+        self._features = features(self._layers)
+        self.scores = self._features.scores
+        self.probabilities = targets.probabilities(self.scores, self._features.batch.kind)
+
+    def objective(self, target: Any = None) -> Objective:
+        """What a target means for these rows, see `onnxcam.cam.objectives`."""
+        if self._fixed is not None and target is None:
+            target = self._fixed
+        return self._features.objective(target, self._labels)
+
+    def classes_map(
+        self, classes: np.ndarray, methods: Sequence[str], layers: Sequence[str], options: dict[str, Any]
+    ) -> list[list[np.ndarray]]:
+        """Per method and layer the maps `[N, k, h, w]` of several classes `[N, k]` of each row, after ReLU."""
+        rows, count = classes.shape
+        features = self._having(layers)
+        kind, total = features.batch.kind, features.batch.classes
+        repeated = features.repeat(count, layers)
+        if repeated is None:
+            each = [self.every_map(logit(classes[:, k], kind, total), methods, layers, options) for k in range(count)]
+            return [
+                [np.stack([each[k][m][place] for k in range(count)], axis=1) for place in range(len(layers))]
+                for m in range(len(methods))
+            ]
+        found = _every_map(repeated, logit(classes.reshape(-1), kind, total), methods, layers, options)
+        return [[maps.reshape(rows, count, *maps.shape[1:]) for maps in held] for held in found]
+
+    def attribute(
+        self,
+        target: Any = None,
+        method: Any = "gradcam",
+        layer: Any = None,
+        normalize: str = "minmax",
+        size: Any = "input",
+        *,
+        fusion: str = "mean",
+        **options: Any,
+    ) -> Any:
+        """Maps as `Explainer.attribute` gives them; a list of methods gives a list, in order."""
+        names = [self._default] if layer is None else list(layer) if isinstance(layer, (list, tuple)) else [layer]
+        many = isinstance(method, (list, tuple))
+        methods = list(method) if many else [method]
+        objective = self.objective(target)
+        raw = self.every_map(objective, methods, names, options)
+        input_size = self._features.view(names[0], objective).shape
+        found = []
+        for maps in raw:
+            wanted = input_size if size == "input" else maps[-1].shape[1:] if size == "layer" else size
+            found.append(fuse(maps, normalize, _size(wanted), fusion))
+        return found if many else found[0]
+
+    def every_map(
+        self, objective: Objective, methods: Sequence[str], layers: Sequence[str], options: dict[str, Any]
+    ) -> list[list[np.ndarray]]:
+        """Per method and layer the maps `[N, h, w]` after ReLU; those of graph methods share one pass back.
+
+        Raises:
+            MethodError: no such method, or an option that none of them has.
+        """
+        return _every_map(self._having(layers), objective, methods, layers, options)
+
+    def attribution(
+        self, target: Any = None, method: str = "saliency", layer: Any = None, **options: Any
+    ) -> np.ndarray:
+        """The signed attribution of every input value, float32 `[N, C, H, W]`.
+
+        Raises:
+            MethodError: the method's map is no attribution of the input.
+        """
+        held = find(method)
+        if held.kind != INPUT:
+            raise MethodError(
+                f"method {method!r} gives a map of a layer, not one number per input value; use attribute()"
+            )
+        held.check(options)
+        name = self._default if layer is None else layer
+        view = self._having([name]).view(name, self.objective(target))
+        return np.asarray(held.function(view, **options), np.float32)
+
+    def _having(self, layers: Sequence[str]) -> Features:
+        lacking = [name for name in layers if name not in self._layers]
+        if lacking:
+            self._layers += lacking
+            self._features = self._make(self._layers)
+        return self._features
+
+
+def _every_map(
+    features: Features,
+    objective: Objective,
+    methods: Sequence[str],
+    layers: Sequence[str],
+    options: dict[str, Any],
+) -> list[list[np.ndarray]]:
+    held = [find(name) for name in methods]
+    for option in options:
+        if not any(option in method.options for method in held):
+            held[0].check([option])
+    views = [features.view(name, objective) for name in layers]
+    together = list(dict.fromkeys(method.name for method in held if method.kind == GRAPH))
+    shared = [dict(zip(together, view.maps(together), strict=True)) for view in views] if together else []
+    found = []
+    for method in held:
+        if method.kind == GRAPH:
+            found.append([np.maximum(maps[method.name], 0) for maps in shared])
+        else:
+            own = {key: value for key, value in options.items() if key in method.options}
+            found.append([view.explain(method.name, own) for view in views])
+    return found
+
+
+def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int], fusion: str = "mean") -> np.ndarray:
+    """Bring the maps of several layers together, as pytorch-grad-cam does.
+
+    Per layer: normalise, resize to `size`; then the mean over layers (or their maximum, or the geometric mean of their
+    product), normalised again.
+
+    Arguments:
+        maps: per layer float32 `[N, h, w]`, after ReLU.
+        fusion: `mean`, `max` or `product`.
+
+    Returns:
+        float32 `[N, H, W]`.
+    """
+    if fusion not in FUSIONS:
+        raise InputError(f"fusion={fusion!r}; expected one of {', '.join(FUSIONS)}")
+    resized = [image.resize_map(image.normalize(held, normalize), size) for held in maps]
+    if len(resized) == 1:
+        return image.normalize(resized[0], normalize)
+    stacked = np.stack(resized)
+    if fusion == "product":
+        joined = np.prod(np.maximum(stacked, 0), axis=0) ** (1.0 / len(resized))
+    else:
+        joined = stacked.max(axis=0) if fusion == "max" else stacked.mean(axis=0)
+    return image.normalize(np.asarray(joined, np.float32), normalize)
+
+
+def _size(size: Any) -> tuple[int, int]:
+    whole = isinstance(size, (tuple, list)) and all(isinstance(s, (int, np.integer)) and s > 0 for s in size)
+    if whole and len(size) == 2:
+        return int(size[0]), int(size[1])
+    raise InputError(f"size={size!r}; expected 'input', 'layer' or (height, width)")

@@ -1,0 +1,315 @@
+"""A layer of a batch on running sessions: `onnxcam.cam.view.View` made real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onnxcam import runtime
+from onnxcam.cam.methods import GRAPH, find
+from onnxcam.cam.methods import INPUT as ATTRIBUTION
+from onnxcam.cam.objectives import Objective, resolve
+from onnxcam.cam.view import Make
+from onnxcam.parts import Parts
+
+# names of the parts' inputs and outputs, as onnxcam.anatomy has them; that module imports onnx, this one must not
+SCORES, COTANGENT, GRADIENT, ACTIVATIONS = (
+    "onnxcam.scores",
+    "onnxcam.cotangent",
+    "onnxcam.gradient",
+    "onnxcam.activations",
+)
+INPUT = ""
+_TAIL_BYTES = 32 << 20  # of changed activations per run
+_TAIL_ROWS, _WHOLE_ROWS = 256, 8
+
+Progress = Callable[[int, int], None]
+
+
+class Batch(NamedTuple):
+    """What all views of a batch share.
+
+    Attributes:
+        parts: the model's sessions.
+        pictures: the tensor as the model takes it, N rows.
+        scores: logits `[N, K]`.
+        kind, classes: of the scores.
+        size: rows per run where the model fixes them, else None.
+        seed: of whatever is random.
+        progress: called with (done, total) as long methods go; what it raises stops them.
+    """
+
+    parts: Parts
+    pictures: np.ndarray
+    scores: np.ndarray
+    kind: str
+    classes: int
+    size: int | None
+    seed: int
+    progress: Progress | None
+
+
+class Features:
+    """What the head made of a batch: scores, and the cut values of some layers. The head has run once."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        pictures: np.ndarray,
+        layers: Sequence[str],
+        *,
+        size: int | None,
+        seed: int = 1234,
+        progress: Progress | None = None,
+    ) -> None:
+        anatomy = parts.anatomy
+        head = parts.head(layers)
+        wanted = list(dict.fromkeys(v for name in layers for v in parts.cut(name).values if v != anatomy.picture.name))
+        found: dict[str, list[np.ndarray]] = {name: [] for name in (SCORES, *wanted)}
+        for part in portions(pictures, size):
+            for name, value in runtime.run(head, [SCORES, *wanted], {anatomy.picture.name: part}).items():
+                found[name].append(value)
+        by_row = {v: flag for name in layers for v, flag in zip(*_flags(parts, name), strict=True)} | {SCORES: True}
+        self._values = {
+            name: np.concatenate(rows)[: len(pictures)] if by_row[name] else rows[0] for name, rows in found.items()
+        }
+        self._values[anatomy.picture.name] = pictures
+        self.scores = self._values[SCORES].astype(np.float32, copy=False)
+        self.batch = Batch(
+            parts, pictures, self.scores, anatomy.scores.kind, anatomy.scores.classes, size, seed, progress
+        )
+
+    def repeat(self, count: int, layers: Sequence[str]) -> Features | None:
+        """The same with each row `count` times in a row; None where the model does not let rows be repeated."""
+        if any(not self.batch.parts.cut(name).free for name in layers) and self.batch.size is None:
+            return None
+        repeated = object.__new__(Features)
+        by_row = {v: flag for name in layers for v, flag in zip(*_flags(self.batch.parts, name), strict=True)}
+        repeated._values = {
+            name: np.repeat(value, count, axis=0) if by_row.get(name, True) else value
+            for name, value in self._values.items()
+        }
+        repeated.scores = np.repeat(self.scores, count, axis=0)
+        pictures = np.repeat(self.batch.pictures, count, axis=0)
+        repeated.batch = self.batch._replace(scores=repeated.scores, pictures=pictures)
+        return repeated
+
+    def objective(self, target: Any, labels: Sequence[str] | None) -> Objective:
+        """What a target means for these rows."""
+        return resolve(target, self.scores, self.batch.kind, self.batch.classes, labels)
+
+    def view(self, layer: str, objective: Objective) -> LiveView:
+        """One of the layers under an objective."""
+        cut = self.batch.parts.cut(layer)
+        return LiveView(self.batch, layer, objective, {name: self._values[name] for name in cut.values})
+
+
+class LiveView:
+    """See `onnxcam.cam.view.View`.
+
+    Arguments:
+        batch: what all views of the batch share.
+        layer: name of the layer, `INPUT` for the picture.
+        objective: what is explained.
+        held: the cut values by name, N rows each (a value without rows as it is).
+    """
+
+    def __init__(self, batch: Batch, layer: str, objective: Objective, held: dict[str, np.ndarray]) -> None:
+        self.batch = batch
+        self.layer = layer
+        self.objective = objective
+        self.scores = batch.scores
+        self.kind = batch.kind
+        self._held = held
+        self._cut = batch.parts.cut(layer)
+        self.affine = self._cut.affine
+        axes = (2, 3) if batch.parts.cut(INPUT).layer.layout == "NCHW" else (1, 2)
+        self.shape = (batch.pictures.shape[axes[0]], batch.pictures.shape[axes[1]])
+        self.rng = np.random.default_rng(batch.seed)
+
+    @cached_property
+    def activations(self) -> np.ndarray:
+        """float32 `[N, C, h, w]`."""
+        return self._canonical(self._held[self._cut.layer.value])
+
+    @cached_property
+    def gradients(self) -> np.ndarray:
+        """d objective / d activations, float32 `[N, C, h, w]`."""
+        rows = np.arange(len(self.scores))
+        parts = [self._gradients(self._feeds(None, chunk), chunk, "plain") for chunk in self._chunks(rows)]
+        return np.concatenate(parts)[: len(rows)]
+
+    @property
+    def input(self) -> LiveView:
+        """The pictures themselves as the layer."""
+        name = self.batch.parts.cut(INPUT).layer.value
+        return LiveView(self.batch, INPUT, self.objective, {name: self.batch.pictures})
+
+    def under(self, objective: Objective) -> LiveView:
+        """The same under another objective."""
+        return LiveView(self.batch, self.layer, objective, self._held)
+
+    def at(self, pictures: np.ndarray) -> LiveView:
+        """The same layer of changed pictures."""
+        native = self.input._native(pictures, np.arange(len(pictures)))
+        names = [] if self.layer == INPUT else [self.layer]
+        moved = Features(
+            self.batch.parts,
+            native,
+            names,
+            size=self.batch.size,
+            seed=self.batch.seed,
+            progress=self.batch.progress,
+        )
+        return moved.view(self.layer, self.objective)
+
+    def value(self) -> np.ndarray:
+        """The objective of the unchanged pictures, float64 `[N]`."""
+        return self.objective.value(self.scores, np.arange(len(self.scores)))
+
+    def values(self, total: int, make: Make) -> np.ndarray:
+        """The objective of variants, float64 `[total]`."""
+        found = [self.objective.value(scores, rows) for scores, rows in self._scan(total, make)]
+        return np.concatenate(found) if found else np.empty(0)
+
+    def variants(self, total: int, make: Make) -> np.ndarray:
+        """The scores of variants, `[total, K]`."""
+        found = [scores for scores, _ in self._scan(total, make)]
+        return np.concatenate(found) if found else np.empty((0, self.scores.shape[1]), np.float32)
+
+    def differentiate(self, total: int, make: Make, *, relu: str = "plain") -> Iterator[tuple[int, int, np.ndarray]]:
+        """Gradients of variants, a few at a time."""
+        for start, stop, activations, rows in self._made(total, make):
+            gradients = self._gradients(self._feeds(activations, rows), rows, relu)
+            yield start, stop, gradients[: stop - start]
+            self._tell(stop, total)
+
+    def map(self, method: str) -> np.ndarray:
+        """The map of a graph method, before its ReLU."""
+        return self.maps([method])[0]
+
+    def maps(self, methods: Sequence[str]) -> list[np.ndarray]:
+        """The maps of graph methods, float32 `[N, h, w]` before their ReLU, from one pass back."""
+        session = self.batch.parts.maps(tuple(methods))
+        feeds = {ACTIVATIONS: self.activations}
+        if any(find(name).gradient for name in methods):
+            feeds[GRADIENT] = self.gradients
+        found = runtime.run(session, list(methods), feeds)
+        return [found[name] for name in methods]
+
+    def explain(self, method: str, options: dict[str, Any]) -> np.ndarray:
+        """The map of any method after its ReLU, float32 `[N, h, w]`; of an input method, of the input's size."""
+        held = find(method)
+        held.check(options)
+        if held.kind == ATTRIBUTION:
+            return np.asarray(np.abs(held.function(self, **options)).sum(axis=1), np.float32)
+        found = self.map(method) if held.kind == GRAPH else held.function(self, **options)
+        return np.maximum(np.asarray(found, np.float32), 0)
+
+    def _scan(self, total: int, make: Make) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        session = self.batch.parts.tail(self.layer)
+        for start, stop, activations, rows in self._made(total, make):
+            scores = runtime.run(session, [SCORES], self._feeds(activations, rows))[SCORES]
+            yield scores[: stop - start].astype(np.float32, copy=False), rows[: stop - start]
+            self._tell(stop, total)
+
+    def _made(self, total: int, make: Make) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """Variants a run at a time, the last run filled up where the model fixes its rows."""
+        count = self._rows_per_run()
+        for start in range(0, total, count):
+            stop = min(total, start + count)
+            activations, rows = make(start, stop)
+            short = 0 if self._cut.free else count - (stop - start)
+            if short:
+                activations = np.concatenate([activations, np.repeat(activations[-1:], short, axis=0)])
+                rows = np.concatenate([rows, np.repeat(rows[-1:], short)])
+            yield start, stop, np.ascontiguousarray(activations, np.float32), rows
+
+    def _chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Unchanged rows a run at a time, the last run filled up where the model fixes its rows."""
+        count = self._rows_per_run()
+        for start in range(0, len(rows), count):
+            chunk = rows[start : start + count]
+            short = 0 if self._cut.free else count - len(chunk)
+            yield np.concatenate([chunk, np.repeat(chunk[-1:], short)])
+
+    def _rows_per_run(self) -> int:
+        if self.batch.size is not None:
+            return self.batch.size
+        if not self._cut.free:
+            return len(self.scores)
+        if self.layer == INPUT:
+            return _WHOLE_ROWS
+        each = sum(int(self._held[name][0].nbytes) for name in self._cut.values)
+        return max(1, min(_TAIL_ROWS, _TAIL_BYTES // max(1, each)))
+
+    def _feeds(self, activations: np.ndarray | None, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Cut values of some rows, the layer's own replaced by `activations` if given."""
+        feeds = {}
+        whole = len(rows) == len(self.scores) and bool((rows == np.arange(len(rows))).all())
+        for name, by_row in zip(self._cut.values, self._cut.by_row, strict=True):
+            if activations is not None and name == self._cut.layer.value:
+                feeds[name] = self._native(activations, rows)
+            else:
+                feeds[name] = self._held[name] if whole or not by_row else self._held[name][rows]
+        return feeds
+
+    def _gradients(self, feeds: dict[str, np.ndarray], rows: np.ndarray, relu: str) -> np.ndarray:
+        if self.objective.linear:
+            scores = self.scores[rows]  # not read: the cotangent is the same everywhere
+        else:
+            session = self.batch.parts.tail(self.layer)
+            scores = runtime.run(session, [SCORES], feeds)[SCORES].astype(np.float32, copy=False)
+        cotangent = self.objective.cotangent(scores, rows).astype(self._score_type)
+        session = self.batch.parts.backward(self.layer, relu)
+        return self._canonical(runtime.run(session, [GRADIENT], feeds | {COTANGENT: cotangent})[GRADIENT])
+
+    @property
+    def _score_type(self) -> np.dtype[Any]:
+        return self.batch.parts.anatomy.score_type
+
+    def _canonical(self, value: np.ndarray) -> np.ndarray:
+        """A value in the layer's layout as float32 `[N, C, h, w]`."""
+        layer = self._cut.layer
+        value = value.astype(np.float32, copy=False)
+        if layer.layout == "NHWC":
+            return np.ascontiguousarray(value.transpose(0, 3, 1, 2))
+        if layer.layout == "NTC":
+            height, width = layer.grid or (0, 0)
+            tokens = value[:, layer.prefix_tokens :].transpose(0, 2, 1)
+            return np.ascontiguousarray(tokens.reshape(*tokens.shape[:2], height, width))
+        return value
+
+    def _native(self, value: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The other way; tokens before the grid stay those of their rows."""
+        layer = self._cut.layer
+        own = self._held[layer.value]
+        if layer.layout == "NHWC":
+            value = value.transpose(0, 2, 3, 1)
+        elif layer.layout == "NTC":
+            tokens = value.reshape(*value.shape[:2], -1).transpose(0, 2, 1).astype(own.dtype)
+            value = np.concatenate([own[rows][:, : layer.prefix_tokens], tokens], axis=1)
+        return np.ascontiguousarray(value, own.dtype)
+
+    def _tell(self, done: int, total: int) -> None:
+        if self.batch.progress is not None:
+            self.batch.progress(done, total)
+
+
+def portions(batch: np.ndarray, size: int | None) -> list[np.ndarray]:
+    """A batch in runs of the model's own size, the last one filled up by repeating its final row."""
+    if size is None or size == len(batch):
+        return [batch]
+    parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+    short = size - len(parts[-1])
+    if short:
+        parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][-1:], short, axis=0)])
+    return parts
+
+
+def _flags(parts: Parts, layer: str) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+    cut = parts.cut(layer)
+    return cut.values, cut.by_row

@@ -1,0 +1,85 @@
+"""The parts of one model as sessions, each made when it is first needed and kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxcam.anatomy import Anatomy, Cut
+
+
+class Parts:
+    """Sessions of a model's head, tails and backward passes. Thread-safe.
+
+    Arguments:
+        source: a classifier or an explainable model.
+        open_session: makes a session from the bytes of a model.
+    """
+
+    def __init__(self, source: Any, open_session: Callable[[bytes], Any]) -> None:
+        self._source = source
+        self._open = open_session
+        self._lock = threading.RLock()
+        self._anatomy: Anatomy | None = None
+        self._sessions: dict[tuple[str, ...], Any] = {}
+        self._exposed: tuple[str, ...] = ()
+        self._head: Any = None
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The model, ready to be taken apart; onnx is imported here and not before."""
+        with self._lock:
+            if self._anatomy is None:
+                from onnxcam.anatomy import Anatomy
+
+                self._anatomy = Anatomy(self._source)
+            return self._anatomy
+
+    def cut(self, layer: str) -> Cut:
+        """Where the model is cut for a layer."""
+        with self._lock:
+            return self.anatomy.cut(layer)
+
+    def head(self, layers: Sequence[str]) -> Any:
+        """A session that emits the scores and at least the cut values of these layers."""
+        with self._lock:
+            lacking = [name for name in layers if name not in self._exposed]
+            if self._head is None or lacking:
+                exposed = (*self._exposed, *dict.fromkeys(lacking))
+                self._head = self._made(self.anatomy.head(exposed))
+                self._exposed = exposed
+            return self._head
+
+    def tail(self, layer: str) -> Any:
+        """A session from the cut values to the scores."""
+        return self._part(("tail", layer), lambda: self.anatomy.tail(layer))
+
+    def backward(self, layer: str, relu: str) -> Any:
+        """A session from the cut values and a cotangent of the scores to the gradient at the layer."""
+        return self._part(("backward", layer, relu), lambda: self.anatomy.backward(layer, relu=relu))
+
+    def maps(self, names: Sequence[str]) -> Any:
+        """A session from activations and gradients to the maps of graph methods."""
+
+        def make() -> Any:
+            from onnxcam.anatomy import maps
+
+            return maps(names)
+
+        return self._part(("maps", *names), make)
+
+    def _part(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
+        held = self._sessions.get(key)
+        if held is None:
+            with self._lock:
+                held = self._sessions.get(key)
+                if held is None:
+                    held = self._sessions[key] = self._made(make())
+        return held
+
+    def _made(self, model: Any) -> Any:
+        from onnxcam.graph.load import serialize
+
+        return self._open(serialize(model))

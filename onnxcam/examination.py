@@ -117,7 +117,7 @@ class Examination:
         fusion: str,
         eigen: bool = False,
     ) -> list[np.ndarray]:
-        """Per method the mean of the maps of six altered batches: 0.9, 1 and 1.1 times the tensor, as it is and mirrored.
+        """Per method the mean of the maps of six altered batches: 0.9, 1 and 1.1 times the tensor, also mirrored.
 
         As pytorch-grad-cam's `aug_smooth`: each map is normalised and of the input's size before the mean is taken.
         """

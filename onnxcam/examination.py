@@ -12,6 +12,7 @@ from onnxcam.cam import targets
 from onnxcam.cam.methods import GRAPH, INPUT, find
 from onnxcam.cam.objectives import Objective, logit
 from onnxcam.errors import InputError, MethodError
+from onnxcam.live import INPUT as WHOLE
 from onnxcam.live import Features
 
 FUSIONS = ("mean", "max", "product")
@@ -53,9 +54,9 @@ class Examination:
     ) -> list[list[np.ndarray]]:
         """Per method and layer the maps `[N, k, h, w]` of several classes `[N, k]` of each row, after ReLU."""
         rows, count = classes.shape
-        features = self._having(layers)
+        features = self._having(needed(methods, layers))
         kind, total = features.batch.kind, features.batch.classes
-        repeated = features.repeat(count, layers)
+        repeated = features.repeat(count, needed(methods, layers))
         if repeated is None:
             each = [self.every_map(logit(classes[:, k], kind, total), methods, layers, options) for k in range(count)]
             return [
@@ -82,7 +83,7 @@ class Examination:
         methods = list(method) if many else [method]
         objective = self.objective(target)
         raw = self.every_map(objective, methods, names, options)
-        input_size = self._features.view(names[0], objective).shape
+        input_size = self._features.view(WHOLE, objective).shape
         found = [fuse(maps, normalize, map_size(size, input_size, maps), fusion) for maps in raw]
         return found if many else found[0]
 
@@ -94,7 +95,7 @@ class Examination:
         Raises:
             MethodError: no such method, or an option that none of them has.
         """
-        return _every_map(self._having(layers), objective, methods, layers, options)
+        return _every_map(self._having(needed(methods, layers)), objective, methods, layers, options)
 
     def attribution(
         self, target: Any = None, method: str = "saliency", layer: Any = None, **options: Any
@@ -110,8 +111,8 @@ class Examination:
                 f"method {method!r} gives a map of a layer, not one number per input value; use attribute()"
             )
         held.check(options)
-        name = self._default if layer is None else layer
-        view = self._having([name]).view(name, self.objective(target))
+        name = (self._default if layer is None else layer) if held.layered else WHOLE
+        view = self._having(needed([method], [name])).view(name, self.objective(target))
         return np.asarray(held.function(view, **options), np.float32)
 
     def _having(self, layers: Sequence[str]) -> Features:
@@ -120,6 +121,17 @@ class Examination:
             self._layers += lacking
             self._features = self._make(self._layers)
         return self._features
+
+
+def needed(methods: Sequence[str], layers: Sequence[str]) -> list[str]:
+    """The layers, if any of the methods reads one."""
+    return list(layers) if any(find(name).layered for name in methods) else []
+
+
+def single(methods: Sequence[str]) -> str | None:
+    """The rules of the one gradient at the input that all of the methods live on, None if they need more."""
+    rules = {find(name).single for name in methods}
+    return rules.pop() if len(rules) == 1 else None
 
 
 def _every_map(
@@ -133,7 +145,7 @@ def _every_map(
     for option in options:
         if not any(option in method.options for method in held):
             held[0].check([option])
-    views = [features.view(name, objective) for name in layers]
+    views = [features.view(name, objective) for name in needed(methods, layers)]
     together = list(dict.fromkeys(method.name for method in held if method.kind == GRAPH))
     shared = [dict(zip(together, view.maps(together), strict=True)) for view in views] if together else []
     found = []
@@ -142,7 +154,10 @@ def _every_map(
             found.append([np.maximum(maps[method.name], 0) for maps in shared])
         else:
             own = {key: value for key, value in options.items() if key in method.options}
-            found.append([view.explain(method.name, own) for view in views])
+            if method.layered:
+                found.append([view.explain(method.name, own) for view in views])
+            else:
+                found.append([features.view(WHOLE, objective).explain(method.name, own)] * len(layers))
     return found
 
 

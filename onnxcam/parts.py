@@ -26,6 +26,7 @@ class Parts:
         self._sessions: dict[tuple[str, ...], Any] = {}
         self._exposed: tuple[str, ...] = ()
         self._head: Any = None
+        self._contributions: tuple[Any, list[tuple[str, str]]] | None = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -59,6 +60,18 @@ class Parts:
     def backward(self, layer: str, relu: str) -> Any:
         """A session from the cut values and a cotangent of the scores to the gradient at the layer."""
         return self._part(("backward", layer, relu), lambda: self.anatomy.backward(layer, relu=relu))
+
+    def aimed(self, relu: str) -> Any:
+        """A session from pictures and classes to the scores and the gradient at the picture."""
+        return self._part(("aimed", relu), lambda: self.anatomy.aimed(relu=relu))
+
+    def constants(self) -> tuple[Any, list[tuple[str, str]]]:
+        """A session for what the picture and every additive constant contribute; its outputs with their layouts."""
+        with self._lock:
+            if self._contributions is None:
+                model, outputs = self.anatomy.constants()
+                self._contributions = self._made(model), outputs
+            return self._contributions
 
     def maps(self, names: Sequence[str]) -> Any:
         """A session from activations and gradients to the maps of graph methods."""

@@ -49,6 +49,9 @@ class Method:
         function: what was decorated.
         gradient: whether it needs gradients.
         long: whether it takes many runs of the whole model, so that progress is worth showing.
+        layered: whether it reads the target layer; an attribution of the input seldom does.
+        single: the rules (`plain` or `guided`) of the one gradient at the input that is all it needs: that one comes
+            with the scores, in one run of the model.
         options: names and default values of its options.
     """
 
@@ -58,6 +61,8 @@ class Method:
     gradient: bool = True
     long: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    layered: bool = True
+    single: str | None = None
 
     @property
     def formula(self) -> str:
@@ -89,12 +94,20 @@ def layer_method(name: str, *, gradient: bool = True, long: bool = False) -> Cal
     return _registering(name, LAYER, gradient, long)
 
 
-def attribution(name: str, *, gradient: bool = True, long: bool = False) -> Callable[[F], F]:
-    """Register an attribution of the input, `function(view, **options) -> float32 [N, C, H, W]`, signed."""
-    return _registering(name, INPUT, gradient, long)
+def attribution(
+    name: str, *, gradient: bool = True, long: bool = False, layered: bool = False, single: str | None = None
+) -> Callable[[F], F]:
+    """Register an attribution of the input, `function(view, **options) -> float32 [N, C, H, W]`, signed.
+
+    Arguments:
+        gradient, long, layered, single: as in `Method`. Unless it is layered, the view's layer is the picture itself.
+    """
+    return _registering(name, INPUT, gradient, long, layered, single)
 
 
-def _registering(name: str, kind: str, gradient: bool, long: bool) -> Callable[[F], F]:
+def _registering(
+    name: str, kind: str, gradient: bool, long: bool, layered: bool = True, single: str | None = None
+) -> Callable[[F], F]:
     def register(function: F) -> F:
         if name in _methods:
             raise ValueError(f"there already is a method {name!r}")
@@ -103,7 +116,7 @@ def _registering(name: str, kind: str, gradient: bool, long: bool) -> Callable[[
             for key, parameter in inspect.signature(function).parameters.items()
             if parameter.default is not parameter.empty
         }
-        _methods[name] = Method(name, kind, function, gradient, long, defaults)
+        _methods[name] = Method(name, kind, function, gradient, long, defaults, layered, single)
         return function
 
     return register

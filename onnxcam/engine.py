@@ -16,7 +16,7 @@ from onnxcam.cam.methods import GRAPH, find
 from onnxcam.errors import InputError, LayerError, MethodError, ModelError, TargetError
 from onnxcam.graph import file, manifest
 from onnxcam.graph.manifest import Manifest
-from onnxcam.live import SCORES, Features, Progress, portions
+from onnxcam.live import SCORES, Aim, Features, Progress, portions
 from onnxcam.parts import Parts
 
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -121,10 +121,16 @@ class Engine:
         return np.concatenate(rows)[: len(batch)]
 
     def features(
-        self, batch: np.ndarray, layers: Sequence[str], *, seed: int = 1234, progress: Progress | None = None
+        self,
+        batch: np.ndarray,
+        layers: Sequence[str],
+        *,
+        seed: int = 1234,
+        progress: Progress | None = None,
+        aim: Aim | None = None,
     ) -> Features:
         """What the head makes of a batch: from it, any class, method and layer of these cost the tail alone."""
-        return Features(self.parts, batch, layers, size=self.batch_size, seed=seed, progress=progress)
+        return Features(self.parts, batch, layers, size=self.batch_size, seed=seed, progress=progress, aim=aim)
 
     def holds(self, layers: Sequence[str], method: str, classes: np.ndarray) -> bool:
         """Whether the file itself computes these maps."""

@@ -12,7 +12,7 @@ from onnxcam.cam import targets
 from onnxcam.cam.methods import GRAPH, INPUT, find
 from onnxcam.cam.objectives import Objective, logit
 from onnxcam.errors import InputError, MethodError
-from onnxcam.live import INPUT as TENSOR
+from onnxcam.live import INPUT as WHOLE
 from onnxcam.live import Features
 
 FUSIONS = ("mean", "max", "product")
@@ -64,9 +64,9 @@ class Examination:
     ) -> list[list[np.ndarray]]:
         """Per method and layer the maps `[N, k, h, w]` of several classes `[N, k]` of each row, after ReLU."""
         rows, count = classes.shape
-        features = self._having(layers)
+        features = self._having(needed(methods, layers))
         kind, total = features.batch.kind, features.batch.classes
-        repeated = features.repeat(count, layers)
+        repeated = features.repeat(count, needed(methods, layers))
         if repeated is None:
             each = [
                 self.every_map(logit(classes[:, k], kind, total), methods, layers, options, eigen) for k in range(count)
@@ -103,7 +103,7 @@ class Examination:
             )
             return found if many else found[0]
         raw = self.every_map(objective, methods, names, options, EIGEN in smoothing)
-        input_size = self._features.view(names[0], objective).shape
+        input_size = self._features.view(WHOLE, objective).shape
         found = [fuse(maps, normalize, map_size(size, input_size, maps), fusion) for maps in raw]
         return found if many else found[0]
 
@@ -121,15 +121,17 @@ class Examination:
 
         As pytorch-grad-cam's `aug_smooth`: each map is normalised and of the input's size before the mean is taken.
         """
-        axis = 3 if self._features.view(layers[0], objective).batch.parts.cut(TENSOR).layer.layout == "NCHW" else 2
+        axis = 3 if self._features.batch.parts.cut(WHOLE).layer.layout == "NCHW" else 2
         if not np.issubdtype(self._batch.dtype, np.floating):
             raise InputError(f"smooth='augment' scales the tensor, and this model takes {self._batch.dtype}")
         total = [np.zeros(1, np.float32)] * len(methods)
         for mirrored in (False, True):
             batch = np.flip(self._batch, axis) if mirrored else self._batch
             for factor in _FACTORS:
-                features = self._make(layers, np.ascontiguousarray(batch * self._batch.dtype.type(factor)))
-                size = features.view(layers[0], objective).shape
+                features = self._make(
+                    needed(methods, layers), np.ascontiguousarray(batch * self._batch.dtype.type(factor))
+                )
+                size = features.view(WHOLE, objective).shape
                 for k, maps in enumerate(_every_map(features, objective, methods, layers, options, eigen)):
                     fused = fuse(maps, normalize, size, fusion)
                     total[k] = total[k] + (fused[:, :, ::-1] if mirrored else fused)
@@ -148,7 +150,7 @@ class Examination:
         Raises:
             MethodError: no such method, or an option that none of them has.
         """
-        return _every_map(self._having(layers), objective, methods, layers, options, eigen)
+        return _every_map(self._having(needed(methods, layers)), objective, methods, layers, options, eigen)
 
     def attribution(
         self, target: Any = None, method: str = "saliency", layer: Any = None, **options: Any
@@ -164,8 +166,8 @@ class Examination:
                 f"method {method!r} gives a map of a layer, not one number per input value; use attribute()"
             )
         held.check(options)
-        name = self._default if layer is None else layer
-        view = self._having([name]).view(name, self.objective(target))
+        name = (self._default if layer is None else layer) if held.layered else WHOLE
+        view = self._having(needed([method], [name])).view(name, self.objective(target))
         return np.asarray(held.function(view, **options), np.float32)
 
     def _having(self, layers: Sequence[str]) -> Features:
@@ -174,6 +176,17 @@ class Examination:
             self._layers += lacking
             self._features = self._make(self._layers, self._batch)
         return self._features
+
+
+def needed(methods: Sequence[str], layers: Sequence[str]) -> list[str]:
+    """The layers, if any of the methods reads one."""
+    return list(layers) if any(find(name).layered for name in methods) else []
+
+
+def single(methods: Sequence[str]) -> str | None:
+    """The rules of the one gradient at the input that all of the methods live on, None if they need more."""
+    rules = {find(name).single for name in methods}
+    return rules.pop() if len(rules) == 1 else None
 
 
 def _every_map(
@@ -188,8 +201,9 @@ def _every_map(
     for option in options:
         if not any(option in method.options for method in held):
             held[0].check([option])
-    views = [features.view(name, objective) for name in layers]
+    views = [features.view(name, objective) for name in needed(methods, layers)]
     if eigen:
+        views = views or [features.view(WHOLE, objective)]  # whose methods then say why not
         own = [{key: value for key, value in options.items() if key in method.options} for method in held]
         return [[view.smooth(method.name, given) for view in views] for method, given in zip(held, own, strict=True)]
     together = list(dict.fromkeys(method.name for method in held if method.kind == GRAPH))
@@ -200,7 +214,10 @@ def _every_map(
             found.append([np.maximum(maps[method.name], 0) for maps in shared])
         else:
             given = {key: value for key, value in options.items() if key in method.options}
-            found.append([view.explain(method.name, given) for view in views])
+            if method.layered:
+                found.append([view.explain(method.name, given) for view in views])
+            else:
+                found.append([features.view(WHOLE, objective).explain(method.name, given)] * len(layers))
     return found
 
 

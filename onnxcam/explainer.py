@@ -11,11 +11,11 @@ from onnxcam import doubts, image
 from onnxcam.cam import objectives, targets
 from onnxcam.engine import Engine, Raw, best_classes
 from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError
-from onnxcam.examination import AUGMENT, EIGEN, Examination, fuse, map_size, smoothings
+from onnxcam.examination import AUGMENT, EIGEN, Examination, fuse, map_size, needed, single, smoothings
 from onnxcam.explanation import Explanation
 from onnxcam.findings import Findings, name_of
 from onnxcam.labels import beside
-from onnxcam.live import Features, Progress
+from onnxcam.live import Aim, Features, Progress
 from onnxcam.runtime import Provider
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
@@ -203,7 +203,8 @@ class Explainer:
         if isinstance(method, str) and not options and not smooth and self._in_file(target, len(batch), names, method):
             _, raw = self._engine.maps(batch, self._targets(target, len(batch)), names, method)
             return fuse(raw, normalize, map_size(size, self._input_size(batch), raw), fusion)
-        held = self._examine(batch, names, seed, progress)
+        methods = list(method) if isinstance(method, (list, tuple)) else [method]
+        held = self._examine(batch, names, seed, progress, methods, target, smooth=smooth)
         return held.attribute(target, method, names, normalize, size, fusion=fusion, smooth=smooth, **options)
 
     def examine(
@@ -233,14 +234,34 @@ class Explainer:
         **options: Any,
     ) -> np.ndarray:
         """The signed attribution of every input value by an input method, float32 `[N, C, H, W]`."""
-        held = self.examine(batch, layer, seed=seed, progress=progress)
+        batch, names = self._engine.check_batch(batch), self._layer_names(layer)
+        held = self._examine(batch, names, seed, progress, [method], target)
         return held.attribution(target, method, layer, **options)
 
-    def _examine(self, batch: np.ndarray, names: Sequence[str], seed: int, progress: Progress | None) -> Examination:
-        def features(layers: Sequence[str], tensor: np.ndarray) -> Features:
-            return self._engine.features(tensor, layers, seed=seed, progress=progress)
+    def _examine(
+        self,
+        batch: np.ndarray,
+        names: Sequence[str],
+        seed: int,
+        progress: Progress | None,
+        methods: Sequence[str] | None = None,
+        target: Any = None,
+        top: int | None = None,
+        smooth: Any = (),
+    ) -> Examination:
+        """An examination that exposes the layers these methods need; where all they need is one gradient at the input,
+        it comes with the scores.
+        """
+        aimless = methods is None or top is not None or smooth or objectives.special(target)
+        rules = None if aimless else single(methods or [])
+        aim = None if rules is None else Aim(rules, self._targets(target, len(batch)))
 
-        return Examination(features, batch, names, names[0], self.labels, self._fixed)
+        def features(layers: Sequence[str], tensor: np.ndarray) -> Features:
+            first = None if layers else aim
+            return self._engine.features(tensor, layers, seed=seed, progress=progress, aim=first)
+
+        wanted = names if methods is None else needed(methods, names)
+        return Examination(features, batch, wanted, names[0], self.labels, self._fixed)
 
     def _in_file(self, target: Any, rows: int, names: Sequence[str], method: str) -> bool:
         """Whether the file itself computes the maps, so that nothing has to be taken apart."""
@@ -369,7 +390,7 @@ class Explainer:
             classes = self._explained(targets_of, scores)[:, None]
             raw = [[held[:, None] for held in maps]]
         else:
-            held = self._examine(batch, names, asked.seed, asked.progress)
+            held = self._examine(batch, names, asked.seed, asked.progress, methods, wanted, asked.top, asked.smooth)
             scores, eigen = held.scores, EIGEN in asked.smooth
             if asked.top is None:
                 objective = held.objective(wanted)

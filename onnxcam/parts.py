@@ -27,6 +27,7 @@ class Parts:
         self._straight: dict[str, bool] = {}
         self._exposed: tuple[str, ...] = ()
         self._head: Any = None
+        self._contributions: tuple[Any, list[tuple[str, str]]] | None = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -70,6 +71,18 @@ class Parts:
                     self._part(("curvature", layer), lambda: model)
                 self._straight[layer] = model is None
         return None if self._straight[layer] else self._sessions[("curvature", layer)]
+
+    def aimed(self, relu: str) -> Any:
+        """A session from pictures and classes to the scores and the gradient at the picture."""
+        return self._part(("aimed", relu), lambda: self.anatomy.aimed(relu=relu))
+
+    def constants(self) -> tuple[Any, list[tuple[str, str]]]:
+        """A session for what the picture and every additive constant contribute; its outputs with their layouts."""
+        with self._lock:
+            if self._contributions is None:
+                model, outputs = self.anatomy.constants()
+                self._contributions = self._made(model), outputs
+            return self._contributions
 
     def maps(self, names: Sequence[str], terms: bool = False) -> Any:
         """A session from activations and gradients to the maps of graph methods, or to what they are sums of."""

@@ -1,6 +1,6 @@
 """Every method, registered by importing its module."""
 
-from onnxcam.cam import baselines, contrast, curvature, eigen, gradient, noise, perturbation
+from onnxcam.cam import attributions, baselines, contrast, curvature, eigen, gradient, noise, occlusion, perturbation
 from onnxcam.cam.registry import GRAPH, INPUT, LAYER, Method, cam_method, find, find_graph, methods
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "INPUT",
     "LAYER",
     "Method",
+    "attributions",
     "baselines",
     "cam_method",
     "contrast",
@@ -18,5 +19,6 @@ __all__ = [
     "gradient",
     "methods",
     "noise",
+    "occlusion",
     "perturbation",
 ]

@@ -60,6 +60,10 @@ class Linear:
         return np.asarray(self.weights[rows])
 
 
+class Logit(Linear):
+    """Each row's own class."""
+
+
 class Likelihood:
     """The probability of one class per row."""
 
@@ -192,11 +196,18 @@ def resolve(target: Any, scores: np.ndarray, kind: str, classes: int, labels: La
     return logit(targets.chosen(targets.resolve(target, rows, classes, labels), scores, kind), kind, classes)
 
 
-def logit(chosen: np.ndarray, kind: str, classes: int) -> Linear:
+def logit(chosen: np.ndarray, kind: str, classes: int) -> Logit:
     """Each row's own class `[N]`, the usual objective."""
     if kind == "binary_logit":
-        return Linear(np.where(chosen == 1, 1.0, -1.0)[:, None], chosen)
-    return Linear(one_hot(chosen, classes), chosen)
+        return Logit(np.where(chosen == 1, 1.0, -1.0)[:, None], chosen)
+    return Logit(one_hot(chosen, classes), chosen)
+
+
+def probable(objective: Objective, kind: str) -> Objective:
+    """The probability of a class where its logit is the objective; any other objective as it is."""
+    if isinstance(objective, _Each):
+        return _Each([probable(one, kind) for one in objective.held])
+    return Likelihood(objective.classes, kind) if isinstance(objective, Logit) else objective
 
 
 def finer(chosen: np.ndarray, scores: np.ndarray, kind: str, alpha: float, count: int) -> Objective:
@@ -266,7 +277,7 @@ class _Each:
     """One objective per row."""
 
     def __init__(self, held: list[Objective]) -> None:
-        self._held = held
+        self.held = held
         self.classes = np.concatenate([one.classes for one in held])
         self.linear = all(one.linear for one in held)
 
@@ -282,7 +293,7 @@ class _Each:
         found: np.ndarray | None = None
         for row in np.unique(rows):
             places = np.flatnonzero(rows == row)
-            part = getattr(self._held[int(row)], what)(scores[places], np.zeros(len(places), np.int64))
+            part = getattr(self.held[int(row)], what)(scores[places], np.zeros(len(places), np.int64))
             if found is None:
                 found = np.empty((len(rows), *part.shape[1:]))
             found[places] = part

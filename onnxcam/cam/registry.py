@@ -58,6 +58,9 @@ class Method:
         function: what was decorated; it returns the map even where what was decorated returns its terms.
         gradient: whether it needs gradients.
         long: whether it takes many runs of the whole model, so that progress is worth showing.
+        layered: whether it reads the target layer; an attribution of the input seldom does.
+        single: the rules (`plain` or `guided`) of the one gradient at the input that is all it needs: that one comes
+            with the scores, in one run of the model.
         options: names and default values of its options.
         terms: of a map that is a sum over channels, what was decorated: it returns the terms `[N, C, h, w]`.
     """
@@ -68,6 +71,8 @@ class Method:
     gradient: bool = True
     long: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    layered: bool = True
+    single: str | None = None
     terms: Callable[..., Any] | None = field(default=None, repr=False)
 
     @property
@@ -100,9 +105,15 @@ def layer_method(name: str, *, gradient: bool = True, long: bool = False, summed
     return _registering(name, LAYER, gradient, long, _add_arrays if summed else None)
 
 
-def attribution(name: str, *, gradient: bool = True, long: bool = False) -> Callable[[F], F]:
-    """Register an attribution of the input, `function(view, **options) -> float32 [N, C, H, W]`, signed."""
-    return _registering(name, INPUT, gradient, long, None)
+def attribution(
+    name: str, *, gradient: bool = True, long: bool = False, layered: bool = False, single: str | None = None
+) -> Callable[[F], F]:
+    """Register an attribution of the input, `function(view, **options) -> float32 [N, C, H, W]`, signed.
+
+    Arguments:
+        gradient, long, layered, single: as in `Method`. Unless it is layered, the view's layer is the picture itself.
+    """
+    return _registering(name, INPUT, gradient, long, None, layered, single)
 
 
 def _registering(
@@ -111,6 +122,8 @@ def _registering(
     gradient: bool,
     long: bool,
     adding: Callable[[Callable[..., Any]], Callable[..., Any]] | None,
+    layered: bool = True,
+    single: str | None = None,
 ) -> Callable[[F], F]:
     def register(function: F) -> F:
         if name in _methods:
@@ -122,7 +135,7 @@ def _registering(
         }
         whole = function if adding is None else adding(function)
         terms = None if adding is None else function
-        _methods[name] = Method(name, kind, whole, gradient, long, defaults, terms)
+        _methods[name] = Method(name, kind, whole, gradient, long, defaults, layered, single, terms)
         return function
 
     return register

@@ -39,6 +39,15 @@ class View(Protocol):
     def gradients(self) -> np.ndarray: ...
 
     @property
+    def guided(self) -> np.ndarray:
+        """`gradients` by guided backpropagation: at every ReLU only what is positive flows back."""
+
+    def contributions(self) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+        """(start, stop, parts) of the pictures, a few at a time: what the picture itself (first) and each additive
+        constant of the network contribute to the objective, gradient times value, float32 `[m, C, h, w]` each.
+        """
+
+    @property
     def input(self) -> View:
         """The same pictures, with the picture itself as the layer."""
 

@@ -1,6 +1,7 @@
 """Brings any model into the one form the rest works on.
 
-Functions inlined, opset at least 18, initializers no longer listed as inputs, every node named, shapes inferred.
+Functions inlined, opset at least 18, initializers no longer listed as inputs, every node named, shapes inferred, and
+the maps of a gated explainable model computed always.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import onnx
 from onnx import inliner, shape_inference, version_converter
 
 from onnxcam.errors import ModelError, listing
+from onnxcam.graph.branch import ungate
 from onnxcam.graph.load import Source, load
 from onnxcam.graph.view import Graph
 
@@ -27,6 +29,7 @@ def prepare(source: Source) -> Graph:
         ModelError: the model is invalid or cannot be brought to opset 18.
     """
     model = load(source)
+    condition = ungate(model)
     _unlist_initializers(model)
     _inline(model)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
@@ -38,6 +41,7 @@ def prepare(source: Source) -> Graph:
     _infer(model)
     graph = Graph(model)
     graph.source_opset = opset
+    graph.source_gate = condition
     return graph
 
 

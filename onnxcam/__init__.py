@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from onnxcam.augmentation import augment as augment
     from onnxcam.augmentation import list_layers as layers
     from onnxcam.autodiff.gradient import gradient as gradient
+    from onnxcam.cam.objectives import Contrast as Contrast
+    from onnxcam.cam.objectives import Probability as Probability
+    from onnxcam.cam.objectives import Weights as Weights
     from onnxcam.explainer import Explainer as Explainer
     from onnxcam.explanation import Explanation as Explanation
     from onnxcam.monitor.hook import Monitor as Monitor
@@ -29,9 +32,24 @@ _LAZY = {
     "Explainer": "onnxcam.explainer",
     "Explanation": "onnxcam.explanation",
     "Monitor": "onnxcam.monitor.hook",
+    "Contrast": "onnxcam.cam.objectives",
+    "Probability": "onnxcam.cam.objectives",
+    "Weights": "onnxcam.cam.objectives",
 }
 
-__all__ = ["Explainer", "Explanation", "Monitor", "OnnxcamError", "__version__", "augment", "gradient", "layers"]
+__all__ = [
+    "Contrast",
+    "Explainer",
+    "Explanation",
+    "Monitor",
+    "OnnxcamError",
+    "Probability",
+    "Weights",
+    "__version__",
+    "augment",
+    "gradient",
+    "layers",
+]
 
 
 def __getattr__(name: str) -> Any:

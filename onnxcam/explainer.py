@@ -9,10 +9,11 @@ import numpy as np
 
 from onnxcam import doubts, image
 from onnxcam.cam import objectives, targets
+from onnxcam.cam.objectives import Objective
 from onnxcam.engine import Engine, Raw, best_classes
 from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError
 from onnxcam.examination import Examination, fuse
-from onnxcam.explanation import Explanation, Map
+from onnxcam.explanation import Explanation, Map, doubtful
 from onnxcam.labels import beside
 from onnxcam.live import Features, Progress
 from onnxcam.runtime import Provider
@@ -33,6 +34,7 @@ class _Found(NamedTuple):
     normalize: str
     size: tuple[int, int]
     fusion: str
+    objective: Objective | None
 
 
 class _Asked(NamedTuple):
@@ -363,6 +365,7 @@ class Explainer:
     ) -> Iterator[Explanation]:
         batch = self._engine.check_batch(np.concatenate([tensor for _, tensor, _ in prepared]))
         methods, names = asked.methods, asked.layers
+        objective = None
         alone = asked.top is None and len(methods) == 1 and not asked.options
         if alone and self._in_file(wanted, len(batch), names, methods[0]):
             targets_of = self._targets(wanted, len(batch))
@@ -385,7 +388,7 @@ class Explainer:
         probabilities = targets.probabilities(scores, self._kind)
         size = self._size("input", batch, [])
         every = [
-            _Found(scores, probabilities, classes, maps, method, asked.normalize, size, asked.fusion)
+            _Found(scores, probabilities, classes, maps, method, asked.normalize, size, asked.fusion, objective)
             for method, maps in zip(methods, raw, strict=True)
         ]
         listed = isinstance(asked.layer, (list, tuple))
@@ -424,15 +427,18 @@ class Explainer:
                     held if isinstance(layer, list) else held[0],
                 )
             )
+        kind, other = (objectives.LOGIT, None) if found.objective is None else found.objective.told(row)
         return Explanation(
             picture.pixels,
             self._predictions(found.probabilities[row]),
             maps,
             found.method,
             layer,
-            [*self._warnings, *_doubts(maps, found.scores[row])],
+            [*self._warnings, *doubtful(maps, found.scores[row])],
             picture.name,
             {"source": self.manifest.get("source"), "parity": self.manifest.get("parity")},
+            kind=kind,
+            other=None if other is None else (other, self.label(other)),
         )
 
     def label(self, index: int) -> str:
@@ -487,22 +493,3 @@ class Explainer:
     def _predictions(self, probabilities: np.ndarray) -> list[tuple[int, str, float]]:
         best = np.argsort(-probabilities, kind="stable")[:_SHOWN]
         return [(int(i), self.label(int(i)), float(probabilities[i])) for i in best]
-
-
-def _doubts(maps: list[Map], scores: np.ndarray) -> list[str]:
-    found = []
-    if not np.isfinite(scores).all():
-        found.append("the scores are not finite: the map means nothing; check the model and its preprocessing")
-    for held in maps:
-        raw = held.raw_map if isinstance(held.raw_map, list) else [held.raw_map]
-        if not any(layer_map.any() for layer_map in raw):
-            found.append(
-                f"the map of {held.label!r} is zero everywhere: nothing at this layer speaks for the class; "
-                "try another layer or method"
-            )
-        elif not held.heatmap.any():
-            found.append(
-                f"the map of {held.label!r} shows nothing: it is the same everywhere, or lies outside the picture; "
-                "normalize='max' keeps a map that is the same everywhere"
-            )
-    return found

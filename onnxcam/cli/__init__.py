@@ -11,6 +11,7 @@ from onnxcam.cli.group import CommandGroup
 COMMANDS = {
     "export": ("onnxcam.cli.export:export", "Write an explainable ONNX file."),
     "explain": ("onnxcam.cli.explain:explain", "Explain what a model sees in pictures."),
+    "methods": ("onnxcam.cli.methods:methods", "List the methods of explaining."),
     "layers": ("onnxcam.cli.layers:layers", "List the layers that can be explained."),
     "check": ("onnxcam.cli.check:check", "Check a model's gradients against finite differences, or its preprocessing."),
     "monitor": ("onnxcam.cli.monitor:monitor", "Read what monitors wrote: records, drift, reports."),

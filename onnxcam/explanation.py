@@ -269,26 +269,6 @@ def unit(heatmap: np.ndarray) -> np.ndarray:
     return heatmap / top if top > 1.0 + 1e-6 else heatmap
 
 
-def doubtful(maps: Sequence[Map], scores: np.ndarray) -> list[str]:
-    """What is doubtful about a row's maps and scores `[K]`, in sentences."""
-    found = []
-    if not np.isfinite(scores).all():
-        found.append("the scores are not finite: the map means nothing; check the model and its preprocessing")
-    for held in maps:
-        raw = held.raw_map if isinstance(held.raw_map, list) else [held.raw_map]
-        if not any(layer_map.any() for layer_map in raw):
-            found.append(
-                f"the map of {held.label!r} is zero everywhere: nothing at this layer speaks for the class; "
-                "try another layer or method"
-            )
-        elif not held.heatmap.any():
-            found.append(
-                f"the map of {held.label!r} shows nothing: it is the same everywhere, or lies outside the picture; "
-                "normalize='max' keeps a map that is the same everywhere"
-            )
-    return found
-
-
 def file_stem(label: str) -> str:
     """A label as part of a file name: letters, digits and underscores, at most 60 of them."""
     first = label.split(",")[0].strip()

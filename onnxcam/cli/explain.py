@@ -359,9 +359,7 @@ def check(explainer: Explainer, request: Request, index: int) -> None:
         # the file lacks something that is computed in memory: whether that works shows on a grey picture
         grey = image.Picture(_grey(explainer))
         quick = [name for name in request.methods if not find(name).long]
-        own = {
-            key: value for key, value in request.options.items() if any(key in find(name).options for name in quick)
-        }
+        own = {key: value for key, value in request.options.items() if any(key in find(name).options for name in quick)}
         if quick:
             explainer.explain(grey, None if index < 0 else index, quick, request.layer, **own)
         else:

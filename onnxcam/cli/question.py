@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from onnxcam.cam import targets
 from onnxcam.cam.methods import Method, find, methods
@@ -31,11 +32,9 @@ class MethodName(click.ParamType):
         """
         return find(value).name
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Every method that begins so."""
-        return [click.shell_completion.CompletionItem(name) for name in methods() if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in methods() if name.startswith(incomplete)]
 
 
 def parse_options(texts: Sequence[str], names: Sequence[str]) -> dict[str, Any]:

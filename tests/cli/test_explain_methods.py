@@ -358,7 +358,7 @@ def test_a_long_method_shows_its_progress_on_a_terminal(ready: Path, photo: Path
     code, err, _ = interrupted(arguments, "sys.stderr.isatty = lambda: True")
     assert code == 130 and "Traceback" not in err
     assert re.search(r"\[#*-+\] \d+%, \d+:\d\d left", err)
-    assert err.endswith("\r\x1b[2KInterrupted.\n"), "the bar is wiped out"
+    assert err.endswith("\x1b[2KInterrupted.\n"), "the bar is wiped out"
 
 
 def test_labels_are_those_of_the_file() -> None:

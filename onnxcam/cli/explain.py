@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from onnxcam.errors import LayerError, OutputError, PreprocessError, TargetError
 from onnxcam.examination import FUSIONS
 from onnxcam.explainer import Explainer
 from onnxcam.image.panel import percentage
+from onnxcam.image.text import Font
 
 SUMMARY = "analysis_summary.json"
 _PACKAGES = ("onnxcam", "onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python", "opencv-python-headless")
@@ -170,6 +172,7 @@ def explain(
     found = pictures.collect(wanted, folder)
     if not found.items and len(found.failures) == 1:
         raise found.failures[0][1]
+    threading.Thread(target=_warm, daemon=True).start()
     many = len(found.items) > 1
     explainer = open_explainer(model, layers, labels, preprocess, names, provider, allow_fallback, many)
     wanted_class, index = question.parse_target(target, contrast, probability, explainer.labels, explainer.classes)
@@ -216,6 +219,12 @@ def explain(
         )
     if counts["failed"]:
         raise click.exceptions.Exit(1)
+
+
+def _warm() -> None:
+    """Load what pictures are read and drawn with beside the model, which takes as long."""
+    with contextlib.suppress(Exception):  # what is wrong shows when it is needed
+        Font(19, 600).width("0")
 
 
 def open_explainer(
@@ -321,6 +330,8 @@ def describe(model: str, explainer: Explainer, request: Request) -> dict[str, An
 
 def versions() -> dict[str, str]:
     """Versions of the packages that take part, those that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for package in _PACKAGES:
         try:

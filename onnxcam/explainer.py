@@ -383,6 +383,7 @@ class Explainer:
     ) -> Iterator[Explanation]:
         batch = self._engine.check_batch(np.concatenate([tensor for _, tensor, _ in prepared]))
         methods, names = asked.methods, asked.layers
+        objective = None
         alone = asked.top is None and len(methods) == 1 and not asked.options and not asked.smooth
         if alone and self._in_file(wanted, len(batch), names, methods[0]):
             targets_of = self._targets(wanted, len(batch))
@@ -419,6 +420,7 @@ class Explainer:
                 self.labels,
                 self._warnings,
                 {"source": self.manifest.get("source"), "parity": self.manifest.get("parity")},
+                objective,
             )
             for method, maps in zip(methods, raw, strict=True)
         ]

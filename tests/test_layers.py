@@ -28,7 +28,7 @@ LAYERS = (
     ("engine", "examination", "check", "explanation", "doubts"),
     ("findings",),
     ("explainer", "exporters"),
-    ("doctor", "monitor", "server", "comparison"),
+    ("doctor", "monitor", "server", "comparison", "bench"),
     ("cli+demo+__main__",),
 )
 HEAVY = {"torch", "torchvision", "timm", "tensorflow", "keras", "tf2onnx", "cv2", "PIL", "matplotlib", "scipy", "sympy"}

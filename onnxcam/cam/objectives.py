@@ -22,6 +22,8 @@ from onnxcam.cam import targets
 from onnxcam.errors import TargetError
 
 Labels = Sequence[str] | None
+# kinds of objective
+LOGIT, CONTRAST, PROBABILITY, WEIGHTS, FINER = "logit", "contrast", "probability", "weights", "finer"
 
 
 class Objective(Protocol):
@@ -41,15 +43,22 @@ class Objective(Protocol):
     def cotangent(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """d value / d scores, float64 `[M, K]`."""
 
+    def told(self, row: int) -> tuple[str, int | None]:
+        """What is explained of a row: its kind, and the class it is contrasted with."""
+
 
 class Linear:
     """A weighted sum of logits: `weights` `[N, K]` of the scores as the model emits them."""
 
     linear = True
 
-    def __init__(self, weights: np.ndarray, classes: np.ndarray) -> None:
+    def __init__(
+        self, weights: np.ndarray, classes: np.ndarray, kind: str = LOGIT, others: np.ndarray | None = None
+    ) -> None:
         self.weights = weights
         self.classes = classes
+        self._kind = kind
+        self._others = others
 
     def value(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """sum_k w_k y_k."""
@@ -58,6 +67,10 @@ class Linear:
     def cotangent(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """w."""
         return np.asarray(self.weights[rows])
+
+    def told(self, row: int) -> tuple[str, int | None]:
+        """As it was made."""
+        return self._kind, None if self._others is None else int(self._others[row])
 
 
 class Logit(Linear):
@@ -87,6 +100,10 @@ class Likelihood:
             return np.asarray(own * (1 - own) * np.where(chosen == 1, 1.0, -1.0)[:, None])
         hot = one_hot(chosen, scores.shape[1])
         return np.asarray(own * (1 - own) * hot if self._kind == "multilabel" else own * (hot - p))
+
+    def told(self, row: int) -> tuple[str, int | None]:
+        """A probability."""
+        return PROBABILITY, None
 
 
 class Finer:
@@ -121,6 +138,10 @@ class Finer:
         np.add.at(found, (place, rivals), p * by_weight - self._alpha * p / total)
         found[place[:, 0], self.classes[rows]] += p.sum(axis=1) / total[:, 0]
         return found
+
+    def told(self, row: int) -> tuple[str, int | None]:
+        """Several rivals at once."""
+        return FINER, None
 
     def _parts(self, scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         y = scores.astype(np.float64)
@@ -192,7 +213,7 @@ def resolve(target: Any, scores: np.ndarray, kind: str, classes: int, labels: La
         return Likelihood(targets.chosen(wanted, scores, kind), kind)
     if isinstance(target, Weights):
         weights = np.repeat(_vector(target.weights, classes, labels)[None], rows, axis=0)
-        return Linear(fold(weights, kind), weights.argmax(axis=1))
+        return Linear(fold(weights, kind), weights.argmax(axis=1), WEIGHTS)
     return logit(targets.chosen(targets.resolve(target, rows, classes, labels), scores, kind), kind, classes)
 
 
@@ -253,7 +274,7 @@ def _contrast(target: Contrast, scores: np.ndarray, kind: str, classes: int, lab
     if len(same):
         name = labels[wanted[same[0]]] if labels else wanted[same[0]]
         raise TargetError(f"a contrast of {name!r} with itself says nothing; name another class to compare it with")
-    return Linear(fold(one_hot(wanted, classes) - one_hot(other, classes), kind), wanted)
+    return Linear(fold(one_hot(wanted, classes) - one_hot(other, classes), kind), wanted, CONTRAST, other)
 
 
 def _vector(weights: Any, classes: int, labels: Labels) -> np.ndarray:
@@ -288,6 +309,10 @@ class _Each:
     def cotangent(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Each row's own."""
         return self._gather("cotangent", scores, rows)
+
+    def told(self, row: int) -> tuple[str, int | None]:
+        """Each row's own."""
+        return self._held[row].told(0)
 
     def _gather(self, what: str, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         found: np.ndarray | None = None

@@ -20,14 +20,14 @@ LAYERS = (
     ("errors",),
     ("graph", "models"),
     ("autodiff",),
-    ("cam", "image", "runtime"),
+    ("cam", "image", "runtime", "html"),
     ("augmentation", "labels"),
     ("anatomy",),
     ("parts",),
     ("live",),
     ("engine", "examination", "check", "explanation", "doubts"),
     ("explainer", "exporters"),
-    ("doctor", "monitor", "server", "comparison"),
+    ("doctor", "monitor", "server", "comparison", "evaluation"),
     ("cli+demo+__main__",),
 )
 HEAVY = {"torch", "torchvision", "timm", "tensorflow", "keras", "tf2onnx", "cv2", "PIL", "matplotlib", "scipy", "sympy"}

@@ -18,6 +18,7 @@ import onnx
 
 from onnxcam.augmentation import find_scores, held_scores, input_layout, picture_input, restore
 from onnxcam.autodiff.rules import guided
+from onnxcam.autodiff.seed import unrounded
 from onnxcam.autodiff.sweep import path, sweep
 from onnxcam.cam import methods as cam
 from onnxcam.errors import LayerError
@@ -128,7 +129,7 @@ class Anatomy:
         shape = graph.shape(self.scores.value) or ("N", None)
         flat = COTANGENT if len(shape) == 2 else op.reshape_like(COTANGENT, self.scores.value)
         replaced = guided.RULES if relu == "guided" else {}
-        (gradient,) = sweep(op, self.scores.value, flat, [cut.layer.value], replaced=replaced)
+        (gradient,) = sweep(op, unrounded(graph, self.scores.value), flat, [cut.layer.value], replaced=replaced)
         op.dtype = graph.dtype(cut.layer.value)
         op.Identity(gradient, name=GRADIENT)
         whole = onnx.ModelProto()

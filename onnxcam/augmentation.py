@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcam import image
-from onnxcam.autodiff.seed import binary_cotangent, class_cotangent
+from onnxcam.autodiff.seed import binary_cotangent, class_cotangent, unrounded
 from onnxcam.autodiff.sweep import sweep
 from onnxcam.cam import methods as cam
 from onnxcam.cam import targets
@@ -104,9 +104,9 @@ def augment(
     _target(op, target, found, labels)
     chosen = _chosen(op, flat, target, found, labels)
     if found.kind == "binary_logit":
-        start, cotangent = binary_cotangent(op, found.value, flat, chosen)
+        start, cotangent = binary_cotangent(op, unrounded(graph, found.value), flat, chosen)
     else:
-        start, cotangent = class_cotangent(op, found.value, flat, chosen, found.classes)
+        start, cotangent = class_cotangent(op, unrounded(graph, found.value), flat, chosen, found.classes)
     grads = sweep(op, start, cotangent, [layer.value for layer in wanted])
 
     model = graph.model
@@ -437,6 +437,8 @@ def _manifest(
         "source": origin,
         "parity": None,
     }
+    if any(node.op_type == "QuantizeLinear" for node in graph.nodes):
+        held["approximations"] = ["quantization: rounding is taken for the identity, saturation for clipping"]
     own = normalization(graph, picture.name, layout == "NHWC")
     if own is not None:
         held["input"]["normalization"] = own

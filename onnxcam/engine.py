@@ -75,12 +75,26 @@ class Engine:
             extra = [] if layers is None else [name for name in layers if name not in names]
             where, held = self._augment(source, [*names, *extra] or None, methods, held)
         self._loaded = _Loaded(where, held, self._session(where))
-        self.parts = Parts(where, self._session)
+        self.parts = Parts(where, self._part)
 
     @property
     def held(self) -> Manifest:
         """The manifest of the model in use."""
         return self._loaded.held
+
+    @property
+    def source(self) -> str | bytes:
+        """The model in use, with its manifest: a path or its bytes."""
+        return self._loaded.source
+
+    def on(self, model: Source) -> dict[str, Any]:
+        """What makes an engine of another model on the same terms: arguments by name."""
+        return {
+            "source": model,
+            "providers": self._providers,
+            "session_options": self._options,
+            "allow_fallback": self._allow_fallback,
+        }
 
     @property
     def providers(self) -> list[str]:
@@ -239,6 +253,10 @@ class Engine:
 
     def _session(self, source: str | bytes) -> Any:
         return runtime.open_session(source, self._providers, self._options, allow_fallback=self._allow_fallback)
+
+    def _part(self, model: bytes) -> Any:
+        options = self._options if self._options is not None else runtime.quiet_options(in_turn=True)
+        return runtime.open_session(model, self._providers, options, allow_fallback=self._allow_fallback)
 
 
 def best_classes(scores: np.ndarray, kind: str, count: int) -> np.ndarray:

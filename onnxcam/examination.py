@@ -83,10 +83,7 @@ class Examination:
         objective = self.objective(target)
         raw = self.every_map(objective, methods, names, options)
         input_size = self._features.view(names[0], objective).shape
-        found = []
-        for maps in raw:
-            wanted = input_size if size == "input" else maps[-1].shape[1:] if size == "layer" else size
-            found.append(fuse(maps, normalize, _size(wanted), fusion))
+        found = [fuse(maps, normalize, map_size(size, input_size, maps), fusion) for maps in raw]
         return found if many else found[0]
 
     def every_map(
@@ -175,7 +172,16 @@ def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int], fusi
     return image.normalize(np.asarray(joined, np.float32), normalize)
 
 
-def _size(size: Any) -> tuple[int, int]:
+def map_size(size: Any, of_input: tuple[int, int], raw: Sequence[np.ndarray]) -> tuple[int, int]:
+    """The height and width that `input`, `layer` or a pair means.
+
+    Raises:
+        InputError: something else.
+    """
+    if size == "input":
+        return of_input
+    if size == "layer":
+        return raw[-1].shape[1], raw[-1].shape[2]
     whole = isinstance(size, (tuple, list)) and all(isinstance(s, (int, np.integer)) and s > 0 for s in size)
     if whole and len(size) == 2:
         return int(size[0]), int(size[1])

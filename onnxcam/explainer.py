@@ -11,28 +11,15 @@ from onnxcam import doubts, image
 from onnxcam.cam import objectives, targets
 from onnxcam.engine import Engine, Raw, best_classes
 from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError
-from onnxcam.examination import Examination, fuse
-from onnxcam.explanation import Explanation, Map
+from onnxcam.examination import Examination, fuse, map_size
+from onnxcam.explanation import Explanation
+from onnxcam.findings import Findings, name_of
 from onnxcam.labels import beside
 from onnxcam.live import Features, Progress
 from onnxcam.runtime import Provider
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
-_SHOWN = 5  # predictions kept with an explanation
 SEED = 1234
-
-
-class _Found(NamedTuple):
-    """What a batch came to: per layer the maps `raw` are `[N, k, h, w]`, for the `classes` `[N, k]`."""
-
-    scores: np.ndarray
-    probabilities: np.ndarray
-    classes: np.ndarray
-    raw: list[np.ndarray]
-    method: str
-    normalize: str
-    size: tuple[int, int]
-    fusion: str
 
 
 class _Asked(NamedTuple):
@@ -118,6 +105,17 @@ class Explainer:
     def manifest(self) -> dict[str, Any]:
         """The manifest of the model in use."""
         return self._engine.held
+
+    @property
+    def source(self) -> str | bytes:
+        """The model in use, an explainable file: its path or its bytes."""
+        return self._engine.source
+
+    def beside(self, model: Any) -> Explainer:
+        """An explainer of a changed copy of the model on the same terms: labels, preprocessing, layers, providers."""
+        return Explainer(
+            **self._engine.on(model), labels=self.labels, preprocess=self._preprocess, layers=self._default_layers
+        )
 
     @property
     def classes(self) -> int:
@@ -211,7 +209,7 @@ class Explainer:
         names = self._layer_names(layer)
         if isinstance(method, str) and not options and self._in_file(target, len(batch), names, method):
             _, raw = self._engine.maps(batch, self._targets(target, len(batch)), names, method)
-            return fuse(raw, normalize, self._size(size, batch, raw), fusion)
+            return fuse(raw, normalize, map_size(size, self._input_size(batch), raw), fusion)
         held = self._examine(batch, names, seed, progress)
         return held.attribute(target, method, names, normalize, size, fusion=fusion, **options)
 
@@ -382,62 +380,35 @@ class Explainer:
             else:
                 classes = best_classes(scores, self._kind, asked.top)
                 raw = held.classes_map(classes, methods, names, asked.options)
-        probabilities = targets.probabilities(scores, self._kind)
-        size = self._size("input", batch, [])
         every = [
-            _Found(scores, probabilities, classes, maps, method, asked.normalize, size, asked.fusion)
+            Findings(
+                scores,
+                targets.probabilities(scores, self._kind),
+                classes,
+                maps,
+                method,
+                asked.normalize,
+                self._input_size(batch),
+                asked.fusion,
+                self.labels,
+                self._warnings,
+                {"source": self.manifest.get("source"), "parity": self.manifest.get("parity")},
+            )
             for method, maps in zip(methods, raw, strict=True)
         ]
-        listed = isinstance(asked.layer, (list, tuple))
+        layer: Any = list(names) if isinstance(asked.layer, (list, tuple)) else names[0]
         for row, (picture, _, geometry) in enumerate(prepared):
-            told = [
-                self._told(found, row, picture, geometry, range(len(names)), list(names) if listed else names[0])
-                for found in every
-            ]
+            told = [found.explanation(row, picture, geometry, range(len(names)), layer) for found in every]
             if asked.side_by_side:
                 told[0].per_layer.extend(
-                    self._told(every[0], row, picture, geometry, [place], name) for place, name in enumerate(names)
+                    every[0].explanation(row, picture, geometry, [place], name) for place, name in enumerate(names)
                 )
             told[0].per_method.extend(told if len(told) > 1 else [])
             yield told[0]
 
-    def _told(
-        self,
-        found: _Found,
-        row: int,
-        picture: image.Picture,
-        geometry: image.Geometry,
-        places: Sequence[int],
-        layer: Any,
-    ) -> Explanation:
-        """One row's explanation from the maps of the layers at these places."""
-        maps = []
-        for k, index in enumerate(found.classes[row]):
-            held = [np.ascontiguousarray(found.raw[place][row, k]) for place in places]
-            fused = fuse([one[None] for one in held], found.normalize, found.size, found.fusion)[0]
-            maps.append(
-                Map(
-                    int(index),
-                    self.label(int(index)),
-                    float(found.probabilities[row, index]),
-                    geometry.to_picture(fused),
-                    held if isinstance(layer, list) else held[0],
-                )
-            )
-        return Explanation(
-            picture.pixels,
-            self._predictions(found.probabilities[row]),
-            maps,
-            found.method,
-            layer,
-            [*self._warnings, *_doubts(maps, found.scores[row])],
-            picture.name,
-            {"source": self.manifest.get("source"), "parity": self.manifest.get("parity")},
-        )
-
     def label(self, index: int) -> str:
         """The name of a class; its index as text where no labels are known."""
-        return self.labels[index] if self.labels is not None else str(index)
+        return name_of(index, self.labels)
 
     @property
     def _kind(self) -> str:
@@ -473,36 +444,6 @@ class Explainer:
             raise InputError(f"layer={layer!r}; expected a layer's name, a list of names, or None for the last layer")
         return names
 
-    def _size(self, size: Any, batch: np.ndarray, raw: list[np.ndarray]) -> tuple[int, int]:
-        if size == "input":
-            axes = (2, 3) if self._engine.held["input"]["layout"] == "NCHW" else (1, 2)
-            return batch.shape[axes[0]], batch.shape[axes[1]]
-        if size == "layer":
-            return raw[-1].shape[1], raw[-1].shape[2]
-        whole = isinstance(size, (tuple, list)) and all(isinstance(s, (int, np.integer)) and s > 0 for s in size)
-        if whole and len(size) == 2:
-            return int(size[0]), int(size[1])
-        raise InputError(f"size={size!r}; expected 'input', 'layer' or (height, width)")
-
-    def _predictions(self, probabilities: np.ndarray) -> list[tuple[int, str, float]]:
-        best = np.argsort(-probabilities, kind="stable")[:_SHOWN]
-        return [(int(i), self.label(int(i)), float(probabilities[i])) for i in best]
-
-
-def _doubts(maps: list[Map], scores: np.ndarray) -> list[str]:
-    found = []
-    if not np.isfinite(scores).all():
-        found.append("the scores are not finite: the map means nothing; check the model and its preprocessing")
-    for held in maps:
-        raw = held.raw_map if isinstance(held.raw_map, list) else [held.raw_map]
-        if not any(layer_map.any() for layer_map in raw):
-            found.append(
-                f"the map of {held.label!r} is zero everywhere: nothing at this layer speaks for the class; "
-                "try another layer or method"
-            )
-        elif not held.heatmap.any():
-            found.append(
-                f"the map of {held.label!r} shows nothing: it is the same everywhere, or lies outside the picture; "
-                "normalize='max' keeps a map that is the same everywhere"
-            )
-    return found
+    def _input_size(self, batch: np.ndarray) -> tuple[int, int]:
+        axes = (2, 3) if self._engine.held["input"]["layout"] == "NCHW" else (1, 2)
+        return batch.shape[axes[0]], batch.shape[axes[1]]

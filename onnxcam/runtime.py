@@ -130,18 +130,22 @@ def open_session(
     return session
 
 
-def quiet_options(*, spinning: bool = True) -> Any:
+def quiet_options(*, spinning: bool = True, in_turn: bool = False) -> Any:
     """The session options used where the caller has none.
 
     Arguments:
         spinning: False for sessions beside which other threads work: the runtime's own then sleep between runs rather
             than take their cores (10 to 19 % of all processor time, explaining a folder on two cores).
+        in_turn: True for sessions that run one after the other: each one's threads stop spinning when its run ends,
+            before the next one's need the cores (1.06 instead of 1.66 of the forward pass for two methods, ResNet-50).
     """
     options = import_onnxruntime().SessionOptions()
     # the runtime warns once per load that `target` has a default: that is meant
     options.log_severity_level = 3
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if in_turn:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 

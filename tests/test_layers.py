@@ -26,6 +26,7 @@ LAYERS = (
     ("parts",),
     ("live",),
     ("engine", "examination", "check", "explanation", "doubts"),
+    ("findings",),
     ("explainer", "exporters"),
     ("doctor", "monitor", "server", "comparison", "evaluation"),
     ("cli+demo+__main__",),

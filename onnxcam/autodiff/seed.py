@@ -9,6 +9,19 @@ from onnxcam.graph.builder import Builder
 from onnxcam.graph.view import Graph, attributes
 
 
+def unrounded(graph: Graph, scores: str) -> str:
+    """The scores before a quantization that ends the model: the best score of all often saturates, and a saturated
+    score would have no gradient."""
+    node = graph.producer.get(scores)
+    while node is not None and node.op_type == "DequantizeLinear":
+        source = graph.producer.get(node.input[0])
+        if source is None or source.op_type != "QuantizeLinear" or not graph.is_float(source.input[0]):
+            break
+        scores = source.input[0]
+        node = graph.producer.get(scores)
+    return scores
+
+
 def class_cotangent(op: Builder, scores: str, flat: str, chosen: str, classes: int) -> tuple[str, str]:
     """The value to sweep back from, and its cotangent, for d scores[n, chosen[n]].
 
@@ -29,14 +42,19 @@ def class_cotangent(op: Builder, scores: str, flat: str, chosen: str, classes: i
         return features, op.Expand(rows, op.Shape(features))
     hot = op.cast(op.Equal(op.Unsqueeze(chosen, [1]), np.arange(classes, dtype=np.int64)[None]))
     cotangent = op.Expand(hot, op.Shape(flat))
-    return scores, cotangent if flat == scores else op.reshape_like(cotangent, scores)
+    return scores, _shaped(op, cotangent, scores)
 
 
 def binary_cotangent(op: Builder, scores: str, flat: str, chosen: str) -> tuple[str, str]:
     """As `class_cotangent` for a single logit s: class 1 is explained by +s, class 0 by -s."""
     sign = op.Sub(op.Mul(op.cast(op.Unsqueeze(chosen, [1])), 2.0), 1.0)
     cotangent = op.Expand(sign, op.Shape(flat))
-    return scores, cotangent if flat == scores else op.reshape_like(cotangent, scores)
+    return scores, _shaped(op, cotangent, scores)
+
+
+def _shaped(op: Builder, cotangent: str, scores: str) -> str:
+    """`[N,K]` in the shape of the scores."""
+    return cotangent if len(op.graph.shape(scores) or ()) == 2 else op.reshape_like(cotangent, scores)
 
 
 def _linear(graph: Graph, scores: str) -> tuple[str, str, int] | None:

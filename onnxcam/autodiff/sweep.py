@@ -17,13 +17,28 @@ from onnxcam.errors import ModelError, UnsupportedOperator
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.view import FLOATS, Graph
 
+QUANTIZED = frozenset(
+    {
+        onnx.TensorProto.INT8,
+        onnx.TensorProto.UINT8,
+        onnx.TensorProto.INT16,
+        onnx.TensorProto.UINT16,
+        onnx.TensorProto.INT4,
+        onnx.TensorProto.UINT4,
+    }
+)
+_MOVES = {
+    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth",
+    "Split", "Squeeze", "Transpose", "Unsqueeze",
+}  # fmt: skip
+
 
 def path(graph: Graph, of: str, wrt: Iterable[str]) -> tuple[list[onnx.NodeProto], set[str]]:
     """The nodes between `wrt` and `of` in topological order, and the values of them that carry gradients."""
     forward = set(wrt)
     for node in graph.nodes:
         if _flows(node) and any(name in forward for name in node.input):
-            forward.update(name for name in node.output if name and graph.is_float(name))
+            forward.update(name for name in node.output if name and _carries(graph, node, name, forward))
     nodes: list[onnx.NodeProto] = []
     backward = {of}
     for node in reversed(graph.nodes):
@@ -70,7 +85,7 @@ def sweep(
         """Add up what arrived at a value: every consumer on the path has been visited by now."""
         if value not in total and value in pending:
             parts = pending.pop(value)
-            op.dtype = graph.dtype(value) or op.dtype
+            op.dtype = _real(graph.dtype(value)) or op.dtype
             total[value] = parts[0] if len(parts) == 1 else op.Add(*parts) if len(parts) == 2 else op.Sum(*parts)
         return total.get(value)
 
@@ -80,7 +95,7 @@ def sweep(
             continue
         wanted = frozenset(i for i, name in enumerate(proto.input) if name in carrying)
         node = Node(proto, graph, wanted)
-        op.dtype = graph.dtype(proto.output[0]) or onnx.TensorProto.FLOAT
+        op.dtype = _real(graph.dtype(proto.output[0])) or onnx.TensorProto.FLOAT
         if not entry.multiple and any(dy is not None for dy in arrived[1:]):
             raise node.refuse("a gradient is needed through one of its further outputs")
         returned = entry.rule(op, node, arrived if entry.multiple else arrived[0])
@@ -98,6 +113,21 @@ def sweep(
             raise ModelError(f"{name!r} does not reach {of!r}: the operators between them pass no gradient on")
         found.append(dx)
     return found
+
+
+def _carries(graph: Graph, node: onnx.NodeProto, value: str, forward: set[str]) -> bool:
+    """Whether a value can carry gradients: floating point, or integers that stand for a quantized float."""
+    if graph.is_float(value):
+        return True
+    if graph.dtype(value) not in QUANTIZED:
+        return False
+    # what is made of quantized values without computing is quantized the same way
+    return node.op_type == "QuantizeLinear" or (node.op_type in _MOVES and node.input[0] in forward)
+
+
+def _real(dtype: int) -> int:
+    """The element type in which a value's cotangent is computed, 0 for the usual one."""
+    return 0 if dtype in QUANTIZED else dtype
 
 
 def _flows(node: onnx.NodeProto) -> bool:

@@ -17,6 +17,7 @@ ELEMENTWISE = {
     "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Clip", "Sigmoid", "HardSigmoid",
     "HardSwish", "Gelu", "Mish", "Swish", "Tanh", "Erf", "Softplus", "Softsign", "Identity", "Dropout", "Cast",
     "Add", "Sub", "Mul", "Div", "Pow", "Neg", "Sqrt", "Exp", "Abs", "Reciprocal", "Min", "Max",
+    "QuantizeLinear", "DequantizeLinear",
 }  # fmt: skip
 _TO_NHWC, _TO_NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
 _CHANNELS_FIRST = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool",
@@ -174,11 +175,14 @@ def _tokens(layer: Layer, shape: Shape) -> Layer:
 
 def follow(graph: Graph, value: str) -> str:
     """A convolution's output followed through normalisation, activation, residual Add and Concat, never pooling."""
+    found = value
     while True:
         following = _activation(graph, value) or _joined(graph, value)
         if following is None:
-            return value
+            return found
         value = following
+        if graph.is_float(value):  # not between a quantization and its inverse
+            found = value
 
 
 def _activation(graph: Graph, value: str) -> str | None:

@@ -1,16 +1,20 @@
 """Brings any model into the one form the rest works on.
 
-Functions inlined, opset at least 18, initializers no longer listed as inputs, every node named, shapes inferred.
+Functions inlined, opset at least 18, quantized operators spelled out, initializers no longer listed as inputs, every
+node named, shapes inferred.
 """
 
 from __future__ import annotations
+
+from graphlib import CycleError, TopologicalSorter
 
 import onnx
 from onnx import inliner, shape_inference, version_converter
 
 from onnxcam.errors import ModelError, listing
+from onnxcam.graph import quantized
 from onnxcam.graph.load import Source, load
-from onnxcam.graph.view import Graph
+from onnxcam.graph.view import Graph, uses
 
 LOWEST_OPSET = 18
 # above 21 CUDA has no MaxPool kernel (onnxruntime #26065): 18 is the oldest that has all we emit
@@ -29,8 +33,10 @@ def prepare(source: Source) -> Graph:
     model = load(source)
     _unlist_initializers(model)
     _inline(model)
+    _sort(model)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     _upgrade(model)
+    quantized.rewrite(model)
     _lower_ir(model)
     _check_domains(model)
     _name_nodes(model)
@@ -64,6 +70,27 @@ def _inline(model: onnx.ModelProto) -> None:
             model.CopyFrom(inliner.inline_local_functions(model))
         except Exception as error:
             raise ModelError(f"the model's local functions cannot be inlined: {error}") from error
+
+
+def _sort(model: onnx.ModelProto) -> None:
+    """Bring nodes into topological order where they are not: the runtime does without, the standard does not."""
+    nodes = list(model.graph.node)
+    maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    needs = [{maker[name] for name in uses(node) if name in maker} for node in nodes]
+    if all(source < index for index, sources in enumerate(needs) for source in sources):
+        return
+    try:
+        order = list(TopologicalSorter(dict(enumerate(needs))).static_order())
+    except CycleError as error:
+        names = listing(nodes[index].name or nodes[index].op_type for index in error.args[1])
+        raise ModelError(f"the model is not valid ONNX: nodes read one another in a circle ({names})") from error
+    copies = []
+    for index in order:
+        copied = onnx.NodeProto()
+        copied.CopyFrom(nodes[index])
+        copies.append(copied)
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
 
 
 def _upgrade(model: onnx.ModelProto) -> None:

@@ -1,0 +1,65 @@
+"""VJP rules: quantization, straight through.
+
+Rounding has no derivative, so it is taken for the identity it approximates, and saturation for the clipping it is
+(https://arxiv.org/abs/1308.3432). The cotangent of a quantized value is kept in the real numbers it stands for, so that
+reshaping, transposing or pooling between the two operators is differentiated like that of any other value.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from onnxcam.autodiff.registry import Cotangents, Node, vjp
+from onnxcam.graph.builder import Builder
+from onnxcam.graph.view import FLOATS
+
+_RANGES: dict[int, tuple[int, int]] = {
+    onnx.TensorProto.INT8: (-128, 127),
+    onnx.TensorProto.UINT8: (0, 255),
+    onnx.TensorProto.INT16: (-(2**15), 2**15 - 1),
+    onnx.TensorProto.UINT16: (0, 2**16 - 1),
+    onnx.TensorProto.INT4: (-8, 7),
+    onnx.TensorProto.UINT4: (0, 15),
+}
+
+
+@vjp("QuantizeLinear")
+def quantize_linear(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = dY where lowest < X / scale + zero point < highest: what saturates does not vary."""
+    x, kind = node.inputs[0], node.graph.dtype(node.output)
+    if kind not in _RANGES:
+        raise node.refuse(f"{onnx.TensorProto.DataType.Name(kind)} is no integer type with a range")
+    op.dtype = node.graph.dtype(x) if node.graph.dtype(x) in FLOATS else onnx.TensorProto.FLOAT
+    low, high = (_bound(op, node, float(limit)) for limit in _RANGES[kind])
+    return [op.mask(dy, op.And(op.Greater(x, low), op.Less(x, high))), None, None]
+
+
+@vjp("DequantizeLinear")
+def dequantize_linear(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = dY, in the real numbers that X stands for."""
+    return [dy, None, None]
+
+
+def _bound(op: Builder, node: Node, limit: float) -> str:
+    """(limit - zero point) * scale, in the shape in which it meets x."""
+    scale, zero = node.constant(1), node.constant(2)
+    if scale is not None and (zero is not None or node.input(2) is None):
+        known = (limit - (0 if zero is None else zero.astype(np.float64))) * scale.astype(np.float64)
+        return op.constant(_spread(node, known).astype(onnx.helper.tensor_dtype_to_np_dtype(op.dtype)))
+    if node.attr("block_size", 0) or node.rank(node.inputs[1]):
+        raise node.refuse("its scale is no constant and differs along the tensor")
+    offset = op.scalar(limit) if node.input(2) is None else op.Sub(limit, op.cast(node.inputs[2]))
+    return op.Mul(offset, op.cast(node.inputs[1]))
+
+
+def _spread(node: Node, known: np.ndarray) -> np.ndarray:
+    """A bound per slice along `axis` in a shape that broadcasts against x."""
+    if known.ndim == 0 or known.size == 1:
+        return known.reshape(())
+    if node.attr("block_size", 0):
+        raise node.refuse("its scale is given block by block, which is not covered")
+    rank = node.rank(node.inputs[0])
+    shape = [1] * rank
+    shape[node.attr("axis", 1) % rank] = known.size
+    return known.reshape(shape)

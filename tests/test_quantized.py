@@ -1,0 +1,280 @@
+"""Quantized and half-precision files: predictions stay the plain runtime's, maps stay those of the float model."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import onnxcam
+from models import quantize
+from onnxcam import models
+from onnxcam.check import check
+from onnxcam.errors import ModelError, UnsupportedOperator
+from onnxcam.explainer import Explainer
+from onnxcam.graph.normalize import prepare
+from tests import models as small
+from tests.autodiff.harness import normal
+
+CPU = ["CPUExecutionProvider"]
+M = "com.microsoft"
+
+
+def run(model: onnx.ModelProto | str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    source = model if isinstance(model, str) else model.SerializeToString()
+    found: list[np.ndarray] = ort.InferenceSession(source, options, providers=CPU).run(None, feeds)
+    return found
+
+
+SCALE, ZERO = np.array(0.02, np.float32), np.array(128, np.uint8)
+OUT, OUT_ZERO = np.array(0.05, np.float32), np.array(100, np.uint8)
+WEIGHT = np.random.default_rng(1).integers(-100, 100, (4, 3, 3, 3)).astype(np.int8)
+SIX = np.full(6, 0.01, np.float32)
+X, Y = ["q", "s", "z"], ["os", "oz"]
+
+CASES: dict[str, tuple[Sequence[onnx.NodeProto], dict[str, np.ndarray]]] = {
+    "QLinearConv": (
+        [helper.make_node("QLinearConv", [*X, "w", "ws", "wz", *Y, "b"], ["r"], pads=[1] * 4, strides=[2, 2])],
+        {
+            "w": WEIGHT,
+            "ws": np.array([0.01, 0.02, 0.005, 0.01], np.float32),
+            "wz": np.zeros(4, np.int8),
+            "b": np.array([100, -50, 3, 0], np.int32),
+        },
+    ),
+    "QLinearConv, one scale, no bias": (
+        [helper.make_node("QLinearConv", [*X, "w", "ws", "wz", *Y], ["r"])],
+        {"w": WEIGHT, "ws": np.array(0.01, np.float32), "wz": np.array(0, np.int8)},
+    ),
+    "QLinearMatMul": (
+        [helper.make_node("QLinearMatMul", [*X, "w", "ws", "wz", *Y], ["r"])],
+        {
+            "w": WEIGHT[0, 0].repeat(2, 1)[:, :6].repeat(2, 0),
+            "ws": np.array(0.01, np.float32),
+            "wz": np.array(3, np.int8),
+        },
+    ),
+    "QGemm": (
+        [
+            helper.make_node("Flatten", ["q"], ["flat"]),
+            helper.make_node("QGemm", ["flat", "s", "z", "w", "ws", "wz", "b", *Y], ["r"], domain=M, transB=1),
+        ],
+        {
+            "w": np.random.default_rng(2).integers(-100, 100, (5, 108)).astype(np.int8),
+            "ws": np.full(5, 0.004, np.float32),
+            "wz": np.zeros(5, np.int8),
+            "b": np.arange(5, dtype=np.int32) * 10,
+        },
+    ),
+    "QGemm to float": (
+        [
+            helper.make_node("Flatten", ["q"], ["flat"]),
+            helper.make_node("QGemm", ["flat", "s", "z", "w", "ws", "wz", "b"], ["r"], domain=M, alpha=0.5),
+        ],
+        {
+            "w": np.random.default_rng(2).integers(-100, 100, (108, 5)).astype(np.int8),
+            "ws": np.array(0.004, np.float32),
+            "wz": np.array(0, np.int8),
+            "b": np.arange(5, dtype=np.int32) * 10,
+        },
+    ),
+    "QLinearAdd": ([helper.make_node("QLinearAdd", [*X, *X, *Y], ["r"], domain=M)], {}),
+    "QLinearMul": ([helper.make_node("QLinearMul", [*X, *X, *Y], ["r"], domain=M)], {}),
+    "QLinearConcat": ([helper.make_node("QLinearConcat", [*Y, *X, *X], ["r"], domain=M, axis=1)], {}),
+    "QLinearGlobalAveragePool": (
+        [helper.make_node("QLinearGlobalAveragePool", [*X, *Y], ["r"], domain=M, channels_last=0)],
+        {},
+    ),
+    "QLinearAveragePool": (
+        [
+            helper.make_node(
+                "QLinearAveragePool", [*X, *Y], ["r"], domain=M, kernel_shape=[2, 2], strides=[2, 2], channels_last=0
+            )
+        ],
+        {},
+    ),
+    "QLinearLeakyRelu": ([helper.make_node("QLinearLeakyRelu", [*X, *Y], ["r"], domain=M, alpha=0.1)], {}),
+    "QLinearSigmoid": ([helper.make_node("QLinearSigmoid", [*X, *Y], ["r"], domain=M)], {}),
+    "QLinearSoftmax": ([helper.make_node("QLinearSoftmax", [*X, *Y], ["r"], domain=M, axis=-1, opset=13)], {}),
+    "QLinearWhere": (
+        [helper.make_node("QLinearWhere", ["condition", *X, *X, *Y], ["r"], domain=M)],
+        {"condition": np.arange(6) % 2 == 0},
+    ),
+    "DequantizeLinear of com.microsoft": ([helper.make_node("DequantizeLinear", X, ["r"], domain=M)], {}),
+}
+
+
+def quantized_case(name: str) -> onnx.ModelProto:
+    nodes, weights = CASES[name]
+    real = name.endswith(("float", "com.microsoft"))
+    held = weights | {"s": SCALE, "z": ZERO, "os": OUT, "oz": OUT_ZERO}
+    used = {n for node in nodes for n in node.input} | {"s", "z"} | (set() if real else {"os", "oz"})
+    every = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), *nodes]
+    every.append(
+        helper.make_node("Identity", ["r"], ["y"]) if real else helper.make_node("DequantizeLinear", ["r", *Y], ["y"])
+    )
+    graph = helper.make_graph(
+        every,
+        "case",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, key) for key, value in held.items() if key in used],
+    )
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(M, 1)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_quantized_operator_is_spelled_out_and_stays_what_it_was(name: str) -> None:
+    model = quantized_case(name)
+    x = normal(2, 3, 6, 6)
+    (want,) = run(model, {"x": x})
+    spelled = prepare(model).model
+    assert {node.domain for node in spelled.graph.node} <= {"", "ai.onnx"}
+    assert not any(node.op_type.startswith("Q") and node.op_type != "QuantizeLinear" for node in spelled.graph.node)
+    assert [o.domain for o in spelled.opset_import] == [""]
+    (got,) = run(spelled, {"x": x})
+    # one step of the output where the runtime's kernel rounds a sum of integers and ours one of floats
+    assert np.abs(got - want).max() <= (1e-5 if "float" in name else OUT * 1.001)
+    assert np.mean(np.abs(got - want) > 1e-5) < 0.05
+    derived = onnxcam.gradient(model, "y", ["x"])
+    cotangent = np.ones_like(got)
+    gradient = run(derived, {"x": x, "cotangent.y": cotangent})[-1]
+    assert gradient.shape == x.shape and gradient.any()
+
+
+@pytest.mark.parametrize(
+    ("node", "sentence"),
+    [
+        (helper.make_node("DynamicQuantizeLinear", ["input"], ["q", "s", "z"]), "dynamically quantized"),
+        (
+            helper.make_node("MatMulNBits", ["input", "b", "s"], ["q"], domain=M, K=32, N=8, bits=4, block_size=16),
+            "block",
+        ),
+        (helper.make_node("QAttention", ["input"] * 5, ["q"], domain=M, num_heads=1), "fused"),
+    ],
+    ids=["dynamic", "blocks", "attention"],
+)
+def test_what_has_no_other_form_is_refused_by_name(node: onnx.NodeProto, sentence: str) -> None:
+    model = small.tiny_cnn()
+    node.name = "odd"
+    model.graph.node.append(node)
+    model.opset_import.append(helper.make_opsetid(M, 1))
+    with pytest.raises(UnsupportedOperator, match=rf"{node.op_type} \(node 'odd'\) is .*{sentence}.*quantize_static"):
+        onnxcam.augment(model)
+
+
+def test_pooling_with_channels_last_is_refused() -> None:
+    model = quantized_case("QLinearGlobalAveragePool")
+    next(a for a in model.graph.node[1].attribute if a.name == "channels_last").i = 1
+    with pytest.raises(UnsupportedOperator, match="channels last"):
+        prepare(model)
+
+
+def test_nodes_out_of_order_are_sorted() -> None:
+    """onnxruntime's float16 converter leaves them so, and the runtime does not mind."""
+    model = small.tiny_cnn()
+    shuffled = onnx.ModelProto()
+    shuffled.CopyFrom(model)
+    del shuffled.graph.node[:]
+    shuffled.graph.node.extend(reversed(list(model.graph.node)))
+    x = normal(2, 3, 32, 32)
+    assert np.array_equal(Explainer(shuffled, providers=CPU).attribute(x), Explainer(model, providers=CPU).attribute(x))
+
+
+def test_nodes_in_a_circle_are_refused() -> None:
+    model = small.tiny_cnn()
+    next(node for node in model.graph.node if node.name == "first").input[0] = "relu2"
+    with pytest.raises(ModelError, match="read one another in a circle"):
+        prepare(model)
+
+
+@pytest.fixture(scope="module")
+def float_model() -> Explainer:
+    return Explainer(models.path(models.MODEL), providers=CPU)
+
+
+@pytest.fixture(scope="module")
+def tensors(float_model: Explainer) -> list[np.ndarray]:
+    """The bundled photographs, prepared."""
+    return [float_model.prepare(models.path(name))[1] for name in ("cat.png", "coffee.png", "cat_and_coffee.png")]
+
+
+def variant(form: str, folder: Path, tensors: list[np.ndarray], float_model: Explainer) -> tuple[Path, Explainer]:
+    path = quantize.make(form, folder, tensors)
+    held = float_model.manifest
+    return path, Explainer(path, preprocess=held["input"]["preprocess"], labels=held["labels"], providers=CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "least"), [("float16", 0.99), ("qdq", 0.95), ("qoperator", 0.95)])
+def test_maps_of_twenty_photographs_are_those_of_the_float_model(
+    form: str, least: float, tmp_path: Path, float_model: Explainer, tensors: list[np.ndarray]
+) -> None:
+    package = importlib.util.find_spec("foolbox")
+    if package is None or package.origin is None:
+        pytest.skip("foolbox, whose photographs these are, is not installed")
+    photographs = sorted((Path(package.origin).parent / "data").glob("imagenet_*.jpg"))
+    assert len(photographs) == 20
+    path, explainer = variant(form, tmp_path, tensors, float_model)
+    correlations = []
+    for photograph in photographs:
+        tensor = float_model.prepare(photograph)[1]
+        (plain,) = run(str(path), {float_model.manifest["input"]["name"]: tensor})
+        raw = explainer.run(tensor)
+        if form == "float16":  # exposing a layer rounds it, where the runtime would have kept it in float32
+            assert np.abs(raw.scores - plain).max() <= 2e-3 * np.abs(plain).max()
+            assert raw.scores.argmax() == plain.argmax()
+        else:
+            assert np.array_equal(raw.scores, plain)
+        assert np.isfinite(raw.scores).all()
+        target = int(float_model.predict(tensor).argmax())
+        maps = [held.attribute(tensor, target, normalize="none", size="layer") for held in (float_model, explainer)]
+        assert np.isfinite(maps[1]).all()
+        correlations.append(float(np.corrcoef(*(map_.ravel() for map_ in maps))[0, 1]))
+    print(
+        f"{form}: correlation {min(correlations):.4f} to {max(correlations):.4f}, median {np.median(correlations):.4f}"
+    )
+    assert min(correlations) >= least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", quantize.FORMS)
+def test_check_neither_accuses_nor_hides_the_approximation(
+    form: str, tmp_path: Path, float_model: Explainer, tensors: list[np.ndarray]
+) -> None:
+    path, explainer = variant(form, tmp_path, tensors, float_model)
+    report = check(path, providers=CPU)
+    assert report.passed, report.lines()
+    gradients = next(f for f in report.findings if f.name.startswith("gradients"))
+    quantized = form != "float16"
+    assert ("straight through" in gradients.detail) == quantized
+    assert gradients.status == ("ok" if quantized else "unsure")
+    assert any("quantization" in text for text in explainer.manifest.get("approximations", [])) == quantized
+
+
+@pytest.mark.slow
+def test_check_finds_a_wrong_gradient_of_a_quantized_model(
+    tmp_path: Path, float_model: Explainer, tensors: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxcam.autodiff import registry
+
+    path, _ = variant("qdq", tmp_path, tensors, float_model)
+    ((low, high, entry),) = registry._rules["ReduceMean"]
+
+    def wrong(op: Any, node: Any, dy: Any) -> Any:
+        return [dx if dx is None else op.Mul(dx, -1.0) for dx in entry.rule(op, node, dy)]
+
+    monkeypatch.setitem(
+        registry._rules, "ReduceMean", [(low, high, registry.Entry(wrong, entry.broadcast, entry.multiple))]
+    )
+    assert not check(path, providers=CPU).passed

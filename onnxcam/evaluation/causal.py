@@ -56,7 +56,7 @@ def background(pictures: np.ndarray, baseline: str) -> np.ndarray:
 
 def area(curve: np.ndarray) -> np.ndarray:
     """The integral over 0..1 of curves `[N, points]` with equally spaced points, by trapezoids."""
-    return (curve[:, 1:] + curve[:, :-1]).mean(axis=1) / 2
+    return np.asarray((curve[:, 1:] + curve[:, :-1]).mean(axis=1) / 2)
 
 
 def _curve(trial: Trial, before: np.ndarray, after: np.ndarray, steps: int) -> np.ndarray:

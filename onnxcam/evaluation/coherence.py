@@ -30,7 +30,8 @@ def complexity(trial: Trial) -> np.ndarray:
 
 @metric("adcc", title="ADCC", better=HIGHER)
 def adcc(trial: Trial) -> np.ndarray:
-    """3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop)), per picture.  https://arxiv.org/abs/2104.10252 (eq. 6)."""
+    """3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop)), per picture.
+    https://arxiv.org/abs/2104.10252 (eq. 6)."""
     parts = np.stack([coherency(trial), 1 - complexity(trial), 1 - drop(trial.whole, trial.masked)])
     parts = np.clip(parts, 0, None)
     worst = parts.min(axis=0)

@@ -25,4 +25,4 @@ def average_increase(trial: Trial) -> np.ndarray:
 
 def drop(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """The part of a probability that is lost, 0 where it grows."""
-    return np.maximum(0.0, before - after) / np.maximum(before, 1e-12)
+    return np.asarray(np.maximum(0.0, before - after) / np.maximum(before, 1e-12))

@@ -1,7 +1,7 @@
 """Missing pixels guessed from those around them: ROAD's noisy linear imputation, without its noise.
 
-Each missing pixel is to be the weighted mean of the eight around it, which may be missing too: a sparse system, solved by
-conjugate gradients with a multigrid cycle as preconditioner, so that large holes take about as long as small ones.
+Each missing pixel is to be the weighted mean of the eight around it, which may be missing too: a sparse system, solved
+by conjugate gradients with a multigrid cycle as preconditioner, so that large holes take about as long as small ones.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class _Level:
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """The system's matrix times `x`, which is 0 outside the hole."""
-        return (self.weight * x - _around(x)) * self.hole
+        return np.asarray((self.weight * x - _around(x)) * self.hole)
 
     def smooth(self, x: np.ndarray, right: np.ndarray) -> np.ndarray:
         """One damped Jacobi sweep."""
-        return x + _DAMPING * (right - self.apply(x)) / self.weight
+        return np.asarray(x + _DAMPING * (right - self.apply(x)) / self.weight)
 
 
 def _levels(missing: np.ndarray) -> list[_Level]:
@@ -83,13 +83,13 @@ def _levels(missing: np.ndarray) -> list[_Level]:
             return found
         height, width = missing.shape
         even = np.pad(missing, ((0, height % 2), (0, width % 2)), constant_values=True)
-        missing = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2).all(axis=(1, 3))
+        missing = np.asarray(even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2).all(axis=(1, 3)))
 
 
 def _cycle(levels: list[_Level], number: int, right: np.ndarray) -> np.ndarray:
     """An approximate solution of a level's system, from this and the coarser levels (a V-cycle)."""
     level = levels[number]
-    x = _DAMPING * right / level.weight
+    x = np.asarray(_DAMPING * right / level.weight)
     if number + 1 == len(levels):
         for _ in range(_SWEEPS):
             x = level.smooth(x, right)
@@ -122,7 +122,7 @@ def _restrict(values: np.ndarray) -> np.ndarray:
 
 def _halve(values: np.ndarray) -> np.ndarray:
     even, odd = values[0::2], values[1::2]
-    found = np.float32(0.75) * (even + odd)
+    found: np.ndarray = np.float32(0.75) * (even + odd)
     found[1:] += np.float32(0.25) * odd[:-1]
     found[:-1] += np.float32(0.25) * even[1:]
     found[0] += np.float32(0.25) * even[0]
@@ -150,4 +150,4 @@ def _first(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _positive(values: np.ndarray) -> np.ndarray:
     """Never 0 to divide by: a channel that is done stays as it is."""
-    return np.maximum(values, 1e-30)
+    return np.asarray(np.maximum(values, 1e-30))

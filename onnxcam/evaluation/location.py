@@ -32,9 +32,9 @@ def energy_in_box(trial: Trial) -> np.ndarray:
 
 def _each(trial: Trial, judged: Callable[[np.ndarray, np.ndarray], float]) -> np.ndarray:
     found = np.full(len(trial), np.nan)
-    for row, (held, inside) in enumerate(zip(trial.originals, trial.boxes, strict=True)):
+    for row, inside in enumerate(trial.boxes):
         if inside is not None:
-            found[row] = judged(held, inside)
+            found[row] = judged(trial.originals[row], inside)
     return found
 
 

@@ -6,14 +6,21 @@ https://arxiv.org/abs/1810.03292: from the scores down, ever more layers lose wh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxcam.errors import ModelError
+from onnxcam.evaluation.coherence import pearson
 from onnxcam.evaluation.registry import LOWER, metric
 from onnxcam.evaluation.trial import Trial
 from onnxcam.explainer import Explainer
 from onnxcam.image.opencv import import_cv2
+
+if TYPE_CHECKING:  # they import onnx, which judging without a cascade does without
+    import onnx
+
+    from onnxcam.graph.view import Graph
 
 STAGES = 4
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
@@ -70,11 +77,8 @@ def cascade(explainer: Explainer, stages: int = STAGES, seed: int = 1234) -> Ite
         yield done / len(layers), explainer.beside(model)
 
 
-def weights(graph: object) -> list[str]:
+def weights(graph: Graph) -> list[str]:
     """The weights of a classifier's layers, those nearest to the scores first: names of initializers or constants."""
-    from onnxcam.graph.view import Graph
-
-    assert isinstance(graph, Graph)
     found: list[str] = []
     for node in reversed(graph.nodes):
         if node.op_type not in _WEIGHTED:
@@ -87,26 +91,22 @@ def weights(graph: object) -> list[str]:
     return found
 
 
-def _stored(graph: object, value: str) -> str | None:
+def _stored(graph: Graph, value: str) -> str | None:
     """Where a layer's weights lie: the largest constant that a constant value with two axes or more is made of."""
-    from onnxcam.graph.view import Graph
-
-    assert isinstance(graph, Graph)
     if not value or not graph.is_constant(value):
         return None
-    _, outside = graph.upstream([value])
-    nodes, _ = graph.upstream([value])
+    nodes, outside = graph.upstream([value])
     shapes = {name: graph.shape(name) or () for name in outside}
     shapes |= {node.output[0]: graph.shape(node.output[0]) or () for node in nodes if node.op_type == "Constant"}
-    large = {name: int(np.prod([d for d in dims if isinstance(d, int)])) for name, dims in shapes.items() if len(dims) > 1}
+    large = {
+        name: int(np.prod([d for d in dims if isinstance(d, int)])) for name, dims in shapes.items() if len(dims) > 1
+    }
     return max(large, key=lambda name: large[name]) if large else None
 
 
-def _shuffle(model: object, name: str, rng: np.random.Generator) -> None:
-    import onnx
+def _shuffle(model: onnx.ModelProto, name: str, rng: np.random.Generator) -> None:
     from onnx import numpy_helper
 
-    assert isinstance(model, onnx.ModelProto)
     tensors = [tensor for tensor in model.graph.initializer if tensor.name == name]
     for node in model.graph.node:
         if node.op_type == "Constant" and node.output[0] == name:
@@ -114,14 +114,11 @@ def _shuffle(model: object, name: str, rng: np.random.Generator) -> None:
     for tensor in tensors:
         values = numpy_helper.to_array(tensor)
         drawn = rng.permutation(values.ravel()).reshape(values.shape)
-        kept = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(drawn), kept))
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(drawn), tensor.name))
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The rank correlation of each row of `[N, ...]` with the other's, float64 `[N]`; 0 where one of them is constant."""
-    from onnxcam.evaluation.coherence import pearson
-
+    """The rank correlation of each row of `[N, ...]` with the other's, float64 `[N]`; 0 where one is constant."""
     return pearson(_ranks(first), _ranks(second))
 
 
@@ -136,7 +133,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def ssim(first: np.ndarray, second: np.ndarray, sigma: float = 1.5) -> np.ndarray:
-    """Structural similarity of maps `[N, H, W]` from 0 to 1, float64 `[N]` (Wang et al. 2004: Gaussian window of 11)."""
+    """Structural similarity of maps `[N, H, W]` from 0 to 1, float64 `[N]` (Wang et al. 2004, a Gaussian window)."""
     cv2 = import_cv2()
 
     def mean(values: np.ndarray) -> np.ndarray:

@@ -4,8 +4,9 @@
     def deletion(trial, *, steps=32):
         '''int_0^1 p_c(picture without its most important part q) dq. ...'''
 
-A metric gets a `Trial` (some pictures and what a method says of them) and returns one number per picture, float64 `[N]`,
-NaN where it does not apply. Keyword parameters with defaults are its options. A docstring is the formula and the paper.
+A metric gets a `Trial` (some pictures and what a method says of them) and returns one number per picture, float64
+`[N]`, NaN where it does not apply. Keyword parameters with defaults are its options. A docstring is the formula and the
+paper.
 """
 
 from __future__ import annotations

@@ -19,14 +19,14 @@ NOISE = 0.01
 
 @metric("road_morf", title="ROAD MoRF", better=LOWER, usual=False)
 def road_morf(trial: Trial, *, noise: float = NOISE) -> np.ndarray:
-    """mean_q [p_c(x without its most relevant pixels) - p_c(x)], q = 10 ... 90 % of them imputed from their neighbours.
+    """mean_q [p_c(x without its most relevant pixels) - p_c(x)], q = 10 ... 90 % of them imputed from those around.
     https://arxiv.org/abs/2202.00449 (section 5)."""
     return _change(trial, noise, relevant_first=True)
 
 
 @metric("road_lerf", title="ROAD LeRF", better=HIGHER, usual=False)
 def road_lerf(trial: Trial, *, noise: float = NOISE) -> np.ndarray:
-    """mean_q [p_c(x without its least relevant pixels) - p_c(x)], q = 10 ... 90 % of them imputed from their neighbours.
+    """mean_q [p_c(x without its least relevant pixels) - p_c(x)], q = 10 ... 90 % of them imputed from those around.
     https://arxiv.org/abs/2202.00449 (section 5)."""
     return _change(trial, noise, relevant_first=False)
 
@@ -36,7 +36,7 @@ def road(trial: Trial, *, noise: float = NOISE) -> np.ndarray:
     """(LeRF - MoRF) / 2: what is lost with the relevant pixels and not with the irrelevant ones.
     https://arxiv.org/abs/2202.00449; combined as in pytorch-grad-cam."""
     morf = _change(trial, noise, relevant_first=True)
-    return (_change(trial, noise, relevant_first=False) - morf) / 2
+    return np.asarray((_change(trial, noise, relevant_first=False) - morf) / 2)
 
 
 def _change(trial: Trial, noise: float, *, relevant_first: bool) -> np.ndarray:

@@ -11,7 +11,7 @@ from onnxcam.cli.group import CommandGroup
 COMMANDS = {
     "export": ("onnxcam.cli.export:export", "Write an explainable ONNX file."),
     "explain": ("onnxcam.cli.explain:explain", "Explain what a model sees in pictures."),
-    "evaluate": ("onnxcam.cli.evaluate:evaluate", "Judge methods by numbers: insertion, deletion, ROAD and others."),
+    "evaluate": ("onnxcam.cli.evaluate:evaluate", "Judge methods by numbers."),
     "layers": ("onnxcam.cli.layers:layers", "List the layers that can be explained."),
     "check": ("onnxcam.cli.check:check", "Check a model's gradients against finite differences, or its preprocessing."),
     "monitor": ("onnxcam.cli.monitor:monitor", "Read what monitors wrote: records, drift, reports."),

@@ -14,7 +14,7 @@ STEPS = 32
 @metric("insertion", title="insertion", better=HIGHER)
 def insertion(trial: Trial, *, steps: int = STEPS, baseline: str = "blur") -> np.ndarray:
     """int_0^1 p_c(q) dq, where q is the part of the picture shown, most important pixels first, the rest blurred.
-    https://arxiv.org/abs/1806.07421 (section 3.2, algorithm 1).
+    https://arxiv.org/abs/1806.07421.
 
     The blur is the authors' (11 x 11, sigma 5 for 224 pixels), scaled with the picture; the integral by trapezoids.
     """
@@ -27,7 +27,7 @@ def insertion(trial: Trial, *, steps: int = STEPS, baseline: str = "blur") -> np
 @metric("deletion", title="deletion", better=LOWER)
 def deletion(trial: Trial, *, steps: int = STEPS, baseline: str = "zero") -> np.ndarray:
     """int_0^1 p_c(q) dq, where q is the part of the picture taken away, most important pixels first, zero in its place.
-    https://arxiv.org/abs/1806.07421 (section 3.2, algorithm 1).
+    https://arxiv.org/abs/1806.07421.
 
     Zero is that of the prepared picture: the mean colour for the usual preprocessing.
     """

@@ -11,7 +11,7 @@ from onnxcam.evaluation.trial import Trial
 
 @metric("coherency", title="coherency", better=HIGHER, usual=False)
 def coherency(trial: Trial) -> np.ndarray:
-    """(1 + Pearson correlation of L(x * L) and L(x)) / 2.  https://arxiv.org/abs/2104.10252 (eq. 4).
+    """(1 + Pearson correlation of L(x * L) and L(x)) / 2.  https://arxiv.org/abs/2104.10252.
 
     A map that is the same everywhere correlates with nothing: 1/2.
     """
@@ -24,14 +24,14 @@ def coherency(trial: Trial) -> np.ndarray:
 
 @metric("complexity", title="complexity", better=LOWER, usual=False)
 def complexity(trial: Trial) -> np.ndarray:
-    """||L||_1 / (H W): the mean of the map.  https://arxiv.org/abs/2104.10252 (eq. 5)."""
+    """||L||_1 / (H W): the mean of the map.  https://arxiv.org/abs/2104.10252."""
     return np.asarray(trial.maps.mean(axis=(1, 2), dtype=np.float64))
 
 
 @metric("adcc", title="ADCC", better=HIGHER)
 def adcc(trial: Trial) -> np.ndarray:
     """3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop)), per picture.
-    https://arxiv.org/abs/2104.10252 (eq. 6)."""
+    https://arxiv.org/abs/2104.10252."""
     parts = np.stack([coherency(trial), 1 - complexity(trial), 1 - drop(trial.whole, trial.masked)])
     parts = np.clip(parts, 0, None)
     worst = parts.min(axis=0)

@@ -10,7 +10,7 @@ from onnxcam.evaluation.trial import Trial
 
 @metric("average_drop", title="drop", better=LOWER)
 def average_drop(trial: Trial) -> np.ndarray:
-    """max(0, Y - O) / Y, with Y = p_c(x) and O = p_c(x * L).  https://arxiv.org/abs/1710.11063 (section 4.1).
+    """max(0, Y - O) / Y, with Y = p_c(x) and O = p_c(x * L).  https://arxiv.org/abs/1710.11063.
 
     The map L, from 0 to 1, multiplies the prepared picture, whose zero is the mean colour for the usual preprocessing.
     """
@@ -19,7 +19,7 @@ def average_drop(trial: Trial) -> np.ndarray:
 
 @metric("average_increase", title="increase", better=HIGHER)
 def average_increase(trial: Trial) -> np.ndarray:
-    """1 where p_c(x * L) > p_c(x), else 0.  https://arxiv.org/abs/1710.11063 (section 4.1)."""
+    """1 where p_c(x * L) > p_c(x), else 0.  https://arxiv.org/abs/1710.11063."""
     return (trial.masked > trial.whole).astype(np.float64)
 
 

@@ -16,7 +16,7 @@ TOLERANCE = 0.03
 @metric("pointing_game", title="pointing", better=HIGHER, boxes=True)
 def pointing_game(trial: Trial, *, tolerance: float = TOLERANCE) -> np.ndarray:
     """1 where the map's maximum lies in a box or at most a tolerance outside, else 0.
-    https://arxiv.org/abs/1608.00507 (section 4.1).
+    https://arxiv.org/abs/1608.00507.
 
     The paper's tolerance is 15 pixels on pictures of 500: 3 % of the longer side. Of several equal maxima the one
     nearest to their middle points; a map that is the same everywhere misses.
@@ -26,7 +26,7 @@ def pointing_game(trial: Trial, *, tolerance: float = TOLERANCE) -> np.ndarray:
 
 @metric("energy_in_box", title="energy", better=HIGHER, boxes=True)
 def energy_in_box(trial: Trial) -> np.ndarray:
-    """sum of L in the boxes / sum of L.  https://arxiv.org/abs/1910.01279 (section 4.3)."""
+    """sum of L in the boxes / sum of L.  https://arxiv.org/abs/1910.01279."""
     return _each(trial, lambda held, inside: float(held[inside].sum(dtype=np.float64) / max(_sum(held), 1e-12)))
 
 

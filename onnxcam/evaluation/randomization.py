@@ -29,7 +29,7 @@ _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearM
 @metric("randomization", title="redrawn", better=LOWER, redrawn=True)
 def randomization(trial: Trial) -> np.ndarray:
     """Spearman's rank correlation of the map with that of the model whose weights were redrawn, mean over the stages of
-    the cascade.  https://arxiv.org/abs/1810.03292 (section 3.2).
+    the cascade.  https://arxiv.org/abs/1810.03292.
 
     About 0 where the map depends on what the model has learned, 1 where it does not.
     """
@@ -40,7 +40,7 @@ def randomization(trial: Trial) -> np.ndarray:
 @metric("randomization_ssim", title="redrawn SSIM", better=LOWER, redrawn=True, usual=False)
 def randomization_ssim(trial: Trial) -> np.ndarray:
     """Structural similarity of the map with that of the model whose weights were redrawn, mean over the stages of the
-    cascade.  https://arxiv.org/abs/1810.03292 (section 3.2)."""
+    cascade.  https://arxiv.org/abs/1810.03292."""
     assert trial.redrawn is not None
     return ssim(trial.maps, trial.redrawn)
 

@@ -20,14 +20,14 @@ NOISE = 0.01
 @metric("road_morf", title="ROAD MoRF", better=LOWER, usual=False)
 def road_morf(trial: Trial, *, noise: float = NOISE) -> np.ndarray:
     """mean_q [p_c(x without its most relevant pixels) - p_c(x)], q = 10 ... 90 % of them imputed from those around.
-    https://arxiv.org/abs/2202.00449 (section 5)."""
+    https://arxiv.org/abs/2202.00449."""
     return _change(trial, noise, relevant_first=True)
 
 
 @metric("road_lerf", title="ROAD LeRF", better=HIGHER, usual=False)
 def road_lerf(trial: Trial, *, noise: float = NOISE) -> np.ndarray:
     """mean_q [p_c(x without its least relevant pixels) - p_c(x)], q = 10 ... 90 % of them imputed from those around.
-    https://arxiv.org/abs/2202.00449 (section 5)."""
+    https://arxiv.org/abs/2202.00449."""
     return _change(trial, noise, relevant_first=False)
 
 

@@ -14,7 +14,7 @@ PATCHES = 64
 @metric("sensitivity", title="sensitivity", better=LOWER, usual=False)
 def sensitivity(trial: Trial, *, radius: float = RADIUS, repeats: int = REPEATS) -> np.ndarray:
     """max_j ||L(x + u_j) - L(x)||_2 / ||L(x)||_2, with u_j uniform in [-radius, radius].
-    https://arxiv.org/abs/1901.09392 (section 5); divided as in captum.
+    https://arxiv.org/abs/1901.09392; divided as in captum.
 
     The radius is one of prepared pictures.
     """
@@ -34,7 +34,7 @@ def sensitivity(trial: Trial, *, radius: float = RADIUS, repeats: int = REPEATS)
 @metric("infidelity", title="infidelity", better=LOWER, usual=False)
 def infidelity(trial: Trial, *, patches: int = PATCHES) -> np.ndarray:
     """min_b mean_j [b sum_I_j L - (p_c(x) - p_c(x without I_j))]^2, with I_j random squares set to zero.
-    https://arxiv.org/abs/1901.09392 (definition 2.1, square removal); b is the best factor, as in captum's `normalize`.
+    https://arxiv.org/abs/1901.09392 (its square removal); b is the best factor, as in captum's `normalize`.
     """
     height, width = trial.maps.shape[1:]
     squares = np.stack([_squares(trial.rng(row, "infidelity"), patches, height, width) for row in range(len(trial))])

@@ -86,6 +86,20 @@ class Engine:
         return self._loaded.held
 
     @property
+    def source(self) -> str | bytes:
+        """The model in use, with its manifest: a path or its bytes."""
+        return self._loaded.source
+
+    def on(self, model: Source) -> dict[str, Any]:
+        """What makes an engine of another model on the same terms: arguments by name."""
+        return {
+            "source": model,
+            "providers": self._providers,
+            "session_options": self._options,
+            "allow_fallback": self._allow_fallback,
+        }
+
+    @property
     def providers(self) -> list[str]:
         """The execution providers really in use, first choice first."""
         return list(self._loaded.session.get_providers())

@@ -108,6 +108,17 @@ class Explainer:
         return self._engine.held
 
     @property
+    def source(self) -> str | bytes:
+        """The model in use, an explainable file: its path or its bytes."""
+        return self._engine.source
+
+    def beside(self, model: Any) -> Explainer:
+        """An explainer of a changed copy of the model on the same terms: labels, preprocessing, layers, providers."""
+        return Explainer(
+            **self._engine.on(model), labels=self.labels, preprocess=self._preprocess, layers=self._default_layers
+        )
+
+    @property
     def classes(self) -> int:
         """Number of classes."""
         return int(self._engine.held["scores"]["classes"])

@@ -20,7 +20,7 @@ LAYERS = (
     ("errors",),
     ("graph", "models"),
     ("autodiff",),
-    ("cam", "image", "runtime"),
+    ("cam", "image", "runtime", "html"),
     ("augmentation", "labels"),
     ("anatomy",),
     ("parts",),
@@ -28,7 +28,7 @@ LAYERS = (
     ("engine", "examination", "check", "explanation", "doubts"),
     ("findings",),
     ("explainer", "exporters"),
-    ("doctor", "monitor", "server", "comparison", "bench"),
+    ("doctor", "monitor", "server", "comparison", "evaluation", "bench"),
     ("cli+demo+__main__",),
 )
 HEAVY = {"torch", "torchvision", "timm", "tensorflow", "keras", "tf2onnx", "cv2", "PIL", "matplotlib", "scipy", "sympy"}

@@ -11,6 +11,7 @@ COMMANDS = {
     "export": ("onnxcam.cli.export:export", "Write an explainable ONNX file."),
     "explain": ("onnxcam.cli.explain:explain", "Explain what a model sees in pictures."),
     "methods": ("onnxcam.cli.methods:methods", "List the methods of explaining."),
+    "evaluate": ("onnxcam.cli.evaluate:evaluate", "Judge methods by numbers."),
     "layers": ("onnxcam.cli.layers:layers", "List the layers that can be explained."),
     "check": ("onnxcam.cli.check:check", "Check a model's gradients against finite differences, or its preprocessing."),
     "bench": ("onnxcam.cli.bench:bench", "Measure what explaining costs on this machine."),

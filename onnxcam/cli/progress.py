@@ -95,3 +95,36 @@ class Progress:
         seconds = round((time.monotonic() - since) / done * (1 - done))
         minutes, seconds = divmod(seconds, 60)
         return f", {minutes}:{seconds:02d} left"
+
+
+class Bar:
+    """A bar for work whose length is told as it goes: `to(done, total)`."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._start = time.monotonic()
+        self._drawn = ""
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._drawn:
+            sys.stderr.write(_CLEAR)
+            sys.stderr.flush()
+
+    def to(self, done: int, total: int) -> None:
+        """So much is done."""
+        if not self._shown:
+            return
+        percent = 100 * done // max(1, total)
+        text = f"[{'#' * (_WIDTH * done // max(1, total)):-<{_WIDTH}}] {percent} %"
+        if 0 < done < total:
+            minutes, seconds = divmod(round((time.monotonic() - self._start) / done * (total - done)), 60)
+            text += f", {minutes}:{seconds:02d} left"
+        if text != self._drawn:
+            self._drawn = text
+            sys.stderr.write(f"{_CLEAR}{text}")
+            sys.stderr.flush()

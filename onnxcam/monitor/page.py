@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxcam import __version__
-from onnxcam.monitor import chart
+from onnxcam.html import chart
+from onnxcam.html.page import figure, foot, page, picture
 from onnxcam.monitor.drift import DRIFT, OK, Judgement, Statistic, Verdict
 from onnxcam.monitor.ledger import REASONS
 from onnxcam.monitor.report import ClassSeen, Report
@@ -72,20 +69,9 @@ def render(
         _classes(report),
         _uncertain(report, Path(folder)),
         _drops(counters or {}),
-        _foot(notes),
+        foot(notes),
     ]
-    style = (files(__package__) / "report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{escape(heading)}</title><style>{style}</style></head><body>"
-        '<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs><pattern id="hatch" width="5" '
-        'height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="5" height="5" '
-        'fill="#fff"/><path d="M0 0V5" stroke="#5a606b" stroke-width="2"/></pattern></defs></svg>'
-        f"<main>{''.join(body)}</main></body></html>\n"
-    )
+    return page(heading, body)
 
 
 def _head(report: Report, heading: str, judgement: Judgement | None) -> str:
@@ -150,9 +136,9 @@ def _why(report: Report) -> str:
     )
     rate = chart.bars(points.begin, points.seconds, [("rate", "solid", points.rate * 100)], "Low-confidence rate", " %")
     figures = (
-        _figure(f"Confidence, {step}", chart.bands(points.begin, points.confidence, points.seconds)),
-        _figure(f"Low-confidence rate, {step}", rate),
-        _figure(f"Explanations kept, {step}", kept),
+        figure(f"Confidence, {step}", chart.bands(points.begin, points.confidence, points.seconds)),
+        figure(f"Low-confidence rate, {step}", rate),
+        figure(f"Explanations kept, {step}", kept),
     )
     return (
         "<h2>How many, and why</h2>"
@@ -292,7 +278,7 @@ def _pictures(record: Record, folder: Path) -> Iterator[str]:
         data = _read(folder, names[kind]) if kind in names else None
         if data is not None:
             drawn += 1
-            yield f'<img alt="{kind}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+            yield picture(data, kind)
     held = record.get("map")
     if not drawn and held:
         values = np.asarray(held["values"], float).reshape(held["shape"])
@@ -337,16 +323,6 @@ def _drops(counters: Mapping[str, Any]) -> str:
         '<div class="wide"><table><tr><th>rows</th><th></th><th class="number">count</th><th class="number">part</th>'
         f"</tr>{cells}</table></div>"
     )
-
-
-def _foot(notes: Sequence[str]) -> str:
-    said = "".join(f"<br>{escape(note)}" for note in notes)
-    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    return f"<footer>Made by onnxcam {__version__} on {made} UTC.{said}</footer>"
-
-
-def _figure(caption: str, drawn: str) -> str:
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{drawn}</figure>"
 
 
 def _name(name: str) -> str:

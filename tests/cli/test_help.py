@@ -42,7 +42,8 @@ def test_commands_and_options_are_described(run: Run, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["explain", "export", "layers", "check", *(name for name in COMMANDS if name.startswith("monitor "))]
+    "name",
+    ["explain", "export", "evaluate", "layers", "check", *(name for name in COMMANDS if name.startswith("monitor "))],
 )
 def test_help_has_examples_that_parse(name: str) -> None:
     command = COMMANDS[name]

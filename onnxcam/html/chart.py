@@ -15,6 +15,20 @@ _PALE, _DEEP = (247, 247, 243), (8, 48, 107)
 # less, the same, more: orange and purple differ for every kind of colour vision, and signs say it again
 _LESS, _MORE = (179, 88, 6), (84, 39, 136)
 
+# lines differ in dash and mark, and in ink from light to dark as well (Okabe and Ito's colours)
+_INKS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#8a5a83", "#6b6b00", "#56708a", "#a33b00")
+_DASHES = ("none", "7 3", "2 2", "9 3 2 3", "5 5", "12 3", "3 6", "9 2 2 2 2 2")
+_MARKS = (
+    "M-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0 -6.4 0z",
+    "M-3 -3h6v6h-6z",
+    "M0 -3.8L3.6 2.8H-3.6z",
+    "M0 -4L4 0L0 4L-4 0z",
+    "M-3 -3L3 3M3 -3L-3 3",
+    "M0 -4V4M-4 0H4",
+    "M0 3.8L3.6 -2.8H-3.6z",
+    "M-4 -1.4h8v2.8h-8z",
+)
+
 
 def bands(begin: Sequence[datetime], levels: np.ndarray, seconds: int) -> str:
     """Confidence over time: the median as a line with dots, a band from a tenth to nine tenths, each named in place."""
@@ -63,6 +77,43 @@ def bars(
             parts.append(_text(at + 16, 12, said, "start", ""))
             at += 28 + 6.2 * len(said)
     return _svg(title, parts)
+
+
+def curves(rows: Sequence[np.ndarray], title: str, ends: tuple[str, str], top: float = 1.0) -> str:
+    """Lines over equally spaced points, told apart by dashes and marks, see `key`."""
+    y = _vertical(top)
+    parts = []
+    for value, text in ((0.0, "0"), (top / 2, _short(top / 2)), (top, _short(top))):
+        parts.append(f'<path class="grid" d="M{_LEFT} {y(value):.1f}H{WIDTH - _RIGHT}"/>')
+        parts.append(_text(_LEFT - 5, y(value) + 4, text, "end", "faint"))
+    parts.append(_text(_LEFT, HEIGHT - 8, ends[0], "start", "faint"))
+    parts.append(_text(WIDTH - _RIGHT, HEIGHT - 8, ends[1], "end", "faint"))
+    for number, values in enumerate(rows):
+        wide = (WIDTH - _LEFT - _RIGHT) / max(1, len(values) - 1)
+        points = [(_LEFT + k * wide, y(float(np.clip(v, 0, top)))) for k, v in enumerate(values)]
+        parts.append(_stroke(number, points))
+        every = max(1, len(points) // 4)
+        # each line has its marks elsewhere, so that they do not hide one another
+        start = 0 if len(points) < 9 else (number * every // max(1, len(rows))) % every
+        parts += [_mark(number, *point) for point in points[start::every]]
+    return _svg(title, parts)
+
+
+def key(number: int) -> str:
+    """How the line of a number is drawn in `curves`, for the list of what they mean."""
+    parts = [_stroke(number, [(0, 7), (34, 7)]), _mark(number, 17, 7)]
+    return f'<svg class="key" viewBox="0 0 34 14" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def _stroke(number: int, points: Sequence[tuple[float, float]]) -> str:
+    drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    color, dash = _INKS[number % len(_INKS)], _DASHES[number % len(_DASHES)]
+    return f'<polyline fill="none" stroke="{color}" stroke-width="1.8" stroke-dasharray="{dash}" points="{drawn}"/>'
+
+
+def _mark(number: int, x: float, y: float) -> str:
+    color, shape = _INKS[number % len(_INKS)], _MARKS[number % len(_MARKS)]
+    return f'<path transform="translate({x:.1f} {y:.1f})" d="{shape}" fill="#fff" stroke="{color}" stroke-width="1.4"/>'
 
 
 def heat(values: np.ndarray, title: str) -> str:

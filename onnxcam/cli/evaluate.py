@@ -1,0 +1,198 @@
+"""`onnxcam evaluate`: the numbers that judge maps."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import click
+
+from onnxcam import image
+from onnxcam.cli import options, pictures
+from onnxcam.cli.check import by_class
+from onnxcam.cli.errors import ExitCode
+from onnxcam.cli.explain import open_explainer, versions
+from onnxcam.cli.progress import Bar
+from onnxcam.errors import OutputError
+
+EPILOG = """\
+\b
+Examples:
+  onnxcam evaluate model.onnx photos/
+  onnxcam evaluate model.onnx photos/ --method gradcam --method layercam --method randomcam --report report.html
+  onnxcam evaluate model.onnx photos/ --by-folder --labels labels.txt --limit 100 -o out
+  onnxcam evaluate model.onnx photos/ --boxes boxes.csv --metric pointing_game --metric energy_in_box
+  onnxcam evaluate model.onnx photos/ --json > evaluation.json
+"""
+
+
+@click.command("evaluate", context_settings=options.CONTEXT, epilog=EPILOG)
+@click.argument("model", metavar="MODEL")
+@click.argument("named", nargs=-1, metavar="PICTURES...")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    help="Method to judge; repeat for several.  [default: gradcam, its closest relatives, and two poor ones to beat]",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="Metric to judge by, or all; repeat for several.  [default: drop, increase, insertion, deletion, ROAD, ADCC, "
+    "redrawn weights, and with --boxes pointing and energy]",
+)
+@click.option(
+    "--boxes",
+    metavar="FILE",
+    help="Where the objects are: JSON {picture: [[x0, y0, x1, y1], ...]} or CSV with picture,x0,y0,x1,y1[,label].",
+)
+@click.option("--by-folder", is_flag=True, help="Each picture's folder in PICTURES is its class: a label or an index.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many pictures, drawn at random.")
+@options.layer_option("Target layer; several are fused into their mean.  [default: the model's own]")
+@options.labels_option
+@options.preprocess_option
+@click.option("--csv", "csv_file", metavar="FILE", help="Write each picture's numbers as CSV.")
+@click.option("--report", metavar="FILE", help="Write an HTML page with tables, curves and pictures.")
+@click.option(
+    "-o", "--output", metavar="DIR", help="Write evaluation.json, evaluation.csv and report.html into this folder."
+)
+@click.option(
+    "--show", type=click.IntRange(min=0), default=12, show_default=True, metavar="N", help="Pictures in the HTML page."
+)
+@options.provider_option
+@options.fallback_option
+@options.seed_option
+@options.json_option
+def evaluate(
+    model: str,
+    named: tuple[str, ...],
+    methods: tuple[str, ...],
+    metrics: tuple[str, ...],
+    boxes: str | None,
+    by_folder: bool,
+    limit: int | None,
+    layers: tuple[str, ...],
+    labels: str | None,
+    preprocess: str | None,
+    csv_file: str | None,
+    report: str | None,
+    output: str | None,
+    show: int,
+    provider: str,
+    allow_fallback: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Judge methods by numbers.
+
+    Explains the PICTURES (files, folders, globs in quotes) by several methods and measures how far each map can be
+    trusted: what is left of the prediction when only the map's part is shown, how soon it goes when that part is taken
+    away, whether the map depends on what the model has learned. Judged is the map of each picture's class: with
+    --by-folder the one whose folder it lies in, else the model's first choice.
+
+    The table has a line per method and marks the best of each metric. docs/evaluate.md says what the numbers mean and
+    how many pictures they need.
+
+    Exit status: 0 done, 1 a picture cannot be read (the rest are judged) or a file cannot be written, 2 wrong usage or
+    unknown method, metric, layer or class, 3 unusable model, 4 no usable runtime or execution provider.
+    """
+    from onnxcam.evaluation import boxes as box_files
+    from onnxcam.evaluation import report as reports
+    from onnxcam.evaluation.judge import evaluate as judge
+    from onnxcam.evaluation.metrics import chosen
+
+    if not named:
+        raise click.UsageError("no PICTURES were given: name files, folders or globs.")
+    if by_folder and (len(named) != 1 or not Path(named[0]).is_dir()):
+        raise click.UsageError("--by-folder takes one folder, with a folder per class in it.")
+    held_boxes = None if boxes is None else box_files.read(boxes)
+    chosen(metrics or None, boxes=held_boxes is not None)
+    folder = None if output is None else Path(output)
+    found = pictures.collect(list(named), folder or Path(".onnxcam-none"))
+    if not found.items:
+        raise found.failures[0][1]
+    explainer = open_explainer(model, layers, labels, preprocess, provider=provider, allow_fallback=allow_fallback)
+    items = found.items
+    classes = None
+    if by_folder:
+        paths = [item.source for item in items if isinstance(item.source, Path)]
+        classes = by_class(paths, Path(named[0]), explainer.labels, explainer.classes)
+    if limit is not None and len(items) > limit:
+        order = sorted(random.Random(seed).sample(range(len(items)), limit))
+        items = [items[k] for k in order]
+        classes = None if classes is None else [classes[k] for k in order]
+    targets = _targets(output, csv_file, report)
+    for path in targets.values():
+        _writable(path)
+    for warning in explainer.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    with Bar() as bar:
+        held = judge(
+            explainer,
+            [item.source for item in items],
+            methods=list(dict.fromkeys(methods)) or None,
+            metrics=metrics or None,
+            targets=classes,
+            boxes=held_boxes,
+            layer=None if not layers else layers[0] if len(layers) == 1 else list(dict.fromkeys(layers)),
+            names=[item.name for item in items],
+            seed=seed,
+            shown=show if "report" in targets else 0,
+            progress=bar.to,
+        )
+    failed = [str(error) for _, error in (*found.failures, *held.failures)]
+    for text in failed:
+        click.echo(f"Error: {text}", err=True)
+    record = {"model": model, "seed": seed, "providers": explainer.providers, "versions": versions(), "failed": failed}
+    record |= held.to_dict()
+    if "json" in targets:
+        text = json.dumps(options.finite(record), ensure_ascii=False, indent=2) + "\n"
+        image.write_bytes(targets["json"], text.encode(errors="backslashreplace"))
+    if "csv" in targets:
+        image.write_bytes(targets["csv"], held.to_csv().encode(errors="backslashreplace"))
+    if "report" in targets:
+        notes = [f"{name} {number}" for name, number in versions().items()]
+        page = reports.render(held, title=f"{Path(model).name}: methods compared", notes=[", ".join(notes)])
+        image.write_bytes(targets["report"], page.encode(errors="backslashreplace"))
+    if as_json:
+        options.print_json(record)
+    else:
+        click.echo("\n".join(reports.lines(held)))
+    if failed:
+        raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+def _targets(output: str | None, csv_file: str | None, report: str | None) -> dict[str, Path]:
+    """Where each kind of result goes."""
+    found = {}
+    if output is not None:
+        folder = Path(output)
+        found = {"json": folder / "evaluation.json", "csv": folder / "evaluation.csv", "report": folder / "report.html"}
+    if csv_file is not None:
+        found["csv"] = Path(csv_file)
+    if report is not None:
+        found["report"] = Path(report)
+    return found
+
+
+def _writable(path: Path) -> None:
+    """Fail before the work rather than after it.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder {str(path.parent)!r} cannot be made ({error.strerror}); choose another"
+        ) from error
+    if path.is_dir():
+        raise OutputError(f"{str(path)!r} is a folder; name a file")
+    probe = path.with_name(f".{path.name}.writable")
+    image.write_bytes(probe, b"")
+    probe.unlink(missing_ok=True)

@@ -1,0 +1,166 @@
+"""Boxes around objects, from the files people keep them in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcam.errors import InputError, SettingError, listing
+
+_LARGEST = 256 << 20
+_SIDES = ("x0", "y0", "x1", "y1")
+_PICTURE = ("picture", "image", "file", "filename")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box in pixels of the upright picture, from (x0, y0) up to and without (x1, y1); of one class, or of any."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    label: str | int | None = None
+
+
+class Boxes:
+    """Boxes by picture.
+
+    Arguments:
+        held: boxes by the picture's name: a path as it was given, its end, or the file's name alone.
+    """
+
+    def __init__(self, held: Mapping[str, Sequence[Box]]) -> None:
+        self._held = {_key(name): list(boxes) for name, boxes in held.items()}
+
+    def of(self, name: str) -> list[Box]:
+        """The boxes of a picture: those under the longest end of its path; none where there are none."""
+        parts = _key(name).split("/")
+        for start in range(len(parts)):
+            found = self._held.get("/".join(parts[start:]))
+            if found is not None:
+                return found
+        return []
+
+    def __len__(self) -> int:
+        return sum(len(boxes) for boxes in self._held.values())
+
+
+def read(path: str | os.PathLike[str]) -> Boxes:
+    """Boxes from JSON or CSV.
+
+    JSON: `{"cat.jpg": [[x0, y0, x1, y1], ...]}`, where a box may also be `{"box": [x0, y0, x1, y1], "label": "tabby"}`;
+    or a list of such objects with `"picture"`. CSV: a header with picture, x0, y0, x1, y1 and perhaps label, one box a
+    line.
+
+    Raises:
+        SettingError: the file cannot be read, or something in it is no box.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise SettingError(f"boxes file {str(path)!r} is larger than {_LARGEST >> 20} MiB; leave pictures out")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise SettingError(f"boxes file {str(path)!r} cannot be read ({reason}); check its name") from error
+    try:
+        held = _json(text) if text.lstrip()[:1] in ("{", "[") else _csv(text)
+    except SettingError as error:
+        raise SettingError(f"boxes file {str(path)!r}: {error}") from error
+    if not held:
+        raise SettingError(f"boxes file {str(path)!r} holds no box; give a line picture,x0,y0,x1,y1 for each")
+    return Boxes(held)
+
+
+def mask(boxes: Sequence[Box], size: tuple[int, int]) -> np.ndarray | None:
+    """Which pixels of a picture (height, width) lie in a box, bool `[H, W]`; None where no box reaches into it."""
+    found = np.zeros(size, bool)
+    for box in boxes:
+        rows = slice(max(0, math.floor(box.y0)), max(0, math.ceil(box.y1)))
+        columns = slice(max(0, math.floor(box.x0)), max(0, math.ceil(box.x1)))
+        found[rows, columns] = True
+    return found if found.any() else None
+
+
+def _key(name: str) -> str:
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def _json(text: str) -> dict[str, list[Box]]:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise SettingError(f"it is no JSON ({error})") from error
+    found: dict[str, list[Box]] = {}
+    entries: list[tuple[Any, Any]] = []
+    if isinstance(data, dict):
+        for name, boxes in data.items():
+            single = isinstance(boxes, dict) or (
+                isinstance(boxes, list) and boxes and not isinstance(boxes[0], (list, dict))
+            )
+            for box in [boxes] if single else boxes if isinstance(boxes, list) else [boxes]:
+                entries.append((name, box))
+    else:
+        entries = [(entry.get("picture") if isinstance(entry, dict) else None, entry) for entry in data]
+    for name, entry in entries:
+        if not isinstance(name, str):
+            raise SettingError(f'{json.dumps(entry)[:80]} names no picture; give "picture": "cat.jpg"')
+        sides, label = (entry.get("box"), entry.get("label")) if isinstance(entry, dict) else (entry, None)
+        found.setdefault(name, []).append(_box(sides, label, name))
+    return found
+
+
+def _csv(text: str) -> dict[str, list[Box]]:
+    reader = csv.DictReader(io.StringIO(text))
+    header = [name.strip().lower() for name in reader.fieldnames or []]
+    reader.fieldnames = header
+    named = next((name for name in _PICTURE if name in header), None)
+    if named is None or not set(_SIDES) <= set(header):
+        raise SettingError(f"the header is {listing(header)}; expected picture, x0, y0, x1, y1 and perhaps label")
+    found: dict[str, list[Box]] = {}
+    for row in reader:
+        name = (row[named] or "").strip()
+        label = (row.get("label") or "").strip() or None
+        found.setdefault(name, []).append(_box([row[side] for side in _SIDES], label, name))
+    return found
+
+
+def _box(sides: Any, label: Any, name: str) -> Box:
+    try:
+        x0, y0, x1, y1 = (float(side) for side in sides)
+    except (TypeError, ValueError) as error:
+        raise SettingError(
+            f"{sides!r} of {name!r} is no box; expected four numbers x0, y0, x1, y1 in pixels"
+        ) from error
+    if not all(map(math.isfinite, (x0, y0, x1, y1))) or x1 <= x0 or y1 <= y0:
+        raise SettingError(f"the box {[x0, y0, x1, y1]} of {name!r} is empty; expected x0 < x1 and y0 < y1 in pixels")
+    return Box(x0, y0, x1, y1, label)
+
+
+def checked(boxes: Any) -> Boxes:
+    """Boxes given as such, as a file, or as a mapping from picture to `[x0, y0, x1, y1]` lists.
+
+    Raises:
+        InputError: something else.
+    """
+    if isinstance(boxes, Boxes):
+        return boxes
+    if isinstance(boxes, (str, os.PathLike)):
+        return read(boxes)
+    if isinstance(boxes, Mapping):
+        return Boxes(
+            {str(k): [b if isinstance(b, Box) else _box(b, None, str(k)) for b in v] for k, v in boxes.items()}
+        )
+    raise InputError(
+        f"boxes are a {type(boxes).__name__}; pass a file, or a mapping from picture to lists of four numbers"
+    )

@@ -1,0 +1,226 @@
+"""What an evaluation came to: a number per method, metric and picture, and curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onnxcam.errors import PictureError
+from onnxcam.evaluation.metrics import Metric
+from onnxcam.explainer import Explainer
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture for the report: its number, the picture and the map of each method over it, uint8 `[h, w, 3]`."""
+
+    place: int
+    picture: np.ndarray = field(repr=False)
+    maps: dict[str, np.ndarray] = field(repr=False)
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """Numbers per method, metric and picture.
+
+    Attributes:
+        methods, metrics: what was judged, and by what.
+        labelled: whether the classes explained were given; else they are the model's own first choices.
+        places: numbers of the pictures that took part.
+        names, classes, probabilities: what they are called, the class explained, and its probability.
+        right: with labels, whether the model's first choice is that class.
+        values: by method and metric, float64 `[pictures]`, NaN where it does not apply or the picture is missing.
+        curves: by method and name (`insertion`, `deletion`), the mean curve, its points equally far apart.
+        stages: by method and metric, the cascade's numbers, float64 `[stages, pictures]`.
+        parts: of the layers that each stage of the cascade has redrawn.
+        failures: number and error of pictures that could not be read.
+        shown: pictures for the report.
+        labels: names of the classes, where they are known.
+        layers: where the maps were taken.
+    """
+
+    methods: list[str]
+    metrics: list[Metric]
+    labelled: bool
+    values: dict[str, dict[str, np.ndarray]]
+    stages: dict[str, dict[str, np.ndarray]]
+    labels: Sequence[str] | None = None
+    layers: list[str] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    classes: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
+    parts: list[float] = field(default_factory=list)
+    failures: list[tuple[int, PictureError]] = field(default_factory=list)
+    shown: list[Shown] = field(default_factory=list)
+    _sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    @classmethod
+    def empty(
+        cls,
+        explainer: Explainer,
+        methods: Sequence[str],
+        metrics: Sequence[Metric],
+        count: int,
+        labelled: bool,
+        stages: int,
+    ) -> Evaluation:
+        """Ready to be filled."""
+        values = {method: {metric.name: np.full(count, np.nan) for metric in metrics} for method in methods}
+        cascade = {
+            method: {metric.name: np.full((stages, count), np.nan) for metric in metrics if metric.redrawn}
+            for method in methods
+        }
+        return cls(list(methods), list(metrics), labelled, values, cascade, explainer.labels)
+
+    def take(
+        self, places: Sequence[int], names: Sequence[str], classes: np.ndarray, whole: np.ndarray, best: np.ndarray
+    ) -> None:
+        """Some pictures take part."""
+        self.places += places
+        self.names += names
+        self.classes += [int(index) for index in classes]
+        self.probabilities += [float(p) for p in whole]
+        self.right += [bool(r) for r in classes == best]
+
+    def put(self, method: str, metric: str, places: Sequence[int], values: np.ndarray) -> None:
+        """Numbers of some pictures."""
+        self.values[method][metric][list(places)] = values
+
+    def put_stage(self, method: str, metric: str, stage: int, places: Sequence[int], values: np.ndarray) -> None:
+        """Numbers of some pictures at a stage of the cascade."""
+        self.stages[method][metric][stage, list(places)] = values
+
+    def settle(self, method: str, metric: str) -> None:
+        """The cascade's numbers become one: their mean over the stages."""
+        self.values[method][metric] = self.stages[method][metric].mean(axis=0)
+
+    def bend(self, method: str, curves: Mapping[str, np.ndarray]) -> None:
+        """Add the curves of some pictures."""
+        held = self._sums.setdefault(method, {})
+        for name, values in curves.items():
+            held[name] = held.get(name, np.zeros(values.shape[1])) + values.sum(axis=0)
+
+    @property
+    def curves(self) -> dict[str, dict[str, np.ndarray]]:
+        """Mean curves by method and name."""
+        count = max(1, len(self.places))
+        return {method: {name: total / count for name, total in held.items()} for method, held in self._sums.items()}
+
+    @property
+    def accuracy(self) -> float | None:
+        """With labels, the part of the pictures whose class is the model's first choice."""
+        return float(np.mean(self.right)) if self.labelled and self.right else None
+
+    def of(self, method: str, metric: str) -> np.ndarray:
+        """The numbers that there are, float64 `[n]`."""
+        values = self.values[method][metric]
+        return np.asarray(values[np.isfinite(values)])
+
+    def mean(self, method: str, metric: str) -> float:
+        """The mean over pictures, NaN where there is no number."""
+        values = self.of(method, metric)
+        return float(values.mean()) if len(values) else float("nan")
+
+    def error(self, method: str, metric: str) -> float:
+        """The standard error of the mean, NaN for fewer than two pictures."""
+        values = self.of(method, metric)
+        return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+    def ranking(self, metric: str) -> list[str]:
+        """The methods by a metric, best first; those without a number last."""
+        held = next(m for m in self.metrics if m.name == metric)
+        sign = -1.0 if held.better == "higher" else 1.0
+        keys = {method: sign * self.mean(method, metric) for method in self.methods}
+        return sorted(self.methods, key=lambda method: (np.isnan(keys[method]), keys[method]))
+
+    def best(self, metric: str) -> set[str]:
+        """The method with the best mean, or those that share it."""
+        held = next(m for m in self.metrics if m.name == metric)
+        means = {method: self.mean(method, metric) for method in self.methods}
+        top = held.best(list(means.values()))
+        return set() if top is None else {method for method, value in means.items() if abs(value - top) <= 1e-6}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON; NaN where there is no number."""
+        return {
+            "pictures": len(self.places),
+            "labelled": self.labelled,
+            "accuracy": self.accuracy,
+            "layers": self.layers,
+            "metrics": {
+                m.name: {"title": m.title, "better": m.better, "formula": m.formula, "ranking": self.ranking(m.name)}
+                for m in self.metrics
+            },
+            "methods": {
+                method: {
+                    m.name: {
+                        "mean": self.mean(method, m.name),
+                        "error": self.error(method, m.name),
+                        "pictures": len(self.of(method, m.name)),
+                        "best": method in self.best(m.name),
+                    }
+                    for m in self.metrics
+                }
+                for method in self.methods
+            },
+            "curves": {
+                method: {name: [round(float(v), 6) for v in values] for name, values in held.items()}
+                for method, held in self.curves.items()
+            },
+            "cascade": {
+                "redrawn": self.parts,
+                "values": {
+                    method: {name: [float(v) for v in _means(values)] for name, values in held.items()}
+                    for method, held in self.stages.items()
+                    if held
+                },
+            },
+            "each": [
+                {
+                    "picture": name,
+                    "class": index,
+                    "label": None if self.labels is None else self.labels[index],
+                    "probability": probability,
+                    "values": {
+                        method: {m.name: float(self.values[method][m.name][place]) for m in self.metrics}
+                        for method in self.methods
+                    },
+                }
+                for place, name, index, probability in zip(
+                    self.places, self.names, self.classes, self.probabilities, strict=True
+                )
+            ],
+        }
+
+    def to_csv(self) -> str:
+        """A line for each picture and method, and a line `mean` for each method."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["picture", "class", "label", "probability", "method", *(m.name for m in self.metrics)])
+        for method in self.methods:
+            for place, name, index, probability in zip(
+                self.places, self.names, self.classes, self.probabilities, strict=True
+            ):
+                label = "" if self.labels is None else self.labels[index]
+                numbers = [_cell(float(self.values[method][m.name][place])) for m in self.metrics]
+                writer.writerow([name, index, label, _cell(probability), method, *numbers])
+        for method in self.methods:
+            writer.writerow(["mean", "", "", "", method, *(_cell(self.mean(method, m.name)) for m in self.metrics)])
+        return text.getvalue()
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    """The mean of each row over the numbers that there are."""
+    known = np.isfinite(values)
+    return np.asarray(np.where(known, values, 0).sum(axis=1) / np.maximum(1, known.sum(axis=1)))
+
+
+def _cell(value: float) -> str:
+    return f"{value:.6g}" if np.isfinite(value) else ""

@@ -1,0 +1,153 @@
+"""Missing pixels guessed from those around them: ROAD's noisy linear imputation, without its noise.
+
+Each missing pixel is to be the weighted mean of the eight around it, which may be missing too: a sparse system, solved
+by conjugate gradients with a multigrid cycle as preconditioner, so that large holes take about as long as small ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcam.image.opencv import import_cv2
+
+# as in the authors' code, https://arxiv.org/abs/2202.00449
+_AROUND = np.array([[1 / 12, 1 / 6, 1 / 12], [1 / 6, 0, 1 / 6], [1 / 12, 1 / 6, 1 / 12]], np.float32)
+_TOLERANCE = 1e-5  # of the picture's range, for the residual
+_MOST = 200
+_DAMPING = np.float32(0.8)
+_COARSEST, _SWEEPS = 6, 8
+
+
+def impute(picture: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """The picture with its missing pixels filled in.
+
+    Arguments:
+        picture: float32 `[C, H, W]`.
+        missing: bool `[H, W]`; where all are, nothing is known and the picture's mean is taken.
+
+    Returns:
+        float32 `[C, H, W]`; known pixels are as they were.
+    """
+    if missing.all():
+        return np.broadcast_to(picture.mean(axis=(1, 2), keepdims=True), picture.shape).astype(np.float32)
+    if not missing.any():
+        return picture.astype(np.float32)
+    known = np.where(missing, np.float32(0), picture).astype(np.float32).transpose(1, 2, 0)
+    levels = _levels(missing)
+    fine = levels[0]
+    x = _first(np.ascontiguousarray(known), ~missing)
+    residual = (_around(x) - fine.weight * x) * fine.hole
+    tolerance = _TOLERANCE * np.maximum(np.ptp(picture, axis=(1, 2)), 1e-6)
+    direction, product, before = np.zeros_like(x), np.ones(x.shape[2], np.float32), residual
+    for number in range(_MOST):
+        if (np.abs(residual).max(axis=(0, 1)) <= tolerance).all():
+            break
+        better = _cycle(levels, 0, residual)
+        following = np.sum(residual * better, axis=(0, 1))
+        # the flexible form: the cycle is a preconditioner that is only nearly symmetric
+        share = (following - np.sum(before * better, axis=(0, 1))) / _positive(product) if number else product * 0
+        direction = better + share * direction
+        applied = fine.apply(direction)
+        step = np.sum(residual * direction, axis=(0, 1)) / _positive(np.sum(direction * applied, axis=(0, 1)))
+        before, product = residual, following
+        x = x + step * direction
+        residual = residual - step * applied
+    return np.ascontiguousarray(np.where(missing[..., None], x, known).transpose(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The system on one grid: `hole` is 1 where values are unknown, `weight` the sum of those around, `[h, w, 1]`."""
+
+    hole: np.ndarray
+    weight: np.ndarray
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """The system's matrix times `x`, which is 0 outside the hole."""
+        return np.asarray((self.weight * x - _around(x)) * self.hole)
+
+    def smooth(self, x: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """One damped Jacobi sweep."""
+        return np.asarray(x + _DAMPING * (right - self.apply(x)) / self.weight)
+
+
+def _levels(missing: np.ndarray) -> list[_Level]:
+    """The grid and coarser ones, a coarse value being unknown where all below it are."""
+    found = []
+    while True:
+        weight = _around(np.ones((*missing.shape, 1), np.float32))
+        found.append(_Level(missing[..., None].astype(np.float32), weight))
+        if min(missing.shape) <= _COARSEST or not missing.any():
+            return found
+        height, width = missing.shape
+        even = np.pad(missing, ((0, height % 2), (0, width % 2)), constant_values=True)
+        missing = np.asarray(even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2).all(axis=(1, 3)))
+
+
+def _cycle(levels: list[_Level], number: int, right: np.ndarray) -> np.ndarray:
+    """An approximate solution of a level's system, from this and the coarser levels (a V-cycle)."""
+    level = levels[number]
+    x = np.asarray(_DAMPING * right / level.weight)
+    if number + 1 == len(levels):
+        for _ in range(_SWEEPS):
+            x = level.smooth(x, right)
+        return x
+    coarse = levels[number + 1]
+    x = level.smooth(x, right)
+    left = _restrict(right - level.apply(x)) * coarse.hole
+    x = x + _prolong(_cycle(levels, number + 1, left), right.shape[0], right.shape[1]) * level.hole
+    return level.smooth(level.smooth(x, right), right)
+
+
+def _around(values: np.ndarray) -> np.ndarray:
+    """The weighted sum of the eight pixels around each, those outside the picture left out, `[h, w, C]`."""
+    found = import_cv2().filter2D(values, -1, _AROUND, borderType=import_cv2().BORDER_CONSTANT)
+    return np.asarray(found, np.float32).reshape(values.shape)
+
+
+def _prolong(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Twice as fine, bilinear with half-pixel centres, cut to a size."""
+    cv2 = import_cv2()
+    finer = cv2.resize(values, (2 * values.shape[1], 2 * values.shape[0]), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(finer, np.float32).reshape(2 * values.shape[0], 2 * values.shape[1], -1)[:height, :width]
+
+
+def _restrict(values: np.ndarray) -> np.ndarray:
+    """The transpose of `_prolong`."""
+    padded = np.pad(values, ((0, values.shape[0] % 2), (0, values.shape[1] % 2), (0, 0)))
+    return _halve(_halve(padded).swapaxes(0, 1)).swapaxes(0, 1)
+
+
+def _halve(values: np.ndarray) -> np.ndarray:
+    even, odd = values[0::2], values[1::2]
+    found: np.ndarray = np.float32(0.75) * (even + odd)
+    found[1:] += np.float32(0.25) * odd[:-1]
+    found[:-1] += np.float32(0.25) * even[1:]
+    found[0] += np.float32(0.25) * even[0]
+    found[-1] += np.float32(0.25) * odd[-1]
+    return found
+
+
+def _first(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """A smooth filling from coarser and coarser pictures, `[h, w, C]`."""
+    height, width = known.shape
+    if known.all():
+        return values
+    if min(height, width) < 2:
+        mean = (values * known[..., None]).sum(axis=(0, 1)) / max(1, int(known.sum()))
+        return np.where(known[..., None], values, mean).astype(np.float32)
+    pad = ((0, height % 2), (0, width % 2))
+    weights = np.pad(known.astype(np.float32), pad)
+    sums = np.pad(values * known[..., None], (*pad, (0, 0)))
+    shape = (weights.shape[0] // 2, 2, weights.shape[1] // 2, 2)
+    count = weights.reshape(shape).sum(axis=(1, 3))
+    total = sums.reshape(*shape, -1).sum(axis=(1, 3))
+    coarse = _first((total / np.maximum(count, 1)[..., None]).astype(np.float32), count > 0)
+    return np.where(known[..., None], values, _prolong(coarse, height, width)).astype(np.float32)
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    """Never 0 to divide by: a channel that is done stays as it is."""
+    return np.asarray(np.maximum(values, 1e-30))

@@ -1,0 +1,314 @@
+"""Judges methods by numbers: the same pictures, the same classes, every metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxcam import image
+from onnxcam.cam import methods as cam
+from onnxcam.cam import targets as classes_of
+from onnxcam.errors import InputError, MethodError, PictureError
+from onnxcam.evaluation import boxes as box_files
+from onnxcam.evaluation.evaluation import Evaluation, Shown
+from onnxcam.evaluation.metrics import Metric, chosen
+from onnxcam.evaluation.randomization import STAGES, cascade
+from onnxcam.evaluation.trial import Trial, canonical, native, predictor
+from onnxcam.explainer import SEED, Explainer
+from onnxcam.image.opencv import import_cv2
+
+# those of them that are registered: the common ones, and two that any other should beat
+USUAL = ("gradcam", "gradcam++", "layercam", "hirescam", "eigencam", "activationmap", "randomcam")
+_CHUNK = 8
+_SIDE = 200  # pixels of a picture in the report
+
+
+@dataclass
+class _Read:
+    """Some pictures, ready for the model."""
+
+    places: list[int]
+    batch: np.ndarray
+    geometry: list[image.Geometry]
+    pixels: list[np.ndarray]
+    names: list[str]
+
+
+@dataclass
+class _Work:
+    """What is asked, and how far it is."""
+
+    explainer: Explainer
+    methods: list[str]
+    metrics: list[Metric]
+    layer: Any
+    seed: int
+    options: dict[str, Any]
+    total: int
+    progress: Callable[[int, int], None] | None
+    done: int = 0
+
+    def tell(self) -> None:
+        if self.progress is not None:
+            self.progress(min(self.done, self.total), self.total)
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        self.tell()
+
+
+def usual() -> list[str]:
+    """The methods judged where nobody names any."""
+    known = cam.methods()
+    return [name for name in USUAL if name in known]
+
+
+def evaluate(
+    explainer: Explainer,
+    pictures: Sequence[Any],
+    *,
+    methods: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
+    targets: Sequence[Any] | None = None,
+    boxes: Any = None,
+    layer: Any = None,
+    names: Sequence[str] | None = None,
+    stages: int = STAGES,
+    seed: int = SEED,
+    shown: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Judge methods on pictures.
+
+    Arguments:
+        explainer: the model; it must know how pictures become tensors.
+        pictures: what `onnxcam.image.load` reads. Those that cannot be read are left out and listed.
+        methods: names of methods; `usual()` if None.
+        metrics: names of metrics (`onnxcam.evaluation.metrics`), `all` for every one; the usual ones if None.
+        targets: the class of each picture, index or label; each one's top-1 if None.
+        boxes: where the objects are: a file (`onnxcam.evaluation.boxes.read`), or a mapping from picture to boxes.
+        layer: as in `Explainer.attribute`.
+        names: what the pictures are called; their own names if None.
+        stages: of the randomisation cascade.
+        seed: of whatever is random.
+        shown: for how many pictures small pictures of every map are kept, for the report.
+        progress: called with (done, total); an exception it raises ends the evaluation.
+        options: of metrics, such as `steps=64`; each metric takes those that it has.
+
+    Raises:
+        InputError: not one target per picture, no picture that can be read, or an option that no metric has.
+        MethodError: no such method or metric, or a metric that needs boxes where there are none.
+        SettingError: the boxes file cannot be used. TargetError: a target is no class.
+    """
+    held_boxes = None if boxes is None else box_files.checked(boxes)
+    wanted = chosen(metrics, boxes=held_boxes is not None)
+    tried = list(dict.fromkeys(usual() if methods is None else methods))
+    if not tried or not wanted:
+        raise MethodError("nothing to judge: name at least one method and one metric")
+    for name in tried:
+        cam.find(name)
+    for option in options:
+        if not any(option in metric.options for metric in wanted):
+            raise InputError(f"no metric that was asked for has an option {option!r}")
+    if targets is not None and len(targets) != len(pictures):
+        raise InputError(f"got {len(targets)} targets for {len(pictures)} pictures; give one for each")
+    asked = classes_of.resolve(
+        [classes_of.TOP1] * len(pictures) if targets is None else list(targets),
+        len(pictures),
+        explainer.classes,
+        explainer.labels,
+    )
+    plain = [metric for metric in wanted if not metric.redrawn]
+    compared = [metric for metric in wanted if metric.redrawn]
+    total = len(pictures) * len(tried) * (len(plain) + stages * len(compared))
+    work = _Work(explainer, tried, wanted, layer, seed, options, total, progress)
+    failures: list[tuple[int, PictureError]] = []
+    found = Evaluation.empty(explainer, tried, wanted, len(pictures), targets is not None, stages)
+    for read in _read(explainer, pictures, names, failures):
+        _judge(work, read, asked, held_boxes, plain, found, shown)
+    if not found.places:
+        first = f": {failures[0][1]}" if failures else ""
+        raise InputError(f"none of the {len(pictures)} pictures can be read{first}")
+    found.failures.extend(failures)
+    found.layers = [explainer.layers[-1]] if layer is None else [layer] if isinstance(layer, str) else list(layer)
+    if compared:
+        _compare(work, pictures, names, asked, compared, found, stages)
+    return found
+
+
+def _judge(
+    work: _Work,
+    read: _Read,
+    asked: np.ndarray,
+    boxes: box_files.Boxes | None,
+    metrics: Sequence[Metric],
+    found: Evaluation,
+    shown: int,
+) -> None:
+    """Every method and metric on some pictures."""
+    classes, probabilities, maps = _maps(work, read, asked)
+    inside = [_inside(work.explainer, boxes, read, row, int(classes[row])) for row in range(len(classes))]
+    whole = probabilities[np.arange(len(classes)), classes].astype(np.float64)
+    found.take(read.places, read.names, classes, whole, probabilities.argmax(axis=1))
+    for place, method in enumerate(work.methods):
+        trial = _trial(work, read, method, classes, whole, maps[place], inside)
+        for metric in metrics:
+            found.put(method, metric.name, read.places, metric(trial, work.options))
+            work.advance(len(classes))
+        found.bend(method, trial.curves)
+    for row in range(len(classes)):
+        if len(found.shown) < shown:
+            drawn = {
+                method: _drawn(read.geometry[row].to_picture(maps[place][row]), read.pixels[row])
+                for place, method in enumerate(work.methods)
+            }
+            found.shown.append(Shown(read.places[row], _small(read.pixels[row]), drawn))
+
+
+def _compare(
+    work: _Work,
+    pictures: Sequence[Any],
+    names: Sequence[str] | None,
+    asked: np.ndarray,
+    metrics: Sequence[Metric],
+    found: Evaluation,
+    stages: int,
+) -> None:
+    """The maps against those of the cascade's models, one of which is in memory at a time."""
+    for stage, (part, other) in enumerate(cascade(work.explainer, stages, work.seed)):
+        found.parts.append(part)
+        for read in _read(work.explainer, pictures, names, []):
+            classes, probabilities, maps = _maps(work, read, asked)
+            whole = probabilities[np.arange(len(classes)), classes].astype(np.float64)
+            held = other.examine(read.batch, work.layer, seed=work.seed, progress=_inner(work))
+            redrawn = held.attribute(list(classes), work.methods, work.layer)
+            for place, method in enumerate(work.methods):
+                trial = _trial(work, read, method, classes, whole, maps[place], []).against(_finite(redrawn[place]))
+                for metric in metrics:
+                    found.put_stage(method, metric.name, stage, read.places, metric(trial, work.options))
+                    work.advance(len(classes))
+    for method in work.methods:
+        for metric in metrics:
+            found.settle(method, metric.name)
+
+
+def _trial(
+    work: _Work,
+    read: _Read,
+    method: str,
+    classes: np.ndarray,
+    whole: np.ndarray,
+    maps: np.ndarray,
+    inside: Sequence[np.ndarray | None],
+) -> Trial:
+    entry = work.explainer.manifest["input"]
+
+    def explain(changed: np.ndarray) -> np.ndarray:
+        batch = native(changed, entry["layout"], entry["dtype"])
+        held = work.explainer.examine(batch, work.layer, seed=work.seed, progress=_inner(work))
+        return _finite(held.attribute(list(classes), method, work.layer))
+
+    return Trial(
+        predict=predictor(work.explainer),
+        explain=explain,
+        pictures=canonical(read.batch, entry["layout"]),
+        maps=maps,
+        classes=classes,
+        whole=whole,
+        places=read.places,
+        seed=work.seed,
+        boxes=inside,
+        originals=_originals(read, maps) if any(one is not None for one in inside) else (),
+        tell=work.tell,
+    )
+
+
+def _originals(read: _Read, maps: np.ndarray) -> list[np.ndarray]:
+    return [geometry.to_picture(held) for geometry, held in zip(read.geometry, maps, strict=True)]
+
+
+def _inner(work: _Work) -> Callable[[int, int], None]:
+    """Long methods report here, so that they can be ended too."""
+    return lambda done, total: work.tell()
+
+
+def _maps(work: _Work, read: _Read, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """The class of each picture, the probabilities `[N, K]`, and per method the maps `[N, H, W]` from 0 to 1."""
+    held = work.explainer.examine(read.batch, work.layer, seed=work.seed, progress=_inner(work))
+    probabilities = held.probabilities
+    wanted = asked[read.places]
+    classes = np.where(wanted < 0, probabilities.argmax(axis=1), wanted)
+    return (
+        classes,
+        probabilities,
+        [_finite(maps) for maps in held.attribute([int(c) for c in classes], work.methods, work.layer)],
+    )
+
+
+def _finite(maps: np.ndarray) -> np.ndarray:
+    """A model out of its mind gives no numbers: such a map says nothing."""
+    return np.asarray(np.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0))
+
+
+def _inside(
+    explainer: Explainer, boxes: box_files.Boxes | None, read: _Read, row: int, target: int
+) -> np.ndarray | None:
+    """Which pixels of the original picture lie in a box of the class explained."""
+    if boxes is None:
+        return None
+    own = []
+    for box in boxes.of(read.names[row]):
+        label = box.label
+        if isinstance(label, str) and label.isdigit() and label not in (explainer.labels or ()):
+            label = int(label)
+        if label is None or int(classes_of.resolve(label, 1, explainer.classes, explainer.labels)[0]) == target:
+            own.append(box)
+    return box_files.mask(own, read.geometry[row].picture_size)
+
+
+def _read(
+    explainer: Explainer,
+    pictures: Sequence[Any],
+    names: Sequence[str] | None,
+    failures: list[tuple[int, PictureError]],
+) -> Iterator[_Read]:
+    """Pictures a few at a time, those of one size together."""
+    fixed = explainer.preprocess is not None and explainer.preprocess.output_size is not None
+    chunk: list[tuple[int, Any, np.ndarray, image.Geometry]] = []
+
+    def together() -> _Read:
+        return _Read(
+            [place for place, *_ in chunk],
+            np.concatenate([tensor for _, _, tensor, _ in chunk]),
+            [geometry for *_, geometry in chunk],
+            [picture.pixels for _, picture, _, _ in chunk],
+            [picture.name if names is None else names[place] for place, picture, _, _ in chunk],
+        )
+
+    for place, source in enumerate(pictures):
+        try:
+            chunk.append((place, *explainer.prepare(source)))
+        except PictureError as error:
+            failures.append((place, error))
+            continue
+        if len(chunk) == (_CHUNK if fixed else 1):
+            yield together()
+            chunk = []
+    if chunk:
+        yield together()
+
+
+def _small(pixels: np.ndarray) -> np.ndarray:
+    scale = min(1.0, _SIDE / max(pixels.shape[:2]))
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    cv2 = import_cv2()
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _drawn(heatmap: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    small = _small(pixels)
+    return image.overlay(small, image.resize_map(heatmap, small.shape[:2]), 0.55, "viridis")

@@ -1,0 +1,132 @@
+"""The registry of metrics: one decorated function per metric.
+
+    @metric("deletion", title="deletion", better="lower")
+    def deletion(trial, *, steps=32):
+        '''int_0^1 p_c(picture without its most important part q) dq. ...'''
+
+A metric gets a `Trial` (some pictures and what a method says of them) and returns one number per picture, float64
+`[N]`, NaN where it does not apply. Keyword parameters with defaults are its options. A docstring is the formula and the
+paper.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from onnxcam.errors import MethodError, listing, nearest
+
+if TYPE_CHECKING:
+    from onnxcam.evaluation.trial import Trial
+
+HIGHER, LOWER = "higher", "lower"
+F = TypeVar("F", bound="Callable[..., np.ndarray]")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A registered metric.
+
+    Attributes:
+        name: lower case, as `--metric` takes it.
+        title: what tables call it.
+        better: `higher` or `lower`: where the better maps lie.
+        function: what was decorated.
+        boxes: whether it needs boxes around the objects.
+        redrawn: whether it compares with the maps of a model whose weights were redrawn.
+        usual: whether it is computed where nobody names metrics.
+        options: names and default values of its options.
+    """
+
+    name: str
+    title: str
+    better: str
+    function: Callable[..., np.ndarray] = field(repr=False)
+    boxes: bool = False
+    redrawn: bool = False
+    usual: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def arrow(self) -> str:
+        """Which way is better."""
+        return "↑" if self.better == HIGHER else "↓"
+
+    @property
+    def formula(self) -> str:
+        """What it computes and where that comes from: the docstring's first paragraph, on one line."""
+        return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+
+    def __call__(self, trial: Trial, options: dict[str, Any] | None = None) -> np.ndarray:
+        """The numbers of a trial, with those of the options that it has."""
+        own = {key: value for key, value in (options or {}).items() if key in self.options}
+        return np.asarray(self.function(trial, **own), np.float64)
+
+    def best(self, values: Sequence[float]) -> float | None:
+        """The best of some numbers, None where there is none."""
+        known = [value for value in values if np.isfinite(value)]
+        return None if not known else max(known) if self.better == HIGHER else min(known)
+
+
+_metrics: dict[str, Metric] = {}
+
+
+def metric(
+    name: str, *, title: str, better: str, boxes: bool = False, redrawn: bool = False, usual: bool = True
+) -> Callable[[F], F]:
+    """Register a metric, `function(trial, **options) -> float64 [N]`."""
+
+    def register(function: F) -> F:
+        if name in _metrics:
+            raise ValueError(f"there already is a metric {name!r}")
+        if better not in (HIGHER, LOWER):
+            raise ValueError(f"better={better!r}; expected {HIGHER!r} or {LOWER!r}")
+        options = {
+            key: parameter.default
+            for key, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        _metrics[name] = Metric(name, title, better, function, boxes, redrawn, usual, options)
+        return function
+
+    return register
+
+
+def metrics() -> list[str]:
+    """Names of all metrics, in the order they were registered."""
+    return list(_metrics)
+
+
+def find(name: str) -> Metric:
+    """A metric by name.
+
+    Raises:
+        MethodError: no such metric.
+    """
+    if name not in _metrics:
+        raise MethodError(f"no metric {name!r}; there are {listing(nearest(name, _metrics))}")
+    return _metrics[name]
+
+
+def chosen(names: Iterable[str] | None, *, boxes: bool) -> list[Metric]:
+    """The metrics meant by some names, each once; None for the usual ones, `all` for every one that applies.
+
+    Raises:
+        MethodError: no such metric, or one that needs boxes where there are none.
+    """
+    if names is None:
+        return [held for held in _metrics.values() if held.usual and (boxes or not held.boxes)]
+    found: list[Metric] = []
+    for name in names:
+        if name == "all":
+            found += [held for held in _metrics.values() if boxes or not held.boxes]
+            continue
+        held = find(name)
+        if held.boxes and not boxes:
+            raise MethodError(f"metric {name!r} needs to know where the objects are; give boxes")
+        found.append(held)
+    return list({held.name: held for held in found}.values())

@@ -1,0 +1,124 @@
+"""What a metric sees: some pictures, one method's maps of them, and the model to try changed pictures on."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from onnxcam.explainer import Explainer
+
+# (start, stop) of the changed pictures wanted -> float32 [m, C, H, W], and int64 [m], which picture each was
+Make = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+Show = Callable[[np.ndarray], np.ndarray]
+_ROWS = 16  # changed pictures per run
+_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Pictures and the maps that are judged on them.
+
+    Attributes:
+        predict: probabilities of prepared pictures `[M, C, H, W]`, float32 `[M, classes]`.
+        explain: the maps of as many changed pictures, for the same classes, as `maps` are.
+        pictures: as the model takes them, but float32 `[N, C, H, W]` whatever its layout.
+        maps: float32 `[N, H, W]`, each from 0 to 1.
+        classes: the class explained per picture, int64 `[N]`.
+        whole: its probability in the unchanged picture, float64 `[N]`.
+        places: the pictures' numbers in the whole evaluation: what is random depends on them alone.
+        seed: of whatever is random.
+        boxes: per picture which pixels lie in a box, bool `[H, W]` of the original picture, or None.
+        originals: per picture the map brought back onto the original picture, float32 `[H, W]`.
+        redrawn: the maps of the model whose weights were redrawn, where a metric compares with them.
+        tell: called as the work goes; what it raises ends it.
+        curves: what metrics leave for the report, by their name.
+        kept: what metrics that share work leave for one another.
+    """
+
+    predict: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+    explain: Show = field(repr=False)
+    pictures: np.ndarray = field(repr=False)
+    maps: np.ndarray = field(repr=False)
+    classes: np.ndarray
+    whole: np.ndarray
+    places: Sequence[int]
+    seed: int = 1234
+    boxes: Sequence[np.ndarray | None] = ()
+    originals: Sequence[np.ndarray] = field(default=(), repr=False)
+    redrawn: np.ndarray | None = field(default=None, repr=False)
+    tell: Callable[[], None] = field(default=lambda: None, repr=False)
+    curves: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    kept: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def rng(self, row: int, purpose: str) -> np.random.Generator:
+        """Random numbers for one picture and purpose: the same for every method, whatever is judged beside it."""
+        return np.random.default_rng([self.seed, self.places[row], zlib.crc32(purpose.encode())])
+
+    def probabilities(self, total: int, make: Make) -> np.ndarray:
+        """The probability of each changed picture's class, float64 `[total]`; they are made and run a few at a time."""
+        each = max(1, int(self.pictures[0].nbytes))
+        count = max(1, min(_ROWS, _BYTES // each))
+        found = np.empty(total)
+        for start in range(0, total, count):
+            stop = min(total, start + count)
+            changed, rows = make(start, stop)
+            found[start:stop] = self.predict(changed)[np.arange(stop - start), self.classes[rows]]
+            self.tell()
+        return found
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Pixels by importance, the most important first, int64 `[N, H * W]`; among equals the order is random."""
+        found = []
+        for row, held in enumerate(self.maps):
+            ties = self.rng(row, "ties").permutation(held.size)
+            found.append(np.lexsort((ties, -held.ravel())))
+        return np.stack(found)
+
+    @cached_property
+    def masked(self) -> np.ndarray:
+        """The probability of each picture times its map, p_c(x * L), float64 `[N]`."""
+
+        def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+            rows = np.arange(start, stop)
+            return self.pictures[rows] * self.maps[rows, None], rows
+
+        return self.probabilities(len(self), make)
+
+    def curve(self, name: str, values: np.ndarray) -> None:
+        """Keep a curve `[N, points]` for the report, its points equally far apart."""
+        self.curves[name] = values
+
+    def against(self, maps: np.ndarray) -> Trial:
+        """The same beside the maps of a model whose weights were redrawn."""
+        return replace(self, redrawn=maps, curves={}, kept={})
+
+
+def canonical(batch: np.ndarray, layout: str) -> np.ndarray:
+    """A batch as the model takes it as float32 `[N, C, H, W]`."""
+    moved = batch.transpose(0, 3, 1, 2) if layout == "NHWC" else batch
+    return np.ascontiguousarray(moved, np.float32)
+
+
+def native(pictures: np.ndarray, layout: str, dtype: Any) -> np.ndarray:
+    """The other way; whole numbers are rounded to."""
+    moved = pictures.transpose(0, 2, 3, 1) if layout == "NHWC" else pictures
+    kind = np.dtype(dtype)
+    if kind.kind in "iu":
+        limits = np.iinfo(kind)
+        moved = np.clip(np.rint(moved), limits.min, limits.max)
+    return np.ascontiguousarray(moved, kind)
+
+
+def predictor(explainer: Explainer) -> Callable[[np.ndarray], np.ndarray]:
+    """`Trial.predict` of an explainer."""
+    entry = explainer.manifest["input"]
+    return lambda pictures: explainer.predict(native(pictures, entry["layout"], entry["dtype"]))

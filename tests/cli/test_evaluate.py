@@ -1,0 +1,112 @@
+"""`onnxcam evaluate`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, tree
+
+QUICK = ("--metric", "average_drop", "--metric", "deletion")
+
+
+def test_a_table_on_the_terminal(run: Run, ready: Path, photos: Path) -> None:
+    result = run("evaluate", ready, photos, "--method", "gradcam", "--method", "hirescam", *QUICK)
+    assert (result.code, result.err) == (0, "")
+    about, head, *rows = result.out.splitlines()
+    assert about.startswith("3 pictures (the model's first choices explained)")
+    assert head.split() == ["method", "drop", "↓", "deletion", "↓"]
+    assert [row.split()[0] for row in rows] == ["gradcam", "hirescam"]
+
+
+def test_json(run: Run, ready: Path, photos: Path) -> None:
+    record = run("evaluate", ready, photos, "--method", "gradcam", *QUICK, "--json").json()
+    assert record["pictures"] == 3 and record["failed"] == [] and record["seed"] == 1234
+    assert set(record["methods"]["gradcam"]) == {"average_drop", "deletion"}
+    assert len(record["curves"]["gradcam"]["deletion"]) == 33 and len(record["each"]) == 3
+    assert record["each"][0]["picture"].endswith("a.jpg")
+
+
+def test_files(run: Run, ready: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("evaluate", ready, photos, "--method", "gradcam", *QUICK, "-o", out).code == 0
+    assert tree(out) == {"evaluation.json", "evaluation.csv", "report.html"}
+    rows = list(csv.DictReader(io.StringIO((out / "evaluation.csv").read_text())))
+    assert len(rows) == 4 and rows[-1]["picture"] == "mean"
+    assert json.loads((out / "evaluation.json").read_text())["pictures"] == 3
+    page = (out / "report.html").read_text()
+    assert page.startswith("<!doctype html>") and page.count("data:image/jpeg") == 6
+    other = tmp_path / "deep" / "r.html"
+    assert (
+        run("evaluate", ready, photos / "a.png", "--method", "gradcam", *QUICK, "--report", other, "--show", 0).code
+        == 0
+    )
+    assert tree(other.parent) == {"r.html"} and "data:image/jpeg" not in other.read_text()
+    again = run("evaluate", ready, photos, "--method", "gradcam", *QUICK, "--csv", tmp_path / "again.csv")
+    assert again.code == 0
+    assert (tmp_path / "again.csv").read_text() == (out / "evaluation.csv").read_text()
+
+
+def test_boxes_folders_and_limit(run: Run, ready: Path, photos: Path, tmp_path: Path) -> None:
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("picture,x0,y0,x1,y1\na.png,0,0,60,40\n")
+    result = run(
+        "evaluate", ready, photos, "--method", "gradcam", "--metric", "energy_in_box", "--boxes", boxes, "--json"
+    )
+    each = result.json()["each"]
+    values = {Path(one["picture"]).name: one["values"]["gradcam"]["energy_in_box"] for one in each}
+    assert values["a.png"] == pytest.approx(1) and values["b.png"] is None
+    sorted_by_class = tmp_path / "classes"
+    for name in ("cat", "3"):
+        (sorted_by_class / name).mkdir(parents=True)
+        shutil.copy(photos / "a.png", sorted_by_class / name)
+        shutil.copy(photos / "sub" / "b.png", sorted_by_class / name)
+    record = run("evaluate", ready, sorted_by_class, "--by-folder", "--method", "gradcam", *QUICK, "--json").json()
+    assert record["labelled"] and [one["class"] for one in record["each"]] == [3, 3, 0, 0]
+    record = run("evaluate", ready, sorted_by_class, "--by-folder", "--limit", 1, *QUICK, "--json").json()
+    assert record["pictures"] == 1
+
+
+def test_pictures_that_fail_do_not_stop_the_rest(run: Run, ready: Path, photos: Path) -> None:
+    (photos / "broken.png").write_bytes(b"no picture")
+    result = run("evaluate", ready, photos, photos / "none.png", "--method", "gradcam", *QUICK)
+    assert result.code == 1 and result.out.startswith("3 pictures")
+    assert "broken.png" in result.err and "none.png" in result.err and "Traceback" not in result.err
+    assert result.err.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--method", "gardcam"], 2, "no method 'gardcam'"),
+        (["--metric", "insertoin"], 2, "no metric 'insertoin'"),
+        (["--metric", "pointing_game"], 2, "needs to know where the objects are"),
+        (["--boxes", "none.csv"], 2, "boxes file 'none.csv' cannot be read"),
+        (["--layer", "conv9"], 2, "conv9"),
+        (["--preprocess", "imagnet"], 2, "imagnet"),
+        (["--provider", "nonsense"], 4, "nonsense"),
+        (["--report", "."], 1, "is a folder"),
+        (["--by-folder"], 2, "name no class of the model"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    run: Run, ready: Path, photos: Path, arguments: list[str], code: int, said: str
+) -> None:
+    (photos / "sub2").mkdir()
+    for name in ("a.png", "a.jpg"):
+        (photos / name).rename(photos / "sub2" / name)
+    result = run("evaluate", ready, photos, *arguments)
+    assert result.code == code and said in result.sentence and result.out == ""
+
+
+def test_usage(run: Run, ready: Path, plain: Path, photo: Path, tmp_path: Path) -> None:
+    assert run("evaluate", ready).code == 2
+    assert run("evaluate", ready, photo, "--by-folder").code == 2
+    assert run("evaluate", plain, photo).code == 2
+    assert run("evaluate", tmp_path / "none.onnx", photo).code == 3
+    assert run("evaluate", ready, tmp_path / "none.png").code == 1

@@ -374,7 +374,7 @@ class Monitor:
             from onnxcam.monitor.process import Child
 
             return Child(self._settings, self._timeout)
-        return Evidence(self._settings)
+        return Evidence(self._settings, workers.give_way if self._kind == "thread" else lambda: None)
 
     def _fresh(self) -> tuple[Sampler, workers.Desk]:
         """What chooses, and what explains, in one process alone."""

@@ -312,7 +312,7 @@ class _Each:
 
     def told(self, row: int) -> tuple[str, int | None]:
         """Each row's own."""
-        return self._held[row].told(0)
+        return self.held[row].told(0)
 
     def _gather(self, what: str, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         found: np.ndarray | None = None

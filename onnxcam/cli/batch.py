@@ -25,6 +25,7 @@ from onnxcam.live import Progress
 
 _CHUNK = 4  # pictures per run: what large linear layers read is shared, and memory stays flat
 _CHUNK_PIXELS = 12_000_000  # large pictures go in smaller numbers
+_PIXELS = 48_000_000  # held by all threads together, or one larger picture
 _THREADS = 4
 
 T = TypeVar("T")
@@ -97,9 +98,10 @@ def explain_all(explainer: Explainer, items: Sequence[Item], request: Request, o
 
     asked = replace(request, progress=told)
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    budget = Budget(_PIXELS)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
     try:
-        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, asked, output), chunks, threads):
+        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, asked, output, budget), chunks, threads):
             yield from outcomes
     finally:
         stopped.set()
@@ -117,8 +119,55 @@ def ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], values: Iterable[T],
         yield begun.popleft().result()
 
 
-def _finish(explainer: Explainer, items: Sequence[Item], request: Request, output: Path) -> list[Outcome]:
-    return [_write(item, result, request, output) for item, result in _explain(explainer, map(_read, items), request)]
+class Budget:
+    """How many pixels all threads together may hold; a picture larger than that is held alone."""
+
+    def __init__(self, pixels: int) -> None:
+        self._free = self._all = pixels
+        self._changed = threading.Condition()
+
+    def take(self, pixels: int) -> int:
+        """Wait until there is room, and take it; what has to be given back."""
+        wanted = min(pixels, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= wanted)
+            self._free -= wanted
+        return wanted
+
+    def give(self, taken: int) -> None:
+        """Give back what was taken."""
+        with self._changed:
+            self._free += taken
+            self._changed.notify_all()
+
+
+def _finish(
+    explainer: Explainer, items: Sequence[Item], request: Request, output: Path, budget: Budget
+) -> list[Outcome]:
+    """A few pictures from file to files, in parts whose pixels are taken all at once: none waits holding some."""
+    done: list[Outcome] = []
+    for part, pixels in _portions(items):
+        taken = budget.take(pixels)
+        try:
+            done += [_write(item, result, request, output) for item, result in _explain(explainer, part, request)]
+        finally:
+            budget.give(taken)
+    return done
+
+
+def _portions(items: Sequence[Item]) -> Iterator[tuple[list[Item], int]]:
+    """Pictures that are held together, and their pixels as their headers say."""
+    part: list[Item] = []
+    held = 0
+    for item in items:
+        pixels = image.count_pixels(item.source)
+        if part and held + pixels > _CHUNK_PIXELS:
+            yield part, held
+            part, held = [], 0
+        part.append(item)
+        held += pixels
+    if part:
+        yield part, held
 
 
 def _read(item: Item) -> tuple[Item, image.Picture | Exception]:
@@ -130,28 +179,13 @@ def _read(item: Item) -> tuple[Item, image.Picture | Exception]:
 
 
 def _explain(
-    explainer: Explainer, read: Iterable[tuple[Item, image.Picture | Exception]], request: Request
+    explainer: Explainer, items: Sequence[Item], request: Request
 ) -> Iterator[tuple[Item, Explanation | Exception]]:
-    for chunk in _chunks(read):
-        pictures = [picture for _, picture in chunk if isinstance(picture, image.Picture)]
-        explanations = _stream(explainer, pictures, request)
-        for item, picture in chunk:
-            yield item, (next(explanations) if isinstance(picture, image.Picture) else picture)
-
-
-def _chunks(
-    read: Iterable[tuple[Item, image.Picture | Exception]],
-) -> Iterator[list[tuple[Item, image.Picture | Exception]]]:
-    chunk: list[tuple[Item, image.Picture | Exception]] = []
-    pixels = 0
+    read = [_read(item) for item in items]
+    pictures = [picture for _, picture in read if isinstance(picture, image.Picture)]
+    explanations = _stream(explainer, pictures, request)
     for item, picture in read:
-        chunk.append((item, picture))
-        pixels += picture.size[0] * picture.size[1] if isinstance(picture, image.Picture) else 0
-        if len(chunk) == _CHUNK or pixels >= _CHUNK_PIXELS:
-            yield chunk
-            chunk, pixels = [], 0
-    if chunk:
-        yield chunk
+        yield item, (next(explanations) if isinstance(picture, image.Picture) else picture)
 
 
 def _stream(explainer: Explainer, pictures: list[image.Picture], request: Request) -> Iterator[Explanation | Exception]:

@@ -26,11 +26,12 @@ from onnxcam.graph import edit, layers, manifest
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import Source
-from onnxcam.graph.normalize import prepare
+from onnxcam.graph.normalize import prepare, refresh
 from onnxcam.graph.view import Graph
 
 SCORES, COTANGENT, GRADIENT = "onnxcam.scores", "onnxcam.cotangent", "onnxcam.gradient"
 ACTIVATIONS = "onnxcam.activations"
+DIRECTION, CURVATURE = "onnxcam.direction", "onnxcam.curvature"
 # the picture itself, as a layer: its tail is the whole model
 INPUT = ""
 _AFFINE = {
@@ -148,6 +149,30 @@ class Anatomy:
         edit.prune(model)
         return model
 
+    def curvature(self, name: str) -> onnx.ModelProto | None:
+        """Cut values, `COTANGENT` and `DIRECTION` in; `CURVATURE`, the change of the gradient that way, out.
+
+        Both are of the layer's own shape. None where the gradient does not vary with the layer.
+
+        Raises:
+            UnsupportedOperator: an operator of the backward pass has no gradient rule.
+        """
+        graph = refresh(self.backward(name))
+        value = self.cut(name).layer.value
+        if value not in path(graph, GRADIENT, [value])[1]:
+            return None
+        op = Builder(graph, prefix="onnxcam/second")
+        (found,) = sweep(op, GRADIENT, DIRECTION, [value])
+        op.Identity(found, name=CURVATURE)
+        model = graph.model
+        kind, shape = graph.dtype(value), graph.shape(value)
+        model.graph.input.append(edit.info(DIRECTION, kind, shape))
+        del model.graph.output[:]
+        model.graph.output.append(edit.info(CURVATURE, kind, shape))
+        edit.add(model, op)
+        edit.prune(model)
+        return model
+
     def _scoring(
         self, inputs: Sequence[onnx.ValueInfoProto], further: Sequence[onnx.ValueInfoProto]
     ) -> onnx.ModelProto:
@@ -222,10 +247,11 @@ class Anatomy:
         return True
 
 
-def maps(names: Sequence[str]) -> onnx.ModelProto:
+def maps(names: Sequence[str], terms: bool = False) -> onnx.ModelProto:
     """The maps of graph methods: `ACTIVATIONS` and `GRADIENT`, float32 `[N, C, h, w]`, in; one map per method out.
 
-    Outputs are called after their methods, `[N, h, w]` before the ReLU.
+    Outputs are called after their methods, `[N, h, w]` before the ReLU; with `terms` what is summed over channels,
+    `[N, C, h, w]`.
     """
     model = onnx.ModelProto()
     model.ir_version = 8
@@ -237,7 +263,9 @@ def maps(names: Sequence[str]) -> onnx.ModelProto:
     model.graph.input.extend(edit.info(value, float32, shape) for value in reads)
     op = Builder(Graph(model))
     for name in names:
-        op.Identity(cam.find_graph(name).function(op, ACTIVATIONS, GRADIENT), name=name)
-        model.graph.output.append(edit.info(name, float32, ["N", "h", "w"]))
+        method = cam.find_graph(name)
+        emit = method.terms if terms and method.terms is not None else method.function
+        op.Identity(emit(op, ACTIVATIONS, GRADIENT), name=name)
+        model.graph.output.append(edit.info(name, float32, shape if terms else ["N", "h", "w"]))
     edit.add(model, op)
     return model

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcam import runtime
+from onnxcam.cam.eigen import first_component
 from onnxcam.cam.methods import GRAPH, find
 from onnxcam.cam.methods import INPUT as ATTRIBUTION
 from onnxcam.cam.objectives import Objective, resolve
 from onnxcam.cam.view import Make
+from onnxcam.errors import MethodError
 from onnxcam.parts import Parts
 
 # names of the parts' inputs and outputs, as onnxcam.anatomy has them; that module imports onnx, this one must not
@@ -22,6 +24,7 @@ SCORES, COTANGENT, GRADIENT, ACTIVATIONS = (
     "onnxcam.gradient",
     "onnxcam.activations",
 )
+DIRECTION, CURVATURE = "onnxcam.direction", "onnxcam.curvature"
 INPUT = ""
 _TAIL_BYTES = 32 << 20  # of changed activations per run
 _TAIL_ROWS, _WHOLE_ROWS = 256, 8
@@ -185,7 +188,22 @@ class LiveView:
         for start, stop, activations, rows in self._made(total, make):
             gradients = self._gradients(self._feeds(activations, rows), rows, relu)
             yield start, stop, gradients[: stop - start]
-            self._tell(stop, total)
+            self.tell(stop, total)
+
+    def curvature(self) -> np.ndarray:
+        """The second derivative of the objective times the activations; zero where the tail is piecewise linear."""
+        session = self.batch.parts.curvature(self.layer)
+        if session is None:
+            return np.zeros_like(self.activations)
+        parts = []
+        rows = np.arange(len(self.scores))
+        for chunk in self._chunks(rows):
+            feeds = self._feeds(None, chunk)
+            direction = feeds[self._cut.layer.value]
+            cotangent = self.objective.cotangent(self.scores[chunk], chunk).astype(self._score_type)
+            given = feeds | {COTANGENT: cotangent, DIRECTION: direction}
+            parts.append(self._canonical(runtime.run(session, [CURVATURE], given)[CURVATURE]))
+        return np.concatenate(parts)[: len(rows)]
 
     def map(self, method: str) -> np.ndarray:
         """The map of a graph method, before its ReLU."""
@@ -193,7 +211,25 @@ class LiveView:
 
     def maps(self, methods: Sequence[str]) -> list[np.ndarray]:
         """The maps of graph methods, float32 `[N, h, w]` before their ReLU, from one pass back."""
-        session = self.batch.parts.maps(tuple(methods))
+        return self._computed(methods, False)
+
+    def smooth(self, method: str, options: dict[str, Any]) -> np.ndarray:
+        """The first principal component of what a method sums over channels, after ReLU, float32 `[N, h, w]`.
+
+        Raises:
+            MethodError: its map is no such sum.
+        """
+        held = find(method)
+        if held.terms is None:
+            raise MethodError(
+                f"method {method!r} adds nothing up over channels that smooth='eigen' could take the first component of"
+            )
+        held.check(options)
+        terms = self._computed([method], True)[0] if held.kind == GRAPH else held.terms(self, **options)
+        return np.asarray(np.maximum(first_component(terms), 0))
+
+    def _computed(self, methods: Sequence[str], terms: bool) -> list[np.ndarray]:
+        session = self.batch.parts.maps(tuple(methods), terms)
         feeds = {ACTIVATIONS: self.activations}
         if any(find(name).gradient for name in methods):
             feeds[GRADIENT] = self.gradients
@@ -214,7 +250,7 @@ class LiveView:
         for start, stop, activations, rows in self._made(total, make):
             scores = runtime.run(session, [SCORES], self._feeds(activations, rows))[SCORES]
             yield scores[: stop - start].astype(np.float32, copy=False), rows[: stop - start]
-            self._tell(stop, total)
+            self.tell(stop, total)
 
     def _made(self, total: int, make: Make) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
         """Variants a run at a time, the last run filled up where the model fixes its rows."""
@@ -294,7 +330,8 @@ class LiveView:
             value = np.concatenate([own[rows][:, : layer.prefix_tokens], tokens], axis=1)
         return np.ascontiguousarray(value, own.dtype)
 
-    def _tell(self, done: int, total: int) -> None:
+    def tell(self, done: int, total: int) -> None:
+        """Report progress."""
         if self.batch.progress is not None:
             self.batch.progress(done, total)
 

@@ -64,5 +64,11 @@ class View(Protocol):
     def at(self, pictures: np.ndarray) -> View:
         """The same layer of changed pictures, float32 `[N, C, H, W]`; the objective's classes stay."""
 
+    def curvature(self) -> np.ndarray:
+        """The second derivative of the objective times the activations, float32 `[N, C, h, w]`."""
+
+    def tell(self, done: int, total: int) -> None:
+        """Report progress, where the method itself counts."""
+
     def map(self, method: str) -> np.ndarray:
         """The map of a graph method, float32 `[N, h, w]` before its ReLU."""

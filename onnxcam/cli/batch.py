@@ -157,8 +157,13 @@ def _chunks(
 
 def _stream(explainer: Explainer, pictures: list[image.Picture], request: Request) -> Iterator[Explanation | Exception]:
     """An explanation or an error per picture; after a failure those that are left are explained one by one."""
-    asked = (request.target, request.method, request.layer, request.top, request.normalize)
-    more: dict[str, Any] = {
+    asked: dict[str, Any] = {
+        "target": request.target,
+        "method": request.method,
+        "layer": request.layer,
+        "top": request.top,
+        "normalize": request.normalize,
+        "side_by_side": request.side_by_side,
         "fusion": request.fusion,
         "smooth": request.smooth,
         "seed": request.seed,
@@ -166,9 +171,7 @@ def _stream(explainer: Explainer, pictures: list[image.Picture], request: Reques
     }
     done = 0
     try:
-        for explanation in explainer.stream(
-            pictures, *asked, side_by_side=request.side_by_side, **more, **request.options
-        ):
+        for explanation in explainer.stream(pictures, **asked, **request.options):
             done += 1
             yield explanation
     except Exception as error:

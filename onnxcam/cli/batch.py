@@ -56,6 +56,7 @@ class Request:
     side_by_side: bool = False
     compress: bool = True
     fusion: str = "mean"
+    smooth: tuple[str, ...] = ()
     seed: int = 1234
     progress: Progress | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +69,7 @@ class Request:
     @property
     def alone(self) -> bool:
         """Whether each picture has a run of its own, so that random numbers do not depend on the others."""
-        return any(find(name).kind != GRAPH for name in self.methods)
+        return bool(self.smooth) or any(find(name).kind != GRAPH for name in self.methods)
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,21 @@ def _explain(
 
 def _stream(explainer: Explainer, pictures: list[image.Picture], request: Request) -> Iterator[Explanation | Exception]:
     """An explanation or an error per picture; after a failure those that are left are explained one by one."""
-    asked = (request.target, request.method, request.layer, request.top, request.normalize)
-    more = {"fusion": request.fusion, "seed": request.seed, "progress": request.progress, **request.options}
+    asked: dict[str, Any] = {
+        "target": request.target,
+        "method": request.method,
+        "layer": request.layer,
+        "top": request.top,
+        "normalize": request.normalize,
+        "side_by_side": request.side_by_side,
+        "fusion": request.fusion,
+        "smooth": request.smooth,
+        "seed": request.seed,
+        "progress": request.progress,
+    }
     done = 0
     try:
-        for explanation in explainer.stream(pictures, *asked, side_by_side=request.side_by_side, **more):
+        for explanation in explainer.stream(pictures, **asked, **request.options):
             done += 1
             yield explanation
     except Exception as error:

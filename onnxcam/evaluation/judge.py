@@ -24,7 +24,7 @@ from onnxcam.image.opencv import import_cv2
 USUAL = ("gradcam", "gradcam++", "layercam", "hirescam", "eigencam", "activationmap", "randomcam")
 _CHUNK = 8
 _SIDE = 200  # pixels of a picture in the report
-_DARKEST = np.float32(0.15)  # of a picture's light, where a map is 0
+_DARKEST = np.float32(0.25)  # of a picture's light, where a map is 0
 
 
 @dataclass

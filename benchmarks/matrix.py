@@ -182,7 +182,37 @@ def _export(model: Any, picture: Any, layers: list[str] | None) -> tuple[Any, Ro
     seconds = time.perf_counter() - began
     held = manifest.read(explained)
     assert held is not None
-    return explained, {"exporter": held["source"]["exporter"], "export_s": seconds, "refused": refused}
+    row = {"exporter": held["source"]["exporter"], "export_s": seconds, "refused": refused}
+    return explained, row | {"gated": _gated(explained, picture)}
+
+
+def _gated(explained: Any, picture: Any) -> float:
+    """How far a file with a gate that fires is from the one without, over all outputs; infinitely, if one that does not
+    fire leaves anything but zeros or changes a score."""
+    import numpy as np
+    import onnxruntime
+
+    from onnxcam.augmentation import augment
+    from onnxcam.graph import manifest
+
+    held = manifest.read(explained)
+    assert held is not None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    batch = np.random.default_rng(SEED).normal(size=(SAMPLES, *picture.shape[1:])).astype(np.float32)
+
+    def run(model: Any) -> dict[str, Any]:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        names = [o.name for o in session.get_outputs()]
+        return dict(zip(names, session.run(names, {held["input"]["name"]: batch}), strict=True))
+
+    want = run(explained)
+    fired, blank = run(augment(explained, gate="confidence <= 1")), run(augment(explained, gate="confidence < 0"))
+    maps = {entry["gradients"] for entry in held["layers"]}
+    maps |= {name for entry in held["layers"] for name in entry["heatmaps"].values()}
+    wrong = [not fired["fired"].all(), blank["fired"].any(), *(blank[name].any() for name in maps)]
+    wrong += [_distance(blank[name], value).max() > 1e-6 for name, value in want.items() if name not in maps]
+    return np.inf if any(wrong) else max(float(_distance(fired[name], value).max()) for name, value in want.items())
 
 
 def _compare(model: Any, explained: Any, layer: str, batch: Any) -> Row:

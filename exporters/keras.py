@@ -26,6 +26,7 @@ import onnx
 
 from onnxcam import image
 from onnxcam.augmentation import augment
+from onnxcam.cam import gate as gates
 from onnxcam.errors import LayerError, ModelError, OnnxcamError, OutputError, listing
 from onnxcam.exporters import keras_capture, keras_layers, keras_oracle, parity
 from onnxcam.exporters.keras_module import Call, Target, Watched, import_tensorflow, tensors
@@ -58,6 +59,7 @@ def export(
     verify: bool | int = True,
     scores: str | None = None,
     outputs: str = "all",
+    gate: str | None = None,
     input_size: int | Sequence[int] | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Manifest | onnx.ModelProto:
@@ -83,6 +85,7 @@ def export(
         verify: compare with GradientTape on 4 random samples, on that many, or (False) not at all.
         scores: name of the output with the class scores, where the model returns several candidates.
         outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
+        gate: compute gradients and heatmaps only where a prediction meets this, such as `confidence < 0.6`.
         input_size: n, (h, w) or (c, h, w) of the picture, where the model leaves it open; it becomes fixed.
         origin: more entries for the manifest's `source`, such as `name`.
 
@@ -98,6 +101,7 @@ def export(
         OutputError: the file cannot be written.
     """
     samples = parity.samples(verify)
+    gates.parse(gate or "", labels)  # told now, not after the export
     if path is not None and not Path(path).absolute().parent.is_dir():
         raise OutputError(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}; make it first")
     import_tensorflow()
@@ -117,7 +121,7 @@ def export(
         captured = _by_meaning(captured, place)
         source = _source(watched, captured, origin)
 
-        def explain(part: str) -> onnx.ModelProto:
+        def explain(part: str, gate: str | None) -> onnx.ModelProto:
             return augment(
                 captured.model,
                 [_layer(*pair) for pair in zip(targets, captured.values, strict=True)],
@@ -128,9 +132,10 @@ def export(
                 labels=labels,
                 preprocess=spec,
                 origin=source,
+                gate=gate,
             )
 
-        explained = explain("all")
+        explained = explain("all", None)
         held = manifest.read(explained)
         assert held is not None
         if samples:
@@ -144,9 +149,9 @@ def export(
                 stepped_over=held["scores"]["name"] != captured.outputs[place],
             )
             held["parity"] = parity.verify(explained, held, oracle, parity.draw(picture, samples), AGAINST)
-    if outputs != "all":
+    if outputs != "all" or gate:
         record = held.get("parity")
-        explained = explain(outputs)
+        explained = explain(outputs, gate)
         held = manifest.read(explained)
         assert held is not None
         held["parity"] = record

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxcam.augmentation import augment
+from onnxcam.cam import gate as gates
 from onnxcam.errors import LayerError, OnnxcamError, OutputError, listing
 from onnxcam.exporters import parity, torch_capture, torch_oracle
 from onnxcam.exporters.outputs import choose
@@ -49,6 +50,7 @@ def export(
     verify: bool | int = True,
     scores: str | None = None,
     outputs: str = "all",
+    gate: str | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Manifest | onnx.ModelProto:
     """Export a classifier as an explainable ONNX file.
@@ -76,6 +78,7 @@ def export(
         scores: name of the output with the class scores, where the model returns several candidates; the first one by
             default.
         outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
+        gate: compute gradients and heatmaps only where a prediction meets this, such as `confidence < 0.6`.
         origin: more entries for the manifest's `source`, such as `name`.
 
     Returns:
@@ -90,6 +93,7 @@ def export(
         OutputError: the file cannot be written.
     """
     samples = parity.samples(verify)
+    gates.parse(gate or "", labels)  # told now, not after the export
     if path is not None and not Path(path).absolute().parent.is_dir():
         raise OutputError(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}; make it first")
     picture = example(example_inputs)
@@ -102,7 +106,7 @@ def export(
         captured = torch_capture.capture(watched, picture, targets, names, opset)
         source = _source(model, watched.root, captured, origin)
 
-        def explain(part: str) -> onnx.ModelProto:
+        def explain(part: str, gate: str | None) -> onnx.ModelProto:
             return augment(
                 captured.model,
                 None if layers is None else [_layer(*pair) for pair in zip(targets, captured.values, strict=True)],
@@ -113,9 +117,10 @@ def export(
                 labels=labels,
                 preprocess=preprocess,
                 origin=source,
+                gate=gate,
             )
 
-        explained = explain("all")
+        explained = explain("all", None)
         held = manifest.read(explained)
         assert held is not None
         if layers is None:
@@ -124,8 +129,8 @@ def export(
             oracle = _oracle(watched, targets, captured, held, place)
             batch = parity.draw(picture.numpy(), samples)
             held["parity"] = parity.verify(explained, held, oracle, batch, AGAINST)
-    if outputs != "all":
-        explained, known = explain(outputs), held
+    if outputs != "all" or gate:
+        explained, known = explain(outputs, gate), held
         held = manifest.read(explained)
         assert held is not None
         held["parity"] = known["parity"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from onnxcam.errors import OnnxcamError
@@ -12,14 +11,14 @@ if TYPE_CHECKING:
     from onnxcam.augmentation import augment as augment
     from onnxcam.augmentation import list_layers as layers
     from onnxcam.autodiff.gradient import gradient as gradient
+    from onnxcam.cam.objectives import Contrast as Contrast
+    from onnxcam.cam.objectives import Probability as Probability
+    from onnxcam.cam.objectives import Weights as Weights
     from onnxcam.explainer import Explainer as Explainer
     from onnxcam.explanation import Explanation as Explanation
     from onnxcam.monitor.hook import Monitor as Monitor
 
-try:
-    __version__ = version("onnxcam")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0.0.0"
+    __version__: str
 
 # resolved on first use, so that `import onnxcam` loads neither onnx nor onnxruntime nor cv2
 _LAZY = {
@@ -29,19 +28,47 @@ _LAZY = {
     "Explainer": "onnxcam.explainer",
     "Explanation": "onnxcam.explanation",
     "Monitor": "onnxcam.monitor.hook",
+    "Contrast": "onnxcam.cam.objectives",
+    "Probability": "onnxcam.cam.objectives",
+    "Weights": "onnxcam.cam.objectives",
 }
 
-__all__ = ["Explainer", "Explanation", "Monitor", "OnnxcamError", "__version__", "augment", "gradient", "layers"]
+__all__ = [
+    "Contrast",
+    "Explainer",
+    "Explanation",
+    "Monitor",
+    "OnnxcamError",
+    "Probability",
+    "Weights",
+    "__version__",
+    "augment",
+    "gradient",
+    "layers",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _LAZY:
+        module, _, attribute = _LAZY[name].partition(":")
+        value = getattr(import_module(module), attribute or name)
+    else:
         raise AttributeError(f"module 'onnxcam' has no attribute {name!r}")
-    module, _, attribute = _LAZY[name].partition(":")
-    value = getattr(import_module(module), attribute or name)
     globals()[name] = value
     return value
 
 
+def _version() -> str:
+    # reading it takes longer than importing all the rest of what is needed here
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("onnxcam")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0.0.0"
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "__version__"})

@@ -18,19 +18,21 @@ import onnx
 
 from onnxcam.augmentation import find_scores, held_scores, input_layout, picture_input, restore
 from onnxcam.autodiff.rules import guided
-from onnxcam.autodiff.seed import unrounded
+from onnxcam.autodiff.seed import binary_cotangent, class_cotangent, unrounded
 from onnxcam.autodiff.sweep import path, sweep
 from onnxcam.cam import methods as cam
-from onnxcam.errors import LayerError
+from onnxcam.errors import LayerError, ModelError
 from onnxcam.graph import edit, layers, manifest
 from onnxcam.graph.builder import Builder
+from onnxcam.graph.constants import constants
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import Source
-from onnxcam.graph.normalize import prepare
+from onnxcam.graph.normalize import prepare, refresh
 from onnxcam.graph.view import Graph
 
 SCORES, COTANGENT, GRADIENT = "onnxcam.scores", "onnxcam.cotangent", "onnxcam.gradient"
-ACTIVATIONS = "onnxcam.activations"
+ACTIVATIONS, TARGET = "onnxcam.activations", "onnxcam.target"
+DIRECTION, CURVATURE = "onnxcam.direction", "onnxcam.curvature"
 # the picture itself, as a layer: its tail is the whole model
 INPUT = ""
 _AFFINE = {
@@ -38,6 +40,10 @@ _AFFINE = {
     "GlobalAveragePool", "Identity", "MatMul", "Mul", "Neg", "Pad", "ReduceMean", "ReduceSum", "Reshape", "Slice",
     "Squeeze", "Sub", "Sum", "Transpose", "Unsqueeze", "Concat", "Split", "Gather", "Expand",
 }  # fmt: skip
+# operators that leave whole numbers what they are, up to the Cast that makes floats of them
+_MOVING = {"Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze",
+           "Transpose", "Unsqueeze"}  # fmt: skip
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 # affine in all of their inputs together
 _JOINTLY = {"Add", "Sub", "Sum", "Concat"}
 
@@ -85,6 +91,7 @@ class Anatomy:
         self.picture = picture_input(graph)
         self.scores = find_scores(graph, asked)
         self._cuts: dict[str, Cut] = {}
+        self._floating: Graph | None = None
 
     @property
     def score_type(self) -> np.dtype[Any]:
@@ -111,7 +118,7 @@ class Anatomy:
 
     def tail(self, name: str) -> onnx.ModelProto:
         """Cut values in; scores `[N, K]` as `SCORES` out."""
-        return self._scoring(self._inputs(self.cut(name)), [])
+        return self._scoring(self._inputs(self.cut(name)), [], self._graph_at(name))
 
     def backward(self, name: str, *, relu: str = "plain") -> onnx.ModelProto:
         """Cut values and `COTANGENT` `[N, K]` in; `GRADIENT`, in the layer's own shape, out.
@@ -123,54 +130,158 @@ class Anatomy:
         Raises:
             UnsupportedOperator: an operator between the layer and the scores has no gradient rule.
         """
-        graph, cut = self._graph, self.cut(name)
-        op = Builder(graph)
-        op.dtype = graph.dtype(self.scores.value)
-        shape = graph.shape(self.scores.value) or ("N", None)
-        flat = COTANGENT if len(shape) == 2 else op.reshape_like(COTANGENT, self.scores.value)
+        graph, cut = self._graph_at(name), self.cut(name)
+        op, seed = self._cotangent(graph)
         replaced = guided.RULES if relu == "guided" else {}
-        (gradient,) = sweep(op, unrounded(graph, self.scores.value), flat, [cut.layer.value], replaced=replaced)
+        (gradient,) = sweep(op, unrounded(graph, self.scores.value), seed, [cut.layer.value], replaced=replaced)
         op.dtype = graph.dtype(cut.layer.value)
         op.Identity(gradient, name=GRADIENT)
-        whole = onnx.ModelProto()
-        whole.CopyFrom(graph.model)
-        edit.add(whole, op)
-        joined = Graph(whole)
-        columns = 1 if self.scores.kind == "binary_logit" else self.scores.classes
-        inputs = [
-            *self._inputs(cut),
-            edit.info(COTANGENT, graph.dtype(self.scores.value), [shape[0], columns]),
-        ]
         output = edit.info(GRADIENT, graph.dtype(cut.layer.value), graph.shape(cut.layer.value))
-        model = edit.extract(joined, inputs, [output])
-        present = {i.name for i in model.graph.input}
-        model.graph.input.extend(i for i in inputs if i.name not in present)
+        return _part(graph, op, [*self._inputs(cut), self._cotangent_info(graph)], [output])
+
+    def curvature(self, name: str) -> onnx.ModelProto | None:
+        """Cut values, `COTANGENT` and `DIRECTION` in; `CURVATURE`, the change of the gradient that way, out.
+
+        Both are of the layer's own shape. None where the gradient does not vary with the layer.
+
+        Raises:
+            UnsupportedOperator: an operator of the backward pass has no gradient rule.
+        """
+        graph = refresh(self.backward(name))
+        value = self.cut(name).layer.value
+        if value not in path(graph, GRADIENT, [value])[1]:
+            return None
+        op = Builder(graph, prefix="onnxcam/second")
+        (found,) = sweep(op, GRADIENT, DIRECTION, [value])
+        op.Identity(found, name=CURVATURE)
+        model = graph.model
+        kind, shape = graph.dtype(value), graph.shape(value)
+        model.graph.input.append(edit.info(DIRECTION, kind, shape))
+        del model.graph.output[:]
+        model.graph.output.append(edit.info(CURVATURE, kind, shape))
+        edit.add(model, op)
         edit.prune(model)
         return model
 
-    def _scoring(
-        self, inputs: Sequence[onnx.ValueInfoProto], further: Sequence[onnx.ValueInfoProto]
-    ) -> onnx.ModelProto:
-        graph = self._graph
+    def aimed(self, *, relu: str = "plain") -> onnx.ModelProto:
+        """Picture and `TARGET`, int64 `[N]`, in; `SCORES` and the `GRADIENT` of one class's score at the picture out.
+
+        The forward values serve both: an input gradient costs one forward and one backward pass. A negative target is
+        the row's best class.
+        """
+        graph, cut, found = self._graph_at(INPUT), self.cut(INPUT), self.scores
+        op = Builder(graph)
+        flat = self._flat_scores(op)
+        if found.kind == "binary_logit":
+            best = op.Cast(op.Greater(op.Reshape(flat, [-1]), 0.0), to=onnx.TensorProto.INT64)
+        else:
+            best = op.ArgMax(flat, axis=1, keepdims=0)
+        chosen = op.Where(op.Less(TARGET, 0), best, TARGET)
+        if found.kind == "binary_logit":
+            start, seed = binary_cotangent(op, unrounded(graph, found.value), flat, chosen)
+        else:
+            start, seed = class_cotangent(op, unrounded(graph, found.value), flat, chosen, found.classes)
+        replaced = guided.RULES if relu == "guided" else {}
+        (gradient,) = sweep(op, start, seed, [cut.layer.value], replaced=replaced)
+        op.dtype = graph.dtype(cut.layer.value)
+        op.Identity(gradient, name=GRADIENT)
+        shape = graph.shape(cut.layer.value)
+        target = edit.info(TARGET, onnx.TensorProto.INT64, [(shape or ("N",))[0]])
+        output = edit.info(GRADIENT, graph.dtype(cut.layer.value), shape)
+        return _part(graph, op, [*self._inputs(cut), target], [self._scores_info(graph), output])
+
+    def constants(self) -> tuple[onnx.ModelProto, list[tuple[str, str]]]:
+        """What the picture and every additive constant contribute to the scores, see `onnxcam.graph.constants`.
+
+        Returns:
+            a model, picture and `COTANGENT` in, one output per contribution, each the gradient times the value; and of
+            every output its name and layout (`NCHW` or `NHWC`), the picture's first.
+        """
+        graph, cut = self._graph_at(INPUT), self.cut(INPUT)
+        op, seed = self._cotangent(graph)
+        picture = cut.layer.value
+        held = constants(graph, picture, self.scores.value)
+        gradients = sweep(op, unrounded(graph, self.scores.value), seed, [picture, *(term.value for term in held)])
+        values = [picture, *(term.array for term in held)]
+        outputs = []
+        for index, (gradient, value) in enumerate(zip(gradients, values, strict=True)):
+            of = picture if index == 0 else held[index - 1].value
+            op.dtype = graph.dtype(of)
+            op.Mul(gradient, value, name=f"onnxcam.contribution.{index}")
+            outputs.append(edit.info(f"onnxcam.contribution.{index}", graph.dtype(of), graph.shape(of)))
+        model = _part(graph, op, [*self._inputs(cut), self._cotangent_info(graph)], outputs)
+        layouts = [cut.layer.layout or "NCHW", *(term.layout for term in held)]
+        return model, [(output.name, layout) for output, layout in zip(outputs, layouts, strict=True)]
+
+    def _cotangent(self, graph: Graph) -> tuple[Builder, str]:
+        """A builder, and `COTANGENT` in the shape of the scores."""
         op = Builder(graph)
         op.dtype = graph.dtype(self.scores.value)
         shape = graph.shape(self.scores.value) or ("N", None)
-        if len(shape) == 2:
+        return op, COTANGENT if len(shape) == 2 else op.reshape_like(COTANGENT, self.scores.value)
+
+    def _flat_scores(self, op: Builder) -> str:
+        """`SCORES`, `[N, K]`."""
+        op.dtype = op.graph.dtype(self.scores.value)
+        if len(op.graph.shape(self.scores.value) or ("N", None)) == 2:
             op.Identity(self.scores.value, name=SCORES)
-        else:
-            op.Flatten(self.scores.value, axis=1, name=SCORES)
-        columns = 1 if self.scores.kind == "binary_logit" else self.scores.classes
-        whole = onnx.ModelProto()
-        whole.CopyFrom(graph.model)
-        edit.add(whole, op)
-        output = edit.info(SCORES, graph.dtype(self.scores.value), [shape[0], columns])
-        model = edit.extract(Graph(whole), inputs, [output, *further])
-        edit.prune(model)
-        return model
+            return self.scores.value
+        return op.Flatten(self.scores.value, axis=1, name=SCORES)
+
+    def _scoring(
+        self,
+        inputs: Sequence[onnx.ValueInfoProto],
+        further: Sequence[onnx.ValueInfoProto],
+        graph: Graph | None = None,
+    ) -> onnx.ModelProto:
+        graph = graph or self._graph
+        op = Builder(graph)
+        self._flat_scores(op)
+        return _part(graph, op, inputs, [self._scores_info(graph), *further], keep=False)
+
+    def _columns(self) -> int:
+        return 1 if self.scores.kind == "binary_logit" else self.scores.classes
+
+    def _scores_info(self, graph: Graph) -> onnx.ValueInfoProto:
+        value = self.scores.value
+        return edit.info(SCORES, graph.dtype(value), [(graph.shape(value) or ("N",))[0], self._columns()])
+
+    def _cotangent_info(self, graph: Graph) -> onnx.ValueInfoProto:
+        value = self.scores.value
+        return edit.info(COTANGENT, graph.dtype(value), [(graph.shape(value) or ("N",))[0], self._columns()])
 
     def _inputs(self, cut: Cut) -> list[onnx.ValueInfoProto]:
-        graph = self._graph
+        graph = self._graph_at(cut.layer.name)
         return [edit.info(value, graph.dtype(value), graph.shape(value)) for value in cut.values]
+
+    def _graph_at(self, name: str) -> Graph:
+        """The graph behind a cut. Whole numbers have no gradient: behind the picture they are taken as floats."""
+        if name != INPUT or self._graph.dtype(self.picture.name) in _FLOATS:
+            return self._graph
+        if self._floating is None:
+            self._floating = self._float_picture()
+        return self._floating
+
+    def _float_picture(self) -> Graph:
+        """The same model fed with floats, where nothing but a Cast asks for the integers."""
+        graph = self._graph
+        waiting = [self.picture.name]
+        while waiting:
+            for node in graph.consumers.get(waiting.pop(), []):
+                if node.op_type in _MOVING:
+                    waiting += node.output
+                elif node.op_type not in ("Cast", "CastLike", "Shape", "Size"):
+                    raise ModelError(
+                        f"the model computes {node.op_type} ({node.name!r}) with the whole numbers of its input "
+                        f"{self.picture.name!r}: there is no gradient at the input; use a method of a layer"
+                    )
+        model = onnx.ModelProto()
+        model.CopyFrom(graph.model)
+        for held in model.graph.input:
+            if held.name == self.picture.name:
+                held.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        del model.graph.value_info[:]
+        return refresh(model)
 
     def _cut(self, name: str) -> Cut:
         graph = self._graph
@@ -222,10 +333,31 @@ class Anatomy:
         return True
 
 
-def maps(names: Sequence[str]) -> onnx.ModelProto:
+def _part(
+    graph: Graph,
+    op: Builder,
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    *,
+    keep: bool = True,
+) -> onnx.ModelProto:
+    """What lies between inputs and outputs, with what the builder made; `keep` leaves inputs that nothing reads."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(graph.model)
+    edit.add(whole, op)
+    model = edit.extract(Graph(whole), inputs, outputs)
+    if keep:
+        present = {i.name for i in model.graph.input}
+        model.graph.input.extend(i for i in inputs if i.name not in present)
+    edit.prune(model)
+    return model
+
+
+def maps(names: Sequence[str], terms: bool = False) -> onnx.ModelProto:
     """The maps of graph methods: `ACTIVATIONS` and `GRADIENT`, float32 `[N, C, h, w]`, in; one map per method out.
 
-    Outputs are called after their methods, `[N, h, w]` before the ReLU.
+    Outputs are called after their methods, `[N, h, w]` before the ReLU; with `terms` what is summed over channels,
+    `[N, C, h, w]`.
     """
     model = onnx.ModelProto()
     model.ir_version = 8
@@ -237,7 +369,9 @@ def maps(names: Sequence[str]) -> onnx.ModelProto:
     model.graph.input.extend(edit.info(value, float32, shape) for value in reads)
     op = Builder(Graph(model))
     for name in names:
-        op.Identity(cam.find_graph(name).function(op, ACTIVATIONS, GRADIENT), name=name)
-        model.graph.output.append(edit.info(name, float32, ["N", "h", "w"]))
+        method = cam.find_graph(name)
+        emit = method.terms if terms and method.terms is not None else method.function
+        op.Identity(emit(op, ACTIVATIONS, GRADIENT), name=name)
+        model.graph.output.append(edit.info(name, float32, shape if terms else ["N", "h", "w"]))
     edit.add(model, op)
     return model

@@ -16,10 +16,11 @@ from onnx import numpy_helper
 from onnxcam import image
 from onnxcam.autodiff.seed import binary_cotangent, class_cotangent, unrounded
 from onnxcam.autodiff.sweep import sweep
+from onnxcam.cam import gate as gates
 from onnxcam.cam import methods as cam
 from onnxcam.cam import targets
 from onnxcam.errors import LabelsError, LayerError, ModelError, TargetError, listing
-from onnxcam.graph import edit, layers, manifest, scores
+from onnxcam.graph import branch, edit, layers, manifest, scores
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.entry import normalization
 from onnxcam.graph.layers import Layer
@@ -52,6 +53,7 @@ def augment(
     labels: Sequence[str] | None = None,
     preprocess: Any = None,
     origin: dict[str, Any] | None = None,
+    gate: str | None = None,
 ) -> onnx.ModelProto:
     """Make a classifier explainable: scores, activations, gradients and heatmaps from one plain ONNX file.
 
@@ -65,14 +67,19 @@ def augment(
         labels: class names by index, kept in the manifest.
         preprocess: how pictures become tensors, kept in the manifest: its own form, a preset's name, a JSON file.
         origin: the manifest's `source` entry; what is known of `source` itself by default.
+        gate: which predictions are explained, such as `confidence < 0.6` (the grammar of `onnxcam.Monitor`'s `when`):
+            gradients and heatmaps cost nothing, and are zero, unless some row of the batch meets it. None: as an
+            explainable model has it already; an empty text: all are explained, always.
 
     Returns:
         a new `ModelProto`: the original outputs, `logits` where needed, `activations` and `gradients` of the layers'
-        shapes, `heatmap` float32 `[N, h, w]` after ReLU; the manifest says which is which.
+        shapes, `heatmap` float32 `[N, h, w]` after ReLU, with a gate also `fired`, bool `[N]`: the rows that meet it;
+        the manifest says which is which.
 
     Raises:
         ModelError: not an image classifier, or invalid.
         LayerError, MethodError, TargetError: no such layer, method or class.
+        SettingError: the gate's condition cannot be read.
         LabelsError: not one label per class. PreprocessError: unknown, or not for this input.
         UnsupportedOperator: an operator between a target layer and the scores has no gradient rule.
     """
@@ -84,6 +91,7 @@ def augment(
     }
     named = scores is not None
     graph = prepare(source)
+    gate = graph.source_gate or "" if gate is None else gate
     held = manifest.read(graph.model)
     known = origin if held is None else held.get("source") or origin
     origin = dict(known or describe_source(source, graph.source_opset))
@@ -96,8 +104,9 @@ def augment(
     asked = None if scores is None else graph.find(scores)
     found = find_scores(graph, asked)
     labels = _check_labels(labels, found.classes)
+    condition = gates.parse(gate, labels, found.classes)
     wanted = _wanted(graph, layers, held, found.value)
-    graph, wanted, found = _reserve(graph, wanted, functions, found)
+    graph, wanted, found = _reserve(graph, wanted, functions, found, set() if condition is None else {gates.FIRED})
 
     op = Builder(graph)
     flat = _append_logits(op, found)
@@ -142,12 +151,20 @@ def augment(
             )
             entry["heatmaps"][name] = output
         entries.append(entry)
+    unsure = None if condition is None else gates.emit(op, condition, flat, found.kind, found.classes)
     edit.add(model, op)
+    if unsure is not None:
+        model.graph.output.append(edit.info(gates.FIRED, onnx.TensorProto.BOOL, [(graph.shape(flat) or ("N",))[0]]))
+        blank = Builder(Graph(model))
+        branch.enclose(model, unsure, gates.blanks(blank, wanted, entries), blank)
     edit.prune(model)
     origin["outputs"] = original
     if named:  # where there are several candidates, augmenting again means the same one
         origin["scores"] = asked if asked is not None and asked in graph else found.value
-    manifest.write(model, _manifest(graph, picture, found, target, entries, labels, preprocess, origin))
+    made = _manifest(graph, picture, found, target, entries, labels, preprocess, origin)
+    if condition is not None:
+        made["gate"] = {"condition": gate, "output": gates.FIRED}
+    manifest.write(model, made)
     return model
 
 
@@ -290,10 +307,10 @@ def _from_entry(entry: dict[str, Any]) -> Layer:
 
 
 def _reserve(
-    graph: Graph, wanted: list[Layer], functions: dict[str, Any], found: scores.Scores
+    graph: Graph, wanted: list[Layer], functions: dict[str, Any], found: scores.Scores, further: set[str]
 ) -> tuple[Graph, list[Layer], scores.Scores]:
     """Free the fixed names: an internal value that has one of them is renamed."""
-    fixed = {TARGET, "activations", "gradients", "heatmap"} | ({"logits"} if found.output is None else set())
+    fixed = {TARGET, "activations", "gradients", "heatmap"} | further | ({"logits"} if found.output is None else set())
     fixed |= {f"{stem}/{layer.name}" for layer in wanted for stem in ("activations", "gradients", "heatmap")}
     fixed |= {f"heatmap/{layer.name}/{name}" for layer in wanted for name in functions}
     fixed |= {f"heatmap/{name}" for name in functions}

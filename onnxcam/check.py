@@ -18,6 +18,7 @@ from onnxcam import runtime
 from onnxcam.augmentation import augment
 from onnxcam.autodiff.seed import unrounded
 from onnxcam.autodiff.sweep import QUANTIZED, path
+from onnxcam.cam import conditions
 from onnxcam.graph import manifest, quantized
 from onnxcam.graph.load import Source, load, serialize
 from onnxcam.graph.manifest import Manifest
@@ -29,6 +30,7 @@ from onnxcam.graph.view import Graph, attributes
 STEPS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 TOLERANCE = 0.02
 TOLERANCE_MAPS = 1e-3
+TOLERANCE_GATE = 1e-6
 # beyond this the finite differences disagree among themselves so much that they prove nothing
 TRUSTED = 0.1
 # of float32 (times its epsilon, and the more of float16): how far values are off by rounding alone
@@ -123,9 +125,12 @@ def check(
     findings.insert(1, Finding("providers", "note", "runs on " + ", ".join(full.get_providers())))
     batch = _pictures(held, samples, rng)
     findings.append(_predictions(graph, held, open_session, full, batch))
+    always = open_session(graph.model) if held.get("gate") else full
     for entry in held["layers"]:
         findings.append(_gradients(graph, held, entry, open_session, batch, directions, rng))
-        findings.append(_heatmaps(graph, held, entry, open_session, full, batch))
+        findings.append(_heatmaps(graph, held, entry, open_session, always, batch))
+    if held.get("gate"):
+        findings.append(_gate(held, full, always, batch))
     name = str((held.get("source") or {}).get("name") or "model")
     return Report(name, findings)
 
@@ -376,6 +381,36 @@ def _heatmaps(graph: Graph, held: Manifest, entry: dict[str, Any], open_session:
     zero = sum(not value[row].any() for value in got.values() for row in range(len(batch)))
     rest = f"; {zero} of {len(got) * len(batch)} are zero everywhere" if zero else ""
     return Finding(title, "ok", f"{', '.join(entry['heatmaps'])} {list(next(iter(got.values())).shape[1:])}{rest}")
+
+
+def _gate(held: Manifest, full: Any, always: Any, batch: np.ndarray) -> Finding:
+    """A gated file against its condition and against itself without the gate, for the batch and for each row alone."""
+    condition, fired = held["gate"]["condition"], held["gate"]["output"]
+    kind, name = held["scores"]["kind"], held["scores"]["name"]
+    tree = conditions.parse(condition, held.get("labels"), held["scores"]["classes"])
+    names = [entry["gradients"] for entry in held["layers"]]
+    names += [output for entry in held["layers"] for output in entry["heatmaps"].values()]
+    rows = [] if isinstance(held["input"]["shape"][0], int) else [batch[row : row + 1] for row in range(len(batch))]
+    worst, met_by = 0.0, 0
+    for part in [batch, *rows]:
+        feeds = {held["input"]["name"]: part} | _target(held, np.full(len(part), -1, np.int64))
+        got = runtime.run(full, [name, fired, *names], feeds)
+        found = conditions.quantities(conditions.probabilities(got[name], kind, "logits"), kind, conditions.names(tree))
+        met = conditions.evaluate(tree, found)
+        if not np.array_equal(got[fired], met):
+            told = f"{fired!r} says {got[fired].tolist()} where {condition!r} is {met.tolist()}"
+            return Finding("gate", "failed", told)
+        if part is batch:
+            met_by = int(met.sum())
+        if met.any():
+            whole = runtime.run(always, names, feeds)
+            worst = max(worst, *(_distance(got[output], whole[output]) for output in names))
+        elif any(got[output].any() for output in names):
+            return Finding("gate", "failed", f"the maps are not zero where {condition!r} does not hold")
+    told = (
+        f"{condition}: met by {met_by} of {len(batch)} noise pictures; maps within {worst:.1e} of those without a gate"
+    )
+    return Finding("gate", "ok" if worst <= TOLERANCE_GATE else "failed", told, {"maps": worst})
 
 
 def _target(held: Manifest, classes: np.ndarray) -> dict[str, np.ndarray]:

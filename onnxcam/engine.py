@@ -16,7 +16,7 @@ from onnxcam.cam.methods import GRAPH, find
 from onnxcam.errors import InputError, LayerError, MethodError, ModelError, TargetError
 from onnxcam.graph import file, manifest
 from onnxcam.graph.manifest import Manifest
-from onnxcam.live import SCORES, Features, Progress, portions
+from onnxcam.live import SCORES, Aim, Features, Progress, portions
 from onnxcam.parts import Parts
 
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -66,6 +66,9 @@ class Engine:
         self._allow_fallback = allow_fallback
         self._lock = threading.RLock()
         where, held = open_source(source)
+        if held is not None and held.get("gate"):  # who asks for an explanation gets one
+            where, held = _ungated(where)
+            source = where
         names = [] if held is None else [entry["name"] for entry in held["layers"]]
         # what no file can hold is computed beside it
         methods = [name for name in methods if find(name).kind == GRAPH] or ["gradcam"]
@@ -135,10 +138,16 @@ class Engine:
         return np.concatenate(rows)[: len(batch)]
 
     def features(
-        self, batch: np.ndarray, layers: Sequence[str], *, seed: int = 1234, progress: Progress | None = None
+        self,
+        batch: np.ndarray,
+        layers: Sequence[str],
+        *,
+        seed: int = 1234,
+        progress: Progress | None = None,
+        aim: Aim | None = None,
     ) -> Features:
         """What the head makes of a batch: from it, any class, method and layer of these cost the tail alone."""
-        return Features(self.parts, batch, layers, size=self.batch_size, seed=seed, progress=progress)
+        return Features(self.parts, batch, layers, size=self.batch_size, seed=seed, progress=progress, aim=aim)
 
     def holds(self, layers: Sequence[str], method: str, classes: np.ndarray) -> bool:
         """Whether the file itself computes these maps."""
@@ -284,3 +293,12 @@ def open_source(source: Source) -> tuple[str | bytes, Manifest | None]:
 
         return serialize(source), manifest.read(source)
     raise ModelError(f"a {type(source).__name__} is not a model; pass a path, bytes or a ModelProto")
+
+
+def _ungated(source: str | bytes) -> tuple[bytes, Manifest | None]:
+    from onnxcam.graph.branch import ungate
+    from onnxcam.graph.load import load, serialize
+
+    model = load(source)
+    ungate(model)
+    return serialize(model), manifest.read(model)

@@ -12,9 +12,13 @@ from onnxcam.cam import targets
 from onnxcam.cam.methods import GRAPH, INPUT, find
 from onnxcam.cam.objectives import Objective, logit
 from onnxcam.errors import InputError, MethodError
+from onnxcam.live import INPUT as WHOLE
 from onnxcam.live import Features
 
 FUSIONS = ("mean", "max", "product")
+EIGEN, AUGMENT = "eigen", "augment"
+# of test-time augmentation: each also mirrored
+_FACTORS = (0.9, 1.0, 1.1)
 
 
 class Examination:
@@ -27,18 +31,20 @@ class Examination:
 
     def __init__(
         self,
-        features: Callable[[Sequence[str]], Features],
+        features: Callable[[Sequence[str], np.ndarray], Features],
+        batch: np.ndarray,
         layers: Sequence[str],
         default: str,
         labels: Sequence[str] | None,
         fixed: int | None,
     ) -> None:
         self._make = features
+        self._batch = batch
         self._layers = list(layers)
         self._default = default
         self._labels = labels
         self._fixed = fixed
-        self._features = features(self._layers)
+        self._features = features(self._layers, batch)
         self.scores = self._features.scores
         self.probabilities = targets.probabilities(self.scores, self._features.batch.kind)
 
@@ -49,20 +55,27 @@ class Examination:
         return self._features.objective(target, self._labels)
 
     def classes_map(
-        self, classes: np.ndarray, methods: Sequence[str], layers: Sequence[str], options: dict[str, Any]
+        self,
+        classes: np.ndarray,
+        methods: Sequence[str],
+        layers: Sequence[str],
+        options: dict[str, Any],
+        eigen: bool = False,
     ) -> list[list[np.ndarray]]:
         """Per method and layer the maps `[N, k, h, w]` of several classes `[N, k]` of each row, after ReLU."""
         rows, count = classes.shape
-        features = self._having(layers)
+        features = self._having(needed(methods, layers))
         kind, total = features.batch.kind, features.batch.classes
-        repeated = features.repeat(count, layers)
+        repeated = features.repeat(count, needed(methods, layers))
         if repeated is None:
-            each = [self.every_map(logit(classes[:, k], kind, total), methods, layers, options) for k in range(count)]
+            each = [
+                self.every_map(logit(classes[:, k], kind, total), methods, layers, options, eigen) for k in range(count)
+            ]
             return [
                 [np.stack([each[k][m][place] for k in range(count)], axis=1) for place in range(len(layers))]
                 for m in range(len(methods))
             ]
-        found = _every_map(repeated, logit(classes.reshape(-1), kind, total), methods, layers, options)
+        found = _every_map(repeated, logit(classes.reshape(-1), kind, total), methods, layers, options, eigen)
         return [[maps.reshape(rows, count, *maps.shape[1:]) for maps in held] for held in found]
 
     def attribute(
@@ -74,6 +87,7 @@ class Examination:
         size: Any = "input",
         *,
         fusion: str = "mean",
+        smooth: Any = (),
         **options: Any,
     ) -> Any:
         """Maps as `Explainer.attribute` gives them; a list of methods gives a list, in order."""
@@ -81,20 +95,62 @@ class Examination:
         many = isinstance(method, (list, tuple))
         methods = list(method) if many else [method]
         objective = self.objective(target)
-        raw = self.every_map(objective, methods, names, options)
-        input_size = self._features.view(names[0], objective).shape
+        smoothing = smoothings(smooth)
+        if AUGMENT in smoothing:
+            mean = self.augmented(objective, methods, names, options, normalize, fusion, EIGEN in smoothing)
+            found = (
+                mean if size == "input" else [image.resize_map(maps, map_size(size, (0, 0), [maps])) for maps in mean]
+            )
+            return found if many else found[0]
+        raw = self.every_map(objective, methods, names, options, EIGEN in smoothing)
+        input_size = self._features.view(WHOLE, objective).shape
         found = [fuse(maps, normalize, map_size(size, input_size, maps), fusion) for maps in raw]
         return found if many else found[0]
 
+    def augmented(
+        self,
+        objective: Objective,
+        methods: Sequence[str],
+        layers: Sequence[str],
+        options: dict[str, Any],
+        normalize: str,
+        fusion: str,
+        eigen: bool = False,
+    ) -> list[np.ndarray]:
+        """Per method the mean of the maps of six altered batches: 0.9, 1 and 1.1 times the tensor, also mirrored.
+
+        As pytorch-grad-cam's `aug_smooth`: each map is normalised and of the input's size before the mean is taken.
+        """
+        axis = 3 if self._features.batch.parts.cut(WHOLE).layer.layout == "NCHW" else 2
+        if not np.issubdtype(self._batch.dtype, np.floating):
+            raise InputError(f"smooth='augment' scales the tensor, and this model takes {self._batch.dtype}")
+        total = [np.zeros(1, np.float32)] * len(methods)
+        for mirrored in (False, True):
+            batch = np.flip(self._batch, axis) if mirrored else self._batch
+            for factor in _FACTORS:
+                features = self._make(
+                    needed(methods, layers), np.ascontiguousarray(batch * self._batch.dtype.type(factor))
+                )
+                size = features.view(WHOLE, objective).shape
+                for k, maps in enumerate(_every_map(features, objective, methods, layers, options, eigen)):
+                    fused = fuse(maps, normalize, size, fusion)
+                    total[k] = total[k] + (fused[:, :, ::-1] if mirrored else fused)
+        return [np.asarray(maps / (2 * len(_FACTORS)), np.float32) for maps in total]
+
     def every_map(
-        self, objective: Objective, methods: Sequence[str], layers: Sequence[str], options: dict[str, Any]
+        self,
+        objective: Objective,
+        methods: Sequence[str],
+        layers: Sequence[str],
+        options: dict[str, Any],
+        eigen: bool = False,
     ) -> list[list[np.ndarray]]:
         """Per method and layer the maps `[N, h, w]` after ReLU; those of graph methods share one pass back.
 
         Raises:
             MethodError: no such method, or an option that none of them has.
         """
-        return _every_map(self._having(layers), objective, methods, layers, options)
+        return _every_map(self._having(needed(methods, layers)), objective, methods, layers, options, eigen)
 
     def attribution(
         self, target: Any = None, method: str = "saliency", layer: Any = None, **options: Any
@@ -110,16 +166,27 @@ class Examination:
                 f"method {method!r} gives a map of a layer, not one number per input value; use attribute()"
             )
         held.check(options)
-        name = self._default if layer is None else layer
-        view = self._having([name]).view(name, self.objective(target))
+        name = (self._default if layer is None else layer) if held.layered else WHOLE
+        view = self._having(needed([method], [name])).view(name, self.objective(target))
         return np.asarray(held.function(view, **options), np.float32)
 
     def _having(self, layers: Sequence[str]) -> Features:
         lacking = [name for name in layers if name not in self._layers]
         if lacking:
             self._layers += lacking
-            self._features = self._make(self._layers)
+            self._features = self._make(self._layers, self._batch)
         return self._features
+
+
+def needed(methods: Sequence[str], layers: Sequence[str]) -> list[str]:
+    """The layers, if any of the methods reads one."""
+    return list(layers) if any(find(name).layered for name in methods) else []
+
+
+def single(methods: Sequence[str]) -> str | None:
+    """The rules of the one gradient at the input that all of the methods live on, None if they need more."""
+    rules = {find(name).single for name in methods}
+    return rules.pop() if len(rules) == 1 else None
 
 
 def _every_map(
@@ -128,12 +195,17 @@ def _every_map(
     methods: Sequence[str],
     layers: Sequence[str],
     options: dict[str, Any],
+    eigen: bool = False,
 ) -> list[list[np.ndarray]]:
     held = [find(name) for name in methods]
     for option in options:
         if not any(option in method.options for method in held):
             held[0].check([option])
-    views = [features.view(name, objective) for name in layers]
+    views = [features.view(name, objective) for name in needed(methods, layers)]
+    if eigen:
+        views = views or [features.view(WHOLE, objective)]  # whose methods then say why not
+        own = [{key: value for key, value in options.items() if key in method.options} for method in held]
+        return [[view.smooth(method.name, given) for view in views] for method, given in zip(held, own, strict=True)]
     together = list(dict.fromkeys(method.name for method in held if method.kind == GRAPH))
     shared = [dict(zip(together, view.maps(together), strict=True)) for view in views] if together else []
     found = []
@@ -141,9 +213,24 @@ def _every_map(
         if method.kind == GRAPH:
             found.append([np.maximum(maps[method.name], 0) for maps in shared])
         else:
-            own = {key: value for key, value in options.items() if key in method.options}
-            found.append([view.explain(method.name, own) for view in views])
+            given = {key: value for key, value in options.items() if key in method.options}
+            if method.layered:
+                found.append([view.explain(method.name, given) for view in views])
+            else:
+                found.append([features.view(WHOLE, objective).explain(method.name, given)] * len(layers))
     return found
+
+
+def smoothings(smooth: Any) -> set[str]:
+    """What `smooth=` means: `eigen`, `augment`, both in a sequence, or nothing.
+
+    Raises:
+        InputError: something else.
+    """
+    wanted = {smooth} if isinstance(smooth, str) else set(smooth or ())
+    if not wanted <= {EIGEN, AUGMENT}:
+        raise InputError(f"smooth={smooth!r}; expected '{EIGEN}', '{AUGMENT}', or both")
+    return wanted
 
 
 def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int], fusion: str = "mean") -> np.ndarray:

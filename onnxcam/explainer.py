@@ -11,11 +11,11 @@ from onnxcam import doubts, image
 from onnxcam.cam import objectives, targets
 from onnxcam.engine import Engine, Raw, best_classes
 from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError
-from onnxcam.examination import Examination, fuse, map_size
+from onnxcam.examination import AUGMENT, EIGEN, Examination, fuse, map_size, needed, single, smoothings
 from onnxcam.explanation import Explanation
 from onnxcam.findings import Findings, name_of
 from onnxcam.labels import beside
-from onnxcam.live import Features, Progress
+from onnxcam.live import Aim, Features, Progress
 from onnxcam.runtime import Provider
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
@@ -31,6 +31,7 @@ class _Asked(NamedTuple):
     top: int | None
     normalize: str
     fusion: str
+    smooth: set[str]
     side_by_side: bool
     seed: int
     progress: Progress | None
@@ -181,6 +182,7 @@ class Explainer:
         size: Any = "input",
         *,
         fusion: str = "mean",
+        smooth: Any = (),
         seed: int = SEED,
         progress: Progress | None = None,
         **options: Any,
@@ -195,6 +197,8 @@ class Explainer:
             normalize: `minmax` (as pytorch-grad-cam), `max` (as the paper) or `none`.
             size: `input` for the model's input size, `layer` for the layer's own, or (height, width).
             fusion: how the maps of several layers become one: `mean`, `max` or `product`.
+            smooth: `eigen` (the first principal component over channels instead of their sum), `augment` (the mean over
+                mirrored and scaled copies of the tensor), or both; as pytorch-grad-cam's eigen_smooth and aug_smooth.
             seed: of methods that draw random numbers.
             progress: called with (done, total) as long methods go; an exception it raises stops them.
             options: of the method, see `onnxcam.cam.methods`.
@@ -207,11 +211,12 @@ class Explainer:
         """
         batch = self._engine.check_batch(batch)
         names = self._layer_names(layer)
-        if isinstance(method, str) and not options and self._in_file(target, len(batch), names, method):
+        if isinstance(method, str) and not options and not smooth and self._in_file(target, len(batch), names, method):
             _, raw = self._engine.maps(batch, self._targets(target, len(batch)), names, method)
             return fuse(raw, normalize, map_size(size, self._input_size(batch), raw), fusion)
-        held = self._examine(batch, names, seed, progress)
-        return held.attribute(target, method, names, normalize, size, fusion=fusion, **options)
+        methods = list(method) if isinstance(method, (list, tuple)) else [method]
+        held = self._examine(batch, names, seed, progress, methods, target, smooth=smooth)
+        return held.attribute(target, method, names, normalize, size, fusion=fusion, smooth=smooth, **options)
 
     def examine(
         self, batch: np.ndarray, layers: Any = None, *, seed: int = SEED, progress: Progress | None = None
@@ -240,14 +245,34 @@ class Explainer:
         **options: Any,
     ) -> np.ndarray:
         """The signed attribution of every input value by an input method, float32 `[N, C, H, W]`."""
-        held = self.examine(batch, layer, seed=seed, progress=progress)
+        batch, names = self._engine.check_batch(batch), self._layer_names(layer)
+        held = self._examine(batch, names, seed, progress, [method], target)
         return held.attribution(target, method, layer, **options)
 
-    def _examine(self, batch: np.ndarray, names: Sequence[str], seed: int, progress: Progress | None) -> Examination:
-        def features(layers: Sequence[str]) -> Features:
-            return self._engine.features(batch, layers, seed=seed, progress=progress)
+    def _examine(
+        self,
+        batch: np.ndarray,
+        names: Sequence[str],
+        seed: int,
+        progress: Progress | None,
+        methods: Sequence[str] | None = None,
+        target: Any = None,
+        top: int | None = None,
+        smooth: Any = (),
+    ) -> Examination:
+        """An examination that exposes the layers these methods need; where all they need is one gradient at the input,
+        it comes with the scores.
+        """
+        aimless = methods is None or top is not None or smooth or objectives.special(target)
+        rules = None if aimless else single(methods or [])
+        aim = None if rules is None else Aim(rules, self._targets(target, len(batch)))
 
-        return Examination(features, names, names[0], self.labels, self._fixed)
+        def features(layers: Sequence[str], tensor: np.ndarray) -> Features:
+            first = None if layers else aim
+            return self._engine.features(tensor, layers, seed=seed, progress=progress, aim=first)
+
+        wanted = names if methods is None else needed(methods, names)
+        return Examination(features, batch, wanted, names[0], self.labels, self._fixed)
 
     def _in_file(self, target: Any, rows: int, names: Sequence[str], method: str) -> bool:
         """Whether the file itself computes the maps, so that nothing has to be taken apart."""
@@ -267,6 +292,7 @@ class Explainer:
         side_by_side: bool = False,
         color: str = "RGB",
         fusion: str = "mean",
+        smooth: Any = (),
         seed: int = SEED,
         progress: Progress | None = None,
         **options: Any,
@@ -278,7 +304,7 @@ class Explainer:
             target: None or -1 (top-1), an index, a label, a `Contrast`, a `Probability` or `Weights`, or a list with
                 one per picture.
             method: a method's name; or a list of names, each further one in `.per_method`.
-            layer, normalize, fusion, seed, progress, options: as in `attribute`.
+            layer, normalize, fusion, smooth, seed, progress, options: as in `attribute`.
             top: explain the k best classes of each picture instead of `target`.
             side_by_side: beside the map in which the layers are fused, explain each layer alone (`.per_layer`);
                 without `layer` all layers of the model in use.
@@ -303,6 +329,7 @@ class Explainer:
                 side_by_side=side_by_side,
                 color=color,
                 fusion=fusion,
+                smooth=smooth,
                 seed=seed,
                 progress=progress,
                 **options,
@@ -322,6 +349,7 @@ class Explainer:
         side_by_side: bool = False,
         color: str = "RGB",
         fusion: str = "mean",
+        smooth: Any = (),
         seed: int = SEED,
         progress: Progress | None = None,
         **options: Any,
@@ -339,7 +367,12 @@ class Explainer:
         if side_by_side and len(names) < 2:
             raise InputError(f"only layer {names[0]!r} was named; name two or more to see them side by side")
         methods = list(method) if isinstance(method, (list, tuple)) else [method]
-        asked = _Asked(methods, names, layer, top, normalize, fusion, side_by_side, seed, progress, options)
+        smoothing = smoothings(smooth)
+        if AUGMENT in smoothing and (side_by_side or top is not None):
+            raise InputError(
+                "smooth='augment' makes one map of all layers, of one class; leave top and side_by_side out"
+            )
+        asked = _Asked(methods, names, layer, top, normalize, fusion, smoothing, side_by_side, seed, progress, options)
         for start in range(0, len(items), self._chunk):
             prepared = [self.prepare(item, color=color) for item in items[start : start + self._chunk]]
             yield from self._explain(prepared, wanted[start : start + self._chunk], asked)
@@ -361,25 +394,30 @@ class Explainer:
     ) -> Iterator[Explanation]:
         batch = self._engine.check_batch(np.concatenate([tensor for _, tensor, _ in prepared]))
         methods, names = asked.methods, asked.layers
-        alone = asked.top is None and len(methods) == 1 and not asked.options
+        objective = None
+        alone = asked.top is None and len(methods) == 1 and not asked.options and not asked.smooth
         if alone and self._in_file(wanted, len(batch), names, methods[0]):
             targets_of = self._targets(wanted, len(batch))
             scores, maps = self._engine.maps(batch, targets_of, names, methods[0])
             classes = self._explained(targets_of, scores)[:, None]
             raw = [[held[:, None] for held in maps]]
         else:
-            held = self._examine(batch, names, asked.seed, asked.progress)
-            scores = held.scores
+            held = self._examine(batch, names, asked.seed, asked.progress, methods, wanted, asked.top, asked.smooth)
+            scores, eigen = held.scores, EIGEN in asked.smooth
             if asked.top is None:
                 objective = held.objective(wanted)
                 classes = objective.classes[:, None]
-                raw = [
-                    [maps[:, None] for maps in every]
-                    for every in held.every_map(objective, methods, names, asked.options)
-                ]
+                if AUGMENT in asked.smooth:
+                    mean = held.augmented(
+                        objective, methods, names, asked.options, asked.normalize, asked.fusion, eigen
+                    )
+                    found = [[maps] for maps in mean]
+                else:
+                    found = held.every_map(objective, methods, names, asked.options, eigen)
+                raw = [[maps[:, None] for maps in every] for every in found]
             else:
                 classes = best_classes(scores, self._kind, asked.top)
-                raw = held.classes_map(classes, methods, names, asked.options)
+                raw = held.classes_map(classes, methods, names, asked.options, eigen)
         every = [
             Findings(
                 scores,
@@ -387,18 +425,19 @@ class Explainer:
                 classes,
                 maps,
                 method,
-                asked.normalize,
+                "none" if AUGMENT in asked.smooth else asked.normalize,
                 self._input_size(batch),
                 asked.fusion,
                 self.labels,
                 self._warnings,
                 {"source": self.manifest.get("source"), "parity": self.manifest.get("parity")},
+                objective,
             )
             for method, maps in zip(methods, raw, strict=True)
         ]
         layer: Any = list(names) if isinstance(asked.layer, (list, tuple)) else names[0]
         for row, (picture, _, geometry) in enumerate(prepared):
-            told = [found.explanation(row, picture, geometry, range(len(names)), layer) for found in every]
+            told = [found.explanation(row, picture, geometry, range(len(found.raw)), layer) for found in every]
             if asked.side_by_side:
                 told[0].per_layer.extend(
                     every[0].explanation(row, picture, geometry, [place], name) for place, name in enumerate(names)

@@ -53,6 +53,9 @@ class Explanation:
         warnings: sentences about anything doubtful, such as a map that is zero everywhere.
         name: what the picture is called, for messages and folders.
         model: what the file says about itself: source, parity, labels left out.
+        kind: what of the class is explained: its `logit`, its `contrast` with another class, its `probability`, or
+            `weights` over several classes.
+        other: `(index, label)` of the class it is contrasted with, or None.
         per_layer: an explanation for each layer alone, where they were asked for side by side; else empty.
         per_method: an explanation by each method, this one first, where several were asked for; else empty.
     """
@@ -65,6 +68,8 @@ class Explanation:
     warnings: list[str]
     name: str = "picture"
     model: dict[str, Any] = field(default_factory=dict, repr=False)
+    kind: str = "logit"
+    other: tuple[int, str] | None = None
     per_layer: list[Explanation] = field(default_factory=list, repr=False)
     per_method: list[Explanation] = field(default_factory=list, repr=False)
 
@@ -98,6 +103,13 @@ class Explanation:
         """`heatmap` in a few numbers, as `onnxcam.cam.attention.describe` gives them."""
         return self.maps[0].attention
 
+    @property
+    def title(self) -> str:
+        """What is explained, as the panels' heading says it."""
+        if self.other is not None:
+            return f"{self.label} rather than {self.other[1]}"
+        return f"several classes, {self.label} foremost" if self.kind == "weights" else self.label
+
     def overlay(self, alpha: float = 0.5, colormap: str = "jet") -> np.ndarray:
         """The heatmap over the picture, uint8 `[H, W, 3]` RGB."""
         return image.overlay(self.picture, unit(self.heatmap), alpha, colormap)
@@ -107,7 +119,7 @@ class Explanation:
         return image.panel(
             self.picture,
             unit(self.heatmap),
-            label=self.label,
+            label=self.title,
             probability=self.probability,
             method=self.method,
             alpha=alpha,
@@ -125,10 +137,25 @@ class Explanation:
                 "this explanation has no maps of single layers; ask for them with explain(..., layer=[...], "
                 "side_by_side=True)"
             )
+        return self._gallery([(str(held.layer), held) for held in self.per_layer], colormap, alpha)
+
+    def methods_panel(self, colormap: str = "jet", alpha: float = 0.5) -> np.ndarray:
+        """The picture and the overlay of each method beside one another, uint8 RGB.
+
+        Raises:
+            InputError: there is one method only.
+        """
+        if not self.per_method:
+            raise InputError(
+                "this explanation has the map of one method; ask for several with explain(..., method=[...])"
+            )
+        return self._gallery([(held.method, held) for held in self.per_method], colormap, alpha)
+
+    def _gallery(self, named: Sequence[tuple[str, Explanation]], colormap: str, alpha: float) -> np.ndarray:
         return image.gallery(
             self.picture,
-            [(str(held.layer), unit(held.heatmap)) for held in self.per_layer],
-            label=self.label,
+            [(name, unit(held.heatmap)) for name, held in named],
+            label=self.title,
             probability=self.probability,
             alpha=alpha,
             colormap=colormap,
@@ -144,21 +171,21 @@ class Explanation:
                 for index, label, probability in self.predictions
             ],
             "target": {"index": self.target, "label": self.label, "probability": _finite(self.probability)},
+            "objective": {
+                "kind": self.kind,
+                "other": self.other and {"index": self.other[0], "label": self.other[1]},
+            },
             "method": self.method,
             "layer": self.layer,
-            "maps": [
-                {
-                    "index": m.target,
-                    "label": m.label,
-                    "probability": _finite(m.probability),
-                    "raw_map": _shapes(m.raw_map),
-                    "attention": m.attention,
-                }
-                for m in self.maps
-            ],
+            "maps": [_record(m) for m in self.maps],
             "layers": [
                 {"layer": held.layer, "raw_map": _shapes(held.raw_map), "attention": held.attention}
                 for held in self.per_layer
+            ],
+            "methods": [
+                {"method": held.method, "maps": [_record(m) for m in held.maps], "attention": held.attention}
+                | {"warnings": [text for text in held.warnings if held is self or text not in self.warnings]}
+                for held in self.per_method
             ],
             "warnings": list(self.warnings),
             "model": self.model,
@@ -194,21 +221,32 @@ class Explanation:
             gray = image.grayscale(unit(explanation.heatmap))
             packed = png.pack(gray)
             colors = image.paint(gray, colormap)
+            stem = f"{where}{explanation.method}"
             for name, table in (("grayscale", None), ("heatmap", image.palette(colormap))):
-                files[f"{key}{name}"] = f"{where}{self.method}_{name}.png"
+                files[f"{key}{name}"] = f"{stem}_{name}.png"
                 image.write_bytes(folder / files[f"{key}{name}"], *png.pieces(packed, table))
             mixed = image.blend(self.picture, colors, alpha)
-            write(f"{key}overlay", f"{where}{self.method}_overlay.png", mixed)
+            write(f"{key}overlay", f"{stem}_overlay.png", mixed)
+
+        def draw_classes(explanation: Explanation, key: str) -> None:
+            """Each class's overlay, where several were explained."""
+            if len(explanation.maps) < 2:
+                return
+            _make(folder / "top_predictions")
+            for rank, held in enumerate(explanation.maps, start=1):
+                name = f"top_predictions/{explanation.method}_top{rank}_{file_stem(held.label)}.png"
+                drawn = image.overlay(self.picture, unit(held.heatmap), alpha, colormap)
+                write(f"{key}top{rank}", name, drawn)
 
         write("input", "input.png", self.picture)
         draw(self, "", "")
         write("panel", "panel.png", self.panel(colormap, alpha))
-        if len(self.maps) > 1:
-            _make(folder / "top_predictions")
-            for rank, held in enumerate(self.maps, start=1):
-                name = f"top_predictions/{self.method}_top{rank}_{file_stem(held.label)}.png"
-                drawn = image.overlay(self.picture, unit(held.heatmap), alpha, colormap)
-                write(f"top{rank}", name, drawn)
+        draw_classes(self, "")
+        if self.per_method:
+            write("methods", "methods.png", self.methods_panel(colormap, alpha))
+            for explanation in self.per_method[1:]:
+                draw(explanation, f"{explanation.method}/", "")
+                draw_classes(explanation, f"{explanation.method}/")
         if self.per_layer:
             write("layers", "layers.png", self.layers_panel(colormap, alpha))
             for stem, explanation in zip(_layer_stems(self.per_layer), self.per_layer, strict=True):
@@ -221,8 +259,8 @@ class Explanation:
         return files | {"explanation": "explanation.json"}
 
     def _repr_png_(self) -> bytes:
-        """How a notebook shows it."""
-        return image.encode_png(self.panel())
+        """How a notebook shows it: several methods beside one another, or the panel of one."""
+        return image.encode_png(self.methods_panel() if self.per_method else self.panel())
 
 
 def unit(heatmap: np.ndarray) -> np.ndarray:
@@ -248,6 +286,16 @@ def _layer_stems(explanations: Sequence[Explanation]) -> list[str]:
             stem = f"{plain}-{number}"
         stems.append(stem)
     return stems
+
+
+def _record(held: Map) -> dict[str, Any]:
+    return {
+        "index": held.target,
+        "label": held.label,
+        "probability": _finite(held.probability),
+        "raw_map": _shapes(held.raw_map),
+        "attention": held.attention,
+    }
 
 
 def _finite(number: float) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcam import image
+from onnxcam.cam.objectives import LOGIT, Objective
 from onnxcam.examination import fuse
 from onnxcam.explanation import Explanation, Map
 
@@ -26,6 +27,7 @@ class Findings(NamedTuple):
         labels: class names by index, if any are known.
         warnings: what is doubtful about every picture.
         about: what the model says about itself.
+        objective: what of the classes is explained; their logits if None.
     """
 
     scores: np.ndarray
@@ -39,6 +41,7 @@ class Findings(NamedTuple):
     labels: list[str] | None
     warnings: list[str]
     about: dict[str, Any]
+    objective: Objective | None = None
 
     def explanation(
         self, row: int, picture: image.Picture, geometry: image.Geometry, places: Sequence[int], layer: Any
@@ -57,6 +60,7 @@ class Findings(NamedTuple):
                     held if isinstance(layer, list) else held[0],
                 )
             )
+        kind, other = (LOGIT, None) if self.objective is None else self.objective.told(row)
         return Explanation(
             picture.pixels,
             self._predictions(row),
@@ -66,6 +70,8 @@ class Findings(NamedTuple):
             [*self.warnings, *_doubts(maps, self.scores[row])],
             picture.name,
             self.about,
+            kind=kind,
+            other=None if other is None else (other, name_of(other, self.labels)),
         )
 
     def _predictions(self, row: int) -> list[tuple[int, str, float]]:

@@ -9,19 +9,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcam import runtime
+from onnxcam.cam import targets
+from onnxcam.cam.eigen import first_component
 from onnxcam.cam.methods import GRAPH, find
 from onnxcam.cam.methods import INPUT as ATTRIBUTION
-from onnxcam.cam.objectives import Objective, resolve
+from onnxcam.cam.objectives import Logit, Objective, resolve
 from onnxcam.cam.view import Make
+from onnxcam.errors import MethodError
 from onnxcam.parts import Parts
 
 # names of the parts' inputs and outputs, as onnxcam.anatomy has them; that module imports onnx, this one must not
-SCORES, COTANGENT, GRADIENT, ACTIVATIONS = (
+SCORES, COTANGENT, GRADIENT, ACTIVATIONS, TARGET = (
     "onnxcam.scores",
     "onnxcam.cotangent",
     "onnxcam.gradient",
     "onnxcam.activations",
+    "onnxcam.target",
 )
+DIRECTION, CURVATURE = "onnxcam.direction", "onnxcam.curvature"
 INPUT = ""
 _TAIL_BYTES = 32 << 20  # of changed activations per run
 _TAIL_ROWS, _WHOLE_ROWS = 256, 8
@@ -52,8 +57,18 @@ class Batch(NamedTuple):
     progress: Progress | None
 
 
+class Aim(NamedTuple):
+    """The one gradient that is wanted: at the picture, of each row's class (-1: its best), under these rules."""
+
+    relu: str
+    classes: np.ndarray
+
+
 class Features:
-    """What the head made of a batch: scores, and the cut values of some layers. The head has run once."""
+    """What the head made of a batch: scores, and the cut values of some layers. The head has run once.
+
+    With an `aim` the scores and that gradient come from one run, and there are no layers.
+    """
 
     def __init__(
         self,
@@ -64,15 +79,21 @@ class Features:
         size: int | None,
         seed: int = 1234,
         progress: Progress | None = None,
+        aim: Aim | None = None,
     ) -> None:
         anatomy = parts.anatomy
-        head = parts.head(layers)
+        head = parts.aimed(aim.relu) if aim is not None else parts.head(layers)
         wanted = list(dict.fromkeys(v for name in layers for v in parts.cut(name).values if v != anatomy.picture.name))
+        wanted += [GRADIENT] * (aim is not None)
         found: dict[str, list[np.ndarray]] = {name: [] for name in (SCORES, *wanted)}
-        for part in portions(pictures, size):
-            for name, value in runtime.run(head, [SCORES, *wanted], {anatomy.picture.name: part}).items():
+        native = pictures if aim is None else _floats(pictures)
+        rows = np.arange(len(pictures)) if aim is None else aim.classes
+        for part, classes in zip(portions(native, size), portions(rows, size), strict=True):
+            feeds = {anatomy.picture.name: part} | ({} if aim is None else {TARGET: classes})
+            for name, value in runtime.run(head, [SCORES, *wanted], feeds).items():
                 found[name].append(value)
-        by_row = {v: flag for name in layers for v, flag in zip(*_flags(parts, name), strict=True)} | {SCORES: True}
+        by_row = {v: flag for name in layers for v, flag in zip(*_flags(parts, name), strict=True)}
+        by_row |= {SCORES: True, GRADIENT: True}
         self._values = {
             name: np.concatenate(rows)[: len(pictures)] if by_row[name] else rows[0] for name, rows in found.items()
         }
@@ -81,6 +102,9 @@ class Features:
         self.batch = Batch(
             parts, pictures, self.scores, anatomy.scores.kind, anatomy.scores.classes, size, seed, progress
         )
+        self._aim = None
+        if aim is not None:
+            self._aim = aim._replace(classes=targets.chosen(aim.classes, self.scores, self.batch.kind))
 
     def repeat(self, count: int, layers: Sequence[str]) -> Features | None:
         """The same with each row `count` times in a row; None where the model does not let rows be repeated."""
@@ -95,6 +119,7 @@ class Features:
         repeated.scores = np.repeat(self.scores, count, axis=0)
         pictures = np.repeat(self.batch.pictures, count, axis=0)
         repeated.batch = self.batch._replace(scores=repeated.scores, pictures=pictures)
+        repeated._aim = None
         return repeated
 
     def objective(self, target: Any, labels: Sequence[str] | None) -> Objective:
@@ -103,6 +128,12 @@ class Features:
 
     def view(self, layer: str, objective: Objective) -> LiveView:
         """One of the layers under an objective."""
+        if layer == INPUT:
+            view = LiveView.whole(self.batch, objective)
+            aim = self._aim
+            if aim is not None and isinstance(objective, Logit) and bool((aim.classes == objective.classes).all()):
+                view.know(aim.relu, self._values[GRADIENT])
+            return view
         cut = self.batch.parts.cut(layer)
         return LiveView(self.batch, layer, objective, {name: self._values[name] for name in cut.values})
 
@@ -129,24 +160,67 @@ class LiveView:
         axes = (2, 3) if batch.parts.cut(INPUT).layer.layout == "NCHW" else (1, 2)
         self.shape = (batch.pictures.shape[axes[0]], batch.pictures.shape[axes[1]])
         self.rng = np.random.default_rng(batch.seed)
+        self._known: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def whole(cls, batch: Batch, objective: Objective) -> LiveView:
+        """The pictures themselves as the layer."""
+        name = batch.parts.cut(INPUT).layer.value
+        return cls(batch, INPUT, objective, {name: _floats(batch.pictures)})
+
+    def know(self, relu: str, gradient: np.ndarray) -> None:
+        """Take a gradient in the layer's own layout as computed."""
+        self._known[relu] = self._canonical(gradient)
 
     @cached_property
     def activations(self) -> np.ndarray:
         """float32 `[N, C, h, w]`."""
         return self._canonical(self._held[self._cut.layer.value])
 
-    @cached_property
+    @property
     def gradients(self) -> np.ndarray:
         """d objective / d activations, float32 `[N, C, h, w]`."""
-        rows = np.arange(len(self.scores))
-        parts = [self._gradients(self._feeds(None, chunk), chunk, "plain") for chunk in self._chunks(rows)]
-        return np.concatenate(parts)[: len(rows)]
+        return self._gradient("plain")
 
     @property
+    def guided(self) -> np.ndarray:
+        """The same with guided ReLUs."""
+        return self._gradient("guided")
+
+    def _gradient(self, relu: str) -> np.ndarray:
+        if relu not in self._known:
+            rows = np.arange(len(self.scores))
+            parts = [self._gradients(self._feeds(None, chunk), chunk, relu) for chunk in self._chunks(rows)]
+            self._known[relu] = np.concatenate(parts)[: len(rows)]
+        return self._known[relu]
+
+    @cached_property
     def input(self) -> LiveView:
         """The pictures themselves as the layer."""
-        name = self.batch.parts.cut(INPUT).layer.value
-        return LiveView(self.batch, INPUT, self.objective, {name: self.batch.pictures})
+        return self if self.layer == INPUT else LiveView.whole(self.batch, self.objective)
+
+    def contributions(self) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+        """Gradient times value of the picture and of every additive constant, a picture at a time."""
+        whole = self.input
+        session, outputs = self.batch.parts.constants()
+        total = len(self.scores)
+        step = self.batch.size or 1
+        for start in range(0, total, step):
+            stop = min(total, start + step)
+            rows = np.minimum(np.arange(start, start + step), total - 1)
+            feeds = whole._feeds(None, rows)
+            feeds[COTANGENT] = self.objective.cotangent(self.scores[rows], rows).astype(self._score_type)
+            found = runtime.run(session, [name for name, _ in outputs], feeds)
+            values = [found[name][: stop - start].astype(np.float32, copy=False) for name, _ in outputs]
+            yield (
+                start,
+                stop,
+                [
+                    value.transpose(0, 3, 1, 2) if layout == "NHWC" else value
+                    for value, (_, layout) in zip(values, outputs, strict=True)
+                ],
+            )
+            self.tell(stop, total)
 
     def under(self, objective: Objective) -> LiveView:
         """The same under another objective."""
@@ -154,7 +228,7 @@ class LiveView:
 
     def at(self, pictures: np.ndarray) -> LiveView:
         """The same layer of changed pictures."""
-        native = self.input._native(pictures, np.arange(len(pictures)))
+        native = _like(self.input._native(pictures, np.arange(len(pictures))), self.batch.pictures.dtype)
         names = [] if self.layer == INPUT else [self.layer]
         moved = Features(
             self.batch.parts,
@@ -185,7 +259,22 @@ class LiveView:
         for start, stop, activations, rows in self._made(total, make):
             gradients = self._gradients(self._feeds(activations, rows), rows, relu)
             yield start, stop, gradients[: stop - start]
-            self._tell(stop, total)
+            self.tell(stop, total)
+
+    def curvature(self) -> np.ndarray:
+        """The second derivative of the objective times the activations; zero where the tail is piecewise linear."""
+        session = self.batch.parts.curvature(self.layer)
+        if session is None:
+            return np.zeros_like(self.activations)
+        parts = []
+        rows = np.arange(len(self.scores))
+        for chunk in self._chunks(rows):
+            feeds = self._feeds(None, chunk)
+            direction = feeds[self._cut.layer.value]
+            cotangent = self.objective.cotangent(self.scores[chunk], chunk).astype(self._score_type)
+            given = feeds | {COTANGENT: cotangent, DIRECTION: direction}
+            parts.append(self._canonical(runtime.run(session, [CURVATURE], given)[CURVATURE]))
+        return np.concatenate(parts)[: len(rows)]
 
     def map(self, method: str) -> np.ndarray:
         """The map of a graph method, before its ReLU."""
@@ -193,7 +282,25 @@ class LiveView:
 
     def maps(self, methods: Sequence[str]) -> list[np.ndarray]:
         """The maps of graph methods, float32 `[N, h, w]` before their ReLU, from one pass back."""
-        session = self.batch.parts.maps(tuple(methods))
+        return self._computed(methods, False)
+
+    def smooth(self, method: str, options: dict[str, Any]) -> np.ndarray:
+        """The first principal component of what a method sums over channels, after ReLU, float32 `[N, h, w]`.
+
+        Raises:
+            MethodError: its map is no such sum.
+        """
+        held = find(method)
+        if held.terms is None:
+            raise MethodError(
+                f"method {method!r} adds nothing up over channels that smooth='eigen' could take the first component of"
+            )
+        held.check(options)
+        terms = self._computed([method], True)[0] if held.kind == GRAPH else held.terms(self, **options)
+        return np.asarray(np.maximum(first_component(terms), 0))
+
+    def _computed(self, methods: Sequence[str], terms: bool) -> list[np.ndarray]:
+        session = self.batch.parts.maps(tuple(methods), terms)
         feeds = {ACTIVATIONS: self.activations}
         if any(find(name).gradient for name in methods):
             feeds[GRADIENT] = self.gradients
@@ -214,7 +321,7 @@ class LiveView:
         for start, stop, activations, rows in self._made(total, make):
             scores = runtime.run(session, [SCORES], self._feeds(activations, rows))[SCORES]
             yield scores[: stop - start].astype(np.float32, copy=False), rows[: stop - start]
-            self._tell(stop, total)
+            self.tell(stop, total)
 
     def _made(self, total: int, make: Make) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
         """Variants a run at a time, the last run filled up where the model fixes its rows."""
@@ -294,9 +401,23 @@ class LiveView:
             value = np.concatenate([own[rows][:, : layer.prefix_tokens], tokens], axis=1)
         return np.ascontiguousarray(value, own.dtype)
 
-    def _tell(self, done: int, total: int) -> None:
+    def tell(self, done: int, total: int) -> None:
+        """Report progress."""
         if self.batch.progress is not None:
             self.batch.progress(done, total)
+
+
+def _floats(pictures: np.ndarray) -> np.ndarray:
+    """Pictures as values with a gradient: whole numbers as float32."""
+    return pictures.astype(np.float32) if np.issubdtype(pictures.dtype, np.integer) else pictures
+
+
+def _like(pictures: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Pictures as the model takes them: whole numbers rounded, within their range."""
+    if not np.issubdtype(dtype, np.integer):
+        return pictures
+    held = np.iinfo(dtype)
+    return np.asarray(np.clip(np.rint(pictures), held.min, held.max).astype(dtype))
 
 
 def portions(batch: np.ndarray, size: int | None) -> list[np.ndarray]:

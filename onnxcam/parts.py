@@ -24,8 +24,10 @@ class Parts:
         self._lock = threading.RLock()
         self._anatomy: Anatomy | None = None
         self._sessions: dict[tuple[str, ...], Any] = {}
+        self._straight: dict[str, bool] = {}
         self._exposed: tuple[str, ...] = ()
         self._head: Any = None
+        self._contributions: tuple[Any, list[tuple[str, str]]] | None = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -60,15 +62,37 @@ class Parts:
         """A session from the cut values and a cotangent of the scores to the gradient at the layer."""
         return self._part(("backward", layer, relu), lambda: self.anatomy.backward(layer, relu=relu))
 
-    def maps(self, names: Sequence[str]) -> Any:
-        """A session from activations and gradients to the maps of graph methods."""
+    def curvature(self, layer: str) -> Any:
+        """A session from cut values, cotangent and direction to the curvature; None where there is none."""
+        with self._lock:
+            if layer not in self._straight:
+                model = self.anatomy.curvature(layer)
+                if model is not None:
+                    self._part(("curvature", layer), lambda: model)
+                self._straight[layer] = model is None
+        return None if self._straight[layer] else self._sessions[("curvature", layer)]
+
+    def aimed(self, relu: str) -> Any:
+        """A session from pictures and classes to the scores and the gradient at the picture."""
+        return self._part(("aimed", relu), lambda: self.anatomy.aimed(relu=relu))
+
+    def constants(self) -> tuple[Any, list[tuple[str, str]]]:
+        """A session for what the picture and every additive constant contribute; its outputs with their layouts."""
+        with self._lock:
+            if self._contributions is None:
+                model, outputs = self.anatomy.constants()
+                self._contributions = self._made(model), outputs
+            return self._contributions
+
+    def maps(self, names: Sequence[str], terms: bool = False) -> Any:
+        """A session from activations and gradients to the maps of graph methods, or to what they are sums of."""
 
         def make() -> Any:
             from onnxcam.anatomy import maps
 
-            return maps(names)
+            return maps(names, terms)
 
-        return self._part(("maps", *names), make)
+        return self._part(("terms" if terms else "maps", *names), make)
 
     def _part(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
         held = self._sessions.get(key)

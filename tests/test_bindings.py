@@ -25,6 +25,20 @@ const [model, picture, target, method] = process.argv.slice(2);
 const found = await explain(await readFile(model), await readPng(picture), Number(target), method);
 console.log(JSON.stringify({ ...found, heatmap: [...found.heatmap] }));
 """
+RAW = """
+import * as ort from "onnxruntime-web";
+import { readFile } from "node:fs/promises";
+const [model, batch, target] = process.argv.slice(2);
+const { data, shape } = JSON.parse(await readFile(batch, "utf8"));
+const session = await ort.InferenceSession.create(await readFile(model));
+const feeds = {
+  input: new ort.Tensor("float32", Float32Array.from(data), shape),
+  target: new ort.Tensor("int64", BigInt64Array.from(JSON.parse(target), BigInt), [JSON.parse(target).length]),
+};
+const found = await session.run(feeds);
+const told = ([name, { data, dims }]) => [name, { data: [...data].map(Number), dims }];
+console.log(JSON.stringify(Object.fromEntries(session.outputNames.map((name) => told([name, found[name]])))));
+"""
 GOLDEN = """
 import { preprocess } from "./preprocess.mjs";
 const { height, width, spec } = JSON.parse(process.argv[2]);
@@ -57,6 +71,7 @@ def node() -> Path:
     if any(installed(folder, name) != version for name, version in wanted.items()):
         call("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", cwd=folder)
     (folder / "explain_json.mjs").write_text(EXPLAIN, "utf-8")
+    (folder / "raw_json.mjs").write_text(RAW, "utf-8")
     (folder / "golden.mjs").write_text(GOLDEN, "utf-8")
     return folder
 
@@ -186,3 +201,38 @@ def test_javascript_says_what_an_optional_target_needs(node: Path) -> None:
     assert held["predictions"][0]["label"] == "espresso"
     with pytest.raises(AssertionError, match="export it with --target required"):
         call("node", "explain_json.mjs", model, models.path("coffee.png"), 3, "gradcam", cwd=node)
+
+
+SOME = "margin < 0.5 or not (entropy < 0.9 or label == 'frog')"
+
+
+@pytest.mark.parametrize(
+    ("kind", "gate"),
+    [
+        ("logits", None),
+        ("logits", "confidence <= 1"),
+        ("logits", "confidence < 0"),
+        ("logits", SOME),
+        ("binary_logit", SOME),
+        ("multilabel", SOME),
+    ],
+)
+def test_javascript_runs_gated_files(node: Path, tmp_path: Path, kind: str, gate: str | None) -> None:
+    from onnxcam.runtime import open_session, run
+    from tests.models import tiny_cnn
+
+    source = tiny_cnn(classes=1 if kind == "binary_logit" else 5, ending={"logits": None}.get(kind, "Sigmoid"), seed=4)
+    labels = ["hen", "frog"] if kind == "binary_logit" else ["hen", "frog", "cat", "dog", "cow"]
+    file = required(source, tmp_path / "gated.onnx", gate=gate, labels=labels, layers=["relu1", "relu2"])
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(4, 3, 32, 32)) + 3 * rng.normal(size=(4, 3, 1, 1))).astype(np.float32)
+    target = [-1, 0, 1, -1]
+    (tmp_path / "batch.json").write_text(json.dumps({"data": x.ravel().tolist(), "shape": x.shape}))
+    got = json.loads(call("node", "raw_json.mjs", file, tmp_path / "batch.json", json.dumps(target), cwd=node))
+    session = open_session(str(file), ["CPUExecutionProvider"])
+    want = run(session, list(got), {"input": x, "target": np.array(target, np.int64)})
+    assert list(got) == [o.name for o in session.get_outputs()] and ("fired" in got) == (gate is not None)
+    for name, value in want.items():
+        mine = np.asarray(got[name]["data"], np.float64).reshape(got[name]["dims"])
+        np.testing.assert_allclose(mine, value.astype(np.float64), rtol=0, atol=1e-4, err_msg=name)
+    assert want["heatmap/relu2"].any() == (gate != "confidence < 0")

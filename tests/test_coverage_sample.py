@@ -32,6 +32,7 @@ def test_scores_activations_and_gradients_agree_with_autograd(name: str, middle:
     for row in rows.values():
         assert row["passed"] and not row["refused"], row
         assert row["exporter"] == "torch.export"
+        assert row["gated"] <= 1e-6
         assert row["figures"]["scores"]["error"] < 1e-4
         assert row["figures"]["activations"]["error"] < 1e-4
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the page names."""
     monkeypatch.chdir(tmp_path)
-    names = ["tabby", "dog", "hen", "crane", "cow"]
+    names = ["tabby", "tiger cat", "hen", "crane", "cow"]
     model = models.tiny_cnn()
     for node in model.graph.node:
         for values in (node.input, node.output):
@@ -42,9 +43,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("onnxcam export")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(("onnxcam export", "onnxcam bench"))])
 def test_command_lines(place: Path, command: str) -> None:
-    result = CliRunner().invoke(main, command.split()[1:])
+    result = CliRunner().invoke(main, shlex.split(command)[1:])
     assert result.exit_code == 0, result.output
     if " explain " in command and "photos" not in command:
         assert (place / "out" / "panel.png").is_file()
@@ -60,5 +61,6 @@ def test_python_blocks(place: Path) -> None:
     held: dict = {"onnxcam": onnxcam, "batch": np.zeros((2, 3, 32, 32), np.float32)}
     for block in BLOCKS:
         exec(block, held)
+        assert len(held["e"].per_layer) == (2 if "side_by_side" in block else 0)
     assert held["scores"].shape == (2, 5) and held["heatmaps"].shape == (2, 32, 32)
-    assert len(held["e"].per_layer) == 2 and (place / "out" / "panel.png").is_file()
+    assert len(held["e"].per_method) == 2 and (place / "out" / "panel.png").is_file()

@@ -28,7 +28,7 @@ LAYERS = (
     ("engine", "examination", "check", "explanation", "doubts"),
     ("findings",),
     ("explainer", "exporters"),
-    ("doctor", "monitor", "server", "comparison", "evaluation"),
+    ("doctor", "monitor", "server", "comparison", "evaluation", "bench"),
     ("cli+demo+__main__",),
 )
 HEAVY = {"torch", "torchvision", "timm", "tensorflow", "keras", "tf2onnx", "cv2", "PIL", "matplotlib", "scipy", "sympy"}

@@ -22,6 +22,8 @@ from onnxcam.cam import targets
 from onnxcam.errors import TargetError
 
 Labels = Sequence[str] | None
+# kinds of objective
+LOGIT, CONTRAST, PROBABILITY, WEIGHTS, FINER = "logit", "contrast", "probability", "weights", "finer"
 
 
 class Objective(Protocol):
@@ -41,15 +43,22 @@ class Objective(Protocol):
     def cotangent(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """d value / d scores, float64 `[M, K]`."""
 
+    def told(self, row: int) -> tuple[str, int | None]:
+        """What is explained of a row: its kind, and the class it is contrasted with."""
+
 
 class Linear:
     """A weighted sum of logits: `weights` `[N, K]` of the scores as the model emits them."""
 
     linear = True
 
-    def __init__(self, weights: np.ndarray, classes: np.ndarray) -> None:
+    def __init__(
+        self, weights: np.ndarray, classes: np.ndarray, kind: str = LOGIT, others: np.ndarray | None = None
+    ) -> None:
         self.weights = weights
         self.classes = classes
+        self._kind = kind
+        self._others = others
 
     def value(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """sum_k w_k y_k."""
@@ -58,6 +67,14 @@ class Linear:
     def cotangent(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """w."""
         return np.asarray(self.weights[rows])
+
+    def told(self, row: int) -> tuple[str, int | None]:
+        """As it was made."""
+        return self._kind, None if self._others is None else int(self._others[row])
+
+
+class Logit(Linear):
+    """Each row's own class."""
 
 
 class Likelihood:
@@ -83,6 +100,10 @@ class Likelihood:
             return np.asarray(own * (1 - own) * np.where(chosen == 1, 1.0, -1.0)[:, None])
         hot = one_hot(chosen, scores.shape[1])
         return np.asarray(own * (1 - own) * hot if self._kind == "multilabel" else own * (hot - p))
+
+    def told(self, row: int) -> tuple[str, int | None]:
+        """A probability."""
+        return PROBABILITY, None
 
 
 class Finer:
@@ -117,6 +138,10 @@ class Finer:
         np.add.at(found, (place, rivals), p * by_weight - self._alpha * p / total)
         found[place[:, 0], self.classes[rows]] += p.sum(axis=1) / total[:, 0]
         return found
+
+    def told(self, row: int) -> tuple[str, int | None]:
+        """Several rivals at once."""
+        return FINER, None
 
     def _parts(self, scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         y = scores.astype(np.float64)
@@ -188,15 +213,22 @@ def resolve(target: Any, scores: np.ndarray, kind: str, classes: int, labels: La
         return Likelihood(targets.chosen(wanted, scores, kind), kind)
     if isinstance(target, Weights):
         weights = np.repeat(_vector(target.weights, classes, labels)[None], rows, axis=0)
-        return Linear(fold(weights, kind), weights.argmax(axis=1))
+        return Linear(fold(weights, kind), weights.argmax(axis=1), WEIGHTS)
     return logit(targets.chosen(targets.resolve(target, rows, classes, labels), scores, kind), kind, classes)
 
 
-def logit(chosen: np.ndarray, kind: str, classes: int) -> Linear:
+def logit(chosen: np.ndarray, kind: str, classes: int) -> Logit:
     """Each row's own class `[N]`, the usual objective."""
     if kind == "binary_logit":
-        return Linear(np.where(chosen == 1, 1.0, -1.0)[:, None], chosen)
-    return Linear(one_hot(chosen, classes), chosen)
+        return Logit(np.where(chosen == 1, 1.0, -1.0)[:, None], chosen)
+    return Logit(one_hot(chosen, classes), chosen)
+
+
+def probable(objective: Objective, kind: str) -> Objective:
+    """The probability of a class where its logit is the objective; any other objective as it is."""
+    if isinstance(objective, _Each):
+        return _Each([probable(one, kind) for one in objective.held])
+    return Likelihood(objective.classes, kind) if isinstance(objective, Logit) else objective
 
 
 def finer(chosen: np.ndarray, scores: np.ndarray, kind: str, alpha: float, count: int) -> Objective:
@@ -242,7 +274,7 @@ def _contrast(target: Contrast, scores: np.ndarray, kind: str, classes: int, lab
     if len(same):
         name = labels[wanted[same[0]]] if labels else wanted[same[0]]
         raise TargetError(f"a contrast of {name!r} with itself says nothing; name another class to compare it with")
-    return Linear(fold(one_hot(wanted, classes) - one_hot(other, classes), kind), wanted)
+    return Linear(fold(one_hot(wanted, classes) - one_hot(other, classes), kind), wanted, CONTRAST, other)
 
 
 def _vector(weights: Any, classes: int, labels: Labels) -> np.ndarray:
@@ -266,7 +298,7 @@ class _Each:
     """One objective per row."""
 
     def __init__(self, held: list[Objective]) -> None:
-        self._held = held
+        self.held = held
         self.classes = np.concatenate([one.classes for one in held])
         self.linear = all(one.linear for one in held)
 
@@ -278,11 +310,15 @@ class _Each:
         """Each row's own."""
         return self._gather("cotangent", scores, rows)
 
+    def told(self, row: int) -> tuple[str, int | None]:
+        """Each row's own."""
+        return self.held[row].told(0)
+
     def _gather(self, what: str, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         found: np.ndarray | None = None
         for row in np.unique(rows):
             places = np.flatnonzero(rows == row)
-            part = getattr(self._held[int(row)], what)(scores[places], np.zeros(len(places), np.int64))
+            part = getattr(self.held[int(row)], what)(scores[places], np.zeros(len(places), np.int64))
             if found is None:
                 found = np.empty((len(rows), *part.shape[1:]))
             found[places] = part

@@ -1,9 +1,9 @@
 """The registry of methods: one decorated function per method, in one place.
 
-    @cam_method("hirescam")
-    def hirescam(op, a, da):
-        '''sum_c dA * A. ...'''
-        return channel_sum(op, op.Mul(da, a))
+    @cam_method("activationmap")
+    def activationmap(op, a, da):
+        '''mean_c A. ...'''
+        return op.ReduceMean(a, [1], keepdims=0)
 
 A *graph* method emits ONNX nodes: `a` and `da` are activations and gradients, float32 `[N, C, h, w]` whatever the
 model's own layout is, and it returns the map before its ReLU, `[N, h, w]`. It works inside exported files and beside
@@ -14,6 +14,14 @@ them, from one definition.
 
 A *layer* method returns the same map as an array, from a `View`: activations, gradients, and what the model says when
 the layer is changed.
+
+    @cam_method("hirescam", summed=True)
+    def hirescam(op, a, da):
+        '''sum_c dA * A. ...'''
+        return op.Mul(da, a)
+
+Most maps are a sum over channels. A method of either kind that says so, `summed=True`, returns the terms `[N, C, h, w]`
+and the registry adds them up; eigen smoothing takes their first principal component instead of their sum.
 
     @attribution("saliency")
     def saliency(view): ...
@@ -27,6 +35,7 @@ formula and the paper.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -46,10 +55,14 @@ class Method:
         name: as in the literature, lower case.
         kind: `graph` (nodes from activations and gradients), `layer` (arrays from a view) or `input` (an attribution
             of the input).
-        function: what was decorated.
+        function: what was decorated; it returns the map even where what was decorated returns its terms.
         gradient: whether it needs gradients.
         long: whether it takes many runs of the whole model, so that progress is worth showing.
+        layered: whether it reads the target layer; an attribution of the input seldom does.
+        single: the rules (`plain` or `guided`) of the one gradient at the input that is all it needs: that one comes
+            with the scores, in one run of the model.
         options: names and default values of its options.
+        terms: of a map that is a sum over channels, what was decorated: it returns the terms `[N, C, h, w]`.
     """
 
     name: str
@@ -58,6 +71,9 @@ class Method:
     gradient: bool = True
     long: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    layered: bool = True
+    single: str | None = None
+    terms: Callable[..., Any] | None = field(default=None, repr=False)
 
     @property
     def formula(self) -> str:
@@ -79,22 +95,36 @@ class Method:
 _methods: dict[str, Method] = {}
 
 
-def cam_method(name: str, *, gradient: bool = True) -> Callable[[F], F]:
+def cam_method(name: str, *, gradient: bool = True, summed: bool = False) -> Callable[[F], F]:
     """Register a method made of graph nodes, `function(op, a, da) -> map`; `gradient` says whether it reads `da`."""
-    return _registering(name, GRAPH, gradient, False)
+    return _registering(name, GRAPH, gradient, False, _add_nodes if summed else None)
 
 
-def layer_method(name: str, *, gradient: bool = True, long: bool = False) -> Callable[[F], F]:
+def layer_method(name: str, *, gradient: bool = True, long: bool = False, summed: bool = False) -> Callable[[F], F]:
     """Register a method that works on a layer, `function(view, **options) -> float32 [N, h, w]` before its ReLU."""
-    return _registering(name, LAYER, gradient, long)
+    return _registering(name, LAYER, gradient, long, _add_arrays if summed else None)
 
 
-def attribution(name: str, *, gradient: bool = True, long: bool = False) -> Callable[[F], F]:
-    """Register an attribution of the input, `function(view, **options) -> float32 [N, C, H, W]`, signed."""
-    return _registering(name, INPUT, gradient, long)
+def attribution(
+    name: str, *, gradient: bool = True, long: bool = False, layered: bool = False, single: str | None = None
+) -> Callable[[F], F]:
+    """Register an attribution of the input, `function(view, **options) -> float32 [N, C, H, W]`, signed.
+
+    Arguments:
+        gradient, long, layered, single: as in `Method`. Unless it is layered, the view's layer is the picture itself.
+    """
+    return _registering(name, INPUT, gradient, long, None, layered, single)
 
 
-def _registering(name: str, kind: str, gradient: bool, long: bool) -> Callable[[F], F]:
+def _registering(
+    name: str,
+    kind: str,
+    gradient: bool,
+    long: bool,
+    adding: Callable[[Callable[..., Any]], Callable[..., Any]] | None,
+    layered: bool = True,
+    single: str | None = None,
+) -> Callable[[F], F]:
     def register(function: F) -> F:
         if name in _methods:
             raise ValueError(f"there already is a method {name!r}")
@@ -103,10 +133,28 @@ def _registering(name: str, kind: str, gradient: bool, long: bool) -> Callable[[
             for key, parameter in inspect.signature(function).parameters.items()
             if parameter.default is not parameter.empty
         }
-        _methods[name] = Method(name, kind, function, gradient, long, defaults)
+        whole = function if adding is None else adding(function)
+        terms = None if adding is None else function
+        _methods[name] = Method(name, kind, whole, gradient, long, defaults, layered, single, terms)
         return function
 
     return register
+
+
+def _add_nodes(terms: Callable[..., str]) -> Callable[..., str]:
+    @functools.wraps(terms)
+    def whole(op: Any, a: str, da: str) -> str:
+        return str(op.ReduceSum(terms(op, a, da), [1], keepdims=0))
+
+    return whole
+
+
+def _add_arrays(terms: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(terms)
+    def whole(view: Any, **options: Any) -> Any:
+        return terms(view, **options).sum(axis=1)
+
+    return whole
 
 
 def methods(*kinds: str) -> list[str]:

@@ -39,6 +39,15 @@ class View(Protocol):
     def gradients(self) -> np.ndarray: ...
 
     @property
+    def guided(self) -> np.ndarray:
+        """`gradients` by guided backpropagation: at every ReLU only what is positive flows back."""
+
+    def contributions(self) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+        """(start, stop, parts) of the pictures, a few at a time: what the picture itself (first) and each additive
+        constant of the network contribute to the objective, gradient times value, float32 `[m, C, h, w]` each.
+        """
+
+    @property
     def input(self) -> View:
         """The same pictures, with the picture itself as the layer."""
 
@@ -63,6 +72,12 @@ class View(Protocol):
 
     def at(self, pictures: np.ndarray) -> View:
         """The same layer of changed pictures, float32 `[N, C, H, W]`; the objective's classes stay."""
+
+    def curvature(self) -> np.ndarray:
+        """The second derivative of the objective times the activations, float32 `[N, C, h, w]`."""
+
+    def tell(self, done: int, total: int) -> None:
+        """Report progress, where the method itself counts."""
 
     def map(self, method: str) -> np.ndarray:
         """The map of a graph method, float32 `[N, h, w]` before its ReLU."""

@@ -7,18 +7,21 @@ thread (or its share of the cores) for each of them, so no core waits for anothe
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from onnxcam import image
+from onnxcam.cam.methods import GRAPH, find
 from onnxcam.cli.pictures import Item
 from onnxcam.errors import OnnxcamError, OutputError
 from onnxcam.explainer import Explainer
 from onnxcam.explanation import Explanation
+from onnxcam.live import Progress
 
 _CHUNK = 4  # pictures per run: what large linear layers read is shared, and memory stays flat
 _CHUNK_PIXELS = 12_000_000  # large pictures go in smaller numbers
@@ -42,8 +45,8 @@ def workers() -> int:
 class Request:
     """What is asked about every picture; the fields are those of `Explainer.explain` and `Explanation.save`."""
 
-    target: int | None = None
-    method: str = "gradcam"
+    target: Any = None
+    method: str | list[str] = "gradcam"
     layer: str | list[str] | None = None
     top: int | None = None
     normalize: str = "minmax"
@@ -51,6 +54,20 @@ class Request:
     colormap: str = "jet"
     side_by_side: bool = False
     compress: bool = True
+    fusion: str = "mean"
+    seed: int = 1234
+    progress: Progress | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods, the first one first."""
+        return [self.method] if isinstance(self.method, str) else self.method
+
+    @property
+    def alone(self) -> bool:
+        """Whether each picture has a run of its own, so that random numbers do not depend on the others."""
+        return any(find(name).kind != GRAPH for name in self.methods)
 
 
 @dataclass(frozen=True)
@@ -64,15 +81,28 @@ class Outcome:
 
 
 def explain_all(explainer: Explainer, items: Sequence[Item], request: Request, output: Path) -> Iterator[Outcome]:
-    """Explain and write every picture, in order. At most a few are in memory at any time."""
+    """Explain and write every picture, in order. At most a few are in memory at any time.
+
+    Whoever stops asking, or is interrupted, stops long methods too: their pictures are left without files.
+    """
     threads = workers()
-    size = max(1, min(_CHUNK, -(-len(items) // threads)))
+    size = 1 if request.alone else max(1, min(_CHUNK, -(-len(items) // threads)))
+    stopped = threading.Event()
+
+    def told(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt  # past the handlers that would count it as the picture's own failure
+        if request.progress is not None:
+            request.progress(done, total)
+
+    asked = replace(request, progress=told)
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
     try:
-        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, request, output), chunks, threads):
+        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, asked, output), chunks, threads):
             yield from outcomes
     finally:
+        stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -127,9 +157,10 @@ def _chunks(
 def _stream(explainer: Explainer, pictures: list[image.Picture], request: Request) -> Iterator[Explanation | Exception]:
     """An explanation or an error per picture; after a failure those that are left are explained one by one."""
     asked = (request.target, request.method, request.layer, request.top, request.normalize)
+    more = {"fusion": request.fusion, "seed": request.seed, "progress": request.progress, **request.options}
     done = 0
     try:
-        for explanation in explainer.stream(pictures, *asked, side_by_side=request.side_by_side):
+        for explanation in explainer.stream(pictures, *asked, side_by_side=request.side_by_side, **more):
             done += 1
             yield explanation
     except Exception as error:
@@ -157,7 +188,8 @@ def _spare(item: Item, folder: Path, result: Explanation) -> None:
     if isinstance(item.source, bytes) or item.source.resolve().parent != folder.resolve():
         return
     name = item.source.name.lower()
-    if name in ("input.png", "panel.png") or name.startswith(f"{result.method}_"):
+    made = [held.method for held in result.per_method] or [result.method]
+    if name in ("input.png", "panel.png", "methods.png") or name.startswith(tuple(f"{method}_" for method in made)):
         raise OutputError(f"{item.name!r} would be overwritten by its own explanation; choose another output folder")
 
 

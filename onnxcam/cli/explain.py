@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import click
 
 from onnxcam import doubts, image, labels, runtime
 from onnxcam.cam import targets
-from onnxcam.cli import options, pictures
+from onnxcam.cam.methods import find
+from onnxcam.cli import options, pictures, question
 from onnxcam.cli.batch import Outcome, Request, cores, explain_all, sentence, workers
 from onnxcam.cli.progress import Progress
 from onnxcam.errors import LayerError, OutputError, PreprocessError, TargetError
+from onnxcam.examination import FUSIONS
 from onnxcam.explainer import Explainer
 from onnxcam.image.panel import percentage
+from onnxcam.image.text import Font
 
 SUMMARY = "analysis_summary.json"
 _PACKAGES = ("onnxcam", "onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python", "opencv-python-headless")
@@ -32,6 +36,8 @@ Examples:
   onnxcam explain model.onnx cat.jpg -o out
   onnxcam explain model.onnx photos/ 'more/**/*.png' -o out --top 3
   onnxcam explain resnet50.onnx cat.jpg -o out --preprocess imagenet --labels labels.txt --target tabby
+  onnxcam explain model.onnx cat.jpg -o out --target tabby --contrast 'tiger cat'
+  onnxcam explain model.onnx cat.jpg -o out --method gradcam --method hirescam
   find photos -name '*.jpg' -print0 | onnxcam explain model.onnx --files-from - -o out --json > out.json
 """
 
@@ -47,8 +53,35 @@ Examples:
     "--target", "--class", "target", metavar="CLASS", help="Class to explain, index or label.  [default: each top-1]"
 )
 @click.option("--top", type=click.IntRange(min=1), metavar="K", help="Explain the K best classes of each picture.")
-@click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="CAM method.")
-@options.layer_option("Target layer; several are fused into their mean.  [default: the model's own]")
+@click.option(
+    "--contrast",
+    metavar="CLASS",
+    help="Explain why the target rather than this class (index, label, or runner-up for the next best).",
+)
+@click.option("--probability", is_flag=True, help="Explain the class's probability rather than its score.")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=question.MethodName(),
+    metavar="NAME",
+    help="Method; repeatable, for maps side by side in methods.png. `onnxcam methods` lists them.  [default: gradcam]",
+)
+@click.option(
+    "--option",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the methods that have it; repeatable. `onnxcam methods` lists them.",
+)
+@options.layer_option("Target layer; several are fused (--fusion).  [default: the model's own]")
+@click.option(
+    "--fusion",
+    type=click.Choice(FUSIONS),
+    default="mean",
+    show_default=True,
+    help="How the maps of several layers become one.",
+)
 @click.option(
     "--side-by-side",
     is_flag=True,
@@ -89,8 +122,12 @@ def explain(
     files_from: str | None,
     target: str | None,
     top: int | None,
-    method: str,
+    contrast: str | None,
+    probability: bool,
+    methods: tuple[str, ...],
+    settings: tuple[str, ...],
     layers: tuple[str, ...],
+    fusion: str,
     side_by_side: bool,
     labels: str | None,
     preprocess: str | None,
@@ -110,15 +147,22 @@ def explain(
     quotes, or '-' for one encoded picture on standard input.
 
     One picture is written into DIR itself, several into DIR/NAME/: input.png, METHOD_grayscale.png,
-    METHOD_heatmap.png, METHOD_overlay.png, panel.png and explanation.json; DIR/analysis_summary.json tells about all.
+    METHOD_heatmap.png, METHOD_overlay.png, panel.png and explanation.json (with several methods each one's files, and
+    methods.png); DIR/analysis_summary.json tells about all.
     The five best predictions of each go to standard output. A picture that fails is named and does not stop the rest.
 
     Exit status: 0 all explained, 1 some or all pictures failed, 2 wrong usage or unknown class, layer or method,
     3 unusable model, 4 no usable runtime or execution provider.
     """
     started = time.monotonic()
-    if target is not None and top is not None:
-        raise click.UsageError("--target and --top exclude each other: --top explains the best classes.")
+    exclusive = {"--target": target is not None, "--contrast": contrast is not None, "--probability": probability}
+    if top is not None and any(exclusive.values()):
+        other = next(name for name, given in exclusive.items() if given)
+        raise click.UsageError(f"{other} and --top exclude each other: --top explains the scores of the best classes.")
+    if contrast is not None and probability:
+        raise click.UsageError("--contrast and --probability exclude each other: a contrast is one of two scores.")
+    names = list(dict.fromkeys(methods)) or ["gradcam"]
+    given = question.parse_options(settings, names)
     wanted = list(named) if files_from is None else [*named, *pictures.read_list(files_from)]
     if files_from == pictures.STDIN and pictures.STDIN in named:
         raise click.UsageError("standard input is either a picture (-) or the list (--files-from -), not both.")
@@ -128,10 +172,25 @@ def explain(
     found = pictures.collect(wanted, folder)
     if not found.items and len(found.failures) == 1:
         raise found.failures[0][1]
+    threading.Thread(target=_warm, daemon=True).start()
     many = len(found.items) > 1
-    explainer = open_explainer(model, layers, labels, preprocess, method, provider, allow_fallback, many)
-    request = _request(explainer, layers, target, top, method, normalize, alpha, colormap, side_by_side)
-    request = replace(request, compress=not many if compress is None else compress)
+    explainer = open_explainer(model, layers, labels, preprocess, names, provider, allow_fallback, many)
+    wanted_class, index = question.parse_target(target, contrast, probability, explainer.labels, explainer.classes)
+    request = Request(
+        wanted_class,
+        names[0] if len(names) == 1 else names,
+        _layer(explainer, layers, side_by_side),
+        top,
+        normalize,
+        alpha,
+        colormap,
+        side_by_side,
+        compress=not many if compress is None else compress,
+        fusion=fusion,
+        seed=seed,
+        options=given,
+    )
+    check(explainer, request, index)
     if provider != "auto" and allow_fallback:
         click.echo(f"running on {explainer.providers[0]}", err=True)
     ready(folder)
@@ -143,7 +202,7 @@ def explain(
         run.explain(explainer, request)
         interrupted = False
     finally:
-        about = describe(model, explainer, request, seed)
+        about = describe(model, explainer, request)
         summary = run.summary(about, time.monotonic() - started, interrupted, explainer)
         text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
         image.write_bytes(folder / SUMMARY, text.encode(errors="backslashreplace"))
@@ -162,12 +221,18 @@ def explain(
         raise click.exceptions.Exit(1)
 
 
+def _warm() -> None:
+    """Load what pictures are read and drawn with beside the model, which takes as long."""
+    with contextlib.suppress(Exception):  # what is wrong shows when it is needed
+        Font(19, 600).width("0")
+
+
 def open_explainer(
     model: str,
     layers: Sequence[str] = (),
     labels_file: str | None = None,
     preprocess: str | None = None,
-    method: str = "gradcam",
+    methods: Sequence[str] = ("gradcam",),
     provider: str = "auto",
     allow_fallback: bool = False,
     many: bool = False,
@@ -186,7 +251,7 @@ def open_explainer(
             model,
             preprocess=preprocess,
             layers=list(dict.fromkeys(layers)) or None,
-            methods=(method,),
+            methods=methods,
             providers=runtime.parse_provider(provider),
             session_options=_shared_options() if many else None,
             allow_fallback=allow_fallback,
@@ -229,7 +294,7 @@ def ready(folder: Path) -> None:
     (folder / ".writable").unlink(missing_ok=True)
 
 
-def describe(model: str, explainer: Explainer, request: Request, seed: int) -> dict[str, Any]:
+def describe(model: str, explainer: Explainer, request: Request) -> dict[str, Any]:
     """What a run was made with."""
     held = explainer.manifest
     with Path(model).open("rb") as file:
@@ -243,15 +308,20 @@ def describe(model: str, explainer: Explainer, request: Request, seed: int) -> d
             "scores": held["scores"]["kind"],
         },
         "options": {
-            "target": request.target,
+            "target": question.record(request.target),
             "top": request.top,
-            "method": request.method,
+            "method": request.methods[0],
+            "methods": {
+                name: {key: request.options.get(key, value) for key, value in find(name).options.items()}
+                for name in request.methods
+            },
             "layer": request.layer if request.layer is not None else explainer.layers[-1],
             "preprocess": None if explainer.preprocess is None else explainer.preprocess.to_dict(),
             "normalize": request.normalize,
             "alpha": request.alpha,
             "colormap": request.colormap,
-            "seed": seed,
+            "fusion": request.fusion,
+            "seed": request.seed,
         },
         "providers": explainer.providers,
         "versions": versions(),
@@ -260,6 +330,8 @@ def describe(model: str, explainer: Explainer, request: Request, seed: int) -> d
 
 def versions() -> dict[str, str]:
     """Versions of the packages that take part, those that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for package in _PACKAGES:
         try:
@@ -269,23 +341,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _request(
-    explainer: Explainer,
-    layers: Sequence[str],
-    target: str | None,
-    top: int | None,
-    method: str,
-    normalize: str,
-    alpha: float,
-    colormap: str,
-    side_by_side: bool,
-) -> Request:
-    """The request, with everything that could be wrong for this model found out before a picture is read."""
-    index = int(
-        targets.resolve(options.parse_class(target, explainer.labels), 1, explainer.classes, explainer.labels)[0]
-    )
-    if top is not None and top > explainer.classes:
-        raise TargetError(f"--top {top}: the model has {explainer.classes} classes; choose 1 to {explainer.classes}")
+def _layer(explainer: Explainer, layers: Sequence[str], side_by_side: bool) -> str | list[str] | None:
     names = list(dict.fromkeys(layers))
     if side_by_side:
         names = names or explainer.layers
@@ -294,15 +350,31 @@ def _request(
                 f"--side-by-side needs two layers or more, and there is {names[0]!r}: repeat --layer (`onnxcam layers` "
                 "lists them)."
             )
-    layer = names[0] if len(names) == 1 else names or None
-    request = Request(None if index < 0 else index, method, layer, top, normalize, alpha, colormap, side_by_side)
+    return names[0] if len(names) == 1 else names or None
+
+
+def check(explainer: Explainer, request: Request, index: int) -> None:
+    """Find out what could be wrong for this model before a picture is read.
+
+    Raises:
+        TargetError, LayerError, MethodError: as their names say.
+    """
+    if request.top is not None and request.top > explainer.classes:
+        raise TargetError(
+            f"--top {request.top}: the model has {explainer.classes} classes; choose 1 to {explainer.classes}"
+        )
     fixed = explainer.manifest["target"].get("class")
-    beyond = method not in explainer.methods or not set(names) <= set(explainer.layers)
+    names = [request.layer] if isinstance(request.layer, str) else request.layer or []
+    beyond = not set(request.methods) <= set(explainer.methods) or not set(names) <= set(explainer.layers)
     if beyond or (fixed is not None and index not in (targets.TOP1, fixed)):
-        # the file lacks something that is added in memory: whether that works shows on a grey picture
+        # the file lacks something that is computed in memory: whether that works shows on a grey picture
         grey = image.Picture(_grey(explainer))
-        explainer.explain(grey, request.target, method, layer)
-    return request
+        quick = [name for name in request.methods if not find(name).long]
+        own = {key: value for key, value in request.options.items() if any(key in find(name).options for name in quick)}
+        if quick:
+            explainer.explain(grey, None if index < 0 else index, quick, request.layer, **own)
+        else:
+            explainer.examine(explainer.prepare(grey)[1], request.layer)
 
 
 def _grey(explainer: Explainer) -> Any:
@@ -330,7 +402,8 @@ class _Run:
             for name, error in self._found.failures:
                 progress.note(f"Error: {error}")
                 self._entries.append(_entry(name, None, None, None, str(error)))
-            for outcome in explain_all(explainer, items, request, self._folder):
+            asked = replace(request, progress=progress.step)
+            for outcome in explain_all(explainer, items, asked, self._folder):
                 self._tell(outcome, progress)
                 progress.advance()
 
@@ -364,6 +437,9 @@ class _Run:
             if warning in self._known:
                 continue
             progress.note(f"Warning: {name!r}: {warning}")
+        for held in record["methods"][1:]:
+            for warning in held["warnings"]:
+                progress.note(f"Warning: {name!r}: {held['method']}: {warning}")
         if not self._quiet:
             progress.result(table(name, self._folder / outcome.item.folder, record))
 
@@ -393,11 +469,13 @@ def _entry(
         "confidence": best and best["probability"],
         "predictions": record and record["predictions"],
         "target": record and record["target"],
+        "objective": record and record["objective"],
         "top": record and (record["maps"] if len(record["maps"]) > 1 else None),
         "layer": record and record["layer"],
         "method": record and record["method"],
         "attention": record and record["maps"][0]["attention"],
         "layers": record and (record["layers"] or None),
+        "methods": record and (record["methods"] or None),
         "files": {key: prefix + file for key, file in (files or {}).items()},
         "warnings": record["warnings"] if record is not None else [],
         "error": error,

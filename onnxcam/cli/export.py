@@ -23,6 +23,7 @@ Examples:
   onnxcam export flowers.keras -o flowers.onnx --layer efficientnetb0/top_conv --labels labels.json
   onnxcam export mypackage.model:build --weights state.pt -o model.onnx --layer layer3 --layer layer4
   onnxcam export classifier.onnx -o triton.onnx --target required --outputs heatmap
+  onnxcam export explainable.onnx -o gated.onnx --gate "confidence < 0.6 or margin < 0.1"
 """
 KERAS, TORCH, ONNX, CODE = "Keras", "PyTorch", "ONNX", "Python"
 _KERAS_FILES = {".keras", ".h5", ".hdf5"}
@@ -42,6 +43,7 @@ class Request:
     labels: list[str] | None
     preprocess: str | None
     scores: str | None
+    gate: str | None
     opset: int | None
     verify: bool
 
@@ -88,6 +90,12 @@ class Loading:
 @options.preprocess_option
 @click.option("--scores", metavar="NAME", help="Output with the class scores, where the model has several candidates.")
 @click.option(
+    "--gate",
+    metavar="CONDITION",
+    help="Compute gradients and heatmaps only where a prediction meets it, such as 'confidence < 0.6'; '' takes the "
+    "gate out of a gated SOURCE, which else keeps it.",
+)
+@click.option(
     "--weights", metavar="FILE|none|imagenet", help="Weights for a model named by its code or its zoo's name."
 )
 @click.option("--trust-model", is_flag=True, help="Allow SOURCE and --import to run code while they are loaded.")
@@ -112,6 +120,7 @@ def export(
     labels: str | None,
     preprocess: str | None,
     scores: str | None,
+    gate: str | None,
     weights: str | None,
     trust_model: bool,
     import_file: str | None,
@@ -151,6 +160,7 @@ def export(
         read_labels(labels, preprocess),
         preprocess,
         scores,
+        gate,
         opset,
         verify,
     )
@@ -248,6 +258,7 @@ def _from_onnx(source: str, output: str, request: Request) -> dict[str, Any]:
         outputs=request.outputs,
         labels=request.labels,
         preprocess=request.preprocess,
+        gate=request.gate,
     )
     held = manifest.read(model)
     if held is None:
@@ -347,6 +358,7 @@ def _options(request: Request, names: Sequence[str] | None) -> dict[str, Any]:
         "verify": request.verify,
         "scores": request.scores,
         "outputs": request.outputs,
+        "gate": request.gate,
     }
 
 
@@ -373,6 +385,7 @@ def _outputs(held: dict[str, Any]) -> list[str]:
     names = [*original, held["scores"]["name"]]
     names += [entry[key] for entry in held["layers"] for key in ("activations", "gradients") if entry[key]]
     names += [name for entry in held["layers"] for name in entry["heatmaps"].values()]
+    names += [held["gate"]["output"]] if held.get("gate") else []
     return list(dict.fromkeys(names))
 
 
@@ -388,6 +401,7 @@ def _lines(output: str, held: dict[str, Any]) -> list[str]:
         f"  scores   {scores['name']}, {scores['classes']} classes, {labelled}",
         f"  target   {target['mode']}{fixed}",
         *(f"  layer    {layer['name']} {_shape(layer['shape'])} {layer['layout']}" for layer in held["layers"]),
+        *([f"  gate     {held['gate']['condition']}"] if held.get("gate") else []),
         f"  outputs  {', '.join(_outputs(held))}",
     ]
     if parity:

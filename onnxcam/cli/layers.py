@@ -45,6 +45,8 @@ def layers(model: str, trust_model: bool, import_file: str | None, as_json: bool
         names = ", ".join(f"{key} {value}" for key, value in held["outputs"].items() if value)
         target = f"{held['target']['name']} ({held['target']['mode']})"
         click.echo(f"\nexplainable: target {target}; {names}")
+        if held["gate"] is not None:
+            click.echo(f"  gate {held['gate']['condition']}: maps where {held['gate']['output']} holds, else zero")
         for layer in found["layers"]:
             if layer["outputs"] is not None:
                 maps = ", ".join(layer["outputs"]["heatmaps"].values())
@@ -90,6 +92,7 @@ def describe(model: str) -> dict[str, Any]:
     explainable = held and {
         "target": held["target"],
         "outputs": {"scores": held["scores"]["name"], "probabilities": held["scores"].get("probabilities")},
+        "gate": held.get("gate"),
     }
     return {"model": model, "explainable": explainable, "layers": found}
 

@@ -1,8 +1,12 @@
-"""Progress on standard error: a bar on a terminal, nothing elsewhere; notes and results pass it by."""
+"""Progress on standard error: a bar on a terminal, nothing elsewhere; notes and results pass it by.
+
+With several pictures the bar counts them; with one it shows how far a long method has come.
+"""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 
@@ -10,6 +14,7 @@ import click
 
 _CLEAR = "\r\x1b[2K"
 _WIDTH = 30
+_PATIENCE, _PAUSE = 0.5, 0.1  # seconds before a method counts as long, and between two drawings of its progress
 
 
 class Progress:
@@ -18,34 +23,55 @@ class Progress:
     def __init__(self, total: int) -> None:
         self._total = total
         self._done = 0
-        self._shown = total > 1 and sys.stderr.isatty()
-        self._start = time.monotonic()
+        self._within = 0.0  # the part of a picture that is done
+        self._shown = sys.stderr.isatty()
+        self._start = self._begun = self._drawn = time.monotonic()
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Progress:
-        self._draw()
+        with self._lock:
+            self._draw()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._clear()
+        with self._lock:
+            self._clear()
+            self._shown = False  # a thread that is still at work no longer draws
 
     def advance(self) -> None:
         """One more is done."""
-        self._done += 1
-        self._draw()
+        with self._lock:
+            self._done += 1
+            self._within = 0.0
+            self._draw()
+
+    def step(self, done: int, total: int) -> None:
+        """How far a method has come with a picture; from any thread."""
+        now = time.monotonic()
+        with self._lock:
+            part = done / total if total else 1.0
+            if part < self._within:  # another pass
+                self._begun = now
+            self._within = part
+            if now - self._start > _PATIENCE and now - self._drawn > _PAUSE:
+                self._drawn = now
+                self._draw()
 
     def note(self, text: str) -> None:
         """A line on standard error."""
-        self._clear()
-        click.echo(text, err=True)
-        self._draw()
+        with self._lock:
+            self._clear()
+            click.echo(text, err=True)
+            self._draw()
 
     def result(self, text: str) -> None:
         """A line on standard output."""
-        self._clear()
-        click.echo(text)
-        self._draw()
+        with self._lock:
+            self._clear()
+            click.echo(text)
+            self._draw()
 
     def _clear(self) -> None:
         if self._shown:
@@ -53,16 +79,20 @@ class Progress:
             sys.stderr.flush()
 
     def _draw(self) -> None:
-        if self._shown:
-            filled = _WIDTH * self._done // self._total
+        if self._shown and (self._total > 1 or 0 < self._within < 1):
+            one = self._total == 1
+            filled = round(_WIDTH * (self._within if one else self._done / self._total))
             bar = "#" * filled + "-" * (_WIDTH - filled)
-            sys.stderr.write(f"{_CLEAR}[{bar}] {self._done}/{self._total}{self._remaining()}")
+            count = f"{self._within:.0%}" if one else f"{self._done}/{self._total}"
+            sys.stderr.write(f"{_CLEAR}[{bar}] {count}{self._remaining()}")
             sys.stderr.flush()
 
     def _remaining(self) -> str:
-        if not 0 < self._done < self._total:
+        done = self._within if self._total == 1 else self._done / self._total
+        if not 0 < done < 1:
             return ""
-        seconds = round((time.monotonic() - self._start) / self._done * (self._total - self._done))
+        since = self._begun if self._total == 1 else self._start
+        seconds = round((time.monotonic() - since) / done * (1 - done))
         minutes, seconds = divmod(seconds, 60)
         return f", {minutes}:{seconds:02d} left"
 

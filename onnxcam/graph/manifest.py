@@ -26,6 +26,8 @@ _REQUIRED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "layers": {"name": str, "heatmaps": dict, "layout": str, "activations": (str, type(None)),
                "gradients": (str, type(None))},
 }  # fmt: skip
+# what may be missing, but not half there
+_OPTIONAL: dict[str, dict[str, type]] = {"gate": {"condition": str, "output": str}}
 
 
 def parse(text: str | None) -> Manifest | None:
@@ -55,7 +57,8 @@ def parse(text: str | None) -> Manifest | None:
 
 def _damaged(held: Manifest) -> Iterator[str]:
     """The required fields that are not there, or of another type."""
-    for key, fields in _REQUIRED.items():
+    optional = {key: fields for key, fields in _OPTIONAL.items() if held.get(key) is not None}
+    for key, fields in (_REQUIRED | optional).items():
         entries = held[key] if key == "layers" else [held[key]]
         if not isinstance(entries, list):
             yield key

@@ -1,7 +1,7 @@
 """Brings any model into the one form the rest works on.
 
 Functions inlined, opset at least 18, quantized operators spelled out, initializers no longer listed as inputs, every
-node named, shapes inferred.
+node named, shapes inferred, and the maps of a gated explainable model computed always.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from onnx import inliner, shape_inference, version_converter
 
 from onnxcam.errors import ModelError, listing
 from onnxcam.graph import quantized
+from onnxcam.graph.branch import ungate
 from onnxcam.graph.load import Source, load
 from onnxcam.graph.view import Graph, uses
 
@@ -31,6 +32,7 @@ def prepare(source: Source) -> Graph:
         ModelError: the model is invalid or cannot be brought to opset 18.
     """
     model = load(source)
+    condition = ungate(model)
     _unlist_initializers(model)
     _inline(model)
     _sort(model)
@@ -44,6 +46,7 @@ def prepare(source: Source) -> Graph:
     _infer(model)
     graph = Graph(model)
     graph.source_opset = opset
+    graph.source_gate = condition
     return graph
 
 

@@ -86,6 +86,7 @@ class Graph:
                 self._known_values.update(name for name in node.output if name)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.source_opset = self.opset  # before it was upgraded
+        self.source_gate: str | None = None  # the condition of an explainable model's gate, before it was taken out
 
     def __contains__(self, value: str) -> bool:
         return (

@@ -19,6 +19,8 @@ from onnxcam.image.opencv import import_cv2
 Map = NDArray[np.float32]
 Size = tuple[int, int]
 
+_MIXED = 1 << 17  # values brought onto the picture at a time: what they need stays in a core's cache
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -57,16 +59,16 @@ class Geometry:
             return np.zeros(self.picture_size, np.float32)
         if values.shape == self.resized_size:
             return resize_map(values, self.picture_size)
-        result = np.zeros(self.picture_size, np.float32)
         # Columns first: there are fewer rows yet, and whole rows are quickly gathered afterwards.
-        left, right, low, high, part = self._samples(1, columns)
-        values = values[:, low] * (1.0 - part) + values[:, high] * part
-        top, bottom, low, high, part = self._samples(0, rows)
-        mixed = values[low]
-        mixed *= 1.0 - part[:, None]
-        after = values[high]
-        after *= part[:, None]
-        np.add(mixed, after, out=result[top:bottom, left:right])
+        left, right, *between = self._samples(1, columns)
+        across = np.empty((right - left, len(values)), np.float32)
+        _mix_rows(np.ascontiguousarray(values.T), *between, across)
+        top, bottom, *between = self._samples(0, rows)
+        result = np.empty(self.picture_size, np.float32)
+        result[:top], result[bottom:] = 0.0, 0.0
+        shown = result[top:bottom]
+        shown[:, :left], shown[:, right:] = 0.0, 0.0
+        _mix_rows(np.ascontiguousarray(across.T), *between, shown[:, left:right])
         return result
 
     def _visible(self, axis: int) -> slice:
@@ -87,6 +89,23 @@ class Geometry:
         low = np.floor(position).astype(np.intp)
         high = np.minimum(low + 1, visible.stop - visible.start - 1)
         return int(inside[0]), int(inside[-1]) + 1, low, high, (position - low).astype(np.float32)
+
+
+def _mix_rows(values: Map, low: NDArray[np.intp], high: NDArray[np.intp], part: Map, out: Map) -> None:
+    """Rows `low * (1 - part) + high * part` of the values into `out`, a few at a time."""
+    part = part[:, None]
+    step = max(_MIXED // values.shape[1], 1)
+    mixed, after = (np.empty((min(step, len(low)), values.shape[1]), np.float32) for _ in range(2))
+    for start in range(0, len(low), step):
+        some = slice(start, start + step)
+        count = len(low[some])
+        before, behind = mixed[:count], after[:count]
+        # no index is out of bounds; a mode that says so lets rows be gathered without a copy
+        np.take(values, low[some], axis=0, out=before, mode="clip")
+        np.take(values, high[some], axis=0, out=behind, mode="clip")
+        before *= 1.0 - part[some]
+        behind *= part[some]
+        np.add(before, behind, out=out[some])
 
 
 def resize_map(heatmap: NDArray[Any], size: Size) -> Map:

@@ -147,7 +147,7 @@ def _decode(data: bytes, header: Header, background: tuple[int, int, int] | None
     cv2 = import_cv2()
     # BMP's fourth byte is undefined and JPEG has no alpha; the others are read as stored so that alpha is not lost.
     plain = header.format in ("JPEG", "BMP")
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if plain else cv2.IMREAD_UNCHANGED
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION if plain else cv2.IMREAD_UNCHANGED
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -160,6 +160,8 @@ def _decode(data: bytes, header: Header, background: tuple[int, int, int] | None
     if header.format == "TIFF":
         # libtiff has already multiplied 8-bit colours by alpha, and OpenCV has already turned the picture.
         premultiplied, turn = pixels.dtype == np.uint8, 1
+    if plain:
+        return orient(np.asarray(pixels, np.uint8), turn)
     return orient(_to_rgb(_to_uint8(pixels), "BGR", background, premultiplied), turn)
 
 

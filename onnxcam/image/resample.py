@@ -23,6 +23,7 @@ Floats = NDArray[np.float64]
 # PRECISION_BITS in Pillow's Resample.c: 32 bits less 8 for the pixel and 2 for overshoot.
 _BITS = 22
 _HALF = 1 << (_BITS - 1)
+_GATHERED = 1 << 19  # bytes summed at a time: calls are few, and all of it stays in a core's cache
 
 
 def _box(x: Floats) -> Floats:
@@ -113,8 +114,10 @@ def _resize_antialiased(
         pixels = pixels[:, window[1]]
     else:
         across, shares = weights(width, size[1], interpolation)
-        columns = _turn(pixels).reshape(width, -1)
-        columns = _resample(columns, across[window[1]], shares[window[1]])
+        across, shares = across[window[1]], shares[window[1]]
+        left, right = int(across[0]), min(int(across[-1]) + shares.shape[1], width)
+        columns = _turn(pixels[:, left:right]).reshape(right - left, -1)
+        columns = _resample(columns, across - left, shares)
         pixels = _turn(columns.reshape(len(columns), -1, channels))
     if height != size[0]:
         flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
@@ -125,7 +128,7 @@ def _resize_antialiased(
 def _turn(pixels: Pixels) -> Pixels:
     """[H, W, C] to contiguous [W, H, C]."""
     height, width, channels = pixels.shape
-    turned: Any = import_cv2().transpose(np.ascontiguousarray(pixels))
+    turned: Any = import_cv2().transpose(pixels)
     return np.asarray(turned, np.uint8).reshape(width, height, channels)
 
 
@@ -156,14 +159,18 @@ def weights(old: int, new: int, interpolation: str) -> tuple[NDArray[np.intp], N
 
 def _resample(rows: Pixels, first: NDArray[np.intp], value: NDArray[np.int32]) -> Pixels:
     """uint8 [old, m] to uint8 [new, m] along the first axis, with `weights`."""
-    old = rows.shape[0]
-    total = np.empty((len(first), rows.shape[1]), np.int32)
-    for index, start in enumerate(first):
-        taps = value[index, : old - start]
+    old, line = rows.shape
+    taps = value.shape[1]
+    # what lies beyond the last old pixel weighs nothing, so any pixel stands for it
+    source = np.minimum(first[:, None] + np.arange(taps), old - 1)
+    resized = np.empty((len(first), line), np.uint8)
+    step = max(_GATHERED // (taps * line), 1)
+    for start in range(0, len(first), step):
+        some = slice(start, start + step)
         # Not a matrix product: BLAS threads that wait for a busy core made this a hundred times slower.
-        np.einsum("t,tm->m", taps, rows[start : start + len(taps)], dtype=np.int32, casting="unsafe", out=total[index])
-    # The sums are rounded all at once: a call for each row takes longer than its arithmetic.
-    total += _HALF
-    total >>= _BITS
-    np.maximum(total, 0, out=total)
-    return np.minimum(total, 255, out=total).astype(np.uint8)
+        total = np.einsum("nt,ntm->nm", value[some], rows[source[some]], dtype=np.int32, casting="unsafe")
+        total += _HALF
+        total >>= _BITS
+        np.maximum(total, 0, out=total)
+        resized[some] = np.minimum(total, 255, out=total)
+    return resized

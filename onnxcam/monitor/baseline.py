@@ -8,7 +8,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.errors import InputError
+from onnxcam.errors import InputError, SettingError
 from onnxcam.monitor.table import FIELDS, Record, Rows, Subject
 
 FORMAT = 1
@@ -136,6 +136,24 @@ class Baseline:
 def distances(baseline: Baseline, record: Record) -> dict[str, Any]:
     """`baseline.distances(record)`."""
     return baseline.distances(record)
+
+
+def check(baseline: Baseline, subject: Subject) -> None:
+    """Refuse a baseline that no record of a subject can be compared with.
+
+    Raises:
+        SettingError: it is of another model, condition, method or layer.
+    """
+    differ = [
+        f"{field.name} {getattr(baseline.subject, field.name)!r} instead of {getattr(subject, field.name)!r}"
+        for field in fields(Subject)
+        if getattr(baseline.subject, field.name) != getattr(subject, field.name)
+    ]
+    if differ:
+        raise SettingError(
+            f"the baseline is not of what this monitor records: it has {'; '.join(differ)} (a model is told by its "
+            "file's sha256); make one from this monitor's own records with `onnxcam monitor baseline DIR -o FILE`"
+        )
 
 
 def build(records: Iterable[Record], *, rows: int = ROWS, seed: int = 1234) -> tuple[dict[str, Any], list[str]]:

@@ -155,8 +155,34 @@ class Detector:
             if self._second is None:
                 self._second = family.draws(self.replicates, len(self.baseline.rows), self.seed, second=True)
             scores, _ = family.compare(family.draws(self.replicates, size, self.seed), self._second)
+            scores *= self._shrinkage(size, scores)
             self._nulls[size] = _Null.of(scores, family.floors, self.false_alarms)
         return self._nulls[size]
+
+    def _shrinkage(self, size: int, scores: np.ndarray) -> np.ndarray:
+        """What the statistics have to be multiplied by, `[names]`.
+
+        A sample drawn from a sample varies less than its original does, most in the tails and where few rows carry the
+        weight; each level of drawing loses about the same part. So one level is compared with the two of `draws`, and
+        both are given back. The fields share their mean: one field's own ratio is mostly chance.
+        """
+        family = self._family
+        window, base = (
+            family.draws(self.replicates, n, self.seed, second=second, nested=False)
+            for n, second in ((size, False), (len(self.baseline.rows), True))
+        )
+        once, _ = family.compare(window, base)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = _mean(once) / _mean(scores)
+        ratio[: len(family.fields)] = np.mean(ratio[: len(family.fields)])
+        ratio = np.where(np.isfinite(ratio), ratio, 1.0)
+        return np.asarray(np.maximum(ratio, 1.0) ** 2)
+
+
+def _mean(scores: np.ndarray) -> np.ndarray:
+    """Over the known ones of each column."""
+    known = np.isfinite(scores)
+    return np.asarray(np.where(known, scores, 0.0).sum(0) / np.maximum(known.sum(0), 1))
 
 
 @dataclass(frozen=True)
@@ -324,14 +350,14 @@ class _Family:
         """`[columns]` of a sample."""
         return np.concatenate([design.sum(0) for _, design in self.blocks(rows)])
 
-    def draws(self, replicates: int, size: int, seed: int, *, second: bool = False) -> np.ndarray:
+    def draws(self, replicates: int, size: int, seed: int, *, second: bool = False, nested: bool = True) -> np.ndarray:
         """`[replicates, columns]` of samples of a size; one seed gives one series of populations.
 
         Each replicate has a population of its own, drawn from the baseline with replacement: how far the baseline may
         be from what it was drawn from is then in the spread of the statistics too. A window and a `second` baseline of
-        the same replicate are drawn from the same population.
+        the same replicate are drawn from the same population. Not `nested`, that population is the baseline itself.
         """
-        rng = np.random.default_rng([seed, size, int(second)])
+        rng = np.random.default_rng([seed, size, int(second), int(nested)])
         count = len(self.baseline.rows)
         blocks = [(rows, design.astype(np.float32)) for rows, design in self.blocks(self.baseline.rows)]
         found = []
@@ -339,7 +365,9 @@ class _Family:
             number = min(_CHUNK, replicates - begin)
             # the same populations for window and second baseline, whatever their sizes
             population = np.random.default_rng([seed, begin]).integers(count, size=(number, count))
-            drawn = np.take_along_axis(population, rng.integers(count, size=(number, size)), axis=1)
+            drawn = rng.integers(count, size=(number, size))
+            if nested:
+                drawn = np.take_along_axis(population, drawn, axis=1)
             drawn += (np.arange(number) * count)[:, None]
             times = np.bincount(drawn.ravel(), minlength=number * count).reshape(number, count).astype(np.float32)
             found.append(np.concatenate([times[:, rows] @ design for rows, design in blocks], axis=1))

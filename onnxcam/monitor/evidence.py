@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from onnxcam.errors import InputError
 from onnxcam.examination import fuse
 from onnxcam.explainer import Explainer
 from onnxcam.graph import manifest
+from onnxcam.image import png
 from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import record as records
 from onnxcam.monitor.predictions import Row
@@ -54,12 +55,16 @@ class Settings:
 class Evidence:
     """Explains rows one at a time, on a session with one thread that never spins.
 
+    Arguments:
+        pause: called between short stretches of work, where others may want what this thread holds.
+
     Raises:
         ModelError, RuntimeUnavailable: the model cannot be opened.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, pause: Callable[[], None] = lambda: None) -> None:
         self._settings = settings
+        self._pause = pause
         self._options = quiet_options()
         self._explainer = Explainer(
             settings.source,
@@ -89,12 +94,15 @@ class Evidence:
             picture, tensor, geometry = self._explainer.prepare(row.picture, color=self._settings.color)
             pixels = picture.pixels
         raw = self._map(row, tensor, target)
+        self._pause()
         drawn = self._settings.redact != "hash"
         files: Files = {}
         if drawn:
             files = self._draw(raw, row, tensor, pixels, geometry)
+            self._pause()
         explained = time.perf_counter()
         size = self._extent(row, tensor) if pixels is None else pixels.shape[:2]
+        digest = _sha256(row)
         made = records.build(
             model={"name": self._settings.name, "sha256": self._settings.sha256},
             provider=self._explainer.providers[0],
@@ -113,9 +121,10 @@ class Evidence:
             observed=row.observed,
             request=row.request,
             trace=row.trace,
-            picture={"sha256": _sha256(row), "size": size},
+            picture={"sha256": digest, "size": size},
             redact=self._settings.redact,
         )
+        self._pause()
         if self._baseline is not None:
             made["drift"] = baselines.distances(self._baseline, made)
         return made, files
@@ -161,16 +170,23 @@ class Evidence:
     ) -> Files:
         extent = self._extent(row, tensor) or raw.shape
         heatmap = fuse([raw[None]], "max", (extent[0], extent[1]))[0]
+        self._pause()
         if geometry is not None:
             heatmap = geometry.to_picture(heatmap)
+            self._pause()
         colormap = self._settings.colormap
-        files = {"heatmap": image.encode_png(image.colorize(heatmap, colormap))}
+        gray = image.grayscale(heatmap)
+        files = {"heatmap": png.file(png.pack(gray), image.palette(colormap))}
         if self._settings.redact == "none":
             if pixels is None and tensor is not None:
                 layout = self._explainer.manifest["input"]["layout"]
                 pixels = to_pixels(tensor, self._explainer.preprocess, layout)
+                self._pause()
             if pixels is not None:
-                files["overlay"] = image.encode_png(image.overlay(pixels, heatmap, 0.5, colormap))
+                mixed = image.blend(pixels, image.paint(gray, colormap), 0.5)
+                self._pause()
+                files["overlay"] = image.encode_png(mixed)
+                self._pause()
                 files["input"] = image.encode_png(pixels)
         return files
 

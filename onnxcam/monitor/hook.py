@@ -17,6 +17,7 @@ import numpy as np
 
 from onnxcam.cam import conditions
 from onnxcam.errors import InputError, OutputError, SettingError, listing
+from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import model as models
 from onnxcam.monitor import worker as workers
 from onnxcam.monitor.admission import Clock, Limits, Sampler, SystemClock, parse_rate
@@ -28,6 +29,7 @@ from onnxcam.monitor.predictions import Batch, Row, to_numpy
 from onnxcam.monitor.redaction import MODES
 from onnxcam.monitor.session import WatchedSession, connect
 from onnxcam.monitor.sinks import open_sink
+from onnxcam.monitor.table import Subject
 from onnxcam.monitor.units import parse_bytes, parse_seconds
 from onnxcam.monitor.waiting import ON_FULL, Candidates, Capacity, Waiting
 from onnxcam.monitor.watching import watched
@@ -77,7 +79,7 @@ class Monitor:
         providers: execution providers of the worker's session.
         scores: what is observed: `logits`, `probabilities`, or `auto` to tell from the values.
         redact: `heatmap_only`, `none` (pictures and overlays are kept too) or `hash` (no files).
-        baseline: a file made by `onnxcam monitor baseline`.
+        baseline: a file made by `onnxcam monitor baseline` from records of this model, condition, method and layer.
         layer, method: where and how to explain.
         labels, preprocess: as for `Explainer`.
         region: where maps should lie, `[H, W]` with weights 0 to 1.
@@ -92,6 +94,7 @@ class Monitor:
 
     Raises:
         SettingError: a setting cannot be used.
+        InputError: the baseline is missing or damaged.
         ModelError, LayerError, MethodError, LabelsError, TargetError: as their names say.
     """
 
@@ -165,6 +168,9 @@ class Monitor:
             region=None if region is None else np.asarray(region, np.float64),
             baseline=None if baseline is None else os.path.abspath(baseline),  # noqa: PTH100
         )
+        if baseline is not None:
+            own = Subject(self._model.sha256, when, method, self._model.layer)
+            baselines.check(baselines.load(os.fspath(baseline)), own)
         self._sink = open_sink(sink, **(sink_options or {}))
         self._complaints = Complaints(self._clock)
         limits = Limits(parse_rate(rate), burst, daily_budget, baseline_sample > 0)
@@ -374,7 +380,7 @@ class Monitor:
             from onnxcam.monitor.process import Child
 
             return Child(self._settings, self._timeout)
-        return Evidence(self._settings)
+        return Evidence(self._settings, workers.give_way if self._kind == "thread" else lambda: None)
 
     def _fresh(self) -> tuple[Sampler, workers.Desk]:
         """What chooses, and what explains, in one process alone."""

@@ -7,6 +7,7 @@ import hashlib
 import os
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ WORKERS = ("thread", "process", "inline")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _SAMPLE = 8192  # bytes of a picture that tell it from another
 _REMEMBERED = 4096
+_WAY = 0.0001  # seconds
 _NOTE = 5.0  # seconds between counts told to the sink
 _TICK = 15.0  # seconds without a row after which a sink may look after itself
 
@@ -206,6 +208,14 @@ class Worker:
             del row  # while waiting for the next, nothing of the last is kept
             self._desk.pause()
         self._desk.close()
+
+
+def give_way() -> None:
+    """Let others have the interpreter lock.
+
+    It takes a real sleep: after `sleep(0)` this thread has the lock again before one that waits for it is awake.
+    """
+    time.sleep(_WAY)
 
 
 def lower_priority() -> None:

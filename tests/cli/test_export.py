@@ -89,6 +89,30 @@ def test_an_explainable_file_is_exported_anew(run: Run, ready: Path, tmp_path: P
     assert held["target"]["class"] == 1 and [layer["name"] for layer in held["layers"]] == ["relu1"]
 
 
+def test_a_gate(run: Run, ready: Path, tmp_path: Path) -> None:
+    out, again, free = (tmp_path / name for name in ("out.onnx", "again.onnx", "free.onnx"))
+    condition = "confidence < 0.6 or label == 'tiger'"
+    result = run("export", ready, "-o", out, "--gate", condition)
+    assert result.code == 0, result.err
+    assert f"gate     {condition}" in result.out and "heatmap, fired" in result.out
+    assert read(out)["gate"] == {"condition": condition, "output": "fired"}
+    assert run("export", out, "-o", again, "--layer", "relu1", "--json").json()["outputs"][-1] == "fired"
+    assert read(again)["gate"]["condition"] == condition
+    assert run("export", again, "-o", free, "--gate", "").code == 0
+    assert "gate" not in read(free) and [o.name for o in onnx.load(free).graph.output][-1] == "heatmap"
+    listed = run("layers", out)
+    assert f"gate {condition}: maps where fired holds, else zero" in listed.out
+    assert run("layers", out, "--json").json()["explainable"]["gate"] == read(out)["gate"]
+    checked = run("check", out)
+    assert checked.code == 0 and f"gate: {condition}" in checked.out
+
+
+@pytest.mark.parametrize("condition", ["confidence < 60", "confidence", "label == 'wolf'", "doubt > 0.5"])
+def test_a_gate_that_cannot_be_is_a_usage_error(run: Run, ready: Path, tmp_path: Path, condition: str) -> None:
+    assert run("export", ready, "-o", tmp_path / "out.onnx", "--gate", condition).code == 2
+    assert not (tmp_path / "out.onnx").exists()
+
+
 def test_a_failed_proof_writes_nothing(run: Run, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxcam.check as check
 
@@ -214,7 +238,8 @@ def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pyt
     assert seen["load"] == ("torchvision:net", options)
     assert seen["export"] == {
         "layers": ["layer4"], "labels": ["a", "b", "c", "d", "e"], "preprocess": RAW, "methods": ("gradcam",),
-        "target": "b", "opset": 19, "verify": False, "scores": None, "outputs": "all", "origin": {"name": "net"},
+        "target": "b", "opset": 19, "verify": False, "scores": None, "outputs": "all", "gate": None,
+        "origin": {"name": "net"},
     }  # fmt: skip
     assert run("export", "torchvision:net", "-o", tmp_path / "out.onnx", "--preprocess", "caffe").code == 0
     assert seen["export"]["preprocess"]["color"] == "BGR"

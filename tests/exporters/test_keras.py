@@ -15,7 +15,7 @@ tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tf2onnx")
 
 from onnxcam.autodiff import registry  # noqa: E402
-from onnxcam.errors import InputError, LayerError, ModelError, OutputError, VerificationError  # noqa: E402
+from onnxcam.errors import InputError, LayerError, ModelError, OutputError, SettingError, VerificationError  # noqa: E402
 from onnxcam.exporters import keras_capture, parity  # noqa: E402
 from onnxcam.exporters.keras import export, list_layers  # noqa: E402
 from onnxcam.exporters.keras_module import Watched  # noqa: E402
@@ -438,6 +438,23 @@ def test_outputs_heatmap_keeps_the_record() -> None:
     assert held is not None
     assert held["layers"][0]["activations"] is None and held["parity"]["gradients"] < 1e-4
     assert held["target"]["mode"] == "required" and list(held["layers"][0]["heatmaps"]) == ["hirescam"]
+
+
+def test_a_gate_is_put_in_after_the_proof() -> None:
+    model = nets.functional()
+    plain, always, never = (export(model, None, gate=g) for g in (None, "margin <= 1", "margin < 0"))
+    held, known = manifest.read(never), manifest.read(plain)
+    assert held is not None and known is not None
+    assert held["gate"] == {"condition": "margin < 0", "output": "fired"} and held["parity"] == known["parity"]
+    x = pictures(3, *known["input"]["shape"][1:])
+    want, fired, blank = (run(made, x) for made in (plain, always, never))
+    assert fired["fired"].all() and not blank["fired"].any()
+    for name in ("gradients", "heatmap"):
+        np.testing.assert_allclose(fired[name], want[name], rtol=1e-5, atol=1e-7)
+        assert not blank[name].any() and blank[name].shape == want[name].shape
+    assert want["gradients"].any()
+    with pytest.raises(SettingError, match="expected one of"):
+        export(model, None, gate="margin")
 
 
 def test_quiet(capfd: pytest.CaptureFixture[str]) -> None:

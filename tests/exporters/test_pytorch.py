@@ -17,6 +17,7 @@ from onnxcam.errors import (  # noqa: E402
     LayerError,
     ModelError,
     OutputError,
+    SettingError,
     TargetError,
     VerificationError,
 )
@@ -537,6 +538,22 @@ def test_targets_bound_to_a_class() -> None:
     close(run(model, batch)["gradients"], gradient)
     with pytest.raises(TargetError):
         export(net, picture(1, 3, 8, 8), None, target="z", labels=list("abcde"))
+
+
+def test_a_gate_is_put_in_after_the_proof() -> None:
+    net, x = seeded(InPlace()), picture(4, 3, 8, 8)
+    plain, always, never = (export(net, picture(1, 3, 8, 8), None, gate=g) for g in (None, "margin <= 1", "margin < 0"))
+    held = manifest.read(never)
+    assert held is not None and held["gate"] == {"condition": "margin < 0", "output": "fired"}
+    known = manifest.read(plain)
+    assert known is not None and held["parity"] == known["parity"] and held["layers"] == known["layers"]
+    want, fired, blank = (run(model, x) for model in (plain, always, never))
+    assert fired["fired"].all() and not blank["fired"].any()
+    for name in ("gradients", "heatmap"):
+        np.testing.assert_allclose(fired[name], want[name], rtol=1e-5, atol=1e-7)
+        assert want[name].any() and not blank[name].any()
+    with pytest.raises(SettingError, match="expected one of"):
+        export(net, picture(1, 3, 8, 8), None, gate="margin")
 
 
 def test_only_the_heatmap_if_so_wanted_verified_all_the_same() -> None:

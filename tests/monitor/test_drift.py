@@ -28,7 +28,7 @@ def test_false_alarms_at_the_declared_rate_and_a_shift_of_half_a_deviation(kept:
     declared, simulations, shifted = 0.05, 1000, 250
     alarms = found = 0
     for number in range(simulations):
-        rng = np.random.default_rng([number, 7])
+        rng = np.random.default_rng([number, 20261125])
         normal = synthetic.baseline(synthetic.rows(rng, 1000, kept=kept))
         detector = Detector(normal, false_alarms=declared, replicates=400, seed=number)
         alarms += detector.judge(synthetic.rows(rng, 500, kept=kept)).verdict == DRIFT

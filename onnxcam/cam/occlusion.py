@@ -1,0 +1,129 @@
+"""Attributions of the input by what the model says when parts of the picture are hidden: no gradient is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxcam.cam.attributions import broadcast, whole
+from onnxcam.cam.objectives import probable
+from onnxcam.cam.registry import attribution
+from onnxcam.cam.resize import linear
+from onnxcam.cam.view import View
+from onnxcam.errors import MethodError
+
+_MASK_BYTES = 4 << 20  # of masks made at once
+
+
+@attribution("occlusion", gradient=False, long=True)
+def occlusion(view: View, window: Any = None, stride: Any = None, baseline: Any = 0.0) -> np.ndarray:
+    """mean of F(x) - F(x without the window) over the windows that hide a value.
+    https://arxiv.org/abs/1311.2901 (section 4.2).
+
+    Windows as captum's: shifted by the stride, the last one cut off at the border; over all channels at once unless
+    three sizes are given.
+
+    Arguments:
+        window: height and width of what is hidden, one number for both, or (channels, height, width); None for an
+            eighth of the picture's sides.
+        stride: by how much it is shifted, in the same forms; at most the window. None for half of the window.
+        baseline: what is put in its place, in the units of the model's input: a number, one per channel, or an array
+            `[C, H, W]` or `[N, C, H, W]`.
+    """
+    picture = view.input
+    x = picture.activations
+    sides = x.shape[1:]
+    size = _sizes("window", window, sides, [max(1, side // 8) for side in sides[1:]])
+    step = _sizes("stride", stride, sides, [max(1, side // 2) for side in size[1:]], channels=size[0])
+    for held, shift, side in zip(size, step, sides, strict=True):
+        if held > side or (shift > held and held < side):
+            raise MethodError(
+                f"window {list(size)} and stride {list(step)} of a picture {list(sides)}; expected a window within the "
+                "picture and a stride of at most the window"
+            )
+    hidden = broadcast("baseline", baseline, x)
+    counts = [-(-(side - held) // shift) + 1 for side, held, shift in zip(sides, size, step, strict=True)]
+    places = int(np.prod(counts))
+    rows = len(x)
+
+    def window_of(place: int) -> tuple[slice, ...]:
+        starts = [int(at) * shift for at, shift in zip(np.unravel_index(place, counts), step, strict=True)]
+        return tuple(slice(start, start + held) for start, held in zip(starts, size, strict=True))
+
+    def make(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        place, row = np.divmod(np.arange(first, last), rows)
+        changed = x[row]
+        for one, at, of in zip(changed, place.tolist(), row.tolist(), strict=True):
+            where = window_of(at)
+            one[where] = hidden[of][where]
+        return changed, row
+
+    lost = view.value() - picture.values(places * rows, make).reshape(places, rows)
+    total, seen = np.zeros(x.shape), np.zeros(sides)
+    for place, by_row in enumerate(lost):
+        where = window_of(place)
+        seen[where] += 1
+        total[(slice(None), *where)] += by_row[:, None, None, None]
+    return np.asarray(total / seen, np.float32)
+
+
+@attribution("rise", gradient=False, long=True)
+def rise(view: View, masks: int = 1000, cells: int = 7, keep: float = 0.5, baseline: Any = 0.0) -> np.ndarray:
+    """sum_i p(x * M_i) M_i / (masks keep), M_i random masks.  https://arxiv.org/abs/1806.07421 (eq. 6).
+
+    A mask is a grid of cells, each kept with probability `keep`, enlarged bilinearly by one cell more than the picture
+    and cropped at random (section 3.2). As in the paper a class is weighed by its probability, not by its logit: with a
+    logit, which has no zero, its mean would multiply the noise of the masks. An objective other than a class's logit (a
+    contrast, weights) is taken as it is. Every picture of a batch gets the same masks. A pixel's number is shared
+    equally by its channels.
+
+    Arguments:
+        masks: how many; the paper takes 4,000 to 8,000, and noise falls with their square root.
+        cells: of the grid, along each side.
+        keep: the probability that a cell is kept.
+        baseline: what a masked pixel fades to, in the units of the model's input, as in `occlusion`.
+    """
+    masks, cells = whole("masks", masks, 1), whole("cells", cells, 1)
+    if not 0 < keep < 1:
+        raise MethodError(f"keep={keep!r}; expected a probability between 0 and 1")
+    picture = view.input.under(probable(view.objective, view.kind))
+    x = picture.activations
+    rows, (height, width) = len(x), view.shape
+    hidden = broadcast("baseline", baseline, x)
+    cell = (-(-height // cells), -(-width // cells))
+    grids = view.rng.random((masks, cells, cells)) < keep
+    shifts = view.rng.integers(0, cell, size=(masks, 2))
+    down, across = linear(cells, (cells + 1) * cell[0]), linear(cells, (cells + 1) * cell[1])
+
+    def mask(index: int) -> np.ndarray:
+        top, left = shifts[index]
+        return np.asarray(down[top : top + height] @ grids[index].astype(np.float32) @ across[left : left + width].T)
+
+    def make(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        index, row = np.divmod(np.arange(first, last), rows)
+        shown = np.stack([mask(i) for i in range(int(index[0]), int(index[-1]) + 1)])[index - index[0]][:, None]
+        return hidden[row] + shown * (x - hidden)[row], row
+
+    values = picture.values(masks * rows, make).reshape(masks, rows)
+    total = np.zeros((rows, height * width))
+    together = max(1, _MASK_BYTES // (4 * height * width))
+    for first in range(0, masks, together):
+        last = min(masks, first + together)
+        total += values[first:last].T @ np.stack([mask(i).ravel() for i in range(first, last)])
+    channels = x.shape[1]
+    found = (total / (masks * keep * channels)).astype(np.float32).reshape(rows, 1, height, width)
+    return np.repeat(found, channels, axis=1)
+
+
+def _sizes(
+    name: str, given: Any, sides: tuple[int, ...], usual: list[int], channels: int | None = None
+) -> tuple[int, int, int]:
+    """(channels, height, width) of a window or a stride."""
+    deep = channels or sides[0]
+    held = usual if given is None else [given, given] if isinstance(given, (int, np.integer)) else list(given)
+    if len(held) == 2:
+        held = [deep, *held]
+    if len(held) != 3:
+        raise MethodError(f"{name}={given!r}; expected a number, (height, width) or (channels, height, width)")
+    return whole(name, held[0], 1), whole(name, held[1], 1), whole(name, held[2], 1)

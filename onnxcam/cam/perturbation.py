@@ -1,0 +1,164 @@
+"""Maps from what the model says when a layer, or the picture through it, is partly taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from onnxcam.cam.registry import layer_method
+from onnxcam.cam.view import View
+from onnxcam.errors import MethodError
+
+# masks [m, H, W] and the number of the sample [m] -> changed masks
+Alter = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@layer_method("ablationcam", gradient=False, summed=True)
+def ablationcam(view: View, channels: int = 0) -> np.ndarray:
+    """sum_c w * A, w = (y - y without channel c) / y.  https://openaccess.thecvf.com/content_WACV_2020/papers/Desai_Ablation-CAM_Visual_Explanations_for_Deep_Convolutional_Network_via_Gradient-free_WACV_2020_paper.pdf (eq. 3).
+
+    Only the graph behind the layer runs again; where that is affine, taking a channel away changes y by sum_S dA * A,
+    and one pass back says it for all of them. `channels`: how many to take away, those of most energy; 0 for all.
+    """  # noqa: E501
+    a, y = view.activations, view.value()
+    if view.affine and view.objective.linear and not channels:
+        drop = (view.gradients.astype(np.float64) * a).sum(axis=(2, 3))
+    else:
+        chosen = strongest(a, channels)
+        rows, count = chosen.shape
+
+        def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+            row, place = np.divmod(np.arange(start, stop), count)
+            changed = a[row]
+            changed[np.arange(stop - start), chosen[row, place]] = 0
+            return changed, row
+
+        without = view.values(rows * count, make).reshape(rows, count)
+        drop = np.zeros(a.shape[:2])
+        np.put_along_axis(drop, chosen, y[:, None] - without, axis=1)
+    weights = drop / np.where(y == 0, 1.0, y)[:, None]
+    return np.asarray(weights[:, :, None, None] * a, np.float32)
+
+
+@layer_method("reciprocam", gradient=False)
+def reciprocam(view: View) -> np.ndarray:
+    """At each place the score when the layer is kept there alone.  https://arxiv.org/abs/2209.14074.
+
+    One run of the graph behind the layer per place; where that is affine, one pass back says it for all of them.
+    """
+    a = view.activations
+    rows, _, height, width = a.shape
+    if view.affine and view.objective.linear:
+        kept = (view.gradients.astype(np.float64) * a).sum(axis=1)
+        nothing = view.value() - kept.sum(axis=(1, 2))
+        return np.asarray(nothing[:, None, None] + kept, np.float32)
+    size = height * width
+
+    def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        row, place = np.divmod(np.arange(start, stop), size)
+        y, x = np.divmod(place, width)
+        changed = np.zeros((stop - start, *a.shape[1:]), np.float32)
+        changed[np.arange(stop - start), :, y, x] = a[row, :, y, x]
+        return changed, row
+
+    return view.values(rows * size, make).reshape(rows, height, width).astype(np.float32)
+
+
+@layer_method("scorecam", gradient=False, long=True, summed=True)
+def scorecam(view: View, channels: int = 0) -> np.ndarray:
+    """sum_c w * A, w = softmax over c of the score of the picture seen through channel c.
+
+    https://arxiv.org/abs/1910.01279. A channel is a mask once it is enlarged to the picture and brought to 0..1. The
+    whole model runs once per channel. `channels`: how many to look through, those of most energy; 0 for all.
+    """
+    return _masked(view, channels, lambda masks, _: masks, 1)
+
+
+@layer_method("sscam", gradient=False, long=True, summed=True)
+def sscam(view: View, channels: int = 0, samples: int = 10, stdev: float = 0.2) -> np.ndarray:
+    """As scorecam, the score a mean over `samples` masks with normal noise on them.  https://arxiv.org/abs/2006.14255.
+
+    `stdev`: of the noise, of masks of 0..1.
+    """
+    positive(samples=samples, stdev=stdev)
+
+    def noisy(masks: np.ndarray, _: np.ndarray) -> np.ndarray:
+        return masks + view.rng.normal(0.0, stdev, masks.shape).astype(np.float32)
+
+    return _masked(view, channels, noisy, samples)
+
+
+@layer_method("iscam", gradient=False, long=True, summed=True)
+def iscam(view: View, channels: int = 0, samples: int = 10) -> np.ndarray:
+    """As scorecam, the score a mean over masks of growing strength, i / samples for i = 1 .. samples.
+
+    https://arxiv.org/abs/2010.03023
+    """
+    positive(samples=samples)
+
+    def weaker(masks: np.ndarray, number: np.ndarray) -> np.ndarray:
+        return masks * ((number + 1) / samples).astype(np.float32)[:, None, None]
+
+    return _masked(view, channels, weaker, samples)
+
+
+def _masked(view: View, channels: int, alter: Alter, samples: int) -> np.ndarray:
+    """Terms weighted by the scores of masked pictures."""
+    a, pictures, shape = view.activations, view.input.activations, view.shape
+    chosen = strongest(a, channels)
+    rows, count = chosen.shape
+    down, across = enlarging(a.shape[2], shape[0]), enlarging(a.shape[3], shape[1])
+
+    def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        which, number = np.divmod(np.arange(start, stop), samples)
+        row, place = np.divmod(which, count)
+        masks = down @ a[row, chosen[row, place]] @ across.T
+        low, high = masks.min(axis=(1, 2), keepdims=True), masks.max(axis=(1, 2), keepdims=True)
+        masks = alter((masks - low) / (high - low + 1e-8), number)
+        return pictures[row] * masks[:, None], row
+
+    scores = view.input.values(rows * count * samples, make).reshape(rows, count, samples).mean(axis=2)
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    terms = np.zeros_like(a)
+    place = np.arange(rows)[:, None]
+    terms[place, chosen] = weights[:, :, None, None] * a[place, chosen]
+    return terms
+
+
+def strongest(a: np.ndarray, channels: int) -> np.ndarray:
+    """The channels of most energy (sum over places of their squares about the mean), int64 `[N, channels]`; 0 for all.
+
+    Raises:
+        MethodError: not a number of channels.
+    """
+    rows, count = a.shape[:2]
+    if isinstance(channels, bool) or not isinstance(channels, (int, np.integer)) or not 0 <= channels <= count:
+        raise MethodError(f"channels={channels!r}; expected 1 to {count}, the channels of the layer, or 0 for all")
+    if channels in (0, count):
+        return np.broadcast_to(np.arange(count), (rows, count))
+    energy = a.var(axis=(2, 3))
+    return np.argsort(-energy, axis=1, kind="stable")[:, :channels]
+
+
+def enlarging(small: int, large: int) -> np.ndarray:
+    """The bilinear matrix `[large, small]` with corners on corners, as these methods' authors enlarge channels."""
+    at = np.linspace(0.0, small - 1.0, large) if large > 1 else np.zeros(1)
+    low = np.minimum(at.astype(np.int64), max(small - 2, 0))
+    part = (at - low).astype(np.float32)
+    matrix = np.zeros((large, small), np.float32)
+    matrix[np.arange(large), low] += 1 - part
+    matrix[np.arange(large), np.minimum(low + 1, small - 1)] += part
+    return matrix
+
+
+def positive(**options: float) -> None:
+    """Refuse options that must be above zero.
+
+    Raises:
+        MethodError: one that is not.
+    """
+    for name, value in options.items():
+        if not value > 0:
+            raise MethodError(f"{name}={value!r}; expected a number above 0")

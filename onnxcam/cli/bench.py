@@ -1,0 +1,131 @@
+"""`onnxcam bench`: what explaining costs on this machine."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+
+from onnxcam import runtime
+from onnxcam.cli import options, pictures, question
+from onnxcam.cli.progress import Progress
+
+EPILOG = """\
+\b
+Examples:
+  onnxcam bench model.onnx
+  onnxcam bench model.onnx photos/ --method gradcam --method ablationcam --batch 1 --batch 16
+  onnxcam bench model.onnx --provider cuda --seconds 60 --json > bench.json
+"""
+
+
+@click.command("bench", context_settings=options.CONTEXT, epilog=EPILOG)
+@click.argument("model", metavar="MODEL")
+@click.argument("named", nargs=-1, metavar="[PICTURE...]")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=question.MethodName(),
+    metavar="NAME",
+    help="Method to measure; repeatable.  [default: gradcam]",
+)
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rows per call; repeatable.  [default: 1 and 8, or what the model fixes]",
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Rounds through all calls."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.0),
+    default=30.0,
+    show_default=True,
+    metavar="S",
+    help="Time to take, about; a round that has begun is finished.",
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of the runtime.  [default: its own choice]")
+@click.option("--layer", metavar="NAME", help="Target layer.  [default: the model's own]")
+@options.preprocess_option
+@options.provider_option
+@options.fallback_option
+@options.seed_option
+@options.json_option
+def bench(
+    model: str,
+    named: tuple[str, ...],
+    methods: tuple[str, ...],
+    batches: tuple[int, ...],
+    rounds: int,
+    seconds: float,
+    threads: int | None,
+    layer: str | None,
+    preprocess: str | None,
+    provider: str,
+    allow_fallback: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure what explaining costs on this machine.
+
+    Compares every call with MODEL's plain forward pass (any image classifier in ONNX form) in the same run: prediction
+    through the explainer, the file as it is where it is an explainable one, each method's map, and the maps of the five
+    best classes. Input is random unless PICTUREs are named; those are then also explained from file to map.
+
+    Latency is that of one call (p50, p99), ratio the median over rounds of a call's latency by the forward pass's. Peak
+    memory is the process's own until then. On a busy machine only the ratios mean much.
+
+    Exit status: 0 measured, 1 a picture cannot be read, 2 wrong usage or unknown layer or method, 3 unusable model,
+    4 no usable runtime or execution provider.
+    """
+    from onnxcam.bench import bench as measure
+    from onnxcam.cli.explain import versions
+
+    found = pictures.collect(named, Path(model).parent / ".none") if named else pictures.Found()
+    if found.failures:
+        raise found.failures[0][1]
+    with Progress(1) as progress:
+        done = measure(
+            model,
+            list(dict.fromkeys(methods)) or ["gradcam"],
+            pictures=[item.source for item in found.items],
+            batches=batches,
+            rounds=rounds,
+            seconds=seconds,
+            layer=layer,
+            preprocess=preprocess,
+            providers=runtime.parse_provider(provider),
+            threads=threads,
+            allow_fallback=allow_fallback,
+            seed=seed,
+            progress=progress.step,
+        )
+    if as_json:
+        options.print_json({"model": model, "versions": versions()} | done.to_dict())
+        return
+    about = done.about
+    shape = "x".join(str(size) for size in about["input"]["shape"][1:])
+    click.echo(
+        f"{model} on {done.providers[0]}, onnxruntime {about['onnxruntime']}, {about['cores']} cores, "
+        f"{about['machine']}; input {shape} {about['input']['dtype']}"
+    )
+    load = done.load_ms
+    click.echo(f"loaded in {load['forward']:.0f} ms, with its explainer in {load['explainer']:.0f} ms more\n")
+    rows = [("batch", "call", "p50 ms", "p99 ms", "per second", "ratio", "peak MiB", "")]
+    for case in done.cases:
+        ratio = "" if math.isnan(case.ratio) else f"{case.ratio:.3f}"
+        peak = "?" if case.peak_mib is None else f"{case.peak_mib:.0f}"
+        fired = "" if case.fired is None else f"{case.fired:.0%} fired"
+        figures = (f"{case.p50_ms:.2f}", f"{case.p99_ms:.2f}", f"{case.per_second:.1f}", ratio, peak, fired)
+        rows.append((str(case.batch), case.name, *figures))
+    widths = [max(len(row[column]) for row in rows) for column in range(7)]
+    for row in rows:
+        cells = [row[0].rjust(widths[0]), row[1].ljust(widths[1]), *map(str.rjust, row[2:7], widths[2:])]
+        click.echo("  ".join([*cells, row[7]]).rstrip())
+    click.echo(f"\n{done.rounds} rounds in {done.seconds:.1f} s; ratio: against forward at the same batch size")

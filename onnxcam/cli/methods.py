@@ -1,0 +1,66 @@
+"""`onnxcam methods`: the methods there are, what each computes and what it costs."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import click
+
+from onnxcam.cam.methods import GRAPH, INPUT, Method, find, methods as names  # isort: skip
+from onnxcam.cli import options, question
+
+_WHAT = {GRAPH: "layer, in a file too", INPUT: "input"}
+
+EPILOG = """\
+\b
+Examples:
+  onnxcam methods
+  onnxcam methods scorecam
+  onnxcam methods --json | jq -r '.methods[] | select(.kind == "graph") | .name'
+"""
+
+
+@click.command("methods", context_settings=options.CONTEXT, epilog=EPILOG)
+@click.argument("named", nargs=-1, metavar="[NAME...]", type=question.MethodName())
+@options.json_option
+def methods(named: tuple[str, ...], as_json: bool) -> None:
+    """List the methods of explaining.
+
+    For each method (or those named): its name for --method, what its map is made at (a layer, by nodes that a file can
+    hold or beside it, or the input), what it costs beyond the prediction, its options with their defaults for
+    --option, and its formula and paper.
+    """
+    found = [describe(find(name)) for name in named or names()]
+    if as_json:
+        options.print_json({"methods": found})
+        return
+    for method in found:
+        given = "".join(f" {key}={question.shown(value)}" for key, value in method["options"].items())
+        click.echo(f"{method['name']}{given}")
+        click.echo(f"  {_WHAT.get(method['kind'], 'layer')}; {method['cost']}")
+        click.echo(textwrap.fill(method["formula"], 96, initial_indent="  ", subsequent_indent="  "))
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """A method as JSON has it."""
+    return {
+        "name": method.name,
+        "kind": method.kind,
+        "cost": cost(method),
+        "gradient": method.gradient,
+        "long": method.long,
+        "options": method.options,
+        "formula": method.formula,
+    }
+
+
+def cost(method: Method) -> str:
+    """What a method needs beyond the prediction."""
+    if method.long:
+        return "many runs of the whole model"
+    if method.kind == INPUT:
+        return "a pass back through the whole model" if method.gradient else "runs of the whole model"
+    if method.gradient:
+        return "a pass back from the scores to the layer"
+    return "next to nothing" if method.kind == GRAPH else "runs from the layer to the scores at most"

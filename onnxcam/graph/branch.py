@@ -1,0 +1,158 @@
+"""Moves a part of a graph into the branch of an If, where it costs nothing until it is wanted, and back out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from onnxcam.errors import ModelError
+from onnxcam.graph import edit, manifest
+from onnxcam.graph.builder import Builder
+from onnxcam.graph.view import Graph, uses
+
+_AGAIN = "/again"
+# cheap to compute a second time
+_ELEMENTWISE = frozenset(
+    {"Abs", "Add", "Cast", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
+     "LeakyRelu", "Log", "Mish", "Mul", "Neg", "Pow", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt",
+     "Sub", "Tanh"}
+)  # fmt: skip
+
+
+def enclose(model: onnx.ModelProto, condition: str, otherwise: Mapping[str, str], op: Builder) -> None:
+    """Compute some outputs only where a condition holds: what nothing else needs moves into an If.
+
+    Constants that only the branch reads move with it; what the rest of the graph makes is read from there, but for what
+    a runtime fuses with its neighbours and would no longer fuse if it had to be kept: that is made again in the branch.
+
+    Arguments:
+        condition: a bool scalar of the model.
+        otherwise: for each of these outputs the value that stands in for it, of its shape and type.
+        op: made these values and nothing else; the model has not got its nodes.
+    """
+    graph = Graph(model)
+    outside, _ = graph.upstream([o.name for o in graph.outputs if o.name not in otherwise] + [condition])
+    made = {name for node in outside for name in node.output if name}
+    within, captured = graph.upstream(otherwise, stop=made)
+    copies, again = _again(graph, outside, captured & made)
+    read = {name for node in outside for name in uses(node)} | {i.name for i in model.graph.input}
+    wanted = {name for node in within for name in uses(node)} - read
+    inner = {name for node in within for name in node.output if name}
+    names = {name: op.unique(f"{name}/computed") for name in otherwise} | {name: f"{name}{_AGAIN}" for name in again}
+    infos = [o for o in graph.outputs if o.name in otherwise]
+
+    then = helper.make_graph(
+        [*copies, *within],
+        "explained",
+        [],
+        infos,
+        [t for t in model.graph.initializer if t.name in wanted],
+        value_info=[v for v in model.graph.value_info if v.name in inner],
+    )
+    edit.rename_within(then, names)
+    blank = helper.make_graph(op.nodes, "blank", [], infos, op.initializers)
+    for info in blank.output:
+        info.name = otherwise[info.name]
+    name = op.unique(f"{op.prefix}/If")
+    outputs = [info.name for info in infos]
+    branch = helper.make_node("If", [condition], outputs, name=name, then_branch=then, else_branch=blank)
+    _drop(model.graph.node, lambda node: not inner.isdisjoint(node.output))
+    _drop(model.graph.initializer, lambda tensor: tensor.name in wanted)
+    _drop(model.graph.value_info, lambda info: info.name in inner)
+    model.graph.node.append(branch)
+
+
+def _again(graph: Graph, outside: Sequence[onnx.NodeProto], captured: Collection[str]) -> tuple[list[Any], set[str]]:
+    """Copies of nodes for the branch, in place of captured values that a runtime fuses into their reader; those values.
+
+    One elementwise node reads such a value, and only elementwise nodes lie between it and values that are kept anyway,
+    because several nodes read them.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in outside:
+        for name in dict.fromkeys(uses(node)):
+            readers.setdefault(name, []).append(node)
+    exposed = {o.name for o in graph.outputs}
+
+    def kept(value: str) -> bool:
+        return value in exposed or value not in graph.producer or len(readers[value]) > 1 or graph.is_constant(value)
+
+    def cheap(value: str) -> bool:
+        node = graph.producer[value]
+        return node.op_type in _ELEMENTWISE and all(kept(name) or cheap(name) for name in node.input if name)
+
+    found: set[str] = set()
+    queue = [v for v in captured if not kept(v) and v in readers and readers[v][0].op_type in _ELEMENTWISE and cheap(v)]
+    while queue:
+        value = queue.pop()
+        if value not in found:
+            found.add(value)
+            queue += [name for name in graph.producer[value].input if name and not kept(name)]
+    copies = []
+    for node in outside:
+        if not found.isdisjoint(node.output):
+            copied = onnx.NodeProto()
+            copied.CopyFrom(node)
+            copied.name += _AGAIN
+            copies.append(copied)
+    return copies, found
+
+
+def ungate(model: onnx.ModelProto) -> str | None:
+    """Take the gate out of an explainable model: its maps are computed always then, under the same names.
+
+    Returns:
+        the condition of the gate, None where there was none.
+
+    Raises:
+        ModelError: the manifest names a gate that the graph has not got.
+    """
+    held = manifest.read(model)
+    if held is None or not held.get("gate"):
+        return None
+    gate = held.pop("gate")
+    gated = {entry["gradients"] for entry in held["layers"]} - {None}
+    gated |= {name for entry in held["layers"] for name in entry["heatmaps"].values()}
+    _release(model.graph, gated)
+    _drop(model.graph.output, lambda output: output.name == gate["output"])
+    manifest.write(model, held)
+    edit.prune(model)
+    return str(gate["condition"])
+
+
+def _release(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
+    """Undo `enclose`."""
+    at = next((i for i, n in enumerate(graph.node) if n.op_type == "If" and not set(n.output).isdisjoint(outputs)), -1)
+    if at < 0:
+        raise ModelError("the model's manifest names a gate, but no If makes its maps; export it again")
+    branch = graph.node[at]
+    then = onnx.GraphProto()
+    then.CopyFrom(next(attribute.g for attribute in branch.attribute if attribute.name == "then_branch"))
+    made = {name for node in then.node for name in node.output}
+    names: dict[str, str] = {}
+    for info, output in zip(list(then.output), branch.output, strict=True):
+        if info.name in made and info.name not in names:
+            names[info.name] = output
+        else:  # a value from outside, or one value under two names: other tools may have shortened the branch
+            then.node.append(helper.make_node("Identity", [info.name], [output], name=output))
+    outside = {name for node in graph.node[:at] for name in node.output}
+    repeated = {name: name.removesuffix(_AGAIN) for name in made if name.endswith(_AGAIN)}
+    repeated = {name: first for name, first in repeated.items() if first in outside}
+    _drop(then.node, lambda node: not repeated.keys().isdisjoint(node.output))
+    edit.rename_within(then, repeated | names)
+    del graph.node[at]
+    for index, node in enumerate(then.node, start=at):
+        graph.node.insert(index, node)
+    graph.initializer.extend(then.initializer)
+    declared = {output.name for output in graph.output}
+    graph.value_info.extend(v for v in then.value_info if v.name not in declared)
+
+
+def _drop(field: Any, doomed: Callable[[Any], bool]) -> None:
+    """Remove items of a repeated field in place: weights are not copied."""
+    for index in reversed(range(len(field))):
+        if doomed(field[index]):
+            del field[index]

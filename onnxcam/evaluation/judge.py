@@ -186,7 +186,8 @@ def _compare(
             classes, probabilities, maps = _maps(work, read, asked)
             whole = probabilities[np.arange(len(classes)), classes].astype(np.float64)
             held = other.examine(read.batch, work.layer, seed=work.seed, progress=_inner(work))
-            redrawn = held.attribute(list(classes), work.methods, work.layer)
+            with np.errstate(all="ignore"):  # a model out of its mind may overflow
+                redrawn = held.attribute(list(classes), work.methods, work.layer)
             for place, method in enumerate(work.methods):
                 trial = _trial(work, read, method, classes, whole, maps[place], []).against(_finite(redrawn[place]))
                 for metric in metrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxcam.errors import InputError
 from onnxcam.evaluation.registry import HIGHER, LOWER, metric
 from onnxcam.evaluation.trial import Trial
 from onnxcam.image.opencv import import_cv2
@@ -41,7 +42,7 @@ def background(pictures: np.ndarray, baseline: str) -> np.ndarray:
     if baseline == "zero":
         return np.zeros_like(pictures)
     if baseline != "blur":
-        raise ValueError(f"baseline={baseline!r}; expected 'zero' or 'blur'")
+        raise InputError(f"baseline={baseline!r}; expected 'zero' or 'blur'")
     scale = min(pictures.shape[2:]) / 224
     side = max(3, 2 * round(5.5 * scale - 0.5) + 1)
     cv2 = import_cv2()

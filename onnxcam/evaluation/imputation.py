@@ -14,7 +14,7 @@ from onnxcam.image.opencv import import_cv2
 
 # as in the authors' code, https://arxiv.org/abs/2202.00449
 _AROUND = np.array([[1 / 12, 1 / 6, 1 / 12], [1 / 6, 0, 1 / 6], [1 / 12, 1 / 6, 1 / 12]], np.float32)
-_TOLERANCE = 1e-5  # of the picture's range, for the residual
+_TOLERANCE = 2e-6  # of the picture's range, for the residual's root mean square
 _MOST = 200
 _DAMPING = np.float32(0.8)
 _COARSEST, _SWEEPS = 6, 8
@@ -39,18 +39,18 @@ def impute(picture: np.ndarray, missing: np.ndarray) -> np.ndarray:
     fine = levels[0]
     x = _first(np.ascontiguousarray(known), ~missing)
     residual = (_around(x) - fine.weight * x) * fine.hole
-    tolerance = _TOLERANCE * np.maximum(np.ptp(picture, axis=(1, 2)), 1e-6)
+    enough = int(missing.sum()) * (_TOLERANCE * np.maximum(np.ptp(picture, axis=(1, 2)), 1e-6)) ** 2
     direction, product, before = np.zeros_like(x), np.ones(x.shape[2], np.float32), residual
     for number in range(_MOST):
-        if (np.abs(residual).max(axis=(0, 1)) <= tolerance).all():
+        if (_product(residual, residual) <= enough).all():
             break
         better = _cycle(levels, 0, residual)
-        following = np.sum(residual * better, axis=(0, 1))
+        following = _product(residual, better)
         # the flexible form: the cycle is a preconditioner that is only nearly symmetric
-        share = (following - np.sum(before * better, axis=(0, 1))) / _positive(product) if number else product * 0
+        share = (following - _product(before, better)) / _positive(product) if number else product * 0
         direction = better + share * direction
         applied = fine.apply(direction)
-        step = np.sum(residual * direction, axis=(0, 1)) / _positive(np.sum(direction * applied, axis=(0, 1)))
+        step = _product(residual, direction) / _positive(_product(direction, applied))
         before, product = residual, following
         x = x + step * direction
         residual = residual - step * applied
@@ -146,6 +146,12 @@ def _first(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     total = sums.reshape(*shape, -1).sum(axis=(1, 3))
     coarse = _first((total / np.maximum(count, 1)[..., None]).astype(np.float32), count > 0)
     return np.where(known[..., None], values, _prolong(coarse, height, width)).astype(np.float32)
+
+
+def _product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The inner product of each channel, `[C]`; numpy's sums over the outer axes are several times slower."""
+    channels = first.shape[2]
+    return np.asarray((first.reshape(-1, channels).T @ second.reshape(-1, channels)).diagonal())
 
 
 def _positive(values: np.ndarray) -> np.ndarray:

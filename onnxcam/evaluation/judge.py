@@ -24,6 +24,7 @@ from onnxcam.image.opencv import import_cv2
 USUAL = ("gradcam", "gradcam++", "layercam", "hirescam", "eigencam", "activationmap", "randomcam")
 _CHUNK = 8
 _SIDE = 200  # pixels of a picture in the report
+_DARKEST = np.float32(0.25)  # of a picture's light, where a map is 0
 
 
 @dataclass
@@ -185,7 +186,8 @@ def _compare(
             classes, probabilities, maps = _maps(work, read, asked)
             whole = probabilities[np.arange(len(classes)), classes].astype(np.float64)
             held = other.examine(read.batch, work.layer, seed=work.seed, progress=_inner(work))
-            redrawn = held.attribute(list(classes), work.methods, work.layer)
+            with np.errstate(all="ignore"):  # a model out of its mind may overflow
+                redrawn = held.attribute(list(classes), work.methods, work.layer)
             for place, method in enumerate(work.methods):
                 trial = _trial(work, read, method, classes, whole, maps[place], []).against(_finite(redrawn[place]))
                 for metric in metrics:
@@ -310,5 +312,7 @@ def _small(pixels: np.ndarray) -> np.ndarray:
 
 
 def _drawn(heatmap: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """The picture, dark where the map is low: to be read without colour."""
     small = _small(pixels)
-    return image.overlay(small, image.resize_map(heatmap, small.shape[:2]), 0.55, "viridis")
+    light = _DARKEST + (1 - _DARKEST) * np.clip(image.resize_map(heatmap, small.shape[:2]), 0, 1)
+    return np.asarray(np.rint(small * light[..., None]), np.uint8)

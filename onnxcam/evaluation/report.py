@@ -84,10 +84,12 @@ def _table(found: Evaluation) -> str:
             mean, error = found.mean(method, metric.name), found.error(method, metric.name)
             mark, kind = ("★ ", " best") if method in best[metric.name] else ("", "")
             give = f"<br><small>± {number(error)}</small>" if np.isfinite(error) else ""
-            cells.append(f'<td class="number{kind}">{mark}{number(mean)}{give}</td>')
+            named = escape(f"{metric.title} {metric.arrow}")
+            cells.append(f'<td class="number{kind}" data-metric="{named}">{mark}{number(mean)}{give}</td>')
         rows.append(f"<tr><th>{escape(method)}</th>{''.join(cells)}</tr>")
     return (
-        f'<h2>In numbers</h2><div class="wide"><table class="judged"><tr><th>method</th>{head}</tr>{"".join(rows)}'
+        f'<h2>In numbers</h2><div class="wide"><table class="judged"><thead><tr><th>method</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody>"
         "</table></div><p>Means over the pictures with their standard errors. ★ marks the best of each column, ↑ "
         "where more is better, ↓ where less is.</p>"
     )
@@ -122,7 +124,7 @@ def _cascade(found: Evaluation) -> str:
     return (
         f"<h2>Redrawn weights</h2><p>After {escape(parts)} of the layers. A map that stays as it was says nothing of "
         f"what the model has learned.</p>{_keys(found.methods)}"
-        f'<div class="charts">{figure(caption, chart.curves(rows, caption, ("as trained", last)))}</div>'
+        f'<div class="charts one">{figure(caption, chart.curves(rows, caption, ("as trained", last)))}</div>'
     )
 
 
@@ -135,7 +137,7 @@ def _pictures(found: Evaluation) -> str:
     if not found.shown:
         return ""
     rows = "".join(_row(found, shown) for shown in found.shown)
-    return f"<h2>Side by side</h2><p>Bright where the map is high.</p>{rows}"
+    return f'<h2>Side by side</h2><p>Bright where the map is high.</p><div class="shown">{rows}</div>'
 
 
 def _row(found: Evaluation, shown: Shown) -> str:
@@ -145,8 +147,9 @@ def _row(found: Evaluation, shown: Shown) -> str:
     wrong = "" if not found.labelled or found.right[at] else ", not the model's first choice"
     cells = [_cell(shown.picture, "picture"), *(_cell(drawn, method) for method, drawn in shown.maps.items())]
     return (
-        f"<h3>{escape(label)}</h3><p class='soft'>{escape(found.names[at])}, probability {found.probabilities[at]:.3f}"
-        f'{wrong}</p><div class="row">{"".join(cells)}</div>'
+        f'<h3>{escape(label)}</h3><p class="soft">'
+        f"{escape(found.names[at])}, probability {found.probabilities[at]:.3f}{wrong}</p>"
+        f'<div class="row">{"".join(cells)}</div>'
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,11 @@ DIRECTIONS = {
 
 def test_every_metric_is_here() -> None:
     assert set(DIRECTIONS) == set(held.metrics())
+
+
+def test_every_metric_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    assert [name for name in held.metrics() if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)

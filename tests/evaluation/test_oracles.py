@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxcam.errors import InputError
 from onnxcam.evaluation.causal import area, background
 from onnxcam.evaluation.imputation import impute
 from onnxcam.evaluation.metrics import find
@@ -228,7 +229,7 @@ def test_curves_by_hand() -> None:
     # RISE's own sum
     arr = np.array([0.9, 0.5, 0.4, 0.1])
     np.testing.assert_allclose(area(arr[None]), (arr.sum() - arr[0] / 2 - arr[-1] / 2) / (len(arr) - 1))
-    with pytest.raises(ValueError, match="expected 'zero' or 'blur'"):
+    with pytest.raises(InputError, match="expected 'zero' or 'blur'"):
         background(held.pictures, "black")
 
 

@@ -196,7 +196,7 @@ def table(rows: list[tuple[str, dict[str, dict[str, float]]]], rounds: int) -> s
         "",
         "A process that explains one picture and ends: interpreter, imports, model, picture, prediction, map, files.",
         "*Bare* is a script that decodes the picture and predicts with ONNX Runtime alone, and writes nothing; onnxcam",
-        f"writes six files, pytorch-grad-cam one. Medians of {rounds} rounds; ratios to *bare* are taken within a round.",
+        f"writes six files, pytorch-grad-cam one. Medians of {rounds} rounds; ratios to *bare* within a round.",
         "Processor time says what is left of them on a busy machine.",
         "",
         "| network | process | s | s / bare | processor s / bare | peak MiB | MiB / bare |",

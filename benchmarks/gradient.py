@@ -192,7 +192,7 @@ def table(rows: list[tuple[str, dict[str, float]]]) -> str:
         "",
         'One picture, 224 × 224. *onnxcam*: `Explainer.attribution(x, None, "saliency")`, which finds the best class,',
         "differentiates its score through the whole network and returns the gradient. All columns but the first are",
-        "multiples of the plain forward pass in ONNX Runtime, medians over rounds. An empty field: the package cannot run",
+        "multiples of the plain forward pass in ONNX Runtime, medians over rounds. Empty: the package cannot run",
         "the model.",
         "",
         "| model | forward (ms) | onnxcam | aim | torch autograd | onnx-ad |",

@@ -6,7 +6,9 @@ thread (or its share of the cores) for each of them, so no core waits for anothe
 
 from __future__ import annotations
 
+import io
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,9 +21,11 @@ from onnxcam.cli.pictures import Item
 from onnxcam.errors import OnnxcamError, OutputError
 from onnxcam.explainer import Explainer
 from onnxcam.explanation import Explanation
+from onnxcam.image.header import HeaderError, read_header
 
 _CHUNK = 4  # pictures per run: what large linear layers read is shared, and memory stays flat
 _CHUNK_PIXELS = 12_000_000  # large pictures go in smaller numbers
+_PIXELS = 48_000_000  # in memory at any time, all threads together; a larger picture goes alone
 _THREADS = 4
 
 T = TypeVar("T")
@@ -67,10 +71,11 @@ def explain_all(explainer: Explainer, items: Sequence[Item], request: Request, o
     """Explain and write every picture, in order. At most a few are in memory at any time."""
     threads = workers()
     size = max(1, min(_CHUNK, -(-len(items) // threads)))
+    room = Room(_PIXELS)
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
     try:
-        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, request, output), chunks, threads):
+        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, request, output, room), chunks, threads):
             yield from outcomes
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -87,8 +92,73 @@ def ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], values: Iterable[T],
         yield begun.popleft().result()
 
 
-def _finish(explainer: Explainer, items: Sequence[Item], request: Request, output: Path) -> list[Outcome]:
-    return [_write(item, result, request, output) for item, result in _explain(explainer, map(_read, items), request)]
+class Room:
+    """Pixels that may be in memory at any time, shared by all threads; where nothing else is, any number may."""
+
+    def __init__(self, pixels: int) -> None:
+        self._most = pixels
+        self._held = 0
+        self._changed = threading.Condition()
+
+    def enter(self, pixels: int, wait: bool) -> bool:
+        """Take room for so many, and whether there was; only who holds none may wait, so that none waits in a ring."""
+        with self._changed:
+            fits = self._changed.wait_for(lambda: self._fits(pixels)) if wait else self._fits(pixels)
+            self._held += pixels if fits else 0
+            return fits
+
+    def leave(self, pixels: int) -> None:
+        """Give room back."""
+        with self._changed:
+            self._held -= pixels
+            self._changed.notify_all()
+
+    def _fits(self, pixels: int) -> bool:
+        return self._held == 0 or self._held + pixels <= self._most
+
+
+def _finish(explainer: Explainer, items: Sequence[Item], request: Request, output: Path, room: Room) -> list[Outcome]:
+    left, outcomes = deque(items), []
+    while left:
+        some, pixels = _enter(left, room)
+        try:
+            outcomes += _explained(explainer, some, request, output)
+        finally:
+            room.leave(pixels)
+    return outcomes
+
+
+def _enter(left: deque[Item], room: Room) -> tuple[list[Item], int]:
+    """The next pictures for which there is room, at least one, and their pixels."""
+    some: list[Item] = []
+    total = 0
+    while left and len(some) < _CHUNK and total < _CHUNK_PIXELS:
+        pixels = _pixels(left[0])
+        if not room.enter(pixels, wait=not some):
+            break
+        some.append(left.popleft())
+        total += pixels
+    return some, total
+
+
+def _pixels(item: Item) -> int:
+    """How many a picture has, by its header; 0 where reading it will fail."""
+    try:
+        if isinstance(item.source, bytes):
+            found = read_header(io.BytesIO(item.source)).pixels
+        elif not item.source.is_file():  # a pipe can be read only once
+            return _CHUNK_PIXELS if item.source.exists() else 0
+        else:
+            with item.source.open("rb") as file:
+                found = read_header(file).pixels
+    except (OSError, ValueError, HeaderError):
+        return 0
+    return found if found <= image.MAX_PIXELS else 0
+
+
+def _explained(explainer: Explainer, items: Sequence[Item], request: Request, output: Path) -> list[Outcome]:
+    read = [_read(item) for item in items]
+    return [_write(item, result, request, output) for item, result in _explain(explainer, read, request)]
 
 
 def _read(item: Item) -> tuple[Item, image.Picture | Exception]:
@@ -100,28 +170,12 @@ def _read(item: Item) -> tuple[Item, image.Picture | Exception]:
 
 
 def _explain(
-    explainer: Explainer, read: Iterable[tuple[Item, image.Picture | Exception]], request: Request
+    explainer: Explainer, read: Sequence[tuple[Item, image.Picture | Exception]], request: Request
 ) -> Iterator[tuple[Item, Explanation | Exception]]:
-    for chunk in _chunks(read):
-        pictures = [picture for _, picture in chunk if isinstance(picture, image.Picture)]
-        explanations = _stream(explainer, pictures, request)
-        for item, picture in chunk:
-            yield item, (next(explanations) if isinstance(picture, image.Picture) else picture)
-
-
-def _chunks(
-    read: Iterable[tuple[Item, image.Picture | Exception]],
-) -> Iterator[list[tuple[Item, image.Picture | Exception]]]:
-    chunk: list[tuple[Item, image.Picture | Exception]] = []
-    pixels = 0
+    pictures = [picture for _, picture in read if isinstance(picture, image.Picture)]
+    explanations = _stream(explainer, pictures, request)
     for item, picture in read:
-        chunk.append((item, picture))
-        pixels += picture.size[0] * picture.size[1] if isinstance(picture, image.Picture) else 0
-        if len(chunk) == _CHUNK or pixels >= _CHUNK_PIXELS:
-            yield chunk
-            chunk, pixels = [], 0
-    if chunk:
-        yield chunk
+        yield item, (next(explanations) if isinstance(picture, image.Picture) else picture)
 
 
 def _stream(explainer: Explainer, pictures: list[image.Picture], request: Request) -> Iterator[Explanation | Exception]:

@@ -6,6 +6,7 @@ thread (or its share of the cores) for each of them, so no core waits for anothe
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections import deque
@@ -21,11 +22,12 @@ from onnxcam.cli.pictures import Item
 from onnxcam.errors import OnnxcamError, OutputError
 from onnxcam.explainer import Explainer
 from onnxcam.explanation import Explanation
+from onnxcam.image.header import HeaderError, read_header
 from onnxcam.live import Progress
 
 _CHUNK = 4  # pictures per run: what large linear layers read is shared, and memory stays flat
 _CHUNK_PIXELS = 12_000_000  # large pictures go in smaller numbers
-_PIXELS = 48_000_000  # held by all threads together, or one larger picture
+_PIXELS = 48_000_000  # in memory at any time, all threads together; a larger picture goes alone
 _THREADS = 4
 
 T = TypeVar("T")
@@ -98,11 +100,11 @@ def explain_all(explainer: Explainer, items: Sequence[Item], request: Request, o
             request.progress(done, total)
 
     asked = replace(request, progress=told)
+    room = Room(_PIXELS)
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
-    budget = Budget(_PIXELS)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
     try:
-        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, asked, output, budget), chunks, threads):
+        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, asked, output, room), chunks, threads):
             yield from outcomes
     finally:
         stopped.set()
@@ -120,55 +122,73 @@ def ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], values: Iterable[T],
         yield begun.popleft().result()
 
 
-class Budget:
-    """How many pixels all threads together may hold; a picture larger than that is held alone."""
+class Room:
+    """Pixels that may be in memory at any time, shared by all threads; where nothing else is, any number may."""
 
     def __init__(self, pixels: int) -> None:
-        self._free = self._all = pixels
+        self._most = pixels
+        self._held = 0
         self._changed = threading.Condition()
 
-    def take(self, pixels: int) -> int:
-        """Wait until there is room, and take it; what has to be given back."""
-        wanted = min(pixels, self._all)
+    def enter(self, pixels: int, wait: bool) -> bool:
+        """Take room for so many, and whether there was; only who holds none may wait, so that none waits in a ring."""
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= wanted)
-            self._free -= wanted
-        return wanted
+            fits = self._changed.wait_for(lambda: self._fits(pixels)) if wait else self._fits(pixels)
+            self._held += pixels if fits else 0
+            return fits
 
-    def give(self, taken: int) -> None:
-        """Give back what was taken."""
+    def leave(self, pixels: int) -> None:
+        """Give room back."""
         with self._changed:
-            self._free += taken
+            self._held -= pixels
             self._changed.notify_all()
 
+    def _fits(self, pixels: int) -> bool:
+        return self._held == 0 or self._held + pixels <= self._most
 
-def _finish(
-    explainer: Explainer, items: Sequence[Item], request: Request, output: Path, budget: Budget
-) -> list[Outcome]:
-    """A few pictures from file to files, in parts whose pixels are taken all at once: none waits holding some."""
-    done: list[Outcome] = []
-    for part, pixels in _portions(items):
-        taken = budget.take(pixels)
+
+def _finish(explainer: Explainer, items: Sequence[Item], request: Request, output: Path, room: Room) -> list[Outcome]:
+    left, outcomes = deque(items), []
+    while left:
+        some, pixels = _enter(left, room)
         try:
-            done += [_write(item, result, request, output) for item, result in _explain(explainer, part, request)]
+            outcomes += _explained(explainer, some, request, output)
         finally:
-            budget.give(taken)
-    return done
+            room.leave(pixels)
+    return outcomes
 
 
-def _portions(items: Sequence[Item]) -> Iterator[tuple[list[Item], int]]:
-    """Pictures that are held together, and their pixels as their headers say."""
-    part: list[Item] = []
-    held = 0
-    for item in items:
-        pixels = image.count_pixels(item.source)
-        if part and held + pixels > _CHUNK_PIXELS:
-            yield part, held
-            part, held = [], 0
-        part.append(item)
-        held += pixels
-    if part:
-        yield part, held
+def _enter(left: deque[Item], room: Room) -> tuple[list[Item], int]:
+    """The next pictures for which there is room, at least one, and their pixels."""
+    some: list[Item] = []
+    total = 0
+    while left and len(some) < _CHUNK and total < _CHUNK_PIXELS:
+        pixels = _pixels(left[0])
+        if not room.enter(pixels, wait=not some):
+            break
+        some.append(left.popleft())
+        total += pixels
+    return some, total
+
+
+def _pixels(item: Item) -> int:
+    """How many a picture has, by its header; 0 where reading it will fail."""
+    try:
+        if isinstance(item.source, bytes):
+            found = read_header(io.BytesIO(item.source)).pixels
+        elif not item.source.is_file():  # a pipe can be read only once
+            return _CHUNK_PIXELS if item.source.exists() else 0
+        else:
+            with item.source.open("rb") as file:
+                found = read_header(file).pixels
+    except (OSError, ValueError, HeaderError):
+        return 0
+    return found if found <= image.MAX_PIXELS else 0
+
+
+def _explained(explainer: Explainer, items: Sequence[Item], request: Request, output: Path) -> list[Outcome]:
+    read = [_read(item) for item in items]
+    return [_write(item, result, request, output) for item, result in _explain(explainer, read, request)]
 
 
 def _read(item: Item) -> tuple[Item, image.Picture | Exception]:
@@ -180,9 +200,8 @@ def _read(item: Item) -> tuple[Item, image.Picture | Exception]:
 
 
 def _explain(
-    explainer: Explainer, items: Sequence[Item], request: Request
+    explainer: Explainer, read: Sequence[tuple[Item, image.Picture | Exception]], request: Request
 ) -> Iterator[tuple[Item, Explanation | Exception]]:
-    read = [_read(item) for item in items]
     pictures = [picture for _, picture in read if isinstance(picture, image.Picture)]
     explanations = _stream(explainer, pictures, request)
     for item, picture in read:

@@ -3,7 +3,7 @@
 from onnxcam.image.geometry import NORMALIZATIONS, Geometry, normalize, resize_map
 from onnxcam.image.overlay import COLORMAPS, blend, colorize, grayscale, overlay, paint, palette
 from onnxcam.image.panel import gallery, panel
-from onnxcam.image.picture import MAX_PIXELS, Picture, count_pixels, load
+from onnxcam.image.picture import MAX_PIXELS, Picture, load
 from onnxcam.image.preprocess import Crop, Preprocess, Resize
 from onnxcam.image.presets import PRESETS, candidates, from_hf, from_timm, preset, resolve
 from onnxcam.image.write import encode_png, write_bytes, write_pieces, write_png
@@ -21,7 +21,6 @@ __all__ = [
     "blend",
     "candidates",
     "colorize",
-    "count_pixels",
     "encode_png",
     "from_hf",
     "from_timm",

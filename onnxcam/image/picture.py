@@ -86,27 +86,6 @@ def load(
     )
 
 
-def count_pixels(source: Any) -> int:
-    """Height times width of a picture as its header says, before anything is decoded.
-
-    Args:
-        source: a path or encoded bytes.
-
-    Returns:
-        0 where that cannot be told: no picture, no regular file. Reading the picture says why.
-    """
-    try:
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            return read_header(io.BytesIO(bytes(source))).pixels
-        path = Path(os.fspath(source))
-        if not path.is_file():  # a pipe can be read only once
-            return 0
-        with path.open("rb") as stream:
-            return read_header(stream).pixels
-    except (HeaderError, OSError, ValueError, TypeError):
-        return 0
-
-
 def _from_path(path: Path, max_pixels: int | None, background: tuple[int, int, int] | None) -> Picture:
     try:
         with _open(path) as stream:

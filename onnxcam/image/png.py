@@ -46,7 +46,8 @@ def pack(gray: Pixels) -> Packed:
     """
     check(gray, colors=False)
     packer = _packer(zlib.Z_RLE)
-    return Packed(gray.shape[0], gray.shape[1], packer.compress(_differences(gray, None).data) + packer.flush())
+    data = packer.compress(_differences(gray, None).data) + packer.flush()
+    return Packed(gray.shape[0], gray.shape[1], data)
 
 
 def shades(packed: Packed, palette: Pixels | None = None) -> list[Piece]:
@@ -125,15 +126,14 @@ def _stored(parts: Iterable[Pixels], height: int) -> Iterator[Piece]:
         first, last, blocks = row == 0, row + count == height, -(-count // each)
         size = 2 * first + 5 * blocks + count * line + 4 * last
         chunk = np.empty(size + 12, np.uint8)
-        buffer = chunk.data
-        struct.pack_into(">I4s", buffer, 0, size, b"IDAT")
+        struct.pack_into(">I4s", chunk.data, 0, size, b"IDAT")
         if first:
             chunk[8:10] = 0x78, 0x01
         at = 8 + 2 * first
         for start in range(0, count, each):
             rows = part[start : start + each]
             length = len(rows) * line
-            struct.pack_into("<BHH", buffer, at, last and start + each >= count, length, length ^ 0xFFFF)
+            struct.pack_into("<BHH", chunk.data, at, last and start + each >= count, length, length ^ 0xFFFF)
             block = chunk[at + 5 : at + 5 + length]
             lines = block.reshape(-1, line)
             lines[:, 0] = 0
@@ -141,10 +141,10 @@ def _stored(parts: Iterable[Pixels], height: int) -> Iterator[Piece]:
             check = zlib.adler32(block.data, check)
             at += 5 + length
         if last:
-            struct.pack_into(">I", buffer, at, check)
-        struct.pack_into(">I", buffer, size + 8, zlib.crc32(buffer[4:-4]))
+            struct.pack_into(">I", chunk.data, at, check)
+        struct.pack_into(">I", chunk.data, size + 8, zlib.crc32(chunk.data[4:-4]))
         row += count
-        yield buffer
+        yield chunk.data
 
 
 def _start(height: int, width: int, kind: int) -> bytes:

@@ -25,6 +25,14 @@ def test_command_line_page_is_what_the_commands_say():
     assert written == said, "run python docs/build_command_line.py"
 
 
+def test_methods_page_is_what_the_registry_says():
+    spec = importlib.util.spec_from_file_location("build_methods", ROOT / "docs" / "build_methods.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run python docs/build_methods.py"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)

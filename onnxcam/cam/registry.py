@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -77,8 +78,11 @@ class Method:
 
     @property
     def formula(self) -> str:
-        """What it computes and where that comes from: the docstring's first paragraph, on one line."""
-        return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+        """What it computes and where that comes from: the docstring's first paragraph and first link, on one line."""
+        text = inspect.getdoc(self.function) or ""
+        first = " ".join(text.split("\n\n")[0].split())
+        link = re.search(r"https?://[^\s,;]+(?: \([^)]*\))?", text)
+        return first if link is None or "://" in first else f"{first} {link[0]}"
 
     def check(self, options: Iterable[str]) -> None:
         """Refuse options it does not have.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import platform
 import statistics
 import subprocess
@@ -42,7 +43,7 @@ def main() -> None:
     if arguments.export:
         export(arguments.models[0], arguments.layer, arguments.export)
         return
-    rows = []
+    rows, load = [], os.getloadavg()[0]
     for model in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             # torch's memory and threads are gone before anything is timed
@@ -50,7 +51,7 @@ def main() -> None:
             subprocess.run(command + (["--layer", arguments.layer] if arguments.layer else []), check=True)
             rows.append((model, measure(Path(folder), arguments.rounds)))
         print(f"{model}: " + ", ".join(f"{key} {told(held)}" for key, held in rows[-1][1].items()), file=sys.stderr)
-    text = table(rows, arguments.rounds)
+    text = table(rows, arguments.rounds, load)
     if arguments.write:
         PAGE.write_text(text, encoding="utf-8")
     print(text)
@@ -107,7 +108,7 @@ def told(ratios: list[float]) -> str:
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
-def table(rows: list[tuple[str, dict[str, list[float]]]], rounds: int) -> str:
+def table(rows: list[tuple[str, dict[str, list[float]]]], rounds: int, load: float) -> str:
     """The figures as Markdown, with date, machine and versions."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("onnxcam", "onnxruntime", "torch", "torchvision"))
     lines = [
@@ -120,6 +121,7 @@ def table(rows: list[tuple[str, dict[str, list[float]]]], rounds: int) -> str:
         f"does not fire over the same classifier without explanations; promised is at most {PROMISED}. *Triggered /",
         "ungated*: a file whose gate fires over the one without a gate. Each figure is the median of the ratios of",
         f"{rounds} rounds, in each of which both ran a block; in brackets what half of the ratios lie between.",
+        *([f"Other work kept the machine busy: load average {load:.1f} before the start."] if load > 0.5 else []),
         "",
         "| model | " + " | ".join(PAIRS) + " |",
         "|---|---:|---:|",

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
+
+import onnxcam
+from onnxcam.graph import manifest
+from onnxcam.graph.load import save
+from tests.models import tiny_cnn
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -39,6 +47,23 @@ def test_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_gated_file_of_the_monitoring_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8").split("## A gated file")[1].split("\n## ")[0]
+    (condition,) = re.findall(r'--gate "([a-z].*?)"', page)
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    gated = onnxcam.augment(tiny_cnn(), gate=condition)
+    held = manifest.read(gated)
+    assert held is not None and f'"gate": {json.dumps(held["gate"])}' in page
+    save(gated, tmp_path / "gated.onnx")
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    batch = (rng.normal(size=(8, 3, 32, 32)) * rng.uniform(0, 4, (8, 1, 1, 1))).astype(np.float32)
+    kept: list[np.ndarray] = []
+    told = {"onnxruntime": onnxruntime, "batch": batch, "keep": lambda picture, heatmap: kept.append(heatmap)}
+    exec(program, told)
+    assert 0 < len(kept) < 8 and all(heatmap.shape == (16, 16) for heatmap in kept)
 
 
 def test_readme_has_one_picture_and_the_two_commands():

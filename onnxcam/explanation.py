@@ -216,17 +216,25 @@ class Explanation:
             image.write_png(folder / name, pixels, compress)
             files[key] = name
 
+        def mix(key: str, name: str, gray: np.ndarray) -> None:
+            """Grey levels in colours over the picture, drawn as they are written."""
+            height, width = gray.shape
+            parts = (
+                image.blend(self.picture[rows], image.paint(gray[rows], colormap), alpha)
+                for rows in png.bands(height, width)
+            )
+            image.write_pieces(folder / name, png.colors(height, width, parts, compress))
+            files[key] = name
+
         def draw(explanation: Explanation, key: str, where: str) -> None:
             """The maps of one explanation; the grey map and the coloured one share their compressed pixels."""
             gray = image.grayscale(unit(explanation.heatmap))
             packed = png.pack(gray)
-            colors = image.paint(gray, colormap)
             stem = f"{where}{explanation.method}"
             for name, table in (("grayscale", None), ("heatmap", image.palette(colormap))):
                 files[f"{key}{name}"] = f"{stem}_{name}.png"
-                image.write_bytes(folder / files[f"{key}{name}"], *png.pieces(packed, table))
-            mixed = image.blend(self.picture, colors, alpha)
-            write(f"{key}overlay", f"{stem}_overlay.png", mixed)
+                image.write_pieces(folder / files[f"{key}{name}"], png.shades(packed, table))
+            mix(f"{key}overlay", f"{stem}_overlay.png", gray)
 
         def draw_classes(explanation: Explanation, key: str) -> None:
             """Each class's overlay, where several were explained."""
@@ -235,8 +243,7 @@ class Explanation:
             _make(folder / "top_predictions")
             for rank, held in enumerate(explanation.maps, start=1):
                 name = f"top_predictions/{explanation.method}_top{rank}_{file_stem(held.label)}.png"
-                drawn = image.overlay(self.picture, unit(held.heatmap), alpha, colormap)
-                write(f"{key}top{rank}", name, drawn)
+                mix(f"{key}top{rank}", name, image.grayscale(unit(held.heatmap)))
 
         write("input", "input.png", self.picture)
         draw(self, "", "")

@@ -77,3 +77,13 @@ def test_nothing_there_and_numbers_that_are_none() -> None:
     spoilt[0, 0] = np.nan
     assert describe(spoilt)["zero"] is False
     json.dumps(describe(spoilt), allow_nan=False)
+
+
+def test_peaks_are_the_connected_regions_of_opencv() -> None:
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        mask = rng.random(rng.integers(1, 33, 2)) < rng.random()
+        if mask.any():
+            regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
+            assert describe(mask.astype(np.float32))["peaks"] == regions

@@ -39,7 +39,9 @@ def branching(size: int = 24) -> onnx.ModelProto:
         helper.make_node("Conv", ["relu1", "k"], ["u"], name="u", pads=[1] * 4),
         helper.make_node("BatchNormalization", ["u", "g", "be", "mu", "va"], ["n"], name="n"),
         helper.make_node("Sigmoid", ["n"], ["s"], name="s"),
-        helper.make_node("Mul", ["n", "s"], ["silu"], name="silu"),
+        # not n itself: a SiLU is differentiated as one, and here each path is wanted apart
+        helper.make_node("Identity", ["n"], ["direct"], name="direct"),
+        helper.make_node("Mul", ["direct", "s"], ["silu"], name="silu"),
         helper.make_node("Add", ["silu", "relu1"], ["sum"], name="sum"),
         helper.make_node("MaxPool", ["sum"], ["mp"], name="mp", kernel_shape=[2, 2], strides=[2, 2]),
         helper.make_node("AveragePool", ["sum"], ["ap"], name="ap", kernel_shape=[2, 2], strides=[2, 2]),

@@ -30,11 +30,18 @@ Rule = Callable[[Builder, "Node", Any], Cotangents]
 
 @dataclass
 class Node:
-    """What a rule sees of the node it differentiates."""
+    """What a rule sees of the node it differentiates.
+
+    Attributes:
+        proto, graph: the node, and the graph it is in.
+        wanted: places of the inputs whose gradients somebody needs.
+        ends: the values whose gradients are asked for in the end: no rule may pass them over.
+    """
 
     proto: onnx.NodeProto
     graph: Graph
     wanted: frozenset[int]
+    ends: frozenset[str] = frozenset()
     _attrs: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:

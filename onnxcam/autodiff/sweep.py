@@ -85,8 +85,11 @@ def sweep(
         """Add up what arrived at a value: every consumer on the path has been visited by now."""
         if value not in total and value in pending:
             parts = pending.pop(value)
+            parts = _unexpanded(op, parts, {name for held in pending.values() for name in held} | set(total.values()))
             op.dtype = _real(graph.dtype(value)) or op.dtype
             total[value] = parts[0] if len(parts) == 1 else op.Add(*parts) if len(parts) == 2 else op.Sum(*parts)
+            if graph.dtype(value) not in QUANTIZED:  # whose cotangent is a float
+                op.declare(total[value], value)
         return total.get(value)
 
     for proto, entry in zip(reversed(nodes), reversed(entries), strict=True):
@@ -94,7 +97,7 @@ def sweep(
         if all(dy is None for dy in arrived):
             continue
         wanted = frozenset(i for i, name in enumerate(proto.input) if name in carrying)
-        node = Node(proto, graph, wanted)
+        node = Node(proto, graph, wanted, frozenset(wrt))
         op.dtype = _real(graph.dtype(proto.output[0])) or onnx.TensorProto.FLOAT
         if not entry.multiple and any(dy is not None for dy in arrived[1:]):
             raise node.refuse("a gradient is needed through one of its further outputs")
@@ -128,6 +131,20 @@ def _carries(graph: Graph, node: onnx.NodeProto, value: str, forward: set[str]) 
 def _real(dtype: int) -> int:
     """The element type in which a value's cotangent is computed, 0 for the usual one."""
     return 0 if dtype in QUANTIZED else dtype
+
+
+def _unexpanded(op: Builder, parts: list[str], read: set[str]) -> list[str]:
+    """Addition broadcasts: what was expanded to be added to something of full size need not be."""
+    if len(parts) < 2:
+        return parts
+    made = {node.output[0]: node for node in op.nodes if node.op_type == "Expand"}
+    full = [part for part in parts if part not in made]
+    if not full:
+        return parts
+    read = read.union(*(node.input for node in op.nodes))
+    expanded = [made[part] for part in parts if part in made]
+    op.nodes = [node for node in op.nodes if node not in expanded or node.output[0] in read]
+    return [*full, *(node.input[0] for node in expanded)]
 
 
 def _flows(node: onnx.NodeProto) -> bool:

@@ -94,7 +94,9 @@ def _cells(values: np.ndarray, cells: int) -> np.ndarray:
     first = np.minimum(edges.astype(np.intp), side - 1)
     part = (edges - first).astype(values.dtype)[:, None]  # of the pixel on each edge, what lies before the edge
     shared = values[first] * part
-    total = np.add.reduceat(values, first[:-1], axis=0)
+    total = np.empty((cells, *values.shape[1:]), values.dtype)
+    for cell, (start, stop) in enumerate(zip(first[:-1], [*first[1:-1], side], strict=True)):
+        np.add.reduce(values[start:stop], axis=0, out=total[cell])  # reduceat takes six times as long
     total -= shared[:-1]
     total[:-1] += shared[1:-1]
     return np.asarray(total)
@@ -108,15 +110,28 @@ def _inside(side: int) -> np.ndarray:
 
 
 def _regions(mask: np.ndarray) -> int:
-    """The number of 8-connected regions."""
-    left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
-    count = 0
-    while left:
-        count += 1
-        open_cells = [left.pop()]
-        while open_cells:
-            y, x = open_cells.pop()
-            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
-            left -= near
-            open_cells += near
+    """The number of 8-connected regions: runs along the rows, less one for each time two of different regions meet."""
+    edges = np.zeros((len(mask), mask.shape[1] + 1), np.int8)
+    edges[:, :-1] = mask
+    edges[:, 1:] -= mask
+    rows, starts = (found.tolist() for found in np.nonzero(edges > 0))
+    stops = np.nonzero(edges < 0)[1].tolist()
+    parent = list(range(len(rows)))
+
+    def root(run: int) -> int:
+        while parent[run] != run:
+            parent[run] = parent[parent[run]]
+            run = parent[run]
+        return run
+
+    count, above = len(rows), 0
+    for run, row in enumerate(rows):
+        while rows[above] < row - 1 or (rows[above] < row and stops[above] < starts[run]):
+            above += 1
+        near = above
+        while rows[near] < row and starts[near] <= stops[run]:
+            one, other = root(near), root(run)
+            count -= one != other
+            parent[one] = other
+            near += 1
     return count

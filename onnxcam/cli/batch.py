@@ -6,6 +6,7 @@ thread (or its share of the cores) for each of them, so no core waits for anothe
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections import deque
@@ -21,10 +22,12 @@ from onnxcam.cli.pictures import Item
 from onnxcam.errors import OnnxcamError, OutputError
 from onnxcam.explainer import Explainer
 from onnxcam.explanation import Explanation
+from onnxcam.image.header import HeaderError, read_header
 from onnxcam.live import Progress
 
 _CHUNK = 4  # pictures per run: what large linear layers read is shared, and memory stays flat
 _CHUNK_PIXELS = 12_000_000  # large pictures go in smaller numbers
+_PIXELS = 48_000_000  # in memory at any time, all threads together; a larger picture goes alone
 _THREADS = 4
 
 T = TypeVar("T")
@@ -55,6 +58,7 @@ class Request:
     side_by_side: bool = False
     compress: bool = True
     fusion: str = "mean"
+    smooth: tuple[str, ...] = ()
     seed: int = 1234
     progress: Progress | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -67,7 +71,7 @@ class Request:
     @property
     def alone(self) -> bool:
         """Whether each picture has a run of its own, so that random numbers do not depend on the others."""
-        return any(find(name).kind != GRAPH for name in self.methods)
+        return bool(self.smooth) or any(find(name).kind != GRAPH for name in self.methods)
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,11 @@ def explain_all(explainer: Explainer, items: Sequence[Item], request: Request, o
             request.progress(done, total)
 
     asked = replace(request, progress=told)
+    room = Room(_PIXELS)
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
     try:
-        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, asked, output), chunks, threads):
+        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, asked, output, room), chunks, threads):
             yield from outcomes
     finally:
         stopped.set()
@@ -117,8 +122,73 @@ def ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], values: Iterable[T],
         yield begun.popleft().result()
 
 
-def _finish(explainer: Explainer, items: Sequence[Item], request: Request, output: Path) -> list[Outcome]:
-    return [_write(item, result, request, output) for item, result in _explain(explainer, map(_read, items), request)]
+class Room:
+    """Pixels that may be in memory at any time, shared by all threads; where nothing else is, any number may."""
+
+    def __init__(self, pixels: int) -> None:
+        self._most = pixels
+        self._held = 0
+        self._changed = threading.Condition()
+
+    def enter(self, pixels: int, wait: bool) -> bool:
+        """Take room for so many, and whether there was; only who holds none may wait, so that none waits in a ring."""
+        with self._changed:
+            fits = self._changed.wait_for(lambda: self._fits(pixels)) if wait else self._fits(pixels)
+            self._held += pixels if fits else 0
+            return fits
+
+    def leave(self, pixels: int) -> None:
+        """Give room back."""
+        with self._changed:
+            self._held -= pixels
+            self._changed.notify_all()
+
+    def _fits(self, pixels: int) -> bool:
+        return self._held == 0 or self._held + pixels <= self._most
+
+
+def _finish(explainer: Explainer, items: Sequence[Item], request: Request, output: Path, room: Room) -> list[Outcome]:
+    left, outcomes = deque(items), []
+    while left:
+        some, pixels = _enter(left, room)
+        try:
+            outcomes += _explained(explainer, some, request, output)
+        finally:
+            room.leave(pixels)
+    return outcomes
+
+
+def _enter(left: deque[Item], room: Room) -> tuple[list[Item], int]:
+    """The next pictures for which there is room, at least one, and their pixels."""
+    some: list[Item] = []
+    total = 0
+    while left and len(some) < _CHUNK and total < _CHUNK_PIXELS:
+        pixels = _pixels(left[0])
+        if not room.enter(pixels, wait=not some):
+            break
+        some.append(left.popleft())
+        total += pixels
+    return some, total
+
+
+def _pixels(item: Item) -> int:
+    """How many a picture has, by its header; 0 where reading it will fail."""
+    try:
+        if isinstance(item.source, bytes):
+            found = read_header(io.BytesIO(item.source)).pixels
+        elif not item.source.is_file():  # a pipe can be read only once
+            return _CHUNK_PIXELS if item.source.exists() else 0
+        else:
+            with item.source.open("rb") as file:
+                found = read_header(file).pixels
+    except (OSError, ValueError, HeaderError):
+        return 0
+    return found if found <= image.MAX_PIXELS else 0
+
+
+def _explained(explainer: Explainer, items: Sequence[Item], request: Request, output: Path) -> list[Outcome]:
+    read = [_read(item) for item in items]
+    return [_write(item, result, request, output) for item, result in _explain(explainer, read, request)]
 
 
 def _read(item: Item) -> tuple[Item, image.Picture | Exception]:
@@ -130,37 +200,31 @@ def _read(item: Item) -> tuple[Item, image.Picture | Exception]:
 
 
 def _explain(
-    explainer: Explainer, read: Iterable[tuple[Item, image.Picture | Exception]], request: Request
+    explainer: Explainer, read: Sequence[tuple[Item, image.Picture | Exception]], request: Request
 ) -> Iterator[tuple[Item, Explanation | Exception]]:
-    for chunk in _chunks(read):
-        pictures = [picture for _, picture in chunk if isinstance(picture, image.Picture)]
-        explanations = _stream(explainer, pictures, request)
-        for item, picture in chunk:
-            yield item, (next(explanations) if isinstance(picture, image.Picture) else picture)
-
-
-def _chunks(
-    read: Iterable[tuple[Item, image.Picture | Exception]],
-) -> Iterator[list[tuple[Item, image.Picture | Exception]]]:
-    chunk: list[tuple[Item, image.Picture | Exception]] = []
-    pixels = 0
+    pictures = [picture for _, picture in read if isinstance(picture, image.Picture)]
+    explanations = _stream(explainer, pictures, request)
     for item, picture in read:
-        chunk.append((item, picture))
-        pixels += picture.size[0] * picture.size[1] if isinstance(picture, image.Picture) else 0
-        if len(chunk) == _CHUNK or pixels >= _CHUNK_PIXELS:
-            yield chunk
-            chunk, pixels = [], 0
-    if chunk:
-        yield chunk
+        yield item, (next(explanations) if isinstance(picture, image.Picture) else picture)
 
 
 def _stream(explainer: Explainer, pictures: list[image.Picture], request: Request) -> Iterator[Explanation | Exception]:
     """An explanation or an error per picture; after a failure those that are left are explained one by one."""
-    asked = (request.target, request.method, request.layer, request.top, request.normalize)
-    more = {"fusion": request.fusion, "seed": request.seed, "progress": request.progress, **request.options}
+    asked: dict[str, Any] = {
+        "target": request.target,
+        "method": request.method,
+        "layer": request.layer,
+        "top": request.top,
+        "normalize": request.normalize,
+        "side_by_side": request.side_by_side,
+        "fusion": request.fusion,
+        "smooth": request.smooth,
+        "seed": request.seed,
+        "progress": request.progress,
+    }
     done = 0
     try:
-        for explanation in explainer.stream(pictures, *asked, side_by_side=request.side_by_side, **more):
+        for explanation in explainer.stream(pictures, **asked, **request.options):
             done += 1
             yield explanation
     except Exception as error:

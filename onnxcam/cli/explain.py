@@ -22,12 +22,13 @@ from onnxcam.cli import options, pictures, question
 from onnxcam.cli.batch import Outcome, Request, cores, explain_all, sentence, workers
 from onnxcam.cli.progress import Progress
 from onnxcam.errors import LayerError, OutputError, PreprocessError, TargetError
-from onnxcam.examination import FUSIONS
+from onnxcam.examination import AUGMENT, EIGEN, FUSIONS
 from onnxcam.explainer import Explainer
 from onnxcam.image.panel import percentage
 from onnxcam.image.text import Font
 
 SUMMARY = "analysis_summary.json"
+SMOOTHINGS = (EIGEN, AUGMENT)
 _PACKAGES = ("onnxcam", "onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python", "opencv-python-headless")
 
 EPILOG = """\
@@ -83,6 +84,12 @@ Examples:
     help="How the maps of several layers become one.",
 )
 @click.option(
+    "--smooth",
+    multiple=True,
+    type=click.Choice(SMOOTHINGS),
+    help="eigen: the first principal component over channels; augment: the mean over mirrored and scaled copies.",
+)
+@click.option(
     "--side-by-side",
     is_flag=True,
     help="Show several layers beside one another too: layers.png, and each one's own files in layers/LAYER/.",
@@ -128,6 +135,7 @@ def explain(
     settings: tuple[str, ...],
     layers: tuple[str, ...],
     fusion: str,
+    smooth: tuple[str, ...],
     side_by_side: bool,
     labels: str | None,
     preprocess: str | None,
@@ -159,6 +167,8 @@ def explain(
     if top is not None and any(exclusive.values()):
         other = next(name for name, given in exclusive.items() if given)
         raise click.UsageError(f"{other} and --top exclude each other: --top explains the scores of the best classes.")
+    if AUGMENT in smooth and (top is not None or side_by_side):
+        raise click.UsageError("--smooth augment makes one map of one class: leave out --top and --side-by-side.")
     if contrast is not None and probability:
         raise click.UsageError("--contrast and --probability exclude each other: a contrast is one of two scores.")
     names = list(dict.fromkeys(methods)) or ["gradcam"]
@@ -187,6 +197,7 @@ def explain(
         side_by_side,
         compress=not many if compress is None else compress,
         fusion=fusion,
+        smooth=tuple(dict.fromkeys(smooth)),
         seed=seed,
         options=given,
     )
@@ -321,6 +332,7 @@ def describe(model: str, explainer: Explainer, request: Request) -> dict[str, An
             "alpha": request.alpha,
             "colormap": request.colormap,
             "fusion": request.fusion,
+            "smooth": list(request.smooth),
             "seed": request.seed,
         },
         "providers": explainer.providers,
@@ -366,13 +378,14 @@ def check(explainer: Explainer, request: Request, index: int) -> None:
     fixed = explainer.manifest["target"].get("class")
     names = [request.layer] if isinstance(request.layer, str) else request.layer or []
     beyond = not set(request.methods) <= set(explainer.methods) or not set(names) <= set(explainer.layers)
+    beyond = beyond or bool(request.smooth)
     if beyond or (fixed is not None and index not in (targets.TOP1, fixed)):
         # the file lacks something that is computed in memory: whether that works shows on a grey picture
         grey = image.Picture(_grey(explainer))
         quick = [name for name in request.methods if not find(name).long]
         own = {key: value for key, value in request.options.items() if any(key in find(name).options for name in quick)}
         if quick:
-            explainer.explain(grey, None if index < 0 else index, quick, request.layer, **own)
+            explainer.explain(grey, None if index < 0 else index, quick, request.layer, smooth=request.smooth, **own)
         else:
             explainer.examine(explainer.prepare(grey)[1], request.layer)
 

@@ -28,6 +28,7 @@ class Builder:
         self.dtype: int = onnx.TensorProto.FLOAT
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.infos: dict[str, onnx.ValueInfoProto] = {}
         self._taken = set(graph.producer) | set(graph.initializers) | {i.name for i in graph.model.graph.input}
         self._taken.update(node.name for node in graph.nodes)
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -59,6 +60,16 @@ class Builder:
         held = {k: v for k, v in attrs.items() if v is not None}
         self.nodes.append(helper.make_node(op_type, given, names, name=name, **held))
         return names
+
+    def declare(self, name: str, like: str) -> None:
+        """Say that a new value has the type and shape of one of the graph's.
+
+        What shape inference cannot find out, as behind an Expand to a Shape, the runtime is told: its convolutions keep
+        their blocked layout only where the shapes of two operands are known to be equal.
+        """
+        shape = self.graph.shape(like)
+        if shape is not None and name not in self.infos and name not in self.graph:
+            self.infos[name] = helper.make_tensor_value_info(name, self.graph.dtype(like), list(shape))
 
     def __getattr__(self, op_type: str) -> Callable[..., str]:
         if not op_type[:1].isupper():

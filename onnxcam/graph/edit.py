@@ -20,6 +20,9 @@ def add(model: onnx.ModelProto, op: Builder) -> None:
     """Append what the builder made; its nodes may read any value of the model."""
     model.graph.node.extend(op.nodes)
     model.graph.initializer.extend(op.initializers)
+    declared = {o.name for o in model.graph.output}
+    made = {name for node in op.nodes for name in node.output} - declared
+    model.graph.value_info.extend(info for name, info in op.infos.items() if name in made)
 
 
 def rename(model: onnx.ModelProto, names: dict[str, str]) -> None:

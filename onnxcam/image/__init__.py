@@ -6,7 +6,7 @@ from onnxcam.image.panel import gallery, panel
 from onnxcam.image.picture import MAX_PIXELS, Picture, load
 from onnxcam.image.preprocess import Crop, Preprocess, Resize
 from onnxcam.image.presets import PRESETS, candidates, from_hf, from_timm, preset, resolve
-from onnxcam.image.write import encode_png, write_bytes, write_png
+from onnxcam.image.write import encode_png, write_bytes, write_pieces, write_png
 
 __all__ = [
     "COLORMAPS",
@@ -36,5 +36,6 @@ __all__ = [
     "resize_map",
     "resolve",
     "write_bytes",
+    "write_pieces",
     "write_png",
 ]

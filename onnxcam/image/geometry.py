@@ -60,15 +60,15 @@ class Geometry:
         if values.shape == self.resized_size:
             return resize_map(values, self.picture_size)
         # Columns first: there are fewer rows yet, and whole rows are quickly gathered afterwards.
-        left, right, *between = self._samples(1, columns)
+        left, right, low, high, part = self._samples(1, columns)
         across = np.empty((right - left, len(values)), np.float32)
-        _mix_rows(np.ascontiguousarray(values.T), *between, across)
-        top, bottom, *between = self._samples(0, rows)
+        _mix_rows(np.ascontiguousarray(values.T), low, high, part, across)
+        top, bottom, low, high, part = self._samples(0, rows)
         result = np.empty(self.picture_size, np.float32)
         result[:top], result[bottom:] = 0.0, 0.0
         shown = result[top:bottom]
         shown[:, :left], shown[:, right:] = 0.0, 0.0
-        _mix_rows(np.ascontiguousarray(across.T), *between, shown[:, left:right])
+        _mix_rows(np.ascontiguousarray(across.T), low, high, part, shown[:, left:right])
         return result
 
     def _visible(self, axis: int) -> slice:

@@ -1,13 +1,16 @@
 """PNG files, written faster than OpenCV writes them; heatmaps as a palette over the grey map they are made of.
 
-A row is stored as its difference from the row above (filter 2, "Up", https://www.w3.org/TR/png-3/#9Filters): numpy
-takes it in one pass, and photographs and smooth maps both shrink by it.
+A compressed row is stored as its difference from the row above (filter 2, "Up",
+https://www.w3.org/TR/png-3/#9Filters): numpy takes it in one pass, and photographs and smooth maps both shrink by it.
+Colours go into the file a few rows at a time, in a chunk of their own (the standard lets the data be cut anywhere), so
+that a picture need not exist as a whole, and what is drawn is still in the core's cache when it is written.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,90 +18,138 @@ from numpy.typing import NDArray
 
 from onnxcam.errors import OutputError
 
+Pixels = NDArray[np.uint8]
+Piece = bytes | memoryview
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB, _PALETTE = 0, 2, 3
 _UP = 2
 _LARGEST_SIDE = 2**31 - 1
 _STORED = 2**16 - 1  # bytes in a stored block at most
+_BLOCKS = 4  # in a chunk
+_END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
 
 class Packed(NamedTuple):
-    """The compressed pixels of a picture, from which its file is made: [H, W] also with a palette."""
+    """The compressed pixels of a grey picture [H, W], from which its file is made, with or without a palette."""
 
     height: int
     width: int
-    kind: int
-    data: bytes | memoryview
+    data: bytes
 
 
-def pack(pixels: NDArray[np.uint8], compress: bool = True) -> Packed:
-    """Compress uint8 [H, W, 3] RGB or [H, W] grey.
-
-    Args:
-        pixels: the picture.
-        compress: False stores an RGB picture as it is, more than ten times faster and about twice as large. Grey maps
-            are always compressed, as they become tiny.
+def pack(gray: Pixels) -> Packed:
+    """Compress uint8 [H, W].
 
     Raises:
         OutputError: not such an array.
     """
-    good = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    check(gray, colors=False)
+    packer = _packer(zlib.Z_RLE)
+    data = packer.compress(_differences(gray, None).data) + packer.flush()
+    return Packed(gray.shape[0], gray.shape[1], data)
+
+
+def shades(packed: Packed, palette: Pixels | None = None) -> list[Piece]:
+    """The parts of the PNG file; with a palette, uint8 [256, 3] RGB, grey levels are shown in its colours."""
+    start = _start(packed.height, packed.width, _GRAY if palette is None else _PALETTE)
+    table = b"" if palette is None else _chunk(b"PLTE", palette.tobytes())
+    return [start, table, _chunk(b"IDAT", packed.data), _END]
+
+
+def bands(height: int, width: int) -> Iterator[slice]:
+    """The rows of a picture of this size, a few at a time, as `colors` takes them best."""
+    step = max(_STORED // (3 * width + 1), 1) * _BLOCKS
+    for start in range(0, height, step):
+        yield slice(start, min(start + step, height))
+
+
+def colors(height: int, width: int, parts: Iterable[Pixels], compress: bool = True) -> Iterator[Piece]:
+    """The parts of the PNG file of a picture [height, width], made of its rows as they come.
+
+    Args:
+        height, width: the picture's size.
+        parts: uint8 [n, width, 3] RGB, from the first rows to the last.
+        compress: False stores the pixels as they are, more than ten times faster and about twice as large.
+    """
+    yield _start(height, width, _RGB)
+    # a block of a stored row or more: what is wider is compressed
+    yield from _compressed(parts) if compress or 3 * width + 1 > _STORED else _stored(parts, height)
+    yield _END
+
+
+def check(pixels: Pixels, colors: bool = True) -> None:
+    """Refuse what is no picture: uint8 [H, W, 3], or [H, W] where it isn't coloured.
+
+    Raises:
+        OutputError: it is none.
+    """
+    good = pixels.ndim == 3 and pixels.shape[2] == 3 if colors else pixels.ndim == 2
     if pixels.dtype != np.uint8 or pixels.size == 0 or not good or max(pixels.shape[:2]) > _LARGEST_SIDE:
         raise OutputError(
             f"{pixels.dtype} {list(pixels.shape)} is not a picture, expected uint8 [H, W, 3] RGB or [H, W]"
         )
-    height, width = pixels.shape[:2]
-    gray = pixels.ndim == 2
-    rows = np.ascontiguousarray(pixels).reshape(height, -1)
-    if not (gray or compress) and rows.shape[1] < _STORED:
-        return Packed(height, width, _RGB, _stored(rows))
-    filtered = np.empty((height, rows.shape[1] + 1), np.uint8)
-    filtered[:, 0] = _UP
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+
+
+def _compressed(parts: Iterable[Pixels]) -> Iterator[Piece]:
     # a photograph's differences hardly ever repeat, so searching for repetitions would be time spent in vain
-    packer = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_RLE if gray else zlib.Z_HUFFMAN_ONLY)
-    data = packer.compress(filtered.data) + packer.flush()
-    return Packed(height, width, _GRAY if gray else _RGB, data)
+    packer = _packer(zlib.Z_HUFFMAN_ONLY)
+    above: Pixels | None = None
+    for part in parts:
+        rows = part.reshape(len(part), -1)
+        data = packer.compress(_differences(rows, above).data)
+        above = rows[-1]
+        if data:
+            yield _chunk(b"IDAT", data)
+    yield _chunk(b"IDAT", packer.flush())
 
 
-def _stored(rows: NDArray[np.uint8]) -> memoryview:
-    """Rows [h, n] without a filter as a zlib stream of stored blocks of whole rows (RFC 1950, RFC 1951 3.2.4)."""
-    height, line = rows.shape[0], rows.shape[1] + 1
-    each = _STORED // line
-    whole, left = divmod(height, each)
-    stream = np.empty(2 + height * line + 5 * (whole + (left > 0)) + 4, np.uint8)
-    stream[:2] = 0x78, 0x01
-    check, at, row = 1, 2, 0
-    for count in [each] * whole + [left] * (left > 0):
-        length = count * line
-        last = row + count == height
-        stream[at : at + 5] = np.frombuffer(struct.pack("<BHH", last, length, length ^ 0xFFFF), np.uint8)
-        block = stream[at + 5 : at + 5 + length]
-        lines = block.reshape(count, line)
-        lines[:, 0] = 0
-        lines[:, 1:] = rows[row : row + count]
-        check = zlib.adler32(block.data, check)
-        at, row = at + 5 + length, row + count
-    stream[at:] = np.frombuffer(struct.pack(">I", check), np.uint8)
-    return stream.data
+def _packer(strategy: int) -> zlib._Compress:
+    return zlib.compressobj(1, zlib.DEFLATED, 15, 9, strategy)
 
 
-def file(packed: Packed, palette: NDArray[np.uint8] | None = None) -> bytes:
-    """The bytes of the PNG file; with a palette, uint8 [256, 3] RGB, grey levels are shown in its colours."""
-    return b"".join(pieces(packed, palette))
+def _differences(rows: Pixels, above: Pixels | None) -> Pixels:
+    """Rows [h, n], each without the row above it and with the filter's number before it."""
+    filtered = np.empty((rows.shape[0], rows.shape[1] + 1), np.uint8)
+    filtered[:, 0] = _UP
+    filtered[0, 1:] = rows[0] if above is None else rows[0] - above
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    return filtered
 
 
-def pieces(packed: Packed, palette: NDArray[np.uint8] | None = None) -> list[bytes | memoryview]:
-    """The same one after the other, the large one not copied."""
-    kind = packed.kind if palette is None else _PALETTE
-    header = struct.pack(">IIBBBBB", packed.width, packed.height, 8, kind, 0, 0, 0)
-    found: list[bytes | memoryview] = [_SIGNATURE, *_chunk(b"IHDR", header)]
-    if palette is not None:
-        found += _chunk(b"PLTE", palette.tobytes())
-    return [*found, *_chunk(b"IDAT", packed.data), *_chunk(b"IEND", b"")]
+def _stored(parts: Iterable[Pixels], height: int) -> Iterator[Piece]:
+    """Rows without a filter as a zlib stream of stored blocks of whole rows (RFC 1950, RFC 1951 3.2.4)."""
+    check, row = 1, 0
+    for part in parts:
+        count, line = len(part), 3 * part.shape[1] + 1
+        each = _STORED // line
+        first, last, blocks = row == 0, row + count == height, -(-count // each)
+        size = 2 * first + 5 * blocks + count * line + 4 * last
+        chunk = np.empty(size + 12, np.uint8)
+        struct.pack_into(">I4s", chunk.data, 0, size, b"IDAT")
+        if first:
+            chunk[8:10] = 0x78, 0x01
+        at = 8 + 2 * first
+        for start in range(0, count, each):
+            rows = part[start : start + each]
+            length = len(rows) * line
+            struct.pack_into("<BHH", chunk.data, at, last and start + each >= count, length, length ^ 0xFFFF)
+            block = chunk[at + 5 : at + 5 + length]
+            lines = block.reshape(-1, line)
+            lines[:, 0] = 0
+            lines[:, 1:] = rows.reshape(len(rows), -1)
+            check = zlib.adler32(block.data, check)
+            at += 5 + length
+        if last:
+            struct.pack_into(">I", chunk.data, at, check)
+        struct.pack_into(">I", chunk.data, size + 8, zlib.crc32(chunk.data[4:-4]))
+        row += count
+        yield chunk.data
 
 
-def _chunk(name: bytes, data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
-    check = zlib.crc32(data, zlib.crc32(name))
-    return struct.pack(">I", len(data)), name, data, struct.pack(">I", check)
+def _start(height: int, width: int, kind: int) -> bytes:
+    return _SIGNATURE + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return b"".join((struct.pack(">I", len(data)), name, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))))

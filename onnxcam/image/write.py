@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,12 @@ from onnxcam.image import png
 
 
 def write_bytes(path: str | os.PathLike[str], *data: bytes | memoryview) -> None:
-    """Write a file in one step: its parts into a temporary one in the same folder, then renamed over `path`.
+    """Write a file in one step, as `write_pieces` does."""
+    write_pieces(path, data)
+
+
+def write_pieces(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file in one step: its pieces into a temporary one in the same folder, then renamed over `path`.
 
     Raises:
         OutputError: it could not be written; the message gives the reason, and what was there before is still there.
@@ -26,13 +32,14 @@ def write_bytes(path: str | os.PathLike[str], *data: bytes | memoryview) -> None
     temporary = path.parent / f".{secrets.token_hex(8)}.part"
     try:
         with temporary.open("xb") as file:
-            file.writelines(data)
+            file.writelines(pieces)
         temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{str(path)!r} could not be written ({_reason(error, path)})") from error
-    finally:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"{str(path)!r} could not be written ({_reason(error, path)})") from error
+        raise
 
 
 def write_png(path: str | os.PathLike[str], pixels: NDArray[np.uint8], compress: bool = True) -> None:
@@ -41,7 +48,7 @@ def write_png(path: str | os.PathLike[str], pixels: NDArray[np.uint8], compress:
     Raises:
         OutputError: not such an array, or the file could not be written.
     """
-    write_bytes(path, *png.pieces(png.pack(pixels, compress)))
+    write_pieces(path, _png(pixels, compress))
 
 
 def encode_png(pixels: NDArray[np.uint8], compress: bool = True) -> bytes:
@@ -50,7 +57,15 @@ def encode_png(pixels: NDArray[np.uint8], compress: bool = True) -> bytes:
     Raises:
         OutputError: not such an array.
     """
-    return png.file(png.pack(pixels, compress))
+    return b"".join(_png(pixels, compress))
+
+
+def _png(pixels: NDArray[np.uint8], compress: bool) -> Iterable[bytes | memoryview]:
+    if pixels.ndim == 2:
+        return png.shades(png.pack(pixels))
+    png.check(pixels)
+    height, width = pixels.shape[:2]
+    return png.colors(height, width, (pixels[rows] for rows in png.bands(height, width)), compress)
 
 
 def _reason(error: OSError, path: Path) -> str:

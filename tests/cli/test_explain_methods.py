@@ -161,6 +161,33 @@ def test_fusion_reaches_the_map(run: Run, plain: Path, photo: Path, tmp_path: Pa
         assert result.json()["options"]["fusion"] == fusion
 
 
+@pytest.mark.parametrize("smooth", [("eigen",), ("augment",), ("eigen", "augment")])
+def test_smoothing_reaches_the_map(run: Run, ready: Path, photo: Path, tmp_path: Path, smooth: tuple[str, ...]) -> None:
+    arguments = [word for name in smooth for word in ("--smooth", name)]
+    held = run("explain", ready, photo, "-o", tmp_path, *arguments, "--json").json()
+    e = Explainer(ready).explain(photo, smooth=smooth)
+    assert held["pictures"][0]["attention"] == e.attention != Explainer(ready).explain(photo).attention
+    assert held["options"]["smooth"] == list(smooth)
+
+
+def test_every_method_there_is(run: Run, ready: Path, photo: Path, tmp_path: Path) -> None:
+    """Each has its files and numbers; two of the same seed are the same."""
+    names = registry.methods()
+    arguments = [word for name in names for word in ("--method", name)]
+    told = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        result = run("explain", ready, photo, "-o", folder, *arguments, "--json")
+        assert result.code == 0, result.err
+        entry = result.json()["pictures"][0]
+        assert [method["method"] for method in entry["methods"]] == names
+        told.append(entry["methods"])
+        for name in names:
+            assert {f"{name}_grayscale.png", f"{name}_heatmap.png", f"{name}_overlay.png"} <= tree(folder)
+    assert told[0] == told[1]
+    zero = [method["method"] for method in told[0] if method["attention"]["zero"]]
+    assert len(zero) < len(names) / 3, zero
+
+
 def test_options_and_seed_reach_the_method(run: Run, extra: None, ready: Path, photos: Path, tmp_path: Path) -> None:
     arguments = ("explain", ready, photos / "a.png", "--method", "dice", "--json")
     settings = ("--option", "samples=3", "--option", "even=yes", "--option", "sides=2,4", "--option", "cap=7")
@@ -208,6 +235,7 @@ def test_attributions_of_the_input(run: Run, extra: None, ready: Path, photo: Pa
         (["--top", "2", "--contrast", "hen"], ["--contrast and --top"]),
         (["--top", "2", "--probability"], ["--probability and --top"]),
         (["--contrast", "hen", "--probability"], ["exclude each other"]),
+        (["--top", "2", "--smooth", "augment"], ["one map of one class"]),
         (["--method", "dice", "--layer", "nowhere"], ["nowhere"]),
     ],
     ids=" ".join,
@@ -251,7 +279,7 @@ def test_a_file_holds_several_methods(run: Run, extra: None, plain: Path, photo:
     beside = explainer.explain(photo, method=["gradcam", "hirescam"]).per_method[1].raw_map
     np.testing.assert_allclose(inside, beside, rtol=1e-5, atol=1e-7)
     refused = run("export", plain, "-o", tmp_path / "none.onnx", "--method", "dice")
-    assert refused.code == 2 and "no file can hold it" in refused.err and "gradcam, hirescam" in refused.err
+    assert refused.code == 2 and "no file can hold it" in refused.err and "gradcam, hirescam, " in refused.err
     assert not (tmp_path / "none.onnx").exists()
     near = run("export", plain, "-o", tmp_path / "none.onnx", "--method", "hirescan")
     assert near.code == 2 and "'hirescam'" in near.sentence

@@ -82,13 +82,13 @@ def test_panel_of_any_picture_and_label(size, label):
 
 def test_panel_shows_what_it_was_given():
     """The three cells, found by their pixels."""
-    pixels, heat = smooth(300, 400), np.random.default_rng(0).random((300, 400)).astype(np.float32)
+    pixels, heat = smooth(240, 320), np.random.default_rng(0).random((240, 320)).astype(np.float32)
     blend = overlay(pixels, heat, 0.25, "magma")
     made = panel(pixels, heat, blend, label="x", colormap="magma")
     for cell in (pixels, colorize(heat, "magma"), blend):
         score = cv2.matchTemplate(made, np.ascontiguousarray(cell[:50, :50]), cv2.TM_SQDIFF)
         left, top = cv2.minMaxLoc(score)[2]
-        np.testing.assert_array_equal(made[top : top + 300, left : left + 400], cell)
+        np.testing.assert_array_equal(made[top : top + 240, left : left + 320], cell)
     bar = made[:, -60:].reshape(-1, 3).tolist()
     for end in (0.0, 1.0):
         assert colorize(np.array([[end]]), "magma")[0, 0].tolist() in bar

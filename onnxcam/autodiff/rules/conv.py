@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxcam.autodiff import strided
 from onnxcam.autodiff.registry import Cotangents, Node, vjp
 from onnxcam.autodiff.window import LAST, Window, crop, flat, halves, same_begin, trim, windows
 from onnxcam.graph.builder import Builder
@@ -80,7 +81,8 @@ def _input_gradient(op: Builder, node: Node, dy: str, shape: Sequence[Window], g
         pads = [(v.extent - 1 - (v.begin or 0), v.extent - 1 - (v.end or 0)) for v in shape]
         dilations = [window.dilation for window in shape]
         return op.Conv(trim(op, dy, pads), w, pads=flat(pads), dilations=dilations, group=group)
-    return _scatter(op, node, dy, shape, group)
+    found = strided.input_gradient(op, node, dy, shape, group, _flipped)
+    return found or _scatter(op, node, dy, shape, group)
 
 
 def _flipped(op: Builder, node: Node, kernel: Sequence[int], group: int) -> str:

@@ -6,10 +6,13 @@ Where a rule can be written in the node's output Y it is: what the runtime fuses
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+import onnx
 
 from onnxcam.autodiff.registry import Cotangents, Node, no_gradient, vjp
+from onnxcam.autodiff.steps import above, below
 from onnxcam.graph.builder import Builder
 
 SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875  # the ONNX specification's defaults
@@ -21,7 +24,7 @@ no_gradient("Floor", "Ceil", "Round", "Sign", "Hardmax", "Bernoulli")  # 0 almos
 @vjp("Relu")
 def relu(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = dY where Y > 0."""
-    return [op.mask(dy, op.Greater(node.output, 0.0))]
+    return [op.Mul(dy, above(op, node.output, 0.0))]
 
 
 @vjp("LeakyRelu")
@@ -84,7 +87,12 @@ def celu(op: Builder, node: Node, dy: str) -> Cotangents:
 def sigmoid(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = Y (1 - Y) dY."""
     y = node.output
-    return [op.Mul(dy, op.Mul(y, op.Sub(1.0, y)))]
+    return [op.Mul(dy, op.Mul(y, _rest(op, y)))]
+
+
+def _rest(op: Builder, y: str) -> str:
+    """1 - Y of a sigmoid Y, by an operator that keeps the blocked layout of convolutions (see `steps`)."""
+    return op.HardSigmoid(y, alpha=-1.0, beta=1.0) if op.dtype == onnx.TensorProto.FLOAT else op.Sub(1.0, y)
 
 
 @vjp("HardSigmoid")
@@ -164,21 +172,31 @@ def clip(op: Builder, node: Node, dy: str) -> Cotangents:
     x, low, high = node.inputs[0], node.input(1), node.input(2)
     dx: str | None = None
     if node.wants(0):
-        tests = []
+        dx = dy
         if low and not _beyond(node, 1):
-            tests.append(op.Greater(node.output, low))
+            fixed = _bound(node, 1)
+            dx = op.mask(dx, op.Greater(node.output, low)) if fixed is None else _times(op, dx, above, node, fixed)
         if high and not _beyond(node, 2):
-            tests.append(op.Less(node.output, high))
-        # And of two tests costs as much as one product of differences, and does not underflow
-        dx = op.mask(dy, op.And(*tests) if len(tests) == 2 else tests[0]) if tests else dy
+            fixed = _bound(node, 2)
+            dx = op.mask(dx, op.Less(node.output, high)) if fixed is None else _times(op, dx, below, node, fixed)
     dlow = dhigh = None
     if low and node.wants(1):
-        below = op.Less(x, low)
-        dlow = op.sum_to(op.mask(dy, op.And(below, op.Less(low, high)) if high else below), node.output, low)
+        under = op.Less(x, low)
+        dlow = op.sum_to(op.mask(dy, op.And(under, op.Less(low, high)) if high else under), node.output, low)
     if high and node.wants(2):
-        above = op.Greater(x, high)
-        dhigh = op.sum_to(op.mask(dy, op.Or(above, op.Greater(low, high)) if low else above), node.output, high)
+        over = op.Greater(x, high)
+        dhigh = op.sum_to(op.mask(dy, op.Or(over, op.Greater(low, high)) if low else over), node.output, high)
     return [dx, dlow, dhigh]
+
+
+def _times(op: Builder, dx: str, step: Callable[[Builder, str, float], str], node: Node, bound: float) -> str:
+    return op.Mul(dx, step(op, node.output, bound))
+
+
+def _bound(node: Node, index: int) -> float | None:
+    """A bound of Clip that is known."""
+    bound = node.constant(index)
+    return None if bound is None or bound.size != 1 else float(bound.item())
 
 
 def _beyond(node: Node, index: int) -> bool:
@@ -211,9 +229,26 @@ def sub(op: Builder, node: Node, dy: str) -> Cotangents:
 
 @vjp("Mul", broadcast=True)
 def mul(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dA = B dY, dB = A dY."""
+    """dA = B dY, dB = A dY; for X sigmoid(X), the way SiLU is written, dX = (S + Y (1 - S)) dY as one."""
     a, b = node.inputs
+    gate = _gate(node)
+    if gate is not None:
+        s = node.inputs[gate]
+        dx = op.Mul(dy, op.Add(s, op.Mul(node.output, _rest(op, s))))
+        return [None, dx] if gate == 0 else [dx, None]
     return [op.Mul(dy, b) if node.wants(0) else None, op.Mul(dy, a) if node.wants(1) else None]
+
+
+def _gate(node: Node) -> int | None:
+    """Which factor is the sigmoid of the other one, unless its own gradient is asked for."""
+    for gate in (0, 1):
+        s, x = node.inputs[gate], node.inputs[1 - gate]
+        producer = node.graph.producer.get(s)
+        if producer is None or producer.op_type != "Sigmoid" or producer.domain not in ("", "ai.onnx"):
+            continue
+        if producer.input[0] == x and s not in node.ends and node.wants(0) and node.wants(1):
+            return gate
+    return None
 
 
 @vjp("Div", broadcast=True)

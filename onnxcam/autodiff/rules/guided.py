@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from onnxcam.autodiff.registry import Cotangents, Entry, Node
+from onnxcam.autodiff.steps import above
 from onnxcam.graph.builder import Builder
 
 
 def relu(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = ReLU(dY) where Y > 0."""
-    return [op.mask(op.Relu(dy), op.Greater(node.output, 0.0))]
+    return [op.Mul(op.Relu(dy), above(op, node.output, 0.0))]
 
 
 # what a sweep takes in place of the registered rules

@@ -1,0 +1,212 @@
+"""What a gradient at the picture costs: against the forward pass, torch autograd and onnx-ad.
+
+    python benchmarks/gradient.py [--models resnet50 vgg16] [--rounds 10] [--output benchmarks/gradient.md]
+
+The whole depth of the network is differentiated, as saliency, integrated gradients or guided backpropagation need it.
+Every figure is a ratio taken within a round in which each contestant runs one block, the others waiting in processes of
+their own (ONNX Runtime's spinning threads slow what is timed beside them). Weights are random: speed does not depend on
+them. onnx-ad is no requirement of the project; without it (`pip install --no-deps onnx-ad==0.3.0`) its column is empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import speed
+
+ROOT = Path(__file__).resolve().parent.parent
+BOUNDS = {"resnet50": 2.3, "vgg16": 2.3, "mobilenet_v2": 2.8, "efficientnet_b0": 2.8}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(BOUNDS), choices=list(BOUNDS))
+    parser.add_argument("--rounds", type=int, default=10, help="rounds per model, each a block of every contestant")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "gradient.md")
+    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        serve(arguments.worker, arguments.models[0], arguments.folder)
+        return
+    rows = []
+    for model in arguments.models:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append((model, compare(model, folder, arguments.rounds)))
+    text = table(rows)
+    arguments.output.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def compare(model: str, folder: str, rounds: int) -> dict[str, float]:
+    """Every contestant in turn, round after round."""
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        failed: dict[str, str] = {}
+        for name in WORKERS:
+            command = [sys.executable, __file__, "--models", model, "--worker", name, "--folder", folder]
+            worker = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            stack.callback(worker.kill)
+            told = speed.ask(worker, model, name)  # loads, and a first block that does not count
+            if "failed" in told:
+                failed[name] = str(told["failed"])
+                print(f"{model}, {name}: {failed[name]}", file=sys.stderr)
+            else:
+                workers[name] = worker
+        held: dict[str, list[float]] = {}
+        for turn in range(rounds):
+            print(f"\r{model}: round {turn + 1} of {rounds}", end="", file=sys.stderr)
+            took: dict[str, float] = {}
+            for name, worker in workers.items():
+                took |= speed.ask(worker, model, name)
+            for key, value in took.items():
+                held.setdefault(key, []).append(1e3 * value)
+                if key != "forward":
+                    held.setdefault(f"{key} / forward", []).append(value / took["forward"])
+        print(file=sys.stderr)
+    return {key: statistics.median(values) for key, values in held.items()}
+
+
+def serve(name: str, model: str, folder: Path) -> None:
+    """Measure a block for every line on standard input; say so where this contestant cannot take the model."""
+    try:
+        calls = WORKERS[name](model, folder)
+        for call in calls.values():
+            call()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        for _ in sys.stdin:
+            print(json.dumps({"failed": reason[:200]}), flush=True)
+        return
+    for turn, _ in enumerate(sys.stdin):
+        order = list(calls.items())
+        took = {key: speed.block(call) for key, call in (order if turn % 2 == 0 else order[::-1])}
+        print(json.dumps(took), flush=True)
+
+
+def onnxcam(model: str, folder: Path) -> speed.Calls:
+    """The plain forward pass, and scores with the gradient of the best class at the picture, by the Explainer."""
+    import multiprocessing
+
+    import numpy as np
+    import onnxruntime as ort
+
+    from onnxcam.explainer import Explainer
+
+    exporting = multiprocessing.get_context("spawn").Process(target=speed.export, args=(model, folder))
+    exporting.start()
+    exporting.join()
+    path = folder / f"{model}.onnx"
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = speed.THREADS
+    options.log_severity_level = 3
+    plain = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    explainer = Explainer(folder / f"{model}.cam.onnx", session_options=options, providers=["CPUExecutionProvider"])
+    x = picture()
+    name = plain.get_inputs()[0].name
+    found = explainer.attribution(x, None, "saliency")
+    assert found.shape == x.shape and np.isfinite(found).all()
+    return {
+        "forward": lambda: plain.run(None, {name: x}),
+        "onnxcam": lambda: explainer.attribution(x, None, "saliency"),
+    }
+
+
+def autograd(model: str, folder: Path) -> speed.Calls:
+    """Forward and backward pass in PyTorch; the weights ask for no gradient."""
+    import torch
+
+    net = speed.build(model).requires_grad_(False)
+    x = torch.from_numpy(picture())
+
+    def call() -> object:
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(net(leaf).max(dim=1).values.sum(), leaf)
+        return gradient
+
+    return {"torch autograd": call}
+
+
+def onnx_ad(model: str, folder: Path) -> speed.Calls:
+    """onnx-ad's reverse model of the same file with its batch fixed, given the cotangent of one class."""
+    import numpy as np
+    import onnx
+    import onnx_ad
+    import onnxruntime as ort
+
+    source = onnx.load(folder / f"{model}.onnx")
+    for held in (*source.graph.input, *source.graph.output):
+        held.type.tensor_type.shape.dim[0].dim_value = 1
+    del source.graph.value_info[:]
+    made = onnx_ad.reverse(onnx.shape_inference.infer_shapes(source), layout="onnx")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = speed.THREADS
+    options.log_severity_level = 3
+    session = ort.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = {}
+    for value in session.get_inputs():
+        shape = [side if isinstance(side, int) else 1 for side in value.shape]
+        feeds[value.name] = picture() if value.name == source.graph.input[0].name else np.zeros(shape, np.float32)
+    seed = next(array for name, array in feeds.items() if name != source.graph.input[0].name)
+    seed.reshape(-1)[0] = 1
+    return {"onnx-ad": lambda: session.run(None, feeds)}
+
+
+def picture():  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    return np.random.default_rng(1234).normal(size=(1, 3, 224, 224)).astype(np.float32)
+
+
+WORKERS: dict[str, Callable[[str, Path], speed.Calls]] = {
+    "onnxcam": onnxcam,
+    "torch autograd": autograd,
+    "onnx-ad": onnx_ad,
+}
+
+
+def table(rows: list[tuple[str, dict[str, float]]]) -> str:
+    """The figures as Markdown, with date, machine and versions."""
+    versions = []
+    for name in ("onnxcam", "onnxruntime", "torch", "torchvision", "onnx-ad"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
+    lines = [
+        "# Speed of a gradient at the picture",
+        "",
+        f"Measured {datetime.date.today()} with `python benchmarks/gradient.py` on {speed.THREADS} CPU threads "
+        f"({platform.machine()}, Python {platform.python_version()}): {', '.join(versions)}.",
+        "",
+        'One picture, 224 × 224. *onnxcam*: `Explainer.attribution(x, None, "saliency")`, which finds the best class,',
+        "differentiates its score through the whole network and returns the gradient. All columns but the first are",
+        "multiples of the plain forward pass in ONNX Runtime, medians over rounds. Empty: the package cannot run",
+        "the model.",
+        "",
+        "| model | forward (ms) | onnxcam | aim | torch autograd | onnx-ad |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for model, row in rows:
+        others = [f"{row[key]:.1f}" if (key := f"{name} / forward") in row else "" for name in WORKERS][1:]
+        lines.append(
+            f"| {model} | {row['forward']:.1f} | {row['onnxcam / forward']:.2f} | ≤ {BOUNDS[model]} | "
+            + " | ".join(others)
+            + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Input gradients of strided convolutions of pictures, where something is faster than ConvTranspose.
+
+ONNX Runtime's ConvTranspose scatters the products of a matrix multiplication in one thread, group after group. Three
+kinds of strided convolution do without it, given that sizes are known when the graph is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+
+from onnxcam.autodiff.registry import Node
+from onnxcam.autodiff.window import Window, crop, flat
+from onnxcam.graph.builder import Builder
+
+_FEW = 4  # channels of a picture, and one more
+Flip = Callable[[Builder, Node, Sequence[int], int], str]
+
+
+def input_gradient(op: Builder, node: Node, dy: str, shape: Sequence[Window], group: int, flipped: Flip) -> str | None:
+    """dX of a convolution with a stride, None for those that are best left to ConvTranspose.
+
+    Arguments:
+        flipped: makes the weights of the stride-1 convolution of the input gradient.
+    """
+    x, weight = node.inputs[0], op.static(node.inputs[1])
+    sizes = [op.dim(x, axis) for axis in (2, 3)]
+    steps = [op.dim(node.output, axis) for axis in (2, 3)]
+    known = [side for side in (*sizes, *steps) if side is not None]
+    if len(shape) != 2 or weight is None or len(known) != 4 or any(window.begin is None for window in shape):
+        return None
+    if all(window.kernel == 1 and not window.begin and not window.end for window in shape):
+        return _pointwise(op, node, dy, shape, group, flipped, known)
+    if weight[0] == group and weight[1] == 1 and all(window.stride <= 2 for window in shape):
+        return _depthwise(op, node, dy, shape, group, flipped, known)
+    if group == 1 and weight[1] <= _FEW and shape[0].stride == shape[1].stride:
+        return _phases(op, node, dy, shape, known)
+    return None
+
+
+def _pointwise(
+    op: Builder, node: Node, dy: str, shape: Sequence[Window], group: int, flipped: Flip, known: Sequence[int]
+) -> str:
+    """Windows of one element: the convolution of dY, then zeros between; 0.7 × the time."""
+    z = _spread(op, node, op.Conv(dy, flipped(op, node, [1, 1], group), group=group), shape)
+    return _cut(op, node, z, [window.stride * steps for window, steps in zip(shape, known[2:], strict=True)])
+
+
+def _depthwise(
+    op: Builder, node: Node, dy: str, shape: Sequence[Window], group: int, flipped: Flip, known: Sequence[int]
+) -> str | None:
+    """Zeros between the elements of dY, then a depthwise convolution of stride 1; 0.4-0.7 × the time.
+
+    Across channels the products with zeros would cost more than they save.
+    """
+    pads = []
+    for window, size, steps in zip(shape, known[:2], known[2:], strict=True):
+        begin = window.begin or 0
+        pads.append((window.extent - 1 - begin, size - window.stride * steps + begin))
+    if min(min(pair) for pair in pads) < 0:
+        return None
+    w = flipped(op, node, [window.kernel for window in shape], group)
+    dilations = [window.dilation for window in shape]
+    return op.Conv(_spread(op, node, dy, shape), w, pads=flat(pads), dilations=dilations, group=group)
+
+
+def _spread(op: Builder, node: Node, dy: str, shape: Sequence[Window]) -> str:
+    """Zeros behind every element: each is repeated and its first copy kept, in two passes that cost little."""
+    strides = [window.stride for window in shape]
+    scales = np.asarray([1, 1, *strides], np.float32)
+    repeated = op.Resize(
+        dy, None, scales, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    )
+    kind = onnx.helper.tensor_dtype_to_np_dtype(op.dtype)
+    rows, columns = (
+        (np.arange(stride * (op.dim(node.output, axis) or 0)) % stride == 0).astype(kind)
+        for axis, stride in enumerate(strides, start=2)
+    )
+    # a product of two vectors: it folds at load, and the file stays small
+    return op.Mul(repeated, op.Mul(rows.reshape(1, 1, -1, 1), columns.reshape(1, 1, 1, -1)))
+
+
+def _phases(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Sequence[int]) -> str | None:
+    """A network's first convolution: the s² interleaved parts of the picture from one convolution; 0.5 × the time.
+
+    dX[s·i + a] = sum over m of W[a + begin - s·m] · dY[i + m]: each a has a kernel of its own, of every s-th tap.
+    """
+    w = node.constant(1)
+    if w is None or any(window.dilation != 1 for window in shape):
+        return None
+    stride = shape[0].stride
+    reach, pads = [], []
+    for window, size, steps in zip(shape, known[:2], known[2:], strict=True):
+        begin = window.begin or 0
+        low, high = -((window.kernel - 1 - begin) // stride), (stride - 1 + begin) // stride
+        reach.append((begin, low, high))
+        pads.append((-low, -(-size // stride) - steps + high))
+    if min(min(pair) for pair in pads) < 0:
+        return None
+    outputs, channels = w.shape[:2]
+    taps = [high - low + 1 for _, low, high in reach]
+    kernels = np.zeros((stride, stride, channels, outputs, *taps), w.dtype)
+    for a, b, i, j in np.ndindex(stride, stride, *taps):
+        row, column = (
+            phase + begin - stride * (low + at)
+            for phase, at, (begin, low, _) in zip((a, b), (i, j), reach, strict=True)
+        )
+        if 0 <= row < w.shape[2] and 0 <= column < w.shape[3]:
+            kernels[a, b, :, :, i, j] = w[:, :, row, column].T
+    z = op.Conv(dy, kernels.reshape(-1, outputs, *taps), pads=flat(pads))
+    z = op.DepthToSpace(z, blocksize=stride, mode="DCR")
+    return _cut(op, node, z, [stride * -(-size // stride) for size in known[:2]])
+
+
+def _cut(op: Builder, node: Node, z: str, sizes: Sequence[int]) -> str:
+    """The first elements of z, of height and width `sizes`: as many as x has."""
+    x = node.inputs[0]
+    return z if [op.dim(x, 2), op.dim(x, 3)] == list(sizes) else crop(op, z, [0, 0], x, (2, 3))

@@ -1,0 +1,105 @@
+"""Input gradients of strided convolutions that do without ConvTranspose, and steps that do without comparisons."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto
+
+import onnxcam
+from onnxcam.autodiff.steps import above, below
+from onnxcam.graph.builder import Builder
+from onnxcam.graph.view import Graph
+from tests.autodiff.harness import build, check, covers, normal
+
+KINDS = {
+    # (input, weights, strides, pads, groups, what replaces ConvTranspose)
+    "pointwise": ((1, 5, 7, 8), (6, 5, 1, 1), (2, 2), (0, 0, 0, 0), 1, "Resize"),
+    "pointwise, grouped, 3": ((2, 4, 7, 9), (6, 2, 1, 1), (3, 1), (0, 0, 0, 0), 2, "Resize"),
+    "depthwise": ((1, 4, 8, 8), (4, 1, 3, 3), (2, 2), (1, 1, 1, 1), 4, "Resize"),
+    "depthwise, odd, 5": ((2, 3, 9, 11), (3, 1, 5, 5), (2, 2), (2, 2, 2, 2), 3, "Resize"),
+    "depthwise, one axis": ((1, 3, 9, 8), (3, 1, 3, 3), (1, 2), (1, 0, 1, 1), 3, "Resize"),
+    "first, 7": ((1, 3, 14, 12), (8, 3, 7, 7), (2, 2), (3, 3, 3, 3), 1, "DepthToSpace"),
+    "first, odd, 3": ((2, 3, 11, 9), (6, 3, 3, 3), (2, 2), (0, 1, 1, 0), 1, "DepthToSpace"),
+    "first, patches": ((1, 3, 8, 12), (6, 3, 4, 4), (4, 4), (0, 0, 0, 0), 1, "DepthToSpace"),
+    "wide": ((1, 6, 8, 8), (8, 6, 3, 3), (2, 2), (1, 1, 1, 1), 1, "ConvTranspose"),
+    "depthwise, 3": ((1, 3, 9, 9), (3, 1, 3, 3), (3, 3), (1, 1, 1, 1), 3, "ConvTranspose"),
+    "multiplier": ((1, 2, 8, 8), (8, 1, 3, 3), (2, 2), (1, 1, 1, 1), 2, "ConvTranspose"),
+}
+
+
+@covers("Conv")
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_stride(kind: str) -> None:
+    shape, weight, strides, pads, group, made = KINDS[kind]
+    text = f"y = Conv<strides={list(strides)}, pads={list(pads)}, group={group}>(x, w)"
+    feeds, weights = {"x": normal(*shape)}, {"w": normal(*weight)}
+    check(text, feeds, weights, wrt=["x"])
+    emitted = onnxcam.gradient(build(text, feeds, weights), "y", ["x"])
+    kinds = {node.op_type for node in emitted.graph.node}
+    assert made in kinds
+    assert (made == "ConvTranspose") == ("ConvTranspose" in kinds)
+
+
+BOUNDS = [0.0, 6.0, -1.0, 0.1, 3e-20, 1e30, 255.0]
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_steps_are_exact_next_to_their_bound(bound: float) -> None:
+    """For every float from the bound's neighbours to the largest: exactly what the comparison says."""
+    edge = np.float32(bound)
+    near = np.array(
+        [edge, *(np.nextafter(edge, np.float32(to)) for to in (-np.inf, np.inf)), 0, 1, -1, 3e38, -3e38], np.float32
+    )
+    rng = np.random.default_rng(0)
+    values = np.concatenate([near, edge + rng.normal(size=200).astype(np.float32), rng.normal(size=200) * 1e4])
+    values = values[(np.abs(values - edge) >= np.finfo(np.float32).tiny) | (values == edge)].astype(np.float32)
+    model = onnx.ModelProto(ir_version=8)
+    model.opset_import.add(version=18)
+    model.graph.name = "steps"
+    model.graph.input.append(onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, [len(values)]))
+    op = Builder(Graph(model))
+    for name, step in (("above", above), ("below", below)):
+        op.Identity(step(op, "y", float(edge)), name=name)
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, [len(values)]))
+    model.graph.node.extend(op.nodes)
+    assert [node.op_type for node in op.nodes] == ["HardSigmoid", "Identity"] * 2
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    higher, lower = session.run(None, {"y": values})
+    assert np.array_equal(higher, (values > edge).astype(np.float32))
+    assert np.array_equal(lower, (values < edge).astype(np.float32))
+
+
+@covers("Mul", "Sigmoid")
+def test_the_gradient_of_silu_is_one_slope() -> None:
+    feeds = {"x": normal(2, 3, 4, 4)}
+    for text in ("s = Sigmoid(x) y = Mul(x, s)", "s = Sigmoid(x) y = Mul(s, x)"):
+        check(text, feeds)
+        emitted = onnxcam.gradient(build(text, feeds), "y", ["x"])
+        added = [node.op_type for node in emitted.graph.node[2:] if node.op_type != "Identity"]
+        assert added == ["HardSigmoid", "Mul", "Add", "Mul"]
+    check("s = Sigmoid(x) z = Mul(x, s) y = Add(z, s)", feeds)  # the sigmoid is read elsewhere too
+
+
+def test_the_sigmoid_of_silu_may_be_asked_for_itself() -> None:
+    """dS = X dY is not passed over where S is one of the ends."""
+    feeds = {"x": normal(2, 3)}
+    model = onnxcam.gradient(build("s = Sigmoid(x) y = Mul(x, s)", feeds), "y", ["x", "s"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    dy = normal(2, 3, seed=3)
+    dx, ds = session.run(["grad.x", "grad.s"], {"x": feeds["x"], "cotangent.y": dy})
+    s = 1 / (1 + np.exp(-feeds["x"].astype(np.float64)))
+    assert np.allclose(ds, feeds["x"] * dy, atol=1e-6)
+    assert np.allclose(dx, dy * (s + feeds["x"] * s * (1 - s)), atol=1e-6)
+
+
+@covers("Add", "GlobalAveragePool")
+def test_what_is_expanded_to_be_added_is_not_expanded() -> None:
+    text = "p = GlobalAveragePool(x) q = Mul(x, p) y = Exp(q)"
+    feeds = {"x": normal(2, 3, 4, 4) * np.float32(0.5)}
+    check(text, feeds)
+    model = onnxcam.gradient(build(text, feeds), "y", ["x"])
+    assert "Expand" not in {node.op_type for node in model.graph.node}
+    check("p = GlobalAveragePool(x) q = Add(x, p) y = Exp(q)", feeds)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from onnxcam.cli.progress import Bar
 from tests.cli.conftest import Run, tree
 
 QUICK = ("--metric", "average_drop", "--metric", "deletion")
@@ -110,3 +111,34 @@ def test_usage(run: Run, ready: Path, plain: Path, photo: Path, tmp_path: Path) 
     assert run("evaluate", plain, photo).code == 2
     assert run("evaluate", tmp_path / "none.onnx", photo).code == 3
     assert run("evaluate", ready, tmp_path / "none.png").code == 1
+
+
+def test_the_bar_is_drawn_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        tty = True
+
+        def isatty(self) -> bool:
+            return self.tty
+
+    written = Terminal()
+    monkeypatch.setattr("sys.stderr", written)
+    with Bar() as bar:
+        for done in (0, 1, 1, 2):
+            bar.to(done, 2)
+    assert "50 %" in written.getvalue() and "left" in written.getvalue() and written.getvalue().endswith("\r\x1b[2K")
+    assert written.getvalue().count("50 %") == 1
+    silent = Terminal()
+    silent.tty = False
+    monkeypatch.setattr("sys.stderr", silent)
+    with Bar() as bar:
+        bar.to(1, 2)
+    assert silent.getvalue() == ""
+
+
+def test_interrupted(run: Run, ready: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(self: Bar, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bar, "to", stop)
+    result = run("evaluate", ready, photos, "--method", "gradcam", *QUICK)
+    assert result.code == 130 and result.err == "Interrupted.\n" and result.out == ""

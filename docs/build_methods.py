@@ -41,8 +41,8 @@ KINDS = {
     ),
     INPUT: (
         "At the picture",
-        "One signed number for each value of the tensor (`Explainer.attribution`); the map is the sum of their absolute "
-        "values over channels, at the size of the input.",
+        "One signed number for each value of the tensor (`Explainer.attribution`); the map is the sum of their "
+        "absolute values over channels, at the size of the input.",
     ),
 }
 BOTTOM = """## Options of all methods

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -182,7 +182,9 @@ def explain(
     found = pictures.collect(wanted, folder)
     if not found.items and len(found.failures) == 1:
         raise found.failures[0][1]
-    threading.Thread(target=_warm, daemon=True).start()
+    beside = ThreadPoolExecutor(2)  # what can be done while the runtime loads the model
+    beside.submit(_warm)
+    digest = beside.submit(_digest, model)
     many = len(found.items) > 1
     explainer = open_explainer(model, layers, labels, preprocess, names, provider, allow_fallback, many)
     wanted_class, index = question.parse_target(target, contrast, probability, explainer.labels, explainer.classes)
@@ -213,7 +215,7 @@ def explain(
         run.explain(explainer, request)
         interrupted = False
     finally:
-        about = describe(model, explainer, request)
+        about = describe(model, explainer, request, digest.result())
         summary = run.summary(about, time.monotonic() - started, interrupted, explainer)
         text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
         image.write_bytes(folder / SUMMARY, text.encode(errors="backslashreplace"))
@@ -232,8 +234,13 @@ def explain(
         raise click.exceptions.Exit(1)
 
 
+def _digest(model: str) -> str:
+    with Path(model).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _warm() -> None:
-    """Load what pictures are read and drawn with beside the model, which takes as long."""
+    """Load what pictures are read and drawn with."""
     with contextlib.suppress(Exception):  # what is wrong shows when it is needed
         Font(19, 600).width("0")
 
@@ -305,11 +312,9 @@ def ready(folder: Path) -> None:
     (folder / ".writable").unlink(missing_ok=True)
 
 
-def describe(model: str, explainer: Explainer, request: Request) -> dict[str, Any]:
+def describe(model: str, explainer: Explainer, request: Request, digest: str) -> dict[str, Any]:
     """What a run was made with."""
     held = explainer.manifest
-    with Path(model).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "model": {
             "path": model,

@@ -340,12 +340,12 @@ from onnxcam.cam import registry
 
 @registry.layer_method("slow", long=True)
 def slow(view):
-    "Takes a minute."
+    "Takes minutes."
     def make(start, stop):
         print("at", start, flush=True)
         time.sleep(0.05)
         return view.activations[:1].repeat(stop - start, 0), np.zeros(stop - start, np.int64)
-    view.values(256 * 1200, make)
+    view.values(256 * 6000, make)
     return view.activations.mean(axis=1)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -364,7 +364,7 @@ def interrupted(arguments: list[object], terminal: str = "") -> tuple[int, str, 
         assert begun[-1].startswith("at "), process.stderr and process.stderr.read()
         process.send_signal(signal.SIGINT)
         start = time.monotonic()
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
         return process.returncode, err, time.monotonic() - start
 
 
@@ -377,7 +377,7 @@ def test_interrupting_a_long_method(ready: Path, photos: Path, tmp_path: Path, m
     assert tree(tmp_path / "out") == {"analysis_summary.json"}, "no picture has some of its files"
     count = 3 if many else 1
     assert held(tmp_path / "out")["counts"] == {"found": count, "explained": 0, "failed": 0, "left": count}
-    assert seconds < 20, "the method would have gone on for a minute"
+    assert seconds < 100, "the method would have gone on for five minutes"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals end otherwise on Windows")

@@ -13,13 +13,16 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import helper
 
 from onnxcam import runtime
 from onnxcam.cam.attributions import RULES
 from onnxcam.cam.methods import INPUT, find, methods
 from onnxcam.cam.objectives import Contrast, Probability, Weights
-from onnxcam.errors import MethodError
+from onnxcam.errors import MethodError, ModelError
 from onnxcam.explainer import Explainer
+from onnxcam.live import Features
+from onnxcam.parts import Parts
 from tests import models
 from tests.cam import net
 from tests.cam.net import parity
@@ -329,3 +332,50 @@ def test_wrong_options_are_refused(explainer: Explainer, name: str, options: dic
 def test_every_attribution_says_its_formula_and_paper() -> None:
     for name in EVERY:
         assert "https://arxiv.org/abs/" in find(name).formula
+
+
+def test_arithmetic_of_whole_numbers_is_refused() -> None:
+    source = net.model(uint8=True)
+    source.graph.node[0].input[0] = "larger"
+    source.graph.node.insert(0, helper.make_node("Max", ["input", "input"], ["larger"], name="larger"))
+    explainer = Explainer(source, layers=[net.LAYER], providers=CPU)
+    pictures = np.zeros((1, 3, *net.SIZE), np.uint8)
+    with pytest.raises(ModelError, match=r"computes Max \('larger'\) with the whole numbers of its input 'input'"):
+        explainer.attribution(pictures, 1, "saliency")
+    assert explainer.attribute(pictures, 1, "gradcam").shape == (1, *net.SIZE)
+
+
+def test_changed_pictures_of_whole_numbers_are_rounded() -> None:
+    """Where a method looks at the layer of changed pictures, the model takes them as it takes any."""
+    parts = Parts(net.model(uint8=True), lambda data: runtime.open_session(data, CPU))
+    pictures = np.random.default_rng(2).integers(0, 256, size=(2, 3, *net.SIZE), dtype=np.uint8)
+    held = Features(parts, pictures, [net.LAYER], size=None)
+    view = held.view(net.LAYER, held.objective(1, None))
+    same = view.at(view.input.activations + 0.3)
+    assert np.array_equal(same.scores, held.scores)
+    moved = view.at(view.input.activations + 300)
+    assert np.array_equal(moved.scores, view.at(np.full(pictures.shape, 255, np.float32)).scores)
+
+
+def test_any_size_of_picture(explainer: Explainer) -> None:
+    other = Explainer(models.tiny_cnn(size=None), providers=CPU)
+    fixed = Explainer(models.tiny_cnn(size=(36, 23)), providers=CPU)
+    pictures = np.random.default_rng(0).normal(size=(2, 3, 36, 23)).astype(np.float32)
+    for name in EVERY:
+        options = SHORT.get(name, {})
+        want = fixed.attribution(pictures, 1, name, **options)
+        assert parity(other.attribution(pictures, 1, name, **options), want) <= 1e-4
+
+
+def test_pictures_are_explained_by_attributions_beside_cams() -> None:
+    explainer = Explainer(net.model(), layers=[net.LAYER], preprocess="0..1", providers=CPU)
+    pixels = np.random.default_rng(0).integers(0, 256, size=(30, 40, 3), dtype=np.uint8)
+    both = explainer.explain(pixels, 2, ["gradcam", "saliency"])
+    assert [told.method for told in both.per_method] == ["gradcam", "saliency"]
+    alone = explainer.explain(pixels, 2, "saliency")
+    assert np.allclose(both.per_method[1].heatmap, alone.heatmap, atol=1e-5)
+    assert alone.heatmap.shape == (30, 40) and alone.raw_map.shape == net.SIZE
+    best = explainer.explain(pixels, method="saliency", top=3)
+    for told in best.maps:
+        one = explainer.explain(pixels, told.target, "saliency")
+        assert np.allclose(told.heatmap, one.heatmap, atol=1e-5)

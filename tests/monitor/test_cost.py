@@ -27,10 +27,10 @@ def test_a_call_costs_a_quarter_of_a_millisecond_at_most() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("worker", ["thread", "process"])
 def test_explaining_in_the_background_slows_predictions_little(worker: str) -> None:
-    """The figure of row 3 is the benchmark's; here the same measurement, cut short, must come near it once.
+    """The measurement of row 3, cut short, must be within the bounds in one of six tries.
 
-    It is skipped, with the figures, where no try does: it fails only if a median is slowed by half or more while
-    predictions beside an idle monitor are steady. That the bounds hold is for the benchmark to say.
+    Where none is, predictions beside a monitor that has nothing to explain say whether the machine is steady enough for
+    the bounds to mean anything: if they are within them it is the explaining that slows, and the test fails.
     """
 
     def good(found: dict[str, float]) -> bool:
@@ -43,10 +43,8 @@ def test_explaining_in_the_background_slows_predictions_little(worker: str) -> N
         if good(tries[-1]):
             return
     idle = [promises.overhead(worker, rounds=3, calls=150, block=25, when="confidence < 0") for _ in range(3)]
-    if not all(good(found) for found in idle) or max(found["p50"] for found in tries) < 1.5:
-        pytest.skip(
-            f"not within the bounds, on a machine that may be busy: {tries}, and {idle} with nothing to explain"
-        )
+    if not all(good(found) for found in idle):
+        pytest.skip(f"not within the bounds on a busy machine: {tries}, and {idle} with nothing to explain")
     raise AssertionError((tries, idle))
 
 

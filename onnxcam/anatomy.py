@@ -22,7 +22,7 @@ from onnxcam.autodiff.seed import binary_cotangent, class_cotangent, unrounded
 from onnxcam.autodiff.sweep import path, sweep
 from onnxcam.cam import methods as cam
 from onnxcam.errors import LayerError, ModelError
-from onnxcam.graph import edit, layers, manifest
+from onnxcam.graph import attention, edit, layers, manifest
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.constants import constants
 from onnxcam.graph.layers import Layer
@@ -35,6 +35,8 @@ ACTIVATIONS, TARGET = "onnxcam.activations", "onnxcam.target"
 DIRECTION, CURVATURE = "onnxcam.direction", "onnxcam.curvature"
 # the picture itself, as a layer: its tail is the whole model
 INPUT = ""
+# of a transformer, the output of its last block
+BLOCK = "onnxcam.block"
 _AFFINE = {
     "Add", "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Div", "Dropout", "Flatten", "Gemm",
     "GlobalAveragePool", "Identity", "MatMul", "Mul", "Neg", "Pad", "ReduceMean", "ReduceSum", "Reshape", "Slice",
@@ -212,6 +214,40 @@ class Anatomy:
         model = _part(graph, op, [*self._inputs(cut), self._cotangent_info(graph)], outputs)
         layouts = [cut.layer.layout or "NCHW", *(term.layout for term in held)]
         return model, [(output.name, layout) for output, layout in zip(outputs, layouts, strict=True)]
+
+    def attention(self) -> tuple[onnx.ModelProto, list[attention.Block]]:
+        """Picture in; of each transformer block its attention and its output out.
+
+        Raises:
+            LayerError: no attention over all tokens was found.
+        """
+        graph = self._graph
+        held = attention.blocks(graph, self.picture.name, self.scores.value)
+        grid, prefix = attention.grid_of(held[-1].tokens)
+        # the last block's output as a layer, whose tail reads every block's
+        last = held[-1].output
+        self._known.setdefault(
+            BLOCK, {"value": last, "layout": "NTC", "grid": list(grid), "prefix_tokens": prefix, "name": BLOCK}
+        )
+        names = dict.fromkeys(name for block in held for name in (block.attention, block.output))
+        outputs = [edit.info(name, graph.dtype(name), graph.shape(name)) for name in names]
+        return _part(graph, Builder(graph), [self.picture], outputs), held
+
+    def attention_backward(self) -> onnx.ModelProto:
+        """Picture and a cotangent per block's output (`BLOCK.cotangent.l`) in; the gradients of its attention out."""
+        graph = self._graph
+        op = Builder(graph)
+        inputs, outputs = [self.picture], []
+        for index, block in enumerate(attention.blocks(graph, self.picture.name, self.scores.value)):
+            kind = graph.dtype(block.output)
+            given = edit.info(f"{BLOCK}.cotangent.{index}", kind, graph.shape(block.output))
+            (gradient,) = sweep(op, block.output, given.name, [block.attention])
+            op.dtype = graph.dtype(block.attention)
+            op.Identity(gradient, name=f"{BLOCK}.gradient.{index}")
+            inputs.append(given)
+            shape = graph.shape(block.attention)
+            outputs.append(edit.info(f"{BLOCK}.gradient.{index}", graph.dtype(block.attention), shape))
+        return _part(graph, op, inputs, outputs)
 
     def _cotangent(self, graph: Graph) -> tuple[Builder, str]:
         """A builder, and `COTANGENT` in the shape of the scores."""

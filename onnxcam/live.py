@@ -27,6 +27,7 @@ SCORES, COTANGENT, GRADIENT, ACTIVATIONS, TARGET = (
     "onnxcam.target",
 )
 DIRECTION, CURVATURE = "onnxcam.direction", "onnxcam.curvature"
+BLOCK = "onnxcam.block"
 INPUT = ""
 _TAIL_BYTES = 32 << 20  # of changed activations per run
 _TAIL_ROWS, _WHOLE_ROWS = 256, 8
@@ -365,6 +366,10 @@ class LiveView:
         return feeds
 
     def _gradients(self, feeds: dict[str, np.ndarray], rows: np.ndarray, relu: str) -> np.ndarray:
+        return self._canonical(self._native_gradients(feeds, rows, relu))
+
+    def _native_gradients(self, feeds: dict[str, np.ndarray], rows: np.ndarray, relu: str) -> np.ndarray:
+        """In the layer's own shape and type."""
         if self.objective.linear:
             scores = self.scores[rows]  # not read: the cotangent is the same everywhere
         else:
@@ -372,7 +377,7 @@ class LiveView:
             scores = runtime.run(session, [SCORES], feeds)[SCORES].astype(np.float32, copy=False)
         cotangent = self.objective.cotangent(scores, rows).astype(self._score_type)
         session = self.batch.parts.backward(self.layer, relu)
-        return self._canonical(runtime.run(session, [GRADIENT], feeds | {COTANGENT: cotangent})[GRADIENT])
+        return runtime.run(session, [GRADIENT], feeds | {COTANGENT: cotangent})[GRADIENT]
 
     @property
     def _score_type(self) -> np.dtype[Any]:
@@ -400,6 +405,49 @@ class LiveView:
             tokens = value.reshape(*value.shape[:2], -1).transpose(0, 2, 1).astype(own.dtype)
             value = np.concatenate([own[rows][:, : layer.prefix_tokens], tokens], axis=1)
         return np.ascontiguousarray(value, own.dtype)
+
+    @property
+    def tokens(self) -> tuple[tuple[int, int], int]:
+        """Height and width of the grid of patches, and how many tokens lie before it."""
+        self.batch.parts.attention()
+        layer = self.batch.parts.cut(BLOCK).layer
+        return layer.grid or (0, 0), layer.prefix_tokens
+
+    def attentions(self) -> list[np.ndarray]:
+        """Who looks at whom in each block, float32 `[N, heads, T, T]`."""
+        session, blocks = self.batch.parts.attention()
+        names = [block.attention for block in blocks]
+        return [found.astype(np.float32, copy=False) for found in self._of_pictures(session, names, [])]
+
+    def attention_gradients(self) -> list[np.ndarray]:
+        """Of each block's attention, the gradient of the objective as the head reads it at that block."""
+        parts = self.batch.parts
+        session, blocks = parts.attention()
+        cut = parts.cut(BLOCK)
+        values = self._of_pictures(session, [block.output for block in blocks], [])
+        head = Features(parts, self.batch.pictures, [BLOCK], size=self.batch.size)
+        cotangents = []
+        for value in values:
+            view = LiveView(self.batch, BLOCK, self.objective, head._values | {cut.layer.value: value})
+            chunks = view._chunks(np.arange(len(value)))
+            rows = [view._native_gradients(view._feeds(None, chunk), chunk, "plain") for chunk in chunks]
+            cotangents.append(np.concatenate(rows)[: len(value)])
+        names = [f"{BLOCK}.gradient.{index}" for index in range(len(blocks))]
+        found = self._of_pictures(parts.attention_backward(), names, cotangents)
+        return [gradient.astype(np.float32, copy=False) for gradient in found]
+
+    def _of_pictures(self, session: Any, names: list[str], cotangents: list[np.ndarray]) -> list[np.ndarray]:
+        """Outputs of a session that reads the pictures, and with them a cotangent per block."""
+        fed = {f"{BLOCK}.cotangent.{index}": value for index, value in enumerate(cotangents)}
+        fed[self.batch.parts.anatomy.picture.name] = self.batch.pictures
+        count = self.batch.size or _WHOLE_ROWS
+        found: list[dict[str, np.ndarray]] = []
+        for start in range(0, len(self.scores), count):
+            part = {key: value[start : start + count] for key, value in fed.items()}
+            if self.batch.size is not None:
+                part = {key: portions(value, count)[0] for key, value in part.items()}
+            found.append(runtime.run(session, names, part))
+        return [np.concatenate([one[name] for one in found])[: len(self.scores)] for name in names]
 
     def tell(self, done: int, total: int) -> None:
         """Report progress."""

@@ -27,6 +27,7 @@ class Parts:
         self._straight: dict[str, bool] = {}
         self._exposed: tuple[str, ...] = ()
         self._head: Any = None
+        self._attention: tuple[Any, list[Any]] | None = None
         self._contributions: tuple[Any, list[tuple[str, str]]] | None = None
 
     @property
@@ -83,6 +84,18 @@ class Parts:
                 model, outputs = self.anatomy.constants()
                 self._contributions = self._made(model), outputs
             return self._contributions
+
+    def attention(self) -> tuple[Any, list[Any]]:
+        """A session from pictures to each transformer block's attention and output, and the blocks."""
+        with self._lock:
+            if self._attention is None:
+                model, blocks = self.anatomy.attention()
+                self._attention = self._made(model), blocks
+            return self._attention
+
+    def attention_backward(self) -> Any:
+        """A session from pictures and a cotangent per block to the gradients of the attention."""
+        return self._part(("attention",), lambda: self.anatomy.attention_backward())
 
     def maps(self, names: Sequence[str], terms: bool = False) -> Any:
         """A session from activations and gradients to the maps of graph methods, or to what they are sums of."""

@@ -1,6 +1,17 @@
 """Every method, registered by importing its module."""
 
-from onnxcam.cam import attributions, baselines, contrast, curvature, eigen, gradient, noise, occlusion, perturbation
+from onnxcam.cam import (
+    attributions,
+    baselines,
+    contrast,
+    curvature,
+    eigen,
+    gradient,
+    noise,
+    occlusion,
+    perturbation,
+    rollout,
+)
 from onnxcam.cam.registry import GRAPH, INPUT, LAYER, Method, cam_method, find, find_graph, methods
 
 __all__ = [
@@ -21,4 +32,5 @@ __all__ = [
     "noise",
     "occlusion",
     "perturbation",
+    "rollout",
 ]

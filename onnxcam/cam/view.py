@@ -76,6 +76,20 @@ class View(Protocol):
     def curvature(self) -> np.ndarray:
         """The second derivative of the objective times the activations, float32 `[N, C, h, w]`."""
 
+    @property
+    def tokens(self) -> tuple[tuple[int, int], int]:
+        """Of a transformer: height and width of the grid of patches, and how many tokens lie before it."""
+
+    def attentions(self) -> list[np.ndarray]:
+        """Of a transformer: who looks at whom in each block, float32 `[N, heads, T, T]`, rows summing to 1.
+
+        Raises:
+            LayerError: no attention over all tokens was found.
+        """
+
+    def attention_gradients(self) -> list[np.ndarray]:
+        """Gradients at each block's attention, float32 `[N, heads, T, T]`, of the objective read at that block."""
+
     def tell(self, done: int, total: int) -> None:
         """Report progress, where the method itself counts."""
 

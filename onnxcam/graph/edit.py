@@ -24,10 +24,11 @@ def add(model: onnx.ModelProto, op: Builder) -> None:
 
 def rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
     """Rename values everywhere they are made, read or declared."""
-    _rename(model.graph, names)
+    rename_in(model.graph, names)
 
 
-def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+def rename_in(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Rename values of one graph and of the graphs inside it."""
     for node in graph.node:
         for field in (node.input, node.output):
             for index, name in enumerate(field):
@@ -35,7 +36,7 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
                     field[index] = names[name]
         for attribute in node.attribute:
             for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                _rename(body, names)
+                rename_in(body, names)
     for held in (graph.input, graph.output, graph.value_info, graph.initializer):
         for item in held:
             if item.name in names:

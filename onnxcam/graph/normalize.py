@@ -1,14 +1,16 @@
 """Brings any model into the one form the rest works on.
 
-Functions inlined, opset at least 18, initializers no longer listed as inputs, every node named, shapes inferred.
+Functions and branches of known conditions inlined, composite operators written out, opset at least 18, initializers no
+longer listed as inputs, every node named, shapes inferred.
 """
 
 from __future__ import annotations
 
 import onnx
-from onnx import inliner, shape_inference, version_converter
+from onnx import shape_inference, version_converter
 
 from onnxcam.errors import ModelError, listing
+from onnxcam.graph.inline import inline_branches, inline_composites, inline_functions
 from onnxcam.graph.load import Source, load
 from onnxcam.graph.view import Graph
 
@@ -28,7 +30,7 @@ def prepare(source: Source) -> Graph:
     """
     model = load(source)
     _unlist_initializers(model)
-    _inline(model)
+    inline_functions(model)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     _upgrade(model)
     _lower_ir(model)
@@ -36,6 +38,7 @@ def prepare(source: Source) -> Graph:
     _name_nodes(model)
     _drop_unused_imports(model)
     _infer(model)
+    _write_out(model)
     graph = Graph(model)
     graph.source_opset = opset
     return graph
@@ -56,14 +59,6 @@ def _unlist_initializers(model: onnx.ModelProto) -> None:
             del model.graph.input[:]
             model.graph.input.extend(kept)
     model.ir_version = max(model.ir_version, 8)
-
-
-def _inline(model: onnx.ModelProto) -> None:
-    if model.functions:
-        try:
-            model.CopyFrom(inliner.inline_local_functions(model))
-        except Exception as error:
-            raise ModelError(f"the model's local functions cannot be inlined: {error}") from error
 
 
 def _upgrade(model: onnx.ModelProto) -> None:
@@ -89,6 +84,13 @@ def _lower_ir(model: onnx.ModelProto) -> None:
     """The IR version the opset came with: exporters write newer ones than needed, which older runtimes refuse."""
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     model.ir_version = _IR.get(opset, model.ir_version)
+
+
+def _write_out(model: onnx.ModelProto) -> None:
+    """Composite operators as what they are made of, and `If` of a known condition as the branch it takes."""
+    while inline_branches(model) or inline_composites(model, lambda: skeleton(model)[0]):
+        _name_nodes(model)
+        _infer(model)
 
 
 def _check_domains(model: onnx.ModelProto) -> None:

@@ -118,6 +118,7 @@ class Entry:
 
 _rules: dict[str, list[tuple[int, int | None, Entry]]] = {}
 _constant: set[str] = set()
+_refused: dict[str, str] = {}
 
 
 def vjp(
@@ -154,6 +155,19 @@ def no_gradient(*op_types: str) -> None:
         if op_type in _rules or op_type in _constant:
             raise ValueError(f"{op_type} is already registered")
         _constant.add(op_type)
+
+
+def refuse(*op_types: str, why: str) -> None:
+    """Register operators that are refused on purpose, and the reason to give."""
+    for op_type in op_types:
+        if op_type in _rules or op_type in _constant or op_type in _refused:
+            raise ValueError(f"{op_type} is already registered")
+        _refused[op_type] = why
+
+
+def reason(op_type: str) -> str | None:
+    """Why an operator is refused on purpose, None if it is not."""
+    return _refused.get(op_type)
 
 
 def find(op_type: str, opset: int) -> Entry | None:

@@ -15,7 +15,7 @@ from onnxcam.autodiff import registry
 from onnxcam.autodiff.registry import Entry, Node
 from onnxcam.errors import ModelError, UnsupportedOperator
 from onnxcam.graph.builder import Builder
-from onnxcam.graph.view import FLOATS, Graph
+from onnxcam.graph.view import FLOATS, Graph, uses
 
 QUANTIZED = frozenset(
     {
@@ -37,14 +37,14 @@ def path(graph: Graph, of: str, wrt: Iterable[str]) -> tuple[list[onnx.NodeProto
     """The nodes between `wrt` and `of` in topological order, and the values of them that carry gradients."""
     forward = set(wrt)
     for node in graph.nodes:
-        if _flows(node) and any(name in forward for name in node.input):
+        if _flows(node) and any(name in forward for name in _feeding(node)):
             forward.update(name for name in node.output if name and _carries(graph, node, name, forward))
     nodes: list[onnx.NodeProto] = []
     backward = {of}
     for node in reversed(graph.nodes):
         if not _flows(node) or not any(name in backward and name in forward for name in node.output):
             continue
-        fed = [name for name in node.input if name in forward]
+        fed = [name for name in _feeding(node) if name in forward]
         if fed:
             nodes.append(node)
             backward.update(fed)
@@ -151,6 +151,11 @@ def _flows(node: onnx.NodeProto) -> bool:
     return node.domain not in ("", "ai.onnx") or not registry.is_constant(node.op_type)
 
 
+def _feeding(node: onnx.NodeProto) -> list[str]:
+    """The values whose gradients a node may pass on; what CastLike is told to be like gives it a type, not a value."""
+    return list(node.input[:1]) if node.op_type == "CastLike" else list(uses(node))
+
+
 def _rule_for(graph: Graph, node: onnx.NodeProto, of: str, wrt: Sequence[str]) -> Entry:
     """The node's rule, or the error that names op, node, opset and the way through it."""
     standard = node.domain in ("", "ai.onnx")
@@ -159,15 +164,18 @@ def _rule_for(graph: Graph, node: onnx.NodeProto, of: str, wrt: Sequence[str]) -
         return entry
     name = node.op_type if standard else f"{node.domain}::{node.op_type}"
     way = " -> ".join(_way(graph, node, of, wrt))
+    why = registry.reason(node.op_type) if standard else None
+    lies = f"it lies between the target layer and the scores: {way}"
+    lacks = f"cannot be differentiated: {why}; {lies}" if why else f"has no gradient rule, and {lies}"
     raise UnsupportedOperator(
-        f"operator {name} (node {node.name!r}, opset {graph.opset}) has no gradient rule, and it lies between the "
-        f"target layer and the scores: {way}. Choose a target layer after it, or export the model without it"
+        f"operator {name} (node {node.name!r}, opset {graph.opset}) {lacks}. Choose a target layer after it, or export "
+        "the model without it"
     )
 
 
 def _way(graph: Graph, node: onnx.NodeProto, of: str, wrt: Sequence[str]) -> list[str]:
     """A shortest way from a `wrt` through the node to `of`, as names, with a long middle left out."""
-    before = _shortest(graph, set(wrt), set(node.input))
+    before = _shortest(graph, set(wrt), set(uses(node)))
     after = _shortest(graph, set(node.output), {of})
 
     def brief(names: list[str]) -> list[str]:

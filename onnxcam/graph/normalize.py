@@ -1,7 +1,8 @@
 """Brings any model into the one form the rest works on.
 
-Functions inlined, opset at least 18, quantized operators spelled out, initializers no longer listed as inputs, every
-node named, shapes inferred, and the maps of a gated explainable model computed always.
+Functions and branches of known conditions inlined, composite and quantized operators written out, opset at least 18,
+initializers no longer listed as inputs, every node named, shapes inferred, and the maps of a gated explainable model
+computed always.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
-from onnx import inliner, shape_inference, version_converter
+from onnx import shape_inference, version_converter
 
 from onnxcam.errors import ModelError, listing
 from onnxcam.graph import quantized
 from onnxcam.graph.branch import ungate
+from onnxcam.graph.inline import inline_branches, inline_composites, inline_functions
 from onnxcam.graph.load import Source, load
 from onnxcam.graph.view import Graph, uses
 
@@ -34,7 +36,7 @@ def prepare(source: Source) -> Graph:
     model = load(source)
     condition = ungate(model)
     _unlist_initializers(model)
-    _inline(model)
+    inline_functions(model)
     _sort(model)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     _upgrade(model)
@@ -44,6 +46,7 @@ def prepare(source: Source) -> Graph:
     _name_nodes(model)
     _drop_unused_imports(model)
     _infer(model)
+    _write_out(model)
     graph = Graph(model)
     graph.source_opset = opset
     graph.source_gate = condition
@@ -65,14 +68,6 @@ def _unlist_initializers(model: onnx.ModelProto) -> None:
             del model.graph.input[:]
             model.graph.input.extend(kept)
     model.ir_version = max(model.ir_version, 8)
-
-
-def _inline(model: onnx.ModelProto) -> None:
-    if model.functions:
-        try:
-            model.CopyFrom(inliner.inline_local_functions(model))
-        except Exception as error:
-            raise ModelError(f"the model's local functions cannot be inlined: {error}") from error
 
 
 def _sort(model: onnx.ModelProto) -> None:
@@ -119,6 +114,13 @@ def _lower_ir(model: onnx.ModelProto) -> None:
     """The IR version the opset came with: exporters write newer ones than needed, which older runtimes refuse."""
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     model.ir_version = _IR.get(opset, model.ir_version)
+
+
+def _write_out(model: onnx.ModelProto) -> None:
+    """Composite operators as what they are made of, and `If` of a known condition as the branch it takes."""
+    while inline_branches(model) or inline_composites(model, lambda: skeleton(model)[0]):
+        _name_nodes(model)
+        _infer(model)
 
 
 def _check_domains(model: onnx.ModelProto) -> None:

@@ -23,6 +23,7 @@ from onnx import helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 import onnxcam
+from onnxcam.graph.normalize import prepare
 
 Arrays = Mapping[str, np.ndarray]
 Reference = Callable[..., Any]
@@ -121,7 +122,8 @@ def gradients(
 def wasted(model: onnx.ModelProto, derived: onnx.ModelProto) -> list[str]:
     """The added nodes that compute floating-point values nobody uses; a few integers of a shape cost nothing."""
     used = {name for node in derived.graph.node for name in node.input} | {o.name for o in derived.graph.output}
-    idle = [n for n in derived.graph.node[len(model.graph.node) :] if not used.intersection(n.output)]
+    own = len(prepare(model).nodes)  # composite operators are written out
+    idle = [n for n in derived.graph.node[own:] if not used.intersection(n.output)]
     inferred = onnx.shape_inference.infer_shapes(derived).graph.value_info if idle else []
     integers = {v.name for v in inferred if v.type.tensor_type.elem_type == onnx.TensorProto.INT64}
     return [node.name for node in idle if not integers.intersection(node.output)]

@@ -60,6 +60,14 @@ SMOOTH: dict[str, tuple[str, np.ndarray]] = {
     "Identity": ("", normal(2, 3, 4)),
     "Dropout": ("", normal(2, 3, 4)),
     "Gelu": ("", 2 * normal(2, 3, 4)),
+    "Tan": ("", 0.4 * normal(2, 3, 4)),
+    "Asin": ("", np.tanh(distinct(2, 3, 4))),
+    "Acos": ("", np.tanh(distinct(2, 3, 4))),
+    "Atan": ("", 2 * normal(2, 3, 4)),
+    "Sinh": ("", normal(2, 3, 4)),
+    "Cosh": ("", normal(2, 3, 4)),
+    "Atanh": ("", np.tanh(distinct(2, 3, 4))),
+    "Shrink": ("<lambd=0.7, bias=0.3>", distinct(2, 3, 4)),
 }
 REFERENCES: dict[str, Callable[..., Any]] = {
     "Mish": lambda x: F.mish(x),
@@ -84,9 +92,15 @@ def test_unary(op_type: str) -> None:
 
 @pytest.mark.parametrize("opset", [18, 21, 23])
 def test_unary_in_other_opsets(opset: int) -> None:
-    for op_type in SMOOTH.keys() - {"Gelu", "Dropout"}:
+    for op_type in SMOOTH.keys() - {"Gelu", "Dropout", "Asin", "Acos", "Atanh"}:
         x = positive(2, 3) + 0.5
         check(f"y = {op_type}(x)", {"x": x}, opset=opset, free=("batch",), reference=REFERENCES.get(op_type))
+
+
+@covers("Swish")
+@pytest.mark.parametrize("attribute", ["", "<alpha=0.5>", "<alpha=-1.7>"])
+def test_swish(attribute: str) -> None:
+    check(f"y = Swish{attribute}(x)", {"x": 2 * normal(2, 3, 4)}, opset=24, free=FREE)
 
 
 @covers("Gelu")

@@ -129,6 +129,25 @@ def test_einsum(equation: str) -> None:
     check([node], feeds, wrt=["x0"], free=FREE, reference=reference)
 
 
+@covers("Einsum")
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("ii->i", [(3, 3)]),
+        ("ii->", [(3, 3)]),
+        ("...ii->...i", [(2, 3, 3)]),
+        ("iij,jk->ik", [(3, 3, 2), (2, 4)]),
+        ("...ij,jk->...ik", [(2, 3, 4, 2), (2, 3)]),
+        ("...ij,...jk->...ik", [(2, 4, 2), (2, 2, 3)]),
+        ("...i->...", [(2, 3, 4)]),
+    ],
+)
+def test_einsum_of_diagonals_and_ellipses(equation: str, shapes: list[tuple[int, ...]]) -> None:
+    feeds = {f"x{k}": normal(*shape, seed=k) for k, shape in enumerate(shapes)}
+    node = helper.make_node("Einsum", list(feeds), ["y"], equation=equation)
+    check([node], feeds, free=FREE, reference=functools.partial(_einsum, equation))
+
+
 def _einsum(equation: str, /, **operands: torch.Tensor) -> torch.Tensor:
     return torch.einsum(equation, *operands.values())
 
@@ -136,8 +155,7 @@ def _einsum(equation: str, /, **operands: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("equation", "shapes", "why"),
     [
-        ("...ij,jk->...ik", [(2, 2), (2, 3)], "ellipsis"),
-        ("ii->i", [(3, 3)], "repeated"),
+        ("...ij,...jk->...ik", [(4, 3, 2, 2), (3, 2, 3)], "ellipsis"),
         ("ij,ij->ij", [(1, 3), (2, 3)], "broadcasts"),
     ],
 )

@@ -208,3 +208,10 @@ def test_average_pool_takes_the_fast_form(attributes: str, form: str) -> None:
     emitted = {node.op_type for node in onnxcam.gradient(model, of="y", wrt=["x"]).graph.node[1:]}
     assert form in emitted
     assert not emitted & ({"Expand", "Resize", "MatMul"} - {form})
+
+
+@covers("MaxUnpool")
+def test_max_unpool() -> None:
+    held = {"i": np.asarray([[[[5, 7], [13, 8]]]])}
+    body = "y = MaxUnpool<kernel_shape=[2, 2], strides=[2, 2]>(x, i)"
+    check(body, {"x": normal(1, 1, 2, 2)}, held, wrt=["x"], free=("static", "batch"))

@@ -277,10 +277,43 @@ def test_gather_nd_sums_repeated_places_in_every_run() -> None:
         np.testing.assert_array_equal(session.run(["grad.x"], feeds)[0], wanted)
 
 
-def test_gather_nd_of_batches_is_refused() -> None:
-    model = build("y = GatherND<batch_dims=1>(x, i)", {"x": normal(2, 3)}, {"i": np.asarray([[0], [1]])})
-    with pytest.raises(UnsupportedOperator, match="batch_dims"):
-        onnxcam.gradient(model, of="y", wrt=["x"])
+@covers("GatherND")
+def test_gather_nd_of_batches() -> None:
+    for indices in ([[1], [0]], [[[2], [2]], [[0], [-1]]]):
+        held = {"i": np.asarray(indices)}
+        check("y = GatherND<batch_dims=1>(x, i)", {"x": normal(2, 3, 2)}, held, wrt=["x"], free=FREE)
+
+
+@covers("ScatterND", "ScatterElements")
+@pytest.mark.parametrize("reduction", ["max", "min"])
+def test_scatter_of_extrema(reduction: str) -> None:
+    """Also where indices repeat: whoever holds the extremum has the gradient."""
+    feeds = {"x": distinct(3, 2), "u": distinct(4, 2, seed=1) * np.float32(1.03)}
+    rows = {"i": np.asarray([[0], [-1], [0], [2]])}
+    check(f'y = ScatterND<reduction="{reduction}">(x, i, u)', feeds, rows, free=FREE)
+    cells = {"i": np.asarray([[0, 1], [2, 1], [-3, 0], [2, -1]])}
+    check(f'y = ScatterElements<reduction="{reduction}">(x, i, u)', feeds, cells, free=FREE)
+
+
+@covers("TopK")
+@pytest.mark.parametrize("attributes", ["", "<axis=0>", "<axis=1, largest=0>"])
+def test_top_k(attributes: str) -> None:
+    check(f"y, i = TopK{attributes}(x, k)", {"x": distinct(3, 4)}, {"k": ints(2)}, wrt=["x"], free=FREE)
+
+
+@covers("Compress")
+def test_compress() -> None:
+    x = {"x": normal(3, 4, 2)}
+    for axis, kept in ((0, [0, 1, 1]), (1, [1, 0, 1]), (-2, [0, 1, 0, 1])):
+        held = {"c": np.asarray(kept, dtype=bool)}
+        check(f"y = Compress<axis={axis}>(x, c)", x, held, wrt=["x"], free=FREE)
+    check("y = Compress(x, c)", x, {"c": np.arange(20) % 3 == 1}, wrt=["x"], free=FREE)
+
+
+@covers("ReverseSequence")
+@pytest.mark.parametrize("attributes", ["", "<batch_axis=0, time_axis=1>"])
+def test_reverse_sequence(attributes: str) -> None:
+    check(f"y = ReverseSequence{attributes}(x, n)", {"x": normal(3, 3, 2)}, {"n": ints(1, 3, 2)}, wrt=["x"], free=FREE)
 
 
 @covers("ScatterND", "ScatterElements")

@@ -139,6 +139,21 @@ def mish(op: Builder, node: Node, dy: str) -> Cotangents:
     return [op.Mul(dy, op.Add(t, op.Mul(op.Mul(x, s), op.Sub(1.0, op.Mul(t, t)))))]
 
 
+@vjp("Swish", since=24)
+def swish(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = (s + alpha Y (1 - s)) dY with s = sigmoid(alpha X)."""
+    alpha = node.attr("alpha", 1.0)
+    s = op.Sigmoid(op.Mul(node.inputs[0], alpha) if alpha != 1 else node.inputs[0])
+    rest = op.Mul(node.output, op.Sub(1.0, s))
+    return [op.Mul(dy, op.Add(s, op.Mul(rest, alpha) if alpha != 1 else rest))]
+
+
+@vjp("Shrink")
+def shrink(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = dY where |X| > lambd."""
+    return [op.mask(dy, op.Greater(op.Abs(node.inputs[0]), node.attr("lambd", 0.5)))]
+
+
 @vjp("Tanh")
 def tanh(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = (1 - Y²) dY."""
@@ -349,6 +364,35 @@ def sin(op: Builder, node: Node, dy: str) -> Cotangents:
 def cos(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = -sin(X) dY."""
     return [op.Neg(op.Mul(dy, op.Sin(node.inputs[0])))]
+
+
+@vjp("Tan")
+def tan(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = (1 + Y²) dY."""
+    y = node.output
+    return [op.Mul(dy, op.Add(op.Mul(y, y), 1.0))]
+
+
+@vjp("Asin", "Acos")
+def arc(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = dY / sqrt(1 - X²), negated for the arc cosine."""
+    x = node.inputs[0]
+    dx = op.Div(dy, op.Sqrt(op.Sub(1.0, op.Mul(x, x))))
+    return [dx if node.op_type == "Asin" else op.Neg(dx)]
+
+
+@vjp("Atan", "Atanh")
+def arctangent(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = dY / (1 + X²); for the hyperbolic one dY / (1 - X²)."""
+    square = op.Mul(node.inputs[0], node.inputs[0])
+    return [op.Div(dy, op.Add(square, 1.0) if node.op_type == "Atan" else op.Sub(1.0, square))]
+
+
+@vjp("Sinh", "Cosh")
+def hyperbolic(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = cosh(X) dY; for the cosine sinh(X) dY."""
+    x = node.inputs[0]
+    return [op.Mul(dy, op.Cosh(x) if node.op_type == "Sinh" else op.Sinh(x))]
 
 
 @vjp("Max", "Min", broadcast=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections import Counter
 
 from onnxcam.autodiff.registry import Cotangents, Node, vjp
@@ -81,38 +82,60 @@ def _transposed(op: Builder, matrix: str, rank: int) -> str:
 
 @vjp("Einsum")
 def einsum(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dX = the einsum of dY with the other operands onto X's subscripts, repeated along those found nowhere else."""
+    """dX = the einsum of dY with the other operands onto X's subscripts, repeated along those found nowhere else.
+
+    A subscript that X itself repeats (a diagonal) gets a letter of its own and an identity matrix that ties the two.
+    """
     terms, result = _subscripts(node)
+    spare = [letter for letter in string.ascii_letters if all(letter not in term for term in terms)]
     found: list[str | None] = []
     for index, (term, x) in enumerate(zip(terms, node.inputs, strict=True)):
         if not node.wants(index):
             found.append(None)
             continue
-        others = [(t, v) for k, (t, v) in enumerate(zip(terms, node.inputs, strict=True)) if k != index]
-        reached = set(result).union(*(t for t, _ in others))
-        kept = "".join(letter for letter in term if letter in reached)
-        equation = ",".join([result, *(t for t, _ in others)]) + "->" + kept
-        dx = op.Einsum(dy, *(v for _, v in others), equation=equation)
-        lonely = [axis for axis, letter in enumerate(term) if letter not in reached]
+        given = [(result, dy)]
+        given += [(t, v) for k, (t, v) in enumerate(zip(terms, node.inputs, strict=True)) if k != index]
+        apart = ""
+        for axis, letter in enumerate(term):
+            if letter in apart:
+                size = op.size(x, axis)
+                given.append((letter + spare[0], op.EyeLike(op.filled(0.0, op.Concat(size, size, axis=0)))))
+                letter = spare.pop(0)
+            apart += letter
+        reached = set("".join(t for t, _ in given))
+        kept = "".join(letter for letter in apart if letter in reached)
+        equation = ",".join(t for t, _ in given) + "->" + kept
+        dx = op.Einsum(*(v for _, v in given), equation=equation)
+        lonely = [axis for axis, letter in enumerate(apart) if letter not in reached]
         found.append(op.Expand(op.Unsqueeze(dx, lonely), op.shape(x)) if lonely else dx)
     return found
 
 
 def _subscripts(node: Node) -> tuple[list[str], str]:
-    """The subscripts of each operand and of the result."""
+    """The subscripts of each operand and of the result, one letter per axis."""
     equation = "".join(str(node.attr("equation")).split())
     left, arrow, result = equation.partition("->")
     terms = left.split(",")
-    if "." in equation or any(len(set(term)) < len(term) for term in (*terms, result)):
-        raise node.refuse(f"equation {equation!r} has an ellipsis or a subscript repeated in one operand")
-    if not arrow:
-        counts = Counter(left.replace(",", ""))
-        result = "".join(sorted(letter for letter, count in counts.items() if count == 1))
+    free = [letter for letter in string.ascii_letters if letter not in equation]
+    # the axes an ellipsis stands for are counted from the last
+    extra = [
+        node.rank(x) - len(term.replace("...", "")) if "..." in term else 0
+        for term, x in zip(terms, node.inputs, strict=True)
+    ]
+    stands = "".join(free[: max(extra)])
+    terms = [t.replace("...", stands[len(stands) - n :]) for t, n in zip(terms, extra, strict=True)]
+    if arrow:
+        result = result.replace("...", stands)
+    else:
+        counts = Counter("".join(terms))
+        result = stands + "".join(sorted(k for k, count in counts.items() if count == 1 and k not in stands))
     sizes: dict[str, int] = {}
     for term, x in zip(terms, node.inputs, strict=True):
         for letter, dim in zip(term, node.shape(x) or (), strict=False):
             if isinstance(dim, int) and sizes.setdefault(letter, dim) != dim:
                 raise node.refuse(f"equation {equation!r} broadcasts subscript {letter!r}")
+    if len(set(extra) - {0}) > 1 or ("..." in equation and arrow and stands and stands not in result):
+        raise node.refuse(f"equation {equation!r} broadcasts or sums over its ellipsis")
     return terms, result
 
 

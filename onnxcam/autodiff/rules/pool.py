@@ -28,6 +28,14 @@ def max_pool(op: Builder, node: Node, dy: str) -> Cotangents:
     return [_scatter(op, x, indices, dy, None if apart else "add")]
 
 
+@vjp("MaxUnpool")
+def max_unpool(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = the dY that lie at the indices."""
+    if node.input(2):
+        raise node.refuse("its output_shape moves the elements that its indices mean; export it without")
+    return [op.Gather(op.Reshape(dy, [-1]), node.inputs[1], axis=0)]
+
+
 @vjp("GlobalMaxPool")
 def global_max_pool(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = dY at the first maximum of each channel."""

@@ -143,13 +143,13 @@ def gather_elements(op: Builder, node: Node, dy: str) -> Cotangents:
 @vjp("GatherND")
 def gather_nd(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX[indices] = sum of the dY picked from there."""
-    if node.attr("batch_dims", 0):
-        raise node.refuse("batch_dims is not 0")
     x, indices = node.inputs
     shape = op.shape(x)
     size = op.ReduceProd(shape, keepdims=0)
     # ScatterND alone would do, but onnxruntime's adds in several threads and loses sums where indices repeat (#23396)
-    places = op.GatherND(op.Reshape(op.Range(np.int64(0), size, np.int64(1)), shape), indices)
+    places = op.GatherND(
+        op.Reshape(op.Range(np.int64(0), size, np.int64(1)), shape), indices, batch_dims=node.attr("batch_dims")
+    )
     zeros = op.filled(0.0, op.Reshape(size, [1]))
     flat = op.ScatterElements(zeros, op.Reshape(places, [-1]), op.Reshape(dy, [-1]), axis=0, reduction="add")
     return [op.Reshape(flat, shape)]
@@ -157,29 +157,80 @@ def gather_nd(op: Builder, node: Node, dy: str) -> Cotangents:
 
 @vjp("ScatterND")
 def scatter_nd(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dX = dY, 0 where overwritten; dupdates = dY[indices]."""
-    _, indices, updates = node.inputs
+    """dX = dY, 0 where overwritten; dupdates = dY[indices]; for max and min, dY goes to whoever holds the extremum."""
+    x, indices, updates = node.inputs
+    kind = _reduction(node)
+    if kind in ("max", "min"):
+        # as ScatterElements on all elements in a row: its addition counts repeated indices right, ScatterND's races
+        shape = op.shape(x)
+        size = op.ReduceProd(shape, keepdims=0)
+        numbered = op.Reshape(op.Range(np.int64(0), size, np.int64(1)), shape)
+        places = op.Reshape(op.GatherND(numbered, indices), [-1])
+        rows = [op.Reshape(value, [-1]) for value in (x, node.output, dy, updates)]
+        dx, du = _extremum(op, rows[0], rows[1], rows[2], places, rows[3], 0)
+        return [op.Reshape(dx, shape), None, op.reshape_like(du, updates) if node.wants(2) else None]
     dx = dy
-    if _overwrites(node) and node.wants(0):
+    if kind == "none" and node.wants(0):
         dx = op.ScatterND(dy, indices, op.filled(0.0, op.shape(updates)))
     return [dx, None, op.GatherND(dy, indices) if node.wants(2) else None]
 
 
 @vjp("ScatterElements")
 def scatter_elements(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dX = dY, 0 where overwritten; dupdates = dY[indices]."""
-    _, indices, updates = node.inputs
+    """dX = dY, 0 where overwritten; dupdates = dY[indices]; for max and min, dY goes to whoever holds the extremum."""
+    x, indices, updates = node.inputs
+    kind = _reduction(node)
     axis, dx = node.attr("axis", 0), dy
-    if _overwrites(node) and node.wants(0):
+    if kind in ("max", "min"):
+        dx, du = _extremum(op, x, node.output, dy, indices, updates, axis)
+        return [dx, None, du]
+    if kind == "none" and node.wants(0):
         dx = op.ScatterElements(dy, indices, op.filled(0.0, op.shape(updates)), axis=axis)
     return [dx, None, op.GatherElements(dy, indices, axis=axis) if node.wants(2) else None]
 
 
-def _overwrites(node: Node) -> bool:
-    reduction = node.attr("reduction", "none")
-    if reduction not in ("none", "add"):
-        raise node.refuse(f"reduction={reduction!r} is not covered, only 'none' and 'add' are")
-    return bool(reduction == "none")
+def _reduction(node: Node) -> str:
+    kind = str(node.attr("reduction", "none"))
+    if kind == "mul":
+        raise node.refuse("reduction='mul' is not covered, only 'none', 'add', 'max' and 'min' are")
+    return kind
+
+
+def _extremum(op: Builder, x: str, y: str, dy: str, indices: str, updates: str, axis: int) -> tuple[str, str]:
+    """dY shared equally among the element of X and the updates that tie for Y."""
+    held = op.cast(op.Equal(x, y))
+    hits = op.cast(op.Equal(updates, op.GatherElements(y, indices, axis=axis)))
+    share = op.Div(dy, op.ScatterElements(held, indices, hits, axis=axis, reduction="add"))
+    return op.Mul(share, held), op.Mul(op.GatherElements(share, indices, axis=axis), hits)
+
+
+@vjp("TopK")
+def top_k(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = dY where it was taken from, 0 elsewhere."""
+    zeros = op.filled(0.0, op.shape(node.inputs[0]))
+    return [op.ScatterElements(zeros, node.outputs[1], dy, axis=node.attr("axis", -1))]
+
+
+@vjp("Compress")
+def compress(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = dY where the condition kept it, 0 elsewhere."""
+    x, condition = node.inputs
+    kept = op.Reshape(op.NonZero(condition), [-1])
+    axis = node.attr("axis")
+    if axis is None:
+        size = op.Reshape(op.ReduceProd(op.shape(x), keepdims=0), [1])
+        return [op.reshape_like(op.ScatterElements(op.filled(0.0, size), kept, dy, axis=0), x)]
+    place = _axis(node, axis)
+    rows = op.Reshape(kept, [-1 if a == place else 1 for a in range(node.rank(x))])
+    rows = op.Expand(rows, op.Shape(dy))
+    return [op.ScatterElements(op.filled(0.0, op.shape(x)), rows, dy, axis=place)]
+
+
+@vjp("ReverseSequence")
+def reverse_sequence(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = dY with the same sequences reversed."""
+    held = {name: node.attr(name) for name in ("batch_axis", "time_axis")}
+    return [op.ReverseSequence(dy, node.inputs[1], **held)]
 
 
 @vjp("Tile")

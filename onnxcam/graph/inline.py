@@ -1,0 +1,141 @@
+"""Replaces nodes by the graphs they stand for: local functions, composite operators, and `If` of a known condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import onnx
+from onnx import inliner
+
+from onnxcam.errors import ModelError, listing
+from onnxcam.graph.edit import rename_within
+from onnxcam.graph.folding import Folder
+from onnxcam.graph.view import Graph
+
+# what the specification defines by a graph of other operators, and has no rule of its own
+COMPOSITE = frozenset({"Attention", "RotaryEmbedding", "AffineGrid", "CenterCropPad"})
+_CONTROL = ("If", "Loop", "Scan", "SequenceMap")
+
+
+def inline_functions(model: onnx.ModelProto) -> None:
+    """Inline the model's local functions.
+
+    Raises:
+        ModelError: the bodies do not fit the model.
+    """
+    if model.functions:
+        try:
+            model.CopyFrom(inliner.inline_local_functions(model))
+        except Exception as error:
+            raise ModelError(f"the model's local functions cannot be inlined: {error}") from error
+
+
+def inline_composites(model: onnx.ModelProto, bare: Callable[[], onnx.ModelProto]) -> bool:
+    """Write out a model's composite operators; True if it had any.
+
+    Arguments:
+        model: shapes inferred, for what some bodies look like depends on them.
+        bare: makes the same model without its large weights, which need not be copied.
+
+    Raises:
+        ModelError: a body cannot be made.
+    """
+    present = {node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")} & COMPOSITE
+    if not present:
+        return False
+    wanted = [("", name) for name in sorted(present)]
+    typed = bare()
+    declared = {info.name for info in (*typed.graph.input, *typed.graph.value_info)}
+    typed.graph.value_info.extend(  # the inliner looks for types there alone
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in typed.graph.initializer
+        if tensor.name not in declared
+    )
+    try:
+        inlined = inliner.inline_selected_functions(typed, wanted, exclude=False, inline_schema_functions=True)
+    except Exception as error:
+        raise ModelError(f"{listing(sorted(present))} cannot be written out in simpler operators: {error}") from error
+    left = {node.op_type for node in inlined.graph.node} & COMPOSITE
+    if left:
+        raise ModelError(
+            f"{listing(sorted(left))} cannot be written out in simpler operators: an input's type is unknown"
+        )
+    del model.graph.node[:]
+    model.graph.node.extend(inlined.graph.node)
+    return True
+
+
+def inline_branches(model: onnx.ModelProto) -> bool:
+    """Replace each `If` whose condition is known before the model runs by the branch it takes; True if any was."""
+    if not any(node.op_type == "If" for node in model.graph.node):
+        return False
+    graph = Graph(model)
+    folder = Folder(graph)
+    taken = set(graph.producer) | set(graph.initializers) | {i.name for i in model.graph.input}
+    taken.update(name for node in graph.nodes for name in _inner_names(node))
+    nodes: list[onnx.NodeProto] = []
+    changed = False
+    for node in graph.nodes:
+        condition = folder.value(node.input[0]) if node.op_type == "If" else None
+        if condition is None or condition.size != 1 or condition.dtype != bool:
+            nodes.append(node)
+            continue
+        name = "then_branch" if bool(condition.item()) else "else_branch"
+        body = next(attribute.g for attribute in node.attribute if attribute.name == name)
+        nodes.extend(_spliced(model, node, body, taken))
+        changed = True
+    if changed:
+        kept = [_copy(node) for node in nodes]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+    return changed
+
+
+def _spliced(
+    model: onnx.ModelProto, node: onnx.NodeProto, branch: onnx.GraphProto, taken: set[str]
+) -> Iterator[onnx.NodeProto]:
+    """A branch's nodes under names of their own; its weights join the model's."""
+    body = onnx.GraphProto()
+    body.CopyFrom(branch)
+    made = [name for inner in body.node for name in inner.output if name]
+    results: dict[str, str] = {}
+    same: list[tuple[str, str]] = []
+    for output, result in zip(body.output, node.output, strict=False):
+        if not result:
+            continue
+        if output.name in made and output.name not in results:
+            results[output.name] = result
+        else:  # a value from outside, a weight, or one result twice
+            same.append((output.name, result))
+    names = dict(results)
+    for name in (*made, *(tensor.name for tensor in body.initializer)):
+        if name not in names:
+            fresh = name
+            while fresh in taken:
+                fresh = f"{fresh}_inlined"
+            taken.add(fresh)
+            names[name] = fresh
+    rename_within(body, names)
+    model.graph.initializer.extend(body.initializer)
+    for inner in body.node:
+        inner.name = ""  # named anew
+        yield inner
+    for source, result in same:
+        yield onnx.helper.make_node("Identity", [names.get(source, source)], [result])
+
+
+def _inner_names(node: onnx.NodeProto) -> Iterator[str]:
+    """What the branches that stay may call their own values."""
+    if node.op_type not in _CONTROL or node.op_type == "If":
+        return
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for inner in attribute.g.node:
+                yield from inner.output
+                yield from _inner_names(inner)
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    copied = onnx.NodeProto()
+    copied.CopyFrom(node)
+    return copied

@@ -1,0 +1,75 @@
+"""Composite operators and branches of a known condition are replaced by what they stand for, with the same numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import parser
+
+import onnxcam
+from onnxcam.errors import UnsupportedOperator
+from onnxcam.graph.normalize import prepare
+from tests.autodiff.harness import check, normal, run
+
+SQUEEZED = """<ir_version: 8, opset_import: ["" : 18]>
+g (float[N, 3, %s, 4] x) => (float[N, ?, ?] y) {
+  shape = Shape(x) two = Constant<value_int = 2>() height = Gather(shape, two)
+  one = Constant<value_int = 1>() alone = Equal(height, one)
+  z = If(alone) <
+    then_branch = t () => (p) { axes = Constant<value_ints = [2]>() r = Squeeze(x, axes) p = Neg(r) },
+    else_branch = e () => (q) { q = Identity(x) }>
+  y = Exp(z)
+}"""
+
+
+def test_a_branch_of_a_known_condition_is_inlined() -> None:
+    source = parser.parse_model(SQUEEZED % "1")
+    graph = prepare(source)
+    assert "If" not in {node.op_type for node in graph.nodes}
+    assert graph.shape("z") == ("N", 3, 4)
+    x = normal(2, 3, 1, 4)
+    np.testing.assert_allclose(run(graph.model, {"x": x}, ["y"])[0], np.exp(-x[:, :, 0]), rtol=1e-6)
+    derived = onnxcam.gradient(source, of="y", wrt=["x"])
+    dy = normal(2, 3, 4, seed=1)
+    got = run(derived, {"x": x, "cotangent.y": dy}, ["grad.x"])[0]
+    np.testing.assert_allclose(got, (-np.exp(-x[:, :, 0]) * dy)[:, :, None], rtol=1e-6)
+
+
+def test_control_flow_on_the_way_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedOperator, match=r"operator If .*condition is only known while the model runs"):
+        onnxcam.gradient(parser.parse_model(SQUEEZED % "H"), of="y", wrt=["x"])
+
+
+@pytest.mark.parametrize("op_type", ["LSTM", "GRU", "RNN"])
+def test_recurrent_operators_are_refused_by_name(op_type: str) -> None:
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op_type]
+    text = f"""<ir_version: 8, opset_import: ["" : 18]>
+    g (float[5, N, 4] x) => (float[5, 1, N, 3] y) {{ s = {op_type}<hidden_size = 3>(x, w, r) y = Exp(s) }}"""
+    source = parser.parse_model(text)
+    for name, columns in (("w", 4), ("r", 3)):
+        source.graph.initializer.append(onnx.numpy_helper.from_array(normal(1, 3 * gates, columns), name))
+    with pytest.raises(UnsupportedOperator, match=f"operator {op_type} .*recurrent"):
+        onnxcam.gradient(source, of="y", wrt=["x"])
+
+
+@pytest.mark.parametrize("attributes", ["", "<is_causal=1>", "<softcap=2.0>", "<scale=0.3>"])
+def test_attention(attributes: str) -> None:
+    feeds = {"q": normal(2, 4, 3, 4), "k": normal(2, 2, 5, 4, seed=1), "v": normal(2, 2, 5, 3, seed=2)}
+    check(f"y = Attention{attributes}(q, k, v)", feeds, opset=23, free=("static", "batch"))
+
+
+def test_attention_of_tokens_with_a_mask() -> None:
+    feeds = {"q": normal(2, 3, 8), "k": normal(2, 5, 8, seed=1), "v": normal(2, 5, 8, seed=2)}
+    mask = {"m": np.arange(15).reshape(3, 5) % 4 != 1}
+    check("y = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v, m)", feeds, mask, opset=23, free=("static", "batch"))
+
+
+def test_rotary_embedding() -> None:
+    held = {"c": normal(9, 2, seed=1), "s": normal(9, 2, seed=2), "p": np.asarray([[0, 1, 5], [8, 3, 3]])}
+    check("y = RotaryEmbedding<num_heads=2>(x, c, s, p)", {"x": normal(2, 3, 8)}, held, wrt=["x"], opset=23)
+
+
+def test_centre_crop_pad() -> None:
+    body = "y = CenterCropPad<axes=[2, 3]>(x, s)"
+    check(body, {"x": normal(2, 2, 5, 3)}, {"s": np.asarray([3, 6])}, wrt=["x"], free=("static", "batch"))

@@ -97,6 +97,10 @@ class Examination:
         objective = self.objective(target)
         smoothing = smoothings(smooth)
         if AUGMENT in smoothing:
+            if size == "layer":
+                raise InputError(
+                    "smooth='augment' averages maps of the input's size; pass size=(height, width) instead"
+                )
             mean = self.augmented(objective, methods, names, options, normalize, fusion, EIGEN in smoothing)
             found = (
                 mean if size == "input" else [image.resize_map(maps, map_size(size, (0, 0), [maps])) for maps in mean]

@@ -160,7 +160,7 @@ class LiveView:
         self.affine = self._cut.affine
         axes = (2, 3) if batch.parts.cut(INPUT).layer.layout == "NCHW" else (1, 2)
         self.shape = (batch.pictures.shape[axes[0]], batch.pictures.shape[axes[1]])
-        self.rng = np.random.default_rng(batch.seed)
+        self._reseed()
         self._known: dict[str, np.ndarray] = {}
 
     @classmethod
@@ -297,6 +297,7 @@ class LiveView:
                 f"method {method!r} adds nothing up over channels that smooth='eigen' could take the first component of"
             )
         held.check(options)
+        self._reseed()
         terms = self._computed([method], True)[0] if held.kind == GRAPH else held.terms(self, **options)
         return np.asarray(np.maximum(first_component(terms), 0))
 
@@ -312,10 +313,15 @@ class LiveView:
         """The map of any method after its ReLU, float32 `[N, h, w]`; of an input method, of the input's size."""
         held = find(method)
         held.check(options)
+        self._reseed()
         if held.kind == ATTRIBUTION:
             return np.asarray(np.abs(held.function(self, **options)).sum(axis=1), np.float32)
         found = self.map(method) if held.kind == GRAPH else held.function(self, **options)
         return np.maximum(np.asarray(found, np.float32), 0)
+
+    def _reseed(self) -> None:
+        """A method draws the same numbers whatever was asked for before it."""
+        self.rng = np.random.default_rng(self.batch.seed)
 
     def _scan(self, total: int, make: Make) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         session = self.batch.parts.tail(self.layer)

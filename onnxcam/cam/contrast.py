@@ -7,6 +7,7 @@ import numpy as np
 from onnxcam.cam import objectives
 from onnxcam.cam.registry import layer_method
 from onnxcam.cam.view import View
+from onnxcam.errors import MethodError
 
 
 @layer_method("finercam", summed=True)
@@ -15,6 +16,11 @@ def finercam(view: View, alpha: float = 1.0, rivals: int = 3) -> np.ndarray:
 
     https://arxiv.org/abs/2501.11309. `rivals`: how many of them; `alpha`: how much they count.
     """
+    if any(view.objective.told(row)[0] != objectives.LOGIT for row in range(len(view.scores))):
+        raise MethodError(
+            "method 'finercam' finds a class's rivals itself; name the class alone, or use gradcam for a contrast, a "
+            "probability or a weighted sum"
+        )
     objective = objectives.finer(view.objective.classes, view.scores, view.kind, alpha, rivals)
     weights = view.under(objective).gradients.mean(axis=(2, 3), keepdims=True)
     return np.asarray(weights * view.activations)

@@ -11,6 +11,7 @@ import pytest
 
 from onnxcam.cam.eigen import first_component
 from onnxcam.cam.methods import GRAPH, find
+from onnxcam.errors import InputError
 from onnxcam.examination import fuse
 from onnxcam.explainer import Explainer
 from tests.torchvision_stub import import_torchvision
@@ -126,6 +127,8 @@ def test_augmentation_smoothing_is_the_same(
         cam = made(model=module, target_layers=[getattr(module, layer) for layer in layers])
         want = cam(torch.from_numpy(x), [target(index) for index in classes], aug_smooth=True)
     assert np.abs(explainer.attribute(x, classes, method, list(layers), smooth="augment") - want).max() <= 1e-3
+    with pytest.raises(InputError, match="averages maps of the input's size"):
+        explainer.attribute(x, classes, method, list(layers), size="layer", smooth="augment")
 
 
 @pytest.mark.parametrize("method", ["gradcam", "layercam", "gradcam++", "ablationcam"])

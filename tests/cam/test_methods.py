@@ -294,6 +294,19 @@ def test_another_seed_draws_other_numbers(deep: tuple[Any, Explainer]) -> None:
         assert np.array_equal(first, again) and not np.allclose(first, other, atol=1e-4)
 
 
+def test_a_method_draws_the_same_numbers_whatever_else_is_asked_for(deep: tuple[Any, Explainer]) -> None:
+    asked: dict[str, Any] = {"layer": "second", "normalize": "none", "size": "layer", "samples": 3}
+    alone = deep[1].attribute(pictures(), 1, "smoothgradcam++", **asked)
+    beside = deep[1].attribute(pictures(), 1, ["randomcam", "smoothgradcam++", "smoothgradcam++"], **asked)
+    assert alone.any() and np.array_equal(alone, beside[1]) and np.array_equal(alone, beside[2])
+
+
+@pytest.mark.parametrize("target", [Contrast(), Probability(1), Weights([1, -1, 0, 0, 2, 0]), [1, Contrast(), 2]])
+def test_finercam_finds_its_rivals_itself(target: Any, deep: tuple[Any, Explainer]) -> None:
+    with pytest.raises(MethodError, match=r"'finercam' finds a class's rivals itself.*gradcam"):
+        deep[1].attribute(pictures(), target, "finercam", "third")
+
+
 def test_what_a_method_cannot_do_it_refuses(deep: tuple[Any, Explainer], pooled: tuple[Any, Explainer]) -> None:
     x = pictures()
     with pytest.raises(MethodError, match="use gradcam"):

@@ -16,27 +16,32 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcam.augmentation import find_scores, held_scores, input_layout, picture_input, restore
+from onnxcam.augmentation import held_scores, input_layout, layer_of, picture_input, restore
 from onnxcam.autodiff.rules import guided
-from onnxcam.autodiff.seed import binary_cotangent, class_cotangent, unrounded
+from onnxcam.autodiff.seed import score_cotangent, unrounded
 from onnxcam.autodiff.sweep import path, sweep
 from onnxcam.cam import methods as cam
 from onnxcam.errors import LayerError, ModelError
-from onnxcam.graph import attention, edit, layers, manifest
+from onnxcam.graph import attention, edit, layers, manifest, scores
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.constants import constants
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import Source
 from onnxcam.graph.normalize import prepare, refresh
+from onnxcam.graph.split import cut_at
+from onnxcam.graph.terminals import (
+    ACTIVATIONS,
+    BLOCK,
+    COTANGENT,
+    CURVATURE,
+    DIRECTION,
+    GRADIENT,
+    INPUT,
+    SCORES,
+    TARGET,
+)
 from onnxcam.graph.view import Graph
 
-SCORES, COTANGENT, GRADIENT = "onnxcam.scores", "onnxcam.cotangent", "onnxcam.gradient"
-ACTIVATIONS, TARGET = "onnxcam.activations", "onnxcam.target"
-DIRECTION, CURVATURE = "onnxcam.direction", "onnxcam.curvature"
-# the picture itself, as a layer: its tail is the whole model
-INPUT = ""
-# of a transformer, the output of its last block
-BLOCK = "onnxcam.block"
 _AFFINE = {
     "Add", "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Div", "Dropout", "Flatten", "Gemm",
     "GlobalAveragePool", "Identity", "MatMul", "Mul", "Neg", "Pad", "ReduceMean", "ReduceSum", "Reshape", "Slice",
@@ -82,16 +87,16 @@ class Anatomy:
     def __init__(self, source: Source) -> None:
         graph = prepare(source)
         held = manifest.read(graph.model)
-        known = {}
+        known: dict[str, Layer] = {}
         asked = None
         if held is not None:
             graph = restore(graph, held)
             asked = held_scores(graph, held)
-            known = {entry["name"]: entry for entry in held["layers"] if entry.get("value")}
+            known = {entry["name"]: layer_of(entry) for entry in held["layers"] if entry.get("value")}
         self._graph = graph
         self._known = known
         self.picture = picture_input(graph)
-        self.scores = find_scores(graph, asked)
+        self.scores = scores.find(graph, asked)
         self._cuts: dict[str, Cut] = {}
         self._floating: Graph | None = None
 
@@ -173,16 +178,7 @@ class Anatomy:
         """
         graph, cut, found = self._graph_at(INPUT), self.cut(INPUT), self.scores
         op = Builder(graph)
-        flat = self._flat_scores(op)
-        if found.kind == "binary_logit":
-            best = op.Cast(op.Greater(op.Reshape(flat, [-1]), 0.0), to=onnx.TensorProto.INT64)
-        else:
-            best = op.ArgMax(flat, axis=1, keepdims=0)
-        chosen = op.Where(op.Less(TARGET, 0), best, TARGET)
-        if found.kind == "binary_logit":
-            start, seed = binary_cotangent(op, unrounded(graph, found.value), flat, chosen)
-        else:
-            start, seed = class_cotangent(op, unrounded(graph, found.value), flat, chosen, found.classes)
+        start, seed = score_cotangent(op, found.kind, found.value, self._flat_scores(op), TARGET, found.classes)
         replaced = guided.RULES if relu == "guided" else {}
         (gradient,) = sweep(op, start, seed, [cut.layer.value], replaced=replaced)
         op.dtype = graph.dtype(cut.layer.value)
@@ -216,21 +212,16 @@ class Anatomy:
         return model, [(output.name, layout) for output, layout in zip(outputs, layouts, strict=True)]
 
     def attention(self) -> tuple[onnx.ModelProto, list[attention.Block]]:
-        """Picture in; of each transformer block its attention and its output out.
+        """Picture in; of each transformer block its attention and its output out, and the cut values of `BLOCK`.
 
         Raises:
             LayerError: no attention over all tokens was found.
         """
         graph = self._graph
         held = attention.blocks(graph, self.picture.name, self.scores.value)
-        grid, prefix = attention.grid_of(held[-1].tokens)
-        # the last block's output as a layer, whose tail reads every block's
-        last = held[-1].output
-        self._known.setdefault(
-            BLOCK, {"value": last, "layout": "NTC", "grid": list(grid), "prefix_tokens": prefix, "name": BLOCK}
-        )
-        names = dict.fromkeys(name for block in held for name in (block.attention, block.output))
-        outputs = [edit.info(name, graph.dtype(name), graph.shape(name)) for name in names]
+        names = [name for block in held for name in (block.attention, block.output)]
+        wanted = dict.fromkeys([*names, *self.cut(BLOCK).values])
+        outputs = [edit.info(name, graph.dtype(name), graph.shape(name)) for name in wanted]
         return _part(graph, Builder(graph), [self.picture], outputs), held
 
     def attention_backward(self) -> onnx.ModelProto:
@@ -326,28 +317,26 @@ class Anatomy:
             layout = input_layout(graph, self.picture.name)
             layer = Layer(INPUT, self.picture.name, layout=layout, shape=graph.shape(self.picture.name))
             return Cut(layer, (self.picture.name,), (True,), not isinstance(rows, int), False)
-        entry = self._known.get(name)
-        wanted: str | Layer = name
-        if entry is not None:
-            grid = entry.get("grid")
-            wanted = Layer(
-                name,
-                entry["value"],
-                layout=entry["layout"],
-                grid=None if grid is None else (grid[0], grid[1]),
-                prefix_tokens=entry.get("prefix_tokens", 0),
-            )
+        layer = self._last_block() if name == BLOCK else self._layer(name)
+        values = cut_at(graph, self.picture.name, layer.value, [self.scores.value])
+        by_row = [rows is not None and (graph.shape(value) or (None,))[:1] == (rows,) for value in values]
+        free = not isinstance(rows, int) and all(by_row)
+        return Cut(layer, values, tuple(by_row), free, self._affine(layer.value))
+
+    def _layer(self, name: str) -> Layer:
         try:
-            layer = layers.resolve(graph, wanted, self.scores.value)
+            return layers.resolve(self._graph, self._known.get(name, name), self.scores.value)
         except LayerError as error:
             exposed = f"; the file itself exposes {list(self._known)}" if self._known else ""
             raise LayerError(f"{error}{exposed}") from error
-        given = (graph.downstream([self.picture.name]) - graph.downstream([layer.value])) | {layer.value}
-        _, outside = graph.upstream([self.scores.value], stop=given)
-        values = sorted((outside & given) | {layer.value}, key=lambda value: graph.position.get(value, -1))
-        by_row = [rows is not None and (graph.shape(value) or (None,))[:1] == (rows,) for value in values]
-        free = not isinstance(rows, int) and all(by_row)
-        return Cut(layer, tuple(values), tuple(by_row), free, self._affine(layer.value))
+
+    def _last_block(self) -> Layer:
+        """The last block's output as a layer, whose tail reads every block's."""
+        last = attention.blocks(self._graph, self.picture.name, self.scores.value)[-1]
+        grid, prefix = attention.grid_of(last.tokens)
+        return layers.resolve(
+            self._graph, Layer(BLOCK, last.output, layout="NTC", grid=grid, prefix_tokens=prefix), self.scores.value
+        )
 
     def _affine(self, value: str) -> bool:
         """Whether only operators that are affine in their data lie between a value and the scores."""

@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcam import image
-from onnxcam.autodiff.seed import binary_cotangent, class_cotangent, unrounded
+from onnxcam.autodiff.seed import score_cotangent
 from onnxcam.autodiff.sweep import sweep
 from onnxcam.cam import gate as gates
 from onnxcam.cam import methods as cam
@@ -102,7 +102,7 @@ def augment(
         scores = scores or held_scores(graph, held)
     picture = picture_input(graph)
     asked = None if scores is None else graph.find(scores)
-    found = find_scores(graph, asked)
+    found = _find_scores(graph, asked)
     labels = _check_labels(labels, found.classes)
     condition = gates.parse(gate, labels, found.classes)
     wanted = _wanted(graph, layers, held, found.value)
@@ -111,11 +111,9 @@ def augment(
     op = Builder(graph)
     flat = _append_logits(op, found)
     _target(op, target, found, labels)
-    chosen = _chosen(op, flat, target, found, labels)
-    if found.kind == "binary_logit":
-        start, cotangent = binary_cotangent(op, unrounded(graph, found.value), flat, chosen)
-    else:
-        start, cotangent = class_cotangent(op, unrounded(graph, found.value), flat, chosen, found.classes)
+    fixed = fixed_class(target, found.classes, labels)
+    explained = TARGET if fixed is None else fixed
+    start, cotangent = score_cotangent(op, found.kind, found.value, flat, explained, found.classes)
     grads = sweep(op, start, cotangent, [layer.value for layer in wanted])
 
     model = graph.model
@@ -189,7 +187,7 @@ def list_layers(source: Source) -> list[Layer]:
         graph = restore(graph, held)
     picture_input(graph)
     asked = held_scores(graph, held) if held is not None else None
-    value = find_scores(graph, asked).value
+    value = _find_scores(graph, asked).value
     layers.default(graph, value)
     return [replace(layer, name=known.get(layer.value, layer.name)) for layer in layers.candidates(graph, value)]
 
@@ -255,7 +253,7 @@ def input_layout(graph: Graph, name: str) -> str:
     return layers.layout_of(graph, name)
 
 
-def find_scores(graph: Graph, asked: str | None) -> scores.Scores:
+def _find_scores(graph: Graph, asked: str | None) -> scores.Scores:
     return scores.find(graph, asked)
 
 
@@ -279,7 +277,7 @@ def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | Non
 
 
 def _wanted(graph: Graph, asked: Sequence[str | Layer] | str | None, held: Manifest | None, value: str) -> list[Layer]:
-    known = {} if held is None else {e["name"]: _from_entry(e) for e in held["layers"] if e.get("value")}
+    known = {} if held is None else {e["name"]: layer_of(e) for e in held["layers"] if e.get("value")}
     if asked is None:
         chosen: list[str | Layer] = list(known.values()) or [layers.default(graph, value)]
     else:
@@ -295,7 +293,8 @@ def _wanted(graph: Graph, asked: Sequence[str | Layer] | str | None, held: Manif
     return found
 
 
-def _from_entry(entry: dict[str, Any]) -> Layer:
+def layer_of(entry: dict[str, Any]) -> Layer:
+    """The layer that a manifest's entry describes."""
     grid = entry.get("grid")
     return Layer(
         entry["name"],
@@ -364,18 +363,6 @@ def fixed_class(mode: str | int, classes: int, labels: Sequence[str] | None) -> 
             f"target {mode!r}: a fixed target is a class from 0 to {classes - 1}; use 'optional' for top-1"
         )
     return index
-
-
-def _chosen(op: Builder, flat: str, mode: str | int, found: scores.Scores, labels: list[str] | None) -> str:
-    """The class explained per row, int64 `[N]` (or `[1]` for a fixed class)."""
-    fixed = fixed_class(mode, found.classes, labels)
-    if fixed is not None:
-        return op.operand([fixed])
-    if found.kind == "binary_logit":
-        top = op.Cast(op.Greater(op.Reshape(flat, [-1]), 0.0), to=onnx.TensorProto.INT64)
-    else:
-        top = op.ArgMax(flat, axis=1, keepdims=0)
-    return op.Where(op.Less(TARGET, 0), top, TARGET)
 
 
 def _canonical(op: Builder, layer: Layer, value: str) -> str:

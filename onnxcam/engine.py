@@ -16,7 +16,8 @@ from onnxcam.cam.methods import GRAPH, find
 from onnxcam.errors import InputError, LayerError, MethodError, ModelError, TargetError
 from onnxcam.graph import file, manifest
 from onnxcam.graph.manifest import Manifest
-from onnxcam.live import SCORES, Aim, Features, Progress, portions
+from onnxcam.graph.terminals import SCORES
+from onnxcam.live import Aim, Features, Progress, portions
 from onnxcam.parts import Parts
 
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto

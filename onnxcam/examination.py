@@ -12,7 +12,7 @@ from onnxcam.cam import targets
 from onnxcam.cam.methods import GRAPH, INPUT, find
 from onnxcam.cam.objectives import Objective, logit
 from onnxcam.errors import InputError, MethodError
-from onnxcam.live import INPUT as WHOLE
+from onnxcam.graph.terminals import INPUT as WHOLE
 from onnxcam.live import Features
 
 FUSIONS = ("mean", "max", "product")

@@ -418,10 +418,11 @@ class Explainer:
             else:
                 classes = best_classes(scores, self._kind, asked.top)
                 raw = held.classes_map(classes, methods, names, asked.options, eigen)
+        probabilities = targets.probabilities(scores, self._kind)
         every = [
             Findings(
                 scores,
-                targets.probabilities(scores, self._kind),
+                probabilities,
                 classes,
                 maps,
                 method,

@@ -16,19 +16,19 @@ from onnxcam.cam.methods import INPUT as ATTRIBUTION
 from onnxcam.cam.objectives import Logit, Objective, resolve
 from onnxcam.cam.view import Make
 from onnxcam.errors import MethodError
+from onnxcam.graph.terminals import (
+    ACTIVATIONS,
+    BLOCK,
+    COTANGENT,
+    CURVATURE,
+    DIRECTION,
+    GRADIENT,
+    INPUT,
+    SCORES,
+    TARGET,
+)
 from onnxcam.parts import Parts
 
-# names of the parts' inputs and outputs, as onnxcam.anatomy has them; that module imports onnx, this one must not
-SCORES, COTANGENT, GRADIENT, ACTIVATIONS, TARGET = (
-    "onnxcam.scores",
-    "onnxcam.cotangent",
-    "onnxcam.gradient",
-    "onnxcam.activations",
-    "onnxcam.target",
-)
-DIRECTION, CURVATURE = "onnxcam.direction", "onnxcam.curvature"
-BLOCK = "onnxcam.block"
-INPUT = ""
 _TAIL_BYTES = 32 << 20  # of changed activations per run
 _TAIL_ROWS, _WHOLE_ROWS = 256, 8
 
@@ -229,7 +229,7 @@ class LiveView:
 
     def at(self, pictures: np.ndarray) -> LiveView:
         """The same layer of changed pictures."""
-        native = _like(self.input._native(pictures, np.arange(len(pictures))), self.batch.pictures.dtype)
+        native = like(self.input._native(pictures, np.arange(len(pictures))), self.batch.pictures.dtype)
         names = [] if self.layer == INPUT else [self.layer]
         moved = Features(
             self.batch.parts,
@@ -430,11 +430,11 @@ class LiveView:
         parts = self.batch.parts
         session, blocks = parts.attention()
         cut = parts.cut(BLOCK)
-        values = self._of_pictures(session, [block.output for block in blocks], [])
-        head = Features(parts, self.batch.pictures, [BLOCK], size=self.batch.size)
+        held = self._of_pictures(session, [*(block.output for block in blocks), *cut.values], [])
         cotangents = []
-        for value in values:
-            view = LiveView(self.batch, BLOCK, self.objective, head._values | {cut.layer.value: value})
+        for value in held[: len(blocks)]:
+            passed = dict(zip(cut.values, held[len(blocks) :], strict=True)) | {cut.layer.value: value}
+            view = LiveView(self.batch, BLOCK, self.objective, passed)
             chunks = view._chunks(np.arange(len(value)))
             rows = [view._native_gradients(view._feeds(None, chunk), chunk, "plain") for chunk in chunks]
             cotangents.append(np.concatenate(rows)[: len(value)])
@@ -446,14 +446,19 @@ class LiveView:
         """Outputs of a session that reads the pictures, and with them a cotangent per block."""
         fed = {f"{BLOCK}.cotangent.{index}": value for index, value in enumerate(cotangents)}
         fed[self.batch.parts.anatomy.picture.name] = self.batch.pictures
-        count = self.batch.size or _WHOLE_ROWS
+        cut = self.batch.parts.cut(BLOCK)
+        count = self.batch.size or (_WHOLE_ROWS if cut.free else len(self.scores))
+        whole = {name for name, by_row in zip(cut.values, cut.by_row, strict=True) if not by_row}
         found: list[dict[str, np.ndarray]] = []
         for start in range(0, len(self.scores), count):
             part = {key: value[start : start + count] for key, value in fed.items()}
             if self.batch.size is not None:
                 part = {key: portions(value, count)[0] for key, value in part.items()}
-            found.append(runtime.run(session, names, part))
-        return [np.concatenate([one[name] for one in found])[: len(self.scores)] for name in names]
+            found.append(runtime.run(session, list(dict.fromkeys(names)), part))
+        return [
+            found[0][name] if name in whole else np.concatenate([one[name] for one in found])[: len(self.scores)]
+            for name in names
+        ]
 
     def tell(self, done: int, total: int) -> None:
         """Report progress."""
@@ -466,7 +471,7 @@ def _floats(pictures: np.ndarray) -> np.ndarray:
     return pictures.astype(np.float32) if np.issubdtype(pictures.dtype, np.integer) else pictures
 
 
-def _like(pictures: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def like(pictures: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """Pictures as the model takes them: whole numbers rounded, within their range."""
     if not np.issubdtype(dtype, np.integer):
         return pictures

@@ -12,10 +12,11 @@ from onnx import helper, numpy_helper
 
 import onnxcam
 from onnxcam import runtime
-from onnxcam.anatomy import INPUT, Anatomy
+from onnxcam.anatomy import Anatomy
 from onnxcam.cam.objectives import Contrast, Probability, logit
 from onnxcam.errors import LayerError
 from onnxcam.explainer import Explainer
+from onnxcam.graph.terminals import INPUT
 from onnxcam.live import Features, LiveView
 from onnxcam.parts import Parts
 from tests import models

@@ -22,6 +22,32 @@ def unrounded(graph: Graph, scores: str) -> str:
     return scores
 
 
+def score_cotangent(op: Builder, kind: str, scores: str, flat: str, target: str | int, classes: int) -> tuple[str, str]:
+    """The value to sweep back from, and its cotangent, for the score of one class per row.
+
+    Arguments:
+        kind: of the scores, `logits`, `multilabel` or `binary_logit`.
+        scores, flat, classes: as in `class_cotangent`.
+        target: one class for all rows, or a value, int64 `[N]` or `[1]`, whose negatives mean the row's best class (the
+            lowest index on ties).
+    """
+    start = unrounded(op.graph, scores)
+    if kind == "binary_logit":
+        return binary_cotangent(op, start, flat, _chosen(op, flat, target, binary=True))
+    return class_cotangent(op, start, flat, _chosen(op, flat, target, binary=False), classes)
+
+
+def _chosen(op: Builder, flat: str, target: str | int, *, binary: bool) -> str:
+    """The class of each row, int64 `[N]` or `[1]`."""
+    if isinstance(target, int):
+        return op.operand([target])
+    if binary:
+        best = op.Cast(op.Greater(op.Reshape(flat, [-1]), 0.0), to=onnx.TensorProto.INT64)
+    else:
+        best = op.ArgMax(flat, axis=1, keepdims=0)
+    return op.Where(op.Less(target, 0), best, target)
+
+
 def class_cotangent(op: Builder, scores: str, flat: str, chosen: str, classes: int) -> tuple[str, str]:
     """The value to sweep back from, and its cotangent, for d scores[n, chosen[n]].
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxcam.explainer import Explainer
+from onnxcam.live import like
 
 # (start, stop) of the changed pictures wanted -> float32 [m, C, H, W], and int64 [m], which picture each was
 Make = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
@@ -112,10 +113,7 @@ def native(pictures: np.ndarray, layout: str, dtype: Any) -> np.ndarray:
     """The other way; whole numbers are rounded to."""
     moved = pictures.transpose(0, 2, 3, 1) if layout == "NHWC" else pictures
     kind = np.dtype(dtype)
-    if kind.kind in "iu":
-        limits = np.iinfo(kind)
-        moved = np.clip(np.rint(moved), limits.min, limits.max)
-    return np.ascontiguousarray(moved, kind)
+    return np.ascontiguousarray(like(moved, kind), kind)
 
 
 def predictor(explainer: Explainer) -> Callable[[np.ndarray], np.ndarray]:

@@ -94,8 +94,7 @@ def _again(graph: Graph, outside: Sequence[onnx.NodeProto], captured: Collection
     copies = []
     for node in outside:
         if not found.isdisjoint(node.output):
-            copied = onnx.NodeProto()
-            copied.CopyFrom(node)
+            copied = edit.copy_of(node)
             copied.name += _AGAIN
             copies.append(copied)
     return copies, found

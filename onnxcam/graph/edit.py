@@ -91,7 +91,7 @@ def extract(
 def _keep(model: onnx.ModelProto, nodes: list[onnx.NodeProto], outside: Iterable[str]) -> None:
     needed = set(outside)
     made = {name for node in nodes for name in node.output}
-    kept_nodes = [_copy(node) for node in nodes]
+    kept_nodes = [copy_of(node) for node in nodes]
     kept_tensors = [t for t in model.graph.initializer if t.name in needed]
     kept_infos = [v for v in model.graph.value_info if v.name in made]
     dropped = {t.name for t in model.graph.initializer} - needed
@@ -107,7 +107,15 @@ def _keep(model: onnx.ModelProto, nodes: list[onnx.NodeProto], outside: Iterable
             field.extend(kept)
 
 
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Give a model these nodes instead of its own, some of which may be among them."""
+    kept = [copy_of(node) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def copy_of(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node that outlives the graph it is in."""
     copied = onnx.NodeProto()
     copied.CopyFrom(node)
     return copied

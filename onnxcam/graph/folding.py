@@ -9,6 +9,7 @@ import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from onnxcam.graph.edit import copy_of
 from onnxcam.graph.view import Graph, attributes
 
 LARGEST = 1024  # elements; shapes and conditions are smaller
@@ -87,8 +88,7 @@ class Folder:
         return None if moved is None else _settled([elements[int(k)] for k in moved.ravel()], moved.shape)
 
     def _evaluated(self, node: onnx.NodeProto, inputs: list[np.ndarray | None], name: str) -> np.ndarray | None:
-        alone = onnx.NodeProto()
-        alone.CopyFrom(node)
+        alone = copy_of(node)
         feeds: dict[str, np.ndarray] = {}
         for index, value in enumerate(inputs):  # one value read twice may stand for two
             if value is not None:

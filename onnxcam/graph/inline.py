@@ -8,7 +8,7 @@ import onnx
 from onnx import inliner
 
 from onnxcam.errors import ModelError, listing
-from onnxcam.graph.edit import rename_within
+from onnxcam.graph.edit import rename_within, replace_nodes
 from onnxcam.graph.folding import Folder
 from onnxcam.graph.view import Graph
 
@@ -85,9 +85,7 @@ def inline_branches(model: onnx.ModelProto) -> bool:
         nodes.extend(_spliced(model, node, body, taken))
         changed = True
     if changed:
-        kept = [_copy(node) for node in nodes]
-        del model.graph.node[:]
-        model.graph.node.extend(kept)
+        replace_nodes(model, nodes)
     return changed
 
 
@@ -133,9 +131,3 @@ def _inner_names(node: onnx.NodeProto) -> Iterator[str]:
             for inner in attribute.g.node:
                 yield from inner.output
                 yield from _inner_names(inner)
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copied = onnx.NodeProto()
-    copied.CopyFrom(node)
-    return copied

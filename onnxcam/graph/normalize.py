@@ -15,6 +15,7 @@ from onnx import shape_inference, version_converter
 from onnxcam.errors import ModelError, listing
 from onnxcam.graph import quantized
 from onnxcam.graph.branch import ungate
+from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.inline import inline_branches, inline_composites, inline_functions
 from onnxcam.graph.load import Source, load
 from onnxcam.graph.view import Graph, uses
@@ -82,13 +83,7 @@ def _sort(model: onnx.ModelProto) -> None:
     except CycleError as error:
         names = listing(nodes[index].name or nodes[index].op_type for index in error.args[1])
         raise ModelError(f"the model is not valid ONNX: nodes read one another in a circle ({names})") from error
-    copies = []
-    for index in order:
-        copied = onnx.NodeProto()
-        copied.CopyFrom(nodes[index])
-        copies.append(copied)
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
+    replace_nodes(model, [nodes[index] for index in order])
 
 
 def _upgrade(model: onnx.ModelProto) -> None:

@@ -16,6 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxcam.errors import UnsupportedOperator
+from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.view import attributes
 
 _MICROSOFT = "com.microsoft"
@@ -49,9 +50,7 @@ def rewrite(model: onnx.ModelProto) -> bool:
             _FORMS.get(node.op_type, _refuse)(writer, node)
         else:
             writer.nodes.append(node)
-    kept = [_copy(node) for node in writer.nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+    replace_nodes(model, writer.nodes)
     return True
 
 
@@ -219,12 +218,6 @@ _FORMS: dict[str, Callable[[_Writer, onnx.NodeProto], None]] = {
 }
 
 
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copied = onnx.NodeProto()
-    copied.CopyFrom(node)
-    return copied
-
-
 def relax(model: onnx.ModelProto, values: set[str], free: set[str]) -> None:
     """Take rounding away, in place: what quantization leaves of the given values is the clipping it does.
 
@@ -252,9 +245,8 @@ def relax(model: onnx.ModelProto, values: set[str], free: set[str]) -> None:
         elif node.op_type == "DequantizeLinear" and node.input[0] in values:
             made.append(helper.make_node("Identity", node.input[:1], list(node.output)))
         else:
-            made.append(_copy(node))
-    del model.graph.node[:]
-    model.graph.node.extend(made)
+            made.append(node)
+    replace_nodes(model, made)
     kept = [info for info in model.graph.value_info if info.name not in values]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)

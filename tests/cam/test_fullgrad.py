@@ -11,9 +11,10 @@ import torch
 from onnx import helper, numpy_helper
 
 from onnxcam import runtime
-from onnxcam.anatomy import INPUT, Anatomy
+from onnxcam.anatomy import Anatomy
 from onnxcam.explainer import Explainer
 from onnxcam.graph.constants import constants
+from onnxcam.graph.terminals import INPUT
 from onnxcam.live import Features
 from onnxcam.parts import Parts
 from tests.cam import net

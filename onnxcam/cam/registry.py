@@ -162,8 +162,9 @@ def _add_arrays(terms: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def methods(*kinds: str) -> list[str]:
-    """Names of all methods, or of those of some kinds, in the order they were registered."""
-    return [name for name, method in _methods.items() if not kinds or method.kind in kinds]
+    """Names of all methods, or of those of some kinds: by module, then in the order they stand there."""
+    chosen = [method for method in _methods.values() if not kinds or method.kind in kinds]
+    return [method.name for method in sorted(chosen, key=lambda method: method.function.__module__)]
 
 
 def find(name: str) -> Method:

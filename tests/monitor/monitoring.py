@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class Gate:
 class Stub:
     """Stands in for `Evidence` where many explanations are wanted and their content does not matter."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, pause: Callable[[], None] = lambda: None) -> None:
         self._settings = settings
 
     def __call__(self, row: Row, waited: float) -> tuple[dict[str, Any], dict[str, bytes]]:

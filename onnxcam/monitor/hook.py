@@ -85,7 +85,8 @@ class Monitor:
         region: where maps should lie, `[H, W]` with weights 0 to 1.
         duplicates: for how long a picture that was explained is not explained again, as `1min`; 0 for never.
         colormap: of the heatmaps. color: channel order of pictures given as arrays.
-        timeout: seconds after which a worker process counts as hung.
+        timeout: seconds after which a worker process counts as hung; on Linux it runs only in idle time, so where the
+            machine has none, allow for it.
         sink_options: of the sink, where it is a folder or a URL (`retain_bytes`, `segment_age`, `min_free` …).
         clock: where the time comes from, for tests.
         seed: of the sampling, for tests.

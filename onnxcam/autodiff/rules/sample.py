@@ -29,76 +29,77 @@ def affine_grid(op: Builder, node: Node, dy: str) -> Cotangents:
 def grid_sample(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = the sum of w·dY over the samples that see X; dG = Σ_c dY Σ w'·X · dp/dG, p the place in pixels that G means.
 
-    K pixels around each place are looked at, each with a weight w(p): one for nearest, 2 per axis for linear.
+    The pixels around each place, 2 per axis, each have a weight w(p); for nearest it is the one, and dG = 0.
     """
     mode = str(node.attr("mode", "linear"))
     if mode.endswith("cubic"):
         raise node.refuse("mode 'cubic' is not covered, 'linear' and 'nearest' are")
-    x, grid = node.inputs
-    rank = node.rank(x) - 2
+    x, rank, linear = node.inputs[0], node.rank(node.inputs[0]) - 2, mode != "nearest"
     sizes = op.Gather(op.shape(x), list(range(rank + 1, 1, -1)))  # as in the grid: width before height
-    place, slope = _places(op, node, op.Reshape(op.cast(grid), [0, 1, -1, rank]), op.cast(sizes))
-    if mode == "nearest":
-        corners, weights = op.Round(place), None
-    else:
-        offsets = np.asarray(list(itertools.product((0.0, 1.0), repeat=rank))).reshape(-1, 1, rank)
-        low = op.Floor(place)
-        corners = op.Add(low, _held(op, offsets))
-        signs = _held(op, 2 * offsets - 1)
-        weights = op.Add(op.Mul(op.Sub(place, low), signs), _held(op, 1 - offsets))
-    last = op.Sub(op.cast(sizes), 1.0)
+    counts = op.cast(sizes)
+    last = op.Sub(counts, 1.0)
+    grid = op.Reshape(op.cast(node.inputs[1]), [0, 1, -1, rank])
+    place, slope = _places(op, node, grid, counts, last)
+    corners, weights, signs = _around(op, place, rank) if linear else (op.Round(place), None, None)
     seen = op.Min(op.Max(corners, 0.0), last)
-    pixels = _numbered(op, seen, sizes, rank)  # [N, K, L], L samples
-    inside = None
-    if node.attr("padding_mode", "zeros") == "zeros":
-        inside = op.ReduceMin(op.cast(op.Equal(seen, corners)), [3], keepdims=0)
-    flat = op.Concat(op.Slice(op.shape(x), [0], [2]), [-1], axis=0)
+    pixels = _numbered(op, seen, sizes, rank)  # [N, K, L]: K pixels of each of L samples
     columns = op.Expand(op.Reshape(pixels, [0, 1, -1]), op.Concat([1], op.size(x, 1), [1], axis=0))
     rows = op.Reshape(dy, [0, 0, 1, -1])
+    if node.attr("padding_mode", "zeros") == "zeros":
+        inside = op.ReduceMin(op.cast(op.Equal(seen, corners)), [3], keepdims=0)
+        rows = op.Mul(rows, op.Unsqueeze(inside, [1]))
+    flat = op.Concat(op.Slice(op.shape(x), [0], [2]), [-1], axis=0)
     dx = dgrid = None
     if node.wants(0):
-        weight = op.ReduceProd(weights, [3], keepdims=0) if weights else op.filled(1.0, op.Shape(pixels))
-        weight = op.Mul(weight, inside) if inside else weight
-        parts = op.Reshape(op.Mul(rows, op.Unsqueeze(weight, [1])), [0, 0, -1])
+        parts = op.Mul(rows, op.Unsqueeze(op.ReduceProd(weights, [3], keepdims=0), [1])) if weights else rows
         empty = op.Reshape(op.filled(0.0, op.shape(x)), flat)
+        parts = op.Reshape(parts, [0, 0, -1])
         dx = op.reshape_like(op.ScatterElements(empty, columns, parts, axis=2, reduction="add"), x)
-    if node.wants(1) and weights:
+    if slope and weights and signs:
         values = op.GatherElements(op.Reshape(x, flat), columns, axis=2)
-        around = op.Reshape(values, op.Concat(op.Shape(dy, end=2), op.Shape(pixels, start=1), axis=0))
-        seen_by = op.ReduceSum(op.Mul(around, rows), [1], keepdims=0)  # [N, K, L]
-        seen_by = op.Mul(seen_by, inside) if inside else seen_by
-        each = []
-        for axis in range(rank):
-            chosen = _held(op, np.eye(rank)[axis])
-            steep = op.Add(op.Mul(weights, op.Sub(1.0, chosen)), op.Mul(signs, chosen))
-            products = op.Mul(seen_by, op.ReduceProd(steep, [3], keepdims=0))
-            each.append(op.Unsqueeze(op.ReduceSum(products, [1], keepdims=0), [2]))
-        along = op.Mul(op.Concat(*each, axis=2), op.Squeeze(slope, [1]))
-        dgrid = op.CastLike(op.reshape_like(along, grid), grid)
-    elif node.wants(1):
-        dgrid = op.CastLike(op.filled(0.0, op.shape(grid)), grid)
+        values = op.Reshape(values, op.Concat(op.Slice(op.shape(x), [0], [2]), op.Shape(pixels, start=1), axis=0))
+        along = _steepness(op, op.ReduceSum(op.Mul(values, rows), [1], keepdims=0), weights, signs, rank)
+        dgrid = op.CastLike(op.reshape_like(op.Mul(along, op.Squeeze(slope, [1])), node.inputs[1]), node.inputs[1])
     return [dx, dgrid]
 
 
-def _places(op: Builder, node: Node, grid: str, sizes: str) -> tuple[str, str]:
-    """Places in pixels, and their derivatives, for a grid that counts from -1 to 1; outside ones brought inside."""
+def _around(op: Builder, place: str, rank: int) -> tuple[str, str, str]:
+    """The pixels around each place, the factors of their weights per axis, and the slopes of these: 1 or -1."""
+    offsets = np.asarray(list(itertools.product((0.0, 1.0), repeat=rank))).reshape(-1, 1, rank)
+    low, signs = op.Floor(place), _held(op, 2 * offsets - 1)
+    weights = op.Add(op.Mul(op.Sub(place, low), signs), _held(op, 1 - offsets))
+    return op.Add(low, _held(op, offsets)), weights, signs
+
+
+def _steepness(op: Builder, values: str, weights: str, signs: str, rank: int) -> str:
+    """The derivative of the sum of pixels times weights along each axis: there the factor is replaced by its slope."""
+    each = []
+    for axis in range(rank):
+        chosen = np.eye(rank)[axis]
+        factors = op.Add(op.Mul(weights, _held(op, 1 - chosen)), op.Mul(signs, _held(op, chosen)))
+        products = op.Mul(values, op.ReduceProd(factors, [3], keepdims=0))
+        each.append(op.Unsqueeze(op.ReduceSum(products, [1], keepdims=0), [2]))
+    return op.Concat(*each, axis=2)
+
+
+def _places(op: Builder, node: Node, grid: str, sizes: str, last: str) -> tuple[str, str | None]:
+    """Places in pixels for a grid that counts from -1 to 1, those beyond brought inside; and dp/dG, if anybody needs it."""
     corners = bool(node.attr("align_corners", 0))
-    scale = op.Mul(op.Sub(sizes, 1.0) if corners else sizes, 0.5)
-    place = op.Sub(op.Mul(op.Add(grid, 1.0), scale), 0.0 if corners else 0.5)
-    padding, last = node.attr("padding_mode", "zeros"), op.Sub(sizes, 1.0)
-    if padding == "zeros":
-        return place, op.Expand(scale, op.Shape(place))
-    slope = scale
+    needed = node.wants(1) and node.attr("mode", "linear") != "nearest"
+    extent, edge = (last, 0.0) if corners else (sizes, -0.5)
+    slope = op.Mul(extent, 0.5)
+    place = op.Mul(op.Add(grid, 1.0), slope)
+    padding = node.attr("padding_mode", "zeros")
     if padding == "reflection":  # to and fro between the edges
-        edge = 0.0 if corners else -0.5
-        extent = op.Sub(sizes, 1.0) if corners else sizes
         period = op.Max(op.Mul(extent, 2.0), 1.0)
-        beyond = op.Sub(place, edge)
-        beyond = op.Sub(op.Sub(beyond, op.Mul(op.Floor(op.Div(beyond, period)), period)), extent)
-        place = op.Add(op.Sub(extent, op.Abs(beyond)), edge)
-        slope = op.Neg(op.Mul(op.Sign(beyond), scale))
+        back = op.Sub(op.Sub(place, op.Mul(op.Floor(op.Div(place, period)), period)), extent)
+        place = op.Sub(extent, op.Abs(back))
+        slope = op.Mul(op.Neg(op.Sign(back)), slope) if needed else slope
+    place = op.Add(place, edge) if edge else place
+    if padding == "zeros":
+        return place, op.Expand(slope, op.Shape(place)) if needed else None
     held = op.Min(op.Max(place, 0.0), last)
-    return held, op.mask(slope, op.Equal(held, place))
+    return held, op.mask(slope, op.Equal(held, place)) if needed else None
 
 
 def _numbered(op: Builder, places: str, sizes: str, rank: int) -> str:

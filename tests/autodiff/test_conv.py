@@ -281,5 +281,5 @@ def test_col2im(picture: tuple[int, ...], block: tuple[int, ...], how: str) -> N
 def test_col2im_of_blocks_known_at_run_time_only_is_refused() -> None:
     feeds = {"x": normal(1, 8, 9), "b": np.asarray([2, 2])}
     model = build("y = Col2Im(x, i, b)", feeds, {"i": np.asarray([4, 4])})
-    with pytest.raises(UnsupportedOperator, match="Col2Im .*block_shape is computed at run time"):
+    with pytest.raises(UnsupportedOperator, match=r"Col2Im .*block_shape is computed at run time"):
         onnxcam.gradient(model, of="y", wrt=["x"])

@@ -226,5 +226,5 @@ def test_rotary_embedding(interleaved: int, partly: int) -> None:
 def test_rotary_embedding_of_learned_angles_is_refused() -> None:
     feeds = {"x": normal(2, 5, 3, 4), "c": normal(2, 3, 2), "s": normal(2, 3, 2)}
     model = build("y = RotaryEmbedding(x, c, s)", feeds, opset=23)
-    with pytest.raises(UnsupportedOperator, match="RotaryEmbedding .*cosines or sines"):
+    with pytest.raises(UnsupportedOperator, match=r"RotaryEmbedding .*cosines or sines"):
         onnxcam.gradient(model, of="y", wrt=["c"])

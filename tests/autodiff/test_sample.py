@@ -81,7 +81,7 @@ def test_a_spatial_transformer() -> None:
 
 def test_cubic_is_refused_by_name() -> None:
     model = build('y = GridSample<mode="cubic">(x, g)', {"x": normal(*SIZES[2]), "g": places(2, 1)}, opset=20)
-    with pytest.raises(UnsupportedOperator, match="GridSample .*mode 'cubic' is not covered"):
+    with pytest.raises(UnsupportedOperator, match=r"GridSample .*mode 'cubic' is not covered"):
         onnxcam.gradient(model, of="y", wrt=["x"])
 
 

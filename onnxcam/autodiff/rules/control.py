@@ -1,4 +1,4 @@
-"""Operators that are refused by name: programs that run while the model does, and what no classifier was seen to need."""
+"""Operators refused by name: programs that run while the model does, and what no classifier was seen to need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VJP rules of matrix products, rotations, determinants and of softmax."""
+"""VJP rules of matrix products, determinants, rotations and softmax."""
 
 from __future__ import annotations
 
@@ -163,14 +163,14 @@ def rotary_embedding(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = dY turned back: the same with the sines negated."""
     if node.wants(1) or node.wants(2):
         raise node.refuse("a gradient is needed for its cosines or sines")
-    x, cosines, sines = node.inputs[:3]
+    _x, cosines, sines = node.inputs[:3]
     held = {name: node.attr(name) for name in ("interleaved", "num_heads", "rotary_embedding_dim")}
     return [op.RotaryEmbedding(dy, cosines, op.Neg(sines), node.input(3), **held)]
 
 
 @vjp("Softmax")
 def softmax(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dX = Y (dY - sum(Y dY)), 0 in rows of -inf alone where somebody behind replaces their NaN."""
+    """dX = Y (dY - sum(Y dY)), 0 in rows of -inf alone, whose NaN is replaced behind it."""
     y, axis = node.output, node.attr("axis", -1)
     if _replaced(node, y):
         y = op.Where(op.IsNaN(y), 0.0, y)

@@ -47,7 +47,7 @@ def layer_normalization(op: Builder, node: Node, dys: Sequence[str | None]) -> C
     axes = range(axis, rank)
     parts: list[str] = []
     ds = db = None
-    if dy and (node.wants(0) or node.wants(1)) or dinverse and node.wants(0):
+    if (dy and (node.wants(0) or node.wants(1))) or (dinverse and node.wants(0)):
         z, inverse = _standardized(op, x, axis, op.vector(*(op.size(x, a) for a in axes)), node.attr("epsilon", 1e-5))
         if dy and node.wants(0):
             parts.append(_through(op, op.Mul(dy, scale), z, inverse, axes))

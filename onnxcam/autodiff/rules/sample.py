@@ -1,4 +1,4 @@
-"""VJP rules of spatial transformers (https://arxiv.org/abs/1506.02025): a grid of places, and a picture sampled there."""
+"""VJP rules: spatial transformers (https://arxiv.org/abs/1506.02025), a grid of places and a picture sampled there."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _steepness(op: Builder, values: str, weights: str, signs: str, rank: int) ->
 
 
 def _places(op: Builder, node: Node, grid: str, sizes: str, last: str) -> tuple[str, str | None]:
-    """Places in pixels for a grid that counts from -1 to 1, those beyond brought inside; and dp/dG, if anybody needs it."""
+    """Places in pixels for a grid that counts from -1 to 1, those beyond brought inside; and dp/dG, if it is needed."""
     corners = bool(node.attr("align_corners", 0))
     needed = node.wants(1) and node.attr("mode", "linear") != "nearest"
     extent, edge = (last, 0.0) if corners else (sizes, -0.5)
@@ -107,7 +107,8 @@ def _numbered(op: Builder, places: str, sizes: str, rank: int) -> str:
     strides = [op.operand([1])]
     for axis in range(rank - 1):
         strides.append(op.Mul(strides[-1], op.Slice(sizes, [axis], [axis + 1])))
-    return op.ReduceSum(op.Mul(op.Cast(places, to=onnx.TensorProto.INT64), op.Concat(*strides, axis=0)), [3], keepdims=0)
+    whole = op.Cast(places, to=onnx.TensorProto.INT64)
+    return op.ReduceSum(op.Mul(whole, op.Concat(*strides, axis=0)), [3], keepdims=0)
 
 
 def _held(op: Builder, array: np.ndarray) -> str:

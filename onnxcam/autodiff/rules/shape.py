@@ -306,8 +306,9 @@ def arange(op: Builder, node: Node, dy: str) -> Cotangents:
 def one_hot(op: Builder, node: Node, dy: str) -> Cotangents:
     """doff = sum of dY where cold, don = sum where hot."""
     indices, depth, _ = node.inputs
-    # in the values' own type: which types a runtime has together differs
-    hot = op.OneHot(indices, depth, op.constant(np.asarray([0, 1], onnx.helper.tensor_dtype_to_np_dtype(op.dtype))), axis=node.attr("axis", -1))
+    # in the values' own type: the runtime has few types together
+    ends = np.asarray([0, 1], onnx.helper.tensor_dtype_to_np_dtype(op.dtype))
+    hot = op.OneHot(indices, depth, ends, axis=node.attr("axis", -1))
     on = op.ReduceSum(op.Mul(dy, hot), keepdims=0)
     off = op.Sub(op.ReduceSum(dy, keepdims=0), on)
     return [None, None, op.Concat(op.Unsqueeze(off, [0]), op.Unsqueeze(on, [0]), axis=0)]

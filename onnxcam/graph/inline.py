@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import onnx
 from onnx import inliner
 
 from onnxcam.errors import ModelError, listing
-from onnxcam.graph.edit import copy_of, rename_within, replace_nodes
+from onnxcam.graph.edit import rename_within, replace_nodes
 from onnxcam.graph.folding import Folder
 from onnxcam.graph.view import Graph
 
@@ -57,7 +58,6 @@ def inline_composites(model: onnx.ModelProto, bare: Callable[[], onnx.ModelProto
                 body.name, body.domain = f"{node.op_type}_{index}", _OWN
                 typed.functions.append(body)
                 node.op_type, node.domain = body.name, body.domain
-                del node.attribute[:]
         typed.opset_import.append(onnx.helper.make_opsetid(_OWN, 1))
         inlined = inliner.inline_local_functions(typed)
     except Exception as error:
@@ -72,40 +72,22 @@ def _is_composite(node: onnx.NodeProto) -> bool:
 
 
 def _body(node: onnx.NodeProto, opset: int, types: Mapping[str, onnx.TypeProto]) -> onnx.FunctionProto:
-    """What the specification writes for a node: its attributes put in, inputs that it leaves out told by no type."""
-    schema = onnx.defs.get_schema(node.op_type, opset)
-    held = {attribute.name: attribute for attribute in node.attribute}
-    for name, attribute in schema.attributes.items():
-        if name not in held and attribute.default_value.name:
-            held[name] = attribute.default_value
-    full = copy_of(node)
-    del full.attribute[:]
-    full.attribute.extend(held.values())
+    """What the specification writes for a node, which gets the attributes that it leaves to their defaults."""
+    schema: Any = onnx.defs.get_schema(node.op_type, opset)  # its stub does not know of bodies
+    held = {attribute.name for attribute in node.attribute}
+    defaults = [attribute.default_value for name, attribute in schema.attributes.items() if name not in held]
+    node.attribute.extend(attribute for attribute in defaults if attribute.name)
+    unknown = [name for name in node.input if name and name not in types]
+    if unknown:
+        raise ValueError(f"the type of {unknown[0]!r} is unknown")
+    given = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
+    version = max(v for v in schema.context_dependent_function_opset_versions if v <= opset)
+    written = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), given)
     body = onnx.FunctionProto()
-    plain = [version for version in schema.function_opset_versions if version <= opset]
-    if plain:
-        body.ParseFromString(schema.get_function_with_opset_version(max(plain)))
-    else:
-        version = max(v for v in schema.context_dependent_function_opset_versions if v <= opset)
-        given = []
-        for name in node.input:
-            if name and name not in types:
-                raise ValueError(f"the type of {name!r} is unknown")
-            given.append((types[name] if name else onnx.TypeProto()).SerializeToString())
-        body.ParseFromString(
-            schema.get_context_dependent_function_with_opset_version(version, full.SerializeToString(), given)
-        )
-    for inner in body.node:
-        kept = [held.get(a.ref_attr_name) if a.ref_attr_name else a for a in inner.attribute]
-        named = [(a.name, found) for a, found in zip(inner.attribute, kept, strict=True) if found is not None]
-        attributes = [onnx.AttributeProto() for _ in named]
-        for attribute, (name, found) in zip(attributes, named, strict=True):
-            attribute.CopyFrom(found)
-            attribute.name = name
-        del inner.attribute[:]
-        inner.attribute.extend(attributes)
+    body.ParseFromString(written)
     del body.attribute[:], body.attribute_proto[:], body.opset_import[:]
-    body.opset_import.append(onnx.helper.make_opsetid("", opset))  # written for an older one, they hold for it too
+    body.attribute.extend(schema.attributes)
+    body.opset_import.append(onnx.helper.make_opsetid("", opset))  # written for an older one, it holds for this too
     return body
 
 

@@ -57,7 +57,8 @@ def test_residual_chain_costs_one_addition_per_branch() -> None:
 
 
 def test_only_nodes_between_are_touched() -> None:
-    body = "h = Exp(x) a = Tanh(h) s = Unique(m) side = ReduceMax(s) b = Mul(a, side) y = Sigmoid(b) z = Exp(y) u = Unique(y)"
+    body = "h = Exp(x) a = Tanh(h) s = Unique(m) side = ReduceMax(s) b = Mul(a, side)"
+    body += " y = Sigmoid(b) z = Exp(y) u = Unique(y)"
     model = build(body, {"x": normal(2, 3), "m": normal(2, 2)})
     # Sigmoid 3, Mul 1; neither Tanh and Exp before, nor Unique beside, nor Exp and Unique after
     assert [n.op_type for n in added(model, ["a"])] == ["HardSigmoid", "Mul", "Mul", "Mul"]

@@ -316,8 +316,10 @@ def _compared(
     gradient: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[bool, str]:
-    """Whether along two directions the slope is the gradient's, and both. The steps differ in size: parts of onnx's
-    evaluator compute in float32."""
+    """Whether along two directions the slope is the gradient's, and what both are.
+
+    Steps of several sizes are tried: parts of onnx's evaluator compute in float32.
+    """
     if gradient.shape != wide[name].shape:
         return False, f" shape {gradient.shape} for {wide[name].shape}"
     tolerance = max(_tolerance(case.feeds[name]), _tolerance(case.expected[of]))

@@ -96,8 +96,8 @@ def test_every_case_agrees_or_is_left_out_for_a_listed_reason(form: str) -> None
     assert found[AGREES] >= AGREEING[form]
     if (onnx.__version__, onnxruntime.__version__) == COUNTED_WITH:
         column = list(AGREEING).index(form)
-        more = {why: count for why, count in found.items() if why in LEFT_OUT and count != LEFT_OUT[why][column]}
-        assert not more, f"left out, other than what is listed: {more}"
+        other = {why: found[why] for why, counts in LEFT_OUT.items() if found[why] != counts[column]}
+        assert not other, f"pairs left out, other than are listed: {other}"
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,13 @@ class Case:
         return [info.name for info in infos if info.type.tensor_type.elem_type in FLOATS]
 
 
+@cache
 def _collected() -> list[TestCase]:
-    from onnx.backend.test.case.node import collect_testcases
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _once(collect_testcases)
+        from onnx.backend.test.case.node import collect_testcases
 
-
-@cache
-def _once(collect: Any) -> list[TestCase]:
-    return list(collect(None))
+        return list(collect_testcases(None))
 
 
 def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:

@@ -46,6 +46,8 @@ class Request:
     gate: str | None
     opset: int | None
     verify: bool
+    grid: tuple[int, int] | None
+    prefix_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,19 @@ class Loading:
     "gate out of a gated SOURCE, which else keeps it.",
 )
 @click.option(
+    "--grid",
+    metavar="ROWSxCOLUMNS",
+    help="How the patches in a transformer's layer of tokens lie on the picture, such as 14x14, where the model does "
+    "not tell.",
+)
+@click.option(
+    "--prefix",
+    "prefix_tokens",
+    type=click.IntRange(0),
+    metavar="COUNT",
+    help="How many tokens come before the patches (class token, registers), where the model does not tell.",
+)
+@click.option(
     "--weights", metavar="FILE|none|imagenet", help="Weights for a model named by its code or its zoo's name."
 )
 @click.option("--trust-model", is_flag=True, help="Allow SOURCE and --import to run code while they are loaded.")
@@ -121,6 +136,8 @@ def export(
     preprocess: str | None,
     scores: str | None,
     gate: str | None,
+    grid: str | None,
+    prefix_tokens: int | None,
     weights: str | None,
     trust_model: bool,
     import_file: str | None,
@@ -163,6 +180,8 @@ def export(
         gate,
         opset,
         verify,
+        parse_grid(grid),
+        prefix_tokens,
     )
     try:
         if kind == ONNX:
@@ -226,6 +245,14 @@ def parse_size(text: str | None) -> list[int] | None:
     return sizes * 2 if len(sizes) == 1 else sizes[-3:]
 
 
+def parse_grid(text: str | None) -> tuple[int, int] | None:
+    """(rows, columns) from 14x14."""
+    found = re.fullmatch(r"\s*(\d+)\s*[x×]\s*(\d+)\s*", text or "")
+    if text is not None and (found is None or 0 in (int(found[1]), int(found[2]))):
+        raise click.UsageError(f"--grid {text!r}: expected rows x columns, such as 14x14.")
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
 def check_output(source: str, output: Path) -> None:
     """Refuse, before any work, an output that cannot be written or is SOURCE itself."""
     if output.is_dir():
@@ -259,6 +286,8 @@ def _from_onnx(source: str, output: str, request: Request) -> dict[str, Any]:
         labels=request.labels,
         preprocess=request.preprocess,
         gate=request.gate,
+        grid=request.grid,
+        prefix_tokens=request.prefix_tokens,
     )
     held = manifest.read(model)
     if held is None:
@@ -359,6 +388,8 @@ def _options(request: Request, names: Sequence[str] | None) -> dict[str, Any]:
         "scores": request.scores,
         "outputs": request.outputs,
         "gate": request.gate,
+        "grid": request.grid,
+        "prefix_tokens": request.prefix_tokens,
     }
 
 

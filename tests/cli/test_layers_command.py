@@ -17,10 +17,10 @@ def test_a_plain_model(run: Run, plain: Path) -> None:
     held = run("layers", plain, "--json").json()
     assert held["explainable"] is None
     assert held["layers"] == [
-        {"name": "relu1", "shape": ["N", 8, 32, 32], "layout": "NCHW", "grid": [32, 32], "default": False,
-         "outputs": None},
-        {"name": "relu2", "shape": ["N", 16, 16, 16], "layout": "NCHW", "grid": [16, 16], "default": True,
-         "outputs": None},
+        {"name": "relu1", "shape": ["N", 8, 32, 32], "layout": "NCHW", "grid": [32, 32], "prefix_tokens": 0,
+         "default": False, "outputs": None},
+        {"name": "relu2", "shape": ["N", 16, 16, 16], "layout": "NCHW", "grid": [16, 16], "prefix_tokens": 0,
+         "default": True, "outputs": None},
     ]  # fmt: skip
     rows = run("layers", plain).out.splitlines()
     assert rows[2].split() == ["*", "relu2", "[N,", "16,", "16,", "16]", "NCHW"]

@@ -83,13 +83,13 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
 def _block(graph: Graph, patches: Patches, value: str) -> Layer | None:
     """The layer that a residual sum in a network with tokens settles at, None where it is no map or of no effect."""
     shape, where = shape_of(graph, value), patches.positions
-    if not patches.reach(value) or not (_spatial(shape) or _is_tokens(graph, shape)):
+    if not patches.reach(value) or not (_spatial(shape) or len(shape or ()) == 3):
         return None
     last = follow(graph, value, patches.pass_through)
     moved = None if where.layout(last) else _moved(graph, patches, last)
     if moved is not None:  # put back from tokens or windows to where they lie on the picture
         last = follow(graph, moved, patches.pass_through)
-    if where.scattered(last):
+    elif where.scattered(last) or not (_spatial(shape) or _is_tokens(graph, shape)):
         return None
     layer = Layer(last, last, shape=shape_of(graph, last))
     grid = where.grid(last)

@@ -63,7 +63,9 @@ class Loading:
 @click.command("export", context_settings=options.CONTEXT, epilog=EPILOG)
 @click.argument("source", metavar="SOURCE")
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="The file to write.")
-@options.layer_option("Target layer, by the framework's name.  [default: the last convolution]")
+@options.layer_option(
+    "Target layer, by the framework's name.  [default: the last convolution, or the last tokens that matter]"
+)
 @click.option(
     "--method",
     "methods",
@@ -190,7 +192,8 @@ def export(
             write = {TORCH: _from_torch, KERAS: _from_keras, CODE: _from_callable}[kind]
             held = write(source, output, request, how)
     except LayerError as error:
-        raise options.not_explainable(error, layers) from error
+        said = layers or [option for option in (grid, prefix_tokens) if option is not None]
+        raise options.not_explainable(error, said) from error
     except LabelsError as error:
         raise LabelsError(f"labels file {labels!r}: {error}" if labels else str(error)) from error
     if as_json:

@@ -19,7 +19,7 @@ _CHANNELS_FIRST = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAve
                    "BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN"}  # fmt: skip
 # none; class; class and distillation; class and four registers
 PREFIXES = (0, 1, 2, 5)
-_OVERRIDE = "say how they lie with --grid ROWSxCOLUMNS and --prefix COUNT (grid=, prefix_tokens=)"
+_OVERRIDE = "say how they lie with `onnxcam export --grid ROWSxCOLUMNS --prefix COUNT` (grid=, prefix_tokens=)"
 _KEEP_LAYOUT = ELEMENTWISE | {"Concat", "Where", "Sum", "Slice", "Pad", "Resize"}
 
 

@@ -11,6 +11,7 @@ from onnxcam import models as onnxcam_models
 from onnxcam.graph import load
 from tests import models
 from tests.cli.conftest import Run
+from tests.graph import transformers
 
 
 def test_a_plain_model(run: Run, plain: Path) -> None:
@@ -24,6 +25,17 @@ def test_a_plain_model(run: Run, plain: Path) -> None:
     ]  # fmt: skip
     rows = run("layers", plain).out.splitlines()
     assert rows[2].split() == ["*", "relu2", "[N,", "16,", "16,", "16]", "NCHW"]
+
+
+def test_a_transformer(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "vit.onnx"
+    load.save(transformers.vit(), path)
+    held = run("layers", path, "--json").json()["layers"]
+    assert [layer["name"] for layer in held] == ["c", "a1", "n2"] and held[-1]["default"]
+    assert (held[-1]["grid"], held[-1]["prefix_tokens"]) == ([4, 6], 1)
+    assert run("layers", path).out.splitlines()[-1] == "*  n2     [N, 25, 8]    NTC, 4 x 6 after 1"
+    load.save(transformers.lost(15), path)
+    assert run("layers", path).out.splitlines()[-1] == "*  b1     [N, 15, 8]  NTC, grid unknown (--grid)"
 
 
 @pytest.mark.keras

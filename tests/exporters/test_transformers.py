@@ -16,7 +16,7 @@ from tests.torchvision_stub import import_torchvision
 
 torch = pytest.importorskip("torch")
 
-from onnxcam.exporters import pytorch  # noqa: E402
+from onnxcam.exporters import pytorch, torch_capture  # noqa: E402
 from tests.exporters.transformers import CASES, build, pictures  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -68,8 +68,8 @@ def test_the_default_layer_and_its_map(name: str) -> None:
 
     maps = explainer.attribute(x.numpy(), CLASSES, layer=case.layer)
     assert np.abs(maps - theirs(net, case, modules[case.layer], x)).max() <= 1e-3
-    raw_maps = explainer.attribute(x.numpy(), CLASSES, "hirescam", layer=case.layer, normalize="none", size="layer")
-    assert raw_maps.shape == (3, *case.grid) and (raw_maps.reshape(3, -1).max(axis=1) > 0).all()
+    small = explainer.attribute(x.numpy(), CLASSES, "elementwise", layer=case.layer, normalize="none", size="layer")
+    assert small.shape == (3, *case.grid) and (small.reshape(3, -1).max(axis=1) > 0).all()
 
 
 @pytest.mark.slow
@@ -82,3 +82,28 @@ def test_the_exporter_calls_the_default_layer_by_its_module(name: str) -> None:
     assert (entry["name"], entry["layout"], entry["grid"], entry["prefix_tokens"]) == (
         case.layer, case.layout, list(case.grid), case.prefix
     )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Swin", "torchvision Swin", "distilled DeiT"])
+def test_the_older_exporters_arithmetic_with_shapes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows and their shifts made of Slice and Concat by what Shape says."""
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("not today")
+
+    monkeypatch.setattr(torch_capture, "_by_torch_export", refuse)
+    case, net, x = CASES[name], build(name), pictures(name)
+    named = [case.layer, *filter(None, [case.middle])]
+    made = pytorch.export(net, x[:1], None, layers=named, verify=1)
+    held = manifest.read(made)
+    assert held is not None and held["source"]["exporter"] == "torchscript"
+    assert any(node.op_type == "Shape" for node in made.graph.node)
+    found = next(layer for layer in onnxcam.layers(made) if layer.default)
+    assert (found.name, found.layout, found.grid, found.prefix_tokens) == (
+        case.layer, case.layout, case.grid, case.prefix
+    )  # fmt: skip
+    raw = Explainer(made.SerializeToString(), providers=CPU).run(x.numpy(), CLASSES, named)
+    for layer, got in zip(named, raw.gradients, strict=True):
+        _, want = differentiated(net, dict(net.named_modules())[layer], x)
+        assert np.linalg.norm(got - want) <= 1e-3 * np.linalg.norm(want)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import onnx
-import onnx.parser
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 
 import onnxcam
 from onnxcam.errors import LayerError
@@ -18,56 +15,7 @@ from onnxcam.graph.normalize import prepare
 from onnxcam.graph.reach import Reach
 from onnxcam.graph.sizes import Sizes
 from onnxcam.graph.tokens import positions
-
-# weights by what their names begin with; `whole` numbers are written where they are used
-SHAPES: dict[str, tuple[int, ...]] = {
-    "patch": (8, 3, 4, 4), "token": (1, 1, 8), "queries": (1, 9, 8), "w": (8, 8), "head": (8, 5), "deep": (8, 8, 3, 3)
-}  # fmt: skip
-PATCHES = "c = Conv<strides=[4,4]>(x, patch) flat = Reshape(c, [0,8,-1]) p = Transpose<perm=[0,2,1]>(flat)"
-CLASS = "n = Shape<end=1>(x) some = Concat<axis=0>(n, [1], [8]) cls = Expand(token, some) t = Concat<axis=1>(cls, p)"
-ATTENTION = (
-    "n{1} = LayerNormalization({0}, g, g) q{1} = MatMul(n{1}, w1) k{1} = MatMul(n{1}, w2) v{1} = MatMul(n{1}, w3) "
-    "kt{1} = Transpose<perm=[0,2,1]>(k{1}) l{1} = MatMul(q{1}, kt{1}) s{1} = Softmax<axis=-1>(l{1}) "
-    "o{1} = MatMul(s{1}, v{1}) a{1} = Add({0}, o{1})"
-)
-MLP = "m{1} = LayerNormalization({0}, g, g) u{1} = MatMul(m{1}, w4) r{1} = Relu(u{1}) b{1} = Add({0}, r{1})"
-FIRST = "z = Gather<axis=1>({0}, 0) logits = MatMul(z, head)"
-MEAN = "z = ReduceMean<keepdims=0>({0}, [1]) logits = MatMul(z, head)"
-
-
-def block(source: str, tag: str) -> str:
-    return f"{ATTENTION.format(source, tag)} {MLP.format(f'a{tag}', tag)}"
-
-
-def model(*body: str, picture: str = "N,3,16,16", seed: int = 0) -> onnx.ModelProto:
-    """A network from ONNX text, `[1,2]` and the like standing for int64 constants; its weights are random."""
-    text = " ".join(body)
-    constants: dict[str, np.ndarray] = {}
-
-    def whole(match: re.Match[str]) -> str:
-        name = f"i_{len(constants)}"
-        values = [int(part) for part in match[2].strip("[]").split(",")]
-        constants[name] = np.asarray(values if match[2].startswith("[") else values[0], np.int64)
-        return f"{match[1]}{name}"
-
-    # attributes come between angle brackets, values after a comma or a parenthesis
-    while (replaced := re.sub(r"([(,] ?)(\[[-0-9, ]+\]|-?\d+)(?=[,)])(?![^<]*>)", whole, text)) != text:
-        text = replaced
-    parsed = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["" : 18]> g (float[{picture}] x) => (float[N,5] logits) {{ {text} }}'
-    )
-    generator = np.random.default_rng(seed)
-    made = {name for node in parsed.graph.node for name in node.output} | {"x"}
-    for name in dict.fromkeys(name for node in parsed.graph.node for name in node.input if name not in made):
-        if name in constants:
-            value = constants[name]
-        elif name == "g":
-            value = np.linspace(0.5, 1.5, 8, dtype=np.float32)
-        else:
-            stem = next(stem for stem in sorted(SHAPES, key=len, reverse=True) if name.startswith(stem))
-            value = generator.normal(size=SHAPES[stem]).astype(np.float32) / 2
-        parsed.graph.initializer.append(numpy_helper.from_array(value, name))
-    return parsed
+from tests.graph.transformers import ATTENTION, CLASS, FIRST, MEAN, PATCHES, block, lost, model, vit
 
 
 def default(source: onnx.ModelProto) -> Layer:
@@ -80,7 +28,7 @@ def lies(layer: Layer) -> tuple[str, object, int]:
 
 
 def test_the_class_token_is_read_the_last_attention_is_where_patches_end() -> None:
-    source = model(PATCHES, CLASS, block("t", "1"), block("b1", "2"), FIRST.format("b2"), picture="N,3,16,24")
+    source = vit()
     assert lies(default(source)) == ("n2", (4, 6), 1)
     # what comes behind it would give maps of zeros
     assert [layer.name for layer in onnxcam.layers(source)] == ["c", "a1", "n2"]
@@ -226,23 +174,17 @@ def test_shapes_written_as_arithmetic_are_worked_out() -> None:
 
 
 def test_tokens_of_which_nothing_is_known_lie_on_the_one_square_that_fits() -> None:
-    def tokens(count: int) -> onnx.ModelProto:
-        """Positions are lost on the way: each token is a mix of all."""
-        SHAPES["mix"] = (16, count)
-        lost = "f = Transpose<perm=[0,2,1]>(p) k = MatMul(f, mix) y = Transpose<perm=[0,2,1]>(k)"
-        return model(PATCHES, lost, block("y", "1"), MEAN.format("b1"))
-
     for count, grid, prefix in ((16, (4, 4), 0), (17, (4, 4), 1), (18, (4, 4), 2), (21, (4, 4), 5)):
-        made = onnxcam.augment(tokens(count), ["b1"])
+        made = onnxcam.augment(lost(count), ["b1"])
         entry = (manifest.read(made) or {})["layers"][0]
         assert (entry["layout"], entry["grid"], entry["prefix_tokens"]) == ("NTC", list(grid), prefix)
-    with pytest.raises(LayerError, match=r"15 tokens form no square grid; .*--grid ROWSxCOLUMNS and --prefix COUNT"):
-        onnxcam.augment(tokens(15), ["b1"])
+    with pytest.raises(LayerError, match=r"15 tokens form no square grid; .*--grid ROWSxCOLUMNS --prefix COUNT"):
+        onnxcam.augment(lost(15), ["b1"])
     with pytest.raises(LayerError, match=r"9 tokens may be 3 x 3 after 0 others or 2 x 2 after 5 others; .*--grid"):
-        onnxcam.augment(tokens(9), ["b1"])
+        onnxcam.augment(lost(9), ["b1"])
 
     def laid(count: int, **given: object) -> tuple[object, object]:
-        entry = (manifest.read(onnxcam.augment(tokens(count), ["b1"], **given)) or {})["layers"][0]  # type: ignore[arg-type]
+        entry = (manifest.read(onnxcam.augment(lost(count), ["b1"], **given)) or {})["layers"][0]  # type: ignore[arg-type]
         return entry["grid"], entry["prefix_tokens"]
 
     assert laid(15, grid=(3, 5)) == ([3, 5], 0)
@@ -253,7 +195,7 @@ def test_tokens_of_which_nothing_is_known_lie_on_the_one_square_that_fits() -> N
     with pytest.raises(LayerError, match="15 tokens, but"):
         laid(15, prefix_tokens=3)
     with pytest.raises(LayerError, match="'c' is no layer of tokens"):
-        onnxcam.augment(tokens(16), ["c"], grid=(4, 4))
+        onnxcam.augment(vit(), ["c"], grid=(4, 6))
 
 
 def test_a_file_keeps_what_it_was_told() -> None:

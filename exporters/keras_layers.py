@@ -108,7 +108,8 @@ def candidates(calls: Sequence[Call], default: Target) -> list[Call]:
     found: dict[str, Call] = {}
     passed = False
     for call in calls:
-        tokens = _tokens(call) and len(default.shape) == 3 and not passed and call.value.shape[1] == default.shape[1]
+        alike = call.value is not None and len(default.shape) == 3 and call.value.shape[1:2] == default.shape[1:2]
+        tokens = alike and _tokens(call) and not passed
         if call.leaf and (_spatial(call) or tokens):
             found.pop(call.name, None)
             found[call.name] = call

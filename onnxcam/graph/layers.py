@@ -71,7 +71,8 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
         made = residual or node.op_type in ("Conv", "ConvTranspose")
         if made and _spatial(shape_of(graph, value)) and (patches is None or patches.reach(value)):
             last = follow(graph, value)
-            found.setdefault(last, describe_layer(graph, Layer(last, last)))
+            if patches is None or not patches.positions.scattered(last):
+                found.setdefault(last, describe_layer(graph, Layer(last, last)))
     ordered = sorted((found or others).values(), key=lambda layer: graph.position[layer.value])
     chosen = ordered[-1].value if ordered else None
     if patches is not None and summed is not None and chosen is not None and chosen != summed:
@@ -142,7 +143,12 @@ def _residual(graph: Graph, node: onnx.NodeProto) -> bool:
 
 def _made_of(graph: Graph, value: str, source: str) -> bool:
     """Whether a value is computed from another."""
-    return any(source in node.input for node in graph.upstream([value])[0])
+    start = graph.position.get(source, -1)
+    waiting = [value]
+    for name in waiting:
+        if graph.position.get(name, -1) > start:  # what comes before it cannot read it
+            waiting += [read for read in graph.producer[name].input if read and read not in waiting]
+    return value != source and source in waiting
 
 
 def _elementwise_sources(graph: Graph, value: str) -> set[str]:

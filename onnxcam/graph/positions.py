@@ -80,7 +80,9 @@ class Positions:
         """`NCHW` or `NHWC` of a value whose elements surely lie row by row, None where that is not known."""
         place = self._places.get(value, ())
         kinds = [axis[0].of if len(axis) == 1 and axis[0].complete else "" for axis in place]
-        return {("", "", ROWS, COLUMNS): "NCHW", ("", ROWS, COLUMNS, ""): "NHWC"}.get(tuple(kinds))
+        if kinds == ["", "", ROWS, COLUMNS]:
+            return "NCHW"
+        return "NHWC" if kinds == ["", ROWS, COLUMNS, ""] else None
 
     def scattered(self, value: str) -> bool:
         """Whether the elements surely do not lie row by row, as where they are sorted into windows."""

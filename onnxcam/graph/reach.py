@@ -57,17 +57,14 @@ class Reach:
             return True
         if node.op_type == "Split":
             out: Mask = self._of_outputs(node)
+        elif any(output in self._live for output in node.output[1:]):
+            return True
         else:
-            out = self._live.get(node.output[0])
-            if out is not None and out is not True:
-                out = np.asarray(out)
-        if out is None:
-            return None
+            out = self._live[node.output[0]]
         mask = rule(self, node, index, out, shape)
-        if mask is True or mask is None:
-            return mask
-        assert mask.shape == shape, (node.op_type, mask.shape, shape)
-        return True if mask.all() else mask if mask.any() else None
+        if mask is True or mask.shape != shape or mask.all():
+            return True
+        return mask if mask.any() else None
 
     def full(self, value: str, mask: Mask) -> np.ndarray:
         """A mask as an array of the value's shape."""
@@ -101,9 +98,9 @@ def _any(mask: np.ndarray, axes: Any) -> np.ndarray:
 def _summed(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A broadcast undone."""
     lead = mask.ndim - len(shape)
-    mask = mask.any(axis=tuple(range(lead))) if lead else mask
-    axes = tuple(k for k, size in enumerate(shape) if size == 1 and mask.shape[k] != 1)
-    return mask.any(axis=axes, keepdims=True) if axes else mask
+    held = np.asarray(mask.any(axis=tuple(range(lead))))
+    axes = tuple(k for k, size in enumerate(shape) if size == 1 and held.shape[k] != 1)
+    return np.asarray(held.any(axis=axes, keepdims=True))
 
 
 def _elementwise(_: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
@@ -224,13 +221,11 @@ def _gathered(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: 
     return mask
 
 
-_RULES: dict[str, _Rule] = (
-    dict.fromkeys(_SAME, _elementwise)
-    | dict.fromkeys(REDUCTIONS, _reduced)
-    | dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshaped)
-    | dict.fromkeys(("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization"), _mixed)
-    | {
-        "Transpose": _transposed, "MatMul": _product, "Gemm": _gemm, "Einsum": _einsum, "Concat": _concat,
-        "Split": _split, "Slice": _sliced, "Pad": _padded, "Gather": _gathered,
-    }
-)  # fmt: skip
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(_SAME, _elementwise),
+    **dict.fromkeys(REDUCTIONS, _reduced),
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshaped),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization"), _mixed),
+    "Transpose": _transposed, "MatMul": _product, "Gemm": _gemm, "Einsum": _einsum, "Concat": _concat,
+    "Split": _split, "Slice": _sliced, "Pad": _padded, "Gather": _gathered,
+}  # fmt: skip

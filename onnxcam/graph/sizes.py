@@ -64,8 +64,7 @@ class Sizes:
 
 
 def _of_one_picture(graph: Graph) -> Graph:
-    bare = onnx.ModelProto()
-    bare.CopyFrom(skeleton(graph.model)[0])
+    bare, _ = skeleton(graph.model)
     del bare.graph.value_info[:]
     for info in bare.graph.input:
         dims = info.type.tensor_type.shape.dim

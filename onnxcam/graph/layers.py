@@ -64,9 +64,9 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
         if patches is not None and residual:
             layer = _block(graph, patches, value)
             if layer is not None:
-                unknown = layer.layout == "NTC" and layer.grid is None
-                (others if unknown else found).setdefault(layer.value, layer)
-                summed = summed if unknown else layer.value
+                known = _placed(patches, layer)
+                (found if known else others).setdefault(layer.value, layer)
+                summed = layer.value if known else summed
             continue
         made = residual or node.op_type in ("Conv", "ConvTranspose")
         if made and _spatial(shape_of(graph, value)) and (patches is None or patches.reach(value)):
@@ -99,6 +99,14 @@ def _block(graph: Graph, patches: Patches, value: str) -> Layer | None:
     if grid is not None:
         return replace(layer, layout="NTC", grid=grid[0], prefix_tokens=grid[1])
     return replace(layer, layout="NTC")
+
+
+def _placed(patches: Patches, layer: Layer) -> bool:
+    """Whether it is known how a layer lies on the picture; of a picture of open size it cannot be asked for more."""
+    if layer.layout == "NTC":
+        return layer.grid is not None
+    fixed = all(isinstance(dim, int) for dim in (layer.shape or ())[1:])
+    return not fixed or patches.positions.layout(layer.value) is not None
 
 
 def _moved(graph: Graph, patches: Patches, value: str) -> str | None:

@@ -271,7 +271,7 @@ def _concat(
 
 def _regrouped(factors: list[Factor], shape: tuple[int, ...]) -> Place | None:
     """The same elements in the same order under other dimensions: factors are split and put together as these need."""
-    rest = list(factors)
+    rest = list(_merged(factors))
     place = []
     for size in shape:
         axis: list[Factor] = []

@@ -125,6 +125,7 @@ def test_windows_are_followed_there_and_back() -> None:
          None, 0),
         (f"{PATCHES} f = Reshape(p, [0,4,6,8]) s = Slice(f, [0,1], [9,9], [1,2], [2,3]) y = Reshape(s, [0,-1,8])",
          (2, 2), 0),
+        (f"{PATCHES} f = Reshape(p, [0,4,2,3,8]) k = Reshape(f, [0,4,3,2,8]) y = Reshape(k, [0,24,8])", (4, 6), 0),
         ("f = Reshape(x, [0,3,4,4,6,4]) k = Transpose<perm=[0,2,4,3,5,1]>(f) y = Reshape(k, [0,24,48])", (4, 6), 0),
         (f"{PATCHES} k = Transpose<perm=[1,0,2]>(p) m = Reshape(k, [-1,8]) u = MatMul(m, w1) f = Reshape(u, [24,-1,8]) "
          "y = Transpose<perm=[1,0,2]>(f)", (4, 6), 0),

@@ -186,14 +186,19 @@ def list_layers(source: Source) -> list[Layer]:
     """
     graph = prepare(source)
     held = manifest.read(graph.model)
-    known = {} if held is None else {entry["value"]: entry["name"] for entry in held["layers"] if entry.get("value")}
+    known = {} if held is None else {e["value"]: layer_of(e) for e in held["layers"] if e.get("value")}
     if held is not None:
         graph = restore(graph, held)
     picture_input(graph)
     asked = held_scores(graph, held) if held is not None else None
     value = _find_scores(graph, asked).value
     layers.default(graph, value)
-    return [replace(layer, name=known.get(layer.value, layer.name)) for layer in layers.candidates(graph, value)]
+    found = layers.candidates(graph, value)
+    for place, layer in enumerate(found):
+        own = known.get(layer.value)
+        if own is not None:  # the file may say more of its tokens than the graph
+            found[place] = replace(layer, name=own.name, grid=own.grid, prefix_tokens=own.prefix_tokens)
+    return found
 
 
 def restore(graph: Graph, held: Manifest) -> Graph:

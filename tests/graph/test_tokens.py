@@ -205,6 +205,7 @@ def test_a_file_keeps_what_it_was_told() -> None:
     again = onnxcam.augment(told, methods=["hirescam"])
     for made in (told, again):
         assert (manifest.read(made) or {})["layers"][0]["grid"] == [2, 8]
+        assert lies(default(made)) == ("b1", (2, 8), 0)
     x = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
     explainer = onnxcam.Explainer(told.SerializeToString(), providers=["CPUExecutionProvider"])
     assert explainer.attribute(x, 1, normalize="none", size="layer").shape == (2, 2, 8)

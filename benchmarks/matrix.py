@@ -91,7 +91,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vgg13_bn": Architecture("features.16", "features.33"),
     "vgg16": Architecture("features.16", "features.29"),
     "vgg19_bn": Architecture("features.25", "features.51"),
-    "vit_b_32": Architecture("encoder.layers.encoder_layer_5", "encoder.layers.encoder_layer_11.ln_1", 128, (("image_size", 128),)),
+    "vit_b_32": Architecture(
+        "encoder.layers.encoder_layer_5", "encoder.layers.encoder_layer_11.ln_1", 128, (("image_size", 128),)
+    ),
     "wide_resnet50_2": Architecture("layer3", "layer4"),
 }
 

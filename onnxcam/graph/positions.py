@@ -265,6 +265,8 @@ def _concat(
         if len(patches) == 1 and patches[0].of == TOKENS:
             before, patches = before + patches[0].before, patches[0].patches
         joined = _tokens(before, patches)
+    elif len(meant) == 1 and len(shape) == 3:
+        joined = (Factor(shape[axis], TOKENS),)  # others behind the patches: no layout says that
     base = _broadcast(found, shapes, shape)
     return (*base[:axis], joined, *base[axis + 1 :])
 

@@ -145,6 +145,15 @@ def test_columns_first_is_no_map() -> None:
         onnxcam.augment(source, ["b1"])
 
 
+def test_tokens_behind_the_patches_are_told_of() -> None:
+    """Else the one square that fits would be taken, from the second patch on."""
+    last = CLASS.replace("Concat<axis=1>(cls, p)", "Concat<axis=1>(p, cls)")
+    source = model(PATCHES, last, block("t", "1"), MEAN.format("b1"))
+    assert default(source).name == "c"
+    with pytest.raises(LayerError, match="not in the order of the picture's rows"):
+        onnxcam.augment(source, ["b1"])
+
+
 def test_learned_queries_are_no_map() -> None:
     """What a decoder's queries take from the picture lies nowhere on it."""
     ask = "n = Shape<end=1>(x) some = Concat<axis=0>(n, [9], [8]) y = Expand(queries, some)"

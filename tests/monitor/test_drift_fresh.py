@@ -1,0 +1,243 @@
+"""Drift against samples whose distribution is known: false alarms, what is found, and the statistics by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import wasserstein_distance
+
+from onnxcam.errors import InputError
+from onnxcam.monitor import baseline as baselines
+from onnxcam.monitor import drift
+from onnxcam.monitor.drift import DRIFT, OK, UNKNOWN, Detector
+from onnxcam.monitor.table import FIELDS, Rows
+from tests.monitor import synthetic
+
+COLUMN = {name: column for column, name in enumerate(FIELDS)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [1.0, 0.1])
+def test_false_alarms_at_the_declared_rate_and_a_shift_of_half_a_deviation(kept: float) -> None:
+    """1,000 windows in which nothing changed, each against a baseline of its own; 250 with one field moved by 0.5 σ."""
+    declared, simulations, shifted = 0.05, 1000, 250
+    alarms = found = 0
+    for number in range(simulations):
+        rng = np.random.default_rng([number, 20261128])
+        normal = synthetic.baseline(synthetic.rows(rng, 1000, kept=kept))
+        detector = Detector(normal, false_alarms=declared, replicates=400, seed=number)
+        alarms += detector.judge(synthetic.rows(rng, 500, kept=kept)).verdict == DRIFT
+        if number < shifted:
+            found += detector.judge(synthetic.rows(rng, 500, kept=kept, shift=0.5)).verdict == DRIFT
+    print(f"kept {kept}: false alarms {alarms / simulations:.3f} of {declared}, found {found / shifted:.3f}")
+    assert abs(alarms / simulations - declared) <= 0.02
+    assert found / shifted >= 0.85
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    rng = np.random.default_rng(5)
+    return Detector(synthetic.baseline(synthetic.rows(rng, 1500, kept=0.2)), replicates=500)
+
+
+def window(seed: int = 6, count: int = 600, **changes: float) -> Rows:
+    return synthetic.rows(np.random.default_rng(seed), count, kept=0.2, **changes)
+
+
+def moved(detector: Detector, rows: Rows) -> set[str]:
+    return {statistic.name for statistic in detector.judge(rows).statistics if statistic.drifted}
+
+
+def test_no_verdict_below_500_records(detector: Detector) -> None:
+    far = window(count=499, shift=50.0)
+    verdict = detector.judge(far)
+    assert (verdict.verdict, verdict.statistics, verdict.score) == (UNKNOWN, [], None)
+    assert detector.judge(window(count=500, shift=50.0)).verdict == DRIFT
+
+
+def test_nothing_changed(detector: Detector) -> None:
+    verdict = detector.judge(window())
+    assert verdict.verdict == OK
+    assert moved(detector, window()) == set()
+    assert 0 < verdict.effective < verdict.records
+    json.dumps(verdict.to_dict(), allow_nan=False)
+
+
+def test_each_kind_of_change_is_named(detector: Detector) -> None:
+    assert moved(detector, window(shift=0.6)) == {"attention.border"}
+    spread = window()
+    spread.values[:, COLUMN["attention.gini"]] = np.where(
+        np.arange(600) % 2, 0.5, spread.values[:, COLUMN["attention.gini"]]
+    )
+    assert moved(detector, spread) == {"attention.gini"}, "the mean is as before"
+    classes = window()
+    classes.predicted[:150] = 700
+    assert moved(detector, classes) == {"classes"}
+    low = window()
+    rate = low.low.copy()
+    rate[np.flatnonzero(~rate)[:60]] = True
+    assert moved(detector, Rows(low.values, low.weights, rate, low.zero, low.predicted, low.target, low.maps)) == {
+        "low_confidence"
+    }
+    zero = window()
+    zero.zero[:120] = True
+    assert moved(detector, zero) == {"zero_maps"}
+    maps = window()
+    own = maps.target == 1
+    maps.maps[own] = maps.maps[own][:, ::-1]
+    names = moved(detector, maps)
+    assert "map/beagle" in names and names <= {"map/beagle", "map"}
+
+
+def test_one_stray_value_is_no_drift(detector: Detector) -> None:
+    """What the baseline never saw may happen once."""
+    rng = np.random.default_rng(1)
+    table = synthetic.rows(rng, 1000)
+    table.values[:, COLUMN["attention.peaks"]] = 1
+    table.zero[:] = False
+    still = Detector(synthetic.baseline(table), replicates=500)
+    now = synthetic.rows(rng, 500)
+    now.values[:, COLUMN["attention.peaks"]] = 1
+    now.zero[:] = False
+    now.zero[3] = True
+    now.values[4, COLUMN["attention.peaks"]] = 9
+    assert still.judge(now).verdict == OK
+
+
+def test_distances_are_those_of_their_definitions() -> None:
+    rng = np.random.default_rng(3)
+    table, now = synthetic.rows(rng, 1200, kept=0.3), synthetic.rows(rng, 700, kept=0.3, shift=0.8)
+    verdict = Detector(synthetic.baseline(table), replicates=400).judge(now)
+    held = {statistic.name: statistic for statistic in verdict.statistics}
+    for name in ("confidence", "attention.border", "attention.half_area", "attention.y"):
+        a, b = table.values[:, COLUMN[name]], now.values[:, COLUMN[name]]
+        u, v = np.isfinite(a), np.isfinite(b)
+        mean = np.average(a[u], weights=table.weights[u])
+        deviation = np.sqrt(np.average((a[u] - mean) ** 2, weights=table.weights[u]))
+        wanted = wasserstein_distance(a[u], b[v], table.weights[u], now.weights[v]) / deviation
+        # the field is put on 32 steps
+        assert held[name].distance == pytest.approx(wanted, rel=0.05, abs=0.02)
+        assert held[name].baseline == pytest.approx(mean, rel=1e-5)
+        assert held[name].window == pytest.approx(np.average(b[v], weights=now.weights[v]), rel=1e-5)
+    rates = [np.average(rows.low, weights=rows.weights) for rows in (table, now)]
+    assert held["low_confidence"].distance == pytest.approx(abs(rates[0] - rates[1]), rel=1e-4)
+    share = [np.bincount(rows.predicted, rows.weights, 6) / rows.weights.sum() for rows in (table, now)]
+    assert held["classes"].distance == pytest.approx(np.abs(share[0] - share[1]).sum() / 2, rel=1e-4)
+    means = []
+    for rows in (table, now):
+        own = (rows.target == 2) & np.isfinite(rows.maps[:, 0, 0])
+        means.append(np.average(rows.maps[own], axis=0, weights=rows.weights[own]))
+    assert held["map/espresso"].distance == pytest.approx(np.abs(means[0] - means[1]).sum() / 2, rel=1e-4)
+
+
+def test_windows() -> None:
+    assert drift.windows(0, 500) == []
+    assert drift.windows(120, 500) == [(0, 120)]
+    assert drift.windows(999, 500) == [(0, 999)]
+    assert drift.windows(1700, 500) == [(0, 700), (700, 1200), (1200, 1700)]
+
+
+def records(first: int, count: int, **changes: object) -> list[dict]:
+    return [synthetic.record(n, **copy.deepcopy(changes)) for n in range(first, first + count)]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("baseline") / "baseline.json"
+    document, notes = baselines.build(records(0, 900) + records(900, 3, trigger__when="entropy > 0.5"))
+    assert notes == ["3 records of another model, condition, method or layer were left out"]
+    made.write_text(json.dumps(document))
+    return made
+
+
+def test_a_baseline_keeps_its_rows(path: Path) -> None:
+    held, wanted = baselines.load(path), Rows.of(records(0, 900))
+    assert held.subject == synthetic.SUBJECT
+    assert (held.records, held.labels) == (900, {0: "tabby", 1: "beagle", 2: "espresso"})
+    for name in ("low", "zero", "predicted", "target"):
+        assert np.array_equal(getattr(held.rows, name), getattr(wanted, name))
+    np.testing.assert_allclose(held.rows.weights, wanted.weights, rtol=1e-5)
+    np.testing.assert_allclose(held.rows.values, wanted.values, rtol=1e-5)
+    np.testing.assert_allclose(held.rows.maps, wanted.maps, atol=2e-5)
+    assert held.classes == [0, 1, 2]
+
+
+def test_a_baseline_draws_evenly() -> None:
+    document, _ = baselines.build(records(0, 1600), rows=600)
+    kept = baselines.parse(document)
+    assert (kept.records, len(kept.rows)) == (1600, 600)
+    first = set(np.round(Rows.of(records(0, 800)).values[:, 0], 6).tolist())
+    part = np.mean([round(v, 6) in first for v in kept.rows.values[:, 0].tolist()])
+    assert 0.42 < part < 0.58
+
+
+@pytest.mark.parametrize("spoil", ["format", "rows", "maps", "empty", "list"])
+def test_files_that_are_no_baseline(path: Path, tmp_path: Path, spoil: str) -> None:
+    document = json.loads(path.read_text())
+    if spoil == "format":
+        document["format"] = 2
+    elif spoil == "rows":
+        document["rows"]["low"].pop()
+    elif spoil == "maps":
+        document["rows"]["maps"]["uint16"] = "AAAA"
+    text = {"empty": "", "list": "[]"}.get(spoil, json.dumps(document))
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(InputError, match=r"is no baseline .*; make one with"):
+        baselines.load(tmp_path / "b.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        baselines.load(tmp_path / "none.json")
+
+
+def test_too_few_for_a_baseline() -> None:
+    with pytest.raises(InputError, match="there are 499 records"):
+        baselines.build(records(0, 499))
+    with pytest.raises(InputError, match="no records"):
+        baselines.build([])
+
+
+def test_a_record_s_own_distances(path: Path) -> None:
+    held = baselines.load(path)
+    ranks = [held.distances(record)["rank"] for record in records(5000, 200)]
+    assert 0.4 < float(np.mean(ranks)) < 0.6, "ranks of the like are even"
+    odd = synthetic.record(1, index=0, attention__border=0.9)
+    odd["map"]["values"] = [0] * 48 + [255]
+    found = held.distances(odd)
+    assert (found["furthest"], found["rank"], found["comparable"]) == ("attention.border", 1.0, True)
+    assert found["deviation"] == pytest.approx((0.9 - held.scale[0][9]) / held.scale[1][9], abs=1e-3)
+    corner = np.zeros((7, 7))
+    corner[6, 6] = 1
+    assert found["map"] == pytest.approx(np.abs(corner - held.mean_maps[0]).sum() / 2, abs=1e-3)
+    other = held.distances(synthetic.record(1, prediction__layer="layer3"))
+    assert (other["comparable"], other["map"], other["baseline"]) == (False, None, held.identity)
+    json.dumps(found, allow_nan=False)
+
+
+def test_judging_records(path: Path) -> None:
+    held = Detector(baselines.load(path), replicates=400)
+    coming = (
+        records(1000, 1200) + records(2200, 600, attention__border=0.31) + records(2800, 7, trigger__when="label == 3")
+    )
+    found = drift.judge(coming, held, 600)
+    assert [w.verdict for w in found.windows] == [OK, OK, DRIFT]
+    assert [w.records for w in found.windows] == [600, 600, 600]
+    assert found.others == 7 and len(found.notes) == 1
+    assert found.latest.statistics[0].name == "attention.border"
+    hourly = drift.judge(coming, held, timedelta(hours=12))
+    # the records begin 16 h 40 min after midnight, one a minute
+    assert [w.records for w in hourly.windows] == [440, 720, 640]
+    assert [w.verdict for w in hourly.windows] == [UNKNOWN, OK, DRIFT]
+    assert drift.judge([], held).latest.verdict == UNKNOWN
+    with pytest.raises(InputError, match="at least 500"):
+        drift.judge(coming, held, 100)
+
+
+def test_rates_that_cannot_be_told(path: Path) -> None:
+    with pytest.raises(InputError, match="take at least 4000"):
+        Detector(baselines.load(path), false_alarms=0.001, replicates=2000)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        Detector(baselines.load(path), false_alarms=0.0)

@@ -32,7 +32,9 @@ class Keras:
 
 
 def _vit(block: int, size: int = 128) -> Torch:
-    return Torch(f"encoder.layers.encoder_layer_{block}", "", size, (("image_size", size),))
+    """`block` is the last of the first half of the blocks."""
+    last = f"encoder.layers.encoder_layer_{2 * block + 1}.ln_1"
+    return Torch(f"encoder.layers.encoder_layer_{block}", last, size, (("image_size", size),))
 
 
 TORCH: dict[str, Torch] = {
@@ -58,7 +60,7 @@ TORCH: dict[str, Torch] = {
     "efficientnet_v2_s": Torch("features.4", "features"),
     "googlenet": Torch("inception4b", "inception5b", 64, (("aux_logits", False), ("init_weights", False))),
     "inception_v3": Torch("Mixed_6c", "Mixed_7c", 107, (("init_weights", False),)),
-    "maxvit_t": Torch("blocks.1", "", 224),
+    "maxvit_t": Torch("blocks.1", "blocks.3", 224),
     "mnasnet0_5": Torch("layers.10", "layers"),
     "mnasnet0_75": Torch("layers.10", "layers"),
     "mnasnet1_0": Torch("layers.9", "layers"),

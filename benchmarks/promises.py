@@ -126,7 +126,7 @@ def overhead(
                 start = time.perf_counter()
                 session.run(None, feed)
                 took[busy].append(time.perf_counter() - start)
-            monitor.flush(30)
+            monitor.flush(5)
         for name, level in (("p50", 50), ("p99", 99)):
             ratios[name].append(float(np.percentile(took[True], level) / np.percentile(took[False], level)))
     explained = (monitor.stats()["explained"] - before) / rounds

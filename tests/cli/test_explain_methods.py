@@ -343,7 +343,8 @@ from onnxcam.cam import registry
 def slow(view):
     "Takes minutes."
     def make(start, stop):
-        print("at", start, flush=True)
+        sys.stdout.write(f"at {{start}}\\n")  # at once, whichever thread
+        sys.stdout.flush()
         time.sleep(0.05)
         return view.activations[:1].repeat(stop - start, 0), np.zeros(stop - start, np.int64)
     view.values(256 * 6000, make)
@@ -362,7 +363,9 @@ def interrupted(arguments: list[object], terminal: str = "") -> tuple[int, str, 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         begun = [process.stdout.readline() for _ in range(20)]
-        assert begun[-1].startswith("at "), process.stderr and process.stderr.read()
+        if not begun[-1].startswith("at "):
+            process.kill()
+            raise AssertionError((begun, process.communicate()))
         process.send_signal(signal.SIGINT)
         start = time.monotonic()
         _, err = process.communicate(timeout=120)

@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,9 @@ def test_explaining_in_the_background_slows_predictions_little(worker: str) -> N
     def good(found: dict[str, float]) -> bool:
         return found["p50"] <= 1.10 and found["p99"] <= 1.25
 
-    tries = []
-    for _ in range(6):
+    tries: list[dict[str, float]] = []
+    began = time.monotonic()
+    while len(tries) < 6 and time.monotonic() - began < 100:  # a worker that gives way to everybody may take long
         tries.append(promises.overhead(worker, rounds=3, calls=150, block=25))
         assert tries[-1]["explained"] > 0
         if good(tries[-1]):

@@ -1,8 +1,8 @@
 """Brings any model into the one form the rest works on.
 
 Functions and branches of known conditions inlined, composite and quantized operators written out, opset at least 18,
-initializers no longer listed as inputs, every node named, shapes inferred, and the maps of a gated explainable model
-computed always.
+initializers no longer listed as inputs, every node named, shapes inferred, free dimensions written as such, and the
+maps of a gated explainable model computed always.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def prepare(source: Source) -> Graph:
     """
     model = load(source)
     condition = ungate(model)
+    _free_dimensions(model)
     _unlist_initializers(model)
     inline_functions(model)
     _sort(model)
@@ -58,6 +59,14 @@ def refresh(model: onnx.ModelProto) -> Graph:
     """Infer shapes again after an edit and index the model anew."""
     _infer(model)
     return Graph(model)
+
+
+def _free_dimensions(model: onnx.ModelProto) -> None:
+    """Dimensions written as -1, or all as `?`, are free, and each is one of its own (PaddlePaddle's exporter)."""
+    for info in (*model.graph.input, *model.graph.output):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_value < 0 or dim.dim_param == "?":
+                dim.Clear()
 
 
 def _unlist_initializers(model: onnx.ModelProto) -> None:

@@ -193,6 +193,18 @@ def test_an_output_declared_without_a_shape_gets_one() -> None:
     assert graph.shape("logits") == ("N", 5)
 
 
+def test_dimensions_written_as_minus_one_or_a_question_mark_are_free() -> None:
+    source = tiny_cnn(size=None)
+    for info, written in ((source.graph.input[0], [-1, 3, "?", "?"]), (source.graph.output[0], [-1, 5])):
+        info.CopyFrom(helper.make_tensor_value_info(info.name, TensorProto.FLOAT, written))
+    graph = prepare(source)
+    assert graph.shape("input") == (None, 3, None, None)
+    found = graph.shape("relu2")
+    assert found is not None and found[1] == 16 and not any(isinstance(found[k], int) for k in (0, 2, 3))
+    (plain,) = run(source, input=(x := normal(2, 3, 12, 20)))
+    np.testing.assert_array_equal(run(graph.model, input=x)[0], plain)
+
+
 def test_stale_shapes_are_replaced() -> None:
     source = shape_inference.infer_shapes(tiny_cnn(batch=1))
     source.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"

@@ -19,6 +19,7 @@ from onnxcam.augmentation import augment
 from onnxcam.autodiff.seed import unrounded
 from onnxcam.autodiff.sweep import QUANTIZED, path
 from onnxcam.cam import conditions
+from onnxcam.errors import ModelError, listing
 from onnxcam.graph import manifest, quantized
 from onnxcam.graph.load import Source, load, serialize
 from onnxcam.graph.manifest import Manifest
@@ -113,6 +114,10 @@ def check(
             Finding("outputs", "note", "the file leaves gradients out: they are added in memory to be checked")
         )
     graph = prepare(model)
+    manifest.require_fit(held, graph.shape(held["input"]["name"]), {o.name for o in graph.outputs})
+    gone = [str(entry.get("value")) for entry in held["layers"] if entry.get("value") not in graph]
+    if gone:
+        raise ModelError(f"the manifest names {listing(gone)}, which the graph does not have; export the model again")
     findings.append(_format(graph, held))
     findings.append(_fallbacks(graph))
     findings.append(_parity(held))

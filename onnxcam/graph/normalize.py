@@ -38,13 +38,14 @@ def prepare(source: Source) -> Graph:
     condition = ungate(model)
     _free_dimensions(model)
     _unlist_initializers(model)
-    inline_functions(model)
     _sort(model)
+    _check(model)
+    inline_functions(model)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     _upgrade(model)
     quantized.rewrite(model)
     _lower_ir(model)
-    _check_domains(model)
+    _check(model)
     _name_nodes(model)
     _drop_unused_imports(model)
     _infer(model)
@@ -127,7 +128,8 @@ def _write_out(model: onnx.ModelProto) -> None:
         _infer(model)
 
 
-def _check_domains(model: onnx.ModelProto) -> None:
+def _check(model: onnx.ModelProto) -> None:
+    """Refuse what breaks the standard's rules, before and after it is brought into form: C++ takes them for granted."""
     bare, _ = skeleton(model)
     for info in (*bare.graph.input, *bare.graph.output):
         if info.type.HasField("tensor_type"):
@@ -135,7 +137,7 @@ def _check_domains(model: onnx.ModelProto) -> None:
             info.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(bare, full_check=False)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         if "No Op registered for" in reason or "custom" in reason.lower():
             return

@@ -114,7 +114,7 @@ def check(
             Finding("outputs", "note", "the file leaves gradients out: they are added in memory to be checked")
         )
     graph = prepare(model)
-    manifest.require_fit(held, graph.shape(held["input"]["name"]), {o.name for o in graph.outputs})
+    manifest.require_fit(held, graph.shape(held["input"]["name"]), {o.name for o in model.graph.output})
     gone = [str(entry.get("value")) for entry in held["layers"] if entry.get("value") not in graph]
     if gone:
         raise ModelError(f"the manifest names {listing(gone)}, which the graph does not have; export the model again")

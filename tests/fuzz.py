@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import random
 import subprocess
 import sys
@@ -17,15 +18,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SECONDS = 10.0
 MEBIBYTES = 1024
 # far above what is allowed, so that what takes too much is told of and takes no more
 _ADDRESSES = 6 << 30
-
-Reader = Callable[[bytes, Path], str]
 
 
 def mutation(reader: str, folder: Path, number: int) -> tuple[str, bytes]:
@@ -47,12 +46,15 @@ def child(reader: str, folder: Path, first: int, count: int) -> None:
     from tests import readers
 
     faulthandler.enable()
+    # whatever a library writes to standard output is none of the answers
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     read = readers.BY_NAME[reader]
     with tempfile.TemporaryDirectory() as place:
         read(sorted(folder.iterdir())[0].read_bytes(), Path(place))  # whatever is imported late
         resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
         for number in range(first, first + count):
-            print(number, flush=True)
+            print(number, file=answers, flush=True)
             _, data = mutation(reader, folder, number)
             Path("/proc/self/clear_refs").write_text("5")  # forget the highest memory so far
             start = time.perf_counter()
@@ -65,7 +67,7 @@ def child(reader: str, folder: Path, first: int, count: int) -> None:
             except BaseException as error:
                 outcome = f"bad: {_told(error)}"
             spent = time.perf_counter() - start
-            print(json.dumps([number, outcome, spent, _highest()]), flush=True)
+            print(json.dumps([number, outcome, spent, _highest()]), file=answers, flush=True)
 
 
 def _told(error: BaseException) -> str:
@@ -121,16 +123,8 @@ def run(reader: str, folder: Path, count: int, first: int = 0) -> Result:
 def run_side_by_side(reader: str, folder: Path, count: int) -> Result:
     """The same in two children at a time."""
     half = count // 2
-    results = [Result(), Result()]
-
-    def part(k: int) -> None:
-        results[k] = run(reader, folder, half if k == 0 else count - half, 0 if k == 0 else half)
-
-    threads = [threading.Thread(target=part, args=(k,)) for k in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda part: run(reader, folder, *part), ((half, 0), (count - half, half))))
     whole = results[0]
     whole.outcomes += results[1].outcomes
     whole.failures |= results[1].failures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import onnx
 from onnx import helper, numpy_helper, parser
 
 import onnxcam
+from onnxcam import runtime
 from onnxcam.graph.edit import replace_nodes
 
 SIZE = 16
@@ -88,9 +89,15 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "einsum": (
         "a",
         """a = Conv<pads = [1, 1, 1, 1]>(input, w6_3_3_3)  g = Sigmoid(a)
-        u = Einsum<equation = "nchw,dc->ndhw">(g, w6_6)  r = PRelu(u, s6_1_1)  t = ThresholdedRelu<alpha = 0.2>(r)
+        u = Einsum<equation = "nchw,dc->ndhw">(g, w6_6)  r = PRelu(u, s6_1_1)  t = Celu<alpha = 0.7>(r)
         j = Sum(t, g, u)  x = Max(j, u)  y = Min(x, j)  p = GlobalAveragePool(y)  z = Squeeze(p, axes)
         s = Softmax<axis = 1>(z)  l = Log(s)  logits = MatMul(l, x6_6)""",
+    ),
+    "jumps": (
+        "a",
+        """a = Conv<pads = [1, 1, 1, 1]>(input, w6_3_3_3)  c = Conv<pads = [1, 1, 1, 1]>(a, w6_6_3_3)
+        t = ThresholdedRelu<alpha = 0.2>(c)  j = Add(t, a)  p = GlobalAveragePool(j)  f = Flatten(p)
+        logits = Gemm(f, w6_6, b6)""",
     ),
 }
 _FIXED = {
@@ -164,15 +171,45 @@ Change = Callable[[onnx.ModelProto, onnx.NodeProto], Iterator[str]]
 
 def plants(model: onnx.ModelProto) -> Iterator[Plant]:
     """Every mistake of every kind at every node that the gradients come through; some change no number."""
-    for position, node in _emitted(model):
-        for kind, change in CHANGES.items():
-            for which in range(2):
-                made = onnx.ModelProto()
-                made.CopyFrom(model)
-                own = made.graph.node[position]
-                told = next((say for k, say in enumerate(change(made, own)) if k == which), None)
-                if told is not None:
-                    yield Plant(kind, f"{node.name}{told}", made)
+    for kind, change in CHANGES.items():
+        for position, node in _emitted(model):
+            made = onnx.ModelProto()
+            made.CopyFrom(model)
+            told = next(change(made, made.graph.node[position]), None)
+            if told is not None:
+                yield Plant(kind, f"{node.name}{told}", made)
+
+
+def some(found: Iterable[Plant], each: int) -> list[Plant]:
+    """At most `each` of every kind, from all over the model."""
+    by_kind: dict[str, list[Plant]] = {}
+    for plant in found:
+        by_kind.setdefault(plant.kind, []).append(plant)
+    kept = []
+    for held in by_kind.values():
+        count = min(each, len(held))
+        kept += [held[(2 * k + 1) * len(held) // (2 * count)] for k in range(count)]
+    return kept
+
+
+def gradients(model: onnx.ModelProto) -> np.ndarray | None:
+    """What a file gives for every class and for its own best ones; None where it does not run, or not to the end."""
+    batch = np.random.default_rng(0).normal(size=(CLASSES, 3, SIZE, SIZE)).astype(np.float32)
+    try:
+        session = runtime.open_session(model.SerializeToString(), ["CPUExecutionProvider"])
+        parts = [
+            runtime.run(session, ["gradients"], {"input": batch, "target": target})["gradients"]
+            for target in (np.arange(CLASSES), np.full(CLASSES, -1))
+        ]
+    except onnxcam.OnnxcamError:
+        return None
+    found = np.stack(parts).astype(np.float64)
+    return found if np.isfinite(found).all() else None
+
+
+def change(right: np.ndarray, wrong: np.ndarray) -> float:
+    """How far gradients are off, relative to the right ones: for named classes or for the best ones, the larger."""
+    return max(float(np.linalg.norm(b - a) / np.linalg.norm(a)) for a, b in zip(right, wrong, strict=True))
 
 
 def _emitted(model: onnx.ModelProto) -> Iterator[tuple[int, onnx.NodeProto]]:

@@ -23,6 +23,7 @@ _PACKED = {
 }
 _COMPLEX = {TensorProto.COMPLEX64, TensorProto.COMPLEX128}
 _HINT = "is the file damaged? export it again"
+_ELEMENTS = frozenset(TensorProto.DataType.values())
 _KINDS = frozenset(AttributeProto.AttributeType.values()) - {AttributeProto.UNDEFINED}
 
 
@@ -44,6 +45,12 @@ def require(model: onnx.ModelProto) -> None:
                         f"the model is not valid ONNX: attribute {attribute.name!r} of {node.op_type} {node.name!r} is "
                         f"of the unknown kind {attribute.type}; {_HINT}"
                     )
+    for info in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        kind = info.type.tensor_type.elem_type
+        if kind not in _ELEMENTS:
+            raise ModelError(
+                f"the model is not valid ONNX: {info.name!r} is of the unknown element type {kind}; {_HINT}"
+            )
     for tensor in tensors([model.graph, *model.functions]):
         reason = _fault(tensor)
         if reason:
@@ -102,7 +109,7 @@ def _texts(model: onnx.ModelProto) -> Iterator[str]:
 def _fault(tensor: TensorProto) -> str | None:
     """What is wrong with a tensor, None where it holds as many elements as its shape says."""
     kind = tensor.data_type
-    if kind == TensorProto.UNDEFINED or kind not in TensorProto.DataType.values():
+    if kind == TensorProto.UNDEFINED or kind not in _ELEMENTS:
         return f"is of the unknown element type {kind}"
     dims = list(tensor.dims)
     if any(dim < 0 for dim in dims):

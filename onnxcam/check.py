@@ -284,6 +284,8 @@ def _gradients(
     fixed = {name: cut[name] for name in forward.cut}
     a = cut[value].astype(np.float64)
     flat_a, flat_g = a.reshape(rows, -1), gradient.reshape(rows, -1)
+    if gradient.shape != a.shape:
+        return Finding(title, "failed", f"their shape is {list(gradient.shape)}, that of the layer {list(a.shape)}")
     if not np.isfinite(flat_g).all():
         return Finding(title, "failed", "they are not finite on noise pictures")
 

@@ -209,6 +209,8 @@ def gradients(model: onnx.ModelProto) -> np.ndarray | None:
 
 def change(right: np.ndarray, wrong: np.ndarray) -> float:
     """How far gradients are off, relative to the right ones: for named classes or for the best ones, the larger."""
+    if right.shape != wrong.shape:
+        return np.inf
     return max(float(np.linalg.norm(b - a) / np.linalg.norm(a)) for a, b in zip(right, wrong, strict=True))
 
 

@@ -24,11 +24,11 @@ def found_of(name: str, each: int) -> int:
     found, missed = 0, []
     for plant in planted.some(planted.plants(model), each):
         wrong = planted.gradients(plant.model)
-        if wrong is None or wrong.shape != right.shape or planted.change(right, wrong) < SMALLEST:
+        if wrong is None or planted.change(right, wrong) < SMALLEST:
             continue
         try:
             report = check(plant.model, providers=CPU)
-        except OnnxcamError:  # it does not run at another batch size
+        except OnnxcamError:  # it runs at no other batch size
             found += 1
             continue
         if report.passed:

@@ -429,8 +429,10 @@ def _heatmaps(graph: Graph, held: Manifest, entry: dict[str, Any], open_session:
     rounding = _MAP_ROUNDING * float(np.finfo(_precision(graph)).eps)
     for name, (value, terms) in _maps(held, entry, exposed).items():
         allowed = TOLERANCE_MAPS + rounding * _size(terms) / np.maximum(_size(value), 1e-12)
-        if ((off := _distances(exposed[name], value)) > allowed).any():
-            return Finding(title, "failed", f"{name!r} is off what activations and gradients make by {off.max():.1e}")
+        distances = _distances(exposed[name], value)
+        if (distances > allowed).any():
+            told = f"{name!r} is off what activations and gradients make by {distances.max():.1e}"
+            return Finding(title, "failed", told)
     got = {name: exposed[name] for name in names}
     for name, value in got.items():
         if not np.isfinite(value).all() or (value < 0).any():
@@ -483,7 +485,7 @@ def _size(a: np.ndarray) -> np.ndarray:
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The parity metric of each row: |a - b| / max(|b|, 1e-12)."""
-    return _size(a.astype(np.float64) - b) / np.maximum(_size(b), 1e-12)
+    return np.asarray(_size(a.astype(np.float64) - b) / np.maximum(_size(b), 1e-12))
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:

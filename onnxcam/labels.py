@@ -14,7 +14,7 @@ from typing import Any
 
 from onnxcam.errors import LabelsError, listing
 
-_LARGEST = 16 << 20
+_LARGEST = 8 << 20  # read as a table of two columns, 0.7 GiB
 _LARGEST_LITERAL = 1 << 20  # Python's parser takes hundreds of bytes for one
 _BOMS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig"))
 # headers of CSV columns; those in both are the index where their values are numbers and another column has the names

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 KEY = "onnxcam"
 FORMAT = 1
+_LONGEST = 8 << 20  # characters; 21,000 labels are one million
 # elements of a batch: 1 GiB in float32
 _LARGEST = 1 << 28
 Manifest = dict[str, Any]
@@ -89,6 +90,10 @@ def parse(text: str | None) -> Manifest | None:
     """
     if text is None:
         return None
+    if len(text) > _LONGEST:
+        raise ModelError(
+            f"the model's onnxcam manifest has {len(text):,} characters, more than {_LONGEST:,}; export the model again"
+        )
     try:
         held = json.loads(text)
     except (ValueError, RecursionError) as error:

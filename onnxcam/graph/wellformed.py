@@ -15,12 +15,14 @@ from onnxcam.errors import ModelError
 
 Body = onnx.GraphProto | onnx.FunctionProto
 
-# elements to a byte of those smaller than one
-_PACKED = {
-    TensorProto.DataType.Value(name): count
-    for name, count in (("UINT4", 2), ("INT4", 2), ("FLOAT4E2M1", 2), ("UINT2", 4), ("INT2", 4))
+# bits of the types smaller than a byte; an older onnx lacks some
+_BITS = {
+    TensorProto.DataType.Value(name): bits
+    for name, bits in (
+        ("UINT4", 4), ("INT4", 4), ("FLOAT4E2M1", 4), ("UINT2", 2), ("INT2", 2), ("FLOAT6E2M3", 6), ("FLOAT6E3M2", 6)
+    )
     if name in TensorProto.DataType.keys()  # noqa: SIM118 (an enum's wrapper is no mapping)
-}
+}  # fmt: skip
 _COMPLEX = {TensorProto.COMPLEX64, TensorProto.COMPLEX128}
 _HINT = "is the file damaged? export it again"
 _ELEMENTS = frozenset(TensorProto.DataType.values())
@@ -125,13 +127,13 @@ def _fault(tensor: TensorProto) -> str | None:
             return "keeps texts as raw bytes"
         held, wanted = len(tensor.raw_data), _bytes(kind, count)
         return None if held == wanted else f"of shape {shown} has {held:,} bytes, not {wanted:,}"
-    packed = _PACKED.get(kind, 1)
-    wanted = -(-count // packed) * (2 if kind in _COMPLEX else 1)
+    each = 8 // _BITS.get(kind, 8)  # elements to an entry
+    wanted = -(-count // each) * (2 if kind in _COMPLEX else 1)
     held = len(getattr(tensor, helper.tensor_dtype_to_field(kind)))
     return None if held == wanted else f"of shape {shown} has {held:,} elements, not {wanted:,}"
 
 
 def _bytes(kind: int, count: int) -> int:
-    if kind in _PACKED:
-        return -(-count // _PACKED[kind])
+    if kind in _BITS:
+        return -(-count * _BITS[kind] // 8)
     return count * int(helper.tensor_dtype_to_np_dtype(kind).itemsize)

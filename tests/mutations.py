@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 Mutate = Callable[[bytes, bytes, random.Random], bytes]
 
 WILD = (0, 1, -1, 2, 3, 7, 255, 65535, 2**31 - 1, -(2**31), 2**32, 2**40, 2**62, -(2**63))
+SIZES = (*WILD, 10_000, 2**16, 2**20, 2**24, 2**28, 2**30)
 WORDS = ("", " ", "x" * 300, "\0", "ünïcödé 猫", "a/b:c", "../../etc/passwd", "%s%n", "input", "logits", "ai.onnx.ml")
 
 
@@ -98,6 +99,15 @@ def _content(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) 
             tensor.data_location = 1
             tensor.external_data.add(key="location", value=rng.choice(WORDS))
             tensor.external_data.add(key="offset", value=str(rng.choice(WILD)))
+
+
+def _whole_number(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
+    """A shape, an axis, an amount of padding: what others are made as large as."""
+    found = [t for t in made.graph.initializer if t.data_type == onnx.TensorProto.INT64 and len(t.raw_data) >= 8]
+    if found:
+        tensor = rng.choice(found)
+        at = 8 * rng.randrange(len(tensor.raw_data) // 8)
+        tensor.raw_data = tensor.raw_data[:at] + struct.pack("<q", rng.choice(SIZES)) + tensor.raw_data[at + 8 :]
 
 
 def _tensor(made: onnx.ModelProto, rng: random.Random) -> onnx.TensorProto | None:
@@ -215,7 +225,7 @@ def _manifest(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random)
             entry.value = structure(entry.value.encode(), b"", rng).decode("utf-8", "replace")
 
 
-FIELDS = (_dims, _element_type, _content, _attribute, _node, _node, _public, _versions, _body, _manifest)
+FIELDS = (_dims, _whole_number, _element_type, _content, _attribute, _node, _node, _public, _versions, _body, _manifest)
 
 
 # ---- pictures

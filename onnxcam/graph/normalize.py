@@ -7,6 +7,7 @@ maps of a gated explainable model computed always.
 
 from __future__ import annotations
 
+import math
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
@@ -18,12 +19,14 @@ from onnxcam.graph.branch import ungate
 from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.inline import inline_branches, inline_composites, inline_functions
 from onnxcam.graph.load import Source, load
-from onnxcam.graph.view import Graph, uses
+from onnxcam.graph.view import Graph, Shape, uses
 
 LOWEST_OPSET = 18
 # above 21 CUDA has no MaxPool kernel (onnxruntime #26065): 18 is the oldest that has all we emit
 HIGHEST_OPSET = 26
 SMALL = 1024
+# elements: 256 MiB in float32
+LARGEST_CONSTANT = 1 << 26
 # IR version of the onnx release each opset came with
 _IR = {18: 8, 19: 9, 20: 9, 21: 10}
 
@@ -51,9 +54,30 @@ def prepare(source: Source) -> Graph:
     _infer(model)
     _write_out(model)
     graph = Graph(model)
+    _require_small_constants(graph)
     graph.source_opset = opset
     graph.source_gate = condition
     return graph
+
+
+def _require_small_constants(graph: Graph) -> None:
+    """Refuse what the runtime would compute when it loads the model and fill the memory with: much, made of little."""
+    for node in graph.nodes:
+        for name in node.output:
+            size = _elements(graph.shape(name))
+            if size <= LARGEST_CONSTANT or not graph.is_constant(name):
+                continue
+            if size > 16 * sum(_elements(graph.shape(source)) for source in node.input):
+                raise ModelError(
+                    f"{node.op_type} (node {node.name!r}) makes a constant of shape {describe(graph.shape(name))}, too "
+                    "large to be held; is the file damaged? export it again"
+                )
+
+
+def _elements(shape: Shape | None) -> int:
+    """How many elements a value has, 0 where that is not known."""
+    sizes = [dim for dim in shape or () if isinstance(dim, int)]
+    return math.prod(sizes) if shape is not None and len(sizes) == len(shape) else 0
 
 
 def refresh(model: onnx.ModelProto) -> Graph:

@@ -205,6 +205,17 @@ def test_dimensions_written_as_minus_one_or_a_question_mark_are_free() -> None:
     np.testing.assert_array_equal(run(graph.model, input=x)[0], plain)
 
 
+@pytest.mark.parametrize("size", [1 << 28, 1 << 40])
+@pytest.mark.parametrize("node", ["ConstantOfShape(n)", "Expand(one, n)", "Tile(one, n)"])
+def test_a_small_file_that_grows_when_it_is_loaded_is_refused(node: str, size: int) -> None:
+    text = f"g (float[N] x) => (float[N] y) {{ z = {node}  s = ReduceSum<keepdims = 0>(z)  y = Add(x, s) }}"
+    source = model(text, n=np.asarray([size]), one=np.ones(1, np.float32))
+    with pytest.raises(ModelError, match=rf"makes a constant of shape \[{size}\], too large"):
+        prepare(source)
+    source = model(text, n=np.asarray([16]), one=np.ones(1, np.float32))
+    assert prepare(source).nodes
+
+
 def test_stale_shapes_are_replaced() -> None:
     source = shape_inference.infer_shapes(tiny_cnn(batch=1))
     source.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcam import runtime
+from onnxcam import image, runtime
 from onnxcam.augmentation import augment
 from onnxcam.autodiff.seed import unrounded
 from onnxcam.autodiff.sweep import QUANTIZED, path
@@ -201,14 +201,12 @@ def _pictures(held: Manifest, samples: int, rng: np.random.Generator) -> np.ndar
         shape[channels] = 3
     if entry["dtype"] == "uint8":
         return rng.integers(0, 256, shape, dtype=np.uint8)
-    preprocess = entry.get("preprocess") or {}
-    scale = float(preprocess.get("scale", 1.0)) * 255 if preprocess else 0.0
-    noise = rng.uniform(0.0, scale, shape) if scale else rng.normal(size=shape)
-    if scale:
-        wide = [1, -1, 1, 1] if entry["layout"] == "NCHW" else [1, 1, 1, -1]
-        mean, std = (np.atleast_1d(preprocess.get(k, v)).reshape(wide) for k, v in (("mean", 0.0), ("std", 1.0)))
-        noise = (noise - mean) / std
-    return noise.astype(entry["dtype"])
+    if not entry.get("preprocess"):
+        return np.asarray(rng.normal(size=shape).astype(entry["dtype"]))
+    preprocess = image.resolve(entry["preprocess"], entry["shape"], layout=entry["layout"])
+    wide = [1, -1, 1, 1] if entry["layout"] == "NCHW" else [1, 1, 1, -1]
+    mean, std = (np.asarray(held).reshape(wide) for held in (preprocess.mean, preprocess.std))
+    return np.asarray(((rng.uniform(0.0, preprocess.scale * 255, shape) - mean) / std).astype(entry["dtype"]))
 
 
 def _predictions(graph: Graph, held: Manifest, open_session: Any, full: Any, batch: np.ndarray) -> Finding:
@@ -437,7 +435,7 @@ def _heatmaps(graph: Graph, held: Manifest, entry: dict[str, Any], open_session:
     for name, value in got.items():
         if not np.isfinite(value).all() or (value < 0).any():
             return Finding(title, "failed", f"{name!r} is negative or not finite on noise pictures")
-        if entry["grid"] and list(value.shape[1:]) != list(entry["grid"]):
+        if entry.get("grid") and list(value.shape[1:]) != list(entry["grid"]):
             return Finding(title, "failed", f"{name!r} is {list(value.shape[1:])}, the manifest says {entry['grid']}")
     zero = sum(not value[row].any() for value in got.values() for row in range(len(batch)))
     rest = f"; {zero} of {len(got) * len(batch)} are zero everywhere" if zero else ""

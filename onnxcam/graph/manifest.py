@@ -140,6 +140,8 @@ def _contradicting(held: Manifest) -> Iterator[str]:
         yield "one of labels per class"
     if held["target"]["mode"] == "constant" and held["target"].get("class") not in range(held["scores"]["classes"]):
         yield "target.class"
+    if any(entry["layout"] == "NTC" and not {"grid", "prefix_tokens"} <= entry.keys() for entry in held["layers"]):
+        yield "layers.grid"
 
 
 def require_fit(held: Manifest, taken: Sequence[Any] | None, outputs: Collection[str]) -> None:

@@ -7,37 +7,13 @@ its logits in one functional model, `tape.gradient(score, layer output)`; in flo
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import matrix
+from benchmarks.architectures import KERAS
 
 Row = dict[str, Any]
 PACKAGES = ("keras", "tensorflow_cpu", "tf2onnx")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What is measured of one architecture: its constructor, the layer in the middle, the side of the input picture."""
-
-    build: str
-    middle: str
-    size: int = 96
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "convnexttiny": Architecture("ConvNeXtTiny", "convnext_tiny_stage_1_block_1_identity"),
-    "densenet121": Architecture("DenseNet121", "conv4_block6_concat"),
-    "efficientnetb0": Architecture("EfficientNetB0", "block4a_project_bn"),
-    "efficientnetv2b0": Architecture("EfficientNetV2B0", "block3b_add"),
-    "inceptionv3": Architecture("InceptionV3", "mixed6", 107),
-    "mobilenetv2": Architecture("MobileNetV2", "block_6_expand_relu"),
-    "mobilenetv3small": Architecture("MobileNetV3Small", "expanded_conv_5_project_bn"),
-    "nasnetmobile": Architecture("NASNetMobile", "normal_concat_5"),
-    "resnet50": Architecture("ResNet50", "conv3_block4_out"),
-    "vgg16": Architecture("VGG16", "block3_conv3"),
-    "xception": Architecture("Xception", "block6_sepconv3_bn"),
-}
 
 
 class Built:
@@ -52,7 +28,7 @@ class Built:
         import keras
         import numpy as np
 
-        self.entry = ARCHITECTURES[name]
+        self.entry = KERAS[name]
         keras.utils.set_random_seed(seed)
         self.model = self._made("softmax")
         self.logits = self._made(None)
@@ -212,7 +188,7 @@ def section(rows: dict[tuple[str, str], Row | None]) -> list[str]:
     return [
         "## Keras Applications",
         "",
-        f"{len(ARCHITECTURES)} architectures, each at the default layer and at a layer in the middle: "
+        f"{len(KERAS)} architectures, each at the default layer and at a layer in the middle: "
         f"**{passed} of {len(rows)} rows pass**.",
         "",
         "Seeded random weights, perturbed batch-norm statistics and affine parameters. Exported with "
@@ -230,7 +206,7 @@ def section(rows: dict[tuple[str, str], Row | None]) -> list[str]:
 
 
 def _line(name: str, kind: str, row: Row | None) -> str:
-    entry = ARCHITECTURES[name]
+    entry = KERAS[name]
     if row is None or "figures" not in row:
         layer = "default" if kind == "default" else f"`{entry.middle}`"
         return (

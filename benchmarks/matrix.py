@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "build" / "coverage"
 TABLE = ROOT / "docs" / "coverage.md"
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.architectures import KERAS, TORCH  # noqa: E402
 
 TOLERANCE, SLACK = 1e-3, 3.0
 SAMPLES = 3
@@ -40,60 +41,6 @@ SEED = 1234
 QUANTITIES = ("scores", "activations", "gradients")
 PACKAGES = ("onnxcam", "onnxruntime", "onnx", "torch", "torchvision", "onnxscript")
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What is measured of one architecture.
-
-    Attributes:
-        middle: the module explained besides the default layer.
-        last: the module the default layer is, so that one export serves both; "" where none is known.
-        size: side of the input picture.
-        options: further arguments of the constructor.
-    """
-
-    middle: str
-    last: str
-    size: int = 64
-    options: tuple[tuple[str, Any], ...] = ()
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "alexnet": Architecture("features.6", "features.11", 96),
-    "convnext_tiny": Architecture("features.3", "features"),
-    "densenet121": Architecture("features.denseblock2", ""),
-    "efficientnet_b0": Architecture("features.4", "features"),
-    "efficientnet_b2": Architecture("features.5", "features"),
-    "efficientnet_v2_s": Architecture("features.4", "features"),
-    "googlenet": Architecture("inception4b", "inception5b", 64, (("aux_logits", False), ("init_weights", False))),
-    "inception_v3": Architecture("Mixed_6c", "Mixed_7c", 107, (("init_weights", False),)),
-    "mnasnet0_5": Architecture("layers.10", "layers"),
-    "mnasnet1_0": Architecture("layers.9", "layers"),
-    "mobilenet_v2": Architecture("features.10", "features"),
-    "mobilenet_v3_large": Architecture("features.9", "features"),
-    "mobilenet_v3_small": Architecture("features.6", "features"),
-    "regnet_x_400mf": Architecture("trunk_output.block3", "trunk_output"),
-    "regnet_x_1_6gf": Architecture("trunk_output.block2", "trunk_output"),
-    "regnet_y_400mf": Architecture("trunk_output.block3", "trunk_output"),
-    "regnet_y_1_6gf": Architecture("trunk_output.block3.block3-4", "trunk_output"),
-    "resnet18": Architecture("layer2", "layer4"),
-    "resnet34": Architecture("layer3.2.bn1", "layer4"),
-    "resnet50": Architecture("layer3", "layer4"),
-    "resnet101": Architecture("layer3.10", "layer4"),
-    "resnext50_32x4d": Architecture("layer2", "layer4"),
-    "shufflenet_v2_x0_5": Architecture("stage3", "conv5"),
-    "shufflenet_v2_x1_0": Architecture("stage2", "conv5"),
-    "squeezenet1_0": Architecture("features.7", "classifier.2", 96),
-    "squeezenet1_1": Architecture("features.6", "classifier.2", 96),
-    "swin_t": Architecture("features.3", "norm"),
-    "vgg11": Architecture("features.10", "features.19"),
-    "vgg13_bn": Architecture("features.16", "features.33"),
-    "vgg16": Architecture("features.16", "features.29"),
-    "vgg19_bn": Architecture("features.25", "features.51"),
-    "vit_b_32": Architecture("encoder.layers.encoder_layer_5", "", 128, (("image_size", 128),)),
-    "wide_resnet50_2": Architecture("layer3", "layer4"),
-}
 
 
 def build(name: str, seed: int = SEED) -> tuple[Any, Any]:
@@ -110,7 +57,7 @@ def build(name: str, seed: int = SEED) -> tuple[Any, Any]:
 
     from tests.torchvision_stub import import_torchvision
 
-    entry = ARCHITECTURES[name]
+    entry = TORCH[name]
     torch.manual_seed(seed)
     model = import_torchvision().models.get_model(name, weights=None, **dict(entry.options)).eval()
     norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
@@ -148,7 +95,7 @@ def measure(name: str) -> dict[str, Row]:
     from onnxcam.augmentation import list_layers
     from onnxcam.graph import manifest
 
-    entry = ARCHITECTURES[name]
+    entry = TORCH[name]
     model, picture = build(name)
     batch = torch.randn(SAMPLES, *picture.shape[1:], generator=torch.Generator().manual_seed(SEED))
     named = [entry.middle, entry.last] if entry.last else [entry.middle]
@@ -453,11 +400,10 @@ def _held(task: str) -> Row | None:
 
 def tasks(names: Sequence[str] = ()) -> list[str]:
     """What there is to measure: every architecture, then every light model."""
-    from benchmarks import keras_matrix
     from tests.zoo import NAMES
 
-    every = [f"torchvision:{name}" for name in sorted(ARCHITECTURES)] + [f"light:{name}" for name in sorted(NAMES)]
-    every += [f"keras:{name}" for name in sorted(keras_matrix.ARCHITECTURES)]
+    every = [f"torchvision:{name}" for name in sorted(TORCH)] + [f"light:{name}" for name in sorted(NAMES)]
+    every += [f"keras:{name}" for name in sorted(KERAS)]
     return [task for task in every if not names or task in names or task.partition(":")[2] in names]
 
 
@@ -510,7 +456,7 @@ def render() -> str:
         "",
         "## torchvision architectures",
         "",
-        f"{len(ARCHITECTURES)} architectures, each at the default layer (the last spatial one) and at a layer in the "
+        f"{len(TORCH)} architectures, each at the default layer (the last spatial one) and at a layer in the "
         f"middle: **{passed} of {len(torch_rows)} rows pass**: {passed - len(noisy)} within {TOLERANCE:g}, "
         f"{len(noisy) - kinked} by the noise floor, {kinked} beside the picture.",
         "",
@@ -577,9 +523,9 @@ def _shape(shape: Sequence[object]) -> str:
 
 
 def _line(name: str, kind: str, row: Row | None) -> str:
-    size = ARCHITECTURES[name].size
+    size = TORCH[name].size
     if row is None or "figures" not in row:
-        layer = "default" if kind == "default" else f"`{ARCHITECTURES[name].middle}`"
+        layer = "default" if kind == "default" else f"`{TORCH[name].middle}`"
         return f"| {name} | {size} | {layer} | | | | | | | {_result(row) if row else 'not measured'} |"
     mark = "" if row["oracle"] == "hooks" else " †"
     label = f"`{row['layer']}`{mark}" + (" (default)" if kind == "default" else "")
@@ -614,7 +560,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     wanted = [] if given.table_only else tasks(given.names)
     if given.names and not wanted:
-        parser.error(f"no architecture called {', '.join(given.names)}; there are {', '.join(ARCHITECTURES)}")
+        parser.error(f"no architecture called {', '.join(given.names)}; there are {', '.join(TORCH)}")
     if hasattr(os, "nice"):
         os.nice(10)
     for place, task in enumerate(wanted, 1):

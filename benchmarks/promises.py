@@ -97,8 +97,8 @@ def overhead(
 ) -> dict[str, float]:
     """Row 3: the bundled EfficientNet-Lite0, every request low-confidence; plain and watched blocks in turn.
 
-    A worker that wakes gets a tick of the processor at once, whatever its niceness, and one prediction waits for it: with
-    a rest after every hundred calls that would be their hundredth.
+    A worker that wakes gets a tick of the processor at once, whatever its niceness, and one prediction waits for it:
+    with a rest after every hundred calls that would be their hundredth.
 
     Arguments:
         shown: the serving model shows its target layer's value, and the worker runs the graph behind it alone; else it

@@ -60,6 +60,8 @@ def export(
     scores: str | None = None,
     outputs: str = "all",
     gate: str | None = None,
+    grid: tuple[int, int] | None = None,
+    prefix_tokens: int | None = None,
     input_size: int | Sequence[int] | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Manifest | onnx.ModelProto:
@@ -75,7 +77,8 @@ def export(
             where that is unique, by the inner name alone; `name#k` is the k-th call of a layer called several times
             (without it: the last). None: for VGG16, ResNet50, EfficientNetB0 and MobileNetV2, nested too, what is usual
             there (`block5_conv3`, `conv5_block3_out`, `top_conv`, `Conv_1`); else the last convolution, followed
-            through norm, activation and residual add, never through pooling.
+            through norm, activation and residual add, never through pooling; of a transformer the last layer whose
+            patches still reach the scores.
         labels: class names by index.
         preprocess: how pictures become tensors: the manifest's form, a preset's name, or a JSON file. None: known where
             the model itself scales its pixels (Rescaling, Normalization), else left out of the file.
@@ -86,6 +89,8 @@ def export(
         scores: name of the output with the class scores, where the model returns several candidates.
         outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
         gate: compute gradients and heatmaps only where a prediction meets this, such as `confidence < 0.6`.
+        grid, prefix_tokens: rows and columns of the patches in layers of tokens, and how many tokens come before them,
+            where the graph does not tell.
         input_size: n, (h, w) or (c, h, w) of the picture, where the model leaves it open; it becomes fixed.
         origin: more entries for the manifest's `source`, such as `name`.
 
@@ -133,6 +138,8 @@ def export(
                 preprocess=spec,
                 origin=source,
                 gate=gate,
+                grid=grid,
+                prefix_tokens=prefix_tokens,
             )
 
         explained = explain("all", None)
@@ -177,20 +184,22 @@ def list_layers(model: Any, *, input_size: int | Sequence[int] | None = None) ->
         picture = _example(shape, dtype, None)
         calls, returned = watched.calls(picture)
         names, place = _outputs(model, returned, picture, None)
-        (chosen,), _ = keras_layers.default(watched, calls, picture, names, place, None)
-    found = [(call, keras_layers.target_of(call)) for call in keras_layers.candidates(calls)]
-    if all(target.path != chosen.path for _, target in found):
-        found.append((next(call for call in calls if call.name == chosen.path), chosen))
+        (chosen,), captured = keras_layers.default(watched, calls, picture, names, place, None)
+    found = [keras_layers.target_of(call) for call in keras_layers.candidates(calls, chosen)]
+    if all(target.path != chosen.path for target in found):
+        found.append(chosen)
+    tokens = keras_layers.grid(captured, chosen, captured.values[0]) if len(chosen.shape) == 3 else (None, 0)
     return [
         Layer(
             target.name,
             target.path,
-            layout="NHWC",
+            layout="NHWC" if len(target.shape) == 4 else "NTC",
             shape=(keras_capture.BATCH, *target.shape[1:]),
-            grid=(target.shape[1], target.shape[2]),
+            grid=(target.shape[1], target.shape[2]) if len(target.shape) == 4 else tokens[0],
+            prefix_tokens=0 if len(target.shape) == 4 else tokens[1],
             default=target.path == chosen.path,
         )
-        for _, target in found
+        for target in found
     ]
 
 

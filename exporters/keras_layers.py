@@ -1,4 +1,4 @@
-"""Which layer of a Keras model is explained where none is named, and which ones could be."""
+"""Which layer of a Keras model is explained where none is named, and which ones could be: maps, and rows of tokens."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from onnxcam.errors import ModelError
+from onnxcam.errors import LayerError, ModelError
 from onnxcam.exporters import keras_capture, parity
 from onnxcam.exporters.keras_module import Call, Target, Watched
 from onnxcam.graph import edit
 from onnxcam.graph import layers as target_layers
 from onnxcam.graph import scores as class_scores
+from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
 from onnxcam.runtime import open_session, run
@@ -24,6 +25,8 @@ HABITS = {
     "efficientnetb0": "top_conv",
     "mobilenetv2": "Conv_1",
 }
+# of four dimensions it returns the heads of an attention
+_HEADS = "EinsumDense"
 _POOLING = ("Pooling", "Pool", "Dropout", "ZeroPadding", "Flatten", "Reshape", "InputLayer", "Random", "UpSampling")
 
 
@@ -37,7 +40,7 @@ def default(
     if chosen is None:
         raise ModelError(
             "the model has no spatial layer: no layer before the scores returns a map [N, h, w, C] with several "
-            "positions, so there is nothing a heatmap could be computed at"
+            "positions or tokens [N, T, C], so there is nothing a heatmap could be computed at"
         )
     captured = keras_capture.capture(watched, picture, [target_of(chosen)], names, opset)
     if usual is not None:
@@ -55,8 +58,9 @@ def target_of(call: Call) -> Target:
 
 
 def _last_spatial(calls: Sequence[Call]) -> Call | None:
-    """The last layer that returns a map, pooling and what only moves values left aside."""
-    return next((call for call in reversed(calls) if call.leaf and _spatial(call)), None)
+    """The last layer that returns a map, else tokens, pooling and what only moves values left aside."""
+    leaves = [call for call in reversed(calls) if call.leaf]
+    return next(filter(_spatial, leaves), next(filter(_tokens, leaves), None))
 
 
 def _habit(watched: Watched, calls: Sequence[Call], default: Call | None) -> Call | None:
@@ -96,17 +100,40 @@ def _by_graph(captured: keras_capture.Captured, calls: Sequence[Call], picture: 
     return min(near, key=lambda found: found[:2])[2] if near else None
 
 
-def candidates(calls: Sequence[Call]) -> list[Call]:
-    """The last call of every inner layer that returns a map with several positions, pooling left aside."""
+def candidates(calls: Sequence[Call], default: Target) -> list[Call]:
+    """The last call of every inner layer that returns a map with several positions, pooling left aside.
+
+    Tokens count up to the default layer where that has as many: behind it they no longer reach the scores.
+    """
     found: dict[str, Call] = {}
+    passed = False
     for call in calls:
-        if call.leaf and _spatial(call):
+        alike = call.value is not None and len(default.shape) == 3 and call.value.shape[1:2] == default.shape[1:2]
+        tokens = alike and _tokens(call) and not passed
+        if call.leaf and (_spatial(call) or tokens):
             found.pop(call.name, None)
             found[call.name] = call
+        passed = passed or (call.name, call.index) == (default.path, default.index)
     return list(found.values())
+
+
+def grid(captured: keras_capture.Captured, target: Target, value: str) -> tuple[tuple[int, int] | None, int]:
+    """How the tokens of a captured layer lie on the picture, and how many come before them."""
+    layer = Layer(target.name, value, layout="NTC", shape=(keras_capture.BATCH, *target.shape[1:]))
+    try:
+        found = target_layers.describe_layer(prepare(captured.model), layer)
+    except LayerError:
+        return None, 0
+    return found.grid, found.prefix_tokens
+
+
+def _tokens(call: Call) -> bool:
+    shape = () if call.value is None else call.value.shape
+    return len(shape) == 3 and shape[1] >= 4 and not any(word in type(call.layer).__name__ for word in _POOLING)
 
 
 def _spatial(call: Call) -> bool:
     shape = () if call.value is None else call.value.shape
     kind = type(call.layer).__name__
-    return len(shape) == 4 and shape[1] * shape[2] > 1 and not any(word in kind for word in _POOLING)
+    several = len(shape) == 4 and shape[1] * shape[2] > 1
+    return several and kind != _HEADS and not any(word in kind for word in _POOLING)

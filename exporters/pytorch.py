@@ -51,6 +51,8 @@ def export(
     scores: str | None = None,
     outputs: str = "all",
     gate: str | None = None,
+    grid: tuple[int, int] | None = None,
+    prefix_tokens: int | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Manifest | onnx.ModelProto:
     """Export a classifier as an explainable ONNX file.
@@ -79,6 +81,8 @@ def export(
             default.
         outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
         gate: compute gradients and heatmaps only where a prediction meets this, such as `confidence < 0.6`.
+        grid, prefix_tokens: rows and columns of the patches in layers of tokens, and how many tokens come before them,
+            where the graph does not tell.
         origin: more entries for the manifest's `source`, such as `name`.
 
     Returns:
@@ -118,6 +122,8 @@ def export(
                 preprocess=preprocess,
                 origin=source,
                 gate=gate,
+                grid=grid,
+                prefix_tokens=prefix_tokens,
             )
 
         explained = explain("all", None)

@@ -333,10 +333,12 @@ class Anatomy:
     def _last_block(self) -> Layer:
         """The last block's output as a layer, whose tail reads every block's."""
         last = attention.blocks(self._graph, self.picture.name, self.scores.value)[-1]
-        grid, prefix = attention.grid_of(last.tokens)
-        return layers.resolve(
-            self._graph, Layer(BLOCK, last.output, layout="NTC", grid=grid, prefix_tokens=prefix), self.scores.value
-        )
+        layer = Layer(BLOCK, last.output, layout="NTC")
+        for known in self._known.values():  # how the file says that as many tokens lie
+            grid, prefix = known.grid, known.prefix_tokens
+            if known.layout == "NTC" and grid is not None and grid[0] * grid[1] + prefix == last.tokens:
+                layer = Layer(BLOCK, last.output, layout="NTC", grid=grid, prefix_tokens=prefix)
+        return layers.resolve(self._graph, layer, self.scores.value)
 
     def _affine(self, value: str) -> bool:
         """Whether only operators that are affine in their data lie between a value and the scores."""

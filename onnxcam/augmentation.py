@@ -54,6 +54,8 @@ def augment(
     preprocess: Any = None,
     origin: dict[str, Any] | None = None,
     gate: str | None = None,
+    grid: tuple[int, int] | None = None,
+    prefix_tokens: int | None = None,
 ) -> onnx.ModelProto:
     """Make a classifier explainable: scores, activations, gradients and heatmaps from one plain ONNX file.
 
@@ -70,6 +72,8 @@ def augment(
         gate: which predictions are explained, such as `confidence < 0.6` (the grammar of `onnxcam.Monitor`'s `when`):
             gradients and heatmaps cost nothing, and are zero, unless some row of the batch meets it. None: as an
             explainable model has it already; an empty text: all are explained, always.
+        grid, prefix_tokens: rows and columns of the patches in layers of tokens, and how many tokens come before them,
+            where the graph does not tell; one of the two is enough where the other follows.
 
     Returns:
         a new `ModelProto`: the original outputs, `logits` where needed, `activations` and `gradients` of the layers'
@@ -105,7 +109,7 @@ def augment(
     found = _find_scores(graph, asked)
     labels = _check_labels(labels, found.classes)
     condition = gates.parse(gate, labels, found.classes)
-    wanted = _wanted(graph, layers, held, found.value)
+    wanted = _wanted(graph, layers, held, found.value, grid, prefix_tokens)
     graph, wanted, found = _reserve(graph, wanted, functions, found, set() if condition is None else {gates.FIRED})
 
     op = Builder(graph)
@@ -182,14 +186,19 @@ def list_layers(source: Source) -> list[Layer]:
     """
     graph = prepare(source)
     held = manifest.read(graph.model)
-    known = {} if held is None else {entry["value"]: entry["name"] for entry in held["layers"] if entry.get("value")}
+    known = {} if held is None else {e["value"]: layer_of(e) for e in held["layers"] if e.get("value")}
     if held is not None:
         graph = restore(graph, held)
     picture_input(graph)
     asked = held_scores(graph, held) if held is not None else None
     value = _find_scores(graph, asked).value
     layers.default(graph, value)
-    return [replace(layer, name=known.get(layer.value, layer.name)) for layer in layers.candidates(graph, value)]
+    found = layers.candidates(graph, value)
+    for place, layer in enumerate(found):
+        own = known.get(layer.value)
+        if own is not None:  # the file may say more of its tokens than the graph
+            found[place] = replace(layer, name=own.name, grid=own.grid, prefix_tokens=own.prefix_tokens)
+    return found
 
 
 def restore(graph: Graph, held: Manifest) -> Graph:
@@ -274,7 +283,14 @@ def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | Non
     return [str(label) for label in labels]
 
 
-def _wanted(graph: Graph, asked: Sequence[str | Layer] | str | None, held: Manifest | None, value: str) -> list[Layer]:
+def _wanted(
+    graph: Graph,
+    asked: Sequence[str | Layer] | str | None,
+    held: Manifest | None,
+    value: str,
+    grid: tuple[int, int] | None,
+    prefix_tokens: int | None,
+) -> list[Layer]:
     known = {} if held is None else {e["name"]: layer_of(e) for e in held["layers"] if e.get("value")}
     if asked is None:
         chosen: list[str | Layer] = list(known.values()) or [layers.default(graph, value)]
@@ -283,7 +299,11 @@ def _wanted(graph: Graph, asked: Sequence[str | Layer] | str | None, held: Manif
         chosen = [known.get(layer, layer) if isinstance(layer, str) else layer for layer in chosen]
     if not chosen:
         raise LayerError("`layers` is empty; name at least one target layer, or pass None for the default")
-    found = [layers.resolve(graph, layer, value) for layer in chosen]
+    found = [layers.resolve(graph, layer, value, grid=grid, prefix_tokens=prefix_tokens) for layer in chosen]
+    if (grid is not None or prefix_tokens is not None) and all(layer.layout != "NTC" for layer in found):
+        raise LayerError(
+            f"layer {listing(layer.name for layer in found)} is no layer of tokens, so that grid and prefix say nothing"
+        )
     names = [layer.name for layer in found]
     twice = {name for name in names if names.count(name) > 1}
     if twice:

@@ -18,7 +18,7 @@ from onnxcam.graph import file, manifest
 from onnxcam.graph.manifest import Manifest
 from onnxcam.graph.terminals import SCORES
 from onnxcam.live import Aim, Features, Progress, portions
-from onnxcam.parts import Parts
+from onnxcam.parts import BRIEF, IN_TURN, Parts
 
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -267,8 +267,10 @@ class Engine:
     def _session(self, source: str | bytes) -> Any:
         return runtime.open_session(source, self._providers, self._options, allow_fallback=self._allow_fallback)
 
-    def _part(self, model: bytes) -> Any:
-        options = self._options if self._options is not None else runtime.quiet_options(in_turn=True)
+    def _part(self, model: bytes, runs: str) -> Any:
+        options = self._options
+        if options is None:
+            options = runtime.quiet_options(in_turn=runs == IN_TURN, threads=1 if runs == BRIEF else 0)
         return runtime.open_session(model, self._providers, options, allow_fallback=self._allow_fallback)
 
 

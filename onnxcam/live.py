@@ -302,7 +302,7 @@ class LiveView:
         return np.asarray(np.maximum(first_component(terms), 0))
 
     def _computed(self, methods: Sequence[str], terms: bool) -> list[np.ndarray]:
-        session = self.batch.parts.maps(tuple(methods), terms)
+        session = self.batch.parts.maps(self.layer, tuple(methods), terms)
         feeds = {ACTIVATIONS: self.activations}
         if any(find(name).gradient for name in methods):
             feeds[GRADIENT] = self.gradients

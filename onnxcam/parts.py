@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxcam.anatomy import Anatomy, Cut
 
+ALONE, IN_TURN, BRIEF = "alone", "in turn", "brief"
+
 
 class Parts:
     """Sessions of a model's head, tails and backward passes. Thread-safe.
 
+    Where the scores are affine in a layer, what comes after the head is so little that one thread does it while the
+    head's wait for the next picture. Elsewhere sessions take turns on all cores, and stop waiting when their run ends.
+
     Arguments:
         source: a classifier or an explainable model.
-        open_session: makes a session from the bytes of a model.
+        open_session: makes a session from the bytes of a model and how it runs: `ALONE`, `IN_TURN` or `BRIEF`.
     """
 
-    def __init__(self, source: Any, open_session: Callable[[bytes], Any]) -> None:
+    def __init__(self, source: Any, open_session: Callable[[bytes, str], Any]) -> None:
         self._source = source
         self._open = open_session
         self._lock = threading.RLock()
@@ -51,7 +56,8 @@ class Parts:
             lacking = [name for name in layers if name not in self._exposed]
             if self._head is None or lacking:
                 exposed = (*self._exposed, *dict.fromkeys(lacking))
-                self._head = self._made(self.anatomy.head(exposed))
+                brief = all(self.anatomy.cut(name).affine for name in exposed)
+                self._head = self._made(self.anatomy.head(exposed), ALONE if brief else IN_TURN)
                 self._exposed = exposed
             return self._head
 
@@ -61,7 +67,8 @@ class Parts:
 
     def backward(self, layer: str, relu: str) -> Any:
         """A session from the cut values and a cotangent of the scores to the gradient at the layer."""
-        return self._part(("backward", layer, relu), lambda: self.anatomy.backward(layer, relu=relu))
+        runs = BRIEF if self.cut(layer).affine else IN_TURN
+        return self._part(("backward", layer, relu), lambda: self.anatomy.backward(layer, relu=relu), runs)
 
     def curvature(self, layer: str) -> Any:
         """A session from cut values, cotangent and direction to the curvature; None where there is none."""
@@ -97,26 +104,27 @@ class Parts:
         """A session from pictures and a cotangent per block to the gradients of the attention."""
         return self._part(("attention",), lambda: self.anatomy.attention_backward())
 
-    def maps(self, names: Sequence[str], terms: bool = False) -> Any:
-        """A session from activations and gradients to the maps of graph methods, or to what they are sums of."""
+    def maps(self, layer: str, names: Sequence[str], terms: bool = False) -> Any:
+        """A session from a layer's activations and gradients to maps of graph methods, or to what they are sums of."""
+        runs = BRIEF if self.cut(layer).affine else IN_TURN
 
         def make() -> Any:
             from onnxcam.anatomy import maps
 
             return maps(names, terms)
 
-        return self._part(("terms" if terms else "maps", *names), make)
+        return self._part(("terms" if terms else "maps", runs, *names), make, runs)
 
-    def _part(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
+    def _part(self, key: tuple[str, ...], make: Callable[[], Any], runs: str = IN_TURN) -> Any:
         held = self._sessions.get(key)
         if held is None:
             with self._lock:
                 held = self._sessions.get(key)
                 if held is None:
-                    held = self._sessions[key] = self._made(make())
+                    held = self._sessions[key] = self._made(make(), runs)
         return held
 
-    def _made(self, model: Any) -> Any:
+    def _made(self, model: Any, runs: str = IN_TURN) -> Any:
         from onnxcam.graph.load import serialize
 
-        return self._open(serialize(model))
+        return self._open(serialize(model), runs)

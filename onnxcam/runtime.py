@@ -130,7 +130,7 @@ def open_session(
     return session
 
 
-def quiet_options(*, spinning: bool = True, in_turn: bool = False) -> Any:
+def quiet_options(*, spinning: bool = True, in_turn: bool = False, threads: int = 0) -> Any:
     """The session options used where the caller has none.
 
     Arguments:
@@ -138,6 +138,8 @@ def quiet_options(*, spinning: bool = True, in_turn: bool = False) -> Any:
             than take their cores (10 to 19 % of all processor time, explaining a folder on two cores).
         in_turn: True for sessions that run one after the other: each one's threads stop spinning when its run ends,
             before the next one's need the cores (1.06 instead of 1.66 of the forward pass for two methods, ResNet-50).
+            Waking them again costs a small model up to half its forward pass.
+        threads: that a run computes on, 0 for one per core.
     """
     options = import_onnxruntime().SessionOptions()
     # the runtime warns once per load that `target` has a default: that is meant
@@ -146,6 +148,7 @@ def quiet_options(*, spinning: bool = True, in_turn: bool = False) -> Any:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if in_turn:
         options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.intra_op_num_threads = threads
     return options
 
 

@@ -31,7 +31,7 @@ def batch(rows: int = 3, *, nhwc: bool = False, seed: int = 0) -> np.ndarray:
 
 
 def features(source: Any, layer: str, rows: int = 3, **given: Any) -> Features:
-    parts = Parts(source, lambda data: runtime.open_session(data, CPU))
+    parts = Parts(source, lambda data, _: runtime.open_session(data, CPU))
     fixed = parts.anatomy.picture.type.tensor_type.shape.dim[0].dim_value or None
     nhwc = parts.anatomy.cut(INPUT).layer.layout == "NHWC"
     return Features(parts, batch(rows, nhwc=nhwc), [layer], size=fixed, **given)
@@ -150,7 +150,7 @@ def test_tokens_keep_their_class_token() -> None:
     source = tokens()
     layer = onnxcam.graph.layers.Layer("tokens", "tokens", layout="NTC", grid=(8, 8), prefix_tokens=1)
     explainable = onnxcam.augment(source, [layer])
-    parts = Parts(explainable, lambda data: runtime.open_session(data, CPU))
+    parts = Parts(explainable, lambda data, _: runtime.open_session(data, CPU))
     x = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)[:, :, :16, :16]
     held = Features(parts, x, ["tokens"], size=None)
     view = held.view("tokens", logit(np.array([0, 1, 2]), "logits", 4))
@@ -311,7 +311,7 @@ def test_an_unknown_layer_is_named_with_those_of_the_file() -> None:
 def test_sessions_are_made_once_by_many_threads() -> None:
     made: list[bytes] = []
 
-    def open_session(data: bytes) -> Any:
+    def open_session(data: bytes, _: str) -> Any:
         made.append(data)
         return runtime.open_session(data, CPU)
 

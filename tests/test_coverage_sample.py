@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import keras_matrix, matrix
+from benchmarks.architectures import KERAS, TORCH
 from tests.torchvision_stub import import_torchvision
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow
 )
 def test_scores_activations_and_gradients_agree_with_autograd(name: str, middle: list[int], last: list[int]) -> None:
     import_torchvision()  # skips where it is not installed
-    assert matrix.ARCHITECTURES[name].size == 64
+    assert TORCH[name].size == 64
 
     rows = matrix.measure(name)
 
@@ -56,5 +57,13 @@ def test_keras_agrees_with_gradient_tape(name: str, middle: list[int], last: lis
 
 @pytest.mark.torch
 def test_every_architecture_of_the_matrix_exists() -> None:
-    assert set(matrix.ARCHITECTURES) <= set(import_torchvision().models.list_models())
-    assert len(matrix.ARCHITECTURES) >= 30
+    torchvision = import_torchvision()
+    assert set(TORCH) == set(torchvision.models.list_models(module=torchvision.models))
+    assert len(TORCH) == 80
+
+
+@pytest.mark.keras
+def test_every_model_of_keras_applications_is_in_the_matrix() -> None:
+    import keras
+
+    assert {entry.build for entry in KERAS.values()} == {name for name in dir(keras.applications) if name[0].isupper()}

@@ -33,12 +33,13 @@ def test_command_line_page_is_what_the_commands_say():
     assert written == said, "run python docs/build_command_line.py"
 
 
-def test_methods_page_is_what_the_registry_says():
-    spec = importlib.util.spec_from_file_location("build_methods", ROOT / "docs" / "build_methods.py")
+@pytest.mark.parametrize("name", ["methods", "operators"])
+def test_page_is_what_the_registry_says(name: str):
+    spec = importlib.util.spec_from_file_location(f"build_{name}", ROOT / "docs" / f"build_{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run python docs/build_methods.py"
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), f"run python docs/build_{name}.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

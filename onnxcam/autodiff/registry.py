@@ -170,6 +170,11 @@ def reason(op_type: str) -> str | None:
     return _refused.get(op_type)
 
 
+def refused() -> dict[str, str]:
+    """Every operator that is refused on purpose, and why."""
+    return dict(_refused)
+
+
 def find(op_type: str, opset: int) -> Entry | None:
     """The rule for an operator in an opset, None if there is none."""
     for low, high, entry in _rules.get(op_type, []):

@@ -46,6 +46,8 @@ class Request:
     gate: str | None
     opset: int | None
     verify: bool
+    grid: tuple[int, int] | None
+    prefix_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Loading:
 @click.command("export", context_settings=options.CONTEXT, epilog=EPILOG)
 @click.argument("source", metavar="SOURCE")
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="The file to write.")
-@options.layer_option("Target layer, by the framework's name.  [default: the last convolution]")
+@options.layer_option(
+    "Target layer, by the framework's name.  [default: the last convolution, or the last tokens that matter]"
+)
 @click.option(
     "--method",
     "methods",
@@ -96,6 +100,19 @@ class Loading:
     "gate out of a gated SOURCE, which else keeps it.",
 )
 @click.option(
+    "--grid",
+    metavar="ROWSxCOLUMNS",
+    help="How the patches in a transformer's layer of tokens lie on the picture, such as 14x14, where the model does "
+    "not tell.",
+)
+@click.option(
+    "--prefix",
+    "prefix_tokens",
+    type=click.IntRange(0),
+    metavar="COUNT",
+    help="How many tokens come before the patches (class token, registers), where the model does not tell.",
+)
+@click.option(
     "--weights", metavar="FILE|none|imagenet", help="Weights for a model named by its code or its zoo's name."
 )
 @click.option("--trust-model", is_flag=True, help="Allow SOURCE and --import to run code while they are loaded.")
@@ -121,6 +138,8 @@ def export(
     preprocess: str | None,
     scores: str | None,
     gate: str | None,
+    grid: str | None,
+    prefix_tokens: int | None,
     weights: str | None,
     trust_model: bool,
     import_file: str | None,
@@ -163,6 +182,8 @@ def export(
         gate,
         opset,
         verify,
+        parse_grid(grid),
+        prefix_tokens,
     )
     try:
         if kind == ONNX:
@@ -171,7 +192,8 @@ def export(
             write = {TORCH: _from_torch, KERAS: _from_keras, CODE: _from_callable}[kind]
             held = write(source, output, request, how)
     except LayerError as error:
-        raise options.not_explainable(error, layers) from error
+        said = layers or [option for option in (grid, prefix_tokens) if option is not None]
+        raise options.not_explainable(error, said) from error
     except LabelsError as error:
         raise LabelsError(f"labels file {labels!r}: {error}" if labels else str(error)) from error
     if as_json:
@@ -226,6 +248,14 @@ def parse_size(text: str | None) -> list[int] | None:
     return sizes * 2 if len(sizes) == 1 else sizes[-3:]
 
 
+def parse_grid(text: str | None) -> tuple[int, int] | None:
+    """(rows, columns) from 14x14."""
+    found = re.fullmatch(r"\s*(\d+)\s*[x×]\s*(\d+)\s*", text or "")
+    if text is not None and (found is None or 0 in (int(found[1]), int(found[2]))):
+        raise click.UsageError(f"--grid {text!r}: expected rows x columns, such as 14x14.")
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
 def check_output(source: str, output: Path) -> None:
     """Refuse, before any work, an output that cannot be written or is SOURCE itself."""
     if output.is_dir():
@@ -259,6 +289,8 @@ def _from_onnx(source: str, output: str, request: Request) -> dict[str, Any]:
         labels=request.labels,
         preprocess=request.preprocess,
         gate=request.gate,
+        grid=request.grid,
+        prefix_tokens=request.prefix_tokens,
     )
     held = manifest.read(model)
     if held is None:
@@ -359,6 +391,8 @@ def _options(request: Request, names: Sequence[str] | None) -> dict[str, Any]:
         "scores": request.scores,
         "outputs": request.outputs,
         "gate": request.gate,
+        "grid": request.grid,
+        "prefix_tokens": request.prefix_tokens,
     }
 
 

@@ -75,6 +75,7 @@ def describe(model: str) -> dict[str, Any]:
             "shape": _dims(layer.shape),
             "layout": layer.layout,
             "grid": None if layer.grid is None else list(layer.grid),
+            "prefix_tokens": layer.prefix_tokens,
             "default": layer.default,
             "outputs": _outputs(entries.pop(layer.name, None)),
         }
@@ -82,7 +83,7 @@ def describe(model: str) -> dict[str, Any]:
     ]
     # a file may expose values that are no convolution's
     found += [
-        {key: entry.get(key) for key in ("name", "shape", "layout", "grid")}
+        {key: entry.get(key) for key in ("name", "shape", "layout", "grid", "prefix_tokens")}
         | {"default": False, "outputs": _outputs(entry)}
         for entry in entries.values()
     ]
@@ -113,7 +114,8 @@ def describe_keras(model: str, trust: bool = False, import_file: str | None = No
             "name": layer.name,
             "shape": _dims(layer.shape),
             "layout": layer.layout,
-            "grid": list(layer.grid),
+            "grid": None if layer.grid is None else list(layer.grid),
+            "prefix_tokens": layer.prefix_tokens,
             "default": layer.default,
             "outputs": None,
         }
@@ -134,6 +136,16 @@ def _dims(shape: Sequence[int | str | None] | None) -> list[int | str | None] | 
     return [first, *(d if isinstance(d, int) else None for d in shape[1:])]
 
 
+def _layout(layer: dict[str, Any]) -> str:
+    """The layout, of tokens with how they lie: `NTC, 14 x 14 after 1`."""
+    if layer["layout"] != "NTC":
+        return str(layer["layout"])
+    if layer["grid"] is None:
+        return "NTC, grid unknown (--grid)"
+    before = f" after {layer['prefix_tokens']}" if layer["prefix_tokens"] else ""
+    return f"NTC, {layer['grid'][0]} x {layer['grid'][1]}{before}"
+
+
 def _table(found: Sequence[dict[str, Any]]) -> list[str]:
     rows = [("", "layer", "shape", "layout")]
     for layer in found:
@@ -142,6 +154,6 @@ def _table(found: Sequence[dict[str, Any]]) -> list[str]:
             if layer["shape"] is None
             else "[" + ", ".join("?" if d is None else str(d) for d in layer["shape"]) + "]"
         )
-        rows.append(("*" if layer["default"] else "", layer["name"], shape, str(layer["layout"])))
+        rows.append(("*" if layer["default"] else "", layer["name"], shape, _layout(layer)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return ["  ".join([f"{row[0]:1}", f"{row[1]:{widths[1]}}", f"{row[2]:{widths[2]}}", row[3]]) for row in rows]

@@ -60,8 +60,8 @@ def parse_class(text: str | None, labels: Sequence[str] | None) -> int | str | N
     return text if wanted in known else int(text)
 
 
-def not_explainable(error: LayerError, layers: Sequence[str]) -> ModelError:
-    """A layer error is the user's only if a layer was named; otherwise the model has none."""
+def not_explainable(error: LayerError, layers: Sequence[object]) -> ModelError:
+    """A layer error is the user's only if something was said about layers; otherwise the model has none."""
     return error if layers else ModelError(str(error))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,19 +58,6 @@ def blocks(graph: Graph, picture: str, scores: str) -> list[Block]:
         assert isinstance(heads, int) and isinstance(tokens, int)
         made.append(Block(node.output[0], _output(graph, node, end, tokens, between), heads, tokens))
     return made
-
-
-def grid_of(tokens: int, prefix: Sequence[int] = (0, 1, 2, 5)) -> tuple[tuple[int, int], int]:
-    """Height and width of the map and the number of tokens before it, for a square of patches.
-
-    Raises:
-        LayerError: they form no square.
-    """
-    for before in prefix:
-        side = math.isqrt(max(tokens - before, 0))
-        if side > 1 and side * side == tokens - before:
-            return (side, side), before
-    raise LayerError(f"{tokens} tokens form no square grid; explain a token layer whose manifest says how they lie")
 
 
 def _attends(graph: Graph, node: onnx.NodeProto) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import onnx
 from onnx import inliner
@@ -13,7 +14,8 @@ from onnxcam.graph.folding import Folder
 from onnxcam.graph.view import Graph
 
 # what the specification defines by a graph of other operators, and has no rule of its own
-COMPOSITE = frozenset({"Attention", "RotaryEmbedding", "AffineGrid", "CenterCropPad"})
+COMPOSITE = frozenset({"Attention", "CenterCropPad", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"})
+_OWN = "onnxcam.composite"  # the domain of their bodies until they are inlined
 _CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 
 
@@ -40,29 +42,53 @@ def inline_composites(model: onnx.ModelProto, bare: Callable[[], onnx.ModelProto
     Raises:
         ModelError: a body cannot be made.
     """
-    present = {node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")} & COMPOSITE
+    present = {node.op_type for node in model.graph.node if _is_composite(node)}
     if not present:
         return False
-    wanted = [("", name) for name in sorted(present)]
     typed = bare()
-    declared = {info.name for info in (*typed.graph.input, *typed.graph.value_info)}
-    typed.graph.value_info.extend(  # the inliner looks for types there alone
-        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        for tensor in typed.graph.initializer
-        if tensor.name not in declared
-    )
+    known = (*typed.graph.input, *typed.graph.output, *typed.graph.value_info)
+    types = {info.name: info.type for info in known}
+    for tensor in typed.graph.initializer:
+        types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+    opset = next(o.version for o in typed.opset_import if o.domain in ("", "ai.onnx"))
     try:
-        inlined = inliner.inline_selected_functions(typed, wanted, exclude=False, inline_schema_functions=True)
+        for index, node in enumerate(typed.graph.node):
+            if _is_composite(node):
+                body = _body(node, opset, types)
+                body.name, body.domain = f"{node.op_type}_{index}", _OWN
+                typed.functions.append(body)
+                node.op_type, node.domain = body.name, body.domain
+        typed.opset_import.append(onnx.helper.make_opsetid(_OWN, 1))
+        inlined = inliner.inline_local_functions(typed)
     except Exception as error:
         raise ModelError(f"{listing(sorted(present))} cannot be written out in simpler operators: {error}") from error
-    left = {node.op_type for node in inlined.graph.node} & COMPOSITE
-    if left:
-        raise ModelError(
-            f"{listing(sorted(left))} cannot be written out in simpler operators: an input's type is unknown"
-        )
     del model.graph.node[:]
     model.graph.node.extend(inlined.graph.node)
     return True
+
+
+def _is_composite(node: onnx.NodeProto) -> bool:
+    return node.domain in ("", "ai.onnx") and node.op_type in COMPOSITE
+
+
+def _body(node: onnx.NodeProto, opset: int, types: Mapping[str, onnx.TypeProto]) -> onnx.FunctionProto:
+    """What the specification writes for a node, which gets the attributes that it leaves to their defaults."""
+    schema: Any = onnx.defs.get_schema(node.op_type, opset)  # its stub does not know of bodies
+    held = {attribute.name for attribute in node.attribute}
+    defaults = [attribute.default_value for name, attribute in schema.attributes.items() if name not in held]
+    node.attribute.extend(attribute for attribute in defaults if attribute.name)
+    unknown = [name for name in node.input if name and name not in types]
+    if unknown:
+        raise ValueError(f"the type of {unknown[0]!r} is unknown")
+    given = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
+    version = max(v for v in schema.context_dependent_function_opset_versions if v <= opset)
+    written = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), given)
+    body = onnx.FunctionProto()
+    body.ParseFromString(written)
+    del body.attribute[:], body.attribute_proto[:], body.opset_import[:]
+    body.attribute.extend(schema.attributes)
+    body.opset_import.append(onnx.helper.make_opsetid("", opset))  # written for an older one, it holds for this too
+    return body
 
 
 def inline_branches(model: onnx.ModelProto) -> bool:

@@ -21,7 +21,7 @@ from onnxcam.graph.view import attributes
 
 _MICROSOFT = "com.microsoft"
 # what quantization tools write and no arrangement of the two operators stands for
-_REFUSED = {
+REFUSED = {
     "ConvInteger": "dynamically quantized",
     "MatMulInteger": "dynamically quantized",
     "DynamicQuantizeLinear": "dynamically quantized",
@@ -48,7 +48,7 @@ def rewrite(model: onnx.ModelProto) -> bool:
     for node in model.graph.node:
         if _quantized(node):
             try:
-                _FORMS.get(node.op_type, _refuse)(writer, node)
+                FORMS.get(node.op_type, _refuse)(writer, node)
             except (LookupError, TypeError, ValueError) as error:  # nobody checks what is not of the standard's domain
                 raise ModelError(
                     f"{node.op_type} (node {node.name!r}) has not the inputs and attributes that it needs ({error}); "
@@ -62,13 +62,13 @@ def rewrite(model: onnx.ModelProto) -> bool:
 
 def _quantized(node: onnx.NodeProto) -> bool:
     if node.domain in ("", "ai.onnx"):
-        return node.op_type in ("QLinearConv", "QLinearMatMul") or node.op_type in _REFUSED
-    return node.domain == _MICROSOFT and (node.op_type in _FORMS or node.op_type in _REFUSED)
+        return node.op_type in ("QLinearConv", "QLinearMatMul") or node.op_type in REFUSED
+    return node.domain == _MICROSOFT and (node.op_type in FORMS or node.op_type in REFUSED)
 
 
 def _refuse(writer: _Writer, node: onnx.NodeProto) -> None:
     raise UnsupportedOperator(
-        f"operator {node.op_type} (node {node.name!r}) is {_REFUSED.get(node.op_type, 'quantized')}: its scales are "
+        f"operator {node.op_type} (node {node.name!r}) is {REFUSED.get(node.op_type, 'quantized')}: its scales are "
         "known only as it runs, or its parts cannot be told apart, so it has no gradient here. Quantize the model "
         "statically (onnxruntime.quantization.quantize_static, QDQ format), or explain the float model"
     )
@@ -204,7 +204,7 @@ def _standard(w: _Writer, node: onnx.NodeProto) -> None:
     w.add(node.op_type, list(node.input), node.output[0], **attributes(node))
 
 
-_FORMS: dict[str, Callable[[_Writer, onnx.NodeProto], None]] = {
+FORMS: dict[str, Callable[[_Writer, onnx.NodeProto], None]] = {
     "QLinearConv": _convolution,
     "QLinearMatMul": _product,
     "QGemm": _linear,

@@ -93,6 +93,10 @@ class Graph:
             value in self.producer or value in self.initializers or any(i.name == value for i in self.model.graph.input)
         )
 
+    def declare(self, info: onnx.ValueInfoProto) -> None:
+        """Take note of a type and shape found out since; the model itself is left as it is."""
+        self._infos[info.name] = info
+
     def index_of(self, node: onnx.NodeProto) -> int:
         """The node's place in topological order."""
         return next(self.position[name] for name in node.output if name)

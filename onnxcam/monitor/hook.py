@@ -236,10 +236,11 @@ class Monitor:
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until everything that waits is explained; False where that took longer than `timeout` seconds."""
         end = time.monotonic() + timeout
-        while not self._waiting.idle():
-            if time.monotonic() >= end:
-                return False
-            time.sleep(min(_POLL, max(0.0, end - time.monotonic())))
+        with self._waiting.hurry():
+            while not self._waiting.idle():
+                if time.monotonic() >= end:
+                    return False
+                time.sleep(min(_POLL, max(0.0, end - time.monotonic())))
         return True
 
     def close(self, timeout: float = 5.0) -> bool:
@@ -370,7 +371,7 @@ class Monitor:
         if self._starting.acquire(blocking=False):
             try:
                 if self._worker is None or not self._worker.alive():
-                    self._worker = workers.Worker(self._waiting, self._desk)
+                    self._worker = workers.Worker(self._waiting, self._desk, rests=self._kind == "thread")
             except RuntimeError as error:  # no more threads: the next row tries again
                 self._complaints.about("worker", error)
             finally:

@@ -22,6 +22,7 @@ from onnxcam.monitor.predictions import Row
 from onnxcam.monitor.worker import WorkerLost
 
 _START = "import sys; sys.path[:] = {path!r}; from onnxcam.monitor.child import main; main({parent})"
+_DYING = 0.2  # seconds
 _OPENING = 120.0  # seconds for imports, the model and its session
 
 
@@ -81,8 +82,16 @@ class Child:
         """End the child; whoever waits for its answer gets `WorkerLost`."""
         with self._closing:
             self._process.kill()
-            self._process.wait()
+            self._reap()
             self.abandon()
+
+    def _reap(self) -> None:
+        """Where all processors are others', even dying takes a while in what they leave: it is not waited for."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_DYING)
+            return
+        with contextlib.suppress(RuntimeError):  # no thread can be started once the interpreter ends
+            threading.Thread(target=self._process.wait, name="onnxcam-reaper", daemon=True).start()
 
     def abandon(self) -> None:
         """Close the pipes alone: in the child of a fork, so that they end with the parent."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ class Waiting:
         self._wake = threading.Event()
         self._accepting = True
         self.stopped = threading.Event()
+        self.hurried = threading.Event()
+        self._hurrying = 0
 
     def fresh(self) -> Waiting:
         """An empty one with the same settings, for the child of a fork: what waits here is the parent's to explain."""
@@ -144,6 +147,20 @@ class Waiting:
         with self._lock:
             return self._ledger.queued == 0 and self._ledger.running == 0
 
+    @contextlib.contextmanager
+    def hurry(self) -> Iterator[None]:
+        """While within, somebody waits until nothing is left: `hurried` is set, and the worker takes no rest."""
+        with self._lock:
+            self._hurrying += 1
+            self.hurried.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._hurrying -= 1
+                if not self._hurrying and not self.stopped.is_set():
+                    self.hurried.clear()
+
     def close(self) -> None:
         """Accept nothing more; what waits still waits."""
         with self._lock:
@@ -156,6 +173,7 @@ class Waiting:
             while self._rows:
                 self._ledger.drop("closed", self._rows.popleft().size)
             self.stopped.set()
+            self.hurried.set()
         self._wake.set()
 
     def counts(self) -> dict[str, Any]:

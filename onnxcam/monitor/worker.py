@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _SAMPLE = 8192  # bytes of a picture that tell it from another
 _REMEMBERED = 4096
 _WAY = 0.0001  # seconds
+_CROWDED = 20  # times as long as it ran it was kept waiting, where the processors are others'
+_REST, _LONGEST_REST = 2.0, 5.0  # times as long as it waited; seconds
 _NOTE = 5.0  # seconds between counts told to the sink
 _TICK = 15.0  # seconds without a row after which a sink may look after itself
 
@@ -176,11 +179,16 @@ class Desk:
 
 
 class Worker:
-    """A daemon thread that empties the queue; started by the first row, ended by the queue."""
+    """A daemon thread that empties the queue; started by the first row, ended by the queue.
 
-    def __init__(self, waiting: Waiting, desk: Desk) -> None:
+    Arguments:
+        rests: whether the explaining is done in this thread, which then rests where others want the processors.
+    """
+
+    def __init__(self, waiting: Waiting, desk: Desk, rests: bool = False) -> None:
         self._waiting = waiting
         self._desk = desk
+        self._rests = rests
         self._thread = threading.Thread(target=self._run, name="onnxcam-monitor", daemon=True)
         self._thread.start()
 
@@ -204,10 +212,31 @@ class Worker:
                 self._desk.tick()
                 self._desk.note()
                 continue
+            before = _scheduled() if self._rests else (0.0, 0.0)
             self._desk.handle(row)
             del row  # while waiting for the next, nothing of the last is kept
             self._desk.pause()
+            if self._rests:
+                self._rest(*(now - then for now, then in zip(_scheduled(), before, strict=True)))
         self._desk.close()
+
+    def _rest(self, ran: float, waited: float) -> None:
+        """Leave the processors alone for a while, unless somebody waits for this thread.
+
+        The nicest thread gets its share in ticks of milliseconds all the same, and each makes a prediction wait. Having
+        been kept waiting itself is how it knows that others want more than there is.
+        """
+        if waited > _CROWDED * ran:
+            self._waiting.hurried.wait(min(_LONGEST_REST, _REST * waited))
+
+
+def _scheduled() -> tuple[float, float]:
+    """Seconds this thread ran and was ready but did not run; zeros where the system does not tell."""
+    try:
+        ran, waited, *_ = Path("/proc/thread-self/schedstat").read_bytes().split()
+    except (OSError, ValueError):
+        return 0.0, 0.0
+    return int(ran) * 1e-9, int(waited) * 1e-9
 
 
 def give_way() -> None:

@@ -24,10 +24,12 @@ from onnx.reference import ReferenceEvaluator
 
 import onnxcam
 from onnxcam.graph.normalize import prepare
+from onnxcam.graph.view import FLOATS
 
 Arrays = Mapping[str, np.ndarray]
 Reference = Callable[..., Any]
 STEP = 1e-5
+_NARROW = ("float16", "bfloat16", "float32", "float64")
 
 _declared: set[str] = set()
 _checked: set[str] = set()
@@ -164,7 +166,7 @@ def check(
     record(model)
     forward = _torch_forward(reference) if reference else _onnx_forward(model, of)
     [y] = run(model, feeds, [of])
-    close(y, forward({name: _widen(array) for name, array in every.items()}), 1e-5, "the forward pass")
+    close(y, forward({name: widen(array) for name, array in every.items()}), 1e-5, "the forward pass")
     cotangent = np.random.default_rng(7).standard_normal(y.shape).astype(np.float32)
     expected = [finite_differences(forward, every, name, cotangent) for name in wrt]
     for openness in free:
@@ -184,7 +186,7 @@ def finite_differences(
     forward: Callable[[dict[str, np.ndarray]], np.ndarray], values: Arrays, name: str, cotangent: np.ndarray
 ) -> np.ndarray:
     """Central differences of <cotangent, forward> over every element of `values[name]`, in float64."""
-    held = {key: _widen(array) for key, array in values.items()}
+    held = {key: widen(array) for key, array in values.items()}
     flat = held[name].reshape(-1)  # a view: writing to it moves the point
     held[name] = flat.reshape(values[name].shape)
     slopes = np.empty(flat.size)
@@ -219,8 +221,10 @@ def _declare(name: str, array: np.ndarray, free: str, first: np.ndarray) -> onnx
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims)
 
 
-def _widen(array: np.ndarray) -> np.ndarray:
-    return np.array(array, dtype=np.float64) if array.dtype == np.float32 else np.array(array)
+def widen(array: np.ndarray) -> np.ndarray:
+    """A copy, in float64 if it is of floating point."""
+    array = np.asarray(array)
+    return np.array(array, dtype=np.float64) if str(array.dtype) in _NARROW else np.array(array)
 
 
 def _torch_forward(reference: Reference) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
@@ -232,21 +236,43 @@ def _torch_forward(reference: Reference) -> Callable[[dict[str, np.ndarray]], np
 
 
 def _onnx_forward(model: onnx.ModelProto, of: str) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
-    """The model in onnx's own evaluator, every float32 in it widened to float64."""
-    wide = onnx.ModelProto()
-    wide.CopyFrom(model)
+    """The model in onnx's own evaluator, in float64, weights and all fed."""
+    wide = widened(model)
     names = [tensor.name for tensor in wide.graph.initializer]
-    del wide.graph.initializer[:]  # fed instead
+    del wide.graph.initializer[:]
     wide.graph.input.extend(helper.make_tensor_value_info(n, onnx.TensorProto.DOUBLE, None) for n in names)
-    for node in wide.graph.node:
-        for attribute in node.attribute:
-            if attribute.name in ("to", "dtype", "stash_type") and attribute.i == onnx.TensorProto.FLOAT:
-                attribute.i = onnx.TensorProto.DOUBLE
-            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == onnx.TensorProto.FLOAT:
-                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float64)))
     evaluator = ReferenceEvaluator(wide)
 
     def forward(values: dict[str, np.ndarray]) -> np.ndarray:
         return np.array(evaluator.run([of], values)[0])  # a copy: it may be a view of what is varied
 
     return forward
+
+
+def widened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every floating-point constant, and every element type named, is float64."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    _widen_graph(wide.graph)
+    return wide
+
+
+def _widen_graph(graph: onnx.GraphProto) -> None:
+    for tensor in graph.initializer:
+        _widen_tensor(tensor)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype", "stash_type", "softmax_precision") and attribute.i in FLOATS:
+                attribute.i = onnx.TensorProto.DOUBLE
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _widen_tensor(attribute.t)
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _widen_graph(attribute.g)
+            if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+                held = np.asarray(helper.get_attribute_value(attribute), dtype=np.float64)
+                attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(held)))
+
+
+def _widen_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type in FLOATS:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))

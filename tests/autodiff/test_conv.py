@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import helper, parser
 
 import onnxcam
 from onnxcam.errors import UnsupportedOperator
@@ -249,4 +250,36 @@ def test_output_shape_of_free_sizes_is_refused() -> None:
     text = "y = ConvTranspose<strides=[2, 2], output_shape=[5, 5]>(x, w)"
     model = build(text, {"x": normal(1, 2, 3, 3)}, {"w": normal(2, 2, 3, 3)}, free="spatial")
     with pytest.raises(UnsupportedOperator, match="output_shape"):
+        onnxcam.gradient(model, of="y", wrt=["x"])
+
+
+@covers("Col2Im")
+@pytest.mark.parametrize(
+    ("picture", "block", "how"),
+    [
+        ((5, 6), (2, 3), ""),
+        ((5, 5), (1, 5), ""),
+        ((6, 7), (3, 2), "<strides=[2, 1], pads=[0, 1, 1, 2]>"),
+        ((6, 6), (2, 2), "<dilations=[1, 3], pads=[1, 1, 1, 1]>"),
+        ((9,), (3,), "<strides=[2]>"),
+        ((4, 3, 3), (1, 2, 2), "<pads=[0, 1, 0, 0, 1, 0]>"),
+    ],
+)
+def test_col2im(picture: tuple[int, ...], block: tuple[int, ...], how: str) -> None:
+    held = {"i": np.asarray(picture), "b": np.asarray(block)}
+    node = parser.parse_graph(f"g () => () {{ y = Col2Im{how}(x, i, b) }}").node[0]
+    attributes = {a.name: list(a.ints) for a in node.attribute}
+    rank = len(picture)
+    pads = attributes.get("pads", [0] * 2 * rank)
+    image = torch.nn.functional.pad(torch.zeros(1, 1, *picture), interleave(pads[:rank], pads[rank:]))
+    unit = torch.zeros(1, 1, *block)
+    strides, dilations = attributes.get("strides", [1] * rank), attributes.get("dilations", [1] * rank)
+    blocks = CONV[rank](image, unit, stride=strides, dilation=dilations).numel()
+    check([node], {"x": normal(2, 2 * int(np.prod(block)), blocks)}, held, wrt=["x"], free=("static", "batch"))
+
+
+def test_col2im_of_blocks_known_at_run_time_only_is_refused() -> None:
+    feeds = {"x": normal(1, 8, 9), "b": np.asarray([2, 2])}
+    model = build("y = Col2Im(x, i, b)", feeds, {"i": np.asarray([4, 4])})
+    with pytest.raises(UnsupportedOperator, match=r"Col2Im .*block_shape is computed at run time"):
         onnxcam.gradient(model, of="y", wrt=["x"])

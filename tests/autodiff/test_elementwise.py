@@ -67,6 +67,8 @@ SMOOTH: dict[str, tuple[str, np.ndarray]] = {
     "Sinh": ("", normal(2, 3, 4)),
     "Cosh": ("", normal(2, 3, 4)),
     "Atanh": ("", np.tanh(distinct(2, 3, 4))),
+    "Asinh": ("", 2 * normal(2, 3, 4)),
+    "Acosh": ("", 1.1 + np.abs(distinct(2, 3, 4))),
     "Shrink": ("<lambd=0.7, bias=0.3>", distinct(2, 3, 4)),
 }
 REFERENCES: dict[str, Callable[..., Any]] = {
@@ -92,7 +94,7 @@ def test_unary(op_type: str) -> None:
 
 @pytest.mark.parametrize("opset", [18, 21, 23])
 def test_unary_in_other_opsets(opset: int) -> None:
-    for op_type in SMOOTH.keys() - {"Gelu", "Dropout", "Asin", "Acos", "Atanh"}:
+    for op_type in SMOOTH.keys() - {"Gelu", "Dropout", "Asin", "Acos", "Atanh", "Acosh"}:
         x = positive(2, 3) + 0.5
         check(f"y = {op_type}(x)", {"x": x}, opset=opset, free=("batch",), reference=REFERENCES.get(op_type))
 

@@ -67,6 +67,18 @@ def test_layer_normalization(axis: int, bias: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("of", ["m", "r", "y"])
+def test_layer_normalization_whose_mean_and_deviation_are_read(of: str) -> None:
+    body = "z, m, r = LayerNormalization<axis=1, epsilon=0.1>(x, s) y = Sum(z, m, r)"
+
+    def reference(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        mean = x.mean((1, 2), keepdim=True)
+        inverse = 1 / torch.sqrt(((x - mean) ** 2).mean((1, 2), keepdim=True) + 0.1)
+        return {"m": mean, "r": inverse, "y": (x - mean) * inverse * s + mean + inverse}[of]
+
+    check(body, {"x": normal(2, 3, 4)}, {"s": normal(3, 4, seed=1)}, of=of, reference=reference)
+
+
 def test_layer_normalization_passes_its_own_epsilon_on() -> None:
     """The default 1e-5 matters where the variance is as small."""
     check(

@@ -398,6 +398,21 @@ def test_one_hot(axis: int) -> None:
     check(f"y = OneHot<axis={axis}>(i, d, v)", {"v": normal(2)}, held, wrt=["v"], free=("static",))
 
 
+@covers("TensorScatter")
+@pytest.mark.parametrize("mode", ["linear", "circular"])
+@pytest.mark.parametrize("axis", [-2, 1, 3])
+def test_tensor_scatter(axis: int, mode: str) -> None:
+    shape = [2, 5, 5, 5]
+    shape[axis] = 3
+    at = {"w": np.asarray([1, 4 if mode == "circular" else 2])}
+    body = f'y = TensorScatter<mode="{mode}", axis={axis}>(x, u, w)'
+    check(body, {"x": normal(2, 5, 5, 5), "u": normal(*shape, seed=1)}, at, opset=24, free=("static", "batch"))
+
+
+def test_tensor_scatter_to_the_start() -> None:
+    check("y = TensorScatter(x, u)", {"x": normal(2, 4, 3), "u": normal(2, 2, 3)}, opset=24, free=("static", "batch"))
+
+
 def test_shapes_and_positions_pass_nothing_back() -> None:
     """Their outputs are computed from float values, but do not vary with them."""
     body = "s = Shape(x) n = Size(x) z = ConstantOfShape(s) f = Cast<to=1>(n) g = Add(z, f) y = Mul(x, g)"

@@ -347,7 +347,7 @@ def test_arithmetic_of_whole_numbers_is_refused() -> None:
 
 def test_changed_pictures_of_whole_numbers_are_rounded() -> None:
     """Where a method looks at the layer of changed pictures, the model takes them as it takes any."""
-    parts = Parts(net.model(uint8=True), lambda data: runtime.open_session(data, CPU))
+    parts = Parts(net.model(uint8=True), lambda data, _: runtime.open_session(data, CPU))
     pictures = np.random.default_rng(2).integers(0, 256, size=(2, 3, *net.SIZE), dtype=np.uint8)
     held = Features(parts, pictures, [net.LAYER], size=None)
     view = held.view(net.LAYER, held.objective(1, None))

@@ -69,7 +69,7 @@ FORMS: dict[str, Any] = {
 def test_the_contributions_add_up_to_the_score(form: str) -> None:
     """Completeness, proposition 1 of the paper: F(x) = x dF/dx + sum b dF/db where all is piecewise linear."""
     source = without_linear_biases(FORMS[form]())
-    parts = Parts(source, lambda data: runtime.open_session(data, CPU))
+    parts = Parts(source, lambda data, _: runtime.open_session(data, CPU))
     pictures = net.pictures()
     native = np.ascontiguousarray(pictures.transpose(0, 2, 3, 1)) if form == "NHWC" else pictures
     held = Features(parts, native, [], size=2 if form == "two rows" else None)
@@ -96,7 +96,7 @@ def test_constants_are_found() -> None:
 def test_one_picture_at_a_time() -> None:
     """The gradients of a whole network are much memory: no run has more than one picture."""
     rows = []
-    parts = Parts(net.model(), lambda data: runtime.open_session(data, CPU))
+    parts = Parts(net.model(), lambda data, _: runtime.open_session(data, CPU))
     held = Features(parts, net.pictures(), [], size=None)
     for first, last, _ in held.view(INPUT, held.objective(None, None)).contributions():
         rows.append(last - first)

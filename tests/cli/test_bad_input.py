@@ -337,14 +337,13 @@ def test_target_lists_of_the_wrong_length(photo: Path) -> None:
 def test_a_layer_without_a_rule_behind_it_fails_before_any_picture(run: Run, photo: Path, tmp_path: Path) -> None:
     model = models.tiny_cnn()
     model.graph.node[2].input[0] = "spun"
-    model.graph.node.insert(2, onnx.helper.make_node("Det", ["relu1"], ["det"], name="det"))
-    model.graph.node.insert(3, onnx.helper.make_node("Unsqueeze", ["det", "axes"], ["thin"], name="thin"))
-    model.graph.node.insert(4, onnx.helper.make_node("Add", ["relu1", "thin"], ["spun"], name="spin"))
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 3], np.int64), "axes"))
+    model.graph.node.insert(2, onnx.helper.make_node("Unique", ["relu1"], ["single"], name="single"))
+    model.graph.node.insert(3, onnx.helper.make_node("ReduceMax", ["single"], ["top"], name="top", keepdims=0))
+    model.graph.node.insert(4, onnx.helper.make_node("Add", ["relu1", "top"], ["spun"], name="spin"))
     load.save(onnxcam.augment(model, preprocess={"scale": 1 / 255}), tmp_path / "m.onnx")
     assert run("explain", tmp_path / "m.onnx", photo, "-o", tmp_path / "good").code == 0
     result = run("explain", tmp_path / "m.onnx", photo, "-o", tmp_path / "out", "--layer", "relu1")
-    assert result.code == 3 and "operator Det" in result.sentence
+    assert result.code == 3 and "operator Unique" in result.sentence
     assert not (tmp_path / "out").exists()
 
 

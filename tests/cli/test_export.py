@@ -18,6 +18,7 @@ from onnxcam.errors import ModelError
 from onnxcam.graph import load, manifest
 from tests import models
 from tests.cli.conftest import LABELS, RAW, Run
+from tests.graph import transformers
 
 
 def read(path: Path) -> Any:
@@ -239,6 +240,7 @@ def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pyt
     assert seen["export"] == {
         "layers": ["layer4"], "labels": ["a", "b", "c", "d", "e"], "preprocess": RAW, "methods": ("gradcam",),
         "target": "b", "opset": 19, "verify": False, "scores": None, "outputs": "all", "gate": None,
+        "grid": None, "prefix_tokens": None,
         "origin": {"name": "net"},
     }  # fmt: skip
     assert run("export", "torchvision:net", "-o", tmp_path / "out.onnx", "--preprocess", "caffe").code == 0
@@ -288,3 +290,24 @@ def test_a_module_named_by_its_code(run: Run, photo: Path, tmp_path: Path, monke
     assert result.code == 0, result.err
     assert "torch autograd" in result.out
     assert run("explain", "net.onnx", photo, "-o", "out").code == 0
+
+
+def test_a_transformer_and_what_its_graph_does_not_tell(run: Run, tmp_path: Path) -> None:
+    plain, out = tmp_path / "vit.onnx", tmp_path / "out.onnx"
+    load.save(transformers.vit(), plain)
+    assert run("export", plain, "-o", out).code == 0
+    (entry,) = read(out)["layers"]
+    assert (entry["name"], entry["grid"], entry["prefix_tokens"]) == ("n2", [4, 6], 1)
+    assert run("export", plain, "-o", out, "--grid", "3x8").code == 0
+    assert (read(out)["layers"][0]["grid"], read(out)["layers"][0]["prefix_tokens"]) == ([3, 8], 1)
+
+    load.save(transformers.lost(15), plain)
+    refused = run("export", plain, "-o", out)
+    assert refused.code == 3 and "--grid ROWSxCOLUMNS --prefix COUNT" in refused.sentence
+    refused = run("export", plain, "-o", out, "--grid", "4x4")
+    assert refused.code == 2 and "15 tokens, but 4 x 4 patches and 0 tokens before them are 16" in refused.sentence
+    assert run("export", plain, "-o", out, "--grid", "2x7", "--prefix", "1").code == 0
+    assert (read(out)["layers"][0]["grid"], read(out)["layers"][0]["prefix_tokens"]) == ([2, 7], 1)
+    for wrong in ("7", "0x7", "2x7x1", "axb"):
+        result = run("export", plain, "-o", out, "--grid", wrong)
+        assert result.code == 2 and f"--grid '{wrong}': expected rows x columns" in result.err

@@ -11,19 +11,31 @@ from onnxcam import models as onnxcam_models
 from onnxcam.graph import load
 from tests import models
 from tests.cli.conftest import Run
+from tests.graph import transformers
 
 
 def test_a_plain_model(run: Run, plain: Path) -> None:
     held = run("layers", plain, "--json").json()
     assert held["explainable"] is None
     assert held["layers"] == [
-        {"name": "relu1", "shape": ["N", 8, 32, 32], "layout": "NCHW", "grid": [32, 32], "default": False,
-         "outputs": None},
-        {"name": "relu2", "shape": ["N", 16, 16, 16], "layout": "NCHW", "grid": [16, 16], "default": True,
-         "outputs": None},
+        {"name": "relu1", "shape": ["N", 8, 32, 32], "layout": "NCHW", "grid": [32, 32], "prefix_tokens": 0,
+         "default": False, "outputs": None},
+        {"name": "relu2", "shape": ["N", 16, 16, 16], "layout": "NCHW", "grid": [16, 16], "prefix_tokens": 0,
+         "default": True, "outputs": None},
     ]  # fmt: skip
     rows = run("layers", plain).out.splitlines()
     assert rows[2].split() == ["*", "relu2", "[N,", "16,", "16,", "16]", "NCHW"]
+
+
+def test_a_transformer(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "vit.onnx"
+    load.save(transformers.vit(), path)
+    held = run("layers", path, "--json").json()["layers"]
+    assert [layer["name"] for layer in held] == ["c", "a1", "n2"] and held[-1]["default"]
+    assert (held[-1]["grid"], held[-1]["prefix_tokens"]) == ([4, 6], 1)
+    assert run("layers", path).out.splitlines()[-1] == "*  n2     [N, 25, 8]    NTC, 4 x 6 after 1"
+    load.save(transformers.lost(15), path)
+    assert run("layers", path).out.splitlines()[-1] == "*  b1     [N, 15, 8]  NTC, grid unknown (--grid)"
 
 
 @pytest.mark.keras

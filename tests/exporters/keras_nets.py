@@ -144,3 +144,43 @@ def twins() -> Any:
 def make() -> Any:
     """Named on a command line."""
     return functional()
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Tokens(K.Layer):
+    """Patches `[N, h, w, C]` as tokens with positions, behind a class token where one is wanted."""
+
+    def __init__(self, token: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.token = token
+
+    def build(self, shape: Any) -> None:
+        count = shape[1] * shape[2] + self.token
+        self.position = self.add_weight(shape=(1, count, shape[3]), name="position")
+        self.first = self.add_weight(shape=(1, 1, shape[3]), name="class_token") if self.token else None
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        x = keras.ops.reshape(x, (-1, x.shape[1] * x.shape[2], x.shape[3]))
+        if self.first is not None:
+            first = keras.ops.tile(self.first, (keras.ops.shape(x)[0], 1, 1))
+            x = keras.ops.concatenate([first, x], axis=1)
+        return x + self.position
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"token": self.token}
+
+
+def transformer(token: bool = True, size: tuple[int, int] = (24, 32)) -> Any:
+    """A ViT of two blocks over patches of 8 x 8, with a class token or the mean over its tokens."""
+    picture = keras.Input((*size, 3))
+    x = Tokens(token, name="tokens")(K.Conv2D(16, 8, strides=8, name="patches")(picture))
+    for k in range(2):
+        y = K.LayerNormalization(epsilon=1e-6, name=f"norm_{k}")(x)
+        x = K.Add(name=f"looked_{k}")([x, K.MultiHeadAttention(2, 8, name=f"attention_{k}")(y, y)])
+        y = K.LayerNormalization(epsilon=1e-6, name=f"mlp_norm_{k}")(x)
+        y = K.Dense(16, name=f"second_{k}")(K.Dense(32, activation="gelu", name=f"first_{k}")(y))
+        x = K.Add(name=f"block_{k}")([x, y])
+    x = K.LayerNormalization(epsilon=1e-6, name="norm")(x)
+    x = x[:, 0] if token else K.GlobalAveragePooling1D(name="mean")(x)
+    return seeded(keras.Model(picture, K.Dense(5, name="head")(x), name="vit"))

@@ -360,6 +360,31 @@ def test_the_default_layer_is_the_one_of_long_habit(name: str, default: str) -> 
     assert [entry["name"] for entry in held["layers"]] == [default]
 
 
+@pytest.mark.parametrize(("token", "default"), [(True, "norm_1"), (False, "norm")])
+def test_a_transformer_is_explained_where_its_patches_end(token: bool, default: str) -> None:
+    model = nets.transformer(token)
+    batch, targets = pictures(3, 24, 32, 3), [4, 0, 2]
+    explained = export(model, None)
+    held = manifest.read(explained)
+    assert held is not None
+    (entry,) = held["layers"]
+    assert (entry["name"], entry["layout"], entry["grid"], entry["prefix_tokens"]) == (default, "NTC", [3, 4], token)
+    value, gradient = tape_of(model, model.get_layer(default).output, model.output, batch, targets)
+    found = run(explained, batch, targets)
+    close(found["activations"], value)
+    close(found["gradients"], gradient)
+    value, gradient = value[:, token:], gradient[:, token:]
+    cam = np.maximum((gradient.mean(axis=1, keepdims=True) * value).sum(axis=2), 0).reshape(3, 3, 4)
+    np.testing.assert_allclose(found["heatmap"], cam, rtol=1e-3, atol=1e-5)
+    assert found["heatmap"].max(axis=(1, 2)).min() > 0
+
+    listed = list_layers(model)
+    assert [layer.name for layer in listed if layer.default] == [default]
+    assert {layer.grid for layer in listed} == {(3, 4)}
+    # behind the last attention only the class token matters
+    assert ("block_1" in [layer.name for layer in listed]) is not token
+
+
 def test_layers_are_listed_as_export_takes_them() -> None:
     found = list_layers(nets.nested())
     names = [layer.name for layer in found]

@@ -65,9 +65,30 @@ def test_attention_of_tokens_with_a_mask() -> None:
     check("y = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v, m)", feeds, mask, opset=23, free=("static", "batch"))
 
 
-def test_rotary_embedding() -> None:
-    held = {"c": normal(9, 2, seed=1), "s": normal(9, 2, seed=2), "p": np.asarray([[0, 1, 5], [8, 3, 3]])}
-    check("y = RotaryEmbedding<num_heads=2>(x, c, s, p)", {"x": normal(2, 3, 8)}, held, wrt=["x"], opset=23)
+def test_attention_with_a_past_and_optional_inputs_left_out() -> None:
+    feeds = {"q": normal(2, 2, 3, 4), "k": normal(2, 2, 3, 4, seed=1), "v": normal(2, 2, 3, 4, seed=2)}
+    past = {"pk": normal(2, 2, 5, 4, seed=3), "pv": normal(2, 2, 5, 4, seed=4)}
+    check("y, a, b = Attention<is_causal=1>(q, k, v, , pk, pv)", {**feeds, **past}, opset=23, free=("static", "batch"))
+
+
+def test_attention_that_counts_the_padding_of_keys() -> None:
+    feeds = {"q": normal(2, 2, 3, 4), "k": normal(2, 2, 5, 4, seed=1), "v": normal(2, 2, 5, 4, seed=2)}
+    check("y = Attention(q, k, v, , , , n)", feeds, {"n": np.asarray([3, 5])}, opset=24, free=("static", "batch"))
+
+
+@pytest.mark.parametrize("opset", [23, 24, 26])
+def test_attention_of_a_query_that_may_see_nobody(opset: int) -> None:
+    feeds = {"q": normal(1, 2, 3, 4), "k": normal(1, 2, 3, 4, seed=1), "v": normal(1, 2, 3, 4, seed=2)}
+    mask = {"m": np.asarray([[True, False, True], [False, False, False], [False, True, True]])}
+    check("y = Attention(q, k, v, m)", feeds, mask, opset=opset, free=("static", "batch"))
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("op_type", ["SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"])
+def test_losses(op_type: str, reduction: str) -> None:
+    held = {"t": np.asarray([[0, 3], [2, 1], [1, 1]]), "w": np.float32([0.3, 0.8, 1.5, 0.9])}
+    body = f'y = {op_type}<reduction="{reduction}", ignore_index=3>(x, t, w)'
+    check(body, {"x": normal(3, 4, 2)}, held, wrt=["x"], opset=22, free=("static",))
 
 
 def test_centre_crop_pad() -> None:

@@ -1,8 +1,10 @@
-"""VJP rules: convolution and its transpose."""
+"""VJP rules: convolution, its transpose, and columns put together to a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import numpy as np
 
 from onnxcam.autodiff import strided
 from onnxcam.autodiff.registry import Cotangents, Node, vjp
@@ -34,6 +36,19 @@ def conv_transpose(op: Builder, node: Node, dy: str) -> Cotangents:
         _weight_gradient(op, node, dy, node.output, pads, x, shape, group) if node.wants(1) else None,
         _bias_gradient(op, node, dy) if node.wants(2) else None,
     ]
+
+
+@vjp("Col2Im")
+def col2im(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = the blocks of dY as columns: a convolution with one kernel per place in the block."""
+    block = node.constant(2)
+    if block is None:
+        raise node.refuse("its block_shape is computed at run time")
+    count, rank = int(block.prod()), len(block)
+    places = op.cast(op.constant(np.eye(count, dtype=np.float32).reshape(count, 1, *block)))
+    pictures = op.Reshape(dy, [-1, 1] + [0] * rank)
+    held = {name: node.attr(name) for name in ("dilations", "pads", "strides")}
+    return [op.reshape_like(op.Conv(pictures, places, **held), node.inputs[0])]
 
 
 def _kernel(op: Builder, node: Node) -> list[int]:

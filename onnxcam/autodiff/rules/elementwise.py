@@ -388,6 +388,13 @@ def arctangent(op: Builder, node: Node, dy: str) -> Cotangents:
     return [op.Div(dy, op.Add(square, 1.0) if node.op_type == "Atan" else op.Sub(1.0, square))]
 
 
+@vjp("Asinh", "Acosh")
+def hyperbolic_arc(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = dY / sqrt(X² + 1); for the arc of the cosine dY / sqrt(X² - 1)."""
+    square = op.Mul(node.inputs[0], node.inputs[0])
+    return [op.Div(dy, op.Sqrt(op.Add(square, 1.0 if node.op_type == "Asinh" else -1.0)))]
+
+
 @vjp("Sinh", "Cosh")
 def hyperbolic(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = cosh(X) dY; for the cosine sinh(X) dY."""

@@ -1,9 +1,11 @@
-"""VJP rules of matrix products and of softmax."""
+"""VJP rules of matrix products, determinants, rotations and softmax."""
 
 from __future__ import annotations
 
 import string
 from collections import Counter
+
+import numpy as np
 
 from onnxcam.autodiff.registry import Cotangents, Node, vjp
 from onnxcam.graph.builder import Builder
@@ -139,12 +141,50 @@ def _subscripts(node: Node) -> tuple[list[str], str]:
     return terms, result
 
 
+@vjp("Det")
+def det(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX[i, j] = (-1)^(i+j) · the determinant of X without row i and column j · dY; also where X has no inverse."""
+    x, rank = node.inputs[0], node.rank(node.inputs[0])
+    size = op.dim(x, -1) or op.dim(x, -2)
+    if size is None:
+        raise node.refuse("the size of its matrices is unknown")
+    dy = op.Unsqueeze(dy, [rank - 2, rank - 1])
+    if size == 1:
+        return [dy]
+    others = np.asarray([[k for k in range(size) if k != left] for left in range(size)])
+    minors = op.Gather(op.Gather(x, others, axis=rank - 2), others, axis=rank)  # [.., i, rows, j, columns]
+    minors = op.Transpose(minors, perm=[*range(rank - 2), rank - 2, rank, rank - 1, rank + 1])
+    signs = (-1.0) ** np.add.outer(np.arange(size), np.arange(size))
+    return [op.Mul(op.Mul(op.Det(minors), op.cast(op.constant(signs))), dy)]
+
+
+@vjp("RotaryEmbedding", since=23)
+def rotary_embedding(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = dY turned back: the same with the sines negated."""
+    if node.wants(1) or node.wants(2):
+        raise node.refuse("a gradient is needed for its cosines or sines")
+    _x, cosines, sines = node.inputs[:3]
+    held = {name: node.attr(name) for name in ("interleaved", "num_heads", "rotary_embedding_dim")}
+    return [op.RotaryEmbedding(dy, cosines, op.Neg(sines), node.input(3), **held)]
+
+
 @vjp("Softmax")
 def softmax(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dX = Y (dY - sum(Y dY))."""
+    """dX = Y (dY - sum(Y dY)), 0 in rows of -inf alone, whose NaN is replaced behind it."""
     y, axis = node.output, node.attr("axis", -1)
+    if _replaced(node, y):
+        y = op.Where(op.IsNaN(y), 0.0, y)
     weighted = op.Mul(dy, y)
     return [op.Sub(weighted, op.Mul(y, op.ReduceSum(weighted, [axis], keepdims=1)))]
+
+
+def _replaced(node: Node, value: str) -> bool:
+    """Whether a Where takes the value or something else, as attention does for a query that may see nobody."""
+    readers = node.graph.consumers.get(value, [])
+    return any(
+        reader.op_type == "Where" or (reader.op_type in ("Cast", "Identity") and _replaced(node, reader.output[0]))
+        for reader in readers
+    )
 
 
 @vjp("LogSoftmax")

@@ -34,22 +34,33 @@ def batch_normalization(op: Builder, node: Node, dy: str) -> Cotangents:
     return [dx, ds, db, dmean, dvariance]
 
 
-@vjp("LayerNormalization")
-def layer_normalization(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dX = r·(g - mean g - z·mean(g·z)) with g = dY·s and z = (X - mean X)·r; ds = Σ dY·z, dB = Σ dY."""
+@vjp("LayerNormalization", multiple=True)
+def layer_normalization(op: Builder, node: Node, dys: Sequence[str | None]) -> Cotangents:
+    """dX = r·(g - mean g - z·mean(g·z)) with g = dY·s and z = (X - mean X)·r; ds = Σ dY·z, dB = Σ dY.
+
+    Where the mean and r are read too, dX also has dmean/n - r²·z·dr/n.
+    """
+    dy, dmean, dinverse = [*dys, None, None][:3]
     x, scale = node.inputs[:2]
     rank = node.rank(x)
     axis = node.attr("axis", -1) % rank
-    dx = ds = db = None
-    if node.wants(0) or node.wants(1):
-        sizes = op.vector(*(op.size(x, a) for a in range(axis, rank)))
-        z, inverse = _standardized(op, x, axis, sizes, node.attr("epsilon", 1e-5))
-        if node.wants(0):
-            dx = _through(op, op.Mul(dy, scale), z, inverse, range(axis, rank))
-        if node.wants(1):
+    axes = range(axis, rank)
+    parts: list[str] = []
+    ds = db = None
+    if (dy and (node.wants(0) or node.wants(1))) or (dinverse and node.wants(0)):
+        z, inverse = _standardized(op, x, axis, op.vector(*(op.size(x, a) for a in axes)), node.attr("epsilon", 1e-5))
+        if dy and node.wants(0):
+            parts.append(_through(op, op.Mul(dy, scale), z, inverse, axes))
+        if dinverse and node.wants(0):
+            steep = op.Div(op.Mul(op.cast(dinverse), op.Mul(inverse, inverse)), op.count(x, axes))
+            parts.append(op.Neg(op.Mul(steep, z)))
+        if dy and node.wants(1):
             ds = op.sum_to(op.Mul(dy, z), node.output, scale)
-    if node.wants(2):
+    if dmean and node.wants(0):
+        parts.append(op.Expand(op.Div(op.cast(dmean), op.count(x, axes)), op.shape(x)))
+    if dy and node.wants(2):
         db = op.sum_to(dy, node.output, node.inputs[2])
+    dx = None if not parts else parts[0] if len(parts) == 1 else op.Sum(*parts)
     return [dx, ds, db]
 
 

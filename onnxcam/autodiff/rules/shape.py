@@ -189,6 +189,24 @@ def scatter_elements(op: Builder, node: Node, dy: str) -> Cotangents:
     return [dx, None, op.GatherElements(dy, indices, axis=axis) if node.wants(2) else None]
 
 
+@vjp("TensorScatter", since=24)
+def tensor_scatter(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = dY, 0 where overwritten; dupdate = dY from where it was written."""
+    x, update = node.inputs[:2]
+    axis, rank = _axis(node, node.attr("axis", -2)), node.rank(x)
+    places = op.Unsqueeze(op.Range(0, op.Squeeze(op.size(update, axis)), 1), [0])
+    if node.input(2):
+        places = op.Add(op.Unsqueeze(node.inputs[2], [1]), places)
+    if node.attr("mode", "linear") == "circular":
+        places = op.Mod(places, op.size(x, axis))
+    lost = [other for other in range(rank) if other not in (0, axis)]
+    places = op.Expand(op.Unsqueeze(places, lost) if lost else places, op.shape(update))
+    dx = None
+    if node.wants(0):
+        dx = op.ScatterElements(dy, places, op.filled(0.0, op.shape(update)), axis=axis)
+    return [dx, op.GatherElements(dy, places, axis=axis) if node.wants(1) else None]
+
+
 def _reduction(node: Node) -> str:
     kind = str(node.attr("reduction", "none"))
     if kind == "mul":
@@ -288,8 +306,10 @@ def arange(op: Builder, node: Node, dy: str) -> Cotangents:
 def one_hot(op: Builder, node: Node, dy: str) -> Cotangents:
     """doff = sum of dY where cold, don = sum where hot."""
     indices, depth, _ = node.inputs
-    hot = op.OneHot(indices, depth, op.constant(np.asarray([0, 1], dtype=np.int64)), axis=node.attr("axis", -1))
-    on = op.ReduceSum(op.Mul(dy, op.cast(hot)), keepdims=0)
+    # in the values' own type: the runtime has few types together
+    ends = np.asarray([0, 1], onnx.helper.tensor_dtype_to_np_dtype(op.dtype))
+    hot = op.OneHot(indices, depth, ends, axis=node.attr("axis", -1))
+    on = op.ReduceSum(op.Mul(dy, hot), keepdims=0)
     off = op.Sub(op.ReduceSum(dy, keepdims=0), on)
     return [None, None, op.Concat(op.Unsqueeze(off, [0]), op.Unsqueeze(on, [0]), axis=0)]
 

@@ -1,0 +1,116 @@
+"""VJP rules: spatial transformers (https://arxiv.org/abs/1506.02025), a grid of places and a picture sampled there."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+
+from onnxcam.autodiff.registry import Cotangents, Node, vjp
+from onnxcam.graph.builder import Builder
+
+
+@vjp("AffineGrid", since=20)
+def affine_grid(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dtheta = dYᵀ·(P, 1), with the places P that theta is applied to: the grid of the identity."""
+    theta, size = node.inputs
+    rank = op.dim(theta, 1)
+    if rank is None:
+        raise node.refuse("whether its grid is flat or spatial is unknown")
+    one = op.Concat([1], op.Slice(size, [1], [rank + 2]), axis=0)
+    plain = _held(op, np.eye(rank, rank + 1)[None])
+    places = op.Reshape(op.AffineGrid(plain, one, align_corners=node.attr("align_corners")), [-1, rank])
+    rows = op.Transpose(op.Reshape(dy, op.vector(op.size(theta, 0), -1, rank)), perm=[0, 2, 1])
+    return [op.Concat(op.MatMul(rows, places), op.ReduceSum(rows, [2], keepdims=1), axis=2), None]
+
+
+@vjp("GridSample")
+def grid_sample(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = the sum of w·dY over the samples that see X; dG = Σ_c dY Σ w'·X · dp/dG, p the place in pixels that G means.
+
+    The pixels around each place, 2 per axis, each have a weight w(p); for nearest it is the one, and dG = 0.
+    """
+    mode = str(node.attr("mode", "linear"))
+    if mode.endswith("cubic"):
+        raise node.refuse("mode 'cubic' is not covered, 'linear' and 'nearest' are")
+    x, rank, linear = node.inputs[0], node.rank(node.inputs[0]) - 2, mode != "nearest"
+    sizes = op.Gather(op.shape(x), list(range(rank + 1, 1, -1)))  # as in the grid: width before height
+    counts = op.cast(sizes)
+    last = op.Sub(counts, 1.0)
+    grid = op.Reshape(op.cast(node.inputs[1]), [0, 1, -1, rank])
+    place, slope = _places(op, node, grid, counts, last)
+    corners, weights, signs = _around(op, place, rank) if linear else (op.Round(place), None, None)
+    seen = op.Min(op.Max(corners, 0.0), last)
+    pixels = _numbered(op, seen, sizes, rank)  # [N, K, L]: K pixels of each of L samples
+    columns = op.Expand(op.Reshape(pixels, [0, 1, -1]), op.Concat([1], op.size(x, 1), [1], axis=0))
+    rows = op.Reshape(dy, [0, 0, 1, -1])
+    if node.attr("padding_mode", "zeros") == "zeros":
+        inside = op.ReduceMin(op.cast(op.Equal(seen, corners)), [3], keepdims=0)
+        rows = op.Mul(rows, op.Unsqueeze(inside, [1]))
+    flat = op.Concat(op.Slice(op.shape(x), [0], [2]), [-1], axis=0)
+    dx = dgrid = None
+    if node.wants(0):
+        parts = op.Mul(rows, op.Unsqueeze(op.ReduceProd(weights, [3], keepdims=0), [1])) if weights else rows
+        empty = op.Reshape(op.filled(0.0, op.shape(x)), flat)
+        parts = op.Reshape(parts, [0, 0, -1])
+        dx = op.reshape_like(op.ScatterElements(empty, columns, parts, axis=2, reduction="add"), x)
+    if slope and weights and signs:
+        values = op.GatherElements(op.Reshape(x, flat), columns, axis=2)
+        values = op.Reshape(values, op.Concat(op.Slice(op.shape(x), [0], [2]), op.Shape(pixels, start=1), axis=0))
+        along = _steepness(op, op.ReduceSum(op.Mul(values, rows), [1], keepdims=0), weights, signs, rank)
+        dgrid = op.CastLike(op.reshape_like(op.Mul(along, op.Squeeze(slope, [1])), node.inputs[1]), node.inputs[1])
+    return [dx, dgrid]
+
+
+def _around(op: Builder, place: str, rank: int) -> tuple[str, str, str]:
+    """The pixels around each place, the factors of their weights per axis, and the slopes of these: 1 or -1."""
+    offsets = np.asarray(list(itertools.product((0.0, 1.0), repeat=rank))).reshape(-1, 1, rank)
+    low, signs = op.Floor(place), _held(op, 2 * offsets - 1)
+    weights = op.Add(op.Mul(op.Sub(place, low), signs), _held(op, 1 - offsets))
+    return op.Add(low, _held(op, offsets)), weights, signs
+
+
+def _steepness(op: Builder, values: str, weights: str, signs: str, rank: int) -> str:
+    """The derivative of the sum of pixels times weights along each axis: there the factor is replaced by its slope."""
+    each = []
+    for axis in range(rank):
+        chosen = np.eye(rank)[axis]
+        factors = op.Add(op.Mul(weights, _held(op, 1 - chosen)), op.Mul(signs, _held(op, chosen)))
+        products = op.Mul(values, op.ReduceProd(factors, [3], keepdims=0))
+        each.append(op.Unsqueeze(op.ReduceSum(products, [1], keepdims=0), [2]))
+    return op.Concat(*each, axis=2)
+
+
+def _places(op: Builder, node: Node, grid: str, sizes: str, last: str) -> tuple[str, str | None]:
+    """Places in pixels for a grid that counts from -1 to 1, those beyond brought inside; and dp/dG, if it is needed."""
+    corners = bool(node.attr("align_corners", 0))
+    needed = node.wants(1) and node.attr("mode", "linear") != "nearest"
+    extent, edge = (last, 0.0) if corners else (sizes, -0.5)
+    slope = op.Mul(extent, 0.5)
+    place = op.Mul(op.Add(grid, 1.0), slope)
+    padding = node.attr("padding_mode", "zeros")
+    if padding == "reflection":  # to and fro between the edges
+        period = op.Max(op.Mul(extent, 2.0), 1.0)
+        back = op.Sub(op.Sub(place, op.Mul(op.Floor(op.Div(place, period)), period)), extent)
+        place = op.Sub(extent, op.Abs(back))
+        slope = op.Mul(op.Neg(op.Sign(back)), slope) if needed else slope
+    place = op.Add(place, edge) if edge else place
+    if padding == "zeros":
+        return place, op.Expand(slope, op.Shape(place)) if needed else None
+    held = op.Min(op.Max(place, 0.0), last)
+    return held, op.mask(slope, op.Equal(held, place)) if needed else None
+
+
+def _numbered(op: Builder, places: str, sizes: str, rank: int) -> str:
+    """Whole places as numbers of pixels in a row, over the last axis: the first counts ones, the second rows."""
+    strides = [op.operand([1])]
+    for axis in range(rank - 1):
+        strides.append(op.Mul(strides[-1], op.Slice(sizes, [axis], [axis + 1])))
+    whole = op.Cast(places, to=onnx.TensorProto.INT64)
+    return op.ReduceSum(op.Mul(whole, op.Concat(*strides, axis=0)), [3], keepdims=0)
+
+
+def _held(op: Builder, array: np.ndarray) -> str:
+    """A constant in the current element type."""
+    return op.constant(array.astype(onnx.helper.tensor_dtype_to_np_dtype(op.dtype)))

@@ -1,0 +1,89 @@
+"""Gradients of AffineGrid and GridSample, against torch's own spatial transformer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import onnxcam
+from onnxcam.errors import UnsupportedOperator
+from tests.autodiff.harness import build, check, covers, normal
+
+SIZES = {2: (3, 2, 4, 5), 3: (3, 2, 4, 5, 3)}
+
+
+def places(rank: int, reach: float, seed: int = 3) -> np.ndarray:
+    """A grid that goes `reach` times as far as the picture, and no place on a kink."""
+    shape = (3, *(3, 2, 4)[:rank], rank)
+    return np.random.default_rng([seed, rank]).uniform(-reach, reach, shape).astype(np.float32)
+
+
+@covers("AffineGrid")
+@pytest.mark.parametrize("corners", [0, 1])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_affine_grid(rank: int, corners: int) -> None:
+    check(
+        f"y = AffineGrid<align_corners={corners}>(t, s)",
+        {"t": normal(3, rank, rank + 1)},
+        {"s": np.asarray(SIZES[rank])},
+        wrt=["t"],
+        opset=20,
+        free=("static",),  # onnx infers no batch from sizes, so the checker refuses an open one
+        reference=lambda t, s: F.affine_grid(t, [int(size) for size in s], align_corners=bool(corners)),
+    )
+
+
+@covers("GridSample")
+@pytest.mark.parametrize("corners", [0, 1])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_grid_sample(rank: int, mode: str, padding: str, corners: int) -> None:
+    def reference(x: torch.Tensor, g: torch.Tensor) -> Any:
+        how = "bilinear" if mode == "linear" else mode
+        return F.grid_sample(x, g, mode=how, padding_mode=padding, align_corners=bool(corners))
+
+    check(
+        f'y = GridSample<mode="{mode}", padding_mode="{padding}", align_corners={corners}>(x, g)',
+        {"x": normal(*SIZES[rank]), "g": places(rank, 2.5)},
+        wrt=["x", "g"] if mode == "linear" else ["x"],
+        opset=20,
+        free=("static", "all"),
+        reference=reference,
+        tolerance=3e-5,
+    )
+
+
+def test_many_places_that_see_one_pixel_are_all_added() -> None:
+    x, g = normal(1, 2, 3, 3), np.zeros((1, 40, 50, 2), np.float32) + np.float32(0.03)
+    check("y = GridSample(x, g)", {"x": x, "g": g}, wrt=["x"], opset=18, reference=_bilinear, tolerance=3e-5)
+
+
+def test_a_picture_of_one_row() -> None:
+    x, g = normal(1, 2, 1, 4), places(2, 0.9)[:1]
+    body = 'y = GridSample<padding_mode="reflection", align_corners=1>(x, g)'
+    check(body, {"x": x, "g": g}, opset=18, reference=lambda x, g: _bilinear(x, g, "reflection", True))
+
+
+def test_a_spatial_transformer() -> None:
+    body = 'g = AffineGrid(t, s) y = GridSample<mode="linear">(x, g)'
+
+    def reference(x: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> Any:
+        return _bilinear(x, F.affine_grid(t, [int(size) for size in s], align_corners=False))
+
+    feeds = {"x": normal(3, 2, 4, 5), "t": 0.7 * normal(3, 2, 3)}
+    check(body, feeds, {"s": np.asarray(SIZES[2])}, opset=20, reference=reference, tolerance=3e-5)
+
+
+def test_cubic_is_refused_by_name() -> None:
+    model = build('y = GridSample<mode="cubic">(x, g)', {"x": normal(*SIZES[2]), "g": places(2, 1)}, opset=20)
+    with pytest.raises(UnsupportedOperator, match=r"GridSample .*mode 'cubic' is not covered"):
+        onnxcam.gradient(model, of="y", wrt=["x"])
+
+
+def _bilinear(x: torch.Tensor, g: torch.Tensor, padding: str = "zeros", corners: bool = False) -> Any:
+    return F.grid_sample(x, g, mode="bilinear", padding_mode=padding, align_corners=corners)

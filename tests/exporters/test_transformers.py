@@ -1,0 +1,109 @@
+"""Transformers of torchvision and timm: the default layer of each, and its maps against pytorch-grad-cam's."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onnxcam
+from onnxcam.explainer import Explainer
+from onnxcam.graph import manifest
+from tests.torchvision_stub import import_torchvision
+
+torch = pytest.importorskip("torch")
+
+from onnxcam.exporters import pytorch, torch_capture  # noqa: E402
+from tests.exporters.transformers import CASES, build, pictures  # noqa: E402
+
+pytestmark = pytest.mark.torch
+CPU = ["CPUExecutionProvider"]
+CLASSES = [4, 0, 2]
+QUICK = ("torchvision ViT", "oblong")
+
+
+def theirs(net: Any, case: Any, layer: Any, x: Any) -> np.ndarray:
+    """GradCAM as pytorch-grad-cam computes it, float32 `[N, H, W]`."""
+    import_torchvision()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cam = importlib.import_module("pytorch_grad_cam").GradCAM
+        target = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+        with cam(model=net, target_layers=[layer], reshape_transform=case.fold) as made:
+            return np.asarray(made(input_tensor=x, targets=[target(index) for index in CLASSES]), np.float32)
+
+
+def differentiated(net: Any, layer: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A module's output and the gradient of the scores of `CLASSES` there, by torch autograd."""
+    kept: list[Any] = []
+    handle = layer.register_forward_hook(lambda _, __, output: kept.append(output.clone()) or kept[0].clone())
+    scores = net(x)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(scores[range(len(x)), CLASSES].sum(), kept[0])
+    return kept[0].detach().numpy(), gradient.numpy()
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
+def test_the_default_layer_and_its_map(name: str) -> None:
+    case, net, x = CASES[name], build(name), pictures(name)
+    named = [case.layer, *filter(None, [case.middle])]
+    made = pytorch.export(net, x[:1], None, layers=named, verify=1)
+
+    # what the exporter put in is taken out again before the graph is searched
+    found = next(layer for layer in onnxcam.layers(made) if layer.default)
+    assert found.name == case.layer
+    assert (found.layout, found.grid, found.prefix_tokens) == (case.layout, case.grid, case.prefix)
+
+    explainer = Explainer(made.SerializeToString(), providers=CPU)
+    modules = dict(net.named_modules())
+    raw = explainer.run(x.numpy(), CLASSES, named)
+    for layer, *pair in zip(named, raw.activations, raw.gradients, strict=True):
+        for got, want in zip(pair, differentiated(net, modules[layer], x), strict=True):
+            far = np.linalg.norm((got - want).reshape(3, -1), axis=1)
+            assert (far <= 1e-3 * np.linalg.norm(want.reshape(3, -1), axis=1)).all()
+            assert np.abs(want).reshape(3, -1).max(axis=1).min() > 0
+
+    maps = explainer.attribute(x.numpy(), CLASSES, layer=case.layer)
+    assert np.abs(maps - theirs(net, case, modules[case.layer], x)).max() <= 1e-3
+    small = explainer.attribute(x.numpy(), CLASSES, "elementwise", layer=case.layer, normalize="none", size="layer")
+    assert small.shape == (3, *case.grid) and (small.reshape(3, -1).max(axis=1) > 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchvision ViT", "Swin", "torchvision MaxViT"])
+def test_the_exporter_calls_the_default_layer_by_its_module(name: str) -> None:
+    case = CASES[name]
+    held = manifest.read(pytorch.export(build(name), pictures(name)[:1], None, verify=1))
+    assert held is not None
+    (entry,) = held["layers"]
+    assert (entry["name"], entry["layout"], entry["grid"], entry["prefix_tokens"]) == (
+        case.layer, case.layout, list(case.grid), case.prefix
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Swin", "torchvision Swin", "distilled DeiT"])
+def test_the_older_exporters_arithmetic_with_shapes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows and their shifts made of Slice and Concat by what Shape says."""
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("not today")
+
+    monkeypatch.setattr(torch_capture, "_by_torch_export", refuse)
+    case, net, x = CASES[name], build(name), pictures(name)
+    named = [case.layer, *filter(None, [case.middle])]
+    made = pytorch.export(net, x[:1], None, layers=named, verify=1)
+    held = manifest.read(made)
+    assert held is not None and held["source"]["exporter"] == "torchscript"
+    assert any(node.op_type == "Shape" for node in made.graph.node)
+    found = next(layer for layer in onnxcam.layers(made) if layer.default)
+    assert (found.name, found.layout, found.grid, found.prefix_tokens) == (
+        case.layer, case.layout, case.grid, case.prefix
+    )  # fmt: skip
+    raw = Explainer(made.SerializeToString(), providers=CPU).run(x.numpy(), CLASSES, named)
+    for layer, got in zip(named, raw.gradients, strict=True):
+        _, want = differentiated(net, dict(net.named_modules())[layer], x)
+        assert np.linalg.norm(got - want) <= 1e-3 * np.linalg.norm(want)

@@ -1,0 +1,79 @@
+"""A worker that others keep from the processors rests between explanations, unless somebody waits for it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from onnxcam.monitor import hook, worker
+from onnxcam.monitor.hook import Monitor
+from tests.monitor.monitoring import ALWAYS, CLASSES, SMALL, UNLIMITED, Kept, Stub, pictures
+
+
+def observed(monitor: Monitor, rows: int) -> None:
+    monitor.observe(np.zeros((rows, CLASSES), np.float32), tensor=pictures(rows, 8))
+
+
+def explained(monitor: Monitor, seconds: float) -> int:
+    time.sleep(seconds)
+    return int(monitor.stats()["explained"])
+
+
+@pytest.fixture
+def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
+    """On a machine where every explanation runs 10 ms and waits 100 s for them."""
+    monkeypatch.setattr(hook, "Evidence", Stub)
+    looks = itertools.count()
+    monkeypatch.setattr(worker, "_scheduled", lambda: ((n := next(looks)) * 0.01, n * 100.0))
+    return Monitor(SMALL, sink=Kept(), when=ALWAYS, worker="thread", **UNLIMITED)
+
+
+def test_it_rests_after_each_explanation(monitor: Monitor) -> None:
+    observed(monitor, 3)
+    assert explained(monitor, 1.0) == 1
+    monitor.close(0.1)
+
+
+def test_flush_ends_the_rest(monitor: Monitor) -> None:
+    observed(monitor, 5)
+    assert explained(monitor, 0.5) == 1
+    began = time.monotonic()
+    assert monitor.flush(4.0) and time.monotonic() - began < 4.0
+    assert monitor.stats()["explained"] == 5
+    observed(monitor, 3)  # nobody waits any more
+    assert 5 <= explained(monitor, 0.5) <= 6
+    assert monitor.close(4.0) and monitor.stats()["explained"] == 8
+
+
+def test_it_works_through_where_nobody_else_wants_the_processors(
+    monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_scheduled", lambda: (time.monotonic(), 0.0))
+    observed(monitor, 20)
+    end = time.monotonic() + 10
+    while monitor.stats()["explained"] < 20:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    monitor.close(1.0)
+
+
+def test_a_worker_in_another_process_does_not_rest_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook, "Evidence", Stub)
+    with Monitor(SMALL, sink=Kept(), when=ALWAYS, worker="process", **UNLIMITED) as monitor:
+        monkeypatch.setattr(worker, "_scheduled", lambda: pytest.fail("nothing to ask"))
+        observed(monitor, 2)
+        assert monitor.flush(60)
+        assert monitor.stats()["explained"] == 2
+
+
+def test_what_the_system_says_of_this_thread() -> None:
+    ran, waited = worker._scheduled()
+    assert ran >= 0 and waited >= 0
+    end = time.thread_time() + 0.05
+    while time.thread_time() < end:
+        pass
+    after, _ = worker._scheduled()
+    assert after == ran == 0.0 or after - ran >= 0.04

@@ -14,17 +14,18 @@ import onnx
 from onnx import shape_inference, version_converter
 
 from onnxcam.errors import ModelError, listing
-from onnxcam.graph import quantized
+from onnxcam.graph import quantized, wellformed
 from onnxcam.graph.branch import ungate
 from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.inline import inline_branches, inline_composites, inline_functions
 from onnxcam.graph.load import Source, load
-from onnxcam.graph.view import Graph, Shape, uses
+from onnxcam.graph.view import Graph, Shape, shape_of, uses
 
 LOWEST_OPSET = 18
 # above 21 CUDA has no MaxPool kernel (onnxruntime #26065): 18 is the oldest that has all we emit
 HIGHEST_OPSET = 26
 SMALL = 1024
+_OPAQUE = "onnxcam.opaque"  # a domain of which nothing is known
 # elements: 256 MiB in float32
 LARGEST_CONSTANT = 1 << 26
 # IR version of the onnx release each opset came with
@@ -44,6 +45,7 @@ def prepare(source: Source) -> Graph:
     _sort(model)
     _check(model)
     inline_functions(model)
+    _require_sizes(model)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     _upgrade(model)
     quantized.rewrite(model)
@@ -58,6 +60,29 @@ def prepare(source: Source) -> Graph:
     graph.source_opset = opset
     graph.source_gate = condition
     return graph
+
+
+def _require_sizes(model: onnx.ModelProto) -> None:
+    """Refuse sizes below 0, as negative padding gives: onnx's inference for Slice ends the process on them."""
+    if all(node.op_type != "Slice" for body in wellformed.bodies([model.graph]) for node in body.node):
+        return
+    bare, _ = skeleton(model)
+    bare.opset_import.add(domain=_OPAQUE, version=1)
+    for body in wellformed.bodies([bare.graph]):
+        for node in body.node:
+            if node.op_type == "Slice":
+                node.domain = _OPAQUE
+    try:
+        inferred = shape_inference.infer_shapes(bare, data_prop=True)
+    except Exception:
+        return  # what is wrong will be said where it matters
+    for info in inferred.graph.value_info:
+        shape = shape_of(info) or ()
+        if any(isinstance(dim, int) and dim < 0 for dim in shape):
+            raise ModelError(
+                f"the model is not valid ONNX: {info.name!r} has the shape {describe(shape)}; is the file damaged? "
+                "export it again"
+            )
 
 
 def _require_small_constants(graph: Graph) -> None:
@@ -88,7 +113,15 @@ def refresh(model: onnx.ModelProto) -> Graph:
 
 def _free_dimensions(model: onnx.ModelProto) -> None:
     """Dimensions written as -1, or all as `?`, are free, and each is one of its own (PaddlePaddle's exporter)."""
-    for info in (*model.graph.input, *model.graph.output):
+    for body in wellformed.bodies([model.graph, *model.functions]):
+        infos = [*body.value_info]
+        if isinstance(body, onnx.GraphProto):
+            infos += [*body.input, *body.output]
+        _free(infos)
+
+
+def _free(infos: list[onnx.ValueInfoProto]) -> None:
+    for info in infos:
         for dim in info.type.tensor_type.shape.dim:
             if dim.dim_value < 0 or dim.dim_param == "?":
                 dim.Clear()

@@ -39,7 +39,7 @@ def require(model: onnx.ModelProto) -> None:
     wrong = next((text for text in _texts(model) if not isinstance(text, str)), None)
     if wrong is not None:
         raise ModelError(f"the model is not valid ONNX: its name {wrong[:60]!r} is no UTF-8 text; {_HINT}")
-    for body in _bodies([model.graph, *model.functions]):
+    for body in bodies([model.graph, *model.functions]):
         for node in body.node:
             for attribute in node.attribute:
                 if attribute.type not in _KINDS:
@@ -59,9 +59,9 @@ def require(model: onnx.ModelProto) -> None:
             raise ModelError(f"the model is not valid ONNX: tensor {tensor.name!r} {reason}; {_HINT}")
 
 
-def tensors(bodies: Iterable[Body]) -> Iterator[TensorProto]:
+def tensors(held: Iterable[Body]) -> Iterator[TensorProto]:
     """Every tensor of graphs and functions, and of the graphs within."""
-    for body in _bodies(bodies):
+    for body in bodies(held):
         if isinstance(body, onnx.GraphProto):
             yield from body.initializer
             for sparse in body.sparse_initializer:
@@ -73,16 +73,16 @@ def tensors(bodies: Iterable[Body]) -> Iterator[TensorProto]:
                 yield from attribute.tensors
 
 
-def _bodies(bodies: Iterable[Body]) -> Iterator[Body]:
+def bodies(held: Iterable[Body]) -> Iterator[Body]:
     """Graphs and functions, and the graphs within."""
-    for body in bodies:
+    for body in held:
         yield body
         for node in body.node:
             for attribute in node.attribute:
                 if attribute.HasField("g"):
-                    yield from _bodies([attribute.g])
+                    yield from bodies([attribute.g])
                 if attribute.graphs:
-                    yield from _bodies(attribute.graphs)
+                    yield from bodies(attribute.graphs)
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str]:
@@ -93,7 +93,7 @@ def _texts(model: onnx.ModelProto) -> Iterator[str]:
     for function in model.functions:
         yield from (function.domain, *function.input, *function.output, *function.attribute)
         yield from (opset.domain for opset in function.opset_import)
-    for body in _bodies([model.graph, *model.functions]):
+    for body in bodies([model.graph, *model.functions]):
         yield body.name
         for node in body.node:
             yield from (node.name, node.op_type, node.domain, *node.input, *node.output)

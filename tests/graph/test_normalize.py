@@ -216,6 +216,20 @@ def test_a_small_file_that_grows_when_it_is_loaded_is_refused(node: str, size: i
     assert prepare(source).nodes
 
 
+@pytest.mark.parametrize("version", [13, 18])
+def test_sizes_below_nothing_are_refused_before_anything_is_cut_out_of_them(version: int) -> None:
+    """onnx 1.23 ends the process in its inference for Slice."""
+    text = """g (float[1, 3, 8, 8] x) => (float[1, 3, a, b] y) {
+      p = Pad(x, pads)
+      y = Slice(p, one, last, axes)
+    }"""
+    given = {"one": np.asarray([1]), "last": np.asarray([-1]), "axes": np.asarray([2])}
+    for pads in ([0, 0, -20, 0, 0, 0, 0, 0], [0, 0, -(2**60), 0, 0, 0, -5, 0]):
+        with pytest.raises(ModelError, match=r"'p' has the shape \[1, 3, -\d+, 8\]"):
+            prepare(model(text, opset=version, pads=np.asarray(pads), **given))
+    assert prepare(model(text, opset=version, pads=np.asarray([0, 0, -2, 0, 0, 0, 0, 0]), **given)).nodes
+
+
 def test_stale_shapes_are_replaced() -> None:
     source = shape_inference.infer_shapes(tiny_cnn(batch=1))
     source.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"

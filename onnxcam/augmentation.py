@@ -19,7 +19,7 @@ from onnxcam.autodiff.sweep import sweep
 from onnxcam.cam import gate as gates
 from onnxcam.cam import methods as cam
 from onnxcam.cam import targets
-from onnxcam.errors import LabelsError, LayerError, ModelError, TargetError, listing
+from onnxcam.errors import LabelsError, LayerError, ModelError, TargetError, listing, miscounted
 from onnxcam.graph import branch, edit, layers, manifest, scores
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.entry import normalization
@@ -279,9 +279,7 @@ def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | Non
     if labels is None:
         return None
     if len(labels) != classes:
-        raise LabelsError(
-            f"got {len(labels)} labels for a model with {classes} classes; expected one per class, in order"
-        )
+        raise LabelsError(miscounted(len(labels), classes))
     return [str(label) for label in labels]
 
 

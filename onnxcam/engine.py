@@ -78,7 +78,10 @@ class Engine:
         if held is None or (layers is not None and not set(layers) <= set(names)):
             extra = [] if layers is None else [name for name in layers if name not in names]
             where, held = self._augment(source, [*names, *extra] or None, methods, held)
-        self._loaded = _Loaded(where, held, self._session(where))
+        session = self._session(where)
+        shapes = {i.name: i.shape for i in session.get_inputs()}
+        manifest.require_fit(held, shapes.get(held["input"]["name"]), {o.name for o in session.get_outputs()})
+        self._loaded = _Loaded(where, held, session)
         self.parts = Parts(where, self._part)
 
     @property

@@ -113,3 +113,9 @@ def listing(names: Iterable[str], limit: int = 10) -> str:
     shown = ", ".join(repr(n) for n in pool[:limit])
     more = len(pool) - limit
     return shown + (f" and {more} more" if more > 0 else "") if pool else "none"
+
+
+def miscounted(labels: int, classes: int) -> str:
+    """The sentence for labels that are not one per class."""
+    hint = "; does the model have a background class in front? then name it too" if labels == classes - 1 else ""
+    return f"got {labels} labels for a model with {classes} classes; expected one per class, in order{hint}"

@@ -10,7 +10,7 @@ import numpy as np
 from onnxcam import doubts, image
 from onnxcam.cam import objectives, targets
 from onnxcam.engine import Engine, Raw, best_classes
-from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError
+from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError, miscounted
 from onnxcam.examination import AUGMENT, EIGEN, Examination, fuse, map_size, needed, single, smoothings
 from onnxcam.explanation import Explanation
 from onnxcam.findings import Findings, name_of
@@ -87,9 +87,7 @@ class Explainer:
             configured = beside(preprocess)
             self.labels = configured if configured is not None and len(configured) == self.classes else None
         if self.labels is not None and len(self.labels) != self.classes:
-            raise LabelsError(
-                f"got {len(self.labels)} labels for a model with {self.classes} classes; one per class, in order"
-            )
+            raise LabelsError(miscounted(len(self.labels), self.classes))
         names = [layers] if isinstance(layers, str) else layers
         self._default_layers: list[str] = list(names or [entry["name"] for entry in held["layers"]])
         self._default_layer: str = self._default_layers[-1]

@@ -14,13 +14,14 @@ from typing import Any
 
 from onnxcam.errors import LabelsError, listing
 
-_LARGEST = 64 << 20
+_LARGEST = 8 << 20  # read as a table of two columns, 0.7 GiB
+_LARGEST_LITERAL = 1 << 20  # Python's parser takes hundreds of bytes for one
 _BOMS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig"))
 # headers of CSV columns; those in both are the index where their values are numbers and another column has the names
 _INDEX_HEADERS = {"index", "idx", "id", "class_id", "class_index", "class_idx", "classid", "label_id", "label_index"}
 _EITHER_HEADERS = {"class", "label", "target"}
 _NAME_HEADERS = {"name", "labels", "classes", "class_name", "classname", "label_name", "display_name", "category"}
-_NUMBERED = re.compile(r"(\d+)(?:\s*[:,;]\s*|\s+)(\S.*)")
+_NUMBERED = re.compile(r"(\d{1,9})(?:\s*[:,;]\s*|\s+)(\S.*)")
 _NESTED = ("id2label", "label_names", "class_indices")
 # what a Hugging Face configuration says where nobody named the classes
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
@@ -46,6 +47,8 @@ def read(path: str | os.PathLike[str], classes: int | None = None) -> list[str]:
     text = _text(path)
     try:
         names = _parse(text, path.suffix.lower())
+    except csv.Error as error:
+        raise LabelsError(f"labels file {str(path)!r} is no table ({error}); is it another file?") from error
     except LabelsError as error:
         raise LabelsError(f"labels file {str(path)!r}: {error}") from error
     if classes is not None:
@@ -153,6 +156,8 @@ def _structure(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         reason = str(error)
+    if len(text) > _LARGEST_LITERAL:
+        raise ValueError(reason)
     try:
         found = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -179,7 +184,11 @@ def _from_structure(found: Any) -> list[str]:
 
 
 def _is_index(key: Any) -> bool:
-    return type(key) is int or (isinstance(key, str) and key.strip().isdecimal())
+    return type(key) is int or (isinstance(key, str) and _is_number(key))
+
+
+def _is_number(text: str) -> bool:
+    return text.strip().isdecimal() and len(text.strip()) < 10
 
 
 def _name(value: Any, where: str) -> str:
@@ -232,7 +241,7 @@ def _from_rows(headers: list[str], rows: list[list[str]]) -> list[str]:
     if short is not None or not rows:
         what = f"row {short} has fewer columns than the header" if rows else "it has a header and no rows"
         raise LabelsError(f"{what}; each row needs {len(headers)} columns, so quote names that contain the separator")
-    numeric = [all(row[column].strip().isdecimal() for row in rows) for column in range(len(headers))]
+    numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(headers))]
     index = next(
         (c for c, header in enumerate(headers) if header in _INDEX_HEADERS and numeric[c]),
         next((c for c, header in enumerate(headers) if header in _EITHER_HEADERS and numeric[c]), None),

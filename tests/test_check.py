@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 import onnxcam
 from onnxcam.autodiff import registry
 from onnxcam.check import Report, check
+from onnxcam.errors import ModelError
 from tests import models
 
 CPU = ["CPUExecutionProvider"]
@@ -259,6 +260,58 @@ def test_scores_that_changed_are_found() -> None:
     node = next(node for node in model.graph.node if "logits" in node.output)
     node.op_type = "Neg"
     assert not check(model, providers=CPU).passed
+
+
+def test_a_negative_target_that_means_another_class_is_found() -> None:
+    model = onnxcam.augment(models.tiny_cnn())
+    node = next(node for node in model.graph.node if node.op_type == "ArgMax")
+    node.op_type = "ArgMin"
+    report = check(model, providers=CPU)
+    assert verdicts(report) == ["ok"] and verdicts(report, "target") == ["failed"] and not report.passed
+    assert verdicts(check(onnxcam.augment(models.tiny_cnn(), target=1), providers=CPU), "target") == []
+
+
+def test_gradients_of_another_shape_are_found() -> None:
+    report = check(edited(lambda op, g: op("ReduceMean", g, np.array([2]), keepdims=1)), providers=CPU)
+    assert verdicts(report) == ["failed"], report.lines()
+    assert any("their shape is [4, 6, 1, 24], that of the layer [4, 6, 24, 24]" in line for line in report.lines())
+
+
+def test_maps_in_which_all_but_nothing_cancels_accuse_nobody() -> None:
+    """Behind an instance normalisation the mean of a channel's gradient is rounding, and so is the map made of it."""
+    source = models.tiny_cnn()
+    node = next(node for node in source.graph.node if node.name == "last_relu")
+    node.CopyFrom(helper.make_node("InstanceNormalization", ["conv2", "one", "b2"], ["relu2"], name="last_relu"))
+    source.graph.initializer.append(numpy_helper.from_array(np.ones(16, np.float32), "one"))
+    pool = next(node for node in source.graph.node if node.name == "pool")
+    pool.CopyFrom(helper.make_node("GlobalMaxPool", ["relu2"], ["pooled"], name="pool"))
+    report = check(onnxcam.augment(source, ["conv2"]), providers=CPU)
+    assert report.passed and verdicts(report, "heatmaps") == ["ok"], report.lines()
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda held: held["input"].update(shape=["N", 3, 32, 64]), "says that the input 'input' is"),
+        (lambda held: held["input"].update(shape=[1 << 40, 3, 32, 32]), "too large to be fed"),
+        (lambda held: held["input"].update(name="picture"), "the graph has no such input"),
+        (lambda held: held["layers"][0].update(gradients="grads"), "names 'grads', which the graph does not put out"),
+        (lambda held: held["scores"].update(name="scores"), "names 'scores', which"),
+        (lambda held: held["layers"][0].update(value="gone"), "names 'gone', which the graph does not have"),
+    ],
+)
+def test_a_manifest_of_another_graph_is_refused(edit: Callable[[Any], None], words: str) -> None:
+    from onnxcam.graph import manifest
+
+    model = onnxcam.augment(models.tiny_cnn())
+    held = manifest.read(model)
+    edit(held)
+    manifest.write(model, held)
+    with pytest.raises(ModelError, match=words):
+        check(model, providers=CPU)
+    if "does not have" not in words:
+        with pytest.raises(ModelError, match=words):
+            onnxcam.Explainer(model, providers=CPU)
 
 
 def test_heatmaps_are_looked_at() -> None:

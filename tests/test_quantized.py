@@ -157,7 +157,7 @@ def test_a_quantized_operator_is_spelled_out_and_stays_what_it_was(name: str) ->
     [
         (helper.make_node("DynamicQuantizeLinear", ["input"], ["q", "s", "z"]), "dynamically quantized"),
         (
-            helper.make_node("MatMulNBits", ["input", "b", "s"], ["q"], domain=M, K=32, N=8, bits=4, block_size=16),
+            helper.make_node("MatMulNBits", ["input", "w1", "b1"], ["q"], domain=M, K=32, N=8, bits=4, block_size=16),
             "block",
         ),
         (helper.make_node("QAttention", ["input"] * 5, ["q"], domain=M, num_heads=1), "fused"),

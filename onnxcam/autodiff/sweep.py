@@ -101,7 +101,13 @@ def sweep(
         op.dtype = _real(graph.dtype(proto.output[0])) or onnx.TensorProto.FLOAT
         if not entry.multiple and any(dy is not None for dy in arrived[1:]):
             raise node.refuse("a gradient is needed through one of its further outputs")
-        returned = entry.rule(op, node, arrived if entry.multiple else arrived[0])
+        try:
+            returned = entry.rule(op, node, arrived if entry.multiple else arrived[0])
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"the gradient of {proto.op_type} (node {proto.name!r}, opset {graph.opset}) cannot be written out "
+                f"({type(error).__name__}: {error}); is the node valid ONNX?"
+            ) from error
         for index in sorted(wanted):
             dx = returned[index] if index < len(returned) else None
             if dx is None:

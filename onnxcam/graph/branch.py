@@ -129,7 +129,10 @@ def _release(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
         raise ModelError("the model's manifest names a gate, but no If makes its maps; export it again")
     branch = graph.node[at]
     then = onnx.GraphProto()
-    then.CopyFrom(next(attribute.g for attribute in branch.attribute if attribute.name == "then_branch"))
+    body = next((attribute.g for attribute in branch.attribute if attribute.name == "then_branch"), None)
+    if body is None or len(body.output) != len(branch.output):
+        raise ModelError("the If that makes the model's maps has no branch with as many outputs; export it again")
+    then.CopyFrom(body)
     made = {name for node in then.node for name in node.output}
     names: dict[str, str] = {}
     for info, output in zip(list(then.output), branch.output, strict=True):

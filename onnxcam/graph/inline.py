@@ -107,7 +107,9 @@ def inline_branches(model: onnx.ModelProto) -> bool:
             nodes.append(node)
             continue
         name = "then_branch" if bool(condition.item()) else "else_branch"
-        body = next(attribute.g for attribute in node.attribute if attribute.name == name)
+        body = next((attribute.g for attribute in node.attribute if attribute.name == name), None)
+        if body is None:
+            raise ModelError(f"the model is not valid ONNX: If {node.name!r} has no {name}; export it again")
         nodes.extend(_spliced(model, node, body, taken))
         changed = True
     if changed:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnxcam.errors import ModelError, OutputError, TrustError
-from onnxcam.graph import external
+from onnxcam.graph import external, wellformed
 from onnxcam.graph.file import not_a_model, read
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -30,11 +29,13 @@ def load(source: Source) -> onnx.ModelProto:
         model = onnx.ModelProto()
         _require_whole(source)
         model.CopyFrom(source)
+        wellformed.require(model)
         return model
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         model = parse(data, "the given bytes")
         external.check_bytes(data)
+        wellformed.require(model)
         return model
     path = Path(source)
     model = parse(read(path), str(path))
@@ -45,31 +46,22 @@ def load(source: Source) -> onnx.ModelProto:
         raise TrustError(f"{path}: external data is refused: {_first_line(error)}; keep it beside the model") from error
     except OSError as error:
         raise ModelError(f"{path}: its external data cannot be read ({_first_line(error)}); copy it too") from error
+    except (ValueError, OverflowError) as error:
+        raise ModelError(
+            f"{path}: where its external data lies cannot be understood ({_first_line(error)}); export it again"
+        ) from error
+    wellformed.require(model)
     return model
 
 
 def _require_whole(model: onnx.ModelProto) -> None:
     """Refuse weights in another file: without a path nobody knows beside what, and the working folder is a guess."""
-    for tensor in _tensors([model.graph, *model.functions]):
+    for tensor in wellformed.tensors([model.graph, *model.functions]):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             # one entry is enough to say, and a whole model may be too large to serialize
             bare = onnx.ModelProto()
             bare.graph.initializer.add(data_location=tensor.data_location, external_data=tensor.external_data)
             external.check_bytes(bare.SerializeToString(), "the given ModelProto")
-
-
-def _tensors(bodies: Iterable[onnx.GraphProto | onnx.FunctionProto]) -> Iterator[onnx.TensorProto]:
-    """Every tensor of graphs and functions, and of the graphs within."""
-    for body in bodies:
-        if isinstance(body, onnx.GraphProto):
-            yield from body.initializer
-            for sparse in body.sparse_initializer:
-                yield from (sparse.values, sparse.indices)
-        for node in body.node:
-            for attribute in node.attribute:
-                yield from (attribute.t, *attribute.tensors)
-                if attribute.HasField("g") or attribute.graphs:
-                    yield from _tensors([attribute.g, *attribute.graphs])
 
 
 def parse(data: bytes, where: str) -> onnx.ModelProto:

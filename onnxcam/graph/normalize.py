@@ -1,29 +1,33 @@
 """Brings any model into the one form the rest works on.
 
 Functions and branches of known conditions inlined, composite and quantized operators written out, opset at least 18,
-initializers no longer listed as inputs, every node named, shapes inferred, and the maps of a gated explainable model
-computed always.
+initializers no longer listed as inputs, every node named, shapes inferred, free dimensions written as such, and the
+maps of a gated explainable model computed always.
 """
 
 from __future__ import annotations
 
+import math
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
 from onnx import shape_inference, version_converter
 
 from onnxcam.errors import ModelError, listing
-from onnxcam.graph import quantized
+from onnxcam.graph import quantized, wellformed
 from onnxcam.graph.branch import ungate
 from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.inline import inline_branches, inline_composites, inline_functions
 from onnxcam.graph.load import Source, load
-from onnxcam.graph.view import Graph, uses
+from onnxcam.graph.view import Graph, Shape, shape_of, uses
 
 LOWEST_OPSET = 18
 # above 21 CUDA has no MaxPool kernel (onnxruntime #26065): 18 is the oldest that has all we emit
 HIGHEST_OPSET = 26
 SMALL = 1024
+_OPAQUE = "onnxcam.opaque"  # a domain of which nothing is known
+# elements: 256 MiB in float32
+LARGEST_CONSTANT = 1 << 26
 # IR version of the onnx release each opset came with
 _IR = {18: 8, 19: 9, 20: 9, 21: 10}
 
@@ -36,28 +40,91 @@ def prepare(source: Source) -> Graph:
     """
     model = load(source)
     condition = ungate(model)
+    _free_dimensions(model)
     _unlist_initializers(model)
-    inline_functions(model)
     _sort(model)
+    _check(model)
+    inline_functions(model)
+    _require_sizes(model)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     _upgrade(model)
     quantized.rewrite(model)
     _lower_ir(model)
-    _check_domains(model)
+    _check(model)
     _name_nodes(model)
     _drop_unused_imports(model)
     _infer(model)
     _write_out(model)
     graph = Graph(model)
+    _require_small_constants(graph)
     graph.source_opset = opset
     graph.source_gate = condition
     return graph
+
+
+def _require_sizes(model: onnx.ModelProto) -> None:
+    """Refuse sizes below 0, as negative padding gives: onnx's inference for Slice ends the process on them."""
+    if all(node.op_type != "Slice" for body in wellformed.bodies([model.graph]) for node in body.node):
+        return
+    bare, _ = skeleton(model)
+    bare.opset_import.add(domain=_OPAQUE, version=1)
+    for body in wellformed.bodies([bare.graph]):
+        for node in body.node:
+            if node.op_type == "Slice":
+                node.domain = _OPAQUE
+    try:
+        inferred = shape_inference.infer_shapes(bare, data_prop=True)
+    except Exception:
+        return  # what is wrong will be said where it matters
+    for info in inferred.graph.value_info:
+        shape = shape_of(info) or ()
+        if any(isinstance(dim, int) and dim < 0 for dim in shape):
+            raise ModelError(
+                f"the model is not valid ONNX: {info.name!r} has the shape {describe(shape)}; is the file damaged? "
+                "export it again"
+            )
+
+
+def _require_small_constants(graph: Graph) -> None:
+    """Refuse what the runtime would compute when it loads the model and fill the memory with: much, made of little."""
+    for node in graph.nodes:
+        for name in node.output:
+            size = _elements(graph.shape(name))
+            if size <= LARGEST_CONSTANT or not graph.is_constant(name):
+                continue
+            if size > 16 * sum(_elements(graph.shape(source)) for source in node.input):
+                raise ModelError(
+                    f"{node.op_type} (node {node.name!r}) makes a constant of shape {describe(graph.shape(name))}, too "
+                    "large to be held; is the file damaged? export it again"
+                )
+
+
+def _elements(shape: Shape | None) -> int:
+    """How many elements a value has, 0 where that is not known."""
+    sizes = [dim for dim in shape or () if isinstance(dim, int)]
+    return math.prod(sizes) if shape is not None and len(sizes) == len(shape) else 0
 
 
 def refresh(model: onnx.ModelProto) -> Graph:
     """Infer shapes again after an edit and index the model anew."""
     _infer(model)
     return Graph(model)
+
+
+def _free_dimensions(model: onnx.ModelProto) -> None:
+    """Dimensions written as -1, or all as `?`, are free, and each is one of its own (PaddlePaddle's exporter)."""
+    for body in wellformed.bodies([model.graph, *model.functions]):
+        infos = [*body.value_info]
+        if isinstance(body, onnx.GraphProto):
+            infos += [*body.input, *body.output]
+        _free(infos)
+
+
+def _free(infos: list[onnx.ValueInfoProto]) -> None:
+    for info in infos:
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_value < 0 or dim.dim_param == "?":
+                dim.Clear()
 
 
 def _unlist_initializers(model: onnx.ModelProto) -> None:
@@ -118,7 +185,8 @@ def _write_out(model: onnx.ModelProto) -> None:
         _infer(model)
 
 
-def _check_domains(model: onnx.ModelProto) -> None:
+def _check(model: onnx.ModelProto) -> None:
+    """Refuse what breaks the standard's rules, before and after it is brought into form: C++ takes them for granted."""
     bare, _ = skeleton(model)
     for info in (*bare.graph.input, *bare.graph.output):
         if info.type.HasField("tensor_type"):
@@ -126,7 +194,7 @@ def _check_domains(model: onnx.ModelProto) -> None:
             info.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(bare, full_check=False)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         if "No Op registered for" in reason or "custom" in reason.lower():
             return

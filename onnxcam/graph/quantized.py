@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxcam.errors import UnsupportedOperator
+from onnxcam.errors import ModelError, UnsupportedOperator
 from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.view import attributes
 
@@ -47,7 +47,13 @@ def rewrite(model: onnx.ModelProto) -> bool:
     writer = _Writer(model)
     for node in model.graph.node:
         if _quantized(node):
-            FORMS.get(node.op_type, _refuse)(writer, node)
+            try:
+                FORMS.get(node.op_type, _refuse)(writer, node)
+            except (LookupError, TypeError, ValueError) as error:  # nobody checks what is not of the standard's domain
+                raise ModelError(
+                    f"{node.op_type} (node {node.name!r}) has not the inputs and attributes that it needs ({error}); "
+                    "quantize the model again"
+                ) from error
         else:
             writer.nodes.append(node)
     replace_nodes(model, writer.nodes)

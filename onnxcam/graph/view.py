@@ -33,7 +33,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
-        found[attribute.name] = value.decode() if isinstance(value, bytes) else value
+        found[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     return found
 
 

@@ -15,6 +15,7 @@ from onnxcam.errors import PictureError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WebP", "TIFF")
 _BLOCKS = 1_000_000
+_FARTHEST = 1 << 40  # where no file can be asked for more
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -188,14 +189,14 @@ def read_tags(stream: BinaryIO, limit: int = 100_000) -> dict[int, tuple[int, ..
     order = "<" if start[:1] == b"I" else ">"
     big = start[2:4] in (b"+\0", b"\0+")
     (offset,) = _unpack(order + "Q", start[8:16], "TIFF") if big else _unpack(order + "I", start[4:8], "TIFF")
-    stream.seek(offset)
+    _seek(stream, offset)
     (count,) = _unpack(order + "Q", stream.read(8), "TIFF") if big else _unpack(order + "H", stream.read(2), "TIFF")
     size, inline = (20, 8) if big else (12, 4)
     codes = {1: "B", 3: "H", 4: "I", 16: "Q"}
     tags: dict[int, tuple[int, ...]] = {}
     # Most files have under 100 entries; a larger count is a damaged or hostile directory.
     for index in range(min(count, 4096)):
-        stream.seek(offset + (8 if big else 2) + index * size)
+        _seek(stream, offset + (8 if big else 2) + index * size)
         entry = stream.read(size)
         tag, kind, number = _unpack(order + ("HHQ" if big else "HHI"), entry[: size - inline], "TIFF")
         if kind not in codes or tag not in _TAGS or number < 1:
@@ -206,12 +207,18 @@ def read_tags(stream: BinaryIO, limit: int = 100_000) -> dict[int, tuple[int, ..
         width = struct.calcsize(layout)
         if width > inline:
             (at,) = _unpack(order + ("Q" if big else "I"), entry[-inline:], "TIFF")
-            stream.seek(at)
+            _seek(stream, at)
             data = stream.read(width)
         else:
             data = entry[size - inline : size - inline + width]
         tags[tag] = tags.get(tag, ()) + _unpack(layout, data, "TIFF")
     return tags
+
+
+def _seek(stream: BinaryIO, at: int) -> None:
+    if at > _FARTHEST:
+        raise HeaderError("is a TIFF that points far behind its end; it is damaged")
+    stream.seek(at)
 
 
 _TAGS = {256, 257, 273, 279, 322, 323, 324, 325, _EXIF_ORIENTATION}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onnxcam.engine import open_source
-from onnxcam.errors import LabelsError, ModelError
+from onnxcam.errors import LabelsError, ModelError, miscounted
 from onnxcam.graph import manifest
 from onnxcam.graph.manifest import Manifest
 
@@ -49,7 +49,7 @@ class Model(NamedTuple):
         names = given if given is not None else self.held.get("labels")
         classes = self.held["scores"]["classes"]
         if names is not None and len(names) != classes:
-            raise LabelsError(f"got {len(names)} labels for a model with {classes} classes; one per class, in order")
+            raise LabelsError(miscounted(len(names), classes))
         return None if names is None else list(names)
 
 

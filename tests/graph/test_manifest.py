@@ -30,7 +30,7 @@ def test_written_and_read_again(whole: dict[str, Any]) -> None:
     model = models.tiny_cnn()
     for key in ("author", "zebra"):
         model.metadata_props.add(key=key, value="kept")
-    held = whole | {"labels": ["Käse", "猫"]}
+    held = whole | {"labels": ["Käse", "猫", "a", "b", "c"]}
     manifest.write(model, {"format": 1})
     manifest.write(model, held)
     assert manifest.read(model) == held

@@ -193,6 +193,43 @@ def test_an_output_declared_without_a_shape_gets_one() -> None:
     assert graph.shape("logits") == ("N", 5)
 
 
+def test_dimensions_written_as_minus_one_or_a_question_mark_are_free() -> None:
+    source = tiny_cnn(size=None)
+    for info, written in ((source.graph.input[0], [-1, 3, "?", "?"]), (source.graph.output[0], [-1, 5])):
+        info.CopyFrom(helper.make_tensor_value_info(info.name, TensorProto.FLOAT, written))
+    graph = prepare(source)
+    assert graph.shape("input") == (None, 3, None, None)
+    found = graph.shape("relu2")
+    assert found is not None and found[1] == 16 and not any(isinstance(found[k], int) for k in (0, 2, 3))
+    (plain,) = run(source, input=(x := normal(2, 3, 12, 20)))
+    np.testing.assert_array_equal(run(graph.model, input=x)[0], plain)
+
+
+@pytest.mark.parametrize("size", [1 << 28, 1 << 40])
+@pytest.mark.parametrize("node", ["ConstantOfShape(n)", "Expand(one, n)", "Tile(one, n)"])
+def test_a_small_file_that_grows_when_it_is_loaded_is_refused(node: str, size: int) -> None:
+    text = f"g (float[N] x) => (float[N] y) {{ z = {node}  s = ReduceSum<keepdims = 0>(z)  y = Add(x, s) }}"
+    source = model(text, n=np.asarray([size]), one=np.ones(1, np.float32))
+    with pytest.raises(ModelError, match=rf"makes a constant of shape \[{size}\], too large"):
+        prepare(source)
+    source = model(text, n=np.asarray([16]), one=np.ones(1, np.float32))
+    assert prepare(source).nodes
+
+
+@pytest.mark.parametrize("version", [13, 18])
+def test_sizes_below_nothing_are_refused_before_anything_is_cut_out_of_them(version: int) -> None:
+    """onnx 1.23 ends the process in its inference for Slice."""
+    text = """g (float[1, 3, 8, 8] x) => (float[1, 3, a, b] y) {
+      p = Pad(x, pads)
+      y = Slice(p, one, last, axes)
+    }"""
+    given = {"one": np.asarray([1]), "last": np.asarray([-1]), "axes": np.asarray([2])}
+    for pads in ([0, 0, -20, 0, 0, 0, 0, 0], [0, 0, -(2**60), 0, 0, 0, -5, 0]):
+        with pytest.raises(ModelError, match=r"'p' has the shape \[1, 3, -\d+, 8\]"):
+            prepare(model(text, opset=version, pads=np.asarray(pads), **given))
+    assert prepare(model(text, opset=version, pads=np.asarray([0, 0, -2, 0, 0, 0, 0, 0]), **given)).nodes
+
+
 def test_stale_shapes_are_replaced() -> None:
     source = shape_inference.infer_shapes(tiny_cnn(batch=1))
     source.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"

@@ -378,3 +378,13 @@ def test_random_damage_never_escapes_as_another_error():
                 broken[at] = random.integers(0, 256)
             with contextlib.suppress(PictureError):
                 assert load(bytes(broken), max_pixels=100_000).pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("at", [1 << 41, 2**63 - 1, 2**64 - 1])
+def test_a_tiff_that_points_behind_every_file(at, tmp_path):
+    """The operating system refuses to seek there."""
+    data = b"II+\0" + struct.pack("<HHQ", 8, 0, at) + bytes(40)
+    (tmp_path / "far.tiff").write_bytes(data)
+    for source in (data, tmp_path / "far.tiff"):
+        with pytest.raises(PictureError, match="points far behind its end"):
+            load(source)

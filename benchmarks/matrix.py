@@ -4,8 +4,9 @@
     make matrix ARGS='--fresh'       # measure everything anew
     make matrix ARGS='resnet18 vgg16'
 
-Every architecture runs in a process of its own, one at a time, so that a crash costs one row. Rows are kept as JSON
-under build/coverage until they are measured anew.
+Every architecture runs in a process of its own, one at a time, so that a crash costs one row. Rows are kept as JSON in
+benchmarks/coverage, each with its date and versions, until they are measured anew; the page is written from them once
+none is missing, or as far as they go with --table-only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = ROOT / "build" / "coverage"
+ROWS = ROOT / "benchmarks" / "coverage"
 TABLE = ROOT / "docs" / "coverage.md"
 sys.path.insert(0, str(ROOT))
 
@@ -571,8 +572,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         assert held is not None
         told = ", ".join(f"{kind} {_result(row)}" for kind, row in held["rows"].items())
         print(f"[{place}/{len(wanted)}] {task}: {told} ({held['seconds']:.0f} s)", flush=True)
-        TABLE.parent.mkdir(exist_ok=True)
-        TABLE.write_text(render(), encoding="utf-8")
+    missing = [task for task in tasks() if _held(task) is None]
+    if missing and not given.table_only:
+        print(f"{len(missing)} of {len(tasks())} are not measured yet; {TABLE} is left as it is", flush=True)
+        return 1
     TABLE.write_text(render(), encoding="utf-8")
     return 0 if all((row := _held(task)) is not None and row["passed"] for task in tasks()) else 1
 

@@ -20,13 +20,15 @@ from onnxcam.cam import gate as gates
 from onnxcam.cam import methods as cam
 from onnxcam.cam import targets
 from onnxcam.errors import LabelsError, LayerError, ModelError, TargetError, listing, miscounted
-from onnxcam.graph import branch, edit, layers, manifest, scores
+from onnxcam.graph import branch, edit, layers, manifest
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.entry import normalization
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import Source, serialize
 from onnxcam.graph.manifest import Manifest
 from onnxcam.graph.normalize import describe, prepare, refresh
+from onnxcam.graph.scores import Scores
+from onnxcam.graph.scores import find as find_scores
 from onnxcam.graph.view import Dim, Graph
 
 # the oldest onnxruntime that ran augmented models at each opset, tried from 1.15.1 on
@@ -106,7 +108,7 @@ def augment(
         scores = scores or held_scores(graph, held)
     picture = picture_input(graph)
     asked = None if scores is None else graph.find(scores)
-    found = _find_scores(graph, asked)
+    found = find_scores(graph, asked)
     labels = _check_labels(labels, found.classes)
     condition = gates.parse(gate, labels, found.classes)
     wanted = _wanted(graph, layers, held, found.value, grid, prefix_tokens)
@@ -191,7 +193,7 @@ def list_layers(source: Source) -> list[Layer]:
         graph = restore(graph, held)
     picture_input(graph)
     asked = held_scores(graph, held) if held is not None else None
-    value = _find_scores(graph, asked).value
+    value = find_scores(graph, asked).value
     layers.default(graph, value)
     found = layers.candidates(graph, value)
     for place, layer in enumerate(found):
@@ -262,10 +264,6 @@ def input_layout(graph: Graph, name: str) -> str:
     return layers.layout_of(graph, name)
 
 
-def _find_scores(graph: Graph, asked: str | None) -> scores.Scores:
-    return scores.find(graph, asked)
-
-
 def held_scores(graph: Graph, held: Manifest) -> str | None:
     """The scores an explainable model was made for, as a name the restored model has."""
     asked = (held.get("source") or {}).get("scores")
@@ -324,8 +322,8 @@ def layer_of(entry: dict[str, Any]) -> Layer:
 
 
 def _reserve(
-    graph: Graph, wanted: list[Layer], functions: dict[str, Any], found: scores.Scores, further: set[str]
-) -> tuple[Graph, list[Layer], scores.Scores]:
+    graph: Graph, wanted: list[Layer], functions: dict[str, Any], found: Scores, further: set[str]
+) -> tuple[Graph, list[Layer], Scores]:
     """Free the fixed names: an internal value that has one of them is renamed."""
     fixed = {TARGET, "activations", "gradients", "heatmap"} | further | ({"logits"} if found.output is None else set())
     fixed |= {f"{stem}/{layer.name}" for layer in wanted for stem in ("activations", "gradients", "heatmap")}
@@ -349,7 +347,7 @@ def _reserve(
     return Graph(graph.model), wanted, replace(found, value=names.get(found.value, found.value))
 
 
-def _append_logits(op: Builder, found: scores.Scores) -> str:
+def _append_logits(op: Builder, found: Scores) -> str:
     """The scores as `[N, K]`; under the name `logits` where no original output already is that value."""
     op.dtype = op.graph.dtype(found.value)
     rank = len(op.graph.shape(found.value) or (0, 0))
@@ -361,7 +359,7 @@ def _append_logits(op: Builder, found: scores.Scores) -> str:
     return op.Flatten(found.value, axis=1, name="logits")
 
 
-def _target(op: Builder, mode: str | int, found: scores.Scores, labels: list[str] | None) -> None:
+def _target(op: Builder, mode: str | int, found: Scores, labels: list[str] | None) -> None:
     """Declare the `target` input."""
     if mode not in ("optional", "required"):
         return
@@ -425,7 +423,7 @@ def _oldest_runtime(graph: Graph) -> str:
 def _manifest(
     graph: Graph,
     picture: onnx.ValueInfoProto,
-    found: scores.Scores,
+    found: Scores,
     target: str | int,
     entries: list[dict[str, Any]],
     labels: list[str] | None,

@@ -57,8 +57,8 @@ def _waits(inlet: Connection, parent: int) -> bool:
 def _only_idle_time() -> None:
     """From now on run where nobody else wants to, if the system knows such a policy.
 
-    The nicest thread still gets ticks of a few milliseconds, and one prediction in eighty or so waits for one. Nobody
-    waits for a lock that this process holds, so it can do with less; opening the model, which is long, could not.
+    The nicest thread still gets ticks of a few milliseconds, and a prediction waits for each. Nobody waits for a lock
+    that this process holds, so it can do with less; opening the model, which is long, could not.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):

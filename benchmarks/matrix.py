@@ -16,7 +16,6 @@ import datetime
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -394,7 +393,8 @@ def _path(task: str) -> Path:
     return ROWS / (task.replace(":", ".") + ".json")
 
 
-def _held(task: str) -> Row | None:
+def held(task: str) -> Row | None:
+    """What was kept of an architecture, None where it was not measured."""
     path = _path(task)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -418,134 +418,8 @@ def spawn(task: str) -> None:
         reason = f"the process ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"
     except subprocess.TimeoutExpired:
         reason = f"not done after {LIMIT_S} s"
-    if _held(task) is None:
+    if held(task) is None:
         _keep(task, _failed(task, reason), time.perf_counter() - began)
-
-
-def render() -> str:
-    """The page, from the rows kept so far; what was not measured says so."""
-    from benchmarks import keras_matrix
-
-    kept = {task: _held(task) for task in tasks()}
-    done = [held for held in kept.values() if held is not None]
-    dates = sorted({held["date"] for held in done})
-    names = dict.fromkeys([*PACKAGES, *keras_matrix.PACKAGES])
-    versions = {name: sorted({held["versions"][name] for held in done if name in held["versions"]}) for name in names}
-    torch_rows: dict[tuple[str, str], Row | None] = {}
-    keras_rows: dict[tuple[str, str], Row | None] = {}
-    light_rows: dict[str, Row | None] = {}
-    for task, held in kept.items():
-        family, _, name = task.partition(":")
-        if family == "light":
-            light_rows[name] = held and held["rows"]["light"]
-        else:
-            rows = keras_rows if family == "keras" else torch_rows
-            for kind in ("default", "middle"):
-                rows[name, kind] = held and held["rows"][kind]
-    passed = sum(row is not None and _passes(row) for row in torch_rows.values())
-    noisy = [row for row in torch_rows.values() if row is not None and _passes(row) and _noise(row, "floor")]
-    kinked = sum(_noise(row, "beside") is not None for row in noisy)
-    light = sum(row is not None and _passes(row) for row in light_rows.values())
-    lines = [
-        "# Coverage",
-        "",
-        "Written by `make matrix` (`benchmarks/matrix.py`); do not edit.",
-        "",
-        f"Measured {' to '.join(dict.fromkeys([dates[0], dates[-1]])) if dates else 'never'} with "
-        + ", ".join(f"{name} {' and '.join(held)}" for name, held in versions.items() if held)
-        + f", Python {platform.python_version()}, on the CPU.",
-        "",
-        "## torchvision architectures",
-        "",
-        f"{len(TORCH)} architectures, each at the default layer (the last spatial one) and at a layer in the "
-        f"middle: **{passed} of {len(torch_rows)} rows pass**: {passed - len(noisy)} within {TOLERANCE:g}, "
-        f"{len(noisy) - kinked} by the noise floor, {kinked} beside the picture.",
-        "",
-        "Seeded random weights, perturbed batch-norm statistics and affine parameters. Exported from a one-row example "
-        f"with `onnxcam.exporters.pytorch.export`, run in ONNX Runtime on a batch of {SAMPLES} random pictures, one "
-        "row at its own top-1 class and two at a class given. Scores, activations and gradients of the score "
-        "are compared with torch autograd through plain forward hooks: per sample ‖a−b‖ / ‖b‖, the worst sample shown.",
-        "",
-        f"Tolerance: {TOLERANCE:g}, or {SLACK:g} × torch's own float32 against float64 difference on that sample where "
-        "that is larger: the **noise floor**, shown wherever it was needed. Gradients jump where a ReLU is fed a value "
-        "next to 0; when torch happens to fall on the right side of it and ONNX Runtime does not, torch agrees with "
-        f"itself and the floor says nothing. Then both are asked again **beside** the picture, moved by {ROUNDING:g} "
-        f"of itself, up to {DRAWS} times: each sample must agree within {TOLERANCE:g} at one of these places, which a "
-        "wrong gradient would not; the error left there is shown.",
-        "",
-        "A gradient error of 0 is no accident at a last layer that only a global average pooling and one linear layer "
-        "follow: the gradient is then a weight divided by an area. Rows marked † have a layer that no module returns "
-        "(a functional ReLU): they are compared with the program that torch.export captured.",
-        "",
-        "| Architecture | Input | Layer | Shape | Scores | Activations | Gradients | Exporter | Export | Result |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        *(_line(name, kind, row) for (name, kind), row in torch_rows.items()),
-        "",
-        "`Export` is the whole export with its verification, in seconds, on two busy cores.",
-        "",
-        *keras_matrix.section(keras_rows),
-        "## Light models of the onnx package",
-        "",
-        "Old files (opset 3 to 9) as other tools wrote them, with seeded random weights: "
-        f"**{light} of {len(light_rows)} pass**. Augmented, "
-        "run in ONNX Runtime, predictions compared with the file as it came (tolerance 1e-5), gradients compared with "
-        "finite differences by `onnxcam.check`. `unsure` means that the finite differences disagree among themselves.",
-        "",
-        "| Model | Opset | Default layer | Shape | Predictions | Gradients (along, halves, anywhere) | Time | Result |",
-        "|---|---|---|---|---|---|---|---|",
-        *(_light_line(name, row) for name, row in light_rows.items()),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _passes(row: Row) -> bool:
-    return bool(row["passed"]) and not row.get("refused")
-
-
-def _noise(row: Row, kind: str) -> float | None:
-    """The largest `floor` or `beside` that a quantity of the row needed."""
-    needed = [figure[kind] for figure in row.get("figures", {}).values() if figure.get(kind) is not None]
-    return max(needed) if needed else None
-
-
-def _result(row: Row) -> str:
-    if not _passes(row):
-        reason = row.get("reason") or row.get("refused") or "; ".join(row.get("findings", ())) or "above tolerance"
-        return "**fails**: " + reason.replace("|", "\\|")
-    floor, beside = _noise(row, "floor"), _noise(row, "beside")
-    if beside is not None:
-        return f"passes, floor {floor:.1e}, beside {beside:.1e}"
-    return "passes" if floor is None else f"passes, floor {floor:.1e}"
-
-
-def _shape(shape: Sequence[object]) -> str:
-    return "×".join(str(dim) for dim in shape[1:])
-
-
-def _line(name: str, kind: str, row: Row | None) -> str:
-    size = TORCH[name].size
-    if row is None or "figures" not in row:
-        layer = "default" if kind == "default" else f"`{TORCH[name].middle}`"
-        return f"| {name} | {size} | {layer} | | | | | | | {_result(row) if row else 'not measured'} |"
-    mark = "" if row["oracle"] == "hooks" else " †"
-    label = f"`{row['layer']}`{mark}" + (" (default)" if kind == "default" else "")
-    figures = " | ".join(f"{row['figures'][quantity]['error']:.1e}" for quantity in QUANTITIES)
-    return (
-        f"| {name} | {size} | {label} | {_shape(row['shape'])} | {figures} | {row['exporter']} | "
-        f"{row['export_s']:.0f} s | {_result(row)} |"
-    )
-
-
-def _light_line(name: str, row: Row | None) -> str:
-    if row is None or "layer" not in row:
-        return f"| {name} | | | | | | | {_result(row) if row else 'not measured'} |"
-    figures = ", ".join(f"{value:.1e}" for value in row["differences"].values()) or row["detail"]
-    unsure = " (unsure)" if row["gradients"] == "unsure" else ""
-    return (
-        f"| {name} | {row['opset']} | `{row['layer']}` | {_shape(row['shape'])} | {row['predictions']:.1e} | "
-        f"{figures}{unsure} | {row['augment_s']:.1f} s | {_result(row)} |"
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -556,6 +430,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table-only", action="store_true", help="write the page from the rows kept")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    from benchmarks import coverage_page
+
     if given.one:
         work(given.one)
         return 0
@@ -565,19 +441,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(os, "nice"):
         os.nice(10)
     for place, task in enumerate(wanted, 1):
-        held = _held(task)
-        if held is None or not held["passed"] or given.fresh or given.names:
+        kept = held(task)
+        if kept is None or not kept["passed"] or given.fresh or given.names:
             spawn(task)
-            held = _held(task)
-        assert held is not None
-        told = ", ".join(f"{kind} {_result(row)}" for kind, row in held["rows"].items())
-        print(f"[{place}/{len(wanted)}] {task}: {told} ({held['seconds']:.0f} s)", flush=True)
-    missing = [task for task in tasks() if _held(task) is None]
+            kept = held(task)
+        assert kept is not None
+        told = ", ".join(f"{kind} {coverage_page.result(row)}" for kind, row in kept["rows"].items())
+        print(f"[{place}/{len(wanted)}] {task}: {told} ({kept['seconds']:.0f} s)", flush=True)
+    missing = [task for task in tasks() if held(task) is None]
     if missing and not given.table_only:
         print(f"{len(missing)} of {len(tasks())} are not measured yet; {TABLE} is left as it is", flush=True)
         return 1
-    TABLE.write_text(render(), encoding="utf-8")
-    return 0 if all((row := _held(task)) is not None and row["passed"] for task in tasks()) else 1
+    TABLE.write_text(coverage_page.render(), encoding="utf-8")
+    return 0 if all((row := held(task)) is not None and row["passed"] for task in tasks()) else 1
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ its logits in one functional model, `tape.gradient(score, layer output)`; in flo
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -18,6 +19,8 @@ PACKAGES = ("keras", "tensorflow_cpu", "tf2onnx")
 
 class Built:
     """An architecture with seeded weights and batch-norm statistics that are neither trivial nor absurd, three times.
+
+    They are drawn as `matrix.build` draws them.
 
     Attributes:
         model: with its softmax, the one that is exported.
@@ -35,19 +38,22 @@ class Built:
         self._exact: Any = None
         generator = np.random.default_rng(seed)
         norms = [layer for layer in self.model.layers if type(layer).__name__ == "BatchNormalization"]
-        for norm in norms:
+
+        def settle(norm: Any, given: Any, **options: Any) -> Any:
+            mean, variance = np.mean(given, axis=(0, 1, 2)), np.var(given, axis=(0, 1, 2))
+            norm.moving_variance.assign(variance * generator.uniform(0.8, 1.25, variance.shape))
+            norm.moving_mean.assign(mean + np.sqrt(variance) * generator.uniform(-0.2, 0.2, mean.shape))
             for weight, low, high in ((norm.gamma, 0.7, 1.3), (norm.beta, -0.2, 0.2)):
                 if weight is not None:
                     weight.assign(generator.uniform(low, high, weight.shape))
-            norm.momentum = 0.0
-        if norms:
-            self.model(self.pictures(8, seed), training=True)
+            return type(norm).call(norm, given, **options)
+
         for norm in norms:
-            norm.momentum = 0.99
-            variance = np.asarray(norm.moving_variance)
-            norm.moving_variance.assign(variance * generator.uniform(0.8, 1.25, variance.shape))
-            shift = np.sqrt(variance) * generator.uniform(-0.2, 0.2, variance.shape)
-            norm.moving_mean.assign(np.asarray(norm.moving_mean) + shift)
+            norm.call = functools.partial(settle, norm)
+        if norms:
+            self.model(self.pictures(matrix.SETTLING, seed), training=False)
+        for norm in norms:
+            del norm.call
         self.logits.set_weights(self.model.get_weights())
 
     def _made(self, activation: str | None) -> Any:

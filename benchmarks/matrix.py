@@ -38,6 +38,8 @@ ROUNDING, DRAWS = 1e-6, 8
 RUNS = 3
 LIMIT_S = 900
 SEED = 1234
+# that settle the batch norms: fewer fit these too well, and activations then grow with depth
+SETTLING = 64
 QUANTITIES = ("scores", "activations", "gradients")
 PACKAGES = ("onnxcam", "onnxruntime", "onnx", "torch", "torchvision", "onnxscript")
 Row = dict[str, Any]
@@ -46,8 +48,9 @@ Row = dict[str, Any]
 def build(name: str, seed: int = SEED) -> tuple[Any, Any]:
     """A torchvision model with seeded weights and batch-norm statistics that are neither trivial nor absurd.
 
-    Running statistics are those of a random batch, each then off by up to 20 %, and the affine parameters are drawn
-    around 1 and 0: so activations keep their size with depth, and no batch norm is the identity.
+    The affine parameters are drawn around 1 and 0. The running statistics of each batch norm are those of what reaches
+    it, each then off by up to 20 %: every norm sees what the norms before it really give, so activations keep their
+    size with depth, and none is the identity.
 
     Returns:
         the model in eval mode, and one random picture `[1, 3, size, size]`.
@@ -60,25 +63,25 @@ def build(name: str, seed: int = SEED) -> tuple[Any, Any]:
     entry = TORCH[name]
     torch.manual_seed(seed)
     model = import_torchvision().models.get_model(name, weights=None, **dict(entry.options)).eval()
-    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+
+    def settle(norm: Any, given: tuple[Any, ...]) -> None:
+        var, mean = torch.var_mean(given[0], dim=(0, 2, 3))
+        norm.running_var.copy_(var * torch.empty_like(var).uniform_(0.8, 1.25))
+        norm.running_mean.copy_(mean + var.sqrt() * torch.empty_like(mean).uniform_(-0.2, 0.2))
+        norm.weight.uniform_(0.7, 1.3)
+        norm.bias.uniform_(-0.2, 0.2)
+
     with torch.no_grad():
         for part in model.modules():
             if isinstance(part, nn.Linear) and not part.weight.any():
                 nn.init.normal_(part.weight, std=0.02)  # ViT's head starts at 0, where every gradient would be 0
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.weight.uniform_(0.7, 1.3)
-            norm.bias.uniform_(-0.2, 0.2)
-            norm.momentum = None
-            norm.train()
-            norm.reset_running_stats()
+        norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
         if norms:
-            model(torch.randn(8, 3, entry.size, entry.size))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.8, 1.25))
-            norm.running_mean.add_(norm.running_var.sqrt() * torch.empty_like(norm.running_mean).uniform_(-0.2, 0.2))
-    return model.eval(), torch.randn(1, 3, entry.size, entry.size)
+            model(torch.randn(SETTLING, 3, entry.size, entry.size))
+        for hook in hooks:
+            hook.remove()
+    return model, torch.randn(1, 3, entry.size, entry.size)
 
 
 def measure(name: str) -> dict[str, Row]:

@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,19 +141,16 @@ def _gated(explained: Any, picture: Any) -> float:
     """How far a file with a gate that fires is from the one without, over all outputs; infinitely, if one that does not
     fire leaves anything but zeros or changes a score."""
     import numpy as np
-    import onnxruntime
 
     from onnxcam.augmentation import augment
     from onnxcam.graph import manifest
 
     held = manifest.read(explained)
     assert held is not None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     batch = np.random.default_rng(SEED).normal(size=(SAMPLES, *picture.shape[1:])).astype(np.float32)
 
     def run(model: Any) -> dict[str, Any]:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = _open(model)
         names = [o.name for o in session.get_outputs()]
         return dict(zip(names, session.run(names, {held["input"]["name"]: batch}), strict=True))
 
@@ -258,11 +256,7 @@ def _recorded(explained: Any, refused: str | None) -> Row:
 
 def _run(explained: Any, held: Any, entry: Any, batch: Any, targets: Any) -> list[Any]:
     """Scores, activations and gradients from the file alone, as any ONNX Runtime client would fetch them."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(explained.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = _open(explained)
     names = [held["scores"]["name"], entry["activations"], entry["gradients"]]
     feeds = {held["input"]["name"]: batch, held["target"]["name"]: targets}
     found: list[Any] = session.run(names, feeds)
@@ -270,6 +264,20 @@ def _run(explained: Any, held: Any, entry: Any, batch: Any, targets: Any) -> lis
         if any((a != b).any() for a, b in zip(found, session.run(names, feeds), strict=True)):
             raise ValueError("two runs on the same pictures give different numbers")
     return found
+
+
+def _open(model: Any) -> Any:
+    """A plain session on the model's file, or on the two files of one over 2 GiB."""
+    import onnxruntime
+
+    from onnxcam.graph.load import save
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "model.onnx")
+        save(model, path)
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _autograd(model: Any, layer: str, batch: Any, targets: Any) -> tuple[Any, Any, Any, Any]:

@@ -23,6 +23,7 @@ from onnxcam.errors import LabelsError, LayerError, ModelError, TargetError, lis
 from onnxcam.graph import branch, edit, layers, manifest
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.entry import normalization
+from onnxcam.graph.large import Large
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import Source, serialize
 from onnxcam.graph.manifest import Manifest
@@ -231,8 +232,9 @@ def describe_source(source: Source, opset: int) -> dict[str, Any]:
     elif isinstance(source, (str, os.PathLike)):
         data, name = Path(source).read_bytes(), Path(source).stem
     else:
-        data, name = bytes(source), "model"
-    return {"framework": "onnx", "name": name, "sha256": hashlib.sha256(data).hexdigest(), "opset": opset}
+        data, name = source if isinstance(source, Large) else bytes(source), "model"
+    digest = data.sha256() if isinstance(data, Large) else hashlib.sha256(data).hexdigest()
+    return {"framework": "onnx", "name": name, "sha256": digest, "opset": opset}
 
 
 def picture_input(graph: Graph) -> onnx.ValueInfoProto:

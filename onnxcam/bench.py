@@ -20,6 +20,7 @@ from onnxcam import runtime
 from onnxcam.engine import best_classes, open_source
 from onnxcam.errors import InputError
 from onnxcam.explainer import Explainer
+from onnxcam.graph.large import Serialized
 
 SIDE = 224  # of random pictures, where the model leaves its input's size open
 TOP = 5
@@ -162,7 +163,7 @@ def bench(
     return _measure(cases, explainer, load, whole.shape, rounds, seconds, progress, threads)
 
 
-def _plain(source: str | os.PathLike[str]) -> str | bytes:
+def _plain(source: str | os.PathLike[str]) -> str | Serialized:
     """The classifier alone: the file itself, or an explainable one without what was added to it."""
     where, held = open_source(source)
     if held is None:
@@ -221,7 +222,7 @@ def _cases(
 
 
 def _whole_file(
-    where: str | bytes, held: dict[str, Any], explainer: Explainer, batch: np.ndarray, options: Callable[[], Any]
+    where: str | Serialized, held: dict[str, Any], explainer: Explainer, batch: np.ndarray, options: Callable[[], Any]
 ) -> Case:
     """The explainable file as any other client runs it, with all its maps."""
     session = runtime.open_session(where, explainer.providers, options(), allow_fallback=True)

@@ -15,6 +15,7 @@ from onnxcam.cam import targets
 from onnxcam.cam.methods import GRAPH, find
 from onnxcam.errors import InputError, LayerError, MethodError, ModelError, TargetError
 from onnxcam.graph import file, manifest
+from onnxcam.graph.large import Large, Serialized
 from onnxcam.graph.manifest import Manifest
 from onnxcam.graph.terminals import SCORES
 from onnxcam.live import Aim, Features, Progress, portions
@@ -41,7 +42,7 @@ class Raw(NamedTuple):
 
 @dataclass(frozen=True)
 class _Loaded:
-    source: str | bytes
+    source: str | Serialized
     held: Manifest
     session: Any
 
@@ -90,7 +91,7 @@ class Engine:
         return self._loaded.held
 
     @property
-    def source(self) -> str | bytes:
+    def source(self) -> str | Serialized:
         """The model in use, with its manifest: a path or its bytes."""
         return self._loaded.source
 
@@ -254,7 +255,7 @@ class Engine:
 
     def _augment(
         self, source: Source, layers: Sequence[str] | None, methods: Sequence[str], held: Manifest | None
-    ) -> tuple[bytes, Manifest]:
+    ) -> tuple[Serialized, Manifest]:
         from onnxcam.augmentation import augment
         from onnxcam.graph.load import serialize
 
@@ -264,13 +265,13 @@ class Engine:
             raise ModelError("the augmented model carries no manifest; report this as a bug")
         return serialize(model), made
 
-    def _session(self, source: str | bytes) -> Any:
+    def _session(self, source: str | Serialized) -> Any:
         return runtime.open_session(source, self._providers, self._options, allow_fallback=self._allow_fallback)
 
-    def _part(self, model: bytes, runs: str) -> Any:
+    def _part(self, model: Serialized, runs: str) -> Any:
         options = self._options
         if options is None:
-            options = runtime.quiet_options(in_turn=runs == IN_TURN, threads=1 if runs == BRIEF else 0)
+            options = runtime.quiet_options(in_turn=runs == IN_TURN, threads=1 if runs == BRIEF else 0, for_one=True)
         return runtime.open_session(model, self._providers, options, allow_fallback=self._allow_fallback)
 
 
@@ -286,11 +287,13 @@ def best_classes(scores: np.ndarray, kind: str, count: int) -> np.ndarray:
     return np.argsort(-ranked, axis=1, kind="stable")[:, :count].astype(np.int64)
 
 
-def open_source(source: Source) -> tuple[str | bytes, Manifest | None]:
+def open_source(source: Source) -> tuple[str | Serialized, Manifest | None]:
     """Where the model is (path or bytes) and its manifest, read without importing onnx where possible."""
     if isinstance(source, (str, os.PathLike)):
-        where: str | bytes = os.fspath(source)
+        where: str | Serialized = os.fspath(source)
         return where, manifest.parse(file.metadata(where).get(manifest.KEY))
+    if isinstance(source, Large):
+        return source, manifest.parse(file.metadata(source).get(manifest.KEY))
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         return data, manifest.parse(file.metadata(data).get(manifest.KEY))
@@ -301,7 +304,7 @@ def open_source(source: Source) -> tuple[str | bytes, Manifest | None]:
     raise ModelError(f"a {type(source).__name__} is not a model; pass a path, bytes or a ModelProto")
 
 
-def _ungated(source: str | bytes) -> tuple[bytes, Manifest | None]:
+def _ungated(source: str | Serialized) -> tuple[Serialized, Manifest | None]:
     from onnxcam.graph.branch import ungate
     from onnxcam.graph.load import load, serialize
 

@@ -14,6 +14,7 @@ from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError
 from onnxcam.examination import AUGMENT, EIGEN, Examination, fuse, map_size, needed, single, smoothings
 from onnxcam.explanation import Explanation
 from onnxcam.findings import Findings, name_of
+from onnxcam.graph.large import Serialized
 from onnxcam.labels import beside
 from onnxcam.live import Aim, Features, Progress
 from onnxcam.runtime import Provider
@@ -106,7 +107,7 @@ class Explainer:
         return self._engine.held
 
     @property
-    def source(self) -> str | bytes:
+    def source(self) -> str | Serialized:
         """The model in use, an explainable file: its path or its bytes."""
         return self._engine.source
 

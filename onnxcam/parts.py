@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxcam.anatomy import Anatomy, Cut
+    from onnxcam.graph.large import Serialized
 
 ALONE, IN_TURN, BRIEF = "alone", "in turn", "brief"
 
@@ -20,10 +21,10 @@ class Parts:
 
     Arguments:
         source: a classifier or an explainable model.
-        open_session: makes a session from the bytes of a model and how it runs: `ALONE`, `IN_TURN` or `BRIEF`.
+        open_session: makes a session from a serialized model and how it runs: `ALONE`, `IN_TURN` or `BRIEF`.
     """
 
-    def __init__(self, source: Any, open_session: Callable[[bytes, str], Any]) -> None:
+    def __init__(self, source: Any, open_session: Callable[[Serialized, str], Any]) -> None:
         self._source = source
         self._open = open_session
         self._lock = threading.RLock()

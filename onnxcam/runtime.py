@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxcam.errors import DependencyError, InputError, ModelError, RuntimeUnavailable, listing, nearest
 from onnxcam.graph import external, file
+from onnxcam.graph.large import Large, Serialized, write
 
 Provider = str | tuple[str, Mapping[str, Any]]
 
@@ -28,6 +31,8 @@ _SHORT = {
     "migraphx": "MIGraphXExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
 }
+# marks options that are made for one session
+_FOR_ONE = "onnxcam.for_one"
 # creating sessions is not thread-safe (onnxruntime #27089), running them is
 _creating = threading.Lock()
 
@@ -78,7 +83,7 @@ def parse_provider(text: str) -> list[Provider] | None:
 
 
 def open_session(
-    model: str | os.PathLike[str] | bytes,
+    model: str | os.PathLike[str] | Serialized,
     providers: Sequence[Provider] | None = None,
     session_options: Any = None,
     *,
@@ -87,7 +92,7 @@ def open_session(
     """An `onnxruntime.InferenceSession` that really uses the providers asked for.
 
     Arguments:
-        model: path or bytes.
+        model: path or bytes, or a large one.
         providers: names or (name, options); None for the best that works (CUDA, else CPU).
         session_options: `onnxruntime.SessionOptions` of the caller's; ours are quiet about the optional target.
         allow_fallback: accept a session in which a named provider is not in use.
@@ -101,10 +106,10 @@ def open_session(
     # the runtime opens whatever file the model names, hard links to others among them
     if isinstance(model, bytes):
         external.check_bytes(model, "the model")
-    else:
+    elif not isinstance(model, Large):
         external.check(model)
     if session_options is None:
-        session_options = quiet_options()
+        session_options = quiet_options(for_one=True)
     if providers is None:
         return _best(ort, model, session_options)
     lone = isinstance(providers, str) or (
@@ -130,7 +135,7 @@ def open_session(
     return session
 
 
-def quiet_options(*, spinning: bool = True, in_turn: bool = False, threads: int = 0) -> Any:
+def quiet_options(*, spinning: bool = True, in_turn: bool = False, threads: int = 0, for_one: bool = False) -> Any:
     """The session options used where the caller has none.
 
     Arguments:
@@ -140,6 +145,7 @@ def quiet_options(*, spinning: bool = True, in_turn: bool = False, threads: int 
             before the next one's need the cores (1.06 instead of 1.66 of the forward pass for two methods, ResNet-50).
             Waking them again costs a small model up to half its forward pass.
         threads: that a run computes on, 0 for one per core.
+        for_one: no second session will be made with them, so that they may keep the weights of a large model.
     """
     options = import_onnxruntime().SessionOptions()
     # the runtime warns once per load that `target` has a default: that is meant
@@ -149,10 +155,12 @@ def quiet_options(*, spinning: bool = True, in_turn: bool = False, threads: int 
     if in_turn:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     options.intra_op_num_threads = threads
+    if for_one:
+        options.add_session_config_entry(_FOR_ONE, "1")
     return options
 
 
-def _best(ort: Any, model: str | os.PathLike[str] | bytes, session_options: Any) -> Any:
+def _best(ort: Any, model: str | os.PathLike[str] | Serialized, session_options: Any) -> Any:
     if CUDA in ort.get_available_providers():
         try:
             session = _create(ort, model, session_options, [CUDA, CPU])
@@ -163,7 +171,11 @@ def _best(ort: Any, model: str | os.PathLike[str] | bytes, session_options: Any)
     return _create(ort, model, session_options, [CPU])
 
 
-def _create(ort: Any, model: str | os.PathLike[str] | bytes, session_options: Any, providers: list[Provider]) -> Any:
+def _create(
+    ort: Any, model: str | os.PathLike[str] | Serialized, session_options: Any, providers: list[Provider]
+) -> Any:
+    if isinstance(model, Large):
+        return _create_large(ort, model, session_options, providers)
     source: str | bytes = model if isinstance(model, bytes) else os.fspath(model)
     if any((p if isinstance(p, str) else p[0]) == CUDA for p in providers) and hasattr(ort, "preload_dlls"):
         # it prints what it cannot find, and standard output is for results
@@ -182,6 +194,30 @@ def _create(ort: Any, model: str | os.PathLike[str] | bytes, session_options: An
             start = source[:512] if isinstance(source, bytes) else file.read(source)[:512]
             raise ModelError(file.not_a_model(start, "the model" if isinstance(source, bytes) else source)) from error
         raise ModelError(f"ONNX Runtime {ort.__version__} refuses the model: {reason}") from error
+
+
+def _create_large(ort: Any, model: Large, session_options: Any, providers: list[Provider]) -> Any:
+    """A session on weights that stay where they are in memory; by way of a file with options of the caller's.
+
+    Options keep the weights they are given, for every session made with them.
+    """
+    if not _for_one(session_options):
+        with tempfile.TemporaryDirectory(prefix="onnxcam-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "model.onnx"
+            write(model, path)
+            return _create(ort, path, session_options, providers)
+    weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in model.weights.items()}
+    session_options.add_external_initializers(list(weights), list(weights.values()))
+    session = _create(ort, model.graph, session_options, providers)
+    session.weights_in_use = weights
+    return session
+
+
+def _for_one(session_options: Any) -> bool:
+    try:
+        return bool(session_options.get_session_config_entry(_FOR_ONE))
+    except RuntimeError:  # no such entry
+        return False
 
 
 def _remedy(provider: str) -> str:

@@ -63,7 +63,9 @@ class FakeSession:
 def fake(monkeypatch: pytest.MonkeyPatch, available: list[str], session: Any = FakeSession) -> None:
     held = types.SimpleNamespace(
         InferenceSession=session,
-        SessionOptions=lambda: types.SimpleNamespace(log_severity_level=2),
+        SessionOptions=lambda: types.SimpleNamespace(
+            log_severity_level=2, add_session_config_entry=lambda key, value: None
+        ),
         get_available_providers=lambda: available,
         __version__="1.0",
     )

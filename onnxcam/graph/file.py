@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from onnxcam.errors import ModelError
+from onnxcam.graph.large import Large, Serialized
 
 _METADATA_FIELD = 14  # ModelProto.metadata_props
 _GRAPH_FIELD = 7  # ModelProto.graph
@@ -36,12 +37,14 @@ def open_model(path: Path) -> BinaryIO:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def metadata(source: str | os.PathLike[str] | bytes) -> dict[str, str]:
+def metadata(source: str | os.PathLike[str] | Serialized) -> dict[str, str]:
     """The `metadata_props` of a model, found by walking the file's top-level fields.
 
     Raises:
         ModelError: no such file, an empty one, or not an ONNX model.
     """
+    if isinstance(source, Large):
+        source = source.graph
     if isinstance(source, bytes):
         where, file = "the given bytes", io.BytesIO(source)
         return _walk(file, len(source), where)

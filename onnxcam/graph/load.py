@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
+from onnx import TensorProto, helper
 
 from onnxcam.errors import ModelError, OutputError, TrustError
-from onnxcam.graph import external, wellformed
+from onnxcam.graph import external, large, wellformed
 from onnxcam.graph.file import not_a_model, read
+from onnxcam.graph.large import Large, Serialized, places
 
-Source = str | os.PathLike[str] | bytes | onnx.ModelProto
+Source = str | os.PathLike[str] | Serialized | onnx.ModelProto
+
+LARGEST = 2**31 - 1  # bytes that one message of protobuf can have
+# of a large model: bytes from which on a tensor lies beside the graph, of types that numpy knows
+_WEIGHTY = 1024
+_PLAIN = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8}
 
 
 def load(source: Source) -> onnx.ModelProto:
@@ -31,6 +40,8 @@ def load(source: Source) -> onnx.ModelProto:
         model.CopyFrom(source)
         wellformed.require(model)
         return model
+    if isinstance(source, Large):
+        return _together(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         model = parse(data, "the given bytes")
@@ -57,7 +68,7 @@ def load(source: Source) -> onnx.ModelProto:
 def _require_whole(model: onnx.ModelProto) -> None:
     """Refuse weights in another file: without a path nobody knows beside what, and the working folder is a guess."""
     for tensor in wellformed.tensors([model.graph, *model.functions]):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if tensor.data_location == TensorProto.EXTERNAL:
             # one entry is enough to say, and a whole model may be too large to serialize
             bare = onnx.ModelProto()
             bare.graph.initializer.add(data_location=tensor.data_location, external_data=tensor.external_data)
@@ -76,27 +87,90 @@ def parse(data: bytes, where: str) -> onnx.ModelProto:
     return model
 
 
-def serialize(model: onnx.ModelProto) -> bytes:
-    """The model's bytes; models over protobuf's 2 GiB are refused with what to do."""
+def serialize(model: onnx.ModelProto, data_file: str = "weights") -> Serialized:
+    """The model's bytes; of one over protobuf's 2 GiB the graph and the weights.
+
+    Arguments:
+        data_file: what the graph of a large model calls the file of its weights.
+
+    Raises:
+        ModelError: over 2 GiB even without its weights.
+    """
     try:
-        return bytes(model.SerializeToString())
-    except (EncodeError, ValueError) as error:
+        data = bytes(model.SerializeToString())
+    except (EncodeError, ValueError):
+        return _apart(model, data_file)
+    return data if len(data) <= LARGEST else _apart(model, data_file)
+
+
+def _apart(model: onnx.ModelProto, data_file: str) -> Large:
+    weights = {
+        tensor.name: np.frombuffer(tensor.raw_data, helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(
+            tensor.dims
+        )
+        for tensor in model.graph.initializer
+        if tensor.data_type in _PLAIN and len(tensor.raw_data) >= _WEIGHTY
+    }
+    at = dict(places({name: array.nbytes for name, array in weights.items()}))
+    bare = onnx.ModelProto()
+    _copy_but(model, bare, "graph")
+    _copy_but(model.graph, bare.graph, "initializer")
+    for tensor in model.graph.initializer:
+        if tensor.name not in weights:
+            bare.graph.initializer.append(tensor)
+            continue
+        named = bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        named.data_location = TensorProto.EXTERNAL
+        size = weights[tensor.name].nbytes
+        for key, value in (("location", data_file), ("offset", at[tensor.name]), ("length", size)):
+            named.external_data.add(key=key, value=str(value))
+    try:
+        graph = bytes(bare.SerializeToString())
+    except (EncodeError, ValueError):
+        graph = None
+    if not weights or graph is None:
         raise ModelError(
-            "the model is larger than the 2 GiB a single ONNX file can hold; choose a smaller model or store its "
-            "weights as float16"
-        ) from error
+            "the model is larger than the 2 GiB a graph can hold, even without its weights; fold fewer constants into "
+            "it, or choose a smaller model"
+        )
+    return Large(graph, data_file, weights)
+
+
+def _copy_but(message: Any, copy: Any, left_out: str) -> None:
+    """Copy the fields of a protobuf message, all but one."""
+    for field, value in message.ListFields():
+        if field.name == left_out:
+            continue
+        if isinstance(value, (str, bytes, int)):
+            setattr(copy, field.name, value)
+        elif hasattr(value, "extend"):
+            getattr(copy, field.name).extend(value)
+        else:
+            getattr(copy, field.name).CopyFrom(value)
+
+
+def _together(held: Large) -> onnx.ModelProto:
+    model = parse(held.graph, "the model")
+    for tensor in model.graph.initializer:
+        if tensor.name in held.weights:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = held.weights[tensor.name].tobytes()
+    return model
 
 
 def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Write the model whole or not at all: a temporary file beside it, then a rename."""
+    """Write the model whole or not at all: a temporary file beside it, then a rename.
+
+    One over 2 GiB becomes two files that stay together, the second called like the first with `.data` behind it.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     target = Path(path)
-    data = serialize(model)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(target)
+        large.write(serialize(model, large.beside(target).name), target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"{target} cannot be written: {error.strerror}; choose another folder") from error
 
 

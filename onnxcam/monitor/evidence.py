@@ -16,6 +16,7 @@ from onnxcam.errors import InputError
 from onnxcam.examination import fuse
 from onnxcam.explainer import Explainer
 from onnxcam.graph import manifest
+from onnxcam.graph.large import Serialized
 from onnxcam.image import png
 from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import record as records
@@ -36,7 +37,7 @@ class Settings:
         baseline: path of the baseline that records are compared with.
     """
 
-    source: str | bytes
+    source: str | Serialized
     name: str
     sha256: str
     when: str

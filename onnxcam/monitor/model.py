@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from onnxcam.engine import open_source
 from onnxcam.errors import LabelsError, ModelError, miscounted
 from onnxcam.graph import manifest
+from onnxcam.graph.large import Large, Serialized
 from onnxcam.graph.manifest import Manifest
 
 
@@ -23,7 +24,7 @@ class Model(NamedTuple):
         name, sha256: of the model as it was given.
     """
 
-    source: str | bytes
+    source: str | Serialized
     held: Manifest
     layer: str
     name: str
@@ -82,7 +83,9 @@ def _lacks(held: Manifest, layer: str | None, method: str) -> bool:
     return method not in manifest.layer(held, layer)["heatmaps"]
 
 
-def _augmented(where: str | bytes, held: Manifest | None, layer: str | None, method: str) -> tuple[bytes, Manifest]:
+def _augmented(
+    where: str | Serialized, held: Manifest | None, layer: str | None, method: str
+) -> tuple[Serialized, Manifest]:
     from onnxcam.augmentation import augment
     from onnxcam.graph.load import serialize
 
@@ -98,7 +101,9 @@ def _augmented(where: str | bytes, held: Manifest | None, layer: str | None, met
     return serialize(model), made
 
 
-def _sha256(where: str | bytes) -> str:
+def _sha256(where: str | Serialized) -> str:
+    if isinstance(where, Large):
+        return where.sha256()
     if isinstance(where, bytes):
         return hashlib.sha256(where).hexdigest()
     try:

@@ -13,8 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnxcam.errors import ModelError, OutputError, TrustError
-from onnxcam.graph import load as loading
-from onnxcam.graph.load import load, save, serialize
+from onnxcam.graph.load import load, save
 from tests.models import tiny_cnn
 
 
@@ -201,12 +200,3 @@ def test_save_onto_a_folder(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         save(tiny_cnn(), tmp_path / "model.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
-
-
-def test_a_model_too_large_for_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Huge:
-        def SerializeToString(self) -> bytes:
-            raise loading.EncodeError("too large")
-
-    with pytest.raises(ModelError, match="2 GiB"):
-        serialize(Huge())  # type: ignore[arg-type]

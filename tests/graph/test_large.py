@@ -1,0 +1,157 @@
+"""Models over protobuf's 2 GiB, in small: the limit lowered, so that the weights lie beside the graph."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+import onnxcam
+from onnxcam.augmentation import augment
+from onnxcam.check import check
+from onnxcam.errors import ModelError, OutputError
+from onnxcam.graph import load as loading
+from onnxcam.graph import manifest
+from onnxcam.graph.large import Large, places
+from onnxcam.graph.load import load, save, serialize
+from onnxcam.monitor import model as monitored
+from onnxcam.runtime import open_session, quiet_options
+from tests.models import tiny_cnn
+
+CPU = ["CPUExecutionProvider"]
+PICTURES = np.random.default_rng(5).normal(size=(2, 3, 32, 32)).astype(np.float32)
+
+
+def wide() -> onnx.ModelProto:
+    return tiny_cnn(width=16, classes=40)
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "LARGEST", 8000)
+
+
+@pytest.fixture(scope="module")
+def wanted() -> dict[str, np.ndarray]:
+    with_gradients = augment(wide(), methods=["gradcam", "layercam"])
+    session = onnxruntime.InferenceSession(with_gradients.SerializeToString(), quiet_options(), providers=CPU)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"input": PICTURES}), strict=True))
+
+
+def test_what_fits_stays_in_one_piece() -> None:
+    assert serialize(wide()) == wide().SerializeToString()
+
+
+@pytest.mark.usefixtures("small_files")
+def test_weights_lie_beside_the_graph_and_come_together_again() -> None:
+    apart = serialize(wide())
+    assert isinstance(apart, Large)
+    assert set(apart.weights) == {"w1", "w2", "w3"}  # the biases are too small
+    assert len(apart.graph) < 2000
+    assert load(apart) == load(wide())
+    assert wide() == load(wide())
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_saved_large_model_is_two_files_that_any_client_reads(wanted: dict[str, np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    save(augment(wide(), methods=["gradcam", "layercam"]), path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    onnx.checker.check_model(path)
+    assert {
+        entry.value for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        for entry in tensor.external_data if entry.key == "location"
+    } == {"model.onnx.data"}  # fmt: skip
+    session = onnxruntime.InferenceSession(path, quiet_options(), providers=CPU)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(session.run([name], {"input": PICTURES})[0], value)
+    again = load(path)
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in again.graph.initializer}
+    for tensor in wide().graph.initializer:
+        np.testing.assert_array_equal(held[tensor.name], numpy_helper.to_array(tensor))
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("options", [None, quiet_options()], ids=["own", "of the caller"])
+@pytest.mark.parametrize("kind", ["path", "proto", "large"])
+def test_it_is_explained_as_a_small_one_is(kind: str, options: Any, tmp_path: Path) -> None:
+    picture = np.random.default_rng(6).integers(0, 256, (32, 32, 3), np.uint8)
+    whole = onnxcam.Explainer(wide().SerializeToString(), providers=CPU, preprocess="0..1")
+    source = {"path": tmp_path / "model.onnx", "proto": wide(), "large": serialize(wide())}[kind]
+    if isinstance(source, Path):
+        save(wide(), source)
+    explainer = onnxcam.Explainer(source, providers=CPU, preprocess="0..1", session_options=options)
+    assert isinstance(explainer.source, Large)  # augmented in memory
+    for method in ("gradcam", "ablationcam", "saliency"):
+        mine, its = (e.explain(picture, method=method, target=7) for e in (explainer, whole))
+        np.testing.assert_array_equal(mine.heatmap, its.heatmap)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_it_is_checked_and_watched(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    save(augment(wide()), path)
+    assert check(path, providers=CPU).passed
+    plain = monitored.read(wide(), None, "gradcam")
+    assert isinstance(plain.source, Large)
+    assert plain.sha256 == serialize(wide()).sha256()  # type: ignore[union-attr]
+    assert manifest.layer(plain.held, None)["name"] == plain.layer
+
+
+@pytest.mark.usefixtures("small_files")
+def test_its_hash_is_of_the_weights_too() -> None:
+    one, two = serialize(tiny_cnn(width=16, seed=1)), serialize(tiny_cnn(width=16, seed=2))
+    assert isinstance(one, Large) and isinstance(two, Large)
+    assert one.sha256() != two._replace(graph=one.graph).sha256()
+    assert one.sha256() == pickle.loads(pickle.dumps(one)).sha256()
+
+
+@pytest.mark.usefixtures("small_files")
+def test_one_set_of_options_opens_one_after_the_other() -> None:
+    options = quiet_options()
+    for seed in (1, 2):
+        model = tiny_cnn(width=16, seed=seed)
+        want = onnxruntime.InferenceSession(model.SerializeToString(), providers=CPU).run(None, {"input": PICTURES})
+        found = open_session(serialize(model), CPU, options).run(None, {"input": PICTURES})
+        np.testing.assert_array_equal(found[0], want[0])
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("failing", ["model.onnx.data", "model.onnx"])
+def test_what_was_there_stays_where_writing_fails(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    save(wide(), path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    write, opened = Path.write_bytes, Path.open
+
+    def full(self: Path, *arguments: object, **options: object) -> object:
+        if failing in self.name and ".tmp" in self.name and (failing.endswith("data") or "data" not in self.name):
+            raise OSError(28, "No space left on device")
+        return (write if isinstance(arguments[0], bytes) else opened)(self, *arguments, **options)  # type: ignore
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        save(tiny_cnn(width=32), path)
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_graph_too_large_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "LARGEST", 100)
+    monkeypatch.setattr(loading, "_PLAIN", set())
+    with pytest.raises(ModelError, match="2 GiB a graph can hold"):
+        serialize(wide())
+
+
+def test_places_lie_on_pages_of_their_own() -> None:
+    assert dict(places({"a": 1, "b": 4096, "c": 4097, "d": 3})) == {"a": 0, "b": 4096, "c": 8192, "d": 16384}

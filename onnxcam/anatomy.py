@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcam.augmentation import held_scores, input_layout, layer_of, picture_input, restore
+from onnxcam.augmentation import canonical, held_scores, input_layout, layer_of, picture_input, restore
 from onnxcam.autodiff.rules import guided
-from onnxcam.autodiff.seed import score_cotangent, unrounded
+from onnxcam.autodiff.seed import chosen_cotangent, score_cotangent, unrounded
 from onnxcam.autodiff.sweep import path, sweep
 from onnxcam.cam import methods as cam
 from onnxcam.errors import LayerError, ModelError
@@ -127,24 +127,46 @@ class Anatomy:
         """Cut values in; scores `[N, K]` as `SCORES` out."""
         return self._scoring(self._inputs(self.cut(name)), [], self._graph_at(name))
 
-    def backward(self, name: str, *, relu: str = "plain") -> onnx.ModelProto:
+    def backward(self, name: str, *, relu: str = "plain", of_class: bool = False) -> onnx.ModelProto:
         """Cut values and `COTANGENT` `[N, K]` in; `GRADIENT`, in the layer's own shape, out.
 
         Arguments:
             relu: `plain`, or `guided`: at every ReLU only what is positive flows back
                 (guided backpropagation, https://arxiv.org/abs/1412.6806).
+            of_class: instead of `COTANGENT` take `TARGET`, a class per row, int64 `[N]`, none negative: of a last
+                linear layer only their rows are read.
 
         Raises:
             UnsupportedOperator: an operator between the layer and the scores has no gradient rule.
         """
         graph, cut = self._graph_at(name), self.cut(name)
-        op, seed = self._cotangent(graph)
+        op, start, seed, given = self._start(graph, of_class)
         replaced = guided.RULES if relu == "guided" else {}
-        (gradient,) = sweep(op, unrounded(graph, self.scores.value), seed, [cut.layer.value], replaced=replaced)
+        (gradient,) = sweep(op, start, seed, [cut.layer.value], replaced=replaced)
         op.dtype = graph.dtype(cut.layer.value)
         op.Identity(gradient, name=GRADIENT)
         output = edit.info(GRADIENT, graph.dtype(cut.layer.value), graph.shape(cut.layer.value))
-        return _part(graph, op, [*self._inputs(cut), self._cotangent_info(graph)], [output])
+        return _part(graph, op, [*self._inputs(cut), given], [output])
+
+    def class_maps(self, name: str, methods: Sequence[str], repeated: bool) -> onnx.ModelProto:
+        """Cut values and `TARGET`, int64 `[N]`, in; a map `[N, h, w]` per graph method out, before its ReLU.
+
+        Arguments:
+            repeated: the cut values have N / k rows, each of which serves k classes in a row.
+        """
+        graph, cut = self._graph_at(name), self.cut(name)
+        op, start, seed, given = self._start(graph, True)
+        (gradient,) = sweep(op, start, seed, [cut.layer.value])
+        a, da = (canonical(op, cut.layer, value) for value in (cut.layer.value, gradient))
+        op.dtype = onnx.TensorProto.FLOAT
+        outputs = []
+        for method in methods:
+            op.Identity(cam.find_graph(method).function(op, a, da), name=method)
+            outputs.append(edit.info(method, onnx.TensorProto.FLOAT, ["N", "h", "w"]))
+        model = _part(graph, op, [*self._inputs(cut), given], outputs)
+        if repeated:
+            _repeat_rows(model, cut.values)
+        return model
 
     def curvature(self, name: str) -> onnx.ModelProto | None:
         """Cut values, `COTANGENT` and `DIRECTION` in; `CURVATURE`, the change of the gradient that way, out.
@@ -239,6 +261,17 @@ class Anatomy:
             shape = graph.shape(block.attention)
             outputs.append(edit.info(f"{BLOCK}.gradient.{index}", graph.dtype(block.attention), shape))
         return _part(graph, op, inputs, outputs)
+
+    def _start(self, graph: Graph, of_class: bool) -> tuple[Builder, str, str, onnx.ValueInfoProto]:
+        """A builder, the value to go back from, its cotangent, and the input that gives it."""
+        if not of_class:
+            op, seed = self._cotangent(graph)
+            return op, unrounded(graph, self.scores.value), seed, self._cotangent_info(graph)
+        op = Builder(graph)
+        op.dtype = graph.dtype(self.scores.value)
+        start, seed = chosen_cotangent(op, self.scores.kind, self.scores.value, TARGET, self.scores.classes)
+        rows = (graph.shape(self.scores.value) or ("N",))[0]
+        return op, start, seed, edit.info(TARGET, onnx.TensorProto.INT64, [rows])
 
     def _cotangent(self, graph: Graph) -> tuple[Builder, str]:
         """A builder, and `COTANGENT` in the shape of the scores."""
@@ -378,6 +411,29 @@ def _part(
         model.graph.input.extend(i for i in inputs if i.name not in present)
     edit.prune(model)
     return model
+
+
+def _repeat_rows(model: onnx.ModelProto, values: Sequence[str]) -> None:
+    """Let inputs have a row for every k of `TARGET`: the model starts by repeating it k times in a row."""
+    op = Builder(Graph(model), prefix="onnxcam/repeat")
+    rows = op.Shape(TARGET)
+    each = {}
+    for name in values:
+        shape = op.Shape(name)
+        own, rest = op.Slice(shape, [0], [1]), op.Slice(shape, [1], [np.iinfo(np.int64).max])
+        wide = op.Concat(own, op.Div(rows, own), rest, axis=0)
+        each[name] = op.Reshape(op.Expand(op.Unsqueeze(name, [1]), wide), op.Concat([-1], rest, axis=0))
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = each.get(name, name)
+    nodes = [*op.nodes, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(op.initializers)
+    for info in model.graph.input:
+        if info.name in each and info.type.tensor_type.shape.dim:
+            info.type.tensor_type.shape.dim[0].dim_param = f"{TARGET}/once"
+    del model.graph.value_info[:]
 
 
 def maps(names: Sequence[str], terms: bool = False) -> onnx.ModelProto:

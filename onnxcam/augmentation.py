@@ -145,7 +145,7 @@ def augment(
             "heatmaps": {},
             "value": layer.value,
         }
-        a, da = _canonical(op, layer, layer.value), _canonical(op, layer, gradient)
+        a, da = canonical(op, layer, layer.value), canonical(op, layer, gradient)
         for name, method in functions.items():
             output = "heatmap" + tag + (f"/{name}" if len(functions) > 1 else "")
             op.dtype = onnx.TensorProto.FLOAT
@@ -383,7 +383,7 @@ def fixed_class(mode: str | int, classes: int, labels: Sequence[str] | None) -> 
     return index
 
 
-def _canonical(op: Builder, layer: Layer, value: str) -> str:
+def canonical(op: Builder, layer: Layer, value: str) -> str:
     """A value of the layer as float32 `[N, C, h, w]`."""
     if op.graph.dtype(layer.value) != onnx.TensorProto.FLOAT:
         value = op.Cast(value, to=onnx.TensorProto.FLOAT)

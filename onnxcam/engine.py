@@ -166,18 +166,17 @@ class Engine:
         """
         entry = self.held["input"]
         array = np.asarray(batch)
-        wanted = f"{entry['dtype']} {entry['shape']} ({entry['layout']})"
         if array.ndim != len(entry["shape"]) or any(
             isinstance(d, int) and axis and d != array.shape[axis] for axis, d in enumerate(entry["shape"])
         ):
             hint = "; add the batch axis: batch[None]" if array.ndim == len(entry["shape"]) - 1 else ""
-            raise InputError(f"got a batch of shape {list(array.shape)}; the model takes {wanted}{hint}")
-        if str(array.dtype) != entry["dtype"]:
+            raise InputError(f"got a batch of shape {list(array.shape)}; the model takes {_asked(entry)}{hint}")
+        if array.dtype.name != entry["dtype"]:
             raise InputError(
-                f"got a batch of {array.dtype}; the model takes {wanted}: use batch.astype(np.{entry['dtype']})"
+                f"got a batch of {array.dtype}; the model takes {_asked(entry)}: use batch.astype(np.{entry['dtype']})"
             )
         if 0 in array.shape:
-            raise InputError(f"got an empty batch, shape {list(array.shape)}; the model takes {wanted}")
+            raise InputError(f"got an empty batch, shape {list(array.shape)}; the model takes {_asked(entry)}")
         return np.ascontiguousarray(array)
 
     def _compute(
@@ -273,6 +272,11 @@ class Engine:
         if options is None:
             options = runtime.quiet_options(in_turn=runs == IN_TURN, threads=1 if runs == BRIEF else 0, for_one=True)
         return runtime.open_session(model, self._providers, options, allow_fallback=self._allow_fallback)
+
+
+def _asked(entry: dict[str, Any]) -> str:
+    """The manifest's input, told."""
+    return f"{entry['dtype']} {entry['shape']} ({entry['layout']})"
 
 
 def best_classes(scores: np.ndarray, kind: str, count: int) -> np.ndarray:

@@ -66,6 +66,13 @@ class Examination:
         rows, count = classes.shape
         features = self._having(needed(methods, layers))
         kind, total = features.batch.kind, features.batch.classes
+        if not eigen and not options and all(find(name).kind == GRAPH for name in methods):
+            own = logit(classes[:, 0], kind, total)
+            together = list(dict.fromkeys(find(name).name for name in methods))
+            held = [features.view(name, own).of_classes(classes, together) for name in layers]
+            if all(maps is not None for maps in held):
+                shared = [dict(zip(together, maps or [], strict=True)) for maps in held]
+                return [[np.maximum(maps[find(name).name], 0) for maps in shared] for name in methods]
         repeated = features.repeat(count, needed(methods, layers))
         if repeated is None:
             each = [

@@ -96,7 +96,7 @@ class Features:
         by_row = {v: flag for name in layers for v, flag in zip(*_flags(parts, name), strict=True)}
         by_row |= {SCORES: True, GRADIENT: True}
         self._values = {
-            name: np.concatenate(rows)[: len(pictures)] if by_row[name] else rows[0] for name, rows in found.items()
+            name: _joined(rows)[: len(pictures)] if by_row[name] else rows[0] for name, rows in found.items()
         }
         self._values[anatomy.picture.name] = pictures
         self.scores = self._values[SCORES].astype(np.float32, copy=False)
@@ -192,7 +192,7 @@ class LiveView:
         if relu not in self._known:
             rows = np.arange(len(self.scores))
             parts = [self._gradients(self._feeds(None, chunk), chunk, relu) for chunk in self._chunks(rows)]
-            self._known[relu] = np.concatenate(parts)[: len(rows)]
+            self._known[relu] = _joined(parts)[: len(rows)]
         return self._known[relu]
 
     @cached_property
@@ -302,12 +302,38 @@ class LiveView:
         return np.asarray(np.maximum(first_component(terms), 0))
 
     def _computed(self, methods: Sequence[str], terms: bool) -> list[np.ndarray]:
+        gradient = any(find(name).gradient for name in methods)
+        if gradient and not terms and "plain" not in self._known and isinstance(self.objective, Logit):
+            return self._from_class(self.objective.classes, methods)
         session = self.batch.parts.maps(self.layer, tuple(methods), terms)
         feeds = {ACTIVATIONS: self.activations}
-        if any(find(name).gradient for name in methods):
+        if gradient:
             feeds[GRADIENT] = self.gradients
         found = runtime.run(session, list(methods), feeds)
         return [found[name] for name in methods]
+
+    def _from_class(self, classes: np.ndarray, methods: Sequence[str]) -> list[np.ndarray]:
+        """The same of a class per row, in one session with the pass back."""
+        session = self.batch.parts.class_maps(self.layer, tuple(methods))
+        rows = np.arange(len(self.scores))
+        found = [
+            runtime.run(session, list(methods), self._feeds(None, chunk) | {TARGET: classes[chunk]})
+            for chunk in self._chunks(rows)
+        ]
+        return [_joined([one[name] for one in found])[: len(rows)] for name in methods]
+
+    def of_classes(self, classes: np.ndarray, methods: Sequence[str]) -> list[np.ndarray] | None:
+        """The maps `[N, k, h, w]` of graph methods, before their ReLU, of several classes `[N, k]` of each row.
+
+        None where rows cannot be repeated, or there are more of them than one run takes.
+        """
+        if not self._cut.free or self.batch.size is not None or classes.size > self._rows_per_run():
+            return None
+        if not any(find(name).gradient for name in methods):
+            return None
+        session = self.batch.parts.class_maps(self.layer, tuple(methods), True)
+        found = runtime.run(session, list(methods), self._held | {TARGET: classes.reshape(-1)})
+        return [found[name].reshape(*classes.shape, *found[name].shape[1:]) for name in methods]
 
     def explain(self, method: str, options: dict[str, Any]) -> np.ndarray:
         """The map of any method after its ReLU, float32 `[N, h, w]`; of an input method, of the input's size."""
@@ -321,7 +347,12 @@ class LiveView:
 
     def _reseed(self) -> None:
         """A method draws the same numbers whatever was asked for before it."""
-        self.rng = np.random.default_rng(self.batch.seed)
+        self.__dict__.pop("rng", None)
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        """Random numbers for one method."""
+        return np.random.default_rng(self.batch.seed)
 
     def _scan(self, total: int, make: Make) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         session = self.batch.parts.tail(self.layer)
@@ -376,6 +407,9 @@ class LiveView:
 
     def _native_gradients(self, feeds: dict[str, np.ndarray], rows: np.ndarray, relu: str) -> np.ndarray:
         """In the layer's own shape and type."""
+        if isinstance(self.objective, Logit):
+            session = self.batch.parts.backward(self.layer, relu, of_class=True)
+            return runtime.run(session, [GRADIENT], feeds | {TARGET: self.objective.classes[rows]})[GRADIENT]
         if self.objective.linear:
             scores = self.scores[rows]  # not read: the cotangent is the same everywhere
         else:
@@ -456,7 +490,7 @@ class LiveView:
                 part = {key: portions(value, count)[0] for key, value in part.items()}
             found.append(runtime.run(session, list(dict.fromkeys(names)), part))
         return [
-            found[0][name] if name in whole else np.concatenate([one[name] for one in found])[: len(self.scores)]
+            found[0][name] if name in whole else _joined([one[name] for one in found])[: len(self.scores)]
             for name in names
         ]
 
@@ -464,6 +498,11 @@ class LiveView:
         """Report progress."""
         if self.batch.progress is not None:
             self.batch.progress(done, total)
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of several runs; those of one as they are."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _floats(pictures: np.ndarray) -> np.ndarray:

@@ -66,10 +66,17 @@ class Parts:
         """A session from the cut values to the scores."""
         return self._part(("tail", layer), lambda: self.anatomy.tail(layer))
 
-    def backward(self, layer: str, relu: str) -> Any:
-        """A session from the cut values and a cotangent of the scores to the gradient at the layer."""
+    def backward(self, layer: str, relu: str, of_class: bool = False) -> Any:
+        """A session from the cut values and a cotangent of the scores, or a class, to the gradient at the layer."""
         runs = BRIEF if self.cut(layer).affine else IN_TURN
-        return self._part(("backward", layer, relu), lambda: self.anatomy.backward(layer, relu=relu), runs)
+        key = ("backward", layer, relu, *["of class"] * of_class)
+        return self._part(key, lambda: self.anatomy.backward(layer, relu=relu, of_class=of_class), runs)
+
+    def class_maps(self, layer: str, names: Sequence[str], repeated: bool = False) -> Any:
+        """A session from the cut values and classes to maps of graph methods, with a class per row or several."""
+        runs = BRIEF if self.cut(layer).affine else IN_TURN
+        key = ("class maps", layer, *["repeated"] * repeated, *names)
+        return self._part(key, lambda: self.anatomy.class_maps(layer, names, repeated), runs)
 
     def curvature(self, layer: str) -> Any:
         """A session from cut values, cotangent and direction to the curvature; None where there is none."""

@@ -37,6 +37,14 @@ def score_cotangent(op: Builder, kind: str, scores: str, flat: str, target: str 
     return class_cotangent(op, start, flat, _chosen(op, flat, target, binary=False), classes)
 
 
+def chosen_cotangent(op: Builder, kind: str, scores: str, target: str, classes: int) -> tuple[str, str]:
+    """The same for classes from 0 on, one per row: the scores themselves are not needed."""
+    start = unrounded(op.graph, scores)
+    if kind == "binary_logit":
+        return binary_cotangent(op, start, None, target)
+    return class_cotangent(op, start, None, target, classes)
+
+
 def _chosen(op: Builder, flat: str, target: str | int, *, binary: bool) -> str:
     """The class of each row, int64 `[N]` or `[1]`."""
     if isinstance(target, int):
@@ -48,7 +56,7 @@ def _chosen(op: Builder, flat: str, target: str | int, *, binary: bool) -> str:
     return op.Where(op.Less(target, 0), best, target)
 
 
-def class_cotangent(op: Builder, scores: str, flat: str, chosen: str, classes: int) -> tuple[str, str]:
+def class_cotangent(op: Builder, scores: str, flat: str | None, chosen: str, classes: int) -> tuple[str, str]:
     """The value to sweep back from, and its cotangent, for d scores[n, chosen[n]].
 
     Where the scores come straight from a linear layer, its gradient for one class is a row of its weights: a Gather of
@@ -56,7 +64,7 @@ def class_cotangent(op: Builder, scores: str, flat: str, chosen: str, classes: i
 
     Arguments:
         scores: the differentiated value, `[N,K]` or `[N,K,1,1]`.
-        flat: the same as `[N,K]`.
+        flat: the same as `[N,K]`; None where `chosen` has N classes.
         chosen: class per row, int64 `[N]` or `[1]`.
         classes: K.
     """
@@ -65,16 +73,16 @@ def class_cotangent(op: Builder, scores: str, flat: str, chosen: str, classes: i
         features, weights, axis = linear
         rows = op.Gather(weights, chosen, axis=axis)
         rows = rows if axis == 0 else op.Transpose(rows, perm=[1, 0])
-        return features, op.Expand(rows, op.Shape(features))
+        return features, rows if flat is None else op.Expand(rows, op.Shape(features))
     hot = op.cast(op.Equal(op.Unsqueeze(chosen, [1]), np.arange(classes, dtype=np.int64)[None]))
-    cotangent = op.Expand(hot, op.Shape(flat))
+    cotangent = hot if flat is None else op.Expand(hot, op.Shape(flat))
     return scores, _shaped(op, cotangent, scores)
 
 
-def binary_cotangent(op: Builder, scores: str, flat: str, chosen: str) -> tuple[str, str]:
+def binary_cotangent(op: Builder, scores: str, flat: str | None, chosen: str) -> tuple[str, str]:
     """As `class_cotangent` for a single logit s: class 1 is explained by +s, class 0 by -s."""
     sign = op.Sub(op.Mul(op.cast(op.Unsqueeze(chosen, [1])), 2.0), 1.0)
-    cotangent = op.Expand(sign, op.Shape(flat))
+    cotangent = sign if flat is None else op.Expand(sign, op.Shape(flat))
     return scores, _shaped(op, cotangent, scores)
 
 

@@ -18,8 +18,7 @@ _SPACE = [2, 3]
 @cam_method("gradcam", summed=True)
 def gradcam(op: Builder, a: str, da: str) -> str:
     """sum_c mean_S(dA) * A.  https://arxiv.org/abs/1610.02391 (eq. 1 and 2)."""
-    weights = op.ReduceMean(da, _SPACE, keepdims=1)
-    return op.Mul(weights, a)
+    return op.Mul(op.mean(da, _SPACE), a)
 
 
 @cam_method("hirescam", summed=True)

@@ -24,7 +24,10 @@ def reduce_mean(op: Builder, node: Node, dy: str) -> Cotangents:
     x = node.inputs[0]
     axes = _axes(node)
     count = op.Div(op.cast(op.Size(x)), op.cast(op.Size(node.output))) if axes is None else op.count(x, axes)
-    return [op.Expand(_kept(op, node, op.Div(dy, count)), op.shape(x))]
+    kept = _kept(op, node, op.Div(dy, count))
+    if axes is None or node.shape(node.output) == ():
+        return [op.Expand(kept, op.shape(x))]
+    return [op.spread(kept, x, [axis % node.rank(x) for axis in axes])]
 
 
 @vjp("ReduceMax", "ReduceMin")

@@ -45,7 +45,8 @@ def _pointwise(
 ) -> str:
     """Windows of one element: the convolution of dY, then zeros between; 0.7 × the time."""
     z = _spread(op, node, op.Conv(dy, flipped(op, node, [1, 1], group), group=group), shape)
-    return _cut(op, node, z, [window.stride * steps for window, steps in zip(shape, known[2:], strict=True)])
+    z = _cut(op, node, z, [window.stride * steps for window, steps in zip(shape, known[2:], strict=True)])
+    return op.blocked(z, node.inputs[0])
 
 
 def _depthwise(

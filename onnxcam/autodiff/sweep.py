@@ -27,6 +27,8 @@ QUANTIZED = frozenset(
         onnx.TensorProto.UINT4,
     }
 )
+# through which a gradient goes pixel by pixel, in the layout in which it came
+_PIXELWISE = {"Add", "Clip", "HardSwish", "Mul", "Relu", "Sigmoid"}
 _MOVES = {
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth",
     "Split", "Squeeze", "Transpose", "Unsqueeze",
@@ -101,6 +103,8 @@ def sweep(
         op.dtype = _real(graph.dtype(proto.output[0])) or onnx.TensorProto.FLOAT
         if not entry.multiple and any(dy is not None for dy in arrived[1:]):
             raise node.refuse("a gradient is needed through one of its further outputs")
+        if proto.op_type in _PIXELWISE and arrived[0] is not None and op.is_spread(arrived[0]):
+            arrived[0] = op.blocked(arrived[0], proto.output[0])
         try:
             returned = entry.rule(op, node, arrived if entry.multiple else arrived[0])
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:

@@ -261,3 +261,28 @@ def test_sum_to_keeps_the_last_axes_of_a_matrix_product(unknown: bool) -> None:
     d = normal(5, 4, 2)
     got = compute(op, op.sum_to("d", "y", "x", keep=2), y=normal(5, 4, 3), x=normal(1, 4, 2), d=d)
     np.testing.assert_allclose(got, d.sum(0, keepdims=True), rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_of_what_was_spread_is_what_was_spread() -> None:
+    op = builder("float[2, 3, 4, 5] x, float[2, 3, 1, 1] v")
+    x, v = normal(2, 3, 4, 5), normal(2, 3, 1, 1)
+    wide = op.spread("v", "x", [2, 3])
+    assert op.mean(wide, [2, 3]) == "v" and op.mean(wide, [3]) == "v"
+    across = op.mean(wide, [1, 2, 3])  # it differs from channel to channel
+    np.testing.assert_allclose(
+        compute(op, across, x=x, v=v), np.broadcast_to(v, x.shape).mean((1, 2, 3), keepdims=True), rtol=1e-6
+    )
+    np.testing.assert_array_equal(compute(op, wide, x=x, v=v), np.broadcast_to(v, x.shape))
+    np.testing.assert_allclose(
+        compute(op, op.mean("x", [2, 3]), x=x, v=v), x.mean((2, 3), keepdims=True), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("given, pooled", [("float[N, 16, 4, 5] x", True), ("float[N, 16, h, w] x", False)])
+def test_numbers_come_through_a_pool_of_single_pixels_as_they_are(given: str, pooled: bool) -> None:
+    op = builder(given)
+    found = op.blocked("x", "x")
+    assert (ops(op) == ["AveragePool"]) == pooled and (found == "x") != pooled
+    x = normal(2, 16, 4, 5)
+    x[0, 0, 0, 0], x[0, 0, 0, 1], x[0, 0, 0, 2] = -np.inf, np.inf, np.nan
+    np.testing.assert_array_equal(compute(op, op.Mul(found, 1.0), x=x), x)

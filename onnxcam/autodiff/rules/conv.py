@@ -97,7 +97,7 @@ def _input_gradient(op: Builder, node: Node, dy: str, shape: Sequence[Window], g
         dilations = [window.dilation for window in shape]
         return op.Conv(trim(op, dy, pads), w, pads=flat(pads), dilations=dilations, group=group)
     found = strided.input_gradient(op, node, dy, shape, group, _flipped)
-    return found or _scatter(op, node, dy, shape, group)
+    return found or op.blocked(_scatter(op, node, dy, shape, group), node.inputs[0])
 
 
 def _flipped(op: Builder, node: Node, kernel: Sequence[int], group: int) -> str:

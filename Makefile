@@ -61,6 +61,7 @@ $(VENV)/.python:
 $(VENV)/.demo: $(VENV)/.python pyproject.toml
 	@$(say) "Installing onnxcam with ONNX Runtime for CPU (about 150 MB)"
 	@$(PIP) install --editable '.[cpu]'
+	@$(PY) -m compileall -q onnxcam exporters models
 	@$(PY) -c 'import cv2' 2>/dev/null || { \
 	  $(say) "OpenCV cannot load a system library here ($$($(PY) -c 'import cv2' 2>&1 | tail -n 1)): using opencv-python-headless in its place"; \
 	  $(PIP) uninstall --yes opencv-python opencv-python-headless 2>/dev/null; \

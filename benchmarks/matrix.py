@@ -34,7 +34,7 @@ from benchmarks.architectures import KERAS, TORCH  # noqa: E402
 TOLERANCE, SLACK = 1e-3, 3.0
 SAMPLES = 3
 # relative to the picture, and how often it is moved by that at most
-ROUNDING, DRAWS = 1e-6, 8
+ROUNDING, DRAWS = 1e-6, 64
 # of one file on one batch, which must give the same bits
 RUNS = 3
 LIMIT_S = 900

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -202,6 +201,8 @@ def _create_large(ort: Any, model: Large, session_options: Any, providers: list[
     Options keep the weights they are given, for every session made with them.
     """
     if not _for_one(session_options):
+        import tempfile
+
         with tempfile.TemporaryDirectory(prefix="onnxcam-", ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.onnx"
             write(model, path)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -240,9 +241,10 @@ def _digest(model: str) -> str:
 
 
 def _warm() -> None:
-    """Load what pictures are read and drawn with."""
+    """Load what pictures are read and drawn with, and what the summary tells."""
     with contextlib.suppress(Exception):  # what is wrong shows when it is needed
         Font(19, 600).width("0")
+        versions()
 
 
 def open_explainer(
@@ -345,6 +347,7 @@ def describe(model: str, explainer: Explainer, request: Request, digest: str) ->
     }
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of the packages that take part, those that are installed."""
     from importlib.metadata import PackageNotFoundError, version

@@ -73,6 +73,11 @@ class Cut:
     free: bool
     affine: bool
 
+    @property
+    def flags(self) -> dict[str, bool]:
+        """`by_row` by value."""
+        return dict(zip(self.values, self.by_row, strict=True))
+
 
 class Anatomy:
     """One classifier, from which the parts are made.

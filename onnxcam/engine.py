@@ -18,8 +18,9 @@ from onnxcam.graph import file, manifest
 from onnxcam.graph.large import Large, Serialized
 from onnxcam.graph.manifest import Manifest
 from onnxcam.graph.terminals import SCORES
-from onnxcam.live import Aim, Features, Progress, portions
+from onnxcam.live import Aim, Features, Progress
 from onnxcam.parts import BRIEF, IN_TURN, Parts
+from onnxcam.rows import portions
 
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
 

@@ -28,6 +28,7 @@ from onnxcam.graph.terminals import (
     TARGET,
 )
 from onnxcam.parts import Parts
+from onnxcam.rows import floats, joined, like, portions
 
 _TAIL_BYTES = 32 << 20  # of changed activations per run
 _TAIL_ROWS, _WHOLE_ROWS = 256, 8
@@ -87,16 +88,16 @@ class Features:
         wanted = list(dict.fromkeys(v for name in layers for v in parts.cut(name).values if v != anatomy.picture.name))
         wanted += [GRADIENT] * (aim is not None)
         found: dict[str, list[np.ndarray]] = {name: [] for name in (SCORES, *wanted)}
-        native = pictures if aim is None else _floats(pictures)
+        native = pictures if aim is None else floats(pictures)
         rows = np.arange(len(pictures)) if aim is None else aim.classes
         for part, classes in zip(portions(native, size), portions(rows, size), strict=True):
             feeds = {anatomy.picture.name: part} | ({} if aim is None else {TARGET: classes})
             for name, value in runtime.run(head, [SCORES, *wanted], feeds).items():
                 found[name].append(value)
-        by_row = {v: flag for name in layers for v, flag in zip(*_flags(parts, name), strict=True)}
+        by_row = {value: flag for name in layers for value, flag in parts.cut(name).flags.items()}
         by_row |= {SCORES: True, GRADIENT: True}
         self._values = {
-            name: _joined(rows)[: len(pictures)] if by_row[name] else rows[0] for name, rows in found.items()
+            name: joined(rows)[: len(pictures)] if by_row[name] else rows[0] for name, rows in found.items()
         }
         self._values[anatomy.picture.name] = pictures
         self.scores = self._values[SCORES].astype(np.float32, copy=False)
@@ -112,7 +113,7 @@ class Features:
         if any(not self.batch.parts.cut(name).free for name in layers) and self.batch.size is None:
             return None
         repeated = object.__new__(Features)
-        by_row = {v: flag for name in layers for v, flag in zip(*_flags(self.batch.parts, name), strict=True)}
+        by_row = {value: flag for name in layers for value, flag in self.batch.parts.cut(name).flags.items()}
         repeated._values = {
             name: np.repeat(value, count, axis=0) if by_row.get(name, True) else value
             for name, value in self._values.items()
@@ -167,7 +168,7 @@ class LiveView:
     def whole(cls, batch: Batch, objective: Objective) -> LiveView:
         """The pictures themselves as the layer."""
         name = batch.parts.cut(INPUT).layer.value
-        return cls(batch, INPUT, objective, {name: _floats(batch.pictures)})
+        return cls(batch, INPUT, objective, {name: floats(batch.pictures)})
 
     def know(self, relu: str, gradient: np.ndarray) -> None:
         """Take a gradient in the layer's own layout as computed."""
@@ -192,7 +193,7 @@ class LiveView:
         if relu not in self._known:
             rows = np.arange(len(self.scores))
             parts = [self._gradients(self._feeds(None, chunk), chunk, relu) for chunk in self._chunks(rows)]
-            self._known[relu] = _joined(parts)[: len(rows)]
+            self._known[relu] = joined(parts)[: len(rows)]
         return self._known[relu]
 
     @cached_property
@@ -320,16 +321,15 @@ class LiveView:
             runtime.run(session, list(methods), self._feeds(None, chunk) | {TARGET: classes[chunk]})
             for chunk in self._chunks(rows)
         ]
-        return [_joined([one[name] for one in found])[: len(rows)] for name in methods]
+        return [joined([one[name] for one in found])[: len(rows)] for name in methods]
 
     def of_classes(self, classes: np.ndarray, methods: Sequence[str]) -> list[np.ndarray] | None:
         """The maps `[N, k, h, w]` of graph methods, before their ReLU, of several classes `[N, k]` of each row.
 
         None where rows cannot be repeated, or there are more of them than one run takes.
         """
-        if not self._cut.free or self.batch.size is not None or classes.size > self._rows_per_run():
-            return None
-        if not any(find(name).gradient for name in methods):
+        repeats = self._cut.free and self.batch.size is None and classes.size <= self._rows_per_run()
+        if not repeats or not any(find(name).gradient for name in methods):
             return None
         session = self.batch.parts.class_maps(self.layer, tuple(methods), True)
         found = runtime.run(session, list(methods), self._held | {TARGET: classes.reshape(-1)})
@@ -395,7 +395,7 @@ class LiveView:
         """Cut values of some rows, the layer's own replaced by `activations` if given."""
         feeds = {}
         whole = len(rows) == len(self.scores) and bool((rows == np.arange(len(rows))).all())
-        for name, by_row in zip(self._cut.values, self._cut.by_row, strict=True):
+        for name, by_row in self._cut.flags.items():
             if activations is not None and name == self._cut.layer.value:
                 feeds[name] = self._native(activations, rows)
             else:
@@ -482,7 +482,7 @@ class LiveView:
         fed[self.batch.parts.anatomy.picture.name] = self.batch.pictures
         cut = self.batch.parts.cut(BLOCK)
         count = self.batch.size or (_WHOLE_ROWS if cut.free else len(self.scores))
-        whole = {name for name, by_row in zip(cut.values, cut.by_row, strict=True) if not by_row}
+        whole = {name for name, by_row in cut.flags.items() if not by_row}
         found: list[dict[str, np.ndarray]] = []
         for start in range(0, len(self.scores), count):
             part = {key: value[start : start + count] for key, value in fed.items()}
@@ -490,7 +490,7 @@ class LiveView:
                 part = {key: portions(value, count)[0] for key, value in part.items()}
             found.append(runtime.run(session, list(dict.fromkeys(names)), part))
         return [
-            found[0][name] if name in whole else _joined([one[name] for one in found])[: len(self.scores)]
+            found[0][name] if name in whole else joined([one[name] for one in found])[: len(self.scores)]
             for name in names
         ]
 
@@ -498,37 +498,3 @@ class LiveView:
         """Report progress."""
         if self.batch.progress is not None:
             self.batch.progress(done, total)
-
-
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of several runs; those of one as they are."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _floats(pictures: np.ndarray) -> np.ndarray:
-    """Pictures as values with a gradient: whole numbers as float32."""
-    return pictures.astype(np.float32) if np.issubdtype(pictures.dtype, np.integer) else pictures
-
-
-def like(pictures: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Pictures as the model takes them: whole numbers rounded, within their range."""
-    if not np.issubdtype(dtype, np.integer):
-        return pictures
-    held = np.iinfo(dtype)
-    return np.asarray(np.clip(np.rint(pictures), held.min, held.max).astype(dtype))
-
-
-def portions(batch: np.ndarray, size: int | None) -> list[np.ndarray]:
-    """A batch in runs of the model's own size, the last one filled up by repeating its final row."""
-    if size is None or size == len(batch):
-        return [batch]
-    parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-    short = size - len(parts[-1])
-    if short:
-        parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][-1:], short, axis=0)])
-    return parts
-
-
-def _flags(parts: Parts, layer: str) -> tuple[tuple[str, ...], tuple[bool, ...]]:
-    cut = parts.cut(layer)
-    return cut.values, cut.by_row

@@ -23,7 +23,7 @@ LAYERS = (
     ("cam", "image", "runtime", "html"),
     ("augmentation", "labels"),
     ("anatomy",),
-    ("parts",),
+    ("parts", "rows"),
     ("live",),
     ("engine", "examination", "check", "explanation", "doubts"),
     ("findings",),

@@ -85,7 +85,7 @@ def bench(
     4 no usable runtime or execution provider.
     """
     from onnxcam.bench import bench as measure
-    from onnxcam.cli.explain import versions
+    from onnxcam.cli.versions import versions
 
     found = pictures.collect(named, Path(model).parent / ".none") if named else pictures.Found()
     if found.failures:

@@ -12,8 +12,9 @@ from onnxcam import image
 from onnxcam.cli import options, pictures
 from onnxcam.cli.check import by_class
 from onnxcam.cli.errors import ExitCode
-from onnxcam.cli.explain import open_explainer, versions
+from onnxcam.cli.explain import open_explainer
 from onnxcam.cli.progress import Bar
+from onnxcam.cli.versions import versions
 from onnxcam.errors import OutputError
 
 EPILOG = """\

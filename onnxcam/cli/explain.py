@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from onnxcam.cam.methods import find
 from onnxcam.cli import options, pictures, question
 from onnxcam.cli.batch import Outcome, Request, cores, explain_all, sentence, workers
 from onnxcam.cli.progress import Progress
+from onnxcam.cli.versions import versions
 from onnxcam.errors import LayerError, OutputError, PreprocessError, TargetError
 from onnxcam.examination import AUGMENT, EIGEN, FUSIONS
 from onnxcam.explainer import Explainer
@@ -30,7 +30,6 @@ from onnxcam.image.text import Font
 
 SUMMARY = "analysis_summary.json"
 SMOOTHINGS = (EIGEN, AUGMENT)
-_PACKAGES = ("onnxcam", "onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python", "opencv-python-headless")
 
 EPILOG = """\
 \b
@@ -345,20 +344,6 @@ def describe(model: str, explainer: Explainer, request: Request, digest: str) ->
         "providers": explainer.providers,
         "versions": versions(),
     }
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of the packages that take part, those that are installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _layer(explainer: Explainer, layers: Sequence[str], side_by_side: bool) -> str | list[str] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxcam.explainer import Explainer
-from onnxcam.live import like
+from onnxcam.rows import like
 
 # (start, stop) of the changed pictures wanted -> float32 [m, C, H, W], and int64 [m], which picture each was
 Make = Callable[[int, int], tuple[np.ndarray, np.ndarray]]

@@ -1,0 +1,54 @@
+"""Several classes of each row in one session give the maps that each class gives by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcam import Explainer
+from onnxcam.cam.methods import GRAPH, find, methods
+from onnxcam.cam.objectives import Weights
+from tests.models import tiny_cnn
+
+NAMES = [name for name in methods(GRAPH) if find(name).gradient]
+MODELS: dict[str, dict[str, Any]] = {
+    "pooled": {},
+    "wide tail": {"pool": "Flatten"},
+    "softmax": {"ending": "Softmax"},
+    "multilabel": {"ending": "Sigmoid"},
+    "binary": {"classes": 1, "ending": "Sigmoid"},
+    "nhwc": {"nhwc": True},
+    "open size": {"size": None},
+    "fixed batch": {"batch": 2},
+}
+
+
+def explainer(model: onnx.ModelProto) -> Explainer:
+    return Explainer(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_classes_together_are_classes_apart(kind: str) -> None:
+    held = explainer(tiny_cnn(**MODELS[kind]))
+    shape = (3, 32, 32, 3) if kind == "nhwc" else (3, 3, 32, 32)
+    batch = np.random.default_rng(4).normal(size=shape).astype(np.float32)
+    classes = np.array([[1, 0], [0, 1], [1, 0]]) if kind == "binary" else np.array([[4, 0], [2, 2], [1, 3]])
+    examined = held.examine(batch)
+    together = examined.classes_map(classes, NAMES, [held.layers[-1]], {})
+    for place in range(2):
+        apart = held.examine(batch).attribute(classes[:, place], NAMES, normalize="none", size="layer")
+        for name, maps, other in zip(NAMES, together, apart, strict=True):
+            np.testing.assert_allclose(maps[0][:, place], other, rtol=1e-5, atol=1e-7, err_msg=name)
+    assert all(maps[0].any() for maps in together)
+
+
+def test_maps_from_a_class_are_those_from_its_cotangent() -> None:
+    held = explainer(tiny_cnn(pool="Flatten"))
+    batch = np.random.default_rng(4).normal(size=(3, 3, 32, 32)).astype(np.float32)
+    for name in NAMES:
+        mine = held.attribute(batch, 2, name, normalize="none", size="layer")
+        weighed = held.attribute(batch, Weights({2: 1.0}), name, normalize="none", size="layer")
+        np.testing.assert_allclose(mine, weighed, rtol=1e-5, atol=1e-7, err_msg=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -168,12 +169,13 @@ def _convert(
             function = trace(watched, picture, targets)
         concrete = function.get_concrete_function()
         try:
-            model, _ = tf2onnx.convert.from_function(
-                function,
-                input_signature=function.input_signature,
-                opset=DEFAULT_OPSET,
-                custom_op_handlers={"Erfc": (_erfc, [])},
-            )
+            with _collected():
+                model, _ = tf2onnx.convert.from_function(
+                    function,
+                    input_signature=function.input_signature,
+                    opset=DEFAULT_OPSET,
+                    custom_op_handlers={"Erfc": (_erfc, [])},
+                )
         except MemoryError:
             raise
         except Exception as error:
@@ -191,6 +193,35 @@ def ending(tensor: Any) -> tuple[str, Any] | None:
         tensor = tensor.op.inputs[0]
     kind = _ENDINGS.get(tensor.op.type)
     return None if kind is None else (kind, tensor.op.inputs[0])
+
+
+@contextlib.contextmanager
+def _collected() -> Iterator[None]:
+    """Give back what tf2onnx is done with while it works.
+
+    Before each of its optimizers it copies the graph with all weights. The copies hold themselves in circles, which
+    the collector would leave for long, as few as their objects are: 30 times a model's size was in use.
+    """
+    from tf2onnx.optimizer.optimizer_base import GraphOptimizerBase
+
+    original = GraphOptimizerBase.optimize
+
+    def optimize(self: Any, *args: Any, **options: Any) -> Any:
+        gc.collect()
+        return original(self, *args, **options)
+
+    cheap = not gc.get_freeze_count()  # what there is by now is not looked through each time
+    if cheap:
+        gc.collect()
+        gc.freeze()
+    GraphOptimizerBase.optimize = optimize
+    try:
+        yield
+    finally:
+        GraphOptimizerBase.optimize = original
+        if cheap:
+            gc.unfreeze()
+        gc.collect()
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from onnxcam.graph.terminals import (
     DIRECTION,
     GRADIENT,
     INPUT,
+    MAP,
     SCORES,
     TARGET,
 )
@@ -156,6 +157,8 @@ class Anatomy:
     def class_maps(self, name: str, methods: Sequence[str], repeated: bool) -> onnx.ModelProto:
         """Cut values and `TARGET`, int64 `[N]`, in; a map `[N, h, w]` per graph method out, before its ReLU.
 
+        Outputs are called `MAP` and the method's name behind it.
+
         Arguments:
             repeated: the cut values have N / k rows, each of which serves k classes in a row.
         """
@@ -166,8 +169,8 @@ class Anatomy:
         op.dtype = onnx.TensorProto.FLOAT
         outputs = []
         for method in methods:
-            op.Identity(cam.find_graph(method).function(op, a, da), name=method)
-            outputs.append(edit.info(method, onnx.TensorProto.FLOAT, ["N", "h", "w"]))
+            op.Identity(cam.find_graph(method).function(op, a, da), name=MAP + method)
+            outputs.append(edit.info(MAP + method, onnx.TensorProto.FLOAT, ["N", "h", "w"]))
         model = _part(graph, op, [*self._inputs(cut), given], outputs)
         if repeated:
             _repeat_rows(model, cut.values)

@@ -24,6 +24,7 @@ from onnxcam.graph.terminals import (
     DIRECTION,
     GRADIENT,
     INPUT,
+    MAP,
     SCORES,
     TARGET,
 )
@@ -316,12 +317,10 @@ class LiveView:
     def _from_class(self, classes: np.ndarray, methods: Sequence[str]) -> list[np.ndarray]:
         """The same of a class per row, in one session with the pass back."""
         session = self.batch.parts.class_maps(self.layer, tuple(methods))
-        rows = np.arange(len(self.scores))
-        found = [
-            runtime.run(session, list(methods), self._feeds(None, chunk) | {TARGET: classes[chunk]})
-            for chunk in self._chunks(rows)
-        ]
-        return [joined([one[name] for one in found])[: len(rows)] for name in methods]
+        names, rows = [MAP + name for name in methods], np.arange(len(self.scores))
+        feeds = (self._feeds(None, chunk) | {TARGET: classes[chunk]} for chunk in self._chunks(rows))
+        found = [runtime.run(session, names, fed) for fed in feeds]
+        return [joined([one[name] for one in found])[: len(rows)] for name in names]
 
     def of_classes(self, classes: np.ndarray, methods: Sequence[str]) -> list[np.ndarray] | None:
         """The maps `[N, k, h, w]` of graph methods, before their ReLU, of several classes `[N, k]` of each row.
@@ -331,9 +330,9 @@ class LiveView:
         repeats = self._cut.free and self.batch.size is None and classes.size <= self._rows_per_run()
         if not repeats or not any(find(name).gradient for name in methods):
             return None
-        session = self.batch.parts.class_maps(self.layer, tuple(methods), True)
-        found = runtime.run(session, list(methods), self._held | {TARGET: classes.reshape(-1)})
-        return [found[name].reshape(*classes.shape, *found[name].shape[1:]) for name in methods]
+        session, feeds = self.batch.parts.class_maps(self.layer, tuple(methods), True), {TARGET: classes.reshape(-1)}
+        maps = runtime.run(session, [MAP + name for name in methods], self._held | feeds)
+        return [found.reshape(*classes.shape, *found.shape[1:]) for found in maps.values()]
 
     def explain(self, method: str, options: dict[str, Any]) -> np.ndarray:
         """The map of any method after its ReLU, float32 `[N, h, w]`; of an input method, of the input's size."""

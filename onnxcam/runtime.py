@@ -208,7 +208,8 @@ def _create_large(ort: Any, model: Large, session_options: Any, providers: list[
             write(model, path)
             return _create(ort, path, session_options, providers)
     weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in model.weights.items()}
-    session_options.add_external_initializers(list(weights), list(weights.values()))
+    with contextlib.suppress(RuntimeError):  # they are there from an attempt with another provider
+        session_options.add_external_initializers(list(weights), list(weights.values()))
     session = _create(ort, model.graph, session_options, providers)
     session.weights_in_use = weights
     return session

@@ -7,6 +7,8 @@ SCORES, COTANGENT, GRADIENT, ACTIVATIONS, TARGET = (
     "onnxcam.activations",
     "onnxcam.target",
 )
+# what the name of a map begins with, its method behind it
+MAP = "onnxcam.map."
 DIRECTION, CURVATURE = "onnxcam.direction", "onnxcam.curvature"
 # layers by name: the picture itself, whose tail is the whole model; of a transformer, the output of its last block
 INPUT, BLOCK = "", "onnxcam.block"

@@ -45,6 +45,17 @@ def test_classes_together_are_classes_apart(kind: str) -> None:
     assert all(maps[0].any() for maps in together)
 
 
+def test_values_of_the_model_may_be_called_like_methods() -> None:
+    model = tiny_cnn()
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                names[place] = {"conv1": "gradcam", "pooled": "layercam"}.get(name, name)
+    batch = np.random.default_rng(4).normal(size=(1, 3, 32, 32)).astype(np.float32)
+    found, wanted = (explainer(held).attribute(batch, [2], NAMES) for held in (model, tiny_cnn()))
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_maps_from_a_class_are_those_from_its_cotangent() -> None:
     held = explainer(tiny_cnn(pool="Flatten"))
     batch = np.random.default_rng(4).normal(size=(3, 3, 32, 32)).astype(np.float32)

@@ -124,6 +124,21 @@ def test_one_set_of_options_opens_one_after_the_other() -> None:
 
 
 @pytest.mark.usefixtures("small_files")
+def test_another_provider_is_tried_with_the_same_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = onnxruntime.InferenceSession
+
+    def refusing(*arguments: Any, providers: Any, **options: Any) -> Any:
+        if providers != CPU:
+            raise RuntimeError("CUDA: no device")
+        return original(*arguments, providers=providers, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refusing)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *CPU])
+    found = open_session(serialize(wide())).run(None, {"input": PICTURES})[0]
+    np.testing.assert_array_equal(found, original(wide().SerializeToString()).run(None, {"input": PICTURES})[0])
+
+
+@pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("failing", ["model.onnx.data", "model.onnx"])
 def test_what_was_there_stays_where_writing_fails(
     failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,6 @@ class Built:
 
     Attributes:
         model: with its softmax, the one that is exported.
-        logits: the same weights without the softmax.
     """
 
     def __init__(self, name: str, seed: int = matrix.SEED) -> None:
@@ -34,7 +33,6 @@ class Built:
         self.entry = KERAS[name]
         keras.utils.set_random_seed(seed)
         self.model = self._made("softmax")
-        self.logits = self._made(None)
         self._exact: Any = None
         generator = np.random.default_rng(seed)
         norms = [layer for layer in self.model.layers if type(layer).__name__ == "BatchNormalization"]
@@ -54,7 +52,6 @@ class Built:
             self.model(self.pictures(matrix.SETTLING, seed), training=False)
         for norm in norms:
             del norm.call
-        self.logits.set_weights(self.model.get_weights())
 
     def _made(self, activation: str | None) -> Any:
         import keras
@@ -72,6 +69,13 @@ class Built:
         scales = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in self.model.layers[:3])
         found = generator.uniform(0, 255, shape) if scales else generator.standard_normal(shape)
         return found.astype(np.float32)
+
+    @functools.cached_property
+    def logits(self) -> Any:
+        """The same weights without the softmax."""
+        made = self._made(None)
+        made.set_weights(self.model.get_weights())
+        return made
 
     @property
     def exact(self) -> Any:
@@ -172,6 +176,8 @@ def _compare(built: Built, layer: str | None, batch: Any, targets: Any) -> Row:
             again = matrix._run(explained, held, entry, moved, classes)
             pairs = zip(again, there[:3], strict=True)
             least = [np.minimum(part, matrix._distance(*pair)) for part, pair in zip(least, pairs, strict=True)]
+            if max(float(part.max()) for part in least) <= matrix.TOLERANCE:
+                break
         for k, quantity in enumerate(matrix.QUANTITIES):
             if above[k].any():
                 figures[quantity]["beside"] = float(least[k].max())

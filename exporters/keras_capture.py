@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import warnings
@@ -199,26 +200,35 @@ def ending(tensor: Any) -> tuple[str, Any] | None:
 def _collected() -> Iterator[None]:
     """Give back what tf2onnx is done with while it works.
 
-    Before each of its optimizers it copies the graph with all weights. The copies hold themselves in circles, which
-    the collector would leave for long, as few as their objects are: 30 times a model's size was in use.
+    It copies the graph with all weights from step to step, and once more before each of its optimizers. The copies
+    hold themselves in circles, which the collector would leave for long, as few as their objects are: 30 times a
+    model's size was in use.
     """
+    from tf2onnx import convert, tf_loader
     from tf2onnx.optimizer.optimizer_base import GraphOptimizerBase
 
-    original = GraphOptimizerBase.optimize
+    steps = ((tf_loader, "tf_optimize"), (convert, "_convert_common"), (GraphOptimizerBase, "optimize"))
+    originals = [(owner, name, getattr(owner, name)) for owner, name in steps if hasattr(owner, name)]
 
-    def optimize(self: Any, *args: Any, **options: Any) -> Any:
-        gc.collect()
-        return original(self, *args, **options)
+    def tidy(step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def tidied(*args: Any, **options: Any) -> Any:
+            gc.collect()
+            return step(*args, **options)
+
+        return tidied
 
     cheap = not gc.get_freeze_count()  # what there is by now is not looked through each time
     if cheap:
         gc.collect()
         gc.freeze()
-    GraphOptimizerBase.optimize = optimize
     try:
+        for owner, name, step in originals:
+            setattr(owner, name, tidy(step))
         yield
     finally:
-        GraphOptimizerBase.optimize = original
+        for owner, name, step in originals:
+            setattr(owner, name, step)
         if cheap:
             gc.unfreeze()
         gc.collect()

@@ -20,7 +20,7 @@ from onnxcam.graph.manifest import Manifest
 from onnxcam.graph.terminals import SCORES
 from onnxcam.live import Aim, Features, Progress
 from onnxcam.parts import BRIEF, IN_TURN, Parts
-from onnxcam.rows import portions
+from onnxcam.rows import joined, portions
 
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -141,7 +141,7 @@ class Engine:
         """Logits `[N, K]` alone: the head runs, nothing is differentiated."""
         head, feed = self.parts.head(()), self.held["input"]["name"]
         rows = [runtime.run(head, [SCORES], {feed: part})[SCORES] for part in portions(batch, self.batch_size)]
-        return np.concatenate(rows)[: len(batch)]
+        return joined(rows)[: len(batch)]
 
     def features(
         self,

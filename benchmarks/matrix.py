@@ -16,6 +16,7 @@ import datetime
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -425,8 +426,12 @@ def spawn(task: str) -> None:
     _path(task).unlink(missing_ok=True)
     began = time.perf_counter()
     try:
-        done = subprocess.run(command, cwd=ROOT, timeout=LIMIT_S, capture_output=True, text=True)
-        reason = f"the process ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"
+        # what is given back is given back at once: converters leave holes in the heap
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+        done = subprocess.run(command, cwd=ROOT, timeout=LIMIT_S, capture_output=True, text=True, env=environment)
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        killed = "; was there too little memory?" if done.returncode == -signal.SIGKILL else f": {last}"
+        reason = f"the process ended with {done.returncode}{killed}"
     except subprocess.TimeoutExpired:
         reason = f"not done after {LIMIT_S} s"
     if held(task) is None:

@@ -76,7 +76,8 @@ def capture(
             f"opset {opset} was asked for; expected {OPSETS[0]} to {OPSETS[-1]}: the gradients need 18, and above 21 "
             "ONNX Runtime has no MaxPool on CUDA"
         )
-    model, endings = _convert(watched, picture, targets)
+    with _collected():
+        model, endings = _convert(watched, picture, targets)
     inner = [f"layer/{place}" for place in range(len(targets))]
     _rename(model, picture, [*names, *inner])
     if wanted > DEFAULT_OPSET:
@@ -170,13 +171,12 @@ def _convert(
             function = trace(watched, picture, targets)
         concrete = function.get_concrete_function()
         try:
-            with _collected():
-                model, _ = tf2onnx.convert.from_function(
-                    function,
-                    input_signature=function.input_signature,
-                    opset=DEFAULT_OPSET,
-                    custom_op_handlers={"Erfc": (_erfc, [])},
-                )
+            model, _ = tf2onnx.convert.from_function(
+                function,
+                input_signature=function.input_signature,
+                opset=DEFAULT_OPSET,
+                custom_op_handlers={"Erfc": (_erfc, [])},
+            )
         except MemoryError:
             raise
         except Exception as error:
@@ -204,9 +204,12 @@ def _collected() -> Iterator[None]:
     hold themselves in circles, which the collector would leave for long, as few as their objects are: 30 times a
     model's size was in use.
     """
-    from tf2onnx import convert, tf_loader
-    from tf2onnx.optimizer.optimizer_base import GraphOptimizerBase
-
+    try:
+        from tf2onnx import convert, tf_loader
+        from tf2onnx.optimizer.optimizer_base import GraphOptimizerBase
+    except ImportError:  # whoever needs it says so
+        yield
+        return
     steps = ((tf_loader, "tf_optimize"), (convert, "_convert_common"), (GraphOptimizerBase, "optimize"))
     originals = [(owner, name, getattr(owner, name)) for owner, name in steps if hasattr(owner, name)]
 

@@ -93,7 +93,7 @@ class Engine:
 
     @property
     def source(self) -> str | Serialized:
-        """The model in use, with its manifest: a path or its bytes."""
+        """The model in use, with its manifest: a path or its bytes; over 2 GiB its graph and weights."""
         return self._loaded.source
 
     def on(self, model: Source) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Explainer:
 
     @property
     def source(self) -> str | Serialized:
-        """The model in use, an explainable file: its path or its bytes."""
+        """The model in use, an explainable file: its path or its bytes; over 2 GiB its graph and weights."""
         return self._engine.source
 
     def beside(self, model: Any) -> Explainer:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.errors import DependencyError, InputError, ModelError, RuntimeUnavailable, listing, nearest
+from onnxcam.errors import DependencyError, InputError, ModelError, OutputError, RuntimeUnavailable, listing, nearest
 from onnxcam.graph import external, file
 from onnxcam.graph.large import Large, Serialized, write
 
@@ -205,7 +205,13 @@ def _create_large(ort: Any, model: Large, session_options: Any, providers: list[
 
         with tempfile.TemporaryDirectory(prefix="onnxcam-", ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.onnx"
-            write(model, path)
+            try:
+                write(model, path)
+            except OSError as error:
+                raise OutputError(
+                    f"a model over 2 GiB and session options of the caller's meet in a file, and {folder} cannot take it "
+                    f"({error.strerror}); set TMPDIR to a folder with room, or pass no session options"
+                ) from error
             return _create(ort, path, session_options, providers)
     weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in model.weights.items()}
     with contextlib.suppress(RuntimeError):  # they are there from an attempt with another provider

@@ -68,7 +68,7 @@ def write(model: Serialized, path: Path) -> None:
         parts[path].write_bytes(model.graph if isinstance(model, Large) else model)
         for final, part in parts.items():
             part.replace(final)
-    except OSError:
+    except BaseException:  # an interrupt too: so many bytes take a while
         for part in parts.values():
             part.unlink(missing_ok=True)
         raise

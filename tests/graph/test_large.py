@@ -161,6 +161,22 @@ def test_what_was_there_stays_where_writing_fails(
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_nothing_is_left_where_a_session_has_no_room(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise error
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt, match=r"TMPDIR|^$"):
+        open_session(serialize(wide()), CPU, quiet_options())
+    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
+        save(wide(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_graph_too_large_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "LARGEST", 100)
     monkeypatch.setattr(loading, "_PLAIN", set())

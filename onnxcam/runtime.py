@@ -209,7 +209,7 @@ def _create_large(ort: Any, model: Large, session_options: Any, providers: list[
                 write(model, path)
             except OSError as error:
                 raise OutputError(
-                    f"a model over 2 GiB and session options of the caller's meet in a file, and {folder} cannot take it "
+                    f"given session options, a model over 2 GiB is opened from a file, and {folder} cannot take it "
                     f"({error.strerror}); set TMPDIR to a folder with room, or pass no session options"
                 ) from error
             return _create(ort, path, session_options, providers)

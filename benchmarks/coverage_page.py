@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from benchmarks import keras_matrix, matrix
 from benchmarks.architectures import KERAS, TORCH
-from benchmarks.matrix import DRAWS, PACKAGES, QUANTITIES, ROUNDING, SAMPLES, SLACK, TOLERANCE, Row
+from benchmarks.judgement import DRAWS, PLACES, QUANTITIES, ROUNDING, SLACK, TOLERANCE
+from benchmarks.matrix import PACKAGES, SAMPLES, Row
 
 
 def render() -> str:
@@ -57,7 +58,9 @@ def render() -> str:
         "next to 0; when torch happens to fall on the right side of it and ONNX Runtime does not, torch agrees with "
         f"itself and the floor says nothing. Then both are asked again **beside** the picture, moved by {ROUNDING:g} "
         f"of itself, up to {DRAWS} times: each sample must agree within {TOLERANCE:g} at one of these places, which a "
-        "wrong gradient would not; the error left there is shown.",
+        "wrong gradient would not; the error left there is shown. Where the ReLUs are so many that no place is free of "
+        f"it, the floor is measured at {PLACES} places, and the **median** error has to be below {SLACK:g} times the "
+        "median floor.",
         "",
         "A gradient error of 0 is no accident at a last layer that only a global average pooling and one linear layer "
         "follow: the gradient is then a weight divided by an area. Rows marked † have a layer that no module returns "
@@ -99,7 +102,9 @@ def result(row: Row) -> str:
     if not _passes(row):
         reason = row.get("reason") or row.get("refused") or "; ".join(row.get("findings", ())) or "above tolerance"
         return "**fails**: " + reason.replace("|", "\\|")
-    floor, beside = _noise(row, "floor"), _noise(row, "beside")
+    floor, beside, median = (_noise(row, kind) for kind in ("floor", "beside", "median_error"))
+    if median is not None:
+        return f"passes, median {median:.1e} of floor {_noise(row, 'median_floor'):.1e}"
     if beside is not None:
         return f"passes, floor {floor:.1e}, beside {beside:.1e}"
     return "passes" if floor is None else f"passes, floor {floor:.1e}"

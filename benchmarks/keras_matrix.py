@@ -7,15 +7,15 @@ its logits in one functional model, `tape.gradient(score, layer output)`; in flo
 from __future__ import annotations
 
 import functools
+import gc
 import time
 from typing import Any
 
 from benchmarks import matrix
 from benchmarks.architectures import KERAS
+from benchmarks.judgement import judge
 
 Row = dict[str, Any]
-# parameters up to which the exporter compares, too, before the matrix does: above, both at once need over 24 GB
-MOST_VERIFIED = 250_000_000
 PACKAGES = ("keras", "tensorflow_cpu", "tf2onnx")
 
 
@@ -35,7 +35,6 @@ class Built:
         self.entry = KERAS[name]
         keras.utils.set_random_seed(seed)
         self.model = self._made("softmax")
-        self._exact: Any = None
         generator = np.random.default_rng(seed)
         norms = [layer for layer in self.model.layers if type(layer).__name__ == "BatchNormalization"]
 
@@ -79,20 +78,25 @@ class Built:
         made.set_weights(self.model.get_weights())
         return made
 
-    @property
+    @functools.cached_property
     def exact(self) -> Any:
         """The model without softmax in float64."""
         import keras
 
-        if self._exact is None:
-            before = keras.config.dtype_policy()
-            try:
-                keras.config.set_dtype_policy("float64")
-                self._exact = self._made(None)
-            finally:
-                keras.config.set_dtype_policy(before)
-            self._exact.set_weights(self.model.get_weights())
-        return self._exact
+        before = keras.config.dtype_policy()
+        try:
+            keras.config.set_dtype_policy("float64")
+            made = self._made(None)
+        finally:
+            keras.config.set_dtype_policy(before)
+        made.set_weights(self.model.get_weights())
+        return made
+
+    def release(self) -> None:
+        """Forget the networks without softmax until they are asked for again: they are as large as the model."""
+        self.__dict__.pop("logits", None)
+        self.__dict__.pop("exact", None)
+        gc.collect()
 
 
 def gradient_tape(model: Any, layer: str, batch: Any, targets: Any) -> tuple[Any, Any, Any, Any]:
@@ -121,10 +125,12 @@ def measure(name: str) -> dict[str, Row]:
 
     built = Built(name)
     batch = built.pictures(matrix.SAMPLES, matrix.SEED + 1)
-    return {
-        kind: _compare(built, None if kind == "default" else built.entry.middle, batch, np.array([-1, 7, 123]))
-        for kind in ("default", "middle")
-    }
+    rows = {}
+    for kind in ("default", "middle"):
+        layer = None if kind == "default" else built.entry.middle
+        rows[kind] = _compare(built, layer, batch, np.array([-1, 7, 123]))
+        built.release()
+    return rows
 
 
 def _compare(built: Built, layer: str | None, batch: Any, targets: Any) -> Row:
@@ -137,8 +143,7 @@ def _compare(built: Built, layer: str | None, batch: Any, targets: Any) -> Row:
     began = time.perf_counter()
     refused = None
     try:
-        verify = 1 if built.model.count_params() <= MOST_VERIFIED else False
-        explained: Any = export(built.model, None, layers=layer and [layer], verify=verify)
+        explained: Any = export(built.model, None, layers=layer and [layer], verify=1)
     except VerificationError as error:
         refused = str(error)
         explained = export(built.model, None, layers=layer and [layer], verify=False)
@@ -152,45 +157,24 @@ def _compare(built: Built, layer: str | None, batch: Any, targets: Any) -> Row:
     def oracle(model: Any, pictures: Any, classes: Any) -> tuple[Any, Any, Any, Any]:
         return gradient_tape(model, model.layers[place].name, pictures, classes)
 
-    found = matrix._run(explained, held, entry, batch, targets)
-    expected = oracle(built.logits, batch, targets)
-    far = [matrix._distance(*pair) for pair in zip(found, expected[:3], strict=True)]
-    figures: dict[str, Row] = {
-        quantity: {"error": float(far[k].max()), "floor": None, "beside": None}
-        for k, quantity in enumerate(matrix.QUANTITIES)
-    }
-    above = [part > matrix.TOLERANCE for part in far]
-    if any(part.any() for part in above):
-        classes = expected[3]
-        exact = oracle(built.exact, batch.astype(np.float64), classes)
-        floors = [matrix._distance(*pair) for pair in zip(expected[:3], exact[:3], strict=True)]
-        for k, quantity in enumerate(matrix.QUANTITIES):
-            if above[k].any():
-                figures[quantity]["floor"] = float(floors[k].max())
-        above = [
-            part > np.maximum(matrix.TOLERANCE, matrix.SLACK * floor) for part, floor in zip(far, floors, strict=True)
-        ]
-    if any(part.any() for part in above):
-        least = [np.where(part, np.inf, 0.0) for part in above]
-        generator = np.random.default_rng(matrix.SEED)
-        for _ in range(matrix.DRAWS):
-            moved = (batch * (1 + matrix.ROUNDING * generator.standard_normal(batch.shape))).astype(np.float32)
-            there = oracle(built.logits, moved, classes)
-            again = matrix._run(explained, held, entry, moved, classes)
-            pairs = zip(again, there[:3], strict=True)
-            least = [np.minimum(part, matrix._distance(*pair)) for part, pair in zip(least, pairs, strict=True)]
-            if max(float(part.max()) for part in least) <= matrix.TOLERANCE:
-                break
-        for k, quantity in enumerate(matrix.QUANTITIES):
-            if above[k].any():
-                figures[quantity]["beside"] = float(least[k].max())
-        above = [part > matrix.TOLERANCE for part in least]
+    file = matrix.opened(explained, held, entry)
+    del explained
+    *expected, classes = oracle(built.logits, batch, targets)
+    figures, passed = judge(
+        file(batch, targets),
+        expected,
+        batch,
+        classes,
+        file,
+        lambda pictures, classes: oracle(built.logits, pictures, classes)[:3],
+        lambda pictures, classes: oracle(built.exact, pictures.astype(np.float64), classes)[:3],
+    )
     return {
         "layer": entry["name"],
         "shape": entry["shape"],
         "oracle": "hooks",
         "figures": figures,
-        "passed": not any(part.any() for part in above),
+        "passed": passed,
         "exporter": "tf2onnx",
         "export_s": seconds,
         "refused": refused,

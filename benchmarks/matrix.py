@@ -31,18 +31,15 @@ TABLE = ROOT / "docs" / "coverage.md"
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.architectures import KERAS, TORCH  # noqa: E402
+from benchmarks.judgement import QUANTITIES, SLACK, TOLERANCE, Ask, distance, judge  # noqa: E402
 
-TOLERANCE, SLACK = 1e-3, 3.0
 SAMPLES = 3
-# relative to the picture, and how often it is moved by that at most
-ROUNDING, DRAWS = 1e-6, 64
 # of one file on one batch, which must give the same bits
 RUNS = 3
-LIMIT_S = 900
+LIMIT_S = 1800
 SEED = 1234
 # that settle the batch norms: fewer fit these too well, and activations then grow with depth
 SETTLING = 64
-QUANTITIES = ("scores", "activations", "gradients")
 PACKAGES = ("onnxcam", "onnxruntime", "onnx", "torch", "torchvision", "onnxscript")
 Row = dict[str, Any]
 
@@ -160,77 +157,40 @@ def _gated(explained: Any, picture: Any) -> float:
     maps = {entry["gradients"] for entry in held["layers"]}
     maps |= {name for entry in held["layers"] for name in entry["heatmaps"].values()}
     wrong = [not fired["fired"].all(), blank["fired"].any(), *(blank[name].any() for name in maps)]
-    wrong += [_distance(blank[name], value).max() > 1e-6 for name, value in want.items() if name not in maps]
-    return np.inf if any(wrong) else max(float(_distance(fired[name], value).max()) for name, value in want.items())
+    wrong += [distance(blank[name], value).max() > 1e-6 for name, value in want.items() if name not in maps]
+    return np.inf if any(wrong) else max(float(distance(fired[name], value).max()) for name, value in want.items())
 
 
 def _compare(model: Any, explained: Any, layer: str, batch: Any) -> Row:
     """One layer of the file against autograd."""
     import numpy as np
+    import torch
 
     from onnxcam.graph import manifest
 
     held = manifest.read(explained)
     assert held is not None
     entry = manifest.layer(held, layer)
-    found = _run(explained, held, entry, batch.numpy(), np.array([-1, 7, 123]))
-    expected = _autograd(model, layer, batch, np.array([-1, 7, 123]))
-    far = [_distance(*pair) for pair in zip(found, expected[:3], strict=True)]
-    figures: dict[str, Row] = {
-        quantity: {"error": float(far[place].max()), "floor": None, "beside": None}
-        for place, quantity in enumerate(QUANTITIES)
-    }
-    passed = max(float(part.max()) for part in far) <= TOLERANCE
-    if not passed:
-        passed = _excused(model, held, entry, explained, batch, far, expected, figures)
+    file = opened(explained, held, entry)
+    targets = np.array([-1, 7, 123])
+    *expected, classes = _autograd(model, layer, batch, targets)
+
+    def exact(pictures: Any, classes: Any) -> Any:
+        try:
+            return _autograd(model.double(), layer, torch.from_numpy(pictures).double(), classes)[:3]
+        finally:
+            model.float()
+
+    figures, passed = judge(
+        file(batch.numpy(), targets),
+        expected,
+        batch.numpy(),
+        classes,
+        file,
+        lambda pictures, classes: _autograd(model, layer, torch.from_numpy(pictures), classes)[:3],
+        exact,
+    )
     return {"layer": layer, "shape": entry["shape"], "oracle": "hooks", "figures": figures, "passed": passed}
-
-
-def _excused(
-    model: Any,
-    held: Row,
-    entry: Row,
-    explained: Any,
-    batch: Any,
-    far: list[Any],
-    expected: tuple[Any, Any, Any, Any],
-    figures: dict[str, Row],
-) -> bool:
-    """Whether errors above the tolerance are noise, with what was measured of it noted in `figures`.
-
-    First torch's own float32 against its float64 (`floor`). Where that is smaller than the error, both are asked again
-    right beside the picture, a rounding error away (`beside`): a gradient that is wrong is wrong there too, one that
-    only fell on the other side of a ReLU fed a value next to 0 is right at one of the places.
-    """
-    import numpy as np
-    import torch
-
-    exact = _autograd(model.double(), entry["name"], batch.double(), expected[3])
-    model.float()
-    floors = [_distance(*pair) for pair in zip(expected[:3], exact[:3], strict=True)]
-    limits = [np.maximum(TOLERANCE, SLACK * floor) for floor in floors]
-    for place, quantity in enumerate(QUANTITIES):
-        if figures[quantity]["error"] > TOLERANCE:
-            figures[quantity]["floor"] = float(floors[place].max())
-    above = [far[place] > limits[place] for place in range(3)]
-    if not any(part.any() for part in above):
-        return True
-    least = [np.where(part, np.inf, 0.0) for part in above]
-    generator = torch.Generator().manual_seed(SEED)
-    for _ in range(DRAWS):
-        moved = batch * (1 + ROUNDING * torch.randn(batch.shape, generator=generator))
-        there = _autograd(model, entry["name"], moved, expected[3])
-        found = _run(explained, held, entry, moved.numpy(), expected[3])
-        least = [
-            np.minimum(part, _distance(*pair))
-            for part, pair in zip(least, zip(found, there[:3], strict=True), strict=True)
-        ]
-        if max(float(part.max()) for part in least) <= TOLERANCE:
-            break
-    for place, quantity in enumerate(QUANTITIES):
-        if above[place].any():
-            figures[quantity]["beside"] = float(least[place].max())
-    return max(float(part.max()) for part in least) <= TOLERANCE
 
 
 def _recorded(explained: Any, refused: str | None) -> Row:
@@ -255,16 +215,20 @@ def _recorded(explained: Any, refused: str | None) -> Row:
     }
 
 
-def _run(explained: Any, held: Any, entry: Any, batch: Any, targets: Any) -> list[Any]:
-    """Scores, activations and gradients from the file alone, as any ONNX Runtime client would fetch them."""
+def opened(explained: Any, held: Any, entry: Any) -> Ask:
+    """How to ask a file alone for scores, activations and gradients, as any ONNX Runtime client would."""
     session = _open(explained)
     names = [held["scores"]["name"], entry["activations"], entry["gradients"]]
-    feeds = {held["input"]["name"]: batch, held["target"]["name"]: targets}
-    found: list[Any] = session.run(names, feeds)
-    for _ in range(RUNS - 1):
-        if any((a != b).any() for a, b in zip(found, session.run(names, feeds), strict=True)):
-            raise ValueError("two runs on the same pictures give different numbers")
-    return found
+
+    def ask(batch: Any, targets: Any) -> Any:
+        feeds = {held["input"]["name"]: batch, held["target"]["name"]: targets}
+        found = session.run(names, feeds)
+        for _ in range(RUNS - 1):
+            if any((a != b).any() for a, b in zip(found, session.run(names, feeds), strict=True)):
+                raise ValueError("two runs on the same pictures give different numbers")
+        return found
+
+    return ask
 
 
 def _open(model: Any) -> Any:
@@ -303,17 +267,6 @@ def _autograd(model: Any, layer: str, batch: Any, targets: Any) -> tuple[Any, An
     return scores.detach().numpy(), kept[-1].detach().numpy(), gradient.numpy(), chosen
 
 
-def _distance(a: Any, b: Any) -> Any:
-    """Per sample |a - b| / max(|b|, 1e-12)."""
-    import numpy as np
-
-    if a.shape != b.shape:
-        raise ValueError(f"shape {a.shape} where torch has {b.shape}")
-    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (a, b))
-    far = np.linalg.norm(a - b, axis=1) / np.maximum(np.linalg.norm(b, axis=1), 1e-12)
-    return np.where(np.isfinite(far), far, np.inf)
-
-
 def measure_light(name: str) -> Row:
     """Augment one of the onnx package's light models, compare its predictions with the file as it came, check it."""
     import numpy as np
@@ -337,7 +290,7 @@ def measure_light(name: str) -> Row:
     cpu = ["CPUExecutionProvider"]
     before = run(open_session(plain.SerializeToString(), cpu), [output], {picture["name"]: batch})[output]
     after = run(open_session(explained.SerializeToString(), cpu), [output], {picture["name"]: batch})[output]
-    far = float(_distance(after, before).max())
+    far = float(distance(after, before).max())
     report = check(explained, providers=cpu)
     gradients = next(finding for finding in report.findings if finding.name.startswith("gradients"))
     return {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +15,7 @@ from onnx import helper, numpy_helper, version_converter
 
 from onnxcam.errors import DependencyError, LayerError, ModelError
 from onnxcam.exporters.keras_module import Target, Watched, first_tensor, import_tensorflow, tensors, with_first
+from onnxcam.exporters.keras_weights import lean
 from onnxcam.exporters.named import first_line, told
 from onnxcam.graph import edit
 from onnxcam.graph.normalize import refresh
@@ -76,7 +75,7 @@ def capture(
             f"opset {opset} was asked for; expected {OPSETS[0]} to {OPSETS[-1]}: the gradients need 18, and above 21 "
             "ONNX Runtime has no MaxPool on CUDA"
         )
-    with _collected():
+    with lean():
         model, endings = _convert(watched, picture, targets)
     inner = [f"layer/{place}" for place in range(len(targets))]
     _rename(model, picture, [*names, *inner])
@@ -194,47 +193,6 @@ def ending(tensor: Any) -> tuple[str, Any] | None:
         tensor = tensor.op.inputs[0]
     kind = _ENDINGS.get(tensor.op.type)
     return None if kind is None else (kind, tensor.op.inputs[0])
-
-
-@contextlib.contextmanager
-def _collected() -> Iterator[None]:
-    """Give back what tf2onnx is done with while it works.
-
-    It copies the graph with all weights from step to step, and once more before each of its optimizers. The copies
-    hold themselves in circles, which the collector would leave for long, as few as their objects are: 30 times a
-    model's size was in use.
-    """
-    try:
-        from tf2onnx import convert, tf_loader
-        from tf2onnx.optimizer.optimizer_base import GraphOptimizerBase
-    except ImportError:  # whoever needs it says so
-        yield
-        return
-    steps = ((tf_loader, "tf_optimize"), (convert, "_convert_common"), (GraphOptimizerBase, "optimize"))
-    originals = [(owner, name, getattr(owner, name)) for owner, name in steps if hasattr(owner, name)]
-
-    def tidy(step: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(step)
-        def tidied(*args: Any, **options: Any) -> Any:
-            gc.collect()
-            return step(*args, **options)
-
-        return tidied
-
-    cheap = not gc.get_freeze_count()  # what there is by now is not looked through each time
-    if cheap:
-        gc.collect()
-        gc.freeze()
-    try:
-        for owner, name, step in originals:
-            setattr(owner, name, tidy(step))
-        yield
-    finally:
-        for owner, name, step in originals:
-            setattr(owner, name, step)
-        if cheap:
-            gc.unfreeze()
-        gc.collect()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 from onnxcam.errors import LayerError, ModelError
 from onnxcam.exporters.keras_capture import ending, quiet, tapped, trace
 from onnxcam.exporters.keras_module import Target, Watched, import_tensorflow, tensors
+from onnxcam.exporters.keras_weights import freeze, without_content
 
 
 class Evaluation:
@@ -144,25 +145,31 @@ class KerasOracle:
         return tensorflow.reduce_sum(tensorflow.gather(scores, targets, axis=1, batch_dims=1))
 
     def _frozen_in_float64(self) -> Any:
-        """The model's graph with its weights as constants, everything that was float32 made float64."""
-        tensorflow = import_tensorflow()
-        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+        """The model's graph, everything that was float32 made float64.
 
+        Its weights are arguments: as constants, TensorFlow holds them ten times over while it optimises the graph.
+        """
+        tensorflow = import_tensorflow()
         with quiet():
-            frozen = convert_variables_to_constants_v2(
-                trace(self._watched, self._picture, self._targets).get_concrete_function(), lower_control_flow=False
-            )
+            concrete = trace(self._watched, self._picture, self._targets).get_concrete_function()
+            frozen, weights = freeze(concrete)
         graph = frozen.graph.as_graph_def()
-        for function in (graph.node, *(f.node_def for f in graph.library.function)):
-            for node in function:
-                _widen(node)
         inputs = [tensor.name for tensor in frozen.inputs]
         returned = [tensor.name for tensor in frozen.outputs]
         count = len(returned) - len(self._targets)
+        without_content(graph, weights, "Placeholder")
+        for function in (graph.node, *(f.node_def for f in graph.library.function)):
+            for node in function:
+                _widen(node)
+        given = {f"{name}:0": tensorflow.constant(array, tensorflow.float64) for name, array in weights.items()}
+        del weights
 
-        def evaluate(batch: Any, targets: Any) -> list[Any]:
+        def evaluate(batch: Any, targets: Any, *arguments: Any) -> list[Any]:
             found = tensorflow.graph_util.import_graph_def(
-                graph, input_map={inputs[0]: batch}, return_elements=returned, name=""
+                graph,
+                input_map={inputs[0]: batch, **dict(zip(given, arguments, strict=True))},
+                return_elements=returned,
+                name="",
             )
             # the function's own outputs are copies beside the way: what they copy is on it
             values = [tensor.op.inputs[0] if tensor.op.type == "Identity" else tensor for tensor in found[count:]]
@@ -174,8 +181,10 @@ class KerasOracle:
         signature = [
             tensorflow.TensorSpec((None, *self._picture.shape[1:]), kind),
             tensorflow.TensorSpec((None,), tensorflow.int64),
+            *(tensorflow.TensorSpec(weight.shape, weight.dtype) for weight in given.values()),
         ]
-        return tensorflow.compat.v1.wrap_function(evaluate, signature)
+        function = tensorflow.compat.v1.wrap_function(evaluate, signature)
+        return lambda batch, targets: function(batch, targets, *given.values())
 
 
 def _widen(node: Any) -> None:

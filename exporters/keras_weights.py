@@ -1,0 +1,206 @@
+"""Weights kept beside the graph while TensorFlow and tf2onnx work on it.
+
+As constants they are copied with it at every step, into functions, sessions, and protobufs: 20 times over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import gc
+import math
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from onnxcam.exporters.keras_module import import_tensorflow
+
+# elements from which a constant is a weight, and not a scale, a bound or a shape that a step may want to read
+_LARGE = 16384
+Weights = dict[str, np.ndarray]
+
+
+def freeze(concrete: Any) -> tuple[Any, Weights]:
+    """A function's graph with its variables as constants, the large ones apart.
+
+    Arguments:
+        concrete: a ConcreteFunction.
+
+    Returns:
+        the frozen ConcreteFunction, whose large constants have no content, and the float32 arrays by node name.
+    """
+    from tensorflow.python.framework import convert_to_constants
+
+    weights: Weights = {}
+    with _replaced([_frozen_into(weights)]):
+        return convert_to_constants.convert_variables_to_constants_v2(concrete, lower_control_flow=False), weights
+
+
+def without_content(graph: Any, weights: Weights, op: str) -> None:
+    """Write the nodes of weights in a graph definition as `Placeholder`, or as `Const` without content, in place."""
+    tensorflow = import_tensorflow()
+    single = tensorflow.float32.as_datatype_enum
+    for node in graph.node:
+        if node.name not in weights:
+            continue
+        shape = tensorflow.TensorShape(weights[node.name].shape).as_proto()
+        node.op = op
+        node.ClearField("attr")
+        node.attr["dtype"].type = single
+        if op == "Const":
+            node.attr["value"].tensor.dtype = single
+            node.attr["value"].tensor.tensor_shape.CopyFrom(shape)
+        else:
+            node.attr["shape"].shape.CopyFrom(shape)
+
+
+@contextlib.contextmanager
+def lean() -> Iterator[None]:
+    """Without the copies that tf2onnx makes of a model's weights.
+
+    They are taken out of the graph as it is frozen, and handed to tf2onnx beside it, as it does itself where a graph is
+    too large for a protobuf. It copies its own graph before each of its optimizers: these copies share them. And what
+    it is done with is given back while it works: it hangs together in circles, which the collector would leave for
+    long, as few as the objects are.
+    """
+    try:
+        from tf2onnx import convert, graph, optimizer, tf_loader
+        from tf2onnx.optimizer.optimizer_base import GraphOptimizerBase
+    except ImportError:  # whoever needs it says so
+        yield
+        return
+    weights: Weights = {}
+
+    def as_placeholders(step: Callable[..., Any], definition: Any) -> Any:
+        definition = step(definition)
+        without_content(definition, weights, "Placeholder")
+        return definition
+
+    def as_constants(step: Callable[..., Any], definition: Any, *args: Any, **options: Any) -> Any:
+        without_content(definition, weights, "Const")
+        return step(definition, *args, **options)
+
+    def with_contents(step: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return step(*args, **options | {"const_node_values": _Contents(weights)})
+
+    def shared(value: Any) -> Any:
+        memo: dict[int, Any] = {}
+        for node in value.get_nodes() if isinstance(value, graph.Graph) else ():
+            if _is_weight(node):
+                node._op = type(node._op)(name=node.name, op_type=node.type, domain=node.domain, output=node.output)
+                memo[id(node._attr["value"])] = node._attr["value"]
+        return copy.deepcopy(value, memo)
+
+    def light(step: Callable[..., Any]) -> Callable[..., Any]:
+        def update(node: Any, *args: Any, **options: Any) -> None:
+            held = node._attr
+            node._attr = {} if _is_weight(node) else held
+            try:
+                step(node, *args, **options)
+            finally:
+                node._attr = held
+
+        return update
+
+    cheap = not gc.get_freeze_count()  # what there is by now is not looked through each time
+    if cheap:
+        gc.collect()
+        gc.freeze()
+    try:
+        steps = (
+            (tf_loader, "fix_freezing_errors_part2", _tidy(as_placeholders)),
+            (tf_loader, "tf_optimize", _tidy()),
+            (convert, "_convert_common", _tidy(as_constants)),
+            (convert, "process_tf_graph", _tidy(with_contents)),
+            (GraphOptimizerBase, "optimize", _tidy()),
+            (optimizer, "copy", lambda _: SimpleNamespace(deepcopy=shared)),
+            (graph.Node, "update_proto", light),
+        )
+        with _replaced([_frozen_into(weights), *steps]):
+            yield
+    finally:
+        weights.clear()
+        if cheap:
+            gc.unfreeze()
+        gc.collect()
+
+
+Replacement = tuple[Any, str, Callable[[Any], Any]]
+
+
+def _frozen_into(weights: Weights) -> Replacement:
+    """Freezing takes the large constants out before it builds a function of what is left."""
+    from tensorflow.python.framework import convert_to_constants
+
+    def construct(step: Callable[..., Any], function: Any, definition: Any, *args: Any) -> Any:
+        weights.update(_taken(definition))
+        without_content(definition, weights, "Const")
+        # a message keeps the memory of what was cleared
+        return step(function, type(definition).FromString(definition.SerializeToString()), *args)
+
+    return convert_to_constants, "_construct_concrete_function", lambda step: functools.partial(construct, step)
+
+
+def _taken(definition: Any) -> Weights:
+    tensorflow = import_tensorflow()
+    found: Weights = {}
+    for node in definition.node:
+        if node.op != "Const" or node.attr["dtype"].type != tensorflow.float32.as_datatype_enum:
+            continue
+        tensor = node.attr["value"].tensor
+        shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
+        if len(tensor.tensor_content) >= 4 * max(_LARGE, math.prod(shape)):
+            found[node.name] = np.frombuffer(tensor.tensor_content, np.float32).reshape(shape)
+    return found
+
+
+class _Contents(Mapping[str, bytes]):
+    """The bytes of each weight, made when they are asked for."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._weights[name].tobytes()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def _is_weight(node: Any) -> bool:
+    """Whether a node of tf2onnx's graph holds a large constant."""
+    value = node._attr.get("value")
+    return value is not None and bool(value.HasField("t")) and math.prod(value.t.dims) >= _LARGE
+
+
+def _tidy(instead: Callable[..., Any] = lambda step, *args, **options: step(*args, **options)) -> Callable[[Any], Any]:
+    """A step with the garbage collected before it."""
+
+    def made(step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def tidied(*args: Any, **options: Any) -> Any:
+            gc.collect()
+            return instead(step, *args, **options)
+
+        return tidied
+
+    return made
+
+
+@contextlib.contextmanager
+def _replaced(replacements: list[Replacement]) -> Iterator[None]:
+    """With attributes of other modules in place of their own."""
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
+    try:
+        for (owner, name, original), (_, _, instead) in zip(originals, replacements, strict=True):
+            setattr(owner, name, instead(original))
+        yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)

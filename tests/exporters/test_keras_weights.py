@@ -1,0 +1,112 @@
+"""Weights beside the graph: the conversion gives what it gives with them inside, and copies them less often."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow")
+pytest.importorskip("tf2onnx")
+
+from onnxcam.exporters import keras_capture
+from onnxcam.exporters.keras import export
+from onnxcam.exporters.keras_weights import lean
+from onnxcam.graph import manifest
+from onnxcam.runtime import open_session, run
+
+pytestmark = [pytest.mark.keras, pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")]
+
+
+def wide() -> Any:
+    """A classifier of convolutions, plain, grouped, depthwise and separable, that have over 16,384 weights each."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            layers.Input((16, 16, 3)),
+            layers.Conv2D(128, 3, padding="same"),
+            layers.BatchNormalization(),
+            layers.Conv2D(256, 3, groups=4, activation="relu"),
+            layers.DepthwiseConv2D(9, padding="same"),
+            layers.SeparableConv2D(128, 9, padding="same", activation="relu", name="last"),
+            layers.LayerNormalization(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(200, activation="softmax"),
+        ]
+    )
+
+
+def test_the_file_is_the_one_that_weights_inside_the_graph_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wide()
+    found = export(model, None, verify=2)
+    monkeypatch.setattr(keras_capture, "lean", contextlib.nullcontext)
+    expected = export(model, None, verify=False)
+    kinds = [collections.Counter(node.op_type for node in one.graph.node) for one in (found, expected)]
+    assert kinds[0] == kinds[1]
+    batch = {"input": np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)}
+    held = manifest.read(found)
+    assert held is not None
+    names = [held["scores"]["name"], held["layers"][0]["gradients"]]
+    arrays = [run(open_session(one.SerializeToString(), None), names, batch) for one in (found, expected)]
+    for name in names:
+        np.testing.assert_allclose(arrays[0][name], arrays[1][name], rtol=1e-5, atol=1e-7)
+
+
+def test_everything_of_others_is_put_back_even_after_an_error() -> None:
+    from tensorflow.python.framework import convert_to_constants
+    from tf2onnx import convert, graph, optimizer, tf_loader
+
+    def held() -> list[Any]:
+        return [
+            convert_to_constants._construct_concrete_function,
+            convert._convert_common,
+            convert.process_tf_graph,
+            graph.Node.update_proto,
+            optimizer.copy,
+            tf_loader.fix_freezing_errors_part2,
+            tf_loader.tf_optimize,
+        ]
+
+    before = held()
+    with pytest.raises(RuntimeError, match="in between"), lean():
+        assert all(a is not b for a, b in zip(held(), before, strict=True))
+        raise RuntimeError("in between")
+    assert held() == before
+
+
+SCRIPT = """
+import json, resource, sys
+import keras
+from onnxcam.exporters.keras import export
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+side = 2800
+model = keras.Sequential([keras.layers.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Flatten(),
+    *(keras.layers.Dense(side, activation="relu") for _ in range(4)), keras.layers.Dense(10)])
+small = keras.Sequential([keras.layers.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Flatten(),
+    keras.layers.Dense(10)])
+export(small, None, verify=1)
+before = peak()
+export(model, None, verify=1)
+print(json.dumps({"used": peak() - before, "weights": 4 * model.count_params()}))
+"""
+
+
+@pytest.mark.slow
+def test_an_export_holds_the_weights_a_dozen_times_at_most() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT], capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["weights"] > 90e6
+    # measured: 7; with the weights in the graph 18
+    assert figures["used"] < 13 * figures["weights"]

@@ -32,7 +32,7 @@ from onnxcam.parts import Parts
 from onnxcam.rows import floats, joined, like, portions
 
 _TAIL_BYTES = 32 << 20  # of changed activations per run
-_TAIL_ROWS, _WHOLE_ROWS = 256, 8
+_TAIL_ROWS, _WHOLE_ROWS = 256, 4
 
 Progress = Callable[[int, int], None]
 

@@ -94,10 +94,13 @@ def probabilities(scores: np.ndarray, kind: str) -> np.ndarray:
 
     Softmax for `logits`; a sigmoid each for `multilabel`; (1 - p, p) for `binary_logit`.
     """
+    if kind == "logits":  # in few calls: beside a small model each counts
+        top = np.maximum.reduce(scores, axis=1, keepdims=True)
+        found = np.subtract(scores, top, dtype=np.float64)
+        np.exp(found, out=found)
+        found /= np.add.reduce(found, axis=1, keepdims=True)
+        return found.astype(np.float32)
     logits: np.ndarray = scores.astype(np.float64)
-    if kind == "logits":
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
     p = np.where(logits >= 0, 1.0, np.exp(np.minimum(logits, 0))) / (1.0 + np.exp(-np.abs(logits)))
     if kind == "binary_logit":
         p = np.concatenate([1.0 - p, p], axis=1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import os
 import platform
 import statistics
@@ -117,25 +118,31 @@ def prepare(model: str, folder: Path) -> tuple[dict[str, Callable[[], object]], 
 
 
 def compare(make: Callable[[], dict[str, Callable[[], object]]], rounds: int) -> dict[str, float]:
-    """Ratios of medians within rounds.
+    """Ratios within rounds, their medians.
 
     Every round has sessions of its own: two plain sessions of one file in one process differ by up to 5 %, for as long
-    as they live.
+    as they live. In a round each contestant has a block on the way there and one on the way back, so that a machine
+    that becomes slower or faster in between favours none.
     """
-    took: dict[str, list[float]] = {}
+    ratios: dict[str, list[float]] = {}
+    forward: list[float] = []
     for turn in range(rounds):
         calls = make()
         for call in calls.values():
             call()
-        order = list(calls.items())
-        for name, call in order if turn % 2 == 0 else order[::-1]:
+        order = list(calls)[:: 1 if turn % 2 == 0 else -1]
+        took: dict[str, list[float]] = {}
+        for name in [*order, "forward", *order[::-1]]:
             time.sleep(PAUSE_S)  # the threads of the one before stop waiting for work
-            took.setdefault(name, []).append(block(call))
-    found = {"forward ms": 1e3 * statistics.median(took["forward"])}
-    for name, over, _, _ in ASKED:
-        if name in took:
-            found[name] = statistics.median(a / b for a, b in zip(took[name], took[over], strict=True))
-    return found
+            took.setdefault(name, []).append(block(calls[name]))
+        means = {name: statistics.fmean(held) for name, held in took.items()}
+        forward.append(means["forward"])
+        for name, over, _, _ in ASKED:
+            if name in means:
+                ratios.setdefault(name, []).append(means[name] / means[over])
+        calls.clear()
+        gc.collect()  # a large model's sessions are gone before the next ones come
+    return {"forward ms": 1e3 * statistics.median(forward)} | {n: statistics.median(r) for n, r in ratios.items()}
 
 
 def block(call: Callable[[], object]) -> float:

@@ -78,11 +78,11 @@ def export(model: str, layer: str | None, folder: Path) -> None:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """The ratios of every round; two sessions at a time."""
+    """The ratios of every round; two sessions at a time, new ones each round, for two sessions of one file differ."""
     found: dict[str, list[float]] = {}
     for key, pair in PAIRS.items():
-        calls = {name: prepared(folder / f"{name}.onnx") for name in pair}
         for turn in range(rounds):
+            calls = {name: prepared(folder / f"{name}.onnx") for name in pair}
             order = list(calls.items())
             took = {name: block(call) for name, call in (order if turn % 2 == 0 else order[::-1])}
             found.setdefault(key, []).append(took[pair[0]] / took[pair[1]])

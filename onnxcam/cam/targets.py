@@ -96,7 +96,7 @@ def probabilities(scores: np.ndarray, kind: str) -> np.ndarray:
     """
     if kind == "logits":  # in few calls: beside a small model each counts
         top = np.maximum.reduce(scores, axis=1, keepdims=True)
-        found = np.subtract(scores, top, dtype=np.float64)
+        found: np.ndarray = np.subtract(scores, top, dtype=np.float64)
         np.exp(found, out=found)
         found /= np.add.reduce(found, axis=1, keepdims=True)
         return found.astype(np.float32)

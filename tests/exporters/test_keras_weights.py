@@ -83,6 +83,42 @@ def test_everything_of_others_is_put_back_even_after_an_error() -> None:
     assert held() == before
 
 
+def test_the_float64_oracle_takes_weights_that_nothing_reads_and_agrees() -> None:
+    import keras
+
+    from onnxcam.exporters import keras_module, keras_oracle
+
+    class Idle(keras.Model):
+        """Computes a large convolution whose result it drops."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = keras.layers.Conv2D(128, 3, name="first")
+            self.idle = keras.layers.Conv2D(128, 3)
+            self.head = keras.layers.Dense(300)
+
+        def call(self, x: Any) -> Any:
+            x = self.first(x)
+            self.idle(x)
+            return self.head(keras.ops.mean(keras.ops.relu(x), axis=(1, 2)))
+
+    keras.utils.set_random_seed(2)
+    model = Idle()
+    batch = np.random.default_rng(1).normal(size=(2, 12, 12, 3)).astype(np.float32)
+    model(batch)
+    watched = keras_module.Watched(model)
+    target = keras_module.Target("first", "first", 0, (10, 10, 128))
+    oracle = keras_oracle.KerasOracle(watched, [target], batch, outputs=1, place=0, kind="logits", stepped_over=False)
+    single, double = oracle(batch, False), oracle(batch, True)
+    assert single is not None and double is not None
+    assert double.scores.dtype == np.float64
+    np.testing.assert_allclose(single.scores, double.scores, rtol=1e-4, atol=1e-5)
+    targets = np.array([3, 250])
+    for one, other in zip(single.gradients(targets), double.gradients(targets), strict=True):
+        assert other.dtype == np.float64
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 SCRIPT = """
 import json, resource, sys
 import keras

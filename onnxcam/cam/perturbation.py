@@ -120,7 +120,7 @@ def _masked(view: View, channels: int, alter: Alter, samples: int) -> np.ndarray
         masks -= low
         masks /= high - low + 1e-8
         if not held or len(held[0]) < len(row):
-            held[:] = [np.empty((len(row), *pictures.shape[1:]), pictures.dtype)]
+            held[:] = [np.empty((len(row), *pictures.shape[1:]), np.float32)]
         shown = held[0][: len(row)]
         seen = pictures[row[:1]] if row[0] == row[-1] else pictures[row]
         return np.multiply(seen, alter(masks, number)[:, None], out=shown), row

@@ -38,7 +38,7 @@ def judge(
     Where that is smaller than the error, both are asked again right beside the picture, a rounding error away: a
     gradient that is wrong is wrong there too, one that only fell on the other side of a ReLU agrees at one of the
     places (`beside`). Where the ReLUs are so many that no place is free of it, the floor is measured at several places,
-    and the median error must be below three times the median floor (`medians`).
+    and the median error must be below three times the median floor.
 
     Arguments:
         mine, theirs: scores, activations and gradients of the file and of the framework.

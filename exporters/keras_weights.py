@@ -195,7 +195,10 @@ def _tidy(instead: Callable[..., Any] = lambda step, *args, **options: step(*arg
 
 @contextlib.contextmanager
 def _replaced(replacements: list[Replacement]) -> Iterator[None]:
-    """With attributes of other modules in place of their own."""
+    """With attributes of other modules in place of their own; of a version that lacks one of them, all stay."""
+    if not all(hasattr(owner, name) for owner, name, _ in replacements):
+        yield
+        return
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
     try:
         for (owner, name, original), (_, _, instead) in zip(originals, replacements, strict=True):

@@ -83,6 +83,16 @@ def test_everything_of_others_is_put_back_even_after_an_error() -> None:
     assert held() == before
 
 
+def test_a_version_without_one_of_the_steps_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorflow.python.framework import convert_to_constants
+    from tf2onnx import convert, tf_loader
+
+    monkeypatch.delattr(convert, "process_tf_graph")
+    before = convert_to_constants._construct_concrete_function, tf_loader.tf_optimize
+    with lean():
+        assert (convert_to_constants._construct_concrete_function, tf_loader.tf_optimize) == before
+
+
 def test_the_float64_oracle_takes_weights_that_nothing_reads_and_agrees() -> None:
     import keras
 

@@ -109,21 +109,16 @@ def _masked(view: View, channels: int, alter: Alter, samples: int) -> np.ndarray
     chosen = strongest(a, channels)
     rows, count = chosen.shape
     down, across = enlarging(a.shape[2], shape[0]), enlarging(a.shape[3], shape[1])
-    # as few new arrays as can be: pages that the system has to give anew take longer than what is computed in them
-    held: list[np.ndarray] = []
 
     def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         which, number = np.divmod(np.arange(start, stop), samples)
         row, place = np.divmod(which, count)
         masks = down @ a[row, chosen[row, place]] @ across.T
         low, high = masks.min(axis=(1, 2), keepdims=True), masks.max(axis=(1, 2), keepdims=True)
-        masks -= low
+        masks -= low  # in place: pages that the system has to give anew take longer than what is computed in them
         masks /= high - low + 1e-8
-        if not held or len(held[0]) < len(row):
-            held[:] = [np.empty((len(row), *pictures.shape[1:]), np.float32)]
-        shown = held[0][: len(row)]
         seen = pictures[row[:1]] if row[0] == row[-1] else pictures[row]
-        return np.multiply(seen, alter(masks, number)[:, None], out=shown), row
+        return seen * alter(masks, number)[:, None], row
 
     scores = view.input.values(rows * count * samples, make).reshape(rows, count, samples).mean(axis=2)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))

@@ -32,10 +32,10 @@ from onnxcam.exporters import keras_capture, keras_layers, keras_oracle, parity
 from onnxcam.exporters.keras_module import Call, Target, Watched, import_tensorflow, tensors
 from onnxcam.exporters.outputs import choose
 from onnxcam.graph import edit, manifest
+from onnxcam.graph.inference import describe
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import save
 from onnxcam.graph.manifest import Manifest
-from onnxcam.graph.normalize import describe
 
 AGAINST = "TensorFlow GradientTape"
 DEFAULT_SIDE = 224

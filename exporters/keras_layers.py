@@ -13,6 +13,7 @@ from onnxcam.exporters.keras_module import Call, Target, Watched
 from onnxcam.graph import edit
 from onnxcam.graph import layers as target_layers
 from onnxcam.graph import scores as class_scores
+from onnxcam.graph.assumed import sized
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
@@ -83,7 +84,9 @@ def _by_graph(captured: keras_capture.Captured, calls: Sequence[Call], picture: 
     the models around them.
     """
     graph = prepare(captured.model)
-    layer = target_layers.default(graph, class_scores.find(graph, captured.outputs[place]).value)
+    scores = class_scores.find(graph, captured.outputs[place]).value
+    fitted = sized(graph, scores, likely=(picture.shape[1], picture.shape[2]))
+    graph, layer = fitted.graph, target_layers.default(fitted.layers or ())
     exposed = onnx.ModelProto()
     exposed.CopyFrom(graph.model)
     exposed.graph.output.append(edit.info(layer.value, graph.dtype(layer.value), layer.shape))

@@ -25,9 +25,10 @@ from onnxcam.errors import LayerError, ModelError
 from onnxcam.graph import attention, edit, layers, manifest, scores
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.constants import constants
+from onnxcam.graph.inference import refresh
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import Source
-from onnxcam.graph.normalize import prepare, refresh
+from onnxcam.graph.normalize import prepare
 from onnxcam.graph.split import cut_at
 from onnxcam.graph.terminals import (
     ACTIVATIONS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -19,15 +20,17 @@ from onnxcam.autodiff.sweep import sweep
 from onnxcam.cam import gate as gates
 from onnxcam.cam import methods as cam
 from onnxcam.cam import targets
-from onnxcam.errors import LabelsError, LayerError, ModelError, TargetError, listing, miscounted
+from onnxcam.errors import LabelsError, LayerError, ModelError, PreprocessError, TargetError, listing, miscounted
 from onnxcam.graph import branch, edit, layers, manifest
+from onnxcam.graph.assumed import Sized, sized
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.entry import normalization
+from onnxcam.graph.inference import describe, refresh
 from onnxcam.graph.large import Large
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import Source, serialize
 from onnxcam.graph.manifest import Manifest
-from onnxcam.graph.normalize import describe, prepare, refresh
+from onnxcam.graph.normalize import prepare
 from onnxcam.graph.scores import Scores
 from onnxcam.graph.scores import find as find_scores
 from onnxcam.graph.view import Dim, Graph
@@ -59,6 +62,7 @@ def augment(
     gate: str | None = None,
     grid: tuple[int, int] | None = None,
     prefix_tokens: int | None = None,
+    input_size: tuple[int, int] | None = None,
 ) -> onnx.ModelProto:
     """Make a classifier explainable: scores, activations, gradients and heatmaps from one plain ONNX file.
 
@@ -77,6 +81,9 @@ def augment(
             explainable model has it already; an empty text: all are explained, always.
         grid, prefix_tokens: rows and columns of the patches in layers of tokens, and how many tokens come before them,
             where the graph does not tell; one of the two is enough where the other follows.
+        input_size: height and width of the picture, where the model leaves them open: the explainable model takes that
+            size alone. Where none is given and layers of tokens need one, it is the one that `preprocess` makes, or
+            else 224 x 224, which the manifest then calls assumed.
 
     Returns:
         a new `ModelProto`: the original outputs, `logits` where needed, `activations` and `gradients` of the layers'
@@ -112,7 +119,12 @@ def augment(
     found = find_scores(graph, asked)
     labels = _check_labels(labels, found.classes)
     condition = gates.parse(gate, labels, found.classes)
-    wanted = _wanted(graph, layers, held, found.value, grid, prefix_tokens)
+    asked_layers = [layers] if isinstance(layers, (str, Layer)) else layers
+    if asked_layers is None and held is not None:
+        asked_layers = [layer_of(entry) for entry in held["layers"] if entry.get("value")] or None
+    fitted = sized(graph, found.value, asked_layers, size=input_size, likely=_likely(preprocess))
+    graph = fitted.graph
+    wanted = _wanted(fitted, asked_layers, held, found.value, grid, prefix_tokens)
     graph, wanted, found = _reserve(graph, wanted, functions, found, set() if condition is None else {gates.FIRED})
 
     op = Builder(graph)
@@ -167,6 +179,9 @@ def augment(
     if named:  # where there are several candidates, augmenting again means the same one
         origin["scores"] = asked if asked is not None and asked in graph else found.value
     made = _manifest(graph, picture, found, target, entries, labels, preprocess, origin)
+    doubt = fitted.doubt if held is None else held["input"].get("size")
+    if doubt is not None and input_size is None:
+        made["input"]["size"] = doubt
     if condition is not None:
         made["gate"] = {"condition": gate, "output": gates.FIRED}
     manifest.write(model, made)
@@ -187,21 +202,28 @@ def list_layers(source: Source) -> list[Layer]:
         ModelError: not an image classifier.
         LayerError: the model has no spatial layer.
     """
+    return survey(source)[0]
+
+
+def survey(source: Source) -> tuple[list[Layer], dict[str, Any]]:
+    """The same, and the picture as these layers need it: the manifest's `layout`, `shape` and `size`."""
     graph = prepare(source)
     held = manifest.read(graph.model)
     known = {} if held is None else {e["value"]: layer_of(e) for e in held["layers"] if e.get("value")}
     if held is not None:
         graph = restore(graph, held)
-    picture_input(graph)
+    picture = picture_input(graph).name
     asked = held_scores(graph, held) if held is not None else None
-    value = find_scores(graph, asked).value
-    layers.default(graph, value)
-    found = layers.candidates(graph, value)
+    fitted = sized(graph, find_scores(graph, asked).value)
+    found = fitted.layers or []
+    layers.default(found)
     for place, layer in enumerate(found):
         own = known.get(layer.value)
         if own is not None:  # the file may say more of its tokens than the graph
             found[place] = replace(layer, name=own.name, grid=own.grid, prefix_tokens=own.prefix_tokens)
-    return found
+    graph = fitted.graph
+    doubt = fitted.doubt if held is None else held["input"].get("size")
+    return found, {"layout": input_layout(graph, picture), "shape": _dims(graph.shape(picture)), "size": doubt}
 
 
 def restore(graph: Graph, held: Manifest) -> Graph:
@@ -283,20 +305,27 @@ def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | Non
     return [str(label) for label in labels]
 
 
+def _likely(preprocess: Any) -> tuple[int, int] | None:
+    """Height and width that a preprocessing makes, as far as it tells without the model."""
+    with contextlib.suppress(PreprocessError):  # what is wrong with it is said once the model's input is known
+        return image.resolve(preprocess).output_size
+    return None
+
+
 def _wanted(
-    graph: Graph,
-    asked: Sequence[str | Layer] | str | None,
+    fitted: Sized,
+    asked: Sequence[str | Layer] | None,
     held: Manifest | None,
     value: str,
     grid: tuple[int, int] | None,
     prefix_tokens: int | None,
 ) -> list[Layer]:
     known = {} if held is None else {e["name"]: layer_of(e) for e in held["layers"] if e.get("value")}
+    graph = fitted.graph
     if asked is None:
-        chosen: list[str | Layer] = list(known.values()) or [layers.default(graph, value)]
+        chosen: list[str | Layer] = [layers.default(fitted.layers or ())]
     else:
-        chosen = [asked] if isinstance(asked, (str, Layer)) else list(asked)
-        chosen = [known.get(layer, layer) if isinstance(layer, str) else layer for layer in chosen]
+        chosen = [known.get(layer, layer) if isinstance(layer, str) else layer for layer in asked]
     if not chosen:
         raise LayerError("`layers` is empty; name at least one target layer, or pass None for the default")
     found = [layers.resolve(graph, layer, value, grid=grid, prefix_tokens=prefix_tokens) for layer in chosen]

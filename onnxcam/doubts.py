@@ -51,6 +51,24 @@ def about_input(entry: dict[str, Any], preprocess: Preprocess, given: bool) -> l
     return found
 
 
+def about_size(entry: dict[str, Any]) -> list[str]:
+    """Doubts about the size that a model's pictures were fixed to, from the manifest's `input`."""
+    if entry.get("size") == "assumed":
+        rows, columns = (entry["shape"][axis] for axis in ((2, 3) if entry["layout"] == "NCHW" else (1, 2)))
+        return [
+            f"the model leaves the picture's size open, and its layers of tokens need one: {rows} x {columns} was "
+            "taken; name the size it was trained on with `onnxcam export --input-size` (input_size=), or a "
+            "preprocessing that makes it"
+        ]
+    if entry.get("size") == "unknown":
+        return [
+            "the model has attention and leaves the picture's size open, and which sizes it admits could not be told: "
+            "layers of tokens cannot be explained, and the default layer may be an early one; name the size with "
+            "`onnxcam export --input-size` (input_size=)"
+        ]
+    return []
+
+
 def same_values(a: Preprocess, b: Preprocess) -> bool:
     """Whether two preprocessings make the same values of a pixel, within a hundredth of their range."""
     if a.color != b.color:

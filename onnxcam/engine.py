@@ -60,6 +60,7 @@ class Engine:
         *,
         layers: Sequence[str] | None = None,
         methods: Sequence[str] = ("gradcam",),
+        preprocess: Any = None,
         providers: Sequence[runtime.Provider] | None = None,
         session_options: Any = None,
         allow_fallback: bool = False,
@@ -81,7 +82,7 @@ class Engine:
             layers = [layers]
         if held is None or (layers is not None and not set(layers) <= set(names)):
             extra = [] if layers is None else [name for name in layers if name not in names]
-            where, held = self._augment(source, [*names, *extra] or None, methods, held)
+            where, held = self._augment(source, [*names, *extra] or None, methods, preprocess if held is None else None)
         session = self._session(where)
         shapes = {i.name: i.shape for i in session.get_inputs()}
         manifest.require_fit(held, shapes.get(held["input"]["name"]), {o.name for o in session.get_outputs()})
@@ -251,7 +252,7 @@ class Engine:
         extra = [name for name in dict.fromkeys(layers) if name is not None and name not in names]
         present = list(dict.fromkeys(m for entry in held["layers"] for m in entry["heatmaps"]))
         try:
-            where, extended = self._augment(self._loaded.source, [*extra, *names], [*present, *methods], held)
+            where, extended = self._augment(self._loaded.source, [*extra, *names], [*present, *methods])
         except MethodError as error:
             raise MethodError(f"{error}; the file itself has {present}") from error
         except LayerError as error:
@@ -259,12 +260,12 @@ class Engine:
         self._loaded = _Loaded(where, extended, self._session(where))
 
     def _augment(
-        self, source: Source, layers: Sequence[str] | None, methods: Sequence[str], held: Manifest | None
+        self, source: Source, layers: Sequence[str] | None, methods: Sequence[str], preprocess: Any = None
     ) -> tuple[Serialized, Manifest]:
         from onnxcam.augmentation import augment
         from onnxcam.graph.load import serialize
 
-        model = augment(source, layers, tuple(dict.fromkeys(methods)))
+        model = augment(source, layers, tuple(dict.fromkeys(methods)), preprocess=preprocess)
         made = manifest.read(model)
         if made is None:
             raise ModelError("the augmented model carries no manifest; report this as a bug")

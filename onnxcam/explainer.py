@@ -78,6 +78,7 @@ class Explainer:
             source,
             layers=layers,
             methods=methods,
+            preprocess=preprocess,
             providers=providers,
             session_options=session_options,
             allow_fallback=allow_fallback,
@@ -97,9 +98,9 @@ class Explainer:
         spec = preprocess if preprocess is not None else held["input"].get("preprocess")
         entry = held["input"]
         self._preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
-        self._warnings = (
-            [] if self._preprocess is None else doubts.about_input(entry, self._preprocess, preprocess is not None)
-        )
+        self._warnings = doubts.about_size(entry)
+        if self._preprocess is not None:
+            self._warnings += doubts.about_input(entry, self._preprocess, preprocess is not None)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class Explainer:
 
     @property
     def warnings(self) -> list[str]:
-        """What is doubtful about the preprocessing as such; each explanation carries these sentences too."""
+        """What is doubtful about the picture as the model takes it; each explanation carries these sentences too."""
         return list(self._warnings)
 
     def run(self, batch: np.ndarray, target: Any = None, layer: Any = None) -> Raw:

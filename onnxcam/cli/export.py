@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from onnxcam import image, labels
+from onnxcam import doubts, image, labels
 from onnxcam.cli import options
 from onnxcam.errors import LabelsError, LayerError, ModelError, OutputError, TrustError, VerificationError
 
@@ -163,11 +163,13 @@ def export(
     """
     kind = kind_of(source)
     if kind == ONNX:
-        foreign = {"--weights": weights, "--import": import_file, "--input-size": input_size, "--opset": opset}
+        foreign = {"--weights": weights, "--import": import_file, "--opset": opset}
         named = [name for name, value in foreign.items() if value is not None]
         if named:
             raise click.UsageError(f"{named[0]} is for PyTorch and Keras models, and SOURCE is an ONNX file.")
     how = Loading(weights, trust_model, import_file, parse_size(input_size))
+    if kind == ONNX and how.size is not None and len(how.size) != 2:
+        raise click.UsageError(f"--input-size {input_size!r}: of an ONNX file give 224 or 240x320 (height x width).")
     if import_file is not None and not trust_model:
         raise TrustError(f"{import_file} would be run; if you trust it, say so with --trust-model")
     check_output(source, Path(output))
@@ -187,7 +189,7 @@ def export(
     )
     try:
         if kind == ONNX:
-            held = _from_onnx(source, output, request)
+            held = _from_onnx(source, output, request, how.size)
         else:
             write = {TORCH: _from_torch, KERAS: _from_keras, CODE: _from_callable}[kind]
             held = write(source, output, request, how)
@@ -201,6 +203,8 @@ def export(
         options.print_json(written | {"outputs": _outputs(held), "manifest": held})
     else:
         click.echo("\n".join(_lines(output, held)))
+    for doubt in doubts.about_size(held["input"]):
+        click.echo(f"Warning: {doubt}", err=True)
     if not held["input"].get("preprocess"):
         click.echo("Note: no preprocessing is stored (--preprocess); `onnxcam explain` will ask for it", err=True)
 
@@ -274,7 +278,7 @@ def read_labels(path: str | None, preprocess: str | None) -> list[str] | None:
     return labels.beside(preprocess) if path is None else labels.read(path)
 
 
-def _from_onnx(source: str, output: str, request: Request) -> dict[str, Any]:
+def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] | None) -> dict[str, Any]:
     from onnxcam.augmentation import augment
     from onnxcam.graph import file, load, manifest
 
@@ -291,6 +295,7 @@ def _from_onnx(source: str, output: str, request: Request) -> dict[str, Any]:
         gate=request.gate,
         grid=request.grid,
         prefix_tokens=request.prefix_tokens,
+        input_size=None if size is None else (size[0], size[1]),
     )
     held = manifest.read(model)
     if held is None:

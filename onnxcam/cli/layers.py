@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from onnxcam import doubts
 from onnxcam.cli import options
 from onnxcam.errors import LayerError
 
@@ -36,6 +37,8 @@ def layers(model: str, trust_model: bool, import_file: str | None, as_json: bool
     """
     keras = model.startswith("keras:") or model.lower().endswith((".keras", ".h5", ".hdf5"))
     found = describe_keras(model, trust_model, import_file) if keras else describe(model)
+    for warning in found["warnings"]:
+        click.echo(f"Warning: {warning}", err=True)
     if as_json:
         options.print_json(found)
         return
@@ -60,13 +63,13 @@ def describe(model: str) -> dict[str, Any]:
     Raises:
         ModelError: not an image classifier, or one without a spatial layer.
     """
-    from onnxcam.augmentation import list_layers
+    from onnxcam.augmentation import survey
     from onnxcam.graph import file, manifest
 
     held = manifest.parse(file.metadata(model).get(manifest.KEY))
     entries = {} if held is None else {entry["name"]: entry for entry in held["layers"]}
     try:
-        candidates = list_layers(model)
+        candidates, picture = survey(model)
     except LayerError as error:
         raise options.not_explainable(error, ()) from error
     found = [
@@ -95,7 +98,8 @@ def describe(model: str) -> dict[str, Any]:
         "outputs": {"scores": held["scores"]["name"], "probabilities": held["scores"].get("probabilities")},
         "gate": held.get("gate"),
     }
-    return {"model": model, "explainable": explainable, "layers": found}
+    warnings = doubts.about_size(picture)
+    return {"model": model, "explainable": explainable, "layers": found, "warnings": warnings}
 
 
 def describe_keras(model: str, trust: bool = False, import_file: str | None = None) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def describe_keras(model: str, trust: bool = False, import_file: str | None = No
         }
         for layer in exporter.list_layers(loaded.model)
     ]
-    return {"model": model, "explainable": None, "layers": found}
+    return {"model": model, "explainable": None, "layers": found, "warnings": []}
 
 
 def _outputs(entry: dict[str, Any] | None) -> dict[str, Any] | None:

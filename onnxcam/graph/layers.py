@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from onnxcam.errors import LayerError, listing, nearest
-from onnxcam.graph.normalize import describe
+from onnxcam.graph.inference import describe
 from onnxcam.graph.operators import ELEMENTWISE, NORMALIZATIONS
 from onnxcam.graph.tokens import Patches, positions, shape_of
 from onnxcam.graph.view import Graph, Shape, attributes
@@ -54,7 +54,7 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
     last block's residual Add; where only a class token is read, what enters the last block's attention.
     """
     nodes = _between(graph, scores)
-    patches = Patches(graph, scores) if _has_tokens(graph, nodes) else None
+    patches = Patches(graph, scores) if has_tokens(graph, nodes) else None
     found: dict[str, Layer] = {}
     others: dict[str, Layer] = {}
     summed = None  # the last one that a residual Add made
@@ -121,7 +121,7 @@ def _moved(graph: Graph, patches: Patches, value: str) -> str | None:
             found = value
 
 
-def _has_tokens(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> bool:
+def has_tokens(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> bool:
     """Whether there are signs of tokens: a Softmax over more than classes, or a sum of rank 3."""
     rank = {"Softmax": (3, 4, 5), "Add": (3,)}
     return any(len(graph.shape(node.output[0]) or ()) in rank.get(node.op_type, ()) for node in nodes)
@@ -169,13 +169,13 @@ def _elementwise_sources(graph: Graph, value: str) -> set[str]:
     return set(found)
 
 
-def default(graph: Graph, scores: str) -> Layer:
+def default(found: Sequence[Layer]) -> Layer:
     """The layer taken when none is named.
 
     Raises:
         LayerError: the model has no spatial layer.
     """
-    for layer in candidates(graph, scores):
+    for layer in found:
         if layer.default:
             return layer
     raise LayerError(
@@ -249,7 +249,7 @@ def describe_layer(graph: Graph, layer: Layer) -> Layer:
             "or tokens [N, T, C]: choose an earlier layer (`onnxcam layers` lists them)"
         )
     layout = layer.layout
-    if layout is None and _has_tokens(graph, graph.nodes):
+    if layout is None and has_tokens(graph, graph.nodes):
         layout = positions(graph).layout(layer.value)
         if positions(graph).scattered(layer.value):
             raise LayerError(

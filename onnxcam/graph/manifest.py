@@ -69,7 +69,7 @@ _OPTIONAL: dict[str, dict[str, Check]] = {
 }
 # what may be missing
 _FURTHER: dict[str, dict[str, Check]] = {
-    "input": {"preprocess": _or_none(_is(dict)), "normalization": _or_none(_is(dict))},
+    "input": {"preprocess": _or_none(_is(dict)), "normalization": _or_none(_is(dict)), "size": _or_none(_is(str))},
     "scores": {"probabilities": _or_none(_is(str))},
     "target": {"class": _or_none(_count(0))},
     "layers": {"value": _or_none(_is(str)), "shape": _or_none(_list(_dim)), "grid": _or_none(_list(_dim, 2)),

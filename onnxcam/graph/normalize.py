@@ -2,7 +2,7 @@
 
 Functions and branches of known conditions inlined, composite and quantized operators written out, opset at least 18,
 initializers no longer listed as inputs, every node named, shapes inferred, free dimensions written as such, and the
-maps of a gated explainable model computed always.
+maps of a gated explainable model computed always, a picture's size that only one value is admitted of fixed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from onnxcam.errors import ModelError, listing
 from onnxcam.graph import quantized, wellformed
 from onnxcam.graph.branch import ungate
 from onnxcam.graph.edit import replace_nodes
+from onnxcam.graph.inference import describe, infer, skeleton
 from onnxcam.graph.inline import inline_branches, inline_composites, inline_functions
 from onnxcam.graph.load import Source, load
+from onnxcam.graph.opensize import fix, settle
 from onnxcam.graph.view import Graph, Shape, shape_of, uses
 
 LOWEST_OPSET = 18
 # above 21 CUDA has no MaxPool kernel (onnxruntime #26065): 18 is the oldest that has all we emit
 HIGHEST_OPSET = 26
-SMALL = 1024
 _OPAQUE = "onnxcam.opaque"  # a domain of which nothing is known
 # elements: 256 MiB in float32
 LARGEST_CONSTANT = 1 << 26
@@ -53,13 +54,26 @@ def prepare(source: Source) -> Graph:
     _check(model)
     _name_nodes(model)
     _drop_unused_imports(model)
-    _infer(model)
+    infer(model)
     _write_out(model)
     graph = Graph(model)
+    if settle(graph):
+        graph = at_size(graph)
     _require_small_constants(graph)
     graph.source_opset = opset
     graph.source_gate = condition
     return graph
+
+
+def at_size(graph: Graph, size: tuple[int, int] | None = None) -> Graph:
+    """The same model for pictures of one height and width, None where its input already says them; edited in place."""
+    if size is not None:
+        fix(graph, size)
+    infer(graph.model)
+    _write_out(graph.model)
+    made = Graph(graph.model)
+    made.source_opset, made.source_gate = graph.source_opset, graph.source_gate
+    return made
 
 
 def _require_sizes(model: onnx.ModelProto) -> None:
@@ -103,12 +117,6 @@ def _elements(shape: Shape | None) -> int:
     """How many elements a value has, 0 where that is not known."""
     sizes = [dim for dim in shape or () if isinstance(dim, int)]
     return math.prod(sizes) if shape is not None and len(sizes) == len(shape) else 0
-
-
-def refresh(model: onnx.ModelProto) -> Graph:
-    """Infer shapes again after an edit and index the model anew."""
-    _infer(model)
-    return Graph(model)
 
 
 def _free_dimensions(model: onnx.ModelProto) -> None:
@@ -182,7 +190,7 @@ def _write_out(model: onnx.ModelProto) -> None:
     """Composite operators as what they are made of, and `If` of a known condition as the branch it takes."""
     while inline_branches(model) or inline_composites(model, lambda: skeleton(model)[0]):
         _name_nodes(model)
-        _infer(model)
+        infer(model)
 
 
 def _check(model: onnx.ModelProto) -> None:
@@ -225,54 +233,3 @@ def _drop_unused_imports(model: onnx.ModelProto) -> None:
     kept = [o for o in model.opset_import if ("" if o.domain == "ai.onnx" else o.domain) in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
-
-
-def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """The model without its large weights, which become inputs: cheap to check and to infer shapes on."""
-    bare = onnx.ModelProto()
-    graph = model.graph
-    bare.ir_version, bare.producer_name = model.ir_version, model.producer_name
-    bare.opset_import.extend(model.opset_import)
-    bare.functions.extend(model.functions)
-    bare.graph.name = graph.name or "graph"
-    bare.graph.node.extend(graph.node)
-    bare.graph.input.extend(graph.input)
-    bare.graph.output.extend(graph.output)
-    bare.graph.value_info.extend(graph.value_info)
-    listed = {i.name for i in graph.input}
-    large = []
-    for tensor in graph.initializer:
-        size = 1
-        for dim in tensor.dims:
-            size *= dim
-        if size <= SMALL:
-            bare.graph.initializer.append(tensor)
-        elif tensor.name not in listed:
-            large.append(tensor.name)
-            bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    return bare, large
-
-
-def _infer(model: onnx.ModelProto) -> None:
-    """Infer shapes in place, on a skeleton: weights are neither copied nor serialized."""
-    bare, _ = skeleton(model)
-    try:
-        inferred = shape_inference.infer_shapes(bare, data_prop=True)
-    except Exception as error:
-        raise ModelError(f"shape inference failed: {str(error).strip().splitlines()[0]}") from error
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(inferred.graph.value_info)
-    outputs = {o.name: o for o in inferred.graph.output}
-    for output in model.graph.output:
-        if not output.type.tensor_type.HasField("shape"):
-            output.CopyFrom(outputs[output.name])
-
-
-def describe(dims: tuple[object, ...] | None) -> str:
-    """A shape for a message: `[N, 3, 224, 224]`."""
-    return "unknown" if dims is None else "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"
-
-
-def names(infos: list[onnx.ValueInfoProto]) -> str:
-    """Value names for a message."""
-    return listing(info.name for info in infos)

@@ -66,15 +66,13 @@ class Positions:
 
     def grid(self, value: str) -> tuple[tuple[int, int], int] | None:
         """Of a value `[N, T, C]`: height and width of the grid its tokens lie on, and how many come before it."""
+        place = self._places.get(value, ())
+        return patches(place[1]) if len(place) == 3 else None
+
+    def axis(self, value: str, index: int) -> Axis:
+        """The factors of one axis of a value, none where they are not known."""
         place = self._places.get(value)
-        if place is None or len(place) != 3:
-            return None
-        axis, before = place[1], 0
-        if len(axis) == 1 and axis[0].of == TOKENS:
-            axis, before = axis[0].patches, axis[0].before
-        if [f.of for f in axis] != [ROWS, COLUMNS] or not all(f.complete for f in axis):
-            return None
-        return (axis[0].size, axis[1].size), before
+        return () if place is None else place[index]
 
     def layout(self, value: str) -> str | None:
         """`NCHW` or `NHWC` of a value whose elements surely lie row by row, None where that is not known."""
@@ -187,6 +185,16 @@ class Positions:
             elif factor.complete and 0 <= start < step and size == -((start - factor.size) // step):
                 place[axis] = _fresh(factor.of, size)  # every step-th row
         return tuple(place)
+
+
+def patches(axis: Axis) -> tuple[tuple[int, int], int] | None:
+    """Of an axis that runs over all patches: height and width of their grid, and how many tokens come before them."""
+    before = 0
+    if len(axis) == 1 and axis[0].of == TOKENS:
+        axis, before = axis[0].patches, axis[0].before
+    if [f.of for f in axis] != [ROWS, COLUMNS] or not all(f.complete for f in axis):
+        return None
+    return (axis[0].size, axis[1].size), before
 
 
 def _plain(size: int) -> Axis:

@@ -5,22 +5,28 @@ Exporters write shapes as arithmetic (Shape, Gather, Concat, Reshape); with the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 from onnx import defs, numpy_helper, shape_inference
 
 from onnxcam.errors import ModelError
 from onnxcam.graph.folding import Folder
-from onnxcam.graph.normalize import refresh, skeleton
+from onnxcam.graph.inference import refresh, skeleton
 from onnxcam.graph.view import Graph
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
 class Sizes:
-    """Sizes for a batch of one where the batch is free, else for the model's own; also small values known before."""
+    """Sizes for a batch of one where the batch is free, else for the model's own; also small values known before.
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = _of_one_picture(graph)
+    Arguments:
+        fixed: dimensions of inputs that are to be taken instead of the graph's own.
+    """
+
+    def __init__(self, graph: Graph, fixed: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        self._graph = _of_one_picture(graph, fixed or {})
         self._folder = Folder(self._graph)
         for node in self._graph.nodes:
             if any(self.shape(name) is None for name in node.output if name):
@@ -63,13 +69,15 @@ class Sizes:
             self._graph.declare(onnx.helper.make_value_info(name, kind))
 
 
-def _of_one_picture(graph: Graph) -> Graph:
+def _of_one_picture(graph: Graph, fixed: Mapping[str, tuple[int, ...]]) -> Graph:
     bare, _ = skeleton(graph.model)
     del bare.graph.value_info[:]
     for info in bare.graph.input:
         dims = info.type.tensor_type.shape.dim
         if info.name not in graph.initializers and len(dims) and not dims[0].HasField("dim_value"):
             dims[0].dim_value = 1
+        for dim, size in zip(dims, fixed.get(info.name, ()), strict=False):
+            dim.dim_value = size
     for info in bare.graph.output:
         info.type.tensor_type.ClearField("shape")
     try:

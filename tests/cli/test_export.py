@@ -158,7 +158,7 @@ def test_a_write_that_fails_leaves_the_old_file(
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--weights", "w.pt"), ("--import", "x.py"), ("--input-size", "224"), ("--opset", "20")]
+    ("option", "value"), [("--weights", "w.pt"), ("--import", "x.py"), ("--input-size", "3x32x32"), ("--opset", "20")]
 )
 def test_options_of_frameworks_are_refused_for_onnx(
     run: Run, plain: Path, tmp_path: Path, option: str, value: str

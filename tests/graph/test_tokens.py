@@ -220,12 +220,6 @@ def test_a_file_keeps_what_it_was_told() -> None:
     assert explainer.attribute(x, 1, normalize="none", size="layer").shape == (2, 2, 8)
 
 
-def test_a_size_that_is_open_leaves_the_tokens_unknown() -> None:
-    source = model(PATCHES, block("p", "1"), MEAN.format("b1"), picture="N,3,H,W")
-    with pytest.raises(LayerError, match="their number is not fixed"):
-        onnxcam.augment(source, ["b1"])
-
-
 def test_a_fixed_batch_makes_no_difference() -> None:
     for rows in (1, 2):
         source = model(PATCHES.replace("[0,8,-1]", f"[{rows},8,-1]"), block("p", "1"), MEAN.format("b1"),

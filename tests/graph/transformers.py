@@ -12,7 +12,8 @@ from onnx import numpy_helper
 # weights by what their names begin with; `whole` numbers are written where they are used
 SHAPES: dict[str, tuple[int, ...]] = {
     "patch": (8, 3, 4, 4), "token": (1, 1, 8), "queries": (1, 9, 8), "w": (8, 8), "head": (8, 5), "deep": (8, 8, 3, 3),
-    "fold": (8, 48)
+    "fold": (8, 48), "place": (1, 16, 8), "seat": (1, 17, 8), "bench": (1, 24, 8), "hall": (1, 7744, 8),
+    "plane": (1, 8, 4, 6), "kernel": (8, 3, 3, 3), "narrow": (8, 8, 1, 1)
 }  # fmt: skip
 PATCHES = "c = Conv<strides=[4,4]>(x, patch) flat = Reshape(c, [0,8,-1]) p = Transpose<perm=[0,2,1]>(flat)"
 CLASS = "n = Shape<end=1>(x) some = Concat<axis=0>(n, [1], [8]) cls = Expand(token, some) t = Concat<axis=1>(cls, p)"

@@ -1,0 +1,114 @@
+"""Hugging Face models exported as they usually are, height and width open: layer, size and numbers against autograd."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onnxcam
+from onnxcam.explainer import Explainer
+from onnxcam.graph import manifest
+from tests.torchvision_stub import import_torchvision
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.torch
+CPU = ["CPUExecutionProvider"]
+SIDE = 64
+VIT = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": SIDE,
+    "patch_size": 8, "num_labels": 6, "attn_implementation": "eager"
+}  # fmt: skip
+STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_labels": 6}
+# family, settings, its default layer, whether that returns tokens, whether one size only is admitted
+CASES: dict[str, tuple[str, dict[str, Any], str, bool, bool]] = {
+    "ViT": ("ViT", VIT, "vit.layers.1.layernorm_before", True, True),
+    "DeiT": ("DeiT", VIT, "deit.layers.1.layernorm_before", True, True),
+    "I-JEPA": ("IJepa", VIT, "ijepa.layernorm", True, True),
+    "BEiT": ("Beit", VIT | {"use_relative_position_bias": True}, "beit.layers.1", True, False),
+    "DINOv2": ("Dinov2", VIT, "dinov2.layernorm", True, False),
+    "ResNet": ("ResNet", STAGES | {"embedding_size": 8}, "resnet.encoder.stages.3", False, False),
+    "ConvNeXt": ("ConvNext", STAGES, "convnext.encoder.stages.3", False, False),
+}
+
+
+def made(name: str, folder: Path) -> tuple[Any, Path]:
+    """A small network with random weights, and its file as `optimum` writes it."""
+    import_torchvision()
+    transformers = pytest.importorskip("transformers")
+    family, settings = CASES[name][:2]
+    torch.manual_seed(3)
+    net = getattr(transformers, f"{family}ForImageClassification")(
+        getattr(transformers, f"{family}Config")(**settings)
+    ).eval()
+    with torch.no_grad():  # first weights are so small that all pictures look alike
+        for parameter in net.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+    path = folder / "model.onnx"
+    axes = {"pixel_values": {0: "batch_size", 1: "num_channels", 2: "height", 3: "width"}, "logits": {0: "batch_size"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Logits(net).eval(), (torch.zeros(1, 3, SIDE, SIDE),), path, dynamo=False, opset_version=18,
+            input_names=["pixel_values"], output_names=["logits"], dynamic_axes=axes,
+        )  # fmt: skip
+    return net, path
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixel_values: Any) -> Any:
+        return self.net(pixel_values).logits
+
+
+def differentiated(net: Any, layer: str, x: np.ndarray, classes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """A module's output and the gradient of the scores of `classes` there, by torch autograd."""
+    kept: list[Any] = []
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        kept.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = net.get_submodule(layer).register_forward_hook(keep)
+    scores = net(torch.from_numpy(x)).logits
+    handle.remove()
+    (gradient,) = torch.autograd.grad(scores[range(len(x)), classes].sum(), kept[0])
+    return kept[0].detach().numpy(), gradient.numpy()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_default_layer_and_its_numbers(name: str, tmp_path: Path) -> None:
+    _, _, layer, tokens, fixed = CASES[name]
+    net, path = made(name, tmp_path)
+    (listed,) = [found for found in onnxcam.layers(path) if found.default]
+    asked = None if fixed or not tokens else (SIDE, SIDE)
+    source = onnxcam.augment(path, input_size=asked)
+    held = manifest.read(source)
+    assert held is not None
+    shape = held["input"]["shape"]
+    assert shape[1] == 3 and (shape[2:] == [SIDE, SIDE]) == tokens and "size" not in held["input"]
+    entry = held["layers"][0]
+    assert entry["name"] == listed.name and entry["layout"] == ("NTC" if tokens else "NCHW")
+    explainer = Explainer(source.SerializeToString(), providers=CPU)
+    for size in (SIDE,) if tokens else (SIDE, 96):
+        x = np.random.default_rng(5).normal(size=(3, 3, size, size)).astype(np.float32)
+        raw = explainer.run(x, [4, 0, 2])
+        values, gradients = differentiated(net, layer, x, [4, 0, 2])
+        for ours, theirs in ((raw.activations, values), (raw.gradients, gradients)):
+            assert ours.shape == theirs.shape and np.abs(theirs).max() > 0
+            assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def test_a_size_nobody_named_is_assumed_and_said(tmp_path: Path) -> None:
+    _, path = made("BEiT", tmp_path)
+    assert "224 x 224 was taken" in Explainer(path, providers=CPU).warnings[0]
+    hint = {"scale": 1 / 255, "resize": {"mode": "stretch", "size": [SIDE, SIDE]}}
+    explainer = Explainer(path, preprocess=hint, providers=CPU)
+    assert explainer.warnings == [] and explainer.manifest["layers"][0]["grid"] == [8, 8]

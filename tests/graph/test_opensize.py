@@ -1,0 +1,150 @@
+"""Pictures whose size a file leaves open: the one that fits is found, needed ones are assumed, others stay open."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxcam
+from onnxcam.errors import InputError, ModelError
+from onnxcam.explainer import Explainer
+from onnxcam.graph import manifest
+from onnxcam.graph.layers import Layer
+from onnxcam.graph.normalize import prepare
+from tests.graph.transformers import CLASS, FIRST, MEAN, PATCHES, block, model
+
+CPU = ["CPUExecutionProvider"]
+OPEN = "N,C,H,W"
+PLACED = "e = Add(p, place)"
+SEATED = f"{CLASS} e = Add(t, seat)"
+ON_A_PLANE = PATCHES.replace("flat = Reshape(c,", "here = Add(c, plane) flat = Reshape(here,")
+BACK = "back = Transpose<perm=[0,3,1,2]>(x)"
+BODIES = {
+    "one token a patch": ((PATCHES, PLACED, block("e", "1"), MEAN.format("b1")), (16, 16)),
+    "a class token": ((PATCHES, SEATED, block("e", "1"), block("b1", "2"), FIRST.format("b2")), (16, 16)),
+    "rows and columns": ((ON_A_PLANE, block("p", "1"), MEAN.format("b1")), (16, 24)),
+    "the size first tried": ((PATCHES, "e = Add(p, hall)", block("e", "1"), MEAN.format("b1")), (352, 352)),
+}
+RESIDUAL = (
+    "c1 = Conv<pads=[1,1,1,1]>(x, kernel) r1 = Relu(c1) p1 = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r1) "
+    "c2 = Conv<pads=[1,1,1,1]>(p1, deep1) r2 = Relu(c2) c3 = Conv<pads=[1,1,1,1]>(r2, deep2) "
+    "side = Conv(p1, narrow) both = Add(c3, side) r3 = Relu(both) "
+    "m = ReduceMean<keepdims=0>(r3, [2,3]) logits = MatMul(m, head)"
+)
+
+
+def default(source: onnx.ModelProto) -> Layer:
+    (found,) = [layer for layer in onnxcam.layers(source) if layer.default]
+    return found
+
+
+def picture(made: onnx.ModelProto) -> tuple[list[object], object]:
+    held = manifest.read(made)
+    assert held is not None
+    return held["input"]["shape"], held["input"].get("size")
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_embeddings_of_positions_tell_the_one_size(name: str) -> None:
+    body, (height, width) = BODIES[name]
+    opened, closed = model(*body, picture=OPEN), model(*body, picture=f"N,3,{height},{width}")
+    assert onnxcam.layers(opened) == onnxcam.layers(closed)
+    assert default(opened).layout == "NTC"
+    made = onnxcam.augment(opened)
+    assert picture(made) == (["N", 3, height, width], None)
+    x = np.random.default_rng(1).normal(size=(2, 3, height, width)).astype(np.float32)
+    ours, theirs = (
+        Explainer(source.SerializeToString(), providers=CPU).run(x, 1) for source in (made, onnxcam.augment(closed))
+    )
+    np.testing.assert_array_equal(ours.gradients, theirs.gradients)
+    assert np.abs(ours.gradients).max() > 0
+    assert Explainer(made.SerializeToString(), providers=CPU).warnings == []
+
+
+def test_channels_last() -> None:
+    body = (BACK, PATCHES.replace("(x,", "(back,"), PLACED, block("e", "1"), MEAN.format("b1"))
+    made = onnxcam.augment(model(*body, picture="N,H,W,C"))
+    assert picture(made) == (["N", 16, 16, 3], None)
+
+
+def test_the_other_dimension_may_be_known() -> None:
+    body, _ = BODIES["one token a patch"]
+    assert picture(onnxcam.augment(model(*body, picture="N,3,16,W")))[0] == ["N", 3, 16, 16]
+
+
+def test_an_oblong_picture_has_to_be_named() -> None:
+    body = (PATCHES, "e = Add(p, bench)", block("e", "1"), MEAN.format("b1"))
+    source = model(*body, picture=OPEN)
+    made = onnxcam.augment(source)
+    # as before: what comes before the tokens
+    assert picture(made) == (["N", 3, "H", "W"], "unknown")
+    assert manifest.read(made)["layers"][0]["name"] == "c"
+    (warning,) = Explainer(made.SerializeToString(), providers=CPU).warnings
+    assert "leaves the picture's size open" in warning and "--input-size" in warning
+    named = onnxcam.augment(source, input_size=(24, 16))
+    assert picture(named) == (["N", 3, 24, 16], None)
+    assert manifest.read(named)["layers"][0]["grid"] == [6, 4]
+    with pytest.raises(ModelError, match="pictures of 24 x 24 do not fit the model"):
+        onnxcam.augment(source, input_size=(24, 24))
+
+
+def test_tokens_of_any_size_are_laid_out_for_the_usual_one_and_that_is_said() -> None:
+    source = model(PATCHES, block("p", "1"), MEAN.format("b1"), picture=OPEN)
+    assert (default(source).name, default(source).grid) == ("b1", (56, 56))
+    made = onnxcam.augment(source)
+    assert picture(made) == (["N", 3, 224, 224], "assumed")
+    explainer = Explainer(made.SerializeToString(), providers=CPU)
+    (warning,) = explainer.warnings
+    assert "224 x 224 was taken" in warning
+    assert explainer.attribute(np.zeros((1, 3, 224, 224), np.float32)).shape == (1, 224, 224)
+    with pytest.raises(InputError, match="the model takes float32"):
+        explainer.run(np.zeros((1, 3, 64, 64), np.float32))
+    # it stays said in what is made of it
+    assert picture(onnxcam.augment(made, ["a1"])) == (["N", 3, 224, 224], "assumed")
+
+
+def test_a_size_that_somebody_named_is_not_doubted() -> None:
+    source = model(PATCHES, block("p", "1"), MEAN.format("b1"), picture=OPEN)
+    resize = {"mode": "stretch", "size": [32, 48]}
+    assert picture(onnxcam.augment(source, input_size=(32, 48))) == (["N", 3, 32, 48], None)
+    assert picture(onnxcam.augment(source, preprocess={"resize": resize})) == (["N", 3, 32, 48], None)
+    explainer = Explainer(source.SerializeToString(), preprocess={"scale": 1 / 255, "resize": resize}, providers=CPU)
+    assert explainer.warnings == []
+    found = explainer.explain(np.full((40, 60, 3), 99, np.uint8))
+    assert found.heatmap.shape == (40, 60)
+    # what the preset says of the size gives way to what was named
+    assert picture(onnxcam.augment(source, preprocess="0..1", input_size=(32, 48)))[0] == ["N", 3, 32, 48]
+    with pytest.raises(ModelError, match="takes 32 x 48 pictures and was asked for 64 x 64"):
+        onnxcam.augment(onnxcam.augment(source, input_size=(32, 48)), input_size=(64, 64))
+
+
+def test_a_convolution_beside_tokens_leaves_the_size_open() -> None:
+    source = model(PATCHES, block("p", "1"), MEAN.format("b1"), picture=OPEN)
+    made = onnxcam.augment(source, ["c"])
+    assert picture(made) == (["N", 3, "H", "W"], None)
+    explainer = Explainer(made.SerializeToString(), providers=CPU)
+    for height, width in ((16, 16), (24, 40)):
+        raw = explainer.run(np.ones((1, 3, height, width), np.float32))
+        assert raw.gradients.shape == (1, 8, height // 4, width // 4)
+
+
+def test_a_residual_network_of_open_size_has_the_same_default_layer() -> None:
+    opened, closed = model(RESIDUAL, picture=OPEN), model(RESIDUAL, picture="N,3,16,16")
+    assert [layer.name for layer in onnxcam.layers(opened)] == [layer.name for layer in onnxcam.layers(closed)]
+    assert (default(closed).name, default(opened).name) == ("r3", "r3")
+    assert default(opened).shape[:2] == ("N", 8) and default(opened).grid is None
+    assert not any(isinstance(size, int) for size in default(opened).shape[2:])
+    made = onnxcam.augment(opened)
+    assert picture(made) == (["N", 3, "H", "W"], None)
+    explainer = Explainer(made.SerializeToString(), providers=CPU)
+    for height, width in ((16, 16), (24, 40)):
+        raw = explainer.run(np.ones((1, 3, height, width), np.float32))
+        assert raw.gradients.shape == (1, 8, height // 2, width // 2)
+    # and a fixed size is to be had for it too
+    assert picture(onnxcam.augment(opened, input_size=(24, 40)))[0] == ["N", 3, 24, 40]
+
+
+def test_channels_are_those_of_the_first_convolution() -> None:
+    graph = prepare(model(RESIDUAL, picture=OPEN))
+    assert graph.shape("x") == ("N", 3, "H", "W")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from onnxcam.explanation import Explanation as Explanation
     from onnxcam.monitor.hook import Monitor as Monitor
 
-    __version__: str
+__version__ = "0.1.0"
 
 # resolved on first use, so that `import onnxcam` loads neither onnx nor onnxruntime nor cv2
 _LAZY = {
@@ -49,9 +49,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value: Any = _version()
-    elif name in _LAZY:
+    if name in _LAZY:
         module, _, attribute = _LAZY[name].partition(":")
         value = getattr(import_module(module), attribute or name)
     else:
@@ -60,15 +58,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def _version() -> str:
-    # reading it takes longer than importing all the rest of what is needed here
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("onnxcam")
-    except PackageNotFoundError:  # a source tree that was never installed
-        return "0.0.0"
-
-
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, "__version__"})
+    return sorted({*globals(), *_LAZY})

@@ -23,7 +23,6 @@ Each message says what was got, what was expected, and what to do.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -97,6 +96,8 @@ class DependencyError(RuntimeUnavailable):
 
 def nearest(name: str, candidates: Iterable[str], count: int = 5) -> list[str]:
     """The candidates most like `name`, best first; the first ones where none is alike."""
+    import difflib  # which nobody needs unless something is wrong
+
     pool = list(dict.fromkeys(candidates))
     folded: dict[str, str] = {}
     for candidate in pool:

@@ -19,6 +19,8 @@ from pathlib import Path, PurePath
 import pytest
 from packaging.requirements import Requirement
 
+import onnxcam
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
@@ -114,7 +116,7 @@ def contents(wheel: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = [PurePath(name) for name in contents(wheel)]
-    version = PROJECT["project"]["version"]
+    version = onnxcam.__version__
     assert {name.parts[0] for name in names} == {"onnxcam", f"onnxcam-{version}.dist-info"}
     held = {name.as_posix() for name in names}
     for package, folder in FOLDERS.items():
@@ -224,7 +226,7 @@ def test_wheel_works_with_the_declared_dependencies_alone(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     told = run(python, "-c", ASK, cwd=elsewhere)
-    version = PROJECT["project"]["version"]
+    version = onnxcam.__version__
     assert told.startswith(f'[[true, true, true], [], [], "{version}", "{python.parent.parent}')
     assert run(python.parent / "onnxcam", "--version", cwd=elsewhere) == f"onnxcam {version}\n"
     assert "Nothing is broken." in run(python.parent / "onnxcam", "doctor", cwd=elsewhere)

@@ -102,6 +102,9 @@ def explain_all(explainer: Explainer, items: Sequence[Item], request: Request, o
     asked = replace(request, progress=told)
     room = Room(_PIXELS)
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    if len(chunks) == 1:  # a thread of its own would begin with fresh memory, which costs as much as the writing
+        yield from _finish(explainer, chunks[0], request, output, room)
+        return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
     try:
         for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, asked, output, room), chunks, threads):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -92,6 +91,8 @@ def reported(ctx: click.Context) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             raise  # the reader of our output has left: click ends quietly
         if os.environ.get(DEBUG) == "1":
+            import traceback
+
             traceback.print_exc()
         sentence, code = told(error)
         click.echo(f"Error: {sentence}", err=True)

@@ -182,11 +182,13 @@ def explain(
     found = pictures.collect(wanted, folder)
     if not found.items and len(found.failures) == 1:
         raise found.failures[0][1]
-    beside = ThreadPoolExecutor(2)  # what can be done while the runtime loads the model
-    beside.submit(_warm)
-    digest = beside.submit(_digest, model)
     many = len(found.items) > 1
-    explainer = open_explainer(model, layers, labels, preprocess, names, provider, allow_fallback, many)
+    beside = ThreadPoolExecutor(2)
+    digest = beside.submit(_digest, model)
+    runtime.import_onnxruntime()  # before others import too: they would hold one another up, loading a model does not
+    opened = beside.submit(open_explainer, model, layers, labels, preprocess, names, provider, allow_fallback, many)
+    _warm()  # here, as OpenCV loads its fonts once for each thread
+    explainer = opened.result()
     wanted_class, index = question.parse_target(target, contrast, probability, explainer.labels, explainer.classes)
     request = Request(
         wanted_class,
@@ -240,10 +242,9 @@ def _digest(model: str) -> str:
 
 
 def _warm() -> None:
-    """Load what pictures are read and drawn with, and what the summary tells."""
+    """Load what pictures are read and drawn with."""
     with contextlib.suppress(Exception):  # what is wrong shows when it is needed
         Font(19, 600).width("0")
-        versions()
 
 
 def open_explainer(

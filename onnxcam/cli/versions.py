@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from functools import cache
+from importlib import import_module
+from typing import Any
 
-_PACKAGES = ("onnxcam", "onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python", "opencv-python-headless")
+from onnxcam import __version__
 
 
-@cache
 def versions() -> dict[str, str]:
-    """Versions of the packages that take part, those that are installed."""
-    from importlib.metadata import PackageNotFoundError, version
+    """Versions of the packages that take part, by the names they are installed under, as these packages tell them.
 
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    `importlib.metadata` would load e-mail and zip first: a tenth of the time that a picture's explanation takes.
+    """
+    runtime, built = _module("onnxruntime"), _module("onnxruntime.capi.build_and_package_info")
+    cv2, opencv = _module("cv2"), _module("cv2.version")
+    kind = "-contrib" if getattr(opencv, "contrib", False) else ""
+    display = "-headless" if getattr(opencv, "headless", False) else ""
+    found = {
+        "onnxcam": __version__,
+        getattr(built, "package_name", "onnxruntime"): getattr(runtime, "__version__", None),
+        "numpy": getattr(_module("numpy"), "__version__", None),
+        f"opencv{kind}-python{display}": getattr(opencv, "opencv_version", getattr(cv2, "__version__", None)),
+    }
+    return {package: str(number) for package, number in found.items() if number is not None}
+
+
+def _module(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:  # what is missing has no version
+        return None

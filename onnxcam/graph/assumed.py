@@ -57,9 +57,10 @@ def sized(
     Raises:
         ModelError: `size` is not what the file declares, or does not fit.
     """
+    said = opensize.declared(graph)
+    if size is not None and any(isinstance(a, int) and a != b for a, b in zip(said, size, strict=True)):
+        raise ModelError(f"the model takes {_by(said)} pictures and was asked for {_by(size)}; leave the size out")
     if not opensize.is_open(graph):
-        if size is not None and (found := opensize.declared(graph)) != size:
-            raise ModelError(f"the model takes {_by(found)} pictures and was asked for {_by(size)}; leave the size out")
         return _closed(graph, scores, wanted)
     if size is not None:
         if not opensize.admits(graph, size):
@@ -69,7 +70,8 @@ def sized(
             )
         return _closed(at_size(graph, size), scores, wanted)
     tokens = layers.has_tokens(graph, graph.nodes)
-    tried = likely or USUAL
+    rows, columns = (own if isinstance(own, int) else usual for own, usual in zip(said, likely or USUAL, strict=True))
+    tried = rows, columns
     if not opensize.admits(graph, tried):
         return replace(_closed(graph, scores, wanted), doubt=UNKNOWN if tokens else None)
     if wanted is not None and not tokens:

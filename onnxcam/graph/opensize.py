@@ -7,7 +7,7 @@ It is found by following pictures of a size that is surely wrong to where the em
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -21,7 +21,7 @@ from onnxcam.graph.view import Graph, Shape, attributes
 
 Size = tuple[int, int]
 # 11 and 13 patches of 32 pixels: a model that admits but one of them is found by the other
-_PROBES = ((352, 352), (416, 416))
+_PROBES = (352, 416)
 _JOINING = ELEMENTWISE | {"Where", "Sum", "Mean"}
 
 
@@ -113,13 +113,15 @@ def _sizes(graph: Graph, picture: _Picture, size: Size) -> Sizes:
 
 def _only(graph: Graph, picture: _Picture) -> Size | None:
     """The size of which alone everything fits, None where others do too, or it cannot be told."""
+    said = declared(graph)
     for probe in _PROBES:
-        sizes = _sizes(graph, picture, probe)
+        tried = (_known(said[0]) or probe, _known(said[1]) or probe)
+        sizes = _sizes(graph, picture, tried)
         clashes = list(_clashes(graph, sizes))
         if clashes:
             places = Positions(graph, sizes)
             for moving, wanted in clashes:
-                size = _fitting(places, moving, wanted, probe)
+                size = _fitting(places, moving, wanted, tried, said)
                 if size is not None and admits(graph, size):
                     return size
             return None
@@ -142,8 +144,8 @@ def _clashes(graph: Graph, sizes: Sizes) -> Iterator[tuple[str, dict[int, int]]]
                 yield value, wrong
 
 
-def _fitting(places: Positions, value: str, wanted: dict[int, int], probe: Size) -> Size | None:
-    """The size of a picture of which the axes of a value have the wanted lengths; a square one where they are tokens.
+def _fitting(places: Positions, value: str, wanted: dict[int, int], tried: Size, said: Shape) -> Size | None:
+    """The size of a picture of which the axes of a value have the wanted lengths; a square where nothing tells more.
 
     A value comes from the picture by steps of as many pixels as go into it now.
     """
@@ -153,11 +155,28 @@ def _fitting(places: Positions, value: str, wanted: dict[int, int], probe: Size)
         grid = patches(factors)
         if grid is not None:
             (rows, columns), before = grid
-            side = math.isqrt(max(length - before, 0))
-            if side * side != length - before:
+            steps = round(tried[0] / rows), round(tried[1] / columns)
+            lengths = _sides(
+                length - before, [(_known(size) or 0) // step for size, step in zip(said, steps, strict=True)]
+            )
+            if lengths is None:
                 return None
-            found |= {ROWS: side * round(probe[0] / rows), COLUMNS: side * round(probe[1] / columns)}
+            found |= {ROWS: lengths[0] * steps[0], COLUMNS: lengths[1] * steps[1]}
         elif len(factors) == 1 and factors[0].complete:
-            whole = probe[0] if factors[0].of == ROWS else probe[1]
+            whole = tried[0] if factors[0].of == ROWS else tried[1]
             found[factors[0].of] = length * round(whole / factors[0].size)
-    return (found[ROWS], found[COLUMNS]) if found.keys() == {ROWS, COLUMNS} and min(found.values()) > 0 else None
+    size = tuple(_known(own) or found.get(of, 0) for of, own in zip((ROWS, COLUMNS), said, strict=True))
+    return (size[0], size[1]) if min(size) > 0 else None
+
+
+def _sides(count: int, known: Sequence[int]) -> Size | None:
+    """Rows and columns of so many patches, of which one may be known (else 0): a square where neither is."""
+    rows, columns = known
+    if not rows and not columns:
+        rows = columns = math.isqrt(max(count, 0))
+    rows, columns = rows or count // columns, columns or count // rows
+    return (rows, columns) if rows * columns == count else None
+
+
+def _known(size: object) -> int | None:
+    return size if isinstance(size, int) else None

@@ -68,9 +68,15 @@ def test_channels_last() -> None:
     assert picture(made) == (["N", 16, 16, 3], None)
 
 
-def test_the_other_dimension_may_be_known() -> None:
-    body, _ = BODIES["one token a patch"]
-    assert picture(onnxcam.augment(model(*body, picture="N,3,16,W")))[0] == ["N", 3, 16, 16]
+@pytest.mark.parametrize(
+    ("declared", "place", "size"),
+    [("16,W", "place", [16, 16]), ("32,W", "place", [32, 8]), ("H,24", "bench", [16, 24]), ("24,W", "bench", [24, 16])],
+)
+def test_the_other_dimension_may_be_known(declared: str, place: str, size: list[int]) -> None:
+    body = (PATCHES, f"e = Add(p, {place})", block("e", "1"), MEAN.format("b1"))
+    made = onnxcam.augment(model(*body, picture=f"N,3,{declared}"))
+    assert picture(made) == (["N", 3, *size], None)
+    assert manifest.read(made)["layers"][0]["grid"] == [side // 4 for side in size]
 
 
 def test_an_oblong_picture_has_to_be_named() -> None:
@@ -100,6 +106,8 @@ def test_tokens_of_any_size_are_laid_out_for_the_usual_one_and_that_is_said() ->
     assert explainer.attribute(np.zeros((1, 3, 224, 224), np.float32)).shape == (1, 224, 224)
     with pytest.raises(InputError, match="the model takes float32"):
         explainer.run(np.zeros((1, 3, 64, 64), np.float32))
+    half = onnxcam.augment(model(PATCHES, block("p", "1"), MEAN.format("b1"), picture="N,3,32,W"))
+    assert picture(half) == (["N", 3, 32, 224], "assumed")
     # it stays said in what is made of it
     assert picture(onnxcam.augment(made, ["a1"])) == (["N", 3, 224, 224], "assumed")
 
@@ -115,6 +123,11 @@ def test_a_size_that_somebody_named_is_not_doubted() -> None:
     assert found.heatmap.shape == (40, 60)
     # what the preset says of the size gives way to what was named
     assert picture(onnxcam.augment(source, preprocess="0..1", input_size=(32, 48)))[0] == ["N", 3, 32, 48]
+    for declared in ("64,W", "H,48", "64,48"):
+        closed = model(PATCHES, block("p", "1"), MEAN.format("b1"), picture=f"N,3,{declared}")
+        assert picture(onnxcam.augment(closed, input_size=(64, 48)))[0] == ["N", 3, 64, 48]
+        with pytest.raises(ModelError, match="was asked for 32 x 32; leave the size out"):
+            onnxcam.augment(closed, input_size=(32, 32))
     with pytest.raises(ModelError, match="takes 32 x 48 pictures and was asked for 64 x 64"):
         onnxcam.augment(onnxcam.augment(source, input_size=(32, 48)), input_size=(64, 64))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import onnxcam
+from onnxcam.cli import main
 from onnxcam.explainer import Explainer
 from onnxcam.graph import manifest
 from tests.torchvision_stub import import_torchvision
@@ -19,6 +22,7 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 CPU = ["CPUExecutionProvider"]
 SIDE = 64
+CAT = Path(__file__).parent.parent.parent / "models" / "cat.png"
 VIT = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": SIDE,
     "patch_size": 8, "num_labels": 6, "attn_implementation": "eager"
@@ -112,3 +116,27 @@ def test_a_size_nobody_named_is_assumed_and_said(tmp_path: Path) -> None:
     hint = {"scale": 1 / 255, "resize": {"mode": "stretch", "size": [SIDE, SIDE]}}
     explainer = Explainer(path, preprocess=hint, providers=CPU)
     assert explainer.warnings == [] and explainer.manifest["layers"][0]["grid"] == [8, 8]
+
+
+def test_a_folder_from_hugging_face_is_explained_with_one_line(tmp_path: Path) -> None:
+    net, path = made("ViT", tmp_path)
+    names = ["ant", "bee", "cat", "dog", "eel", "fox"]
+    net.config.id2label = dict(enumerate(names))
+    net.config.save_pretrained(tmp_path)
+    processor = {
+        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": SIDE, "width": SIDE},
+        "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+    }  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    out = tmp_path / "out"
+    result = CliRunner().invoke(
+        main, ["explain", str(path), str(CAT), "-o", str(out), "--preprocess", f"hf:{tmp_path}"]
+    )
+    assert result.exit_code == 0, result.output
+    held = json.loads((out / "explanation.json").read_text())
+    assert {label for _, label, _ in Explainer(path, preprocess=f"hf:{tmp_path}").explain(CAT).predictions} <= set(
+        names
+    )
+    assert held["layer"].endswith("layernorm_before/LayerNormalization_output_0")
+    assert json.loads((out / "analysis_summary.json").read_text())["warnings"] == []

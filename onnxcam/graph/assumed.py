@@ -70,29 +70,39 @@ def sized(
             )
         return _closed(at_size(graph, size), scores, wanted)
     tokens = layers.has_tokens(graph, graph.nodes)
-    rows, columns = (own if isinstance(own, int) else usual for own, usual in zip(said, likely or USUAL, strict=True))
-    tried = rows, columns
-    if not opensize.admits(graph, tried):
-        return replace(_closed(graph, scores, wanted), doubt=UNKNOWN if tokens else None)
     if wanted is not None and not tokens:
         return Sized(graph, None)
+    rows, columns = (own if isinstance(own, int) else usual for own, usual in zip(said, likely or USUAL, strict=True))
     before = onnx.GraphProto()
     before.input.extend(graph.model.graph.input)
     before.value_info.extend(graph.model.graph.value_info)
-    opensize.fix(graph, tried)
-    trial = refresh(graph.model)
-    seen = None if wanted is not None else layers.candidates(trial, scores)
-    if _in_need(graph, trial, [layer for layer in seen if layer.default] if seen is not None else wanted or ()):
+    trial = _tried(graph, (rows, columns))
+    seen = layers.candidates(trial, scores) if trial is not None and wanted is None else None
+    asked = [layer for layer in seen if layer.default] if seen is not None else wanted or ()
+    if trial is not None and _in_need(graph, trial, asked):
         return replace(_closed(at_size(graph), scores, wanted), doubt=None if likely is not None else ASSUMED)
     del graph.model.graph.input[:], graph.model.graph.value_info[:]
     graph.model.graph.input.extend(before.input)
     graph.model.graph.value_info.extend(before.value_info)
     made = Graph(graph.model)
     made.source_opset, made.source_gate = graph.source_opset, graph.source_gate
+    if trial is None:
+        return replace(_closed(made, scores, wanted), doubt=UNKNOWN if tokens else None)
     if seen is None:
         return Sized(made, None)
-    kept = [layer for layer in seen if not _lost(graph, layer.value)]
+    kept = [layer for layer in seen if not _lost(made, layer.value)]
     return Sized(made, [replace(layer, shape=made.shape(layer.value), grid=None) for layer in kept])
+
+
+def _tried(graph: Graph, size: Size) -> Graph | None:
+    """The graph with its picture declared of a size, in place; None where nothing of that size fits."""
+    if not opensize.admits(graph, size):
+        return None
+    opensize.fix(graph, size)
+    try:
+        return refresh(graph.model)
+    except ModelError:
+        return None
 
 
 def _closed(graph: Graph, scores: str, wanted: Sequence[str | Layer] | None) -> Sized:

@@ -78,7 +78,11 @@ def fix(graph: Graph, size: Size) -> None:
 def admits(graph: Graph, size: Size) -> bool:
     """Whether all that is joined elementwise fits for pictures of a size, as far as shapes are known."""
     picture = _picture(graph)
-    return picture is not None and next(_clashes(graph, _sizes(graph, picture, size)), None) is None
+    if picture is None:
+        return False
+    sizes = _sizes(graph, picture, size)
+    shape = sizes.shape(picture.info.name)  # not known where shapes cannot be inferred at all
+    return shape is not None and next(_clashes(graph, sizes), None) is None
 
 
 def _picture(graph: Graph) -> _Picture | None:

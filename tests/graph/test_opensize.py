@@ -158,20 +158,14 @@ def test_a_residual_network_of_open_size_has_the_same_default_layer() -> None:
     assert picture(onnxcam.augment(opened, input_size=(24, 40)))[0] == ["N", 3, 24, 40]
 
 
-@pytest.mark.parametrize("rows", ["N", "1"])
-def test_a_network_whose_dense_layer_fixes_the_size_is_left_as_it_is(rows: str) -> None:
-    body = (
-        "c1 = Conv<pads=[1,1,1,1]>(x, kernel) r1 = Relu(c1) p1 = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r1) "
-        "c2 = Conv<pads=[1,1,1,1], strides=[8,8]>(p1, deep1) r2 = Relu(c2) flat = Reshape(r2, [-1,8]) "
-        "logits = MatMul(flat, head)"
-    )
-    source = model(body, picture=f"{rows},3,H,W")
-    source.graph.output[0].type.tensor_type.shape.dim[0].CopyFrom(source.graph.input[0].type.tensor_type.shape.dim[0])
+def test_a_file_whose_own_shapes_refuse_the_usual_size_is_left_as_it_is() -> None:
+    source = model(RESIDUAL, picture=OPEN)
+    source.graph.value_info.append(onnx.helper.make_tensor_value_info("p1", onnx.TensorProto.FLOAT, [1, 8, 8, 8]))
+    assert default(source).layout == "NCHW"
     made = onnxcam.augment(source)
-    assert picture(made) == ([1 if rows == "1" else "N", 3, "H", "W"], None)
-    assert default(source).value == "r2"
+    assert picture(made) == (["N", 3, "H", "W"], None)
     raw = Explainer(made.SerializeToString(), providers=CPU).run(np.ones((1, 3, 16, 16), np.float32))
-    assert raw.gradients.shape == (1, 8, 1, 1)
+    assert raw.gradients.shape == (1, 8, 8, 8)
 
 
 def test_channels_are_those_of_the_first_convolution() -> None:

@@ -189,7 +189,8 @@ def test_the_bound_holds_over_several_processes(tmp_path: Path) -> None:
         assert one.stdin is not None and one.stdout is not None
         one.stdin.close()
         one.stdout.close()
-    assert bound / 2 < most <= bound + segment
+    # a walk is no snapshot: what each of the three writes meanwhile may be counted beside what went for it before
+    assert bound / 2 < most <= bound + segment + 3 * 5_000
     assert samples.faults(tmp_path) == []
     assert all(path.suffix == ".jsonl" for path in segments(tmp_path))
 

@@ -142,8 +142,12 @@ class Folder:
                 f"the disk of {str(self.root)!r} has {free:,} bytes left, and min_free keeps {self._min_free:,}; free "
                 "some space, or lower retain_bytes or min_free"
             )
+        self._writer.tick()
         if self._writer.weight and self._writer.weight + size > self._segment:
             self._writer.close()
+        if self._writer.path is None:
+            self._writer.begin()  # first: others that look meanwhile count this process among those that write
+            self._room = 0
         if size > self._room:
             self._clear(size)
         began = time.monotonic()
@@ -166,8 +170,17 @@ class Folder:
         self._room -= weight
 
     def _clear(self, size: int) -> None:
-        """Make room for a segment, shared with the other processes that write now: so the bound holds for all."""
-        self._keeper.clear(self._clock(), max(self._segment, size))
+        """Make room for a segment, shared with the other processes that write now: so the bound holds for all.
+
+        Of those that write at a time, the k-th to look saw k of them at least, and took no more than a k-th of a
+        segment: together they may write that sum, which for many is more than the two segments between which it is to
+        stay, so that more has to go before.
+        """
+
+        def needed(writers: int) -> int:
+            return max(round(self._segment * max(1.0, sum(1 / k for k in range(2, writers + 1)))), size)
+
+        self._keeper.clear(self._clock(), needed)
         self._room = max(self._segment // max(1, self._keeper.writers), size)
 
     def _drop(self, record: dict[str, Any]) -> None:

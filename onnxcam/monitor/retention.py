@@ -10,13 +10,13 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxcam.monitor import artefacts, locks
 from onnxcam.monitor.record import seconds
-from onnxcam.monitor.segments import CLOSED, OPEN, segments
+from onnxcam.monitor.segments import CLOSED, OPEN, final_name, segments
 
 GONE = CLOSED + ".gone"  # a segment whose pictures are being removed: no reader looks at it any more
 _PICTURE_BYTES = re.compile(rb'"bytes":([0-9]+)')
@@ -68,19 +68,25 @@ class Keeper:
     writers: int = 0
     _known: dict[str, Held] = field(default_factory=dict, repr=False)
 
-    def clear(self, now: float, room: int = 0) -> list[Path]:
-        """Remove the oldest closed segments until what is held fits the limits, with `room` more bytes to come.
+    def clear(self, now: float, needed: Callable[[int], int] = lambda writers: 0) -> list[Path]:
+        """Remove the oldest closed segments until what is held fits the limits, with more to come.
+
+        Arguments:
+            now: seconds since 1970.
+            needed: how many bytes more, given the number of segments that are open.
 
         Returns:
             the segments removed.
         """
-        self._finish(segments(self.root, GONE))
         held = self._look()
-        closed = [one for one in held if one.path.name.endswith(CLOSED)]
+        # after it: what another process took out of sight before is really gone then
+        self._finish(segments(self.root, GONE))
+        final = [one for one in held if one.path.name.endswith(CLOSED)]
         self.bytes, self.records = sum(one.bytes for one in held), sum(one.records for one in held)
-        self.writers = len(held) - len(closed)
+        self.writers = len(held) - len(final)
+        room = needed(self.writers)
         removed = []
-        for one in closed:
+        for one in final:
             if not self._over(one, now, room):
                 # ages need not rise with the names: a segment of a slow process may be begun early and end late
                 continue
@@ -105,13 +111,13 @@ class Keeper:
     def _look(self) -> list[Held]:
         found = []
         for path in segments(self.root):
-            one = self._known.get(path.name)
+            one = self._known.get(path.name) or weigh(path)
+            if one is None and path.name.endswith(OPEN):  # closed since it was listed
+                one = weigh(final_name(path))
             if one is None:
-                one = weigh(path)
-                if one is None:
-                    continue
-                if path.name.endswith(CLOSED):
-                    self._known[path.name] = one
+                continue
+            if one.path.name.endswith(CLOSED):
+                self._known[one.path.name] = one
             found.append(one)
         return found
 

@@ -53,6 +53,11 @@ def parse_name(name: str) -> Name | None:
     return Name(start, found["host"], int(found["pid"]), int(found["seq"]))
 
 
+def final_name(path: Path) -> Path:
+    """The name that an open segment has once it is closed."""
+    return path.with_name(path.name.removesuffix(OPEN) + CLOSED)
+
+
 def segments(root: Path, *suffixes: str) -> list[Path]:
     """The segments of a folder with one of the suffixes (closed and open by default), the oldest first."""
     wanted = suffixes or (CLOSED, OPEN)
@@ -103,7 +108,7 @@ class Writer:
         """
         self.tick()
         if self._handle is None:
-            self._begin()
+            self.begin()
         handle = self._handle
         assert handle is not None
         try:
@@ -143,7 +148,12 @@ class Writer:
         self._handle = self.path = None
         self.weight = 0
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Open a segment that has no line yet; left so, it is removed when it is closed.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
         now = self._clock()
         host = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname()) or "host"
         stamp = datetime.fromtimestamp(now, UTC).strftime(_STAMP)
@@ -199,7 +209,7 @@ def _seal(path: Path, handle: int, size: int | None = None) -> Path | None:
     Returns:
         the final path, None where nothing is left.
     """
-    final = path.with_name(path.name.removesuffix(OPEN) + CLOSED)
+    final = final_name(path)
     try:
         whole = _whole(path) if size is None else size
         if os.fstat(handle).st_size != whole:

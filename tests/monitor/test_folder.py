@@ -189,10 +189,62 @@ def test_the_bound_holds_over_several_processes(tmp_path: Path) -> None:
         assert one.stdin is not None and one.stdout is not None
         one.stdin.close()
         one.stdout.close()
-    # a walk is no snapshot: what each of the three writes meanwhile may be counted beside what went for it before
-    assert bound / 2 < most <= bound + segment + 3 * 5_000
+    assert bound / 2 < most <= bound + segment
     assert samples.faults(tmp_path) == []
     assert all(path.suffix == ".jsonl" for path in segments(tmp_path))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_bound_holds_for_writers_that_begin_at_the_same_moment(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound, segment = 400_000, 40_000
+    given: dict[str, Any] = {"retain_bytes": bound, "segment_bytes": segment, "min_free": 0, "sync": False}
+    before = Folder(tmp_path, **given)
+    fill(before, 200)
+    before.close(1)
+    together, clear = threading.Barrier(count), retention.Keeper.clear
+
+    def at_once(keeper: retention.Keeper, *arguments: Any) -> list[Path]:
+        together.wait(10)
+        done = clear(keeper, *arguments)
+        together.wait(10)
+        return done
+
+    sinks = [Folder(tmp_path, **given) for _ in range(count)]
+    with monkeypatch.context() as patched:
+        patched.setattr(retention.Keeper, "clear", at_once)
+        begun = [threading.Thread(target=fill, args=(sink, 1)) for sink in sinks]
+        for one in begun:
+            one.start()
+        for one in begun:
+            one.join(20)
+    most = 0
+    for _ in range(40):
+        for sink in sinks:
+            fill(sink, 1)
+            most = max(most, measured(tmp_path))
+    assert bound / 2 < most <= bound + segment
+    assert samples.faults(tmp_path) == []
+
+
+def test_a_segment_closed_while_it_is_looked_at_still_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Folder(tmp_path, retain_bytes=None, min_free=0, sync=False)
+    fill(other, 5)
+    keeper, listed = retention.Keeper(tmp_path, retention.Limits(bytes=10**9)), retention.segments
+
+    def and_then_closed(root: Path, *suffixes: str) -> list[Path]:
+        names = listed(root, *suffixes)
+        if not suffixes:
+            other.close(1)
+        return names
+
+    monkeypatch.setattr(retention, "segments", and_then_closed)
+    keeper.clear(time.time())
+    assert [path.suffix for path in segments(tmp_path)] == [".jsonl"]
+    assert keeper.records == 5 and keeper.bytes == sum(
+        path.stat().st_size for path in tmp_path.rglob("*") if path.suffix in (".jsonl", ".png")
+    )
 
 
 def measured(root: Path) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcam.augmentation import canonical, held_scores, input_layout, layer_of, picture_input, restore
+from onnxcam.augmentation import canonical, held_scores, layer_of, picture_input, restore
 from onnxcam.autodiff.rules import guided
 from onnxcam.autodiff.seed import chosen_cotangent, score_cotangent, unrounded
 from onnxcam.autodiff.sweep import path, sweep
@@ -356,7 +356,7 @@ class Anatomy:
         graph = self._graph
         rows = (graph.shape(self.picture.name) or (None,))[0]
         if name == INPUT:
-            layout = input_layout(graph, self.picture.name)
+            layout = layers.input_layout(graph, self.picture.name)
             layer = Layer(INPUT, self.picture.name, layout=layout, shape=graph.shape(self.picture.name))
             return Cut(layer, (self.picture.name,), (True,), not isinstance(rows, int), False)
         layer = self._last_block() if name == BLOCK else self._layer(name)

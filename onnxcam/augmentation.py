@@ -21,7 +21,7 @@ from onnxcam.cam import gate as gates
 from onnxcam.cam import methods as cam
 from onnxcam.cam import targets
 from onnxcam.errors import LabelsError, LayerError, ModelError, PreprocessError, TargetError, listing, miscounted
-from onnxcam.graph import branch, edit, layers, manifest
+from onnxcam.graph import branch, edit, layers, manifest, opensize
 from onnxcam.graph.assumed import Sized, sized
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.entry import normalization
@@ -122,7 +122,8 @@ def augment(
     asked_layers = [layers] if isinstance(layers, (str, Layer)) else layers
     if asked_layers is None and held is not None:
         asked_layers = [layer_of(entry) for entry in held["layers"] if entry.get("value")] or None
-    fitted = sized(graph, found.value, asked_layers, size=input_size, likely=_likely(preprocess))
+    likely = _likely(preprocess) if opensize.is_open(graph) else None
+    fitted = sized(graph, found.value, asked_layers, size=input_size, likely=likely)
     graph = fitted.graph
     wanted = _wanted(fitted, asked_layers, held, found.value, grid, prefix_tokens)
     graph, wanted, found = _reserve(graph, wanted, functions, found, set() if condition is None else {gates.FIRED})
@@ -223,7 +224,7 @@ def survey(source: Source) -> tuple[list[Layer], dict[str, Any]]:
             found[place] = replace(layer, name=own.name, grid=own.grid, prefix_tokens=own.prefix_tokens)
     graph = fitted.graph
     doubt = fitted.doubt if held is None else held["input"].get("size")
-    return found, {"layout": input_layout(graph, picture), "shape": _dims(graph.shape(picture)), "size": doubt}
+    return found, {"layout": layers.input_layout(graph, picture), "shape": _dims(graph.shape(picture)), "size": doubt}
 
 
 def restore(graph: Graph, held: Manifest) -> Graph:
@@ -277,15 +278,6 @@ def picture_input(graph: Graph) -> onnx.ValueInfoProto:
             "[N, C, H, W] or [N, H, W, C]"
         )
     return inputs[0]
-
-
-def input_layout(graph: Graph, name: str) -> str:
-    """Whether the picture input is `NCHW` or `NHWC`."""
-    shape = graph.shape(name) or (None,) * 4
-    first, last = shape[1] in (1, 3, 4), shape[3] in (1, 3, 4)
-    if first != last:
-        return "NCHW" if first else "NHWC"
-    return layers.layout_of(graph, name)
 
 
 def held_scores(graph: Graph, held: Manifest) -> str | None:
@@ -461,7 +453,7 @@ def _manifest(
     preprocess: Any,
     origin: dict[str, Any],
 ) -> Manifest:
-    shape, layout = _dims(graph.shape(picture.name)), input_layout(graph, picture.name)
+    shape, layout = _dims(graph.shape(picture.name)), layers.input_layout(graph, picture.name)
     held: Manifest = {
         "format": manifest.FORMAT,
         "requires": {

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcam.graph import manifest
 from onnxcam.image import Preprocess
 
 # a normalisation made for its input has a deviation between these parts of the input's range: pictures have 0.1 to 0.3,
@@ -53,14 +54,14 @@ def about_input(entry: dict[str, Any], preprocess: Preprocess, given: bool) -> l
 
 def about_size(entry: dict[str, Any]) -> list[str]:
     """Doubts about the size that a model's pictures were fixed to, from the manifest's `input`."""
-    if entry.get("size") == "assumed":
+    if entry.get("size") == manifest.ASSUMED:
         rows, columns = (entry["shape"][axis] for axis in ((2, 3) if entry["layout"] == "NCHW" else (1, 2)))
         return [
             f"the model leaves the picture's size open, and its layers of tokens need one: {rows} x {columns} was "
             "taken; name the size it was trained on with `onnxcam export --input-size` (input_size=), or a "
             "preprocessing that makes it"
         ]
-    if entry.get("size") == "unknown":
+    if entry.get("size") == manifest.UNKNOWN:
         return [
             "the model has attention and leaves the picture's size open, and which sizes it admits could not be told: "
             "layers of tokens cannot be explained, and the default layer may be an early one; name the size with "

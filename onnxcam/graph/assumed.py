@@ -11,13 +11,13 @@ from onnxcam.errors import ModelError
 from onnxcam.graph import layers, opensize
 from onnxcam.graph.inference import describe, refresh
 from onnxcam.graph.layers import Layer
+from onnxcam.graph.manifest import ASSUMED, UNKNOWN
 from onnxcam.graph.normalize import at_size
 from onnxcam.graph.opensize import Size
 from onnxcam.graph.tokens import shape_of
 from onnxcam.graph.view import Graph
 
 USUAL: Size = (224, 224)  # what most image classifiers were trained on
-ASSUMED, UNKNOWN = "assumed", "unknown"
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,10 @@ def sized(
         likely: height and width that pictures are prepared to, if that is known.
 
     Raises:
-        ModelError: `size` is not what the file declares, or does not fit.
+        ModelError: `size` is no size, not what the file declares, or does not fit.
     """
+    if size is not None and (len(size) != 2 or not all(type(side) is int and side > 0 for side in size)):
+        raise ModelError(f"input_size={size!r}; expected height and width of the picture, such as (224, 224)")
     said = opensize.declared(graph)
     if size is not None and any(isinstance(a, int) and a != b for a, b in zip(said, size, strict=True)):
         raise ModelError(f"the model takes {_by(said)} pictures and was asked for {_by(size)}; leave the size out")
@@ -84,8 +86,7 @@ def sized(
     del graph.model.graph.input[:], graph.model.graph.value_info[:]
     graph.model.graph.input.extend(before.input)
     graph.model.graph.value_info.extend(before.value_info)
-    made = Graph(graph.model)
-    made.source_opset, made.source_gate = graph.source_opset, graph.source_gate
+    made = graph.again()
     if trial is None:
         return replace(_closed(made, scores, wanted), doubt=UNKNOWN if tokens else None)
     if seen is None:
@@ -111,10 +112,11 @@ def _closed(graph: Graph, scores: str, wanted: Sequence[str | Layer] | None) -> 
 
 def _in_need(graph: Graph, trial: Graph, wanted: Sequence[str | Layer]) -> bool:
     """Whether one of the layers is tokens, or no map unless the picture's size is known."""
-    nodes = {node.name: str(node.output[0]) for node in graph.nodes}
     for layer in wanted:
-        name = layer.value if isinstance(layer, Layer) else layer
-        value = name if name in graph else nodes.get(name, "")
+        try:
+            value = graph.find(layer.value if isinstance(layer, Layer) else layer)
+        except ModelError:
+            continue  # that there is no such layer is said where it is resolved
         if len(shape_of(trial, value) or ()) == 3 or (_lost(graph, value) and not _lost(trial, value)):
             return True
     return False

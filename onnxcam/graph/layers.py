@@ -371,6 +371,15 @@ def _joined(graph: Graph, value: str) -> str | None:
     return None
 
 
+def input_layout(graph: Graph, name: str) -> str:
+    """Whether the picture input is `NCHW` or `NHWC`."""
+    shape = graph.shape(name) or (None,) * 4
+    first, last = shape[1] in (1, 3, 4), shape[3] in (1, 3, 4)
+    if first != last:
+        return "NCHW" if first else "NHWC"
+    return layout_of(graph, name)
+
+
 def layout_of(graph: Graph, value: str) -> str:
     """Whether a rank-4 value is `NCHW` or `NHWC`, found from the nearest operator that fixes it."""
     queue: list[tuple[str, bool]] = [(value, False)]

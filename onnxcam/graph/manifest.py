@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 KEY = "onnxcam"
 FORMAT = 1
+# `size` of the input: nobody said it, or none is known that layers of tokens could be laid out for
+ASSUMED, UNKNOWN = "assumed", "unknown"
 _LONGEST = 8 << 20  # characters; 21,000 labels are one million
 # elements of a batch: 1 GiB in float32
 _LARGEST = 1 << 28

@@ -71,9 +71,7 @@ def at_size(graph: Graph, size: tuple[int, int] | None = None) -> Graph:
         fix(graph, size)
     infer(graph.model)
     _write_out(graph.model)
-    made = Graph(graph.model)
-    made.source_opset, made.source_gate = graph.source_opset, graph.source_gate
-    return made
+    return graph.again()
 
 
 def _require_sizes(model: onnx.ModelProto) -> None:

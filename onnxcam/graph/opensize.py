@@ -13,7 +13,7 @@ from itertools import permutations
 
 import onnx
 
-from onnxcam.graph.layers import has_tokens, layout_of
+from onnxcam.graph.layers import has_tokens, input_layout
 from onnxcam.graph.operators import ELEMENTWISE
 from onnxcam.graph.positions import COLUMNS, ROWS, Positions, patches
 from onnxcam.graph.sizes import Sizes
@@ -90,8 +90,7 @@ def _picture(graph: Graph) -> _Picture | None:
     shape = graph.shape(inputs[0].name) if len(inputs) == 1 else None
     if shape is None or len(shape) != 4:
         return None
-    first, last = shape[1] in (1, 3, 4), shape[3] in (1, 3, 4)
-    leading = first if first != last else layout_of(graph, inputs[0].name) == "NCHW"
+    leading = input_layout(graph, inputs[0].name) == "NCHW"
     return _Picture(inputs[0], shape, *((2, 3, 1) if leading else (1, 2, 3)))
 
 

@@ -88,6 +88,12 @@ class Graph:
         self.source_opset = self.opset  # before it was upgraded
         self.source_gate: str | None = None  # the condition of an explainable model's gate, before it was taken out
 
+    def again(self) -> Graph:
+        """The same model indexed anew after an edit, with what is known of its source."""
+        made = Graph(self.model)
+        made.source_opset, made.source_gate = self.source_opset, self.source_gate
+        return made
+
     def __contains__(self, value: str) -> bool:
         return (
             value in self.producer or value in self.initializers or any(i.name == value for i in self.model.graph.input)

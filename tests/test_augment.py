@@ -1,101 +1,31 @@
-"""`augment`: names, order, targets and score kinds; gradients against PyTorch's autograd, maps against formulas."""
+"""`augment`: names, order, targets, kinds of scores, refusals; gradients against PyTorch's autograd."""
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 import onnxcam
-from onnxcam.errors import LabelsError, LayerError, MethodError, ModelError, PreprocessError, TargetError
-from onnxcam.graph import manifest
-from onnxcam.graph.halve import store_float16
+from onnxcam.errors import LabelsError, LayerError, MethodError, ModelError, TargetError
 from tests import models, twin
-from tests.torchvision_stub import import_torchvision
-
-EPS = 1e-5
-
-
-def batch(rows: int = 3, size: Sequence[int] = (32, 32), channels: int = 3, seed: int = 0) -> np.ndarray:
-    """Noise, each row with colours of its own so that the rows' best classes differ."""
-    rng = np.random.default_rng(seed)
-    return (rng.normal(size=(rows, channels, *size)) + 3 * rng.normal(size=(rows, channels, 1, 1))).astype(np.float32)
-
-
-def session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def run(model: onnx.ModelProto, **feeds: Any) -> dict[str, np.ndarray]:
-    opened = session(model)
-    names = [o.name for o in opened.get_outputs()]
-    return dict(zip(names, opened.run(names, feeds), strict=True))
-
-
-def outputs(model: onnx.ModelProto) -> list[str]:
-    return [o.name for o in model.graph.output]
-
-
-def held(model: onnx.ModelProto) -> dict[str, Any]:
-    found = manifest.read(model)
-    assert found is not None
-    return found
-
-
-def augment(source: Any, *args: Any, **kwargs: Any) -> onnx.ModelProto:
-    """`onnxcam.augment`, every result of which has to be valid ONNX of the standard domain."""
-    made = onnxcam.augment(source, *args, **kwargs)
-    onnx.checker.check_model(made, full_check=True)
-    assert {node.domain for node in made.graph.node} <= {"", "ai.onnx"}
-    assert [o.domain for o in made.opset_import] == [""]
-    read = {name for node in made.graph.node for name in node.input} | set(outputs(made))
-    assert {name for node in made.graph.node for name in node.output if name} <= read
-    assert {t.name for t in made.graph.initializer} <= read
-    return made
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The parity metric: the largest ‖a−b‖ / ‖b‖ over rows."""
-    assert a.shape == b.shape
-    a, b = a.reshape(len(a), -1).astype(np.float64), b.reshape(len(b), -1).astype(np.float64)
-    return float((np.linalg.norm(a - b, axis=1) / np.maximum(np.linalg.norm(b, axis=1), 1e-12)).max())
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(axis=1, keepdims=True))
-    return np.asarray(e / e.sum(axis=1, keepdims=True))
-
-
-def with_output(model: onnx.ModelProto, name: str, shape: Sequence[int | str], first: bool = False) -> onnx.ModelProto:
-    made = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-    model.graph.output.insert(0 if first else len(model.graph.output), made)
-    return model
-
-
-def conv_head(ending: str | None = None, output: str = "out") -> onnx.ModelProto:
-    """Scores of shape [N, 4, 1, 1]: a 1×1 convolution after the pooling, as SqueezeNet's and DenseNet's."""
-    model = models.tiny_cnn(classes=4)
-    graph = model.graph
-    del graph.node[-2:]
-    kernel = twin.weights(model)["w3"].T[..., None, None].copy()
-    graph.initializer.append(numpy_helper.from_array(kernel, "w4"))
-    for name in ("w3",):
-        graph.initializer.remove(next(t for t in graph.initializer if t.name == name))
-    graph.node.append(helper.make_node("Conv", ["pooled", "w4", "b3"], [output if ending is None else "deep"]))
-    if ending is not None:
-        graph.node.append(helper.make_node(ending, ["deep"], [output], axis=1))
-    del graph.output[:]
-    return with_output(model, output, ["N", 4, 1, 1])
-
+from tests.augmented import (
+    EPS,
+    augment,
+    batch,
+    conv_head,
+    distance,
+    gradcam,
+    held,
+    outputs,
+    run,
+    session,
+    softmax,
+    with_output,
+)
 
 # ---- outputs, order, numbers
 
@@ -385,142 +315,6 @@ def test_probabilities_called_logits_clash() -> None:
         onnxcam.augment(renamed({"logits": "inner", "probabilities": "logits"}, ending="Softmax"))
 
 
-# ---- the manifest
-
-
-def test_manifest_is_complete() -> None:
-    labels = [f"class {k}" for k in range(5)]
-    preprocess = {"color": "RGB", "scale": 1 / 255, "mean": [0.5] * 3, "std": [0.5] * 3}
-    preprocess |= {"resize": {"mode": "stretch", "size": [24, 32]}}
-    source = models.tiny_cnn(ending="Softmax", size=(24, 32))
-    made = augment(source, labels=labels, preprocess=preprocess)
-    import hashlib
-
-    found = json.loads(next(p.value for p in made.metadata_props if p.key == "onnxcam"))
-    assert found == {
-        "format": 1,
-        "requires": {"onnxruntime": found["requires"]["onnxruntime"], "opset": 18, "ir": 8},
-        "input": {
-            "name": "input", "layout": "NCHW", "dtype": "float32", "shape": ["N", 3, 24, 32], "preprocess": preprocess
-        },
-        "scores": {"name": "logits", "kind": "logits", "classes": 5, "probabilities": "probabilities"},
-        "target": {"name": "target", "mode": "optional"},
-        "layers": [
-            {
-                "name": "relu2", "activations": "activations", "gradients": "gradients", "layout": "NCHW",
-                "shape": ["N", 16, 12, 16], "grid": [12, 16], "prefix_tokens": 0, "heatmaps": {"gradcam": "heatmap"},
-                "value": "relu2",
-            }
-        ],
-        "labels": labels,
-        "source": {
-            "framework": "onnx", "name": "tiny", "opset": 18, "outputs": ["probabilities"],
-            "sha256": hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest(),
-        },
-        "parity": None,
-    }  # fmt: skip
-    assert found["requires"]["onnxruntime"].count(".") == 2
-    assert (made.opset_import[0].version, made.ir_version) == (18, 8)
-
-
-def test_source_is_named_after_the_file(tmp_path: Any) -> None:
-    import hashlib
-
-    path = tmp_path / "squirrel.onnx"
-    onnx.save(models.tiny_cnn(), path)
-    for source, name in ((path, "squirrel"), (str(path), "squirrel"), (path.read_bytes(), "model")):
-        found = held(augment(source))["source"]
-        assert (found["name"], found["sha256"]) == (name, hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-def test_the_source_is_left_alone_and_foreign_metadata_kept() -> None:
-    source = models.tiny_cnn()
-    source.metadata_props.add(key="author", value="somebody")
-    source.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    before = source.SerializeToString(deterministic=True)
-    made = augment(source)
-    assert source.SerializeToString(deterministic=True) == before
-    assert (made.metadata_props[0].key, made.metadata_props[0].value) == ("author", "somebody")
-    assert {p.key for p in augment(made).metadata_props} == {"author", "onnxcam"}
-
-
-# ---- augmenting again
-
-
-@pytest.mark.parametrize("ending", [None, "Softmax", "Sigmoid"])
-@pytest.mark.parametrize("target", ["optional", "required", 2])
-def test_augmenting_again_equals_augmenting_the_original(ending: str | None, target: Any) -> None:
-    source = models.tiny_cnn(ending=ending)
-    labels = list("abcde")
-    first = augment(source, ["relu1"], ("hirescam",), target, labels=labels, preprocess={"color": "RGB"})
-    again = augment(first, ["relu2"], ("gradcam", "hirescam"))
-    straight = augment(
-        source, ["relu2"], ("gradcam", "hirescam"), labels=labels, preprocess={"color": "RGB"},
-    )  # fmt: skip
-    assert held(again) == held(straight)
-    assert [i.name for i in again.graph.input] == [i.name for i in straight.graph.input]
-    assert len(again.graph.node) == len(straight.graph.node)
-    a, b = run(again, input=batch(), target=np.array([1])), run(straight, input=batch(), target=np.array([1]))
-    assert a.keys() == b.keys()
-    assert all(np.array_equal(a[name], b[name]) for name in b)
-    kept = augment(first, methods=("hirescam",))
-    assert [e["name"] for e in held(kept)["layers"]] == ["relu1"]
-
-
-@pytest.mark.parametrize("ending", ["Sigmoid", "Softmax"])
-def test_augmenting_again_keeps_what_both_outputs_say(ending: str) -> None:
-    source = with_output(models.tiny_cnn(ending=ending), "logits", ["N", 5])
-    first = augment(source)
-    assert held(augment(first))["scores"] == held(first)["scores"]
-    asked = augment(source, scores="logits")
-    assert held(asked)["scores"] == held(first)["scores"]
-
-
-def test_augmenting_again_explains_the_same_of_several_scores() -> None:
-    source = two_heads()
-    with pytest.raises(ModelError, match=r"several outputs .*scores="):
-        onnxcam.augment(source)
-    for asked in ("second", "second_logits"):
-        first = augment(source, scores=asked)
-        assert held(first)["scores"]["probabilities"] == "second"
-        again = augment(first, methods=("hirescam", "gradcam"))
-        assert held(again)["scores"] == held(first)["scores"]
-        a, b = run(first, input=batch()), run(again, input=batch())
-        assert np.array_equal(a["logits"], b["logits"])
-        assert np.array_equal(a["gradients"], b["gradients"])
-    assert [layer.name for layer in onnxcam.layers(first)] == ["relu1", "relu2"]
-
-
-def two_heads() -> onnx.ModelProto:
-    model = models.tiny_cnn(ending="Softmax")
-    w = np.random.default_rng(5).normal(size=(16, 7)).astype(np.float32)
-    model.graph.initializer.append(numpy_helper.from_array(w, "w_second"))
-    model.graph.node.append(helper.make_node("MatMul", ["flat", "w_second"], ["second_logits"]))
-    model.graph.node.append(helper.make_node("Softmax", ["second_logits"], ["second"]))
-    return with_output(model, "second", ["N", 7])
-
-
-def test_weights_stored_as_float16() -> None:
-    source = models.tiny_cnn(width=16)
-    small = store_float16(source)
-    assert any(t.data_type == TensorProto.FLOAT16 for t in small.graph.initializer)
-    made = augment(small)
-    assert any(t.data_type == TensorProto.FLOAT16 for t in made.graph.initializer)
-    a, b = run(made, input=batch(), target=np.array([1])), run(augment(source), input=batch(), target=np.array([1]))
-    assert distance(a["gradients"], b["gradients"]) <= 2e-3
-    plain = run(small, input=batch())
-    assert distance(a["logits"], plain["logits"]) <= EPS
-
-
-def test_an_old_softmax_with_its_logits_as_an_output() -> None:
-    source = with_output(models.tiny_cnn(ending="Softmax", opset=11), "logits", ["N", 5])
-    made = augment(source)
-    assert held(made)["scores"] == {
-        "name": "logits", "kind": "logits", "classes": 5, "probabilities": "probabilities"
-    }  # fmt: skip
-    assert outputs(made)[:3] == ["probabilities", "logits", "activations"]
-
-
 # ---- refusals
 
 
@@ -552,76 +346,3 @@ def test_a_segmentation_model_is_no_classifier() -> None:
     with_output(source, "relu2", ["N", 16, 16, 16])
     with pytest.raises(ModelError, match=r"not an image classifier.*'relu2' \[N, 16, 16, 16\]"):
         onnxcam.augment(source)
-
-
-# ---- maps against formulas and against pytorch-grad-cam
-
-
-def gradcam(a: np.ndarray, g: np.ndarray) -> np.ndarray:
-    return np.maximum(np.einsum("nc,nchw->nhw", g.mean(axis=(2, 3)), a), 0)
-
-
-def hirescam(a: np.ndarray, g: np.ndarray) -> np.ndarray:
-    return np.maximum((g * a).sum(axis=1), 0)
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("pool", ["GlobalAveragePool", "Flatten"])
-def test_maps_against_their_formulas(pool: str) -> None:
-    source = models.tiny_cnn(size=(24, 32), pool=pool)
-    x, target = batch(4, (24, 32)), np.array([0, 1, 2, 3])
-    made = augment(source, ["relu2"], ("gradcam", "hirescam"))
-    got = run(made, input=x, target=target)
-    _, a, g = twin.gradients(source, x, target)
-    assert np.abs(got["heatmap/gradcam"] - gradcam(a, g)).max() <= 1e-5 * np.abs(gradcam(a, g)).max()
-    assert np.abs(got["heatmap/hirescam"] - hirescam(a, g)).max() <= 1e-5 * np.abs(hirescam(a, g)).max()
-    same = np.allclose(got["heatmap/gradcam"], got["heatmap/hirescam"], rtol=1e-4, atol=1e-6)
-    assert same == (pool == "GlobalAveragePool")  # with a pooled linear head the two methods are one
-
-
-def test_conservation_behind_pooling_and_a_linear_layer() -> None:
-    source = models.tiny_cnn(size=(24, 32))
-    x, target = batch(4, (24, 32)), np.array([0, 1, 2, 3])
-    got = run(augment(source), input=x, target=target)
-    total = (got["activations"].astype(np.float64) * got["gradients"]).sum(axis=(1, 2, 3))
-    assert np.allclose(total, got["logits"][np.arange(4), target] - twin.weights(source)["b3"][target], atol=1e-5)
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("method", ["gradcam", "hirescam"])
-@pytest.mark.parametrize("layers", [["relu2"], ["relu1"], ["relu1", "relu2"]])
-@pytest.mark.parametrize("pool", ["GlobalAveragePool", "Flatten"])
-def test_maps_against_pytorch_grad_cam(method: str, layers: list[str], pool: str) -> None:
-    import_torchvision()
-    torch = pytest.importorskip("torch")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        package = pytest.importorskip("pytorch_grad_cam")
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-    source = models.tiny_cnn(size=(40, 56), pool=pool)
-    x, target = batch(3, (40, 56)), [4, 0, 2]
-    module = twin.build(source)
-    theirs = {"gradcam": package.GradCAM, "hirescam": package.HiResCAM}[method]
-    with theirs(model=module, target_layers=[getattr(module, name) for name in layers]) as cam:
-        want = cam(input_tensor=torch.from_numpy(x), targets=[ClassifierOutputTarget(t) for t in target])
-    explainer = onnxcam.Explainer(source, layers=layers, methods=(method,), providers=["CPUExecutionProvider"])
-    got = explainer.attribute(x, target, method, layer=layers)
-    assert got.shape == want.shape == (3, 40, 56)
-    assert np.abs(got - want).max() <= 1e-4
-    assert want.max(axis=(1, 2)).min() > 0.5  # maps with something in them
-
-
-@pytest.mark.parametrize("spec", ["0..1", {"scale": 1 / 255}])
-def test_preprocessing_is_spelled_out(spec: object) -> None:
-    """A preset, or an entry that leaves the resize to the model's input, means the same to any client."""
-    made = augment(models.tiny_cnn(size=(24, 32)), preprocess=spec)
-    held = manifest.read(made)
-    assert held is not None
-    entry = held["input"]["preprocess"]
-    assert entry["scale"] == pytest.approx(1 / 255)
-    assert (entry["resize"]["mode"], entry["resize"]["size"]) == ("stretch", [24, 32])
-
-
-def test_preprocessing_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(PreprocessError, match="channels"):
-        augment(models.tiny_cnn(), preprocess={"color": "L"})

@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, bool, bool]] = {
 
 
 def made(name: str, folder: Path) -> tuple[Any, Path]:
-    """A small network with random weights, and its file as `optimum` writes it."""
+    """A small network with random weights, and its file with every dimension of the picture free, as `optimum` declares them."""
     import_torchvision()
     transformers = pytest.importorskip("transformers")
     family, settings = CASES[name][:2]

@@ -1,101 +1,28 @@
+"""PyTorch modules as explainable files: numbers, restoring, verification, real architectures."""
+
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from onnxcam.errors import (  # noqa: E402
-    InputError,
-    LayerError,
-    ModelError,
-    OutputError,
-    SettingError,
-    TargetError,
-    VerificationError,
-)
+from onnxcam.errors import ModelError, SettingError, TargetError, VerificationError  # noqa: E402
 from onnxcam.exporters import parity, torch_capture  # noqa: E402
 from onnxcam.exporters.pytorch import export  # noqa: E402
 from onnxcam.graph import manifest  # noqa: E402
 from tests.exporters.torch_nets import Binary, Functional, InPlace, Reused, Structured, seeded  # noqa: E402
+from tests.exporters.torch_numbers import at, close, differentiate, picture, run, snapshot  # noqa: E402
 from tests.torchvision_stub import import_torchvision  # noqa: E402
 
 pytestmark = pytest.mark.torch
 nn = torch.nn
 F = torch.nn.functional
-
-
-def picture(*shape: int, seed: int = 0) -> Any:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def run(model: onnx.ModelProto | Path | str, batch: Any, targets: Any = None) -> dict[str, np.ndarray]:
-    """All outputs of a file, in nothing but onnxruntime."""
-    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    feeds = {session.get_inputs()[0].name: batch.numpy()}
-    if targets is not None:
-        feeds["target"] = np.asarray(targets, np.int64)
-    names = [o.name for o in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
-
-
-def differentiate(net: Any, pick: Callable[..., Any], batch: Any, targets: Any, logits: Callable[[], Any]) -> Any:
-    """Value and gradient at one place of a network, by an `autograd` that shares nothing with the exporter.
-
-    `pick(hold)` puts `hold` (tensor -> tensor to go on with) in place and returns a handle to take it away again;
-    `logits()` runs the network and returns the scores.
-    """
-    kept: list[Any] = []
-
-    def hold(tensor: Any) -> Any:
-        leaf = tensor.detach().clone().requires_grad_()
-        kept[:] = [leaf]
-        return leaf * 1.0
-
-    handles = pick(hold)
-    scores = logits()
-    for handle in handles:
-        handle.remove()
-    total = sum(scores[n, t] for n, t in enumerate(targets))
-    (gradient,) = torch.autograd.grad(total, kept[0])
-    return kept[0].detach().numpy(), gradient.numpy(), scores.detach().numpy()
-
-
-def at(module: Any, call: int = 0) -> Callable[..., Any]:
-    """`pick` for the `call`-th output of a module that returns a tensor."""
-
-    def pick(hold: Callable[..., Any]) -> list[Any]:
-        count = iter(range(100))
-        return [module.register_forward_hook(lambda m, i, o: hold(o) if next(count) == call else None)]
-
-    return pick
-
-
-def close(a: np.ndarray, b: np.ndarray) -> None:
-    assert a.shape == b.shape
-    assert parity.distance(a, b).max() < 1e-5
-
-
-def snapshot(net: Any) -> dict[str, Any]:
-    """Everything an export could disturb."""
-    return {
-        "modes": [(name, part.training) for name, part in net.named_modules()],
-        "parameters": [(n, id(p), p.data_ptr(), p.dtype, p.requires_grad, p.grad) for n, p in net.named_parameters()],
-        "buffers": [(n, id(b), b.clone().tolist()) for n, b in net.named_buffers()],
-        "hooks": [(len(p._forward_hooks), len(p._forward_pre_hooks), len(p._backward_hooks)) for p in net.modules()],
-        "attributes": [sorted(vars(part)) for part in net.modules()],
-        "state": [(n, v.clone().tolist()) for n, v in net.state_dict().items()],
-    }
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
@@ -233,106 +160,6 @@ def test_half_precision_is_exported_as_its_float32_values() -> None:
     close(run(model, batch)["logits"], net(batch).detach().numpy())
 
 
-# -- capture ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rows", [1, 2, 5])
-def test_the_batch_is_free_whatever_the_examples_rows(rows: int) -> None:
-    model = export(seeded(Reused()), (picture(rows, 3, 9, 9),), None, verify=False)
-    held = manifest.read(model)
-    assert held is not None
-    assert held["parity"] is None
-    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
-    for count in (1, 3):
-        assert all(array.shape[0] == count for array in run(model, picture(count, 3, 9, 9)).values())
-
-
-def test_clones_and_exposed_layers_leave_no_trace_in_the_graph() -> None:
-    plain = export(seeded(InPlace()), picture(1, 3, 8, 8), None, layers=["relu"], verify=False)
-    forward = [node.op_type for node in plain.graph.node if not node.name.startswith("onnxcam/")]
-    assert forward == ["Conv", "Relu", "Conv", "Add", "Relu", "AveragePool", "Pow", "ReduceMean", "Gemm"]
-    assert [o.name for o in plain.graph.output] == ["logits", "activations", "gradients", "heatmap"]
-
-
-@pytest.mark.parametrize(("opset", "gelu"), [(None, True), (18, False), (21, True)])
-def test_opsets(opset: int | None, gelu: bool) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    model = export(seeded(net), picture(1, 3, 8, 8), None, opset=opset)
-    assert [o.version for o in model.opset_import] == [opset or 20]
-    assert any(node.op_type == "Gelu" for node in model.graph.node) is gelu
-    held = manifest.read(model)
-    assert held is not None
-    assert held["layers"][0]["name"] == "1"
-    assert held["source"]["opset"] == (opset or 20)
-
-
-@pytest.mark.parametrize("opset", [17, 22])
-def test_other_opsets_are_refused(opset: int) -> None:
-    with pytest.raises(ModelError, match="expected 18 to 21"):
-        export(seeded(InPlace()), picture(1, 3, 8, 8), None, opset=opset)
-
-
-def test_the_older_exporter_steps_in_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*_: Any) -> Any:
-        raise RuntimeError("outer advice") from ValueError("cannot trace this")
-
-    monkeypatch.setattr(torch_capture, "_by_torch_export", fail)
-    net = seeded(InPlace()).eval()
-    with caplog.at_level(logging.WARNING):
-        model = export(net, picture(1, 3, 8, 8), None, layers=["bn", "relu#0", "relu"])
-    assert "cannot trace this" in caplog.text
-    held = manifest.read(model)
-    assert held is not None
-    assert held["source"]["exporter"] == "torchscript"
-    assert "cannot trace this" in held["source"]["note"]
-    batch, targets = picture(3, 3, 8, 8), [0, 1, 2]
-    value, gradient, _ = differentiate(net, at(net.bn), batch, targets, lambda: net(batch))
-    found = run(model, batch, targets)
-    close(found["activations/bn"], value)
-    close(found["gradients/bn"], gradient)
-
-
-def test_a_batch_that_cannot_be_free_is_refused_with_both_reasons() -> None:
-    class Fixed(nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
-
-        def forward(self, x: Any) -> Any:
-            y = self.conv(x).mean((2, 3))
-            return self.head(torch.stack([y[0], y[1]]) if int(y.shape[0]) == 2 else y)
-
-    with pytest.raises(ModelError, match=r"free batch size.*torch\.export.*torchscript"):
-        export(seeded(Fixed()), picture(1, 3, 8, 8), None)
-
-
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    export(seeded(InPlace()), picture(1, 3, 8, 8), None)
-    assert capfd.readouterr().out == ""
-
-
-def test_an_exported_program_keeps_its_module_names_and_calls() -> None:
-    net = seeded(Reused()).eval()
-    with torch_capture.quiet():
-        free = torch.export.export(net, (picture(2, 3, 9, 9),), dynamic_shapes=({0: torch.export.Dim("rows")},))
-    model = export(free, picture(1, 3, 9, 9), None, layers=["stem", "block#0", "block"])
-    batch, targets = picture(3, 3, 9, 9, seed=1), [1, 3, 0]
-    found = run(model, batch, targets)
-    for name, module, call in [("stem", net.stem, 0), ("block#0", net.block, 0), ("block", net.block, 2)]:
-        value, gradient, _ = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
-        close(found[f"activations/{name}"], value)
-        close(found[f"gradients/{name}"], gradient)
-
-
-def test_a_program_exported_for_one_picture_is_refused() -> None:
-    with torch_capture.quiet():
-        fixed = torch.export.export(seeded(InPlace()).eval(), (picture(1, 3, 8, 8),))
-    with pytest.raises(ModelError, match=r"takes exactly 1 picture.*dynamic_shapes"):
-        export(fixed, picture(1, 3, 8, 8), None)
-
-
 # -- restoring --------------------------------------------------------------------------------------------------------
 
 
@@ -390,140 +217,7 @@ def test_gradients_are_taken_where_the_caller_has_switched_them_off() -> None:
     assert held["parity"]["gradients"] < 1e-5
 
 
-# -- layers that cannot be --------------------------------------------------------------------------------------------
-
-
-def nested() -> Any:
-    class Unused(nn.Sequential):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__(
-                nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
-                nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()),
-                nn.AdaptiveAvgPool2d(1),
-                nn.Flatten(),
-                nn.Linear(4, 3),
-            )
-            self.spare = nn.Conv2d(1, 1, 1)
-
-        def forward(self, x: Any) -> Any:
-            for part in list(self)[:5]:
-                x = part(x)
-            return x
-
-    return seeded(Unused())
-
-
-@pytest.mark.parametrize(
-    ("layer", "told"),
-    [
-        ("0.2", r"no module '0\.2'; the nearest are '0\.1'"),
-        ("spare", "not called"),
-        ("0#1", r"called 1 times; expected 0#0 to 0#0"),
-        ("2", r"shape \[2, 4, 1, 1\].*expected a spatial map"),
-        ("4", r"shape \[2, 3\].*expected a spatial map"),
-        (3, "got a int as a layer"),
-        (nn.ReLU(), "not a module of the model"),
-    ],
-)
-def test_a_layer_that_cannot_be_is_refused_with_candidates(layer: Any, told: str) -> None:
-    with pytest.raises(LayerError, match=told):
-        export(nested(), picture(1, 3, 8, 8), None, layers=[layer])
-
-
-def test_part_of_a_name_is_enough_if_only_one_module_ends_with_it() -> None:
-    class Outer(nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = Functional(), Functional()
-            self.only = nn.ModuleDict({"deep": nn.Conv2d(3, 3, 1)})
-
-        def forward(self, x: Any) -> Any:
-            return self.a(self.only["deep"](x)) + self.b(x)
-
-    net = seeded(Outer())
-    with pytest.raises(LayerError, match=r"ambiguous; it could be 'a\.one', 'b\.one'"):
-        export(net, picture(1, 3, 8, 8), None, layers=["one"])
-    held = manifest.read(export(net, picture(1, 3, 8, 8), None, layers=["deep"]))
-    assert held is not None
-    assert held["layers"][0]["name"] == "only.deep"
-
-
-def test_no_layers_at_all() -> None:
-    with pytest.raises(LayerError, match="`layers` is empty"):
-        export(nested(), picture(1, 3, 8, 8), None, layers=[])
-
-
-def test_a_detached_layer_cannot_be_verified() -> None:
-    class Cut(nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.side, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
-
-        def forward(self, x: Any) -> Any:
-            return self.head(self.conv(x).mean((2, 3)) + self.side(x).detach().mean((2, 3)))
-
-    with pytest.raises(LayerError, match="do not depend on the target layer"):
-        export(seeded(Cut()), picture(1, 3, 8, 8), None, layers=["side"])
-
-
-# -- other refusals ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("inputs", "told"),
-    [
-        ((picture(1, 3, 8, 8), picture(1, 3, 8, 8)), "got 2 example inputs"),
-        (picture(3, 8, 8), r"shape \[3, 8, 8\]"),
-        (picture(0, 3, 8, 8), "expected a batch of pictures"),
-        ("cat.jpg", "got a str"),
-    ],
-)
-def test_example_inputs_that_are_no_batch_of_pictures(inputs: Any, told: str) -> None:
-    with pytest.raises(InputError, match=told):
-        export(seeded(InPlace()), inputs, None)
-
-
-def test_a_model_that_does_not_run_on_the_example() -> None:
-    with pytest.raises(ModelError, match=r"does not run on a float32 input of shape \[2, 1, 8, 8\]"):
-        export(seeded(InPlace()), picture(1, 1, 8, 8), None)
-
-
-def test_what_is_not_a_module() -> None:
-    with pytest.raises(ModelError, match=r"got a dict; expected a torch\.nn\.Module"):
-        export({}, picture(1, 3, 8, 8), None)  # type: ignore[arg-type]
-
-
-def test_what_is_not_a_classifier() -> None:
-    with pytest.raises(ModelError, match=r"not an image classifier.*\[2, 4, 6, 6\]"):
-        export(seeded(nn.Sequential(nn.Conv2d(3, 4, 3))), picture(1, 3, 8, 8), None)
-
-
-def test_several_outputs_need_a_choice_unless_the_first_is_scores() -> None:
-    class Two(nn.Module):  # type: ignore[misc]
-        def __init__(self, order: list[int]) -> None:
-            super().__init__()
-            self.order, self.conv = order, nn.Conv2d(3, 4, 3)
-            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 2)
-
-        def forward(self, x: Any) -> Any:
-            y = self.conv(x)
-            found = [self.a(y.mean((2, 3))), self.b(y.mean((2, 3))), y]
-            return tuple(found[k] for k in self.order)
-
-    for order, classes in (([0, 1], 3), ([1, 0], 2), ([2, 0], 3)):
-        held = manifest.read(export(seeded(Two(order)), picture(1, 3, 8, 8), None))
-        assert held is not None
-        assert held["scores"]["classes"] == classes
-    with pytest.raises(ModelError, match="several outputs could be class scores"):
-        export(seeded(Two([2, 0, 1])), picture(1, 3, 8, 8), None)
-    held = manifest.read(export(seeded(Two([2, 0, 1])), picture(1, 3, 8, 8), None, scores="output_2"))
-    assert held is not None
-    assert (held["scores"]["name"], held["scores"]["classes"]) == ("output_2", 2)
-
-
-def test_a_folder_that_is_not_there_is_noticed_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="there is no folder"):
-        export(None, None, tmp_path / "no" / "m.onnx")  # type: ignore[arg-type]
+# -- what is asked for ----------------------------------------------------------------------------------------------
 
 
 def test_targets_bound_to_a_class() -> None:

@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, bool, bool]] = {
 
 
 def made(name: str, folder: Path) -> tuple[Any, Path]:
-    """A small network with random weights, and its file with every dimension of the picture free, as `optimum` declares them."""
+    """A small network with random weights, and its file, every dimension of the picture free as `optimum` has it."""
     import_torchvision()
     transformers = pytest.importorskip("transformers")
     family, settings = CASES[name][:2]

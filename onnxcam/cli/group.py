@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -10,6 +11,10 @@ from typing import Any
 import click
 
 from onnxcam.cli.errors import reported
+
+# Threads that OpenBLAS starts in numpy and OpenCV turn for a tenth of a second each, on the core that opens the model.
+# These commands multiply no large matrices outside the model.
+_ONE_THREAD = ("explain", "demo")
 
 
 class CommandGroup(click.Group):
@@ -25,6 +30,8 @@ class CommandGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.places:
             return None
+        if cmd_name in _ONE_THREAD:
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read once, while the libraries are loaded
         module, _, attribute = self.places[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -82,3 +86,38 @@ def test_pixels_are_known_before_decoding(tmp_path: Path) -> None:
         batch._pixels(Item(source, "x")) for source in (data, *(tmp_path / name for name in ("a.png", "b.png", "c")))
     ]
     assert found == [42, 42, 0, 0]
+
+
+def test_opencv_has_its_threads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside pictures on every core OpenCV's threads only wait; afterwards, and after a failure, there are as many."""
+    before, seen = cv2.getNumThreads(), []
+
+    def finish(*_: Any) -> list[batch.Outcome]:
+        seen.append(cv2.getNumThreads())
+        if len(seen) > 1:
+            raise KeyError("as a defect would")
+        return []
+
+    monkeypatch.setattr(batch, "_finish", finish)
+    items = [Item(Path(f"{n}.png"), f"{n}.png", str(n)) for n in range(9)]
+    request: Any = batch.Request()
+    with pytest.raises(KeyError):
+        list(batch.explain_all(None, items, request, tmp_path))  # type: ignore[arg-type]
+    assert set(seen) == {1}
+    assert cv2.getNumThreads() == before
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("3", "3")])
+def test_explain_has_one_thread_for_matrices(given: str | None, expected: str) -> None:
+    """Those of OpenBLAS would turn on the core that opens the model; who sets their number has it."""
+    code = (
+        "import os, sys\n"
+        "from onnxcam.cli import main\n"
+        "assert 'numpy' not in sys.modules, 'too late: the number is read as numpy is loaded'\n"
+        "main(['explain', '--help'], standalone_mode=False)\n"
+        "print(os.environ['OPENBLAS_NUM_THREADS'])"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
+    environment |= {} if given is None else {"OPENBLAS_NUM_THREADS": given}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == expected

@@ -6,7 +6,6 @@ thread (or its share of the cores) for each of them, so no core waits for anothe
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import threading
@@ -24,7 +23,6 @@ from onnxcam.errors import OnnxcamError, OutputError
 from onnxcam.explainer import Explainer
 from onnxcam.explanation import Explanation
 from onnxcam.image.header import HeaderError, read_header
-from onnxcam.image.opencv import import_cv2
 from onnxcam.live import Progress
 
 _CHUNK = 4  # pictures per run: what large linear layers read is shared, and memory stays flat
@@ -109,24 +107,11 @@ def explain_all(explainer: Explainer, items: Sequence[Item], request: Request, o
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
     try:
-        with _opencv_alone():
-            for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, asked, output, room), chunks, threads):
-                yield from outcomes
+        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, asked, output, room), chunks, threads):
+            yield from outcomes
     finally:
         stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _opencv_alone() -> Iterator[None]:
-    """OpenCV without threads of its own: where every core has a picture, those only wait, and turn while they do."""
-    cv2 = import_cv2()
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
 
 
 def ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], values: Iterable[T], depth: int) -> Iterator[R]:

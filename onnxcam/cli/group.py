@@ -12,7 +12,7 @@ import click
 
 from onnxcam.cli.errors import reported
 
-# Threads that OpenBLAS starts in numpy and OpenCV turn for a tenth of a second each, on the core that opens the model.
+# Threads that OpenBLAS starts in numpy and OpenCV spin for a tenth of a second each, on the core that opens the model.
 # These commands multiply no large matrices outside the model.
 _ONE_THREAD = ("explain", "demo")
 

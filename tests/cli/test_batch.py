@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
@@ -88,28 +87,9 @@ def test_pixels_are_known_before_decoding(tmp_path: Path) -> None:
     assert found == [42, 42, 0, 0]
 
 
-def test_opencv_has_its_threads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside pictures on every core OpenCV's threads only wait; afterwards, and after a failure, there are as many."""
-    before, seen = cv2.getNumThreads(), []
-
-    def finish(*_: Any) -> list[batch.Outcome]:
-        seen.append(cv2.getNumThreads())
-        if len(seen) > 1:
-            raise KeyError("as a defect would")
-        return []
-
-    monkeypatch.setattr(batch, "_finish", finish)
-    items = [Item(Path(f"{n}.png"), f"{n}.png", str(n)) for n in range(9)]
-    request: Any = batch.Request()
-    with pytest.raises(KeyError):
-        list(batch.explain_all(None, items, request, tmp_path))  # type: ignore[arg-type]
-    assert set(seen) == {1}
-    assert cv2.getNumThreads() == before
-
-
 @pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("3", "3")])
 def test_explain_has_one_thread_for_matrices(given: str | None, expected: str) -> None:
-    """Those of OpenBLAS would turn on the core that opens the model; who sets their number has it."""
+    """Those of OpenBLAS would spin on the core that opens the model; who sets their number has it."""
     code = (
         "import os, sys\n"
         "from onnxcam.cli import main\n"

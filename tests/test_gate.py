@@ -26,6 +26,7 @@ from onnxcam.graph.normalize import prepare
 from onnxcam.graph.split import split
 from onnxcam.graph.view import Graph
 from tests import models
+from tests.augmented import held
 
 ALWAYS, NEVER = "confidence <= 1", "confidence < 0"
 LABELS = ["cat, tabby", "bird", "fish", "dog, hound", "frog"]
@@ -47,12 +48,6 @@ def run(model: onnx.ModelProto, feeds: Feeds, optimise: bool = True) -> dict[str
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds), strict=True))
-
-
-def held(model: onnx.ModelProto) -> dict[str, Any]:
-    found = manifest.read(model)
-    assert found is not None
-    return found
 
 
 def augment(source: Any, *args: Any, **kwargs: Any) -> onnx.ModelProto:

@@ -5,11 +5,12 @@
 Photographs are variations of the bundled ones, 640 x 480 to 1600 x 1200 pixels, JPEG quality 90, three of them corrupt.
 The bare loop is what a user writes: decode, resize, crop, scale, run the plain model with ONNX Runtime's own options,
 one picture after the other. There are two: one with OpenCV, which is faster and doesn't antialias as the models'
-training did, and one with Pillow, which antialiases as `onnxcam explain` does. All run as processes of their own and
-take the time inside, from the first picture to the last, and the processor's time with it, which other work on the
-machine changes less. Rounds alternate; ratios are medians of ratios within rounds. What a round wrote is emptied, and
-deleted after the last one only: ext4 looks at each inode deleted in the last minutes again whenever a file is made,
-which took as long as half of a picture's writing.
+training did, and one with Pillow, which antialiases as `onnxcam explain` does. Explaining is measured with the
+optional package isal (`onnxcam[fast]`), by which pictures are written faster, and without it. All run as processes of
+their own and take the time inside, from the first picture to the last, and the processor's time with it, which other
+work on the machine changes less. Rounds alternate; ratios are medians of ratios within rounds. What a round wrote is
+emptied, and deleted after the last one only: ext4 looks at each inode deleted in the last minutes again whenever a
+file is made, which took as long as half of a picture's writing.
 """
 
 from __future__ import annotations
@@ -165,6 +166,7 @@ seconds, used = time.perf_counter() - start, time.process_time() - used
 print(json.dumps({"done": done, "seconds": seconds, "processor": used}))
 """
 READERS = ("opencv", "pillow")
+WAYS = ("zlib", "isal")  # explaining without the optional package and with it
 
 
 def measure(
@@ -173,29 +175,33 @@ def measure(
     """Pictures per second of all, the ratios, and the memory that explaining holds as it goes."""
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
-        every = explain(explainable, photos, folder, compress)
+        every = {way: explain(explainable, photos, folder, compress, way) for way in WAYS}
         for reader in READERS:
             command = [sys.executable, "-c", BARE, plain, photos, reader, str(CORRUPT)]
             bare = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-            assert bare["done"] == every["done"], (bare, every)
             found.setdefault(reader, []).append(bare["done"] / bare["seconds"])
             found.setdefault(f"{reader} processor", []).append(bare["processor"] / bare["done"] * 1e3)
-            found.setdefault(f"{reader} ratio", []).append(bare["seconds"] / every["seconds"])
-        found.setdefault("explain", []).append(every["done"] / every["seconds"])
-        found.setdefault("processor", []).append(every["processor"] / every["done"] * 1e3)
-        found.setdefault("written", []).append(every["written"] / every["done"])
+            for way, one in every.items():
+                assert bare["done"] == one["done"], (bare, one)
+                found.setdefault(f"{reader} ratio {way}", []).append(bare["seconds"] / one["seconds"])
+        for way, one in every.items():
+            found.setdefault(f"explain {way}", []).append(one["done"] / one["seconds"])
+            found.setdefault(f"processor {way}", []).append(one["processor"] / one["done"] * 1e3)
+        last = every[WAYS[-1]]
+        found.setdefault("written", []).append(last["written"] / last["done"])
         for part in PARTS:
-            found.setdefault(part, []).append(every[part])
+            found.setdefault(part, []).append(last[part])
     return {key: statistics.median(held) for key, held in found.items()}
 
 
-def explain(model: Path, photos: Path, folder: Path, compress: bool) -> dict[str, float]:
+def explain(model: Path, photos: Path, folder: Path, compress: bool, way: str) -> dict[str, float]:
     """One run of the command, all files written; its own summary says how long the pictures took."""
     output = Path(tempfile.mkdtemp(dir=folder))
     command = [
         sys.executable,
         "-c",
         CHILD,
+        way,
         "explain",
         model,
         photos,
@@ -219,6 +225,10 @@ PARTS = ("a quarter", "half", "all")
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
+if sys.argv[1] == "zlib":
+    sys.modules["isal"] = None
+else:
+    import isal
 from onnxcam.cli import main
 from onnxcam.cli import explain as command
 import onnxcam.cli.explain
@@ -238,7 +248,7 @@ def timed(explainer, items, *arguments):
 module.explain_all = timed
 code = 0
 try:
-    main(sys.argv[1:], standalone_mode=True)
+    main(sys.argv[2:], standalone_mode=True)
 except SystemExit as stop:
     code = stop.code
 print(json.dumps(found))
@@ -250,7 +260,9 @@ def table(rows: list[tuple[str, str, dict[str, float]]], pictures: int, compress
     """The figures as Markdown, with date, machine and versions."""
     from importlib.metadata import version
 
-    versions = ", ".join(f"{name} {version(name)}" for name in ("onnxcam", "onnxruntime", "opencv-python", "pillow"))
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("onnxcam", "onnxruntime", "opencv-python", "pillow", "isal")
+    )
     lines = [
         "# A folder of photographs",
         "",
@@ -260,21 +272,24 @@ def table(rows: list[tuple[str, str, dict[str, float]]], pictures: int, compress
         f"{pictures} JPEG photographs, {CORRUPT} of them corrupt, which are named while the others are explained.",
         "*bare*: a loop that decodes, resizes and runs the plain model, with OpenCV (not antialiased) or Pillow",
         "(antialiased, as in explaining). *explain*: `onnxcam explain` over the same files, with maps and all",
-        "pictures written. All from the first picture to the last, without start-up. *processor*: milliseconds",
-        "of all cores together for a picture. *memory*: what explaining holds after a quarter, half and all.",
+        "pictures written, first as installed (`onnxcam[cpu]`), then with the optional package isal",
+        "(`onnxcam[cpu,fast]`). All from the first picture to the last, without start-up. *processor*: milliseconds of",
+        "all cores together for a picture. *memory*: what explaining holds after a quarter, half and all.",
         "",
         "| model | photographs | bare: OpenCV, Pillow (pictures/s) | explain (pictures/s) | explain / OpenCV "
-        "| explain / Pillow | processor: OpenCV, Pillow, explain (ms) | memory (MB) | written (MB each) |",
+        "| explain / Pillow | processor: OpenCV, Pillow; explain (ms) | memory (MB) | written (MB each) |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for model, size, row in rows:
         memory = ", ".join(f"{row[part]:.0f}" for part in PARTS)
-        processor = ", ".join(
-            f"{row[name]:.0f}" for name in [*(f"{reader} processor" for reader in READERS), "processor"]
-        )
+        bare = ", ".join(f"{row[f'{reader} processor']:.0f}" for reader in READERS)
+
+        def both(key: str, digits: int, row: dict[str, float] = row) -> str:
+            return ", ".join(f"{row[f'{key} {way}']:.{digits}f}" for way in WAYS)
+
         lines.append(
-            f"| {model} | {size} | {row['opencv']:.1f}, {row['pillow']:.1f} | {row['explain']:.1f} | "
-            f"{row['opencv ratio']:.2f} | {row['pillow ratio']:.2f} | {processor} | "
+            f"| {model} | {size} | {row['opencv']:.1f}, {row['pillow']:.1f} | {both('explain', 1)} | "
+            f"{both('opencv ratio', 2)} | {both('pillow ratio', 2)} | {bare}; {both('processor', 0)} | "
             f"{memory} | {row['written'] / 1e6:.1f} |"
         )
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ import io
 import re
 import zlib
 
+from onnxcam.image.deflate import deflate
 from onnxcam.image.header import Header, HeaderError, read_tags
 
 # Within entropy-coded data 0xFF is followed by 0x00, a restart marker, or another fill byte.
@@ -63,6 +64,7 @@ def _search(data: bytes, at: int) -> int:
 def _png(data: bytes, header: Header) -> None:
     at = 8
     view = memoryview(data)
+    crc32 = deflate().crc32
     parts: list[memoryview] = []
     while at + 12 <= len(data):
         length = int.from_bytes(view[at : at + 4], "big")
@@ -71,7 +73,7 @@ def _png(data: bytes, header: Header) -> None:
         if end > len(data):
             break
         # Capital first letter: a chunk that the pixels depend on.
-        if kind[:1].isupper() and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+        if kind[:1].isupper() and crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
             name = kind.decode("ascii", "replace")
             raise HeaderError(f"is a PNG whose {name} chunk is damaged (wrong checksum); copy or download it again")
         if kind == b"IEND":

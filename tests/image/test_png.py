@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -12,7 +16,38 @@ from PIL import Image
 from onnxcam import image
 from onnxcam.errors import OutputError
 from onnxcam.image import png
+from onnxcam.image.deflate import deflate
 from tests.image.pictures import noise, smooth
+
+
+@pytest.fixture(autouse=True, params=["isal", "zlib"])
+def codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every test runs with the optional package and without it."""
+    if request.param == "zlib":
+        monkeypatch.setitem(sys.modules, "isal", None)
+    else:
+        pytest.importorskip("isal", reason="isal has no wheel here")
+    deflate.cache_clear()
+    yield request.param
+    deflate.cache_clear()
+
+
+def test_the_fastest_that_is_installed_is_used(codec: str) -> None:
+    assert deflate().crc32.__module__ == {"isal": "isal.isal_zlib", "zlib": "zlib"}[codec]
+
+
+def test_checksums_and_streams_are_those_of_zlib() -> None:
+    data = noise(97, 113).tobytes()
+    found = deflate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for cut in (0, 1, 5552, len(data)):
+            assert found.crc32(data[cut:], found.crc32(data[:cut])) == zlib.crc32(data)
+            assert found.adler32(data[cut:], found.adler32(data[:cut], 1)) == zlib.adler32(data)
+            for make in (found.runs, found.noise):
+                packer = make()
+                packed = packer.compress(data[:cut]) + packer.compress(data[cut:]) + packer.flush()
+                assert zlib.decompress(packed) == data
 
 
 @pytest.mark.parametrize("compress", [True, False])

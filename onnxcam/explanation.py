@@ -233,7 +233,7 @@ class Explanation:
             stem = f"{where}{explanation.method}"
             for name, table in (("grayscale", None), ("heatmap", image.palette(colormap))):
                 files[f"{key}{name}"] = f"{stem}_{name}.png"
-                image.write_pieces(folder / files[f"{key}{name}"], png.shades(packed, table))
+                image.write_bytes(folder / files[f"{key}{name}"], png.shades(packed, table))
             mix(f"{key}overlay", f"{stem}_overlay.png", gray)
 
         def draw_classes(explanation: Explanation, key: str) -> None:

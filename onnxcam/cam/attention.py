@@ -90,6 +90,8 @@ def _cells(values: np.ndarray, cells: int) -> np.ndarray:
     No matrix product: BLAS threads that wait for a busy core take twenty times as long as the sums.
     """
     side = len(values)
+    if side % cells == 0:  # in one call: each gives the interpreter's lock away, and sides like 640 are common
+        return np.asarray(values.reshape(cells, side // cells, *values.shape[1:]).sum(axis=1))
     edges = np.arange(cells + 1) * (side / cells)
     first = np.minimum(edges.astype(np.intp), side - 1)
     part = (edges - first).astype(values.dtype)[:, None]  # of the pixel on each edge, what lies before the edge

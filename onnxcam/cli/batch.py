@@ -252,11 +252,12 @@ def _write(item: Item, result: Explanation | Exception, request: Request, output
 
 def _spare(item: Item, folder: Path, result: Explanation) -> None:
     """Refuse to write a result over the picture it explains."""
-    if isinstance(item.source, bytes) or item.source.resolve().parent != folder.resolve():
+    if isinstance(item.source, bytes):
         return
     name = item.source.name.lower()
     made = [held.method for held in result.per_method] or [result.method]
-    if name in ("input.png", "panel.png", "methods.png") or name.startswith(tuple(f"{method}_" for method in made)):
+    like = name in ("input.png", "panel.png", "methods.png") or name.startswith(tuple(f"{method}_" for method in made))
+    if like and item.source.resolve().parent == folder.resolve():
         raise OutputError(f"{item.name!r} would be overwritten by its own explanation; choose another output folder")
 
 

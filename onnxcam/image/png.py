@@ -50,11 +50,11 @@ def pack(gray: Pixels) -> Packed:
     return Packed(gray.shape[0], gray.shape[1], data)
 
 
-def shades(packed: Packed, palette: Pixels | None = None) -> list[Piece]:
-    """The parts of the PNG file; with a palette, uint8 [256, 3] RGB, grey levels are shown in its colours."""
+def shades(packed: Packed, palette: Pixels | None = None) -> bytes:
+    """The PNG file; with a palette, uint8 [256, 3] RGB, grey levels are shown in its colours."""
     start = _start(packed.height, packed.width, _GRAY if palette is None else _PALETTE)
     table = b"" if palette is None else _chunk(b"PLTE", palette.tobytes())
-    return [start, table, _chunk(b"IDAT", packed.data), _END]
+    return b"".join((start, table, _chunk(b"IDAT", packed.data), _END))
 
 
 def bands(height: int, width: int) -> Iterator[slice]:
@@ -113,29 +113,36 @@ def _differences(rows: Pixels, above: Pixels | None) -> Pixels:
 
 
 def _stored(parts: Iterable[Pixels], height: int) -> Iterator[Piece]:
-    """Rows without a filter as a zlib stream of stored blocks of whole rows (RFC 1950, RFC 1951 3.2.4)."""
+    """Rows without a filter as a zlib stream of stored blocks of whole rows (RFC 1950, RFC 1951 3.2.4).
+
+    Blocks of one length are filled by one assignment: each that numpy makes gives the interpreter's lock to other
+    threads and waits to have it back.
+    """
     fast = deflate()
     check, row = 1, 0
     for part in parts:
         count, line = len(part), 3 * part.shape[1] + 1
         each = _STORED // line
-        first, last, blocks = row == 0, row + count == height, -(-count // each)
-        size = 2 * first + 5 * blocks + count * line + 4 * last
+        first, last = row == 0, row + count == height
+        size = 2 * first + 5 * -(-count // each) + count * line + 4 * last
         chunk = np.empty(size + 12, np.uint8)
         struct.pack_into(">I4s", chunk.data, 0, size, b"IDAT")
         if first:
             chunk[8:10] = 0x78, 0x01
-        at = 8 + 2 * first
-        for start in range(0, count, each):
-            rows = part[start : start + each]
-            length = len(rows) * line
-            struct.pack_into("<BHH", chunk.data, at, last and start + each >= count, length, length ^ 0xFFFF)
-            block = chunk[at + 5 : at + 5 + length]
-            lines = block.reshape(-1, line)
-            lines[:, 0] = 0
-            lines[:, 1:] = rows.reshape(len(rows), -1)
-            check = fast.adler32(block.data, check)
-            at += 5 + length
+        at, done = 8 + 2 * first, 0
+        for rows, number in ((each, count // each), (count % each, 1)):
+            if not rows or not number:
+                continue
+            length = rows * line
+            blocks = chunk[at : at + number * (5 + length)].reshape(number, 5 + length)
+            blocks[:, :5] = np.frombuffer(struct.pack("<BHH", 0, length, length ^ 0xFFFF), np.uint8)
+            lines = blocks[:, 5:].reshape(number, rows, line)
+            lines[..., 0] = 0
+            lines[..., 1:] = part[done : done + number * rows].reshape(number, rows, -1)
+            for block in blocks:
+                check = fast.adler32(block[5:], check)
+            at, done = at + blocks.size, done + number * rows
+            blocks[-1, 0] = last and done == count
         if last:
             struct.pack_into(">I", chunk.data, at, check)
         struct.pack_into(">I", chunk.data, size + 8, fast.crc32(chunk.data[4:-4]))

@@ -164,13 +164,16 @@ def _resample(rows: Pixels, first: NDArray[np.intp], value: NDArray[np.int32]) -
     # what lies beyond the last old pixel weighs nothing, so any pixel stands for it
     source = np.minimum(first[:, None] + np.arange(taps), old - 1)
     resized = np.empty((len(first), line), np.uint8)
-    step = max(_GATHERED // (taps * line), 1)
+    step = min(max(_GATHERED // (taps * line), 1), len(first))
+    taken, total = np.empty((step, taps, line), np.uint8), np.empty((step, line), np.int32)
     for start in range(0, len(first), step):
         some = slice(start, start + step)
+        gathered, sums = taken[: len(first[some])], total[: len(first[some])]
+        # no index is out of bounds; a mode that says so lets rows be gathered without a copy
+        np.take(rows, source[some], axis=0, out=gathered, mode="clip")
         # Not a matrix product: BLAS threads that wait for a busy core made this a hundred times slower.
-        total = np.einsum("nt,ntm->nm", value[some], rows[source[some]], dtype=np.int32, casting="unsafe")
-        total += _HALF
-        total >>= _BITS
-        np.maximum(total, 0, out=total)
-        resized[some] = np.minimum(total, 255, out=total)
+        np.einsum("nt,ntm->nm", value[some], gathered, out=sums, dtype=np.int32, casting="unsafe")
+        sums += _HALF
+        sums >>= _BITS
+        np.clip(sums, 0, 255, out=resized[some], casting="unsafe")
     return resized

@@ -23,6 +23,8 @@ def write_bytes(path: str | os.PathLike[str], *data: bytes | memoryview) -> None
 def write_pieces(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) -> None:
     """Write a file in one step: its pieces into a temporary one in the same folder, then renamed over `path`.
 
+    Pieces go to the system as they come, so they should be few or large.
+
     Raises:
         OutputError: it could not be written; the message gives the reason, and what was there before is still there.
     """
@@ -30,8 +32,11 @@ def write_pieces(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryvi
     # The name is short, so that a long file name still leaves room for it.
     temporary = path.parent / f".{os.urandom(8).hex()}.part"
     try:
-        with temporary.open("xb") as file:
-            file.writelines(pieces)
+        with temporary.open("xb", buffering=0) as file:
+            for piece in pieces:
+                left = memoryview(piece)
+                while left:
+                    left = left[file.write(left) :]
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -61,7 +66,7 @@ def encode_png(pixels: NDArray[np.uint8], compress: bool = True) -> bytes:
 
 def _png(pixels: NDArray[np.uint8], compress: bool) -> Iterable[bytes | memoryview]:
     if pixels.ndim == 2:
-        return png.shades(png.pack(pixels))
+        return [png.shades(png.pack(pixels))]
     png.check(pixels)
     height, width = pixels.shape[:2]
     return png.colors(height, width, (pixels[rows] for rows in png.bands(height, width)), compress)

@@ -177,7 +177,7 @@ class Evidence:
             self._pause()
         colormap = self._settings.colormap
         gray = image.grayscale(heatmap)
-        files = {"heatmap": b"".join(png.shades(png.pack(gray), image.palette(colormap)))}
+        files = {"heatmap": png.shades(png.pack(gray), image.palette(colormap))}
         if self._settings.redact == "none":
             if pixels is None and tensor is not None:
                 layout = self._explainer.manifest["input"]["layout"]

@@ -153,18 +153,30 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(moment, tmp_path, monk
     if moment == "replace":
         monkeypatch.setattr(Path, "replace", full)
     else:
-        real = io.BufferedWriter
 
-        class Half(real):
+        class Half(io.FileIO):
             def write(self, data):
                 super().write(data[: len(data) // 2])
                 full()
 
-        monkeypatch.setattr(Path, "open", lambda self, mode: Half(io.FileIO(self, mode.replace("b", ""))))
+        monkeypatch.setattr(Path, "open", lambda self, mode, buffering: Half(self, mode.replace("b", "")))
     with pytest.raises(OutputError, match="No space left on device; free some space"):
         write_png(tmp_path / "x.png", noise(4, 4))
     monkeypatch.undo()
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"x.png": b"old"}
+
+
+def test_a_system_that_takes_a_few_bytes_at_a_time_gets_all_of_them(tmp_path, monkeypatch):
+    class Slow(io.FileIO):
+        def write(self, data):
+            return super().write(data[:1000])
+
+    pixels = noise(40, 50)
+    for compress in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", lambda self, mode, buffering: Slow(self, mode.replace("b", "")))
+            write_png(tmp_path / "x.png", pixels, compress)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), pixels)
 
 
 def test_unwritable_places(tmp_path):

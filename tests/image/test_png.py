@@ -63,7 +63,7 @@ def test_colours_come_back(pixels: np.ndarray, compress: bool) -> None:
 
 def test_grey_comes_back_small() -> None:
     gray = image.grayscale(image.resize_map(np.eye(7, dtype=np.float32), (480, 640)))
-    data = b"".join(png.shades(png.pack(gray)))
+    data = png.shades(png.pack(gray))
     read = Image.open(io.BytesIO(data))
     assert read.mode == "L"
     np.testing.assert_array_equal(np.asarray(read), gray)
@@ -75,7 +75,7 @@ def test_grey_comes_back_small() -> None:
 def test_a_palette_shows_what_painting_shows(colormap: str) -> None:
     heatmap = image.resize_map(np.random.default_rng(0).random((7, 5), np.float32), (60, 80))
     gray = image.grayscale(heatmap)
-    data = b"".join(png.shades(png.pack(gray), image.palette(colormap)))
+    data = png.shades(png.pack(gray), image.palette(colormap))
     read = Image.open(io.BytesIO(data))
     assert read.mode == "P"
     np.testing.assert_array_equal(np.asarray(read.convert("RGB")), image.colorize(heatmap, colormap))

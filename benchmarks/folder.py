@@ -5,12 +5,12 @@
 Photographs are variations of the bundled ones, 640 x 480 to 1600 x 1200 pixels, JPEG quality 90, three of them corrupt.
 The bare loop is what a user writes: decode, resize, crop, scale, run the plain model with ONNX Runtime's own options,
 one picture after the other. There are two: one with OpenCV, which is faster and doesn't antialias as the models'
-training did, and one with Pillow, which antialiases as `onnxcam explain` does. Explaining is measured with the
-optional package isal (`onnxcam[fast]`), by which pictures are written faster, and without it. All run as processes of
-their own and take the time inside, from the first picture to the last, and the processor's time with it, which other
-work on the machine changes less. Rounds alternate; ratios are medians of ratios within rounds. What a round wrote is
-emptied, and deleted after the last one only: ext4 looks at each inode deleted in the last minutes again whenever a
-file is made, which took as long as half of a picture's writing.
+training did, and one with Pillow, whose pixels are those of `onnxcam explain`: the best classes must all be the same.
+Explaining is measured with the optional package isal (`onnxcam[fast]`), by which pictures are written faster, and
+without it. All run as processes of their own and take the time inside, from the first picture to the last, and the
+processor's time with it, which other work on the machine changes less. Rounds alternate; ratios are medians of ratios
+within rounds. What a round wrote is emptied, and deleted after the last one only: ext4 looks at each inode deleted in
+the last minutes again whenever a file is made, which took as long as half of a picture's writing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("efficientnet_lite0", "resnet50", "vgg16")
@@ -52,15 +53,12 @@ def main() -> None:
             for size in arguments.sizes
         }
         for model in arguments.models:
-            explainable, plain = build(model, folder)
+            explainable, plain, preprocess = build(model, folder)
             for size in arguments.sizes:
-                rows.append(
-                    (
-                        model,
-                        size,
-                        measure(explainable, plain, photos[size], folder, arguments.rounds, arguments.compress),
-                    )
+                found = measure(
+                    explainable, plain, preprocess, photos[size], folder, arguments.rounds, arguments.compress
                 )
+                rows.append((model, size, found))
                 print(rows[-1], file=sys.stderr)
     text = table(rows, arguments.pictures, arguments.compress)
     arguments.output.write_text(text, encoding="utf-8")
@@ -89,8 +87,8 @@ def photographs(folder: Path, size: tuple[int, int], count: int) -> Path:
     return folder
 
 
-def build(model: str, folder: Path) -> tuple[Path, Path]:
-    """The explainable file and the plain one."""
+def build(model: str, folder: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """The explainable file, the plain one, and how pictures become tensors."""
     from onnxcam import models
 
     explainable, plain = folder / f"{model}.cam.onnx", folder / f"{model}.onnx"
@@ -107,7 +105,7 @@ def build(model: str, folder: Path) -> tuple[Path, Path]:
     held = manifest.read(graph.model)
     assert held is not None
     load.save(head_of(graph, held), plain)
-    return explainable, plain
+    return explainable, plain, held["input"]["preprocess"]
 
 
 EXPORT = """
@@ -128,7 +126,10 @@ from pathlib import Path
 import numpy as np, onnxruntime as ort
 session = ort.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 name = session.get_inputs()[0].name
-mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+how = json.loads(sys.argv[5])
+assert how["color"] == "RGB" and how["resize"]["mode"] == "shortest" and how["crop"]["size"] == [224, 224], how
+mean, std, short_side = np.float32(how["mean"]), np.float32(how["std"]), how["resize"]["size"]
+cubic = {"bilinear": False, "bicubic": True}[how["resize"]["interpolation"]]
 session.run(None, {name: np.zeros((1, 3, 224, 224), np.float32)})
 if sys.argv[3] == "pillow":
     from PIL import Image
@@ -139,7 +140,8 @@ if sys.argv[3] == "pillow":
             return None
         width, height = picture.size
         short = min(width, height)
-        picture = picture.resize((256 * width // short, 256 * height // short), Image.Resampling.BILINEAR)
+        size = (short_side * width // short, short_side * height // short)
+        picture = picture.resize(size, Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR)
         left, top = (picture.width - 224) // 2, (picture.height - 224) // 2
         return np.asarray(picture.crop((left, top, left + 224, top + 224)))
 else:
@@ -151,38 +153,46 @@ else:
         picture = cv2.imread(str(path))
         height, width = picture.shape[:2]
         short = min(width, height)
-        picture = cv2.resize(picture, (256 * width // short, 256 * height // short))
+        size = (short_side * width // short, short_side * height // short)
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR)
         top, left = (picture.shape[0] - 224) // 2, (picture.shape[1] - 224) // 2
         return picture[top : top + 224, left : left + 224, ::-1]
-done, start, used = 0, time.perf_counter(), time.process_time()
+classes, start, used = {}, time.perf_counter(), time.process_time()
 for path in sorted(Path(sys.argv[2]).glob("*.jpg")):
     pixels = read(path)
     if pixels is None:
         continue
-    tensor = np.ascontiguousarray(((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)[None])
-    session.run(None, {name: tensor})[0].argmax()
-    done += 1
+    tensor = np.ascontiguousarray(((pixels.astype(np.float32) * how["scale"] - mean) / std).transpose(2, 0, 1)[None])
+    classes[path.name] = int(session.run(None, {name: tensor})[0].argmax())
 seconds, used = time.perf_counter() - start, time.process_time() - used
-print(json.dumps({"done": done, "seconds": seconds, "processor": used}))
+print(json.dumps({"done": len(classes), "classes": classes, "seconds": seconds, "processor": used}))
 """
 READERS = ("opencv", "pillow")
 WAYS = ("zlib", "isal")  # explaining without the optional package and with it
 
 
 def measure(
-    explainable: Path, plain: Path, photos: Path, folder: Path, rounds: int, compress: bool
+    explainable: Path,
+    plain: Path,
+    preprocess: dict[str, Any],
+    photos: Path,
+    folder: Path,
+    rounds: int,
+    compress: bool,
 ) -> dict[str, float]:
     """Pictures per second of all, the ratios, and the memory that explaining holds as it goes."""
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
         every = {way: explain(explainable, photos, folder, compress, way) for way in WAYS}
         for reader in READERS:
-            command = [sys.executable, "-c", BARE, plain, photos, reader, str(CORRUPT)]
+            command = [sys.executable, "-c", BARE, plain, photos, reader, str(CORRUPT), json.dumps(preprocess)]
             bare = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
             found.setdefault(reader, []).append(bare["done"] / bare["seconds"])
             found.setdefault(f"{reader} processor", []).append(bare["processor"] / bare["done"] * 1e3)
             for way, one in every.items():
-                assert bare["done"] == one["done"], (bare, one)
+                assert bare["done"] == one["done"], (bare["done"], one["done"])
+                same = sum(bare["classes"][name] == index for name, index in one["classes"].items())
+                assert reader == "opencv" or same == one["done"], f"{same} of {one['done']} have the same best class"
                 found.setdefault(f"{reader} ratio {way}", []).append(bare["seconds"] / one["seconds"])
         for way, one in every.items():
             found.setdefault(f"explain {way}", []).append(one["done"] / one["seconds"])
@@ -194,7 +204,7 @@ def measure(
     return {key: statistics.median(held) for key, held in found.items()}
 
 
-def explain(model: Path, photos: Path, folder: Path, compress: bool, way: str) -> dict[str, float]:
+def explain(model: Path, photos: Path, folder: Path, compress: bool, way: str) -> dict[str, Any]:
     """One run of the command, all files written; its own summary says how long the pictures took."""
     output = Path(tempfile.mkdtemp(dir=folder))
     command = [
@@ -213,12 +223,15 @@ def explain(model: Path, photos: Path, folder: Path, compress: bool, way: str) -
     assert done.returncode in (0, 1), done.stderr[-2000:]  # 1: the corrupt ones, which are not among the first
     summary = json.loads((output / "analysis_summary.json").read_text())
     assert summary["counts"]["failed"] in (0, CORRUPT)
-    held = json.loads(done.stdout.splitlines()[-1])
+    told = json.loads(done.stdout.splitlines()[-1])
     pictures = list(output.rglob("*.png"))
     written = sum(path.stat().st_size for path in pictures)
     for path in pictures:
         os.truncate(path, 0)
-    return {"done": summary["counts"]["explained"], "written": written, **held}
+    classes = {
+        Path(held["name"]).name: held["predictions"][0]["index"] for held in summary["pictures"] if held["predictions"]
+    }
+    return {"done": summary["counts"]["explained"], "classes": classes, "written": written, **told}
 
 
 PARTS = ("a quarter", "half", "all")

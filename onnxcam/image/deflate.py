@@ -2,7 +2,8 @@
 
 ISA-L (https://github.com/intel/isa-l, https://pypi.org/project/isal) computes checksums with vector instructions:
 CRC-32 of a megabyte takes 0.02 instead of 0.36 ms, Adler-32 0.06 instead of 0.3 ms, which is most of what writing an
-uncompressed picture costs. It compresses three to six times faster than zlib's fastest, to a smaller file.
+uncompressed picture costs. It compresses photographs three times faster than zlib's fastest, to three quarters of the
+size, and maps five times faster.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib import metadata, resources
 from pathlib import Path
@@ -29,6 +29,7 @@ FLOORS = {
     "onnx": "1.21",
     "onnxruntime": "1.20",
     "opencv-python": "4.12",
+    "isal": "1.7",
     "torch": "2.10",
     "keras": "3.13.2",
     "tensorflow": "2.20",
@@ -262,9 +263,11 @@ def _frameworks() -> list[Finding]:
 
 def _fast() -> list[Finding]:
     """What is not needed, and makes a folder faster."""
-    found = _version("isal")
-    advice = "not installed; with it pictures are written faster: pip install isal"
-    return [Finding("isal", True, found or advice)]
+    install = f'pip install "isal>={FLOORS["isal"]}"'
+    if _version("isal") is None:
+        return [Finding("isal", True, "not installed; with it pictures are written faster", install)]
+    found = _required("isal", "isal")
+    return [replace(found, ok=True)]
 
 
 def _bundled_models() -> list[Finding]:

@@ -330,6 +330,24 @@ def test_frameworks_are_optional(install: Any) -> None:
     assert tensorflow.ok and tensorflow.detail.startswith("not installed") and tensorflow.remedy is None
 
 
+@pytest.mark.parametrize(
+    ("given", "attributes", "detail", "advised"),
+    [
+        ([], {}, "not installed; with it pictures are written faster", True),
+        (["isal=1.9.1"], {"__version__": "1.9.1"}, "1.9.1", False),
+        (["isal=1.6.0"], {"__version__": "1.6.0"}, "1.6.0 is older than 1.7", True),
+        (["isal=1.9.1"], OSError("_isal.so: wrong ELF class"), "installed but broken (", True),
+    ],
+)
+def test_isal_is_advice_at_most(
+    install: Any, module: Any, importing: Any, given: list[str], attributes: Any, detail: str, advised: bool
+) -> None:
+    install(*given)
+    importing("isal", attributes) if isinstance(attributes, Exception) else module("isal", **attributes)
+    finding = only(doctor._fast())
+    assert finding.ok and finding.detail.startswith(detail) and (finding.remedy is not None) == advised
+
+
 def test_python_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(doctor._python()).ok
     monkeypatch.setattr(sys, "version_info", (3, 10, 2))

@@ -29,6 +29,7 @@ _CHUNK = 4  # pictures per run: what large linear layers read is shared, and mem
 _CHUNK_PIXELS = 12_000_000  # large pictures go in smaller numbers
 _PIXELS = 48_000_000  # in memory at any time, all threads together; a larger picture goes alone
 _THREADS = 4
+_WRITTEN = ("input.png", "panel.png", "methods.png", "layers.png")  # beside what begins with a method's name
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -254,10 +255,11 @@ def _spare(item: Item, folder: Path, result: Explanation) -> None:
     """Refuse to write a result over the picture it explains."""
     if isinstance(item.source, bytes):
         return
-    name = item.source.name.lower()
+    source = item.source.resolve() if item.source.is_symlink() else item.source
+    name = source.name.lower()
     made = [held.method for held in result.per_method] or [result.method]
-    like = name in ("input.png", "panel.png", "methods.png") or name.startswith(tuple(f"{method}_" for method in made))
-    if like and item.source.resolve().parent == folder.resolve():
+    like = name in _WRITTEN or name.startswith(tuple(f"{method}_" for method in made))
+    if like and source.resolve().parent == folder.resolve():
         raise OutputError(f"{item.name!r} would be overwritten by its own explanation; choose another output folder")
 
 

@@ -2,8 +2,8 @@
 
 ISA-L (https://github.com/intel/isa-l, https://pypi.org/project/isal) computes checksums with vector instructions:
 CRC-32 of a megabyte takes 0.02 instead of 0.36 ms, Adler-32 0.06 instead of 0.3 ms, which is most of what writing an
-uncompressed picture costs. It compresses photographs three times faster than zlib's fastest, to three quarters of the
-size, and maps five times faster.
+uncompressed picture costs. It compresses photographs two to three times faster than zlib without a search for
+repetitions, to 0.8 to 1.1 of the size, and maps five times faster.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def deflate() -> Deflate:
     """The fastest one that is installed."""
     try:
         from isal import isal_zlib
-    except ImportError:
+    except Exception:  # broken in whatever way: a package that is not needed must not cost a picture
         # To search for repetitions in a photograph would be time spent in vain.
         return Deflate(zlib.crc32, zlib.adler32, lambda: _zlib(zlib.Z_RLE), lambda: _zlib(zlib.Z_HUFFMAN_ONLY))
     return Deflate(isal_zlib.crc32, isal_zlib.adler32, isal_zlib.compressobj, isal_zlib.compressobj)

@@ -267,6 +267,19 @@ def test_a_picture_named_as_a_result_is_spared(run: Run, ready: Path, photo: Pat
         assert result.code == 1 and "overwritten" in result.err and (tmp_path / name).read_bytes() == data
 
 
+def test_a_picture_is_spared_through_a_link_and_beside_layers(
+    run: Run, ready: Path, photo: Path, tmp_path: Path
+) -> None:
+    data = photo.read_bytes()
+    for name in ("input.png", "layers.png"):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "link.png").symlink_to(tmp_path / "input.png")
+    for source in ("link.png", "layers.png"):
+        result = run("explain", ready, tmp_path / source, "-o", tmp_path)
+        assert result.code == 1 and "overwritten" in result.err
+        assert all((tmp_path / name).read_bytes() == data for name in ("input.png", "layers.png"))
+
+
 def test_a_file_holds_several_methods(run: Run, extra: None, plain: Path, photo: Path, tmp_path: Path) -> None:
     path = tmp_path / "both.onnx"
     result = run("export", plain, "-o", path, *BOTH, "--preprocess", "0..1", "--no-verify", "--json")

@@ -17,7 +17,7 @@ from PIL import Image
 from onnxcam.errors import DependencyError, InputError, OutputError
 from onnxcam.image import COLORMAPS, colorize, grayscale, load, overlay, panel, write_bytes, write_png
 from onnxcam.image import opencv as opencv_module
-from onnxcam.image.panel import percentage
+from onnxcam.image.panel import _cell, _show, _show_map, percentage
 from onnxcam.image.text import Font
 from tests.image.pictures import noise, smooth
 
@@ -92,6 +92,29 @@ def test_panel_shows_what_it_was_given():
     bar = made[:, -60:].reshape(-1, 3).tolist()
     for end in (0.0, 1.0):
         assert colorize(np.array([[end]]), "magma")[0, 0].tolist() in bar
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(479, 639), (480, 640), (957, 1279), (958, 1278), (420, 560), (1, 3000), (8, 1227), (3, 641)]
+)
+def test_a_thin_peak_keeps_its_energy_wherever_it_lies(height, width):
+    size = _cell(height, width)
+    share = size[1] / width  # of a cell, that a column of the map covers
+    for column in [*range(0, width, 7), width - 2, width - 1]:
+        heatmap = np.zeros((height, width), np.float32)
+        heatmap[:, column] = 1.0
+        shown = _show_map(heatmap, size).astype(np.float64).mean(axis=0)
+        most = 2.5 if column == width - 1 else 1.2  # an odd column at the end counts twice
+        assert 0.4 * 255 * share <= shown.max() and shown.sum() >= 0.8 * 255 * share - 1.5, (column, shown.max())
+        assert shown.sum() <= most * 255 * share + 1.5, (column, shown.sum())
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 3000), (2, 5000), (3000, 1)])
+def test_a_strip_is_averaged_down(height, width):
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels.reshape(-1, 3)[::2] = 254
+    shown = _show(pixels, _cell(height, width))
+    assert abs(shown.astype(int) - 127).max() <= 30, "stripes finer than a pixel are grey"
 
 
 def test_panel_text_depends_on_label_and_probability():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import io
 import sys
 import warnings
@@ -34,6 +35,20 @@ def codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 def test_the_fastest_that_is_installed_is_used(codec: str) -> None:
     assert deflate().crc32.__module__ == {"isal": "isal.isal_zlib", "zlib": "zlib"}[codec]
+
+
+def test_a_broken_package_costs_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(importlib.abc.MetaPathFinder):
+        def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+            if fullname.split(".")[0] == "isal":
+                raise OSError("wrong ELF class")
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "isal"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    pixels = noise(5, 7)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image.encode_png(pixels)))), pixels)
+    assert deflate().crc32 is zlib.crc32
 
 
 def test_checksums_and_streams_are_those_of_zlib() -> None:

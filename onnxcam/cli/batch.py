@@ -29,7 +29,6 @@ _CHUNK = 4  # pictures per run: what large linear layers read is shared, and mem
 _CHUNK_PIXELS = 12_000_000  # large pictures go in smaller numbers
 _PIXELS = 48_000_000  # in memory at any time, all threads together; a larger picture goes alone
 _THREADS = 4
-_WRITTEN = ("input.png", "panel.png", "methods.png", "layers.png")  # beside what begins with a method's name
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -258,7 +257,8 @@ def _spare(item: Item, folder: Path, result: Explanation) -> None:
     source = item.source.resolve() if item.source.is_symlink() else item.source
     name = source.name.lower()
     made = [held.method for held in result.per_method] or [result.method]
-    like = name in _WRITTEN or name.startswith(tuple(f"{method}_" for method in made))
+    written = ["input.png", "panel.png", "methods.png", *(["layers.png"] if result.per_layer else [])]
+    like = name in written or name.startswith(tuple(f"{method}_" for method in made))
     if like and source.resolve().parent == folder.resolve():
         raise OutputError(f"{item.name!r} would be overwritten by its own explanation; choose another output folder")
 

@@ -1,7 +1,7 @@
 """zlib's format (RFC 1950), by ISA-L where its package is installed, else by the zlib of Python.
 
-ISA-L (https://github.com/intel/isa-l, https://pypi.org/project/isal) computes checksums with vector instructions:
-CRC-32 of a megabyte takes 0.02 instead of 0.36 ms, Adler-32 0.06 instead of 0.3 ms, which is most of what writing an
+ISA-L (https://github.com/intel/isa-l, in Python the package isal) computes checksums with vector instructions: CRC-32
+of a megabyte takes 0.02 instead of 0.36 ms, Adler-32 0.06 instead of 0.3 ms, which is most of what writing an
 uncompressed picture costs. It compresses photographs two to three times faster than zlib without a search for
 repetitions, to 0.8 to 1.1 of the size, and maps five times faster.
 """

@@ -159,17 +159,15 @@ def weights(old: int, new: int, interpolation: str) -> tuple[NDArray[np.intp], N
 
 def _resample(rows: Pixels, first: NDArray[np.intp], value: NDArray[np.int32]) -> Pixels:
     """uint8 [old, m] to uint8 [new, m] along the first axis, with `weights`."""
-    old, line = rows.shape
-    taps = value.shape[1]
-    # what lies beyond the last old pixel weighs nothing, so any pixel stands for it
-    source = np.minimum(first[:, None] + np.arange(taps), old - 1)
+    line, taps = rows.shape[1], value.shape[1]
+    source = first[:, None] + np.arange(taps)
     resized = np.empty((len(first), line), np.uint8)
     step = min(max(_GATHERED // (taps * line), 1), len(first))
     taken, total = np.empty((step, taps, line), np.uint8), np.empty((step, line), np.int32)
     for start in range(0, len(first), step):
         some = slice(start, start + step)
         gathered, sums = taken[: len(first[some])], total[: len(first[some])]
-        # no index is out of bounds; a mode that says so lets rows be gathered without a copy
+        # what lies beyond the last old pixel weighs nothing, so any pixel stands for it
         np.take(rows, source[some], axis=0, out=gathered, mode="clip")
         # Not a matrix product: BLAS threads that wait for a busy core made this a hundred times slower.
         np.einsum("nt,ntm->nm", value[some], gathered, out=sums, dtype=np.int32, casting="unsafe")

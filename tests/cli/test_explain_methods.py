@@ -274,8 +274,9 @@ def test_a_picture_is_spared_through_a_link_and_beside_layers(
     for name in ("input.png", "layers.png"):
         (tmp_path / name).write_bytes(data)
     (tmp_path / "link.png").symlink_to(tmp_path / "input.png")
-    for source in ("link.png", "layers.png"):
-        result = run("explain", ready, tmp_path / source, "-o", tmp_path)
+    layers = ("--layer", "relu1", "--layer", "relu2", "--side-by-side")
+    for source, options in (("link.png", ()), ("layers.png", layers)):
+        result = run("explain", ready, tmp_path / source, "-o", tmp_path, *options)
         assert result.code == 1 and "overwritten" in result.err
         assert all((tmp_path / name).read_bytes() == data for name in ("input.png", "layers.png"))
 

@@ -1,21 +1,24 @@
 """Input gradients of strided convolutions of pictures, where something is faster than ConvTranspose.
 
-ONNX Runtime's ConvTranspose scatters the products of a matrix multiplication in one thread, group after group. Three
+ONNX Runtime's ConvTranspose scatters the products of a matrix multiplication in one thread, group after group. Four
 kinds of strided convolution do without it, given that sizes are known when the graph is built.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 
 from onnxcam.autodiff.registry import Node
-from onnxcam.autodiff.window import Window, crop, flat
+from onnxcam.autodiff.window import LAST, Window, crop, flat
 from onnxcam.graph.builder import Builder
 
 _FEW = 4  # channels of a picture, and one more
+_MANY = 16  # channels that are worth moving together
 Flip = Callable[[Builder, Node, Sequence[int], int], str]
 
 
@@ -35,8 +38,8 @@ def input_gradient(op: Builder, node: Node, dy: str, shape: Sequence[Window], gr
         return _pointwise(op, node, dy, shape, group, flipped, known)
     if weight[0] == group and weight[1] == 1 and all(window.stride <= 2 for window in shape):
         return _depthwise(op, node, dy, shape, group, flipped, known)
-    if group == 1 and weight[1] <= _FEW and shape[0].stride == shape[1].stride:
-        return _phases(op, node, dy, shape, known)
+    if group == 1 and shape[0].stride == shape[1].stride and all(window.dilation == 1 for window in shape):
+        return (_phases if weight[1] <= _FEW else _apart)(op, node, dy, shape, known)
     return None
 
 
@@ -84,12 +87,12 @@ def _spread(op: Builder, node: Node, dy: str, shape: Sequence[Window]) -> str:
 
 
 def _phases(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Sequence[int]) -> str | None:
-    """A network's first convolution: the s² interleaved parts of the picture from one convolution; 0.5 × the time.
+    """A network's first convolution: the s² interleaved parts of the picture from one convolution; 0.4 × the time.
 
     dX[s·i + a] = sum over m of W[a + begin - s·m] · dY[i + m]: each a has a kernel of its own, of every s-th tap.
     """
     w = node.constant(1)
-    if w is None or any(window.dilation != 1 for window in shape):
+    if w is None:
         return None
     stride = shape[0].stride
     reach, pads = [], []
@@ -111,8 +114,64 @@ def _phases(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Se
         if 0 <= row < w.shape[2] and 0 <= column < w.shape[3]:
             kernels[a, b, :, :, i, j] = w[:, :, row, column].T
     z = op.Conv(dy, kernels.reshape(-1, outputs, *taps), pads=flat(pads))
-    z = op.DepthToSpace(z, blocksize=stride, mode="DCR")
-    return _cut(op, node, z, [stride * -(-size // stride) for size in known[:2]])
+    return _interleaved(op, node, z, stride, known)
+
+
+def _apart(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Sequence[int]) -> str | None:
+    """The same for many channels: a convolution for each part, of the taps it has; 0.6-0.9 × the time on two cores.
+
+    One convolution for all of them would multiply by zeros, 16 taps for the 9 of a 3 x 3 kernel. Where the parts have
+    one tap each, or differ in size and have to be cut, ConvTranspose is as fast.
+    """
+    stride = shape[0].stride
+    whole = all(size == stride * steps for size, steps in zip(known[:2], known[2:], strict=True))
+    if not whole or (op.dim(node.inputs[0], 1) or 0) < _MANY or min(window.kernel for window in shape) <= stride:
+        return None
+    rows, columns = ([_part(window, phase) for phase in range(stride)] for window in shape)
+    if min(min(part) for part in (*rows, *columns)) < 0:
+        return None
+    w = op.Transpose(node.inputs[1], perm=[1, 0, 2, 3])
+    parts = []
+    for pair in itertools.product(rows, columns):
+        starts, stops = [part.first for part in pair], [part.last - 1 if part.last else -LAST for part in pair]
+        kernel = op.Slice(w, starts, stops, [2, 3], [-stride, -stride])
+        parts.append(op.Conv(dy, kernel, pads=flat([(part.before, part.after) for part in pair])))
+    return op.blocked(_interleaved(op, node, op.Concat(*parts, axis=1), stride, known), node.inputs[0])
+
+
+class _Part(NamedTuple):
+    """Every s-th element of dX along an axis: the taps it has, from `first` down to `last`, and the pads of dY."""
+
+    first: int
+    last: int
+    before: int
+    after: int
+
+
+def _part(window: Window, phase: int) -> _Part:
+    """The elements s·i + phase, of which there are as many as of dY: see `_phases`."""
+    begin = (window.begin or 0) + phase
+    low, high = -((window.kernel - 1 - begin) // window.stride), begin // window.stride
+    return _Part(begin - window.stride * low, begin - window.stride * high, -low, high)
+
+
+def _interleaved(op: Builder, node: Node, z: str, stride: int, known: Sequence[int]) -> str:
+    """The parts of dX `[N, s·s·C, h, w]`, rows before columns before channels, put together to the size of x.
+
+    It is what DepthToSpace does, whose kernel on a CPU takes 3 ns for an element: by transposes that move one axis at a
+    time, of single elements or, where there are many, of the channels of a pixel, it takes 0.3 to 1.5.
+    """
+    channels = op.dim(node.inputs[0], 1) or 0
+    height, width = (-(-size // stride) for size in known[:2])
+    if channels < _MANY:
+        z = op.Reshape(z, [0, stride, stride, channels * height * width])
+        z = op.Reshape(op.Transpose(z, perm=[0, 1, 3, 2]), [0, stride, channels * height, stride * width])
+        z = op.Reshape(op.Transpose(z, perm=[0, 2, 1, 3]), [0, channels, stride * height, stride * width])
+    else:
+        z = op.Reshape(op.Transpose(z, perm=[0, 2, 3, 1]), [0, 0, width, stride, stride * channels])
+        z = op.Reshape(op.Transpose(z, perm=[0, 1, 3, 2, 4]), [0, stride * height, stride * width, channels])
+        z = op.Transpose(z, perm=[0, 3, 1, 2])
+    return _cut(op, node, z, [stride * height, stride * width])
 
 
 def _cut(op: Builder, node: Node, z: str, sizes: Sequence[int]) -> str:

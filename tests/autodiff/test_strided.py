@@ -21,10 +21,21 @@ KINDS = {
     "depthwise": ((1, 4, 8, 8), (4, 1, 3, 3), (2, 2), (1, 1, 1, 1), 4, "Resize"),
     "depthwise, odd, 5": ((2, 3, 9, 11), (3, 1, 5, 5), (2, 2), (2, 2, 2, 2), 3, "Resize"),
     "depthwise, one axis": ((1, 3, 9, 8), (3, 1, 3, 3), (1, 2), (1, 0, 1, 1), 3, "Resize"),
-    "first, 7": ((1, 3, 14, 12), (8, 3, 7, 7), (2, 2), (3, 3, 3, 3), 1, "DepthToSpace"),
-    "first, odd, 3": ((2, 3, 11, 9), (6, 3, 3, 3), (2, 2), (0, 1, 1, 0), 1, "DepthToSpace"),
-    "first, patches": ((1, 3, 8, 12), (6, 3, 4, 4), (4, 4), (0, 0, 0, 0), 1, "DepthToSpace"),
-    "wide": ((1, 6, 8, 8), (8, 6, 3, 3), (2, 2), (1, 1, 1, 1), 1, "ConvTranspose"),
+    "first, 7": ((1, 3, 14, 12), (8, 3, 7, 7), (2, 2), (3, 3, 3, 3), 1, "Transpose"),
+    "first, odd, 3": ((2, 3, 11, 9), (6, 3, 3, 3), (2, 2), (0, 1, 1, 0), 1, "Transpose"),
+    "first, patches": ((1, 3, 8, 12), (6, 3, 4, 4), (4, 4), (0, 0, 0, 0), 1, "Transpose"),
+    "first, many channels": ((2, 4, 6, 8), (17, 4, 3, 3), (2, 2), (1, 1, 1, 1), 1, "Transpose"),
+    "wide": ((2, 16, 8, 12), (18, 16, 3, 3), (2, 2), (1, 1, 1, 1), 1, "Concat"),
+    "wide, 4": ((1, 17, 12, 8), (5, 17, 4, 4), (2, 2), (1, 1, 1, 1), 1, "Concat"),
+    "wide, 5 and 3": ((1, 16, 6, 10), (4, 16, 5, 3), (2, 2), (2, 0, 2, 1), 1, "Concat"),
+    "wide, at the end": ((3, 16, 8, 8), (3, 16, 3, 3), (2, 2), (0, 0, 1, 1), 1, "Concat"),
+    "wide, 3": ((1, 16, 9, 12), (4, 16, 5, 4), (3, 3), (1, 0, 1, 1), 1, "Concat"),
+    "wide, more padding": ((1, 16, 4, 4), (4, 16, 3, 3), (2, 2), (3, 1, 0, 1), 1, "ConvTranspose"),
+    "wide, odd": ((1, 16, 9, 8), (4, 16, 3, 3), (2, 2), (1, 1, 1, 1), 1, "ConvTranspose"),
+    "wide, patches": ((1, 16, 8, 8), (4, 16, 2, 2), (2, 2), (0, 0, 0, 0), 1, "ConvTranspose"),
+    "wide, dilated": ((1, 16, 8, 8), (4, 16, 3, 3), (2, 2), (2, 2, 2, 2), 1, "ConvTranspose"),
+    "wide, two strides": ((1, 16, 8, 9), (4, 16, 3, 5), (2, 3), (1, 1, 1, 1), 1, "ConvTranspose"),
+    "few": ((1, 6, 8, 8), (8, 6, 3, 3), (2, 2), (1, 1, 1, 1), 1, "ConvTranspose"),
     "depthwise, 3": ((1, 3, 9, 9), (3, 1, 3, 3), (3, 3), (1, 1, 1, 1), 3, "ConvTranspose"),
     "multiplier": ((1, 2, 8, 8), (8, 1, 3, 3), (2, 2), (1, 1, 1, 1), 2, "ConvTranspose"),
 }
@@ -34,13 +45,23 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_stride(kind: str) -> None:
     shape, weight, strides, pads, group, made = KINDS[kind]
-    text = f"y = Conv<strides={list(strides)}, pads={list(pads)}, group={group}>(x, w)"
+    dilations = [2, 2] if kind.endswith("dilated") else [1, 1]
+    text = f"y = Conv<strides={list(strides)}, pads={list(pads)}, group={group}, dilations={dilations}>(x, w)"
     feeds, weights = {"x": normal(*shape)}, {"w": normal(*weight)}
     check(text, feeds, weights, wrt=["x"])
     emitted = onnxcam.gradient(build(text, feeds, weights), "y", ["x"])
     kinds = {node.op_type for node in emitted.graph.node}
     assert made in kinds
     assert (made == "ConvTranspose") == ("ConvTranspose" in kinds)
+
+
+def test_weights_that_are_computed_are_turned_at_run_time() -> None:
+    """Nothing of the kernels of a wide convolution is stored a second time."""
+    text = "v = Tanh(w) y = Conv<strides=[2, 2], pads=[1, 1, 1, 1]>(x, v)"
+    feeds, weights = {"x": normal(1, 16, 8, 8)}, {"w": normal(20, 16, 3, 3)}
+    check(text, feeds, weights, wrt=["x"])
+    plain, emitted = build(text, feeds, weights), onnxcam.gradient(build(text, feeds, weights), "y", ["x"])
+    assert len(emitted.SerializeToString()) < len(plain.SerializeToString()) + 10_000
 
 
 BOUNDS = [0.0, 6.0, -1.0, 0.1, 3e-20, 1e30, 255.0]
@@ -70,6 +91,15 @@ def test_steps_are_exact_next_to_their_bound(bound: float) -> None:
     higher, lower = session.run(None, {"y": values})
     assert np.array_equal(higher, (values > edge).astype(np.float32))
     assert np.array_equal(lower, (values < edge).astype(np.float32))
+
+
+@covers("Clip")
+def test_both_steps_of_a_clip_come_before_its_products() -> None:
+    """Between them ONNX Runtime would take the second step in the forward pass, and hold it until it is read."""
+    feeds, bounds = {"x": normal(2, 3, 4, 4) * 6}, {"low": np.float32(0), "high": np.float32(6)}
+    check("y = Clip(x, low, high)", feeds, bounds, wrt=["x"])
+    emitted = onnxcam.gradient(build("y = Clip(x, low, high)", feeds, bounds), "y", ["x"])
+    assert [n.op_type for n in emitted.graph.node[1:-1]] == ["HardSigmoid", "HardSigmoid", "Mul", "Mul"]
 
 
 @covers("Mul", "Sigmoid")
@@ -103,3 +133,15 @@ def test_what_is_expanded_to_be_added_is_not_expanded() -> None:
     model = onnxcam.gradient(build(text, feeds), "y", ["x"])
     assert "Expand" not in {node.op_type for node in model.graph.node}
     check("p = GlobalAveragePool(x) q = Add(x, p) y = Exp(q)", feeds)
+
+
+@covers("Mul")
+@pytest.mark.parametrize(("free", "made"), [("static", "GlobalAveragePool"), ("all", "ReduceSum")])
+def test_a_gate_per_channel_is_summed_up_by_pooling(free: str, made: str) -> None:
+    """As squeeze-and-excitation has it; ReduceSum would leave the layout of convolutions."""
+    text, feeds = "y = Mul(x, g)", {"x": normal(2, 3, 5, 4), "g": normal(2, 3, 1, 1)}
+    check(text, feeds)
+    model = onnxcam.gradient(build(text, feeds, free=free), "y", ["g"])
+    assert made in {node.op_type for node in model.graph.node}
+    check("y = Mul(x, g)", {"x": normal(2, 3, 1, 4), "g": normal(2, 3, 1, 1)})
+    check("y = Mul(x, g)", {"x": normal(2, 3, 4), "g": normal(2, 1, 1)})

@@ -107,7 +107,7 @@ def _scatter(op: Builder, x: str, indices: str, dy: str, reduction: str | None) 
 
 
 def _spread(op: Builder, dy: str, x: str, axes: Sequence[int]) -> str:
-    return op.spread(op.Div(dy, op.count(x, axes)), x, axes)
+    return op.spread(op.divide(dy, x, axes), x, axes)
 
 
 def _beside(node: Node, window: Window, size: int | None) -> bool:

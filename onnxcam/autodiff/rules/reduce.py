@@ -23,8 +23,10 @@ def reduce_mean(op: Builder, node: Node, dy: str) -> Cotangents:
         return [dy]
     x = node.inputs[0]
     axes = _axes(node)
-    count = op.Div(op.cast(op.Size(x)), op.cast(op.Size(node.output))) if axes is None else op.count(x, axes)
-    kept = _kept(op, node, op.Div(dy, count))
+    if axes is None:
+        kept = _kept(op, node, op.Div(dy, op.Div(op.cast(op.Size(x)), op.cast(op.Size(node.output)))))
+    else:
+        kept = _kept(op, node, op.divide(dy, x, axes))
     if axes is None or node.shape(node.output) == ():
         return [op.Expand(kept, op.shape(x))]
     return [op.spread(kept, x, [axis % node.rank(x) for axis in axes])]

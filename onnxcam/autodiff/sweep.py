@@ -125,6 +125,7 @@ def sweep(
         if dx is None:
             raise ModelError(f"{name!r} does not reach {of!r}: the operators between them pass no gradient on")
         found.append(dx)
+    op.drop_spread(found)
     return found
 
 

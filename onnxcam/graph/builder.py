@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,11 @@ class Builder:
         """Whether the value was spread."""
         return value in self._spread
 
+    def drop_spread(self, kept: Iterable[str]) -> None:
+        """Take back what was spread and is neither read nor among `kept`."""
+        read = {name for node in self.nodes for name in node.input}.union(kept)
+        self.nodes = [n for n in self.nodes if n.output[0] not in self._spread or n.output[0] in read]
+
     def blocked(self, value: str, like: str) -> str:
         """The same numbers, a picture `[N, C, h, w]`, by way of a pool of single pixels.
 
@@ -144,9 +149,16 @@ class Builder:
         """
         shape = self.graph.shape(like)
         known = shape is not None and len(shape) == 4 and all(isinstance(d, int) for d in shape[1:])
-        if not known or self.dtype != onnx.TensorProto.FLOAT:
+        if shape is None or not known or self.dtype != onnx.TensorProto.FLOAT:
             return value
-        return str(self.AveragePool(value, kernel_shape=[1, 1]))
+        source, axes = self._spread.get(value, (value, frozenset()))
+        if axes != {2, 3}:
+            return str(self.AveragePool(value, kernel_shape=[1, 1]))
+        pooled = self.AveragePool(source, kernel_shape=[1, 1])  # one pixel, which is cheaper to bring there
+        held = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        found = str(self.Resize(pooled, None, np.asarray([1, 1, *shape[2:]], np.float32), **held))
+        self.declare(found, like)
+        return found
 
     def mask(self, dy: str, condition: str) -> str:
         """`dy` where the boolean `condition` holds, else 0 (Mul by a Cast: measured 2-3 × faster than Where)."""

@@ -145,3 +145,19 @@ def test_a_gate_per_channel_is_summed_up_by_pooling(free: str, made: str) -> Non
     assert made in {node.op_type for node in model.graph.node}
     check("y = Mul(x, g)", {"x": normal(2, 3, 1, 4), "g": normal(2, 3, 1, 1)})
     check("y = Mul(x, g)", {"x": normal(2, 3, 4), "g": normal(2, 1, 1)})
+
+
+@covers("GlobalAveragePool", "Relu")
+def test_what_a_pool_shares_out_is_repeated_in_the_layout_of_convolutions() -> None:
+    """Its single pixels are brought there, not all of them, and nothing is left of the Expand."""
+    feeds, pooled = {"x": normal(2, 3, 5, 4)}, "r = Relu(x) y = GlobalAveragePool(r)"
+    check(pooled, feeds)
+    kinds = [node.op_type for node in onnxcam.gradient(build(pooled, feeds), "y", ["x"]).graph.node[2:-1]]
+    assert "Resize" in kinds and "Expand" not in kinds
+    twice = "r = Relu(x) p = GlobalAveragePool(r) q = Add(x, p) y = Exp(q)"  # read elsewhere as it was
+    check(twice, feeds)
+    both = onnxcam.gradient(build(pooled, feeds), "y", ["x", "r"])  # asked for itself
+    session = onnxruntime.InferenceSession(both.SerializeToString(), providers=["CPUExecutionProvider"])
+    dy = normal(2, 3, 1, 1, seed=5)
+    dx, dr = session.run(["grad.x", "grad.r"], feeds | {"cotangent.y": dy})
+    assert np.allclose(dr, np.broadcast_to(dy / 20, dr.shape)) and np.allclose(dx, dr * (feeds["x"] > 0))

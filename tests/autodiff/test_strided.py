@@ -135,7 +135,7 @@ def test_what_is_expanded_to_be_added_is_not_expanded() -> None:
     check("p = GlobalAveragePool(x) q = Add(x, p) y = Exp(q)", feeds)
 
 
-@covers("Mul")
+@covers("MatMul", "Mul")
 @pytest.mark.parametrize(("free", "made"), [("static", "GlobalAveragePool"), ("all", "ReduceSum")])
 def test_a_gate_per_channel_is_summed_up_by_pooling(free: str, made: str) -> None:
     """As squeeze-and-excitation has it; ReduceSum would leave the layout of convolutions."""
@@ -145,6 +145,8 @@ def test_a_gate_per_channel_is_summed_up_by_pooling(free: str, made: str) -> Non
     assert made in {node.op_type for node in model.graph.node}
     check("y = Mul(x, g)", {"x": normal(2, 3, 1, 4), "g": normal(2, 3, 1, 1)})
     check("y = Mul(x, g)", {"x": normal(2, 3, 4), "g": normal(2, 1, 1)})
+    check("y = Mul(x, g)", {"x": normal(2, 3, 2, 2, 2), "g": normal(2, 3, 1, 1, 2)})
+    check("y = MatMul(x, g)", {"x": normal(2, 3, 2, 2, 2, 2), "g": normal(2, 3, 1, 1, 2, 2)})
 
 
 @covers("GlobalAveragePool", "Relu")

@@ -73,10 +73,7 @@ def _depthwise(
 def _spread(op: Builder, node: Node, dy: str, shape: Sequence[Window]) -> str:
     """Zeros behind every element: each is repeated and its first copy kept, in two passes that cost little."""
     strides = [window.stride for window in shape]
-    scales = np.asarray([1, 1, *strides], np.float32)
-    repeated = op.Resize(
-        dy, None, scales, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
-    )
+    repeated = op.repeat(dy, strides)
     kind = onnx.helper.tensor_dtype_to_np_dtype(op.dtype)
     rows, columns = (
         (np.arange(stride * (op.dim(node.output, axis) or 0)) % stride == 0).astype(kind)
@@ -87,7 +84,10 @@ def _spread(op: Builder, node: Node, dy: str, shape: Sequence[Window]) -> str:
 
 
 def _phases(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Sequence[int]) -> str | None:
-    """A network's first convolution: the s² interleaved parts of the picture from one convolution; 0.4 × the time.
+    """A network's first convolution: the s² interleaved parts of the picture from one convolution.
+
+    In MobileNetV2 and EfficientNet-B0 0.2 to 0.4 ms less, of 15 and 26 for the whole gradient; alone, between tensors
+    in ONNX's layout, 0.7 to 1.3 × the time of ConvTranspose.
 
     dX[s·i + a] = sum over m of W[a + begin - s·m] · dY[i + m]: each a has a kernel of its own, of every s-th tap.
     """
@@ -97,9 +97,8 @@ def _phases(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Se
     stride = shape[0].stride
     reach, pads = [], []
     for window, size, steps in zip(shape, known[:2], known[2:], strict=True):
-        begin = window.begin or 0
-        low, high = -((window.kernel - 1 - begin) // stride), (stride - 1 + begin) // stride
-        reach.append((begin, low, high))
+        low, high = -_part(window, 0).before, _part(window, stride - 1).after
+        reach.append((window.begin or 0, low, high))
         pads.append((-low, -(-size // stride) - steps + high))
     if min(min(pair) for pair in pads) < 0:
         return None
@@ -118,7 +117,7 @@ def _phases(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Se
 
 
 def _apart(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Sequence[int]) -> str | None:
-    """The same for many channels: a convolution for each part, of the taps it has; 0.6-0.9 × the time on two cores.
+    """The same for many channels: a convolution for each part, of the taps it has; 0.7-0.9 × the time on two cores.
 
     One convolution for all of them would multiply by zeros, 16 taps for the 9 of a 3 x 3 kernel. Where the parts have
     one tap each, or differ in size and have to be cut, ConvTranspose is as fast.
@@ -158,8 +157,8 @@ def _part(window: Window, phase: int) -> _Part:
 def _interleaved(op: Builder, node: Node, z: str, stride: int, known: Sequence[int]) -> str:
     """The parts of dX `[N, s·s·C, h, w]`, rows before columns before channels, put together to the size of x.
 
-    It is what DepthToSpace does, whose kernel on a CPU takes 3 ns for an element: by transposes that move one axis at a
-    time, of single elements or, where there are many, of the channels of a pixel, it takes 0.3 to 1.5.
+    It is what DepthToSpace does, whose kernel on a CPU takes 2 to 3 ns for an element: by transposes that move one axis
+    at a time, of single elements or, where there are many, of the channels of a pixel, it takes 0.6 to 1.5.
     """
     channels = op.dim(node.inputs[0], 1) or 0
     height, width = (-(-size // stride) for size in known[:2])

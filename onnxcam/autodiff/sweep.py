@@ -80,6 +80,7 @@ def sweep(
     replaced = replaced or {}
     entries = [replaced.get(node.op_type) or _rule_for(graph, node, of, wrt) for node in nodes]
 
+    first = len(op.nodes)
     pending: dict[str, list[str]] = {of: [cotangent]}
     total: dict[str, str] = {}
 
@@ -87,7 +88,7 @@ def sweep(
         """Add up what arrived at a value: every consumer on the path has been visited by now."""
         if value not in total and value in pending:
             parts = pending.pop(value)
-            parts = _unexpanded(op, parts, {name for held in pending.values() for name in held} | set(total.values()))
+            parts = _unexpanded(op, parts)
             op.dtype = _real(graph.dtype(value)) or op.dtype
             total[value] = parts[0] if len(parts) == 1 else op.Add(*parts) if len(parts) == 2 else op.Sum(*parts)
             if graph.dtype(value) not in QUANTIZED:  # whose cotangent is a float
@@ -125,7 +126,7 @@ def sweep(
         if dx is None:
             raise ModelError(f"{name!r} does not reach {of!r}: the operators between them pass no gradient on")
         found.append(dx)
-    op.drop_spread(found)
+    _drop_unread(op, first, found)
     return found
 
 
@@ -144,18 +145,19 @@ def _real(dtype: int) -> int:
     return 0 if dtype in QUANTIZED else dtype
 
 
-def _unexpanded(op: Builder, parts: list[str], read: set[str]) -> list[str]:
+def _unexpanded(op: Builder, parts: list[str]) -> list[str]:
     """Addition broadcasts: what was expanded to be added to something of full size need not be."""
     if len(parts) < 2:
         return parts
-    made = {node.output[0]: node for node in op.nodes if node.op_type == "Expand"}
+    made = {node.output[0]: node.input[0] for node in op.nodes if node.op_type == "Expand"}
     full = [part for part in parts if part not in made]
-    if not full:
-        return parts
-    read = read.union(*(node.input for node in op.nodes))
-    expanded = [made[part] for part in parts if part in made]
-    op.nodes = [node for node in op.nodes if node not in expanded or node.output[0] in read]
-    return [*full, *(node.input[0] for node in expanded)]
+    return [*full, *(made[part] for part in parts if part in made)] if full else parts
+
+
+def _drop_unread(op: Builder, first: int, kept: Sequence[str]) -> None:
+    """Take back each Expand, from the node `first` on, whose source was read in its place."""
+    read = {name for node in op.nodes for name in node.input}.union(kept)
+    op.nodes[first:] = [node for node in op.nodes[first:] if node.op_type != "Expand" or node.output[0] in read]
 
 
 def _flows(node: onnx.NodeProto) -> bool:

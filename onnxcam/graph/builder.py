@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,10 +136,11 @@ class Builder:
         """Whether the value was spread."""
         return value in self._spread
 
-    def drop_spread(self, kept: Iterable[str]) -> None:
-        """Take back what was spread and is neither read nor among `kept`."""
-        read = {name for node in self.nodes for name in node.input}.union(kept)
-        self.nodes = [n for n in self.nodes if n.output[0] not in self._spread or n.output[0] in read]
+    def repeat(self, value: str, times: Sequence[int]) -> str:
+        """Every element of `[N, C, ...]` repeated along each spatial axis."""
+        scales = np.asarray([1, 1, *times], np.float32)
+        held = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return str(self.Resize(value, None, scales, **held))
 
     def blocked(self, value: str, like: str) -> str:
         """The same numbers, a picture `[N, C, h, w]`, by way of a pool of single pixels.
@@ -147,18 +148,22 @@ class Builder:
         ONNX Runtime's convolutions on a CPU have a layout of their own, which a sum or product keeps only if all of its
         operands have it. It begins at a convolution or a pool, and at nothing else.
         """
-        shape = self.graph.shape(like)
-        known = shape is not None and len(shape) == 4 and all(isinstance(d, int) for d in shape[1:])
-        if shape is None or not known or self.dtype != onnx.TensorProto.FLOAT:
+        picture = self._picture(like)
+        if picture is None or self.dtype != onnx.TensorProto.FLOAT:
             return value
         source, axes = self._spread.get(value, (value, frozenset()))
         if axes != {2, 3}:
             return str(self.AveragePool(value, kernel_shape=[1, 1]))
-        pooled = self.AveragePool(source, kernel_shape=[1, 1])  # one pixel, which is cheaper to bring there
-        held = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        found = str(self.Resize(pooled, None, np.asarray([1, 1, *shape[2:]], np.float32), **held))
+        # the one pixel, which is cheaper to bring there
+        found = self.repeat(self.AveragePool(source, kernel_shape=[1, 1]), picture[1:])
         self.declare(found, like)
         return found
+
+    def _picture(self, value: str) -> tuple[int, ...] | None:
+        """Channels, height and width of `[N, C, h, w]`, None where they are not all known."""
+        shape = self.graph.shape(value) or ()
+        known = tuple(d for d in shape[1:] if isinstance(d, int))
+        return known if len(shape) == 4 and len(known) == 3 else None
 
     def mask(self, dy: str, condition: str) -> str:
         """`dy` where the boolean `condition` holds, else 0 (Mul by a Cast: measured 2-3 × faster than Where)."""
@@ -221,10 +226,10 @@ class Builder:
 
         Where it is known, in float32, by a product: one that follows a convolution vanishes in its weights at load.
         """
-        dims = [self.dim(value, axis) for axis in axes]
-        if self.dtype != onnx.TensorProto.FLOAT or None in dims or 0 in dims:
+        known = [size for size in (self.dim(value, axis) for axis in axes) if size]
+        if self.dtype != onnx.TensorProto.FLOAT or len(known) < len(axes):
             return str(self.Div(dy, self.count(value, axes)))
-        return str(self.Mul(dy, 1.0 / math.prod(d for d in dims if d is not None)))
+        return str(self.Mul(dy, 1.0 / math.prod(known)))
 
     def sum_to(self, dx: str, y: str, x: str, keep: int = 0) -> str:
         """Undo broadcasting: sum `dx`, which has the shape of `y`, down to the shape of `x`.
@@ -247,18 +252,12 @@ class Builder:
                 return self._sum_to_unknown(dx, y, x, keep)
         if not axes:
             return dx
-        pixels = self._pixels(y) if axes == [2, 3] else None
-        if pixels and self.dtype == onnx.TensorProto.FLOAT:
+        picture = self._picture(y) if axes == [2, 3] else None
+        if picture and all(picture) and self.dtype == onnx.TensorProto.FLOAT:
             # in the layout of convolutions, which ReduceSum would leave (0.97 × the time of EfficientNet-B0's gradient)
-            return self.Mul(self.GlobalAveragePool(dx), float(pixels))
+            return self.Mul(self.GlobalAveragePool(dx), float(math.prod(picture[1:])))
         summed = self.ReduceSum(dx, axes, keepdims=1)
         return self.Squeeze(summed, list(range(lead))) if lead else summed
-
-    def _pixels(self, y: str) -> int | None:
-        """Height times width of a picture `[N, C, h, w]`, None where any of its sizes but N is not known."""
-        dims = self.graph.shape(y) or ()
-        sizes = [d for d in dims[1:] if isinstance(d, int)]
-        return sizes[1] * sizes[2] if len(dims) == 4 and len(sizes) == 3 else None
 
     def _sum_to_unknown(self, dx: str, y: str, x: str, keep: int) -> str:
         """`sum_to` with the axes found at run time: those where `x`, padded with ones in front, differs from `y`."""

@@ -119,11 +119,7 @@ def _beside(node: Node, window: Window, size: int | None) -> bool:
 def _upsample(op: Builder, dy: str, x: str, shape: Sequence[Window], sizes: Sequence[int | None]) -> str:
     """Every window's share repeated over it, and zeros on what is left beyond the last one."""
     kernel = [window.kernel for window in shape]
-    scales = np.asarray([1, 1, *kernel], dtype=np.float32)
-    share = op.Mul(dy, 1.0 / float(np.prod(kernel)))
-    z = op.Resize(
-        share, None, scales, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
-    )
+    z = op.repeat(op.Mul(dy, 1.0 / float(np.prod(kernel))), kernel)
     if all(size is not None and size % k == 0 for size, k in zip(sizes, kernel, strict=True)):
         return z
     axes = list(range(2, len(shape) + 2))

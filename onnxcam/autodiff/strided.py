@@ -117,10 +117,11 @@ def _phases(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Se
 
 
 def _apart(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Sequence[int]) -> str | None:
-    """The same for many channels: a convolution for each part, of the taps it has; 0.7-0.9 × the time on two cores.
+    """The same for many channels: a convolution for each part, of the taps it has.
 
-    One convolution for all of them would multiply by zeros, 16 taps for the 9 of a 3 x 3 kernel. Where the parts have
-    one tap each, or differ in size and have to be cut, ConvTranspose is as fast.
+    Alone 0.7-0.9 × the time of ConvTranspose on two cores; of ResNet-50's whole gradient 0 to 0.3 ms in 94 to 103. One
+    convolution for all of them would multiply by zeros, 16 taps for the 9 of a 3 x 3 kernel. Where the parts have one
+    tap each, or differ in size and have to be cut, ConvTranspose is as fast.
     """
     stride = shape[0].stride
     whole = all(size == stride * steps for size, steps in zip(known[:2], known[2:], strict=True))

@@ -71,9 +71,10 @@ def export(model: str, folder: Path) -> None:
 
     from benchmarks.speed import build
     from onnxcam.exporters import pytorch
-    from onnxcam.graph import load, manifest
+    from onnxcam.graph import load
     from onnxcam.graph.normalize import prepare
-    from onnxcam.graph.split import head_of
+    from onnxcam.network import manifest
+    from onnxcam.network.split import head_of
 
     made = pytorch.export(build(model), torch.randn(1, 3, 224, 224), None, layers=[MODELS[model]], verify=False)
     assert not isinstance(made, dict)
@@ -85,9 +86,10 @@ def export(model: str, folder: Path) -> None:
 
 def augmented(folder: Path, layer: str | None) -> dict[str, Any]:
     """Seconds and bytes of one file made explainable."""
-    from onnxcam.augmentation import augment
-    from onnxcam.graph import load, manifest
-    from tests.models import tiny_cnn
+    from onnxcam.graph import load
+    from onnxcam.network import manifest
+    from onnxcam.network.explainable import augment
+    from tests.support.models import tiny_cnn
 
     augment(tiny_cnn())  # imports, and whatever is worked out once
     size = (folder / "plain.onnx").stat().st_size

@@ -50,7 +50,7 @@ TORCH = """
 import sys
 folder, name, picture, root = sys.argv[1:]
 sys.path.insert(0, root)
-from tests.torchvision_stub import import_torchvision
+from tests.support.torchvision_stub import import_torchvision
 import cv2, numpy as np, torch
 torchvision = import_torchvision()
 if name == "resnet50":
@@ -103,10 +103,11 @@ def make(model: str, folder: Path) -> None:
     sys.path.insert(0, str(ROOT))
     from onnxcam import models
     from onnxcam.exporters import pytorch
-    from onnxcam.graph import load, manifest
+    from onnxcam.graph import load
     from onnxcam.graph.normalize import prepare
-    from onnxcam.graph.split import head_of
-    from tests.torchvision_stub import import_torchvision
+    from onnxcam.network import manifest
+    from onnxcam.network.split import head_of
+    from tests.support.torchvision_stub import import_torchvision
 
     torch.manual_seed(1234)
     torchvision = import_torchvision()

@@ -78,7 +78,7 @@ def render() -> str:
         "Old files (opset 3 to 9) as other tools wrote them, with seeded random weights: "
         f"**{light} of {len(light_rows)} pass**. Augmented, "
         "run in ONNX Runtime, predictions compared with the file as it came (tolerance 1e-5), gradients compared with "
-        "finite differences by `onnxcam.check`. `unsure` means that the finite differences disagree among themselves.",
+        "finite differences by `onnxcam check`. `unsure` means that the finite differences disagree among themselves.",
         "",
         "| Model | Opset | Default layer | Shape | Predictions | Gradients (along, halves, anywhere) | Time | Result |",
         "|---|---|---|---|---|---|---|---|",

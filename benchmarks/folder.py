@@ -97,9 +97,10 @@ def build(model: str, folder: Path) -> tuple[Path, Path, dict[str, Any]]:
     else:
         # a process of its own: torch's memory and threads are gone before anything is timed
         subprocess.run([sys.executable, "-c", EXPORT, str(ROOT), model, str(explainable)], check=True)
-    from onnxcam.graph import load, manifest
+    from onnxcam.graph import load
     from onnxcam.graph.normalize import prepare
-    from onnxcam.graph.split import head_of
+    from onnxcam.network import manifest
+    from onnxcam.network.split import head_of
 
     graph = prepare(load.load(explainable))
     held = manifest.read(graph.model)
@@ -112,7 +113,7 @@ EXPORT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from tests.torchvision_stub import import_torchvision
+from tests.support.torchvision_stub import import_torchvision
 from onnxcam.exporters import pytorch
 torch.manual_seed(1234)
 net = import_torchvision().models.get_model(sys.argv[2], weights=None).eval()

@@ -61,11 +61,12 @@ def export(model: str, layer: str | None, folder: Path) -> None:
     """The plain file, the explainable one, and two gated ones."""
     import torch
 
-    from onnxcam.augmentation import augment
     from onnxcam.exporters import pytorch
-    from onnxcam.graph import load, manifest
+    from onnxcam.graph import load
     from onnxcam.graph.normalize import prepare
-    from onnxcam.graph.split import head_of
+    from onnxcam.network import manifest
+    from onnxcam.network.explainable import augment
+    from onnxcam.network.split import head_of
 
     made = pytorch.export(build(model), torch.randn(1, 3, 224, 224), None, layers=layer, verify=False)
     assert not isinstance(made, dict)

@@ -114,7 +114,7 @@ def onnxcam(model: str, folder: Path) -> speed.Calls:
     import numpy as np
     import onnxruntime as ort
 
-    from onnxcam.explainer import Explainer
+    from onnxcam.explain.explainer import Explainer
 
     path = folder / f"{model}.onnx"
     if not path.exists():

@@ -138,7 +138,7 @@ def _compare(built: Built, layer: str | None, batch: Any, targets: Any) -> Row:
 
     from onnxcam.errors import VerificationError
     from onnxcam.exporters.keras import export
-    from onnxcam.graph import manifest
+    from onnxcam.network import manifest
 
     began = time.perf_counter()
     refused = None

@@ -57,7 +57,7 @@ def build(name: str, seed: int = SEED) -> tuple[Any, Any]:
     import torch
     from torch import nn
 
-    from tests.torchvision_stub import import_torchvision
+    from tests.support.torchvision_stub import import_torchvision
 
     entry = TORCH[name]
     torch.manual_seed(seed)
@@ -94,8 +94,8 @@ def measure(name: str) -> dict[str, Row]:
     """
     import torch
 
-    from onnxcam.augmentation import list_layers
-    from onnxcam.graph import manifest
+    from onnxcam.network import manifest
+    from onnxcam.network.explainable import list_layers
 
     entry = TORCH[name]
     model, picture = build(name)
@@ -119,7 +119,7 @@ def measure(name: str) -> dict[str, Row]:
 def _export(model: Any, picture: Any, layers: list[str] | None) -> tuple[Any, Row]:
     from onnxcam.errors import VerificationError
     from onnxcam.exporters import pytorch
-    from onnxcam.graph import manifest
+    from onnxcam.network import manifest
 
     began = time.perf_counter()
     refused = None
@@ -140,8 +140,8 @@ def _gated(explained: Any, picture: Any) -> float:
     fire leaves anything but zeros or changes a score."""
     import numpy as np
 
-    from onnxcam.augmentation import augment
-    from onnxcam.graph import manifest
+    from onnxcam.network import manifest
+    from onnxcam.network.explainable import augment
 
     held = manifest.read(explained)
     assert held is not None
@@ -166,7 +166,7 @@ def _compare(model: Any, explained: Any, layer: str, batch: Any) -> Row:
     import numpy as np
     import torch
 
-    from onnxcam.graph import manifest
+    from onnxcam.network import manifest
 
     held = manifest.read(explained)
     assert held is not None
@@ -196,7 +196,7 @@ def _compare(model: Any, explained: Any, layer: str, batch: Any) -> Row:
 def _recorded(explained: Any, refused: str | None) -> Row:
     """The default layer, as the exporter verified it."""
     from onnxcam.errors import VerificationError
-    from onnxcam.graph import manifest
+    from onnxcam.network import manifest
 
     if refused is not None:
         raise VerificationError(refused)
@@ -271,11 +271,11 @@ def measure_light(name: str) -> Row:
     """Augment one of the onnx package's light models, compare its predictions with the file as it came, check it."""
     import numpy as np
 
-    from onnxcam.augmentation import augment
-    from onnxcam.check import check
-    from onnxcam.graph import manifest
+    from onnxcam.diagnose.gradients import check
+    from onnxcam.network import manifest
+    from onnxcam.network.explainable import augment
     from onnxcam.runtime import open_session, run
-    from tests.zoo import light
+    from tests.support.onnx_models import light
 
     plain = light(name)
     began = time.perf_counter()
@@ -366,7 +366,7 @@ def held(task: str) -> Row | None:
 
 def tasks(names: Sequence[str] = ()) -> list[str]:
     """What there is to measure: every architecture, then every light model."""
-    from tests.zoo import NAMES
+    from tests.support.onnx_models import NAMES
 
     every = [f"torchvision:{name}" for name in sorted(TORCH)] + [f"light:{name}" for name in sorted(NAMES)]
     every += [f"keras:{name}" for name in sorted(KERAS)]

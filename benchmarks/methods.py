@@ -83,7 +83,7 @@ def prepare(model: str, folder: Path) -> tuple[dict[str, Callable[[], object]], 
 
     from onnxcam import Explainer, Probability
     from onnxcam.cam.methods import find, methods
-    from onnxcam.engine import best_classes
+    from onnxcam.explain.file import best_classes
 
     options = ort.SessionOptions()
     options.log_severity_level = 3

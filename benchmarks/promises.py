@@ -28,9 +28,9 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from onnxcam.augmentation import augment  # noqa: E402
 from onnxcam.monitor.hook import Monitor  # noqa: E402
-from tests.models import tiny_cnn  # noqa: E402
+from onnxcam.network.explainable import augment  # noqa: E402
+from tests.support.models import tiny_cnn  # noqa: E402
 
 MODEL = ROOT / "models" / "efficientnet_lite0.onnx"
 PAGE = ROOT / "docs" / "promises.md"

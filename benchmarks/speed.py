@@ -106,7 +106,7 @@ def build(name: str):  # type: ignore[no-untyped-def]
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from tests.torchvision_stub import import_torchvision
+    from tests.support.torchvision_stub import import_torchvision
 
     torch.manual_seed(1234)
     torch.set_num_threads(THREADS)
@@ -118,9 +118,10 @@ def export(model: str, folder: Path) -> None:
     import torch
 
     from onnxcam.exporters import pytorch
-    from onnxcam.graph import load, manifest
+    from onnxcam.graph import load
     from onnxcam.graph.normalize import prepare
-    from onnxcam.graph.split import head_of
+    from onnxcam.network import manifest
+    from onnxcam.network.split import head_of
 
     made = pytorch.export(build(model), torch.randn(1, 3, 224, 224), None, verify=False)
     assert not isinstance(made, dict)

@@ -16,7 +16,7 @@ import numpy as np
 
 import onnxcam
 from onnxcam import image
-from onnxcam.explanation import Explanation
+from onnxcam.explain.explanation import Explanation
 from onnxcam.image.panel import percentage
 from onnxcam.image.resample import resize
 from onnxcam.image.text import Font

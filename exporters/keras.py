@@ -25,17 +25,18 @@ import numpy as np
 import onnx
 
 from onnxcam import image
-from onnxcam.augmentation import augment
-from onnxcam.cam import gate as gates
 from onnxcam.errors import LayerError, ModelError, OnnxcamError, OutputError, listing
 from onnxcam.exporters import keras_capture, keras_layers, keras_oracle, parity
 from onnxcam.exporters.keras_module import Call, Target, Watched, import_tensorflow, tensors
 from onnxcam.exporters.outputs import choose
-from onnxcam.graph import edit, manifest
+from onnxcam.graph import edit
 from onnxcam.graph.inference import describe
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import save
-from onnxcam.graph.manifest import Manifest
+from onnxcam.network import gate as gates
+from onnxcam.network import manifest
+from onnxcam.network.explainable import augment
+from onnxcam.network.manifest import Manifest
 
 AGAINST = "TensorFlow GradientTape"
 DEFAULT_SIDE = 224

@@ -12,11 +12,11 @@ from onnxcam.exporters import keras_capture, parity
 from onnxcam.exporters.keras_module import Call, Target, Watched
 from onnxcam.graph import edit
 from onnxcam.graph import layers as target_layers
-from onnxcam.graph import scores as class_scores
-from onnxcam.graph.assumed import sized
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
+from onnxcam.network import readout as class_scores
+from onnxcam.network.input_size import sized
 from onnxcam.runtime import open_session, run
 
 # what people have always explained in these networks, by the beginning of the model's name

@@ -25,7 +25,8 @@ from onnxcam.errors import DependencyError, ModelError, TrustError, listing, nea
 from onnxcam.exporters.keras_capture import quiet
 from onnxcam.exporters.keras_module import import_tensorflow
 from onnxcam.exporters.named import CALLABLE, call, first_line, framework_of, importable_here, imported, told
-from onnxcam.graph import file, manifest
+from onnxcam.graph import file
+from onnxcam.network import manifest
 
 IMAGENET, NONE = "imagenet", "none"
 _LEGACY = "pip install 'onnxcam[keras-legacy]'"

@@ -10,7 +10,7 @@ import onnx
 
 from onnxcam.errors import InputError, VerificationError
 from onnxcam.graph.load import serialize
-from onnxcam.graph.manifest import Manifest
+from onnxcam.network.manifest import Manifest
 from onnxcam.runtime import open_session, run
 
 TOLERANCE = 1e-3

@@ -20,16 +20,16 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from onnxcam.augmentation import augment
-from onnxcam.cam import gate as gates
 from onnxcam.errors import LayerError, OnnxcamError, OutputError, listing
 from onnxcam.exporters import parity, torch_capture, torch_oracle
 from onnxcam.exporters.outputs import choose
 from onnxcam.exporters.torch_module import Target, Watched, example, first_tensor, frozen, run, tensors
-from onnxcam.graph import manifest
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import save, serialize
-from onnxcam.graph.manifest import Manifest
+from onnxcam.network import gate as gates
+from onnxcam.network import manifest
+from onnxcam.network.explainable import augment
+from onnxcam.network.manifest import Manifest
 from onnxcam.runtime import open_session
 from onnxcam.runtime import run as run_session
 

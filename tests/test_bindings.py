@@ -219,7 +219,7 @@ SOME = "margin < 0.5 or not (entropy < 0.9 or label == 'frog')"
 )
 def test_javascript_runs_gated_files(node: Path, tmp_path: Path, kind: str, gate: str | None) -> None:
     from onnxcam.runtime import open_session, run
-    from tests.models import tiny_cnn
+    from tests.support.models import tiny_cnn
 
     source = tiny_cnn(classes=1 if kind == "binary_logit" else 5, ending={"logits": None}.get(kind, "Sigmoid"), seed=4)
     labels = ["hen", "frog"] if kind == "binary_logit" else ["hen", "frog", "cat", "dog", "cow"]

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import keras_matrix, matrix
 from benchmarks.architectures import KERAS, TORCH
-from tests.torchvision_stub import import_torchvision
+from tests.support.torchvision_stub import import_torchvision
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 
 import onnxcam
-from onnxcam.graph import manifest
 from onnxcam.graph.load import save
-from tests.models import tiny_cnn
+from onnxcam.network import manifest
+from tests.support.models import tiny_cnn
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*.md"), *ROOT.glob("benchmarks/*.md")])

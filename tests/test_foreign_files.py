@@ -22,7 +22,7 @@ from onnx import numpy_helper
 import onnxcam
 from onnxcam import image
 from onnxcam.cli import main
-from onnxcam.graph import manifest
+from onnxcam.network import manifest
 from onnxcam.runtime import open_session, run
 
 CPU = ["CPUExecutionProvider"]

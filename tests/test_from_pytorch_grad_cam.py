@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "from-pytorch-grad-cam.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
 # torchvision on a CPU-only torch needs a helper before it imports
-PREAMBLE = "from tests.torchvision_stub import import_torchvision\nimport_torchvision()\n"
+PREAMBLE = "from tests.support.torchvision_stub import import_torchvision\nimport_torchvision()\n"
 
 
 @pytest.mark.slow

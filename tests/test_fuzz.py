@@ -15,8 +15,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxcam
-from tests import fuzz, models
 from tests.image.pictures import encode, noise, smooth
+from tests.support import fuzz, models
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and counts memory as Linux does")
 

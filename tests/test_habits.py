@@ -16,8 +16,8 @@ import onnxcam
 from onnxcam import image
 from onnxcam.cli import main
 from onnxcam.graph import load
-from tests import models
 from tests.image.pictures import noise
+from tests.support import models
 
 TEXT = (Path(__file__).parents[1] / "docs" / "habits.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"`(onnxcam [^`]+)`", TEXT)

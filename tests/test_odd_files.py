@@ -14,13 +14,13 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper, parser
 
 import onnxcam
-from onnxcam.check import check
 from onnxcam.cli import main
+from onnxcam.diagnose.gradients import check
 from onnxcam.errors import LabelsError, ModelError
-from onnxcam.graph import manifest
 from onnxcam.graph.edit import replace_nodes
+from onnxcam.network import manifest
 from onnxcam.runtime import open_session, run
-from tests import models
+from tests.support import models
 
 CPU = ["CPUExecutionProvider"]
 BATCH = np.random.default_rng(2).normal(size=(3, 3, 16, 16)).astype(np.float32)

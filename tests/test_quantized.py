@@ -16,12 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxcam
 from models import quantize
 from onnxcam import models
-from onnxcam.check import check
+from onnxcam.diagnose.gradients import check
 from onnxcam.errors import ModelError, UnsupportedOperator
-from onnxcam.explainer import Explainer
+from onnxcam.explain.explainer import Explainer
 from onnxcam.graph.normalize import prepare
-from tests import models as small
 from tests.autodiff.harness import normal
+from tests.support import models as small
 
 CPU = ["CPUExecutionProvider"]
 M = "com.microsoft"

@@ -7,10 +7,10 @@ import onnx
 import pytest
 
 import onnxcam
-from onnxcam.check import check
-from onnxcam.graph import manifest
+from onnxcam.diagnose.gradients import check
+from onnxcam.network import manifest
 from onnxcam.runtime import open_session, run
-from tests import zoo
+from tests.support import onnx_models as zoo
 
 FAST = ("inception_v1", "shufflenet", "squeezenet")
 CPU = ["CPUExecutionProvider"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcam.cam import objectives
 from onnxcam.cam.registry import layer_method
 from onnxcam.cam.view import View
 from onnxcam.errors import MethodError
+from onnxcam.targets import objectives
 
 
 @layer_method("finercam", summed=True)

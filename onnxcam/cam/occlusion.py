@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from onnxcam.cam.attributions import broadcast, whole
-from onnxcam.cam.objectives import probable
 from onnxcam.cam.registry import attribution
 from onnxcam.cam.resize import linear
 from onnxcam.cam.view import View
 from onnxcam.errors import MethodError
+from onnxcam.targets.objectives import probable
 
 _MASK_BYTES = 4 << 20  # of masks made at once
 

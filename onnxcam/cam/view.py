@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxcam.cam.objectives import Objective
+from onnxcam.targets.objectives import Objective
 
 # (start, stop) of the variants wanted -> their activations float32 [m, C, h, w], and int64 [m], which row each is of
 Make = Callable[[int, int], tuple[np.ndarray, np.ndarray]]

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from onnxcam import runtime
-from onnxcam.cli import options, pictures, question
+from onnxcam.cli import options, question
 from onnxcam.cli.progress import Progress
+from onnxcam.explain import pictures
 
 EPILOG = """\
 \b
@@ -84,8 +85,8 @@ def bench(
     Exit status: 0 measured, 1 a picture cannot be read, 2 wrong usage or unknown layer or method, 3 unusable model,
     4 no usable runtime or execution provider.
     """
-    from onnxcam.bench import bench as measure
     from onnxcam.cli.versions import versions
+    from onnxcam.diagnose.cost import bench as measure
 
     found = pictures.collect(named, Path(model).parent / ".none") if named else pictures.Found()
     if found.failures:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
-from onnxcam import labels as label_files
 from onnxcam import runtime
-from onnxcam.cam import targets
-from onnxcam.cli import options, pictures
+from onnxcam.cli import options
 from onnxcam.cli.comparison import lines, verdict
 from onnxcam.cli.errors import ExitCode
 from onnxcam.errors import LabelsError, LayerError, TargetError, listing
+from onnxcam.explain import pictures
+from onnxcam.targets import classes as targets
+from onnxcam.targets import labels as label_files
 
 EPILOG = """\
 \b
@@ -91,10 +92,10 @@ def check(
         return
     if by_folder or labels is not None or preprocess is not None:
         raise click.UsageError("--by-folder, --labels and --preprocess go with --pictures DIR.")
-    import onnxcam.check
+    import onnxcam.diagnose.gradients
 
     try:
-        report = onnxcam.check.check(
+        report = onnxcam.diagnose.gradients.check(
             model,
             providers=runtime.parse_provider(provider),
             samples=samples,
@@ -126,8 +127,8 @@ def _compare(
     seed: int,
     as_json: bool,
 ) -> None:
-    from onnxcam.comparison import compare
-    from onnxcam.explainer import Explainer
+    from onnxcam.diagnose.preprocessing import compare
+    from onnxcam.explain.explainer import Explainer
 
     found = pictures.collect([folder], Path(folder) / ".none")
     if found.failures:

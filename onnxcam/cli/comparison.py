@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from onnxcam.image.panel import percentage
 
 if TYPE_CHECKING:
-    from onnxcam.comparison import Comparison, Result, Verdict
+    from onnxcam.diagnose.preprocessing import Comparison, Result, Verdict
 
 _AXES = {"values": "values", "color": "colour", "resize": "resizing"}
 

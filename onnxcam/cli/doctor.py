@@ -10,7 +10,7 @@ import click
 from onnxcam.cli.errors import ExitCode
 
 if TYPE_CHECKING:
-    from onnxcam.doctor import Finding
+    from onnxcam.diagnose.installation import Finding
 
 
 @click.command()
@@ -21,7 +21,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
     What needs mending comes with the command that mends it. The exit code is 0 if nothing does, else 4.
     """
-    from onnxcam.doctor import diagnose, healthy, report
+    from onnxcam.diagnose.installation import diagnose, healthy, report
 
     findings = diagnose()
     if as_json:

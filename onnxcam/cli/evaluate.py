@@ -9,13 +9,14 @@ from pathlib import Path
 import click
 
 from onnxcam import image
-from onnxcam.cli import options, pictures
+from onnxcam.cli import options
 from onnxcam.cli.check import by_class
 from onnxcam.cli.errors import ExitCode
 from onnxcam.cli.explain import open_explainer
 from onnxcam.cli.progress import Bar
 from onnxcam.cli.versions import versions
 from onnxcam.errors import OutputError
+from onnxcam.explain import pictures
 
 EPILOG = """\
 \b

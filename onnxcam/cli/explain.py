@@ -15,18 +15,20 @@ from typing import Any
 
 import click
 
-from onnxcam import doubts, image, labels, runtime
-from onnxcam.cam import targets
+from onnxcam import image, runtime
 from onnxcam.cam.methods import find
-from onnxcam.cli import options, pictures, question
-from onnxcam.cli.batch import Outcome, Request, cores, explain_all, sentence, workers
+from onnxcam.cli import options, question
 from onnxcam.cli.progress import Progress
 from onnxcam.cli.versions import versions
 from onnxcam.errors import LayerError, OutputError, PreprocessError, TargetError
-from onnxcam.examination import AUGMENT, EIGEN, FUSIONS
-from onnxcam.explainer import Explainer
+from onnxcam.explain import pictures, warnings
+from onnxcam.explain.examination import AUGMENT, EIGEN, FUSIONS
+from onnxcam.explain.explainer import Explainer
+from onnxcam.explain.folder import Outcome, Request, cores, explain_all, sentence, workers
 from onnxcam.image.panel import percentage
 from onnxcam.image.text import Font
+from onnxcam.targets import classes as targets
+from onnxcam.targets import labels
 
 SUMMARY = "analysis_summary.json"
 SMOOTHINGS = (EIGEN, AUGMENT)
@@ -428,7 +430,7 @@ class _Run:
             "started": self._started,
             "duration_s": round(duration, 3),
             "counts": counts,
-            "warnings": [*explainer.warnings, *doubts.about_run(best, explainer.classes)],
+            "warnings": [*explainer.warnings, *warnings.about_run(best, explainer.classes)],
             "pictures": self._entries,
         }
 

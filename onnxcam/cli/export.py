@@ -11,9 +11,11 @@ from typing import Any
 
 import click
 
-from onnxcam import doubts, image, labels
+from onnxcam import image
 from onnxcam.cli import options
 from onnxcam.errors import LabelsError, LayerError, ModelError, OutputError, TrustError, VerificationError
+from onnxcam.explain import warnings
+from onnxcam.targets import labels
 
 EPILOG = """\
 \b
@@ -203,7 +205,7 @@ def export(
         options.print_json(written | {"outputs": _outputs(held), "manifest": held})
     else:
         click.echo("\n".join(_lines(output, held)))
-    for doubt in doubts.about_size(held["input"]):
+    for doubt in warnings.about_size(held["input"]):
         click.echo(f"Warning: {doubt}", err=True)
     if not held["input"].get("preprocess"):
         click.echo("Note: no preprocessing is stored (--preprocess); `onnxcam explain` will ask for it", err=True)
@@ -279,8 +281,9 @@ def read_labels(path: str | None, preprocess: str | None) -> list[str] | None:
 
 
 def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] | None) -> dict[str, Any]:
-    from onnxcam.augmentation import augment
-    from onnxcam.graph import file, load, manifest
+    from onnxcam.graph import file, load
+    from onnxcam.network import manifest
+    from onnxcam.network.explainable import augment
 
     known = manifest.parse(file.metadata(source).get(manifest.KEY)) or {}
     model = augment(
@@ -312,7 +315,7 @@ def _verify(model: Any) -> None:
     Raises:
         VerificationError: a number is wrong.
     """
-    from onnxcam.check import check
+    from onnxcam.diagnose.gradients import check
 
     report = check(model, providers=["CPUExecutionProvider"])
     failed = [f"{finding.name}: {finding.detail}" for finding in report.findings if finding.status == "failed"]

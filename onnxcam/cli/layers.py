@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from onnxcam import doubts
 from onnxcam.cli import options
 from onnxcam.errors import LayerError
+from onnxcam.explain import warnings
 
 EPILOG = """\
 \b
@@ -63,8 +63,9 @@ def describe(model: str) -> dict[str, Any]:
     Raises:
         ModelError: not an image classifier, or one without a spatial layer.
     """
-    from onnxcam.augmentation import survey
-    from onnxcam.graph import file, manifest
+    from onnxcam.graph import file
+    from onnxcam.network import manifest
+    from onnxcam.network.explainable import survey
 
     held = manifest.parse(file.metadata(model).get(manifest.KEY))
     entries = {} if held is None else {entry["name"]: entry for entry in held["layers"]}
@@ -98,8 +99,8 @@ def describe(model: str) -> dict[str, Any]:
         "outputs": {"scores": held["scores"]["name"], "probabilities": held["scores"].get("probabilities")},
         "gate": held.get("gate"),
     }
-    warnings = doubts.about_size(picture)
-    return {"model": model, "explainable": explainable, "layers": found, "warnings": warnings}
+    doubtful = warnings.about_size(picture)
+    return {"model": model, "explainable": explainable, "layers": found, "warnings": doubtful}
 
 
 def describe_keras(model: str, trust: bool = False, import_file: str | None = None) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Where(click.ParamType):
     name = "condition"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from onnxcam.cam import conditions
+        from onnxcam.targets import conditions
 
         if not isinstance(value, str):
             return value
@@ -300,7 +300,7 @@ def holds(condition: Any, record: Record) -> bool:
     """Whether a condition holds for a record; a quantity the record lacks makes it false."""
     import numpy as np
 
-    from onnxcam.cam import conditions
+    from onnxcam.targets import conditions
 
     match condition:
         case conditions.Comparison(conditions.LABEL, sign, value):

@@ -9,11 +9,11 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from onnxcam.cam import targets
 from onnxcam.cam.methods import Method, find, methods
-from onnxcam.cam.objectives import Contrast, Probability
 from onnxcam.cli import options
 from onnxcam.errors import TargetError
+from onnxcam.targets import classes as targets
+from onnxcam.targets.objectives import Contrast, Probability
 
 RUNNER_UP = "runner-up"
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxcam.errors import PictureError
 from onnxcam.evaluation.metrics import Metric
-from onnxcam.explainer import Explainer
+from onnxcam.explain.explainer import Explainer
 
 
 @dataclass(frozen=True)

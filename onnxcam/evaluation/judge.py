@@ -10,15 +10,15 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.cam import methods as cam
-from onnxcam.cam import targets as classes_of
 from onnxcam.errors import InputError, MethodError, PictureError
 from onnxcam.evaluation import boxes as box_files
 from onnxcam.evaluation.evaluation import Evaluation, Shown
 from onnxcam.evaluation.metrics import Metric, chosen
 from onnxcam.evaluation.randomization import STAGES, cascade
 from onnxcam.evaluation.trial import Trial, canonical, native, predictor
-from onnxcam.explainer import SEED, Explainer
+from onnxcam.explain.explainer import SEED, Explainer
 from onnxcam.image.opencv import import_cv2
+from onnxcam.targets import classes as classes_of
 
 # those of them that are registered: the common ones, and two that any other should beat
 USUAL = ("gradcam", "gradcam++", "layercam", "hirescam", "eigencam", "activationmap", "randomcam")

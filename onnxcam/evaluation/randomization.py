@@ -14,7 +14,7 @@ from onnxcam.errors import ModelError
 from onnxcam.evaluation.coherence import pearson
 from onnxcam.evaluation.registry import LOWER, metric
 from onnxcam.evaluation.trial import Trial
-from onnxcam.explainer import Explainer
+from onnxcam.explain.explainer import Explainer
 from onnxcam.image.opencv import import_cv2
 
 if TYPE_CHECKING:  # they import onnx, which judging without a cascade does without
@@ -54,10 +54,10 @@ def cascade(explainer: Explainer, stages: int = STAGES, seed: int = 1234) -> Ite
     Raises:
         ModelError: the model has no weights.
     """
-    from onnxcam.augmentation import restore
-    from onnxcam.graph import manifest
     from onnxcam.graph.load import load
-    from onnxcam.graph.normalize import prepare
+    from onnxcam.network import manifest
+    from onnxcam.network.explainable import restore
+    from onnxcam.network.network import prepare
 
     whole = prepare(explainer.source)
     held = manifest.read(whole.model)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.explainer import Explainer
-from onnxcam.rows import like
+from onnxcam.explain.explainer import Explainer
+from onnxcam.runtime.rows import like
 
 # (start, stop) of the changed pictures wanted -> float32 [m, C, H, W], and int64 [m], which picture each was
 Make = Callable[[int, int], tuple[np.ndarray, np.ndarray]]

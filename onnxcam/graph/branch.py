@@ -9,7 +9,7 @@ import onnx
 from onnx import helper
 
 from onnxcam.errors import ModelError
-from onnxcam.graph import edit, manifest
+from onnxcam.graph import edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.view import Graph, uses
 
@@ -59,9 +59,9 @@ def enclose(model: onnx.ModelProto, condition: str, otherwise: Mapping[str, str]
     name = op.unique(f"{op.prefix}/If")
     outputs = [info.name for info in infos]
     branch = helper.make_node("If", [condition], outputs, name=name, then_branch=then, else_branch=blank)
-    _drop(model.graph.node, lambda node: not inner.isdisjoint(node.output))
-    _drop(model.graph.initializer, lambda tensor: tensor.name in wanted)
-    _drop(model.graph.value_info, lambda info: info.name in inner)
+    drop(model.graph.node, lambda node: not inner.isdisjoint(node.output))
+    drop(model.graph.initializer, lambda tensor: tensor.name in wanted)
+    drop(model.graph.value_info, lambda info: info.name in inner)
     model.graph.node.append(branch)
 
 
@@ -100,30 +100,12 @@ def _again(graph: Graph, outside: Sequence[onnx.NodeProto], captured: Collection
     return copies, found
 
 
-def ungate(model: onnx.ModelProto) -> str | None:
-    """Take the gate out of an explainable model: its maps are computed always then, under the same names.
-
-    Returns:
-        the condition of the gate, None where there was none.
+def release(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
+    """Undo `enclose`: compute these outputs always, under the same names.
 
     Raises:
-        ModelError: the manifest names a gate that the graph has not got.
+        ModelError: no If makes them.
     """
-    held = manifest.read(model)
-    if held is None or not held.get("gate"):
-        return None
-    gate = held.pop("gate")
-    gated = {entry["gradients"] for entry in held["layers"]} - {None}
-    gated |= {name for entry in held["layers"] for name in entry["heatmaps"].values()}
-    _release(model.graph, gated)
-    _drop(model.graph.output, lambda output: output.name == gate["output"])
-    manifest.write(model, held)
-    edit.prune(model)
-    return str(gate["condition"])
-
-
-def _release(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
-    """Undo `enclose`."""
     at = next((i for i, n in enumerate(graph.node) if n.op_type == "If" and not set(n.output).isdisjoint(outputs)), -1)
     if at < 0:
         raise ModelError("the model's manifest names a gate, but no If makes its maps; export it again")
@@ -143,7 +125,7 @@ def _release(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
     outside = {name for node in graph.node[:at] for name in node.output}
     repeated = {name: name.removesuffix(_AGAIN) for name in made if name.endswith(_AGAIN)}
     repeated = {name: first for name, first in repeated.items() if first in outside}
-    _drop(then.node, lambda node: not repeated.keys().isdisjoint(node.output))
+    drop(then.node, lambda node: not repeated.keys().isdisjoint(node.output))
     edit.rename_within(then, repeated | names)
     del graph.node[at]
     for index, node in enumerate(then.node, start=at):
@@ -153,7 +135,7 @@ def _release(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
     graph.value_info.extend(v for v in then.value_info if v.name not in declared)
 
 
-def _drop(field: Any, doomed: Callable[[Any], bool]) -> None:
+def drop(field: Any, doomed: Callable[[Any], bool]) -> None:
     """Remove items of a repeated field in place: weights are not copied."""
     for index in reversed(range(len(field))):
         if doomed(field[index]):

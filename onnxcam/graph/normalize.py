@@ -1,8 +1,8 @@
 """Brings any model into the one form the rest works on.
 
 Functions and branches of known conditions inlined, composite and quantized operators written out, opset at least 18,
-initializers no longer listed as inputs, every node named, shapes inferred, free dimensions written as such, and the
-maps of a gated explainable model computed always, a picture's size that only one value is admitted of fixed.
+initializers no longer listed as inputs, every node named, shapes inferred, free dimensions written as such, a picture's
+size that only one value is admitted of fixed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from onnx import shape_inference, version_converter
 
 from onnxcam.errors import ModelError, listing
 from onnxcam.graph import quantized, wellformed
-from onnxcam.graph.branch import ungate
 from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.inference import describe, infer, skeleton
 from onnxcam.graph.inline import inline_branches, inline_composites, inline_functions
@@ -39,8 +38,15 @@ def prepare(source: Source) -> Graph:
     Raises:
         ModelError: the model is invalid or cannot be brought to opset 18.
     """
-    model = load(source)
-    condition = ungate(model)
+    return normalize(load(source))
+
+
+def normalize(model: onnx.ModelProto) -> Graph:
+    """Normalise a model in place and index it.
+
+    Raises:
+        ModelError: the model is invalid or cannot be brought to opset 18.
+    """
     _free_dimensions(model)
     _unlist_initializers(model)
     _sort(model)
@@ -61,7 +67,6 @@ def prepare(source: Source) -> Graph:
         graph = at_size(graph)
     _require_small_constants(graph)
     graph.source_opset = opset
-    graph.source_gate = condition
     return graph
 
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from onnxcam import image, runtime
 from onnxcam.errors import InputError
-from onnxcam.examination import fuse
-from onnxcam.explainer import Explainer
-from onnxcam.graph import manifest
+from onnxcam.explain.examination import fuse
+from onnxcam.explain.explainer import Explainer
 from onnxcam.graph.large import Serialized
 from onnxcam.image import png
 from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import record as records
 from onnxcam.monitor.predictions import Row
+from onnxcam.network import manifest
 
 Files = dict[str, bytes]
 
@@ -153,7 +153,7 @@ class Evidence:
     def _tail_session(self, output: str) -> tuple[Any, tuple[str, ...]]:
         if self._tail is None:
             from onnxcam.graph.load import serialize
-            from onnxcam.graph.split import split
+            from onnxcam.network.split import split
 
             _, tails = split(self._settings.source, [self._settings.layer])
             tail = tails[self._settings.layer]

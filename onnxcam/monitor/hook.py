@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from onnxcam.cam import conditions
 from onnxcam.errors import InputError, OutputError, SettingError, listing
 from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import model as models
@@ -34,6 +33,7 @@ from onnxcam.monitor.units import parse_bytes, parse_seconds
 from onnxcam.monitor.waiting import ON_FULL, Candidates, Capacity, Waiting
 from onnxcam.monitor.watching import watched
 from onnxcam.runtime import CPU, Provider
+from onnxcam.targets import conditions
 
 SCORES = ("auto", "logits", "probabilities")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -66,7 +66,7 @@ class Monitor:
             may be any model with the same classes.
         sink: where records go: a folder or `file://` URL, `stdout:`, `logging:NAME`, a callable taking
             (record, files), a sink, or a list of these.
-        when: which predictions are explained, in the grammar of `onnxcam.cam.conditions`.
+        when: which predictions are explained, in the grammar of `onnxcam.targets.conditions`.
         sample: the probability with which such a prediction is kept.
         baseline_sample: the same for all others: what drift is measured against.
         rate: at most so many, as `2/s` or `500/h`; None for no limit. `burst`: how many may be saved up, by default

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnxcam.cam import conditions
-from onnxcam.cam.conditions import Condition
 from onnxcam.errors import InputError
-from onnxcam.graph.manifest import Manifest
 from onnxcam.monitor.admission import Sampler
+from onnxcam.network.manifest import Manifest
+from onnxcam.targets import conditions
+from onnxcam.targets.conditions import Condition
 
 
 class Verdict(NamedTuple):

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onnxcam.engine import open_source
 from onnxcam.errors import LabelsError, ModelError, miscounted
-from onnxcam.graph import manifest
+from onnxcam.explain.file import open_source
 from onnxcam.graph.large import Large, Serialized
-from onnxcam.graph.manifest import Manifest
+from onnxcam.network import manifest
+from onnxcam.network.manifest import Manifest
 
 
 class Model(NamedTuple):
@@ -37,7 +37,7 @@ class Model(NamedTuple):
 
     def tail(self) -> tuple[str, ...]:
         """The values that the part of the graph behind the layer starts from."""
-        from onnxcam.graph.split import split
+        from onnxcam.network.split import split
 
         return split(self.source, [self.layer])[1][self.layer].cut
 
@@ -86,8 +86,8 @@ def _lacks(held: Manifest, layer: str | None, method: str) -> bool:
 def _augmented(
     where: str | Serialized, held: Manifest | None, layer: str | None, method: str
 ) -> tuple[Serialized, Manifest]:
-    from onnxcam.augmentation import augment
     from onnxcam.graph.load import serialize
+    from onnxcam.network.explainable import augment
 
     entries = [] if held is None else held["layers"]
     names = [entry["name"] for entry in entries if entry["name"] != layer]

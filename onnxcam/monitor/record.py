@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from onnxcam import __version__
-from onnxcam.cam import attention
 from onnxcam.errors import InputError
+from onnxcam.explain import statistics as attention
 from onnxcam.monitor.redaction import MODES
 from onnxcam.monitor.schema import SCHEMA
 

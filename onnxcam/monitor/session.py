@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import InputError, listing
-from onnxcam.graph.manifest import Manifest
 from onnxcam.monitor.predictions import Batch, to_numpy
+from onnxcam.network.manifest import Manifest
 
 # scores, their form, what came with them
 Observe = Callable[[np.ndarray, str, Batch], int]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from onnxcam.anatomy import Anatomy
 from onnxcam.exporters import pytorch
-from onnxcam.graph.terminals import GRADIENT, SCORES, TARGET
+from onnxcam.network.names import GRADIENT, SCORES, TARGET
+from onnxcam.network.subgraphs import Anatomy
 
 BLOCKS = 4
 

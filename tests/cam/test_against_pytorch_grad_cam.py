@@ -12,9 +12,9 @@ import pytest
 from onnxcam.cam.eigen import first_component
 from onnxcam.cam.methods import GRAPH, find
 from onnxcam.errors import InputError
-from onnxcam.examination import fuse
-from onnxcam.explainer import Explainer
-from tests.torchvision_stub import import_torchvision
+from onnxcam.explain.examination import fuse
+from onnxcam.explain.explainer import Explainer
+from tests.support.torchvision_stub import import_torchvision
 
 torch = pytest.importorskip("torch")
 

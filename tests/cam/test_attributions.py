@@ -18,14 +18,14 @@ from onnx import helper
 from onnxcam import runtime
 from onnxcam.cam.attributions import RULES
 from onnxcam.cam.methods import INPUT, find, methods
-from onnxcam.cam.objectives import Contrast, Probability, Weights
 from onnxcam.errors import MethodError, ModelError
-from onnxcam.explainer import Explainer
-from onnxcam.live import Features
-from onnxcam.parts import Parts
-from tests import models
+from onnxcam.explain.explainer import Explainer
+from onnxcam.explain.features import Features
+from onnxcam.explain.sessions import Parts
+from onnxcam.targets.objectives import Contrast, Probability, Weights
 from tests.cam import net
 from tests.cam.net import parity
+from tests.support import models
 
 CPU = ["CPUExecutionProvider"]
 # what captum says when it sets requires_grad and hooks; warnings are errors here otherwise
@@ -264,7 +264,7 @@ def test_two_methods_of_one_gradient_share_it(explainer: Explainer, monkeypatch:
 
 def test_the_run_computes_the_forward_pass_once() -> None:
     """The session of an input gradient holds each convolution once forward and once backward."""
-    from onnxcam.anatomy import Anatomy
+    from onnxcam.network.subgraphs import Anatomy
 
     made = Anatomy(net.model()).aimed()
     convolutions = [node.op_type for node in made.graph.node if "Conv" in node.op_type]

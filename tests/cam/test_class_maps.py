@@ -10,8 +10,8 @@ import pytest
 
 from onnxcam import Explainer
 from onnxcam.cam.methods import GRAPH, find, methods
-from onnxcam.cam.objectives import Weights
-from tests.models import tiny_cnn
+from onnxcam.targets.objectives import Weights
+from tests.support.models import tiny_cnn
 
 NAMES = [name for name in methods(GRAPH) if find(name).gradient]
 MODELS: dict[str, dict[str, Any]] = {

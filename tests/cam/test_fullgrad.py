@@ -11,15 +11,15 @@ import torch
 from onnx import helper, numpy_helper
 
 from onnxcam import runtime
-from onnxcam.anatomy import Anatomy
-from onnxcam.explainer import Explainer
+from onnxcam.explain.explainer import Explainer
+from onnxcam.explain.features import Features
+from onnxcam.explain.sessions import Parts
 from onnxcam.graph.constants import constants
-from onnxcam.graph.terminals import INPUT
-from onnxcam.live import Features
-from onnxcam.parts import Parts
+from onnxcam.network.names import INPUT
+from onnxcam.network.subgraphs import Anatomy
 from tests.cam import net
 from tests.cam.net import parity
-from tests.torchvision_stub import import_torchvision
+from tests.support.torchvision_stub import import_torchvision
 
 CPU = ["CPUExecutionProvider"]
 TARGET = [4, 0, 2]

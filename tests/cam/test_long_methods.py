@@ -11,9 +11,9 @@ import pytest
 
 from onnxcam import runtime
 from onnxcam.cam.methods import INPUT, find, methods
-from onnxcam.explainer import Explainer
-from tests import models
+from onnxcam.explain.explainer import Explainer
 from tests.cam import net
+from tests.support import models
 
 CPU = ["CPUExecutionProvider"]
 TARGET = [4, 0, 2]

@@ -10,12 +10,12 @@ import pytest
 
 import onnxcam
 from onnxcam.cam.methods import GRAPH, INPUT, LAYER, find, methods
-from onnxcam.cam.objectives import Contrast, Probability, Weights
 from onnxcam.cam.perturbation import enlarging
 from onnxcam.errors import MethodError
-from onnxcam.explainer import Explainer
-from onnxcam.live import LiveView
-from tests import models
+from onnxcam.explain.explainer import Explainer
+from onnxcam.explain.features import LiveView
+from onnxcam.targets.objectives import Contrast, Probability, Weights
+from tests.support import models
 
 torch = pytest.importorskip("torch")
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onnxcam.cam.objectives import Contrast, Probability
 from onnxcam.errors import MethodError
-from onnxcam.explainer import Explainer
+from onnxcam.explain.explainer import Explainer
+from onnxcam.targets.objectives import Contrast, Probability
 from tests.cam import net
 from tests.cam.net import parity
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from onnxcam.errors import LayerError
-from onnxcam.explainer import Explainer
+from onnxcam.explain.explainer import Explainer
 from onnxcam.exporters import pytorch
-from tests import models
+from tests.support import models
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -133,7 +133,7 @@ def test_legrad_is_its_formula(pair: tuple[Transformer, Explainer]) -> None:
 
 
 def test_both_on_the_zoos_own_transformer() -> None:
-    from tests.torchvision_stub import import_torchvision
+    from tests.support.torchvision_stub import import_torchvision
 
     import_torchvision()
     from torchvision.models import VisionTransformer

@@ -17,7 +17,7 @@ import onnxcam
 from onnxcam import image
 from onnxcam.cli import main
 from onnxcam.graph import load
-from tests import models
+from tests.support import models
 
 LABELS = ["cat", "tiger cat, tiger", "crane", "hen", "crane"]
 RAW = {"color": "RGB", "scale": 1 / 255, "resize": {"mode": "stretch", "size": [32, 32]}}

@@ -15,11 +15,11 @@ import pytest
 import onnxcam
 from onnxcam import image
 from onnxcam.errors import TargetError
-from onnxcam.explainer import Explainer
+from onnxcam.explain.explainer import Explainer
 from onnxcam.graph import load
-from tests import models
 from tests.cli.conftest import Run, noise, tree
 from tests.image.pictures import encode
+from tests.support import models
 
 
 def bomb(side: int = 20_000) -> bytes:

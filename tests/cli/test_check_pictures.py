@@ -12,8 +12,8 @@ from onnxcam.cli.check import by_class
 from onnxcam.errors import LabelsError
 from onnxcam.graph import load
 from tests.cli.conftest import LABELS, Run
+from tests.diagnose.test_preprocessing import templates
 from tests.image.pictures import noise
-from tests.test_comparison import templates
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ import pytest
 
 import onnxcam
 from onnxcam import image
-from onnxcam.cli import batch
-from onnxcam.explainer import Explainer
+from onnxcam.explain import folder as batch
+from onnxcam.explain.explainer import Explainer
 from onnxcam.graph import load
-from tests import models
 from tests.cli.conftest import LABELS, RAW, Run, noise, tree
 from tests.graph.test_entry import begun
+from tests.support import models
 
 FILES = {
     "input.png",

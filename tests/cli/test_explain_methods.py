@@ -22,9 +22,9 @@ from onnxcam import image
 from onnxcam.cam import registry
 from onnxcam.cam.view import View
 from onnxcam.cli import question
-from onnxcam.explainer import Explainer
-from tests import models
+from onnxcam.explain.explainer import Explainer
 from tests.cli.conftest import LABELS, Run, tree
+from tests.support import models
 
 BOTH = ("--method", "gradcam", "--method", "hirescam")
 

@@ -15,10 +15,11 @@ import pytest
 
 from onnxcam.cli.export import CODE, KERAS, ONNX, TORCH, kind_of, parse_size
 from onnxcam.errors import ModelError
-from onnxcam.graph import load, manifest
-from tests import models
+from onnxcam.graph import load
+from onnxcam.network import manifest
 from tests.cli.conftest import LABELS, RAW, Run
 from tests.graph import transformers
+from tests.support import models
 
 
 def read(path: Path) -> Any:
@@ -115,7 +116,7 @@ def test_a_gate_that_cannot_be_is_a_usage_error(run: Run, ready: Path, tmp_path:
 
 
 def test_a_failed_proof_writes_nothing(run: Run, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxcam.check as check
+    import onnxcam.diagnose.gradients as check
 
     report = check.Report("tiny", [check.Finding("gradients at relu2", "failed", "off by 3.0e-01")])
     monkeypatch.setattr(check, "check", lambda model, **options: report)

@@ -9,9 +9,9 @@ import pytest
 import onnxcam
 from onnxcam import models as onnxcam_models
 from onnxcam.graph import load
-from tests import models
 from tests.cli.conftest import Run
 from tests.graph import transformers
+from tests.support import models
 
 
 def test_a_plain_model(run: Run, plain: Path) -> None:

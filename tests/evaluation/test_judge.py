@@ -17,10 +17,10 @@ from onnxcam.evaluation import report
 from onnxcam.evaluation.judge import evaluate, usual
 from onnxcam.evaluation.metrics import metrics
 from onnxcam.evaluation.randomization import cascade, weights
-from onnxcam.explainer import Explainer
+from onnxcam.explain.explainer import Explainer
 from onnxcam.graph.view import Graph
-from tests import models
 from tests.cli.conftest import LABELS, RAW, noise
+from tests.support import models
 
 METHODS = ["gradcam", "hirescam"]
 QUICK = {"steps": 4, "repeats": 2, "patches": 4}

@@ -15,7 +15,7 @@ from onnxcam.evaluation.randomization import spearman, ssim
 from onnxcam.evaluation.robustness import unfaithful
 from onnxcam.evaluation.trial import Trial
 from tests.evaluation.trials import INSIDE, SIDE, trial
-from tests.torchvision_stub import import_torchvision
+from tests.support.torchvision_stub import import_torchvision
 
 SHAPE = (3, 20, 28)
 

@@ -20,7 +20,7 @@ from onnxcam.exporters import keras_capture, parity  # noqa: E402
 from onnxcam.exporters.keras import export, list_layers  # noqa: E402
 from onnxcam.exporters.keras_module import Watched  # noqa: E402
 from onnxcam.exporters.keras_oracle import KerasOracle  # noqa: E402
-from onnxcam.graph import manifest  # noqa: E402
+from onnxcam.network import manifest  # noqa: E402
 from tests.exporters import keras_nets as nets  # noqa: E402
 
 # Keras warns that a functional model made from a list of one input is called with that input alone

@@ -17,13 +17,13 @@ keras = pytest.importorskip("keras")
 pytest.importorskip("tf2onnx")
 
 import onnxcam  # noqa: E402
-from onnxcam.check import check  # noqa: E402
+from onnxcam.diagnose.gradients import check  # noqa: E402
 from onnxcam.errors import ModelError, TrustError  # noqa: E402
 from onnxcam.exporters import parity  # noqa: E402
 from onnxcam.exporters.keras import export, main  # noqa: E402
 from onnxcam.exporters.keras_source import as_preprocess, load  # noqa: E402
-from onnxcam.graph import manifest  # noqa: E402
 from onnxcam.image import Preprocess  # noqa: E402
+from onnxcam.network import manifest  # noqa: E402
 from tests.exporters import keras_nets as nets  # noqa: E402
 
 pytestmark = [

@@ -18,7 +18,7 @@ pytest.importorskip("tf2onnx")
 from onnxcam.exporters import keras_capture
 from onnxcam.exporters.keras import export
 from onnxcam.exporters.keras_weights import lean
-from onnxcam.graph import manifest
+from onnxcam.network import manifest
 from onnxcam.runtime import open_session, run
 
 pytestmark = [pytest.mark.keras, pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")]

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 import onnxcam
 from onnxcam.cli import main
-from onnxcam.explainer import Explainer
-from onnxcam.graph import manifest
-from tests.torchvision_stub import import_torchvision
+from onnxcam.explain.explainer import Explainer
+from onnxcam.network import manifest
+from tests.support.torchvision_stub import import_torchvision
 
 torch = pytest.importorskip("torch")
 

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import parser
 
-from onnxcam.augmentation import augment
 from onnxcam.errors import VerificationError
 from onnxcam.exporters import parity
-from onnxcam.graph import manifest
+from onnxcam.network import manifest
+from onnxcam.network.explainable import augment
 
 # scores = mean(x · w over channels) per class, explained at the product: gradients are constant
 MODEL = """

@@ -15,10 +15,10 @@ torch = pytest.importorskip("torch")
 from onnxcam.errors import ModelError, SettingError, TargetError, VerificationError  # noqa: E402
 from onnxcam.exporters import parity, torch_capture  # noqa: E402
 from onnxcam.exporters.pytorch import export  # noqa: E402
-from onnxcam.graph import manifest  # noqa: E402
+from onnxcam.network import manifest  # noqa: E402
 from tests.exporters.torch_nets import Binary, Functional, InPlace, Reused, Structured, seeded  # noqa: E402
 from tests.exporters.torch_numbers import at, close, differentiate, picture, run, snapshot  # noqa: E402
-from tests.torchvision_stub import import_torchvision  # noqa: E402
+from tests.support.torchvision_stub import import_torchvision  # noqa: E402
 
 pytestmark = pytest.mark.torch
 nn = torch.nn

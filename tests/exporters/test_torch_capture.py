@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from onnxcam.errors import ModelError  # noqa: E402
 from onnxcam.exporters import torch_capture  # noqa: E402
 from onnxcam.exporters.pytorch import export  # noqa: E402
-from onnxcam.graph import manifest  # noqa: E402
+from onnxcam.network import manifest  # noqa: E402
 from tests.exporters.torch_nets import InPlace, Reused, seeded  # noqa: E402
 from tests.exporters.torch_numbers import at, close, differentiate, picture, run  # noqa: E402
 

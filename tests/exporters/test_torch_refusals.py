@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from onnxcam.errors import InputError, LayerError, ModelError, OutputError  # noqa: E402
 from onnxcam.exporters.pytorch import export  # noqa: E402
-from onnxcam.graph import manifest  # noqa: E402
+from onnxcam.network import manifest  # noqa: E402
 from tests.exporters.torch_nets import Functional, InPlace, seeded  # noqa: E402
 from tests.exporters.torch_numbers import picture  # noqa: E402
 

@@ -17,7 +17,7 @@ from onnxcam.exporters import torch_capture  # noqa: E402
 from onnxcam.exporters.pytorch import main  # noqa: E402
 from onnxcam.exporters.torch_source import load  # noqa: E402
 from tests.exporters.torch_nets import Functional, make, seeded  # noqa: E402
-from tests.torchvision_stub import import_torchvision  # noqa: E402
+from tests.support.torchvision_stub import import_torchvision  # noqa: E402
 
 pytestmark = pytest.mark.torch
 NETS = "tests.exporters.torch_nets"

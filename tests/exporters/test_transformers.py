@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import onnxcam
-from onnxcam.explainer import Explainer
-from onnxcam.graph import manifest
-from tests.torchvision_stub import import_torchvision
+from onnxcam.explain.explainer import Explainer
+from onnxcam.network import manifest
+from tests.support.torchvision_stub import import_torchvision
 
 torch = pytest.importorskip("torch")
 

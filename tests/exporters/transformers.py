@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.torchvision_stub import import_torchvision
+from tests.support.torchvision_stub import import_torchvision
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

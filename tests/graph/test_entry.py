@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxcam.augmentation import augment
-from onnxcam.graph import manifest
-from tests import models
+from onnxcam.network import manifest
+from onnxcam.network.explainable import augment
+from tests.support import models
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

@@ -11,7 +11,7 @@ import pytest
 import onnxcam
 from onnxcam.errors import ModelError
 from onnxcam.graph import file
-from tests import models
+from tests.support import models
 
 
 def whole() -> bytes:

@@ -13,16 +13,16 @@ import pytest
 from onnx import numpy_helper
 
 import onnxcam
-from onnxcam.augmentation import augment
-from onnxcam.check import check
+from onnxcam.diagnose.gradients import check
 from onnxcam.errors import ModelError, OutputError
 from onnxcam.graph import load as loading
-from onnxcam.graph import manifest
 from onnxcam.graph.large import Large, places
 from onnxcam.graph.load import load, save, serialize
 from onnxcam.monitor import model as monitored
+from onnxcam.network import manifest
+from onnxcam.network.explainable import augment
 from onnxcam.runtime import open_session, quiet_options
-from tests.models import tiny_cnn
+from tests.support.models import tiny_cnn
 
 CPU = ["CPUExecutionProvider"]
 PICTURES = np.random.default_rng(5).normal(size=(2, 3, 32, 32)).astype(np.float32)

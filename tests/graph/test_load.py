@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from onnxcam.errors import ModelError, OutputError, TrustError
 from onnxcam.graph.load import load, save
-from tests.models import tiny_cnn
+from tests.support.models import tiny_cnn
 
 
 def zipped() -> bytes:

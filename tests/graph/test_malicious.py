@@ -18,7 +18,7 @@ from onnxcam.cli import main
 from onnxcam.errors import ModelError, OnnxcamError, TrustError
 from onnxcam.graph import external
 from onnxcam.graph.load import load
-from tests.models import tiny_cnn
+from tests.support.models import tiny_cnn
 
 FORMS: dict[str, Callable[[], onnx.ModelProto]] = {
     "plain": tiny_cnn,

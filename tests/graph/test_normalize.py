@@ -15,7 +15,7 @@ from onnxcam.graph import normalize
 from onnxcam.graph.inference import describe, refresh, skeleton
 from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
-from tests.models import tiny_cnn
+from tests.support.models import tiny_cnn
 
 rng = np.random.default_rng(3)
 

@@ -8,10 +8,10 @@ import pytest
 
 import onnxcam
 from onnxcam.errors import InputError, ModelError
-from onnxcam.explainer import Explainer
-from onnxcam.graph import manifest
+from onnxcam.explain.explainer import Explainer
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.normalize import prepare
+from onnxcam.network import manifest
 from tests.graph.transformers import CLASS, FIRST, MEAN, PATCHES, block, model
 
 CPU = ["CPUExecutionProvider"]

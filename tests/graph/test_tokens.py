@@ -9,12 +9,13 @@ from onnx import helper
 
 import onnxcam
 from onnxcam.errors import LayerError
-from onnxcam.graph import manifest, scores
 from onnxcam.graph.layers import Layer, describe_layer
 from onnxcam.graph.normalize import prepare
 from onnxcam.graph.reach import Reach
 from onnxcam.graph.sizes import Sizes
 from onnxcam.graph.tokens import positions
+from onnxcam.network import manifest
+from onnxcam.network import readout as scores
 from tests.graph.transformers import ATTENTION, CLASS, FIRST, MEAN, PATCHES, block, lost, model, vit
 
 

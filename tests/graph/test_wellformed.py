@@ -12,7 +12,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from onnxcam.errors import ModelError
 from onnxcam.graph import wellformed
 from onnxcam.graph.load import load
-from tests.models import tiny_cnn
+from tests.support.models import tiny_cnn
 
 
 def first(model: onnx.ModelProto) -> TensorProto:

@@ -9,7 +9,7 @@ import pytest
 from onnxcam.errors import InputError, PictureError
 from onnxcam.image import Geometry, Preprocess, normalize, preset, resize_map
 from tests.image.pictures import noise
-from tests.torchvision_stub import import_torchvision
+from tests.support.torchvision_stub import import_torchvision
 
 SPECS = {
     "stretch": {"resize": {"mode": "stretch", "size": [224, 192]}},

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxcam import image, labels
+from onnxcam import image
 from onnxcam.errors import PreprocessError
-from onnxcam.explainer import Explainer
-from tests import models
+from onnxcam.explain.explainer import Explainer
+from onnxcam.targets import labels
 from tests.image.pictures import noise, smooth
-from tests.torchvision_stub import import_torchvision
+from tests.support import models
+from tests.support.torchvision_stub import import_torchvision
 
 # module, class, and what differs from the class's defaults: a crop that fits into the picture
 PROCESSORS = [

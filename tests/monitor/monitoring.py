@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.augmentation import augment
 from onnxcam.monitor import record as records
 from onnxcam.monitor.evidence import Settings
 from onnxcam.monitor.predictions import Row
-from tests.models import tiny_cnn
+from onnxcam.network.explainable import augment
+from tests.support.models import tiny_cnn
 
 CLASSES, SIZE = 5, 32
 PLAIN = tiny_cnn(classes=CLASSES, size=SIZE).SerializeToString()

@@ -12,7 +12,6 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from onnxcam.cam import conditions
 from onnxcam.errors import OutputError
 from onnxcam.monitor import evidence, hook, judgement, session, worker
 from onnxcam.monitor.admission import Gates, Sampler
@@ -22,6 +21,7 @@ from onnxcam.monitor.judgement import Judge
 from onnxcam.monitor.ledger import Ledger
 from onnxcam.monitor.predictions import Batch
 from onnxcam.monitor.waiting import Waiting
+from onnxcam.targets import conditions
 from tests.monitor.monitoring import ALWAYS, SMALL, SMALL_PLAIN, UNLIMITED, FakeClock, Kept, Stub, balanced, pictures
 
 CALLS = 10_000

@@ -13,11 +13,11 @@ import pytest
 
 import onnxcam
 from onnxcam.errors import InputError
-from onnxcam.graph.split import split
 from onnxcam.monitor import evidence
 from onnxcam.monitor.hook import Monitor
-from tests.models import mlp, tiny_cnn
+from onnxcam.network.split import split
 from tests.monitor.monitoring import ALWAYS, MODEL, PLAIN, UNLIMITED, Kept, pictures
+from tests.support.models import mlp, tiny_cnn
 
 
 @pytest.fixture

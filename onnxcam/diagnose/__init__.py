@@ -1,0 +1,1 @@
+"""Reports about a file, its preprocessing, its cost, and the installation."""

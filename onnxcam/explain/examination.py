@@ -1,0 +1,286 @@
+"""A batch whose head has run: any class, method and layer of it costs the tail alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcam import image
+from onnxcam.cam.methods import GRAPH, INPUT, find
+from onnxcam.errors import InputError, MethodError
+from onnxcam.explain.features import Features
+from onnxcam.network.names import INPUT as WHOLE
+from onnxcam.targets import classes as targets
+from onnxcam.targets.objectives import Objective, logit
+
+FUSIONS = ("mean", "max", "product")
+EIGEN, AUGMENT = "eigen", "augment"
+# of test-time augmentation: each also mirrored
+_FACTORS = (0.9, 1.0, 1.1)
+
+
+class Examination:
+    """What `Explainer.examine` returns. Not made by users; serves one thread.
+
+    Attributes:
+        scores: logits `[N, K]`.
+        probabilities: float32 `[N, classes]`.
+    """
+
+    def __init__(
+        self,
+        features: Callable[[Sequence[str], np.ndarray], Features],
+        batch: np.ndarray,
+        layers: Sequence[str],
+        default: str,
+        labels: Sequence[str] | None,
+        fixed: int | None,
+    ) -> None:
+        self._make = features
+        self._batch = batch
+        self._layers = list(layers)
+        self._default = default
+        self._labels = labels
+        self._fixed = fixed
+        self._features = features(self._layers, batch)
+        self.scores = self._features.scores
+        self.probabilities = targets.probabilities(self.scores, self._features.batch.kind)
+
+    def objective(self, target: Any = None) -> Objective:
+        """What a target means for these rows, see `onnxcam.targets.objectives`."""
+        if self._fixed is not None and target is None:
+            target = self._fixed
+        return self._features.objective(target, self._labels)
+
+    def classes_map(
+        self,
+        classes: np.ndarray,
+        methods: Sequence[str],
+        layers: Sequence[str],
+        options: dict[str, Any],
+        eigen: bool = False,
+    ) -> list[list[np.ndarray]]:
+        """Per method and layer the maps `[N, k, h, w]` of several classes `[N, k]` of each row, after ReLU."""
+        rows, count = classes.shape
+        features = self._having(needed(methods, layers))
+        kind, total = features.batch.kind, features.batch.classes
+        if not eigen and not options and all(find(name).kind == GRAPH for name in methods):
+            own = logit(classes[:, 0], kind, total)
+            together = list(dict.fromkeys(find(name).name for name in methods))
+            held = [features.view(name, own).of_classes(classes, together) for name in layers]
+            if all(maps is not None for maps in held):
+                shared = [dict(zip(together, maps or [], strict=True)) for maps in held]
+                return [[np.maximum(maps[find(name).name], 0) for maps in shared] for name in methods]
+        repeated = features.repeat(count, needed(methods, layers))
+        if repeated is None:
+            each = [
+                self.every_map(logit(classes[:, k], kind, total), methods, layers, options, eigen) for k in range(count)
+            ]
+            return [
+                [np.stack([each[k][m][place] for k in range(count)], axis=1) for place in range(len(layers))]
+                for m in range(len(methods))
+            ]
+        found = _every_map(repeated, logit(classes.reshape(-1), kind, total), methods, layers, options, eigen)
+        return [[maps.reshape(rows, count, *maps.shape[1:]) for maps in held] for held in found]
+
+    def attribute(
+        self,
+        target: Any = None,
+        method: Any = "gradcam",
+        layer: Any = None,
+        normalize: str = "minmax",
+        size: Any = "input",
+        *,
+        fusion: str = "mean",
+        smooth: Any = (),
+        **options: Any,
+    ) -> Any:
+        """Maps as `Explainer.attribute` gives them; a list of methods gives a list, in order."""
+        names = [self._default] if layer is None else list(layer) if isinstance(layer, (list, tuple)) else [layer]
+        many = isinstance(method, (list, tuple))
+        methods = list(method) if many else [method]
+        objective = self.objective(target)
+        smoothing = smoothings(smooth)
+        if AUGMENT in smoothing:
+            if size == "layer":
+                raise InputError(
+                    "smooth='augment' averages maps of the input's size; pass size=(height, width) instead"
+                )
+            mean = self.augmented(objective, methods, names, options, normalize, fusion, EIGEN in smoothing)
+            found = (
+                mean if size == "input" else [image.resize_map(maps, map_size(size, (0, 0), [maps])) for maps in mean]
+            )
+            return found if many else found[0]
+        raw = self.every_map(objective, methods, names, options, EIGEN in smoothing)
+        input_size = self._features.view(WHOLE, objective).shape
+        found = [fuse(maps, normalize, map_size(size, input_size, maps), fusion) for maps in raw]
+        return found if many else found[0]
+
+    def augmented(
+        self,
+        objective: Objective,
+        methods: Sequence[str],
+        layers: Sequence[str],
+        options: dict[str, Any],
+        normalize: str,
+        fusion: str,
+        eigen: bool = False,
+    ) -> list[np.ndarray]:
+        """Per method the mean of the maps of six altered batches: 0.9, 1 and 1.1 times the tensor, also mirrored.
+
+        As pytorch-grad-cam's `aug_smooth`: each map is normalised and of the input's size before the mean is taken.
+        """
+        axis = 3 if self._features.batch.parts.cut(WHOLE).layer.layout == "NCHW" else 2
+        if not np.issubdtype(self._batch.dtype, np.floating):
+            raise InputError(f"smooth='augment' scales the tensor, and this model takes {self._batch.dtype}")
+        total = [np.zeros(1, np.float32)] * len(methods)
+        for mirrored in (False, True):
+            batch = np.flip(self._batch, axis) if mirrored else self._batch
+            for factor in _FACTORS:
+                features = self._make(
+                    needed(methods, layers), np.ascontiguousarray(batch * self._batch.dtype.type(factor))
+                )
+                size = features.view(WHOLE, objective).shape
+                for k, maps in enumerate(_every_map(features, objective, methods, layers, options, eigen)):
+                    fused = fuse(maps, normalize, size, fusion)
+                    total[k] = total[k] + (fused[:, :, ::-1] if mirrored else fused)
+        return [np.asarray(maps / (2 * len(_FACTORS)), np.float32) for maps in total]
+
+    def every_map(
+        self,
+        objective: Objective,
+        methods: Sequence[str],
+        layers: Sequence[str],
+        options: dict[str, Any],
+        eigen: bool = False,
+    ) -> list[list[np.ndarray]]:
+        """Per method and layer the maps `[N, h, w]` after ReLU; those of graph methods share one pass back.
+
+        Raises:
+            MethodError: no such method, or an option that none of them has.
+        """
+        return _every_map(self._having(needed(methods, layers)), objective, methods, layers, options, eigen)
+
+    def attribution(
+        self, target: Any = None, method: str = "saliency", layer: Any = None, **options: Any
+    ) -> np.ndarray:
+        """The signed attribution of every input value, float32 `[N, C, H, W]`.
+
+        Raises:
+            MethodError: the method's map is no attribution of the input.
+        """
+        held = find(method)
+        if held.kind != INPUT:
+            raise MethodError(
+                f"method {method!r} gives a map of a layer, not one number per input value; use attribute()"
+            )
+        held.check(options)
+        name = (self._default if layer is None else layer) if held.layered else WHOLE
+        view = self._having(needed([method], [name])).view(name, self.objective(target))
+        return np.asarray(held.function(view, **options), np.float32)
+
+    def _having(self, layers: Sequence[str]) -> Features:
+        lacking = [name for name in layers if name not in self._layers]
+        if lacking:
+            self._layers += lacking
+            self._features = self._make(self._layers, self._batch)
+        return self._features
+
+
+def needed(methods: Sequence[str], layers: Sequence[str]) -> list[str]:
+    """The layers, if any of the methods reads one."""
+    return list(layers) if any(find(name).layered for name in methods) else []
+
+
+def single(methods: Sequence[str]) -> str | None:
+    """The rules of the one gradient at the input that all of the methods live on, None if they need more."""
+    rules = {find(name).single for name in methods}
+    return rules.pop() if len(rules) == 1 else None
+
+
+def _every_map(
+    features: Features,
+    objective: Objective,
+    methods: Sequence[str],
+    layers: Sequence[str],
+    options: dict[str, Any],
+    eigen: bool = False,
+) -> list[list[np.ndarray]]:
+    held = [find(name) for name in methods]
+    for option in options:
+        if not any(option in method.options for method in held):
+            held[0].check([option])
+    views = [features.view(name, objective) for name in needed(methods, layers)]
+    if eigen:
+        views = views or [features.view(WHOLE, objective)]  # whose methods then say why not
+        own = [{key: value for key, value in options.items() if key in method.options} for method in held]
+        return [[view.smooth(method.name, given) for view in views] for method, given in zip(held, own, strict=True)]
+    together = list(dict.fromkeys(method.name for method in held if method.kind == GRAPH))
+    shared = [dict(zip(together, view.maps(together), strict=True)) for view in views] if together else []
+    found = []
+    for method in held:
+        if method.kind == GRAPH:
+            found.append([np.maximum(maps[method.name], 0) for maps in shared])
+        else:
+            given = {key: value for key, value in options.items() if key in method.options}
+            if method.layered:
+                found.append([view.explain(method.name, given) for view in views])
+            else:
+                found.append([features.view(WHOLE, objective).explain(method.name, given)] * len(layers))
+    return found
+
+
+def smoothings(smooth: Any) -> set[str]:
+    """What `smooth=` means: `eigen`, `augment`, both in a sequence, or nothing.
+
+    Raises:
+        InputError: something else.
+    """
+    wanted = {smooth} if isinstance(smooth, str) else set(smooth or ())
+    if not wanted <= {EIGEN, AUGMENT}:
+        raise InputError(f"smooth={smooth!r}; expected '{EIGEN}', '{AUGMENT}', or both")
+    return wanted
+
+
+def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int], fusion: str = "mean") -> np.ndarray:
+    """Bring the maps of several layers together, as pytorch-grad-cam does.
+
+    Per layer: normalise, resize to `size`; then the mean over layers (or their maximum, or the geometric mean of their
+    product), normalised again.
+
+    Arguments:
+        maps: per layer float32 `[N, h, w]`, after ReLU.
+        fusion: `mean`, `max` or `product`.
+
+    Returns:
+        float32 `[N, H, W]`.
+    """
+    if fusion not in FUSIONS:
+        raise InputError(f"fusion={fusion!r}; expected one of {', '.join(FUSIONS)}")
+    resized = [image.resize_map(image.normalize(held, normalize), size) for held in maps]
+    if len(resized) == 1:
+        return image.normalize(resized[0], normalize)
+    stacked = np.stack(resized)
+    if fusion == "product":
+        joined = np.prod(np.maximum(stacked, 0), axis=0) ** (1.0 / len(resized))
+    else:
+        joined = stacked.max(axis=0) if fusion == "max" else stacked.mean(axis=0)
+    return image.normalize(np.asarray(joined, np.float32), normalize)
+
+
+def map_size(size: Any, of_input: tuple[int, int], raw: Sequence[np.ndarray]) -> tuple[int, int]:
+    """The height and width that `input`, `layer` or a pair means.
+
+    Raises:
+        InputError: something else.
+    """
+    if size == "input":
+        return of_input
+    if size == "layer":
+        return raw[-1].shape[1], raw[-1].shape[2]
+    whole = isinstance(size, (tuple, list)) and all(isinstance(s, (int, np.integer)) and s > 0 for s in size)
+    if whole and len(size) == 2:
+        return int(size[0]), int(size[1])
+    raise InputError(f"size={size!r}; expected 'input', 'layer' or (height, width)")

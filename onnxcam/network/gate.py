@@ -1,0 +1,158 @@
+"""The gate of an explainable model: a condition as nodes of the graph, and what stands in for maps not computed.
+
+The same tree and the same quantities as `conditions.evaluate` and `conditions.quantities`, in the same precision:
+float64, from probabilities rounded to float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import onnx
+
+from onnxcam.errors import SettingError
+from onnxcam.graph import edit
+from onnxcam.graph.branch import drop, release
+from onnxcam.graph.builder import Builder
+from onnxcam.graph.layers import Layer
+from onnxcam.network import manifest
+from onnxcam.targets import conditions
+from onnxcam.targets.conditions import LABEL, AllOf, AnyOf, Comparison, Condition, Not
+
+FIRED = "fired"
+_DOUBLE = onnx.TensorProto.DOUBLE
+_OPERATORS = {"<": "Less", "<=": "LessOrEqual", ">": "Greater", ">=": "GreaterOrEqual", "==": "Equal", "!=": "Equal"}
+_AXES = {"NCHW": (2, 3), "NHWC": (1, 2)}
+
+
+def parse(text: Any, labels: Sequence[str] | None, classes: int | None = None) -> Condition | None:
+    """The tree of a gate's condition, its labels resolved where the model is known; None for an empty text: no gate.
+
+    Raises:
+        SettingError, TargetError: as `conditions.parse`.
+    """
+    if not isinstance(text, str):
+        raise SettingError(f"gate={text!r} is a {type(text).__name__}; expected text such as 'confidence < 0.6'")
+    return conditions.parse(text, labels, classes) if text.strip() else None
+
+
+def emit(op: Builder, condition: Condition, scores: str, kind: str, classes: int) -> str:
+    """Emit `fired`, bool `[N]`: where the condition holds; and return whether it holds in any row, a bool scalar.
+
+    Arguments:
+        condition: labels are indices.
+        scores: logits `[N, K]`.
+        kind: the manifest's `logits`, `binary_logit` or `multilabel`.
+        classes: columns of the probabilities.
+    """
+    op.dtype = _DOUBLE
+    fired = _holds(op, condition, _quantities(op, scores, kind, classes, conditions.names(condition)))
+    op.Identity(fired, name=FIRED)
+    # a sum, not a maximum: a batch may be empty
+    return op.Greater(op.ReduceSum(op.cast(fired), keepdims=0), 0.0)
+
+
+def _holds(op: Builder, condition: Condition, found: dict[str, str]) -> str:
+    """Where a condition holds, bool `[N]`."""
+    match condition:
+        case Comparison(quantity, sign, value):
+            threshold = int(value) if quantity == LABEL else float(value)
+            (held,) = op.call(_OPERATORS[sign], [found[quantity], threshold])
+            return op.Not(held) if sign == "!=" else held
+        case Not(inner):
+            return op.Not(_holds(op, inner, found))
+        case AllOf(parts):
+            return reduce(op.And, [_holds(op, part, found) for part in parts])
+        case AnyOf(parts):
+            return reduce(op.Or, [_holds(op, part, found) for part in parts])
+
+
+def _quantities(op: Builder, scores: str, kind: str, classes: int, wanted: set[str]) -> dict[str, str]:
+    """What a condition speaks of, `[N]` each; a row that is not finite is as unsure as can be."""
+    narrow = op.Cast(_probabilities(op, op.cast(scores), kind), to=onnx.TensorProto.FLOAT)
+    p = op.cast(narrow)
+    # NaN is the only value that is not finite here, and it compares with nothing
+    sound = op.GreaterOrEqual(op.ReduceSum(p, [1], keepdims=0), 0.0)
+    quantities: dict[str, Callable[[], tuple[str, float | int]]] = {
+        "confidence": lambda: (op.ReduceMax(p, [1], keepdims=0), 0.0),
+        "margin": lambda: (_margin(op, p, classes), 0.0),
+        "entropy": lambda: (_entropy(op, p, kind, classes), 1.0),
+        LABEL: lambda: (op.ArgMax(narrow, axis=1, keepdims=0), 0),
+    }
+    return {name: op.Where(sound, *quantity()) for name, quantity in quantities.items() if name in wanted}
+
+
+def _probabilities(op: Builder, logits: str, kind: str) -> str:
+    """`targets.probabilities`, before it rounds to float32."""
+    if kind == "logits":
+        raised = op.Exp(op.Sub(logits, op.ReduceMax(logits, [1], keepdims=1)))
+        return op.Div(raised, op.ReduceSum(raised, [1], keepdims=1))
+    p = op.Div(op.Exp(op.Min(logits, 0.0)), op.Add(op.Exp(op.Neg(op.Abs(logits))), 1.0))
+    return op.Concat(op.Sub(1.0, p), p, axis=1) if kind == "binary_logit" else p
+
+
+def _margin(op: Builder, p: str, classes: int) -> str:
+    if classes < 2:
+        return op.ReduceMax(p, [1], keepdims=0)
+    best, _ = op.call("TopK", [p, [2]], outputs=2, axis=1)
+    first, second = op.call("Split", [best], outputs=2, axis=1, num_outputs=2)
+    return op.Squeeze(op.Sub(first, second), [1])
+
+
+def _entropy(op: Builder, p: str, kind: str, classes: int) -> str:
+    def plogp(values: str) -> str:
+        return op.Mul(values, op.Log(op.Max(values, 1e-300)))
+
+    if kind == "multilabel":
+        both = op.Add(plogp(p), plogp(op.Sub(1.0, p)))
+        return op.Div(op.ReduceMean(both, [1], keepdims=0), -math.log(2))
+    return op.Div(op.ReduceSum(plogp(p), [1], keepdims=0), -math.log(max(classes, 2)))
+
+
+def blanks(op: Builder, layers: Sequence[Layer], entries: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Zeros in the shape and type of each layer's gradients and heatmaps, by the names of those outputs.
+
+    Arguments:
+        entries: the layers' entries of the manifest.
+    """
+    found = {}
+    for layer, entry in zip(layers, entries, strict=True):
+        if entry["gradients"]:
+            op.dtype = op.graph.dtype(layer.value)
+            found[entry["gradients"]] = op.filled(0.0, op.shape(layer.value))
+        op.dtype = onnx.TensorProto.FLOAT
+        axes = _AXES.get(str(layer.layout))
+        place = layer.grid or () if axes is None else [_size(op, layer.value, axis) for axis in axes]
+        sizes: list[int | str] = [_size(op, layer.value, 0), *place]
+        found |= {output: op.filled(0.0, op.vector(*sizes)) for output in entry["heatmaps"].values()}
+    return found
+
+
+def _size(op: Builder, value: str, axis: int) -> int | str:
+    known = op.dim(value, axis)
+    return op.size(value, axis) if known is None else known
+
+
+def ungate(model: onnx.ModelProto) -> str | None:
+    """Take the gate out of an explainable model: its maps are computed always then, under the same names.
+
+    Returns:
+        the condition of the gate, None where there was none.
+
+    Raises:
+        ModelError: the manifest names a gate that the graph has not got.
+    """
+    held = manifest.read(model)
+    if held is None or not held.get("gate"):
+        return None
+    gate = held.pop("gate")
+    gated = {entry["gradients"] for entry in held["layers"]} - {None}
+    gated |= {name for entry in held["layers"] for name in entry["heatmaps"].values()}
+    release(model.graph, gated)
+    drop(model.graph.output, lambda output: output.name == gate["output"])
+    manifest.write(model, held)
+    edit.prune(model)
+    return str(gate["condition"])

@@ -1,0 +1,1 @@
+"""What is asked about: classes and their names, objectives, conditions."""

@@ -1,0 +1,89 @@
+"""The statistics of a map, against maps whose numbers are known by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from onnxcam.explain.statistics import describe
+
+
+def test_one_cell() -> None:
+    heatmap = np.zeros((10, 20))
+    heatmap[2, 15] = 7.0
+    found = describe(heatmap)
+    assert found["centroid"] == pytest.approx([0.25, 15.5 / 20])
+    assert found["spread"] == pytest.approx(0, abs=1e-7)
+    assert found["entropy"] == pytest.approx(0)
+    assert found["gini"] == pytest.approx(1 - 1 / 200)
+    assert found["half_area"] == pytest.approx(0.5 / 200)
+    assert found["border"] == pytest.approx(0)
+    assert (found["zero"], found["peaks"]) == (False, 1)
+
+
+def test_even() -> None:
+    found = describe(np.full((7, 9), 0.3))
+    assert found["centroid"] == pytest.approx([0.5, 0.5])
+    assert found["entropy"] == pytest.approx(1)
+    assert found["gini"] == pytest.approx(0, abs=1e-12)
+    assert found["half_area"] == pytest.approx(0.5)
+    assert found["border"] == pytest.approx(1 - 0.8 * 0.8)
+    assert found["peaks"] == 1
+
+
+def test_two_corners() -> None:
+    heatmap = np.zeros((8, 8))
+    heatmap[0, 0] = heatmap[7, 7] = 1.0
+    found = describe(heatmap)
+    assert found["peaks"] == 2
+    assert found["centroid"] == pytest.approx([0.5, 0.5])
+    assert found["spread"] == pytest.approx(np.hypot(3.5, 3.5) / 8)
+    assert found["border"] == pytest.approx(1 - 0.2 * 0.2)  # a cell is 0.125 wide, 0.025 of it inside the frame
+
+
+def test_gini_and_entropy_by_their_definitions() -> None:
+    heatmap = np.random.default_rng(0).gamma(0.5, size=(6, 5))
+    p = heatmap.ravel() / heatmap.sum()
+    found = describe(heatmap)
+    assert found["gini"] == pytest.approx(np.abs(p[:, None] - p).mean() / (2 * p.mean()))
+    assert found["entropy"] == pytest.approx(-(p * np.log(p)).sum() / np.log(30))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 37), (480, 640)])
+def test_a_map_of_any_size(size: tuple[int, int]) -> None:
+    """A bell at a known place, at a size that is averaged down."""
+    y, x = (np.arange(size[0]) + 0.5) / size[0], (np.arange(size[1]) + 0.5) / size[1]
+    heatmap = np.exp(-((y[:, None] - 0.3) ** 2 + (x - 0.6) ** 2) / (2 * 0.08**2))
+    found = describe(heatmap)
+    assert found["centroid"] == pytest.approx([0.3, 0.6], abs=2e-3)
+    assert found["spread"] == pytest.approx(0.08 * np.sqrt(2), rel=0.02)
+    assert found["half_area"] == pytest.approx(2 * np.pi * 0.08**2 * np.log(2), rel=0.05)
+    assert found["peaks"] == 1
+
+
+def test_region() -> None:
+    heatmap, region = np.ones((40, 40)), np.zeros((40, 40))
+    region[:10] = 1
+    assert describe(heatmap, region)["region"] == pytest.approx(0.25)
+
+
+def test_nothing_there_and_numbers_that_are_none() -> None:
+    assert describe(np.zeros((5, 5)))["zero"] is True
+    assert describe(np.zeros((5, 5)))["gini"] is None
+    assert describe(np.full((5, 5), np.nan))["zero"] is True
+    spoilt = np.ones((4, 4))
+    spoilt[0, 0] = np.nan
+    assert describe(spoilt)["zero"] is False
+    json.dumps(describe(spoilt), allow_nan=False)
+
+
+def test_peaks_are_the_connected_regions_of_opencv() -> None:
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        mask = rng.random(rng.integers(1, 33, 2)) < rng.random()
+        if mask.any():
+            regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
+            assert describe(mask.astype(np.float32))["peaks"] == regions

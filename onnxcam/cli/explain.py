@@ -275,7 +275,7 @@ def open_explainer(
             layers=list(dict.fromkeys(layers)) or None,
             methods=methods,
             providers=runtime.parse_provider(provider),
-            session_options=_shared_options() if many else None,
+            session_options=runtime.options.side_by_side(max(1, cores() // workers())) if many else None,
             allow_fallback=allow_fallback,
         )
     except LayerError as error:
@@ -289,12 +289,6 @@ def open_explainer(
             f"name it with --preprocess: {', '.join(image.candidates())}"
         )
     return explainer
-
-
-def _shared_options() -> Any:
-    options = runtime.quiet_options(spinning=False)
-    options.intra_op_num_threads = max(1, cores() // workers())
-    return options
 
 
 def ready(folder: Path) -> None:

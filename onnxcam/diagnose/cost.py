@@ -131,10 +131,7 @@ def bench(
     """
 
     def options() -> Any:
-        made = runtime.quiet_options()
-        if threads is not None:
-            made.intra_op_num_threads = threads
-        return made
+        return runtime.options.serving(threads or 0)
 
     start = time.perf_counter()
     plain = runtime.open_session(_plain(source), providers, options(), allow_fallback=allow_fallback)

@@ -14,7 +14,7 @@ from onnxcam import runtime
 from onnxcam.cam.methods import GRAPH, find
 from onnxcam.errors import InputError, LayerError, MethodError, ModelError, TargetError
 from onnxcam.explain.features import Aim, Features, Progress
-from onnxcam.explain.sessions import BRIEF, IN_TURN, Parts
+from onnxcam.explain.sessions import ALONE, BRIEF, IN_TURN, Parts
 from onnxcam.graph import file
 from onnxcam.graph.large import Large, Serialized
 from onnxcam.network import manifest
@@ -23,6 +23,7 @@ from onnxcam.network.names import SCORES
 from onnxcam.runtime.rows import joined, portions
 from onnxcam.targets import classes as targets
 
+_OPTIONS = {ALONE: runtime.options.serving, IN_TURN: runtime.options.in_turn, BRIEF: runtime.options.one_thread}
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
 
 
@@ -276,9 +277,7 @@ class Engine:
         return runtime.open_session(source, self._providers, self._options, allow_fallback=self._allow_fallback)
 
     def _part(self, model: Serialized, runs: str) -> Any:
-        options = self._options
-        if options is None:
-            options = runtime.quiet_options(in_turn=runs == IN_TURN, threads=1 if runs == BRIEF else 0, for_one=True)
+        options = _OPTIONS[runs](single_use=True) if self._options is None else self._options
         return runtime.open_session(model, self._providers, options, allow_fallback=self._allow_fallback)
 
 

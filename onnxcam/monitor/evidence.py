@@ -66,7 +66,7 @@ class Evidence:
     def __init__(self, settings: Settings, pause: Callable[[], None] = lambda: None) -> None:
         self._settings = settings
         self._pause = pause
-        self._options = quiet_options()
+        self._options = runtime.options.one_thread()
         self._explainer = Explainer(
             settings.source,
             labels=settings.labels,
@@ -197,17 +197,6 @@ class Evidence:
         if shape is None or len(shape) != 4:
             return None
         return (shape[2], shape[3]) if self._explainer.manifest["input"]["layout"] == "NCHW" else (shape[1], shape[2])
-
-
-def quiet_options() -> Any:
-    """Session options of a guest: one thread, no spinning, no warnings about the optional target."""
-    options = runtime.import_onnxruntime().SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    return options
 
 
 def to_pixels(tensor: np.ndarray, preprocess: image.Preprocess | None, layout: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rows of a batch: cut into the runs that a model takes, put together again, in the type that it takes."""
+"""Rows of a batch: split into runs of the model's batch size, joined again, converted to its input type."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import numpy as np
 
 
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of several runs; those of one as they are."""
+    """Concatenate the rows of several runs; a single part is returned as it is, without a copy."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def floats(pictures: np.ndarray) -> np.ndarray:
-    """Pictures as values with a gradient: whole numbers as float32."""
+    """Convert integer pictures to float32, so that they can have a gradient."""
     return pictures.astype(np.float32) if np.issubdtype(pictures.dtype, np.integer) else pictures
 
 
 def like(pictures: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Pictures as the model takes them: whole numbers rounded, within their range."""
+    """Convert pictures to the model's input type: for an integer type rounded and clipped to its range."""
     if not np.issubdtype(dtype, np.integer):
         return pictures
-    held = np.iinfo(dtype)
-    return np.asarray(np.clip(np.rint(pictures), held.min, held.max).astype(dtype))
+    limits = np.iinfo(dtype)
+    return np.asarray(np.clip(np.rint(pictures), limits.min, limits.max).astype(dtype))
 
 
 def portions(batch: np.ndarray, size: int | None) -> list[np.ndarray]:
-    """A batch in runs of the model's own size, the last one filled up by repeating its final row."""
+    """Split a batch into runs of `size` rows (None: one run); the last is padded by repeating its final row."""
     if size is None or size == len(batch):
         return [batch]
     parts = [batch[start : start + size] for start in range(0, len(batch), size)]

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: which execution providers really run, and errors that say what to do."""
+"""ONNX Runtime sessions: opened on the execution providers asked for, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.errors import DependencyError, InputError, ModelError, OutputError, RuntimeUnavailable, listing, nearest
+from onnxcam.errors import InputError, ModelError, OutputError, RuntimeUnavailable, listing, nearest
 from onnxcam.graph import external, file
 from onnxcam.graph.large import Large, Serialized, write
+from onnxcam.runtime import options
+from onnxcam.runtime.library import import_onnxruntime
 
 Provider = str | tuple[str, Mapping[str, Any]]
 
@@ -30,38 +32,15 @@ _SHORT = {
     "migraphx": "MIGraphXExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
 }
-# marks options that are made for one session
-_FOR_ONE = "onnxcam.for_one"
 # creating sessions is not thread-safe (onnxruntime #27089), running them is
 _creating = threading.Lock()
 
 
-def import_onnxruntime() -> Any:
-    """The onnxruntime module.
-
-    Raises:
-        DependencyError: it is missing or broken.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DependencyError(
-            f'no ONNX Runtime can be imported ({error}); install one: pip install "onnxcam[cpu]", or '
-            'pip install "onnxcam[gpu]" for NVIDIA GPUs (`onnxcam doctor` tells what is broken)'
-        ) from error
-    if not hasattr(onnxruntime, "InferenceSession"):
-        raise DependencyError(
-            "the installed onnxruntime is broken, as happens when one of onnxruntime and onnxruntime-gpu is removed "
-            "beside the other; run `onnxcam doctor` for the mending command"
-        )
-    return onnxruntime
-
-
 def parse_provider(text: str) -> list[Provider] | None:
-    """Providers from `auto`, `cpu`, `cuda`, `cuda:1`, another short name, or a full provider name.
+    """Parse `auto`, `cpu`, `cuda`, `cuda:1`, another short name, or a full provider name.
 
     Returns:
-        what `Explainer(providers=…)` takes; None for `auto`.
+        The value for `Explainer(providers=…)`; None for `auto`.
 
     Raises:
         RuntimeUnavailable: no such provider.
@@ -88,34 +67,34 @@ def open_session(
     *,
     allow_fallback: bool = False,
 ) -> Any:
-    """An `onnxruntime.InferenceSession` that really uses the providers asked for.
+    """Open an `onnxruntime.InferenceSession` and check that it uses the requested providers.
 
     Arguments:
-        model: path or bytes, or a large one.
-        providers: names or (name, options); None for the best that works (CUDA, else CPU).
-        session_options: `onnxruntime.SessionOptions` of the caller's; ours are quiet about the optional target.
+        model: path, bytes, or `Large` (graph and weights of a model over 2 GiB).
+        providers: names or (name, options) pairs; None for the best that works (CUDA, else CPU).
+        session_options: an `onnxruntime.SessionOptions`; None for `options.serving()`.
         allow_fallback: accept a session in which a named provider is not in use.
 
     Raises:
-        RuntimeUnavailable: a named provider is unknown to this runtime, or not in use after loading.
-        ModelError: the runtime refuses the model, or its weights are not where it says.
-        TrustError: weights in a file that is not one of the model's own beside it.
+        RuntimeUnavailable: a named provider is not in this onnxruntime, or not in use after loading.
+        ModelError: ONNX Runtime refuses the model, or its external weights are missing.
+        TrustError: the model names external weights outside its own folder.
     """
     ort = import_onnxruntime()
-    # the runtime opens whatever file the model names, hard links to others among them
+    # ONNX Runtime opens any file that the model names, also by hard link
     if isinstance(model, bytes):
         external.check_bytes(model, "the model")
     elif not isinstance(model, Large):
         external.check(model)
     if session_options is None:
-        session_options = quiet_options(for_one=True)
+        session_options = options.serving(single_use=True)
     if providers is None:
         return _best(ort, model, session_options)
-    lone = isinstance(providers, str) or (
+    single = isinstance(providers, str) or (
         isinstance(providers, tuple) and len(providers) == 2 and isinstance(providers[1], Mapping)
     )
-    wanted: list[Any] = [providers] if lone else list(providers)
-    names = [p if isinstance(p, str) else p[0] for p in wanted]
+    requests: list[Any] = [providers] if single else list(providers)
+    names = [p if isinstance(p, str) else p[0] for p in requests]
     available = ort.get_available_providers()
     missing = [name for name in names if name not in available]
     if missing and not allow_fallback:
@@ -123,8 +102,8 @@ def open_session(
             f"execution provider {missing[0]} is not in this onnxruntime (it has {listing(available)}); "
             f"{_remedy(missing[0])}"
         )
-    kept = [p for p, name in zip(wanted, names, strict=True) if name in available]
-    session = _create(ort, model, session_options, kept or [CPU])
+    usable = [p for p, name in zip(requests, names, strict=True) if name in available]
+    session = _create(ort, model, session_options, usable or [CPU])
     unused = [name for name in names if name not in session.get_providers()]
     if unused and not allow_fallback:
         raise RuntimeUnavailable(
@@ -134,37 +113,12 @@ def open_session(
     return session
 
 
-def quiet_options(*, spinning: bool = True, in_turn: bool = False, threads: int = 0, for_one: bool = False) -> Any:
-    """The session options used where the caller has none.
-
-    Arguments:
-        spinning: False for sessions beside which other threads work: the runtime's own then sleep between runs rather
-            than take their cores (10 to 19 % of all processor time, explaining a folder on two cores).
-        in_turn: True for sessions that run one after the other: each one's threads stop spinning when its run ends,
-            before the next one's need the cores (1.06 instead of 1.66 of the forward pass for two methods, ResNet-50).
-            Waking them again costs a small model up to half its forward pass.
-        threads: that a run computes on, 0 for one per core.
-        for_one: no second session will be made with them, so that they may keep the weights of a large model.
-    """
-    options = import_onnxruntime().SessionOptions()
-    # the runtime warns once per load that `target` has a default: that is meant
-    options.log_severity_level = 3
-    if not spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if in_turn:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.intra_op_num_threads = threads
-    if for_one:
-        options.add_session_config_entry(_FOR_ONE, "1")
-    return options
-
-
 def _best(ort: Any, model: str | os.PathLike[str] | Serialized, session_options: Any) -> Any:
     if CUDA in ort.get_available_providers():
         try:
             session = _create(ort, model, session_options, [CUDA, CPU])
         except RuntimeUnavailable:
-            session = None  # the CUDA libraries are missing or no device answers: the CPU will do
+            session = None  # the CUDA libraries or the device are missing: use the CPU
         if session is not None:
             return session
     return _create(ort, model, session_options, [CPU])
@@ -177,14 +131,14 @@ def _create(
         return _create_large(ort, model, session_options, providers)
     source: str | bytes = model if isinstance(model, bytes) else os.fspath(model)
     if any((p if isinstance(p, str) else p[0]) == CUDA for p in providers) and hasattr(ort, "preload_dlls"):
-        # it prints what it cannot find, and standard output is for results
+        # it prints the libraries that it cannot find, and standard output is for results
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()
-    # an options mapping that is not a dict is refused by the runtime
-    held = [p if isinstance(p, str) else (p[0], dict(p[1])) for p in providers]
+    # ONNX Runtime refuses a mapping of provider options that is not a dict
+    plain = [p if isinstance(p, str) else (p[0], dict(p[1])) for p in providers]
     try:
         with _creating:
-            return ort.InferenceSession(source, sess_options=session_options, providers=held)
+            return ort.InferenceSession(source, sess_options=session_options, providers=plain)
     except Exception as error:
         reason = _first_line(error)
         if any(word in reason for word in ("CUDA", "cudnn", "cuda", "provider")) and "parse" not in reason.lower():
@@ -196,11 +150,12 @@ def _create(
 
 
 def _create_large(ort: Any, model: Large, session_options: Any, providers: list[Provider]) -> Any:
-    """A session on weights that stay where they are in memory; by way of a file with options of the caller's.
+    """Open a session on weights already in memory, without copying them.
 
-    Options keep the weights they are given, for every session made with them.
+    `SessionOptions` keep weights passed through them for every session made with them, so with a caller's options the
+    model is opened from a temporary file instead.
     """
-    if not _for_one(session_options):
+    if not options.is_single_use(session_options):
         import tempfile
 
         with tempfile.TemporaryDirectory(prefix="onnxcam-", ignore_cleanup_errors=True) as folder:
@@ -214,18 +169,11 @@ def _create_large(ort: Any, model: Large, session_options: Any, providers: list[
                 ) from error
             return _create(ort, path, session_options, providers)
     weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in model.weights.items()}
-    with contextlib.suppress(RuntimeError):  # they are there from an attempt with another provider
+    with contextlib.suppress(RuntimeError):  # already added by an attempt with another provider
         session_options.add_external_initializers(list(weights), list(weights.values()))
     session = _create(ort, model.graph, session_options, providers)
     session.weights_in_use = weights
     return session
-
-
-def _for_one(session_options: Any) -> bool:
-    try:
-        return bool(session_options.get_session_config_entry(_FOR_ONE))
-    except RuntimeError:  # no such entry
-        return False
 
 
 def _remedy(provider: str) -> str:

@@ -21,7 +21,8 @@ from onnxcam.graph.load import load, save, serialize
 from onnxcam.monitor import model as monitored
 from onnxcam.network import manifest
 from onnxcam.network.explainable import augment
-from onnxcam.runtime import open_session, quiet_options
+from onnxcam.runtime import open_session
+from onnxcam.runtime.options import serving
 from tests.support.models import tiny_cnn
 
 CPU = ["CPUExecutionProvider"]
@@ -40,7 +41,7 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def wanted() -> dict[str, np.ndarray]:
     with_gradients = augment(wide(), methods=["gradcam", "layercam"])
-    session = onnxruntime.InferenceSession(with_gradients.SerializeToString(), quiet_options(), providers=CPU)
+    session = onnxruntime.InferenceSession(with_gradients.SerializeToString(), serving(), providers=CPU)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"input": PICTURES}), strict=True))
 
@@ -69,7 +70,7 @@ def test_a_saved_large_model_is_two_files_that_any_client_reads(wanted: dict[str
         entry.value for tensor in onnx.load(path, load_external_data=False).graph.initializer
         for entry in tensor.external_data if entry.key == "location"
     } == {"model.onnx.data"}  # fmt: skip
-    session = onnxruntime.InferenceSession(path, quiet_options(), providers=CPU)
+    session = onnxruntime.InferenceSession(path, serving(), providers=CPU)
     for name, value in wanted.items():
         np.testing.assert_array_equal(session.run([name], {"input": PICTURES})[0], value)
     again = load(path)
@@ -79,7 +80,7 @@ def test_a_saved_large_model_is_two_files_that_any_client_reads(wanted: dict[str
 
 
 @pytest.mark.usefixtures("small_files")
-@pytest.mark.parametrize("options", [None, quiet_options()], ids=["own", "of the caller"])
+@pytest.mark.parametrize("options", [None, serving()], ids=["own", "of the caller"])
 @pytest.mark.parametrize("kind", ["path", "proto", "large"])
 def test_it_is_explained_as_a_small_one_is(kind: str, options: Any, tmp_path: Path) -> None:
     picture = np.random.default_rng(6).integers(0, 256, (32, 32, 3), np.uint8)
@@ -115,7 +116,7 @@ def test_its_hash_is_of_the_weights_too() -> None:
 
 @pytest.mark.usefixtures("small_files")
 def test_one_set_of_options_opens_one_after_the_other() -> None:
-    options = quiet_options()
+    options = serving()
     for seed in (1, 2):
         model = tiny_cnn(width=16, seed=seed)
         want = onnxruntime.InferenceSession(model.SerializeToString(), providers=CPU).run(None, {"input": PICTURES})
@@ -171,7 +172,7 @@ def test_nothing_is_left_where_a_session_has_no_room(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt, match=r"TMPDIR|^$"):
-        open_session(serialize(wide()), CPU, quiet_options())
+        open_session(serialize(wide()), CPU, serving())
     with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
         save(wide(), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

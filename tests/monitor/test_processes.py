@@ -21,8 +21,8 @@ import onnxruntime as ort
 import psutil
 import pytest
 
-from onnxcam.monitor.evidence import quiet_options
 from onnxcam.monitor.hook import Monitor
+from onnxcam.runtime.options import one_thread
 from tests.monitor.monitoring import ALWAYS, MODEL, PLAIN, UNLIMITED, Gate, Kept, balanced, logits, pictures
 
 ROOT = Path(__file__).parent.parent.parent
@@ -297,6 +297,6 @@ def test_the_worker_thread_is_nice_and_what_it_starts_too() -> None:
         assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19
         started = set(Path("/proc/self/task").iterdir()) - before
         assert {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in started} == {19}
-    options = quiet_options()
+    options = one_thread()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

@@ -51,25 +51,25 @@ def test_no_such_provider(text: str, says: str) -> None:
 class FakeSession:
     """A session that uses the providers its class says, whatever is asked for: silent fallback as it really happens."""
 
-    used = (CPU,)
+    providers_in_use = (CPU,)
 
     def __init__(self, source: Any, sess_options: Any = None, providers: Any = None) -> None:
-        self.asked = providers
+        self.requested = providers
 
     def get_providers(self) -> list[str]:
-        return list(self.used)
+        return list(self.providers_in_use)
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, available: list[str], session: Any = FakeSession) -> None:
-    held = types.SimpleNamespace(
+    library: Any = types.SimpleNamespace(
         InferenceSession=session,
         SessionOptions=lambda: types.SimpleNamespace(
-            log_severity_level=2, add_session_config_entry=lambda key, value: None
+            log_severity_level=2, intra_op_num_threads=0, add_session_config_entry=lambda key, value: None
         ),
         get_available_providers=lambda: available,
         __version__="1.0",
     )
-    monkeypatch.setattr(runtime, "import_onnxruntime", lambda: held)
+    monkeypatch.setitem(sys.modules, "onnxruntime", library)
 
 
 def test_a_provider_that_is_listed_but_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,15 +84,15 @@ def test_a_provider_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     fake(monkeypatch, [CPU])
     with pytest.raises(RuntimeUnavailable, match=rf"{CUDA} is not in this onnxruntime.*onnxcam\[gpu\]"):
         runtime.open_session(b"", [(CUDA, {"device_id": 0})])
-    assert runtime.open_session(b"", [CUDA], allow_fallback=True).asked == [CPU]
+    assert runtime.open_session(b"", [CUDA], allow_fallback=True).requested == [CPU]
 
 
 def test_cuda_first_where_it_works_and_cpu_where_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     class Works(FakeSession):
-        used = (CUDA, CPU)
+        providers_in_use = (CUDA, CPU)
 
     fake(monkeypatch, [CUDA, CPU], Works)
-    assert runtime.open_session(b"").asked == [CUDA, CPU]
+    assert runtime.open_session(b"").requested == [CUDA, CPU]
 
     class Breaks(FakeSession):
         def __init__(self, source: Any, sess_options: Any = None, providers: Any = None) -> None:
@@ -101,19 +101,19 @@ def test_cuda_first_where_it_works_and_cpu_where_it_does_not(monkeypatch: pytest
             super().__init__(source, sess_options, providers)
 
     fake(monkeypatch, [CUDA, CPU], Breaks)
-    assert runtime.open_session(b"").asked == [CPU]
+    assert runtime.open_session(b"").requested == [CPU]
     with pytest.raises(RuntimeUnavailable, match="driver version"):
         runtime.open_session(b"", [CUDA])
 
 
 def test_options_reach_the_runtime_as_a_dict(monkeypatch: pytest.MonkeyPatch) -> None:
     class Works(FakeSession):
-        used = (CUDA, CPU)
+        providers_in_use = (CUDA, CPU)
 
     fake(monkeypatch, [CUDA, CPU], Works)
     options = types.MappingProxyType({"device_id": 1})
-    ((_, held),) = runtime.open_session(b"", [(CUDA, options)]).asked
-    assert type(held) is dict and held == {"device_id": 1}
+    ((_, passed),) = runtime.open_session(b"", [(CUDA, options)]).requested
+    assert type(passed) is dict and passed == {"device_id": 1}
 
 
 def test_a_missing_runtime(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from onnxcam.errors import InputError, MethodError, PictureError
 from onnxcam.evaluation import boxes as box_files
 from onnxcam.evaluation.evaluation import Evaluation, Shown
 from onnxcam.evaluation.metrics import Metric, chosen
-from onnxcam.evaluation.randomization import STAGES, cascade
+from onnxcam.evaluation.metrics.randomization import STAGES, cascade
 from onnxcam.evaluation.trial import Trial, canonical, native, predictor
 from onnxcam.explain.explainer import SEED, Explainer
 from onnxcam.image.opencv import import_cv2

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from onnxcam.evaluation.trial import Trial
 
 HIGHER, LOWER = "higher", "lower"
+# families (modules of `onnxcam.evaluation.metrics`) in the order that tables show them; others follow as registered
+FAMILIES = ("confidence", "causal", "road", "coherence", "location", "robustness", "randomization")
 F = TypeVar("F", bound="Callable[..., np.ndarray]")
 
 
@@ -97,8 +99,13 @@ def metric(
 
 
 def metrics() -> list[str]:
-    """Names of all metrics, in the order they were registered."""
-    return list(_metrics)
+    """Names of all metrics, in the order that tables show them: by family, then in the order they stand there."""
+    return [metric.name for metric in _ordered()]
+
+
+def _ordered() -> list[Metric]:
+    places = {f"onnxcam.evaluation.metrics.{family}": place for place, family in enumerate(FAMILIES)}
+    return sorted(_metrics.values(), key=lambda metric: places.get(metric.function.__module__, len(places)))
 
 
 def find(name: str) -> Metric:
@@ -108,7 +115,7 @@ def find(name: str) -> Metric:
         MethodError: no such metric.
     """
     if name not in _metrics:
-        raise MethodError(f"no metric {name!r}; there are {listing(nearest(name, _metrics))}")
+        raise MethodError(f"no metric {name!r}; there are {listing(nearest(name, metrics()))}")
     return _metrics[name]
 
 
@@ -118,15 +125,16 @@ def chosen(names: Iterable[str] | None, *, boxes: bool) -> list[Metric]:
     Raises:
         MethodError: no such metric, or one that needs boxes where there are none.
     """
+    applicable = [metric for metric in _ordered() if boxes or not metric.boxes]
     if names is None:
-        return [held for held in _metrics.values() if held.usual and (boxes or not held.boxes)]
-    found: list[Metric] = []
+        return [metric for metric in applicable if metric.usual]
+    selected: dict[str, Metric] = {}
     for name in names:
         if name == "all":
-            found += [held for held in _metrics.values() if boxes or not held.boxes]
+            selected |= {metric.name: metric for metric in applicable}
             continue
-        held = find(name)
-        if held.boxes and not boxes:
+        metric = find(name)
+        if metric.boxes and not boxes:
             raise MethodError(f"metric {name!r} needs to know where the objects are; give boxes")
-        found.append(held)
-    return list({held.name: held for held in found}.values())
+        selected[name] = metric
+    return list(selected.values())

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcam import runtime
-from onnxcam.cam.eigen import first_component
 from onnxcam.cam.methods import GRAPH, find
 from onnxcam.cam.methods import INPUT as ATTRIBUTION
+from onnxcam.cam.methods.eigen import first_component
 from onnxcam.cam.view import Make
 from onnxcam.errors import MethodError
 from onnxcam.explain.sessions import Parts

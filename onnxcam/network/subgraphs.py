@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcam.autodiff.rules import guided
+from onnxcam.autodiff import guided
 from onnxcam.autodiff.seed import chosen_cotangent, score_cotangent, unrounded
 from onnxcam.autodiff.sweep import path, sweep
 from onnxcam.cam import methods as cam

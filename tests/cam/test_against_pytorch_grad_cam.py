@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxcam.cam.eigen import first_component
 from onnxcam.cam.methods import GRAPH, find
+from onnxcam.cam.methods.eigen import first_component
 from onnxcam.errors import InputError
 from onnxcam.explain.examination import fuse
 from onnxcam.explain.explainer import Explainer

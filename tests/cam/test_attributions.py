@@ -16,8 +16,8 @@ import torch
 from onnx import helper
 
 from onnxcam import runtime
-from onnxcam.cam.attributions import RULES
 from onnxcam.cam.methods import INPUT, find, methods
+from onnxcam.cam.methods.attributions import RULES
 from onnxcam.errors import MethodError, ModelError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.features import Features

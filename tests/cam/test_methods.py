@@ -10,7 +10,7 @@ import pytest
 
 import onnxcam
 from onnxcam.cam.methods import GRAPH, INPUT, LAYER, find, methods
-from onnxcam.cam.perturbation import enlarging
+from onnxcam.cam.methods.perturbation import enlarging
 from onnxcam.errors import MethodError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.features import LiveView

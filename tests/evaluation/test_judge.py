@@ -16,7 +16,7 @@ from onnxcam.errors import InputError, MethodError, ModelError, TargetError
 from onnxcam.evaluation import report
 from onnxcam.evaluation.judge import evaluate, usual
 from onnxcam.evaluation.metrics import metrics
-from onnxcam.evaluation.randomization import cascade, weights
+from onnxcam.evaluation.metrics.randomization import cascade, weights
 from onnxcam.explain.explainer import Explainer
 from onnxcam.graph.view import Graph
 from tests.cli.conftest import LABELS, RAW, noise

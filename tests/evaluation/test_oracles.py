@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from onnxcam.errors import InputError
-from onnxcam.evaluation.causal import area, background
 from onnxcam.evaluation.imputation import impute
 from onnxcam.evaluation.metrics import find
-from onnxcam.evaluation.randomization import spearman, ssim
-from onnxcam.evaluation.robustness import unfaithful
+from onnxcam.evaluation.metrics.causal import area, background
+from onnxcam.evaluation.metrics.randomization import spearman, ssim
+from onnxcam.evaluation.metrics.robustness import unfaithful
 from onnxcam.evaluation.trial import Trial
 from tests.evaluation.trials import INSIDE, SIDE, trial
 from tests.support.torchvision_stub import import_torchvision
@@ -171,7 +171,7 @@ def test_infidelity_as_captum(case: Case) -> None:
     captum = pytest.importorskip("captum.metrics")
     import torch
 
-    from onnxcam.evaluation.robustness import _inside, _squares
+    from onnxcam.evaluation.metrics.robustness import _inside, _squares
 
     count, (height, width) = 9, SHAPE[1:]
     masks = np.stack(

@@ -1,29 +1,9 @@
-"""VJP rules, one module per family of operators; importing this package registers them all."""
+"""VJP rules, one module per family of operators; importing this package registers those of every module in it."""
 
-from onnxcam.autodiff.rules import (
-    control,
-    conv,
-    elementwise,
-    linear,
-    norm,
-    pool,
-    quantize,
-    reduce,
-    resample,
-    sample,
-    shape,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "control",
-    "conv",
-    "elementwise",
-    "linear",
-    "norm",
-    "pool",
-    "quantize",
-    "reduce",
-    "resample",
-    "sample",
-    "shape",
-]
+__all__ = sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+for _module in __all__:
+    importlib.import_module(f"{__name__}.{_module}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.cam.attributions import broadcast, whole
+from onnxcam.cam.methods.attributions import broadcast, whole
 from onnxcam.cam.registry import attribution
 from onnxcam.cam.resize import linear
 from onnxcam.cam.view import View

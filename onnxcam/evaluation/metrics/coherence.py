@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcam.evaluation.confidence import drop
+from onnxcam.evaluation.metrics.confidence import drop
 from onnxcam.evaluation.registry import HIGHER, LOWER, metric
 from onnxcam.evaluation.trial import Trial
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcam.cam.perturbation import positive
+from onnxcam.cam.methods.perturbation import positive
 from onnxcam.cam.registry import layer_method
 from onnxcam.cam.view import View
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxcam.errors import ModelError
-from onnxcam.evaluation.coherence import pearson
+from onnxcam.evaluation.metrics.coherence import pearson
 from onnxcam.evaluation.registry import LOWER, metric
 from onnxcam.evaluation.trial import Trial
 from onnxcam.explain.explainer import Explainer

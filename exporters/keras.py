@@ -30,9 +30,9 @@ from onnxcam.exporters import keras_capture, keras_layers, keras_oracle, parity
 from onnxcam.exporters.keras_module import Call, Target, Watched, import_tensorflow, tensors
 from onnxcam.exporters.outputs import choose
 from onnxcam.graph import edit
-from onnxcam.graph.inference import describe
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import save
+from onnxcam.graph.shape_inference import describe
 from onnxcam.network import gate as gates
 from onnxcam.network import manifest
 from onnxcam.network.explainable import augment

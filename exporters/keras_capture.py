@@ -18,7 +18,7 @@ from onnxcam.exporters.keras_module import Target, Watched, first_tensor, import
 from onnxcam.exporters.keras_weights import lean
 from onnxcam.exporters.named import first_line, told
 from onnxcam.graph import edit
-from onnxcam.graph.inference import refresh
+from onnxcam.graph.shape_inference import refresh
 from onnxcam.graph.view import Graph, attributes, shape_of
 from onnxcam.runtime import open_session, run
 

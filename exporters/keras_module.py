@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxcam.errors import DependencyError, LayerError, ModelError, listing, nearest
 from onnxcam.exporters.named import first_line, framework_of, told
-from onnxcam.graph.inference import describe
+from onnxcam.graph.shape_inference import describe
 
 See = Callable[[str, int, Any, Any], Any]
 

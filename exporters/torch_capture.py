@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from onnxcam.errors import ModelError, OnnxcamError
 from onnxcam.exporters.named import first_line
 from onnxcam.exporters.torch_module import Target, Watched, first_tensor, tensors
-from onnxcam.graph.inference import describe
 from onnxcam.graph.load import load, serialize
+from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import shape_of
 from onnxcam.runtime import open_session, run
 

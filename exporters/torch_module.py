@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from onnxcam.errors import InputError, LayerError, ModelError, listing, nearest
 from onnxcam.exporters.named import first_line
-from onnxcam.graph.inference import describe
+from onnxcam.graph.shape_inference import describe
 
 Tap = Callable[[Tensor], Tensor | None]
 

@@ -26,7 +26,7 @@ import onnx
 import onnxruntime
 
 from onnxcam import image
-from onnxcam.graph.halve import store_float16
+from onnxcam.graph.float16 import store_float16
 from onnxcam.graph.load import save, serialize
 from onnxcam.network import manifest
 

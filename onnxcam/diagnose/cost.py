@@ -20,7 +20,7 @@ from onnxcam import runtime
 from onnxcam.errors import InputError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.file import best_classes, open_source
-from onnxcam.graph.large import Serialized
+from onnxcam.graph.large_model import Serialized
 
 SIDE = 224  # of random pictures, where the model leaves its input's size open
 TOP = 5

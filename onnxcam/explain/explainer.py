@@ -15,7 +15,7 @@ from onnxcam.explain.explanation import Explanation
 from onnxcam.explain.features import Aim, Features, Progress
 from onnxcam.explain.file import Engine, Raw, best_classes
 from onnxcam.explain.findings import Findings, name_of
-from onnxcam.graph.large import Serialized
+from onnxcam.graph.large_model import Serialized
 from onnxcam.runtime import Provider
 from onnxcam.targets import classes as targets
 from onnxcam.targets import objectives

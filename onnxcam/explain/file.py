@@ -16,7 +16,7 @@ from onnxcam.errors import InputError, LayerError, MethodError, ModelError, Targ
 from onnxcam.explain.features import Aim, Features, Progress
 from onnxcam.explain.sessions import ALONE, BRIEF, IN_TURN, Parts
 from onnxcam.graph import file
-from onnxcam.graph.large import Large, Serialized
+from onnxcam.graph.large_model import LargeModel, Serialized
 from onnxcam.network import manifest
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import SCORES
@@ -303,7 +303,7 @@ def open_source(source: Source) -> tuple[str | Serialized, Manifest | None]:
     if isinstance(source, (str, os.PathLike)):
         where: str | Serialized = os.fspath(source)
         return where, manifest.parse(file.metadata(where).get(manifest.KEY))
-    if isinstance(source, Large):
+    if isinstance(source, LargeModel):
         return source, manifest.parse(file.metadata(source).get(manifest.KEY))
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)

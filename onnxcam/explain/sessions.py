@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxcam.graph.large import Serialized
+    from onnxcam.graph.large_model import Serialized
     from onnxcam.network.subgraphs import Anatomy, Cut
 
 ALONE, IN_TURN, BRIEF = "alone", "in turn", "brief"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxcam.errors import LayerError
-from onnxcam.graph.inference import describe
+from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import Graph, attributes
 
 _PASSING = {"Identity", "Dropout", "Cast"}

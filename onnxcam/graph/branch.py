@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnx import helper
 
 from onnxcam.errors import ModelError
 from onnxcam.graph import edit
-from onnxcam.graph.builder import Builder
-from onnxcam.graph.view import Graph, uses
+from onnxcam.graph.view import Graph, copy_of, uses
+
+if TYPE_CHECKING:
+    from onnxcam.graph.builder import Builder
 
 _AGAIN = "/again"
 # cheap to compute a second time
@@ -94,7 +96,7 @@ def _again(graph: Graph, outside: Sequence[onnx.NodeProto], captured: Collection
     copies = []
     for node in outside:
         if not found.isdisjoint(node.output):
-            copied = edit.copy_of(node)
+            copied = copy_of(node)
             copied.name += _AGAIN
             copies.append(copied)
     return copies, found

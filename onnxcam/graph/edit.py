@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import onnx
 from onnx import helper
 
-from onnxcam.graph.builder import Builder
-from onnxcam.graph.view import Dim, Graph, uses
+from onnxcam.graph.view import Dim, Graph, copy_of, uses
+
+if TYPE_CHECKING:
+    from onnxcam.graph.builder import Builder
 
 
 def info(name: str, dtype: int, shape: Sequence[Dim] | None) -> onnx.ValueInfoProto:
@@ -112,10 +115,3 @@ def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> No
     kept = [copy_of(node) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(kept)
-
-
-def copy_of(node: onnx.NodeProto) -> onnx.NodeProto:
-    """A node that outlives the graph it is in."""
-    copied = onnx.NodeProto()
-    copied.CopyFrom(node)
-    return copied

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from onnxcam.errors import ModelError
-from onnxcam.graph.large import Large, Serialized
+from onnxcam.graph.large_model import LargeModel, Serialized
 
 _METADATA_FIELD = 14  # ModelProto.metadata_props
 _GRAPH_FIELD = 7  # ModelProto.graph
@@ -43,7 +43,7 @@ def metadata(source: str | os.PathLike[str] | Serialized) -> dict[str, str]:
     Raises:
         ModelError: no such file, an empty one, or not an ONNX model.
     """
-    if isinstance(source, Large):
+    if isinstance(source, LargeModel):
         source = source.graph
     if isinstance(source, bytes):
         where, file = "the given bytes", io.BytesIO(source)

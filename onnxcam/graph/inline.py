@@ -9,8 +9,8 @@ import onnx
 from onnx import inliner
 
 from onnxcam.errors import ModelError, listing
+from onnxcam.graph.constant_folding import ConstantFolder
 from onnxcam.graph.edit import rename_within, replace_nodes
-from onnxcam.graph.folding import Folder
 from onnxcam.graph.view import Graph
 
 # what the specification defines by a graph of other operators, and has no rule of its own
@@ -96,7 +96,7 @@ def inline_branches(model: onnx.ModelProto) -> bool:
     if not any(node.op_type == "If" for node in model.graph.node):
         return False
     graph = Graph(model)
-    folder = Folder(graph)
+    folder = ConstantFolder(graph)
     taken = set(graph.producer) | set(graph.initializers) | {i.name for i in model.graph.input}
     taken.update(name for node in graph.nodes for name in _inner_names(node))
     nodes: list[onnx.NodeProto] = []

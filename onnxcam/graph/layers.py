@@ -9,18 +9,15 @@ from dataclasses import dataclass, replace
 import onnx
 
 from onnxcam.errors import LayerError, listing, nearest
-from onnxcam.graph.inference import describe
+from onnxcam.graph.layout import has_tokens, layout_of
 from onnxcam.graph.operators import ELEMENTWISE, NORMALIZATIONS
+from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.tokens import Patches, positions, shape_of
-from onnxcam.graph.view import Graph, Shape, attributes
+from onnxcam.graph.view import Graph, Shape
 
-_TO_NHWC, _TO_NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
-_CHANNELS_FIRST = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool",
-                   "BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN"}  # fmt: skip
 # none; class; class and distillation; class and four registers
 PREFIXES = (0, 1, 2, 5)
 _OVERRIDE = "say how they lie with `onnxcam export --grid ROWSxCOLUMNS --prefix COUNT` (grid=, prefix_tokens=)"
-_KEEP_LAYOUT = ELEMENTWISE | {"Concat", "Where", "Sum", "Slice", "Pad", "Resize"}
 
 
 @dataclass(frozen=True)
@@ -119,12 +116,6 @@ def _moved(graph: Graph, patches: Patches, value: str) -> str | None:
         value = readers[0].output[0]
         if patches.positions.layout(value) is not None:
             found = value
-
-
-def has_tokens(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> bool:
-    """Whether there are signs of tokens: a Softmax over more than classes, or a sum of rank 3."""
-    rank = {"Softmax": (3, 4, 5), "Add": (3,)}
-    return any(len(graph.shape(node.output[0]) or ()) in rank.get(node.op_type, ()) for node in nodes)
 
 
 def _is_tokens(graph: Graph, shape: Shape | None) -> bool:
@@ -369,45 +360,6 @@ def _joined(graph: Graph, value: str) -> str | None:
     if node.op_type == "Concat" and shape[2:] == joined[2:]:
         return str(node.output[0])
     return None
-
-
-def input_layout(graph: Graph, name: str) -> str:
-    """Whether the picture input is `NCHW` or `NHWC`."""
-    shape = graph.shape(name) or (None,) * 4
-    first, last = shape[1] in (1, 3, 4), shape[3] in (1, 3, 4)
-    if first != last:
-        return "NCHW" if first else "NHWC"
-    return layout_of(graph, name)
-
-
-def layout_of(graph: Graph, value: str) -> str:
-    """Whether a rank-4 value is `NCHW` or `NHWC`, found from the nearest operator that fixes it."""
-    queue: list[tuple[str, bool]] = [(value, False)]
-    seen = {value}
-    for name, flipped in queue:
-        nodes = [(graph.producer.get(name), True), *((n, False) for n in graph.consumers.get(name, []))]
-        for node, made_here in nodes:
-            if node is None:
-                continue
-            if node.op_type in _CHANNELS_FIRST and (made_here or node.input[0] == name):
-                return "NHWC" if flipped else "NCHW"
-            if node.op_type in ("LayerNormalization", "MatMul") and (made_here or node.input[0] == name):
-                return "NCHW" if flipped else "NHWC"
-            turns = node.op_type == "Transpose" and list(attributes(node).get("perm", [])) in (_TO_NHWC, _TO_NCHW)
-            if not turns and node.op_type not in _KEEP_LAYOUT:
-                continue
-            for neighbour in (*node.output, *node.input):
-                shape = graph.shape(neighbour)
-                if neighbour in seen or shape is None or len(shape) != 4 or graph.is_constant(neighbour):
-                    continue
-                seen.add(neighbour)
-                queue.append((neighbour, flipped if neighbour in _side(node, name) else flipped ^ turns))
-    return "NCHW"
-
-
-def _side(node: onnx.NodeProto, name: str) -> Sequence[str]:
-    """The values on the same side of a node as `name`."""
-    return list(node.input) if name in node.input else list(node.output)
 
 
 def _spatial(shape: Shape | None) -> bool:

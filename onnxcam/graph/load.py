@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import TensorProto, helper
 
 from onnxcam.errors import ModelError, OutputError, TrustError
-from onnxcam.graph import external, large, wellformed
+from onnxcam.graph import external_data, large_model, validation
 from onnxcam.graph.file import not_a_model, read
-from onnxcam.graph.large import Large, Serialized, places
+from onnxcam.graph.large_model import LargeModel, Serialized, places
 
 Source = str | os.PathLike[str] | Serialized | onnx.ModelProto
 
@@ -38,19 +38,19 @@ def load(source: Source) -> onnx.ModelProto:
         model = onnx.ModelProto()
         _require_whole(source)
         model.CopyFrom(source)
-        wellformed.require(model)
+        validation.validate(model)
         return model
-    if isinstance(source, Large):
+    if isinstance(source, LargeModel):
         return _together(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         model = parse(data, "the given bytes")
-        external.check_bytes(data)
-        wellformed.require(model)
+        external_data.check_bytes(data)
+        validation.validate(model)
         return model
     path = Path(source)
     model = parse(read(path), str(path))
-    external.check(path)
+    external_data.check(path)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except onnx.checker.ValidationError as error:
@@ -61,18 +61,18 @@ def load(source: Source) -> onnx.ModelProto:
         raise ModelError(
             f"{path}: where its external data lies cannot be understood ({_first_line(error)}); export it again"
         ) from error
-    wellformed.require(model)
+    validation.validate(model)
     return model
 
 
 def _require_whole(model: onnx.ModelProto) -> None:
     """Refuse weights in another file: without a path nobody knows beside what, and the working folder is a guess."""
-    for tensor in wellformed.tensors([model.graph, *model.functions]):
+    for tensor in validation.tensors([model.graph, *model.functions]):
         if tensor.data_location == TensorProto.EXTERNAL:
             # one entry is enough to say, and a whole model may be too large to serialize
             bare = onnx.ModelProto()
             bare.graph.initializer.add(data_location=tensor.data_location, external_data=tensor.external_data)
-            external.check_bytes(bare.SerializeToString(), "the given ModelProto")
+            external_data.check_bytes(bare.SerializeToString(), "the given ModelProto")
 
 
 def parse(data: bytes, where: str) -> onnx.ModelProto:
@@ -103,7 +103,7 @@ def serialize(model: onnx.ModelProto, data_file: str = "weights") -> Serialized:
     return data if len(data) <= LARGEST else _apart(model, data_file)
 
 
-def _apart(model: onnx.ModelProto, data_file: str) -> Large:
+def _apart(model: onnx.ModelProto, data_file: str) -> LargeModel:
     weights = {
         tensor.name: np.frombuffer(tensor.raw_data, helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(
             tensor.dims
@@ -133,7 +133,7 @@ def _apart(model: onnx.ModelProto, data_file: str) -> Large:
             "the model is larger than the 2 GiB a graph can hold, even without its weights; fold fewer constants into "
             "it, or choose a smaller model"
         )
-    return Large(graph, data_file, weights)
+    return LargeModel(graph, data_file, weights)
 
 
 def _copy_but(message: Any, copy: Any, left_out: str) -> None:
@@ -149,7 +149,7 @@ def _copy_but(message: Any, copy: Any, left_out: str) -> None:
             getattr(copy, field.name).CopyFrom(value)
 
 
-def _together(held: Large) -> onnx.ModelProto:
+def _together(held: LargeModel) -> onnx.ModelProto:
     model = parse(held.graph, "the model")
     for tensor in model.graph.initializer:
         if tensor.name in held.weights:
@@ -169,7 +169,7 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     try:
-        large.write(serialize(model, large.beside(target).name), target)
+        large_model.write(serialize(model, large_model.beside(target).name), target)
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror}; choose another folder") from error
 

@@ -14,12 +14,12 @@ import onnx
 from onnx import shape_inference, version_converter
 
 from onnxcam.errors import ModelError, listing
-from onnxcam.graph import quantized, wellformed
+from onnxcam.graph import quantized, validation
+from onnxcam.graph.dynamic_size import fix, fix_implied
 from onnxcam.graph.edit import replace_nodes
-from onnxcam.graph.inference import describe, infer, skeleton
 from onnxcam.graph.inline import inline_branches, inline_composites, inline_functions
 from onnxcam.graph.load import Source, load
-from onnxcam.graph.opensize import fix, settle
+from onnxcam.graph.shape_inference import describe, infer, skeleton
 from onnxcam.graph.view import Graph, Shape, shape_of, uses
 
 LOWEST_OPSET = 18
@@ -63,7 +63,7 @@ def normalize(model: onnx.ModelProto) -> Graph:
     infer(model)
     _write_out(model)
     graph = Graph(model)
-    if settle(graph):
+    if fix_implied(graph):
         graph = at_size(graph)
     _require_small_constants(graph)
     graph.source_opset = opset
@@ -81,11 +81,11 @@ def at_size(graph: Graph, size: tuple[int, int] | None = None) -> Graph:
 
 def _require_sizes(model: onnx.ModelProto) -> None:
     """Refuse sizes below 0, as negative padding gives: onnx's inference for Slice ends the process on them."""
-    if all(node.op_type != "Slice" for body in wellformed.bodies([model.graph]) for node in body.node):
+    if all(node.op_type != "Slice" for body in validation.bodies([model.graph]) for node in body.node):
         return
     bare, _ = skeleton(model)
     bare.opset_import.add(domain=_OPAQUE, version=1)
-    for body in wellformed.bodies([bare.graph]):
+    for body in validation.bodies([bare.graph]):
         for node in body.node:
             if node.op_type == "Slice":
                 node.domain = _OPAQUE
@@ -124,7 +124,7 @@ def _elements(shape: Shape | None) -> int:
 
 def _free_dimensions(model: onnx.ModelProto) -> None:
     """Dimensions written as -1, or all as `?`, are free, and each is one of its own (PaddlePaddle's exporter)."""
-    for body in wellformed.bodies([model.graph, *model.functions]):
+    for body in validation.bodies([model.graph, *model.functions]):
         infos = [*body.value_info]
         if isinstance(body, onnx.GraphProto):
             infos += [*body.input, *body.output]

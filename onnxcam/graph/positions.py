@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 import onnx
 
 from onnxcam.graph.operators import ELEMENTWISE, NORMALIZATIONS, REDUCTIONS
-from onnxcam.graph.sizes import Sizes
 from onnxcam.graph.view import Graph, attributes
+
+if TYPE_CHECKING:
+    from onnxcam.graph.static_shapes import StaticShapes
 
 ROWS, COLUMNS, TOKENS = "rows", "columns", "tokens"
 _KEEP = ELEMENTWISE | NORMALIZATIONS | {"Where", "Sum", "Softmax", "LogSoftmax", "LRN", "LpNormalization"}
@@ -56,7 +59,7 @@ Place = tuple[Axis, ...]
 class Positions:
     """Finds, for the values of one graph, where their elements lie on the picture."""
 
-    def __init__(self, graph: Graph, sizes: Sizes) -> None:
+    def __init__(self, graph: Graph, sizes: StaticShapes) -> None:
         self._sizes = sizes
         self._places: dict[str, Place] = {}
         for info in graph.inputs:

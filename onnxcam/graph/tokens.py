@@ -6,13 +6,13 @@ from weakref import WeakKeyDictionary
 
 import onnx
 
+from onnxcam.graph.liveness import Liveness, Mask
 from onnxcam.graph.positions import Positions
-from onnxcam.graph.reach import Mask, Reach
-from onnxcam.graph.sizes import Sizes
+from onnxcam.graph.static_shapes import StaticShapes
 from onnxcam.graph.view import Graph, Shape
 
 _MOST_BEFORE = 5  # tokens before the patches, where it is not known how many there are
-_known: WeakKeyDictionary[Graph, tuple[Sizes, Positions]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Graph, tuple[StaticShapes, Positions]] = WeakKeyDictionary()
 
 
 def positions(graph: Graph) -> Positions:
@@ -34,9 +34,9 @@ def shape_of(graph: Graph, value: str) -> Shape | None:
     return (picture[0] if known[:1] == (1,) else known[0], *known[1:]) if known else known
 
 
-def _parts(graph: Graph) -> tuple[Sizes, Positions]:
+def _parts(graph: Graph) -> tuple[StaticShapes, Positions]:
     if graph not in _known:
-        sizes = Sizes(graph)
+        sizes = StaticShapes(graph)
         _known[graph] = sizes, Positions(graph, sizes)
     return _known[graph]
 
@@ -46,7 +46,7 @@ class Patches:
 
     def __init__(self, graph: Graph, scores: str) -> None:
         sizes, self.positions = _parts(graph)
-        self._reach = Reach(graph, scores, sizes)
+        self._reach = Liveness(graph, scores, sizes)
 
     def reach(self, value: str) -> bool:
         """Whether any position of a value can change the scores."""

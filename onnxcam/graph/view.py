@@ -37,6 +37,13 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return found
 
 
+def copy_of(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node that outlives the graph it is in."""
+    copied = onnx.NodeProto()
+    copied.CopyFrom(node)
+    return copied
+
+
 def shape_of(info: onnx.ValueInfoProto) -> Shape | None:
     """The declared shape: an int, a symbol, or None per dimension; None when even the rank is unknown."""
     tensor = info.type.tensor_type

@@ -15,7 +15,7 @@ from onnxcam import image, runtime
 from onnxcam.errors import InputError
 from onnxcam.explain.examination import fuse
 from onnxcam.explain.explainer import Explainer
-from onnxcam.graph.large import Serialized
+from onnxcam.graph.large_model import Serialized
 from onnxcam.image import png
 from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import record as records

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from onnxcam.errors import LabelsError, ModelError, miscounted
 from onnxcam.explain.file import open_source
-from onnxcam.graph.large import Large, Serialized
+from onnxcam.graph.large_model import LargeModel, Serialized
 from onnxcam.network import manifest
 from onnxcam.network.manifest import Manifest
 
@@ -102,7 +102,7 @@ def _augmented(
 
 
 def _sha256(where: str | Serialized) -> str:
-    if isinstance(where, Large):
+    if isinstance(where, LargeModel):
         return where.sha256()
     if isinstance(where, bytes):
         return hashlib.sha256(where).hexdigest()

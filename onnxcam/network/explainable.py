@@ -19,13 +19,14 @@ from onnxcam.autodiff.seed import score_cotangent
 from onnxcam.autodiff.sweep import sweep
 from onnxcam.cam import methods as cam
 from onnxcam.errors import LabelsError, LayerError, ModelError, PreprocessError, TargetError, listing, miscounted
-from onnxcam.graph import branch, edit, layers, opensize
+from onnxcam.graph import branch, dynamic_size, edit, layers
 from onnxcam.graph.builder import Builder
-from onnxcam.graph.entry import normalization
-from onnxcam.graph.inference import describe, refresh
-from onnxcam.graph.large import Large
+from onnxcam.graph.input_normalization import normalization
+from onnxcam.graph.large_model import LargeModel
 from onnxcam.graph.layers import Layer
+from onnxcam.graph.layout import input_layout
 from onnxcam.graph.load import Source, serialize
+from onnxcam.graph.shape_inference import describe, refresh
 from onnxcam.graph.view import Dim, Graph
 from onnxcam.network import gate as gates
 from onnxcam.network import manifest
@@ -123,7 +124,7 @@ def augment(
     asked_layers = [layers] if isinstance(layers, (str, Layer)) else layers
     if asked_layers is None and held is not None:
         asked_layers = [layer_of(entry) for entry in held["layers"] if entry.get("value")] or None
-    likely = _likely(preprocess) if opensize.is_open(graph) else None
+    likely = _likely(preprocess) if dynamic_size.is_dynamic(graph) else None
     fitted = sized(graph, found.value, asked_layers, size=input_size, likely=likely)
     graph = fitted.graph
     wanted = _wanted(fitted, asked_layers, held, found.value, grid, prefix_tokens)
@@ -225,7 +226,7 @@ def survey(source: Source) -> tuple[list[Layer], dict[str, Any]]:
             found[place] = replace(layer, name=own.name, grid=own.grid, prefix_tokens=own.prefix_tokens)
     graph = fitted.graph
     doubt = fitted.doubt if held is None else held["input"].get("size")
-    return found, {"layout": layers.input_layout(graph, picture), "shape": _dims(graph.shape(picture)), "size": doubt}
+    return found, {"layout": input_layout(graph, picture), "shape": _dims(graph.shape(picture)), "size": doubt}
 
 
 def restore(graph: Graph, held: Manifest) -> Graph:
@@ -256,8 +257,8 @@ def describe_source(source: Source, opset: int) -> dict[str, Any]:
     elif isinstance(source, (str, os.PathLike)):
         data, name = Path(source).read_bytes(), Path(source).stem
     else:
-        data, name = source if isinstance(source, Large) else bytes(source), "model"
-    digest = data.sha256() if isinstance(data, Large) else hashlib.sha256(data).hexdigest()
+        data, name = source if isinstance(source, LargeModel) else bytes(source), "model"
+    digest = data.sha256() if isinstance(data, LargeModel) else hashlib.sha256(data).hexdigest()
     return {"framework": "onnx", "name": name, "sha256": digest, "opset": opset}
 
 
@@ -454,7 +455,7 @@ def _manifest(
     preprocess: Any,
     origin: dict[str, Any],
 ) -> Manifest:
-    shape, layout = _dims(graph.shape(picture.name)), layers.input_layout(graph, picture.name)
+    shape, layout = _dims(graph.shape(picture.name)), input_layout(graph, picture.name)
     held: Manifest = {
         "format": manifest.FORMAT,
         "requires": {

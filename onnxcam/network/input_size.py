@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import onnx
 
 from onnxcam.errors import ModelError
-from onnxcam.graph import layers, opensize
-from onnxcam.graph.inference import describe, refresh
+from onnxcam.graph import dynamic_size, layers, layout
+from onnxcam.graph.dynamic_size import Size
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.normalize import at_size
-from onnxcam.graph.opensize import Size
+from onnxcam.graph.shape_inference import describe, refresh
 from onnxcam.graph.tokens import shape_of
 from onnxcam.graph.view import Graph
 from onnxcam.network.manifest import ASSUMED, UNKNOWN
@@ -59,19 +59,19 @@ def sized(
     """
     if size is not None and (len(size) != 2 or not all(type(side) is int and side > 0 for side in size)):
         raise ModelError(f"input_size={size!r}; expected height and width of the picture, such as (224, 224)")
-    said = opensize.declared(graph)
+    said = dynamic_size.declared_size(graph)
     if size is not None and any(isinstance(a, int) and a != b for a, b in zip(said, size, strict=True)):
         raise ModelError(f"the model takes {_by(said)} pictures and was asked for {_by(size)}; leave the size out")
-    if not opensize.is_open(graph):
+    if not dynamic_size.is_dynamic(graph):
         return _closed(graph, scores, wanted)
     if size is not None:
-        if not opensize.admits(graph, size):
+        if not dynamic_size.fits(graph, size):
             raise ModelError(
                 f"pictures of {_by(size)} do not fit the model: values inside it, such as position embeddings, are of "
                 "another size; name the height and width it was trained on"
             )
         return _closed(at_size(graph, size), scores, wanted)
-    tokens = layers.has_tokens(graph, graph.nodes)
+    tokens = layout.has_tokens(graph, graph.nodes)
     if wanted is not None and not tokens:
         return Sized(graph, None)
     rows, columns = (own if isinstance(own, int) else usual for own, usual in zip(said, likely or USUAL, strict=True))
@@ -97,9 +97,9 @@ def sized(
 
 def _tried(graph: Graph, size: Size) -> Graph | None:
     """The graph with its picture declared of a size, in place; None where nothing of that size fits."""
-    if not opensize.admits(graph, size):
+    if not dynamic_size.fits(graph, size):
         return None
-    opensize.fix(graph, size)
+    dynamic_size.fix(graph, size)
     try:
         return refresh(graph.model)
     except ModelError:

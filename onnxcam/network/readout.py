@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxcam.errors import ModelError
-from onnxcam.graph.inference import describe
+from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import Graph, attributes
 
 # looked through in search of a final Softmax or Sigmoid: they change the form of the scores, not their order

@@ -22,11 +22,12 @@ from onnxcam.autodiff.sweep import path, sweep
 from onnxcam.cam import methods as cam
 from onnxcam.errors import LayerError, ModelError
 from onnxcam.graph import attention, edit, layers
+from onnxcam.graph.biases import biases
 from onnxcam.graph.builder import Builder
-from onnxcam.graph.constants import constants
-from onnxcam.graph.inference import refresh
 from onnxcam.graph.layers import Layer
+from onnxcam.graph.layout import input_layout
 from onnxcam.graph.load import Source
+from onnxcam.graph.shape_inference import refresh
 from onnxcam.graph.view import Graph
 from onnxcam.network import manifest
 from onnxcam.network import readout as scores
@@ -222,7 +223,7 @@ class Anatomy:
         return _part(graph, op, [*self._inputs(cut), target], [self._scores_info(graph), output])
 
     def constants(self) -> tuple[onnx.ModelProto, list[tuple[str, str]]]:
-        """What the picture and every additive constant contribute to the scores, see `onnxcam.graph.constants`.
+        """What the picture and every additive constant contribute to the scores, see `onnxcam.graph.biases`.
 
         Returns:
             a model, picture and `COTANGENT` in, one output per contribution, each the gradient times the value; and of
@@ -231,7 +232,7 @@ class Anatomy:
         graph, cut = self._graph_at(INPUT), self.cut(INPUT)
         op, seed = self._cotangent(graph)
         picture = cut.layer.value
-        held = constants(graph, picture, self.scores.value)
+        held = biases(graph, picture, self.scores.value)
         gradients = sweep(op, unrounded(graph, self.scores.value), seed, [picture, *(term.value for term in held)])
         values = [picture, *(term.array for term in held)]
         outputs = []
@@ -358,7 +359,7 @@ class Anatomy:
         graph = self._graph
         rows = (graph.shape(self.picture.name) or (None,))[0]
         if name == INPUT:
-            layout = layers.input_layout(graph, self.picture.name)
+            layout = input_layout(graph, self.picture.name)
             layer = Layer(INPUT, self.picture.name, layout=layout, shape=graph.shape(self.picture.name))
             return Cut(layer, (self.picture.name,), (True,), not isinstance(rows, int), False)
         layer = self._last_block() if name == BLOCK else self._layer(name)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import InputError, ModelError, OutputError, RuntimeUnavailable, listing, nearest
-from onnxcam.graph import external, file
-from onnxcam.graph.large import Large, Serialized, write
+from onnxcam.graph import external_data, file
+from onnxcam.graph.large_model import LargeModel, Serialized, write
 from onnxcam.runtime import options
 from onnxcam.runtime.library import import_onnxruntime
 
@@ -70,7 +70,7 @@ def open_session(
     """Open an `onnxruntime.InferenceSession` and check that it uses the requested providers.
 
     Arguments:
-        model: path, bytes, or `Large` (graph and weights of a model over 2 GiB).
+        model: path, bytes, or `LargeModel` (graph and weights of a model over 2 GiB).
         providers: names or (name, options) pairs; None for the best that works (CUDA, else CPU).
         session_options: an `onnxruntime.SessionOptions`; None for `options.serving()`.
         allow_fallback: accept a session in which a named provider is not in use.
@@ -83,9 +83,9 @@ def open_session(
     ort = import_onnxruntime()
     # ONNX Runtime opens any file that the model names, also by hard link
     if isinstance(model, bytes):
-        external.check_bytes(model, "the model")
-    elif not isinstance(model, Large):
-        external.check(model)
+        external_data.check_bytes(model, "the model")
+    elif not isinstance(model, LargeModel):
+        external_data.check(model)
     if session_options is None:
         session_options = options.serving(single_use=True)
     if providers is None:
@@ -127,7 +127,7 @@ def _best(ort: Any, model: str | os.PathLike[str] | Serialized, session_options:
 def _create(
     ort: Any, model: str | os.PathLike[str] | Serialized, session_options: Any, providers: list[Provider]
 ) -> Any:
-    if isinstance(model, Large):
+    if isinstance(model, LargeModel):
         return _create_large(ort, model, session_options, providers)
     source: str | bytes = model if isinstance(model, bytes) else os.fspath(model)
     if any((p if isinstance(p, str) else p[0]) == CUDA for p in providers) and hasattr(ort, "preload_dlls"):
@@ -149,7 +149,7 @@ def _create(
         raise ModelError(f"ONNX Runtime {ort.__version__} refuses the model: {reason}") from error
 
 
-def _create_large(ort: Any, model: Large, session_options: Any, providers: list[Provider]) -> Any:
+def _create_large(ort: Any, model: LargeModel, session_options: Any, providers: list[Provider]) -> Any:
     """Open a session on weights already in memory, without copying them.
 
     `SessionOptions` keep weights passed through them for every session made with them, so with a caller's options the

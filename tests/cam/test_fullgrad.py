@@ -14,7 +14,7 @@ from onnxcam import runtime
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.features import Features
 from onnxcam.explain.sessions import Parts
-from onnxcam.graph.constants import constants
+from onnxcam.graph.biases import biases
 from onnxcam.network.names import INPUT
 from onnxcam.network.subgraphs import Anatomy
 from tests.cam import net
@@ -84,7 +84,7 @@ def test_the_contributions_add_up_to_the_score(form: str) -> None:
 def test_constants_are_found() -> None:
     anatomy = Anatomy(centred())
     graph = anatomy._graph
-    held = constants(graph, "input", "logits")
+    held = biases(graph, "input", "logits")
     assert [term.value for term in held] == ["centred", "turned", "stem", "bn", "down"]
     net_bn = net.module().bn
     want = net_bn.bias - net_bn.running_mean * net_bn.weight / torch.sqrt(net_bn.running_var + net_bn.eps)

@@ -16,7 +16,7 @@ import onnxcam
 from onnxcam import runtime
 from onnxcam.cli import main
 from onnxcam.errors import ModelError, OnnxcamError, TrustError
-from onnxcam.graph import external
+from onnxcam.graph import external_data
 from onnxcam.graph.load import load
 from tests.support.models import tiny_cnn
 
@@ -147,7 +147,7 @@ def test_a_file_is_found_wherever_a_tensor_names_it(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = somewhere(place).SerializeToString()
-    assert external.locations(data, "x") == ["secret"]
+    assert external_data.locations(data, "x") == ["secret"]
     (tmp_path / "elsewhere").write_bytes(bytes(16))
     os.link(tmp_path / "elsewhere", tmp_path / "secret")
     (tmp_path / "model.onnx").write_bytes(data)
@@ -178,7 +178,7 @@ def test_a_model_may_speak_of_locations() -> None:
     model.doc_string = "location of tumours"
     model.graph.node[0].name = "location"
     model.metadata_props.add(key="location", value="../secret")
-    assert external.locations(model.SerializeToString(), "x") == []
+    assert external_data.locations(model.SerializeToString(), "x") == []
     assert onnxcam.Explainer(model.SerializeToString()).classes == 5
 
 
@@ -187,7 +187,7 @@ def test_damage_is_told_as_damage(cut: int) -> None:
     data = somewhere("branch within a branch").SerializeToString()
     for broken in (data[:-cut], data[: len(data) // 2] + bytes([0xFF] * cut), b"\x0b" + data):
         try:
-            named = external.locations(broken, "the file")
+            named = external_data.locations(broken, "the file")
         except ModelError as error:
             assert "not an ONNX model" in str(error)
         else:
@@ -209,7 +209,7 @@ def test_nesting_without_end_is_no_stack_overflow() -> None:
         data = field(1, field(5, field(6, data)))  # node, attribute, graph
     data = field(7, data)
     with pytest.raises(ModelError, match="not an ONNX model"):
-        external.locations(data, "it")
+        external_data.locations(data, "it")
     with pytest.raises(ModelError, match="not an ONNX model"):
         onnxcam.Explainer(data)
 

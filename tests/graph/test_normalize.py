@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper, parser, shape_inference
 
 from onnxcam.errors import ModelError
 from onnxcam.graph import normalize
-from onnxcam.graph.inference import describe, refresh, skeleton
 from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
+from onnxcam.graph.shape_inference import describe, refresh, skeleton
 from tests.support.models import tiny_cnn
 
 rng = np.random.default_rng(3)

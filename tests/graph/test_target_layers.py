@@ -9,6 +9,7 @@ import pytest
 import onnxcam
 from onnxcam.errors import LayerError
 from onnxcam.graph import layers
+from onnxcam.graph.layout import layout_of
 from onnxcam.graph.normalize import prepare
 
 HEAD = "p = GlobalAveragePool({0}) f = Flatten(p) logits = MatMul(f, head)"
@@ -132,7 +133,7 @@ def test_the_last_residual_add_where_no_convolution_follows() -> None:
     source = model(body, "a1", m="8,8")
     assert default(source) == "a1"
     graph = prepare(source)
-    assert [layers.layout_of(graph, name) for name in ("c0", "t", "h", "k", "v", "b", "a1")] == [
+    assert [layout_of(graph, name) for name in ("c0", "t", "h", "k", "v", "b", "a1")] == [
         "NCHW", "NHWC", "NHWC", "NHWC", "NHWC", "NCHW", "NCHW"
     ]  # fmt: skip
 
@@ -147,7 +148,7 @@ def test_channels_last_all_along() -> None:
     text.graph.node[-1].input[0] = "pooled"
     graph = prepare(text)
     for name, layout in (("x", "NHWC"), ("c0", "NCHW"), ("t0", "NHWC"), ("r0", "NHWC")):
-        assert layers.layout_of(graph, name) == layout, name
+        assert layout_of(graph, name) == layout, name
     made = onnxcam.augment(text, ["r0"])
     import json
 

@@ -10,9 +10,9 @@ from onnx import helper
 import onnxcam
 from onnxcam.errors import LayerError
 from onnxcam.graph.layers import Layer, describe_layer
+from onnxcam.graph.liveness import Liveness
 from onnxcam.graph.normalize import prepare
-from onnxcam.graph.reach import Reach
-from onnxcam.graph.sizes import Sizes
+from onnxcam.graph.static_shapes import StaticShapes
 from onnxcam.graph.tokens import positions
 from onnxcam.network import manifest
 from onnxcam.network import readout as scores
@@ -94,7 +94,7 @@ def test_which_tokens_reach_the_scores(read: str, rows: object) -> None:
     """The graph's answer; and no gradient is anywhere else."""
     source = model(PATCHES, CLASS, "y = Identity(t)", read.format("y"), "logits = MatMul(z, head)")
     graph = prepare(source)
-    reach = Reach(graph, scores.find(graph, None).value, Sizes(graph))
+    reach = Liveness(graph, scores.find(graph, None).value, StaticShapes(graph))
     assert np.flatnonzero(reach.full("t", reach.live("t")).any(axis=(0, 2))).tolist() == list(rows)  # type: ignore[call-overload]
     gradient = onnxcam.gradient(source, "logits", ["t"])
     session = onnxcam.runtime.open_session(gradient.SerializeToString(), ["CPUExecutionProvider"])

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxcam
 from onnxcam.errors import ModelError, PreprocessError
-from onnxcam.graph.halve import store_float16
+from onnxcam.graph.float16 import store_float16
 from onnxcam.network import manifest
 from tests.support import models
 from tests.support.explainable import EPS, augment, batch, distance, held, outputs, run, with_output

@@ -10,7 +10,7 @@ import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from onnxcam.errors import ModelError
-from onnxcam.graph import wellformed
+from onnxcam.graph import validation
 from onnxcam.graph.load import load
 from tests.support.models import tiny_cnn
 
@@ -107,10 +107,10 @@ def test_tensors_as_onnx_makes_them_are_taken(name: str, shape: tuple[int, ...],
     tensor = numpy_helper.from_array(values, "t") if raw else helper.make_tensor("t", kind, shape, values.ravel())
     model = tiny_cnn()
     model.graph.initializer.append(tensor)
-    wellformed.require(model)
+    validation.validate(model)
 
 
 def test_texts_are_taken() -> None:
     model = tiny_cnn()
     model.graph.initializer.append(helper.make_tensor("t", TensorProto.STRING, [2], [b"a", b"\xff"]))
-    wellformed.require(model)
+    validation.validate(model)

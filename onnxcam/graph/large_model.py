@@ -14,7 +14,7 @@ import numpy as np
 _ALIGNED = 4096
 
 
-class Large(NamedTuple):
+class LargeModel(NamedTuple):
     """A model that is too large for one file.
 
     Attributes:
@@ -35,7 +35,7 @@ class Large(NamedTuple):
         return found.hexdigest()
 
 
-Serialized = bytes | Large
+Serialized = bytes | LargeModel
 
 
 def beside(path: Path) -> Path:
@@ -57,15 +57,15 @@ def write(model: Serialized, path: Path) -> None:
     Raises:
         OSError: nothing was written, what was there is still there.
     """
-    data = path.with_name(model.file) if isinstance(model, Large) else None
+    data = path.with_name(model.file) if isinstance(model, LargeModel) else None
     parts = {file: file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in (data, path) if file is not None}
     try:
-        if isinstance(model, Large) and data is not None:
+        if isinstance(model, LargeModel) and data is not None:
             with parts[data].open("wb") as file:
                 for name, at in places({name: array.nbytes for name, array in model.weights.items()}):
                     file.seek(at)
                     file.write(model.weights[name].data)
-        parts[path].write_bytes(model.graph if isinstance(model, Large) else model)
+        parts[path].write_bytes(model.graph if isinstance(model, LargeModel) else model)
         for final, part in parts.items():
             part.replace(final)
     except BaseException:  # an interrupt too: so many bytes take a while

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxcam.graph.halve import store_float16
+from onnxcam.graph.float16 import store_float16
 from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
 from onnxcam.graph.view import Graph

@@ -29,7 +29,7 @@ _ELEMENTS = frozenset(TensorProto.DataType.values())
 _KINDS = frozenset(AttributeProto.AttributeType.values()) - {AttributeProto.UNDEFINED}
 
 
-def require(model: onnx.ModelProto) -> None:
+def validate(model: onnx.ModelProto) -> None:
     """Refuse a model that cannot be looked at.
 
     Raises:

@@ -13,10 +13,10 @@ from itertools import permutations
 
 import onnx
 
-from onnxcam.graph.layers import has_tokens, input_layout
+from onnxcam.graph.layout import has_tokens, input_layout
 from onnxcam.graph.operators import ELEMENTWISE
 from onnxcam.graph.positions import COLUMNS, ROWS, Positions, patches
-from onnxcam.graph.sizes import Sizes
+from onnxcam.graph.static_shapes import StaticShapes
 from onnxcam.graph.view import Graph, Shape, attributes
 
 Size = tuple[int, int]
@@ -39,7 +39,7 @@ class _Picture:
         self.info.type.tensor_type.shape.dim[axis].dim_value = length
 
 
-def settle(graph: Graph) -> bool:
+def fix_implied(graph: Graph) -> bool:
     """Fix the channels and the size of the picture in place where the graph admits but one; whether anything was.
 
     The graph is to be made anew then, with shapes inferred again.
@@ -50,21 +50,21 @@ def settle(graph: Graph) -> bool:
     channels = None if isinstance(picture.shape[picture.channels], int) else _channels(graph, picture.info.name)
     if channels is not None:
         picture.fix(picture.channels, channels)
-    size = _only(graph, picture) if is_open(graph) and has_tokens(graph, graph.nodes) else None
+    size = _only(graph, picture) if is_dynamic(graph) and has_tokens(graph, graph.nodes) else None
     if size is not None:
         fix(graph, size)
     return channels is not None or size is not None
 
 
-def declared(graph: Graph) -> Shape:
+def declared_size(graph: Graph) -> Shape:
     """Height and width of the picture as its declaration has them; empty where the input is no picture."""
     picture = _picture(graph)
     return () if picture is None else (picture.shape[picture.rows], picture.shape[picture.columns])
 
 
-def is_open(graph: Graph) -> bool:
+def is_dynamic(graph: Graph) -> bool:
     """Whether the input is a picture whose height or width is not declared."""
-    return not all(isinstance(size, int) for size in declared(graph))
+    return not all(isinstance(size, int) for size in declared_size(graph))
 
 
 def fix(graph: Graph, size: Size) -> None:
@@ -75,7 +75,7 @@ def fix(graph: Graph, size: Size) -> None:
     picture.fix(picture.columns, size[1])
 
 
-def admits(graph: Graph, size: Size) -> bool:
+def fits(graph: Graph, size: Size) -> bool:
     """Whether all that is joined elementwise fits for pictures of a size, as far as shapes are known."""
     picture = _picture(graph)
     if picture is None:
@@ -107,16 +107,16 @@ def _channels(graph: Graph, name: str) -> int | None:
     return None
 
 
-def _sizes(graph: Graph, picture: _Picture, size: Size) -> Sizes:
+def _sizes(graph: Graph, picture: _Picture, size: Size) -> StaticShapes:
     """The sizes of everything for one picture of `size`."""
     dims = [dim if isinstance(dim, int) else 1 for dim in picture.shape]
     dims[picture.rows], dims[picture.columns] = size
-    return Sizes(graph, {picture.info.name: tuple(dims)})
+    return StaticShapes(graph, {picture.info.name: tuple(dims)})
 
 
 def _only(graph: Graph, picture: _Picture) -> Size | None:
     """The size of which alone everything fits, None where others do too, or it cannot be told."""
-    said = declared(graph)
+    said = declared_size(graph)
     for probe in _PROBES:
         tried = (_known(said[0]) or probe, _known(said[1]) or probe)
         sizes = _sizes(graph, picture, tried)
@@ -125,13 +125,13 @@ def _only(graph: Graph, picture: _Picture) -> Size | None:
             places = Positions(graph, sizes)
             for moving, wanted in clashes:
                 size = _fitting(places, moving, wanted, tried, said)
-                if size is not None and admits(graph, size):
+                if size is not None and fits(graph, size):
                     return size
             return None
     return None
 
 
-def _clashes(graph: Graph, sizes: Sizes) -> Iterator[tuple[str, dict[int, int]]]:
+def _clashes(graph: Graph, sizes: StaticShapes) -> Iterator[tuple[str, dict[int, int]]]:
     """Each value that does not fit what it is joined with, and how long its axes would have to be."""
     for node in graph.nodes:
         if node.op_type not in _JOINING:

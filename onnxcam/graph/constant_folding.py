@@ -9,8 +9,7 @@ import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxcam.graph.edit import copy_of
-from onnxcam.graph.view import Graph, attributes
+from onnxcam.graph.view import Graph, attributes, copy_of
 
 LARGEST = 1024  # elements; shapes and conditions are smaller
 _DEEPEST = 64
@@ -20,7 +19,7 @@ _MOVES = {"Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Con
 _NEVER = {"If", "Loop", "Scan", "Bernoulli", "Multinomial"}
 
 
-class Folder:
+class ConstantFolder:
     """Finds values of one graph; each is computed once."""
 
     def __init__(self, graph: Graph) -> None:

@@ -16,7 +16,7 @@ import onnxcam
 from onnxcam.diagnose.gradients import check
 from onnxcam.errors import ModelError, OutputError
 from onnxcam.graph import load as loading
-from onnxcam.graph.large import Large, places
+from onnxcam.graph.large_model import LargeModel, places
 from onnxcam.graph.load import load, save, serialize
 from onnxcam.monitor import model as monitored
 from onnxcam.network import manifest
@@ -53,7 +53,7 @@ def test_what_fits_stays_in_one_piece() -> None:
 @pytest.mark.usefixtures("small_files")
 def test_weights_lie_beside_the_graph_and_come_together_again() -> None:
     apart = serialize(wide())
-    assert isinstance(apart, Large)
+    assert isinstance(apart, LargeModel)
     assert set(apart.weights) == {"w1", "w2", "w3"}  # the biases are too small
     assert len(apart.graph) < 2000
     assert load(apart) == load(wide())
@@ -89,7 +89,7 @@ def test_it_is_explained_as_a_small_one_is(kind: str, options: Any, tmp_path: Pa
     if isinstance(source, Path):
         save(wide(), source)
     explainer = onnxcam.Explainer(source, providers=CPU, preprocess="0..1", session_options=options)
-    assert isinstance(explainer.source, Large)  # augmented in memory
+    assert isinstance(explainer.source, LargeModel)  # augmented in memory
     for method in ("gradcam", "ablationcam", "saliency"):
         mine, its = (e.explain(picture, method=method, target=7) for e in (explainer, whole))
         np.testing.assert_array_equal(mine.heatmap, its.heatmap)
@@ -101,7 +101,7 @@ def test_it_is_checked_and_watched(tmp_path: Path) -> None:
     save(augment(wide()), path)
     assert check(path, providers=CPU).passed
     plain = monitored.read(wide(), None, "gradcam")
-    assert isinstance(plain.source, Large)
+    assert isinstance(plain.source, LargeModel)
     assert plain.sha256 == serialize(wide()).sha256()  # type: ignore[union-attr]
     assert manifest.layer(plain.held, None)["name"] == plain.layer
 
@@ -109,7 +109,7 @@ def test_it_is_checked_and_watched(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_files")
 def test_its_hash_is_of_the_weights_too() -> None:
     one, two = serialize(tiny_cnn(width=16, seed=1)), serialize(tiny_cnn(width=16, seed=2))
-    assert isinstance(one, Large) and isinstance(two, Large)
+    assert isinstance(one, LargeModel) and isinstance(two, LargeModel)
     assert one.sha256() != two._replace(graph=one.graph).sha256()
     assert one.sha256() == pickle.loads(pickle.dumps(one)).sha256()
 

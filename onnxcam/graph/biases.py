@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxcam.graph.layers import layout_of
+from onnxcam.graph.layout import layout_of
 from onnxcam.graph.view import Graph, attributes
 
 
 @dataclass(frozen=True)
-class Constant:
+class Bias:
     """One of them.
 
     Attributes:
@@ -30,7 +30,7 @@ class Constant:
     layout: str
 
 
-def constants(graph: Graph, picture: str, scores: str) -> list[Constant]:
+def biases(graph: Graph, picture: str, scores: str) -> list[Bias]:
     """Those between the picture and the scores that belong to places of the picture, in graph order."""
     between = graph.downstream([picture])
     needed, _ = graph.upstream([scores], stop=[picture])
@@ -42,7 +42,7 @@ def constants(graph: Graph, picture: str, scores: str) -> list[Constant]:
         array = _added(graph, node)
         if array is not None and array.any():
             layout = "NCHW" if node.op_type in _CHANNELS else layout_of(graph, value)
-            found.append(Constant(value, array, layout))
+            found.append(Bias(value, array, layout))
     return found
 
 

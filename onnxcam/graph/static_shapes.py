@@ -11,15 +11,15 @@ import onnx
 from onnx import defs, numpy_helper, shape_inference
 
 from onnxcam.errors import ModelError
-from onnxcam.graph.folding import Folder
-from onnxcam.graph.inference import refresh, skeleton
+from onnxcam.graph.constant_folding import ConstantFolder
+from onnxcam.graph.shape_inference import refresh, skeleton
 from onnxcam.graph.view import Graph
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
-class Sizes:
-    """Sizes for a batch of one where the batch is free, else for the model's own; also small values known before.
+class StaticShapes:
+    """Shapes for a batch of one where the batch is free, else for the model's own; also small values known before.
 
     Arguments:
         fixed: dimensions of inputs that are to be taken instead of the graph's own.
@@ -27,7 +27,7 @@ class Sizes:
 
     def __init__(self, graph: Graph, fixed: Mapping[str, tuple[int, ...]] | None = None) -> None:
         self._graph = _of_one_picture(graph, fixed or {})
-        self._folder = Folder(self._graph)
+        self._folder = ConstantFolder(self._graph)
         for node in self._graph.nodes:
             if any(self.shape(name) is None for name in node.output if name):
                 self._complete(node)

@@ -8,26 +8,28 @@ outputs depend on. What an operator does not tell counts as live.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
 from onnxcam.graph.operators import ELEMENTWISE, REDUCTIONS
-from onnxcam.graph.sizes import Sizes
 from onnxcam.graph.view import FLOATS, Graph, attributes
+
+if TYPE_CHECKING:
+    from onnxcam.graph.static_shapes import StaticShapes
 
 # the live elements of a value; True: all of them
 Mask = Any
 _QUANTIZED = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT16, onnx.TensorProto.UINT16}
 _SAME = ELEMENTWISE | {"Where", "Sum", "Mean", "CastLike", "Mod", "BatchNormalization", "Expand"}
-_Rule = Callable[["Reach", onnx.NodeProto, int, Mask, tuple[int, ...]], Mask]
+_Rule = Callable[["Liveness", onnx.NodeProto, int, Mask, tuple[int, ...]], Mask]
 
 
-class Reach:
+class Liveness:
     """The live elements of every value between the picture and the scores."""
 
-    def __init__(self, graph: Graph, scores: str, sizes: Sizes) -> None:
+    def __init__(self, graph: Graph, scores: str, sizes: StaticShapes) -> None:
         self.sizes = sizes
         self._reached = graph.downstream(i.name for i in graph.inputs)
         self._live: dict[str, Mask] = {scores: True}
@@ -103,20 +105,20 @@ def _summed(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(held.any(axis=axes, keepdims=True))
 
 
-def _elementwise(_: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _elementwise(_: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     return True if out is True or (node.op_type == "BatchNormalization" and index) else _summed(out, shape)
 
 
-def _reshaped(_: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _reshaped(_: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     return True if out is True else out.reshape(shape)
 
 
-def _transposed(_: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _transposed(_: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     perm = attributes(node).get("perm", range(len(shape))[::-1])
     return True if out is True else out.transpose(np.argsort(perm))
 
 
-def _mixed(_: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _mixed(_: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     """Softmax, LayerNormalization: along the axis every output depends on every input."""
     if out is True or index:
         return True
@@ -124,7 +126,7 @@ def _mixed(_: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[i
     return _any(out, axis if "Softmax" in node.op_type else tuple(range(axis, len(shape))))
 
 
-def _reduced(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _reduced(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     if out is True:
         return True
     if out.ndim != len(shape):
@@ -136,7 +138,7 @@ def _reduced(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: t
     return np.broadcast_to(out, shape)
 
 
-def _product(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _product(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     """Of A · B, row i of A is live where row i of the product is, and column j of B where column j is."""
     if out is True or len(shape) < 2 or out.ndim < 2:
         return True
@@ -145,7 +147,7 @@ def _product(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: t
     return _summed(whole, shape)
 
 
-def _gemm(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _gemm(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     if out is True or index > 1:
         return True
     mask = out.any(axis=1 - index)  # rows of A, columns of B
@@ -154,7 +156,7 @@ def _gemm(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tupl
     return np.broadcast_to(mask[None, :] if along else mask[:, None], shape)
 
 
-def _einsum(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _einsum(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     equation = str(attributes(node).get("equation", "")).replace(" ", "")
     if out is True or "->" not in equation or "." in equation:
         return True
@@ -168,7 +170,7 @@ def _einsum(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tu
     return np.broadcast_to(np.expand_dims(mask, tuple(k for k, letter in enumerate(own) if letter not in held)), shape)
 
 
-def _concat(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _concat(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     axis = int(attributes(node)["axis"]) % len(shape)
     before = [reach.sizes.shape(name) for name in node.input[:index]]
     if out is True or any(of is None for of in before):
@@ -177,11 +179,11 @@ def _concat(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tu
     return out[(slice(None),) * axis + (slice(start, start + shape[axis]),)]
 
 
-def _split(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _split(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     return out if out.shape == shape else True
 
 
-def _sliced(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _sliced(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     given = [reach.sizes.small(name) if name else None for name in node.input[1:]]
     if any(name and values is None for name, values in zip(node.input[1:], given, strict=True)):
         return True
@@ -201,7 +203,7 @@ def _sliced(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tu
     return mask
 
 
-def _padded(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _padded(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     pads = reach.sizes.small(node.input[1])
     plain = attributes(node).get("mode", "constant") == "constant" and len(node.input) < 4
     if pads is None or not plain or len(pads) != 2 * len(shape) or min(pads) < 0 or out is True:
@@ -209,7 +211,7 @@ def _padded(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tu
     return out[tuple(slice(pads[k], pads[k] + size) for k, size in enumerate(shape))]
 
 
-def _gathered(reach: Reach, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _gathered(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     indices = reach.sizes.small(node.input[1])
     if indices is None:
         return True

@@ -83,7 +83,6 @@ def prepare(model: str, folder: Path) -> tuple[dict[str, Callable[[], object]], 
 
     from onnxcam import Explainer, Probability
     from onnxcam.cam.methods import find, methods
-    from onnxcam.explain.file import best_classes
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -97,7 +96,7 @@ def prepare(model: str, folder: Path) -> tuple[dict[str, Callable[[], object]], 
 
     def five() -> object:
         held = explainer.examine(x)
-        return held.classes_map(best_classes(held.scores, "logits", 5), ["gradcam"], [layer], {})
+        return held.classes_map(held.readout.best(held.scores, 5), ["gradcam"], [layer], {})
 
     calls: dict[str, Callable[[], object]] = {
         "forward": lambda: plain.run(None, {name: x}),

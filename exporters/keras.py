@@ -37,6 +37,7 @@ from onnxcam.network import gate as gates
 from onnxcam.network import manifest
 from onnxcam.network.explainable import augment
 from onnxcam.network.manifest import Manifest
+from onnxcam.targets.readout import Readout
 
 AGAINST = "TensorFlow GradientTape"
 DEFAULT_SIDE = 224
@@ -153,7 +154,7 @@ def export(
                 picture,
                 outputs=len(names),
                 place=place,
-                kind=held["scores"]["kind"],
+                readout=Readout.from_manifest(held["scores"]),
                 stepped_over=held["scores"]["name"] != captured.outputs[place],
             )
             held["parity"] = parity.verify(explained, held, oracle, parity.draw(picture, samples), AGAINST)

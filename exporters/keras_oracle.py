@@ -11,6 +11,7 @@ from onnxcam.errors import LayerError, ModelError
 from onnxcam.exporters.keras_capture import ending, quiet, tapped, trace
 from onnxcam.exporters.keras_module import Target, Watched, import_tensorflow, tensors
 from onnxcam.exporters.keras_weights import freeze, without_content
+from onnxcam.targets.readout import Readout
 
 
 class Evaluation:
@@ -34,7 +35,7 @@ class KerasOracle:
         picture: a batch of the right shape and dtype.
         outputs: how many output tensors the model has.
         place: which of them holds the scores.
-        kind: `logits`, `binary_logit` or `multilabel`.
+        readout: the meaning of the scores.
         stepped_over: whether a Softmax or Sigmoid ends the model and its input is meant.
     """
 
@@ -46,11 +47,11 @@ class KerasOracle:
         *,
         outputs: int,
         place: int,
-        kind: str,
+        readout: Readout,
         stepped_over: bool,
     ) -> None:
         self._watched, self._targets, self._picture, self._outputs = watched, list(targets), picture, outputs
-        self._place, self._kind, self._stepped_over = place, kind, stepped_over
+        self._place, self._readout, self._stepped_over = place, readout, stepped_over
         self._single: Any = None
         self._double: Any = None
 
@@ -139,7 +140,7 @@ class KerasOracle:
 
     def _total(self, scores: Any, targets: Any) -> Any:
         tensorflow = import_tensorflow()
-        if self._kind == "binary_logit":
+        if self._readout.signed:
             signs = tensorflow.cast(2 * targets - 1, scores.dtype)
             return tensorflow.reduce_sum(scores[:, 0] * signs)
         return tensorflow.reduce_sum(tensorflow.gather(scores, targets, axis=1, batch_dims=1))

@@ -12,6 +12,7 @@ from onnxcam.errors import InputError, VerificationError
 from onnxcam.graph.load import serialize
 from onnxcam.network.manifest import Manifest
 from onnxcam.runtime import open_session, run
+from onnxcam.targets.readout import Readout
 
 TOLERANCE = 1e-3
 # the framework's own error, float32 against float64, may be that many times exceeded
@@ -145,10 +146,7 @@ def _targets(scores: np.ndarray, held: Manifest) -> list[np.ndarray]:
     rows, classes = len(scores), int(held["scores"]["classes"])
     if held["target"]["mode"] == "constant":
         return [np.full(rows, held["target"]["class"], np.int64)]
-    if held["scores"]["kind"] == "binary_logit":
-        top = (scores[:, 0] > 0).astype(np.int64)
-        return [top, 1 - top]
-    top = scores.argmax(axis=1).astype(np.int64)
+    top = Readout.from_manifest(held["scores"]).top1(scores)
     other = np.random.default_rng(SEED).integers(1, max(classes, 2), rows)
     return [top, (top + other) % classes]
 

@@ -32,6 +32,7 @@ from onnxcam.network.explainable import augment
 from onnxcam.network.manifest import Manifest
 from onnxcam.runtime import open_session
 from onnxcam.runtime import run as run_session
+from onnxcam.targets.readout import Readout
 
 AGAINST = "torch autograd"
 
@@ -245,7 +246,7 @@ def _oracle(
         forward,
         len(held["layers"]),
         place=place,
-        kind=held["scores"]["kind"],
+        readout=Readout.from_manifest(held["scores"]),
         stepped_over=held["scores"]["name"] != captured.outputs[place],
     )
 

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from onnxcam.errors import LayerError, ModelError
 from onnxcam.exporters.named import first_line
 from onnxcam.exporters.torch_module import Target, Watched, first_tensor, frozen, run, tensors, with_first
+from onnxcam.targets.readout import Readout
 
 Forward = Callable[[Tensor, Callable[[int, Tensor], Tensor]], Any]
 
@@ -52,14 +53,16 @@ class Evaluation:
         count: number of target layers.
         batch: `[N, …]`, on the CPU.
         place: which output tensor holds the scores.
-        kind: `logits`, `binary_logit` or `multilabel`.
+        readout: the meaning of the scores.
         stepped_over: whether a Softmax or Sigmoid ends the model and its input is meant.
 
     Raises:
         ModelError: the scores cannot be differentiated.
     """
 
-    def __init__(self, forward: Forward, count: int, batch: Tensor, place: int, kind: str, stepped_over: bool) -> None:
+    def __init__(
+        self, forward: Forward, count: int, batch: Tensor, place: int, readout: Readout, stepped_over: bool
+    ) -> None:
         values: dict[int, Tensor] = {}
 
         def tap(layer: int, value: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ class Evaluation:
         if ending is not None:
             scores = ending[1]
         self._scores = scores.flatten(1)
-        self._kind = kind
+        self._readout = readout
         self._values = [values[layer] for layer in range(count)]
         if not self._scores.requires_grad:
             raise ModelError(
@@ -91,7 +94,7 @@ class Evaluation:
         """d score[n, targets[n]] / d value, per target layer; for a binary logit minus that at class 0."""
         index = torch.as_tensor(targets)
         with torch.enable_grad():
-            if self._kind == "binary_logit":
+            if self._readout.signed:
                 total = (self._scores[:, 0] * (2 * index - 1)).sum()
             else:
                 total = self._scores.gather(1, index[:, None]).sum()
@@ -105,11 +108,11 @@ class TorchOracle:
     """A `parity.Oracle`: the model evaluated in float32, or in float64 to measure its own rounding error."""
 
     def __init__(
-        self, root: nn.Module, forward: Forward, count: int, *, place: int, kind: str, stepped_over: bool
+        self, root: nn.Module, forward: Forward, count: int, *, place: int, readout: Readout, stepped_over: bool
     ) -> None:
         self._root = root
         self._evaluate: Callable[[Any], Evaluation] = lambda picture: Evaluation(
-            forward, count, picture, place, kind, stepped_over
+            forward, count, picture, place, readout, stepped_over
         )
 
     def __call__(self, batch: np.ndarray, double: bool) -> Evaluation | None:

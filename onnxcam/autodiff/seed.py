@@ -7,6 +7,7 @@ import onnx
 
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.view import Graph, attributes
+from onnxcam.targets.readout import Readout
 
 
 def unrounded(graph: Graph, scores: str) -> str:
@@ -22,27 +23,27 @@ def unrounded(graph: Graph, scores: str) -> str:
     return scores
 
 
-def score_cotangent(op: Builder, kind: str, scores: str, flat: str, target: str | int, classes: int) -> tuple[str, str]:
+def score_cotangent(op: Builder, readout: Readout, flat: str, target: str | int) -> tuple[str, str]:
     """The value to sweep back from, and its cotangent, for the score of one class per row.
 
     Arguments:
-        kind: of the scores, `logits`, `multilabel` or `binary_logit`.
-        scores, flat, classes: as in `class_cotangent`.
+        readout: the scores of the model.
+        flat: the same as `[N, columns]`.
         target: one class for all rows, or a value, int64 `[N]` or `[1]`, whose negatives mean the row's best class (the
             lowest index on ties).
     """
-    start = unrounded(op.graph, scores)
-    if kind == "binary_logit":
+    start = unrounded(op.graph, readout.value)
+    if readout.signed:
         return binary_cotangent(op, start, flat, _chosen(op, flat, target, binary=True))
-    return class_cotangent(op, start, flat, _chosen(op, flat, target, binary=False), classes)
+    return class_cotangent(op, start, flat, _chosen(op, flat, target, binary=False), readout.size)
 
 
-def chosen_cotangent(op: Builder, kind: str, scores: str, target: str, classes: int) -> tuple[str, str]:
+def chosen_cotangent(op: Builder, readout: Readout, target: str) -> tuple[str, str]:
     """The same for classes from 0 on, one per row: the scores themselves are not needed."""
-    start = unrounded(op.graph, scores)
-    if kind == "binary_logit":
+    start = unrounded(op.graph, readout.value)
+    if readout.signed:
         return binary_cotangent(op, start, None, target)
-    return class_cotangent(op, start, None, target, classes)
+    return class_cotangent(op, start, None, target, readout.size)
 
 
 def _chosen(op: Builder, flat: str, target: str | int, *, binary: bool) -> str:

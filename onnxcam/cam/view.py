@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from onnxcam.targets.objectives import Objective
+from onnxcam.targets.readout import Readout
 
 # (start, stop) of the variants wanted -> their activations float32 [m, C, h, w], and int64 [m], which row each is of
 Make = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
@@ -23,7 +24,7 @@ class View(Protocol):
         gradients: d objective / d activations, float32 `[N, C, h, w]`; computed when first read.
         affine: whether the scores are an affine function of the activations.
         shape: height and width of the model's input.
-        kind: the manifest's `logits`, `binary_logit` or `multilabel`.
+        readout: the meaning of the scores.
         rng: random numbers, the same for the same seed.
     """
 
@@ -32,7 +33,7 @@ class View(Protocol):
     activations: np.ndarray
     affine: bool
     shape: tuple[int, int]
-    kind: str
+    readout: Readout
     rng: np.random.Generator
 
     @property

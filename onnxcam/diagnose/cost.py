@@ -19,7 +19,7 @@ import numpy as np
 from onnxcam import runtime
 from onnxcam.errors import InputError
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.file import best_classes, open_source
+from onnxcam.explain.file import open_source
 from onnxcam.graph.large_model import Serialized
 
 SIDE = 224  # of random pictures, where the model leaves its input's size open
@@ -237,11 +237,10 @@ def _whole_file(
 
 def _best(explainer: Explainer, batch: np.ndarray, method: str, layer: str | None) -> Callable[[], Any]:
     name = layer or explainer.layers[-1]
-    kind = explainer.manifest["scores"]["kind"]
 
     def call() -> Any:
         examined = explainer.examine(batch, name)
-        return examined.classes_map(best_classes(examined.scores, kind, TOP), [method], [name], {})
+        return examined.classes_map(examined.readout.best(examined.scores, TOP), [method], [name], {})
 
     return call
 

@@ -27,6 +27,7 @@ from onnxcam.network.manifest import Manifest
 from onnxcam.network.network import prepare
 from onnxcam.network.split import head_of, tail_of
 from onnxcam.targets import conditions
+from onnxcam.targets.readout import Readout
 
 # perturbations relative to the size of the activations; a kink between two steps shows as their disagreement
 STEPS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
@@ -237,8 +238,8 @@ def _own_class(held: Manifest, always: Any, batch: np.ndarray) -> Finding:
     score = held["scores"]["name"]
     feeds = {held["input"]["name"]: batch}
     got = runtime.run(always, [score, *names], feeds | _target(held, np.full(len(batch), -1, np.int64)))
-    best = got[score][:, 0] > 0 if held["scores"]["kind"] == "binary_logit" else got[score].argmax(axis=1)
-    named = runtime.run(always, names, feeds | _target(held, best.astype(np.int64)))
+    best = Readout.from_manifest(held["scores"]).top1(got[score])
+    named = runtime.run(always, names, feeds | _target(held, best))
     worst = max(_distance(got[name], named[name]) for name in names)
     if worst > TOLERANCE_GATE:
         return Finding(
@@ -273,8 +274,9 @@ def _gradients(
     cut[value] = _off_kinks(cut[value], rng)
     rows = len(batch)
     scores = runtime.run(head, [score_name], {held["input"]["name"]: batch})[score_name]
-    classes = np.asarray(rng.integers(0, int(held["scores"]["classes"]), rows), np.int64)
-    classes[0] = int(scores[0].argmax()) if held["scores"]["kind"] != "binary_logit" else int(scores[0, 0] > 0)
+    readout = Readout.from_manifest(held["scores"])
+    classes = np.asarray(rng.integers(0, readout.size, rows), np.int64)
+    classes[0] = readout.top1(scores[:1])[0]
     if "class" in held["target"]:
         classes[:] = held["target"]["class"]
     fed = {name: cut[name] for name in tail.cut} | _target(held, classes)
@@ -291,9 +293,7 @@ def _gradients(
     def score(moved: np.ndarray) -> np.ndarray:
         fed = fixed | {value: moved.reshape(a.shape).astype(cut[value].dtype)}
         got = runtime.run(scorer, [score_name], fed)[score_name].astype(np.float64)
-        if held["scores"]["kind"] == "binary_logit":
-            return np.where(classes == 1, got[:, 0], -got[:, 0])
-        return np.asarray(got[np.arange(rows), classes])
+        return np.asarray(readout.per_class(got)[np.arange(rows), classes])
 
     size_a = np.linalg.norm(flat_a, axis=1) + 1e-12
     size_g = np.linalg.norm(flat_g, axis=1) + 1e-30
@@ -446,8 +446,8 @@ def _heatmaps(graph: Graph, held: Manifest, entry: dict[str, Any], open_session:
 def _gate(held: Manifest, full: Any, always: Any, batch: np.ndarray) -> Finding:
     """A gated file against its condition and against itself without the gate, for the batch and for each row alone."""
     condition, fired = held["gate"]["condition"], held["gate"]["output"]
-    kind, name = held["scores"]["kind"], held["scores"]["name"]
-    tree = conditions.parse(condition, held.get("labels"), held["scores"]["classes"])
+    readout, name = Readout.from_manifest(held["scores"]), held["scores"]["name"]
+    tree = conditions.parse(condition, held.get("labels"), readout.size)
     names = [entry["gradients"] for entry in held["layers"]]
     names += [output for entry in held["layers"] for output in entry["heatmaps"].values()]
     rows = [] if isinstance(held["input"]["shape"][0], int) else [batch[row : row + 1] for row in range(len(batch))]
@@ -455,7 +455,9 @@ def _gate(held: Manifest, full: Any, always: Any, batch: np.ndarray) -> Finding:
     for part in [batch, *rows]:
         feeds = {held["input"]["name"]: part} | _target(held, np.full(len(part), -1, np.int64))
         got = runtime.run(full, [name, fired, *names], feeds)
-        found = conditions.quantities(conditions.probabilities(got[name], kind, "logits"), kind, conditions.names(tree))
+        found = conditions.quantities(
+            conditions.probabilities(got[name], readout, "logits"), readout, conditions.names(tree)
+        )
         met = conditions.evaluate(tree, found)
         if not np.array_equal(got[fired], met):
             told = f"{fired!r} says {got[fired].tolist()} where {condition!r} is {met.tolist()}"

@@ -12,7 +12,6 @@ from onnxcam.cam.methods import GRAPH, INPUT, find
 from onnxcam.errors import InputError, MethodError
 from onnxcam.explain.features import Features
 from onnxcam.network.names import INPUT as WHOLE
-from onnxcam.targets import classes as targets
 from onnxcam.targets.objectives import Objective, logit
 
 FUSIONS = ("mean", "max", "product")
@@ -27,6 +26,7 @@ class Examination:
     Attributes:
         scores: logits `[N, K]`.
         probabilities: float32 `[N, classes]`.
+        readout: the meaning of the scores.
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class Examination:
         self._fixed = fixed
         self._features = features(self._layers, batch)
         self.scores = self._features.scores
-        self.probabilities = targets.probabilities(self.scores, self._features.batch.kind)
+        self.readout = self._features.batch.readout
+        self.probabilities = self.readout.probabilities(self.scores)
 
     def objective(self, target: Any = None) -> Objective:
         """What a target means for these rows, see `onnxcam.targets.objectives`."""
@@ -65,9 +66,9 @@ class Examination:
         """Per method and layer the maps `[N, k, h, w]` of several classes `[N, k]` of each row, after ReLU."""
         rows, count = classes.shape
         features = self._having(needed(methods, layers))
-        kind, total = features.batch.kind, features.batch.classes
+        readout = features.batch.readout
         if not eigen and not options and all(find(name).kind == GRAPH for name in methods):
-            own = logit(classes[:, 0], kind, total)
+            own = logit(classes[:, 0], readout)
             together = list(dict.fromkeys(find(name).name for name in methods))
             held = [features.view(name, own).of_classes(classes, together) for name in layers]
             if all(maps is not None for maps in held):
@@ -76,13 +77,13 @@ class Examination:
         repeated = features.repeat(count, needed(methods, layers))
         if repeated is None:
             each = [
-                self.every_map(logit(classes[:, k], kind, total), methods, layers, options, eigen) for k in range(count)
+                self.every_map(logit(classes[:, k], readout), methods, layers, options, eigen) for k in range(count)
             ]
             return [
                 [np.stack([each[k][m][place] for k in range(count)], axis=1) for place in range(len(layers))]
                 for m in range(len(methods))
             ]
-        found = _every_map(repeated, logit(classes.reshape(-1), kind, total), methods, layers, options, eigen)
+        found = _every_map(repeated, logit(classes.reshape(-1), readout), methods, layers, options, eigen)
         return [[maps.reshape(rows, count, *maps.shape[1:]) for maps in held] for held in found]
 
     def attribute(

@@ -13,13 +13,14 @@ from onnxcam.explain import warnings
 from onnxcam.explain.examination import AUGMENT, EIGEN, Examination, fuse, map_size, needed, single, smoothings
 from onnxcam.explain.explanation import Explanation
 from onnxcam.explain.features import Aim, Features, Progress
-from onnxcam.explain.file import Engine, Raw, best_classes
+from onnxcam.explain.file import Engine, Raw
 from onnxcam.explain.findings import Findings, name_of
 from onnxcam.graph.large_model import Serialized
 from onnxcam.runtime import Provider
 from onnxcam.targets import classes as targets
 from onnxcam.targets import objectives
 from onnxcam.targets.labels import beside
+from onnxcam.targets.readout import Readout
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
 SEED = 1234
@@ -123,7 +124,7 @@ class Explainer:
     @property
     def classes(self) -> int:
         """Number of classes."""
-        return int(self._engine.held["scores"]["classes"])
+        return self._readout.size
 
     @property
     def layers(self) -> list[str]:
@@ -172,7 +173,7 @@ class Explainer:
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Probabilities `[N, classes]`, float32, at the cost of the plain model: nothing is differentiated."""
-        return targets.probabilities(self._engine.scores(self._engine.check_batch(batch)), self._kind)
+        return self._readout.probabilities(self._engine.scores(self._engine.check_batch(batch)))
 
     def attribute(
         self,
@@ -418,9 +419,9 @@ class Explainer:
                     found = held.every_map(objective, methods, names, asked.options, eigen)
                 raw = [[maps[:, None] for maps in every] for every in found]
             else:
-                classes = best_classes(scores, self._kind, asked.top)
+                classes = self._readout.best(scores, asked.top)
                 raw = held.classes_map(classes, methods, names, asked.options, eigen)
-        probabilities = targets.probabilities(scores, self._kind)
+        probabilities = self._readout.probabilities(scores)
         every = [
             Findings(
                 scores,
@@ -453,8 +454,8 @@ class Explainer:
         return name_of(index, self.labels)
 
     @property
-    def _kind(self) -> str:
-        return str(self._engine.held["scores"]["kind"])
+    def _readout(self) -> Readout:
+        return self._engine.readout
 
     @property
     def _chunk(self) -> int:
@@ -476,7 +477,7 @@ class Explainer:
         return wanted if self._fixed is None else np.where(wanted < 0, self._fixed, wanted)
 
     def _explained(self, wanted: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        return targets.chosen(wanted, scores, self._kind)
+        return self._readout.fill_top1(wanted, scores)
 
     def _layer_names(self, layer: Any) -> list[str]:
         if layer is None:

@@ -28,8 +28,8 @@ from onnxcam.network.names import (
     TARGET,
 )
 from onnxcam.runtime.rows import floats, joined, like, portions
-from onnxcam.targets import classes as targets
 from onnxcam.targets.objectives import Logit, Objective, resolve
+from onnxcam.targets.readout import Readout
 
 _TAIL_BYTES = 32 << 20  # of changed activations per run
 _TAIL_ROWS, _WHOLE_ROWS = 256, 4
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
         parts: the model's sessions.
         pictures: the tensor as the model takes it, N rows.
         scores: logits `[N, K]`.
-        kind, classes: of the scores.
+        readout: the meaning of the scores.
         size: rows per run where the model fixes them, else None.
         seed: of whatever is random.
         progress: called with (done, total) as long methods go; what it raises stops them.
@@ -53,8 +53,7 @@ class Batch(NamedTuple):
     parts: Parts
     pictures: np.ndarray
     scores: np.ndarray
-    kind: str
-    classes: int
+    readout: Readout
     size: int | None
     seed: int
     progress: Progress | None
@@ -102,12 +101,10 @@ class Features:
         }
         self._values[anatomy.picture.name] = pictures
         self.scores = self._values[SCORES].astype(np.float32, copy=False)
-        self.batch = Batch(
-            parts, pictures, self.scores, anatomy.scores.kind, anatomy.scores.classes, size, seed, progress
-        )
+        self.batch = Batch(parts, pictures, self.scores, anatomy.scores, size, seed, progress)
         self._aim = None
         if aim is not None:
-            self._aim = aim._replace(classes=targets.chosen(aim.classes, self.scores, self.batch.kind))
+            self._aim = aim._replace(classes=self.batch.readout.fill_top1(aim.classes, self.scores))
 
     def repeat(self, count: int, layers: Sequence[str]) -> Features | None:
         """The same with each row `count` times in a row; None where the model does not let rows be repeated."""
@@ -127,7 +124,7 @@ class Features:
 
     def objective(self, target: Any, labels: Sequence[str] | None) -> Objective:
         """What a target means for these rows."""
-        return resolve(target, self.scores, self.batch.kind, self.batch.classes, labels)
+        return resolve(target, self.scores, self.batch.readout, labels)
 
     def view(self, layer: str, objective: Objective) -> LiveView:
         """One of the layers under an objective."""
@@ -156,7 +153,7 @@ class LiveView:
         self.layer = layer
         self.objective = objective
         self.scores = batch.scores
-        self.kind = batch.kind
+        self.readout = batch.readout
         self._held = held
         self._cut = batch.parts.cut(layer)
         self.affine = self._cut.affine

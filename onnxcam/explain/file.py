@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxcam import runtime
 from onnxcam.cam.methods import GRAPH, find
-from onnxcam.errors import InputError, LayerError, MethodError, ModelError, TargetError
+from onnxcam.errors import InputError, LayerError, MethodError, ModelError
 from onnxcam.explain.features import Aim, Features, Progress
 from onnxcam.explain.sessions import ALONE, BRIEF, IN_TURN, Parts
 from onnxcam.graph import file
@@ -21,7 +21,8 @@ from onnxcam.network import manifest
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import SCORES
 from onnxcam.runtime.rows import joined, portions
-from onnxcam.targets import classes as targets
+from onnxcam.targets.classes import TOP1
+from onnxcam.targets.readout import Readout
 
 _OPTIONS = {ALONE: runtime.options.serving, IN_TURN: runtime.options.in_turn, BRIEF: runtime.options.one_thread}
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -109,6 +110,11 @@ class Engine:
             "session_options": self._options,
             "allow_fallback": self._allow_fallback,
         }
+
+    @property
+    def readout(self) -> Readout:
+        """The scores of the model and their meaning."""
+        return Readout.from_manifest(self.held["scores"])
 
     @property
     def providers(self) -> list[str]:
@@ -199,7 +205,7 @@ class Engine:
             feeds = {held["input"]["name"]: part}
             if held["target"]["mode"] != "constant":
                 wanted = target[done : done + len(part)]
-                fill = np.full(len(part) - len(wanted), targets.TOP1, np.int64)
+                fill = np.full(len(part) - len(wanted), TOP1, np.int64)
                 feeds[held["target"]["name"]] = np.concatenate([wanted, fill]) if len(fill) else wanted
             done += len(part)
             found.append(runtime.run(loaded.session, names, feeds))
@@ -235,9 +241,7 @@ class Engine:
         classes: np.ndarray | None,
     ) -> bool:
         fixed = held["target"].get("class")
-        if held["target"]["mode"] == "constant" and (
-            classes is None or any(c not in (targets.TOP1, fixed) for c in classes)
-        ):
+        if held["target"]["mode"] == "constant" and (classes is None or any(c not in (TOP1, fixed) for c in classes)):
             return True
         for name in layers:
             if name is not None and all(entry["name"] != name for entry in held["layers"]):
@@ -284,18 +288,6 @@ class Engine:
 def _asked(entry: dict[str, Any]) -> str:
     """The manifest's input, told."""
     return f"{entry['dtype']} {entry['shape']} ({entry['layout']})"
-
-
-def best_classes(scores: np.ndarray, kind: str, count: int) -> np.ndarray:
-    """The `count` best classes per row, best first (the lower index on ties), int64 `[N, count]`.
-
-    Raises:
-        TargetError: `count` is not between 1 and the number of classes.
-    """
-    ranked = np.concatenate([-scores, scores], axis=1) if kind == "binary_logit" else scores
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or not 1 <= count <= ranked.shape[1]:
-        raise TargetError(f"top={count!r}; expected 1 to {ranked.shape[1]}, the number of classes")
-    return np.argsort(-ranked, axis=1, kind="stable")[:, :count].astype(np.int64)
 
 
 def open_source(source: Source) -> tuple[str | Serialized, Manifest | None]:

@@ -60,7 +60,7 @@ class Findings(NamedTuple):
                     held if isinstance(layer, list) else held[0],
                 )
             )
-        kind, other = (LOGIT, None) if self.objective is None else self.objective.told(row)
+        kind, other = (LOGIT, None) if self.objective is None else self.objective.describe(row)
         return Explanation(
             picture.pixels,
             self._predictions(row),

@@ -11,6 +11,7 @@ from onnxcam.monitor.admission import Sampler
 from onnxcam.network.manifest import Manifest
 from onnxcam.targets import conditions
 from onnxcam.targets.conditions import Condition
+from onnxcam.targets.readout import Readout
 
 
 class Verdict(NamedTuple):
@@ -37,8 +38,7 @@ class Judge:
         self.baseline_sample = baseline_sample
         self._condition = condition
         self._names = conditions.names(condition)
-        self._kind: str = held["scores"]["kind"]
-        self._classes: int = held["scores"]["classes"]
+        self._readout = Readout.from_manifest(held["scores"])
 
     def rows(self, scores: np.ndarray) -> np.ndarray:
         """Scores as `[N, K]`: one row is made a batch, `[N, K, 1, 1]` is flattened.
@@ -49,19 +49,20 @@ class Judge:
         values = scores[None] if scores.ndim == 1 else scores
         if values.ndim == 4 and values.shape[2:] == (1, 1):
             values = values[:, :, 0, 0]
-        widths = (1, 2) if self._kind == "binary_logit" else (self._classes,)
-        if values.ndim != 2 or values.shape[1] not in widths or values.dtype.kind not in "fiu":
+        fits = values.ndim == 2 and self._readout.of_columns(values.shape[1]) is not None
+        if not fits or values.dtype.kind not in "fiu":
+            classes = self._readout.size
             raise InputError(
-                f"got scores of {scores.dtype} {list(scores.shape)}; expected numbers [N, {self._classes}] for the "
-                f"{self._classes} classes of the model that explains"
+                f"got scores of {scores.dtype} {list(scores.shape)}; expected numbers [N, {classes}] for the "
+                f"{classes} classes of the model that explains"
             )
         return values
 
     def judge(self, scores: np.ndarray, form: str, sampler: Sampler) -> Verdict:
         """Look at a batch as `rows` gave it."""
-        kind = "logits" if self._kind == "binary_logit" and scores.shape[1] == 2 else self._kind
-        p = conditions.probabilities(scores, kind, form)
-        met = conditions.evaluate(self._condition, conditions.quantities(p, self._kind, self._names))
+        readout = self._readout.of_columns(scores.shape[1]) or self._readout
+        p = conditions.probabilities(scores, readout, form)
+        met = conditions.evaluate(self._condition, conditions.quantities(p, readout, self._names))
         unsure, sure = np.flatnonzero(met), np.flatnonzero(~met)
         kept = sampler.keep(unsure, self.sample)
         baseline = sampler.keep(sure, self.baseline_sample)
@@ -69,5 +70,5 @@ class Judge:
 
     def quantities(self, probabilities: np.ndarray) -> list[dict[str, Any]]:
         """Everything a condition could speak of, row by row."""
-        found = conditions.quantities(probabilities, self._kind)
+        found = conditions.quantities(probabilities, self._readout)
         return [{name: values[k].item() for name, values in found.items()} for k in range(len(probabilities))]

@@ -13,6 +13,7 @@ import numpy as np
 from onnxcam.errors import InputError, listing
 from onnxcam.monitor.predictions import Batch, to_numpy
 from onnxcam.network.manifest import Manifest
+from onnxcam.targets.readout import Readout
 
 # scores, their form, what came with them
 Observe = Callable[[np.ndarray, str, Batch], int]
@@ -73,7 +74,7 @@ def connect(
 
 
 def _scores(outputs: Mapping[str, list[Any]], held: Manifest) -> tuple[str, str]:
-    columns = 1 if held["scores"]["kind"] == "binary_logit" else held["scores"]["classes"]
+    columns = Readout.from_manifest(held["scores"]).columns
     wide = {name: shape for name, shape in outputs.items() if len(shape) in (2, 4)}
     for key, form in (("name", "logits"), ("probabilities", "probabilities")):
         name = held["scores"].get(key)

@@ -33,9 +33,9 @@ from onnxcam.network import manifest
 from onnxcam.network.input_size import Sized, sized
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.network import prepare
-from onnxcam.network.readout import Scores
-from onnxcam.network.readout import find as find_scores
+from onnxcam.network.readout import find as find_readout
 from onnxcam.targets import classes as targets
+from onnxcam.targets.readout import APPENDED, Readout
 
 # the oldest onnxruntime that ran augmented models at each opset, tried from 1.15.1 on
 OLDEST_RUNTIME = {18: "1.15.1", 19: "1.16.3", 20: "1.17.3", 21: "1.18.1"}
@@ -118,9 +118,9 @@ def augment(
         scores = scores or held_scores(graph, held)
     picture = picture_input(graph)
     asked = None if scores is None else graph.find(scores)
-    found = find_scores(graph, asked)
-    labels = _check_labels(labels, found.classes)
-    condition = gates.parse(gate, labels, found.classes)
+    found = find_readout(graph, asked)
+    labels = _check_labels(labels, found.size)
+    condition = gates.parse(gate, labels, found.size)
     asked_layers = [layers] if isinstance(layers, (str, Layer)) else layers
     if asked_layers is None and held is not None:
         asked_layers = [layer_of(entry) for entry in held["layers"] if entry.get("value")] or None
@@ -133,17 +133,16 @@ def augment(
     op = Builder(graph)
     flat = _append_logits(op, found)
     _target(op, target, found, labels)
-    fixed = fixed_class(target, found.classes, labels)
+    fixed = fixed_class(target, found.size, labels)
     explained = TARGET if fixed is None else fixed
-    start, cotangent = score_cotangent(op, found.kind, found.value, flat, explained, found.classes)
+    start, cotangent = score_cotangent(op, found, flat, explained)
     grads = sweep(op, start, cotangent, [layer.value for layer in wanted])
 
     model = graph.model
     original = [o.name for o in model.graph.output]
     if found.output is None:
         rows: Dim = (graph.shape(found.value) or ("N",))[0]
-        columns = 1 if found.kind == "binary_logit" else found.classes
-        model.graph.output.append(edit.info("logits", graph.dtype(found.value), [rows, columns]))
+        model.graph.output.append(edit.info(APPENDED, graph.dtype(found.value), [rows, found.columns]))
     entries = []
     for layer, gradient in zip(wanted, grads, strict=True):
         tag = f"/{layer.name}" if len(wanted) > 1 else ""
@@ -171,7 +170,7 @@ def augment(
             )
             entry["heatmaps"][name] = output
         entries.append(entry)
-    unsure = None if condition is None else gates.emit(op, condition, flat, found.kind, found.classes)
+    unsure = None if condition is None else gates.emit(op, condition, flat, found)
     edit.add(model, op)
     if unsure is not None:
         model.graph.output.append(edit.info(gates.FIRED, onnx.TensorProto.BOOL, [(graph.shape(flat) or ("N",))[0]]))
@@ -217,7 +216,7 @@ def survey(source: Source) -> tuple[list[Layer], dict[str, Any]]:
         graph = restore(graph, held)
     picture = picture_input(graph).name
     asked = held_scores(graph, held) if held is not None else None
-    fitted = sized(graph, find_scores(graph, asked).value)
+    fitted = sized(graph, find_readout(graph, asked).value)
     found = fitted.layers or []
     layers.default(found)
     for place, layer in enumerate(found):
@@ -347,10 +346,10 @@ def layer_of(entry: dict[str, Any]) -> Layer:
 
 
 def _reserve(
-    graph: Graph, wanted: list[Layer], functions: dict[str, Any], found: Scores, further: set[str]
-) -> tuple[Graph, list[Layer], Scores]:
+    graph: Graph, wanted: list[Layer], functions: dict[str, Any], found: Readout, further: set[str]
+) -> tuple[Graph, list[Layer], Readout]:
     """Free the fixed names: an internal value that has one of them is renamed."""
-    fixed = {TARGET, "activations", "gradients", "heatmap"} | further | ({"logits"} if found.output is None else set())
+    fixed = {TARGET, "activations", "gradients", "heatmap"} | further | ({APPENDED} if found.output is None else set())
     fixed |= {f"{stem}/{layer.name}" for layer in wanted for stem in ("activations", "gradients", "heatmap")}
     fixed |= {f"heatmap/{layer.name}/{name}" for layer in wanted for name in functions}
     fixed |= {f"heatmap/{name}" for name in functions}
@@ -372,19 +371,19 @@ def _reserve(
     return Graph(graph.model), wanted, replace(found, value=names.get(found.value, found.value))
 
 
-def _append_logits(op: Builder, found: Scores) -> str:
+def _append_logits(op: Builder, found: Readout) -> str:
     """The scores as `[N, K]`; under the name `logits` where no original output already is that value."""
     op.dtype = op.graph.dtype(found.value)
     rank = len(op.graph.shape(found.value) or (0, 0))
     if found.output is not None:
         return found.value
     if rank == 2:
-        op.Identity(found.value, name="logits")
+        op.Identity(found.value, name=APPENDED)
         return found.value
-    return op.Flatten(found.value, axis=1, name="logits")
+    return op.Flatten(found.value, axis=1, name=APPENDED)
 
 
-def _target(op: Builder, mode: str | int, found: Scores, labels: list[str] | None) -> None:
+def _target(op: Builder, mode: str | int, found: Readout, labels: list[str] | None) -> None:
     """Declare the `target` input."""
     if mode not in ("optional", "required"):
         return
@@ -448,7 +447,7 @@ def _oldest_runtime(graph: Graph) -> str:
 def _manifest(
     graph: Graph,
     picture: onnx.ValueInfoProto,
-    found: Scores,
+    found: Readout,
     target: str | int,
     entries: list[dict[str, Any]],
     labels: list[str] | None,
@@ -470,12 +469,7 @@ def _manifest(
             "shape": shape,
             "preprocess": _preprocess(preprocess, shape, layout),
         },
-        "scores": {
-            "name": found.output or "logits",
-            "kind": found.kind,
-            "classes": found.classes,
-            "probabilities": found.probabilities,
-        },
+        "scores": found.describe(),
         "target": {"name": TARGET, "mode": target if target in ("optional", "required") else "constant"},
         "layers": entries,
         "labels": labels,
@@ -487,7 +481,7 @@ def _manifest(
     own = normalization(graph, picture.name, layout == "NHWC")
     if own is not None:
         held["input"]["normalization"] = own
-    fixed = fixed_class(target, found.classes, labels)
+    fixed = fixed_class(target, found.size, labels)
     if fixed is not None:
         held["target"]["class"] = fixed
     return held

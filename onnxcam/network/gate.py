@@ -21,6 +21,7 @@ from onnxcam.graph.layers import Layer
 from onnxcam.network import manifest
 from onnxcam.targets import conditions
 from onnxcam.targets.conditions import LABEL, AllOf, AnyOf, Comparison, Condition, Not
+from onnxcam.targets.readout import Readout
 
 FIRED = "fired"
 _DOUBLE = onnx.TensorProto.DOUBLE
@@ -39,17 +40,16 @@ def parse(text: Any, labels: Sequence[str] | None, classes: int | None = None) -
     return conditions.parse(text, labels, classes) if text.strip() else None
 
 
-def emit(op: Builder, condition: Condition, scores: str, kind: str, classes: int) -> str:
+def emit(op: Builder, condition: Condition, scores: str, readout: Readout) -> str:
     """Emit `fired`, bool `[N]`: where the condition holds; and return whether it holds in any row, a bool scalar.
 
     Arguments:
         condition: labels are indices.
         scores: logits `[N, K]`.
-        kind: the manifest's `logits`, `binary_logit` or `multilabel`.
-        classes: columns of the probabilities.
+        readout: their meaning.
     """
     op.dtype = _DOUBLE
-    fired = _holds(op, condition, _quantities(op, scores, kind, classes, conditions.names(condition)))
+    fired = _holds(op, condition, _quantities(op, scores, readout, conditions.names(condition)))
     op.Identity(fired, name=FIRED)
     # a sum, not a maximum: a batch may be empty
     return op.Greater(op.ReduceSum(op.cast(fired), keepdims=0), 0.0)
@@ -70,28 +70,28 @@ def _holds(op: Builder, condition: Condition, found: dict[str, str]) -> str:
             return reduce(op.Or, [_holds(op, part, found) for part in parts])
 
 
-def _quantities(op: Builder, scores: str, kind: str, classes: int, wanted: set[str]) -> dict[str, str]:
+def _quantities(op: Builder, scores: str, readout: Readout, names: set[str]) -> dict[str, str]:
     """What a condition speaks of, `[N]` each; a row that is not finite is as unsure as can be."""
-    narrow = op.Cast(_probabilities(op, op.cast(scores), kind), to=onnx.TensorProto.FLOAT)
+    narrow = op.Cast(_probabilities(op, op.cast(scores), readout), to=onnx.TensorProto.FLOAT)
     p = op.cast(narrow)
     # NaN is the only value that is not finite here, and it compares with nothing
     sound = op.GreaterOrEqual(op.ReduceSum(p, [1], keepdims=0), 0.0)
     quantities: dict[str, Callable[[], tuple[str, float | int]]] = {
         "confidence": lambda: (op.ReduceMax(p, [1], keepdims=0), 0.0),
-        "margin": lambda: (_margin(op, p, classes), 0.0),
-        "entropy": lambda: (_entropy(op, p, kind, classes), 1.0),
+        "margin": lambda: (_margin(op, p, readout.size), 0.0),
+        "entropy": lambda: (_entropy(op, p, readout), 1.0),
         LABEL: lambda: (op.ArgMax(narrow, axis=1, keepdims=0), 0),
     }
-    return {name: op.Where(sound, *quantity()) for name, quantity in quantities.items() if name in wanted}
+    return {name: op.Where(sound, *quantity()) for name, quantity in quantities.items() if name in names}
 
 
-def _probabilities(op: Builder, logits: str, kind: str) -> str:
-    """`targets.probabilities`, before it rounds to float32."""
-    if kind == "logits":
+def _probabilities(op: Builder, logits: str, readout: Readout) -> str:
+    """`Readout.probabilities`, before it rounds to float32."""
+    if readout.exclusive:
         raised = op.Exp(op.Sub(logits, op.ReduceMax(logits, [1], keepdims=1)))
         return op.Div(raised, op.ReduceSum(raised, [1], keepdims=1))
     p = op.Div(op.Exp(op.Min(logits, 0.0)), op.Add(op.Exp(op.Neg(op.Abs(logits))), 1.0))
-    return op.Concat(op.Sub(1.0, p), p, axis=1) if kind == "binary_logit" else p
+    return op.Concat(op.Sub(1.0, p), p, axis=1) if readout.signed else p
 
 
 def _margin(op: Builder, p: str, classes: int) -> str:
@@ -102,14 +102,14 @@ def _margin(op: Builder, p: str, classes: int) -> str:
     return op.Squeeze(op.Sub(first, second), [1])
 
 
-def _entropy(op: Builder, p: str, kind: str, classes: int) -> str:
+def _entropy(op: Builder, p: str, readout: Readout) -> str:
     def plogp(values: str) -> str:
         return op.Mul(values, op.Log(op.Max(values, 1e-300)))
 
-    if kind == "multilabel":
+    if readout.independent:
         both = op.Add(plogp(p), plogp(op.Sub(1.0, p)))
         return op.Div(op.ReduceMean(both, [1], keepdims=0), -math.log(2))
-    return op.Div(op.ReduceSum(plogp(p), [1], keepdims=0), -math.log(max(classes, 2)))
+    return op.Div(op.ReduceSum(plogp(p), [1], keepdims=0), -math.log(max(readout.size, 2)))
 
 
 def blanks(op: Builder, layers: Sequence[Layer], entries: Sequence[dict[str, Any]]) -> dict[str, str]:

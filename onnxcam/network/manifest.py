@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onnxcam.errors import LayerError, ModelError, listing, nearest
+from onnxcam.targets.readout import KINDS
 
 if TYPE_CHECKING:
     import onnx
@@ -59,7 +60,7 @@ _dim = _or_none(lambda held: isinstance(held, str) or _count(1)(held))
 _REQUIRED: dict[str, dict[str, Check]] = {
     "input": {"name": _is(str), "layout": _among("NCHW", "NHWC"), "shape": _list(_dim, 4),
               "dtype": _among("float32", "float16", "float64", "uint8")},
-    "scores": {"name": _is(str), "kind": _among("logits", "binary_logit", "multilabel"), "classes": _count(1)},
+    "scores": {"name": _is(str), "kind": _among(*KINDS), "classes": _count(1)},
     "target": {"name": _is(str), "mode": _among("optional", "required", "constant")},
     "layers": {"name": _is(str), "heatmaps": _names, "layout": _among("NCHW", "NHWC", "NTC"),
                "activations": _or_none(_is(str)), "gradients": _or_none(_is(str))},

@@ -1,69 +1,49 @@
-"""Finds the class scores of a classifier: the logits behind whatever ends the graph."""
+"""Find the readout of a classifier: the logits before whatever Softmax or Sigmoid ends the graph."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import onnx
 
 from onnxcam.errors import ModelError
 from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import Graph, attributes
+from onnxcam.targets.readout import BINARY, LOGITS, MULTILABEL, Readout
 
 # looked through in search of a final Softmax or Sigmoid: they change the form of the scores, not their order
 _FORM = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"}
 _PROBABILITY = {"Softmax", "LogSoftmax", "Sigmoid"}
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The scores of a classifier.
-
-    Attributes:
-        value: the differentiated value, `[N,K]` (or `[N,K,1,1]`), before any ending Softmax or Sigmoid.
-        output: the original output that is that value, None if it has to be appended as `logits`.
-        kind: `logits`, `binary_logit` (`[N,1]`, two classes) or `multilabel`.
-        classes: number of classes.
-        probabilities: the original output that holds probabilities, None if there is none.
-    """
-
-    value: str
-    output: str | None
-    kind: str
-    classes: int
-    probabilities: str | None
-
-
-def find(graph: Graph, asked: str | None = None) -> Scores:
-    """The scores of a classifier.
+def find(graph: Graph, name: str | None = None) -> Readout:
+    """The readout of a classifier.
 
     Arguments:
         graph: a normalised model.
-        asked: an output (or any value) that holds them, where the model has several candidates.
+        name: an output (or any value) that holds the scores, where the model has several candidates.
 
     Raises:
         ModelError: no output looks like class scores, or several different ones do.
     """
-    if asked is not None:
-        value = graph.find(asked)
+    if name is not None:
+        value = graph.find(name)
         if not _is_scores(graph, value):
             raise ModelError(
-                f"{asked!r} has shape {describe(graph.shape(value))}; expected class scores of shape [N, classes]"
+                f"{name!r} has shape {describe(graph.shape(value))}; expected class scores of shape [N, classes]"
             )
-        found = _trace(graph, value)
-        # the same scores may be an output twice, as logits and as probabilities: what is known of one holds for both
+        readout = _trace(graph, value)
+        # the same scores may be an output twice, as logits and as probabilities: what holds of one holds of both
         for traced in _outputs(graph):
-            if traced.value == found.value:
-                found = _merge(found, traced)
-        return found
-    pairs: dict[str, Scores] = {}
+            if traced.value == readout.value:
+                readout = _merge(readout, traced)
+        return readout
+    readouts: dict[str, Readout] = {}
     for traced in _outputs(graph):
-        held = pairs.get(traced.value)
-        pairs[traced.value] = traced if held is None else _merge(held, traced)
-    if len(pairs) == 1:
-        return next(iter(pairs.values()))
+        other = readouts.get(traced.value)
+        readouts[traced.value] = traced if other is None else _merge(other, traced)
+    if len(readouts) == 1:
+        return next(iter(readouts.values()))
     shapes = ", ".join(f"{o.name!r} {describe(graph.shape(o.name))}" for o in graph.outputs)
-    if not pairs:
+    if not readouts:
         raise ModelError(
             f"the model is not an image classifier: its outputs are {shapes}; expected one of shape [N, classes]"
         )
@@ -73,7 +53,7 @@ def find(graph: Graph, asked: str | None = None) -> Scores:
     )
 
 
-def _outputs(graph: Graph) -> list[Scores]:
+def _outputs(graph: Graph) -> list[Readout]:
     return [_trace(graph, output.name) for output in graph.outputs if _is_scores(graph, output.name)]
 
 
@@ -86,22 +66,22 @@ def _is_scores(graph: Graph, value: str) -> bool:
     return len(shape) == 2 and isinstance(shape[1], int)
 
 
-def _trace(graph: Graph, value: str) -> Scores:
+def _trace(graph: Graph, value: str) -> Readout:
     shape = graph.shape(value) or ()
-    classes = shape[1] if len(shape) > 1 and isinstance(shape[1], int) else 0
+    columns = shape[1] if len(shape) > 1 and isinstance(shape[1], int) else 0
     names = {o.name for o in graph.outputs}
     ending = _ending(graph, value)
+    sigmoid = ending is not None and ending.op_type == "Sigmoid"
+    kind = MULTILABEL if sigmoid else LOGITS
+    if columns == 1 and (sigmoid or ending is None):
+        kind = BINARY
+    size = 2 if kind == BINARY else columns
     if ending is None:
-        kind = "binary_logit" if classes == 1 else "logits"
-        output = value if value in names and len(shape) == 2 else None
-        return Scores(value, output, kind, 2 if classes == 1 else classes, None)
+        return Readout(value, kind, size, value if value in names and len(shape) == 2 else None)
     logits = ending.input[0]
-    kind = "logits"
-    if ending.op_type == "Sigmoid":
-        kind = "binary_logit" if classes == 1 else "multilabel"
     output = logits if logits in names and len(graph.shape(logits) or ()) == 2 else None
     probabilities = value if value in names and ending.op_type != "LogSoftmax" else None
-    return Scores(logits, output, kind, 2 if kind == "binary_logit" else classes, probabilities)
+    return Readout(logits, kind, size, output, probabilities)
 
 
 def _ending(graph: Graph, value: str) -> onnx.NodeProto | None:
@@ -119,8 +99,8 @@ def _ending(graph: Graph, value: str) -> onnx.NodeProto | None:
     return node
 
 
-def _merge(a: Scores, b: Scores) -> Scores:
-    output = a.output or b.output
-    kind = a.kind if a.kind != "logits" else b.kind
-    classes = a.classes if a.kind == kind else b.classes
-    return Scores(a.value, output, kind, classes, a.probabilities or b.probabilities)
+def _merge(a: Readout, b: Readout) -> Readout:
+    """The readout of two outputs that share a value: a Sigmoid after one of them decides the kind."""
+    kind, size = (b.kind, b.size) if a.exclusive and not b.exclusive else (a.kind, a.size)
+    output, probabilities = a.output or b.output, a.probabilities_output or b.probabilities_output
+    return Readout(a.value, kind, size, output, probabilities)

@@ -210,9 +210,9 @@ class Anatomy:
         The forward values serve both: an input gradient costs one forward and one backward pass. A negative target is
         the row's best class.
         """
-        graph, cut, found = self._graph_at(INPUT), self.cut(INPUT), self.scores
+        graph, cut = self._graph_at(INPUT), self.cut(INPUT)
         op = Builder(graph)
-        start, seed = score_cotangent(op, found.kind, found.value, self._flat_scores(op), TARGET, found.classes)
+        start, seed = score_cotangent(op, self.scores, self._flat_scores(op), TARGET)
         replaced = guided.RULES if relu == "guided" else {}
         (gradient,) = sweep(op, start, seed, [cut.layer.value], replaced=replaced)
         op.dtype = graph.dtype(cut.layer.value)
@@ -281,7 +281,7 @@ class Anatomy:
             return op, unrounded(graph, self.scores.value), seed, self._cotangent_info(graph)
         op = Builder(graph)
         op.dtype = graph.dtype(self.scores.value)
-        start, seed = chosen_cotangent(op, self.scores.kind, self.scores.value, TARGET, self.scores.classes)
+        start, seed = chosen_cotangent(op, self.scores, TARGET)
         rows = (graph.shape(self.scores.value) or ("N",))[0]
         return op, start, seed, edit.info(TARGET, onnx.TensorProto.INT64, [rows])
 
@@ -311,16 +311,13 @@ class Anatomy:
         self._flat_scores(op)
         return _part(graph, op, inputs, [self._scores_info(graph), *further], keep=False)
 
-    def _columns(self) -> int:
-        return 1 if self.scores.kind == "binary_logit" else self.scores.classes
-
     def _scores_info(self, graph: Graph) -> onnx.ValueInfoProto:
         value = self.scores.value
-        return edit.info(SCORES, graph.dtype(value), [(graph.shape(value) or ("N",))[0], self._columns()])
+        return edit.info(SCORES, graph.dtype(value), [(graph.shape(value) or ("N",))[0], self.scores.columns])
 
     def _cotangent_info(self, graph: Graph) -> onnx.ValueInfoProto:
         value = self.scores.value
-        return edit.info(COTANGENT, graph.dtype(value), [(graph.shape(value) or ("N",))[0], self._columns()])
+        return edit.info(COTANGENT, graph.dtype(value), [(graph.shape(value) or ("N",))[0], self.scores.columns])
 
     def _inputs(self, cut: Cut) -> list[onnx.ValueInfoProto]:
         graph = self._graph_at(cut.layer.name)

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcam.errors import SettingError, listing
-from onnxcam.targets import classes as targets
+from onnxcam.targets.classes import find_label
+from onnxcam.targets.readout import Readout
 
 LABEL = "label"
 QUANTITIES = ("confidence", "margin", "entropy", LABEL)
@@ -123,18 +124,17 @@ def evaluate(condition: Condition, quantities: Mapping[str, np.ndarray]) -> np.n
 
 
 def quantities(
-    probabilities: np.ndarray, kind: str, wanted: Sequence[str] | set[str] = QUANTITIES
+    probabilities: np.ndarray, readout: Readout, names: Sequence[str] | set[str] = QUANTITIES
 ) -> dict[str, np.ndarray]:
-    """What a condition speaks of, from probabilities `[N, classes]`.
+    """The quantities of a condition, from probabilities `[N, classes]`.
 
-    `confidence`: the largest probability. `margin`: what it is ahead of the second. `label`: its index, the lowest on
-    ties. `entropy`: -sum p log p / log classes, 0 (sure) to 1 (knows nothing); of a `multilabel` model the mean over
-    its classes of each one's own two-sided entropy, in bits. A row whose probabilities are not finite is as unsure as
-    can be: confidence 0, margin 0, entropy 1.
+    `confidence`: the largest probability. `margin`: its lead over the second. `label`: its index, the lowest on ties.
+    `entropy`: -sum p log p / log classes, 0 (certain) to 1 (uniform); of a `multilabel` model the mean over its classes
+    of each one's binary entropy, in bits. A row whose probabilities are not finite is as uncertain as possible:
+    confidence 0, margin 0, entropy 1.
 
     Arguments:
-        kind: the manifest's `logits`, `binary_logit` or `multilabel`.
-        wanted: which of them to compute.
+        names: which of them to compute.
 
     Returns:
         float64 `[N]` each, `label` int64.
@@ -143,57 +143,34 @@ def quantities(
     finite = np.asarray(np.isfinite(p).all(axis=1))
     sound = bool(finite.all())
     p = p if sound else np.where(finite[:, None], p, 0.0)
-    found: dict[str, np.ndarray] = {}
-    if "confidence" in wanted:
-        found["confidence"] = p.max(axis=1)
-    if LABEL in wanted:
-        found[LABEL] = p.argmax(axis=1)
-    if "margin" in wanted:
+    values: dict[str, np.ndarray] = {}
+    if "confidence" in names:
+        values["confidence"] = p.max(axis=1)
+    if LABEL in names:
+        values[LABEL] = p.argmax(axis=1)
+    if "margin" in names:
         best = np.partition(p, -2, axis=1)[:, -2:] if p.shape[1] > 1 else np.concatenate([0 * p, p], axis=1)
-        found["margin"] = best[:, 1] - best[:, 0]
-    if "entropy" in wanted:
-        entropy = _entropy(p, kind)
-        found["entropy"] = entropy if sound else np.where(finite, entropy, 1.0)
-    return found
-
-
-def probabilities(scores: np.ndarray, kind: str, form: str = "auto") -> np.ndarray:
-    """Probabilities `[N, classes]` from what a model says: float64, from logits or probabilities `[N, K]`.
-
-    Arguments:
-        kind: the manifest's `logits`, `binary_logit` or `multilabel`.
-        form: `logits`, `probabilities`, or `auto`: probabilities where every value lies in 0..1 and (but for sigmoids)
-            every row sums to 1 within 1e-2, else logits.
-    """
-    values = np.asarray(scores, np.float64)
-    if form == "auto":
-        form = "probabilities" if _look_like_probabilities(values, kind) else "logits"
-    if form == "logits":
-        with np.errstate(invalid="ignore", over="ignore"):
-            return np.asarray(targets.probabilities(values, kind), np.float64)
-    if kind == "binary_logit" and values.shape[1] == 1:
-        return np.concatenate([1.0 - values, values], axis=1)
+        values["margin"] = best[:, 1] - best[:, 0]
+    if "entropy" in names:
+        entropy = readout.entropy(p)
+        values["entropy"] = entropy if sound else np.where(finite, entropy, 1.0)
     return values
 
 
-def _look_like_probabilities(values: np.ndarray, kind: str) -> bool:
-    low, high = values.min(initial=0.0), values.max(initial=0.0)
-    if not (low >= 0 and high <= 1 + 1e-6):
-        return False
-    if kind == "multilabel" or values.shape[1] == 1:
-        return True
-    return bool((np.abs(values.sum(axis=1) - 1) <= 1e-2).all())
+def probabilities(outputs: np.ndarray, readout: Readout, form: str = "auto") -> np.ndarray:
+    """Probabilities `[N, classes]`, float64, from logits or probabilities `[N, columns]`, whichever a model emits.
 
-
-def _entropy(p: np.ndarray, kind: str) -> np.ndarray:
-    def plogp(values: np.ndarray) -> np.ndarray:
-        return np.asarray(values * np.log(np.maximum(values, 1e-300)))
-
-    if kind == "multilabel":
-        return np.asarray(-(plogp(p) + plogp(1 - p)).mean(axis=1) / np.log(2))
-    if p.shape[1] < 2:
-        return np.zeros(len(p))
-    return np.asarray(-plogp(p).sum(axis=1) / np.log(p.shape[1]))
+    Arguments:
+        form: `logits`, `probabilities`, or `auto`: probabilities where every value lies in 0..1 and (but for sigmoids)
+            every row sums to 1 within 1e-2, else logits.
+    """
+    values = np.asarray(outputs, np.float64)
+    if form == "auto":
+        form = "probabilities" if readout.are_probabilities(values) else "logits"
+    if form == "logits":
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.asarray(readout.probabilities(values), np.float64)
+    return readout.complete(values)
 
 
 class _Token(NamedTuple):
@@ -270,7 +247,7 @@ class _Reader:
         if value.kind == "text":
             if self._labels is None and self._classes is None:
                 return Comparison(LABEL, symbol, value.text)
-            return Comparison(LABEL, symbol, targets.find_label(value.text, self._labels))
+            return Comparison(LABEL, symbol, find_label(value.text, self._labels))
         index = float(value.text)
         if index < 0 or index != int(index) or (self._classes is not None and index >= self._classes):
             last = "" if self._classes is None else f" from 0 to {self._classes - 1}"

@@ -85,8 +85,8 @@ def test_top1(explainer: Explainer, target: Any) -> None:
     [
         ([0, 1], "got 2 targets for 3 pictures"),
         ([0, 1, 2, 3], "got 4 targets for 3"),
-        (5, "5 is no class .* 0 to 4"),
-        (-2, "-2 is no class"),
+        (5, "5 is not a class .* 0 to 4"),
+        (-2, "-2 is not a class"),
         ([0, 0, 17], "17"),
         ("crane", r"ambiguous: classes 2 \(crane\), 4 \(crane\)"),
         ("tigre", r"nearest are .*tiger cat, tiger \(1\)"),

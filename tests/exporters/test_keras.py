@@ -21,6 +21,7 @@ from onnxcam.exporters.keras import export, list_layers  # noqa: E402
 from onnxcam.exporters.keras_module import Watched  # noqa: E402
 from onnxcam.exporters.keras_oracle import KerasOracle  # noqa: E402
 from onnxcam.network import manifest  # noqa: E402
+from onnxcam.targets.readout import LOGITS, Readout  # noqa: E402
 from tests.exporters import keras_nets as nets  # noqa: E402
 
 # Keras warns that a functional model made from a list of one input is called with that input alone
@@ -234,7 +235,9 @@ def test_the_oracle_in_float64_agrees_with_itself() -> None:
     watched, batch = Watched(model), pictures(2, 16, 16, 3)
     calls, _ = watched.calls(batch)
     targets = [watched.resolve(name, calls) for name in ("conv1", "relu2")]
-    oracle = KerasOracle(watched, targets, batch, outputs=1, place=0, kind="logits", stepped_over=True)
+    oracle = KerasOracle(
+        watched, targets, batch, outputs=1, place=0, readout=Readout("scores", LOGITS, 5), stepped_over=True
+    )
     single, double = oracle(batch, False), oracle(batch, True)
     assert single is not None and double is not None
     assert double.scores.dtype == np.float64 and double.activations[0].dtype == np.float64

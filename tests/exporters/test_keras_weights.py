@@ -97,6 +97,7 @@ def test_the_float64_oracle_takes_weights_that_nothing_reads_and_agrees() -> Non
     import keras
 
     from onnxcam.exporters import keras_module, keras_oracle
+    from onnxcam.targets.readout import LOGITS, Readout
 
     class Idle(keras.Model):
         """Computes a large convolution whose result it drops."""
@@ -118,7 +119,9 @@ def test_the_float64_oracle_takes_weights_that_nothing_reads_and_agrees() -> Non
     model(batch)
     watched = keras_module.Watched(model)
     target = keras_module.Target("first", "first", 0, (10, 10, 128))
-    oracle = keras_oracle.KerasOracle(watched, [target], batch, outputs=1, place=0, kind="logits", stepped_over=False)
+    oracle = keras_oracle.KerasOracle(
+        watched, [target], batch, outputs=1, place=0, readout=Readout("scores", LOGITS, 300), stepped_over=False
+    )
     single, double = oracle(batch, False), oracle(batch, True)
     assert single is not None and double is not None
     assert double.scores.dtype == np.float64

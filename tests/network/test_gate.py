@@ -26,6 +26,7 @@ from onnxcam.network import gate, manifest
 from onnxcam.network.split import split
 from onnxcam.targets import conditions
 from onnxcam.targets.conditions import AllOf, AnyOf, Comparison, Condition, Not
+from onnxcam.targets.readout import LOGITS, Readout
 from tests.support import models
 from tests.support.explainable import held
 
@@ -205,10 +206,16 @@ def test_shapes_are_declared_as_without_a_gate(name: str) -> None:
     assert gated.opset_import == plain.opset_import and gated.ir_version == plain.ir_version
 
 
+def readout(scores: np.ndarray, kind: str) -> Readout:
+    return Readout("scores", kind, 2 if kind == "binary_logit" else scores.shape[1])
+
+
 def test_one_unsure_row_computes_the_batch_and_only_it_is_marked() -> None:
     source, x = models.tiny_cnn(), batch(8)
     want = run(augment(source), {"input": x})
-    sure = np.sort(conditions.probabilities(want["logits"], "logits", "logits").max(axis=1).astype(float))
+    sure = np.sort(
+        conditions.probabilities(want["logits"], readout(want["logits"], LOGITS), "logits").max(axis=1).astype(float)
+    )
     gated = augment(source, gate=f"confidence < {(sure[0] + sure[1]) / 2:.9f}")
     got = run(gated, {"input": x})
     assert got["fired"].sum() == 1
@@ -284,14 +291,18 @@ trees = st.recursive(
 )
 
 
+def quantities(scores: np.ndarray, kind: str) -> dict[str, np.ndarray]:
+    meaning = readout(scores, kind)
+    return conditions.quantities(conditions.probabilities(scores, meaning, "logits"), meaning)
+
+
 def emitted(condition: Condition, scores: np.ndarray, kind: str) -> tuple[np.ndarray, bool]:
-    classes = 2 if kind == "binary_logit" else scores.shape[1]
     info = edit.info("scores", TensorProto.FLOAT, ["N", scores.shape[1]])
     model = helper.make_model(
         helper.make_graph([], "condition", [info], []), opset_imports=[helper.make_opsetid("", 18)], ir_version=8
     )
     op = Builder(Graph(model))
-    unsure = gate.emit(op, condition, "scores", kind, classes)
+    unsure = gate.emit(op, condition, "scores", readout(scores, kind))
     edit.add(model, op)
     model.graph.output.append(edit.info("fired", TensorProto.BOOL, ["N"]))
     model.graph.output.append(edit.info(unsure, TensorProto.BOOL, []))
@@ -314,7 +325,7 @@ def test_emitted_condition_is_the_hooks(condition: Condition, kind: str, seed: i
     scores = (scale * rng.normal(size=(9, 1 if kind == "binary_logit" else 4))).astype(np.float32)
     scores[0, 0], scores[1, -1], scores[2, 0] = np.nan, np.inf, -np.inf
     scores[3] = scores[3, 0]  # ties
-    found = conditions.quantities(conditions.probabilities(scores, kind, "logits"), kind)
+    found = quantities(scores, kind)
     # a rounding of the last bit may decide only where a quantity equals its bound
     for leaf in leaves(condition):
         near = np.abs(found[leaf.quantity] - float(leaf.value))
@@ -330,7 +341,7 @@ def test_emitted_condition_is_the_hooks(condition: Condition, kind: str, seed: i
 def test_thresholds_at_the_quantities_themselves(kind: str, quantity: str) -> None:
     """Both sides of each row's own value, so that an error of 2e-7 shows."""
     scores = np.random.default_rng(3).normal(scale=2, size=(6, 1 if kind == "binary_logit" else 5)).astype(np.float32)
-    found = conditions.quantities(conditions.probabilities(scores, kind, "logits"), kind)[quantity]
+    found = quantities(scores, kind)[quantity]
     for row, value in enumerate(found):
         for bound in (value - 1e-7, value + 1e-7):
             fired, _ = emitted(Comparison(quantity, "<", bound), scores, kind)
@@ -343,7 +354,7 @@ def test_scores_that_are_not_finite_are_as_unsure_as_can_be() -> None:
         condition = conditions.parse(text)
         for model, kind in ((scores, "logits"), (scores, "multilabel"), (scores[:, :1], "binary_logit")):
             fired, _ = emitted(condition, model, kind)
-            found = conditions.quantities(conditions.probabilities(model, kind, "logits"), kind)
+            found = quantities(model, kind)
             assert fired.tolist() == conditions.evaluate(condition, found).tolist(), (text, kind)
             assert fired[0]
         assert emitted(condition, scores, "logits")[0].tolist() == [True, True, True, False, False]

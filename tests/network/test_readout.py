@@ -9,10 +9,10 @@ import pytest
 from onnxcam.errors import ModelError
 from onnxcam.graph.normalize import prepare
 from onnxcam.network import readout as scores
-from onnxcam.network.readout import Scores
+from onnxcam.targets.readout import Readout
 
 
-def find(body: str, outputs: str, opset: int = 18, asked: str | None = None) -> Scores:
+def find(body: str, outputs: str, opset: int = 18, asked: str | None = None) -> Readout:
     """The scores of a graph whose value `z` is [N,5], `b` is [N,1] and `q` is [N,5,1,1]."""
     text = (
         f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[N,5] z, float[N,1] b, float[N,5,1,1] q) '
@@ -24,23 +24,23 @@ def find(body: str, outputs: str, opset: int = 18, asked: str | None = None) -> 
 @pytest.mark.parametrize(
     ("body", "outputs", "expected"),
     [
-        ("o = Neg(z)", "float[N,5] o", Scores("o", "o", "logits", 5, None)),
-        ("o = Softmax(z)", "float[N,5] o", Scores("z", None, "logits", 5, "o")),
-        ("o = Softmax<axis=1>(z)", "float[N,5] o", Scores("z", None, "logits", 5, "o")),
-        ("o = LogSoftmax(z)", "float[N,5] o", Scores("z", None, "logits", 5, None)),
-        ("o = Sigmoid(z)", "float[N,5] o", Scores("z", None, "multilabel", 5, "o")),
-        ("o = Sigmoid(b)", "float[N,1] o", Scores("b", None, "binary_logit", 2, "o")),
-        ("o = Neg(b)", "float[N,1] o", Scores("o", "o", "binary_logit", 2, None)),
-        ("o = Softmax<axis=1>(q)", "float[N,5,1,1] o", Scores("q", None, "logits", 5, "o")),
-        ("o = Neg(q)", "float[N,5,1,1] o", Scores("o", None, "logits", 5, None)),
-        ("l = Neg(z) o = Softmax(l)", "float[N,5] l, float[N,5] o", Scores("l", "l", "logits", 5, "o")),
-        ("l = Neg(z) o = Softmax(l)", "float[N,5] o, float[N,5] l", Scores("l", "l", "logits", 5, "o")),
-        ("l = Neg(z) o = Sigmoid(l)", "float[N,5] l, float[N,5] o", Scores("l", "l", "multilabel", 5, "o")),
-        ("l = Neg(z) s = Softmax(l) o = Identity(s)", "float[N,5] o", Scores("l", None, "logits", 5, "o")),
-        ("o = Softmax(z) i = ArgMax<axis=1>(z)", "float[N,5] o, int64[N,1] i", Scores("z", None, "logits", 5, "o")),
+        ("o = Neg(z)", "float[N,5] o", Readout("o", "logits", 5, "o", None)),
+        ("o = Softmax(z)", "float[N,5] o", Readout("z", "logits", 5, None, "o")),
+        ("o = Softmax<axis=1>(z)", "float[N,5] o", Readout("z", "logits", 5, None, "o")),
+        ("o = LogSoftmax(z)", "float[N,5] o", Readout("z", "logits", 5, None, None)),
+        ("o = Sigmoid(z)", "float[N,5] o", Readout("z", "multilabel", 5, None, "o")),
+        ("o = Sigmoid(b)", "float[N,1] o", Readout("b", "binary_logit", 2, None, "o")),
+        ("o = Neg(b)", "float[N,1] o", Readout("o", "binary_logit", 2, "o", None)),
+        ("o = Softmax<axis=1>(q)", "float[N,5,1,1] o", Readout("q", "logits", 5, None, "o")),
+        ("o = Neg(q)", "float[N,5,1,1] o", Readout("o", "logits", 5, None, None)),
+        ("l = Neg(z) o = Softmax(l)", "float[N,5] l, float[N,5] o", Readout("l", "logits", 5, "l", "o")),
+        ("l = Neg(z) o = Softmax(l)", "float[N,5] o, float[N,5] l", Readout("l", "logits", 5, "l", "o")),
+        ("l = Neg(z) o = Sigmoid(l)", "float[N,5] l, float[N,5] o", Readout("l", "multilabel", 5, "l", "o")),
+        ("l = Neg(z) s = Softmax(l) o = Identity(s)", "float[N,5] o", Readout("l", "logits", 5, None, "o")),
+        ("o = Softmax(z) i = ArgMax<axis=1>(z)", "float[N,5] o, int64[N,1] i", Readout("z", "logits", 5, None, "o")),
     ],
 )
-def test_scores(body: str, outputs: str, expected: Scores) -> None:
+def test_scores(body: str, outputs: str, expected: Readout) -> None:
     assert find(body, outputs) == expected
 
 
@@ -51,7 +51,7 @@ def test_a_softmax_of_another_axis_is_no_ending() -> None:
 @pytest.mark.parametrize("asked", ["l", "o"])
 def test_asked_for_by_any_of_its_names(asked: str) -> None:
     found = find("l = Neg(z) o = Sigmoid(l) t = Abs(z)", "float[N,5] l, float[N,5] o, float[N,5] t", asked=asked)
-    assert found == Scores("l", "l", "multilabel", 5, "o")
+    assert found == Readout("l", "multilabel", 5, "l", "o")
 
 
 def test_several_are_ambiguous() -> None:

@@ -13,6 +13,7 @@ from scipy import special, stats
 from onnxcam.errors import SettingError, TargetError
 from onnxcam.targets import conditions
 from onnxcam.targets.conditions import AllOf, AnyOf, Comparison, Not
+from onnxcam.targets.readout import BINARY, LOGITS, MULTILABEL, Readout
 
 LABELS = ["tabby, tabby cat", "tiger cat", "lynx"]
 NUMBERS = st.sampled_from(["0", "1", "0.25", ".5", "0.75", "1e-1", "5e-1"])
@@ -116,11 +117,16 @@ def test_unknown_label_names_the_nearest() -> None:
         conditions.parse("label == 'tabby'", None, 3)
 
 
+def quantities(scores: np.ndarray, kind: str, form: str = "auto") -> dict[str, np.ndarray]:
+    readout = Readout("scores", kind, 2 if kind == BINARY else scores.shape[1])
+    return conditions.quantities(conditions.probabilities(scores, readout, form), readout)
+
+
 @pytest.mark.parametrize("form", ["auto", "logits"])
 def test_quantities_of_logits(form: str) -> None:
     scores = np.random.default_rng(0).normal(scale=3, size=(50, 7)).astype(np.float32)
     p = special.softmax(scores.astype(np.float64), axis=1)
-    found = conditions.quantities(conditions.probabilities(scores, "logits", form), "logits")
+    found = quantities(scores, LOGITS, form)
     best = np.sort(p, axis=1)[:, ::-1]
     np.testing.assert_allclose(found["confidence"], best[:, 0], rtol=1e-6)
     np.testing.assert_allclose(found["margin"], best[:, 0] - best[:, 1], atol=1e-6)
@@ -131,7 +137,7 @@ def test_quantities_of_logits(form: str) -> None:
 @pytest.mark.parametrize("form", ["auto", "probabilities"])
 def test_quantities_of_probabilities(form: str) -> None:
     p = np.random.default_rng(0).dirichlet(np.ones(4), 20)
-    found = conditions.quantities(conditions.probabilities(p.astype(np.float32), "logits", form), "logits")
+    found = quantities(p.astype(np.float32), LOGITS, form)
     np.testing.assert_allclose(found["confidence"], p.max(axis=1), rtol=1e-6)
     np.testing.assert_allclose(found["entropy"], stats.entropy(p, axis=1) / np.log(4), rtol=1e-5)
 
@@ -139,7 +145,7 @@ def test_quantities_of_probabilities(form: str) -> None:
 @pytest.mark.parametrize("scores", [[[0.3], [-4.0]], [[1 / (1 + np.exp(-0.3))], [1 / (1 + np.exp(4.0))]]])
 def test_quantities_of_one_logit(scores: list[list[float]]) -> None:
     p = special.expit(np.array([0.3, -4.0]))
-    found = conditions.quantities(conditions.probabilities(np.array(scores), "binary_logit"), "binary_logit")
+    found = quantities(np.array(scores), BINARY)
     np.testing.assert_allclose(found["confidence"], np.maximum(p, 1 - p), rtol=1e-6)
     np.testing.assert_allclose(found["margin"], np.abs(2 * p - 1), rtol=1e-6)
     np.testing.assert_allclose(found["entropy"], stats.entropy([1 - p, p], base=2), rtol=1e-5)
@@ -149,14 +155,14 @@ def test_quantities_of_one_logit(scores: list[list[float]]) -> None:
 def test_quantities_of_many_labels() -> None:
     scores = np.random.default_rng(0).normal(scale=2, size=(10, 6))
     p = special.expit(scores)
-    found = conditions.quantities(conditions.probabilities(scores, "multilabel"), "multilabel")
+    found = quantities(scores, MULTILABEL)
     np.testing.assert_allclose(found["confidence"], p.max(axis=1), rtol=1e-6)
     np.testing.assert_allclose(found["entropy"], stats.entropy([p, 1 - p], base=2).mean(axis=1), rtol=1e-5)
 
 
 def test_scores_that_are_not_finite_are_as_unsure_as_can_be() -> None:
     scores = np.array([[np.nan, 1.0, 2.0], [np.inf, 0.0, 0.0], [9.0, 0.0, 0.0]], np.float32)
-    found = conditions.quantities(conditions.probabilities(scores, "logits"), "logits")
+    found = quantities(scores, LOGITS)
     assert found["confidence"][:2].tolist() == [0, 0] and found["confidence"][2] > 0.99
     assert found["margin"][:2].tolist() == [0, 0]
     assert found["entropy"][:2].tolist() == [1, 1] and found["entropy"][2] < 0.01

@@ -10,9 +10,11 @@ import pytest
 from onnxcam.errors import TargetError
 from onnxcam.targets import objectives
 from onnxcam.targets.objectives import Contrast, Probability, Weights, resolve
+from onnxcam.targets.readout import BINARY, KINDS, LOGITS, Readout
 
 LABELS = ["tabby, tabby cat", "tiger cat", "lynx", "cup", "espresso"]
 SCORES = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32) * 2
+FIVE, ONE_LOGIT = Readout("scores", LOGITS, 5), Readout("scores", BINARY, 2)
 
 
 def slope(objective: objectives.Objective, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -32,19 +34,19 @@ def slope(objective: objectives.Objective, scores: np.ndarray, rows: np.ndarray)
      Weights({"lynx": 1, 4: -1}), [Contrast(), 3, Weights({0: 1}), None]],
 )  # fmt: skip
 def test_a_linear_objective_has_its_weights_as_derivative(target: Any) -> None:
-    objective = resolve(target, SCORES, "logits", 5, LABELS)
+    objective = resolve(target, SCORES, FIVE, LABELS)
     rows = np.array([3, 0, 2, 2, 1])
     scores = SCORES[rows].astype(np.float64) + 0.3
     assert objective.linear
     assert np.allclose(objective.cotangent(scores, rows), slope(objective, scores, rows), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["logits", "multilabel", "binary_logit"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", [None, [1, 0, 1, 0]])
 def test_a_probability_is_differentiated_through_its_softmax_or_sigmoid(kind: str, target: Any) -> None:
     scores = SCORES[:, :1] if kind == "binary_logit" else SCORES
     wanted = Probability() if target is None else [Probability(index) for index in target]
-    objective = resolve(wanted, scores, kind, 2 if kind == "binary_logit" else 5)
+    objective = resolve(wanted, scores, Readout("scores", kind, 2 if kind == "binary_logit" else 5))
     rows = np.arange(4)
     # `value` is of float32 probabilities, so the oracle is written out in float64
     y = scores.astype(np.float64)
@@ -69,14 +71,14 @@ def test_a_probability_is_differentiated_through_its_softmax_or_sigmoid(kind: st
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
 def test_finercams_objective_against_differences(alpha: float) -> None:
-    objective = objectives.finer(np.array([0, 1, 2, 3]), SCORES, "logits", alpha, 3)
+    objective = objectives.finer(np.array([0, 1, 2, 3]), SCORES, FIVE, alpha, 3)
     rows = np.array([0, 1, 2, 3, 1])
     scores = SCORES[rows].astype(np.float64) + np.random.default_rng(0).normal(size=(5, 5)) * 0.1
     assert np.allclose(objective.cotangent(scores, rows), slope(objective, scores, rows), atol=1e-6)
 
 
 def test_a_contrast_without_names_is_the_best_class_against_its_runner_up() -> None:
-    objective = resolve(Contrast(), SCORES, "logits", 5)
+    objective = resolve(Contrast(), SCORES, FIVE)
     ranked = np.sort(SCORES, axis=1)
     assert np.allclose(objective.value(SCORES, np.arange(4)), ranked[:, -1] - ranked[:, -2], atol=1e-6)
     assert (objective.classes == SCORES.argmax(axis=1)).all()
@@ -85,9 +87,9 @@ def test_a_contrast_without_names_is_the_best_class_against_its_runner_up() -> N
 def test_one_logit_stands_for_two_classes() -> None:
     scores = np.array([[2.0], [-1.0]], np.float32)
     rows = np.arange(2)
-    assert resolve(None, scores, "binary_logit", 2).value(scores, rows).tolist() == [2, 1]
-    assert resolve(Contrast(1, 0), scores, "binary_logit", 2).value(scores, rows).tolist() == [4, -2]
-    assert resolve(Weights([0, 1]), scores, "binary_logit", 2).value(scores, rows).tolist() == [2, -1]
+    assert resolve(None, scores, ONE_LOGIT).value(scores, rows).tolist() == [2, 1]
+    assert resolve(Contrast(1, 0), scores, ONE_LOGIT).value(scores, rows).tolist() == [4, -2]
+    assert resolve(Weights([0, 1]), scores, ONE_LOGIT).value(scores, rows).tolist() == [2, -1]
 
 
 @pytest.mark.parametrize(
@@ -105,9 +107,9 @@ def test_one_logit_stands_for_two_classes() -> None:
 )
 def test_a_target_that_means_nothing_is_one_sentence(target: Any, sentence: str) -> None:
     with pytest.raises(TargetError, match=sentence):
-        resolve(target, SCORES, "logits", 5, LABELS)
+        resolve(target, SCORES, FIVE, LABELS)
 
 
 def test_finercam_needs_rivals() -> None:
     with pytest.raises(TargetError, match="use gradcam"):
-        objectives.finer(np.array([1]), np.array([[0.3]]), "binary_logit", 1.0, 3)
+        objectives.finer(np.array([1]), np.array([[0.3]]), ONE_LOGIT, 1.0, 3)

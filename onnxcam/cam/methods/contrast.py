@@ -16,11 +16,11 @@ def finercam(view: View, alpha: float = 1.0, rivals: int = 3) -> np.ndarray:
 
     https://arxiv.org/abs/2501.11309. `rivals`: how many of them; `alpha`: how much they count.
     """
-    if any(view.objective.told(row)[0] != objectives.LOGIT for row in range(len(view.scores))):
+    if any(view.objective.describe(row)[0] != objectives.LOGIT for row in range(len(view.scores))):
         raise MethodError(
             "method 'finercam' finds a class's rivals itself; name the class alone, or use gradcam for a contrast, a "
             "probability or a weighted sum"
         )
-    objective = objectives.finer(view.objective.classes, view.scores, view.kind, alpha, rivals)
+    objective = objectives.finer(view.objective.classes, view.scores, view.readout, alpha, rivals)
     weights = view.under(objective).gradients.mean(axis=(2, 3), keepdims=True)
     return np.asarray(weights * view.activations)

@@ -87,7 +87,7 @@ def rise(view: View, masks: int = 1000, cells: int = 7, keep: float = 0.5, basel
     masks, cells = whole("masks", masks, 1), whole("cells", cells, 1)
     if not 0 < keep < 1:
         raise MethodError(f"keep={keep!r}; expected a probability between 0 and 1")
-    picture = view.input.under(probable(view.objective, view.kind))
+    picture = view.input.under(probable(view.objective, view.readout))
     x = picture.activations
     rows, (height, width) = len(x), view.shape
     hidden = broadcast("baseline", baseline, x)

@@ -1,0 +1,169 @@
+"""The readout of a classifier: the value of its graph whose numbers are explained, and what those numbers mean.
+
+Three kinds of classifier share one form, scores `[N, columns]`:
+
+    logits        one column per class, a softmax over the columns gives probabilities
+    multilabel    one column per class, each with a sigmoid of its own
+    binary_logit  one column s for two classes: class 1 has the score +s, class 0 has -s
+
+Code elsewhere asks a `Readout` instead of comparing kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxcam.errors import TargetError
+
+LOGITS, BINARY, MULTILABEL = "logits", "binary_logit", "multilabel"
+KINDS = (LOGITS, BINARY, MULTILABEL)
+APPENDED = "logits"  # name of the output that carries the value where no original output does
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A value of the graph and the meaning of its numbers.
+
+    Attributes:
+        value: name of the differentiated value, `[N, columns]` or `[N, columns, 1, 1]`, before a final Softmax or
+            Sigmoid.
+        kind: one of `KINDS`.
+        size: number of classes.
+        output: the model's own output that is this value; None if it has to be appended as `logits`.
+        probabilities_output: the model's own output that holds probabilities; None if there is none.
+    """
+
+    value: str
+    kind: str
+    size: int
+    output: str | None = None
+    probabilities_output: str | None = None
+
+    @classmethod
+    def from_manifest(cls, entry: Mapping[str, Any]) -> Readout:
+        """The readout that a manifest's `scores` entry describes."""
+        name = str(entry["name"])
+        return cls(name, str(entry["kind"]), int(entry["classes"]), name, entry.get("probabilities"))
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest's `scores` entry."""
+        return {
+            "name": self.output or APPENDED,
+            "kind": self.kind,
+            "classes": self.size,
+            "probabilities": self.probabilities_output,
+        }
+
+    @property
+    def columns(self) -> int:
+        """Number of columns of the scores."""
+        return 1 if self.kind == BINARY else self.size
+
+    @property
+    def signed(self) -> bool:
+        """Whether one column stands for two classes, by its sign."""
+        return self.kind == BINARY
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the columns compete under one softmax."""
+        return self.kind == LOGITS
+
+    @property
+    def independent(self) -> bool:
+        """Whether each class is present or absent on its own."""
+        return self.kind == MULTILABEL
+
+    def of_columns(self, columns: int) -> Readout | None:
+        """The readout of an array with this many columns: a binary classifier is also served with one column per
+        class. None if the array cannot be of this classifier.
+        """
+        if columns == self.columns:
+            return self
+        return replace(self, kind=LOGITS) if self.signed and columns == self.size else None
+
+    def per_class(self, scores: np.ndarray) -> np.ndarray:
+        """The score of each class, `[N, size]`, from scores `[N, columns]`."""
+        return np.concatenate([-scores, scores], axis=1) if self.signed else scores
+
+    def top1(self, scores: np.ndarray) -> np.ndarray:
+        """The class with the highest score of each row (the lowest index on ties), int64 `[N]`."""
+        return np.asarray(self.per_class(scores).argmax(axis=1), np.int64)
+
+    def fill_top1(self, classes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Classes `[N]` with each negative one replaced by the row's top-1."""
+        return np.where(classes < 0, self.top1(scores), classes)
+
+    def best(self, scores: np.ndarray, count: int) -> np.ndarray:
+        """The classes with the highest scores of each row, best first (the lower index on ties), int64 `[N, count]`.
+
+        Raises:
+            TargetError: `count` is not between 1 and the number of classes.
+        """
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or not 1 <= count <= self.size:
+            raise TargetError(f"top={count!r}; expected 1 to {self.size}, the number of classes")
+        return np.argsort(-self.per_class(scores), axis=1, kind="stable")[:, :count].astype(np.int64)
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Probabilities `[N, size]`, float32: a softmax, a sigmoid each, or (1 - p, p) of a single logit."""
+        if self.exclusive:  # in few calls: next to a small model each counts
+            top = np.maximum.reduce(scores, axis=1, keepdims=True)
+            p: np.ndarray = np.subtract(scores, top, dtype=np.float64)
+            np.exp(p, out=p)
+            p /= np.add.reduce(p, axis=1, keepdims=True)
+            return p.astype(np.float32)
+        y = scores.astype(np.float64)
+        p = np.where(y >= 0, 1.0, np.exp(np.minimum(y, 0))) / (1.0 + np.exp(-np.abs(y)))
+        return self.complete(p).astype(np.float32, copy=False)
+
+    def complete(self, probabilities: np.ndarray) -> np.ndarray:
+        """Probabilities `[N, size]` from those of the columns: a binary classifier emits that of class 1 alone."""
+        if self.signed and probabilities.shape[1] == 1:
+            return np.concatenate([1.0 - probabilities, probabilities], axis=1)
+        return probabilities
+
+    def one_hot(self, classes: np.ndarray) -> np.ndarray:
+        """The cotangent of each row's class score: d per_class[n, classes[n]] / d scores, float64 `[N, columns]`."""
+        hot = np.zeros((len(classes), self.size))
+        hot[np.arange(len(classes)), classes] = 1.0
+        return self.fold(hot)
+
+    def fold(self, weights: np.ndarray) -> np.ndarray:
+        """Weights per class `[N, size]` as weights of the columns `[N, columns]`."""
+        return weights[:, 1:] - weights[:, :1] if self.signed else weights
+
+    def probability_cotangent(self, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """d p[n, classes[n]] / d scores, float64 `[N, columns]`: p_c (1_c - p) of a softmax, p (1 - p) of a sigmoid."""
+        p = self.probabilities(scores).astype(np.float64)
+        p_class = p[np.arange(len(classes)), classes][:, None]
+        hot = self.one_hot(classes)
+        return np.asarray(p_class * (hot - p) if self.exclusive else p_class * (1 - p_class) * hot)
+
+    def entropy(self, probabilities: np.ndarray) -> np.ndarray:
+        """Entropy of probabilities `[N, size]`, 0 (certain) to 1 (uniform), float64 `[N]`.
+
+        -sum p log p / log size; of independent classes the mean of each one's binary entropy, in bits.
+        """
+        p = probabilities
+        if self.independent:
+            return np.asarray(-(_plogp(p) + _plogp(1 - p)).mean(axis=1) / np.log(2))
+        if p.shape[1] < 2:
+            return np.zeros(len(p))
+        return np.asarray(-_plogp(p).sum(axis=1) / np.log(p.shape[1]))
+
+    def are_probabilities(self, values: np.ndarray) -> bool:
+        """Whether every value lies in 0..1 and, of a softmax, every row sums to 1 within 1e-2."""
+        low, high = values.min(initial=0.0), values.max(initial=0.0)
+        if not (low >= 0 and high <= 1 + 1e-6):
+            return False
+        if self.independent or values.shape[1] == 1:
+            return True
+        return bool((np.abs(values.sum(axis=1) - 1) <= 1e-2).all())
+
+
+def _plogp(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values * np.log(np.maximum(values, 1e-300)))

@@ -20,9 +20,9 @@ from onnxcam.diagnose.gradients import check
 from onnxcam.errors import ModelError, SettingError, TargetError
 from onnxcam.graph import edit
 from onnxcam.graph.builder import Builder
-from onnxcam.graph.normalize import prepare
 from onnxcam.graph.view import Graph
 from onnxcam.network import gate, manifest
+from onnxcam.network.network import prepare
 from onnxcam.network.split import split
 from onnxcam.targets import conditions
 from onnxcam.targets.conditions import AllOf, AnyOf, Comparison, Condition, Not

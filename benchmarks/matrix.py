@@ -95,7 +95,7 @@ def measure(name: str) -> dict[str, Row]:
     import torch
 
     from onnxcam.network import manifest
-    from onnxcam.network.explainable import list_layers
+    from onnxcam.network.network import list_layers
 
     entry = TORCH[name]
     model, picture = build(name)

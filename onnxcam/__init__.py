@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from onnxcam.explain.explanation import Explanation as Explanation
     from onnxcam.monitor.hook import Monitor as Monitor
     from onnxcam.network.explainable import augment as augment
-    from onnxcam.network.explainable import list_layers as layers
+    from onnxcam.network.network import list_layers as layers
     from onnxcam.targets.objectives import Contrast as Contrast
     from onnxcam.targets.objectives import Probability as Probability
     from onnxcam.targets.objectives import Weights as Weights
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 # resolved on first use, so that `import onnxcam` loads neither onnx nor onnxruntime nor cv2
 _LAZY = {
     "augment": "onnxcam.network.explainable",
-    "layers": "onnxcam.network.explainable:list_layers",
+    "layers": "onnxcam.network.network:list_layers",
     "gradient": "onnxcam.autodiff.gradient",
     "Explainer": "onnxcam.explain.explainer",
     "Explanation": "onnxcam.explain.explanation",

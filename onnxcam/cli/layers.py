@@ -65,7 +65,7 @@ def describe(model: str) -> dict[str, Any]:
     """
     from onnxcam.graph import file
     from onnxcam.network import manifest
-    from onnxcam.network.explainable import survey
+    from onnxcam.network.network import survey
 
     held = manifest.parse(file.metadata(model).get(manifest.KEY))
     entries = {} if held is None else {entry["name"]: entry for entry in held["layers"]}

@@ -10,7 +10,8 @@ import numpy as np
 from onnxcam import image
 from onnxcam.cam.methods import GRAPH, INPUT, find
 from onnxcam.errors import InputError, MethodError
-from onnxcam.explain.features import Features
+from onnxcam.explain.features import HeadRun
+from onnxcam.explain.view import view
 from onnxcam.network.names import INPUT as WHOLE
 from onnxcam.targets.objectives import Objective, logit
 
@@ -31,7 +32,7 @@ class Examination:
 
     def __init__(
         self,
-        features: Callable[[Sequence[str], np.ndarray], Features],
+        features: Callable[[Sequence[str], np.ndarray], HeadRun],
         batch: np.ndarray,
         layers: Sequence[str],
         default: str,
@@ -70,7 +71,7 @@ class Examination:
         if not eigen and not options and all(find(name).kind == GRAPH for name in methods):
             own = logit(classes[:, 0], readout)
             together = list(dict.fromkeys(find(name).name for name in methods))
-            held = [features.view(name, own).of_classes(classes, together) for name in layers]
+            held = [view(features, name, own).class_maps(classes, together) for name in layers]
             if all(maps is not None for maps in held):
                 shared = [dict(zip(together, maps or [], strict=True)) for maps in held]
                 return [[np.maximum(maps[find(name).name], 0) for maps in shared] for name in methods]
@@ -115,7 +116,7 @@ class Examination:
             )
             return found if many else found[0]
         raw = self.every_map(objective, methods, names, options, EIGEN in smoothing)
-        input_size = self._features.view(WHOLE, objective).shape
+        input_size = view(self._features, WHOLE, objective).shape
         found = [fuse(maps, normalize, map_size(size, input_size, maps), fusion) for maps in raw]
         return found if many else found[0]
 
@@ -133,7 +134,7 @@ class Examination:
 
         As pytorch-grad-cam's `aug_smooth`: each map is normalised and of the input's size before the mean is taken.
         """
-        axis = 3 if self._features.batch.parts.cut(WHOLE).layer.layout == "NCHW" else 2
+        axis = self._features.batch.sessions.cut(WHOLE).layout.width
         if not np.issubdtype(self._batch.dtype, np.floating):
             raise InputError(f"smooth='augment' scales the tensor, and this model takes {self._batch.dtype}")
         total = [np.zeros(1, np.float32)] * len(methods)
@@ -143,7 +144,7 @@ class Examination:
                 features = self._make(
                     needed(methods, layers), np.ascontiguousarray(batch * self._batch.dtype.type(factor))
                 )
-                size = features.view(WHOLE, objective).shape
+                size = view(features, WHOLE, objective).shape
                 for k, maps in enumerate(_every_map(features, objective, methods, layers, options, eigen)):
                     fused = fuse(maps, normalize, size, fusion)
                     total[k] = total[k] + (fused[:, :, ::-1] if mirrored else fused)
@@ -179,10 +180,10 @@ class Examination:
             )
         held.check(options)
         name = (self._default if layer is None else layer) if held.layered else WHOLE
-        view = self._having(needed([method], [name])).view(name, self.objective(target))
-        return np.asarray(held.function(view, **options), np.float32)
+        features = self._having(needed([method], [name]))
+        return np.asarray(held.function(view(features, name, self.objective(target)), **options), np.float32)
 
-    def _having(self, layers: Sequence[str]) -> Features:
+    def _having(self, layers: Sequence[str]) -> HeadRun:
         lacking = [name for name in layers if name not in self._layers]
         if lacking:
             self._layers += lacking
@@ -202,7 +203,7 @@ def single(methods: Sequence[str]) -> str | None:
 
 
 def _every_map(
-    features: Features,
+    features: HeadRun,
     objective: Objective,
     methods: Sequence[str],
     layers: Sequence[str],
@@ -213,13 +214,13 @@ def _every_map(
     for option in options:
         if not any(option in method.options for method in held):
             held[0].check([option])
-    views = [features.view(name, objective) for name in needed(methods, layers)]
+    views = [view(features, name, objective) for name in needed(methods, layers)]
     if eigen:
-        views = views or [features.view(WHOLE, objective)]  # whose methods then say why not
+        views = views or [view(features, WHOLE, objective)]  # whose methods then say why not
         own = [{key: value for key, value in options.items() if key in method.options} for method in held]
-        return [[view.smooth(method.name, given) for view in views] for method, given in zip(held, own, strict=True)]
+        return [[layer.smooth(method.name, given) for layer in views] for method, given in zip(held, own, strict=True)]
     together = list(dict.fromkeys(method.name for method in held if method.kind == GRAPH))
-    shared = [dict(zip(together, view.maps(together), strict=True)) for view in views] if together else []
+    shared = [dict(zip(together, layer.maps(together), strict=True)) for layer in views] if together else []
     found = []
     for method in held:
         if method.kind == GRAPH:
@@ -227,9 +228,9 @@ def _every_map(
         else:
             given = {key: value for key, value in options.items() if key in method.options}
             if method.layered:
-                found.append([view.explain(method.name, given) for view in views])
+                found.append([layer.explain(method.name, given) for layer in views])
             else:
-                found.append([features.view(WHOLE, objective).explain(method.name, given)] * len(layers))
+                found.append([view(features, WHOLE, objective).explain(method.name, given)] * len(layers))
     return found
 
 

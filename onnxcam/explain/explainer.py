@@ -12,10 +12,11 @@ from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError
 from onnxcam.explain import warnings
 from onnxcam.explain.examination import AUGMENT, EIGEN, Examination, fuse, map_size, needed, single, smoothings
 from onnxcam.explain.explanation import Explanation
-from onnxcam.explain.features import Aim, Features, Progress
-from onnxcam.explain.file import Engine, Raw
+from onnxcam.explain.features import HeadRun, InputGradient, Progress
+from onnxcam.explain.file import FileSession, Raw
 from onnxcam.explain.findings import Findings, name_of
 from onnxcam.graph.large_model import Serialized
+from onnxcam.network.layout import Layout
 from onnxcam.runtime import Provider
 from onnxcam.targets import classes as targets
 from onnxcam.targets import objectives
@@ -77,7 +78,7 @@ class Explainer:
         session_options: Any = None,
         allow_fallback: bool = False,
     ) -> None:
-        self._engine = Engine(
+        self._engine = FileSession(
             source,
             layers=layers,
             methods=methods,
@@ -86,7 +87,7 @@ class Explainer:
             session_options=session_options,
             allow_fallback=allow_fallback,
         )
-        held = self._engine.held
+        held = self._engine.manifest
         self.labels: list[str] | None = list(labels) if labels is not None else held.get("labels")
         if self.labels is None:
             configured = beside(preprocess)
@@ -108,7 +109,7 @@ class Explainer:
     @property
     def manifest(self) -> dict[str, Any]:
         """The manifest of the model in use."""
-        return self._engine.held
+        return self._engine.manifest
 
     @property
     def source(self) -> str | Serialized:
@@ -134,7 +135,7 @@ class Explainer:
     @property
     def methods(self) -> list[str]:
         """Methods whose maps the model computes; others are added in memory when asked for."""
-        return list(self._engine.held["layers"][-1]["heatmaps"])
+        return list(self._engine.manifest["layers"][-1]["heatmaps"])
 
     @property
     def providers(self) -> list[str]:
@@ -268,11 +269,11 @@ class Explainer:
         """
         aimless = methods is None or top is not None or smooth or objectives.special(target)
         rules = None if aimless else single(methods or [])
-        aim = None if rules is None else Aim(rules, self._targets(target, len(batch)))
+        gradient = None if rules is None else InputGradient(rules, self._targets(target, len(batch)))
 
-        def features(layers: Sequence[str], tensor: np.ndarray) -> Features:
-            first = None if layers else aim
-            return self._engine.features(tensor, layers, seed=seed, progress=progress, aim=first)
+        def features(layers: Sequence[str], tensor: np.ndarray) -> HeadRun:
+            first = None if layers else gradient
+            return self._engine.features(tensor, layers, seed=seed, progress=progress, gradient=first)
 
         wanted = names if methods is None else needed(methods, names)
         return Examination(features, batch, wanted, names[0], self.labels, self._fixed)
@@ -387,7 +388,7 @@ class Explainer:
                 "the model does not say how pictures become tensors, and a wrong guess gives a wrong map without a "
                 f"word; name it: preprocess= or --preprocess, one of {', '.join(image.candidates())}"
             )
-        entry = self._engine.held["input"]
+        entry = self._engine.manifest["input"]
         loaded = image.load(picture, color=color)
         tensor, geometry = self._preprocess.apply(loaded, layout=entry["layout"], dtype=entry["dtype"])
         return loaded, tensor, geometry
@@ -488,5 +489,4 @@ class Explainer:
         return names
 
     def _input_size(self, batch: np.ndarray) -> tuple[int, int]:
-        axes = (2, 3) if self._engine.held["input"]["layout"] == "NCHW" else (1, 2)
-        return batch.shape[axes[0]], batch.shape[axes[1]]
+        return Layout.of(self._engine.manifest["input"]).size(batch.shape)

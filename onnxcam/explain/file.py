@@ -13,8 +13,8 @@ import numpy as np
 from onnxcam import runtime
 from onnxcam.cam.methods import GRAPH, find
 from onnxcam.errors import InputError, LayerError, MethodError, ModelError
-from onnxcam.explain.features import Aim, Features, Progress
-from onnxcam.explain.sessions import ALONE, BRIEF, IN_TURN, Parts
+from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head
+from onnxcam.explain.sessions import MakeOptions, Sessions
 from onnxcam.graph import file
 from onnxcam.graph.large_model import LargeModel, Serialized
 from onnxcam.network import manifest
@@ -24,7 +24,6 @@ from onnxcam.runtime.rows import joined, portions
 from onnxcam.targets.classes import TOP1
 from onnxcam.targets.readout import Readout
 
-_OPTIONS = {ALONE: runtime.options.serving, IN_TURN: runtime.options.in_turn, BRIEF: runtime.options.one_thread}
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
 
 
@@ -47,11 +46,11 @@ class Raw(NamedTuple):
 @dataclass(frozen=True)
 class _Loaded:
     source: str | Serialized
-    held: Manifest
+    manifest: Manifest
     session: Any
 
 
-class Engine:
+class FileSession:
     """One model on one set of execution providers.
 
     Thread-safe: sessions are created under a lock and replaced whole; calls keep nothing.
@@ -90,12 +89,12 @@ class Engine:
         shapes = {i.name: i.shape for i in session.get_inputs()}
         manifest.require_fit(held, shapes.get(held["input"]["name"]), {o.name for o in session.get_outputs()})
         self._loaded = _Loaded(where, held, session)
-        self.parts = Parts(where, self._part)
+        self.sessions = Sessions(where, self._open_part)
 
     @property
-    def held(self) -> Manifest:
+    def manifest(self) -> Manifest:
         """The manifest of the model in use."""
-        return self._loaded.held
+        return self._loaded.manifest
 
     @property
     def source(self) -> str | Serialized:
@@ -114,7 +113,7 @@ class Engine:
     @property
     def readout(self) -> Readout:
         """The scores of the model and their meaning."""
-        return Readout.from_manifest(self.held["scores"])
+        return Readout.from_manifest(self.manifest["scores"])
 
     @property
     def providers(self) -> list[str]:
@@ -124,7 +123,7 @@ class Engine:
     @property
     def batch_size(self) -> int | None:
         """Rows per run where the model fixes them, else None."""
-        rows = self.held["input"]["shape"][0]
+        rows = self.manifest["input"]["shape"][0]
         return rows if isinstance(rows, int) else None
 
     def run(
@@ -132,25 +131,25 @@ class Engine:
     ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
         """Scores, and activations and gradients per layer."""
         loaded = self._having(layers, (), raw=True, classes=target)
-        entries = [manifest.layer(loaded.held, name) for name in layers]
+        entries = [manifest.layer(loaded.manifest, name) for name in layers]
         names = [entry["activations"] for entry in entries] + [entry["gradients"] for entry in entries]
-        got = self._compute(loaded, batch, target, [loaded.held["scores"]["name"], *names])
+        got = self._compute(loaded, batch, target, [loaded.manifest["scores"]["name"], *names])
         half = len(entries)
         values = [got[name] for name in names]
-        return got[loaded.held["scores"]["name"]], values[:half], values[half:]
+        return got[loaded.manifest["scores"]["name"]], values[:half], values[half:]
 
     def maps(
         self, batch: np.ndarray, target: np.ndarray, layers: Sequence[str | None], method: str
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Scores `[N, K]`, and per layer the maps `[N, h, w]` after ReLU."""
         loaded = self._loaded
-        names = [manifest.layer(loaded.held, name)["heatmaps"][method] for name in layers]
-        got = self._compute(loaded, batch, target, [loaded.held["scores"]["name"], *names])
-        return got[loaded.held["scores"]["name"]], [got[name] for name in names]
+        names = [manifest.layer(loaded.manifest, name)["heatmaps"][method] for name in layers]
+        got = self._compute(loaded, batch, target, [loaded.manifest["scores"]["name"], *names])
+        return got[loaded.manifest["scores"]["name"]], [got[name] for name in names]
 
     def scores(self, batch: np.ndarray) -> np.ndarray:
         """Logits `[N, K]` alone: the head runs, nothing is differentiated."""
-        head, feed = self.parts.head(()), self.held["input"]["name"]
+        head, feed = self.sessions.head(()), self.manifest["input"]["name"]
         rows = [runtime.run(head, [SCORES], {feed: part})[SCORES] for part in portions(batch, self.batch_size)]
         return joined(rows)[: len(batch)]
 
@@ -161,14 +160,16 @@ class Engine:
         *,
         seed: int = 1234,
         progress: Progress | None = None,
-        aim: Aim | None = None,
-    ) -> Features:
+        gradient: InputGradient | None = None,
+    ) -> HeadRun:
         """What the head makes of a batch: from it, any class, method and layer of these cost the tail alone."""
-        return Features(self.parts, batch, layers, size=self.batch_size, seed=seed, progress=progress, aim=aim)
+        return run_head(
+            self.sessions, batch, layers, size=self.batch_size, seed=seed, progress=progress, gradient=gradient
+        )
 
     def holds(self, layers: Sequence[str], method: str, classes: np.ndarray) -> bool:
         """Whether the file itself computes these maps."""
-        return not self._lacks(self.held, layers, (method,), False, classes)
+        return not self._lacks(self.manifest, layers, (method,), False, classes)
 
     def check_batch(self, batch: Any) -> np.ndarray:
         """The batch as a contiguous array, if it is what the model takes.
@@ -179,7 +180,7 @@ class Engine:
         array = np.asarray(batch)
         if (array.shape, array.dtype) == self._taken:
             return np.ascontiguousarray(array)
-        entry = self.held["input"]
+        entry = self.manifest["input"]
         if array.ndim != len(entry["shape"]) or any(
             isinstance(d, int) and axis and d != array.shape[axis] for axis, d in enumerate(entry["shape"])
         ):
@@ -197,7 +198,7 @@ class Engine:
     def _compute(
         self, loaded: _Loaded, batch: np.ndarray, target: np.ndarray, outputs: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        held = loaded.held
+        held = loaded.manifest
         names = list(dict.fromkeys(outputs))
         found: list[dict[str, np.ndarray]] = []
         done = 0
@@ -225,9 +226,9 @@ class Engine:
 
         `classes` are those to be explained, None where the target has to be an input.
         """
-        if self._lacks(self._loaded.held, layers, methods, raw, classes):
+        if self._lacks(self._loaded.manifest, layers, methods, raw, classes):
             with self._lock:
-                if self._lacks(self._loaded.held, layers, methods, raw, classes):
+                if self._lacks(self._loaded.manifest, layers, methods, raw, classes):
                     self._extend(layers, methods)
                 return self._loaded
         return self._loaded
@@ -252,7 +253,7 @@ class Engine:
         return False
 
     def _extend(self, layers: Sequence[str | None], methods: Sequence[str]) -> None:
-        held = self.held
+        held = self.manifest
         names = [entry["name"] for entry in held["layers"]]
         # the manifest's last layer stays last: it is what layer=None means
         extra = [name for name in dict.fromkeys(layers) if name is not None and name not in names]
@@ -280,8 +281,9 @@ class Engine:
     def _session(self, source: str | Serialized) -> Any:
         return runtime.open_session(source, self._providers, self._options, allow_fallback=self._allow_fallback)
 
-    def _part(self, model: Serialized, runs: str) -> Any:
-        options = _OPTIONS[runs](single_use=True) if self._options is None else self._options
+    def _open_part(self, model: Serialized, make_options: MakeOptions) -> Any:
+        """Open a session of a part of the network."""
+        options = self._options if self._options is not None else make_options(single_use=True)
         return runtime.open_session(model, self._providers, options, allow_fallback=self._allow_fallback)
 
 

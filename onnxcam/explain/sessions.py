@@ -1,4 +1,4 @@
-"""The parts of one model as sessions, each made when it is first needed and kept."""
+"""Sessions of the graphs that a network is taken apart into, each opened when it is first needed."""
 
 from __future__ import annotations
 
@@ -6,133 +6,161 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from onnxcam.runtime import options
+
 if TYPE_CHECKING:
+    from onnxcam.graph.attention import Block
     from onnxcam.graph.large_model import Serialized
-    from onnxcam.network.subgraphs import Anatomy, Cut
+    from onnxcam.network.cut import Cut
+    from onnxcam.network.layout import Layout
+    from onnxcam.network.network import Network
 
-ALONE, IN_TURN, BRIEF = "alone", "in turn", "brief"
+MakeOptions = Callable[..., Any]  # one of `runtime.options`
 
 
-class Parts:
-    """Sessions of a model's head, tails and backward passes. Thread-safe.
+class Sessions:
+    """Sessions of a network's head, tails and backward passes. Thread-safe.
 
-    Where the scores are affine in a layer, what comes after the head is so little that one thread does it while the
-    head's wait for the next picture. Elsewhere sessions take turns on all cores, and stop waiting when their run ends.
+    Where the scores are affine in a layer, what follows the head is so little that it runs on one thread while the
+    head's threads wait for the next picture. Elsewhere sessions run in turn on all cores.
 
     Arguments:
         source: a classifier or an explainable model.
-        open_session: makes a session from a serialized model and how it runs: `ALONE`, `IN_TURN` or `BRIEF`.
+        open_session: opens a session of a serialized model, with options made by one of `runtime.options`.
     """
 
-    def __init__(self, source: Any, open_session: Callable[[Serialized, str], Any]) -> None:
+    def __init__(self, source: Any, open_session: Callable[[Serialized, MakeOptions], Any]) -> None:
         self._source = source
-        self._open = open_session
+        self._open_session = open_session
         self._lock = threading.RLock()
-        self._anatomy: Anatomy | None = None
+        self._network: Network | None = None
         self._sessions: dict[tuple[str, ...], Any] = {}
-        self._straight: dict[str, bool] = {}
-        self._exposed: tuple[str, ...] = ()
         self._head: Any = None
-        self._attention: tuple[Any, list[Any]] | None = None
-        self._contributions: tuple[Any, list[tuple[str, str]]] | None = None
+        self._exposed: tuple[str, ...] = ()
+        self._curved: dict[str, bool] = {}
+        self._contributions: tuple[Any, list[tuple[str, Layout]]] | None = None
+        self._attention: tuple[Any, list[Block]] | None = None
 
     @property
-    def anatomy(self) -> Anatomy:
-        """The model, ready to be taken apart; onnx is imported here and not before."""
+    def network(self) -> Network:
+        """The network, ready to be taken apart; onnx is imported here and not before."""
         with self._lock:
-            if self._anatomy is None:
-                from onnxcam.network.subgraphs import Anatomy
+            if self._network is None:
+                from onnxcam.network.network import Network
 
-                self._anatomy = Anatomy(self._source)
-            return self._anatomy
+                self._network = Network(self._source)
+            return self._network
 
     def cut(self, layer: str) -> Cut:
-        """Where the model is cut for a layer."""
+        """Where the network is cut for a layer."""
         with self._lock:
-            return self.anatomy.cut(layer)
+            return self.network.cut(layer)
 
     def head(self, layers: Sequence[str]) -> Any:
-        """A session that emits the scores and at least the cut values of these layers."""
+        """A session from pictures to the scores and at least the cut values of these layers."""
+        from onnxcam.network import subgraphs
+
         with self._lock:
             lacking = [name for name in layers if name not in self._exposed]
             if self._head is None or lacking:
                 exposed = (*self._exposed, *dict.fromkeys(lacking))
-                brief = all(self.anatomy.cut(name).affine for name in exposed)
-                self._head = self._made(self.anatomy.head(exposed), ALONE if brief else IN_TURN)
+                affine = all(self.network.cut(name).affine for name in exposed)
+                purpose = options.serving if affine else options.in_turn
+                self._head = self._open(subgraphs.head(self.network, exposed), purpose)
                 self._exposed = exposed
             return self._head
 
     def tail(self, layer: str) -> Any:
         """A session from the cut values to the scores."""
-        return self._part(("tail", layer), lambda: self.anatomy.tail(layer))
+        from onnxcam.network import subgraphs
+
+        return self._session(("tail", layer), lambda: subgraphs.tail(self.network, layer))
 
     def backward(self, layer: str, relu: str, of_class: bool = False) -> Any:
         """A session from the cut values and a cotangent of the scores, or a class, to the gradient at the layer."""
-        runs = BRIEF if self.cut(layer).affine else IN_TURN
+        from onnxcam.network import subgraphs
+
+        def make() -> Any:
+            return subgraphs.backward(self.network, layer, relu=relu, of_class=of_class)
+
         key = ("backward", layer, relu, *["of class"] * of_class)
-        return self._part(key, lambda: self.anatomy.backward(layer, relu=relu, of_class=of_class), runs)
+        return self._session(key, make, self._behind(layer))
 
     def class_maps(self, layer: str, names: Sequence[str], repeated: bool = False) -> Any:
         """A session from the cut values and classes to maps of graph methods, with a class per row or several."""
-        runs = BRIEF if self.cut(layer).affine else IN_TURN
+        from onnxcam.network import subgraphs
+
         key = ("class maps", layer, *["repeated"] * repeated, *names)
-        return self._part(key, lambda: self.anatomy.class_maps(layer, names, repeated), runs)
+        return self._session(
+            key, lambda: subgraphs.class_maps(self.network, layer, names, repeated), self._behind(layer)
+        )
 
     def curvature(self, layer: str) -> Any:
-        """A session from cut values, cotangent and direction to the curvature; None where there is none."""
+        """A session from cut values, cotangent and direction to the curvature; None where the tail has none."""
+        from onnxcam.network import subgraphs
+
         with self._lock:
-            if layer not in self._straight:
-                model = self.anatomy.curvature(layer)
+            if layer not in self._curved:
+                model = subgraphs.curvature(self.network, layer)
+                self._curved[layer] = model is not None
                 if model is not None:
-                    self._part(("curvature", layer), lambda: model)
-                self._straight[layer] = model is None
-        return None if self._straight[layer] else self._sessions[("curvature", layer)]
+                    self._sessions["curvature", layer] = self._open(model)
+            return self._sessions["curvature", layer] if self._curved[layer] else None
 
-    def aimed(self, relu: str) -> Any:
+    def input_gradient(self, relu: str) -> Any:
         """A session from pictures and classes to the scores and the gradient at the picture."""
-        return self._part(("aimed", relu), lambda: self.anatomy.aimed(relu=relu))
+        from onnxcam.network import subgraphs
 
-    def constants(self) -> tuple[Any, list[tuple[str, str]]]:
+        return self._session(("input gradient", relu), lambda: subgraphs.input_gradient(self.network, relu=relu))
+
+    def contributions(self) -> tuple[Any, list[tuple[str, Layout]]]:
         """A session for what the picture and every additive constant contribute; its outputs with their layouts."""
+        from onnxcam.network import subgraphs
+
         with self._lock:
             if self._contributions is None:
-                model, outputs = self.anatomy.constants()
-                self._contributions = self._made(model), outputs
+                model, outputs = subgraphs.contributions(self.network)
+                self._contributions = self._open(model), outputs
             return self._contributions
 
-    def attention(self) -> tuple[Any, list[Any]]:
+    def attention(self) -> tuple[Any, list[Block]]:
         """A session from pictures to each transformer block's attention and output, and the blocks."""
+        from onnxcam.network import subgraphs
+
         with self._lock:
             if self._attention is None:
-                model, blocks = self.anatomy.attention()
-                self._attention = self._made(model), blocks
+                model, blocks = subgraphs.attention(self.network)
+                self._attention = self._open(model), blocks
             return self._attention
 
     def attention_backward(self) -> Any:
         """A session from pictures and a cotangent per block to the gradients of the attention."""
-        return self._part(("attention",), lambda: self.anatomy.attention_backward())
+        from onnxcam.network import subgraphs
+
+        return self._session(("attention backward",), lambda: subgraphs.attention_backward(self.network))
 
     def maps(self, layer: str, names: Sequence[str], terms: bool = False) -> Any:
         """A session from a layer's activations and gradients to maps of graph methods, or to what they are sums of."""
-        runs = BRIEF if self.cut(layer).affine else IN_TURN
+        from onnxcam.network import subgraphs
 
-        def make() -> Any:
-            from onnxcam.network.subgraphs import maps
+        purpose = self._behind(layer)
+        key = ("terms" if terms else "maps", purpose.__name__, *names)
+        return self._session(key, lambda: subgraphs.maps(names, terms), purpose)
 
-            return maps(names, terms)
+    def _behind(self, layer: str) -> MakeOptions:
+        """How what follows the head runs."""
+        return options.one_thread if self.cut(layer).affine else options.in_turn
 
-        return self._part(("terms" if terms else "maps", runs, *names), make, runs)
-
-    def _part(self, key: tuple[str, ...], make: Callable[[], Any], runs: str = IN_TURN) -> Any:
-        held = self._sessions.get(key)
-        if held is None:
+    def _session(self, key: tuple[str, ...], make: Callable[[], Any], purpose: MakeOptions = options.in_turn) -> Any:
+        session = self._sessions.get(key)
+        if session is None:
             with self._lock:
-                held = self._sessions.get(key)
-                if held is None:
-                    held = self._sessions[key] = self._made(make(), runs)
-        return held
+                session = self._sessions.get(key)
+                if session is None:
+                    session = self._sessions[key] = self._open(make(), purpose)
+        return session
 
-    def _made(self, model: Any, runs: str = IN_TURN) -> Any:
+    def _open(self, model: Any, purpose: MakeOptions = options.in_turn) -> Any:
         from onnxcam.graph.load import serialize
 
-        return self._open(serialize(model), runs)
+        return self._open_session(serialize(model), purpose)

@@ -93,12 +93,11 @@ class Graph:
                 self._known_values.update(name for name in node.output if name)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.source_opset = self.opset  # before it was upgraded
-        self.source_gate: str | None = None  # the condition of an explainable model's gate, before it was taken out
 
     def again(self) -> Graph:
         """The same model indexed anew after an edit, with what is known of its source."""
         made = Graph(self.model)
-        made.source_opset, made.source_gate = self.source_opset, self.source_gate
+        made.source_opset = self.source_opset
         return made
 
     def __contains__(self, value: str) -> bool:

@@ -1,13 +1,10 @@
-"""`onnxcam.augment`: any classifier in, the explainable model out. `onnxcam.layers`: where it can be explained."""
+"""`onnxcam.augment`: any classifier in, the explainable model out."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,21 +16,19 @@ from onnxcam.autodiff.seed import score_cotangent
 from onnxcam.autodiff.sweep import sweep
 from onnxcam.cam import methods as cam
 from onnxcam.errors import LabelsError, LayerError, ModelError, PreprocessError, TargetError, listing, miscounted
-from onnxcam.graph import branch, dynamic_size, edit, layers
+from onnxcam.graph import dynamic_size, edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.input_normalization import normalization
-from onnxcam.graph.large_model import LargeModel
-from onnxcam.graph.layers import Layer
+from onnxcam.graph.layers import Layer, default, resolve
 from onnxcam.graph.layout import input_layout
-from onnxcam.graph.load import Source, serialize
-from onnxcam.graph.shape_inference import describe, refresh
+from onnxcam.graph.load import Source
 from onnxcam.graph.view import Dim, Graph
 from onnxcam.network import gate as gates
 from onnxcam.network import manifest
 from onnxcam.network.input_size import Sized, sized
+from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
-from onnxcam.network.network import prepare
-from onnxcam.network.readout import find as find_readout
+from onnxcam.network.network import PICTURE_TYPES, Network, describe_source, dims
 from onnxcam.targets import classes as targets
 from onnxcam.targets.readout import APPENDED, Readout
 
@@ -42,12 +37,7 @@ OLDEST_RUNTIME = {18: "1.15.1", 19: "1.16.3", 20: "1.17.3", 21: "1.18.1"}
 # up to 1.18.1 its graph optimiser aborts on an augmented ConvNeXt
 OLDEST_WITH_LAYER_NORMALIZATION = "1.19.2"
 TARGET = "target"
-_DTYPES: dict[int, str] = {
-    onnx.TensorProto.FLOAT: "float32",
-    onnx.TensorProto.FLOAT16: "float16",
-    onnx.TensorProto.DOUBLE: "float64",
-    onnx.TensorProto.UINT8: "uint8",
-}
+_Methods = Mapping[str, Callable[..., str]]
 
 
 def augment(
@@ -101,193 +91,65 @@ def augment(
     """
     if outputs not in ("all", "heatmap"):
         raise ModelError(f"outputs={outputs!r}; expected 'all' or 'heatmap'")
-    functions = {
-        name: cam.find_graph(name).function
-        for name in dict.fromkeys([methods] if isinstance(methods, str) else methods)
-    }
-    named = scores is not None
-    graph = prepare(source)
-    gate = graph.source_gate or "" if gate is None else gate
-    held = manifest.read(graph.model)
-    known = origin if held is None else held.get("source") or origin
-    origin = dict(known or describe_source(source, graph.source_opset))
-    if held is not None:
-        graph = restore(graph, held)
-        labels = labels if labels is not None else held.get("labels")
-        preprocess = preprocess if preprocess is not None else held["input"].get("preprocess")
-        scores = scores or held_scores(graph, held)
-    picture = picture_input(graph)
-    asked = None if scores is None else graph.find(scores)
-    found = find_readout(graph, asked)
-    labels = _check_labels(labels, found.size)
-    condition = gates.parse(gate, labels, found.size)
-    asked_layers = [layers] if isinstance(layers, (str, Layer)) else layers
-    if asked_layers is None and held is not None:
-        asked_layers = [layer_of(entry) for entry in held["layers"] if entry.get("value")] or None
-    likely = _likely(preprocess) if dynamic_size.is_dynamic(graph) else None
-    fitted = sized(graph, found.value, asked_layers, size=input_size, likely=likely)
-    graph = fitted.graph
-    wanted = _wanted(fitted, asked_layers, held, found.value, grid, prefix_tokens)
-    graph, wanted, found = _reserve(graph, wanted, functions, found, set() if condition is None else {gates.FIRED})
+    names = [methods] if isinstance(methods, str) else methods
+    functions = {name: cam.find_graph(name).function for name in dict.fromkeys(names)}
+    network = Network(source, scores=scores)
+    previous = network.manifest or {}
+    origin = dict(previous.get("source") or origin or describe_source(source, network.opset))
+    named_scores = None if scores is None else network.graph.find(scores)
+    labels = _check_labels(labels if labels is not None else previous.get("labels"), network.readout.size)
+    if preprocess is None:
+        preprocess = previous.get("input", {}).get("preprocess")
+    if gate is None:
+        gate = network.condition or ""
+    condition = gates.parse(gate, labels, network.readout.size)
+    requested = _requested(network, layers)
+    fitted = sized(
+        network.graph,
+        network.readout.value,
+        requested,
+        size=input_size,
+        likely=_likely_size(preprocess) if dynamic_size.is_dynamic(network.graph) else None,
+    )
+    target_layers = _target_layers(network, fitted, requested, grid, prefix_tokens)
+    graph, target_layers, readout = _reserve(
+        fitted.graph, target_layers, functions, network.readout, gated=condition is not None
+    )
 
     op = Builder(graph)
-    flat = _append_logits(op, found)
-    _target(op, target, found, labels)
-    fixed = fixed_class(target, found.size, labels)
-    explained = TARGET if fixed is None else fixed
-    start, cotangent = score_cotangent(op, found, flat, explained)
-    grads = sweep(op, start, cotangent, [layer.value for layer in wanted])
-
     model = graph.model
-    original = [o.name for o in model.graph.output]
-    if found.output is None:
-        rows: Dim = (graph.shape(found.value) or ("N",))[0]
-        model.graph.output.append(edit.info(APPENDED, graph.dtype(found.value), [rows, found.columns]))
+    flat = _emit_logits(op, readout)
+    _declare_target(model, target)
+    bound = bound_class(target, readout.size, labels)
+    start, cotangent = score_cotangent(op, readout, flat, TARGET if bound is None else bound)
+    gradients = sweep(op, start, cotangent, [layer.value for layer in target_layers])
+    origin["outputs"] = [output.name for output in model.graph.output]
+    if readout.output is None:
+        _declare_logits(graph, readout)
     entries = []
-    for layer, gradient in zip(wanted, grads, strict=True):
-        tag = f"/{layer.name}" if len(wanted) > 1 else ""
-        entry: dict[str, Any] = {"name": layer.name, "activations": None, "gradients": None}
-        if outputs == "all":
-            for key, value in (("activations", layer.value), ("gradients", gradient)):
-                entry[key] = op.Identity(value, name=key + tag)
-                model.graph.output.append(edit.info(key + tag, graph.dtype(layer.value), layer.shape))
-        entry |= {
-            "layout": layer.layout,
-            "shape": _dims(layer.shape),
-            "grid": None if layer.grid is None else list(layer.grid),
-            "prefix_tokens": layer.prefix_tokens,
-            "heatmaps": {},
-            "value": layer.value,
-        }
-        a, da = canonical(op, layer, layer.value), canonical(op, layer, gradient)
-        for name, method in functions.items():
-            output = "heatmap" + tag + (f"/{name}" if len(functions) > 1 else "")
-            op.dtype = onnx.TensorProto.FLOAT
-            op.Relu(method(op, a, da), name=output)
-            height, width = layer.grid or (None, None)
-            model.graph.output.append(
-                edit.info(output, onnx.TensorProto.FLOAT, [(layer.shape or ("N",))[0], height, width])
-            )
-            entry["heatmaps"][name] = output
-        entries.append(entry)
-    unsure = None if condition is None else gates.emit(op, condition, flat, found)
+    for layer, gradient in zip(target_layers, gradients, strict=True):
+        tag = f"/{layer.name}" if len(target_layers) > 1 else ""
+        raw = _expose(op, layer, gradient, tag) if outputs == "all" else {"activations": None, "gradients": None}
+        heatmaps = _emit_heatmaps(op, layer, gradient, functions, tag)
+        entries.append({"name": layer.name, **raw, **_described(layer), "heatmaps": heatmaps, "value": layer.value})
+    fires = None if condition is None else gates.emit(op, condition, flat, readout)
     edit.add(model, op)
-    if unsure is not None:
-        model.graph.output.append(edit.info(gates.FIRED, onnx.TensorProto.BOOL, [(graph.shape(flat) or ("N",))[0]]))
-        blank = Builder(Graph(model))
-        branch.enclose(model, unsure, gates.blanks(blank, wanted, entries), blank)
+    if fires is not None:
+        gates.enclose(model, fires, (graph.shape(flat) or ("N",))[0], target_layers, entries)
     edit.prune(model)
-    origin["outputs"] = original
-    if named:  # where there are several candidates, augmenting again means the same one
-        origin["scores"] = asked if asked is not None and asked in graph else found.value
-    made = _manifest(graph, picture, found, target, entries, labels, preprocess, origin)
-    doubt = fitted.doubt if held is None else held["input"].get("size")
+
+    if scores is not None:  # where there are several candidates, augmenting again means the same one
+        origin["scores"] = named_scores if named_scores is not None and named_scores in graph else readout.value
+    content = _manifest(graph, network.picture, readout, target, entries, labels, preprocess, origin)
+    doubt = fitted.doubt if network.manifest is None else network.manifest["input"].get("size")
     if doubt is not None and input_size is None:
-        made["input"]["size"] = doubt
+        content["input"]["size"] = doubt
+    if bound is not None:
+        content["target"]["class"] = bound
     if condition is not None:
-        made["gate"] = {"condition": gate, "output": gates.FIRED}
-    manifest.write(model, made)
+        content["gate"] = {"condition": gate, "output": gates.FIRED}
+    manifest.write(model, content)
     return model
-
-
-def list_layers(source: Source) -> list[Layer]:
-    """Candidate target layers in graph order; exactly one is the default.
-
-    Arguments:
-        source: path, bytes or `ModelProto` of an image classifier; of an explainable model, the layers it exposes
-            come under their own names.
-
-    Returns:
-        layers with `name`, `shape`, `layout` and `default`.
-
-    Raises:
-        ModelError: not an image classifier.
-        LayerError: the model has no spatial layer.
-    """
-    return survey(source)[0]
-
-
-def survey(source: Source) -> tuple[list[Layer], dict[str, Any]]:
-    """The same, and the picture as these layers need it: the manifest's `layout`, `shape` and `size`."""
-    graph = prepare(source)
-    held = manifest.read(graph.model)
-    known = {} if held is None else {e["value"]: layer_of(e) for e in held["layers"] if e.get("value")}
-    if held is not None:
-        graph = restore(graph, held)
-    picture = picture_input(graph).name
-    asked = held_scores(graph, held) if held is not None else None
-    fitted = sized(graph, find_readout(graph, asked).value)
-    found = fitted.layers or []
-    layers.default(found)
-    for place, layer in enumerate(found):
-        own = known.get(layer.value)
-        if own is not None:  # the file may say more of its tokens than the graph
-            found[place] = replace(layer, name=own.name, grid=own.grid, prefix_tokens=own.prefix_tokens)
-    graph = fitted.graph
-    doubt = fitted.doubt if held is None else held["input"].get("size")
-    return found, {"layout": input_layout(graph, picture), "shape": _dims(graph.shape(picture)), "size": doubt}
-
-
-def restore(graph: Graph, held: Manifest) -> Graph:
-    """The classifier inside an explainable model: everything onnxcam added taken away."""
-    model = graph.model
-    original = (held.get("source") or {}).get("outputs")
-    if original is None:
-        added = {"logits"} | {entry[key] for entry in held["layers"] for key in ("activations", "gradients")}
-        added |= {name for entry in held["layers"] for name in entry["heatmaps"].values()}
-        original = [o.name for o in model.graph.output if o.name not in added]
-    kept = [o for o in model.graph.output if o.name in original]
-    if not kept:
-        raise ModelError("the explainable model no longer has the outputs its manifest names; export it again")
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    inputs = [i for i in model.graph.input if i.name != held["target"]["name"]]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    edit.prune(model)
-    manifest.write(model, None)
-    return refresh(model)
-
-
-def describe_source(source: Source, opset: int) -> dict[str, Any]:
-    """The manifest's `source` entry for a plain ONNX model that came with this opset."""
-    if isinstance(source, onnx.ModelProto):
-        data, name = serialize(source), source.graph.name
-    elif isinstance(source, (str, os.PathLike)):
-        data, name = Path(source).read_bytes(), Path(source).stem
-    else:
-        data, name = source if isinstance(source, LargeModel) else bytes(source), "model"
-    digest = data.sha256() if isinstance(data, LargeModel) else hashlib.sha256(data).hexdigest()
-    return {"framework": "onnx", "name": name, "sha256": digest, "opset": opset}
-
-
-def picture_input(graph: Graph) -> onnx.ValueInfoProto:
-    """The one input, a picture batch.
-
-    Raises:
-        ModelError: several inputs, or one that is not a batch of pictures.
-    """
-    inputs: list[onnx.ValueInfoProto] = [i for i in graph.inputs if graph.consumers.get(i.name)]
-    if len(inputs) != 1:
-        shapes = ", ".join(f"{i.name!r} {describe(graph.shape(i.name))}" for i in inputs)
-        raise ModelError(f"the model has {len(inputs)} inputs ({shapes}); expected exactly one, a batch of pictures")
-    shape = graph.shape(inputs[0].name)
-    if shape is None or len(shape) != 4 or graph.dtype(inputs[0].name) not in _DTYPES:
-        kind = onnx.TensorProto.DataType.Name(graph.dtype(inputs[0].name))
-        raise ModelError(
-            f"the model's input {inputs[0].name!r} is {kind} {describe(shape)}; expected a batch of pictures, "
-            "[N, C, H, W] or [N, H, W, C]"
-        )
-    return inputs[0]
-
-
-def held_scores(graph: Graph, held: Manifest) -> str | None:
-    """The scores an explainable model was made for, as a name the restored model has."""
-    asked = (held.get("source") or {}).get("scores")
-    outputs = {o.name for o in graph.outputs}
-    if isinstance(asked, str) and asked in graph:
-        return asked
-    return next((name for key in ("name", "probabilities") if (name := held["scores"].get(key)) in outputs), None)
 
 
 def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | None:
@@ -298,60 +160,63 @@ def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | Non
     return [str(label) for label in labels]
 
 
-def _likely(preprocess: Any) -> tuple[int, int] | None:
+def _requested(network: Network, layers: Sequence[str | Layer] | str | None) -> Sequence[str | Layer] | None:
+    """The target layers named by the caller, else those of an explainable model; None for the default layer."""
+    if layers is None:
+        return list(network.layers.values()) or None
+    names = [layers] if isinstance(layers, (str, Layer)) else layers
+    return [network.layers.get(name, name) if isinstance(name, str) else name for name in names]
+
+
+def _likely_size(preprocess: Any) -> tuple[int, int] | None:
     """Height and width that a preprocessing makes, as far as it tells without the model."""
     with contextlib.suppress(PreprocessError):  # what is wrong with it is said once the model's input is known
         return image.resolve(preprocess).output_size
     return None
 
 
-def _wanted(
+def _target_layers(
+    network: Network,
     fitted: Sized,
-    asked: Sequence[str | Layer] | None,
-    held: Manifest | None,
-    value: str,
+    requested: Sequence[str | Layer] | None,
     grid: tuple[int, int] | None,
     prefix_tokens: int | None,
 ) -> list[Layer]:
-    known = {} if held is None else {e["name"]: layer_of(e) for e in held["layers"] if e.get("value")}
-    graph = fitted.graph
-    if asked is None:
-        chosen: list[str | Layer] = [layers.default(fitted.layers or ())]
-    else:
-        chosen = [known.get(layer, layer) if isinstance(layer, str) else layer for layer in asked]
-    if not chosen:
+    """The layers to explain, resolved.
+
+    Raises:
+        LayerError: none, no such layer, one named twice, or a grid for a layer without tokens.
+    """
+    if requested is None:
+        requested = [default(fitted.layers or ())]
+    if not requested:
         raise LayerError("`layers` is empty; name at least one target layer, or pass None for the default")
-    found = [layers.resolve(graph, layer, value, grid=grid, prefix_tokens=prefix_tokens) for layer in chosen]
-    if (grid is not None or prefix_tokens is not None) and all(layer.layout != "NTC" for layer in found):
+    scores = network.readout.value
+    resolved = [resolve(fitted.graph, layer, scores, grid=grid, prefix_tokens=prefix_tokens) for layer in requested]
+    if (grid is not None or prefix_tokens is not None) and not any(Layout.of_layer(layer).tokens for layer in resolved):
         raise LayerError(
-            f"layer {listing(layer.name for layer in found)} is no layer of tokens, so that grid and prefix say nothing"
+            f"layer {listing(layer.name for layer in resolved)} is no layer of tokens, so that grid and prefix say "
+            "nothing"
         )
-    names = [layer.name for layer in found]
+    names = [layer.name for layer in resolved]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise LayerError(f"layer {listing(sorted(twice))} is named twice; name each target layer once")
-    return found
-
-
-def layer_of(entry: dict[str, Any]) -> Layer:
-    """The layer that a manifest's entry describes."""
-    grid = entry.get("grid")
-    return Layer(
-        entry["name"],
-        entry["value"],
-        layout=entry["layout"],
-        grid=None if grid is None else (grid[0], grid[1]),
-        prefix_tokens=entry.get("prefix_tokens", 0),
-    )
+    return resolved
 
 
 def _reserve(
-    graph: Graph, wanted: list[Layer], functions: dict[str, Any], found: Readout, further: set[str]
+    graph: Graph, target_layers: list[Layer], functions: _Methods, readout: Readout, *, gated: bool
 ) -> tuple[Graph, list[Layer], Readout]:
-    """Free the fixed names: an internal value that has one of them is renamed."""
-    fixed = {TARGET, "activations", "gradients", "heatmap"} | further | ({APPENDED} if found.output is None else set())
-    fixed |= {f"{stem}/{layer.name}" for layer in wanted for stem in ("activations", "gradients", "heatmap")}
-    fixed |= {f"heatmap/{layer.name}/{name}" for layer in wanted for name in functions}
+    """Free the names that the explainable model needs: internal values that have one are renamed.
+
+    Raises:
+        ModelError: an input or output has one.
+    """
+    fixed = {TARGET, "activations", "gradients", "heatmap"}
+    fixed |= ({APPENDED} if readout.output is None else set()) | ({gates.FIRED} if gated else set())
+    fixed |= {f"{stem}/{layer.name}" for layer in target_layers for stem in ("activations", "gradients", "heatmap")}
+    fixed |= {f"heatmap/{layer.name}/{name}" for layer in target_layers for name in functions}
     fixed |= {f"heatmap/{name}" for name in functions}
     public = {o.name for o in graph.outputs} | {i.name for i in graph.inputs}
     clash = sorted(fixed & public)
@@ -360,41 +225,50 @@ def _reserve(
             f"the model already has an input or output called {clash[0]!r}, a name the explainable model needs; "
             "rename it at export"
         )
-    taken = sorted(name for name in fixed if name in graph and name not in public)
-    if not taken:
-        return graph, wanted, found
-    names = {name: f"{name}_renamed" for name in taken}
+    occupied = sorted(name for name in fixed if name in graph and name not in public)
+    if not occupied:
+        return graph, target_layers, readout
+    names = {name: f"{name}_renamed" for name in occupied}
     while any(new in graph for new in names.values()):
         names = {old: new + "_" for old, new in names.items()}
     edit.rename(graph.model, names)
-    wanted = [replace(layer, value=names.get(layer.value, layer.value)) for layer in wanted]
-    return Graph(graph.model), wanted, replace(found, value=names.get(found.value, found.value))
+    renamed = [replace(layer, value=names.get(layer.value, layer.value)) for layer in target_layers]
+    return Graph(graph.model), renamed, replace(readout, value=names.get(readout.value, readout.value))
 
 
-def _append_logits(op: Builder, found: Readout) -> str:
-    """The scores as `[N, K]`; under the name `logits` where no original output already is that value."""
-    op.dtype = op.graph.dtype(found.value)
-    rank = len(op.graph.shape(found.value) or (0, 0))
-    if found.output is not None:
-        return found.value
+def _emit_logits(op: Builder, readout: Readout) -> str:
+    """Emit `logits` where no original output is the scores; return the scores as `[N, K]`."""
+    op.dtype = op.graph.dtype(readout.value)
+    rank = len(op.graph.shape(readout.value) or (0, 0))
+    if readout.output is not None:
+        return readout.value
     if rank == 2:
-        op.Identity(found.value, name=APPENDED)
-        return found.value
-    return op.Flatten(found.value, axis=1, name=APPENDED)
+        op.Identity(readout.value, name=APPENDED)
+        return readout.value
+    return op.Flatten(readout.value, axis=1, name=APPENDED)
 
 
-def _target(op: Builder, mode: str | int, found: Readout, labels: list[str] | None) -> None:
-    """Declare the `target` input."""
+def _declare_logits(graph: Graph, readout: Readout) -> None:
+    """Make `logits` an output."""
+    rows: Dim = (graph.shape(readout.value) or ("N",))[0]
+    graph.model.graph.output.append(edit.info(APPENDED, graph.dtype(readout.value), [rows, readout.columns]))
+
+
+def _declare_target(model: onnx.ModelProto, mode: str | int) -> None:
+    """Make `target` an input, unless the file is bound to one class."""
     if mode not in ("optional", "required"):
         return
-    model = op.graph.model
     model.graph.input.append(edit.info(TARGET, onnx.TensorProto.INT64, ["targets"]))
     if mode == "optional":
         model.graph.initializer.append(numpy_helper.from_array(np.asarray([targets.TOP1], np.int64), TARGET))
 
 
-def fixed_class(mode: str | int, classes: int, labels: Sequence[str] | None) -> int | None:
-    """The class a file is bound to by its target mode, None where the mode is `optional` or `required`."""
+def bound_class(mode: str | int, classes: int, labels: Sequence[str] | None) -> int | None:
+    """The class that a file is bound to by its target mode, None where the mode is `optional` or `required`.
+
+    Raises:
+        TargetError: no such class.
+    """
     if mode in ("optional", "required"):
         return None
     index = int(targets.resolve(mode, 1, classes, labels)[0])
@@ -405,26 +279,39 @@ def fixed_class(mode: str | int, classes: int, labels: Sequence[str] | None) -> 
     return index
 
 
-def canonical(op: Builder, layer: Layer, value: str) -> str:
-    """A value of the layer as float32 `[N, C, h, w]`."""
-    if op.graph.dtype(layer.value) != onnx.TensorProto.FLOAT:
-        value = op.Cast(value, to=onnx.TensorProto.FLOAT)
-    if layer.layout == "NHWC":
-        return op.Transpose(value, perm=[0, 3, 1, 2])
-    if layer.layout == "NTC":
-        height, width = layer.grid or (0, 0)
-        if layer.prefix_tokens:
-            value = op.Slice(value, [layer.prefix_tokens], [np.iinfo(np.int64).max], [1])
-        return op.Reshape(op.Transpose(value, perm=[0, 2, 1]), [0, 0, height, width])
-    return value
+def _expose(op: Builder, layer: Layer, gradient: str, tag: str) -> dict[str, Any]:
+    """Make a layer's activations and gradients outputs; return their names as in the manifest."""
+    graph = op.graph
+    names = {}
+    for key, value in (("activations", layer.value), ("gradients", gradient)):
+        names[key] = op.Identity(value, name=key + tag)
+        graph.model.graph.output.append(edit.info(key + tag, graph.dtype(layer.value), layer.shape))
+    return names
 
 
-def _dims(shape: Sequence[Dim] | None) -> list[int | str | None]:
-    """A shape for the manifest; a free batch dimension is called N."""
-    dims = list(shape or ())
-    if dims and not isinstance(dims[0], int):
-        dims[0] = "N"
-    return dims
+def _emit_heatmaps(op: Builder, layer: Layer, gradient: str, functions: _Methods, tag: str) -> dict[str, str]:
+    """Emit a layer's heatmaps and make them outputs; return their names by method."""
+    layout, kind = Layout.of_layer(layer), op.graph.dtype(layer.value)
+    a, da = layout.emit_canonical(op, layer.value, kind), layout.emit_canonical(op, gradient, kind)
+    float32 = onnx.TensorProto.FLOAT
+    size = [(layer.shape or ("N",))[0], *(layer.grid or (None, None))]
+    names = {}
+    for name, method in functions.items():
+        names[name] = "heatmap" + tag + (f"/{name}" if len(functions) > 1 else "")
+        op.dtype = float32
+        op.Relu(method(op, a, da), name=names[name])
+        op.graph.model.graph.output.append(edit.info(names[name], float32, size))
+    return names
+
+
+def _described(layer: Layer) -> dict[str, Any]:
+    """How a layer's positions lie, for the manifest."""
+    return {
+        "layout": layer.layout,
+        "shape": dims(layer.shape),
+        "grid": None if layer.grid is None else list(layer.grid),
+        "prefix_tokens": layer.prefix_tokens,
+    }
 
 
 def _preprocess(spec: Any, shape: list[int | str | None], layout: str) -> dict[str, Any]:
@@ -447,15 +334,15 @@ def _oldest_runtime(graph: Graph) -> str:
 def _manifest(
     graph: Graph,
     picture: onnx.ValueInfoProto,
-    found: Readout,
+    readout: Readout,
     target: str | int,
     entries: list[dict[str, Any]],
     labels: list[str] | None,
     preprocess: Any,
     origin: dict[str, Any],
 ) -> Manifest:
-    shape, layout = _dims(graph.shape(picture.name)), input_layout(graph, picture.name)
-    held: Manifest = {
+    shape, layout = dims(graph.shape(picture.name)), input_layout(graph, picture.name)
+    content: Manifest = {
         "format": manifest.FORMAT,
         "requires": {
             "onnxruntime": _oldest_runtime(graph),
@@ -465,11 +352,11 @@ def _manifest(
         "input": {
             "name": picture.name,
             "layout": layout,
-            "dtype": _DTYPES[graph.dtype(picture.name)],
+            "dtype": PICTURE_TYPES[graph.dtype(picture.name)],
             "shape": shape,
             "preprocess": _preprocess(preprocess, shape, layout),
         },
-        "scores": found.describe(),
+        "scores": readout.describe(),
         "target": {"name": TARGET, "mode": target if target in ("optional", "required") else "constant"},
         "layers": entries,
         "labels": labels,
@@ -477,11 +364,8 @@ def _manifest(
         "parity": None,
     }
     if any(node.op_type == "QuantizeLinear" for node in graph.nodes):
-        held["approximations"] = ["quantization: rounding is taken for the identity, saturation for clipping"]
-    own = normalization(graph, picture.name, layout == "NHWC")
-    if own is not None:
-        held["input"]["normalization"] = own
-    fixed = fixed_class(target, found.size, labels)
-    if fixed is not None:
-        held["target"]["class"] = fixed
-    return held
+        content["approximations"] = ["quantization: rounding is taken for the identity, saturation for clipping"]
+    inside = normalization(graph, picture.name, layout == "NHWC")
+    if inside is not None:
+        content["input"]["normalization"] = inside
+    return content

@@ -14,11 +14,12 @@ from typing import Any
 import onnx
 
 from onnxcam.errors import SettingError
-from onnxcam.graph import edit
-from onnxcam.graph.branch import drop, release
+from onnxcam.graph import branch, edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.layers import Layer
+from onnxcam.graph.view import Dim, Graph
 from onnxcam.network import manifest
+from onnxcam.network.layout import Layout
 from onnxcam.targets import conditions
 from onnxcam.targets.conditions import LABEL, AllOf, AnyOf, Comparison, Condition, Not
 from onnxcam.targets.readout import Readout
@@ -26,7 +27,6 @@ from onnxcam.targets.readout import Readout
 FIRED = "fired"
 _DOUBLE = onnx.TensorProto.DOUBLE
 _OPERATORS = {"<": "Less", "<=": "LessOrEqual", ">": "Greater", ">=": "GreaterOrEqual", "==": "Equal", "!=": "Equal"}
-_AXES = {"NCHW": (2, 3), "NHWC": (1, 2)}
 
 
 def parse(text: Any, labels: Sequence[str] | None, classes: int | None = None) -> Condition | None:
@@ -112,7 +112,22 @@ def _entropy(op: Builder, p: str, readout: Readout) -> str:
     return op.Div(op.ReduceSum(plogp(p), [1], keepdims=0), -math.log(max(readout.size, 2)))
 
 
-def blanks(op: Builder, layers: Sequence[Layer], entries: Sequence[dict[str, Any]]) -> dict[str, str]:
+def enclose(
+    model: onnx.ModelProto, fires: str, rows: Dim, layers: Sequence[Layer], entries: Sequence[dict[str, Any]]
+) -> None:
+    """Make `fired` an output, and compute gradients and heatmaps only where a row of the batch fires.
+
+    Arguments:
+        fires: whether any row does, a bool scalar of the model.
+        rows: the batch dimension.
+        entries: the layers' entries of the manifest.
+    """
+    model.graph.output.append(edit.info(FIRED, onnx.TensorProto.BOOL, [rows]))
+    op = Builder(Graph(model))
+    branch.enclose(model, fires, _blanks(op, layers, entries), op)
+
+
+def _blanks(op: Builder, layers: Sequence[Layer], entries: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Zeros in the shape and type of each layer's gradients and heatmaps, by the names of those outputs.
 
     Arguments:
@@ -124,8 +139,9 @@ def blanks(op: Builder, layers: Sequence[Layer], entries: Sequence[dict[str, Any
             op.dtype = op.graph.dtype(layer.value)
             found[entry["gradients"]] = op.filled(0.0, op.shape(layer.value))
         op.dtype = onnx.TensorProto.FLOAT
-        axes = _AXES.get(str(layer.layout))
-        place = layer.grid or () if axes is None else [_size(op, layer.value, axis) for axis in axes]
+        layout = Layout.of_layer(layer)
+        axes = () if layout.tokens else (layout.height, layout.width)
+        place = [_size(op, layer.value, axis) for axis in axes] or layer.grid or ()
         sizes: list[int | str] = [_size(op, layer.value, 0), *place]
         found |= {output: op.filled(0.0, op.vector(*sizes)) for output in entry["heatmaps"].values()}
     return found
@@ -151,8 +167,8 @@ def ungate(model: onnx.ModelProto) -> str | None:
     gate = held.pop("gate")
     gated = {entry["gradients"] for entry in held["layers"]} - {None}
     gated |= {name for entry in held["layers"] for name in entry["heatmaps"].values()}
-    release(model.graph, gated)
-    drop(model.graph.output, lambda output: output.name == gate["output"])
+    branch.release(model.graph, gated)
+    branch.drop(model.graph.output, lambda output: output.name == gate["output"])
     manifest.write(model, held)
     edit.prune(model)
     return str(gate["condition"])

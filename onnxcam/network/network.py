@@ -1,21 +1,252 @@
-"""A classifier read from any source, ready to be explained."""
+"""A classifier read from any source, ready to be explained: its graph, picture, readout and layers."""
 
 from __future__ import annotations
 
-from onnxcam.graph.load import Source, load
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcam.errors import ModelError
+from onnxcam.graph import edit, layers
+from onnxcam.graph.large_model import LargeModel
+from onnxcam.graph.layers import Layer
+from onnxcam.graph.layout import input_layout
+from onnxcam.graph.load import Source, load, serialize
 from onnxcam.graph.normalize import normalize
-from onnxcam.graph.view import Graph
+from onnxcam.graph.shape_inference import describe, refresh
+from onnxcam.graph.view import FLOATS, Graph, Shape
+from onnxcam.network import cut as cuts
+from onnxcam.network import manifest, readout
+from onnxcam.network.cut import Cut
 from onnxcam.network.gate import ungate
+from onnxcam.network.input_size import sized
+from onnxcam.network.manifest import Manifest
+from onnxcam.network.names import INPUT
+
+# element types of a picture, as the manifest names them
+PICTURE_TYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.DOUBLE: "float64",
+    onnx.TensorProto.UINT8: "uint8",
+}
+# operators that leave whole numbers what they are, up to the Cast that makes floats of them
+_MOVING = {"Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze",
+           "Transpose", "Unsqueeze"}  # fmt: skip
+
+
+class Network:
+    """One classifier, normalised, without what `augment` added to it.
+
+    Arguments:
+        source: a classifier or an explainable model: path, bytes or `ModelProto`.
+        scores: the output (or any value) that holds the class scores, where there are several candidates; those that
+            an explainable model was made for by default.
+
+    Attributes:
+        graph: the normalised graph.
+        picture: its one input.
+        readout: the class scores.
+        manifest: of an explainable model, without its gate; None of any other.
+        condition: the condition of an explainable model's gate, None without a gate.
+        layers: the layers that an explainable model exposes, by name.
+        opset: of the source, before it was upgraded.
+
+    Raises:
+        ModelError: the model is invalid, cannot be brought to opset 18, or is not an image classifier.
+    """
+
+    def __init__(self, source: Source, *, scores: str | None = None) -> None:
+        model = load(source)
+        self.condition = ungate(model)
+        graph = normalize(model)
+        self.opset = graph.source_opset
+        self.manifest = manifest.read(graph.model)
+        self.layers: dict[str, Layer] = {}
+        if self.manifest is not None:
+            entries = self.manifest["layers"]
+            self.layers = {entry["name"]: layer_of(entry) for entry in entries if entry.get("value")}
+            graph = restore(graph, self.manifest)
+            scores = scores or _stored_scores(graph, self.manifest)
+        self.graph = graph
+        self.picture = _picture(graph)
+        self.readout = readout.find(graph, None if scores is None else graph.find(scores))
+        self._cuts: dict[str, Cut] = {}
+        self._floating: Graph | None = None
+
+    @property
+    def score_type(self) -> np.dtype[Any]:
+        """The element type of the scores."""
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.graph.dtype(self.readout.value)))
+
+    def cut(self, name: str) -> Cut:
+        """Where the network is cut for a layer, `INPUT` for the picture itself.
+
+        Raises:
+            LayerError: no such layer.
+        """
+        if name not in self._cuts:
+            self._cuts[name] = cuts.cut(self, name)
+        return self._cuts[name]
+
+    def graph_from(self, name: str) -> Graph:
+        """The graph behind a cut. Whole numbers have no gradient: behind the picture they are taken as floats."""
+        if name != INPUT or self.graph.dtype(self.picture.name) in FLOATS:
+            return self.graph
+        if self._floating is None:
+            self._floating = _float_picture(self.graph, self.picture.name)
+        return self._floating
 
 
 def prepare(source: Source) -> Graph:
-    """Load a model and normalise it; a gated explainable model computes its maps always then.
+    """Load a model and normalise it, with what `augment` added; a gated model computes its maps always then.
 
     Raises:
         ModelError: the model is invalid or cannot be brought to opset 18.
     """
     model = load(source)
-    condition = ungate(model)
-    graph = normalize(model)
-    graph.source_gate = condition
-    return graph
+    ungate(model)
+    return normalize(model)
+
+
+def restore(graph: Graph, stored: Manifest) -> Graph:
+    """The classifier inside an explainable model: everything onnxcam added taken away."""
+    model = graph.model
+    original = (stored.get("source") or {}).get("outputs")
+    if original is None:
+        added = {"logits"} | {entry[key] for entry in stored["layers"] for key in ("activations", "gradients")}
+        added |= {name for entry in stored["layers"] for name in entry["heatmaps"].values()}
+        original = [o.name for o in model.graph.output if o.name not in added]
+    outputs = [o for o in model.graph.output if o.name in original]
+    if not outputs:
+        raise ModelError("the explainable model no longer has the outputs its manifest names; export it again")
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+    inputs = [i for i in model.graph.input if i.name != stored["target"]["name"]]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    edit.prune(model)
+    manifest.write(model, None)
+    return refresh(model)
+
+
+def layer_of(entry: dict[str, Any]) -> Layer:
+    """The layer that a manifest's entry describes."""
+    grid = entry.get("grid")
+    return Layer(
+        entry["name"],
+        entry["value"],
+        layout=entry["layout"],
+        grid=None if grid is None else (grid[0], grid[1]),
+        prefix_tokens=entry.get("prefix_tokens", 0),
+    )
+
+
+def list_layers(source: Source) -> list[Layer]:
+    """Candidate target layers in graph order; exactly one is the default.
+
+    Arguments:
+        source: path, bytes or `ModelProto` of an image classifier; of an explainable model, the layers it exposes
+            come under their own names.
+
+    Returns:
+        layers with `name`, `shape`, `layout` and `default`.
+
+    Raises:
+        ModelError: not an image classifier.
+        LayerError: the model has no spatial layer.
+    """
+    return survey(source)[0]
+
+
+def survey(source: Source) -> tuple[list[Layer], dict[str, Any]]:
+    """`list_layers`, and the picture as these layers need it: the manifest's `layout`, `shape` and `size`."""
+    network = Network(source)
+    picture = network.picture.name
+    fitted = sized(network.graph, network.readout.value)
+    candidates = fitted.layers or []
+    layers.default(candidates)
+    exposed = {layer.value: layer for layer in network.layers.values()}
+    for place, layer in enumerate(candidates):
+        stored = exposed.get(layer.value)
+        if stored is not None:  # the file may say more of its tokens than the graph
+            candidates[place] = replace(layer, name=stored.name, grid=stored.grid, prefix_tokens=stored.prefix_tokens)
+    graph = fitted.graph
+    doubt = fitted.doubt if network.manifest is None else network.manifest["input"].get("size")
+    described = {"layout": input_layout(graph, picture), "shape": dims(graph.shape(picture)), "size": doubt}
+    return candidates, described
+
+
+def dims(shape: Shape | None) -> list[int | str | None]:
+    """A shape for the manifest; a free batch dimension is called N."""
+    sizes = list(shape or ())
+    if sizes and not isinstance(sizes[0], int):
+        sizes[0] = "N"
+    return sizes
+
+
+def describe_source(source: Source, opset: int) -> dict[str, Any]:
+    """The manifest's `source` entry for a plain ONNX model that came with this opset."""
+    if isinstance(source, onnx.ModelProto):
+        data, name = serialize(source), source.graph.name
+    elif isinstance(source, (str, os.PathLike)):
+        data, name = Path(source).read_bytes(), Path(source).stem
+    else:
+        data, name = source if isinstance(source, LargeModel) else bytes(source), "model"
+    digest = data.sha256() if isinstance(data, LargeModel) else hashlib.sha256(data).hexdigest()
+    return {"framework": "onnx", "name": name, "sha256": digest, "opset": opset}
+
+
+def _picture(graph: Graph) -> onnx.ValueInfoProto:
+    """The one input, a picture batch.
+
+    Raises:
+        ModelError: several inputs, or one that is not a batch of pictures.
+    """
+    inputs: list[onnx.ValueInfoProto] = [i for i in graph.inputs if graph.consumers.get(i.name)]
+    if len(inputs) != 1:
+        shapes = ", ".join(f"{i.name!r} {describe(graph.shape(i.name))}" for i in inputs)
+        raise ModelError(f"the model has {len(inputs)} inputs ({shapes}); expected exactly one, a batch of pictures")
+    shape = graph.shape(inputs[0].name)
+    if shape is None or len(shape) != 4 or graph.dtype(inputs[0].name) not in PICTURE_TYPES:
+        kind = onnx.TensorProto.DataType.Name(graph.dtype(inputs[0].name))
+        raise ModelError(
+            f"the model's input {inputs[0].name!r} is {kind} {describe(shape)}; expected a batch of pictures, "
+            "[N, C, H, W] or [N, H, W, C]"
+        )
+    return inputs[0]
+
+
+def _stored_scores(graph: Graph, stored: Manifest) -> str | None:
+    """The scores an explainable model was made for, as a name the restored model has."""
+    name = (stored.get("source") or {}).get("scores")
+    if isinstance(name, str) and name in graph:
+        return name
+    outputs = {o.name for o in graph.outputs}
+    return next((name for key in ("name", "probabilities") if (name := stored["scores"].get(key)) in outputs), None)
+
+
+def _float_picture(graph: Graph, picture: str) -> Graph:
+    """The graph of a picture of floats, where nothing but a Cast reads the whole numbers."""
+    queue = [picture]
+    while queue:
+        for node in graph.consumers.get(queue.pop(), []):
+            if node.op_type in _MOVING:
+                queue += node.output
+            elif node.op_type not in ("Cast", "CastLike", "Shape", "Size"):
+                raise ModelError(
+                    f"the model computes {node.op_type} ({node.name!r}) with the whole numbers of its input "
+                    f"{picture!r}: there is no gradient at the input; use a method of a layer"
+                )
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    for info in model.graph.input:
+        if info.name == picture:
+            info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    del model.graph.value_info[:]
+    return refresh(model)

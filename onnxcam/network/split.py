@@ -13,6 +13,7 @@ from onnxcam.graph import edit
 from onnxcam.graph.load import Source
 from onnxcam.graph.view import Graph
 from onnxcam.network import manifest
+from onnxcam.network.cut import crossing
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.network import prepare
 
@@ -70,13 +71,6 @@ def head_of(graph: Graph, held: Manifest, cut: Iterable[str] = ()) -> onnx.Model
     return model
 
 
-def cut_at(graph: Graph, picture: str, value: str, outputs: Iterable[str]) -> tuple[str, ...]:
-    """What passes from before a value to the outputs, in graph order: itself, and what else they read from there."""
-    given = (graph.downstream([picture]) - graph.downstream([value])) | {value}
-    _, outside = graph.upstream(outputs, stop=given)
-    return tuple(sorted((outside & given) | {value}, key=lambda name: graph.position.get(name, -1)))
-
-
 def tail_of(graph: Graph, held: Manifest, entry: dict[str, Any], outputs: Sequence[str] | None = None) -> Tail:
     """The tail of one target layer; `outputs` are its gradients and heatmaps unless others are named."""
     value = entry["value"]
@@ -84,7 +78,7 @@ def tail_of(graph: Graph, held: Manifest, entry: dict[str, Any], outputs: Sequen
     if outputs is None:
         names = [entry["gradients"]] if entry["gradients"] else []
         names += entry["heatmaps"].values()
-    cut = cut_at(graph, held["input"]["name"], value, names)
+    cut = crossing(graph, held["input"]["name"], value, names)
     inputs = [edit.info(v, graph.dtype(v), graph.shape(v)) for v in cut]
     wanted = [o for o in graph.model.graph.output if o.name in names]
     rows = (graph.shape(held["input"]["name"]) or (None,))[0]

@@ -14,7 +14,8 @@ from torch import nn
 
 from onnxcam.exporters import pytorch
 from onnxcam.network.names import GRADIENT, SCORES, TARGET
-from onnxcam.network.subgraphs import Anatomy
+from onnxcam.network.network import Network
+from onnxcam.network.subgraphs import input_gradient
 
 BLOCKS = 4
 
@@ -41,14 +42,14 @@ def residual() -> nn.Module:
 
 def test_the_gradient_is_not_reordered_block_by_block(residual: nn.Module, tmp_path: Path) -> None:
     picture = torch.randn(1, 3, 16, 16)
-    anatomy = Anatomy(pytorch.export(residual, picture, None, verify=False))
+    network = Network(pytorch.export(residual, picture, None, verify=False))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     session = onnxruntime.InferenceSession(
-        anatomy.aimed().SerializeToString(), options, providers=["CPUExecutionProvider"]
+        input_gradient(network).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    found = session.run([SCORES, GRADIENT], {anatomy.picture.name: picture.numpy(), TARGET: np.array([2])})
+    found = session.run([SCORES, GRADIENT], {network.picture.name: picture.numpy(), TARGET: np.array([2])})
     leaf = picture.clone().requires_grad_()
     scores = residual(leaf)
     (wanted,) = torch.autograd.grad(scores[0, 2], leaf)

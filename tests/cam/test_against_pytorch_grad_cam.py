@@ -12,6 +12,7 @@ import pytest
 from onnxcam.cam.methods import GRAPH, find
 from onnxcam.cam.methods.eigen import first_component
 from onnxcam.errors import InputError
+from onnxcam.explain import view as views
 from onnxcam.explain.examination import fuse
 from onnxcam.explain.explainer import Explainer
 from tests.support.torchvision_stub import import_torchvision
@@ -103,7 +104,7 @@ def test_numbers_are_the_same(
         return
     # ours is ReLU of a map of one sign, theirs of the same map or of its negative
     raw = explainer.examine(x, list(layers))
-    view = raw._features.view(layers[0], raw.objective(classes))
+    view = views.view(raw._features, layers[0], raw.objective(classes))
     maps = find(method).function(view)
     for row in range(len(x)):
         both = [fuse([np.maximum(sign * maps[row : row + 1], 0)], "minmax", x.shape[2:])[0] for sign in (1, -1)]
@@ -146,7 +147,7 @@ def test_eigen_smoothing_is_the_same_up_to_its_sign(method: str, explainers: dic
     got = explainer.attribute(x, classes, method, "third", smooth="eigen")
     held = explainer.examine(x, "third")
     terms = find(method).terms
-    view = held._features.view("third", held.objective(classes))
+    view = views.view(held._features, "third", held.objective(classes))
     raw = first_component(view._computed([method], True)[0] if find(method).kind == GRAPH else terms(view))
     for row in range(len(x)):
         both = [fuse([np.maximum(sign * raw[row : row + 1], 0)], "minmax", x.shape[2:])[0] for sign in (1, -1)]

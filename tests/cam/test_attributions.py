@@ -19,9 +19,12 @@ from onnxcam import runtime
 from onnxcam.cam.methods import INPUT, find, methods
 from onnxcam.cam.methods.attributions import RULES
 from onnxcam.errors import MethodError, ModelError
+from onnxcam.explain import view as views
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.features import Features
-from onnxcam.explain.sessions import Parts
+from onnxcam.explain.features import run_head
+from onnxcam.explain.sessions import Sessions
+from onnxcam.network.network import Network
+from onnxcam.network.subgraphs import input_gradient
 from onnxcam.targets.objectives import Contrast, Probability, Weights
 from tests.cam import net
 from tests.cam.net import parity
@@ -264,9 +267,7 @@ def test_two_methods_of_one_gradient_share_it(explainer: Explainer, monkeypatch:
 
 def test_the_run_computes_the_forward_pass_once() -> None:
     """The session of an input gradient holds each convolution once forward and once backward."""
-    from onnxcam.network.subgraphs import Anatomy
-
-    made = Anatomy(net.model()).aimed()
+    made = input_gradient(Network(net.model()))
     convolutions = [node.op_type for node in made.graph.node if "Conv" in node.op_type]
     assert len(convolutions) == 6
     assert [i.name for i in made.graph.input] == ["input", "onnxcam.target"]
@@ -347,10 +348,10 @@ def test_arithmetic_of_whole_numbers_is_refused() -> None:
 
 def test_changed_pictures_of_whole_numbers_are_rounded() -> None:
     """Where a method looks at the layer of changed pictures, the model takes them as it takes any."""
-    parts = Parts(net.model(uint8=True), lambda data, _: runtime.open_session(data, CPU))
+    sessions = Sessions(net.model(uint8=True), lambda data, _: runtime.open_session(data, CPU))
     pictures = np.random.default_rng(2).integers(0, 256, size=(2, 3, *net.SIZE), dtype=np.uint8)
-    held = Features(parts, pictures, [net.LAYER], size=None)
-    view = held.view(net.LAYER, held.objective(1, None))
+    held = run_head(sessions, pictures, [net.LAYER], size=None)
+    view = views.view(held, net.LAYER, held.objective(1, None))
     same = view.at(view.input.activations + 0.3)
     assert np.array_equal(same.scores, held.scores)
     moved = view.at(view.input.activations + 300)

@@ -11,12 +11,13 @@ import torch
 from onnx import helper, numpy_helper
 
 from onnxcam import runtime
+from onnxcam.explain import view as views
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.features import Features
-from onnxcam.explain.sessions import Parts
+from onnxcam.explain.features import run_head
+from onnxcam.explain.sessions import Sessions
 from onnxcam.graph.biases import biases
 from onnxcam.network.names import INPUT
-from onnxcam.network.subgraphs import Anatomy
+from onnxcam.network.network import Network
 from tests.cam import net
 from tests.cam.net import parity
 from tests.support.torchvision_stub import import_torchvision
@@ -69,11 +70,11 @@ FORMS: dict[str, Any] = {
 def test_the_contributions_add_up_to_the_score(form: str) -> None:
     """Completeness, proposition 1 of the paper: F(x) = x dF/dx + sum b dF/db where all is piecewise linear."""
     source = without_linear_biases(FORMS[form]())
-    parts = Parts(source, lambda data, _: runtime.open_session(data, CPU))
+    sessions = Sessions(source, lambda data, _: runtime.open_session(data, CPU))
     pictures = net.pictures()
     native = np.ascontiguousarray(pictures.transpose(0, 2, 3, 1)) if form == "NHWC" else pictures
-    held = Features(parts, native, [], size=2 if form == "two rows" else None)
-    view = held.view(INPUT, held.objective(TARGET, None))
+    held = run_head(sessions, native, [], size=2 if form == "two rows" else None)
+    view = views.view(held, INPUT, held.objective(TARGET, None))
     total = np.zeros(3)
     for first, last, parts_of in view.contributions():
         assert len(parts_of) == (6 if form == "centred" else 4)
@@ -82,9 +83,7 @@ def test_the_contributions_add_up_to_the_score(form: str) -> None:
 
 
 def test_constants_are_found() -> None:
-    anatomy = Anatomy(centred())
-    graph = anatomy._graph
-    held = biases(graph, "input", "logits")
+    held = biases(Network(centred()).graph, "input", "logits")
     assert [term.value for term in held] == ["centred", "turned", "stem", "bn", "down"]
     net_bn = net.module().bn
     want = net_bn.bias - net_bn.running_mean * net_bn.weight / torch.sqrt(net_bn.running_var + net_bn.eps)
@@ -96,8 +95,8 @@ def test_constants_are_found() -> None:
 def test_one_picture_at_a_time() -> None:
     """The gradients of a whole network are much memory: no run has more than one picture."""
     rows = []
-    parts = Parts(net.model(), lambda data, _: runtime.open_session(data, CPU))
-    held = Features(parts, net.pictures(), [], size=None)
-    for first, last, _ in held.view(INPUT, held.objective(None, None)).contributions():
+    sessions = Sessions(net.model(), lambda data, _: runtime.open_session(data, CPU))
+    held = run_head(sessions, net.pictures(), [], size=None)
+    for first, last, _ in views.view(held, INPUT, held.objective(None, None)).contributions():
         rows.append(last - first)
     assert rows == [1, 1, 1]

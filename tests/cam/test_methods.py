@@ -12,8 +12,8 @@ import onnxcam
 from onnxcam.cam.methods import GRAPH, INPUT, LAYER, find, methods
 from onnxcam.cam.methods.perturbation import enlarging
 from onnxcam.errors import MethodError
+from onnxcam.explain import view as views
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.features import LiveView
 from onnxcam.targets.objectives import Contrast, Probability, Weights
 from tests.support import models
 
@@ -51,9 +51,9 @@ def pooled() -> tuple[Any, Explainer]:
     return module, Explainer(exported(module), providers=CPU)
 
 
-def view_of(explainer: Explainer, x: np.ndarray, target: Any, layer: str = "third") -> LiveView:
+def view_of(explainer: Explainer, x: np.ndarray, target: Any, layer: str = "third") -> views.LayerView:
     held = explainer.examine(x, layer)
-    return held._features.view(layer, held.objective(target))
+    return views.view(held._features, layer, held.objective(target))
 
 
 def behind(module: Any, a: Any, layer: str = "third") -> Any:
@@ -191,17 +191,15 @@ def test_pooling_and_a_linear_layer_make_many_methods_one(pooled: tuple[Any, Exp
     ablated = np.einsum("nc,nchw->nhw", drops, view.activations)
     assert np.allclose(find("ablationcam").function(view), ablated, rtol=1e-4, atol=1e-4)
     # conservation: the map adds up to the score without the bias
-    bias = (
-        explainer.examine(x)
-        ._features.view("third", view.objective)
-        .variants(3, lambda a, b: (np.zeros((b - a, *view.activations.shape[1:]), np.float32), np.arange(a, b)))
+    bias = views.view(explainer.examine(x)._features, "third", view.objective).variants(
+        3, lambda a, b: (np.zeros((b - a, *view.activations.shape[1:]), np.float32), np.arange(a, b))
     )
     assert np.allclose(view.map("hirescam").sum(axis=(1, 2)), view.value() - bias[range(3), target], atol=1e-4)
 
 
 def test_with_positive_gradients_layercam_is_hirescam(deep: tuple[Any, Explainer]) -> None:
     view = view_of(deep[1], pictures(), [0, 3, 5], "second")
-    view._known["plain"] = np.abs(view.gradients)
+    view._gradients_by_rules["plain"] = np.abs(view.gradients)
     assert np.allclose(view.map("layercam"), view.map("hirescam"), atol=1e-5)
 
 
@@ -327,7 +325,7 @@ def test_a_zero_layer_gives_a_zero_map_by_every_method(pooled: tuple[Any, Explai
         if find(method).long:
             continue
         view = view_of(pooled[1], x, 1)
-        view._held = {name: np.zeros_like(value) for name, value in view._held.items()}
+        view._values = {name: np.zeros_like(value) for name, value in view._values.items()}
         if method == "reciprocam":
             continue  # what is kept is nothing, everywhere the same score
         assert not np.nan_to_num(view.explain(method, {}), nan=1.0).any(), method

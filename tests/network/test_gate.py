@@ -22,7 +22,7 @@ from onnxcam.graph import edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.view import Graph
 from onnxcam.network import gate, manifest
-from onnxcam.network.network import prepare
+from onnxcam.network.network import Network, prepare
 from onnxcam.network.split import split
 from onnxcam.targets import conditions
 from onnxcam.targets.conditions import AllOf, AnyOf, Comparison, Condition, Not
@@ -411,7 +411,8 @@ def test_manifest_says_what_the_gate_is() -> None:
 def test_without_its_gate_a_file_is_what_it_was(name: str) -> None:
     make, options, _ = NETS[name]
     plain, gated = prepare(augment(make(), **options)), prepare(augment(make(), gate=ALWAYS, **options))
-    assert (plain.source_gate, gated.source_gate) == (None, ALWAYS)
+    explained = [Network(augment(make(), **options, gate=text)) for text in (None, ALWAYS)]
+    assert [network.condition for network in explained] == [None, ALWAYS]
     assert [o.name for o in gated.outputs] == [o.name for o in plain.outputs]
     assert sorted(n.op_type for n in gated.nodes) == sorted(n.op_type for n in plain.nodes)
     assert "gate" not in held(gated.model)

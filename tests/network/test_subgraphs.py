@@ -14,10 +14,11 @@ import onnxcam
 from onnxcam import runtime
 from onnxcam.errors import LayerError
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.features import Features, LiveView
-from onnxcam.explain.sessions import Parts
+from onnxcam.explain.features import HeadRun, run_head
+from onnxcam.explain.sessions import Sessions
+from onnxcam.explain.view import LayerView, view
 from onnxcam.network.names import INPUT
-from onnxcam.network.subgraphs import Anatomy
+from onnxcam.network.network import Network
 from onnxcam.targets.objectives import Contrast, Probability, logit
 from tests.network.test_split import skipping
 from tests.support import models
@@ -30,11 +31,11 @@ def batch(rows: int = 3, *, nhwc: bool = False, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def features(source: Any, layer: str, rows: int = 3, **given: Any) -> Features:
-    parts = Parts(source, lambda data, _: runtime.open_session(data, CPU))
-    fixed = parts.anatomy.picture.type.tensor_type.shape.dim[0].dim_value or None
-    nhwc = parts.anatomy.cut(INPUT).layer.layout == "NHWC"
-    return Features(parts, batch(rows, nhwc=nhwc), [layer], size=fixed, **given)
+def features(source: Any, layer: str, rows: int = 3, **given: Any) -> HeadRun:
+    sessions = Sessions(source, lambda data, _: runtime.open_session(data, CPU))
+    fixed = sessions.network.picture.type.tensor_type.shape.dim[0].dim_value or None
+    nhwc = sessions.network.cut(INPUT).layout.name == "NHWC"
+    return run_head(sessions, batch(rows, nhwc=nhwc), [layer], size=fixed, **given)
 
 
 def tokens() -> onnx.ModelProto:
@@ -112,13 +113,13 @@ def test_head_and_backward_equal_the_explainable_model(name: str) -> None:
     whole = Explainer(onnxcam.augment(source, [layer], ("gradcam", "hirescam")), providers=CPU)
     held = features(source, layer)
     x = held.batch.pictures
-    target = [0, 1, 0] if held.batch.classes == 2 else [3, 0, 2]
+    target = [0, 1, 0] if held.batch.readout.size == 2 else [3, 0, 2]
     want = whole.run(x, target)
-    view = held.view(layer, held.objective(target, None))
+    layer_view = view(held, layer, held.objective(target, None))
     assert np.allclose(held.scores, want.scores, atol=1e-5)
-    assert np.allclose(view.activations, want.activations, atol=1e-5)
-    assert np.linalg.norm(view.gradients - want.gradients) <= 1e-5 * np.linalg.norm(want.gradients)
-    for method, maps in zip(("gradcam", "hirescam"), view.maps(["gradcam", "hirescam"]), strict=True):
+    assert np.allclose(layer_view.activations, want.activations, atol=1e-5)
+    assert np.linalg.norm(layer_view.gradients - want.gradients) <= 1e-5 * np.linalg.norm(want.gradients)
+    for method, maps in zip(("gradcam", "hirescam"), layer_view.maps(["gradcam", "hirescam"]), strict=True):
         file = whole.attribute(x, target, method, normalize="none", size="layer")
         assert np.allclose(np.maximum(maps, 0), file, atol=1e-5)
 
@@ -127,39 +128,43 @@ def test_head_and_backward_equal_the_explainable_model(name: str) -> None:
 def test_variants_are_what_the_model_says_of_changed_activations(name: str) -> None:
     source, layer = SOURCES[name]
     held = features(source, layer)
-    view = held.view(layer, held.objective([0, 1, 0], None))
+    layer_view = view(held, layer, held.objective([0, 1, 0], None))
     rows = np.array([2, 0, 1, 1, 2])
-    unchanged = view.variants(5, lambda a, b: (view.activations[rows[a:b]], rows[a:b]))
+    unchanged = layer_view.variants(5, lambda a, b: (layer_view.activations[rows[a:b]], rows[a:b]))
     assert np.allclose(unchanged, held.scores[rows], atol=1e-5)
     factor = np.linspace(0.5, 1.5, 5, dtype=np.float32)[:, None, None, None]
 
     def make(a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
-        return view.activations[rows[a:b]] * factor[a:b], rows[a:b]
+        return layer_view.activations[rows[a:b]] * factor[a:b], rows[a:b]
 
-    values = view.values(5, make)
+    values = layer_view.values(5, make)
     # the gradient found at the changed activations predicts a further small change of the value
     step = 1e-2
-    further = view.values(5, lambda a, b: (make(a, b)[0] * (1 + step), rows[a:b]))
-    lower = view.values(5, lambda a, b: (make(a, b)[0] * (1 - step), rows[a:b]))
-    predicted = np.concatenate([(g * make(a, b)[0]).sum(axis=(1, 2, 3)) for a, b, g in view.differentiate(5, make)])
+    further = layer_view.values(5, lambda a, b: (make(a, b)[0] * (1 + step), rows[a:b]))
+    lower = layer_view.values(5, lambda a, b: (make(a, b)[0] * (1 - step), rows[a:b]))
+    predicted = np.concatenate(
+        [(g * make(a, b)[0]).sum(axis=(1, 2, 3)) for a, b, g in layer_view.differentiate(5, make)]
+    )
     assert np.allclose((further - lower) / (2 * step), predicted, rtol=2e-2, atol=2e-2)
-    assert not np.allclose(values, view.value()[rows], atol=1e-4)
+    assert not np.allclose(values, layer_view.value()[rows], atol=1e-4)
 
 
 def test_tokens_keep_their_class_token() -> None:
     source = tokens()
     layer = onnxcam.graph.layers.Layer("tokens", "tokens", layout="NTC", grid=(8, 8), prefix_tokens=1)
     explainable = onnxcam.augment(source, [layer])
-    parts = Parts(explainable, lambda data, _: runtime.open_session(data, CPU))
+    sessions = Sessions(explainable, lambda data, _: runtime.open_session(data, CPU))
     x = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)[:, :, :16, :16]
-    held = Features(parts, x, ["tokens"], size=None)
-    view = held.view("tokens", logit(np.array([0, 1, 2]), "logits", 4))
+    held = run_head(sessions, x, ["tokens"], size=None)
+    layer_view = view(held, "tokens", logit(np.array([0, 1, 2]), held.batch.readout))
     want = Explainer(explainable, providers=CPU).run(x, [0, 1, 2])
-    patches = want.gradients[:, 1:].transpose(0, 2, 1).reshape(view.gradients.shape)
-    assert np.allclose(view.gradients, patches, atol=1e-6)
+    patches = want.gradients[:, 1:].transpose(0, 2, 1).reshape(layer_view.gradients.shape)
+    assert np.allclose(layer_view.gradients, patches, atol=1e-6)
     rows = np.array([1, 2])
     assert np.allclose(
-        view.variants(2, lambda a, b: (view.activations[rows[a:b]], rows[a:b])), held.scores[rows], atol=1e-5
+        layer_view.variants(2, lambda a, b: (layer_view.activations[rows[a:b]], rows[a:b])),
+        held.scores[rows],
+        atol=1e-5,
     )
 
 
@@ -167,15 +172,15 @@ def test_tokens_keep_their_class_token() -> None:
 def test_the_picture_is_a_layer_too(nhwc: bool) -> None:
     source = models.tiny_cnn(nhwc=nhwc)
     held = features(source, "relu2")
-    view = held.view("relu2", held.objective([3, 0, 2], None)).input
-    assert view.activations.shape == (3, 3, 32, 32)
+    layer_view = view(held, "relu2", held.objective([3, 0, 2], None)).input
+    assert layer_view.activations.shape == (3, 3, 32, 32)
     model = onnxcam.gradient(source, "logits", ["input"])
     session = runtime.open_session(model.SerializeToString(), CPU)
     cotangent = np.eye(5, dtype=np.float32)[[3, 0, 2]]
     (want,) = session.run(["grad.input"], {"input": held.batch.pictures, "cotangent.logits": cotangent})
-    assert np.allclose(view.gradients, want.transpose(0, 3, 1, 2) if nhwc else want, atol=1e-6)
-    moved = view.at(view.activations + 1)
-    assert np.allclose(moved.activations, view.activations + 1)
+    assert np.allclose(layer_view.gradients, want.transpose(0, 3, 1, 2) if nhwc else want, atol=1e-6)
+    moved = layer_view.at(layer_view.activations + 1)
+    assert np.allclose(moved.activations, layer_view.activations + 1)
     assert not np.allclose(moved.scores, held.scores)
 
 
@@ -219,15 +224,15 @@ AFFINE = {
 @pytest.mark.parametrize("name", AFFINE)
 def test_a_tail_is_called_affine_only_where_it_is(name: str) -> None:
     source, affine = AFFINE[name]
-    cut = Anatomy(source).cut("relu2")
+    cut = Network(source).cut("relu2")
     assert cut.affine == affine
     held = features(source, "relu2")
-    view = held.view("relu2", held.objective([3, 0, 2], None))
+    layer_view = view(held, "relu2", held.objective([3, 0, 2], None))
     rows = np.arange(3)
-    a = np.maximum(view.activations, 0.1)
+    a = np.maximum(layer_view.activations, 0.1)
     noise = np.random.default_rng(5).uniform(0.1, 1, a.shape).astype(np.float32)
     (first, second, middle) = (
-        view.values(3, lambda i, j, x=x: (x[i:j], rows[i:j])) for x in (a, noise, (a + noise) / 2)
+        layer_view.values(3, lambda i, j, x=x: (x[i:j], rows[i:j])) for x in (a, noise, (a + noise) / 2)
     )
     if affine:
         assert np.allclose(middle, (first + second) / 2, atol=1e-4)
@@ -258,7 +263,7 @@ def test_objectives_reach_the_maps() -> None:
     held = features(models.tiny_cnn(), "relu2")
 
     def raw(target: Any) -> np.ndarray:
-        return held.view("relu2", held.objective(target, None)).map("gradcam")
+        return view(held, "relu2", held.objective(target, None)).map("gradcam")
 
     assert np.allclose(raw(Contrast(1, 3)), raw(1) - raw(3), atol=1e-5)
     p = np.exp(held.scores - held.scores.max(axis=1, keepdims=True))
@@ -270,9 +275,9 @@ def test_objectives_reach_the_maps() -> None:
 def test_progress_is_told_and_can_stop_the_work() -> None:
     told = []
     held = features(models.tiny_cnn(), "relu2", progress=lambda done, total: told.append((done, total)))
-    view = held.view("relu2", held.objective(None, None))
+    layer_view = view(held, "relu2", held.objective(None, None))
     rows = np.arange(1000) % 3
-    view.values(1000, lambda a, b: (view.activations[rows[a:b]], rows[a:b]))
+    layer_view.values(1000, lambda a, b: (layer_view.activations[rows[a:b]], rows[a:b]))
     assert told[-1] == (1000, 1000) and len(told) > 1 and told == sorted(told)
 
     class Enough(Exception):
@@ -282,30 +287,30 @@ def test_progress_is_told_and_can_stop_the_work() -> None:
         raise Enough
 
     stopped = features(models.tiny_cnn(), "relu2", progress=stop)
-    view = stopped.view("relu2", stopped.objective(None, None))
+    layer_view = view(stopped, "relu2", stopped.objective(None, None))
     with pytest.raises(Enough):
-        view.values(1000, lambda a, b: (view.activations[rows[a:b]], rows[a:b]))
+        layer_view.values(1000, lambda a, b: (layer_view.activations[rows[a:b]], rows[a:b]))
 
 
 def test_few_variants_are_held_at_a_time() -> None:
     held = features(models.tiny_cnn(width=64), "relu1")
-    view = held.view("relu1", held.objective(None, None))
+    layer_view = view(held, "relu1", held.objective(None, None))
     most = 0
 
     def make(a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
         nonlocal most
         rows = np.zeros(b - a, np.int64)
-        made = view.activations[rows]
+        made = layer_view.activations[rows]
         most = max(most, made.nbytes)
         return made, rows
 
-    view.values(400, make)
-    assert most <= 32 << 20 < 400 * view.activations[0].nbytes
+    layer_view.values(400, make)
+    assert most <= 32 << 20 < 400 * layer_view.activations[0].nbytes
 
 
 def test_an_unknown_layer_is_named_with_those_of_the_file() -> None:
     with pytest.raises(LayerError, match=r"no layer 'relu9'.*the file itself exposes \['relu2'\]"):
-        Anatomy(onnxcam.augment(models.tiny_cnn())).cut("relu9")
+        Network(onnxcam.augment(models.tiny_cnn())).cut("relu9")
 
 
 def test_sessions_are_made_once_by_many_threads() -> None:
@@ -315,14 +320,14 @@ def test_sessions_are_made_once_by_many_threads() -> None:
         made.append(data)
         return runtime.open_session(data, CPU)
 
-    parts = Parts(models.tiny_cnn(), open_session)
-    found: list[LiveView] = []
+    sessions = Sessions(models.tiny_cnn(), open_session)
+    found: list[LayerView] = []
 
     def work() -> None:
-        held = Features(parts, batch(), ["relu2"], size=None)
-        view = held.view("relu2", held.objective([1, 2, 3], None))
-        view.maps(["gradcam"])
-        found.append(view)
+        held = run_head(sessions, batch(), ["relu2"], size=None)
+        layer_view = view(held, "relu2", held.objective([1, 2, 3], None))
+        layer_view.maps(["gradcam"])
+        found.append(layer_view)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -330,4 +335,4 @@ def test_sessions_are_made_once_by_many_threads() -> None:
     for thread in threads:
         thread.join()
     assert len(found) == 8 and len(made) == 2
-    assert all(np.array_equal(view.gradients, found[0].gradients) for view in found)
+    assert all(np.array_equal(each.gradients, found[0].gradients) for each in found)

@@ -55,14 +55,10 @@ def cascade(explainer: Explainer, stages: int = STAGES, seed: int = 1234) -> Ite
         ModelError: the model has no weights.
     """
     from onnxcam.graph.load import load
-    from onnxcam.network import manifest
-    from onnxcam.network.explainable import restore
-    from onnxcam.network.network import prepare
+    from onnxcam.network.network import Network, prepare
 
     whole = prepare(explainer.source)
-    held = manifest.read(whole.model)
-    alone = prepare(whole.model)
-    layers = weights(restore(alone, held) if held is not None else alone)
+    layers = weights(Network(whole.model).graph)
     if not layers:
         raise ModelError("the model has no weights that could be redrawn; leave the metric `randomization` out")
     rng = np.random.default_rng(seed)

@@ -1,0 +1,383 @@
+"""A layer of a batch on running sessions: `onnxcam.cam.view.View` made real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from onnxcam import runtime
+from onnxcam.cam.methods import GRAPH, find
+from onnxcam.cam.methods import INPUT as ATTRIBUTION
+from onnxcam.cam.methods.eigen import first_component
+from onnxcam.cam.view import Make
+from onnxcam.errors import MethodError
+from onnxcam.explain.features import Batch, HeadRun, run_head
+from onnxcam.network.names import (
+    ACTIVATIONS,
+    BLOCK,
+    COTANGENT,
+    CURVATURE,
+    DIRECTION,
+    GRADIENT,
+    INPUT,
+    MAP,
+    SCORES,
+    TARGET,
+)
+from onnxcam.runtime.rows import floats, joined, like, portions
+from onnxcam.targets.objectives import Logit, Objective
+
+_TAIL_BYTES = 32 << 20  # of changed activations per run
+_TAIL_ROWS, _WHOLE_ROWS = 256, 4
+
+
+def view(features: HeadRun, layer: str, objective: Objective) -> LayerView:
+    """One of the layers of a head run, or the picture (`INPUT`), under an objective."""
+    if layer != INPUT:
+        values = {name: features.values[name] for name in features.batch.sessions.cut(layer).values}
+        return LayerView(features.batch, layer, objective, values)
+    whole = LayerView.whole(features.batch, objective)
+    gradient = features.gradient
+    if gradient is not None and isinstance(objective, Logit) and bool((gradient.classes == objective.classes).all()):
+        whole.reuse(gradient.relu, features.values[GRADIENT])
+    return whole
+
+
+class LayerView:
+    """See `onnxcam.cam.view.View`.
+
+    Arguments:
+        batch: what all views of the batch share.
+        layer: name of the layer, `INPUT` for the picture.
+        objective: what is explained.
+        values: the cut values by name, N rows each (a value without rows as it is).
+    """
+
+    def __init__(self, batch: Batch, layer: str, objective: Objective, values: Mapping[str, np.ndarray]) -> None:
+        self.batch = batch
+        self.layer = layer
+        self.objective = objective
+        self.scores = batch.scores
+        self.readout = batch.readout
+        self._values = values
+        self._cut = batch.sessions.cut(layer)
+        self.affine = self._cut.affine
+        self.shape = batch.sessions.cut(INPUT).layout.size(batch.pictures.shape)
+        self._reseed()
+        self._gradients_by_rules: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def whole(cls, batch: Batch, objective: Objective) -> LayerView:
+        """The pictures themselves as the layer."""
+        name = batch.sessions.cut(INPUT).layer.value
+        return cls(batch, INPUT, objective, {name: floats(batch.pictures)})
+
+    def reuse(self, relu: str, gradient: np.ndarray) -> None:
+        """Store a gradient that was computed elsewhere, in the layer's own layout."""
+        self._gradients_by_rules[relu] = self._canonical(gradient)
+
+    @cached_property
+    def activations(self) -> np.ndarray:
+        """float32 `[N, C, h, w]`."""
+        return self._canonical(self._values[self._cut.layer.value])
+
+    @property
+    def gradients(self) -> np.ndarray:
+        """d objective / d activations, float32 `[N, C, h, w]`."""
+        return self._gradient("plain")
+
+    @property
+    def guided(self) -> np.ndarray:
+        """The same with guided ReLUs."""
+        return self._gradient("guided")
+
+    def _gradient(self, relu: str) -> np.ndarray:
+        if relu not in self._gradients_by_rules:
+            rows = np.arange(len(self.scores))
+            parts = [self._gradients(self._feeds(None, chunk), chunk, relu) for chunk in self._chunks(rows)]
+            self._gradients_by_rules[relu] = joined(parts)[: len(rows)]
+        return self._gradients_by_rules[relu]
+
+    @cached_property
+    def input(self) -> LayerView:
+        """The pictures themselves as the layer."""
+        return self if self.layer == INPUT else LayerView.whole(self.batch, self.objective)
+
+    def contributions(self) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+        """Gradient times value of the picture and of every additive constant, a picture at a time."""
+        whole = self.input
+        session, outputs = self.batch.sessions.contributions()
+        total = len(self.scores)
+        step = self.batch.size or 1
+        for start in range(0, total, step):
+            stop = min(total, start + step)
+            rows = np.minimum(np.arange(start, start + step), total - 1)
+            feeds = whole._feeds(None, rows)
+            feeds[COTANGENT] = self.objective.cotangent(self.scores[rows], rows).astype(self._score_type)
+            values = runtime.run(session, [name for name, _ in outputs], feeds)
+            yield (
+                start,
+                stop,
+                [
+                    layout.to_canonical(values[name][: stop - start].astype(np.float32, copy=False))
+                    for name, layout in outputs
+                ],
+            )
+            self.tell(stop, total)
+
+    def under(self, objective: Objective) -> LayerView:
+        """The same under another objective."""
+        return LayerView(self.batch, self.layer, objective, self._values)
+
+    def at(self, pictures: np.ndarray) -> LayerView:
+        """The same layer of changed pictures."""
+        native = like(self.input._native(pictures, np.arange(len(pictures))), self.batch.pictures.dtype)
+        names = [] if self.layer == INPUT else [self.layer]
+        batch = self.batch
+        changed = run_head(batch.sessions, native, names, size=batch.size, seed=batch.seed, progress=batch.progress)
+        return view(changed, self.layer, self.objective)
+
+    def value(self) -> np.ndarray:
+        """The objective of the unchanged pictures, float64 `[N]`."""
+        return self.objective.value(self.scores, np.arange(len(self.scores)))
+
+    def values(self, total: int, make: Make) -> np.ndarray:
+        """The objective of variants, float64 `[total]`."""
+        values = [self.objective.value(scores, rows) for scores, rows in self._scan(total, make)]
+        return np.concatenate(values) if values else np.empty(0)
+
+    def variants(self, total: int, make: Make) -> np.ndarray:
+        """The scores of variants, `[total, K]`."""
+        runs = [scores for scores, _ in self._scan(total, make)]
+        return np.concatenate(runs) if runs else np.empty((0, self.scores.shape[1]), np.float32)
+
+    def differentiate(self, total: int, make: Make, *, relu: str = "plain") -> Iterator[tuple[int, int, np.ndarray]]:
+        """Gradients of variants, a few at a time."""
+        for start, stop, activations, rows in self._variant_runs(total, make):
+            gradients = self._gradients(self._feeds(activations, rows), rows, relu)
+            yield start, stop, gradients[: stop - start]
+            self.tell(stop, total)
+
+    def curvature(self) -> np.ndarray:
+        """The second derivative of the objective times the activations; zero where the tail is piecewise linear."""
+        session = self.batch.sessions.curvature(self.layer)
+        if session is None:
+            return np.zeros_like(self.activations)
+        parts = []
+        rows = np.arange(len(self.scores))
+        for chunk in self._chunks(rows):
+            feeds = self._feeds(None, chunk)
+            direction = feeds[self._cut.layer.value]
+            cotangent = self.objective.cotangent(self.scores[chunk], chunk).astype(self._score_type)
+            feeds |= {COTANGENT: cotangent, DIRECTION: direction}
+            parts.append(self._canonical(runtime.run(session, [CURVATURE], feeds)[CURVATURE]))
+        return np.concatenate(parts)[: len(rows)]
+
+    def map(self, method: str) -> np.ndarray:
+        """The map of a graph method, before its ReLU."""
+        return self.maps([method])[0]
+
+    def maps(self, methods: Sequence[str]) -> list[np.ndarray]:
+        """The maps of graph methods, float32 `[N, h, w]` before their ReLU, from one pass back."""
+        return self._run_maps(methods, False)
+
+    def smooth(self, method: str, options: dict[str, Any]) -> np.ndarray:
+        """The first principal component of what a method sums over channels, after ReLU, float32 `[N, h, w]`.
+
+        Raises:
+            MethodError: its map is no such sum.
+        """
+        registered = find(method)
+        if registered.terms is None:
+            raise MethodError(
+                f"method {method!r} adds nothing up over channels that smooth='eigen' could take the first component of"
+            )
+        registered.check(options)
+        self._reseed()
+        terms = self._run_maps([method], True)[0] if registered.kind == GRAPH else registered.terms(self, **options)
+        return np.asarray(np.maximum(first_component(terms), 0))
+
+    def _run_maps(self, methods: Sequence[str], terms: bool) -> list[np.ndarray]:
+        gradient = any(find(name).gradient for name in methods)
+        if gradient and not terms and "plain" not in self._gradients_by_rules and isinstance(self.objective, Logit):
+            return self._logit_maps(self.objective.classes, methods)
+        session = self.batch.sessions.maps(self.layer, tuple(methods), terms)
+        feeds = {ACTIVATIONS: self.activations}
+        if gradient:
+            feeds[GRADIENT] = self.gradients
+        maps = runtime.run(session, list(methods), feeds)
+        return [maps[name] for name in methods]
+
+    def _logit_maps(self, classes: np.ndarray, methods: Sequence[str]) -> list[np.ndarray]:
+        """The same of a class per row, in one session with the pass back."""
+        session = self.batch.sessions.class_maps(self.layer, tuple(methods))
+        names, rows = [MAP + name for name in methods], np.arange(len(self.scores))
+        feeds = (self._feeds(None, chunk) | {TARGET: classes[chunk]} for chunk in self._chunks(rows))
+        runs = [runtime.run(session, names, part) for part in feeds]
+        return [joined([run[name] for run in runs])[: len(rows)] for name in names]
+
+    def class_maps(self, classes: np.ndarray, methods: Sequence[str]) -> list[np.ndarray] | None:
+        """The maps `[N, k, h, w]` of graph methods, before their ReLU, of several classes `[N, k]` of each row.
+
+        None where rows cannot be repeated, or there are more of them than one run takes.
+        """
+        repeats = self._cut.free and self.batch.size is None and classes.size <= self._rows_per_run()
+        if not repeats or not any(find(name).gradient for name in methods):
+            return None
+        session, feeds = self.batch.sessions.class_maps(self.layer, tuple(methods), True), {TARGET: classes.reshape(-1)}
+        maps = runtime.run(session, [MAP + name for name in methods], {**self._values, **feeds})
+        return [every.reshape(*classes.shape, *every.shape[1:]) for every in maps.values()]
+
+    def explain(self, method: str, options: dict[str, Any]) -> np.ndarray:
+        """The map of any method after its ReLU, float32 `[N, h, w]`; of an input method, of the input's size."""
+        registered = find(method)
+        registered.check(options)
+        self._reseed()
+        if registered.kind == ATTRIBUTION:
+            return np.asarray(np.abs(registered.function(self, **options)).sum(axis=1), np.float32)
+        maps = self.map(method) if registered.kind == GRAPH else registered.function(self, **options)
+        return np.maximum(np.asarray(maps, np.float32), 0)
+
+    def _reseed(self) -> None:
+        """A method draws the same numbers whatever was asked for before it."""
+        self.__dict__.pop("rng", None)
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        """Random numbers for one method."""
+        return np.random.default_rng(self.batch.seed)
+
+    def _scan(self, total: int, make: Make) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        session = self.batch.sessions.tail(self.layer)
+        for start, stop, activations, rows in self._variant_runs(total, make):
+            scores = runtime.run(session, [SCORES], self._feeds(activations, rows))[SCORES]
+            yield scores[: stop - start].astype(np.float32, copy=False), rows[: stop - start]
+            self.tell(stop, total)
+
+    def _variant_runs(self, total: int, make: Make) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """Variants a run at a time, the last run filled up where the model fixes its rows."""
+        count = self._rows_per_run()
+        for start in range(0, total, count):
+            stop = min(total, start + count)
+            activations, rows = make(start, stop)
+            short = 0 if self._cut.free else count - (stop - start)
+            if short:
+                activations = np.concatenate([activations, np.repeat(activations[-1:], short, axis=0)])
+                rows = np.concatenate([rows, np.repeat(rows[-1:], short)])
+            yield start, stop, np.ascontiguousarray(activations, np.float32), rows
+
+    def _chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Unchanged rows a run at a time, the last run filled up where the model fixes its rows."""
+        count = self._rows_per_run()
+        for start in range(0, len(rows), count):
+            chunk = rows[start : start + count]
+            short = 0 if self._cut.free else count - len(chunk)
+            yield np.concatenate([chunk, np.repeat(chunk[-1:], short)])
+
+    def _rows_per_run(self) -> int:
+        if self.batch.size is not None:
+            return self.batch.size
+        if not self._cut.free:
+            return len(self.scores)
+        if self.layer == INPUT:
+            return _WHOLE_ROWS
+        each = sum(int(self._values[name][0].nbytes) for name in self._cut.values)
+        return max(1, min(_TAIL_ROWS, _TAIL_BYTES // max(1, each)))
+
+    def _feeds(self, activations: np.ndarray | None, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Cut values of some rows, the layer's own replaced by `activations` if given."""
+        feeds = {}
+        whole = len(rows) == len(self.scores) and bool((rows == np.arange(len(rows))).all())
+        for name, by_row in self._cut.flags.items():
+            if activations is not None and name == self._cut.layer.value:
+                feeds[name] = self._native(activations, rows)
+            else:
+                feeds[name] = self._values[name] if whole or not by_row else self._values[name][rows]
+        return feeds
+
+    def _gradients(self, feeds: dict[str, np.ndarray], rows: np.ndarray, relu: str) -> np.ndarray:
+        return self._canonical(self._native_gradients(feeds, rows, relu))
+
+    def _native_gradients(self, feeds: dict[str, np.ndarray], rows: np.ndarray, relu: str) -> np.ndarray:
+        """In the layer's own shape and type."""
+        if isinstance(self.objective, Logit):
+            session = self.batch.sessions.backward(self.layer, relu, of_class=True)
+            return runtime.run(session, [GRADIENT], feeds | {TARGET: self.objective.classes[rows]})[GRADIENT]
+        if self.objective.linear:
+            scores = self.scores[rows]  # not read: the cotangent is the same everywhere
+        else:
+            session = self.batch.sessions.tail(self.layer)
+            scores = runtime.run(session, [SCORES], feeds)[SCORES].astype(np.float32, copy=False)
+        cotangent = self.objective.cotangent(scores, rows).astype(self._score_type)
+        session = self.batch.sessions.backward(self.layer, relu)
+        return runtime.run(session, [GRADIENT], feeds | {COTANGENT: cotangent})[GRADIENT]
+
+    @property
+    def _score_type(self) -> np.dtype[Any]:
+        return self.batch.sessions.network.score_type
+
+    def _canonical(self, value: np.ndarray) -> np.ndarray:
+        """A value in the layer's layout as float32 `[N, C, h, w]`."""
+        return np.ascontiguousarray(self._cut.layout.to_canonical(value), np.float32)
+
+    def _native(self, value: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The other way; prefix tokens stay those of their rows."""
+        layout, stored = self._cut.layout, self._values[self._cut.layer.value]
+        prefix = stored[rows, : layout.prefix_tokens] if layout.tokens else None
+        return np.ascontiguousarray(layout.from_canonical(value, prefix), stored.dtype)
+
+    @property
+    def tokens(self) -> tuple[tuple[int, int], int]:
+        """Height and width of the grid of patches, and how many tokens lie before it."""
+        self.batch.sessions.attention()
+        layer = self.batch.sessions.cut(BLOCK).layer
+        return layer.grid or (0, 0), layer.prefix_tokens
+
+    def attentions(self) -> list[np.ndarray]:
+        """Who looks at whom in each block, float32 `[N, heads, T, T]`."""
+        session, blocks = self.batch.sessions.attention()
+        names = [block.attention for block in blocks]
+        return [value.astype(np.float32, copy=False) for value in self._of_pictures(session, names, [])]
+
+    def attention_gradients(self) -> list[np.ndarray]:
+        """Of each block's attention, the gradient of the objective as the head reads it at that block."""
+        sessions = self.batch.sessions
+        session, blocks = sessions.attention()
+        cut = sessions.cut(BLOCK)
+        values = self._of_pictures(session, [*(block.output for block in blocks), *cut.values], [])
+        cotangents = []
+        for value in values[: len(blocks)]:
+            passing = dict(zip(cut.values, values[len(blocks) :], strict=True)) | {cut.layer.value: value}
+            last = LayerView(self.batch, BLOCK, self.objective, passing)
+            chunks = last._chunks(np.arange(len(value)))
+            rows = [last._native_gradients(last._feeds(None, chunk), chunk, "plain") for chunk in chunks]
+            cotangents.append(np.concatenate(rows)[: len(value)])
+        names = [f"{BLOCK}.gradient.{index}" for index in range(len(blocks))]
+        gradients = self._of_pictures(sessions.attention_backward(), names, cotangents)
+        return [gradient.astype(np.float32, copy=False) for gradient in gradients]
+
+    def _of_pictures(self, session: Any, names: list[str], cotangents: list[np.ndarray]) -> list[np.ndarray]:
+        """Outputs of a session that reads the pictures, and with them a cotangent per block."""
+        feeds = {f"{BLOCK}.cotangent.{index}": value for index, value in enumerate(cotangents)}
+        feeds[self.batch.sessions.network.picture.name] = self.batch.pictures
+        cut = self.batch.sessions.cut(BLOCK)
+        count = self.batch.size or (_WHOLE_ROWS if cut.free else len(self.scores))
+        whole = {name for name, by_row in cut.flags.items() if not by_row}
+        runs: list[dict[str, np.ndarray]] = []
+        for start in range(0, len(self.scores), count):
+            part = {key: value[start : start + count] for key, value in feeds.items()}
+            if self.batch.size is not None:
+                part = {key: portions(value, count)[0] for key, value in part.items()}
+            runs.append(runtime.run(session, list(dict.fromkeys(names)), part))
+        return [
+            runs[0][name] if name in whole else joined([run[name] for run in runs])[: len(self.scores)]
+            for name in names
+        ]
+
+    def tell(self, done: int, total: int) -> None:
+        """Report progress."""
+        if self.batch.progress is not None:
+            self.batch.progress(done, total)

@@ -1,0 +1,121 @@
+"""Where a network is cut for a layer: the values that pass from its head to its tail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnxcam.autodiff.sweep import path
+from onnxcam.errors import LayerError
+from onnxcam.graph import attention, layers
+from onnxcam.graph.layers import Layer
+from onnxcam.graph.layout import input_layout
+from onnxcam.graph.view import Graph
+from onnxcam.network.layout import Layout
+from onnxcam.network.names import BLOCK, INPUT
+
+if TYPE_CHECKING:
+    from onnxcam.network.network import Network
+
+_AFFINE = {
+    "Add", "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Div", "Dropout", "Flatten", "Gemm",
+    "GlobalAveragePool", "Identity", "MatMul", "Mul", "Neg", "Pad", "ReduceMean", "ReduceSum", "Reshape", "Slice",
+    "Squeeze", "Sub", "Sum", "Transpose", "Unsqueeze", "Concat", "Split", "Gather", "Expand",
+}  # fmt: skip
+# affine in all of their inputs together
+_JOINTLY = {"Add", "Sub", "Sum", "Concat"}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What passes from head to tail.
+
+    Attributes:
+        layer: the target layer.
+        values: graph values, the layer's own among them, in graph order.
+        by_row: for each of them, whether it has one row per picture.
+        free: whether all have and a batch may be of any size, so that rows can be repeated and put together freely.
+        affine: whether the scores are an affine function of the layer: its gradient then says everything.
+    """
+
+    layer: Layer
+    values: tuple[str, ...]
+    by_row: tuple[bool, ...]
+    free: bool
+    affine: bool
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        """`by_row` by value."""
+        return dict(zip(self.values, self.by_row, strict=True))
+
+    @property
+    def layout(self) -> Layout:
+        """The axes of the layer."""
+        return Layout.of_layer(self.layer)
+
+
+def cut(network: Network, name: str) -> Cut:
+    """Cut a network at a layer, at its picture (`INPUT`), or at the last block of a transformer (`BLOCK`).
+
+    Raises:
+        LayerError: no such layer.
+    """
+    graph, picture = network.graph, network.picture.name
+    rows = (graph.shape(picture) or (None,))[0]
+    if name == INPUT:
+        layer = Layer(INPUT, picture, layout=input_layout(graph, picture), shape=graph.shape(picture))
+        return Cut(layer, (picture,), (True,), not isinstance(rows, int), False)
+    layer = _last_block(network) if name == BLOCK else _resolve(network, name)
+    values = crossing(graph, picture, layer.value, [network.readout.value])
+    by_row = [rows is not None and (graph.shape(value) or (None,))[:1] == (rows,) for value in values]
+    free = not isinstance(rows, int) and all(by_row)
+    return Cut(layer, values, tuple(by_row), free, _affine(graph, layer.value, network.readout.value))
+
+
+def crossing(graph: Graph, picture: str, value: str, outputs: Iterable[str]) -> tuple[str, ...]:
+    """The values that pass from before a value to the outputs, in graph order: itself, and what else is read there."""
+    before = (graph.downstream([picture]) - graph.downstream([value])) | {value}
+    _, outside = graph.upstream(outputs, stop=before)
+    return tuple(sorted((outside & before) | {value}, key=lambda name: graph.position.get(name, -1)))
+
+
+def _resolve(network: Network, name: str) -> Layer:
+    """A layer by the name that the file gives it, or by a value's or node's name."""
+    try:
+        return layers.resolve(network.graph, network.layers.get(name, name), network.readout.value)
+    except LayerError as error:
+        exposed = f"; the file itself exposes {list(network.layers)}" if network.layers else ""
+        raise LayerError(f"{error}{exposed}") from error
+
+
+def _last_block(network: Network) -> Layer:
+    """The last block's output as a layer, whose tail reads every block's."""
+    graph, scores = network.graph, network.readout.value
+    last = attention.blocks(graph, network.picture.name, scores)[-1]
+    layer = Layer(BLOCK, last.output, layout="NTC")
+    for stored in network.layers.values():  # the file may say how as many tokens lie
+        grid, prefix = stored.grid, stored.prefix_tokens
+        if stored.layout == "NTC" and grid is not None and grid[0] * grid[1] + prefix == last.tokens:
+            layer = Layer(BLOCK, last.output, layout="NTC", grid=grid, prefix_tokens=prefix)
+    return layers.resolve(graph, layer, scores)
+
+
+def _affine(graph: Graph, value: str, scores: str) -> bool:
+    """Whether only operators that are affine in their data lie between a value and the scores."""
+    nodes, _ = path(graph, scores, [value])
+    reached = graph.downstream([value])
+    for node in nodes:
+        if node.op_type not in _AFFINE or node.domain not in ("", "ai.onnx"):
+            return False
+        places = [index for index, name in enumerate(node.input) if name in reached]
+        if node.op_type in _JOINTLY:
+            continue
+        if places not in ([0], [1]) or (places == [1] and node.op_type not in ("Mul", "MatMul")):
+            return False
+        if node.op_type in ("Mul", "Div", "MatMul", "Gemm", "Conv", "ConvTranspose") and any(
+            not graph.is_constant(other) for index, other in enumerate(node.input) if other and index not in places
+        ):
+            return False
+    return True

@@ -14,7 +14,7 @@ PIP     := $(PY) -m pip --disable-pip-version-check --quiet
 say      = printf '\033[36m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint matrix bench clean
+.PHONY: help demo test check lint docs pages matrix bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -37,6 +37,13 @@ lint: $(VENV)/.test ## Check format, lint, types and layers only.
 	@ln -sfn $(CURDIR)/onnxcam/* $(CURDIR)/exporters build/typed/onnxcam/ && ln -sf $(CURDIR)/models/__init__.py build/typed/onnxcam/models/
 	@cd build/typed && $(abspath $(PY)) -m mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
 	@$(PY) -m pytest -q tests/test_layers.py
+
+docs: $(VENV)/.docs ## Build the documentation as a site in build/site; a broken link or reference fails.
+	@$(PY) -m sphinx --quiet --nitpicky --fail-on-warning --keep-going -c docs . build/site
+	@$(say) "The documentation is at build/site/index.html"
+
+pages: $(VENV)/.test ## Write the generated pages of the documentation anew.
+	@$(PY) -m tools.pages
 
 matrix: $(VENV)/.test ## Measure parity with the frameworks' own autograd over many architectures.
 	@$(PY) benchmarks/matrix.py $(ARGS)
@@ -68,8 +75,13 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml
 	  $(PIP) install 'opencv-python-headless>=4.12' && $(PY) -c 'import cv2'; }
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.demo docs/requirements.txt
+	@$(say) "Installing the tools that build the documentation"
+	@$(PIP) install --requirement docs/requirements.txt
+	@touch $@
+
 # The project itself is not installed again here: its requirements would bring opencv-python back over the headless wheel.
-$(VENV)/.test: $(VENV)/.demo tests/requirements.txt tests/requirements-oracles.txt
+$(VENV)/.test: $(VENV)/.docs tests/requirements.txt tests/requirements-oracles.txt
 	@$(say) "Installing PyTorch ($(TORCH)), the test tools and the packages compared with"
 	@$(PIP) install $(TORCH)
 	@$(PIP) install --requirement tests/requirements.txt

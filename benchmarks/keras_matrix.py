@@ -11,50 +11,49 @@ import gc
 import time
 from typing import Any
 
-from benchmarks import matrix
 from benchmarks.architectures import KERAS
+from benchmarks.files import SAMPLES, SEED, SETTLING, open_file
 from benchmarks.judgement import judge
 
 Row = dict[str, Any]
-PACKAGES = ("keras", "tensorflow_cpu", "tf2onnx")
 
 
 class Built:
     """An architecture with seeded weights and batch-norm statistics that are neither trivial nor absurd, three times.
 
-    They are drawn as `matrix.build` draws them.
+    They are drawn as `torch_matrix.build` draws them.
 
     Attributes:
         model: with its softmax, the one that is exported.
     """
 
-    def __init__(self, name: str, seed: int = matrix.SEED) -> None:
+    def __init__(self, name: str, seed: int = SEED) -> None:
         import keras
         import numpy as np
 
         self.entry = KERAS[name]
         keras.utils.set_random_seed(seed)
-        self.model = self._made("softmax")
+        self.model = self._network("softmax")
         generator = np.random.default_rng(seed)
         norms = [layer for layer in self.model.layers if type(layer).__name__ == "BatchNormalization"]
 
-        def settle(norm: Any, given: Any, **options: Any) -> Any:
-            mean, variance = np.mean(given, axis=(0, 1, 2)), np.var(given, axis=(0, 1, 2))
+        def settle(norm: Any, inputs: Any, **options: Any) -> Any:
+            mean, variance = np.mean(inputs, axis=(0, 1, 2)), np.var(inputs, axis=(0, 1, 2))
             norm.moving_variance.assign(variance * generator.uniform(0.8, 1.25, variance.shape))
             norm.moving_mean.assign(mean + np.sqrt(variance) * generator.uniform(-0.2, 0.2, mean.shape))
             for weight, low, high in ((norm.gamma, 0.7, 1.3), (norm.beta, -0.2, 0.2)):
                 if weight is not None:
                     weight.assign(generator.uniform(low, high, weight.shape))
-            return type(norm).call(norm, given, **options)
+            return type(norm).call(norm, inputs, **options)
 
         for norm in norms:
             norm.call = functools.partial(settle, norm)
         if norms:
-            self.model(self.pictures(matrix.SETTLING, seed), training=False)
+            self.model(self.pictures(SETTLING, seed), training=False)
         for norm in norms:
             del norm.call
 
-    def _made(self, activation: str | None) -> Any:
+    def _network(self, activation: str | None) -> Any:
         import keras
 
         side = self.entry.size
@@ -68,15 +67,15 @@ class Built:
         generator = np.random.default_rng(seed)
         shape = (count, self.entry.size, self.entry.size, 3)
         scales = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in self.model.layers[:3])
-        found = generator.uniform(0, 255, shape) if scales else generator.standard_normal(shape)
-        return found.astype(np.float32)
+        pixels = generator.uniform(0, 255, shape) if scales else generator.standard_normal(shape)
+        return pixels.astype(np.float32)
 
     @functools.cached_property
     def logits(self) -> Any:
         """The same weights without the softmax."""
-        made = self._made(None)
-        made.set_weights(self.model.get_weights())
-        return made
+        network = self._network(None)
+        network.set_weights(self.model.get_weights())
+        return network
 
     @functools.cached_property
     def exact(self) -> Any:
@@ -86,11 +85,11 @@ class Built:
         before = keras.config.dtype_policy()
         try:
             keras.config.set_dtype_policy("float64")
-            made = self._made(None)
+            network = self._network(None)
         finally:
             keras.config.set_dtype_policy(before)
-        made.set_weights(self.model.get_weights())
-        return made
+        network.set_weights(self.model.get_weights())
+        return network
 
     def release(self) -> None:
         """Forget the networks without softmax until they are asked for again: they are as large as the model."""
@@ -110,9 +109,9 @@ def gradient_tape(model: Any, layer: str, batch: Any, targets: Any) -> tuple[Any
     both = keras.Model(model.inputs, [inner, model.output])
     with tf.GradientTape() as tape:
         value, scores = both(tf.constant(batch), training=False)
-        chosen = np.where(targets < 0, np.asarray(scores).argmax(axis=1), targets)
-        total = tf.reduce_sum(tf.gather(scores, chosen, axis=1, batch_dims=1))
-    return np.asarray(scores), np.asarray(value), np.asarray(tape.gradient(total, value)), chosen
+        classes = np.where(targets < 0, np.asarray(scores).argmax(axis=1), targets)
+        total = tf.reduce_sum(tf.gather(scores, classes, axis=1, batch_dims=1))
+    return np.asarray(scores), np.asarray(value), np.asarray(tape.gradient(total, value)), classes
 
 
 def measure(name: str) -> dict[str, Row]:
@@ -124,7 +123,7 @@ def measure(name: str) -> dict[str, Row]:
     import numpy as np
 
     built = Built(name)
-    batch = built.pictures(matrix.SAMPLES, matrix.SEED + 1)
+    batch = built.pictures(SAMPLES, SEED + 1)
     rows = {}
     for kind in ("default", "middle"):
         layer = None if kind == "default" else built.entry.middle
@@ -148,16 +147,16 @@ def _compare(built: Built, layer: str | None, batch: Any, targets: Any) -> Row:
         refused = str(error)
         explained = export(built.model, None, layers=layer and [layer], verify=False)
     seconds = time.perf_counter() - began
-    held = manifest.read(explained)
-    assert held is not None
-    entry = held["layers"][0]
-    names = [own.name for own in built.model.layers]
+    header = manifest.read(explained)
+    assert header is not None
+    entry = header["layers"][0]
+    names = [inner.name for inner in built.model.layers]
     place = names.index(entry["name"])
 
     def oracle(model: Any, pictures: Any, classes: Any) -> tuple[Any, Any, Any, Any]:
         return gradient_tape(model, model.layers[place].name, pictures, classes)
 
-    file = matrix.opened(explained, held, entry)
+    file = open_file(explained, header, entry)
     del explained
     *expected, classes = oracle(built.logits, batch, targets)
     figures, passed = judge(

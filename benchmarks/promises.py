@@ -1,4 +1,4 @@
-"""Measures what the monitor promises, and writes the figures into docs/promises.md.
+"""Measures what the monitor promises, and writes the figures into docs/explanation/promises.md.
 
     python benchmarks/promises.py [ROW...] [--write]
 
@@ -33,7 +33,7 @@ from onnxcam.network.explainable import augment  # noqa: E402
 from tests.support.models import tiny_cnn  # noqa: E402
 
 MODEL = ROOT / "models" / "efficientnet_lite0.onnx"
-PAGE = ROOT / "docs" / "promises.md"
+PAGE = ROOT / "docs" / "explanation" / "promises.md"
 UNLIMITED: dict[str, Any] = {"rate": None, "daily_budget": None, "duplicates": 0}
 ALWAYS = "confidence <= 1"
 
@@ -252,7 +252,7 @@ def write(row: int, measured: str, load: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("rows", nargs="*", type=int, help=f"of {', '.join(map(str, ROWS))}; all by default")
-    parser.add_argument("--write", action="store_true", help="write the figures into docs/promises.md")
+    parser.add_argument("--write", action="store_true", help="write the figures into docs/explanation/promises.md")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]  # before this adds to it
     for row in arguments.rows or ROWS:

@@ -1,4 +1,4 @@
-"""Every error onnxcam raises on purpose.
+"""Every error onnxcam raises on purpose::
 
     OnnxcamError
     ├── ModelError                 the model file is not usable as it is

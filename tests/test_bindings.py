@@ -53,9 +53,9 @@ console.log(JSON.stringify({ data: [...data], shape }));
 
 @pytest.mark.parametrize("name", ["explain.mjs", "Explain.cs"])
 def test_the_page_quotes_the_program_as_it_is(name: str) -> None:
-    page = (ROOT / "docs" / "bindings.md").read_text("utf-8")
+    page = (ROOT / "docs" / "how-to" / "bindings.md").read_text("utf-8")
     program = (BINDINGS / name).read_text("utf-8")
-    assert f"\n{program}```\n" in page, f"copy docs/bindings/{name} into docs/bindings.md"
+    assert f"\n{program}```\n" in page, f"copy docs/bindings/{name} into docs/how-to/bindings.md"
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +101,8 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def golden() -> list[Any]:
-    """The golden vectors of docs/preprocessing.md: picture size, specification, values by index, shape and sum."""
-    text = (ROOT / "docs" / "preprocessing.md").read_text("utf-8")
+    """The golden vectors of preprocessing.md: picture size, specification, values by index, shape and sum."""
+    text = (ROOT / "docs" / "reference" / "preprocessing.md").read_text("utf-8")
     found = []
     for section in text.split("\n### ")[1:]:
         height, width = map(int, re.findall(r"height (\d+), width (\d+)", section)[0])

@@ -194,8 +194,8 @@ def test_the_script_says_what_to_install(
 
 
 def test_the_picture_in_the_docs_is_what_its_script_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawing: Any = script("docs/build_classroom_picture.py")
-    monkeypatch.setattr(sys, "argv", ["build_classroom_picture.py", "-o", str(tmp_path / "classroom.png")])
+    drawing: Any = script("tools/classroom_picture.py")
+    monkeypatch.setattr(sys, "argv", ["classroom_picture.py", "-o", str(tmp_path / "classroom.png")])
     drawing.main()
     made, kept = (image.load(file).pixels for file in (tmp_path / "classroom.png", ROOT / "docs/images/classroom.png"))
     assert made.shape == kept.shape

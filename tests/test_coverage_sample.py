@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import keras_matrix, matrix
+from benchmarks import keras_matrix, torch_matrix
 from benchmarks.architectures import KERAS, TORCH
 from tests.support.torchvision_stub import import_torchvision
 
@@ -25,7 +25,7 @@ def test_scores_activations_and_gradients_agree_with_autograd(name: str, middle:
     import_torchvision()  # skips where it is not installed
     assert TORCH[name].size == 64
 
-    rows = matrix.measure(name)
+    rows = torch_matrix.measure(name)
 
     assert rows["middle"]["shape"] == ["N", *middle]
     assert rows["default"]["shape"] == ["N", *last]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +16,39 @@ import onnxcam
 from onnxcam.graph.load import save
 from onnxcam.network import manifest
 from tests.support.models import tiny_cnn
+from tools import pages
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*.md"), *ROOT.glob("benchmarks/*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("models/*.md"), *ROOT.glob("benchmarks/*.md")]
+)
 
 
-def test_command_line_page_is_what_the_commands_say():
-    spec = importlib.util.spec_from_file_location("build_command_line", ROOT / "docs" / "build_command_line.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    # words, not layout: releases of click wrap and indent differently
-    written, said = (
-        re.findall(r"[\w-]{2,}", text) for text in (module.PAGE.read_text(encoding="utf-8"), module.page())
-    )
-    assert written == said, "run python docs/build_command_line.py"
+@pytest.mark.parametrize("name", pages.NAMES)
+def test_page_is_what_its_generator_writes(name: str):
+    module = pages.generator(name)
+    written, current = (settled(text) for text in (module.PAGE.read_text(encoding="utf-8"), module.page()))
+    if name == "command_line":  # words, not layout: releases of click wrap and indent differently
+        written, current = (" ".join(re.findall(r"[\w-]{2,}", text)) for text in (written, current))
+    assert written == current, "run `make pages`"
 
 
-@pytest.mark.parametrize("name", ["methods", "operators"])
-def test_page_is_what_the_registry_says(name: str):
-    spec = importlib.util.spec_from_file_location(f"build_{name}", ROOT / "docs" / f"build_{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page(), f"run python docs/build_{name}.py"
+def settled(text: str) -> str:
+    """The coverage page names the Python that wrote it."""
+    return re.sub(r"Python 3\.\d+\.\d+, on the CPU", "Python, on the CPU", text)
+
+
+def test_every_generator_is_listed():
+    modules = {path.stem for path in (ROOT / "tools").glob("*.py") if "\ndef page()" in path.read_text("utf-8")}
+    assert modules == set(pages.NAMES)
+
+
+def test_only_marked_parts_are_replaced():
+    text = "a\n<!-- generated: x -->\nold\n<!-- end: x -->\nb\n"
+    assert pages.fill(text, "x", "new \\1") == "a\n<!-- generated: x -->\nnew \\1\n<!-- end: x -->\nb\n"
+    for broken in ("a", text + text):
+        with pytest.raises(ValueError, match="one part"):
+            pages.fill(broken, "x", "new")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -51,7 +60,12 @@ def test_links_lead_somewhere(page: Path):
 
 
 def test_the_gated_file_of_the_monitoring_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8").split("## A gated file")[1].split("\n## ")[0]
+    page = (
+        (ROOT / "docs" / "how-to" / "monitoring.md")
+        .read_text(encoding="utf-8")
+        .split("## A gated file")[1]
+        .split("\n## ")[0]
+    )
     (condition,) = re.findall(r'--gate "([a-z].*?)"', page)
     (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     gated = onnxcam.augment(tiny_cnn(), gate=condition)
@@ -83,3 +97,55 @@ def test_ci_runs_the_readme_test_command():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert re.search(r"^\s*(exec )?make test\b", script, flags=re.MULTILINE)
     assert subprocess.run(["bash", "-n", ROOT / ".ci" / "run"], check=False).returncode == 0
+
+
+def test_the_index_leads_to_every_page_of_the_documentation():
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    linked = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)#:]+\.md)\)", text)}
+    site = {page for page in PAGES if page not in (ROOT / "README.md", ROOT / "docs" / "index.md")}
+    assert linked == site
+
+
+def test_every_public_name_is_in_the_python_reference():
+    text = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    expanded = set(re.findall(r"^\.\. auto\w+:: onnxcam\.(\w+)(?:\(\))?$", text, flags=re.MULTILINE))
+    assert expanded == (set(onnxcam.__all__) - {"OnnxcamError", "__version__"}) | {"errors"}
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_broken_link_and_loads_nothing_from_elsewhere(tmp_path: Path):
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "--quiet", "--nitpicky", "--fail-on-warning", "--keep-going"]
+    build = subprocess.run(
+        [*command, "-c", "docs", "-d", tmp_path / "doctrees", ".", tmp_path / "site"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert build.returncode == 0, build.stderr
+    files = [path for path in (tmp_path / "site").rglob("*") if path.suffix in (".html", ".css")]
+    assert (tmp_path / "site" / "index.html") in files and len(files) > len(PAGES)
+    loads = re.compile(
+        r"""<(?:script|img|iframe|source|video)\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>"""
+        r"""|<link\b[^>]*\bhref=["']?(?:https?:)?//[^>]*>|url\(\s*["']?(?:https?:)?//[^)]*\)|@import[^;]*//[^;]*;"""
+    )
+    assert {path.name: found for path in files if (found := loads.findall(path.read_text("utf-8")))} == {}
+    index = (tmp_path / "site" / "docs" / "index.html").read_text("utf-8")
+    assert all(f">{title}<" in index for title in ("Tutorial", "How-to guides", "Reference", "Explanation"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mistake", ["[lost](nowhere.md)", "[lost](#no-heading)", "```{eval-rst}\n:py:func:`onnxcam.nothing`\n```"]
+)
+def test_a_broken_link_or_reference_fails_the_site(tmp_path: Path, mistake: str):
+    pytest.importorskip("sphinx")
+    (tmp_path / "docs").mkdir()
+    for name, text in (("conf.py", (ROOT / "docs" / "conf.py").read_text("utf-8")), ("index.md", "# Index\n")):
+        (tmp_path / "docs" / name).write_text(text, "utf-8")
+    command = [sys.executable, "-m", "sphinx", "--quiet", "--nitpicky", "--fail-on-warning", "-c", "docs", "."]
+    for text, fails in (("# Index\n", False), (f"# Index\n\n{mistake}\n", True)):
+        (tmp_path / "docs" / "index.md").write_text(text, "utf-8")
+        build = subprocess.run([*command, "site"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert bool(build.returncode) is fails, build.stderr

@@ -1,4 +1,4 @@
-"""Every block of docs/from-pytorch-grad-cam.md runs, and the numbers are the same where the page says so."""
+"""Every block of docs/how-to/from-pytorch-grad-cam.md runs, and the numbers are the same where the page says so."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from onnxcam.cam.methods import methods
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "from-pytorch-grad-cam.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "from-pytorch-grad-cam.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
 # torchvision on a CPU-only torch needs a helper before it imports
 PREAMBLE = "from tests.support.torchvision_stub import import_torchvision\nimport_torchvision()\n"

@@ -1,4 +1,4 @@
-"""Every recipe of docs/monitoring.md is run as it stands, and its records are read."""
+"""Every recipe of docs/how-to/monitoring.md is run as it stands, and its records are read."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_drift_cron(tmp_path: Path) -> None:
 
 
 def test_every_recipe_is_in_the_page_and_run_here() -> None:
-    page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "monitoring.md").read_text(encoding="utf-8")
     tests = Path(__file__).read_text(encoding="utf-8")
     for recipe in RECIPES.iterdir():
         if recipe.is_file() and recipe.name != "gunicorn_conf.py":

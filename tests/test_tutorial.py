@@ -15,10 +15,6 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
 
 
-def section(title: str) -> str:
-    return next(part for part in TEXT.split("\n## ") if part.startswith(title))
-
-
 def commands(text: str) -> list[tuple[str, str]]:
     """Each command of the console blocks with the standard output shown below it."""
     found = []
@@ -39,9 +35,8 @@ def test_from_a_keras_file_to_a_heatmap(tmp_path: Path) -> None:
     pytest.importorskip("keras")
     pytest.importorskip("tf2onnx")
     (tmp_path / "models").symlink_to(ROOT / "models")
-    text = section("From a Keras file")
-    typed = commands(text)
-    assert len(typed) == 6
+    typed = commands(TEXT)
+    assert len(typed) == 7
     environment = os.environ | {"PYTHONPATH": "", "COLUMNS": "120"}
     for command, shown in typed:
         line = command.replace("onnxcam ", f"{shlex.quote(sys.executable)} -m onnxcam ", 1)
@@ -51,10 +46,11 @@ def test_from_a_keras_file_to_a_heatmap(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
         if shown:
             assert settled(done.stdout) == settled(shown), command
-    for folder in ("three", "nine", "digits/wrong_9_as_3"):
+    for folder in ("three", "nine", "rather", "digits/wrong_9_as_3"):
         assert (tmp_path / folder / "panel.png").is_file()
     assert len(list((tmp_path / "digits").rglob("hirescam_top2_*.png"))) == 6
 
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    code = "".join(re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL))
+    code += "\nassert contrast.title == '9 rather than 3'"
     code += "\nassert e.predictions[0][:2] == (3, '3') and round(e.predictions[0][2], 2) == 0.93 and e.label == '9'"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=120)

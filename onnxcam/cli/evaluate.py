@@ -96,8 +96,8 @@ def evaluate(
     away, whether the map depends on what the model has learned. Judged is the map of each picture's class: with
     --by-folder the one whose folder it lies in, else the model's first choice.
 
-    The table has a line per method and marks the best of each metric. docs/evaluate.md says what the numbers mean and
-    how many pictures they need.
+    The table has a line per method and marks the best of each metric. "Which method to trust" in the documentation
+    says what the numbers mean and how many pictures they need.
 
     Exit status: 0 done, 1 a picture cannot be read (the rest are judged) or a file cannot be written, 2 wrong usage or
     unknown method, metric, layer or class, 3 unusable model, 4 no usable runtime or execution provider.

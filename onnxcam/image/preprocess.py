@@ -1,7 +1,7 @@
 """From a picture to the tensor that a model was trained on, exactly, and how to undo the geometry.
 
 `tensor = (pixel * scale - mean) / std`, pixels 0 to 255, channels in `color` order, after `resize` and then `crop`.
-docs/preprocessing.md states every rounding rule for other languages.
+docs/reference/preprocessing.md states every rounding rule for other languages.
 """
 
 from __future__ import annotations

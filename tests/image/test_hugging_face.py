@@ -47,7 +47,7 @@ def test_image_processors(module: str, name: str, options: dict) -> None:
     where = importlib.import_module(f"transformers.models.{module}.image_processing_pil_{module}")
     processor = getattr(where, f"{name}ImageProcessorPil")(**options)
     config = json.loads(processor.to_json_string())
-    # landscapes: where the height shrinks more than the width, Pillow 13 swaps its passes (docs/preprocessing.md)
+    # landscapes: where the height shrinks more than the width, Pillow 13 swaps its passes (preprocessing.md)
     for size in ((301, 402), (375, 500)):
         pixels = smooth(*size)
         expected = np.asarray(processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"])

@@ -1,4 +1,4 @@
-"""The golden vectors of docs/preprocessing.md, which other languages are checked with, hold for this code."""
+"""The golden vectors of docs/reference/preprocessing.md, which other languages are checked with, hold for this code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnxcam.image import PRESETS, Preprocess
 from onnxcam.image.preprocess import ANCHORS, COLORS, MODES
 from onnxcam.image.resample import INTERPOLATIONS
 
-TEXT = (Path(__file__).parents[2] / "docs" / "preprocessing.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "reference" / "preprocessing.md").read_text(encoding="utf-8")
 VECTORS = re.split(r"^### ", TEXT, flags=re.MULTILINE)[1:]
 
 

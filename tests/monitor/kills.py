@@ -1,6 +1,6 @@
 """Kills writers at random moments and at every step, and counts what is lost.
 
-    python -m tests.monitor.kills random 200      # figures of promises 6 and 7 in docs/promises.md
+    python -m tests.monitor.kills random 200      # figures of promises 6 and 7 in docs/explanation/promises.md
     python -m tests.monitor.kills steps
 
 A child, forked from this process, writes explanations and acknowledges each over a pipe; it dies by SIGKILL, sent from

@@ -17,7 +17,8 @@ def insertion(trial: Trial, *, steps: int = STEPS, baseline: str = "blur") -> np
     """int_0^1 p_c(q) dq, where q is the part of the picture shown, most important pixels first, the rest blurred.
     https://arxiv.org/abs/1806.07421.
 
-    The blur is the authors' (11 x 11, sigma 5 for 224 pixels), scaled with the picture; the integral by trapezoids.
+    The area under p as pixels are shown, most important first, over a blurred picture. The blur is the
+    authors' (11 x 11, sigma 5 for 224 pixels), scaled with the picture; the integral by trapezoids.
     """
     start = background(trial.pictures, baseline)
     found = _curve(trial, start, trial.pictures, steps)
@@ -30,7 +31,7 @@ def deletion(trial: Trial, *, steps: int = STEPS, baseline: str = "zero") -> np.
     """int_0^1 p_c(q) dq, where q is the part of the picture taken away, most important pixels first, zero in its place.
     https://arxiv.org/abs/1806.07421.
 
-    Zero is that of the prepared picture: the mean colour for the usual preprocessing.
+    The area under p as pixels are set to zero, most important first.
     """
     found = _curve(trial, trial.pictures, background(trial.pictures, baseline), steps)
     trial.curve("deletion", found)

@@ -13,7 +13,8 @@ from onnxcam.evaluation.trial import Trial
 def coherency(trial: Trial) -> np.ndarray:
     """(1 + Pearson correlation of L(x * L) and L(x)) / 2.  https://arxiv.org/abs/2104.10252.
 
-    A map that is the same everywhere correlates with nothing: 1/2.
+    Whether the map stays when the picture is seen through it; a map that is the same everywhere correlates with
+    nothing and gives 1/2.
     """
     if "coherency" not in trial.kept:
         again = trial.explain(trial.pictures * trial.maps[:, None])
@@ -24,14 +25,19 @@ def coherency(trial: Trial) -> np.ndarray:
 
 @metric("complexity", title="complexity", better=LOWER, usual=False)
 def complexity(trial: Trial) -> np.ndarray:
-    """||L||_1 / (H W): the mean of the map.  https://arxiv.org/abs/2104.10252."""
+    """||L||_1 / (H W).  https://arxiv.org/abs/2104.10252.
+
+    The mean of the map: how much of the picture it covers.
+    """
     return np.asarray(trial.maps.mean(axis=(1, 2), dtype=np.float64))
 
 
 @metric("adcc", title="ADCC", better=HIGHER)
 def adcc(trial: Trial) -> np.ndarray:
-    """3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop)), per picture.
-    https://arxiv.org/abs/2104.10252."""
+    """3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop)).  https://arxiv.org/abs/2104.10252.
+
+    The harmonic mean of coherency, simplicity and what is left of p, per picture.
+    """
     parts = np.stack([coherency(trial), 1 - complexity(trial), 1 - drop(trial.whole, trial.masked)])
     parts = np.clip(parts, 0, None)
     worst = parts.min(axis=0)

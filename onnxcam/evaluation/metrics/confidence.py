@@ -12,14 +12,17 @@ from onnxcam.evaluation.trial import Trial
 def average_drop(trial: Trial) -> np.ndarray:
     """max(0, Y - O) / Y, with Y = p_c(x) and O = p_c(x * L).  https://arxiv.org/abs/1710.11063.
 
-    The map L, from 0 to 1, multiplies the prepared picture, whose zero is the mean colour for the usual preprocessing.
+    The share of p that is lost when the picture is multiplied by its map.
     """
     return drop(trial.whole, trial.masked)
 
 
 @metric("average_increase", title="increase", better=HIGHER)
 def average_increase(trial: Trial) -> np.ndarray:
-    """1 where p_c(x * L) > p_c(x), else 0.  https://arxiv.org/abs/1710.11063."""
+    """1 where p_c(x * L) > p_c(x), else 0.  https://arxiv.org/abs/1710.11063.
+
+    How often p grows when the picture is multiplied by its map.
+    """
     return (trial.masked > trial.whole).astype(np.float64)
 
 

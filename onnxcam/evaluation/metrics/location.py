@@ -18,15 +18,19 @@ def pointing_game(trial: Trial, *, tolerance: float = TOLERANCE) -> np.ndarray:
     """1 where the map's maximum lies in a box or at most a tolerance outside, else 0.
     https://arxiv.org/abs/1608.00507.
 
-    The paper's tolerance is 15 pixels on pictures of 500: 3 % of the longer side. Of several equal maxima the one
-    nearest to their middle points; a map that is the same everywhere misses.
+    Whether the maximum of the map lies in a box. The paper's tolerance is 15 pixels on pictures of 500: 3 % of the
+    longer side. Of several equal maxima the one nearest to their middle points; a map that is the same everywhere
+    misses.
     """
     return _each(trial, lambda held, inside: _points(held, inside, tolerance))
 
 
 @metric("energy_in_box", title="energy", better=HIGHER, boxes=True)
 def energy_in_box(trial: Trial) -> np.ndarray:
-    """sum of L in the boxes / sum of L.  https://arxiv.org/abs/1910.01279."""
+    """sum of L in the boxes / sum of L.  https://arxiv.org/abs/1910.01279.
+
+    The share of the map that lies in boxes.
+    """
     return _each(trial, lambda held, inside: float(held[inside].sum(dtype=np.float64) / max(_sum(held), 1e-12)))
 
 

@@ -31,7 +31,8 @@ def randomization(trial: Trial) -> np.ndarray:
     """Spearman's rank correlation of the map with that of the model whose weights were redrawn, mean over the stages of
     the cascade.  https://arxiv.org/abs/1810.03292.
 
-    About 0 where the map depends on what the model has learned, 1 where it does not.
+    Likeness of the map to that of the model with its weights redrawn, from the scores down: about 0 where the map
+    depends on what the model has learned, 1 where it does not.
     """
     assert trial.redrawn is not None
     return spearman(trial.maps, trial.redrawn)
@@ -40,7 +41,10 @@ def randomization(trial: Trial) -> np.ndarray:
 @metric("randomization_ssim", title="redrawn SSIM", better=LOWER, redrawn=True, usual=False)
 def randomization_ssim(trial: Trial) -> np.ndarray:
     """Structural similarity of the map with that of the model whose weights were redrawn, mean over the stages of the
-    cascade.  https://arxiv.org/abs/1810.03292."""
+    cascade.  https://arxiv.org/abs/1810.03292.
+
+    The same likeness as `randomization`, of local structure instead of ranks.
+    """
     assert trial.redrawn is not None
     return ssim(trial.maps, trial.redrawn)
 

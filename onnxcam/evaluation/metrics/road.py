@@ -20,21 +20,29 @@ NOISE = 0.01
 @metric("road_morf", title="ROAD MoRF", better=LOWER, usual=False)
 def road_morf(trial: Trial, *, noise: float = NOISE) -> np.ndarray:
     """mean_q [p_c(x without its most relevant pixels) - p_c(x)], q = 10 ... 90 % of them imputed from those around.
-    https://arxiv.org/abs/2202.00449."""
+    https://arxiv.org/abs/2202.00449.
+
+    The change of p when the most relevant pixels are replaced by what their neighbours predict.
+    """
     return _change(trial, noise, relevant_first=True)
 
 
 @metric("road_lerf", title="ROAD LeRF", better=HIGHER, usual=False)
 def road_lerf(trial: Trial, *, noise: float = NOISE) -> np.ndarray:
     """mean_q [p_c(x without its least relevant pixels) - p_c(x)], q = 10 ... 90 % of them imputed from those around.
-    https://arxiv.org/abs/2202.00449."""
+    https://arxiv.org/abs/2202.00449.
+
+    The change of p when the least relevant pixels are replaced by what their neighbours predict.
+    """
     return _change(trial, noise, relevant_first=False)
 
 
 @metric("road", title="ROAD", better=HIGHER)
 def road(trial: Trial, *, noise: float = NOISE) -> np.ndarray:
-    """(LeRF - MoRF) / 2: what is lost with the relevant pixels and not with the irrelevant ones.
-    https://arxiv.org/abs/2202.00449; combined as in pytorch-grad-cam."""
+    """(LeRF - MoRF) / 2.  https://arxiv.org/abs/2202.00449; combined as in pytorch-grad-cam.
+
+    What is lost with the relevant pixels and not with the irrelevant ones.
+    """
     morf = _change(trial, noise, relevant_first=True)
     return np.asarray((_change(trial, noise, relevant_first=False) - morf) / 2)
 

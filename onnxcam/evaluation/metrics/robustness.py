@@ -16,7 +16,8 @@ def sensitivity(trial: Trial, *, radius: float = RADIUS, repeats: int = REPEATS)
     """max_j ||L(x + u_j) - L(x)||_2 / ||L(x)||_2, with u_j uniform in [-radius, radius].
     https://arxiv.org/abs/1901.09392; divided as in captum.
 
-    The radius is one of prepared pictures.
+    The largest relative change of the map over small changes of the picture; the radius is in the units of the
+    prepared picture.
     """
     rngs = [trial.rng(row, "sensitivity") for row in range(len(trial))]
     norm = np.sqrt((trial.maps.astype(np.float64) ** 2).sum(axis=(1, 2)))
@@ -35,6 +36,8 @@ def sensitivity(trial: Trial, *, radius: float = RADIUS, repeats: int = REPEATS)
 def infidelity(trial: Trial, *, patches: int = PATCHES) -> np.ndarray:
     """min_b mean_j [b sum_I_j L - (p_c(x) - p_c(x without I_j))]^2, with I_j random squares set to zero.
     https://arxiv.org/abs/1901.09392 (its square removal); b is the best factor, as in captum's `normalize`.
+
+    How badly the map predicts what setting random squares to zero does to p.
     """
     height, width = trial.maps.shape[1:]
     squares = np.stack([_squares(trial.rng(row, "infidelity"), patches, height, width) for row in range(len(trial))])

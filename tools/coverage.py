@@ -1,34 +1,40 @@
-"""The page of the coverage matrix, docs/coverage.md, from the rows that `matrix` keeps."""
+"""The page docs/explanation/coverage.md, from the rows that `make matrix` measured."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 
-from benchmarks import keras_matrix, matrix
+from benchmarks import rows
 from benchmarks.architectures import KERAS, TORCH
+from benchmarks.files import SAMPLES
 from benchmarks.judgement import DRAWS, PLACES, QUANTITIES, ROUNDING, SLACK, TOLERANCE
-from benchmarks.matrix import PACKAGES, SAMPLES, Row
+from benchmarks.rows import Row
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "coverage.md"
 
 
-def render() -> str:
-    """The page, from the rows kept so far; what was not measured says so."""
-    kept = {task: matrix.held(task) for task in matrix.tasks()}
-    done = [held for held in kept.values() if held is not None]
-    dates = sorted({held["date"] for held in done})
-    names = dict.fromkeys([*PACKAGES, *keras_matrix.PACKAGES])
-    versions = {name: sorted({held["versions"][name] for held in done if name in held["versions"]}) for name in names}
+def page() -> str:
+    """The page, from the rows stored so far; what was not measured says so."""
+    records = {task: rows.read(task) for task in rows.tasks()}
+    measured = [record for record in records.values() if record is not None]
+    dates = sorted({record["date"] for record in measured})
+    names = dict.fromkeys([*rows.PACKAGES, *rows.KERAS_PACKAGES])
+    versions = {
+        name: sorted({record["versions"][name] for record in measured if name in record["versions"]}) for name in names
+    }
     torch_rows: dict[tuple[str, str], Row | None] = {}
     keras_rows: dict[tuple[str, str], Row | None] = {}
     light_rows: dict[str, Row | None] = {}
-    for task, held in kept.items():
+    for task, record in records.items():
         family, _, name = task.partition(":")
         if family == "light":
-            light_rows[name] = held and held["rows"]["light"]
+            light_rows[name] = record and record["rows"]["light"]
         else:
-            rows = keras_rows if family == "keras" else torch_rows
+            family_rows = keras_rows if family == "keras" else torch_rows
             for kind in ("default", "middle"):
-                rows[name, kind] = held and held["rows"][kind]
+                family_rows[name, kind] = record and record["rows"][kind]
     passed = sum(row is not None and _passes(row) for row in torch_rows.values())
     noisy = [row for row in torch_rows.values() if row is not None and _passes(row) and _noise(row, "floor")]
     kinked = sum(_noise(row, "beside") is not None for row in noisy)
@@ -39,7 +45,7 @@ def render() -> str:
         "Written by `make matrix` (`benchmarks/matrix.py`); do not edit.",
         "",
         f"Measured {' to '.join(dict.fromkeys([dates[0], dates[-1]])) if dates else 'never'} with "
-        + ", ".join(f"{name} {' and '.join(held)}" for name, held in versions.items() if held)
+        + ", ".join(f"{name} {' and '.join(several)}" for name, several in versions.items() if several)
         + f", Python {platform.python_version()}, on the CPU.",
         "",
         "## torchvision architectures",

@@ -1,4 +1,4 @@
-"""Writes docs/operators.md from the registry of gradient rules; a test holds the page to it."""
+"""The page docs/reference/operators.md, from the registry of gradient rules."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from onnxcam.graph import quantized
 from onnxcam.graph.inline import COMPOSITE
 from onnxcam.graph.normalize import HIGHEST_OPSET, LOWEST_OPSET
 
-PAGE = Path(__file__).with_name("operators.md")
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "operators.md"
 TOP = f"""# Operators
 
-Written by `python docs/build_operators.py` from the gradient rules themselves; do not edit.
+Written by `make pages` from the gradient rules themselves; do not edit.
 
 What stands between a target layer and the scores has to be differentiated; what stands before the layer may be anything
 that the runtime runs. Models of opset {LOWEST_OPSET} to {HIGHEST_OPSET} are taken as they are, older ones are brought
@@ -168,7 +168,3 @@ def _carries(schema: onnx.defs.OpSchema) -> bool:
 def _listed(names: object) -> str:
     assert isinstance(names, (list, set, frozenset, dict))
     return ", ".join(f"`{name}`" for name in sorted(names))
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Writes docs/command-line.md from the commands' own help; a test holds the page to it."""
+"""The page docs/reference/command-line.md, from the commands' own help."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import click
 
 from onnxcam.cli import main
 
-PAGE = Path(__file__).with_name("command-line.md")
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "command-line.md"
 INTRODUCTION = """# Command line
 
-Written by `python docs/build_command_line.py` from the commands' own help; do not edit. `python -m onnxcam` is the same
+Written by `make pages` from the commands' own help; do not edit. `python -m onnxcam` is the same
 as `onnxcam`. Results go to standard output, progress and notes to standard error. No traceback reaches you unless
 `ONNXCAM_DEBUG=1` is set.
 
 Exit status: 0 done; 1 some or all inputs failed or could not be written; 2 wrong usage, unknown class, layer or method;
-3 bad or untrusted model, failed proof; 4 no usable runtime or execution provider; 5 a --fail-on
+3 bad or untrusted model, failed check; 4 no usable runtime or execution provider; 5 a --fail-on
 condition holds; 130 interrupted.
 """
 
@@ -31,7 +31,7 @@ def page() -> str:
 
 
 def sections(group: click.Group, parent: click.Context) -> Iterator[str]:
-    """One for each command, those of groups after the group's own."""
+    """One section for each command; the commands of a group follow the group."""
     for name in group.list_commands(parent):
         command = group.get_command(parent, name)
         assert command is not None
@@ -39,7 +39,3 @@ def sections(group: click.Group, parent: click.Context) -> Iterator[str]:
         yield f"## {context.command_path}\n\n```\n{command.get_help(context)}\n```\n"
         if isinstance(command, click.Group):
             yield from sections(command, context)
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Makes images/classroom.png: what the classroom's networks look at, where they are right and where they are wrong.
+"""Draw docs/images/classroom.png: what the classroom's networks look at, where they are right and where they are wrong.
 
-    python docs/build_classroom_picture.py
+    python tools/classroom_picture.py
 
 One column per bundled picture: the picture, what speaks for the class that the network chose, and, where it is wrong,
 what speaks for the right one. HiResCAM, of the committed models; needs nothing but `onnxcam[cpu]`.

@@ -1,4 +1,4 @@
-"""Writes docs/methods.md from the registry of methods; a test holds the page to it."""
+"""The page docs/reference/methods.md, from the registry of methods."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from onnxcam.cam.methods import GRAPH, INPUT, LAYER, find, methods
 from onnxcam.cli.methods import cost
 from onnxcam.cli.question import shown
 
-PAGE = Path(__file__).with_name("methods.md")
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "methods.md"
 TOP = """# Methods
 
-Written by `python docs/build_methods.py` from the methods themselves; do not edit. `onnxcam methods` prints the same.
+Written by `make pages` from the methods themselves; do not edit. `onnxcam methods` prints the same.
 
 A is the activation of the target layer, dA the gradient of what is explained with respect to it, S its places, c its
 channels, y the score explained. A map is cut off below 0, brought to 0..1, enlarged to the picture. Several methods
@@ -24,7 +24,7 @@ linear layer it equals HiResCAM, XGrad-CAM, ShapleyCAM and the classic CAM. At e
 `hirescam` keep the places apart that Grad-CAM averages over. `finercam` shows what tells a class from those that
 resemble it. `ablationcam`, `scorecam` and `reciprocam` use no gradients of the model as such: they ask what it says
 when something is taken away. `eigencam`, `activationmap`, `fem` and `kpcacam` do not know the class. `randomcam` is
-there to be beaten: [evaluate](evaluate.md) tells which methods beat it on your pictures.
+there to be beaten: [evaluate](../how-to/evaluate.md) tells which methods beat it on your pictures.
 """
 KINDS = {
     GRAPH: (
@@ -74,7 +74,3 @@ def page() -> str:
             lines.append(f"| `{name}` | {formula} | {options} | {cost(method)} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join([*parts, BOTTOM])
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

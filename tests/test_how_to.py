@@ -1,4 +1,4 @@
-"""The lines of docs/habits.md do what they say, on a small model."""
+"""The commands of docs/how-to/explain.md and the Python of embed.md do what they say, on a small model."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from onnxcam.graph import load
 from tests.image.pictures import noise
 from tests.support import models
 
-TEXT = (Path(__file__).parents[1] / "docs" / "habits.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"`(onnxcam [^`]+)`", TEXT)
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+HOW_TO = Path(__file__).parents[1] / "docs" / "how-to"
+COMMANDS = re.findall(r"`(onnxcam [^`]+)`", (HOW_TO / "explain.md").read_text(encoding="utf-8"))
+BLOCKS = re.findall(r"```python\n(.*?)```", (HOW_TO / "embed.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -58,9 +58,16 @@ def test_side_by_side_is_the_line_above_with_a_flag(place: Path) -> None:
 
 
 def test_python_blocks(place: Path) -> None:
-    held: dict = {"onnxcam": onnxcam, "batch": np.zeros((2, 3, 32, 32), np.float32)}
+    names: dict = {
+        "onnxcam": onnxcam,
+        "batch": np.zeros((2, 3, 32, 32), np.float32),
+        "paths": ["photos/1.png", "photos/2.png"],
+        "out": place / "stream",
+    }
     for block in BLOCKS:
-        exec(block, held)
-        assert len(held["e"].per_layer) == (2 if "side_by_side" in block else 0)
-    assert held["scores"].shape == (2, 5) and held["heatmaps"].shape == (2, 32, 32)
-    assert len(held["e"].per_method) == 2 and (place / "out" / "panel.png").is_file()
+        exec(block, names)
+        assert len(names["e"].per_layer) == (2 if "side_by_side" in block else 0)
+        assert len(names["e"].per_method) == (2 if "methods_panel" in block else 0)
+    assert names["scores"].shape == (2, 5) and names["heatmaps"].shape == (2, 32, 32)
+    assert (place / "out" / "panel.png").is_file()
+    assert len(list((place / "stream").glob("*/panel.png"))) == 2

@@ -1,0 +1,1 @@
+"""Generators of documentation: `python -m tools.pages` writes every generated page."""

@@ -21,17 +21,17 @@ from onnxcam.cli import options, question
 from onnxcam.cli.progress import Progress
 from onnxcam.cli.versions import versions
 from onnxcam.errors import LayerError, OutputError, PreprocessError, TargetError
-from onnxcam.explain import pictures, warnings
-from onnxcam.explain.examination import AUGMENT, EIGEN, FUSIONS
+from onnxcam.explain import pictures
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.folder import Outcome, Request, cores, explain_all, sentence, workers
+from onnxcam.explain.maps import AUGMENT, FUSIONS, SMOOTHINGS
+from onnxcam.explain.warnings import prediction_warnings
 from onnxcam.image.panel import percentage
 from onnxcam.image.text import Font
 from onnxcam.targets import classes as targets
 from onnxcam.targets import labels
 
 SUMMARY = "analysis_summary.json"
-SMOOTHINGS = (EIGEN, AUGMENT)
 
 EPILOG = """\
 \b
@@ -424,7 +424,7 @@ class _Run:
             "started": self._started,
             "duration_s": round(duration, 3),
             "counts": counts,
-            "warnings": [*explainer.warnings, *warnings.about_run(best, explainer.classes)],
+            "warnings": [*explainer.warnings, *prediction_warnings(best, explainer.classes)],
             "pictures": self._entries,
         }
 

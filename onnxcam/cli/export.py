@@ -14,7 +14,7 @@ import click
 from onnxcam import image
 from onnxcam.cli import options
 from onnxcam.errors import LabelsError, LayerError, ModelError, OutputError, TrustError, VerificationError
-from onnxcam.explain import warnings
+from onnxcam.explain.warnings import input_size_warnings
 from onnxcam.targets import labels
 
 EPILOG = """\
@@ -205,7 +205,7 @@ def export(
         options.print_json(written | {"outputs": _outputs(held), "manifest": held})
     else:
         click.echo("\n".join(_lines(output, held)))
-    for doubt in warnings.about_size(held["input"]):
+    for doubt in input_size_warnings(held["input"]):
         click.echo(f"Warning: {doubt}", err=True)
     if not held["input"].get("preprocess"):
         click.echo("Note: no preprocessing is stored (--preprocess); `onnxcam explain` will ask for it", err=True)

@@ -10,7 +10,7 @@ import click
 
 from onnxcam.cli import options
 from onnxcam.errors import LayerError
-from onnxcam.explain import warnings
+from onnxcam.explain.warnings import input_size_warnings
 
 EPILOG = """\
 \b
@@ -99,7 +99,7 @@ def describe(model: str) -> dict[str, Any]:
         "outputs": {"scores": held["scores"]["name"], "probabilities": held["scores"].get("probabilities")},
         "gate": held.get("gate"),
     }
-    doubtful = warnings.about_size(picture)
+    doubtful = input_size_warnings(picture)
     return {"model": model, "explainable": explainable, "layers": found, "warnings": doubtful}
 
 

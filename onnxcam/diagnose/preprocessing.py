@@ -16,8 +16,8 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.errors import InputError, PictureError, PreprocessError
-from onnxcam.explain import warnings
 from onnxcam.explain.explainer import Explainer
+from onnxcam.explain.warnings import SATURATED, same_values
 from onnxcam.image.presets import IMAGENET_MEAN, IMAGENET_STD
 
 AXES = ("values", "color", "resize")
@@ -208,10 +208,10 @@ def _with(found: list[Candidate], recorded: image.Preprocess) -> list[Candidate]
     mode = None if recorded.resize is None else recorded.resize.mode
     resize = "crop" if recorded.crop is not None else mode or "as it is"
     for place, held in enumerate(found):
-        if held.resize == resize and warnings.same_values(held.preprocess, recorded):
+        if held.resize == resize and same_values(held.preprocess, recorded):
             found[place] = replace(held, preprocess=recorded, recorded=True)
             return found
-    known = next((held for held in found if warnings.same_values(held.preprocess, recorded)), None)
+    known = next((held for held in found if same_values(held.preprocess, recorded)), None)
     values, color = ("recorded", recorded.color) if known is None else (known.values, known.color)
     return [*found, Candidate(values, color, resize, recorded, recorded=True)]
 
@@ -322,7 +322,7 @@ def _result(candidate: Candidate, probabilities: np.ndarray, targets: np.ndarray
         float(best.mean()),
         float(entropy.mean()),
         float(information.mean()),
-        float((best >= warnings.SATURATED).mean()),
+        float((best >= SATURATED).mean()),
         accuracy,
         likelihood,
         np.nan_to_num(scores, nan=np.log(UNLIKELY)),

@@ -11,12 +11,11 @@ from onnxcam import image
 from onnxcam.cam.methods import GRAPH, INPUT, find
 from onnxcam.errors import InputError, MethodError
 from onnxcam.explain.features import HeadRun
+from onnxcam.explain.maps import AUGMENT, EIGEN, fuse, map_size, smoothings
 from onnxcam.explain.view import view
 from onnxcam.network.names import INPUT as WHOLE
 from onnxcam.targets.objectives import Objective, logit
 
-FUSIONS = ("mean", "max", "product")
-EIGEN, AUGMENT = "eigen", "augment"
 # of test-time augmentation: each also mirrored
 _FACTORS = (0.9, 1.0, 1.1)
 
@@ -232,57 +231,3 @@ def _every_map(
             else:
                 found.append([view(features, WHOLE, objective).explain(method.name, given)] * len(layers))
     return found
-
-
-def smoothings(smooth: Any) -> set[str]:
-    """What `smooth=` means: `eigen`, `augment`, both in a sequence, or nothing.
-
-    Raises:
-        InputError: something else.
-    """
-    wanted = {smooth} if isinstance(smooth, str) else set(smooth or ())
-    if not wanted <= {EIGEN, AUGMENT}:
-        raise InputError(f"smooth={smooth!r}; expected '{EIGEN}', '{AUGMENT}', or both")
-    return wanted
-
-
-def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int], fusion: str = "mean") -> np.ndarray:
-    """Bring the maps of several layers together, as pytorch-grad-cam does.
-
-    Per layer: normalise, resize to `size`; then the mean over layers (or their maximum, or the geometric mean of their
-    product), normalised again.
-
-    Arguments:
-        maps: per layer float32 `[N, h, w]`, after ReLU.
-        fusion: `mean`, `max` or `product`.
-
-    Returns:
-        float32 `[N, H, W]`.
-    """
-    if fusion not in FUSIONS:
-        raise InputError(f"fusion={fusion!r}; expected one of {', '.join(FUSIONS)}")
-    resized = [image.resize_map(image.normalize(held, normalize), size) for held in maps]
-    if len(resized) == 1:
-        return image.normalize(resized[0], normalize)
-    stacked = np.stack(resized)
-    if fusion == "product":
-        joined = np.prod(np.maximum(stacked, 0), axis=0) ** (1.0 / len(resized))
-    else:
-        joined = stacked.max(axis=0) if fusion == "max" else stacked.mean(axis=0)
-    return image.normalize(np.asarray(joined, np.float32), normalize)
-
-
-def map_size(size: Any, of_input: tuple[int, int], raw: Sequence[np.ndarray]) -> tuple[int, int]:
-    """The height and width that `input`, `layer` or a pair means.
-
-    Raises:
-        InputError: something else.
-    """
-    if size == "input":
-        return of_input
-    if size == "layer":
-        return raw[-1].shape[1], raw[-1].shape[2]
-    whole = isinstance(size, (tuple, list)) and all(isinstance(s, (int, np.integer)) and s > 0 for s in size)
-    if whole and len(size) == 2:
-        return int(size[0]), int(size[1])
-    raise InputError(f"size={size!r}; expected 'input', 'layer' or (height, width)")

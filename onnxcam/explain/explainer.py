@@ -9,12 +9,12 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError, miscounted
-from onnxcam.explain import warnings
-from onnxcam.explain.examination import AUGMENT, EIGEN, Examination, fuse, map_size, needed, single, smoothings
-from onnxcam.explain.explanation import Explanation
+from onnxcam.explain.examination import Examination, needed, single
+from onnxcam.explain.explanation import BatchMaps, Explanation, name_of
 from onnxcam.explain.features import HeadRun, InputGradient, Progress
 from onnxcam.explain.file import FileSession, Raw
-from onnxcam.explain.findings import Findings, name_of
+from onnxcam.explain.maps import AUGMENT, EIGEN, fuse, map_size, smoothings
+from onnxcam.explain.warnings import input_size_warnings, preprocessing_warnings
 from onnxcam.graph.large_model import Serialized
 from onnxcam.network.layout import Layout
 from onnxcam.runtime import Provider
@@ -36,7 +36,7 @@ class _Asked(NamedTuple):
     top: int | None
     normalize: str
     fusion: str
-    smooth: set[str]
+    smooth: frozenset[str]
     side_by_side: bool
     seed: int
     progress: Progress | None
@@ -102,9 +102,9 @@ class Explainer:
         spec = preprocess if preprocess is not None else held["input"].get("preprocess")
         entry = held["input"]
         self._preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
-        self._warnings = warnings.about_size(entry)
+        self._warnings = input_size_warnings(entry)
         if self._preprocess is not None:
-            self._warnings += warnings.about_input(entry, self._preprocess, preprocess is not None)
+            self._warnings += preprocessing_warnings(entry, self._preprocess, preprocess is not None)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -424,7 +424,7 @@ class Explainer:
                 raw = held.classes_map(classes, methods, names, asked.options, eigen)
         probabilities = self._readout.probabilities(scores)
         every = [
-            Findings(
+            BatchMaps(
                 scores,
                 probabilities,
                 classes,

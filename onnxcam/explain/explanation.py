@@ -1,4 +1,4 @@
-"""What `Explainer.explain` returns: the prediction, the map, the pictures made of them."""
+"""`Explanation`, the result of `Explainer.explain`: predictions, maps, and the pictures drawn of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from onnxcam import image
 from onnxcam.errors import InputError, OutputError
+from onnxcam.explain.maps import fuse
 from onnxcam.explain.statistics import describe
+from onnxcam.explain.warnings import map_warnings
 from onnxcam.image import png
+from onnxcam.targets.objectives import LOGIT, Objective
+
+RECORD = "explanation.json"
+ALPHA, COLORMAP = 0.5, "jet"
+_PREDICTIONS = 5  # stored in an explanation
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the pictures of explanations are drawn and written.
+
+    Attributes:
+        alpha: strength of the heatmap in overlays, 0 (the picture alone) to 1 (the heatmap alone).
+        colormap: a name of `onnxcam.image.COLORMAPS`.
+        compress: False stores colours as they are: faster, and larger files.
+    """
+
+    alpha: float = ALPHA
+    colormap: str = COLORMAP
+    compress: bool = True
+
+    @classmethod
+    def of(cls, alpha: float | None = None, colormap: str | None = None, compress: bool = True) -> Drawing:
+        """The drawing with these settings, the default for None."""
+        return cls(ALPHA if alpha is None else alpha, COLORMAP if colormap is None else colormap, compress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +51,7 @@ class Map:
     """The map of one class.
 
     Attributes:
-        target, label, probability: the class explained, its name, and its predicted probability.
+        target, label, probability: index, name and predicted probability of the class explained.
         heatmap: float32 `[H, W]` of the original picture.
         raw_map: float32 `[h, w]` at layer resolution, after ReLU, not normalised (a list for several layers).
     """
@@ -36,8 +63,8 @@ class Map:
     raw_map: Any = field(repr=False)
 
     @cached_property
-    def attention(self) -> dict[str, Any]:
-        """The map in a few numbers: where its energy lies, how concentrated (`onnxcam.explain.statistics.describe`)."""
+    def statistics(self) -> dict[str, Any]:
+        """Position and concentration of the heatmap's energy, see `onnxcam.explain.statistics.describe`."""
         return describe(self.heatmap)
 
 
@@ -49,15 +76,15 @@ class Explanation:
         picture: uint8 `[H, W, 3]` RGB, as it was read (upright).
         predictions: `(index, label, probability)`, best first, for the five best classes.
         maps: one `Map` per class explained, the first one also as `heatmap`, `target`, `label`, `raw_map`.
-        method, layer: how and where (a list of layers where several were fused).
+        method: name of the method.
+        layer: name of the target layer, a list of names where the maps of several layers were fused.
         warnings: sentences about anything doubtful, such as a map that is zero everywhere.
-        name: what the picture is called, for messages and folders.
-        model: what the file says about itself: source, parity, labels left out.
-        kind: what of the class is explained: its `logit`, its `contrast` with another class, its `probability`, or
-            `weights` over several classes.
+        name: name of the picture, for messages and folders.
+        model: `source` and `parity` of the model's manifest.
+        kind: the objective: `logit`, `contrast` with another class, `probability`, or `weights` over several classes.
         other: `(index, label)` of the class it is contrasted with, or None.
-        per_layer: an explanation for each layer alone, where they were asked for side by side; else empty.
-        per_method: an explanation by each method, this one first, where several were asked for; else empty.
+        per_layer: an explanation for each layer alone, with `side_by_side=True`; else empty.
+        per_method: an explanation by each method, this one first, with several methods; else empty.
     """
 
     picture: np.ndarray = field(repr=False)
@@ -99,48 +126,58 @@ class Explanation:
         return self.maps[0].probability
 
     @property
-    def attention(self) -> dict[str, Any]:
-        """`heatmap` in a few numbers, as `onnxcam.explain.statistics.describe` gives them."""
-        return self.maps[0].attention
+    def statistics(self) -> dict[str, Any]:
+        """Position and concentration of the energy of `heatmap`, see `onnxcam.explain.statistics.describe`."""
+        return self.maps[0].statistics
 
     @property
     def title(self) -> str:
-        """What is explained, as the panels' heading says it."""
+        """The heading of panels: the class, and what it is compared with."""
         if self.other is not None:
             return f"{self.label} rather than {self.other[1]}"
         return f"several classes, {self.label} foremost" if self.kind == "weights" else self.label
 
-    def overlay(self, alpha: float = 0.5, colormap: str = "jet") -> np.ndarray:
-        """The heatmap over the picture, uint8 `[H, W, 3]` RGB."""
-        return image.overlay(self.picture, unit(self.heatmap), alpha, colormap)
+    def overlay(self, alpha: float | None = None, colormap: str | None = None) -> np.ndarray:
+        """Draw the heatmap over the picture.
 
-    def panel(self, colormap: str = "jet", alpha: float = 0.5) -> np.ndarray:
-        """Original, heatmap and overlay side by side with label, probability and colour bar, uint8 RGB."""
+        Arguments:
+            alpha: strength of the heatmap, 0 (the picture alone) to 1 (the heatmap alone); None for 0.5.
+            colormap: a name of `onnxcam.image.COLORMAPS`; None for `jet`.
+
+        Returns:
+            uint8 `[H, W, 3]` RGB.
+        """
+        style = Drawing.of(alpha, colormap)
+        return image.overlay(self.picture, unit(self.heatmap), style.alpha, style.colormap)
+
+    def panel(self, colormap: str | None = None, alpha: float | None = None) -> np.ndarray:
+        """Draw picture, heatmap and overlay side by side with label, probability and colour bar, uint8 RGB."""
+        style = Drawing.of(alpha, colormap)
         return image.panel(
             self.picture,
             unit(self.heatmap),
             label=self.title,
             probability=self.probability,
             method=self.method,
-            alpha=alpha,
-            colormap=colormap,
+            alpha=style.alpha,
+            colormap=style.colormap,
         )
 
-    def layers_panel(self, colormap: str = "jet", alpha: float = 0.5) -> np.ndarray:
-        """The picture and the overlay of each layer beside one another, uint8 RGB.
+    def layers_panel(self, colormap: str | None = None, alpha: float | None = None) -> np.ndarray:
+        """Draw the picture and the overlay of each layer side by side, uint8 RGB.
 
         Raises:
-            InputError: the layers were not asked for side by side.
+            InputError: explained without `side_by_side=True`.
         """
         if not self.per_layer:
             raise InputError(
                 "this explanation has no maps of single layers; ask for them with explain(..., layer=[...], "
                 "side_by_side=True)"
             )
-        return self._gallery([(str(held.layer), held) for held in self.per_layer], colormap, alpha)
+        return self._gallery([(str(one.layer), one) for one in self.per_layer], Drawing.of(alpha, colormap))
 
-    def methods_panel(self, colormap: str = "jet", alpha: float = 0.5) -> np.ndarray:
-        """The picture and the overlay of each method beside one another, uint8 RGB.
+    def methods_panel(self, colormap: str | None = None, alpha: float | None = None) -> np.ndarray:
+        """Draw the picture and the overlay of each method side by side, uint8 RGB.
 
         Raises:
             InputError: there is one method only.
@@ -149,20 +186,20 @@ class Explanation:
             raise InputError(
                 "this explanation has the map of one method; ask for several with explain(..., method=[...])"
             )
-        return self._gallery([(held.method, held) for held in self.per_method], colormap, alpha)
+        return self._gallery([(one.method, one) for one in self.per_method], Drawing.of(alpha, colormap))
 
-    def _gallery(self, named: Sequence[tuple[str, Explanation]], colormap: str, alpha: float) -> np.ndarray:
+    def _gallery(self, named: Sequence[tuple[str, Explanation]], style: Drawing) -> np.ndarray:
         return image.gallery(
             self.picture,
-            [(name, unit(held.heatmap)) for name, held in named],
+            [(name, unit(explanation.heatmap)) for name, explanation in named],
             label=self.title,
             probability=self.probability,
-            alpha=alpha,
-            colormap=colormap,
+            alpha=style.alpha,
+            colormap=style.colormap,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The explanation without its arrays, ready for JSON: a probability that is no number is None."""
+        """The explanation without its arrays, ready for JSON: a probability that is not finite is None."""
         return {
             "name": self.name,
             "size": [int(self.picture.shape[0]), int(self.picture.shape[1])],
@@ -177,28 +214,33 @@ class Explanation:
             },
             "method": self.method,
             "layer": self.layer,
-            "maps": [_record(m) for m in self.maps],
+            "maps": [_record(one) for one in self.maps],
             "layers": [
-                {"layer": held.layer, "raw_map": _shapes(held.raw_map), "attention": held.attention}
-                for held in self.per_layer
+                {"layer": one.layer, "raw_map": _shapes(one.raw_map), "attention": one.statistics}
+                for one in self.per_layer
             ],
             "methods": [
-                {"method": held.method, "maps": [_record(m) for m in held.maps], "attention": held.attention}
-                | {"warnings": [text for text in held.warnings if held is self or text not in self.warnings]}
-                for held in self.per_method
+                {"method": one.method, "maps": [_record(single) for single in one.maps], "attention": one.statistics}
+                | {"warnings": [text for text in one.warnings if one is self or text not in self.warnings]}
+                for one in self.per_method
             ],
             "warnings": list(self.warnings),
             "model": self.model,
         }
 
     def save(
-        self, directory: str | Path, *, alpha: float = 0.5, colormap: str = "jet", compress: bool = True
+        self,
+        directory: str | Path,
+        *,
+        alpha: float | None = None,
+        colormap: str | None = None,
+        compress: bool = True,
     ) -> dict[str, str]:
         """Write the pictures and `explanation.json` into a folder, which is made if need be.
 
         Arguments:
             directory: where to; files of the same names are replaced.
-            alpha, colormap: how overlays are drawn.
+            alpha, colormap: of overlays, as in `overlay`.
             compress: False stores colours as they are: ten times faster, and files of about twice the size.
 
         Returns:
@@ -208,22 +250,27 @@ class Explanation:
         Raises:
             OutputError: the folder cannot be made or written to.
         """
+        files: dict[str, str] = self.write(directory, Drawing.of(alpha, colormap, compress))["files"]
+        return files | {"explanation": RECORD}
+
+    def write(self, directory: str | Path, style: Drawing) -> dict[str, Any]:
+        """`save`, and return what `explanation.json` says: `to_dict` with the names of the `files` added."""
         folder = Path(directory)
         _make(folder)
         files: dict[str, str] = {}
 
         def write(key: str, name: str, pixels: np.ndarray) -> None:
-            image.write_png(folder / name, pixels, compress)
+            image.write_png(folder / name, pixels, style.compress)
             files[key] = name
 
         def mix(key: str, name: str, gray: np.ndarray) -> None:
             """Grey levels in colours over the picture, drawn as they are written."""
             height, width = gray.shape
             parts = (
-                image.blend(self.picture[rows], image.paint(gray[rows], colormap), alpha)
+                image.blend(self.picture[rows], image.paint(gray[rows], style.colormap), style.alpha)
                 for rows in png.bands(height, width)
             )
-            image.write_pieces(folder / name, png.colors(height, width, parts, compress))
+            image.write_pieces(folder / name, png.colors(height, width, parts, style.compress))
             files[key] = name
 
         def draw(explanation: Explanation, key: str, where: str) -> None:
@@ -231,7 +278,7 @@ class Explanation:
             gray = image.grayscale(unit(explanation.heatmap))
             packed = png.pack(gray)
             stem = f"{where}{explanation.method}"
-            for name, table in (("grayscale", None), ("heatmap", image.palette(colormap))):
+            for name, table in (("grayscale", None), ("heatmap", image.palette(style.colormap))):
                 files[f"{key}{name}"] = f"{stem}_{name}.png"
                 image.write_bytes(folder / files[f"{key}{name}"], png.shades(packed, table))
             mix(f"{key}overlay", f"{stem}_overlay.png", gray)
@@ -241,33 +288,108 @@ class Explanation:
             if len(explanation.maps) < 2:
                 return
             _make(folder / "top_predictions")
-            for rank, held in enumerate(explanation.maps, start=1):
-                name = f"top_predictions/{explanation.method}_top{rank}_{file_stem(held.label)}.png"
-                mix(f"{key}top{rank}", name, image.grayscale(unit(held.heatmap)))
+            for rank, one in enumerate(explanation.maps, start=1):
+                name = f"top_predictions/{explanation.method}_top{rank}_{file_stem(one.label)}.png"
+                mix(f"{key}top{rank}", name, image.grayscale(unit(one.heatmap)))
 
         write("input", "input.png", self.picture)
         draw(self, "", "")
-        write("panel", "panel.png", self.panel(colormap, alpha))
+        write("panel", "panel.png", self.panel(style.colormap, style.alpha))
         draw_classes(self, "")
         if self.per_method:
-            write("methods", "methods.png", self.methods_panel(colormap, alpha))
+            write("methods", "methods.png", self.methods_panel(style.colormap, style.alpha))
             for explanation in self.per_method[1:]:
                 draw(explanation, f"{explanation.method}/", "")
                 draw_classes(explanation, f"{explanation.method}/")
         if self.per_layer:
-            write("layers", "layers.png", self.layers_panel(colormap, alpha))
+            write("layers", "layers.png", self.layers_panel(style.colormap, style.alpha))
             for stem, explanation in zip(_layer_stems(self.per_layer), self.per_layer, strict=True):
                 _make(folder / "layers" / stem)
                 draw(explanation, f"layers/{stem}/", f"layers/{stem}/")
-        record = self.to_dict() | {"files": dict(files)}
+        record = self.to_dict() | {"files": files}
         text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
-        # a file name that is no text keeps its bytes as JSON escapes
-        image.write_bytes(folder / "explanation.json", text.encode(errors="backslashreplace"))
-        return files | {"explanation": "explanation.json"}
+        # a file name that is not text keeps its bytes as JSON escapes
+        image.write_bytes(folder / RECORD, text.encode(errors="backslashreplace"))
+        return record
 
     def _repr_png_(self) -> bytes:
-        """How a notebook shows it: several methods beside one another, or the panel of one."""
+        """The picture in a notebook: several methods side by side, or the panel of one."""
         return image.encode_png(self.methods_panel() if self.per_method else self.panel())
+
+
+class BatchMaps(NamedTuple):
+    """Scores and maps of a batch by one method, from which the explanation of each row is made.
+
+    Attributes:
+        scores, probabilities: `[N, K]`, `[N, classes]`.
+        classes: the classes explained, `[N, k]`.
+        raw: per layer the maps `[N, k, h, w]`, after ReLU, not normalised.
+        method: name of the method.
+        normalize, fusion: how the maps of the layers become one.
+        size: height and width of the model's input.
+        labels: class names by index, or None.
+        warnings: those about every picture.
+        model: `source` and `parity` of the manifest.
+        objective: of the rows; the logits of the classes if None.
+    """
+
+    scores: np.ndarray
+    probabilities: np.ndarray
+    classes: np.ndarray
+    raw: list[np.ndarray]
+    method: str
+    normalize: str
+    size: tuple[int, int]
+    fusion: str
+    labels: list[str] | None
+    warnings: list[str]
+    model: dict[str, Any]
+    objective: Objective | None = None
+
+    def explanation(
+        self, row: int, picture: image.Picture, geometry: image.Geometry, places: Sequence[int], layer: Any
+    ) -> Explanation:
+        """The explanation of one row by the maps of the layers at these places.
+
+        Arguments:
+            layer: the name of that layer, or a list of names.
+        """
+        maps = []
+        for k, index in enumerate(self.classes[row]):
+            raw = [np.ascontiguousarray(self.raw[place][row, k]) for place in places]
+            fused = fuse([one[None] for one in raw], self.normalize, self.size, self.fusion)[0]
+            maps.append(
+                Map(
+                    int(index),
+                    name_of(int(index), self.labels),
+                    float(self.probabilities[row, index]),
+                    geometry.to_picture(fused),
+                    raw if isinstance(layer, list) else raw[0],
+                )
+            )
+        kind, other = (LOGIT, None) if self.objective is None else self.objective.describe(row)
+        return Explanation(
+            picture.pixels,
+            self._predictions(row),
+            maps,
+            self.method,
+            layer,
+            [*self.warnings, *map_warnings([(one.label, one.raw_map, one.heatmap) for one in maps], self.scores[row])],
+            picture.name,
+            self.model,
+            kind=kind,
+            other=None if other is None else (other, name_of(other, self.labels)),
+        )
+
+    def _predictions(self, row: int) -> list[tuple[int, str, float]]:
+        probabilities = self.probabilities[row]
+        best = np.argsort(-probabilities, kind="stable")[:_PREDICTIONS]
+        return [(int(i), name_of(int(i), self.labels), float(probabilities[i])) for i in best]
+
+
+def name_of(index: int, labels: Sequence[str] | None) -> str:
+    """The name of a class; its index as text without labels."""
+    return labels[index] if labels is not None else str(index)
 
 
 def unit(heatmap: np.ndarray) -> np.ndarray:
@@ -283,25 +405,25 @@ def file_stem(label: str) -> str:
 
 
 def _layer_stems(explanations: Sequence[Explanation]) -> list[str]:
-    """A folder's name per layer, told apart by a number where the letters alone are the same."""
+    """A folder's name per layer; a number is added where the letters alone are the same."""
     stems: list[str] = []
     for explanation in explanations:
         stem = plain = re.sub(r"[^\w.-]+", "_", str(explanation.layer)).strip("._")[:100] or "layer"
         number = 1
-        while stem.casefold() in (held.casefold() for held in stems):
+        while stem.casefold() in (other.casefold() for other in stems):
             number += 1
             stem = f"{plain}-{number}"
         stems.append(stem)
     return stems
 
 
-def _record(held: Map) -> dict[str, Any]:
+def _record(one: Map) -> dict[str, Any]:
     return {
-        "index": held.target,
-        "label": held.label,
-        "probability": _finite(held.probability),
-        "raw_map": _shapes(held.raw_map),
-        "attention": held.attention,
+        "index": one.target,
+        "label": one.label,
+        "probability": _finite(one.probability),
+        "raw_map": _shapes(one.raw_map),
+        "attention": one.statistics,
     }
 
 

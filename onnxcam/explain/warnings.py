@@ -1,8 +1,8 @@
-"""What makes a preprocessing doubtful: sentences, few and well founded, as a false alarm costs more than a miss.
+"""Warnings about a picture's preprocessing, its predictions and its maps.
 
-A picture prepared wrongly gives a map as neat as any other. What can be known without labels is little: what the file
-itself says, what the graph does to the picture first, and predictions that tell nothing. `onnxcam check --pictures`
-compares preprocessings by their predictions.
+Few and well founded, as a false alarm costs more than a miss: a picture prepared wrongly gives a map as neat as any
+other, and without labels the evidence is the manifest, the first nodes of the graph, and uninformative predictions.
+`onnxcam check --pictures` compares preprocessings by their predictions.
 """
 
 from __future__ import annotations
@@ -15,57 +15,56 @@ import numpy as np
 from onnxcam.image import Preprocess
 from onnxcam.network import manifest
 
-# a normalisation made for its input has a deviation between these parts of the input's range: pictures have 0.1 to 0.3,
+# a normalisation that fits its input has a deviation between these parts of its range: pictures have 0.1 to 0.3,
 # a division by the whole range counts as 1
 NARROWEST, WIDEST = 0.06, 2.0
-SPEECHLESS = 2.0  # times 1 / classes: the median probability of the best class that says nothing
-FEWEST_CLASSES = 10  # below, twice 1 / classes is no small probability
+UNINFORMATIVE = 2.0  # times 1 / classes: the median probability of the best class at which predictions say nothing
+FEWEST_CLASSES = 10  # below, twice 1 / classes is not a small probability
 SATURATED = 1 - 1e-6
 FEWEST_PICTURES = 5
 _ADVICE = "`onnxcam check MODEL --pictures DIR` compares preprocessings"
 
 
-def about_input(entry: dict[str, Any], preprocess: Preprocess, given: bool) -> list[str]:
-    """Doubts about a preprocessing that are known before a picture is seen.
+def preprocessing_warnings(entry: dict[str, Any], preprocess: Preprocess, override: bool) -> list[str]:
+    """Warnings about a preprocessing that need no picture.
 
     Arguments:
         entry: the manifest's `input`.
-        preprocess: what is used.
-        given: whether it comes from the caller rather than from the file.
+        preprocess: the preprocessing in use.
+        override: whether it comes from the caller rather than from the file.
     """
-    found = []
-    recorded = entry.get("preprocess")
-    if given and recorded:
-        said = Preprocess.from_dict(recorded)
-        if not same_values(said, preprocess):
-            found.append(
-                f"the model's own preprocessing ({describe(said)}) is overridden by another ({describe(preprocess)}): "
-                "unless the file is known to be wrong, leave it out"
+    sentences = []
+    if override and entry.get("preprocess"):
+        recorded = Preprocess.from_dict(entry["preprocess"])
+        if not same_values(recorded, preprocess):
+            sentences.append(
+                f"the model's own preprocessing ({describe(recorded)}) is overridden by another "
+                f"({describe(preprocess)}): unless the file is known to be wrong, leave it out"
             )
-    own = entry.get("normalization")
-    if own is not None and _misfit(np.asarray(own["mean"]), np.asarray(own["std"]), preprocess):
-        mean, std = (", ".join(f"{number:.3g}" for number in own[key]) for key in ("mean", "std"))
-        found.append(
+    first = entry.get("normalization")
+    if first is not None and _misfit(np.asarray(first["mean"]), np.asarray(first["std"]), preprocess):
+        mean, std = (", ".join(f"{number:.3g}" for number in first[key]) for key in ("mean", "std"))
+        sentences.append(
             f"the model itself begins with (x - [{mean}]) / [{std}], which does not fit an input of "
-            f"{describe(preprocess)}: it may be scaled twice or not at all; {_advice(own)}"
+            f"{describe(preprocess)}: it may be scaled twice or not at all; {_advice(first)}"
         )
-    return found
+    return sentences
 
 
-def about_size(entry: dict[str, Any]) -> list[str]:
-    """Doubts about the size that a model's pictures were fixed to, from the manifest's `input`."""
+def input_size_warnings(entry: dict[str, Any]) -> list[str]:
+    """Warnings about an input size that was assumed, from the manifest's `input`."""
     if entry.get("size") == manifest.ASSUMED:
         rows, columns = (entry["shape"][axis] for axis in ((2, 3) if entry["layout"] == "NCHW" else (1, 2)))
         return [
             f"the model leaves the picture's size open, and its layers of tokens need one: {rows} x {columns} was "
-            "taken; name the size it was trained on with `onnxcam export --input-size` (input_size=), or a "
+            "assumed; name the size it was trained on with `onnxcam export --input-size` (input_size=), or a "
             "preprocessing that makes it"
         ]
     if entry.get("size") == manifest.UNKNOWN:
         return [
-            "the model has attention and leaves the picture's size open, and which sizes it admits could not be told: "
-            "layers of tokens cannot be explained, and the default layer may be an early one; name the size with "
-            "`onnxcam export --input-size` (input_size=)"
+            "the model has attention and leaves the picture's size open, and the sizes that it admits could not be "
+            "determined: layers of tokens cannot be explained, and the default layer may be an early one; name the "
+            "size with `onnxcam export --input-size` (input_size=)"
         ]
     return []
 
@@ -85,47 +84,71 @@ def describe(preprocess: Preprocess) -> str:
     return f"{preprocess.color} from {low.min():.3g} to {high.max():.3g}"
 
 
-def _misfit(mean: np.ndarray, std: np.ndarray, preprocess: Preprocess) -> bool:
-    low, high = preprocess.range
-    if mean.size not in (1, low.size):
-        return False
-    width = high - low
-    beside = np.all((mean < low - 0.5 * width) | (mean > high + 0.5 * width))
-    # a deviation of 1 is no division: the mean alone tells
-    part = std / width
-    scaled = not np.allclose(std, 1.0)
-    return bool(beside or (scaled and (np.all(part < NARROWEST) or np.all(part > WIDEST))))
-
-
-def _advice(own: dict[str, list[float]]) -> str:
-    size = float(np.mean(own["std"]) + abs(np.mean(own["mean"])))
-    if size > 20:
-        return f"it expects pixels from 0 to 255 (raw); {_ADVICE}"
-    return f"it expects small numbers (0..1); {_ADVICE}"
-
-
-def about_run(best: Sequence[tuple[int, float | None]], classes: int) -> list[str]:
-    """Doubts that the predictions of a run give rise to.
+def prediction_warnings(best: Sequence[tuple[int, float | None]], classes: int) -> list[str]:
+    """Warnings that the predictions of a run give rise to.
 
     Arguments:
         best: class and probability of the first prediction of each picture.
         classes: number of classes.
     """
-    known = [(index, probability) for index, probability in best if probability is not None]
-    if not known:
+    finite = [(index, probability) for index, probability in best if probability is not None]
+    if not finite:
         return []
-    numbers = np.sort([probability for _, probability in known])
+    numbers = np.sort([probability for _, probability in finite])
     # np.median loads masked arrays, which takes longer than a small model's run
     median = float(numbers[(len(numbers) - 1) // 2] + numbers[len(numbers) // 2]) / 2
-    if classes >= FEWEST_CLASSES and median <= SPEECHLESS / classes:
+    if classes >= FEWEST_CLASSES and median <= UNINFORMATIVE / classes:
         return [
             f"the predictions say next to nothing: the best class has a median probability of {median:.2g}, and "
             f"{1 / classes:.2g} is what guessing gives; is the preprocessing the model's? {_ADVICE}"
         ]
-    alike = len({index for index, _ in known}) == 1
-    if alike and len(known) >= FEWEST_PICTURES and numbers.min() >= SATURATED:
+    alike = len({index for index, _ in finite}) == 1
+    if alike and len(finite) >= FEWEST_PICTURES and numbers.min() >= SATURATED:
         return [
-            f"all {len(known)} pictures are class {known[0][0]} with a probability of 1: unless they are much alike, "
+            f"all {len(finite)} pictures are class {finite[0][0]} with a probability of 1: unless they are much alike, "
             f"the input is out of the model's range; {_ADVICE}"
         ]
     return []
+
+
+def map_warnings(maps: Sequence[tuple[str, Any, np.ndarray]], scores: np.ndarray) -> list[str]:
+    """Warnings about the maps of one picture.
+
+    Arguments:
+        maps: of each class its label, its raw map (or a list of them, one per layer), and its heatmap.
+        scores: of the picture, `[K]`.
+    """
+    sentences = []
+    if not np.isfinite(scores).all():
+        sentences.append("the scores are not finite: the map means nothing; check the model and its preprocessing")
+    for label, raw_map, heatmap in maps:
+        if not any(layer_map.any() for layer_map in (raw_map if isinstance(raw_map, list) else [raw_map])):
+            sentences.append(
+                f"the map of {label!r} is zero everywhere: nothing at this layer speaks for the class; "
+                "try another layer or method"
+            )
+        elif not heatmap.any():
+            sentences.append(
+                f"the map of {label!r} shows nothing: it is the same everywhere, or lies outside the picture; "
+                "normalize='max' keeps a map that is the same everywhere"
+            )
+    return sentences
+
+
+def _misfit(mean: np.ndarray, std: np.ndarray, preprocess: Preprocess) -> bool:
+    low, high = preprocess.range
+    if mean.size not in (1, low.size):
+        return False
+    width = high - low
+    outside = np.all((mean < low - 0.5 * width) | (mean > high + 0.5 * width))
+    # a deviation of 1 does not scale: only the mean counts
+    part = std / width
+    scaled = not np.allclose(std, 1.0)
+    return bool(outside or (scaled and (np.all(part < NARROWEST) or np.all(part > WIDEST))))
+
+
+def _advice(normalization: dict[str, list[float]]) -> str:
+    size = float(np.mean(normalization["std"]) + abs(np.mean(normalization["mean"])))
+    if size > 20:
+        return f"it expects pixels from 0 to 255 (raw); {_ADVICE}"
+    return f"it expects small numbers (0..1); {_ADVICE}"

@@ -13,8 +13,8 @@ import numpy as np
 
 from onnxcam import image, runtime
 from onnxcam.errors import InputError
-from onnxcam.explain.examination import fuse
 from onnxcam.explain.explainer import Explainer
+from onnxcam.explain.maps import fuse
 from onnxcam.graph.large_model import Serialized
 from onnxcam.image import png
 from onnxcam.monitor import baseline as baselines

@@ -13,8 +13,8 @@ from onnxcam.cam.methods import GRAPH, find
 from onnxcam.cam.methods.eigen import first_component
 from onnxcam.errors import InputError
 from onnxcam.explain import view as views
-from onnxcam.explain.examination import fuse
 from onnxcam.explain.explainer import Explainer
+from onnxcam.explain.maps import fuse
 from tests.support.torchvision_stub import import_torchvision
 
 torch = pytest.importorskip("torch")

@@ -85,7 +85,7 @@ def test_several_methods_lie_flat_and_beside_one_another(run: Run, ready: Path, 
     assert record["files"]["hirescam/overlay"] == "hirescam_overlay.png" and record["method"] == "gradcam"
     told = result.json()["pictures"][0]["methods"]
     assert told == record["methods"] and [entry["method"] for entry in told] == ["gradcam", "hirescam"]
-    assert [entry["attention"] for entry in told] == [one.attention for one in e.per_method]
+    assert [entry["attention"] for entry in told] == [one.statistics for one in e.per_method]
     assert result.json()["options"]["methods"] == {"gradcam": {}, "hirescam": {}}
 
 
@@ -144,7 +144,7 @@ def test_probability_instead_of_the_score(run: Run, ready: Path, photo: Path, tm
     entry = result["pictures"][0]
     assert entry["objective"] == {"kind": "probability", "other": None} and entry["target"]["index"] == 1
     e = Explainer(ready).explain(photo, target=onnxcam.Probability(1))
-    assert e.kind == "probability" and entry["attention"] == e.attention
+    assert e.kind == "probability" and entry["attention"] == e.statistics
     assert run("explain", ready, photo, "-o", tmp_path, "--json").json()["pictures"][0]["objective"]["kind"] == "logit"
 
 
@@ -156,7 +156,7 @@ def test_fusion_reaches_the_map(run: Run, plain: Path, photo: Path, tmp_path: Pa
             photo, layer=["relu1", "relu2"], fusion=fusion
         )
         entry = result.json()["pictures"][0]
-        for key, value in e.attention.items():
+        for key, value in e.statistics.items():
             np.testing.assert_allclose(entry["attention"][key], value, rtol=1e-4, err_msg=key)
         assert result.json()["options"]["fusion"] == fusion
 
@@ -166,7 +166,7 @@ def test_smoothing_reaches_the_map(run: Run, ready: Path, photo: Path, tmp_path:
     arguments = [word for name in smooth for word in ("--smooth", name)]
     held = run("explain", ready, photo, "-o", tmp_path, *arguments, "--json").json()
     e = Explainer(ready).explain(photo, smooth=smooth)
-    assert held["pictures"][0]["attention"] == e.attention != Explainer(ready).explain(photo).attention
+    assert held["pictures"][0]["attention"] == e.statistics != Explainer(ready).explain(photo).statistics
     assert held["options"]["smooth"] == list(smooth)
 
 

@@ -26,7 +26,7 @@ from onnxcam.errors import (
     RuntimeUnavailable,
     TargetError,
 )
-from onnxcam.explain.explainer import fuse
+from onnxcam.explain.maps import fuse
 from tests.support import models
 from tests.support.batches import CPU, LABELS, RAW, batch, explainable, picture
 

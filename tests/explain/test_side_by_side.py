@@ -56,7 +56,7 @@ def test_what_is_saved(explainer: Explainer, tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.load(tmp_path / "layers.png").pixels, e.layers_panel())
     record = json.loads((tmp_path / "explanation.json").read_text())
     assert [held["layer"] for held in record["layers"]] == LAYERS
-    assert record["layers"][1]["attention"] == e.per_layer[1].attention
+    assert record["layers"][1]["attention"] == e.per_layer[1].statistics
 
 
 def test_names_that_are_no_file_names(tmp_path: Path) -> None:
@@ -86,6 +86,6 @@ def test_one_layer_has_nothing_beside_it(explainer: Explainer) -> None:
 
 def test_attention_is_the_maps_own(explainer: Explainer) -> None:
     e = explainer.explain(noise(np.random.default_rng(0)), top=2)
-    assert e.attention == describe(e.heatmap)
+    assert e.statistics == describe(e.heatmap)
     assert [held["attention"] for held in e.to_dict()["maps"]] == [describe(held.heatmap) for held in e.maps]
     assert onnxcam.Explainer is Explainer

@@ -7,9 +7,9 @@ import pytest
 
 import onnxcam.models
 from onnxcam import image
-from onnxcam.explain import warnings
 from onnxcam.explain.explainer import Explainer
-from tests.graph.test_entry import MEAN, STD, begun
+from onnxcam.explain.warnings import prediction_warnings
+from tests.graph.test_input_normalization import MEAN, STD, begun
 
 SHAPED_MEAN, SHAPED_STD = (np.reshape(held, (1, 3, 1, 1)) for held in (MEAN, STD))
 # how models scale by themselves, and the presets that are right for them
@@ -77,6 +77,6 @@ def test_the_bundled_model_under_every_preset() -> None:
     ],
 )
 def test_predictions_that_tell_nothing(best: list, classes: int, words: list[str]) -> None:
-    found = warnings.about_run(best, classes)
+    found = prediction_warnings(best, classes)
     assert len(found) == bool(words)
     assert all(word in found[0] for word in words)

@@ -1,0 +1,75 @@
+"""From the maps of layers to one map: smoothing, normalisation, size, fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcam import image
+from onnxcam.errors import InputError
+
+FUSIONS = ("mean", "max", "product")
+EIGEN, AUGMENT = "eigen", "augment"
+SMOOTHINGS = (EIGEN, AUGMENT)
+INPUT_SIZE, LAYER_SIZE = "input", "layer"
+
+
+def smoothings(smooth: Any) -> frozenset[str]:
+    """The smoothings that `smooth=` names: `eigen`, `augment`, both in a sequence, or none.
+
+    Raises:
+        InputError: something else.
+    """
+    names = frozenset({smooth} if isinstance(smooth, str) else smooth or ())
+    if not names <= {*SMOOTHINGS}:
+        raise InputError(f"smooth={smooth!r}; expected '{EIGEN}', '{AUGMENT}', or both")
+    return names
+
+
+def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int], fusion: str = "mean") -> np.ndarray:
+    """Fuse the maps of several layers into one, as pytorch-grad-cam does.
+
+    Per layer: normalise, resize to `size`; then the mean over layers (or their maximum, or the geometric mean of their
+    product), normalised again.
+
+    Arguments:
+        maps: per layer float32 `[N, h, w]`, after ReLU.
+        normalize: `minmax`, `max` or `none`.
+        size: height and width of the result.
+        fusion: `mean`, `max` or `product`.
+
+    Returns:
+        float32 `[N, H, W]`.
+
+    Raises:
+        InputError: no such normalisation or fusion.
+    """
+    if fusion not in FUSIONS:
+        raise InputError(f"fusion={fusion!r}; expected one of {', '.join(FUSIONS)}")
+    resized = [image.resize_map(image.normalize(layer_map, normalize), size) for layer_map in maps]
+    if len(resized) == 1:
+        return image.normalize(resized[0], normalize)
+    stacked = np.stack(resized)
+    if fusion == "product":
+        joined = np.prod(np.maximum(stacked, 0), axis=0) ** (1.0 / len(resized))
+    else:
+        joined = stacked.max(axis=0) if fusion == "max" else stacked.mean(axis=0)
+    return image.normalize(np.asarray(joined, np.float32), normalize)
+
+
+def map_size(size: Any, input_size: tuple[int, int], maps: Sequence[np.ndarray]) -> tuple[int, int]:
+    """The height and width that `size=` means: `input`, `layer` (of the last map) or a pair.
+
+    Raises:
+        InputError: something else.
+    """
+    if size == INPUT_SIZE:
+        return input_size
+    if size == LAYER_SIZE:
+        return maps[-1].shape[1], maps[-1].shape[2]
+    pair = isinstance(size, (tuple, list)) and all(isinstance(side, (int, np.integer)) and side > 0 for side in size)
+    if pair and len(size) == 2:
+        return int(size[0]), int(size[1])
+    raise InputError(f"size={size!r}; expected 'input', 'layer' or (height, width)")

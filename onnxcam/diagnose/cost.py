@@ -19,8 +19,8 @@ import numpy as np
 from onnxcam import runtime
 from onnxcam.errors import InputError
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.file import open_source
 from onnxcam.graph.large_model import Serialized
+from onnxcam.network.opening import read_source
 
 SIDE = 224  # of random pictures, where the model leaves its input's size open
 TOP = 5
@@ -162,14 +162,14 @@ def bench(
 
 def _plain(source: str | os.PathLike[str]) -> str | Serialized:
     """The classifier alone: the file itself, or an explainable one without what was added to it."""
-    where, held = open_source(source)
-    if held is None:
+    where, stored = read_source(source)
+    if stored is None:
         return where
     from onnxcam.graph.load import serialize
     from onnxcam.network.network import prepare
     from onnxcam.network.split import head_of
 
-    return serialize(head_of(prepare(source), held))
+    return serialize(head_of(prepare(source), stored))
 
 
 def _input(explainer: Explainer, pictures: Sequence[Any], rows: int, seed: int) -> np.ndarray:
@@ -206,7 +206,7 @@ def _cases(
         Case(FORWARD, rows, lambda: plain.run(outputs, feed)),
         Case(PREDICT, rows, lambda: explainer.predict(batch)),
     ]
-    where, own = open_source(source)
+    where, own = read_source(source)
     if own is not None:
         cases.append(_whole_file(where, own, explainer, batch, options))
     for method in methods:

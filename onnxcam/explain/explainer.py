@@ -98,7 +98,7 @@ class Explainer:
         self._default_layers: list[str] = list(names or [entry["name"] for entry in held["layers"]])
         self._default_layer: str = self._default_layers[-1]
         # a file bound to one class explains that one where none is named, also once others were added in memory
-        self._fixed: int | None = held["target"].get("class")
+        self._fixed: int | None = self._engine.bound_class
         spec = preprocess if preprocess is not None else held["input"].get("preprocess")
         entry = held["input"]
         self._preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None

@@ -143,9 +143,9 @@ class Monitor:
         check_number("timeout", timeout, 0.0, math.inf)
         self._model = models.read(model, layer, method)
         names = self._model.labels(labels)
-        condition = conditions.parse(when, names, self._model.held["scores"]["classes"])
+        condition = conditions.parse(when, names, self._model.manifest["scores"]["classes"])
         self._clock: Clock = clock or SystemClock()
-        self._judge = Judge(condition, self._model.held, sample, baseline_sample)
+        self._judge = Judge(condition, self._model.manifest, sample, baseline_sample)
         self._form = scores
         self._kind = worker
         self._timeout = timeout
@@ -195,7 +195,7 @@ class Monitor:
         Raises:
             InputError: the session's inputs and outputs do not fit the model that explains.
         """
-        wiring = connect(session, self._model.held, self._form, self._model.tail, self._model.entry)
+        wiring = connect(session, self._model.manifest, self._form, self._model.tail, self._model.entry)
         return WatchedSession(session, wiring, self._see, self._complaints.about)
 
     def watch(

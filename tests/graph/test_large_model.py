@@ -103,7 +103,7 @@ def test_it_is_checked_and_watched(tmp_path: Path) -> None:
     plain = monitored.read(wide(), None, "gradcam")
     assert isinstance(plain.source, LargeModel)
     assert plain.sha256 == serialize(wide()).sha256()  # type: ignore[union-attr]
-    assert manifest.layer(plain.held, None)["name"] == plain.layer
+    assert manifest.layer(plain.manifest, None)["name"] == plain.layer
 
 
 @pytest.mark.usefixtures("small_files")

@@ -1,0 +1,179 @@
+"""Open a model: what its file lacks for a question is added in memory. onnx is imported only where that is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxcam.errors import LayerError, MethodError, ModelError
+from onnxcam.graph import file
+from onnxcam.graph.large_model import LargeModel, Serialized
+from onnxcam.network import manifest
+from onnxcam.network.manifest import Manifest
+from onnxcam.targets.classes import TOP1
+
+Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
+
+# what a file can lack
+MANIFEST, LAYERS, METHODS, GRADIENTS, TARGET = "manifest", "layers", "methods", "gradients", "target"
+
+
+@dataclass(frozen=True)
+class Model:
+    """An explainable model.
+
+    Attributes:
+        source: its path or its bytes; over 2 GiB its graph and weights.
+        manifest: of this model.
+        bound_class: the class that the opened file explains where none is named, also once it was extended.
+        added: what the opened file lacked and has been added in memory: `MANIFEST`, `LAYERS`, `METHODS`, `GRADIENTS`
+            or `TARGET`.
+    """
+
+    source: str | Serialized
+    manifest: Manifest
+    bound_class: int | None = None
+    added: frozenset[str] = frozenset()
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that it exposes."""
+        return [entry["name"] for entry in self.manifest["layers"]]
+
+    def extended(self, layers: Iterable[str | None]) -> Model:
+        """The model with these layers, and with gradients and a free target, in memory.
+
+        Raises:
+            LayerError: no such layer.
+        """
+        # the manifest's last layer stays last: it is the one that is explained where none is named
+        lacking_layers = [name for name in dict.fromkeys(layers) if name is not None and name not in self.layers]
+        present = _methods(self.manifest)
+        try:
+            where, extended = _augment(self.source, [*lacking_layers, *self.layers], present)
+        except MethodError as error:
+            raise MethodError(f"{error}; the file itself has {present}") from error
+        except LayerError as error:
+            raise LayerError(f"{error}; the file itself exposes {self.layers}") from error
+        return Model(where, extended, self.bound_class, self.added)
+
+
+def open_model(
+    source: Source,
+    *,
+    layers: Sequence[str | None] | None = None,
+    methods: Sequence[str] = (),
+    require_methods: bool = False,
+    raw: bool = False,
+    classes: Sequence[int] | None = (),
+    gated: bool = False,
+    preprocess: Any = None,
+) -> Model:
+    """Open a model, augmented in memory where it lacks any of what is asked of it.
+
+    Arguments:
+        source: an explainable model or any classifier: path, bytes or `ModelProto`.
+        layers: target layers, the manifest's last one for a None among them; None for those of the file, or for the
+            default layer of a plain classifier.
+        methods: graph methods whose maps a model that is augmented computes along with those of the file.
+        require_methods: whether lacking one of them is a reason to augment.
+        raw: whether activations and gradients have to be outputs.
+        classes: those to be explained, None if the target has to be an input.
+        gated: whether to leave a gate as it is; the maps are computed for every batch otherwise.
+        preprocess: for the manifest of a plain classifier.
+
+    Raises:
+        ModelError: not a usable classifier. LayerError, MethodError: no such layer or method.
+    """
+    where, stored = read_source(source)
+    if stored is not None and stored.get("gate") and not gated:
+        where, stored = _without_gate(where)
+        source = where
+    if stored is None:
+        names = None if layers is None else [name for name in layers if name is not None] or None
+        where, content = _augment(source, names, methods or ("gradcam",), preprocess)
+        return Model(where, content, added=frozenset({MANIFEST}))
+    bound_class = stored["target"].get("class")
+    missing = lacking(stored, layers, methods if require_methods else (), raw=raw, classes=classes)
+    if not missing:
+        return Model(where, stored, bound_class)
+    present = [entry["name"] for entry in stored["layers"]]
+    further = [name for name in layers or () if name is not None and name not in present]
+    where, content = _augment(source, [*present, *further], [*_methods(stored), *methods])
+    return Model(where, content, bound_class, missing)
+
+
+def lacking(
+    stored: Manifest,
+    layers: Sequence[str | None] | None = None,
+    methods: Sequence[str] = (),
+    *,
+    raw: bool = False,
+    classes: Iterable[int] | None = (),
+) -> frozenset[str]:
+    """What a file lacks, see `open_model`: none, one or several of `LAYERS`, `METHODS`, `GRADIENTS` and `TARGET`."""
+    missing = set()
+    target = stored["target"]
+    if target["mode"] == "constant" and (classes is None or any(c not in (TOP1, target.get("class")) for c in classes)):
+        missing.add(TARGET)
+    entries = {entry["name"]: entry for entry in stored["layers"]}
+    for name in entries if layers is None else layers:
+        if name is not None and name not in entries:
+            missing.add(LAYERS)
+            continue
+        entry = manifest.layer(stored, name)
+        if any(method not in entry["heatmaps"] for method in methods):
+            missing.add(METHODS)
+        if raw and not entry["gradients"]:
+            missing.add(GRADIENTS)
+    return frozenset(missing)
+
+
+def read_source(source: Source) -> tuple[str | Serialized, Manifest | None]:
+    """Where a model is (path or bytes) and its manifest, read without importing onnx where possible.
+
+    Raises:
+        ModelError: not a model, or its manifest is damaged.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        where: str | Serialized = os.fspath(source)
+        return where, manifest.parse(file.metadata(where).get(manifest.KEY))
+    if isinstance(source, LargeModel):
+        return source, manifest.parse(file.metadata(source).get(manifest.KEY))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        return data, manifest.parse(file.metadata(data).get(manifest.KEY))
+    if hasattr(source, "SerializeToString") and hasattr(source, "graph"):
+        from onnxcam.graph.load import serialize
+
+        return serialize(source), manifest.read(source)
+    raise ModelError(f"a {type(source).__name__} is not a model; pass a path, bytes or a ModelProto")
+
+
+def _methods(stored: Manifest) -> list[str]:
+    """The methods whose maps a file computes at any of its layers."""
+    return list(dict.fromkeys(method for entry in stored["layers"] for method in entry["heatmaps"]))
+
+
+def _augment(
+    source: Source, layers: Sequence[str] | None, methods: Sequence[str], preprocess: Any = None
+) -> tuple[Serialized, Manifest]:
+    from onnxcam.graph.load import serialize
+    from onnxcam.network.explainable import augment
+
+    model = augment(source, layers, tuple(dict.fromkeys(methods)), preprocess=preprocess)
+    content = manifest.read(model)
+    if content is None:
+        raise ModelError("the augmented model carries no manifest; report this as a bug")
+    return serialize(model), content
+
+
+def _without_gate(source: str | Serialized) -> tuple[Serialized, Manifest | None]:
+    from onnxcam.graph.load import load, serialize
+    from onnxcam.network.gate import ungate
+
+    model = load(source)
+    ungate(model)
+    return serialize(model), manifest.read(model)

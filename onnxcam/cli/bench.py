@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import click
@@ -10,6 +9,8 @@ import click
 from onnxcam import runtime
 from onnxcam.cli import options, question
 from onnxcam.cli.progress import Progress
+from onnxcam.cli.report import show
+from onnxcam.cli.versions import versions
 from onnxcam.explain import pictures
 
 EPILOG = """\
@@ -85,17 +86,16 @@ def bench(
     Exit status: 0 measured, 1 a picture cannot be read, 2 wrong usage or unknown layer or method, 3 unusable model,
     4 no usable runtime or execution provider.
     """
-    from onnxcam.cli.versions import versions
-    from onnxcam.diagnose.cost import bench as measure
+    from onnxcam.diagnose import cost
 
-    found = pictures.collect(named, Path(model).parent / ".none") if named else pictures.Found()
-    if found.failures:
-        raise found.failures[0][1]
+    inputs = pictures.collect(named, Path(model).parent / ".none") if named else pictures.Found()
+    if inputs.failures:
+        raise inputs.failures[0][1]
     with Progress(1) as progress:
-        done = measure(
+        report = cost.bench(
             model,
             list(dict.fromkeys(methods)) or ["gradcam"],
-            pictures=[item.source for item in found.items],
+            pictures=[item.source for item in inputs.items],
             batches=batches,
             rounds=rounds,
             seconds=seconds,
@@ -107,26 +107,4 @@ def bench(
             seed=seed,
             progress=progress.step,
         )
-    if as_json:
-        options.print_json({"model": model, "versions": versions()} | done.to_dict())
-        return
-    about = done.about
-    shape = "x".join(str(size) for size in about["input"]["shape"][1:])
-    click.echo(
-        f"{model} on {done.providers[0]}, onnxruntime {about['onnxruntime']}, {about['cores']} cores, "
-        f"{about['machine']}; input {shape} {about['input']['dtype']}"
-    )
-    load = done.load_ms
-    click.echo(f"loaded in {load['forward']:.0f} ms, with its explainer in {load['explainer']:.0f} ms more\n")
-    rows = [("batch", "call", "p50 ms", "p99 ms", "per second", "ratio", "peak MiB", "")]
-    for case in done.cases:
-        ratio = "" if math.isnan(case.ratio) else f"{case.ratio:.3f}"
-        peak = "?" if case.peak_mib is None else f"{case.peak_mib:.0f}"
-        fired = "" if case.fired is None else f"{case.fired:.0%} fired"
-        figures = (f"{case.p50_ms:.2f}", f"{case.p99_ms:.2f}", f"{case.per_second:.1f}", ratio, peak, fired)
-        rows.append((str(case.batch), case.name, *figures))
-    widths = [max(len(row[column]) for row in rows) for column in range(7)]
-    for row in rows:
-        cells = [row[0].rjust(widths[0]), row[1].ljust(widths[1]), *map(str.rjust, row[2:7], widths[2:])]
-        click.echo("  ".join([*cells, row[7]]).rstrip())
-    click.echo(f"\n{done.rounds} rounds in {done.seconds:.1f} s; ratio: against forward at the same batch size")
+    show(report, as_json, {"model": model, "versions": versions()})

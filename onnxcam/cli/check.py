@@ -10,8 +10,8 @@ import click
 
 from onnxcam import runtime
 from onnxcam.cli import options
-from onnxcam.cli.comparison import lines, verdict
 from onnxcam.cli.errors import ExitCode
+from onnxcam.cli.report import show
 from onnxcam.errors import LabelsError, LayerError, TargetError, listing
 from onnxcam.explain import pictures
 from onnxcam.targets import classes as targets
@@ -75,7 +75,7 @@ def check(
 
     MODEL is an explainable model, or any image classifier in ONNX form, which is made explainable in memory first.
     Predictions are compared with the plain model, gradients with central differences of the scores, both in the
-    runtime and on the execution provider that will serve them. Of what is found, each line says ok, failed, unsure
+    runtime and on the execution provider that will serve them. Of what is collected, each line says ok, failed, unsure
     (the differences are too noisy to tell) or note.
 
     With --pictures, every plausible preprocessing (value ranges, colour orders, stretched or cropped, the model's
@@ -92,10 +92,10 @@ def check(
         return
     if by_folder or labels is not None or preprocess is not None:
         raise click.UsageError("--by-folder, --labels and --preprocess go with --pictures DIR.")
-    import onnxcam.diagnose.gradients
+    from onnxcam.diagnose import gradients
 
     try:
-        report = onnxcam.diagnose.gradients.check(
+        report = gradients.check(
             model,
             providers=runtime.parse_provider(provider),
             samples=samples,
@@ -104,15 +104,8 @@ def check(
         )
     except LayerError as error:
         raise options.not_explainable(error, ()) from error
-    if as_json:
-        options.print_json(report.to_dict() | {"path": model, "seed": seed})
-    else:
-        for line in report.lines():
-            click.echo(line)
-    if not report.passed:
-        failed = [finding.name for finding in report.findings if finding.status == "failed"]
-        click.echo(f"Error: {model!r} failed: {', '.join(failed)}", err=True)
-        raise click.exceptions.Exit(ExitCode.MODEL)
+    about = {"path": model, "seed": seed}
+    show(report, as_json, about, f"{model!r} failed: {', '.join(report.failed)}")
 
 
 def _compare(
@@ -130,10 +123,10 @@ def _compare(
     from onnxcam.diagnose.preprocessing import compare
     from onnxcam.explain.explainer import Explainer
 
-    found = pictures.collect([folder], Path(folder) / ".none")
-    if found.failures:
-        raise found.failures[0][1]
-    paths = [item.source for item in found.items if isinstance(item.source, Path)]
+    collected = pictures.collect([folder], Path(folder) / ".none")
+    if collected.failures:
+        raise collected.failures[0][1]
+    paths = [item.source for item in collected.items if isinstance(item.source, Path)]
     names = None if labels_file is None else label_files.read(labels_file)
     try:
         explainer = Explainer(
@@ -152,14 +145,8 @@ def _compare(
     failed = [str(failure) for _, failure in comparison.failures]
     for text in failed:
         click.echo(f"Error: {text}", err=True)
-    if as_json:
-        held = {"model": model, "folder": folder, "seed": seed, "failed": failed}
-        options.print_json(held | comparison.to_dict())
-    else:
-        click.echo("\n".join(lines(comparison)))
-    if not comparison.passed:
-        click.echo(f"Error: {model!r}: {verdict(comparison)}", err=True)
-        raise click.exceptions.Exit(ExitCode.MODEL)
+    about = {"model": model, "folder": folder, "seed": seed, "failed": failed}
+    show(comparison, as_json, about, f"{model!r}: {comparison.summary}")
     if comparison.failures:
         raise click.exceptions.Exit(ExitCode.FAILED)
 

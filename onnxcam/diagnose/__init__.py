@@ -1,1 +1,1 @@
-"""Reports about a file, its preprocessing, its cost, and the installation."""
+"""Diagnoses, each a `Report`: of a model's gradients, its preprocessing, the installation, the cost of explaining."""

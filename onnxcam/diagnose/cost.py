@@ -1,11 +1,12 @@
 """What explaining costs on this machine: every call against the model's plain forward pass, in one run.
 
-Rounds go through all contestants in turn, forwards and backwards, so that a machine that slows down slows all of them;
-ratios are taken within a round, and their median is what is told.
+Rounds go through all cases in turn, alternately forwards and backwards, so that a machine that slows down slows all of
+them. Ratios are taken within a round; the median over rounds is reported.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from onnxcam import runtime
+from onnxcam.diagnose.report import Report
 from onnxcam.errors import InputError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.graph.large_model import Serialized
@@ -30,19 +32,19 @@ FORWARD, PREDICT, FILE = "forward", "predict", "file"
 
 @dataclass
 class Case:
-    """One contestant.
+    """One measured call.
 
     Attributes:
-        name: what is called: `forward` (the plain model in ONNX Runtime), `predict` (probabilities through the
-            explainer), `file` (an explainable file with all its maps), a method's name, `METHOD top-5`, or
-            `explain METHOD` (a picture file to its explanation).
+        name: `forward` (the plain model in ONNX Runtime), `predict` (probabilities through the explainer), `file` (an
+            explainable file with all its maps), a method's name, `METHOD top-5`, or `explain METHOD` (a picture file to
+            its explanation).
         batch: rows per call.
         p50_ms, p99_ms: latency of a call.
         per_second: pictures per second at the median latency.
-        ratio: latency against the forward pass at the same batch size, median over rounds.
-        calls: how many were timed.
-        peak_mib: the most memory the process had taken until this one had run, those before it included.
-        fired: of a gated file, the part of the rows whose maps were computed.
+        ratio: latency relative to the forward pass at the same batch size, median over rounds.
+        calls: the number of timed calls.
+        peak_mib: peak memory of the process up to and including this case's first call.
+        fired: of a gated file, the share of rows whose maps were computed.
     """
 
     name: str
@@ -57,23 +59,38 @@ class Case:
     fired: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Its figures."""
+        """Return the figures ready for JSON."""
         return {key: value for key, value in asdict(self).items() if key != "call"}
+
+    def row(self) -> list[str]:
+        """Return the cells of the table."""
+        return [
+            str(self.batch),
+            self.name,
+            f"{self.p50_ms:.2f}",
+            f"{self.p99_ms:.2f}",
+            f"{self.per_second:.1f}",
+            "" if math.isnan(self.ratio) else f"{self.ratio:.3f}",
+            "?" if self.peak_mib is None else f"{self.peak_mib:.0f}",
+            "" if self.fired is None else f"{self.fired:.0%} fired",
+        ]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What was measured.
+class Bench(Report):
+    """Measurements; nothing to pass or fail, so no findings.
 
     Attributes:
+        model: path of the model.
         cases: in the order of measuring.
-        rounds: how many were finished.
-        seconds: how long they took.
-        load_ms: making the sessions of the plain model and of the explainer.
-        providers: the execution providers really in use.
+        rounds: the number of finished rounds.
+        seconds: their duration.
+        load_ms: time to open the plain model (`forward`) and the explainer.
+        providers: the execution providers in use.
         about: the machine, the versions, the input.
     """
 
+    model: str
     cases: list[Case]
     rounds: int
     seconds: float
@@ -81,9 +98,31 @@ class Bench:
     providers: list[str]
     about: dict[str, Any]
 
+    def lines(self) -> list[str]:
+        """Return a table of the cases."""
+        about, shape = self.about, "x".join(str(size) for size in self.about["input"]["shape"][1:])
+        rows = [["batch", "call", "p50 ms", "p99 ms", "per second", "ratio", "peak MiB", ""]]
+        rows += [case.row() for case in self.cases]
+        widths = [max(len(row[column]) for row in rows) for column in range(7)]
+        return [
+            f"{self.model} on {self.providers[0]}, onnxruntime {about['onnxruntime']}, {about['cores']} cores, "
+            f"{about['machine']}; input {shape} {about['input']['dtype']}",
+            f"loaded in {self.load_ms['forward']:.0f} ms, the explainer in another {self.load_ms['explainer']:.0f} ms",
+            "",
+            *(
+                "  ".join(
+                    [row[0].rjust(widths[0]), row[1].ljust(widths[1]), *map(str.rjust, row[2:7], widths[2:]), row[7]]
+                ).rstrip()
+                for row in rows
+            ),
+            "",
+            f"{self.rounds} rounds in {self.seconds:.1f} s; ratio: to forward at the same batch size",
+        ]
+
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Return everything ready for JSON."""
         return {
+            "model": self.model,
             "providers": self.providers,
             **self.about,
             "rounds": self.rounds,
@@ -113,21 +152,21 @@ def bench(
 
     Arguments:
         source: any classifier `.onnx`, explainable or not.
-        methods: those to measure.
-        pictures: prepared as the model wants them, and explained from file to map; random numbers if none are given.
-        batches: rows per call; those that the model does not take are left out. 1 and 8, or what the model fixes, if
-            none are given.
-        rounds: at most; those that have begun are finished.
-        seconds: after which no new round begins.
-        layer: to explain at, the default one if None.
-        threads: of the runtime, its own choice if None.
+        methods: the methods to measure.
+        pictures: the input, prepared for the model, and explained from file to map; without any the input is random.
+        batches: rows per call; sizes that the model does not accept are skipped. By default 1 and 8, or the model's
+            fixed batch size.
+        rounds: at most; a round that has begun is finished.
+        seconds: no new round begins after this time.
+        layer: the target layer; None for the default.
+        threads: ONNX Runtime's threads; None for its default.
         preprocess, providers, allow_fallback: as for `Explainer`.
-        seed: of random input.
-        progress: called with (done, total) as blocks are measured.
+        seed: seed of the random input.
+        progress: called with (done, total) after each block.
 
     Raises:
         ModelError, LayerError, MethodError, PreprocessError, PictureError, RuntimeUnavailable: as their names say.
-        InputError: the model takes none of the batch sizes.
+        InputError: the model accepts none of the batch sizes.
     """
 
     def options() -> Any:
@@ -147,8 +186,8 @@ def bench(
     )
     load = {"forward": 1e3 * (middle - start), "explainer": 1e3 * (time.perf_counter() - middle)}
     fixed = explainer.manifest["input"]["shape"][0]
-    wanted = batches or ((fixed,) if isinstance(fixed, int) else (1, 8))
-    sizes = [size for size in dict.fromkeys(wanted) if not isinstance(fixed, int) or size == fixed]
+    candidates = batches or ((fixed,) if isinstance(fixed, int) else (1, 8))
+    sizes = [size for size in dict.fromkeys(candidates) if not isinstance(fixed, int) or size == fixed]
     if not sizes:
         raise InputError(f"the model takes {fixed} rows per run and none of the batch sizes {list(batches)}")
     whole = _input(explainer, pictures, max(sizes), seed)
@@ -157,19 +196,28 @@ def bench(
         cases += _cases(explainer, plain, source, np.ascontiguousarray(whole[:size]), methods, layer, options)
     for method in methods if pictures else ():
         cases.append(Case(f"explain {method}", 1, _explaining(explainer, pictures, method, layer)))
-    return _measure(cases, explainer, load, whole.shape, rounds, seconds, progress, threads)
+    measured = _measure(cases, rounds, seconds, progress)
+    about = {
+        "input": {"shape": list(whole.shape), "dtype": explainer.manifest["input"]["dtype"]},
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "onnxruntime": str(runtime.import_onnxruntime().__version__),
+    }
+    return Bench(os.fspath(source), cases, *measured, load, explainer.providers, about)
 
 
 def _plain(source: str | os.PathLike[str]) -> str | Serialized:
-    """The classifier alone: the file itself, or an explainable one without what was added to it."""
-    where, stored = read_source(source)
-    if stored is None:
+    """Return the plain classifier: the file itself, or an explainable file without its added outputs."""
+    where, manifest = read_source(source)
+    if manifest is None:
         return where
     from onnxcam.graph.load import serialize
     from onnxcam.network.network import prepare
     from onnxcam.network.split import head_of
 
-    return serialize(head_of(prepare(source), stored))
+    return serialize(head_of(prepare(source), manifest))
 
 
 def _input(explainer: Explainer, pictures: Sequence[Any], rows: int, seed: int) -> np.ndarray:
@@ -177,11 +225,11 @@ def _input(explainer: Explainer, pictures: Sequence[Any], rows: int, seed: int) 
     if pictures:
         prepared = [explainer.prepare(picture)[1] for picture in pictures[:rows]]
         if len({part.shape for part in prepared}) > 1:
-            prepared = prepared[:1]  # each picture has a size of its own: one of them fills the batch
+            prepared = prepared[:1]  # the pictures differ in size: one of them fills the batch
         return np.concatenate([prepared[place % len(prepared)] for place in range(rows)])
     axes = (2, 3) if entry["layout"] == "NCHW" else (1, 2)
-    own = explainer.preprocess.output_size if explainer.preprocess is not None else None
-    open_size = dict(zip(axes, own or (SIDE, SIDE), strict=True))
+    prepared_size = explainer.preprocess.output_size if explainer.preprocess is not None else None
+    open_size = dict(zip(axes, prepared_size or (SIDE, SIDE), strict=True))
     shape = [dim if isinstance(dim, int) else open_size.get(axis, 1) for axis, dim in enumerate(entry["shape"])]
     random = np.random.default_rng(seed)
     kind = np.dtype(entry["dtype"])
@@ -199,16 +247,16 @@ def _cases(
     layer: str | None,
     options: Callable[[], Any],
 ) -> list[Case]:
-    rows, held = len(batch), explainer.manifest
-    feed = {held["input"]["name"]: batch}
+    rows = len(batch)
+    feed = {explainer.manifest["input"]["name"]: batch}
     outputs = [output.name for output in plain.get_outputs()]
     cases = [
         Case(FORWARD, rows, lambda: plain.run(outputs, feed)),
         Case(PREDICT, rows, lambda: explainer.predict(batch)),
     ]
-    where, own = read_source(source)
-    if own is not None:
-        cases.append(_whole_file(where, own, explainer, batch, options))
+    where, manifest = read_source(source)
+    if manifest is not None:
+        cases.append(_whole_file(where, manifest, explainer, batch, options))
     for method in methods:
         cases.append(
             Case(method, rows, lambda method=method: explainer.attribute(batch, None, method, layer))  # type: ignore[misc]
@@ -219,16 +267,20 @@ def _cases(
 
 
 def _whole_file(
-    where: str | Serialized, held: dict[str, Any], explainer: Explainer, batch: np.ndarray, options: Callable[[], Any]
+    where: str | Serialized,
+    manifest: dict[str, Any],
+    explainer: Explainer,
+    batch: np.ndarray,
+    options: Callable[[], Any],
 ) -> Case:
-    """The explainable file as any other client runs it, with all its maps."""
+    """Run the explainable file as any other client does, with all its maps."""
     session = runtime.open_session(where, explainer.providers, options(), allow_fallback=True)
-    names = [held["scores"]["name"], *(name for entry in held["layers"] for name in entry["heatmaps"].values())]
-    gate = (held.get("gate") or {}).get("output")
+    names = [manifest["scores"]["name"], *(name for entry in manifest["layers"] for name in entry["heatmaps"].values())]
+    gate = (manifest.get("gate") or {}).get("output")
     names += [gate] if gate else []
-    feed = {held["input"]["name"]: batch}
-    if held["target"]["mode"] != "constant":
-        feed[held["target"]["name"]] = np.asarray([-1], np.int64)
+    feed = {manifest["input"]["name"]: batch}
+    if manifest["target"]["mode"] != "constant":
+        feed[manifest["target"]["name"]] = np.asarray([-1], np.int64)
     case = Case(FILE, len(batch), lambda: session.run(names, feed))
     if gate:
         case.fired = float(np.mean(session.run([gate], feed)[0]))
@@ -251,17 +303,11 @@ def _explaining(explainer: Explainer, pictures: Sequence[Any], method: str, laye
 
 
 def _measure(
-    cases: list[Case],
-    explainer: Explainer,
-    load: dict[str, float],
-    shape: tuple[int, ...],
-    rounds: int,
-    seconds: float,
-    progress: Callable[[int, int], None] | None,
-    threads: int | None,
-) -> Bench:
+    cases: Sequence[Case], rounds: int, seconds: float, progress: Callable[[int, int], None] | None
+) -> tuple[int, float]:
+    """Fill in the figures of all cases; return the number of rounds and their duration in seconds."""
     start = time.perf_counter()
-    for case in cases:  # sessions are made, memory is taken: none of that is timed
+    for case in cases:  # a first call opens sessions and takes memory: not timed
         case.call()
         case.peak_mib = peak_memory()
     budget = max(seconds - (time.perf_counter() - start), 0.0) / max(rounds * len(cases), 1)
@@ -275,43 +321,41 @@ def _measure(
             if progress is not None:
                 progress(done * len(cases) + count + 1, max(rounds, 1) * len(cases))
         done += 1
-    forward = {case.batch: held for case, held in zip(cases, times, strict=True) if case.name == FORWARD}
-    for case, held in zip(cases, times, strict=True):
-        every = np.concatenate([np.asarray(one) for one in held])
-        case.p50_ms, case.p99_ms = (float(value) for value in 1e3 * np.percentile(every, (50, 99)))
-        case.per_second = 1e3 * case.batch / case.p50_ms
-        case.calls = len(every)
-        against = forward.get(case.batch)
-        if against is not None:
-            case.ratio = float(
-                np.median([np.median(one) / np.median(other) for one, other in zip(held, against, strict=True)])
-            )
-    about = {
-        "input": {"shape": list(shape), "dtype": explainer.manifest["input"]["dtype"]},
-        "threads": threads,
-        "cores": os.cpu_count(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "onnxruntime": str(runtime.import_onnxruntime().__version__),
-    }
-    return Bench(cases, done, time.perf_counter() - start, load, explainer.providers, about)
+    forward = {case.batch: blocks for case, blocks in zip(cases, times, strict=True) if case.name == FORWARD}
+    for case, blocks in zip(cases, times, strict=True):
+        _summarise(case, blocks, forward.get(case.batch))
+    return done, time.perf_counter() - start
+
+
+def _summarise(case: Case, blocks: list[list[float]], forward: list[list[float]] | None) -> None:
+    """Fill in a case's figures from the seconds of its calls, one list per round."""
+    calls = np.concatenate([np.asarray(block) for block in blocks])
+    case.p50_ms, case.p99_ms = (float(value) for value in 1e3 * np.percentile(calls, (50, 99)))
+    case.per_second = 1e3 * case.batch / case.p50_ms
+    case.calls = len(calls)
+    if forward is not None:
+        ratios = [np.median(block) / np.median(plain) for block, plain in zip(blocks, forward, strict=True)]
+        case.ratio = float(np.median(ratios))
 
 
 def _block(call: Callable[[], Any], budget: float) -> list[float]:
-    """Seconds of each call of a block; the first one, which meets cold caches, only where it is all there is."""
+    """Time calls for `budget` seconds; return the seconds of each.
+
+    The first call meets cold caches and is dropped, unless it is the only one.
+    """
     times: list[float] = []
-    begun = time.perf_counter()
+    block_start = time.perf_counter()
     while len(times) < _MOST:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-        if time.perf_counter() - begun >= budget and (len(times) > 1 or times[0] > budget):
+        if time.perf_counter() - block_start >= budget and (len(times) > 1 or times[0] > budget):
             break
     return times[1:] or times
 
 
 def peak_memory() -> float | None:
-    """The most memory that this process has taken, in MiB; None where the system does not tell."""
+    """Return the peak memory of this process in MiB; None where the system does not report it."""
     try:
         import resource
     except ImportError:

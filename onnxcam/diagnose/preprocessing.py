@@ -1,13 +1,14 @@
 """Which preprocessing a model prefers: every plausible one is tried on the same pictures.
 
 With labels, a picture's score is the log-likelihood of its label. Without, it is how much the prediction says about the
-picture, KL(p_i || mean p) in nats: high where the model is sure and says different things of different pictures, zero
-where a saturated model says the same of all. That needs pictures of several kinds. A preference counts as decided only
-where it shows over and over: its mean over pictures exceeds 2.5 standard errors.
+picture, KL(p_i || mean p) in nats: high where the model is confident and predicts different classes for different
+pictures, zero where a saturated model predicts the same for all. That needs pictures of several kinds. A preference
+counts as decided only where its mean over pictures exceeds 2.5 standard errors.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,67 +16,32 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxcam import image
-from onnxcam.errors import InputError, PictureError, PreprocessError
+from onnxcam.diagnose.candidates import Candidate, candidates
+from onnxcam.diagnose.report import Finding, Report, Status
+from onnxcam.errors import InputError, PictureError
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.warnings import SATURATED, same_values
-from onnxcam.image.presets import IMAGENET_MEAN, IMAGENET_STD
+from onnxcam.explain.warnings import SATURATED
+from onnxcam.image.panel import percentage
 
-AXES = ("values", "color", "resize")
-FEWEST = 8  # pictures; with fewer nothing is called decided
+AXES = {"values": "values", "color": "colour", "resize": "resizing"}
+FEWEST = 8  # pictures; with fewer nothing is decided
 ERRORS = 2.5  # standard errors that a decided preference exceeds
 SMALLEST = 0.02  # nats that a decided preference exceeds
-UNLIKELY = 1e-6  # log-likelihoods stop here, so that one picture does not outweigh all others
+UNLIKELY = 1e-6  # probabilities are clipped here, so that one picture does not outweigh all others
 _CHUNK = 8
-_OPEN_SIZE = (224, 224)
-_CAFFE_MEAN = (123.68, 116.779, 103.939)
-# scale, mean and deviation for RGB
-_VALUES: dict[str, tuple[float, Any, Any]] = {
-    "imagenet": (1 / 255, IMAGENET_MEAN, IMAGENET_STD),
-    "caffe": (1.0, _CAFFE_MEAN, (1.0,) * 3),
-    "0..1": (1 / 255, 0.0, 1.0),
-    "-1..1": (1 / 127.5, 1.0, 1.0),
-    "raw": (1.0, 0.0, 1.0),
-}
-_PRESETS = {
-    ("imagenet", "RGB", "crop"): "imagenet",
-    ("imagenet", "RGB", "stretch"): "torch",
-    ("caffe", "BGR", "stretch"): "caffe",
-    **{(name, color, "stretch"): name for name in ("0..1", "-1..1", "raw") for color in ("RGB", "L")},
-}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A preprocessing to try, by its three choices; `recorded` is the one in use:
-    the caller's, or the file's own."""
-
-    values: str
-    color: str
-    resize: str
-    preprocess: image.Preprocess
-    recorded: bool = False
-
-    @property
-    def name(self) -> str:
-        """What it is called: `-1..1 RGB crop`."""
-        return f"{self.values} {self.color} {self.resize}"
-
-    @property
-    def preset(self) -> str | None:
-        """The name that `--preprocess` knows it by, if there is one."""
-        return _PRESETS.get((self.values, self.color, self.resize))
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """How a model does with one preprocessing; means over pictures, entropy and information in nats.
+    """What a model predicts with one preprocessing; means over pictures, entropy and information in nats.
 
     Attributes:
-        probability, entropy: of the prediction: its best class, and how undecided it is.
-        information: how much it says about each picture, KL(p_i || mean p).
-        saturated: the part of the pictures whose best class has a probability of 1 within 1e-6.
-        accuracy, likelihood: with labels, the part predicted right, and the mean log-likelihood.
-        scores: what it is ranked by, per picture.
+        probability: of the best class.
+        entropy: of the prediction.
+        information: what the prediction says about each picture, KL(p_i || mean p).
+        saturated: the share of pictures whose best class has a probability of 1 within 1e-6.
+        accuracy, likelihood: with labels, the share predicted correctly, and the mean log-likelihood.
+        scores: what the preprocessing is ranked by, per picture.
     """
 
     candidate: Candidate
@@ -87,10 +53,39 @@ class Result:
     likelihood: float | None
     scores: np.ndarray
 
+    @property
+    def overconfident(self) -> bool:
+        """Whether most predictions are saturated, as they are for values far outside the model's range."""
+        return self.saturated > 0.5
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures ready for JSON."""
+        return {
+            "name": self.candidate.name,
+            "preset": self.candidate.preset,
+            "recorded": self.candidate.recorded,
+            "accuracy": self.accuracy,
+            "log_likelihood": self.likelihood,
+            "probability": self.probability,
+            "entropy": self.entropy,
+            "information": self.information,
+            "saturated": self.saturated,
+            "preprocess": self.candidate.preprocess.to_dict(),
+        }
+
+    def row(self) -> list[str]:
+        """Return the cells of the table."""
+        name = self.candidate.name + (" (in use)" if self.candidate.recorded else "")
+        name += " (sure of everything)" if self.overconfident else ""
+        row = [name, percentage(self.probability), f"{self.entropy:.2f}", f"{self.information:.2f}"]
+        if self.accuracy is not None and self.likelihood is not None:
+            row += [percentage(self.accuracy), f"{self.likelihood:.2f}"]
+        return row
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether one choice is preferred to its best rival: by `margin` nats a picture, give or take `error`.
+    """Whether one choice is preferred to its best rival, by `margin` ± `error` nats per picture.
 
     `beaten` are all rivals that it clearly beats.
     """
@@ -103,18 +98,24 @@ class Verdict:
     decided: bool
     beaten: tuple[str, ...] = ()
 
+    def finding(self) -> Finding:
+        """Return the verdict as a finding: `ok` if it is decided."""
+        detail = f"{self.best} before {self.rival} by {self.margin:.2f} ± {self.error:.2f} nats a picture"
+        figures = {"margin": self.margin, "error": self.error}
+        return Finding(AXES[self.axis], "ok" if self.decided else "unsure", detail, figures)
+
 
 @dataclass(frozen=True)
-class Comparison:
-    """Every preprocessing that was tried, best first.
+class Comparison(Report):
+    """The preprocessings compared, best first. The last finding judges the one in use.
 
     Attributes:
-        pictures: how many took part.
+        pictures: the number of pictures that were read.
         failures: place and error of those that could not be read.
         labelled: whether the pictures came with labels.
-        alike: without labels, whether the pictures are too much alike for the predictions to tell anything.
-        verdicts: for each choice, whether the best one beats the best of the others.
-        recorded: the same for the best against the preprocessing in use, None where there is none.
+        alike: without labels, whether the pictures are too similar for the predictions to tell anything.
+        verdicts: for each choice, whether the best value beats the best of the others.
+        recorded: the same for the best preprocessing against the one in use; None where there is none.
     """
 
     pictures: int
@@ -127,16 +128,33 @@ class Comparison:
 
     @property
     def best(self) -> Candidate:
-        """The candidate preferred."""
+        """The preferred candidate."""
         return self.results[0].candidate
 
     @property
-    def passed(self) -> bool:
-        """False where labels prove another preprocessing better than the one in use."""
-        return not (self.labelled and self.recorded is not None and self.recorded.decided)
+    def summary(self) -> str:
+        """The result in one sentence."""
+        return self.findings[-1].detail
+
+    def lines(self) -> list[str]:
+        """Return a table, best first, and a line for each finding."""
+        ranked = "labels from the folders" if self.labelled else "no labels"
+        head = ["preprocessing", "top-1", "entropy", "information"]
+        head += ["accuracy", "log-likelihood"] if self.labelled else []
+        rows = [head, *(result.row() for result in self.results)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        *choices, judgement = self.findings
+        decisions = [("decided" if choice.status == "ok" else "undecided", choice) for choice in choices]
+        return [
+            f"{self.pictures} pictures ({ranked}), {len(self.results)} preprocessings, best first",
+            *("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows),
+            "",
+            *(f"{decision:>9}  {choice.name}: {choice.detail}" for decision, choice in decisions),
+            f"{'undecided' if self.alike else judgement.status:>9}  {judgement.detail}",
+        ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the report ready for JSON."""
         return {
             "pictures": self.pictures,
             "labelled": self.labelled,
@@ -145,130 +163,103 @@ class Comparison:
             "preferred": {"name": self.best.name, "preset": self.best.preset, "recorded": self.best.recorded},
             "verdicts": [vars(verdict) for verdict in self.verdicts],
             "recorded": None if self.recorded is None else vars(self.recorded),
-            "preprocessings": [
-                {
-                    "name": held.candidate.name,
-                    "preset": held.candidate.preset,
-                    "recorded": held.candidate.recorded,
-                    "accuracy": held.accuracy,
-                    "log_likelihood": held.likelihood,
-                    "probability": held.probability,
-                    "entropy": held.entropy,
-                    "information": held.information,
-                    "saturated": held.saturated,
-                    "preprocess": held.candidate.preprocess.to_dict(),
-                }
-                for held in self.results
-            ],
+            "preprocessings": [result.to_dict() for result in self.results],
         }
-
-
-def candidates(explainer: Explainer) -> list[Candidate]:
-    """The preprocessings that fit the model's input, and the one in use.
-
-    Raises:
-        PreprocessError: the input takes neither one nor three channels.
-    """
-    entry = explainer.manifest["input"]
-    recorded = explainer.preprocess
-    dims = [d if isinstance(d, int) and d > 0 else None for d in entry["shape"]]
-    channels, height, width = dims[1:] if entry["layout"] == "NCHW" else (dims[3], dims[1], dims[2])
-    if channels is None:
-        channels = 3 if recorded is None else recorded.channels
-    if channels not in (1, 3):
-        raise PreprocessError(f"the model takes {channels} channels, expected 1 or 3; prepare its input yourself")
-    size = (height, width) if height is not None and width is not None else None
-    if size is None:
-        size = (recorded and recorded.output_size) or _OPEN_SIZE
-    found = []
-    for values in ("raw",) if entry["dtype"] == "uint8" else ("0..1", "-1..1", "raw") if channels == 1 else _VALUES:
-        for color in ("L", "inverted") if channels == 1 else ("RGB", "BGR"):
-            for resize in ("stretch", "crop"):
-                found.append(Candidate(values, color, resize, _preprocess(values, color, resize, size)))
-    return found if recorded is None else _with(found, recorded)
-
-
-def _preprocess(values: str, color: str, resize: str, size: tuple[int, int]) -> image.Preprocess:
-    scale, mean, std = _VALUES[values]
-    if color == "inverted":
-        scale, mean = -scale, mean - 255 * scale
-    elif color == "BGR" and isinstance(mean, tuple):
-        mean, std = mean[::-1], std[::-1]
-    larger = [round(side * 256 / 224) for side in size]
-    how: dict[str, Any] = {"resize": {"mode": "stretch", "size": list(size), "antialias": False}}
-    if resize == "crop":
-        how = {"resize": {"mode": "shortest", "size": larger[0] if size[0] == size[1] else larger}}
-        how["crop"] = {"size": list(size)}
-    color = "L" if color == "inverted" else color
-    return image.Preprocess.from_dict({"color": color, "scale": scale, "mean": mean, "std": std, **how})
-
-
-def _with(found: list[Candidate], recorded: image.Preprocess) -> list[Candidate]:
-    """The recorded preprocessing takes the place of the one that is the same but for rounding, or comes in addition."""
-    mode = None if recorded.resize is None else recorded.resize.mode
-    resize = "crop" if recorded.crop is not None else mode or "as it is"
-    for place, held in enumerate(found):
-        if held.resize == resize and same_values(held.preprocess, recorded):
-            found[place] = replace(held, preprocess=recorded, recorded=True)
-            return found
-    known = next((held for held in found if same_values(held.preprocess, recorded)), None)
-    values, color = ("recorded", recorded.color) if known is None else (known.values, known.color)
-    return [*found, Candidate(values, color, resize, recorded, recorded=True)]
 
 
 def compare(explainer: Explainer, pictures: Sequence[Any], targets: Sequence[int] | None = None) -> Comparison:
     """Try every plausible preprocessing on the same pictures.
 
     Arguments:
-        explainer: the model; what it says of its preprocessing is one of the candidates.
-        pictures: what `onnxcam.image.load` reads. Those that cannot be read are left out and listed.
-        targets: the class of each picture, where it is known.
+        explainer: the model; its own preprocessing, if it has one, is among the candidates.
+        pictures: anything that `onnxcam.image.load` reads. Those that cannot be read are skipped and listed.
+        targets: the class of each picture, if known.
 
     Raises:
-        InputError: not one target per picture, or no picture that can be read.
+        InputError: not one target per picture, or no picture can be read.
     """
     if targets is not None and len(targets) != len(pictures):
         raise InputError(f"got {len(targets)} targets for {len(pictures)} pictures; give one for each")
-    tried = candidates(explainer)
+    choices = candidates(explainer)
     failures: list[tuple[int, PictureError]] = []
-    rows: list[list[np.ndarray]] = [[] for _ in tried]
-    kept: list[int] = []
-    for places, chunk in _read(pictures, failures):
-        kept += places
-        for found, batch in zip(rows, _batches(explainer, tried, chunk), strict=True):
-            found += [explainer.predict(part) for part in batch]
-    if not kept:
+    predictions: list[list[np.ndarray]] = [[] for _ in choices]
+    places: list[int] = []
+    for chunk_places, chunk in _read(pictures, failures):
+        places += chunk_places
+        for parts, batches in zip(predictions, _batches(explainer, choices, chunk), strict=True):
+            parts += [explainer.predict(batch) for batch in batches]
+    if not places:
         raise InputError(
             f"none of the {len(pictures)} pictures can be read" + (f": {failures[0][1]}" if failures else "")
         )
-    known = None if targets is None else np.asarray([targets[place] for place in kept])
-    results = [_result(held, np.concatenate(found), known) for held, found in zip(tried, rows, strict=True)]
-    classes = explainer.classes
-    alike = known is None and _alike(results, classes)
-    results.sort(key=lambda held: _rank(held, alike), reverse=True)
-    best = results[0]
-    verdicts = []
-    for axis in AXES:
-        mine = getattr(best.candidate, axis)
-        rivals: dict[str, Result] = {}
-        for held in results:
-            rivals.setdefault(getattr(held.candidate, axis), held)
-        del rivals[mine]
-        each = [_verdict(axis, (mine, name), best, rival, alike, known is not None) for name, rival in rivals.items()]
-        if each:
-            verdicts.append(replace(each[0], beaten=tuple(held.rival for held in each if held.decided)))
-    own = next((held for held in results if held.candidate.recorded), None)
+    truth = None if targets is None else np.asarray([targets[place] for place in places])
+    results = [
+        _result(candidate, np.concatenate(parts), truth) for candidate, parts in zip(choices, predictions, strict=True)
+    ]
+    alike = truth is None and _alike(results, explainer.classes)
+    results.sort(key=lambda result: _rank(result, alike), reverse=True)
+    verdicts = [verdict for axis in AXES if (verdict := _choice(axis, results, alike)) is not None]
+    in_use = next((result for result in results if result.candidate.recorded), None)
     recorded = None
-    if own is not None:
-        names = (best.candidate.name, own.candidate.name)
-        recorded = _verdict("recorded", names, best, own, alike, known is not None)
-    return Comparison(len(kept), failures, known is not None, alike, results, verdicts, recorded)
+    if in_use is not None:
+        names = (results[0].candidate.name, in_use.candidate.name)
+        recorded = _verdict("recorded", names, results[0], in_use, alike)
+    return Comparison(
+        len(places),
+        failures,
+        truth is not None,
+        alike,
+        results,
+        verdicts,
+        recorded,
+        findings=[*(verdict.finding() for verdict in verdicts), _judgement(results, recorded, alike)],
+    )
+
+
+def _choice(axis: str, results: Sequence[Result], alike: bool) -> Verdict | None:
+    """Judge one choice: the best preprocessing against the best one for each other value of the choice."""
+    best = results[0]
+    value = getattr(best.candidate, axis)
+    rivals: dict[str, Result] = {}
+    for result in results:
+        rivals.setdefault(getattr(result.candidate, axis), result)
+    del rivals[value]
+    each = [_verdict(axis, (value, name), best, rival, alike) for name, rival in rivals.items()]
+    if not each:
+        return None
+    return replace(each[0], beaten=tuple(verdict.rival for verdict in each if verdict.decided))
+
+
+def _judgement(results: Sequence[Result], recorded: Verdict | None, alike: bool) -> Finding:
+    """Judge the preprocessing in use: failed where labels prove another one better."""
+    best = results[0].candidate
+    title = "preprocessing"
+    use = f"--preprocess {best.preset}" if best.preset else f"as a JSON file {json.dumps(best.preprocess.to_dict())}"
+    if alike:
+        detail = (
+            "the pictures are too similar for the predictions to tell: with no preprocessing does the model predict "
+            "different classes for them; give pictures of several kinds, or sorted by class with --by-folder"
+        )
+        return Finding(title, "unsure", detail)
+    if recorded is None:
+        return Finding(title, "note", f"the model prefers {best.name}: {use}")
+    figures = {"margin": recorded.margin, "error": recorded.error}
+    if best.recorded:
+        return Finding(title, "ok", f"the preprocessing in use, {best.name}, is the one preferred", figures)
+    if not recorded.decided:
+        return Finding(title, "ok", f"the preprocessing in use, {recorded.rival}, does as well as any", figures)
+    status: Status = "unsure" if results[0].likelihood is None else "failed"
+    detail = (
+        f"{best.name} does better than {recorded.rival}, which is in use, by {recorded.margin:.2f} nats a picture: "
+        + use
+    )
+    return Finding(title, status, detail, figures)
 
 
 def _read(
     pictures: Sequence[Any], failures: list[tuple[int, PictureError]]
 ) -> Iterator[tuple[list[int], list[image.Picture]]]:
-    """Pictures a few at a time, with their places."""
+    """Read pictures a few at a time, with their places."""
     places: list[int] = []
     chunk: list[image.Picture] = []
     for place, source in enumerate(pictures):
@@ -286,20 +277,20 @@ def _read(
 
 
 def _batches(
-    explainer: Explainer, tried: Sequence[Candidate], pictures: Sequence[image.Picture]
+    explainer: Explainer, candidates: Sequence[Candidate], pictures: Sequence[image.Picture]
 ) -> Iterable[list[np.ndarray]]:
-    """Per candidate the batches of these pictures; each picture is resized once for all that resize it alike."""
+    """Prepare the batches of these pictures for each candidate; candidates that resize alike share the resizing."""
     entry = explainer.manifest["input"]
-    seen: dict[Any, list[image.Picture]] = {}
-    for held in tried:
-        preprocess = held.preprocess
+    resized: dict[Any, list[image.Picture]] = {}
+    for candidate in candidates:
+        preprocess = candidate.preprocess
         plain: Literal["L", "RGB"] = "L" if preprocess.color == "L" else "RGB"
         key = (plain, preprocess.resize, preprocess.crop)
-        if key not in seen:
+        if key not in resized:
             resizing = replace(preprocess, color=plain)
-            seen[key] = [image.load(np.ascontiguousarray(resizing.transform(one)[0])) for one in pictures]
+            resized[key] = [image.load(np.ascontiguousarray(resizing.transform(one)[0])) for one in pictures]
         values = replace(preprocess, resize=None, crop=None)
-        tensors = [values.apply(one, layout=entry["layout"], dtype=entry["dtype"])[0] for one in seen[key]]
+        tensors = [values.apply(one, layout=entry["layout"], dtype=entry["dtype"])[0] for one in resized[key]]
         same = len({tensor.shape for tensor in tensors}) == 1
         yield [np.concatenate(tensors)] if same else tensors
 
@@ -330,29 +321,24 @@ def _result(candidate: Candidate, probabilities: np.ndarray, targets: np.ndarray
 
 
 def _alike(results: Sequence[Result], classes: int) -> bool:
-    """Whether no preprocessing makes the model say different things of different pictures."""
+    """Whether with no preprocessing the model predicts different classes for different pictures."""
     most = np.log(min(len(results[0].scores), classes))
-    return bool(max((r.information for r in results if not _too_sure(r)), default=0.0) < 0.5 * most)
-
-
-def _too_sure(result: Result) -> bool:
-    """A model fed values far out of its range is sure of anything."""
-    return result.saturated > 0.5
+    return bool(max((r.information for r in results if not r.overconfident), default=0.0) < 0.5 * most)
 
 
 def _rank(result: Result, alike: bool) -> tuple[float, ...]:
     if result.likelihood is not None:
         return (result.likelihood,)
-    return (0.0 if _too_sure(result) else 1.0, -result.entropy if alike else result.information)
+    return (0.0 if result.overconfident else 1.0, -result.entropy if alike else result.information)
 
 
-def _verdict(axis: str, names: tuple[str, str], best: Result, rival: Result, alike: bool, labelled: bool) -> Verdict:
+def _verdict(axis: str, names: tuple[str, str], best: Result, rival: Result, alike: bool) -> Verdict:
     differences = best.scores - rival.scores
     count = len(differences)
     margin = float(differences.mean())
     error = float(differences.std(ddof=1) / np.sqrt(count)) if count > 1 else float("inf")
     clear = count >= FEWEST and margin > SMALLEST and margin > ERRORS * error
-    if not labelled:
-        # sureness must agree, and a rival that is sure of everything may only be the same answer scaled up
-        clear = clear and not alike and best.entropy < rival.entropy and not _too_sure(rival)
+    if best.likelihood is None:
+        # without labels: the entropy must agree, and an overconfident rival may only be the same answer scaled up
+        clear = clear and not alike and best.entropy < rival.entropy and not rival.overconfident
     return Verdict(axis, *names, margin, error, clear)

@@ -118,7 +118,7 @@ def test_a_gate_that_cannot_be_is_a_usage_error(run: Run, ready: Path, tmp_path:
 def test_a_failed_proof_writes_nothing(run: Run, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxcam.diagnose.gradients as check
 
-    report = check.Report("tiny", [check.Finding("gradients at relu2", "failed", "off by 3.0e-01")])
+    report = check.ModelReport("tiny", findings=[check.Finding("gradients at relu2", "failed", "off by 3.0e-01")])
     monkeypatch.setattr(check, "check", lambda model, **options: report)
     out = tmp_path / "out.onnx"
     result = run("export", plain, "-o", out)

@@ -13,14 +13,14 @@ from onnx import helper, numpy_helper
 
 import onnxcam
 from onnxcam.autodiff import registry
-from onnxcam.diagnose.gradients import Report, check
+from onnxcam.diagnose.gradients import ModelReport, check
 from onnxcam.errors import ModelError
 from tests.support import models
 
 CPU = ["CPUExecutionProvider"]
 
 
-def verdicts(report: Report, start: str = "gradients at") -> list[str]:
+def verdicts(report: ModelReport, start: str = "gradients at") -> list[str]:
     return [finding.status for finding in report.findings if finding.name.startswith(start)]
 
 

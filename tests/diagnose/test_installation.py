@@ -22,9 +22,10 @@ from click.testing import CliRunner
 
 from onnxcam import cli
 from onnxcam.diagnose import installation as doctor
-from onnxcam.diagnose.installation import CPU, CUDA, Finding
+from onnxcam.diagnose.installation import CPU, CUDA, Installation
+from onnxcam.diagnose.report import Finding
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 WHOLE = "onnxruntime/__init__.py,,\nonnxruntime/capi/_ld_preload.py,,\n"
 
 
@@ -129,7 +130,7 @@ def only(findings: list[Finding]) -> Finding:
 def test_runtime_healthy(install: Any, module: Any) -> None:
     module("onnxruntime", __version__="1.31.1", InferenceSession=object)
     install("onnxruntime=1.31.1", Installed("onnxruntime-extensions", "0.14.0", "onnxruntime_extensions/__init__.py,,"))
-    assert only(doctor._onnxruntime()) == Finding("onnxruntime", True, "onnxruntime 1.31.1")
+    assert only(doctor._onnxruntime()) == Finding("onnxruntime", "ok", "onnxruntime 1.31.1")
 
 
 def test_runtime_missing(install: Any, importing: Any) -> None:
@@ -242,7 +243,7 @@ def test_provider_whose_session_cannot_be_made(runtime: Any) -> None:
 
 def test_real_cpu_session() -> None:
     findings = doctor._providers()
-    assert Finding("provider CPU", True, "a session runs on it") in findings
+    assert Finding("provider CPU", "ok", "a session runs on it") in findings
 
 
 # ---- other libraries
@@ -320,7 +321,7 @@ def test_opencv_old_or_half_removed(install: Any, module: Any, importing: Any, a
 def test_opencv_headless_will_do(install: Any, module: Any) -> None:
     install("opencv-python-headless=5.0.0.93")
     module("cv2", imdecode=1, __version__="5.0.0")
-    assert only(doctor._opencv()) == Finding("opencv", True, "opencv-python-headless 5.0.0.93")
+    assert only(doctor._opencv()) == Finding("opencv", "ok", "opencv-python-headless 5.0.0.93")
 
 
 def test_frameworks_are_optional(install: Any) -> None:
@@ -378,7 +379,7 @@ def small_model() -> bytes:
 def test_models_missing_broken_and_whole(bundled: Path) -> None:
     assert only(doctor._bundled_models()).detail == "there are none"
     (bundled / "a.onnx").write_bytes(small_model())
-    assert only(doctor._bundled_models()) == Finding("bundled models", True, "a.onnx")
+    assert only(doctor._bundled_models()) == Finding("bundled models", "ok", "a.onnx")
     (bundled / "b.onnx").write_bytes(b"not a model")
     finding = only(doctor._bundled_models())
     assert not finding.ok and "b.onnx cannot be loaded" in finding.detail and finding.remedy
@@ -416,15 +417,15 @@ def test_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_any_library_it_still_answers() -> None:
-    script = f"import sys, json; sys.path.insert(0, {str(ROOT)!r}); from onnxcam import doctor; "
-    script += "print(json.dumps(doctor.report(doctor.diagnose())))"
+    script = f"import sys, json; sys.path.insert(0, {str(ROOT)!r}); "
+    script += "from onnxcam.diagnose import installation; print(json.dumps(installation.diagnose().to_dict()))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True)
     told = json.loads(done.stdout)
     broken = {finding["name"]: finding for finding in told["findings"] if not finding["ok"]}
     assert not told["healthy"]
     assert {"numpy", "onnx", "onnxruntime", "opencv"} <= broken.keys()
     assert all(broken[name]["remedy"] for name in ("numpy", "onnx", "onnxruntime"))
-    assert not any("looking at it failed" in finding["detail"] for finding in told["findings"])
+    assert not any("this check failed" in finding["detail"] for finding in told["findings"])
 
 
 def test_check_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,7 +433,7 @@ def test_check_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None
         raise KeyError("k")
 
     monkeypatch.setattr(doctor, "_CHECKS", (_odd,))
-    assert doctor.diagnose() == [Finding("odd", False, "looking at it failed: KeyError: 'k'")]
+    assert doctor.diagnose().findings == [Finding("odd", "failed", "this check failed: KeyError: 'k'")]
 
 
 def test_floors_are_those_of_pyproject() -> None:
@@ -446,13 +447,13 @@ def test_floors_are_those_of_pyproject() -> None:
     assert project["requires-python"] == ">=" + ".".join(map(str, doctor.PYTHON_FLOOR))
 
 
-FINE, ADVICE = Finding("a", True, "1.0"), Finding("long name", True, "old", "pip install a")
-BAD = Finding("b", False, "gone", "pip install b")
+FINE, ADVICE = Finding("a", "ok", "1.0"), Finding("long name", "note", "old", remedy="pip install a")
+BAD = Finding("b", "failed", "gone", remedy="pip install b")
 
 
 @pytest.mark.parametrize(("findings", "code"), [([FINE, ADVICE], 0), ([FINE, BAD], 4)])
 def test_command(monkeypatch: pytest.MonkeyPatch, findings: list[Finding], code: int) -> None:
-    monkeypatch.setattr(doctor, "diagnose", lambda: findings)
+    monkeypatch.setattr(doctor, "diagnose", lambda: Installation(findings=findings))
     result = CliRunner().invoke(cli.main, ["doctor"])
     assert result.exit_code == code
     for finding in findings:
@@ -463,4 +464,5 @@ def test_command(monkeypatch: pytest.MonkeyPatch, findings: list[Finding], code:
     assert as_json.exit_code == code
     told = json.loads(as_json.stdout)
     assert told["healthy"] is (code == 0)
-    assert [Finding(**finding) for finding in told["findings"]] == findings
+    fields = ("name", "ok", "detail", "remedy")
+    assert told["findings"] == [{field: getattr(finding, field) for field in fields} for finding in findings]

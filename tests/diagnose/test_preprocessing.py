@@ -13,7 +13,8 @@ from onnx import numpy_helper
 
 import onnxcam.models
 from onnxcam import image
-from onnxcam.diagnose.preprocessing import candidates, compare
+from onnxcam.diagnose.candidates import candidates
+from onnxcam.diagnose.preprocessing import compare
 from onnxcam.errors import InputError, PreprocessError
 from onnxcam.explain.explainer import Explainer
 from tests.image.pictures import noise

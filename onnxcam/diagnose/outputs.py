@@ -1,0 +1,146 @@
+"""Findings about the outputs of an explainable file: scores, target, heatmaps, gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxcam import runtime
+from onnxcam.diagnose.report import Finding
+from onnxcam.diagnose.subject import Subject, distance, distances, norms
+from onnxcam.network.split import head_of
+from onnxcam.targets import conditions
+
+TOLERANCE_MAPS = 1e-3
+TOLERANCE_GATE = 1e-6
+# rounding error of the sum of a few thousand terms of either sign, in units of the precision's epsilon
+_MAP_ROUNDING = 30.0
+# largest distance to the plain model's scores; exposing layers makes a float16 model round at other places
+_SAME_SCORES = {"float32": 1e-5, "float16": 3e-3}
+
+
+def predictions(subject: Subject) -> Finding:
+    """Compare the scores with those of the plain model at several batch sizes, and with those of a second run."""
+    head = subject.open_session(head_of(subject.graph, subject.manifest))
+    name = subject.scores
+    sizes = [len(subject.batch)] if subject.fixed_batch else sorted({1, len(subject.batch)})
+    worst, repeatable = 0.0, True
+    for size in sizes:
+        part = subject.batch[:size]
+        outputs = [o.name for o in subject.file.get_outputs()]
+        first, second = (runtime.run(subject.file, outputs, subject.top_1(part)) for _ in range(2))
+        repeatable &= all(np.array_equal(first[key], second[key], equal_nan=True) for key in outputs)
+        plain = runtime.run(head, [name], subject.feeds(part))[name]
+        worst = max(worst, distance(first[name], plain))
+        if not np.isfinite(first[name]).all():
+            return Finding("predictions", "failed", "the scores are not finite on noise pictures")
+    twice = "two runs are bitwise equal" if repeatable else "two runs differ in the last bits"
+    return Finding(
+        "predictions",
+        "ok" if worst <= _SAME_SCORES[subject.precision] else "failed",
+        f"within {worst:.1e} of the plain model; {twice}",
+        {"scores": worst},
+    )
+
+
+def top_1_target(subject: Subject) -> Finding:
+    """Compare the gradients for target -1 with those for each row's best class by its index."""
+    gradients = [entry["gradients"] for entry in subject.manifest["layers"]]
+    automatic = runtime.run(subject.ungated, [subject.scores, *gradients], subject.top_1(subject.batch))
+    best = subject.readout.top1(automatic[subject.scores])
+    explicit = runtime.run(subject.ungated, gradients, subject.feeds(subject.batch) | subject.target(best))
+    worst = max(distance(automatic[name], explicit[name]) for name in gradients)
+    figures = {"own": worst}
+    if worst > TOLERANCE_GATE:
+        detail = f"the gradients for target -1 differ from those for each row's best class by {worst:.1e}"
+        return Finding("target", "failed", detail, figures)
+    return Finding("target", "ok", "-1 means each row's best class", figures)
+
+
+def heatmaps(subject: Subject, entry: dict[str, Any]) -> Finding:
+    """Compare one layer's activations with the layer's value, and its heatmaps with the methods' formulas."""
+    title = f"heatmaps at {entry['name']}"
+    names = list(entry["heatmaps"].values())
+    if not names:
+        return Finding(title, "note", "the file computes none")
+    activations = entry["activations"]
+    outputs = runtime.run(subject.ungated, [*names, activations, entry["gradients"]], subject.top_1(subject.batch))
+    layer = subject.head_values([entry["value"]])[entry["value"]]
+    if (error := distance(outputs[activations], layer)) > 1e-5:
+        return Finding(title, "failed", f"{activations!r} differs from the layer's own value by {error:.1e}")
+    rounding = _MAP_ROUNDING * float(np.finfo(subject.precision).eps)
+    for name, (expected, magnitude) in _expected_maps(entry, outputs).items():
+        allowed = TOLERANCE_MAPS + rounding * norms(magnitude) / np.maximum(norms(expected), 1e-12)
+        errors = distances(outputs[name], expected)
+        if (errors > allowed).any():
+            detail = f"{name!r} differs from its formula on the file's activations and gradients by {errors.max():.1e}"
+            return Finding(title, "failed", detail)
+    maps = {name: outputs[name] for name in names}
+    for name, values in maps.items():
+        if not np.isfinite(values).all() or (values < 0).any():
+            return Finding(title, "failed", f"{name!r} is negative or not finite on noise pictures")
+        if entry.get("grid") and list(values.shape[1:]) != list(entry["grid"]):
+            return Finding(title, "failed", f"{name!r} is {list(values.shape[1:])}, the manifest says {entry['grid']}")
+    zero = sum(not values[row].any() for values in maps.values() for row in range(len(subject.batch)))
+    rest = f"; {zero} of {len(maps) * len(subject.batch)} are zero everywhere" if zero else ""
+    return Finding(title, "ok", f"{', '.join(entry['heatmaps'])} {list(next(iter(maps.values())).shape[1:])}{rest}")
+
+
+def _expected_maps(entry: dict[str, Any], outputs: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Compute heatmaps in NumPy from the file's activations and gradients, for methods with a simple formula.
+
+    The second array is the same sum over absolute values. Where positive and negative terms nearly cancel, as after an
+    instance normalisation, rounding is measured against it.
+    """
+    a, g = (outputs[entry[key]].astype(np.float64) for key in ("activations", "gradients"))
+    if entry["layout"] == "NTC":
+        rows, prefix = len(a), entry["prefix_tokens"]
+        a, g = (x[:, prefix:].transpose(0, 2, 1).reshape(rows, -1, *entry["grid"]) for x in (a, g))
+    elif entry["layout"] == "NHWC":
+        a, g = a.transpose(0, 3, 1, 2), g.transpose(0, 3, 1, 2)
+    formulas = {
+        "gradcam": lambda a, g: (g.mean(axis=(2, 3), keepdims=True) * a).sum(axis=1),
+        "hirescam": lambda a, g: (g * a).sum(axis=1),
+    }
+    return {
+        output: (np.maximum(formulas[name](a, g), 0.0), formulas[name](np.abs(a), np.abs(g)))
+        for name, output in entry["heatmaps"].items()
+        if name in formulas
+    }
+
+
+def gate(subject: Subject) -> Finding:
+    """Compare a gated file with its condition, and with itself without the gate: the batch and each row alone."""
+    manifest = subject.manifest
+    condition, fired = manifest["gate"]["condition"], manifest["gate"]["output"]
+    maps = [entry["gradients"] for entry in manifest["layers"]]
+    maps += [output for entry in manifest["layers"] for output in entry["heatmaps"].values()]
+    rows = [] if subject.fixed_batch else [subject.batch[row : row + 1] for row in range(len(subject.batch))]
+    worst, count = 0.0, 0
+    for part in [subject.batch, *rows]:
+        gated = runtime.run(subject.file, [subject.scores, fired, *maps], subject.top_1(part))
+        expected = _condition(subject, gated[subject.scores])
+        if not np.array_equal(gated[fired], expected):
+            detail = f"{fired!r} is {gated[fired].tolist()} where {condition!r} is {expected.tolist()}"
+            return Finding("gate", "failed", detail)
+        if part is subject.batch:
+            count = int(expected.sum())
+        if expected.any():
+            ungated = runtime.run(subject.ungated, maps, subject.top_1(part))
+            worst = max(worst, *(distance(gated[name], ungated[name]) for name in maps))
+        elif any(gated[name].any() for name in maps):
+            return Finding("gate", "failed", f"the maps are not zero where {condition!r} does not hold")
+    detail = (
+        f"{condition}: true of {count} of {len(subject.batch)} noise pictures; maps within {worst:.1e} of those "
+        "without a gate"
+    )
+    return Finding("gate", "ok" if worst <= TOLERANCE_GATE else "failed", detail, {"maps": worst})
+
+
+def _condition(subject: Subject, scores: np.ndarray) -> np.ndarray:
+    """Evaluate the gate's condition on scores, per row."""
+    readout = subject.readout
+    tree = conditions.parse(subject.manifest["gate"]["condition"], subject.manifest.get("labels"), readout.size)
+    probabilities = conditions.probabilities(scores, readout, "logits")
+    return np.asarray(conditions.evaluate(tree, conditions.quantities(probabilities, readout, conditions.names(tree))))

@@ -12,40 +12,28 @@ import sys
 if __name__ == "__main__":  # this file's own folder comes first on the path then, and there it is what `keras` finds
     sys.path[:] = sys.path[1:]
 
-import argparse
 import hashlib
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxcam import image
-from onnxcam.errors import LayerError, ModelError, OnnxcamError, OutputError, listing
-from onnxcam.exporters import keras_capture, keras_layers, keras_oracle, parity
+from onnxcam.exporters import export as exporting
+from onnxcam.exporters import keras_capture, keras_input, keras_layers, keras_oracle, keras_source, program
+from onnxcam.exporters import scores as class_scores
+from onnxcam.exporters.export import Classifier, Loaded
 from onnxcam.exporters.keras_module import Call, Target, Watched, import_tensorflow, tensors
-from onnxcam.exporters.outputs import choose
 from onnxcam.graph import edit
 from onnxcam.graph.layers import Layer
-from onnxcam.graph.load import save
-from onnxcam.graph.shape_inference import describe
-from onnxcam.network import gate as gates
-from onnxcam.network import manifest
-from onnxcam.network.explainable import augment
 from onnxcam.network.manifest import Manifest
 from onnxcam.targets.readout import Readout
 
-AGAINST = "TensorFlow GradientTape"
-DEFAULT_SIDE = 224
-_ENDED = {"softmax": "probabilities", "sigmoid": "probabilities", "log_softmax": "log_probabilities"}
-# layers that leave a picture's numbers as they are
-_GEOMETRY = {"InputLayer", "Resizing", "CenterCrop", "ZeroPadding2D", "Cropping2D", "Permute", "Reshape"}
-
-log = logging.getLogger(__name__)
+# names of an output by the operator that ends it
+_MEANINGS = {"softmax": "probabilities", "sigmoid": "probabilities", "log_softmax": "log_probabilities"}
 
 
 def export(
@@ -107,68 +95,23 @@ def export(
         DependencyError: TensorFlow or tf2onnx is missing.
         OutputError: the file cannot be written.
     """
-    samples = parity.samples(verify)
-    gates.parse(gate or "", labels)  # told now, not after the export
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise OutputError(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}; make it first")
-    import_tensorflow()
-    watched = Watched(model)
-    shape, dtype = _input(model, input_size)
-    with keras_capture.quiet(), _single_precision(watched):
-        picture = _example(shape, dtype, None)
-        calls, returned = watched.calls(picture)
-        spec = _preprocess(preprocess, calls, watched, shape)
-        picture = _example(shape, dtype, spec)
-        names, place = _outputs(model, returned, picture, scores)
-        if layers is None:
-            targets, captured = keras_layers.default(watched, calls, picture, names, place, opset)
-        else:
-            targets = [watched.resolve(layer, calls) for layer in _listed(layers)]
-            captured = keras_capture.capture(watched, picture, targets, names, opset)
-        captured = _by_meaning(captured, place)
-        source = _source(watched, captured, origin)
-
-        def explain(part: str, gate: str | None) -> onnx.ModelProto:
-            return augment(
-                captured.model,
-                [_layer(*pair) for pair in zip(targets, captured.values, strict=True)],
-                methods,
-                target,
-                scores=captured.outputs[place],
-                outputs=part,
-                labels=labels,
-                preprocess=spec,
-                origin=source,
-                gate=gate,
-                grid=grid,
-                prefix_tokens=prefix_tokens,
-            )
-
-        explained = explain("all", None)
-        held = manifest.read(explained)
-        assert held is not None
-        if samples:
-            oracle = keras_oracle.KerasOracle(
-                watched,
-                targets,
-                picture,
-                outputs=len(names),
-                place=place,
-                readout=Readout.from_manifest(held["scores"]),
-                stepped_over=held["scores"]["name"] != captured.outputs[place],
-            )
-            held["parity"] = parity.verify(explained, held, oracle, parity.draw(picture, samples), AGAINST)
-    if outputs != "all" or gate:
-        record = held.get("parity")
-        explained = explain(outputs, gate)
-        held = manifest.read(explained)
-        assert held is not None
-        held["parity"] = record
-    manifest.write(explained, held)
-    if path is None:
-        return explained
-    save(explained, path)
-    return held
+    return exporting.export(
+        Keras(model, input_size),
+        path,
+        layers=layers,
+        labels=labels,
+        preprocess=preprocess,
+        methods=methods,
+        target=target,
+        opset=opset,
+        verify=verify,
+        scores=scores,
+        outputs=outputs,
+        gate=gate,
+        grid=grid,
+        prefix_tokens=prefix_tokens,
+        origin=origin,
+    )
 
 
 def list_layers(model: Any, *, input_size: int | Sequence[int] | None = None) -> list[Layer]:
@@ -179,18 +122,14 @@ def list_layers(model: Any, *, input_size: int | Sequence[int] | None = None) ->
     Raises:
         ModelError: not a Keras classifier of one picture.
     """
-    import_tensorflow()
-    watched = Watched(model)
-    shape, dtype = _input(model, input_size)
-    with keras_capture.quiet(), _single_precision(watched):
-        picture = _example(shape, dtype, None)
-        calls, returned = watched.calls(picture)
-        names, place = _outputs(model, returned, picture, None)
-        (chosen,), captured = keras_layers.default(watched, calls, picture, names, place, None)
-    found = [keras_layers.target_of(call) for call in keras_layers.candidates(calls, chosen)]
-    if all(target.path != chosen.path for target in found):
-        found.append(chosen)
-    tokens = keras_layers.grid(captured, chosen, captured.values[0]) if len(chosen.shape) == 3 else (None, 0)
+    keras = Keras(model, input_size)
+    with keras.inference():
+        keras.example(None)
+        calls, default, captured = keras.default_layer()
+    targets = [keras_layers.target_of(call) for call in keras_layers.candidates(calls, default)]
+    if all(target.path != default.path for target in targets):
+        targets.append(default)
+    tokens = keras_layers.grid(captured, default, captured.values[0]) if len(default.shape) == 3 else (None, 0)
     return [
         Layer(
             target.name,
@@ -199,17 +138,126 @@ def list_layers(model: Any, *, input_size: int | Sequence[int] | None = None) ->
             shape=(keras_capture.BATCH, *target.shape[1:]),
             grid=(target.shape[1], target.shape[2]) if len(target.shape) == 4 else tokens[0],
             prefix_tokens=0 if len(target.shape) == 4 else tokens[1],
-            default=target.path == chosen.path,
+            default=target.path == default.path,
         )
-        for target in found
+        for target in targets
     ]
 
 
-def _listed(layers: Any) -> list[Any]:
-    listed = list(layers) if isinstance(layers, (list, tuple)) else [layers]
-    if not listed:
-        raise LayerError("`layers` is empty; name at least one target layer, or pass None for the default")
-    return listed
+class Keras:
+    """A Keras model to be exported: a `Framework`.
+
+    Arguments:
+        model: a Keras 3 or tf_keras model.
+        input_size: n, (h, w) or (c, h, w) of the picture, where the model leaves it open.
+    """
+
+    autograd = "TensorFlow GradientTape"
+
+    _watched: Watched
+    _shape: tuple[int, int, int]
+    _dtype: np.dtype
+    _picture: np.ndarray
+    _calls: list[Call]
+    _returned: Any
+    _targets: list[Target]
+    _captured: keras_capture.Captured
+    _place: int
+
+    def __init__(self, model: Any, input_size: int | Sequence[int] | None = None) -> None:
+        self._model, self._size = model, input_size
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Hold the model in float32; it is called in inference mode, on the CPU."""
+        import_tensorflow()
+        self._watched = Watched(self._model)
+        self._shape, self._dtype = keras_input.shape_and_type(self._model, self._size)
+        with keras_capture.quiet(), _single_precision(self._watched):
+            yield
+
+    def example(self, preprocess: Any) -> tuple[np.ndarray, dict[str, Any] | None]:
+        """Two seeded noise pictures, and the preprocessing: the given one, or what the model's first layers tell."""
+        self._calls, self._returned = self._watched.calls(keras_input.example(self._shape, self._dtype, None))
+        spec = preprocess if preprocess is not None else keras_input.scaling(self._watched, self._calls)
+        if spec is not None:
+            spec = image.resolve(spec, ["N", *self._shape], layout="NHWC").to_dict()
+        self._picture = keras_input.example(self._shape, self._dtype, spec)
+        return self._picture, spec
+
+    def capture(self, layers: Sequence[Any] | None, scores: str | None, opset: int | None) -> Classifier:
+        """Write the model as ONNX.
+
+        Raises:
+            LayerError: a layer that cannot be a target.
+            ModelError: the model is not a classifier, or cannot be written.
+        """
+        names, self._place = self._outputs(scores)
+        if layers is None:
+            self._targets, captured = keras_layers.default(
+                self._watched, self._calls, self._picture, names, self._place, opset
+            )
+        else:
+            self._targets = [self._watched.resolve(layer, self._calls) for layer in layers]
+            captured = keras_capture.capture(self._watched, self._picture, self._targets, names, opset)
+        self._captured = _by_meaning(captured, self._place)
+        pairs = zip(self._targets, self._captured.values, strict=True)
+        return Classifier(self._captured.model, self._captured.outputs[self._place], [_layer(*pair) for pair in pairs])
+
+    def default_layer(self) -> tuple[list[Call], Target, keras_capture.Captured]:
+        """The layer calls, the default layer, and the model captured with it."""
+        names, place = self._outputs(None)
+        (default,), captured = keras_layers.default(self._watched, self._calls, self._picture, names, place, None)
+        return self._calls, default, captured
+
+    def _outputs(self, name: str | None) -> tuple[list[str], int]:
+        """Names for the model's output tensors, and the position of the class scores among them."""
+        outputs, returned = tensors(self._returned), self._returned
+        names = list(getattr(self._model, "output_names", []))
+        if isinstance(returned, dict):
+            names = [str(key) for key in returned]
+        elif len(outputs) == 1:
+            names = ["output"]
+        if len(names) != len(outputs) or len(set(names)) != len(names):
+            names = ["output", *(f"output_{k}" for k in range(1, len(outputs)))][: len(outputs)]
+        names = [f"output_{k}" if name in keras_capture.RESERVED else name for k, name in enumerate(names)]
+        shapes = [tuple(tensor.shape) for tensor in outputs]
+        floating = ["float" in str(tensor.dtype) for tensor in outputs]
+        return names, class_scores.position(names, shapes, floating, len(self._picture), name)
+
+    def default_name(self, explainable: onnx.ModelProto, manifest: Manifest) -> str:
+        """Unused: Keras' default layer is chosen among its own layers when the model is captured."""
+        return self._targets[0].name
+
+    def oracle(self, manifest: Manifest) -> keras_oracle.KerasOracle:
+        """GradientTape on the model itself."""
+        return keras_oracle.KerasOracle(
+            self._watched,
+            self._targets,
+            self._picture,
+            outputs=len(self._captured.outputs),
+            place=self._place,
+            readout=Readout.from_manifest(manifest["scores"]),
+            stepped_over=manifest["scores"]["name"] != self._captured.outputs[self._place],
+        )
+
+    def source(self, classifier: Classifier) -> dict[str, Any]:
+        """The manifest's `source` entry; `sha256` is that of the weights, values in order."""
+        import tf2onnx
+
+        digest = hashlib.sha256()
+        for variable in self._watched.root.weights:
+            array = np.ascontiguousarray(np.asarray(variable))
+            digest.update(f"{array.dtype} {list(array.shape)}\n".encode())
+            digest.update(array.view(np.uint8).data if array.size else b"")
+        return {
+            "framework": "keras",
+            "name": str(self._watched.root.name),
+            "opset": classifier.opset,
+            "exporter": f"tf2onnx {tf2onnx.__version__}",
+            "tensorflow": str(import_tensorflow().__version__),
+            "sha256": digest.hexdigest(),
+        }
 
 
 def _layer(target: Target, value: str) -> Layer:
@@ -217,146 +265,29 @@ def _layer(target: Target, value: str) -> Layer:
     return Layer(target.name, value, layout=layout, shape=(keras_capture.BATCH, *target.shape[1:]))
 
 
-def _input(model: Any, size: int | Sequence[int] | None) -> tuple[tuple[int, int, int], np.dtype]:
-    """Height, width and channels of the picture, and its dtype.
-
-    Raises:
-        ModelError: several inputs, no picture, or a size that contradicts the model's.
-    """
-    declared, dtype = _declared(model)
-    given = [size, size] if isinstance(size, int) else list(size or ())
-    if len(given) == 3:
-        given = [*given[1:], given[0]]
-    elif len(given) not in (0, 2):
-        raise ModelError(f"got {given} as the input size; expected n, (h, w) or (c, h, w)")
-    if declared is None:
-        if not given:
-            raise ModelError(
-                "the model was never built, so the size of its pictures is unknown; call it once on a picture batch, "
-                "or give the size (input_size=, --input-size)"
-            )
-        declared = (None, None, None)
-    if len(declared) != 3:
-        raise ModelError(
-            f"the model's input is {describe(('N', *declared))}; expected a batch of pictures [N, H, W, C]"
-        )
-    height, width, channels = declared
-    if given and any(own is not None and own != wanted for own, wanted in zip(declared, given, strict=False)):
-        raise ModelError(f"the input size {given} was asked for, but the model takes {[height, width, channels]}")
-    if not given and (height is None or width is None):
-        log.warning("the model leaves the size of its pictures open; %d × %d is taken", DEFAULT_SIDE, DEFAULT_SIDE)
-        given = [DEFAULT_SIDE, DEFAULT_SIDE]
-    height, width = (given[0], given[1]) if given else (height, width)
-    channels = channels or (given[2] if len(given) == 3 else 3)
-    assert height is not None and width is not None
-    return (int(height), int(width), int(channels)), dtype
-
-
-def _declared(model: Any) -> tuple[tuple[int | None, ...] | None, np.dtype]:
-    """The dimensions the model declares for its one input, without the batch; None where it declares nothing."""
-    try:
-        inputs = tensors(model.inputs) if getattr(model, "inputs", None) is not None else []
-    except (AttributeError, ValueError):
-        inputs = []
-    if len(inputs) > 1:
-        told = ", ".join(f"{getattr(i, 'name', '?')!r} {['N', *i.shape[1:]]}" for i in inputs)
-        raise ModelError(f"the model has {len(inputs)} inputs ({told}); expected exactly one, a batch of pictures")
-    if inputs:
-        kind = (
-            np.dtype(getattr(inputs[0].dtype, "name", inputs[0].dtype)) if "float" not in str(inputs[0].dtype) else None
-        )
-        return tuple(inputs[0].shape[1:]), kind or np.dtype(np.float32)
-    config = model.get_build_config() if getattr(model, "built", False) and hasattr(model, "get_build_config") else None
-    shape = (config or {}).get("input_shape") or next(iter(((config or {}).get("shapes_dict") or {}).values()), None)
-    if shape is None or not all(side is None or isinstance(side, int) for side in shape):
-        return None, np.dtype(np.float32)
-    return tuple(shape[1:]), np.dtype(np.float32)
-
-
-def _example(shape: tuple[int, int, int], dtype: np.dtype, spec: Mapping[str, Any] | None) -> np.ndarray:
-    """Two seeded noise pictures: prepared as the model expects them where that is known, else standard normal."""
-    generator = np.random.default_rng(parity.SEED)
-    if spec is None and np.issubdtype(dtype, np.floating):
-        return generator.standard_normal((2, *shape)).astype(dtype)
-    pixels = generator.integers(0, 256, (2, *shape)).astype(np.float64)
-    known = spec or {}
-    prepared = (pixels * known.get("scale", 1.0) - known.get("mean", 0.0)) / known.get("std", 1.0)
-    return np.asarray(prepared).astype(dtype)
-
-
-def _preprocess(
-    asked: Any, calls: Sequence[Call], watched: Watched, shape: tuple[int, int, int]
-) -> dict[str, Any] | None:
-    """What is stored about preprocessing: what the caller says, or what the model's own first layers tell."""
-    spec = asked if asked is not None else _own_scaling(watched, calls)
-    if spec is None:
-        return None
-    return image.resolve(spec, ["N", *shape], layout="NHWC").to_dict()
-
-
-def _own_scaling(watched: Watched, calls: Sequence[Call]) -> str | None:
-    """`raw` or `0..1` where the model scales such pixels itself before anything else, None where it does not.
-
-    Both Rescaling(1/255) and a Normalization whose mean is above 1 are made for pixels of 0 to 255.
-    """
-    for call in calls:
-        kind = type(call.layer).__name__
-        if not call.leaf or kind in _GEOMETRY or kind.startswith(("Random", "Dropout", "GaussianNoise")):
-            continue
-        if kind == "Rescaling":
-            scale = float(np.max(np.asarray(call.layer.scale)))
-            return "raw" if scale <= 0.05 else "0..1" if scale <= 4 else None
-        if kind == "Normalization":
-            mean = float(np.max(np.abs(np.asarray(call.layer.mean))))
-            return "raw" if mean > 1 else "0..1" if mean > 0 else None
-        break
-    operations = getattr(watched.root, "operations", [])
-    for operation in operations:
-        kind = type(operation).__name__
-        if kind in ("TrueDivide", "Divide", "Multiply") and not hasattr(operation, "get_weights"):
-            return "raw"  # x / 127.5 - 1 and the like in a functional model, as preprocess_input writes it
-        if kind not in _GEOMETRY and not kind.startswith("Random"):
-            break
-    return None
-
-
-def _outputs(model: Any, returned: Any, picture: np.ndarray, asked: str | None) -> tuple[list[str], int]:
-    """Names for the model's output tensors, and the place of the class scores among them."""
-    found = tensors(returned)
-    names = [str(key) for key in returned] if isinstance(returned, dict) else list(getattr(model, "output_names", []))
-    if len(found) == 1 and not isinstance(returned, dict):
-        names = ["output"]
-    if len(names) != len(found) or len(set(names)) != len(names):
-        names = ["output", *(f"output_{k}" for k in range(1, len(found)))][: len(found)]
-    names = [f"output_{k}" if name in keras_capture.RESERVED else name for k, name in enumerate(names)]
-    shapes = [tuple(tensor.shape) for tensor in found]
-    floating = ["float" in str(tensor.dtype) for tensor in found]
-    return names, choose(names, shapes, floating, len(picture), asked)
-
-
 def _by_meaning(captured: keras_capture.Captured, place: int) -> keras_capture.Captured:
     """The scores called `logits`, or `probabilities` where a Softmax or Sigmoid ends the model."""
     name = captured.outputs[place]
     if name not in ("output", "logits"):
         return captured
-    ended = captured.endings[place]
+    ending = captured.endings[place]
     rank = len(captured.model.graph.output[place].type.tensor_type.shape.dim)
-    meaning = _ENDED[ended] if ended is not None else "logits" if rank == 2 else "scores"
+    meaning = _MEANINGS[ending] if ending is not None else "logits" if rank == 2 else "scores"
     if meaning != name:
-        used = {v for node in captured.model.graph.node for v in (*node.input, *node.output)}
-        edit.rename(captured.model, {meaning: f"{meaning}_inner"} if meaning in used else {})
+        values = {v for node in captured.model.graph.node for v in (*node.input, *node.output)}
+        edit.rename(captured.model, {meaning: f"{meaning}_inner"} if meaning in values else {})
         edit.rename(captured.model, {name: meaning})
     names = [meaning if k == place else other for k, other in enumerate(captured.outputs)]
-    values = [meaning if value == name else value for value in captured.values]
-    return keras_capture.Captured(captured.model, values, names, captured.endings)
+    targets = [meaning if value == name else value for value in captured.values]
+    return keras_capture.Captured(captured.model, targets, names, captured.endings)
 
 
 @contextmanager
 def _single_precision(watched: Watched) -> Iterator[None]:
-    """Mixed-precision layers compute in float32 meanwhile."""
+    """Let mixed-precision layers compute in float32."""
     changed = []
     try:
-        for layer in {id(held): held for path in watched.layers.values() for held in path}.values():
+        for layer in {id(layer): layer for layers in watched.layers.values() for layer in layers}.values():
             if str(getattr(layer, "compute_dtype", "float32")) in ("float16", "bfloat16"):
                 changed.append((layer, layer.dtype_policy))
                 layer.dtype_policy = "float32"
@@ -366,54 +297,33 @@ def _single_precision(watched: Watched) -> Iterator[None]:
             layer.dtype_policy = policy
 
 
-def _source(watched: Watched, captured: keras_capture.Captured, origin: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The manifest's `source` entry; `sha256` is that of the weights, values in order."""
-    import tf2onnx
+def load(
+    source: str,
+    *,
+    weights: str | None = None,
+    trust: bool = False,
+    import_file: str | None = None,
+    input_size: int | Sequence[int] | None = None,
+    model: Any = None,
+) -> Loaded:
+    """Load a model from its name or file, ready for `onnxcam.exporters.export.export`.
 
-    tensorflow = import_tensorflow()
-    digest = hashlib.sha256()
-    for variable in watched.root.weights:
-        array = np.ascontiguousarray(np.asarray(variable))
-        digest.update(f"{array.dtype} {list(array.shape)}\n".encode())
-        digest.update(array.view(np.uint8).data if array.size else b"")
-    return {
-        "framework": "keras",
-        "name": str(watched.root.name),
-        "opset": next(o.version for o in captured.model.opset_import if o.domain in ("", "ai.onnx")),
-        "exporter": f"tf2onnx {tf2onnx.__version__}",
-        "tensorflow": str(tensorflow.__version__),
-        "sha256": digest.hexdigest(),
-        **(origin or {}),
-    }
+    Arguments:
+        source, weights, trust, import_file, input_size: as of `onnxcam.exporters.keras_source.load`.
+        model: what calling a `package.module:callable` returned.
+    """
+    if model is None:
+        network, info = keras_source.load(
+            source, weights=weights, trust=trust, import_file=import_file, input_size=input_size
+        )
+    else:
+        network, info = keras_source.from_object(model, source, weights)
+    return Loaded(Keras(network, input_size), info)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export from the command line; 0 when done, 3 for a model that cannot be exported or trusted."""
-    from onnxcam.exporters import keras_source
-
-    parser = argparse.ArgumentParser(description="Export a Keras classifier as an explainable ONNX file.")
-    parser.add_argument("source", help="a .keras or .h5 file, keras:NAME, or package.module:callable")
-    parser.add_argument("-o", "--output", required=True, help="the .onnx file to write")
-    parser.add_argument("--weights", help="a weights file, 'none' or 'imagenet'")
-    parser.add_argument("--layer", action="append", help="target layer (repeatable)")
-    parser.add_argument("--trust-model", action="store_true", help="allow loading to run code from the file")
-    given = parser.parse_args(arguments)
-    try:
-        loaded = keras_source.load(given.source, weights=given.weights, trust=given.trust_model)
-        held = export(
-            loaded.model,
-            given.output,
-            layers=given.layer,
-            labels=loaded.info.labels,
-            preprocess=loaded.info.preprocess,
-            origin={"name": loaded.info.name},
-        )
-    except OnnxcamError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    assert isinstance(held, dict)
-    print(f"{given.output}: layer {listing(e['name'] for e in held['layers'])}, parity {held['parity']}")
-    return 0
+    return program.run("Keras", "a .keras or .h5 file, keras:NAME, or package.module:callable", load, arguments)
 
 
 if __name__ == "__main__":

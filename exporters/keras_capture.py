@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper, version_converter
 from onnxcam.errors import DependencyError, LayerError, ModelError
 from onnxcam.exporters.keras_module import Target, Watched, first_tensor, import_tensorflow, tensors, with_first
 from onnxcam.exporters.keras_weights import lean
-from onnxcam.exporters.named import first_line, told
+from onnxcam.exporters.reasons import first_line, reason
 from onnxcam.graph import edit
 from onnxcam.graph.shape_inference import refresh
 from onnxcam.graph.view import Graph, attributes, shape_of
@@ -69,18 +69,18 @@ def capture(
         LayerError: the scores do not depend on a target layer.
         DependencyError: tf2onnx is missing.
     """
-    wanted = DEFAULT_OPSET if opset is None else opset
-    if wanted not in OPSETS:
+    version = DEFAULT_OPSET if opset is None else opset
+    if version not in OPSETS:
         raise ModelError(
-            f"opset {opset} was asked for; expected {OPSETS[0]} to {OPSETS[-1]}: the gradients need 18, and above 21 "
-            "ONNX Runtime has no MaxPool on CUDA"
+            f"opset {opset} is not supported; expected {OPSETS[0]} to {OPSETS[-1]}: the gradients need 18, and above "
+            "21 ONNX Runtime has no MaxPool on CUDA"
         )
     with lean():
         model, endings = _convert(watched, picture, targets)
     inner = [f"layer/{place}" for place in range(len(targets))]
     _rename(model, picture, [*names, *inner])
-    if wanted > DEFAULT_OPSET:
-        model = version_converter.convert_version(model, wanted)
+    if version > DEFAULT_OPSET:
+        model = version_converter.convert_version(model, version)
     _require_no_chance(model)
     values = []
     for name, target in zip(inner, targets, strict=True):
@@ -97,18 +97,18 @@ def trace(watched: Watched, picture: np.ndarray, targets: Sequence[Target]) -> A
     tensorflow = import_tensorflow()
 
     def forward(batch: Any) -> tuple[Any, ...]:
-        held: dict[int, Any] = {}
+        values: dict[int, Any] = {}
 
         def tap(place: int, value: Any) -> Any:
-            held[place] = value
+            values[place] = value
             return value
 
         returned = tapped(watched, targets, tap)(batch)
-        return (*tensors(returned), *(held[place] for place in range(len(targets))))
+        return (*tensors(returned), *(values[place] for place in range(len(targets))))
 
     shape = (None, *picture.shape[1:])
     signature = [tensorflow.TensorSpec(shape, picture.dtype, name=INPUT)]
-    reason: Exception | None = None
+    first: Exception | None = None
     for autograph in (False, True):  # only a call() with if or for over tensors needs it
         function = tensorflow.function(forward, input_signature=signature, autograph=autograph)
         try:
@@ -118,9 +118,9 @@ def trace(watched: Watched, picture: np.ndarray, targets: Sequence[Target]) -> A
         except (LayerError, MemoryError):
             raise
         except Exception as error:
-            reason = reason or error
-    assert reason is not None
-    raise ModelError(f"the model cannot be traced with a free batch size: {told(reason)}") from reason
+            first = first or error
+    assert first is not None
+    raise ModelError(f"the model cannot be traced with a free batch size: {reason(first)}") from first
 
 
 def tapped(watched: Watched, targets: Sequence[Target], tap: Tap) -> Callable[[Any], Any]:
@@ -139,11 +139,11 @@ def tapped(watched: Watched, targets: Sequence[Target], tap: Tap) -> Callable[[A
         missing = dict(layers)
 
         def see(path: str, index: int, _: Any, output: Any) -> Any:
-            taken = missing.pop((path, index), None)
-            if taken is None:
+            places = missing.pop((path, index), None)
+            if places is None:
                 return None
             value = first_tensor(output)
-            for place in taken:
+            for place in places:
                 value = tap(place, tensorflow.identity(value))
             return with_first(output, value)
 
@@ -179,12 +179,12 @@ def _convert(
         except MemoryError:
             raise
         except Exception as error:
-            raise ModelError(f"tf2onnx cannot write the model as ONNX: {told(error)}") from error
+            raise ModelError(f"tf2onnx cannot write the model as ONNX: {reason(error)}") from error
     _restore_constants(model, concrete)
     foreign = {node.op_type for node in model.graph.node if node.domain or not onnx.defs.has(node.op_type)}
     if foreign:
-        raise ModelError(f"tf2onnx knows no standard operators for {', '.join(sorted(foreign))} in the model")
-    return model, [found[0] if (found := ending(tensor)) else None for tensor in concrete.outputs]
+        raise ModelError(f"tf2onnx has no standard operators for {', '.join(sorted(foreign))} in the model")
+    return model, [None if end is None else end[0] for end in map(ending, concrete.outputs)]
 
 
 def ending(tensor: Any) -> tuple[str, Any] | None:
@@ -229,10 +229,10 @@ def _erfc(ctx: Any, node: Any, name: str, args: Any) -> None:
 def _restore_constants(model: onnx.ModelProto, concrete: Any) -> None:
     """Give back their values to constants that tf2onnx wrote as inputs: tensors that are not variables, such as the
     statistics of Normalization."""
-    given = {inner.name: outer for outer, inner in concrete.graph.captures}
+    constants = {inner.name: outer for outer, inner in concrete.graph.captures}
     for value in list(model.graph.input):
-        if value.name in given:
-            model.graph.initializer.append(numpy_helper.from_array(np.asarray(given[value.name]), value.name))
+        if value.name in constants:
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(constants[value.name]), value.name))
             model.graph.input.remove(value)
 
 
@@ -250,11 +250,11 @@ def _rename(model: onnx.ModelProto, picture: np.ndarray, names: Sequence[str]) -
         output = model.graph.output[place]
         model.graph.node.append(helper.make_node("Identity", [output.name], [f"output/{place}"], f"output_{place}"))
         output.name = f"output/{place}"
-    wanted = {f"output/{place}": name for place, name in enumerate(names)}
-    given = {model.graph.input[0].name: INPUT}
-    used = {name for node in model.graph.node for name in (*node.input, *node.output)}
-    clashes = {name: f"{name}_inner" for name in used & {*wanted.values(), INPUT} if name not in given}
-    edit.rename(model, clashes | wanted | given)
+    outputs = {f"output/{place}": name for place, name in enumerate(names)}
+    inputs = {model.graph.input[0].name: INPUT}
+    values = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    clashes = {name: f"{name}_inner" for name in values & {*outputs.values(), INPUT} if name not in inputs}
+    edit.rename(model, clashes | outputs | inputs)
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].Clear()
@@ -307,14 +307,14 @@ def _on_the_way(model: onnx.ModelProto, name: str, outputs: list[str], target: T
     return refresh(model).model, exposed
 
 
-def _turned_back(model: onnx.ModelProto, graph: Graph, chain: list[str], exposed: int, wanted: int) -> str:
-    """A value of the chain, made from the exposed one that is made from it."""
+def _turned_back(model: onnx.ModelProto, graph: Graph, chain: list[str], exposed: int, place: int) -> str:
+    """The value at a place of the chain, computed back from the exposed one, which is computed from it."""
     value = chain[exposed]
-    for made in chain[exposed:wanted]:
-        node = graph.producer[made]
+    for name in chain[exposed:place]:
+        node = graph.producer[name]
         if node.op_type == "Transpose":
             perm = list(attributes(node)["perm"])
-            back = f"{value}_back{wanted}"
+            back = f"{value}_back{place}"
             order = [perm.index(axis) for axis in range(len(perm))]
             model.graph.node.append(helper.make_node("Transpose", [value], [back], back, perm=order))
             value = back
@@ -323,14 +323,14 @@ def _turned_back(model: onnx.ModelProto, graph: Graph, chain: list[str], exposed
 
 def _sort(model: onnx.ModelProto) -> None:
     """Bring the nodes into topological order."""
-    made = {output for node in model.graph.node for output in node.output}
+    computed = {output for node in model.graph.node for output in node.output}
     ready: set[str] = set()
     waiting = list(model.graph.node)
     ordered: list[onnx.NodeProto] = []
     while waiting:
         later = []
         for node in waiting:
-            if all(name in ready or name not in made for name in node.input):
+            if all(name in ready or name not in computed for name in node.input):
                 ordered.append(node)
                 ready.update(node.output)
             else:
@@ -355,7 +355,7 @@ def _require_free_batch(model: onnx.ModelProto, picture: np.ndarray) -> None:
     try:
         arrays = run(session, names, {INPUT: batch})
     except Exception as error:
-        raise ModelError(f"the exported model does not run on a batch of 3 pictures: {told(error)}") from error
+        raise ModelError(f"the exported model does not run on a batch of 3 pictures: {reason(error)}") from error
     for value in model.graph.output:
         if arrays[value.name].shape[:1] != (3,):
             shape = list(arrays[value.name].shape)

@@ -19,14 +19,14 @@ from onnxcam.network import readout as class_scores
 from onnxcam.network.input_size import sized
 from onnxcam.runtime import open_session, run
 
-# what people have always explained in these networks, by the beginning of the model's name
+# the layers usually explained in these networks, by the beginning of the model's name
 HABITS = {
     "vgg16": "block5_conv3",
     "resnet50": "conv5_block3_out",
     "efficientnetb0": "top_conv",
     "mobilenetv2": "Conv_1",
 }
-# of four dimensions it returns the heads of an attention
+# its outputs of four dimensions are an attention's heads
 _HEADS = "EinsumDense"
 _POOLING = ("Pooling", "Pool", "Dropout", "ZeroPadding", "Flatten", "Reshape", "InputLayer", "Random", "UpSampling")
 
@@ -37,20 +37,20 @@ def default(
     """The default layer, and the model captured with it."""
     guess = _last_spatial(calls)
     usual = _habit(watched, calls, guess)
-    chosen = usual or guess
-    if chosen is None:
+    layer = usual or guess
+    if layer is None:
         raise ModelError(
             "the model has no spatial layer: no layer before the scores returns a map [N, h, w, C] with several "
             "positions or tokens [N, T, C], so there is nothing a heatmap could be computed at"
         )
-    captured = keras_capture.capture(watched, picture, [target_of(chosen)], names, opset)
+    captured = keras_capture.capture(watched, picture, [target_of(layer)], names, opset)
     if usual is not None:
         return [target_of(usual)], captured
-    found = _by_graph(captured, calls, picture, place)
-    if found is None or (found.name, found.index) == (chosen.name, chosen.index):
-        return [target_of(chosen)], captured
-    chosen = _habit(watched, calls, found) or found
-    return [target_of(chosen)], keras_capture.capture(watched, picture, [target_of(chosen)], names, opset)
+    better = _by_graph(captured, calls, picture, place)
+    if better is None or (better.name, better.index) == (layer.name, layer.index):
+        return [target_of(layer)], captured
+    layer = _habit(watched, calls, better) or better
+    return [target_of(layer)], keras_capture.capture(watched, picture, [target_of(layer)], names, opset)
 
 
 def target_of(call: Call) -> Target:
@@ -59,13 +59,13 @@ def target_of(call: Call) -> Target:
 
 
 def _last_spatial(calls: Sequence[Call]) -> Call | None:
-    """The last layer that returns a map, else tokens, pooling and what only moves values left aside."""
+    """The last layer that returns a map, else tokens; pooling and layers that only move values do not count."""
     leaves = [call for call in reversed(calls) if call.leaf]
     return next(filter(_spatial, leaves), next(filter(_tokens, leaves), None))
 
 
 def _habit(watched: Watched, calls: Sequence[Call], default: Call | None) -> Call | None:
-    """The layer that is usual in the network the default layer lies in, None where none is."""
+    """The layer usually explained in the network that the default layer lies in, None for other networks."""
     if default is None:
         return None
     owner, _, _ = default.name.rpartition("/")
@@ -78,10 +78,10 @@ def _habit(watched: Watched, calls: Sequence[Call], default: Call | None) -> Cal
 
 
 def _by_graph(captured: keras_capture.Captured, calls: Sequence[Call], picture: np.ndarray, place: int) -> Call | None:
-    """The layer that returns the value which the graph's own search finds: the last convolution, followed on.
+    """The layer that returns the default layer's value of the graph: the last convolution, followed on.
 
-    Which one that is is told by numbers. Of several that return the same the first is taken, and inner layers before
-    the models around them.
+    Layers are compared with that value by numbers. Of several that return the same, the first is taken, and inner
+    layers before the models around them.
     """
     graph = prepare(captured.model)
     scores = class_scores.find(graph, captured.outputs[place]).value
@@ -100,34 +100,34 @@ def _by_graph(captured: keras_capture.Captured, calls: Sequence[Call], picture: 
             far = float(parity.distance(np.asarray(call.value), value).max())
             if far < parity.TOLERANCE:
                 near.append((not call.leaf, order, call))
-    return min(near, key=lambda found: found[:2])[2] if near else None
+    return min(near, key=lambda match: match[:2])[2] if near else None
 
 
 def candidates(calls: Sequence[Call], default: Target) -> list[Call]:
-    """The last call of every inner layer that returns a map with several positions, pooling left aside.
+    """The last call of every inner layer, pooling excepted, that returns a map with several positions.
 
-    Tokens count up to the default layer where that has as many: behind it they no longer reach the scores.
+    Layers of as many tokens as the default layer's count up to that layer: after it tokens no longer reach the scores.
     """
-    found: dict[str, Call] = {}
+    layers: dict[str, Call] = {}
     passed = False
     for call in calls:
         alike = call.value is not None and len(default.shape) == 3 and call.value.shape[1:2] == default.shape[1:2]
         tokens = alike and _tokens(call) and not passed
         if call.leaf and (_spatial(call) or tokens):
-            found.pop(call.name, None)
-            found[call.name] = call
+            layers.pop(call.name, None)
+            layers[call.name] = call
         passed = passed or (call.name, call.index) == (default.path, default.index)
-    return list(found.values())
+    return list(layers.values())
 
 
 def grid(captured: keras_capture.Captured, target: Target, value: str) -> tuple[tuple[int, int] | None, int]:
     """How the tokens of a captured layer lie on the picture, and how many come before them."""
     layer = Layer(target.name, value, layout="NTC", shape=(keras_capture.BATCH, *target.shape[1:]))
     try:
-        found = target_layers.describe_layer(prepare(captured.model), layer)
+        layer = target_layers.describe_layer(prepare(captured.model), layer)
     except LayerError:
         return None, 0
-    return found.grid, found.prefix_tokens
+    return layer.grid, layer.prefix_tokens
 
 
 def _tokens(call: Call) -> bool:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import DependencyError, LayerError, ModelError, listing, nearest
-from onnxcam.exporters.named import first_line, framework_of, told
+from onnxcam.exporters import frameworks
+from onnxcam.exporters.reasons import first_line, reason
 from onnxcam.graph.shape_inference import describe
 
 See = Callable[[str, int, Any, Any], Any]
@@ -67,9 +68,9 @@ class Watched:
     def _walk(self, parent: Any, prefix: str, above: set[int]) -> None:
         for layer in parent._flatten_layers(include_self=False, recursive=False):
             path = f"{prefix}{layer.name}"
-            known = self.layers.setdefault(path, [])
-            if all(layer is not other for other in known):
-                known.append(layer)
+            namesakes = self.layers.setdefault(path, [])
+            if all(layer is not other for other in namesakes):
+                namesakes.append(layer)
             self._paths.setdefault(id(layer), path)
             if id(layer) not in above:
                 self._walk(layer, f"{path}/", above | {id(layer)})
@@ -113,23 +114,23 @@ class Watched:
             ModelError: the model does not run on this picture.
         """
         tensorflow = import_tensorflow()
-        found: list[Call] = []
+        calls: list[Call] = []
         returned: set[str] = set()
 
         def see(path: str, index: int, layer: Any, output: Any) -> None:
             tensor = first_tensor(output)
             leaf = not any(inner.startswith(f"{path}/") for inner in returned)
             returned.add(path)
-            found.append(Call(path, index, layer, leaf, None if tensor is None else np.asarray(tensor)))
+            calls.append(Call(path, index, layer, leaf, None if tensor is None else np.asarray(tensor)))
 
         try:
             with self.watching(see), tensorflow.device("/CPU:0"):
                 output = self.run(tensorflow.constant(picture))
         except Exception as error:
             raise ModelError(
-                f"the model does not run on a picture batch {list(picture.shape)} {picture.dtype}: {told(error)}"
+                f"the model does not run on a picture batch {list(picture.shape)} {picture.dtype}: {reason(error)}"
             ) from error
-        return found, output
+        return calls, output
 
     def resolve(self, layer: Any, calls: Sequence[Call]) -> Target:
         """A target layer from its path, its bare name, `name#k` for the k-th call, or the layer object.
@@ -147,12 +148,14 @@ class Watched:
                 f"{layer!r} is neither a layer of this model nor a layer's name; the last ones are "
                 f"{listing(list(self.layers)[-5:])}"
             )
-        made = [call for call in calls if call.name == path]
-        if not made:
+        calls = [call for call in calls if call.name == path]
+        if not calls:
             raise LayerError(f"layer {name!r} is not called when the model predicts; choose one that is")
-        if index is not None and index >= len(made):
-            raise LayerError(f"layer {name!r} is called {len(made)} times, so {path}#{len(made) - 1} is its last call")
-        call = made[-1 if index is None else index]
+        if index is not None and index >= len(calls):
+            raise LayerError(
+                f"layer {name!r} is called {len(calls)} times, so {path}#{len(calls) - 1} is its last call"
+            )
+        call = calls[-1 if index is None else index]
         if call.value is None:
             raise LayerError(f"layer {name!r} returns no tensor; choose another target layer")
         if call.value.ndim not in (3, 4):
@@ -164,13 +167,13 @@ class Watched:
 
     def _named(self, text: str) -> tuple[str, str, int | None]:
         """(name for users, path, call index) of what a user calls a layer."""
-        found = re.fullmatch(r"(.+)#(\d+)", text)
-        name, index = (found[1], int(found[2])) if found and text not in self.layers else (text, None)
+        match = re.fullmatch(r"(.+)#(\d+)", text)
+        name, index = (match[1], int(match[2])) if match and text not in self.layers else (text, None)
         paths = [path for path in self.layers if path == name]
         paths = paths or [path for path in self.layers if path.endswith(f"/{name}")]
         owners = {id(layer): path for path in paths for layer in self.layers[path]}
         if len(owners) > 1:
-            places = sorted({self._paths[held] for held in owners})
+            places = sorted({self._paths[layer] for layer in owners})
             raise LayerError(
                 f"{len(owners)} layers are called {name!r}"
                 + (f": {listing(places)}; give the whole path" if len(places) > 1 else "; pass the layer object")
@@ -188,10 +191,9 @@ def _family(model: Any) -> tuple[str, Any]:
     Raises:
         ModelError: not a Keras model, or Keras runs on another framework here.
     """
-    family = framework_of(model)
-    layer = next(
-        (b for b in type(model).__mro__ if b.__name__ == "Layer" and b.__module__.startswith(f"{family}.")), None
-    )
+    is_keras = frameworks.of_model(model) == "Keras"
+    layer = next((base for base in type(model).__mro__ if is_keras and base.__name__ == "Layer"), None)
+    family = None if layer is None else layer.__module__.partition(".")[0]
     if family == "keras":
         import keras
 
@@ -201,7 +203,7 @@ def _family(model: Any) -> tuple[str, Any]:
                 f"Keras runs on {running} here, and the exporter needs TensorFlow: save the model as a .keras file and "
                 "export that with the environment variable KERAS_BACKEND=tensorflow"
             )
-    if family not in ("keras", "tf_keras") or not hasattr(model, "layers"):
+    if family is None or not hasattr(model, "layers"):
         raise ModelError(f"got a {type(model).__name__}; expected a Keras model")
     return family, layer
 
@@ -231,7 +233,7 @@ def _silent() -> Iterator[None]:
         yield
         return
     try:
-        kept = os.dup(2)
+        original = os.dup(2)
     except OSError:  # there is no standard error
         yield
         return
@@ -241,9 +243,9 @@ def _silent() -> Iterator[None]:
         os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
+        os.dup2(original, 2)
         os.close(nowhere)
-        os.close(kept)
+        os.close(original)
 
 
 def tensors(output: Any) -> list[Any]:

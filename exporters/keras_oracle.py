@@ -23,8 +23,8 @@ class Evaluation:
 
     def gradients(self, targets: np.ndarray) -> list[np.ndarray]:
         """d score[n, targets[n]] / d value, per target layer; for a binary logit minus that at class 0."""
-        found: list[np.ndarray] = self._gradients(targets)
-        return found
+        gradients: list[np.ndarray] = self._gradients(targets)
+        return gradients
 
 
 class KerasOracle:
@@ -95,19 +95,19 @@ class KerasOracle:
         tensorflow = import_tensorflow()
 
         def evaluate(batch: Any, targets: Any) -> list[Any]:
-            held: dict[int, Any] = {}
+            layers: dict[int, Any] = {}
             with tensorflow.GradientTape() as tape:
 
                 def tap(place: int, value: Any) -> Any:
                     tape.watch(value)
-                    held[place] = value
+                    layers[place] = value
                     return value
 
-                found = tensors(tapped(self._watched, self._targets, tap)(batch))
-                scores = self._logits(found[self._place])
+                outputs = tensors(tapped(self._watched, self._targets, tap)(batch))
+                scores = self._logits(outputs[self._place])
                 total = self._total(scores, targets)
-            values = [held[place] for place in range(len(self._targets))]
-            return [*found, scores, *values, *_known(tape.gradient(total, values))]
+            values = [layers[place] for place in range(len(self._targets))]
+            return [*outputs, scores, *values, *_require_all(tape.gradient(total, values))]
 
         with quiet():
             return self._traced(evaluate)
@@ -132,9 +132,9 @@ class KerasOracle:
         raise ModelError(f"the model cannot be differentiated by TensorFlow: {reason}") from reason
 
     def _logits(self, tensor: Any) -> Any:
-        found = ending(tensor) if self._stepped_over else None
+        end = ending(tensor) if self._stepped_over else None
         tensorflow = import_tensorflow()
-        scores = tensor if found is None else found[1]
+        scores = tensor if end is None else end[1]
         rows = tensorflow.shape(scores)[0]
         return tensorflow.reshape(scores, (rows, -1))
 
@@ -162,30 +162,30 @@ class KerasOracle:
         for function in (graph.node, *(f.node_def for f in graph.library.function)):
             for node in function:
                 _widen(node)
-        given = {f"{name}:0": tensorflow.constant(array, tensorflow.float64) for name, array in weights.items()}
+        constants = {f"{name}:0": tensorflow.constant(array, tensorflow.float64) for name, array in weights.items()}
         del weights
 
         def evaluate(batch: Any, targets: Any, *arguments: Any) -> list[Any]:
-            found = tensorflow.graph_util.import_graph_def(
+            results = tensorflow.graph_util.import_graph_def(
                 graph,
-                input_map={inputs[0]: batch, **dict(zip(given, arguments, strict=True))},
+                input_map={inputs[0]: batch, **dict(zip(constants, arguments, strict=True))},
                 return_elements=returned,
                 name="",
             )
             # the function's own outputs are copies beside the way: what they copy is on it
-            values = [tensor.op.inputs[0] if tensor.op.type == "Identity" else tensor for tensor in found[count:]]
-            scores = self._logits(found[self._place])
+            values = [tensor.op.inputs[0] if tensor.op.type == "Identity" else tensor for tensor in results[count:]]
+            scores = self._logits(results[self._place])
             gradients = tensorflow.gradients(self._total(scores, targets), values)
-            return [*found[:count], scores, *values, *_known(gradients)]
+            return [*results[:count], scores, *values, *_require_all(gradients)]
 
         kind = np.float64 if np.issubdtype(self._picture.dtype, np.floating) else self._picture.dtype
         signature = [
             tensorflow.TensorSpec((None, *self._picture.shape[1:]), kind),
             tensorflow.TensorSpec((None,), tensorflow.int64),
-            *(tensorflow.TensorSpec(weight.shape, weight.dtype) for weight in given.values()),
+            *(tensorflow.TensorSpec(weight.shape, weight.dtype) for weight in constants.values()),
         ]
         function = tensorflow.compat.v1.wrap_function(evaluate, signature)
-        return lambda batch, targets: function(batch, targets, *given.values())
+        return lambda batch, targets: function(batch, targets, *constants.values())
 
 
 def _widen(node: Any) -> None:
@@ -205,8 +205,8 @@ def _widen(node: Any) -> None:
                 value.list.type[place] = double
 
 
-def _known(gradients: Sequence[Any]) -> list[Any]:
-    """The gradients as dense tensors.
+def _require_all(gradients: Sequence[Any]) -> list[Any]:
+    """The gradients, none of which may be missing.
 
     Raises:
         LayerError: a score does not depend on a layer.

@@ -14,7 +14,6 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,32 +21,27 @@ import numpy as np
 
 from onnxcam import models
 from onnxcam.errors import DependencyError, ModelError, TrustError, listing, nearest
+from onnxcam.exporters import frameworks
 from onnxcam.exporters.keras_capture import quiet
 from onnxcam.exporters.keras_module import import_tensorflow
-from onnxcam.exporters.named import CALLABLE, call, first_line, framework_of, importable_here, imported, told
+from onnxcam.exporters.reasons import first_line, reason
+from onnxcam.exporters.source import (
+    IMAGENET,
+    NONE,
+    Info,
+    call,
+    callable_name,
+    importable_here,
+    imported,
+    is_callable,
+)
 from onnxcam.graph import file
 from onnxcam.network import manifest
 
-IMAGENET, NONE = "imagenet", "none"
 _LEGACY = "pip install 'onnxcam[keras-legacy]'"
 _OWN_PACKAGES = {"keras", "tf_keras"}
 # classes of Keras that are not among keras.layers
 _BUILT_IN = {"Functional", "Model", "Sequential", "TFOpLambda", "SlicingOpLambda", "ModuleWrapper", "Policy"}
-
-
-@dataclass(frozen=True)
-class Info:
-    """What a source says of itself.
-
-    Attributes:
-        name: for the manifest.
-        labels: class names by index, None where the source has none.
-        preprocess: the manifest's `preprocess` entry, None where the source does not tell.
-    """
-
-    name: str
-    labels: list[str] | None = None
-    preprocess: dict[str, Any] | None = None
 
 
 class Loaded(NamedTuple):
@@ -84,30 +78,30 @@ def load(
         raise TrustError(f"{import_file} would be run; if you trust it, say so with --trust-model (trust=True)")
     import_tensorflow()
     family, _, name = source.partition(":")
-    with imported(import_file) as own, importable_here(), quiet():
+    with imported(import_file) as definitions, importable_here(), quiet():
         if family == "keras" and name and not Path(source).exists():
             return _application(name, weights, input_size)
-        if CALLABLE.fullmatch(source) and not Path(source).exists():
+        if is_callable(source):
             return from_object(call(source), source, weights)
-        model = _file(Path(source), trust, {key: value for key, value in own.items() if not key.startswith("_")})
+        classes = {key: value for key, value in definitions.items() if not key.startswith("_")}
+        model = _file(Path(source), trust, classes)
         if weights not in (None, NONE):
             _fill(model, str(weights), source)
         return Loaded(model, Info(Path(source).stem))
 
 
-def from_object(found: Any, source: str, weights: str | None = None) -> Loaded:
-    """What a callable returned, as a model.
+def from_object(model: Any, source: str, weights: str | None = None) -> Loaded:
+    """Take a callable's result as a model, and fill it with weights.
 
     Raises:
-        ModelError: it is none.
+        ModelError: it is not a Keras model.
     """
-    if framework_of(found) not in ("keras", "tf_keras"):
-        raise ModelError(f"{source} returned a {type(found).__name__}; expected a Keras model")
+    if frameworks.of_model(model) != "Keras":
+        raise ModelError(f"{source} returned a {type(model).__name__}; expected a Keras model")
     if weights not in (None, NONE):
         with quiet():
-            _fill(found, str(weights), source)
-    path, _, attribute = source.partition(":")
-    return Loaded(found, Info(attribute if attribute != "model" else path.rpartition(".")[2]))
+            _fill(model, str(weights), source)
+    return Loaded(model, Info(callable_name(source)))
 
 
 # -- Keras Applications -----------------------------------------------------------------------------------------------
@@ -115,31 +109,31 @@ def from_object(found: Any, source: str, weights: str | None = None) -> Loaded:
 
 def _application(name: str, weights: str | None, size: int | Sequence[int] | None) -> Loaded:
     keras = _import_keras()
-    known = {
+    builders = {
         key.lower(): value
         for key, value in vars(keras.applications).items()
         if inspect.isfunction(value) and key[0] != "_"
     }
     plain = name.lower().replace("_", "").replace("-", "")
-    if plain not in known:
-        raise ModelError(f"Keras has no application {name!r}; the nearest are {listing(nearest(plain, known))}")
-    build = known[plain]
+    if plain not in builders:
+        raise ModelError(f"Keras has no application {name!r}; the nearest are {listing(nearest(plain, builders))}")
+    build = builders[plain]
     options: dict[str, Any] = {}
     if size is not None:
-        given = [size, size] if isinstance(size, int) else list(size)
-        options["input_shape"] = (*given[-2:], given[0] if len(given) == 3 else 3)
+        sides = [size, size] if isinstance(size, int) else list(size)
+        options["input_shape"] = (*sides[-2:], sides[0] if len(sides) == 3 else 3)
     if weights in (None, IMAGENET):
         try:
-            with redirect_stdout(sys.stderr):  # Keras tells there that it fetches a file, and how far it is
+            with redirect_stdout(sys.stderr):  # Keras prints there that it fetches a file
                 model = build(weights=IMAGENET, **options)
         except Exception as error:
             raise ModelError(
-                f"keras:{name} with its ImageNet weights cannot be had here ({told(error)}); fetch the weights file "
+                f"the ImageNet weights of keras:{name} cannot be fetched ({reason(error)}); fetch the weights file "
                 "elsewhere and give it with --weights FILE, or take random ones with --weights none"
             ) from error
     else:
         model = _built(build, name, weights, options)
-    own = sys.modules[build.__module__]
+    module = sys.modules[build.__module__]
     classes = int(model.output_shape[-1])
     labels = imagenet_labels() if classes == 1000 else None
     geometry = {
@@ -148,14 +142,14 @@ def _application(name: str, weights: str | None, size: int | Sequence[int] | Non
         "interpolation": "bilinear",
         "antialias": False,
     }
-    return Loaded(model, Info(plain, labels, as_preprocess(own.preprocess_input) | {"resize": geometry}))
+    return Loaded(model, Info(plain, labels, as_preprocess(module.preprocess_input) | {"resize": geometry}))
 
 
 def _built(build: Callable[..., Any], name: str, weights: str | None, options: dict[str, Any]) -> Any:
     try:
         model = build(weights=None, **options)
     except Exception as error:
-        raise ModelError(f"keras:{name} cannot be built: {told(error)}") from error
+        raise ModelError(f"keras:{name} cannot be built: {reason(error)}") from error
     if weights == NONE or weights is None:
         return model
     classes = _classes_in(Path(weights), model)
@@ -183,12 +177,12 @@ def as_preprocess(function: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any
     expected = slopes * (np.asarray(probe) if straight else np.asarray(probe)[::-1]) + offset
     if np.abs(apply(probe) - expected).max() > 1e-3:
         raise ModelError(
-            "this preprocess_input is no factor and offset per channel; give a JSON file with --preprocess"
+            "this preprocess_input is not one factor and offset per channel; give a JSON file with --preprocess"
         )
     spec: dict[str, Any] = {"color": "RGB" if straight else "BGR"}
     if np.ptp(slopes) < 1e-7:
         scale = float(slopes[0])
-        exact = next((known for known in (1.0, 1 / 255, 1 / 127.5) if abs(scale - known) < 1e-6), scale)
+        exact = next((usual for usual in (1.0, 1 / 255, 1 / 127.5) if abs(scale - usual) < 1e-6), scale)
         return spec | {"scale": exact, "mean": [round(float(-o), 6) for o in offset], "std": 1.0}
     deviation = 1 / (255 * slopes)
     return spec | {
@@ -200,17 +194,17 @@ def as_preprocess(function: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any
 
 def imagenet_labels() -> list[str] | None:
     """The 1,000 ImageNet names, from the bundled model."""
-    held = manifest.parse(file.metadata(models.path(models.MODEL)).get(manifest.KEY))
-    return None if held is None else held.get("labels")
+    record = manifest.parse(file.metadata(models.path(models.MODEL)).get(manifest.KEY))
+    return None if record is None else record.get("labels")
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
 def _fill(model: Any, weights: str, where: str) -> None:
-    """Load a weights file into a model, all of the model.
+    """Load a weights file into a model, completely.
 
-    Every weight is NaN before, so that one the file does not hold is noticed: Keras only warns of some.
+    Every weight is set to NaN first, so that one missing from the file is noticed: Keras only warns about some.
 
     Raises:
         ModelError: no such file, or its weights do not fit.
@@ -218,89 +212,89 @@ def _fill(model: Any, weights: str, where: str) -> None:
     path = Path(weights)
     if not path.is_file():
         raise ModelError(f"{weights}: no such file; expected weights that Keras saved (.weights.h5, .h5, .keras)")
-    held = [np.asarray(value) for value in model.get_weights()]
-    model.set_weights([np.full_like(v, np.nan) if np.issubdtype(v.dtype, np.floating) else v for v in held])
+    values = [np.asarray(value) for value in model.get_weights()]
+    model.set_weights([np.full_like(v, np.nan) if np.issubdtype(v.dtype, np.floating) else v for v in values])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.load_weights(str(path))
     except Exception as error:
         raise ModelError(
-            f"the weights do not fit ({weights} in {where}): {_told_by_keras(error)}; give the file saved from this "
+            f"the weights do not fit ({weights} in {where}): {_keras_reason(error)}; give the file saved from this "
             "model"
         ) from error
     empty = [str(getattr(v, "path", v.name)) for v in model.weights if not np.isfinite(np.asarray(v, np.float64)).all()]
     if empty:
         raise ModelError(
-            f"the weights do not fit ({weights} in {where}): {len(empty)} of {len(held)} are missing or not finite: "
+            f"the weights do not fit ({weights} in {where}): {len(empty)} of {len(values)} are missing or not finite: "
             f"{listing(empty, 3)}; give the file saved from this model"
         )
 
 
 def _classes_in(path: Path, model: Any) -> int | None:
-    """How many classes the final layer has in a weights file, where that can be told."""
+    """The number of classes of the final layer in a weights file, None where it is not clear."""
     import h5py
 
     features = int(model.layers[-1].get_weights()[0].shape[0]) if model.layers[-1].get_weights() else 0
-    found: set[int] = set()
+    counts: set[int] = set()
 
     def see(_: str, item: Any) -> None:
         shape: tuple[int, ...] = getattr(item, "shape", ())
         if len(shape) == 2 and shape[0] == features:
-            found.add(int(shape[1]))
+            counts.add(int(shape[1]))
 
     try:
-        with h5py.File(path) as opened:
-            opened.visititems(see)
+        with h5py.File(path) as archive:
+            archive.visititems(see)
     except OSError:
         return None
-    return next(iter(found)) if len(found) == 1 else None
+    return next(iter(counts)) if len(counts) == 1 else None
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def _file(path: Path, trust: bool, own: Mapping[str, Any]) -> Any:
+def _file(path: Path, trust: bool, classes: Mapping[str, Any]) -> Any:
     if not path.is_file():
         raise ModelError(f"{path}: no such file; expected a Keras model (.keras, .h5), keras:NAME or module:callable")
     config = _config(path)
     if not trust:
         _require_harmless(path, config)
-    _require_classes(path, config, own)
+    _require_classes(path, config, classes)
     keras = _import_keras()
     try:
-        return _loaded(keras, path, trust, own)
+        return _load_model(keras, path, trust, classes)
     except MemoryError:
         raise
     except Exception as error:
-        reason = _told_by_keras(error)
+        refusal = _keras_reason(error)
     # what Keras 3 refuses may have been saved by Keras 2
     try:
         import tf_keras
     except ImportError:
         raise ModelError(
-            f"{path} cannot be loaded by Keras {keras.__version__}: {reason}; if it was saved by Keras 2, tf_keras may "
-            f"read it: {_LEGACY}"
+            f"{path} cannot be loaded by Keras {keras.__version__}: {refusal}; if it was saved by Keras 2, tf_keras "
+            f"may read it: {_LEGACY}"
         ) from None
     try:
-        return _loaded(tf_keras, path, trust, own)
+        return _load_model(tf_keras, path, trust, classes)
     except Exception as error:
         raise ModelError(
-            f"{path} cannot be loaded, neither by Keras {keras.__version__} ({reason}) nor by tf_keras "
-            f"{tf_keras.__version__} ({_told_by_keras(error)}); load it where it was trained and save it again as "
+            f"{path} cannot be loaded, neither by Keras {keras.__version__} ({refusal}) nor by tf_keras "
+            f"{tf_keras.__version__} ({_keras_reason(error)}); load it where it was trained and save it again as "
             ".keras"
         ) from error
 
 
-def _loaded(keras: Any, path: Path, trust: bool, own: Mapping[str, Any]) -> Any:
-    with keras.utils.custom_object_scope(dict(own)), _well_named(path) as name, warnings.catch_warnings():
+def _load_model(keras: Any, path: Path, trust: bool, classes: Mapping[str, Any]) -> Any:
+    with keras.utils.custom_object_scope(dict(classes)), _well_named(path) as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return keras.models.load_model(name, compile=False, safe_mode=not trust)
 
 
 @contextmanager
 def _well_named(path: Path) -> Iterator[str]:
-    """The file under a name that Keras takes for what it is: HDF5 called .keras is read as .h5."""
+    """The file under a name with the suffix of its format: Keras reads HDF5 only as .h5."""
     if path.suffix.lower() != ".keras" or not _is_hdf5(path):
         yield str(path)
         return
@@ -311,21 +305,21 @@ def _well_named(path: Path) -> Iterator[str]:
 
 
 def _is_hdf5(path: Path) -> bool:
-    with path.open("rb") as opened:
-        return opened.read(8) == b"\x89HDF\r\n\x1a\n"
+    with path.open("rb") as stream:
+        return stream.read(8) == b"\x89HDF\r\n\x1a\n"
 
 
 def _config(path: Path) -> Any:
     """The model's configuration, read without building anything.
 
     Raises:
-        ModelError: the file is no Keras model, or holds only weights.
+        ModelError: the file is not a Keras model, or holds only weights.
     """
     if _is_hdf5(path):
         import h5py
 
-        with h5py.File(path) as opened:
-            text = opened.attrs.get("model_config")
+        with h5py.File(path) as archive:
+            text = archive.attrs.get("model_config")
         if text is None:
             raise ModelError(
                 f"{path} holds only weights, not the model; name what makes the model and give the file as its "
@@ -336,8 +330,8 @@ def _config(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             if "config.json" in archive.namelist():
                 return json.loads(archive.read("config.json"))
-    with path.open("rb") as opened:
-        start = opened.read(4)
+    with path.open("rb") as stream:
+        start = stream.read(4)
     if not start:
         raise ModelError(f"{path} is empty (0 bytes); was the copy cut off?")
     raise ModelError(
@@ -349,8 +343,8 @@ def _config(path: Path) -> Any:
 def _layers_in(config: Any) -> Iterator[dict[str, Any]]:
     """The entries of a configuration that describe layers: those with a class and a name."""
     if isinstance(config, dict):
-        own = config.get("config")
-        if isinstance(config.get("class_name"), str) and isinstance(own, dict) and "name" in own:
+        settings = config.get("config")
+        if isinstance(config.get("class_name"), str) and isinstance(settings, dict) and "name" in settings:
             yield config
         for key, value in config.items():
             if key != "compile_config":  # losses and metrics are not loaded
@@ -370,17 +364,17 @@ def _require_harmless(path: Path, config: Any) -> None:
         )
 
 
-def _require_classes(path: Path, config: Any, own: Mapping[str, Any]) -> None:
+def _require_classes(path: Path, config: Any, classes: Mapping[str, Any]) -> None:
     """Refuse a file that needs classes nobody has defined, before Keras looks for them anywhere else."""
     keras = _import_keras()
     registered = keras.saving.get_custom_objects()
     missing = []
     for part in _layers_in(config):
-        name, module, known = part["class_name"], part.get("module"), part.get("registered_name")
+        name, module, alias = part["class_name"], part.get("module"), part.get("registered_name")
         if isinstance(module, str) and module.partition(".")[0] in _OWN_PACKAGES:
             continue
         builtin = hasattr(keras.layers, name) or name in _BUILT_IN
-        if not builtin and name not in own and known not in registered and name not in registered:
+        if not builtin and name not in classes and alias not in registered and name not in registered:
             missing.append(name)
     if missing:
         raise ModelError(
@@ -389,8 +383,8 @@ def _require_classes(path: Path, config: Any, own: Mapping[str, Any]) -> None:
         )
 
 
-def _told_by_keras(error: BaseException) -> str:
-    """What Keras says went wrong: its messages put that first or, after pages of configuration, last."""
+def _keras_reason(error: BaseException) -> str:
+    """The line of Keras' message that says what went wrong: the first or, after pages of configuration, the last."""
     text = str(error)
     for mark in ("Exception encountered:", "Error message:", "Example error message"):
         if mark in text:

@@ -96,12 +96,12 @@ def lean() -> Iterator[None]:
 
     def light(step: Callable[..., Any]) -> Callable[..., Any]:
         def update(node: Any, *args: Any, **options: Any) -> None:
-            held = node._attr
-            node._attr = {} if _is_weight(node) else held
+            attributes = node._attr
+            node._attr = {} if _is_weight(node) else attributes
             try:
                 step(node, *args, **options)
             finally:
-                node._attr = held
+                node._attr = attributes
 
         return update
 
@@ -136,7 +136,7 @@ def _frozen_into(weights: Weights) -> Replacement:
     from tensorflow.python.framework import convert_to_constants
 
     def construct(step: Callable[..., Any], function: Any, definition: Any, *args: Any) -> Any:
-        weights.update(_taken(definition))
+        weights.update(_large_constants(definition))
         without_content(definition, weights, "Const")
         # a message keeps the memory of what was cleared
         return step(function, type(definition).FromString(definition.SerializeToString()), *args)
@@ -144,17 +144,17 @@ def _frozen_into(weights: Weights) -> Replacement:
     return convert_to_constants, "_construct_concrete_function", lambda step: functools.partial(construct, step)
 
 
-def _taken(definition: Any) -> Weights:
+def _large_constants(definition: Any) -> Weights:
     tensorflow = import_tensorflow()
-    found: Weights = {}
+    weights: Weights = {}
     for node in definition.node:
         if node.op != "Const" or node.attr["dtype"].type != tensorflow.float32.as_datatype_enum:
             continue
         tensor = node.attr["value"].tensor
         shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
         if len(tensor.tensor_content) >= 4 * max(_LARGE, math.prod(shape)):
-            found[node.name] = np.frombuffer(tensor.tensor_content, np.float32).reshape(shape)
-    return found
+            weights[node.name] = np.frombuffer(tensor.tensor_content, np.float32).reshape(shape)
+    return weights
 
 
 class _Contents(Mapping[str, bytes]):
@@ -182,7 +182,7 @@ def _is_weight(node: Any) -> bool:
 def _tidy(instead: Callable[..., Any] = lambda step, *args, **options: step(*args, **options)) -> Callable[[Any], Any]:
     """A step with the garbage collected before it."""
 
-    def made(step: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(step: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(step)
         def tidied(*args: Any, **options: Any) -> Any:
             gc.collect()
@@ -190,7 +190,7 @@ def _tidy(instead: Callable[..., Any] = lambda step, *args, **options: step(*arg
 
         return tidied
 
-    return made
+    return wrap
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How far an exported model's numbers are from its framework's: measured per sample, recorded, refused if too far."""
+"""Parity of an exported model with its framework: numbers compared per sample, recorded, refused above a tolerance."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from onnxcam.runtime import open_session, run
 from onnxcam.targets.readout import Readout
 
 TOLERANCE = 1e-3
-# the framework's own error, float32 against float64, may be that many times exceeded
+# multiples of the framework's own float32 error that are tolerated
 SLACK = 3.0
-# the samples moved by that much of themselves, at most so often, where that error does not explain a difference
-ROUNDING, SHAKES = 1e-6, 8
+# relative size and number of the perturbations tried where that error does not explain a difference
+ROUNDING, PERTURBATIONS = 1e-6, 8
 SAMPLES = 4
 SEED = 1234
 QUANTITIES = ("scores", "activations", "gradients")
@@ -68,7 +68,7 @@ def draw(example: np.ndarray, count: int) -> np.ndarray:
 
     Arguments:
         example: `[N, …]`, floating-point or integer (then drawn between its extremes).
-        count: rows wanted.
+        count: number of rows.
     """
     generator = np.random.default_rng(SEED)
     shape = (count, *example.shape[1:])
@@ -83,7 +83,7 @@ def draw(example: np.ndarray, count: int) -> np.ndarray:
 
 
 def samples(verify: bool | int) -> int:
-    """How many samples an exporter's `verify` argument means.
+    """The number of samples that an exporter's `verify` argument stands for: True is 4, False 0.
 
     Raises:
         InputError: neither a boolean nor a number.
@@ -95,12 +95,14 @@ def samples(verify: bool | int) -> int:
     raise InputError(f"verify={verify!r}; expected True, False or a number of samples")
 
 
-def verify(model: onnx.ModelProto, held: Manifest, oracle: Oracle, batch: np.ndarray, against: str) -> dict[str, Any]:
+def verify(
+    model: onnx.ModelProto, manifest: Manifest, oracle: Oracle, batch: np.ndarray, against: str
+) -> dict[str, Any]:
     """Compare an explainable model with its framework on a batch, at the top-1 class of each row and at a random one.
 
     Arguments:
         model: with activations and gradients among its outputs.
-        held: its manifest.
+        manifest: its manifest.
         oracle: the framework.
         batch: samples, `[N, …]`.
         against: the oracle's name, for the record.
@@ -110,58 +112,58 @@ def verify(model: onnx.ModelProto, held: Manifest, oracle: Oracle, batch: np.nda
 
     Raises:
         VerificationError: an error above 1e-3 and above three times the framework's own noise: its float32 error, or
-            what its float64 gradients change by when the samples move by a rounding error.
+            the change of its float64 gradients when the samples are perturbed by a rounding error.
     """
     reference = oracle(batch, False)
     assert reference is not None
-    wanted = _targets(reference.scores, held)
+    classes = _targets(reference.scores, manifest)
     session = open_session(serialize(model), ["CPUExecutionProvider"])
-    found = [_found(session, held, batch, targets) for targets in wanted]
-    errors = [_errors(held, rows, expected) for rows, expected in zip(found, _expected(reference, wanted), strict=True)]
+    outputs = [_outputs(session, manifest, batch, targets) for targets in classes]
+    expected = _expected(manifest, reference, classes)
+    errors = _errors(outputs, expected)
     worst = {q: max(float(far.max()) for part in errors for far in part[q].values()) for q in QUANTITIES}
     allowed = TOLERANCE
     if max(worst.values()) > TOLERANCE:
-        exact = oracle(batch, True)
+        double = oracle(batch, True)
         floors = None
-        if exact is not None:
-            sure = _expected(exact, wanted)
-            pairs = zip(_expected(reference, wanted), sure, strict=True)
-            floors = [_errors(held, rows, expected) for rows, expected in pairs]
-            for shaken in _shaken(batch):
+        if double is not None:
+            exact = _expected(manifest, double, classes)
+            floors = _errors(expected, exact)
+            for perturbed in _perturbed(batch):
                 if not _above(errors, floors):
                     break
-                moved = oracle(shaken, True)
-                if moved is not None:
-                    pairs = zip(_expected(moved, wanted), sure, strict=True)
-                    floors = _larger(floors, [_errors(held, rows, expected) for rows, expected in pairs])
+                nearby = oracle(perturbed, True)
+                if nearby is not None:
+                    floors = _larger(floors, _errors(_expected(manifest, nearby, classes), exact))
         allowed = _judge(errors, floors, len(batch), against)
     return {"against": against, "samples": len(batch), **worst, "tolerance": allowed}
 
 
+# {quantity: {name of output or layer: array}}
 Values = dict[str, dict[str, np.ndarray]]
 
 
-def _targets(scores: np.ndarray, held: Manifest) -> list[np.ndarray]:
-    """The class of each row to compare at: given explicitly, so that near-ties of the top class do no harm."""
-    rows, classes = len(scores), int(held["scores"]["classes"])
-    if held["target"]["mode"] == "constant":
-        return [np.full(rows, held["target"]["class"], np.int64)]
-    top = Readout.from_manifest(held["scores"]).top1(scores)
+def _targets(scores: np.ndarray, manifest: Manifest) -> list[np.ndarray]:
+    """The class of each row to compare at: by index, so that near-ties of the top class do no harm."""
+    rows, classes = len(scores), int(manifest["scores"]["classes"])
+    if manifest["target"]["mode"] == "constant":
+        return [np.full(rows, manifest["target"]["class"], np.int64)]
+    top = Readout.from_manifest(manifest["scores"]).top1(scores)
     other = np.random.default_rng(SEED).integers(1, max(classes, 2), rows)
     return [top, (top + other) % classes]
 
 
-def _found(session: Any, held: Manifest, batch: np.ndarray, targets: np.ndarray) -> Values:
-    """What the model says: {quantity: {output name: array}}."""
-    layers = held["layers"]
-    names = dict.fromkeys([*held["source"]["outputs"], held["scores"]["name"]])
+def _outputs(session: Any, manifest: Manifest, batch: np.ndarray, targets: np.ndarray) -> Values:
+    """The explainable model's values."""
+    layers = manifest["layers"]
+    names = dict.fromkeys([*manifest["source"]["outputs"], manifest["scores"]["name"]])
     kinds = {output.name: output.type for output in session.get_outputs()}
     scores = [name for name in names if kinds[name].startswith("tensor(float") or kinds[name] == "tensor(double)"]
-    wanted = [*scores, *(layer[key] for key in ("activations", "gradients") for layer in layers)]
-    feeds = {held["input"]["name"]: batch}
-    if held["target"]["mode"] != "constant":
-        feeds[held["target"]["name"]] = targets
-    arrays = run(session, wanted, feeds)
+    outputs = [*scores, *(layer[key] for key in ("activations", "gradients") for layer in layers)]
+    feeds = {manifest["input"]["name"]: batch}
+    if manifest["target"]["mode"] != "constant":
+        feeds[manifest["target"]["name"]] = targets
+    arrays = run(session, outputs, feeds)
     return {
         "scores": {name: arrays[name] for name in scores},
         "activations": {layer["name"]: arrays[layer["activations"]] for layer in layers},
@@ -169,42 +171,40 @@ def _found(session: Any, held: Manifest, batch: np.ndarray, targets: np.ndarray)
     }
 
 
-def _expected(reference: Reference, wanted: Sequence[np.ndarray]) -> list[tuple[Reference, list[np.ndarray]]]:
-    return [(reference, reference.gradients(targets)) for targets in wanted]
+def _expected(manifest: Manifest, reference: Reference, classes: Sequence[np.ndarray]) -> list[Values]:
+    """The framework's values at each of the targets."""
+    layers = [layer["name"] for layer in manifest["layers"]]
+    outputs = dict(zip(manifest["source"]["outputs"], reference.outputs, strict=True))
+    return [
+        {
+            "scores": {**outputs, manifest["scores"]["name"]: reference.scores},
+            "activations": dict(zip(layers, reference.activations, strict=True)),
+            "gradients": dict(zip(layers, reference.gradients(targets), strict=True)),
+        }
+        for targets in classes
+    ]
 
 
-def _errors(
-    held: Manifest, found: Values | tuple[Reference, list[np.ndarray]], expected: tuple[Reference, list[np.ndarray]]
-) -> Values:
-    """Per quantity and output or layer: the distance of each sample."""
-    if isinstance(found, tuple):
-        found = _named(held, *found)
-    reference = _named(held, *expected)
-    return {
-        quantity: {name: distance(array, reference[quantity][name]) for name, array in found[quantity].items()}
-        for quantity in QUANTITIES
-    }
+def _errors(values: Sequence[Values], expected: Sequence[Values]) -> list[Values]:
+    """The distance of each sample, per targets, quantity, and output or layer."""
+    return [
+        {
+            quantity: {name: distance(array, reference[quantity][name]) for name, array in part[quantity].items()}
+            for quantity in QUANTITIES
+        }
+        for part, reference in zip(values, expected, strict=True)
+    ]
 
 
-def _named(held: Manifest, reference: Reference, gradients: Sequence[np.ndarray]) -> Values:
-    layers = [layer["name"] for layer in held["layers"]]
-    outputs = dict(zip(held["source"]["outputs"], reference.outputs, strict=True))
-    return {
-        "scores": {**outputs, held["scores"]["name"]: reference.scores},
-        "activations": dict(zip(layers, reference.activations, strict=True)),
-        "gradients": dict(zip(layers, gradients, strict=True)),
-    }
+def _perturbed(batch: np.ndarray) -> Iterator[np.ndarray]:
+    """The samples perturbed by a rounding error, several times.
 
-
-def _shaken(batch: np.ndarray) -> Iterator[np.ndarray]:
-    """The samples moved by a rounding error, several times.
-
-    Gradients jump where a ReLU is fed a value next to 0. When only ONNX Runtime's float32 falls on the other side, the
-    framework's float32 agrees with its float64, and its own error says nothing about how unsure the sample is.
+    Gradients jump where the input of a ReLU is next to 0. When only ONNX Runtime's float32 falls on the other side, the
+    framework's float32 agrees with its float64, and its own error does not show how sensitive the sample is.
     """
     generator = np.random.default_rng(SEED)
     if np.issubdtype(batch.dtype, np.floating):
-        for _ in range(SHAKES):
+        for _ in range(PERTURBATIONS):
             yield (batch * (1 + ROUNDING * generator.standard_normal(batch.shape))).astype(batch.dtype)
 
 

@@ -7,12 +7,11 @@ As a program, `python exporters/pytorch.py torchvision:resnet50 -o resnet50.onnx
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,21 +19,18 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from onnxcam.errors import LayerError, OnnxcamError, OutputError, listing
-from onnxcam.exporters import parity, torch_capture, torch_oracle
-from onnxcam.exporters.outputs import choose
-from onnxcam.exporters.torch_module import Target, Watched, example, first_tensor, frozen, run, tensors
+from onnxcam.errors import LayerError, listing
+from onnxcam.exporters import export as exporting
+from onnxcam.exporters import parity, program, torch_capture, torch_oracle, torch_source
+from onnxcam.exporters import scores as class_scores
+from onnxcam.exporters.export import Classifier, Loaded
+from onnxcam.exporters.torch_module import Call, Target, Watched, example, first_tensor, frozen, run, tensors
 from onnxcam.graph.layers import Layer
-from onnxcam.graph.load import save, serialize
-from onnxcam.network import gate as gates
-from onnxcam.network import manifest
-from onnxcam.network.explainable import augment
+from onnxcam.graph.load import serialize
 from onnxcam.network.manifest import Manifest
 from onnxcam.runtime import open_session
 from onnxcam.runtime import run as run_session
 from onnxcam.targets.readout import Readout
-
-AGAINST = "torch autograd"
 
 
 def export(
@@ -97,215 +93,216 @@ def export(
         InputError: the example is not a batch of pictures.
         OutputError: the file cannot be written.
     """
-    samples = parity.samples(verify)
-    gates.parse(gate or "", labels)  # told now, not after the export
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise OutputError(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}; make it first")
-    picture = example(example_inputs)
-    with torch_capture.quiet():
-        watched = Watched(model)
-    with frozen(watched.root):
-        calls, returned = watched.calls(picture)
-        targets = [watched.resolve(layer, calls, len(picture)) for layer in _listed(layers)]
-        names, place = _outputs(watched, picture, returned, scores)
-        captured = torch_capture.capture(watched, picture, targets, names, opset)
-        source = _source(model, watched.root, captured, origin)
-
-        def explain(part: str, gate: str | None) -> onnx.ModelProto:
-            return augment(
-                captured.model,
-                None if layers is None else [_layer(*pair) for pair in zip(targets, captured.values, strict=True)],
-                methods,
-                target,
-                scores=names[place],
-                outputs=part,
-                labels=labels,
-                preprocess=preprocess,
-                origin=source,
-                gate=gate,
-                grid=grid,
-                prefix_tokens=prefix_tokens,
-            )
-
-        explained = explain("all", None)
-        held = manifest.read(explained)
-        assert held is not None
-        if layers is None:
-            targets = _name_default(watched, picture, explained, held)
-        if samples:
-            oracle = _oracle(watched, targets, captured, held, place)
-            batch = parity.draw(picture.numpy(), samples)
-            held["parity"] = parity.verify(explained, held, oracle, batch, AGAINST)
-    if outputs != "all" or gate:
-        explained, known = explain(outputs, gate), held
-        held = manifest.read(explained)
-        assert held is not None
-        held["parity"] = known["parity"]
-        for entry, checked in zip(held["layers"], known["layers"], strict=True):
-            entry["name"] = checked["name"]
-    manifest.write(explained, held)
-    if path is None:
-        return explained
-    save(explained, path)
-    return held
+    return exporting.export(
+        PyTorch(model, example_inputs),
+        path,
+        layers=layers,
+        labels=labels,
+        preprocess=preprocess,
+        methods=methods,
+        target=target,
+        opset=opset,
+        verify=verify,
+        scores=scores,
+        outputs=outputs,
+        gate=gate,
+        grid=grid,
+        prefix_tokens=prefix_tokens,
+        origin=origin,
+    )
 
 
-def _listed(layers: Any) -> list[str | nn.Module]:
-    if layers is None:
-        return []
-    listed = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
-    if not listed:
-        raise LayerError("`layers` is empty; name at least one target layer, or pass None for the default")
-    return listed
+class PyTorch:
+    """A PyTorch model to be exported: a `Framework`.
 
-
-def _outputs(watched: Watched, picture: Tensor, returned: Any, scores: str | None) -> tuple[list[str], int]:
-    """Names for the model's output tensors, and the place of the class scores among them.
-
-    Raises:
-        ModelError: none of them looks like class scores, or it cannot be told which one is meant.
+    Arguments:
+        model: a module or an exported program.
+        example_inputs: a batch of pictures, `[N, C, H, W]`.
     """
-    found = tensors(returned)
-    names = torch_capture.output_names(returned, "output")
-    shapes = [tuple(t.shape) for t in found]
-    place = choose(names, shapes, [t.is_floating_point() for t in found], len(picture), scores)
-    if names[place] in ("output", "logits"):
-        names[place] = _meaning(watched, picture, place)
-    return names, place
 
+    autograd = "torch autograd"
 
-def _meaning(watched: Watched, picture: Tensor, place: int) -> str:
-    """`logits`, or `probabilities` where a Softmax or Sigmoid ends the model."""
-    with torch.no_grad(), torch_oracle.Endings() as endings:
-        output = tensors(run(watched.root, picture))[place]
-    ending = endings.ending(output)
-    if ending is None:
-        # [N, K, 1, 1] is not yet the [N, K] that the name `logits` promises
-        return "logits" if output.ndim == 2 else "scores"
-    return "log_probabilities" if ending[0] == "log_softmax" else "probabilities"
+    _watched: Watched
+    _picture: Tensor
+    _calls: list[Call]
+    _returned: Any
+    _targets: list[Target]
+    _captured: torch_capture.Captured
+    _place: int
+
+    def __init__(self, model: Any, example_inputs: Any) -> None:
+        self._model, self._inputs = model, example_inputs
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Hold the model in eval mode, on the CPU and in float32."""
+        self._picture = example(self._inputs)
+        with torch_capture.quiet():
+            self._watched = Watched(self._model)
+        with frozen(self._watched.root):
+            yield
+
+    def example(self, preprocess: Any) -> tuple[np.ndarray, Any]:
+        """Two rows of the example inputs, and the preprocessing as given."""
+        return self._picture.numpy(), preprocess
+
+    def capture(self, layers: Sequence[Any] | None, scores: str | None, opset: int | None) -> Classifier:
+        """Write the model as ONNX.
+
+        Raises:
+            LayerError: a layer that cannot be a target.
+            ModelError: the model does not run, is not a classifier, or cannot be written.
+        """
+        calls, self._returned = self._watched.calls(self._picture)
+        self._targets = [self._watched.resolve(layer, calls, len(self._picture)) for layer in layers or ()]
+        names, self._place = self._outputs(scores)
+        self._captured = torch_capture.capture(self._watched, self._picture, self._targets, names, opset)
+        pairs = zip(self._targets, self._captured.values, strict=True)
+        return Classifier(
+            self._captured.model, names[self._place], None if layers is None else [_layer(*pair) for pair in pairs]
+        )
+
+    def _outputs(self, name: str | None) -> tuple[list[str], int]:
+        """Names for the model's output tensors, and the position of the class scores among them.
+
+        Raises:
+            ModelError: none of them looks like class scores, or several do.
+        """
+        outputs = tensors(self._returned)
+        names = torch_capture.output_names(self._returned, "output")
+        shapes = [tuple(t.shape) for t in outputs]
+        place = class_scores.position(names, shapes, [t.is_floating_point() for t in outputs], len(self._picture), name)
+        if names[place] in ("output", "logits"):
+            names[place] = self._meaning(place)
+        return names, place
+
+    def _meaning(self, place: int) -> str:
+        """`logits`, or `probabilities` where a Softmax or Sigmoid ends the model."""
+        with torch.no_grad(), torch_oracle.Endings() as endings:
+            output = tensors(run(self._watched.root, self._picture))[place]
+        ending = endings.ending(output)
+        if ending is None:
+            # [N, K, 1, 1] is not yet the [N, K] that the name `logits` promises
+            return "logits" if output.ndim == 2 else "scores"
+        return "log_probabilities" if ending[0] == "log_softmax" else "probabilities"
+
+    def default_name(self, explainable: onnx.ModelProto, manifest: Manifest) -> str:
+        """The name of the module that returns the default layer's value; the value's own where none does.
+
+        Of several (a block, the stage that ends with it, the activation inside) the one with the fewest dots in its
+        name is taken, of those the one that returns first. Which ones return the value is told by numbers: the nearest
+        module output within 1e-3, the later one where two are equally near, and all that return exactly the same
+        tensor.
+        """
+        entry = manifest["layers"][0]
+        feeds: dict[str, np.ndarray] = {manifest["input"]["name"]: self._picture.numpy()}
+        if manifest["target"]["mode"] == "required":
+            feeds[manifest["target"]["name"]] = np.full(len(self._picture), -1, np.int64)
+        session = open_session(serialize(explainable), ["CPUExecutionProvider"])
+        value = run_session(session, [entry["activations"]], feeds)[entry["activations"]]
+
+        near: list[tuple[float, str, int, Tensor]] = []
+        counts: dict[str, int] = {}
+
+        def see(name: str, index: int, _: nn.Module, output: Any) -> None:
+            counts[name] = index + 1
+            tensor = first_tensor(output)
+            if name and tensor is not None and tuple(tensor.shape) == value.shape:
+                far = float(parity.distance(tensor.detach().numpy(), value).max())
+                if far < parity.TOLERANCE:
+                    near.append((far, name, index, tensor.detach().clone()))
+
+        with self._watched.watching(see), torch.no_grad():
+            run(self._watched.root, self._picture)
+        if not near:
+            return str(entry["name"])
+        least = min(far for far, *_ in near)
+        best = [tensor for far, _, _, tensor in near if far <= max(2 * least, 1e-6)][-1]
+        same = [(name, index) for _, name, index, tensor in near if torch.equal(tensor, best)]
+        module, index = min(same, key=lambda pair: pair[0].count("."))
+        name = module if index == counts[module] - 1 else f"{module}#{index}"
+        self._targets = [Target(name, module, index, tuple(value.shape))]
+        return name
+
+    def oracle(self, manifest: Manifest) -> torch_oracle.TorchOracle:
+        """Autograd on the model itself; on the program captured from it where no module returns the layer's value.
+
+        Raises:
+            LayerError: no module returns it, and the program does not have it either.
+        """
+        root, forward = self._watched.root, torch_oracle.by_hooks(self._watched, self._targets)
+        if not self._targets:
+            values = [entry["value"] for entry in manifest["layers"]]
+            with torch_capture.quiet():
+                program = self._captured.program
+                tapped = None if program is None else torch_oracle.by_program(program, values)
+            if tapped is None:
+                raise LayerError(
+                    f"no module returns the default layer's value ({listing(values)}), so its gradients cannot be "
+                    "compared with autograd; name a module in layers=, or export with verify=False"
+                )
+            root, forward = tapped
+        return torch_oracle.TorchOracle(
+            root,
+            forward,
+            len(manifest["layers"]),
+            place=self._place,
+            readout=Readout.from_manifest(manifest["scores"]),
+            stepped_over=manifest["scores"]["name"] != self._captured.outputs[self._place],
+        )
+
+    def source(self, classifier: Classifier) -> dict[str, Any]:
+        """The manifest's `source` entry; `sha256` is that of the weights, names and values in order."""
+        root = self._watched.root
+        digest = hashlib.sha256()
+        for name, value in root.state_dict().items():
+            if isinstance(value, Tensor):
+                digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+                digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        note = {} if self._captured.note is None else {"note": self._captured.note}
+        return {
+            "framework": "pytorch",
+            "name": type(root).__name__ if isinstance(self._model, nn.Module) else "ExportedProgram",
+            "opset": classifier.opset,
+            "exporter": self._captured.exporter,
+            "torch": str(torch.__version__),
+            **note,
+            "sha256": digest.hexdigest(),
+        }
 
 
 def _layer(target: Target, value: str) -> Layer:
     return Layer(target.name, value, shape=(torch_capture.BATCH, *target.shape[1:]))
 
 
-def _name_default(watched: Watched, picture: Tensor, explained: onnx.ModelProto, held: Manifest) -> list[Target]:
-    """Find the module that returns the default layer's value and give the layer its name.
+def load(
+    source: str,
+    *,
+    weights: str | None = None,
+    trust: bool = False,
+    import_file: str | None = None,
+    input_size: torch_source.Size | None = None,
+    model: Any = None,
+) -> Loaded:
+    """Load a model from its name or file, ready for `onnxcam.exporters.export.export`.
 
-    Of several (a block, the stage that ends with it, the activation inside) the one with the fewest dots in its name
-    is taken, of those the one that returns first. Which ones return the value is told by numbers: the nearest module
-    output within 1e-3, the later one where two are equally near, and all that return exactly the same tensor.
+    Arguments:
+        source, weights, trust, import_file, input_size: as of `onnxcam.exporters.torch_source.load`.
+        model: what calling a `package.module:callable` returned: a module, or a module and example inputs.
     """
-    entry = held["layers"][0]
-    feeds = {held["input"]["name"]: picture.numpy()}
-    if held["target"]["mode"] == "required":
-        feeds[held["target"]["name"]] = np.full(len(picture), -1, np.int64)
-    session = open_session(serialize(explained), ["CPUExecutionProvider"])
-    value = run_session(session, [entry["activations"]], feeds)[entry["activations"]]
-
-    near: list[tuple[float, str, int, Tensor]] = []
-    counts: dict[str, int] = {}
-
-    def see(name: str, index: int, _: nn.Module, output: Any) -> None:
-        counts[name] = index + 1
-        tensor = first_tensor(output)
-        if name and tensor is not None and tuple(tensor.shape) == value.shape:
-            far = float(parity.distance(tensor.detach().numpy(), value).max())
-            if far < parity.TOLERANCE:
-                near.append((far, name, index, tensor.detach().clone()))
-
-    with watched.watching(see), torch.no_grad():
-        run(watched.root, picture)
-    if not near:
-        return []
-    least = min(far for far, *_ in near)
-    best = [tensor for far, _, _, tensor in near if far <= max(2 * least, 1e-6)][-1]
-    same = [(name, index) for _, name, index, tensor in near if torch.equal(tensor, best)]
-    name, index = min(same, key=lambda pair: pair[0].count("."))
-    entry["name"] = name if index == counts[name] - 1 else f"{name}#{index}"
-    return [Target(entry["name"], name, index, tuple(value.shape))]
-
-
-def _oracle(
-    watched: Watched, targets: Sequence[Target], captured: torch_capture.Captured, held: Manifest, place: int
-) -> torch_oracle.TorchOracle:
-    """Autograd on the model itself; on the program captured from it where no module returns the layer's value."""
-    root, forward = watched.root, torch_oracle.by_hooks(watched, targets)
-    if not targets:
-        values = [entry["value"] for entry in held["layers"]]
-        with torch_capture.quiet():
-            found = None if captured.program is None else torch_oracle.by_program(captured.program, values)
-        if found is None:
-            raise LayerError(
-                f"no module returns the default layer's value ({listing(values)}), so its gradients cannot be compared "
-                "with autograd; name a module in layers=, or export with verify=False"
-            )
-        root, forward = found
-    return torch_oracle.TorchOracle(
-        root,
-        forward,
-        len(held["layers"]),
-        place=place,
-        readout=Readout.from_manifest(held["scores"]),
-        stepped_over=held["scores"]["name"] != captured.outputs[place],
-    )
-
-
-def _source(
-    model: Any, root: nn.Module, captured: torch_capture.Captured, origin: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """The manifest's `source` entry; `sha256` is that of the weights, names and values in order."""
-    source: dict[str, Any] = {
-        "framework": "pytorch",
-        "name": type(root).__name__ if isinstance(model, nn.Module) else "ExportedProgram",
-        "opset": next(o.version for o in captured.model.opset_import if o.domain in ("", "ai.onnx")),
-        "exporter": captured.exporter,
-        "torch": str(torch.__version__),
-    }
-    if captured.note is not None:
-        source["note"] = captured.note
-    source |= origin or {}
-    if "sha256" not in source:
-        digest = hashlib.sha256()
-        for name, held in root.state_dict().items():
-            if isinstance(held, Tensor):
-                digest.update(f"{name} {held.dtype} {list(held.shape)}\n".encode())
-                digest.update(held.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        source["sha256"] = digest.hexdigest()
-    return source
+    if model is None:
+        module, inputs, info = torch_source.load(
+            source, weights=weights, trust=trust, import_file=import_file, input_size=input_size
+        )
+    else:
+        module, inputs, info = torch_source.from_object(model, source, weights, input_size)
+    known_shape = hasattr(inputs, "shape") and len(inputs.shape) == 4
+    return Loaded(PyTorch(module, inputs), info, ["N", *inputs.shape[1:]] if known_shape else None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export from the command line; 0 when done, 3 for a model that cannot be exported or trusted."""
-    from onnxcam.exporters import torch_source
-
-    parser = argparse.ArgumentParser(description="Export a PyTorch classifier as an explainable ONNX file.")
-    parser.add_argument("source", help="package.module:callable, torchvision:NAME, timm:NAME, a .pt2 file")
-    parser.add_argument("-o", "--output", required=True, help="the .onnx file to write")
-    parser.add_argument("--weights", help="a state dict file, 'none' or 'imagenet'")
-    parser.add_argument("--layer", action="append", help="target layer (repeatable)")
-    parser.add_argument("--input-size", type=int, help="side of the square input picture")
-    parser.add_argument("--trust-model", action="store_true", help="allow loading to run code from the file")
-    given = parser.parse_args(arguments)
-    try:
-        model, inputs, info = torch_source.load(
-            given.source, weights=given.weights, trust=given.trust_model, input_size=given.input_size
-        )
-        held = export(
-            model,
-            inputs,
-            given.output,
-            layers=given.layer,
-            labels=info.labels,
-            preprocess=info.preprocess,
-            origin={"name": info.name},
-        )
-    except OnnxcamError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    assert isinstance(held, dict)
-    print(f"{given.output}: layer {listing(e['name'] for e in held['layers'])}, parity {held['parity']}")
-    return 0
+    return program.run("PyTorch", "package.module:callable, torchvision:NAME, timm:NAME, a .pt2 file", load, arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Archives of torch.export (`.pt2`): mostly data, but the format has room for code.
 
 `torch.export.load` unpickles some entries without `weights_only`, loads compiled libraries, and evaluates symbolic
-expressions as Python. An archive that uses none of that is loaded without further ado; any other needs trust.
+expressions as Python. An archive that uses none of that is loaded; any other needs trust.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from onnxcam.errors import ModelError, TrustError
 
-# what torch's symbolic shapes are printed with, none of which reaches beyond arithmetic
+# functions in torch's printed symbolic shapes, all of them arithmetic
 _FUNCTIONS = {
     "Abs", "Add", "And", "BitwiseFn_bitwise_and", "CeilDiv", "CeilToInt", "CleanDiv", "Eq", "Equality", "Float",
     "FloatPow", "FloatTrueDiv", "FloorDiv", "FloorToInt", "Ge", "GreaterThan", "Gt", "IntTrueDiv", "Integer",
@@ -84,13 +84,13 @@ def _is_arithmetic(text: str) -> bool:
     return set(re.findall(r"([A-Za-z_]\w*)\s*\(", text)) <= _FUNCTIONS
 
 
-def _mappings(held: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(held, dict):
-        yield held
-        for value in held.values():
+def _mappings(content: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(content, dict):
+        yield content
+        for value in content.values():
             yield from _mappings(value)
-    elif isinstance(held, list):
-        for value in held:
+    elif isinstance(content, list):
+        for value in content:
             yield from _mappings(value)
 
 

@@ -1,7 +1,7 @@
 """A PyTorch module written as plain ONNX, the values of its target layers known by name.
 
 The exporter based on torch.export comes first, the older one based on TorchScript where it fails. Either way the batch
-dimension is free and has really been run with another size.
+dimension is dynamic, and the file has been run with another batch size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxcam.errors import ModelError, OnnxcamError
-from onnxcam.exporters.named import first_line
+from onnxcam.exporters.reasons import reason
 from onnxcam.exporters.torch_module import Target, Watched, first_tensor, tensors
 from onnxcam.graph.load import load, serialize
 from onnxcam.graph.shape_inference import describe
@@ -72,17 +72,17 @@ class Exposed(nn.Module):  # type: ignore[misc]
         self._targets = targets
 
     def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
-        seen: dict[tuple[str, int], Tensor] = {}
-        wanted = {(target.module, target.index) for target in self._targets}
+        values: dict[tuple[str, int], Tensor] = {}
+        calls = {(target.module, target.index) for target in self._targets}
 
         def see(name: str, index: int, _: nn.Module, output: Any) -> None:
             tensor = first_tensor(output)
-            if (name, index) in wanted and tensor is not None:
-                seen[name, index] = tensor.clone()
+            if (name, index) in calls and tensor is not None:
+                values[name, index] = tensor.clone()
 
         with self._watched.watching(see, [target.module for target in self._targets]):
             output = self.model(picture)
-        return (*tensors(output), *(seen[target.module, target.index] for target in self._targets))
+        return (*tensors(output), *(values[target.module, target.index] for target in self._targets))
 
 
 def capture(
@@ -100,11 +100,11 @@ def capture(
     Raises:
         ModelError: an opset that is not supported, or neither exporter can write the module with a free batch.
     """
-    wanted = DEFAULT_OPSET if opset is None else opset
-    if wanted not in OPSETS:
+    version = DEFAULT_OPSET if opset is None else opset
+    if version not in OPSETS:
         raise ModelError(
-            f"opset {opset} was asked for; expected {OPSETS[0]} to {OPSETS[-1]}: the gradients need 18, and above 21 "
-            "ONNX Runtime has no MaxPool on CUDA"
+            f"opset {opset} is not supported; expected {OPSETS[0]} to {OPSETS[-1]}: the gradients need 18, and above "
+            "21 ONNX Runtime has no MaxPool on CUDA"
         )
     names = [*outputs, *(f"layer/{target.name}" for target in targets)]
     wrapper = Exposed(watched, targets)
@@ -112,7 +112,7 @@ def capture(
     for exporter, write in (("torch.export", _by_torch_export), ("torchscript", _by_torchscript)):
         try:
             with quiet(), torch.random.fork_rng(devices=[]):
-                model, program = write(wrapper, picture, names, wanted)
+                model, program = write(wrapper, picture, names, version)
             values = [_origin(model, name) for name in names[len(outputs) :]]
             del model.graph.output[len(outputs) :]
             _forget_paths(model.graph)
@@ -120,12 +120,12 @@ def capture(
         except MemoryError:
             raise
         except Exception as error:
-            reasons.append(f"the {exporter} exporter: {_reason(error)}")
+            reasons.append(f"the {exporter} exporter: {_cause(error)}")
             log.debug("exporting with %s failed", exporter, exc_info=True)
             continue
         note = reasons[0] if reasons else None
         if note is not None:
-            log.warning("exported with the older TorchScript exporter, because of %s", note)
+            log.warning("exported with the older TorchScript exporter, because of an error of %s", note)
         return Captured(model, values, list(outputs), exporter, program, note)
     raise ModelError("PyTorch cannot write the model as ONNX with a free batch size. " + ". ".join(reasons))
 
@@ -167,7 +167,7 @@ def _by_torchscript(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch's exporters say on standard output, and without the warnings about their own internals."""
+    """Hide what torch's exporters print on standard output, and their warnings about their own internals."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(torch|onnxscript|onnx_ir|copyreg)(\.|$)")
@@ -179,14 +179,14 @@ def quiet() -> Iterator[None]:
 
 def _origin(model: onnx.ModelProto, name: str) -> str:
     """The value behind an output, through the Identity that exporters put where one value has two names."""
-    made = {output: node for node in model.graph.node for output in node.output}
-    while name in made and made[name].op_type == "Identity":
-        name = made[name].input[0]
+    producers = {output: node for node in model.graph.node for output in node.output}
+    while name in producers and producers[name].op_type == "Identity":
+        name = producers[name].input[0]
     return name
 
 
 def _forget_paths(graph: onnx.GraphProto) -> None:
-    """Drop what the exporters note on nodes and values: stack traces with the paths of this machine, among others."""
+    """Drop the exporters' notes on nodes and values: stack traces with this machine's paths, among others."""
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
@@ -198,10 +198,10 @@ def _forget_paths(graph: onnx.GraphProto) -> None:
 
 
 def _require_free_batch(model: onnx.ModelProto, picture: Tensor) -> None:
-    """The batch dimension is a symbol everywhere, and a batch of three really runs.
+    """Refuse a model whose batch dimension is not a symbol everywhere, or that does not run on a batch of three.
 
     Raises:
-        ModelError: it is fixed, or the graph depends on the size of the example.
+        ModelError: the dimension is fixed, or the graph depends on the size of the example.
     """
     for value in (*model.graph.input, *model.graph.output):
         shape = shape_of(value)
@@ -215,13 +215,13 @@ def _require_free_batch(model: onnx.ModelProto, picture: Tensor) -> None:
             raise ModelError(f"output {name!r} has shape {list(array.shape)} for a batch of 3 pictures")
 
 
-def _reason(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     if isinstance(error, OnnxcamError):
         return str(error)
     cause: BaseException = error
-    while cause.__cause__ is not None:  # torch wraps what went wrong in advice on filing a report
+    while cause.__cause__ is not None:  # torch wraps the error in advice on filing a report
         cause = cause.__cause__
-    return f"{type(cause).__name__}: {first_line(cause)}"
+    return reason(cause)
 
 
 def output_names(output: Any, first: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A PyTorch model as the exporter sees it: on the CPU, put back as it was, its modules known by their calls."""
+"""A PyTorch model during its export: on the CPU, restored afterwards, its modules watched call by call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxcam.errors import InputError, LayerError, ModelError, listing, nearest
-from onnxcam.exporters.named import first_line
+from onnxcam.exporters.reasons import first_line
 from onnxcam.graph.shape_inference import describe
 
 Tap = Callable[[Tensor], Tensor | None]
@@ -77,10 +77,10 @@ class Watched:
         for path, module in self.root.named_modules(remove_duplicate=False):
             # unflattening calls the second call's module `name@1`: here it is the second call of `name`
             plain = re.sub(r"@\d+", "", path) if self.exported else path
-            held = first.setdefault(id(module), plain)
-            self.names.setdefault(plain, held)
-            if module not in self._modules.setdefault(held, []):
-                self._modules[held].append(module)
+            name = first.setdefault(id(module), plain)
+            self.names.setdefault(plain, name)
+            if module not in self._modules.setdefault(name, []):
+                self._modules[name].append(module)
 
     @contextmanager
     def watching(
@@ -121,15 +121,15 @@ class Watched:
         Raises:
             ModelError: the model does not run on this input.
         """
-        found: list[Call] = []
+        calls: list[Call] = []
 
         def see(name: str, index: int, module: nn.Module, output: Any) -> None:
             tensor = first_tensor(output)
-            found.append(Call(name, index, module, None if tensor is None else tuple(int(d) for d in tensor.shape)))
+            calls.append(Call(name, index, module, None if tensor is None else tuple(int(d) for d in tensor.shape)))
 
         with self.watching(see), torch.no_grad():
             output = run(self.root, picture)
-        return found, output
+        return calls, output
 
     def resolve(self, layer: str | nn.Module, calls: Sequence[Call], rows: int) -> Target:
         """The target layer meant by a module name, `name#k` or a module object.
@@ -137,30 +137,30 @@ class Watched:
         Raises:
             LayerError: no such module, not called, or its output is neither a spatial map nor a sequence of tokens.
         """
-        shown, name, index = self._locate(layer, calls)
-        made = [call for call in calls if call.name == name]
-        if not made:
+        label, name, index = self._locate(layer, calls)
+        own_calls = [call for call in calls if call.name == name]
+        if not own_calls:
             usable = [call.name for call in calls if call.name and is_map(call.shape, rows)]
             raise LayerError(
-                f"module {shown!r} is not called when the model runs, so it has no output; "
-                f"choose one that is: {listing(nearest(shown, usable))}"
+                f"module {label!r} is not called when the model runs, so it has no output; "
+                f"choose one that is: {listing(nearest(label, usable))}"
             )
         if index is None:
-            index = len(made) - 1
-        if index >= len(made):
+            index = len(own_calls) - 1
+        if index >= len(own_calls):
             raise LayerError(
-                f"layer {shown!r}: module {name!r} is called {len(made)} times; expected {name}#0 to "
-                f"{name}#{len(made) - 1}"
+                f"layer {label!r}: module {name!r} is called {len(own_calls)} times; expected {name}#0 to "
+                f"{name}#{len(own_calls) - 1}"
             )
-        shape = made[index].shape
+        shape = own_calls[index].shape
         if shape is None or not is_map(shape, rows):
             usable = [call.name for call in calls if call.name and is_map(call.shape, rows)]
-            got = "no tensor" if shape is None else f"a tensor of shape {describe(shape)} for {rows} pictures"
+            output = "no tensor" if shape is None else f"a tensor of shape {describe(shape)} for {rows} pictures"
             raise LayerError(
-                f"layer {shown!r} returns {got}; expected a spatial map [N, C, h, w] or [N, h, w, C], or tokens "
-                f"[N, T, C], as return {listing(nearest(shown, usable))}"
+                f"layer {label!r} returns {output}; expected a spatial map [N, C, h, w] or [N, h, w, C], or tokens "
+                f"[N, T, C], as return {listing(nearest(label, usable))}"
             )
-        return Target(shown, name, index, shape)
+        return Target(label, name, index, shape)
 
     def _locate(self, layer: str | nn.Module, calls: Sequence[Call]) -> tuple[str, str, int | None]:
         if isinstance(layer, nn.Module):
@@ -185,8 +185,8 @@ class Watched:
             return (path if index is None else f"{path}#{index}"), self.names[path], index
         inside = [name for name in self.names if name.endswith(f".{path}")]
         if len({self.names[name] for name in inside}) == 1:
-            found = inside[0]
-            return (found if index is None else f"{found}#{index}"), self.names[found], index
+            name = inside[0]
+            return (name if index is None else f"{name}#{index}"), self.names[name], index
         if inside:
             raise LayerError(f"layer {layer!r} is ambiguous; it could be {listing(inside)}: give the whole name")
         called = [name for name in dict.fromkeys(call.name for call in calls) if name]
@@ -195,9 +195,9 @@ class Watched:
 
 def require_free_batch(program: Any) -> None:
     """Refuse a program whose batch size was fixed when it was exported."""
-    wanted = set(program.graph_signature.user_inputs)
+    inputs = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in wanted:
+        if node.op == "placeholder" and node.name in inputs:
             value = node.meta.get("val")
             if isinstance(value, Tensor) and value.ndim and not isinstance(value.shape[0], torch.SymInt):
                 raise ModelError(
@@ -218,7 +218,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def run(module: nn.Module, picture: Tensor) -> Any:
-    """The module's output, or a sentence on why there is none."""
+    """The module's output for a batch.
+
+    Raises:
+        ModelError: it does not run on that batch.
+    """
     try:
         return module(picture)
     except (LayerError, ModelError):
@@ -231,7 +235,7 @@ def run(module: nn.Module, picture: Tensor) -> Any:
 
 
 def is_map(shape: tuple[int, ...] | None, rows: int) -> bool:
-    """Whether a CAM could be computed at a value: `[N, C, h, w]`, `[N, h, w, C]` or `[N, T, C]`, of several places."""
+    """Whether a CAM can be computed at a value: `[N, C, h, w]`, `[N, h, w, C]` or `[N, T, C]` of several positions."""
     if shape is None or not shape or shape[0] != rows:
         return False
     if len(shape) == 3:
@@ -250,7 +254,7 @@ def first_tensor(output: Any) -> Tensor | None:
         parts = output
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         parts = [getattr(output, field.name) for field in dataclasses.fields(output)]
-    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+    return next((tensor for part in parts if (tensor := first_tensor(part)) is not None), None)
 
 
 def tensors(output: Any) -> list[Tensor]:
@@ -285,7 +289,7 @@ def frozen(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[No
     """
     modes = [(part, part.training) for part in module.modules()]
     exchanged: list[tuple[nn.Module, str, Tensor]] = []
-    made: dict[int, Tensor] = {}
+    converted: dict[int, Tensor] = {}
     try:
         try:
             module.eval()
@@ -293,30 +297,30 @@ def frozen(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[No
             for part, _ in modes:
                 part.training = False
         for part, _ in modes:
-            for name, held in [*part._parameters.items(), *part._buffers.items()]:
-                if held is None or not _differs(held, dtype):
+            for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
+                if tensor is None or not _differs(tensor, dtype):
                     continue
-                if id(held) not in made:
-                    made[id(held)] = _converted(held, dtype)
-                exchanged.append((part, name, held))
-                setattr(part, name, made[id(held)])
+                if id(tensor) not in converted:
+                    converted[id(tensor)] = _converted(tensor, dtype)
+                exchanged.append((part, name, tensor))
+                setattr(part, name, converted[id(tensor)])
         yield
     finally:
-        for part, name, held in exchanged:
-            setattr(part, name, held)
+        for part, name, tensor in exchanged:
+            setattr(part, name, tensor)
         for part, mode in modes:
             part.training = mode
 
 
-def _differs(held: Tensor, dtype: torch.dtype) -> bool:
-    return bool(held.device.type != "cpu" or (held.is_floating_point() and held.dtype != dtype))
+def _differs(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return bool(tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != dtype))
 
 
-def _converted(held: Tensor, dtype: torch.dtype) -> Tensor:
-    if held.device.type == "meta" or nn.parameter.is_lazy(held):
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.device.type == "meta" or nn.parameter.is_lazy(tensor):
         raise ModelError("the model has parameters without values; load its weights (and run it once) before exporting")
-    moved = held.detach().to("cpu", dtype if held.is_floating_point() else held.dtype)
-    return nn.Parameter(moved, requires_grad=held.requires_grad) if isinstance(held, nn.Parameter) else moved
+    moved = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+    return nn.Parameter(moved, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
 
 
 def example(inputs: Any) -> Tensor:
@@ -342,5 +346,5 @@ def example(inputs: Any) -> Tensor:
         )
     if picture.is_floating_point():
         picture = picture.float()
-    # from one row torch.export concludes that the batch is always one
+    # from one row torch.export concludes that the batch size is always one
     return picture[:2].clone() if picture.shape[0] > 1 else picture.repeat(2, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""What PyTorch's own autograd says of a model: scores, layer values, and gradients of scores at those values."""
+"""PyTorch's own numbers for a model: scores, layer values, and autograd's gradients of scores at those values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from onnxcam.errors import LayerError, ModelError
-from onnxcam.exporters.named import first_line
+from onnxcam.exporters.reasons import first_line
 from onnxcam.exporters.torch_module import Target, Watched, first_tensor, frozen, run, tensors, with_first
 from onnxcam.targets.readout import Readout
 
@@ -21,11 +21,11 @@ _PROBABILITY = {"softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid",
 
 
 class Endings(TorchFunctionMode):  # type: ignore[misc]
-    """Remembers what went into every Softmax, LogSoftmax and Sigmoid, and what came out."""
+    """Record the input and the output of every Softmax, LogSoftmax and Sigmoid."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, Tensor, Tensor]] = []
+        self.calls: list[tuple[str, Tensor, Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "").split(".")[0]
@@ -34,12 +34,12 @@ class Endings(TorchFunctionMode):  # type: ignore[misc]
             before = before.clone()
         result = func(*args, **(kwargs or {}))
         if name in _PROBABILITY and isinstance(before, Tensor) and isinstance(result, Tensor):
-            self.seen.append((name.strip("_"), before, result))
+            self.calls.append((name.strip("_"), before, result))
         return result
 
     def ending(self, output: Tensor) -> tuple[str, Tensor] | None:
         """The kind and the input of the last of them, if it made this output."""
-        for name, before, result in reversed(self.seen):
+        for name, before, result in reversed(self.calls):
             if result.numel() == output.numel() and torch.equal(result.detach().flatten(), output.detach().flatten()):
                 return name, before
         return None
@@ -66,15 +66,15 @@ class Evaluation:
         values: dict[int, Tensor] = {}
 
         def tap(layer: int, value: Tensor) -> Tensor:
-            held = value.clone()
-            if not held.requires_grad:
-                held.requires_grad_()
-            values[layer] = held
-            return held.clone()  # what follows may edit this one in place; `held` stays what the layer returned
+            leaf = value.clone()
+            if not leaf.requires_grad:
+                leaf.requires_grad_()
+            values[layer] = leaf
+            return leaf.clone()  # what follows may edit this one in place; `leaf` stays what the layer returned
 
         with torch.inference_mode(False), torch.enable_grad(), Endings() as endings:
-            found = tensors(forward(batch, tap))
-        scores = found[place]
+            outputs = tensors(forward(batch, tap))
+        scores = outputs[place]
         ending = endings.ending(scores) if stepped_over else None
         if ending is not None:
             scores = ending[1]
@@ -87,7 +87,7 @@ class Evaluation:
                 "model?), so the gradients cannot be verified; choose another layer, or export with verify=False"
             )
         self.scores = _array(self._scores)
-        self.outputs = [_array(output) for output in found]
+        self.outputs = [_array(output) for output in outputs]
         self.activations = [_array(value) for value in self._values]
 
     def gradients(self, targets: np.ndarray) -> list[np.ndarray]:
@@ -98,10 +98,10 @@ class Evaluation:
                 total = (self._scores[:, 0] * (2 * index - 1)).sum()
             else:
                 total = self._scores.gather(1, index[:, None]).sum()
-        found = torch.autograd.grad(total, self._values, retain_graph=True, allow_unused=True)
-        if any(gradient is None for gradient in found):
+        gradients = torch.autograd.grad(total, self._values, retain_graph=True, allow_unused=True)
+        if any(gradient is None for gradient in gradients):
             raise LayerError("the scores do not depend on the target layer; choose one between picture and scores")
-        return [_array(gradient) for gradient in found]
+        return [_array(gradient) for gradient in gradients]
 
 
 class TorchOracle:
@@ -135,11 +135,11 @@ def by_hooks(watched: Watched, targets: Sequence[Target]) -> Forward:
 
     def forward(picture: Tensor, tap: Callable[[int, Tensor], Tensor]) -> Any:
         def see(name: str, index: int, _: nn.Module, output: Any) -> Any:
-            taken = layers.get((name, index))
-            value = first_tensor(output) if taken else None
-            if not taken or value is None:
+            places = layers.get((name, index))
+            value = first_tensor(output) if places else None
+            if not places or value is None:
                 return None
-            for layer in taken:
+            for layer in places:
                 value = tap(layer, value)
             return with_first(output, value)
 

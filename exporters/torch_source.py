@@ -12,7 +12,6 @@ import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,31 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from onnxcam.errors import DependencyError, ModelError, TrustError, listing, nearest
-from onnxcam.exporters.named import CALLABLE, call, first_line, importable_here, imported, told
+from onnxcam.exporters.reasons import first_line, reason
+from onnxcam.exporters.source import (
+    IMAGENET,
+    NONE,
+    Info,
+    call,
+    callable_name,
+    importable_here,
+    imported,
+    is_callable,
+)
 from onnxcam.exporters.torch_archive import check_archive
 from onnxcam.exporters.torch_weights import fit, kind, load_data, read_weights, tensors_in
 
 Size = int | Sequence[int]
 DEFAULT_SIDE = 224
-IMAGENET, NONE = "imagenet", "none"
-PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Info:
-    """What a source says of itself.
-
-    Attributes:
-        name: for the manifest.
-        labels: class names by index, None where the source has none.
-        preprocess: the manifest's `preprocess` entry, None where the source does not tell.
-    """
-
-    name: str
-    labels: list[str] | None = None
-    preprocess: dict[str, Any] | None = None
 
 
 class Loaded(NamedTuple):
@@ -86,34 +78,36 @@ def load(
     with imported(import_file), importable_here():
         if family in ("torchvision", "timm") and name:
             return (_torchvision if family == "torchvision" else _timm)(name, weights, input_size)
-        if CALLABLE.fullmatch(source) and not Path(source).exists():
+        if is_callable(source):
             return from_object(call(source), source, weights, input_size)
         return _file(Path(source), weights, trust, input_size)
 
 
-def from_object(found: Any, source: str, weights: str | None = None, size: Size | None = None) -> Loaded:
-    """What a callable returned, as a model: a module, a program, or one of these and example inputs.
+def from_object(model: Any, source: str, weights: str | None = None, size: Size | None = None) -> Loaded:
+    """Take a callable's result as a model, and fill it with weights.
+
+    Arguments:
+        model: a module, a program, or one of these and example inputs.
 
     Raises:
         ModelError: neither of them.
     """
     inputs = None
-    if isinstance(found, (tuple, list)) and len(found) == 2:
-        found, inputs = found
-    if not isinstance(found, (nn.Module, torch.export.ExportedProgram)):
-        raise ModelError(f"{source} returned a {type(found).__name__}; expected a torch.nn.Module")
-    _fill(found, weights, source)
-    path, _, attribute = source.partition(":")
-    shown = attribute if attribute != "model" else path.rpartition(".")[2]
-    return Loaded(found, _example(found, size) if inputs is None or size is not None else inputs, Info(shown))
+    if isinstance(model, (tuple, list)) and len(model) == 2:
+        model, inputs = model
+    if not isinstance(model, (nn.Module, torch.export.ExportedProgram)):
+        raise ModelError(f"{source} returned a {type(model).__name__}; expected a torch.nn.Module")
+    _fill(model, weights, source)
+    example = _example(model, size) if inputs is None or size is not None else inputs
+    return Loaded(model, example, Info(callable_name(source)))
 
 
 def _torchvision(name: str, weights: str | None, size: Size | None) -> Loaded:
     with _quiet():
         models = _import("torchvision").models
-        known = models.list_models(module=models)
-        if name not in known:
-            raise ModelError(f"torchvision has no classifier {name!r}; the nearest are {listing(nearest(name, known))}")
+        names = models.list_models(module=models)
+        if name not in names:
+            raise ModelError(f"torchvision has no classifier {name!r}; the nearest are {listing(nearest(name, names))}")
         best = models.get_model_weights(name).DEFAULT
         transforms = best.transforms()
         if weights is None or weights == IMAGENET:
@@ -121,7 +115,7 @@ def _torchvision(name: str, weights: str | None, size: Size | None) -> Loaded:
                 model = models.get_model(name, weights=best)
             except (OSError, RuntimeError) as error:
                 raise ModelError(
-                    f"the ImageNet weights of torchvision:{name} cannot be fetched from {best.url} ({told(error)}); "
+                    f"the ImageNet weights of torchvision:{name} cannot be fetched from {best.url} ({reason(error)}); "
                     "fetch that file elsewhere and give it with --weights FILE, or take random ones with --weights none"
                 ) from error
         else:
@@ -156,7 +150,7 @@ def _timm(name: str, weights: str | None, size: Size | None) -> Loaded:
                 model = timm.create_model(name, pretrained=True)
             except (OSError, RuntimeError) as error:
                 raise ModelError(
-                    f"the pretrained weights of timm:{name} cannot be fetched ({told(error)}); fetch them elsewhere "
+                    f"the pretrained weights of timm:{name} cannot be fetched ({reason(error)}); fetch them elsewhere "
                     "and give them with --weights FILE, or take random ones with --weights none"
                 ) from error
         else:
@@ -176,15 +170,15 @@ def _file(path: Path, weights: str | None, trust: bool, size: Size | None) -> Lo
             f"{path}: no such file; expected package.module:callable, torchvision:NAME, timm:NAME, or a .pt2 or .pt "
             "file"
         )
-    found = kind(path)
-    if found == "torchscript":
+    form = kind(path)
+    if form == "torchscript":
         raise ModelError(
             f"{path} is a TorchScript archive, whose layers cannot be watched; name the code that makes the module "
             "(package.module:callable --weights FILE), or export it with torch.onnx.export and give the .onnx file"
         )
-    if found == "program":
+    if form == "program":
         return _program(path, weights, trust, size)
-    if found == "pickle":
+    if form == "pickle":
         model = _pickled(path, trust)
         _fill(model, weights, str(path))
         return Loaded(model, _example(model, size), Info(path.stem))
@@ -203,7 +197,7 @@ def _program(path: Path, weights: str | None, trust: bool, size: Size | None) ->
             program = torch.export.load(path)
     except Exception as error:
         raise ModelError(
-            f"{path} cannot be loaded by PyTorch {torch.__version__}: {told(error)}; save it again with this version"
+            f"{path} cannot be loaded by PyTorch {torch.__version__}: {reason(error)}; save it again with this version"
         ) from error
     inputs: Any = program.example_inputs[0] if program.example_inputs else ()
     if size is None and len(inputs) == 1 and isinstance(inputs[0], Tensor):
@@ -216,28 +210,28 @@ def _pickled(path: Path, trust: bool) -> nn.Module:
 
     Raises:
         TrustError: unpickling it runs code and `trust` is not set.
-        ModelError: it holds no module.
+        ModelError: it does not hold a module.
     """
     try:
-        held = load_data(path)
+        content = load_data(path)
     except pickle.UnpicklingError as error:
         if not trust:
             raise TrustError(
                 f"{path} is a pickled module: loading it runs whatever code it contains. If you trust it, say so with "
                 "--trust-model (trust=True); safer is package.module:callable with --weights on a saved state dict"
             ) from error
-        held = _unpickled(path)
+        content = _unpickled(path)
     except Exception as error:
-        raise ModelError(f"{path} cannot be read by PyTorch: {told(error)}; was the copy cut off?") from error
-    if isinstance(held, nn.Module):
-        return held
-    if isinstance(held, Mapping) and tensors_in(held) is not None:
+        raise ModelError(f"{path} cannot be read by PyTorch: {reason(error)}; was the copy cut off?") from error
+    if isinstance(content, nn.Module):
+        return content
+    if isinstance(content, Mapping) and tensors_in(content) is not None:
         raise ModelError(
             f"{path} holds only weights (a state dict), not the model; name the code that makes the model and give the "
             f"file as its weights: package.module:callable --weights {path}"
         )
-    inside = f"with the keys {listing(held)}" if isinstance(held, Mapping) else ""
-    raise ModelError(f"{path} holds a {type(held).__name__} {inside}; expected a torch.nn.Module".replace(" ;", ";"))
+    inside = f"with the keys {listing(content)}" if isinstance(content, Mapping) else ""
+    raise ModelError(f"{path} holds a {type(content).__name__} {inside}; expected a torch.nn.Module".replace(" ;", ";"))
 
 
 def _unpickled(path: Path) -> Any:
@@ -249,11 +243,11 @@ def _unpickled(path: Path) -> Any:
             "code, or name the Python file that defines it with --import FILE.py"
         ) from error
     except Exception as error:
-        raise ModelError(f"{path} cannot be unpickled: {told(error)}") from error
+        raise ModelError(f"{path} cannot be unpickled: {reason(error)}") from error
 
 
 def _filled(make: Any, weights: str, name: str) -> nn.Module:
-    """A model of a zoo with weights from a file; made for as many classes as the file has."""
+    """A model of a zoo with weights from a file, built for the number of classes in that file."""
     model: nn.Module = make()
     if weights == NONE:
         return model
@@ -265,11 +259,11 @@ def _filled(make: Any, weights: str, name: str) -> nn.Module:
     return model
 
 
-def _classes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> int | None:
-    """The number of classes of a state dict whose every misfit is a first dimension: the classifier's."""
-    differing = [k for k, v in own.items() if k in given and given[k].shape != v.shape]
-    rows = {(own[k].shape[0], given[k].shape[0]) for k in differing if own[k].ndim and given[k].ndim}
-    alike = all(own[k].shape[1:] == given[k].shape[1:] for k in differing)
+def _classes(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes in a state dict that differs from the model's in the classifier's first dimension alone."""
+    differing = [k for k, v in model.items() if k in state and state[k].shape != v.shape]
+    rows = {(model[k].shape[0], state[k].shape[0]) for k in differing if model[k].ndim and state[k].ndim}
+    alike = all(model[k].shape[1:] == state[k].shape[1:] for k in differing)
     return next(iter(rows))[1] if len(rows) == 1 and alike else None
 
 
@@ -285,24 +279,24 @@ def _fill(model: Any, weights: str | None, where: str) -> None:
 
 def _example(model: Any, size: Size | None) -> Tensor:
     """A seeded standard normal picture batch `[1, C, H, W]` of the model's channels."""
-    given = [size, size] if isinstance(size, int) else list(size or ())
+    sides = [size, size] if isinstance(size, int) else list(size or ())
     channels = 3
     if isinstance(model, nn.Module):
         config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-        if not given and isinstance(config, Mapping) and len(config.get("input_size") or ()) == 3:
-            given = list(config["input_size"])
+        if not sides and isinstance(config, Mapping) and len(config.get("input_size") or ()) == 3:
+            sides = list(config["input_size"])
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         channels = channels if first is None else first.in_channels
-    elif not given:
-        wanted = model.graph_signature.user_inputs
-        declared = next((n.meta["val"].shape for n in model.graph.nodes if n.name in wanted), ())
-        given = [int(d) for d in declared[1:] if isinstance(d, int)]
-    if not given:
+    elif not sides:
+        inputs = model.graph_signature.user_inputs
+        declared = next((n.meta["val"].shape for n in model.graph.nodes if n.name in inputs), ())
+        sides = [int(d) for d in declared[1:] if isinstance(d, int)]
+    if not sides:
         log.warning("the model does not tell its input size; %d × %d is assumed", DEFAULT_SIDE, DEFAULT_SIDE)
-        given = [DEFAULT_SIDE, DEFAULT_SIDE]
-    if len(given) not in (2, 3) or min(given) < 1:
-        raise ModelError(f"got {given} as the input size; expected n, (h, w) or (c, h, w)")
-    shape = (1, *given) if len(given) == 3 else (1, channels, *given)
+        sides = [DEFAULT_SIDE, DEFAULT_SIDE]
+    if len(sides) not in (2, 3) or min(sides) < 1:
+        raise ModelError(f"got {sides} as the input size; expected n, (h, w) or (c, h, w)")
+    shape = (1, *sides) if len(sides) == 3 else (1, channels, *sides)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
@@ -318,7 +312,7 @@ def _import(name: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' warnings about their own future."""
+    """Hide the libraries' deprecation warnings about themselves."""
     with warnings.catch_warnings():
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(torch|torchvision|timm|copyreg)(\.|$)")

@@ -1,4 +1,4 @@
-"""State dicts: read without running any code in them, and fitted to a model completely or not at all."""
+"""State dicts: read without running any code in them, and loaded into a model completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from onnxcam.errors import DependencyError, ModelError, TrustError, listing
-from onnxcam.exporters.named import first_line, told
+from onnxcam.exporters.reasons import first_line, reason
 
-# what training scripts wrap a state dict in
+# keys under which training scripts save a state dict
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
@@ -29,44 +29,46 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"{path}: no such file; expected a state dict (torch.save(model.state_dict(), ...))")
     if path.suffix == ".safetensors":
-        held: Any = _safetensors(path)
+        content: Any = _safetensors(path)
     elif kind(path) != "pickle":
-        raise ModelError(f"{path} is no saved state dict; expected the output of torch.save(model.state_dict(), ...)")
+        raise ModelError(
+            f"{path} is not a saved state dict; expected the output of torch.save(model.state_dict(), ...)"
+        )
     else:
         try:
-            held = load_data(path)
+            content = load_data(path)
         except pickle.UnpicklingError as error:
             raise TrustError(
                 f"{path} holds more than weights (or is damaged), and reading it would run code; save the weights "
                 "alone: torch.save(model.state_dict(), ...)"
             ) from error
         except Exception as error:
-            raise ModelError(f"{path} cannot be read by PyTorch: {told(error)}; was the copy cut off?") from error
-    found = tensors_in(held)
-    if found is None:
-        inside = f"with the keys {listing(held)}" if isinstance(held, Mapping) else "that is no state dict"
-        raise ModelError(f"{path} holds a {type(held).__name__} {inside}; expected a state dict of tensors")
-    return found
+            raise ModelError(f"{path} cannot be read by PyTorch: {reason(error)}; was the copy cut off?") from error
+    state = tensors_in(content)
+    if state is None:
+        inside = f"with the keys {listing(content)}" if isinstance(content, Mapping) else "that is not a state dict"
+        raise ModelError(f"{path} holds a {type(content).__name__} {inside}; expected a state dict of tensors")
+    return state
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a state dict into a model, all of it and nothing but it.
+    """Load a state dict into a model: every parameter, and nothing else.
 
     Raises:
         ModelError: parameters are missing, unexpected or of another shape.
     """
-    own = model.state_dict()
-    if state and all(k.startswith("module.") for k in state) and not any(k.startswith("module.") for k in own):
+    expected = model.state_dict()
+    if state and all(k.startswith("module.") for k in state) and not any(k.startswith("module.") for k in expected):
         state = {k.removeprefix("module."): v for k, v in state.items()}  # saved from inside DataParallel
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        missing = [k for k in own if k not in state]
-        unexpected = [k for k in state if k not in own]
+        missing = [k for k in expected if k not in state]
+        unexpected = [k for k in state if k not in expected]
         sizes = [
-            f"{k} is {list(state[k].shape)} instead of {list(own[k].shape)}"
-            for k in own
-            if k in state and state[k].shape != own[k].shape
+            f"{k} is {list(state[k].shape)} instead of {list(expected[k].shape)}"
+            for k in expected
+            if k in state and state[k].shape != expected[k].shape
         ]
         faults = [
             f"{len(names)} {what}: {listing(names, 3)}"
@@ -79,26 +81,26 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
 
 
 def load_data(path: Path) -> Any:
-    """What torch.save wrote, tensors and plain containers only.
+    """Read a file of torch.save that holds only tensors and plain containers.
 
     Raises:
-        pickle.UnpicklingError: it holds anything else, or is no pickle.
+        pickle.UnpicklingError: it holds anything else, or is not a pickle.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def tensors_in(held: Any) -> dict[str, Tensor] | None:
-    """A state dict's tensors, also from inside what training scripts save it in; None where it is none."""
-    if not isinstance(held, Mapping):
+def tensors_in(content: Any) -> dict[str, Tensor] | None:
+    """A state dict's tensors, unwrapped from a training script's checkpoint; None where it is not a state dict."""
+    if not isinstance(content, Mapping):
         return None
     for key in _WRAPPERS:
-        if isinstance(held.get(key), Mapping):
-            held = held[key]
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
             break
-    tensors = {k: v for k, v in held.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    return tensors if tensors and len(tensors) == len(held) else None
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    return tensors if tensors and len(tensors) == len(content) else None
 
 
 def _safetensors(path: Path) -> Any:
@@ -109,11 +111,11 @@ def _safetensors(path: Path) -> Any:
     try:
         return load_file(path, device="cpu")
     except Exception as error:
-        raise ModelError(f"{path} is not a readable safetensors file: {told(error)}") from error
+        raise ModelError(f"{path} is not a readable safetensors file: {reason(error)}") from error
 
 
 def kind(path: Path) -> str | None:
-    """`program` (torch.export), `torchscript`, `pickle` (torch.save), or None."""
+    """The format of a file: `program` (torch.export), `torchscript`, `pickle` (torch.save), or None."""
     with path.open("rb") as stream:
         start = stream.read(2)
     if not zipfile.is_zipfile(path):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from onnxcam import image
 from onnxcam.cli import options
 from onnxcam.errors import LabelsError, LayerError, ModelError, OutputError, TrustError, VerificationError
 from onnxcam.explain.warnings import input_size_warnings
+from onnxcam.exporters import frameworks
+from onnxcam.exporters import source as sources
 from onnxcam.targets import labels
 
 EPILOG = """\
@@ -27,23 +28,20 @@ Examples:
   onnxcam export classifier.onnx -o triton.onnx --target required --outputs heatmap
   onnxcam export explainable.onnx -o gated.onnx --gate "confidence < 0.6 or margin < 0.1"
 """
-KERAS, TORCH, ONNX, CODE = "Keras", "PyTorch", "ONNX", "Python"
-_KERAS_FILES = {".keras", ".h5", ".hdf5"}
-_TORCH_FILES = {".pt2", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
-_FAMILIES = {"keras": KERAS, "torchvision": TORCH, "timm": TORCH}
-_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+# kinds of SOURCE that are not a framework's
+ONNX, CODE = "ONNX", "Python"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the file is to hold."""
+    """What the file is to hold: the keyword arguments of `onnxcam.exporters.export.export`."""
 
     layers: list[str] | None
     methods: tuple[str, ...]
-    target: str
+    target: str | int
     outputs: str
-    labels: list[str] | None
-    preprocess: str | None
+    labels: Sequence[str] | None
+    preprocess: Any
     scores: str | None
     gate: str | None
     opset: int | None
@@ -54,12 +52,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Loading:
-    """How a framework's model is loaded."""
+    """How a framework's model is loaded: the keyword arguments of its exporter's `load`."""
 
     weights: str | None
     trust: bool
     import_file: str | None
-    size: list[int] | None
+    input_size: list[int] | None
 
 
 @click.command("export", context_settings=options.CONTEXT, epilog=EPILOG)
@@ -82,8 +80,8 @@ class Loading:
     default="optional",
     show_default=True,
     metavar="MODE",
-    help="How the class to explain gets in: optional (clients may feed it), required (JavaScript, Java and Triton need "
-    "that), or the one class, index or label, that the file explains.",
+    help="The class to explain: optional (an input with a default, top-1), required (an ordinary input, as JavaScript, "
+    "Java and Triton need it), or the index or label of the one class that the file explains.",
 )
 @click.option(
     "--outputs",
@@ -98,36 +96,38 @@ class Loading:
 @click.option(
     "--gate",
     metavar="CONDITION",
-    help="Compute gradients and heatmaps only where a prediction meets it, such as 'confidence < 0.6'; '' takes the "
-    "gate out of a gated SOURCE, which else keeps it.",
+    help="Compute gradients and heatmaps only where a prediction meets it, such as 'confidence < 0.6'; '' removes the "
+    "gate of a gated SOURCE, which is kept otherwise.",
 )
 @click.option(
     "--grid",
     metavar="ROWSxCOLUMNS",
-    help="How the patches in a transformer's layer of tokens lie on the picture, such as 14x14, where the model does "
-    "not tell.",
+    help="Rows and columns of the patches in a transformer's layer of tokens, such as 14x14, where the model does not "
+    "tell.",
 )
 @click.option(
     "--prefix",
     "prefix_tokens",
     type=click.IntRange(0),
     metavar="COUNT",
-    help="How many tokens come before the patches (class token, registers), where the model does not tell.",
+    help="Number of tokens before the patches (class token, registers), where the model does not tell.",
 )
 @click.option(
-    "--weights", metavar="FILE|none|imagenet", help="Weights for a model named by its code or its zoo's name."
+    "--weights",
+    metavar="FILE|none|imagenet",
+    help="Weights of a model named by its code or by a zoo, such as torchvision:resnet50.",
 )
 @click.option("--trust-model", is_flag=True, help="Allow SOURCE and --import to run code while they are loaded.")
-@click.option("--import", "import_file", metavar="FILE.py", help="Python file that defines the model's own classes.")
+@click.option("--import", "import_file", metavar="FILE.py", help="Python file that defines the model's custom classes.")
 @click.option(
     "--input-size",
     "--input-shape",
     "input_size",
     metavar="SIZE",
-    help="Of the input picture, where SOURCE does not tell: 224, 240x320 (height x width) or 1x28x28 (channels first).",
+    help="Size of the picture, where SOURCE does not tell: 224, 240x320 (height x width) or 1x28x28 (channels first).",
 )
 @click.option("--opset", type=click.IntRange(18, 21), metavar="N", help="ONNX opset, 18 to 21, of a framework's model.")
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Prove the numbers before writing.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Check the numbers before writing.")
 @options.json_option
 def export(
     source: str,
@@ -157,11 +157,11 @@ def export(
     pickled PyTorch module, which needs --trust-model.
 
     OUT.onnx is an ordinary ONNX file: the original outputs, the activations and gradients of the target layers, and
-    their heatmaps. Labels and preprocessing are stored in it. Numbers are proved first: those of a framework's model
+    their heatmaps. Labels and preprocessing are stored in it. Numbers are checked first: those of a framework's model
     against its own autograd, those of an ONNX file against finite differences. If they are wrong, nothing is written.
 
     Exit status: 0 written, 1 OUT.onnx cannot be written, 2 wrong usage or unknown class, layer or method, 3 bad or
-    untrusted model or failed proof, 4 a library is missing.
+    untrusted model or failed check, 4 a library is missing.
     """
     kind = kind_of(source)
     if kind == ONNX:
@@ -169,9 +169,9 @@ def export(
         named = [name for name, value in foreign.items() if value is not None]
         if named:
             raise click.UsageError(f"{named[0]} is for PyTorch and Keras models, and SOURCE is an ONNX file.")
-    how = Loading(weights, trust_model, import_file, parse_size(input_size))
-    if kind == ONNX and how.size is not None and len(how.size) != 2:
-        raise click.UsageError(f"--input-size {input_size!r}: of an ONNX file give 224 or 240x320 (height x width).")
+    loading = Loading(weights, trust_model, import_file, parse_size(input_size))
+    if kind == ONNX and loading.input_size is not None and len(loading.input_size) != 2:
+        raise click.UsageError(f"--input-size {input_size!r}: for an ONNX file give 224 or 240x320 (height x width).")
     if import_file is not None and not trust_model:
         raise TrustError(f"{import_file} would be run; if you trust it, say so with --trust-model")
     check_output(source, Path(output))
@@ -191,54 +191,57 @@ def export(
     )
     try:
         if kind == ONNX:
-            held = _from_onnx(source, output, request, how.size)
+            manifest = _from_onnx(source, output, request, loading.input_size)
+        elif kind == CODE:
+            manifest = _from_callable(source, output, request, loading)
         else:
-            write = {TORCH: _from_torch, KERAS: _from_keras, CODE: _from_callable}[kind]
-            held = write(source, output, request, how)
+            manifest = _from_framework(kind, source, output, request, loading)
     except LayerError as error:
-        said = layers or [option for option in (grid, prefix_tokens) if option is not None]
-        raise options.not_explainable(error, said) from error
+        about_layers = layers or [option for option in (grid, prefix_tokens) if option is not None]
+        raise options.not_explainable(error, about_layers) from error
     except LabelsError as error:
         raise LabelsError(f"labels file {labels!r}: {error}" if labels else str(error)) from error
     if as_json:
         written = {"path": output, "bytes": Path(output).stat().st_size}
-        options.print_json(written | {"outputs": _outputs(held), "manifest": held})
+        options.print_json(written | {"outputs": _outputs(manifest), "manifest": manifest})
     else:
-        click.echo("\n".join(_lines(output, held)))
-    for doubt in input_size_warnings(held["input"]):
-        click.echo(f"Warning: {doubt}", err=True)
-    if not held["input"].get("preprocess"):
+        click.echo("\n".join(_lines(output, manifest)))
+    for warning in input_size_warnings(manifest["input"]):
+        click.echo(f"Warning: {warning}", err=True)
+    if not manifest["input"].get("preprocess"):
         click.echo("Note: no preprocessing is stored (--preprocess); `onnxcam explain` will ask for it", err=True)
 
 
 def kind_of(source: str) -> str:
-    """Which kind of model SOURCE names.
+    """The kind of model that SOURCE names: a framework, `ONNX` or `CODE`.
 
     Raises:
-        UsageError: none that is known.
-        ModelError: a file that is not there, or is no model.
+        UsageError: none of them.
+        ModelError: a file that does not exist, or is not a model.
     """
     path = Path(source)
-    suffix = path.suffix.lower()
-    family = source.partition(":")[0]
-    if family in _FAMILIES and ":" in source and not path.exists():
-        return _FAMILIES[family]
-    if _CALLABLE.fullmatch(source) and not path.exists():
+    zoo = frameworks.of_name(source)
+    if zoo is not None and not path.exists():
+        return zoo
+    if sources.is_callable(source):
         return CODE
-    for kind, suffixes in ((KERAS, _KERAS_FILES), (TORCH, _TORCH_FILES)):
-        if suffix in suffixes:
-            if not path.is_file():
-                raise ModelError(f"{source}: no such file; expected a {kind} model")
-            return kind
+    framework = frameworks.of_file(source)
+    if framework is not None:
+        if not path.is_file():
+            raise ModelError(f"{source}: no such file; expected a {framework} model")
+        return framework
     if (path / "saved_model.pb").is_file():
         raise ModelError(
             f"{source} is a TensorFlow SavedModel, which no longer knows its layers; save the model as .keras, or "
             "convert it (python -m tf2onnx.convert --saved-model) and give the .onnx file"
         )
-    if suffix != ".onnx" and not path.exists():
+    if path.suffix.lower() != ".onnx" and not path.exists():
+        entries = frameworks.FRAMEWORKS.values()
+        files = ", ".join(f"{entry.suffixes[0]}" for entry in entries if entry.suffixes)
+        zoos = ", ".join(f"{zoo}:NAME" for entry in entries for zoo in entry.zoos)
         raise click.UsageError(
-            f"SOURCE {source!r} is neither a file nor the name of a model: give an .onnx, .keras, .h5 or .pt2 file, "
-            "package.module:callable, torchvision:NAME, timm:NAME or keras:NAME."
+            f"SOURCE {source!r} is neither a file nor the name of a model: give a file (.onnx, {files}), "
+            f"package.module:callable, or a model of a zoo ({zoos})."
         )
     return ONNX
 
@@ -256,10 +259,10 @@ def parse_size(text: str | None) -> list[int] | None:
 
 def parse_grid(text: str | None) -> tuple[int, int] | None:
     """(rows, columns) from 14x14."""
-    found = re.fullmatch(r"\s*(\d+)\s*[x×]\s*(\d+)\s*", text or "")
-    if text is not None and (found is None or 0 in (int(found[1]), int(found[2]))):
+    match = re.fullmatch(r"\s*(\d+)\s*[x×]\s*(\d+)\s*", text or "")
+    if text is not None and (match is None or 0 in (int(match[1]), int(match[2]))):
         raise click.UsageError(f"--grid {text!r}: expected rows x columns, such as 14x14.")
-    return None if found is None else (int(found[1]), int(found[2]))
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 def check_output(source: str, output: Path) -> None:
@@ -276,21 +279,26 @@ def check_output(source: str, output: Path) -> None:
 
 
 def read_labels(path: str | None, preprocess: str | None) -> list[str] | None:
-    """Class names from a file, or from the configuration that the preprocessing names."""
+    """Read class names from a file, or from the configuration that the preprocessing names."""
     return labels.beside(preprocess) if path is None else labels.read(path)
 
 
 def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] | None) -> dict[str, Any]:
+    """Make an ONNX file explainable and write it.
+
+    Nothing of `onnxcam.exporters.export` applies: there is nothing to capture, no autograd to compare with, and what an
+    explainable SOURCE already has (layers, labels, gate) is kept.
+    """
     from onnxcam.graph import file, load
     from onnxcam.network import manifest
     from onnxcam.network.explainable import augment
 
-    known = manifest.parse(file.metadata(source).get(manifest.KEY)) or {}
+    previous = manifest.parse(file.metadata(source).get(manifest.KEY)) or {}
     model = augment(
         source,
         request.layers,
         request.methods,
-        _target(request.target, request.labels or known.get("labels")),
+        _target(request.target, request.labels or previous.get("labels")),
         scores=request.scores,
         outputs=request.outputs,
         labels=request.labels,
@@ -300,17 +308,16 @@ def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] |
         prefix_tokens=request.prefix_tokens,
         input_size=None if size is None else (size[0], size[1]),
     )
-    held = manifest.read(model)
-    if held is None:
-        raise ModelError("the augmented model carries no manifest; report this as a bug")
+    record = manifest.read(model)
+    assert record is not None, "augment writes one"
     if request.verify:
         _verify(model)
     load.save(model, output)
-    return held
+    return record
 
 
 def _verify(model: Any) -> None:
-    """Finite differences, and the original outputs, in ONNX Runtime.
+    """Check gradients against finite differences, and the original outputs, in ONNX Runtime.
 
     Raises:
         VerificationError: a number is wrong.
@@ -321,130 +328,90 @@ def _verify(model: Any) -> None:
     failed = [f"{finding.name}: {finding.detail}" for finding in report.findings if finding.status == "failed"]
     if failed:
         raise VerificationError(
-            f"nothing was written, as the explainable model failed its check ({'; '.join(failed)}); --no-verify writes "
-            "it all the same"
+            f"the explainable model failed its check ({'; '.join(failed)}), so nothing was written; --no-verify writes "
+            "it anyway"
         )
     for finding in report.findings:
         if finding.status == "unsure":
             click.echo(f"Note: {finding.name}: {finding.detail}", err=True)
 
 
-def _from_torch(source: str, output: str, request: Request, how: Loading, found: Any = None) -> dict[str, Any]:
-    torch_source = importlib.import_module("onnxcam.exporters.torch_source")
-    pytorch = importlib.import_module("onnxcam.exporters.pytorch")
-    if found is not None:
-        loaded = torch_source.from_object(found, source, how.weights, how.size)
-    else:
-        loaded = torch_source.load(
-            source, weights=how.weights, trust=how.trust, import_file=how.import_file, input_size=how.size
-        )
-    names = request.labels if request.labels is not None else loaded.info.labels
-    held: dict[str, Any] = pytorch.export(
-        loaded.model,
-        loaded.example_inputs,
-        output,
-        preprocess=_preprocess(request.preprocess, loaded),
-        origin={"name": loaded.info.name},
-        **_options(request, names),
-    )
-    return held
-
-
-def _from_keras(source: str, output: str, request: Request, how: Loading, found: Any = None) -> dict[str, Any]:
-    keras_source = importlib.import_module("onnxcam.exporters.keras_source")
-    keras = importlib.import_module("onnxcam.exporters.keras")
-    if found is not None:
-        loaded = keras_source.from_object(found, source, how.weights)
-    else:
-        loaded = keras_source.load(
-            source, weights=how.weights, trust=how.trust, import_file=how.import_file, input_size=how.size
-        )
-    names = request.labels if request.labels is not None else loaded.info.labels
-    held: dict[str, Any] = keras.export(
-        loaded.model,
-        output,
-        preprocess=request.preprocess if request.preprocess is not None else loaded.info.preprocess,
-        input_size=how.size,
-        origin={"name": loaded.info.name},
-        **_options(request, names),
-    )
-    return held
-
-
-def _from_callable(source: str, output: str, request: Request, how: Loading) -> dict[str, Any]:
-    """A model made by code; which framework it is of shows only then."""
-    named = importlib.import_module("onnxcam.exporters.named")
-    with named.imported(how.import_file), named.importable_here():
-        found = named.call(source)
-        # a PyTorch model may come with example inputs
-        framework = named.framework_of(found[0] if isinstance(found, (tuple, list)) and found else found)
-        if framework is None:
+def _from_callable(source: str, output: str, request: Request, loading: Loading) -> dict[str, Any]:
+    """Export a model made by code, whose framework shows only when the code has run."""
+    with sources.imported(loading.import_file), sources.importable_here():
+        model = sources.call(source)
+        # example inputs may come with it
+        kind = frameworks.of_model(model[0] if isinstance(model, (tuple, list)) and model else model)
+        if kind is None:
             raise ModelError(
-                f"{source} returned a {type(found).__name__}; expected a Keras model, a torch.nn.Module, or a module "
-                "and example inputs"
+                f"{source} returned a {type(model).__name__}; expected a {' or '.join(frameworks.FRAMEWORKS)} "
+                "model, or a PyTorch model and example inputs"
             )
-        write = _from_torch if framework == "torch" else _from_keras
-        return write(source, output, request, how, found)
+        return _from_framework(kind, source, output, request, loading, model=model)
 
 
-def _options(request: Request, names: Sequence[str] | None) -> dict[str, Any]:
-    """What both exporters take alike."""
-    return {
-        "layers": request.layers,
-        "labels": names,
-        "methods": request.methods,
-        "target": _target(request.target, names),
-        "opset": request.opset,
-        "verify": request.verify,
-        "scores": request.scores,
-        "outputs": request.outputs,
-        "gate": request.gate,
-        "grid": request.grid,
-        "prefix_tokens": request.prefix_tokens,
-    }
+def _from_framework(
+    kind: str, source: str, output: str, request: Request, loading: Loading, **result: Any
+) -> dict[str, Any]:
+    """Load a framework's model and export it.
+
+    Arguments:
+        result: `model`, where SOURCE is code that has been run.
+    """
+    exporter = frameworks.FRAMEWORKS[kind].exporter()
+    from onnxcam.exporters.export import export
+
+    loaded = exporter.load(source, **vars(loading), **result)
+    names = request.labels if request.labels is not None else loaded.info.labels
+    request = replace(
+        request, labels=names, target=_target(request.target, names), preprocess=_preprocess(request.preprocess, loaded)
+    )
+    manifest: dict[str, Any] = export(loaded.framework, output, **vars(request), origin={"name": loaded.info.name})
+    return manifest
 
 
-def _preprocess(spec: str | None, loaded: Any) -> dict[str, Any] | None:
-    """What SPEC means for the loaded model; `timm` and `hf` alone stand for what the model itself tells."""
-    own: dict[str, Any] | None = loaded.info.preprocess
-    if spec is None or (spec in ("timm", "hf") and own is not None):
-        return own
-    example = loaded.example_inputs
-    shape = ["N", *example.shape[1:]] if hasattr(example, "shape") and len(example.shape) == 4 else None
-    return image.resolve(spec, shape).to_dict()
+def _preprocess(spec: str | None, loaded: Any) -> Any:
+    """The preprocessing that SPEC means for the loaded model; `timm` and `hf` alone mean the model's own."""
+    stored = loaded.info.preprocess
+    if loaded.shape is None:
+        return stored if spec is None else spec
+    if spec is None or (spec in ("timm", "hf") and stored is not None):
+        return stored
+    return image.resolve(spec, loaded.shape).to_dict()
 
 
-def _target(text: str, names: Sequence[str] | None) -> str | int:
-    if text in ("optional", "required"):
+def _target(text: str | int, names: Sequence[str] | None) -> str | int:
+    if not isinstance(text, str) or text in ("optional", "required"):
         return text
-    found = options.parse_class(text, names)
-    return text if found is None else found
+    index = options.parse_class(text, names)
+    return text if index is None else index
 
 
-def _outputs(held: dict[str, Any]) -> list[str]:
-    """Names of the file's outputs, in order, as far as the manifest tells."""
-    original = list((held.get("source") or {}).get("outputs") or [])
-    names = [*original, held["scores"]["name"]]
-    names += [entry[key] for entry in held["layers"] for key in ("activations", "gradients") if entry[key]]
-    names += [name for entry in held["layers"] for name in entry["heatmaps"].values()]
-    names += [held["gate"]["output"]] if held.get("gate") else []
+def _outputs(manifest: dict[str, Any]) -> list[str]:
+    """Names of the file's outputs in order, as far as the manifest tells."""
+    original = list((manifest.get("source") or {}).get("outputs") or [])
+    names = [*original, manifest["scores"]["name"]]
+    names += [entry[key] for entry in manifest["layers"] for key in ("activations", "gradients") if entry[key]]
+    names += [name for entry in manifest["layers"] for name in entry["heatmaps"].values()]
+    names += [manifest["gate"]["output"]] if manifest.get("gate") else []
     return list(dict.fromkeys(names))
 
 
-def _lines(output: str, held: dict[str, Any]) -> list[str]:
-    entry, scores, parity = held["input"], held["scores"], held.get("parity")
-    names = held.get("labels")
+def _lines(output: str, manifest: dict[str, Any]) -> list[str]:
+    """The summary that is printed."""
+    entry, scores, parity = manifest["input"], manifest["scores"], manifest.get("parity")
+    names = manifest.get("labels")
     labelled = f"labels {names[0]!r} to {names[-1]!r}" if names else "no labels"
-    target = held["target"]
+    target = manifest["target"]
     fixed = f" {target['class']}" if "class" in target else ""
     lines = [
         f"{output}  {_size(Path(output).stat().st_size)}",
         f"  input    {entry['name']} {entry['dtype']} {_shape(entry['shape'])} {entry['layout']}",
         f"  scores   {scores['name']}, {scores['classes']} classes, {labelled}",
         f"  target   {target['mode']}{fixed}",
-        *(f"  layer    {layer['name']} {_shape(layer['shape'])} {layer['layout']}" for layer in held["layers"]),
-        *([f"  gate     {held['gate']['condition']}"] if held.get("gate") else []),
-        f"  outputs  {', '.join(_outputs(held))}",
+        *(f"  layer    {layer['name']} {_shape(layer['shape'])} {layer['layout']}" for layer in manifest["layers"]),
+        *([f"  gate     {manifest['gate']['condition']}"] if manifest.get("gate") else []),
+        f"  outputs  {', '.join(_outputs(manifest))}",
     ]
     if parity:
         figures = ", ".join(

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnxcam.cli.export import CODE, KERAS, ONNX, TORCH, kind_of, parse_size
+from onnxcam.cli.export import CODE, ONNX, kind_of, parse_size
 from onnxcam.errors import ModelError
 from onnxcam.graph import load
 from onnxcam.network import manifest
@@ -184,9 +184,9 @@ def test_kinds_of_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("m.keras", "m.h5", "m.pt2", "m.pth", "m.onnx", "m.pb"):
         Path(name).touch()
     expected = {
-        "m.keras": KERAS, "m.h5": KERAS, "keras:vgg16": KERAS, "m.pt2": TORCH, "m.pth": TORCH, "timm:resnet18.a1_in1k":
-        TORCH, "torchvision:resnet50": TORCH, "package.module:build": CODE, "m.onnx": ONNX, "m.pb": ONNX,
-        "gone.onnx": ONNX,
+        "m.keras": "Keras", "m.h5": "Keras", "keras:vgg16": "Keras", "m.pt2": "PyTorch", "m.pth": "PyTorch",
+        "timm:resnet18.a1_in1k": "PyTorch", "torchvision:resnet50": "PyTorch", "package.module:build": CODE,
+        "m.onnx": ONNX, "m.pb": ONNX, "gone.onnx": ONNX,
     }  # fmt: skip
     assert {source: kind_of(source) for source in expected} == expected
     with pytest.raises(ModelError, match=r"gone\.keras"):
@@ -213,9 +213,10 @@ def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pyt
     def loading(source: str, **options: Any) -> Any:
         seen["load"] = (source, options)
         info = types.SimpleNamespace(name="net", labels=["a", "b", "c", "d", "e"], preprocess=RAW)
-        return types.SimpleNamespace(model="model", example_inputs=np.zeros((1, 3, 32, 32)), info=info)
+        return types.SimpleNamespace(framework="network", shape=["N", 3, 32, 32], info=info)
 
-    def exporting(model: Any, inputs: Any, path: str, **options: Any) -> Any:
+    def exporting(framework: Any, path: str, **options: Any) -> Any:
+        assert framework == "network"
         seen["export"] = options
         return onnx_export(path)
 
@@ -226,11 +227,10 @@ def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pyt
         load.save(made, path)
         return manifest.read(made)
 
-    fake = {"torch_source": {"load": loading}, "pytorch": {"export": exporting}}
-    for name, members in fake.items():
-        module = types.ModuleType(f"onnxcam.exporters.{name}")
-        vars(module).update(members)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    module = types.ModuleType("onnxcam.exporters.pytorch")
+    vars(module).update(load=loading)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("onnxcam.exporters.export.export", exporting)
     result = run(
         "export", "torchvision:net", "-o", tmp_path / "out.onnx", "--weights", "none", "--layer", "layer4",
         "--input-size", "64", "--opset", "19", "--no-verify", "--target", "b", "--trust-model", "--import", "x.py",

@@ -127,4 +127,4 @@ def test_a_jump_smaller_than_the_error_excuses_nothing(model: onnx.ModelProto) -
 
     with pytest.raises(VerificationError, match=r"differ from numpy by 0\.0196"):
         verify(model, oracle)
-    assert len(first) == 2 + parity.SHAKES
+    assert len(first) == 2 + parity.PERTURBATIONS

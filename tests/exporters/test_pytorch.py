@@ -191,7 +191,7 @@ def test_everything_is_as_it_was_after_a_failure(where: str, monkeypatch: pytest
     if where in places:
         monkeypatch.setattr(*places[where], fail)
     elif where == "augment":
-        monkeypatch.setattr("onnxcam.exporters.pytorch.augment", fail)
+        monkeypatch.setattr("onnxcam.exporters.export.augment", fail)
     net = disturbed().to(torch.float64)
     before = snapshot(net)
     with pytest.raises(ModelError):

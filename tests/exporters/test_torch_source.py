@@ -147,8 +147,8 @@ def test_weights_are_never_unpickled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"just text", "no saved state dict"),
-        (b"", "no saved state dict"),
+        (b"just text", "not a saved state dict"),
+        (b"", "not a saved state dict"),
         (b"\x80\x02cut", "more than weights .or is damaged"),
     ],
 )

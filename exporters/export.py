@@ -1,0 +1,209 @@
+"""From a model in any training framework to an explainable ONNX file, checked against the framework's own gradients.
+
+`export` does what every framework has in common; a `Framework` contributes the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import onnx
+
+from onnxcam.errors import LayerError, OutputError
+from onnxcam.exporters import parity
+from onnxcam.exporters.source import Info
+from onnxcam.graph.layers import Layer
+from onnxcam.graph.load import save
+from onnxcam.network import gate as gates
+from onnxcam.network import manifest
+from onnxcam.network.explainable import augment
+from onnxcam.network.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A framework's model written as plain ONNX.
+
+    Attributes:
+        model: one input `input` and the model's own outputs, the batch dimension of all called N and free.
+        scores: name of the output that holds the class scores.
+        layers: the target layers, named as the framework names them; None to explain the graph's default layer.
+    """
+
+    model: onnx.ModelProto
+    scores: str
+    layers: list[Layer] | None
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        return int(next(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")))
+
+
+class Framework(Protocol):
+    """One model in its training framework. `export` calls each method at most once, in the order they stand here.
+
+    Attributes:
+        autograd: name of what the gradients are compared with, for the record: `torch autograd`.
+    """
+
+    autograd: str
+
+    def inference(self) -> AbstractContextManager[None]:
+        """Hold the model in inference mode, on the CPU and in float32; on leaving restore it, also after an error.
+
+        All other methods are called inside.
+        """
+        ...
+
+    def example(self, preprocess: Any) -> tuple[np.ndarray, Any]:
+        """Return a batch of two rows, and the preprocessing to store: the given one, or what the model itself tells."""
+        ...
+
+    def capture(self, layers: Sequence[Any] | None, scores: str | None, opset: int | None) -> Classifier:
+        """Write the model as plain ONNX in which the target layers' values are known.
+
+        Arguments:
+            layers: names or objects of the framework; None for the default layer.
+            scores: name of the output with the class scores, None to search for it (`onnxcam.exporters.scores`).
+            opset: None for the framework's own default.
+        """
+        ...
+
+    def default_name(self, explainable: onnx.ModelProto, manifest: Manifest) -> str:
+        """Return the framework's name for the default layer where the graph chose it (`Classifier.layers` is None).
+
+        Arguments:
+            explainable: the explainable model, whose one layer has the name of its graph value.
+            manifest: its manifest.
+        """
+        ...
+
+    def oracle(self, manifest: Manifest) -> parity.Oracle:
+        """Return the framework's own scores, layer values and gradients as a function of a batch."""
+        ...
+
+    def source(self, classifier: Classifier) -> dict[str, Any]:
+        """Return the manifest's `source` entry: framework, name, opset, versions, sha256 of the weights."""
+        ...
+
+
+class Loaded(NamedTuple):
+    """A model that was named by a source, ready for `export`, and what the source tells about it.
+
+    Attributes:
+        framework: the model.
+        info: its name, labels and preprocessing.
+        shape: of a batch of pictures, `[N, C, H, W]`, where that is known before the export, else None.
+    """
+
+    framework: Framework
+    info: Info
+    shape: Sequence[int | str | None] | None = None
+
+
+def export(
+    framework: Framework,
+    path: str | os.PathLike[str] | None,
+    *,
+    layers: Any = None,
+    labels: Sequence[str] | None = None,
+    preprocess: Any = None,
+    methods: Sequence[str] = ("gradcam",),
+    target: str | int = "optional",
+    opset: int | None = None,
+    verify: bool | int = True,
+    scores: str | None = None,
+    outputs: str = "all",
+    gate: str | None = None,
+    grid: tuple[int, int] | None = None,
+    prefix_tokens: int | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Manifest | onnx.ModelProto:
+    """Export a framework's classifier as an explainable ONNX file.
+
+    Arguments:
+        framework: the model.
+        path: where to write; None to get the model instead.
+        layers: target layers as the framework names them, one or several; None for the default layer.
+        labels, preprocess, methods, target, opset, verify, scores, outputs, gate, grid, prefix_tokens, origin: as of
+            `onnxcam.exporters.pytorch.export`.
+
+    Returns:
+        the manifest; with `path=None` the `ModelProto`, which holds it.
+
+    Raises:
+        VerificationError: scores, activations or gradients differ from the framework's by more than the tolerance.
+            Nothing is written then.
+        OutputError: the file cannot be written.
+        ModelError, LayerError, TargetError, LabelsError, SettingError, …: as of `onnxcam.augment`.
+    """
+    samples = parity.samples(verify)
+    gates.parse(gate or "", labels)  # reported now, not after the export
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}; make it first")
+    targets = _listed(layers)
+    with framework.inference():
+        batch, spec = framework.example(preprocess)
+        classifier = framework.capture(targets, scores, opset)
+        source = {**framework.source(classifier), **(origin or {})}
+
+        def explain(outputs: str, gate: str | None) -> onnx.ModelProto:
+            return augment(
+                classifier.model,
+                classifier.layers,
+                methods,
+                target,
+                scores=classifier.scores,
+                outputs=outputs,
+                labels=labels,
+                preprocess=spec,
+                origin=source,
+                gate=gate,
+                grid=grid,
+                prefix_tokens=prefix_tokens,
+            )
+
+        # gradients are compared where they are always computed, and are outputs
+        model = explain("all", None)
+        record = _manifest(model)
+        if classifier.layers is None:
+            record["layers"][0]["name"] = framework.default_name(model, record)
+        if samples:
+            oracle = framework.oracle(record)
+            drawn = parity.draw(batch, samples)
+            record["parity"] = parity.verify(model, record, oracle, drawn, framework.autograd)
+    if outputs != "all" or gate:
+        model, verified = explain(outputs, gate), record
+        record = _manifest(model)
+        record["parity"] = verified["parity"]
+        for entry, other in zip(record["layers"], verified["layers"], strict=True):
+            entry["name"] = other["name"]
+    manifest.write(model, record)
+    if path is None:
+        return model
+    save(model, path)
+    return record
+
+
+def _listed(layers: Any) -> list[Any] | None:
+    """The layers as a list; modules of a framework may be iterable, so only what is a collection by type counts."""
+    if layers is None:
+        return None
+    several = isinstance(layers, (Sequence, Set, Iterator)) and not isinstance(layers, str)
+    names = list(layers) if several else [layers]
+    if not names:
+        raise LayerError("`layers` is empty; name at least one target layer, or pass None for the default")
+    return names
+
+
+def _manifest(model: onnx.ModelProto) -> Manifest:
+    record = manifest.read(model)
+    assert record is not None, "augment writes one"
+    return record

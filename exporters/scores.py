@@ -1,0 +1,46 @@
+"""Which of a framework model's output tensors holds the class scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxcam.errors import ModelError
+
+Shape = tuple[int, ...]
+
+
+def position(
+    names: Sequence[str], shapes: Sequence[Shape], floating: Sequence[bool], rows: int, scores: str | None
+) -> int:
+    """Return the position of the class scores among a model's output tensors.
+
+    Arguments:
+        names, shapes, floating: each tensor's name, its shape for `rows` pictures, and whether its type is
+            floating-point.
+        rows: number of pictures the shapes belong to.
+        scores: name of the tensor to take, None to search for it: `logits` if there is one, else the first tensor, else
+            the only one, of shape `[N, classes]` or `[N, classes, 1, 1]`.
+
+    Raises:
+        ModelError: no tensor of that name, none of that shape, or several of which none is first.
+    """
+    candidates = [place for place, shape in enumerate(shapes) if floating[place] and _is_scores(shape, rows)]
+    tensors = ", ".join(f"{name!r} {list(shape)}" for name, shape in zip(names, shapes, strict=True))
+    if scores is not None:
+        if scores not in names:
+            raise ModelError(f"the model has no output {scores!r}; for {rows} pictures it returns {tensors}")
+        return list(names).index(scores)
+    if "logits" in names and list(names).index("logits") in candidates:
+        return list(names).index("logits")
+    if candidates and (candidates[0] == 0 or len(candidates) == 1):
+        return candidates[0]
+    if candidates:
+        raise ModelError(f"several outputs could be class scores; name one with scores=. The model returns {tensors}")
+    raise ModelError(
+        f"the model is not an image classifier: for {rows} pictures it returns {tensors or 'no tensor'}; expected "
+        "scores of shape [N, classes]"
+    )
+
+
+def _is_scores(shape: Shape, rows: int) -> bool:
+    return shape[:1] == (rows,) and (len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1)))

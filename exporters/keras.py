@@ -183,6 +183,9 @@ class Keras:
         if spec is not None:
             spec = image.resolve(spec, ["N", *self._shape], layout="NHWC").to_dict()
         self._picture = keras_input.example(self._shape, self._dtype, spec)
+        if spec is not None:
+            # the default layer is found by comparing the layers' values with the graph's for this picture
+            self._calls, self._returned = self._watched.calls(self._picture)
         return self._picture, spec
 
     def capture(self, layers: Sequence[Any] | None, scores: str | None, opset: int | None) -> Classifier:

@@ -166,8 +166,9 @@ def test_a_subclassed_model_and_blocks_of_code() -> None:
     model = nets.Subclassed()
     model(np.zeros((1, 17, 17, 3), np.float32))
     nets.seeded(model)
-    held = manifest.read(export(model, None))
-    assert held is not None and held["layers"][0]["name"] == "block"
+    for preprocess in (None, "0..1"):
+        held = manifest.read(export(model, None, preprocess=preprocess, verify=preprocess is None))
+        assert held is not None and held["layers"][0]["name"] == "block"
     both = manifest.read(export(model, None, layers=["block/first", "second", model.stem]))
     assert both is not None
     assert [entry["name"] for entry in both["layers"]] == ["block/first", "block/second", "stem"]

@@ -60,7 +60,7 @@ def capture(
     Arguments:
         watched: the model.
         picture: example batch `[N, H, W, C]`; its height, width and dtype become fixed.
-        targets: the layers whose values are wanted.
+        targets: the target layers.
         names: names for the model's output tensors.
         opset: 18 to 21, None for 18.
 
@@ -81,10 +81,10 @@ def capture(
     _rename(model, picture, [*names, *inner])
     if version > DEFAULT_OPSET:
         model = version_converter.convert_version(model, version)
-    _require_no_chance(model)
+    _require_deterministic(model)
     values = []
     for name, target in zip(inner, targets, strict=True):
-        model, value = _on_the_way(model, name, list(names), target)
+        model, value = _on_every_path(model, name, list(names), target)
         values.append(value)
     del model.graph.output[len(names) :]
     edit.prune(model)
@@ -93,7 +93,7 @@ def capture(
 
 
 def trace(watched: Watched, picture: np.ndarray, targets: Sequence[Target]) -> Any:
-    """The model as a TensorFlow function of a picture batch: its output tensors, then the target layers' values."""
+    """Trace the model as a TensorFlow function from a picture batch to its outputs, then the target layers' values."""
     tensorflow = import_tensorflow()
 
     def forward(batch: Any) -> tuple[Any, ...]:
@@ -124,7 +124,7 @@ def trace(watched: Watched, picture: np.ndarray, targets: Sequence[Target]) -> A
 
 
 def tapped(watched: Watched, targets: Sequence[Target], tap: Tap) -> Callable[[Any], Any]:
-    """The model, which hands each target layer's value to `tap` and goes on with what it gets back.
+    """Return the model as a function that calls `tap` with each target layer's value and goes on with the result.
 
     Raises:
         LayerError: a target layer was not called.
@@ -188,7 +188,7 @@ def _convert(
 
 
 def ending(tensor: Any) -> tuple[str, Any] | None:
-    """The kind and the input of the Softmax, LogSoftmax or Sigmoid that ends a graph at this tensor, if one does."""
+    """The kind and the input of the Softmax, LogSoftmax or Sigmoid that ends a graph at this tensor, None without."""
     while tensor.op.type in _FORM:
         tensor = tensor.op.inputs[0]
     kind = _ENDINGS.get(tensor.op.type)
@@ -197,9 +197,9 @@ def ending(tensor: Any) -> tuple[str, Any] | None:
 
 @contextlib.contextmanager
 def _without_xla() -> Iterator[None]:
-    """Functions that ask for XLA are traced as what they contain.
+    """Trace functions compiled with XLA as ordinary ones.
 
-    Keras wraps grouped convolutions in such a function, and no converter looks into it again.
+    Keras wraps grouped convolutions in such a function, and converters cannot look into it.
     """
     tensorflow = import_tensorflow()
     original = tensorflow.function
@@ -217,7 +217,7 @@ def _without_xla() -> Iterator[None]:
 
 
 def _erfc(ctx: Any, node: Any, name: str, args: Any) -> None:
-    """1 - Erf(x): exact GELU in newer TensorFlow, which tf2onnx would pass on as an operator nobody has."""
+    """Write Erfc, as in newer TensorFlow's exact GELU, as 1 - Erf(x); tf2onnx would emit a non-standard operator."""
     data = node.input[0]
     one = ctx.make_const(f"{name}_one", np.asarray(1, helper.tensor_dtype_to_np_dtype(ctx.get_dtype(data))))
     shape, dtype = ctx.get_shape(node.output[0]), ctx.get_dtype(node.output[0])
@@ -227,8 +227,8 @@ def _erfc(ctx: Any, node: Any, name: str, args: Any) -> None:
 
 
 def _restore_constants(model: onnx.ModelProto, concrete: Any) -> None:
-    """Give back their values to constants that tf2onnx wrote as inputs: tensors that are not variables, such as the
-    statistics of Normalization."""
+    """Turn inputs back into constants: tf2onnx writes tensors that are not variables, such as the statistics of
+    Normalization, as inputs."""
     constants = {inner.name: outer for outer, inner in concrete.graph.captures}
     for value in list(model.graph.input):
         if value.name in constants:
@@ -237,7 +237,7 @@ def _restore_constants(model: onnx.ModelProto, concrete: Any) -> None:
 
 
 def _rename(model: onnx.ModelProto, picture: np.ndarray, names: Sequence[str]) -> None:
-    """The picture called `input`, the outputs by position, all with the batch dimension N.
+    """Name the picture `input` and the outputs as in `names`, and the batch dimension of all N.
 
     Raises:
         ModelError: the model has other inputs.
@@ -261,8 +261,8 @@ def _rename(model: onnx.ModelProto, picture: np.ndarray, names: Sequence[str]) -
             value.type.tensor_type.shape.dim[0].dim_param = BATCH
 
 
-def _require_no_chance(model: onnx.ModelProto) -> None:
-    """Refuse a model whose predictions depend on chance."""
+def _require_deterministic(model: onnx.ModelProto) -> None:
+    """Refuse a model whose predictions are random."""
     random = sorted({node.op_type for node in model.graph.node if node.op_type in _RANDOM})
     if random:
         raise ModelError(
@@ -271,12 +271,14 @@ def _require_no_chance(model: onnx.ModelProto) -> None:
         )
 
 
-def _on_the_way(model: onnx.ModelProto, name: str, outputs: list[str], target: Target) -> tuple[onnx.ModelProto, str]:
-    """The value behind an output, every way from the picture to the scores through it.
+def _on_every_path(
+    model: onnx.ModelProto, name: str, outputs: list[str], target: Target
+) -> tuple[onnx.ModelProto, str]:
+    """Return the value behind an output, with every path from the picture to the scores led through it.
 
-    tf2onnx turns layouts: it may compute on channels first and turn only the exposed value back, or read it both ways.
-    Then whatever else reads the channels-first value reads the exposed one turned forth again, which the runtime
-    cancels; a value beside the way, or one that some ways go around, would have no gradient or a part of it.
+    tf2onnx transposes layouts: it may compute with channels first and transpose only the exposed value back, or read
+    both. All other readers of the channels-first value then read the exposed one transposed again, which the runtime
+    cancels: a value off the path to the scores, or bypassed by some paths, would have no gradient or only a part of it.
 
     Raises:
         LayerError: the scores do not depend on the value.
@@ -344,10 +346,10 @@ def _sort(model: onnx.ModelProto) -> None:
 
 
 def _require_free_batch(model: onnx.ModelProto, picture: np.ndarray) -> None:
-    """A batch of three really runs, and gives three rows.
+    """Refuse a model that does not run on a batch of three, or does not return three rows.
 
     Raises:
-        ModelError: it does not.
+        ModelError: the batch size is not free.
     """
     session = open_session(model.SerializeToString(), ["CPUExecutionProvider"])
     batch = np.concatenate([picture[:1]] * 3)
@@ -368,7 +370,7 @@ def _require_free_batch(model: onnx.ModelProto, picture: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what TensorFlow, tf2onnx and Keras log about themselves."""
+    """Hide what TensorFlow, tf2onnx and Keras log about themselves."""
     loggers = {name: logging.getLogger(name) for name in ("tf2onnx", "tensorflow", "absl")}
     levels = {name: logger.level for name, logger in loggers.items()}
     with warnings.catch_warnings():

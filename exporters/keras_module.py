@@ -1,4 +1,4 @@
-"""A Keras model as the exporter sees it: its layers known by their paths and calls, watched and in passing replaced."""
+"""A Keras model during its export: its layers named by paths, their calls watched and their outputs replaced."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Target:
 
 
 class Watched:
-    """A model whose layer calls can be watched and, in passing, replaced.
+    """A model whose layer calls can be watched and whose layers' outputs can be replaced.
 
     Nested models' layers have paths, `efficientnetb0/top_conv`. Works for Keras 3 and for tf_keras.
 
@@ -166,7 +166,7 @@ class Watched:
         return Target(name, path, call.index, tuple(call.value.shape))
 
     def _named(self, text: str) -> tuple[str, str, int | None]:
-        """(name for users, path, call index) of what a user calls a layer."""
+        """Name, path and call index of the layer that a text names."""
         match = re.fullmatch(r"(.+)#(\d+)", text)
         name, index = (match[1], int(match[2])) if match and text not in self.layers else (text, None)
         paths = [path for path in self.layers if path == name]
@@ -228,7 +228,7 @@ def import_tensorflow() -> Any:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing on standard error: what TensorFlow says while it loads goes by every setting and every Python logger."""
+    """Close standard error: TensorFlow prints while it loads, whatever its settings and Python's loggers are."""
     if "tensorflow" in sys.modules:
         yield
         return
@@ -238,13 +238,13 @@ def _silent() -> Iterator[None]:
         yield
         return
     sys.stderr.flush()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
         os.dup2(original, 2)
-        os.close(nowhere)
+        os.close(null)
         os.close(original)
 
 

@@ -1,4 +1,4 @@
-"""What TensorFlow's GradientTape says of a Keras model: scores, layer values, gradients of scores at those values."""
+"""TensorFlow's own numbers for a Keras model: scores, layer values, GradientTape's gradients at those values."""
 
 from __future__ import annotations
 
@@ -146,9 +146,9 @@ class KerasOracle:
         return tensorflow.reduce_sum(tensorflow.gather(scores, targets, axis=1, batch_dims=1))
 
     def _frozen_in_float64(self) -> Any:
-        """The model's graph, everything that was float32 made float64.
+        """The model's graph with float64 in place of float32.
 
-        Its weights are arguments: as constants, TensorFlow holds them ten times over while it optimises the graph.
+        Its weights are arguments: as constants, TensorFlow holds them ten times while it optimises the graph.
         """
         tensorflow = import_tensorflow()
         with quiet():
@@ -172,7 +172,7 @@ class KerasOracle:
                 return_elements=returned,
                 name="",
             )
-            # the function's own outputs are copies beside the way: what they copy is on it
+            # the function's outputs are copies off the path to the scores: their inputs are on it
             values = [tensor.op.inputs[0] if tensor.op.type == "Identity" else tensor for tensor in results[count:]]
             scores = self._logits(results[self._place])
             gradients = tensorflow.gradients(self._total(scores, targets), values)
@@ -189,10 +189,10 @@ class KerasOracle:
 
 
 def _widen(node: Any) -> None:
-    """Make a node of a graph definition compute in float64 what it computed in float32."""
+    """Change a node of a graph definition from float32 to float64."""
     tensorflow = import_tensorflow()
     single, double = tensorflow.float32.as_datatype_enum, tensorflow.float64.as_datatype_enum
-    # a custom gradient (swish has one) remembers float32 tensors; without it the operators' own gradients are taken
+    # a custom gradient (swish has one) refers to float32 tensors; without it the operators' own gradients are used
     node.attr.pop("_gradient_op_type", None)
     for value in node.attr.values():
         if value.HasField("type") and value.type == single:

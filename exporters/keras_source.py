@@ -1,7 +1,6 @@
 """Keras models named on a command line: `.keras` and `.h5` files, names of Keras Applications, importable callables.
 
-What would run code hidden in a file (Lambda layers, classes of the user's own) is refused unless the caller says the
-file is trusted.
+Files that would run code (Lambda layers, custom classes) are refused unless the caller trusts them.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _BUILT_IN = {"Functional", "Model", "Sequential", "TFOpLambda", "SlicingOpLambda
 
 
 class Loaded(NamedTuple):
-    """A model and what is known about it."""
+    """A model, and what the source tells about it."""
 
     model: Any
     info: Info
@@ -160,10 +159,10 @@ def _built(build: Callable[..., Any], name: str, weights: str | None, options: d
 
 
 def as_preprocess(function: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    """A `preprocess_input` in the manifest's form, read off what it does to a few pixels.
+    """A `preprocess_input` in the manifest's form, measured on a few pixels.
 
     Raises:
-        ModelError: it is more than a change of channel order, a factor and an offset.
+        ModelError: it is not a change of channel order, one factor and one offset per channel.
     """
 
     def apply(pixel: Sequence[float]) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Weights kept beside the graph while TensorFlow and tf2onnx work on it.
+"""A model's weights, separated from its graph while TensorFlow and tf2onnx work on that.
 
-As constants they are copied with it at every step, into functions, sessions, and protobufs: 20 times over.
+As constants of the graph they are copied with it at every step, into functions, sessions and protobufs: 20 times.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 
 from onnxcam.exporters.keras_module import import_tensorflow
 
-# elements from which a constant is a weight, and not a scale, a bound or a shape that a step may want to read
+# number of elements from which a constant is a weight and not a scale, a bound or a shape that a step may read
 _LARGE = 16384
 Weights = dict[str, np.ndarray]
 
 
 def freeze(concrete: Any) -> tuple[Any, Weights]:
-    """A function's graph with its variables as constants, the large ones apart.
+    """Freeze a function's variables into constants, the large ones without content.
 
     Arguments:
         concrete: a ConcreteFunction.
@@ -59,17 +59,17 @@ def without_content(graph: Any, weights: Weights, op: str) -> None:
 
 @contextlib.contextmanager
 def lean() -> Iterator[None]:
-    """Without the copies that tf2onnx makes of a model's weights.
+    """Convert with tf2onnx without its copies of the model's weights.
 
-    They are taken out of the graph as it is frozen, and handed to tf2onnx beside it, as it does itself where a graph is
-    too large for a protobuf. It copies its own graph before each of its optimizers: these copies share them. And what
-    it is done with is given back while it works: it hangs together in circles, which the collector would leave for
-    long, as few as the objects are.
+    The weights are taken out of the graph as it is frozen and passed to tf2onnx next to it, as tf2onnx does itself
+    where a graph is too large for a protobuf. It copies its own graph before each of its optimizers: these copies share
+    the weights. Garbage is collected between its steps: its graphs are reference cycles of few, large objects, which
+    Python would collect late.
     """
     try:
         from tf2onnx import convert, graph, optimizer, tf_loader
         from tf2onnx.optimizer.optimizer_base import GraphOptimizerBase
-    except ImportError:  # whoever needs it says so
+    except ImportError:  # the conversion raises it
         yield
         return
     weights: Weights = {}
@@ -105,7 +105,7 @@ def lean() -> Iterator[None]:
 
         return update
 
-    cheap = not gc.get_freeze_count()  # what there is by now is not looked through each time
+    cheap = not gc.get_freeze_count()  # frozen, the objects alive now are not traversed at each collection
     if cheap:
         gc.collect()
         gc.freeze()
@@ -132,7 +132,7 @@ Replacement = tuple[Any, str, Callable[[Any], Any]]
 
 
 def _frozen_into(weights: Weights) -> Replacement:
-    """Freezing takes the large constants out before it builds a function of what is left."""
+    """A replacement that takes the large constants out of a frozen graph before a function is built of it."""
     from tensorflow.python.framework import convert_to_constants
 
     def construct(step: Callable[..., Any], function: Any, definition: Any, *args: Any) -> Any:
@@ -158,7 +158,7 @@ def _large_constants(definition: Any) -> Weights:
 
 
 class _Contents(Mapping[str, bytes]):
-    """The bytes of each weight, made when they are asked for."""
+    """The bytes of each weight, computed on access."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -180,7 +180,7 @@ def _is_weight(node: Any) -> bool:
 
 
 def _tidy(instead: Callable[..., Any] = lambda step, *args, **options: step(*args, **options)) -> Callable[[Any], Any]:
-    """A step with the garbage collected before it."""
+    """Replace a step by one that collects garbage first."""
 
     def wrap(step: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(step)
@@ -195,7 +195,7 @@ def _tidy(instead: Callable[..., Any] = lambda step, *args, **options: step(*arg
 
 @contextlib.contextmanager
 def _replaced(replacements: list[Replacement]) -> Iterator[None]:
-    """With attributes of other modules in place of their own; of a version that lacks one of them, all stay."""
+    """Replace attributes of other modules; none of them where a version lacks one."""
     if not all(hasattr(owner, name) for owner, name, _ in replacements):
         yield
         return

@@ -46,7 +46,7 @@ class Target:
 
 
 class Watched:
-    """A model whose module calls can be watched and, in passing, replaced.
+    """A model whose module calls can be watched and whose modules' outputs can be replaced.
 
     Arguments:
         model: a module, or a `torch.export.ExportedProgram`, which is unflattened into its modules again.
@@ -208,7 +208,7 @@ def require_free_batch(program: Any) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel or torch.compile, which are only ways to run it."""
+    """The module inside DataParallel, DistributedDataParallel or torch.compile."""
     while True:
         wrapped = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
         inner = getattr(model, "module" if wrapped else "_orig_mod", None)
@@ -281,11 +281,11 @@ def with_first(output: Any, value: Tensor) -> Any:
 
 @contextmanager
 def frozen(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[None]:
-    """The module in eval mode, on the CPU, in one floating-point type; afterwards exactly as it was.
+    """Hold the module in eval mode, on the CPU, in one floating-point type; on leaving restore it exactly.
 
-    Nothing is copied when it is on the CPU in that type already. Where it is not, parameters and buffers are exchanged
-    for converted ones and the very same objects put back at the end, so that optimizers, `.grad` and shared weights
-    never notice; a deep copy would need the memory twice, and many modules cannot be deep-copied.
+    Nothing is copied if it is on the CPU in that type already. Otherwise parameters and buffers are exchanged for
+    converted ones and the same objects put back at the end, so that optimizers, `.grad` and shared weights are not
+    affected; a deep copy would need twice the memory, and many modules cannot be deep-copied.
     """
     modes = [(part, part.training) for part in module.modules()]
     exchanged: list[tuple[nn.Module, str, Tensor]] = []

@@ -1,7 +1,7 @@
 """Models named on a command line: importable callables, torchvision and timm names, `.pt2` archives, pickled modules.
 
-What can run code hidden in a file is refused unless the caller says the file is trusted; state dicts are always read
-with `weights_only=True`.
+Files that could run code are refused unless the caller trusts them; state dicts are always read with
+`weights_only=True`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
-    """A model, an example input batch `[1, C, H, W]` for it, and what is known about it."""
+    """A model, an example input batch `[1, C, H, W]` for it, and what the source tells about it."""
 
     model: Any
     example_inputs: Tensor

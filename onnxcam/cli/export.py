@@ -64,7 +64,8 @@ class Loading:
 @click.argument("source", metavar="SOURCE")
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="The file to write.")
 @options.layer_option(
-    "Target layer, by the framework's name.  [default: the last convolution, or the last tokens that matter]"
+    "Target layer, by the framework's name.  [default: the last convolution, or a transformer's last layer whose "
+    "patches still reach the scores]"
 )
 @click.option(
     "--method",

@@ -38,7 +38,7 @@ lint: $(VENV)/.test ## Check format, lint, types and layers only.
 	@cd build/typed && $(abspath $(PY)) -m mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
 	@$(PY) -m pytest -q tests/test_layers.py
 
-docs: $(VENV)/.docs ## Build the documentation as a site in build/site; a broken link or reference fails.
+docs: $(VENV)/.test ## Build the documentation as a site in build/site; a broken link or reference fails.
 	@$(PY) -m sphinx --quiet --nitpicky --fail-on-warning --keep-going -c docs . build/site
 	@$(say) "The documentation is at build/site/index.html"
 

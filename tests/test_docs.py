@@ -81,10 +81,21 @@ def test_the_gated_file_of_the_monitoring_page(tmp_path: Path, monkeypatch: pyte
     assert 0 < len(kept) < 8 and all(heatmap.shape == (16, 16) for heatmap in kept)
 
 
-def test_readme_has_one_picture_and_the_two_commands():
+def test_readme_begins_with_one_line_the_installation_one_picture_and_the_two_commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.split("\n\n")[1].startswith("![")
-    assert re.search(r"```\nmake demo\nmake test\n```", text)
+    title, line, install, picture, commands = text.split("\n\n")[:5]
+    assert title == "# onnxcam" and "\n" not in line and len(line) <= 140
+    assert install.startswith('```\npip install "onnxcam[cpu]"') and picture.startswith("![")
+    assert commands == "```\nmake demo\nmake test\n```" and text.count("![") == 1
+
+
+def test_the_change_log_is_cut_for_the_version_and_its_lines_are_short():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    unreleased, *versions = re.split(r"^## \[", text, flags=re.MULTILINE)[1:]
+    assert unreleased.startswith("Unreleased]") and versions[0].startswith(f"{onnxcam.__version__}] - ")
+    assert all(len(re.findall(r"^- ", version, flags=re.MULTILINE)) <= 12 for version in versions)
+    headings = re.findall(r"^### (.+)$", unreleased, flags=re.MULTILINE)
+    assert headings == [name for name in ("Added", "Changed", "Fixed") if name in headings]
 
 
 def test_every_make_target_named_in_the_docs_exists():

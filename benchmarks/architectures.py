@@ -1,4 +1,4 @@
-"""What the coverage matrix measures: every torchvision classifier and every Keras Applications model."""
+"""The architectures of the coverage matrix: every torchvision classifier and every Keras Applications model."""
 
 from __future__ import annotations
 

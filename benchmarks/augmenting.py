@@ -1,4 +1,4 @@
-"""What making a file explainable takes: seconds, memory beside the model's own size, and how much the file grows.
+"""Measure what making a file explainable costs: seconds, memory relative to the model's size, growth of the file.
 
     python benchmarks/augmenting.py [--models vit_b_16 convnext_base] [--write]
 
@@ -76,12 +76,12 @@ def export(model: str, folder: Path) -> None:
     from onnxcam.network import manifest
     from onnxcam.network.split import head_of
 
-    made = pytorch.export(build(model), torch.randn(1, 3, 224, 224), None, layers=[MODELS[model]], verify=False)
-    assert not isinstance(made, dict)
-    held = manifest.read(made)
-    assert held is not None
-    load.save(head_of(prepare(made), held), folder / "plain.onnx")
-    (folder / "layer").write_text(held["layers"][0]["value"], encoding="utf-8")
+    explainable = pytorch.export(build(model), torch.randn(1, 3, 224, 224), None, layers=[MODELS[model]], verify=False)
+    assert not isinstance(explainable, dict)
+    header = manifest.read(explainable)
+    assert header is not None
+    load.save(head_of(prepare(explainable), header), folder / "plain.onnx")
+    (folder / "layer").write_text(header["layers"][0]["value"], encoding="utf-8")
 
 
 def augmented(folder: Path, layer: str | None) -> dict[str, Any]:
@@ -95,15 +95,15 @@ def augmented(folder: Path, layer: str | None) -> dict[str, Any]:
     size = (folder / "plain.onnx").stat().st_size
     before = _resident()
     began = time.perf_counter()
-    made = augment(folder / "plain.onnx", layer and [layer])
+    explainable = augment(folder / "plain.onnx", layer and [layer])
     seconds = time.perf_counter() - began
     peak = _highest() - before
-    load.save(made, folder / "cam.onnx")
+    load.save(explainable, folder / "cam.onnx")
     saved = time.perf_counter() - began
-    held = manifest.read(made)
-    assert held is not None
+    header = manifest.read(explainable)
+    assert header is not None
     return {
-        "layer": held["layers"][0]["name"],
+        "layer": header["layers"][0]["name"],
         "size": size,
         "seconds": seconds,
         "saved": saved,
@@ -138,9 +138,9 @@ def table(rows: list[tuple[str, dict[str, Any]]]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {model} | `{held['layer']}` | {held['size'] / 1e6:.0f} | {held['seconds']:.2f} | {held['saved']:.2f} "
-        f"| {held['times']:.2f} | {held['saving']:.2f} | {held['growth']:.2%} |"
-        for model, held in rows
+        f"| {model} | `{figures['layer']}` | {figures['size'] / 1e6:.0f} | {figures['seconds']:.2f} "
+        f"| {figures['saved']:.2f} | {figures['times']:.2f} | {figures['saving']:.2f} | {figures['growth']:.2%} |"
+        for model, figures in rows
     ]
     return "\n".join(lines) + "\n"
 

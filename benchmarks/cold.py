@@ -1,4 +1,4 @@
-"""One picture from a cold start: what a process costs that explains a single picture and ends.
+"""Measure a cold start: a process that explains a single picture and ends.
 
     python benchmarks/cold.py [--rounds 7] [--models efficientnet_lite0 resnet50] [--output benchmarks/cold.md]
 
@@ -6,7 +6,7 @@ Each contestant is a script of its own, run as a process, in turn within every r
 decodes the picture, prepares it and predicts; onnxcam from Python and as a command, which write their results too; and
 pytorch-grad-cam on the same network in PyTorch, which writes its overlay. Ratios are taken within a round. Peak memory
 is the process's own (`ru_maxrss`), measured by the parent. Files are in the page cache: the first round is not counted.
-Weights are random where the network is no bundled one: neither time nor memory depends on them.
+Weights are random unless the network is bundled: neither time nor memory depends on them.
 """
 
 from __future__ import annotations
@@ -114,18 +114,18 @@ def make(model: str, folder: Path) -> None:
     preprocess = {"scale": 1 / 255, "resize": {"mode": "stretch", "size": [224, 224]}, **IMAGENET}
     if model == "resnet50":
         net = torchvision.models.resnet50(weights=None).eval()
-        made = pytorch.export(net, torch.randn(1, 3, 224, 224), None, preprocess=preprocess, verify=False)
-        assert not isinstance(made, dict)
+        explainable = pytorch.export(net, torch.randn(1, 3, 224, 224), None, preprocess=preprocess, verify=False)
+        assert not isinstance(explainable, dict)
     else:
         import timm
 
         net = timm.create_model(model, pretrained=False)
-        made = load.load(models.path(models.MODEL))
+        explainable = load.load(models.path(models.MODEL))
     torch.save(net.state_dict(), folder / f"{model}.pt")
-    held = manifest.read(made)
-    assert held is not None
-    load.save(made, folder / f"{model}.cam.onnx")
-    load.save(head_of(prepare(made), held), folder / f"{model}.onnx")
+    header = manifest.read(explainable)
+    assert header is not None
+    load.save(explainable, folder / f"{model}.cam.onnx")
+    load.save(head_of(prepare(explainable), header), folder / f"{model}.onnx")
 
 
 def compare(model: str, folder: Path, rounds: int) -> dict[str, dict[str, float]]:
@@ -143,34 +143,35 @@ def compare(model: str, folder: Path, rounds: int) -> dict[str, dict[str, float]
         ],
         "pytorch-grad-cam": [sys.executable, "-c", TORCH, *where, str(ROOT)],
     }
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
+    runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
     for turn in range(rounds + 1):
         print(f"\r{model}: round {turn} of {rounds}", end="", file=sys.stderr)
         order = list(commands.items())
         for name, command in order if turn % 2 == 0 else order[::-1]:
             figures = process(command, folder / "compiled")
             if turn:
-                found[name].append(figures)
+                runs[name].append(figures)
     print(file=sys.stderr)
-    told = {}
-    for name, held in found.items():
+    results = {}
+    for name, figures in runs.items():
         ratios = [
-            [own / other for own, other in zip(*pair, strict=True)] for pair in zip(held, found["bare"], strict=True)
+            [mine / other for mine, other in zip(*pair, strict=True)]
+            for pair in zip(figures, runs["bare"], strict=True)
         ]
-        told[name] = {
+        results[name] = {
             key: statistics.median(values)
             for key, values in zip(
                 ("s", "cpu", "mib", "s ratio", "cpu ratio", "mib ratio"),
-                [*zip(*held, strict=True), *zip(*ratios, strict=True)],
+                [*zip(*figures, strict=True), *zip(*ratios, strict=True)],
                 strict=True,
             )
         }
-    return told
+    return results
 
 
 def process(command: list[str], cache: Path) -> tuple[float, float, float]:
     """Seconds, processor seconds and peak MiB of a process."""
-    # compiled modules are kept, as they are where a package is installed; here beside the benchmark's own files
+    # compiled modules are kept, as in an installed package; here next to the benchmark's own files
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(cache)
     start = time.perf_counter()
@@ -204,19 +205,19 @@ def table(rows: list[tuple[str, dict[str, dict[str, float]]]], rounds: int) -> s
         "| network | process | s | s / bare | processor s / bare | peak MiB | MiB / bare |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for model, told in rows:
+    for model, results in rows:
         for name in CONTESTANTS:
-            row = told[name]
+            row = results[name]
             lines.append(
                 f"| {model} | {name} | {row['s']:.2f} | {row['s ratio']:.2f} | {row['cpu ratio']:.2f} | "
                 f"{row['mib']:.0f} | {row['mib ratio']:.2f} |"
             )
     lines.append("")
-    for model, told in rows:
-        other, own = told["pytorch-grad-cam"], told["onnxcam in Python"]
+    for model, results in rows:
+        other, mine = results["pytorch-grad-cam"], results["onnxcam in Python"]
         lines.append(
-            f"- {model}: pytorch-grad-cam takes {other['s'] / own['s']:.1f} times as long as onnxcam in Python, and "
-            f"{other['mib'] / own['mib']:.1f} times its memory."
+            f"- {model}: pytorch-grad-cam takes {other['s'] / mine['s']:.1f} times as long as onnxcam in Python, and "
+            f"{other['mib'] / mine['mib']:.1f} times its memory."
         )
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""A shift that no accuracy figure shows: someone puts a watermark on every picture, and the model looks at it.
+"""Run the drift story: someone puts a watermark on every picture, and the model looks at it.
 
     python benchmarks/drift_story.py [--records 600] [--output build/drift_story]
 
@@ -55,19 +55,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1234)
     arguments = parser.parse_args()
     shutil.rmtree(arguments.output, ignore_errors=True)
-    begun = time.perf_counter()
-    told = tell(arguments.output, arguments.records, arguments.seed)
-    print(json.dumps(told | {"seconds": round(time.perf_counter() - begun)}, indent=2))
+    start = time.perf_counter()
+    story = tell(arguments.output, arguments.records, arguments.seed)
+    print(json.dumps(story | {"seconds": round(time.perf_counter() - start)}, indent=2))
 
 
-def verdict(found: drift.Verdict, report: Report) -> dict[str, Any]:
+def verdict(judgement: drift.Verdict, report: Report) -> dict[str, Any]:
     """What is printed of a window."""
-    moved = [s for s in found.statistics if s.drifted]
+    moved = [s for s in judgement.statistics if s.drifted]
     return {
-        "verdict": found.verdict,
-        "records": found.records,
-        "score": found.score,
-        "threshold": found.threshold,
+        "verdict": judgement.verdict,
+        "records": judgement.records,
+        "score": judgement.score,
+        "threshold": judgement.threshold,
         "low_confidence": round(report.low_rate, 3),
         "moved": {
             s.name: {"from": s.baseline, "to": s.window, "distance": s.distance, "score": s.score} for s in moved
@@ -83,7 +83,7 @@ def watch(
     records: int,
     change: Callable[[np.ndarray], np.ndarray],
 ) -> dict[str, Any]:
-    """Predict changed crops under a monitor until so many explanations are kept; what it counted."""
+    """Predict changed crops under a monitor until it has N records; return its counters."""
     explainer = onnxcam.Explainer(models.path(models.MODEL), providers=["CPUExecutionProvider"])
     monitor = onnxcam.Monitor(
         models.path(models.MODEL),
@@ -172,7 +172,7 @@ def tell(output: Path, records: int = 600, seed: int = 1234, names: Sequence[str
     """Run the story: how many photographs, and the verdict on each window."""
     photographs = load()
     rng = np.random.default_rng(seed)
-    told: dict[str, Any] = {"photographs": len(photographs)}
+    verdicts: dict[str, Any] = {"photographs": len(photographs)}
     folder = output / "normal"
     clock = StoryClock()
     watch(folder, photographs, rng, clock, records + records // 3, lambda pixels: pixels)
@@ -182,13 +182,13 @@ def tell(output: Path, records: int = 600, seed: int = 1234, names: Sequence[str
     detector = drift.Detector(baseline.load(path))
     for name in names:
         folder = output / name
-        seen = watch(folder, photographs, rng, clock, records, CHANGES[name])
+        counts = watch(folder, photographs, rng, clock, records, CHANGES[name])
         judgement = drift.judge(reading.records(folder), detector, records)
         report = Report.of(reading.records(folder), detector.baseline)
         title = f"EfficientNet-Lite0, {name}"
-        (output / f"{name}.html").write_text(page.render(report, folder, judgement, seen, title=title))
-        told[name] = verdict(judgement.latest, report)
-    return told
+        (output / f"{name}.html").write_text(page.render(report, folder, judgement, counts, title=title))
+        verdicts[name] = verdict(judgement.latest, report)
+    return verdicts
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run an explainable file as any ONNX Runtime client would, and what all parts of the coverage matrix draw alike."""
+"""Run an explainable file as any ONNX Runtime client would; constants shared by all parts of the coverage matrix."""
 
 from __future__ import annotations
 

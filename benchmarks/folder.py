@@ -1,4 +1,4 @@
-"""What explaining a folder costs: `onnxcam explain` against a bare loop that decodes the same files and runs the model.
+"""Measure explaining a folder: `onnxcam explain` against a bare loop that decodes the same files and runs the model.
 
     python benchmarks/folder.py [--pictures 200] [--models efficientnet_lite0 resnet50 vgg16] [--rounds 3]
 
@@ -55,10 +55,10 @@ def main() -> None:
         for model in arguments.models:
             explainable, plain, preprocess = build(model, folder)
             for size in arguments.sizes:
-                found = measure(
+                figures = measure(
                     explainable, plain, preprocess, photos[size], folder, arguments.rounds, arguments.compress
                 )
-                rows.append((model, size, found))
+                rows.append((model, size, figures))
                 print(rows[-1], file=sys.stderr)
     text = table(rows, arguments.pictures, arguments.compress)
     arguments.output.write_text(text, encoding="utf-8")
@@ -81,8 +81,8 @@ def photographs(folder: Path, size: tuple[int, int], count: int) -> Path:
         y, x = rng.integers(0, pixels.shape[0] - part[0] + 1), rng.integers(0, pixels.shape[1] - part[1] + 1)
         large = cv2.resize(pixels[y : y + part[0], x : x + part[1]], size[::-1], interpolation=cv2.INTER_CUBIC)
         grain = rng.normal(0, 4, (*size, 1)).astype(np.float32)
-        shown = np.clip(large + grain, 0, 255).astype(np.uint8)
-        data = cv2.imencode(".jpg", shown[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+        noisy = np.clip(large + grain, 0, 255).astype(np.uint8)
+        data = cv2.imencode(".jpg", noisy[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
         (folder / f"{number:04}.jpg").write_bytes(data[: len(data) // 3] if number >= count - CORRUPT else data)
     return folder
 
@@ -103,10 +103,10 @@ def build(model: str, folder: Path) -> tuple[Path, Path, dict[str, Any]]:
     from onnxcam.network.split import head_of
 
     graph = prepare(load.load(explainable))
-    held = manifest.read(graph.model)
-    assert held is not None
-    load.save(head_of(graph, held), plain)
-    return explainable, plain, held["input"]["preprocess"]
+    header = manifest.read(graph.model)
+    assert header is not None
+    load.save(head_of(graph, header), plain)
+    return explainable, plain, header["input"]["preprocess"]
 
 
 EXPORT = """
@@ -182,28 +182,28 @@ def measure(
     compress: bool,
 ) -> dict[str, float]:
     """Pictures per second of all, the ratios, and the memory that explaining holds as it goes."""
-    found: dict[str, list[float]] = {}
+    figures: dict[str, list[float]] = {}
     for _ in range(rounds):
         every = {way: explain(explainable, photos, folder, compress, way) for way in WAYS}
         for reader in READERS:
             command = [sys.executable, "-c", BARE, plain, photos, reader, str(CORRUPT), json.dumps(preprocess)]
             bare = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-            found.setdefault(reader, []).append(bare["done"] / bare["seconds"])
-            found.setdefault(f"{reader} processor", []).append(bare["processor"] / bare["done"] * 1e3)
+            figures.setdefault(reader, []).append(bare["done"] / bare["seconds"])
+            figures.setdefault(f"{reader} processor", []).append(bare["processor"] / bare["done"] * 1e3)
             for way, one in every.items():
                 assert bare["done"] == one["done"], (bare["done"], one["done"])
                 same = sum(bare["classes"][name] == index for name, index in one["classes"].items()) / one["done"]
                 assert reader == "opencv" or same == 1, f"{same:.3f} of the pictures have the same best class"
-                found.setdefault(f"{reader} same", []).append(same)
-                found.setdefault(f"{reader} ratio {way}", []).append(bare["seconds"] / one["seconds"])
+                figures.setdefault(f"{reader} same", []).append(same)
+                figures.setdefault(f"{reader} ratio {way}", []).append(bare["seconds"] / one["seconds"])
         for way, one in every.items():
-            found.setdefault(f"explain {way}", []).append(one["done"] / one["seconds"])
-            found.setdefault(f"processor {way}", []).append(one["processor"] / one["done"] * 1e3)
+            figures.setdefault(f"explain {way}", []).append(one["done"] / one["seconds"])
+            figures.setdefault(f"processor {way}", []).append(one["processor"] / one["done"] * 1e3)
         last = every[WAYS[-1]]
-        found.setdefault("written", []).append(last["written"] / last["done"])
+        figures.setdefault("written", []).append(last["written"] / last["done"])
         for part in PARTS:
-            found.setdefault(part, []).append(last[part])
-    return {key: statistics.median(held) for key, held in found.items()}
+            figures.setdefault(part, []).append(last[part])
+    return {key: statistics.median(values) for key, values in figures.items()}
 
 
 def explain(model: Path, photos: Path, folder: Path, compress: bool, way: str) -> dict[str, Any]:
@@ -225,15 +225,17 @@ def explain(model: Path, photos: Path, folder: Path, compress: bool, way: str) -
     assert done.returncode in (0, 1), done.stderr[-2000:]  # 1: the corrupt ones, which are not among the first
     summary = json.loads((output / "analysis_summary.json").read_text())
     assert summary["counts"]["failed"] in (0, CORRUPT)
-    told = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads(done.stdout.splitlines()[-1])
     pictures = list(output.rglob("*.png"))
     written = sum(path.stat().st_size for path in pictures)
     for path in pictures:
         os.truncate(path, 0)
     classes = {
-        Path(held["name"]).name: held["predictions"][0]["index"] for held in summary["pictures"] if held["predictions"]
+        Path(picture["name"]).name: picture["predictions"][0]["index"]
+        for picture in summary["pictures"]
+        if picture["predictions"]
     }
-    return {"done": summary["counts"]["explained"], "classes": classes, "written": written, **told}
+    return {"done": summary["counts"]["explained"], "classes": classes, "written": written, **report}
 
 
 PARTS = ("a quarter", "half", "all")

@@ -1,4 +1,4 @@
-"""What a gated file costs: not triggered against the plain model, triggered against the file without a gate.
+"""Measure a gated file: not triggered against the plain model, triggered against the file without a gate.
 
     python benchmarks/gate.py [--models resnet50 vgg16] [--rounds 20] [--write]
 
@@ -50,7 +50,9 @@ def main() -> None:
             command = [sys.executable, __file__, "--models", model, "--export", folder]
             subprocess.run(command + (["--layer", arguments.layer] if arguments.layer else []), check=True)
             rows.append((model, measure(Path(folder), arguments.rounds)))
-        print(f"{model}: " + ", ".join(f"{key} {told(held)}" for key, held in rows[-1][1].items()), file=sys.stderr)
+        print(
+            f"{model}: " + ", ".join(f"{key} {spread(ratios)}" for key, ratios in rows[-1][1].items()), file=sys.stderr
+        )
     text = table(rows, arguments.rounds, load)
     if arguments.write:
         PAGE.write_text(text, encoding="utf-8")
@@ -68,26 +70,26 @@ def export(model: str, layer: str | None, folder: Path) -> None:
     from onnxcam.network.explainable import augment
     from onnxcam.network.split import head_of
 
-    made = pytorch.export(build(model), torch.randn(1, 3, 224, 224), None, layers=layer, verify=False)
-    assert not isinstance(made, dict)
-    held = manifest.read(made)
-    assert held is not None
-    load.save(head_of(prepare(made), held), folder / "plain.onnx")
-    load.save(made, folder / "ungated.onnx")
+    explainable = pytorch.export(build(model), torch.randn(1, 3, 224, 224), None, layers=layer, verify=False)
+    assert not isinstance(explainable, dict)
+    header = manifest.read(explainable)
+    assert header is not None
+    load.save(head_of(prepare(explainable), header), folder / "plain.onnx")
+    load.save(explainable, folder / "ungated.onnx")
     for name, condition in (("never", NEVER), ("always", ALWAYS)):
-        load.save(augment(made, gate=condition), folder / f"{name}.onnx")
+        load.save(augment(explainable, gate=condition), folder / f"{name}.onnx")
 
 
 def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
     """The ratios of every round; two sessions at a time, new ones each round, for two sessions of one file differ."""
-    found: dict[str, list[float]] = {}
+    ratios: dict[str, list[float]] = {}
     for key, pair in PAIRS.items():
         for turn in range(rounds):
             calls = {name: prepared(folder / f"{name}.onnx") for name in pair}
             order = list(calls.items())
-            took = {name: block(call) for name, call in (order if turn % 2 == 0 else order[::-1])}
-            found.setdefault(key, []).append(took[pair[0]] / took[pair[1]])
-    return found
+            seconds = {name: block(call) for name, call in (order if turn % 2 == 0 else order[::-1])}
+            ratios.setdefault(key, []).append(seconds[pair[0]] / seconds[pair[1]])
+    return ratios
 
 
 def prepared(path: Path) -> Callable[[], object]:
@@ -103,7 +105,7 @@ def prepared(path: Path) -> Callable[[], object]:
     return lambda: session.run(None, {"input": x})
 
 
-def told(ratios: list[float]) -> str:
+def spread(ratios: list[float]) -> str:
     """The median, and between what half of the rounds lie."""
     low, middle, high = statistics.quantiles(ratios, n=4)
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
@@ -127,7 +129,7 @@ def table(rows: list[tuple[str, dict[str, list[float]]]], rounds: int, load: flo
         "| model | " + " | ".join(PAIRS) + " |",
         "|---|---:|---:|",
     ]
-    lines += [f"| {model} | " + " | ".join(told(held[key]) for key in PAIRS) + " |" for model, held in rows]
+    lines += [f"| {model} | " + " | ".join(spread(ratios[key]) for key in PAIRS) + " |" for model, ratios in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -1,11 +1,12 @@
-"""What a gradient at the picture costs: against the forward pass, torch autograd and onnx-ad.
+"""Measure a gradient at the picture against the forward pass, torch autograd and onnx-ad.
 
     python benchmarks/gradient.py [--models resnet50 vgg16] [--rounds 10] [--output benchmarks/gradient.md]
 
 The whole depth of the network is differentiated, as saliency, integrated gradients or guided backpropagation need it.
-Every figure is a ratio taken within a round in which each contestant runs one block, the others waiting in processes of
-their own (ONNX Runtime's spinning threads slow what is timed beside them). Weights are random: speed does not depend on
-them. onnx-ad is no requirement of the project; without it (`pip install --no-deps onnx-ad==0.3.0`) its column is empty.
+Every figure is a ratio taken within a round in which each contestant runs one block, the others waiting in processes
+of their own (ONNX Runtime's spinning threads slow whatever is timed next to them). Weights are random: speed does not
+depend on them. onnx-ad is not a requirement of the project; without it (`pip install --no-deps onnx-ad==0.3.0`) its
+column is empty.
 """
 
 from __future__ import annotations
@@ -63,24 +64,24 @@ def compare(model: str, folder: str, rounds: int) -> dict[str, float]:
                 subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             )
             stack.callback(worker.kill)
-            told = speed.ask(worker, model, name)  # loads, and a first block that does not count
-            if "failed" in told:
-                failed[name] = str(told["failed"])
+            answer = speed.ask(worker, model, name)  # loads, and a first block that does not count
+            if "failed" in answer:
+                failed[name] = str(answer["failed"])
                 print(f"{model}, {name}: {failed[name]}", file=sys.stderr)
             else:
                 workers[name] = worker
-        held: dict[str, list[float]] = {}
+        figures: dict[str, list[float]] = {}
         for turn in range(rounds):
             print(f"\r{model}: round {turn + 1} of {rounds}", end="", file=sys.stderr)
-            took: dict[str, float] = {}
+            seconds: dict[str, float] = {}
             for name, worker in workers.items():
-                took |= speed.ask(worker, model, name)
-            for key, value in took.items():
-                held.setdefault(key, []).append(1e3 * value)
+                seconds |= speed.ask(worker, model, name)
+            for key, value in seconds.items():
+                figures.setdefault(key, []).append(1e3 * value)
                 if key != "forward":
-                    held.setdefault(f"{key} / forward", []).append(value / took["forward"])
+                    figures.setdefault(f"{key} / forward", []).append(value / seconds["forward"])
         print(file=sys.stderr)
-    return {key: statistics.median(values) for key, values in held.items()}
+    return {key: statistics.median(values) for key, values in figures.items()}
 
 
 def serve(name: str, model: str, folder: Path) -> None:
@@ -100,11 +101,11 @@ def serve(name: str, model: str, folder: Path) -> None:
             gc.collect()
             calls = WORKERS[name](model, folder)
         order = list(calls)[:: 1 if turn % 2 == 0 else -1]
-        took: dict[str, list[float]] = {}
+        seconds: dict[str, list[float]] = {}
         for key in [*order, *order[::-1]]:
             time.sleep(PAUSE_S)  # the threads of the one before stop waiting for work
-            took.setdefault(key, []).append(speed.block(calls[key]))
-        print(json.dumps({key: statistics.fmean(times) for key, times in took.items()}), flush=True)
+            seconds.setdefault(key, []).append(speed.block(calls[key]))
+        print(json.dumps({key: statistics.fmean(times) for key, times in seconds.items()}), flush=True)
 
 
 def onnxcam(model: str, folder: Path) -> speed.Calls:
@@ -128,8 +129,8 @@ def onnxcam(model: str, folder: Path) -> speed.Calls:
     explainer = Explainer(folder / f"{model}.cam.onnx", session_options=options, providers=["CPUExecutionProvider"])
     x = picture()
     name = plain.get_inputs()[0].name
-    found = explainer.attribution(x, None, "saliency")
-    assert found.shape == x.shape and np.isfinite(found).all()
+    signed = explainer.attribution(x, None, "saliency")
+    assert signed.shape == x.shape and np.isfinite(signed).all()
     return {
         "forward": lambda: plain.run(None, {name: x}),
         "onnxcam": lambda: explainer.attribution(x, None, "saliency"),
@@ -159,14 +160,14 @@ def onnx_ad(model: str, folder: Path) -> speed.Calls:
     import onnxruntime as ort
 
     source = onnx.load(folder / f"{model}.onnx")
-    for held in (*source.graph.input, *source.graph.output):
-        held.type.tensor_type.shape.dim[0].dim_value = 1
+    for value in (*source.graph.input, *source.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
     del source.graph.value_info[:]
-    made = onnx_ad.reverse(onnx.shape_inference.infer_shapes(source), layout="onnx")
+    reverse = onnx_ad.reverse(onnx.shape_inference.infer_shapes(source), layout="onnx")
     options = ort.SessionOptions()
     options.intra_op_num_threads = speed.THREADS
     options.log_severity_level = 3
-    session = ort.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(reverse.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {}
     for value in session.get_inputs():
         shape = [side if isinstance(side, int) else 1 for side in value.shape]

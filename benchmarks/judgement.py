@@ -1,4 +1,4 @@
-"""Whether an error above the tolerance is rounding noise: what the matrix asks a network before it fails a row.
+"""Decide whether an error above the tolerance is rounding noise, before the matrix fails a row.
 
 A gradient jumps where a ReLU is fed a value next to 0, so in a deep network a framework disagrees with itself.
 """
@@ -21,7 +21,7 @@ Ask = Callable[[Any, Any], Sequence[Any]]
 
 
 def distance(a: Any, b: Any) -> Any:
-    """Per sample |a - b| / max(|b|, 1e-12), `[N]`; infinite where it is no number."""
+    """Per sample |a - b| / max(|b|, 1e-12), `[N]`; infinite where it is NaN."""
     if a.shape != b.shape:
         raise ValueError(f"shape {a.shape} where the framework has {b.shape}")
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (a, b))
@@ -32,13 +32,13 @@ def distance(a: Any, b: Any) -> Any:
 def judge(
     mine: Sequence[Any], theirs: Sequence[Any], batch: Any, classes: Any, file: Ask, framework: Ask, exact: Ask
 ) -> tuple[Figures, bool]:
-    """Compare what a file and its framework say of a batch.
+    """Compare the numbers of a file and of its framework on a batch.
 
     Errors above 1e-3 pass below three times the framework's own float32 against its float64 on that sample (`floor`).
-    Where that is smaller than the error, both are asked again right beside the picture, a rounding error away: a
+    Where that is smaller than the error, both are evaluated again next to the picture, a rounding error away: a
     gradient that is wrong is wrong there too, one that only fell on the other side of a ReLU agrees at one of the
-    places (`beside`). Where the ReLUs are so many that no place is free of it, the floor is measured at several places,
-    and the median error must be below three times the median floor.
+    places (`beside`). Where the ReLUs are so numerous that every place is near a jump, the floor is measured at
+    several places, and the median error must be below three times the median floor.
 
     Arguments:
         mine, theirs: scores, activations and gradients of the file and of the framework.
@@ -86,9 +86,9 @@ def _beside(batch: Any) -> Iterator[Any]:
         yield (batch * (1 + ROUNDING * generator.standard_normal(batch.shape))).astype(batch.dtype)
 
 
-def _apart(found: Sequence[Any], expected: Sequence[Any]) -> Any:
+def _apart(actual: Sequence[Any], expected: Sequence[Any]) -> Any:
     """`[quantity, sample]`"""
-    return np.stack([distance(*pair) for pair in zip(found, expected, strict=True)])
+    return np.stack([distance(*pair) for pair in zip(actual, expected, strict=True)])
 
 
 def _note(figures: Figures, kind: str, values: Any, needed: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the methods cost: every figure a multiple of the plain forward pass of the same model, in one run.
+"""Measure what the methods cost: every figure is a multiple of the plain forward pass of the same model, in one run.
 
     python benchmarks/methods.py [--models resnet50 vgg16] [--rounds 9] [--scorecam mobilenet_v2]
 
@@ -33,7 +33,7 @@ from benchmarks.speed import export  # noqa: E402
 MODELS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16")
 BLOCK_S, FEWEST, MOST, PAUSE_S = 0.3, 3, 40, 0.05
 # what is asked of each, as (name, over what, at most, for which models another bound)
-ASKED = (
+SERIES = (
     ("prediction", "forward", 1.02, {}),
     ("one map", "forward", None, {}),
     ("five classes", "one map", 1.10, {"vgg16": 1.3}),
@@ -68,11 +68,11 @@ def main() -> None:
     print(text)
 
 
-def separately(work: Callable[..., None], *given: object) -> None:
+def separately(work: Callable[..., None], *arguments: object) -> None:
     """Run in a process of its own: torch's memory and threads are gone before anything is timed."""
     import multiprocessing
 
-    process = multiprocessing.get_context("spawn").Process(target=work, args=given)
+    process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
     process.start()
     process.join()
 
@@ -91,12 +91,12 @@ def prepare(model: str, folder: Path) -> tuple[dict[str, Callable[[], object]], 
     layer = explainer.layers[-1]
     name = plain.get_inputs()[0].name
     x = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
-    gradient = [held for held in methods("graph") if find(held).gradient]
+    gradient = [method for method in methods("graph") if find(method).gradient]
     raw: dict[str, Any] = {"normalize": "none", "size": "layer"}
 
     def five() -> object:
-        held = explainer.examine(x)
-        return held.classes_map(held.readout.best(held.scores, 5), ["gradcam"], [layer], {})
+        examination = explainer.examine(x)
+        return examination.classes_map(examination.readout.best(examination.scores, 5), ["gradcam"], [layer], {})
 
     calls: dict[str, Callable[[], object]] = {
         "forward": lambda: plain.run(None, {name: x}),
@@ -130,13 +130,13 @@ def compare(make: Callable[[], dict[str, Callable[[], object]]], rounds: int) ->
         for call in calls.values():
             call()
         order = list(calls)[:: 1 if turn % 2 == 0 else -1]
-        took: dict[str, list[float]] = {}
+        seconds: dict[str, list[float]] = {}
         for name in [*order, "forward", *order[::-1]]:
             time.sleep(PAUSE_S)  # the threads of the one before stop waiting for work
-            took.setdefault(name, []).append(block(calls[name]))
-        means = {name: statistics.fmean(held) for name, held in took.items()}
+            seconds.setdefault(name, []).append(block(calls[name]))
+        means = {name: statistics.fmean(values) for name, values in seconds.items()}
         forward.append(means["forward"])
-        for name, over, _, _ in ASKED:
+        for name, over, _, _ in SERIES:
             if name in means:
                 ratios.setdefault(name, []).append(means[name] / means[over])
         calls.clear()
@@ -172,7 +172,7 @@ def score(explainer: Any, x: np.ndarray, forward: Callable[[], object]) -> dict[
         ratios["all / few"].append(timed["all"] / timed["few"])
     return {
         "channels": channels,
-        **{name: statistics.median(held) for name, held in ratios.items()},
+        **{name: statistics.median(values) for name, values in ratios.items()},
         "correlation": float(np.corrcoef(maps["all"].ravel(), maps["few"].ravel())[0, 1]),
     }
 
@@ -196,7 +196,7 @@ def table(rows: dict[str, dict[str, float]], scorecam: dict[str, dict[str, float
         "|---|---|---:|" + "---:|" * len(rows),
         "| forward (ms) | | | " + " | ".join(f"{row['forward ms']:.1f}" for row in rows.values()) + " |",
     ]
-    for name, over, most, others in ASKED:
+    for name, over, most, others in SERIES:
         cells = []
         for model, row in rows.items():
             bound = others.get(model, most)
@@ -211,10 +211,10 @@ def table(rows: dict[str, dict[str, float]], scorecam: dict[str, dict[str, float
             "| | channels | all / that many forward passes | all / a twelfth of them | correlation of the maps |",
             "|---|---:|---:|---:|---:|",
         ]
-        for model, found in scorecam.items():
+        for model, figures in scorecam.items():
             lines.append(
-                f"| {model} | {found['channels']:.0f} | {found['all / C forward']:.2f} | {found['all / few']:.1f} | "
-                f"{found['correlation']:.4f} |"
+                f"| {model} | {figures['channels']:.0f} | {figures['all / C forward']:.2f} | "
+                f"{figures['all / few']:.1f} | {figures['correlation']:.4f} |"
             )
     return "\n".join(lines) + "\n"
 

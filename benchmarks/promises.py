@@ -1,4 +1,4 @@
-"""Measures what the monitor promises, and writes the figures into docs/explanation/promises.md.
+"""Measure what the monitor promises, and write the figures into docs/explanation/promises.md.
 
     python benchmarks/promises.py [ROW...] [--write]
 
@@ -65,20 +65,20 @@ def hook_cost(calls: int = 5000, rows: int = 256) -> dict[str, float]:
     monitor = Monitor(augment(plain), sink=gate, when=when, queue=rows, **UNLIMITED)
     while monitor.observe(scores, tensor=tensor):
         time.sleep(0)
-    took = []
+    microseconds = []
     for _ in range(calls):
         start = time.perf_counter()
         monitor.observe(scores, tensor=tensor)
-        took.append((time.perf_counter() - start) * 1e6)
+        microseconds.append((time.perf_counter() - start) * 1e6)
     gate.open.set()
     monitor.close(0.0)
-    return {"p50": float(np.percentile(took, 50)), "p99": float(np.percentile(took, 99))}
+    return {"p50": float(np.percentile(microseconds, 50)), "p99": float(np.percentile(microseconds, 99))}
 
 
-def serving(shown: bool) -> ort.InferenceSession:
-    """The bundled EfficientNet-Lite0, its target layer's value `shown` among the outputs or the scores alone."""
+def serving(with_layer: bool) -> ort.InferenceSession:
+    """The bundled EfficientNet-Lite0, its outputs `with_layer` the target layer's value or the scores alone."""
     model = onnx.load(MODEL)
-    if not shown:
+    if not with_layer:
         (scores,) = (output for output in model.graph.output if output.name == "logits")
         del model.graph.output[:]
         model.graph.output.append(scores)
@@ -93,7 +93,7 @@ def overhead(
     calls: int = 1500,
     block: int = 500,
     when: str = ALWAYS,
-    shown: bool = True,
+    with_layer: bool = True,
 ) -> dict[str, float]:
     """Row 3: the bundled EfficientNet-Lite0, every request low-confidence; plain and watched blocks in turn.
 
@@ -101,13 +101,13 @@ def overhead(
     with a rest after every hundred calls that would be their hundredth.
 
     Arguments:
-        shown: the serving model shows its target layer's value, and the worker runs the graph behind it alone; else it
-            runs the whole explainable model.
+        with_layer: the serving model outputs its target layer's value, and the worker runs the tail alone; else the
+            worker runs the whole explainable model.
 
     Returns:
         the medians over the rounds of the ratios of p50 and of p99, and how many rows a round explained.
     """
-    plain = serving(shown)
+    plain = serving(with_layer)
     source = plain.get_inputs()[0]
     shape = [d if isinstance(d, int) else 1 for d in source.shape]
     feed = {source.name: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
@@ -118,20 +118,20 @@ def overhead(
     ratios: dict[str, list[float]] = {"p50": [], "p99": []}
     before = monitor.stats()["explained"]
     for _ in range(rounds):
-        took: dict[bool, list[float]] = {False: [], True: []}
+        seconds: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(2 * calls // block):
             busy = turn % 2 == 1
             session = watched if busy else plain
             for _ in range(block):
                 start = time.perf_counter()
                 session.run(None, feed)
-                took[busy].append(time.perf_counter() - start)
+                seconds[busy].append(time.perf_counter() - start)
             monitor.flush(5)
         for name, level in (("p50", 50), ("p99", 99)):
-            ratios[name].append(float(np.percentile(took[True], level) / np.percentile(took[False], level)))
+            ratios[name].append(float(np.percentile(seconds[True], level) / np.percentile(seconds[False], level)))
     explained = (monitor.stats()["explained"] - before) / rounds
     monitor.close(5)
-    return {name: statistics.median(found) for name, found in ratios.items()} | {"explained": explained}
+    return {name: statistics.median(values) for name, values in ratios.items()} | {"explained": explained}
 
 
 def memory(calls: int = 100_000, queue_bytes: int = 64 << 20) -> dict[str, float]:
@@ -156,10 +156,10 @@ def memory(calls: int = 100_000, queue_bytes: int = 64 << 20) -> dict[str, float
         monitor.observe(scores, tensor=tensor)
         if call % 1000 == 0:
             most = max(most, _resident())
-    held = monitor.stats()["queue_bytes"]
+    queued = monitor.stats()["queue_bytes"]
     gate.open.set()
     monitor.close(0.0)
-    return {"growth": (max(most, _resident()) - start) / 2**20, "queued": held / 2**20, "bound": queue_bytes / 2**20}
+    return {"growth": (max(most, _resident()) - start) / 2**20, "queued": queued / 2**20, "bound": queue_bytes / 2**20}
 
 
 def leak(calls: int = 100_000) -> dict[str, float]:
@@ -192,11 +192,11 @@ def leak(calls: int = 100_000) -> dict[str, float]:
 
 def _descriptors(process: psutil.Process) -> int:
     """Those that stay open: the worker opens and closes one after every explanation."""
-    found = []
+    counts = []
     for _ in range(20):
-        found.append(process.num_fds())
+        counts.append(process.num_fds())
         time.sleep(0.005)
-    return min(found)
+    return min(counts)
 
 
 def _resident() -> int:
@@ -204,33 +204,35 @@ def _resident() -> int:
 
 
 def row_2() -> str:
-    found = hook_cost()
-    return f"p50 {found['p50']:.0f} µs, p99 {found['p99']:.0f} µs"
+    figures = hook_cost()
+    return f"p50 {figures['p50']:.0f} µs, p99 {figures['p99']:.0f} µs"
 
 
 def row_3() -> str:
     parts = []
     for worker in ("thread", "process"):
-        for shown, name in ((True, "layer shown"), (False, "scores alone")):
-            found = overhead(worker, shown=shown)
+        for with_layer, name in ((True, "layer shown"), (False, "scores alone")):
+            figures = overhead(worker, with_layer=with_layer)
             parts.append(
-                f"{worker}, {name}: p50 × {found['p50']:.3f}, p99 × {found['p99']:.3f} "
-                f"({found['explained']:.0f} explained a round)"
+                f"{worker}, {name}: p50 × {figures['p50']:.3f}, p99 × {figures['p99']:.3f} "
+                f"({figures['explained']:.0f} explained a round)"
             )
     return "; ".join(parts)
 
 
 def row_5() -> str:
-    found = memory()
-    return f"{found['growth']:.0f} MiB with queue_bytes = {found['bound']:.0f} MiB, {found['queued']:.0f} MiB queued"
+    figures = memory()
+    return (
+        f"{figures['growth']:.0f} MiB with queue_bytes = {figures['bound']:.0f} MiB, {figures['queued']:.0f} MiB queued"
+    )
 
 
 def row_20() -> str:
     calls = 600_000  # the allocator takes and gives back pieces of 2 MiB, which fewer would turn into a slope
-    found = leak(calls)
+    figures = leak(calls)
     return (
-        f"{calls:,} calls: {found['slope']:+.2f} MiB per 100,000 ({found['explained']:.0f} explained), "
-        f"{found['descriptors']:.0f} descriptors lost"
+        f"{calls:,} calls: {figures['slope']:+.2f} MiB per 100,000 ({figures['explained']:.0f} explained), "
+        f"{figures['descriptors']:.0f} descriptors lost"
     )
 
 

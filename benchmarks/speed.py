@@ -1,4 +1,4 @@
-"""What a Grad-CAM costs: against the plain forward pass, and against the packages people use today.
+"""Measure one Grad-CAM against the plain forward pass, and against the packages people use today.
 
     python benchmarks/speed.py [--models resnet50 vgg16] [--rounds 12] [--output benchmarks/speed.md]
 
@@ -66,19 +66,19 @@ def compare(model: str, folder: str, rounds: int) -> dict[str, float]:
             stack.callback(worker.kill)
             workers[name] = worker
             ask(worker, model, name)
-        found: dict[str, list[float]] = {}
+        figures: dict[str, list[float]] = {}
         for turn in range(rounds):
             print(f"\r{model}: round {turn + 1} of {rounds}", end="", file=sys.stderr)
-            took: dict[str, float] = {}
+            seconds: dict[str, float] = {}
             for name, worker in workers.items():
-                took |= ask(worker, model, name)
+                seconds |= ask(worker, model, name)
             for key in ("forward", "onnxcam"):
-                found.setdefault(key, []).append(1e3 * took[key])
-            found.setdefault("onnxcam / forward", []).append(took["onnxcam"] / took["forward"])
+                figures.setdefault(key, []).append(1e3 * seconds[key])
+            figures.setdefault("onnxcam / forward", []).append(seconds["onnxcam"] / seconds["forward"])
             for name in PACKAGES:
-                found.setdefault(name, []).append(took[name] / took["onnxcam"])
+                figures.setdefault(name, []).append(seconds[name] / seconds["onnxcam"])
         print(file=sys.stderr)
-    return {key: statistics.median(held) for key, held in found.items()}
+    return {key: statistics.median(values) for key, values in figures.items()}
 
 
 def ask(worker: subprocess.Popen[str], model: str, name: str) -> dict[str, float]:
@@ -97,8 +97,8 @@ def serve(name: str, model: str, folder: Path) -> None:
     calls = WORKERS[name](model, folder)
     for turn, _ in enumerate(sys.stdin):
         order = list(calls.items())
-        took = {key: block(call) for key, call in (order if turn % 2 == 0 else order[::-1])}
-        print(json.dumps(took), flush=True)
+        seconds = {key: block(call) for key, call in (order if turn % 2 == 0 else order[::-1])}
+        print(json.dumps(seconds), flush=True)
 
 
 def build(name: str):  # type: ignore[no-untyped-def]
@@ -123,13 +123,13 @@ def export(model: str, folder: Path) -> None:
     from onnxcam.network import manifest
     from onnxcam.network.split import head_of
 
-    made = pytorch.export(build(model), torch.randn(1, 3, 224, 224), None, verify=False)
-    assert not isinstance(made, dict)
-    load.save(made, folder / f"{model}.cam.onnx")
-    graph = prepare(made)
-    held = manifest.read(made)
-    assert held is not None
-    load.save(head_of(graph, held), folder / f"{model}.onnx")
+    explainable = pytorch.export(build(model), torch.randn(1, 3, 224, 224), None, verify=False)
+    assert not isinstance(explainable, dict)
+    load.save(explainable, folder / f"{model}.cam.onnx")
+    graph = prepare(explainable)
+    header = manifest.read(explainable)
+    assert header is not None
+    load.save(head_of(graph, header), folder / f"{model}.onnx")
 
 
 def onnxcam(model: str, folder: Path) -> Calls:
@@ -148,14 +148,14 @@ def onnxcam(model: str, folder: Path) -> Calls:
     options.log_severity_level = 3
     plain = ort.InferenceSession(folder / f"{model}.onnx", options, providers=["CPUExecutionProvider"])
     cam = ort.InferenceSession(folder / f"{model}.cam.onnx", options, providers=["CPUExecutionProvider"])
-    held = json.loads(cam.get_modelmeta().custom_metadata_map["onnxcam"])
+    header = json.loads(cam.get_modelmeta().custom_metadata_map["onnxcam"])
     x = np.random.default_rng(1234).normal(size=(1, 3, 224, 224)).astype(np.float32)
-    wanted = [held["scores"]["name"], held["layers"][0]["heatmaps"]["gradcam"]]
-    name = held["input"]["name"]
+    outputs = [header["scores"]["name"], header["layers"][0]["heatmaps"]["gradcam"]]
+    name = header["input"]["name"]
     top = np.asarray([-1], np.int64)
     return {
-        "forward": lambda: plain.run(wanted[:1], {name: x}),
-        "onnxcam": lambda: cam.run(wanted, {name: x, "target": top}),
+        "forward": lambda: plain.run(outputs[:1], {name: x}),
+        "onnxcam": lambda: cam.run(outputs, {name: x, "target": top}),
     }
 
 
@@ -212,19 +212,19 @@ def torch_autograd(model: str, folder: Path) -> Calls:
 
     net = build(model).requires_grad_(False)
     x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1234))
-    kept = {}
+    hooked = {}
 
     def hook(module: object, inputs: object, output):  # type: ignore[no-untyped-def]
         # the pass back ends here, as far as autograd is concerned
-        kept["a"] = output.detach().clone().requires_grad_()
-        return kept["a"].clone()
+        hooked["a"] = output.detach().clone().requires_grad_()
+        return hooked["a"].clone()
 
     net.get_submodule(LAYERS[model]).register_forward_hook(hook)
 
     def call() -> object:
         scores = net(x)
-        (gradient,) = torch.autograd.grad(scores[0, scores[0].argmax()], kept["a"])
-        return (gradient.mean(dim=(2, 3), keepdim=True) * kept["a"]).sum(dim=1).relu()
+        (gradient,) = torch.autograd.grad(scores[0, scores[0].argmax()], hooked["a"])
+        return (gradient.mean(dim=(2, 3), keepdim=True) * hooked["a"]).sum(dim=1).relu()
 
     return {"torch autograd": call}
 

@@ -32,7 +32,7 @@ def path(name: str) -> Path:
     Raises:
         OnnxcamError: no bundled file has that name.
     """
-    found = Path(str(files(__name__) / name))
-    if name not in names() or not found.is_file():
+    file = Path(str(files(__name__) / name))
+    if name not in names() or not file.is_file():
         raise OnnxcamError(f"no bundled file is called {name!r}; there are {listing(names())}")
-    return found
+    return file

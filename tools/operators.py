@@ -23,42 +23,41 @@ TOP = f"""# Operators
 
 Written by `make pages` from the gradient rules themselves; do not edit.
 
-What stands between a target layer and the scores has to be differentiated; what stands before the layer may be anything
-that the runtime runs. Models of opset {LOWEST_OPSET} to {HIGHEST_OPSET} are taken as they are, older ones are brought
-to {LOWEST_OPSET} first. An operator that is not covered is refused before anything runs, by name, with the way from the
-layer to the scores that needs it.
+Every operator between a target layer and the scores has to be differentiated; operators before the layer may be
+anything that the runtime runs. Models of opset {LOWEST_OPSET} to {HIGHEST_OPSET} are taken as they are, older ones
+are converted to {LOWEST_OPSET} first. An operator that is not covered is refused before anything runs, by name, with
+the path from the layer to the scores that needs it.
 
 X, W, … are inputs, Y the output, dY the gradient of the score with respect to Y. The rules emit operators of this same
 list, so the result is a plain ONNX file.
 
 Each rule is compared with finite differences in float64 over its attributes, and so is every case that onnx tests its
 operators with: of those 1,884, all that compute floating-point numbers from floating-point numbers agree (2,500 pairs
-of an output and an input), or are on the list of what is left out, and why, in `tests/autodiff/test_backend_cases.py`.
+of an output and an input), or are listed as left out, with the reason, in `tests/autodiff/test_backend_cases.py`.
 """
 ZERO = """## Operators that pass nothing back
 
-Their outputs are whole numbers, truth values, shapes or chance, or steps that are level almost everywhere: a gradient
-ends there, and what comes by other ways is right.
+Their outputs are integers, booleans, shapes or random numbers, or piecewise constant: no gradient flows through them,
+and gradients by other paths are unaffected.
 
 """
-WRITTEN_OUT = """## Operators that are written out
+DECOMPOSED = """## Operators that are decomposed
 
-The specification defines these by other operators, which take their place: {}.
+The specification defines these as functions of other operators, which replace them: {}.
 
-Local functions of a model are written out too, and an `If` whose condition is known before the model runs as the branch
-it takes.
+Local functions of a model are inlined too, and an `If` with a constant condition becomes the branch that it takes.
 """
 QUANTIZED = """## Quantized operators
 
 `QuantizeLinear` and `DequantizeLinear`, also those of the `com.microsoft` domain, are differentiated straight through
-the rounding; their scales are taken as given. Operators that compute on quantized numbers, standard and of that domain,
-are written as the operator on real numbers between those two: {}.
+the rounding; their scales are constants. Operators that compute on quantized numbers, standard and of that domain,
+are replaced by the operator on real numbers between those two: {}.
 
-Refused, for their scales are known only as they run, or their parts cannot be told apart: {}.
+Refused, because their scales are computed at run time or their parts cannot be separated: {}.
 """
 REST = """## The rest
 
-No gradient can reach these, for nothing in them, or nothing out of them, is a floating-point number: {}.
+No gradient can reach these, because none of their inputs, or none of their outputs, is a floating-point tensor: {}.
 """
 
 
@@ -71,7 +70,7 @@ def page() -> str:
             head = [f"### {_title(module)}", "", "| operator | gradient | but not |", "|---|---|---|"]
             parts.append("\n".join([*head, *rows]) + "\n")
     parts.append(ZERO + _listed(registry.without_gradient()) + ".\n")
-    parts.append(WRITTEN_OUT.format(_listed(COMPOSITE)))
+    parts.append(DECOMPOSED.format(_listed(COMPOSITE)))
     forms = quantized.FORMS.keys() - registry.registered()
     parts.append(QUANTIZED.format(_listed(forms), _listed(quantized.REFUSED)))
     reasons: dict[str, list[str]] = {}
@@ -89,7 +88,7 @@ def _modules() -> Iterator[ModuleType]:
 
 
 def _title(module: ModuleType) -> str:
-    """What a module says of itself, in short."""
+    """A module's title, from its docstring."""
     first = re.split(r"\. | \(|\.$", (module.__doc__ or "").splitlines()[0])[0]
     title = re.sub(r"^VJP rules(:| of) ", "", first)
     return title[:1].upper() + title[1:]
@@ -109,41 +108,41 @@ def _rows(module: ModuleType) -> Iterator[str]:
 
 
 def _since(name: str) -> str:
-    """The first opset a rule holds for, where it is not all."""
+    """The first opset a rule covers, where that is not all."""
     first = next(opset for opset in range(1, HIGHEST_OPSET + 1) if registry.find(name, opset) is not None)
     return f" (opset {first})" if first > LOWEST_OPSET else ""
 
 
 def _refusals(module: ModuleType, name: str) -> list[str]:
-    """What a rule refuses, itself or by the functions of its module that it calls, in the words of its messages."""
+    """The cases a rule refuses, itself or in the functions of its module that it calls, as its messages state them."""
     functions = {
         node.name: node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.FunctionDef)
     }
-    found: list[str] = []
+    refusals: list[str] = []
     reached = [name]
     for reach in reached:
         for node in ast.walk(functions[reach]):
             if isinstance(node, ast.Name) and node.id in functions and node.id not in reached:
                 reached.append(node.id)
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "node.refuse":
-                found.append(_text(node.args[0]))
-    return list(dict.fromkeys(found))
+                refusals.append(_text(node.args[0]))
+    return list(dict.fromkeys(refusals))
 
 
 def _text(message: ast.expr) -> str:
-    """A message with … for what is filled in."""
+    """A message with … for each value that is filled in."""
     if isinstance(message, ast.JoinedStr):
         return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in message.values)
     return str(ast.literal_eval(message))
 
 
 def _rest() -> set[str]:
-    """The operators of the standard that are on none of the lists, since no floating-point number goes through them."""
-    told = registry.registered() | registry.without_gradient() | registry.refused().keys() | COMPOSITE
-    told |= quantized.FORMS.keys() | quantized.REFUSED.keys()
+    """The standard operators that are on none of the lists, since no floating-point number passes through them."""
+    listed = registry.registered() | registry.without_gradient() | registry.refused().keys() | COMPOSITE
+    listed |= quantized.FORMS.keys() | quantized.REFUSED.keys()
     names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain}
     left = set()
-    for name in names - told:
+    for name in names - listed:
         try:
             schema = onnx.defs.get_schema(name, HIGHEST_OPSET)
         except onnx.defs.SchemaError:  # of a later opset
@@ -156,7 +155,7 @@ def _rest() -> set[str]:
 
 def _carries(schema: onnx.defs.OpSchema) -> bool:
     """Whether floating-point numbers, or sequences of them, go in and out."""
-    allowed = {held.type_param_str: set(held.allowed_type_strs) for held in schema.type_constraints}
+    allowed = {constraint.type_param_str: set(constraint.allowed_type_strs) for constraint in schema.type_constraints}
 
     def floats(sides: list[onnx.defs.OpSchema.FormalParameter]) -> bool:
         kinds = set().union(*(allowed.get(side.type_str, {side.type_str}) for side in sides))

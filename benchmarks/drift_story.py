@@ -60,14 +60,14 @@ def main() -> None:
     print(json.dumps(story | {"seconds": round(time.perf_counter() - start)}, indent=2))
 
 
-def verdict(judgement: drift.Verdict, report: Report) -> dict[str, Any]:
+def verdict(assessment: drift.Verdict, report: Report) -> dict[str, Any]:
     """What is printed of a window."""
-    moved = [s for s in judgement.statistics if s.drifted]
+    moved = [s for s in assessment.statistics if s.drifted]
     return {
-        "verdict": judgement.verdict,
-        "records": judgement.records,
-        "score": judgement.score,
-        "threshold": judgement.threshold,
+        "verdict": assessment.verdict,
+        "records": assessment.records,
+        "score": assessment.score,
+        "threshold": assessment.threshold,
         "low_confidence": round(report.low_rate, 3),
         "moved": {
             s.name: {"from": s.baseline, "to": s.window, "distance": s.distance, "score": s.score} for s in moved
@@ -183,11 +183,11 @@ def tell(output: Path, records: int = 600, seed: int = 1234, names: Sequence[str
     for name in names:
         folder = output / name
         counts = watch(folder, photographs, rng, clock, records, CHANGES[name])
-        judgement = drift.judge(reading.records(folder), detector, records)
+        assessment = drift.assess(reading.records(folder), detector, records)
         report = Report.of(reading.records(folder), detector.baseline)
         title = f"EfficientNet-Lite0, {name}"
-        (output / f"{name}.html").write_text(page.render(report, folder, judgement, counts, title=title))
-        verdicts[name] = verdict(judgement.latest, report)
+        (output / f"{name}.html").write_text(page.render(report, folder, assessment, counts, title=title))
+        verdicts[name] = verdict(assessment.latest, report)
     return verdicts
 
 

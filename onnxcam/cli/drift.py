@@ -16,7 +16,7 @@ from onnxcam.cli.monitor import folder_argument, span_options
 from onnxcam.errors import InputError, SettingError
 
 if TYPE_CHECKING:
-    from onnxcam.monitor.drift import Judgement, Verdict
+    from onnxcam.monitor.drift import Assessment, Verdict
 
 _MARKS = {"ok": ("ok", "green"), "drift": ("drift", "red"), "not enough data": ("not enough data", "yellow")}
 _SHOWN = 5  # statistics told about a window
@@ -106,11 +106,11 @@ def baseline(
     from onnxcam.monitor import baseline as baselines
     from onnxcam.monitor import reading
 
-    met = reading.Met()
-    document, notes = baselines.build(reading.records(folder, reading.Query(since, until), met), rows=rows, seed=seed)
+    scan = reading.Scan()
+    document, notes = baselines.build(reading.records(folder, reading.Query(since, until), scan), rows=rows, seed=seed)
     write_bytes(output, json.dumps(document, separators=(",", ":")).encode() + b"\n")
     held = baselines.load(output)
-    notes = [*met.notes(), *notes]
+    notes = [*scan.notes(), *notes]
     classes = [held.label(index) for index in held.classes]
     told = {
         "output": str(output),
@@ -184,14 +184,14 @@ def drift(
 
     Exit status: 0 done, 1 no records or no baseline can be read, 2 wrong usage, 5 a --fail-on condition holds.
     """
-    judgement, notes = judged(folder, path, window, false_alarms, since, until, seed)
-    latest = judgement.latest
+    assessment, notes = judged(folder, path, window, false_alarms, since, until, seed)
+    latest = assessment.latest
     if as_json:
         options.print_json(
-            {"verdict": latest.verdict, "windows": [w.to_dict() for w in judgement.windows], "notes": notes}
+            {"verdict": latest.verdict, "windows": [w.to_dict() for w in assessment.windows], "notes": notes}
         )
     else:
-        for verdict in judgement.windows:
+        for verdict in assessment.windows:
             _show(verdict, whole=verdict is latest)
         _notes(notes)
     if latest.verdict in [{"drift": "drift", "no-data": "not enough data"}[name] for name in fail_on]:
@@ -206,7 +206,7 @@ def judged(
     since: datetime | None,
     until: datetime | None,
     seed: int,
-) -> tuple[Judgement, list[str]]:
+) -> tuple[Assessment, list[str]]:
     """Verdicts on a folder's records, and notes.
 
     Raises:
@@ -217,13 +217,13 @@ def judged(
     from onnxcam.monitor import drift as drifts
 
     held = baselines.load(path)
-    met = reading.Met()
+    scan = reading.Scan()
     replicates = max(drifts.REPLICATES, int(10 / false_alarms))
     detector = drifts.Detector(held, false_alarms=false_alarms, replicates=replicates, seed=seed)
     after = None if since is not None else held.until
     query = reading.Query(since, until, matches=lambda record: after is None or record["ts"] > after)
-    judgement = drifts.judge(reading.records(folder, query, met), detector, window)
-    return judgement, [*met.notes(), *judgement.notes, *counters.notes(counters.total(folder))]
+    assessment = drifts.assess(reading.records(folder, query, scan), detector, window)
+    return assessment, [*scan.notes(), *assessment.notes, *counters.notes(counters.total(folder))]
 
 
 def _show(verdict: Verdict, *, whole: bool) -> None:
@@ -319,23 +319,23 @@ def report(
     from onnxcam.monitor import counters, page, reading
     from onnxcam.monitor.report import Report
 
-    met = reading.Met()
+    scan = reading.Scan()
     held = None if path is None else baselines.load(path)
-    found = Report.of(reading.records(folder, reading.Query(since, until), met), held, top=top)
+    found = Report.of(reading.records(folder, reading.Query(since, until), scan), held, top=top)
     if not found.count:
         raise InputError("no records of that time; a report needs one at least")
-    notes = met.notes()
-    judgement = None
+    notes = scan.notes()
+    assessment = None
     if path is not None:
-        judgement, more = judged(folder, path, window, false_alarms, since, until, seed)
+        assessment, more = judged(folder, path, window, false_alarms, since, until, seed)
         notes = list(dict.fromkeys([*notes, *more]))
-    text = page.render(found, folder, judgement, counters.total(folder), title=title, notes=notes)
+    text = page.render(found, folder, assessment, counters.total(folder), title=title, notes=notes)
     write_bytes(output, text.encode())
     told = {
         "output": str(output),
         "bytes": len(text.encode()),
         "records": found.count,
-        "verdict": None if judgement is None else judgement.latest.verdict,
+        "verdict": None if assessment is None else assessment.latest.verdict,
         "notes": notes,
     }
     if as_json:

@@ -149,10 +149,10 @@ def tail(folder: Path, count: int, follow: bool, as_json: bool, **query: Any) ->
     """
     from onnxcam.monitor import reading
 
-    wanted, met = _query(query), reading.Met()
+    wanted, scan = _query(query), reading.Scan()
     coming = reading.follow(folder, wanted) if follow else iter(())
-    _print(deque(reading.records(folder, wanted, met), count or 1) if count else (), as_json)
-    _note(met.notes())
+    _print(deque(reading.records(folder, wanted, scan), count or 1) if count else (), as_json)
+    _note(scan.notes())
     _print(coming, as_json)
 
 
@@ -188,12 +188,12 @@ def query(folder: Path, sort: str, limit: int | None, as_json: bool, **query: An
 
     from onnxcam.monitor import reading
 
-    met = reading.Met()
-    found: Iterator[Record] = reading.records(folder, _query(query), met)
+    scan = reading.Scan()
+    found: Iterator[Record] = reading.records(folder, _query(query), scan)
     if sort != "time":
         found = iter(heapq.nsmallest(limit or sys.maxsize, found, key=_order(sort)))
     printed = _print(islice(found, limit), as_json)
-    _note([f"{printed} records", *met.notes()])
+    _note([f"{printed} records", *scan.notes()])
 
 
 @click.command(
@@ -216,12 +216,12 @@ def stats(folder: Path, since: datetime | None, until: datetime | None, as_json:
     """
     from onnxcam.monitor import counters, reading
 
-    met, found = reading.Met(), _Counted()
-    for record in reading.records(folder, reading.Query(since, until), met):
+    scan, found = reading.Scan(), _Counted()
+    for record in reading.records(folder, reading.Query(since, until), scan):
         found.add(record)
     counted = counters.total(folder)
-    notes = [*met.notes(), *counters.notes(counted)]
-    told = {"counters": counted, "records": found.told(), "segments": met.segments, "notes": notes}
+    notes = [*scan.notes(), *counters.notes(counted)]
+    told = {"counters": counted, "records": found.told(), "segments": scan.segments, "notes": notes}
     if as_json:
         options.print_json(told)
         return
@@ -257,13 +257,13 @@ def prune(folder: Path, max_bytes: int | None, max_age: float | None, max_record
     import time
 
     from onnxcam.monitor import counters, reading, segments
-    from onnxcam.monitor.retention import Keeper, Limits, sweep
+    from onnxcam.monitor.retention import Limits, Retention, remove_unreferenced
 
     reading.segments(folder)  # refuses a folder that is no monitor's
-    segments.mend(folder)
-    keeper = Keeper(folder, Limits(max_bytes, max_age, max_records))
+    segments.recover(folder)
+    keeper = Retention(folder, Limits(max_bytes, max_age, max_records))
     removed = keeper.clear(time.time())
-    swept = sweep(folder)
+    swept = remove_unreferenced(folder)
     if max_age is not None:
         counters.prune(folder, max_age)
     told = {

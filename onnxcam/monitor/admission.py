@@ -1,6 +1,6 @@
-"""Which rows are explained: sampling, a token bucket, a daily budget, and how full the queue may be.
+"""Admission control: sampling, a token bucket and a daily budget decide which rows are explained.
 
-Nothing here locks: the monitor calls it under its own lock.
+Nothing here locks: the queue calls it under its own lock.
 """
 
 from __future__ import annotations
@@ -18,87 +18,87 @@ import numpy as np
 from onnxcam.errors import SettingError
 
 DAY = 86400.0
-# one part in so many of rate and budget is kept for the sample of confident predictions
+# one part in RESERVE of rate and budget is reserved for the sample of confident predictions
 RESERVE = 10
 _PERIODS = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0, "day": DAY}
 _NUMBER = r"(\d+\.?\d*|\.\d+)"
 
 
 class Clock(Protocol):
-    """Where the monitor takes the time from."""
+    """The source of time for the monitor."""
 
     def monotonic(self) -> float:
-        """Seconds that never go back."""
+        """Return seconds that never go back."""
 
     def time(self) -> float:
-        """Seconds since 1970, UTC."""
+        """Return seconds since 1970, UTC."""
 
 
 class SystemClock:
     """The machine's own clocks."""
 
     def monotonic(self) -> float:
-        """Seconds that never go back."""
+        """Return seconds that never go back."""
         return time.monotonic()
 
     def time(self) -> float:
-        """Seconds since 1970, UTC."""
+        """Return seconds since 1970, UTC."""
         return time.time()
 
 
 class Rate(NamedTuple):
-    """`amount` in every `period` seconds."""
+    """`amount` rows in every `period` seconds."""
 
     amount: float
     period: float
 
     @property
     def per_second(self) -> float:
-        """Rows a second in the long run."""
+        """Rows per second, averaged over a period."""
         return self.amount / self.period
 
 
 def parse_rate(text: str | float | None) -> Rate | None:
-    """A rate from `2/s`, `30/min`, `500/h`, `5000/day`, or a number a second; None is no limit.
+    """Parse a rate such as `2/s`, `30/min`, `500/h`, `5000/day`, or a number per second; None means no limit.
 
     Raises:
-        SettingError: it is none of these.
+        SettingError: not a rate.
     """
     if text is None:
         return None
     if isinstance(text, (int, float)) and not isinstance(text, bool) and 0 < text < math.inf:
         return Rate(float(text), 1.0)
-    found = re.fullmatch(rf"\s*{_NUMBER}\s*/\s*([a-z]+)\s*", text.lower()) if isinstance(text, str) else None
-    if found is None or found[2] not in _PERIODS or float(found[1]) <= 0:
+    match = re.fullmatch(rf"\s*{_NUMBER}\s*/\s*([a-z]+)\s*", text.lower()) if isinstance(text, str) else None
+    if match is None or match[2] not in _PERIODS or float(match[1]) <= 0:
         raise SettingError(
             f"rate={text!r}; expected such as '2/s', '30/min', '500/h', '5000/day', or None for no limit"
         )
-    return Rate(float(found[1]), _PERIODS[found[2]])
+    return Rate(float(match[1]), _PERIODS[match[2]])
 
 
-class Bucket:
-    """A token bucket: `rate` tokens a second, at most `burst` of them saved up, full at first."""
+class TokenBucket:
+    """A token bucket, full at first: it gains `rate` tokens per second up to `burst`."""
 
     def __init__(self, rate: float, burst: float) -> None:
         self.rate = rate
         self.burst = burst
         self.tokens = burst
-        self._at: float | None = None
+        self._updated: float | None = None
 
     def level(self, now: float) -> float:
-        """Tokens there are at this monotonic time."""
-        if self._at is not None and now > self._at:
-            self.tokens = min(self.burst, self.tokens + (now - self._at) * self.rate)
-        self._at = now if self._at is None else max(self._at, now)
+        """Return the tokens available at this monotonic time."""
+        if self._updated is not None and now > self._updated:
+            self.tokens = min(self.burst, self.tokens + (now - self._updated) * self.rate)
+        self._updated = now if self._updated is None else max(self._updated, now)
         return self.tokens
 
     def take(self, count: float) -> None:
-        """Spend tokens, as many as `level` showed at most."""
+        """Spend tokens, at most as many as `level` returned."""
         self.tokens -= count
 
 
-class Budget:
-    """So many a day, days being those of UTC; a clock set back does not open a day again."""
+class DailyBudget:
+    """At most `daily` rows per UTC day; a clock that is set back does not renew the budget."""
 
     def __init__(self, daily: int) -> None:
         self.daily = daily
@@ -106,19 +106,19 @@ class Budget:
         self._day = -math.inf
 
     def left(self, now: float) -> int:
-        """What remains at this wall-clock time."""
+        """Return the rows left at this wall-clock time."""
         day = now // DAY
         if day > self._day:
             self._day, self.unspent = day, self.daily
         return self.unspent
 
     def take(self, count: int) -> None:
-        """Spend, as many as `left` showed at most."""
+        """Spend rows, at most as many as `left` returned."""
         self.unspent -= count
 
 
-class Lane(NamedTuple):
-    """How many of one lane's rows go on, and the gates at which the rest stopped."""
+class Admission(NamedTuple):
+    """How many candidates of one kind are admitted, and how many the rate and the budget turned away."""
 
     admitted: int
     rate: int
@@ -127,7 +127,7 @@ class Lane(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """Settings of `Gates`; None is no limit."""
+    """Settings of `RateLimiter`; None means no limit."""
 
     rate: Rate | None
     burst: float | None
@@ -135,72 +135,72 @@ class Limits:
     baseline: bool
 
 
-class Gates:
-    """Token bucket and daily budget, shared by unsure rows and the baseline's sample of confident ones.
+class RateLimiter:
+    """Token bucket and daily budget, shared by uncertain rows and the baseline's sample of confident rows.
 
-    A tenth of both is the baseline's own, so that a flood of unsure rows cannot silence it; for what it takes beyond
-    that it competes like any other row. What it leaves of its share is not lost: only the last token of the bucket
-    (and the part of the budget it has not used yet) is kept back for it.
+    A tenth of both is reserved for the baseline, so that a flood of uncertain rows cannot silence it; beyond that the
+    baseline competes like any other row. What the baseline does not use of its share is not lost: only the last token
+    of the bucket, and the unspent part of the reserved budget, are withheld from other rows.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._bucket = self._own_bucket = None
-        self._budget = self._own_budget = None
-        self._kept = 0
+        self._bucket = self._baseline_bucket = None
+        self._budget = self._baseline_budget = None
+        self._reserved_tokens = 0
         if limits.rate is not None:
             burst = limits.burst if limits.burst is not None else max(1.0, limits.rate.amount)
-            self._bucket = Bucket(limits.rate.per_second, burst)
+            self._bucket = TokenBucket(limits.rate.per_second, burst)
             if limits.baseline and burst >= 2:
-                self._kept = 1
-                self._own_bucket = Bucket(limits.rate.per_second / RESERVE, max(1.0, burst / RESERVE))
+                self._reserved_tokens = 1
+                self._baseline_bucket = TokenBucket(limits.rate.per_second / RESERVE, max(1.0, burst / RESERVE))
         if limits.daily_budget is not None:
-            self._budget = Budget(limits.daily_budget)
+            self._budget = DailyBudget(limits.daily_budget)
             if limits.baseline and limits.daily_budget >= RESERVE:
-                self._own_budget = Budget(limits.daily_budget // RESERVE)
+                self._baseline_budget = DailyBudget(limits.daily_budget // RESERVE)
 
-    def admit(self, count: int, monotonic: float, wall: float, *, baseline: bool = False) -> Lane:
-        """How many of `count` rows may pass now; nothing is spent yet."""
+    def admit(self, count: int, monotonic: float, wall: float, *, baseline: bool = False) -> Admission:
+        """Return how many of `count` rows may pass now; nothing is spent yet."""
         passed = count
         if self._bucket is not None:
             passed = min(passed, _floor(self._tokens(self._bucket, monotonic, baseline)))
         rate = count - passed
         if self._budget is not None:
             passed = min(passed, self._left(self._budget, wall, baseline))
-        return Lane(passed, rate, count - rate - passed)
+        return Admission(passed, rate, count - rate - passed)
 
     def spend(self, count: int, *, baseline: bool = False) -> None:
-        """Take what `admit` granted; fewer where the queue had no room for all."""
+        """Spend what `admit` granted, or less where the queue had no room for all of it."""
         if self._bucket is not None:
             self._bucket.take(count)
-            if baseline and self._own_bucket is not None:
-                self._own_bucket.take(min(count, _floor(self._own_bucket.tokens)))
+            if baseline and self._baseline_bucket is not None:
+                self._baseline_bucket.take(min(count, _floor(self._baseline_bucket.tokens)))
         if self._budget is not None:
             self._budget.take(count)
-            if baseline and self._own_budget is not None:
-                self._own_budget.take(min(count, self._own_budget.unspent))
+            if baseline and self._baseline_budget is not None:
+                self._baseline_budget.take(min(count, self._baseline_budget.unspent))
 
-    def _tokens(self, bucket: Bucket, now: float, baseline: bool) -> float:
-        free = bucket.level(now) - self._kept
-        if not baseline or self._own_bucket is None:
+    def _tokens(self, bucket: TokenBucket, now: float, baseline: bool) -> float:
+        free = bucket.level(now) - self._reserved_tokens
+        if not baseline or self._baseline_bucket is None:
             return free
-        return max(free, min(bucket.level(now), self._own_bucket.level(now)))
+        return max(free, min(bucket.level(now), self._baseline_bucket.level(now)))
 
-    def _left(self, budget: Budget, now: float, baseline: bool) -> int:
+    def _left(self, budget: DailyBudget, now: float, baseline: bool) -> int:
         left = budget.left(now)
-        if self._own_budget is None:
+        if self._baseline_budget is None:
             return left
-        own = self._own_budget.left(now)
-        return left if baseline else max(0, left - own)
+        reserved = self._baseline_budget.left(now)
+        return left if baseline else max(0, left - reserved)
 
 
 class Sampler:
-    """Keeps each row with a probability, independently."""
+    """Bernoulli sampling: each row is selected independently with one probability."""
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = Random(seed)
 
-    def keep(self, rows: np.ndarray, probability: float) -> np.ndarray:
-        """Those of the row numbers that are kept."""
+    def sample(self, rows: np.ndarray, probability: float) -> np.ndarray:
+        """Return the row numbers that are selected."""
         if probability >= 1.0 or not len(rows):
             return rows
         if probability <= 0.0:
@@ -209,8 +209,8 @@ class Sampler:
         return rows[[draw() < probability for _ in range(len(rows))]]
 
 
-def fitting(sizes: Sequence[int], rows: int, room: int) -> int:
-    """How many of the first `rows` sizes fit into `room` bytes, one after another."""
+def count_fitting(sizes: Sequence[int], rows: int, room: int) -> int:
+    """Return how many of the first `rows` sizes fit into `room` bytes, in order."""
     count = 0
     for size in sizes[:rows]:
         room -= size
@@ -221,5 +221,5 @@ def fitting(sizes: Sequence[int], rows: int, room: int) -> int:
 
 
 def _floor(tokens: float) -> int:
-    # a token that rounding left a hair short is a whole one, else a steady rate would lose rows
+    # a rounding error below a whole token must not lose a row, or a steady rate would fall short
     return max(0, math.floor(tokens + 1e-9))

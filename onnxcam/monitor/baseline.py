@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import InputError, SettingError
-from onnxcam.monitor.table import FIELDS, Record, Rows, Subject
+from onnxcam.monitor.table import FIELDS, Configuration, Record, Rows
 
 FORMAT = 1
 FEWEST = 500  # records: below that, drift statistics say more about chance than about the model
@@ -32,7 +32,7 @@ class Baseline:
 
     Attributes:
         identity: the beginning of the file's sha256, which records name.
-        subject: the model, condition, method and layer it is of.
+        configuration: the model, condition, method and layer it is of.
         rows: the sample, at most ROWS records.
         labels: names of the classes seen.
         since, until: times of the first and of the last record.
@@ -41,7 +41,7 @@ class Baseline:
     """
 
     identity: str
-    subject: Subject
+    configuration: Configuration
     rows: Rows
     labels: dict[int, str] = field(repr=False)
     since: str
@@ -109,7 +109,10 @@ class Baseline:
             the baseline has too few records of the class), 0 to 1.
             `rank`: the part of the baseline's own records whose map was nearer to that mean.
         """
-        found: dict[str, Any] = {"baseline": self.identity, "comparable": Subject.of(record) == self.subject}
+        found: dict[str, Any] = {
+            "baseline": self.identity,
+            "comparable": Configuration.of(record) == self.configuration,
+        }
         found |= dict.fromkeys(("attention", "furthest", "deviation", "map", "rank"))
         if not found["comparable"]:
             return found
@@ -138,17 +141,16 @@ def distances(baseline: Baseline, record: Record) -> dict[str, Any]:
     return baseline.distances(record)
 
 
-def check(baseline: Baseline, subject: Subject) -> None:
-    """Refuse a baseline that no record of a subject can be compared with.
+def check(baseline: Baseline, configuration: Configuration) -> None:
+    """Refuse a baseline that no record of a configuration can be compared with.
 
     Raises:
         SettingError: it is of another model, condition, method or layer.
     """
-    differ = [
-        f"{field.name} {getattr(baseline.subject, field.name)!r} instead of {getattr(subject, field.name)!r}"
-        for field in fields(Subject)
-        if getattr(baseline.subject, field.name) != getattr(subject, field.name)
-    ]
+    pairs = (
+        (f.name, getattr(baseline.configuration, f.name), getattr(configuration, f.name)) for f in fields(Configuration)
+    )
+    differ = [f"{name} {ours!r} instead of {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
     if differ:
         raise SettingError(
             f"the baseline is not of what this monitor records: it has {'; '.join(differ)} (a model is told by its "
@@ -172,7 +174,7 @@ def build(records: Iterable[Record], *, rows: int = ROWS, seed: int = 1234) -> t
         kept.add(record)
     if not kept.counts:
         raise InputError(f"there are no records here; a baseline needs {FEWEST}")
-    subject, count = kept.counts.most_common(1)[0]
+    configuration, count = kept.counts.most_common(1)[0]
     if count < FEWEST:
         raise InputError(
             f"there are {count} records of one model, condition, method and layer; a baseline needs {FEWEST}: "
@@ -180,7 +182,7 @@ def build(records: Iterable[Record], *, rows: int = ROWS, seed: int = 1234) -> t
         )
     others = kept.counts.total() - count
     notes = [f"{others} records of another model, condition, method or layer were left out"] if others else []
-    held = sorted(kept.rows[subject], key=lambda record: record["ts"])
+    held = sorted(kept.rows[configuration], key=lambda record: record["ts"])
     table = Rows.of(held)
     mapped = table.mapped
     unmapped = int((~mapped & ~table.zero).sum())
@@ -189,14 +191,14 @@ def build(records: Iterable[Record], *, rows: int = ROWS, seed: int = 1234) -> t
     # a share of the largest cell, in 16 bits: what rounding loses is far below what pictures differ by
     top = np.where(mapped, np.nan_to_num(table.maps).max((1, 2)), 1.0)
     cells = np.round(np.nan_to_num(table.maps) / top[:, None, None] * 65535).astype("<u2")
-    first, last = kept.span[subject]
+    first, last = kept.span[configuration]
     document = {
         "format": FORMAT,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {"name": (held[-1].get("model") or {}).get("name"), "sha256": subject.model},
-        "when": subject.when,
-        "method": subject.method,
-        "layer": subject.layer,
+        "model": {"name": (held[-1].get("model") or {}).get("name"), "sha256": configuration.model},
+        "when": configuration.when,
+        "method": configuration.method,
+        "layer": configuration.layer,
         "records": count,
         "since": first,
         "until": last,
@@ -271,7 +273,7 @@ def parse(document: dict[str, Any], identity: str = "unsaved") -> Baseline:
         raise ValueError(f"{sorted(lengths)} rows, expected one number of at least {FEWEST}")
     return Baseline(
         identity,
-        Subject(document["model"]["sha256"], document["when"], document["method"], document["layer"]),
+        Configuration(document["model"]["sha256"], document["when"], document["method"], document["layer"]),
         rows,
         {int(index): str(label) for index, label in document["labels"].items()},
         str(document["since"]),
@@ -292,25 +294,25 @@ def mean_map(rows: Rows, target: int | None = None) -> np.ndarray | None:
 
 
 class _Reservoir:
-    """A uniform sample of the records of each subject, one pass, in bounded memory."""
+    """A uniform sample of the records of each configuration, one pass, in bounded memory."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
         self.rng = np.random.default_rng(seed)
-        self.counts: Counter[Subject] = Counter()
-        self.rows: dict[Subject, list[Record]] = {}
-        self.span: dict[Subject, tuple[str, str]] = {}
+        self.counts: Counter[Configuration] = Counter()
+        self.rows: dict[Configuration, list[Record]] = {}
+        self.span: dict[Configuration, tuple[str, str]] = {}
 
     def add(self, record: Record) -> None:
-        subject = Subject.of(record)
-        self.counts[subject] += 1
-        first, last = self.span.get(subject, (record["ts"], record["ts"]))
-        self.span[subject] = (min(first, record["ts"]), max(last, record["ts"]))
-        rows = self.rows.setdefault(subject, [])
+        configuration = Configuration.of(record)
+        self.counts[configuration] += 1
+        first, last = self.span.get(configuration, (record["ts"], record["ts"]))
+        self.span[configuration] = (min(first, record["ts"]), max(last, record["ts"]))
+        rows = self.rows.setdefault(configuration, [])
         if len(rows) < self.size:
             rows.append(record)
         else:
-            place = int(self.rng.integers(self.counts[subject]))
+            place = int(self.rng.integers(self.counts[configuration]))
             if place < self.size:
                 rows[place] = record
 

@@ -20,7 +20,7 @@ FOLDER = "stats"
 _LIMITED = ("rate", "budget", "queue", "bytes", "evicted")
 
 
-class Counters:
+class CountersFile:
     """The file of one monitor; a forked child has its own."""
 
     def __init__(self, root: Path) -> None:

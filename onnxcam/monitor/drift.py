@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxcam.errors import InputError
 from onnxcam.monitor.baseline import FEWEST, Baseline
-from onnxcam.monitor.table import FIELDS, Record, Rows, Subject
+from onnxcam.monitor.table import FIELDS, Configuration, Record, Rows
 
 OK, DRIFT, UNKNOWN = "ok", "drift", "not enough data"
 FALSE_ALARMS = 0.01
@@ -120,7 +120,7 @@ class Detector:
         self._nulls: dict[int, _Null] = {}
         self._second: np.ndarray | None = None
 
-    def judge(self, rows: Rows, since: str | None = None, until: str | None = None) -> Verdict:
+    def assess(self, rows: Rows, since: str | None = None, until: str | None = None) -> Verdict:
         """The verdict on a window; below 500 records it is "not enough data"."""
         square = float((rows.weights**2).sum())
         effective = float(rows.weights.sum()) ** 2 / square if square else 0.0
@@ -186,7 +186,7 @@ def _mean(scores: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Assessment:
     """What `judge` found.
 
     Attributes:
@@ -209,7 +209,7 @@ class Judgement:
         return [f"{self.others} {what}"] if self.others else []
 
 
-def judge(records: Iterable[Record], detector: Detector, window: int | timedelta = 1000) -> Judgement:
+def assess(records: Iterable[Record], detector: Detector, window: int | timedelta = 1000) -> Assessment:
     """Verdicts on records in time order, window by window.
 
     Arguments:
@@ -228,7 +228,7 @@ def judge(records: Iterable[Record], detector: Detector, window: int | timedelta
     others = 0
     baseline = detector.baseline
     for record in records:
-        if Subject.of(record) != baseline.subject:
+        if Configuration.of(record) != baseline.configuration:
             others += 1
             continue
         times.append(record["ts"])
@@ -239,10 +239,10 @@ def judge(records: Iterable[Record], detector: Detector, window: int | timedelta
     rows = Rows.join([*parts, Rows.of(waiting, baseline.grid)])
     bounds = _by_time(times, window) if isinstance(window, timedelta) else windows(len(rows), window)
     verdicts = [
-        detector.judge(rows.take(slice(begin, end)), min(times[begin:end]), max(times[begin:end]))
+        detector.assess(rows.take(slice(begin, end)), min(times[begin:end]), max(times[begin:end]))
         for begin, end in bounds
     ]
-    return Judgement(verdicts or [detector.judge(rows)], others)
+    return Assessment(verdicts or [detector.assess(rows)], others)
 
 
 def _by_time(times: Sequence[str], length: timedelta) -> list[tuple[int, int]]:

@@ -12,11 +12,11 @@ from typing import Any
 
 from onnxcam.errors import OutputError, SettingError
 from onnxcam.monitor import artefacts
-from onnxcam.monitor.counters import Counters
+from onnxcam.monitor.counters import CountersFile
 from onnxcam.monitor.forks import after_fork
 from onnxcam.monitor.record import encode
-from onnxcam.monitor.retention import GRACE, Keeper, Limits, sweep
-from onnxcam.monitor.segments import TornError, Writer, mend
+from onnxcam.monitor.retention import GRACE, Limits, Retention, remove_unreferenced
+from onnxcam.monitor.segments import TornError, Writer, recover
 from onnxcam.monitor.units import parse_bytes, parse_seconds
 
 _SEGMENT = 64 << 20
@@ -75,7 +75,7 @@ class Folder:
             raise SettingError(f"retain_records={retain_records!r}; expected at least 1, or None for no limit")
         self._min_free = parse_bytes(min_free, "min_free")
         self._sync, self._clock = sync, clock
-        self._keeper = Keeper(self.root, Limits(bound, age, retain_records))
+        self._keeper = Retention(self.root, Limits(bound, age, retain_records))
         self._writer = Writer(
             self.root,
             seconds=parse_seconds(segment_age, "segment_age"),
@@ -83,7 +83,7 @@ class Folder:
             clock=clock,
             closed=self._when_closed,
         )
-        self._counters = Counters(self.root)
+        self._counters = CountersFile(self.root)
         self._uploader: Any = None
         if upload is not None:
             from onnxcam.monitor.upload import Uploader
@@ -133,8 +133,8 @@ class Folder:
         size = sum(map(len, files.values())) + _LINE
         if not self._ready:
             self.root.mkdir(parents=True, exist_ok=True)
-            mend(self.root)
-            sweep(self.root)
+            recover(self.root)
+            remove_unreferenced(self.root)
             self._ready = True
         free = shutil.disk_usage(self.root).free
         if free < self._min_free + size:
@@ -188,8 +188,8 @@ class Folder:
         record["files"] = []
 
     def _when_closed(self, path: Path) -> None:
-        mend(self.root)
-        sweep(self.root)
+        recover(self.root)
+        remove_unreferenced(self.root)
         if self._uploader is not None:
             self._uploader.wake()
 

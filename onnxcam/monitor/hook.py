@@ -1,4 +1,4 @@
-"""`onnxcam.Monitor`: sees every prediction, explains those it was told to, and never hurts one."""
+"""`onnxcam.Monitor`: observes every prediction, explains those that meet a condition, and never breaks one."""
 
 from __future__ import annotations
 
@@ -20,78 +20,79 @@ from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import model as models
 from onnxcam.monitor import worker as workers
 from onnxcam.monitor.admission import Clock, Limits, Sampler, SystemClock, parse_rate
-from onnxcam.monitor.complaints import Complaints
-from onnxcam.monitor.evidence import Evidence, Settings
+from onnxcam.monitor.decorator import watch_function
+from onnxcam.monitor.error_log import ErrorLog
 from onnxcam.monitor.forks import after_fork
-from onnxcam.monitor.judgement import Judge, Verdict
 from onnxcam.monitor.predictions import Batch, Row, to_numpy
+from onnxcam.monitor.queue import ON_FULL, Candidates, Capacity, RowQueue
 from onnxcam.monitor.redaction import MODES
-from onnxcam.monitor.session import WatchedSession, connect
+from onnxcam.monitor.row_explainer import RowExplainer, Settings
+from onnxcam.monitor.selection import Selection, Selector
+from onnxcam.monitor.session import WatchedSession, find_values
 from onnxcam.monitor.sinks import open_sink
-from onnxcam.monitor.table import Subject
+from onnxcam.monitor.table import Configuration
 from onnxcam.monitor.units import parse_bytes, parse_seconds
-from onnxcam.monitor.waiting import ON_FULL, Candidates, Capacity, Waiting
-from onnxcam.monitor.watching import watched
 from onnxcam.runtime import CPU, Provider
 from onnxcam.targets import conditions
 
 SCORES = ("auto", "logits", "probabilities")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_names: ContextVar[tuple[str | None, str | None]] = ContextVar("onnxcam_request", default=(None, None))
+_request: ContextVar[tuple[str | None, str | None]] = ContextVar("onnxcam_request", default=(None, None))
 _open_monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()
-_POLL = 0.005
-_AT_EXIT = 5.0  # seconds for what still waits when the interpreter ends
+_POLL = 0.005  # seconds
+_EXIT_TIMEOUT = 5.0  # seconds to explain the queued rows when the interpreter exits
 
 
 @contextlib.contextmanager
 def request(identity: str | None, trace: str | None = None) -> Iterator[None]:
-    """Name the request whose predictions are made inside, for the records; of this thread or task alone.
+    """Record which request the predictions inside the block belong to; applies to this thread or task only.
 
     Arguments:
         identity: the record's `request`.
         trace: the record's `trace`, such as a W3C traceparent.
     """
-    token = _names.set((identity, trace))
+    token = _request.set((identity, trace))
     try:
         yield
     finally:
-        _names.reset(token)
+        _request.reset(token)
 
 
 class Monitor:
-    """Explains the predictions a model was unsure of, in the background, within bounds.
+    """Explains a model's uncertain predictions in the background, within limits on rate, budget and memory.
 
     Arguments:
-        model: an explainable model or any classifier `.onnx`: path, bytes or `ModelProto`. It explains; what predicts
-            may be any model with the same classes.
+        model: an explainable model or any classifier `.onnx`: path, bytes or `ModelProto`. It computes the
+            explanations; the model that predicts may be another one with the same classes.
         sink: where records go: a folder or `file://` URL, `stdout:`, `logging:NAME`, a callable taking
             (record, files), a sink, or a list of these.
         when: which predictions are explained, in the grammar of `onnxcam.targets.conditions`.
-        sample: the probability with which such a prediction is kept.
-        baseline_sample: the same for all others: what drift is measured against.
-        rate: at most so many, as `2/s` or `500/h`; None for no limit. `burst`: how many may be saved up, by default
-            the number before the slash.
-        daily_budget: at most so many in a day (UTC); None for no limit.
-        queue, queue_bytes: rows and bytes that may wait.
+        sample: the probability with which such a prediction is explained.
+        baseline_sample: the same for all other predictions: the sample that drift is measured against.
+        rate: the most explanations per period, as `2/s` or `500/h`; None for no limit. `burst`: the size of the token
+            bucket, by default the number before the slash.
+        daily_budget: the most explanations per day (UTC); None for no limit.
+        queue, queue_bytes: the most rows and bytes in the queue.
         on_full: `drop_newest` or `drop_oldest`.
-        worker: `thread`; `process`, which never takes the interpreter lock from predictions; or `inline`, which
+        worker: `thread`; `process`, which never holds the interpreter lock that predictions need; or `inline`, which
             explains before `observe` returns.
         providers: execution providers of the worker's session.
-        scores: what is observed: `logits`, `probabilities`, or `auto` to tell from the values.
-        redact: `heatmap_only`, `none` (pictures and overlays are kept too) or `hash` (no files).
+        scores: the form of the observed scores: `logits`, `probabilities`, or `auto` to decide by the values.
+        redact: `heatmap_only`, `none` (pictures and overlays are stored too) or `hash` (no files).
         baseline: a file made by `onnxcam monitor baseline` from records of this model, condition, method and layer.
-        layer, method: where and how to explain.
+        layer, method: the target layer and the CAM method.
         labels, preprocess: as for `Explainer`.
         region: where maps should lie, `[H, W]` with weights 0 to 1.
-        duplicates: for how long a picture that was explained is not explained again, as `1min`; 0 for never.
+        duplicates: for how long a picture is not explained again after it was explained, as `1min`; 0 disables this.
         colormap: of the heatmaps. color: channel order of pictures given as arrays.
-        timeout: seconds after which a worker process counts as hung; on Linux it runs only in idle time, so where the
-            machine has none, allow for it.
-        sink_options: of the sink, where it is a folder or a URL (`retain_bytes`, `segment_age`, `min_free` …).
-        clock: where the time comes from, for tests.
+        timeout: seconds after which a worker process counts as hung. On Linux it runs only while processors are idle:
+            allow more time on a machine that is always busy.
+        sink_options: options of a sink that is a folder or a URL (`retain_bytes`, `segment_age`, `min_free` …).
+        clock: the source of time, for tests.
         seed: of the sampling, for tests.
 
-    Rate, budget and queue are each process's own. After a fork the child starts with empty counters and its own worker.
+    Rate, budget and queue apply to each process separately. After a fork the child starts with empty counters and its
+    own worker.
 
     Raises:
         SettingError: a setting cannot be used.
@@ -142,23 +143,23 @@ class Monitor:
         check_number("queue", queue, 1, math.inf, whole=True)
         check_number("timeout", timeout, 0.0, math.inf)
         self._model = models.read(model, layer, method)
-        names = self._model.labels(labels)
-        condition = conditions.parse(when, names, self._model.manifest["scores"]["classes"])
+        class_names = self._model.labels(labels)
+        condition = conditions.parse(when, class_names, self._model.manifest["scores"]["classes"])
         self._clock: Clock = clock or SystemClock()
-        self._judge = Judge(condition, self._model.manifest, sample, baseline_sample)
-        self._form = scores
-        self._kind = worker
+        self._selector = Selector(condition, self._model.manifest, sample, baseline_sample)
+        self._scores_form = scores
+        self._worker_kind = worker
         self._timeout = timeout
         self._seed = seed
-        self._lifetime = 0.0 if duplicates is None else parse_seconds(duplicates, "duplicates")
-        # an overlay and a hash need the picture itself; a heatmap of features alone does not
+        self._duplicates_lifetime = 0.0 if duplicates is None else parse_seconds(duplicates, "duplicates")
+        # an overlay and a hash need the picture itself; a heatmap computed from features does not
         self._keep_tensor = redact != "heatmap_only"
         self._settings = Settings(
             source=self._model.source,
             name=self._model.name,
             sha256=self._model.sha256,
             when=when,
-            labels=names,
+            labels=class_names,
             preprocess=preprocess,
             layer=self._model.layer,
             method=method,
@@ -170,116 +171,117 @@ class Monitor:
             baseline=None if baseline is None else os.path.abspath(baseline),  # noqa: PTH100
         )
         if baseline is not None:
-            own = Subject(self._model.sha256, when, method, self._model.layer)
-            baselines.check(baselines.load(os.fspath(baseline)), own)
+            configuration = Configuration(self._model.sha256, when, method, self._model.layer)
+            baselines.check(baselines.load(os.fspath(baseline)), configuration)
         self._sink = open_sink(sink, **(sink_options or {}))
-        self._complaints = Complaints(self._clock)
+        self._error_log = ErrorLog(self._clock)
         limits = Limits(parse_rate(rate), burst, daily_budget, baseline_sample > 0)
         capacity = Capacity(queue, parse_bytes(queue_bytes, "queue_bytes"), on_full)
-        self._waiting = Waiting(limits, capacity, self._clock)
+        self._queue = RowQueue(limits, capacity, self._clock)
         self._closed = False
-        self._inline = threading.RLock()
-        self._starting = threading.Lock()
+        self._inline_lock = threading.RLock()
+        self._start_lock = threading.Lock()
         self._worker: workers.Worker | None = None
-        self._sampler, self._desk = self._fresh()
+        self._sampler, self._handler = self._process_parts()
         after_fork(self, Monitor._forked)
         _open_monitors.add(self)
 
     def wrap(self, session: Any) -> Any:
-        """A drop-in for an `onnxruntime.InferenceSession` whose predictions the monitor sees.
+        """Return a drop-in replacement for an `onnxruntime.InferenceSession` whose predictions the monitor observes.
 
-        Watched are `run`, `run_async` and `run_with_iobinding`; everything else is forwarded. Where the session's
-        outputs show the target layer's value, only the graph behind it runs again for an explanation. A run's
+        `run`, `run_async` and `run_with_iobinding` are observed; everything else is forwarded. If the session outputs
+        the target layer's value, an explanation runs only the tail, the graph from that layer to the scores. A run's
         `RunOptions.logid` becomes the record's `request`.
 
         Raises:
             InputError: the session's inputs and outputs do not fit the model that explains.
         """
-        wiring = connect(session, self._model.manifest, self._form, self._model.tail, self._model.entry)
-        return WatchedSession(session, wiring, self._see, self._complaints.about)
+        names = find_values(session, self._model.manifest, self._scores_form, self._model.tail, self._model.entry)
+        return WatchedSession(session, names, self._observe, self._error_log.report)
 
     def watch(
         self, image: int | str = 0, *, scores: Any = None, pictures: bool | None = None
     ) -> Callable[[_Function], _Function]:
-        """A decorator for a predict function of any framework, plain or `async`.
+        """Return a decorator for a predict function of any framework, plain or `async`.
 
         Arguments:
-            image: the argument that holds what is predicted, by position or name: a prepared batch, or pictures.
-            scores: where the scores are in what the function returns: a key, an index, or a function of it; None for
-                all of it.
-            pictures: whether the argument holds pictures (as for `Explainer.explain`) and not prepared tensors; None
-                to tell from the values.
+            image: the argument that holds the model's input, by position or name: a prepared batch, or pictures.
+            scores: how to get the scores from the function's result: a key, an index, or a function; None if the result
+                is the scores.
+            pictures: whether the argument holds pictures (as for `Explainer.explain`) rather than prepared tensors;
+                None to decide by the values.
         """
 
-        def observe(found: Any, given: Any, as_pictures: bool) -> None:
-            part = {"pictures": given} if as_pictures else {"tensor": given}
-            self.observe(found, **part)
+        def observe(result: Any, inputs: Any, as_pictures: bool) -> None:
+            self.observe(result, **{"pictures" if as_pictures else "tensor": inputs})
 
-        return watched(observe, self._complaints.about, image, scores, pictures)
+        return watch_function(observe, self._error_log.report, image, scores, pictures)
 
     def observe(
         self, scores: Any, *, tensor: Any = None, pictures: Any = None, ids: Any = None, traces: Any = None
     ) -> int:
-        """Show the monitor a batch of predictions. Never raises, never waits (but `inline`), keeps nothing of yours.
+        """Observe a batch of predictions. Never raises, never blocks (but `inline`), keeps no reference to arguments.
 
         Arguments:
             scores: `[N, classes]`, or `[classes]` for a single row; of any framework.
-            tensor: what the model was given, `[N, …]` in the explaining model's layout; or
+            tensor: the model's input, `[N, …]` in the explaining model's layout; or
             pictures: one per row: a path, encoded bytes, or a uint8 array `[H, W]` or `[H, W, 3]`.
             ids, traces: one per row, for the records; those of `request` by default.
 
         Returns:
             how many rows were queued.
         """
-        return self._see(scores, self._form, Batch(tensor=tensor, pictures=pictures, requests=ids, traces=traces))
+        return self._observe(
+            scores, self._scores_form, Batch(tensor=tensor, pictures=pictures, requests=ids, traces=traces)
+        )
 
     def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until everything that waits is explained; False where that took longer than `timeout` seconds."""
+        """Wait until every queued row is explained; False if that takes longer than `timeout` seconds."""
         end = time.monotonic() + timeout
-        with self._waiting.hurry():
-            while not self._waiting.idle():
+        with self._queue.hurry():
+            while not self._queue.idle():
                 if time.monotonic() >= end:
                     return False
                 time.sleep(min(_POLL, max(0.0, end - time.monotonic())))
         return True
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Explain what waits for at most `timeout` seconds, drop the rest, and let go of everything.
+        """Explain queued rows for at most `timeout` seconds, drop the rest, and release worker and sink.
 
-        Returns within `timeout` and half a second more, whatever hangs; what is observed later is counted as dropped.
+        Returns within `timeout` plus half a second, whatever hangs; rows observed later are counted as dropped.
 
         Returns:
             whether everything was explained in time.
         """
         end = time.monotonic() + timeout
-        self._waiting.close()
+        self._queue.close()
         done = self.flush(timeout)
-        self._waiting.stop()
-        worker, desk = self._worker, self._desk
+        self._queue.stop()
+        worker, handler = self._worker, self._handler
         if worker is not None:
             worker.join(max(0.05, end - time.monotonic()))
-            if worker.alive() and self._kind == "process":
-                desk.close()  # ends the hung child; the thread then finds its pipe closed
-        if self._kind == "inline":
-            desk.close()
+            if worker.alive() and self._worker_kind == "process":
+                handler.close()  # ends the hung child; the thread then finds its pipe closed
+        if self._worker_kind == "inline":
+            handler.close()
         if not self._closed:
             self._closed = True
             _open_monitors.discard(self)
-            # a sink may hang too, so it is not waited for in this thread
+            # a sink may hang too, so another thread closes it
             closing = threading.Thread(target=self._close_sink, args=(max(0.1, end - time.monotonic()),), daemon=True)
-            with contextlib.suppress(RuntimeError):  # no thread can be started once the interpreter ends
+            with contextlib.suppress(RuntimeError):  # no thread can be started once the interpreter exits
                 closing.start()
                 closing.join(max(0.25, end - time.monotonic()))
         return done
 
     def stats(self) -> dict[str, Any]:
-        """Counts in rows, all of one moment and of this process.
+        """Return counts of rows: a consistent snapshot, of this process.
 
         `seen = confident + sum(dropped.values()) + queued + running + explained + failed`, always. `failures` are the
-        failed ones by cause, `baseline` those explained that are of the baseline's sample, `queue_bytes` what waits,
-        `restarts` how often the worker was opened again.
+        failed rows by cause, `baseline` the explained rows of the baseline's sample, `queue_bytes` the bytes in the
+        queue, `restarts` how often the explainer was opened again.
         """
-        return self._waiting.counts() | {"restarts": max(0, self._desk.opened - 1), "pid": os.getpid()}
+        return self._queue.counts() | {"restarts": max(0, self._handler.opened - 1), "pid": os.getpid()}
 
     def __enter__(self) -> Monitor:
         return self
@@ -287,133 +289,138 @@ class Monitor:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _see(self, scores: Any, form: str, batch: Batch) -> int:
-        """Everything that happens while a prediction waits."""
+    def _observe(self, scores: Any, form: str, batch: Batch) -> int:
+        """Admit, copy and queue rows; runs in the thread that predicts, and delays it."""
         try:
-            return self._queue(*self._admit(scores, form, batch))
+            return self._enqueue(*self._admit(scores, form, batch))
         except Exception as error:
-            self._complaints.about("observe", error)
+            self._error_log.report("observe", error)
             return 0
 
-    def _admit(self, scores: Any, form: str, batch: Batch) -> tuple[Batch, Verdict | None, list[tuple[int, str, int]]]:
-        """Judge a batch and count its rows: what is admitted, as (row, reason, bytes)."""
-        waiting = self._waiting
+    def _admit(
+        self, scores: Any, form: str, batch: Batch
+    ) -> tuple[Batch, Selection | None, list[tuple[int, str, int]]]:
+        """Select and count the rows of a batch; the admitted ones as (row, reason, bytes)."""
         rows = None
         try:
             array = to_numpy(scores)
-            values = self._judge.rows(array)
+            values = self._selector.as_rows(array)
             rows = len(values)
             if not rows:
                 return batch, None, []
-            batch = batch.of(rows, single=array.ndim == 1, keep_tensor=self._keep_tensor)
-            verdict = self._judge.judge(values, form, self._sampler)
-            lanes = [
-                Candidates(batch.sizes(verdict.unsure), False),
-                Candidates(batch.sizes(verdict.baseline), True),
+            batch = batch.as_rows(rows, single=array.ndim == 1, keep_tensor=self._keep_tensor)
+            selection = self._selector.select(values, form, self._sampler)
+            groups = [
+                Candidates(batch.sizes(selection.uncertain), False),
+                Candidates(batch.sizes(selection.baseline), True),
             ]
-            admitted = waiting.admit(rows, verdict.confident, verdict.sampled_out, lanes)
+            counts = self._queue.admit(rows, selection.confident, selection.sampled_out, groups)
         except Exception as error:
-            waiting.refuse(_length(scores) if rows is None else rows, "invalid" if _invalid(error) else "error")
+            self._queue.refuse(_length(scores) if rows is None else rows, "invalid" if _invalid(error) else "error")
             raise
-        unsure = zip(verdict.unsure[: admitted[0]], lanes[0].sizes, strict=False)
-        baseline = zip(verdict.baseline[: admitted[1]], lanes[1].sizes, strict=False)
-        wanted = [(int(row), "condition", size) for row, size in unsure]
-        wanted += [(int(row), "baseline", size) for row, size in baseline]
-        return batch, verdict, wanted
+        uncertain = zip(selection.uncertain[: counts[0]], groups[0].sizes, strict=False)
+        baseline = zip(selection.baseline[: counts[1]], groups[1].sizes, strict=False)
+        admitted = [(int(row), "condition", size) for row, size in uncertain]
+        admitted += [(int(row), "baseline", size) for row, size in baseline]
+        return batch, selection, admitted
 
-    def _queue(self, batch: Batch, verdict: Verdict | None, wanted: list[tuple[int, str, int]]) -> int:
-        """Copy the admitted rows and hand them on."""
-        if verdict is None or not wanted:
+    def _enqueue(self, batch: Batch, selection: Selection | None, admitted: list[tuple[int, str, int]]) -> int:
+        """Copy the admitted rows into the queue."""
+        if selection is None or not admitted:
             return 0
-        waiting, judge = self._waiting, self._judge
-        left, queued = list(reversed(wanted)), 0
+        selector = self._selector
+        left, queued = list(reversed(admitted)), 0
         try:
-            quantities = judge.quantities(verdict.probabilities[[row for row, _, _ in wanted]])
-            now, moment = self._clock.time(), self._clock.monotonic()
-            identity, trace = _names.get()
-            for held in quantities:
-                row, reason, size = left[-1]
-                found = batch.copies(row)
-                found["request"] = found["request"] or identity
-                found["trace"] = found["trace"] or trace
-                made = Row(
+            quantities = selector.quantities(selection.probabilities[[number for number, _, _ in admitted]])
+            now, monotonic = self._clock.time(), self._clock.monotonic()
+            identity, trace = _request.get()
+            for row_quantities in quantities:
+                number, reason, size = left[-1]
+                fields = batch.copy_row(number)
+                fields["request"] = fields["request"] or identity
+                fields["trace"] = fields["trace"] or trace
+                row = Row(
                     observed=now,
-                    queued=moment,
-                    probabilities=verdict.probabilities[row].astype(np.float32),
-                    quantities=held,
+                    queued=monotonic,
+                    probabilities=selection.probabilities[number].astype(np.float32),
+                    quantities=row_quantities,
                     reason=reason,
-                    sample=judge.sample if reason == "condition" else judge.baseline_sample,
+                    sample=selector.sample if reason == "condition" else selector.baseline_sample,
                     size=size,
-                    **found,
+                    **fields,
                 )
-                queued += waiting.put(made)
+                queued += self._queue.put(row)
                 left.pop()
         except BaseException as error:
             reason = "invalid" if _invalid(error) else "error"
             for _, _, size in left:
-                waiting.give_up(reason, size)
+                self._queue.give_up(reason, size)
             if not isinstance(error, Exception):
                 raise
-            self._complaints.about("copy", error)
+            self._error_log.report("copy", error)
         if queued:
-            self._work()
+            self._start_worker()
         return queued
 
-    def _work(self) -> None:
-        """See that somebody explains what waits."""
-        if self._kind == "inline":
-            with self._inline:
-                while (row := self._waiting.take(0.0)) is not None:
-                    self._desk.handle(row)
+    def _start_worker(self) -> None:
+        """Start the worker thread unless it runs; `inline`, explain the queued rows here."""
+        if self._worker_kind == "inline":
+            with self._inline_lock:
+                while (row := self._queue.take(0.0)) is not None:
+                    self._handler.handle(row)
             return
         if self._worker is not None and self._worker.alive():
             return
-        if self._starting.acquire(blocking=False):
+        if self._start_lock.acquire(blocking=False):
             try:
                 if self._worker is None or not self._worker.alive():
-                    self._worker = workers.Worker(self._waiting, self._desk, rests=self._kind == "thread")
+                    backs_off = self._worker_kind == "thread"
+                    self._worker = workers.Worker(self._queue, self._handler, backs_off)
             except RuntimeError as error:  # no more threads: the next row tries again
-                self._complaints.about("worker", error)
+                self._error_log.report("worker", error)
             finally:
-                self._starting.release()
+                self._start_lock.release()
 
-    def _open(self) -> workers.Explain:
-        if self._kind == "process":
-            from onnxcam.monitor.process import Child
+    def _open_explainer(self) -> workers.Explain:
+        if self._worker_kind == "process":
+            from onnxcam.monitor.process import ExplainerProcess
 
-            return Child(self._settings, self._timeout)
-        return Evidence(self._settings, workers.give_way if self._kind == "thread" else lambda: None)
+            return ExplainerProcess(self._settings, self._timeout)
+        pause = workers.yield_interpreter if self._worker_kind == "thread" else lambda: None
+        return RowExplainer(self._settings, pause)
 
-    def _fresh(self) -> tuple[Sampler, workers.Desk]:
-        """What chooses, and what explains, in one process alone."""
-        duplicates = workers.Duplicates(self._lifetime, self._clock)
-        desk = workers.Desk(self._waiting, self._open, self._sink, duplicates, self._complaints, self._clock)
-        return Sampler(self._seed), desk
+    def _process_parts(self) -> tuple[Sampler, workers.RowHandler]:
+        """Create the sampler and the handler, which a forked child must not share with its parent."""
+        duplicates = workers.DuplicateFilter(self._duplicates_lifetime, self._clock)
+        handler = workers.RowHandler(
+            self._queue, self._open_explainer, self._sink, duplicates, self._error_log, self._clock
+        )
+        return Sampler(self._seed), handler
 
     def _forked(self) -> None:
-        """In the child of a fork: what waits, runs and was counted is the parent's."""
-        self._desk.abandon()
-        self._complaints = Complaints(self._clock)
-        self._waiting = self._waiting.fresh()
-        self._inline, self._starting = threading.RLock(), threading.Lock()
+        """Start afresh in a forked child: queue, counters and worker belong to the parent."""
+        self._handler.abandon()
+        self._error_log = ErrorLog(self._clock)
+        self._queue = self._queue.fresh()
+        self._inline_lock, self._start_lock = threading.RLock(), threading.Lock()
         self._closed, self._worker = False, None
-        self._sampler, self._desk = self._fresh()
+        self._sampler, self._handler = self._process_parts()
         _open_monitors.add(self)
 
     def _close_sink(self, timeout: float) -> None:
         try:
-            with contextlib.suppress(OutputError, OSError):  # a sink that fails has said so for every row
-                getattr(self._sink, "note", lambda counts: None)(self._waiting.counts())
+            with contextlib.suppress(OutputError, OSError):  # a sink that fails has failed for every row already
+                getattr(self._sink, "note", lambda counts: None)(self._queue.counts())
             self._sink.close(timeout)
         except Exception as error:
-            self._complaints.about("sink", error)
+            self._error_log.report("sink", error)
 
 
 def check_choice(name: str, value: Any, allowed: Any) -> None:
-    """Refuse what is none of the allowed values.
+    """Check that a setting has one of the allowed values.
 
     Raises:
-        SettingError: it is not.
+        SettingError: it has not.
     """
     if value not in allowed:
         raise SettingError(f"{name}={value!r}; expected one of {listing(allowed)}")
@@ -422,7 +429,7 @@ def check_choice(name: str, value: Any, allowed: Any) -> None:
 def check_number(
     name: str, value: Any, low: float, high: float, *, optional: bool = False, whole: bool = False
 ) -> None:
-    """Refuse what is no number between two bounds.
+    """Check that a setting is a number within bounds.
 
     Raises:
         SettingError: it is not.
@@ -437,7 +444,7 @@ def check_number(
 
 
 def _length(scores: Any) -> int:
-    """How many rows something that is no scores most likely had."""
+    """Guess the number of rows of a value that is not scores."""
     try:
         return len(scores)
     except Exception:
@@ -450,6 +457,6 @@ def _invalid(error: BaseException) -> bool:
 
 @atexit.register
 def _close_all() -> None:
-    """Explain what still waits when the interpreter ends."""
+    """Explain the queued rows of every open monitor when the interpreter exits."""
     for monitor in list(_open_monitors):
-        monitor.close(_AT_EXIT)
+        monitor.close(_EXIT_TIMEOUT)

@@ -11,9 +11,9 @@ import numpy as np
 
 from onnxcam.html import chart
 from onnxcam.html.page import figure, foot, page, picture
-from onnxcam.monitor.drift import DRIFT, OK, Judgement, Statistic, Verdict
-from onnxcam.monitor.ledger import REASONS
-from onnxcam.monitor.report import ClassSeen, Report
+from onnxcam.monitor.accounting import REASONS
+from onnxcam.monitor.drift import DRIFT, OK, Assessment, Statistic, Verdict
+from onnxcam.monitor.report import ClassSummary, Report
 from onnxcam.monitor.table import Record
 
 CLASSES = 12
@@ -44,7 +44,7 @@ _NAMES = {
 def render(
     report: Report,
     folder: str | Path,
-    judgement: Judgement | None = None,
+    assessment: Assessment | None = None,
     counters: Mapping[str, Any] | None = None,
     *,
     title: str | None = None,
@@ -55,17 +55,17 @@ def render(
     Arguments:
         report: what the records say.
         folder: where the pictures are that records name.
-        judgement: drift verdicts, where there is a baseline.
+        assessment: drift verdicts, where there is a baseline.
         counters: what the monitors counted.
         title: heading; the most frequent model's name by default.
         notes: sentences for the foot of the page.
     """
     heading = title or f"{report.models.most_common(1)[0][0] if report.models else 'Monitor'}: what it was unsure of"
     body = [
-        _head(report, heading, judgement),
+        _head(report, heading, assessment),
         _tiles(report, counters or {}),
         _why(report),
-        _drift(judgement),
+        _drift(assessment),
         _classes(report),
         _uncertain(report, Path(folder)),
         _drops(counters or {}),
@@ -74,16 +74,16 @@ def render(
     return page(heading, body)
 
 
-def _head(report: Report, heading: str, judgement: Judgement | None) -> str:
-    subject = report.subjects.most_common(1)[0][0] if report.subjects else None
+def _head(report: Report, heading: str, assessment: Assessment | None) -> str:
+    configuration = report.configurations.most_common(1)[0][0] if report.configurations else None
     about = f"{_when(report.first)} to {_when(report.last)} UTC"
-    if subject is not None:
-        model = f", model {subject.model[:12]}" if subject.model else ""
-        about += f"; {escape(str(subject.method))} at {escape(str(subject.layer))}{escape(model)}"
+    if configuration is not None:
+        model = f", model {configuration.model[:12]}" if configuration.model else ""
+        about += f"; {escape(str(configuration.method))} at {escape(str(configuration.layer))}{escape(model)}"
     text = f'<h1>{escape(heading)}</h1><p class="soft">{about}</p>'
-    if judgement is None:
+    if assessment is None:
         return text
-    verdict = judgement.latest
+    verdict = assessment.latest
     shape, kind, word = _VERDICTS.get(verdict.verdict, _UNKNOWN)
     return (
         f'{text}<div class="verdict {kind}"><span class="shape" aria-hidden="true">{shape}</span>'
@@ -150,16 +150,16 @@ def _why(report: Report) -> str:
     )
 
 
-def _drift(judgement: Judgement | None) -> str:
-    if judgement is None:
+def _drift(assessment: Assessment | None) -> str:
+    if assessment is None:
         return "<h2>Drift</h2><p>No baseline was given: <code>--baseline baseline.json</code>.</p>"
-    latest = judgement.latest
+    latest = assessment.latest
     parts = [
         "<h2>Drift</h2><p>Each window of records against the baseline. A window in which nothing changed is called "
         f"drift with probability {100 * latest.false_alarms:g} %, whatever is compared.</p>"
     ]
-    if len(judgement.windows) > 1:
-        rows = "".join(_window(verdict) for verdict in judgement.windows[-30:])
+    if len(assessment.windows) > 1:
+        rows = "".join(_window(verdict) for verdict in assessment.windows[-30:])
         parts.append(
             '<div class="wide"><table><tr><th>window</th><th class="number">records</th><th>verdict</th>'
             f'<th class="number">largest score</th></tr>{rows}</table></div>'
@@ -221,7 +221,7 @@ def _classes(report: Report) -> str:
     return f'<h2>Where it looked, class by class</h2><p>{text}</p><div class="cards classes">{cards}</div>'
 
 
-def _class(seen: ClassSeen) -> str:
+def _class(seen: ClassSummary) -> str:
     assert seen.map is not None
     cells = [("now", chart.heat(seen.map, f"{seen.label}: mean map"))]
     said = f"{seen.count:,} records, {seen.low:,} low-confidence"

@@ -1,4 +1,4 @@
-"""What waits to be explained: one row of a batch, copied, so that nothing of the caller's is kept."""
+"""Observed predictions: a caller's batch, and copies of its rows for the queue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxcam.errors import InputError
 
-# what a row costs beside its picture: scores, names, the object itself
+# bytes of a row besides its picture: scores, names, the object itself
 OVERHEAD = 1024
 
 
@@ -23,15 +23,15 @@ class Row:
     Attributes:
         observed: when it was predicted, seconds since 1970.
         queued: the same on the monotonic clock.
-        probabilities: `[classes]`, as the serving model said.
-        quantities: what the condition saw: confidence, margin, entropy, label.
+        probabilities: `[classes]`, of the serving model.
+        quantities: the values a condition can refer to: confidence, margin, entropy, label.
         reason: `condition`, or `baseline` for one of the sample of confident rows.
-        sample: the probability with which such a row is kept.
+        sample: the probability with which such a row is sampled.
         size: bytes it counts for in the queue.
         tensor: the model's input, one row `[1, …]`; or
         picture: a path, encoded bytes, or a uint8 array; and
-        features: the values behind the target layer, by name, where the serving model exposes them.
-        shape: of the tensor, also where it is not kept.
+        features: the inputs of the tail by name, where the serving model outputs them.
+        shape: of the tensor, even if that is not copied.
     """
 
     observed: float
@@ -49,17 +49,17 @@ class Row:
     shape: tuple[int, ...] | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Its large parts by name, for a transport that keeps them out of a pickle."""
-        found = {"tensor": self.tensor, "picture": self.picture, **(self.features or {})}
-        return {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+        """Return the arrays by name, for a transport that sends them without pickling."""
+        values = {"tensor": self.tensor, "picture": self.picture, **(self.features or {})}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
     def without_arrays(self) -> Row:
-        """The rest of it."""
+        """Return the row without what `arrays` returns."""
         picture = None if isinstance(self.picture, np.ndarray) else self.picture
         return replace(self, tensor=None, picture=picture, features=None)
 
     def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> Row:
-        """Whole again."""
+        """Return the row with its arrays: the inverse of `without_arrays`."""
         features = {name: value for name, value in arrays.items() if name not in ("tensor", "picture")}
         return replace(
             self,
@@ -71,14 +71,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one call to the monitor brought along, still the caller's: used within the call only.
+    """The inputs of one call to the monitor. They belong to the caller, and are read during the call only.
 
     Attributes:
         tensor: the model's input, rows first; of any framework.
         pictures: one per row, a sequence.
-        features: values behind the target layer, rows first, by name.
+        features: the inputs of the tail, rows first, by name.
         requests, traces: one per row.
-        keep_tensor: whether the tensor is copied where there are features.
+        keep_tensor: whether the tensor is copied even if there are features.
     """
 
     tensor: Any = None
@@ -88,11 +88,11 @@ class Batch:
     traces: Any = None
     keep_tensor: bool = True
 
-    def of(self, rows: int, *, single: bool, keep_tensor: bool = True) -> Batch:
-        """The same with every part a sequence of rows: a lone row's parts may come without the axis.
+    def as_rows(self, rows: int, *, single: bool, keep_tensor: bool = True) -> Batch:
+        """Return the batch with every part a sequence of `rows` rows; the parts of a `single` row may lack the axis.
 
         Raises:
-            InputError: nothing to explain, or another number of rows somewhere.
+            InputError: nothing to explain, or a part with another number of rows.
         """
         tensor = np.asarray(self.tensor) if isinstance(self.tensor, (list, tuple)) else self.tensor
         pictures = [self.pictures] if isinstance(self.pictures, (bytes, bytearray, str, os.PathLike)) else self.pictures
@@ -110,7 +110,7 @@ class Batch:
         return self.tensor is not None and (self.keep_tensor or not self.features)
 
     def _check(self, rows: int) -> None:
-        """Refuse a batch that has not one picture for each of `rows` rows."""
+        """Check that there is something to explain for each of `rows` rows."""
         if self.tensor is None and self.pictures is None and not self.features:
             raise InputError("nothing to explain: pass tensor= (the model's input) or pictures= (one per row)")
         if self.tensor is not None and self.pictures is not None:
@@ -121,7 +121,7 @@ class Batch:
                 raise InputError(f"{name} has {len(value)} rows for {rows} rows of scores; pass one for each")
 
     def sizes(self, rows: np.ndarray) -> list[int]:
-        """Bytes that each of these rows will take."""
+        """Return the bytes that each of these rows will take in the queue."""
         fixed = OVERHEAD + sum(_nbytes(v) // max(1, len(v)) for v in (self.features or {}).values())
         if self._copied:
             fixed += _nbytes(self.tensor) // max(1, len(self.tensor))
@@ -129,28 +129,28 @@ class Batch:
             return [fixed] * len(rows)
         return [fixed + _nbytes(self.pictures[row]) for row in rows]
 
-    def copies(self, row: int) -> dict[str, Any]:
-        """One row's fields of a `Row`, copied.
+    def copy_row(self, row: int) -> dict[str, Any]:
+        """Copy one row; returns fields of a `Row`.
 
         Raises:
-            InputError: a picture or tensor that is no such thing.
+            InputError: not a picture, or not a tensor of numbers.
         """
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         if self.tensor is not None:
-            found["shape"] = (1, *self.tensor.shape[1:])
+            fields["shape"] = (1, *self.tensor.shape[1:])
         if self._copied:
-            found["tensor"] = _copy(self.tensor[row : row + 1])
+            fields["tensor"] = _copy(self.tensor[row : row + 1])
         if self.pictures is not None:
-            found["picture"] = _picture(self.pictures[row])
+            fields["picture"] = _picture(self.pictures[row])
         if self.features:
-            found["features"] = {name: _copy(value[row : row + 1]) for name, value in self.features.items()}
-        found["request"] = _name(self.requests, row)
-        found["trace"] = _name(self.traces, row)
-        return found
+            fields["features"] = {name: _copy(value[row : row + 1]) for name, value in self.features.items()}
+        fields["request"] = _name(self.requests, row)
+        fields["trace"] = _name(self.traces, row)
+        return fields
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """An array of NumPy, PyTorch (any device, with or without gradient), TensorFlow, JAX or plain lists."""
+    """Convert an array of NumPy, PyTorch (any device, with or without gradient), TensorFlow, JAX or plain lists."""
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "detach"):
@@ -163,7 +163,7 @@ def to_numpy(value: Any) -> np.ndarray:
 def _copy(value: Any) -> np.ndarray:
     array = to_numpy(value)
     if array.dtype.hasobject or array.dtype.kind not in "fiub":
-        raise InputError(f"a tensor of {array.dtype} is no input of an image classifier; pass numbers")
+        raise InputError(f"a tensor of {array.dtype} is not an input of an image classifier; pass numbers")
     return np.array(array, order="C")
 
 
@@ -177,7 +177,7 @@ def _picture(value: Any) -> Any:
     array = to_numpy(value)  # a PIL image too
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise InputError(
-            f"{array.dtype} {list(array.shape)} is no picture; expected encoded bytes, a path or a uint8 array "
+            f"{array.dtype} {list(array.shape)} is not a picture; expected encoded bytes, a path or a uint8 array "
             "[H, W] or [H, W, 3] (prepared batches go into tensor=)"
         )
     return np.array(array, order="C")

@@ -1,6 +1,6 @@
-"""A worker in a process of its own: nothing it does holds the interpreter lock that predictions need.
+"""The worker process, as its parent sees it: it never holds the interpreter lock that predictions need.
 
-The child (`child`) is started with pipes for its standard input and output; the caller's main module is not run again.
+The child (`child`) is started with pipes for standard input and output; the caller's main module is not run again.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import OnnxcamError
-from onnxcam.monitor.evidence import Settings
 from onnxcam.monitor.predictions import Row
+from onnxcam.monitor.row_explainer import Settings
 from onnxcam.monitor.worker import WorkerLost
 
 _START = "import sys; sys.path[:] = {path!r}; from onnxcam.monitor.child import main; main({parent})"
-_DYING = 0.2  # seconds
-_OPENING = 120.0  # seconds for imports, the model and its session
+_EXIT_TIMEOUT = 0.2  # seconds
+_OPEN_TIMEOUT = 120.0  # seconds for imports, the model and its session
 
 
-class ExplainedElsewhere(OnnxcamError):
-    """What the child said instead of explaining."""
+class ExplanationFailed(OnnxcamError):
+    """The error that the child process reported for a row."""
 
 
-class Child:
-    """Explains rows in a child process, which ends with this one.
+class ExplainerProcess:
+    """Explains rows in a child process, which exits when this one does.
 
     Arguments:
-        timeout: seconds after which an explanation counts as hung, and the child is ended.
+        timeout: seconds after which an explanation counts as hung, and the child is killed.
 
     Raises:
         WorkerLost: it could not be started, or the model could not be opened in it.
@@ -42,19 +42,19 @@ class Child:
 
     def __init__(self, settings: Settings, timeout: float) -> None:
         self._timeout = timeout
-        self._closing = threading.Lock()
+        self._close_lock = threading.Lock()
         code = _START.format(path=[os.path.abspath(p) for p in sys.path], parent=os.getpid())  # noqa: PTH100
         command = [os.fsdecode(spawn.get_executable() or sys.executable), "-c", code]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         assert self._process.stdin is not None and self._process.stdout is not None
-        # the pipes' own file objects keep the descriptors; a Connection would close them a second time
+        # duplicated, because both the file objects and the Connections close their descriptors
         self._out = Connection(os.dup(self._process.stdin.fileno()), readable=False)
         self._in = Connection(os.dup(self._process.stdout.fileno()), writable=False)
         self._process.stdin.close()
         self._process.stdout.close()
         try:
             self._out.send(settings)
-            self._answer(_OPENING)
+            self._answer(_OPEN_TIMEOUT)
         except Exception:
             self.close()
             raise
@@ -65,10 +65,10 @@ class Child:
         return self._process.pid
 
     def __call__(self, row: Row, waited: float) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """As `Evidence`.
+        """Explain a row, as `RowExplainer` does.
 
         Raises:
-            WorkerLost: the child died or hung. ExplainedElsewhere: the row cannot be explained.
+            WorkerLost: the child died or hung. ExplanationFailed: the row cannot be explained.
         """
         try:
             send_row(self._out, row, waited)
@@ -79,22 +79,22 @@ class Child:
         return record, files
 
     def close(self) -> None:
-        """End the child; whoever waits for its answer gets `WorkerLost`."""
-        with self._closing:
+        """Kill the child; a thread that waits for its answer gets `WorkerLost`."""
+        with self._close_lock:
             self._process.kill()
             self._reap()
             self.abandon()
 
     def _reap(self) -> None:
-        """Where all processors are others', even dying takes a while in what they leave: it is not waited for."""
+        """Wait briefly for the child to exit, then leave that to a thread: a starved process takes a while to exit."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_DYING)
+            self._process.wait(_EXIT_TIMEOUT)
             return
-        with contextlib.suppress(RuntimeError):  # no thread can be started once the interpreter ends
+        with contextlib.suppress(RuntimeError):  # no thread can be started once the interpreter exits
             threading.Thread(target=self._process.wait, name="onnxcam-reaper", daemon=True).start()
 
     def abandon(self) -> None:
-        """Close the pipes alone: in the child of a fork, so that they end with the parent."""
+        """Close the pipes only: in a forked child, so that they close when the parent exits."""
         for end in (self._out, self._in):
             with contextlib.suppress(OSError):
                 end.close()
@@ -109,7 +109,7 @@ class Child:
         if kind == "lost":
             raise WorkerLost(content[0])
         if kind == "failed":
-            raise ExplainedElsewhere(content[0])
+            raise ExplanationFailed(content[0])
         return content
 
     def _status(self) -> str:
@@ -120,17 +120,18 @@ class Child:
 
 
 def send_row(connection: Connection, row: Row, waited: float) -> None:
-    """A row through a pipe; its arrays go as they lie in memory, without being pickled."""
+    """Send a row through a pipe; its arrays are sent as raw bytes, not pickled."""
     arrays = row.arrays()
-    connection.send((row.without_arrays(), waited, [(name, a.dtype.str, a.shape) for name, a in arrays.items()]))
+    headers = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
+    connection.send((row.without_arrays(), waited, headers))
     for array in arrays.values():
         connection.send_bytes(np.ascontiguousarray(array).data.cast("B"))
 
 
 def receive_row(connection: Connection) -> tuple[Row, float]:
-    """The other end of `send_row`."""
-    row, waited, forms = connection.recv()
+    """Receive what `send_row` sent."""
+    row, waited, headers = connection.recv()
     arrays = {
-        name: np.frombuffer(connection.recv_bytes(), np.dtype(dtype)).reshape(shape) for name, dtype, shape in forms
+        name: np.frombuffer(connection.recv_bytes(), np.dtype(dtype)).reshape(shape) for name, dtype, shape in headers
     }
     return row.with_arrays(arrays), waited

@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 
 @dataclass
-class Met:
+class Scan:
     """What a pass over a folder met.
 
     Attributes:
@@ -98,7 +98,7 @@ class Query:
         )
 
 
-def records(folder: str | Path, query: Query | None = None, met: Met | None = None) -> Iterator[Record]:
+def records(folder: str | Path, query: Query | None = None, scan: Scan | None = None) -> Iterator[Record]:
     """The records of a monitor's folder that match, oldest first over all processes that wrote there.
 
     One segment per process is open at a time, so that memory stays flat however much the folder holds. Segments that
@@ -107,14 +107,14 @@ def records(folder: str | Path, query: Query | None = None, met: Met | None = No
     Raises:
         InputError: no folder of a monitor.
     """
-    query, met = query or Query(), Met() if met is None else met
+    query, scan = query or Query(), Scan() if scan is None else scan
     waiting = sorted(_wanted(segments(folder), query), key=_begun, reverse=True)
     heads: list[tuple[str, int, Record, Iterator[Record]]] = []
     order = 0
     while waiting or heads:
         while waiting and (not heads or _begun(waiting[-1]) <= heads[0][0]):
             order += 1
-            _push(heads, order, _lines(waiting.pop(), met))
+            _push(heads, order, _lines(waiting.pop(), scan))
         if heads:
             _, number, record, rest = heapq.heappop(heads)
             _push(heads, number, rest)
@@ -146,7 +146,7 @@ def follow(
                         break
                     position += len(line)
                     read[_stem(path)] = position
-                    record = _parse(line, Met())
+                    record = _parse(line, Scan())
                     if record is not None and query(record):
                         yield record
         sleep(poll)
@@ -222,7 +222,7 @@ def _push(heads: list[tuple[str, int, Record, Iterator[Record]]], order: int, re
         heapq.heappush(heads, (record["ts"], order, record, rest))
 
 
-def _lines(path: Path, met: Met) -> Iterator[Record]:
+def _lines(path: Path, scan: Scan) -> Iterator[Record]:
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -230,30 +230,30 @@ def _lines(path: Path, met: Met) -> Iterator[Record]:
         if not path.name.endswith(OPEN) or not closed.exists():
             return
         file = closed.open("rb")
-    met.segments += 1
+    scan.segments += 1
     with file:
         for line in file:
             if not line.endswith(b"\n"):
-                met.torn += 1
+                scan.torn += 1
                 return
-            record = _parse(line, met)
+            record = _parse(line, scan)
             if record is not None:
-                met.records += 1
+                scan.records += 1
                 yield record
 
 
-def _parse(line: bytes, met: Met) -> Record | None:
+def _parse(line: bytes, scan: Scan) -> Record | None:
     try:
         record = json.loads(line)
         schema = record["schema"]
         if isinstance(schema, int) and schema > SCHEMA:
-            met.newer += 1
+            scan.newer += 1
             return None
         if isinstance(record["ts"], str) and isinstance(record["id"], str) and schema == SCHEMA:
             return dict(record)
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    met.damaged += 1
+    scan.damaged += 1
     return None
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from onnxcam.monitor.baseline import Baseline
-from onnxcam.monitor.table import Record, Rows, Subject
+from onnxcam.monitor.table import Configuration, Record, Rows
 
 _STEPS = (60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 7 * 86400)  # seconds of a point in a chart
 _POINTS = 48
@@ -20,7 +20,7 @@ _CHUNK = 512
 
 
 @dataclass
-class ClassSeen:
+class ClassSummary:
     """One explained class.
 
     Attributes:
@@ -47,7 +47,7 @@ class ClassSeen:
 
 
 @dataclass(frozen=True)
-class Points:
+class TimeSeries:
     """Records by time.
 
     Attributes:
@@ -73,7 +73,7 @@ class Report:
         count: records; first, last: their times.
         reasons: how many were kept for each condition and reason.
         models: how many are of each model, by name.
-        subject, others: what most records are of, and how many are not.
+        configuration, others: what most records are of, and how many are not.
         uncertain: the least sure, each picture once.
         classes: the most frequent first.
         overall: all classes together.
@@ -84,10 +84,10 @@ class Report:
     last: str = ""
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
-    subjects: Counter[Subject] = field(default_factory=Counter)
+    configurations: Counter[Configuration] = field(default_factory=Counter)
     uncertain: list[Record] = field(default_factory=list)
-    classes: list[ClassSeen] = field(default_factory=list)
-    overall: ClassSeen | None = None
+    classes: list[ClassSummary] = field(default_factory=list)
+    overall: ClassSummary | None = None
     zero_maps: int = 0
     _times: array[float] = field(default_factory=lambda: array("d"), repr=False)
     _confidence: array[float] = field(default_factory=lambda: array("d"), repr=False)
@@ -116,7 +116,7 @@ class Report:
         report.classes, report.overall = maps.found()
         return report
 
-    def points(self) -> Points:
+    def points(self) -> TimeSeries:
         """Confidence and counts over time, at most 48 points."""
         times = np.array(self._times)
         span = float(times.max() - times.min()) if len(times) else 0.0
@@ -134,7 +134,7 @@ class Report:
             if own.any():
                 levels[point] = weighted_quantiles(confidence[own], weights[own], (0.1, 0.5, 0.9))
         begin = [datetime.fromtimestamp((first + point) * seconds, UTC) for point in range(count)]
-        return Points(
+        return TimeSeries(
             begin,
             seconds,
             np.bincount(bins[low], minlength=count),
@@ -161,7 +161,7 @@ class Report:
         trigger, model = record.get("trigger") or {}, record.get("model") or {}
         self.reasons[str(trigger.get("reason")), str(trigger.get("when"))] += 1
         self.models[str(model.get("name") or (model.get("sha256") or "unknown")[:12])] += 1
-        self.subjects[Subject.of(record)] += 1
+        self.configurations[Configuration.of(record)] += 1
         self._times.append(datetime.fromisoformat(record["ts"]).timestamp())
 
     def _rows(self, rows: Rows) -> None:
@@ -235,10 +235,10 @@ class _Maps:
                 self.maps[index] = (weight + float(rows.weights[own].sum()), total + more)
         return rows
 
-    def found(self) -> tuple[list[ClassSeen], ClassSeen | None]:
+    def found(self) -> tuple[list[ClassSummary], ClassSummary | None]:
         normal = self.baseline.mean_maps if self.baseline else {}
         classes = [
-            ClassSeen(
+            ClassSummary(
                 index,
                 self.labels.get(index, str(index)),
                 int(count),
@@ -255,4 +255,4 @@ class _Maps:
         weight = sum(held[0] for held in self.maps.values())
         whole = np.sum([held[1] for held in self.maps.values()], axis=0) / weight
         count, low, traffic = (sum(held[k] for held in self.sums.values()) for k in range(3))
-        return classes, ClassSeen(-1, "all classes", int(count), int(low), traffic, whole, normal.get(None))
+        return classes, ClassSummary(-1, "all classes", int(count), int(low), traffic, whole, normal.get(None))

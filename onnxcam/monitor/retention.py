@@ -18,7 +18,7 @@ from onnxcam.monitor import artefacts, locks
 from onnxcam.monitor.record import seconds
 from onnxcam.monitor.segments import CLOSED, OPEN, final_name, segments
 
-GONE = CLOSED + ".gone"  # a segment whose pictures are being removed: no reader looks at it any more
+REMOVING = CLOSED + ".gone"  # a segment whose pictures are being removed: no reader looks at it any more
 _PICTURE_BYTES = re.compile(rb'"bytes":([0-9]+)')
 _PICTURE_NAME = re.compile(b'"name":"(' + artefacts.NAME.encode() + b')"')
 _TS = re.compile(rb'"ts":"([^"]+)"')
@@ -42,7 +42,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Held:
+class SegmentInfo:
     """What one segment stands for."""
 
     path: Path
@@ -52,7 +52,7 @@ class Held:
 
 
 @dataclass
-class Keeper:
+class Retention:
     """Holds one folder within its limits.
 
     Attributes:
@@ -66,7 +66,7 @@ class Keeper:
     bytes: int = 0
     records: int = 0
     writers: int = 0
-    _known: dict[str, Held] = field(default_factory=dict, repr=False)
+    _known: dict[str, SegmentInfo] = field(default_factory=dict, repr=False)
 
     def clear(self, now: float, needed: Callable[[int], int] = lambda writers: 0) -> list[Path]:
         """Remove the oldest closed segments until what is held fits the limits, with more to come.
@@ -80,7 +80,7 @@ class Keeper:
         """
         held = self._look()
         # after it: what another process took out of sight before is really gone then
-        self._finish(segments(self.root, GONE))
+        self._finish(segments(self.root, REMOVING))
         final = [one for one in held if one.path.name.endswith(CLOSED)]
         self.bytes, self.records = sum(one.bytes for one in held), sum(one.records for one in held)
         self.writers = len(held) - len(final)
@@ -93,14 +93,14 @@ class Keeper:
             self.bytes -= one.bytes
             self.records -= one.records
             self._known.pop(one.path.name, None)
-            gone = one.path.with_name(one.path.name.removesuffix(CLOSED) + GONE)
+            gone = one.path.with_name(one.path.name.removesuffix(CLOSED) + REMOVING)
             with contextlib.suppress(OSError):
                 one.path.replace(gone)
                 removed.append(one.path)
             self._finish([gone])
         return removed
 
-    def _over(self, one: Held, now: float, room: int) -> bool:
+    def _over(self, one: SegmentInfo, now: float, room: int) -> bool:
         bound = self.limits
         return (
             (bound.bytes is not None and self.bytes + room > bound.bytes)
@@ -108,12 +108,12 @@ class Keeper:
             or (bound.age is not None and now - one.newest > bound.age)
         )
 
-    def _look(self) -> list[Held]:
+    def _look(self) -> list[SegmentInfo]:
         found = []
         for path in segments(self.root):
-            one = self._known.get(path.name) or weigh(path)
+            one = self._known.get(path.name) or inspect_segment(path)
             if one is None and path.name.endswith(OPEN):  # closed since it was listed
-                one = weigh(final_name(path))
+                one = inspect_segment(final_name(path))
             if one is None:
                 continue
             if one.path.name.endswith(CLOSED):
@@ -132,7 +132,7 @@ class Keeper:
                 path.unlink(missing_ok=True)
 
 
-def weigh(path: Path) -> Held | None:
+def inspect_segment(path: Path) -> SegmentInfo | None:
     """What a segment stands for, from its bytes; None where it is gone."""
     try:
         data = path.read_bytes()
@@ -145,7 +145,7 @@ def weigh(path: Path) -> Held | None:
     except (OSError, ValueError):
         newest = time.time()
     total = len(data) + sum(int(size) for size in _PICTURE_BYTES.findall(whole))
-    return Held(path, total, whole.count(b"\n"), newest)
+    return SegmentInfo(path, total, whole.count(b"\n"), newest)
 
 
 def pictures(data: bytes) -> set[str]:
@@ -153,7 +153,7 @@ def pictures(data: bytes) -> set[str]:
     return {name.decode() for name in _PICTURE_NAME.findall(data)}
 
 
-def sweep(root: Path) -> int:
+def remove_unreferenced(root: Path) -> int:
     """Remove pictures that no record names: what processes left behind that died before they wrote the record.
 
     At most once an hour over all processes, and nothing younger than an hour: its record may be on its way.

@@ -134,7 +134,7 @@ class Writer:
         handle, path, size = self._handle, self.path, self._size
         self._handle = self.path = None
         self.weight = 0
-        # where that fails, the segment stays open without a writer, and the next `mend` closes it
+        # where that fails, the segment stays open without a writer, and the next `recover` closes it
         with contextlib.suppress(OSError):
             final = _seal(path, handle, size)
             if final is not None:
@@ -239,7 +239,7 @@ def _whole(path: Path) -> int:
     return 0
 
 
-def mend(root: Path) -> list[Path]:
+def recover(root: Path) -> list[Path]:
     """Close the segments of processes that died. Safe at any time, from any process.
 
     On Windows, and on a file system without locks, they stay open: readers read them all the same.

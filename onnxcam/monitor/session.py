@@ -1,4 +1,4 @@
-"""A session that predicts as before, and shows the monitor what it predicted."""
+"""A wrapper of an onnxruntime session: it predicts as before, and the monitor observes the predictions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from onnxcam.monitor.predictions import Batch, to_numpy
 from onnxcam.network.manifest import Manifest
 from onnxcam.targets.readout import Readout
 
-# scores, their form, what came with them
+# scores, their form, the inputs
 Observe = Callable[[np.ndarray, str, Batch], int]
 
 
 @dataclass(frozen=True)
-class Wiring:
-    """Which of a session's values the monitor reads.
+class ValueNames:
+    """Names of the session's inputs and outputs that the monitor reads.
 
     Attributes:
         image: the input that is the picture.
-        scores: the output that holds the scores; `form` says what they are.
-        features: outputs behind the target layer by the tail's own names for them, empty where they are not all there.
+        scores: the output that holds the scores; `form` is `logits`, `probabilities` or `auto`.
+        features: outputs by the name of the tail's input they are; empty unless every input of the tail is an output.
     """
 
     image: str
@@ -36,26 +36,26 @@ class Wiring:
 
     @property
     def outputs(self) -> list[str]:
-        """Every output that is read."""
+        """Names of all outputs that are read."""
         return [self.scores, *self.features.values()]
 
 
-def connect(
-    session: Any, held: Manifest, form: str, tail: Callable[[], Sequence[str]], entry: Mapping[str, Any]
-) -> Wiring:
-    """Find the picture, the scores and perhaps the target layer's value among a session's inputs and outputs.
+def find_values(
+    session: Any, manifest: Manifest, form: str, tail: Callable[[], Sequence[str]], entry: Mapping[str, Any]
+) -> ValueNames:
+    """Find the picture, the scores and, if present, the target layer's value among a session's inputs and outputs.
 
     Arguments:
-        held: the manifest of the model that explains; `entry` is its target layer's.
+        manifest: of the model that explains; `entry` is its entry for the target layer.
         form: the monitor's `scores` setting.
-        tail: the values that the layer's tail starts from; asked for only where the session shows the layer's value.
+        tail: returns the inputs of the layer's tail; called only if the session outputs the layer's value.
 
     Raises:
         InputError: the session does not serve the same kind of model.
     """
     inputs = {i.name: list(i.shape) for i in session.get_inputs()}
     outputs = {o.name: list(o.shape) for o in session.get_outputs()}
-    image = held["input"]["name"]
+    image = manifest["input"]["name"]
     if image not in inputs:
         pictures = [name for name, shape in inputs.items() if len(shape) == 4]
         if len(pictures) != 1:
@@ -63,49 +63,48 @@ def connect(
                 f"the session has inputs {listing(inputs)}; expected {image!r}, the picture of the explained model"
             )
         image = pictures[0]
-    scores, found_form = _scores(outputs, held)
+    scores, output_form = _scores(outputs, manifest)
     features: dict[str, str] = {}
-    shown = next((n for n in (entry["value"], entry["activations"]) if n in outputs), None)
-    if shown is not None:
-        names = {value: shown if value == entry["value"] else value for value in tail()}
+    layer = next((n for n in (entry["value"], entry["activations"]) if n in outputs), None)
+    if layer is not None:
+        names = {value: layer if value == entry["value"] else value for value in tail()}
         if all(name in outputs for name in names.values()):
             features = names
-    return Wiring(image, scores, form if form != "auto" else found_form, features)
+    return ValueNames(image, scores, form if form != "auto" else output_form, features)
 
 
-def _scores(outputs: Mapping[str, list[Any]], held: Manifest) -> tuple[str, str]:
-    columns = Readout.from_manifest(held["scores"]).columns
+def _scores(outputs: Mapping[str, list[Any]], manifest: Manifest) -> tuple[str, str]:
+    columns = Readout.from_manifest(manifest["scores"]).columns
     wide = {name: shape for name, shape in outputs.items() if len(shape) in (2, 4)}
     for key, form in (("name", "logits"), ("probabilities", "probabilities")):
-        name = held["scores"].get(key)
+        name = manifest["scores"].get(key)
         if name in wide and (wide[name][1] == columns or not isinstance(wide[name][1], int)):
             return str(name), form
     fitting = [name for name, shape in wide.items() if shape[1] == columns]
     if len(fitting) == 1:
         return fitting[0], "auto"
-    raise InputError(
-        f"the session has outputs {listing(outputs)}; expected one with scores of {held['scores']['classes']} classes"
-    )
+    classes = manifest["scores"]["classes"]
+    raise InputError(f"the session has outputs {listing(outputs)}; expected one with scores of {classes} classes")
 
 
 class WatchedSession:
-    """An `onnxruntime.InferenceSession` whose `run`, `run_async` and `run_with_iobinding` are watched.
+    """An `onnxruntime.InferenceSession` whose `run`, `run_async` and `run_with_iobinding` are observed.
 
-    Results are those of the session, everything else is forwarded to it, and `isinstance` says it is one. Where the
-    outputs asked for do not include what the monitor reads, they are fetched with them (the runtime computes them
-    anyway) and taken out of the answer.
+    Results are those of the session, everything else is forwarded to it, and `isinstance` treats the wrapper as one.
+    Outputs that the monitor reads and the caller did not request are fetched too (the runtime computes them anyway)
+    and removed from the results.
     """
 
-    __slots__ = ("__weakref__", "_complain", "_observe", "_session", "_wiring")
+    __slots__ = ("__weakref__", "_names", "_observe", "_report_error", "_session")
 
     def __init__(
-        self, session: Any, wiring: Wiring, observe: Observe, complain: Callable[[str, BaseException], None]
+        self, session: Any, names: ValueNames, observe: Observe, report_error: Callable[[str, BaseException], None]
     ) -> None:
-        put = object.__setattr__
-        put(self, "_session", session)
-        put(self, "_wiring", wiring)
-        put(self, "_observe", observe)
-        put(self, "_complain", complain)
+        set_attribute = object.__setattr__  # `__setattr__` forwards to the session
+        set_attribute(self, "_session", session)
+        set_attribute(self, "_names", names)
+        set_attribute(self, "_observe", observe)
+        set_attribute(self, "_report_error", report_error)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -118,88 +117,88 @@ class WatchedSession:
         setattr(self._session, name, value)
 
     def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
-        """As the session's own."""
-        names = self._fetched(output_names)
+        """Run the session and observe the prediction."""
+        names = self._with_read_outputs(output_names)
         if names is None:
             results = self._session.run(output_names, input_feed, run_options)
-            self._look(output_names, results, input_feed, run_options)
+            self._observe_run(output_names, results, input_feed, run_options)
             return results
         try:
             results = self._session.run(names, input_feed, run_options)
         except Exception:
-            return self._session.run(output_names, input_feed, run_options)  # raises what it would have raised
-        self._look(names, results, input_feed, run_options)
+            return self._session.run(output_names, input_feed, run_options)  # raises the session's own error
+        self._observe_run(names, results, input_feed, run_options)
         return results[: len(output_names)]
 
     def run_async(
         self, output_names: Any, input_feed: Any, callback: Any, user_data: Any, run_options: Any = None
     ) -> Any:
-        """As the session's own; the monitor looks before the callback is called, while the feed is still the call's."""
-        names = self._fetched(output_names) or output_names
+        """Run the session asynchronously; the prediction is observed before the callback may reuse the inputs."""
+        names = self._with_read_outputs(output_names) or output_names
 
-        def watched(results: Any, data: Any, error: str) -> None:
-            asked = results
+        def observe_then_call(results: Any, data: Any, error: str) -> None:
+            requested = results
             if not error:
-                self._look(names, results, input_feed, run_options)
+                self._observe_run(names, results, input_feed, run_options)
                 with contextlib.suppress(Exception):
-                    asked = results if names is output_names else results[: len(output_names)]
-            callback(asked, data, error)
+                    requested = results if names is output_names else results[: len(output_names)]
+            callback(requested, data, error)
 
-        return self._session.run_async(names, input_feed, watched, user_data, run_options)
+        return self._session.run_async(names, input_feed, observe_then_call, user_data, run_options)
 
     def io_binding(self) -> Any:
-        """As the session's own; remembers what is bound."""
+        """Return a binding of the session that records the bound values."""
         binding = self._session.io_binding()
         try:
-            remember_bindings(binding)
+            record_bindings(binding)
         except Exception as error:
-            self._complain("wrap", error)
+            self._report_error("wrap", error)
         return binding
 
     def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> Any:
-        """As the session's own; seen are bindings made by `io_binding`, with the scores among their outputs."""
+        """Run the session; observed if the binding was made by `io_binding` and has the scores among its outputs."""
         results = self._session.run_with_iobinding(iobinding, run_options)
         try:
             values = dict(zip(iobinding.onnxcam_outputs, iobinding.get_outputs(), strict=True))
-            names = [name for name in self._wiring.outputs if name in values]
-            parts = [to_numpy(values[n]) if n == self._wiring.scores else OnDevice(values[n]) for n in names]
-            self._look(names, parts, iobinding.onnxcam_inputs, run_options)
+            names = [name for name in self._names.outputs if name in values]
+            parts = [to_numpy(values[n]) if n == self._names.scores else OnDevice(values[n]) for n in names]
+            self._observe_run(names, parts, iobinding.onnxcam_inputs, run_options)
         except Exception as error:
-            self._complain("wrap", error)
+            self._report_error("wrap", error)
         return results
 
-    def _fetched(self, output_names: Any) -> list[str] | None:
-        """The outputs asked for with those missing that the monitor reads; None where none are missing."""
+    def _with_read_outputs(self, output_names: Any) -> list[str] | None:
+        """Return the requested outputs plus those the monitor reads; None if nothing has to be added."""
         if not output_names:
             return None
         try:
-            missing = [name for name in self._wiring.outputs if name not in output_names]
+            missing = [name for name in self._names.outputs if name not in output_names]
             return [*output_names, *missing] if missing else None
         except Exception as error:
-            self._complain("wrap", error)
+            self._report_error("wrap", error)
             return None
 
-    def _look(self, names: Any, results: Any, feed: Any, run_options: Any) -> None:
+    def _observe_run(self, names: Any, results: Any, feed: Any, run_options: Any) -> None:
         try:
-            named = names or [output.name for output in self._session.get_outputs()]
-            found = dict(zip(named, results, strict=False))
-            wiring = self._wiring
-            scores = found.get(wiring.scores)
+            names = names or [output.name for output in self._session.get_outputs()]
+            values = dict(zip(names, results, strict=False))
+            read = self._names
+            scores = values.get(read.scores)
             if scores is None:
                 return
-            features = {value: found[name] for value, name in wiring.features.items() if name in found}
-            complete = features if len(features) == len(wiring.features) else None
+            features = {value: values[name] for value, name in read.features.items() if name in values}
+            complete = features if len(features) == len(read.features) else None
             tag = getattr(run_options, "logid", "") or None
             requests = None if tag is None else [tag] * len(scores)
-            picture = feed[wiring.image]
+            picture = feed[read.image]
             tensor = OnDevice(picture) if hasattr(picture, "device_name") else np.asarray(picture)
-            self._observe(scores, wiring.form, Batch(tensor=tensor, features=complete, requests=requests))
+            self._observe(scores, read.form, Batch(tensor=tensor, features=complete, requests=requests))
         except Exception as error:
-            self._complain("wrap", error)
+            self._report_error("wrap", error)
 
 
 class OnDevice:
-    """An `OrtValue` as a batch: fetched from where it is only if one of its rows is wanted."""
+    """An `OrtValue` as a batch: copied from its device only when a row is read."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -220,11 +219,11 @@ class OnDevice:
         return self._array[rows]
 
 
-def remember_bindings(binding: Any) -> None:
-    """Let an `IOBinding` keep what it was told: `onnxcam_inputs` by name, `onnxcam_outputs` in the order of binding."""
+def record_bindings(binding: Any) -> None:
+    """Make an `IOBinding` record its inputs and, in order of binding, outputs: `onnxcam_inputs`, `onnxcam_outputs`."""
     base = type(binding)
 
-    class Remembering(base):  # type: ignore[misc, valid-type]
+    class RecordingBinding(base):  # type: ignore[misc, valid-type]
         def bind_cpu_input(self, name: str, arr_on_cpu: Any) -> None:
             super().bind_cpu_input(name, arr_on_cpu)
             self.onnxcam_inputs[name] = arr_on_cpu
@@ -257,14 +256,14 @@ def remember_bindings(binding: Any) -> None:
             super().clear_binding_outputs()
             self.onnxcam_outputs.clear()
 
-    Remembering.__name__, Remembering.__qualname__ = base.__name__, base.__qualname__
-    binding.__class__ = Remembering
+    RecordingBinding.__name__, RecordingBinding.__qualname__ = base.__name__, base.__qualname__
+    binding.__class__ = RecordingBinding
     binding.onnxcam_inputs = {}
     binding.onnxcam_outputs = {}
 
 
 def _view(element_type: Any, shape: Sequence[int], pointer: int) -> np.ndarray:
-    """Memory that the caller keeps alive as long as it is bound."""
+    """View memory that the caller keeps alive as long as it is bound."""
     dtype = np.dtype(element_type)
     size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
     return np.frombuffer((ctypes.c_byte * size).from_address(pointer), dtype).reshape(tuple(shape))

@@ -29,7 +29,7 @@ FIELDS: dict[str, Callable[[Record, Record], Any]] = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class Configuration:
     """What must be equal for records to be comparable."""
 
     model: str | None
@@ -38,7 +38,7 @@ class Subject:
     layer: str | None
 
     @classmethod
-    def of(cls, record: Record) -> Subject:
+    def of(cls, record: Record) -> Configuration:
         prediction = record.get("prediction") or {}
         layer = prediction.get("layer")
         return cls(
@@ -100,7 +100,7 @@ class Rows:
         """The table of some records.
 
         Arguments:
-            records: of one subject.
+            records: of one configuration.
             grid: the shape of the maps; that of the first map by default. Maps of another shape are left out.
         """
         held = list(records)

@@ -21,7 +21,7 @@ def normal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("normal")
     synthetic.write(folder, [synthetic.record(n) for n in range(0, 800, 2)], pid=7)
     synthetic.write(folder, [synthetic.record(n) for n in range(1, 800, 2)], pid=8, open_=True, tail=b'{"schema"')
-    counters.Counters(folder).write(
+    counters.CountersFile(folder).write(
         {"seen": 9000, "confident": 8000, "explained": 800, "failed": 1, "dropped": {"duplicate": 199, "rate": 0}}
     )
     return folder
@@ -142,7 +142,7 @@ def test_drift_refuses(run: Run, normal: Path, baseline: Path, tmp_path: Path) -
 def test_prune(run: Run, tmp_path: Path) -> None:
     for pid in range(3):
         synthetic.write(tmp_path, [synthetic.record(1000 * pid + n) for n in range(10)], pid=pid)
-    counters.Counters(tmp_path).write({"seen": 30})
+    counters.CountersFile(tmp_path).write({"seen": 30})
     orphan = tmp_path / "files" / "20261102" / "00" / "0193a3c0-0000-7000-8000-000000000000-heatmap.png"
     orphan.parent.mkdir(parents=True)
     orphan.write_bytes(b"left behind")

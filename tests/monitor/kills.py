@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxcam.monitor import schema
-from onnxcam.monitor.retention import sweep
-from onnxcam.monitor.segments import mend, segments
+from onnxcam.monitor.retention import remove_unreferenced
+from onnxcam.monitor.segments import recover, segments
 from onnxcam.monitor.sinks import Sink, open_sink
 from tests.monitor import samples
 
@@ -84,7 +84,7 @@ def checked(root: Path, acknowledged: list[str]) -> dict[str, Any]:
     """What is left after the last death; raises where a record does not read."""
     torn = sum(not path.read_bytes().endswith(b"\n") for path in segments(root) if path.stat().st_size)
     before = [record["id"] for record in samples.held(root)]  # an own reader, before anything is mended
-    mend(root)
+    recover(root)
     records = samples.held(root)
     counts = Counter(record["id"] for record in records)
     named = {entry["name"] for record in records for entry in record["files"]}
@@ -216,8 +216,8 @@ def survey(root: Path, acknowledged: list[str]) -> Counter[str]:
     for path in root.rglob("*"):
         if path.is_file():
             os.utime(path, (0, 0))
-    mend(root)
-    sweep(root)
+    recover(root)
+    remove_unreferenced(root)
     found["unsealed"] += sum(not path.name.endswith(".jsonl") for path in (root / "records").iterdir())
     named = {entry["name"] for one in after for entry in one["files"]}
     stored = {path.relative_to(root).as_posix() for path in (root / "files").rglob("*") if path.is_file()}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from onnxcam.monitor import record as records
-from onnxcam.monitor.evidence import Settings
 from onnxcam.monitor.predictions import Row
+from onnxcam.monitor.row_explainer import Settings
 from onnxcam.network.explainable import augment
 from tests.support.models import tiny_cnn
 
@@ -68,7 +68,7 @@ class Gate:
 
 
 class Stub:
-    """Stands in for `Evidence` where many explanations are wanted and their content does not matter."""
+    """Stands in for `RowExplainer` where many explanations are wanted and their content does not matter."""
 
     def __init__(self, settings: Settings, pause: Callable[[], None] = lambda: None) -> None:
         self._settings = settings

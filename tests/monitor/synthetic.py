@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from onnxcam.monitor.baseline import Baseline
-from onnxcam.monitor.table import FIELDS, Rows, Subject
+from onnxcam.monitor.table import FIELDS, Configuration, Rows
 
 START = datetime(2026, 11, 2, tzinfo=UTC)
 LABELS = ("tabby", "beagle", "espresso", "goldfish", "acorn", "barn")
-SUBJECT = Subject("ab" * 32, "confidence < 0.6", "gradcam", "layer4")
+CONFIGURATION = Configuration("ab" * 32, "confidence < 0.6", "gradcam", "layer4")
 
 
 def rows(rng: np.random.Generator, count: int, *, kept: float = 1.0, shift: float = 0.0, side: int = 5) -> Rows:
@@ -62,7 +62,9 @@ def rows(rng: np.random.Generator, count: int, *, kept: float = 1.0, shift: floa
 
 
 def baseline(table: Rows) -> Baseline:
-    return Baseline("test", SUBJECT, table, dict(enumerate(LABELS)), "2026-11-02", "2026-11-09", len(table), "tiny")
+    return Baseline(
+        "test", CONFIGURATION, table, dict(enumerate(LABELS)), "2026-11-02", "2026-11-09", len(table), "tiny"
+    )
 
 
 def _shape(index: np.ndarray, side: int) -> np.ndarray:
@@ -87,12 +89,12 @@ def record(number: int, **changes: Any) -> dict[str, Any]:
         "trace": None,
         "host": "a",
         "pid": 7,
-        "model": {"name": "tiny", "sha256": SUBJECT.model},
+        "model": {"name": "tiny", "sha256": CONFIGURATION.model},
         "versions": {"onnxcam": "0.1.0", "onnxruntime": "1.32.0"},
         "provider": "CPUExecutionProvider",
         "latency_ms": {"queued": 1.0, "explain": 17.0},
         "trigger": {
-            "when": SUBJECT.when,
+            "when": CONFIGURATION.when,
             "reason": "condition" if low else "baseline",
             "sample": 1.0 if low else 0.1,
         },

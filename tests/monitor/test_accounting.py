@@ -145,7 +145,7 @@ class Accounting(RuleBasedStateMachine):
 
 @pytest.mark.slow
 def test_a_thousand_sequences_balance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hook, "Evidence", Faulty)
+    monkeypatch.setattr(hook, "RowExplainer", Faulty)
     run_state_machine_as_test(
         Accounting,
         settings=settings(
@@ -160,7 +160,7 @@ def test_a_thousand_sequences_balance(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stats_are_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hook, "Evidence", Stub)
+    monkeypatch.setattr(hook, "RowExplainer", Stub)
     scores, tensor = BATCHES[7]
     stop = threading.Event()
     with Monitor(SMALL, sink=Sink(), when="confidence < 0.7", rate=None, queue=4) as monitor:

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcam.errors import SettingError
-from onnxcam.monitor.admission import DAY, Bucket, Budget, Gates, Limits, Rate, Sampler, fitting, parse_rate
+from onnxcam.monitor.admission import (
+    DAY,
+    DailyBudget,
+    Limits,
+    Rate,
+    RateLimiter,
+    Sampler,
+    TokenBucket,
+    count_fitting,
+    parse_rate,
+)
 
 
 def most_over_rate(times: Sequence[float], rate: float) -> float:
@@ -33,7 +43,7 @@ def most_over_rate(times: Sequence[float], rate: float) -> float:
 def test_one_hour_of_any_traffic(seed: int, amount: int, period: float, burst: float | None, baseline: bool) -> None:
     rng = np.random.default_rng(seed)
     rate = Rate(amount, period)
-    gates = Gates(Limits(rate, burst, None, baseline))
+    gates = RateLimiter(Limits(rate, burst, None, baseline))
     capacity = burst if burst is not None else float(amount)
     moments = np.cumsum(rng.exponential(rng.choice([0.01, 0.3, 5.0, 100.0]), 4000) * rng.choice([0.0, 1.0], 4000))
     admitted: list[float] = []
@@ -48,7 +58,7 @@ def test_one_hour_of_any_traffic(seed: int, amount: int, period: float, burst: f
 
 def test_steady_overload_gets_the_whole_rate() -> None:
     for baseline in (False, True):
-        gates = Gates(Limits(Rate(2, 1.0), None, None, baseline))
+        gates = RateLimiter(Limits(Rate(2, 1.0), None, None, baseline))
         got = 0
         for tick in range(36000):
             count = gates.admit(5, tick / 10, 0.0).admitted
@@ -58,7 +68,7 @@ def test_steady_overload_gets_the_whole_rate() -> None:
 
 
 def test_a_flood_does_not_silence_the_baseline() -> None:
-    gates = Gates(Limits(Rate(2, 1.0), None, 5000, True))
+    gates = RateLimiter(Limits(Rate(2, 1.0), None, 5000, True))
     unsure = sure = 0
     for tick in range(36000):
         count = gates.admit(5, tick / 10, tick / 10).admitted
@@ -73,7 +83,7 @@ def test_a_flood_does_not_silence_the_baseline() -> None:
 
 
 def test_a_greedy_baseline_does_not_silence_the_unsure() -> None:
-    gates = Gates(Limits(Rate(2, 1.0), None, None, True))
+    gates = RateLimiter(Limits(Rate(2, 1.0), None, None, True))
     got = {False: 0, True: 0}
     for tick in range(36000):
         for baseline in (False, True):
@@ -85,7 +95,7 @@ def test_a_greedy_baseline_does_not_silence_the_unsure() -> None:
 
 
 def test_budget_is_that_of_the_day() -> None:
-    budget = Budget(10)
+    budget = DailyBudget(10)
     budget.take(budget.left(5 * DAY + 1))
     assert budget.left(5 * DAY + 80000) == 0
     assert budget.left(6 * DAY) == 10
@@ -95,7 +105,7 @@ def test_budget_is_that_of_the_day() -> None:
 
 
 def test_bucket_ignores_a_clock_that_goes_back() -> None:
-    bucket = Bucket(1.0, 5.0)
+    bucket = TokenBucket(1.0, 5.0)
     bucket.take(bucket.level(100.0))
     assert bucket.level(90.0) == 0
     assert bucket.level(100.0) == 0
@@ -103,28 +113,28 @@ def test_bucket_ignores_a_clock_that_goes_back() -> None:
 
 
 def test_nothing_is_spent_by_asking() -> None:
-    gates = Gates(Limits(Rate(5, 1.0), None, 100, False))
+    gates = RateLimiter(Limits(Rate(5, 1.0), None, 100, False))
     assert [gates.admit(3, 0.0, 0.0).admitted for _ in range(10)] == [3] * 10
     lane = gates.admit(8, 0.0, 0.0)
     assert lane == (5, 3, 0)
-    gates = Gates(Limits(Rate(5, 1.0), None, 2, False))
+    gates = RateLimiter(Limits(Rate(5, 1.0), None, 2, False))
     assert gates.admit(8, 0.0, 0.0) == (2, 3, 3)
 
 
 def test_sample_keeps_its_share() -> None:
     sampler, rows = Sampler(1), np.arange(20000)
-    kept = sampler.keep(rows, 0.1)
+    kept = sampler.sample(rows, 0.1)
     assert 1850 < len(kept) < 2150  # 3.5 standard deviations
     assert len(set(kept.tolist())) == len(kept)
-    assert len(sampler.keep(rows, 0.0)) == 0
-    assert len(sampler.keep(rows, 1.0)) == 20000
+    assert len(sampler.sample(rows, 0.0)) == 0
+    assert len(sampler.sample(rows, 1.0)) == 20000
 
 
 def test_fitting_stops_at_the_first_that_does_not() -> None:
-    assert fitting([10, 10, 10], 3, 25) == 2
-    assert fitting([30, 1], 2, 25) == 0
-    assert fitting([10, 10], 1, 100) == 1
-    assert fitting([], 0, -5) == 0
+    assert count_fitting([10, 10, 10], 3, 25) == 2
+    assert count_fitting([30, 1], 2, 25) == 0
+    assert count_fitting([10, 10], 1, 100) == 1
+    assert count_fitting([], 0, -5) == 0
 
 
 @pytest.mark.parametrize(

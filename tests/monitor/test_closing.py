@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from onnxcam.monitor import evidence
+from onnxcam.monitor import row_explainer
 from onnxcam.monitor.hook import Monitor
 from tests.monitor.monitoring import ALWAYS, MODEL, UNLIMITED, Gate, Kept, balanced, logits, pictures
 
@@ -41,9 +41,9 @@ def test_close_returns_in_time(what: str, timeout: float, monkeypatch: pytest.Mo
 
     sink: Any = HangingClose() if what == "closing sink" else (hang if what == "sink" else Kept())
     if what == "session":
-        monkeypatch.setattr(evidence.Explainer, "attribute", hang)
+        monkeypatch.setattr(row_explainer.Explainer, "attribute", hang)
     if what == "opening":
-        monkeypatch.setattr(evidence, "Explainer", hang)
+        monkeypatch.setattr(row_explainer, "Explainer", hang)
     monitor = Monitor(MODEL, sink=sink, when=ALWAYS, **UNLIMITED)
     monitor.observe(logits(3), tensor=pictures(3))
     if what == "closing sink":
@@ -71,7 +71,7 @@ def test_close_ends_a_hung_process(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monitor = Monitor(MODEL, sink=Kept(), when=ALWAYS, worker="process", preprocess="0..1", **UNLIMITED)
     monitor.observe(logits(1), tensor=pictures(1))
     assert monitor.flush(60) and monitor.stats()["explained"] == 1
-    child = monitor._desk._explain
+    child = monitor._handler._explain
     monkeypatch.setattr("onnxcam.image.picture.MAX_PIXELS", 1)
     os.kill(child.pid, 19)  # type: ignore[union-attr]  # SIGSTOP: it answers nothing any more
     monitor.observe(logits(1), tensor=pictures(1))

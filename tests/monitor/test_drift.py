@@ -31,9 +31,9 @@ def test_false_alarms_at_the_declared_rate_and_a_shift_of_half_a_deviation(kept:
         rng = np.random.default_rng([number, 20261125])
         normal = synthetic.baseline(synthetic.rows(rng, 1000, kept=kept))
         detector = Detector(normal, false_alarms=declared, replicates=400, seed=number)
-        alarms += detector.judge(synthetic.rows(rng, 500, kept=kept)).verdict == DRIFT
+        alarms += detector.assess(synthetic.rows(rng, 500, kept=kept)).verdict == DRIFT
         if number < shifted:
-            found += detector.judge(synthetic.rows(rng, 500, kept=kept, shift=0.5)).verdict == DRIFT
+            found += detector.assess(synthetic.rows(rng, 500, kept=kept, shift=0.5)).verdict == DRIFT
     print(f"kept {kept}: false alarms {alarms / simulations:.3f} of {declared}, found {found / shifted:.3f}")
     assert abs(alarms / simulations - declared) <= 0.02
     assert found / shifted >= 0.85
@@ -50,18 +50,18 @@ def window(seed: int = 6, count: int = 600, **changes: float) -> Rows:
 
 
 def moved(detector: Detector, rows: Rows) -> set[str]:
-    return {statistic.name for statistic in detector.judge(rows).statistics if statistic.drifted}
+    return {statistic.name for statistic in detector.assess(rows).statistics if statistic.drifted}
 
 
 def test_no_verdict_below_500_records(detector: Detector) -> None:
     far = window(count=499, shift=50.0)
-    verdict = detector.judge(far)
+    verdict = detector.assess(far)
     assert (verdict.verdict, verdict.statistics, verdict.score) == (UNKNOWN, [], None)
-    assert detector.judge(window(count=500, shift=50.0)).verdict == DRIFT
+    assert detector.assess(window(count=500, shift=50.0)).verdict == DRIFT
 
 
 def test_nothing_changed(detector: Detector) -> None:
-    verdict = detector.judge(window())
+    verdict = detector.assess(window())
     assert verdict.verdict == OK
     assert moved(detector, window()) == set()
     assert 0 < verdict.effective < verdict.records
@@ -106,13 +106,13 @@ def test_one_stray_value_is_no_drift(detector: Detector) -> None:
     now.zero[:] = False
     now.zero[3] = True
     now.values[4, COLUMN["attention.peaks"]] = 9
-    assert still.judge(now).verdict == OK
+    assert still.assess(now).verdict == OK
 
 
 def test_distances_are_those_of_their_definitions() -> None:
     rng = np.random.default_rng(3)
     table, now = synthetic.rows(rng, 1200, kept=0.3), synthetic.rows(rng, 700, kept=0.3, shift=0.8)
-    verdict = Detector(synthetic.baseline(table), replicates=400).judge(now)
+    verdict = Detector(synthetic.baseline(table), replicates=400).assess(now)
     held = {statistic.name: statistic for statistic in verdict.statistics}
     for name in ("confidence", "attention.border", "attention.half_area", "attention.y"):
         a, b = table.values[:, COLUMN[name]], now.values[:, COLUMN[name]]
@@ -157,7 +157,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_baseline_keeps_its_rows(path: Path) -> None:
     held, wanted = baselines.load(path), Rows.of(records(0, 900))
-    assert held.subject == synthetic.SUBJECT
+    assert held.configuration == synthetic.CONFIGURATION
     assert (held.records, held.labels) == (900, {0: "tabby", 1: "beagle", 2: "espresso"})
     for name in ("low", "zero", "predicted", "target"):
         assert np.array_equal(getattr(held.rows, name), getattr(wanted, name))
@@ -222,18 +222,18 @@ def test_judging_records(path: Path) -> None:
     coming = (
         records(1000, 1200) + records(2200, 600, attention__border=0.31) + records(2800, 7, trigger__when="label == 3")
     )
-    found = drift.judge(coming, held, 600)
+    found = drift.assess(coming, held, 600)
     assert [w.verdict for w in found.windows] == [OK, OK, DRIFT]
     assert [w.records for w in found.windows] == [600, 600, 600]
     assert found.others == 7 and len(found.notes) == 1
     assert found.latest.statistics[0].name == "attention.border"
-    hourly = drift.judge(coming, held, timedelta(hours=12))
+    hourly = drift.assess(coming, held, timedelta(hours=12))
     # the records begin 16 h 40 min after midnight, one a minute
     assert [w.records for w in hourly.windows] == [440, 720, 640]
     assert [w.verdict for w in hourly.windows] == [UNKNOWN, OK, DRIFT]
-    assert drift.judge([], held).latest.verdict == UNKNOWN
+    assert drift.assess([], held).latest.verdict == UNKNOWN
     with pytest.raises(InputError, match="at least 500"):
-        drift.judge(coming, held, 100)
+        drift.assess(coming, held, 100)
 
 
 def test_rates_that_cannot_be_told(path: Path) -> None:

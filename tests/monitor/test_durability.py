@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from onnxcam.errors import OutputError
-from onnxcam.monitor.segments import mend, segments
+from onnxcam.monitor.segments import recover, segments
 from onnxcam.monitor.sinks import open_sink
 from tests.monitor import kills, samples
 
@@ -105,7 +105,7 @@ def survive(root: Path, monkeypatch: pytest.MonkeyPatch, at: int, count: int, ha
     assert len(there) == len(set(there))
     if there:
         assert samples.faults(root) == []
-        mend(root)
+        recover(root)
         assert samples.faults(root) == []
         assert [record["id"] for record in samples.held(root)] == there
     return seen
@@ -148,7 +148,7 @@ def test_a_half_line_that_cannot_be_taken_back_ends_its_segment(
     sink.write(third, kills.files(2))
     sink.close(1)
     assert [record["id"] for record in samples.held(tmp_path)] == [first["id"], third["id"]]
-    mend(tmp_path)
+    recover(tmp_path)
     assert all(one.read_bytes().endswith(b"\n") and one.suffix == ".jsonl" for one in segments(tmp_path))
     assert [record["id"] for record in samples.held(tmp_path)] == [first["id"], third["id"]]
     assert samples.faults(tmp_path) == []

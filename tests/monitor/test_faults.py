@@ -13,14 +13,14 @@ import onnxruntime as ort
 import pytest
 
 from onnxcam.errors import OutputError
-from onnxcam.monitor import evidence, hook, judgement, session, worker
-from onnxcam.monitor.admission import Gates, Sampler
-from onnxcam.monitor.complaints import Complaints
+from onnxcam.monitor import hook, row_explainer, selection, session, worker
+from onnxcam.monitor.accounting import RowCounts
+from onnxcam.monitor.admission import RateLimiter, Sampler
+from onnxcam.monitor.error_log import ErrorLog
 from onnxcam.monitor.hook import Monitor
-from onnxcam.monitor.judgement import Judge
-from onnxcam.monitor.ledger import Ledger
 from onnxcam.monitor.predictions import Batch
-from onnxcam.monitor.waiting import Waiting
+from onnxcam.monitor.queue import RowQueue
+from onnxcam.monitor.selection import Selector
 from onnxcam.targets import conditions
 from tests.monitor.monitoring import ALWAYS, SMALL, SMALL_PLAIN, UNLIMITED, FakeClock, Kept, Stub, balanced, pictures
 
@@ -49,31 +49,31 @@ class BrokenHandler(logging.Handler):
 # stage -> the callable that breaks there
 STAGES: dict[str, tuple[Any, str]] = {
     "scores": (hook, "to_numpy"),
-    "shape": (Judge, "rows"),
+    "shape": (Selector, "as_rows"),
     "batch": (session, "Batch"),
-    "batch rows": (Batch, "of"),
+    "batch rows": (Batch, "as_rows"),
     "probabilities": (conditions, "probabilities"),
     "condition": (conditions, "evaluate"),
-    "sampling": (Sampler, "keep"),
-    "bucket and budget": (Gates, "admit"),
-    "spending": (Gates, "spend"),
+    "sampling": (Sampler, "sample"),
+    "bucket and budget": (RateLimiter, "admit"),
+    "spending": (RateLimiter, "spend"),
     "sizes": (Batch, "sizes"),
-    "admission": (Waiting, "admit"),
-    "ledger": (Ledger, "observe"),
-    "copy": (Batch, "copies"),
+    "admission": (RowQueue, "admit"),
+    "accounting": (RowCounts, "observe"),
+    "copy": (Batch, "copy_row"),
     "row": (hook, "Row"),
-    "quantities": (Judge, "quantities"),
-    "put": (Waiting, "put"),
+    "quantities": (Selector, "quantities"),
+    "put": (RowQueue, "put"),
     "thread": (threading.Thread, "start"),
-    "take": (Waiting, "take"),
-    "opening": (hook, "Evidence"),
+    "take": (RowQueue, "take"),
+    "opening": (hook, "RowExplainer"),
     "explaining": (Stub, "__call__"),
-    "duplicates": (worker.Duplicates, "key"),
+    "duplicates": (worker.DuplicateFilter, "key"),
     "sink": (Kept, "write"),
-    "complaints": (Complaints, "about"),
-    "wiring": (session.Wiring, "outputs"),
+    "error log": (ErrorLog, "report"),
+    "value names": (session.ValueNames, "outputs"),
 }
-assert {evidence, judgement}  # the modules whose parts are named above through their users
+assert {row_explainer, selection}  # the modules whose parts are named above through their users
 
 
 def planted(*_: Any, **__: Any) -> Any:
@@ -103,12 +103,12 @@ def plain() -> Iterator[tuple[Any, list[dict[str, np.ndarray]], list[list[np.nda
 @pytest.mark.parametrize("stage", STAGES)
 def test_predictions_do_not_notice(stage: str, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     served, feeds, wanted = plain
-    monkeypatch.setattr(hook, "Evidence", Stub)
+    monkeypatch.setattr(hook, "RowExplainer", Stub)
     monitor = Monitor(SMALL, sink=Kept(), when=ALWAYS, queue=8, **UNLIMITED)
     watched = monitor.wrap(served)
     owner, name = STAGES[stage]
     real = getattr(owner, name)
-    broken = planted if stage in ("thread", "complaints") else every_third(getattr(real, "fget", real))
+    broken = planted if stage in ("thread", "error log") else every_third(getattr(real, "fget", real))
     broken = property(broken) if isinstance(real, property) else broken
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, broken)
@@ -117,16 +117,16 @@ def test_predictions_do_not_notice(stage: str, plain: Any, monkeypatch: pytest.M
             names = (None, ["logits"], [])[call % 3]
             found = watched.run(names, feeds[kind])
             assert found[0].tobytes() == wanted[kind][0].tobytes()
-    if stage != "ledger":  # what counts is broken itself
+    if stage != "accounting":  # what counts is broken itself
         assert balanced(monitor.stats()), monitor.stats()
     assert monitor.close(5) or stage in ("take", "thread")
-    assert stage == "ledger" or monitor.stats()["queued"] == 0
+    assert stage == "accounting" or monitor.stats()["queued"] == 0
 
 
 @pytest.mark.slow
 def test_predictions_do_not_notice_a_broken_clock(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     served, feeds, wanted = plain
-    monkeypatch.setattr(hook, "Evidence", Stub)
+    monkeypatch.setattr(hook, "RowExplainer", Stub)
     clock = BrokenClock()
     monitor = Monitor(SMALL, sink=Kept(), when=ALWAYS, clock=clock, queue=8, **UNLIMITED)
     watched = monitor.wrap(served)
@@ -187,7 +187,7 @@ def test_a_worker_outlives_what_a_sink_raises(error: type[BaseException]) -> Non
 def test_a_repeated_error_is_logged_once_in_twenty_seconds(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hook, "Evidence", Stub)
+    monkeypatch.setattr(hook, "RowExplainer", Stub)
     clock = FakeClock()
     monitor = Monitor(SMALL, sink=planted, when=ALWAYS, clock=clock, worker="inline", **UNLIMITED)
     start, step = clock.now, 0.01
@@ -219,14 +219,14 @@ def test_a_repeated_error_is_logged_once_in_twenty_seconds(
 
 
 def test_two_threads_do_not_log_the_same_twice(caplog: pytest.LogCaptureFixture) -> None:
-    complaints = Complaints(FakeClock())
+    complaints = ErrorLog(FakeClock())
     threads = [
-        threading.Thread(target=lambda: [complaints.about("sink", OSError("planted")) for _ in range(500)])
+        threading.Thread(target=lambda: [complaints.report("sink", OSError("planted")) for _ in range(500)])
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    complaints.about("sink", ValueError("another kind"))
+    complaints.report("sink", ValueError("another kind"))
     assert [r.getMessage() for r in caplog.records] == ["sink (OSError): planted", "sink (ValueError): another kind"]

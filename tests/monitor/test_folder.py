@@ -17,7 +17,7 @@ import pytest
 from onnxcam.errors import OutputError, SettingError
 from onnxcam.monitor import retention
 from onnxcam.monitor.folder import Folder
-from onnxcam.monitor.segments import Writer, mend, parse_name, segments
+from onnxcam.monitor.segments import Writer, parse_name, recover, segments
 from tests.monitor import kills, samples
 
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -82,8 +82,8 @@ def test_other_files_are_no_segments(name: str, tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / name).write_text("{}\n")
     assert segments(tmp_path) == []
-    mend(tmp_path)
-    retention.Keeper(tmp_path, retention.Limits(bytes=0)).clear(time.time())
+    recover(tmp_path)
+    retention.Retention(tmp_path, retention.Limits(bytes=0)).clear(time.time())
     assert (tmp_path / "records" / name).exists()
 
 
@@ -203,9 +203,9 @@ def test_the_bound_holds_for_writers_that_begin_at_the_same_moment(
     before = Folder(tmp_path, **given)
     fill(before, 200)
     before.close(1)
-    together, clear = threading.Barrier(count), retention.Keeper.clear
+    together, clear = threading.Barrier(count), retention.Retention.clear
 
-    def at_once(keeper: retention.Keeper, *arguments: Any) -> list[Path]:
+    def at_once(keeper: retention.Retention, *arguments: Any) -> list[Path]:
         together.wait(10)
         done = clear(keeper, *arguments)
         together.wait(10)
@@ -213,7 +213,7 @@ def test_the_bound_holds_for_writers_that_begin_at_the_same_moment(
 
     sinks = [Folder(tmp_path, **given) for _ in range(count)]
     with monkeypatch.context() as patched:
-        patched.setattr(retention.Keeper, "clear", at_once)
+        patched.setattr(retention.Retention, "clear", at_once)
         begun = [threading.Thread(target=fill, args=(sink, 1)) for sink in sinks]
         for one in begun:
             one.start()
@@ -231,7 +231,7 @@ def test_the_bound_holds_for_writers_that_begin_at_the_same_moment(
 def test_a_segment_closed_while_it_is_looked_at_still_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Folder(tmp_path, retain_bytes=None, min_free=0, sync=False)
     fill(other, 5)
-    keeper, listed = retention.Keeper(tmp_path, retention.Limits(bytes=10**9)), retention.segments
+    keeper, listed = retention.Retention(tmp_path, retention.Limits(bytes=10**9)), retention.segments
 
     def and_then_closed(root: Path, *suffixes: str) -> list[Path]:
         names = listed(root, *suffixes)
@@ -315,12 +315,12 @@ def test_pictures_that_no_record_names_go_after_an_hour(tmp_path: Path) -> None:
         os.utime(path, (time.time() - 4000,) * 2)
 
     old(tmp_path / ".swept")
-    assert retention.sweep(tmp_path) == 0, "young ones may be on their way"
+    assert retention.remove_unreferenced(tmp_path) == 0, "young ones may be on their way"
     for path in (tmp_path / "files").rglob("*"):
         old(path)
-    assert retention.sweep(tmp_path) == 0, "once an hour is enough"
+    assert retention.remove_unreferenced(tmp_path) == 0, "once an hour is enough"
     old(tmp_path / ".swept")
-    assert retention.sweep(tmp_path) == 2
+    assert retention.remove_unreferenced(tmp_path) == 2
     assert foreign.exists() and not stray.exists() and not part.exists()
     assert samples.faults(tmp_path) == []
 
@@ -352,7 +352,7 @@ def test_the_segment_of_a_dead_process_is_closed_and_that_of_a_living_one_is_not
     with foreign.open("ab") as file:
         file.write(b'{"schema":1,"id":"half a li')
     before = ids(tmp_path)
-    closed = mend(tmp_path)
+    closed = recover(tmp_path)
     assert [path.name for path in closed] == [foreign.name.removesuffix(".open")]
     assert ids(tmp_path) == before
     assert {line.decode().strip() for line in acknowledged} <= set(before)
@@ -375,7 +375,7 @@ def test_a_forked_child_begins_its_own_segment(tmp_path: Path) -> None:
         childrens = kills.collected(reading)
         os.waitpid(pid, 0)
     parents += fill(sink, 1)
-    mend(tmp_path)  # the child is dead: neither its end nor this touches the parent's segment
+    recover(tmp_path)  # the child is dead: neither its end nor this touches the parent's segment
     parents += fill(sink, 1)
     sink.close(1)
     by_process = {path.name.split("-")[-2]: [r["id"] for r in samples.lines(path)] for path in segments(tmp_path)}

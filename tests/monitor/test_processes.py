@@ -246,7 +246,7 @@ PARENT = """
     monitor._sink.inner = lambda record, files: None
     monitor.observe(logits(1), tensor=pictures(1))
     assert monitor.flush(60)
-    print(monitor._desk._explain.pid, flush=True)
+    print(monitor._handler._explain.pid, flush=True)
     time.sleep(60)
 """
 
@@ -277,7 +277,7 @@ def test_a_worker_process_is_started_again(
     how: signal.Signals, says: str, processed: tuple[Monitor, Kept], caplog: pytest.LogCaptureFixture
 ) -> None:
     monitor, kept = processed
-    os.kill(monitor._desk._explain.pid, how)  # type: ignore[union-attr]
+    os.kill(monitor._handler._explain.pid, how)  # type: ignore[union-attr]
     time.sleep(0.05)
     monitor.observe(logits(3), tensor=pictures(3))
     assert monitor.flush(60)

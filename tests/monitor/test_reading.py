@@ -12,7 +12,7 @@ import pytest
 from onnxcam.errors import InputError
 from onnxcam.monitor import counters, reading
 from onnxcam.monitor.folder import Folder
-from onnxcam.monitor.reading import Met, Query
+from onnxcam.monitor.reading import Query, Scan
 from onnxcam.monitor.schema import problems
 from tests.monitor import synthetic
 
@@ -30,10 +30,10 @@ def test_segments_of_several_processes_come_in_time_order(tmp_path: Path) -> Non
     for pid in (7, 8, 9):
         synthetic.write(tmp_path, [synthetic.record(n) for n in range(pid, 300, 3)], pid=pid, open_=pid == 9)
     synthetic.write(tmp_path, [synthetic.record(n) for n in range(300, 320)], pid=7)
-    met = Met()
-    found = [int(record["id"]) for record in reading.records(tmp_path, met=met)]
+    scan = Scan()
+    found = [int(record["id"]) for record in reading.records(tmp_path, scan=scan)]
     assert found == list(range(7, 320))
-    assert (met.segments, met.records, met.torn, met.damaged) == (4, 313, 0, 0)
+    assert (scan.segments, scan.records, scan.torn, scan.damaged) == (4, 313, 0, 0)
 
 
 def test_torn_tails_and_damaged_lines_cost_themselves_only(tmp_path: Path) -> None:
@@ -41,10 +41,10 @@ def test_torn_tails_and_damaged_lines_cost_themselves_only(tmp_path: Path) -> No
     synthetic.write(tmp_path, [synthetic.record(0)], pid=7, open_=True, tail=whole[:200])
     middle = b'{"schema": 1, "ts"\n\xff\xfe\n[]\n3\n' + json.dumps({"schema": 2}).encode() + b"\n" + whole + b"\n"
     synthetic.write(tmp_path, [synthetic.record(1)], pid=8, tail=middle)
-    met = Met()
-    assert [int(r["id"]) for r in reading.records(tmp_path, met=met)] == [0, 1, 3]
-    assert (met.torn, met.damaged, met.newer) == (1, 4, 1)
-    assert len(met.notes()) == 2
+    scan = Scan()
+    assert [int(r["id"]) for r in reading.records(tmp_path, scan=scan)] == [0, 1, 3]
+    assert (scan.torn, scan.damaged, scan.newer) == (1, 4, 1)
+    assert len(scan.notes()) == 2
 
 
 def test_a_segment_closed_or_removed_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,11 +97,11 @@ def test_old_segments_are_not_opened(tmp_path: Path) -> None:
     os.utime(old, (long_ago, long_ago))
     synthetic.write(tmp_path, [synthetic.record(1)], pid=8)
     synthetic.write(tmp_path, [synthetic.record(9999)], pid=9)
-    met = Met()
+    scan = Scan()
     until = synthetic.START + timedelta(hours=1)
-    found = list(reading.records(tmp_path, Query(since=synthetic.START, until=until), met))
+    found = list(reading.records(tmp_path, Query(since=synthetic.START, until=until), scan))
     assert [int(r["id"]) for r in found] == [1]
-    assert met.segments == 1
+    assert scan.segments == 1
 
 
 def test_following_across_writes_tears_and_closing(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_times_that_are_none(text: str) -> None:
 
 
 def test_counters_of_processes_add_up(tmp_path: Path) -> None:
-    one, two = counters.Counters(tmp_path), counters.Counters(tmp_path)
+    one, two = counters.CountersFile(tmp_path), counters.CountersFile(tmp_path)
     one.write({"seen": 1, "pid": 3, "dropped": {"rate": 1}})
     one.write({"seen": 10, "pid": 3, "dropped": {"rate": 4}, "explained": 6})
     two.write({"seen": 5, "pid": 4, "dropped": {"rate": 1, "queue": 1}})

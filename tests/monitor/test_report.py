@@ -100,9 +100,9 @@ def test_the_page_is_one_file_that_says_all(normal: baselines.Baseline, tmp_path
     held = [synthetic.record(n, attention__border=0.4) for n in range(1000, 1600)]
     held[3]["prediction"] |= {"confidence": 0.001}
     held[3]["files"] = [{"kind": "overlay", "name": "files/a.png", "sha256": "", "bytes": len(overlay)}]
-    judgement = drift.judge(held, drift.Detector(normal, replicates=400), 600)
+    assessment = drift.assess(held, drift.Detector(normal, replicates=400), 600)
     counts = {"processes": 2, "seen": 123456, "confident": 100000, "explained": 600, "dropped": {"rate": 22856}}
-    text = page.render(Report.of(held, normal), tmp_path, judgement, counts, notes=["a note"])
+    text = page.render(Report.of(held, normal), tmp_path, assessment, counts, notes=["a note"])
     checked = Checker(text)
     assert checked.tags.isdisjoint({"script", "link", "iframe", "object", "form"})
     assert checked.links == ["data:image/png;base64," + base64.b64encode(overlay).decode()]

@@ -13,7 +13,7 @@ import pytest
 
 import onnxcam
 from onnxcam.errors import InputError
-from onnxcam.monitor import evidence
+from onnxcam.monitor import row_explainer
 from onnxcam.monitor.hook import Monitor
 from onnxcam.network.split import split
 from tests.monitor.monitoring import ALWAYS, MODEL, PLAIN, UNLIMITED, Kept, pictures
@@ -186,7 +186,7 @@ def test_with_features_exposed_the_tail_alone_is_run(redact: str, kept: Kept, mo
     cut = next(iter(tails.values())).cut
     with Monitor(MODEL, sink=kept, when=ALWAYS, redact=redact, **UNLIMITED) as monitor:
         watched, batch = monitor.wrap(served), pictures(3)
-        monkeypatch.setattr(evidence.Explainer, "attribute", None)  # the whole model is never asked
+        monkeypatch.setattr(row_explainer.Explainer, "attribute", None)  # the whole model is never asked
         found = watched.run(["logits"], {"input": batch})
         assert len(found) == 1 and found[0].tobytes() == served.run(["logits"], {"input": batch})[0].tobytes()
         waiting = monitor.stats()["queue_bytes"]

@@ -23,7 +23,7 @@ BUDGET, RETAIN, SEGMENT = 5000, 8 << 20, 1 << 20
 
 @pytest.mark.slow
 def test_a_week_at_fifty_requests_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hook, "Evidence", Stub)
+    monkeypatch.setattr(hook, "RowExplainer", Stub)
     clock = FakeClock(1_799_971_200.0)  # a midnight, UTC
     folder = Folder(tmp_path, retain_bytes=RETAIN, segment_bytes=SEGMENT, sync=False, min_free=0, clock=clock.time)
     written: list[tuple[float, str]] = []

@@ -1,4 +1,4 @@
-"""The decorator behind `Monitor.watch`: a predict function that shows what it predicted."""
+"""The decorator behind `Monitor.watch`: wraps a predict function so that the monitor observes its predictions."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ from onnxcam.errors import SettingError, listing
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def watched(
+def watch_function(
     observe: Callable[[Any, Any, bool], None],
-    complain: Callable[[str, BaseException], None],
+    report_error: Callable[[str, BaseException], None],
     image: int | str,
     scores: Any,
     pictures: bool | None,
 ) -> Callable[[_Function], _Function]:
-    """A decorator that calls `observe(scores, what was predicted, whether that is pictures)` after each prediction.
+    """Return a decorator that calls `observe(scores, inputs, inputs_are_pictures)` after each prediction.
 
     Raises:
-        SettingError: the function has no such argument.
+        SettingError: the decorated function has no argument `image`.
     """
 
     def decorate(function: _Function) -> _Function:
-        place, name = _argument(function, image)
+        position, name = _argument(function, image)
 
-        def look(result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def observe_call(result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             try:
-                given = kwargs[name] if name in kwargs else args[place]
-                observe(_part(result, scores), given, are_pictures(given) if pictures is None else pictures)
+                inputs = kwargs[name] if name in kwargs else args[position]
+                observe(_scores(result, scores), inputs, are_pictures(inputs) if pictures is None else pictures)
             except Exception as error:
-                complain("watch", error)
+                report_error("watch", error)
 
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
-            async def later(*args: Any, **kwargs: Any) -> Any:
+            async def predict_async(*args: Any, **kwargs: Any) -> Any:
                 result = await function(*args, **kwargs)
-                look(result, args, kwargs)
+                observe_call(result, args, kwargs)
                 return result
 
-            return later  # type: ignore[return-value]
+            return predict_async  # type: ignore[return-value]
 
         @functools.wraps(function)
-        def now(*args: Any, **kwargs: Any) -> Any:
+        def predict(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            look(result, args, kwargs)
+            observe_call(result, args, kwargs)
             return result
 
-        return now  # type: ignore[return-value]
+        return predict  # type: ignore[return-value]
 
     return decorate
 
 
 def are_pictures(value: Any) -> bool:
-    """Whether an argument holds pictures (encoded, named by paths, or uint8 arrays) and not prepared tensors."""
+    """Return whether a value holds pictures (encoded bytes, paths or uint8 arrays) rather than prepared tensors."""
     if isinstance(value, (list, tuple)):
         return bool(value) and are_pictures(value[0])
     if isinstance(value, (bytes, bytearray, memoryview, str, os.PathLike)) or hasattr(value, "getbands"):
@@ -69,7 +69,7 @@ def are_pictures(value: Any) -> bool:
 
 
 def _argument(function: Callable[..., Any], image: int | str) -> tuple[int, str]:
-    """Position and name of the argument."""
+    """Return position and name of the argument that holds what is predicted."""
     names = [
         p.name
         for p in inspect.signature(function).parameters.values()
@@ -82,7 +82,7 @@ def _argument(function: Callable[..., Any], image: int | str) -> tuple[int, str]
     return image, names[image] if 0 <= image < len(names) else ""
 
 
-def _part(result: Any, scores: Any) -> Any:
+def _scores(result: Any, scores: Any) -> Any:
     if scores is None:
         return result
     return scores(result) if callable(scores) else result[scores]

@@ -25,7 +25,7 @@ def explained(monitor: Monitor, seconds: float) -> int:
 @pytest.fixture
 def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
     """On a machine where every explanation runs 10 ms and waits 100 s for them."""
-    monkeypatch.setattr(hook, "Evidence", Stub)
+    monkeypatch.setattr(hook, "RowExplainer", Stub)
     looks = itertools.count()
     monkeypatch.setattr(worker, "_scheduled", lambda: ((n := next(looks)) * 0.01, n * 100.0))
     return Monitor(SMALL, sink=Kept(), when=ALWAYS, worker="thread", **UNLIMITED)
@@ -61,7 +61,7 @@ def test_it_works_through_where_nobody_else_wants_the_processors(
 
 
 def test_a_worker_in_another_process_does_not_rest_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hook, "Evidence", Stub)
+    monkeypatch.setattr(hook, "RowExplainer", Stub)
     with Monitor(SMALL, sink=Kept(), when=ALWAYS, worker="process", **UNLIMITED) as monitor:
         monkeypatch.setattr(worker, "_scheduled", lambda: pytest.fail("nothing to ask"))
         observed(monitor, 2)

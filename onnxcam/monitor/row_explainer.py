@@ -53,7 +53,7 @@ class Settings:
     baseline: str | None
 
 
-class Evidence:
+class RowExplainer:
     """Explains rows one at a time, on a session with one thread that never spins.
 
     Arguments:

@@ -18,6 +18,7 @@ from onnxcam.exporters.keras_module import Target, Watched, first_tensor, import
 from onnxcam.exporters.keras_weights import lean
 from onnxcam.exporters.reasons import first_line, reason
 from onnxcam.graph import edit
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import refresh
 from onnxcam.graph.view import Graph, attributes, shape_of
 from onnxcam.runtime import open_session, run
@@ -27,7 +28,7 @@ DEFAULT_OPSET = 18
 OPSETS = range(18, 22)
 INPUT, BATCH = "input", "N"
 RESERVED = {"target", "activations", "gradients", "heatmap", INPUT}
-_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+_RANDOM = having(Trait.RANDOM)
 # looked through in search of the Softmax or Sigmoid that ends a model
 _FORM = {"Identity", "Cast", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "PreventGradient"}
 _ENDINGS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}

@@ -15,6 +15,7 @@ from onnxcam.autodiff import registry
 from onnxcam.autodiff.registry import Entry, Node
 from onnxcam.errors import ModelError, UnsupportedOperator
 from onnxcam.graph.builder import Builder
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import FLOATS, Graph, uses
 
 QUANTIZED = frozenset(
@@ -27,12 +28,8 @@ QUANTIZED = frozenset(
         onnx.TensorProto.UINT4,
     }
 )
-# through which a gradient goes pixel by pixel, in the layout in which it came
-_PIXELWISE = {"Add", "Clip", "HardSwish", "Mul", "Relu", "Sigmoid"}
-_MOVES = {
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth",
-    "Split", "Squeeze", "Transpose", "Unsqueeze",
-}  # fmt: skip
+_BLOCKED = having(Trait.BLOCKED)
+_MOVES = having(Trait.MOVES) | {"MaxPool"}
 
 
 def path(graph: Graph, of: str, wrt: Iterable[str]) -> tuple[list[onnx.NodeProto], set[str]]:
@@ -104,7 +101,7 @@ def sweep(
         op.dtype = _real(graph.dtype(proto.output[0])) or onnx.TensorProto.FLOAT
         if not entry.multiple and any(dy is not None for dy in arrived[1:]):
             raise node.refuse("a gradient is needed through one of its further outputs")
-        if proto.op_type in _PIXELWISE and arrived[0] is not None and op.is_spread(arrived[0]):
+        if proto.op_type in _BLOCKED and arrived[0] is not None and op.is_spread(arrived[0]):
             arrived[0] = op.blocked(arrived[0], proto.output[0])
         try:
             returned = entry.rule(op, node, arrived if entry.multiple else arrived[0])

@@ -22,13 +22,14 @@ from onnxcam.diagnose.subject import Subject, noise_pictures
 from onnxcam.errors import ModelError, listing
 from onnxcam.graph import quantized
 from onnxcam.graph.load import Source, load, serialize
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph
 from onnxcam.network import manifest
 from onnxcam.network.explainable import augment
 from onnxcam.network.network import prepare
 from onnxcam.network.split import tail_of
 
-_JUMPS = {"ThresholdedRelu", "Shrink", "Where"}
+_JUMPS = having(Trait.JUMPS)
 
 
 @dataclass(frozen=True)

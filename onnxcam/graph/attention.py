@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import onnx
 
 from onnxcam.errors import LayerError
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import Graph, attributes
 
-_PASSING = {"Identity", "Dropout", "Cast"}
+_PASSING = having(Trait.PASSES)
 
 
 @dataclass(frozen=True)

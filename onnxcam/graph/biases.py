@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnxcam.graph.layout import layout_of
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph, attributes
 
 
@@ -41,17 +42,17 @@ def biases(graph: Graph, picture: str, scores: str) -> list[Bias]:
             continue
         array = _added(graph, node)
         if array is not None and array.any():
-            layout = "NCHW" if node.op_type in _CHANNELS else layout_of(graph, value)
+            layout = "NCHW" if node.op_type in _CHANNELS_FIRST else layout_of(graph, value)
             found.append(Bias(value, array, layout))
     return found
 
 
-_CHANNELS = ("Conv", "ConvTranspose", "BatchNormalization")
+_CHANNELS_FIRST, _CONVOLUTIONS = having(Trait.CHANNELS_FIRST), having(Trait.CONVOLVES)
 
 
 def _added(graph: Graph, node: onnx.NodeProto) -> np.ndarray | None:
     """What a node adds to a linear function of its data."""
-    if node.op_type in ("Conv", "ConvTranspose"):
+    if node.op_type in _CONVOLUTIONS:
         bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         return None if bias is None else bias.reshape(1, -1, 1, 1)
     if node.op_type == "BatchNormalization":

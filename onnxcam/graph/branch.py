@@ -10,18 +10,14 @@ from onnx import helper
 
 from onnxcam.errors import ModelError
 from onnxcam.graph import edit
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph, copy_of, uses
 
 if TYPE_CHECKING:
     from onnxcam.graph.builder import Builder
 
 _AGAIN = "/again"
-# cheap to compute a second time
-_ELEMENTWISE = frozenset(
-    {"Abs", "Add", "Cast", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
-     "LeakyRelu", "Log", "Mish", "Mul", "Neg", "Pow", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt",
-     "Sub", "Tanh"}
-)  # fmt: skip
+_CHEAP = having(Trait.CHEAP)
 
 
 def enclose(model: onnx.ModelProto, condition: str, otherwise: Mapping[str, str], op: Builder) -> None:
@@ -84,10 +80,10 @@ def _again(graph: Graph, outside: Sequence[onnx.NodeProto], captured: Collection
 
     def cheap(value: str) -> bool:
         node = graph.producer[value]
-        return node.op_type in _ELEMENTWISE and all(kept(name) or cheap(name) for name in node.input if name)
+        return node.op_type in _CHEAP and all(kept(name) or cheap(name) for name in node.input if name)
 
     found: set[str] = set()
-    queue = [v for v in captured if not kept(v) and v in readers and readers[v][0].op_type in _ELEMENTWISE and cheap(v)]
+    queue = [v for v in captured if not kept(v) and v in readers and readers[v][0].op_type in _CHEAP and cheap(v)]
     while queue:
         value = queue.pop()
         if value not in found:

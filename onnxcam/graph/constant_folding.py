@@ -9,14 +9,13 @@ import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph, attributes, copy_of
 
 LARGEST = 1024  # elements; shapes and conditions are smaller
 _DEEPEST = 64
-# these move elements about without looking at them, so that a free dimension among them does no harm
-_MOVES = {"Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Concat", "Cast", "Flatten", "Transpose"}
-# random, or made of other graphs
-_NEVER = {"If", "Loop", "Scan", "Bernoulli", "Multinomial"}
+_MOVES = having(Trait.MOVES)  # a free dimension among the elements does no harm
+_NEVER = having(Trait.RANDOM | Trait.CONTROL)
 
 
 class ConstantFolder:
@@ -47,7 +46,7 @@ class ConstantFolder:
             return None
         if node.op_type == "Shape":
             return self._shape(node)
-        if node.op_type in _NEVER or node.op_type.startswith("Random"):
+        if node.op_type in _NEVER:
             return None
         inputs: list[np.ndarray | None] = []
         for source in node.input:
@@ -70,10 +69,10 @@ class ConstantFolder:
 
     def _moved(self, node: onnx.NodeProto, inputs: list[np.ndarray | None], name: str) -> np.ndarray | None:
         """Moves the places of elements instead of the elements, some of which are not known."""
-        if node.op_type not in _MOVES:
-            return None
         if node.op_type == "Cast":
             return inputs[0] if attributes(node)["to"] == onnx.TensorProto.INT64 else None
+        if node.op_type not in _MOVES:
+            return None
         count = len(inputs) if node.op_type == "Concat" else 1
         if any(value is not None and value.dtype == object for value in inputs[count:]):
             return None

@@ -14,7 +14,7 @@ from itertools import permutations
 import onnx
 
 from onnxcam.graph.layout import has_tokens, input_layout
-from onnxcam.graph.operators import ELEMENTWISE
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.positions import COLUMNS, ROWS, Positions, patches
 from onnxcam.graph.static_shapes import StaticShapes
 from onnxcam.graph.view import Graph, Shape, attributes
@@ -22,7 +22,7 @@ from onnxcam.graph.view import Graph, Shape, attributes
 Size = tuple[int, int]
 # 11 and 13 patches of 32 pixels: a model that admits but one of them is found by the other
 _PROBES = (352, 416)
-_JOINING = ELEMENTWISE | {"Where", "Sum", "Mean"}
+_ELEMENTWISE = having(Trait.ELEMENTWISE)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _channels(graph: Graph, name: str) -> int | None:
             if node.op_type == "Conv" and node.input[0] == value:
                 depth = (graph.shape(node.input[1]) or (None, None))[1]
                 return depth * int(attributes(node).get("group", 1)) if isinstance(depth, int) else None
-            if node.op_type in ELEMENTWISE or node.op_type == "Transpose":
+            if node.op_type in _ELEMENTWISE or node.op_type == "Transpose":
                 waiting += [output for output in node.output if output not in waiting]
     return None
 
@@ -134,7 +134,7 @@ def _only(graph: Graph, picture: _Picture) -> Size | None:
 def _clashes(graph: Graph, sizes: StaticShapes) -> Iterator[tuple[str, dict[int, int]]]:
     """Each value that does not fit what it is joined with, and how long its axes would have to be."""
     for node in graph.nodes:
-        if node.op_type not in _JOINING:
+        if node.op_type not in _ELEMENTWISE:
             continue
         shapes = {name: sizes.shape(name) for name in node.input if name}
         for (value, own), (_, other) in permutations(shapes.items(), 2):

@@ -11,12 +11,13 @@ from onnx import inliner
 from onnxcam.errors import ModelError, listing
 from onnxcam.graph.constant_folding import ConstantFolder
 from onnxcam.graph.edit import rename_within, replace_nodes
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph
 
 # what the specification defines by a graph of other operators, and has no rule of its own
 COMPOSITE = frozenset({"Attention", "CenterCropPad", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"})
 _OWN = "onnxcam.composite"  # the domain of their bodies until they are inlined
-_CONTROL = ("If", "Loop", "Scan", "SequenceMap")
+_CONTROL = having(Trait.CONTROL)
 
 
 def inline_functions(model: onnx.ModelProto) -> None:

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph, attributes
 
-# these leave every value as it is
-_SAME = {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Pad"}
-_AFFINE = {"Add", "Sub", "Mul", "Div", "BatchNormalization"}
+_PASSING = having(Trait.PASSES)
 
 
 def normalization(graph: Graph, picture: str, channels_last: bool) -> dict[str, list[float]] | None:
@@ -32,20 +31,15 @@ def normalization(graph: Graph, picture: str, channels_last: bool) -> dict[str, 
         if len(readers) != 1 or readers[0].domain not in ("", "ai.onnx") or value in {o.name for o in graph.outputs}:
             break
         node = readers[0]
-        if node.op_type in _SAME and node.input[0] == value:
-            if node.op_type == "Transpose":
-                axis = list(attributes(node).get("perm", [3, 2, 1, 0])).index(axis)
-            elif node.op_type not in ("Identity", "Cast", "Dropout"):
-                break  # where the channels are is no longer known
-        elif node.op_type in _AFFINE:
+        if node.op_type == "Transpose":
+            axis = list(attributes(node).get("perm", [3, 2, 1, 0])).index(axis)
+        elif node.op_type not in _PASSING:
             step = _affine(graph, node, value, axis)
             if step is None:
-                break
+                break  # something else, or where the channels are is no longer known
             scale, shift, found = scale * step[0], shift * step[0] + step[1], True
             if node.op_type == "BatchNormalization":
                 break  # what follows, its own gain too, no longer tells of the input
-        else:
-            break
         value = node.output[0]
     if not found or not np.all(np.isfinite(scale)) or np.any(scale == 0):
         return None
@@ -62,6 +56,8 @@ def _affine(graph: Graph, node: Any, value: str, axis: int) -> tuple[np.ndarray,
         mean, variance = (np.asarray(one, np.float64) for one in held)
         a = 1 / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
         return a, -mean * a
+    if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+        return None
     first = node.input[0] == value
     constant = graph.constant(node.input[1] if first else node.input[0])
     if constant is None or node.input[0] == node.input[1]:

@@ -10,11 +10,13 @@ import onnx
 
 from onnxcam.errors import LayerError, listing, nearest
 from onnxcam.graph.layout import has_tokens, layout_of
-from onnxcam.graph.operators import ELEMENTWISE, NORMALIZATIONS
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.tokens import Patches, positions, shape_of
 from onnxcam.graph.view import Graph, Shape
 
+_CONVOLUTIONS, _STEPS = having(Trait.CONVOLVES), having(Trait.ENDS_LAYER)
+_NORMALIZATIONS = having(Trait.NORMALIZES)
 # none; class; class and distillation; class and four registers
 PREFIXES = (0, 1, 2, 5)
 _OVERRIDE = "say how they lie with `onnxcam export --grid ROWSxCOLUMNS --prefix COUNT` (grid=, prefix_tokens=)"
@@ -65,7 +67,7 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
                 (found if known else others).setdefault(layer.value, layer)
                 summed = layer.value if known else summed
             continue
-        made = residual or node.op_type in ("Conv", "ConvTranspose")
+        made = residual or node.op_type in _CONVOLUTIONS
         if made and _spatial(shape_of(graph, value)) and (patches is None or patches.reach(value)):
             last = follow(graph, value)
             if patches is None or not patches.positions.scattered(last):
@@ -155,7 +157,7 @@ def _elementwise_sources(graph: Graph, value: str) -> set[str]:
     found = [value]
     for name in found:
         node = graph.producer.get(name)
-        if node is not None and node.op_type in ELEMENTWISE:
+        if node is not None and node.op_type in _STEPS:
             found.extend(source for source in node.input if source and source not in found)
     return set(found)
 
@@ -320,7 +322,7 @@ def _activation(graph: Graph, value: str, counts: Callable[[onnx.NodeProto, str]
         others = [name for name in node.input if name and name not in inside and not graph.is_constant(name)]
         # a normalisation may be written out, with means over the channels of each token
         statistic = node.op_type == "ReduceMean" and _per_token(graph, value, node.output[0])
-        simple = statistic or node.op_type in ELEMENTWISE or node.op_type in NORMALIZATIONS
+        simple = statistic or node.op_type in _STEPS or node.op_type in _NORMALIZATIONS
         if not simple or others or names & inside - {value}:
             return None
         output = node.output[0]

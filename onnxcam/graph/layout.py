@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import onnx
 
-from onnxcam.graph.operators import ELEMENTWISE
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph, attributes
 
 _TO_NHWC, _TO_NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
-_CHANNELS_FIRST = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool",
-                   "BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN"}  # fmt: skip
-_KEEP_LAYOUT = ELEMENTWISE | {"Concat", "Where", "Sum", "Slice", "Pad", "Resize"}
+_CHANNELS_FIRST = having(Trait.CHANNELS_FIRST)
+_KEEP_LAYOUT = having(Trait.ELEMENTWISE | Trait.KEEPS_AXES)
 
 
 def input_layout(graph: Graph, name: str) -> str:

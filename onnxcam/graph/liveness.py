@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxcam.graph.operators import ELEMENTWISE, REDUCTIONS
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import FLOATS, Graph, attributes
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 # the live elements of a value; True: all of them
 Mask = Any
 _QUANTIZED = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT16, onnx.TensorProto.UINT16}
-_SAME = ELEMENTWISE | {"Where", "Sum", "Mean", "CastLike", "Mod", "BatchNormalization", "Expand"}
 _Rule = Callable[["Liveness", onnx.NodeProto, int, Mask, tuple[int, ...]], Mask]
 
 
@@ -224,9 +223,9 @@ def _gathered(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shap
 
 
 _RULES: dict[str, _Rule] = {
-    **dict.fromkeys(_SAME, _elementwise),
-    **dict.fromkeys(REDUCTIONS, _reduced),
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshaped),
+    **dict.fromkeys((*having(Trait.ELEMENTWISE), "CastLike", "BatchNormalization", "Expand"), _elementwise),
+    **dict.fromkeys(having(Trait.REDUCES), _reduced),
+    **dict.fromkeys(having(Trait.RESHAPES), _reshaped),
     **dict.fromkeys(("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization"), _mixed),
     "Transpose": _transposed, "MatMul": _product, "Gemm": _gemm, "Einsum": _einsum, "Concat": _concat,
     "Split": _split, "Slice": _sliced, "Pad": _padded, "Gather": _gathered,

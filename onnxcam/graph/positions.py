@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from onnxcam.graph.operators import ELEMENTWISE, NORMALIZATIONS, REDUCTIONS
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph, attributes
 
 if TYPE_CHECKING:
     from onnxcam.graph.static_shapes import StaticShapes
 
 ROWS, COLUMNS, TOKENS = "rows", "columns", "tokens"
-_KEEP = ELEMENTWISE | NORMALIZATIONS | {"Where", "Sum", "Softmax", "LogSoftmax", "LRN", "LpNormalization"}
-_WINDOWS = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Pad", "SpaceToDepth",
-            "DepthToSpace"}  # fmt: skip
+_KEEP = having(Trait.ELEMENTWISE | Trait.NORMALIZES | Trait.KEEPS_SHAPE)
+_REGRID, _RESHAPE, _REDUCE = having(Trait.REGRIDS), having(Trait.RESHAPES), having(Trait.REDUCES)
 
 
 @dataclass(frozen=True)
@@ -143,11 +142,11 @@ class Positions:
         if first is None:
             return None
         rank = len(first)
-        if kind in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+        if kind in _RESHAPE:
             return _regrouped([f for axis in first for f in axis], shape)
         if kind == "Transpose":
             return tuple(first[axis] for axis in attrs.get("perm", range(rank)[::-1]))
-        if kind in _WINDOWS and rank == 4:
+        if kind in _REGRID and rank == 4:
             return tuple(_resized(axis, size) for axis, size in zip(first, shape, strict=True))
         if kind in ("Expand", "Split", "Tile"):
             return first if len(first) == len(shape) else None  # an axis of another size falls out as unknown
@@ -156,9 +155,9 @@ class Positions:
         if kind == "Gather":
             axis = int(attrs.get("axis", 0)) % rank
             return (*first[:axis], *(_plain(n) for n in shape[axis : axis + len(shape) - rank + 1]), *first[axis + 1 :])
-        if kind in REDUCTIONS and len(shape) == rank:
+        if kind in _REDUCE and len(shape) == rank:
             return first
-        if kind in REDUCTIONS:
+        if kind in _REDUCE:
             axes = self._sizes.small(node.input[1]) if len(node.input) > 1 and node.input[1] else None
             dropped = {axis % rank for axis in axes} if axes is not None else set()
             kept = tuple(axis for place, axis in enumerate(first) if place not in dropped)

@@ -10,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcam.errors import ModelError, listing, nearest
+from onnxcam.graph.operators import Trait, having
 
 Dim = int | str | None
 Shape = tuple[Dim, ...]
@@ -22,10 +23,7 @@ FLOATS = frozenset(
         onnx.TensorProto.BFLOAT16,
     }
 )
-# draws anew at every run, even from constants
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
-)
+_RANDOM = having(Trait.RANDOM)
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

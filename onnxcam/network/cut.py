@@ -11,6 +11,7 @@ from onnxcam.errors import LayerError
 from onnxcam.graph import attention, layers
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.layout import input_layout
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph
 from onnxcam.network.layout import Layout
 from onnxcam.network.names import BLOCK, INPUT
@@ -18,13 +19,7 @@ from onnxcam.network.names import BLOCK, INPUT
 if TYPE_CHECKING:
     from onnxcam.network.network import Network
 
-_AFFINE = {
-    "Add", "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Div", "Dropout", "Flatten", "Gemm",
-    "GlobalAveragePool", "Identity", "MatMul", "Mul", "Neg", "Pad", "ReduceMean", "ReduceSum", "Reshape", "Slice",
-    "Squeeze", "Sub", "Sum", "Transpose", "Unsqueeze", "Concat", "Split", "Gather", "Expand",
-}  # fmt: skip
-# affine in all of their inputs together
-_JOINTLY = {"Add", "Sub", "Sum", "Concat"}
+_AFFINE, _JOINTLY, _PRODUCTS = having(Trait.AFFINE), having(Trait.JOINTLY_AFFINE), having(Trait.PRODUCT)
 
 
 @dataclass(frozen=True)
@@ -114,7 +109,7 @@ def _affine(graph: Graph, value: str, scores: str) -> bool:
             continue
         if places not in ([0], [1]) or (places == [1] and node.op_type not in ("Mul", "MatMul")):
             return False
-        if node.op_type in ("Mul", "Div", "MatMul", "Gemm", "Conv", "ConvTranspose") and any(
+        if node.op_type in _PRODUCTS and any(
             not graph.is_constant(other) for index, other in enumerate(node.input) if other and index not in places
         ):
             return False

@@ -18,6 +18,7 @@ from onnxcam.graph.layers import Layer
 from onnxcam.graph.layout import input_layout
 from onnxcam.graph.load import Source, load, serialize
 from onnxcam.graph.normalize import normalize
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe, refresh
 from onnxcam.graph.view import FLOATS, Graph, Shape
 from onnxcam.network import cut as cuts
@@ -36,8 +37,7 @@ PICTURE_TYPES: dict[int, str] = {
     onnx.TensorProto.UINT8: "uint8",
 }
 # operators that leave whole numbers what they are, up to the Cast that makes floats of them
-_MOVING = {"Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze",
-           "Transpose", "Unsqueeze"}  # fmt: skip
+_MOVING = having(Trait.MOVES) | {"Pad"}
 
 
 class Network:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import onnx
 
 from onnxcam.errors import ModelError
+from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import Graph, attributes
 from onnxcam.targets.readout import BINARY, LOGITS, MULTILABEL, Readout
 
 # looked through in search of a final Softmax or Sigmoid: they change the form of the scores, not their order
-_FORM = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"}
-_PROBABILITY = {"Softmax", "LogSoftmax", "Sigmoid"}
+_FORM, _PROBABILITY = having(Trait.PASSES | Trait.RESHAPES), having(Trait.PROBABILITY)
 
 
 def find(graph: Graph, name: str | None = None) -> Readout:

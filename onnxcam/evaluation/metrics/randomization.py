@@ -15,6 +15,7 @@ from onnxcam.evaluation.metrics.coherence import pearson
 from onnxcam.evaluation.registry import LOWER, metric
 from onnxcam.evaluation.trial import Trial
 from onnxcam.explain.explainer import Explainer
+from onnxcam.graph.operators import Trait, having
 from onnxcam.image.opencv import import_cv2
 
 if TYPE_CHECKING:  # they import onnx, which judging without a cascade does without
@@ -23,7 +24,7 @@ if TYPE_CHECKING:  # they import onnx, which judging without a cascade does with
     from onnxcam.graph.view import Graph
 
 STAGES = 4
-_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+_WEIGHTED = having(Trait.WEIGHTED)
 
 
 @metric("randomization", title="redrawn", better=LOWER, redrawn=True)

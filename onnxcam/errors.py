@@ -95,28 +95,28 @@ class DependencyError(RuntimeUnavailable):
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 5) -> list[str]:
-    """The candidates most like `name`, best first; the first ones where none is alike."""
-    import difflib  # which nobody needs unless something is wrong
+    """Return up to `count` candidates most similar to `name`, best first; the first `count` if none is similar."""
+    import difflib  # needed for error messages only
 
     pool = list(dict.fromkeys(candidates))
-    folded: dict[str, str] = {}
+    by_lower_case: dict[str, str] = {}
     for candidate in pool:
-        folded.setdefault(candidate.lower(), candidate)
-    hits = difflib.get_close_matches(name.lower(), folded, n=count, cutoff=0.4)
-    inside = [c for c in pool if name.lower() in c.lower()]
-    best = list(dict.fromkeys([*inside[:count], *(folded[hit] for hit in hits)]))
+        by_lower_case.setdefault(candidate.lower(), candidate)
+    matches = difflib.get_close_matches(name.lower(), by_lower_case, n=count, cutoff=0.4)
+    containing = [c for c in pool if name.lower() in c.lower()]
+    best = list(dict.fromkeys([*containing[:count], *(by_lower_case[match] for match in matches)]))
     return best[:count] if best else pool[:count]
 
 
 def listing(names: Iterable[str], limit: int = 10) -> str:
-    """`'a', 'b', 'c' and 7 more` for use inside an error message."""
+    """Format names for an error message: `'a', 'b', 'c' and 7 more`."""
     pool = [str(n) for n in names]
-    shown = ", ".join(repr(n) for n in pool[:limit])
+    text = ", ".join(repr(n) for n in pool[:limit])
     more = len(pool) - limit
-    return shown + (f" and {more} more" if more > 0 else "") if pool else "none"
+    return text + (f" and {more} more" if more > 0 else "") if pool else "none"
 
 
-def miscounted(labels: int, classes: int) -> str:
-    """The sentence for labels that are not one per class."""
+def label_count(labels: int, classes: int) -> str:
+    """The message for a number of labels that is not the number of classes."""
     hint = "; does the model have a background class in front? then name it too" if labels == classes - 1 else ""
     return f"got {labels} labels for a model with {classes} classes; expected one per class, in order{hint}"

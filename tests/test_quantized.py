@@ -194,7 +194,7 @@ def test_nodes_out_of_order_are_sorted() -> None:
 def test_nodes_in_a_circle_are_refused() -> None:
     model = small.tiny_cnn()
     next(node for node in model.graph.node if node.name == "first").input[0] = "relu2"
-    with pytest.raises(ModelError, match="read one another in a circle"):
+    with pytest.raises(ModelError, match="form a cycle"):
         prepare(model)
 
 

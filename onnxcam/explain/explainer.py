@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcam import image
-from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError, miscounted
+from onnxcam.errors import InputError, LabelsError, PreprocessError, TargetError, label_count
 from onnxcam.explain.examination import Examination, needed, single
 from onnxcam.explain.explanation import BatchMaps, Explanation, name_of
 from onnxcam.explain.features import HeadRun, InputGradient, Progress
@@ -93,7 +93,7 @@ class Explainer:
             configured = beside(preprocess)
             self.labels = configured if configured is not None and len(configured) == self.classes else None
         if self.labels is not None and len(self.labels) != self.classes:
-            raise LabelsError(miscounted(len(self.labels), self.classes))
+            raise LabelsError(label_count(len(self.labels), self.classes))
         names = [layers] if isinstance(layers, str) else layers
         self._default_layers: list[str] = list(names or [entry["name"] for entry in held["layers"]])
         self._default_layer: str = self._default_layers[-1]

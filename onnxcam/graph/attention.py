@@ -1,4 +1,4 @@
-"""Finds the attention of transformer blocks: who looks at whom, as a Softmax over all tokens."""
+"""Transformer blocks of a graph, recognised by their attention: a Softmax over all tokens."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Block:
     """One transformer block.
 
     Attributes:
-        attention: the value `[N, heads, T, T]` behind its Softmax.
+        attention: the value `[N, heads, T, T]`, the output of a Softmax.
         output: the value `[N, T, D]` that the block ends with.
-        heads, tokens: how many.
+        heads, tokens: their numbers.
     """
 
     attention: str
@@ -32,36 +32,36 @@ class Block:
 
 
 def blocks(graph: Graph, picture: str, scores: str) -> list[Block]:
-    """The blocks between picture and scores, in order, all over the same tokens.
+    """Find the blocks between picture and scores, in graph order; all of them attend to the same tokens.
 
     Raises:
-        LayerError: there are none, or their attention is not over the same tokens all along (as in windows).
+        LayerError: there are none, or the number of tokens or heads differs between blocks (windowed attention).
     """
-    reached = graph.downstream([picture])
-    between = [n for n in graph.upstream([scores])[0] if any(name in reached for name in n.input)]
-    found = [node for node in between if _attends(graph, node)]
-    if not found:
+    from_picture = graph.downstream([picture])
+    between = [n for n in graph.upstream([scores])[0] if any(name in from_picture for name in n.input)]
+    softmaxes = [node for node in between if _is_attention(graph, node)]
+    if not softmaxes:
         raise LayerError(
-            "no attention was found: between picture and scores there is no Softmax of shape [N, heads, T, T] whose "
-            "rows weigh T tokens; this method is for transformers such as ViT and DeiT"
+            "no attention was found: between picture and scores there is no Softmax of shape [N, heads, T, T] over T "
+            "tokens; this method is for transformers such as ViT and DeiT"
         )
-    shapes = [(graph.shape(node.output[0]) or ())[1:] for node in found]
+    shapes = [(graph.shape(node.output[0]) or ())[1:] for node in softmaxes]
     if any(shape[1:] != shapes[0][1:] for shape in shapes):
         text = ", ".join(describe(shape) for shape in dict.fromkeys(shapes))
         raise LayerError(
-            f"the attention of this model is over other tokens from block to block ({text}), as where it is taken "
-            "within windows or after pooling; this method needs all tokens in every block"
+            f"the shape of the attention differs between the model's blocks ({text}), as with windowed attention or "
+            "pooling; this method needs attention over all tokens in every block"
         )
-    ends = [graph.index_of(node) for node in found[1:]] + [len(graph.nodes)]
-    made = []
-    for node, end, shape in zip(found, ends, shapes, strict=True):
+    ends = [graph.index_of(node) for node in softmaxes[1:]] + [len(graph.nodes)]
+    result = []
+    for node, end, shape in zip(softmaxes, ends, shapes, strict=True):
         heads, tokens = shape[0], shape[1]
         assert isinstance(heads, int) and isinstance(tokens, int)
-        made.append(Block(node.output[0], _output(graph, node, end, tokens, between), heads, tokens))
-    return made
+        result.append(Block(node.output[0], _output(graph, node, end, tokens, between), heads, tokens))
+    return result
 
 
-def _attends(graph: Graph, node: onnx.NodeProto) -> bool:
+def _is_attention(graph: Graph, node: onnx.NodeProto) -> bool:
     shape = graph.shape(node.output[0])
     if node.op_type != "Softmax" or shape is None or len(shape) != 4:
         return False
@@ -77,15 +77,18 @@ def _attends(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _output(graph: Graph, node: onnx.NodeProto, end: int, tokens: int, between: Sequence[onnx.NodeProto]) -> str:
-    """The last residual sum over the tokens behind an attention and before the next one."""
-    behind = graph.downstream([node.output[0]])
+    """Find the last residual Add over the tokens between one attention and the next."""
+    downstream = graph.downstream([node.output[0]])
     start = graph.index_of(node)
     for candidate in reversed(between):
-        place = graph.index_of(candidate)
+        index = graph.index_of(candidate)
         shape = graph.shape(candidate.output[0])
-        if not start < place < end or candidate.op_type != "Add" or shape is None or len(shape) != 3:
+        if not start < index < end or candidate.op_type != "Add" or shape is None or len(shape) != 3:
             continue
         varying = [name for name in candidate.input if not graph.is_constant(name) and graph.shape(name) == shape]
-        if shape[1] == tokens and len(varying) == 2 and candidate.output[0] in behind:
+        if shape[1] == tokens and len(varying) == 2 and candidate.output[0] in downstream:
             return str(candidate.output[0])
-    raise LayerError(f"no residual sum over the {tokens} tokens was found behind the attention {node.output[0]!r}")
+    raise LayerError(
+        f"no residual Add over the {tokens} tokens follows the attention {node.output[0]!r}; this method needs "
+        "transformer blocks with residual connections"
+    )

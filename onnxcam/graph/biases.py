@@ -1,7 +1,7 @@
-"""The additive constants of a network: biases, what a normalisation adds, constants added by themselves.
+"""The biases of a network: those of convolutions, the shifts of BatchNormalization, constants in an Add or Sub.
 
-A network that is linear between its kinks, as one of convolutions, ReLUs and poolings is, equals the sum of its input
-and of all these, each times the gradient it gets (https://arxiv.org/abs/1905.00780, proposition 1).
+The output of a piecewise linear network (convolutions, ReLUs, poolings) equals the sum of its input and of all biases,
+each times its gradient (https://arxiv.org/abs/1905.00780, proposition 1).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from onnxcam.graph.view import Graph, attributes
 
 @dataclass(frozen=True)
 class Bias:
-    """One of them.
+    """One bias.
 
     Attributes:
-        value: the value it is part of, rank 4.
-        array: what is added, in the value's layout; broadcasts to it.
+        value: the value that contains it, of rank 4.
+        array: the constant, in the value's layout; broadcasts to the value.
         layout: `NCHW` or `NHWC`.
     """
 
@@ -32,26 +32,26 @@ class Bias:
 
 
 def biases(graph: Graph, picture: str, scores: str) -> list[Bias]:
-    """Those between the picture and the scores that belong to places of the picture, in graph order."""
-    between = graph.downstream([picture])
+    """Find the biases of spatial values between the picture and the scores, in graph order."""
+    downstream = graph.downstream([picture])
     needed, _ = graph.upstream([scores], stop=[picture])
-    found = []
+    additive = []
     for node in needed:
         value = node.output[0] if node.output else ""
-        if value not in between or len(graph.shape(value) or ()) != 4:
+        if value not in downstream or len(graph.shape(value) or ()) != 4:
             continue
-        array = _added(graph, node)
+        array = _bias(graph, node)
         if array is not None and array.any():
             layout = "NCHW" if node.op_type in _CHANNELS_FIRST else layout_of(graph, value)
-            found.append(Bias(value, array, layout))
-    return found
+            additive.append(Bias(value, array, layout))
+    return additive
 
 
 _CHANNELS_FIRST, _CONVOLUTIONS = having(Trait.CHANNELS_FIRST), having(Trait.CONVOLVES)
 
 
-def _added(graph: Graph, node: onnx.NodeProto) -> np.ndarray | None:
-    """What a node adds to a linear function of its data."""
+def _bias(graph: Graph, node: onnx.NodeProto) -> np.ndarray | None:
+    """The constant that a node adds to a linear function of its input; None if it adds none."""
     if node.op_type in _CONVOLUTIONS:
         bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         return None if bias is None else bias.reshape(1, -1, 1, 1)

@@ -1,4 +1,4 @@
-"""Moves a part of a graph into the branch of an If, where it costs nothing until it is wanted, and back out."""
+"""Moving part of a graph into a branch of an If, which is computed only where a condition holds, and back out."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ _CHEAP = having(Trait.CHEAP)
 
 
 def enclose(model: onnx.ModelProto, condition: str, otherwise: Mapping[str, str], op: Builder) -> None:
-    """Compute some outputs only where a condition holds: what nothing else needs moves into an If.
+    """Compute some outputs only where a condition holds: nodes that only those outputs need move into an If.
 
-    Constants that only the branch reads move with it; what the rest of the graph makes is read from there, but for what
-    a runtime fuses with its neighbours and would no longer fuse if it had to be kept: that is made again in the branch.
+    Constants that only the branch reads move with it. Other values are captured from the outer graph, except those that
+    a runtime fuses with their reader: capturing one would materialize it and prevent the fusion, so the branch
+    recomputes it.
 
     Arguments:
         condition: a bool scalar of the model.
-        otherwise: for each of these outputs the value that stands in for it, of its shape and type.
-        op: made these values and nothing else; the model has not got its nodes.
+        otherwise: for each of these outputs the value returned in its place, of the same shape and type.
+        op: a builder that holds the nodes of those values and no others; they are not in the model yet.
     """
     graph = Graph(model)
     outside, _ = graph.upstream([o.name for o in graph.outputs if o.name not in otherwise] + [condition])
-    made = {name for node in outside for name in node.output if name}
-    within, captured = graph.upstream(otherwise, stop=made)
-    copies, again = _again(graph, outside, captured & made)
+    shared = {name for node in outside for name in node.output if name}
+    within, captured = graph.upstream(otherwise, stop=shared)
+    copies, recomputed = _recompute(graph, outside, captured & shared)
     read = {name for node in outside for name in uses(node)} | {i.name for i in model.graph.input}
-    wanted = {name for node in within for name in uses(node)} - read
-    inner = {name for node in within for name in node.output if name}
-    names = {name: op.unique(f"{name}/computed") for name in otherwise} | {name: f"{name}{_AGAIN}" for name in again}
+    exclusive = {name for node in within for name in uses(node)} - read
+    branch_values = {name for node in within for name in node.output if name}
+    names = {name: op.unique(f"{name}/computed") for name in otherwise} | {
+        name: f"{name}{_AGAIN}" for name in recomputed
+    }
     infos = [o for o in graph.outputs if o.name in otherwise]
 
     then = helper.make_graph(
@@ -47,8 +50,8 @@ def enclose(model: onnx.ModelProto, condition: str, otherwise: Mapping[str, str]
         "explained",
         [],
         infos,
-        [t for t in model.graph.initializer if t.name in wanted],
-        value_info=[v for v in model.graph.value_info if v.name in inner],
+        [t for t in model.graph.initializer if t.name in exclusive],
+        value_info=[v for v in model.graph.value_info if v.name in branch_values],
     )
     edit.rename_within(then, names)
     blank = helper.make_graph(op.nodes, "blank", [], infos, op.initializers)
@@ -57,71 +60,80 @@ def enclose(model: onnx.ModelProto, condition: str, otherwise: Mapping[str, str]
     name = op.unique(f"{op.prefix}/If")
     outputs = [info.name for info in infos]
     branch = helper.make_node("If", [condition], outputs, name=name, then_branch=then, else_branch=blank)
-    drop(model.graph.node, lambda node: not inner.isdisjoint(node.output))
-    drop(model.graph.initializer, lambda tensor: tensor.name in wanted)
-    drop(model.graph.value_info, lambda info: info.name in inner)
+    drop(model.graph.node, lambda node: not branch_values.isdisjoint(node.output))
+    drop(model.graph.initializer, lambda tensor: tensor.name in exclusive)
+    drop(model.graph.value_info, lambda info: info.name in branch_values)
     model.graph.node.append(branch)
 
 
-def _again(graph: Graph, outside: Sequence[onnx.NodeProto], captured: Collection[str]) -> tuple[list[Any], set[str]]:
-    """Copies of nodes for the branch, in place of captured values that a runtime fuses into their reader; those values.
+def _recompute(
+    graph: Graph, outside: Sequence[onnx.NodeProto], captured: Collection[str]
+) -> tuple[list[Any], set[str]]:
+    """Copy nodes for the branch instead of capturing values that a runtime fuses; return the copies and the values.
 
-    One elementwise node reads such a value, and only elementwise nodes lie between it and values that are kept anyway,
-    because several nodes read them.
+    Such a value has one reader, an elementwise node, and only elementwise nodes lie between it and values that are
+    materialized anyway because several nodes read them.
     """
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in outside:
         for name in dict.fromkeys(uses(node)):
             readers.setdefault(name, []).append(node)
-    exposed = {o.name for o in graph.outputs}
+    outputs = {o.name for o in graph.outputs}
 
-    def kept(value: str) -> bool:
-        return value in exposed or value not in graph.producer or len(readers[value]) > 1 or graph.is_constant(value)
+    def materialized(value: str) -> bool:
+        return value in outputs or value not in graph.producer or len(readers[value]) > 1 or graph.is_constant(value)
 
     def cheap(value: str) -> bool:
         node = graph.producer[value]
-        return node.op_type in _CHEAP and all(kept(name) or cheap(name) for name in node.input if name)
+        return node.op_type in _CHEAP and all(materialized(name) or cheap(name) for name in node.input if name)
 
-    found: set[str] = set()
-    queue = [v for v in captured if not kept(v) and v in readers and readers[v][0].op_type in _CHEAP and cheap(v)]
+    fused: set[str] = set()
+    queue = [
+        v
+        for v in captured
+        if not materialized(v) and v in readers and readers[v][0].op_type in _CHEAP and cheap(v)
+    ]
     while queue:
         value = queue.pop()
-        if value not in found:
-            found.add(value)
-            queue += [name for name in graph.producer[value].input if name and not kept(name)]
+        if value not in fused:
+            fused.add(value)
+            queue += [name for name in graph.producer[value].input if name and not materialized(name)]
     copies = []
     for node in outside:
-        if not found.isdisjoint(node.output):
+        if not fused.isdisjoint(node.output):
             copied = copy_of(node)
             copied.name += _AGAIN
             copies.append(copied)
-    return copies, found
+    return copies, fused
 
 
 def release(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
-    """Undo `enclose`: compute these outputs always, under the same names.
+    """Undo `enclose`: compute these outputs unconditionally, under the same names.
 
     Raises:
-        ModelError: no If makes them.
+        ModelError: they are not outputs of an If with a complete `then_branch`.
     """
     at = next((i for i, n in enumerate(graph.node) if n.op_type == "If" and not set(n.output).isdisjoint(outputs)), -1)
     if at < 0:
-        raise ModelError("the model's manifest names a gate, but no If makes its maps; export it again")
+        raise ModelError("the model's manifest names a gate, but no If node computes its maps; export it again")
     branch = graph.node[at]
     then = onnx.GraphProto()
     body = next((attribute.g for attribute in branch.attribute if attribute.name == "then_branch"), None)
     if body is None or len(body.output) != len(branch.output):
-        raise ModelError("the If that makes the model's maps has no branch with as many outputs; export it again")
+        raise ModelError(
+            "the If node that computes the model's maps has no then_branch with as many outputs as the node; export it "
+            "again"
+        )
     then.CopyFrom(body)
-    made = {name for node in then.node for name in node.output}
+    produced = {name for node in then.node for name in node.output}
     names: dict[str, str] = {}
     for info, output in zip(list(then.output), branch.output, strict=True):
-        if info.name in made and info.name not in names:
+        if info.name in produced and info.name not in names:
             names[info.name] = output
-        else:  # a value from outside, or one value under two names: other tools may have shortened the branch
+        else:  # a captured value, or one value under two names, as other tools may have simplified the branch
             then.node.append(helper.make_node("Identity", [info.name], [output], name=output))
     outside = {name for node in graph.node[:at] for name in node.output}
-    repeated = {name: name.removesuffix(_AGAIN) for name in made if name.endswith(_AGAIN)}
+    repeated = {name: name.removesuffix(_AGAIN) for name in produced if name.endswith(_AGAIN)}
     repeated = {name: first for name, first in repeated.items() if first in outside}
     drop(then.node, lambda node: not repeated.keys().isdisjoint(node.output))
     edit.rename_within(then, repeated | names)

@@ -1,4 +1,4 @@
-"""Emits nodes: `op.Conv(x, w, strides=[1, 1])` appends a Conv node and returns the name of its output."""
+"""A builder of nodes: `op.Conv(x, w, strides=[1, 1])` appends a Conv node and returns the name of its output."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Operand = str | float | int | Sequence[int] | np.ndarray | None
 
 
 class Builder:
-    """Collects new nodes and constants for a model.
+    """New nodes and constants for a model.
 
     Operators are called by their ONNX names with ONNX attribute names. An operand is a value name, or a Python
     float (a scalar constant of the current `dtype`), an int (int64 scalar), a list of ints (int64 vector), a NumPy
-    array (as it is), or None (an optional input left out). Equal constants are stored once.
+    array (unchanged), or None (an omitted optional input). Equal constants are stored once.
     """
 
     def __init__(self, graph: Graph, prefix: str = "onnxcam") -> None:
@@ -30,20 +30,20 @@ class Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.infos: dict[str, onnx.ValueInfoProto] = {}
-        self._taken = set(graph.producer) | set(graph.initializers) | {i.name for i in graph.model.graph.input}
-        self._taken.update(node.name for node in graph.nodes)
+        self._names = set(graph.producer) | set(graph.initializers) | {i.name for i in graph.model.graph.input}
+        self._names.update(node.name for node in graph.nodes)
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._shapes: dict[str, str] = {}
         self._spread: dict[str, tuple[str, frozenset[int]]] = {}
         self._count = 0
 
     def unique(self, stem: str) -> str:
-        """A name that nothing in the model has."""
+        """Return a name that neither the model nor the builder uses: `stem`, numbered if necessary."""
         name = stem
-        while name in self._taken:
+        while name in self._names:
             self._count += 1
             name = f"{stem}_{self._count}"
-        self._taken.add(name)
+        self._names.add(name)
         return name
 
     def call(
@@ -55,19 +55,19 @@ class Builder:
             names = [name + (f".{k}" if outputs > 1 else "") for k in range(outputs)]
         else:
             names = list(outputs)
-        self._taken.update(names)
-        given = [self.operand(i) for i in inputs]
-        while given and not given[-1]:
-            given.pop()
-        held = {k: v for k, v in attrs.items() if v is not None}
-        self.nodes.append(helper.make_node(op_type, given, names, name=name, **held))
+        self._names.update(names)
+        operands = [self.operand(i) for i in inputs]
+        while operands and not operands[-1]:
+            operands.pop()
+        attributes = {k: v for k, v in attrs.items() if v is not None}
+        self.nodes.append(helper.make_node(op_type, operands, names, name=name, **attributes))
         return names
 
     def declare(self, name: str, like: str) -> None:
-        """Say that a new value has the type and shape of one of the graph's.
+        """Declare that a new value has the type and shape of a value of the graph.
 
-        What shape inference cannot find out, as behind an Expand to a Shape, the runtime is told: its convolutions keep
-        their blocked layout only where the shapes of two operands are known to be equal.
+        Needed where shape inference fails, as after an Expand to a Shape: ONNX Runtime's convolutions keep their
+        blocked layout only where the shapes of two operands are known to be equal.
         """
         shape = self.graph.shape(like)
         if shape is not None and name not in self.infos and name not in self.graph:
@@ -83,7 +83,7 @@ class Builder:
         return emit
 
     def operand(self, value: Operand) -> str:
-        """The value name for an operand, storing a constant where it is not a name."""
+        """Return the value name of an operand; one that is not a name is stored as a constant."""
         if value is None:
             return ""
         if isinstance(value, str):
@@ -109,11 +109,11 @@ class Builder:
         return self._constants[key]
 
     def scalar(self, value: float) -> str:
-        """A float scalar of the current element type."""
+        """Store a float scalar of the current element type."""
         return self.constant(np.asarray(value, dtype=helper.tensor_dtype_to_np_dtype(self.dtype)))
 
     def filled(self, value: float, shape: Operand) -> str:
-        """A tensor of the current element type and the given shape, every element `value`."""
+        """Emit a tensor of the current element type and of `shape`, every element `value`."""
         element = np.asarray([value], dtype=helper.tensor_dtype_to_np_dtype(self.dtype))
         return self.ConstantOfShape(shape, value=numpy_helper.from_array(element))
 
@@ -122,31 +122,31 @@ class Builder:
         return self.Cast(value, to=self.dtype if to is None else to)
 
     def spread(self, value: str, like: str, axes: Sequence[int]) -> str:
-        """`value`, of size 1 along `axes`, repeated there to the shape of `like`."""
-        found = str(self.Expand(value, self.shape(like)))
-        self._spread[found] = value, frozenset(axes)
-        return found
+        """Expand `value`, of size 1 along `axes`, to the shape of `like`."""
+        expanded = str(self.Expand(value, self.shape(like)))
+        self._spread[expanded] = value, frozenset(axes)
+        return expanded
 
     def mean(self, value: str, axes: Sequence[int]) -> str:
-        """The mean over `axes`, which stay with size 1; of what was spread there, what it was before."""
+        """Emit the mean over `axes` with keepdims; of a value from `spread` over those axes, return its source."""
         source, spread = self._spread.get(value, (value, frozenset()))
         return source if spread.issuperset(axes) else str(self.ReduceMean(value, list(axes), keepdims=1))
 
     def is_spread(self, value: str) -> bool:
-        """Whether the value was spread."""
+        """Whether the value is a result of `spread`."""
         return value in self._spread
 
     def repeat(self, value: str, times: Sequence[int]) -> str:
-        """Every element of `[N, C, ...]` repeated along each spatial axis."""
+        """Repeat every element of `[N, C, ...]` along each spatial axis."""
         scales = np.asarray([1, 1, *times], np.float32)
-        held = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        return str(self.Resize(value, None, scales, **held))
+        options = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return str(self.Resize(value, None, scales, **options))
 
     def blocked(self, value: str, like: str) -> str:
-        """The same numbers, a picture `[N, C, h, w]`, by way of a pool of single pixels.
+        """Bring `[N, C, h, w]` into the blocked layout of ONNX Runtime's CPU convolutions by a pool of 1 x 1.
 
-        ONNX Runtime's convolutions on a CPU have a layout of their own, which a sum or product keeps only if all of its
-        operands have it. It begins at a convolution or a pool, and at nothing else.
+        A sum or product keeps that layout only if all of its operands have it, and only convolutions and pools
+        produce it.
         """
         picture = self._picture(like)
         if picture is None or self.dtype != onnx.TensorProto.FLOAT:
@@ -154,52 +154,52 @@ class Builder:
         source, axes = self._spread.get(value, (value, frozenset()))
         if axes != {2, 3}:
             return str(self.AveragePool(value, kernel_shape=[1, 1]))
-        # the one pixel, which is cheaper to bring there
-        found = self.repeat(self.AveragePool(source, kernel_shape=[1, 1]), picture[1:])
-        self.declare(found, like)
-        return found
+        # the value before `spread` has one pixel: pooling it is cheaper
+        repeated = self.repeat(self.AveragePool(source, kernel_shape=[1, 1]), picture[1:])
+        self.declare(repeated, like)
+        return repeated
 
     def _picture(self, value: str) -> tuple[int, ...] | None:
-        """Channels, height and width of `[N, C, h, w]`, None where they are not all known."""
+        """Channels, height and width of `[N, C, h, w]`; None if one of them is dynamic."""
         shape = self.graph.shape(value) or ()
-        known = tuple(d for d in shape[1:] if isinstance(d, int))
-        return known if len(shape) == 4 and len(known) == 3 else None
+        sizes = tuple(d for d in shape[1:] if isinstance(d, int))
+        return sizes if len(shape) == 4 and len(sizes) == 3 else None
 
     def mask(self, dy: str, condition: str) -> str:
         """`dy` where the boolean `condition` holds, else 0 (Mul by a Cast: measured 2-3 × faster than Where)."""
         return self.Mul(dy, self.cast(condition))
 
     def static(self, value: str) -> tuple[int, ...] | None:
-        """The shape as ints if every dimension is known, else None."""
+        """The shape as ints; None if a dimension is dynamic."""
         shape = self.graph.shape(value)
         if shape is None or not all(isinstance(d, int) for d in shape):
             return None
         return tuple(int(d) for d in shape if isinstance(d, int))
 
     def dim(self, value: str, axis: int) -> int | None:
-        """One dimension if it is known when the graph is built, else None."""
+        """One dimension as an int; None if it is dynamic."""
         shape = self.graph.shape(value)
-        held = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
-        return held if isinstance(held, int) else None
+        size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
+        return size if isinstance(size, int) else None
 
     def shape(self, value: str) -> str:
-        """The shape as an int64 vector: a constant where known, else one Shape node per value."""
-        known = self.static(value)
-        if known is not None:
-            return self.operand(list(known))
+        """The shape as an int64 vector: a constant where static, else one Shape node per value."""
+        dims = self.static(value)
+        if dims is not None:
+            return self.operand(list(dims))
         if value not in self._shapes:
             self._shapes[value] = self.Shape(value)
         return self._shapes[value]
 
     def size(self, value: str, axis: int) -> str:
-        """One dimension as an int64 vector of length 1: a constant where known, else read at run time."""
-        known = self.dim(value, axis)
-        if known is not None:
-            return self.operand([known])
+        """One dimension as an int64 vector of length 1: a constant where static, else read at run time."""
+        length = self.dim(value, axis)
+        if length is not None:
+            return self.operand([length])
         return self.Gather(self.shape(value), [axis])
 
     def vector(self, *parts: int | str) -> str:
-        """An int64 vector put together from ints and from vectors known at run time only."""
+        """Concatenate ints and int64 vectors to one int64 vector."""
         if all(isinstance(part, int) for part in parts):
             return self.operand([part for part in parts if isinstance(part, int)])
         if len(parts) == 1:
@@ -207,7 +207,7 @@ class Builder:
         return self.Concat(*[[part] if isinstance(part, int) else part for part in parts], axis=0)
 
     def reshape_like(self, dx: str, x: str) -> str:
-        """`dx` in the shape of `x`; one free dimension becomes -1 so that no Shape node is needed."""
+        """Reshape `dx` to the shape of `x`; a single dynamic dimension becomes -1, which needs no Shape node."""
         shape = self.graph.shape(x)
         if shape is not None and sum(not isinstance(d, int) for d in shape) == 1 and 0 not in shape:
             return self.Reshape(dx, [d if isinstance(d, int) else -1 for d in shape])
@@ -218,18 +218,18 @@ class Builder:
         dims = [self.dim(value, axis) for axis in axes]
         if all(d is not None for d in dims):
             return self.scalar(float(np.prod([d for d in dims if d is not None], dtype=np.float64)))
-        picked = self.Gather(self.shape(value), list(axes))
-        return self.cast(self.ReduceProd(picked, keepdims=0))
+        sizes = self.Gather(self.shape(value), list(axes))
+        return self.cast(self.ReduceProd(sizes, keepdims=0))
 
     def divide(self, dy: str, value: str, axes: Sequence[int]) -> str:
-        """`dy` divided by the number of elements of `value` over `axes`.
+        """Divide `dy` by the number of elements of `value` over `axes`.
 
-        Where it is known, in float32, by a product: one that follows a convolution vanishes in its weights at load.
+        A static number in float32 becomes a Mul: ONNX Runtime folds one after a convolution into its weights.
         """
-        known = [size for size in (self.dim(value, axis) for axis in axes) if size]
-        if self.dtype != onnx.TensorProto.FLOAT or len(known) < len(axes):
+        sizes = [size for size in (self.dim(value, axis) for axis in axes) if size]
+        if self.dtype != onnx.TensorProto.FLOAT or len(sizes) < len(axes):
             return str(self.Div(dy, self.count(value, axes)))
-        return str(self.Mul(dy, 1.0 / math.prod(known)))
+        return str(self.Mul(dy, 1.0 / math.prod(sizes)))
 
     def sum_to(self, dx: str, y: str, x: str, keep: int = 0) -> str:
         """Undo broadcasting: sum `dx`, which has the shape of `y`, down to the shape of `x`.
@@ -248,19 +248,19 @@ class Builder:
             if d_want == 1:
                 axes.append(axis)
             elif d_want is None or (isinstance(d_want, str) and d_want != d_have):
-                # a free dimension may turn out to be 1 where the output's is not
+                # a dynamic dimension may be 1 at run time where the output's is not
                 return self._sum_to_unknown(dx, y, x, keep)
         if not axes:
             return dx
         picture = self._picture(y) if axes == [2, 3] else None
         if picture and all(picture) and self.dtype == onnx.TensorProto.FLOAT:
-            # in the layout of convolutions, which ReduceSum would leave (0.97 × the time of EfficientNet-B0's gradient)
+            # keeps the blocked layout, ReduceSum does not (0.97 × the time of EfficientNet-B0's gradient)
             return self.Mul(self.GlobalAveragePool(dx), float(math.prod(picture[1:])))
         summed = self.ReduceSum(dx, axes, keepdims=1)
         return self.Squeeze(summed, list(range(lead))) if lead else summed
 
     def _sum_to_unknown(self, dx: str, y: str, x: str, keep: int) -> str:
-        """`sum_to` with the axes found at run time: those where `x`, padded with ones in front, differs from `y`."""
+        """`sum_to` with axes computed at run time: those where the shape of `x`, left-padded with ones, differs."""
         have, want = self.shape(y), self.shape(x)
         if keep:
             have, want = self.Slice(have, [0], [-keep]), self.Slice(want, [0], [-keep])

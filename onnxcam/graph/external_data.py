@@ -1,7 +1,7 @@
-"""Weights that a model keeps in other files: which they are, and whether they may be read; without importing onnx.
+"""External data: the files in which a model stores weights, and whether they may be read; without importing onnx.
 
-ONNX Runtime opens such files by itself, hard links among them, and a model file is a stranger's word: a secret of the
-user's, taken for weights, would come out as feature maps. So files are looked at before any session is made.
+ONNX Runtime opens such files by itself, hard links included, and a model file may be malicious: a private file of the
+user's, loaded as weights, would be disclosed through feature maps. So the files are checked before a session is opened.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnxcam.graph.file import not_a_model, open_model
 
 Data = bytes | mmap.mmap
 
-# the fields of onnx.proto through which a tensor can be reached: message, field number, message within
+# the fields of onnx.proto that lead to a tensor: message, field number, message within
 _WITHIN = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
@@ -27,16 +27,16 @@ _WITHIN = {
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
     "Tensor": {13: "Entry"},
 }
-_DEEPEST = 100  # as protobuf's own parsers
+_DEEPEST = 100  # the limit of protobuf's own parsers
 
 
 def locations(data: Data, where: str) -> list[str]:
-    """The files that the tensors of a serialized model name, wherever in the model they stand.
+    """Return the file names of all external tensors of a serialized model, those of its subgraphs included.
 
     Raises:
         ModelError: not an ONNX model.
     """
-    if data.find(b"location") < 0:  # the key under which a tensor names its file: hardly a model has it
+    if data.find(b"location") < 0:  # the key under which a tensor names its file: absent from most models
         return []
     try:
         return list(dict.fromkeys(_walk(data, 0, len(data), "Model", 0)))
@@ -45,68 +45,70 @@ def locations(data: Data, where: str) -> list[str]:
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Refuse a model whose weights lie anywhere but in plain files of their own beside it.
+    """Refuse a model with external data anywhere but in regular files in its own folder.
 
     Raises:
-        TrustError: an absolute path, one that leaves the model's folder, a link of either kind, or no regular file.
-        ModelError: not an ONNX model, or the file is not there.
+        TrustError: an absolute path, one outside the model's folder, a symbolic or hard link, or not a regular file.
+        ModelError: not an ONNX model, or the file is missing.
     """
     path = Path(path)
     with open_model(path) as file:
         try:
             data: Data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):  # a file system without it
+        except (OSError, ValueError):  # a file system without mmap
             data = file.read()
         try:
-            named = locations(data, str(path))
+            files = locations(data, str(path))
         finally:
             if isinstance(data, mmap.mmap):
                 data.close()
-    for location in named:
+    for location in files:
         reason = _fault(path.parent, location)
         if reason:
             raise TrustError(
-                f"{path}: external data is refused: {location!r} {reason}; keep it beside the model, a file of its own"
+                f"{path}: external data is refused: {location!r} {reason}; store it as a regular file in the model's "
+                "folder"
             )
 
 
 def check_bytes(data: bytes, where: str = "the given bytes") -> None:
-    """Refuse weights in another file where there is no path: nobody knows beside what.
+    """Refuse a model without a path that has external data, as there is no folder to look in.
 
     Raises:
-        ModelError: such weights, or not an ONNX model.
+        ModelError: the model has external data, or is not an ONNX model.
     """
-    named = locations(data, where)
-    if named:
+    files = locations(data, where)
+    if files:
         raise ModelError(
-            f"{where} keeps its weights in another file ({named[0]!r}); give the path of the model, or what "
-            "`onnx.load(path)` returns"
+            f"{where} stores its weights in another file ({files[0]!r}); give the path of the model, or the result of "
+            "`onnx.load(path)`"
         )
 
 
 def _fault(folder: Path, location: str) -> str | None:
-    """Why a file named by a tensor is not to be read; None where it may be."""
+    """Why a file named by a tensor must not be read; None if it may be."""
     posix, windows = PurePosixPath(location), PureWindowsPath(location)
     if posix.is_absolute() or windows.is_absolute() or windows.drive or windows.root:
         return "is an absolute path"
     if ".." in posix.parts or ".." in windows.parts:
-        return "leaves the model's folder"
+        return "is outside the model's folder"
     if not location or "\0" in location:
-        return "is no file's name"
+        return "is not a file name"
     here = Path(os.path.realpath(folder))
     target = here / location
     if Path(os.path.realpath(target)) != target:
-        return "is a symbolic link, or lies behind one"
+        return "is a symbolic link, or in a folder that is one"
     try:
         state = target.lstat()
     except OSError as error:
         raise ModelError(
-            f"the weights {location!r} of a model in {str(folder)!r} cannot be read ({error.strerror}); copy them too"
+            f"the weights {location!r} of a model in {str(folder)!r} cannot be read ({error.strerror}); copy that file "
+            "to the model's folder"
         ) from error
     if not target.is_file():
         return "is not a regular file"
     if state.st_nlink > 1:
-        return "has other names too (a hard link)"
+        return "has other names too (hard links)"
     return None
 
 
@@ -137,7 +139,7 @@ def _walk(data: Data, at: int, end: int, kind: str, depth: int) -> Iterator[str]
 
 def _location(data: Data, at: int, end: int) -> Iterator[str]:
     """The value of a StringStringEntryProto whose key is `location`."""
-    held = {1: b"", 2: b""}
+    entry = {1: b"", 2: b""}
     while at < end:
         tag, at = _varint(data, at, end)
         if tag % 8 != 2:
@@ -145,10 +147,10 @@ def _location(data: Data, at: int, end: int) -> Iterator[str]:
         length, at = _varint(data, at, end)
         if at + length > end:
             raise ValueError("a field ends behind its message")
-        held[tag // 8] = bytes(data[at : at + length])
+        entry[tag // 8] = bytes(data[at : at + length])
         at += length
-    if held[1] == b"location":
-        yield held[2].decode("utf-8", "surrogateescape")
+    if entry[1] == b"location":
+        yield entry[2].decode("utf-8", "surrogateescape")
 
 
 def _varint(data: Data, at: int, end: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What a model file is, and the metadata it carries, read without importing onnx or touching its weights."""
+"""Model files: opening one, and reading its metadata without importing onnx or reading its weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ _LENGTH_DELIMITED = 2
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a model file, or a sentence on why there are none."""
+    """Read a model file.
+
+    Raises:
+        ModelError: no such file, an empty one, a folder, or one that cannot be read.
+    """
     path = Path(path)
     with open_model(path) as file:
         return file.read()
 
 
 def open_model(path: Path) -> BinaryIO:
-    """An open, non-empty model file."""
+    """Open a model file, which is not empty.
+
+    Raises:
+        ModelError: no such file, an empty one, a folder, or one that cannot be read.
+    """
     try:
         size = path.stat().st_size
         if path.is_dir():
@@ -38,7 +46,7 @@ def open_model(path: Path) -> BinaryIO:
 
 
 def metadata(source: str | os.PathLike[str] | Serialized) -> dict[str, str]:
-    """The `metadata_props` of a model, found by walking the file's top-level fields.
+    """Read the `metadata_props` of a model by walking the file's top-level fields.
 
     Raises:
         ModelError: no such file, an empty one, or not an ONNX model.
@@ -54,7 +62,7 @@ def metadata(source: str | os.PathLike[str] | Serialized) -> dict[str, str]:
 
 
 def _walk(file: BinaryIO, size: int, where: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    properties: dict[str, str] = {}
     has_graph = False
     try:
         while file.tell() < size:
@@ -65,7 +73,7 @@ def _walk(file: BinaryIO, size: int, where: str) -> dict[str, str]:
                     raise ValueError("a field ends behind the end of the file")
                 if field == _METADATA_FIELD:
                     key, value = _entry(file.read(length))
-                    found[key] = value
+                    properties[key] = value
                 else:
                     has_graph |= field == _GRAPH_FIELD
                     file.seek(length, os.SEEK_CUR)
@@ -80,7 +88,7 @@ def _walk(file: BinaryIO, size: int, where: str) -> dict[str, str]:
     except (ValueError, UnicodeDecodeError) as error:
         file.seek(0)
         raise ModelError(not_a_model(file.read(512), where, size)) from error
-    return found
+    return properties
 
 
 def _varint(file: BinaryIO) -> int:
@@ -111,7 +119,7 @@ def _entry(data: bytes) -> tuple[str, str]:
 
 
 def not_a_model(start: bytes, where: str, size: int | None = None) -> str:
-    """The sentence for something that is not an ONNX model, saying what it looks like."""
+    """The message for data that is not an ONNX model; it says what the data looks like."""
     return f"{where} is not an ONNX model ({_looks_like(start, size)}); expected the output of an ONNX exporter"
 
 
@@ -129,4 +137,4 @@ def _looks_like(start: bytes, size: int | None) -> str:
     sample = start[:512]
     if sum(32 <= b < 127 or b in b"\r\n\t" for b in sample) > 0.95 * len(sample):
         return "it looks like a text file"
-    return f"{len(start) if size is None else size} bytes that are cut off or of another format"
+    return f"{len(start) if size is None else size} bytes that are cut off or in another format"

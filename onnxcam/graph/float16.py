@@ -1,4 +1,4 @@
-"""Stores weights as float16 and casts them back in the graph: half the file, the same float32 arithmetic."""
+"""Weights stored as float16 and cast back in the graph: half the file size, the same float32 arithmetic."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ TOLERANCE = 5e-4
 
 
 def store_float16(source: Source, threshold: int = THRESHOLD, tolerance: float = TOLERANCE) -> onnx.ModelProto:
-    """A copy of the model whose large float32 initializers are float16, each followed by a Cast to float32.
+    """Copy a model and store its large float32 initializers as float16, each followed by a Cast to float32.
 
-    The Cast takes over the initializer's name, so that nothing else changes, and reads a constant, so that a runtime
-    folds it when it loads the model: the arithmetic stays float32, only the weights are rounded.
+    The Cast takes over the initializer's name, so nothing else changes, and reads a constant, so a runtime folds it
+    when it loads the model: the arithmetic stays float32, only the weights are rounded.
 
-    Left as they are: initializers of fewer than `threshold` elements, overridable ones (listed as inputs too), those
-    with a value that float16 cannot hold (beyond ±65504, not finite), and those where rounding loses more than
-    `tolerance`, which means that much of the tensor lies below float16's normal range. Constant nodes and
-    initializers inside an If or a Loop are not looked at.
+    Not converted: initializers of fewer than `threshold` elements, overridable ones (also listed as inputs), those with
+    a value outside the range of float16 (beyond ±65504, not finite), and those whose rounding error exceeds
+    `tolerance`, which happens where much of the tensor lies below float16's normal range. Constant nodes and
+    initializers in subgraphs are ignored.
 
     Arguments:
         source: path, bytes or `ModelProto` (copied).
-        threshold: the fewest elements worth a Cast node.
+        threshold: smallest number of elements that is converted.
         tolerance: largest `‖rounded − weights‖ / ‖weights‖` accepted for a tensor.
 
     Raises:
@@ -36,8 +36,8 @@ def store_float16(source: Source, threshold: int = THRESHOLD, tolerance: float =
     model = load(source)
     graph = model.graph
     listed = {i.name for i in graph.input}
-    taken = listed | {t.name for t in graph.initializer} | {name for node in graph.node for name in node.output}
-    taken.update(node.name for node in graph.node)
+    names = listed | {t.name for t in graph.initializer} | {name for node in graph.node for name in node.output}
+    names.update(node.name for node in graph.node)
     declared = {v.name for v in (*graph.value_info, *graph.output)}
     casts = []
     for tensor in graph.initializer:
@@ -49,9 +49,9 @@ def store_float16(source: Source, threshold: int = THRESHOLD, tolerance: float =
         if half is None:
             continue
         name, stored = tensor.name, f"{tensor.name}/float16"
-        while stored in taken:
+        while stored in names:
             stored += "_"
-        taken.add(stored)
+        names.add(stored)
         casts.append(helper.make_node("Cast", [stored], [name], name=f"{stored}/Cast", to=onnx.TensorProto.FLOAT))
         if name not in declared:
             graph.value_info.append(info(name, onnx.TensorProto.FLOAT, list(tensor.dims)))
@@ -62,11 +62,11 @@ def store_float16(source: Source, threshold: int = THRESHOLD, tolerance: float =
 
 
 def _rounded(weights: np.ndarray, tolerance: float) -> np.ndarray | None:
-    """The weights as float16, or None where that loses too much."""
+    """Round weights to float16; None if the error is too large."""
     with np.errstate(over="ignore"):
         half = weights.astype(np.float16)
     if not np.isfinite(half).all():
         return None
     exact = weights.astype(np.float64)
-    lost = np.linalg.norm((half.astype(np.float64) - exact).ravel())
-    return half if lost <= tolerance * np.linalg.norm(exact.ravel()) else None
+    error = np.linalg.norm((half.astype(np.float64) - exact).ravel())
+    return half if error <= tolerance * np.linalg.norm(exact.ravel()) else None

@@ -1,4 +1,4 @@
-"""Replaces nodes by the graphs they stand for: local functions, composite operators, and `If` of a known condition."""
+"""Inlining: local functions, the bodies of composite operators, and branches of an `If` of constant condition."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from onnxcam.graph.edit import rename_within, replace_nodes
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph
 
-# what the specification defines by a graph of other operators, and has no rule of its own
+# operators that the specification defines by a graph of others, and that have no gradient rule
 COMPOSITE = frozenset({"Attention", "CenterCropPad", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"})
-_OWN = "onnxcam.composite"  # the domain of their bodies until they are inlined
+_BODY_DOMAIN = "onnxcam.composite"  # the domain of their bodies until they are inlined
 _CONTROL = having(Trait.CONTROL)
 
 
@@ -24,31 +24,33 @@ def inline_functions(model: onnx.ModelProto) -> None:
     """Inline the model's local functions.
 
     Raises:
-        ModelError: the bodies do not fit the model.
+        ModelError: a function's body does not fit its calls.
     """
     if model.functions:
         try:
             model.CopyFrom(inliner.inline_local_functions(model))
         except Exception as error:
-            raise ModelError(f"the model's local functions cannot be inlined: {error}") from error
+            raise ModelError(
+                f"the model's local functions cannot be inlined: {error}; export it again without functions"
+            ) from error
 
 
 def inline_composites(model: onnx.ModelProto, bare: Callable[[], onnx.ModelProto]) -> bool:
-    """Write out a model's composite operators; True if it had any.
+    """Decompose a model's composite operators in place; return whether it had any.
 
     Arguments:
-        model: shapes inferred, for what some bodies look like depends on them.
-        bare: makes the same model without its large weights, which need not be copied.
+        model: with inferred shapes, on which some bodies depend.
+        bare: returns the same model without its large weights, which need not be copied.
 
     Raises:
-        ModelError: a body cannot be made.
+        ModelError: an operator has no body for its inputs.
     """
     present = {node.op_type for node in model.graph.node if _is_composite(node)}
     if not present:
         return False
     typed = bare()
-    known = (*typed.graph.input, *typed.graph.output, *typed.graph.value_info)
-    types = {info.name: info.type for info in known}
+    infos = (*typed.graph.input, *typed.graph.output, *typed.graph.value_info)
+    types = {info.name: info.type for info in infos}
     for tensor in typed.graph.initializer:
         types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
     opset = next(o.version for o in typed.opset_import if o.domain in ("", "ai.onnx"))
@@ -56,13 +58,16 @@ def inline_composites(model: onnx.ModelProto, bare: Callable[[], onnx.ModelProto
         for index, node in enumerate(typed.graph.node):
             if _is_composite(node):
                 body = _body(node, opset, types)
-                body.name, body.domain = f"{node.op_type}_{index}", _OWN
+                body.name, body.domain = f"{node.op_type}_{index}", _BODY_DOMAIN
                 typed.functions.append(body)
                 node.op_type, node.domain = body.name, body.domain
-        typed.opset_import.append(onnx.helper.make_opsetid(_OWN, 1))
+        typed.opset_import.append(onnx.helper.make_opsetid(_BODY_DOMAIN, 1))
         inlined = inliner.inline_local_functions(typed)
     except Exception as error:
-        raise ModelError(f"{listing(sorted(present))} cannot be written out in simpler operators: {error}") from error
+        raise ModelError(
+            f"{listing(sorted(present))} cannot be decomposed into simpler operators: {error}; export the model "
+            "without them, for example with another opset"
+        ) from error
     del model.graph.node[:]
     model.graph.node.extend(inlined.graph.node)
     return True
@@ -73,33 +78,35 @@ def _is_composite(node: onnx.NodeProto) -> bool:
 
 
 def _body(node: onnx.NodeProto, opset: int, types: Mapping[str, onnx.TypeProto]) -> onnx.FunctionProto:
-    """What the specification writes for a node, which gets the attributes that it leaves to their defaults."""
-    schema: Any = onnx.defs.get_schema(node.op_type, opset)  # its stub does not know of bodies
-    held = {attribute.name for attribute in node.attribute}
-    defaults = [attribute.default_value for name, attribute in schema.attributes.items() if name not in held]
+    """The specification's body for a node; the node's missing attributes are set to their defaults."""
+    schema: Any = onnx.defs.get_schema(node.op_type, opset)  # the type stub lacks function bodies
+    present = {attribute.name for attribute in node.attribute}
+    defaults = [attribute.default_value for name, attribute in schema.attributes.items() if name not in present]
     node.attribute.extend(attribute for attribute in defaults if attribute.name)
     unknown = [name for name in node.input if name and name not in types]
     if unknown:
         raise ValueError(f"the type of {unknown[0]!r} is unknown")
-    given = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
+    types_of_inputs = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
     version = max(v for v in schema.context_dependent_function_opset_versions if v <= opset)
-    written = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), given)
+    written = schema.get_context_dependent_function_with_opset_version(
+        version, node.SerializeToString(), types_of_inputs
+    )
     body = onnx.FunctionProto()
     body.ParseFromString(written)
     del body.attribute[:], body.attribute_proto[:], body.opset_import[:]
     body.attribute.extend(schema.attributes)
-    body.opset_import.append(onnx.helper.make_opsetid("", opset))  # written for an older one, it holds for this too
+    body.opset_import.append(onnx.helper.make_opsetid("", opset))  # a body for an older opset is valid for this one
     return body
 
 
 def inline_branches(model: onnx.ModelProto) -> bool:
-    """Replace each `If` whose condition is known before the model runs by the branch it takes; True if any was."""
+    """Replace each `If` of constant condition by its branch, in place; return whether there was any."""
     if not any(node.op_type == "If" for node in model.graph.node):
         return False
     graph = Graph(model)
     folder = ConstantFolder(graph)
-    taken = set(graph.producer) | set(graph.initializers) | {i.name for i in model.graph.input}
-    taken.update(name for node in graph.nodes for name in _inner_names(node))
+    names = set(graph.producer) | set(graph.initializers) | {i.name for i in model.graph.input}
+    names.update(name for node in graph.nodes for name in _inner_names(node))
     nodes: list[onnx.NodeProto] = []
     changed = False
     for node in graph.nodes:
@@ -111,7 +118,7 @@ def inline_branches(model: onnx.ModelProto) -> bool:
         body = next((attribute.g for attribute in node.attribute if attribute.name == name), None)
         if body is None:
             raise ModelError(f"the model is not valid ONNX: If {node.name!r} has no {name}; export it again")
-        nodes.extend(_spliced(model, node, body, taken))
+        nodes.extend(_spliced(model, node, body, names))
         changed = True
     if changed:
         replace_nodes(model, nodes)
@@ -119,40 +126,40 @@ def inline_branches(model: onnx.ModelProto) -> bool:
 
 
 def _spliced(
-    model: onnx.ModelProto, node: onnx.NodeProto, branch: onnx.GraphProto, taken: set[str]
+    model: onnx.ModelProto, node: onnx.NodeProto, branch: onnx.GraphProto, names_in_use: set[str]
 ) -> Iterator[onnx.NodeProto]:
-    """A branch's nodes under names of their own; its weights join the model's."""
+    """Yield a branch's nodes under unique names; its weights are added to the model's."""
     body = onnx.GraphProto()
     body.CopyFrom(branch)
-    made = [name for inner in body.node for name in inner.output if name]
+    produced = [name for inner in body.node for name in inner.output if name]
     results: dict[str, str] = {}
-    same: list[tuple[str, str]] = []
+    copies: list[tuple[str, str]] = []
     for output, result in zip(body.output, node.output, strict=False):
         if not result:
             continue
-        if output.name in made and output.name not in results:
+        if output.name in produced and output.name not in results:
             results[output.name] = result
-        else:  # a value from outside, a weight, or one result twice
-            same.append((output.name, result))
+        else:  # a captured value, a weight, or one result twice
+            copies.append((output.name, result))
     names = dict(results)
-    for name in (*made, *(tensor.name for tensor in body.initializer)):
+    for name in (*produced, *(tensor.name for tensor in body.initializer)):
         if name not in names:
             fresh = name
-            while fresh in taken:
+            while fresh in names_in_use:
                 fresh = f"{fresh}_inlined"
-            taken.add(fresh)
+            names_in_use.add(fresh)
             names[name] = fresh
     rename_within(body, names)
     model.graph.initializer.extend(body.initializer)
     for inner in body.node:
-        inner.name = ""  # named anew
+        inner.name = ""  # `normalize` names it again
         yield inner
-    for source, result in same:
+    for source, result in copies:
         yield onnx.helper.make_node("Identity", [names.get(source, source)], [result])
 
 
 def _inner_names(node: onnx.NodeProto) -> Iterator[str]:
-    """What the branches that stay may call their own values."""
+    """Names of values inside the subgraphs of a Loop, Scan or SequenceMap."""
     if node.op_type not in _CONTROL or node.op_type == "If":
         return
     for attribute in node.attribute:

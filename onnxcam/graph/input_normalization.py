@@ -1,4 +1,4 @@
-"""What a graph does to the picture first: a normalisation of its own tells which range its input should have."""
+"""A normalisation of the picture inside the graph, which tells the range of values that the input should have."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _PASSING = having(Trait.PASSES)
 
 
 def normalization(graph: Graph, picture: str, channels_last: bool) -> dict[str, list[float]] | None:
-    """The `(x - mean) / std` with which the graph begins, one number or one per channel each; None without one.
+    """Find the `(x - mean) / std` with which the graph begins, one number or one per channel each; None without one.
 
-    Found in Keras models that scale by themselves (Rescaling, Normalization), and where a BatchNormalization is first.
+    Keras models with a Rescaling or Normalization layer have one, and models that begin with a BatchNormalization.
 
     Arguments:
-        graph: a normalised model.
+        graph: a graph from `onnxcam.graph.normalize`.
         picture: its input.
-        channels_last: whether that is `[N, H, W, C]`.
+        channels_last: whether the input is `[N, H, W, C]`.
     """
-    # the value so far is scale * x + shift
+    # invariant: value = scale * picture + shift
     scale, shift = np.ones(1), np.zeros(1)
-    value, found = picture, False
+    value, affine = picture, False
     axis = 3 if channels_last else 1
     while True:
         readers = graph.consumers.get(value, [])
@@ -36,24 +36,24 @@ def normalization(graph: Graph, picture: str, channels_last: bool) -> dict[str, 
         elif node.op_type not in _PASSING:
             step = _affine(graph, node, value, axis)
             if step is None:
-                break  # something else, or where the channels are is no longer known
-            scale, shift, found = scale * step[0], shift * step[0] + step[1], True
+                break  # another operator, or the channel axis is unknown
+            scale, shift, affine = scale * step[0], shift * step[0] + step[1], True
             if node.op_type == "BatchNormalization":
-                break  # what follows, its own gain too, no longer tells of the input
+                break  # whatever follows, the BatchNormalization's scale included, says nothing about the input
         value = node.output[0]
-    if not found or not np.all(np.isfinite(scale)) or np.any(scale == 0):
+    if not affine or not np.all(np.isfinite(scale)) or np.any(scale == 0):
         return None
     mean, std = np.broadcast_arrays(-shift / scale, 1 / np.abs(scale))
     return {"mean": [float(number) for number in mean], "std": [float(number) for number in std]}
 
 
 def _affine(graph: Graph, node: Any, value: str, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """`a` and `b` of the node as `a * value + b`, `[1]` or one per channel; None where it is something else."""
+    """Return a node as `a * value + b`: `a` and `b`, `[1]` or one per channel; None if it is not of that form."""
     if node.op_type == "BatchNormalization":
-        held = [graph.constant(name) for name in node.input[3:5]]
-        if node.input[0] != value or axis != 1 or any(one is None for one in held):
+        statistics = [graph.constant(name) for name in node.input[3:5]]
+        if node.input[0] != value or axis != 1 or any(array is None for array in statistics):
             return None
-        mean, variance = (np.asarray(one, np.float64) for one in held)
+        mean, variance = (np.asarray(array, np.float64) for array in statistics)
         a = 1 / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
         return a, -mean * a
     if node.op_type not in ("Add", "Sub", "Mul", "Div"):
@@ -65,18 +65,18 @@ def _affine(graph: Graph, node: Any, value: str, axis: int) -> tuple[np.ndarray,
     number = _per_channel(np.asarray(constant, np.float64), axis)
     if number is None:
         return None
-    one, zero = np.ones(1), np.zeros(1)
+    array, zero = np.ones(1), np.zeros(1)
     if node.op_type == "Add":
-        return one, number
+        return array, number
     if node.op_type == "Sub":
-        return (one, -number) if first else (-one, number)
+        return (array, -number) if first else (-array, number)
     if node.op_type == "Mul":
         return number, zero
     return (1 / number, zero) if first and np.all(number != 0) else None
 
 
 def _per_channel(constant: np.ndarray, axis: int) -> np.ndarray | None:
-    """A constant that broadcasts over all but the channels, as `[1]` or `[C]`."""
+    """Return a constant that is uniform but for the channels as `[1]` or `[C]`; None for any other."""
     if constant.size == 1:
         return constant.reshape(1)
     shape = (1,) * (4 - constant.ndim) + constant.shape

@@ -1,4 +1,4 @@
-"""Models over the 2 GiB that protobuf can write: the graph in one piece, the weights beside it."""
+"""Models over protobuf's limit of 2 GiB: the graph in one message, the weights as external data."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-# what is looked up by its place in a file lies on a page of its own
-_ALIGNED = 4096
+# each weight begins on a page of its own, as memory mapping needs
+_ALIGNMENT = 4096
 
 
 class LargeModel(NamedTuple):
     """A model that is too large for one file.
 
     Attributes:
-        graph: a serialized model whose large tensors name one file, each with its place there.
+        graph: a serialized model whose large tensors are external, all in one file.
         file: the name of that file.
-        weights: what these tensors hold, by name, in the order of that file.
+        weights: the values of these tensors, by name, in the order of that file.
     """
 
     graph: bytes
@@ -28,47 +28,47 @@ class LargeModel(NamedTuple):
     weights: dict[str, np.ndarray]
 
     def sha256(self) -> str:
-        """Of the graph and of all weights."""
-        found = hashlib.sha256(self.graph)
+        """The digest of the graph and all weights."""
+        digest = hashlib.sha256(self.graph)
         for array in self.weights.values():
-            found.update(array.data)
-        return found.hexdigest()
+            digest.update(array.data)
+        return digest.hexdigest()
 
 
 Serialized = bytes | LargeModel
 
 
-def beside(path: Path) -> Path:
-    """The file of the weights that goes with a large model's file."""
+def weights_path(path: Path) -> Path:
+    """The path of the weights of a large model that is written to `path`."""
     return path.with_name(path.name + ".data")
 
 
-def places(sizes: dict[str, int]) -> Iterator[tuple[str, int]]:
-    """Where in one file the weights lie, by name: the offset of each."""
-    at = 0
+def offsets(sizes: dict[str, int]) -> Iterator[tuple[str, int]]:
+    """The name of each weight and its offset in the file, from names and sizes in bytes."""
+    offset = 0
     for name, size in sizes.items():
-        yield name, at
-        at += -(-size // _ALIGNED) * _ALIGNED
+        yield name, offset
+        offset += -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def write(model: Serialized, path: Path) -> None:
-    """Write a model whole or not at all: temporary files beside it, then renames.
+    """Write a model atomically: temporary files in the same folder, then renames.
 
     Raises:
-        OSError: nothing was written, what was there is still there.
+        OSError: nothing was written; files of these names are unchanged.
     """
     data = path.with_name(model.file) if isinstance(model, LargeModel) else None
     parts = {file: file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in (data, path) if file is not None}
     try:
         if isinstance(model, LargeModel) and data is not None:
             with parts[data].open("wb") as file:
-                for name, at in places({name: array.nbytes for name, array in model.weights.items()}):
-                    file.seek(at)
+                for name, offset in offsets({name: array.nbytes for name, array in model.weights.items()}):
+                    file.seek(offset)
                     file.write(model.weights[name].data)
         parts[path].write_bytes(model.graph if isinstance(model, LargeModel) else model)
         for final, part in parts.items():
             part.replace(final)
-    except BaseException:  # an interrupt too: so many bytes take a while
+    except BaseException:  # also KeyboardInterrupt: writing takes seconds
         for part in parts.values():
             part.unlink(missing_ok=True)
         raise

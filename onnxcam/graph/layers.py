@@ -1,4 +1,4 @@
-"""Target layers: which values of a graph a CAM can be computed at, and which one by default."""
+"""Target layers: the values of a graph at which a CAM can be computed, and the default one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONVOLUTIONS, _STEPS = having(Trait.CONVOLVES), having(Trait.ENDS_LAYER)
 _NORMALIZATIONS = having(Trait.NORMALIZES)
 # none; class; class and distillation; class and four registers
 PREFIXES = (0, 1, 2, 5)
-_OVERRIDE = "say how they lie with `onnxcam export --grid ROWSxCOLUMNS --prefix COUNT` (grid=, prefix_tokens=)"
+_OVERRIDE = "set the grid with `onnxcam export --grid ROWSxCOLUMNS --prefix COUNT` (grid=, prefix_tokens=)"
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Layer:
     """A target layer.
 
     Attributes:
-        name: what users call it.
-        value: the graph value that holds its output.
+        name: its name for users.
+        value: the graph value that is its output.
         layout: `NCHW`, `NHWC` or `NTC` (tokens).
         shape: dimensions of the value: ints, symbols, or None.
-        grid: height and width of the map, None where they are free.
-        prefix_tokens: tokens before the grid (`NTC` only).
-        default: whether it is the one taken when none is named.
+        grid: height and width of the map, None where they are dynamic.
+        prefix_tokens: number of tokens before the grid (`NTC` only).
+        default: whether it is the default layer.
     """
 
     name: str
@@ -46,48 +46,48 @@ class Layer:
 
 
 def candidates(graph: Graph, scores: str) -> list[Layer]:
-    """Target layers in graph order: each spatial convolution and residual Add, followed to where it settles.
+    """Find target layers in graph order: each spatial convolution and residual Add, see `follow`.
 
-    Maps of tokens count where it is known how they lie on the picture, or where there is nothing else. The last one
-    whose positions still reach the scores is the default: in most networks a convolution's, in ConvNeXt or Swin the
-    last block's residual Add; where only a class token is read, what enters the last block's attention.
+    Values of tokens count if their grid is known, or if there are no others. The default is the last layer whose
+    positions reach the scores: in most networks a convolution's, in ConvNeXt or Swin the last block's residual Add;
+    where only a class token is read, the input of the last block's attention.
     """
     nodes = _between(graph, scores)
     patches = Patches(graph, scores) if has_tokens(graph, nodes) else None
-    found: dict[str, Layer] = {}
-    others: dict[str, Layer] = {}
-    summed = None  # the last one that a residual Add made
+    layers: dict[str, Layer] = {}
+    without_grid: dict[str, Layer] = {}
+    last_residual: str | None = None
     for node in nodes:
         value = node.output[0]
         residual = _residual(graph, node)
         if patches is not None and residual:
             layer = _block(graph, patches, value)
             if layer is not None:
-                known = _placed(patches, layer)
-                (found if known else others).setdefault(layer.value, layer)
-                summed = layer.value if known else summed
+                has_grid = _has_grid(patches, layer)
+                (layers if has_grid else without_grid).setdefault(layer.value, layer)
+                last_residual = layer.value if has_grid else last_residual
             continue
-        made = residual or node.op_type in _CONVOLUTIONS
-        if made and _spatial(shape_of(graph, value)) and (patches is None or patches.reach(value)):
+        is_map = residual or node.op_type in _CONVOLUTIONS
+        if is_map and _spatial(shape_of(graph, value)) and (patches is None or patches.reach(value)):
             last = follow(graph, value)
             if patches is None or not patches.positions.scattered(last):
-                found.setdefault(last, describe_layer(graph, Layer(last, last)))
-    ordered = sorted((found or others).values(), key=lambda layer: graph.position[layer.value])
-    chosen = ordered[-1].value if ordered else None
-    if patches is not None and summed is not None and chosen is not None and chosen != summed:
-        # a convolution beside the stream, such as one that encodes positions, does not stand for the block
-        chosen = chosen if patches.all_pass(graph, summed, chosen, scores) else summed
-    return [replace(layer, default=layer.value == chosen) for layer in ordered]
+                layers.setdefault(last, describe_layer(graph, Layer(last, last)))
+    ordered = sorted((layers or without_grid).values(), key=lambda layer: graph.position[layer.value])
+    best = ordered[-1].value if ordered else None
+    if patches is not None and last_residual is not None and best is not None and best != last_residual:
+        # a convolution on a side path, such as one that encodes positions, does not represent the block
+        best = best if patches.all_pass(graph, last_residual, best, scores) else last_residual
+    return [replace(layer, default=layer.value == best) for layer in ordered]
 
 
 def _block(graph: Graph, patches: Patches, value: str) -> Layer | None:
-    """The layer that a residual sum in a network with tokens settles at, None where it is no map or of no effect."""
+    """Find the layer of a residual Add in a network with tokens; None if it is not a map or cannot reach the scores."""
     shape, where = shape_of(graph, value), patches.positions
     if not patches.reach(value) or not (_spatial(shape) or len(shape or ()) == 3):
         return None
     last = follow(graph, value, patches.pass_through)
     moved = None if where.layout(last) else _moved(graph, patches, last)
-    if moved is not None:  # put back from tokens or windows to where they lie on the picture
+    if moved is not None:  # tokens or windows rearranged to a map
         last = follow(graph, moved, patches.pass_through)
     elif where.scattered(last) or not (_spatial(shape) or _is_tokens(graph, shape)):
         return None
@@ -100,8 +100,8 @@ def _block(graph: Graph, patches: Patches, value: str) -> Layer | None:
     return replace(layer, layout="NTC")
 
 
-def _placed(patches: Patches, layer: Layer) -> bool:
-    """Whether it is known how a layer lies on the picture; of a picture of open size it cannot be asked for more."""
+def _has_grid(patches: Patches, layer: Layer) -> bool:
+    """Whether the positions of a layer on the picture are known; assumed so where the picture's size is dynamic."""
     if layer.layout == "NTC":
         return layer.grid is not None
     fixed = all(isinstance(dim, int) for dim in (layer.shape or ())[1:])
@@ -109,71 +109,71 @@ def _placed(patches: Patches, layer: Layer) -> bool:
 
 
 def _moved(graph: Graph, patches: Patches, value: str) -> str | None:
-    """The map `[N, C, h, w]` or `[N, h, w, C]` that all positions of a value are only moved to, None without one."""
-    found = None
+    """Find the map `[N, C, h, w]` or `[N, h, w, C]` that a value is only rearranged to; None if there is none."""
+    grid_value = None
     while True:
         readers = [node for node in graph.consumers.get(value, []) if patches.pass_through(node, value)]
         if len(readers) != 1 or readers[0].op_type not in ("Reshape", "Transpose"):
-            return found
+            return grid_value
         value = readers[0].output[0]
         if patches.positions.layout(value) is not None:
-            found = value
+            grid_value = value
 
 
 def _is_tokens(graph: Graph, shape: Shape | None) -> bool:
-    """Whether a shape is `[N, T, C]` with N as the picture has it."""
+    """Whether a shape is `[N, T, C]` with the picture's batch dimension."""
     if shape is None or len(shape) != 3 or not isinstance(shape[1], int) or shape[1] < 4:
         return False
     return any((graph.shape(i.name) or (None,))[0] == shape[0] for i in graph.inputs)
 
 
 def _residual(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether a node adds a value to what a block made of it: of one shape, no constants, not elementwise alone."""
+    """Whether a node adds a block's output to its input: same shapes, no constants, a block not elementwise alone."""
     shape = shape_of(graph, node.output[0])
     if node.op_type != "Add" or shape is None:
         return False
     if any(graph.is_constant(name) or shape_of(graph, name) != shape for name in node.input):
         return False
-    # x + 0.044715 x^3 inside GELU's tanh form joins nothing: one side is made of the other elementwise
+    # not a residual: x + 0.044715 x^3 in GELU's tanh form, where one operand is an elementwise function of the other
     first, second = node.input
     if first in _elementwise_sources(graph, second) or second in _elementwise_sources(graph, first):
         return False
-    # neither do the sums of siblings that an adaptive pooling is written as
-    return _made_of(graph, first, second) or _made_of(graph, second, first)
+    # nor the sums of independent values as which some exporters write an adaptive pooling
+    return _depends_on(graph, first, second) or _depends_on(graph, second, first)
 
 
-def _made_of(graph: Graph, value: str, source: str) -> bool:
+def _depends_on(graph: Graph, value: str, source: str) -> bool:
     """Whether a value is computed from another."""
     start = graph.position.get(source, -1)
-    waiting = [value]
-    for name in waiting:
-        if graph.position.get(name, -1) > start:  # what comes before it cannot read it
-            waiting += [read for read in graph.producer[name].input if read and read not in waiting]
-    return value != source and source in waiting
+    ancestors = [value]
+    for name in ancestors:
+        if graph.position.get(name, -1) > start:  # nodes before the source cannot read it
+            ancestors += [read for read in graph.producer[name].input if read and read not in ancestors]
+    return value != source and source in ancestors
 
 
 def _elementwise_sources(graph: Graph, value: str) -> set[str]:
-    """The value and everything it is computed from by elementwise operators alone."""
-    found = [value]
-    for name in found:
+    """The value and all values from which elementwise operators alone compute it."""
+    sources = [value]
+    for name in sources:
         node = graph.producer.get(name)
         if node is not None and node.op_type in _STEPS:
-            found.extend(source for source in node.input if source and source not in found)
-    return set(found)
+            sources.extend(read for read in node.input if read and read not in sources)
+    return set(sources)
 
 
-def default(found: Sequence[Layer]) -> Layer:
-    """The layer taken when none is named.
+def default(candidates: Sequence[Layer]) -> Layer:
+    """Return the default layer.
 
     Raises:
         LayerError: the model has no spatial layer.
     """
-    for layer in found:
+    for layer in candidates:
         if layer.default:
             return layer
     raise LayerError(
         "the model has no spatial layer: no convolution with a height and width lies between the picture and the "
-        "scores, so there is nothing a heatmap could be computed at"
+        "scores, so no heatmap can be computed"
     )
 
 
@@ -185,10 +185,10 @@ def resolve(
     grid: tuple[int, int] | None = None,
     prefix_tokens: int | None = None,
 ) -> Layer:
-    """A layer from a value name, a node name, or a `Layer` whose value is known.
+    """Find a layer by a value name, a node name, or a `Layer`.
 
     Arguments:
-        grid, prefix_tokens: how tokens lie on the picture, where the graph does not tell or is to be overruled.
+        grid, prefix_tokens: how tokens lie on the picture, instead of what the graph says.
 
     Raises:
         LayerError: no such value, or one that is not a spatial map.
@@ -210,7 +210,7 @@ def resolve(
 
 
 def _laid_out(graph: Graph, layer: Layer, grid: tuple[int, int] | None, prefix_tokens: int | None) -> Layer:
-    """A layer of tokens that lie as the user says, of which one half may be left out; other layers as they are."""
+    """Give a layer of tokens the user's grid or number of prefix tokens or both; other layers are unchanged."""
     shape = layer.shape or shape_of(graph, layer.value) or ()
     if len(shape) != 3:
         return layer
@@ -218,22 +218,25 @@ def _laid_out(graph: Graph, layer: Layer, grid: tuple[int, int] | None, prefix_t
     if grid is None:
         assert prefix_tokens is not None
         side = math.isqrt(max(tokens - prefix_tokens, 0)) if isinstance(tokens, int) else 0
-        found = positions(graph).grid(layer.value)
-        grid = found[0] if found is not None and found[1] == prefix_tokens else (side, side)
+        derived = positions(graph).grid(layer.value)
+        grid = derived[0] if derived is not None and derived[1] == prefix_tokens else (side, side)
     elif prefix_tokens is None:
         prefix_tokens = max(tokens - grid[0] * grid[1], 0) if isinstance(tokens, int) else 0
     return replace(layer, layout="NTC", grid=grid, prefix_tokens=prefix_tokens)
 
 
 def describe_layer(graph: Graph, layer: Layer) -> Layer:
-    """Fill in layout, shape and grid.
+    """Fill in a layer's layout, shape and grid.
 
     Raises:
         LayerError: the value is neither a spatial map nor a sequence of tokens.
     """
     shape = layer.shape or shape_of(graph, layer.value)
     if shape is None or not graph.is_float(layer.value):
-        raise LayerError(f"layer {layer.name!r} has no known floating-point shape; choose another target layer")
+        raise LayerError(
+            f"layer {layer.name!r} is not a floating-point value of known shape; choose another target layer "
+            "(`onnxcam layers` lists them)"
+        )
     if len(shape) == 3:
         return _tokens(graph, layer, shape)
     if len(shape) != 4 or not _spatial(shape):
@@ -246,8 +249,8 @@ def describe_layer(graph: Graph, layer: Layer) -> Layer:
         layout = positions(graph).layout(layer.value)
         if positions(graph).scattered(layer.value):
             raise LayerError(
-                f"layer {layer.name!r} has shape {describe(shape)}, but its positions do not lie row by row, as where "
-                "they are sorted into windows; choose another layer (`onnxcam layers` lists them)"
+                f"layer {layer.name!r} has shape {describe(shape)}, but its positions are not in the order of the "
+                "picture's rows, as in windowed attention; choose another layer (`onnxcam layers` lists them)"
             )
     layout = layout or layout_of(graph, layer.value)
     dims = shape[2:] if layout == "NCHW" else shape[1:3]
@@ -256,60 +259,60 @@ def describe_layer(graph: Graph, layer: Layer) -> Layer:
 
 
 def _tokens(graph: Graph, layer: Layer, shape: Shape) -> Layer:
-    """A layer of tokens, laid out as the layer says, as the graph tells, or on the one square that fits."""
+    """Fill in the grid of a layer of tokens: the layer's own, the one in the graph, or the only square that fits."""
     layer = replace(layer, layout="NTC", shape=shape)
     tokens = shape[1]
     if layer.grid is not None:
         (rows, columns), prefix = layer.grid, layer.prefix_tokens
         if isinstance(tokens, int) and rows * columns + prefix != tokens:
             raise LayerError(
-                f"layer {layer.name!r} has {tokens} tokens, but {rows} x {columns} patches and {prefix} tokens before "
-                f"them are {rows * columns + prefix}; {_OVERRIDE}"
+                f"layer {layer.name!r} has {tokens} tokens, but a grid of {rows} x {columns} and {prefix} prefix "
+                f"tokens make {rows * columns + prefix}; {_OVERRIDE}"
             )
         return layer
-    known = positions(graph)
-    found = known.grid(layer.value)
-    fitting = [found] if found is not None else []
-    if found is None and not known.scattered(layer.value) and isinstance(tokens, int):
+    where = positions(graph)
+    derived = where.grid(layer.value)
+    fitting = [derived] if derived is not None else []
+    if derived is None and not where.scattered(layer.value) and isinstance(tokens, int):
         for prefix in PREFIXES:
             side = math.isqrt(max(tokens - prefix, 0))
             if side > 1 and side * side == tokens - prefix:
                 fitting.append(((side, side), prefix))
     if len(fitting) == 1:
         return replace(layer, grid=fitting[0][0], prefix_tokens=fitting[0][1])
-    if known.scattered(layer.value):
+    if where.scattered(layer.value):
         why = "they are not in the order of the picture's rows"
     elif fitting:
-        ways = " or ".join(f"{grid[0]} x {grid[1]} after {prefix} others" for grid, prefix in fitting)
+        ways = " or ".join(f"{grid[0]} x {grid[1]} with prefix {prefix}" for grid, prefix in fitting)
         why = f"{tokens} tokens may be {ways}"
     else:
-        why = f"{tokens} tokens form no square grid" if isinstance(tokens, int) else "their number is not fixed"
+        why = f"{tokens} tokens form no square grid" if isinstance(tokens, int) else "their number is dynamic"
     raise LayerError(
-        f"layer {layer.name!r} has shape {describe(shape)}, and how its tokens lie on the picture is unknown: {why}; "
-        f"{_OVERRIDE}, or choose another layer"
+        f"layer {layer.name!r} has shape {describe(shape)}, and the grid that its tokens form on the picture is "
+        f"unknown: {why}; {_OVERRIDE}, or choose another layer"
     )
 
 
 def follow(graph: Graph, value: str, counts: Callable[[onnx.NodeProto, str], bool] | None = None) -> str:
-    """A convolution's output followed through normalisation, activation, residual Add and Concat, never pooling.
+    """Follow a convolution's output through normalisation, activation, residual Add and Concat, never pooling.
 
     Arguments:
-        counts: whether what a node reads of a value is of interest; everything is by default.
+        counts: whether a node's use of a value counts; all do by default.
     """
-    found = value
+    last = value
     while True:
         following = _activation(graph, value, counts) or _joined(graph, value)
         if following is None:
-            return found
+            return last
         value = following
-        if graph.is_float(value):  # not between a quantization and its inverse
-            found = value
+        if graph.is_float(value):  # not between QuantizeLinear and DequantizeLinear
+            last = value
 
 
 def _activation(graph: Graph, value: str, counts: Callable[[onnx.NodeProto, str], bool] | None = None) -> str | None:
-    """The next value that everything computed from `value` goes through, by elementwise operators alone.
+    """The next value on all paths from `value`, through elementwise operators alone; None if there is none.
 
-    SiLU is Sigmoid and Mul, GELU five operators: what counts is that they converge again.
+    An activation may be several operators (SiLU is Sigmoid and Mul, GELU five), whose paths join again.
     """
     inside = {value}
     frontier = {value}
@@ -320,7 +323,7 @@ def _activation(graph: Graph, value: str, counts: Callable[[onnx.NodeProto, str]
         if not reads:
             continue
         others = [name for name in node.input if name and name not in inside and not graph.is_constant(name)]
-        # a normalisation may be written out, with means over the channels of each token
+        # a normalisation may be exported as its parts, with means over the channels of each token
         statistic = node.op_type == "ReduceMean" and _per_token(graph, value, node.output[0])
         simple = statistic or node.op_type in _STEPS or node.op_type in _NORMALIZATIONS
         if not simple or others or names & inside - {value}:
@@ -329,7 +332,7 @@ def _activation(graph: Graph, value: str, counts: Callable[[onnx.NodeProto, str]
         if shape_of(graph, output) != shape_of(graph, value) and not _per_token(graph, value, output):
             return None
         inside.add(output)
-        frontier = {v for v in frontier | {output} if not _spent(graph, v, inside, counts)}
+        frontier = {v for v in frontier | {output} if not _is_consumed(graph, v, inside, counts)}
         if frontier == {output} and shape_of(graph, output) == shape_of(graph, value):
             return str(output)
     return None
@@ -341,9 +344,10 @@ def _per_token(graph: Graph, value: str, output: str) -> bool:
     return shape is not None and len(shape) == 3 and shape_of(graph, output) == (*shape[:2], 1)
 
 
-def _spent(
+def _is_consumed(
     graph: Graph, value: str, inside: set[str], counts: Callable[[onnx.NodeProto, str], bool] | None = None
 ) -> bool:
+    """Whether all readers of a value have their output in `inside`, and there are any."""
     consumers = [n for n in graph.consumers.get(value, []) if counts is None or counts(n, value)]
     return bool(consumers) and all(node.output[0] in inside for node in consumers)
 
@@ -365,7 +369,7 @@ def _joined(graph: Graph, value: str) -> str | None:
 
 
 def _spatial(shape: Shape | None) -> bool:
-    """Rank 4 with more than one position, as far as the shape is known."""
+    """Whether a shape is of rank 4 with more than one position, as far as it is known."""
     return shape is not None and len(shape) == 4 and shape[2:] != (1, 1) and shape[1:3] != (1, 1)
 
 

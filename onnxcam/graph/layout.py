@@ -15,7 +15,7 @@ _KEEP_LAYOUT = having(Trait.ELEMENTWISE | Trait.KEEPS_AXES)
 
 
 def input_layout(graph: Graph, name: str) -> str:
-    """Whether the picture input is `NCHW` or `NHWC`."""
+    """Find out whether the picture input is `NCHW` or `NHWC`."""
     shape = graph.shape(name) or (None,) * 4
     first, last = shape[1] in (1, 3, 4), shape[3] in (1, 3, 4)
     if first != last:
@@ -24,26 +24,26 @@ def input_layout(graph: Graph, name: str) -> str:
 
 
 def layout_of(graph: Graph, value: str) -> str:
-    """Whether a rank-4 value is `NCHW` or `NHWC`, found from the nearest operator that fixes it."""
+    """Find out whether a rank-4 value is `NCHW` or `NHWC`, from the nearest operator with a fixed layout."""
     queue: list[tuple[str, bool]] = [(value, False)]
-    seen = {value}
+    visited = {value}
     for name, flipped in queue:
         nodes = [(graph.producer.get(name), True), *((n, False) for n in graph.consumers.get(name, []))]
-        for node, made_here in nodes:
+        for node, is_producer in nodes:
             if node is None:
                 continue
-            if node.op_type in _CHANNELS_FIRST and (made_here or node.input[0] == name):
+            if node.op_type in _CHANNELS_FIRST and (is_producer or node.input[0] == name):
                 return "NHWC" if flipped else "NCHW"
-            if node.op_type in ("LayerNormalization", "MatMul") and (made_here or node.input[0] == name):
+            if node.op_type in ("LayerNormalization", "MatMul") and (is_producer or node.input[0] == name):
                 return "NCHW" if flipped else "NHWC"
             turns = node.op_type == "Transpose" and list(attributes(node).get("perm", [])) in (_TO_NHWC, _TO_NCHW)
             if not turns and node.op_type not in _KEEP_LAYOUT:
                 continue
             for neighbour in (*node.output, *node.input):
                 shape = graph.shape(neighbour)
-                if neighbour in seen or shape is None or len(shape) != 4 or graph.is_constant(neighbour):
+                if neighbour in visited or shape is None or len(shape) != 4 or graph.is_constant(neighbour):
                     continue
-                seen.add(neighbour)
+                visited.add(neighbour)
                 queue.append((neighbour, flipped if neighbour in _side(node, name) else flipped ^ turns))
     return "NCHW"
 
@@ -54,6 +54,6 @@ def _side(node: onnx.NodeProto, name: str) -> Sequence[str]:
 
 
 def has_tokens(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> bool:
-    """Whether there are signs of tokens: a Softmax over more than classes, or a sum of rank 3."""
+    """Whether nodes work on tokens: a Softmax of rank 3 to 5, or an Add of rank 3."""
     rank = {"Softmax": (3, 4, 5), "Add": (3,)}
     return any(len(graph.shape(node.output[0]) or ()) in rank.get(node.op_type, ()) for node in nodes)

@@ -1,8 +1,8 @@
-"""Which elements of a value can reach the scores at all, whatever the numbers.
+"""Liveness analysis: which elements of a value can reach the scores, whatever the weights.
 
-Where only a class token is read, the patches of the last block get no gradient: the residual sum carries them on, and
-nobody looks. The graph tells: from the scores backwards, every operator says which elements of its inputs its live
-outputs depend on. What an operator does not tell counts as live.
+Where only a class token is read, the patches of the last block get no gradient: the residual Add passes them on, and
+nothing reads them. From the scores backwards, the rule of every operator says on which elements of its inputs its live
+outputs depend. Inputs of an operator without a rule are live.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _Rule = Callable[["Liveness", onnx.NodeProto, int, Mask, tuple[int, ...]], Mask]
 class Liveness:
     """The live elements of every value between the picture and the scores."""
 
-    def __init__(self, graph: Graph, scores: str, sizes: StaticShapes) -> None:
-        self.sizes = sizes
+    def __init__(self, graph: Graph, scores: str, shapes: StaticShapes) -> None:
+        self.shapes = shapes
         self._reached = graph.downstream(i.name for i in graph.inputs)
         self._live: dict[str, Mask] = {scores: True}
         nodes, _ = graph.upstream([scores])
@@ -42,7 +42,7 @@ class Liveness:
                     self._live[name] = _either(self._live.get(name), mask)
 
     def live(self, value: str) -> Mask:
-        """The live elements of a value: a boolean array of its shape, True for all of them, None for none."""
+        """The live elements of a value: a boolean array of its shape, True for all, None for none."""
         return self._live.get(value)
 
     def through(self, node: onnx.NodeProto, index: int) -> Mask:
@@ -50,11 +50,11 @@ class Liveness:
         name = node.input[index]
         if not self._carries(name) or not any(output in self._live for output in node.output):
             return None
-        shape = self.sizes.shape(name)
+        shape = self.shapes.shape(name)
         rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if node.op_type in ("Shape", "Size") or (shape is not None and 0 in shape):
-            return None  # an empty value is none
-        if rule is None or shape is None or self.sizes.shape(node.output[0]) is None:
+            return None  # no element can reach the scores
+        if rule is None or shape is None or self.shapes.shape(node.output[0]) is None:
             return True
         if node.op_type == "Split":
             out: Mask = self._of_outputs(node)
@@ -68,13 +68,13 @@ class Liveness:
         return mask if mask.any() else None
 
     def full(self, value: str, mask: Mask) -> np.ndarray:
-        """A mask as an array of the value's shape."""
-        shape = self.sizes.shape(value)
+        """Broadcast a mask to the value's shape."""
+        shape = self.shapes.shape(value)
         assert shape is not None
         return np.broadcast_to(False if mask is None else mask, shape)
 
     def _carries(self, value: str) -> bool:
-        kind = self.sizes.dtype(value)
+        kind = self.shapes.dtype(value)
         return kind == 0 or kind in FLOATS or kind in _QUANTIZED
 
     def _of_outputs(self, node: onnx.NodeProto) -> Mask:
@@ -92,16 +92,16 @@ def _either(a: Mask, b: Mask) -> Mask:
 
 
 def _any(mask: np.ndarray, axes: Any) -> np.ndarray:
-    """True along whole axes wherever anything along them is."""
+    """Make elements live along whole axes where any element along them is."""
     return np.broadcast_to(mask.any(axis=axes, keepdims=True), mask.shape)
 
 
 def _summed(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A broadcast undone."""
+    """Undo broadcasting: reduce a mask by `any` to a shape."""
     lead = mask.ndim - len(shape)
-    held = np.asarray(mask.any(axis=tuple(range(lead))))
-    axes = tuple(k for k, size in enumerate(shape) if size == 1 and held.shape[k] != 1)
-    return np.asarray(held.any(axis=axes, keepdims=True))
+    reduced = np.asarray(mask.any(axis=tuple(range(lead))))
+    axes = tuple(k for k, size in enumerate(shape) if size == 1 and reduced.shape[k] != 1)
+    return np.asarray(reduced.any(axis=axes, keepdims=True))
 
 
 def _elementwise(_: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
@@ -118,18 +118,18 @@ def _transposed(_: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape:
 
 
 def _mixed(_: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
-    """Softmax, LayerNormalization: along the axis every output depends on every input."""
+    """Softmax and LayerNormalization: along the axis every output depends on every input."""
     if out is True or index:
         return True
     axis = int(attributes(node).get("axis", -1)) % len(shape)
     return _any(out, axis if "Softmax" in node.op_type else tuple(range(axis, len(shape))))
 
 
-def _reduced(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _reduced(liveness: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     if out is True:
         return True
     if out.ndim != len(shape):
-        axes = reach.sizes.small(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+        axes = liveness.shapes.integers(node.input[1]) if len(node.input) > 1 and node.input[1] else None
         axes = list(range(len(shape))) if axes is None else sorted(axis % len(shape) for axis in axes)
         if out.ndim + len(axes) != len(shape):
             return True
@@ -137,8 +137,8 @@ def _reduced(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape
     return np.broadcast_to(out, shape)
 
 
-def _product(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
-    """Of A · B, row i of A is live where row i of the product is, and column j of B where column j is."""
+def _product(liveness: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+    """A · B: row i of A is live where row i of the product is, column j of B where column j is."""
     if out is True or len(shape) < 2 or out.ndim < 2:
         return True
     mask = out.any(axis=-1 if index == 0 else -2, keepdims=True)
@@ -146,7 +146,7 @@ def _product(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape
     return _summed(whole, shape)
 
 
-def _gemm(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _gemm(liveness: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     if out is True or index > 1:
         return True
     mask = out.any(axis=1 - index)  # rows of A, columns of B
@@ -155,40 +155,42 @@ def _gemm(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: t
     return np.broadcast_to(mask[None, :] if along else mask[:, None], shape)
 
 
-def _einsum(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _einsum(liveness: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     equation = str(attributes(node).get("equation", "")).replace(" ", "")
     if out is True or "->" not in equation or "." in equation:
         return True
     sides, result = equation.split("->")
-    own = sides.split(",")[index]
-    if len(set(own)) < len(own) or len(set(result)) < len(result):
+    letters = sides.split(",")[index]
+    if len(set(letters)) < len(letters) or len(set(result)) < len(result):
         return True
-    mask = out.any(axis=tuple(k for k, letter in enumerate(result) if letter not in own))
-    held = [letter for letter in result if letter in own]
-    mask = mask.transpose([held.index(letter) for letter in own if letter in held])
-    return np.broadcast_to(np.expand_dims(mask, tuple(k for k, letter in enumerate(own) if letter not in held)), shape)
+    mask = out.any(axis=tuple(k for k, letter in enumerate(result) if letter not in letters))
+    shared = [letter for letter in result if letter in letters]
+    mask = mask.transpose([shared.index(letter) for letter in letters if letter in shared])
+    return np.broadcast_to(
+        np.expand_dims(mask, tuple(k for k, letter in enumerate(letters) if letter not in shared)), shape
+    )
 
 
-def _concat(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _concat(liveness: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     axis = int(attributes(node)["axis"]) % len(shape)
-    before = [reach.sizes.shape(name) for name in node.input[:index]]
+    before = [liveness.shapes.shape(name) for name in node.input[:index]]
     if out is True or any(of is None for of in before):
         return True
     start = sum(of[axis] for of in before if of is not None)
     return out[(slice(None),) * axis + (slice(start, start + shape[axis]),)]
 
 
-def _split(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+def _split(liveness: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     return out if out.shape == shape else True
 
 
-def _sliced(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
-    given = [reach.sizes.small(name) if name else None for name in node.input[1:]]
-    if any(name and values is None for name, values in zip(node.input[1:], given, strict=True)):
+def _sliced(liveness: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+    parameters = [liveness.shapes.integers(name) if name else None for name in node.input[1:]]
+    if any(name and values is None for name, values in zip(node.input[1:], parameters, strict=True)):
         return True
-    starts, ends = given[0] or [], given[1] or []
-    axes = given[2] if len(given) > 2 and given[2] is not None else list(range(len(starts)))
-    steps = given[3] if len(given) > 3 and given[3] is not None else [1] * len(starts)
+    starts, ends = parameters[0] or [], parameters[1] or []
+    axes = parameters[2] if len(parameters) > 2 and parameters[2] is not None else list(range(len(starts)))
+    steps = parameters[3] if len(parameters) > 3 and parameters[3] is not None else [1] * len(starts)
     parts = [slice(None)] * len(shape)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         size = shape[axis % len(shape)]
@@ -196,29 +198,29 @@ def _sliced(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape:
         stop = None if step < 0 and end < -size else end
         parts[axis % len(shape)] = slice(start, stop, step)
     mask = np.zeros(shape, bool)
-    if mask[tuple(parts)].shape != reach.full(node.output[0], out).shape:
+    if mask[tuple(parts)].shape != liveness.full(node.output[0], out).shape:
         return True
-    mask[tuple(parts)] = reach.full(node.output[0], out)
+    mask[tuple(parts)] = liveness.full(node.output[0], out)
     return mask
 
 
-def _padded(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
-    pads = reach.sizes.small(node.input[1])
+def _padded(liveness: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+    pads = liveness.shapes.integers(node.input[1])
     plain = attributes(node).get("mode", "constant") == "constant" and len(node.input) < 4
     if pads is None or not plain or len(pads) != 2 * len(shape) or min(pads) < 0 or out is True:
         return True
     return out[tuple(slice(pads[k], pads[k] + size) for k, size in enumerate(shape))]
 
 
-def _gathered(reach: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
-    indices = reach.sizes.small(node.input[1])
+def _gathered(liveness: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
+    indices = liveness.shapes.integers(node.input[1])
     if indices is None:
         return True
     axis = int(attributes(node).get("axis", 0)) % len(shape)
-    held = reach.full(node.output[0], out).reshape(*shape[:axis], len(indices), *shape[axis + 1 :])
+    mask_out = liveness.full(node.output[0], out).reshape(*shape[:axis], len(indices), *shape[axis + 1 :])
     mask = np.zeros(shape, bool)
-    for place, chosen in enumerate(indices):
-        mask[(slice(None),) * axis + (chosen,)] |= held[(slice(None),) * axis + (place,)]
+    for place, element in enumerate(indices):
+        mask[(slice(None),) * axis + (element,)] |= mask_out[(slice(None),) * axis + (place,)]
     return mask
 
 

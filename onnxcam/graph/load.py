@@ -1,4 +1,4 @@
-"""Reads a model from a path, bytes or a `ModelProto`, and refuses what is not a usable ONNX file."""
+"""Reading a model from a path, bytes or a `ModelProto`, with checks that it is a usable ONNX model; writing one."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from onnx import TensorProto, helper
 from onnxcam.errors import ModelError, OutputError, TrustError
 from onnxcam.graph import external_data, large_model, validation
 from onnxcam.graph.file import not_a_model, read
-from onnxcam.graph.large_model import LargeModel, Serialized, places
+from onnxcam.graph.large_model import LargeModel, Serialized, offsets
 
 Source = str | os.PathLike[str] | Serialized | onnx.ModelProto
 
-LARGEST = 2**31 - 1  # bytes that one message of protobuf can have
-# of a large model: bytes from which on a tensor lies beside the graph, of types that numpy knows
-_WEIGHTY = 1024
-_PLAIN = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8}
+LARGEST = 2**31 - 1  # bytes: protobuf's limit for one message
+# tensors of a large model that become external: at least this many bytes, of these types
+_SMALLEST_EXTERNAL = 1024
+_EXTERNAL_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8}
 
 
 def load(source: Source) -> onnx.ModelProto:
-    """A `ModelProto` of the caller's own: editing it leaves the source alone.
+    """Load a model as a `ModelProto` that the caller may edit; the source stays unchanged.
 
     Arguments:
-        source: path to an `.onnx` file (external data beside it is read), its bytes, or a `ModelProto` (copied).
+        source: path to an `.onnx` file (external data in its folder is read), its bytes, or a `ModelProto` (copied).
 
     Raises:
-        ModelError: not there, empty, not an ONNX model, or bytes or a `ModelProto` whose weights lie in another file.
-        TrustError: external data that lies outside the model's folder.
+        ModelError: missing, empty, not an ONNX model, or bytes or a `ModelProto` with external data.
+        TrustError: external data outside the model's folder.
     """
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
-        _require_whole(source)
+        _require_no_external_data(source)
         model.CopyFrom(source)
         validation.validate(model)
         return model
     if isinstance(source, LargeModel):
-        return _together(source)
+        return _join(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         model = parse(data, "the given bytes")
@@ -54,29 +54,37 @@ def load(source: Source) -> onnx.ModelProto:
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except onnx.checker.ValidationError as error:
-        raise TrustError(f"{path}: external data is refused: {_first_line(error)}; keep it beside the model") from error
+        raise TrustError(
+            f"{path}: external data is refused: {_first_line(error)}; store it in the model's folder"
+        ) from error
     except OSError as error:
-        raise ModelError(f"{path}: its external data cannot be read ({_first_line(error)}); copy it too") from error
+        raise ModelError(
+            f"{path}: its external data cannot be read ({_first_line(error)}); copy it to the model's folder"
+        ) from error
     except (ValueError, OverflowError) as error:
         raise ModelError(
-            f"{path}: where its external data lies cannot be understood ({_first_line(error)}); export it again"
+            f"{path}: the location of its external data is invalid ({_first_line(error)}); export it again"
         ) from error
     validation.validate(model)
     return model
 
 
-def _require_whole(model: onnx.ModelProto) -> None:
-    """Refuse weights in another file: without a path nobody knows beside what, and the working folder is a guess."""
+def _require_no_external_data(model: onnx.ModelProto) -> None:
+    """Refuse a `ModelProto` with external data: its folder is unknown, and the working folder would be a guess."""
     for tensor in validation.tensors([model.graph, *model.functions]):
         if tensor.data_location == TensorProto.EXTERNAL:
-            # one entry is enough to say, and a whole model may be too large to serialize
+            # one tensor is enough for the message, and the whole model may be too large to serialize
             bare = onnx.ModelProto()
             bare.graph.initializer.add(data_location=tensor.data_location, external_data=tensor.external_data)
             external_data.check_bytes(bare.SerializeToString(), "the given ModelProto")
 
 
 def parse(data: bytes, where: str) -> onnx.ModelProto:
-    """Decode a serialized model and check that it is one."""
+    """Decode a serialized model.
+
+    Raises:
+        ModelError: it is not an ONNX model.
+    """
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -88,58 +96,59 @@ def parse(data: bytes, where: str) -> onnx.ModelProto:
 
 
 def serialize(model: onnx.ModelProto, data_file: str = "weights") -> Serialized:
-    """The model's bytes; of one over protobuf's 2 GiB the graph and the weights.
+    """Serialize a model to bytes; a model over protobuf's limit of 2 GiB to its graph and weights.
 
     Arguments:
-        data_file: what the graph of a large model calls the file of its weights.
+        data_file: the name of a large model's file of weights.
 
     Raises:
-        ModelError: over 2 GiB even without its weights.
+        ModelError: the graph is over 2 GiB without the weights.
     """
     try:
         data = bytes(model.SerializeToString())
     except (EncodeError, ValueError):
-        return _apart(model, data_file)
-    return data if len(data) <= LARGEST else _apart(model, data_file)
+        return _split(model, data_file)
+    return data if len(data) <= LARGEST else _split(model, data_file)
 
 
-def _apart(model: onnx.ModelProto, data_file: str) -> LargeModel:
+def _split(model: onnx.ModelProto, data_file: str) -> LargeModel:
+    """Split a model into its graph and its large weights."""
     weights = {
         tensor.name: np.frombuffer(tensor.raw_data, helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(
             tensor.dims
         )
         for tensor in model.graph.initializer
-        if tensor.data_type in _PLAIN and len(tensor.raw_data) >= _WEIGHTY
+        if tensor.data_type in _EXTERNAL_TYPES and len(tensor.raw_data) >= _SMALLEST_EXTERNAL
     }
-    at = dict(places({name: array.nbytes for name, array in weights.items()}))
+    offset = dict(offsets({name: array.nbytes for name, array in weights.items()}))
     bare = onnx.ModelProto()
-    _copy_but(model, bare, "graph")
-    _copy_but(model.graph, bare.graph, "initializer")
+    _copy_except(model, bare, "graph")
+    _copy_except(model.graph, bare.graph, "initializer")
     for tensor in model.graph.initializer:
         if tensor.name not in weights:
             bare.graph.initializer.append(tensor)
             continue
-        named = bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        named.data_location = TensorProto.EXTERNAL
+        external = bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        external.data_location = TensorProto.EXTERNAL
         size = weights[tensor.name].nbytes
-        for key, value in (("location", data_file), ("offset", at[tensor.name]), ("length", size)):
-            named.external_data.add(key=key, value=str(value))
+        for key, value in (("location", data_file), ("offset", offset[tensor.name]), ("length", size)):
+            external.external_data.add(key=key, value=str(value))
     try:
         graph = bytes(bare.SerializeToString())
     except (EncodeError, ValueError):
         graph = None
     if not weights or graph is None:
         raise ModelError(
-            "the model is larger than the 2 GiB a graph can hold, even without its weights; fold fewer constants into "
-            "it, or choose a smaller model"
+            "the model's graph is larger than protobuf's limit of 2 GiB even without its weights; export it without "
+            "folding constants, or choose a smaller model"
         )
     return LargeModel(graph, data_file, weights)
 
 
-def _copy_but(message: Any, copy: Any, left_out: str) -> None:
-    """Copy the fields of a protobuf message, all but one."""
+def _copy_except(message: Any, copy: Any, omitted: str) -> None:
+    """Copy all fields of a protobuf message but one."""
     for field, value in message.ListFields():
-        if field.name == left_out:
+        if field.name == omitted:
             continue
         if isinstance(value, (str, bytes, int)):
             setattr(copy, field.name, value)
@@ -149,27 +158,28 @@ def _copy_but(message: Any, copy: Any, left_out: str) -> None:
             getattr(copy, field.name).CopyFrom(value)
 
 
-def _together(held: LargeModel) -> onnx.ModelProto:
-    model = parse(held.graph, "the model")
+def _join(large: LargeModel) -> onnx.ModelProto:
+    """Put the weights of a large model back into its graph."""
+    model = parse(large.graph, "the model")
     for tensor in model.graph.initializer:
-        if tensor.name in held.weights:
+        if tensor.name in large.weights:
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
-            tensor.raw_data = held.weights[tensor.name].tobytes()
+            tensor.raw_data = large.weights[tensor.name].tobytes()
     return model
 
 
 def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Write the model whole or not at all: a temporary file beside it, then a rename.
+    """Write a model atomically: a temporary file in the same folder, then a rename.
 
-    One over 2 GiB becomes two files that stay together, the second called like the first with `.data` behind it.
+    A model over 2 GiB becomes two files that belong together, `path` and `path` with `.data` appended.
 
     Raises:
         OutputError: the file cannot be written.
     """
     target = Path(path)
     try:
-        large_model.write(serialize(model, large_model.beside(target).name), target)
+        large_model.write(serialize(model, large_model.weights_path(target).name), target)
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror}; choose another folder") from error
 

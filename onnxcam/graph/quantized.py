@@ -1,9 +1,9 @@
-"""Files of quantized operators (QLinearConv and its relatives) in the form of QuantizeLinear and DequantizeLinear.
+"""Quantized operators (QLinearConv and its relatives) rewritten with QuantizeLinear and DequantizeLinear (QDQ form).
 
     QLinearConv(x, ...)  =  QuantizeLinear(Conv(DequantizeLinear(x), DequantizeLinear(w), DequantizeLinear(b)))
 
-The runtime fuses that back into the operator it came from, so predictions stay what they were; and each part is an
-operator that can be differentiated. What has no such form is refused by name.
+The runtime fuses these nodes back to the original operator, so predictions do not change, and every node is an operator
+with a gradient rule. Operators without a QDQ form are refused by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.view import attributes
 
 _MICROSOFT = "com.microsoft"
-# what quantization tools write and no arrangement of the two operators stands for
+# written by quantization tools, without a QDQ form
 REFUSED = {
     "ConvInteger": "dynamically quantized",
     "MatMulInteger": "dynamically quantized",
@@ -37,10 +37,11 @@ REFUSED = {
 
 
 def rewrite(model: onnx.ModelProto) -> bool:
-    """Replace quantized operators in place; whether there were any.
+    """Replace quantized operators in place; return whether there were any.
 
     Raises:
-        UnsupportedOperator: one that has no other form.
+        UnsupportedOperator: an operator has no QDQ form.
+        ModelError: an operator lacks inputs or attributes.
     """
     if not any(_quantized(node) for node in model.graph.node):
         return False
@@ -49,9 +50,9 @@ def rewrite(model: onnx.ModelProto) -> bool:
         if _quantized(node):
             try:
                 FORMS.get(node.op_type, _refuse)(writer, node)
-            except (LookupError, TypeError, ValueError) as error:  # nobody checks what is not of the standard's domain
+            except (LookupError, TypeError, ValueError) as error:  # onnx's checker skips Microsoft's domain
                 raise ModelError(
-                    f"{node.op_type} (node {node.name!r}) has not the inputs and attributes that it needs ({error}); "
+                    f"{node.op_type} (node {node.name!r}) has missing or invalid inputs or attributes ({error}); "
                     "quantize the model again"
                 ) from error
         else:
@@ -69,70 +70,70 @@ def _quantized(node: onnx.NodeProto) -> bool:
 def _refuse(writer: _Writer, node: onnx.NodeProto) -> None:
     raise UnsupportedOperator(
         f"operator {node.op_type} (node {node.name!r}) is {REFUSED.get(node.op_type, 'quantized')}: its scales are "
-        "known only as it runs, or its parts cannot be told apart, so it has no gradient here. Quantize the model "
+        "computed at run time, or it fuses several operators, so it has no gradient rule. Quantize the model "
         "statically (onnxruntime.quantization.quantize_static, QDQ format), or explain the float model"
     )
 
 
 class _Writer:
-    """Collects the new nodes."""
+    """The new nodes."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self.nodes: list[onnx.NodeProto] = []
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._count = 0
-        self._real: dict[tuple[str, ...], str] = {}
-        self._taken = {name for node in model.graph.node for name in node.output} | set(self.constants)
-        self._taken |= {info.name for info in model.graph.input}
+        self._dequantized: dict[tuple[str, ...], str] = {}
+        self._names = {name for node in model.graph.node for name in node.output} | set(self.constants)
+        self._names |= {info.name for info in model.graph.input}
 
     def dequantized(self, value: str, scale: str, zero: str = "", axis: int | None = None) -> str:
-        """The real numbers of a quantized value; `axis` where its scales differ along one."""
+        """Dequantize a value; `axis` for scales per channel."""
         inputs = (value, scale, *([zero] if zero else []))
-        if inputs not in self._real:
+        if inputs not in self._dequantized:
             name = self._free(f"{value}_dequantized")
-            self._real[inputs] = self.add("DequantizeLinear", inputs, name, axis=self._axis(scale, axis))
-        return self._real[inputs]
+            self._dequantized[inputs] = self.add("DequantizeLinear", inputs, name, axis=self._axis(scale, axis))
+        return self._dequantized[inputs]
 
     def quantized(self, value: str, scale: str, zero: str, output: str) -> None:
-        """The last step of a node: its output as before."""
+        """Quantize a value to a node's original output."""
         self.add("QuantizeLinear", [value, scale, *([zero] if zero else [])], output=output)
 
     def _free(self, name: str) -> str:
-        while name in self._taken:
+        while name in self._names:
             name += "_"
-        self._taken.add(name)
+        self._names.add(name)
         return name
 
-    def add(self, op_type: str, inputs: Sequence[str], output: str | None = None, **given: Any) -> str:
-        """A node of the standard domain; the name of its output."""
+    def add(self, op_type: str, inputs: Sequence[str], output: str | None = None, **attrs: Any) -> str:
+        """Append a node of the standard domain and return the name of its output."""
         self._count += 1
         name = f"onnxcam/{op_type}_of_quantized_{self._count}"
-        held = {key: value for key, value in given.items() if value is not None}
-        self.nodes.append(helper.make_node(op_type, list(inputs), [output or name], name=name, **held))
+        attributes = {key: value for key, value in attrs.items() if value is not None}
+        self.nodes.append(helper.make_node(op_type, list(inputs), [output or name], name=name, **attributes))
         return output or name
 
     def constant(self, array: np.ndarray) -> str:
-        """A new initializer."""
+        """Add an initializer and return its name."""
         self._count += 1
         name = f"onnxcam/constant_of_quantized_{self._count}"
         self.model.graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 
     def bias(self, value: str, x_scale: str, w_scale: str) -> str:
-        """An int32 bias as real numbers: its scale is the product of the others'."""
-        known = [self.constants.get(name) for name in (x_scale, w_scale)]
-        if known[0] is None or known[1] is None:
+        """Dequantize an int32 bias: its scale is the product of the input's and the weights'."""
+        scales = [self.constants.get(name) for name in (x_scale, w_scale)]
+        if scales[0] is None or scales[1] is None:
             return self.dequantized(value, self.add("Mul", [x_scale, w_scale]), axis=0)
-        first, second = (numpy_helper.to_array(tensor) for tensor in known if tensor is not None)
+        first, second = (numpy_helper.to_array(tensor) for tensor in scales if tensor is not None)
         scale = np.asarray(first.reshape(()) * second, np.float32)
         scale = scale.reshape(()) if scale.size == 1 else scale.reshape(-1)
-        made = self.constant(scale)
-        return self.add("DequantizeLinear", [value, made], axis=0 if scale.ndim else None)
+        constant = self.constant(scale)
+        return self.add("DequantizeLinear", [value, constant], axis=0 if scale.ndim else None)
 
     def _axis(self, scale: str, axis: int | None) -> int | None:
-        held = self.constants.get(scale)
-        return axis if held is not None and int(np.prod(held.dims, dtype=np.int64)) > 1 else None
+        tensor = self.constants.get(scale)
+        return axis if tensor is not None and int(np.prod(tensor.dims, dtype=np.int64)) > 1 else None
 
 
 def _convolution(w: _Writer, node: onnx.NodeProto) -> None:
@@ -145,44 +146,44 @@ def _convolution(w: _Writer, node: onnx.NodeProto) -> None:
 
 def _product(w: _Writer, node: onnx.NodeProto) -> None:
     a, a_scale, a_zero, b, b_scale, b_zero, ys, yz = node.input
-    made = w.add("MatMul", [w.dequantized(a, a_scale, a_zero), w.dequantized(b, b_scale, b_zero, 1)])
-    w.quantized(made, ys, yz, node.output[0])
+    matmul = w.add("MatMul", [w.dequantized(a, a_scale, a_zero), w.dequantized(b, b_scale, b_zero, 1)])
+    w.quantized(matmul, ys, yz, node.output[0])
 
 
 def _linear(w: _Writer, node: onnx.NodeProto) -> None:
     a, a_scale, a_zero, b, b_scale, b_zero, *rest = node.input
-    held = attributes(node)
-    inputs = [w.dequantized(a, a_scale, a_zero), w.dequantized(b, b_scale, b_zero, 0 if held.get("transB", 0) else 1)]
+    attrs = attributes(node)
+    inputs = [w.dequantized(a, a_scale, a_zero), w.dequantized(b, b_scale, b_zero, 0 if attrs.get("transB", 0) else 1)]
     if rest and rest[0]:
         inputs.append(w.bias(rest[0], a_scale, b_scale))
-        held["beta"] = held.get("alpha", 1.0)  # the operator scales the sum of both
+        attrs["beta"] = attrs.get("alpha", 1.0)  # the operator scales the sum of both
     if len(rest) > 1 and rest[1]:
-        w.quantized(w.add("Gemm", inputs, **held), rest[1], rest[2] if len(rest) > 2 else "", node.output[0])
+        w.quantized(w.add("Gemm", inputs, **attrs), rest[1], rest[2] if len(rest) > 2 else "", node.output[0])
     else:
-        w.add("Gemm", inputs, node.output[0], **held)
+        w.add("Gemm", inputs, node.output[0], **attrs)
 
 
 def _of_two(op_type: str) -> Callable[[_Writer, onnx.NodeProto], None]:
     def write(w: _Writer, node: onnx.NodeProto) -> None:
         a, a_scale, a_zero, b, b_scale, b_zero, ys, *yz = node.input
-        made = w.add(op_type, [w.dequantized(a, a_scale, a_zero), w.dequantized(b, b_scale, b_zero)])
-        w.quantized(made, ys, yz[0] if yz else "", node.output[0])
+        real = w.add(op_type, [w.dequantized(a, a_scale, a_zero), w.dequantized(b, b_scale, b_zero)])
+        w.quantized(real, ys, yz[0] if yz else "", node.output[0])
 
     return write
 
 
-def _of_one(op_type: str, *kept: str) -> Callable[[_Writer, onnx.NodeProto], None]:
+def _of_one(op_type: str, *names: str) -> Callable[[_Writer, onnx.NodeProto], None]:
     def write(w: _Writer, node: onnx.NodeProto) -> None:
         x, xs, xz, ys, *yz = node.input
-        held = attributes(node)
-        if held.get("channels_last", 0):
+        attrs = attributes(node)
+        if attrs.get("channels_last", 0):
             raise UnsupportedOperator(
                 f"operator {node.op_type} (node {node.name!r}) pools with channels last, which the standard operator "
-                "does not; quantize the model in channels-first layout, or in the QDQ format"
+                "does not support; quantize the model in channels-first layout, or in the QDQ format"
             )
-        given = {key: value for key, value in held.items() if key in kept}
-        made = w.add(op_type, [w.dequantized(x, xs, xz)], **given)
-        w.quantized(made, ys, yz[0] if yz else "", node.output[0])
+        options = {key: value for key, value in attrs.items() if key in names}
+        real = w.add(op_type, [w.dequantized(x, xs, xz)], **options)
+        w.quantized(real, ys, yz[0] if yz else "", node.output[0])
 
     return write
 
@@ -195,12 +196,12 @@ def _concatenation(w: _Writer, node: onnx.NodeProto) -> None:
 
 def _choice(w: _Writer, node: onnx.NodeProto) -> None:
     condition, x, xs, xz, y, y_scale, y_zero, zs, zz = node.input
-    made = w.add("Where", [condition, w.dequantized(x, xs, xz), w.dequantized(y, y_scale, y_zero)])
-    w.quantized(made, zs, zz, node.output[0])
+    real = w.add("Where", [condition, w.dequantized(x, xs, xz), w.dequantized(y, y_scale, y_zero)])
+    w.quantized(real, zs, zz, node.output[0])
 
 
 def _standard(w: _Writer, node: onnx.NodeProto) -> None:
-    """The same operator of the standard domain, from before that had 16 and 4 bits."""
+    """The same operator of the standard domain; Microsoft's dates from before the standard had 16 and 4 bits."""
     w.add(node.op_type, list(node.input), node.output[0], **attributes(node))
 
 
@@ -225,19 +226,20 @@ FORMS: dict[str, Callable[[_Writer, onnx.NodeProto], None]] = {
 
 
 def relax(model: onnx.ModelProto, values: set[str], free: set[str]) -> None:
-    """Take rounding away, in place: what quantization leaves of the given values is the clipping it does.
+    """Remove the rounding of quantized values in place; their clipping stays.
 
-    Finite differences see stairs where there is rounding; of what is left they see what the gradient is of.
+    Rounding is a step function, which finite differences cannot measure; without it they measure the function that the
+    gradient belongs to.
 
     Arguments:
-        values: quantized values, and what is moved about of them, that vary. Their types change to float.
-        free: those of them that are not clipped either.
+        values: quantized values that vary with the input, and rearrangements of them. Their types change to float.
+        free: those of them that lose their clipping too.
     """
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    made = []
+    nodes = []
     for node in model.graph.node:
         if node.output[0] in free:
-            made.append(helper.make_node("Identity", node.input[:1], list(node.output)))
+            nodes.append(helper.make_node("Identity", node.input[:1], list(node.output)))
         elif node.op_type == "QuantizeLinear" and node.output[0] in values:
             low, high = limits(node, constants)
             bounds = []
@@ -246,21 +248,21 @@ def relax(model: onnx.ModelProto, values: set[str], free: set[str]) -> None:
                 model.graph.initializer.append(numpy_helper.from_array(bound.astype(np.float32), name))
                 bounds.append(name)
             above = f"{node.output[0]}/above"
-            made.append(helper.make_node("Max", [node.input[0], bounds[0]], [above]))
-            made.append(helper.make_node("Min", [above, bounds[1]], list(node.output)))
+            nodes.append(helper.make_node("Max", [node.input[0], bounds[0]], [above]))
+            nodes.append(helper.make_node("Min", [above, bounds[1]], list(node.output)))
         elif node.op_type == "DequantizeLinear" and node.input[0] in values:
-            made.append(helper.make_node("Identity", node.input[:1], list(node.output)))
+            nodes.append(helper.make_node("Identity", node.input[:1], list(node.output)))
         else:
-            made.append(node)
-    replace_nodes(model, made)
-    kept = [info for info in model.graph.value_info if info.name not in values]
+            nodes.append(node)
+    replace_nodes(model, nodes)
+    infos = [info for info in model.graph.value_info if info.name not in values]
     del model.graph.value_info[:]
-    model.graph.value_info.extend(kept)
+    model.graph.value_info.extend(infos)
 
 
 def limits(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Between which real numbers a QuantizeLinear with constant, whole-tensor scale does not saturate."""
+    """The range in which a QuantizeLinear with constant scale per tensor does not saturate."""
     zero = constants[node.input[2]] if len(node.input) > 2 and node.input[2] else np.zeros((), np.uint8)
     scale = constants[node.input[1]].astype(np.float64)
-    kind, offset = np.iinfo(zero.dtype), zero.astype(np.float64)
-    return (kind.min - offset) * scale, (kind.max - offset) * scale
+    integers, zero_point = np.iinfo(zero.dtype), zero.astype(np.float64)
+    return (integers.min - zero_point) * scale, (integers.max - zero_point) * scale

@@ -1,4 +1,4 @@
-"""Shapes of a model's values, inferred without its large weights, and how they are written in messages."""
+"""Shape inference without a model's large weights, and shapes as text."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from onnx import shape_inference
 from onnxcam.errors import ModelError
 from onnxcam.graph.view import Graph
 
-SMALL = 1024  # elements of a weight that inference may want to see
+SMALL = 1024  # elements of a weight whose value shape inference may need
 
 
 def refresh(model: onnx.ModelProto) -> Graph:
-    """Infer shapes again after an edit and index the model anew."""
+    """Infer shapes again after an edit, and index the model again."""
     infer(model)
     return Graph(model)
 
 
 def infer(model: onnx.ModelProto) -> None:
-    """Infer shapes in place, on a skeleton: weights are neither copied nor serialized."""
+    """Infer shapes in place, by way of a skeleton: large weights are neither copied nor serialized."""
     bare, _ = skeleton(model)
     try:
         inferred = shape_inference.infer_shapes(bare, data_prop=True)
     except Exception as error:
-        raise ModelError(f"shape inference failed: {str(error).strip().splitlines()[0]}") from error
+        raise ModelError(
+            f"shape inference failed: {str(error).strip().splitlines()[0]}; is the file damaged? export it again"
+        ) from error
     del model.graph.value_info[:]
     model.graph.value_info.extend(inferred.graph.value_info)
     outputs = {o.name: o for o in inferred.graph.output}
@@ -33,7 +35,11 @@ def infer(model: onnx.ModelProto) -> None:
 
 
 def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """The model without its large weights, which become inputs: cheap to check and to infer shapes on."""
+    """Copy a model without its large weights, which become inputs: cheap to check and to infer shapes on.
+
+    Returns:
+        The copy, and the names of those weights.
+    """
     bare = onnx.ModelProto()
     graph = model.graph
     bare.ir_version, bare.producer_name = model.ir_version, model.producer_name
@@ -59,5 +65,5 @@ def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
 
 
 def describe(dims: tuple[object, ...] | None) -> str:
-    """A shape for a message: `[N, 3, 224, 224]`."""
+    """Format a shape for a message: `[N, 3, 224, 224]`."""
     return "unknown" if dims is None else "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"

@@ -1,6 +1,6 @@
-"""The sizes of every value for one picture, further than plain shape inference gets.
+"""Static shapes of every value for a batch of one, where plain shape inference leaves dimensions open.
 
-Exporters write shapes as arithmetic (Shape, Gather, Concat, Reshape); with the batch fixed it can be worked out.
+Exporters compute shapes in the graph (Shape, Gather, Concat, Reshape); with the batch fixed they are constants.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
 class StaticShapes:
-    """Shapes for a batch of one where the batch is free, else for the model's own; also small values known before.
+    """Shapes for the model's batch size, 1 if it is dynamic; also the small constants that they are computed from.
 
     Arguments:
-        fixed: dimensions of inputs that are to be taken instead of the graph's own.
+        fixed: shapes of inputs instead of the declared ones.
     """
 
     def __init__(self, graph: Graph, fixed: Mapping[str, tuple[int, ...]] | None = None) -> None:
@@ -33,22 +33,22 @@ class StaticShapes:
                 self._complete(node)
 
     def shape(self, value: str) -> tuple[int, ...] | None:
-        """The dimensions of a value, None where some are not known."""
-        found = self._graph.shape(value)
-        known = [dim for dim in found or () if isinstance(dim, int)]
-        return tuple(known) if found is not None and len(known) == len(found) else None
+        """The shape of a value; None if a dimension is unknown."""
+        shape = self._graph.shape(value)
+        sizes = [dim for dim in shape or () if isinstance(dim, int)]
+        return tuple(sizes) if shape is not None and len(sizes) == len(shape) else None
 
     def dtype(self, value: str) -> int:
         """`TensorProto` element type of a value, 0 when unknown."""
         return self._graph.dtype(value)
 
-    def small(self, value: str) -> list[int] | None:
-        """A small value that is known before the model runs, as a list."""
-        found = self._folder.value(value)
-        return None if found is None else [int(x) for x in found.reshape(-1)]
+    def integers(self, value: str) -> list[int] | None:
+        """A small constant of integers as a list; None if the value is not one."""
+        array = self._folder.value(value)
+        return None if array is None else [int(x) for x in array.reshape(-1)]
 
     def _complete(self, node: onnx.NodeProto) -> None:
-        """Infer what a node returns anew, from what is known of its inputs by now."""
+        """Infer a node's output shapes from the shapes and constants of its inputs."""
         types: dict[str, onnx.TypeProto] = {}
         data: dict[str, onnx.TensorProto] = {}
         for name in filter(None, node.input):
@@ -56,16 +56,16 @@ class StaticShapes:
             if not kind or self._graph.shape(name) is None:
                 return
             types[name] = onnx.helper.make_tensor_type_proto(kind, self._graph.shape(name))
-            held = self._folder.value(name) if kind in _INTEGERS else None
-            if held is not None:
-                data[name] = numpy_helper.from_array(held, name)
+            value = self._folder.value(name) if kind in _INTEGERS else None
+            if value is not None:
+                data[name] = numpy_helper.from_array(value, name)
         try:
             schema = defs.get_schema(node.op_type, self._graph.opset, node.domain)
             imports = list(self._graph.model.opset_import)
-            found = shape_inference.infer_node_outputs(schema, node, types, data, None, imports)
+            outputs = shape_inference.infer_node_outputs(schema, node, types, data, None, imports)
         except Exception:
-            return  # no such operator, or a graph that is wrong: its sizes stay unknown
-        for name, kind in found.items():
+            return  # an unknown operator or an invalid graph: the shapes stay unknown
+        for name, kind in outputs.items():
             self._graph.declare(onnx.helper.make_value_info(name, kind))
 
 
@@ -83,4 +83,4 @@ def _of_one_picture(graph: Graph, fixed: Mapping[str, tuple[int, ...]]) -> Graph
     try:
         return refresh(bare)
     except ModelError:
-        return Graph(graph.model)  # the symbols say what they say
+        return Graph(graph.model)  # with symbolic dimensions

@@ -1,4 +1,4 @@
-"""What a graph tells of its tokens: how they lie on the picture, and which of them reach the scores."""
+"""Tokens of a graph: their positions on the picture, and which of them reach the scores."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ from onnxcam.graph.positions import Positions
 from onnxcam.graph.static_shapes import StaticShapes
 from onnxcam.graph.view import Graph, Shape
 
-_MOST_BEFORE = 5  # tokens before the patches, where it is not known how many there are
-_known: WeakKeyDictionary[Graph, tuple[StaticShapes, Positions]] = WeakKeyDictionary()
+_MOST_PREFIX = 5  # prefix tokens assumed where their number is unknown
+_cache: WeakKeyDictionary[Graph, tuple[StaticShapes, Positions]] = WeakKeyDictionary()
 
 
 def positions(graph: Graph) -> Positions:
-    """Where the elements of a graph's values lie on the picture; worked out once per graph."""
-    return _parts(graph)[1]
+    """Positions on the picture of the elements of a graph's values; cached per graph."""
+    return _analysis(graph)[1]
 
 
 def shape_of(graph: Graph, value: str) -> Shape | None:
-    """The shape of a value, with what inference left open worked out; a first dimension of 1 is the free batch."""
-    held = graph.shape(value)
+    """The shape of a value, completed from its static shape for batch 1; a first dimension of 1 is the batch."""
+    shape = graph.shape(value)
     picture = graph.shape(graph.inputs[0].name) if graph.inputs else None
     if picture is None or not all(isinstance(dim, int) for dim in picture[1:]):
-        return held
-    if held is not None and all(isinstance(dim, int) or dim == picture[0] for dim in held):
-        return held
-    known = _parts(graph)[0].shape(value)
-    if known is None:
-        return held
-    return (picture[0] if known[:1] == (1,) else known[0], *known[1:]) if known else known
+        return shape
+    if shape is not None and all(isinstance(dim, int) or dim == picture[0] for dim in shape):
+        return shape
+    static = _analysis(graph)[0].shape(value)
+    if static is None:
+        return shape
+    return (picture[0] if static[:1] == (1,) else static[0], *static[1:]) if static else static
 
 
-def _parts(graph: Graph) -> tuple[StaticShapes, Positions]:
-    if graph not in _known:
-        sizes = StaticShapes(graph)
-        _known[graph] = sizes, Positions(graph, sizes)
-    return _known[graph]
+def _analysis(graph: Graph) -> tuple[StaticShapes, Positions]:
+    if graph not in _cache:
+        shapes = StaticShapes(graph)
+        _cache[graph] = shapes, Positions(graph, shapes)
+    return _cache[graph]
 
 
 class Patches:
-    """Which positions of a graph's values reach its scores; tokens before the patches are not asked."""
+    """Which positions of a graph's values reach its scores; prefix tokens are ignored."""
 
     def __init__(self, graph: Graph, scores: str) -> None:
-        sizes, self.positions = _parts(graph)
-        self._reach = Liveness(graph, scores, sizes)
+        shapes, self.positions = _analysis(graph)
+        self._liveness = Liveness(graph, scores, shapes)
 
     def reach(self, value: str) -> bool:
         """Whether any position of a value can change the scores."""
-        return self._any(value, self._reach.live(value))
+        return self._any(value, self._liveness.live(value))
 
     def pass_through(self, node: onnx.NodeProto, value: str) -> bool:
         """Whether any position of a value can change the scores through a node that reads it."""
-        places = [index for index, name in enumerate(node.input) if name == value]
-        return any(self._any(value, self._reach.through(node, index)) for index in places)
+        indices = [index for index, name in enumerate(node.input) if name == value]
+        return any(self._any(value, self._liveness.through(node, index)) for index in indices)
 
     def all_pass(self, graph: Graph, start: str, value: str, scores: str) -> bool:
-        """Whether whatever the positions of `start` do to the scores, they do through `value`."""
+        """Whether every path on which positions of `start` reach the scores passes through `value`."""
         reached = [start]
         for name in reached:
             for node in graph.consumers.get(name, []):
@@ -70,10 +70,10 @@ class Patches:
         return True
 
     def _reads(self, node: onnx.NodeProto) -> bool:
-        return any(output and self._reach.live(output) is not None for output in node.output)
+        return any(output and self._liveness.live(output) is not None for output in node.output)
 
     def _any(self, value: str, mask: Mask) -> bool:
         if mask is None or mask is True or mask.ndim != 3:
             return mask is not None
         grid = self.positions.grid(value)
-        return bool(mask[:, _MOST_BEFORE if grid is None else grid[1] :].any())
+        return bool(mask[:, _MOST_PREFIX if grid is None else grid[1] :].any())

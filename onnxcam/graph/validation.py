@@ -1,6 +1,6 @@
-"""Whether a parsed model can be looked at: names are text, attributes of a known kind, tensors as large as they say.
+"""Validation of a parsed model: names are UTF-8, attributes have a known type, tensors have the declared size.
 
-The protobuf parser takes all of it as it comes; what reads it afterwards, in Python or in C++, takes it for granted.
+The protobuf parser checks none of this, and the code that reads the model later, in Python and C++, assumes it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from onnxcam.errors import ModelError
 
 Body = onnx.GraphProto | onnx.FunctionProto
 
-# bits of the types smaller than a byte; an older onnx lacks some
+# bits per element of the types smaller than a byte; an older onnx lacks some
 _BITS = {
     TensorProto.DataType.Value(name): bits
     for name, bits in (
         ("UINT4", 4), ("INT4", 4), ("FLOAT4E2M1", 4), ("UINT2", 2), ("INT2", 2), ("FLOAT6E2M3", 6), ("FLOAT6E3M2", 6)
     )
-    if name in TensorProto.DataType.keys()  # noqa: SIM118 (an enum's wrapper is no mapping)
+    if name in TensorProto.DataType.keys()  # noqa: SIM118 (an enum's wrapper is not a mapping)
 }  # fmt: skip
 _COMPLEX = {TensorProto.COMPLEX64, TensorProto.COMPLEX128}
 _HINT = "is the file damaged? export it again"
@@ -30,38 +30,36 @@ _KINDS = frozenset(AttributeProto.AttributeType.values()) - {AttributeProto.UNDE
 
 
 def validate(model: onnx.ModelProto) -> None:
-    """Refuse a model that cannot be looked at.
+    """Refuse a malformed model.
 
     Raises:
         ModelError: what is wrong with it, and where.
     """
-    # what is no UTF-8 comes as bytes
+    # protobuf returns bytes for text that is not UTF-8
     wrong = next((text for text in _texts(model) if not isinstance(text, str)), None)
     if wrong is not None:
-        raise ModelError(f"the model is not valid ONNX: its name {wrong[:60]!r} is no UTF-8 text; {_HINT}")
+        raise ModelError(f"the model is not valid ONNX: the name {wrong[:60]!r} is not UTF-8 text; {_HINT}")
     for body in bodies([model.graph, *model.functions]):
         for node in body.node:
             for attribute in node.attribute:
                 if attribute.type not in _KINDS:
                     raise ModelError(
-                        f"the model is not valid ONNX: attribute {attribute.name!r} of {node.op_type} {node.name!r} is "
-                        f"of the unknown kind {attribute.type}; {_HINT}"
+                        f"the model is not valid ONNX: attribute {attribute.name!r} of {node.op_type} {node.name!r} "
+                        f"has the unknown type {attribute.type}; {_HINT}"
                     )
     for info in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         kind = info.type.tensor_type.elem_type
         if kind not in _ELEMENTS:
-            raise ModelError(
-                f"the model is not valid ONNX: {info.name!r} is of the unknown element type {kind}; {_HINT}"
-            )
+            raise ModelError(f"the model is not valid ONNX: {info.name!r} has the unknown element type {kind}; {_HINT}")
     for tensor in tensors([model.graph, *model.functions]):
         reason = _fault(tensor)
         if reason:
             raise ModelError(f"the model is not valid ONNX: tensor {tensor.name!r} {reason}; {_HINT}")
 
 
-def tensors(held: Iterable[Body]) -> Iterator[TensorProto]:
-    """Every tensor of graphs and functions, and of the graphs within."""
-    for body in bodies(held):
+def tensors(graphs: Iterable[Body]) -> Iterator[TensorProto]:
+    """Every tensor of graphs and functions and their subgraphs."""
+    for body in bodies(graphs):
         if isinstance(body, onnx.GraphProto):
             yield from body.initializer
             for sparse in body.sparse_initializer:
@@ -73,9 +71,9 @@ def tensors(held: Iterable[Body]) -> Iterator[TensorProto]:
                 yield from attribute.tensors
 
 
-def bodies(held: Iterable[Body]) -> Iterator[Body]:
-    """Graphs and functions, and the graphs within."""
-    for body in held:
+def bodies(graphs: Iterable[Body]) -> Iterator[Body]:
+    """Graphs and functions and their subgraphs."""
+    for body in graphs:
         yield body
         for node in body.node:
             for attribute in node.attribute:
@@ -86,7 +84,7 @@ def bodies(held: Iterable[Body]) -> Iterator[Body]:
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str]:
-    """Every text that is ever looked at."""
+    """Every text field that is read anywhere."""
     for entry in model.metadata_props:
         yield from (entry.key, entry.value)
     yield from (model.producer_name, *(opset.domain for opset in model.opset_import))
@@ -109,28 +107,28 @@ def _texts(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _fault(tensor: TensorProto) -> str | None:
-    """What is wrong with a tensor, None where it holds as many elements as its shape says."""
+    """What is wrong with a tensor; None if it has the number of elements of its shape."""
     kind = tensor.data_type
     if kind == TensorProto.UNDEFINED or kind not in _ELEMENTS:
-        return f"is of the unknown element type {kind}"
+        return f"has the unknown element type {kind}"
     dims = list(tensor.dims)
     if any(dim < 0 for dim in dims):
-        return f"has the shape {dims}"
+        return f"has shape {dims}, with a negative dimension"
     if len(dims) > 64:
         return f"has {len(dims)} dimensions"
     count = math.prod(dims)
-    shown = f"{dims if len(dims) < 9 else [*dims[:8], '...']}"
+    shape = f"{dims if len(dims) < 9 else [*dims[:8], '...']}"
     if tensor.data_location == TensorProto.EXTERNAL:
-        return None  # whoever loads it compares
+        return None  # checked when it is loaded
     if tensor.HasField("raw_data"):
         if kind == TensorProto.STRING:
-            return "keeps texts as raw bytes"
-        held, wanted = len(tensor.raw_data), _bytes(kind, count)
-        return None if held == wanted else f"of shape {shown} has {held:,} bytes, not {wanted:,}"
-    each = 8 // _BITS.get(kind, 8)  # elements to an entry
-    wanted = -(-count // each) * (2 if kind in _COMPLEX else 1)
-    held = len(getattr(tensor, helper.tensor_dtype_to_field(kind)))
-    return None if held == wanted else f"of shape {shown} has {held:,} elements, not {wanted:,}"
+            return "stores strings as raw bytes"
+        size, expected = len(tensor.raw_data), _bytes(kind, count)
+        return None if size == expected else f"of shape {shape} has {size:,} bytes, not {expected:,}"
+    per_entry = 8 // _BITS.get(kind, 8)
+    expected = -(-count // per_entry) * (2 if kind in _COMPLEX else 1)
+    size = len(getattr(tensor, helper.tensor_dtype_to_field(kind)))
+    return None if size == expected else f"of shape {shape} has {size:,} elements, not {expected:,}"
 
 
 def _bytes(kind: int, count: int) -> int:

@@ -1,4 +1,4 @@
-"""A read-only index of a graph: who makes a value, who uses it, its type, and whether it is constant."""
+"""A read-only index of a graph: the producer and consumers of a value, its type, and whether it is constant."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _RANDOM = having(Trait.RANDOM)
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """A node's attributes as Python values (strings decoded)."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
-        found[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    return found
+        values[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return values
 
 
 def copy_of(node: onnx.NodeProto) -> onnx.NodeProto:
-    """A node that outlives the graph it is in."""
+    """Copy a node, so that it outlives its graph."""
     copied = onnx.NodeProto()
     copied.CopyFrom(node)
     return copied
 
 
 def shape_of(info: onnx.ValueInfoProto) -> Shape | None:
-    """The declared shape: an int, a symbol, or None per dimension; None when even the rank is unknown."""
+    """The declared shape: an int, a symbol, or None per dimension; None if the rank is unknown."""
     tensor = info.type.tensor_type
     if not tensor.HasField("shape"):
         return None
@@ -58,7 +58,7 @@ def shape_of(info: onnx.ValueInfoProto) -> Shape | None:
 
 
 class Graph:
-    """An index over one `ModelProto`, taken at construction: make a new one after editing the model.
+    """An index over one `ModelProto`, built at construction: build a new one after editing the model.
 
     Values and nodes are named as in the model; nodes are in topological order, as ONNX requires.
     """
@@ -84,19 +84,19 @@ class Graph:
         for info in (*graph.value_info, *graph.input, *graph.output):
             self._infos[info.name] = info
         self._constants: dict[str, np.ndarray | None] = {}
-        fed = {i.name for i in graph.input}
-        self._known_values = {name for name in self.initializers if name not in fed}
+        input_names = {i.name for i in graph.input}
+        self._constant_values = {name for name in self.initializers if name not in input_names}
         for node in self.nodes:
-            if node.op_type not in _RANDOM and all(name in self._known_values for name in uses(node)):
-                self._known_values.update(name for name in node.output if name)
+            if node.op_type not in _RANDOM and all(name in self._constant_values for name in uses(node)):
+                self._constant_values.update(name for name in node.output if name)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.source_opset = self.opset  # before it was upgraded
 
     def again(self) -> Graph:
-        """The same model indexed anew after an edit, with what is known of its source."""
-        made = Graph(self.model)
-        made.source_opset = self.source_opset
-        return made
+        """Index the same model again after an edit, and keep `source_opset`."""
+        graph = Graph(self.model)
+        graph.source_opset = self.source_opset
+        return graph
 
     def __contains__(self, value: str) -> bool:
         return (
@@ -104,15 +104,15 @@ class Graph:
         )
 
     def declare(self, info: onnx.ValueInfoProto) -> None:
-        """Take note of a type and shape found out since; the model itself is left as it is."""
+        """Set the type and shape of a value in the index; the model is unchanged."""
         self._infos[info.name] = info
 
     def index_of(self, node: onnx.NodeProto) -> int:
-        """The node's place in topological order."""
+        """The node's index in topological order."""
         return next(self.position[name] for name in node.output if name)
 
     def shape(self, value: str) -> Shape | None:
-        """Shape of a value, None when the rank is unknown."""
+        """Shape of a value; None if the rank is unknown."""
         tensor = self.initializers.get(value)
         if tensor is not None:
             return tuple(tensor.dims)
@@ -138,8 +138,8 @@ class Graph:
         return self._constants[value]
 
     def is_constant(self, value: str) -> bool:
-        """Whether the value is known before the model runs (not only whether it is small enough to read)."""
-        return value in self._known_values
+        """Whether the value depends on constants alone; `constant` reads only some of these values."""
+        return value in self._constant_values
 
     def _resolve(self, value: str) -> np.ndarray | None:
         if not self.is_constant(value):
@@ -148,24 +148,24 @@ class Graph:
             return numpy_helper.to_array(self.initializers[value])
         node = self.producer[value]
         if node.op_type not in ("Constant", "Identity", "Cast"):
-            return None  # could be folded, but nobody asks for more than weights
+            return None  # could be folded, but callers need weights only
         if node.op_type == "Identity":
             return self.constant(node.input[0])
         if node.op_type == "Cast":  # weights stored as float16 are constants too
             stored = self.constant(node.input[0])
             kind = onnx.helper.tensor_dtype_to_np_dtype(attributes(node)["to"])
             return None if stored is None else stored.astype(kind)
-        for name, held in attributes(node).items():
+        for name, constant in attributes(node).items():
             if name == "value":
-                return numpy_helper.to_array(held)
+                return numpy_helper.to_array(constant)
             if name in ("value_float", "value_floats"):
-                return np.asarray(held, dtype=np.float32)
+                return np.asarray(constant, dtype=np.float32)
             if name in ("value_int", "value_ints"):
-                return np.asarray(held, dtype=np.int64)
+                return np.asarray(constant, dtype=np.int64)
         return None
 
     def downstream(self, values: Iterable[str]) -> set[str]:
-        """The given values and every value computed from them."""
+        """`values` and every value computed from them."""
         reached = set(values)
         for node in self.nodes:
             if any(name in reached for name in uses(node)):
@@ -176,27 +176,31 @@ class Graph:
         """The nodes needed to compute `values`, in order, and the values they read from outside.
 
         Arguments:
-            values: what is wanted.
-            stop: values taken as given: what makes them is not followed.
+            values: the values to compute.
+            stop: values at which the search ends: their producers are not included.
         """
-        given = set(stop)
-        needed = {v for v in values if v not in given}
-        outside = {v for v in values if v in given}
-        kept: list[onnx.NodeProto] = []
+        boundary = set(stop)
+        needed = {v for v in values if v not in boundary}
+        outside = {v for v in values if v in boundary}
+        nodes: list[onnx.NodeProto] = []
         for node in reversed(self.nodes):
             if not any(name in needed for name in node.output if name):
                 continue
-            kept.append(node)
+            nodes.append(node)
             for name in uses(node):
-                if name in given:
+                if name in boundary:
                     outside.add(name)
                 else:
                     needed.add(name)
         outside.update(name for name in needed if name not in self.producer)
-        return kept[::-1], outside
+        return nodes[::-1], outside
 
     def find(self, name: str) -> str:
-        """The value meant by a value name or a node name (its first output)."""
+        """Resolve the name of a value, or of a node (its first output).
+
+        Raises:
+            ModelError: no value and not exactly one node has that name.
+        """
         if name in self:
             return name
         named = [node for node in self.nodes if node.name == name]
@@ -209,7 +213,7 @@ class Graph:
 
 
 def uses(node: onnx.NodeProto) -> Iterator[str]:
-    """Every value a node reads, also from inside its subgraphs (If, Loop)."""
+    """Every value that a node reads, its subgraphs (If, Loop) included."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
         bodies = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onnxcam.errors import LabelsError, ModelError, miscounted
+from onnxcam.errors import LabelsError, ModelError, label_count
 from onnxcam.graph.large_model import LargeModel, Serialized
 from onnxcam.network import manifest
 from onnxcam.network.manifest import Manifest
@@ -51,7 +51,7 @@ class Model(NamedTuple):
         names = instead if instead is not None else self.manifest.get("labels")
         classes = self.manifest["scores"]["classes"]
         if names is not None and len(names) != classes:
-            raise LabelsError(miscounted(len(names), classes))
+            raise LabelsError(label_count(len(names), classes))
         return None if names is None else list(names)
 
 

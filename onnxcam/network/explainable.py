@@ -15,7 +15,7 @@ from onnxcam import image
 from onnxcam.autodiff.seed import score_cotangent
 from onnxcam.autodiff.sweep import sweep
 from onnxcam.cam import methods as cam
-from onnxcam.errors import LabelsError, LayerError, ModelError, PreprocessError, TargetError, listing, miscounted
+from onnxcam.errors import LabelsError, LayerError, ModelError, PreprocessError, TargetError, label_count, listing
 from onnxcam.graph import dynamic_size, edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.input_normalization import normalization
@@ -156,7 +156,7 @@ def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | Non
     if labels is None:
         return None
     if len(labels) != classes:
-        raise LabelsError(miscounted(len(labels), classes))
+        raise LabelsError(label_count(len(labels), classes))
     return [str(label) for label in labels]
 
 

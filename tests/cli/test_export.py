@@ -306,7 +306,7 @@ def test_a_transformer_and_what_its_graph_does_not_tell(run: Run, tmp_path: Path
     refused = run("export", plain, "-o", out)
     assert refused.code == 3 and "--grid ROWSxCOLUMNS --prefix COUNT" in refused.sentence
     refused = run("export", plain, "-o", out, "--grid", "4x4")
-    assert refused.code == 2 and "15 tokens, but 4 x 4 patches and 0 tokens before them are 16" in refused.sentence
+    assert refused.code == 2 and "15 tokens, but a grid of 4 x 4 and 0 prefix tokens make 16" in refused.sentence
     assert run("export", plain, "-o", out, "--grid", "2x7", "--prefix", "1").code == 0
     assert (read(out)["layers"][0]["grid"], read(out)["layers"][0]["prefix_tokens"]) == ([2, 7], 1)
     for wrong in ("7", "0x7", "2x7x1", "axb"):

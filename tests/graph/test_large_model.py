@@ -16,7 +16,7 @@ import onnxcam
 from onnxcam.diagnose.gradients import check
 from onnxcam.errors import ModelError, OutputError
 from onnxcam.graph import load as loading
-from onnxcam.graph.large_model import LargeModel, places
+from onnxcam.graph.large_model import LargeModel, offsets
 from onnxcam.graph.load import load, save, serialize
 from onnxcam.monitor import model as monitored
 from onnxcam.network import manifest
@@ -180,10 +180,10 @@ def test_nothing_is_left_where_a_session_has_no_room(
 
 def test_a_graph_too_large_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "LARGEST", 100)
-    monkeypatch.setattr(loading, "_PLAIN", set())
-    with pytest.raises(ModelError, match="2 GiB a graph can hold"):
+    monkeypatch.setattr(loading, "_EXTERNAL_TYPES", set())
+    with pytest.raises(ModelError, match="limit of 2 GiB even without its weights"):
         serialize(wide())
 
 
 def test_places_lie_on_pages_of_their_own() -> None:
-    assert dict(places({"a": 1, "b": 4096, "c": 4097, "d": 3})) == {"a": 0, "b": 4096, "c": 8192, "d": 16384}
+    assert dict(offsets({"a": 1, "b": 4096, "c": 4097, "d": 3})) == {"a": 0, "b": 4096, "c": 8192, "d": 16384}

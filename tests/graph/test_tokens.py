@@ -111,7 +111,7 @@ def test_windows_are_followed_there_and_back() -> None:
     end = "z = ReduceMean<keepdims=0>(y, [1,2]) logits = MatMul(z, head)"
     source = model("c = Conv<strides=[4,4]>(x, patch)", cut, block("windows", "1"), back, end)
     assert lies(default(source)) == ("y", (4, 4), 0) and default(source).layout == "NHWC"
-    with pytest.raises(LayerError, match=r"'four'.*sorted into windows"):
+    with pytest.raises(LayerError, match=r"'four'.*windowed attention"):
         onnxcam.augment(source, ["four"])
 
 
@@ -191,7 +191,7 @@ def test_tokens_of_which_nothing_is_known_lie_on_the_one_square_that_fits() -> N
         assert (entry["layout"], entry["grid"], entry["prefix_tokens"]) == ("NTC", list(grid), prefix)
     with pytest.raises(LayerError, match=r"15 tokens form no square grid; .*--grid ROWSxCOLUMNS --prefix COUNT"):
         onnxcam.augment(lost(15), ["b1"])
-    with pytest.raises(LayerError, match=r"9 tokens may be 3 x 3 after 0 others or 2 x 2 after 5 others; .*--grid"):
+    with pytest.raises(LayerError, match=r"9 tokens may be 3 x 3 with prefix 0 or 2 x 2 with prefix 5; .*--grid"):
         onnxcam.augment(lost(9), ["b1"])
 
     def laid(count: int, **given: object) -> tuple[object, object]:
@@ -201,7 +201,7 @@ def test_tokens_of_which_nothing_is_known_lie_on_the_one_square_that_fits() -> N
     assert laid(15, grid=(3, 5)) == ([3, 5], 0)
     assert laid(15, grid=(2, 7), prefix_tokens=1) == ([2, 7], 1) == laid(15, grid=(2, 7))
     assert laid(9, prefix_tokens=5) == ([2, 2], 5)
-    with pytest.raises(LayerError, match=r"15 tokens, but 4 x 4 patches and 0 tokens before them are 16"):
+    with pytest.raises(LayerError, match=r"15 tokens, but a grid of 4 x 4 and 0 prefix tokens make 16"):
         laid(15, grid=(4, 4))
     with pytest.raises(LayerError, match="15 tokens, but"):
         laid(15, prefix_tokens=3)

@@ -68,15 +68,15 @@ def fed(model: onnx.ModelProto) -> None:
 
 FAULTS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "more dimensions": (more_dims, r"'w1' of shape \[8, 3, 3, 3, 2\] has 864 bytes, not 1,728"),
-    "a negative dimension": (negative, r"'w1' has the shape \[-8, 3, 3, 3\]"),
+    "a negative dimension": (negative, r"'w1' has shape \[-8, 3, 3, 3\], with a negative dimension"),
     "very many dimensions": (deep, "'w1' has 74 dimensions"),
     "a tebibyte": (tebibyte, "has 864 bytes, not 118,7"),
     "an unknown element type": (unknown_type, "unknown element type 99"),
     "too few bytes": (short, "has 860 bytes, not 864"),
     "too few elements": (typed, "has 7 elements, not 216"),
     "within branches": (within, r"'inner' of shape \[4\] has 0 bytes, not 16"),
-    "an attribute of no kind": (attribute, "attribute '.*' of Conv 'first' is of the unknown kind 0"),
-    "an input of no type": (fed, "'input' is of the unknown element type 77"),
+    "an attribute of no kind": (attribute, "attribute '.*' of Conv 'first' has the unknown type 0"),
+    "an input of no type": (fed, "'input' has the unknown element type 77"),
 }
 
 
@@ -94,7 +94,7 @@ def test_faults_are_named(kind: str) -> None:
 def test_names_that_are_no_text(place: bytes) -> None:
     data = tiny_cnn().SerializeToString()
     assert place in data
-    with pytest.raises(ModelError, match="no UTF-8 text"):
+    with pytest.raises(ModelError, match="not UTF-8 text"):
         load(data.replace(place, b"\xff" + place[1:]))
 
 

@@ -437,7 +437,7 @@ def test_augmenting_again_keeps_changes_or_removes_the_gate() -> None:
 def test_a_manifest_whose_gate_is_gone_is_refused() -> None:
     plain = augment(models.tiny_cnn())
     manifest.write(plain, held(plain) | {"gate": {"condition": "margin < 1", "output": "fired"}})
-    with pytest.raises(ModelError, match="no If makes its maps"):
+    with pytest.raises(ModelError, match="no If node computes its maps"):
         onnxcam.Explainer(plain)
 
 

@@ -117,7 +117,7 @@ def test_tokens_of_any_size_are_laid_out_for_the_usual_one_and_that_is_said() ->
     assert picture(made) == (["N", 3, 224, 224], "assumed")
     explainer = Explainer(made.SerializeToString(), providers=CPU)
     (warning,) = explainer.warnings
-    assert "224 x 224 was taken" in warning
+    assert "224 x 224 was assumed" in warning
     closed = onnxcam.augment(model(PATCHES, block("p", "1"), MEAN.format("b1"), picture="N,3,224,224"))
     x = np.random.default_rng(2).normal(size=(1, 3, 224, 224)).astype(np.float32)
     theirs = Explainer(closed.SerializeToString(), providers=CPU).attribute(x)

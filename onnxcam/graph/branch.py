@@ -89,9 +89,7 @@ def _recompute(
 
     fused: set[str] = set()
     queue = [
-        v
-        for v in captured
-        if not materialized(v) and v in readers and readers[v][0].op_type in _CHEAP and cheap(v)
+        v for v in captured if not materialized(v) and v in readers and readers[v][0].op_type in _CHEAP and cheap(v)
     ]
     while queue:
         value = queue.pop()

@@ -104,7 +104,7 @@ def names(paths: list[Path]) -> list[str]:
 
 def test_every_module_has_a_layer() -> None:
     present = {where(path)[0] for path in LAYERED}
-    assert present <= HEIGHT.keys(), "name the layer of the new module in LAYERS above and in CONTRIBUTING.md"
+    assert present <= HEIGHT.keys(), "name the layer of the new module in LAYERS above, then run `make pages`"
 
 
 @pytest.mark.parametrize("path", LAYERED, ids=names(LAYERED))

@@ -11,6 +11,7 @@ import click
 from onnxcam.cli import options
 from onnxcam.errors import LayerError
 from onnxcam.explain.warnings import input_size_warnings
+from onnxcam.network.layout import Layout
 
 EPILOG = """\
 \b
@@ -143,12 +144,13 @@ def _dims(shape: Sequence[int | str | None] | None) -> list[int | str | None] | 
 
 def _layout(layer: dict[str, Any]) -> str:
     """The layout, of tokens with how they lie: `NTC, 14 x 14 after 1`."""
-    if layer["layout"] != "NTC":
-        return str(layer["layout"])
-    if layer["grid"] is None:
-        return "NTC, grid unknown (--grid)"
-    before = f" after {layer['prefix_tokens']}" if layer["prefix_tokens"] else ""
-    return f"NTC, {layer['grid'][0]} x {layer['grid'][1]}{before}"
+    layout = Layout.of(layer)
+    if not layout.tokens:
+        return layout.name
+    if layout.grid is None:
+        return f"{layout.name}, grid unknown (--grid)"
+    before = f" after {layout.prefix_tokens}" if layout.prefix_tokens else ""
+    return f"{layout.name}, {layout.grid[0]} x {layout.grid[1]}{before}"
 
 
 def _table(found: Sequence[dict[str, Any]]) -> list[str]:

@@ -15,9 +15,10 @@ from onnxcam.evaluation import boxes as box_files
 from onnxcam.evaluation.evaluation import Evaluation, Shown
 from onnxcam.evaluation.metrics import Metric, chosen
 from onnxcam.evaluation.metrics.randomization import STAGES, cascade
-from onnxcam.evaluation.trial import Trial, canonical, native, predictor
+from onnxcam.evaluation.trial import Trial, predictor, to_input
 from onnxcam.explain.explainer import SEED, Explainer
 from onnxcam.image.opencv import import_cv2
+from onnxcam.network.layout import Layout
 from onnxcam.targets import classes as classes_of
 
 # those of them that are registered: the common ones, and two that any other should beat
@@ -210,14 +211,14 @@ def _trial(
     entry = work.explainer.manifest["input"]
 
     def explain(changed: np.ndarray) -> np.ndarray:
-        batch = native(changed, entry["layout"], entry["dtype"])
+        batch = to_input(changed, entry)
         held = work.explainer.examine(batch, work.layer, seed=work.seed, progress=_inner(work))
         return _finite(held.attribute(list(classes), method, work.layer))
 
     return Trial(
         predict=predictor(work.explainer),
         explain=explain,
-        pictures=canonical(read.batch, entry["layout"]),
+        pictures=np.ascontiguousarray(Layout.of(entry).to_canonical(read.batch), np.float32),
         maps=maps,
         classes=classes,
         whole=whole,

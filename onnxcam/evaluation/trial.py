@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxcam.explain.explainer import Explainer
+from onnxcam.network.layout import Layout
 from onnxcam.runtime.rows import like
 
 # (start, stop) of the changed pictures wanted -> float32 [m, C, H, W], and int64 [m], which picture each was
@@ -103,20 +104,17 @@ class Trial:
         return replace(self, redrawn=maps, curves={}, kept={})
 
 
-def canonical(batch: np.ndarray, layout: str) -> np.ndarray:
-    """A batch as the model takes it as float32 `[N, C, H, W]`."""
-    moved = batch.transpose(0, 3, 1, 2) if layout == "NHWC" else batch
-    return np.ascontiguousarray(moved, np.float32)
+def to_input(pictures: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
+    """Pictures `[N, C, H, W]` as the model takes them: in its layout and element type, integers rounded.
 
-
-def native(pictures: np.ndarray, layout: str, dtype: Any) -> np.ndarray:
-    """The other way; whole numbers are rounded to."""
-    moved = pictures.transpose(0, 2, 3, 1) if layout == "NHWC" else pictures
-    kind = np.dtype(dtype)
-    return np.ascontiguousarray(like(moved, kind), kind)
+    Arguments:
+        entry: the manifest's `input`.
+    """
+    dtype = np.dtype(entry["dtype"])
+    return np.ascontiguousarray(like(Layout.of(entry).from_canonical(pictures), dtype), dtype)
 
 
 def predictor(explainer: Explainer) -> Callable[[np.ndarray], np.ndarray]:
     """`Trial.predict` of an explainer."""
     entry = explainer.manifest["input"]
-    return lambda pictures: explainer.predict(native(pictures, entry["layout"], entry["dtype"]))
+    return lambda pictures: explainer.predict(to_input(pictures, entry))

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxcam.image import Preprocess
 from onnxcam.network import manifest
+from onnxcam.network.layout import Layout
 
 # a normalisation that fits its input has a deviation between these parts of its range: pictures have 0.1 to 0.3,
 # a division by the whole range counts as 1
@@ -54,7 +55,7 @@ def preprocessing_warnings(entry: dict[str, Any], preprocess: Preprocess, overri
 def input_size_warnings(entry: dict[str, Any]) -> list[str]:
     """Warnings about an input size that was assumed, from the manifest's `input`."""
     if entry.get("size") == manifest.ASSUMED:
-        rows, columns = (entry["shape"][axis] for axis in ((2, 3) if entry["layout"] == "NCHW" else (1, 2)))
+        rows, columns = Layout.of(entry).size(entry["shape"])
         return [
             f"the model leaves the picture's size open, and its layers of tokens need one: {rows} x {columns} was "
             "assumed; name the size it was trained on with `onnxcam export --input-size` (input_size=), or a "

@@ -92,7 +92,7 @@ def _last_block(network: Network) -> Layer:
     layer = Layer(BLOCK, last.output, layout="NTC")
     for stored in network.layers.values():  # the file may say how as many tokens lie
         grid, prefix = stored.grid, stored.prefix_tokens
-        if stored.layout == "NTC" and grid is not None and grid[0] * grid[1] + prefix == last.tokens:
+        if Layout.of_layer(stored).tokens and grid is not None and grid[0] * grid[1] + prefix == last.tokens:
             layer = Layer(BLOCK, last.output, layout="NTC", grid=grid, prefix_tokens=prefix)
     return layers.resolve(graph, layer, scores)
 

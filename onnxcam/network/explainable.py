@@ -365,7 +365,7 @@ def _manifest(
     }
     if any(node.op_type == "QuantizeLinear" for node in graph.nodes):
         content["approximations"] = ["quantization: rounding is taken for the identity, saturation for clipping"]
-    inside = normalization(graph, picture.name, layout == "NHWC")
+    inside = normalization(graph, picture.name, Layout(layout).channels == 3)
     if inside is not None:
         content["input"]["normalization"] = inside
     return content

@@ -39,7 +39,7 @@ class Layout:
     def of(cls, entry: Mapping[str, Any]) -> Layout:
         """The layout of a manifest's entry: its `input`, or one of its `layers`."""
         grid = entry.get("grid")
-        return cls(entry["layout"], None if grid is None else (grid[0], grid[1]), entry.get("prefix_tokens", 0))
+        return cls(entry["layout"], None if grid is None else (grid[0], grid[1]), entry.get("prefix_tokens") or 0)
 
     @classmethod
     def of_layer(cls, layer: Layer) -> Layout:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onnxcam.errors import LayerError, ModelError, listing, nearest
+from onnxcam.network.layout import Layout
 from onnxcam.targets.readout import KINDS
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _contradicting(held: Manifest) -> Iterator[str]:
         yield "one of labels per class"
     if held["target"]["mode"] == "constant" and held["target"].get("class") not in range(held["scores"]["classes"]):
         yield "target.class"
-    if any(entry["layout"] == "NTC" and not {"grid", "prefix_tokens"} <= entry.keys() for entry in held["layers"]):
+    if any(Layout.of(entry).tokens and not {"grid", "prefix_tokens"} <= entry.keys() for entry in held["layers"]):
         yield "layers.grid"
 
 

@@ -10,6 +10,7 @@ from onnxcam.errors import PreprocessError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.warnings import same_values
 from onnxcam.image.presets import IMAGENET_MEAN, IMAGENET_STD
+from onnxcam.network.layout import Layout
 
 OPEN_SIZE = (224, 224)  # where the model leaves its input size open
 _CAFFE_MEAN = (123.68, 116.779, 103.939)
@@ -59,7 +60,8 @@ def candidates(explainer: Explainer) -> list[Candidate]:
     entry = explainer.manifest["input"]
     recorded = explainer.preprocess
     dims = [d if isinstance(d, int) and d > 0 else None for d in entry["shape"]]
-    channels, height, width = dims[1:] if entry["layout"] == "NCHW" else (dims[3], dims[1], dims[2])
+    layout = Layout.of(entry)
+    channels, (height, width) = dims[layout.channels], layout.size(dims)
     if channels is None:
         channels = 3 if recorded is None else recorded.channels
     if channels not in (1, 3):

@@ -22,6 +22,7 @@ from onnxcam.diagnose.report import Report
 from onnxcam.errors import InputError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.graph.large_model import Serialized
+from onnxcam.network.layout import Layout
 from onnxcam.network.opening import read_source
 
 SIDE = 224  # of random pictures, where the model leaves its input's size open
@@ -227,9 +228,9 @@ def _input(explainer: Explainer, pictures: Sequence[Any], rows: int, seed: int) 
         if len({part.shape for part in prepared}) > 1:
             prepared = prepared[:1]  # the pictures differ in size: one of them fills the batch
         return np.concatenate([prepared[place % len(prepared)] for place in range(rows)])
-    axes = (2, 3) if entry["layout"] == "NCHW" else (1, 2)
+    layout = Layout.of(entry)
     prepared_size = explainer.preprocess.output_size if explainer.preprocess is not None else None
-    open_size = dict(zip(axes, prepared_size or (SIDE, SIDE), strict=True))
+    open_size = dict(zip((layout.height, layout.width), prepared_size or (SIDE, SIDE), strict=True))
     shape = [dim if isinstance(dim, int) else open_size.get(axis, 1) for axis, dim in enumerate(entry["shape"])]
     random = np.random.default_rng(seed)
     kind = np.dtype(entry["dtype"])

@@ -25,8 +25,8 @@ from onnxcam.graph.load import Source, load, serialize
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph
 from onnxcam.network import manifest
-from onnxcam.network.explainable import augment
 from onnxcam.network.network import prepare
+from onnxcam.network.opening import GRADIENTS, MANIFEST, open_model
 from onnxcam.network.split import tail_of
 
 _JUMPS = having(Trait.JUMPS)
@@ -68,17 +68,11 @@ def check(
         ModelError: the file is not a usable classifier. RuntimeUnavailable: a provider is not in use.
     """
     findings: list[Finding] = []
-    model = load(source)
-    entries = manifest.read(model)
-    if entries is None:
-        model = augment(source)
-        entries = manifest.read(model)
+    opened = open_model(source, raw=True, gated=True)
+    model, entries = load(opened.source), opened.manifest
+    if MANIFEST in opened.added:
         findings.append(Finding("manifest", "note", "a plain ONNX file: augmented in memory, nothing is written"))
-    assert entries is not None  # augment always writes one
-    if any(not entry["gradients"] for entry in entries["layers"]):
-        methods = tuple(dict.fromkeys(m for entry in entries["layers"] for m in entry["heatmaps"]))
-        model = augment(model, methods=methods)
-        entries = manifest.read(model) or entries
+    if GRADIENTS in opened.added:
         findings.append(
             Finding("outputs", "note", "the file leaves gradients out: they are added in memory to be checked")
         )

@@ -9,6 +9,7 @@ import numpy as np
 from onnxcam import runtime
 from onnxcam.diagnose.report import Finding
 from onnxcam.diagnose.subject import Subject, distance, distances, norms
+from onnxcam.network.layout import Layout
 from onnxcam.network.split import head_of
 from onnxcam.targets import conditions
 
@@ -93,12 +94,8 @@ def _expected_maps(entry: dict[str, Any], outputs: dict[str, np.ndarray]) -> dic
     The second array is the same sum over absolute values. Where positive and negative terms nearly cancel, as after an
     instance normalisation, rounding is measured against it.
     """
-    a, g = (outputs[entry[key]].astype(np.float64) for key in ("activations", "gradients"))
-    if entry["layout"] == "NTC":
-        rows, prefix = len(a), entry["prefix_tokens"]
-        a, g = (x[:, prefix:].transpose(0, 2, 1).reshape(rows, -1, *entry["grid"]) for x in (a, g))
-    elif entry["layout"] == "NHWC":
-        a, g = a.transpose(0, 3, 1, 2), g.transpose(0, 3, 1, 2)
+    layout = Layout.of(entry)
+    a, g = (layout.to_canonical(outputs[entry[key]].astype(np.float64)) for key in ("activations", "gradients"))
     formulas = {
         "gradcam": lambda a, g: (g.mean(axis=(2, 3), keepdims=True) * a).sum(axis=1),
         "hirescam": lambda a, g: (g * a).sum(axis=1),

@@ -12,6 +12,7 @@ import onnx
 
 from onnxcam import image, runtime
 from onnxcam.graph.view import Graph
+from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.split import head_of
 from onnxcam.targets.readout import Readout
@@ -83,16 +84,15 @@ def noise_pictures(manifest: Manifest, samples: int, rng: np.random.Generator) -
     entry = manifest["input"]
     dims = [d if isinstance(d, int) else None for d in entry["shape"]]
     shape = [dims[0] or samples] + [d or OPEN_SIDE for d in dims[1:]]
-    channels = 1 if entry["layout"] == "NCHW" else 3
-    if dims[channels] is None:
-        shape[channels] = 3
+    layout = Layout.of(entry)
+    if dims[layout.channels] is None:
+        shape[layout.channels] = 3
     if entry["dtype"] == "uint8":
         return rng.integers(0, 256, shape, dtype=np.uint8)
     if not entry.get("preprocess"):
         return np.asarray(rng.normal(size=shape).astype(entry["dtype"]))
     preprocess = image.resolve(entry["preprocess"], entry["shape"], layout=entry["layout"])
-    wide = [1, -1, 1, 1] if entry["layout"] == "NCHW" else [1, 1, 1, -1]
-    mean, std = (np.asarray(values).reshape(wide) for values in (preprocess.mean, preprocess.std))
+    mean, std = (np.asarray(values).reshape(layout.shape(1, -1, 1, 1)) for values in (preprocess.mean, preprocess.std))
     return np.asarray(((rng.uniform(0.0, preprocess.scale * 255, shape) - mean) / std).astype(entry["dtype"]))
 
 

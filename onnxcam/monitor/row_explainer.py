@@ -21,6 +21,7 @@ from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import record as records
 from onnxcam.monitor.predictions import Row
 from onnxcam.network import manifest
+from onnxcam.network.layout import Layout
 
 Files = dict[str, bytes]
 
@@ -180,7 +181,7 @@ class RowExplainer:
         files = {"heatmap": png.shades(png.pack(gray), image.palette(colormap))}
         if self._settings.redact == "none":
             if pixels is None and tensor is not None:
-                layout = self._explainer.manifest["input"]["layout"]
+                layout = Layout.of(self._explainer.manifest["input"])
                 pixels = to_pixels(tensor, self._explainer.preprocess, layout)
                 self._pause()
             if pixels is not None:
@@ -196,16 +197,15 @@ class RowExplainer:
         shape = row.shape if tensor is None else tensor.shape
         if shape is None or len(shape) != 4:
             return None
-        return (shape[2], shape[3]) if self._explainer.manifest["input"]["layout"] == "NCHW" else (shape[1], shape[2])
+        return Layout.of(self._explainer.manifest["input"]).size(shape)
 
 
-def to_pixels(tensor: np.ndarray, preprocess: image.Preprocess | None, layout: str) -> np.ndarray:
+def to_pixels(tensor: np.ndarray, preprocess: image.Preprocess | None, layout: Layout) -> np.ndarray:
     """A prepared row `[1, …]` as a picture again, uint8 `[H, W, 3]` RGB.
 
     With known preprocessing its arithmetic is undone; otherwise the values are stretched to 0..255.
     """
-    values = np.asarray(tensor[0], np.float64)
-    values = np.moveaxis(values, 0, -1) if layout == "NCHW" else values
+    values = np.moveaxis(np.asarray(layout.to_canonical(tensor)[0], np.float64), 0, -1)
     if preprocess is not None:
         values = (values * np.asarray(preprocess.std) + np.asarray(preprocess.mean)) / preprocess.scale
     elif tensor.dtype != np.uint8:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from onnxcam.autodiff.passes.blocked_layout import above
 from onnxcam.autodiff.registry import Cotangents, Entry, Node
-from onnxcam.autodiff.steps import above
 from onnxcam.graph.builder import Builder
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
+from onnxcam.autodiff.passes.blocked_layout import blocked
 from onnxcam.autodiff.registry import Node
 from onnxcam.autodiff.window import LAST, Window, crop, flat
 from onnxcam.graph.builder import Builder
@@ -49,7 +50,7 @@ def _pointwise(
     """Windows of one element: the convolution of dY, then zeros between; 0.7 × the time."""
     z = _spread(op, node, op.Conv(dy, flipped(op, node, [1, 1], group), group=group), shape)
     z = _cut(op, node, z, [window.stride * steps for window, steps in zip(shape, known[2:], strict=True)])
-    return op.blocked(z, node.inputs[0])
+    return blocked(op, z, node.inputs[0])
 
 
 def _depthwise(
@@ -136,7 +137,7 @@ def _apart(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Seq
         starts, stops = [part.first for part in pair], [part.last - 1 if part.last else -LAST for part in pair]
         kernel = op.Slice(w, starts, stops, [2, 3], [-stride, -stride])
         parts.append(op.Conv(dy, kernel, pads=flat([(part.before, part.after) for part in pair])))
-    return op.blocked(_interleaved(op, node, op.Concat(*parts, axis=1), stride, known), node.inputs[0])
+    return blocked(op, _interleaved(op, node, op.Concat(*parts, axis=1), stride, known), node.inputs[0])
 
 
 class _Part(NamedTuple):

@@ -12,6 +12,9 @@ import onnx
 
 import onnxcam.autodiff.rules  # noqa: F401  (registers the rules)
 from onnxcam.autodiff import registry
+from onnxcam.autodiff.passes import silu
+from onnxcam.autodiff.passes.blocked_layout import blocked
+from onnxcam.autodiff.passes.expansions import remove_expansions
 from onnxcam.autodiff.registry import Entry, Node
 from onnxcam.errors import ModelError, UnsupportedOperator
 from onnxcam.graph.builder import Builder
@@ -80,14 +83,16 @@ def sweep(
     first = len(op.nodes)
     pending: dict[str, list[str]] = {of: [cotangent]}
     total: dict[str, str] = {}
+    sums: set[str] = set()
 
     def settle(value: str) -> str | None:
         """Add up what arrived at a value: every consumer on the path has been visited by now."""
         if value not in total and value in pending:
             parts = pending.pop(value)
-            parts = _unexpanded(op, parts)
             op.dtype = _real(graph.dtype(value)) or op.dtype
             total[value] = parts[0] if len(parts) == 1 else op.Add(*parts) if len(parts) == 2 else op.Sum(*parts)
+            if len(parts) > 1:
+                sums.add(total[value])
             if graph.dtype(value) not in QUANTIZED:  # whose cotangent is a float
                 op.declare(total[value], value)
         return total.get(value)
@@ -101,8 +106,9 @@ def sweep(
         op.dtype = _real(graph.dtype(proto.output[0])) or onnx.TensorProto.FLOAT
         if not entry.multiple and any(dy is not None for dy in arrived[1:]):
             raise node.refuse("a gradient is needed through one of its further outputs")
-        if proto.op_type in _BLOCKED and arrived[0] is not None and op.is_spread(arrived[0]):
-            arrived[0] = op.blocked(arrived[0], proto.output[0])
+        if proto.op_type in _BLOCKED and arrived[0] is not None and op.spread_source(arrived[0])[1]:
+            arrived[0] = blocked(op, arrived[0], proto.output[0])
+        entry = silu.entry(node) or entry
         try:
             returned = entry.rule(op, node, arrived if entry.multiple else arrived[0])
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -123,7 +129,7 @@ def sweep(
         if dx is None:
             raise ModelError(f"{name!r} does not reach {of!r}: the operators between them pass no gradient on")
         found.append(dx)
-    _drop_unread(op, first, found)
+    remove_expansions(op, first, sums, found)
     return found
 
 
@@ -140,21 +146,6 @@ def _carries(graph: Graph, node: onnx.NodeProto, value: str, forward: set[str]) 
 def _real(dtype: int) -> int:
     """The element type in which a value's cotangent is computed, 0 for the usual one."""
     return 0 if dtype in QUANTIZED else dtype
-
-
-def _unexpanded(op: Builder, parts: list[str]) -> list[str]:
-    """Addition broadcasts: what was expanded to be added to something of full size need not be."""
-    if len(parts) < 2:
-        return parts
-    made = {node.output[0]: node.input[0] for node in op.nodes if node.op_type == "Expand"}
-    full = [part for part in parts if part not in made]
-    return [*full, *(made[part] for part in parts if part in made)] if full else parts
-
-
-def _drop_unread(op: Builder, first: int, kept: Sequence[str]) -> None:
-    """Take back each Expand, from the node `first` on, whose source was read in its place."""
-    read = {name for node in op.nodes for name in node.input}.union(kept)
-    op.nodes[first:] = [node for node in op.nodes[first:] if node.op_type != "Expand" or node.output[0] in read]
 
 
 def _flows(node: onnx.NodeProto) -> bool:

@@ -129,35 +129,18 @@ class Builder:
 
     def mean(self, value: str, axes: Sequence[int]) -> str:
         """Emit the mean over `axes` with keepdims; of a value from `spread` over those axes, return its source."""
-        source, spread = self._spread.get(value, (value, frozenset()))
+        source, spread = self.spread_source(value)
         return source if spread.issuperset(axes) else str(self.ReduceMean(value, list(axes), keepdims=1))
 
-    def is_spread(self, value: str) -> bool:
-        """Whether the value is a result of `spread`."""
-        return value in self._spread
+    def spread_source(self, value: str) -> tuple[str, frozenset[int]]:
+        """What `spread` made the value from, and along which axes; any other value itself, and no axes."""
+        return self._spread.get(value, (value, frozenset()))
 
     def repeat(self, value: str, times: Sequence[int]) -> str:
         """Repeat every element of `[N, C, ...]` along each spatial axis."""
         scales = np.asarray([1, 1, *times], np.float32)
         options = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         return str(self.Resize(value, None, scales, **options))
-
-    def blocked(self, value: str, like: str) -> str:
-        """Bring `[N, C, h, w]` into the blocked layout of ONNX Runtime's CPU convolutions by a pool of 1 x 1.
-
-        A sum or product keeps that layout only if all of its operands have it, and only convolutions and pools
-        produce it.
-        """
-        picture = self._picture(like)
-        if picture is None or self.dtype != onnx.TensorProto.FLOAT:
-            return value
-        source, axes = self._spread.get(value, (value, frozenset()))
-        if axes != {2, 3}:
-            return str(self.AveragePool(value, kernel_shape=[1, 1]))
-        # the value before `spread` has one pixel: pooling it is cheaper
-        repeated = self.repeat(self.AveragePool(source, kernel_shape=[1, 1]), picture[1:])
-        self.declare(repeated, like)
-        return repeated
 
     def _picture(self, value: str) -> tuple[int, ...] | None:
         """Channels, height and width of `[N, C, h, w]`; None if one of them is dynamic."""

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto
 
 import onnxcam
-from onnxcam.autodiff.steps import above, below
+from onnxcam.autodiff.passes.blocked_layout import above, below
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.view import Graph
 from tests.autodiff.harness import build, check, covers, normal

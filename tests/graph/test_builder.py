@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from onnxcam.autodiff.passes.blocked_layout import blocked
 from onnxcam.graph import edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.load import serialize
@@ -281,7 +282,7 @@ def test_the_mean_of_what_was_spread_is_what_was_spread() -> None:
 @pytest.mark.parametrize("given, pooled", [("float[N, 16, 4, 5] x", True), ("float[N, 16, h, w] x", False)])
 def test_numbers_come_through_a_pool_of_single_pixels_as_they_are(given: str, pooled: bool) -> None:
     op = builder(given)
-    found = op.blocked("x", "x")
+    found = blocked(op, "x", "x")
     assert (ops(op) == ["AveragePool"]) == pooled and (found == "x") != pooled
     x = normal(2, 16, 4, 5)
     x[0, 0, 0, 0], x[0, 0, 0, 1], x[0, 0, 0, 2] = -np.inf, np.inf, np.nan

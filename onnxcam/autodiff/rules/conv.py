@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxcam.autodiff import strided
+from onnxcam.autodiff.passes.blocked_layout import blocked
 from onnxcam.autodiff.registry import Cotangents, Node, vjp
 from onnxcam.autodiff.window import LAST, Window, crop, flat, halves, same_begin, trim, windows
 from onnxcam.graph.builder import Builder
@@ -97,7 +98,7 @@ def _input_gradient(op: Builder, node: Node, dy: str, shape: Sequence[Window], g
         dilations = [window.dilation for window in shape]
         return op.Conv(trim(op, dy, pads), w, pads=flat(pads), dilations=dilations, group=group)
     found = strided.input_gradient(op, node, dy, shape, group, _flipped)
-    return found or op.blocked(_scatter(op, node, dy, shape, group), node.inputs[0])
+    return found or blocked(op, _scatter(op, node, dy, shape, group), node.inputs[0])
 
 
 def _flipped(op: Builder, node: Node, kernel: Sequence[int], group: int) -> str:

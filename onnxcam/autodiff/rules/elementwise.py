@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnx
 
+from onnxcam.autodiff.passes.blocked_layout import above, between, complement
 from onnxcam.autodiff.registry import Cotangents, Node, no_gradient, vjp
-from onnxcam.autodiff.steps import above, below
 from onnxcam.graph.builder import Builder
 
 SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875  # the ONNX specification's defaults
@@ -86,12 +85,7 @@ def celu(op: Builder, node: Node, dy: str) -> Cotangents:
 def sigmoid(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = Y (1 - Y) dY."""
     y = node.output
-    return [op.Mul(dy, op.Mul(y, _rest(op, y)))]
-
-
-def _rest(op: Builder, y: str) -> str:
-    """1 - Y of a sigmoid Y, by an operator that keeps the blocked layout of convolutions (see `steps`)."""
-    return op.HardSigmoid(y, alpha=-1.0, beta=1.0) if op.dtype == onnx.TensorProto.FLOAT else op.Sub(1.0, y)
+    return [op.Mul(dy, op.Mul(y, complement(op, y)))]
 
 
 @vjp("HardSigmoid")
@@ -184,44 +178,26 @@ def softsign(op: Builder, node: Node, dy: str) -> Cotangents:
 def clip(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = dY where min < Y < max; dmin = dY where X < min < max, dmax = dY where X > max or min > max."""
     x, y, low, high = node.inputs[0], node.output, node.input(1), node.input(2)
-    dx: str | None = None
-    if node.wants(0):
-        dx = dy
-        # both steps come before the products: ONNX Runtime then takes them right before these, from one reading of Y,
-        # and does not hold the second one from the forward pass on (0.95 × the time of MobileNetV2's input gradient)
-        passed = []
-        if low and not _beyond(node, 1):
-            fixed = _bound(node, 1)
-            passed.append(op.cast(op.Greater(y, low)) if fixed is None else above(op, y, fixed))
-        if high and not _beyond(node, 2):
-            fixed = _bound(node, 2)
-            passed.append(op.cast(op.Less(y, high)) if fixed is None else below(op, y, fixed))
-        for step in passed:
-            dx = op.Mul(dx, step)
+    dx = between(op, dy, y, _bound(node, 1), _bound(node, 2)) if node.wants(0) else None
     dlow = dhigh = None
     if low and node.wants(1):
         under = op.Less(x, low)
-        dlow = op.sum_to(op.mask(dy, op.And(under, op.Less(low, high)) if high else under), node.output, low)
+        dlow = op.sum_to(op.mask(dy, op.And(under, op.Less(low, high)) if high else under), y, low)
     if high and node.wants(2):
         over = op.Greater(x, high)
-        dhigh = op.sum_to(op.mask(dy, op.Or(over, op.Greater(low, high)) if low else over), node.output, high)
+        dhigh = op.sum_to(op.mask(dy, op.Or(over, op.Greater(low, high)) if low else over), y, high)
     return [dx, dlow, dhigh]
 
 
-def _bound(node: Node, index: int) -> float | None:
-    """A bound of Clip that is known."""
+def _bound(node: Node, index: int) -> str | float | None:
+    """A bound of Clip as a number where it is a constant, None where no finite number passes it."""
     bound = node.constant(index)
-    return None if bound is None or bound.size != 1 else float(bound.item())
-
-
-def _beyond(node: Node, index: int) -> bool:
-    """Whether a bound of Clip is a constant that no finite number passes, as exporters write for a missing one."""
-    bound = node.constant(index)
-    return (
-        bound is not None
-        and bool(np.all(np.abs(bound) >= np.finfo(bound.dtype).max))
-        and (bool(np.all(bound < 0)) == (index == 1))
-    )
+    if bound is None:
+        return node.input(index)
+    infinite = np.abs(bound) >= np.finfo(bound.dtype).max  # what exporters write for a missing bound
+    if infinite.all() and bool((bound < 0).all()) == (index == 1):
+        return None
+    return float(bound.item()) if bound.size == 1 else node.input(index)
 
 
 @vjp("Add", "Sum", broadcast=True)
@@ -244,26 +220,9 @@ def sub(op: Builder, node: Node, dy: str) -> Cotangents:
 
 @vjp("Mul", broadcast=True)
 def mul(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dA = B dY, dB = A dY; for X sigmoid(X), the way SiLU is written, dX = (S + Y (1 - S)) dY as one."""
+    """dA = B dY, dB = A dY."""
     a, b = node.inputs
-    gate = _gate(node)
-    if gate is not None:
-        s = node.inputs[gate]
-        dx = op.Mul(dy, op.Add(s, op.Mul(node.output, _rest(op, s))))
-        return [None, dx] if gate == 0 else [dx, None]
     return [op.Mul(dy, b) if node.wants(0) else None, op.Mul(dy, a) if node.wants(1) else None]
-
-
-def _gate(node: Node) -> int | None:
-    """Which factor is the sigmoid of the other one, unless its own gradient is asked for."""
-    for gate in (0, 1):
-        s, x = node.inputs[gate], node.inputs[1 - gate]
-        producer = node.graph.producer.get(s)
-        if producer is None or producer.op_type != "Sigmoid" or producer.domain not in ("", "ai.onnx"):
-            continue
-        if producer.input[0] == x and s not in node.ends and node.wants(0) and node.wants(1):
-            return gate
-    return None
 
 
 @vjp("Div", broadcast=True)

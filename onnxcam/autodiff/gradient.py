@@ -34,20 +34,20 @@ def gradient(source: Source, of: str, wrt: Sequence[str]) -> onnx.ModelProto:
     if not wrt:
         raise ModelError("`wrt` is empty; name at least one value to differentiate with respect to")
     graph = prepare(source)
-    found, places = graph.find(of), [graph.find(name) for name in wrt]
-    for name, value in zip((of, *wrt), (found, *places), strict=True):
+    start, ends = graph.find(of), [graph.find(name) for name in wrt]
+    for name, value in zip((of, *wrt), (start, *ends), strict=True):
         if not differentiable(graph, value):
             kind = onnx.TensorProto.DataType.Name(graph.dtype(value)) if graph.dtype(value) else "unknown"
             raise ModelError(f"{name!r} has element type {kind}; only floating-point values have gradients")
     op = Builder(graph)
     cotangent = f"cotangent.{of}"
-    grads = sweep(op, found, cotangent, list(dict.fromkeys(places)))
-    by_value = dict(zip(dict.fromkeys(places), grads, strict=True))
-    for name, value in zip(wrt, places, strict=True):
+    grads = sweep(op, start, cotangent, list(dict.fromkeys(ends)))
+    by_value = dict(zip(dict.fromkeys(ends), grads, strict=True))
+    for name, value in zip(wrt, ends, strict=True):
         op.Identity(by_value[value], name=f"grad.{name}")
     model = graph.model
-    model.graph.input.append(edit.info(cotangent, graph.dtype(found), graph.shape(found)))
-    for name, value in zip(wrt, places, strict=True):
+    model.graph.input.append(edit.info(cotangent, graph.dtype(start), graph.shape(start)))
+    for name, value in zip(wrt, ends, strict=True):
         model.graph.output.append(edit.info(f"grad.{name}", graph.dtype(value), graph.shape(value)))
     edit.add(model, op)
     return model

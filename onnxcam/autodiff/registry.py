@@ -34,13 +34,13 @@ class Node:
 
     Attributes:
         proto, graph: the node, and the graph it is in.
-        wanted: places of the inputs whose gradients somebody needs.
+        needed: places of the inputs whose gradients are needed.
         ends: the values whose gradients are asked for in the end: no rule may pass them over.
     """
 
     proto: onnx.NodeProto
     graph: Graph
-    wanted: frozenset[int]
+    needed: frozenset[int]
     ends: frozenset[str] = frozenset()
     _attrs: dict[str, Any] = field(init=False)
 
@@ -82,8 +82,8 @@ class Node:
         return self._attrs.get(name, default)
 
     def wants(self, index: int) -> bool:
-        """Whether anybody needs the gradient of this input; rules skip the work where nobody does."""
-        return index in self.wanted
+        """Whether the gradient of this input is needed; rules skip the work where it is not."""
+        return index in self.needed
 
     def shape(self, value: str | None) -> Shape | None:
         return self.graph.shape(value) if value else None

@@ -11,8 +11,8 @@ from onnxcam.targets.readout import Readout
 
 
 def unrounded(graph: Graph, scores: str) -> str:
-    """The scores before a quantization that ends the model: the best score of all often saturates, and a saturated
-    score would have no gradient."""
+    """The scores before a quantization that ends the model: the highest score often saturates, and a saturated score
+    has no gradient."""
     node = graph.producer.get(scores)
     while node is not None and node.op_type == "DequantizeLinear":
         source = graph.producer.get(node.input[0])
@@ -34,19 +34,19 @@ def score_cotangent(op: Builder, readout: Readout, flat: str, target: str | int)
     """
     start = unrounded(op.graph, readout.value)
     if readout.signed:
-        return binary_cotangent(op, start, flat, _chosen(op, flat, target, binary=True))
-    return class_cotangent(op, start, flat, _chosen(op, flat, target, binary=False), readout.size)
+        return binary_cotangent(op, start, flat, _classes(op, flat, target, binary=True))
+    return class_cotangent(op, start, flat, _classes(op, flat, target, binary=False), readout.size)
 
 
 def chosen_cotangent(op: Builder, readout: Readout, target: str) -> tuple[str, str]:
-    """The same for classes from 0 on, one per row: the scores themselves are not needed."""
+    """`score_cotangent` for non-negative classes, one per row: the scores themselves are not needed."""
     start = unrounded(op.graph, readout.value)
     if readout.signed:
         return binary_cotangent(op, start, None, target)
     return class_cotangent(op, start, None, target, readout.size)
 
 
-def _chosen(op: Builder, flat: str, target: str | int, *, binary: bool) -> str:
+def _classes(op: Builder, flat: str, target: str | int, *, binary: bool) -> str:
     """The class of each row, int64 `[N]` or `[1]`."""
     if isinstance(target, int):
         return op.operand([target])
@@ -57,32 +57,32 @@ def _chosen(op: Builder, flat: str, target: str | int, *, binary: bool) -> str:
     return op.Where(op.Less(target, 0), best, target)
 
 
-def class_cotangent(op: Builder, scores: str, flat: str | None, chosen: str, classes: int) -> tuple[str, str]:
-    """The value to sweep back from, and its cotangent, for d scores[n, chosen[n]].
+def class_cotangent(op: Builder, scores: str, flat: str | None, target: str, classes: int) -> tuple[str, str]:
+    """The value to sweep back from, and its cotangent, for d scores[n, target[n]].
 
     Where the scores come straight from a linear layer, its gradient for one class is a row of its weights: a Gather of
     one row instead of a product with the whole matrix, which for small networks would cost as much as that layer.
 
     Arguments:
         scores: the differentiated value, `[N,K]` or `[N,K,1,1]`.
-        flat: the same as `[N,K]`; None where `chosen` has N classes.
-        chosen: class per row, int64 `[N]` or `[1]`.
+        flat: the same as `[N,K]`; None where `target` has N classes.
+        target: class per row, int64 `[N]` or `[1]`.
         classes: K.
     """
     linear = _linear(op.graph, scores)
     if linear is not None:
         features, weights, axis = linear
-        rows = op.Gather(weights, chosen, axis=axis)
+        rows = op.Gather(weights, target, axis=axis)
         rows = rows if axis == 0 else op.Transpose(rows, perm=[1, 0])
         return features, rows if flat is None else op.Expand(rows, op.Shape(features))
-    hot = op.cast(op.Equal(op.Unsqueeze(chosen, [1]), np.arange(classes, dtype=np.int64)[None]))
+    hot = op.cast(op.Equal(op.Unsqueeze(target, [1]), np.arange(classes, dtype=np.int64)[None]))
     cotangent = hot if flat is None else op.Expand(hot, op.Shape(flat))
     return scores, _shaped(op, cotangent, scores)
 
 
-def binary_cotangent(op: Builder, scores: str, flat: str | None, chosen: str) -> tuple[str, str]:
+def binary_cotangent(op: Builder, scores: str, flat: str | None, target: str) -> tuple[str, str]:
     """As `class_cotangent` for a single logit s: class 1 is explained by +s, class 0 by -s."""
-    sign = op.Sub(op.Mul(op.cast(op.Unsqueeze(chosen, [1])), 2.0), 1.0)
+    sign = op.Sub(op.Mul(op.cast(op.Unsqueeze(target, [1])), 2.0), 1.0)
     cotangent = sign if flat is None else op.Expand(sign, op.Shape(flat))
     return scores, _shaped(op, cotangent, scores)
 
@@ -93,7 +93,7 @@ def _shaped(op: Builder, cotangent: str, scores: str) -> str:
 
 
 def _linear(graph: Graph, scores: str) -> tuple[str, str, int] | None:
-    """(input, weights, axis of the classes) of the plain linear layer that makes the scores, if one does."""
+    """(input, weights, axis of the classes) of the plain linear layer that computes the scores, None without one."""
     node = graph.producer.get(scores)
     if node is not None and node.op_type == "Add":
         varying = [name for name in node.input if not graph.is_constant(name)]
@@ -110,8 +110,8 @@ def _plain(graph: Graph, node: onnx.NodeProto) -> bool:
     """x W (+ constant) with rank-2 x that varies and a constant W."""
     if node.op_type not in ("Gemm", "MatMul") or not graph.is_constant(node.input[1]):
         return False
-    held = attributes(node)
-    if held.get("alpha", 1.0) != 1.0 or held.get("transA", 0):
+    attrs = attributes(node)
+    if attrs.get("alpha", 1.0) != 1.0 or attrs.get("transA", 0):
         return False
     if len(node.input) > 2 and node.input[2] and not graph.is_constant(node.input[2]):
         return False

@@ -1,6 +1,6 @@
-"""Adjoints of operators that are linear along each axis by itself: pooling, resizing, padding.
+"""Adjoints of operators that are linear along each axis separately: pooling, resizing, padding.
 
-Such an operator is a matrix per axis. The matrix is found by running the operator itself on an identity matrix, so that
+Such an operator is a matrix per axis. The matrix is the operator itself applied to an identity matrix, so that
 every mode, rounding and divisor is the runtime's own; where sizes are static all of it folds at load. For overlapping
 average pools of 14 to 112 pixels, multiplying by the transpose takes 0.5-1 × the time of ConvTranspose.
 """

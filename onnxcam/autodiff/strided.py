@@ -1,7 +1,7 @@
-"""Input gradients of strided convolutions of pictures, where something is faster than ConvTranspose.
+"""Input gradients of strided convolutions of pictures that are faster than ConvTranspose.
 
 ONNX Runtime's ConvTranspose scatters the products of a matrix multiplication in one thread, group after group. Four
-kinds of strided convolution do without it, given that sizes are known when the graph is built.
+kinds of strided convolution do without it where sizes are static.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ Flip = Callable[[Builder, Node, Sequence[int], int], str]
 
 
 def input_gradient(op: Builder, node: Node, dy: str, shape: Sequence[Window], group: int, flipped: Flip) -> str | None:
-    """dX of a convolution with a stride, None for those that are best left to ConvTranspose.
+    """dX of a convolution with a stride, None where ConvTranspose is best.
 
     Arguments:
-        flipped: makes the weights of the stride-1 convolution of the input gradient.
+        flipped: emits the weights of the stride-1 convolution of the input gradient.
     """
     x, weight = node.inputs[0], op.static(node.inputs[1])
     sizes = [op.dim(x, axis) for axis in (2, 3)]
     steps = [op.dim(node.output, axis) for axis in (2, 3)]
-    known = [side for side in (*sizes, *steps) if side is not None]
-    if len(shape) != 2 or weight is None or len(known) != 4 or any(window.begin is None for window in shape):
+    sides = [side for side in (*sizes, *steps) if side is not None]
+    if len(shape) != 2 or weight is None or len(sides) != 4 or any(window.begin is None for window in shape):
         return None
     if all(window.kernel == 1 and not window.begin and not window.end for window in shape):
-        return _pointwise(op, node, dy, shape, group, flipped, known)
+        return _pointwise(op, node, dy, shape, group, flipped, sides)
     if weight[0] == group and weight[1] == 1 and all(window.stride <= 2 for window in shape):
-        return _depthwise(op, node, dy, shape, group, flipped, known)
+        return _depthwise(op, node, dy, shape, group, flipped, sides)
     if group == 1 and shape[0].stride == shape[1].stride and all(window.dilation == 1 for window in shape):
-        return (_phases if weight[1] <= _FEW else _apart)(op, node, dy, shape, known)
+        return (_phases if weight[1] <= _FEW else _apart)(op, node, dy, shape, sides)
     return None
 
 
 def _pointwise(
-    op: Builder, node: Node, dy: str, shape: Sequence[Window], group: int, flipped: Flip, known: Sequence[int]
+    op: Builder, node: Node, dy: str, shape: Sequence[Window], group: int, flipped: Flip, sides: Sequence[int]
 ) -> str:
     """Windows of one element: the convolution of dY, then zeros between; 0.7 × the time."""
     z = _spread(op, node, op.Conv(dy, flipped(op, node, [1, 1], group), group=group), shape)
-    z = _cut(op, node, z, [window.stride * steps for window, steps in zip(shape, known[2:], strict=True)])
+    z = _cut(op, node, z, [window.stride * steps for window, steps in zip(shape, sides[2:], strict=True)])
     return blocked(op, z, node.inputs[0])
 
 
 def _depthwise(
-    op: Builder, node: Node, dy: str, shape: Sequence[Window], group: int, flipped: Flip, known: Sequence[int]
+    op: Builder, node: Node, dy: str, shape: Sequence[Window], group: int, flipped: Flip, sides: Sequence[int]
 ) -> str | None:
     """Zeros between the elements of dY, then a depthwise convolution of stride 1; 0.4-0.7 × the time.
 
     Across channels the products with zeros would cost more than they save.
     """
     pads = []
-    for window, size, steps in zip(shape, known[:2], known[2:], strict=True):
+    for window, size, steps in zip(shape, sides[:2], sides[2:], strict=True):
         begin = window.begin or 0
         pads.append((window.extent - 1 - begin, size - window.stride * steps + begin))
     if min(min(pair) for pair in pads) < 0:
@@ -84,7 +84,7 @@ def _spread(op: Builder, node: Node, dy: str, shape: Sequence[Window]) -> str:
     return op.Mul(repeated, op.Mul(rows.reshape(1, 1, -1, 1), columns.reshape(1, 1, 1, -1)))
 
 
-def _phases(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Sequence[int]) -> str | None:
+def _phases(op: Builder, node: Node, dy: str, shape: Sequence[Window], sides: Sequence[int]) -> str | None:
     """A network's first convolution: the s² interleaved parts of the picture from one convolution.
 
     In MobileNetV2 and EfficientNet-B0 0.2 to 0.4 ms less, of 15 and 26 for the whole gradient; alone, between tensors
@@ -97,7 +97,7 @@ def _phases(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Se
         return None
     stride = shape[0].stride
     reach, pads = [], []
-    for window, size, steps in zip(shape, known[:2], known[2:], strict=True):
+    for window, size, steps in zip(shape, sides[:2], sides[2:], strict=True):
         low, high = -_part(window, 0).before, _part(window, stride - 1).after
         reach.append((window.begin or 0, low, high))
         pads.append((-low, -(-size // stride) - steps + high))
@@ -114,10 +114,10 @@ def _phases(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Se
         if 0 <= row < w.shape[2] and 0 <= column < w.shape[3]:
             kernels[a, b, :, :, i, j] = w[:, :, row, column].T
     z = op.Conv(dy, kernels.reshape(-1, outputs, *taps), pads=flat(pads))
-    return _interleaved(op, node, z, stride, known)
+    return _interleaved(op, node, z, stride, sides)
 
 
-def _apart(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Sequence[int]) -> str | None:
+def _apart(op: Builder, node: Node, dy: str, shape: Sequence[Window], sides: Sequence[int]) -> str | None:
     """The same for many channels: a convolution for each part, of the taps it has.
 
     Alone 0.7-0.9 × the time of ConvTranspose on two cores; of ResNet-50's whole gradient 0 to 0.3 ms in 94 to 103. One
@@ -125,7 +125,7 @@ def _apart(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Seq
     tap each, or differ in size and have to be cut, ConvTranspose is as fast.
     """
     stride = shape[0].stride
-    whole = all(size == stride * steps for size, steps in zip(known[:2], known[2:], strict=True))
+    whole = all(size == stride * steps for size, steps in zip(sides[:2], sides[2:], strict=True))
     if not whole or (op.dim(node.inputs[0], 1) or 0) < _MANY or min(window.kernel for window in shape) <= stride:
         return None
     rows, columns = ([_part(window, phase) for phase in range(stride)] for window in shape)
@@ -137,7 +137,7 @@ def _apart(op: Builder, node: Node, dy: str, shape: Sequence[Window], known: Seq
         starts, stops = [part.first for part in pair], [part.last - 1 if part.last else -LAST for part in pair]
         kernel = op.Slice(w, starts, stops, [2, 3], [-stride, -stride])
         parts.append(op.Conv(dy, kernel, pads=flat([(part.before, part.after) for part in pair])))
-    return blocked(op, _interleaved(op, node, op.Concat(*parts, axis=1), stride, known), node.inputs[0])
+    return blocked(op, _interleaved(op, node, op.Concat(*parts, axis=1), stride, sides), node.inputs[0])
 
 
 class _Part(NamedTuple):
@@ -156,14 +156,14 @@ def _part(window: Window, phase: int) -> _Part:
     return _Part(begin - window.stride * low, begin - window.stride * high, -low, high)
 
 
-def _interleaved(op: Builder, node: Node, z: str, stride: int, known: Sequence[int]) -> str:
-    """The parts of dX `[N, s·s·C, h, w]`, rows before columns before channels, put together to the size of x.
+def _interleaved(op: Builder, node: Node, z: str, stride: int, sides: Sequence[int]) -> str:
+    """The parts of dX `[N, s·s·C, h, w]`, rows before columns before channels, assembled to the size of x.
 
     It is what DepthToSpace does, whose kernel on a CPU takes 2 to 3 ns for an element: by transposes that move one axis
     at a time, of single elements or, where there are many, of the channels of a pixel, it takes 0.6 to 1.5.
     """
     channels = op.dim(node.inputs[0], 1) or 0
-    height, width = (-(-size // stride) for size in known[:2])
+    height, width = (-(-size // stride) for size in sides[:2])
     if channels < _MANY:
         z = op.Reshape(z, [0, stride, stride, channels * height * width])
         z = op.Reshape(op.Transpose(z, perm=[0, 1, 3, 2]), [0, stride, channels * height, stride * width])

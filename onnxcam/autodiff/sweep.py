@@ -1,7 +1,7 @@
 """The reverse sweep: from the cotangent of one value to the cotangents of others.
 
-Only nodes that lie between `wrt` and `of` are visited. Contributions to a value that fans out are added; broadcasting
-is undone here, once.
+Only nodes between `wrt` and `of` are visited. Contributions to a value that fans out are added here, and broadcasting
+is undone here.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def path(graph: Graph, of: str, wrt: Iterable[str]) -> tuple[list[onnx.NodeProto
     for node in reversed(graph.nodes):
         if not _flows(node) or not any(name in backward and name in forward for name in node.output):
             continue
-        fed = [name for name in _feeding(node) if name in forward]
-        if fed:
+        inputs = [name for name in _feeding(node) if name in forward]
+        if inputs:
             nodes.append(node)
-            backward.update(fed)
+            backward.update(inputs)
     return nodes[::-1], forward & backward
 
 
@@ -101,8 +101,8 @@ def sweep(
         arrived = [settle(name) if name else None for name in proto.output]
         if all(dy is None for dy in arrived):
             continue
-        wanted = frozenset(i for i, name in enumerate(proto.input) if name in carrying)
-        node = Node(proto, graph, wanted, frozenset(wrt))
+        needed = frozenset(i for i, name in enumerate(proto.input) if name in carrying)
+        node = Node(proto, graph, needed, frozenset(wrt))
         op.dtype = _real(graph.dtype(proto.output[0])) or onnx.TensorProto.FLOAT
         if not entry.multiple and any(dy is not None for dy in arrived[1:]):
             raise node.refuse("a gradient is needed through one of its further outputs")
@@ -116,21 +116,21 @@ def sweep(
                 f"the gradient of {proto.op_type} (node {proto.name!r}, opset {graph.opset}) cannot be written out "
                 f"({type(error).__name__}: {error}); is the node valid ONNX?"
             ) from error
-        for index in sorted(wanted):
+        for index in sorted(needed):
             dx = returned[index] if index < len(returned) else None
             if dx is None:
                 continue
             name = proto.input[index]
             pending.setdefault(name, []).append(op.sum_to(dx, proto.output[0], name) if entry.broadcast else dx)
 
-    found = []
+    gradients = []
     for name in wrt:
         dx = settle(name)
         if dx is None:
             raise ModelError(f"{name!r} does not reach {of!r}: the operators between them pass no gradient on")
-        found.append(dx)
-    remove_expansions(op, first, sums, found)
-    return found
+        gradients.append(dx)
+    remove_expansions(op, first, sums, gradients)
+    return gradients
 
 
 def _carries(graph: Graph, node: onnx.NodeProto, value: str, forward: set[str]) -> bool:
@@ -139,7 +139,7 @@ def _carries(graph: Graph, node: onnx.NodeProto, value: str, forward: set[str]) 
         return True
     if graph.dtype(value) not in QUANTIZED:
         return False
-    # what is made of quantized values without computing is quantized the same way
+    # what only moves quantized values is quantized the same way
     return node.op_type == "QuantizeLinear" or (node.op_type in _MOVES and node.input[0] in forward)
 
 
@@ -153,12 +153,16 @@ def _flows(node: onnx.NodeProto) -> bool:
 
 
 def _feeding(node: onnx.NodeProto) -> list[str]:
-    """The values whose gradients a node may pass on; what CastLike is told to be like gives it a type, not a value."""
+    """The values whose gradients a node may pass on; the second input of CastLike gives a type, not a value."""
     return list(node.input[:1]) if node.op_type == "CastLike" else list(uses(node))
 
 
 def _rule_for(graph: Graph, node: onnx.NodeProto, of: str, wrt: Sequence[str]) -> Entry:
-    """The node's rule, or the error that names op, node, opset and the way through it."""
+    """The rule for a node.
+
+    Raises:
+        UnsupportedOperator: there is none; the message names operator, node, opset and the path through it.
+    """
     standard = node.domain in ("", "ai.onnx")
     entry = registry.find(node.op_type, graph.opset) if standard else None
     if entry is not None:

@@ -34,7 +34,7 @@ def windows(op: Builder, node: Node, x: str, kernel: Sequence[int]) -> list[Wind
     dilations = node.attr("dilations") or [1] * rank
     pads = node.attr("pads") or [0] * (2 * rank)
     mode = node.attr("auto_pad", "NOTSET")
-    found = []
+    result = []
     for axis, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
         begin: int | None = pads[axis]
         end: int | None = pads[rank + axis]
@@ -44,8 +44,8 @@ def windows(op: Builder, node: Node, x: str, kernel: Sequence[int]) -> list[Wind
             extent, size = d * (k - 1) + 1, op.dim(x, axis + 2)
             total = extent - 1 if s == 1 else None if size is None else max(0, (-(-size // s) - 1) * s + extent - size)
             begin, end = (None, None) if total is None else halves(total, mode)
-        found.append(Window(k, s, d, begin, end))
-    return found
+        result.append(Window(k, s, d, begin, end))
+    return result
 
 
 def halves(total: int, mode: str) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""CAM methods, and the classes they explain."""
+"""CAM methods: their registry, the view they get of a layer, and the methods themselves."""

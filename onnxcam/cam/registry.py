@@ -6,8 +6,8 @@
         return op.ReduceMean(a, [1], keepdims=0)
 
 A *graph* method emits ONNX nodes: `a` and `da` are activations and gradients, float32 `[N, C, h, w]` whatever the
-model's own layout is, and it returns the map before its ReLU, `[N, h, w]`. It works inside exported files and beside
-them, from one definition.
+model's own layout is, and it returns the map before its ReLU, `[N, h, w]`. One definition serves exported files and
+`onnxcam explain`.
 
     @layer_method("ablationcam")
     def ablationcam(view): ...
@@ -20,8 +20,9 @@ the layer is changed.
         '''sum_c dA * A. ...'''
         return op.Mul(da, a)
 
-Most maps are a sum over channels. A method of either kind that says so, `summed=True`, returns the terms `[N, C, h, w]`
-and the registry adds them up; eigen smoothing takes their first principal component instead of their sum.
+Most maps are a sum over channels. A method of either kind registered with `summed=True` returns the terms
+`[N, C, h, w]` and the registry adds them up; eigen smoothing takes their first principal
+component instead.
 
     @attribution("saliency")
     def saliency(view): ...
@@ -85,15 +86,15 @@ class Method:
         return first if link is None or "://" in first else f"{first} {link[0]}"
 
     def check(self, options: Iterable[str]) -> None:
-        """Refuse options it does not have.
+        """Refuse options that the method does not have.
 
         Raises:
-            MethodError: one that it has not.
+            MethodError: the method has no such option.
         """
         for name in options:
             if name not in self.options:
-                known = f"it has {listing(list(self.options))}" if self.options else "it has none"
-                raise MethodError(f"method {self.name!r} has no option {name!r}; {known}")
+                available = f"it has {listing(list(self.options))}" if self.options else "it has none"
+                raise MethodError(f"method {self.name!r} has no option {name!r}; {available}")
 
 
 _methods: dict[str, Method] = {}
@@ -163,8 +164,8 @@ def _add_arrays(terms: Callable[..., Any]) -> Callable[..., Any]:
 
 def methods(*kinds: str) -> list[str]:
     """Names of all methods, or of those of some kinds: by module, then in the order they stand there."""
-    chosen = [method for method in _methods.values() if not kinds or method.kind in kinds]
-    return [method.name for method in sorted(chosen, key=lambda method: method.function.__module__)]
+    selected = [method for method in _methods.values() if not kinds or method.kind in kinds]
+    return [method.name for method in sorted(selected, key=lambda method: method.function.__module__)]
 
 
 def find(name: str) -> Method:
@@ -179,15 +180,15 @@ def find(name: str) -> Method:
 
 
 def find_graph(name: str) -> Method:
-    """A method that a file can hold.
+    """A method that an exported file can contain.
 
     Raises:
-        MethodError: no such method, or one that is computed outside the file.
+        MethodError: no such method, or one that cannot be stored in a file.
     """
     method = find(name)
     if method.kind != GRAPH:
         raise MethodError(
-            f"method {name!r} is computed beside the model, so no file can hold it (these can be held: "
-            f"{', '.join(methods(GRAPH))}); ask for it when explaining, any explainable file will do"
+            f"method {name!r} cannot be stored in an ONNX file (storable are {', '.join(methods(GRAPH))}); use it with "
+            f"`onnxcam explain --method {name}` on any exported file"
         )
     return method

@@ -26,8 +26,8 @@ def linear(old: int, new: int) -> np.ndarray:
     places = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     low = np.minimum(places.astype(np.intp), max(old - 2, 0))
     part = (places - low).astype(np.float32)
-    found = np.zeros((new, old), np.float32)
-    found[np.arange(new), low] = 1 - part
+    matrix = np.zeros((new, old), np.float32)
+    matrix[np.arange(new), low] = 1 - part
     if old > 1:
-        found[np.arange(new), low + 1] = part
-    return found
+        matrix[np.arange(new), low + 1] = part
+    return matrix

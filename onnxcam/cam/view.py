@@ -1,4 +1,4 @@
-"""What a layer or input method sees: one layer of one batch, and what the model says when that layer is changed."""
+"""The view of a layer or input method: one layer of one batch, and the scores of the model when it is changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from onnxcam.targets.objectives import Objective
 from onnxcam.targets.readout import Readout
 
-# (start, stop) of the variants wanted -> their activations float32 [m, C, h, w], and int64 [m], which row each is of
+# (start, stop) of the variants -> their activations float32 [m, C, h, w], and int64 [m], which row each is of
 Make = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -82,7 +82,7 @@ class View(Protocol):
         """Of a transformer: height and width of the grid of patches, and how many tokens lie before it."""
 
     def attentions(self) -> list[np.ndarray]:
-        """Of a transformer: who looks at whom in each block, float32 `[N, heads, T, T]`, rows summing to 1.
+        """Of a transformer: the attention of each block, float32 `[N, heads, T, T]`, rows summing to 1.
 
         Raises:
             LayerError: no attention over all tokens was found.

@@ -271,7 +271,7 @@ def test_a_rule_is_called_once_whatever_waits_for_it() -> None:
 
     @registry.vjp("Asinh")
     def counted(op: object, node: registry.Node, dy: str) -> list[str]:
-        calls.append(sorted(node.wanted))
+        calls.append(sorted(node.needed))
         return [dy]
 
     added(build("a = Asinh(x) b = Exp(a) c = Sin(a) y = Mul(b, c)", {"x": normal(2)}), ["x", "a"])

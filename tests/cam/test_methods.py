@@ -315,7 +315,7 @@ def test_what_a_method_cannot_do_it_refuses(deep: tuple[Any, Explainer], pooled:
         deep[1].attribute(x, 1, "ablationcam", "third", samples=3)
     with pytest.raises(MethodError, match="samples=0"):
         pooled[1].attribute(x, 1, "sscam", samples=0)
-    with pytest.raises(MethodError, match=r"'scorecam' is computed beside the model.*gradcam"):
+    with pytest.raises(MethodError, match=r"'scorecam' cannot be stored in an ONNX file.*gradcam"):
         onnxcam.augment(models.tiny_cnn(), methods=("scorecam",))
 
 

@@ -4,8 +4,8 @@ That layout, of blocks of channels, begins at a convolution or a pool. A sum or 
 operands have it, and a comparison never does: every activation would be reordered twice.
 
 A step is 1 where a value lies beyond a bound and 0 elsewhere, a factor of a cotangent. A HardSigmoid so steep that no
-float lies on its slope is such a step: in float32 it takes one pass where a comparison and a Cast take two, and it keeps
-the layout (input gradient of MobileNetV2: 0.8 × the time).
+float lies on its slope is such a step: in float32 it takes one pass where a comparison and a Cast take two, and it
+keeps the layout (input gradient of MobileNetV2: 0.8 × the time).
 """
 
 from __future__ import annotations

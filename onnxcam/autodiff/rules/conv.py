@@ -1,4 +1,4 @@
-"""VJP rules: convolution, its transpose, and columns put together to a picture."""
+"""VJP rules: convolution, its transpose, and columns assembled to a picture."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def col2im(op: Builder, node: Node, dy: str) -> Cotangents:
     count, rank = int(block.prod()), len(block)
     places = op.cast(op.constant(np.eye(count, dtype=np.float32).reshape(count, 1, *block)))
     pictures = op.Reshape(dy, [-1, 1] + [0] * rank)
-    held = {name: node.attr(name) for name in ("dilations", "pads", "strides")}
-    return [op.reshape_like(op.Conv(pictures, places, **held), node.inputs[0])]
+    attrs = {name: node.attr(name) for name in ("dilations", "pads", "strides")}
+    return [op.reshape_like(op.Conv(pictures, places, **attrs), node.inputs[0])]
 
 
 def _kernel(op: Builder, node: Node) -> list[int]:
@@ -69,36 +69,36 @@ def _transpose_windows(op: Builder, node: Node) -> list[Window]:
     x, kernel = node.inputs[0], _kernel(op, node)
     rank, mode = len(kernel), node.attr("auto_pad", "NOTSET")
     added = node.attr("output_padding") or [0] * rank
-    wanted = node.attr("output_shape")
-    found = []
+    sizes = node.attr("output_shape")
+    result = []
     for axis, window in enumerate(windows(op, node, node.inputs[0], kernel)):
         begin, end, opad = window.begin, window.end, added[axis]
         total: int | None = None
-        if wanted:
+        if sizes:
             size = op.dim(x, axis + 2)
             if size is None:
                 raise node.refuse(
                     "its output_shape fixes the padding only where the input's height and width are static"
                 )
-            total = max(0, (size - 1) * window.stride + opad + window.extent - wanted[axis - rank])
+            total = max(0, (size - 1) * window.stride + opad + window.extent - sizes[axis - rank])
         elif mode.startswith("SAME"):
             total = max(0, window.extent + opad - window.stride)
         if total is not None:
             begin, end = halves(total, mode)
-        found.append(Window(window.kernel, window.stride, window.dilation, begin, end))
-    return found
+        result.append(Window(window.kernel, window.stride, window.dilation, begin, end))
+    return result
 
 
 def _input_gradient(op: Builder, node: Node, dy: str, shape: Sequence[Window], group: int) -> str:
     """Stride 1: Conv with flipped, transposed weights, 1.7-7 × faster than ConvTranspose, which larger strides need."""
     if all(window.stride == 1 for window in shape):
         w = _flipped(op, node, [window.kernel for window in shape], group)
-        # at stride 1 even SAME padding is known
+        # at stride 1 even SAME padding does not depend on the size
         pads = [(v.extent - 1 - (v.begin or 0), v.extent - 1 - (v.end or 0)) for v in shape]
         dilations = [window.dilation for window in shape]
         return op.Conv(trim(op, dy, pads), w, pads=flat(pads), dilations=dilations, group=group)
-    found = strided.input_gradient(op, node, dy, shape, group, _flipped)
-    return found or blocked(op, _scatter(op, node, dy, shape, group), node.inputs[0])
+    faster = strided.input_gradient(op, node, dy, shape, group, _flipped)
+    return faster or blocked(op, _scatter(op, node, dy, shape, group), node.inputs[0])
 
 
 def _flipped(op: Builder, node: Node, kernel: Sequence[int], group: int) -> str:
@@ -108,10 +108,10 @@ def _flipped(op: Builder, node: Node, kernel: Sequence[int], group: int) -> str:
     if group == 1:
         turned = op.Transpose(w, perm=[1, 0, *range(2, rank + 2)])
     else:
-        known = op.static(w)
-        if known is None:
+        weight_shape = op.static(w)
+        if weight_shape is None:
             raise node.refuse("its grouped weight has no static shape")
-        outputs, inputs = known[0] // group, known[1]
+        outputs, inputs = weight_shape[0] // group, weight_shape[1]
         turned = w
         if outputs > 1 and inputs > 1:
             split = op.Reshape(w, [group, outputs, inputs, *kernel])

@@ -84,33 +84,33 @@ def _transposed(op: Builder, matrix: str, rank: int) -> str:
 
 @vjp("Einsum")
 def einsum(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dX = the einsum of dY with the other operands onto X's subscripts, repeated along those found nowhere else.
+    """dX = the einsum of dY with the other operands onto X's subscripts, repeated along those that occur nowhere else.
 
-    A subscript that X itself repeats (a diagonal) gets a letter of its own and an identity matrix that ties the two.
+    A subscript that X itself repeats (a diagonal) gets a new letter and an identity matrix that ties the two.
     """
     terms, result = _subscripts(node)
     spare = [letter for letter in string.ascii_letters if all(letter not in term for term in terms)]
-    found: list[str | None] = []
+    gradients: list[str | None] = []
     for index, (term, x) in enumerate(zip(terms, node.inputs, strict=True)):
         if not node.wants(index):
-            found.append(None)
+            gradients.append(None)
             continue
-        given = [(result, dy)]
-        given += [(t, v) for k, (t, v) in enumerate(zip(terms, node.inputs, strict=True)) if k != index]
+        factors = [(result, dy)]
+        factors += [(t, v) for k, (t, v) in enumerate(zip(terms, node.inputs, strict=True)) if k != index]
         apart = ""
         for axis, letter in enumerate(term):
             if letter in apart:
                 size = op.size(x, axis)
-                given.append((letter + spare[0], op.EyeLike(op.filled(0.0, op.Concat(size, size, axis=0)))))
+                factors.append((letter + spare[0], op.EyeLike(op.filled(0.0, op.Concat(size, size, axis=0)))))
                 letter = spare.pop(0)
             apart += letter
-        reached = set("".join(t for t, _ in given))
-        kept = "".join(letter for letter in apart if letter in reached)
-        equation = ",".join(t for t, _ in given) + "->" + kept
-        dx = op.Einsum(*(v for _, v in given), equation=equation)
+        reached = set("".join(t for t, _ in factors))
+        target = "".join(letter for letter in apart if letter in reached)
+        equation = ",".join(t for t, _ in factors) + "->" + target
+        dx = op.Einsum(*(v for _, v in factors), equation=equation)
         lonely = [axis for axis, letter in enumerate(apart) if letter not in reached]
-        found.append(op.Expand(op.Unsqueeze(dx, lonely), op.shape(x)) if lonely else dx)
-    return found
+        gradients.append(op.Expand(op.Unsqueeze(dx, lonely), op.shape(x)) if lonely else dx)
+    return gradients
 
 
 def _subscripts(node: Node) -> tuple[list[str], str]:
@@ -164,8 +164,8 @@ def rotary_embedding(op: Builder, node: Node, dy: str) -> Cotangents:
     if node.wants(1) or node.wants(2):
         raise node.refuse("a gradient is needed for its cosines or sines")
     _x, cosines, sines = node.inputs[:3]
-    held = {name: node.attr(name) for name in ("interleaved", "num_heads", "rotary_embedding_dim")}
-    return [op.RotaryEmbedding(dy, cosines, op.Neg(sines), node.input(3), **held)]
+    attrs = {name: node.attr(name) for name in ("interleaved", "num_heads", "rotary_embedding_dim")}
+    return [op.RotaryEmbedding(dy, cosines, op.Neg(sines), node.input(3), **attrs)]
 
 
 @vjp("Softmax")
@@ -179,7 +179,7 @@ def softmax(op: Builder, node: Node, dy: str) -> Cotangents:
 
 
 def _replaced(node: Node, value: str) -> bool:
-    """Whether a Where takes the value or something else, as attention does for a query that may see nobody."""
+    """Whether a Where takes the value or something else, as attention does for a query whose keys are all masked."""
     readers = node.graph.consumers.get(value, [])
     return any(
         reader.op_type == "Where" or (reader.op_type in ("Cast", "Identity") and _replaced(node, reader.output[0]))

@@ -17,8 +17,8 @@ from onnxcam.graph.builder import Builder
 def max_pool(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = dY added at the first maximum of each window.
 
-    The forward node stays as it is and a second one finds the indices: with Indices, MaxPool takes 10 × as long (2.2
-    against 0.2 ms on 1x64x112x112, 3x3, stride 2), and a prediction must not pay for that.
+    The forward node stays as it is and a second one computes the indices: with Indices, MaxPool takes 10 × as long
+    (2.2 instead of 0.2 ms on 1x64x112x112, 3x3, stride 2), and a prediction must not pay for that.
     """
     x = node.inputs[0]
     indices = op.call(
@@ -100,8 +100,8 @@ def _windows(op: Builder, node: Node) -> list[Window]:
 
 def _scatter(op: Builder, x: str, indices: str, dy: str, reduction: str | None) -> str:
     """dY at flat `indices` of zeros in the shape of x."""
-    known = op.static(x)
-    size = op.ReduceProd(op.shape(x), keepdims=1) if known is None else op.operand([int(np.prod(known))])
+    dims = op.static(x)
+    size = op.ReduceProd(op.shape(x), keepdims=1) if dims is None else op.operand([int(np.prod(dims))])
     at, values = op.Reshape(indices, [-1]), op.Reshape(dy, [-1])
     return op.reshape_like(op.ScatterElements(op.filled(0.0, size), at, values, axis=0, reduction=reduction), x)
 
@@ -141,17 +141,17 @@ def _slide(op: Builder, node: Node, dy: str, shape: Sequence[Window]) -> str:
 
 def _gather(op: Builder, node: Node, dy: str, **changed: Any) -> str:
     """The adjoint of a pool that is linear along each axis; the pool of an identity matrix holds its weights."""
-    held = {**_attributes(node), **changed}
-    rank = len(held["kernel_shape"])
+    attrs = {**_attributes(node), **changed}
+    rank = len(attrs["kernel_shape"])
     for axis in range(rank):
-        own = dict(held)
+        along = dict(attrs)
         for name in ("kernel_shape", "strides", "dilations"):
-            if name in held:
-                own[name] = [held[name][axis]]
-        if "pads" in held:
-            own["pads"] = [held["pads"][axis], held["pads"][rank + axis]]
+            if name in attrs:
+                along[name] = [attrs[name][axis]]
+        if "pads" in attrs:
+            along["pads"] = [attrs["pads"][axis], attrs["pads"][rank + axis]]
         eye = op.Unsqueeze(identity(op, node.inputs[0], axis + 2), [0])
-        weights = op.Squeeze(op.call(node.op_type, [eye], **own)[0], [0])
+        weights = op.Squeeze(op.call(node.op_type, [eye], **along)[0], [0])
         dy = contract(op, node, dy, weights, axis + 2)
     return dy
 

@@ -1,7 +1,7 @@
 """VJP rules: quantization, straight through.
 
-Rounding has no derivative, so it is taken for the identity it approximates, and saturation for the clipping it is
-(https://arxiv.org/abs/1308.3432). The cotangent of a quantized value is kept in the real numbers it stands for, so that
+Rounding has no derivative, so it is treated as the identity it approximates, and saturation as the clipping it is
+(https://arxiv.org/abs/1308.3432). The cotangent of a quantized value is in the real numbers it stands for, so that
 reshaping, transposing or pooling between the two operators is differentiated like that of any other value.
 """
 
@@ -29,7 +29,7 @@ def quantize_linear(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = dY where lowest < X / scale + zero point < highest: what saturates does not vary."""
     x, kind = node.inputs[0], node.graph.dtype(node.output)
     if kind not in _RANGES:
-        raise node.refuse(f"{onnx.TensorProto.DataType.Name(kind)} is no integer type with a range")
+        raise node.refuse(f"{onnx.TensorProto.DataType.Name(kind)} is not an integer type with a range")
     op.dtype = node.graph.dtype(x) if node.graph.dtype(x) in FLOATS else onnx.TensorProto.FLOAT
     low, high = (_bound(op, node, float(limit)) for limit in _RANGES[kind])
     return [op.mask(dy, op.And(op.Greater(x, low), op.Less(x, high))), None, None]
@@ -45,21 +45,21 @@ def _bound(op: Builder, node: Node, limit: float) -> str:
     """(limit - zero point) * scale, in the shape in which it meets x."""
     scale, zero = node.constant(1), node.constant(2)
     if scale is not None and (zero is not None or node.input(2) is None):
-        known = (limit - (0 if zero is None else zero.astype(np.float64))) * scale.astype(np.float64)
-        return op.constant(_spread(node, known).astype(onnx.helper.tensor_dtype_to_np_dtype(op.dtype)))
+        bound = (limit - (0 if zero is None else zero.astype(np.float64))) * scale.astype(np.float64)
+        return op.constant(_spread(node, bound).astype(onnx.helper.tensor_dtype_to_np_dtype(op.dtype)))
     if node.attr("block_size", 0) or node.rank(node.inputs[1]):
-        raise node.refuse("its scale is no constant and differs along the tensor")
+        raise node.refuse("its scale is not a constant and differs along the tensor")
     offset = op.scalar(limit) if node.input(2) is None else op.Sub(limit, op.cast(node.inputs[2]))
     return op.Mul(offset, op.cast(node.inputs[1]))
 
 
-def _spread(node: Node, known: np.ndarray) -> np.ndarray:
+def _spread(node: Node, bound: np.ndarray) -> np.ndarray:
     """A bound per slice along `axis` in a shape that broadcasts against x."""
-    if known.ndim == 0 or known.size == 1:
-        return known.reshape(())
+    if bound.ndim == 0 or bound.size == 1:
+        return bound.reshape(())
     if node.attr("block_size", 0):
-        raise node.refuse("its scale is given block by block, which is not covered")
+        raise node.refuse("its scale is blockwise, which is not covered")
     rank = node.rank(node.inputs[0])
     shape = [1] * rank
-    shape[node.attr("axis", 1) % rank] = known.size
-    return known.reshape(shape)
+    shape[node.attr("axis", 1) % rank] = bound.size
+    return bound.reshape(shape)

@@ -13,7 +13,7 @@ def reduce_sum(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = dY."""
     if _is_identity(node):
         return [dy]
-    return [op.Expand(_kept(op, node, dy), op.shape(node.inputs[0]))]
+    return [op.Expand(_with_axes(op, node, dy), op.shape(node.inputs[0]))]
 
 
 @vjp("ReduceMean")
@@ -24,12 +24,12 @@ def reduce_mean(op: Builder, node: Node, dy: str) -> Cotangents:
     x = node.inputs[0]
     axes = _axes(node)
     if axes is None:
-        kept = _kept(op, node, op.Div(dy, op.Div(op.cast(op.Size(x)), op.cast(op.Size(node.output)))))
+        share = _with_axes(op, node, op.Div(dy, op.Div(op.cast(op.Size(x)), op.cast(op.Size(node.output)))))
     else:
-        kept = _kept(op, node, op.divide(dy, x, axes))
+        share = _with_axes(op, node, op.divide(dy, x, axes))
     if axes is None or node.shape(node.output) == ():
-        return [op.Expand(kept, op.shape(x))]
-    return [op.spread(kept, x, [axis % node.rank(x) for axis in axes])]
+        return [op.Expand(share, op.shape(x))]
+    return [op.spread(share, x, [axis % node.rank(x) for axis in axes])]
 
 
 @vjp("ReduceMax", "ReduceMin")
@@ -37,9 +37,9 @@ def reduce_extremum(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = dY where X = Y, shared equally among the elements that tie."""
     if _is_identity(node):
         return [dy]
-    hits = op.cast(op.Equal(node.inputs[0], _kept(op, node, node.output)))
+    hits = op.cast(op.Equal(node.inputs[0], _with_axes(op, node, node.output)))
     ties = op.ReduceSum(hits, node.input(1), keepdims=1)
-    dy = _kept(op, node, dy)
+    dy = _with_axes(op, node, dy)
     return [op.Mul(hits, op.Div(dy, ties))]
 
 
@@ -73,7 +73,7 @@ def reduce_log_sum(op: Builder, node: Node, dy: str) -> Cotangents:
 def reduce_log_sum_exp(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = exp(X - Y) dY."""
     weights = op.Exp(op.Sub(node.inputs[0], _reduced(op, node, node.output)))
-    return [op.Mul(weights, _kept(op, node, dy))]
+    return [op.Mul(weights, _with_axes(op, node, dy))]
 
 
 @vjp("ReduceProd")
@@ -87,7 +87,7 @@ def reduce_prod(op: Builder, node: Node, dy: str) -> Cotangents:
     product = op.ReduceProd(others, axes, keepdims=1)
     # with no zero every element has a gradient; with one, only that one; with more, none
     alone = op.Equal(zero, op.ReduceSum(zero, axes, keepdims=1))
-    return [op.mask(op.Div(op.Mul(product, _kept(op, node, dy)), others), alone)]
+    return [op.mask(op.Div(op.Mul(product, _with_axes(op, node, dy)), others), alone)]
 
 
 def _axes(node: Node) -> list[int] | None:
@@ -95,28 +95,28 @@ def _axes(node: Node) -> list[int] | None:
     rank = node.rank(node.inputs[0])
     if not node.input(1):
         return list(range(rank))
-    held = node.constant(1)
-    return None if held is None else [int(axis) for axis in held] or list(range(rank))
+    axes = node.constant(1)
+    return None if axes is None else [int(axis) for axis in axes] or list(range(rank))
 
 
 def _is_identity(node: Node) -> bool:
     """Whether nothing is reduced: no axes, and noop_with_empty_axes set."""
     if not node.attr("noop_with_empty_axes", 0):
         return False
-    held = node.constant(1)
-    if node.input(1) and held is None:
+    axes = node.constant(1)
+    if node.input(1) and axes is None:
         raise node.refuse("whether it reduces anything is only known at run time (noop_with_empty_axes)")
-    return held is None or held.size == 0
+    return axes is None or axes.size == 0
 
 
 def _reduced(op: Builder, node: Node, value: str) -> str:
-    """`_kept` for operators that do more than reduce: what is left of them without axes, the runtimes disagree on."""
+    """`_with_axes` for operators that do more than reduce: runtimes disagree on what they do without axes."""
     if _is_identity(node):
         raise node.refuse("it has no axes and noop_with_empty_axes is set")
-    return _kept(op, node, value)
+    return _with_axes(op, node, value)
 
 
-def _kept(op: Builder, node: Node, value: str) -> str:
+def _with_axes(op: Builder, node: Node, value: str) -> str:
     """A value of Y's shape with the reduced axes back as ones; a scalar broadcasts as it is."""
     if node.attr("keepdims", 1) or node.shape(node.output) == ():
         return value

@@ -22,7 +22,7 @@ def resize(op: Builder, node: Node, dy: str) -> Cotangents:
     x = node.inputs[0]
     rank = node.rank(x)
     axes = [axis % rank for axis in node.attr("axes") or range(rank)]
-    moved = [(place, axis) for place, axis in enumerate(axes) if not _kept(op, node, place, axis)]
+    moved = [(place, axis) for place, axis in enumerate(axes) if not _is_unchanged(op, node, place, axis)]
     factors = _repeats(op, node, moved)
     if factors is not None:
         kernel = [factors.get(axis, 1) for axis in range(2, rank)]
@@ -38,10 +38,10 @@ def pad(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = dY without the padding, whose part goes where reflect, edge and wrap copied it from, or to dV, summed."""
     x = node.inputs[0]
     rank = node.rank(x)
-    given = node.constant(3)
-    if node.input(3) and given is None:
+    listed = node.constant(3)
+    if node.input(3) and listed is None:
         raise node.refuse("its axes are computed at run time")
-    axes = [int(axis) % rank for axis in given] if given is not None else list(range(rank))
+    axes = [int(axis) % rank for axis in listed] if listed is not None else list(range(rank))
     if node.attr("mode", "constant") == "constant":
         dx = _unpadded(op, node, dy, axes)
         if not node.wants(2):
@@ -57,7 +57,7 @@ def pad(op: Builder, node: Node, dy: str) -> Cotangents:
     return [dy]
 
 
-def _kept(op: Builder, node: Node, place: int, axis: int) -> bool:
+def _is_unchanged(op: Builder, node: Node, place: int, axis: int) -> bool:
     """Whether resizing leaves an axis as it is."""
     scales = node.constant(2)
     if node.input(2) and (scales is None or scales.size):
@@ -101,19 +101,19 @@ def _resized_identity(op: Builder, node: Node, place: int, axis: int) -> str:
         "mode",
         "nearest_mode",
     )
-    held = {name: node.attr(name) for name in names}
+    attrs = {name: node.attr(name) for name in names}
     eye = op.Unsqueeze(identity(op, node.inputs[0], axis), [0, 1])  # ONNX Runtime resizes images, not matrices
     scales = node.constant(2)
     if node.input(2) and (scales is None or scales.size):
         ones = np.ones(3, dtype=np.float32)
         if scales is not None:
-            taken = op.constant(np.append(ones, np.float32(scales[place])))
+            factors = op.constant(np.append(ones, np.float32(scales[place])))
         else:
-            taken = op.Concat(ones, op.Gather(node.inputs[2], [place]), axis=0)
-        resized = op.Resize(eye, None, taken, **held)
+            factors = op.Concat(ones, op.Gather(node.inputs[2], [place]), axis=0)
+        resized = op.Resize(eye, None, factors, **attrs)
     else:
         size = op.size(node.output, axis)
-        resized = op.Resize(eye, None, None, op.vector(1, 1, op.size(node.inputs[0], axis), size), **held)
+        resized = op.Resize(eye, None, None, op.vector(1, 1, op.size(node.inputs[0], axis), size), **attrs)
     return op.Squeeze(resized, [0, 1])
 
 

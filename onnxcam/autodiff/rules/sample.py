@@ -19,7 +19,7 @@ def affine_grid(op: Builder, node: Node, dy: str) -> Cotangents:
     if rank is None:
         raise node.refuse("whether its grid is flat or spatial is unknown")
     one = op.Concat([1], op.Slice(size, [1], [rank + 2]), axis=0)
-    plain = _held(op, np.eye(rank, rank + 1)[None])
+    plain = _typed(op, np.eye(rank, rank + 1)[None])
     places = op.Reshape(op.AffineGrid(plain, one, align_corners=node.attr("align_corners")), [-1, rank])
     rows = op.Transpose(op.Reshape(dy, op.vector(op.size(theta, 0), -1, rank)), perm=[0, 2, 1])
     return [op.Concat(op.MatMul(rows, places), op.ReduceSum(rows, [2], keepdims=1), axis=2), None]
@@ -41,12 +41,12 @@ def grid_sample(op: Builder, node: Node, dy: str) -> Cotangents:
     grid = op.Reshape(op.cast(node.inputs[1]), [0, 1, -1, rank])
     place, slope = _places(op, node, grid, counts, last)
     corners, weights, signs = _around(op, place, rank) if linear else (op.Round(place), None, None)
-    seen = op.Min(op.Max(corners, 0.0), last)
-    pixels = _numbered(op, seen, sizes, rank)  # [N, K, L]: K pixels of each of L samples
+    clamped = op.Min(op.Max(corners, 0.0), last)
+    pixels = _numbered(op, clamped, sizes, rank)  # [N, K, L]: K pixels of each of L samples
     columns = op.Expand(op.Reshape(pixels, [0, 1, -1]), op.Concat([1], op.size(x, 1), [1], axis=0))
     rows = op.Reshape(dy, [0, 0, 1, -1])
     if node.attr("padding_mode", "zeros") == "zeros":
-        inside = op.ReduceMin(op.cast(op.Equal(seen, corners)), [3], keepdims=0)
+        inside = op.ReduceMin(op.cast(op.Equal(clamped, corners)), [3], keepdims=0)
         rows = op.Mul(rows, op.Unsqueeze(inside, [1]))
     flat = op.Concat(op.Slice(op.shape(x), [0], [2]), [-1], axis=0)
     dx = dgrid = None
@@ -66,17 +66,17 @@ def grid_sample(op: Builder, node: Node, dy: str) -> Cotangents:
 def _around(op: Builder, place: str, rank: int) -> tuple[str, str, str]:
     """The pixels around each place, the factors of their weights per axis, and the slopes of these: 1 or -1."""
     offsets = np.asarray(list(itertools.product((0.0, 1.0), repeat=rank))).reshape(-1, 1, rank)
-    low, signs = op.Floor(place), _held(op, 2 * offsets - 1)
-    weights = op.Add(op.Mul(op.Sub(place, low), signs), _held(op, 1 - offsets))
-    return op.Add(low, _held(op, offsets)), weights, signs
+    low, signs = op.Floor(place), _typed(op, 2 * offsets - 1)
+    weights = op.Add(op.Mul(op.Sub(place, low), signs), _typed(op, 1 - offsets))
+    return op.Add(low, _typed(op, offsets)), weights, signs
 
 
 def _steepness(op: Builder, values: str, weights: str, signs: str, rank: int) -> str:
     """The derivative of the sum of pixels times weights along each axis: there the factor is replaced by its slope."""
     each = []
     for axis in range(rank):
-        chosen = np.eye(rank)[axis]
-        factors = op.Add(op.Mul(weights, _held(op, 1 - chosen)), op.Mul(signs, _held(op, chosen)))
+        along = np.eye(rank)[axis]
+        factors = op.Add(op.Mul(weights, _typed(op, 1 - along)), op.Mul(signs, _typed(op, along)))
         products = op.Mul(values, op.ReduceProd(factors, [3], keepdims=0))
         each.append(op.Unsqueeze(op.ReduceSum(products, [1], keepdims=0), [2]))
     return op.Concat(*each, axis=2)
@@ -98,8 +98,8 @@ def _places(op: Builder, node: Node, grid: str, sizes: str, last: str) -> tuple[
     place = op.Add(place, edge) if edge else place
     if padding == "zeros":
         return place, op.Expand(slope, op.Shape(place)) if needed else None
-    held = op.Min(op.Max(place, 0.0), last)
-    return held, op.mask(slope, op.Equal(held, place)) if needed else None
+    clamped = op.Min(op.Max(place, 0.0), last)
+    return clamped, op.mask(slope, op.Equal(clamped, place)) if needed else None
 
 
 def _numbered(op: Builder, places: str, sizes: str, rank: int) -> str:
@@ -111,6 +111,6 @@ def _numbered(op: Builder, places: str, sizes: str, rank: int) -> str:
     return op.ReduceSum(op.Mul(whole, op.Concat(*strides, axis=0)), [3], keepdims=0)
 
 
-def _held(op: Builder, array: np.ndarray) -> str:
+def _typed(op: Builder, array: np.ndarray) -> str:
     """A constant in the current element type."""
     return op.constant(array.astype(onnx.helper.tensor_dtype_to_np_dtype(op.dtype)))

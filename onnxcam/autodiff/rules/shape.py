@@ -1,4 +1,4 @@
-"""VJP rules of operators that move elements about: reshaping, joining, cutting, picking."""
+"""VJP rules of operators that move elements: reshaping, joining, slicing, gathering."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnxcam.graph.builder import Builder
 
 no_gradient("Shape", "Size", "NonZero", "ConstantOfShape", "EyeLike", "RandomNormalLike", "RandomUniformLike")
 
-Extent = int | str  # known while the graph is built, or an int64 vector of length 1 found at run time
+Extent = int | str  # an int where static, else an int64 vector of length 1 computed at run time
 END = 2**31 - 1
 INT64 = onnx.TensorProto.INT64
 
@@ -40,15 +40,15 @@ def expand(op: Builder, node: Node, dy: str) -> Cotangents:
 def concat(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = X's part of dY."""
     axis = node.attr("axis")
-    found: list[str | None] = []
+    parts: list[str | None] = []
     start: Extent = 0
     for index, x in enumerate(node.inputs):
-        if index > max(node.wanted):
+        if index > max(node.needed):
             break
         end: Extent = END if index + 1 == len(node.inputs) else _plus(op, start, _extent(op, x, axis))
-        found.append(op.Slice(dy, op.vector(start), op.vector(end), [axis]) if node.wants(index) else None)
+        parts.append(op.Slice(dy, op.vector(start), op.vector(end), [axis]) if node.wants(index) else None)
         start = end
-    return found
+    return parts
 
 
 @vjp("Split", multiple=True)
@@ -85,8 +85,8 @@ def _start(op: Builder, node: Node, k: int, axis: int) -> Extent:
             return 0
         if size is not None:
             return min(max(start + size if start < 0 else start, 0), size)
-    given = op.Slice(op.Cast(node.inputs[1], to=INT64), [k], [k + 1])
-    counted = op.Where(op.Less(given, 0), op.Add(given, op.size(x, axis)), given)
+    begin = op.Slice(op.Cast(node.inputs[1], to=INT64), [k], [k + 1])
+    counted = op.Where(op.Less(begin, 0), op.Add(begin, op.size(x, axis)), begin)
     return op.Min(op.Max(counted, 0), op.size(x, axis))
 
 
@@ -96,9 +96,9 @@ def _inverse(op: Builder, node: Node, k: int, axis: int) -> str:
     size, constants = op.dim(x, axis), [node.constant(i) for i in (1, 2, 4)]
     if size is not None and all(c is not None for c in constants):
         start, end, step = (int(c[k]) for c in constants if c is not None)
-        taken = np.arange(size)[start:end:step]
-        inverse = np.full(size, len(taken))
-        inverse[taken] = np.arange(len(taken))
+        picked = np.arange(size)[start:end:step]
+        inverse = np.full(size, len(picked))
+        inverse[picked] = np.arange(len(picked))
         return op.constant(inverse)
     cuts = [op.Slice(op.Cast(node.inputs[i], to=INT64), [k], [k + 1]) for i in (1, 2, 4)]
     every = op.Range(0, op.Squeeze(op.size(x, axis)), 1)
@@ -157,7 +157,7 @@ def gather_nd(op: Builder, node: Node, dy: str) -> Cotangents:
 
 @vjp("ScatterND")
 def scatter_nd(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dX = dY, 0 where overwritten; dupdates = dY[indices]; for max and min, dY goes to whoever holds the extremum."""
+    """dX = dY, 0 where overwritten; dupdates = dY[indices]; for max and min, dY goes to where the extremum is."""
     x, indices, updates = node.inputs
     kind = _reduction(node)
     if kind in ("max", "min"):
@@ -177,7 +177,7 @@ def scatter_nd(op: Builder, node: Node, dy: str) -> Cotangents:
 
 @vjp("ScatterElements")
 def scatter_elements(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dX = dY, 0 where overwritten; dupdates = dY[indices]; for max and min, dY goes to whoever holds the extremum."""
+    """dX = dY, 0 where overwritten; dupdates = dY[indices]; for max and min, dY goes to where the extremum is."""
     x, indices, updates = node.inputs
     kind = _reduction(node)
     axis, dx = node.attr("axis", 0), dy
@@ -216,30 +216,30 @@ def _reduction(node: Node) -> str:
 
 def _extremum(op: Builder, x: str, y: str, dy: str, indices: str, updates: str, axis: int) -> tuple[str, str]:
     """dY shared equally among the element of X and the updates that tie for Y."""
-    held = op.cast(op.Equal(x, y))
+    equal = op.cast(op.Equal(x, y))
     hits = op.cast(op.Equal(updates, op.GatherElements(y, indices, axis=axis)))
-    share = op.Div(dy, op.ScatterElements(held, indices, hits, axis=axis, reduction="add"))
-    return op.Mul(share, held), op.Mul(op.GatherElements(share, indices, axis=axis), hits)
+    share = op.Div(dy, op.ScatterElements(equal, indices, hits, axis=axis, reduction="add"))
+    return op.Mul(share, equal), op.Mul(op.GatherElements(share, indices, axis=axis), hits)
 
 
 @vjp("TopK")
 def top_k(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dX = dY where it was taken from, 0 elsewhere."""
+    """dX = dY at the selected elements, 0 elsewhere."""
     zeros = op.filled(0.0, op.shape(node.inputs[0]))
     return [op.ScatterElements(zeros, node.outputs[1], dy, axis=node.attr("axis", -1))]
 
 
 @vjp("Compress")
 def compress(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dX = dY where the condition kept it, 0 elsewhere."""
+    """dX = dY where the condition holds, 0 elsewhere."""
     x, condition = node.inputs
-    kept = op.Reshape(op.NonZero(condition), [-1])
+    places = op.Reshape(op.NonZero(condition), [-1])
     axis = node.attr("axis")
     if axis is None:
         size = op.Reshape(op.ReduceProd(op.shape(x), keepdims=0), [1])
-        return [op.reshape_like(op.ScatterElements(op.filled(0.0, size), kept, dy, axis=0), x)]
+        return [op.reshape_like(op.ScatterElements(op.filled(0.0, size), places, dy, axis=0), x)]
     place = _axis(node, axis)
-    rows = op.Reshape(kept, [-1 if a == place else 1 for a in range(node.rank(x))])
+    rows = op.Reshape(places, [-1 if a == place else 1 for a in range(node.rank(x))])
     rows = op.Expand(rows, op.Shape(dy))
     return [op.ScatterElements(op.filled(0.0, op.shape(x)), rows, dy, axis=place)]
 
@@ -247,8 +247,8 @@ def compress(op: Builder, node: Node, dy: str) -> Cotangents:
 @vjp("ReverseSequence")
 def reverse_sequence(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = dY with the same sequences reversed."""
-    held = {name: node.attr(name) for name in ("batch_axis", "time_axis")}
-    return [op.ReverseSequence(dy, node.inputs[1], **held)]
+    axes = {name: node.attr(name) for name in ("batch_axis", "time_axis")}
+    return [op.ReverseSequence(dy, node.inputs[1], **axes)]
 
 
 @vjp("Tile")
@@ -276,7 +276,7 @@ def depth_to_space(op: Builder, node: Node, dy: str) -> Cotangents:
         return [dx]
     channels = op.dim(node.inputs[0], 1)
     if channels is None:
-        raise node.refuse("mode CRD needs a known number of channels")
+        raise node.refuse("mode CRD needs a static number of channels")
     # SpaceToDepth counts (block row, block column, channel), mode CRD (channel, block row, block column)
     order = np.arange(channels).reshape(block * block, -1).T.ravel()
     return [op.Gather(dx, order, axis=1)]
@@ -306,7 +306,7 @@ def arange(op: Builder, node: Node, dy: str) -> Cotangents:
 def one_hot(op: Builder, node: Node, dy: str) -> Cotangents:
     """doff = sum of dY where cold, don = sum where hot."""
     indices, depth, _ = node.inputs
-    # in the values' own type: the runtime has few types together
+    # in the element type of the values: the runtime has kernels for few combinations
     ends = np.asarray([0, 1], onnx.helper.tensor_dtype_to_np_dtype(op.dtype))
     hot = op.OneHot(indices, depth, ends, axis=node.attr("axis", -1))
     on = op.ReduceSum(op.Mul(dy, hot), keepdims=0)
@@ -326,8 +326,8 @@ def _placed(op: Builder, node: Node, dy: str, places: Mapping[int, tuple[Extent,
 
 
 def _extent(op: Builder, value: str, axis: int) -> Extent:
-    known = op.dim(value, axis)
-    return op.size(value, axis) if known is None else known
+    length = op.dim(value, axis)
+    return op.size(value, axis) if length is None else length
 
 
 def _plus(op: Builder, a: Extent, b: Extent) -> Extent:

@@ -186,16 +186,16 @@ def broadcast(name: str, value: Any, x: np.ndarray) -> np.ndarray:
     Raises:
         MethodError: it does not fit, or is not finite.
     """
-    held = np.asarray(value, np.float32)
-    if held.ndim == 1 and len(held) == x.shape[1]:
-        held = held[:, None, None]
+    array = np.asarray(value, np.float32)
+    if array.ndim == 1 and len(array) == x.shape[1]:
+        array = array[:, None, None]
     try:
-        found = np.broadcast_to(held, x.shape)
+        pictures = np.broadcast_to(array, x.shape)
     except ValueError:
-        found = None
-    if found is None or held.ndim in (1, 2) or not np.isfinite(held).all():
+        pictures = None
+    if pictures is None or array.ndim in (1, 2) or not np.isfinite(array).all():
         raise MethodError(
-            f"{name} of shape {list(held.shape)}; expected a finite number, {x.shape[1]} of them (one per channel), or "
-            f"an array {list(x.shape[1:])} or {list(x.shape)}"
+            f"{name} of shape {list(array.shape)}; expected a finite number, {x.shape[1]} of them (one per channel), "
+            f"or an array {list(x.shape[1:])} or {list(x.shape)}"
         )
-    return np.asarray(found)
+    return np.asarray(pictures)

@@ -1,4 +1,4 @@
-"""Grad-CAM of what tells a class from its rivals."""
+"""Grad-CAM of what distinguishes a class from its rivals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps that look at how the gradient itself changes."""
+"""Maps from the second derivative."""
 
 from __future__ import annotations
 

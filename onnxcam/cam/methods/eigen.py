@@ -1,6 +1,6 @@
 """Maps by the first principal component over the places of a layer.
 
-A component has no sign of its own. It is chosen so that the map goes with the mean of what it was made of.
+The sign of a component is arbitrary; here it is the one with which the map correlates with the mean over channels.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def _component(one: np.ndarray) -> np.ndarray:
     # the smaller of both products has the same leading pair, and no need of the other 2,047
     if rows.shape[0] <= rows.shape[1]:
         values, vectors = np.linalg.eigh(rows @ rows.T)
-        found = vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
+        coordinates = vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
     else:
-        found = rows @ np.linalg.eigh(rows.T @ rows)[1][:, -1]
-    return _signed(found, one)
+        coordinates = rows @ np.linalg.eigh(rows.T @ rows)[1][:, -1]
+    return _signed(coordinates, one)
 
 
 def _kernel_component(one: np.ndarray, gamma: float) -> np.ndarray:
@@ -76,7 +76,7 @@ def _kernel_component(one: np.ndarray, gamma: float) -> np.ndarray:
     return _signed(vectors[:, -1] * np.sqrt(max(values[-1], 0.0)), one)
 
 
-def _signed(found: np.ndarray, one: np.ndarray) -> np.ndarray:
+def _signed(coordinates: np.ndarray, one: np.ndarray) -> np.ndarray:
     mean = one.mean(axis=0, dtype=np.float64)
-    sign = -1.0 if float((found * (mean - mean.mean()).reshape(-1)).sum()) < 0 else 1.0
-    return (sign * found).reshape(one.shape[1:]).astype(np.float32)
+    sign = -1.0 if float((coordinates * (mean - mean.mean()).reshape(-1)).sum()) < 0 else 1.0
+    return (sign * coordinates).reshape(one.shape[1:]).astype(np.float32)

@@ -36,20 +36,20 @@ def occlusion(view: View, window: Any = None, stride: Any = None, baseline: Any 
     sides = x.shape[1:]
     size = _sizes("window", window, sides, [max(1, side // 8) for side in sides[1:]])
     step = _sizes("stride", stride, sides, [max(1, side // 2) for side in size[1:]], channels=size[0])
-    for held, shift, side in zip(size, step, sides, strict=True):
-        if held > side or (shift > held and held < side):
+    for length, shift, side in zip(size, step, sides, strict=True):
+        if length > side or (shift > length and length < side):
             raise MethodError(
                 f"window {list(size)} and stride {list(step)} of a picture {list(sides)}; expected a window within the "
                 "picture and a stride of at most the window"
             )
     hidden = broadcast("baseline", baseline, x)
-    counts = [-(-(side - held) // shift) + 1 for side, held, shift in zip(sides, size, step, strict=True)]
+    counts = [-(-(side - length) // shift) + 1 for side, length, shift in zip(sides, size, step, strict=True)]
     places = int(np.prod(counts))
     rows = len(x)
 
     def window_of(place: int) -> tuple[slice, ...]:
         starts = [int(at) * shift for at, shift in zip(np.unravel_index(place, counts), step, strict=True)]
-        return tuple(slice(start, start + held) for start, held in zip(starts, size, strict=True))
+        return tuple(slice(start, start + length) for start, length in zip(starts, size, strict=True))
 
     def make(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         place, row = np.divmod(np.arange(first, last), rows)
@@ -60,12 +60,12 @@ def occlusion(view: View, window: Any = None, stride: Any = None, baseline: Any 
         return changed, row
 
     lost = view.value() - picture.values(places * rows, make).reshape(places, rows)
-    total, seen = np.zeros(x.shape), np.zeros(sides)
+    total, covers = np.zeros(x.shape), np.zeros(sides)
     for place, by_row in enumerate(lost):
         where = window_of(place)
-        seen[where] += 1
+        covers[where] += 1
         total[(slice(None), *where)] += by_row[:, None, None, None]
-    return np.asarray(total / seen, np.float32)
+    return np.asarray(total / covers, np.float32)
 
 
 @attribution("rise", gradient=False, long=True)
@@ -102,8 +102,8 @@ def rise(view: View, masks: int = 1000, cells: int = 7, keep: float = 0.5, basel
 
     def make(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         index, row = np.divmod(np.arange(first, last), rows)
-        shown = np.stack([mask(i) for i in range(int(index[0]), int(index[-1]) + 1)])[index - index[0]][:, None]
-        return hidden[row] + shown * (x - hidden)[row], row
+        factors = np.stack([mask(i) for i in range(int(index[0]), int(index[-1]) + 1)])[index - index[0]][:, None]
+        return hidden[row] + factors * (x - hidden)[row], row
 
     values = picture.values(masks * rows, make).reshape(masks, rows)
     total = np.zeros((rows, height * width))
@@ -112,18 +112,18 @@ def rise(view: View, masks: int = 1000, cells: int = 7, keep: float = 0.5, basel
         last = min(masks, first + together)
         total += values[first:last].T @ np.stack([mask(i).ravel() for i in range(first, last)])
     channels = x.shape[1]
-    found = (total / (masks * keep * channels)).astype(np.float32).reshape(rows, 1, height, width)
-    return np.repeat(found, channels, axis=1)
+    means = (total / (masks * keep * channels)).astype(np.float32).reshape(rows, 1, height, width)
+    return np.repeat(means, channels, axis=1)
 
 
 def _sizes(
-    name: str, given: Any, sides: tuple[int, ...], usual: list[int], channels: int | None = None
+    name: str, value: Any, sides: tuple[int, ...], usual: list[int], channels: int | None = None
 ) -> tuple[int, int, int]:
     """(channels, height, width) of a window or a stride."""
     deep = channels or sides[0]
-    held = usual if given is None else [given, given] if isinstance(given, (int, np.integer)) else list(given)
-    if len(held) == 2:
-        held = [deep, *held]
-    if len(held) != 3:
-        raise MethodError(f"{name}={given!r}; expected a number, (height, width) or (channels, height, width)")
-    return whole(name, held[0], 1), whole(name, held[1], 1), whole(name, held[2], 1)
+    lengths = usual if value is None else [value, value] if isinstance(value, (int, np.integer)) else list(value)
+    if len(lengths) == 2:
+        lengths = [deep, *lengths]
+    if len(lengths) != 3:
+        raise MethodError(f"{name}={value!r}; expected a number, (height, width) or (channels, height, width)")
+    return whole(name, lengths[0], 1), whole(name, lengths[1], 1), whole(name, lengths[2], 1)

@@ -25,18 +25,18 @@ def ablationcam(view: View, channels: int = 0) -> np.ndarray:
     if view.affine and view.objective.linear and not channels:
         drop = (view.gradients.astype(np.float64) * a).sum(axis=(2, 3))
     else:
-        chosen = strongest(a, channels)
-        rows, count = chosen.shape
+        order = strongest(a, channels)
+        rows, count = order.shape
 
         def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
             row, place = np.divmod(np.arange(start, stop), count)
             changed = a[row]
-            changed[np.arange(stop - start), chosen[row, place]] = 0
+            changed[np.arange(stop - start), order[row, place]] = 0
             return changed, row
 
         without = view.values(rows * count, make).reshape(rows, count)
         drop = np.zeros(a.shape[:2])
-        np.put_along_axis(drop, chosen, y[:, None] - without, axis=1)
+        np.put_along_axis(drop, order, y[:, None] - without, axis=1)
     weights = drop / np.where(y == 0, 1.0, y)[:, None]
     return np.asarray(weights[:, :, None, None] * a, np.float32)
 
@@ -50,9 +50,9 @@ def reciprocam(view: View) -> np.ndarray:
     a = view.activations
     rows, _, height, width = a.shape
     if view.affine and view.objective.linear:
-        kept = (view.gradients.astype(np.float64) * a).sum(axis=1)
-        nothing = view.value() - kept.sum(axis=(1, 2))
-        return np.asarray(nothing[:, None, None] + kept, np.float32)
+        contributions = (view.gradients.astype(np.float64) * a).sum(axis=1)
+        nothing = view.value() - contributions.sum(axis=(1, 2))
+        return np.asarray(nothing[:, None, None] + contributions, np.float32)
     size = height * width
 
     def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,26 +106,26 @@ def iscam(view: View, channels: int = 0, samples: int = 10) -> np.ndarray:
 def _masked(view: View, channels: int, alter: Alter, samples: int) -> np.ndarray:
     """Terms weighted by the scores of masked pictures."""
     a, pictures, shape = view.activations, view.input.activations, view.shape
-    chosen = strongest(a, channels)
-    rows, count = chosen.shape
+    order = strongest(a, channels)
+    rows, count = order.shape
     down, across = enlarging(a.shape[2], shape[0]), enlarging(a.shape[3], shape[1])
 
     def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         which, number = np.divmod(np.arange(start, stop), samples)
         row, place = np.divmod(which, count)
-        masks = down @ a[row, chosen[row, place]] @ across.T
+        masks = down @ a[row, order[row, place]] @ across.T
         low, high = masks.min(axis=(1, 2), keepdims=True), masks.max(axis=(1, 2), keepdims=True)
         masks -= low  # in place: pages that the system has to give anew take longer than what is computed in them
         masks /= high - low + 1e-8
-        seen = pictures[row[:1]] if row[0] == row[-1] else pictures[row]
-        return seen * alter(masks, number)[:, None], row
+        visible = pictures[row[:1]] if row[0] == row[-1] else pictures[row]
+        return visible * alter(masks, number)[:, None], row
 
     scores = view.input.values(rows * count * samples, make).reshape(rows, count, samples).mean(axis=2)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
     terms = np.zeros_like(a)
     place = np.arange(rows)[:, None]
-    terms[place, chosen] = weights[:, :, None, None] * a[place, chosen]
+    terms[place, order] = weights[:, :, None, None] * a[place, order]
     return terms
 
 

@@ -1,4 +1,4 @@
-"""Maps of transformers from their attention: who looked at whom."""
+"""Maps of transformers from their attention."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def rollout(view: View) -> np.ndarray:
     https://arxiv.org/abs/2005.00928 (eq. 1). What the class token takes from each patch; without one the
     mean over tokens.
     """
-    held = view.attentions()
-    total = np.eye(held[0].shape[-1])
-    for attention in held:
+    attentions = view.attentions()
+    total = np.eye(attentions[0].shape[-1])
+    for attention in attentions:
         mixed = attention.mean(axis=1, dtype=np.float64) + np.eye(total.shape[-1])
         total = (mixed / mixed.sum(axis=-1, keepdims=True)) @ total
     return _folded(view, total[:, 0] if view.tokens[1] else total.mean(axis=1))

@@ -1,4 +1,4 @@
-"""`onnxcam monitor baseline`, `drift` and `report`: what is normal, whether it still is, and a page about it."""
+"""`onnxcam monitor baseline`, `drift` and `report`: make a baseline, compare records with it, write a report."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import click
 
 from onnxcam.cli import options
 from onnxcam.cli.errors import ExitCode
-from onnxcam.cli.monitor import folder_argument, span_options
+from onnxcam.cli.monitor import folder_argument, print_notes, span_options
 from onnxcam.errors import InputError, SettingError
 
 if TYPE_CHECKING:
     from onnxcam.monitor.drift import Assessment, Verdict
 
 _MARKS = {"ok": ("ok", "green"), "drift": ("drift", "red"), "not enough data": ("not enough data", "yellow")}
-_SHOWN = 5  # statistics told about a window
+_LISTED = 5  # statistics printed of a window
 
 
 class Window(click.ParamType):
-    """So many records, or so long."""
+    """A number of records, or a duration."""
 
     name = "window"
 
@@ -35,12 +35,14 @@ class Window(click.ParamType):
             return value  # type: ignore[no-any-return]
         if value.isdecimal():
             if int(value) < FEWEST:
-                self.fail(f"{value} records are too few; expected at least {FEWEST}, or a time such as 1d", param, ctx)
+                self.fail(
+                    f"{value} records are too few; expected at least {FEWEST}, or a duration such as 1d", param, ctx
+                )
             return int(value)
         try:
             return timedelta(seconds=parse_seconds(value))
         except (SettingError, OverflowError):
-            self.fail(f"{value!r} is neither a number of records nor a time such as 6h or 1d", param, ctx)
+            self.fail(f"{value!r} is neither a number of records nor a duration such as 6h or 1d", param, ctx)
 
 
 def window_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,7 +53,7 @@ def window_option(command: Callable[..., Any]) -> Callable[..., Any]:
         default="1000",
         show_default=True,
         metavar="N|TIME",
-        help="Records in a window, at least 500, or its length, as 1d.",
+        help="Records per window, at least 500, or its duration, as 1d.",
     )(command)
 
 
@@ -63,7 +65,7 @@ def rate_option(command: Callable[..., Any]) -> Callable[..., Any]:
         default=0.01,
         show_default=True,
         metavar="RATE",
-        help="How often a window in which nothing changed may be called drift.",
+        help="Probability that a window without any change is reported as drift.",
     )(command)
 
 
@@ -83,7 +85,11 @@ Examples:
 )
 @span_options
 @click.option(
-    "--rows", type=click.IntRange(500, 20000), default=4000, show_default=True, help="Records kept in FILE, at random."
+    "--rows",
+    type=click.IntRange(500, 20000),
+    default=4000,
+    show_default=True,
+    help="Records stored in FILE, drawn at random.",
 )
 @options.seed_option
 @options.json_option
@@ -96,11 +102,11 @@ def baseline(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Keep what is normal in one file.
+    """Make a baseline of normal records.
 
-    Draws from the records of a time in which all was well: take whole days or weeks, so that what changes by the hour
-    is in it. Records of the most frequent model, condition, method and layer count; at least 500 are needed. The file
-    holds numbers and small maps, no pictures.
+    The baseline is a random sample of the records of a normal period: take whole days or weeks, so that it includes
+    daily and weekly variation. Only records of the most frequent model, condition, method and layer are used; at least
+    500 are needed. The file contains numbers and small maps, no pictures.
     """
     from onnxcam.image import write_bytes
     from onnxcam.monitor import baseline as baselines
@@ -109,25 +115,27 @@ def baseline(
     scan = reading.Scan()
     document, notes = baselines.build(reading.records(folder, reading.Query(since, until), scan), rows=rows, seed=seed)
     write_bytes(output, json.dumps(document, separators=(",", ":")).encode() + b"\n")
-    held = baselines.load(output)
+    stored = baselines.load(output)
     notes = [*scan.notes(), *notes]
-    classes = [held.label(index) for index in held.classes]
-    told = {
+    classes = [stored.label(index) for index in stored.classes]
+    result = {
         "output": str(output),
-        "identity": held.identity,
-        "records": held.records,
-        "rows": len(held.rows),
-        "since": held.since,
-        "until": held.until,
+        "identity": stored.identity,
+        "records": stored.records,
+        "rows": len(stored.rows),
+        "since": stored.since,
+        "until": stored.until,
         "classes": classes,
         "notes": notes,
     }
     if as_json:
-        options.print_json(told)
+        options.print_json(result)
         return
-    click.echo(f"{output}: {held.records:,} records from {held.since} to {held.until}, {len(held.rows):,} kept")
-    click.echo(f"mean maps of their own: {', '.join(classes) or 'none, all classes are compared as one'}")
-    _notes(notes)
+    click.echo(
+        f"{output}: {stored.records:,} records from {stored.since} to {stored.until}, {len(stored.rows):,} stored"
+    )
+    click.echo(f"classes with a mean map: {', '.join(classes) or 'none, all classes are compared together'}")
+    print_notes(notes)
 
 
 @click.command(
@@ -148,7 +156,7 @@ Examples:
     type=click.Path(path_type=Path),
     required=True,
     metavar="FILE",
-    help="What is normal, from `onnxcam monitor baseline`.",
+    help="The baseline, from `onnxcam monitor baseline`.",
 )
 @window_option
 @rate_option
@@ -157,7 +165,7 @@ Examples:
     "--fail-on",
     type=click.Choice(["drift", "no-data"]),
     multiple=True,
-    help="Exit with 5 where the newest window says so; repeatable.",
+    help="Exit with 5 if this is the verdict on the newest window; repeatable.",
 )
 @options.seed_option
 @options.json_option
@@ -174,17 +182,17 @@ def drift(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Compare the newest records with what is normal.
+    """Compare the newest records with a baseline.
 
-    Records made after the baseline's last one (or since --since) are parted into windows, the last of which ends at
-    the newest record. Each is compared with the baseline: confidence, low-confidence rate, classes, attention, and
-    where the mean map of each frequent class lies; records weigh one over their sampling probability. The verdict is
-    ok, drift, or not enough data (fewer than 500 records). Thresholds are bootstrapped from the baseline, so that a
-    window in which nothing changed is called drift at the rate declared, whatever is compared.
+    Records newer than the baseline (or since --since) are divided into windows, the last of which ends at the newest
+    record. Each window is compared with the baseline: confidence, low-confidence rate, classes, statistics of the maps,
+    and the mean map of each frequent class; records are weighted by the inverse of their sampling probability. The
+    verdict is ok, drift, or not enough data (fewer than 500 records). Thresholds are bootstrapped from the baseline, so
+    that a window without any change is reported as drift at the declared rate, over all statistics together.
 
     Exit status: 0 done, 1 no records or no baseline can be read, 2 wrong usage, 5 a --fail-on condition holds.
     """
-    assessment, notes = judged(folder, path, window, false_alarms, since, until, seed)
+    assessment, notes = assess_folder(folder, path, window, false_alarms, since, until, seed)
     latest = assessment.latest
     if as_json:
         options.print_json(
@@ -192,13 +200,13 @@ def drift(
         )
     else:
         for verdict in assessment.windows:
-            _show(verdict, whole=verdict is latest)
-        _notes(notes)
+            _print_verdict(verdict, whole=verdict is latest)
+        print_notes(notes)
     if latest.verdict in [{"drift": "drift", "no-data": "not enough data"}[name] for name in fail_on]:
         ctx.exit(ExitCode.CONDITION)
 
 
-def judged(
+def assess_folder(
     folder: Path,
     path: Path,
     window: int | timedelta,
@@ -207,49 +215,49 @@ def judged(
     until: datetime | None,
     seed: int,
 ) -> tuple[Assessment, list[str]]:
-    """Verdicts on a folder's records, and notes.
+    """Compare a folder's records with the baseline in a file; returns the assessment and notes.
 
     Raises:
-        InputError: neither records nor a baseline.
+        InputError: not a monitor's folder, or not a baseline.
     """
     from onnxcam.monitor import baseline as baselines
     from onnxcam.monitor import counters, reading
     from onnxcam.monitor import drift as drifts
 
-    held = baselines.load(path)
+    normal = baselines.load(path)
     scan = reading.Scan()
     replicates = max(drifts.REPLICATES, int(10 / false_alarms))
-    detector = drifts.Detector(held, false_alarms=false_alarms, replicates=replicates, seed=seed)
-    after = None if since is not None else held.until
+    detector = drifts.Detector(normal, false_alarms=false_alarms, replicates=replicates, seed=seed)
+    after = None if since is not None else normal.until
     query = reading.Query(since, until, matches=lambda record: after is None or record["ts"] > after)
     assessment = drifts.assess(reading.records(folder, query, scan), detector, window)
     return assessment, [*scan.notes(), *assessment.notes, *counters.notes(counters.total(folder))]
 
 
-def _show(verdict: Verdict, *, whole: bool) -> None:
+def _print_verdict(verdict: Verdict, *, whole: bool) -> None:
     text, colour = _MARKS[verdict.verdict]
     span = f"{verdict.since} to {verdict.until}" if verdict.since else "no records"
     score = "" if verdict.score is None else f"; score {verdict.score:.1f}, drift from {verdict.threshold:.1f}"
     click.echo(f"{click.style(text, fg=colour)}: {verdict.records:,} records, {span}{score}")
-    shown = [s for s in verdict.statistics if s.drifted or whole][:_SHOWN]
-    for statistic in shown:
+    listed = (verdict.statistics if whole else verdict.drifted)[:_LISTED]
+    for statistic in listed:
         click.echo("  " + sentence(statistic))
-    more = sum(s.drifted for s in verdict.statistics) - len(shown)
+    more = len(verdict.drifted) - len(listed)
     if more > 0:
         click.echo(f"  and {more} more")
 
 
 def sentence(statistic: Any) -> str:
-    """A statistic on one line."""
+    """Format a statistic as one line."""
     score = "too few rows" if statistic.score is None else f"score {statistic.score:5.1f}"
     distance = "" if statistic.distance is None else f"{statistic.distance:.3f}"
-    if statistic.name in ("classes", "map") or statistic.name.startswith("map/"):
-        said = f"{distance} of it lies elsewhere"
-    elif statistic.name in ("low_confidence", "zero_maps"):
-        said = f"{_percent(statistic.baseline)} -> {_percent(statistic.window)}"
+    if statistic.kind == "share":
+        change = f"{distance} of it lies elsewhere"
+    elif statistic.kind == "rate":
+        change = f"{_percent(statistic.baseline)} -> {_percent(statistic.window)}"
     else:
-        said = f"{_number(statistic.baseline)} -> {_number(statistic.window)}, {distance} deviations"
-    return f"{'!' if statistic.drifted else ' '} {statistic.name:<24} {score:<12}  {said}"
+        change = f"{_number(statistic.baseline)} -> {_number(statistic.window)}, {distance} deviations"
+    return f"{'!' if statistic.drifted else ' '} {statistic.name:<24} {score:<12}  {change}"
 
 
 def _number(value: float | None) -> str:
@@ -258,11 +266,6 @@ def _number(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "?" if value is None else f"{100 * value:.1f} %"
-
-
-def _notes(notes: list[str]) -> None:
-    for note in notes:
-        click.echo(note, err=True)
 
 
 @click.command(
@@ -284,13 +287,17 @@ Examples:
     "path",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What is normal, for the drift verdicts and the differences of mean maps.",
+    help="The baseline, for the drift verdicts and the changes of mean maps.",
 )
 @window_option
 @rate_option
 @span_options
 @click.option(
-    "--top", type=click.IntRange(0, 200), default=12, show_default=True, help="Most uncertain predictions shown."
+    "--top",
+    type=click.IntRange(0, 200),
+    default=12,
+    show_default=True,
+    help="How many of the most uncertain predictions to show.",
 )
 @click.option("--title", metavar="TEXT", help="Heading of the page.  [default: the model's name]")
 @options.seed_option
@@ -308,11 +315,11 @@ def report(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Write one HTML page about all of it.
+    """Write a report as one HTML page.
 
-    How many predictions were explained and why, confidence over time, the most uncertain ones with their maps, class
-    by class where the model looked against the baseline, drift verdicts, and what was dropped. The page needs no other
-    file and no network.
+    It shows how many predictions were explained and why, confidence over time, the most uncertain predictions with
+    their maps, the mean map of each class compared with the baseline, drift verdicts, and what was dropped. The page
+    needs no other file and no network.
     """
     from onnxcam.image import write_bytes
     from onnxcam.monitor import baseline as baselines
@@ -320,26 +327,26 @@ def report(
     from onnxcam.monitor.report import Report
 
     scan = reading.Scan()
-    held = None if path is None else baselines.load(path)
-    found = Report.of(reading.records(folder, reading.Query(since, until), scan), held, top=top)
-    if not found.count:
-        raise InputError("no records of that time; a report needs one at least")
+    normal = None if path is None else baselines.load(path)
+    summary = Report.of(reading.records(folder, reading.Query(since, until), scan), normal, top=top)
+    if not summary.count:
+        raise InputError("no records of that time; a report needs at least one")
     notes = scan.notes()
     assessment = None
     if path is not None:
-        assessment, more = judged(folder, path, window, false_alarms, since, until, seed)
+        assessment, more = assess_folder(folder, path, window, false_alarms, since, until, seed)
         notes = list(dict.fromkeys([*notes, *more]))
-    text = page.render(found, folder, assessment, counters.total(folder), title=title, notes=notes)
+    text = page.render(summary, folder, assessment, counters.total(folder), title=title, notes=notes)
     write_bytes(output, text.encode())
-    told = {
+    result = {
         "output": str(output),
         "bytes": len(text.encode()),
-        "records": found.count,
+        "records": summary.count,
         "verdict": None if assessment is None else assessment.latest.verdict,
         "notes": notes,
     }
     if as_json:
-        options.print_json(told)
+        options.print_json(result)
     else:
-        click.echo(f"{output}: {found.count:,} records, {told['bytes']:,} bytes")
-        _notes(notes)
+        click.echo(f"{output}: {summary.count:,} records, {result['bytes']:,} bytes")
+        print_notes(notes)

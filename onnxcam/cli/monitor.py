@@ -1,4 +1,4 @@
-"""`onnxcam monitor`: reads what monitors wrote."""
+"""`onnxcam monitor`: reads the folders of monitors."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 Record = dict[str, Any]
 
 COMMANDS = {
-    "tail": ("onnxcam.cli.monitor:tail", "Print the newest records, and those to come."),
-    "query": ("onnxcam.cli.monitor:query", "Print the records that match."),
-    "stats": ("onnxcam.cli.monitor:stats", "Count what was seen, explained, kept and dropped."),
-    "prune": ("onnxcam.cli.monitor:prune", "Remove the oldest records and what no record names."),
-    "baseline": ("onnxcam.cli.drift:baseline", "Keep what is normal in one file."),
-    "drift": ("onnxcam.cli.drift:drift", "Compare the newest records with what is normal."),
-    "report": ("onnxcam.cli.drift:report", "Write one HTML page about all of it."),
+    "tail": ("onnxcam.cli.monitor:tail", "Print the newest records, and follow new ones."),
+    "query": ("onnxcam.cli.monitor:query", "Print matching records."),
+    "stats": ("onnxcam.cli.monitor:stats", "Count the rows seen, explained and dropped, and the records."),
+    "prune": ("onnxcam.cli.monitor:prune", "Remove the oldest records, and unreferenced pictures."),
+    "baseline": ("onnxcam.cli.drift:baseline", "Make a baseline of normal records."),
+    "drift": ("onnxcam.cli.drift:drift", "Compare the newest records with a baseline."),
+    "report": ("onnxcam.cli.drift:report", "Write a report as one HTML page."),
     "schema": ("onnxcam.cli.monitor:schema", "Print the JSON Schema of a record."),
 }
 
 
 @click.group("monitor", cls=CommandGroup, places=COMMANDS, context_settings=options.CONTEXT)
 def monitor() -> None:
-    """Read what monitors wrote: records, drift, reports.
+    """Read the records of monitors, detect drift, write reports.
 
-    DIR is the folder given to onnxcam.Monitor as its sink. It may be read while monitors write to it.
+    DIR is the folder that is the sink of an onnxcam.Monitor. It can be read while monitors write to it.
     """
 
 
 class Moment(click.ParamType):
-    """A time: so long ago, or ISO 8601."""
+    """A time: a duration ago, or ISO 8601."""
 
     name = "time"
 
@@ -56,7 +56,7 @@ class Moment(click.ParamType):
 
 
 class Where(click.ParamType):
-    """A condition in the grammar of `when`, as a test of records."""
+    """A condition in the grammar of `when`, as a predicate of records."""
 
     name = "condition"
 
@@ -73,7 +73,7 @@ class Where(click.ParamType):
 
 
 class Size(click.ParamType):
-    """Bytes or seconds, as people write them."""
+    """Bytes or seconds with a unit."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -95,35 +95,35 @@ def folder_argument(command: F) -> F:
 def span_options(command: F) -> F:
     """`--since` and `--until`."""
     for name, text in (("until", "Only records before this time."), ("since", "Only records from this time on.")):
-        command = click.option(f"--{name}", type=Moment(), metavar="TIME", help=f"{text} 6h and 7d are ago.")(command)
+        command = click.option(f"--{name}", type=Moment(), metavar="TIME", help=f"{text} 6h is six hours ago.")(command)
     return command
 
 
 def query_options(command: F) -> F:
-    """What restricts `tail` and `query`."""
+    """The options that select records, of `tail` and `query`."""
     for option in reversed(
         (
             click.option(
                 "--where",
                 type=Where(),
                 metavar="CONDITION",
-                help="Only where this holds, for example 'confidence < 0.4 and label == \"tabby\"'.",
+                help="Only records that meet this condition, for example 'confidence < 0.4 and label == \"tabby\"'.",
             ),
-            click.option("--label", metavar="TEXT", help="Only classes whose name has this in it."),
+            click.option("--label", metavar="TEXT", help="Only classes whose name contains this."),
             click.option("--class", "index", type=int, metavar="INDEX", help="Only this class."),
             click.option(
-                "--reason", type=click.Choice(["condition", "baseline"]), help="Only what was kept for this reason."
+                "--reason", type=click.Choice(["condition", "baseline"]), help="Only records made for this reason."
             ),
-            click.option("--model", metavar="NAME", help="Only this model: its name, or how its sha256 begins."),
+            click.option("--model", metavar="NAME", help="Only this model: its name, or a prefix of its sha256."),
             click.option("--request", metavar="ID", help="Only this request or trace."),
-            click.option("--id", "identity", metavar="ID", help="Only records whose id begins so."),
+            click.option("--id", "identity", metavar="ID", help="Only records whose id starts with this."),
         )
     ):
         command = option(command)
     return span_options(command)
 
 
-lines_option = click.option("--json", "as_json", is_flag=True, help="Print the records themselves, one JSON a line.")
+lines_option = click.option("--json", "as_json", is_flag=True, help="Print the records as JSON, one per line.")
 
 
 @click.command(
@@ -138,22 +138,22 @@ Examples:
 """,
 )
 @folder_argument
-@click.option("-n", "--lines", "count", type=click.IntRange(0), default=10, show_default=True, help="How many.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on, until interrupted.")
+@click.option("-n", "--lines", "count", type=click.IntRange(0), default=10, show_default=True, help="How many records.")
+@click.option("-f", "--follow", is_flag=True, help="Then print new records as they are written, until interrupted.")
 @query_options
 @lines_option
 def tail(folder: Path, count: int, follow: bool, as_json: bool, **query: Any) -> None:
-    """Print the newest records, and those to come.
+    """Print the newest records, and follow new ones.
 
-    Oldest first, one line each: time, confidence, class, why it was kept, request, id.
+    Oldest first, one line each: time, confidence, class, reason, request, id.
     """
     from onnxcam.monitor import reading
 
-    wanted, scan = _query(query), reading.Scan()
-    coming = reading.follow(folder, wanted) if follow else iter(())
-    _print(deque(reading.records(folder, wanted, scan), count or 1) if count else (), as_json)
-    _note(scan.notes())
-    _print(coming, as_json)
+    selection, scan = _query(query), reading.Scan()
+    new = reading.follow(folder, selection) if follow else iter(())
+    _print(deque(reading.records(folder, selection, scan), count or 1) if count else (), as_json)
+    print_notes(scan.notes())
+    _print(new, as_json)
 
 
 @click.command(
@@ -174,14 +174,14 @@ Examples:
     type=click.Choice(["time", "confidence", "margin", "entropy", "map"]),
     default="time",
     show_default=True,
-    help="Oldest, least sure, or furthest from the baseline's maps first.",
+    help="Order: oldest first, most uncertain first, or furthest from the baseline's maps first.",
 )
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N records.")
 @lines_option
 def query(folder: Path, sort: str, limit: int | None, as_json: bool, **query: Any) -> None:
-    """Print the records that match.
+    """Print matching records.
 
-    One line each: time, confidence, class, why it was kept, request, id. How many there are goes to standard error.
+    One line each: time, confidence, class, reason, request, id. Their number goes to standard error.
     """
     import heapq
     from itertools import islice
@@ -189,11 +189,11 @@ def query(folder: Path, sort: str, limit: int | None, as_json: bool, **query: An
     from onnxcam.monitor import reading
 
     scan = reading.Scan()
-    found: Iterator[Record] = reading.records(folder, _query(query), scan)
+    matches: Iterator[Record] = reading.records(folder, _query(query), scan)
     if sort != "time":
-        found = iter(heapq.nsmallest(limit or sys.maxsize, found, key=_order(sort)))
-    printed = _print(islice(found, limit), as_json)
-    _note([f"{printed} records", *scan.notes()])
+        matches = iter(heapq.nsmallest(limit or sys.maxsize, matches, key=_order(sort)))
+    printed = _print(islice(matches, limit), as_json)
+    print_notes([f"{printed} records", *scan.notes()])
 
 
 @click.command(
@@ -210,26 +210,26 @@ Examples:
 @span_options
 @options.json_option
 def stats(folder: Path, since: datetime | None, until: datetime | None, as_json: bool) -> None:
-    """Count what was seen, explained, kept and dropped.
+    """Count the rows seen, explained and dropped, and the records.
 
-    Counters are the monitors' own, added up over processes, since each began; records are those kept in DIR.
+    Counters are those of the monitors, summed over processes since the start of each; records are those in DIR.
     """
     from onnxcam.monitor import counters, reading
 
-    scan, found = reading.Scan(), _Counted()
+    scan, summary = reading.Scan(), _Summary()
     for record in reading.records(folder, reading.Query(since, until), scan):
-        found.add(record)
-    counted = counters.total(folder)
-    notes = [*scan.notes(), *counters.notes(counted)]
-    told = {"counters": counted, "records": found.told(), "segments": scan.segments, "notes": notes}
+        summary.add(record)
+    totals = counters.total(folder)
+    notes = [*scan.notes(), *counters.notes(totals)]
+    result = {"counters": totals, "records": summary.to_dict(), "segments": scan.segments, "notes": notes}
     if as_json:
-        options.print_json(told)
+        options.print_json(result)
         return
-    for line in _counter_lines(counted):
+    for line in _counter_lines(totals):
         click.echo(line)
-    for line in found.lines():
+    for line in summary.lines():
         click.echo(line)
-    _note(notes)
+    print_notes(notes)
 
 
 @click.command(
@@ -243,40 +243,40 @@ Examples:
 """,
 )
 @folder_argument
-@click.option("--max-bytes", type=Size("bytes"), metavar="SIZE", help="Keep at most so much, as 2GiB or 500MB.")
-@click.option("--max-age", type=Size("seconds"), metavar="TIME", help="Keep nothing older, as 30d or 12h.")
-@click.option("--max-records", type=click.IntRange(0), metavar="N", help="Keep at most so many records.")
+@click.option("--max-bytes", type=Size("bytes"), metavar="SIZE", help="Retain at most this size, as 2GiB or 500MB.")
+@click.option("--max-age", type=Size("seconds"), metavar="TIME", help="Remove older records, as 30d or 12h.")
+@click.option("--max-records", type=click.IntRange(0), metavar="N", help="Retain at most N records.")
 @options.json_option
 def prune(folder: Path, max_bytes: int | None, max_age: float | None, max_records: int | None, as_json: bool) -> None:
-    """Remove the oldest records and what no record names.
+    """Remove the oldest records, and unreferenced pictures.
 
-    Whole closed segments go, the oldest first, with the pictures they name, until DIR is within the bounds given; and
-    pictures older than an hour that no record names, which processes left behind that were killed. What a monitor is
-    writing stays. With --max-age the counters of processes that ended longer ago go too.
+    Closed segments are removed with their pictures, the oldest first, until DIR is within the limits; so are pictures
+    older than an hour that no record names, which killed processes left behind. The segments that monitors are writing
+    stay. With --max-age the counters of processes that ended longer ago are removed too.
     """
     import time
 
     from onnxcam.monitor import counters, reading, segments
     from onnxcam.monitor.retention import Limits, Retention, remove_unreferenced
 
-    reading.segments(folder)  # refuses a folder that is no monitor's
+    reading.segments(folder)  # raises InputError unless it is a monitor's folder
     segments.recover(folder)
-    keeper = Retention(folder, Limits(max_bytes, max_age, max_records))
-    removed = keeper.clear(time.time())
-    swept = remove_unreferenced(folder)
+    retention = Retention(folder, Limits(max_bytes, max_age, max_records))
+    removed = retention.enforce(time.time())
+    pictures = remove_unreferenced(folder)
     if max_age is not None:
         counters.prune(folder, max_age)
-    told = {
+    result = {
         "segments_removed": len(removed),
-        "pictures_removed": swept,
-        "bytes": keeper.bytes,
-        "records": keeper.records,
+        "pictures_removed": pictures,
+        "bytes": retention.bytes,
+        "records": retention.records,
     }
     if as_json:
-        options.print_json(told)
+        options.print_json(result)
     else:
-        click.echo(f"removed {len(removed)} segments, and {swept} pictures that no record names")
-        click.echo(f"kept    {keeper.records:,} records, {keeper.bytes:,} bytes with their pictures")
+        click.echo(f"removed {len(removed)} segments, and {pictures} pictures that no record names")
+        click.echo(f"left    {retention.records:,} records, {retention.bytes:,} bytes with their pictures")
 
 
 @click.command(
@@ -288,7 +288,7 @@ Examples:
   onnxcam monitor schema > record.schema.json
 """,
 )
-@click.option("--json", "as_json", is_flag=True, help="The same: a schema is JSON.")
+@click.option("--json", "as_json", is_flag=True, help="No effect: the schema is JSON.")
 def schema(as_json: bool) -> None:
     """Print the JSON Schema of a record."""
     from onnxcam.monitor.schema import schema as published
@@ -297,7 +297,7 @@ def schema(as_json: bool) -> None:
 
 
 def holds(condition: Any, record: Record) -> bool:
-    """Whether a condition holds for a record; a quantity the record lacks makes it false."""
+    """Return whether a record meets a condition; a comparison with a quantity that the record lacks is false."""
     import numpy as np
 
     from onnxcam.targets import conditions
@@ -310,37 +310,37 @@ def holds(condition: Any, record: Record) -> bool:
             same = _same_label(str(top[0]["label"]), value) if isinstance(value, str) else top[0]["index"] == int(value)
             return bool(same == (sign == "=="))
         case conditions.Comparison(quantity, sign, value):
-            held = record["prediction"].get(quantity)
-            return held is not None and bool(conditions.OPERATORS[sign](np.array(held, np.float64), float(value)))
+            number = record["prediction"].get(quantity)
+            return number is not None and bool(conditions.OPERATORS[sign](np.array(number, np.float64), float(value)))
         case conditions.Not(inner):
             return not holds(inner, record)
         case conditions.AllOf(parts):
             return all(holds(part, record) for part in parts)
         case conditions.AnyOf(parts):
             return any(holds(part, record) for part in parts)
-    raise TypeError(f"{condition!r} is no condition")
+    raise TypeError(f"{condition!r} is not a condition")
 
 
-def _same_label(label: str, wanted: str) -> bool:
-    """As targets are named: the whole label, or one of its comma-separated synonyms, case ignored."""
+def _same_label(label: str, name: str) -> bool:
+    """Compare as for targets: the full label, or one of its comma-separated synonyms, ignoring case."""
     names = [label, *label.split(",")]
-    return wanted.strip().casefold() in (name.strip().casefold() for name in names)
+    return name.strip().casefold() in (synonym.strip().casefold() for synonym in names)
 
 
-def _query(given: dict[str, Any]) -> Any:
+def _query(selection: dict[str, Any]) -> Any:
     from onnxcam.monitor.reading import Query
 
-    return Query(**{("matches" if name == "where" else name): value for name, value in given.items()})
+    return Query(**{("matches" if name == "where" else name): value for name, value in selection.items()})
 
 
 def _order(sort: str) -> Callable[[Record], float]:
-    def least(record: Record) -> float:
+    def key(record: Record) -> float:
         value = (record.get("drift") or {}).get("map") if sort == "map" else record["prediction"].get(sort)
         value = float("inf") if value is None else float(value)
-        # what is least sure has a small confidence and margin, but a large entropy and distance
+        # uncertain predictions have a low confidence and margin, but a high entropy and distance
         return -value if sort in ("entropy", "map") and value != float("inf") else value
 
-    return least
+    return key
 
 
 def _print(records: Any, as_json: bool) -> int:
@@ -353,10 +353,10 @@ def _print(records: Any, as_json: bool) -> int:
 
 
 def line(record: Record) -> str:
-    """A record on one line."""
+    """Format a record as one line."""
     prediction, trigger = record["prediction"], record["trigger"]
     confidence = prediction.get("confidence")
-    named = [
+    columns = [
         record["ts"][:19].replace("T", " "),
         "    ?" if confidence is None else f"{confidence:5.3f}",
         f"{(prediction.get('target') or {}).get('label') or '?'!s:<24.24}",
@@ -364,17 +364,18 @@ def line(record: Record) -> str:
         f"{record.get('request') or record.get('trace') or '-':<12}",
         record["id"],
     ]
-    # labels and requests come from outside: they must not steer the terminal
-    return "".join(c if c.isprintable() else "?" for c in "  ".join(named))
+    # labels and requests come from outside: control characters must not reach the terminal
+    return "".join(c if c.isprintable() else "?" for c in "  ".join(columns))
 
 
-def _note(notes: list[str]) -> None:
+def print_notes(notes: list[str]) -> None:
+    """Print notes to standard error."""
     for note in notes:
         click.echo(note, err=True)
 
 
-class _Counted:
-    """Records by day, reason and class, and the bytes of their pictures."""
+class _Summary:
+    """Counts of records by reason and class, and the bytes of their pictures."""
 
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
@@ -390,7 +391,7 @@ class _Counted:
         self.zero += bool((record.get("attention") or {}).get("zero"))
         self.first, self.last = self.first or record["ts"], record["ts"]
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "count": self.reasons.total(),
             "since": self.first,
@@ -412,13 +413,13 @@ class _Counted:
             yield "classes    " + ", ".join(f"{label} {number:,}" for label, number in self.classes.most_common(5))
 
 
-def _counter_lines(counted: dict[str, Any]) -> Iterator[str]:
-    if not counted.get("processes"):
-        yield "counters   none were written here"
+def _counter_lines(totals: dict[str, Any]) -> Iterator[str]:
+    if not totals.get("processes"):
+        yield "counters   none in this folder"
         return
-    yield f"counters   of {counted['processes']} processes"
+    yield f"counters   of {totals['processes']} processes"
     for name in ("seen", "confident", "explained", "failed", "queued", "running"):
-        yield f"{name:<10} {counted.get(name, 0):,}"
-    dropped = {reason: number for reason, number in counted.get("dropped", {}).items() if number}
-    told = ", ".join(f"{reason} {number:,}" for reason, number in sorted(dropped.items()))
-    yield f"dropped    {sum(dropped.values()):,}" + (f" ({told})" if told else "")
+        yield f"{name:<10} {totals.get(name, 0):,}"
+    dropped = {reason: number for reason, number in totals.get("dropped", {}).items() if number}
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(dropped.items()))
+    yield f"dropped    {sum(dropped.values()):,}" + (f" ({reasons})" if reasons else "")

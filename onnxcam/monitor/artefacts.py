@@ -1,4 +1,4 @@
-"""Pictures beside the records: each is whole, synced and under its final name before a record names it."""
+"""Picture files next to the records: each is complete, synced and under its final name before a record names it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from onnxcam.errors import OutputError
 
 FOLDER = "files"
-PART = ".part"  # the suffix of a file that is not yet whole
+PART = ".part"  # the suffix of a file that is not yet complete
 NAME = r"files/[0-9]{8}/[0-9]{2}/[0-9a-f-]{36}-[a-z_]+\.png"
 _KIND = re.compile(r"[a-z_]+")
 
@@ -21,11 +21,11 @@ _KIND = re.compile(r"[a-z_]+")
 def write(root: Path, record: Mapping[str, Any], files: Mapping[str, bytes], sync: bool = True) -> list[dict[str, Any]]:
     """Write the pictures of one record under `root`, all of them or none.
 
-    Each goes to a temporary name in its folder, is synced, and is renamed to
+    Each is written under a temporary name in its folder, synced, and renamed to
     `files/<YYYYMMDD>/<HH>/<id>-<kind>.png`, the hour being that of the record's `ts`.
 
     Returns:
-        per file `{"kind", "name", "sha256", "bytes"}`, as the record names it.
+        for each file `{"kind", "name", "sha256", "bytes"}`, as the record names it.
 
     Raises:
         OutputError: one could not be written; none is left behind.
@@ -34,10 +34,10 @@ def write(root: Path, record: Mapping[str, Any], files: Mapping[str, bytes], syn
         return []
     day, hour = re.sub(r"[^0-9T]", "", record["ts"])[:11].split("T")
     folder = root / FOLDER / day / hour
-    held: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     touched: list[Path] = []
     try:
-        fresh = _make(folder, root)
+        new_names_in = _make_folder(folder, root)
         for kind, data in files.items():
             if not _KIND.fullmatch(kind):
                 raise OutputError(f"{kind!r} cannot be part of a file's name; expected lower-case letters")
@@ -46,14 +46,14 @@ def write(root: Path, record: Mapping[str, Any], files: Mapping[str, bytes], syn
             touched += [part, final]
             try:
                 _write(part, data, sync)
-            except FileNotFoundError:  # retention has just removed the folder, which was empty
-                fresh += _make(folder, root)
+            except FileNotFoundError:  # retention has just removed the empty folder
+                new_names_in += _make_folder(folder, root)
                 _write(part, data, sync)
             part.replace(final)
             name = final.relative_to(root).as_posix()
-            held.append({"kind": kind, "name": name, "sha256": sha256(data).hexdigest(), "bytes": len(data)})
+            entries.append({"kind": kind, "name": name, "sha256": sha256(data).hexdigest(), "bytes": len(data)})
         if sync:
-            for changed in [folder, *fresh]:
+            for changed in [folder, *new_names_in]:
                 sync_folder(changed)
     except BaseException as error:
         remove(touched)
@@ -63,18 +63,18 @@ def write(root: Path, record: Mapping[str, Any], files: Mapping[str, bytes], syn
                 "writable and has space"
             ) from error
         raise
-    return held
+    return entries
 
 
 def remove(paths: list[Path]) -> None:
-    """Unlink what is there, and say nothing of what is not or cannot be."""
+    """Delete files, ignoring those that are missing or cannot be deleted."""
     for path in paths:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new names in a folder survive a power cut; where folders cannot be opened, nothing is to be done."""
+    """Make new names in a folder survive a power cut; no effect where a folder cannot be opened."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -83,15 +83,15 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _make(folder: Path, root: Path) -> list[Path]:
-    """Make the folder; returns the parents in which a name is new."""
+def _make_folder(folder: Path, root: Path) -> list[Path]:
+    """Create the folder and its parents; returns the folders that got a new entry."""
     missing = [path for path in (folder, *folder.parents) if path.is_relative_to(root) and not path.is_dir()]
     folder.mkdir(parents=True, exist_ok=True)
     return [path.parent for path in missing]
 
 
 def _write(path: Path, data: bytes, sync: bool) -> None:
-    # a leftover of the same name can only be of the same record, written again
+    # a file of the same name can only be left over from an earlier attempt at the same record
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
     try:
         left = memoryview(data)

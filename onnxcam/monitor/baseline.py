@@ -1,4 +1,4 @@
-"""What is normal: a sample of records kept in one file, against which windows and single records are measured."""
+"""Baselines: a sample of normal records in one file, with which windows and single records are compared."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from onnxcam.errors import InputError, SettingError
 from onnxcam.monitor.table import FIELDS, Configuration, Record, Rows
 
 FORMAT = 1
-FEWEST = 500  # records: below that, drift statistics say more about chance than about the model
-ROWS = 4000  # records kept in the file
-CLASSES = 10  # classes with mean maps of their own, the most frequent ones
-PER_CLASS = 40  # records that such a class has at least
+FEWEST = 500  # records: with fewer, drift statistics say more about chance than about the model
+ROWS = 4000  # records in the file
+CLASSES = 10  # the most frequent classes, which get mean maps of their own
+PER_CLASS = 40  # records that such a class needs
 
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """A sample of what is normal.
+    """A sample of normal records.
 
     Attributes:
-        identity: the beginning of the file's sha256, which records name.
-        configuration: the model, condition, method and layer it is of.
+        identity: the first characters of the file's sha256, which records refer to.
+        configuration: the model, condition, method and layer of the records.
         rows: the sample, at most ROWS records.
-        labels: names of the classes seen.
+        labels: names of the classes in the sample.
         since, until: times of the first and of the last record.
         records: how many records the sample was drawn from.
         name: the model's name.
@@ -67,7 +67,7 @@ class Baseline:
         return sorted(c for c, n in counts.most_common(CLASSES) if n >= PER_CLASS and c >= 0)
 
     def label(self, index: int) -> str:
-        """A class's name, with its index where the name is not its alone."""
+        """Return a class's name, with its index if other classes have the same name."""
         name = self.labels.get(index, str(index))
         return name if list(self.labels.values()).count(name) < 2 else f"{name} ({index})"
 
@@ -85,64 +85,66 @@ class Baseline:
     @cached_property
     def mean_maps(self) -> dict[int | None, np.ndarray]:
         """Weighted mean energy `[h, w]` of each of `classes`, and under None that of all records."""
-        return {c: found for c in (None, *self.classes) if (found := mean_map(self.rows, c)) is not None}
+        maps = {index: mean_map(self.rows, index) for index in (None, *self.classes)}
+        return {index: mean for index, mean in maps.items() if mean is not None}
 
     @cached_property
-    def _usual(self) -> dict[int | None, np.ndarray]:
-        """Sorted distances of the sample's own maps from their mean, by class."""
-        found = {}
+    def _map_distances(self) -> dict[int | None, np.ndarray]:
+        """Sorted distances of the sample's maps from their mean, by class."""
+        distances = {}
         for index, mean in self.mean_maps.items():
-            own = self.mapped if index is None else self.mapped & (self.rows.target == index)
-            found[index] = np.sort(np.abs(self.rows.maps[own] - mean).sum((1, 2)) / 2)
-        return found
+            of_class = self.mapped if index is None else self.mapped & (self.rows.target == index)
+            distances[index] = np.sort(np.abs(self.rows.maps[of_class] - mean).sum((1, 2)) / 2)
+        return distances
 
     def distances(self, record: Record) -> dict[str, Any]:
-        """How far one record is from what is normal.
+        """Measure how far one record is from the baseline.
 
         Returns:
             `baseline`: the identity of the baseline.
-            `comparable`: False where the record is of another model, condition, method or layer; the rest is None then.
+            `comparable`: False for a record of another model, condition, method or layer; the rest is None then.
             `attention`: root mean square of the attention fields' deviations, in standard deviations.
             `furthest`: the field that deviates most, of the prediction or the attention, and `deviation`, by how many
             standard deviations (signed).
-            `map`: the part of the energy that lies elsewhere than in the class's mean map (or the mean of all, where
-            the baseline has too few records of the class), 0 to 1.
-            `rank`: the part of the baseline's own records whose map was nearer to that mean.
+            `map`: the share of the energy that lies elsewhere than in the class's mean map (or the mean of all, if the
+            baseline has too few records of the class), 0 to 1.
+            `rank`: the share of the baseline's own records whose map is nearer to that mean.
         """
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "baseline": self.identity,
             "comparable": Configuration.of(record) == self.configuration,
         }
-        found |= dict.fromkeys(("attention", "furthest", "deviation", "map", "rank"))
-        if not found["comparable"]:
-            return found
+        result |= dict.fromkeys(("attention", "furthest", "deviation", "map", "rank"))
+        if not result["comparable"]:
+            return result
         row = Rows.of([record], self.grid)
         mean, spread = self.scale
         names = list(FIELDS)
         with np.errstate(invalid="ignore", divide="ignore"):
             deviations = (row.values[0] - mean) / np.maximum(spread, 1e-3)
-        known = np.isfinite(deviations)
-        if known.any():
-            furthest = int(np.argmax(np.where(known, np.abs(deviations), -1.0)))
-            found |= {"furthest": names[furthest], "deviation": round(float(deviations[furthest]), 4)}
-            attention = deviations[known & np.array([name.startswith("attention.") for name in names])]
+        present = np.isfinite(deviations)
+        if present.any():
+            furthest = int(np.argmax(np.where(present, np.abs(deviations), -1.0)))
+            result |= {"furthest": names[furthest], "deviation": round(float(deviations[furthest]), 4)}
+            attention = deviations[present & np.array([name.startswith("attention.") for name in names])]
             if attention.size:
-                found["attention"] = round(float(np.sqrt((attention**2).mean())), 4)
+                result["attention"] = round(float(np.sqrt((attention**2).mean())), 4)
         index = int(row.target[0]) if int(row.target[0]) in self.mean_maps else None
         if row.mapped[0] and index in self.mean_maps:
             distance = float(np.abs(row.maps[0] - self.mean_maps[index]).sum() / 2)
-            usual = self._usual[index]
-            found |= {"map": round(distance, 4), "rank": round(float(np.searchsorted(usual, distance) / len(usual)), 4)}
-        return found
+            distances = self._map_distances[index]
+            rank = float(np.searchsorted(distances, distance) / len(distances))
+            result |= {"map": round(distance, 4), "rank": round(rank, 4)}
+        return result
 
 
 def distances(baseline: Baseline, record: Record) -> dict[str, Any]:
-    """`baseline.distances(record)`."""
+    """Return `baseline.distances(record)`."""
     return baseline.distances(record)
 
 
 def check(baseline: Baseline, configuration: Configuration) -> None:
-    """Refuse a baseline that no record of a configuration can be compared with.
+    """Check that a baseline can be compared with records of a configuration.
 
     Raises:
         SettingError: it is of another model, condition, method or layer.
@@ -153,56 +155,56 @@ def check(baseline: Baseline, configuration: Configuration) -> None:
     differ = [f"{name} {ours!r} instead of {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
     if differ:
         raise SettingError(
-            f"the baseline is not of what this monitor records: it has {'; '.join(differ)} (a model is told by its "
-            "file's sha256); make one from this monitor's own records with `onnxcam monitor baseline DIR -o FILE`"
+            f"the baseline is not of what this monitor records: it has {'; '.join(differ)} (the sha256 of its file "
+            "identifies a model); make one from this monitor's own records with `onnxcam monitor baseline DIR -o FILE`"
         )
 
 
 def build(records: Iterable[Record], *, rows: int = ROWS, seed: int = 1234) -> tuple[dict[str, Any], list[str]]:
-    """A baseline as JSON, and sentences about what was left out.
+    """Build a baseline as JSON, and sentences about what was skipped.
 
     Arguments:
-        records: of a time in which all was well. Those of the most frequent model, condition, method and layer count.
-        rows: how many records are kept, drawn at random.
+        records: of a normal period. Only those of the most frequent model, condition, method and layer are used.
+        rows: how many records are stored, drawn at random.
         seed: fixes the draw.
 
     Raises:
         InputError: fewer than 500 records of one kind.
     """
-    kept = _Reservoir(rows, seed)
+    reservoir = _Reservoir(rows, seed)
     for record in records:
-        kept.add(record)
-    if not kept.counts:
+        reservoir.add(record)
+    if not reservoir.counts:
         raise InputError(f"there are no records here; a baseline needs {FEWEST}")
-    configuration, count = kept.counts.most_common(1)[0]
+    configuration, count = reservoir.counts.most_common(1)[0]
     if count < FEWEST:
         raise InputError(
             f"there are {count} records of one model, condition, method and layer; a baseline needs {FEWEST}: "
             "take a longer time, or raise the monitor's baseline_sample"
         )
-    others = kept.counts.total() - count
-    notes = [f"{others} records of another model, condition, method or layer were left out"] if others else []
-    held = sorted(kept.rows[configuration], key=lambda record: record["ts"])
-    table = Rows.of(held)
+    others = reservoir.counts.total() - count
+    notes = [f"{others} records of another model, condition, method or layer were skipped"] if others else []
+    sample = sorted(reservoir.rows[configuration], key=lambda record: record["ts"])
+    table = Rows.of(sample)
     mapped = table.mapped
     unmapped = int((~mapped & ~table.zero).sum())
     if unmapped:
         notes.append(f"{unmapped} records have no map of the shape {list(table.maps.shape[1:])}")
-    # a share of the largest cell, in 16 bits: what rounding loses is far below what pictures differ by
+    # fractions of the largest cell in 16 bits: the rounding error is far below the variation between pictures
     top = np.where(mapped, np.nan_to_num(table.maps).max((1, 2)), 1.0)
     cells = np.round(np.nan_to_num(table.maps) / top[:, None, None] * 65535).astype("<u2")
-    first, last = kept.span[configuration]
+    first, last = reservoir.span[configuration]
     document = {
         "format": FORMAT,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {"name": (held[-1].get("model") or {}).get("name"), "sha256": configuration.model},
+        "model": {"name": (sample[-1].get("model") or {}).get("name"), "sha256": configuration.model},
         "when": configuration.when,
         "method": configuration.method,
         "layer": configuration.layer,
         "records": count,
         "since": first,
         "until": last,
-        "labels": {str(index): label for index, label in sorted(_labels(held).items())},
+        "labels": {str(index): label for index, label in sorted(_labels(sample).items())},
         "rows": {
             "weights": _floats(table.weights),
             "low": table.low.astype(int).tolist(),
@@ -221,10 +223,10 @@ def build(records: Iterable[Record], *, rows: int = ROWS, seed: int = 1234) -> t
 
 
 def load(path: str | Path) -> Baseline:
-    """The baseline in a file that `onnxcam monitor baseline` wrote.
+    """Load a baseline from a file that `onnxcam monitor baseline` wrote.
 
     Raises:
-        InputError: no such file, or no baseline.
+        InputError: no such file, or not a baseline.
     """
     try:
         data = Path(path).read_bytes()
@@ -234,38 +236,38 @@ def load(path: str | Path) -> Baseline:
         return parse(json.loads(data), hashlib.sha256(data).hexdigest()[:12])
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise InputError(
-            f"{str(path)!r} is no baseline ({type(error).__name__}: {error}); make one with "
+            f"{str(path)!r} is not a baseline ({type(error).__name__}: {error}); make one with "
             "`onnxcam monitor baseline DIR -o baseline.json`"
         ) from error
 
 
 def parse(document: dict[str, Any], identity: str = "unsaved") -> Baseline:
-    """A baseline from its JSON.
+    """Parse a baseline from its JSON.
 
     Raises:
-        ValueError, KeyError, TypeError: it is none.
+        ValueError, KeyError, TypeError: not a baseline.
     """
     if document["format"] != FORMAT:
         raise ValueError(f"format {document['format']!r}, this release reads {FORMAT}")
-    held = document["rows"]
-    count = len(held["weights"])
-    shape = tuple(int(side) for side in held["maps"]["shape"])
-    cells = np.frombuffer(zlib.decompress(base64.b64decode(held["maps"]["uint16"])), "<u2").reshape(count, *shape)
+    stored = document["rows"]
+    count = len(stored["weights"])
+    shape = tuple(int(side) for side in stored["maps"]["shape"])
+    cells = np.frombuffer(zlib.decompress(base64.b64decode(stored["maps"]["uint16"])), "<u2").reshape(count, *shape)
     energy = cells.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         energy /= energy.sum((1, 2), keepdims=True)
-    energy[np.array(held["maps"]["present"]) == 0] = np.nan
+    energy[np.array(stored["maps"]["present"]) == 0] = np.nan
     values = np.full((count, len(FIELDS)), np.nan)
     for column, name in enumerate(FIELDS):
-        if name in held["fields"]:
-            values[:, column] = [np.nan if value is None else value for value in held["fields"][name]]
+        if name in stored["fields"]:
+            values[:, column] = [np.nan if value is None else value for value in stored["fields"][name]]
     rows = Rows(
         values,
-        np.array(held["weights"], np.float64),
-        np.array(held["low"], bool),
-        np.array(held["zero"], bool),
-        np.array(held["predicted"], np.int64),
-        np.array(held["target"], np.int64),
+        np.array(stored["weights"], np.float64),
+        np.array(stored["low"], bool),
+        np.array(stored["zero"], bool),
+        np.array(stored["predicted"], np.int64),
+        np.array(stored["target"], np.int64),
         energy.astype(np.float32),
     )
     lengths = {len(getattr(rows, name)) for name in ("weights", "low", "zero", "predicted", "target")}
@@ -284,17 +286,18 @@ def parse(document: dict[str, Any], identity: str = "unsaved") -> Baseline:
 
 
 def mean_map(rows: Rows, target: int | None = None) -> np.ndarray | None:
-    """Weighted mean energy `[h, w]` of the rows with a map, of one explained class or of all; None without any."""
-    own = rows.mapped
+    """Return the weighted mean energy `[h, w]` of one explained class or of all rows; None without a map."""
+    mask = rows.mapped
     if target is not None:
-        own = own & (rows.target == target)
-    if not own.any():
+        mask = mask & (rows.target == target)
+    if not mask.any():
         return None
-    return np.asarray(np.tensordot(rows.weights[own] / rows.weights[own].sum(), rows.maps[own].astype(float), 1))
+    weights = rows.weights[mask]
+    return np.asarray(np.tensordot(weights / weights.sum(), rows.maps[mask].astype(float), 1))
 
 
 class _Reservoir:
-    """A uniform sample of the records of each configuration, one pass, in bounded memory."""
+    """Reservoir sampling: a uniform sample of the records of each configuration, in one pass and bounded memory."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
@@ -318,13 +321,13 @@ class _Reservoir:
 
 
 def _labels(records: Iterable[Record]) -> dict[int, str]:
-    found: dict[int, str] = {}
+    labels: dict[int, str] = {}
     for record in records:
         prediction = record.get("prediction") or {}
         for entry in (*(prediction.get("top") or [])[:1], prediction.get("target") or {}):
             if isinstance(entry.get("index"), int) and entry.get("label") is not None:
-                found.setdefault(entry["index"], str(entry["label"]))
-    return found
+                labels.setdefault(entry["index"], str(entry["label"]))
+    return labels
 
 
 def _floats(values: np.ndarray) -> list[float | None]:

@@ -1,6 +1,6 @@
-"""A monitor's counts as a file beside its records, so that readers know what was not explained, too.
+"""A monitor's counts in a file next to its records, so that readers also know what was not explained.
 
-DIR/stats/<host>-<pid>-<token>.json     one per monitor and process, replaced as a whole
+DIR/stats/<host>-<pid>-<token>.json     one per monitor and process, replaced atomically
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LIMITED = ("rate", "budget", "queue", "bytes", "evicted")
 
 
 class CountersFile:
-    """The file of one monitor; a forked child has its own."""
+    """The counts file of one monitor; a forked child writes its own."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -29,17 +29,17 @@ class CountersFile:
         self._path = root
 
     def write(self, counts: Mapping[str, Any]) -> None:
-        """Replace the file; nothing is written before something was seen.
+        """Replace the file; nothing is written before the first row was observed.
 
         Raises:
             OutputError: it cannot be written; the old one is still there.
-            OSError: the folder cannot be made.
+            OSError: the folder cannot be created.
         """
         if self._pid != os.getpid():
             if not counts.get("seen"):
-                return  # of a parent that only forks there is nothing to tell
+                return  # a parent that only forks has nothing to count
             self._pid = os.getpid()
-            # process ids come back, in containers with every start
+            # process ids repeat, in containers at every start
             name = f"{socket.gethostname()}-{self._pid}-{secrets.token_hex(4)}.json"
             self._path = self._root / FOLDER / name
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,21 +47,21 @@ class CountersFile:
 
 
 def total(root: Path) -> dict[str, Any]:
-    """The counts of all monitors that wrote into a folder, added up; `processes` says how many there are."""
-    found: dict[str, Any] = {"processes": 0}
+    """Return the summed counts of all monitors that wrote into a folder; `processes` is their number."""
+    total: dict[str, Any] = {"processes": 0}
     for path in sorted((root / FOLDER).glob("*.json")):
         try:
-            held = json.loads(path.read_bytes())
+            counts = json.loads(path.read_bytes())
         except (OSError, ValueError):
-            continue  # taken away, or lost in a crash of the machine: the others still count
-        if isinstance(held, dict):
-            found["processes"] += 1
-            _add(found, held)
-    return found
+            continue  # removed, or lost in a crash of the machine: the other files still count
+        if isinstance(counts, dict):
+            total["processes"] += 1
+            _add(total, counts)
+    return total
 
 
 def prune(root: Path, age: float) -> int:
-    """Remove the files that no monitor has replaced for `age` seconds; returns how many."""
+    """Remove the counts files that no monitor has replaced for `age` seconds; returns how many."""
     removed = 0
     for path in sorted((root / FOLDER).glob("*.json")):
         try:
@@ -74,30 +74,30 @@ def prune(root: Path, age: float) -> int:
 
 
 def limited(counts: Mapping[str, Any]) -> float:
-    """The part of the rows worth explaining that bounds kept out: what is estimated from records lacks them."""
+    """Return the share of rows worth explaining that limits dropped: estimates from the records lack them."""
     dropped = counts.get("dropped", {})
-    out = sum(int(dropped.get(reason, 0)) for reason in _LIMITED)
-    kept = int(counts.get("explained", 0))
-    return out / (out + kept) if out else 0.0
+    lost = sum(int(dropped.get(reason, 0)) for reason in _LIMITED)
+    explained = int(counts.get("explained", 0))
+    return lost / (lost + explained) if lost else 0.0
 
 
 def notes(counts: Mapping[str, Any]) -> list[str]:
-    """A sentence where bounds kept out so much that estimates of the traffic are doubtful."""
-    part = limited(counts)
-    if part <= 0.05:
+    """Return a warning if limits dropped so many rows that estimates of the traffic are unreliable."""
+    share = limited(counts)
+    if share <= 0.05:
         return []
     return [
-        f"rate, budget or queue kept out {100 * part:.0f} % of the rows worth explaining, more of the unsure than of "
-        "the others: the low-confidence rate is underestimated; raise `rate`, or lower `sample` and `baseline_sample`"
+        f"rate, budget or queue dropped {100 * share:.0f} % of the rows worth explaining, most of them uncertain: the "
+        "low-confidence rate is underestimated; raise `rate`, or lower `sample` and `baseline_sample`"
     ]
 
 
-def _add(found: dict[str, Any], held: Mapping[str, Any]) -> None:
-    """Counts added up, level by level; what is no count is left out."""
-    for name, value in held.items():
+def _add(total: dict[str, Any], counts: Mapping[str, Any]) -> None:
+    """Add counts to the total, level by level; values that are not counts are ignored."""
+    for name, value in counts.items():
         if isinstance(value, dict):
-            below = found.setdefault(name, {})
-            if isinstance(below, dict):
-                _add(below, value)
+            subtotal = total.setdefault(name, {})
+            if isinstance(subtotal, dict):
+                _add(subtotal, value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and name != "pid":
-            found[name] = found.get(name, 0) + value
+            total[name] = total.get(name, 0) + value

@@ -1,13 +1,13 @@
-"""Has what the model sees, says or looks at changed? Windows of records against a baseline, with bounded false alarms.
+"""Drift detection: windows of records are compared with a baseline, at a declared rate of false alarms.
 
-Each statistic compares one thing in the window with the baseline: a field's distribution, the class distribution, the
-part of low-confidence predictions, a mean map. Records weigh one over their sampling probability, so that all of them
-speak of the traffic and not of what was kept of it.
+Each statistic compares one aspect of the window with the baseline: a field's distribution, the class distribution, the
+rate of low-confidence predictions, a mean map. Records are weighted by the inverse of their sampling probability, so
+that the statistics estimate the traffic rather than the recorded sample of it.
 
-How large chance makes the statistics is bootstrapped from the baseline: a window and a second baseline, as large as the
-real ones, are drawn from it with replacement many times, so that the baseline being a sample itself is counted in. Each
-statistic is brought to zero mean and unit deviation there, and the threshold is the quantile of the largest of them:
-the declared rate of false alarms is that of the whole family, for one window.
+The null distribution of the statistics is bootstrapped from the baseline: a window and a second baseline of the real
+sizes are drawn from it with replacement many times, which accounts for the baseline being a sample itself. Each
+statistic is standardized by its null distribution, and the threshold is a quantile of their maximum: the declared rate
+of false alarms is that of the whole family of statistics, for one window.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from onnxcam.monitor.table import FIELDS, Configuration, Record, Rows
 OK, DRIFT, UNKNOWN = "ok", "drift", "not enough data"
 FALSE_ALARMS = 0.01
 REPLICATES = 2000
-_STEPS = 32  # of a field's values
-# Classes are put into that many groups by their index alone. Groups made by frequency would be wrong: classes that are
-# frequent in the baseline by chance are less so in every window.
+_STEPS = 32  # bins of a field's values
+# Classes are put into this many groups by index. Groups by frequency would be biased: classes that are frequent in the
+# baseline by chance are less frequent in every window.
 _GROUPS = 32
-_FEWEST_EFFECTIVE = 15  # a statistic of fewer rows, by Kish's effective size, is not computed
-_CHUNK = 250
+_FEWEST_EFFECTIVE = 15  # a statistic of fewer rows, by Kish's effective sample size, is not computed
+_CHUNK = 250  # replicates that are drawn at a time
+RATES = ("low_confidence", "zero_maps")
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Statistic:
         name: a field's name, "low_confidence", "zero_maps", "classes", "map", or "map/<class>".
         baseline, window: the mean or rate, None for distributions and maps.
         distance: 1-Wasserstein distance in standard deviations of the baseline (fields); absolute difference (rates);
-            total variation, the part that lies elsewhere, 0 to 1 (classes and maps).
-        score: the distance above what chance gives, in standard deviations of what chance gives; None where there are
-            too few rows.
+            total variation distance, the share that lies elsewhere, 0 to 1 (classes and maps).
+        score: the distance minus its mean under the null distribution, in standard deviations of that distribution;
+            None if there are too few rows.
         drifted: the score is above the threshold.
     """
 
@@ -55,17 +56,24 @@ class Statistic:
     score: float | None
     drifted: bool
 
+    @property
+    def kind(self) -> str:
+        """The kind of comparison: "mean" of a field, "rate", or "share" that lies elsewhere (classes and maps)."""
+        if self.name in RATES:
+            return "rate"
+        return "share" if self.name in ("classes", "map") or self.name.startswith("map/") else "mean"
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said about a window.
+    """The result of comparing a window with the baseline.
 
     Attributes:
         verdict: "ok", "drift" or "not enough data".
-        records: in the window; effective: the size of an evenly weighted sample that is as precise.
+        records: number in the window; effective: Kish's effective sample size, of an evenly weighted sample as precise.
         since, until: times of the first and of the last record.
-        score, threshold: the largest score, and where drift begins.
-        false_alarms: the declared rate for one window.
+        score, threshold: the largest score, and the score above which a statistic has drifted.
+        false_alarms: the declared rate per window.
         statistics: largest score first.
     """
 
@@ -79,8 +87,13 @@ class Verdict:
     false_alarms: float
     statistics: list[Statistic]
 
+    @property
+    def drifted(self) -> list[Statistic]:
+        """The statistics above the threshold, the largest score first."""
+        return [statistic for statistic in self.statistics if statistic.drifted]
+
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the result for JSON."""
         return asdict(self)
 
 
@@ -88,13 +101,13 @@ class Detector:
     """Compares windows with a baseline.
 
     Arguments:
-        baseline: what is normal.
-        false_alarms: how often a window in which nothing changed may be called drift, 0 to 1, exclusive.
-        replicates: bootstrap draws.
-        seed: fixes them.
+        baseline: the normal records.
+        false_alarms: the probability that a window without any change is reported as drift, 0 to 1, exclusive.
+        replicates: bootstrap replicates.
+        seed: of the bootstrap.
 
     Raises:
-        InputError: a rate that is none, or so small that the replicates cannot tell it.
+        InputError: not a rate, or one too small to be estimated from the replicates.
     """
 
     def __init__(
@@ -109,29 +122,29 @@ class Detector:
             raise InputError(f"the rate of false alarms is {false_alarms}, expected a number between 0 and 1")
         if false_alarms * replicates < 4:
             raise InputError(
-                f"a rate of false alarms of {false_alarms} cannot be told from {replicates} replicates; "
+                f"a rate of false alarms of {false_alarms} cannot be estimated from {replicates} replicates; "
                 f"take at least {int(np.ceil(4 / false_alarms))}"
             )
         self.baseline = baseline
         self.false_alarms = false_alarms
         self.replicates = replicates
         self.seed = seed
-        self._family = _Family(baseline)
-        self._nulls: dict[int, _Null] = {}
-        self._second: np.ndarray | None = None
+        self._statistics = _Statistics(baseline)
+        self._nulls: dict[int, _NullDistribution] = {}
+        self._baseline_draws: np.ndarray | None = None
 
     def assess(self, rows: Rows, since: str | None = None, until: str | None = None) -> Verdict:
-        """The verdict on a window; below 500 records it is "not enough data"."""
+        """Compare a window with the baseline; the verdict on fewer than 500 records is "not enough data"."""
         square = float((rows.weights**2).sum())
         effective = float(rows.weights.sum()) ** 2 / square if square else 0.0
-        about = (len(rows), round(effective, 1), since, until)
+        window = (len(rows), round(effective, 1), since, until)
         if len(rows) < FEWEST:
-            return Verdict(UNKNOWN, *about, None, None, self.false_alarms, [])
-        family, null = self._family, self._null(len(rows))
+            return Verdict(UNKNOWN, *window, None, None, self.false_alarms, [])
+        family, null = self._statistics, self._null(len(rows))
         sums = family.sums(rows)
-        found, distance = family.compare(sums[None], family.own[None])
-        scores = (found[0] - null.mean) / null.deviation
-        before, now = family.levels(family.own), family.levels(sums)
+        values, distance = family.compare(sums[None], family.baseline_sums[None])
+        scores = (values[0] - null.mean) / null.deviation
+        before, now = family.levels(family.baseline_sums), family.levels(sums)
         statistics = [
             Statistic(
                 name,
@@ -146,27 +159,27 @@ class Detector:
         statistics.sort(key=lambda s: -np.inf if s.score is None else s.score, reverse=True)
         drifted = any(statistic.drifted for statistic in statistics)
         top = statistics[0].score
-        return Verdict(DRIFT if drifted else OK, *about, top, round(null.threshold, 4), self.false_alarms, statistics)
+        return Verdict(DRIFT if drifted else OK, *window, top, round(null.threshold, 4), self.false_alarms, statistics)
 
-    def _null(self, size: int) -> _Null:
-        """What chance gives for windows of a size."""
+    def _null(self, size: int) -> _NullDistribution:
+        """Bootstrap the null distribution for windows of a size."""
         if size not in self._nulls:
-            family = self._family
-            if self._second is None:
-                self._second = family.draws(self.replicates, len(self.baseline.rows), self.seed, second=True)
-            scores, _ = family.compare(family.draws(self.replicates, size, self.seed), self._second)
-            scores *= self._shrinkage(size, scores)
-            self._nulls[size] = _Null.of(scores, family.floors, self.false_alarms)
+            family = self._statistics
+            if self._baseline_draws is None:
+                self._baseline_draws = family.draws(self.replicates, len(self.baseline.rows), self.seed, second=True)
+            scores, _ = family.compare(family.draws(self.replicates, size, self.seed), self._baseline_draws)
+            scores *= self._variance_correction(size, scores)
+            self._nulls[size] = _NullDistribution.of(scores, family.floors, self.false_alarms)
         return self._nulls[size]
 
-    def _shrinkage(self, size: int, scores: np.ndarray) -> np.ndarray:
-        """What the statistics have to be multiplied by, `[names]`.
+    def _variance_correction(self, size: int, scores: np.ndarray) -> np.ndarray:
+        """Return the factors `[names]` that correct the statistics for both levels of resampling.
 
-        A sample drawn from a sample varies less than its original does, most in the tails and where few rows carry the
-        weight; each level of drawing loses about the same part. So one level is compared with the two of `draws`, and
-        both are given back. The fields share their mean: one field's own ratio is mostly chance.
+        Bootstrap samples underestimate variance, most in the tails and where few rows have most of the weight; each
+        level of resampling loses about the same share. So the statistics of one level are compared with those of two,
+        and the ratio is applied twice. Fields use the mean of their ratios: that of a single field is mostly noise.
         """
-        family = self._family
+        family = self._statistics
         window, base = (
             family.draws(self.replicates, n, self.seed, second=second, nested=False)
             for n, second in ((size, False), (len(self.baseline.rows), True))
@@ -180,18 +193,18 @@ class Detector:
 
 
 def _mean(scores: np.ndarray) -> np.ndarray:
-    """Over the known ones of each column."""
-    known = np.isfinite(scores)
-    return np.asarray(np.where(known, scores, 0.0).sum(0) / np.maximum(known.sum(0), 1))
+    """Average the finite values of each column."""
+    finite = np.isfinite(scores)
+    return np.asarray(np.where(finite, scores, 0.0).sum(0) / np.maximum(finite.sum(0), 1))
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What `judge` found.
+    """The result of `assess`.
 
     Attributes:
         windows: the verdict on each window, oldest first.
-        others: records of another model, condition, method or layer, which were left out.
+        others: number of records of another model, condition, method or layer, which were skipped.
     """
 
     windows: list[Verdict]
@@ -204,18 +217,18 @@ class Assessment:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about what was left out."""
-        what = "records of another model, condition, method or layer than the baseline's were left out"
+        """Sentences about what was skipped."""
+        what = "records of another model, condition, method or layer than the baseline's were skipped"
         return [f"{self.others} {what}"] if self.others else []
 
 
 def assess(records: Iterable[Record], detector: Detector, window: int | timedelta = 1000) -> Assessment:
-    """Verdicts on records in time order, window by window.
+    """Compare records in time order with the baseline, window by window.
 
     Arguments:
-        records: those of another model, condition, method or layer than the baseline's are left out.
-        window: how many records make one (at least 500), or how long it is; windows by time begin at multiples of their
-            length, in UTC.
+        records: those of another model, condition, method or layer than the baseline's are skipped.
+        window: its number of records (at least 500) or its duration; windows by duration start at multiples of it, in
+            UTC.
 
     Raises:
         InputError: a window of fewer than 500 records.
@@ -224,7 +237,7 @@ def assess(records: Iterable[Record], detector: Detector, window: int | timedelt
         raise InputError(f"windows of {window} records are too small; expected at least {FEWEST}")
     parts: list[Rows] = []
     times: list[str] = []
-    waiting: list[Record] = []
+    chunk: list[Record] = []
     others = 0
     baseline = detector.baseline
     for record in records:
@@ -232,11 +245,11 @@ def assess(records: Iterable[Record], detector: Detector, window: int | timedelt
             others += 1
             continue
         times.append(record["ts"])
-        waiting.append(record)
-        if len(waiting) == FEWEST:
-            parts.append(Rows.of(waiting, baseline.grid))
-            waiting.clear()
-    rows = Rows.join([*parts, Rows.of(waiting, baseline.grid)])
+        chunk.append(record)
+        if len(chunk) == FEWEST:
+            parts.append(Rows.of(chunk, baseline.grid))
+            chunk.clear()
+    rows = Rows.join([*parts, Rows.of(chunk, baseline.grid)])
     bounds = _by_time(times, window) if isinstance(window, timedelta) else windows(len(rows), window)
     verdicts = [
         detector.assess(rows.take(slice(begin, end)), min(times[begin:end]), max(times[begin:end]))
@@ -253,9 +266,9 @@ def _by_time(times: Sequence[str], length: timedelta) -> list[tuple[int, int]]:
 
 
 def windows(count: int, size: int) -> list[tuple[int, int]]:
-    """Where windows of at least `size` of `count` records in time order begin and end.
+    """Divide `count` records in time order into windows of at least `size`; returns their begins and ends.
 
-    The last one ends at the newest record. What is left over at the old end goes into the first one.
+    The last window ends at the newest record; the first one takes the remainder.
     """
     number = max(1, count // size)
     first = count - (number - 1) * size
@@ -263,26 +276,25 @@ def windows(count: int, size: int) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Null:
+class _NullDistribution:
     mean: np.ndarray
     deviation: np.ndarray
     threshold: float
 
     @classmethod
-    def of(cls, scores: np.ndarray, floors: np.ndarray, false_alarms: float) -> _Null:
-        known = np.isfinite(scores)
-        count = np.maximum(known.sum(0), 1)
-        mean = np.where(known, scores, 0.0).sum(0) / count
-        deviation = np.sqrt(np.where(known, (scores - mean) ** 2, 0.0).sum(0) / count)
+    def of(cls, scores: np.ndarray, floors: np.ndarray, false_alarms: float) -> _NullDistribution:
+        finite = np.isfinite(scores)
+        mean = _mean(scores)
+        deviation = np.sqrt(_mean(np.where(finite, (scores - mean) ** 2, np.nan)))
         deviation = np.maximum(deviation, floors)
-        largest = np.where(known, (scores - mean) / deviation, -np.inf).max(1)
+        largest = np.where(finite, (scores - mean) / deviation, -np.inf).max(1)
         return cls(mean, deviation, float(np.quantile(largest, 1 - false_alarms, method="higher")))
 
 
-class _Family:
-    """The statistics, as functions of weighted sums over rows: a bootstrap draw is then one row of a product.
+class _Statistics:
+    """The family of statistics, as functions of weighted sums over rows: a bootstrap draw is a row of a matrix product.
 
-    A design matrix holds, per row of a sample, what is summed; `draws` multiplies it by how often each row was drawn.
+    A design matrix has, per row of a sample, the terms of the sums; `draws` multiplies it by the count of each row.
     """
 
     def __init__(self, baseline: Baseline) -> None:
@@ -292,7 +304,7 @@ class _Family:
         columns = [list(FIELDS).index(name) for name in self.fields]
         values = baseline.rows.values[:, columns]
         self.columns = columns
-        # a field that is the same everywhere still has a unit, so that one stray value is no infinite distance
+        # a constant field gets a unit too, so that one stray value is not an infinite distance
         self.unit = np.maximum(spread[columns], 0.02)
         low, high = np.nanmin(values, 0) - 2 * self.unit, np.nanmax(values, 0) + 2 * self.unit
         self.step = (high - low) / _STEPS
@@ -307,77 +319,77 @@ class _Family:
             "map",
             *(f"map/{baseline.label(c)}" for c in self.classes),
         ]
-        self.own = self.sums(baseline.rows)
+        self.baseline_sums = self.sums(baseline.rows)
         self.floors = self._floors()
 
     def blocks(self, rows: Rows) -> Iterator[tuple[np.ndarray | slice, np.ndarray]]:
-        """Rows (all, or those of a class) and their part of the design matrix `[n, columns]`."""
+        """Yield rows (all, or those of a class) and their block of the design matrix `[n, columns]`."""
         weights = rows.weights[:, None]
         values = rows.values[:, self.columns]
         valid = np.isfinite(values)
-        held = weights * valid
-        above = (np.nan_to_num(values)[:, None, :] > self.edges) * held[:, None, :]
+        valid_weights = weights * valid
+        above = (np.nan_to_num(values)[:, None, :] > self.edges) * valid_weights[:, None, :]
         groups = (rows.predicted[:, None] % _GROUPS == np.arange(_GROUPS)) * weights
         mapped = rows.mapped
         cells = np.nan_to_num(rows.maps.reshape(len(rows), self.cells))
-        own = weights * mapped[:, None]
+        map_weights = weights * mapped[:, None]
         yield (
             slice(None),
             np.concatenate(
                 [
-                    held,
-                    held**2,
-                    held * np.nan_to_num(values),
+                    valid_weights,
+                    valid_weights**2,
+                    valid_weights * np.nan_to_num(values),
                     above.reshape(len(rows), -1),
                     weights,
                     weights**2,
                     weights * rows.low[:, None],
                     weights * rows.zero[:, None],
                     groups,
-                    own,
-                    own**2,
-                    own * cells,
+                    map_weights,
+                    map_weights**2,
+                    map_weights * cells,
                 ],
                 axis=1,
             ),
         )
         for index in self.classes:
-            part = np.flatnonzero(mapped & (rows.target == index))
-            own = rows.weights[part, None]
-            yield part, np.concatenate([own, own**2, own * cells[part]], axis=1)
+            of_class = np.flatnonzero(mapped & (rows.target == index))
+            map_weights = rows.weights[of_class, None]
+            yield of_class, np.concatenate([map_weights, map_weights**2, map_weights * cells[of_class]], axis=1)
 
     def sums(self, rows: Rows) -> np.ndarray:
-        """`[columns]` of a sample."""
+        """Return the sums `[columns]` of a sample."""
         return np.concatenate([design.sum(0) for _, design in self.blocks(rows)])
 
     def draws(self, replicates: int, size: int, seed: int, *, second: bool = False, nested: bool = True) -> np.ndarray:
-        """`[replicates, columns]` of samples of a size; one seed gives one series of populations.
+        """Return the sums `[replicates, columns]` of bootstrap samples; the seed fixes the series of populations.
 
-        Each replicate has a population of its own, drawn from the baseline with replacement: how far the baseline may
-        be from what it was drawn from is then in the spread of the statistics too. A window and a `second` baseline of
-        the same replicate are drawn from the same population. Not `nested`, that population is the baseline itself.
+        Each replicate has a population of its own, drawn from the baseline with replacement, so that the spread of the
+        statistics includes the sampling error of the baseline. A window and a `second` baseline of the same replicate
+        are drawn from the same population. Unless `nested`, that population is the baseline itself.
         """
         rng = np.random.default_rng([seed, size, int(second), int(nested)])
         count = len(self.baseline.rows)
         blocks = [(rows, design.astype(np.float32)) for rows, design in self.blocks(self.baseline.rows)]
-        found = []
+        sums = []
         for begin in range(0, replicates, _CHUNK):
             number = min(_CHUNK, replicates - begin)
-            # the same populations for window and second baseline, whatever their sizes
+            # independent of the size: window and second baseline have the same populations
             population = np.random.default_rng([seed, begin]).integers(count, size=(number, count))
             drawn = rng.integers(count, size=(number, size))
             if nested:
                 drawn = np.take_along_axis(population, drawn, axis=1)
             drawn += (np.arange(number) * count)[:, None]
             times = np.bincount(drawn.ravel(), minlength=number * count).reshape(number, count).astype(np.float32)
-            found.append(np.concatenate([times[:, rows] @ design for rows, design in blocks], axis=1))
-        return np.concatenate(found).astype(np.float64)
+            sums.append(np.concatenate([times[:, rows] @ design for rows, design in blocks], axis=1))
+        return np.concatenate(sums).astype(np.float64)
 
     def compare(self, window: np.ndarray, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Statistics `[r, names]` and plain distances `[r, names]` of sums `[r, columns]`.
+        """Return statistics `[r, names]` and distances `[r, names]` of sums `[r, columns]`.
 
-        A statistic is the distance times the root of the effective size of the two samples: what chance makes of it
-        then hardly depends on how many rows there are.
+        A statistic is the distance times the root of the effective size of the two samples, so that its null
+        distribution hardly depends on the number of rows.
         """
         a, b = self._parts(window), self._parts(base)
         distances, sizes = [], []
@@ -397,10 +409,10 @@ class _Family:
         return distance * np.concatenate(sizes, axis=1), distance
 
     def levels(self, sums: np.ndarray) -> dict[str, float]:
-        """Means and rates, by name, for people to read."""
+        """Return means and rates by name, for display."""
         parts = self._parts(sums[None])
-        found = dict(zip(self.fields, parts["mean"][0].tolist(), strict=True))
-        return found | {"low_confidence": float(parts["low"][0]), "zero_maps": float(parts["zero"][0])}
+        means = dict(zip(self.fields, parts["mean"][0].tolist(), strict=True))
+        return means | {"low_confidence": float(parts["low"][0]), "zero_maps": float(parts["zero"][0])}
 
     def _parts(self, sums: np.ndarray) -> dict[Any, np.ndarray]:
         count = len(self.fields)
@@ -411,36 +423,36 @@ class _Family:
             place += width
             return sums[:, place - width : place]
 
-        found: dict[Any, np.ndarray] = {}
+        parts: dict[Any, np.ndarray] = {}
         with np.errstate(invalid="ignore", divide="ignore"):
             total = cut(count)
-            found["field_size"] = total**2 / cut(count)
-            found["mean"] = cut(count) / total
-            found["above"] = cut(count * _STEPS).reshape(-1, _STEPS, count) / total[:, None]
+            parts["field_size"] = total**2 / cut(count)
+            parts["mean"] = cut(count) / total
+            parts["above"] = cut(count * _STEPS).reshape(-1, _STEPS, count) / total[:, None]
             total = cut(1)
-            found["size"] = (total**2 / cut(1))[:, 0]
-            found["low"], found["zero"] = (cut(1) / total)[:, 0], (cut(1) / total)[:, 0]
-            found["groups"] = cut(_GROUPS) / total
+            parts["size"] = (total**2 / cut(1))[:, 0]
+            parts["low"], parts["zero"] = (cut(1) / total)[:, 0], (cut(1) / total)[:, 0]
+            parts["groups"] = cut(_GROUPS) / total
             for index in ("map", *self.classes):
                 total = cut(1)
-                found[f"size of {index}"] = (total**2 / cut(1))[:, 0]
-                found[index] = cut(self.cells) / total
-        return found
+                parts[f"size of {index}"] = (total**2 / cut(1))[:, 0]
+                parts[index] = cut(self.cells) / total
+        return parts
 
     def _floors(self) -> np.ndarray:
-        """The least deviation of each statistic.
+        """Return the smallest standard deviation that is assumed for each statistic.
 
-        What never happened in a baseline of n rows may still happen at a rate of 3 / n (the rule of three); a bootstrap
-        of it says that it never does.
+        An event that is absent from a baseline of n rows may still have a rate of up to 3 / n (the rule of three); its
+        bootstrap estimate would be zero.
         """
-        rare = 3.0 / self._parts(self.own[None])["size"][0]
+        rare = 3.0 / self._parts(self.baseline_sums[None])["size"][0]
         rate = np.sqrt(rare * max(0.0, 1 - rare))
         fields, maps = np.full(len(self.fields), 0.05), np.full(1 + len(self.classes), 0.005)
         return np.concatenate([fields, [rate, rate, 0.05], maps])
 
 
 def _size(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The root of the effective size of a comparison of two samples; NaN where either is too small."""
+    """Return the root of the effective size of a comparison of two samples; NaN if either is too small."""
     with np.errstate(invalid="ignore", divide="ignore"):
         enough = (a >= _FEWEST_EFFECTIVE) & (b >= _FEWEST_EFFECTIVE)
         return np.where(enough, np.sqrt(a * b / (a + b)), np.nan)
@@ -448,8 +460,3 @@ def _size(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _rounded(value: Any) -> float | None:
     return None if value is None or not np.isfinite(value) else float(f"{value:.6g}")
-
-
-def moved(verdict: Verdict, most: int = 5) -> Sequence[Statistic]:
-    """The statistics above the threshold, the clearest first."""
-    return [statistic for statistic in verdict.statistics if statistic.drifted][:most]

@@ -1,4 +1,4 @@
-"""The local sink: records in segments, pictures beside them, both within bounds."""
+"""The folder sink: records in segments and pictures next to them, within limits on size, age and number."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from onnxcam.monitor.segments import TornError, Writer, recover
 from onnxcam.monitor.units import parse_bytes, parse_seconds
 
 _SEGMENT = 64 << 20
-_LINE = 4096  # a record without its pictures is smaller
+_LINE = 4096  # a record's line is smaller
 
 
 class Folder:
-    """Keeps explanations in a folder, for any number of processes and threads at once.
+    """Stores explanations in a folder, for any number of processes and threads at once.
 
     Arguments:
-        root: the folder; made with the first record.
-        segment_bytes: a file of records is closed before it and the pictures it names grow over this; by default
-            64 MiB, or an eighth of `retain_bytes` where that is less.
-        segment_age: it is closed when it was begun so long ago.
-        retain_bytes, retain_age, retain_records: what is kept, of all processes together; the oldest segments go first.
-            None is no limit.
-        min_free: a record is refused, and counted by the monitor, where the disk has less space than this left.
-        sync: every record and picture survives a power cut; without it, the death of the process only.
+        root: the folder; created with the first record.
+        segment_bytes: a segment is closed before it and the pictures it names grow larger than this; by default 64 MiB,
+            or an eighth of `retain_bytes` if that is less.
+        segment_age: a segment is closed at this age.
+        retain_bytes, retain_age, retain_records: limits on what is retained, over all processes; the oldest segments
+            are removed first. None means no limit.
+        min_free: a record is refused, and counted by the monitor, if less disk space than this would be left.
+        sync: every record and picture survives a power cut; without it, only a crash of the process.
         upload: an fsspec URL that closed segments and their pictures are copied to.
         upload_options: keywords for fsspec.
         clock: seconds since 1970.
 
     Raises:
-        SettingError: sizes or durations that cannot be, or a segment larger than what is kept.
+        SettingError: an invalid size or duration, or a segment larger than half of what is retained.
         DependencyError: `upload` without fsspec.
     """
 
@@ -75,13 +75,13 @@ class Folder:
             raise SettingError(f"retain_records={retain_records!r}; expected at least 1, or None for no limit")
         self._min_free = parse_bytes(min_free, "min_free")
         self._sync, self._clock = sync, clock
-        self._keeper = Retention(self.root, Limits(bound, age, retain_records))
+        self._retention = Retention(self.root, Limits(bound, age, retain_records))
         self._writer = Writer(
             self.root,
             seconds=parse_seconds(segment_age, "segment_age"),
             sync=sync,
             clock=clock,
-            closed=self._when_closed,
+            closed=self._segment_closed,
         )
         self._counters = CountersFile(self.root)
         self._uploader: Any = None
@@ -91,11 +91,11 @@ class Folder:
             self._uploader = Uploader(self.root, upload, upload_options)
         self._lock = threading.Lock()
         self._ready = False
-        self._room = 0  # bytes that may still be written before the limits are looked at again
+        self._room = 0  # bytes that may still be written before the limits are checked again
         after_fork(self, Folder._forked)
 
     def write(self, record: dict[str, Any], files: Mapping[str, bytes]) -> None:
-        """As `Sink.write`."""
+        """Write one explanation, as `Sink.write` does."""
         with self._lock:
             try:
                 self._write(record, files)
@@ -107,7 +107,7 @@ class Folder:
 
     def tick(self) -> None:
         """Close the segment if it is old enough. To be called now and then when there is nothing to write."""
-        # a writer at work closes it itself
+        # a thread that is writing closes the segment itself
         if self._lock.acquire(blocking=False):
             try:
                 self._writer.tick()
@@ -115,11 +115,11 @@ class Folder:
                 self._lock.release()
 
     def note(self, counts: Mapping[str, Any]) -> None:
-        """Keep a monitor's counts beside its records."""
+        """Store a monitor's counts next to its records."""
         self._counters.write(counts)
 
     def close(self, timeout: float) -> None:
-        """Close the segment, and upload what is closed for as long as there is time."""
+        """Close the segment, and upload closed segments until the timeout."""
         end = time.monotonic() + timeout
         if self._lock.acquire(timeout=max(0.0, timeout)):
             try:
@@ -146,48 +146,48 @@ class Folder:
         if self._writer.weight and self._writer.weight + size > self._segment:
             self._writer.close()
         if self._writer.path is None:
-            self._writer.begin()  # first: others that look meanwhile count this process among those that write
+            self._writer.begin()  # first, so that other processes count this one as a writer when they make room
             self._room = 0
         if size > self._room:
-            self._clear(size)
-        began = time.monotonic()
+            self._make_room(size)
+        start = time.monotonic()
         record["files"] = artefacts.write(self.root, record, files, self._sync)
         try:
             line = encode(record)
-            if time.monotonic() - began > GRACE / 2:
-                raise OutputError("the disk took so long that the pictures may be gone again; is it stalled?")
+            if time.monotonic() - start > GRACE / 2:
+                raise OutputError("the disk took so long that the pictures may have been removed again; is it stalled?")
         except BaseException:
-            self._drop(record)
+            self._remove_pictures(record)
             raise
         weight = len(line) + sum(entry["bytes"] for entry in record["files"])
         try:
             self._writer.append(line, weight)
         except TornError:
-            raise  # the line may be there: what it names has to stay
+            raise  # the line may be in the file: the pictures it names have to stay
         except OutputError:
-            self._drop(record)
+            self._remove_pictures(record)
             raise
         self._room -= weight
 
-    def _clear(self, size: int) -> None:
-        """Make room for a segment, shared with the other processes that write now: so the bound holds for all.
+    def _make_room(self, size: int) -> None:
+        """Free a segment's worth of space, shared with the other processes that write now, so that the limit holds.
 
-        Of those that write at a time, the k-th to look saw k of them at least, and took no more than a k-th of a
-        segment: together they may write that sum, which for many is more than the two segments between which it is to
-        stay, so that more has to go before.
+        Of several concurrent writers, the k-th one to get here counted at least k of them, and may write at most a
+        k-th of a segment before it comes again. Together they may write the sum of these shares; where that is more
+        than a segment, more has to be removed first.
         """
 
         def needed(writers: int) -> int:
             return max(round(self._segment * max(1.0, sum(1 / k for k in range(2, writers + 1)))), size)
 
-        self._keeper.clear(self._clock(), needed)
-        self._room = max(self._segment // max(1, self._keeper.writers), size)
+        self._retention.enforce(self._clock(), needed)
+        self._room = max(self._segment // max(1, self._retention.writers), size)
 
-    def _drop(self, record: dict[str, Any]) -> None:
+    def _remove_pictures(self, record: dict[str, Any]) -> None:
         artefacts.remove([self.root / entry["name"] for entry in record["files"]])
         record["files"] = []
 
-    def _when_closed(self, path: Path) -> None:
+    def _segment_closed(self, path: Path) -> None:
         recover(self.root)
         remove_unreferenced(self.root)
         if self._uploader is not None:

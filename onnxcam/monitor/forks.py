@@ -1,4 +1,4 @@
-"""What a forked child has to set right before anything else: locks held by threads that it does not have."""
+"""Callbacks in forked children, which must replace locks that threads of the parent hold."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 _actions: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
 
 
-def after_fork(held: Any, action: Callable[[Any], None]) -> None:
-    """Call `action(held)` in every forked child for as long as `held` lives."""
-    _actions[held] = action
+def after_fork(instance: Any, action: Callable[[Any], None]) -> None:
+    """Call `action(instance)` in every forked child, as long as `instance` is alive."""
+    _actions[instance] = action
 
 
-def _in_child() -> None:
-    for held, action in list(_actions.items()):
-        action(held)
+def _run_actions() -> None:
+    for instance, action in list(_actions.items()):
+        action(instance)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(after_in_child=_run_actions)

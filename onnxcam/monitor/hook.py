@@ -349,7 +349,7 @@ class Monitor:
                     size=size,
                     **fields,
                 )
-                queued += self._queue.put(row)
+                queued += self._queue.add(row)
                 left.pop()
         except BaseException as error:
             reason = "invalid" if _invalid(error) else "error"

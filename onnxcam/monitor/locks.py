@@ -1,4 +1,4 @@
-"""Locks between processes that go with their holder, however it dies."""
+"""Locks between processes, released by the kernel when their holder dies."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ AVAILABLE = sys.platform != "win32"
 
 
 def lock(handle: int) -> bool:
-    """Lock an open file for as long as it is open; False where somebody holds the lock, or there are no locks.
+    """Lock an open file until it is closed; False if another process holds the lock, or the system has no locks.
 
-    The kernel drops the lock with its last holder: a lock to be had on a segment means that its writer is dead.
+    The kernel releases the lock when the last holder exits: a segment that can be locked has no living writer.
     """
     if sys.platform == "win32":
         return False
@@ -29,8 +29,8 @@ def lock(handle: int) -> bool:
 
 
 @contextlib.contextmanager
-def turn(path: Path) -> Iterator[int | None]:
-    """An open handle on a file of that name for the one process that has it locked; None for the others."""
+def exclusive(path: Path) -> Iterator[int | None]:
+    """Lock a file inside the block: its open handle in the one process that has the lock, None in the others."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError:

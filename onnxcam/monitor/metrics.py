@@ -1,11 +1,11 @@
-"""Prometheus metrics: what the monitor counts, and what its records say, under names and labels that stay few.
+"""Prometheus metrics of the monitor's counters and of its records, with a bounded number of series.
 
     from onnxcam.monitor import metrics
 
     monitor = onnxcam.Monitor("model.cam.onnx", sink=["/var/log/cam", "prometheus:"], when="confidence < 0.6")
-    metrics.export(monitor)        # then serve prometheus_client's registry as ever
+    metrics.export(monitor)        # then serve prometheus_client's registry as usual
 
-No label comes from a request, a class or a picture: the number of series is known beforehand.
+No label comes from a request, a class or a picture: the number of series is known in advance.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from onnxcam.errors import DependencyError
 
 _PREFIX = "onnxcam_monitor_"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_PARTS = tuple(k / 20 for k in range(1, 21))
-_REASONS = 32  # reasons for dropping told apart; more would be somebody's text
-_made: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+_RATIOS = tuple(k / 20 for k in range(1, 21))
+_REASONS = 32  # reasons for dropping with a series of their own; more would be text from outside
+_by_registry: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 def import_prometheus() -> Any:
-    """The `prometheus_client` module.
+    """Import `prometheus_client`.
 
     Raises:
         DependencyError: it is not installed.
@@ -39,44 +39,44 @@ def import_prometheus() -> Any:
 
 
 class RecordMetrics:
-    """A sink that counts records and keeps nothing of them.
+    """A sink that counts records and stores nothing.
 
     Arguments:
-        registry: of `prometheus_client`; its default one by default. Several sinks of one registry count together.
+        registry: of `prometheus_client`; its default one by default. Sinks of the same registry share their counts.
     """
 
     def __init__(self, registry: Any = None) -> None:
         client = import_prometheus()
         registry = client.REGISTRY if registry is None else registry
-        if registry not in _made:
-            _made[registry] = _metrics(client, registry)
-        self._metrics = _made[registry]
+        if registry not in _by_registry:
+            _by_registry[registry] = _create_metrics(client, registry)
+        self._metrics = _by_registry[registry]
 
     def write(self, record: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Count one explanation."""
-        made, attention = self._metrics, record["attention"]
-        made["records"].labels(reason=record["trigger"]["reason"]).inc()
-        made["zero"].inc(bool(attention["zero"]))
-        made["bytes"].inc(sum(entry["bytes"] for entry in record["files"]))
+        metrics, attention = self._metrics, record["attention"]
+        metrics["records"].labels(reason=record["trigger"]["reason"]).inc()
+        metrics["zero"].inc(bool(attention["zero"]))
+        metrics["bytes"].inc(sum(entry["bytes"] for entry in record["files"]))
         for name, value in (
             ("explain", record["latency_ms"].get("explain")),
             ("queued", record["latency_ms"].get("queued")),
         ):
             if value is not None:
-                made[name].observe(value / 1000)
+                metrics[name].observe(value / 1000)
         for name, value in (
             ("confidence", record["prediction"]["confidence"]),
             ("border", attention["border"]),
             ("half_area", attention["half_area"]),
         ):
             if value is not None:
-                made[name].observe(value)
+                metrics[name].observe(value)
 
     def close(self, timeout: float) -> None:
-        """Nothing is held: the counts stay in the registry."""
+        """Do nothing: the counts stay in the registry."""
 
 
-def _metrics(client: Any, registry: Any) -> dict[str, Any]:
+def _create_metrics(client: Any, registry: Any) -> dict[str, Any]:
     def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Any:
         return client.Histogram(_PREFIX + name, text, buckets=buckets, registry=registry)
 
@@ -86,17 +86,19 @@ def _metrics(client: Any, registry: Any) -> dict[str, Any]:
     return {
         "records": reasons,
         "zero": client.Counter(_PREFIX + "zero_maps", "Maps that are zero everywhere", registry=registry),
-        "bytes": client.Counter(_PREFIX + "picture_bytes", "Bytes of pictures kept beside records", registry=registry),
+        "bytes": client.Counter(_PREFIX + "picture_bytes", "Bytes of pictures stored with records", registry=registry),
         "explain": histogram("explain_seconds", "Time to explain one row", _SECONDS),
         "queued": histogram("queued_seconds", "Time a row waited to be explained", _SECONDS),
-        "confidence": histogram("confidence_ratio", "Confidence of the predictions recorded", _PARTS),
-        "border": histogram("border_energy_ratio", "Part of the map's energy in the picture's outer tenth", _PARTS),
-        "half_area": histogram("half_energy_area_ratio", "Smallest part of the picture that holds half", _PARTS),
+        "confidence": histogram("confidence_ratio", "Confidence of the predictions recorded", _RATIOS),
+        "border": histogram("border_energy_ratio", "Share of the map's energy in the picture's outer tenth", _RATIOS),
+        "half_area": histogram(
+            "half_energy_area_ratio", "Smallest share of the picture's area with half of the map's energy", _RATIOS
+        ),
     }
 
 
 def export(monitor: Any, registry: Any = None) -> Any:
-    """Show a monitor's counters (`monitor.stats()`) to Prometheus: read when scraped, so that serving costs nothing.
+    """Export a monitor's counters (`monitor.stats()`) to Prometheus; they are read only when scraped.
 
     Arguments:
         monitor: an `onnxcam.Monitor`, or a function that returns such a dict.
@@ -120,7 +122,7 @@ _COUNTERS = {
     "explained": "Rows explained and recorded",
     "failed": "Rows whose explanation or record failed",
 }
-_GAUGES = {"queued": "Rows waiting", "running": "Rows being explained", "queue_bytes": "Bytes that wait in the queue"}
+_GAUGES = {"queued": "Rows in the queue", "running": "Rows being explained", "queue_bytes": "Bytes in the queue"}
 
 
 class _Stats:
@@ -128,11 +130,11 @@ class _Stats:
         self._stats = stats
 
     def describe(self) -> Iterator[Any]:
-        """Nothing beforehand: registering must not call the monitor."""
+        """Return no metrics: registering must not call the monitor."""
         return iter(())
 
     def collect(self) -> Iterator[Any]:
-        """The counters as they are now."""
+        """Yield the current counters."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         stats = self._stats()

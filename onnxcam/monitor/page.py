@@ -1,4 +1,4 @@
-"""The report as one HTML page: style, charts and pictures inside, no script, no network."""
+"""Renders the report as one HTML page with inline style, charts and pictures, without scripts or network access."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from onnxcam.monitor.report import ClassSummary, Report
 from onnxcam.monitor.table import Record
 
 CLASSES = 12
-_MOST_BYTES = 4 << 20  # of a picture put into the page
-# a shape and a word for each verdict: colour is the third sign only
+_MAX_PICTURE_BYTES = 4 << 20  # of a picture in the page
+# shape, style and word of each verdict: colour is never the only sign
 _VERDICTS = {OK: ("●", "ok", "No drift"), DRIFT: ("▲", "drift", "Drift")}
 _UNKNOWN = ("○", "unknown", "Not enough data")
 _NAMES = {
@@ -50,17 +50,17 @@ def render(
     title: str | None = None,
     notes: Sequence[str] = (),
 ) -> str:
-    """The page.
+    """Render the page.
 
     Arguments:
-        report: what the records say.
-        folder: where the pictures are that records name.
-        assessment: drift verdicts, where there is a baseline.
-        counters: what the monitors counted.
+        report: the data of the records.
+        folder: the monitor's folder, with the pictures that records name.
+        assessment: drift verdicts, if there is a baseline.
+        counters: the monitors' counters.
         title: heading; the most frequent model's name by default.
         notes: sentences for the foot of the page.
     """
-    heading = title or f"{report.models.most_common(1)[0][0] if report.models else 'Monitor'}: what it was unsure of"
+    heading = title or f"{report.models.most_common(1)[0][0] if report.models else 'Monitor'}: uncertain predictions"
     body = [
         _head(report, heading, assessment),
         _tiles(report, counters or {}),
@@ -93,25 +93,25 @@ def _head(report: Report, heading: str, assessment: Assessment | None) -> str:
 
 def _summary(verdict: Verdict) -> str:
     if verdict.verdict == DRIFT:
-        moved = [_name(s.name) for s in verdict.statistics if s.drifted]
+        moved = [_name(statistic.name) for statistic in verdict.drifted]
         more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""
-        return f"In the newest {verdict.records:,} records these moved: {', '.join(moved[:3])}{more}."
+        return f"In the newest {verdict.records:,} records these changed: {', '.join(moved[:3])}{more}."
     if verdict.verdict == OK:
-        return f"The newest {verdict.records:,} records are like the baseline."
+        return f"The newest {verdict.records:,} records show no change against the baseline."
     return f"{verdict.records:,} records since the baseline; a verdict needs 500."
 
 
 def _tiles(report: Report, counters: Mapping[str, Any]) -> str:
     dropped = sum(counters.get("dropped", {}).values())
     tiles = [
-        (f"{report.count:,}", "explanations kept"),
-        (f"{report.low_count:,}", "of them below the condition"),
+        (f"{report.count:,}", "explanations recorded"),
+        (f"{report.low_count:,}", "of them met the condition"),
         (f"{100 * report.low_rate:.1f} %", "of predictions low-confidence, estimated"),
     ]
     if counters.get("processes"):
         tiles += [
             (f"{counters.get('seen', 0):,}", "predictions seen"),
-            (f"{dropped:,}", "dropped unexplained"),
+            (f"{dropped:,}", "dropped without explanation"),
             (f"{counters.get('failed', 0):,}", "failed"),
         ]
     if report.zero_maps:
@@ -124,11 +124,11 @@ def _why(report: Report) -> str:
     points = report.points()
     step = _step(points.seconds)
     rows = "".join(
-        f"<tr><td>{'met the condition' if reason == 'condition' else 'always-on sample'}</td>"
+        f"<tr><td>{'met the condition' if reason == 'condition' else 'baseline sample'}</td>"
         f'<td><code>{escape(when)}</code></td><td class="number">{count:,}</td></tr>'
         for (reason, when), count in report.reasons.most_common()
     )
-    kept = chart.bars(
+    counts = chart.bars(
         points.begin,
         points.seconds,
         [("condition", "solid", points.low.astype(float)), ("sample", "hatch", points.confident.astype(float))],
@@ -138,15 +138,15 @@ def _why(report: Report) -> str:
     figures = (
         figure(f"Confidence, {step}", chart.bands(points.begin, points.confidence, points.seconds)),
         figure(f"Low-confidence rate, {step}", rate),
-        figure(f"Explanations kept, {step}", kept),
+        figure(f"Explanations recorded, {step}", counts),
     )
     return (
         "<h2>How many, and why</h2>"
         f'<div class="charts">{"".join(figures)}</div>'
-        "<p>Confidence and rate are of the traffic: each record weighs one over the probability with which it was "
-        "kept.</p>"
-        f'<div class="wide"><table><tr><th>kept because it</th><th>condition</th><th class="number">records</th></tr>'
-        f"{rows}</table></div>"
+        "<p>Confidence and rate are estimates for all predictions: each record is weighted by the inverse of its "
+        "sampling probability.</p>"
+        '<div class="wide"><table><tr><th>reason</th><th>condition</th><th class="number">records</th>'
+        f"</tr>{rows}</table></div>"
     )
 
 
@@ -155,8 +155,8 @@ def _drift(assessment: Assessment | None) -> str:
         return "<h2>Drift</h2><p>No baseline was given: <code>--baseline baseline.json</code>.</p>"
     latest = assessment.latest
     parts = [
-        "<h2>Drift</h2><p>Each window of records against the baseline. A window in which nothing changed is called "
-        f"drift with probability {100 * latest.false_alarms:g} %, whatever is compared.</p>"
+        "<h2>Drift</h2><p>Each window of records is compared with the baseline. A window without any change is "
+        f"reported as drift with probability {100 * latest.false_alarms:g} %, over all statistics together.</p>"
     ]
     if len(assessment.windows) > 1:
         rows = "".join(_window(verdict) for verdict in assessment.windows[-30:])
@@ -165,12 +165,12 @@ def _drift(assessment: Assessment | None) -> str:
             f'<th class="number">largest score</th></tr>{rows}</table></div>'
         )
     if latest.statistics and latest.threshold is not None:
-        shown = [s for k, s in enumerate(latest.statistics) if s.drifted or k < 8][:16]
-        rows = "".join(_statistic(s, latest.threshold) for s in shown)
+        top = [s for k, s in enumerate(latest.statistics) if s.drifted or k < 8][:16]
+        rows = "".join(_statistic(s, latest.threshold) for s in top)
         parts.append(
-            "<p>The newest window, what moved most first. The upright line is where drift begins.</p>"
-            '<div class="wide"><table><tr><th>what</th><th>baseline → window</th><th class="number">score</th><th></th>'
-            f"</tr>{rows}</table></div>"
+            "<p>The newest window, the largest score first. The vertical line is the threshold of drift.</p>"
+            '<div class="wide"><table><tr><th>statistic</th><th>baseline → window</th><th class="number">score</th>'
+            f"<th></th></tr>{rows}</table></div>"
         )
     return "".join(parts)
 
@@ -186,57 +186,52 @@ def _window(verdict: Verdict) -> str:
 
 
 def _statistic(statistic: Statistic, threshold: float) -> str:
-    name = statistic.name
     distance = statistic.distance or 0.0
-    if name in ("low_confidence", "zero_maps"):
-        said = f"{100 * (statistic.baseline or 0):.1f} % → {100 * (statistic.window or 0):.1f} %"
-    elif name in ("classes", "map") or name.startswith("map/"):
-        said = f"{100 * distance:.0f} % of it lies elsewhere"
+    if statistic.kind == "rate":
+        change = f"{100 * (statistic.baseline or 0):.1f} % → {100 * (statistic.window or 0):.1f} %"
+    elif statistic.kind == "share":
+        change = f"{100 * distance:.0f} % lies elsewhere"
     else:
-        said = f"{_figures(statistic.baseline)} → {_figures(statistic.window)} ({distance:.2f} σ)"
-    score = "too few" if statistic.score is None else f"{statistic.score:.1f}"
+        change = f"{_figures(statistic.baseline)} → {_figures(statistic.window)} ({distance:.2f} σ)"
+    score = "too few rows" if statistic.score is None else f"{statistic.score:.1f}"
     part = min(1.0, max(0.0, (statistic.score or 0.0) / (3 * threshold)))
     kind = "score over" if statistic.drifted else "score"
     mark = "▲ " if statistic.drifted else ""
     return (
-        f'<tr><td>{mark}{escape(_name(name))}</td><td>{said}</td><td class="number">{score}</td>'
+        f'<tr><td>{mark}{escape(_name(statistic.name))}</td><td>{change}</td><td class="number">{score}</td>'
         f'<td class="bar"><div class="{kind}"><i style="width:{100 * part:.1f}%"></i><em></em></div></td></tr>'
     )
 
 
 def _classes(report: Report) -> str:
-    shown = [seen for seen in report.classes if seen.map is not None][:CLASSES]
-    if report.overall is not None and len(shown) > 1:
-        shown.insert(0, report.overall)
-    if not shown:
+    summaries = [summary for summary in report.classes if summary.map is not None][:CLASSES]
+    if report.overall is not None and len(summaries) > 1:
+        summaries.insert(0, report.overall)
+    if not summaries:
         return ""
-    compared = any(seen.normal is not None for seen in shown)
-    text = (
-        "Mean map of the records of each explained class, dark where the energy lies, a ring on its peak. "
-        "The change has + where there is more than in the baseline and - where there is less."
-        if compared
-        else "Mean map of the records of each explained class, dark where the energy lies, a ring on its peak."
-    )
-    cards = "".join(_class(seen) for seen in shown)
+    text = "Mean map of the records of each explained class, dark where the energy lies, a ring on its peak."
+    if any(summary.normal is not None for summary in summaries):
+        text += " The change has + where there is more than in the baseline and - where there is less."
+    cards = "".join(_class(summary) for summary in summaries)
     return f'<h2>Where it looked, class by class</h2><p>{text}</p><div class="cards classes">{cards}</div>'
 
 
-def _class(seen: ClassSummary) -> str:
-    assert seen.map is not None
-    cells = [("now", chart.heat(seen.map, f"{seen.label}: mean map"))]
-    said = f"{seen.count:,} records, {seen.low:,} low-confidence"
-    if seen.normal is not None and seen.moved is not None:
-        scale = max(float(np.abs(seen.map - seen.normal).max()), 0.25 * float(seen.normal.max()))
+def _class(summary: ClassSummary) -> str:
+    assert summary.map is not None
+    cells = [("now", chart.heat(summary.map, f"{summary.label}: mean map"))]
+    caption = f"{summary.count:,} records, {summary.low:,} low-confidence"
+    if summary.normal is not None and summary.moved is not None:
+        scale = max(float(np.abs(summary.map - summary.normal).max()), 0.25 * float(summary.normal.max()))
         cells = [
-            ("baseline", chart.heat(seen.normal, f"{seen.label}: baseline")),
+            ("baseline", chart.heat(summary.normal, f"{summary.label}: baseline")),
             *cells,
-            ("change", chart.change(seen.map, seen.normal, f"{seen.label}: change", scale)),
+            ("change", chart.change(summary.map, summary.normal, f"{summary.label}: change", scale)),
         ]
-        said += f"; {100 * seen.moved:.0f} % of the attention lies elsewhere"
+        caption += f"; {100 * summary.moved:.0f} % of the attention lies elsewhere"
     maps = "".join(f'<div><span class="label">{name}</span>{drawn}</div>' for name, drawn in cells)
     return (
-        f'<div class="card"><div class="maps">{maps}</div><h3>{escape(seen.label)}</h3>'
-        f'<div class="label">{said}</div></div>'
+        f'<div class="card"><div class="maps">{maps}</div><h3>{escape(summary.label)}</h3>'
+        f'<div class="label">{caption}</div></div>'
     )
 
 
@@ -245,7 +240,7 @@ def _uncertain(report: Report, folder: Path) -> str:
         return ""
     cards = "".join(_card(record, folder) for record in report.uncertain)
     return (
-        "<h2>The most uncertain</h2><p>The least sure first, each picture once. Bars are probabilities.</p>"
+        "<h2>The most uncertain</h2><p>Lowest confidence first, each picture once. Bars are probabilities.</p>"
         f'<div class="cards">{cards}</div>'
     )
 
@@ -260,18 +255,19 @@ def _card(record: Record, folder: Path) -> str:
     )
     drift = record.get("drift") or {}
     unusual = drift.get("rank") is not None and drift["rank"] >= 0.99
-    said = "<div>▲ looks where almost none of the baseline did</div>" if unusual else ""
+    warning = "<div>▲ map unlike almost all maps of the baseline</div>" if unusual else ""
     request = f"<br>request {escape(str(record['request']))}" if record.get("request") else ""
     return (
         f'<div class="card"><div class="pictures">{pictures}</div>'
         f"<h3>{escape(str((prediction.get('target') or {}).get('label')))}</h3>{guesses}"
-        f'<div class="label">{said}</div><div class="id">{_when(record["ts"])}{request}<br>{escape(record["id"])}</div>'
+        f'<div class="label">{warning}</div>'
+        f'<div class="id">{_when(record["ts"])}{request}<br>{escape(record["id"])}</div>'
         "</div>"
     )
 
 
 def _pictures(record: Record, folder: Path) -> Iterator[str]:
-    """Input and overlay where they were kept, else the heatmap, else the small map of the record."""
+    """Yield input and overlay if they were stored, else the heatmap, else the small map of the record."""
     names = {entry["kind"]: str(entry["name"]) for entry in record.get("files") or () if "name" in entry}
     drawn = 0
     for kind in ("input", "overlay") if "overlay" in names else ("heatmap",):
@@ -279,17 +275,17 @@ def _pictures(record: Record, folder: Path) -> Iterator[str]:
         if data is not None:
             drawn += 1
             yield picture(data, kind)
-    held = record.get("map")
-    if not drawn and held:
-        values = np.asarray(held["values"], float).reshape(held["shape"])
+    cells = record.get("map")
+    if not drawn and cells:
+        values = np.asarray(cells["values"], float).reshape(cells["shape"])
         yield f"<div>{chart.heat(values, 'map')}</div>"
 
 
 def _read(folder: Path, name: str) -> bytes | None:
-    """A picture that a record names: only PNG, only from inside the folder, only of a size that a page can bear."""
+    """Read a picture that a record names: only PNG, only inside the folder, and of limited size."""
     try:
         path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()) or path.stat().st_size > _MOST_BYTES:
+        if not path.is_relative_to(folder.resolve()) or path.stat().st_size > _MAX_PICTURE_BYTES:
             return None
         data = path.read_bytes()
     except (OSError, ValueError):
@@ -299,28 +295,28 @@ def _read(folder: Path, name: str) -> bytes | None:
 
 def _drops(counters: Mapping[str, Any]) -> str:
     if not counters.get("processes"):
-        return "<h2>Drops</h2><p>The monitors left no counters here.</p>"
+        return "<h2>Drops</h2><p>There are no counters in the folder.</p>"
     dropped = {reason: int(count) for reason, count in counters.get("dropped", {}).items() if count}
-    seen = int(counters.get("seen", 0))
+    total = int(counters.get("seen", 0))
     rows = [
-        ("confident", "above the condition and not in the always-on sample", counters.get("confident", 0)),
+        ("confident", "did not meet the condition and not in the baseline sample", counters.get("confident", 0)),
         ("explained", "explained and written", counters.get("explained", 0)),
         *(
             (f"dropped: {reason}", REASONS.get(reason, ""), count)
             for reason, count in sorted(dropped.items(), key=lambda entry: -entry[1])
         ),
         ("failed", "could not be explained or written", counters.get("failed", 0)),
-        ("waiting", "queued or in hand", counters.get("queued", 0) + counters.get("running", 0)),
+        ("waiting", "queued or being explained", counters.get("queued", 0) + counters.get("running", 0)),
     ]
     cells = "".join(
         f'<tr><td>{escape(name)}</td><td class="soft">{escape(text)}</td><td class="number">{count:,}</td>'
-        f'<td class="number">{_percent(count / seen if seen else None)}</td></tr>'
+        f'<td class="number">{_percent(count / total if total else None)}</td></tr>'
         for name, text, count in rows
     )
     return (
-        f"<h2>Drops</h2><p>Where each of the {seen:,} predictions seen went, over {counters['processes']} processes "
-        "since each began.</p>"
-        '<div class="wide"><table><tr><th>rows</th><th></th><th class="number">count</th><th class="number">part</th>'
+        f"<h2>Drops</h2><p>Outcome of each of the {total:,} predictions seen, over {counters['processes']} processes "
+        "since their start.</p>"
+        '<div class="wide"><table><tr><th>rows</th><th></th><th class="number">count</th><th class="number">share</th>'
         f"</tr>{cells}</table></div>"
     )
 

@@ -62,7 +62,7 @@ class RowQueue:
             groups: the remaining rows.
 
         Returns:
-            how many rows of each group to queue, from its first; the caller must `put` or `give_up` each of them.
+            how many rows of each group to queue, from its first; the caller must `add` or `give_up` each of them.
         """
         monotonic, wall = self._clock.monotonic(), self._clock.time()
         dropped = dict.fromkeys(("rate", "budget", "queue", "bytes", "closed"), 0) | {"sample": sampled_out}
@@ -91,7 +91,7 @@ class RowQueue:
             self._counts.observe(observed, confident, dropped, queued, size)
         return counts
 
-    def put(self, row: Row) -> bool:
+    def add(self, row: Row) -> bool:
         """Queue an admitted row; False if the monitor was closed in the meantime."""
         with self._lock:
             if not self._accepting:

@@ -1,4 +1,4 @@
-"""Reads the folders that monitors write, also meanwhile: segments in time order, matching records."""
+"""Reads the folders of monitors, also while they are written: matching records in order of time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onnxcam.monitor.schema import SCHEMA
 from onnxcam.monitor.segments import CLOSED, OPEN
 from onnxcam.monitor.units import parse_seconds
 
-# a record is of the time of its prediction, a segment's name of the time it was begun: a row may have queued in between
+# a record has the time of its prediction, a segment's name that of its start: the row was queued in between
 _SLACK = timedelta(days=1)
 
 Record = dict[str, Any]
@@ -27,14 +27,14 @@ Record = dict[str, Any]
 
 @dataclass
 class Scan:
-    """What a pass over a folder met.
+    """Counts of a pass over a folder.
 
     Attributes:
         segments: files read.
-        records: whole records of a known schema, whether they matched or not.
-        torn: unfinished last lines, of a process that was killed or is just writing.
-        damaged: whole lines that are no record.
-        newer: records of a schema this release does not know.
+        records: complete records of a supported schema, matching or not.
+        torn: incomplete last lines, of a process that was killed or is writing.
+        damaged: complete lines that are not records.
+        newer: records of a schema that this release does not support.
     """
 
     segments: int = 0
@@ -44,28 +44,28 @@ class Scan:
     newer: int = 0
 
     def notes(self) -> list[str]:
-        """Sentences about what was left out; an unfinished last line is no news."""
-        found = []
+        """Return sentences about what was skipped; an incomplete last line is normal."""
+        notes = []
         if self.damaged:
-            found.append(f"{self.damaged} lines are no records and were left out")
+            notes.append(f"{self.damaged} lines are not records and were skipped")
         if self.newer:
-            found.append(f"{self.newer} records are of a newer schema than {SCHEMA} and were left out: upgrade onnxcam")
-        return found
+            notes.append(f"{self.newer} records are of a newer schema than {SCHEMA} and were skipped: upgrade onnxcam")
+        return notes
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which records are wanted; what is None does not restrict.
+    """Selects records; a field that is None does not restrict.
 
     Attributes:
-        since, until: times with a zone, the first inclusive, the second not.
-        label: part of the predicted or explained class's name, case ignored.
+        since, until: times with a time zone, the first inclusive, the second exclusive.
+        label: part of the predicted or explained class's name, ignoring case.
         index: the predicted or explained class.
         reason: "condition" or "baseline".
         model: the beginning of the model's sha256, or its name.
         request: the request or trace id.
         identity: the beginning of the record's id.
-        matches: any further test.
+        matches: any further predicate.
     """
 
     since: datetime | None = None
@@ -99,22 +99,22 @@ class Query:
 
 
 def records(folder: str | Path, query: Query | None = None, scan: Scan | None = None) -> Iterator[Record]:
-    """The records of a monitor's folder that match, oldest first over all processes that wrote there.
+    """Yield the matching records of a monitor's folder, the oldest first over all processes that wrote there.
 
-    One segment per process is open at a time, so that memory stays flat however much the folder holds. Segments that
-    retention takes away meanwhile are passed over.
+    One segment per process is open at a time, so that memory is bounded whatever the size of the folder. Segments that
+    retention removes meanwhile are skipped.
 
     Raises:
-        InputError: no folder of a monitor.
+        InputError: not a monitor's folder.
     """
     query, scan = query or Query(), Scan() if scan is None else scan
-    waiting = sorted(_wanted(segments(folder), query), key=_begun, reverse=True)
+    unread = sorted(_in_span(segments(folder), query), key=_start, reverse=True)
     heads: list[tuple[str, int, Record, Iterator[Record]]] = []
     order = 0
-    while waiting or heads:
-        while waiting and (not heads or _begun(waiting[-1]) <= heads[0][0]):
+    while unread or heads:
+        while unread and (not heads or _start(unread[-1]) <= heads[0][0]):
             order += 1
-            _push(heads, order, _lines(waiting.pop(), scan))
+            _push(heads, order, _lines(unread.pop(), scan))
         if heads:
             _, number, record, rest = heapq.heappop(heads)
             _push(heads, number, rest)
@@ -129,23 +129,23 @@ def follow(
     poll: float = 0.5,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Iterator[Record]:
-    """The matching records that are written from now on, without end.
+    """Yield the matching records that are written from now on, without end.
 
     Raises:
-        InputError: no folder of a monitor.
+        InputError: not a monitor's folder.
     """
     query = query or Query()
-    read: dict[str, int] = {_stem(path): _whole(path) for path in segments(folder)}
+    positions: dict[str, int] = {_stem(path): _complete_size(path) for path in segments(folder)}
     while True:
         for path in segments(folder):
-            position = read.get(_stem(path), 0)
+            position = positions.get(_stem(path), 0)
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
                 file.seek(position)
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
                     position += len(line)
-                    read[_stem(path)] = position
+                    positions[_stem(path)] = position
                     record = _parse(line, Scan())
                     if record is not None and query(record):
                         yield record
@@ -153,65 +153,67 @@ def follow(
 
 
 def segments(folder: str | Path) -> list[Path]:
-    """The segments of a monitor's folder, closed and open, by name.
+    """Return the segments of a monitor's folder, closed and open, sorted by name.
 
     Raises:
-        InputError: no folder of a monitor.
+        InputError: not a monitor's folder.
     """
     root = Path(folder)
     if not (root / writing.FOLDER).is_dir():
         raise InputError(
-            f"{str(folder)!r} holds no records (there is no folder {str(root / writing.FOLDER)!r}); name the folder "
+            f"{str(folder)!r} contains no records (there is no folder {str(root / writing.FOLDER)!r}); name the folder "
             "that is a Monitor's sink"
         )
-    # one that was just closed may have been met under both its names: the final one counts
-    found = {_stem(path): path for path in (*writing.segments(root, OPEN), *writing.segments(root, CLOSED))}
-    return [found[name] for name in sorted(found)]
+    # a segment that has just been closed may be listed under both names: the final one counts
+    by_stem = {_stem(path): path for path in (*writing.segments(root, OPEN), *writing.segments(root, CLOSED))}
+    return [by_stem[stem] for stem in sorted(by_stem)]
 
 
 def moment(text: str, now: datetime | None = None) -> datetime:
-    """A time as people write it: `90s`, `15min`, `6h`, `7d`, `2w` (that long ago), or a date or time of ISO 8601.
+    """Parse a time: `90s`, `15min`, `6h`, `7d`, `2w` (that long ago), or an ISO 8601 date or time.
 
-    A time without a zone is in UTC, as records are.
+    A time without a time zone is in UTC, as records are.
 
     Raises:
         InputError: neither.
     """
     try:
-        found = datetime.fromisoformat(text.strip())
+        time = datetime.fromisoformat(text.strip())
     except ValueError:
         try:
             return (now or datetime.now(UTC)) - timedelta(seconds=parse_seconds(text))
         except (SettingError, OverflowError):
-            raise InputError(f"{text!r} is no time; write 15min, 6h, 7d, 2026-11-25 or 2026-11-25T14:00:00Z") from None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+            raise InputError(
+                f"{text!r} is not a time; write 15min, 6h, 7d, 2026-11-25 or 2026-11-25T14:00:00Z"
+            ) from None
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def stamp(when: datetime) -> str:
-    """A time as records write it, so that times compare as texts do."""
+    """Format a time as in records, where times compare as strings."""
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def time_of(record: Record) -> datetime:
-    """When the prediction was made."""
+    """Return the time of a record's prediction."""
     return datetime.fromisoformat(record["ts"])
 
 
-def _wanted(paths: Sequence[Path], query: Query) -> Iterator[Path]:
-    """Without the segments that were over before the first time, or begun long after the last."""
+def _in_span(paths: Sequence[Path], query: Query) -> Iterator[Path]:
+    """Skip the segments that ended before the query's first time, or started long after its last."""
     since = None if query.since is None else query.since.timestamp()
     until = None if query.until is None else stamp(query.until + _SLACK)
     for path in paths:
         try:
-            over = since is not None and not path.name.endswith(OPEN) and path.stat().st_mtime < since
+            ended = since is not None and not path.name.endswith(OPEN) and path.stat().st_mtime < since
         except FileNotFoundError:
-            over = False  # closed or taken away since it was listed: reading it finds out
-        if not over and (until is None or _begun(path) < until):
+            ended = False  # closed or removed since it was listed: reading it will show
+        if not ended and (until is None or _start(path) < until):
             yield path
 
 
-def _begun(path: Path) -> str:
-    """The time in a segment's name, as records write times; empty where the name is another's."""
+def _start(path: Path) -> str:
+    """Return the time in a segment's name, formatted as in records; empty if there is none."""
     match = re.match(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)\.(\d+)Z", path.name)
     return "" if match is None else "{}-{}-{}T{}:{}:{}.{}Z".format(*match.groups())
 
@@ -261,8 +263,8 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(OPEN).removesuffix(CLOSED)
 
 
-def _whole(path: Path) -> int:
-    """The length of a segment up to its last whole line."""
+def _complete_size(path: Path) -> int:
+    """Return the size of a segment up to its last complete line."""
     with contextlib.suppress(FileNotFoundError):
         return path.read_bytes().rfind(b"\n") + 1
     return 0

@@ -1,4 +1,4 @@
-"""One explanation as one JSON line: what it says, how it is made, how it becomes bytes. `schema` says it formally."""
+"""Records: one explanation as one line of JSON, built and encoded. `schema` is its formal definition."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from onnxcam.explain import statistics as attention
 from onnxcam.monitor.redaction import MODES
 from onnxcam.monitor.schema import SCHEMA
 
-TOP = 5  # predictions kept in a record
-MAP_SIDE = 16  # a map is averaged down to at most that many cells a side
-_LONGEST = 256  # characters of a request's or trace's name: they come from outside
+TOP = 5  # predictions in a record
+MAP_SIDE = 16  # a map is averaged down to at most this many cells per side
+_LONGEST = 256  # characters of a request's or trace's name, which come from outside
 _DIGITS = 7  # float32 has no more
 
 
 def new_id(now: float | None = None) -> str:
-    """A UUID of version 7 (RFC 9562): sorts by time to a quarter of a microsecond, unique over processes and forks.
+    """Return a UUID of version 7 (RFC 9562): sorts by time to 0.25 µs, unique over processes and forks.
 
-    Its 62 random bits come from the kernel for every identity, so that a forked process does not repeat its parent's.
+    Its 62 random bits come from the kernel each time, so that a forked process does not repeat its parent's.
     """
     nanoseconds = time.time_ns() if now is None else round(now * 1e9)
     milliseconds, rest = divmod(nanoseconds, 1_000_000)
@@ -41,21 +41,21 @@ def new_id(now: float | None = None) -> str:
 
 
 def timestamp(seconds: float) -> str:
-    """Seconds since 1970 as `2026-11-25T14:07:00.123456Z`."""
+    """Format seconds since 1970 as `2026-11-25T14:07:00.123456Z`."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def seconds(ts: str) -> float:
-    """The inverse of `timestamp`.
+    """Parse a timestamp: the inverse of `timestamp`.
 
     Raises:
-        ValueError: not such a text.
+        ValueError: not a timestamp.
     """
     return datetime.fromisoformat(ts).timestamp()
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
-    """The record as one line of JSON with its newline."""
+    """Encode a record as one line of JSON, with its newline."""
     try:
         text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode() + b"\n"
@@ -87,30 +87,30 @@ def build(
     redact: str = "heatmap_only",
     identity: str | None = None,
 ) -> dict[str, Any]:
-    """A record of schema 1; the sink fills in its `files`.
+    """Build a record of schema 1; the sink fills in its `files`.
 
     Arguments:
         model: `{"name": …, "sha256": …}`.
         provider: the execution provider that explained.
-        trigger: `{"when": condition, "reason": "condition" | "baseline", "sample": probability of keeping such a row}`.
+        trigger: `{"when": condition, "reason": "condition" | "baseline", "sample": sampling probability}`.
         probabilities: of every class, `[K]`.
-        confidence, margin, entropy: as the condition saw them; entropy divided by its greatest value, log(K).
-        target, layer, method: what was explained, where and how (a list of layers is joined with "+").
+        confidence, margin, entropy: as the condition evaluates them; entropy divided by its maximum, log(K).
+        target, layer, method: the explained class, the target layer (a list is joined with "+") and the CAM method.
         raw_map: `[h, w]` at layer resolution, after ReLU.
         latency_ms: milliseconds, `queued` and `explain`.
         labels: class names by index.
         region: where the map should lie, `[H, W]` of any size with weights 0 to 1.
         observed: when the prediction was made, seconds since 1970; now by default.
-        request, trace: the caller's own identities, kept as text of at most 256 characters.
-        picture: `{"sha256": …, "size": [height, width]}`, either of them None where unknown.
+        request, trace: the caller's ids, stored as text of at most 256 characters.
+        picture: `{"sha256": …, "size": [height, width]}`, each of them None if unknown.
         drift: distances to the baseline.
         redact: `none`, `heatmap_only` or `hash`.
-        identity: the record's id where it had to be known before; else a new one.
+        identity: the record's id; a new one by default.
 
-    Numbers that are not finite become null: JSON has none.
+    Numbers that are not finite become null, because JSON cannot represent them.
 
     Raises:
-        InputError: `redact` is none of the three, or the map is not `[h, w]`.
+        InputError: `redact` is not one of the three modes, or the map is not `[h, w]`.
     """
     if redact not in MODES:
         raise InputError(f"redact={redact!r}; expected one of {', '.join(map(repr, MODES))}")
@@ -163,17 +163,17 @@ def build(
 def _attention(heatmap: np.ndarray, region: np.ndarray | None) -> dict[str, Any]:
     if region is None:
         return attention.describe(heatmap)
-    # brought to one grid, the coarser of the two on each side, which no energy leaves
-    wanted = np.asarray(region, np.float64)
-    rows, columns = (min(a, b) for a, b in zip(heatmap.shape, wanted.shape, strict=True))
-    area = wanted.shape[0] * wanted.shape[1] / (rows * columns)
-    inside = attention.gather(wanted, (rows, columns)) / area
+    # both are summed up on one grid, the coarser of the two on each side, which preserves the energy
+    weights = np.asarray(region, np.float64)
+    rows, columns = (min(a, b) for a, b in zip(heatmap.shape, weights.shape, strict=True))
+    area = weights.shape[0] * weights.shape[1] / (rows * columns)
+    inside = attention.gather(weights, (rows, columns)) / area
     both = attention.describe(attention.gather(heatmap, (rows, columns)), inside)
     return attention.describe(heatmap) | {"region": both["region"]}
 
 
 def _small(heatmap: np.ndarray) -> dict[str, Any]:
-    """The map averaged down and divided by its maximum, as bytes 0 to 255 row by row."""
+    """Average the map down and divide it by its maximum; values 0 to 255, row by row."""
     size = (min(heatmap.shape[0], MAP_SIDE), min(heatmap.shape[1], MAP_SIDE))
     cells = attention.gather(heatmap, size)
     top = float(cells.max())
@@ -191,17 +191,17 @@ def _number(value: Any) -> float | None:
 
 
 def _unit(value: Any) -> float | None:
-    """A part of one, which float32 may have made 1.0000001."""
+    """Clamp a number to 0..1, which float32 rounding may exceed."""
     number = _number(value)
     return None if number is None else min(1.0, max(0.0, number))
 
 
 def _rounded(value: Any) -> Any:
-    """JSON's own types, numbers to seven digits."""
+    """Convert to JSON types, numbers rounded to seven digits."""
     if isinstance(value, Mapping):
-        return {str(name): _rounded(held) for name, held in value.items()}
+        return {str(name): _rounded(item) for name, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_rounded(held) for held in value]
+        return [_rounded(item) for item in value]
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, (int, np.integer)):

@@ -1,11 +1,11 @@
-"""What may be kept of a picture. Every sink sees only what passed here."""
+"""Redaction: which picture files a sink may store. Every sink receives only files that pass here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# the heatmap alone is made of the map's numbers; overlay and input show the picture itself
+# a heatmap contains only the map's values; overlay and input show the picture itself
 MODES: dict[str, frozenset[str]] = {
     "none": frozenset({"heatmap", "overlay", "input"}),
     "heatmap_only": frozenset({"heatmap"}),
@@ -14,6 +14,6 @@ MODES: dict[str, frozenset[str]] = {
 
 
 def allowed(record: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files that the record's `redact` lets through; a mode nobody knows lets nothing through."""
+    """Return the files that the record's `redact` allows; an unknown mode allows none."""
     kinds = MODES.get(str(record.get("redact")), frozenset())
     return {kind: data for kind, data in files.items() if kind in kinds}

@@ -1,4 +1,4 @@
-"""What a report tells, gathered from records in one pass and bounded memory."""
+"""The data of a report, collected from records in one pass and bounded memory."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import numpy as np
 from onnxcam.monitor.baseline import Baseline
 from onnxcam.monitor.table import Configuration, Record, Rows
 
-_STEPS = (60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 7 * 86400)  # seconds of a point in a chart
+_STEPS = (60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 7 * 86400)  # seconds per point of a chart
 _POINTS = 48
 _CHUNK = 512
 
 
 @dataclass
 class ClassSummary:
-    """One explained class.
+    """A summary of the records of one explained class.
 
     Attributes:
-        index, label: which.
-        count: records; low: those that met the condition; traffic: predictions they stand for.
-        map: mean energy `[h, w]`, shares that add up to 1; None without one.
-        normal: the same in the baseline; None where it has too few records of the class.
-        moved: the part of the energy that lies elsewhere than in the baseline.
+        index, label: of the class.
+        count: number of records; low: of those that met the condition; traffic: of the predictions they stand for.
+        map: mean energy `[h, w]`, shares that add up to 1; None if no record has a map.
+        normal: the baseline's mean energy; None if the baseline has too few records of the class.
+        moved: the share of the energy that lies elsewhere than in the baseline.
     """
 
     index: int
@@ -48,13 +48,13 @@ class ClassSummary:
 
 @dataclass(frozen=True)
 class TimeSeries:
-    """Records by time.
+    """Records over time.
 
     Attributes:
-        begin: when each point begins; seconds: how long it is.
-        low, confident: records that met the condition, and of the always-on sample.
-        rate: the estimated part of predictions that met the condition.
-        confidence: `[points, 3]`: what a tenth, half and nine tenths of the predictions are below; NaN without records.
+        begin: start of each point; seconds: its duration.
+        low, confident: number of records that met the condition, and of the baseline's sample.
+        rate: estimated share of predictions that met the condition.
+        confidence: `[points, 3]`, the 10 %, 50 % and 90 % quantiles of the predictions; NaN without records.
     """
 
     begin: list[datetime]
@@ -67,14 +67,14 @@ class TimeSeries:
 
 @dataclass
 class Report:
-    """Everything the page shows, but for drift and the counters.
+    """Everything the page shows, except drift and counters.
 
     Attributes:
-        count: records; first, last: their times.
-        reasons: how many were kept for each condition and reason.
-        models: how many are of each model, by name.
-        configuration, others: what most records are of, and how many are not.
-        uncertain: the least sure, each picture once.
+        count: number of records; first, last: their times.
+        reasons: number of records of each reason and condition.
+        models: number of records of each model, by name.
+        configurations: number of records of each configuration.
+        uncertain: the records of lowest confidence, each picture once.
         classes: the most frequent first.
         overall: all classes together.
     """
@@ -96,28 +96,28 @@ class Report:
 
     @classmethod
     def of(cls, records: Iterable[Record], baseline: Baseline | None = None, top: int = 12) -> Report:
-        """The report on some records in time order.
+        """Collect the report on records in order of time.
 
         Arguments:
-            baseline: what mean maps are compared with.
-            top: how many of the least sure are kept.
+            baseline: with which mean maps are compared.
+            top: the number of records of lowest confidence.
         """
-        report, maps, least = cls(), _Maps(baseline), _Least(top)
-        waiting: list[Record] = []
+        report, maps, least = cls(), _ClassMaps(baseline), _LeastConfident(top)
+        chunk: list[Record] = []
         for record in records:
             report._add(record)
             least.add(record)
-            waiting.append(record)
-            if len(waiting) == _CHUNK:
-                report._rows(maps.add(waiting))
-                waiting.clear()
-        report._rows(maps.add(waiting))
-        report.uncertain = least.found()
-        report.classes, report.overall = maps.found()
+            chunk.append(record)
+            if len(chunk) == _CHUNK:
+                report._add_rows(maps.add(chunk))
+                chunk.clear()
+        report._add_rows(maps.add(chunk))
+        report.uncertain = least.records()
+        report.classes, report.overall = maps.summaries()
         return report
 
     def points(self) -> TimeSeries:
-        """Confidence and counts over time, at most 48 points."""
+        """Return confidence and counts over time, at most 48 points."""
         times = np.array(self._times)
         span = float(times.max() - times.min()) if len(times) else 0.0
         seconds = next((step for step in _STEPS if span / step <= _POINTS), int(span / _POINTS) + 1)
@@ -130,9 +130,9 @@ class Report:
             rate = np.bincount(bins, weights * low, count) / total
         levels = np.full((count, 3), np.nan)
         for point in range(count):
-            own = (bins == point) & np.isfinite(confidence)
-            if own.any():
-                levels[point] = weighted_quantiles(confidence[own], weights[own], (0.1, 0.5, 0.9))
+            mask = (bins == point) & np.isfinite(confidence)
+            if mask.any():
+                levels[point] = weighted_quantiles(confidence[mask], weights[mask], (0.1, 0.5, 0.9))
         begin = [datetime.fromtimestamp((first + point) * seconds, UTC) for point in range(count)]
         return TimeSeries(
             begin,
@@ -145,13 +145,13 @@ class Report:
 
     @property
     def low_rate(self) -> float:
-        """The estimated part of all predictions that met the condition."""
+        """The estimated share of predictions that met the condition."""
         weights, low = np.array(self._weights), np.array(self._low, bool)
         return float(weights[low].sum() / weights.sum()) if len(weights) else 0.0
 
     @property
     def low_count(self) -> int:
-        """Records that met the condition."""
+        """The number of records that met the condition."""
         return int(np.array(self._low, bool).sum())
 
     def _add(self, record: Record) -> None:
@@ -164,7 +164,7 @@ class Report:
         self.configurations[Configuration.of(record)] += 1
         self._times.append(datetime.fromisoformat(record["ts"]).timestamp())
 
-    def _rows(self, rows: Rows) -> None:
+    def _add_rows(self, rows: Rows) -> None:
         self._confidence.extend(rows.values[:, 0].tolist())
         self._weights.extend(rows.weights.tolist())
         self._low.extend(rows.low.astype(int).tolist())
@@ -172,38 +172,38 @@ class Report:
 
 
 def weighted_quantiles(values: np.ndarray, weights: np.ndarray, parts: tuple[float, ...]) -> np.ndarray:
-    """The least values that at least these parts of the weight are at or below."""
+    """Return weighted quantiles: the least values at or below which lie at least these parts of the weight."""
     order = np.argsort(values)
-    held = np.cumsum(weights[order])
-    places = np.searchsorted(held, np.array(parts) * held[-1] * (1 - 1e-12))
+    total = np.cumsum(weights[order])
+    places = np.searchsorted(total, np.array(parts) * total[-1] * (1 - 1e-12))
     return np.asarray(values[order][np.minimum(places, len(values) - 1)])
 
 
-class _Least:
-    """The least sure records, each picture once."""
+class _LeastConfident:
+    """The records of lowest confidence, each picture once."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.heap: list[tuple[float, int, str | None, Record]] = []
         self.order = 0
 
     def add(self, record: Record) -> None:
         prediction = record.get("prediction") or {}
         confidence = prediction.get("confidence")
-        if confidence is None or not self.most or (len(self.heap) == self.most and -confidence <= self.heap[0][0]):
+        if confidence is None or not self.size or (len(self.heap) == self.size and -confidence <= self.heap[0][0]):
             return
         picture = (record.get("picture") or {}).get("sha256")
-        if picture is not None and any(held == picture for _, _, held, _ in self.heap):
+        if picture is not None and any(other == picture for _, _, other, _ in self.heap):
             return
         self.order -= 1
         entry = (-float(confidence), self.order, picture, record)
-        (heapq.heappush if len(self.heap) < self.most else heapq.heappushpop)(self.heap, entry)
+        (heapq.heappush if len(self.heap) < self.size else heapq.heappushpop)(self.heap, entry)
 
-    def found(self) -> list[Record]:
+    def records(self) -> list[Record]:
         return [record for _, _, _, record in sorted(self.heap, key=lambda entry: (-entry[0], -entry[1]))]
 
 
-class _Maps:
+class _ClassMaps:
     """Weighted sums of maps and counts, by class."""
 
     def __init__(self, baseline: Baseline | None) -> None:
@@ -223,19 +223,19 @@ class _Maps:
                 self.labels.setdefault(target["index"], str(target.get("label", target["index"])))
         mapped = rows.mapped
         for index in np.unique(rows.target).tolist():
-            own = rows.target == index
-            held = self.sums.setdefault(index, [0, 0, 0.0])
-            held[0] += int(own.sum())
-            held[1] += int((own & rows.low).sum())
-            held[2] += float(rows.weights[own].sum())
-            own &= mapped
-            if own.any() and rows.maps.shape[1:] == self.grid:
+            mask = rows.target == index
+            sums = self.sums.setdefault(index, [0, 0, 0.0])
+            sums[0] += int(mask.sum())
+            sums[1] += int((mask & rows.low).sum())
+            sums[2] += float(rows.weights[mask].sum())
+            mask &= mapped
+            if mask.any() and rows.maps.shape[1:] == self.grid:
                 weight, total = self.maps.get(index, (0.0, np.zeros(self.grid)))
-                more = np.tensordot(rows.weights[own], rows.maps[own].astype(float), 1)
-                self.maps[index] = (weight + float(rows.weights[own].sum()), total + more)
+                more = np.tensordot(rows.weights[mask], rows.maps[mask].astype(float), 1)
+                self.maps[index] = (weight + float(rows.weights[mask].sum()), total + more)
         return rows
 
-    def found(self) -> tuple[list[ClassSummary], ClassSummary | None]:
+    def summaries(self) -> tuple[list[ClassSummary], ClassSummary | None]:
         normal = self.baseline.mean_maps if self.baseline else {}
         classes = [
             ClassSummary(
@@ -249,10 +249,10 @@ class _Maps:
             )
             for index, (count, low, traffic) in self.sums.items()
         ]
-        classes.sort(key=lambda seen: (-seen.count, seen.index))
+        classes.sort(key=lambda summary: (-summary.count, summary.index))
         if not self.maps:
             return classes, None
-        weight = sum(held[0] for held in self.maps.values())
-        whole = np.sum([held[1] for held in self.maps.values()], axis=0) / weight
-        count, low, traffic = (sum(held[k] for held in self.sums.values()) for k in range(3))
+        total_weight = sum(weight for weight, _ in self.maps.values())
+        whole = np.sum([total for _, total in self.maps.values()], axis=0) / total_weight
+        count, low, traffic = map(sum, zip(*self.sums.values(), strict=True))
         return classes, ClassSummary(-1, "all classes", int(count), int(low), traffic, whole, normal.get(None))

@@ -1,7 +1,7 @@
-"""How much is kept: the oldest segments go, with the pictures they name, before the bound is passed.
+"""Retention: the oldest segments and the pictures they name are removed before a limit is exceeded.
 
-Several processes may write and clear one folder at once: only closed segments are removed, the oldest first, so that
-whoever comes second finds the work done.
+Several processes may write to and clean up one folder at once: only closed segments are removed, the oldest first, so
+that the second process finds nothing left to remove.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from onnxcam.monitor import artefacts, locks
 from onnxcam.monitor.record import seconds
 from onnxcam.monitor.segments import CLOSED, OPEN, final_name, segments
 
-REMOVING = CLOSED + ".gone"  # a segment whose pictures are being removed: no reader looks at it any more
+REMOVING = CLOSED + ".gone"  # a segment whose pictures are being removed: readers ignore it
 _PICTURE_BYTES = re.compile(rb'"bytes":([0-9]+)')
 _PICTURE_NAME = re.compile(b'"name":"(' + artefacts.NAME.encode() + b')"')
 _TS = re.compile(rb'"ts":"([^"]+)"')
-_SWEPT = ".swept"  # its time of change says when unnamed pictures were last looked for
-GRACE = 3600.0  # seconds after which a picture that no record names is taken for a dead process's
+_SWEEP_MARK = ".swept"  # its modification time is that of the last search for unreferenced pictures
+GRACE = 3600.0  # seconds after which a picture without a record counts as left behind by a dead process
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a folder may hold; None is no limit.
+    """What a folder may contain; None means no limit.
 
     Attributes:
         bytes: of segments and pictures together.
@@ -43,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class SegmentInfo:
-    """What one segment stands for."""
+    """A segment's size: its bytes and those of its pictures, its records, and the time of the newest one."""
 
     path: Path
     bytes: int
@@ -53,12 +53,12 @@ class SegmentInfo:
 
 @dataclass
 class Retention:
-    """Holds one folder within its limits.
+    """Enforces the limits of one folder.
 
     Attributes:
         root: the folder of `records/` and `files/`.
-        limits: what it may hold.
-        bytes, records, writers: what it did hold after the last `clear`, and how many segments were open then.
+        limits: what it may contain.
+        bytes, records, writers: its contents after the last `enforce`, and how many segments were open then.
     """
 
     root: Path
@@ -66,74 +66,74 @@ class Retention:
     bytes: int = 0
     records: int = 0
     writers: int = 0
-    _known: dict[str, SegmentInfo] = field(default_factory=dict, repr=False)
+    _closed: dict[str, SegmentInfo] = field(default_factory=dict, repr=False)
 
-    def clear(self, now: float, needed: Callable[[int], int] = lambda writers: 0) -> list[Path]:
-        """Remove the oldest closed segments until what is held fits the limits, with more to come.
+    def enforce(self, now: float, needed: Callable[[int], int] = lambda writers: 0) -> list[Path]:
+        """Remove the oldest closed segments until the limits hold, with `needed` bytes to spare.
 
         Arguments:
             now: seconds since 1970.
-            needed: how many bytes more, given the number of segments that are open.
+            needed: how many bytes to spare, given the number of open segments.
 
         Returns:
             the segments removed.
         """
-        held = self._look()
-        # after it: what another process took out of sight before is really gone then
-        self._finish(segments(self.root, REMOVING))
-        final = [one for one in held if one.path.name.endswith(CLOSED)]
-        self.bytes, self.records = sum(one.bytes for one in held), sum(one.records for one in held)
-        self.writers = len(held) - len(final)
+        infos = self._inspect()
+        # after the inspection, which does not count segments that another process has hidden: finish their removal
+        self._remove(segments(self.root, REMOVING))
+        closed = [info for info in infos if info.path.name.endswith(CLOSED)]
+        self.bytes, self.records = sum(info.bytes for info in infos), sum(info.records for info in infos)
+        self.writers = len(infos) - len(closed)
         room = needed(self.writers)
         removed = []
-        for one in final:
-            if not self._over(one, now, room):
-                # ages need not rise with the names: a segment of a slow process may be begun early and end late
+        for info in closed:
+            if not self._exceeds(info, now, room):
+                # ages need not follow the names: a slow process may begin a segment early and end it late
                 continue
-            self.bytes -= one.bytes
-            self.records -= one.records
-            self._known.pop(one.path.name, None)
-            gone = one.path.with_name(one.path.name.removesuffix(CLOSED) + REMOVING)
+            self.bytes -= info.bytes
+            self.records -= info.records
+            self._closed.pop(info.path.name, None)
+            hidden = info.path.with_name(info.path.name.removesuffix(CLOSED) + REMOVING)
             with contextlib.suppress(OSError):
-                one.path.replace(gone)
-                removed.append(one.path)
-            self._finish([gone])
+                info.path.replace(hidden)
+                removed.append(info.path)
+            self._remove([hidden])
         return removed
 
-    def _over(self, one: SegmentInfo, now: float, room: int) -> bool:
-        bound = self.limits
+    def _exceeds(self, info: SegmentInfo, now: float, room: int) -> bool:
+        limits = self.limits
         return (
-            (bound.bytes is not None and self.bytes + room > bound.bytes)
-            or (bound.records is not None and self.records > bound.records)
-            or (bound.age is not None and now - one.newest > bound.age)
+            (limits.bytes is not None and self.bytes + room > limits.bytes)
+            or (limits.records is not None and self.records > limits.records)
+            or (limits.age is not None and now - info.newest > limits.age)
         )
 
-    def _look(self) -> list[SegmentInfo]:
-        found = []
+    def _inspect(self) -> list[SegmentInfo]:
+        infos = []
         for path in segments(self.root):
-            one = self._known.get(path.name) or inspect_segment(path)
-            if one is None and path.name.endswith(OPEN):  # closed since it was listed
-                one = inspect_segment(final_name(path))
-            if one is None:
+            info = self._closed.get(path.name) or inspect_segment(path)
+            if info is None and path.name.endswith(OPEN):  # closed since it was listed
+                info = inspect_segment(final_name(path))
+            if info is None:
                 continue
-            if one.path.name.endswith(CLOSED):
-                self._known[one.path.name] = one
-            found.append(one)
-        return found
+            if info.path.name.endswith(CLOSED):
+                self._closed[info.path.name] = info
+            infos.append(info)
+        return infos
 
-    def _finish(self, gone: Iterable[Path]) -> None:
-        """Remove the pictures of segments taken out of sight, then the segments: no record names a missing file."""
-        for path in gone:
+    def _remove(self, hidden: Iterable[Path]) -> None:
+        """Remove the pictures of hidden segments, then the segments: no visible record names a missing file."""
+        for path in hidden:
             with contextlib.suppress(OSError):
                 names = pictures(path.read_bytes())
                 artefacts.remove([self.root / name for name in names])
                 for folder in {(self.root / name).parent for name in names}:
-                    _prune(folder)
+                    _remove_if_empty(folder)
                 path.unlink(missing_ok=True)
 
 
 def inspect_segment(path: Path) -> SegmentInfo | None:
-    """What a segment stands for, from its bytes; None where it is gone."""
+    """Read a segment's size; None if the file no longer exists."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -149,19 +149,20 @@ def inspect_segment(path: Path) -> SegmentInfo | None:
 
 
 def pictures(data: bytes) -> set[str]:
-    """Names of the pictures that a segment's records name, relative to the folder."""
+    """Return the pictures that a segment's records name, relative to the folder."""
     return {name.decode() for name in _PICTURE_NAME.findall(data)}
 
 
 def remove_unreferenced(root: Path) -> int:
-    """Remove pictures that no record names: what processes left behind that died before they wrote the record.
+    """Remove pictures that no record names, left behind by processes that died before they wrote the record.
 
-    At most once an hour over all processes, and nothing younger than an hour: its record may be on its way.
+    Runs at most once per hour over all processes, and skips pictures younger than an hour, whose record may still be
+    written.
 
     Returns:
         how many were removed.
     """
-    with locks.turn(root / _SWEPT) as handle:
+    with locks.exclusive(root / _SWEEP_MARK) as handle:
         if handle is None:
             return 0
         state = os.fstat(handle)
@@ -170,33 +171,33 @@ def remove_unreferenced(root: Path) -> int:
         os.ftruncate(handle, 0)
         os.write(handle, b"1\n")
         try:
-            named = _named(root)
+            references = _referenced(root)
         except OSError:
-            return 0  # a segment that cannot be read may name any of them
+            return 0  # a segment that cannot be read may reference any picture
         removed = 0
         for path in sorted((root / artefacts.FOLDER).glob("*/*/*")):
             name = path.relative_to(root).as_posix()
-            ours = path.name.endswith(artefacts.PART) or re.fullmatch(artefacts.NAME, name)
+            is_picture = path.name.endswith(artefacts.PART) or re.fullmatch(artefacts.NAME, name)
             with contextlib.suppress(OSError):
-                if ours and name not in named and time.time() - path.stat().st_mtime > GRACE:
+                if is_picture and name not in references and time.time() - path.stat().st_mtime > GRACE:
                     path.unlink()
-                    _prune(path.parent)
+                    _remove_if_empty(path.parent)
                     removed += 1
         return removed
 
 
-def _named(root: Path) -> set[str]:
-    """Every picture that a record names. A segment closed after the first round is met in the second."""
-    found: set[str] = set()
+def _referenced(root: Path) -> set[str]:
+    """Return every picture that a record names. The second pass sees segments that were closed during the first."""
+    names: set[str] = set()
     for suffix in (OPEN, CLOSED):
         for path in segments(root, suffix):
             with contextlib.suppress(FileNotFoundError):
-                found |= pictures(path.read_bytes())
-    return found
+                names |= pictures(path.read_bytes())
+    return names
 
 
-def _prune(folder: Path) -> None:
-    """Remove an hour's folder, and its day's, once they are empty; who is about to write there makes them again."""
+def _remove_if_empty(folder: Path) -> None:
+    """Remove an empty folder of an hour, and that of its day; a process about to write there creates them again."""
     with contextlib.suppress(OSError):
         folder.rmdir()
         folder.parent.rmdir()

@@ -1,4 +1,4 @@
-"""From a row that waits to its record and pictures: what a worker does, in whatever process it is."""
+"""Explains one row: from its picture, tensor or features to a record and picture files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Settings:
-    """What explaining needs to know; can be pickled, for a worker in another process.
+    """Settings of a `RowExplainer`; can be pickled, for a worker process.
 
     Attributes:
-        source: an explainable model, a path or bytes.
-        name, sha256: the model's identity in records.
+        source: an explainable model, as path or bytes.
+        name, sha256: of the model, for the records.
         when: the condition's text.
         region: where the map should lie, `[H, W]` with weights 0 to 1.
         baseline: path of the baseline that records are compared with.
@@ -58,7 +58,7 @@ class RowExplainer:
     """Explains rows one at a time, on a session with one thread that never spins.
 
     Arguments:
-        pause: called between short stretches of work, where others may want what this thread holds.
+        pause: called between short pieces of work, to let other threads take the interpreter lock.
 
     Raises:
         ModelError, RuntimeUnavailable: the model cannot be opened.
@@ -81,7 +81,7 @@ class RowExplainer:
             self._baseline = baselines.load(settings.baseline)
 
     def __call__(self, row: Row, waited: float) -> tuple[dict[str, Any], Files]:
-        """The row's record, without its files, and the files by kind.
+        """Explain a row; returns its record, without `files`, and the files by kind.
 
         Arguments:
             waited: seconds in the queue.
@@ -97,15 +97,14 @@ class RowExplainer:
             pixels = picture.pixels
         raw = self._map(row, tensor, target)
         self._pause()
-        drawn = self._settings.redact != "hash"
         files: Files = {}
-        if drawn:
+        if self._settings.redact != "hash":
             files = self._draw(raw, row, tensor, pixels, geometry)
             self._pause()
         explained = time.perf_counter()
         size = self._extent(row, tensor) if pixels is None else pixels.shape[:2]
         digest = _sha256(row)
-        made = records.build(
+        record = records.build(
             model={"name": self._settings.name, "sha256": self._settings.sha256},
             provider=self._explainer.providers[0],
             trigger={"when": self._settings.when, "reason": row.reason, "sample": row.sample},
@@ -128,24 +127,24 @@ class RowExplainer:
         )
         self._pause()
         if self._baseline is not None:
-            made["drift"] = baselines.distances(self._baseline, made)
-        return made, files
+            record["drift"] = baselines.distances(self._baseline, record)
+        return record, files
 
     def _map(self, row: Row, tensor: np.ndarray | None, target: int) -> np.ndarray:
-        """The map `[h, w]` at layer resolution, from the features where the serving model gave them."""
-        held = self._explainer.manifest
-        entry = manifest.layer(held, self._settings.layer)
+        """Compute the map `[h, w]` at layer resolution, from the features if the serving model outputs them."""
+        model = self._explainer.manifest
+        entry = manifest.layer(model, self._settings.layer)
         output = entry["heatmaps"][self._settings.method]
         if row.features:
             session, cut = self._tail_session(output)
             feeds = {name: row.features[name] for name in cut}
-            feeds[held["target"]["name"]] = np.array([target], np.int64)
+            feeds[model["target"]["name"]] = np.array([target], np.int64)
             return np.asarray(runtime.run(session, [output], feeds)[output][0])
         if tensor is None:
             raise InputError("the row has no tensor, picture or features; report this as a bug")
-        wanted = held["input"]["dtype"]
-        if tensor.dtype != wanted and tensor.dtype.kind == "f" and wanted.startswith("float"):
-            tensor = tensor.astype(wanted)
+        dtype = model["input"]["dtype"]
+        if tensor.dtype != dtype and tensor.dtype.kind == "f" and dtype.startswith("float"):
+            tensor = tensor.astype(dtype)
         maps = self._explainer.attribute(
             tensor, target, self._settings.method, self._settings.layer, normalize="none", size="layer"
         )
@@ -193,7 +192,7 @@ class RowExplainer:
         return files
 
     def _extent(self, row: Row, tensor: np.ndarray | None) -> tuple[int, int] | None:
-        """Height and width of the model's input."""
+        """Return height and width of the model's input; None if unknown."""
         shape = row.shape if tensor is None else tensor.shape
         if shape is None or len(shape) != 4:
             return None
@@ -201,9 +200,9 @@ class RowExplainer:
 
 
 def to_pixels(tensor: np.ndarray, preprocess: image.Preprocess | None, layout: Layout) -> np.ndarray:
-    """A prepared row `[1, …]` as a picture again, uint8 `[H, W, 3]` RGB.
+    """Convert a prepared row `[1, …]` back to a picture, uint8 `[H, W, 3]` RGB.
 
-    With known preprocessing its arithmetic is undone; otherwise the values are stretched to 0..255.
+    If the preprocessing is known its arithmetic is inverted; otherwise the values are rescaled to 0..255.
     """
     values = np.moveaxis(np.asarray(layout.to_canonical(tensor)[0], np.float64), 0, -1)
     if preprocess is not None:
@@ -211,14 +210,14 @@ def to_pixels(tensor: np.ndarray, preprocess: image.Preprocess | None, layout: L
     elif tensor.dtype != np.uint8:
         low, high = float(values.min()), float(values.max())
         values = (values - low) * (255.0 / (high - low) if high > low else 0.0)
-    shown = np.clip(np.rint(np.nan_to_num(values)), 0, 255).astype(np.uint8)
+    pixels = np.clip(np.rint(np.nan_to_num(values)), 0, 255).astype(np.uint8)
     if preprocess is not None and preprocess.color == "BGR":
-        shown = shown[..., ::-1]
-    return np.ascontiguousarray(np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown[..., :3])
+        pixels = pixels[..., ::-1]
+    return np.ascontiguousarray(np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3])
 
 
 def _sha256(row: Row) -> str | None:
-    """Of the encoded picture, of its pixels, or of the tensor; None where only features were kept."""
+    """Hash the tensor, the encoded picture or its pixels; None if the row has only features."""
     pixels = row.picture if row.tensor is None else row.tensor
     if isinstance(pixels, np.ndarray):
         return hashlib.sha256(pixels.data).hexdigest()

@@ -1,4 +1,4 @@
-"""The published JSON Schema of a record, and the check against it without a library."""
+"""The published JSON Schema of a record, and a validator of it without dependencies."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _RECORD: dict[str, Any] = _object(
         "schema": {"const": SCHEMA},
         "id": _ID | {"description": "UUID version 7: sorts by time, unique over processes and forks"},
         "ts": _TIME | {"description": "when the prediction was made, UTC"},
-        "request": _TEXT | {"description": "the caller's identity of the request"},
-        "trace": _TEXT | {"description": "the caller's trace identity"},
+        "request": _TEXT | {"description": "the caller's id of the request"},
+        "trace": _TEXT | {"description": "the caller's trace id"},
         "host": {"type": "string"},
         "pid": {"type": "integer", "minimum": 0},
         "model": _object({"name": _TEXT, "sha256": {"type": ["string", "null"], "pattern": _SHA256}}),
@@ -43,7 +43,7 @@ _RECORD: dict[str, Any] = _object(
             {
                 "when": _TEXT,
                 "reason": {"enum": ["condition", "baseline"]},
-                "sample": _UNIT | {"description": "the probability with which such a row is kept"},
+                "sample": _UNIT | {"description": "the probability with which such a row is sampled"},
             }
         ),
         "prediction": _object(
@@ -62,7 +62,7 @@ _RECORD: dict[str, Any] = _object(
         ),
         "attention": _object(
             {
-                "zero": {"type": "boolean", "description": "nothing in the map: the other numbers are null"},
+                "zero": {"type": "boolean", "description": "the map is zero everywhere: the other numbers are null"},
                 "centroid": {"type": ["array", "null"], "items": _UNIT, "minItems": 2, "maxItems": 2},
                 "spread": _UNIT,
                 "entropy": _UNIT,
@@ -70,7 +70,7 @@ _RECORD: dict[str, Any] = _object(
                 "half_area": _UNIT,
                 "border": _UNIT,
                 "peaks": {"type": ["integer", "null"], "minimum": 0},
-                "region": _UNIT | {"description": "the part of the energy inside the reference region"},
+                "region": _UNIT | {"description": "the share of the energy inside the reference region"},
             },
             optional=("region",),
         ),
@@ -80,7 +80,7 @@ _RECORD: dict[str, Any] = _object(
                 "values": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}},
             }
         ),
-        "drift": {"type": ["object", "null"], "description": "distances to the baseline, where one is configured"},
+        "drift": {"type": ["object", "null"], "description": "distances to the baseline, if one is configured"},
         "picture": _object(
             {
                 "sha256": {"type": ["string", "null"], "pattern": _SHA256},
@@ -104,7 +104,7 @@ _RECORD: dict[str, Any] = _object(
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of one record. Later versions may add members; they change none."""
+    """Return the JSON Schema (draft 2020-12) of one record. Later versions may add members but change none."""
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:onnxcam:monitor:record:{SCHEMA}",
@@ -114,21 +114,22 @@ def schema() -> dict[str, Any]:
 
 
 def problems(record: Any) -> list[str]:
-    """What in a record does not fit the schema, each with its place; empty for a good one."""
-    return list(_faults(record, _RECORD, "record"))
+    """Return the violations of the schema, each with its path in the record; empty for a valid record."""
+    return list(_violations(record, _RECORD, "record"))
 
 
 def validate(record: Any) -> None:
-    """Refuse what does not fit the schema.
+    """Check a record against the schema.
 
     Raises:
-        RecordError: naming the first places.
+        RecordError: it violates the schema; the message has the first violations.
     """
-    found = problems(record)
-    if found:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    violations = problems(record)
+    if violations:
+        more = f" and {len(violations) - 3} more" if len(violations) > 3 else ""
         raise RecordError(
-            f"not a record of schema {SCHEMA}: {'; '.join(found[:3])}{more}; `onnxcam monitor schema` prints the schema"
+            f"not a record of schema {SCHEMA}: {'; '.join(violations[:3])}{more}; `onnxcam monitor schema` prints the "
+            "schema"
         )
 
 
@@ -151,8 +152,8 @@ def _is(value: Any, name: str) -> bool:
     return name != "integer" or float(value).is_integer()
 
 
-def _faults(value: Any, rule: dict[str, Any], place: str) -> Iterator[str]:
-    """The keywords that `_RECORD` uses, with JSON Schema's meaning."""
+def _violations(value: Any, rule: dict[str, Any], place: str) -> Iterator[str]:
+    """Yield violations of the JSON Schema keywords that `_RECORD` uses."""
     if "const" in rule and (isinstance(value, bool) or value != rule["const"]):
         yield f"{place} is {_short(value)}, expected {rule['const']!r}"
     if "enum" in rule and value not in rule["enum"]:
@@ -164,17 +165,17 @@ def _faults(value: Any, rule: dict[str, Any], place: str) -> Iterator[str]:
             return
     if isinstance(value, dict):
         yield from (f"{place}.{name} is missing" for name in rule.get("required", ()) if name not in value)
-        known = rule.get("properties", {})
-        for name, held in value.items():
-            inner = known.get(name, rule.get("additionalProperties"))
+        properties = rule.get("properties", {})
+        for name, member in value.items():
+            inner = properties.get(name, rule.get("additionalProperties"))
             if inner is not None:
-                yield from _faults(held, inner, f"{place}.{name}")
+                yield from _violations(member, inner, f"{place}.{name}")
     elif isinstance(value, list):
         if not rule.get("minItems", 0) <= len(value) <= rule.get("maxItems", len(value)):
             yield f"{place} has {len(value)} items, expected {rule['minItems']}"
         if "items" in rule:
-            for k, held in enumerate(value):
-                yield from _faults(held, rule["items"], f"{place}[{k}]")
+            for k, item in enumerate(value):
+                yield from _violations(item, rule["items"], f"{place}[{k}]")
     elif isinstance(value, str):
         if "pattern" in rule and not re.search(rule["pattern"], value):
             yield f"{place} is {_short(value)}, expected a text like {rule['pattern']}"

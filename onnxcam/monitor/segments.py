@@ -1,10 +1,10 @@
-"""Files of records: one per process at a time, appended to in single writes, closed by age, mended after a crash.
+"""Segments, the files of records: one per process at a time, appended in single writes, recovered after a crash.
 
-    DIR/records/<UTC start>-<host>-<pid>-<seq>.jsonl         closed: whole and final
-    DIR/records/<UTC start>-<host>-<pid>-<seq>.jsonl.open    being written, and locked by its writer while that lives
+    DIR/records/<UTC start>-<host>-<pid>-<seq>.jsonl         closed: complete and final
+    DIR/records/<UTC start>-<host>-<pid>-<seq>.jsonl.open    being written, and locked by its writer while that is alive
 
-A record counts as written when its line ends in a newline: whatever follows the last newline of a segment is the half
-line of a writer that was killed, was acknowledged to nobody, and is cut off when the segment is closed.
+A record counts as written once its line ends in a newline: the bytes after the last newline of a segment are the torn
+line of a writer that was killed; it was never acknowledged, and is truncated when the segment is closed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _sequence = count()
 
 
 class Name(NamedTuple):
-    """What a segment's name says: when it was begun (seconds since 1970), and by whom."""
+    """The parts of a segment's name: its start (seconds since 1970), and the process that wrote it."""
 
     start: float
     host: str
@@ -45,38 +45,38 @@ class Name(NamedTuple):
 
 
 def parse_name(name: str) -> Name | None:
-    """The parts of a segment's file name; None for a file that is no segment."""
-    found = _NAME.fullmatch(name)
-    if found is None:
+    """Parse a segment's file name; None for a file that is not a segment."""
+    match = _NAME.fullmatch(name)
+    if match is None:
         return None
-    start = datetime.strptime(found["start"], _STAMP).replace(tzinfo=UTC).timestamp()
-    return Name(start, found["host"], int(found["pid"]), int(found["seq"]))
+    start = datetime.strptime(match["start"], _STAMP).replace(tzinfo=UTC).timestamp()
+    return Name(start, match["host"], int(match["pid"]), int(match["seq"]))
 
 
 def final_name(path: Path) -> Path:
-    """The name that an open segment has once it is closed."""
+    """Return the path that an open segment has once it is closed."""
     return path.with_name(path.name.removesuffix(OPEN) + CLOSED)
 
 
 def segments(root: Path, *suffixes: str) -> list[Path]:
-    """The segments of a folder with one of the suffixes (closed and open by default), the oldest first."""
-    wanted = suffixes or (CLOSED, OPEN)
+    """Return the segments of a folder with one of the suffixes (closed and open by default), the oldest first."""
+    suffixes = suffixes or (CLOSED, OPEN)
     try:
         names = [path.name for path in (root / FOLDER).iterdir()]
     except FileNotFoundError:
         return []
-    return [root / FOLDER / name for name in sorted(names) if name.endswith(wanted) and _NAME.fullmatch(name)]
+    return [root / FOLDER / name for name in sorted(names) if name.endswith(suffixes) and _NAME.fullmatch(name)]
 
 
 class Writer:
-    """Appends lines to this process's own segment. Not thread-safe: its owner locks.
+    """Appends lines to this process's segment. Not thread-safe: its owner locks.
 
     Arguments:
         root: the folder of `records/`.
-        seconds: close a segment that was begun so long ago, at the next line or `tick`.
-        sync: make every line survive a power cut too, not only the death of the process.
+        seconds: the age at which a segment is closed, by the next line or `tick`.
+        sync: make every line survive a power cut, not only a crash of the process.
         clock: seconds since 1970.
-        closed: told of every segment closed.
+        closed: called with every closed segment.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class Writer:
         self._root, self._seconds, self._sync = root, seconds, sync
         self._clock, self._closed = clock, closed
         self._handle: int | None = None
-        self._begun = 0.0
-        self._size = 0  # bytes up to the end of the last whole line
+        self._start = 0.0
+        self._size = 0  # bytes up to the end of the last complete line
         self.path: Path | None = None
         self.weight = 0  # bytes of the segment and of the pictures it names
 
@@ -100,11 +100,11 @@ class Writer:
         """Write one line, in one call to the operating system.
 
         Arguments:
-            weight: bytes that the line stands for, its pictures included.
+            weight: bytes of the line and of the pictures it names.
 
         Raises:
-            OutputError: it is not written.
-            TornError: it may be, and could not be taken back; the segment is closed, and nothing follows a half line.
+            OutputError: the line was not written.
+            TornError: part of the line may be in the file; the segment is closed, so that nothing follows a torn line.
         """
         self.tick()
         if self._handle is None:
@@ -112,36 +112,36 @@ class Writer:
         handle = self._handle
         assert handle is not None
         try:
-            done = os.write(handle, line)
-            if done != len(line):
-                raise OSError(errno.ENOSPC, f"only {done} of {len(line)} bytes fitted")
+            count = os.write(handle, line)
+            if count != len(line):
+                raise OSError(errno.ENOSPC, f"only {count} of {len(line)} bytes fitted")
             if self._sync:
                 getattr(os, "fdatasync", os.fsync)(handle)
         except OSError as error:
-            self._take_back(error)
+            self._undo_write(error)
         self._size += len(line)
         self.weight += weight
 
     def tick(self) -> None:
         """Close the segment if it is old enough."""
-        if self._handle is not None and self._clock() - self._begun >= self._seconds:
+        if self._handle is not None and self._clock() - self._start >= self._seconds:
             self.close()
 
     def close(self) -> None:
-        """Close the segment, if one is open: its name says from now on that it is final."""
+        """Close the segment, if one is open, and give it its final name."""
         if self._handle is None or self.path is None:
             return
         handle, path, size = self._handle, self.path, self._size
         self._handle = self.path = None
         self.weight = 0
-        # where that fails, the segment stays open without a writer, and the next `recover` closes it
+        # if that fails, the segment stays open without a writer, and the next `recover` closes it
         with contextlib.suppress(OSError):
             final = _seal(path, handle, size)
             if final is not None:
                 self._closed(final)
 
     def forget(self) -> None:
-        """In a forked child: leave the parent's segment alone."""
+        """Release the segment in a forked child without closing it: it belongs to the parent."""
         if self._handle is not None:
             with contextlib.suppress(OSError):
                 os.close(self._handle)
@@ -149,7 +149,7 @@ class Writer:
         self.weight = 0
 
     def begin(self) -> None:
-        """Open a segment that has no line yet; left so, it is removed when it is closed.
+        """Open a segment; it is removed when it is closed without a line.
 
         Raises:
             OutputError: the folder cannot be written to.
@@ -162,7 +162,7 @@ class Writer:
         fresh, path = folder / f"{stem}{FRESH}", folder / f"{stem}{OPEN}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # locked before it has the name by which another process would look for the lock
+            # locked before it gets the name under which another process would check the lock
             handle = os.open(fresh if locks.AVAILABLE else path, _APPEND, 0o644)
             try:
                 if locks.AVAILABLE:
@@ -176,13 +176,13 @@ class Writer:
                 raise
         except OSError as error:
             raise OutputError(
-                f"no file of records can be begun in {str(folder)!r}: {error.strerror or error}; see that the folder "
+                f"no file of records can be created in {str(folder)!r}: {error.strerror or error}; see that the folder "
                 "is writable and the disk has space"
             ) from error
-        self._handle, self.path, self._begun, self._size, self.weight = handle, path, now, 0, 0
+        self._handle, self.path, self._start, self._size, self.weight = handle, path, now, 0, 0
 
-    def _take_back(self, error: OSError) -> None:
-        """After a failed write: cut the segment back to its last whole line, and raise."""
+    def _undo_write(self, error: OSError) -> None:
+        """Truncate the segment to its last complete line after a failed write, and raise."""
         assert self._handle is not None
         failed = OutputError(
             f"a record could not be written to {str(self.path)!r}: {error.strerror or error}; see that the disk is "
@@ -191,50 +191,50 @@ class Writer:
         try:
             os.ftruncate(self._handle, self._size)
         except OSError:
-            # `close` tries once more; if the line stays, its pictures have to stay too
+            # `close` tries to truncate once more; if the line stays, its pictures have to stay too
             self.close()
             raise TornError(*failed.args) from error
         raise failed from error
 
 
 class TornError(OutputError):
-    """A line could not be written, and what there is of it could not be taken back."""
+    """A line was not written completely, and the part that was could not be removed."""
 
 
 def _seal(path: Path, handle: int, size: int | None = None) -> Path | None:
-    """Cut a segment after its last whole line and give it its final name; an empty one is removed.
+    """Truncate a segment after its last complete line and give it its final name; an empty segment is removed.
 
-    The handle, and with it the lock, is given up at the end.
+    The handle is closed at the end, which releases the lock.
 
     Returns:
-        the final path, None where nothing is left.
+        the final path; None if the segment was removed.
     """
     final = final_name(path)
     try:
-        whole = _whole(path) if size is None else size
-        if os.fstat(handle).st_size != whole:
-            os.ftruncate(handle, whole)
+        end = _complete_size(path) if size is None else size
+        if os.fstat(handle).st_size != end:
+            os.ftruncate(handle, end)
         os.fsync(handle)
         if locks.AVAILABLE:
-            path.replace(final) if whole else path.unlink(missing_ok=True)
+            path.replace(final) if end else path.unlink(missing_ok=True)
     finally:
         os.close(handle)
     if not locks.AVAILABLE:  # Windows renames no open file
-        path.replace(final) if whole else path.unlink(missing_ok=True)
+        path.replace(final) if end else path.unlink(missing_ok=True)
     sync_folder(path.parent)
-    return final if whole else None
+    return final if end else None
 
 
-def _whole(path: Path) -> int:
-    """Bytes up to and with the last newline."""
+def _complete_size(path: Path) -> int:
+    """Return the number of bytes up to and including the last newline."""
     with path.open("rb") as file:
         left = file.seek(0, os.SEEK_END)
         while left:
             step = min(left, 1 << 16)
             file.seek(left - step)
-            at = file.read(step).rfind(b"\n")
-            if at >= 0:
-                return left - step + at + 1
+            newline = file.read(step).rfind(b"\n")
+            if newline >= 0:
+                return left - step + newline + 1
             left -= step
     return 0
 
@@ -242,10 +242,10 @@ def _whole(path: Path) -> int:
 def recover(root: Path) -> list[Path]:
     """Close the segments of processes that died. Safe at any time, from any process.
 
-    On Windows, and on a file system without locks, they stay open: readers read them all the same.
+    On Windows, and on a file system without locks, they stay open, which readers accept.
 
     Returns:
-        the segments closed.
+        the closed segments.
     """
     closed = []
     for path in segments(root, OPEN, FRESH):
@@ -253,21 +253,21 @@ def recover(root: Path) -> list[Path]:
         if handle is None:
             continue
         with contextlib.suppress(OSError):
-            final = _seal(path, handle)  # of a segment that never got its name nothing is left
+            final = _seal(path, handle)  # a segment that never got its name is empty, and removed
             if final is not None:
                 closed.append(final)
     return closed
 
 
 def _claim(path: Path) -> int | None:
-    """An own, locked handle on a segment whose writer is dead; None where that lives, or somebody else was quicker."""
+    """Open and lock a segment whose writer is dead; None if the writer lives, or another process was quicker."""
     try:
         handle = os.open(path, os.O_RDWR)
     except OSError:
         return None
     try:
-        # whoever held the lock before may have given the segment its final name meanwhile
-        if locks.lock(handle) and os.path.samestat(path.stat(), os.fstat(handle)) and not _young(path):
+        # the previous holder of the lock may have renamed the segment in the meantime
+        if locks.lock(handle) and os.path.samestat(path.stat(), os.fstat(handle)) and not _is_new(path):
             return handle
     except OSError:
         pass
@@ -275,6 +275,6 @@ def _claim(path: Path) -> int | None:
     return None
 
 
-def _young(path: Path) -> bool:
-    """A file that its writer may just now be about to lock."""
+def _is_new(path: Path) -> bool:
+    """Return whether the segment is so new that its writer may not have locked it yet."""
     return path.name.endswith(FRESH) and time.time() - path.stat().st_mtime < 60

@@ -23,43 +23,42 @@ Files = Mapping[str, bytes]
 
 @runtime_checkable
 class Sink(Protocol):
-    """What takes explanations."""
+    """A destination of explanations."""
 
     def write(self, record: Record, files: Files) -> None:
-        """Make one explanation durable: pictures first, then the record naming them.
+        """Make one explanation durable: the pictures first, then the record that names them.
 
         Arguments:
-            record: fills in its `files`.
-            files: kind (`heatmap`, `overlay`, `input`) to PNG bytes; those that `redact` forbids are not kept.
+            record: the sink fills in its `files`.
+            files: kind (`heatmap`, `overlay`, `input`) to PNG bytes, without those that `redact` forbids.
 
-        Returns when it is durable (acknowledged).
+        Returns once the explanation is durable (acknowledged).
 
         Raises:
-            OutputError: it is not; nothing half-written is named.
+            OutputError: it is not durable; no record names an incomplete file.
         """
 
     def close(self, timeout: float) -> None:
-        """Give back what is held, in about `timeout` seconds."""
+        """Release all resources, in about `timeout` seconds."""
 
 
 def open_sink(spec: Any, **options: Any) -> Sink:
-    """A sink from what a user names.
+    """Open the sink that a user specified.
 
     Arguments:
         spec: a folder, as a path or `file:///var/log/cam`; `stdout:`; `logging:NAME`; `prometheus:`; a URL that fsspec
-            knows (`s3://bucket/cam`, with `spool=` a local folder); a function of (record, files); a `Sink`; or a list
-            of these, written to in order.
-        options: those of `onnxcam.monitor.folder.Folder`, for folders and URLs alone.
+            supports (`s3://bucket/cam`, with `spool=` a local folder); a function of (record, files); a `Sink`; or a
+            list of these, written to in order.
+        options: those of `onnxcam.monitor.folder.Folder`, for folders and URLs only.
 
     Raises:
-        SettingError: not a sink, or options that it does not take. DependencyError: it needs a package that is missing.
-        OutputError: the folder cannot be made.
+        SettingError: not a sink, or unknown options. DependencyError: a package that the sink needs is missing.
+        OutputError: the folder cannot be created.
     """
     if isinstance(spec, (list, tuple)):
         if not spec:
             raise SettingError("sink=[]; expected at least one folder, URL, function or Sink")
-        folders = [_takes_options(one) for one in spec]
-        return _Several([open_sink(one, **(options if own else {})) for one, own in zip(spec, folders, strict=True)])
+        return _MultiSink([open_sink(one, **(options if _takes_options(one) else {})) for one in spec])
     if _takes_options(spec):
         return _folder(os.fspath(spec), options)
     if options:
@@ -67,32 +66,32 @@ def open_sink(spec: Any, **options: Any) -> Sink:
     if isinstance(spec, str):
         scheme, _, rest = spec.partition(":")
         if scheme == "stdout":
-            return _Stdout()
+            return _StdoutSink()
         if scheme == "prometheus":
             from onnxcam.monitor.metrics import RecordMetrics
 
-            return _Guarded(RecordMetrics())
-        return _Logger(rest or "onnxcam.monitor")
-    if isinstance(spec, _Guarded):
+            return _RedactingSink(RecordMetrics())
+        return _LoggerSink(rest or "onnxcam.monitor")
+    if isinstance(spec, _RedactingSink):
         return spec
     if callable(getattr(spec, "write", None)) and callable(getattr(spec, "close", None)):
-        return _Guarded(cast(Sink, spec))
+        return _RedactingSink(cast(Sink, spec))
     if callable(spec):
-        return _Function(spec)
+        return _FunctionSink(spec)
     raise SettingError(
         f"sink is a {type(spec).__name__}; expected a folder, 'stdout:', 'logging:NAME', 'prometheus:', a URL, a "
         "function of (record, files), an object with write and close, or a list of these"
     )
 
 
-_OTHERS = ("stdout", "logging", "prometheus")
+_SCHEMES_WITHOUT_OPTIONS = ("stdout", "logging", "prometheus")
 
 
 def _takes_options(spec: Any) -> bool:
-    """Is it a folder or a URL?"""
+    """Return whether a sink is a folder or a URL."""
     if isinstance(spec, os.PathLike):
         return True
-    return isinstance(spec, str) and spec.partition(":")[0] not in _OTHERS
+    return isinstance(spec, str) and spec.partition(":")[0] not in _SCHEMES_WITHOUT_OPTIONS
 
 
 def _folder(spec: str, options: dict[str, Any]) -> Sink:
@@ -102,23 +101,23 @@ def _folder(spec: str, options: dict[str, Any]) -> Sink:
         raise SettingError("sink=''; expected a folder, 'stdout:', 'logging:NAME', or a URL")
     scheme = urlsplit(spec).scheme if "://" in spec or spec.startswith("file:") else ""
     if scheme in ("", "file"):
-        path = _local(spec) if scheme else spec
+        path = _local_path(spec) if scheme else spec
     else:
         path = options.pop("spool", None)
         if path is None:
             raise SettingError(
-                f"sink={spec!r} takes closed segments only: name the local folder where they are written first, "
+                f"sink={spec!r} only stores closed segments: name the local folder where they are written first, "
                 "spool='/var/spool/onnxcam'"
             )
         options["upload"] = spec
     try:
-        return _Guarded(Folder(path, **options))
+        return _RedactingSink(Folder(path, **options))
     except TypeError as error:
         raise SettingError(f"sink={spec!r}: {str(error).partition('() ')[2] or error}") from error
 
 
-def _local(url: str) -> str:
-    """The path of a `file:` URL."""
+def _local_path(url: str) -> str:
+    """Return the path of a `file:` URL."""
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
         raise SettingError(f"sink={url!r} names the host {parts.netloc!r}; a local folder has three slashes: file:///…")
@@ -126,49 +125,49 @@ def _local(url: str) -> str:
     return path[1:] if os.name == "nt" and path[2:3] == ":" else path
 
 
-class _Guarded:
-    """Lets through the pictures that a record's `redact` allows, and makes every failure an `OutputError`."""
+class _RedactingSink:
+    """Passes on only the pictures that a record's `redact` allows, and turns every failure into an `OutputError`."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
 
     def write(self, record: Record, files: Files) -> None:
-        """As `Sink.write`."""
+        """Write one explanation, as `Sink.write` does."""
         try:
             self._write(record, allowed(record, files))
         except OutputError:
             raise
         except Exception as error:
-            raise OutputError(f"the sink failed: {type(error).__name__}; its own log says more") from error
+            raise OutputError(f"the sink failed: {type(error).__name__}; see its own log") from error
 
     def _write(self, record: Record, files: Files) -> None:
         self.inner.write(record, files)
 
     def close(self, timeout: float) -> None:
-        """As `Sink.close`."""
+        """Close the sink, as `Sink.close` does."""
         self.inner.close(timeout)
 
     def tick(self) -> None:
-        """Called now and then while nothing is to be written: time to close what is old enough."""
+        """Do maintenance while there is nothing to write, such as closing old segments."""
         if hasattr(self.inner, "tick"):
             self.inner.tick()
 
     def note(self, counts: Mapping[str, Any]) -> None:
-        """The monitor's counts, every few seconds and at its end; a folder keeps them."""
+        """Receive the monitor's counts, every few seconds and when it closes; a folder stores them."""
         if hasattr(self.inner, "note"):
             self.inner.note(counts)
 
 
-class _Function(_Guarded):
+class _FunctionSink(_RedactingSink):
     def _write(self, record: Record, files: Files) -> None:
         self.inner(record, files)
 
     def close(self, timeout: float) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
-class _Logger(_Guarded):
-    """One line of JSON for each record, at level INFO."""
+class _LoggerSink(_RedactingSink):
+    """Logs one line of JSON per record, at level INFO."""
 
     def __init__(self, name: str) -> None:
         super().__init__(logging.getLogger(name))
@@ -177,16 +176,16 @@ class _Logger(_Guarded):
         self.inner.info("%s", encode(record).decode().rstrip("\n"))
 
     def close(self, timeout: float) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
-class _Stdout(_Guarded):
-    """One line of JSON for each record on standard output, in single writes where it has a file."""
+class _StdoutSink(_RedactingSink):
+    """Prints one line of JSON per record to standard output, in single writes if that is a file."""
 
     def __init__(self) -> None:
         super().__init__(None)
         self._lock = threading.Lock()
-        after_fork(self, _Stdout._forked)
+        after_fork(self, _StdoutSink._forked)
 
     def _forked(self) -> None:
         self._lock = threading.Lock()
@@ -197,7 +196,7 @@ class _Stdout(_Guarded):
             try:
                 sys.stdout.flush()
                 handle = sys.stdout.fileno()
-            except (AttributeError, ValueError, OSError):  # replaced by something without a file
+            except (AttributeError, ValueError, OSError):  # replaced by an object without a file
                 sys.stdout.write(line.decode())
                 sys.stdout.flush()
                 return
@@ -211,41 +210,41 @@ class _Stdout(_Guarded):
                 ) from error
 
     def close(self, timeout: float) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
-class _Several(_Guarded):
-    """Writes to all, whatever becomes of the others; fails where one fails."""
+class _MultiSink(_RedactingSink):
+    """Writes to several sinks, each whether or not another fails; fails if one fails."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         super().__init__(None)
         self.sinks = list(sinks)
 
     def _write(self, record: Record, files: Files) -> None:
-        failed: list[OutputError] = []
+        errors: list[OutputError] = []
         for sink in self.sinks:
             try:
                 sink.write(record, files)
             except OutputError as error:
-                failed.append(error)
-        if failed:
-            raise OutputError("; ".join(map(str, failed))) from failed[0]
+                errors.append(error)
+        if errors:
+            raise OutputError("; ".join(map(str, errors))) from errors[0]
 
     def close(self, timeout: float) -> None:
-        """Close them one after the other, all within the time."""
+        """Close the sinks one after the other, within `timeout` in total."""
         end = time.monotonic() + timeout
         for sink in self.sinks:
             with contextlib.suppress(Exception):
                 sink.close(max(0.0, end - time.monotonic()))
 
     def tick(self) -> None:
-        """As `_Guarded.tick`."""
+        """Let every sink do maintenance."""
         for sink in self.sinks:
             if hasattr(sink, "tick"):
                 sink.tick()
 
     def note(self, counts: Mapping[str, Any]) -> None:
-        """As `_Guarded.note`."""
+        """Pass the counts to every sink."""
         for sink in self.sinks:
             if hasattr(sink, "note"):
                 sink.note(counts)

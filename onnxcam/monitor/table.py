@@ -1,4 +1,4 @@
-"""Records as a table of numbers: one row per record, ready for weighted sums."""
+"""Records as a table of numbers: one row per record, for weighted sums."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 Record = dict[str, Any]
-_GRID = 8  # maps are compared at most this fine: finer cells are noise between pictures
+_GRID = 8  # cells per side at most at which maps are compared: finer cells are noise between pictures
 
-# a column's name and where its number is in a record
+# the name of each column, and how its number is read from a record
 FIELDS: dict[str, Callable[[Record, Record], Any]] = {
     "confidence": lambda prediction, attention: prediction.get("confidence"),
     "margin": lambda prediction, attention: prediction.get("margin"),
@@ -30,7 +30,7 @@ FIELDS: dict[str, Callable[[Record, Record], Any]] = {
 
 @dataclass(frozen=True)
 class Configuration:
-    """What must be equal for records to be comparable."""
+    """The settings that records must share to be comparable."""
 
     model: str | None
     when: str | None
@@ -55,11 +55,11 @@ class Rows:
 
     Attributes:
         values: float64 `[n, len(FIELDS)]`, NaN where a record has no such number.
-        weights: float64 `[n]`, how many predictions a record stands for: one over its sampling probability.
-        low: bool `[n]`, the condition held (the other rows are of the always-on sample).
+        weights: float64 `[n]`, how many predictions a record stands for: the inverse of its sampling probability.
+        low: bool `[n]`, the row met the condition (the others are of the baseline's sample).
         zero: bool `[n]`, the map was zero everywhere.
-        predicted, target: int64 `[n]`, the best class and the explained one; -1 where unknown.
-        maps: float32 `[n, h, w]`, each map's energy as shares that add up to 1; NaN where there is no map.
+        predicted, target: int64 `[n]`, the top-1 class and the explained one; -1 if unknown.
+        maps: float32 `[n, h, w]`, each map's energy as shares that add up to 1; NaN for a row without a map.
     """
 
     values: np.ndarray
@@ -92,42 +92,44 @@ class Rows:
 
     @classmethod
     def join(cls, parts: Sequence[Rows]) -> Rows:
-        """Several tables as one."""
+        """Concatenate tables."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     @classmethod
     def of(cls, records: Iterable[Record], grid: tuple[int, int] | None = None) -> Rows:
-        """The table of some records.
+        """Build the table of some records.
 
         Arguments:
             records: of one configuration.
-            grid: the shape of the maps; that of the first map by default. Maps of another shape are left out.
+            grid: the shape of the maps; that of the first map by default. Maps of another shape are skipped.
         """
-        held = list(records)
-        maps = [_shares(record.get("map")) for record in held]
+        records = list(records)
+        maps = [_shares(record.get("map")) for record in records]
         if grid is None:
             grid = next((m.shape for m in maps if m is not None), (1, 1))
-        values = np.full((len(held), len(FIELDS)), np.nan)
-        energy = np.full((len(held), *grid), np.nan, np.float32)
-        for row, record in enumerate(held):
+        values = np.full((len(records), len(FIELDS)), np.nan)
+        energy = np.full((len(records), *grid), np.nan, np.float32)
+        for row, record in enumerate(records):
             prediction, attention = record.get("prediction") or {}, record.get("attention") or {}
             values[row] = [_number(find(prediction, attention)) for find in FIELDS.values()]
-            found = maps[row]
-            if found is not None and found.shape == grid:
-                energy[row] = found
+            energies = maps[row]
+            if energies is not None and energies.shape == grid:
+                energy[row] = energies
         return cls(
             values,
-            np.array([_weight(record) for record in held], np.float64),
-            np.array([(record.get("trigger") or {}).get("reason") != "baseline" for record in held], bool),
-            np.array([bool((record.get("attention") or {}).get("zero")) for record in held], bool),
-            np.array([_class(((record.get("prediction") or {}).get("top") or [None])[0]) for record in held], np.int64),
-            np.array([_class((record.get("prediction") or {}).get("target")) for record in held], np.int64),
+            np.array([_weight(record) for record in records], np.float64),
+            np.array([(record.get("trigger") or {}).get("reason") != "baseline" for record in records], bool),
+            np.array([bool((record.get("attention") or {}).get("zero")) for record in records], bool),
+            np.array(
+                [_class(((record.get("prediction") or {}).get("top") or [None])[0]) for record in records], np.int64
+            ),
+            np.array([_class((record.get("prediction") or {}).get("target")) for record in records], np.int64),
             energy,
         )
 
 
 def shares(values: np.ndarray) -> np.ndarray | None:
-    """A map's energy as shares of at most 8 x 8 cells that add up to 1; None for a map that is zero everywhere."""
+    """Sum a map's energy into at most 8 x 8 cells, as shares that add up to 1; None if it is zero everywhere."""
     energy = np.where(np.isfinite(values), np.maximum(values, 0.0), 0.0)
     energy = _fold(_fold(energy, 0), 1)
     total = energy.sum()
@@ -135,7 +137,7 @@ def shares(values: np.ndarray) -> np.ndarray | None:
 
 
 def _fold(values: np.ndarray, axis: int) -> np.ndarray:
-    """Added up to at most `_GRID` cells along an axis; a cell that straddles two is parted."""
+    """Sum values into at most `_GRID` cells along an axis; a value that straddles two cells is split between them."""
     side = values.shape[axis]
     if side <= _GRID:
         return values
@@ -145,10 +147,10 @@ def _fold(values: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(np.tensordot(part, values, (1, axis)), 0, axis)
 
 
-def _shares(held: Any) -> np.ndarray | None:
+def _shares(stored: Any) -> np.ndarray | None:
     try:
-        height, width = held["shape"]
-        values = np.asarray(held["values"], np.float64).reshape(height, width)
+        height, width = stored["shape"]
+        values = np.asarray(stored["values"], np.float64).reshape(height, width)
     except (TypeError, KeyError, ValueError):
         return None
     return shares(values) if values.size else None

@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them."""
+"""Parses sizes and durations such as `256MiB` and `15min`."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ _TEXT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_bytes(size: int | float | str, name: str = "size") -> int:
-    """Bytes from a number or from `256MiB`, `1.5 GB`, `64K`.
+    """Parse bytes: a number, or text such as `256MiB`, `1.5 GB`, `64K`.
 
     K, M, G, T and KiB, MiB, GiB, TiB are powers of 1024; kB, MB, GB, TB of 1000.
 
     Raises:
-        SettingError: not such a size; `name` says which option it was.
+        SettingError: not a size; `name` is the option in the message.
     """
-    found = _split(size)
-    if found is None or found[1].upper() not in _BYTES:
+    parts = _split(size)
+    if parts is None or parts[1].upper() not in _BYTES:
         raise SettingError(f"{name}={size!r}; expected bytes, as a number or as in '256MiB' or '2GB'")
-    return round(found[0] * _BYTES[found[1].upper()])
+    return round(parts[0] * _BYTES[parts[1].upper()])
 
 
 def parse_seconds(duration: int | float | str, name: str = "duration") -> float:
-    """Seconds from a number or from `90s`, `15min`, `2h`, `30d`, `4w`.
+    """Parse seconds: a number, or text such as `90s`, `15min`, `2h`, `30d`, `4w`.
 
     Raises:
-        SettingError: not such a duration; `name` says which option it was.
+        SettingError: not a duration; `name` is the option in the message.
     """
-    found = _split(duration)
-    if found is None or found[1] not in _SECONDS:
+    parts = _split(duration)
+    if parts is None or parts[1] not in _SECONDS:
         raise SettingError(f"{name}={duration!r}; expected seconds, as a number or as in '90s', '15min', '2h' or '30d'")
-    return found[0] * _SECONDS[found[1]]
+    return parts[0] * _SECONDS[parts[1]]
 
 
 def _split(value: int | float | str) -> tuple[float, str] | None:

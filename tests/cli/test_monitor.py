@@ -91,7 +91,7 @@ def test_query(run: Run, normal: Path) -> None:
     [
         (("--where", "confidence <"), "position"),
         (("--where", "__import__('os')"), "expected one of"),
-        (("--since", "tomorrow"), "is no time"),
+        (("--since", "tomorrow"), "is not a time"),
     ],
 )
 def test_wrong_usage(run: Run, normal: Path, options: tuple[str, str], said: str) -> None:
@@ -132,7 +132,7 @@ def test_not_enough_data_is_an_answer(run: Run, normal: Path, baseline: Path) ->
 def test_drift_refuses(run: Run, normal: Path, baseline: Path, tmp_path: Path) -> None:
     assert run("monitor", "drift", normal, "--baseline", baseline, "--window", 499).code == 2
     assert run("monitor", "drift", normal, "--baseline", tmp_path / "none.json").code == 1
-    assert "holds no records" in run("monitor", "drift", tmp_path, "--baseline", baseline).sentence
+    assert "contains no records" in run("monitor", "drift", tmp_path, "--baseline", baseline).sentence
     few = tmp_path / "few"
     synthetic.write(few, [synthetic.record(n) for n in range(20)])
     assert "a baseline needs 500" in run("monitor", "baseline", few, "-o", tmp_path / "b.json").sentence

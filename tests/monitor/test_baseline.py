@@ -73,10 +73,10 @@ def test_records_tell_their_distance_whoever_explains(path: Path) -> None:
     ("spoil", "said"),
     [
         ("missing", "cannot be read"),
-        ("cut", "is no baseline"),
-        ("maps", "is no baseline"),
-        ("empty", "is no baseline"),
-        ("records", "is no baseline"),
+        ("cut", "is not a baseline"),
+        ("maps", "is not a baseline"),
+        ("empty", "is not a baseline"),
+        ("records", "is not a baseline"),
     ],
 )
 def test_a_file_that_is_no_baseline(path: Path, tmp_path: Path, spoil: str, said: str) -> None:

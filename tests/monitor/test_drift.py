@@ -150,7 +150,7 @@ def records(first: int, count: int, **changes: object) -> list[dict]:
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("baseline") / "baseline.json"
     document, notes = baselines.build(records(0, 900) + records(900, 3, trigger__when="entropy > 0.5"))
-    assert notes == ["3 records of another model, condition, method or layer were left out"]
+    assert notes == ["3 records of another model, condition, method or layer were skipped"]
     made.write_text(json.dumps(document))
     return made
 
@@ -187,7 +187,7 @@ def test_files_that_are_no_baseline(path: Path, tmp_path: Path, spoil: str) -> N
         document["rows"]["maps"]["uint16"] = "AAAA"
     text = {"empty": "", "list": "[]"}.get(spoil, json.dumps(document))
     (tmp_path / "b.json").write_text(text)
-    with pytest.raises(InputError, match=r"is no baseline .*; make one with"):
+    with pytest.raises(InputError, match=r"is not a baseline .*; make one with"):
         baselines.load(tmp_path / "b.json")
     with pytest.raises(InputError, match="cannot be read"):
         baselines.load(tmp_path / "none.json")

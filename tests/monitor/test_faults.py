@@ -63,7 +63,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "copy": (Batch, "copy_row"),
     "row": (hook, "Row"),
     "quantities": (Selector, "quantities"),
-    "put": (RowQueue, "put"),
+    "put": (RowQueue, "add"),
     "thread": (threading.Thread, "start"),
     "take": (RowQueue, "take"),
     "opening": (hook, "RowExplainer"),

@@ -83,7 +83,7 @@ def test_other_files_are_no_segments(name: str, tmp_path: Path) -> None:
     (tmp_path / "records" / name).write_text("{}\n")
     assert segments(tmp_path) == []
     recover(tmp_path)
-    retention.Retention(tmp_path, retention.Limits(bytes=0)).clear(time.time())
+    retention.Retention(tmp_path, retention.Limits(bytes=0)).enforce(time.time())
     assert (tmp_path / "records" / name).exists()
 
 
@@ -203,7 +203,7 @@ def test_the_bound_holds_for_writers_that_begin_at_the_same_moment(
     before = Folder(tmp_path, **given)
     fill(before, 200)
     before.close(1)
-    together, clear = threading.Barrier(count), retention.Retention.clear
+    together, clear = threading.Barrier(count), retention.Retention.enforce
 
     def at_once(keeper: retention.Retention, *arguments: Any) -> list[Path]:
         together.wait(10)
@@ -213,7 +213,7 @@ def test_the_bound_holds_for_writers_that_begin_at_the_same_moment(
 
     sinks = [Folder(tmp_path, **given) for _ in range(count)]
     with monkeypatch.context() as patched:
-        patched.setattr(retention.Retention, "clear", at_once)
+        patched.setattr(retention.Retention, "enforce", at_once)
         begun = [threading.Thread(target=fill, args=(sink, 1)) for sink in sinks]
         for one in begun:
             one.start()
@@ -240,7 +240,7 @@ def test_a_segment_closed_while_it_is_looked_at_still_counts(tmp_path: Path, mon
         return names
 
     monkeypatch.setattr(retention, "segments", and_then_closed)
-    keeper.clear(time.time())
+    keeper.enforce(time.time())
     assert [path.suffix for path in segments(tmp_path)] == [".jsonl"]
     assert keeper.records == 5 and keeper.bytes == sum(
         path.stat().st_size for path in tmp_path.rglob("*") if path.suffix in (".jsonl", ".png")

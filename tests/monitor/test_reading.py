@@ -146,7 +146,7 @@ def test_times_as_people_write_them(text: str, wanted: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "yesterday", "7 parsecs", "1e999d", "-3h"])
 def test_times_that_are_none(text: str) -> None:
-    with pytest.raises(InputError, match="is no time"):
+    with pytest.raises(InputError, match="is not a time"):
         reading.moment(text)
 
 

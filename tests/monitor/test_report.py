@@ -109,7 +109,7 @@ def test_the_page_is_one_file_that_says_all(normal: baselines.Baseline, tmp_path
     assert "url(#hatch)" in text and len(re.findall(r"url\(", text)) == 1
     for said in (
         "Drift", "attention on the border", "123,456", "22,856", "the token bucket was empty", "confidence < 0.6",
-        "always-on sample", "600 records", "tabby", "all classes", "median", "a note",
+        "baseline sample", "600 records", "tabby", "all classes", "median", "a note",
     ):  # fmt: skip
         assert said in checked.text, said
 

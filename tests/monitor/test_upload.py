@@ -124,7 +124,7 @@ def test_one_process_copies_at_a_time(tmp_path: Path) -> None:
     sink.close(1)
     uploader = Uploader(tmp_path / "cam", f"local://{tmp_path / 'copy'}")
     if locks.AVAILABLE:
-        with locks.turn(tmp_path / "cam" / ".uploading") as handle:
+        with locks.exclusive(tmp_path / "cam" / ".uploading") as handle:
             assert handle is not None
             assert uploader.copy() == []
     assert len(uploader.copy()) == 1
@@ -138,7 +138,7 @@ def test_a_segment_that_retention_took_meanwhile_is_passed_over(
     sink.close(1)
     first = min((tmp_path / "cam" / "records").iterdir())
     uploader = Uploader(tmp_path / "cam", f"local://{tmp_path / 'copy'}")
-    real = uploader._put
+    real = uploader._upload
 
     def put(local: Path, remote: str) -> None:
         if first.exists():
@@ -147,7 +147,7 @@ def test_a_segment_that_retention_took_meanwhile_is_passed_over(
             first.unlink()
         real(local, remote)
 
-    monkeypatch.setattr(uploader, "_put", put)
+    monkeypatch.setattr(uploader, "_upload", put)
     assert first.name not in uploader.copy()
     assert {path.name for path in (tmp_path / "copy" / "records").iterdir()} == {
         path.name for path in (tmp_path / "cam" / "records").iterdir()

@@ -16,7 +16,7 @@ from onnxcam.cli.monitor import folder_argument, print_notes, span_options
 from onnxcam.errors import InputError, SettingError
 
 if TYPE_CHECKING:
-    from onnxcam.monitor.drift import Assessment, Verdict
+    from onnxcam.monitor.drift import Assessment, Statistic, Verdict
 
 _MARKS = {"ok": ("ok", "green"), "drift": ("drift", "red"), "not enough data": ("not enough data", "yellow")}
 _LISTED = 5  # statistics printed of a window
@@ -247,25 +247,19 @@ def _print_verdict(verdict: Verdict, *, whole: bool) -> None:
         click.echo(f"  and {more} more")
 
 
-def sentence(statistic: Any) -> str:
+def sentence(statistic: Statistic) -> str:
     """Format a statistic as one line."""
+    from onnxcam.monitor.drift import format_number, format_percent
+
     score = "too few rows" if statistic.score is None else f"score {statistic.score:5.1f}"
     distance = "" if statistic.distance is None else f"{statistic.distance:.3f}"
     if statistic.kind == "share":
         change = f"{distance} of it lies elsewhere"
     elif statistic.kind == "rate":
-        change = f"{_percent(statistic.baseline)} -> {_percent(statistic.window)}"
+        change = f"{format_percent(statistic.baseline)} -> {format_percent(statistic.window)}"
     else:
-        change = f"{_number(statistic.baseline)} -> {_number(statistic.window)}, {distance} deviations"
+        change = f"{format_number(statistic.baseline)} -> {format_number(statistic.window)}, {distance} deviations"
     return f"{'!' if statistic.drifted else ' '} {statistic.name:<24} {score:<12}  {change}"
-
-
-def _number(value: float | None) -> str:
-    return "?" if value is None else f"{value:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return "?" if value is None else f"{100 * value:.1f} %"
 
 
 @click.command(

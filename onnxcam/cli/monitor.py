@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,8 +16,10 @@ from onnxcam.cli import options
 from onnxcam.cli.group import CommandGroup
 from onnxcam.errors import InputError, OnnxcamError, SettingError
 
+if TYPE_CHECKING:
+    from onnxcam.monitor.schema import Record
+
 F = TypeVar("F", bound=Callable[..., Any])
-Record = dict[str, Any]
 
 COMMANDS = {
     "tail": ("onnxcam.cli.monitor:tail", "Print the newest records, and follow new ones."),

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import InputError, SettingError
-from onnxcam.monitor.table import FIELDS, Configuration, Record, Rows
+from onnxcam.monitor.schema import Record
+from onnxcam.monitor.table import FIELDS, Configuration, Rows
 
 FORMAT = 1
 FEWEST = 500  # records: with fewer, drift statistics say more about chance than about the model

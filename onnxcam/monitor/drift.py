@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 
 from onnxcam.errors import InputError
 from onnxcam.monitor.baseline import FEWEST, Baseline
-from onnxcam.monitor.table import FIELDS, Configuration, Record, Rows
+from onnxcam.monitor.schema import Record
+from onnxcam.monitor.table import FIELDS, Configuration, Rows
+from onnxcam.monitor.timestamps import seconds
 
 OK, DRIFT, UNKNOWN = "ok", "drift", "not enough data"
 FALSE_ALARMS = 0.01
@@ -259,8 +261,8 @@ def assess(records: Iterable[Record], detector: Detector, window: int | timedelt
 
 
 def _by_time(times: Sequence[str], length: timedelta) -> list[tuple[int, int]]:
-    seconds = max(1.0, length.total_seconds())
-    numbers = [int(datetime.fromisoformat(time).timestamp() // seconds) for time in times]
+    duration = max(1.0, length.total_seconds())
+    numbers = [int(seconds(time) // duration) for time in times]
     begins = [row for row, number in enumerate(numbers) if row == 0 or number > numbers[row - 1]]
     return list(zip(begins, [*begins[1:], len(times)], strict=True))
 
@@ -456,6 +458,16 @@ def _size(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         enough = (a >= _FEWEST_EFFECTIVE) & (b >= _FEWEST_EFFECTIVE)
         return np.where(enough, np.sqrt(a * b / (a + b)), np.nan)
+
+
+def format_number(value: float | None) -> str:
+    """Format a mean for display."""
+    return "?" if value is None else f"{value:.3f}"
+
+
+def format_percent(value: float | None) -> str:
+    """Format a rate for display."""
+    return "?" if value is None else f"{100 * value:.1f} %"
 
 
 def _rounded(value: Any) -> float | None:

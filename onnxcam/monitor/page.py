@@ -12,9 +12,9 @@ import numpy as np
 from onnxcam.html import chart
 from onnxcam.html.page import figure, foot, page, picture
 from onnxcam.monitor.accounting import REASONS
-from onnxcam.monitor.drift import DRIFT, OK, Assessment, Statistic, Verdict
+from onnxcam.monitor.drift import DRIFT, OK, Assessment, Statistic, Verdict, format_number, format_percent
 from onnxcam.monitor.report import ClassSummary, Report
-from onnxcam.monitor.table import Record
+from onnxcam.monitor.schema import Record
 
 CLASSES = 12
 _MAX_PICTURE_BYTES = 4 << 20  # of a picture in the page
@@ -188,11 +188,11 @@ def _window(verdict: Verdict) -> str:
 def _statistic(statistic: Statistic, threshold: float) -> str:
     distance = statistic.distance or 0.0
     if statistic.kind == "rate":
-        change = f"{100 * (statistic.baseline or 0):.1f} % → {100 * (statistic.window or 0):.1f} %"
+        change = f"{format_percent(statistic.baseline)} → {format_percent(statistic.window)}"
     elif statistic.kind == "share":
         change = f"{100 * distance:.0f} % lies elsewhere"
     else:
-        change = f"{_figures(statistic.baseline)} → {_figures(statistic.window)} ({distance:.2f} σ)"
+        change = f"{format_number(statistic.baseline)} → {format_number(statistic.window)} ({distance:.2f} σ)"
     score = "too few rows" if statistic.score is None else f"{statistic.score:.1f}"
     part = min(1.0, max(0.0, (statistic.score or 0.0) / (3 * threshold)))
     kind = "score over" if statistic.drifted else "score"
@@ -249,7 +249,8 @@ def _card(record: Record, folder: Path) -> str:
     prediction = record["prediction"]
     pictures = "".join(_pictures(record, folder))
     guesses = "".join(
-        f'<div class="guess"><span>{escape(str(guess["label"]))}</span><span>{_percent(guess["probability"])}</span>'
+        f'<div class="guess"><span>{escape(str(guess["label"]))}</span>'
+        f"<span>{format_percent(guess['probability'])}</span>"
         f'<div class="meter"><i style="width:{100 * (guess["probability"] or 0):.1f}%"></i></div></div>'
         for guess in prediction["top"][:3]
     )
@@ -310,7 +311,7 @@ def _drops(counters: Mapping[str, Any]) -> str:
     ]
     cells = "".join(
         f'<tr><td>{escape(name)}</td><td class="soft">{escape(text)}</td><td class="number">{count:,}</td>'
-        f'<td class="number">{_percent(count / total if total else None)}</td></tr>'
+        f'<td class="number">{format_percent(count / total if total else None)}</td></tr>'
         for name, text, count in rows
     )
     return (
@@ -335,11 +336,3 @@ def _step(seconds: int) -> str:
 
 def _when(ts: str | None) -> str:
     return escape((ts or "")[:16].replace("T", " "))
-
-
-def _percent(part: float | None) -> str:
-    return "?" if part is None else f"{100 * part:.1f} %"
-
-
-def _figures(value: float | None) -> str:
-    return "?" if value is None else f"{value:.3f}"

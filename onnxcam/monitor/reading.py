@@ -11,18 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from onnxcam.errors import InputError, SettingError
 from onnxcam.monitor import segments as writing
-from onnxcam.monitor.schema import SCHEMA
-from onnxcam.monitor.segments import CLOSED, OPEN
+from onnxcam.monitor.schema import SCHEMA, Record
+from onnxcam.monitor.segments import CLOSED, OPEN, complete_size
+from onnxcam.monitor.timestamps import format_time
 from onnxcam.monitor.units import parse_seconds
 
 # a record has the time of its prediction, a segment's name that of its start: the row was queued in between
 _SLACK = timedelta(days=1)
-
-Record = dict[str, Any]
 
 
 @dataclass
@@ -82,8 +80,8 @@ class Query:
         prediction, model = record.get("prediction") or {}, record.get("model") or {}
         classes = [prediction.get("target") or {}, *(prediction.get("top") or [])[:1]]
         return (
-            (self.since is None or str(record["ts"]) >= stamp(self.since))
-            and (self.until is None or str(record["ts"]) < stamp(self.until))
+            (self.since is None or str(record["ts"]) >= format_time(self.since))
+            and (self.until is None or str(record["ts"]) < format_time(self.until))
             and (self.label is None or any(self.label.casefold() in _text(c.get("label")) for c in classes))
             and (self.index is None or any(c.get("index") == self.index for c in classes))
             and (self.reason is None or (record.get("trigger") or {}).get("reason") == self.reason)
@@ -135,7 +133,7 @@ def follow(
         InputError: not a monitor's folder.
     """
     query = query or Query()
-    positions: dict[str, int] = {_stem(path): _complete_size(path) for path in segments(folder)}
+    positions: dict[str, int] = {_stem(path): _readable_size(path) for path in segments(folder)}
     while True:
         for path in segments(folder):
             position = positions.get(_stem(path), 0)
@@ -189,20 +187,10 @@ def moment(text: str, now: datetime | None = None) -> datetime:
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
-def stamp(when: datetime) -> str:
-    """Format a time as in records, where times compare as strings."""
-    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def time_of(record: Record) -> datetime:
-    """Return the time of a record's prediction."""
-    return datetime.fromisoformat(record["ts"])
-
-
 def _in_span(paths: Sequence[Path], query: Query) -> Iterator[Path]:
     """Skip the segments that ended before the query's first time, or started long after its last."""
     since = None if query.since is None else query.since.timestamp()
-    until = None if query.until is None else stamp(query.until + _SLACK)
+    until = None if query.until is None else format_time(query.until + _SLACK)
     for path in paths:
         try:
             ended = since is not None and not path.name.endswith(OPEN) and path.stat().st_mtime < since
@@ -263,10 +251,9 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(OPEN).removesuffix(CLOSED)
 
 
-def _complete_size(path: Path) -> int:
-    """Return the size of a segment up to its last complete line."""
+def _readable_size(path: Path) -> int:
     with contextlib.suppress(FileNotFoundError):
-        return path.read_bytes().rfind(b"\n") + 1
+        return complete_size(path)
     return 0
 
 

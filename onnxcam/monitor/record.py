@@ -10,7 +10,6 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -20,7 +19,8 @@ from onnxcam import __version__
 from onnxcam.errors import InputError
 from onnxcam.explain import statistics as attention
 from onnxcam.monitor.redaction import MODES
-from onnxcam.monitor.schema import SCHEMA
+from onnxcam.monitor.schema import SCHEMA, Record
+from onnxcam.monitor.timestamps import timestamp
 
 TOP = 5  # predictions in a record
 MAP_SIDE = 16  # a map is averaged down to at most this many cells per side
@@ -38,20 +38,6 @@ def new_id(now: float | None = None) -> str:
     fraction = rest * 4096 // 1_000_000
     random = int.from_bytes(os.urandom(8), "big") >> 2
     return str(uuid.UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | random))
-
-
-def timestamp(seconds: float) -> str:
-    """Format seconds since 1970 as `2026-11-25T14:07:00.123456Z`."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def seconds(ts: str) -> float:
-    """Parse a timestamp: the inverse of `timestamp`.
-
-    Raises:
-        ValueError: not a timestamp.
-    """
-    return datetime.fromisoformat(ts).timestamp()
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
@@ -86,7 +72,7 @@ def build(
     drift: Mapping[str, Any] | None = None,
     redact: str = "heatmap_only",
     identity: str | None = None,
-) -> dict[str, Any]:
+) -> Record:
     """Build a record of schema 1; the sink fills in its `files`.
 
     Arguments:

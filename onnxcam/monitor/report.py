@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 import numpy as np
 
 from onnxcam.monitor.baseline import Baseline
-from onnxcam.monitor.table import Configuration, Record, Rows
+from onnxcam.monitor.schema import Record
+from onnxcam.monitor.table import Configuration, Rows
+from onnxcam.monitor.timestamps import seconds
 
 _STEPS = (60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 7 * 86400)  # seconds per point of a chart
 _POINTS = 48
@@ -162,7 +164,7 @@ class Report:
         self.reasons[str(trigger.get("reason")), str(trigger.get("when"))] += 1
         self.models[str(model.get("name") or (model.get("sha256") or "unknown")[:12])] += 1
         self.configurations[Configuration.of(record)] += 1
-        self._times.append(datetime.fromisoformat(record["ts"]).timestamp())
+        self._times.append(seconds(record["ts"]))
 
     def _add_rows(self, rows: Rows) -> None:
         self._confidence.extend(rows.values[:, 0].tolist())

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxcam.monitor import artefacts, locks
-from onnxcam.monitor.record import seconds
 from onnxcam.monitor.segments import CLOSED, OPEN, final_name, segments
+from onnxcam.monitor.timestamps import seconds
 
 REMOVING = CLOSED + ".gone"  # a segment whose pictures are being removed: readers ignore it
 _PICTURE_BYTES = re.compile(rb'"bytes":([0-9]+)')

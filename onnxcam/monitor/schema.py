@@ -11,6 +11,7 @@ from onnxcam.errors import RecordError
 from onnxcam.monitor.redaction import MODES
 
 SCHEMA = 1
+Record = dict[str, Any]
 _SHA256 = "^[0-9a-f]{64}$"
 
 _ID = {"type": "string", "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"}

@@ -211,7 +211,7 @@ def _seal(path: Path, handle: int, size: int | None = None) -> Path | None:
     """
     final = final_name(path)
     try:
-        end = _complete_size(path) if size is None else size
+        end = complete_size(path) if size is None else size
         if os.fstat(handle).st_size != end:
             os.ftruncate(handle, end)
         os.fsync(handle)
@@ -225,7 +225,7 @@ def _seal(path: Path, handle: int, size: int | None = None) -> Path | None:
     return final if end else None
 
 
-def _complete_size(path: Path) -> int:
+def complete_size(path: Path) -> int:
     """Return the number of bytes up to and including the last newline."""
     with path.open("rb") as file:
         left = file.seek(0, os.SEEK_END)

@@ -16,8 +16,8 @@ from onnxcam.errors import OutputError, SettingError
 from onnxcam.monitor.forks import after_fork
 from onnxcam.monitor.record import encode
 from onnxcam.monitor.redaction import allowed
+from onnxcam.monitor.schema import Record
 
-Record = dict[str, Any]
 Files = Mapping[str, bytes]
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-Record = dict[str, Any]
+from onnxcam.monitor.schema import Record
+
 _GRID = 8  # cells per side at most at which maps are compared: finer cells are noise between pictures
 
 # the name of each column, and how its number is read from a record

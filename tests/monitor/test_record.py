@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxcam.errors import InputError, RecordError
-from onnxcam.monitor import record, schema
+from onnxcam.monitor import record, schema, timestamps
 from onnxcam.monitor.redaction import MODES, allowed
 from tests.monitor.samples import make
 
@@ -31,7 +31,7 @@ def test_the_schema_is_one() -> None:
 def test_a_record_says_what_it_was_made_of() -> None:
     made = make(observed=1_795_615_620.123456, request=17, trace="t" * 300, redact="none", picture={"size": (480, 640)})
     assert made["ts"] == "2026-11-25T14:07:00.123456Z"
-    assert record.seconds(made["ts"]) == 1_795_615_620.123456
+    assert timestamps.seconds(made["ts"]) == 1_795_615_620.123456
     assert (made["request"], made["trace"]) == ("17", "t" * 256)
     assert made["prediction"]["top"] == [
         {"index": 1, "label": "dög", "probability": 0.5},

@@ -27,7 +27,7 @@ from onnxcam.graph.view import Graph
 from onnxcam.network import manifest
 from onnxcam.network.network import prepare
 from onnxcam.network.opening import GRADIENTS, MANIFEST, open_model
-from onnxcam.network.split import tail_of
+from onnxcam.network.split import part_after
 
 _JUMPS = having(Trait.JUMPS)
 
@@ -118,8 +118,8 @@ def at_layer(subject: Subject, entry: dict[str, Any], directions: int, rng: np.r
     """
     title = f"gradients at {entry['name']}"
     graph, value, scores = subject.graph, entry["value"], subject.scores
-    backward = tail_of(graph, subject.manifest, entry, outputs=[entry["gradients"]])
-    forward = tail_of(graph, subject.manifest, entry, outputs=[scores])
+    backward = part_after(graph, subject.manifest, entry, outputs=[entry["gradients"]])
+    forward = part_after(graph, subject.manifest, entry, outputs=[scores])
     between, values = path(graph, scores, [value])
     rounded = {name for name in values if graph.dtype(name) in QUANTIZED}
     if rounded:

@@ -15,7 +15,7 @@ from onnxcam.errors import InputError
 from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head
 from onnxcam.explain.sessions import MakeOptions, Sessions
 from onnxcam.graph.large_model import Serialized
-from onnxcam.network import manifest
+from onnxcam.network import manifest as manifests
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import SCORES
 from onnxcam.network.opening import Model, Source, lacking, open_model
@@ -75,8 +75,8 @@ class FileSession:
         model = open_model(source, layers=names, methods=storable, preprocess=preprocess)
         session = self._open_file(model.source)
         shapes = {i.name: i.shape for i in session.get_inputs()}
-        stored = model.manifest
-        manifest.require_fit(stored, shapes.get(stored["input"]["name"]), {o.name for o in session.get_outputs()})
+        manifest = model.manifest
+        manifests.require_fit(manifest, shapes.get(manifest["input"]["name"]), {o.name for o in session.get_outputs()})
         self._loaded = _Loaded(model, session)
         self.sessions = Sessions(model.source, self._open_part)
 
@@ -125,7 +125,7 @@ class FileSession:
     ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
         """Scores, and activations and gradients per layer."""
         loaded = self._with_raw(layers, target)
-        entries = [manifest.layer(loaded.model.manifest, name) for name in layers]
+        entries = [manifests.layer(loaded.model.manifest, name) for name in layers]
         names = [entry["activations"] for entry in entries] + [entry["gradients"] for entry in entries]
         scores, outputs = self._compute(loaded, batch, target, names)
         values = [outputs[name] for name in names]
@@ -136,7 +136,7 @@ class FileSession:
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Scores `[N, K]`, and per layer the maps `[N, h, w]` after ReLU."""
         loaded = self._loaded
-        names = [manifest.layer(loaded.model.manifest, name)["heatmaps"][method] for name in layers]
+        names = [manifests.layer(loaded.model.manifest, name)["heatmaps"][method] for name in layers]
         scores, outputs = self._compute(loaded, batch, target, names)
         return scores, [outputs[name] for name in names]
 
@@ -193,17 +193,17 @@ class FileSession:
         self, loaded: _Loaded, batch: np.ndarray, target: np.ndarray, outputs: Sequence[str]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Run the file over a batch: the scores, and outputs by name."""
-        stored = loaded.model.manifest
-        scores = stored["scores"]["name"]
+        manifest = loaded.model.manifest
+        scores = manifest["scores"]["name"]
         names = list(dict.fromkeys([scores, *outputs]))
         runs: list[dict[str, np.ndarray]] = []
         done = 0
         for part in portions(batch, self.batch_size):
-            feeds = {stored["input"]["name"]: part}
-            if stored["target"]["mode"] != "constant":
+            feeds = {manifest["input"]["name"]: part}
+            if manifest["target"]["mode"] != "constant":
                 classes = target[done : done + len(part)]
                 fill = np.full(len(part) - len(classes), TOP1, np.int64)
-                feeds[stored["target"]["name"]] = np.concatenate([classes, fill]) if len(fill) else classes
+                feeds[manifest["target"]["name"]] = np.concatenate([classes, fill]) if len(fill) else classes
             done += len(part)
             runs.append(runtime.run(loaded.session, names, feeds))
         values = {name: joined([run[name] for run in runs])[: len(batch)] for name in names}

@@ -90,9 +90,9 @@ def _last_block(network: Network) -> Layer:
     graph, scores = network.graph, network.readout.value
     last = attention.blocks(graph, network.picture.name, scores)[-1]
     layer = Layer(BLOCK, last.output, layout="NTC")
-    for stored in network.layers.values():  # the file may say how as many tokens lie
-        grid, prefix = stored.grid, stored.prefix_tokens
-        if Layout.of_layer(stored).tokens and grid is not None and grid[0] * grid[1] + prefix == last.tokens:
+    for recorded in network.layers.values():  # the file may say how as many tokens lie
+        grid, prefix = recorded.grid, recorded.prefix_tokens
+        if Layout.of_layer(recorded).tokens and grid is not None and grid[0] * grid[1] + prefix == last.tokens:
             layer = Layer(BLOCK, last.output, layout="NTC", grid=grid, prefix_tokens=prefix)
     return layers.resolve(graph, layer, scores)
 

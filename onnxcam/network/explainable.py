@@ -24,7 +24,7 @@ from onnxcam.graph.layout import input_layout
 from onnxcam.graph.load import Source
 from onnxcam.graph.view import Dim, Graph
 from onnxcam.network import gate as gates
-from onnxcam.network import manifest
+from onnxcam.network import manifest as manifests
 from onnxcam.network.input_size import Sized, sized
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
@@ -140,15 +140,15 @@ def augment(
 
     if scores is not None:  # where there are several candidates, augmenting again means the same one
         origin["scores"] = named_scores if named_scores is not None and named_scores in graph else readout.value
-    content = _manifest(graph, network.picture, readout, target, entries, labels, preprocess, origin)
+    manifest = _manifest(graph, network.picture, readout, target, entries, labels, preprocess, origin)
     doubt = fitted.doubt if network.manifest is None else network.manifest["input"].get("size")
     if doubt is not None and input_size is None:
-        content["input"]["size"] = doubt
+        manifest["input"]["size"] = doubt
     if bound is not None:
-        content["target"]["class"] = bound
+        manifest["target"]["class"] = bound
     if condition is not None:
-        content["gate"] = {"condition": gate, "output": gates.FIRED}
-    manifest.write(model, content)
+        manifest["gate"] = {"condition": gate, "output": gates.FIRED}
+    manifests.write(model, manifest)
     return model
 
 
@@ -342,8 +342,8 @@ def _manifest(
     origin: dict[str, Any],
 ) -> Manifest:
     shape, layout = dims(graph.shape(picture.name)), input_layout(graph, picture.name)
-    content: Manifest = {
-        "format": manifest.FORMAT,
+    manifest: Manifest = {
+        "format": manifests.FORMAT,
         "requires": {
             "onnxruntime": _oldest_runtime(graph),
             "opset": graph.opset,
@@ -364,8 +364,8 @@ def _manifest(
         "parity": None,
     }
     if any(node.op_type == "QuantizeLinear" for node in graph.nodes):
-        content["approximations"] = ["quantization: rounding is taken for the identity, saturation for clipping"]
+        manifest["approximations"] = ["quantization: rounding is taken for the identity, saturation for clipping"]
     inside = normalization(graph, picture.name, Layout(layout).channels == 3)
     if inside is not None:
-        content["input"]["normalization"] = inside
-    return content
+        manifest["input"]["normalization"] = inside
+    return manifest

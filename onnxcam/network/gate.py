@@ -18,7 +18,7 @@ from onnxcam.graph import branch, edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.view import Dim, Graph
-from onnxcam.network import manifest
+from onnxcam.network import manifest as manifests
 from onnxcam.network.layout import Layout
 from onnxcam.targets import conditions
 from onnxcam.targets.conditions import LABEL, AllOf, AnyOf, Comparison, Condition, Not
@@ -55,19 +55,19 @@ def emit(op: Builder, condition: Condition, scores: str, readout: Readout) -> st
     return op.Greater(op.ReduceSum(op.cast(fired), keepdims=0), 0.0)
 
 
-def _holds(op: Builder, condition: Condition, found: dict[str, str]) -> str:
+def _holds(op: Builder, condition: Condition, quantities: dict[str, str]) -> str:
     """Where a condition holds, bool `[N]`."""
     match condition:
         case Comparison(quantity, sign, value):
             threshold = int(value) if quantity == LABEL else float(value)
-            (held,) = op.call(_OPERATORS[sign], [found[quantity], threshold])
-            return op.Not(held) if sign == "!=" else held
+            (comparison,) = op.call(_OPERATORS[sign], [quantities[quantity], threshold])
+            return op.Not(comparison) if sign == "!=" else comparison
         case Not(inner):
-            return op.Not(_holds(op, inner, found))
+            return op.Not(_holds(op, inner, quantities))
         case AllOf(parts):
-            return reduce(op.And, [_holds(op, part, found) for part in parts])
+            return reduce(op.And, [_holds(op, part, quantities) for part in parts])
         case AnyOf(parts):
-            return reduce(op.Or, [_holds(op, part, found) for part in parts])
+            return reduce(op.Or, [_holds(op, part, quantities) for part in parts])
 
 
 def _quantities(op: Builder, scores: str, readout: Readout, names: set[str]) -> dict[str, str]:
@@ -133,23 +133,23 @@ def _blanks(op: Builder, layers: Sequence[Layer], entries: Sequence[dict[str, An
     Arguments:
         entries: the layers' entries of the manifest.
     """
-    found = {}
+    values = {}
     for layer, entry in zip(layers, entries, strict=True):
         if entry["gradients"]:
             op.dtype = op.graph.dtype(layer.value)
-            found[entry["gradients"]] = op.filled(0.0, op.shape(layer.value))
+            values[entry["gradients"]] = op.filled(0.0, op.shape(layer.value))
         op.dtype = onnx.TensorProto.FLOAT
         layout = Layout.of_layer(layer)
         axes = () if layout.tokens else (layout.height, layout.width)
         place = [_size(op, layer.value, axis) for axis in axes] or layer.grid or ()
         sizes: list[int | str] = [_size(op, layer.value, 0), *place]
-        found |= {output: op.filled(0.0, op.vector(*sizes)) for output in entry["heatmaps"].values()}
-    return found
+        values |= {output: op.filled(0.0, op.vector(*sizes)) for output in entry["heatmaps"].values()}
+    return values
 
 
 def _size(op: Builder, value: str, axis: int) -> int | str:
-    known = op.dim(value, axis)
-    return op.size(value, axis) if known is None else known
+    static = op.dim(value, axis)
+    return op.size(value, axis) if static is None else static
 
 
 def ungate(model: onnx.ModelProto) -> str | None:
@@ -161,14 +161,14 @@ def ungate(model: onnx.ModelProto) -> str | None:
     Raises:
         ModelError: the manifest names a gate that the graph has not got.
     """
-    held = manifest.read(model)
-    if held is None or not held.get("gate"):
+    manifest = manifests.read(model)
+    if manifest is None or not manifest.get("gate"):
         return None
-    gate = held.pop("gate")
-    gated = {entry["gradients"] for entry in held["layers"]} - {None}
-    gated |= {name for entry in held["layers"] for name in entry["heatmaps"].values()}
+    gate = manifest.pop("gate")
+    gated = {entry["gradients"] for entry in manifest["layers"]} - {None}
+    gated |= {name for entry in manifest["layers"] for name in entry["heatmaps"].values()}
     branch.release(model.graph, gated)
     branch.drop(model.graph.output, lambda output: output.name == gate["output"])
-    manifest.write(model, held)
+    manifests.write(model, manifest)
     edit.prune(model)
     return str(gate["condition"])

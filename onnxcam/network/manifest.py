@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 KEY = "onnxcam"
 FORMAT = 1
-# `size` of the input: nobody said it, or none is known that layers of tokens could be laid out for
+# `size` of the input: a guess, or none is known for which the grid of tokens would be
 ASSUMED, UNKNOWN = "assumed", "unknown"
 _LONGEST = 8 << 20  # characters; 21,000 labels are one million
 # elements of a batch: 1 GiB in float32
@@ -30,32 +30,32 @@ Check = Callable[[Any], bool]
 
 
 def _is(*kinds: type) -> Check:
-    return lambda held: isinstance(held, kinds) and not (isinstance(held, bool) and bool not in kinds)
+    return lambda value: isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
 
 
 def _among(*values: str) -> Check:
-    return lambda held: isinstance(held, str) and held in values
+    return lambda value: isinstance(value, str) and value in values
 
 
 def _count(lowest: int) -> Check:
-    return lambda held: isinstance(held, int) and not isinstance(held, bool) and lowest <= held < 2**63
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and lowest <= value < 2**63
 
 
 def _list(check: Check, *lengths: int) -> Check:
-    return lambda held: (
-        isinstance(held, list) and (not lengths or len(held) in lengths) and all(check(entry) for entry in held)
+    return lambda value: (
+        isinstance(value, list) and (not lengths or len(value) in lengths) and all(check(entry) for entry in value)
     )
 
 
 def _or_none(check: Check) -> Check:
-    return lambda held: held is None or check(held)
+    return lambda value: value is None or check(value)
 
 
-def _names(held: Any) -> bool:
-    return isinstance(held, dict) and all(isinstance(name, str) for name in held.values())
+def _names(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value.values())
 
 
-_dim = _or_none(lambda held: isinstance(held, str) or _count(1)(held))
+_dim = _or_none(lambda value: isinstance(value, str) or _count(1)(value))
 
 # what no reader can do without: key, then the fields of that entry (of each layer's entry)
 _REQUIRED: dict[str, dict[str, Check]] = {
@@ -99,32 +99,33 @@ def parse(text: str | None) -> Manifest | None:
             f"the model's onnxcam manifest has {len(text):,} characters, more than {_LONGEST:,}; export the model again"
         )
     try:
-        held = json.loads(text)
+        manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"the model's onnxcam manifest is not JSON ({error}); export the model again") from error
-    if not isinstance(held, dict) or not isinstance(held.get("format"), int):
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         raise ModelError("the model's onnxcam manifest is damaged: no `format`; export the model again")
-    if held["format"] > FORMAT:
+    if manifest["format"] > FORMAT:
         raise ModelError(
-            f"the model's onnxcam manifest has format {held['format']}, this version reads up to {FORMAT}; "
+            f"the model's onnxcam manifest has format {manifest['format']}, this version reads up to {FORMAT}; "
             "update onnxcam: pip install -U onnxcam"
         )
-    missing = [key for key in _REQUIRED if not held.get(key)] or list(_damaged(held)) or list(_contradicting(held))
+    missing = [key for key in _REQUIRED if not manifest.get(key)]
+    missing = missing or list(_damaged(manifest)) or list(_contradicting(manifest))
     if missing:
         raise ModelError(
             f"the model's onnxcam manifest lacks {listing(missing)}, or holds something else there; "
             "export the model again"
         )
-    return held
+    return manifest
 
 
-def _damaged(held: Manifest) -> Iterator[str]:
-    """The fields that are not there and should be, or hold what they cannot."""
-    needed = _REQUIRED | {key: fields for key, fields in _OPTIONAL.items() if held.get(key) is not None}
+def _damaged(manifest: Manifest) -> Iterator[str]:
+    """The required fields that are missing, and those with a value they cannot have."""
+    needed = _REQUIRED | {key: fields for key, fields in _OPTIONAL.items() if manifest.get(key) is not None}
     for key in dict.fromkeys((*needed, *_FURTHER)):
-        if held.get(key) is None:
+        if manifest.get(key) is None:
             continue
-        entries = held[key] if key == "layers" else [held[key]]
+        entries = manifest[key] if key == "layers" else [manifest[key]]
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             yield key
             continue
@@ -135,48 +136,49 @@ def _damaged(held: Manifest) -> Iterator[str]:
             for name, check in _FURTHER.get(key, {}).items():
                 if name in entry and not check(entry[name]):
                     yield f"{key}.{name}"
-    yield from (key for key, check in _LISTS.items() if held.get(key) is not None and not check(held[key]))
+    yield from (key for key, check in _LISTS.items() if manifest.get(key) is not None and not check(manifest[key]))
 
 
-def _contradicting(held: Manifest) -> Iterator[str]:
-    """The fields that do not go with others."""
-    if held.get("labels") and len(held["labels"]) != held["scores"]["classes"]:
+def _contradicting(manifest: Manifest) -> Iterator[str]:
+    """The fields that contradict others."""
+    classes, target = manifest["scores"]["classes"], manifest["target"]
+    if manifest.get("labels") and len(manifest["labels"]) != classes:
         yield "one of labels per class"
-    if held["target"]["mode"] == "constant" and held["target"].get("class") not in range(held["scores"]["classes"]):
+    if target["mode"] == "constant" and target.get("class") not in range(classes):
         yield "target.class"
-    if any(Layout.of(entry).tokens and not {"grid", "prefix_tokens"} <= entry.keys() for entry in held["layers"]):
+    if any(Layout.of(entry).tokens and not {"grid", "prefix_tokens"} <= entry.keys() for entry in manifest["layers"]):
         yield "layers.grid"
 
 
-def require_fit(held: Manifest, taken: Sequence[Any] | None, outputs: Collection[str]) -> None:
-    """Refuse a manifest that does not go with its graph: what is fed by it would not fit, or not into memory.
+def require_fit(manifest: Manifest, shape: Sequence[Any] | None, outputs: Collection[str]) -> None:
+    """Refuse a manifest that does not match its graph, or whose input would not fit into memory.
 
     Arguments:
-        held: the manifest.
-        taken: the shape of the graph's input of that name, None if it has none.
-        outputs: what the graph puts out.
+        shape: of the graph's input of that name, None if it has none.
+        outputs: names of the graph's outputs.
 
     Raises:
-        ModelError: another shape, one too large to be fed, or outputs that are not there.
+        ModelError: another shape, one too large to be fed, or missing outputs.
     """
-    name, told = held["input"]["name"], held["input"]["shape"]
-    pairs = zip(told, taken or [], strict=False)
-    if taken is None or len(taken) != len(told) or any(_count(1)(a) and _count(1)(b) and a != b for a, b in pairs):
-        what = "has no such input" if taken is None else f"takes {list(taken)}"
+    name, recorded = manifest["input"]["name"], manifest["input"]["shape"]
+    pairs = zip(recorded, shape or [], strict=False)
+    if shape is None or len(shape) != len(recorded) or any(_count(1)(a) and _count(1)(b) and a != b for a, b in pairs):
+        what = "has no such input" if shape is None else f"takes {list(shape)}"
         raise ModelError(
-            f"the manifest says that the input {name!r} is {told}, the graph {what}; export the model again"
+            f"the manifest says that the input {name!r} is {recorded}, the graph {what}; export the model again"
         )
-    if math.prod(d for d in told if isinstance(d, int)) > _LARGEST:
+    if math.prod(d for d in recorded if isinstance(d, int)) > _LARGEST:
         raise ModelError(
-            f"an input of shape {told} is too large to be fed; export the model for fewer or smaller pictures"
+            f"an input of shape {recorded} is too large to be fed; export the model for fewer or smaller pictures"
         )
-    needed = [held["scores"]["name"], *(name for entry in held["layers"] for name in entry["heatmaps"].values())]
-    needed += [entry[key] for entry in held["layers"] for key in ("activations", "gradients") if entry[key]]
-    needed += [held["gate"]["output"]] if held.get("gate") else []
-    gone = [name for name in needed if name not in outputs]
-    if gone:
+    entries = manifest["layers"]
+    needed = [manifest["scores"]["name"], *(name for entry in entries for name in entry["heatmaps"].values())]
+    needed += [entry[key] for entry in entries for key in ("activations", "gradients") if entry[key]]
+    needed += [manifest["gate"]["output"]] if manifest.get("gate") else []
+    missing = [name for name in needed if name not in outputs]
+    if missing:
         raise ModelError(
-            f"the manifest names {listing(gone)}, which the graph does not put out; export the model again"
+            f"the manifest names {listing(missing)}, which the graph does not put out; export the model again"
         )
 
 
@@ -185,24 +187,24 @@ def read(model: onnx.ModelProto) -> Manifest | None:
     return parse(next((p.value for p in model.metadata_props if p.key == KEY), None))
 
 
-def write(model: onnx.ModelProto, held: Manifest | None) -> None:
+def write(model: onnx.ModelProto, manifest: Manifest | None) -> None:
     """Set (or with None remove) the manifest; foreign metadata keys are kept."""
-    kept = [(p.key, p.value) for p in model.metadata_props if p.key != KEY]
+    foreign = [(p.key, p.value) for p in model.metadata_props if p.key != KEY]
     del model.metadata_props[:]
-    for key, value in kept:
+    for key, value in foreign:
         model.metadata_props.add(key=key, value=value)
-    if held is not None:
-        text = json.dumps(held, ensure_ascii=False, separators=(",", ":"))
+    if manifest is not None:
+        text = json.dumps(manifest, ensure_ascii=False, separators=(",", ":"))
         model.metadata_props.add(key=KEY, value=text)
 
 
-def layer(held: Manifest, name: str | None) -> dict[str, Any]:
+def layer(manifest: Manifest, name: str | None) -> dict[str, Any]:
     """A layer's entry by name, the last one for None.
 
     Raises:
         LayerError: no such layer in this file.
     """
-    entries: list[dict[str, Any]] = held["layers"]
+    entries: list[dict[str, Any]] = manifest["layers"]
     if name is None:
         return entries[-1]
     for entry in entries:

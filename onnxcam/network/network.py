@@ -22,7 +22,8 @@ from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe, refresh
 from onnxcam.graph.view import FLOATS, Graph, Shape
 from onnxcam.network import cut as cuts
-from onnxcam.network import manifest, readout
+from onnxcam.network import manifest as manifests
+from onnxcam.network import readout
 from onnxcam.network.cut import Cut
 from onnxcam.network.gate import ungate
 from onnxcam.network.input_size import sized
@@ -66,13 +67,13 @@ class Network:
         self.condition = ungate(model)
         graph = normalize(model)
         self.opset = graph.source_opset
-        self.manifest = manifest.read(graph.model)
+        self.manifest = manifests.read(graph.model)
         self.layers: dict[str, Layer] = {}
         if self.manifest is not None:
             entries = self.manifest["layers"]
             self.layers = {entry["name"]: layer_of(entry) for entry in entries if entry.get("value")}
             graph = restore(graph, self.manifest)
-            scores = scores or _stored_scores(graph, self.manifest)
+            scores = scores or _recorded_scores(graph, self.manifest)
         self.graph = graph
         self.picture = _picture(graph)
         self.readout = readout.find(graph, None if scores is None else graph.find(scores))
@@ -114,24 +115,24 @@ def prepare(source: Source) -> Graph:
     return normalize(model)
 
 
-def restore(graph: Graph, stored: Manifest) -> Graph:
+def restore(graph: Graph, manifest: Manifest) -> Graph:
     """The classifier inside an explainable model: everything onnxcam added taken away."""
     model = graph.model
-    original = (stored.get("source") or {}).get("outputs")
+    original = (manifest.get("source") or {}).get("outputs")
     if original is None:
-        added = {"logits"} | {entry[key] for entry in stored["layers"] for key in ("activations", "gradients")}
-        added |= {name for entry in stored["layers"] for name in entry["heatmaps"].values()}
+        added = {"logits"} | {entry[key] for entry in manifest["layers"] for key in ("activations", "gradients")}
+        added |= {name for entry in manifest["layers"] for name in entry["heatmaps"].values()}
         original = [o.name for o in model.graph.output if o.name not in added]
     outputs = [o for o in model.graph.output if o.name in original]
     if not outputs:
         raise ModelError("the explainable model no longer has the outputs its manifest names; export it again")
     del model.graph.output[:]
     model.graph.output.extend(outputs)
-    inputs = [i for i in model.graph.input if i.name != stored["target"]["name"]]
+    inputs = [i for i in model.graph.input if i.name != manifest["target"]["name"]]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     edit.prune(model)
-    manifest.write(model, None)
+    manifests.write(model, None)
     return refresh(model)
 
 
@@ -173,9 +174,11 @@ def survey(source: Source) -> tuple[list[Layer], dict[str, Any]]:
     layers.default(candidates)
     exposed = {layer.value: layer for layer in network.layers.values()}
     for place, layer in enumerate(candidates):
-        stored = exposed.get(layer.value)
-        if stored is not None:  # the file may say more of its tokens than the graph
-            candidates[place] = replace(layer, name=stored.name, grid=stored.grid, prefix_tokens=stored.prefix_tokens)
+        recorded = exposed.get(layer.value)
+        if recorded is not None:  # the file may say more of its tokens than the graph
+            candidates[place] = replace(
+                layer, name=recorded.name, grid=recorded.grid, prefix_tokens=recorded.prefix_tokens
+            )
     graph = fitted.graph
     doubt = fitted.doubt if network.manifest is None else network.manifest["input"].get("size")
     described = {"layout": input_layout(graph, picture), "shape": dims(graph.shape(picture)), "size": doubt}
@@ -222,13 +225,13 @@ def _picture(graph: Graph) -> onnx.ValueInfoProto:
     return inputs[0]
 
 
-def _stored_scores(graph: Graph, stored: Manifest) -> str | None:
+def _recorded_scores(graph: Graph, manifest: Manifest) -> str | None:
     """The scores an explainable model was made for, as a name the restored model has."""
-    name = (stored.get("source") or {}).get("scores")
+    name = (manifest.get("source") or {}).get("scores")
     if isinstance(name, str) and name in graph:
         return name
     outputs = {o.name for o in graph.outputs}
-    return next((name for key in ("name", "probabilities") if (name := stored["scores"].get(key)) in outputs), None)
+    return next((name for key in ("name", "probabilities") if (name := manifest["scores"].get(key)) in outputs), None)
 
 
 def _float_picture(graph: Graph, picture: str) -> Graph:

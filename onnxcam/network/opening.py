@@ -10,7 +10,7 @@ from typing import Any
 from onnxcam.errors import LayerError, MethodError, ModelError
 from onnxcam.graph import file
 from onnxcam.graph.large_model import LargeModel, Serialized
-from onnxcam.network import manifest
+from onnxcam.network import manifest as manifests
 from onnxcam.network.manifest import Manifest
 from onnxcam.targets.classes import TOP1
 
@@ -87,26 +87,26 @@ def open_model(
     Raises:
         ModelError: not a usable classifier. LayerError, MethodError: no such layer or method.
     """
-    where, stored = read_source(source)
-    if stored is not None and stored.get("gate") and not gated:
-        where, stored = _without_gate(where)
+    where, manifest = read_source(source)
+    if manifest is not None and manifest.get("gate") and not gated:
+        where, manifest = _without_gate(where)
         source = where
-    if stored is None:
+    if manifest is None:
         names = None if layers is None else [name for name in layers if name is not None] or None
-        where, content = _augment(source, names, methods or ("gradcam",), preprocess)
-        return Model(where, content, added=frozenset({MANIFEST}))
-    bound_class = stored["target"].get("class")
-    missing = lacking(stored, layers, methods if require_methods else (), raw=raw, classes=classes)
+        where, manifest = _augment(source, names, methods or ("gradcam",), preprocess)
+        return Model(where, manifest, added=frozenset({MANIFEST}))
+    bound_class = manifest["target"].get("class")
+    missing = lacking(manifest, layers, methods if require_methods else (), raw=raw, classes=classes)
     if not missing:
-        return Model(where, stored, bound_class)
-    present = [entry["name"] for entry in stored["layers"]]
+        return Model(where, manifest, bound_class)
+    present = [entry["name"] for entry in manifest["layers"]]
     further = [name for name in layers or () if name is not None and name not in present]
-    where, content = _augment(source, [*present, *further], [*_methods(stored), *methods])
-    return Model(where, content, bound_class, missing)
+    where, manifest = _augment(source, [*present, *further], [*_methods(manifest), *methods])
+    return Model(where, manifest, bound_class, missing)
 
 
 def lacking(
-    stored: Manifest,
+    manifest: Manifest,
     layers: Sequence[str | None] | None = None,
     methods: Sequence[str] = (),
     *,
@@ -115,15 +115,15 @@ def lacking(
 ) -> frozenset[str]:
     """What a file lacks, see `open_model`: none, one or several of `LAYERS`, `METHODS`, `GRADIENTS` and `TARGET`."""
     missing = set()
-    target = stored["target"]
+    target = manifest["target"]
     if target["mode"] == "constant" and (classes is None or any(c not in (TOP1, target.get("class")) for c in classes)):
         missing.add(TARGET)
-    entries = {entry["name"]: entry for entry in stored["layers"]}
+    entries = {entry["name"]: entry for entry in manifest["layers"]}
     for name in entries if layers is None else layers:
         if name is not None and name not in entries:
             missing.add(LAYERS)
             continue
-        entry = manifest.layer(stored, name)
+        entry = manifests.layer(manifest, name)
         if any(method not in entry["heatmaps"] for method in methods):
             missing.add(METHODS)
         if raw and not entry["gradients"]:
@@ -139,22 +139,22 @@ def read_source(source: Source) -> tuple[str | Serialized, Manifest | None]:
     """
     if isinstance(source, (str, os.PathLike)):
         where: str | Serialized = os.fspath(source)
-        return where, manifest.parse(file.metadata(where).get(manifest.KEY))
+        return where, manifests.parse(file.metadata(where).get(manifests.KEY))
     if isinstance(source, LargeModel):
-        return source, manifest.parse(file.metadata(source).get(manifest.KEY))
+        return source, manifests.parse(file.metadata(source).get(manifests.KEY))
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
-        return data, manifest.parse(file.metadata(data).get(manifest.KEY))
+        return data, manifests.parse(file.metadata(data).get(manifests.KEY))
     if hasattr(source, "SerializeToString") and hasattr(source, "graph"):
         from onnxcam.graph.load import serialize
 
-        return serialize(source), manifest.read(source)
+        return serialize(source), manifests.read(source)
     raise ModelError(f"a {type(source).__name__} is not a model; pass a path, bytes or a ModelProto")
 
 
-def _methods(stored: Manifest) -> list[str]:
+def _methods(manifest: Manifest) -> list[str]:
     """The methods whose maps a file computes at any of its layers."""
-    return list(dict.fromkeys(method for entry in stored["layers"] for method in entry["heatmaps"]))
+    return list(dict.fromkeys(method for entry in manifest["layers"] for method in entry["heatmaps"]))
 
 
 def _augment(
@@ -164,10 +164,10 @@ def _augment(
     from onnxcam.network.explainable import augment
 
     model = augment(source, layers, tuple(dict.fromkeys(methods)), preprocess=preprocess)
-    content = manifest.read(model)
-    if content is None:
+    manifest = manifests.read(model)
+    if manifest is None:
         raise ModelError("the augmented model carries no manifest; report this as a bug")
-    return serialize(model), content
+    return serialize(model), manifest
 
 
 def _without_gate(source: str | Serialized) -> tuple[Serialized, Manifest | None]:
@@ -176,4 +176,4 @@ def _without_gate(source: str | Serialized) -> tuple[Serialized, Manifest | None
 
     model = load(source)
     ungate(model)
-    return serialize(model), manifest.read(model)
+    return serialize(model), manifests.read(model)

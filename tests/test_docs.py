@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -57,6 +58,16 @@ def test_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda p: p.name)
+def test_paths_and_names_of_the_code_exist(page: Path):
+    text = page.read_text(encoding="utf-8")
+    folders = "benchmarks|docs|exporters|models|onnxcam|tests|tools"
+    paths = re.findall(rf"(?<![\w./-])(?:{folders})/[\w/.-]*\w", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    for name in set(re.findall(r"(?<![\w/\"'@-])onnxcam(?:\.[A-Za-z_]\w*)+", text)):
+        pkgutil.resolve_name(name)
 
 
 def test_the_gated_file_of_the_monitoring_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,14 +12,17 @@ from onnxcam.errors import TargetError, listing, nearest
 TOP1 = -1
 
 
-def resolve(target: Any, rows: int, classes: int, labels: Sequence[str] | None = None) -> np.ndarray:
+def resolve(
+    target: Any, rows: int, classes: int, labels: Sequence[str] | None = None, default: int = TOP1
+) -> np.ndarray:
     """Resolve a target to class indices, one per row, -1 where the row's own top-1 class is meant.
 
     Arguments:
-        target: None or -1 (top-1), an index (NumPy integers too), a label, or a sequence with one of these per row.
+        target: None, -1 (top-1), an index (NumPy integers too), a label, or a sequence with one of these per row.
         rows: number of rows of the batch.
         classes: number of classes.
         labels: class names, by index.
+        default: the class that None means.
 
     Returns:
         int64 `[rows]`.
@@ -27,32 +30,51 @@ def resolve(target: Any, rows: int, classes: int, labels: Sequence[str] | None =
     Raises:
         TargetError: a sequence of another length, an index outside 0..classes-1, an unknown or ambiguous label.
     """
-    if isinstance(target, (list, tuple)) or (isinstance(target, np.ndarray) and target.ndim):
-        if len(target) != rows:
-            raise TargetError(f"got {len(target)} targets for {rows} pictures; pass one for all, or one per picture")
-        indices = [_index(item, classes, labels) for item in target]
+    if listed(target):
+        check_count(len(target), rows)
+        indices = [index(item, classes, labels, default) for item in target]
     else:
-        indices = [_index(target, classes, labels)] * rows
+        indices = [index(target, classes, labels, default)] * rows
     return np.asarray(indices, dtype=np.int64)
 
 
-def _index(target: Any, classes: int, labels: Sequence[str] | None) -> int:
+def listed(target: Any) -> bool:
+    """Whether a target is a sequence with one per row."""
+    return isinstance(target, (list, tuple)) or (isinstance(target, np.ndarray) and target.ndim > 0)
+
+
+def check_count(targets: int, rows: int) -> None:
+    """Refuse a list of targets that is not one per row.
+
+    Raises:
+        TargetError: another length.
+    """
+    if targets != rows:
+        raise TargetError(f"got {targets} targets for {rows} pictures; pass one for all, or one per picture")
+
+
+def index(target: Any, classes: int, labels: Sequence[str] | None = None, default: int = TOP1) -> int:
+    """The class index that one target means, see `resolve`.
+
+    Raises:
+        TargetError: an index outside 0..classes-1, an unknown or ambiguous label, or something else.
+    """
     if isinstance(target, np.ndarray) and target.ndim == 0:
         target = target.item()
     if target is None:
-        return TOP1
+        return default
     if isinstance(target, str):
         return find_label(target, labels)
     if isinstance(target, (bool, np.bool_)) or not isinstance(target, (int, np.integer)):
         raise TargetError(
             f"target {target!r} is a {type(target).__name__}; expected an index, a label, or None for top-1"
         )
-    index = int(target)
-    if index != TOP1 and not 0 <= index < classes:
+    number = int(target)
+    if number != TOP1 and not 0 <= number < classes:
         raise TargetError(
-            f"target {index} is not a class of this model; expected 0 to {classes - 1}, or -1 for the top-1"
+            f"target {number} is not a class of this model; expected 0 to {classes - 1}, or -1 for the top-1"
         )
-    return index
+    return number
 
 
 def find_label(label: str, labels: Sequence[str] | None) -> int:

@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxcam.errors import TargetError
+from onnxcam.targets.classes import TOP1, check_count
+from onnxcam.targets.classes import index as class_index
 from onnxcam.targets.classes import resolve as resolve_classes
 from onnxcam.targets.readout import Readout
 
@@ -183,7 +185,7 @@ class Contrast:
     """Why `target` rather than `other`: the difference of their logits.
 
     Arguments:
-        target: index, label, or None for the row's best class.
+        target: index, label, -1 for the row's top-1, or None for the class that `target=None` means.
         other: index, label, or None for the best of the other classes.
     """
 
@@ -193,7 +195,11 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Probability:
-    """The probability of a class (index, label, or None for the row's best) instead of its logit."""
+    """The probability of a class instead of its logit.
+
+    Arguments:
+        target: index, label, -1 for the row's top-1, or None for the class that `target=None` means.
+    """
 
     target: Any = None
 
@@ -215,30 +221,54 @@ def special(target: Any) -> bool:
     return isinstance(target, SPECIAL)
 
 
-def resolve(target: Any, scores: np.ndarray, readout: Readout, labels: Labels = None) -> Objective:
+def by_index(target: Any, readout: Readout, labels: Labels = None) -> Any:
+    """One target with every class by its index: None, an index, -1, or a `Contrast`, `Probability` or `Weights` of
+    these. Nothing about it can be wrong afterwards but a contrast of a row's top-1 class with itself.
+
+    Raises:
+        TargetError: as `classes.index`; or weights that are not one finite number per class; or a contrast of a class
+            with itself.
+    """
+
+    def index(item: Any) -> int | None:
+        return None if item is None else class_index(item, readout.size, labels)
+
+    if isinstance(target, Weights):
+        return Weights(_vector(target.weights, readout.size, labels))
+    if isinstance(target, Probability):
+        return Probability(index(target.target))
+    if isinstance(target, Contrast):
+        first, other = index(target.target), index(target.other)
+        if first is not None and first >= 0 and first == other:
+            raise _with_itself(first, labels)
+        return Contrast(first, other)
+    return index(target)
+
+
+def resolve(target: Any, scores: np.ndarray, readout: Readout, labels: Labels = None, default: int = TOP1) -> Objective:
     """The objective that a target means for the rows of a batch.
 
     Arguments:
         target: None, -1, an index, a label, a `Contrast`, `Probability` or `Weights`; or a sequence with one per row.
         scores: `[N, K]` of the unchanged rows.
+        default: the class that None means.
 
     Raises:
-        TargetError: as `classes.resolve`; or weights that are not one finite number per class; or a contrast of a class
-            with itself.
+        TargetError: as `by_index`; or a sequence of another length.
     """
     rows = len(scores)
     if isinstance(target, (list, tuple)) and special(target):
-        if len(target) != rows:
-            raise TargetError(f"got {len(target)} targets for {rows} pictures; pass one for all, or one per picture")
-        return PerRow([resolve(item, scores[k : k + 1], readout, labels) for k, item in enumerate(target)])
-    if isinstance(target, Contrast):
-        return _contrast(target, scores, readout, labels)
+        check_count(len(target), rows)
+        return PerRow([resolve(item, scores[k : k + 1], readout, labels, default) for k, item in enumerate(target)])
     if isinstance(target, Weights):
         weights = np.repeat(_vector(target.weights, readout.size, labels)[None], rows, axis=0)
         return Linear(readout.fold(weights), weights.argmax(axis=1), WEIGHTS)
-    if isinstance(target, Probability):
-        return Likelihood(_classes(target.target, scores, readout, labels), readout)
-    return logit(_classes(target, scores, readout, labels), readout)
+    if isinstance(target, Contrast):
+        classes = readout.fill_top1(resolve_classes(target.target, rows, readout.size, labels, default), scores)
+        return _contrast(classes, resolve_classes(target.other, rows, readout.size, labels), scores, readout, labels)
+    plain = target.target if isinstance(target, Probability) else target
+    classes = readout.fill_top1(resolve_classes(plain, rows, readout.size, labels, default), scores)
+    return Likelihood(classes, readout) if isinstance(target, Probability) else logit(classes, readout)
 
 
 def logit(classes: np.ndarray, readout: Readout) -> Logit:
@@ -272,23 +302,21 @@ def finer(classes: np.ndarray, scores: np.ndarray, readout: Readout, alpha: floa
     return Finer(classes, rivals, alpha)
 
 
-def _classes(target: Any, scores: np.ndarray, readout: Readout, labels: Labels) -> np.ndarray:
-    """The class of each row that a target without an objective means, top-1 filled in, int64 `[N]`."""
-    return readout.fill_top1(resolve_classes(target, len(scores), readout.size, labels), scores)
-
-
-def _contrast(target: Contrast, scores: np.ndarray, readout: Readout, labels: Labels) -> Linear:
+def _contrast(classes: np.ndarray, others: np.ndarray, scores: np.ndarray, readout: Readout, labels: Labels) -> Linear:
+    """The difference between the scores of two classes per row, -1 in `others` for the best of the rest."""
     rows = np.arange(len(scores))
-    classes = _classes(target.target, scores, readout, labels)
     rest = readout.per_class(scores).astype(np.float64)
     rest[rows, classes] = -np.inf
-    others = resolve_classes(target.other, len(scores), readout.size, labels)
     others = np.where(others < 0, rest.argmax(axis=1), others)
     same = np.flatnonzero(classes == others)
     if len(same):
-        name = labels[classes[same[0]]] if labels else classes[same[0]]
-        raise TargetError(f"a contrast of {name!r} with itself says nothing; name another class to compare it with")
+        raise _with_itself(int(classes[same[0]]), labels)
     return Linear(readout.one_hot(classes) - readout.one_hot(others), classes, CONTRAST, others)
+
+
+def _with_itself(index: int, labels: Labels) -> TargetError:
+    name = labels[index] if labels else index
+    return TargetError(f"a contrast of {name!r} with itself says nothing; name another class to compare it with")
 
 
 def _vector(weights: Any, size: int, labels: Labels) -> np.ndarray:
@@ -296,7 +324,7 @@ def _vector(weights: Any, size: int, labels: Labels) -> np.ndarray:
     if isinstance(weights, Mapping):
         vector = np.zeros(size)
         for key, weight in weights.items():
-            index = int(resolve_classes(key, 1, size, labels)[0])
+            index = class_index(key, size, labels)
             if index < 0:
                 raise TargetError("weights by class name an index from 0 or a label; -1 (top-1) is not one")
             vector[index] += float(weight)

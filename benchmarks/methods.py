@@ -96,7 +96,8 @@ def prepare(model: str, folder: Path) -> tuple[dict[str, Callable[[], object]], 
 
     def five() -> object:
         examination = explainer.examine(x)
-        return examination.classes_map(examination.readout.best(examination.scores, 5), ["gradcam"], [layer], {})
+        best = examination.readout.best(examination.scores, 5)
+        return examination.class_maps(examination.question(layer=layer), best)
 
     calls: dict[str, Callable[[], object]] = {
         "forward": lambda: plain.run(None, {name: x}),

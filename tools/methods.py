@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onnxcam.cam.methods import GRAPH, INPUT, LAYER, find, methods
 from onnxcam.cli.methods import cost
-from onnxcam.cli.question import shown
+from onnxcam.explain.texts import spelled
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "methods.md"
 TOP = """# Methods
@@ -70,7 +70,7 @@ def page() -> str:
         for name in methods(kind):
             method = find(name)
             formula = re.sub(r"(https?://\S+?)([.,;)]?(?:\s|$))", r"[source](\1)\2", method.formula.replace("|", "\\|"))
-            options = ", ".join(f"`{key}={shown(value)}`" for key, value in method.options.items())
+            options = ", ".join(f"`{key}={spelled(value)}`" for key, value in method.options.items())
             lines.append(f"| `{name}` | {formula} | {options} | {cost(method)} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join([*parts, BOTTOM])

@@ -6,9 +6,9 @@ import inspect
 import re
 from pathlib import Path
 
-from onnxcam.cli.question import shown
 from onnxcam.evaluation.metrics import find, metrics
 from onnxcam.evaluation.registry import Metric
+from onnxcam.explain.texts import spelled
 from tools.pages import fill
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "metrics.md"
@@ -23,7 +23,7 @@ def _table() -> list[str]:
     rows = ["| metric | meaning | formula, source | better | options |", "|---|---|---|---|---|"]
     for name in metrics():
         metric = find(name)
-        options = ", ".join(f"`{key}={shown(value)}`" for key, value in metric.options.items())
+        options = ", ".join(f"`{key}={spelled(value)}`" for key, value in metric.options.items())
         formula = re.sub(r"(https?://\S+?)([.,;)]?(?:\s|$))", r"[source](\1)\2", metric.formula)
         cells = [f"`{name}`", meaning(metric), formula, metric.arrow, options]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

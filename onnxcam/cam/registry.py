@@ -49,7 +49,7 @@ GRAPH, LAYER, INPUT = "graph", "layer", "input"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Method:
     """A registered method.
 
@@ -168,12 +168,14 @@ def methods(*kinds: str) -> list[str]:
     return [method.name for method in sorted(selected, key=lambda method: method.function.__module__)]
 
 
-def find(name: str) -> Method:
-    """A method by name.
+def find(name: str | Method) -> Method:
+    """A method by name; a `Method` as it is, so that a name is looked up once.
 
     Raises:
         MethodError: no such method.
     """
+    if isinstance(name, Method):
+        return name
     if name not in _methods:
         raise MethodError(f"no method {name!r}; there are {listing(nearest(name, _methods))}")
     return _methods[name]

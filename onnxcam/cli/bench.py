@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from onnxcam import runtime
+from onnxcam.cam.methods import Method
 from onnxcam.cli import options, question
 from onnxcam.cli.progress import Progress
 from onnxcam.cli.report import show
@@ -62,7 +63,7 @@ Examples:
 def bench(
     model: str,
     named: tuple[str, ...],
-    methods: tuple[str, ...],
+    methods: tuple[Method, ...],
     batches: tuple[int, ...],
     rounds: int,
     seconds: float,
@@ -88,13 +89,13 @@ def bench(
     """
     from onnxcam.diagnose import cost
 
-    inputs = pictures.collect(named, Path(model).parent / ".none") if named else pictures.Found()
+    inputs = pictures.collect(named, Path(model).parent / ".none") if named else pictures.Collection()
     if inputs.failures:
         raise inputs.failures[0][1]
     with Progress(1) as progress:
         report = cost.bench(
             model,
-            list(dict.fromkeys(methods)) or ["gradcam"],
+            [method.name for method in dict.fromkeys(methods)] or ["gradcam"],
             pictures=[item.source for item in inputs.items],
             batches=batches,
             rounds=rounds,

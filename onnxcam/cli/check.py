@@ -173,7 +173,7 @@ def by_class(paths: Sequence[Path], root: Path, labels: Sequence[str] | None, cl
     for name in folders:
         for text in (name, name.replace("_", " ")):
             try:
-                numbers[name] = int(targets.resolve(options.parse_class(text, labels), 1, classes, labels)[0])
+                numbers[name] = int(targets.resolve(targets.by_text(text, labels), 1, classes, labels)[0])
                 break
             except TargetError:
                 continue

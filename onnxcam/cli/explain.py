@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,21 @@ from typing import Any
 import click
 
 from onnxcam import image, runtime
-from onnxcam.cam.methods import find
-from onnxcam.cli import options, question
+from onnxcam.cam.methods import Method, find
+from onnxcam.cli import options
 from onnxcam.cli.progress import Progress
+from onnxcam.cli.question import MethodName, ask
 from onnxcam.cli.versions import versions
-from onnxcam.errors import LayerError, OutputError, PreprocessError, TargetError
+from onnxcam.errors import LayerError, OutputError, PreprocessError
 from onnxcam.explain import pictures
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.folder import Outcome, Request, cores, explain_all, sentence, workers
-from onnxcam.explain.maps import AUGMENT, FUSIONS, SMOOTHINGS
+from onnxcam.explain.explanation import Drawing
+from onnxcam.explain.folder import Outcome, cores, explain_all, sentence, workers
+from onnxcam.explain.maps import FUSIONS, SMOOTHINGS
+from onnxcam.explain.question import Question
 from onnxcam.explain.warnings import prediction_warnings
 from onnxcam.image.panel import percentage
 from onnxcam.image.text import Font
-from onnxcam.targets import classes as targets
 from onnxcam.targets import labels
 
 SUMMARY = "analysis_summary.json"
@@ -66,7 +68,7 @@ Examples:
     "--method",
     "methods",
     multiple=True,
-    type=question.MethodName(),
+    type=MethodName(),
     metavar="NAME",
     help="Method; repeatable, for maps side by side in methods.png. `onnxcam methods` lists them.  [default: gradcam]",
 )
@@ -133,7 +135,7 @@ def explain(
     top: int | None,
     contrast: str | None,
     probability: bool,
-    methods: tuple[str, ...],
+    methods: tuple[Method, ...],
     settings: tuple[str, ...],
     layers: tuple[str, ...],
     fusion: str,
@@ -165,61 +167,54 @@ def explain(
     3 unusable model, 4 no usable runtime or execution provider.
     """
     started = time.monotonic()
-    exclusive = {"--target": target is not None, "--contrast": contrast is not None, "--probability": probability}
-    if top is not None and any(exclusive.values()):
-        other = next(name for name, given in exclusive.items() if given)
-        raise click.UsageError(f"{other} and --top exclude each other: --top explains the scores of the best classes.")
-    if AUGMENT in smooth and (top is not None or side_by_side):
-        raise click.UsageError("--smooth augment makes one map of one class: leave out --top and --side-by-side.")
-    if contrast is not None and probability:
-        raise click.UsageError("--contrast and --probability exclude each other: a contrast is one of two scores.")
-    names = list(dict.fromkeys(methods)) or ["gradcam"]
-    given = question.parse_options(settings, names)
-    wanted = list(named) if files_from is None else [*named, *pictures.read_list(files_from)]
+    named_methods = list(dict.fromkeys(methods)) or [find("gradcam")]
+    names = list(named) if files_from is None else [*named, *pictures.read_list(files_from)]
     if files_from == pictures.STDIN and pictures.STDIN in named:
         raise click.UsageError("standard input is either a picture (-) or the list (--files-from -), not both.")
-    if not wanted:
+    if not names:
         raise click.UsageError("no PICTURE was given: name files, folders, globs, '-' or --files-from LIST.")
     folder = Path(output)
-    found = pictures.collect(wanted, folder)
-    if not found.items and len(found.failures) == 1:
-        raise found.failures[0][1]
-    many = len(found.items) > 1
-    beside = ThreadPoolExecutor(2)
-    digest = beside.submit(_digest, model)
+    collected = pictures.collect(names, folder)
+    if not collected.items and len(collected.failures) == 1:
+        raise collected.failures[0][1]
+    many = len(collected.items) > 1
+    threads = ThreadPoolExecutor(2)
+    digest = threads.submit(_digest, model)
     runtime.import_onnxruntime()  # before others import too: they would hold one another up, loading a model does not
-    opened = beside.submit(open_explainer, model, layers, labels, preprocess, names, provider, allow_fallback, many)
-    _warm()  # here, as OpenCV loads its fonts once for each thread
-    explainer = opened.result()
-    wanted_class, index = question.parse_target(target, contrast, probability, explainer.labels, explainer.classes)
-    request = Request(
-        wanted_class,
-        names[0] if len(names) == 1 else names,
-        _layer(explainer, layers, side_by_side),
-        top,
-        normalize,
-        alpha,
-        colormap,
-        side_by_side,
-        compress=not many if compress is None else compress,
-        fusion=fusion,
-        smooth=tuple(dict.fromkeys(smooth)),
-        seed=seed,
-        options=given,
+    opening = threads.submit(
+        open_explainer, model, layers, labels, preprocess, named_methods, provider, allow_fallback, many
     )
-    check(explainer, request, index)
+    _warm()  # here, as OpenCV loads its fonts once for each thread
+    explainer = opening.result()
+    question = ask(
+        explainer.terms,
+        target=target,
+        contrast=contrast,
+        probability=probability,
+        top=top,
+        method=named_methods,
+        option=settings,
+        layer=layers,
+        side_by_side=side_by_side,
+        normalize=normalize,
+        fusion=fusion,
+        smooth=smooth,
+        seed=seed,
+    )
+    check(explainer, question)
+    style = Drawing(alpha, colormap, compress=not many if compress is None else compress)
     if provider != "auto" and allow_fallback:
         click.echo(f"running on {explainer.providers[0]}", err=True)
     ready(folder)
     for warning in explainer.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    run = _Run(folder, found, as_json)
+    run = _Run(folder, collected, as_json)
     interrupted = True
     try:
-        run.explain(explainer, request)
+        run.explain(explainer, question, style)
         interrupted = False
     finally:
-        about = describe(model, explainer, request, digest.result())
+        about = describe(model, explainer, question, style, digest.result())
         summary = run.summary(about, time.monotonic() - started, interrupted, explainer)
         text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
         image.write_bytes(folder / SUMMARY, text.encode(errors="backslashreplace"))
@@ -254,7 +249,7 @@ def open_explainer(
     layers: Sequence[str] = (),
     labels_file: str | None = None,
     preprocess: str | None = None,
-    methods: Sequence[str] = ("gradcam",),
+    methods: Sequence[str | Method] = ("gradcam",),
     provider: str = "auto",
     allow_fallback: bool = False,
     many: bool = False,
@@ -285,7 +280,7 @@ def open_explainer(
         explainer.labels = names
     if explainer.preprocess is None:
         raise PreprocessError(
-            "the model does not say how pictures become tensors, and a wrong guess gives a wrong map without a word; "
+            "the model does not say how pictures become tensors, and a wrong guess silently gives a wrong map; "
             f"name it with --preprocess: {', '.join(image.candidates())}"
         )
     return explainer
@@ -310,74 +305,44 @@ def ready(folder: Path) -> None:
     (folder / ".writable").unlink(missing_ok=True)
 
 
-def describe(model: str, explainer: Explainer, request: Request, digest: str) -> dict[str, Any]:
-    """What a run was made with."""
-    held = explainer.manifest
+def describe(model: str, explainer: Explainer, question: Question, style: Drawing, digest: str) -> dict[str, Any]:
+    """The model, the options and the versions of a run, for the summary."""
+    manifest = explainer.manifest
     return {
         "model": {
             "path": model,
             "sha256": digest,
-            "source": held.get("source"),
+            "source": manifest.get("source"),
             "classes": explainer.classes,
-            "scores": held["scores"]["kind"],
+            "scores": manifest["scores"]["kind"],
         },
         "options": {
-            "target": question.record(request.target),
-            "top": request.top,
-            "method": request.methods[0],
-            "methods": {
-                name: {key: request.options.get(key, value) for key, value in find(name).options.items()}
-                for name in request.methods
-            },
-            "layer": request.layer if request.layer is not None else explainer.layers[-1],
+            **question.describe(),
             "preprocess": None if explainer.preprocess is None else explainer.preprocess.to_dict(),
-            "normalize": request.normalize,
-            "alpha": request.alpha,
-            "colormap": request.colormap,
-            "fusion": request.fusion,
-            "smooth": list(request.smooth),
-            "seed": request.seed,
+            "alpha": style.alpha,
+            "colormap": style.colormap,
         },
         "providers": explainer.providers,
         "versions": versions(),
     }
 
 
-def _layer(explainer: Explainer, layers: Sequence[str], side_by_side: bool) -> str | list[str] | None:
-    names = list(dict.fromkeys(layers))
-    if side_by_side:
-        names = names or explainer.layers
-        if len(names) < 2:
-            raise click.UsageError(
-                f"--side-by-side needs two layers or more, and there is {names[0]!r}: repeat --layer (`onnxcam layers` "
-                "lists them)."
-            )
-    return names[0] if len(names) == 1 else names or None
-
-
-def check(explainer: Explainer, request: Request, index: int) -> None:
-    """Find out what could be wrong for this model before a picture is read.
+def check(explainer: Explainer, question: Question) -> None:
+    """Find out on a grey picture whether what the file lacks can be added in memory, before a picture is read.
 
     Raises:
         TargetError, LayerError, MethodError: as their names say.
     """
-    if request.top is not None and request.top > explainer.classes:
-        raise TargetError(
-            f"--top {request.top}: the model has {explainer.classes} classes; choose 1 to {explainer.classes}"
-        )
-    fixed = explainer.manifest["target"].get("class")
-    names = [request.layer] if isinstance(request.layer, str) else request.layer or []
-    beyond = not set(request.methods) <= set(explainer.methods) or not set(names) <= set(explainer.layers)
-    beyond = beyond or bool(request.smooth)
-    if beyond or (fixed is not None and index not in (targets.TOP1, fixed)):
-        # the file lacks something that is computed in memory: whether that works shows on a grey picture
-        grey = image.Picture(_grey(explainer))
-        quick = [name for name in request.methods if not find(name).long]
-        own = {key: value for key, value in request.options.items() if any(key in find(name).options for name in quick)}
-        if quick:
-            explainer.explain(grey, None if index < 0 else index, quick, request.layer, smooth=request.smooth, **own)
-        else:
-            explainer.examine(explainer.prepare(grey)[1], request.layer)
+    methods = {method.name for method in question.methods}
+    beyond = not methods <= set(explainer.methods) or not set(question.layers) <= set(explainer.layers)
+    if not beyond and not question.smooth and not question.lacks_target:
+        return
+    grey = image.Picture(_grey(explainer))
+    quick = tuple(method for method in question.methods if not method.long)
+    if quick:
+        deque(explainer.answer(question.probe(quick), [grey]), maxlen=0)
+    else:
+        explainer.examine(explainer.prepare(grey)[1], list(question.layers))
 
 
 def _grey(explainer: Explainer) -> Any:
@@ -390,35 +355,34 @@ def _grey(explainer: Explainer) -> Any:
 class _Run:
     """One run over all pictures: prints as it goes and remembers what the summary needs."""
 
-    def __init__(self, folder: Path, found: pictures.Found, quiet: bool) -> None:
+    def __init__(self, folder: Path, collected: pictures.Collection, quiet: bool) -> None:
         self._folder = folder
-        self._found = found
+        self._collected = collected
         self._quiet = quiet
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._entries: list[dict[str, Any]] = []
-        self._known: set[str] = set()
+        self._run_warnings: set[str] = set()
 
-    def explain(self, explainer: Explainer, request: Request) -> None:
-        items = self._found.items
-        self._known = set(explainer.warnings)  # about the run, not about a picture
+    def explain(self, explainer: Explainer, question: Question, style: Drawing) -> None:
+        items = self._collected.items
+        self._run_warnings = set(explainer.warnings)  # about the run, not about a picture
         with Progress(len(items)) as progress:
-            for name, error in self._found.failures:
+            for name, error in self._collected.failures:
                 progress.note(f"Error: {error}")
                 self._entries.append(_entry(name, None, None, None, str(error)))
-            asked = replace(request, progress=progress.step)
-            for outcome in explain_all(explainer, items, asked, self._folder):
-                self._tell(outcome, progress)
+            for outcome in explain_all(explainer, items, question, self._folder, style, progress.step):
+                self._report(outcome, progress)
                 progress.advance()
 
     def summary(
         self, about: dict[str, Any], duration: float, interrupted: bool, explainer: Explainer
     ) -> dict[str, Any]:
-        found = len(self._found.items) + len(self._found.failures)
+        total = len(self._collected.items) + len(self._collected.failures)
         explained = sum(entry["error"] is None for entry in self._entries)
         failed = len(self._entries) - explained
-        counts = {"found": found, "explained": explained, "failed": failed}
+        counts = {"found": total, "explained": explained, "failed": failed}
         if interrupted:
-            counts["left"] = found - explained - failed
+            counts["left"] = total - explained - failed
         best = [(entry["index"], entry["confidence"]) for entry in self._entries if entry["error"] is None]
         return about | {
             "started": self._started,
@@ -428,7 +392,7 @@ class _Run:
             "pictures": self._entries,
         }
 
-    def _tell(self, outcome: Outcome, progress: Progress) -> None:
+    def _report(self, outcome: Outcome, progress: Progress) -> None:
         name, record = outcome.item.name, outcome.record
         if record is None:
             text = sentence(outcome)
@@ -437,12 +401,12 @@ class _Run:
             return
         self._entries.append(_entry(name, outcome.item.folder.as_posix(), record, outcome.files, None))
         for warning in record["warnings"]:
-            if warning in self._known:
+            if warning in self._run_warnings:
                 continue
             progress.note(f"Warning: {name!r}: {warning}")
-        for held in record["methods"][1:]:
-            for warning in held["warnings"]:
-                progress.note(f"Warning: {name!r}: {held['method']}: {warning}")
+        for entry in record["methods"][1:]:
+            for warning in entry["warnings"]:
+                progress.note(f"Warning: {name!r}: {entry['method']}: {warning}")
         if not self._quiet:
             progress.result(table(name, self._folder / outcome.item.folder, record))
 
@@ -450,9 +414,9 @@ class _Run:
 def table(name: str, folder: Path, record: dict[str, Any]) -> str:
     """A picture's predictions for people."""
     lines = [f"{name} -> {folder}"]
-    explained = {held["index"] for held in record["maps"]}
+    explained = {entry["index"] for entry in record["maps"]}
     rows = [*record["predictions"]]
-    rows += [held for held in record["maps"] if all(held["index"] != row["index"] for row in rows)]
+    rows += [entry for entry in record["maps"] if all(entry["index"] != row["index"] for row in rows)]
     for row in rows:
         mark = "*" if row["index"] in explained else " "
         share = "?" if row["probability"] is None else percentage(row["probability"])

@@ -17,6 +17,7 @@ from onnxcam.explain.warnings import input_size_warnings
 from onnxcam.exporters import frameworks
 from onnxcam.exporters import source as sources
 from onnxcam.targets import labels
+from onnxcam.targets.classes import by_text
 
 EPILOG = """\
 \b
@@ -384,8 +385,7 @@ def _preprocess(spec: str | None, loaded: Any) -> Any:
 def _target(text: str | int, names: Sequence[str] | None) -> str | int:
     if not isinstance(text, str) or text in ("optional", "required"):
         return text
-    index = options.parse_class(text, names)
-    return text if index is None else index
+    return by_text(text, names)
 
 
 def _outputs(manifest: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import click
 
 from onnxcam.cam.methods import GRAPH, INPUT, Method, find, methods as names  # isort: skip
 from onnxcam.cli import options, question
+from onnxcam.explain.texts import spelled
 
 _WHAT = {GRAPH: "layer, in a file too", INPUT: "input"}
 
@@ -36,7 +37,7 @@ def methods(named: tuple[str, ...], as_json: bool) -> None:
         options.print_json({"methods": found})
         return
     for method in found:
-        given = "".join(f" {key}={question.shown(value)}" for key, value in method["options"].items())
+        given = "".join(f" {key}={spelled(value)}" for key, value in method["options"].items())
         click.echo(f"{method['name']}{given}")
         click.echo(f"  {_WHAT.get(method['kind'], 'layer')}; {method['cost']}")
         click.echo(textwrap.fill(method["formula"], 96, initial_indent="  ", subsequent_indent="  "))

@@ -1,10 +1,9 @@
-"""Options that several commands share, and what their texts mean."""
+"""Options that several commands share, and JSON on standard output."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -51,30 +50,21 @@ seed_option: Callable[[F], F] = click.option(
 )
 
 
-def parse_class(text: str | None, labels: Sequence[str] | None) -> int | str | None:
-    """A class as the user names it: a label, or an index where no label is those digits."""
-    if text is None or not re.fullmatch(r"[+-]?\d+", text.strip()):
-        return text
-    wanted = text.strip().casefold()
-    known = {part.strip().casefold() for label in labels or () for part in (label, *label.split(","))}
-    return text if wanted in known else int(text)
-
-
 def not_explainable(error: LayerError, layers: Sequence[object]) -> ModelError:
-    """A layer error is the user's only if something was said about layers; otherwise the model has none."""
+    """A layer error is the user's only if layers were named; otherwise the model has none."""
     return error if layers else ModelError(str(error))
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output; what is not finite becomes null, as JSON knows no NaN."""
+    """Print one JSON document; numbers that are not finite become null, as JSON has no NaN."""
     unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
     click.echo(json.dumps(finite(value), ensure_ascii=not unicode, indent=2))
 
 
 def finite(value: Any) -> Any:
-    """The value with numbers that JSON cannot hold replaced by None."""
+    """The value with numbers that are not finite replaced by None."""
     if isinstance(value, dict):
-        return {key: finite(held) for key, held in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(held) for held in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

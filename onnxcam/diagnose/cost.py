@@ -293,7 +293,9 @@ def _best(explainer: Explainer, batch: np.ndarray, method: str, layer: str | Non
 
     def call() -> Any:
         examined = explainer.examine(batch, name)
-        return examined.classes_map(examined.readout.best(examined.scores, TOP), [method], [name], {})
+        return examined.class_maps(
+            examined.question(method=method, layer=name), examined.readout.best(examined.scores, TOP)
+        )
 
     return call
 

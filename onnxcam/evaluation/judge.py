@@ -16,7 +16,8 @@ from onnxcam.evaluation.evaluation import Evaluation, Shown
 from onnxcam.evaluation.metrics import Metric, chosen
 from onnxcam.evaluation.metrics.randomization import STAGES, cascade
 from onnxcam.evaluation.trial import Trial, predictor, to_input
-from onnxcam.explain.explainer import SEED, Explainer
+from onnxcam.explain.explainer import Explainer
+from onnxcam.explain.question import SEED
 from onnxcam.image.opencv import import_cv2
 from onnxcam.network.layout import Layout
 from onnxcam.targets import classes as classes_of
@@ -91,7 +92,8 @@ def evaluate(
         pictures: what `onnxcam.image.load` reads. Those that cannot be read are left out and listed.
         methods: names of methods; `usual()` if None.
         metrics: names of metrics (`onnxcam.evaluation.metrics`), `all` for every one; the usual ones if None.
-        targets: the class of each picture, index or label; each one's top-1 if None.
+        targets: the class of each picture, index, label or -1 for its top-1; if None, the class that the file is bound
+            to, else each one's top-1.
         boxes: where the objects are: a file (`onnxcam.evaluation.boxes.read`), or a mapping from picture to boxes.
         layer: as in `Explainer.attribute`.
         names: what the pictures are called; their own names if None.
@@ -118,12 +120,10 @@ def evaluate(
             raise InputError(f"no metric that was asked for has an option {option!r}")
     if targets is not None and len(targets) != len(pictures):
         raise InputError(f"got {len(targets)} targets for {len(pictures)} pictures; give one for each")
-    asked = classes_of.resolve(
-        [classes_of.TOP1] * len(pictures) if targets is None else list(targets),
-        len(pictures),
-        explainer.classes,
-        explainer.labels,
+    question = explainer.question(
+        rows=len(pictures), target=None if targets is None else list(targets), method=tried, layer=layer, seed=seed
     )
+    asked = question.classes(len(pictures))
     plain = [metric for metric in wanted if not metric.redrawn]
     compared = [metric for metric in wanted if metric.redrawn]
     total = len(pictures) * len(tried) * (len(plain) + stages * len(compared))

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from onnxcam import image
-from onnxcam.cam.methods import GRAPH, INPUT, find
+from onnxcam.cam.methods import GRAPH, INPUT
 from onnxcam.errors import InputError, MethodError
 from onnxcam.explain.features import HeadRun
-from onnxcam.explain.maps import AUGMENT, EIGEN, fuse, map_size, smoothings
+from onnxcam.explain.maps import INPUT_SIZE, fuse, map_size
+from onnxcam.explain.question import Question, Terms
 from onnxcam.explain.view import view
 from onnxcam.network.names import INPUT as WHOLE
 from onnxcam.targets.objectives import Objective, logit
@@ -19,9 +20,14 @@ from onnxcam.targets.objectives import Objective, logit
 # of test-time augmentation: each also mirrored
 _FACTORS = (0.9, 1.0, 1.1)
 
+# layers to expose and a batch -> its head run
+RunHead = Callable[[Sequence[str], np.ndarray], HeadRun]
+
 
 class Examination:
-    """What `Explainer.examine` returns. Not made by users; serves one thread.
+    """The result of `Explainer.examine`: one run of the head, and as many questions about it as one likes.
+
+    Not made by users; serves one thread.
 
     Attributes:
         scores: logits `[N, K]`.
@@ -29,62 +35,23 @@ class Examination:
         readout: the meaning of the scores.
     """
 
-    def __init__(
-        self,
-        features: Callable[[Sequence[str], np.ndarray], HeadRun],
-        batch: np.ndarray,
-        layers: Sequence[str],
-        default: str,
-        labels: Sequence[str] | None,
-        fixed: int | None,
-    ) -> None:
-        self._make = features
+    def __init__(self, run_head: RunHead, batch: np.ndarray, layers: Sequence[str], terms: Terms) -> None:
+        self._run_head = run_head
         self._batch = batch
         self._layers = list(layers)
-        self._default = default
-        self._labels = labels
-        self._fixed = fixed
-        self._features = features(self._layers, batch)
+        self._terms = terms
+        self._features = run_head(self._layers, batch)
         self.scores = self._features.scores
         self.readout = self._features.batch.readout
         self.probabilities = self.readout.probabilities(self.scores)
 
-    def objective(self, target: Any = None) -> Objective:
-        """What a target means for these rows, see `onnxcam.targets.objectives`."""
-        if self._fixed is not None and target is None:
-            target = self._fixed
-        return self._features.objective(target, self._labels)
+    def question(self, **keywords: Any) -> Question:
+        """A question about this batch, keywords as in `Question.of`."""
+        return Question.of(self._terms, rows=len(self._batch), **keywords)
 
-    def classes_map(
-        self,
-        classes: np.ndarray,
-        methods: Sequence[str],
-        layers: Sequence[str],
-        options: dict[str, Any],
-        eigen: bool = False,
-    ) -> list[list[np.ndarray]]:
-        """Per method and layer the maps `[N, k, h, w]` of several classes `[N, k]` of each row, after ReLU."""
-        rows, count = classes.shape
-        features = self._having(needed(methods, layers))
-        readout = features.batch.readout
-        if not eigen and not options and all(find(name).kind == GRAPH for name in methods):
-            own = logit(classes[:, 0], readout)
-            together = list(dict.fromkeys(find(name).name for name in methods))
-            held = [view(features, name, own).class_maps(classes, together) for name in layers]
-            if all(maps is not None for maps in held):
-                shared = [dict(zip(together, maps or [], strict=True)) for maps in held]
-                return [[np.maximum(maps[find(name).name], 0) for maps in shared] for name in methods]
-        repeated = features.repeat(count, needed(methods, layers))
-        if repeated is None:
-            each = [
-                self.every_map(logit(classes[:, k], readout), methods, layers, options, eigen) for k in range(count)
-            ]
-            return [
-                [np.stack([each[k][m][place] for k in range(count)], axis=1) for place in range(len(layers))]
-                for m in range(len(methods))
-            ]
-        found = _every_map(repeated, logit(classes.reshape(-1), readout), methods, layers, options, eigen)
-        return [[maps.reshape(rows, count, *maps.shape[1:]) for maps in held] for held in found]
+    def objective(self, target: Any = None) -> Objective:
+        """The objective that a target means for these rows, see `onnxcam.targets.objectives`."""
+        return self.question(target=target).objective(self.scores)
 
     def attribute(
         self,
@@ -99,135 +66,130 @@ class Examination:
         **options: Any,
     ) -> Any:
         """Maps as `Explainer.attribute` gives them; a list of methods gives a list, in order."""
-        names = [self._default] if layer is None else list(layer) if isinstance(layer, (list, tuple)) else [layer]
-        many = isinstance(method, (list, tuple))
-        methods = list(method) if many else [method]
-        objective = self.objective(target)
-        smoothing = smoothings(smooth)
-        if AUGMENT in smoothing:
-            if size == "layer":
-                raise InputError(
-                    "smooth='augment' averages maps of the input's size; pass size=(height, width) instead"
-                )
-            mean = self.augmented(objective, methods, names, options, normalize, fusion, EIGEN in smoothing)
-            found = (
-                mean if size == "input" else [image.resize_map(maps, map_size(size, (0, 0), [maps])) for maps in mean]
-            )
-            return found if many else found[0]
-        raw = self.every_map(objective, methods, names, options, EIGEN in smoothing)
-        input_size = view(self._features, WHOLE, objective).shape
-        found = [fuse(maps, normalize, map_size(size, input_size, maps), fusion) for maps in raw]
-        return found if many else found[0]
-
-    def augmented(
-        self,
-        objective: Objective,
-        methods: Sequence[str],
-        layers: Sequence[str],
-        options: dict[str, Any],
-        normalize: str,
-        fusion: str,
-        eigen: bool = False,
-    ) -> list[np.ndarray]:
-        """Per method the mean of the maps of six altered batches: 0.9, 1 and 1.1 times the tensor, also mirrored.
-
-        As pytorch-grad-cam's `aug_smooth`: each map is normalised and of the input's size before the mean is taken.
-        """
-        axis = self._features.batch.sessions.cut(WHOLE).layout.width
-        if not np.issubdtype(self._batch.dtype, np.floating):
-            raise InputError(f"smooth='augment' scales the tensor, and this model takes {self._batch.dtype}")
-        total = [np.zeros(1, np.float32)] * len(methods)
-        for mirrored in (False, True):
-            batch = np.flip(self._batch, axis) if mirrored else self._batch
-            for factor in _FACTORS:
-                features = self._make(
-                    needed(methods, layers), np.ascontiguousarray(batch * self._batch.dtype.type(factor))
-                )
-                size = view(features, WHOLE, objective).shape
-                for k, maps in enumerate(_every_map(features, objective, methods, layers, options, eigen)):
-                    fused = fuse(maps, normalize, size, fusion)
-                    total[k] = total[k] + (fused[:, :, ::-1] if mirrored else fused)
-        return [np.asarray(maps / (2 * len(_FACTORS)), np.float32) for maps in total]
-
-    def every_map(
-        self,
-        objective: Objective,
-        methods: Sequence[str],
-        layers: Sequence[str],
-        options: dict[str, Any],
-        eigen: bool = False,
-    ) -> list[list[np.ndarray]]:
-        """Per method and layer the maps `[N, h, w]` after ReLU; those of graph methods share one pass back.
-
-        Raises:
-            MethodError: no such method, or an option that none of them has.
-        """
-        return _every_map(self._having(needed(methods, layers)), objective, methods, layers, options, eigen)
+        question = self.question(
+            target=target,
+            method=method,
+            layer=layer,
+            normalize=normalize,
+            size=size,
+            fusion=fusion,
+            smooth=smooth,
+            options=options,
+        )
+        fused = self.fused(question)
+        return fused if question.several_methods else fused[0]
 
     def attribution(
-        self, target: Any = None, method: str = "saliency", layer: Any = None, **options: Any
+        self, target: Any = None, method: Any = "saliency", layer: Any = None, **options: Any
     ) -> np.ndarray:
         """The signed attribution of every input value, float32 `[N, C, H, W]`.
 
         Raises:
-            MethodError: the method's map is no attribution of the input.
+            MethodError: the method's map is not an attribution of the input.
         """
-        held = find(method)
-        if held.kind != INPUT:
-            raise MethodError(
-                f"method {method!r} gives a map of a layer, not one number per input value; use attribute()"
-            )
-        held.check(options)
-        name = (self._default if layer is None else layer) if held.layered else WHOLE
-        features = self._having(needed([method], [name]))
-        return np.asarray(held.function(view(features, name, self.objective(target)), **options), np.float32)
+        return self.attribution_of(self.question(target=target, method=method, layer=layer, options=options))
 
-    def _having(self, layers: Sequence[str]) -> HeadRun:
+    def attribution_of(self, question: Question) -> np.ndarray:
+        """See `attribution`."""
+        (method,) = question.methods
+        if method.kind != INPUT:
+            raise MethodError(
+                f"method {method.name!r} gives a map of a layer, not one number per input value; use attribute()"
+            )
+        features = self._with_layers(question.layers_read)
+        layer = question.layers[0] if method.layered else WHOLE
+        layer_view = view(features, layer, question.objective(self.scores))
+        return np.asarray(method.function(layer_view, **question.options), np.float32)
+
+    def fused(self, question: Question) -> list[np.ndarray]:
+        """Per method the map in which those of the layers are fused, float32 `[N, H, W]` of the question's size."""
+        objective = question.objective(self.scores)
+        if question.augment:
+            means = self.augmented(question, objective)
+            if question.size == INPUT_SIZE:
+                return means
+            return [image.resize_map(mean, map_size(question.size, (0, 0), [mean])) for mean in means]
+        input_size = view(self._features, WHOLE, objective).shape
+        return [
+            fuse(maps, question.normalize, map_size(question.size, input_size, maps), question.fusion)
+            for maps in self.maps(question, objective)
+        ]
+
+    def maps(self, question: Question, objective: Objective) -> list[list[np.ndarray]]:
+        """Per method and layer the maps `[N, h, w]` after ReLU; those of graph methods share one pass back."""
+        return _maps(self._with_layers(question.layers_read), question, objective)
+
+    def class_maps(self, question: Question, classes: np.ndarray) -> list[list[np.ndarray]]:
+        """Per method and layer the maps `[N, k, h, w]` of several classes `[N, k]` of each row, after ReLU."""
+        rows, count = classes.shape
+        features = self._with_layers(question.layers_read)
+        methods, layers = question.methods, question.layers
+        if not question.eigen and not question.options and all(method.kind == GRAPH for method in methods):
+            objective, distinct = logit(classes[:, 0], self.readout), list(dict.fromkeys(methods))
+            runs = [view(features, name, objective).class_maps(classes, distinct) for name in layers]
+            if all(run is not None for run in runs):
+                by_layer = [dict(zip(distinct, run or [], strict=True)) for run in runs]
+                return [[np.maximum(maps[method], 0) for maps in by_layer] for method in methods]
+        repeated = features.repeat(count, question.layers_read)
+        if repeated is None:
+            by_class = [self.maps(question, logit(classes[:, k], self.readout)) for k in range(count)]
+            return [
+                [np.stack([maps[place][at] for maps in by_class], axis=1) for at in range(len(layers))]
+                for place in range(len(methods))
+            ]
+        by_method = _maps(repeated, question, logit(classes.reshape(-1), self.readout))
+        return [[maps.reshape(rows, count, *maps.shape[1:]) for maps in by_layer] for by_layer in by_method]
+
+    def augmented(self, question: Question, objective: Objective) -> list[np.ndarray]:
+        """Per method the mean of the maps of six altered batches: 0.9, 1 and 1.1 times the tensor, also mirrored.
+
+        As pytorch-grad-cam's `aug_smooth`: each map is normalised and of the input's size before the mean is taken.
+
+        Returns:
+            float32 `[N, H, W]` each.
+
+        Raises:
+            InputError: the model takes integers, which cannot be scaled.
+        """
+        axis = self._features.batch.sessions.cut(WHOLE).layout.width
+        if not np.issubdtype(self._batch.dtype, np.floating):
+            raise InputError(f"smooth='augment' scales the tensor, and this model takes {self._batch.dtype}")
+        total = [np.zeros(1, np.float32)] * len(question.methods)
+        for mirrored in (False, True):
+            batch = np.flip(self._batch, axis) if mirrored else self._batch
+            for factor in _FACTORS:
+                scaled = np.ascontiguousarray(batch * self._batch.dtype.type(factor))
+                features = self._run_head(question.layers_read, scaled)
+                size = view(features, WHOLE, objective).shape
+                for place, maps in enumerate(_maps(features, question, objective)):
+                    fused = fuse(maps, question.normalize, size, question.fusion)
+                    total[place] = total[place] + (fused[:, :, ::-1] if mirrored else fused)
+        return [np.asarray(maps / (2 * len(_FACTORS)), np.float32) for maps in total]
+
+    def _with_layers(self, layers: Sequence[str]) -> HeadRun:
+        """The head run that exposes these layers: a second one where the first did not."""
         lacking = [name for name in layers if name not in self._layers]
         if lacking:
             self._layers += lacking
-            self._features = self._make(self._layers, self._batch)
+            self._features = self._run_head(self._layers, self._batch)
         return self._features
 
 
-def needed(methods: Sequence[str], layers: Sequence[str]) -> list[str]:
-    """The layers, if any of the methods reads one."""
-    return list(layers) if any(find(name).layered for name in methods) else []
-
-
-def single(methods: Sequence[str]) -> str | None:
-    """The rules of the one gradient at the input that all of the methods live on, None if they need more."""
-    rules = {find(name).single for name in methods}
-    return rules.pop() if len(rules) == 1 else None
-
-
-def _every_map(
-    features: HeadRun,
-    objective: Objective,
-    methods: Sequence[str],
-    layers: Sequence[str],
-    options: dict[str, Any],
-    eigen: bool = False,
-) -> list[list[np.ndarray]]:
-    held = [find(name) for name in methods]
-    for option in options:
-        if not any(option in method.options for method in held):
-            held[0].check([option])
-    views = [view(features, name, objective) for name in needed(methods, layers)]
-    if eigen:
+def _maps(features: HeadRun, question: Question, objective: Objective) -> list[list[np.ndarray]]:
+    """See `Examination.maps`."""
+    views = [view(features, name, objective) for name in question.layers_read]
+    if question.eigen:
         views = views or [view(features, WHOLE, objective)]  # whose methods then say why not
-        own = [{key: value for key, value in options.items() if key in method.options} for method in held]
-        return [[layer.smooth(method.name, given) for layer in views] for method, given in zip(held, own, strict=True)]
-    together = list(dict.fromkeys(method.name for method in held if method.kind == GRAPH))
-    shared = [dict(zip(together, layer.maps(together), strict=True)) for layer in views] if together else []
-    found = []
-    for method in held:
+        return [[layer.smooth(method, question.options_of(method)) for layer in views] for method in question.methods]
+    graph = list(dict.fromkeys(method for method in question.methods if method.kind == GRAPH))
+    by_layer = [dict(zip(graph, layer.maps(graph), strict=True)) for layer in views] if graph else []
+    by_method = []
+    for method in question.methods:
         if method.kind == GRAPH:
-            found.append([np.maximum(maps[method.name], 0) for maps in shared])
+            by_method.append([np.maximum(maps[method], 0) for maps in by_layer])
+        elif method.layered:
+            by_method.append([layer.explain(method, question.options_of(method)) for layer in views])
         else:
-            given = {key: value for key, value in options.items() if key in method.options}
-            if method.layered:
-                found.append([layer.explain(method.name, given) for layer in views])
-            else:
-                found.append([view(features, WHOLE, objective).explain(method.name, given)] * len(layers))
-    return found
+            whole = view(features, WHOLE, objective).explain(method, question.options_of(method))
+            by_method.append([whole] * len(question.layers))
+    return by_method

@@ -16,6 +16,7 @@ import numpy as np
 from onnxcam import image
 from onnxcam.errors import InputError, OutputError
 from onnxcam.explain.maps import fuse
+from onnxcam.explain.question import Question
 from onnxcam.explain.statistics import describe
 from onnxcam.explain.warnings import map_warnings
 from onnxcam.image import png
@@ -321,47 +322,44 @@ class BatchMaps(NamedTuple):
     """Scores and maps of a batch by one method, from which the explanation of each row is made.
 
     Attributes:
+        question: the question answered.
+        method: name of the method.
         scores, probabilities: `[N, K]`, `[N, classes]`.
         classes: the classes explained, `[N, k]`.
-        raw: per layer the maps `[N, k, h, w]`, after ReLU, not normalised.
-        method: name of the method.
-        normalize, fusion: how the maps of the layers become one.
-        size: height and width of the model's input.
-        labels: class names by index, or None.
+        maps: per layer `[N, k, h, w]`, after ReLU, not normalised.
+        input_size: height and width of the model's input.
         warnings: those about every picture.
         model: `source` and `parity` of the manifest.
         objective: of the rows; the logits of the classes if None.
     """
 
+    question: Question
+    method: str
     scores: np.ndarray
     probabilities: np.ndarray
     classes: np.ndarray
-    raw: list[np.ndarray]
-    method: str
-    normalize: str
-    size: tuple[int, int]
-    fusion: str
-    labels: list[str] | None
+    maps: list[np.ndarray]
+    input_size: tuple[int, int]
     warnings: list[str]
     model: dict[str, Any]
     objective: Objective | None = None
 
     def explanation(
-        self, row: int, picture: image.Picture, geometry: image.Geometry, places: Sequence[int], layer: Any
+        self, row: int, picture: image.Picture, geometry: image.Geometry, place: int | None = None
     ) -> Explanation:
-        """The explanation of one row by the maps of the layers at these places.
-
-        Arguments:
-            layer: the name of that layer, or a list of names.
-        """
+        """The explanation of one row, by the maps of all layers or by that of the layer at one place."""
+        question, labels = self.question, self.question.terms.labels
+        layer: Any = question.layer if place is None else question.layers[place]
+        normalize = "none" if question.augment else question.normalize  # done before the mean was taken
         maps = []
-        for k, index in enumerate(self.classes[row]):
-            raw = [np.ascontiguousarray(self.raw[place][row, k]) for place in places]
-            fused = fuse([one[None] for one in raw], self.normalize, self.size, self.fusion)[0]
+        for k, index in enumerate(self.classes[row].tolist()):
+            by_layer = self.maps if place is None else self.maps[place : place + 1]
+            raw = [np.ascontiguousarray(layer_maps[row, k]) for layer_maps in by_layer]
+            fused = fuse([one[None] for one in raw], normalize, self.input_size, question.fusion)[0]
             maps.append(
                 Map(
-                    int(index),
-                    name_of(int(index), self.labels),
+                    index,
+                    name_of(index, labels),
                     float(self.probabilities[row, index]),
                     geometry.to_picture(fused),
                     raw if isinstance(layer, list) else raw[0],
@@ -378,13 +376,13 @@ class BatchMaps(NamedTuple):
             picture.name,
             self.model,
             kind=kind,
-            other=None if other is None else (other, name_of(other, self.labels)),
+            other=None if other is None else (other, name_of(other, labels)),
         )
 
     def _predictions(self, row: int) -> list[tuple[int, str, float]]:
-        probabilities = self.probabilities[row]
+        probabilities, labels = self.probabilities[row], self.question.terms.labels
         best = np.argsort(-probabilities, kind="stable")[:_PREDICTIONS]
-        return [(int(i), name_of(int(i), self.labels), float(probabilities[i])) for i in best]
+        return [(int(i), name_of(int(i), labels), float(probabilities[i])) for i in best]
 
 
 def name_of(index: int, labels: Sequence[str] | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcam import runtime
-from onnxcam.cam.methods import GRAPH, find
+from onnxcam.cam.methods import GRAPH, Method, find
 from onnxcam.errors import InputError
 from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head
 from onnxcam.explain.sessions import MakeOptions, Sessions
@@ -57,7 +57,7 @@ class FileSession:
         source: Source,
         *,
         layers: Sequence[str] | None = None,
-        methods: Sequence[str] = ("gradcam",),
+        methods: Sequence[str | Method] = ("gradcam",),
         preprocess: Any = None,
         providers: Sequence[runtime.Provider] | None = None,
         session_options: Any = None,
@@ -70,7 +70,7 @@ class FileSession:
         # of the last batch that passed `check_batch`: next to a small model the checks count
         self._checked: tuple[tuple[int, ...], np.dtype[Any]] | None = None
         # methods that no file can store are computed next to it
-        storable = [name for name in methods if find(name).kind == GRAPH] or ["gradcam"]
+        storable = [method.name for method in map(find, methods) if method.kind == GRAPH] or ["gradcam"]
         names = [layers] if isinstance(layers, str) else layers
         model = open_model(source, layers=names, methods=storable, preprocess=preprocess)
         session = self._open_file(model.source)

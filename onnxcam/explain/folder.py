@@ -1,4 +1,4 @@
-"""Explains pictures a few at a time on every core, and one failure never loses the others.
+"""A bounded pool of pictures: explained a few at a time on every core, and one failure never loses the others.
 
 Each thread takes a few pictures from file to files: it reads, runs the model and writes. The model computes on one
 thread (or its share of the cores) for each of them, so no core waits for another in the middle of a picture.
@@ -6,26 +6,25 @@ thread (or its share of the cores) for each of them, so no core waits for anothe
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from onnxcam import image
-from onnxcam.cam.methods import GRAPH, find
 from onnxcam.errors import OnnxcamError, OutputError
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.explanation import Explanation
+from onnxcam.explain.explanation import RECORD, Drawing, Explanation
 from onnxcam.explain.features import Progress
 from onnxcam.explain.pictures import Item
-from onnxcam.image.header import HeaderError, read_header
+from onnxcam.explain.question import Question
 
-_CHUNK = 4  # pictures per run: what large linear layers read is shared, and memory stays flat
+_CHUNK = 4  # pictures per run: large linear layers are read once for all of them, and memory stays flat
 _CHUNK_PIXELS = 12_000_000  # large pictures go in smaller numbers
 _PIXELS = 48_000_000  # in memory at any time, all threads together; a larger picture goes alone
 _THREADS = 4
@@ -45,38 +44,8 @@ def workers() -> int:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked about every picture; the fields are those of `Explainer.explain` and `Explanation.save`."""
-
-    target: Any = None
-    method: str | list[str] = "gradcam"
-    layer: str | list[str] | None = None
-    top: int | None = None
-    normalize: str = "minmax"
-    alpha: float = 0.5
-    colormap: str = "jet"
-    side_by_side: bool = False
-    compress: bool = True
-    fusion: str = "mean"
-    smooth: tuple[str, ...] = ()
-    seed: int = 1234
-    progress: Progress | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def methods(self) -> list[str]:
-        """The methods, the first one first."""
-        return [self.method] if isinstance(self.method, str) else self.method
-
-    @property
-    def alone(self) -> bool:
-        """Whether each picture has a run of its own, so that random numbers do not depend on the others."""
-        return bool(self.smooth) or any(find(name).kind != GRAPH for name in self.methods)
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """What became of a picture: its explanation's record and files (relative to its folder), or an error."""
+    """The outcome for one picture: its explanation's record and files (relative to its folder), or an error."""
 
     item: Item
     record: dict[str, Any] | None = None
@@ -84,30 +53,42 @@ class Outcome:
     error: Exception | None = None
 
 
-def explain_all(explainer: Explainer, items: Sequence[Item], request: Request, output: Path) -> Iterator[Outcome]:
-    """Explain and write every picture, in order. At most a few are in memory at any time.
+def explain_all(
+    explainer: Explainer,
+    items: Sequence[Item],
+    question: Question,
+    output: Path,
+    style: Drawing | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Outcome]:
+    """Explain and write every picture, in order; at most a few are in memory at any time.
 
-    Whoever stops asking, or is interrupted, stops long methods too: their pictures are left without files.
+    A caller that stops iterating, or is interrupted, stops long methods too: their pictures are left without files.
+
+    Arguments:
+        items: the pictures, each with its folder below `output`.
+        question: with one target for all of them.
+        style: how their files are drawn.
+        progress: called with (done, total) as long methods go, from any thread.
     """
     threads = workers()
-    size = 1 if request.alone else max(1, min(_CHUNK, -(-len(items) // threads)))
+    size = 1 if question.alone else max(1, min(_CHUNK, -(-len(items) // threads)))
     stopped = threading.Event()
 
-    def told(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt  # past the handlers that would count it as the picture's own failure
-        if request.progress is not None:
-            request.progress(done, total)
+        if progress is not None:
+            progress(done, total)
 
-    asked = replace(request, progress=told)
-    room = Room(_PIXELS)
+    work = _Work(explainer, question, output, style or Drawing(), report, PixelBudget(_PIXELS))
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     if len(chunks) == 1:  # a thread of its own would begin with fresh memory, which costs as much as the writing
-        yield from _finish(explainer, chunks[0], request, output, room)
+        yield from work.finish(chunks[0])
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
     try:
-        for outcomes in ahead(pool, lambda chunk: _finish(explainer, chunk, asked, output, room), chunks, threads):
+        for outcomes in ahead(pool, work.finish, chunks, threads):
             yield from outcomes
     finally:
         stopped.set()
@@ -116,155 +97,161 @@ def explain_all(explainer: Explainer, items: Sequence[Item], request: Request, o
 
 def ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], values: Iterable[T], depth: int) -> Iterator[R]:
     """`map(work, values)` in order, on the pool, at most `depth` values ahead of the caller."""
-    begun: deque[Future[R]] = deque()
+    futures: deque[Future[R]] = deque()
     for value in values:
-        begun.append(pool.submit(work, value))
-        while len(begun) > depth:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()
+        futures.append(pool.submit(work, value))
+        while len(futures) > depth:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
 
 
-class Room:
-    """Pixels that may be in memory at any time, shared by all threads; where nothing else is, any number may."""
+class PixelBudget:
+    """A number of pixels that may be in memory at any time, shared by all threads; a larger picture goes alone."""
 
-    def __init__(self, pixels: int) -> None:
-        self._most = pixels
-        self._held = 0
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._reserved = 0
         self._changed = threading.Condition()
 
-    def enter(self, pixels: int, wait: bool) -> bool:
-        """Take room for so many, and whether there was; only who holds none may wait, so that none waits in a ring."""
+    def reserve(self, pixels: int, wait: bool) -> bool:
+        """Reserve `pixels`; return whether it succeeded.
+
+        Only a thread without a reservation may pass `wait=True`: otherwise two threads could deadlock.
+        """
         with self._changed:
             fits = self._changed.wait_for(lambda: self._fits(pixels)) if wait else self._fits(pixels)
-            self._held += pixels if fits else 0
+            self._reserved += pixels if fits else 0
             return fits
 
-    def leave(self, pixels: int) -> None:
-        """Give room back."""
+    def release(self, pixels: int) -> None:
+        """Give back what was reserved."""
         with self._changed:
-            self._held -= pixels
+            self._reserved -= pixels
             self._changed.notify_all()
 
     def _fits(self, pixels: int) -> bool:
-        return self._held == 0 or self._held + pixels <= self._most
+        return self._reserved == 0 or self._reserved + pixels <= self._limit
 
 
-def _finish(explainer: Explainer, items: Sequence[Item], request: Request, output: Path, room: Room) -> list[Outcome]:
-    left, outcomes = deque(items), []
-    while left:
-        some, pixels = _enter(left, room)
+class _Pending:
+    """A picture that is not read yet; its header is read once."""
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+
+    @cached_property
+    def header(self) -> image.Header | None:
+        """Format and size, None where only loading can tell."""
+        return image.peek(self.item.source)
+
+    @property
+    def pixels(self) -> int:
+        """How many the picture has; 0 where loading it will fail."""
+        if self.header is not None:
+            return self.header.pixels if self.header.pixels <= image.MAX_PIXELS else 0
+        source = self.item.source
+        pipe = isinstance(source, Path) and source.exists() and not source.is_file()  # can be read only once
+        return _CHUNK_PIXELS if pipe else 0
+
+    def load(self) -> image.Picture | Exception:
+        """The decoded picture, or the reason why it cannot be read."""
         try:
-            outcomes += _explained(explainer, some, request, output)
-        finally:
-            room.leave(pixels)
-    return outcomes
+            picture = image.load(self.item.source, header=self.header)
+        except Exception as error:
+            return error
+        return replace(picture, name=self.item.name) if isinstance(self.item.source, bytes) else picture
 
 
-def _enter(left: deque[Item], room: Room) -> tuple[list[Item], int]:
-    """The next pictures for which there is room, at least one, and their pixels."""
-    some: list[Item] = []
-    total = 0
-    while left and len(some) < _CHUNK and total < _CHUNK_PIXELS:
-        pixels = _pixels(left[0])
-        if not room.enter(pixels, wait=not some):
-            break
-        some.append(left.popleft())
-        total += pixels
-    return some, total
+@dataclass(frozen=True)
+class _Work:
+    """The work on every picture of a run."""
+
+    explainer: Explainer
+    question: Question
+    output: Path
+    style: Drawing
+    progress: Progress
+    budget: PixelBudget
+
+    def finish(self, items: Sequence[Item]) -> list[Outcome]:
+        """Read, explain and write some pictures, as many at a time as fit into the budget."""
+        queue, outcomes = deque(map(_Pending, items)), []
+        while queue:
+            some, pixels = self._reserve(queue)
+            try:
+                outcomes += self._finish(some)
+            finally:
+                self.budget.release(pixels)
+        return outcomes
+
+    def _reserve(self, queue: deque[_Pending]) -> tuple[list[_Pending], int]:
+        """The next pictures that fit into the budget, at least one, and the pixels reserved for them."""
+        some: list[_Pending] = []
+        total = 0
+        while queue and len(some) < _CHUNK and total < _CHUNK_PIXELS:
+            pixels = queue[0].pixels
+            if not self.budget.reserve(pixels, wait=not some):
+                break
+            some.append(queue.popleft())
+            total += pixels
+        return some, total
+
+    def _finish(self, some: Sequence[_Pending]) -> list[Outcome]:
+        loaded = [(pending.item, pending.load()) for pending in some]
+        pictures = [picture for _, picture in loaded if isinstance(picture, image.Picture)]
+        explanations = self._explain(pictures)
+        return [
+            self.write(item, next(explanations) if isinstance(picture, image.Picture) else picture)
+            for item, picture in loaded
+        ]
+
+    def _explain(self, pictures: list[image.Picture]) -> Iterator[Explanation | Exception]:
+        """An explanation or an error per picture; after a failure those that are left are explained one by one."""
+        done = 0
+        try:
+            for explanation in self.explainer.answer(self.question, pictures, progress=self.progress):
+                done += 1
+                yield explanation
+        except Exception as error:
+            if len(pictures) == 1 and not done:
+                yield error
+                return
+            for picture in pictures[done:]:
+                yield from self._explain([picture])
+
+    def write(self, item: Item, result: Explanation | Exception) -> Outcome:
+        """Write an explanation into the picture's folder."""
+        if isinstance(result, Exception):
+            return Outcome(item, error=result)
+        folder = self.output / item.folder
+        try:
+            _refuse_overwriting(item, folder, result)
+            record = result.write(folder, self.style)
+            return Outcome(item, record, record.pop("files") | {"explanation": RECORD})
+        except Exception as error:
+            return Outcome(item, error=error)
 
 
-def _pixels(item: Item) -> int:
-    """How many a picture has, by its header; 0 where reading it will fail."""
-    try:
-        if isinstance(item.source, bytes):
-            found = read_header(io.BytesIO(item.source)).pixels
-        elif not item.source.is_file():  # a pipe can be read only once
-            return _CHUNK_PIXELS if item.source.exists() else 0
-        else:
-            with item.source.open("rb") as file:
-                found = read_header(file).pixels
-    except (OSError, ValueError, HeaderError):
-        return 0
-    return found if found <= image.MAX_PIXELS else 0
+def _refuse_overwriting(item: Item, folder: Path, result: Explanation) -> None:
+    """Refuse to write a result over the picture it explains.
 
-
-def _explained(explainer: Explainer, items: Sequence[Item], request: Request, output: Path) -> list[Outcome]:
-    read = [_read(item) for item in items]
-    return [_write(item, result, request, output) for item, result in _explain(explainer, read, request)]
-
-
-def _read(item: Item) -> tuple[Item, image.Picture | Exception]:
-    try:
-        picture = image.load(item.source)
-    except Exception as error:
-        return item, error
-    return item, replace(picture, name=item.name if isinstance(item.source, bytes) else picture.name)
-
-
-def _explain(
-    explainer: Explainer, read: Sequence[tuple[Item, image.Picture | Exception]], request: Request
-) -> Iterator[tuple[Item, Explanation | Exception]]:
-    pictures = [picture for _, picture in read if isinstance(picture, image.Picture)]
-    explanations = _stream(explainer, pictures, request)
-    for item, picture in read:
-        yield item, (next(explanations) if isinstance(picture, image.Picture) else picture)
-
-
-def _stream(explainer: Explainer, pictures: list[image.Picture], request: Request) -> Iterator[Explanation | Exception]:
-    """An explanation or an error per picture; after a failure those that are left are explained one by one."""
-    asked: dict[str, Any] = {
-        "target": request.target,
-        "method": request.method,
-        "layer": request.layer,
-        "top": request.top,
-        "normalize": request.normalize,
-        "side_by_side": request.side_by_side,
-        "fusion": request.fusion,
-        "smooth": request.smooth,
-        "seed": request.seed,
-        "progress": request.progress,
-    }
-    done = 0
-    try:
-        for explanation in explainer.stream(pictures, **asked, **request.options):
-            done += 1
-            yield explanation
-    except Exception as error:
-        if len(pictures) == 1 and not done:
-            yield error
-            return
-        for picture in pictures[done:]:
-            yield from _stream(explainer, [picture], request)
-
-
-def _write(item: Item, result: Explanation | Exception, request: Request, output: Path) -> Outcome:
-    if isinstance(result, Exception):
-        return Outcome(item, error=result)
-    folder = output / item.folder
-    try:
-        _spare(item, folder, result)
-        files = result.save(folder, alpha=request.alpha, colormap=request.colormap, compress=request.compress)
-        return Outcome(item, result.to_dict(), files)
-    except Exception as error:
-        return Outcome(item, error=error)
-
-
-def _spare(item: Item, folder: Path, result: Explanation) -> None:
-    """Refuse to write a result over the picture it explains."""
+    Raises:
+        OutputError: one of its files has the picture's name and folder.
+    """
     if isinstance(item.source, bytes):
         return
     source = item.source.resolve() if item.source.is_symlink() else item.source
     name = source.name.lower()
-    made = [held.method for held in result.per_method] or [result.method]
-    written = ["input.png", "panel.png", "methods.png", *(["layers.png"] if result.per_layer else [])]
-    like = name in written or name.startswith(tuple(f"{method}_" for method in made))
-    if like and source.resolve().parent == folder.resolve():
+    methods = [one.method for one in result.per_method] or [result.method]
+    names = ["input.png", "panel.png", "methods.png", *(["layers.png"] if result.per_layer else [])]
+    clashes = name in names or name.startswith(tuple(f"{method}_" for method in methods))
+    if clashes and source.resolve().parent == folder.resolve():
         raise OutputError(f"{item.name!r} would be overwritten by its own explanation; choose another output folder")
 
 
 def sentence(outcome: Outcome) -> str:
-    """What went wrong with a picture, naming it."""
+    """The error of a picture in one sentence that names it."""
     error = outcome.error
     if isinstance(error, OnnxcamError):
         text = str(error)

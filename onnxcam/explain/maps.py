@@ -59,17 +59,22 @@ def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int], fusi
     return image.normalize(np.asarray(joined, np.float32), normalize)
 
 
-def map_size(size: Any, input_size: tuple[int, int], maps: Sequence[np.ndarray]) -> tuple[int, int]:
-    """The height and width that `size=` means: `input`, `layer` (of the last map) or a pair.
+def check_size(size: Any) -> str | tuple[int, int]:
+    """The size that `size=` names: `input`, `layer`, or a height and width.
 
     Raises:
         InputError: something else.
     """
-    if size == INPUT_SIZE:
-        return input_size
-    if size == LAYER_SIZE:
-        return maps[-1].shape[1], maps[-1].shape[2]
+    if isinstance(size, str) and size in (INPUT_SIZE, LAYER_SIZE):
+        return size
     pair = isinstance(size, (tuple, list)) and all(isinstance(side, (int, np.integer)) and side > 0 for side in size)
     if pair and len(size) == 2:
         return int(size[0]), int(size[1])
     raise InputError(f"size={size!r}; expected 'input', 'layer' or (height, width)")
+
+
+def map_size(size: str | tuple[int, int], input_size: tuple[int, int], maps: Sequence[np.ndarray]) -> tuple[int, int]:
+    """Height and width of a size as `check_size` gives it; `layer` is that of the last map."""
+    if isinstance(size, tuple):
+        return size
+    return input_size if size == INPUT_SIZE else (maps[-1].shape[1], maps[-1].shape[2])

@@ -34,21 +34,21 @@ class Item:
 
 
 @dataclass
-class Found:
+class Collection:
     """The pictures in order, and for everything named that was none: its name and a sentence."""
 
     items: list[Item] = field(default_factory=list)
     failures: list[tuple[str, PictureError]] = field(default_factory=list)
 
 
-def collect(named: Sequence[str], output: Path, stdin: BinaryIO | None = None) -> Found:
+def collect(named: Sequence[str], output: Path, stdin: BinaryIO | None = None) -> Collection:
     """The pictures that files, folders, globs and `-` stand for, each once, with a folder of its own.
 
     Folders are searched with their subfolders for picture files; hidden ones and the output folder are passed over.
     A glob is expanded here where the shell has not done it. Explanations lie below the output folder as the pictures
     lie below what was named; where two would share a folder (a.jpg beside a.png) both keep their extension.
     """
-    found = Found()
+    collection = Collection()
     bases: list[Path] = []
     paths: list[tuple[Path, str]] = []
     seen: set[Path] = set()
@@ -61,7 +61,7 @@ def collect(named: Sequence[str], output: Path, stdin: BinaryIO | None = None) -
             continue
         matches, base, failure = _expand(text, skip)
         if failure is not None:
-            found.failures.append((text, failure))
+            collection.failures.append((text, failure))
         elif base is not None:
             bases.append(base)
         for path in matches:
@@ -71,14 +71,14 @@ def collect(named: Sequence[str], output: Path, stdin: BinaryIO | None = None) -
                 paths.append((path, str(path)))
     stems = _stems([path for path, _ in paths], _common(bases))
     if piped is not None:
-        found.items.append(Item(piped, "stdin", PurePath("stdin")))
-    found.items += [
+        collection.items.append(Item(piped, "stdin", PurePath("stdin")))
+    collection.items += [
         Item(path, name, folder) for (path, name), folder in zip(paths, distinct(stems, piped is not None), strict=True)
     ]
-    if len(found.items) == 1:
-        only = found.items[0]
-        found.items = [Item(only.source, only.name)]
-    return found
+    if len(collection.items) == 1:
+        only = collection.items[0]
+        collection.items = [Item(only.source, only.name)]
+    return collection
 
 
 def read_list(source: str, stdin: BinaryIO | None = None) -> list[str]:

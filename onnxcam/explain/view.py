@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxcam import runtime
-from onnxcam.cam.methods import GRAPH, find
+from onnxcam.cam.methods import GRAPH, Method, find
 from onnxcam.cam.methods import INPUT as ATTRIBUTION
 from onnxcam.cam.methods.eigen import first_component
 from onnxcam.cam.view import Make
@@ -176,15 +176,15 @@ class LayerView:
             parts.append(self._canonical(runtime.run(session, [CURVATURE], feeds)[CURVATURE]))
         return np.concatenate(parts)[: len(rows)]
 
-    def map(self, method: str) -> np.ndarray:
+    def map(self, method: str | Method) -> np.ndarray:
         """The map of a graph method, before its ReLU."""
         return self.maps([method])[0]
 
-    def maps(self, methods: Sequence[str]) -> list[np.ndarray]:
+    def maps(self, methods: Sequence[str | Method]) -> list[np.ndarray]:
         """The maps of graph methods, float32 `[N, h, w]` before their ReLU, from one pass back."""
-        return self._run_maps(methods, False)
+        return self._run_maps([find(method) for method in methods], False)
 
-    def smooth(self, method: str, options: dict[str, Any]) -> np.ndarray:
+    def smooth(self, method: str | Method, options: dict[str, Any]) -> np.ndarray:
         """The first principal component of what a method sums over channels, after ReLU, float32 `[N, h, w]`.
 
         Raises:
@@ -193,23 +193,23 @@ class LayerView:
         registered = find(method)
         if registered.terms is None:
             raise MethodError(
-                f"method {method!r} adds nothing up over channels that smooth='eigen' could take the first component of"
+                f"method {registered.name!r} is not a sum over channels: smooth='eigen' has no first component to take"
             )
         registered.check(options)
         self._reseed()
-        terms = self._run_maps([method], True)[0] if registered.kind == GRAPH else registered.terms(self, **options)
+        terms = self._run_maps([registered], True)[0] if registered.kind == GRAPH else registered.terms(self, **options)
         return np.asarray(np.maximum(first_component(terms), 0))
 
-    def _run_maps(self, methods: Sequence[str], terms: bool) -> list[np.ndarray]:
-        gradient = any(find(name).gradient for name in methods)
+    def _run_maps(self, methods: Sequence[Method], terms: bool) -> list[np.ndarray]:
+        gradient, names = any(method.gradient for method in methods), [method.name for method in methods]
         if gradient and not terms and "plain" not in self._gradients_by_rules and isinstance(self.objective, Logit):
-            return self._logit_maps(self.objective.classes, methods)
-        session = self.batch.sessions.maps(self.layer, tuple(methods), terms)
+            return self._logit_maps(self.objective.classes, names)
+        session = self.batch.sessions.maps(self.layer, tuple(names), terms)
         feeds = {ACTIVATIONS: self.activations}
         if gradient:
             feeds[GRADIENT] = self.gradients
-        maps = runtime.run(session, list(methods), feeds)
-        return [maps[name] for name in methods]
+        maps = runtime.run(session, names, feeds)
+        return [maps[name] for name in names]
 
     def _logit_maps(self, classes: np.ndarray, methods: Sequence[str]) -> list[np.ndarray]:
         """The same of a class per row, in one session with the pass back."""
@@ -219,26 +219,27 @@ class LayerView:
         runs = [runtime.run(session, names, part) for part in feeds]
         return [joined([run[name] for run in runs])[: len(rows)] for name in names]
 
-    def class_maps(self, classes: np.ndarray, methods: Sequence[str]) -> list[np.ndarray] | None:
+    def class_maps(self, classes: np.ndarray, methods: Sequence[Method]) -> list[np.ndarray] | None:
         """The maps `[N, k, h, w]` of graph methods, before their ReLU, of several classes `[N, k]` of each row.
 
         None where rows cannot be repeated, or there are more of them than one run takes.
         """
         repeats = self._cut.free and self.batch.size is None and classes.size <= self._rows_per_run()
-        if not repeats or not any(find(name).gradient for name in methods):
+        if not repeats or not any(method.gradient for method in methods):
             return None
-        session, feeds = self.batch.sessions.class_maps(self.layer, tuple(methods), True), {TARGET: classes.reshape(-1)}
-        maps = runtime.run(session, [MAP + name for name in methods], {**self._values, **feeds})
+        names = [method.name for method in methods]
+        session, feeds = self.batch.sessions.class_maps(self.layer, tuple(names), True), {TARGET: classes.reshape(-1)}
+        maps = runtime.run(session, [MAP + name for name in names], {**self._values, **feeds})
         return [every.reshape(*classes.shape, *every.shape[1:]) for every in maps.values()]
 
-    def explain(self, method: str, options: dict[str, Any]) -> np.ndarray:
+    def explain(self, method: str | Method, options: dict[str, Any]) -> np.ndarray:
         """The map of any method after its ReLU, float32 `[N, h, w]`; of an input method, of the input's size."""
         registered = find(method)
         registered.check(options)
         self._reseed()
         if registered.kind == ATTRIBUTION:
             return np.asarray(np.abs(registered.function(self, **options)).sum(axis=1), np.float32)
-        maps = self.map(method) if registered.kind == GRAPH else registered.function(self, **options)
+        maps = self.map(registered) if registered.kind == GRAPH else registered.function(self, **options)
         return np.maximum(np.asarray(maps, np.float32), 0)
 
     def _reseed(self) -> None:

@@ -1,9 +1,10 @@
 """Pictures: reading, preparing, mapping heatmaps back, drawing and writing.  OpenCV is imported on first use only."""
 
 from onnxcam.image.geometry import NORMALIZATIONS, Geometry, normalize, resize_map
+from onnxcam.image.header import Header
 from onnxcam.image.overlay import COLORMAPS, blend, colorize, grayscale, overlay, paint, palette
 from onnxcam.image.panel import gallery, panel
-from onnxcam.image.picture import MAX_PIXELS, Picture, load
+from onnxcam.image.picture import MAX_PIXELS, Picture, load, peek
 from onnxcam.image.preprocess import Crop, Preprocess, Resize
 from onnxcam.image.presets import PRESETS, candidates, from_hf, from_timm, preset, resolve
 from onnxcam.image.write import encode_png, write_bytes, write_pieces, write_png
@@ -15,6 +16,7 @@ __all__ = [
     "PRESETS",
     "Crop",
     "Geometry",
+    "Header",
     "Picture",
     "Preprocess",
     "Resize",
@@ -32,6 +34,7 @@ __all__ = [
     "paint",
     "palette",
     "panel",
+    "peek",
     "preset",
     "resize_map",
     "resolve",

@@ -44,6 +44,7 @@ def load(
     color: str = "RGB",
     max_pixels: int | None = MAX_PIXELS,
     background: tuple[int, int, int] | None = _WHITE,
+    header: Header | None = None,
 ) -> Picture:
     """Read one picture.
 
@@ -54,6 +55,7 @@ def load(
         max_pixels: refuse encoded pictures of more pixels than this before anything is decoded; None: no limit.
         background: RGB colour under transparent pixels, white as in most viewers; None drops the alpha channel and
             shows whatever colour the file keeps there, as `PIL.Image.convert("RGB")` does.
+        header: of a path or bytes, as `peek` read it; read here if None.
 
     Returns:
         Grey expanded to three channels, 16 bits reduced to their high byte, EXIF orientation applied; of an animation
@@ -68,11 +70,11 @@ def load(
     if isinstance(source, Picture):
         return source
     if isinstance(source, (str, os.PathLike)):
-        return _from_path(Path(os.fspath(cast(Any, source))), max_pixels, background)
+        return _from_path(Path(os.fspath(cast(Any, source))), max_pixels, background, header)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         try:
-            header = _checked_header(io.BytesIO(data), max_pixels)
+            header = _checked(header or read_header(io.BytesIO(data)), max_pixels)
             return Picture(_decode(data, header, background))
         except HeaderError as error:
             raise PictureError(f"the picture (given as {len(data):,} bytes) {error}") from error
@@ -86,10 +88,30 @@ def load(
     )
 
 
-def _from_path(path: Path, max_pixels: int | None, background: tuple[int, int, int] | None) -> Picture:
+def peek(source: Any) -> Header | None:
+    """The header of a picture file or of encoded bytes, before anything is decoded.
+
+    Returns:
+        format and size; None where only `load` can tell: a pipe, or a picture that cannot be read.
+    """
+    try:
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return read_header(io.BytesIO(source))
+        path = Path(source)
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return read_header(file)
+    except (OSError, ValueError, HeaderError):
+        return None
+
+
+def _from_path(
+    path: Path, max_pixels: int | None, background: tuple[int, int, int] | None, header: Header | None
+) -> Picture:
     try:
         with _open(path) as stream:
-            header = _checked_header(stream, max_pixels)
+            header = _checked(header or read_header(stream), max_pixels)
             # Metadata can be arbitrarily large; 8 bytes a pixel hold any uncompressed picture that is read here.
             bound = (64 << 20) + 8 * header.pixels
             if stream.seek(0, os.SEEK_END) > bound:
@@ -128,8 +150,7 @@ def _hint() -> str:
     return f"check the name (the current folder is {str(Path.cwd())!r})"
 
 
-def _checked_header(stream: BinaryIO, max_pixels: int | None) -> Header:
-    header = read_header(stream)
+def _checked(header: Header, max_pixels: int | None) -> Header:
     _check_pixels(header.height, header.width, max_pixels)
     return header
 

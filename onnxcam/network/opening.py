@@ -12,7 +12,6 @@ from onnxcam.graph import file
 from onnxcam.graph.large_model import LargeModel, Serialized
 from onnxcam.network import manifest as manifests
 from onnxcam.network.manifest import Manifest
-from onnxcam.targets.classes import TOP1
 
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -80,7 +79,7 @@ def open_model(
         methods: graph methods whose maps a model that is augmented computes along with those of the file.
         require_methods: whether lacking one of them is a reason to augment.
         raw: whether activations and gradients have to be outputs.
-        classes: those to be explained, None if the target has to be an input.
+        classes: those to be explained, -1 for each row's top-1; None if the target has to be an input.
         gated: whether to leave a gate as it is; the maps are computed for every batch otherwise.
         preprocess: for the manifest of a plain classifier.
 
@@ -116,7 +115,8 @@ def lacking(
     """What a file lacks, see `open_model`: none, one or several of `LAYERS`, `METHODS`, `GRADIENTS` and `TARGET`."""
     missing = set()
     target = manifest["target"]
-    if target["mode"] == "constant" and (classes is None or any(c not in (TOP1, target.get("class")) for c in classes)):
+    # not even the top-1 (-1): a file bound to a class explains that one always
+    if target["mode"] == "constant" and (classes is None or any(index != target.get("class") for index in classes)):
         missing.add(TARGET)
     entries = {entry["name"]: entry for entry in manifest["layers"]}
     for name in entries if layers is None else layers:

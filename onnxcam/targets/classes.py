@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,6 +76,15 @@ def index(target: Any, classes: int, labels: Sequence[str] | None = None, defaul
             f"target {number} is not a class of this model; expected 0 to {classes - 1}, or -1 for the top-1"
         )
     return number
+
+
+def by_text(text: str, labels: Sequence[str] | None) -> int | str:
+    """A class as a user types it: a label, or an index where no label is those digits."""
+    digits = text.strip()
+    if not re.fullmatch(r"[+-]?\d+", digits):
+        return text
+    names = {part.strip().casefold() for label in labels or () for part in (label, *label.split(","))}
+    return text if digits.casefold() in names else int(digits)
 
 
 def find_label(label: str, labels: Sequence[str] | None) -> int:

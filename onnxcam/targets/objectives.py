@@ -241,7 +241,7 @@ def by_index(target: Any, readout: Readout, labels: Labels = None) -> Any:
         first, other = index(target.target), index(target.other)
         if first is not None and first >= 0 and first == other:
             raise _with_itself(first, labels)
-        return Contrast(first, other)
+        return Contrast(first, None if other is not None and other < 0 else other)
     return index(target)
 
 
@@ -316,7 +316,10 @@ def _contrast(classes: np.ndarray, others: np.ndarray, scores: np.ndarray, reado
 
 def _with_itself(index: int, labels: Labels) -> TargetError:
     name = labels[index] if labels else index
-    return TargetError(f"a contrast of {name!r} with itself says nothing; name another class to compare it with")
+    return TargetError(
+        f"{name!r} is the target itself, and a contrast of {name!r} with itself says nothing; name another class to "
+        "compare it with"
+    )
 
 
 def _vector(weights: Any, size: int, labels: Labels) -> np.ndarray:

@@ -104,9 +104,20 @@ class Readout:
         Raises:
             TargetError: `count` is not between 1 and the number of classes.
         """
-        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or not 1 <= count <= self.size:
-            raise TargetError(f"top={count!r}; expected 1 to {self.size}, the number of classes")
+        self.check_count(count)
         return np.argsort(-self.per_class(scores), axis=1, kind="stable")[:, :count].astype(np.int64)
+
+    def check_count(self, count: Any, spelled: str | None = None) -> None:
+        """Refuse a number of best classes that is not between 1 and the number of classes.
+
+        Arguments:
+            spelled: parameter and value as the message spells them; `top=COUNT` if None.
+
+        Raises:
+            TargetError: another number.
+        """
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or not 1 <= count <= self.size:
+            raise TargetError(f"{spelled or f'top={count!r}'}; expected 1 to {self.size}, the number of classes")
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Probabilities `[N, size]`, float32: a softmax, a sigmoid each, or (1 - p, p) of a single logit."""

@@ -37,7 +37,7 @@ def test_classes_together_are_classes_apart(kind: str) -> None:
     batch = np.random.default_rng(4).normal(size=shape).astype(np.float32)
     classes = np.array([[1, 0], [0, 1], [1, 0]]) if kind == "binary" else np.array([[4, 0], [2, 2], [1, 3]])
     examined = held.examine(batch)
-    together = examined.classes_map(classes, NAMES, [held.layers[-1]], {})
+    together = examined.class_maps(examined.question(method=NAMES, layer=[held.layers[-1]]), classes)
     for place in range(2):
         apart = held.examine(batch).attribute(classes[:, place], NAMES, normalize="none", size="layer")
         for name, maps, other in zip(NAMES, together, apart, strict=True):

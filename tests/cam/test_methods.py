@@ -279,7 +279,7 @@ def test_several_classes_by_a_layer_method_are_those_asked_for_one_by_one(deep: 
     held = explainer.examine(pictures(), "third")
     classes = np.argsort(-held.scores, axis=1)[:, :3]
     for method in ("gradcam", "ablationcam", "reciprocam", "finercam", "shapleycam"):
-        ((maps,),) = held.classes_map(classes, [method], ["third"], {})
+        ((maps,),) = held.class_maps(held.question(method=method, layer="third"), classes)
         for k in range(3):
             one = explainer.attribute(pictures(), list(classes[:, k]), method, "third", normalize="none", size="layer")
             assert np.allclose(maps[:, k], one, atol=1e-5)

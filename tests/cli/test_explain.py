@@ -289,9 +289,10 @@ def test_only_a_few_pictures_are_held_at_a_time(ready: Path, tmp_path: Path, mon
     image.write_png(tmp_path / "p.png", noise(rng))
     begun: list[int] = []
     real = image.load
-    monkeypatch.setattr(batch.image, "load", lambda source: begun.append(1) or real(source))
+    monkeypatch.setattr(batch.image, "load", lambda source, **keywords: begun.append(1) or real(source, **keywords))
     items = [batch.Item(tmp_path / "p.png", str(n), Path(str(n))) for n in range(100)]
-    outcomes = batch.explain_all(Explainer(ready), items, batch.Request(), tmp_path / "out")
+    explainer = Explainer(ready)
+    outcomes = batch.explain_all(explainer, items, explainer.question(), tmp_path / "out")
     for _ in range(3):
         next(outcomes)
     assert len(begun) <= 3 * 8 + 3

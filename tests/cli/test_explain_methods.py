@@ -23,7 +23,8 @@ from onnxcam.cam import registry
 from onnxcam.cam.view import View
 from onnxcam.cli import question
 from onnxcam.explain.explainer import Explainer
-from tests.cli.conftest import LABELS, Run, tree
+from onnxcam.explain.texts import typed
+from tests.cli.conftest import Run, tree
 from tests.support import models
 
 BOTH = ("--method", "gradcam", "--method", "hirescam")
@@ -339,8 +340,8 @@ def test_methods_are_listed(run: Run, extra: None) -> None:
     ],
 )
 def test_option_values_take_their_defaults_type(text: str, default: Any, value: Any) -> None:
-    typed = question._typed(text, default)
-    assert typed == value and type(typed) is type(value)
+    read = typed(text, default)
+    assert read == value and type(read) is type(value)
 
 
 def test_shells_complete_method_names() -> None:
@@ -405,10 +406,3 @@ def test_a_long_method_shows_its_progress_on_a_terminal(ready: Path, photo: Path
     assert code == 130 and "Traceback" not in err
     assert re.search(r"\[#*-+\] \d+%, \d+:\d\d left", err)
     assert err.endswith("\x1b[2KInterrupted.\n"), "the bar is wiped out"
-
-
-def test_labels_are_those_of_the_file() -> None:
-    target, index = question.parse_target("tiger", "runner-up", False, LABELS, 5)
-    assert (target, index) == (onnxcam.Contrast(1, None), 1)
-    assert question.parse_target(None, None, True, LABELS, 5) == (onnxcam.Probability(None), -1)
-    assert question.parse_target("-1", None, False, LABELS, 5) == (None, -1)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ import pytest
 
 from onnxcam import image
 from onnxcam.explain import folder as batch
+from onnxcam.explain.explanation import Drawing
 from onnxcam.explain.pictures import Item
+from onnxcam.explain.question import Question, Terms
+from onnxcam.targets.readout import LOGITS, Readout
 
 
 class Loader:
@@ -26,19 +30,33 @@ class Loader:
         self.held = self.peak = 0
         self.lock = threading.Lock()
 
-    def read(self, item: Item) -> tuple[Item, Exception]:
+    def read(self, pending: batch._Pending) -> Exception:
         with self.lock:
-            self.held += self.sizes[item.name]
+            self.held += self.sizes[pending.item.name]
             self.peak = max(self.peak, self.held)
         time.sleep(0.001)
-        return item, ValueError(item.name)
+        return ValueError(pending.item.name)
 
-    def write(self, item: Item, result: Any, *rest: Any) -> batch.Outcome:
+    def write(self, item: Item, result: Any) -> batch.Outcome:
         with self.lock:
             self.held -= self.sizes[item.name]
         if item.name.endswith("7"):
             raise KeyboardInterrupt
         return batch.Outcome(item, error=result)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(batch._Pending, "pixels", property(lambda pending: self.sizes[pending.item.name]))
+        monkeypatch.setattr(batch._Pending, "load", lambda pending: self.read(pending))
+        monkeypatch.setattr(batch._Work, "write", lambda work, item, result: self.write(item, result))
+
+
+def question() -> Question:
+    return Question.of(Terms(Readout("scores", LOGITS, 2), None, ["layer"]))
+
+
+def work(budget: batch.PixelBudget, folder: Path) -> batch._Work:
+    explainer = SimpleNamespace(answer=lambda question, pictures, progress: iter(()))
+    return batch._Work(explainer, question(), folder, Drawing(), lambda done, total: None, budget)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("largest", [30, 100, 250])
@@ -48,42 +66,37 @@ def test_threads_share_the_pixels(largest: int, tmp_path: Path, monkeypatch: pyt
     loader = Loader(sizes)
     monkeypatch.setattr(batch, "_PIXELS", 100)
     monkeypatch.setattr(batch, "workers", lambda: 4)
-    monkeypatch.setattr(batch, "_pixels", lambda item: sizes[item.name])
-    monkeypatch.setattr(batch, "_read", loader.read)
-    monkeypatch.setattr(batch, "_write", loader.write)
+    loader.install(monkeypatch)
     items = [Item(tmp_path, name) for name in sizes]
-    done = list(batch.explain_all(None, items, batch.Request(), tmp_path))  # type: ignore[arg-type]
+    explainer = SimpleNamespace(answer=lambda question, pictures, progress: iter(()))
+    done = list(batch.explain_all(explainer, items, question(), tmp_path))  # type: ignore[arg-type]
     assert [outcome.item.name for outcome in done] == list(sizes)
     assert 50 < loader.peak <= max(100, max(sizes.values())) and loader.held == 0
 
 
-def test_a_failure_gives_its_room_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    room = batch.Room(10)
-    loader = Loader({"7": 10, "8": 10})
-    monkeypatch.setattr(batch, "_pixels", lambda item: loader.sizes[item.name])
-    monkeypatch.setattr(batch, "_read", loader.read)
-    monkeypatch.setattr(batch, "_write", loader.write)
+def test_a_failure_releases_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = work(batch.PixelBudget(10), tmp_path)
+    Loader({"7": 10, "8": 10}).install(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        batch._finish(None, [Item(tmp_path, "7")], batch.Request(), tmp_path, room)  # type: ignore[arg-type]
-    assert len(batch._finish(None, [Item(tmp_path, "8")], batch.Request(), tmp_path, room)) == 1  # type: ignore[arg-type]
+        whole.finish([Item(tmp_path, "7")])
+    assert len(whole.finish([Item(tmp_path, "8")])) == 1
 
 
-def test_room() -> None:
-    room = batch.Room(10)
-    assert room.enter(25, wait=True), "where nothing is held, any picture may"
-    assert not room.enter(1, wait=False)
-    threading.Timer(0.05, room.leave, [25]).start()
-    assert room.enter(4, wait=True)
-    assert room.enter(6, wait=False) and not room.enter(1, wait=False)
+def test_the_budget() -> None:
+    budget = batch.PixelBudget(10)
+    assert budget.reserve(25, wait=True), "a picture may exceed it alone"
+    assert not budget.reserve(1, wait=False)
+    threading.Timer(0.05, budget.release, [25]).start()
+    assert budget.reserve(4, wait=True)
+    assert budget.reserve(6, wait=False) and not budget.reserve(1, wait=False)
 
 
 def test_pixels_are_known_before_decoding(tmp_path: Path) -> None:
     data = image.encode_png(np.zeros((6, 7, 3), np.uint8))
     (tmp_path / "a.png").write_bytes(data)
     (tmp_path / "b.png").write_bytes(b"no picture")
-    found = [
-        batch._pixels(Item(source, "x")) for source in (data, *(tmp_path / name for name in ("a.png", "b.png", "c")))
-    ]
+    sources = (data, *(tmp_path / name for name in ("a.png", "b.png", "c")))
+    found = [batch._Pending(Item(source, "x")).pixels for source in sources]
     assert found == [42, 42, 0, 0]
 
 

@@ -9,10 +9,10 @@ from pathlib import Path, PurePath
 import pytest
 
 from onnxcam.errors import PictureError
-from onnxcam.explain.pictures import Found, collect, distinct, read_list
+from onnxcam.explain.pictures import Collection, collect, distinct, read_list
 
 
-def folders(found: Found) -> dict[str, str]:
+def folders(found: Collection) -> dict[str, str]:
     return {item.name.replace(os.sep, "/"): item.folder.as_posix() for item in found.items}
 
 
@@ -27,7 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def found(*named: str, output: str = "out", stdin: bytes = b"") -> Found:
+def found(*named: str, output: str = "out", stdin: bytes = b"") -> Collection:
     return collect(named, Path(output), io.BytesIO(stdin))
 
 

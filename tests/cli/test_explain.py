@@ -19,7 +19,7 @@ from onnxcam.explain import folder as batch
 from onnxcam.explain.explainer import Explainer
 from onnxcam.graph import load
 from tests.cli.conftest import LABELS, RAW, Run, noise, tree
-from tests.graph.test_entry import begun
+from tests.graph.test_input_normalization import begun
 from tests.support import models
 
 FILES = {

@@ -55,27 +55,27 @@ LEFT_OUT: dict[str, tuple[int, int]] = {
     "BatchNormalization: it is in training mode; export the model for inference": (10, 0),
     "CumProd: running products are not covered": (7, 0),
     "DFT: spectra are not covered": (10, 0),
-    "DeformConv: convolution at places that the network chooses is not covered": (14, 0),
+    "DeformConv: convolution at sampled offsets is not covered": (14, 0),
     "Dropout: it is in training mode, or may be at run time; export the model for inference": (4, 0),
     "DynamicQuantizeLinear: dynamically quantized": (3, 0),
     "GRU: it is recurrent, and onnxcam does not differentiate through time": (29, 0),
     "GridSample: mode 'cubic' is not covered, 'linear' and 'nearest' are": (6, 0),
     "LSTM: it is recurrent, and onnxcam does not differentiate through time": (32, 0),
-    "Loop: it is control flow, which repeats a subgraph as often as the data says": (2, 0),
+    "Loop: it is control flow, which repeats a subgraph a number of times that depends on the data": (2, 0),
     "MatMul: the rank of a value is unknown after shape inference": (0, 2),
     "MelWeightMatrix: spectra are not covered": (2, 0),
     "OptionalGetElement: onnxcam follows tensors, not sequences or optional values": (1, 0),
     "RNN: it is recurrent, and onnxcam does not differentiate through time": (23, 0),
     "Resize: it crops a region of interest (tf_crop_and_resize); crop and resize with separate nodes": (8, 0),
     "Resize: its scales follow from keep_aspect_ratio_policy; export it with explicit scales or sizes": (4, 0),
-    "RoiAlign: it looks at regions that a detector proposes, and is not covered": (6, 0),
+    "RoiAlign: it samples regions that a detector proposes, and is not covered": (6, 0),
     "RotaryEmbedding: a gradient is needed for its cosines or sines": (16, 0),
     "STFT: spectra are not covered": (3, 0),
-    "Scan: it is control flow, which repeats a subgraph as often as the data says": (17, 36),
+    "Scan: it is control flow, which repeats a subgraph a number of times that depends on the data": (17, 36),
     "ScatterElements: reduction='mul' is not covered, only 'none', 'add', 'max' and 'min' are": (2, 0),
     "ScatterND: reduction='mul' is not covered, only 'none', 'add', 'max' and 'min' are": (2, 0),
     "Slice: the rank of a value is unknown after shape inference": (0, 3),
-    "Unique: which elements it leaves out depends on all of them": (5, 0),
+    "Unique: which elements it drops depends on all of them": (5, 0),
     "ai.onnx.preview::FlexAttention: has no gradient rule": (33, 0),
 }
 # float inputs that are taken as given: they say how to compute, or how big the output is
@@ -349,8 +349,8 @@ def _reason(error: Exception) -> str:
     text = str(error)
     for pattern in (
         r"operator (\S+) .*?cannot be differentiated: (.*?); it lies",
-        r"operator (\S+) .*?(has no gradient rule)",
         r"operator (\S+) .*?is (dynamically quantized)",
+        r"operator (\S+) .*?(has no gradient rule)",
         r"(\S+) node .*?cannot be differentiated: (.*)",
     ):
         found = re.match(pattern, text)

@@ -37,7 +37,7 @@ def test_a_branch_of_a_known_condition_is_inlined() -> None:
 
 
 def test_control_flow_on_the_way_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedOperator, match=r"operator If .*condition is only known while the model runs"):
+    with pytest.raises(UnsupportedOperator, match=r"operator If .*condition is known only at run time"):
         onnxcam.gradient(parser.parse_model(SQUEEZED % "H"), of="y", wrt=["x"])
 
 

@@ -31,10 +31,13 @@ EXCLUDED = (
 )
 
 
-def test_every_operator_with_a_rule_has_its_traits() -> None:
-    assert sorted(registered() - TRAITS.keys()) == []
+def test_every_operator_has_its_traits() -> None:
+    """So that a new gradient rule needs none, and a new release of onnx is looked through."""
+    current = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == "" and not schema.deprecated}
+    assert sorted((current | registered()) - TRAITS.keys()) == []
 
 
+@pytest.mark.skipif(OPSET < 28, reason="the table has operators of later releases of onnx")
 def test_every_name_is_an_operator() -> None:
     standard = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
     assert sorted(TRAITS.keys() - standard) == []

@@ -119,7 +119,7 @@ def test_scales_by_blocks_are_refused_by_name() -> None:
     constants = {"s": np.full((2, 2), 0.1, np.float32), "z": np.zeros((2, 2), np.int8)}
     text = "q = QuantizeLinear<axis=0, block_size=2>(x, s, z)\ny = DequantizeLinear<axis=0, block_size=2>(q, s, z)"
     model = build(text, {"x": x}, constants, opset=21)
-    with pytest.raises(UnsupportedOperator, match=r"QuantizeLinear node .* block by block"):
+    with pytest.raises(UnsupportedOperator, match=r"QuantizeLinear node .* blockwise"):
         gradients(model, {"x": x}, x, ["x"])
 
 

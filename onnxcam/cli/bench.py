@@ -1,4 +1,4 @@
-"""`onnxcam bench`: what explaining costs on this machine."""
+"""`onnxcam bench`: measure what explaining costs on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`onnxcam check`: the gradients of a model against finite differences, or its preprocessing against others."""
+"""`onnxcam check`: check a model's gradients against finite differences, or its preprocessing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`onnxcam demo`: the bundled model explains the bundled pictures."""
+"""`onnxcam demo`: explain the bundled pictures with the bundled model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`onnxcam evaluate`: the numbers that judge maps."""
+"""`onnxcam evaluate`: judge methods by numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`onnxcam explain`: heatmaps of pictures, written to a folder."""
+"""`onnxcam explain`: explain what a model sees in pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`onnxcam export`: an explainable ONNX file from a Keras, PyTorch or ONNX model."""
+"""`onnxcam export`: write an explainable ONNX file."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""A click group whose commands are imported when run, and whose errors end as one sentence and an exit code."""
+"""A click group that imports a command when it is invoked, and ends its errors as one sentence and an exit code."""
 
 from __future__ import annotations
 
 import os
+import pkgutil
+import re
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -12,17 +15,22 @@ import click
 
 from onnxcam.cli.errors import reported
 
-# Threads that OpenBLAS starts in numpy and OpenCV spin for a tenth of a second each, on the core that opens the model.
+# OpenBLAS starts threads in numpy and OpenCV that spin for a tenth of a second each, on the core that opens the model.
 # These commands multiply no large matrices outside the model.
 _ONE_THREAD = ("explain", "demo")
 
 
 class CommandGroup(click.Group):
-    """Knows its commands by name, place (`module:attribute`) and summary; imports one when it is asked for."""
+    """A group whose commands are registered by name, place (`module:attribute`) and summary."""
 
-    def __init__(self, *args: Any, places: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, places: Mapping[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.places = places
+        self._places = places or {}
+
+    @property
+    def places(self) -> Mapping[str, tuple[str, str]]:
+        """Place and summary of each command, so that `--help` imports none."""
+        return self._places
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.places)
@@ -30,8 +38,6 @@ class CommandGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.places:
             return None
-        if cmd_name in _ONE_THREAD:
-            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read once, while the libraries are loaded
         module, _, attribute = self.places[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command
@@ -57,3 +63,51 @@ class CommandGroup(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         return result
+
+
+class PackageGroup(CommandGroup):
+    """A group whose commands are modules of one package.
+
+    A module is a command if its docstring begins with ``` `onnxcam NAME`: summary``` (NAME is the module's) and it
+    defines the click command NAME. Nothing else registers it.
+    """
+
+    def __init__(self, *args: Any, package: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._package = package
+
+    @cached_property
+    def places(self) -> Mapping[str, tuple[str, str]]:
+        """Place and summary of each command, read from the modules' sources without importing them."""
+        places = {}
+        for finder, name, _ in pkgutil.iter_modules(import_module(self._package).__path__):
+            module = f"{self._package}.{name}"
+            spec = finder.find_spec(module, None)
+            source = getattr(getattr(spec, "loader", None), "get_source", lambda module: None)(module)
+            # a program frozen without sources imports the module instead
+            text = import_module(module).__doc__ if source is None else source.partition('"""')[2].partition('"""')[0]
+            summary = _summary(text, name)
+            if summary is not None:
+                places[name] = (f"{module}:{name}", summary)
+        return places
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if not cmd_name.isidentifier():
+            return None
+        if cmd_name in _ONE_THREAD:
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read once, while the libraries are loaded
+        name = f"{self._package}.{cmd_name}"
+        try:
+            module = import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            return None
+        command: click.Command | None = getattr(module, cmd_name, None)
+        return None if _summary(module.__doc__, cmd_name) is None else command
+
+
+def _summary(docstring: str | None, name: str) -> str | None:
+    """The summary in a command module's docstring; None for other modules."""
+    match = re.match(rf"`onnxcam {name}`: (.+?\.)(\s|$)", " ".join((docstring or "").split()))
+    return match and match[1][:1].upper() + match[1][1:]

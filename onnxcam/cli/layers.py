@@ -1,4 +1,4 @@
-"""`onnxcam layers`: where a model can be explained."""
+"""`onnxcam layers`: list the layers that can be explained."""
 
 from __future__ import annotations
 

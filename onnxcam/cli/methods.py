@@ -1,4 +1,4 @@
-"""`onnxcam methods`: the methods there are, what each computes and what it costs."""
+"""`onnxcam methods`: list the methods of explaining."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`onnxcam monitor`: reads the folders of monitors."""
+"""`onnxcam monitor`: read what monitors wrote: records, drift, reports."""
 
 from __future__ import annotations
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
@@ -16,8 +18,9 @@ from click.testing import CliRunner
 
 from onnxcam import cli, errors
 from onnxcam.cli import errors as edge
-from onnxcam.cli.group import CommandGroup
+from onnxcam.cli.group import CommandGroup, PackageGroup
 
+COMMANDS = cli.main.places  # type: ignore[attr-defined]
 CODES = {
     "OnnxcamError": 1,
     "PictureError": 1,
@@ -126,7 +129,7 @@ def test_file_system_error_names_the_file() -> None:
 def test_unknown_command_lists_those_there_are() -> None:
     result = CliRunner().invoke(cli.main, ["exprot"])
     assert result.exit_code == 2
-    assert all(name in result.stderr for name in cli.COMMANDS)
+    assert all(name in result.stderr for name in COMMANDS)
 
 
 def test_help_imports_no_command() -> None:
@@ -141,16 +144,49 @@ def test_help_imports_no_command() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     code, text, modules = json.loads(done.stdout)
     assert code == 0
-    assert all(name in text for name in cli.COMMANDS)
+    assert all(name in text for name in COMMANDS)
     assert modules == ["onnxcam.cli", "onnxcam.cli.errors", "onnxcam.cli.group", "onnxcam.errors"]
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_command_is_there_with_the_summary_shown(name: str) -> None:
-    assert importlib.util.find_spec(cli.COMMANDS[name][0].partition(":")[0]) is not None
+    assert importlib.util.find_spec(COMMANDS[name][0].partition(":")[0]) is not None
     command = cli.main.get_command(click.Context(cli.main), name)
     assert command is not None and command.name == name
-    assert command.get_short_help_str(limit=200).rstrip(".") + "." == cli.COMMANDS[name][1]
+    assert command.get_short_help_str(limit=200).rstrip(".") + "." == COMMANDS[name][1]
+
+
+def test_every_module_with_a_command_of_its_name_is_one() -> None:
+    modules = [path.stem for path in Path(cli.__file__).parent.glob("*.py") if path.stem != "__init__"]
+    defining = {name for name in modules if re.search(rf'^@click\.(command|group)\("{name}"', source_of(name), re.M)}
+    assert set(COMMANDS) == defining - {"drift"}, "`onnxcam monitor drift` is a command of the group `monitor`"
+
+
+def source_of(name: str) -> str:
+    return (Path(cli.__file__).parent / f"{name}.py").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["errors", "options", "drift", "versions", "__init__", "../demo", "demo.demo", ""])
+def test_other_modules_are_no_commands(name: str) -> None:
+    assert cli.main.get_command(click.Context(cli.main), name) is None
+
+
+def test_a_module_that_breaks_is_not_an_unknown_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "breaking"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "act.py").write_text('"""`onnxcam act`: act."""\nimport absent_module\n')
+    (package / "works.py").write_text(
+        '"""`onnxcam works`: work hard,\nor not. More."""\nimport click\n@click.command()\ndef works(): ...\n'
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    group = PackageGroup(package="breaking")
+    assert dict(group.places) == {"works": ("breaking.works:works", "Work hard, or not.")} | {
+        "act": ("breaking.act:act", "Act.")
+    }
+    assert group.get_command(click.Context(group), "works") is not None
+    with pytest.raises(ModuleNotFoundError, match="absent_module"):
+        group.get_command(click.Context(group), "act")
 
 
 def command_line(code: str) -> list[str]:
@@ -161,7 +197,7 @@ def command_line(code: str) -> list[str]:
         "import sys, types, click\n"
         "def body():\n"
         + "".join(f"    {line}\n" for line in code.splitlines())
-        + "module = types.ModuleType('onnxcam.cli.doctor')\n"
+        + "module = types.ModuleType('onnxcam.cli.doctor', '`onnxcam doctor`: act.')\n"
         "module.doctor = click.Command('doctor', callback=body)\n"
         "sys.modules['onnxcam.cli.doctor'] = module\n"
         "from onnxcam.cli import main\n"

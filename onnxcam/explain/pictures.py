@@ -1,4 +1,4 @@
-"""Which pictures the command line means, and the folder each one's explanation goes to."""
+"""The pictures that names on a command line stand for, and the folder of each one's explanation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Item:
 
     Attributes:
         source: its path, or its encoded bytes.
-        name: what the user calls it.
+        name: as the user wrote it.
         folder: where its explanation goes, relative to the output folder; empty for a single picture.
     """
 
@@ -35,7 +35,7 @@ class Item:
 
 @dataclass
 class Collection:
-    """The pictures in order, and for everything named that was none: its name and a sentence."""
+    """The pictures in order, and the names that stand for none, each with the reason."""
 
     items: list[Item] = field(default_factory=list)
     failures: list[tuple[str, PictureError]] = field(default_factory=list)
@@ -51,7 +51,7 @@ def collect(named: Sequence[str], output: Path, stdin: BinaryIO | None = None) -
     collection = Collection()
     bases: list[Path] = []
     paths: list[tuple[Path, str]] = []
-    seen: set[Path] = set()
+    visited: set[Path] = set()
     piped: bytes | None = None
     skip = output.resolve()
     for text in named:
@@ -66,8 +66,8 @@ def collect(named: Sequence[str], output: Path, stdin: BinaryIO | None = None) -
             bases.append(base)
         for path in matches:
             real = path.absolute()
-            if real not in seen:
-                seen.add(real)
+            if real not in visited:
+                visited.add(real)
                 paths.append((path, str(path)))
     stems = _stems([path for path, _ in paths], _common(bases))
     if piped is not None:
@@ -113,21 +113,21 @@ def distinct(relative: Sequence[PurePath], stdin: bool = False) -> list[PurePath
     counts: dict[str, int] = {}
     for key in keys:
         counts[key] = counts.get(key, 0) + 1
-    taken = {"stdin"} if stdin else set()
+    names = {"stdin"} if stdin else set()
     folders = []
     for path, stem, key in zip(relative, stems, keys, strict=True):
         plain = counts[key] == 1 and not key.endswith((".png", ".json"))
         choice, number = (stem if plain else path), 1
-        while str(choice).casefold() in taken:
+        while str(choice).casefold() in names:
             number += 1
             choice = path if plain and number == 2 else path.with_name(f"{path.name}-{number}")
-        taken.add(str(choice).casefold())
+        names.add(str(choice).casefold())
         folders.append(choice)
     return folders
 
 
 def _expand(text: str, skip: Path) -> tuple[list[Path], Path | None, PictureError | None]:
-    """What one argument stands for: paths, the folder they are named below, or why there are none."""
+    """The paths that one argument stands for and the folder they lie below, or why there are none."""
     path = Path(text)
     if path.is_dir():
         inside = list(_walk(path, skip))
@@ -135,7 +135,7 @@ def _expand(text: str, skip: Path) -> tuple[list[Path], Path | None, PictureErro
             return inside, path, None
         return [], None, PictureError(f"{text!r} has no pictures in it ({', '.join(EXTENSIONS)}); name another folder")
     if os.path.lexists(path) or not glob.has_magic(text):
-        return [path], path.parent, None  # a missing file is told about when it is read
+        return [path], path.parent, None  # a missing file is reported when it is read
     matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - ** and absolute patterns
     files: list[Path] = []
     for match in matches:
@@ -193,7 +193,7 @@ def _stems(paths: Sequence[Path], base: Path | None) -> list[PurePath]:
 def _read_stdin(stdin: BinaryIO | None) -> bytes:
     data = (stdin or sys.stdin.buffer).read(_LARGEST_STDIN + 1)
     if len(data) > _LARGEST_STDIN:
-        raise PictureError(f"standard input holds more than {_LARGEST_STDIN >> 20} MiB; pipe one encoded picture")
+        raise PictureError(f"standard input has more than {_LARGEST_STDIN >> 20} MiB; pipe one encoded picture")
     return data
 
 

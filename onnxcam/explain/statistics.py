@@ -1,4 +1,4 @@
-"""What a map looks like in a few numbers, so that many maps can be compared, logged and watched."""
+"""Statistics of a map: position and concentration of its energy, to compare, log and monitor many maps."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-BORDER = 0.1  # the frame whose share of the energy is told, as a part of each side
-PEAK = 0.5  # what counts as a peak, as a part of the maximum
-_GRID = 32  # maps are averaged down to at most that many cells a side: smooth maps lose nothing, and it takes no time
+BORDER = 0.1  # width of the frame whose share of the energy is a statistic, as a part of each side
+PEAK = 0.5  # the height of a peak, as a part of the maximum
+_GRID = 32  # maps are averaged down to at most this many cells a side: fast, and smooth maps lose nothing
 
 
 def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str, Any]:
@@ -17,19 +17,19 @@ def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str,
     Positions and lengths are in parts of the picture's height and width, so that maps of any size compare.
 
     Arguments:
-        heatmap: `[h, w]`, not negative (what is below zero, or not finite, counts as zero).
-        region: where the map should lie, `[h, w]` with weights 0 to 1, if its agreement is wanted.
+        heatmap: `[h, w]`, not negative (values below zero, or not finite, count as zero).
+        region: the region in which the map should lie, `[h, w]` with weights 0 to 1.
 
     Returns:
-        `zero`: nothing is there, and the other numbers are None.
+        `zero`: whether the map is zero everywhere; the other numbers are None then.
         `centroid`: [y, x], the energy's mean position, 0 at the top and left, 1 at the bottom and right.
         `spread`: root mean square distance of the energy from the centroid.
         `entropy`: of the energy's distribution, 0 (one cell) to 1 (even).
         `gini`: inequality of the cells, 0 (even) to 1 (one cell).
-        `half_area`: the smallest part of the picture that holds half of the energy.
+        `half_area`: the smallest part of the picture that contains half of the energy.
         `border`: the part of the energy in the outer tenth of the picture on each side.
         `peaks`: separate regions at or above half of the maximum.
-        `region`: the part of the energy inside `region`, where one is given.
+        `region`: the part of the energy inside `region`, if there is one.
     """
     height, width = np.shape(heatmap)
     grid = gather(np.asarray(heatmap), (min(height, _GRID), min(width, _GRID)))
@@ -44,17 +44,17 @@ def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str,
     rows, columns = share.sum(axis=1), share.sum(axis=0)
     centre = float(rows @ y), float(columns @ x)
     cells = np.sort(share, axis=None)[::-1]
-    held = np.cumsum(cells)
-    half = int(np.searchsorted(held, 0.5))
-    before = held[half - 1] if half else 0.0
+    cumulative = np.cumsum(cells)
+    half = int(np.searchsorted(cumulative, 0.5))
+    before = cumulative[half - 1] if half else 0.0
     positive = cells[cells > 0]
     inner = _inside(height) @ share @ _inside(width)
-    found: dict[str, Any] = {
+    statistics: dict[str, Any] = {
         "zero": False,
         "centroid": [centre[0], centre[1]],
         "spread": float(np.sqrt(rows @ (y - centre[0]) ** 2 + columns @ (x - centre[1]) ** 2)),
         "entropy": _unit(-(positive * np.log(positive)).sum() / np.log(cells.size)) if cells.size > 1 else 0.0,
-        "gini": _unit((2 * held.sum() - 1 - cells.size) / cells.size),
+        "gini": _unit((2 * cumulative.sum() - 1 - cells.size) / cells.size),
         "half_area": float((half + (0.5 - before) / cells[half]) / cells.size),
         "border": _unit(1 - inner),
         "peaks": _regions(grid >= PEAK * grid.max()),
@@ -62,24 +62,24 @@ def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str,
     if region is not None:
         mask = np.clip(np.nan_to_num(np.asarray(region, np.float64)), 0, 1)
         whole = _clean(np.asarray(heatmap, np.float64))
-        found["region"] = _unit((whole * mask).sum() / whole.sum())
-    return found
+        statistics["region"] = _unit((whole * mask).sum() / whole.sum())
+    return statistics
 
 
 def _unit(value: float) -> float:
-    """Sums of parts go over 1 or under 0 by a rounding error."""
+    """The value clipped to 0..1: sums of parts exceed it by a rounding error."""
     return float(min(1.0, max(0.0, value)))
 
 
 def _clean(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.float32 and values.min(initial=0.0) >= 0 and np.isfinite(values.max(initial=0.0)):
-        return values  # as maps are: nothing to do, and in float32 ten times faster
+        return values  # the usual case: unchanged, and float32 is ten times faster
     values = np.asarray(values, np.float64)
     return np.asarray(np.where(np.isfinite(values), np.maximum(values, 0.0), 0.0))
 
 
 def gather(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The energy of a map `[h, w]` gathered in `size` cells of equal area, at most `[h, w]`: it stays where it is."""
+    """The energy of a map `[h, w]` summed over `size` cells of equal area, at most `[h, w]`; its position is kept."""
     values = _cells(_clean(np.asarray(heatmap)), size[0])
     return np.asarray(_cells(values.astype(np.float64).T, size[1]).T)
 
@@ -90,7 +90,7 @@ def _cells(values: np.ndarray, cells: int) -> np.ndarray:
     No matrix product: BLAS threads that wait for a busy core take twenty times as long as the sums.
     """
     side = len(values)
-    if side % cells == 0:  # in one call: each gives the interpreter's lock away, and sides like 640 are common
+    if side % cells == 0:  # in one call: each releases the interpreter's lock, and sides like 640 are common
         return np.asarray(values.reshape(cells, side // cells, *values.shape[1:]).sum(axis=1))
     edges = np.arange(cells + 1) * (side / cells)
     first = np.minimum(edges.astype(np.intp), side - 1)
@@ -116,7 +116,7 @@ def _regions(mask: np.ndarray) -> int:
     edges = np.zeros((len(mask), mask.shape[1] + 1), np.int8)
     edges[:, :-1] = mask
     edges[:, 1:] -= mask
-    rows, starts = (found.tolist() for found in np.nonzero(edges > 0))
+    rows, starts = (indices.tolist() for indices in np.nonzero(edges > 0))
     stops = np.nonzero(edges < 0)[1].tolist()
     parent = list(range(len(rows)))
 

@@ -159,6 +159,7 @@ class Monitor:
             name=self._model.name,
             sha256=self._model.sha256,
             when=when,
+            target=self._model.bound_class,
             labels=class_names,
             preprocess=preprocess,
             layer=self._model.layer,

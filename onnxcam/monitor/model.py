@@ -23,6 +23,7 @@ class Model(NamedTuple):
         manifest: of this model.
         layer: name of the layer that is explained.
         name, sha256: of the model that was opened.
+        bound_class: the class that its file is bound to, or None.
     """
 
     source: str | Serialized
@@ -30,6 +31,7 @@ class Model(NamedTuple):
     layer: str
     name: str
     sha256: str
+    bound_class: int | None = None
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -72,7 +74,8 @@ def read(source: Any, layer: str | None, method: str) -> Model:
     file_name = Path(where).name if isinstance(where, str) else None
     name = str(((stored or {}).get("source") or {}).get("name") or file_name or "model")
     model = open_model(where, layers=[layer], methods=[method], require_methods=True, classes=None, gated=True)
-    return Model(model.source, model.manifest, manifest.layer(model.manifest, layer)["name"], name, digest)
+    layer_name = manifest.layer(model.manifest, layer)["name"]
+    return Model(model.source, model.manifest, layer_name, name, digest, model.bound_class)
 
 
 def _sha256(where: str | Serialized) -> str:

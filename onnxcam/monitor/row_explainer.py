@@ -34,6 +34,7 @@ class Settings:
         source: an explainable model, as path or bytes.
         name, sha256: of the model, for the records.
         when: the condition's text.
+        target: the class explained in every row; None for the row's predicted class.
         region: where the map should lie, `[H, W]` with weights 0 to 1.
         baseline: path of the baseline that records are compared with.
     """
@@ -42,6 +43,7 @@ class Settings:
     name: str
     sha256: str
     when: str
+    target: int | None
     labels: Sequence[str] | None
     preprocess: Any
     layer: str
@@ -90,7 +92,7 @@ class RowExplainer:
             OnnxcamError: the row cannot be explained.
         """
         started = time.perf_counter()
-        target = int(row.quantities["label"])
+        target = int(row.quantities["label"]) if self._settings.target is None else self._settings.target
         pixels, geometry, tensor = None, None, row.tensor
         if row.picture is not None:
             picture, tensor, geometry = self._explainer.prepare(row.picture, color=self._settings.color)

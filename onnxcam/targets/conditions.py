@@ -1,4 +1,4 @@
-"""Which predictions are worth explaining: the grammar of `when`, and the four quantities it speaks of.
+"""Conditions on predictions: the grammar of `when=`, and its four quantities.
 
     condition  = clause { "or" clause }
     clause     = factor { "and" factor }
@@ -8,8 +8,8 @@
     operator   = "<" | "<=" | ">" | ">=" | "==" | "!="
     value      = number | quoted text
 
-A label is compared by `==` and `!=` alone, with its name in quotes or its index. Text becomes a small tree, never
-code: whatever evaluates it, over arrays here or as nodes of a graph, reads the same `Comparison`, `Not`, `AllOf` and
+A label is compared by `==` and `!=` only, with its name in quotes or its index. Text becomes a small tree, never code:
+whether it is evaluated over arrays here or emitted as nodes of a graph, it consists of `Comparison`, `Not`, `AllOf` and
 `AnyOf`.
 """
 
@@ -89,7 +89,8 @@ def parse(text: str, labels: Sequence[str] | None = None, classes: int | None = 
         classes: how many classes the model has, if indices are to be checked.
 
     Raises:
-        SettingError: it cannot be read, a number is out of a quantity's range, or a label is no index and no name.
+        SettingError: it cannot be read, a number is out of a quantity's range, or a label is neither an index nor a
+            name.
         TargetError: no label has that name, or several have.
     """
     if not isinstance(text, str):
@@ -97,13 +98,13 @@ def parse(text: str, labels: Sequence[str] | None = None, classes: int | None = 
     if len(text) > _LONGEST:
         raise SettingError(f"the condition has {len(text)} characters; at most {_LONGEST} are read")
     reader = _Reader(text, labels, classes)
-    found = reader.condition(0)
+    condition = reader.condition(0)
     reader.end()
-    return found
+    return condition
 
 
 def names(condition: Condition) -> set[str]:
-    """The quantities a condition speaks of."""
+    """The quantities in a condition."""
     if isinstance(condition, Comparison):
         return {condition.quantity}
     parts = (condition.condition,) if isinstance(condition, Not) else condition.conditions
@@ -257,19 +258,19 @@ class _Reader:
     def _split(self) -> Iterator[_Token]:
         at = 0
         while self._text[at:].strip():
-            found = _TOKEN.match(self._text, at)
-            if found is None:
+            match = _TOKEN.match(self._text, at)
+            if match is None:
                 start = at + len(self._text[at:]) - len(self._text[at:].lstrip())
                 raise self._error(_Token("odd", self._text[start : start + 12], start), "not part of a condition")
-            kind = str(found.lastgroup)
-            text = found.group(kind)
-            start = found.start(kind)
+            kind = str(match.lastgroup)
+            text = match.group(kind)
+            start = match.start(kind)
             if kind == "word":
                 text = text.lower()
                 if text not in _WORDS:
                     raise self._error(_Token(kind, text, start), f"expected one of {listing(QUANTITIES)}")
             yield _Token("text" if kind in ("double", "single") else kind, text, start)
-            at = found.end()
+            at = match.end()
         yield _Token("end", "the end", len(self._text))
 
     def _peek(self) -> _Token:

@@ -1,4 +1,4 @@
-"""Class names from the files people keep them in."""
+"""Class names from files of the usual formats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EITHER_HEADERS = {"class", "label", "target"}
 _NAME_HEADERS = {"name", "labels", "classes", "class_name", "classname", "label_name", "display_name", "category"}
 _NUMBERED = re.compile(r"(\d{1,9})(?:\s*[:,;]\s*|\s+)(\S.*)")
 _NESTED = ("id2label", "label_names", "class_indices")
-# what a Hugging Face configuration says where nobody named the classes
+# a Hugging Face configuration in which nobody named the classes
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 _CONFIG = "config.json"
 _WORDNET = re.compile(r"n\d{8}\s+(\S.*)")
@@ -48,7 +48,7 @@ def read(path: str | os.PathLike[str], classes: int | None = None) -> list[str]:
     try:
         names = _parse(text, path.suffix.lower())
     except csv.Error as error:
-        raise LabelsError(f"labels file {str(path)!r} is no table ({error}); is it another file?") from error
+        raise LabelsError(f"labels file {str(path)!r} is not a table ({error}); is it another file?") from error
     except LabelsError as error:
         raise LabelsError(f"labels file {str(path)!r}: {error}") from error
     if classes is not None:
@@ -57,10 +57,10 @@ def read(path: str | os.PathLike[str], classes: int | None = None) -> list[str]:
 
 
 def beside(spec: Any) -> list[str] | None:
-    """Class names in the configuration that a preprocessing `hf:` or `timm:` names, None where it names none.
+    """Class names in the configuration that a preprocessing `hf:` or `timm:` refers to, None if it has none.
 
     Arguments:
-        spec: what was given as preprocessing: `hf:FOLDER` or `hf:FILE`, in whose folder a config.json may lie.
+        spec: the preprocessing, such as `hf:FOLDER` or `hf:FILE`, in whose folder a config.json may lie.
     """
     kind, _, place = os.fspath(spec).partition(":") if isinstance(spec, (str, os.PathLike)) else ("", "", "")
     if kind not in ("hf", "timm") or not place:
@@ -77,13 +77,15 @@ def check_count(names: Sequence[str], classes: int, where: str) -> None:
     """Refuse a number of names that is not the number of classes.
 
     Raises:
-        LabelsError: it is not.
+        LabelsError: another number.
     """
     if len(names) == classes:
         return
     hint = "give one per class, in the order of the model's outputs"
     if len(names) == classes + 1:
-        hint = f"the first is {names[0]!r} and the last {names[-1]!r}: is one of them no class, such as a background?"
+        hint = (
+            f"the first is {names[0]!r} and the last {names[-1]!r}: is one of them not a class, such as a background?"
+        )
     elif len(names) == classes - 1:
         hint = "does the model have a background class in front? then name it in the file too"
     raise LabelsError(f"{where} has {len(names)} names, the model {classes} classes; {hint}")
@@ -116,12 +118,12 @@ def _text(path: Path) -> str:
 def _parse(text: str, suffix: str) -> list[str]:
     if suffix == ".json" or text.lstrip()[0] in "[{":
         try:
-            found = _structure(text)
+            structure = _structure(text)
         except ValueError as error:
             if suffix == ".json":
                 raise LabelsError(f"it is not JSON ({error}); mend it, or give one name per line in a .txt") from error
         else:
-            return _from_structure(found)
+            return _from_structure(structure)
     lines = [line.strip() for line in text.splitlines()]
     while not lines[-1]:
         lines.pop()
@@ -133,12 +135,12 @@ def _parse(text: str, suffix: str) -> list[str]:
         raise LabelsError(f"line {blank} is blank, so every class after it would be off by one; name that class")
     for pattern in (_NUMBERED, _WORDNET):
         matches = [pattern.fullmatch(line) for line in lines]
-        held = [match for match in matches if match is not None]
-        if len(held) == len(lines) and pattern is _NUMBERED:
-            pairs = [(int(match[1]), match[2]) for match in held]
+        complete = [match for match in matches if match is not None]
+        if len(complete) == len(lines) and pattern is _NUMBERED:
+            pairs = [(int(match[1]), match[2]) for match in complete]
             return _ordered(pairs, "; where the numbers are part of the names, give a JSON list")
-        if len(held) == len(lines):
-            return [match[1] for match in held]
+        if len(complete) == len(lines):
+            return [match[1] for match in complete]
     return lines
 
 
@@ -147,10 +149,10 @@ class _Pairs(list[tuple[Any, Any]]):
 
 
 def _structure(text: str) -> Any:
-    """What JSON, or a Python literal as a much copied ImageNet file is one, says.
+    """The structure in JSON, or in a Python literal, as a widely copied ImageNet file is one.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     try:
         return json.loads(text, object_pairs_hook=_Pairs)
@@ -159,18 +161,18 @@ def _structure(text: str) -> Any:
     if len(text) > _LARGEST_LITERAL:
         raise ValueError(reason)
     try:
-        found = ast.literal_eval(text.strip())
+        literal = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         raise ValueError(reason) from None
-    return _Pairs(found.items()) if isinstance(found, dict) else found
+    return _Pairs(literal.items()) if isinstance(literal, dict) else literal
 
 
-def _from_structure(found: Any) -> list[str]:
-    if isinstance(found, _Pairs):
-        inner = next((value for key, value in found if key in _NESTED and isinstance(value, (_Pairs, list))), None)
+def _from_structure(structure: Any) -> list[str]:
+    if isinstance(structure, _Pairs):
+        inner = next((value for key, value in structure if key in _NESTED and isinstance(value, (_Pairs, list))), None)
         if inner is not None and not isinstance(inner, _Pairs):
             return _from_structure(inner)
-        pairs = found if inner is None else inner
+        pairs = structure if inner is None else inner
         if pairs and all(_is_index(key) for key, _ in pairs) and not all(type(value) is int for _, value in pairs):
             # Keras keeps [WordNet id, name]
             named = [(int(key), value[-1] if isinstance(value, list) and value else value) for key, value in pairs]
@@ -178,8 +180,8 @@ def _from_structure(found: Any) -> list[str]:
         if pairs and all(type(value) is int for _, value in pairs):
             return _ordered([(value, str(key)) for key, value in pairs])
         raise LabelsError("its JSON object is neither {index: name} nor {name: index}; give one of these or a list")
-    if isinstance(found, (list, tuple)) and found:
-        return [_name(value, f"entry {position}") for position, value in enumerate(found)]
+    if isinstance(structure, (list, tuple)) and structure:
+        return [_name(value, f"entry {position}") for position, value in enumerate(structure)]
     raise LabelsError("its JSON holds no class names; expected a list, {index: name} or {name: index}")
 
 
@@ -201,36 +203,36 @@ def _name(value: Any, where: str) -> str:
 
 def _ordered(pairs: Iterable[tuple[int, str]], hint: str = "") -> list[str]:
     """Names by index; the indices must be 0, 1, 2, ... in any order."""
-    held: dict[int, str] = {}
+    names: dict[int, str] = {}
     for index, name in pairs:
-        if index in held:
+        if index in names:
             raise LabelsError(
-                f"index {index} occurs twice ({held[index]!r} and {name!r}); number each class once{hint}"
+                f"index {index} occurs twice ({names[index]!r} and {name!r}); number each class once{hint}"
             )
-        held[index] = name
-    missing = [index for index in range(len(held)) if index not in held]
+        names[index] = name
+    missing = [index for index in range(len(names)) if index not in names]
     if missing:
-        if set(held) == set(range(1, len(held) + 1)):
-            raise LabelsError(f"its indices run from 1 to {len(held)}; classes are counted from 0{hint}")
+        if set(names) == set(range(1, len(names) + 1)):
+            raise LabelsError(f"its indices run from 1 to {len(names)}; classes are counted from 0{hint}")
         raise LabelsError(
-            f"its {len(held)} indices have gaps: {listing(map(str, missing), 5)} missing, {min(held)} the smallest, "
-            f"{max(held)} the largest; number the classes 0, 1, 2, ... without a gap{hint}"
+            f"its {len(names)} indices have gaps: {listing(map(str, missing), 5)} missing, {min(names)} the smallest, "
+            f"{max(names)} the largest; number the classes 0, 1, 2, ... without a gap{hint}"
         )
-    return [held[index] for index in range(len(held))]
+    return [names[index] for index in range(len(names))]
 
 
 def _from_table(text: str, suffix: str) -> list[str] | None:
-    """Names from CSV, None where the first line is no header; a .csv or .tsv must have one."""
+    """Names from CSV, None where the first line is not a header; a .csv or .tsv must have one."""
     first = text.lstrip().splitlines()[0]
     for delimiter in ",;\t":
         headers = [cell.strip().casefold().replace(" ", "_") for cell in next(csv.reader([first], delimiter=delimiter))]
-        known = [header in _INDEX_HEADERS | _EITHER_HEADERS | _NAME_HEADERS for header in headers]
-        if (len(headers) > 1 and sum(known) > 1) or (any(known) and suffix in (".csv", ".tsv")):
+        columns = [header in _INDEX_HEADERS | _EITHER_HEADERS | _NAME_HEADERS for header in headers]
+        if (len(headers) > 1 and sum(columns) > 1) or (any(columns) and suffix in (".csv", ".tsv")):
             rows = [row for row in csv.reader(io.StringIO(text.strip(), newline=""), delimiter=delimiter) if any(row)]
             return _from_rows(headers, rows[1:])
     if suffix in (".csv", ".tsv"):
         raise LabelsError(
-            f"its first line {first[:60]!r} is no header with a column 'name' (and 'index'); add one, for example "
+            f"its first line {first[:60]!r} is not a header with a column 'name' (and 'index'); add one, for example "
             "'index,name'"
         )
     return None

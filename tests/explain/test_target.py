@@ -156,3 +156,26 @@ def test_attributions_of_the_top_1(method: str) -> None:
             rtol=1e-3,
             atol=1e-5,
         )
+
+
+def test_the_monitor_explains_the_bound_class() -> None:
+    """What a bound file is asked where nobody names a class: the prediction is recorded as it was."""
+    source, bound, top = file(LOGITS, "constant")
+    other = onnxcam.augment(models.tiny_cnn(classes=4, size=16, width=4, seed=2), ["relu1", "relu2"], preprocess=RAW)
+    scores = Explainer(other).run(pictures()).scores
+    for model, classes in ((source, [bound] * ROWS), (other, top.tolist())):
+        records: list[dict[str, Any]] = []
+        with onnxcam.Monitor(
+            model.SerializeToString(),
+            sink=lambda record, files: records.append(record),  # noqa: B023
+            when="confidence <= 1",
+            worker="inline",
+            rate=None,
+            daily_budget=None,
+        ) as monitor:
+            monitor.observe(scores, tensor=pictures())
+        assert [record["prediction"]["target"]["index"] for record in records] == classes
+        assert [record["prediction"]["top"][0]["index"] for record in records] == top.tolist()
+        raw = [np.asarray(Explainer(other).attribute(pictures(), classes, **PLAIN)[row]).ravel() for row in range(ROWS)]
+        for record, expected in zip(records, raw, strict=True):
+            np.testing.assert_allclose(record["map"]["values"], expected / max(expected.max(), 1e-9) * 255, atol=0.51)

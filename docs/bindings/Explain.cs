@@ -35,7 +35,7 @@ public sealed class Explainer : IDisposable
         manifest = XElement.Load(JsonReaderWriterFactory.CreateJsonReader(bytes, XmlDictionaryReaderQuotas.Max));
     }
 
-    /// <summary>Which pixels speak for a class: an index, or -1 for the best.</summary>
+    /// <summary>The map of a class: an index, or -1 for the best.</summary>
     public Explanation Explain(Picture picture, long target = -1, string method = "gradcam")
     {
         var input = manifest.Get("input");
@@ -54,11 +54,11 @@ public sealed class Explainer : IDisposable
         {
             feeds.Add(NamedOnnxValue.CreateFromTensor(name, new DenseTensor<long>(new[] { target }, new[] { 1 })));
         }
-        var wanted = new[] { manifest.Get("scores").Text("name"), layer.Get("heatmaps").Text(method) };
-        using (var found = session.Run(feeds, wanted))
+        var outputs = new[] { manifest.Get("scores").Text("name"), layer.Get("heatmaps").Text(method) };
+        using (var values = session.Run(feeds, outputs))
         {
-            var scores = found.First(value => value.Name == wanted[0]).AsTensor<float>().ToArray();
-            var raw = found.First(value => value.Name == wanted[1]).AsTensor<float>();
+            var scores = values.First(value => value.Name == outputs[0]).AsTensor<float>().ToArray();
+            var raw = values.First(value => value.Name == outputs[1]).AsTensor<float>();
             var size = (raw.Dimensions[1], raw.Dimensions[2]);
             var map = Maps.Resize(Maps.MinMax(raw.ToArray()), size, geometry.Input);
             var labels = manifest.Get("labels")?.Elements().Select(label => label.Value).ToList();
@@ -113,12 +113,12 @@ public static class Program
         var picture = Png.Read(args[1]);
         using (var explainer = new Explainer(args[0]))
         {
-            var found = explainer.Explain(picture, args.Length > 3 ? long.Parse(args[3]) : -1);
-            foreach (var best in found.Predictions.Take(5))
+            var explanation = explainer.Explain(picture, args.Length > 3 ? long.Parse(args[3]) : -1);
+            foreach (var best in explanation.Predictions.Take(5))
             {
                 Console.WriteLine(FormattableString.Invariant($"{100 * best.Probability,5:F1} %  {best.Label}"));
             }
-            Png.Write(args[2], Overlay(picture, found.Heatmap));
+            Png.Write(args[2], Overlay(picture, explanation.Heatmap));
         }
     }
 

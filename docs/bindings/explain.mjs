@@ -44,26 +44,26 @@ function* fields(bytes) {
   }
 }
 
-/** Which pixels speak for a class: `picture` is { pixels (RGB), height, width }, `target` an index, -1 for the best. */
+/** The map of a class: `picture` is { pixels (RGB), height, width }, `target` an index, -1 for the best. */
 export async function explain(model, picture, target = -1, method = "gradcam") {
-  const held = manifest(model);
-  if (held.input.dtype !== "float32") throw new Error(`the model takes ${held.input.dtype}; this program feeds float32`);
+  const header = manifest(model);
+  if (header.input.dtype !== "float32") throw new Error(`the model takes ${header.input.dtype}; this program feeds float32`);
   const session = await ort.InferenceSession.create(model);
-  const layer = held.layers.at(-1);
-  const { data, shape, geometry } = preprocess(picture, held.input.preprocess, held.input.layout);
-  const feeds = { [held.input.name]: new ort.Tensor("float32", data, shape) };
-  if (session.inputNames.includes(held.target.name)) {
-    feeds[held.target.name] = new ort.Tensor("int64", BigInt64Array.of(BigInt(target)), [1]);
+  const layer = header.layers.at(-1);
+  const { data, shape, geometry } = preprocess(picture, header.input.preprocess, header.input.layout);
+  const feeds = { [header.input.name]: new ort.Tensor("float32", data, shape) };
+  if (session.inputNames.includes(header.target.name)) {
+    feeds[header.target.name] = new ort.Tensor("int64", BigInt64Array.of(BigInt(target)), [1]);
   } else if (target >= 0) {
-    throw new Error(`the model takes no class here (target: ${held.target.mode}); export it with --target required`);
+    throw new Error(`the model takes no class here (target: ${header.target.mode}); export it with --target required`);
   }
-  const found = await session.run(feeds, [held.scores.name, layer.heatmaps[method]]);
+  const outputs = await session.run(feeds, [header.scores.name, layer.heatmaps[method]]);
 
-  const raw = found[layer.heatmaps[method]];
+  const raw = outputs[layer.heatmaps[method]];
   const map = minmax(resizeMap(minmax(raw.data), raw.dims.slice(1), geometry.input));
-  const odds = probabilities([...found[held.scores.name].data], held.scores.kind);
+  const odds = probabilities([...outputs[header.scores.name].data], header.scores.kind);
   const predictions = odds
-    .map((probability, index) => ({ index, label: held.labels?.[index] ?? String(index), probability }))
+    .map((probability, index) => ({ index, label: header.labels?.[index] ?? String(index), probability }))
     .sort((a, b) => b.probability - a.probability);
   return { predictions, heatmap: toPicture(map, geometry), height: picture.height, width: picture.width };
 }

@@ -1,4 +1,4 @@
-"""Pre-fork gunicorn: the monitor is made before the fork, each worker gets its own counters, thread and segment.
+"""Pre-fork gunicorn: the monitor is created before the fork, each worker gets its own counters, thread and segment.
 
 CAM=/var/log/cam gunicorn --chdir docs/recipes --preload --workers 2 --config gunicorn_conf.py gunicorn_app:app
 """

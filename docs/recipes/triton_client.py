@@ -1,4 +1,4 @@
-"""Beside a Triton gateway: the client has tensor and scores in hand, so the evidence is made there, not on the server.
+"""With Triton: the client has tensor and scores, so the explanation is computed there, not on the server.
 
 python docs/recipes/triton_client.py FOLDER http://localhost:8000 MODEL_NAME
 
@@ -23,8 +23,8 @@ monitor = onnxcam.Monitor(MODEL, sink=folder, when="confidence < 0.6", baseline_
 @monitor.watch(image="batch")
 def infer(batch: np.ndarray) -> np.ndarray:
     tensor = {"name": "input", "shape": list(batch.shape), "datatype": "FP32", "data": batch.ravel().tolist()}
-    asked = {"inputs": [tensor], "outputs": [{"name": "logits"}]}
-    call = urllib.request.Request(f"{server}/v2/models/{name}/infer", json.dumps(asked).encode())
+    request = {"inputs": [tensor], "outputs": [{"name": "logits"}]}
+    call = urllib.request.Request(f"{server}/v2/models/{name}/infer", json.dumps(request).encode())
     with urllib.request.urlopen(call, timeout=30) as answer:
         output = json.load(answer)["outputs"][0]
     return np.array(output["data"], np.float32).reshape(output["shape"])

@@ -70,6 +70,19 @@ def test_paths_and_names_of_the_code_exist(page: Path):
         pkgutil.resolve_name(name)
 
 
+def test_the_manifest_page_names_every_key():
+    page = (ROOT / "docs" / "reference" / "manifest.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`([\w.\[\]]+)`", page))
+    header = manifest.read(
+        onnxcam.augment(tiny_cnn(), gate="confidence < 0.6", labels=list("abcde"), preprocess="0..1")
+    )
+    assert header is not None
+    assert header.keys() <= {name.split(".")[0].removesuffix("[]") for name in names}
+    for part in ("input", "scores", "target"):
+        assert {f"{part}.{key}" for key in header[part]} <= names
+    assert {f"layers[].{key}" for key in header["layers"][0]} <= names
+
+
 def test_the_gated_file_of_the_monitoring_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     page = (
         (ROOT / "docs" / "how-to" / "monitoring.md")

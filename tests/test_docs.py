@@ -118,6 +118,8 @@ def test_the_change_log_is_cut_for_the_version_and_its_lines_are_short():
     unreleased, *versions = re.split(r"^## \[", text, flags=re.MULTILINE)[1:]
     assert unreleased.startswith("Unreleased]") and versions[0].startswith(f"{onnxcam.__version__}] - ")
     assert all(len(re.findall(r"^- ", version, flags=re.MULTILINE)) <= 12 for version in versions)
+    lines = [line for line in unreleased.splitlines()[1:] if line and not line.startswith("### ")]
+    assert all(re.match(r"- [A-Z].*\.$", line) and len(line) <= 130 for line in lines)
     headings = re.findall(r"^### (.+)$", unreleased, flags=re.MULTILINE)
     assert headings == [name for name in ("Added", "Changed", "Fixed") if name in headings]
 

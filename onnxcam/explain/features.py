@@ -1,4 +1,4 @@
-"""A batch whose head has run: the scores, and the values from which any class, method and layer is explained."""
+"""Run the head over a batch: scores, and the values from which any class, method and layer is explained."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class InputGradient(NamedTuple):
 
 
 class HeadRun:
-    """What one run of the head made of a batch, see `run_head`.
+    """The outputs of the head for one batch, see `run_head`.
 
     Attributes:
         batch: what all views share.
@@ -68,7 +68,7 @@ class HeadRun:
         self.gradient = gradient
 
     def repeat(self, count: int, layers: Sequence[str]) -> HeadRun | None:
-        """The same with each row `count` times in a row; None where the model does not let rows be repeated."""
+        """Repeat each row `count` times in a row; None where the model does not let rows be repeated."""
         cuts = [self.batch.sessions.cut(name) for name in layers]
         if self.batch.size is None and not all(cut.free for cut in cuts):
             return None
@@ -81,7 +81,7 @@ class HeadRun:
         return HeadRun(self.batch._replace(scores=scores, pictures=pictures), values)
 
     def objective(self, target: Any, labels: Sequence[str] | None) -> Objective:
-        """What a target means for these rows."""
+        """Resolve a target for these rows, see `onnxcam.targets.objectives`."""
         return resolve(target, self.scores, self.batch.readout, labels)
 
 

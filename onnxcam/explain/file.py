@@ -1,4 +1,4 @@
-"""Runs an explainable model: batches in, scores and gradients and maps out, on sessions made when first needed."""
+"""Run an explainable file as any client runs it: batches in; scores, gradients and maps out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from onnxcam.targets.readout import Readout
 
 
 class Raw(NamedTuple):
-    """What the model itself computed.
+    """Outputs of the model, see `Explainer.run`.
 
     Attributes:
         scores: logits `[N, K]`.
@@ -47,9 +47,9 @@ class _Loaded:
 
 
 class FileSession:
-    """One model on one set of execution providers.
+    """An explainable file on one set of execution providers, and the sessions of its network.
 
-    Thread-safe: sessions are created under a lock and replaced whole; calls keep nothing.
+    Thread-safe: sessions are opened under a lock and replaced whole; calls keep no state.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class FileSession:
         self._lock = threading.RLock()
         # of the last batch that passed `check_batch`: next to a small model the checks count
         self._checked: tuple[tuple[int, ...], np.dtype[Any]] | None = None
-        # methods that no file can store are computed next to it
+        # other methods cannot be stored in a file and are computed next to it
         storable = [method.name for method in map(find, methods) if method.kind == GRAPH] or ["gradcam"]
         names = [layers] if isinstance(layers, str) else layers
         model = open_model(source, layers=names, methods=storable, preprocess=preprocess)
@@ -123,7 +123,7 @@ class FileSession:
     def run(
         self, batch: np.ndarray, target: np.ndarray, layers: Sequence[str | None]
     ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """Scores, and activations and gradients per layer."""
+        """Compute the scores, and activations and gradients per layer."""
         loaded = self._with_raw(layers, target)
         entries = [manifests.layer(loaded.model.manifest, name) for name in layers]
         names = [entry["activations"] for entry in entries] + [entry["gradients"] for entry in entries]
@@ -134,14 +134,14 @@ class FileSession:
     def maps(
         self, batch: np.ndarray, target: np.ndarray, layers: Sequence[str | None], method: str
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Scores `[N, K]`, and per layer the maps `[N, h, w]` after ReLU."""
+        """Compute the scores `[N, K]`, and per layer the maps `[N, h, w]` after ReLU."""
         loaded = self._loaded
         names = [manifests.layer(loaded.model.manifest, name)["heatmaps"][method] for name in layers]
         scores, outputs = self._compute(loaded, batch, target, names)
         return scores, [outputs[name] for name in names]
 
     def scores(self, batch: np.ndarray) -> np.ndarray:
-        """Logits `[N, K]` alone: the head runs, nothing is differentiated."""
+        """Compute the logits `[N, K]` alone: the head runs, nothing is differentiated."""
         head, feed = self.sessions.head(()), self.manifest["input"]["name"]
         rows = [runtime.run(head, [SCORES], {feed: part})[SCORES] for part in portions(batch, self.batch_size)]
         return joined(rows)[: len(batch)]
@@ -155,7 +155,7 @@ class FileSession:
         progress: Progress | None = None,
         gradient: InputGradient | None = None,
     ) -> HeadRun:
-        """What the head makes of a batch: from it, any class, method and layer of these cost the tail alone."""
+        """Run the head over a batch: any class, method and layer of these then costs the tail alone."""
         return run_head(
             self.sessions, batch, layers, size=self.batch_size, seed=seed, progress=progress, gradient=gradient
         )
@@ -165,7 +165,7 @@ class FileSession:
         return not lacking(self.manifest, layers, (method,), classes=classes)
 
     def check_batch(self, batch: Any) -> np.ndarray:
-        """The batch as a contiguous array, if it is what the model takes.
+        """Return the batch as a contiguous array, if the model takes it.
 
         Raises:
             InputError: another rank, dimension or element type, or no rows.
@@ -210,7 +210,7 @@ class FileSession:
         return values[scores], values
 
     def _with_raw(self, layers: Sequence[str | None], classes: np.ndarray) -> _Loaded:
-        """The loaded file, first extended in memory where it lacks a layer, its raw outputs, or one of the classes."""
+        """The loaded file, extended in memory where it lacks a layer, its raw outputs, or one of the classes."""
         if lacking(self.manifest, layers, raw=True, classes=classes):
             with self._lock:
                 if lacking(self.manifest, layers, raw=True, classes=classes):

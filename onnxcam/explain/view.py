@@ -1,4 +1,4 @@
-"""A layer of a batch on running sessions: `onnxcam.cam.view.View` made real."""
+"""A layer of a batch on running sessions: the implementation of `onnxcam.cam.view.View`."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class LayerView:
 
     @property
     def guided(self) -> np.ndarray:
-        """The same with guided ReLUs."""
+        """`gradients` by guided backpropagation."""
         return self._gradient("guided")
 
     def _gradient(self, relu: str) -> np.ndarray:
@@ -129,11 +129,11 @@ class LayerView:
             self.tell(stop, total)
 
     def under(self, objective: Objective) -> LayerView:
-        """The same under another objective."""
+        """View the same layer and pictures under another objective."""
         return LayerView(self.batch, self.layer, objective, self._values)
 
     def at(self, pictures: np.ndarray) -> LayerView:
-        """The same layer of changed pictures."""
+        """View the same layer of changed pictures."""
         native = like(self.input._native(pictures, np.arange(len(pictures))), self.batch.pictures.dtype)
         names = [] if self.layer == INPUT else [self.layer]
         batch = self.batch
@@ -181,7 +181,7 @@ class LayerView:
         return self.maps([method])[0]
 
     def maps(self, methods: Sequence[str | Method]) -> list[np.ndarray]:
-        """The maps of graph methods, float32 `[N, h, w]` before their ReLU, from one pass back."""
+        """The maps of graph methods, float32 `[N, h, w]` before their ReLU, from one backward pass."""
         return self._run_maps([find(method) for method in methods], False)
 
     def smooth(self, method: str | Method, options: dict[str, Any]) -> np.ndarray:
@@ -212,7 +212,7 @@ class LayerView:
         return [maps[name] for name in names]
 
     def _logit_maps(self, classes: np.ndarray, methods: Sequence[str]) -> list[np.ndarray]:
-        """The same of a class per row, in one session with the pass back."""
+        """The maps of one class per row: backward pass and methods in one session."""
         session = self.batch.sessions.class_maps(self.layer, tuple(methods))
         names, rows = [MAP + name for name in methods], np.arange(len(self.scores))
         feeds = (self._feeds(None, chunk) | {TARGET: classes[chunk]} for chunk in self._chunks(rows))
@@ -243,7 +243,7 @@ class LayerView:
         return np.maximum(np.asarray(maps, np.float32), 0)
 
     def _reseed(self) -> None:
-        """A method draws the same numbers whatever was asked for before it."""
+        """Draw the same random numbers for each method, whichever ran before it."""
         self.__dict__.pop("rng", None)
 
     @cached_property
@@ -259,7 +259,7 @@ class LayerView:
             self.tell(stop, total)
 
     def _variant_runs(self, total: int, make: Make) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        """Variants a run at a time, the last run filled up where the model fixes its rows."""
+        """Make the variants one run at a time; the last run is padded where the model fixes its rows."""
         count = self._rows_per_run()
         for start in range(0, total, count):
             stop = min(total, start + count)
@@ -271,7 +271,7 @@ class LayerView:
             yield start, stop, np.ascontiguousarray(activations, np.float32), rows
 
     def _chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Unchanged rows a run at a time, the last run filled up where the model fixes its rows."""
+        """Split unchanged rows into runs; the last one is padded where the model fixes its rows."""
         count = self._rows_per_run()
         for start in range(0, len(rows), count):
             chunk = rows[start : start + count]
@@ -289,7 +289,7 @@ class LayerView:
         return max(1, min(_TAIL_ROWS, _TAIL_BYTES // max(1, each)))
 
     def _feeds(self, activations: np.ndarray | None, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Cut values of some rows, the layer's own replaced by `activations` if given."""
+        """Cut values of some rows, with `activations` in place of the layer's own unless they are None."""
         feeds = {}
         whole = len(rows) == len(self.scores) and bool((rows == np.arange(len(rows))).all())
         for name, by_row in self._cut.flags.items():
@@ -303,7 +303,7 @@ class LayerView:
         return self._canonical(self._native_gradients(feeds, rows, relu))
 
     def _native_gradients(self, feeds: dict[str, np.ndarray], rows: np.ndarray, relu: str) -> np.ndarray:
-        """In the layer's own shape and type."""
+        """Gradients in the layer's own layout and type."""
         if isinstance(self.objective, Logit):
             session = self.batch.sessions.backward(self.layer, relu, of_class=True)
             return runtime.run(session, [GRADIENT], feeds | {TARGET: self.objective.classes[rows]})[GRADIENT]
@@ -325,26 +325,26 @@ class LayerView:
         return np.ascontiguousarray(self._cut.layout.to_canonical(value), np.float32)
 
     def _native(self, value: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The other way; prefix tokens stay those of their rows."""
-        layout, stored = self._cut.layout, self._values[self._cut.layer.value]
-        prefix = stored[rows, : layout.prefix_tokens] if layout.tokens else None
-        return np.ascontiguousarray(layout.from_canonical(value, prefix), stored.dtype)
+        """A value `[N, C, h, w]` in the layer's layout and type; prefix tokens are those of the rows."""
+        layout, unchanged = self._cut.layout, self._values[self._cut.layer.value]
+        prefix = unchanged[rows, : layout.prefix_tokens] if layout.tokens else None
+        return np.ascontiguousarray(layout.from_canonical(value, prefix), unchanged.dtype)
 
     @property
     def tokens(self) -> tuple[tuple[int, int], int]:
-        """Height and width of the grid of patches, and how many tokens lie before it."""
+        """Height and width of the grid of patches, and the number of tokens before it."""
         self.batch.sessions.attention()
         layer = self.batch.sessions.cut(BLOCK).layer
         return layer.grid or (0, 0), layer.prefix_tokens
 
     def attentions(self) -> list[np.ndarray]:
-        """Who looks at whom in each block, float32 `[N, heads, T, T]`."""
+        """The attention of each block, float32 `[N, heads, T, T]`."""
         session, blocks = self.batch.sessions.attention()
         names = [block.attention for block in blocks]
         return [value.astype(np.float32, copy=False) for value in self._of_pictures(session, names, [])]
 
     def attention_gradients(self) -> list[np.ndarray]:
-        """Of each block's attention, the gradient of the objective as the head reads it at that block."""
+        """The gradient at each block's attention, of the objective read from that block by the classifier's head."""
         sessions = self.batch.sessions
         session, blocks = sessions.attention()
         cut = sessions.cut(BLOCK)
@@ -361,7 +361,7 @@ class LayerView:
         return [gradient.astype(np.float32, copy=False) for gradient in gradients]
 
     def _of_pictures(self, session: Any, names: list[str], cotangents: list[np.ndarray]) -> list[np.ndarray]:
-        """Outputs of a session that reads the pictures, and with them a cotangent per block."""
+        """Run a session that reads the pictures, and a cotangent per block where there are any."""
         feeds = {f"{BLOCK}.cotangent.{index}": value for index, value in enumerate(cotangents)}
         feeds[self.batch.sessions.network.picture.name] = self.batch.pictures
         cut = self.batch.sessions.cut(BLOCK)

@@ -197,7 +197,7 @@ class Monitor:
         Raises:
             InputError: the session's inputs and outputs do not fit the model that explains.
         """
-        names = find_values(session, self._model.manifest, self._scores_form, self._model.tail, self._model.entry)
+        names = find_values(session, self._model.manifest, self._scores_form, self._model.cut, self._model.entry)
         return WatchedSession(session, names, self._observe, self._error_log.report)
 
     def watch(

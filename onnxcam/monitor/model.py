@@ -1,4 +1,4 @@
-"""The model that explains: opened without a session, made explainable where it is not."""
+"""The model that explains what a monitor selects: opened without a session, made explainable where it is not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from onnxcam.errors import LabelsError, ModelError, label_count
 from onnxcam.graph.large_model import LargeModel, Serialized
-from onnxcam.network import manifest
+from onnxcam.network import manifest as manifests
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.opening import open_model, read_source
 
@@ -36,10 +36,10 @@ class Model(NamedTuple):
     @property
     def entry(self) -> dict[str, Any]:
         """The manifest's entry of the layer."""
-        return manifest.layer(self.manifest, self.layer)
+        return manifests.layer(self.manifest, self.layer)
 
-    def tail(self) -> tuple[str, ...]:
-        """The values that the part of the graph behind the layer starts from."""
+    def cut(self) -> tuple[str, ...]:
+        """The values that pass from before the layer to its maps: with them no further head run is needed."""
         from onnxcam.network.split import split
 
         return split(self.source, [self.layer])[1][self.layer].cut
@@ -67,14 +67,14 @@ def read(source: Any, layer: str | None, method: str) -> Model:
     Raises:
         ModelError: not a usable classifier. LayerError, MethodError: no such layer or method.
     """
-    where, stored = read_source(source)
+    where, manifest = read_source(source)
     if isinstance(where, str):
         where = str(Path(where).absolute())
     digest = _sha256(where)
     file_name = Path(where).name if isinstance(where, str) else None
-    name = str(((stored or {}).get("source") or {}).get("name") or file_name or "model")
+    name = str(((manifest or {}).get("source") or {}).get("name") or file_name or "model")
     model = open_model(where, layers=[layer], methods=[method], require_methods=True, classes=None, gated=True)
-    layer_name = manifest.layer(model.manifest, layer)["name"]
+    layer_name = manifests.layer(model.manifest, layer)["name"]
     return Model(model.source, model.manifest, layer_name, name, digest, model.bound_class)
 
 

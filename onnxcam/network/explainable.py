@@ -161,7 +161,7 @@ def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | Non
 
 
 def _requested(network: Network, layers: Sequence[str | Layer] | str | None) -> Sequence[str | Layer] | None:
-    """The target layers named by the caller, else those of an explainable model; None for the default layer."""
+    """Resolve names of the file: the layers of the caller, else those of an explainable model; None for the default."""
     if layers is None:
         return list(network.layers.values()) or None
     names = [layers] if isinstance(layers, (str, Layer)) else layers
@@ -195,8 +195,8 @@ def _target_layers(
     resolved = [resolve(fitted.graph, layer, scores, grid=grid, prefix_tokens=prefix_tokens) for layer in requested]
     if (grid is not None or prefix_tokens is not None) and not any(Layout.of_layer(layer).tokens for layer in resolved):
         raise LayerError(
-            f"layer {listing(layer.name for layer in resolved)} is no layer of tokens, so that grid and prefix say "
-            "nothing"
+            f"layer {listing(layer.name for layer in resolved)} is not a layer of tokens: leave grid and prefix_tokens "
+            "out"
         )
     names = [layer.name for layer in resolved]
     twice = {name for name in names if names.count(name) > 1}
@@ -315,7 +315,7 @@ def _described(layer: Layer) -> dict[str, Any]:
 
 
 def _preprocess(spec: Any, shape: list[int | str | None], layout: str) -> dict[str, Any]:
-    """The manifest's entry: one in its own form stays as it was given, anything else is spelled out in full."""
+    """The manifest's entry: a dict in the manifest's form is kept, any other form is written out in full."""
     if not spec:
         return {}
     resolved = image.resolve(spec, shape, layout=layout).to_dict()

@@ -30,7 +30,7 @@ _OPERATORS = {"<": "Less", "<=": "LessOrEqual", ">": "Greater", ">=": "GreaterOr
 
 
 def parse(text: Any, labels: Sequence[str] | None, classes: int | None = None) -> Condition | None:
-    """The tree of a gate's condition, its labels resolved where the model is known; None for an empty text: no gate.
+    """Parse a gate's condition, its labels resolved where the model is known; None for an empty text: no gate.
 
     Raises:
         SettingError, TargetError: as `conditions.parse`.
@@ -71,7 +71,7 @@ def _holds(op: Builder, condition: Condition, quantities: dict[str, str]) -> str
 
 
 def _quantities(op: Builder, scores: str, readout: Readout, names: set[str]) -> dict[str, str]:
-    """What a condition speaks of, `[N]` each; a row that is not finite is as unsure as can be."""
+    """The quantities that a condition compares, `[N]` each; a row that is not finite is as uncertain as possible."""
     narrow = op.Cast(_probabilities(op, op.cast(scores), readout), to=onnx.TensorProto.FLOAT)
     p = op.cast(narrow)
     # NaN is the only value that is not finite here, and it compares with nothing

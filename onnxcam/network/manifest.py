@@ -178,7 +178,7 @@ def require_fit(manifest: Manifest, shape: Sequence[Any] | None, outputs: Collec
     missing = [name for name in needed if name not in outputs]
     if missing:
         raise ModelError(
-            f"the manifest names {listing(missing)}, which the graph does not put out; export the model again"
+            f"the manifest names {listing(missing)}, which the graph does not output; export the model again"
         )
 
 

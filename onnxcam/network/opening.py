@@ -1,4 +1,4 @@
-"""Open a model: what its file lacks for a question is added in memory. onnx is imported only where that is needed."""
+"""Open a model, and add in memory what its file lacks. onnx is imported only where something is added."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Model:
         return [entry["name"] for entry in self.manifest["layers"]]
 
     def extended(self, layers: Iterable[str | None]) -> Model:
-        """The model with these layers, and with gradients and a free target, in memory.
+        """Augment the model again with these layers, with gradients, and with a free target.
 
         Raises:
             LayerError: no such layer.
@@ -70,7 +70,7 @@ def open_model(
     gated: bool = False,
     preprocess: Any = None,
 ) -> Model:
-    """Open a model, augmented in memory where it lacks any of what is asked of it.
+    """Open a model, and augment it in memory where its file lacks something that is required.
 
     Arguments:
         source: an explainable model or any classifier: path, bytes or `ModelProto`.
@@ -112,7 +112,7 @@ def lacking(
     raw: bool = False,
     classes: Iterable[int] | None = (),
 ) -> frozenset[str]:
-    """What a file lacks, see `open_model`: none, one or several of `LAYERS`, `METHODS`, `GRADIENTS` and `TARGET`."""
+    """Compare a file with what is required of it, as in `open_model`: which of `LAYERS`, `METHODS`, … it lacks."""
     missing = set()
     target = manifest["target"]
     # not even the top-1 (-1): a file bound to a class explains that one always
@@ -132,7 +132,7 @@ def lacking(
 
 
 def read_source(source: Source) -> tuple[str | Serialized, Manifest | None]:
-    """Where a model is (path or bytes) and its manifest, read without importing onnx where possible.
+    """Read where a model is (path or bytes) and its manifest; onnx is imported for a `ModelProto` only.
 
     Raises:
         ModelError: not a model, or its manifest is damaged.

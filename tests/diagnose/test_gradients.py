@@ -295,7 +295,7 @@ def test_maps_in_which_all_but_nothing_cancels_accuse_nobody() -> None:
         (lambda held: held["input"].update(shape=["N", 3, 32, 64]), "says that the input 'input' is"),
         (lambda held: held["input"].update(shape=[1 << 40, 3, 32, 32]), "too large to be fed"),
         (lambda held: held["input"].update(name="picture"), "the graph has no such input"),
-        (lambda held: held["layers"][0].update(gradients="grads"), "names 'grads', which the graph does not put out"),
+        (lambda held: held["layers"][0].update(gradients="grads"), "names 'grads', which the graph does not output"),
         (lambda held: held["scores"].update(name="scores"), "names 'scores', which"),
         (lambda held: held["layers"][0].update(value="gone"), "names 'gone', which the graph does not have"),
     ],

@@ -205,7 +205,7 @@ def test_tokens_of_which_nothing_is_known_lie_on_the_one_square_that_fits() -> N
         laid(15, grid=(4, 4))
     with pytest.raises(LayerError, match="15 tokens, but"):
         laid(15, prefix_tokens=3)
-    with pytest.raises(LayerError, match="'c' is no layer of tokens"):
+    with pytest.raises(LayerError, match="'c' is not a layer of tokens"):
         onnxcam.augment(vit(), ["c"], grid=(4, 6))
 
 

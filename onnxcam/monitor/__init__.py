@@ -1,1 +1,1 @@
-"""Watching a classifier in production: explanations of what it was unsure of, kept as records."""
+"""Monitoring in production: explains and records uncertain predictions, detects drift."""

@@ -104,8 +104,8 @@ class Baseline:
         Returns:
             `baseline`: the identity of the baseline.
             `comparable`: False for a record of another model, condition, method or layer; the rest is None then.
-            `attention`: root mean square of the attention fields' deviations, in standard deviations.
-            `furthest`: the field that deviates most, of the prediction or the attention, and `deviation`, by how many
+            `attention`: root mean square of the deviations of the map's statistics, in standard deviations.
+            `furthest`: the field that deviates most, of the prediction or the map, and `deviation`, by how many
             standard deviations (signed).
             `map`: the share of the energy that lies elsewhere than in the class's mean map (or the mean of all, if the
             baseline has too few records of the class), 0 to 1.
@@ -127,9 +127,9 @@ class Baseline:
         if present.any():
             furthest = int(np.argmax(np.where(present, np.abs(deviations), -1.0)))
             result |= {"furthest": names[furthest], "deviation": round(float(deviations[furthest]), 4)}
-            attention = deviations[present & np.array([name.startswith("attention.") for name in names])]
-            if attention.size:
-                result["attention"] = round(float(np.sqrt((attention**2).mean())), 4)
+            of_map = deviations[present & np.array([name.startswith("attention.") for name in names])]
+            if of_map.size:
+                result["attention"] = round(float(np.sqrt((of_map**2).mean())), 4)
         index = int(row.target[0]) if int(row.target[0]) in self.mean_maps else None
         if row.mapped[0] and index in self.mean_maps:
             distance = float(np.abs(row.maps[0] - self.mean_maps[index]).sum() / 2)

@@ -69,7 +69,7 @@ def are_pictures(value: Any) -> bool:
 
 
 def _argument(function: Callable[..., Any], image: int | str) -> tuple[int, str]:
-    """Return position and name of the argument that holds what is predicted."""
+    """Return position and name of the argument that holds the model's input."""
     names = [
         p.name
         for p in inspect.signature(function).parameters.values()

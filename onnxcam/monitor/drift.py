@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ class Detector:
         self.seed = seed
         self._statistics = _Statistics(baseline)
         self._nulls: dict[int, _NullDistribution] = {}
-        self._baseline_draws: np.ndarray | None = None
+        self._baseline_draws: dict[bool, np.ndarray] = {}
 
     def assess(self, rows: Rows, since: str | None = None, until: str | None = None) -> Verdict:
         """Compare a window with the baseline; the verdict on fewer than 500 records is "not enough data"."""
@@ -167,9 +168,7 @@ class Detector:
         """Bootstrap the null distribution for windows of a size."""
         if size not in self._nulls:
             family = self._statistics
-            if self._baseline_draws is None:
-                self._baseline_draws = family.draws(self.replicates, len(self.baseline.rows), self.seed, second=True)
-            scores, _ = family.compare(family.draws(self.replicates, size, self.seed), self._baseline_draws)
+            scores, _ = family.compare(family.draws(self.replicates, size, self.seed), self._draw_baseline(nested=True))
             scores *= self._variance_correction(size, scores)
             self._nulls[size] = _NullDistribution.of(scores, family.floors, self.false_alarms)
         return self._nulls[size]
@@ -182,16 +181,21 @@ class Detector:
         and the ratio is applied twice. Fields use the mean of their ratios: that of a single field is mostly noise.
         """
         family = self._statistics
-        window, base = (
-            family.draws(self.replicates, n, self.seed, second=second, nested=False)
-            for n, second in ((size, False), (len(self.baseline.rows), True))
-        )
-        once, _ = family.compare(window, base)
+        window = family.draws(self.replicates, size, self.seed, nested=False)
+        once, _ = family.compare(window, self._draw_baseline(nested=False))
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = _mean(once) / _mean(scores)
         ratio[: len(family.fields)] = np.mean(ratio[: len(family.fields)])
         ratio = np.where(np.isfinite(ratio), ratio, 1.0)
         return np.asarray(np.maximum(ratio, 1.0) ** 2)
+
+    def _draw_baseline(self, nested: bool) -> np.ndarray:
+        """Draw second baselines; the same ones for windows of every size."""
+        if nested not in self._baseline_draws:
+            count = len(self.baseline.rows)
+            draws = self._statistics.draws(self.replicates, count, self.seed, second=True, nested=nested)
+            self._baseline_draws[nested] = draws
+        return self._baseline_draws[nested]
 
 
 def _mean(scores: np.ndarray) -> np.ndarray:
@@ -360,6 +364,11 @@ class _Statistics:
             map_weights = rows.weights[of_class, None]
             yield of_class, np.concatenate([map_weights, map_weights**2, map_weights * cells[of_class]], axis=1)
 
+    @cached_property
+    def _design(self) -> list[tuple[np.ndarray | slice, np.ndarray]]:
+        """The blocks of the baseline's design matrix, float32."""
+        return [(rows, design.astype(np.float32)) for rows, design in self.blocks(self.baseline.rows)]
+
     def sums(self, rows: Rows) -> np.ndarray:
         """Return the sums `[columns]` of a sample."""
         return np.concatenate([design.sum(0) for _, design in self.blocks(rows)])
@@ -373,18 +382,17 @@ class _Statistics:
         """
         rng = np.random.default_rng([seed, size, int(second), int(nested)])
         count = len(self.baseline.rows)
-        blocks = [(rows, design.astype(np.float32)) for rows, design in self.blocks(self.baseline.rows)]
         sums = []
         for begin in range(0, replicates, _CHUNK):
             number = min(_CHUNK, replicates - begin)
-            # independent of the size: window and second baseline have the same populations
-            population = np.random.default_rng([seed, begin]).integers(count, size=(number, count))
             drawn = rng.integers(count, size=(number, size))
             if nested:
+                # independent of the size: window and second baseline have the same populations
+                population = np.random.default_rng([seed, begin]).integers(count, size=(number, count))
                 drawn = np.take_along_axis(population, drawn, axis=1)
             drawn += (np.arange(number) * count)[:, None]
             times = np.bincount(drawn.ravel(), minlength=number * count).reshape(number, count).astype(np.float32)
-            sums.append(np.concatenate([times[:, rows] @ design for rows, design in blocks], axis=1))
+            sums.append(np.concatenate([times[:, rows] @ design for rows, design in self._design], axis=1))
         return np.concatenate(sums).astype(np.float64)
 
     def compare(self, window: np.ndarray, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

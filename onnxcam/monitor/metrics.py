@@ -54,9 +54,9 @@ class RecordMetrics:
 
     def write(self, record: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Count one explanation."""
-        metrics, attention = self._metrics, record["attention"]
+        metrics, statistics = self._metrics, record["attention"]
         metrics["records"].labels(reason=record["trigger"]["reason"]).inc()
-        metrics["zero"].inc(bool(attention["zero"]))
+        metrics["zero"].inc(bool(statistics["zero"]))
         metrics["bytes"].inc(sum(entry["bytes"] for entry in record["files"]))
         for name, value in (
             ("explain", record["latency_ms"].get("explain")),
@@ -66,8 +66,8 @@ class RecordMetrics:
                 metrics[name].observe(value / 1000)
         for name, value in (
             ("confidence", record["prediction"]["confidence"]),
-            ("border", attention["border"]),
-            ("half_area", attention["half_area"]),
+            ("border", statistics["border"]),
+            ("half_area", statistics["half_area"]),
         ):
             if value is not None:
                 metrics[name].observe(value)

@@ -25,15 +25,15 @@ _NAMES = {
     "confidence": "confidence",
     "margin": "margin to the second class",
     "entropy": "entropy of the prediction",
-    "attention.y": "attention, height (0 is the top)",
-    "attention.x": "attention, side (0 is the left)",
-    "attention.spread": "attention, spread",
-    "attention.entropy": "attention, evenness",
-    "attention.gini": "attention, concentration",
-    "attention.half_area": "attention, area of half its energy",
-    "attention.border": "attention on the border",
-    "attention.peaks": "attention, number of peaks",
-    "attention.region": "attention in the reference region",
+    "attention.y": "centroid of the map, vertical (0 is the top)",
+    "attention.x": "centroid of the map, horizontal (0 is the left)",
+    "attention.spread": "spread of the map",
+    "attention.entropy": "entropy of the map",
+    "attention.gini": "concentration of the map (Gini)",
+    "attention.half_area": "area with half of the map's energy",
+    "attention.border": "energy of the map at the border",
+    "attention.peaks": "number of peaks of the map",
+    "attention.region": "energy of the map in the reference region",
     "low_confidence": "low-confidence rate",
     "zero_maps": "maps that are zero everywhere",
     "classes": "predicted classes",
@@ -227,7 +227,7 @@ def _class(summary: ClassSummary) -> str:
             *cells,
             ("change", chart.change(summary.map, summary.normal, f"{summary.label}: change", scale)),
         ]
-        caption += f"; {100 * summary.moved:.0f} % of the attention lies elsewhere"
+        caption += f"; {100 * summary.moved:.0f} % of the energy lies elsewhere"
     maps = "".join(f'<div><span class="label">{name}</span>{drawn}</div>' for name, drawn in cells)
     return (
         f'<div class="card"><div class="maps">{maps}</div><h3>{escape(summary.label)}</h3>'

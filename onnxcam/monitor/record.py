@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxcam import __version__
 from onnxcam.errors import InputError
-from onnxcam.explain import statistics as attention
+from onnxcam.explain import statistics
 from onnxcam.monitor.redaction import MODES
 from onnxcam.monitor.schema import SCHEMA, Record
 from onnxcam.monitor.timestamps import timestamp
@@ -137,7 +137,7 @@ def build(
             "layer": "+".join(layer) if isinstance(layer, (list, tuple)) else layer,
             "method": method,
         },
-        "attention": _rounded(_attention(heatmap, region)),
+        "attention": _rounded(_statistics(heatmap, region)),
         "map": _small(heatmap),
         "drift": None if drift is None else _rounded(drift),
         "picture": {"sha256": (picture or {}).get("sha256"), "size": _size((picture or {}).get("size"))},
@@ -146,22 +146,22 @@ def build(
     }
 
 
-def _attention(heatmap: np.ndarray, region: np.ndarray | None) -> dict[str, Any]:
+def _statistics(heatmap: np.ndarray, region: np.ndarray | None) -> dict[str, Any]:
     if region is None:
-        return attention.describe(heatmap)
+        return statistics.describe(heatmap)
     # both are summed up on one grid, the coarser of the two on each side, which preserves the energy
     weights = np.asarray(region, np.float64)
     rows, columns = (min(a, b) for a, b in zip(heatmap.shape, weights.shape, strict=True))
     area = weights.shape[0] * weights.shape[1] / (rows * columns)
-    inside = attention.gather(weights, (rows, columns)) / area
-    both = attention.describe(attention.gather(heatmap, (rows, columns)), inside)
-    return attention.describe(heatmap) | {"region": both["region"]}
+    inside = statistics.gather(weights, (rows, columns)) / area
+    both = statistics.describe(statistics.gather(heatmap, (rows, columns)), inside)
+    return statistics.describe(heatmap) | {"region": both["region"]}
 
 
 def _small(heatmap: np.ndarray) -> dict[str, Any]:
     """Average the map down and divide it by its maximum; values 0 to 255, row by row."""
     size = (min(heatmap.shape[0], MAP_SIDE), min(heatmap.shape[1], MAP_SIDE))
-    cells = attention.gather(heatmap, size)
+    cells = statistics.gather(heatmap, size)
     top = float(cells.max())
     levels = np.rint(cells / top * 255).astype(int) if top > 0 else np.zeros(size, int)
     return {"shape": list(size), "values": levels.ravel().tolist()}

@@ -14,18 +14,18 @@ _GRID = 8  # cells per side at most at which maps are compared: finer cells are 
 
 # the name of each column, and how its number is read from a record
 FIELDS: dict[str, Callable[[Record, Record], Any]] = {
-    "confidence": lambda prediction, attention: prediction.get("confidence"),
-    "margin": lambda prediction, attention: prediction.get("margin"),
-    "entropy": lambda prediction, attention: prediction.get("entropy"),
-    "attention.y": lambda prediction, attention: (attention.get("centroid") or (None, None))[0],
-    "attention.x": lambda prediction, attention: (attention.get("centroid") or (None, None))[1],
-    "attention.spread": lambda prediction, attention: attention.get("spread"),
-    "attention.entropy": lambda prediction, attention: attention.get("entropy"),
-    "attention.gini": lambda prediction, attention: attention.get("gini"),
-    "attention.half_area": lambda prediction, attention: attention.get("half_area"),
-    "attention.border": lambda prediction, attention: attention.get("border"),
-    "attention.peaks": lambda prediction, attention: attention.get("peaks"),
-    "attention.region": lambda prediction, attention: attention.get("region"),
+    "confidence": lambda prediction, statistics: prediction.get("confidence"),
+    "margin": lambda prediction, statistics: prediction.get("margin"),
+    "entropy": lambda prediction, statistics: prediction.get("entropy"),
+    "attention.y": lambda prediction, statistics: (statistics.get("centroid") or (None, None))[0],
+    "attention.x": lambda prediction, statistics: (statistics.get("centroid") or (None, None))[1],
+    "attention.spread": lambda prediction, statistics: statistics.get("spread"),
+    "attention.entropy": lambda prediction, statistics: statistics.get("entropy"),
+    "attention.gini": lambda prediction, statistics: statistics.get("gini"),
+    "attention.half_area": lambda prediction, statistics: statistics.get("half_area"),
+    "attention.border": lambda prediction, statistics: statistics.get("border"),
+    "attention.peaks": lambda prediction, statistics: statistics.get("peaks"),
+    "attention.region": lambda prediction, statistics: statistics.get("region"),
 }
 
 
@@ -111,8 +111,8 @@ class Rows:
         values = np.full((len(records), len(FIELDS)), np.nan)
         energy = np.full((len(records), *grid), np.nan, np.float32)
         for row, record in enumerate(records):
-            prediction, attention = record.get("prediction") or {}, record.get("attention") or {}
-            values[row] = [_number(find(prediction, attention)) for find in FIELDS.values()]
+            prediction, statistics = record.get("prediction") or {}, record.get("attention") or {}
+            values[row] = [_number(read(prediction, statistics)) for read in FIELDS.values()]
             energies = maps[row]
             if energies is not None and energies.shape == grid:
                 energy[row] = energies

@@ -43,52 +43,56 @@ def most_over_rate(times: Sequence[float], rate: float) -> float:
 def test_one_hour_of_any_traffic(seed: int, amount: int, period: float, burst: float | None, baseline: bool) -> None:
     rng = np.random.default_rng(seed)
     rate = Rate(amount, period)
-    gates = RateLimiter(Limits(rate, burst, None, baseline))
+    limiter = RateLimiter(Limits(rate, burst, None, baseline))
     capacity = burst if burst is not None else float(amount)
     moments = np.cumsum(rng.exponential(rng.choice([0.01, 0.3, 5.0, 100.0]), 4000) * rng.choice([0.0, 1.0], 4000))
+    times = moments[moments < 3600].tolist()
+    rows = rng.integers(0, 40, (len(times), 2)).tolist()
+    # in one call of five the queue has room for a part only
+    parts = np.where(rng.random((len(times), 2)) < 0.2, rng.random((len(times), 2)), 1.0).tolist()
     admitted: list[float] = []
-    for now in moments[moments < 3600]:
+    for now, counts, rooms in zip(times, rows, parts, strict=True):
         for lane in (False, True):
-            count = gates.admit(int(rng.integers(0, 40)), now, now, baseline=lane and baseline).admitted
-            taken = int(rng.integers(0, count + 1)) if rng.random() < 0.2 else count
-            gates.spend(taken, baseline=lane and baseline)
+            count = limiter.admit(counts[lane], now, now, baseline=lane and baseline).admitted
+            taken = min(count, int((count + 1) * rooms[lane]))
+            limiter.spend(taken, baseline=lane and baseline)
             admitted += [now] * taken
     assert most_over_rate(admitted, rate.per_second) <= max(1.0, capacity) + 1e-6
 
 
 def test_steady_overload_gets_the_whole_rate() -> None:
     for baseline in (False, True):
-        gates = RateLimiter(Limits(Rate(2, 1.0), None, None, baseline))
+        limiter = RateLimiter(Limits(Rate(2, 1.0), None, None, baseline))
         got = 0
         for tick in range(36000):
-            count = gates.admit(5, tick / 10, 0.0).admitted
-            gates.spend(count)
+            count = limiter.admit(5, tick / 10, 0.0).admitted
+            limiter.spend(count)
             got += count
         assert 7198 <= got <= 7202
 
 
 def test_a_flood_does_not_silence_the_baseline() -> None:
-    gates = RateLimiter(Limits(Rate(2, 1.0), None, 5000, True))
+    limiter = RateLimiter(Limits(Rate(2, 1.0), None, 5000, True))
     unsure = sure = 0
     for tick in range(36000):
-        count = gates.admit(5, tick / 10, tick / 10).admitted
-        gates.spend(count)
+        count = limiter.admit(5, tick / 10, tick / 10).admitted
+        limiter.spend(count)
         unsure += count
         if tick % 50 == 0:  # one confident row in 5 s is in the sample
-            count = gates.admit(1, tick / 10, tick / 10, baseline=True).admitted
-            gates.spend(count, baseline=True)
+            count = limiter.admit(1, tick / 10, tick / 10, baseline=True).admitted
+            limiter.spend(count, baseline=True)
             sure += count
     assert sure == 500  # a tenth of the day's budget is its own, whatever the flood took
     assert unsure == 4500
 
 
 def test_a_greedy_baseline_does_not_silence_the_unsure() -> None:
-    gates = RateLimiter(Limits(Rate(2, 1.0), None, None, True))
+    limiter = RateLimiter(Limits(Rate(2, 1.0), None, None, True))
     got = {False: 0, True: 0}
     for tick in range(36000):
         for baseline in (False, True):
-            count = gates.admit(50, tick / 10, 0.0, baseline=baseline).admitted
-            gates.spend(count, baseline=baseline)
+            count = limiter.admit(50, tick / 10, 0.0, baseline=baseline).admitted
+            limiter.spend(count, baseline=baseline)
             got[baseline] += count
     assert sum(got.values()) <= 7202
     assert got[False] > 3000 and got[True] > 700
@@ -113,12 +117,12 @@ def test_bucket_ignores_a_clock_that_goes_back() -> None:
 
 
 def test_nothing_is_spent_by_asking() -> None:
-    gates = RateLimiter(Limits(Rate(5, 1.0), None, 100, False))
-    assert [gates.admit(3, 0.0, 0.0).admitted for _ in range(10)] == [3] * 10
-    lane = gates.admit(8, 0.0, 0.0)
+    limiter = RateLimiter(Limits(Rate(5, 1.0), None, 100, False))
+    assert [limiter.admit(3, 0.0, 0.0).admitted for _ in range(10)] == [3] * 10
+    lane = limiter.admit(8, 0.0, 0.0)
     assert lane == (5, 3, 0)
-    gates = RateLimiter(Limits(Rate(5, 1.0), None, 2, False))
-    assert gates.admit(8, 0.0, 0.0) == (2, 3, 3)
+    limiter = RateLimiter(Limits(Rate(5, 1.0), None, 2, False))
+    assert limiter.admit(8, 0.0, 0.0) == (2, 3, 3)
 
 
 def test_sample_keeps_its_share() -> None:

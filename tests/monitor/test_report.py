@@ -108,8 +108,8 @@ def test_the_page_is_one_file_that_says_all(normal: baselines.Baseline, tmp_path
     assert checked.links == ["data:image/png;base64," + base64.b64encode(overlay).decode()]
     assert "url(#hatch)" in text and len(re.findall(r"url\(", text)) == 1
     for said in (
-        "Drift", "attention on the border", "123,456", "22,856", "the token bucket was empty", "confidence < 0.6",
-        "baseline sample", "600 records", "tabby", "all classes", "median", "a note",
+        "Drift", "energy of the map at the border", "123,456", "22,856", "the token bucket was empty",
+        "confidence < 0.6", "baseline sample", "600 records", "tabby", "all classes", "median", "a note",
     ):  # fmt: skip
         assert said in checked.text, said
 

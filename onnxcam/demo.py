@@ -1,4 +1,4 @@
-"""The bundled model explains the bundled pictures: also an example of how the library is used."""
+"""`onnxcam demo`: explain the bundled pictures with the bundled model; an example of how to use the library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnxcam.runtime import Provider
 
 COMPOSITE = "cat_and_coffee.png"
 PHOTOGRAPH = "cat.png"
-# what to explain on the composite: the first is on its left half, the second on its right
+# the classes to explain on the composite: the first is on its left half, the second on its right
 CLASSES = ["tiger cat", "espresso"]
 
 

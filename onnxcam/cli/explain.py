@@ -55,7 +55,12 @@ Examples:
     "--files-from", metavar="LIST", help="Read more pictures from a file, one path per line ('-': standard input)."
 )
 @click.option(
-    "--target", "--class", "target", metavar="CLASS", help="Class to explain, index or label.  [default: each top-1]"
+    "--target",
+    "--class",
+    "target",
+    metavar="CLASS",
+    help="Class to explain: index, label, or -1 for each picture's top-1.  [default: top-1, or the class that the file "
+    "is bound to]",
 )
 @click.option("--top", type=click.IntRange(min=1), metavar="K", help="Explain the K best classes of each picture.")
 @click.option(
@@ -154,13 +159,13 @@ def explain(
 ) -> None:
     """Explain what a model sees in pictures.
 
-    Shows which pixels made MODEL say what it says about each PICTURE. MODEL is an explainable model (from `onnxcam
-    export`) or any image classifier in ONNX form. PICTURE is a file, a folder (searched with its subfolders), a glob in
-    quotes, or '-' for one encoded picture on standard input.
+    Shows which pixels of each PICTURE speak for the class that MODEL predicts, or for another. MODEL is an explainable
+    model (from `onnxcam export`) or any image classifier in ONNX form. PICTURE is a file, a folder (searched with its
+    subfolders), a glob in quotes, or '-' for one encoded picture on standard input.
 
     One picture is written into DIR itself, several into DIR/NAME/: input.png, METHOD_grayscale.png,
     METHOD_heatmap.png, METHOD_overlay.png, panel.png and explanation.json (with several methods each one's files, and
-    methods.png); DIR/analysis_summary.json tells about all.
+    methods.png); DIR/analysis_summary.json is about all of them.
     The five best predictions of each go to standard output. A picture that fails is named and does not stop the rest.
 
     Exit status: 0 all explained, 1 some or all pictures failed, 2 wrong usage or unknown class, layer or method,
@@ -239,8 +244,8 @@ def _digest(model: str) -> str:
 
 
 def _warm() -> None:
-    """Load what pictures are read and drawn with."""
-    with contextlib.suppress(Exception):  # what is wrong shows when it is needed
+    """Load the libraries that read and draw pictures."""
+    with contextlib.suppress(Exception):  # an error is raised again where they are needed
         Font(19, 600).width("0")
 
 
@@ -254,7 +259,7 @@ def open_explainer(
     allow_fallback: bool = False,
     many: bool = False,
 ) -> Explainer:
-    """An explainer from what the command line names, refused where nobody says how pictures are prepared.
+    """Open the explainer that the flags describe.
 
     With `many` pictures several are explained side by side, so each run of the model takes its share of the cores.
 
@@ -287,10 +292,10 @@ def open_explainer(
 
 
 def ready(folder: Path) -> None:
-    """Make the output folder and see that it can be written to, before any work is done.
+    """Make the output folder and check that it can be written to, before any work is done.
 
     Raises:
-        OutputError: it cannot.
+        OutputError: the folder cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -353,7 +358,7 @@ def _grey(explainer: Explainer) -> Any:
 
 
 class _Run:
-    """One run over all pictures: prints as it goes and remembers what the summary needs."""
+    """One run over all pictures: prints its results and collects the entries of the summary."""
 
     def __init__(self, folder: Path, collected: pictures.Collection, quiet: bool) -> None:
         self._folder = folder
@@ -412,7 +417,7 @@ class _Run:
 
 
 def table(name: str, folder: Path, record: dict[str, Any]) -> str:
-    """A picture's predictions for people."""
+    """A picture's predictions as a table of text."""
     lines = [f"{name} -> {folder}"]
     explained = {entry["index"] for entry in record["maps"]}
     rows = [*record["predictions"]]

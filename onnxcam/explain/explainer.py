@@ -98,7 +98,7 @@ class Explainer:
 
     @property
     def source(self) -> str | Serialized:
-        """The model in use, an explainable file: its path or its bytes; over 2 GiB its graph and weights."""
+        """Path or bytes of the explainable file in use; its graph and weights over 2 GiB."""
         return self._file.source
 
     def beside(self, model: Any) -> Explainer:

@@ -133,7 +133,7 @@ class Explanation:
 
     @property
     def title(self) -> str:
-        """The heading of panels: the class, and what it is compared with."""
+        """Heading of panels with the class and what it is compared with."""
         if self.other is not None:
             return f"{self.label} rather than {self.other[1]}"
         return f"several classes, {self.label} foremost" if self.kind == "weights" else self.label

@@ -40,7 +40,7 @@ Examples:
     multiple=True,
     type=click.IntRange(min=1),
     metavar="N",
-    help="Rows per call; repeatable.  [default: 1 and 8, or what the model fixes]",
+    help="Rows per call; repeatable.  [default: 1 and 8, or the model's fixed batch size]",
 )
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Rounds through all calls."
@@ -51,9 +51,11 @@ Examples:
     default=30.0,
     show_default=True,
     metavar="S",
-    help="Time to take, about; a round that has begun is finished.",
+    help="Approximate duration; a round that has begun is finished.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of the runtime.  [default: its own choice]")
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of ONNX Runtime.  [default: its own choice]"
+)
 @click.option("--layer", metavar="NAME", help="Target layer.  [default: the model's own]")
 @options.preprocess_option
 @options.provider_option
@@ -77,12 +79,12 @@ def bench(
 ) -> None:
     """Measure what explaining costs on this machine.
 
-    Compares every call with MODEL's plain forward pass (any image classifier in ONNX form) in the same run: prediction
-    through the explainer, the file as it is where it is an explainable one, each method's map, and the maps of the five
-    best classes. Input is random unless PICTUREs are named; those are then also explained from file to map.
+    Compares calls with the plain forward pass of MODEL (any image classifier in ONNX form) in the same run: prediction
+    through the explainer, an explainable file as it is, each method's map, and the maps of the five best classes. Input
+    is random unless PICTUREs are named; those are also explained from file to map.
 
-    Latency is that of one call (p50, p99), ratio the median over rounds of a call's latency by the forward pass's. Peak
-    memory is the process's own until then. On a busy machine only the ratios mean much.
+    Latency (p50, p99) is that of one call; ratio is its latency relative to the forward pass, median over rounds. Peak
+    memory is that of the process so far. On a busy machine rely on the ratios alone.
 
     Exit status: 0 measured, 1 a picture cannot be read, 2 wrong usage or unknown layer or method, 3 unusable model,
     4 no usable runtime or execution provider.

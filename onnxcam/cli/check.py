@@ -35,13 +35,13 @@ Examples:
     default=4,
     show_default=True,
     metavar="N",
-    help="Noise pictures the gradients are checked on.",
+    help="Number of noise pictures to check the gradients on.",
 )
 @click.option(
     "--pictures",
     "folder",
     metavar="DIR",
-    help="Compare preprocessings on these pictures instead: which one the model prefers.",
+    help="Compare preprocessings on these pictures instead of checking gradients.",
 )
 @click.option("--by-folder", is_flag=True, help="Each picture's folder in DIR is its class: a label or an index.")
 @click.option(
@@ -50,7 +50,7 @@ Examples:
     default=200,
     show_default=True,
     metavar="N",
-    help="At most so many pictures, drawn at random.",
+    help="Use at most N pictures, sampled at random.",
 )
 @options.labels_option
 @options.preprocess_option
@@ -152,13 +152,13 @@ def _compare(
 
 
 def by_class(paths: Sequence[Path], root: Path, labels: Sequence[str] | None, classes: int) -> list[int]:
-    """The class of each picture from the folder it lies in: an index, a label, or the place among sorted folders.
+    """Read the class of each picture from its folder's name: an index, a label, or the rank among sorted folders.
 
-    The last is how Keras' and torchvision's folder readers number classes; it counts where nothing names the classes
-    and there are as many folders.
+    The rank is how Keras' and torchvision's folder readers number classes; it is used where there are no labels and as
+    many folders as classes.
 
     Raises:
-        LabelsError: pictures that lie in no folder, or folders that are no class of the model.
+        LabelsError: a picture is not in a folder, or a folder does not name a class of the model.
     """
     relative = [path.relative_to(root) for path in paths]
     loose = [str(path) for path in relative if len(path.parts) < 2]

@@ -25,7 +25,7 @@ Examples:
     default=Path("onnxcam-demo"),
     show_default=True,
     metavar="DIR",
-    help="Folder for the pictures; made if need be.",
+    help="Folder for the pictures; created if missing.",
 )
 @options.provider_option
 @options.json_option
@@ -40,18 +40,18 @@ def demo(output: Path, provider: str, as_json: bool) -> None:
     """
     import onnxcam.demo
 
-    found = onnxcam.demo.run(output, runtime.parse_provider(provider))
+    result = onnxcam.demo.run(output, runtime.parse_provider(provider))
     if as_json:
-        options.print_json(found)
+        options.print_json(result)
         return
-    for shown in found["pictures"]:
-        click.echo(f"{shown['picture']}, the five best classes:")
-        for guess in shown["predictions"]:
+    for example in result["pictures"]:
+        click.echo(f"{example['picture']}, the five best classes:")
+        for guess in example["predictions"]:
             click.echo(f"  {guess['probability']:7.2%}  {guess['label']}")
-        for explained in shown["maps"]:
+        for explained in example["maps"]:
             line = f"  {explained['method']} of {explained['label']!r}"
             if "energy" in explained:
                 left, right = explained["energy"]["left"], explained["energy"]["right"]
                 line += f": {left:.1%} of its energy on the left half, {right:.1%} on the right"
             click.echo(line)
-    click.echo(f"Pictures: {output / 'demo.png'} and {len(found['files']) - 1} more in {output}")
+    click.echo(f"Pictures: {output / 'demo.png'} and {len(result['files']) - 1} more in {output}")

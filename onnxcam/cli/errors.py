@@ -1,4 +1,4 @@
-"""The edge where exceptions become one sentence on standard error and an exit code."""
+"""Turn exceptions into one sentence on standard error and an exit code, at the edge of the command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEBUG = "ONNXCAM_DEBUG"
 
 
 class ExitCode(IntEnum):
-    """What the command's exit status says."""
+    """The command's exit status."""
 
     DONE = 0
     FAILED = 1  # some or all inputs failed or could not be written
@@ -57,29 +57,29 @@ _CODES: dict[type[OnnxcamError], ExitCode] = {
 
 
 def exit_code(error: OnnxcamError) -> ExitCode:
-    """The exit code of the nearest class that has one."""
+    """Return the exit code of the error's nearest base class that has one."""
     return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
 
 
-def told(error: BaseException) -> tuple[str, ExitCode]:
-    """What the user is told about `error`, and the exit code."""
+def sentence_and_code(error: BaseException) -> tuple[str, ExitCode]:
+    """Return the sentence that tells the user about `error`, and the exit code."""
     if isinstance(error, OnnxcamError):
         return str(error), exit_code(error)
     if isinstance(error, ImportError) and not (error.name or "").startswith("onnxcam"):
         return f"a library cannot be imported ({error}); run `onnxcam doctor`", ExitCode.RUNTIME
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: {os.fsdecode(error.filename)}", ExitCode.FAILED
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
+    reason = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return (
-        f"onnxcam failed unexpectedly ({type(error).__name__}{': ' if said else ''}{said}); please run this again with "
-        f"{DEBUG}=1 and report what it prints",
+        f"onnxcam failed unexpectedly ({reason}); please run this again with {DEBUG}=1 and report what it prints",
         ExitCode.FAILED,
     )
 
 
 @contextmanager
 def reported(ctx: click.Context) -> Iterator[None]:
-    """Ends the block's exceptions as a sentence and an exit code; ONNXCAM_DEBUG=1 prints the traceback first."""
+    """Turn the block's exceptions into a sentence and an exit code; ONNXCAM_DEBUG=1 prints the traceback first."""
     try:
         yield
     except (click.ClickException, click.exceptions.Exit):
@@ -94,6 +94,6 @@ def reported(ctx: click.Context) -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
-        sentence, code = told(error)
+        sentence, code = sentence_and_code(error)
         click.echo(f"Error: {sentence}", err=True)
         ctx.exit(code)

@@ -53,7 +53,7 @@ Examples:
     help="Where the objects are: JSON {picture: [[x0, y0, x1, y1], ...]} or CSV with picture,x0,y0,x1,y1[,label].",
 )
 @click.option("--by-folder", is_flag=True, help="Each picture's folder in PICTURES is its class: a label or an index.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many pictures, drawn at random.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N pictures, sampled at random.")
 @options.layer_option("Target layer; several are fused into their mean.  [default: the model's own]")
 @options.labels_option
 @options.preprocess_option
@@ -91,10 +91,10 @@ def evaluate(
 ) -> None:
     """Judge methods by numbers.
 
-    Explains the PICTURES (files, folders, globs in quotes) by several methods and measures how far each map can be
-    trusted: what is left of the prediction when only the map's part is shown, how soon it goes when that part is taken
-    away, whether the map depends on what the model has learned. Judged is the map of each picture's class: with
-    --by-folder the one whose folder it lies in, else the model's first choice.
+    Runs every method on the same PICTURES with MODEL, and measures by several metrics how far its maps can be trusted:
+    how much of the prediction remains when only the important part of the picture is shown, how fast it drops when that
+    part is removed, and whether the map depends on what the model has learned. The map explained is that of each
+    picture's class: with --by-folder the class of its folder, otherwise the model's top-1.
 
     The table has a line per method and marks the best of each metric. "Which method to trust" in the documentation
     says what the numbers mean and how many pictures they need.
@@ -105,20 +105,20 @@ def evaluate(
     from onnxcam.evaluation import boxes as box_files
     from onnxcam.evaluation import report as reports
     from onnxcam.evaluation.judge import evaluate as judge
-    from onnxcam.evaluation.metrics import chosen
+    from onnxcam.evaluation.metrics import select
 
     if not named:
         raise click.UsageError("no PICTURES were given: name files, folders or globs.")
     if by_folder and (len(named) != 1 or not Path(named[0]).is_dir()):
         raise click.UsageError("--by-folder takes one folder, with a folder per class in it.")
-    held_boxes = None if boxes is None else box_files.read(boxes)
-    chosen(metrics or None, boxes=held_boxes is not None)
+    box_table = None if boxes is None else box_files.read(boxes)
+    select(metrics or None, boxes=box_table is not None)
     folder = None if output is None else Path(output)
-    found = pictures.collect(list(named), folder or Path(".onnxcam-none"))
-    if not found.items:
-        raise found.failures[0][1]
+    collection = pictures.collect(list(named), folder or Path(".onnxcam-none"))
+    if not collection.items:
+        raise collection.failures[0][1]
     explainer = open_explainer(model, layers, labels, preprocess, provider=provider, allow_fallback=allow_fallback)
-    items = found.items
+    items = collection.items
     classes = None
     if by_folder:
         paths = [item.source for item in items if isinstance(item.source, Path)]
@@ -133,52 +133,56 @@ def evaluate(
     for warning in explainer.warnings:
         click.echo(f"Warning: {warning}", err=True)
     with Bar() as bar:
-        held = judge(
+        evaluation = judge(
             explainer,
             [item.source for item in items],
             methods=list(dict.fromkeys(methods)) or None,
             metrics=metrics or None,
             targets=classes,
-            boxes=held_boxes,
+            boxes=box_table,
             layer=None if not layers else layers[0] if len(layers) == 1 else list(dict.fromkeys(layers)),
             names=[item.name for item in items],
             seed=seed,
-            shown=show if "report" in targets else 0,
+            examples=show if "report" in targets else 0,
             progress=bar.to,
         )
-    failed = [str(error) for _, error in (*found.failures, *held.failures)]
+    failed = [str(error) for _, error in (*collection.failures, *evaluation.failures)]
     for text in failed:
         click.echo(f"Error: {text}", err=True)
     record = {"model": model, "seed": seed, "providers": explainer.providers, "versions": versions(), "failed": failed}
-    record |= held.to_dict()
+    record |= evaluation.to_dict()
     if "json" in targets:
         text = json.dumps(options.finite(record), ensure_ascii=False, indent=2) + "\n"
         image.write_bytes(targets["json"], text.encode(errors="backslashreplace"))
     if "csv" in targets:
-        image.write_bytes(targets["csv"], held.to_csv().encode(errors="backslashreplace"))
+        image.write_bytes(targets["csv"], evaluation.to_csv().encode(errors="backslashreplace"))
     if "report" in targets:
         notes = [f"{name} {number}" for name, number in versions().items()]
-        page = reports.render(held, title=f"{Path(model).name}: methods compared", notes=[", ".join(notes)])
+        page = reports.render(evaluation, title=f"{Path(model).name}: methods compared", notes=[", ".join(notes)])
         image.write_bytes(targets["report"], page.encode(errors="backslashreplace"))
     if as_json:
         options.print_json(record)
     else:
-        click.echo("\n".join(reports.lines(held)))
+        click.echo("\n".join(reports.lines(evaluation)))
     if failed:
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 
 def _targets(output: str | None, csv_file: str | None, report: str | None) -> dict[str, Path]:
     """Where each kind of result goes."""
-    found = {}
+    targets = {}
     if output is not None:
         folder = Path(output)
-        found = {"json": folder / "evaluation.json", "csv": folder / "evaluation.csv", "report": folder / "report.html"}
+        targets = {
+            "json": folder / "evaluation.json",
+            "csv": folder / "evaluation.csv",
+            "report": folder / "report.html",
+        }
     if csv_file is not None:
-        found["csv"] = Path(csv_file)
+        targets["csv"] = Path(csv_file)
     if report is not None:
-        found["report"] = Path(report)
-    return found
+        targets["report"] = Path(report)
+    return targets
 
 
 def _writable(path: Path) -> None:

@@ -37,21 +37,22 @@ def layers(model: str, trust_model: bool, import_file: str | None, as_json: bool
     export --layer` takes.
     """
     keras = model.startswith("keras:") or model.lower().endswith((".keras", ".h5", ".hdf5"))
-    found = describe_keras(model, trust_model, import_file) if keras else describe(model)
-    for warning in found["warnings"]:
+    listing = describe_keras(model, trust_model, import_file) if keras else describe(model)
+    for warning in listing["warnings"]:
         click.echo(f"Warning: {warning}", err=True)
     if as_json:
-        options.print_json(found)
+        options.print_json(listing)
         return
-    click.echo("\n".join(_table(found["layers"])))
-    held = found["explainable"]
-    if held is not None:
-        names = ", ".join(f"{key} {value}" for key, value in held["outputs"].items() if value)
-        target = f"{held['target']['name']} ({held['target']['mode']})"
+    click.echo("\n".join(_table(listing["layers"])))
+    explainable = listing["explainable"]
+    if explainable is not None:
+        names = ", ".join(f"{key} {value}" for key, value in explainable["outputs"].items() if value)
+        target = f"{explainable['target']['name']} ({explainable['target']['mode']})"
         click.echo(f"\nexplainable: target {target}; {names}")
-        if held["gate"] is not None:
-            click.echo(f"  gate {held['gate']['condition']}: maps where {held['gate']['output']} holds, else zero")
-        for layer in found["layers"]:
+        gate = explainable["gate"]
+        if gate is not None:
+            click.echo(f"  gate {gate['condition']}: maps where {gate['output']} holds, else zero")
+        for layer in listing["layers"]:
             if layer["outputs"] is not None:
                 maps = ", ".join(layer["outputs"]["heatmaps"].values())
                 raw = ", ".join(name for key, name in layer["outputs"].items() if key != "heatmaps" and name)
@@ -59,7 +60,7 @@ def layers(model: str, trust_model: bool, import_file: str | None, as_json: bool
 
 
 def describe(model: str) -> dict[str, Any]:
-    """The layers of a model file, and what an explainable one offers.
+    """Describe the layers of a model file, and the outputs of an explainable one.
 
     Raises:
         ModelError: not an image classifier, or one without a spatial layer.
@@ -68,13 +69,13 @@ def describe(model: str) -> dict[str, Any]:
     from onnxcam.network import manifest
     from onnxcam.network.network import survey
 
-    held = manifest.parse(file.metadata(model).get(manifest.KEY))
-    entries = {} if held is None else {entry["name"]: entry for entry in held["layers"]}
+    stored = manifest.parse(file.metadata(model).get(manifest.KEY))
+    entries = {} if stored is None else {entry["name"]: entry for entry in stored["layers"]}
     try:
         candidates, picture = survey(model)
     except LayerError as error:
         raise options.not_explainable(error, ()) from error
-    found = [
+    listed = [
         {
             "name": layer.name,
             "shape": _dims(layer.shape),
@@ -86,36 +87,36 @@ def describe(model: str) -> dict[str, Any]:
         }
         for layer in candidates
     ]
-    # a file may expose values that are no convolution's
-    found += [
+    # a file may expose other values than those of candidate layers
+    listed += [
         {key: entry.get(key) for key in ("name", "shape", "layout", "grid", "prefix_tokens")}
         | {"default": False, "outputs": _outputs(entry)}
         for entry in entries.values()
     ]
-    if held is not None:
-        for layer in found:
-            layer["default"] = layer["name"] == held["layers"][-1]["name"]
-    explainable = held and {
-        "target": held["target"],
-        "outputs": {"scores": held["scores"]["name"], "probabilities": held["scores"].get("probabilities")},
-        "gate": held.get("gate"),
+    if stored is not None:
+        for layer in listed:
+            layer["default"] = layer["name"] == stored["layers"][-1]["name"]
+    explainable = stored and {
+        "target": stored["target"],
+        "outputs": {"scores": stored["scores"]["name"], "probabilities": stored["scores"].get("probabilities")},
+        "gate": stored.get("gate"),
     }
     doubtful = input_size_warnings(picture)
-    return {"model": model, "explainable": explainable, "layers": found, "warnings": doubtful}
+    return {"model": model, "explainable": explainable, "layers": listed, "warnings": doubtful}
 
 
 def describe_keras(model: str, trust: bool = False, import_file: str | None = None) -> dict[str, Any]:
-    """The layers of a Keras model.
+    """Describe the layers of a Keras model.
 
     Raises:
-        ModelError, TrustError: it cannot be loaded, or is no image classifier.
+        ModelError, TrustError: it cannot be loaded, or is not an image classifier.
         DependencyError: TensorFlow is missing.
     """
     keras_source = importlib.import_module("onnxcam.exporters.keras_source")
     exporter = importlib.import_module("onnxcam.exporters.keras")
     weights = "none" if model.startswith("keras:") else None
     loaded = keras_source.load(model, weights=weights, trust=trust, import_file=import_file)
-    found = [
+    layers = [
         {
             "name": layer.name,
             "shape": _dims(layer.shape),
@@ -127,7 +128,7 @@ def describe_keras(model: str, trust: bool = False, import_file: str | None = No
         }
         for layer in exporter.list_layers(loaded.model)
     ]
-    return {"model": model, "explainable": None, "layers": found, "warnings": []}
+    return {"model": model, "explainable": None, "layers": layers, "warnings": []}
 
 
 def _outputs(entry: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -135,7 +136,7 @@ def _outputs(entry: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _dims(shape: Sequence[int | str | None] | None) -> list[int | str | None] | None:
-    """A shape as the manifest has it: N for the batch, None for what is open."""
+    """Write a shape as the manifest does: N for the batch, None for an open dimension."""
     if shape is None:
         return None
     first = shape[0] if isinstance(shape[0], int) else "N"
@@ -153,9 +154,9 @@ def _layout(layer: dict[str, Any]) -> str:
     return f"{layout.name}, {layout.grid[0]} x {layout.grid[1]}{before}"
 
 
-def _table(found: Sequence[dict[str, Any]]) -> list[str]:
+def _table(layers: Sequence[dict[str, Any]]) -> list[str]:
     rows = [("", "layer", "shape", "layout")]
-    for layer in found:
+    for layer in layers:
         shape = (
             "?"
             if layer["shape"] is None

@@ -28,23 +28,23 @@ Examples:
 def methods(named: tuple[str, ...], as_json: bool) -> None:
     """List the methods of explaining.
 
-    For each method (or those named): its name for --method, what its map is made at (a layer, by nodes that a file can
-    hold or beside it, or the input), what it costs beyond the prediction, its options with their defaults for
+    For each method (or those named): its name for --method, where its map is made (at a layer or at the input; some
+    layer methods can be stored in a file), what it costs beyond the prediction, its options with their defaults for
     --option, and its formula and paper.
     """
-    found = [describe(find(name)) for name in named or names()]
+    entries = [describe(find(name)) for name in named or names()]
     if as_json:
-        options.print_json({"methods": found})
+        options.print_json({"methods": entries})
         return
-    for method in found:
-        given = "".join(f" {key}={spelled(value)}" for key, value in method["options"].items())
-        click.echo(f"{method['name']}{given}")
+    for method in entries:
+        settings = "".join(f" {key}={spelled(value)}" for key, value in method["options"].items())
+        click.echo(f"{method['name']}{settings}")
         click.echo(f"  {_WHAT.get(method['kind'], 'layer')}; {method['cost']}")
         click.echo(textwrap.fill(method["formula"], 96, initial_indent="  ", subsequent_indent="  "))
 
 
 def describe(method: Method) -> dict[str, Any]:
-    """A method as JSON has it."""
+    """Describe a method ready for JSON."""
     return {
         "name": method.name,
         "kind": method.kind,
@@ -57,11 +57,11 @@ def describe(method: Method) -> dict[str, Any]:
 
 
 def cost(method: Method) -> str:
-    """What a method needs beyond the prediction."""
+    """Say what a method costs beyond the prediction."""
     if method.long:
         return "many runs of the whole model"
     if method.kind == INPUT:
-        return "a pass back through the whole model" if method.gradient else "runs of the whole model"
+        return "a backward pass through the whole model" if method.gradient else "runs of the whole model"
     if method.gradient:
-        return "a pass back from the scores to the layer"
+        return "a backward pass from the scores to the layer"
     return "next to nothing" if method.kind == GRAPH else "runs from the layer to the scores at most"

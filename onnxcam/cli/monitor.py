@@ -1,4 +1,4 @@
-"""`onnxcam monitor`: read what monitors wrote: records, drift, reports."""
+"""`onnxcam monitor`: read the records of monitors, detect drift, write reports."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class Progress:
         self._total = total
         self._done = 0
         self._within = 0.0  # the part of a picture that is done
-        self._shown = sys.stderr.isatty()
-        self._start = self._begun = self._drawn = time.monotonic()
+        self._on_terminal = sys.stderr.isatty()
+        self._start = self._pass_start = self._drawn = time.monotonic()
         self._lock = threading.RLock()
 
     def __enter__(self) -> Progress:
@@ -38,7 +38,7 @@ class Progress:
     ) -> None:
         with self._lock:
             self._clear()
-            self._shown = False  # a thread that is still at work no longer draws
+            self._on_terminal = False  # a thread that is still at work no longer draws
 
     def advance(self) -> None:
         """One more is done."""
@@ -53,7 +53,7 @@ class Progress:
         with self._lock:
             part = done / total if total else 1.0
             if part < self._within:  # another pass
-                self._begun = now
+                self._pass_start = now
             self._within = part
             if now - self._start > _PATIENCE and now - self._drawn > _PAUSE:
                 self._drawn = now
@@ -74,12 +74,12 @@ class Progress:
             self._draw()
 
     def _clear(self) -> None:
-        if self._shown:
+        if self._on_terminal:
             sys.stderr.write(_CLEAR)
             sys.stderr.flush()
 
     def _draw(self) -> None:
-        if self._shown and (self._total > 1 or 0 < self._within < 1):
+        if self._on_terminal and (self._total > 1 or 0 < self._within < 1):
             one = self._total == 1
             filled = round(_WIDTH * (self._within if one else self._done / self._total))
             bar = "#" * filled + "-" * (_WIDTH - filled)
@@ -91,7 +91,7 @@ class Progress:
         done = self._within if self._total == 1 else self._done / self._total
         if not 0 < done < 1:
             return ""
-        since = self._begun if self._total == 1 else self._start
+        since = self._pass_start if self._total == 1 else self._start
         seconds = round((time.monotonic() - since) / done * (1 - done))
         minutes, seconds = divmod(seconds, 60)
         return f", {minutes}:{seconds:02d} left"
@@ -101,7 +101,7 @@ class Bar:
     """A bar for work whose length is told as it goes: `to(done, total)`."""
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
+        self._on_terminal = sys.stderr.isatty()
         self._start = time.monotonic()
         self._drawn = ""
 
@@ -117,7 +117,7 @@ class Bar:
 
     def to(self, done: int, total: int) -> None:
         """So much is done."""
-        if not self._shown:
+        if not self._on_terminal:
             return
         percent = 100 * done // max(1, total)
         text = f"[{'#' * (_WIDTH * done // max(1, total)):-<{_WIDTH}}] {percent} %"

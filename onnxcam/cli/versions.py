@@ -17,13 +17,13 @@ def versions() -> dict[str, str]:
     cv2, opencv = _module("cv2"), _module("cv2.version")
     kind = "-contrib" if getattr(opencv, "contrib", False) else ""
     display = "-headless" if getattr(opencv, "headless", False) else ""
-    found = {
+    numbers = {
         "onnxcam": __version__,
         getattr(built, "package_name", "onnxruntime"): getattr(runtime, "__version__", None),
         "numpy": getattr(_module("numpy"), "__version__", None),
         f"opencv{kind}-python{display}": getattr(opencv, "opencv_version", getattr(cv2, "__version__", None)),
     }
-    return {package: str(number) for package, number in found.items() if number is not None}
+    return {package: str(number) for package, number in numbers.items() if number is not None}
 
 
 def _module(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Boxes around objects, from the files people keep them in."""
+"""Boxes around objects, read from JSON or CSV files."""
 
 from __future__ import annotations
 
@@ -36,34 +36,34 @@ class Boxes:
     """Boxes by picture.
 
     Arguments:
-        held: boxes by the picture's name: a path as it was given, its end, or the file's name alone.
+        by_picture: boxes by the picture's name: a path as it was given, its end, or the file's name alone.
     """
 
-    def __init__(self, held: Mapping[str, Sequence[Box]]) -> None:
-        self._held = {_key(name): list(boxes) for name, boxes in held.items()}
+    def __init__(self, by_picture: Mapping[str, Sequence[Box]]) -> None:
+        self._by_key = {_key(name): list(boxes) for name, boxes in by_picture.items()}
 
     def of(self, name: str) -> list[Box]:
         """The boxes of a picture: those under the longest end of its path; none where there are none."""
         parts = _key(name).split("/")
         for start in range(len(parts)):
-            found = self._held.get("/".join(parts[start:]))
-            if found is not None:
-                return found
+            boxes = self._by_key.get("/".join(parts[start:]))
+            if boxes is not None:
+                return boxes
         return []
 
     def __len__(self) -> int:
-        return sum(len(boxes) for boxes in self._held.values())
+        return sum(len(boxes) for boxes in self._by_key.values())
 
 
 def read(path: str | os.PathLike[str]) -> Boxes:
-    """Boxes from JSON or CSV.
+    """Read boxes from JSON or CSV.
 
     JSON: `{"cat.jpg": [[x0, y0, x1, y1], ...]}`, where a box may also be `{"box": [x0, y0, x1, y1], "label": "tabby"}`;
     or a list of such objects with `"picture"`. CSV: a header with picture, x0, y0, x1, y1 and perhaps label, one box a
     line.
 
     Raises:
-        SettingError: the file cannot be read, or something in it is no box.
+        SettingError: the file cannot be read, or something in it is not a box.
     """
     path = Path(path)
     try:
@@ -74,22 +74,22 @@ def read(path: str | os.PathLike[str]) -> Boxes:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise SettingError(f"boxes file {str(path)!r} cannot be read ({reason}); check its name") from error
     try:
-        held = _json(text) if text.lstrip()[:1] in ("{", "[") else _csv(text)
+        boxes = _json(text) if text.lstrip()[:1] in ("{", "[") else _csv(text)
     except SettingError as error:
         raise SettingError(f"boxes file {str(path)!r}: {error}") from error
-    if not held:
-        raise SettingError(f"boxes file {str(path)!r} holds no box; give a line picture,x0,y0,x1,y1 for each")
-    return Boxes(held)
+    if not boxes:
+        raise SettingError(f"boxes file {str(path)!r} has no box; give a line picture,x0,y0,x1,y1 for each")
+    return Boxes(boxes)
 
 
 def mask(boxes: Sequence[Box], size: tuple[int, int]) -> np.ndarray | None:
     """Which pixels of a picture (height, width) lie in a box, bool `[H, W]`; None where no box reaches into it."""
-    found = np.zeros(size, bool)
+    inside = np.zeros(size, bool)
     for box in boxes:
         rows = slice(max(0, math.floor(box.y0)), max(0, math.ceil(box.y1)))
         columns = slice(max(0, math.floor(box.x0)), max(0, math.ceil(box.x1)))
-        found[rows, columns] = True
-    return found if found.any() else None
+        inside[rows, columns] = True
+    return inside if inside.any() else None
 
 
 def _key(name: str) -> str:
@@ -100,8 +100,8 @@ def _json(text: str) -> dict[str, list[Box]]:
     try:
         data = json.loads(text)
     except ValueError as error:
-        raise SettingError(f"it is no JSON ({error})") from error
-    found: dict[str, list[Box]] = {}
+        raise SettingError(f"it is not JSON ({error})") from error
+    by_picture: dict[str, list[Box]] = {}
     entries: list[tuple[Any, Any]] = []
     if isinstance(data, dict):
         for name, boxes in data.items():
@@ -114,25 +114,25 @@ def _json(text: str) -> dict[str, list[Box]]:
         entries = [(entry.get("picture") if isinstance(entry, dict) else None, entry) for entry in data]
     for name, entry in entries:
         if not isinstance(name, str):
-            raise SettingError(f'{json.dumps(entry)[:80]} names no picture; give "picture": "cat.jpg"')
+            raise SettingError(f'{json.dumps(entry)[:80]} does not name a picture; give "picture": "cat.jpg"')
         sides, label = (entry.get("box"), entry.get("label")) if isinstance(entry, dict) else (entry, None)
-        found.setdefault(name, []).append(_box(sides, label, name))
-    return found
+        by_picture.setdefault(name, []).append(_box(sides, label, name))
+    return by_picture
 
 
 def _csv(text: str) -> dict[str, list[Box]]:
     reader = csv.DictReader(io.StringIO(text))
     header = [name.strip().lower() for name in reader.fieldnames or []]
     reader.fieldnames = header
-    named = next((name for name in _PICTURE if name in header), None)
-    if named is None or not set(_SIDES) <= set(header):
+    column = next((name for name in _PICTURE if name in header), None)
+    if column is None or not set(_SIDES) <= set(header):
         raise SettingError(f"the header is {listing(header)}; expected picture, x0, y0, x1, y1 and perhaps label")
-    found: dict[str, list[Box]] = {}
+    by_picture: dict[str, list[Box]] = {}
     for row in reader:
-        name = (row[named] or "").strip()
+        name = (row[column] or "").strip()
         label = (row.get("label") or "").strip() or None
-        found.setdefault(name, []).append(_box([row[side] for side in _SIDES], label, name))
-    return found
+        by_picture.setdefault(name, []).append(_box([row[side] for side in _SIDES], label, name))
+    return by_picture
 
 
 def _box(sides: Any, label: Any, name: str) -> Box:
@@ -140,7 +140,7 @@ def _box(sides: Any, label: Any, name: str) -> Box:
         x0, y0, x1, y1 = (float(side) for side in sides)
     except (TypeError, ValueError) as error:
         raise SettingError(
-            f"{sides!r} of {name!r} is no box; expected four numbers x0, y0, x1, y1 in pixels"
+            f"{sides!r} of {name!r} is not a box; expected four numbers x0, y0, x1, y1 in pixels"
         ) from error
     if not all(map(math.isfinite, (x0, y0, x1, y1))) or x1 <= x0 or y1 <= y0:
         raise SettingError(f"the box {[x0, y0, x1, y1]} of {name!r} is empty; expected x0 < x1 and y0 < y1 in pixels")
@@ -148,7 +148,7 @@ def _box(sides: Any, label: Any, name: str) -> Box:
 
 
 def checked(boxes: Any) -> Boxes:
-    """Boxes given as such, as a file, or as a mapping from picture to `[x0, y0, x1, y1]` lists.
+    """Return boxes from `Boxes`, a file, or a mapping from picture to `[x0, y0, x1, y1]` lists.
 
     Raises:
         InputError: something else.

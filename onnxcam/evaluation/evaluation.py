@@ -1,4 +1,4 @@
-"""What an evaluation came to: a number per method, metric and picture, and curves."""
+"""The result of an evaluation: a number per method, metric and picture, and curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnxcam.explain.explainer import Explainer
 
 
 @dataclass(frozen=True)
-class Shown:
+class Example:
     """A picture for the report: its number, the picture and the map of each method over it, uint8 `[h, w, 3]`."""
 
     place: int
@@ -30,17 +30,17 @@ class Evaluation:
 
     Attributes:
         methods, metrics: what was judged, and by what.
-        labelled: whether the classes explained were given; else they are the model's own first choices.
+        labelled: whether the classes explained are labels; else they are the model's own top-1.
         places: numbers of the pictures that took part.
-        names, classes, probabilities: what they are called, the class explained, and its probability.
-        right: with labels, whether the model's first choice is that class.
+        names, classes, probabilities: name of each picture, class explained, and its probability.
+        right: with labels, whether the model's top-1 is that class.
         values: by method and metric, float64 `[pictures]`, NaN where it does not apply or the picture is missing.
         curves: by method and name (`insertion`, `deletion`), the mean curve, its points equally far apart.
         stages: by method and metric, the cascade's numbers, float64 `[stages, pictures]`.
         parts: of the layers that each stage of the cascade has redrawn.
         failures: number and error of pictures that could not be read.
-        shown: pictures for the report.
-        labels: names of the classes, where they are known.
+        examples: pictures for the report.
+        labels: names of the classes, if known.
         layers: where the maps were taken.
     """
 
@@ -58,7 +58,7 @@ class Evaluation:
     right: list[bool] = field(default_factory=list)
     parts: list[float] = field(default_factory=list)
     failures: list[tuple[int, PictureError]] = field(default_factory=list)
-    shown: list[Shown] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
     _sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     @classmethod
@@ -71,7 +71,7 @@ class Evaluation:
         labelled: bool,
         stages: int,
     ) -> Evaluation:
-        """Ready to be filled."""
+        """Make an evaluation without pictures yet."""
         values = {method: {metric.name: np.full(count, np.nan) for metric in metrics} for method in methods}
         cascade = {
             method: {metric.name: np.full((stages, count), np.nan) for metric in metrics if metric.redrawn}
@@ -79,43 +79,43 @@ class Evaluation:
         }
         return cls(list(methods), list(metrics), labelled, values, cascade, explainer.labels)
 
-    def take(
+    def add_pictures(
         self, places: Sequence[int], names: Sequence[str], classes: np.ndarray, whole: np.ndarray, best: np.ndarray
     ) -> None:
-        """Some pictures take part."""
+        """Add pictures to the evaluation."""
         self.places += places
         self.names += names
         self.classes += [int(index) for index in classes]
         self.probabilities += [float(p) for p in whole]
         self.right += [bool(r) for r in classes == best]
 
-    def put(self, method: str, metric: str, places: Sequence[int], values: np.ndarray) -> None:
-        """Numbers of some pictures."""
+    def record(self, method: str, metric: str, places: Sequence[int], values: np.ndarray) -> None:
+        """Record the numbers of some pictures."""
         self.values[method][metric][list(places)] = values
 
-    def put_stage(self, method: str, metric: str, stage: int, places: Sequence[int], values: np.ndarray) -> None:
-        """Numbers of some pictures at a stage of the cascade."""
+    def record_stage(self, method: str, metric: str, stage: int, places: Sequence[int], values: np.ndarray) -> None:
+        """Record the numbers of some pictures at a stage of the cascade."""
         self.stages[method][metric][stage, list(places)] = values
 
-    def settle(self, method: str, metric: str) -> None:
-        """The cascade's numbers become one: their mean over the stages."""
+    def average_stages(self, method: str, metric: str) -> None:
+        """Set a method's numbers to their mean over the stages of the cascade."""
         self.values[method][metric] = self.stages[method][metric].mean(axis=0)
 
-    def bend(self, method: str, curves: Mapping[str, np.ndarray]) -> None:
+    def add_curves(self, method: str, curves: Mapping[str, np.ndarray]) -> None:
         """Add the curves of some pictures."""
-        held = self._sums.setdefault(method, {})
+        sums = self._sums.setdefault(method, {})
         for name, values in curves.items():
-            held[name] = held.get(name, np.zeros(values.shape[1])) + values.sum(axis=0)
+            sums[name] = sums.get(name, np.zeros(values.shape[1])) + values.sum(axis=0)
 
     @property
     def curves(self) -> dict[str, dict[str, np.ndarray]]:
         """Mean curves by method and name."""
         count = max(1, len(self.places))
-        return {method: {name: total / count for name, total in held.items()} for method, held in self._sums.items()}
+        return {method: {name: total / count for name, total in sums.items()} for method, sums in self._sums.items()}
 
     @property
     def accuracy(self) -> float | None:
-        """With labels, the part of the pictures whose class is the model's first choice."""
+        """With labels, the share of pictures whose class is the model's top-1."""
         return float(np.mean(self.right)) if self.labelled and self.right else None
 
     def of(self, method: str, metric: str) -> np.ndarray:
@@ -135,20 +135,20 @@ class Evaluation:
 
     def ranking(self, metric: str) -> list[str]:
         """The methods by a metric, best first; those without a number last."""
-        held = next(m for m in self.metrics if m.name == metric)
-        sign = -1.0 if held.better == "higher" else 1.0
+        entry = next(m for m in self.metrics if m.name == metric)
+        sign = -1.0 if entry.better == "higher" else 1.0
         keys = {method: sign * self.mean(method, metric) for method in self.methods}
         return sorted(self.methods, key=lambda method: (np.isnan(keys[method]), keys[method]))
 
     def best(self, metric: str) -> set[str]:
         """The method with the best mean, or those that share it."""
-        held = next(m for m in self.metrics if m.name == metric)
+        entry = next(m for m in self.metrics if m.name == metric)
         means = {method: self.mean(method, metric) for method in self.methods}
-        top = held.best(list(means.values()))
+        top = entry.best(list(means.values()))
         return set() if top is None else {method for method, value in means.items() if abs(value - top) <= 1e-6}
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON; NaN where there is no number."""
+        """Return everything ready for JSON; NaN where there is no number."""
         return {
             "pictures": len(self.places),
             "labelled": self.labelled,
@@ -171,15 +171,15 @@ class Evaluation:
                 for method in self.methods
             },
             "curves": {
-                method: {name: [round(float(v), 6) for v in values] for name, values in held.items()}
-                for method, held in self.curves.items()
+                method: {name: [round(float(v), 6) for v in values] for name, values in by_name.items()}
+                for method, by_name in self.curves.items()
             },
             "cascade": {
                 "redrawn": self.parts,
                 "values": {
-                    method: {name: [float(v) for v in _means(values)] for name, values in held.items()}
-                    for method, held in self.stages.items()
-                    if held
+                    method: {name: [float(v) for v in _means(values)] for name, values in by_name.items()}
+                    for method, by_name in self.stages.items()
+                    if by_name
                 },
             },
             "each": [
@@ -218,8 +218,8 @@ class Evaluation:
 
 def _means(values: np.ndarray) -> np.ndarray:
     """The mean of each row over the numbers that there are."""
-    known = np.isfinite(values)
-    return np.asarray(np.where(known, values, 0).sum(axis=1) / np.maximum(1, known.sum(axis=1)))
+    finite = np.isfinite(values)
+    return np.asarray(np.where(finite, values, 0).sum(axis=1) / np.maximum(1, finite.sum(axis=1)))
 
 
 def _cell(value: float) -> str:

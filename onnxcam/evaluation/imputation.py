@@ -21,23 +21,23 @@ _COARSEST, _SWEEPS = 6, 8
 
 
 def impute(picture: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """The picture with its missing pixels filled in.
+    """Fill in the missing pixels of a picture.
 
     Arguments:
         picture: float32 `[C, H, W]`.
-        missing: bool `[H, W]`; where all are, nothing is known and the picture's mean is taken.
+        missing: bool `[H, W]`; where all are, the picture's mean is used.
 
     Returns:
-        float32 `[C, H, W]`; known pixels are as they were.
+        float32 `[C, H, W]`; the other pixels unchanged.
     """
     if missing.all():
         return np.broadcast_to(picture.mean(axis=(1, 2), keepdims=True), picture.shape).astype(np.float32)
     if not missing.any():
         return picture.astype(np.float32)
-    known = np.where(missing, np.float32(0), picture).astype(np.float32).transpose(1, 2, 0)
+    values = np.where(missing, np.float32(0), picture).astype(np.float32).transpose(1, 2, 0)
     levels = _levels(missing)
     fine = levels[0]
-    x = _first(np.ascontiguousarray(known), ~missing)
+    x = _first(np.ascontiguousarray(values), ~missing)
     residual = (_around(x) - fine.weight * x) * fine.hole
     enough = int(missing.sum()) * (_TOLERANCE * np.maximum(np.ptp(picture, axis=(1, 2)), 1e-6)) ** 2
     direction, product, before = np.zeros_like(x), np.ones(x.shape[2], np.float32), residual
@@ -54,7 +54,7 @@ def impute(picture: np.ndarray, missing: np.ndarray) -> np.ndarray:
         before, product = residual, following
         x = x + step * direction
         residual = residual - step * applied
-    return np.ascontiguousarray(np.where(missing[..., None], x, known).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.where(missing[..., None], x, values).transpose(2, 0, 1))
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class _Level:
 
 def _levels(missing: np.ndarray) -> list[_Level]:
     """The grid and coarser ones, a coarse value being unknown where all below it are."""
-    found = []
+    levels = []
     while True:
         weight = _around(np.ones((*missing.shape, 1), np.float32))
-        found.append(_Level(missing[..., None].astype(np.float32), weight))
+        levels.append(_Level(missing[..., None].astype(np.float32), weight))
         if min(missing.shape) <= _COARSEST or not missing.any():
-            return found
+            return levels
         height, width = missing.shape
         even = np.pad(missing, ((0, height % 2), (0, width % 2)), constant_values=True)
         missing = np.asarray(even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2).all(axis=(1, 3)))
@@ -103,8 +103,8 @@ def _cycle(levels: list[_Level], number: int, right: np.ndarray) -> np.ndarray:
 
 def _around(values: np.ndarray) -> np.ndarray:
     """The weighted sum of the eight pixels around each, those outside the picture left out, `[h, w, C]`."""
-    found = import_cv2().filter2D(values, -1, _AROUND, borderType=import_cv2().BORDER_CONSTANT)
-    return np.asarray(found, np.float32).reshape(values.shape)
+    sums = import_cv2().filter2D(values, -1, _AROUND, borderType=import_cv2().BORDER_CONSTANT)
+    return np.asarray(sums, np.float32).reshape(values.shape)
 
 
 def _prolong(values: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -122,30 +122,30 @@ def _restrict(values: np.ndarray) -> np.ndarray:
 
 def _halve(values: np.ndarray) -> np.ndarray:
     even, odd = values[0::2], values[1::2]
-    found: np.ndarray = np.float32(0.75) * (even + odd)
-    found[1:] += np.float32(0.25) * odd[:-1]
-    found[:-1] += np.float32(0.25) * even[1:]
-    found[0] += np.float32(0.25) * even[0]
-    found[-1] += np.float32(0.25) * odd[-1]
-    return found
+    half: np.ndarray = np.float32(0.75) * (even + odd)
+    half[1:] += np.float32(0.25) * odd[:-1]
+    half[:-1] += np.float32(0.25) * even[1:]
+    half[0] += np.float32(0.25) * even[0]
+    half[-1] += np.float32(0.25) * odd[-1]
+    return half
 
 
-def _first(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+def _first(values: np.ndarray, present: np.ndarray) -> np.ndarray:
     """A smooth filling from coarser and coarser pictures, `[h, w, C]`."""
-    height, width = known.shape
-    if known.all():
+    height, width = present.shape
+    if present.all():
         return values
     if min(height, width) < 2:
-        mean = (values * known[..., None]).sum(axis=(0, 1)) / max(1, int(known.sum()))
-        return np.where(known[..., None], values, mean).astype(np.float32)
+        mean = (values * present[..., None]).sum(axis=(0, 1)) / max(1, int(present.sum()))
+        return np.where(present[..., None], values, mean).astype(np.float32)
     pad = ((0, height % 2), (0, width % 2))
-    weights = np.pad(known.astype(np.float32), pad)
-    sums = np.pad(values * known[..., None], (*pad, (0, 0)))
+    weights = np.pad(present.astype(np.float32), pad)
+    sums = np.pad(values * present[..., None], (*pad, (0, 0)))
     shape = (weights.shape[0] // 2, 2, weights.shape[1] // 2, 2)
     count = weights.reshape(shape).sum(axis=(1, 3))
     total = sums.reshape(*shape, -1).sum(axis=(1, 3))
     coarse = _first((total / np.maximum(count, 1)[..., None]).astype(np.float32), count > 0)
-    return np.where(known[..., None], values, _prolong(coarse, height, width)).astype(np.float32)
+    return np.where(present[..., None], values, _prolong(coarse, height, width)).astype(np.float32)
 
 
 def _product(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Judges methods by numbers: the same pictures, the same classes, every metric."""
+"""Judge methods by numbers: the same pictures, the same classes, every metric."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from onnxcam import image
 from onnxcam.cam import methods as cam
 from onnxcam.errors import InputError, MethodError, PictureError
 from onnxcam.evaluation import boxes as box_files
-from onnxcam.evaluation.evaluation import Evaluation, Shown
-from onnxcam.evaluation.metrics import Metric, chosen
+from onnxcam.evaluation.evaluation import Evaluation, Example
+from onnxcam.evaluation.metrics import Metric, select
 from onnxcam.evaluation.metrics.randomization import STAGES, cascade
 from onnxcam.evaluation.trial import Trial, predictor, to_input
 from onnxcam.explain.explainer import Explainer
@@ -42,7 +42,7 @@ class _Read:
 
 @dataclass
 class _Work:
-    """What is asked, and how far it is."""
+    """The settings of an evaluation, and its progress."""
 
     explainer: Explainer
     methods: list[str]
@@ -64,9 +64,9 @@ class _Work:
 
 
 def usual() -> list[str]:
-    """The methods judged where nobody names any."""
-    known = cam.methods()
-    return [name for name in USUAL if name in known]
+    """List the methods judged by default."""
+    registered = cam.methods()
+    return [name for name in USUAL if name in registered]
 
 
 def evaluate(
@@ -81,7 +81,7 @@ def evaluate(
     names: Sequence[str] | None = None,
     stages: int = STAGES,
     seed: int = SEED,
-    shown: int = 0,
+    examples: int = 0,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Evaluation:
@@ -89,114 +89,120 @@ def evaluate(
 
     Arguments:
         explainer: the model; it must know how pictures become tensors.
-        pictures: what `onnxcam.image.load` reads. Those that cannot be read are left out and listed.
+        pictures: what `onnxcam.image.load` reads. Those that cannot be read are skipped and listed.
         methods: names of methods; `usual()` if None.
         metrics: names of metrics (`onnxcam.evaluation.metrics`), `all` for every one; the usual ones if None.
         targets: the class of each picture, index, label or -1 for its top-1; if None, the class that the file is bound
             to, else each one's top-1.
         boxes: where the objects are: a file (`onnxcam.evaluation.boxes.read`), or a mapping from picture to boxes.
         layer: as in `Explainer.attribute`.
-        names: what the pictures are called; their own names if None.
+        names: names of the pictures; their own if None.
         stages: of the randomisation cascade.
-        seed: of whatever is random.
-        shown: for how many pictures small pictures of every map are kept, for the report.
+        seed: fixes whatever is random.
+        examples: the number of pictures to show in the report, with every map.
         progress: called with (done, total); an exception it raises ends the evaluation.
         options: of metrics, such as `steps=64`; each metric takes those that it has.
 
     Raises:
-        InputError: not one target per picture, no picture that can be read, or an option that no metric has.
+        InputError: not one target per picture, no picture can be read, or an option that no metric has.
         MethodError: no such method or metric, or a metric that needs boxes where there are none.
-        SettingError: the boxes file cannot be used. TargetError: a target is no class.
+        SettingError: the boxes file cannot be used. TargetError: a target is not a class.
     """
-    held_boxes = None if boxes is None else box_files.checked(boxes)
-    wanted = chosen(metrics, boxes=held_boxes is not None)
-    tried = list(dict.fromkeys(usual() if methods is None else methods))
-    if not tried or not wanted:
+    box_table = None if boxes is None else box_files.checked(boxes)
+    selected_metrics = select(metrics, boxes=box_table is not None)
+    selected_methods = list(dict.fromkeys(usual() if methods is None else methods))
+    if not selected_methods or not selected_metrics:
         raise MethodError("nothing to judge: name at least one method and one metric")
-    for name in tried:
+    for name in selected_methods:
         cam.find(name)
     for option in options:
-        if not any(option in metric.options for metric in wanted):
-            raise InputError(f"no metric that was asked for has an option {option!r}")
+        if not any(option in metric.options for metric in selected_metrics):
+            raise InputError(f"none of these metrics has an option {option!r}")
     if targets is not None and len(targets) != len(pictures):
         raise InputError(f"got {len(targets)} targets for {len(pictures)} pictures; give one for each")
     question = explainer.question(
-        rows=len(pictures), target=None if targets is None else list(targets), method=tried, layer=layer, seed=seed
+        rows=len(pictures),
+        target=None if targets is None else list(targets),
+        method=selected_methods,
+        layer=layer,
+        seed=seed,
     )
-    asked = question.classes(len(pictures))
-    plain = [metric for metric in wanted if not metric.redrawn]
-    compared = [metric for metric in wanted if metric.redrawn]
-    total = len(pictures) * len(tried) * (len(plain) + stages * len(compared))
-    work = _Work(explainer, tried, wanted, layer, seed, options, total, progress)
+    all_classes = question.classes(len(pictures))
+    plain = [metric for metric in selected_metrics if not metric.redrawn]
+    compared = [metric for metric in selected_metrics if metric.redrawn]
+    total = len(pictures) * len(selected_methods) * (len(plain) + stages * len(compared))
+    work = _Work(explainer, selected_methods, selected_metrics, layer, seed, options, total, progress)
     failures: list[tuple[int, PictureError]] = []
-    found = Evaluation.empty(explainer, tried, wanted, len(pictures), targets is not None, stages)
+    evaluation = Evaluation.empty(
+        explainer, selected_methods, selected_metrics, len(pictures), targets is not None, stages
+    )
     for read in _read(explainer, pictures, names, failures):
-        _judge(work, read, asked, held_boxes, plain, found, shown)
-    if not found.places:
+        _judge(work, read, all_classes, box_table, plain, evaluation, examples)
+    if not evaluation.places:
         first = f": {failures[0][1]}" if failures else ""
         raise InputError(f"none of the {len(pictures)} pictures can be read{first}")
-    found.failures.extend(failures)
-    found.layers = [explainer.layers[-1]] if layer is None else [layer] if isinstance(layer, str) else list(layer)
+    evaluation.failures.extend(failures)
+    evaluation.layers = [explainer.layers[-1]] if layer is None else [layer] if isinstance(layer, str) else list(layer)
     if compared:
-        _compare(work, pictures, names, asked, compared, found, stages)
-    return found
+        _compare(work, pictures, names, all_classes, compared, evaluation, stages)
+    return evaluation
 
 
 def _judge(
     work: _Work,
     read: _Read,
-    asked: np.ndarray,
+    all_classes: np.ndarray,
     boxes: box_files.Boxes | None,
     metrics: Sequence[Metric],
-    found: Evaluation,
-    shown: int,
+    evaluation: Evaluation,
+    examples: int,
 ) -> None:
-    """Every method and metric on some pictures."""
-    classes, probabilities, maps = _maps(work, read, asked)
+    """Judge every method on some pictures."""
+    classes, probabilities, maps = _maps(work, read, all_classes)
     inside = [_inside(work.explainer, boxes, read, row, int(classes[row])) for row in range(len(classes))]
     whole = probabilities[np.arange(len(classes)), classes].astype(np.float64)
-    found.take(read.places, read.names, classes, whole, probabilities.argmax(axis=1))
+    evaluation.add_pictures(read.places, read.names, classes, whole, probabilities.argmax(axis=1))
     for place, method in enumerate(work.methods):
         trial = _trial(work, read, method, classes, whole, maps[place], inside)
         for metric in metrics:
-            found.put(method, metric.name, read.places, metric(trial, work.options))
+            evaluation.record(method, metric.name, read.places, metric(trial, work.options))
             work.advance(len(classes))
-        found.bend(method, trial.curves)
+        evaluation.add_curves(method, trial.curves)
     for row in range(len(classes)):
-        if len(found.shown) < shown:
+        if len(evaluation.examples) < examples:
             drawn = {
                 method: _drawn(read.geometry[row].to_picture(maps[place][row]), read.pixels[row])
                 for place, method in enumerate(work.methods)
             }
-            found.shown.append(Shown(read.places[row], _small(read.pixels[row]), drawn))
+            evaluation.examples.append(Example(read.places[row], _small(read.pixels[row]), drawn))
 
 
 def _compare(
     work: _Work,
     pictures: Sequence[Any],
     names: Sequence[str] | None,
-    asked: np.ndarray,
+    all_classes: np.ndarray,
     metrics: Sequence[Metric],
-    found: Evaluation,
+    evaluation: Evaluation,
     stages: int,
 ) -> None:
-    """The maps against those of the cascade's models, one of which is in memory at a time."""
+    """Compare the maps with those of the cascade's models, one of which is in memory at a time."""
     for stage, (part, other) in enumerate(cascade(work.explainer, stages, work.seed)):
-        found.parts.append(part)
+        evaluation.parts.append(part)
         for read in _read(work.explainer, pictures, names, []):
-            classes, probabilities, maps = _maps(work, read, asked)
+            classes, probabilities, maps = _maps(work, read, all_classes)
             whole = probabilities[np.arange(len(classes)), classes].astype(np.float64)
-            held = other.examine(read.batch, work.layer, seed=work.seed, progress=_inner(work))
-            with np.errstate(all="ignore"):  # a model out of its mind may overflow
-                redrawn = held.attribute(list(classes), work.methods, work.layer)
+            examination = other.examine(read.batch, work.layer, seed=work.seed, progress=_inner(work))
+            with np.errstate(all="ignore"):  # a model with redrawn weights may overflow
+                redrawn = examination.attribute(list(classes), work.methods, work.layer)
             for place, method in enumerate(work.methods):
                 trial = _trial(work, read, method, classes, whole, maps[place], []).against(_finite(redrawn[place]))
                 for metric in metrics:
-                    found.put_stage(method, metric.name, stage, read.places, metric(trial, work.options))
+                    evaluation.record_stage(method, metric.name, stage, read.places, metric(trial, work.options))
                     work.advance(len(classes))
     for method in work.methods:
         for metric in metrics:
-            found.settle(method, metric.name)
+            evaluation.average_stages(method, metric.name)
 
 
 def _trial(
@@ -212,8 +218,8 @@ def _trial(
 
     def explain(changed: np.ndarray) -> np.ndarray:
         batch = to_input(changed, entry)
-        held = work.explainer.examine(batch, work.layer, seed=work.seed, progress=_inner(work))
-        return _finite(held.attribute(list(classes), method, work.layer))
+        examination = work.explainer.examine(batch, work.layer, seed=work.seed, progress=_inner(work))
+        return _finite(examination.attribute(list(classes), method, work.layer))
 
     return Trial(
         predict=predictor(work.explainer),
@@ -231,29 +237,29 @@ def _trial(
 
 
 def _originals(read: _Read, maps: np.ndarray) -> list[np.ndarray]:
-    return [geometry.to_picture(held) for geometry, held in zip(read.geometry, maps, strict=True)]
+    return [geometry.to_picture(heatmap) for geometry, heatmap in zip(read.geometry, maps, strict=True)]
 
 
 def _inner(work: _Work) -> Callable[[int, int], None]:
-    """Long methods report here, so that they can be ended too."""
+    """Return a callback through which long methods can be ended too."""
     return lambda done, total: work.tell()
 
 
-def _maps(work: _Work, read: _Read, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+def _maps(work: _Work, read: _Read, all_classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """The class of each picture, the probabilities `[N, K]`, and per method the maps `[N, H, W]` from 0 to 1."""
-    held = work.explainer.examine(read.batch, work.layer, seed=work.seed, progress=_inner(work))
-    probabilities = held.probabilities
-    wanted = asked[read.places]
-    classes = np.where(wanted < 0, probabilities.argmax(axis=1), wanted)
+    examination = work.explainer.examine(read.batch, work.layer, seed=work.seed, progress=_inner(work))
+    probabilities = examination.probabilities
+    targets = all_classes[read.places]
+    classes = np.where(targets < 0, probabilities.argmax(axis=1), targets)
     return (
         classes,
         probabilities,
-        [_finite(maps) for maps in held.attribute([int(c) for c in classes], work.methods, work.layer)],
+        [_finite(maps) for maps in examination.attribute([int(c) for c in classes], work.methods, work.layer)],
     )
 
 
 def _finite(maps: np.ndarray) -> np.ndarray:
-    """A model out of its mind gives no numbers: such a map says nothing."""
+    """Set values that are not finite to zero: a model with redrawn weights may overflow."""
     return np.asarray(np.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0))
 
 
@@ -263,14 +269,14 @@ def _inside(
     """Which pixels of the original picture lie in a box of the class explained."""
     if boxes is None:
         return None
-    own = []
+    relevant = []
     for box in boxes.of(read.names[row]):
         label = box.label
         if isinstance(label, str) and label.isdigit() and label not in (explainer.labels or ()):
             label = int(label)
         if label is None or int(classes_of.resolve(label, 1, explainer.classes, explainer.labels)[0]) == target:
-            own.append(box)
-    return box_files.mask(own, read.geometry[row].picture_size)
+            relevant.append(box)
+    return box_files.mask(relevant, read.geometry[row].picture_size)
 
 
 def _read(
@@ -279,7 +285,7 @@ def _read(
     names: Sequence[str] | None,
     failures: list[tuple[int, PictureError]],
 ) -> Iterator[_Read]:
-    """Pictures a few at a time, those of one size together."""
+    """Read pictures a few at a time, those of one size together."""
     fixed = explainer.preprocess is not None and explainer.preprocess.output_size is not None
     chunk: list[tuple[int, Any, np.ndarray, image.Geometry]] = []
 
@@ -313,7 +319,7 @@ def _small(pixels: np.ndarray) -> np.ndarray:
 
 
 def _drawn(heatmap: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """The picture, dark where the map is low: to be read without colour."""
+    """Darken the picture where the map is low: readable without colour."""
     small = _small(pixels)
     light = _DARKEST + (1 - _DARKEST) * np.clip(image.resize_map(heatmap, small.shape[:2]), 0, 1)
     return np.asarray(np.rint(small * light[..., None]), np.uint8)

@@ -37,10 +37,10 @@ class Metric:
         name: lower case, as `--metric` takes it.
         title: what tables call it.
         better: `higher` or `lower`: where the better maps lie.
-        function: what was decorated.
+        function: the decorated function.
         boxes: whether it needs boxes around the objects.
         redrawn: whether it compares with the maps of a model whose weights were redrawn.
-        usual: whether it is computed where nobody names metrics.
+        usual: whether it is computed by default.
         options: names and default values of its options.
     """
 
@@ -64,14 +64,14 @@ class Metric:
         return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
 
     def __call__(self, trial: Trial, options: dict[str, Any] | None = None) -> np.ndarray:
-        """The numbers of a trial, with those of the options that it has."""
-        own = {key: value for key, value in (options or {}).items() if key in self.options}
-        return np.asarray(self.function(trial, **own), np.float64)
+        """Compute the numbers of a trial; options that the metric does not have are ignored."""
+        applicable = {key: value for key, value in (options or {}).items() if key in self.options}
+        return np.asarray(self.function(trial, **applicable), np.float64)
 
     def best(self, values: Sequence[float]) -> float | None:
         """The best of some numbers, None where there is none."""
-        known = [value for value in values if np.isfinite(value)]
-        return None if not known else max(known) if self.better == HIGHER else min(known)
+        finite = [value for value in values if np.isfinite(value)]
+        return None if not finite else max(finite) if self.better == HIGHER else min(finite)
 
 
 _metrics: dict[str, Metric] = {}
@@ -119,8 +119,8 @@ def find(name: str) -> Metric:
     return _metrics[name]
 
 
-def chosen(names: Iterable[str] | None, *, boxes: bool) -> list[Metric]:
-    """The metrics meant by some names, each once; None for the usual ones, `all` for every one that applies.
+def select(names: Iterable[str] | None, *, boxes: bool) -> list[Metric]:
+    """Select metrics by name, each once; None for the usual ones, `all` for every one that applies.
 
     Raises:
         MethodError: no such metric, or one that needs boxes where there are none.

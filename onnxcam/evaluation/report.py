@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.evaluation.evaluation import Evaluation, Shown
+from onnxcam.evaluation.evaluation import Evaluation, Example
 from onnxcam.evaluation.registry import Metric
 from onnxcam.html import chart
 from onnxcam.html.page import figure, foot, page, picture
@@ -21,27 +21,27 @@ _CURVES = {
 _QUALITY = 88
 
 
-def lines(found: Evaluation) -> list[str]:
+def lines(evaluation: Evaluation) -> list[str]:
     """A table: a line per method, the best of each metric marked with *."""
-    head = ["method", *(f"{metric.title} {metric.arrow}" for metric in found.metrics)]
-    best = {metric.name: found.best(metric.name) for metric in found.metrics}
+    head = ["method", *(f"{metric.title} {metric.arrow}" for metric in evaluation.metrics)]
+    best = {metric.name: evaluation.best(metric.name) for metric in evaluation.metrics}
     rows = [head]
-    for method in found.methods:
+    for method in evaluation.methods:
         cells = [
-            number(found.mean(method, metric.name)) + ("*" if method in best[metric.name] else " ")
-            for metric in found.metrics
+            number(evaluation.mean(method, metric.name)) + ("*" if method in best[metric.name] else " ")
+            for metric in evaluation.metrics
         ]
         rows.append([method, *cells])
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    return [f"{about(found)}; ↑ more is better, ↓ less is better, * the best", *table]
+    return [f"{about(evaluation)}; ↑ more is better, ↓ less is better, * the best", *table]
 
 
-def about(found: Evaluation) -> str:
-    """What was judged on what."""
-    count = len(found.places)
-    classes = "labelled" if found.labelled else "the model's first choices explained"
-    right = "" if found.accuracy is None else f", {100 * found.accuracy:.0f} % of them predicted right"
+def about(evaluation: Evaluation) -> str:
+    """Say how many pictures were judged, and which classes explained."""
+    count = len(evaluation.places)
+    classes = "labelled" if evaluation.labelled else "the model's top-1 explained"
+    right = "" if evaluation.accuracy is None else f", {100 * evaluation.accuracy:.0f} % of them predicted correctly"
     return f"{count} picture{'s' if count != 1 else ''} ({classes}{right})"
 
 
@@ -52,36 +52,36 @@ def number(value: float) -> str:
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
 
 
-def render(found: Evaluation, *, title: str = "Methods compared", notes: Sequence[str] = ()) -> str:
-    """The page.
+def render(evaluation: Evaluation, *, title: str = "Methods compared", notes: Sequence[str] = ()) -> str:
+    """Render the page.
 
     Arguments:
-        found: the evaluation, with `shown` pictures where they are to be seen.
+        evaluation: with `examples` if pictures are to be shown.
         title: heading.
         notes: sentences for the foot of the page.
     """
-    said = f'<h1>{escape(title)}</h1><p class="soft">{escape(about(found))}'
-    said += f"; maps at {escape(', '.join(found.layers))}</p>" if found.layers else "</p>"
+    heading = f'<h1>{escape(title)}</h1><p class="soft">{escape(about(evaluation))}'
+    heading += f"; maps at {escape(', '.join(evaluation.layers))}</p>" if evaluation.layers else "</p>"
     body = [
-        said,
-        _table(found),
-        _lines(found),
-        _cascade(found),
-        _pictures(found),
-        _formulas(found.metrics),
+        heading,
+        _table(evaluation),
+        _lines(evaluation),
+        _cascade(evaluation),
+        _pictures(evaluation),
+        _formulas(evaluation.metrics),
         foot(notes),
     ]
     return page(title, body)
 
 
-def _table(found: Evaluation) -> str:
-    head = "".join(f'<th class="number">{escape(m.title)}<br>{_better(m)}</th>' for m in found.metrics)
-    best = {metric.name: found.best(metric.name) for metric in found.metrics}
+def _table(evaluation: Evaluation) -> str:
+    head = "".join(f'<th class="number">{escape(m.title)}<br>{_better(m)}</th>' for m in evaluation.metrics)
+    best = {metric.name: evaluation.best(metric.name) for metric in evaluation.metrics}
     rows = []
-    for method in found.methods:
+    for method in evaluation.methods:
         cells = []
-        for metric in found.metrics:
-            mean, error = found.mean(method, metric.name), found.error(method, metric.name)
+        for metric in evaluation.metrics:
+            mean, error = evaluation.mean(method, metric.name), evaluation.error(method, metric.name)
             mark, kind = ("★ ", " best") if method in best[metric.name] else ("", "")
             give = f"<br><small>± {number(error)}</small>" if np.isfinite(error) else ""
             named = escape(f"{metric.title} {metric.arrow}")
@@ -99,31 +99,31 @@ def _better(metric: Metric) -> str:
     return f'<span title="{metric.better} is better">{metric.arrow}</span>'
 
 
-def _lines(found: Evaluation) -> str:
-    curves = found.curves
+def _lines(evaluation: Evaluation) -> str:
+    curves = evaluation.curves
     drawn = []
     for name, (caption, first, last) in _CURVES.items():
-        rows = [curves[method][name] for method in found.methods if name in curves.get(method, {})]
+        rows = [curves[method][name] for method in evaluation.methods if name in curves.get(method, {})]
         if rows:
             top = max(0.1, min(1.0, float(np.ceil(10 * max(float(row.max()) for row in rows)) / 10)))
             drawn.append(figure(caption, chart.curves(rows, caption, (first, last), top)))
     if not drawn:
         return ""
-    return f'<h2>Curves</h2>{_keys(found.methods)}<div class="charts">{"".join(drawn)}</div>'
+    return f'<h2>Curves</h2>{_keys(evaluation.methods)}<div class="charts">{"".join(drawn)}</div>'
 
 
-def _cascade(found: Evaluation) -> str:
-    held: Mapping[str, Any] = found.to_dict()["cascade"]["values"]
-    name = next((n for values in held.values() for n in values), None)
-    if name is None or not found.parts:
+def _cascade(evaluation: Evaluation) -> str:
+    stages: Mapping[str, Any] = evaluation.to_dict()["cascade"]["values"]
+    name = next((n for values in stages.values() for n in values), None)
+    if name is None or not evaluation.parts:
         return ""
-    rows = [np.array([1.0, *held[method][name]]) for method in found.methods]
+    rows = [np.array([1.0, *stages[method][name]]) for method in evaluation.methods]
     caption = "Likeness to the map of the model with its weights redrawn, layer by layer from the scores down"
-    last = f"{100 * found.parts[-1]:.0f} % of the layers"
-    parts = ", ".join(f"{100 * part:.0f} %" for part in found.parts)
+    last = f"{100 * evaluation.parts[-1]:.0f} % of the layers"
+    parts = ", ".join(f"{100 * part:.0f} %" for part in evaluation.parts)
     return (
         f"<h2>Redrawn weights</h2><p>After {escape(parts)} of the layers. A map that stays as it was says nothing of "
-        f"what the model has learned.</p>{_keys(found.methods)}"
+        f"what the model has learned.</p>{_keys(evaluation.methods)}"
         f'<div class="charts one">{figure(caption, chart.curves(rows, caption, ("as trained", last)))}</div>'
     )
 
@@ -133,22 +133,22 @@ def _keys(methods: Sequence[str]) -> str:
     return f'<ul class="keys">{items}</ul>'
 
 
-def _pictures(found: Evaluation) -> str:
-    if not found.shown:
+def _pictures(evaluation: Evaluation) -> str:
+    if not evaluation.examples:
         return ""
-    rows = "".join(_row(found, shown) for shown in found.shown)
+    rows = "".join(_row(evaluation, example) for example in evaluation.examples)
     return f'<h2>Side by side</h2><p>Bright where the map is high.</p><div class="shown">{rows}</div>'
 
 
-def _row(found: Evaluation, shown: Shown) -> str:
-    at = found.places.index(shown.place)
-    index = found.classes[at]
-    label = str(index) if found.labels is None else found.labels[index]
-    wrong = "" if not found.labelled or found.right[at] else ", not the model's first choice"
-    cells = [_cell(shown.picture, "picture"), *(_cell(drawn, method) for method, drawn in shown.maps.items())]
+def _row(evaluation: Evaluation, example: Example) -> str:
+    at = evaluation.places.index(example.place)
+    index = evaluation.classes[at]
+    label = str(index) if evaluation.labels is None else evaluation.labels[index]
+    wrong = "" if not evaluation.labelled or evaluation.right[at] else ", not the model's top-1"
+    cells = [_cell(example.picture, "picture"), *(_cell(drawn, method) for method, drawn in example.maps.items())]
     return (
         f'<h3>{escape(label)}</h3><p class="soft">'
-        f"{escape(found.names[at])}, probability {found.probabilities[at]:.3f}{wrong}</p>"
+        f"{escape(evaluation.names[at])}, probability {evaluation.probabilities[at]:.3f}{wrong}</p>"
         f'<div class="row">{"".join(cells)}</div>'
     )
 

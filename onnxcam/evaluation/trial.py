@@ -1,4 +1,4 @@
-"""What a metric sees: some pictures, one method's maps of them, and the model to try changed pictures on."""
+"""The input of a metric: pictures, one method's maps of them, and the model to run on changed pictures."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxcam.explain.explainer import Explainer
 from onnxcam.network.layout import Layout
 from onnxcam.runtime.rows import like
 
-# (start, stop) of the changed pictures wanted -> float32 [m, C, H, W], and int64 [m], which picture each was
+if TYPE_CHECKING:
+    from onnxcam.explain.explainer import Explainer
+
+# (start, stop) of the changed pictures to make -> float32 [m, C, H, W], and int64 [m], which picture each was
 Make = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 Show = Callable[[np.ndarray], np.ndarray]
 _ROWS = 16  # changed pictures per run
@@ -33,13 +35,13 @@ class Trial:
         classes: the class explained per picture, int64 `[N]`.
         whole: its probability in the unchanged picture, float64 `[N]`.
         places: the pictures' numbers in the whole evaluation: what is random depends on them alone.
-        seed: of whatever is random.
+        seed: fixes whatever is random.
         boxes: per picture which pixels lie in a box, bool `[H, W]` of the original picture, or None.
         originals: per picture the map brought back onto the original picture, float32 `[H, W]`.
         redrawn: the maps of the model whose weights were redrawn, where a metric compares with them.
-        tell: called as the work goes; what it raises ends it.
-        curves: what metrics leave for the report, by their name.
-        kept: what metrics that share work leave for one another.
+        tell: called as the work proceeds; an exception it raises ends the work.
+        curves: curves for the report, by name.
+        cache: intermediate results that metrics share.
     """
 
     predict: Callable[[np.ndarray], np.ndarray] = field(repr=False)
@@ -55,35 +57,35 @@ class Trial:
     redrawn: np.ndarray | None = field(default=None, repr=False)
     tell: Callable[[], None] = field(default=lambda: None, repr=False)
     curves: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
-    kept: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    cache: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.maps)
 
     def rng(self, row: int, purpose: str) -> np.random.Generator:
-        """Random numbers for one picture and purpose: the same for every method, whatever is judged beside it."""
+        """Return random numbers for one picture and purpose: the same for every method, whatever else is judged."""
         return np.random.default_rng([self.seed, self.places[row], zlib.crc32(purpose.encode())])
 
     def probabilities(self, total: int, make: Make) -> np.ndarray:
-        """The probability of each changed picture's class, float64 `[total]`; they are made and run a few at a time."""
+        """The probability of each changed picture's class, float64 `[total]`; made and run a few at a time."""
         each = max(1, int(self.pictures[0].nbytes))
         count = max(1, min(_ROWS, _BYTES // each))
-        found = np.empty(total)
+        probabilities = np.empty(total)
         for start in range(0, total, count):
             stop = min(total, start + count)
             changed, rows = make(start, stop)
-            found[start:stop] = self.predict(changed)[np.arange(stop - start), self.classes[rows]]
+            probabilities[start:stop] = self.predict(changed)[np.arange(stop - start), self.classes[rows]]
             self.tell()
-        return found
+        return probabilities
 
     @cached_property
     def order(self) -> np.ndarray:
         """Pixels by importance, the most important first, int64 `[N, H * W]`; among equals the order is random."""
-        found = []
-        for row, held in enumerate(self.maps):
-            ties = self.rng(row, "ties").permutation(held.size)
-            found.append(np.lexsort((ties, -held.ravel())))
-        return np.stack(found)
+        orders = []
+        for row, heatmap in enumerate(self.maps):
+            ties = self.rng(row, "ties").permutation(heatmap.size)
+            orders.append(np.lexsort((ties, -heatmap.ravel())))
+        return np.stack(orders)
 
     @cached_property
     def masked(self) -> np.ndarray:
@@ -96,12 +98,12 @@ class Trial:
         return self.probabilities(len(self), make)
 
     def curve(self, name: str, values: np.ndarray) -> None:
-        """Keep a curve `[N, points]` for the report, its points equally far apart."""
+        """Add a curve `[N, points]` with equally spaced points to the report."""
         self.curves[name] = values
 
     def against(self, maps: np.ndarray) -> Trial:
-        """The same beside the maps of a model whose weights were redrawn."""
-        return replace(self, redrawn=maps, curves={}, kept={})
+        """Return the trial with the maps of a model whose weights were redrawn."""
+        return replace(self, redrawn=maps, curves={}, cache={})
 
 
 def to_input(pictures: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:

@@ -20,7 +20,7 @@ def test_a_table_on_the_terminal(run: Run, ready: Path, photos: Path) -> None:
     result = run("evaluate", ready, photos, "--method", "gradcam", "--method", "hirescam", *QUICK)
     assert (result.code, result.err) == (0, "")
     about, head, *rows = result.out.splitlines()
-    assert about.startswith("3 pictures (the model's first choices explained)")
+    assert about.startswith("3 pictures (the model's top-1 explained)")
     assert head.split() == ["method", "drop", "↓", "deletion", "↓"]
     assert [row.split()[0] for row in rows] == ["gradcam", "hirescam"]
 

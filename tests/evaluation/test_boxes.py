@@ -62,14 +62,14 @@ def test_pixels_in_boxes() -> None:
     ("text", "sentence"),
     [
         ("picture,x,y\na,1,2\n", "the header is 'picture', 'x', 'y'; expected picture, x0, y0, x1, y1"),
-        ("picture,x0,y0,x1,y1\na.jpg,1,2,x,4\n", "is no box; expected four numbers"),
+        ("picture,x0,y0,x1,y1\na.jpg,1,2,x,4\n", "is not a box; expected four numbers"),
         ("picture,x0,y0,x1,y1\na.jpg,5,2,5,4\n", r"the box \[5.0, 2.0, 5.0, 4.0\] of 'a.jpg' is empty"),
-        ('{"a.jpg": [[1, 2, 3]]}', "is no box; expected four numbers"),
+        ('{"a.jpg": [[1, 2, 3]]}', "is not a box; expected four numbers"),
         ('{"a.jpg": [[1, 2, 3, Infinity]]}', "is empty"),
-        ('[{"box": [1, 2, 3, 4]}]', "names no picture"),
-        ('{"a.jpg": ', "it is no JSON"),
+        ('[{"box": [1, 2, 3, 4]}]', "does not name a picture"),
+        ('{"a.jpg": ', "it is not JSON"),
         ("", "the header is none"),
-        ("[]", "holds no box"),
+        ("[]", "has no box"),
     ],
 )
 def test_what_is_no_box_is_told(tmp_path: Path, text: str, sentence: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxcam.errors import MethodError
-from onnxcam.evaluation.metrics import HIGHER, LOWER, Metric, chosen, find, metrics
+from onnxcam.evaluation.metrics import HIGHER, LOWER, Metric, find, metrics, select
 from onnxcam.evaluation.registry import metric
 from tests.evaluation.trials import INSIDE, SIDE, bright, trial
 
@@ -83,16 +83,16 @@ def test_which_metrics_are_meant() -> None:
     def named(found: list[Metric]) -> list[str]:
         return [one.name for one in found]
 
-    assert named(chosen(None, boxes=False)) == [
+    assert named(select(None, boxes=False)) == [
         "average_drop", "average_increase", "insertion", "deletion", "road", "adcc", "randomization",
     ]  # fmt: skip
-    assert {"pointing_game", "energy_in_box"} < set(named(chosen(None, boxes=True)))
-    assert named(chosen(["road", "all"], boxes=True))[0] == "road"
-    assert set(named(chosen(["all"], boxes=True))) == set(METRICS)
+    assert {"pointing_game", "energy_in_box"} < set(named(select(None, boxes=True)))
+    assert named(select(["road", "all"], boxes=True))[0] == "road"
+    assert set(named(select(["all"], boxes=True))) == set(METRICS)
     with pytest.raises(MethodError, match="no metric 'insertoin'; there are 'insertion'"):
-        chosen(["insertoin"], boxes=True)
+        select(["insertoin"], boxes=True)
     with pytest.raises(MethodError, match="needs to know where the objects are"):
-        chosen(["pointing_game"], boxes=False)
+        select(["pointing_game"], boxes=False)
     with pytest.raises(ValueError, match="already is"):
         metric("road", title="", better="higher")(lambda held: held.whole)
     with pytest.raises(ValueError, match="expected 'higher' or 'lower'"):

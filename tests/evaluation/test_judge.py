@@ -38,7 +38,7 @@ def explainer() -> Explainer:
 @pytest.fixture(scope="module")
 def judged(explainer: Explainer) -> Any:
     boxes = {"picture": [[10, 10, 30, 30]]}
-    return evaluate(explainer, pictures(), methods=METHODS, metrics=["all"], boxes=boxes, shown=2, **QUICK)
+    return evaluate(explainer, pictures(), methods=METHODS, metrics=["all"], boxes=boxes, examples=2, **QUICK)
 
 
 def test_every_metric_has_a_number(judged: Any) -> None:
@@ -53,7 +53,7 @@ def test_every_metric_has_a_number(judged: Any) -> None:
         )
     assert judged.best("insertion") and set(judged.ranking("deletion")) == set(METHODS)
     assert judged.curves["gradcam"]["insertion"].shape == (5,)
-    assert [len(one.maps) for one in judged.shown] == [2, 2]
+    assert [len(one.maps) for one in judged.examples] == [2, 2]
     assert judged.parts[-1] == 1.0 and judged.stages["gradcam"]["randomization"].shape == (4, 3)
 
 

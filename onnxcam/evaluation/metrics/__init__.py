@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 
-from onnxcam.evaluation.registry import HIGHER, LOWER, Metric, chosen, find, metric, metrics
+from onnxcam.evaluation.registry import HIGHER, LOWER, Metric, find, metric, metrics, select
 
-__all__ = ["HIGHER", "LOWER", "Metric", "chosen", "find", "metric", "metrics"]
+__all__ = ["HIGHER", "LOWER", "Metric", "find", "metric", "metrics", "select"]
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     importlib.import_module(_module.name)

@@ -21,9 +21,9 @@ def insertion(trial: Trial, *, steps: int = STEPS, baseline: str = "blur") -> np
     authors' (11 x 11, sigma 5 for 224 pixels), scaled with the picture; the integral by trapezoids.
     """
     start = background(trial.pictures, baseline)
-    found = _curve(trial, start, trial.pictures, steps)
-    trial.curve("insertion", found)
-    return area(found)
+    curve = _curve(trial, start, trial.pictures, steps)
+    trial.curve("insertion", curve)
+    return area(curve)
 
 
 @metric("deletion", title="deletion", better=LOWER)
@@ -33,9 +33,9 @@ def deletion(trial: Trial, *, steps: int = STEPS, baseline: str = "zero") -> np.
 
     The area under p as pixels are set to zero, most important first.
     """
-    found = _curve(trial, trial.pictures, background(trial.pictures, baseline), steps)
-    trial.curve("deletion", found)
-    return area(found)
+    curve = _curve(trial, trial.pictures, background(trial.pictures, baseline), steps)
+    trial.curve("deletion", curve)
+    return area(curve)
 
 
 def background(pictures: np.ndarray, baseline: str) -> np.ndarray:
@@ -47,13 +47,13 @@ def background(pictures: np.ndarray, baseline: str) -> np.ndarray:
     scale = min(pictures.shape[2:]) / 224
     side = max(3, 2 * round(5.5 * scale - 0.5) + 1)
     cv2 = import_cv2()
-    found = np.empty_like(pictures)
-    for picture, blurred in zip(pictures, found, strict=True):
+    backgrounds = np.empty_like(pictures)
+    for picture, blurred in zip(pictures, backgrounds, strict=True):
         for channel, out in zip(picture, blurred, strict=True):
             out[:] = cv2.GaussianBlur(
                 channel, (side, side), sigmaX=max(0.5, 5 * scale), borderType=cv2.BORDER_REFLECT_101
             )
-    return found
+    return backgrounds
 
 
 def area(curve: np.ndarray) -> np.ndarray:

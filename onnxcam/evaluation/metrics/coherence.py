@@ -16,11 +16,11 @@ def coherency(trial: Trial) -> np.ndarray:
     Whether the map stays when the picture is seen through it; a map that is the same everywhere correlates with
     nothing and gives 1/2.
     """
-    if "coherency" not in trial.kept:
+    if "coherency" not in trial.cache:
         again = trial.explain(trial.pictures * trial.maps[:, None])
-        trial.kept["coherency"] = (1 + pearson(again, trial.maps)) / 2
+        trial.cache["coherency"] = (1 + pearson(again, trial.maps)) / 2
         trial.tell()
-    return trial.kept["coherency"]
+    return trial.cache["coherency"]
 
 
 @metric("complexity", title="complexity", better=LOWER, usual=False)
@@ -41,8 +41,8 @@ def adcc(trial: Trial) -> np.ndarray:
     parts = np.stack([coherency(trial), 1 - complexity(trial), 1 - drop(trial.whole, trial.masked)])
     parts = np.clip(parts, 0, None)
     worst = parts.min(axis=0)
-    found = len(parts) / (1 / np.maximum(parts, 1e-12)).sum(axis=0)
-    return np.where(worst > 0, found, 0.0)
+    harmonic_mean = len(parts) / (1 / np.maximum(parts, 1e-12)).sum(axis=0)
+    return np.where(worst > 0, harmonic_mean, 0.0)
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -52,6 +52,6 @@ def pearson(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a -= a.mean(axis=1, keepdims=True)
     b -= b.mean(axis=1, keepdims=True)
     scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-    found = np.zeros(len(a))
-    np.divide((a * b).sum(axis=1), scale, out=found, where=scale > 1e-12)
-    return found
+    correlation = np.zeros(len(a))
+    np.divide((a * b).sum(axis=1), scale, out=correlation, where=scale > 1e-12)
+    return correlation

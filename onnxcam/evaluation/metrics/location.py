@@ -22,7 +22,7 @@ def pointing_game(trial: Trial, *, tolerance: float = TOLERANCE) -> np.ndarray:
     longer side. Of several equal maxima the one nearest to their middle points; a map that is the same everywhere
     misses.
     """
-    return _each(trial, lambda held, inside: _points(held, inside, tolerance))
+    return _each(trial, lambda heatmap, inside: _points(heatmap, inside, tolerance))
 
 
 @metric("energy_in_box", title="energy", better=HIGHER, boxes=True)
@@ -31,26 +31,28 @@ def energy_in_box(trial: Trial) -> np.ndarray:
 
     The share of the map that lies in boxes.
     """
-    return _each(trial, lambda held, inside: float(held[inside].sum(dtype=np.float64) / max(_sum(held), 1e-12)))
+    return _each(
+        trial, lambda heatmap, inside: float(heatmap[inside].sum(dtype=np.float64) / max(_sum(heatmap), 1e-12))
+    )
 
 
 def _each(trial: Trial, judged: Callable[[np.ndarray, np.ndarray], float]) -> np.ndarray:
-    found = np.full(len(trial), np.nan)
+    values = np.full(len(trial), np.nan)
     for row, inside in enumerate(trial.boxes):
         if inside is not None:
-            found[row] = judged(trial.originals[row], inside)
-    return found
+            values[row] = judged(trial.originals[row], inside)
+    return values
 
 
-def _points(held: np.ndarray, inside: np.ndarray, tolerance: float) -> float:
-    if np.ptp(held) <= 0:
+def _points(heatmap: np.ndarray, inside: np.ndarray, tolerance: float) -> float:
+    if np.ptp(heatmap) <= 0:
         return 0.0
-    rows, columns = np.nonzero(held == held.max())
+    rows, columns = np.nonzero(heatmap == heatmap.max())
     nearest = int(np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2))
     y, x = rows[nearest], columns[nearest]
     away = import_cv2().distanceTransform((~inside).astype(np.uint8), import_cv2().DIST_L2, 5)
-    return float(inside[y, x] or away[y, x] <= tolerance * max(held.shape))
+    return float(inside[y, x] or away[y, x] <= tolerance * max(heatmap.shape))
 
 
-def _sum(held: np.ndarray) -> float:
-    return float(held.sum(dtype=np.float64))
+def _sum(heatmap: np.ndarray) -> float:
+    return float(heatmap.sum(dtype=np.float64))

@@ -80,16 +80,16 @@ def cascade(explainer: Explainer, stages: int = STAGES, seed: int = 1234) -> Ite
 
 def weights(graph: Graph) -> list[str]:
     """The weights of a classifier's layers, those nearest to the scores first: names of initializers or constants."""
-    found: list[str] = []
+    names: list[str] = []
     for node in reversed(graph.nodes):
         if node.op_type not in _WEIGHTED:
             continue
         for value in node.input[:5]:
             name = _stored(graph, value)
-            if name is not None and name not in found:
-                found.append(name)
+            if name is not None and name not in names:
+                names.append(name)
                 break
-    return found
+    return names
 
 
 def _stored(graph: Graph, value: str) -> str | None:
@@ -126,11 +126,11 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks per row, equal values sharing the mean of theirs."""
     rows = values.reshape(len(values), -1)
-    found = np.empty(rows.shape)
-    for row, out in zip(rows, found, strict=True):
+    ranks = np.empty(rows.shape)
+    for row, out in zip(rows, ranks, strict=True):
         _, place, count = np.unique(row, return_inverse=True, return_counts=True)
         out[:] = (np.cumsum(count) - (count - 1) / 2)[place]
-    return found
+    return ranks
 
 
 def ssim(first: np.ndarray, second: np.ndarray, sigma: float = 1.5) -> np.ndarray:
@@ -140,11 +140,11 @@ def ssim(first: np.ndarray, second: np.ndarray, sigma: float = 1.5) -> np.ndarra
     def mean(values: np.ndarray) -> np.ndarray:
         return np.asarray(cv2.GaussianBlur(values, (11, 11), sigma, borderType=cv2.BORDER_REFLECT))
 
-    found = []
+    similarities = []
     for a, b in zip(first.astype(np.float64), second.astype(np.float64), strict=True):
         m, n = mean(a), mean(b)
         va, vb, both = mean(a * a) - m * m, mean(b * b) - n * n, mean(a * b) - m * n
         similar = (2 * m * n + 1e-4) * (2 * both + 9e-4) / ((m * m + n * n + 1e-4) * (va + vb + 9e-4))
         edge = 5 if min(a.shape) > 10 else 0
-        found.append(float(similar[edge : a.shape[0] - edge, edge : a.shape[1] - edge].mean()))
-    return np.asarray(found)
+        similarities.append(float(similar[edge : a.shape[0] - edge, edge : a.shape[1] - edge].mean()))
+    return np.asarray(similarities)

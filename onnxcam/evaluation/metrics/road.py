@@ -49,9 +49,9 @@ def road(trial: Trial, *, noise: float = NOISE) -> np.ndarray:
 
 def _change(trial: Trial, noise: float, *, relevant_first: bool) -> np.ndarray:
     key = f"road {'morf' if relevant_first else 'lerf'} {noise}"
-    if key not in trial.kept:
-        trial.kept[key] = _measured(trial, noise, relevant_first)
-    return trial.kept[key]
+    if key not in trial.cache:
+        trial.cache[key] = _measured(trial, noise, relevant_first)
+    return trial.cache[key]
 
 
 def _measured(trial: Trial, noise: float, relevant_first: bool) -> np.ndarray:
@@ -62,20 +62,20 @@ def _measured(trial: Trial, noise: float, relevant_first: bool) -> np.ndarray:
 
     def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         rows, step = np.divmod(np.arange(start, stop), steps)
-        found = []
+        pictures = []
         for row, place in zip(rows, step, strict=True):
             # as many as lie below numpy's percentile are kept
-            kept = math.ceil((height * width - 1) * PERCENTILES[place] / 100)
+            count = math.ceil((height * width - 1) * PERCENTILES[place] / 100)
             missing = np.zeros(height * width, bool)
-            missing[order[row, : height * width - kept]] = True
+            missing[order[row, : height * width - count]] = True
             picture = impute(trial.pictures[row], missing.reshape(height, width))
             if noise:
                 drawn = trial.rng(int(row), f"road {PERCENTILES[place]} {relevant_first}")
                 added = drawn.normal(scale=noise, size=(len(picture), int(missing.sum())))
                 picture.reshape(len(picture), -1)[:, missing] += added.astype(np.float32)
-            found.append(picture)
+            pictures.append(picture)
             trial.tell()
-        return np.stack(found), rows
+        return np.stack(pictures), rows
 
     after = trial.probabilities(len(trial) * steps, make).reshape(len(trial), steps)
     return np.asarray(after.mean(axis=1) - trial.whole)

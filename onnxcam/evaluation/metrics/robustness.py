@@ -51,8 +51,8 @@ def infidelity(trial: Trial, *, patches: int = PATCHES) -> np.ndarray:
     lost = trial.whole[:, None] - after
     foretold = np.stack(
         [
-            [float(held[_inside(square, height, width)].sum(dtype=np.float64)) for square in own]
-            for held, own in zip(trial.maps, squares, strict=True)
+            [float(heatmap[_inside(square, height, width)].sum(dtype=np.float64)) for square in its_squares]
+            for heatmap, its_squares in zip(trial.maps, squares, strict=True)
         ]
     )
     return unfaithful(foretold, lost)
@@ -77,6 +77,6 @@ def _squares(rng: np.random.Generator, count: int, height: int, width: int) -> n
 
 def _inside(square: np.ndarray, height: int, width: int) -> np.ndarray:
     top, left, side = square
-    found = np.zeros((height, width), bool)
-    found[top : top + side, left : left + side] = True
-    return found
+    mask = np.zeros((height, width), bool)
+    mask[top : top + side, left : left + side] = True
+    return mask

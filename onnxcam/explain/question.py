@@ -160,11 +160,10 @@ class Question:
         Raises:
             TargetError, MethodError, InputError: as in `of`; an unknown key, or a value that cannot be read.
         """
-        given_keys = [key for key, value in values.items() if value is not None]
-        unknown = [key for key in given_keys if key not in KEYS]
+        text = {key: value for key, value in values.items() if value is not None}
+        unknown = [key for key in text if key not in KEYS]
         if unknown:
             raise InputError(f"a question has no {spell(unknown[0])}; it has {', '.join(map(spell, KEYS))}")
-        text = {key: values[key] for key in given_keys}
         probability = truth(text.get("probability", False), spell("probability"))
         special = [*(["target"] if "target" in text else []), *(["contrast"] if "contrast" in text else [])]
         special += ["probability"] if probability else []
@@ -200,6 +199,8 @@ class Question:
                 raise InputError(f"{spell(name, value)}; expected one of {', '.join(choices)}")
         if self.top is not None:
             self.terms.readout.check_count(self.top, spell("top", self.top))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
+            raise InputError(f"{spell('seed', self.seed)}; expected a whole number from 0")
         if self.side_by_side and len(self.layers) < 2:
             raise InputError(
                 f"{spell('side_by_side')} needs two layers or more, and there is only layer {self.layers[0]!r}: "
@@ -341,16 +342,18 @@ def _targets(target: Any, rows: int | None, terms: Terms) -> tuple[Any, ...]:
 
 def _target(text: Mapping[str, Any], probability: bool, terms: Terms) -> Any:
     """The target that `target`, `contrast` and `probability` mean together."""
+    contrast = text.get("contrast")
+    runner_up = isinstance(contrast, str) and contrast.strip().casefold() == RUNNER_UP
+    other = None if runner_up else _class(contrast, terms)
+
+    def of_class(item: Any) -> Any:
+        index = _class(item, terms)
+        if contrast is not None:
+            return Contrast(index, other)
+        return Probability(index) if probability else index
+
     target = text.get("target")
-    if isinstance(target, (list, tuple)):
-        items = [_class(item, terms) for item in target]
-        return [Probability(item) for item in items] if probability else items
-    item = _class(target, terms)
-    if "contrast" not in text:
-        return Probability(item) if probability else item
-    other = text["contrast"]
-    runner_up = isinstance(other, str) and other.strip().casefold() == RUNNER_UP
-    return Contrast(item, None if runner_up else _class(other, terms))
+    return [of_class(item) for item in target] if isinstance(target, (list, tuple)) else of_class(target)
 
 
 def _class(value: Any, terms: Terms) -> Any:

@@ -29,7 +29,10 @@ def parse_options(texts: Any, methods: Sequence[Method], spell: Spelling = keywo
     if isinstance(texts, Mapping):
         entries = [(f"{key}={value}", str(key), value) for key, value in texts.items()]
     else:
-        split = [(text, *text.partition("=")) for text in ([texts] if isinstance(texts, str) else texts)]
+        listed = list(texts) if isinstance(texts, (list, tuple)) else [texts]
+        if not all(isinstance(text, str) for text in listed):
+            raise InputError(f"{spell('option', texts)}: expected KEY=VALUE, a list of these, or a mapping")
+        split = [(text, *text.partition("=")) for text in listed]
         for text, key, equals, _ in split:
             if not equals or not key.strip():
                 raise InputError(f"{spell('option', text)}: expected KEY=VALUE; {_available(methods)}")

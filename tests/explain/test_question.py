@@ -39,6 +39,12 @@ def asked(question: Question) -> dict[str, Any]:
         ({"target": Contrast()}, {"contrast": "runner-up"}, {"contrast": "runner-up"}),
         ({"target": Probability(3)}, {"target": "hen", "probability": "yes"}, {"target": 3, "probability": True}),
         ({"target": Probability()}, {"probability": "on"}, {"probability": True}),
+        ({"target": [1, -1]}, {"target": ["tiger", "-1"]}, {"target": ["tiger", -1]}),
+        (
+            {"target": [Contrast(1, 3), Contrast(0, 3)]},
+            {"target": ("1", "cat"), "contrast": "hen"},
+            {"target": [1, 0], "contrast": 3},
+        ),
         ({"top": 3}, {"top": "3"}, {"top": 3}),
         ({"method": "hirescam"}, {"method": "hirescam"}, {"method": ["hirescam"]}),
         (
@@ -97,6 +103,12 @@ def test_keywords_texts_and_json_ask_the_same(
         ({"smooth": "augment", "top": 2}, InputError, ["--smooth 'augment'", "one map of one class", "--side-by-side"]),
         ({"layer": "relu1", "side_by_side": True}, InputError, ["--side-by-side", "only layer 'relu1'", "--layer"]),
         ({"layer": [1]}, InputError, ["--layer"]),
+        ({"option": 5}, InputError, ["--option 5", "KEY=VALUE"]),
+        ({"option": [5]}, InputError, ["--option [5]", "a mapping"]),
+        ({"seed": -1}, InputError, ["--seed -1"]),
+        ({"seed": "x"}, InputError, ["--seed 'x'"]),
+        ({"target": {"hen": 1}}, TargetError, ["a dict"]),
+        ({"target": 1.5}, TargetError, ["a float"]),
     ],
     ids=str,
 )

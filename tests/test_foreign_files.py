@@ -142,5 +142,5 @@ def test_the_size_stays_free_and_predictions_are_those_of_the_file(size: tuple[i
 
 @pytest.mark.parametrize("preset", ["raw", "-1..1"])
 def test_a_preset_cannot_know_an_open_size(preset: str) -> None:
-    with pytest.raises(onnxcam.OnnxcamError, match=r'whose size is open.*"size": \[height, width\]'):
+    with pytest.raises(onnxcam.OnnxcamError, match=r'whose size is dynamic.*"size": \[height, width\]'):
         onnxcam.Explainer(direction(), preprocess=preset, providers=CPU).explain(line_of_text())

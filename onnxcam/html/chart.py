@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: no script, no file, legible without colour."""
+"""Small charts as inline SVG, without scripts or files, and legible without colour."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 WIDTH, HEIGHT = 380, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 10, 22, 26
-# from nothing to much: lightness alone orders it
+# low to high: ordered by lightness alone
 _PALE, _DEEP = (247, 247, 243), (8, 48, 107)
-# less, the same, more: orange and purple differ for every kind of colour vision, and signs say it again
+# less and more: orange and purple are distinct in every kind of colour vision, and signs repeat the meaning
 _LESS, _MORE = (179, 88, 6), (84, 39, 136)
 
-# lines differ in dash and mark, and in ink from light to dark as well (Okabe and Ito's colours)
+# lines differ in dash and mark, and in the lightness of their colour (Okabe and Ito's palette)
 _INKS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#8a5a83", "#6b6b00", "#56708a", "#a33b00")
 _DASHES = ("none", "7 3", "2 2", "9 3 2 3", "5 5", "12 3", "3 6", "9 2 2 2 2 2")
 _MARKS = (
@@ -31,29 +31,37 @@ _MARKS = (
 
 
 def bands(begin: Sequence[datetime], levels: np.ndarray, seconds: int) -> str:
-    """Confidence over time: the median as a line with dots, a band from a tenth to nine tenths, each named in place."""
+    """Draw confidence over time: the median as a line with dots, the 10 % to 90 % range as a band, both labelled."""
     x, y = _axes(len(begin)), _vertical(1.0)
-    known: list[int] = np.flatnonzero(np.isfinite(levels[:, 1])).tolist()
+    measured: list[int] = np.flatnonzero(np.isfinite(levels[:, 1])).tolist()
     parts = [_frame(begin, seconds, [(0, "0"), (0.5, "0.5"), (1, "1")], y)]
-    if known:
-        upper = [f"{x(k):.1f},{y(levels[k, 2]):.1f}" for k in known]
-        lower = [f"{x(k):.1f},{y(levels[k, 0]):.1f}" for k in reversed(known)]
+    if measured:
+        upper = [f"{x(k):.1f},{y(levels[k, 2]):.1f}" for k in measured]
+        lower = [f"{x(k):.1f},{y(levels[k, 0]):.1f}" for k in reversed(measured)]
         parts.append(f'<polygon class="band" points="{" ".join(upper + lower)}"/>')
-        middle = " ".join(f"{x(k):.1f},{y(levels[k, 1]):.1f}" for k in known)
+        middle = " ".join(f"{x(k):.1f},{y(levels[k, 1]):.1f}" for k in measured)
         parts.append(f'<polyline class="line" points="{middle}"/>')
-        if len(known) <= 24:
-            parts += [f'<circle class="dot" cx="{x(k):.1f}" cy="{y(levels[k, 1]):.1f}" r="2.5"/>' for k in known]
-        last = known[-1]
+        if len(measured) <= 24:
+            parts += [f'<circle class="dot" cx="{x(k):.1f}" cy="{y(levels[k, 1]):.1f}" r="2.5"/>' for k in measured]
+        last = measured[-1]
         parts.append(_text(x(last), y(levels[last, 1]) - 6, f"median {levels[last, 1]:.2f}", "end", "strong"))
-        parts.append(_text(_LEFT + 4, y(levels[known[0], 2]) - 4, "9 of 10 below", "start", "faint"))
-        parts.append(_text(_LEFT + 4, y(levels[known[0], 0]) + 12, "1 of 10 below", "start", "faint"))
+        parts.append(_text(_LEFT + 4, y(levels[measured[0], 2]) - 4, "9 of 10 below", "start", "faint"))
+        parts.append(_text(_LEFT + 4, y(levels[measured[0], 0]) + 12, "1 of 10 below", "start", "faint"))
     return _svg("Confidence over time", parts)
 
 
 def bars(
     begin: Sequence[datetime], seconds: int, rows: Sequence[tuple[str, str, np.ndarray]], title: str, unit: str = ""
 ) -> str:
-    """Stacked bars over time, the first at the bottom; each series has a pattern (`solid` or `hatch`) and a name."""
+    """Draw stacked bars over time, the first series at the bottom; a series has name, pattern and values.
+
+    Arguments:
+        begin: start of each bar.
+        seconds: length of each bar's interval.
+        rows: for each series its name, `solid` or `hatch`, and values.
+        title: the chart's title, for screen readers.
+        unit: unit of the values.
+    """
     total = np.sum([values for _, _, values in rows], axis=0)
     top = float(np.nanmax(total, initial=0.0)) or 1.0
     x, y = _axes(len(begin)), _vertical(top)
@@ -72,15 +80,15 @@ def bars(
     at = float(_LEFT)
     if len(rows) > 1:
         for name, kind, values in rows:
-            said = f"{name} {int(np.nansum(values)):,}"
+            legend = f"{name} {int(np.nansum(values)):,}"
             parts.append(f'<rect class="{kind}" x="{at}" y="3" width="12" height="10"/>')
-            parts.append(_text(at + 16, 12, said, "start", ""))
-            at += 28 + 6.2 * len(said)
+            parts.append(_text(at + 16, 12, legend, "start", ""))
+            at += 28 + 6.2 * len(legend)
     return _svg(title, parts)
 
 
 def curves(rows: Sequence[np.ndarray], title: str, ends: tuple[str, str], top: float = 1.0) -> str:
-    """Lines over equally spaced points, told apart by dashes and marks, see `key`."""
+    """Draw lines over equally spaced points, which differ by dashes and marks, see `key`."""
     y = _vertical(top)
     parts = []
     for value, text in ((0.0, "0"), (top / 2, _short(top / 2)), (top, _short(top))):
@@ -93,14 +101,14 @@ def curves(rows: Sequence[np.ndarray], title: str, ends: tuple[str, str], top: f
         points = [(_LEFT + k * wide, y(float(np.clip(v, 0, top)))) for k, v in enumerate(values)]
         parts.append(_stroke(number, points))
         every = max(1, len(points) // 4)
-        # each line has its marks elsewhere, so that they do not hide one another
+        # marks of different lines are staggered, so that they do not hide one another
         start = 0 if len(points) < 9 else (number * every // max(1, len(rows))) % every
         parts += [_mark(number, *point) for point in points[start::every]]
     return _svg(title, parts)
 
 
 def key(number: int) -> str:
-    """How the line of a number is drawn in `curves`, for the list of what they mean."""
+    """Draw the line of a number in `curves`, for the legend."""
     parts = [_stroke(number, [(0, 7), (34, 7)]), _mark(number, 17, 7)]
     return f'<svg class="key" viewBox="0 0 34 14" aria-hidden="true">{"".join(parts)}</svg>'
 
@@ -117,7 +125,7 @@ def _mark(number: int, x: float, y: float) -> str:
 
 
 def heat(values: np.ndarray, title: str) -> str:
-    """A map `[h, w]` of energy, dark where there is much; the darkest cell has a ring."""
+    """Draw a map `[h, w]`, dark where values are high; the maximum is marked by a ring."""
     top = float(values.max()) or 1.0
     height, width = values.shape
     parts = [_cell(r, c, _mix(_PALE, _DEEP, values[r, c] / top)) for r in range(height) for c in range(width)]
@@ -127,7 +135,7 @@ def heat(values: np.ndarray, title: str) -> str:
 
 
 def change(now: np.ndarray, before: np.ndarray, title: str, scale: float) -> str:
-    """Where there is more than before (+) and where less (-); cells that changed by less than a fourth have no sign."""
+    """Draw the difference of two maps: more (+) or less (-) than before; no sign for less than a quarter of `scale`."""
     difference = now - before
     height, width = difference.shape
     parts = []

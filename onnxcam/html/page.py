@@ -1,4 +1,4 @@
-"""The frame of a page, and the pieces that several reports share."""
+"""HTML pages, and the elements that several reports share."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from onnxcam import __version__
 
 
 def page(heading: str, body: Sequence[str]) -> str:
-    """A whole page. It may show what is in it, and load nothing.
+    """Build a complete, self-contained page; its content security policy allows embedded pictures and styles only.
 
     Arguments:
-        heading: its title.
-        body: what lies between its edges, as HTML.
+        heading: the page's title.
+        body: the content, as HTML.
     """
     style = (files(__package__) / "page.css").read_text(encoding="utf-8")
     return (
@@ -33,18 +33,18 @@ def page(heading: str, body: Sequence[str]) -> str:
 
 
 def foot(notes: Sequence[str] = ()) -> str:
-    """Who made the page and when, and some sentences."""
-    said = "".join(f"<br>{escape(note)}" for note in notes)
-    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    return f"<footer>Made by onnxcam {__version__} on {made} UTC.{said}</footer>"
+    """Build the footer: version and time, then notes, one per line."""
+    lines = "".join(f"<br>{escape(note)}" for note in notes)
+    time = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    return f"<footer>Made by onnxcam {__version__} on {time} UTC.{lines}</footer>"
 
 
 def figure(caption: str, drawn: str) -> str:
-    """A chart under its caption."""
+    """Build a chart with a caption above it."""
     return f"<figure><figcaption>{escape(caption)}</figcaption>{drawn}</figure>"
 
 
 def picture(data: bytes, alt: str) -> str:
-    """An encoded picture, PNG or JPEG, inside the page."""
+    """Embed an encoded picture, PNG or JPEG, in the page."""
     kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
     return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'

@@ -1,8 +1,9 @@
-"""Pictures: reading, preparing, mapping heatmaps back, drawing and writing.  OpenCV is imported on first use only."""
+"""Pictures: reading, preprocessing, mapping heatmaps back, drawing and writing.  OpenCV is imported on first use."""
 
+from onnxcam.image.colormap import COLORMAPS, blend, colorize, grayscale, paint, palette
 from onnxcam.image.geometry import NORMALIZATIONS, Geometry, normalize, resize_map
 from onnxcam.image.header import Header
-from onnxcam.image.overlay import COLORMAPS, blend, colorize, grayscale, overlay, paint, palette
+from onnxcam.image.overlay import overlay
 from onnxcam.image.panel import gallery, panel
 from onnxcam.image.picture import MAX_PIXELS, Picture, load, peek
 from onnxcam.image.preprocess import Crop, Preprocess, Resize

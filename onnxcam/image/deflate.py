@@ -1,9 +1,9 @@
-"""zlib's format (RFC 1950), by ISA-L where its package is installed, else by the zlib of Python.
+"""Compression in zlib's format (RFC 1950): by ISA-L if its package is installed, else by Python's zlib.
 
 ISA-L (https://github.com/intel/isa-l, in Python the package isal) computes checksums with vector instructions: CRC-32
-of a megabyte takes 0.02 instead of 0.36 ms, Adler-32 0.06 instead of 0.3 ms, which is most of what writing an
-uncompressed picture costs. It compresses photographs two to three times faster than zlib without a search for
-repetitions, to 0.8 to 1.1 of the size, and maps five times faster.
+of a megabyte takes 0.02 instead of 0.36 ms, Adler-32 0.06 instead of 0.3 ms, which is most of the cost of writing an
+uncompressed picture. It compresses photographs two to three times faster than zlib without a search for repetitions,
+to 0.8 to 1.1 of the size, and maps five times faster.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Packer(Protocol):
-    """Compresses a stream part by part."""
+    """A compressor of a stream, part by part."""
 
     def compress(self, data: Any, /) -> bytes:
-        """What can be said of the stream so far."""
+        """Compress a part and return the output that is complete so far."""
 
     def flush(self) -> bytes:
-        """The rest of it."""
+        """Return the rest of the output."""
 
 
 class Deflate(NamedTuple):
-    """An implementation: checksums, each of bytes and of what came before, and packers for two kinds of pixels."""
+    """An implementation: checksums, each of bytes and the checksum so far, and packers for two kinds of pixels."""
 
     crc32: Callable[..., int]
     adler32: Callable[..., int]
@@ -35,15 +35,15 @@ class Deflate(NamedTuple):
 
 @cache
 def deflate() -> Deflate:
-    """The fastest one that is installed."""
+    """Return the fastest implementation that is installed."""
     try:
         from isal import isal_zlib
-    except Exception:  # broken in whatever way: a package that is not needed must not cost a picture
-        # To search for repetitions in a photograph would be time spent in vain.
+    except Exception:  # isal is optional: whatever is wrong with it must not fail a picture
+        # photographs hardly repeat: a search for repetitions would cost time and gain nothing
         return Deflate(zlib.crc32, zlib.adler32, lambda: _zlib(zlib.Z_RLE), lambda: _zlib(zlib.Z_HUFFMAN_ONLY))
     return Deflate(isal_zlib.crc32, isal_zlib.adler32, isal_zlib.compressobj, isal_zlib.compressobj)
 
 
 def _zlib(strategy: int) -> Packer:
-    # blocks a quarter as long as they could be stay in the cache: 0.83 x the time at the same size
+    # memory level 7 (8 is the default) keeps blocks in the cache: 0.83 x the time at the same size
     return zlib.compressobj(1, zlib.DEFLATED, 15, 7, strategy)

@@ -1,4 +1,4 @@
-"""How a picture was laid onto the model's input, and the way back for maps.
+"""The geometry of preprocessing: how a picture was mapped to the model's input, and the inverse for maps.
 
 Positions are half-pixel: pixel i covers [i, i + 1) and its centre is i + 0.5. A picture of size P is resized to size R
 and its top left corner placed at `offset` on an input of size S, per axis, so a picture position x lies at
@@ -19,12 +19,12 @@ from onnxcam.image.opencv import import_cv2
 Map = NDArray[np.float32]
 Size = tuple[int, int]
 
-_MIXED = 1 << 17  # values brought onto the picture at a time: what they need stays in a core's cache
+_CHUNK = 1 << 17  # values interpolated at a time: their buffers stay in a core's cache
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes are (height, width) in pixels, `offset` is (top, left) in input pixels."""
+    """The mapping of a picture to the input: sizes (height, width) in pixels, `offset` (top, left) in input pixels."""
 
     picture_size: Size
     resized_size: Size
@@ -37,10 +37,10 @@ class Geometry:
         return (self.resized_size[0] / self.picture_size[0], self.resized_size[1] / self.picture_size[1])
 
     def to_picture(self, heatmap: NDArray[Any]) -> Map:
-        """Bring a map back onto the original picture: bilinear, half-pixel; 0 outside a crop; padding removed.
+        """Map a heatmap back onto the original picture: bilinear, half-pixel; 0 outside a crop; padding removed.
 
         Args:
-            heatmap: float [h, w] at the input's resolution; at any other, it is first resized to the input.
+            heatmap: float [h, w] at the input's resolution; at any other, it is resized to the input first.
 
         Returns:
             float32 [H, W], the picture's size.
@@ -53,36 +53,36 @@ class Geometry:
         values = resize_map(heatmap, self.input_size)
         rows = self._visible(0)
         columns = self._visible(1)
-        # Only what shows the picture takes part, so that padding does not bleed into its edges.
+        # padding is left out, so that it does not bleed into the picture's edges
         values = values[rows, columns]
         if values.size == 0:
             return np.zeros(self.picture_size, np.float32)
         if values.shape == self.resized_size:
             return resize_map(values, self.picture_size)
-        # Columns first: there are fewer rows yet, and whole rows are quickly gathered afterwards.
+        # columns first, while there are fewer rows; gathering whole rows afterwards is fast
         left, right, low, high, part = self._samples(1, columns)
         across = np.empty((right - left, len(values)), np.float32)
         _mix_rows(np.ascontiguousarray(values.T), low, high, part, across)
         top, bottom, low, high, part = self._samples(0, rows)
         result = np.empty(self.picture_size, np.float32)
         result[:top], result[bottom:] = 0.0, 0.0
-        shown = result[top:bottom]
-        shown[:, :left], shown[:, right:] = 0.0, 0.0
-        _mix_rows(np.ascontiguousarray(across.T), low, high, part, shown[:, left:right])
+        covered = result[top:bottom]
+        covered[:, :left], covered[:, right:] = 0.0, 0.0
+        _mix_rows(np.ascontiguousarray(across.T), low, high, part, covered[:, left:right])
         return result
 
     def _visible(self, axis: int) -> slice:
-        """The input pixels on which the picture lies."""
+        """The input pixels that show the picture."""
         start = max(self.offset[axis], 0)
         stop = min(self.offset[axis] + self.resized_size[axis], self.input_size[axis])
         return slice(start, max(start, stop))
 
     def _samples(self, axis: int, visible: slice) -> tuple[int, int, NDArray[np.intp], NDArray[np.intp], Map]:
-        """Picture pixels [start, stop) whose centre lies on the input, for each the two neighbours and their mix."""
+        """Picture pixels [start, stop) whose centre lies on the input; for each its two neighbours and their weight."""
         centre = (np.arange(self.picture_size[axis]) + 0.5) * self.scale[axis] + self.offset[axis]
         inside = np.flatnonzero((centre >= visible.start) & (centre < visible.stop))
         if inside.size == 0:
-            # The crop is narrower than one picture pixel and lies between two centres: take the pixel under its middle.
+            # the crop is narrower than a picture pixel and between two centres: take the pixel under its middle
             middle = ((visible.start + visible.stop) / 2 - self.offset[axis]) / self.scale[axis]
             inside = np.array([min(int(middle), self.picture_size[axis] - 1)])
         position = np.clip(centre[inside] - 0.5 - visible.start, 0.0, visible.stop - visible.start - 1.0)
@@ -92,15 +92,15 @@ class Geometry:
 
 
 def _mix_rows(values: Map, low: NDArray[np.intp], high: NDArray[np.intp], part: Map, out: Map) -> None:
-    """Rows `low * (1 - part) + high * part` of the values into `out`, a few at a time."""
+    """Write the rows `low * (1 - part) + high * part` of the values into `out`, a few at a time."""
     part = part[:, None]
-    step = max(_MIXED // values.shape[1], 1)
+    step = max(_CHUNK // values.shape[1], 1)
     mixed, after = (np.empty((min(step, len(low)), values.shape[1]), np.float32) for _ in range(2))
     for start in range(0, len(low), step):
         some = slice(start, start + step)
         count = len(low[some])
         before, behind = mixed[:count], after[:count]
-        # no index is out of bounds; a mode that says so lets rows be gathered without a copy
+        # no index is out of bounds; with mode="clip" numpy gathers rows without a copy
         np.take(values, low[some], axis=0, out=before, mode="clip")
         np.take(values, high[some], axis=0, out=behind, mode="clip")
         before *= 1.0 - part[some]
@@ -119,7 +119,7 @@ def resize_map(heatmap: NDArray[Any], size: Size) -> Map:
         float32 [H, W] or [N, H, W].
 
     Raises:
-        InputError: another number of dimensions, or an empty map.
+        InputError: a wrong number of dimensions, or an empty map.
     """
     if heatmap.ndim not in (2, 3) or 0 in heatmap.shape[-2:]:
         raise InputError(f"the map has shape {list(heatmap.shape)}, expected [h, w] or [N, h, w] with pixels in it")
@@ -144,13 +144,13 @@ def normalize(heatmap: NDArray[Any], how: str = "minmax") -> Map:
     Args:
         heatmap: float [..., h, w].
         how: "minmax" as pytorch-grad-cam does, `m = m - min(m); m / (max(m) + 1e-7)`; "max" as in the Grad-CAM paper,
-            `m / max(m)` (zero where the maximum is not positive); "none".
+            `m / max(m)` (zero if the maximum is not positive); "none".
 
     Returns:
         float32 of the same shape.
 
     Raises:
-        InputError: another `how`.
+        InputError: an unknown `how`.
     """
     values = np.asarray(heatmap, np.float32)
     if how not in NORMALIZATIONS:

@@ -1,7 +1,7 @@
-"""What the first bytes of a picture file say: its format and size, before anything is decoded.
+"""The header of a picture file: its format and size, read before anything is decoded.
 
-A 48 KB PNG can claim 20000 x 20000 pixels and take 2.3 GiB to decode, so the size is read here first. The parsers read
-only headers, from any seekable stream, and are bounded in the number of blocks that they visit.
+A 48 KB PNG can declare 20000 x 20000 pixels and take 2.3 GiB to decode, so the size is checked first. The parsers read
+headers only, from any seekable stream, and visit a bounded number of blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from onnxcam.errors import PictureError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WebP", "TIFF")
 _BLOCKS = 1_000_000
-_FARTHEST = 1 << 40  # where no file can be asked for more
+_FARTHEST = 1 << 40  # bytes: an offset beyond this is damage
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -34,11 +34,11 @@ class Header:
 
 
 class HeaderError(PictureError):
-    """The header breaks off, contradicts itself, or is of an unknown format; the message has no subject yet."""
+    """The header is cut off, contradictory or of an unknown format; the message lacks its subject, the file's name."""
 
 
 def read_header(stream: BinaryIO) -> Header:
-    """Format and size of the picture that starts at the stream's beginning.
+    """Read the format and size of the picture in a stream.
 
     Raises:
         HeaderError: an unknown format, or a header that is broken or cut off.
@@ -68,8 +68,8 @@ def read_header(stream: BinaryIO) -> Header:
 
 
 def _unreadable(start: bytes) -> str:
-    """Why these first bytes cannot be read, naming the format where it is a known one."""
-    known = {
+    """The message for data that cannot be read, with the name of its format if it is recognised."""
+    formats = {
         b"%PDF": "a PDF document",
         b"\xff\x0a": "a JPEG XL picture",
         b"\0\0\0\x0cJXL ": "a JPEG XL picture",
@@ -86,26 +86,26 @@ def _unreadable(start: bytes) -> str:
         b"<!DOCTYPE": "an HTML page",
         b"<html": "an HTML page",
     }
-    found = next((name for magic, name in known.items() if start.startswith(magic)), None)
+    name = next((format_name for magic, format_name in formats.items() if start.startswith(magic)), None)
     if start[4:8] == b"ftyp":
         brand = start[8:12]
-        found = "a video (MP4 or QuickTime)"
+        name = "a video (MP4 or QuickTime)"
         if brand in (b"avif", b"avis"):
-            found = "an AVIF picture"
+            name = "an AVIF picture"
         elif brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
-            found = "a HEIC/HEIF picture"
+            name = "a HEIC/HEIF picture"
     expected = "expected " + ", ".join(FORMATS[:-1]) + f" or {FORMATS[-1]}"
-    if found is None:
-        # the bytes themselves are not shown: messages are logged, and raw pixels given by mistake are pixels too
+    if name is None:
+        # without the bytes themselves: messages are logged, and the bytes may be private pixels
         return f"is not a picture in a known format ({expected}); is it raw pixels, or text such as base64?"
-    return f"is {found}, which is not supported ({expected}); convert it to PNG or JPEG first"
+    return f"is {name}, which is not supported ({expected}); convert it to PNG or JPEG first"
 
 
 def _unpack(layout: str, data: bytes, format: str) -> tuple[int, ...]:
     try:
         values: tuple[int, ...] = struct.unpack(layout, data)
     except struct.error as error:
-        raise HeaderError(f"is a {format} that breaks off within its header; give a whole picture file") from error
+        raise HeaderError(f"is a {format} that is cut off within its header; give a whole picture file") from error
     return values
 
 
@@ -114,7 +114,7 @@ def _png(stream: BinaryIO) -> Header:
     head = stream.read(16)
     _, kind, width, height = struct.unpack(">I4sII", head) if len(head) == 16 else (0, b"", 0, 0)
     if kind != b"IHDR":
-        raise HeaderError("is a PNG that breaks off within its header; give a whole picture file")
+        raise HeaderError("is a PNG that is cut off within its header; give a whole picture file")
     return Header("PNG", height, width)
 
 
@@ -137,7 +137,7 @@ def _jpeg(stream: BinaryIO) -> Header:
 def _marker(stream: BinaryIO) -> int:
     byte = stream.read(1)
     if byte != b"\xff":
-        raise HeaderError("is a JPEG that breaks off or is damaged within its header; give a whole picture file")
+        raise HeaderError("is a JPEG that is cut off or damaged within its header; give a whole picture file")
     while byte == b"\xff":
         byte = stream.read(1)
     return _unpack("B", byte, "JPEG")[0]
@@ -150,7 +150,7 @@ def _bmp(stream: BinaryIO) -> Header:
         width, height = _unpack("<HH", stream.read(4), "BMP")
     else:
         width, height = _unpack("<ii", stream.read(8), "BMP")
-    # A negative height means that the rows run from the top down.
+    # a negative height: rows from top to bottom
     return Header("BMP", abs(height), width)
 
 
@@ -172,17 +172,17 @@ def _tiff(stream: BinaryIO) -> Header:
     tags = read_tags(stream)
     if 256 not in tags or 257 not in tags:
         raise HeaderError("is a TIFF without a width and a height; give a whole picture file")
-    # A tile is decoded whole, so a tile larger than the picture counts as the picture's size.
+    # a tile is decoded whole, so a tile larger than the picture counts as the picture's size
     width = max(*tags[256], *tags.get(322, (0,)))
     height = max(*tags[257], *tags.get(323, (0,)))
     return Header("TIFF", height, width)
 
 
 def read_tags(stream: BinaryIO, limit: int = 100_000) -> dict[int, tuple[int, ...]]:
-    """The integer tags of the first directory of a TIFF or EXIF block; a repeated tag keeps all its values.
+    """Read the integer tags of the first directory of a TIFF or EXIF block; a repeated tag has all its values.
 
     Raises:
-        HeaderError: the block breaks off, or holds more than `limit` values in one tag.
+        HeaderError: the block is cut off, or one tag has more than `limit` values.
     """
     stream.seek(0)
     start = stream.read(16)
@@ -194,7 +194,7 @@ def read_tags(stream: BinaryIO, limit: int = 100_000) -> dict[int, tuple[int, ..
     size, inline = (20, 8) if big else (12, 4)
     codes = {1: "B", 3: "H", 4: "I", 16: "Q"}
     tags: dict[int, tuple[int, ...]] = {}
-    # Most files have under 100 entries; a larger count is a damaged or hostile directory.
+    # most files have under 100 entries; a much larger count is damage or an attack
     for index in range(min(count, 4096)):
         _seek(stream, offset + (8 if big else 2) + index * size)
         entry = stream.read(size)
@@ -203,7 +203,7 @@ def read_tags(stream: BinaryIO, limit: int = 100_000) -> dict[int, tuple[int, ..
             continue
         layout = f"{order}{number}{codes[kind]}"
         if number > limit:
-            raise HeaderError(f"is a TIFF with {number:,} values in tag {tag}; it is damaged")
+            raise HeaderError(f"is a damaged TIFF ({number:,} values in tag {tag}); save or copy it again")
         width = struct.calcsize(layout)
         if width > inline:
             (at,) = _unpack(order + ("Q" if big else "I"), entry[-inline:], "TIFF")
@@ -217,7 +217,7 @@ def read_tags(stream: BinaryIO, limit: int = 100_000) -> dict[int, tuple[int, ..
 
 def _seek(stream: BinaryIO, at: int) -> None:
     if at > _FARTHEST:
-        raise HeaderError("is a TIFF that points far behind its end; it is damaged")
+        raise HeaderError("is a damaged TIFF (an offset far beyond its end); save or copy it again")
     stream.seek(at)
 
 
@@ -225,7 +225,7 @@ _TAGS = {256, 257, 273, 279, 322, 323, 324, 325, _EXIF_ORIENTATION}
 
 
 def orientation(data: bytes, format: str) -> int:
-    """The EXIF orientation of an encoded picture, 1 (upright) to 8; 1 where there is none or it is damaged."""
+    """Read the EXIF orientation of an encoded picture, 1 (upright) to 8; 1 if it is missing or damaged."""
     try:
         block = data if format == "TIFF" else _exif(data, format)
         if block is None:
@@ -237,7 +237,7 @@ def orientation(data: bytes, format: str) -> int:
 
 
 def _exif(data: bytes, format: str) -> bytes | None:
-    """The EXIF block of a JPEG, PNG or WebP."""
+    """Find the EXIF block of a JPEG, PNG or WebP; None if there is none."""
     if format == "JPEG":
         at = 2
         while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:

@@ -1,4 +1,4 @@
-"""Is the encoded picture whole?  Decoders fill the missing part of a cut-off file with grey and say nothing."""
+"""Integrity of an encoded picture: decoders silently fill the missing part of a cut-off file with grey."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import zlib
 from onnxcam.image.deflate import deflate
 from onnxcam.image.header import Header, HeaderError, read_tags
 
-# Within entropy-coded data 0xFF is followed by 0x00, a restart marker, or another fill byte.
+# within entropy-coded data 0xFF is followed by 0x00, a restart marker, or another fill byte
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# Each scan makes the decoder visit the whole picture: 220 KB of empty ones took 84 s. Encoders write about ten.
+# the decoder visits the whole picture for each scan: 220 KB of empty ones took 84 s; encoders write about ten
 _SCANS = 100
 _STEP = 1 << 20
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG, by its colour type
 
 
 def check_whole(data: bytes, header: Header) -> None:
-    """Raise HeaderError where the encoded picture breaks off or is damaged in a way that decoders let pass.
+    """Refuse an encoded picture that is cut off, or damaged in a way that decoders do not report.
 
     Raises:
-        HeaderError: what is missing; the message has no subject yet.
+        HeaderError: what is missing; the message lacks its subject, the file's name.
     """
     {"JPEG": _jpeg, "PNG": _png, "GIF": _gif, "WebP": _webp, "BMP": _bmp, "TIFF": _tiff}[header.format](data, header)
 
 
 def _cut_off(format: str, size: int, missing: str) -> HeaderError:
     return HeaderError(
-        f"is a {format} that breaks off after {size:,} bytes ({missing}); copy or download the whole file again"
+        f"is a {format} that is cut off after {size:,} bytes ({missing}); copy or download the whole file again"
     )
 
 
@@ -40,7 +40,7 @@ def _jpeg(data: bytes, header: Header) -> None:
         if marker == 0xD9:
             return
         if marker is None or marker == 0x00:
-            # Bytes between segments are skipped by every decoder.
+            # every decoder skips bytes between segments
             at = _search(data, at)
         elif marker == 0xFF:
             at += 1
@@ -52,13 +52,15 @@ def _jpeg(data: bytes, header: Header) -> None:
                 at = _search(data, at)
                 scans += 1
                 if scans > _SCANS:
-                    raise HeaderError(f"is a JPEG of more than {_SCANS} scans, a decompression bomb; save it again")
+                    raise HeaderError(
+                        f"is a JPEG of more than {_SCANS} scans, possibly a decompression bomb; save it again"
+                    )
     raise _cut_off("JPEG", len(data), "no end-of-image marker")
 
 
 def _search(data: bytes, at: int) -> int:
-    found = _NEXT_MARKER.search(data, at)
-    return found.start() if found else len(data)
+    match = _NEXT_MARKER.search(data, at)
+    return match.start() if match else len(data)
 
 
 def _png(data: bytes, header: Header) -> None:
@@ -72,7 +74,7 @@ def _png(data: bytes, header: Header) -> None:
         end = at + 12 + length
         if end > len(data):
             break
-        # Capital first letter: a chunk that the pixels depend on.
+        # a capital first letter: the pixels depend on this chunk
         if kind[:1].isupper() and crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
             name = kind.decode("ascii", "replace")
             raise HeaderError(f"is a PNG whose {name} chunk is damaged (wrong checksum); copy or download it again")
@@ -86,7 +88,7 @@ def _png(data: bytes, header: Header) -> None:
 
 
 def _png_pixels(data: bytes, header: Header, parts: list[memoryview]) -> None:
-    """Refuse compressed data that goes on behind the last pixel: decoders inflate all of it, a thousandfold."""
+    """Refuse compressed data that continues after the last pixel: decoders inflate all of it, a thousandfold."""
     depth, color = data[24], data[25]
     row = (header.width * depth * _CHANNELS.get(color, 4) + 7) // 8 + 1
     # an interlaced picture has more and shorter rows, at most twice the bytes
@@ -103,11 +105,11 @@ def _png_pixels(data: bytes, header: Header, parts: list[memoryview]) -> None:
                 left = inflate.unconsumed_tail
                 if total > most:
                     raise HeaderError(
-                        f"is a PNG whose data goes on behind its {header.width}x{header.height} pixels, a "
+                        f"is a PNG whose data continues after its {header.width}x{header.height} pixels, possibly a "
                         "decompression bomb; save it again"
                     )
     except zlib.error:
-        return  # the decoder says what is wrong
+        return  # the decoder reports what is wrong
 
 
 def _gif(data: bytes, header: Header) -> None:
@@ -124,7 +126,7 @@ def _gif(data: bytes, header: Header) -> None:
         if data[at] == 0x2C:
             if at + 10 > len(data):
                 break
-            # The first frame is all that is read, so what follows may be missing.
+            # only the first frame is read, so the rest may be missing
             if blocks(at + 11 + table(data[at + 9])) <= len(data):
                 return
             break
@@ -140,7 +142,7 @@ def _gif(data: bytes, header: Header) -> None:
 def _webp(data: bytes, header: Header) -> None:
     expected = int.from_bytes(data[4:8], "little") + 8
     if len(data) < expected:
-        raise _cut_off("WebP", len(data), f"its header announces {expected:,}")
+        raise _cut_off("WebP", len(data), f"its header declares {expected:,}")
 
 
 def _bmp(data: bytes, header: Header) -> None:

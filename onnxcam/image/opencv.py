@@ -1,4 +1,4 @@
-"""The one place where OpenCV is imported, late and with a remedy for each way in which it fails."""
+"""The only place that imports OpenCV: on first use, with a remedy for each way in which the import fails."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _REMEDIES = (
     "On Debian or Ubuntu run `apt-get install --no-install-recommends libgl1 libglib2.0-0`, or use the wheel that "
     "needs no system library: `pip uninstall -y opencv-python && pip install opencv-python-headless`."
 )
-# A second bar behind the header check; OpenCV reads it once, while it is being imported.
+# a second limit besides the header check; OpenCV reads it once, at import
 _PIXEL_LIMIT = str(2**28)
 
 
 def import_cv2() -> Any:
-    """The `cv2` module.
+    """Import and return the `cv2` module.
 
     Raises:
         DependencyError: OpenCV is missing, or a system library that it links to is (libxcb.so.1, libGL.so.1).
@@ -31,7 +31,7 @@ def import_cv2() -> Any:
         return importlib.import_module("cv2")
     except ModuleNotFoundError as error:
         raise DependencyError(
-            f"OpenCV is not installed ({error}), and pictures are read and drawn with it: run "
+            f"OpenCV is not installed ({error}), but reading and drawing pictures needs it: run "
             f"`pip install opencv-python-headless`, or `pip install opencv-python`. {_REMEDIES}"
         ) from error
     except ImportError as error:

@@ -1,75 +1,21 @@
-"""Heatmaps as colours, alone and laid over the picture."""
+"""Coloured heatmaps laid over the picture."""
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcam.errors import InputError, listing, nearest
-from onnxcam.image.opencv import import_cv2
-from onnxcam.image.picture import Picture
+from onnxcam.errors import InputError
+from onnxcam.image.colormap import blend, colorize
+from onnxcam.image.picture import Picture, as_pixels
 
 Pixels = NDArray[np.uint8]
 
-# The names users know, each a cv2.COLORMAP_* constant; gray is the map itself.
-COLORMAPS = ("jet", "viridis", "inferno", "turbo", "magma", "plasma", "cividis", "hot", "bone", "gray")
-
-
-def grayscale(heatmap: NDArray[Any]) -> Pixels:
-    """A heatmap with values 0 to 1, [H, W], as uint8 [H, W], rounded; values outside are clipped and NaN is 0.
-
-    Raises:
-        InputError: not two-dimensional, or empty.
-    """
-    values = np.asarray(heatmap, np.float32)
-    if values.ndim != 2 or values.size == 0:
-        raise InputError(f"the heatmap has shape {list(values.shape)}, expected [H, W]: pass one map at a time")
-    low, high = values.min(), values.max()
-    if not (low >= 0.0 and high <= 1.0):
-        # fmax takes the number where the other is NaN.
-        values = np.fmin(np.fmax(values, np.float32(0.0)), np.float32(1.0))
-    # in one pass, six times faster than numpy's four
-    return np.asarray(import_cv2().convertScaleAbs(values, alpha=255.0), np.uint8)
-
-
-def colorize(heatmap: NDArray[Any], colormap: str = "jet") -> Pixels:
-    """A heatmap with values 0 to 1, [H, W], in colours: uint8 [H, W, 3] RGB.
-
-    Raises:
-        InputError: no such colour map, or the heatmap is not two-dimensional.
-    """
-    return paint(grayscale(heatmap), colormap)
-
-
-def paint(gray: Pixels, colormap: str = "jet") -> Pixels:
-    """Grey levels, uint8 [H, W], in colours: uint8 [H, W, 3] RGB."""
-    table = palette(colormap)
-    return np.asarray(import_cv2().applyColorMap(gray, table[:, None]), np.uint8)
-
-
-@cache
-def palette(colormap: str) -> Pixels:
-    """The colour of each of the 256 grey levels, uint8 [256, 3] RGB.
-
-    Raises:
-        InputError: no such colour map.
-    """
-    if colormap not in COLORMAPS:
-        close = nearest(str(colormap), COLORMAPS, 1)[0]
-        raise InputError(f"there is no colormap {colormap!r}; did you mean {close!r}? There are {listing(COLORMAPS)}")
-    levels = np.arange(256, dtype=np.uint8)[:, None]
-    if colormap == "gray":
-        return np.repeat(levels, 3, axis=1)
-    cv2 = import_cv2()
-    table = np.asarray(cv2.applyColorMap(levels, getattr(cv2, f"COLORMAP_{colormap.upper()}")), np.uint8)
-    return np.ascontiguousarray(table[:, 0, ::-1])
-
 
 def overlay(picture: Picture | Pixels, heatmap: NDArray[Any], alpha: float = 0.5, colormap: str = "jet") -> Pixels:
-    """The coloured heatmap over the picture: `(1 - alpha) * picture + alpha * colours`.
+    """Lay the coloured heatmap over the picture: `(1 - alpha) * picture + alpha * colours`.
 
     Args:
         picture: a Picture, or uint8 [H, W, 3] RGB.
@@ -86,28 +32,9 @@ def overlay(picture: Picture | Pixels, heatmap: NDArray[Any], alpha: float = 0.5
     pixels = as_pixels(picture)
     if heatmap.shape != pixels.shape[:2]:
         raise InputError(
-            f"the heatmap has shape {list(heatmap.shape)} but the picture has {list(pixels.shape[:2])}: bring it "
+            f"the heatmap has shape {list(heatmap.shape)} but the picture has {list(pixels.shape[:2])}: map it back "
             "onto the picture first (Geometry.to_picture)"
         )
     if not 0.0 <= alpha <= 1.0:
         raise InputError(f"alpha is {alpha!r}, expected 0 (picture alone) to 1 (heatmap alone)")
     return blend(pixels, colorize(heatmap, colormap), alpha)
-
-
-def blend(pixels: Pixels, colors: Pixels, alpha: float) -> Pixels:
-    """`(1 - alpha) * pixels + alpha * colors`, both uint8 of one shape."""
-    return np.asarray(import_cv2().addWeighted(pixels, 1.0 - alpha, colors, alpha, 0.0), np.uint8)
-
-
-def as_pixels(picture: Picture | Pixels) -> Pixels:
-    """uint8 [H, W, 3] RGB of a Picture or an array that is that already.
-
-    Raises:
-        InputError: another shape or dtype.
-    """
-    pixels = picture.pixels if isinstance(picture, Picture) else np.asarray(picture)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise InputError(
-            f"the picture is {pixels.dtype} {list(pixels.shape)}, expected uint8 [H, W, 3] RGB; use load()"
-        )
-    return np.ascontiguousarray(pixels)

@@ -1,6 +1,6 @@
-"""One picture that tells the whole story: original, heatmap, overlay, label, probability and colour bar.
+"""The panel: original, heatmap and overlay side by side, with label, probability and colour bar.
 
-`gallery` does the same for several maps of one picture, side by side.
+`gallery` shows several maps of one picture in the same way.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import InputError
+from onnxcam.image.colormap import blend, colorize, grayscale, paint
 from onnxcam.image.geometry import Size, resize_map
 from onnxcam.image.opencv import import_cv2
-from onnxcam.image.overlay import as_pixels, blend, colorize, grayscale, paint
-from onnxcam.image.picture import Picture
+from onnxcam.image.picture import Picture, as_pixels
 from onnxcam.image.text import Font
 
 Pixels = NDArray[np.uint8]
 
-# The longer side of a cell, in pixels: a panel is for a glance, and most of what writing one took was its size. The
-# picture, the map and the overlay in full lie beside it.
+# the longer side of a cell, in pixels: small, as the size is most of the cost of writing a panel, and the picture, the
+# map and the overlay are also written in full
 _SMALLEST, _LARGEST, _NARROWEST = 224, 320, 72
 _COLUMNS = 4
 _PAPER, _INK, _FAINT, _MAT = 255, (26, 28, 32), (112, 118, 128), (240, 241, 243)
-# A picture wider than this is stacked, so that the panel does not become a ribbon.
+# cells of a picture wider than this are stacked
 _WIDE = 2.2
 
 
@@ -45,11 +45,11 @@ def panel(
     Args:
         picture: a Picture, or uint8 [H, W, 3] RGB.
         heatmap: values 0 to 1, [H, W], of the picture's size.
-        overlay: uint8 [H, W, 3] RGB to show; None: made here from `alpha` and `colormap`, at the panel's resolution.
+        overlay: uint8 [H, W, 3] RGB; None: computed from `alpha` and `colormap`, at the panel's resolution.
         label: the explained class, any script; shortened to fit.
         probability: 0 to 1, shown as a percentage; None: not shown.
         method: caption of the middle cell.
-        alpha: strength of the heatmap in the overlay made here.
+        alpha: strength of the heatmap in a computed overlay.
         colormap: one of COLORMAPS; also draws the colour bar.
 
     Returns:
@@ -61,16 +61,17 @@ def panel(
     pixels = as_pixels(picture)
     if heatmap.shape != pixels.shape[:2]:
         raise InputError(
-            f"the heatmap has shape {list(heatmap.shape)}, the picture {list(pixels.shape[:2])}: give both alike"
+            f"the heatmap has shape {list(heatmap.shape)} but the picture has {list(pixels.shape[:2])}: give both in "
+            "one size"
         )
     height, width = pixels.shape[:2]
     size = _cell(height, width)
     if not 0.0 <= alpha <= 1.0:
         raise InputError(f"alpha is {alpha!r}, expected 0 (picture alone) to 1 (heatmap alone)")
-    shown = _show(pixels, size)
+    thumbnail = _show(pixels, size)
     colors = paint(_show_map(heatmap, size), colormap)
-    mixed = blend(shown, colors, alpha) if overlay is None else _show(as_pixels(overlay), size)
-    cells = [("picture", shown), (method, colors), ("overlay", mixed)]
+    mixed = blend(thumbnail, colors, alpha) if overlay is None else _show(as_pixels(overlay), size)
+    cells = [("picture", thumbnail), (method, colors), ("overlay", mixed)]
     return _compose(cells, size, 1 if width > _WIDE * height else 3, label, probability, colormap)
 
 
@@ -83,7 +84,7 @@ def gallery(
     alpha: float = 0.5,
     colormap: str = "jet",
 ) -> Pixels:
-    """The picture and the overlays of several maps of it, each with its caption, at most four in a row.
+    """Compose the picture and the overlays of several maps of it, each with its caption, at most four in a row.
 
     Args:
         picture: a Picture, or uint8 [H, W, 3] RGB.
@@ -91,19 +92,21 @@ def gallery(
         label, probability, alpha, colormap: as in `panel`.
 
     Returns:
-        uint8 [h, w, 3] RGB; cells are as large as in a panel.
+        uint8 [h, w, 3] RGB; cells have the size of a panel's.
 
     Raises:
         InputError: sizes differ, or there is no such colour map.
     """
     pixels = as_pixels(picture)
-    wrong = next((held.shape for _, held in maps if held.shape != pixels.shape[:2]), None)
+    wrong = next((heatmap.shape for _, heatmap in maps if heatmap.shape != pixels.shape[:2]), None)
     if wrong is not None:
-        raise InputError(f"a heatmap has shape {list(wrong)}, the picture {list(pixels.shape[:2])}: give all alike")
+        raise InputError(
+            f"a heatmap has shape {list(wrong)} but the picture has {list(pixels.shape[:2])}: give all in one size"
+        )
     size = _cell(pixels.shape[0], pixels.shape[1])
-    shown = _show(pixels, size)
-    cells = [("picture", shown)]
-    cells += [(name, blend(shown, paint(_show_map(held, size), colormap), alpha)) for name, held in maps]
+    thumbnail = _show(pixels, size)
+    cells = [("picture", thumbnail)]
+    cells += [(name, blend(thumbnail, paint(_show_map(heatmap, size), colormap), alpha)) for name, heatmap in maps]
     columns = _COLUMNS // 2 if size[1] > _WIDE * size[0] else _COLUMNS
     rows = -(-len(cells) // columns)
     return _compose(cells, size, -(-len(cells) // rows), label, probability, colormap)
@@ -116,13 +119,13 @@ def _cell(height: int, width: int) -> Size:
 
 
 def _show(pixels: Pixels, size: Size) -> Pixels:
-    """The picture at the panel's resolution: averaged down, or up with its pixels kept visible where they are few."""
+    """Resize the picture to the panel's resolution: averaged down, or enlarged with visible pixels if it is tiny."""
     if pixels.shape[:2] == size:
         return pixels
     cv2 = import_cv2()
     pixels = _halved(pixels, size)
     growth = min(size[0] / pixels.shape[0], size[1] / pixels.shape[1])
-    # less than half is left to take away: in a photograph bilinear shows no loss, and takes a tenth of the time
+    # reducing by less than half: bilinear shows no loss in a photograph, and takes a tenth of the time
     how = (
         cv2.INTER_LINEAR
         if 0.5 < growth < 1
@@ -136,7 +139,7 @@ def _show(pixels: Pixels, size: Size) -> Pixels:
 
 
 def _show_map(heatmap: NDArray[Any], size: Size) -> Pixels:
-    """The map's grey levels at the panel's resolution, averaged down so that a thin peak does not vanish."""
+    """Resize the map's grey levels to the panel's resolution, averaged down so that a thin peak does not vanish."""
     values = np.ascontiguousarray(heatmap, np.float32)
     if size[0] >= values.shape[0] and size[1] >= values.shape[1]:
         return grayscale(resize_map(values, size))
@@ -146,7 +149,7 @@ def _show_map(heatmap: NDArray[Any], size: Size) -> Pixels:
 
 
 def _halved(pixels: Pixels, size: Size) -> Pixels:
-    """Averaged over two by two until less than half is left to take away: several times faster than any other number.
+    """Average over 2 x 2 pixels while the result is at least of `size`: several times faster than other factors.
 
     An odd row or column at the end counts twice.
     """
@@ -178,7 +181,7 @@ def _compose(
     canvas = np.full(whole, _PAPER, np.uint8)
     for index, (name, pixels) in enumerate(cells):
         x, y = margin + index % columns * step[0], top + index // columns * step[1]
-        _put(canvas, pixels, x, y, box)
+        _paste(canvas, pixels, x, y, box)
         text = caption.fit(name, width)
         caption.draw(canvas, text, x, y + height + round(17 * unit), _FAINT)
     ramp = np.linspace(1.0, 0.0, bottom - top, dtype=np.float32)[:, None]
@@ -190,8 +193,8 @@ def _compose(
     return canvas
 
 
-def _put(canvas: Pixels, pixels: Pixels, left: int, top: int, box: Size) -> None:
-    """The cell, on a mat where the picture is narrower than the narrowest cell."""
+def _paste(canvas: Pixels, pixels: Pixels, left: int, top: int, box: Size) -> None:
+    """Paste a cell; a picture narrower than the narrowest cell gets a mat around it."""
     if pixels.shape[:2] != box:
         canvas[top : top + box[0], left : left + box[1]] = _MAT
     top += (box[0] - pixels.shape[0]) // 2
@@ -210,7 +213,7 @@ def _title(
 
 
 def percentage(probability: float) -> str:
-    """A probability 0 to 1 for people: 93.1 %, and never 100 % or 0 % for what is not quite that."""
+    """Format a probability 0 to 1: 93.1 %, and never 100 % or 0 % unless it is exactly that."""
     share = probability * 100.0
     if 99.95 <= share < 100.0:
         return "> 99.9 %"

@@ -1,4 +1,4 @@
-"""From whatever a user calls a picture to upright 8-bit RGB pixels."""
+"""Reading pictures: from a path, bytes, a PIL image or an array to upright 8-bit RGB pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcam.errors import PictureError
+from onnxcam.errors import InputError, PictureError
 from onnxcam.image.header import Header, HeaderError, orientation, read_header
 from onnxcam.image.integrity import check_whole
 from onnxcam.image.opencv import import_cv2
@@ -50,12 +50,12 @@ def load(
 
     Args:
         source: a path; an encoded picture as bytes; a PIL image; a uint8 array [H, W], [H, W, 1], [H, W, 3] or
-            [H, W, 4]; or a Picture, which is returned as it is.
-        color: channel order of an *array*: "RGB", or "BGR" as OpenCV makes them (with alpha: RGBA or BGRA).
+            [H, W, 4]; or a Picture, which is returned unchanged.
+        color: channel order of an *array*: "RGB", or "BGR" as in OpenCV (with alpha: RGBA or BGRA).
         max_pixels: refuse encoded pictures of more pixels than this before anything is decoded; None: no limit.
         background: RGB colour under transparent pixels, white as in most viewers; None drops the alpha channel and
-            shows whatever colour the file keeps there, as `PIL.Image.convert("RGB")` does.
-        header: of a path or bytes, as `peek` read it; read here if None.
+            shows the colour that the file stores there, as `PIL.Image.convert("RGB")` does.
+        header: the header of a path or bytes from `peek`; None: it is read from the source.
 
     Returns:
         Grey expanded to three channels, 16 bits reduced to their high byte, EXIF orientation applied; of an animation
@@ -89,10 +89,10 @@ def load(
 
 
 def peek(source: Any) -> Header | None:
-    """The header of a picture file or of encoded bytes, before anything is decoded.
+    """Read the header of a picture file or of encoded bytes; nothing is decoded.
 
     Returns:
-        format and size; None where only `load` can tell: a pipe, or a picture that cannot be read.
+        Format and size; None for a pipe, or a picture that cannot be read, of which `load` reports the reason.
     """
     try:
         if isinstance(source, (bytes, bytearray, memoryview)):
@@ -106,13 +106,27 @@ def peek(source: Any) -> Header | None:
         return None
 
 
+def as_pixels(picture: Picture | Pixels) -> Pixels:
+    """Return the pixels, uint8 [H, W, 3] RGB, of a Picture or of an array of that form.
+
+    Raises:
+        InputError: a different shape or dtype.
+    """
+    pixels = picture.pixels if isinstance(picture, Picture) else np.asarray(picture)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise InputError(
+            f"the picture is {pixels.dtype} {list(pixels.shape)}, expected uint8 [H, W, 3] RGB; read it with load()"
+        )
+    return np.ascontiguousarray(pixels)
+
+
 def _from_path(
     path: Path, max_pixels: int | None, background: tuple[int, int, int] | None, header: Header | None
 ) -> Picture:
     try:
         with _open(path) as stream:
             header = _checked(header or read_header(stream), max_pixels)
-            # Metadata can be arbitrarily large; 8 bytes a pixel hold any uncompressed picture that is read here.
+            # metadata can be arbitrarily large; 8 bytes per pixel suffice for any uncompressed picture
             bound = (64 << 20) + 8 * header.pixels
             if stream.seek(0, os.SEEK_END) > bound:
                 raise HeaderError(
@@ -127,7 +141,7 @@ def _from_path(
 
 
 def _open(path: Path) -> BinaryIO:
-    """The file, seekable; a pipe is read into memory up to a bound."""
+    """Open a file as a seekable stream; a pipe is read into memory up to a limit."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -166,7 +180,7 @@ def _check_pixels(height: int, width: int, max_pixels: int | None) -> None:
 def _decode(data: bytes, header: Header, background: tuple[int, int, int] | None) -> Pixels:
     check_whole(data, header)
     cv2 = import_cv2()
-    # BMP's fourth byte is undefined and JPEG has no alpha; the others are read as stored so that alpha is not lost.
+    # BMP's fourth byte is undefined and JPEG has no alpha; the others are read unchanged to keep alpha
     plain = header.format in ("JPEG", "BMP")
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION if plain else cv2.IMREAD_UNCHANGED
     try:
@@ -179,7 +193,7 @@ def _decode(data: bytes, header: Header, background: tuple[int, int, int] | None
     turn = orientation(data, header.format)
     premultiplied = False
     if header.format == "TIFF":
-        # libtiff has already multiplied 8-bit colours by alpha, and OpenCV has already turned the picture.
+        # libtiff has already multiplied 8-bit colours by alpha, and OpenCV has already applied the orientation
         premultiplied, turn = pixels.dtype == np.uint8, 1
     if plain:
         return orient(np.asarray(pixels, np.uint8), turn)
@@ -190,7 +204,7 @@ def _to_uint8(pixels: NDArray[Any]) -> Pixels:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.uint16:
-        # The high byte, as PIL and OpenCV's own 8-bit readers do.
+        # the high byte, as in PIL and OpenCV's 8-bit readers
         return (pixels >> 8).astype(np.uint8)
     raise HeaderError(f"has {pixels.dtype} pixels, expected 8 or 16 bits per channel; save it as 8-bit PNG or JPEG")
 
@@ -198,7 +212,7 @@ def _to_uint8(pixels: NDArray[Any]) -> Pixels:
 def _to_rgb(
     pixels: Pixels, color: Color, background: tuple[int, int, int] | None, premultiplied: bool = False
 ) -> Pixels:
-    """[H, W], [H, W, 1 | 3 | 4] in `color` order to contiguous [H, W, 3] RGB."""
+    """Convert [H, W], [H, W, 1 | 3 | 4] in `color` order to contiguous [H, W, 3] RGB."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.shape[2] == 1:
@@ -216,7 +230,7 @@ def _to_rgb(
 
 
 def orient(pixels: Pixels, orientation: int) -> Pixels:
-    """The picture [H, W, C] turned upright from its EXIF orientation, 1 to 8."""
+    """Turn a picture [H, W, C] upright from its EXIF orientation, 1 to 8."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -227,7 +241,7 @@ def orient(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _from_array(array: NDArray[Any], color: Color, background: tuple[int, int, int] | None) -> Pixels:
-    got = f"an array of {array.dtype} {list(array.shape)}"
+    actual = f"an array of {array.dtype} {list(array.shape)}"
     expected = "expected uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] with values 0 to 255"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         advice = "give one picture at a time"
@@ -235,19 +249,19 @@ def _from_array(array: NDArray[Any], color: Color, background: tuple[int, int, i
             advice = "it looks channels-first, so pass array.transpose(1, 2, 0)"
         elif array.ndim == 4:
             advice = "it looks like a batch: pass its pictures as a list, or a prepared batch to attribute()"
-        raise PictureError(f"{got} is not a picture: {expected}; {advice}")
+        raise PictureError(f"{actual} is not a picture: {expected}; {advice}")
     if array.dtype != np.uint8:
         advice = "pass an already prepared tensor to attribute() instead"
         if array.dtype.kind == "f":
             advice = "scale it to 0-255 and use .astype(np.uint8), or pass an already prepared tensor to attribute()"
-        raise PictureError(f"{got} is not a picture: {expected}; {advice}")
+        raise PictureError(f"{actual} is not a picture: {expected}; {advice}")
     if array.size == 0:
-        raise PictureError(f"{got} has no pixels: {expected}")
+        raise PictureError(f"{actual} has no pixels: {expected}")
     return _to_rgb(np.asarray(array), color, background).copy()
 
 
 def _from_pil(image: Any, max_pixels: int | None, background: tuple[int, int, int] | None) -> Picture:
-    """A PIL image, known by its attributes so that PIL is never imported here."""
+    """Read a PIL image, by its attributes, so that PIL is never imported."""
     width, height = image.size
     file = getattr(image, "filename", None)
     path = Path(os.fsdecode(file)) if file else None
@@ -257,7 +271,7 @@ def _from_pil(image: Any, max_pixels: int | None, background: tuple[int, int, in
         _check_pixels(height, width, max_pixels)
         if width < 1 or height < 1:
             raise HeaderError(f"has {width}x{height} pixels; give one with pixels in it")
-        # Loading first: PIL turns TIFF files itself while loading, and then takes the tag away.
+        # load first: while loading a TIFF, PIL applies the orientation and removes its tag
         image.load()
         turn = int(image.getexif().get(0x0112, 1)) if hasattr(image, "getexif") else 1
         return Picture(orient(_pil_pixels(image, background), turn), name, path)

@@ -1,9 +1,9 @@
-"""PNG files, written faster than OpenCV writes them; heatmaps as a palette over the grey map they are made of.
+"""A PNG encoder, faster than OpenCV's; heatmaps as a grey map with a palette.
 
 A compressed row is stored as its difference from the row above (filter 2, "Up",
-https://www.w3.org/TR/png-3/#9Filters): numpy takes it in one pass, and photographs and smooth maps both shrink by it.
-Colours go into the file a few rows at a time, in a chunk of their own (the standard lets the data be cut anywhere), so
-that a picture need not exist as a whole, and what is drawn is still in the core's cache when it is written.
+https://www.w3.org/TR/png-3/#9Filters): numpy computes it in one pass, and it makes photographs and smooth maps both
+smaller. Colour pictures are encoded a few rows at a time, each part in its own chunk (the standard allows any split of
+the data), so a picture need not exist as a whole, and its rows are still in the core's cache when they are written.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _END = struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
 
 
 class Packed(NamedTuple):
-    """The compressed pixels of a grey picture [H, W], from which its file is made, with or without a palette."""
+    """The compressed pixels of a grey picture [H, W], for files with or without a palette."""
 
     height: int
     width: int
@@ -42,7 +42,7 @@ def pack(gray: Pixels) -> Packed:
     """Compress uint8 [H, W].
 
     Raises:
-        OutputError: not such an array.
+        OutputError: an array of a different shape or dtype.
     """
     check(gray, colors=False)
     packer = deflate().runs()
@@ -51,38 +51,41 @@ def pack(gray: Pixels) -> Packed:
 
 
 def shades(packed: Packed, palette: Pixels | None = None) -> bytes:
-    """The PNG file; with a palette, uint8 [256, 3] RGB, grey levels are shown in its colours."""
+    """Encode a grey picture as a PNG; with a palette, uint8 [256, 3] RGB, grey levels are shown in its colours."""
     start = _start(packed.height, packed.width, _GRAY if palette is None else _PALETTE)
     table = b"" if palette is None else _chunk(b"PLTE", palette.tobytes())
     return b"".join((start, table, _chunk(b"IDAT", packed.data), _END))
 
 
 def bands(height: int, width: int) -> Iterator[slice]:
-    """The rows of a picture of this size, a few at a time, as `colors` takes them best."""
+    """Split the rows of a picture of this size into the parts that `colors` encodes fastest."""
     step = max(_STORED // (3 * width + 1), 1) * _BLOCKS
     for start in range(0, height, step):
         yield slice(start, min(start + step, height))
 
 
 def colors(height: int, width: int, parts: Iterable[Pixels], compress: bool = True) -> Iterator[Piece]:
-    """The parts of the PNG file of a picture [height, width], made of its rows as they come.
+    """Encode a colour picture as a PNG, part by part.
 
     Args:
         height, width: the picture's size.
         parts: uint8 [n, width, 3] RGB, from the first rows to the last.
-        compress: False stores the pixels as they are, more than ten times faster and about twice as large.
+        compress: False stores the pixels uncompressed, more than ten times faster and about twice as large.
+
+    Yields:
+        The bytes of the file, in order.
     """
     yield _start(height, width, _RGB)
-    # a block of a stored row or more: what is wider is compressed
+    # an uncompressed block holds whole rows, so wider pictures are compressed
     yield from _compressed(parts) if compress or 3 * width + 1 > _STORED else _stored(parts, height)
     yield _END
 
 
 def check(pixels: Pixels, colors: bool = True) -> None:
-    """Refuse what is no picture: uint8 [H, W, 3], or [H, W] where it isn't coloured.
+    """Refuse an array that is not a picture: uint8 [H, W, 3], or [H, W] without colours.
 
     Raises:
-        OutputError: it is none.
+        OutputError: a different shape or dtype, or no pixels.
     """
     good = pixels.ndim == 3 and pixels.shape[2] == 3 if colors else pixels.ndim == 2
     if pixels.dtype != np.uint8 or pixels.size == 0 or not good or max(pixels.shape[:2]) > _LARGEST_SIDE:
@@ -104,7 +107,7 @@ def _compressed(parts: Iterable[Pixels]) -> Iterator[Piece]:
 
 
 def _differences(rows: Pixels, above: Pixels | None) -> Pixels:
-    """Rows [h, n], each without the row above it and with the filter's number before it."""
+    """Subtract from each of the rows [h, n] the row above it, and prepend the filter's number."""
     filtered = np.empty((rows.shape[0], rows.shape[1] + 1), np.uint8)
     filtered[:, 0] = _UP
     filtered[0, 1:] = rows[0] if above is None else rows[0] - above
@@ -113,10 +116,10 @@ def _differences(rows: Pixels, above: Pixels | None) -> Pixels:
 
 
 def _stored(parts: Iterable[Pixels], height: int) -> Iterator[Piece]:
-    """Rows without a filter as a zlib stream of stored blocks of whole rows (RFC 1950, RFC 1951 3.2.4).
+    """Encode rows without a filter as a zlib stream of stored blocks of whole rows (RFC 1950, RFC 1951 3.2.4).
 
-    Blocks of one length are filled by one assignment: each that numpy makes gives the interpreter's lock to other
-    threads and waits to have it back.
+    Blocks of one length are filled by one assignment, as each assignment in numpy releases the interpreter's lock and
+    waits for it again.
     """
     fast = deflate()
     check, row = 1, 0

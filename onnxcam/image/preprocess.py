@@ -1,4 +1,4 @@
-"""From a picture to the tensor that a model was trained on, exactly, and how to undo the geometry.
+"""Preprocessing: from a picture to the model's input tensor, exactly as in training.
 
 `tensor = (pixel * scale - mean) / std`, pixels 0 to 255, channels in `color` order, after `resize` and then `crop`.
 docs/reference/preprocessing.md states every rounding rule for other languages.
@@ -25,7 +25,7 @@ Pixels = NDArray[np.uint8]
 COLORS = ("RGB", "BGR", "L")
 MODES = ("stretch", "shortest", "letterbox")
 ANCHORS = ("center", "center_floor", "top_left", "top_right", "bottom_left", "bottom_right")
-# Resizing the short side of a ribbon multiplies the long one; 200 million pixels already take 600 MB.
+# enlarging the short side of a very narrow picture multiplies the long one; 200 million pixels take 600 MB
 _LARGEST = 200_000_000
 DTYPES = ("float32", "float16", "float64", "uint8")
 
@@ -41,12 +41,12 @@ class Resize:
     pad_value: tuple[float, ...] = (0.0,)
 
     def resized(self, picture: Size) -> Size:
-        """Height and width that a picture of this (height, width) is resized to, before padding."""
+        """Height and width to which a picture of this (height, width) is resized, before padding."""
         if self.mode == "stretch":
             return _pair(self.size)
         if self.mode == "shortest" and isinstance(self.size, int):
             short, long = sorted(picture)
-            # torchvision's Resize(n) truncates the longer side.
+            # torchvision's Resize(n) truncates the longer side
             longer = max(int(self.size * long / short), 1)
             return (self.size, longer) if picture[0] <= picture[1] else (longer, self.size)
         height, width = _pair(self.size)
@@ -60,7 +60,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class Crop:
-    """Cropping to `size` (h, w); where the picture is smaller it is padded with black first."""
+    """Cropping to `size` (h, w); a smaller picture is padded with black first."""
 
     size: Size
     anchor: str = "center"
@@ -73,7 +73,7 @@ class Crop:
         return _anchored(size[0], self.size[0], vertical), _anchored(size[1], self.size[1], horizontal)
 
     def window(self, size: Size) -> tuple[slice, slice] | None:
-        """The rows and columns kept of a picture of this size, None where it is padded."""
+        """The rows and columns inside the crop of a picture of this size; None if it must be padded."""
         if size[0] < self.size[0] or size[1] < self.size[1]:
             return None
         top, left = self.offset(size)
@@ -87,7 +87,7 @@ def _anchored(old: int, new: int, anchor: str) -> int:
         return new - old
     if new >= old:
         return (new - old) // 2
-    # torchvision's CenterCrop rounds half to even; Hugging Face's rounds down.
+    # torchvision's CenterCrop rounds half to even; Hugging Face's rounds down
     return -((old - new) // 2) if anchor == "center_floor" else -round((old - new) / 2.0)
 
 
@@ -114,7 +114,7 @@ class Preprocess:
 
     @property
     def output_size(self) -> Size | None:
-        """Height and width of every tensor, or None where they depend on the picture."""
+        """Height and width of every tensor; None if they depend on the picture."""
         if self.crop is not None:
             return self.crop.size
         if self.resize is None or self.resize.mode == "shortest":
@@ -123,7 +123,7 @@ class Preprocess:
 
     @property
     def range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The smallest and the largest value a tensor can have, per channel of `color`."""
+        """The smallest and the largest possible value of a tensor, per channel of `color`."""
         ends = (np.array([[0.0], [255.0]]) * self.scale - self.mean) / self.std
         return ends.min(axis=0), ends.max(axis=0)
 
@@ -133,8 +133,8 @@ class Preprocess:
 
         Args:
             spec: keys `color`, `scale`, `mean`, `std` (a number or one per channel), `resize` and `crop`.
-            input_size: the model's (height, width), used where `resize` is not mentioned (then the picture is
-                stretched) or names no size; an explicit null resizes nothing.
+            input_size: the model's (height, width), used if the key `resize` is missing (the picture is stretched) or
+                has no size; with an explicit null nothing is resized.
 
         Raises:
             PreprocessError: an unknown key or value, or a missing one.
@@ -174,7 +174,7 @@ class Preprocess:
         }
 
     def transform(self, picture: Picture | Pixels) -> tuple[Pixels, Geometry]:
-        """What the model sees: uint8 [h, w, C] in `color` order, resized and cropped but not yet scaled."""
+        """Resize and crop a picture: uint8 [h, w, C] in `color` order, not yet scaled, and the geometry."""
         pixels = load(picture).pixels
         original = (pixels.shape[0], pixels.shape[1])
         pixels = _recolor(pixels, self.color)
@@ -184,14 +184,14 @@ class Preprocess:
             if resized[0] * resized[1] > _LARGEST:
                 raise PictureError(
                     f"a picture of {original[0]}x{original[1]} (height x width) would be resized to "
-                    f"{resized[0]}x{resized[1]} pixels, more than {_LARGEST:,}: it is too narrow for this model, so "
-                    "crop it first"
+                    f"{resized[0]}x{resized[1]} pixels, more than the limit of {_LARGEST:,}: it is too narrow for this "
+                    "model; crop it first"
                 )
             how = (self.resize.interpolation, self.resize.antialias)
             cut = None if self.crop is None or self.resize.mode == "letterbox" else self.crop.window(resized)
             if self.crop is not None and cut is not None:
-                kept = resize(pixels, resized, *how, cut)
-                return kept, Geometry(original, resized, (-cut[0].start, -cut[1].start), self.crop.size)
+                cropped = resize(pixels, resized, *how, cut)
+                return cropped, Geometry(original, resized, (-cut[0].start, -cut[1].start), self.crop.size)
             pixels = resize(pixels, resized, *how)
             if self.resize.mode == "letterbox":
                 box = _pair(self.resize.size)
@@ -208,18 +208,18 @@ class Preprocess:
     def apply(
         self, picture: Picture | Pixels, *, layout: str = "NCHW", dtype: str = "float32"
     ) -> tuple[NDArray[Any], Geometry]:
-        """One picture as the model's input.
+        """Preprocess one picture to the model's input.
 
         Args:
-            picture: a Picture, or whatever `load` reads.
+            picture: a Picture, or any source that `load` reads.
             layout: "NCHW" or "NHWC".
-            dtype: "float32", "float16", "float64", or "uint8" where the values are whole numbers.
+            dtype: "float32", "float16", "float64", or "uint8" if the values are whole numbers.
 
         Returns:
-            The tensor [1, C, h, w] or [1, h, w, C], and the Geometry that brings maps back.
+            The tensor [1, C, h, w] or [1, h, w, C], and the Geometry that maps heatmaps back.
 
         Raises:
-            PreprocessError: an unknown layout or dtype, or values that uint8 cannot hold.
+            PreprocessError: an unknown layout or dtype, or values out of the range of uint8.
             PictureError: the picture cannot be read.
         """
         _choice(layout, ("NCHW", "NHWC"), "layout")
@@ -229,7 +229,7 @@ class Preprocess:
         shape = (1, channels, height, width) if layout == "NCHW" else (1, height, width, channels)
         tensor = np.empty(shape, table.dtype)
         planes = tensor[0] if layout == "NCHW" else np.moveaxis(tensor[0], 2, 0)
-        if table.dtype == np.float16:  # which OpenCV does not look up
+        if table.dtype == np.float16:  # not supported by cv2.LUT
             for channel in range(channels):
                 planes[channel] = table[channel][pixels[..., channel]]
             return tensor, geometry
@@ -239,7 +239,7 @@ class Preprocess:
         return tensor, geometry
 
     def _table(self, dtype: str) -> NDArray[Any]:
-        """The tensor value of each of the 256 pixel values, [C, 256]: exact, and faster than computing it per pixel."""
+        """The tensor value of each of the 256 pixel values, [C, 256]: exact, and faster than arithmetic per pixel."""
         if dtype not in self._tables:
             mean, std = np.array(self.mean)[:, None], np.array(self.std)[:, None]
             values = (np.arange(256.0) * self.scale - mean) / std
@@ -259,13 +259,13 @@ def _recolor(pixels: Pixels, color: str) -> Pixels:
         return pixels
     if color == "BGR":
         return pixels[..., ::-1]
-    # PIL's convert("L"): ITU-R 601 in 16-bit fixed point.
+    # PIL's convert("L"): ITU-R 601 in 16-bit fixed point
     weighted = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
     return ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]
 
 
 def _place(pixels: Pixels, size: Size, offset: tuple[int, int], fill: tuple[float, ...]) -> Pixels:
-    """The picture with its top left corner at `offset` on a canvas of `size`; what lies outside is cut off."""
+    """Place the picture with its top left corner at `offset` on a canvas of `size`; pixels outside are dropped."""
     rows, columns = (
         (max(at, 0), min(at + old, new), max(-at, 0))
         for at, old, new in zip(offset, pixels.shape[:2], size, strict=True)
@@ -313,17 +313,17 @@ def _read_crop(crop: Any, input_size: Size | None) -> Crop | None:
     return Crop(size, _choice(crop.get("anchor", "center"), ANCHORS, "crop anchor"))
 
 
-def _check_keys(spec: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+def _check_keys(spec: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
     for key in spec:
-        if key not in known:
-            close = nearest(str(key), known, 1)[0]
-            raise PreprocessError(f"{where} has no key {key!r}; did you mean {close!r}? Its keys are {listing(known)}")
+        if key not in keys:
+            close = nearest(str(key), keys, 1)[0]
+            raise PreprocessError(f"{where} has no key {key!r}; did you mean {close!r}? Its keys are {listing(keys)}")
 
 
-def _choice(value: Any, known: tuple[str, ...], what: str) -> str:
-    if not isinstance(value, str) or value not in known:
-        close = f"; did you mean {nearest(value, known, 1)[0]!r}?" if isinstance(value, str) and value else ""
-        raise PreprocessError(f"preprocess {what} is {value!r}, expected one of {listing(known)}{close}")
+def _choice(value: Any, options: tuple[str, ...], what: str) -> str:
+    if not isinstance(value, str) or value not in options:
+        close = f"; did you mean {nearest(value, options, 1)[0]!r}?" if isinstance(value, str) and value else ""
+        raise PreprocessError(f"preprocess {what} is {value!r}, expected one of {listing(options)}{close}")
     return value
 
 
@@ -334,7 +334,7 @@ def _number(value: Any, what: str) -> float:
 
 
 def _numbers(value: Any, channels: int, what: str) -> tuple[float, ...]:
-    """One number per channel, from one number or a list of them."""
+    """Read one number for all channels, or a list of one per channel."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         numbers = tuple(_number(v, what) for v in value)
         if len(numbers) not in (1, channels):

@@ -1,4 +1,4 @@
-"""Preprocessing by name, by file, and from the configuration files of timm and Hugging Face."""
+"""Preprocessing by preset, by JSON file, and from the configurations of timm and Hugging Face."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Preset = Callable[[Size, int], dict[str, Any]]
 PRESETS: dict[str, Preset] = {}
-# These are named after networks that take 224 x 224, so that is their size where the model leaves it open.
+# presets for networks of 224 x 224, their size for a model of dynamic input size
 _DEFAULT_SIZES = {"imagenet": (224, 224), "caffe": (224, 224), "torch": (224, 224)}
 _HELP = "give a preset, a JSON file, timm:FILE or hf:FILE"
 
@@ -38,13 +38,13 @@ def _stretch(size: Size) -> dict[str, Any]:
 def _require_colour(name: str, channels: int, other: str) -> None:
     if channels != 3:
         raise PreprocessError(
-            f"preset {name!r} is for 3 channels and the model takes {channels}; use {other!r} or a file"
+            f"preset {name!r} is for 3 channels and the model takes {channels}; use {other!r} or a JSON file"
         )
 
 
 @_preset("imagenet")
 def _imagenet(size: Size, channels: int) -> dict[str, Any]:
-    """torchvision: shorter side to 256/224 of the input, centre crop, ImageNet mean and deviation, RGB."""
+    """torchvision: shorter side to 256/224 of the input, centre crop, ImageNet mean and std, RGB."""
     _require_colour("imagenet", channels, "0..1")
     larger = [round(side * 256 / 224) for side in size]
     return {
@@ -65,7 +65,7 @@ def _caffe(size: Size, channels: int) -> dict[str, Any]:
 
 @_preset("torch")
 def _torch(size: Size, channels: int) -> dict[str, Any]:
-    """Keras' mode "torch" (DenseNet): stretched, ImageNet mean and deviation, RGB; `imagenet` crops instead."""
+    """Keras' mode "torch" (DenseNet): stretched, ImageNet mean and std, RGB; `imagenet` crops instead."""
     _require_colour("torch", channels, "0..1")
     return {"scale": 1 / 255, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "resize": _stretch(size)}
 
@@ -87,25 +87,29 @@ PRESETS["tf"] = _minus_one_one  # Keras' own name for it
 
 @_preset("raw")
 def _raw(size: Size, channels: int) -> dict[str, Any]:
-    """Stretched, 0 to 255 as they are (the model scales them itself, as Keras' EfficientNet does)."""
+    """Stretched, 0 to 255 unchanged (for models that scale inside, such as Keras' EfficientNet)."""
     return {"color": "RGB" if channels == 3 else "L", "resize": _stretch(size)}
 
 
 def candidates() -> list[str]:
-    """What `--preprocess` takes, for help texts and messages."""
+    """The values of `--preprocess`, for help texts and messages."""
     return [*PRESETS, "timm", "hf", "FILE.json"]
 
 
 def preset(name: str, input_size: Size, channels: int = 3) -> Preprocess:
-    """A preset by name for a model that takes `input_size` (height, width) and this many channels.
+    """Return a preset for a model's input size (height, width) and number of channels.
 
     Raises:
-        PreprocessError: no such preset, or one that does not fit the channels.
+        PreprocessError: no such preset, or one for a different number of channels.
     """
     if name not in PRESETS:
-        raise PreprocessError(f"there is no preset {name!r}; did you mean {nearest(name, PRESETS, 1)[0]!r}? {_known()}")
+        raise PreprocessError(
+            f"there is no preset {name!r}; did you mean {nearest(name, PRESETS, 1)[0]!r}? {_options()}"
+        )
     if channels not in (1, 3):
-        raise PreprocessError(f"the model takes {channels} channels, expected 1 or 3; prepare its input yourself")
+        raise PreprocessError(
+            f"the model takes {channels} channels, expected 1 or 3; preprocess its input yourself and pass the tensor"
+        )
     return Preprocess.from_dict(PRESETS[name](input_size, channels))
 
 
@@ -116,53 +120,54 @@ def resolve(
     layout: str = "NCHW",
     config: Mapping[str, Any] | None = None,
 ) -> Preprocess:
-    """The preprocessing that a user's SPEC means for a model.
+    """Resolve a user's SPEC to the preprocessing for a model.
 
     Args:
         spec: a Preprocess; a preset's name; a dict or JSON file in the manifest's form, in timm's (`pretrained_cfg`) or
-            in Hugging Face's (`preprocessor_config.json`), recognised by its keys; "timm:FILE" or "hf:FILE", also with
-            the folder that holds it; or "timm" or "hf" alone with `config`.
-        input_shape: the model's input, four dimensions of which strings and None are open.
-        layout: "NCHW" or "NHWC", how to read `input_shape`.
-        config: the dict for "timm" and "hf", from an exporter that has the source model at hand.
+            in Hugging Face's (`preprocessor_config.json`), recognised by its keys; "timm:FILE" or "hf:FILE", where FILE
+            may also be the folder of the file; or "timm" or "hf" alone with `config`.
+        input_shape: the model's input, four dimensions; strings and None are dynamic.
+        layout: the layout of `input_shape`, "NCHW" or "NHWC".
+        config: the dict for "timm" and "hf", from an exporter that has the source model.
 
     Raises:
         PreprocessError: unknown, unreadable, incomplete, or contradicting the model's input.
     """
     size, channels = _input(input_shape, layout)
     if isinstance(spec, Preprocess):
-        found = spec
+        preprocess = spec
     elif isinstance(spec, Mapping):
-        found = _from_mapping(spec, size, None)
+        preprocess = _from_mapping(spec, size, None)
     elif isinstance(spec, os.PathLike) or (isinstance(spec, str) and spec):
-        found = _from_text(os.fspath(spec), size, channels, config)
+        preprocess = _from_text(os.fspath(spec), size, channels, config)
     elif spec is None or spec == "":
-        raise PreprocessError(f"the model does not say how its pictures are prepared: {_known()}")
+        raise PreprocessError(f"the model has no preprocessing in its metadata: {_options()}")
     else:
-        raise PreprocessError(f"preprocess is a {type(spec).__name__}, expected a name, a dict or a file: {_known()}")
-    if size is not None and found.output_size is not None and found.output_size != size:
+        raise PreprocessError(f"preprocess is a {type(spec).__name__}, expected a name, a dict or a file: {_options()}")
+    output = preprocess.output_size
+    if size is not None and output is not None and output != size:
         raise PreprocessError(
-            f"the preprocessing gives {_by(found.output_size)} pixels (height x width) but the model takes {_by(size)}"
-            "; change its resize or crop size"
+            f"the preprocessing gives {_format_size(output)} pixels (height x width) but the model takes "
+            f"{_format_size(size)}; change its resize or crop size"
         )
-    if channels is not None and found.channels != channels:
+    if channels is not None and preprocess.channels != channels:
         raise PreprocessError(
-            f"the preprocessing gives {found.channels} channels (color {found.color!r}) but the model takes {channels}"
-            "; use color 'L' for 1 channel and 'RGB' or 'BGR' for 3"
+            f"the preprocessing gives {preprocess.channels} channels (color {preprocess.color!r}) but the model takes "
+            f"{channels}; use color 'L' for 1 channel and 'RGB' or 'BGR' for 3"
         )
-    return found
+    return preprocess
 
 
-def _known() -> str:
+def _options() -> str:
     return f"{_HELP} (presets: {listing(PRESETS)})"
 
 
-def _by(size: Size) -> str:
+def _format_size(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
 def _input(shape: Sequence[int | str | None] | None, layout: str) -> tuple[Size | None, int | None]:
-    """Height and width, and channels, where the model fixes them."""
+    """Height and width, and channels, of a model's input; None where they are dynamic."""
     if shape is None:
         return None, None
     if len(shape) != 4 or layout not in ("NCHW", "NHWC"):
@@ -177,7 +182,7 @@ def _from_text(text: str, size: Size | None, channels: int | None, config: Mappi
         size = size or _DEFAULT_SIZES.get(text)
         if size is None:
             raise PreprocessError(
-                f"preset {text!r} stretches to the model's input, whose size is open; give a JSON file with "
+                f"preset {text!r} stretches to the model's input, whose size is dynamic; give a JSON file with "
                 '"resize": {"mode": "stretch", "size": [height, width]}'
             )
         return preset(text, size, 3 if channels is None else channels)
@@ -188,12 +193,12 @@ def _from_text(text: str, size: Size | None, channels: int | None, config: Mappi
         if config:
             return _from_mapping(config, size, kind)
         name = "config.json" if kind == "timm" else "preprocessor_config.json"
-        raise PreprocessError(f"this model carries no {kind} configuration: give its file, {kind}:path/to/{name}")
+        raise PreprocessError(f"this model has no {kind} configuration: give its file, {kind}:path/to/{name}")
     path = Path(text)
     if path.exists() or path.suffix.lower() == ".json":
         return _from_mapping(_read(path), size, None)
     close = nearest(text, candidates(), 1)[0]
-    raise PreprocessError(f"there is no preprocessing {text!r}; did you mean {close!r}? {_known()}")
+    raise PreprocessError(f"there is no preprocessing {text!r}; did you mean {close!r}? {_options()}")
 
 
 def _read(path: Path, kind: str | None = None) -> Mapping[str, Any]:
@@ -204,18 +209,20 @@ def _read(path: Path, kind: str | None = None) -> Mapping[str, Any]:
         spec = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PreprocessError(
-            f"the preprocessing file {str(path)!r} cannot be read ({error.strerror}): {_known()}"
+            f"the preprocessing file {str(path)!r} cannot be read ({error.strerror}): {_options()}"
         ) from error
     except ValueError as error:
         raise PreprocessError(f"the preprocessing file {str(path)!r} is not JSON ({error}); {_HELP}") from error
     if not isinstance(spec, Mapping):
-        raise PreprocessError(f"the preprocessing file {str(path)!r} holds a {type(spec).__name__}, expected an object")
+        raise PreprocessError(
+            f"the preprocessing file {str(path)!r} contains a {type(spec).__name__}, expected a JSON object; {_HELP}"
+        )
     return spec
 
 
 def _from_mapping(spec: Mapping[str, Any], size: Size | None, kind: str | None) -> Preprocess:
     if not spec:
-        raise PreprocessError(f"the preprocessing is empty: {_known()}")
+        raise PreprocessError(f"the preprocessing is empty: {_options()}")
     if kind is None:
         timm = {"pretrained_cfg", "input_size", "crop_pct", "crop_mode"}
         hf = {"image_mean", "do_normalize", "do_resize", "do_rescale", "image_processor_type", "feature_extractor_type"}
@@ -228,9 +235,9 @@ def _from_mapping(spec: Mapping[str, Any], size: Size | None, kind: str | None) 
 
 
 def from_timm(config: Mapping[str, Any]) -> Preprocess:
-    """timm's evaluation transform from a `pretrained_cfg`, alone or inside a model's config.json.
+    """Build timm's evaluation transform from a `pretrained_cfg`, alone or inside a model's config.json.
 
-    `crop_mode` "border" with a `crop_pct` below 1 may differ from timm by one pixel of offset.
+    With `crop_mode` "border" and a `crop_pct` below 1 the offset may differ from timm's by one pixel.
     """
     config = config.get("pretrained_cfg") or config
     shape = config.get("input_size", (3, 224, 224))
@@ -263,12 +270,12 @@ def from_timm(config: Mapping[str, Any]) -> Preprocess:
     )
 
 
-# PIL's resampling filters by number; 5 is Hamming, which no image processor uses by default.
+# PIL's resampling filters by number; 5, Hamming, is no image processor's default
 _PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area"}
 
 
 def from_hf(config: Mapping[str, Any]) -> Preprocess:
-    """A Hugging Face image processor's steps from its preprocessor_config.json: resize, crop, rescale, normalise."""
+    """Build a Hugging Face image processor's steps from preprocessor_config.json: resize, crop, rescale, normalise."""
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
     resample = config.get("resample", 2)
     if resample not in _PIL_FILTERS:
@@ -282,7 +289,7 @@ def from_hf(config: Mapping[str, Any]) -> Preprocess:
         elif isinstance(size, Mapping) and "shortest_edge" in size and "longest_edge" not in size:
             resize = {"mode": "shortest", "size": _shorter(kind, config, size["shortest_edge"])}
         elif isinstance(size, int) and crop is not None:
-            # Old files: a bare number with a centre crop is the shorter side.
+            # old files: a number with a centre crop is the shorter side
             resize = {"mode": "shortest", "size": _shorter(kind, config, size)}
         else:
             resize = {"mode": "stretch", "size": _hf_size(size, "size")}
@@ -296,7 +303,7 @@ def from_hf(config: Mapping[str, Any]) -> Preprocess:
     if not normalize:
         mean, std = 0.0, 1.0
     elif config.get("include_top") and kind.startswith("EfficientNet"):
-        # EfficientNet's processor divides by the deviation a second time for inference.
+        # EfficientNet's processor divides by std a second time for inference
         std = [value * value for value in std]
     return Preprocess.from_dict(
         {
@@ -311,7 +318,7 @@ def from_hf(config: Mapping[str, Any]) -> Preprocess:
 
 
 def _shorter(kind: str, config: Mapping[str, Any], side: Any) -> Any:
-    """The shorter side before the crop: two processors make it larger than they say."""
+    """The shorter side before the crop, which two processors make larger than configured."""
     if kind.startswith("Levit"):
         return int(256 / 224 * side)
     if kind.startswith("PoolFormer") and config.get("crop_pct"):

@@ -1,8 +1,8 @@
 """Resizing pictures exactly as Pillow does (antialiased), or as OpenCV does (not antialiased).
 
-torchvision, timm and Hugging Face resize PIL images; a model's accuracy was measured on those pixels. Pillow resamples
-in two passes, first along the width, with fixed-point weights of 22 fractional bits, and rounds to 8 bits after each.
-The same integers are summed here.
+torchvision, timm and Hugging Face resize PIL images, and a model's accuracy was measured on those pixels. Pillow
+resamples in two passes, first along the width, with fixed-point weights of 22 fractional bits, and rounds to 8 bits
+after each. This module sums the same integers.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from onnxcam.image.opencv import import_cv2
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
-# PRECISION_BITS in Pillow's Resample.c: 32 bits less 8 for the pixel and 2 for overshoot.
+# PRECISION_BITS in Pillow's Resample.c: 32 bits less 8 for the pixel and 2 for overshoot
 _BITS = 22
 _HALF = 1 << (_BITS - 1)
-_GATHERED = 1 << 19  # bytes summed at a time: calls are few, and all of it stays in a core's cache
+_CHUNK = 1 << 19  # bytes summed at a time: few calls, and the buffers stay in a core's cache
 
 
 def _box(x: Floats) -> Floats:
@@ -70,10 +70,10 @@ def resize(
         interpolation: one of INTERPOLATIONS; "area" is Pillow's BOX when antialiased, OpenCV's INTER_AREA otherwise.
         antialias: True: Pillow's resampling, whose kernel grows with the reduction. False: `cv2.resize`. "nearest"
             takes the pixel under the new pixel's centre either way.
-        window: rows and columns of the result that are wanted, not empty; None for all. The rest is not computed.
+        window: rows and columns of the result to compute, not empty; None for all.
 
     Returns:
-        uint8 [h, w, C], or the window of it.
+        uint8 [h, w, C], or its window.
     """
     window = window or (slice(0, size[0]), slice(0, size[1]))
     if pixels.shape[:2] == size:
@@ -96,7 +96,7 @@ def resize(
 
 def _nearest(old: int, new: int) -> NDArray[np.intp]:
     step = old / new
-    # Pillow adds the step pixel by pixel, and cumsum rounds in the same order.
+    # Pillow adds the step pixel by pixel, and cumsum rounds in the same order
     positions = np.cumsum(np.concatenate([[step * 0.5], np.full(new - 1, step)]))
     return np.minimum(positions.astype(np.intp), old - 1)
 
@@ -136,7 +136,7 @@ def _turn(pixels: Pixels) -> Pixels:
 def weights(old: int, new: int, interpolation: str) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
     """Pillow's `precompute_coeffs`: for each of `new` pixels the first old pixel, [new], and weights, [new, taps].
 
-    Weights are multiples of 2**-22, as integers, and 0 beyond the last old pixel that counts.
+    Weights are multiples of 2**-22, as integers, and 0 beyond the last old pixel of the kernel's support.
     """
     kernel, support = _KERNELS[interpolation]
     scale = old / new
@@ -151,27 +151,27 @@ def weights(old: int, new: int, interpolation: str) -> tuple[NDArray[np.intp], N
     total = value.sum(axis=1, keepdims=True)
     value = np.divide(value, total, out=value, where=total != 0.0)
     fixed = (value * (1 << _BITS) + np.copysign(0.5, value)).astype(np.int32)
-    # the kernel's very ends weigh nothing
+    # trailing weights of 0 are cut
     fixed = fixed[:, : max(int(np.max(np.nonzero(fixed.any(axis=0))[0], initial=0)) + 1, 1)]
     first.flags.writeable = fixed.flags.writeable = False  # shared by all callers
     return first, fixed
 
 
 def _resample(rows: Pixels, first: NDArray[np.intp], value: NDArray[np.int32]) -> Pixels:
-    """uint8 [old, m] to uint8 [new, m] along the first axis, with `weights`."""
+    """Resample uint8 [old, m] to uint8 [new, m] along the first axis, with `weights`."""
     line, taps = rows.shape[1], value.shape[1]
     source = first[:, None] + np.arange(taps)
     resized = np.empty((len(first), line), np.uint8)
-    step = min(max(_GATHERED // (taps * line), 1), len(first))
-    taken, total = np.empty((step, taps, line), np.uint8), np.empty((step, line), np.int32)
+    step = min(max(_CHUNK // (taps * line), 1), len(first))
+    values, sums = np.empty((step, taps, line), np.uint8), np.empty((step, line), np.int32)
     for start in range(0, len(first), step):
         some = slice(start, start + step)
-        gathered, sums = taken[: len(first[some])], total[: len(first[some])]
-        # what lies beyond the last old pixel weighs nothing, so any pixel stands for it
-        np.take(rows, source[some], axis=0, out=gathered, mode="clip")
-        # Not a matrix product: BLAS threads that wait for a busy core made this a hundred times slower.
-        np.einsum("nt,ntm->nm", value[some], gathered, out=sums, dtype=np.int32, casting="unsafe")
-        sums += _HALF
-        sums >>= _BITS
-        np.clip(sums, 0, 255, out=resized[some], casting="unsafe")
+        part_values, part_sums = values[: len(first[some])], sums[: len(first[some])]
+        # pixels beyond the last old one have weight 0, so any pixel may stand in for them
+        np.take(rows, source[some], axis=0, out=part_values, mode="clip")
+        # not a matrix product: BLAS threads waiting for a busy core made this a hundred times slower
+        np.einsum("nt,ntm->nm", value[some], part_values, out=part_sums, dtype=np.int32, casting="unsafe")
+        part_sums += _HALF
+        part_sums >>= _BITS
+        np.clip(part_sums, 0, 255, out=resized[some], casting="unsafe")
     return resized

@@ -1,4 +1,4 @@
-"""Text on pictures: OpenCV 5's TrueType fonts with Unicode, or the stroke fonts of OpenCV 4 with plain letters."""
+"""Text on pictures: OpenCV 5's TrueType fonts with Unicode, or OpenCV 4's stroke fonts with ASCII."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from onnxcam.image.opencv import import_cv2
 
 Pixels = NDArray[np.uint8]
 _ELLIPSIS = "..."
-# measuring takes a millisecond, and the panels of a run say much the same
+# a cache: measuring takes a millisecond, and the panels of a run repeat most texts
 _widths: dict[tuple[bool, int, int, str], int] = {}
-_REMEMBERED = 10_000
+_CACHED = 10_000
 
 
 class Font:
@@ -31,21 +31,21 @@ class Font:
         text = self._printable(text)
         key = (self._face is not None, self._size, self._weight, text)
         if key not in _widths:
-            if len(_widths) >= _REMEMBERED:
+            if len(_widths) >= _CACHED:
                 _widths.clear()
             _widths[key] = self._measure(text)
         return _widths[key]
 
     def _measure(self, text: str) -> int:
         if self._face is not None:
-            # The rectangle leaves out spaces at the end, so a dot holds the place.
+            # the rectangle omits trailing spaces, so a dot is appended
             rectangle = self._cv2.getTextSize((1, 1), text + ".", (0, 0), self._face, self._size, self._weight)
             return int(rectangle[0] + rectangle[2])
         font, scale, thickness = self._strokes()
         return int(self._cv2.getTextSize(text, font, scale, thickness)[0][0])
 
     def fit(self, text: str, width: int) -> str:
-        """The text, its end replaced by an ellipsis where it is wider than `width` pixels."""
+        """Shorten a text with an ellipsis if it is wider than `width` pixels."""
         text = " ".join(text.split())
         if self.width(text) <= width:
             return text
@@ -70,7 +70,7 @@ class Font:
         self._cv2.putText(canvas, text, (left, baseline), font, scale, color, thickness, self._cv2.LINE_AA)
 
     def _strokes(self) -> tuple[int, float, int]:
-        # A Hershey capital is 21 units high.
+        # a Hershey capital is 21 units high
         scale = self._size * 0.72 / 21.0
         return self._cv2.FONT_HERSHEY_SIMPLEX, scale, max(round(scale * (2.2 if self._weight > 500 else 1.2)), 1)
 
@@ -78,7 +78,7 @@ class Font:
         text = "".join(" " if unicodedata.category(c)[0] == "C" else c for c in text)
         if self._face is not None:
             return text
-        # The stroke fonts hold ASCII only: keep a letter's base, and mark what has none.
+        # the stroke fonts have ASCII only: strip accents, and replace other characters by a question mark
         plain = (unicodedata.normalize("NFKD", c) for c in text)
-        kept = ("".join(p for p in c if not unicodedata.combining(p)) for c in plain)
-        return "".join(c if c.isascii() else "?" for c in kept)
+        bases = ("".join(p for p in c if not unicodedata.combining(p)) for c in plain)
+        return "".join(c if c.isascii() else "?" for c in bases)

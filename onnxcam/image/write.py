@@ -1,4 +1,4 @@
-"""Files that are either whole or not there at all."""
+"""Writing files atomically."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from onnxcam.image import png
 
 
 def write_bytes(path: str | os.PathLike[str], *data: bytes | memoryview) -> None:
-    """Write a file in one step, as `write_pieces` does."""
+    """Write a file atomically, see `write_pieces`."""
     write_pieces(path, data)
 
 
 def write_pieces(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) -> None:
-    """Write a file in one step: its pieces into a temporary one in the same folder, then renamed over `path`.
+    """Write a file atomically: its pieces to a temporary file in the same folder, which is renamed to `path`.
 
-    Pieces go to the system as they come, so they should be few or large.
+    Writes are not buffered, so pieces should be few or large.
 
     Raises:
-        OutputError: it could not be written; the message gives the reason, and what was there before is still there.
+        OutputError: the file could not be written; the message gives the reason, and an existing file is unchanged.
     """
     path = Path(path)
-    # The name is short, so that a long file name still leaves room for it.
+    # a short name, so that a temporary name never exceeds the length limit where `path` does not
     temporary = path.parent / f".{os.urandom(8).hex()}.part"
     try:
         with temporary.open("xb", buffering=0) as file:
@@ -50,16 +50,16 @@ def write_png(path: str | os.PathLike[str], pixels: NDArray[np.uint8], compress:
     """Write uint8 [H, W, 3] RGB or [H, W] grey as a PNG, atomically; uncompressed colours take a tenth of the time.
 
     Raises:
-        OutputError: not such an array, or the file could not be written.
+        OutputError: an array of a different shape or dtype, or the file could not be written.
     """
     write_pieces(path, _png(pixels, compress))
 
 
 def encode_png(pixels: NDArray[np.uint8], compress: bool = True) -> bytes:
-    """uint8 [H, W, 3] RGB or [H, W] grey as the bytes of a PNG.
+    """Encode uint8 [H, W, 3] RGB or [H, W] grey as the bytes of a PNG.
 
     Raises:
-        OutputError: not such an array.
+        OutputError: an array of a different shape or dtype.
     """
     return b"".join(_png(pixels, compress))
 

@@ -57,7 +57,7 @@ def test_overlay_is_the_weighted_mean():
 @pytest.mark.parametrize(
     ("pixels", "heat", "alpha", "message"),
     [
-        (noise(4, 5), np.zeros((5, 4)), 0.5, "bring it onto the picture"),
+        (noise(4, 5), np.zeros((5, 4)), 0.5, "map it back onto the picture"),
         (noise(4, 5), np.zeros((4, 5)), 1.5, "alpha is 1.5"),
         (noise(4, 5), np.zeros((4, 5)), float("nan"), "alpha is nan"),
         (noise(4, 5, 4), np.zeros((4, 5)), 0.5, "expected uint8"),
@@ -124,7 +124,7 @@ def test_panel_text_depends_on_label_and_probability():
     assert not np.array_equal(draw(label="cat"), draw(label="dog"))
     assert not np.array_equal(draw(label="cat", probability=0.5), draw(label="cat", probability=0.6))
     assert draw().shape[0] < draw(label="cat").shape[0]
-    with pytest.raises(InputError, match="give both alike"):
+    with pytest.raises(InputError, match="give both in one size"):
         panel(smooth(4, 4), np.zeros((3, 3)))
 
 

@@ -307,7 +307,7 @@ def test_resolve(tmp_path):
         ({}, None, "is empty"),
         ("imagnet", None, "no preprocessing 'imagnet'; did you mean 'imagenet'"),
         ("missing.json", None, "cannot be read"),
-        ("timm", None, "carries no timm configuration"),
+        ("timm", None, "has no timm configuration"),
         ("0..1", ["N", 3, "h", "w"], "size is open"),
         ("imagenet", ["N", 1, 28, 28], "for 3 channels and the model takes 1"),
         ("raw", ["N", 4, 28, 28], "4 channels, expected 1 or 3"),
@@ -323,7 +323,7 @@ def test_resolve_errors(spec, shape, message):
 
 
 def test_broken_files(tmp_path):
-    for text, message in (("{", "is not JSON"), ("[1]", "holds a list")):
+    for text, message in (("{", "is not JSON"), ("[1]", "contains a list")):
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(PreprocessError, match=message):
             resolve(tmp_path / "x.json")

@@ -1,0 +1,72 @@
+"""Heatmaps as grey levels and as colours."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcam.errors import InputError, listing, nearest
+from onnxcam.image.opencv import import_cv2
+
+Pixels = NDArray[np.uint8]
+
+# each the name of a cv2.COLORMAP_* constant; gray is the map itself
+COLORMAPS = ("jet", "viridis", "inferno", "turbo", "magma", "plasma", "cividis", "hot", "bone", "gray")
+
+
+def grayscale(heatmap: NDArray[Any]) -> Pixels:
+    """Convert a heatmap with values 0 to 1, [H, W], to uint8 [H, W], rounded; values outside are clipped, NaN is 0.
+
+    Raises:
+        InputError: not two-dimensional, or empty.
+    """
+    values = np.asarray(heatmap, np.float32)
+    if values.ndim != 2 or values.size == 0:
+        raise InputError(f"the heatmap has shape {list(values.shape)}, expected [H, W]: pass one map at a time")
+    low, high = values.min(), values.max()
+    if not (low >= 0.0 and high <= 1.0):
+        # fmax returns the number where the other operand is NaN
+        values = np.fmin(np.fmax(values, np.float32(0.0)), np.float32(1.0))
+    # in one pass, six times faster than numpy's four
+    return np.asarray(import_cv2().convertScaleAbs(values, alpha=255.0), np.uint8)
+
+
+def colorize(heatmap: NDArray[Any], colormap: str = "jet") -> Pixels:
+    """Colour a heatmap with values 0 to 1, [H, W]: uint8 [H, W, 3] RGB.
+
+    Raises:
+        InputError: no such colour map, or the heatmap is not two-dimensional.
+    """
+    return paint(grayscale(heatmap), colormap)
+
+
+def paint(gray: Pixels, colormap: str = "jet") -> Pixels:
+    """Colour grey levels, uint8 [H, W]: uint8 [H, W, 3] RGB."""
+    table = palette(colormap)
+    return np.asarray(import_cv2().applyColorMap(gray, table[:, None]), np.uint8)
+
+
+@cache
+def palette(colormap: str) -> Pixels:
+    """The colour of each of the 256 grey levels, uint8 [256, 3] RGB.
+
+    Raises:
+        InputError: no such colour map.
+    """
+    if colormap not in COLORMAPS:
+        close = nearest(str(colormap), COLORMAPS, 1)[0]
+        raise InputError(f"there is no colormap {colormap!r}; did you mean {close!r}? Expected {listing(COLORMAPS)}")
+    levels = np.arange(256, dtype=np.uint8)[:, None]
+    if colormap == "gray":
+        return np.repeat(levels, 3, axis=1)
+    cv2 = import_cv2()
+    table = np.asarray(cv2.applyColorMap(levels, getattr(cv2, f"COLORMAP_{colormap.upper()}")), np.uint8)
+    return np.ascontiguousarray(table[:, 0, ::-1])
+
+
+def blend(pixels: Pixels, colors: Pixels, alpha: float) -> Pixels:
+    """Compute `(1 - alpha) * pixels + alpha * colors`, both uint8 of one shape."""
+    return np.asarray(import_cv2().addWeighted(pixels, 1.0 - alpha, colors, alpha, 0.0), np.uint8)

@@ -37,8 +37,7 @@ def blocks(graph: Graph, picture: str, scores: str) -> list[Block]:
     Raises:
         LayerError: there are none, or the number of tokens or heads differs between blocks (windowed attention).
     """
-    from_picture = graph.downstream([picture])
-    between = [n for n in graph.upstream([scores])[0] if any(name in from_picture for name in n.input)]
+    between = graph.between([picture], [scores])
     softmaxes = [node for node in between if _is_attention(graph, node)]
     if not softmaxes:
         raise LayerError(

@@ -52,7 +52,7 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
     positions reach the scores: in most networks a convolution's, in ConvNeXt or Swin the last block's residual Add;
     where only a class token is read, the input of the last block's attention.
     """
-    nodes = _between(graph, scores)
+    nodes = graph.between((i.name for i in graph.inputs), [scores])
     patches = Patches(graph, scores) if has_tokens(graph, nodes) else None
     layers: dict[str, Layer] = {}
     without_grid: dict[str, Layer] = {}
@@ -371,10 +371,3 @@ def _joined(graph: Graph, value: str) -> str | None:
 def _spatial(shape: Shape | None) -> bool:
     """Whether a shape is of rank 4 with more than one position, as far as it is known."""
     return shape is not None and len(shape) == 4 and shape[2:] != (1, 1) and shape[1:3] != (1, 1)
-
-
-def _between(graph: Graph, scores: str) -> list[onnx.NodeProto]:
-    """The nodes between the picture and the scores, in order."""
-    reached = graph.downstream(i.name for i in graph.inputs)
-    nodes, _ = graph.upstream([scores])
-    return [node for node in nodes if any(name in reached for name in node.input)]

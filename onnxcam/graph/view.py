@@ -195,6 +195,12 @@ class Graph:
         outside.update(name for name in needed if name not in self.producer)
         return nodes[::-1], outside
 
+    def between(self, sources: Iterable[str], results: Iterable[str]) -> list[onnx.NodeProto]:
+        """The nodes that compute `results` from `sources`, in order."""
+        reachable = self.downstream(sources)
+        nodes, _ = self.upstream(results)
+        return [node for node in nodes if any(name in reachable for name in node.input)]
+
     def find(self, name: str) -> str:
         """Resolve the name of a value, or of a node (its first output).
 

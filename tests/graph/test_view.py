@@ -136,6 +136,7 @@ def test_downstream_and_upstream() -> None:
     nodes, outside = g.upstream(["y"])
     assert [n.op_type for n in nodes] == ["Relu", "Exp", "Sin", "Sum"]
     assert outside == {"x"}
+    assert [n.op_type for n in g.between(["a"], ["y"])] == ["Exp", "Sin", "Sum"]
 
 
 def test_upstream_stops_at_what_is_given() -> None:

@@ -303,12 +303,12 @@ def test_resolve(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "shape", "message"),
     [
-        (None, None, "does not say how.*'imagenet', 'caffe', 'torch', '0..1', '-1..1', 'tf', 'raw'"),
+        (None, None, "has no preprocessing in its metadata.*'imagenet', 'caffe', 'torch', '0..1', '-1..1', 'tf', 'raw'"),
         ({}, None, "is empty"),
         ("imagnet", None, "no preprocessing 'imagnet'; did you mean 'imagenet'"),
         ("missing.json", None, "cannot be read"),
         ("timm", None, "has no timm configuration"),
-        ("0..1", ["N", 3, "h", "w"], "size is open"),
+        ("0..1", ["N", 3, "h", "w"], "size is dynamic"),
         ("imagenet", ["N", 1, 28, 28], "for 3 channels and the model takes 1"),
         ("raw", ["N", 4, 28, 28], "4 channels, expected 1 or 3"),
         ({"resize": {"size": 224}}, ["N", 3, 299, 299], "gives 224x224 pixels .* takes 299x299"),

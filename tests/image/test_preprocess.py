@@ -303,7 +303,11 @@ def test_resolve(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "shape", "message"),
     [
-        (None, None, "has no preprocessing in its metadata.*'imagenet', 'caffe', 'torch', '0..1', '-1..1', 'tf', 'raw'"),
+        (
+            None,
+            None,
+            "has no preprocessing in its metadata.*'imagenet', 'caffe', 'torch', '0..1', '-1..1', 'tf', 'raw'",
+        ),
         ({}, None, "is empty"),
         ("imagnet", None, "no preprocessing 'imagnet'; did you mean 'imagenet'"),
         ("missing.json", None, "cannot be read"),

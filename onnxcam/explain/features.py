@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from onnxcam import runtime
 from onnxcam.explain.sessions import Sessions
 from onnxcam.network.names import GRADIENT, SCORES, TARGET
 from onnxcam.runtime.rows import floats, joined, portions
-from onnxcam.targets.objectives import Objective, resolve
 from onnxcam.targets.readout import Readout
 
 Progress = Callable[[int, int], None]
@@ -79,10 +78,6 @@ class HeadRun:
         }
         scores, pictures = (np.repeat(rows, count, axis=0) for rows in (self.scores, self.batch.pictures))
         return HeadRun(self.batch._replace(scores=scores, pictures=pictures), values)
-
-    def objective(self, target: Any, labels: Sequence[str] | None) -> Objective:
-        """Resolve a target for these rows, see `onnxcam.targets.objectives`."""
-        return resolve(target, self.scores, self.batch.readout, labels)
 
 
 def run_head(

@@ -25,7 +25,7 @@ from onnxcam.explain.features import run_head
 from onnxcam.explain.sessions import Sessions
 from onnxcam.network.network import Network
 from onnxcam.network.subgraphs import input_gradient
-from onnxcam.targets.objectives import Contrast, Probability, Weights
+from onnxcam.targets.objectives import Contrast, Probability, Weights, resolve
 from tests.cam import net
 from tests.cam.net import parity
 from tests.support import models
@@ -351,7 +351,7 @@ def test_changed_pictures_of_whole_numbers_are_rounded() -> None:
     sessions = Sessions(net.model(uint8=True), lambda data, _: runtime.open_session(data, CPU))
     pictures = np.random.default_rng(2).integers(0, 256, size=(2, 3, *net.SIZE), dtype=np.uint8)
     held = run_head(sessions, pictures, [net.LAYER], size=None)
-    view = views.view(held, net.LAYER, held.objective(1, None))
+    view = views.view(held, net.LAYER, resolve(1, held.scores, held.batch.readout))
     same = view.at(view.input.activations + 0.3)
     assert np.array_equal(same.scores, held.scores)
     moved = view.at(view.input.activations + 300)

@@ -18,6 +18,7 @@ from onnxcam.explain.sessions import Sessions
 from onnxcam.graph.biases import biases
 from onnxcam.network.names import INPUT
 from onnxcam.network.network import Network
+from onnxcam.targets.objectives import resolve
 from tests.cam import net
 from tests.cam.net import parity
 from tests.support.torchvision_stub import import_torchvision
@@ -74,7 +75,7 @@ def test_the_contributions_add_up_to_the_score(form: str) -> None:
     pictures = net.pictures()
     native = np.ascontiguousarray(pictures.transpose(0, 2, 3, 1)) if form == "NHWC" else pictures
     held = run_head(sessions, native, [], size=2 if form == "two rows" else None)
-    view = views.view(held, INPUT, held.objective(TARGET, None))
+    view = views.view(held, INPUT, resolve(TARGET, held.scores, held.batch.readout))
     total = np.zeros(3)
     for first, last, parts_of in view.contributions():
         assert len(parts_of) == (6 if form == "centred" else 4)
@@ -97,6 +98,6 @@ def test_one_picture_at_a_time() -> None:
     rows = []
     sessions = Sessions(net.model(), lambda data, _: runtime.open_session(data, CPU))
     held = run_head(sessions, net.pictures(), [], size=None)
-    for first, last, _ in views.view(held, INPUT, held.objective(None, None)).contributions():
+    for first, last, _ in views.view(held, INPUT, resolve(None, held.scores, held.batch.readout)).contributions():
         rows.append(last - first)
     assert rows == [1, 1, 1]

@@ -19,7 +19,7 @@ from onnxcam.explain.sessions import Sessions
 from onnxcam.explain.view import LayerView, view
 from onnxcam.network.names import INPUT
 from onnxcam.network.network import Network
-from onnxcam.targets.objectives import Contrast, Probability, logit
+from onnxcam.targets.objectives import Contrast, Probability, logit, resolve
 from tests.network.test_split import skipping
 from tests.support import models
 
@@ -115,7 +115,7 @@ def test_head_and_backward_equal_the_explainable_model(name: str) -> None:
     x = held.batch.pictures
     target = [0, 1, 0] if held.batch.readout.size == 2 else [3, 0, 2]
     want = whole.run(x, target)
-    layer_view = view(held, layer, held.objective(target, None))
+    layer_view = view(held, layer, resolve(target, held.scores, held.batch.readout))
     assert np.allclose(held.scores, want.scores, atol=1e-5)
     assert np.allclose(layer_view.activations, want.activations, atol=1e-5)
     assert np.linalg.norm(layer_view.gradients - want.gradients) <= 1e-5 * np.linalg.norm(want.gradients)
@@ -128,7 +128,7 @@ def test_head_and_backward_equal_the_explainable_model(name: str) -> None:
 def test_variants_are_what_the_model_says_of_changed_activations(name: str) -> None:
     source, layer = SOURCES[name]
     held = features(source, layer)
-    layer_view = view(held, layer, held.objective([0, 1, 0], None))
+    layer_view = view(held, layer, resolve([0, 1, 0], held.scores, held.batch.readout))
     rows = np.array([2, 0, 1, 1, 2])
     unchanged = layer_view.variants(5, lambda a, b: (layer_view.activations[rows[a:b]], rows[a:b]))
     assert np.allclose(unchanged, held.scores[rows], atol=1e-5)
@@ -172,7 +172,7 @@ def test_tokens_keep_their_class_token() -> None:
 def test_the_picture_is_a_layer_too(nhwc: bool) -> None:
     source = models.tiny_cnn(nhwc=nhwc)
     held = features(source, "relu2")
-    layer_view = view(held, "relu2", held.objective([3, 0, 2], None)).input
+    layer_view = view(held, "relu2", resolve([3, 0, 2], held.scores, held.batch.readout)).input
     assert layer_view.activations.shape == (3, 3, 32, 32)
     model = onnxcam.gradient(source, "logits", ["input"])
     session = runtime.open_session(model.SerializeToString(), CPU)
@@ -227,7 +227,7 @@ def test_a_tail_is_called_affine_only_where_it_is(name: str) -> None:
     cut = Network(source).cut("relu2")
     assert cut.affine == affine
     held = features(source, "relu2")
-    layer_view = view(held, "relu2", held.objective([3, 0, 2], None))
+    layer_view = view(held, "relu2", resolve([3, 0, 2], held.scores, held.batch.readout))
     rows = np.arange(3)
     a = np.maximum(layer_view.activations, 0.1)
     noise = np.random.default_rng(5).uniform(0.1, 1, a.shape).astype(np.float32)
@@ -263,7 +263,7 @@ def test_objectives_reach_the_maps() -> None:
     held = features(models.tiny_cnn(), "relu2")
 
     def raw(target: Any) -> np.ndarray:
-        return view(held, "relu2", held.objective(target, None)).map("gradcam")
+        return view(held, "relu2", resolve(target, held.scores, held.batch.readout)).map("gradcam")
 
     assert np.allclose(raw(Contrast(1, 3)), raw(1) - raw(3), atol=1e-5)
     p = np.exp(held.scores - held.scores.max(axis=1, keepdims=True))
@@ -275,7 +275,7 @@ def test_objectives_reach_the_maps() -> None:
 def test_progress_is_told_and_can_stop_the_work() -> None:
     told = []
     held = features(models.tiny_cnn(), "relu2", progress=lambda done, total: told.append((done, total)))
-    layer_view = view(held, "relu2", held.objective(None, None))
+    layer_view = view(held, "relu2", resolve(None, held.scores, held.batch.readout))
     rows = np.arange(1000) % 3
     layer_view.values(1000, lambda a, b: (layer_view.activations[rows[a:b]], rows[a:b]))
     assert told[-1] == (1000, 1000) and len(told) > 1 and told == sorted(told)
@@ -287,14 +287,14 @@ def test_progress_is_told_and_can_stop_the_work() -> None:
         raise Enough
 
     stopped = features(models.tiny_cnn(), "relu2", progress=stop)
-    layer_view = view(stopped, "relu2", stopped.objective(None, None))
+    layer_view = view(stopped, "relu2", resolve(None, stopped.scores, stopped.batch.readout))
     with pytest.raises(Enough):
         layer_view.values(1000, lambda a, b: (layer_view.activations[rows[a:b]], rows[a:b]))
 
 
 def test_few_variants_are_held_at_a_time() -> None:
     held = features(models.tiny_cnn(width=64), "relu1")
-    layer_view = view(held, "relu1", held.objective(None, None))
+    layer_view = view(held, "relu1", resolve(None, held.scores, held.batch.readout))
     most = 0
 
     def make(a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
@@ -325,7 +325,7 @@ def test_sessions_are_made_once_by_many_threads() -> None:
 
     def work() -> None:
         held = run_head(sessions, batch(), ["relu2"], size=None)
-        layer_view = view(held, "relu2", held.objective([1, 2, 3], None))
+        layer_view = view(held, "relu2", resolve([1, 2, 3], held.scores, held.batch.readout))
         layer_view.maps(["gradcam"])
         found.append(layer_view)
 

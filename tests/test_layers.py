@@ -83,19 +83,19 @@ def where(path: Path) -> tuple[str, str]:
 
 
 def violations(path: Path, source: str) -> list[str]:
-    own, package = where(path)
-    found = []
+    importer, package = where(path)
+    wrong = []
     for line, module, _ in imports(ast.parse(source), package):
         if module.split(".")[0] != "onnxcam" or module in ("onnxcam.__version__", "onnxcam.OnnxcamError"):
             continue
         other = unit(module)
-        (mine, my_group), (theirs, their_group) = HEIGHT.get(own, (-1, "")), HEIGHT.get(other, (99, "?"))
+        (mine, my_group), (theirs, their_group) = HEIGHT.get(importer, (-1, "")), HEIGHT.get(other, (99, "?"))
         allowed = theirs < mine or my_group == their_group
-        if other == "exporters" and own not in ("cli", "exporters"):
+        if other == "exporters" and importer not in ("cli", "exporters"):
             allowed = False
         if not allowed:
-            found.append(f"{path.name}:{line}: {own} must not import {module}")
-    return found
+            wrong.append(f"{path.name}:{line}: {importer} must not import {module}")
+    return wrong
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -127,7 +127,7 @@ def test_module_is_of_a_readable_size(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "source", "allowed"),
+    ("importer", "source", "allowed"),
     [
         ("graph/load.py", "from onnxcam.errors import ModelError", True),
         ("graph/load.py", "from onnxcam import errors", True),
@@ -147,8 +147,8 @@ def test_module_is_of_a_readable_size(path: Path) -> None:
         ("demo.py", "from onnxcam.cli import main", True),
     ],
 )
-def test_the_check_itself(own: str, source: str, allowed: bool) -> None:
-    assert (violations(ROOT / "onnxcam" / own, source) == []) is allowed
+def test_the_check_itself(importer: str, source: str, allowed: bool) -> None:
+    assert (violations(ROOT / "onnxcam" / importer, source) == []) is allowed
 
 
 def test_the_check_of_late_imports_itself() -> None:
@@ -163,5 +163,5 @@ try:
     import scipy
 except ImportError: pass
 """
-    found = {i.module: i.at_top for i in imports(ast.parse(source), "onnxcam")}
-    assert found == {"cv2": True, "torch": True, "keras": False, "timm": False, "scipy": True}
+    at_top = {i.module: i.at_top for i in imports(ast.parse(source), "onnxcam")}
+    assert at_top == {"cv2": True, "torch": True, "keras": False, "timm": False, "scipy": True}

@@ -104,7 +104,7 @@ def test_no_pictures_named(run: Run, ready: Path, tmp_path: Path) -> None:
 
 def model_files(folder: Path) -> dict[str, tuple[Path, str]]:
     """Files that are no usable model, and what must be said of each."""
-    made = {
+    graphs = {
         "mlp.onnx": (models.mlp(), "no spatial layer"),
         "tabular.onnx": (models.tabular(), "[N, 10]"),
         "two.onnx": (models.two_inputs(), "2 inputs"),
@@ -121,15 +121,15 @@ def model_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "cut.onnx": (models.tiny_cnn().SerializeToString()[:500], "cut off"),
         "zeros.onnx": (bytes(1000), "not an ONNX model"),
     }
-    found = {"gone.onnx": (folder / "gone.onnx", "no such file"), "folder.onnx": (folder / "folder.onnx", "a folder")}
+    files = {"gone.onnx": (folder / "gone.onnx", "no such file"), "folder.onnx": (folder / "folder.onnx", "a folder")}
     (folder / "folder.onnx").mkdir()
-    for name, (model, words) in made.items():
+    for name, (model, words) in graphs.items():
         (folder / name).write_bytes(model.SerializeToString())
-        found[name] = (folder / name, words)
+        files[name] = (folder / name, words)
     for name, (data, words) in raw.items():
         (folder / name).write_bytes(data)
-        found[name] = (folder / name, words)
-    return found
+        files[name] = (folder / name, words)
+    return files
 
 
 MODELS = [

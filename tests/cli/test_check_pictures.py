@@ -42,10 +42,10 @@ def test_a_wrong_one_in_use(run: Run, sorted_photos: tuple[Path, Path]) -> None:
     model, photos = sorted_photos
     result = run("check", model, "--pictures", photos, "--by-folder", "--preprocess", "imagenet", "--json")
     assert result.code == 3 and "--preprocess 0..1" in result.sentence
-    held = result.json()
-    assert held["preferred"] == {"name": "0..1 RGB stretch", "preset": "0..1", "recorded": False}
-    assert held["labelled"] and not held["passed"] and held["recorded"]["decided"]
-    assert len(held["preprocessings"]) == 20 and held["preprocessings"][0]["accuracy"] == 1.0
+    document = result.json()
+    assert document["preferred"] == {"name": "0..1 RGB stretch", "preset": "0..1", "recorded": False}
+    assert document["labelled"] and not document["passed"] and document["recorded"]["decided"]
+    assert len(document["preprocessings"]) == 20 and document["preprocessings"][0]["accuracy"] == 1.0
 
 
 def test_none_in_use(run: Run, plain: Path, photos: Path) -> None:
@@ -88,5 +88,5 @@ def test_noise_is_undecided(run: Run, ready: Path, tmp_path: Path) -> None:
     (tmp_path / "noise").mkdir()
     for number in range(9):
         image.write_png(tmp_path / "noise" / f"{number}.png", noise(40, 60, seed=number))
-    held = run("check", ready, "--pictures", tmp_path / "noise", "--json").json()
-    assert held["alike"] and held["passed"] and not any(verdict["decided"] for verdict in held["verdicts"])
+    document = run("check", ready, "--pictures", tmp_path / "noise", "--json").json()
+    assert document["alike"] and document["passed"] and not any(verdict["decided"] for verdict in document["verdicts"])

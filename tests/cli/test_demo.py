@@ -25,11 +25,11 @@ def test_it_prints_the_best_five_and_where_each_map_lies(run: Run, tmp_path: Pat
 
 
 def test_the_files_it_names_are_the_files_there_are(run: Run, tmp_path: Path) -> None:
-    found = run("demo", "-o", tmp_path, "--json").json()
-    assert sorted(found["files"]) == sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert {"demo.png", "cat/gradcam_overlay.png", "cat_and_coffee/espresso/panel.png"} <= set(found["files"])
-    assert "CPUExecutionProvider" in found["providers"]
-    shares = [shown["energy"] for shown in found["pictures"][0]["maps"]]
+    result = run("demo", "-o", tmp_path, "--json").json()
+    assert sorted(result["files"]) == sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert {"demo.png", "cat/gradcam_overlay.png", "cat_and_coffee/espresso/panel.png"} <= set(result["files"])
+    assert "CPUExecutionProvider" in result["providers"]
+    shares = [one["energy"] for one in result["pictures"][0]["maps"]]
     assert shares[0]["left"] >= 0.9 and shares[1]["right"] >= 0.8
     for share in shares:
         assert share["left"] + share["right"] == pytest.approx(1.0)
@@ -77,7 +77,7 @@ def test_a_provider_that_is_not_there(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_numbers_are_the_public_explainers(tmp_path: Path) -> None:
-    found = demo.run(tmp_path)
+    result = demo.run(tmp_path)
     e = onnxcam.Explainer(models.path(models.MODEL)).explain(models.path("cat.png"))
-    assert found["pictures"][1]["maps"][0]["label"] == e.label == "tiger cat"
-    assert found["pictures"][1]["predictions"][0]["probability"] == pytest.approx(e.probability, rel=1e-5)
+    assert result["pictures"][1]["maps"][0]["label"] == e.label == "tiger cat"
+    assert result["pictures"][1]["predictions"][0]["probability"] == pytest.approx(e.probability, rel=1e-5)

@@ -82,7 +82,7 @@ def test_pictures_that_fail_do_not_stop_the_rest(run: Run, ready: Path, photos: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "words"),
     [
         (["--method", "gardcam"], 2, "no method 'gardcam'"),
         (["--metric", "insertoin"], 2, "no metric 'insertoin'"),
@@ -96,13 +96,13 @@ def test_pictures_that_fail_do_not_stop_the_rest(run: Run, ready: Path, photos: 
     ],
 )
 def test_bad_input_is_one_sentence(
-    run: Run, ready: Path, photos: Path, arguments: list[str], code: int, said: str
+    run: Run, ready: Path, photos: Path, arguments: list[str], code: int, words: str
 ) -> None:
     (photos / "sub2").mkdir()
     for name in ("a.png", "a.jpg"):
         (photos / name).rename(photos / "sub2" / name)
     result = run("evaluate", ready, photos, *arguments)
-    assert result.code == code and said in result.sentence and result.out == ""
+    assert result.code == code and words in result.sentence and result.out == ""
 
 
 def test_usage(run: Run, ready: Path, plain: Path, photo: Path, tmp_path: Path) -> None:

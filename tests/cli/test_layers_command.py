@@ -15,9 +15,9 @@ from tests.support import models
 
 
 def test_a_plain_model(run: Run, plain: Path) -> None:
-    held = run("layers", plain, "--json").json()
-    assert held["explainable"] is None
-    assert held["layers"] == [
+    listing = run("layers", plain, "--json").json()
+    assert listing["explainable"] is None
+    assert listing["layers"] == [
         {"name": "relu1", "shape": ["N", 8, 32, 32], "layout": "NCHW", "grid": [32, 32], "prefix_tokens": 0,
          "default": False, "outputs": None},
         {"name": "relu2", "shape": ["N", 16, 16, 16], "layout": "NCHW", "grid": [16, 16], "prefix_tokens": 0,
@@ -30,9 +30,9 @@ def test_a_plain_model(run: Run, plain: Path) -> None:
 def test_a_transformer(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "vit.onnx"
     load.save(transformers.vit(), path)
-    held = run("layers", path, "--json").json()["layers"]
-    assert [layer["name"] for layer in held] == ["c", "a1", "n2"] and held[-1]["default"]
-    assert (held[-1]["grid"], held[-1]["prefix_tokens"]) == ([4, 6], 1)
+    listing = run("layers", path, "--json").json()["layers"]
+    assert [layer["name"] for layer in listing] == ["c", "a1", "n2"] and listing[-1]["default"]
+    assert (listing[-1]["grid"], listing[-1]["prefix_tokens"]) == ([4, 6], 1)
     assert run("layers", path).out.splitlines()[-1] == "*  n2     [N, 25, 8]    NTC, 4 x 6 after 1"
     load.save(transformers.lost(15), path)
     assert run("layers", path).out.splitlines()[-1] == "*  b1     [N, 15, 8]  NTC, grid unknown (--grid)"
@@ -50,9 +50,9 @@ def test_a_keras_file(run: Run) -> None:
 def test_an_explainable_model_says_which_outputs_there_are(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "out.onnx"
     load.save(onnxcam.augment(models.tiny_cnn(), ["conv2", "relu1"], ("gradcam", "hirescam")), path)
-    held = run("layers", path, "--json").json()
-    assert held["explainable"]["target"] == {"name": "target", "mode": "optional"}
-    layers = {layer["name"]: layer for layer in held["layers"]}
+    listing = run("layers", path, "--json").json()
+    assert listing["explainable"]["target"] == {"name": "target", "mode": "optional"}
+    layers = {layer["name"]: layer for layer in listing["layers"]}
     assert [name for name, layer in layers.items() if layer["default"]] == ["relu1"]
     assert layers["conv2"]["outputs"] == {
         "activations": "activations/conv2", "gradients": "gradients/conv2",
@@ -66,8 +66,8 @@ def test_an_explainable_model_says_which_outputs_there_are(run: Run, tmp_path: P
 @pytest.mark.parametrize("options", [{"size": None}, {"nhwc": True}, {"batch": 1}])
 def test_other_models(run: Run, tmp_path: Path, options: dict) -> None:
     load.save(models.tiny_cnn(**options), tmp_path / "m.onnx")
-    held = run("layers", tmp_path / "m.onnx", "--json").json()
-    assert [layer["name"] for layer in held["layers"] if layer["default"]] == ["relu2"]
+    listing = run("layers", tmp_path / "m.onnx", "--json").json()
+    assert [layer["name"] for layer in listing["layers"] if layer["default"]] == ["relu2"]
     assert run("layers", tmp_path / "m.onnx").code == 0
 
 
@@ -76,9 +76,9 @@ def test_check_passes(run: Run, plain: Path, ready: Path) -> None:
         result = run("check", path)
         assert (result.code, result.err) == (0, "")
         assert "ok  gradients at relu2" in result.out
-    held = run("check", ready, "--json", "--samples", 2, "--seed", 7).json()
-    assert held["passed"] and held["seed"] == 7
-    assert "gradients at relu2" in {finding["name"] for finding in held["findings"]}
+    listing = run("check", ready, "--json", "--samples", 2, "--seed", 7).json()
+    assert listing["passed"] and listing["seed"] == 7
+    assert "gradients at relu2" in {finding["name"] for finding in listing["findings"]}
 
 
 def test_check_fails_on_a_wrong_gradient(run: Run, tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ def test_a_named_size_is_taken_without_a_word(run: Run, tokens: Path, tmp_path: 
     out = tmp_path / "out.onnx"
     exported = run("export", tokens, "-o", out, "--input-size", "32x48", "--preprocess", "0..1", "--json")
     assert exported.code == 0 and exported.err == ""
-    held = exported.json()["manifest"]
-    assert held["input"]["shape"] == ["N", 3, 32, 48] and held["layers"][0]["grid"] == [8, 12]
-    assert held["input"]["preprocess"]["resize"]["size"] == [32, 48]
+    written = exported.json()["manifest"]
+    assert written["input"]["shape"] == ["N", 3, 32, 48] and written["layers"][0]["grid"] == [8, 12]
+    assert written["input"]["preprocess"]["resize"]["size"] == [32, 48]
     again = run("export", out, "-o", tmp_path / "again.onnx", "--input-size", "64")
     assert again.code == 3 and "takes 32 x 48 pictures and was asked for 64 x 64" in again.sentence
     assert not (tmp_path / "again.onnx").exists()

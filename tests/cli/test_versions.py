@@ -11,9 +11,9 @@ from onnxcam.cli.versions import versions
 
 
 def test_they_are_what_the_installer_says() -> None:
-    told = versions()
-    assert {"onnxcam", "numpy"} < told.keys() and len(told) == 4
-    assert told == {package: metadata.version(package) for package in told}
+    numbers = versions()
+    assert {"onnxcam", "numpy"} < numbers.keys() and len(numbers) == 4
+    assert numbers == {package: metadata.version(package) for package in numbers}
 
 
 def test_what_cannot_be_imported_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

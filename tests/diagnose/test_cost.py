@@ -23,19 +23,19 @@ QUICK = ("--seconds", 0, "--rounds", 2)
 
 
 def test_a_plain_model_and_random_pictures(run: Run, plain: Path) -> None:  # noqa: F811
-    found = run("bench", plain, *QUICK, "--batch", 1, "--batch", 3, "--method", "hirescam", "--json").json()
-    named = [(case["batch"], case["name"]) for case in found["cases"]]
+    report = run("bench", plain, *QUICK, "--batch", 1, "--batch", 3, "--method", "hirescam", "--json").json()
+    named = [(case["batch"], case["name"]) for case in report["cases"]]
     assert named == [(size, name) for size in (1, 3) for name in ("forward", "predict", "hirescam")]
-    for case in found["cases"]:
+    for case in report["cases"]:
         assert 0 < case["p50_ms"] <= case["p99_ms"] and case["calls"] >= 1
         assert case["per_second"] == pytest.approx(1e3 * case["batch"] / case["p50_ms"])
         assert (case["ratio"] == 1.0) if case["name"] == "forward" else case["ratio"] > 0
         assert case["fired"] is None
-    peaks = [case["peak_mib"] for case in found["cases"]]
+    peaks = [case["peak_mib"] for case in report["cases"]]
     assert peaks == sorted(peaks) and peaks[0] > 10
-    assert found["rounds"] == 1, "no second round begins when the time is over"
-    assert found["providers"] == ["CPUExecutionProvider"] and found["input"]["shape"] == [3, 3, 32, 32]
-    assert found["versions"]["onnxcam"] == onnxcam.__version__ and min(found["load_ms"].values()) > 0
+    assert report["rounds"] == 1, "no second round begins when the time is over"
+    assert report["providers"] == ["CPUExecutionProvider"] and report["input"]["shape"] == [3, 3, 32, 32]
+    assert report["versions"]["onnxcam"] == onnxcam.__version__ and min(report["load_ms"].values()) > 0
 
 
 def test_an_explainable_file_and_pictures(run: Run, tmp_path: Path, photos: Path) -> None:  # noqa: F811
@@ -56,16 +56,16 @@ def test_the_calls_do_what_they_are_called(tmp_path: Path) -> None:
     load.save(onnxcam.augment(models.tiny_cnn(classes=9), preprocess=RAW), path)
     done = bench(path, batches=[2], rounds=1, seconds=0)
     explainer = Explainer(path)
-    got = {case.name: case.call() for case in done.cases}
+    results = {case.name: case.call() for case in done.cases}
     batch = np.random.default_rng(1234).normal(size=(2, 3, 32, 32)).astype(np.float32)
     scores = explainer.run(batch).scores
-    np.testing.assert_allclose(got["forward"][0], scores, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(got["file"][0], scores, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(got["predict"], explainer.predict(batch), rtol=1e-5)
-    np.testing.assert_allclose(got["gradcam"], explainer.attribute(batch), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(results["forward"][0], scores, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(results["file"][0], scores, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(results["predict"], explainer.predict(batch), rtol=1e-5)
+    np.testing.assert_allclose(results["gradcam"], explainer.attribute(batch), rtol=1e-5, atol=1e-6)
     best = np.argsort(-scores, axis=1)[:, :5]
     one = explainer.attribute(batch, [int(k) for k in best[:, 3]], normalize="none", size="layer")
-    np.testing.assert_allclose(got["gradcam top-5"][0][0][:, 3], one, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(results["gradcam top-5"][0][0][:, 3], one, rtol=1e-4, atol=1e-6)
 
 
 def test_the_forward_pass_is_the_model_without_its_gradients(tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def test_the_forward_pass_is_the_model_without_its_gradients(tmp_path: Path) -> 
     load.save(onnxcam.augment(models.tiny_cnn(), preprocess=RAW), path)
     alone = module._plain(path)
     assert isinstance(alone, bytes)
-    held = onnx.load_from_string(alone)
-    assert [output.name for output in held.graph.output] == ["logits"]
-    assert [value.name for value in held.graph.input] == ["input"]
-    assert len(held.graph.node) < len(onnx.load(path).graph.node)
+    plain_model = onnx.load_from_string(alone)
+    assert [output.name for output in plain_model.graph.output] == ["logits"]
+    assert [value.name for value in plain_model.graph.input] == ["input"]
+    assert len(plain_model.graph.node) < len(onnx.load(path).graph.node)
 
 
 def test_ratios_are_taken_within_a_round() -> None:
@@ -121,8 +121,8 @@ def test_any_classifier(tmp_path: Path, model: dict[str, object]) -> None:
     onnx.save(models.tiny_cnn(**model), tmp_path / "m.onnx")  # type: ignore[arg-type]
     done = bench(tmp_path / "m.onnx", batches=[1], rounds=1, seconds=0)
     assert [case.name for case in done.cases] == ["forward", "predict", "gradcam"]
-    wanted = {"size": (3, 224, 224), "nhwc": (32, 32, 3)}
-    assert tuple(done.about["input"]["shape"][1:]) == wanted.get(next(iter(model)), (3, 32, 32))
+    shapes = {"size": (3, 224, 224), "nhwc": (32, 32, 3)}
+    assert tuple(done.about["input"]["shape"][1:]) == shapes.get(next(iter(model)), (3, 32, 32))
 
 
 def test_what_cannot_be_measured(run: Run, plain: Path, photo: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -48,11 +48,11 @@ def branching(size: int = 24) -> onnx.ModelProto:
         helper.make_node("AveragePool", ["sum"], ["ap"], name="ap", kernel_shape=[2, 2], strides=[2, 2]),
         helper.make_node("Concat", ["mp", "ap"], ["both"], name="both", axis=1),
     ]
-    kept = [node for node in model.graph.node if node.name not in ("last", "last_relu")]
-    next(node for node in kept if node.name == "pool").input[0] = "both"
-    at = [node.name for node in kept].index("pool")
+    nodes_left = [node for node in model.graph.node if node.name not in ("last", "last_relu")]
+    next(node for node in nodes_left if node.name == "pool").input[0] = "both"
+    at = [node.name for node in nodes_left].index("pool")
     del model.graph.node[:]
-    model.graph.node.extend([*kept[:at], *nodes, *kept[at:]])
+    model.graph.node.extend([*nodes_left[:at], *nodes, *nodes_left[at:]])
     return model
 
 
@@ -109,21 +109,21 @@ def edited(edit: Callable[[Callable[..., str], str], str], layer: str = "relu1")
     model = onnxcam.augment(branching(), [layer])
     last = next(node for node in model.graph.node if "gradients" in node.output)
     last.output[0] = "right"
-    made = 0
+    count = 0
 
     def emit(op_type: str, *inputs: str | np.ndarray, **attrs: Any) -> str:
-        nonlocal made
+        nonlocal count
         names = []
         for value in inputs:
             if isinstance(value, np.ndarray):
-                made += 1
-                model.graph.initializer.append(numpy_helper.from_array(value, f"planted{made}"))
-                names.append(f"planted{made}")
+                count += 1
+                model.graph.initializer.append(numpy_helper.from_array(value, f"planted{count}"))
+                names.append(f"planted{count}")
             else:
                 names.append(value)
-        made += 1
-        model.graph.node.append(helper.make_node(op_type, names, [f"wrong{made}"], name=f"wrong{made}", **attrs))
-        return f"wrong{made}"
+        count += 1
+        model.graph.node.append(helper.make_node(op_type, names, [f"wrong{count}"], name=f"wrong{count}", **attrs))
+        return f"wrong{count}"
 
     result = edit(emit, "right")
     model.graph.node.append(helper.make_node("Identity", [result], ["gradients"], name="planted"))
@@ -138,9 +138,9 @@ def keep(axis: int, every: int = 2) -> np.ndarray:
     """1 and 0 along one axis of [N, 6, 24, 24]."""
     shape = [1, 1, 1, 1]
     shape[axis] = {1: 6, 2: 24, 3: 24}[axis]
-    held = np.zeros(shape[axis], np.float32)
-    held[::every] = 1
-    return held.reshape(shape)
+    mask = np.zeros(shape[axis], np.float32)
+    mask[::every] = 1
+    return mask.reshape(shape)
 
 
 EDITS: dict[str, Callable[[Callable[..., str], str], str]] = {
@@ -186,18 +186,18 @@ Change = Callable[[Any, Any, Any, Sequence[Any]], Sequence[Any]]
 
 def plant(monkeypatch: pytest.MonkeyPatch, op_type: str, change: Change) -> list[int]:
     """Make a rule wrong: `change(op, node, dy, right)` is what it returns instead. Counts its uses."""
-    used: list[int] = []
+    calls: list[int] = []
 
     def wrong(entry: registry.Entry) -> registry.Entry:
         def rule(op: Any, node: Any, dy: Any) -> Any:
-            used.append(1)
+            calls.append(1)
             return change(op, node, dy, entry.rule(op, node, dy))
 
         return dataclasses.replace(entry, rule=rule)
 
-    held = [(low, high, wrong(entry)) for low, high, entry in registry._rules[op_type]]
-    monkeypatch.setitem(registry._rules, op_type, held)
-    return used
+    rules = [(low, high, wrong(entry)) for low, high, entry in registry._rules[op_type]]
+    monkeypatch.setitem(registry._rules, op_type, rules)
+    return calls
 
 
 def scaled(factor: float) -> Change:
@@ -239,9 +239,9 @@ RULES: dict[str, tuple[str, Change]] = {
 @pytest.mark.parametrize("name", RULES)
 def test_a_wrong_rule_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     op_type, change = RULES[name]
-    used = plant(monkeypatch, op_type, change)
+    calls = plant(monkeypatch, op_type, change)
     model = onnxcam.augment(branching(), ["relu1"])
-    assert used
+    assert calls
     report = check(model, providers=CPU)
     assert not report.passed and verdicts(report) == ["failed"], report.lines()
 
@@ -292,21 +292,24 @@ def test_maps_in_which_all_but_nothing_cancels_accuse_nobody() -> None:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda held: held["input"].update(shape=["N", 3, 32, 64]), "says that the input 'input' is"),
-        (lambda held: held["input"].update(shape=[1 << 40, 3, 32, 32]), "too large to be fed"),
-        (lambda held: held["input"].update(name="picture"), "the graph has no such input"),
-        (lambda held: held["layers"][0].update(gradients="grads"), "names 'grads', which the graph does not output"),
-        (lambda held: held["scores"].update(name="scores"), "names 'scores', which"),
-        (lambda held: held["layers"][0].update(value="gone"), "names 'gone', which the graph does not have"),
+        (lambda entries: entries["input"].update(shape=["N", 3, 32, 64]), "says that the input 'input' is"),
+        (lambda entries: entries["input"].update(shape=[1 << 40, 3, 32, 32]), "too large to be fed"),
+        (lambda entries: entries["input"].update(name="picture"), "the graph has no such input"),
+        (
+            lambda entries: entries["layers"][0].update(gradients="grads"),
+            "names 'grads', which the graph does not output",
+        ),
+        (lambda entries: entries["scores"].update(name="scores"), "names 'scores', which"),
+        (lambda entries: entries["layers"][0].update(value="gone"), "names 'gone', which the graph does not have"),
     ],
 )
 def test_a_manifest_of_another_graph_is_refused(edit: Callable[[Any], None], words: str) -> None:
     from onnxcam.network import manifest
 
     model = onnxcam.augment(models.tiny_cnn())
-    held = manifest.read(model)
-    edit(held)
-    manifest.write(model, held)
+    entries = manifest.read(model)
+    edit(entries)
+    manifest.write(model, entries)
     with pytest.raises(ModelError, match=words):
         check(model, providers=CPU)
     if "does not have" not in words:
@@ -326,11 +329,11 @@ def test_parity_above_its_tolerance_fails() -> None:
     from onnxcam.network import manifest
 
     model = onnxcam.augment(models.tiny_cnn())
-    held = manifest.read(model)
-    assert held is not None
+    entries = manifest.read(model)
+    assert entries is not None
     for value, passed in ((1e-4, True), (1e-2, False)):
-        held["parity"] = {"against": "x", "samples": 4, "scores": 0.0, "gradients": value, "tolerance": 1e-3}
-        manifest.write(model, held)
+        entries["parity"] = {"against": "x", "samples": 4, "scores": 0.0, "gradients": value, "tolerance": 1e-3}
+        manifest.write(model, entries)
         assert check(model, providers=CPU).passed is passed
 
 
@@ -359,10 +362,10 @@ def test_a_gradient_that_is_zero_where_the_scores_do_change_is_found() -> None:
 def test_a_value_that_only_the_scores_read_is_passed_on() -> None:
     """A branch is added behind the target layer: the scores need it, the gradient of a fixed class does not."""
     source = models.tiny_cnn()
-    kept = list(source.graph.node)
-    pool = next(node for node in kept if node.name == "pool")
+    nodes = list(source.graph.node)
+    pool = next(node for node in nodes if node.name == "pool")
     pool.input[0] = "joined"
-    at = kept.index(pool)
+    at = nodes.index(pool)
     source.graph.node.insert(at, helper.make_node("Sigmoid", ["conv2"], ["branch"]))
     source.graph.node.insert(at + 1, helper.make_node("Add", ["relu2", "branch"], ["joined"]))
     report = check(onnxcam.augment(source, ["relu2"], target=2), providers=CPU)
@@ -375,11 +378,11 @@ def test_pooling_windows_that_are_all_zero_accuse_nobody() -> None:
     for name in ("b1", "b2"):
         tensor = next(t for t in source.graph.initializer if t.name == name)
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) - np.float32(1), name))
-    kept = list(source.graph.node)
-    pool = next(node for node in kept if node.name == "pool")
+    nodes = list(source.graph.node)
+    pool = next(node for node in nodes if node.name == "pool")
     pool.input[0] = "largest"
     source.graph.node.insert(
-        kept.index(pool), helper.make_node("MaxPool", ["relu2"], ["largest"], kernel_shape=[2, 2], strides=[2, 2])
+        nodes.index(pool), helper.make_node("MaxPool", ["relu2"], ["largest"], kernel_shape=[2, 2], strides=[2, 2])
     )
     report = check(onnxcam.augment(source, ["relu2"]), providers=CPU)
     assert report.passed and verdicts(report) == ["ok"], report.lines()

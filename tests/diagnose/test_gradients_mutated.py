@@ -21,7 +21,7 @@ def found_of(name: str, each: int) -> int:
     model = planted.explainable(name)
     right = planted.gradients(model)
     assert right is not None
-    found, missed = 0, []
+    detected, missed = 0, []
     for plant in planted.some(planted.plants(model), each):
         wrong = planted.gradients(plant.model)
         if wrong is None or planted.change(right, wrong) < SMALLEST:
@@ -29,13 +29,13 @@ def found_of(name: str, each: int) -> int:
         try:
             report = check(plant.model, providers=CPU)
         except OnnxcamError:  # it runs at no other batch size
-            found += 1
+            detected += 1
             continue
         if report.passed:
             missed.append(f"{plant.kind}: {plant.node}, off by {planted.change(right, wrong):.2f}: {report.lines()}")
-        found += not report.passed
+        detected += not report.passed
     assert not missed, "\n".join(missed)
-    return found
+    return detected
 
 
 @every
@@ -60,9 +60,9 @@ def test_right_files_are_not_accused(name: str, seed: int) -> None:
 
 def test_what_jumps_hides_no_large_mistake() -> None:
     model = planted.explainable(JUMPS)
-    told = {}
+    statuses = {}
     for plant in planted.plants(model):
         if plant.kind in ("sign", "dropped term"):
             report = check(plant.model, providers=CPU)
-            told[plant.node] = [f.status for f in report.findings if f.name.startswith("gradients")]
-    assert len(told) >= 5 and set(map(tuple, told.values())) == {("failed",)}, told
+            statuses[plant.node] = [f.status for f in report.findings if f.name.startswith("gradients")]
+    assert len(statuses) >= 5 and set(map(tuple, statuses.values())) == {("failed",)}, statuses

@@ -45,8 +45,8 @@ class Installed:
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Says which distributions are installed, as `name=version` or whole `Installed`; there are no others."""
 
-    def apply(*given: str | Installed) -> None:
-        all_of_them = [g if isinstance(g, Installed) else Installed(*g.split("=")) for g in given]
+    def apply(*distributions: str | Installed) -> None:
+        all_of_them = [g if isinstance(g, Installed) else Installed(*g.split("=")) for g in distributions]
         versions = {d.metadata["Name"]: d.version for d in all_of_them}
 
         def version(name: str) -> str:
@@ -65,10 +65,10 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., types.ModuleType]:
     """Puts a module with these attributes in place of the real one."""
 
     def apply(name: str, **attributes: Any) -> types.ModuleType:
-        made = types.ModuleType(name)
-        made.__dict__.update(attributes)
-        monkeypatch.setitem(sys.modules, name, made)
-        return made
+        replacement = types.ModuleType(name)
+        replacement.__dict__.update(attributes)
+        monkeypatch.setitem(sys.modules, name, replacement)
+        return replacement
 
     return apply
 
@@ -113,10 +113,10 @@ class FakeRuntime:
 
     def InferenceSession(self, model: bytes, sess_options: Any, providers: list[str]) -> Any:
         os.write(2, self.native.encode())
-        used = [p for p in providers if p in self.working]
-        if not used:
+        in_use = [p for p in providers if p in self.working]
+        if not in_use:
             raise RuntimeError("no provider left\nsecond line")
-        return types.SimpleNamespace(get_providers=lambda: used)
+        return types.SimpleNamespace(get_providers=lambda: in_use)
 
 
 def only(findings: list[Finding]) -> Finding:
@@ -170,7 +170,7 @@ def test_runtime_folder_without_a_distribution(install: Any, module: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "words"),
     [
         (absent("onnxruntime"), "half removed"),
         (absent("onnxruntime.capi"), "half removed"),
@@ -179,12 +179,12 @@ def test_runtime_folder_without_a_distribution(install: Any, module: Any) -> Non
     ],
 )
 def test_runtime_that_is_recorded_and_cannot_be_imported(
-    install: Any, importing: Any, error: Exception, said: str
+    install: Any, importing: Any, error: Exception, words: str
 ) -> None:
     install("onnxruntime-gpu=1.30.0")
     importing("onnxruntime", error)
     finding = only(doctor._onnxruntime())
-    assert not finding.ok and said in finding.detail
+    assert not finding.ok and words in finding.detail
     assert finding.remedy == 'pip uninstall -y onnxruntime-gpu && pip install "onnxruntime-gpu>=1.20"'
 
 
@@ -262,7 +262,7 @@ def test_library_missing_old_or_broken(
     assert only(look()).ok
 
     def failing(error: Exception) -> Finding:
-        def fail(asked: str) -> Any:
+        def fail(name: str) -> Any:
             raise error
 
         with monkeypatch.context() as patch:
@@ -308,14 +308,14 @@ def test_opencv_twice(install: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attributes", "said"),
+    ("attributes", "words"),
     [({}, "half removed"), ({"imdecode": 1, "__version__": "4.11.0"}, "older than 4.12"), (absent("cv2"), "cannot be")],
 )
-def test_opencv_old_or_half_removed(install: Any, module: Any, importing: Any, attributes: Any, said: str) -> None:
+def test_opencv_old_or_half_removed(install: Any, module: Any, importing: Any, attributes: Any, words: str) -> None:
     install("opencv-python=4.11.0.86")
     importing("cv2", attributes) if isinstance(attributes, Exception) else module("cv2", **attributes)
     finding = only(doctor._opencv())
-    assert not finding.ok and said in finding.detail and finding.remedy
+    assert not finding.ok and words in finding.detail and finding.remedy
 
 
 def test_opencv_headless_will_do(install: Any, module: Any) -> None:
@@ -333,7 +333,7 @@ def test_frameworks_are_optional(install: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "attributes", "detail", "advised"),
+    ("distributions", "attributes", "detail", "advised"),
     [
         ([], {}, "not installed; with it pictures are written faster", True),
         (["isal=1.9.1"], {"__version__": "1.9.1"}, "1.9.1", False),
@@ -342,9 +342,9 @@ def test_frameworks_are_optional(install: Any) -> None:
     ],
 )
 def test_isal_is_advice_at_most(
-    install: Any, module: Any, importing: Any, given: list[str], attributes: Any, detail: str, advised: bool
+    install: Any, module: Any, importing: Any, distributions: list[str], attributes: Any, detail: str, advised: bool
 ) -> None:
-    install(*given)
+    install(*distributions)
     importing("isal", attributes) if isinstance(attributes, Exception) else module("isal", **attributes)
     finding = only(doctor._fast())
     assert finding.ok and finding.detail.startswith(detail) and (finding.remedy is not None) == advised
@@ -420,12 +420,12 @@ def test_without_any_library_it_still_answers() -> None:
     script = f"import sys, json; sys.path.insert(0, {str(ROOT)!r}); "
     script += "from onnxcam.diagnose import installation; print(json.dumps(installation.diagnose().to_dict()))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
-    broken = {finding["name"]: finding for finding in told["findings"] if not finding["ok"]}
-    assert not told["healthy"]
+    report = json.loads(done.stdout)
+    broken = {finding["name"]: finding for finding in report["findings"] if not finding["ok"]}
+    assert not report["healthy"]
     assert {"numpy", "onnx", "onnxruntime", "opencv"} <= broken.keys()
     assert all(broken[name]["remedy"] for name in ("numpy", "onnx", "onnxruntime"))
-    assert not any("this check failed" in finding["detail"] for finding in told["findings"])
+    assert not any("this check failed" in finding["detail"] for finding in report["findings"])
 
 
 def test_check_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,9 +439,9 @@ def test_check_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None
 def test_floors_are_those_of_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"].values()
-    wanted = [*project["dependencies"], *(text for extra in extras for text in extra)]
+    requirements = [*project["dependencies"], *(text for extra in extras for text in extra)]
     declared = dict(
-        found.groups() for text in wanted if (found := re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\d.]+)", text))
+        match.groups() for text in requirements if (match := re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\d.]+)", text))
     )
     assert {name: declared[name] for name in doctor.FLOORS} == doctor.FLOORS
     assert project["requires-python"] == ">=" + ".".join(map(str, doctor.PYTHON_FLOOR))
@@ -462,7 +462,7 @@ def test_command(monkeypatch: pytest.MonkeyPatch, findings: list[Finding], code:
     assert ("1 of 2 broken" in result.stdout) is (code == 4)
     as_json = CliRunner().invoke(cli.main, ["doctor", "--json"])
     assert as_json.exit_code == code
-    told = json.loads(as_json.stdout)
-    assert told["healthy"] is (code == 0)
+    report = json.loads(as_json.stdout)
+    assert report["healthy"] is (code == 0)
     fields = ("name", "ok", "detail", "remedy")
-    assert told["findings"] == [{field: getattr(finding, field) for field in fields} for finding in findings]
+    assert report["findings"] == [{field: getattr(finding, field) for field in fields} for finding in findings]

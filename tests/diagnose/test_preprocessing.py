@@ -25,10 +25,10 @@ MODEL = onnxcam.models.path("efficientnet_lite0.onnx")
 
 def imagenet() -> tuple[list[Path], list[int]]:
     """Twenty labelled photographs, from a package that carries them."""
-    found = find_spec("foolbox")
-    if found is None or found.origin is None:
+    spec = find_spec("foolbox")
+    if spec is None or spec.origin is None:
         pytest.skip("foolbox is not installed")
-    paths = sorted((Path(found.origin).parent / "data").glob("imagenet_*.jpg"))
+    paths = sorted((Path(spec.origin).parent / "data").glob("imagenet_*.jpg"))
     assert len(paths) == 20
     return paths, [int(path.stem.split("_")[2]) for path in paths]
 
@@ -37,23 +37,23 @@ def crops(name: str, count: int) -> list[np.ndarray]:
     """Parts of a bundled photograph, some of them mirrored."""
     pixels = image.load(onnxcam.models.path(name)).pixels
     rng = np.random.default_rng(1234)
-    found = []
+    parts = []
     for _ in range(count):
         height, width = (np.array(pixels.shape[:2]) * rng.uniform(0.6, 1.0)).astype(int)
         y, x = rng.integers(0, pixels.shape[0] - height + 1), rng.integers(0, pixels.shape[1] - width + 1)
         part = pixels[y : y + height, x : x + width]
-        found.append(np.ascontiguousarray(part[:, ::-1] if rng.random() < 0.5 else part))
-    return found
+        parts.append(np.ascontiguousarray(part[:, ::-1] if rng.random() < 0.5 else part))
+    return parts
 
 
 @pytest.mark.slow
 def test_without_labels_the_bundled_model_prefers_its_own() -> None:
     paths, _ = imagenet()
-    held = compare(Explainer(MODEL), paths)
-    assert held.pictures == 20 and not held.labelled and not held.alike and held.passed
-    assert held.best.recorded and held.best.name == "-1..1 RGB crop"
-    assert held.recorded is not None and not held.recorded.decided and held.recorded.margin == 0
-    values, color, resize = held.verdicts
+    comparison = compare(Explainer(MODEL), paths)
+    assert comparison.pictures == 20 and not comparison.labelled and not comparison.alike and comparison.passed
+    assert comparison.best.recorded and comparison.best.name == "-1..1 RGB crop"
+    assert comparison.recorded is not None and not comparison.recorded.decided and comparison.recorded.margin == 0
+    values, color, resize = comparison.verdicts
     assert set(values.beaten) >= {"caffe", "raw"} and color.decided and color.rival == "BGR"
     assert not resize.decided, "stretching these photographs costs the model nothing that twenty could show"
 
@@ -61,20 +61,20 @@ def test_without_labels_the_bundled_model_prefers_its_own() -> None:
 @pytest.mark.slow
 def test_with_labels_a_wrong_preprocessing_fails() -> None:
     paths, targets = imagenet()
-    held = compare(Explainer(MODEL, preprocess="caffe"), paths, targets)
-    assert not held.passed and held.recorded is not None and held.recorded.margin > 2
-    assert (held.best.values, held.best.color) == ("-1..1", "RGB")
-    accuracy = {result.candidate.name: result.accuracy for result in held.results}
+    comparison = compare(Explainer(MODEL, preprocess="caffe"), paths, targets)
+    assert not comparison.passed and comparison.recorded is not None and comparison.recorded.margin > 2
+    assert (comparison.best.values, comparison.best.color) == ("-1..1", "RGB")
+    accuracy = {result.candidate.name: result.accuracy for result in comparison.results}
     assert accuracy["-1..1 RGB crop"] >= 0.8 and accuracy["caffe BGR stretch"] <= 0.4
 
 
 @pytest.mark.slow
 def test_pictures_of_one_thing_decide_nothing() -> None:
     """There the information prefers a wrong one, which says other nonsense of each crop."""
-    held = compare(Explainer(MODEL), crops("cat.png", 10))
-    assert held.alike and held.passed
-    assert not any(verdict.decided for verdict in held.verdicts)
-    most = max(held.results, key=lambda result: result.information)
+    comparison = compare(Explainer(MODEL), crops("cat.png", 10))
+    assert comparison.alike and comparison.passed
+    assert not any(verdict.decided for verdict in comparison.verdicts)
+    most = max(comparison.results, key=lambda result: result.information)
     assert most.candidate.values in ("caffe", "raw")
 
 
@@ -89,7 +89,7 @@ def templates(count: int = 10, gain: float = 1.0, channels: int = 3) -> tuple[on
     if channels == 1:
         coarse[:] = coarse[..., :1]
     pictures = [np.repeat(np.repeat(one, 8, axis=0), 8, axis=1).astype(np.uint8) for one in coarse]
-    held = np.stack([one.transpose(2, 0, 1)[:channels] for one in pictures]) / 255.0
+    scaled = np.stack([one.transpose(2, 0, 1)[:channels] for one in pictures]) / 255.0
     model = models.tiny_cnn(classes=count, pool="Flatten", width=2, channels=channels)
     # the convolutions pass the picture on at a quarter of its size: 16 x 16, four channels
     weights = {t.name: numpy_helper.to_array(t).copy() for t in model.graph.initializer}
@@ -100,7 +100,7 @@ def templates(count: int = 10, gain: float = 1.0, channels: int = 3) -> tuple[on
         weights["w2"][channel, channel, 1, 1] = 1
     small = np.zeros((count, 4, 16, 16))
     for channel in range(2):
-        small[:, channel] = held[:, channel % channels, ::2, ::2]
+        small[:, channel] = scaled[:, channel % channels, ::2, ::2]
     flat = small.reshape(count, -1)
     weights["w3"] = gain * flat.T
     weights["b3"] = -gain / 2 * np.square(flat).sum(axis=1)
@@ -111,10 +111,10 @@ def templates(count: int = 10, gain: float = 1.0, channels: int = 3) -> tuple[on
 
 def test_a_known_answer_with_and_without_labels() -> None:
     model, pictures = templates(gain=0.3)
-    shown = [
+    pictures_with_noise = [
         np.clip(one + noise(32, 32, seed=seed) % 16, 0, 255).astype(np.uint8) for seed in range(2) for one in pictures
     ]
-    labelled = compare(Explainer(model), shown, [*range(10)] * 2)
+    labelled = compare(Explainer(model), pictures_with_noise, [*range(10)] * 2)
     assert labelled.best.values == "0..1" and labelled.best.color == "RGB"
     values = next(verdict for verdict in labelled.verdicts if verdict.axis == "values")
     assert values.decided and {"raw", "imagenet", "caffe"} <= set(values.beaten)
@@ -124,35 +124,35 @@ def test_a_known_answer_with_and_without_labels() -> None:
 def test_a_model_that_is_sure_of_everything_wins_nothing() -> None:
     """The same classifier fed 0 to 255 says the same with a probability of 1: without labels nobody can tell."""
     model, pictures = templates(gain=3.0)
-    held = compare(Explainer(model), pictures)
-    raw = next(result for result in held.results if result.candidate.name == "raw RGB stretch")
+    comparison = compare(Explainer(model), pictures)
+    raw = next(result for result in comparison.results if result.candidate.name == "raw RGB stretch")
     assert raw.saturated > 0.5
-    first = held.results[0]
+    first = comparison.results[0]
     assert first.saturated <= 0.5
-    assert not any("raw" in verdict.beaten for verdict in held.verdicts)
+    assert not any("raw" in verdict.beaten for verdict in comparison.verdicts)
 
 
 @pytest.mark.parametrize(("channels", "count"), [(3, 20), (1, 12)])
 @pytest.mark.parametrize("nhwc", [False, True])
 def test_candidates_are_the_presets(channels: int, count: int, nhwc: bool) -> None:
     explainer = Explainer(models.tiny_cnn(channels=channels, nhwc=nhwc))
-    found = candidates(explainer)
-    assert len(found) == count == len({held.name for held in found})
-    known = {held.preset: held.preprocess for held in found if held.preset}
+    listed = candidates(explainer)
+    assert len(listed) == count == len({candidate.name for candidate in listed})
+    presets = {candidate.preset: candidate.preprocess for candidate in listed if candidate.preset}
     expected = {"0..1", "-1..1", "raw"} | ({"imagenet", "torch", "caffe"} if channels == 3 else set())
-    assert known == {name: image.preset(name, (32, 32), channels) for name in expected}
+    assert presets == {name: image.preset(name, (32, 32), channels) for name in expected}
 
 
 def test_inverted_is_the_negative() -> None:
     explainer = Explainer(models.tiny_cnn(channels=1))
     pixels = noise(32, 32)[..., :1]
-    for held in candidates(explainer):
-        if held.color == "inverted":
-            plain = next(c for c in candidates(explainer) if c.name == held.name.replace("inverted", "L"))
+    for candidate in candidates(explainer):
+        if candidate.color == "inverted":
+            plain = next(c for c in candidates(explainer) if c.name == candidate.name.replace("inverted", "L"))
             np.testing.assert_allclose(
-                held.preprocess.apply(pixels)[0],
+                candidate.preprocess.apply(pixels)[0],
                 plain.preprocess.apply(255 - pixels)[0],
-                atol=1.01 * abs(held.preprocess.scale),  # resizing rounds the other way
+                atol=1.01 * abs(candidate.preprocess.scale),  # resizing rounds the other way
             )
 
 
@@ -165,28 +165,30 @@ def test_the_one_in_use_takes_its_place() -> None:
         ({"scale": 1 / 255, "resize": {"mode": "letterbox", "size": 32}}, "0..1 RGB letterbox", 21),
     ):
         explainer = Explainer(models.tiny_cnn(), preprocess=spec)
-        found = candidates(explainer)
-        assert [(held.name, held.preprocess) for held in found if held.recorded] == [(name, explainer.preprocess)]
-        assert len(found) == count
+        listed = candidates(explainer)
+        assert [(candidate.name, candidate.preprocess) for candidate in listed if candidate.recorded] == [
+            (name, explainer.preprocess)
+        ]
+        assert len(listed) == count
 
 
 def test_every_candidate_sees_what_apply_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are resized once for all; the tensors must be those of each preprocessing alone."""
     explainer = Explainer(models.tiny_cnn(nhwc=True))
-    seen: list[np.ndarray] = []
+    batches: list[np.ndarray] = []
     predict = explainer.predict
-    monkeypatch.setattr(explainer, "predict", lambda batch: seen.append(batch) or predict(batch))
+    monkeypatch.setattr(explainer, "predict", lambda batch: batches.append(batch) or predict(batch))
     pictures = [noise(40, 60, seed=seed) for seed in range(3)]
     compare(explainer, pictures)
-    for held, batch in zip(candidates(explainer), seen, strict=True):
-        expected = np.concatenate([held.preprocess.apply(one, layout="NHWC")[0] for one in pictures])
+    for candidate, batch in zip(candidates(explainer), batches, strict=True):
+        expected = np.concatenate([candidate.preprocess.apply(one, layout="NHWC")[0] for one in pictures])
         np.testing.assert_array_equal(batch, expected)
 
 
 def test_open_sizes_and_other_inputs() -> None:
-    held = compare(Explainer(models.tiny_cnn(size=None)), [noise(40, 60, seed=seed) for seed in range(3)])
-    assert held.best.preprocess.output_size == (224, 224)
-    assert not any(verdict.decided for verdict in held.verdicts), "three pictures decide nothing"
+    comparison = compare(Explainer(models.tiny_cnn(size=None)), [noise(40, 60, seed=seed) for seed in range(3)])
+    assert comparison.best.preprocess.output_size == (224, 224)
+    assert not any(verdict.decided for verdict in comparison.verdicts), "three pictures decide nothing"
     binary = models.tiny_cnn(classes=1, ending="Sigmoid")
     assert compare(Explainer(binary), [noise(40, 60, seed=seed) for seed in range(9)], [0, 1] * 4 + [0]).labelled
     with pytest.raises(PreprocessError, match="4 channels"):
@@ -195,8 +197,8 @@ def test_open_sizes_and_other_inputs() -> None:
 
 def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     explainer = Explainer(models.tiny_cnn())
-    held = compare(explainer, [noise(40, 60), tmp_path / "none.png", noise(30, 30)], [0, 1, 2])
-    assert held.pictures == 2 and [place for place, _ in held.failures] == [1]
+    comparison = compare(explainer, [noise(40, 60), tmp_path / "none.png", noise(30, 30)], [0, 1, 2])
+    assert comparison.pictures == 2 and [place for place, _ in comparison.failures] == [1]
     with pytest.raises(InputError, match=re.escape("none.png")):
         compare(explainer, [tmp_path / "none.png"])
     with pytest.raises(InputError, match="2 targets for 1"):

@@ -35,12 +35,12 @@ FORMS = {
 def test_every_form_says_the_same(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text(FORMS[name])
-    held = read(path)
-    assert len(held) == 3
-    assert held.of("/data/a/cat.jpg") == [Box(1, 2, 5, 6, "tabby"), Box(0, 0, 2, 2, None)]
-    assert held.of("./a/cat.jpg") == held.of("a\\cat.jpg") == held.of("a/cat.jpg")
-    assert held.of("b.jpg") == [Box(1.5, 1.5, 3, 3, "lynx")]
-    assert held.of("cat.jpg") == held.of("c/cat.jpg") == []
+    boxes = read(path)
+    assert len(boxes) == 3
+    assert boxes.of("/data/a/cat.jpg") == [Box(1, 2, 5, 6, "tabby"), Box(0, 0, 2, 2, None)]
+    assert boxes.of("./a/cat.jpg") == boxes.of("a\\cat.jpg") == boxes.of("a/cat.jpg")
+    assert boxes.of("b.jpg") == [Box(1.5, 1.5, 3, 3, "lynx")]
+    assert boxes.of("cat.jpg") == boxes.of("c/cat.jpg") == []
 
 
 def test_one_box_of_four_numbers_needs_no_list(tmp_path: Path) -> None:
@@ -50,11 +50,11 @@ def test_one_box_of_four_numbers_needs_no_list(tmp_path: Path) -> None:
 
 
 def test_pixels_in_boxes() -> None:
-    found = mask([Box(1, 2, 3, 4), Box(-5, -5, 0.5, 0.5)], (5, 6))
-    assert found is not None
+    inside = mask([Box(1, 2, 3, 4), Box(-5, -5, 0.5, 0.5)], (5, 6))
+    assert inside is not None
     expected = np.zeros((5, 6), bool)
     expected[2:4, 1:3] = expected[0, 0] = True
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(inside, expected)
     assert mask([], (5, 6)) is None and mask([Box(9, 9, 12, 12)], (5, 6)) is None
 
 
@@ -75,9 +75,9 @@ def test_pixels_in_boxes() -> None:
 def test_what_is_no_box_is_told(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "boxes"
     path.write_text(text)
-    with pytest.raises(SettingError, match=sentence) as told:
+    with pytest.raises(SettingError, match=sentence) as raised:
         read(path)
-    assert str(path) in str(told.value)
+    assert str(path) in str(raised.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_what_python_takes(tmp_path: Path) -> None:
-    held = checked({"a.jpg": [[1, 2, 3, 4], Box(0, 0, 1, 1, 3)]})
-    assert held.of("a.jpg") == [Box(1, 2, 3, 4), Box(0, 0, 1, 1, 3)]
-    assert checked(held) is held
-    assert isinstance(held, Boxes)
+    boxes = checked({"a.jpg": [[1, 2, 3, 4], Box(0, 0, 1, 1, 3)]})
+    assert boxes.of("a.jpg") == [Box(1, 2, 3, 4), Box(0, 0, 1, 1, 3)]
+    assert checked(boxes) is boxes
+    assert isinstance(boxes, Boxes)
     with pytest.raises(InputError, match="pass a file, or a mapping"):
         checked(3)

@@ -35,23 +35,23 @@ def test_every_metric_is_in_the_documentation() -> None:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_formula_and_paper(name: str) -> None:
-    found = find(name)
-    assert "https://arxiv.org/abs/" in found.formula
-    assert found.arrow == {"higher": "↑", "lower": "↓"}[found.better]
+    entry = find(name)
+    assert "https://arxiv.org/abs/" in entry.formula
+    assert entry.arrow == {"higher": "↑", "lower": "↓"}[entry.better]
 
 
 @pytest.mark.parametrize("name", [n for n in METRICS if n not in ("sensitivity", "average_increase")])
 def test_the_right_map_is_preferred(name: str) -> None:
-    found = find(name)
+    entry = find(name)
     rng = np.random.default_rng(0)
     # a map of the model is another one when the model is; one of the picture alone stays
     other = rng.random((2, SIDE, SIDE)).astype(np.float32)
-    if found.redrawn:
-        good, bad = found(trial(GOOD, 2).against(other)), found(trial(BAD, 2).against(np.stack([BAD] * 2)))
+    if entry.redrawn:
+        good, bad = entry(trial(GOOD, 2).against(other)), entry(trial(BAD, 2).against(np.stack([BAD] * 2)))
     else:
-        good, bad = found(trial(GOOD, 2)), found(trial(BAD, 2))
+        good, bad = entry(trial(GOOD, 2)), entry(trial(BAD, 2))
     assert good.shape == bad.shape == (2,) and np.isfinite([good, bad]).all()
-    better = {HIGHER: good > bad, LOWER: good < bad}[found.better]
+    better = {HIGHER: good > bad, LOWER: good < bad}[entry.better]
     assert better.all(), (good, bad)
 
 
@@ -80,8 +80,8 @@ def test_the_best_of_some_numbers() -> None:
 
 
 def test_which_metrics_are_meant() -> None:
-    def named(found: list[Metric]) -> list[str]:
-        return [one.name for one in found]
+    def named(selected: list[Metric]) -> list[str]:
+        return [one.name for one in selected]
 
     assert named(select(None, boxes=False)) == [
         "average_drop", "average_increase", "insertion", "deletion", "road", "adcc", "randomization",
@@ -94,6 +94,6 @@ def test_which_metrics_are_meant() -> None:
     with pytest.raises(MethodError, match="needs to know where the objects are"):
         select(["pointing_game"], boxes=False)
     with pytest.raises(ValueError, match="already is"):
-        metric("road", title="", better="higher")(lambda held: held.whole)
+        metric("road", title="", better="higher")(lambda one: one.whole)
     with pytest.raises(ValueError, match="expected 'higher' or 'lower'"):
-        metric("new", title="", better="up")(lambda held: held.whole)
+        metric("new", title="", better="up")(lambda one: one.whole)

@@ -61,9 +61,9 @@ def test_by_definition_of_the_first_numbers(explainer: Explainer, judged: Any) -
     batch = np.concatenate([explainer.prepare(one)[1] for one in pictures()])
     p = explainer.predict(batch)
     maps = explainer.attribute(batch, [int(k) for k in p.argmax(axis=1)])
-    seen = explainer.predict(batch * maps[:, None])
+    masked = explainer.predict(batch * maps[:, None])
     rows = np.arange(3)
-    drop = np.maximum(0, p.max(axis=1) - seen[rows, p.argmax(axis=1)]) / p.max(axis=1)
+    drop = np.maximum(0, p.max(axis=1) - masked[rows, p.argmax(axis=1)]) / p.max(axis=1)
     np.testing.assert_allclose(judged.values["gradcam"]["average_drop"], drop, atol=1e-5)
     np.testing.assert_allclose(judged.probabilities, p.max(axis=1), atol=1e-6)
     np.testing.assert_allclose(judged.curves["gradcam"]["deletion"][0], p.max(axis=1).mean(), atol=1e-5)
@@ -93,30 +93,30 @@ def test_every_form_of_model(kind: str, explainer: Explainer) -> None:
     model = models.tiny_cnn(**form.get(kind, {}))
     if kind == "explainable":
         model = onnxcam.augment(model, labels=LABELS, preprocess=RAW)
-    held = Explainer(model, preprocess=RAW)
-    found = evaluate(
-        held, pictures(), methods=["gradcam"], metrics=["insertion", "road", "adcc", "randomization"], steps=4
+    other = Explainer(model, preprocess=RAW)
+    evaluation = evaluate(
+        other, pictures(), methods=["gradcam"], metrics=["insertion", "road", "adcc", "randomization"], steps=4
     )
-    for values in found.values["gradcam"].values():
+    for values in evaluation.values["gradcam"].values():
         assert np.isfinite(values).all()
     if kind in ("nhwc", "fixed batch", "explainable"):
         plain = evaluate(
             explainer, pictures(), methods=["gradcam"], metrics=["insertion", "road", "adcc", "randomization"], steps=4
         )
-        for name, values in found.values["gradcam"].items():
+        for name, values in evaluation.values["gradcam"].items():
             np.testing.assert_allclose(values, plain.values["gradcam"][name], atol=2e-3)
 
 
 def test_labels_and_failures(explainer: Explainer) -> None:
-    given = [*pictures(2), b"no picture"]
-    found = evaluate(explainer, given, methods=["gradcam"], metrics=["deletion"], targets=["cat", 3, 0], steps=4)
-    assert found.labelled and found.classes == [0, 3] and found.places == [0, 1]
-    assert [place for place, _ in found.failures] == [2]
-    assert np.isnan(found.values["gradcam"]["deletion"][2]) and np.isfinite(found.mean("gradcam", "deletion"))
-    assert found.accuracy is not None and 0 <= found.accuracy <= 1
-    record = json.loads(json.dumps(found.to_dict()))
+    sources = [*pictures(2), b"no picture"]
+    evaluation = evaluate(explainer, sources, methods=["gradcam"], metrics=["deletion"], targets=["cat", 3, 0], steps=4)
+    assert evaluation.labelled and evaluation.classes == [0, 3] and evaluation.places == [0, 1]
+    assert [place for place, _ in evaluation.failures] == [2]
+    assert np.isnan(evaluation.values["gradcam"]["deletion"][2]) and np.isfinite(evaluation.mean("gradcam", "deletion"))
+    assert evaluation.accuracy is not None and 0 <= evaluation.accuracy <= 1
+    record = json.loads(json.dumps(evaluation.to_dict()))
     assert record["pictures"] == 2 and record["methods"]["gradcam"]["deletion"]["pictures"] == 2
-    rows = found.to_csv().splitlines()
+    rows = evaluation.to_csv().splitlines()
     assert rows[0] == "picture,class,label,probability,method,deletion" and len(rows) == 4
     assert rows[1].split(",")[:3] == ["picture", "0", "cat"] and rows[-1].startswith("mean,")
 
@@ -124,11 +124,13 @@ def test_labels_and_failures(explainer: Explainer) -> None:
 def test_a_box_counts_for_its_own_class(explainer: Explainer) -> None:
     from onnxcam.evaluation.boxes import Box
 
-    given = pictures(2)
+    sources = pictures(2)
     boxes = {"picture": [Box(0, 0, 60, 40, "cat")]}
-    found = evaluate(explainer, given, methods=["gradcam"], metrics=["energy_in_box"], boxes=boxes, targets=[0, 3])
-    assert found.values["gradcam"]["energy_in_box"][0] == pytest.approx(1)
-    assert np.isnan(found.values["gradcam"]["energy_in_box"][1])
+    evaluation = evaluate(
+        explainer, sources, methods=["gradcam"], metrics=["energy_in_box"], boxes=boxes, targets=[0, 3]
+    )
+    assert evaluation.values["gradcam"]["energy_in_box"][0] == pytest.approx(1)
+    assert np.isnan(evaluation.values["gradcam"]["energy_in_box"][1])
 
 
 def test_what_cannot_be_judged(explainer: Explainer) -> None:
@@ -147,15 +149,15 @@ def test_what_cannot_be_judged(explainer: Explainer) -> None:
 
 
 def test_progress_ends_at_the_end_and_can_end_it(explainer: Explainer) -> None:
-    told: list[tuple[int, int]] = []
+    steps_reported: list[tuple[int, int]] = []
     evaluate(
         explainer,
         pictures(2),
         methods=["gradcam"],
         metrics=["road", "randomization"],
-        progress=lambda *at: told.append(at),
+        progress=lambda *at: steps_reported.append(at),
     )
-    assert told[-1] == (10, 10) and all(a <= b for (a, _), (b, _) in itertools.pairwise(told))
+    assert steps_reported[-1] == (10, 10) and all(a <= b for (a, _), (b, _) in itertools.pairwise(steps_reported))
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -169,30 +171,30 @@ def test_the_usual_methods_are_registered() -> None:
 
 
 def test_the_cascade_redraws_from_the_scores_down(explainer: Explainer) -> None:
-    def held(source: Any) -> dict[str, np.ndarray]:
+    def tensors(source: Any) -> dict[str, np.ndarray]:
         model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source)
         return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
-    first = held(explainer.source)
+    first = tensors(explainer.source)
     assert weights(Graph(models.tiny_cnn()))[-2:] == ["w2", "w1"]
     parts, changed = [], []
     for part, other in cascade(explainer, 3):
-        now = held(other.source)
+        now = tensors(other.source)
         parts.append(part)
         changed.append({name for name in ("w1", "w2") if not np.array_equal(first[name], now[name])})
         for name in ("w1", "w2", "b1", "b2"):
             np.testing.assert_array_equal(np.sort(first[name], axis=None), np.sort(now[name], axis=None))
         assert other.layers == explainer.layers and other.labels == explainer.labels
     assert changed == [set(), {"w2"}, {"w1", "w2"}] and parts == [1 / 3, 2 / 3, 1.0]
-    np.testing.assert_array_equal(first["w1"], held(explainer.source)["w1"])
+    np.testing.assert_array_equal(first["w1"], tensors(explainer.source)["w1"])
 
 
 def test_a_model_without_weights_has_nothing_to_redraw() -> None:
     text = """<ir_version: 8, opset_import: ["" : 18]>
     g (float[N,3,8,8] x) => (float[N,3] y) { p = Relu(x) q = GlobalAveragePool(p) y = Flatten(q) }"""
-    held = Explainer(onnx.parser.parse_model(text), layers=["p"], preprocess={"color": "RGB", "scale": 1 / 255})
+    weightless = Explainer(onnx.parser.parse_model(text), layers=["p"], preprocess={"color": "RGB", "scale": 1 / 255})
     with pytest.raises(ModelError, match="no weights that could be redrawn"):
-        evaluate(held, [np.zeros((8, 8, 3), np.uint8)], methods=["gradcam"], metrics=["randomization"])
+        evaluate(weightless, [np.zeros((8, 8, 3), np.uint8)], methods=["gradcam"], metrics=["randomization"])
 
 
 def test_table_and_page(judged: Any) -> None:

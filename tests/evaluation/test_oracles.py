@@ -99,12 +99,12 @@ def test_road_as_pytorch_grad_cam(case: Case, name: str, theirs: str, monkeypatc
 
     monkeypatch.setattr(road, "NoisyLinearImputer", Quiet)
     expected = getattr(road, theirs)()(torch.from_numpy(case.pictures), case.maps, case.targets, case.model)
-    found = find(name)(case.trial, {"noise": 0.0})
-    np.testing.assert_allclose(found, expected, atol=5e-5)
+    values = find(name)(case.trial, {"noise": 0.0})
+    np.testing.assert_allclose(values, expected, atol=5e-5)
     assert np.abs(expected).max() > 0.004
     # the noise is small and drawn anew from the same seed
     noisy = find(name)(case.trial)
-    assert 0 < np.abs(noisy - found).max() < 0.05
+    assert 0 < np.abs(noisy - values).max() < 0.05
     np.testing.assert_array_equal(noisy, find(name)(Case().trial))
 
 
@@ -118,8 +118,8 @@ def test_imputed_pixels_are_the_means_of_those_around(shape: tuple[int, int], ki
     values = np.hypot(y - 3, x - 2) if kind == "blob" else rng.random(shape)
     missing = np.zeros(shape, bool)
     missing.ravel()[np.argsort(values, axis=None)[: int(part * values.size)]] = True
-    found = impute(picture, missing)
-    np.testing.assert_array_equal(found[:, ~missing], picture[:, ~missing])
+    imputed = impute(picture, missing)
+    np.testing.assert_array_equal(imputed[:, ~missing], picture[:, ~missing])
     # the system itself, dense
     index = np.flatnonzero(missing)
     place = {int(flat): k for k, flat in enumerate(index)}
@@ -137,7 +137,7 @@ def test_imputed_pixels_are_the_means_of_those_around(shape: tuple[int, int], ki
                         a[k, place[other]] -= weight
                     else:
                         b[k] += weight * picture[:, r + dr, c + dc]
-    np.testing.assert_allclose(found[:, missing], np.linalg.solve(a, b).T, atol=2e-3)
+    np.testing.assert_allclose(imputed[:, missing], np.linalg.solve(a, b).T, atol=2e-3)
 
 
 def test_nothing_known_and_nothing_missing() -> None:
@@ -153,8 +153,8 @@ def test_sensitivity_as_captum(case: Case) -> None:
     import torch
 
     maps = case.explain(case.pictures).astype(np.float32)
-    held = Trial(case.predict, case.explain, case.pictures, maps, case.classes, case.trial.whole, [0, 1, 2])
-    rngs = [held.rng(row, "sensitivity") for row in range(3)]
+    unchanged = Trial(case.predict, case.explain, case.pictures, maps, case.classes, case.trial.whole, [0, 1, 2])
+    rngs = [unchanged.rng(row, "sensitivity") for row in range(3)]
     moved = [np.stack([rng.uniform(-0.02, 0.02, SHAPE) for rng in rngs]).astype(np.float32) for _ in range(6)]
     each = torch.from_numpy(np.stack(moved, axis=1).reshape(18, *SHAPE))
     expected = captum.sensitivity_max(
@@ -163,7 +163,7 @@ def test_sensitivity_as_captum(case: Case) -> None:
         perturb_func=lambda x: x + each,
         n_perturb_samples=6,
     ).numpy()
-    np.testing.assert_allclose(find("sensitivity")(held, {"repeats": 6}), expected, rtol=1e-3)
+    np.testing.assert_allclose(find("sensitivity")(unchanged, {"repeats": 6}), expected, rtol=1e-3)
 
 
 @pytest.mark.torch
@@ -185,9 +185,9 @@ def test_infidelity_as_captum(case: Case) -> None:
     ).reshape(3 * count, 1, height, width)
 
     def perturb(inputs: Any) -> Any:
-        gone = torch.from_numpy(np.repeat(masks, 3, axis=1).astype(np.float32))
+        removed = torch.from_numpy(np.repeat(masks, 3, axis=1).astype(np.float32))
         # the map counts once per pixel, not once per channel
-        return gone / 3, inputs * (1 - gone)
+        return removed / 3, inputs * (1 - removed)
 
     expected = captum.infidelity(
         case.model,
@@ -209,48 +209,51 @@ def test_a_foretelling_map_is_not_unfaithful() -> None:
 
 
 def test_curves_by_hand() -> None:
-    held = trial(np.where(INSIDE, 1.0, 0.0) * np.linspace(0.5, 1, SIDE))
+    one_trial = trial(np.where(INSIDE, 1.0, 0.0) * np.linspace(0.5, 1, SIDE))
     steps = 4
-    order = np.argsort(-held.maps[0].ravel(), kind="stable")
+    order = np.argsort(-one_trial.maps[0].ravel(), kind="stable")
     inside = int(INSIDE.sum())
     for name, baseline in (("insertion", "zero"), ("deletion", "zero"), ("insertion", "blur"), ("deletion", "blur")):
-        start = background(held.pictures, baseline)[0]
-        first, last = (start, held.pictures[0]) if name == "insertion" else (held.pictures[0], start)
+        start = background(one_trial.pictures, baseline)[0]
+        first, last = (start, one_trial.pictures[0]) if name == "insertion" else (one_trial.pictures[0], start)
         expected = []
         for step in range(steps + 1):
             changed = first.copy().reshape(3, -1)
             some = order[: round(step / steps * SIDE * SIDE)]
             changed[:, some] = last.reshape(3, -1)[:, some]
-            expected.append(held.predict(changed.reshape(1, 3, SIDE, SIDE))[0, 1])
+            expected.append(one_trial.predict(changed.reshape(1, 3, SIDE, SIDE))[0, 1])
         assert inside < order.size / steps  # what matters is gone at the first step, whatever the order of the rest
-        found = find(name)(held, {"steps": steps, "baseline": baseline})
-        np.testing.assert_allclose(held.curves[name][0][[0, 1, -1]], np.array(expected)[[0, 1, -1]], rtol=1e-6)
-        np.testing.assert_allclose(found, area(held.curves[name]))
+        values = find(name)(one_trial, {"steps": steps, "baseline": baseline})
+        np.testing.assert_allclose(one_trial.curves[name][0][[0, 1, -1]], np.array(expected)[[0, 1, -1]], rtol=1e-6)
+        np.testing.assert_allclose(values, area(one_trial.curves[name]))
     # RISE's own sum
     arr = np.array([0.9, 0.5, 0.4, 0.1])
     np.testing.assert_allclose(area(arr[None]), (arr.sum() - arr[0] / 2 - arr[-1] / 2) / (len(arr) - 1))
     with pytest.raises(InputError, match="expected 'zero' or 'blur'"):
-        background(held.pictures, "black")
+        background(one_trial.pictures, "black")
 
 
 def test_adcc_by_hand() -> None:
-    held = trial(np.where(INSIDE, 0.5, 0.0) + 0.25)
-    again = held.explain(held.pictures * 0.25 + 0.5 * held.pictures * INSIDE)
-    coherency = (1 + np.corrcoef(again.ravel(), held.maps.ravel())[0, 1]) / 2
-    complexity = held.maps.mean()
-    drop = max(0.0, held.whole[0] - held.predict(held.pictures * held.maps[:, None])[0, 1]) / held.whole[0]
+    one_trial = trial(np.where(INSIDE, 0.5, 0.0) + 0.25)
+    again = one_trial.explain(one_trial.pictures * 0.25 + 0.5 * one_trial.pictures * INSIDE)
+    coherency = (1 + np.corrcoef(again.ravel(), one_trial.maps.ravel())[0, 1]) / 2
+    complexity = one_trial.maps.mean()
+    drop = (
+        max(0.0, one_trial.whole[0] - one_trial.predict(one_trial.pictures * one_trial.maps[:, None])[0, 1])
+        / one_trial.whole[0]
+    )
     assert 0 < drop < 1
-    np.testing.assert_allclose(find("coherency")(held), [coherency], rtol=1e-5)
-    np.testing.assert_allclose(find("complexity")(held), [complexity], rtol=1e-6)
+    np.testing.assert_allclose(find("coherency")(one_trial), [coherency], rtol=1e-5)
+    np.testing.assert_allclose(find("complexity")(one_trial), [complexity], rtol=1e-6)
     expected = 3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop))
-    np.testing.assert_allclose(find("adcc")(held), [expected], rtol=1e-5)
+    np.testing.assert_allclose(find("adcc")(one_trial), [expected], rtol=1e-5)
 
 
 def test_pointing_by_hand() -> None:
     def pointing(y: int, x: int, **options: float) -> float:
-        held = np.zeros((SIDE, SIDE))
-        held[y, x] = 1
-        return float(find("pointing_game")(trial(held), options)[0])
+        heatmap = np.zeros((SIDE, SIDE))
+        heatmap[y, x] = 1
+        return float(find("pointing_game")(trial(heatmap), options)[0])
 
     assert pointing(6, 8) == pointing(13, 17) == 1
     assert pointing(5, 8, tolerance=0.0) == 0 and pointing(5, 8, tolerance=1.01 / SIDE) == 1
@@ -267,8 +270,8 @@ def test_ranks_as_scipy_and_likeness_as_scikit_image() -> None:
     first = rng.random((3, 17, 23)).astype(np.float32)
     second = (first + rng.normal(scale=[[[0.05]], [[0.5]], [[5]]], size=first.shape)).astype(np.float32).clip(0, 1)
     first[:, :5] = 0  # equal values
-    for a, b, found, like in zip(first, second, spearman(first, second), ssim(first, second), strict=True):
-        assert abs(found - stats.spearmanr(a.ravel(), b.ravel()).statistic) < 1e-9
+    for a, b, rank, like in zip(first, second, spearman(first, second), ssim(first, second), strict=True):
+        assert abs(rank - stats.spearmanr(a.ravel(), b.ravel()).statistic) < 1e-9
         expected = measured.structural_similarity(
             a.astype(float),
             b.astype(float),

@@ -16,10 +16,10 @@ METHODS = ["gradcam", "activationmap", "randomcam"]
 
 def labelled() -> tuple[list[Path], list[int]]:
     """Twenty labelled photographs, from a package that carries them, and two bundled ones."""
-    found = find_spec("foolbox")
-    if found is None or found.origin is None:
+    spec = find_spec("foolbox")
+    if spec is None or spec.origin is None:
         pytest.skip("foolbox is not installed")
-    paths = sorted((Path(found.origin).parent / "data").glob("imagenet_*.jpg"))
+    paths = sorted((Path(spec.origin).parent / "data").glob("imagenet_*.jpg"))
     assert len(paths) == 20
     classes = [int(path.stem.split("_")[2]) for path in paths]
     return [*paths, models.path("cat.png"), models.path("coffee.png")], [*classes, 282, 967]
@@ -29,7 +29,7 @@ def labelled() -> tuple[list[Path], list[int]]:
 @pytest.mark.skipif(not set(METHODS) <= set(methods()), reason="activationmap and randomcam are not registered")
 def test_gradcam_before_activations_before_chance() -> None:
     paths, classes = labelled()
-    found = evaluate(
+    evaluation = evaluate(
         Explainer(models.path(models.MODEL)),
         paths,
         methods=METHODS,
@@ -37,10 +37,10 @@ def test_gradcam_before_activations_before_chance() -> None:
         targets=classes,
         steps=16,
     )
-    assert found.accuracy is not None and found.accuracy > 0.6
+    assert evaluation.accuracy is not None and evaluation.accuracy > 0.6
     for metric in ("insertion", "deletion"):
-        assert found.ranking(metric)[0] == "gradcam" and found.ranking(metric)[-1] == "randomcam", metric
+        assert evaluation.ranking(metric)[0] == "gradcam" and evaluation.ranking(metric)[-1] == "randomcam", metric
     # the map of activations cannot tell that the scores' own layer was redrawn; that of gradients can
-    cascade = {method: found.stages[method]["randomization"].mean(axis=1) for method in METHODS}
+    cascade = {method: evaluation.stages[method]["randomization"].mean(axis=1) for method in METHODS}
     assert cascade["activationmap"][0] > 0.999 and abs(cascade["gradcam"][0]) < 0.3
     assert abs(cascade["gradcam"]).max() < 0.3 < cascade["activationmap"].mean()

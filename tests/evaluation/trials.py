@@ -30,18 +30,18 @@ def trial(maps: np.ndarray, count: int = 1, **changes: Any) -> Trial:
     rng = np.random.default_rng(5)
     pictures = rng.uniform(0, 0.3, (count, 3, SIDE, SIDE)).astype(np.float32)
     pictures[:, :, INSIDE] += 0.9
-    held = np.repeat(maps[None].astype(np.float32), count, axis=0)
+    stacked = np.repeat(maps[None].astype(np.float32), count, axis=0)
     return Trial(
         **{
             "predict": predict,
             "explain": bright,
             "pictures": pictures,
-            "maps": held,
+            "maps": stacked,
             "classes": np.ones(count, np.int64),
             "whole": predict(pictures)[:, 1].astype(np.float64),
             "places": list(range(count)),
             "boxes": [INSIDE] * count,
-            "originals": list(held),
+            "originals": list(stacked),
         }
         | changes
     )

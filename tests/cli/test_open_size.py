@@ -10,7 +10,7 @@ from onnxcam.graph import load
 from tests.cli.conftest import Run
 from tests.graph.transformers import MEAN, PATCHES, block, model
 
-ASSUMED = "Warning: the model leaves the picture's size open, and its layers of tokens need one: 224 x 224 was taken"
+ASSUMED = "Warning: the model leaves the picture's size open, and its layers of tokens need one: 224 x 224 was assumed"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, nothing elsewhere; notes and results pass it by.
+"""Progress on standard error: a bar on a terminal, nothing elsewhere; notes and results are written around it.
 
 With several pictures the bar counts them; with one it shows how far a long method has come.
 """
@@ -23,7 +23,7 @@ class Progress:
     def __init__(self, total: int) -> None:
         self._total = total
         self._done = 0
-        self._within = 0.0  # the part of a picture that is done
+        self._within = 0.0  # share of the current picture that is done
         self._on_terminal = sys.stderr.isatty()
         self._start = self._pass_start = self._drawn = time.monotonic()
         self._lock = threading.RLock()
@@ -41,18 +41,18 @@ class Progress:
             self._on_terminal = False  # a thread that is still at work no longer draws
 
     def advance(self) -> None:
-        """One more is done."""
+        """Count one more picture as done."""
         with self._lock:
             self._done += 1
             self._within = 0.0
             self._draw()
 
     def step(self, done: int, total: int) -> None:
-        """How far a method has come with a picture; from any thread."""
+        """Report how far a method has come with the current picture; may be called from any thread."""
         now = time.monotonic()
         with self._lock:
             part = done / total if total else 1.0
-            if part < self._within:  # another pass
+            if part < self._within:  # a new pass begins
                 self._pass_start = now
             self._within = part
             if now - self._start > _PATIENCE and now - self._drawn > _PAUSE:
@@ -60,14 +60,14 @@ class Progress:
                 self._draw()
 
     def note(self, text: str) -> None:
-        """A line on standard error."""
+        """Write a line to standard error."""
         with self._lock:
             self._clear()
             click.echo(text, err=True)
             self._draw()
 
     def result(self, text: str) -> None:
-        """A line on standard output."""
+        """Write a line to standard output."""
         with self._lock:
             self._clear()
             click.echo(text)
@@ -98,7 +98,7 @@ class Progress:
 
 
 class Bar:
-    """A bar for work whose length is told as it goes: `to(done, total)`."""
+    """A bar for work that reports its own length: `to(done, total)`."""
 
     def __init__(self) -> None:
         self._on_terminal = sys.stderr.isatty()
@@ -116,7 +116,7 @@ class Bar:
             sys.stderr.flush()
 
     def to(self, done: int, total: int) -> None:
-        """So much is done."""
+        """Draw the bar for `done` of `total`."""
         if not self._on_terminal:
             return
         percent = 100 * done // max(1, total)

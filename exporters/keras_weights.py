@@ -123,9 +123,9 @@ def lean() -> Iterator[None]:
             yield
     finally:
         weights.clear()
+        gc.collect()
         if cheap:
             gc.unfreeze()
-        gc.collect()
 
 
 Replacement = tuple[Any, str, Callable[[Any], Any]]

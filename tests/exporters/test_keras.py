@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,18 @@ RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLik
 
 @pytest.fixture(scope="module", autouse=True)
 def forget() -> Iterator[None]:
+    """Spare the garbage collections of each export what was alive before the first one."""
+    gc.collect()
+    gc.freeze()
     yield
+    gc.unfreeze()
     keras.backend.clear_session()
+
+
+@functools.cache
+def nested_with(*layers: str) -> onnx.ModelProto:
+    """The nested model exported, verified; nobody changes it."""
+    return export(nets.nested(), None, layers=layers or None)
 
 
 def pictures(*shape: int, scale: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -124,7 +136,7 @@ def test_the_tape_inside_a_nested_model() -> None:
         value, last = both(tf.constant(batch / 255.0), training=False)
         scores = tf.reduce_mean(last, axis=(1, 2)) @ kernel + bias
         total = scores[0, 2] + scores[1, 0]
-    found = run(export(model, None, layers=["top_conv"]), batch, [2, 0])
+    found = run(nested_with("top_conv"), batch, [2, 0])
     close(found["logits"], np.asarray(scores))
     close(found["activations"], np.asarray(value))
     close(found["gradients"], np.asarray(tape.gradient(total, value)))
@@ -260,7 +272,7 @@ def test_a_wrong_gradient_is_not_written(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_constants_do_not_become_inputs_and_nothing_is_random() -> None:
-    explained = export(nets.nested(), None)
+    explained = nested_with()
     held = manifest.read(explained)
     assert held is not None
     names = [i.name for i in explained.graph.input if i.name not in {t.name for t in explained.graph.initializer}]
@@ -277,7 +289,7 @@ def test_a_convolution_is_not_folded_into_its_batch_norm() -> None:
     model = nets.nested()
     inner = model.get_layer("backbone")
     batch = np.random.default_rng(2).integers(0, 256, (2, 16, 16, 3)).astype(np.float32)
-    found = run(export(model, None, layers=["top_conv"]), batch)["activations"]
+    found = run(nested_with("top_conv"), batch)["activations"]
     before = keras.Model(inner.inputs, inner.get_layer("top_conv").output)(batch / 255.0, training=False)
     after = keras.Model(inner.inputs, inner.get_layer("top_bn").output)(batch / 255.0, training=False)
     close(found, np.asarray(before))
@@ -397,7 +409,7 @@ def test_layers_are_listed_as_export_takes_them() -> None:
         "backbone/top_bn", "backbone/top_activation",
     ]  # fmt: skip
     assert [layer.name for layer in found if layer.default] == ["backbone/top_activation"]
-    held = manifest.read(export(nets.nested(), None, verify=False))
+    held = manifest.read(nested_with())
     assert held is not None and held["layers"][0]["name"] == "backbone/top_activation"
     assert next(layer for layer in found if layer.default).shape == tuple(held["layers"][0]["shape"])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import warnings
 from pathlib import Path
@@ -42,6 +44,13 @@ CASES: dict[str, tuple[str, dict[str, Any], str, bool, bool]] = {
 
 def made(name: str, folder: Path) -> tuple[Any, Path]:
     """A small network with random weights, and its file, every dimension of the picture free as `optimum` has it."""
+    path = folder / "model.onnx"
+    path.write_bytes(written(name))
+    return network(name), path
+
+
+def network(name: str) -> Any:
+    """The same weights every time."""
     import_torchvision()
     transformers = pytest.importorskip("transformers")
     family, settings = CASES[name][:2]
@@ -53,15 +62,21 @@ def made(name: str, folder: Path) -> tuple[Any, Path]:
         for parameter in net.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3)
-    path = folder / "model.onnx"
+    return net
+
+
+@functools.cache
+def written(name: str) -> bytes:
+    """The network as ONNX."""
+    file = io.BytesIO()
     axes = {"pixel_values": {0: "batch_size", 1: "num_channels", 2: "height", 3: "width"}, "logits": {0: "batch_size"}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Logits(net).eval(), (torch.zeros(1, 3, SIDE, SIDE),), path, dynamo=False, opset_version=18,
+            Logits(network(name)).eval(), (torch.zeros(1, 3, SIDE, SIDE),), file, dynamo=False, opset_version=18,
             input_names=["pixel_values"], output_names=["logits"], dynamic_axes=axes,
         )  # fmt: skip
-    return net, path
+    return file.getvalue()
 
 
 class Logits(torch.nn.Module):

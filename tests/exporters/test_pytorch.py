@@ -220,6 +220,7 @@ def test_gradients_are_taken_where_the_caller_has_switched_them_off() -> None:
 # -- what is asked for ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("capture_once")
 def test_targets_bound_to_a_class() -> None:
     net = seeded(InPlace()).eval()
     model = export(net, picture(1, 3, 8, 8), None, layers=["deep"], target="c", labels=list("abcde"))
@@ -234,6 +235,7 @@ def test_targets_bound_to_a_class() -> None:
         export(net, picture(1, 3, 8, 8), None, target="z", labels=list("abcde"))
 
 
+@pytest.mark.usefixtures("capture_once")
 def test_a_gate_is_put_in_after_the_proof() -> None:
     net, x = seeded(InPlace()), picture(4, 3, 8, 8)
     plain, always, never = (export(net, picture(1, 3, 8, 8), None, gate=g) for g in (None, "margin <= 1", "margin < 0"))
@@ -250,6 +252,7 @@ def test_a_gate_is_put_in_after_the_proof() -> None:
         export(net, picture(1, 3, 8, 8), None, gate="margin")
 
 
+@pytest.mark.usefixtures("capture_once")
 def test_only_the_heatmap_if_so_wanted_verified_all_the_same() -> None:
     model = export(seeded(InPlace()), picture(1, 3, 8, 8), None, outputs="heatmap", methods=["gradcam", "hirescam"])
     assert [o.name for o in model.graph.output] == ["logits", "heatmap/gradcam", "heatmap/hirescam"]
@@ -262,6 +265,7 @@ def test_only_the_heatmap_if_so_wanted_verified_all_the_same() -> None:
 # -- verification -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("capture_once")
 def test_the_parity_is_recorded_in_the_file(tmp_path: Path) -> None:
     held = export(seeded(InPlace()), picture(1, 3, 8, 8), tmp_path / "m.onnx", verify=6, origin={"name": "mine"})
     assert isinstance(held, dict)
@@ -287,6 +291,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     yield choose
 
 
+@pytest.mark.usefixtures("capture_once")
 @pytest.mark.parametrize(
     ("stem", "quantity"), [("logits", "scores"), ("activations", "activations"), ("gradients", "gradients")]
 )
@@ -299,6 +304,7 @@ def test_wrong_numbers_are_named_and_no_file_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("capture_once")
 def test_a_wrong_gradient_rule_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from onnxcam.autodiff import registry
 

@@ -127,7 +127,7 @@ def test_the_default_layer_and_its_numbers(name: str, tmp_path: Path) -> None:
 
 def test_a_size_nobody_named_is_assumed_and_said(tmp_path: Path) -> None:
     _, path = made("BEiT", tmp_path)
-    assert "224 x 224 was taken" in Explainer(path, providers=CPU).warnings[0]
+    assert "224 x 224 was assumed" in Explainer(path, providers=CPU).warnings[0]
     hint = {"scale": 1 / 255, "resize": {"mode": "stretch", "size": [SIDE, SIDE]}}
     explainer = Explainer(path, preprocess=hint, providers=CPU)
     assert explainer.warnings == [] and explainer.manifest["layers"][0]["grid"] == [8, 8]

@@ -76,6 +76,10 @@ class Framework(Protocol):
         """
         ...
 
+    def source(self, classifier: Classifier) -> dict[str, Any]:
+        """Return the manifest's `source` entry: framework, name, opset, versions, sha256 of the weights."""
+        ...
+
     def default_name(self, explainable: onnx.ModelProto, manifest: Manifest) -> str:
         """Return the framework's name for the default layer where the graph chose it (`Classifier.layers` is None).
 
@@ -87,10 +91,6 @@ class Framework(Protocol):
 
     def oracle(self, manifest: Manifest) -> parity.Oracle:
         """Return the framework's own scores, layer values and gradients as a function of a batch."""
-        ...
-
-    def source(self, classifier: Classifier) -> dict[str, Any]:
-        """Return the manifest's `source` entry: framework, name, opset, versions, sha256 of the weights."""
         ...
 
 

@@ -228,22 +228,6 @@ class Keras:
         floating = ["float" in str(tensor.dtype) for tensor in outputs]
         return names, class_scores.position(names, shapes, floating, len(self._picture), name)
 
-    def default_name(self, explainable: onnx.ModelProto, manifest: Manifest) -> str:
-        """Unused: Keras' default layer is chosen among its own layers when the model is captured."""
-        return self._targets[0].name
-
-    def oracle(self, manifest: Manifest) -> keras_oracle.KerasOracle:
-        """GradientTape on the model itself."""
-        return keras_oracle.KerasOracle(
-            self._watched,
-            self._targets,
-            self._picture,
-            outputs=len(self._captured.outputs),
-            place=self._place,
-            readout=Readout.from_manifest(manifest["scores"]),
-            stepped_over=manifest["scores"]["name"] != self._captured.outputs[self._place],
-        )
-
     def source(self, classifier: Classifier) -> dict[str, Any]:
         """The manifest's `source` entry; `sha256` is that of the weights, values in order."""
         import tf2onnx
@@ -261,6 +245,22 @@ class Keras:
             "tensorflow": str(import_tensorflow().__version__),
             "sha256": digest.hexdigest(),
         }
+
+    def default_name(self, explainable: onnx.ModelProto, manifest: Manifest) -> str:
+        """Unused: Keras' default layer is chosen among its own layers when the model is captured."""
+        return self._targets[0].name
+
+    def oracle(self, manifest: Manifest) -> keras_oracle.KerasOracle:
+        """GradientTape on the model itself."""
+        return keras_oracle.KerasOracle(
+            self._watched,
+            self._targets,
+            self._picture,
+            outputs=len(self._captured.outputs),
+            place=self._place,
+            readout=Readout.from_manifest(manifest["scores"]),
+            stepped_over=manifest["scores"]["name"] != self._captured.outputs[self._place],
+        )
 
 
 def _layer(target: Target, value: str) -> Layer:

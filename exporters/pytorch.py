@@ -186,6 +186,25 @@ class PyTorch:
             return "logits" if output.ndim == 2 else "scores"
         return "log_probabilities" if ending[0] == "log_softmax" else "probabilities"
 
+    def source(self, classifier: Classifier) -> dict[str, Any]:
+        """The manifest's `source` entry; `sha256` is that of the weights, names and values in order."""
+        root = self._watched.root
+        digest = hashlib.sha256()
+        for name, value in root.state_dict().items():
+            if isinstance(value, Tensor):
+                digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+                digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        note = {} if self._captured.note is None else {"note": self._captured.note}
+        return {
+            "framework": "pytorch",
+            "name": type(root).__name__ if isinstance(self._model, nn.Module) else "ExportedProgram",
+            "opset": classifier.opset,
+            "exporter": self._captured.exporter,
+            "torch": str(torch.__version__),
+            **note,
+            "sha256": digest.hexdigest(),
+        }
+
     def default_name(self, explainable: onnx.ModelProto, manifest: Manifest) -> str:
         """The name of the module that returns the default layer's value; the value's own where none does.
 
@@ -250,25 +269,6 @@ class PyTorch:
             readout=Readout.from_manifest(manifest["scores"]),
             stepped_over=manifest["scores"]["name"] != self._captured.outputs[self._place],
         )
-
-    def source(self, classifier: Classifier) -> dict[str, Any]:
-        """The manifest's `source` entry; `sha256` is that of the weights, names and values in order."""
-        root = self._watched.root
-        digest = hashlib.sha256()
-        for name, value in root.state_dict().items():
-            if isinstance(value, Tensor):
-                digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-                digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        note = {} if self._captured.note is None else {"note": self._captured.note}
-        return {
-            "framework": "pytorch",
-            "name": type(root).__name__ if isinstance(self._model, nn.Module) else "ExportedProgram",
-            "opset": classifier.opset,
-            "exporter": self._captured.exporter,
-            "torch": str(torch.__version__),
-            **note,
-            "sha256": digest.hexdigest(),
-        }
 
 
 def _layer(target: Target, value: str) -> Layer:

@@ -4,6 +4,8 @@ VENV    ?= .venv
 # PyTorch is needed by the tests only; on Linux the default index may answer with a build of several GB for CUDA.
 TORCH   ?= torch==2.13.0
 ARGS    ?=
+# test processes; each takes whole files, so that what a file's tests share is made once
+JOBS    ?= logical
 
 # A version manager's shim can be on PATH and still refuse to run, so a candidate counts only if it really runs.
 PYTHON  ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
@@ -11,6 +13,7 @@ PYTHON  ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do 
 
 PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check --quiet
+SPREAD  := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 say      = printf '\033[36m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
@@ -24,10 +27,10 @@ demo: $(VENV)/.demo ## Explain the bundled pictures with the bundled model.
 	@$(VENV)/bin/onnxcam demo $(ARGS)
 
 test: $(VENV)/.test ## Run every test (ARGS='-k gradcam' for some).
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest $(SPREAD) $(ARGS)
 
 check: lint ## Check format, lint, types and layers, and run the fast tests.
-	@$(PY) -m pytest -q -m 'not slow' $(ARGS)
+	@$(PY) -m pytest -q -m 'not slow' $(SPREAD) $(ARGS)
 
 # The type checker looks for onnxcam.exporters inside onnxcam, so it is shown the tree as it is installed.
 lint: $(VENV)/.test ## Check format, lint, types and layers only.

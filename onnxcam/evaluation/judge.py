@@ -16,8 +16,9 @@ from onnxcam.evaluation.evaluation import Evaluation, Example
 from onnxcam.evaluation.metrics import Metric, select
 from onnxcam.evaluation.metrics.randomization import STAGES, cascade
 from onnxcam.evaluation.trial import Trial, predictor, to_input
+from onnxcam.explain.examination import Examination
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.question import SEED
+from onnxcam.explain.question import SEED, Question
 from onnxcam.image.opencv import import_cv2
 from onnxcam.network.layout import Layout
 from onnxcam.targets import classes as classes_of
@@ -42,17 +43,26 @@ class _Read:
 
 @dataclass
 class _Work:
-    """The settings of an evaluation, and its progress."""
+    """The question whose answers are judged, the options of metrics, and the progress."""
 
     explainer: Explainer
-    methods: list[str]
-    metrics: list[Metric]
-    layer: Any
-    seed: int
+    question: Question
     options: dict[str, Any]
     total: int
     progress: Callable[[int, int], None] | None
     done: int = 0
+
+    @property
+    def methods(self) -> list[str]:
+        return [method.name for method in self.question.methods]
+
+    @property
+    def seed(self) -> int:
+        return self.question.seed
+
+    def examine(self, explainer: Explainer, batch: np.ndarray) -> Examination:
+        """Run an explainer's head; long methods report here, so that they can be ended too."""
+        return explainer.examine(batch, self.question.layer, seed=self.seed, progress=lambda done, total: self.tell())
 
     def tell(self) -> None:
         if self.progress is not None:
@@ -113,11 +123,6 @@ def evaluate(
     selected_methods = list(dict.fromkeys(usual() if methods is None else methods))
     if not selected_methods or not selected_metrics:
         raise MethodError("nothing to judge: name at least one method and one metric")
-    for name in selected_methods:
-        cam.find(name)
-    for option in options:
-        if not any(option in metric.options for metric in selected_metrics):
-            raise InputError(f"none of these metrics has an option {option!r}")
     if targets is not None and len(targets) != len(pictures):
         raise InputError(f"got {len(targets)} targets for {len(pictures)} pictures; give one for each")
     question = explainer.question(
@@ -127,11 +132,14 @@ def evaluate(
         layer=layer,
         seed=seed,
     )
+    for option in options:
+        if not any(option in metric.options for metric in selected_metrics):
+            raise InputError(f"none of these metrics has an option {option!r}")
     all_classes = question.classes(len(pictures))
     plain = [metric for metric in selected_metrics if not metric.redrawn]
     compared = [metric for metric in selected_metrics if metric.redrawn]
     total = len(pictures) * len(selected_methods) * (len(plain) + stages * len(compared))
-    work = _Work(explainer, selected_methods, selected_metrics, layer, seed, options, total, progress)
+    work = _Work(explainer, question, options, total, progress)
     failures: list[tuple[int, PictureError]] = []
     evaluation = Evaluation.empty(
         explainer, selected_methods, selected_metrics, len(pictures), targets is not None, stages
@@ -142,7 +150,7 @@ def evaluate(
         first = f": {failures[0][1]}" if failures else ""
         raise InputError(f"none of the {len(pictures)} pictures can be read{first}")
     evaluation.failures.extend(failures)
-    evaluation.layers = [explainer.layers[-1]] if layer is None else [layer] if isinstance(layer, str) else list(layer)
+    evaluation.layers = list(question.layers)
     if compared:
         _compare(work, pictures, names, all_classes, compared, evaluation, stages)
     return evaluation
@@ -192,9 +200,9 @@ def _compare(
         for read in _read(work.explainer, pictures, names, []):
             classes, probabilities, maps = _maps(work, read, all_classes)
             whole = probabilities[np.arange(len(classes)), classes].astype(np.float64)
-            examination = other.examine(read.batch, work.layer, seed=work.seed, progress=_inner(work))
+            examination = work.examine(other, read.batch)
             with np.errstate(all="ignore"):  # a model with redrawn weights may overflow
-                redrawn = examination.attribute(list(classes), work.methods, work.layer)
+                redrawn = examination.attribute(list(classes), work.methods, work.question.layer)
             for place, method in enumerate(work.methods):
                 trial = _trial(work, read, method, classes, whole, maps[place], []).against(_finite(redrawn[place]))
                 for metric in metrics:
@@ -218,8 +226,8 @@ def _trial(
 
     def explain(changed: np.ndarray) -> np.ndarray:
         batch = to_input(changed, entry)
-        examination = work.explainer.examine(batch, work.layer, seed=work.seed, progress=_inner(work))
-        return _finite(examination.attribute(list(classes), method, work.layer))
+        examination = work.examine(work.explainer, batch)
+        return _finite(examination.attribute(list(classes), method, work.question.layer))
 
     return Trial(
         predict=predictor(work.explainer),
@@ -240,21 +248,16 @@ def _originals(read: _Read, maps: np.ndarray) -> list[np.ndarray]:
     return [geometry.to_picture(heatmap) for geometry, heatmap in zip(read.geometry, maps, strict=True)]
 
 
-def _inner(work: _Work) -> Callable[[int, int], None]:
-    """Return a callback through which long methods can be ended too."""
-    return lambda done, total: work.tell()
-
-
 def _maps(work: _Work, read: _Read, all_classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """The class of each picture, the probabilities `[N, K]`, and per method the maps `[N, H, W]` from 0 to 1."""
-    examination = work.explainer.examine(read.batch, work.layer, seed=work.seed, progress=_inner(work))
+    examination = work.examine(work.explainer, read.batch)
     probabilities = examination.probabilities
     targets = all_classes[read.places]
     classes = np.where(targets < 0, probabilities.argmax(axis=1), targets)
     return (
         classes,
         probabilities,
-        [_finite(maps) for maps in examination.attribute([int(c) for c in classes], work.methods, work.layer)],
+        [_finite(maps) for maps in examination.attribute([int(c) for c in classes], work.methods, work.question.layer)],
     )
 
 

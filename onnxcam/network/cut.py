@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from onnxcam.autodiff.sweep import path
 from onnxcam.errors import LayerError
@@ -15,9 +14,6 @@ from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph
 from onnxcam.network.layout import Layout
 from onnxcam.network.names import BLOCK, INPUT
-
-if TYPE_CHECKING:
-    from onnxcam.network.network import Network
 
 _AFFINE, _JOINTLY, _PRODUCTS = having(Trait.AFFINE), having(Trait.JOINTLY_AFFINE), having(Trait.PRODUCT)
 
@@ -51,22 +47,27 @@ class Cut:
         return Layout.of_layer(self.layer)
 
 
-def cut(network: Network, name: str) -> Cut:
+def cut(graph: Graph, picture: str, scores: str, exposed: Mapping[str, Layer], name: str) -> Cut:
     """Cut a network at a layer, at its picture (`INPUT`), or at the last block of a transformer (`BLOCK`).
+
+    Arguments:
+        graph: the normalised graph.
+        picture, scores: the values it is computed from and to.
+        exposed: layers that an explainable model exposes, by name.
+        name: of the layer.
 
     Raises:
         LayerError: no such layer.
     """
-    graph, picture = network.graph, network.picture.name
     rows = (graph.shape(picture) or (None,))[0]
     if name == INPUT:
         layer = Layer(INPUT, picture, layout=input_layout(graph, picture), shape=graph.shape(picture))
         return Cut(layer, (picture,), (True,), not isinstance(rows, int), False)
-    layer = _last_block(network) if name == BLOCK else _resolve(network, name)
-    values = crossing(graph, picture, layer.value, [network.readout.value])
+    layer = _last_block(graph, picture, scores, exposed) if name == BLOCK else _resolve(graph, scores, exposed, name)
+    values = crossing(graph, picture, layer.value, [scores])
     by_row = [rows is not None and (graph.shape(value) or (None,))[:1] == (rows,) for value in values]
     free = not isinstance(rows, int) and all(by_row)
-    return Cut(layer, values, tuple(by_row), free, _affine(graph, layer.value, network.readout.value))
+    return Cut(layer, values, tuple(by_row), free, _affine(graph, layer.value, scores))
 
 
 def crossing(graph: Graph, picture: str, value: str, outputs: Iterable[str]) -> tuple[str, ...]:
@@ -76,21 +77,20 @@ def crossing(graph: Graph, picture: str, value: str, outputs: Iterable[str]) -> 
     return tuple(sorted((outside & before) | {value}, key=lambda name: graph.position.get(name, -1)))
 
 
-def _resolve(network: Network, name: str) -> Layer:
+def _resolve(graph: Graph, scores: str, exposed: Mapping[str, Layer], name: str) -> Layer:
     """A layer by the name that the file gives it, or by a value's or node's name."""
     try:
-        return layers.resolve(network.graph, network.layers.get(name, name), network.readout.value)
+        return layers.resolve(graph, exposed.get(name, name), scores)
     except LayerError as error:
-        exposed = f"; the file itself exposes {list(network.layers)}" if network.layers else ""
-        raise LayerError(f"{error}{exposed}") from error
+        names = f"; the file itself exposes {list(exposed)}" if exposed else ""
+        raise LayerError(f"{error}{names}") from error
 
 
-def _last_block(network: Network) -> Layer:
+def _last_block(graph: Graph, picture: str, scores: str, exposed: Mapping[str, Layer]) -> Layer:
     """The last block's output as a layer, whose tail reads every block's."""
-    graph, scores = network.graph, network.readout.value
-    last = attention.blocks(graph, network.picture.name, scores)[-1]
+    last = attention.blocks(graph, picture, scores)[-1]
     layer = Layer(BLOCK, last.output, layout="NTC")
-    for recorded in network.layers.values():  # the file may say how as many tokens lie
+    for recorded in exposed.values():  # the file may say how as many tokens lie
         grid, prefix = recorded.grid, recorded.prefix_tokens
         if Layout.of_layer(recorded).tokens and grid is not None and grid[0] * grid[1] + prefix == last.tokens:
             layer = Layer(BLOCK, last.output, layout="NTC", grid=grid, prefix_tokens=prefix)

@@ -92,7 +92,7 @@ class Network:
             LayerError: no such layer.
         """
         if name not in self._cuts:
-            self._cuts[name] = cuts.cut(self, name)
+            self._cuts[name] = cuts.cut(self.graph, self.picture.name, self.readout.value, self.layers, name)
         return self._cuts[name]
 
     def graph_from(self, name: str) -> Graph:

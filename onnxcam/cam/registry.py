@@ -77,6 +77,9 @@ class Method:
     single: str | None = None
     terms: Callable[..., Any] | None = field(default=None, repr=False)
 
+    def __reduce__(self) -> tuple[Callable[[str], Method], tuple[str]]:
+        return find, (self.name,)  # copied and pickled by name: its function's own name is that of the `Method`
+
     @property
     def formula(self) -> str:
         """What it computes and where that comes from: the docstring's first paragraph and first link, on one line."""

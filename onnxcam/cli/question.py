@@ -30,10 +30,10 @@ class MethodName(click.ParamType):
         return [CompletionItem(name) for name in methods() if name.startswith(incomplete)]
 
 
-def flag(name: str, value: Any = None) -> str:
+def flag(name: str, *value: Any) -> str:
     """A parameter as it is typed: `--side-by-side`, `--top 9`, `--contrast 'hen'`."""
     text = f"--{name.replace('_', '-')}"
-    return text if value is None else f"{text} {value!r}"
+    return f"{text} {value[0]!r}" if value else text
 
 
 def ask(terms: Terms, **values: Any) -> Question:

@@ -391,9 +391,10 @@ class Explainer:
         """Answer a question about each of these pictures, a few at a time.
 
         Arguments:
-            question: of `question(...)` or `Question.parse`, with one target or one per picture.
+            question: of `question(...)` or `Question.parse`, with one target or one per picture (else a `TargetError`).
             pictures, color, progress: as in `explain`.
         """
+        question.check_rows(len(pictures))
         for start in range(0, len(pictures), self._chunk):
             stop = start + self._chunk
             prepared = [self.prepare(picture, color=color) for picture in pictures[start:stop]]

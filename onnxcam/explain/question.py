@@ -278,6 +278,15 @@ class Question:
         terms = self.terms
         return objectives.resolve(target, scores, terms.readout, terms.labels, self.default_class)
 
+    def check_rows(self, rows: int) -> None:
+        """Refuse another number of pictures than of targets; one target is for all.
+
+        Raises:
+            TargetError: another number.
+        """
+        if len(self.targets) != 1:
+            check_count(len(self.targets), rows)
+
     def of_rows(self, start: int, stop: int) -> Question:
         """The question about some of the pictures."""
         return self if len(self.targets) == 1 else replace(self, targets=self.targets[start:stop])

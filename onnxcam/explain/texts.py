@@ -15,9 +15,9 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 Spelling = Callable[..., str]
 
 
-def keyword(name: str, value: Any = None) -> str:
+def keyword(name: str, *value: Any) -> str:
     """A parameter as Python spells it."""
-    return name if value is None else f"{name}={value!r}"
+    return f"{name}={value[0]!r}" if value else name
 
 
 def parse_options(texts: Any, methods: Sequence[Method], spell: Spelling = keyword) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from onnxcam.errors import TargetError, listing, nearest
 
 TOP1 = -1
+_DIGITS = 1000  # of an index in a text
 
 
 def resolve(
@@ -84,7 +85,8 @@ def by_text(text: str, labels: Sequence[str] | None) -> int | str:
     if not re.fullmatch(r"[+-]?\d+", digits):
         return text
     names = {part.strip().casefold() for label in labels or () for part in (label, *label.split(","))}
-    return text if digits.casefold() in names else int(digits)
+    # Python refuses to read numbers of thousands of digits; no label is that long, and none is an index
+    return text if digits.casefold() in names or len(digits) > _DIGITS else int(digits)
 
 
 def find_label(label: str, labels: Sequence[str] | None) -> int:

@@ -442,3 +442,12 @@ print(sorted({{"onnx", "torch", "tensorflow", "keras", "sympy", "PIL", "matplotl
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+@pytest.mark.parametrize(("targets", "pictures"), [(9, 10), (2, 1), (2, 3), (0, 1)])
+def test_a_question_is_answered_for_as_many_pictures_as_it_has_targets(
+    explainer: Explainer, targets: int, pictures: int
+) -> None:
+    question = explainer.question(target=[0] * targets)
+    with pytest.raises(TargetError, match=f"got {targets} targets for {pictures} pictures"):
+        list(explainer.answer(question, [picture()] * pictures))

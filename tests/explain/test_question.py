@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -85,6 +88,7 @@ def test_keywords_texts_and_json_ask_the_same(
         ({"targets": 1}, InputError, ["no --targets", "--target,"]),
         ({"target": "dog"}, TargetError, ["no class is called 'dog'"]),
         ({"target": 9}, TargetError, ["0 to 4"]),
+        ({"target": "9" * 5000}, TargetError, ["no class is called"]),
         ({"target": 1, "top": 2}, TargetError, ["--target and --top"]),
         ({"contrast": "hen", "top": 2}, TargetError, ["--contrast and --top"]),
         ({"contrast": "hen", "probability": True}, InputError, ["--contrast and --probability exclude each other"]),
@@ -120,6 +124,20 @@ def test_what_cannot_be_asked_is_one_sentence(
     assert type(error.value) is kind
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["normalize", "method", "seed"])
+def test_messages_name_none_where_it_was_given(name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}=None; expected"):
+        Question.of(TERMS, **{name: None})
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_question_can_be_copied_and_pickled(duplicate: Callable[[Question], Question]) -> None:
+    question = Question.of(TERMS, target=Contrast(1, 3), method=["gradcam", "rise"], options={"masks": 9})
+    same = duplicate(question)
+    assert asked(same) == asked(question) and same.methods == question.methods and same.terms == TERMS
+    assert same.methods[0] is find("gradcam")
 
 
 def test_one_target_for_all_or_one_per_picture() -> None:

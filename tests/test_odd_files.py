@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper, parser
@@ -20,7 +19,7 @@ from onnxcam.errors import LabelsError, ModelError
 from onnxcam.graph.edit import replace_nodes
 from onnxcam.network import manifest
 from onnxcam.runtime import open_session, run
-from tests.support import models
+from tests.support import models, runtime
 
 CPU = ["CPUExecutionProvider"]
 BATCH = np.random.default_rng(2).normal(size=(3, 3, 16, 16)).astype(np.float32)
@@ -28,11 +27,8 @@ BATCH = np.random.default_rng(2).normal(size=(3, 3, 16, 16)).astype(np.float32)
 
 def plain(model: onnx.ModelProto | Path, batch: np.ndarray, output: str | None = None) -> np.ndarray:
     """What the runtime makes of the file as it came."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    session = onnxruntime.InferenceSession(source, options, providers=CPU)
-    return np.asarray(session.run(None if output is None else [output], {session.get_inputs()[0].name: batch})[0])
+    values = runtime.run(model, batch)
+    return values[output] if output else next(iter(values.values()))
 
 
 def proved(source: onnx.ModelProto | Path, batch: np.ndarray = BATCH, **given: object) -> manifest.Manifest:

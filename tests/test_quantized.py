@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -22,17 +20,11 @@ from onnxcam.explain.explainer import Explainer
 from onnxcam.graph.normalize import prepare
 from tests.autodiff.harness import normal
 from tests.support import models as small
+from tests.support.batches import imagenet
+from tests.support.runtime import run
 
 CPU = ["CPUExecutionProvider"]
 M = "com.microsoft"
-
-
-def run(model: onnx.ModelProto | str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    source = model if isinstance(model, str) else model.SerializeToString()
-    found: list[np.ndarray] = ort.InferenceSession(source, options, providers=CPU).run(None, feeds)
-    return found
 
 
 SCALE, ZERO = np.array(0.02, np.float32), np.array(128, np.uint8)
@@ -137,18 +129,18 @@ def quantized_case(name: str) -> onnx.ModelProto:
 def test_a_quantized_operator_is_spelled_out_and_stays_what_it_was(name: str) -> None:
     model = quantized_case(name)
     x = normal(2, 3, 6, 6)
-    (want,) = run(model, {"x": x})
+    (want,) = run(model, x=x).values()
     spelled = prepare(model).model
     assert {node.domain for node in spelled.graph.node} <= {"", "ai.onnx"}
     assert not any(node.op_type.startswith("Q") and node.op_type != "QuantizeLinear" for node in spelled.graph.node)
     assert [o.domain for o in spelled.opset_import] == [""]
-    (got,) = run(spelled, {"x": x})
+    (got,) = run(spelled, x=x).values()
     # one step of the output where the runtime's kernel rounds a sum of integers and ours one of floats
     assert np.abs(got - want).max() <= (1e-5 if "float" in name else OUT * 1.001)
     assert np.mean(np.abs(got - want) > 1e-5) < 0.05
     derived = onnxcam.gradient(model, "y", ["x"])
     cotangent = np.ones_like(got)
-    gradient = run(derived, {"x": x, "cotangent.y": cotangent})[-1]
+    gradient = run(derived, {"x": x, "cotangent.y": cotangent})["grad.x"]
     assert gradient.shape == x.shape and gradient.any()
 
 
@@ -220,16 +212,12 @@ def variant(form: str, folder: Path, tensors: list[np.ndarray], float_model: Exp
 def test_maps_of_twenty_photographs_are_those_of_the_float_model(
     form: str, least: float, tmp_path: Path, float_model: Explainer, tensors: list[np.ndarray]
 ) -> None:
-    package = importlib.util.find_spec("foolbox")
-    if package is None or package.origin is None:
-        pytest.skip("foolbox, whose photographs these are, is not installed")
-    photographs = sorted((Path(package.origin).parent / "data").glob("imagenet_*.jpg"))
-    assert len(photographs) == 20
+    photographs, _ = imagenet()
     path, explainer = variant(form, tmp_path, tensors, float_model)
     correlations = []
     for photograph in photographs:
         tensor = float_model.prepare(photograph)[1]
-        (plain,) = run(str(path), {float_model.manifest["input"]["name"]: tensor})
+        (plain,) = run(path, {float_model.manifest["input"]["name"]: tensor}).values()
         raw = explainer.run(tensor)
         if form == "float16":  # exposing a layer rounds it, where the runtime would have kept it in float32
             assert np.abs(raw.scores - plain).max() <= 2e-3 * np.abs(plain).max()

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
@@ -25,6 +24,7 @@ from onnx.reference import ReferenceEvaluator
 import onnxcam
 from onnxcam.graph.normalize import prepare
 from onnxcam.graph.view import FLOATS
+from tests.support.runtime import run
 
 Arrays = Mapping[str, np.ndarray]
 Reference = Callable[..., Any]
@@ -101,16 +101,6 @@ def build(
     return inferred
 
 
-def run(model: onnx.ModelProto, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
-    """Run a model in ONNX Runtime on the CPU, one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # errors are raised too
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found: list[np.ndarray] = session.run(list(outputs), dict(feeds))
-    return found
-
-
 def gradients(
     model: onnx.ModelProto, feeds: Arrays, cotangent: np.ndarray, wrt: Sequence[str], of: str = "y"
 ) -> list[np.ndarray]:
@@ -118,7 +108,8 @@ def gradients(
     derived = onnxcam.gradient(model, of=of, wrt=wrt)
     assert not (idle := wasted(model, derived)), f"emitted and never used: {idle}"
     onnx.checker.check_model(derived, full_check=True)
-    return run(derived, {**feeds, f"cotangent.{of}": cotangent}, [f"grad.{name}" for name in wrt])
+    names = [f"grad.{name}" for name in wrt]
+    return list(run(derived, {**feeds, f"cotangent.{of}": cotangent}, outputs=names, threads=1).values())
 
 
 def wasted(model: onnx.ModelProto, derived: onnx.ModelProto) -> list[str]:
@@ -165,7 +156,7 @@ def check(
     model = build(body, feeds, constants, of=of, opset=opset)
     record(model)
     forward = _torch_forward(reference) if reference else _onnx_forward(model, of)
-    [y] = run(model, feeds, [of])
+    y = run(model, feeds, threads=1)[of]
     close(y, forward({name: widen(array) for name, array in every.items()}), 1e-5, "the forward pass")
     cotangent = np.random.default_rng(7).standard_normal(y.shape).astype(np.float32)
     expected = [finite_differences(forward, every, name, cotangent) for name in wrt]

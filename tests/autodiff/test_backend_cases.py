@@ -29,6 +29,7 @@ from onnxcam.errors import ModelError, UnsupportedOperator
 from onnxcam.graph.normalize import HIGHEST_OPSET, prepare
 from onnxcam.graph.view import FLOATS
 from tests.autodiff.harness import widen, widened
+from tests.support.runtime import run, session
 
 COUNTED_WITH = ("1.23.2", "1.32.0")  # the releases of onnx and onnxruntime that the numbers below are from
 AGREES, UNVARIED = "agrees", "does not vary, and so it says"
@@ -117,8 +118,7 @@ class Case:
     def results(self) -> dict[str, np.ndarray] | None:
         """What the runtime computes; None where it has no kernel, or none for such numbers."""
         try:
-            session = _session(self.model)
-            return dict(zip(self.expected, session.run(list(self.expected), self.feeds), strict=True))
+            return run(self.model, self.feeds, outputs=list(self.expected), threads=1)
         except Exception:
             return None
 
@@ -133,13 +133,6 @@ def _collected() -> list[TestCase]:
         from onnx.backend.test.case.node import collect_testcases
 
         return list(collect_testcases(None))
-
-
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _array(held: Any) -> np.ndarray:
@@ -248,14 +241,14 @@ def _derived(case: Case, of: str, name: str) -> tuple[onnx.ModelProto, onnx.Mode
 def _verdict(case: Case, of: str, name: str, plain: onnx.ModelProto, derived: onnx.ModelProto | None) -> str:
     """Compared at the case's own point, and where that lies on a kink or at the end of the domain, close by."""
     rng = np.random.default_rng(0)
-    run: Any = None
+    evaluator: Any = None
     if derived is not None:
         onnx.checker.check_model(derived, full_check=True)
         try:
-            run = _session(derived) if case.results else ReferenceEvaluator(derived)
+            evaluator = session(derived, threads=1) if case.results else ReferenceEvaluator(derived)
         except Exception:
             with pytest.raises(Exception, match="ONNXRuntimeError"):
-                _session(plain)
+                session(plain, threads=1)
             return "the runtime refuses it once its integers are known"
     said = ""
     for feeds in _points(case, name, rng):
@@ -270,21 +263,21 @@ def _verdict(case: Case, of: str, name: str, plain: onnx.ModelProto, derived: on
         told = np.isfinite(y)
         cotangent = np.where(told, rng.standard_normal(y.shape), 0).astype(case.expected[of].dtype)
         gradient = np.zeros(feeds[name].shape)
-        if run is not None:
+        if evaluator is not None:
             fed = {**feeds, f"cotangent.{of}": cotangent}
             fed = {info.name: fed[info.name] for info in derived.graph.input} if derived else fed
             try:
-                gradient = widen(run.run([f"grad.{name}"], fed)[0])
+                gradient = widen(evaluator.run([f"grad.{name}"], fed)[0])
             except ValueError:
                 if case.results:
                     raise
                 return "onnx's evaluator pads by no negative numbers"
         agrees, slopes = _compared(case, of, name, wide, widen(cotangent), told, gradient, rng)
         if agrees:
-            return AGREES if run is not None else UNVARIED
+            return AGREES if evaluator is not None else UNVARIED
         said += slopes
     [node] = case.model.graph.node[:1]
-    if run is None and (node.op_type, name) in GIVEN:
+    if evaluator is None and (node.op_type, name) in GIVEN:
         return f"taken as given: {name} of {node.op_type}"
     return f"the gradient of {of} with respect to {name} is wrong:{said}"
 

@@ -10,7 +10,8 @@ import torch
 
 import onnxcam
 from onnxcam.errors import UnsupportedOperator
-from tests.autodiff.harness import build, check, covers, gradients, normal, run
+from tests.autodiff.harness import build, check, covers, gradients, normal
+from tests.support.runtime import run
 
 SHAPES = ("static", "batch", "spatial", "all")
 
@@ -152,7 +153,7 @@ def test_mean_variance_normalization_over_the_default_axes() -> None:
     """Apart from `check`: onnx 1.23's full checker trips over the node's default."""
     feeds = {"x": normal(2, 3, 3, 2), "cotangent.y": normal(2, 3, 3, 2, seed=1)}
     given, default = (
-        run(onnxcam.gradient(build(f"y = {node}(x)", {"x": feeds["x"]}), "y", ["x"]), feeds, ["grad.x"])[0]
+        run(onnxcam.gradient(build(f"y = {node}(x)", {"x": feeds["x"]}), "y", ["x"]), feeds)["grad.x"]
         for node in ("MeanVarianceNormalization<axes=[0, 2, 3]>", "MeanVarianceNormalization")
     )
     np.testing.assert_array_equal(given, default)
@@ -210,6 +211,6 @@ def test_lrn_of_even_sizes(size: int) -> None:
     assert model.graph.node.pop(0).op_type == "LRN"
     model.graph.input.append(model.graph.output.pop(0))
     feeds = {"x": x, "y": y.detach().float().numpy(), "cotangent.y": cotangent}
-    [dx] = run(model, feeds, ["grad.x"])
+    dx = run(model, feeds)["grad.x"]
     assert leaf.grad is not None
     np.testing.assert_allclose(dx, leaf.grad.numpy(), atol=1e-6)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from onnxcam.errors import UnsupportedOperator
-from tests.autodiff.harness import build, close, covers, gradients, normal, record, run
+from tests.autodiff.harness import build, close, covers, gradients, normal, record
+from tests.support.runtime import run
 
 KINDS = {"int8": np.int8, "uint8": np.uint8, "int16": np.int16, "uint16": np.uint16}
 CENTRE = {"int8": -3, "uint8": 120, "int16": 5, "uint16": 33000}
@@ -110,7 +111,7 @@ def test_nothing_flows_where_everything_saturates() -> None:
     model = build(
         pair(np.zeros(()), np.zeros(())), {"x": x}, {"s": np.float32(0.01), "z": np.array(0, np.int8)}, opset=21
     )
-    assert run(model, {"x": x}, ["y"])[0].max() < 2
+    assert run(model, x=x)["y"].max() < 2
     assert not gradients(model, {"x": x}, np.ones((1, 2), np.float32), ["x"])[0].any()
 
 

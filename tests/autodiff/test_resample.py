@@ -15,7 +15,8 @@ from onnx import helper
 
 import onnxcam
 from onnxcam.errors import UnsupportedOperator
-from tests.autodiff.harness import build, check, covers, gradients, normal, run
+from tests.autodiff.harness import build, check, covers, gradients, normal
+from tests.support.runtime import run
 
 COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
@@ -50,7 +51,7 @@ def resizes(draw: st.DrawFn) -> dict[str, Any]:
 
 def linear(model: onnx.ModelProto, x: np.ndarray) -> Callable[..., torch.Tensor]:
     """The linear function ONNX Runtime computes, from what it makes of every unit vector."""
-    rows = [run(model, {"x": unit.reshape(x.shape)}, ["y"])[0] for unit in np.eye(x.size, dtype=np.float32)]
+    rows = [run(model, x=unit.reshape(x.shape), threads=1)["y"] for unit in np.eye(x.size, dtype=np.float32)]
     matrix = torch.from_numpy(np.stack(rows).astype(np.float64))
     return lambda x, **_: torch.tensordot(x.flatten(), matrix, 1)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto
 
@@ -13,6 +12,7 @@ from onnxcam.autodiff.passes.blocked_layout import above, below
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.view import Graph
 from tests.autodiff.harness import build, check, covers, normal
+from tests.support.runtime import run
 
 KINDS = {
     # (input, weights, strides, pads, groups, what replaces ConvTranspose)
@@ -87,8 +87,7 @@ def test_steps_are_exact_next_to_their_bound(bound: float) -> None:
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, [len(values)]))
     model.graph.node.extend(op.nodes)
     assert [node.op_type for node in op.nodes] == ["HardSigmoid", "Identity"] * 2
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    higher, lower = session.run(None, {"y": values})
+    higher, lower = run(model, y=values).values()
     assert np.array_equal(higher, (values > edge).astype(np.float32))
     assert np.array_equal(lower, (values < edge).astype(np.float32))
 
@@ -117,9 +116,8 @@ def test_the_sigmoid_of_silu_may_be_asked_for_itself() -> None:
     """dS = X dY is not passed over where S is one of the ends."""
     feeds = {"x": normal(2, 3)}
     model = onnxcam.gradient(build("s = Sigmoid(x) y = Mul(x, s)", feeds), "y", ["x", "s"])
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     dy = normal(2, 3, seed=3)
-    dx, ds = session.run(["grad.x", "grad.s"], {"x": feeds["x"], "cotangent.y": dy})
+    dx, ds = run(model, feeds | {"cotangent.y": dy}, outputs=["grad.x", "grad.s"]).values()
     s = 1 / (1 + np.exp(-feeds["x"].astype(np.float64)))
     assert np.allclose(ds, feeds["x"] * dy, atol=1e-6)
     assert np.allclose(dx, dy * (s + feeds["x"] * s * (1 - s)), atol=1e-6)
@@ -159,7 +157,6 @@ def test_what_a_pool_shares_out_is_repeated_in_the_layout_of_convolutions() -> N
     twice = "r = Relu(x) p = GlobalAveragePool(r) q = Add(x, p) y = Exp(q)"  # read elsewhere as it was
     check(twice, feeds)
     both = onnxcam.gradient(build(pooled, feeds), "y", ["x", "r"])  # asked for itself
-    session = onnxruntime.InferenceSession(both.SerializeToString(), providers=["CPUExecutionProvider"])
     dy = normal(2, 3, 1, 1, seed=5)
-    dx, dr = session.run(["grad.x", "grad.r"], feeds | {"cotangent.y": dy})
+    dx, dr = run(both, feeds | {"cotangent.y": dy}, outputs=["grad.x", "grad.r"]).values()
     assert np.allclose(dr, np.broadcast_to(dy / 20, dr.shape)) and np.allclose(dx, dr * (feeds["x"] > 0))

@@ -13,7 +13,8 @@ from onnx import helper
 import onnxcam
 from onnxcam.autodiff import registry
 from onnxcam.errors import ModelError, UnsupportedOperator
-from tests.autodiff.harness import build, check, gradients, normal, run
+from tests.autodiff.harness import build, check, gradients, normal
+from tests.support.runtime import run
 
 FREE = ("static", "batch", "all")
 
@@ -150,7 +151,7 @@ def test_the_model_itself_is_left_as_it_was() -> None:
     derived = onnxcam.gradient(model, of="y", wrt=["x"])
     assert model.SerializeToString(deterministic=True) == before
     x = normal(2, 3)
-    [y, again] = run(model, {"x": x}, ["y"]) + run(derived, {"x": x, "cotangent.y": x}, ["y"])
+    y, again = run(model, x=x)["y"], run(derived, {"x": x, "cotangent.y": x})["y"]
     np.testing.assert_array_equal(y, again)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import captum.attr
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from onnx import helper
@@ -29,6 +28,7 @@ from onnxcam.targets.objectives import Contrast, Probability, Weights, resolve
 from tests.cam import net
 from tests.cam.net import parity
 from tests.support import models
+from tests.support.runtime import run
 
 CPU = ["CPUExecutionProvider"]
 # what captum says when it sets requires_grad and hooks; warnings are errors here otherwise
@@ -271,8 +271,7 @@ def test_the_run_computes_the_forward_pass_once() -> None:
     convolutions = [node.op_type for node in made.graph.node if "Conv" in node.op_type]
     assert len(convolutions) == 6
     assert [i.name for i in made.graph.input] == ["input", "onnxcam.target"]
-    session = ort.InferenceSession(made.SerializeToString(), providers=CPU)
-    scores, _ = session.run(None, {"input": net.pictures(), "onnxcam.target": np.array([-1, 2, 0])})
+    scores, _ = run(made, {"input": net.pictures(), "onnxcam.target": np.array([-1, 2, 0])}).values()
     assert parity(scores, net.module()(x())) <= 1e-5
 
 

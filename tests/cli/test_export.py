@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from onnxcam.cli.export import CODE, ONNX, kind_of, parse_size
@@ -19,7 +18,7 @@ from onnxcam.graph import load
 from onnxcam.network import manifest
 from tests.cli.conftest import LABELS, RAW, Run
 from tests.graph import transformers
-from tests.support import models
+from tests.support import models, runtime
 
 
 def read(path: Path) -> Any:
@@ -51,10 +50,8 @@ def test_plain_onnx_becomes_explainable(run: Run, plain: Path, names: Path, tmp_
         },
     }  # fmt: skip
     batch = np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)
-    before = onnxruntime.InferenceSession(plain).run(["logits"], {"input": batch})[0]
-    np.testing.assert_allclose(
-        onnxruntime.InferenceSession(out).run(["logits"], {"input": batch})[0], before, rtol=1e-5, atol=1e-6
-    )
+    before, after = (runtime.run(file, batch)["logits"] for file in (plain, out))
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
 
 
 def test_options_reach_the_file(run: Run, plain: Path, names: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +18,9 @@ from onnxcam.errors import InputError, PreprocessError
 from onnxcam.explain.explainer import Explainer
 from tests.image.pictures import noise
 from tests.support import models
+from tests.support.batches import imagenet
 
 MODEL = onnxcam.models.path("efficientnet_lite0.onnx")
-
-
-def imagenet() -> tuple[list[Path], list[int]]:
-    """Twenty labelled photographs, from a package that carries them."""
-    spec = find_spec("foolbox")
-    if spec is None or spec.origin is None:
-        pytest.skip("foolbox is not installed")
-    paths = sorted((Path(spec.origin).parent / "data").glob("imagenet_*.jpg"))
-    assert len(paths) == 20
-    return paths, [int(path.stem.split("_")[2]) for path in paths]
 
 
 def crops(name: str, count: int) -> list[np.ndarray]:

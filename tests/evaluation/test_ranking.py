@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,18 +9,14 @@ import pytest
 from onnxcam import Explainer, models
 from onnxcam.cam.registry import methods
 from onnxcam.evaluation.judge import evaluate
+from tests.support.batches import imagenet
 
 METHODS = ["gradcam", "activationmap", "randomcam"]
 
 
 def labelled() -> tuple[list[Path], list[int]]:
     """Twenty labelled photographs, from a package that carries them, and two bundled ones."""
-    spec = find_spec("foolbox")
-    if spec is None or spec.origin is None:
-        pytest.skip("foolbox is not installed")
-    paths = sorted((Path(spec.origin).parent / "data").glob("imagenet_*.jpg"))
-    assert len(paths) == 20
-    classes = [int(path.stem.split("_")[2]) for path in paths]
+    paths, classes = imagenet()
     return [*paths, models.path("cat.png"), models.path("coffee.png")], [*classes, 282, 967]
 
 

@@ -27,7 +27,7 @@ from onnxcam.errors import (
     TargetError,
 )
 from onnxcam.explain.maps import fuse
-from tests.support import models
+from tests.support import models, runtime
 from tests.support.batches import CPU, LABELS, RAW, batch, explainable, picture
 
 
@@ -40,13 +40,9 @@ def explainer() -> Explainer:
 
 
 def test_run_gives_what_the_file_computes(explainer: Explainer) -> None:
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(explainable().SerializeToString(), providers=CPU)
     x = batch()
-    target = np.array([3, -1, 0])
     names = ["logits", "activations", "gradients"]
-    want = session.run(names, {"input": x, "target": target})
+    want = runtime.run(explainable(), input=x, target=[3, -1, 0], outputs=names).values()
     raw = explainer.run(x, [3, None, 0])
     for got, expected in zip((raw.scores, raw.activations, raw.gradients), want, strict=True):
         assert np.array_equal(got, expected)
@@ -151,10 +147,8 @@ def test_a_fixed_batch_serves_any_number_of_rows() -> None:
 
 @pytest.mark.parametrize(("ending", "classes"), [(None, 5), ("Softmax", 5), ("Sigmoid", 5), ("Sigmoid", 1)])
 def test_predict_gives_probabilities(ending: str | None, classes: int) -> None:
-    import onnxruntime as ort
-
     source = models.tiny_cnn(ending=ending, classes=classes, seed=2)
-    (want,) = ort.InferenceSession(source.SerializeToString(), providers=CPU).run(None, {"input": batch()})
+    (want,) = runtime.run(source, input=batch()).values()
     if ending is None:
         want = np.exp(want) / np.exp(want).sum(axis=1, keepdims=True)
     if classes == 1:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,18 @@ import onnx
 import pytest
 
 _captured: dict[Any, Any] = {}
+
+
+@pytest.fixture(scope="module")
+def frozen_objects() -> Iterator[None]:
+    """Spare the garbage collections of each Keras export what was alive before the first one."""
+    import keras
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    keras.backend.clear_session()
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from onnxcam.exporters import parity, torch_capture  # noqa: E402
 from onnxcam.exporters.pytorch import export  # noqa: E402
 from onnxcam.network import manifest  # noqa: E402
 from tests.exporters.torch_nets import Binary, Functional, InPlace, Reused, Structured, seeded  # noqa: E402
-from tests.exporters.torch_numbers import at, close, differentiate, picture, run, snapshot  # noqa: E402
+from tests.exporters.torch_numbers import at, close, differentiate, picture, snapshot  # noqa: E402
+from tests.support.runtime import run  # noqa: E402
 from tests.support.torchvision_stub import import_torchvision  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -35,7 +36,7 @@ def test_a_layer_is_what_its_module_returned_whatever_is_done_to_it_in_place_lat
     batch, targets = picture(3, 3, 8, 10, seed=5), [4, 0, 2]
     module = net.get_submodule(layer.partition("#")[0])
     value, gradient, scores = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
-    found = run(model, batch, targets)
+    found = run(model, batch, target=targets)
     assert list(found) == ["logits", "activations", "gradients", "heatmap"]
     close(found["logits"], scores)
     close(found["activations"], value)
@@ -49,7 +50,7 @@ def test_of_several_calls_the_last_counts_and_a_number_picks_another(layer: str,
     batch, targets = picture(4, 3, 9, 9, seed=3), [0, 1, 2, 3]
     module = net.get_submodule(layer.partition("#")[0])
     value, gradient, scores = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
-    found = run(model, batch, targets)
+    found = run(model, batch, target=targets)
     close(found["logits"], scores)
     close(found["activations"], value)
     close(found["gradients"], gradient)
@@ -62,7 +63,7 @@ def test_several_layers_at_once_by_name_and_by_identity() -> None:
     assert held is not None
     assert [entry["name"] for entry in held["layers"]] == ["stem", "block#0", "block", "block.1", "twin"]
     batch, targets = picture(2, 3, 9, 9, seed=3), [3, 1]
-    found = run(model, batch, targets)
+    found = run(model, batch, target=targets)
     for name, module, call in [("stem", net.stem, 0), ("block#0", net.block, 0), ("block", net.block, 2),
                                ("block.1", net.block[1], 2), ("twin", net.twin, 0)]:  # fmt: skip
         value, gradient, _ = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
@@ -79,7 +80,7 @@ def test_of_a_tuple_list_or_dict_the_first_tensor_counts_and_softmax_is_stepped_
     assert held["source"]["outputs"] == ["probabilities", "pooled"]
     assert held["parity"]["gradients"] < 1e-5
     batch, targets = picture(3, 3, 8, 8, seed=1), [6, 0, 3]
-    found = run(model, batch, targets)
+    found = run(model, batch, target=targets)
 
     def logits() -> Any:
         seen: list[Any] = []
@@ -118,7 +119,7 @@ def test_a_binary_score_is_explained_with_its_sign() -> None:
         return torch.cat([-s, s], 1)
 
     _, gradient, _ = differentiate(net, at(net.features), batch, [1, 0], logits)
-    close(run(model, batch, [1, 0])["gradients"], gradient)
+    close(run(model, batch, target=[1, 0])["gradients"], gradient)
 
 
 def test_a_layers_value_that_no_module_returns_is_checked_on_the_captured_program(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_layers_value_that_no_module_returns_is_checked_on_the_captured_progra
     x = torch.relu(net.two(x) + x).detach().requires_grad_()
     scores = net.head(F.avg_pool2d(x, 2).square().mean((2, 3)))
     (gradient,) = torch.autograd.grad(scores[0, 2] + scores[1, 0], x)
-    found = run(tmp_path / "m.onnx", batch, targets)
+    found = run(tmp_path / "m.onnx", batch, target=targets)
     close(found["activations"], x.detach().numpy())
     close(found["gradients"], gradient.numpy())
 
@@ -363,7 +364,7 @@ def test_torchvision_layers_deep_inside(name: str, layers: list[str]) -> None:
     net = seeded_like_trained(models.get_model(name, weights=None, num_classes=10)).eval()
     model = export(net, picture(1, 3, 64, 64), None, layers=layers)
     batch, targets = picture(2, 3, 64, 64, seed=4), [3, 9]
-    found = run(model, batch, targets)
+    found = run(model, batch, target=targets)
     for layer in layers:
         value, gradient, scores = differentiate(net, at(net.get_submodule(layer)), batch, targets, lambda: net(batch))
         assert parity.distance(found["logits"], scores).max() < 1e-4

@@ -14,7 +14,8 @@ from onnxcam.exporters import torch_capture  # noqa: E402
 from onnxcam.exporters.pytorch import export  # noqa: E402
 from onnxcam.network import manifest  # noqa: E402
 from tests.exporters.torch_nets import InPlace, Reused, seeded  # noqa: E402
-from tests.exporters.torch_numbers import at, close, differentiate, picture, run  # noqa: E402
+from tests.exporters.torch_numbers import at, close, differentiate, picture  # noqa: E402
+from tests.support.runtime import run  # noqa: E402
 
 pytestmark = pytest.mark.torch
 nn = torch.nn
@@ -73,7 +74,7 @@ def test_the_older_exporter_steps_in_and_says_so(
     assert "cannot trace this" in held["source"]["note"]
     batch, targets = picture(3, 3, 8, 8), [0, 1, 2]
     value, gradient, _ = differentiate(net, at(net.bn), batch, targets, lambda: net(batch))
-    found = run(model, batch, targets)
+    found = run(model, batch, target=targets)
     close(found["activations/bn"], value)
     close(found["gradients/bn"], gradient)
 
@@ -103,7 +104,7 @@ def test_an_exported_program_keeps_its_module_names_and_calls() -> None:
         free = torch.export.export(net, (picture(2, 3, 9, 9),), dynamic_shapes=({0: torch.export.Dim("rows")},))
     model = export(free, picture(1, 3, 9, 9), None, layers=["stem", "block#0", "block"])
     batch, targets = picture(3, 3, 9, 9, seed=1), [1, 3, 0]
-    found = run(model, batch, targets)
+    found = run(model, batch, target=targets)
     for name, module, call in [("stem", net.stem, 0), ("block#0", net.block, 0), ("block", net.block, 2)]:
         value, gradient, _ = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
         close(found[f"activations/{name}"], value)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -20,19 +17,6 @@ nn = torch.nn
 
 def picture(*shape: int, seed: int = 0) -> Any:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def run(model: onnx.ModelProto | Path | str, batch: Any, targets: Any = None) -> dict[str, np.ndarray]:
-    """All outputs of a file, in nothing but onnxruntime."""
-    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    feeds = {session.get_inputs()[0].name: batch.numpy()}
-    if targets is not None:
-        feeds["target"] = np.asarray(targets, np.int64)
-    names = [o.name for o in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def differentiate(net: Any, pick: Callable[..., Any], batch: Any, targets: Any, logits: Callable[[], Any]) -> Any:

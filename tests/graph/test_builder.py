@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxcam.autodiff.passes.blocked_layout import blocked
 from onnxcam.graph import edit
 from onnxcam.graph.builder import Builder
-from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
+from tests.support.runtime import run
 
 
 def builder(inputs: str, **initializers: np.ndarray) -> Builder:
@@ -34,9 +33,8 @@ def compute(op: Builder, value: str, dtype: int = TensorProto.FLOAT, **feeds: np
     edit.add(made, op)
     del made.graph.output[:]
     made.graph.output.append(helper.make_tensor_value_info(value, dtype, None))
-    session = onnxruntime.InferenceSession(serialize(made), providers=["CPUExecutionProvider"])
-    fed = {i.name for i in session.get_inputs()}
-    return np.asarray(session.run([value], {k: v for k, v in feeds.items() if k in fed})[0])
+    inputs = {i.name for i in made.graph.input}
+    return run(made, {name: array for name, array in feeds.items() if name in inputs})[value]
 
 
 def ops(op: Builder) -> list[str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxcam.graph import edit
 from onnxcam.graph.builder import Builder
-from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
 from onnxcam.graph.view import Graph
+from tests.support.runtime import run
 
 rng = np.random.default_rng(5)
 
@@ -25,14 +24,6 @@ def model(text: str, **initializers: np.ndarray) -> onnx.ModelProto:
     made = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]>\n{text}')
     made.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in initializers.items())
     return made
-
-
-def run(made: onnx.ModelProto, **feeds: np.ndarray) -> dict[str, np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(serialize(made), options, providers=["CPUExecutionProvider"])
-    names = [o.name for o in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def expose(made: onnx.ModelProto, *names: str) -> onnx.ModelProto:

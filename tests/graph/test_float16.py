@@ -12,6 +12,7 @@ from onnxcam.graph.float16 import store_float16
 from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
 from onnxcam.graph.view import Graph
+from tests.support.runtime import run
 
 rng = np.random.default_rng(0)
 
@@ -24,11 +25,6 @@ def model(text: str, **weights: np.ndarray) -> onnx.ModelProto:
 
 def linear(w: np.ndarray) -> onnx.ModelProto:
     return model(f"g (float[N, {w.shape[0]}] x) => (float[N, {w.shape[1]}] y) {{ y = MatMul(x, w) }}", w=w)
-
-
-def run(made: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    session = ort.InferenceSession(serialize(made), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"x": x})[0])
 
 
 def stored(made: onnx.ModelProto) -> dict[str, int]:
@@ -44,7 +40,7 @@ def test_the_arithmetic_is_float32_on_rounded_weights():
     halved = store_float16(linear(w))
     onnx.checker.check_model(halved, full_check=True)
     want = x.astype(np.float64) @ w.astype(np.float16).astype(np.float64)
-    np.testing.assert_allclose(run(halved, x), want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(halved, x=x)["y"], want, rtol=1e-5, atol=1e-5)
     # float16 arithmetic, or a rounding of x, would be 100 times further off
     assert np.abs(want - x.astype(np.float64) @ w).max() > 1e-4
 
@@ -148,7 +144,7 @@ def test_a_weight_read_twice_and_inside_a_branch_is_cast_once():
     r = w.astype(np.float16).astype(np.float64)
     a = x @ r
     want = a @ r if a.sum() > 0 else a - w.sum(0)
-    np.testing.assert_allclose(run(halved, x), want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(run(halved, x=x)["y"], want, rtol=1e-4, atol=1e-4)
 
 
 def test_names_in_use_are_avoided():
@@ -158,7 +154,7 @@ def test_names_in_use_are_avoided():
     halved = store_float16(source)
     onnx.checker.check_model(halved, full_check=True)
     x = normal(2, 64)
-    np.testing.assert_allclose(run(halved, x), run(source, x), rtol=1e-2, atol=1e-1)
+    np.testing.assert_allclose(run(halved, x=x)["y"], run(source, x=x)["y"], rtol=1e-2, atol=1e-1)
     assert len(set(stored(halved))) == 2
 
 

@@ -10,7 +10,8 @@ from onnx import parser
 import onnxcam
 from onnxcam.errors import UnsupportedOperator
 from onnxcam.graph.normalize import prepare
-from tests.autodiff.harness import check, normal, run
+from tests.autodiff.harness import check, normal
+from tests.support.runtime import run
 
 SQUEEZED = """<ir_version: 8, opset_import: ["" : 18]>
 g (float[N, 3, %s, 4] x) => (float[N, ?, ?] y) {
@@ -29,10 +30,10 @@ def test_a_branch_of_a_known_condition_is_inlined() -> None:
     assert "If" not in {node.op_type for node in graph.nodes}
     assert graph.shape("z") == ("N", 3, 4)
     x = normal(2, 3, 1, 4)
-    np.testing.assert_allclose(run(graph.model, {"x": x}, ["y"])[0], np.exp(-x[:, :, 0]), rtol=1e-6)
+    np.testing.assert_allclose(run(graph.model, x=x)["y"], np.exp(-x[:, :, 0]), rtol=1e-6)
     derived = onnxcam.gradient(source, of="y", wrt=["x"])
     dy = normal(2, 3, 4, seed=1)
-    got = run(derived, {"x": x, "cotangent.y": dy}, ["grad.x"])[0]
+    got = run(derived, {"x": x, "cotangent.y": dy})["grad.x"]
     np.testing.assert_allclose(got, (-np.exp(-x[:, :, 0]) * dy)[:, :, None], rtol=1e-6)
 
 

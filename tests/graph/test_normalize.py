@@ -6,16 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser, shape_inference
 
 from onnxcam.errors import ModelError
 from onnxcam.graph import normalize
-from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
 from onnxcam.graph.shape_inference import describe, refresh, skeleton
 from tests.support.models import tiny_cnn
+from tests.support.runtime import run
 
 rng = np.random.default_rng(3)
 
@@ -28,13 +27,6 @@ def model(text: str, opset: int = 18, ir: int = 8, extra: str = "", **initialize
     made = parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}{extra}]>\n{text}')
     made.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in initializers.items())
     return made
-
-
-def run(made: onnx.ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(serialize(made), options, providers=["CPUExecutionProvider"])
-    return [np.asarray(value) for value in session.run(None, feeds)]
 
 
 def opset(made: onnx.ModelProto) -> dict[str, int]:
@@ -61,11 +53,11 @@ def test_an_old_opset_is_upgraded_with_the_same_numbers() -> None:
     graph = prepare(source)
     assert opset(graph.model) == {"": 18} and graph.opset == 18 and graph.model.ir_version == 8
     onnx.checker.check_model(graph.model, full_check=True)
-    np.testing.assert_allclose(run(graph.model, x=x)[0], run(source, x=x)[0], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(run(graph.model, x=x)["y"], run(source, x=x)["y"], rtol=1e-6, atol=1e-7)
     e = np.exp(x - x.max(1, keepdims=True))
     softmax = np.clip(e / e.sum(1, keepdims=True), 0.1, 0.6)
     m = softmax @ numpy_helper.to_array(source.graph.initializer[0])
-    np.testing.assert_allclose(run(graph.model, x=x)[0], m - m.mean(1, keepdims=True), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(run(graph.model, x=x)["y"], m - m.mean(1, keepdims=True), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("version", "ir"), [(18, 8), (19, 9), (20, 9), (21, 10)])
@@ -90,7 +82,7 @@ def test_what_cannot_be_upgraded_is_refused() -> None:
         assert "opset 9 cannot be upgraded to 18" in str(error) and "export it again" in str(error)
     if graph is not None:  # a converter that learns to do it must do it right
         x = normal(1, 1, 2, 2)
-        np.testing.assert_array_equal(run(graph.model, x=x)[0], run(source, x=x)[0])
+        np.testing.assert_array_equal(run(graph.model, x=x)["y"], run(source, x=x)["y"])
 
 
 def listed(ir: int, *names: str) -> onnx.ModelProto:
@@ -111,7 +103,7 @@ def test_weights_listed_as_inputs_are_constants(ir: int) -> None:
     assert [i.name for i in graph.model.graph.input] == ["x"]
     assert graph.is_constant("w") and graph.is_constant("b")
     x = normal(3, 4)
-    np.testing.assert_allclose(run(graph.model, x=x)[0], run(source, x=x)[0], rtol=1e-6)
+    np.testing.assert_allclose(run(graph.model, x=x)["y"], run(source, x=x)["y"], rtol=1e-6)
 
 
 def test_one_overridable_initializer_among_weights_stays_one() -> None:
@@ -143,7 +135,7 @@ def test_local_functions_are_inlined() -> None:
     assert not graph.model.functions and opset(graph.model) == {"": 18}
     assert {n.op_type for n in graph.nodes} <= {"Constant", "Mul", "Identity"}
     x = normal(3)
-    np.testing.assert_allclose(run(graph.model, x=x)[0], 4 * x, rtol=1e-6)
+    np.testing.assert_allclose(run(graph.model, x=x)["y"], 4 * x, rtol=1e-6)
 
 
 def test_unused_imports_are_dropped_and_used_ones_kept() -> None:
@@ -202,8 +194,8 @@ def test_dimensions_written_as_minus_one_or_a_question_mark_are_free() -> None:
     assert graph.shape("input") == (None, 3, None, None)
     found = graph.shape("relu2")
     assert found is not None and found[1] == 16 and not any(isinstance(found[k], int) for k in (0, 2, 3))
-    (plain,) = run(source, input=(x := normal(2, 3, 12, 20)))
-    np.testing.assert_array_equal(run(graph.model, input=x)[0], plain)
+    (plain,) = run(source, input=(x := normal(2, 3, 12, 20))).values()
+    np.testing.assert_array_equal(*run(graph.model, input=x).values(), plain)
 
 
 @pytest.mark.parametrize("size", [1 << 28, 1 << 40])

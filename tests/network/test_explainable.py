@@ -13,20 +13,9 @@ import onnxcam
 from onnxcam.errors import LabelsError, LayerError, MethodError, ModelError, TargetError
 from tests.support import models
 from tests.support import torch_models as twin
-from tests.support.explainable import (
-    EPS,
-    augment,
-    batch,
-    conv_head,
-    distance,
-    gradcam,
-    held,
-    outputs,
-    run,
-    session,
-    softmax,
-    with_output,
-)
+from tests.support.batches import batch, distance
+from tests.support.explainable import EPS, augment, conv_head, gradcam, held, outputs, softmax, with_output
+from tests.support.runtime import run, session
 
 # ---- outputs, order, numbers
 
@@ -48,7 +37,7 @@ def test_outputs_in_the_fixed_order_and_equal_to_the_original() -> None:
 @pytest.mark.parametrize("layer", ["relu2", "relu1"])
 def test_gradients_against_autograd(pool: str, layer: str) -> None:
     source = models.tiny_cnn(size=(24, 32), pool=pool)
-    x, target = batch(3, (24, 32)), np.array([0, 4, 2])
+    x, target = batch(3, (3, 24, 32)), np.array([0, 4, 2])
     got = run(augment(source, [layer]), input=x, target=target)
     logits, activations, gradients = twin.gradients(source, x, target, layer)
     for name, want in (("logits", logits), ("activations", activations), ("gradients", gradients)):

@@ -15,7 +15,9 @@ from onnxcam.errors import ModelError, PreprocessError
 from onnxcam.graph.float16 import store_float16
 from onnxcam.network import manifest
 from tests.support import models
-from tests.support.explainable import EPS, augment, batch, distance, held, outputs, run, with_output
+from tests.support.batches import batch, distance
+from tests.support.explainable import EPS, augment, held, outputs, with_output
+from tests.support.runtime import run
 
 # ---- the manifest
 

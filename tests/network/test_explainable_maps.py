@@ -10,7 +10,9 @@ import pytest
 import onnxcam
 from tests.support import models
 from tests.support import torch_models as twin
-from tests.support.explainable import augment, batch, gradcam, hirescam, run
+from tests.support.batches import batch
+from tests.support.explainable import augment, gradcam, hirescam
+from tests.support.runtime import run
 from tests.support.torchvision_stub import import_torchvision
 
 
@@ -18,7 +20,7 @@ from tests.support.torchvision_stub import import_torchvision
 @pytest.mark.parametrize("pool", ["GlobalAveragePool", "Flatten"])
 def test_maps_against_their_formulas(pool: str) -> None:
     source = models.tiny_cnn(size=(24, 32), pool=pool)
-    x, target = batch(4, (24, 32)), np.array([0, 1, 2, 3])
+    x, target = batch(4, (3, 24, 32)), np.array([0, 1, 2, 3])
     made = augment(source, ["relu2"], ("gradcam", "hirescam"))
     got = run(made, input=x, target=target)
     _, a, g = twin.gradients(source, x, target)
@@ -30,7 +32,7 @@ def test_maps_against_their_formulas(pool: str) -> None:
 
 def test_conservation_behind_pooling_and_a_linear_layer() -> None:
     source = models.tiny_cnn(size=(24, 32))
-    x, target = batch(4, (24, 32)), np.array([0, 1, 2, 3])
+    x, target = batch(4, (3, 24, 32)), np.array([0, 1, 2, 3])
     got = run(augment(source), input=x, target=target)
     total = (got["activations"].astype(np.float64) * got["gradients"]).sum(axis=(1, 2, 3))
     assert np.allclose(total, got["logits"][np.arange(4), target] - twin.weights(source)["b3"][target], atol=1e-5)
@@ -48,7 +50,7 @@ def test_maps_against_pytorch_grad_cam(method: str, layers: list[str], pool: str
         package = pytest.importorskip("pytorch_grad_cam")
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     source = models.tiny_cnn(size=(40, 56), pool=pool)
-    x, target = batch(3, (40, 56)), [4, 0, 2]
+    x, target = batch(3, (3, 40, 56)), [4, 0, 2]
     module = twin.build(source)
     theirs = {"gradcam": package.GradCAM, "hirescam": package.HiResCAM}[method]
     with theirs(model=module, target_layers=[getattr(module, name) for name in layers]) as cam:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcam
@@ -16,24 +15,6 @@ from tests.support import models
 from tests.support import torch_models as twin
 
 EPS = 1e-5
-
-
-def batch(rows: int = 3, size: Sequence[int] = (32, 32), channels: int = 3, seed: int = 0) -> np.ndarray:
-    """Noise, each row with colours of its own so that the rows' best classes differ."""
-    rng = np.random.default_rng(seed)
-    return (rng.normal(size=(rows, channels, *size)) + 3 * rng.normal(size=(rows, channels, 1, 1))).astype(np.float32)
-
-
-def session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def run(model: onnx.ModelProto, **feeds: Any) -> dict[str, np.ndarray]:
-    opened = session(model)
-    names = [o.name for o in opened.get_outputs()]
-    return dict(zip(names, opened.run(names, feeds), strict=True))
 
 
 def outputs(model: onnx.ModelProto) -> list[str]:
@@ -56,13 +37,6 @@ def augment(source: Any, *args: Any, **kwargs: Any) -> onnx.ModelProto:
     assert {name for node in made.graph.node for name in node.output if name} <= read
     assert {t.name for t in made.graph.initializer} <= read
     return made
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The parity metric: the largest ‖a−b‖ / ‖b‖ over rows."""
-    assert a.shape == b.shape
-    a, b = a.reshape(len(a), -1).astype(np.float64), b.reshape(len(b), -1).astype(np.float64)
-    return float((np.linalg.norm(a - b, axis=1) / np.maximum(np.linalg.norm(b, axis=1), 1e-12)).max())
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

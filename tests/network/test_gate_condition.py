@@ -1,0 +1,144 @@
+"""The condition that a gated file computes, against `conditions.evaluate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+import onnxcam
+from onnxcam.errors import ModelError, SettingError, TargetError
+from onnxcam.graph import edit
+from onnxcam.graph.builder import Builder
+from onnxcam.graph.view import Graph
+from onnxcam.network import gate
+from onnxcam.targets import conditions
+from onnxcam.targets.conditions import AllOf, AnyOf, Comparison, Condition, Not
+from tests.network.gated import ALWAYS, augment, readout
+from tests.support import models
+from tests.support.batches import batch
+from tests.support.explainable import held
+from tests.support.runtime import run
+
+LABELS = ["cat, tabby", "bird", "fish", "dog, hound", "frog"]
+KINDS = {"logits": 4, "binary_logit": 2, "multilabel": 4}
+numbers = st.floats(0, 1).map(lambda value: round(value, 6))
+measures, operators = st.sampled_from(["confidence", "margin", "entropy"]), st.sampled_from(list(conditions.OPERATORS))
+comparisons = st.one_of(
+    st.builds(Comparison, measures, operators, numbers),
+    st.builds(Comparison, st.just("label"), st.sampled_from(["==", "!="]), st.integers(0, 3).map(float)),
+)
+trees = st.recursive(
+    comparisons,
+    lambda inner: st.one_of(
+        inner.map(Not),
+        st.lists(inner, min_size=2, max_size=3).map(lambda parts: AllOf(tuple(parts))),
+        st.lists(inner, min_size=2, max_size=3).map(lambda parts: AnyOf(tuple(parts))),
+    ),
+    max_leaves=6,
+)
+
+
+def quantities(scores: np.ndarray, kind: str) -> dict[str, np.ndarray]:
+    meaning = readout(scores, kind)
+    return conditions.quantities(conditions.probabilities(scores, meaning, "logits"), meaning)
+
+
+def emitted(condition: Condition, scores: np.ndarray, kind: str) -> tuple[np.ndarray, bool]:
+    info = edit.info("scores", TensorProto.FLOAT, ["N", scores.shape[1]])
+    model = helper.make_model(
+        helper.make_graph([], "condition", [info], []), opset_imports=[helper.make_opsetid("", 18)], ir_version=8
+    )
+    op = Builder(Graph(model))
+    unsure = gate.emit(op, condition, "scores", readout(scores, kind))
+    edit.add(model, op)
+    model.graph.output.append(edit.info("fired", TensorProto.BOOL, ["N"]))
+    model.graph.output.append(edit.info(unsure, TensorProto.BOOL, []))
+    onnx.checker.check_model(model, full_check=True)
+    got = run(model, {"scores": scores})
+    return got["fired"], bool(got[unsure])
+
+
+def leaves(condition: Condition) -> list[Comparison]:
+    if isinstance(condition, Comparison):
+        return [condition]
+    parts = (condition.condition,) if isinstance(condition, Not) else condition.conditions
+    return [leaf for part in parts for leaf in leaves(part)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(trees, st.sampled_from(list(KINDS)), st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0, 10.0, 1000.0]))
+def test_emitted_condition_is_the_hooks(condition: Condition, kind: str, seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    scores = (scale * rng.normal(size=(9, 1 if kind == "binary_logit" else 4))).astype(np.float32)
+    scores[0, 0], scores[1, -1], scores[2, 0] = np.nan, np.inf, -np.inf
+    scores[3] = scores[3, 0]  # ties
+    found = quantities(scores, kind)
+    # a rounding of the last bit may decide only where a quantity equals its bound
+    for leaf in leaves(condition):
+        near = np.abs(found[leaf.quantity] - float(leaf.value))
+        assume(leaf.quantity == "label" or not ((near > 0) & (near < 1e-9)).any())
+    want = conditions.evaluate(condition, found)
+    fired, unsure = emitted(condition, scores, kind)
+    np.testing.assert_array_equal(fired, want)
+    assert unsure == want.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantity", ["confidence", "margin", "entropy"])
+def test_thresholds_at_the_quantities_themselves(kind: str, quantity: str) -> None:
+    """Both sides of each row's own value, so that an error of 2e-7 shows."""
+    scores = np.random.default_rng(3).normal(scale=2, size=(6, 1 if kind == "binary_logit" else 5)).astype(np.float32)
+    found = quantities(scores, kind)[quantity]
+    for row, value in enumerate(found):
+        for bound in (value - 1e-7, value + 1e-7):
+            fired, _ = emitted(Comparison(quantity, "<", bound), scores, kind)
+            assert fired.tolist() == (found < bound).tolist() and fired[row] == (bound > value)
+
+
+def test_scores_that_are_not_finite_are_as_unsure_as_can_be() -> None:
+    scores = np.array([[np.nan, 9, 0], [np.inf, 0, 0], [-np.inf] * 3, [9, -np.inf, 0], [9, 0, 0]], np.float32)
+    for text in ("confidence < 0.1", "margin < 0.1", "entropy >= 1", "confidence == 0 and label == 0"):
+        condition = conditions.parse(text)
+        for model, kind in ((scores, "logits"), (scores, "multilabel"), (scores[:, :1], "binary_logit")):
+            fired, _ = emitted(condition, model, kind)
+            found = quantities(model, kind)
+            assert fired.tolist() == conditions.evaluate(condition, found).tolist(), (text, kind)
+            assert fired[0]
+        assert emitted(condition, scores, "logits")[0].tolist() == [True, True, True, False, False]
+
+
+def test_labels_are_resolved_at_export() -> None:
+    x = batch(8)
+    gated = augment(models.tiny_cnn(), labels=LABELS, gate="label == 'TABBY' or label == 1")
+    got = run(gated, {"input": x})
+    best = got["logits"].argmax(axis=1)
+    assert {0, 4} <= set(best)
+    assert got["fired"].tolist() == np.isin(best, [0, 1]).tolist()
+    with pytest.raises(TargetError, match="no class is called 'wolf'"):
+        onnxcam.augment(models.tiny_cnn(), labels=LABELS, gate="label == 'wolf'")
+    with pytest.raises(TargetError, match="carries no labels"):
+        onnxcam.augment(models.tiny_cnn(), gate="label == 'cat'")
+
+
+@pytest.mark.parametrize("bad", ["confidence", "confidence < 60", "label == 5", "certainty < 0.5", 0.6, b"margin < 1"])
+def test_a_condition_that_cannot_be_read_is_told(bad: Any) -> None:
+    with pytest.raises(SettingError):
+        onnxcam.augment(models.tiny_cnn(), gate=bad)
+
+
+def test_the_name_of_the_output_is_made_free() -> None:
+    source = models.tiny_cnn()
+    edit.rename(source, {"relu1": "fired"})
+    x = batch(4)
+    gated = run(augment(source, gate=ALWAYS), {"input": x})
+    assert gated["fired"].dtype == np.bool_
+    source.graph.output.append(edit.info("fired", TensorProto.FLOAT, ["N", 8, 32, 32]))
+    with pytest.raises(ModelError, match="already has an input or output called 'fired'"):
+        onnxcam.augment(source, gate=ALWAYS)
+    assert "gate" not in held(augment(source))

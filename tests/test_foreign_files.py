@@ -55,7 +55,7 @@ def direction() -> Path:
 
 
 def tensor(name: str) -> np.ndarray:
-    """A tensor that the MNIST model's package keeps beside it."""
+    """A tensor that the MNIST model's package keeps next to it."""
     held = onnx.TensorProto()
     held.ParseFromString((mnist().parent / "test_data_set_0" / name).read_bytes())
     return numpy_helper.to_array(held)

@@ -102,7 +102,7 @@ def test_the_photographs_are_recognised_with_the_preprocessing_in_the_file(
     np.testing.assert_array_equal(explained, named)  # without a target the top class is explained
 
 
-def test_the_map_is_gradcam_of_the_tensors_beside_it(bundled: Bundled) -> None:
+def test_the_map_is_gradcam_of_the_tensors_next_to_it(bundled: Bundled) -> None:
     """Recomputed from activations and the linear layer's weights: mean gradient = weight / positions."""
     entry = bundled.held["layers"][-1]
     model = onnx.load(models.path(models.MODEL))
@@ -175,7 +175,7 @@ def test_the_runtime_folds_the_casts_and_fuses_as_in_float32(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["LICENSES.md", "README.md", "build_pictures.py", "build_efficientnet_lite0.py"])
-def test_what_must_lie_beside_the_files(name: str) -> None:
+def test_what_must_lie_next_to_the_files(name: str) -> None:
     assert (FOLDER / name).stat().st_size > 500
 
 

@@ -21,7 +21,7 @@ Examples:
 def doctor(as_json: bool) -> None:
     """Find what is broken in this installation.
 
-    Whatever is broken comes with the command that repairs it.
+    For each problem it prints the command that fixes it.
 
     Exit status: 0 nothing is broken, 4 something is.
     """

@@ -101,7 +101,7 @@ Examples:
 @click.option(
     "--side-by-side",
     is_flag=True,
-    help="Show several layers beside one another too: layers.png, and each one's own files in layers/LAYER/.",
+    help="Also show several layers side by side: layers.png, and the files of each layer in layers/LAYER/.",
 )
 @options.labels_option
 @options.preprocess_option
@@ -185,7 +185,7 @@ def explain(
     many = len(collected.items) > 1
     threads = ThreadPoolExecutor(2)
     digest = threads.submit(_digest, model)
-    runtime.import_onnxruntime()  # before others import too: they would hold one another up, loading a model does not
+    runtime.import_onnxruntime()  # before the threads import it too: imports wait for each other, loading does not
     opening = threads.submit(
         open_explainer, model, layers, labels, preprocess, named_methods, provider, allow_fallback, many
     )

@@ -282,7 +282,7 @@ def check_output(source: str, output: Path) -> None:
 
 def read_labels(path: str | None, preprocess: str | None) -> list[str] | None:
     """Read class names from a file, or from the configuration that the preprocessing names."""
-    return labels.beside(preprocess) if path is None else labels.read(path)
+    return labels.from_configuration(preprocess) if path is None else labels.read(path)
 
 
 def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] | None) -> dict[str, Any]:

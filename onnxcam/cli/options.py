@@ -46,7 +46,7 @@ json_option: Callable[[F], F] = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
 )
 seed_option: Callable[[F], F] = click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=1234, show_default=True, help="Fixes whatever is random."
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=1234, show_default=True, help="Seed of the random numbers."
 )
 
 

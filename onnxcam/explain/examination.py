@@ -25,7 +25,7 @@ RunHead = Callable[[Sequence[str], np.ndarray], HeadRun]
 
 
 class Examination:
-    """The result of `Explainer.examine`: one run of the head, and as many questions about it as one likes.
+    """The result of `Explainer.examine`: one run of the head, and any number of questions about it.
 
     Not made by users; serves one thread.
 

@@ -20,7 +20,7 @@ from onnxcam.explain.warnings import input_size_warnings, preprocessing_warnings
 from onnxcam.graph.large_model import Serialized
 from onnxcam.network.layout import Layout
 from onnxcam.runtime import Provider
-from onnxcam.targets.labels import beside
+from onnxcam.targets.labels import from_configuration
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
 
@@ -78,7 +78,7 @@ class Explainer:
         self._readout = self._file.readout
         self.labels: list[str] | None = list(labels) if labels is not None else manifest.get("labels")
         if self.labels is None:
-            configured = beside(preprocess)
+            configured = from_configuration(preprocess)
             self.labels = configured if configured is not None and len(configured) == self.classes else None
         if self.labels is not None and len(self.labels) != self.classes:
             raise LabelsError(label_count(len(self.labels), self.classes))

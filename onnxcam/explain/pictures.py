@@ -46,7 +46,7 @@ def collect(named: Sequence[str], output: Path, stdin: BinaryIO | None = None) -
 
     Folders are searched with their subfolders for picture files; hidden ones and the output folder are passed over.
     A glob is expanded here where the shell has not done it. Explanations lie below the output folder as the pictures
-    lie below what was named; where two would share a folder (a.jpg beside a.png) both keep their extension.
+    lie below what was named; where two would share a folder (a.jpg and a.png) both keep their extension.
     """
     collection = Collection()
     bases: list[Path] = []

@@ -188,7 +188,7 @@ class LayerView:
         """The first principal component of what a method sums over channels, after ReLU, float32 `[N, h, w]`.
 
         Raises:
-            MethodError: its map is no such sum.
+            MethodError: its map is not such a sum.
         """
         registered = find(method)
         if registered.terms is None:

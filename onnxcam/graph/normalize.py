@@ -123,7 +123,7 @@ def _elements(shape: Shape | None) -> int:
 
 
 def _free_dimensions(model: onnx.ModelProto) -> None:
-    """Clear dimensions declared as -1 or `?`: dynamic and independent of one another (PaddlePaddle's exporter)."""
+    """Clear dimensions declared as -1 or `?`: dynamic and independent of each other (PaddlePaddle's exporter)."""
     for body in validation.bodies([model.graph, *model.functions]):
         infos = [*body.value_info]
         if isinstance(body, onnx.GraphProto):

@@ -101,7 +101,7 @@ def curves(rows: Sequence[np.ndarray], title: str, ends: tuple[str, str], top: f
         points = [(_LEFT + k * wide, y(float(np.clip(v, 0, top)))) for k, v in enumerate(values)]
         parts.append(_stroke(number, points))
         every = max(1, len(points) // 4)
-        # marks of different lines are staggered, so that they do not hide one another
+        # marks of different lines are staggered, so that they do not hide each other
         start = 0 if len(points) < 9 else (number * every // max(1, len(rows))) % every
         parts += [_mark(number, *point) for point in points[start::every]]
     return _svg(title, parts)

@@ -270,7 +270,7 @@ def from_timm(config: Mapping[str, Any]) -> Preprocess:
     )
 
 
-# PIL's resampling filters by number; 5, Hamming, is no image processor's default
+# PIL's resampling filters by number; 5 (Hamming) is not the default of any image processor
 _PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area"}
 
 

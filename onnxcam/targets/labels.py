@@ -56,8 +56,8 @@ def read(path: str | os.PathLike[str], classes: int | None = None) -> list[str]:
     return names
 
 
-def beside(spec: Any) -> list[str] | None:
-    """Class names in the configuration that a preprocessing `hf:` or `timm:` refers to, None if it has none.
+def from_configuration(spec: Any) -> list[str] | None:
+    """Return the class names in the configuration that a preprocessing `hf:` or `timm:` refers to, None if it has none.
 
     Arguments:
         spec: the preprocessing, such as `hf:FOLDER` or `hf:FILE`, in whose folder a config.json may lie.

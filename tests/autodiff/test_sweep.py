@@ -61,7 +61,7 @@ def test_only_nodes_between_are_touched() -> None:
     body = "h = Exp(x) a = Tanh(h) s = Unique(m) side = ReduceMax(s) b = Mul(a, side)"
     body += " y = Sigmoid(b) z = Exp(y) u = Unique(y)"
     model = build(body, {"x": normal(2, 3), "m": normal(2, 2)})
-    # Sigmoid 3, Mul 1; neither Tanh and Exp before, nor Unique beside, nor Exp and Unique after
+    # Sigmoid 3, Mul 1; neither Tanh and Exp before, nor Unique to the side, nor Exp and Unique after
     assert [n.op_type for n in added(model, ["a"])] == ["HardSigmoid", "Mul", "Mul", "Mul"]
     assert len(added(model, ["b"])) == 3
     assert len(added(model, ["y"])) == 0
@@ -252,7 +252,7 @@ def test_a_second_rule_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("scratch")
-def test_rules_of_different_opsets_live_beside_each_other() -> None:
+def test_rules_of_different_opsets_live_next_to_each_other() -> None:
     def rule(op: object, node: object, dy: str) -> list[str]:
         return [dy]
 

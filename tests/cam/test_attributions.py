@@ -367,7 +367,7 @@ def test_any_size_of_picture(explainer: Explainer) -> None:
         assert parity(other.attribution(pictures, 1, name, **options), want) <= 1e-4
 
 
-def test_pictures_are_explained_by_attributions_beside_cams() -> None:
+def test_pictures_are_explained_by_attributions_along_with_cams() -> None:
     explainer = Explainer(net.model(), layers=[net.LAYER], preprocess="0..1", providers=CPU)
     pixels = np.random.default_rng(0).integers(0, 256, size=(30, 40, 3), dtype=np.uint8)
     both = explainer.explain(pixels, 2, ["gradcam", "saliency"])

@@ -1,4 +1,4 @@
-"""Methods against plain references, against one another where they must agree, and what they refuse."""
+"""Methods against plain references, against each other where they must agree, and what they refuse."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_fewer_channels_are_those_of_most_energy(deep: tuple[Any, Explainer]) ->
 
 
 @pytest.mark.parametrize("method", methods(GRAPH))
-def test_a_map_is_the_same_inside_the_file_and_beside_it(method: str) -> None:
+def test_a_map_is_the_same_inside_the_file_and_outside_it(method: str) -> None:
     source = models.tiny_cnn()
     x = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
     inside = Explainer(onnxcam.augment(source, methods=(method,)), providers=CPU)

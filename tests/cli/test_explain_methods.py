@@ -64,7 +64,7 @@ def held(folder: Path, name: str = "analysis_summary") -> Any:
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def test_several_methods_lie_flat_and_beside_one_another(run: Run, ready: Path, photo: Path, tmp_path: Path) -> None:
+def test_several_methods_lie_flat_and_side_by_side(run: Run, ready: Path, photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("explain", ready, photo, "-o", out, *BOTH, "--method", "gradcam", "--target", "hen", "--json")
     assert (result.code, result.err) == (0, "")
@@ -77,7 +77,7 @@ def test_several_methods_lie_flat_and_beside_one_another(run: Run, ready: Path, 
     for method in ("gradcam", "hirescam"):
         drawn = cv2.imread(str(out / f"{method}_overlay.png"))[..., ::-1]
         alone = explainer.explain(photo, target=3, method=method)
-        # computed in the file, or beside it
+        # computed in the file, or outside it
         assert np.abs(drawn.astype(int) - alone.overlay()).max() <= 1
     np.testing.assert_array_equal(image.load(out / "methods.png").pixels, e.methods_panel())
     np.testing.assert_array_equal(image.load(out / "panel.png").pixels, e.panel())
@@ -202,7 +202,7 @@ def test_options_and_seed_reach_the_method(run: Run, extra: None, ready: Path, p
     assert made[0]["options"]["methods"] == {
         "dice": {"samples": 3, "scale": 0.5, "even": True, "sides": [2, 4], "form": "plain", "cap": 7}
     }
-    # a picture's random numbers do not depend on those explained beside it
+    # a picture's random numbers do not depend on those explained along with it
     many = run("explain", ready, photos, "-o", tmp_path / "many", "--method", "dice", *settings, "--seed", 1, "--json")
     alone = {entry["name"]: entry["attention"] for entry in many.json()["pictures"]}
     assert alone[str(photos / "a.png")] == first and alone[str(photos / "a.jpg")] == first
@@ -268,7 +268,7 @@ def test_a_picture_named_as_a_result_is_spared(run: Run, ready: Path, photo: Pat
         assert result.code == 1 and "overwritten" in result.err and (tmp_path / name).read_bytes() == data
 
 
-def test_a_picture_is_spared_through_a_link_and_beside_layers(
+def test_a_picture_is_spared_through_a_link_and_next_to_layers(
     run: Run, ready: Path, photo: Path, tmp_path: Path
 ) -> None:
     data = photo.read_bytes()

@@ -72,7 +72,7 @@ def test_by_definition_of_the_first_numbers(explainer: Explainer, judged: Any) -
     assert judged.classes == p.argmax(axis=1).tolist()
 
 
-def test_the_same_again_and_whatever_is_judged_beside_it(explainer: Explainer, judged: Any) -> None:
+def test_the_same_again_and_whatever_is_judged_along_with_it(explainer: Explainer, judged: Any) -> None:
     names = ["road", "insertion", "infidelity", "randomization"]
     again = evaluate(
         explainer, pictures(2), methods=["hirescam"], metrics=names, **{k: QUICK[k] for k in ("steps", "patches")}

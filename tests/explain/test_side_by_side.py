@@ -1,4 +1,4 @@
-"""Several layers side by side: each map is the one of its layer alone, beside the fused one."""
+"""Several layers side by side: each map is the one of its layer alone, next to the fused one."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_names_that_are_no_file_names(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out" / "layers").iterdir()) == ["a_.._b", "a_.._b-2"]
 
 
-def test_one_layer_has_nothing_beside_it(explainer: Explainer) -> None:
+def test_one_layer_has_nothing_next_to_it(explainer: Explainer) -> None:
     picture = noise(np.random.default_rng(0))
     with pytest.raises(InputError, match="only layer 'relu2'"):
         explainer.explain(picture, layer="relu2", side_by_side=True)

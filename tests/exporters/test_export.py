@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
-from onnx import parser
 
 from onnxcam.cli import main
 from onnxcam.errors import InputError, LayerError, OutputError, SettingError, VerificationError
@@ -23,34 +22,7 @@ from onnxcam.exporters.source import Info
 from onnxcam.graph.layers import Layer
 from onnxcam.network import manifest
 from onnxcam.network.manifest import Manifest
-
-# scores = mean(x · w over channels) · head
-MODEL = """
-<ir_version: 10, opset_import: ["": 20]>
-g (float[N, 2, 4, 4] input) => (float[N, 3] logits)
-<float[2, 2, 1, 1] w = {1, 2, -1, 0.5}, int64[2] axes = {2, 3}, float[2, 3] head = {1, -1, 2, 0.5, 3, -2}> {
-    y = Conv (input, w)
-    m = ReduceMean <keepdims = 0> (y, axes)
-    logits = MatMul (m, head)
-}
-"""
-W = np.asarray([[1, 2], [-1, 0.5]])
-HEAD = np.asarray([[1, -1, 2], [0.5, 3, -2]])
-
-
-class Evaluation:
-    """The network in NumPy, its gradients by hand: a `parity.Reference`."""
-
-    def __init__(self, batch: np.ndarray, fault: float) -> None:
-        y = np.einsum("oc,nchw->nohw", W, batch)
-        self.scores = y.mean((2, 3)) @ HEAD
-        self.outputs = [self.scores]
-        self.activations = [y]
-        self._fault = fault
-
-    def gradients(self, targets: np.ndarray) -> list[np.ndarray]:
-        one = HEAD[:, targets].T[:, :, None, None] / 16
-        return [np.broadcast_to(one, self.activations[0].shape) * (1 + self._fault)]
+from tests.exporters.linear import Reference, linear
 
 
 class Toy:
@@ -82,7 +54,7 @@ class Toy:
         if layers not in (None, ["conv"]):
             raise LayerError(f"the toy has one layer, 'conv'; got {layers}")
         targets = None if layers is None else [Layer("conv", "y", shape=("N", 2, 4, 4))]
-        return Classifier(parser.parse_model(MODEL), ["logits"][place], targets)
+        return Classifier(linear(4), ["logits"][place], targets)
 
     def default_name(self, explainable: onnx.ModelProto, manifest: Manifest) -> str:
         self.calls.append("default_name")
@@ -92,7 +64,7 @@ class Toy:
     def oracle(self, manifest: Manifest) -> parity.Oracle:
         self.calls.append("oracle")
         assert not self.training
-        return lambda batch, double: Evaluation(batch, self.fault)
+        return lambda batch, double: Reference(batch, self.fault)
 
     def source(self, classifier: Classifier) -> dict[str, Any]:
         return {"framework": "toy", "name": "toy", "opset": classifier.opset, "sha256": "0" * 64}

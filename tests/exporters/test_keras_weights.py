@@ -1,4 +1,4 @@
-"""Weights beside the graph: the conversion gives what it gives with them inside, and copies them less often."""
+"""Weights outside the graph: the conversion gives what it gives with them inside, and copies them less often."""
 
 from __future__ import annotations
 

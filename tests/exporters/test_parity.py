@@ -5,45 +5,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import parser
 
 from onnxcam.errors import VerificationError
 from onnxcam.exporters import parity
 from onnxcam.network import manifest
 from onnxcam.network.explainable import augment
-
-# scores = mean(x · w over channels) per class, explained at the product: gradients are constant
-MODEL = """
-<ir_version: 10, opset_import: ["": 20]>
-g (float[N, 2, 2, 2] input) => (float[N, 3] logits)
-<float[2, 2, 1, 1] w = {1, 2, -1, 0.5}, int64[2] axes = {2, 3}, float[2, 3] head = {1, -1, 2, 0.5, 3, -2}> {
-    y = Conv (input, w)
-    m = ReduceMean <keepdims = 0> (y, axes)
-    logits = MatMul (m, head)
-}
-"""
-W = np.asarray([[1, 2], [-1, 0.5]])
-HEAD = np.asarray([[1, -1, 2], [0.5, 3, -2]])
-
-
-class Reference:
-    """The model above in NumPy, off by `fault` in its gradients."""
-
-    def __init__(self, batch: np.ndarray, fault: float = 0.0) -> None:
-        y = np.einsum("oc,nchw->nohw", W, batch)
-        self.scores = y.mean((2, 3)) @ HEAD
-        self.outputs = [self.scores]
-        self.activations = [y]
-        self._fault = fault
-
-    def gradients(self, targets: np.ndarray) -> list[np.ndarray]:
-        per_class = HEAD[:, targets].T[:, :, None, None] / 4
-        return [np.broadcast_to(per_class, self.activations[0].shape) * (1 + self._fault)]
+from tests.exporters.linear import Reference, linear
 
 
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
-    return augment(parser.parse_model(MODEL), ["y"])
+    return augment(linear(2), ["y"])
 
 
 def verify(model: onnx.ModelProto, oracle: parity.Oracle) -> dict[str, Any]:
@@ -103,7 +75,7 @@ def test_a_framework_that_has_no_float64_form_gets_no_slack(model: onnx.ModelPro
 
 
 def test_a_gradient_that_jumps_within_a_rounding_error_of_the_samples_is_no_fault(model: onnx.ModelProto) -> None:
-    """The framework agrees with itself on the samples, and its gradients are 2 % different right beside them."""
+    """The framework agrees with itself on the samples, and its gradients are 2 % different right next to them."""
     seen: list[np.ndarray] = []
 
     def oracle(batch: np.ndarray, double: bool) -> Reference:

@@ -158,7 +158,7 @@ def test_what_is_no_size_is_refused(size: object) -> None:
         onnxcam.augment(source, input_size=size)
 
 
-def test_a_convolution_beside_tokens_leaves_the_size_open() -> None:
+def test_a_convolution_next_to_tokens_leaves_the_size_open() -> None:
     body = (PATCHES, block("p", "1"), MEAN.format("b1"))
     made = onnxcam.augment(model(*body, picture=OPEN), ["c"])
     assert picture(made) == (["N", 3, "H", "W"], None)

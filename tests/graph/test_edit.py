@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxcam.graph import edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.normalize import prepare
 from onnxcam.graph.view import Graph
+from tests.graph.text import model
 from tests.support.runtime import run
 
 rng = np.random.default_rng(5)
@@ -18,12 +19,6 @@ rng = np.random.default_rng(5)
 
 def normal(*shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
-
-
-def model(text: str, **initializers: np.ndarray) -> onnx.ModelProto:
-    made = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]>\n{text}')
-    made.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in initializers.items())
-    return made
 
 
 def expose(made: onnx.ModelProto, *names: str) -> onnx.ModelProto:
@@ -100,15 +95,18 @@ def test_prune_keeps_inputs_but_not_overridable_initializers_nobody_reads() -> N
     assert not made.graph.initializer
 
 
+BRANCHED = """g (float[2] x) => (float[2] y) {
+  a = Exp(x)
+  s = ReduceSum<keepdims = 0>(x)
+  yes = Cast<to = 9>(s)
+  y = If(yes) <then_branch = t () => (float[2] p) { p = Add(a, w) },
+               else_branch = e () => (float[2] q) { q = Neg(a) }>
+}"""
+
+
 def test_prune_keeps_what_a_branch_reads() -> None:
     made = model(
-        """g (float[2] x) => (float[2] y) {
-          a = Exp(x)
-          s = ReduceSum<keepdims = 0>(x)
-          yes = Cast<to = 9>(s)
-          y = If(yes) <then_branch = t () => (float[2] p) { p = Add(a, w) },
-                       else_branch = e () => (float[2] q) { q = Neg(a) }>
-        }""",
+        BRANCHED,
         w=normal(2),
         unused=normal(3),
     )
@@ -129,13 +127,7 @@ def test_prune_drops_indices_nobody_reads() -> None:
 
 def test_rename_reaches_every_place() -> None:
     made = model(
-        """g (float[2] x) => (float[2] y) {
-          a = Exp(x)
-          s = ReduceSum<keepdims = 0>(x)
-          yes = Cast<to = 9>(s)
-          y = If(yes) <then_branch = t () => (float[2] p) { p = Add(a, w) },
-                       else_branch = e () => (float[2] q) { q = Neg(a) }>
-        }""",
+        BRANCHED,
         w=normal(2),
     )
     made = prepare(made).model

@@ -6,21 +6,16 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import numpy_helper, parser
+from onnx import numpy_helper
 
 from onnxcam.graph.float16 import store_float16
 from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
 from onnxcam.graph.view import Graph
+from tests.graph.text import model
 from tests.support.runtime import run
 
 rng = np.random.default_rng(0)
-
-
-def model(text: str, **weights: np.ndarray) -> onnx.ModelProto:
-    made = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]>\n{text}')
-    made.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in weights.items())
-    return made
 
 
 def linear(w: np.ndarray) -> onnx.ModelProto:

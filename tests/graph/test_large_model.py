@@ -1,4 +1,4 @@
-"""Models over protobuf's 2 GiB, in small: the limit lowered, so that the weights lie beside the graph."""
+"""Models over protobuf's 2 GiB, in small: the limit lowered, so that the weights lie outside the graph."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_what_fits_stays_in_one_piece() -> None:
 
 
 @pytest.mark.usefixtures("small_files")
-def test_weights_lie_beside_the_graph_and_come_together_again() -> None:
+def test_weights_lie_outside_the_graph_and_come_together_again() -> None:
     apart = serialize(wide())
     assert isinstance(apart, LargeModel)
     assert set(apart.weights) == {"w1", "w2", "w3"}  # the biases are too small

@@ -125,7 +125,7 @@ def external(folder: Path, location: str) -> Path:
 
 
 @pytest.mark.parametrize("location", ["weights.bin", "parts/weights.bin"])
-def test_external_data_beside_the_model_is_read(location: str, tmp_path: Path) -> None:
+def test_external_data_next_to_the_model_is_read(location: str, tmp_path: Path) -> None:
     held = load(external(tmp_path, location)).graph.initializer[0]
     want = tiny_cnn().graph.initializer[0]
     np.testing.assert_array_equal(numpy_helper.to_array(held), numpy_helper.to_array(want))

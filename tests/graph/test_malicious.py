@@ -162,7 +162,7 @@ def test_a_file_is_found_wherever_a_tensor_names_it(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_weights_beside_the_model_are_read(form: str, tmp_path: Path) -> None:
+def test_weights_next_to_the_model_are_read(form: str, tmp_path: Path) -> None:
     path, data = written(tmp_path / "a b", FORMS[form](), "parts/weights.bin")
     (tmp_path / "a b" / "parts").mkdir()
     (tmp_path / "a b" / "parts" / "weights.bin").write_bytes(data)

@@ -13,6 +13,7 @@ from onnxcam.errors import ModelError
 from onnxcam.graph import normalize
 from onnxcam.graph.normalize import prepare
 from onnxcam.graph.shape_inference import describe, refresh, skeleton
+from tests.graph.text import model
 from tests.support.models import tiny_cnn
 from tests.support.runtime import run
 
@@ -21,12 +22,6 @@ rng = np.random.default_rng(3)
 
 def normal(*shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
-
-
-def model(text: str, opset: int = 18, ir: int = 8, extra: str = "", **initializers: np.ndarray) -> onnx.ModelProto:
-    made = parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}{extra}]>\n{text}')
-    made.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in initializers.items())
-    return made
 
 
 def opset(made: onnx.ModelProto) -> dict[str, int]:

@@ -168,7 +168,7 @@ def test_a_convolution_that_all_tokens_go_through_is_the_last_layer() -> None:
     assert default(model(PATCHES, block("p", "1"), tail, end)).name == "y"
 
 
-def test_a_convolution_beside_the_stream_does_not_stand_for_the_block() -> None:
+def test_a_convolution_next_to_the_stream_does_not_stand_for_the_block() -> None:
     """Positions encoded by a convolution of the values, added to what the class token takes from them."""
     beside = "f = Transpose<perm=[0,2,1]>(v2) h = Reshape(f, [0,8,4,4]) d = Conv<pads=[1,1,1,1]>(h, deep) "
     beside += "e = Reshape(d, [0,8,16]) r = Transpose<perm=[0,2,1]>(e) sum = Add(o2, r)"

@@ -82,7 +82,8 @@ def test_a_folder_gives_preprocessing_and_labels(tmp_path: Path, names: dict, ex
     }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     (tmp_path / "config.json").write_text(json.dumps(names))
-    assert labels.beside(f"hf:{tmp_path}") == labels.beside(f"hf:{tmp_path / 'preprocessor_config.json'}") == expected
+    for place in (tmp_path, tmp_path / "preprocessor_config.json"):
+        assert labels.from_configuration(f"hf:{place}") == expected
     two, five = (Explainer(models.tiny_cnn(classes=classes), preprocess=f"hf:{tmp_path}") for classes in (2, 5))
     assert two.labels == expected and five.labels is None, "names that do not fit the classes are not used"
     assert two.preprocess == image.from_hf(processor)
@@ -100,6 +101,6 @@ def test_a_timm_folder(tmp_path: Path) -> None:
 
 def test_what_names_no_labels() -> None:
     for spec in (None, "imagenet", "hf", "hf:", {"scale": 1}, Path("hf:nowhere")):
-        assert labels.beside(spec) is None
+        assert labels.from_configuration(spec) is None
     with pytest.raises(PreprocessError, match="cannot be read"):
         Explainer(models.tiny_cnn(), preprocess="hf:nowhere")

@@ -42,8 +42,8 @@ def test_a_call_costs_a_quarter_of_a_millisecond_at_most() -> None:
 def test_explaining_in_the_background_slows_predictions_little(worker: str) -> None:
     """The measurement of row 3, cut short, must be within the bounds in one of six tries.
 
-    Where none is, predictions beside a monitor that has nothing to explain say whether the machine is steady enough for
-    the bounds to mean anything: if they are within them it is the explaining that slows, and the test fails.
+    Where none is, predictions next to a monitor that has nothing to explain say whether the machine is steady enough
+    for the bounds to mean anything: if they are within them it is the explaining that slows, and the test fails.
     """
 
     def good(found: dict[str, float]) -> bool:

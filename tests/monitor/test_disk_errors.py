@@ -48,7 +48,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 
 class Served:
-    """A watched session beside an unwatched one: every prediction is compared with what it has to be."""
+    """A watched session and an unwatched one: every prediction is compared with what it has to be."""
 
     def __init__(self, sink: Any, **options: Any) -> None:
         settings = UNLIMITED | {"when": ALWAYS, "baseline_sample": 0, "queue": 100_000} | options

@@ -1,4 +1,4 @@
-"""The manifest: read and written beside foreign metadata, refused where it is damaged."""
+"""The manifest: read and written along with foreign metadata, refused where it is damaged."""
 
 from __future__ import annotations
 

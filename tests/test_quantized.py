@@ -207,6 +207,17 @@ def variant(form: str, folder: Path, tensors: list[np.ndarray], float_model: Exp
     return path, Explainer(path, preprocess=held["input"]["preprocess"], labels=held["labels"], providers=CPU)
 
 
+def products_saturate() -> bool:
+    """Whether ONNX Runtime adds products of uint8 and int8 up in 16 bits here, as it does on x86 processors without VNNI.
+
+    255 * 127 + 255 * 127 is 64770 by the standard of MatMulInteger, and 32767 there: int8 files predict less well.
+    """
+    text = """<ir_version: 8, opset_import: ["" : 18]>
+    sum (uint8[N, K] x, int8[K, M] w) => (int32[N, M] y) { y = MatMulInteger(x, w) }"""
+    x, w = np.full((16, 2), 255, np.uint8), np.full((2, 32), 127, np.int8)
+    return bool(run(onnx.parser.parse_model(text), {"x": x, "w": w})["y"].max() != 64770)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "least"), [("float16", 0.99), ("qdq", 0.95), ("qoperator", 0.95)])
 def test_maps_of_twenty_photographs_are_those_of_the_float_model(
@@ -232,6 +243,8 @@ def test_maps_of_twenty_photographs_are_those_of_the_float_model(
     print(
         f"{form}: correlation {min(correlations):.4f} to {max(correlations):.4f}, median {np.median(correlations):.4f}"
     )
+    if form != "float16" and products_saturate():
+        least = 0.85  # the runtime's predictions are off by as much
     assert min(correlations) >= least
 
 

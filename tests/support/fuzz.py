@@ -139,7 +139,7 @@ def _watched(reader: str, folder: Path, first: int, count: int, result: Result) 
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=Path(__file__).parents[1]
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=Path(__file__).parents[2]
         ) as it,
     ):
         assert it.stdout is not None

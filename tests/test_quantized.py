@@ -208,7 +208,7 @@ def variant(form: str, folder: Path, tensors: list[np.ndarray], float_model: Exp
 
 
 def products_saturate() -> bool:
-    """Whether ONNX Runtime adds products of uint8 and int8 up in 16 bits here, as it does on x86 processors without VNNI.
+    """Whether ONNX Runtime adds products of uint8 and int8 up in 16 bits here, as on x86 processors without VNNI.
 
     255 * 127 + 255 * 127 is 64770 by the standard of MatMulInteger, and 32767 there: int8 files predict less well.
     """

@@ -90,7 +90,7 @@ public sealed class Explainer : IDisposable
 
 public static class Json
 {
-    /// <summary>A value by its key. Keys that are no XML names, such as "gradcam++", stand in an attribute.</summary>
+    /// <summary>A value by its key. Keys that are not XML names, such as "gradcam++", stand in an attribute.</summary>
     public static XElement Get(this XElement item, string key) => item.Elements()
         .FirstOrDefault(child => ((string)child.Attribute("item") ?? child.Name.LocalName) == key
                                  && (string)child.Attribute("type") != "null");

@@ -42,7 +42,7 @@ def explainer() -> Explainer:
 def test_run_gives_what_the_file_computes(explainer: Explainer) -> None:
     x = batch()
     names = ["logits", "activations", "gradients"]
-    want = runtime.run(explainable(), input=x, target=[3, -1, 0], outputs=names).values()
+    want = list(runtime.run(explainable(), input=x, target=[3, -1, 0], outputs=names).values())
     raw = explainer.run(x, [3, None, 0])
     for got, expected in zip((raw.scores, raw.activations, raw.gradients), want, strict=True):
         assert np.array_equal(got, expected)
@@ -409,11 +409,11 @@ def test_eight_threads_give_what_one_does_and_keep_nothing() -> None:
 
     shared = Explainer(explainable(), providers=CPU)
     calls = [(seed, target) for seed in range(10) for target in range(5)] * 40
-    want = {call: shared.attribute(batch(2, call[0]), call[1]) for call in set(calls)}
+    want = {call: shared.attribute(batch(2, seed=call[0]), call[1]) for call in set(calls)}
     process = psutil.Process()
 
     def one(call: tuple[int, int]) -> bool:
-        return np.array_equal(shared.attribute(batch(2, call[0]), call[1]), want[call])
+        return np.array_equal(shared.attribute(batch(2, seed=call[0]), call[1]), want[call])
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(one, calls[:400]))

@@ -346,21 +346,23 @@ class Explainer:
             PictureError, TargetError, LayerError, MethodError, InputError: as their names say.
         """
         several = isinstance(picture, (list, tuple))
-        pictures = list(picture) if several else [picture]
-        question = self.question(
-            rows=len(pictures),
-            target=target,
-            method=method,
-            layer=layer,
-            top=top,
-            normalize=normalize,
-            side_by_side=side_by_side,
-            fusion=fusion,
-            smooth=smooth,
-            seed=seed,
-            options=options,
+        explanations = list(
+            self.stream(
+                picture if several else [picture],
+                target,
+                method,
+                layer,
+                top,
+                normalize,
+                side_by_side=side_by_side,
+                color=color,
+                fusion=fusion,
+                smooth=smooth,
+                seed=seed,
+                progress=progress,
+                **options,
+            )
         )
-        explanations = list(self.answer(question, pictures, color=color, progress=progress))
         return explanations if several else explanations[0]
 
     def stream(

@@ -5,7 +5,9 @@
 
 Each tree has a process of its own on its own installation. They take turns in short blocks, and whoever does not run is
 stopped (SIGSTOP), so that its threads take no core. A ratio is this tree's median of a block over the other's of the
-same round; the interval is a bootstrap of the median over rounds. The order within a round alternates.
+same round; the interval is a bootstrap of the median over rounds. The order within a round alternates. Every round
+starts new processes: where the weights happen to lie in memory changes a process's times by a few percent for as long
+as it lives. Both trees run from compiled bytecode; install them the same way, as each entry of `sys.path` costs time.
 
     gradcam     one picture, `Explainer.attribute` of the default layer
     prediction  one picture, `Explainer.predict`
@@ -37,6 +39,7 @@ SEED = 1234
 PICTURES = 24
 CALLS = {"gradcam": 20, "prediction": 20, "classes": 4}  # calls in a block
 COMMANDS = ("cold", "folder", "folder wall")
+STARTS = 3  # cold starts in a round
 BOUND, HIGHEST = 1.02, 1.05
 
 
@@ -48,6 +51,13 @@ class Tree:
         self.python = self.root / ".venv" / "bin" / "python"
         self.model = model or self.root / "models" / "efficientnet_lite0.onnx"
         self.pictures = pictures
+        self._process: subprocess.Popen[str] | None = None
+        folders = [str(self.root / name) for name in ("onnxcam", "exporters", "models")]
+        subprocess.run([str(self.python), "-m", "compileall", "-q", *folders], check=False)
+
+    def start(self) -> None:
+        """Start the process that answers, in place of the one before it."""
+        self.close()
         command = [str(self.python), str(Path(__file__).resolve()), "--serve", str(self.model), str(self.first)]
         self._process = subprocess.Popen(
             command, cwd=self.root, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -61,12 +71,13 @@ class Tree:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(self.root)}
+        variables = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return {**variables, "PYTHONPATH": str(self.root)}
 
     def block(self, task: str) -> float:
         """The median seconds of a call over one block."""
+        assert self._process is not None and self._process.stdin is not None
         self._process.send_signal(signal.SIGCONT)
-        assert self._process.stdin is not None
         self._process.stdin.write(f"{task}\n")
         self._process.stdin.flush()
         seconds = float(self._read())
@@ -86,12 +97,14 @@ class Tree:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
 
     def close(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
     def _read(self) -> str:
-        assert self._process.stdout is not None
+        assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process of {self.root} ended")
@@ -129,11 +142,15 @@ def measure(here: Tree, there: Tree, rounds: int) -> dict[str, list[tuple[float,
     pairs: dict[str, list[tuple[float, float]]] = {task: [] for task in (*CALLS, *COMMANDS)}
     for number in range(rounds):
         order = (here, there) if number % 2 else (there, here)
+        for tree in order:
+            tree.start()
         for task in CALLS:
             seconds = {tree: tree.block(task) for tree in order}
             pairs[task].append((seconds[here], seconds[there]))
         for task, picture in (("cold", here.first), ("folder", here.pictures)):
-            both = {tree: tree.command(picture) for tree in order}
+            repeats = STARTS if task == "cold" else 1
+            runs = [{tree: tree.command(picture) for tree in order} for _ in range(repeats)]
+            both = {tree: np.median([run[tree] for run in runs], axis=0) for tree in order}
             pairs[task].append((both[here][0], both[there][0]))
             if task == "folder":
                 pairs["folder wall"].append((both[here][1], both[there][1]))

@@ -30,7 +30,7 @@ from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.network import PICTURE_TYPES, Network, describe_source, dims
 from onnxcam.targets import classes as targets
-from onnxcam.targets.readout import APPENDED, Readout
+from onnxcam.targets.readout import Readout
 
 # the oldest onnxruntime that ran augmented models at each opset, tried from 1.15.1 on
 OLDEST_RUNTIME = {18: "1.15.1", 19: "1.16.3", 20: "1.17.3", 21: "1.18.1"}
@@ -214,7 +214,7 @@ def _reserve(
         ModelError: an input or output has one.
     """
     fixed = {TARGET, "activations", "gradients", "heatmap"}
-    fixed |= ({APPENDED} if readout.output is None else set()) | ({gates.FIRED} if gated else set())
+    fixed |= ({readout.appended} if readout.output is None else set()) | ({gates.FIRED} if gated else set())
     fixed |= {f"{stem}/{layer.name}" for layer in target_layers for stem in ("activations", "gradients", "heatmap")}
     fixed |= {f"heatmap/{layer.name}/{name}" for layer in target_layers for name in functions}
     fixed |= {f"heatmap/{name}" for name in functions}
@@ -237,21 +237,21 @@ def _reserve(
 
 
 def _emit_logits(op: Builder, readout: Readout) -> str:
-    """Emit `logits` where no original output is the scores; return the scores as `[N, K]`."""
+    """Emit the scores under their name where no original output is them; return them as `[N, K]`."""
     op.dtype = op.graph.dtype(readout.value)
     rank = len(op.graph.shape(readout.value) or (0, 0))
     if readout.output is not None:
         return readout.value
     if rank == 2:
-        op.Identity(readout.value, name=APPENDED)
+        op.Identity(readout.value, name=readout.appended)
         return readout.value
-    return op.Flatten(readout.value, axis=1, name=APPENDED)
+    return op.Flatten(readout.value, axis=1, name=readout.appended)
 
 
 def _declare_logits(graph: Graph, readout: Readout) -> None:
-    """Make `logits` an output."""
+    """Make the emitted scores an output."""
     rows: Dim = (graph.shape(readout.value) or ("N",))[0]
-    graph.model.graph.output.append(edit.info(APPENDED, graph.dtype(readout.value), [rows, readout.columns]))
+    graph.model.graph.output.append(edit.info(readout.appended, graph.dtype(readout.value), [rows, readout.columns]))
 
 
 def _declare_target(model: onnx.ModelProto, mode: str | int) -> None:

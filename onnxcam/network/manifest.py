@@ -55,6 +55,10 @@ def _names(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value.values())
 
 
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
 _dim = _or_none(lambda value: isinstance(value, str) or _count(1)(value))
 
 # what no reader can do without: key, then the fields of that entry (of each layer's entry)
@@ -74,7 +78,8 @@ _OPTIONAL: dict[str, dict[str, Check]] = {
 # what may be missing
 _FURTHER: dict[str, dict[str, Check]] = {
     "input": {"preprocess": _or_none(_is(dict)), "normalization": _or_none(_is(dict)), "size": _or_none(_is(str))},
-    "scores": {"probabilities": _or_none(_is(str))},
+    "scores": {"probabilities": _or_none(_is(str)), "scale": _positive, "stepped_over": _list(_is(str)),
+               "warnings": _list(_is(str))},
     "target": {"class": _or_none(_count(0))},
     "layers": {"value": _or_none(_is(str)), "shape": _or_none(_list(_dim)), "grid": _or_none(_list(_dim, 2)),
                "prefix_tokens": _count(0)},

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import onnx
 
 from onnxcam.errors import ModelError
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import Graph, attributes
-from onnxcam.targets.readout import BINARY, LOGITS, MULTILABEL, Readout
+from onnxcam.network.score_facts import ScoreFacts
+from onnxcam.targets.readout import BINARY, LOGITS, MULTILABEL, PROBABILITIES, Readout
 
+# columns: in fewer, the classes of all pictures are in order by chance in one of 5,040 models
+_SURELY_RANKS = 8
 # looked through in search of a final Softmax or Sigmoid: they change the form of the scores, not their order
 _FORM, _PROBABILITY = having(Trait.PASSES | Trait.RESHAPES), having(Trait.PROBABILITY)
 
@@ -51,6 +57,66 @@ def find(graph: Graph, name: str | None = None) -> Readout:
         f"the model has several outputs that could be class scores ({shapes}); name the one to explain with "
         "`scores=` (on the command line: --scores NAME)"
     )
+
+
+def settle(readout: Readout, facts: ScoreFacts, *, declared: bool = False) -> Readout:
+    """Compare a readout that the graph suggests with the numbers that its value takes; the numbers decide.
+
+    Arguments:
+        readout: as the structure of the graph suggests it.
+        facts: of its value (`readout.value`, what `Explainer.run` calls scores) on several pictures.
+        declared: whether the user named the kind: numbers that contradict it are an error then.
+
+    Returns:
+        the same readout, with `warnings` added, or one of another `kind`, for which the network is to be opened again
+        (`Network(source, kind=…)`): its value is another one.
+
+    Raises:
+        ModelError: the numbers contradict the kind, and none fits.
+    """
+    if not facts.rows:
+        return _warned(readout, "no score is finite on the pictures that were measured")
+    if not facts.finite:
+        readout = _warned(readout, "some scores are not finite on the pictures that were measured")
+    if readout.kind == LOGITS and facts.distribution:
+        what = (
+            f"the scores {readout.value!r} are probabilities: none is negative and every row sums to {facts.total:g}"
+        )
+        if declared:
+            raise ModelError(f"{what}, and kind='logits' was declared; use kind='probabilities', or leave it out")
+        return _warned(
+            replace(readout, kind=PROBABILITIES, output=None, scale=facts.total or 1.0),
+            f"{what}; the logarithm of each is explained",
+        )
+    if readout.kind == PROBABILITIES:
+        sums = _sums_of_exponentials(facts)
+        if sums is not None:
+            raise ModelError(
+                f"the scores {readout.value!r} are not logarithms of probabilities: {sums}; declare another kind "
+                "with `kind=` (on the command line: --kind)"
+            )
+    if readout.exclusive and facts.ranked:
+        what = (
+            f"the scores {readout.value!r} are sorted in all of {facts.rows} pictures: columns are ranks and not "
+            "classes; name the value before the sorting with `scores=` (on the command line: --scores NAME)"
+        )
+        if facts.columns >= _SURELY_RANKS:
+            raise ModelError(what)
+        return _warned(readout, what)
+    return readout
+
+
+def _sums_of_exponentials(facts: ScoreFacts) -> str | None:
+    """What is wrong with logarithms of probabilities, None if nothing is."""
+    if facts.highest > 1e-2:
+        return f"the highest is {facts.highest:g}, above 0"
+    if np.exp(facts.highest) * facts.columns < 1 - 1e-2:
+        return f"the highest of {facts.columns} is {facts.highest:g}, so that they cannot sum to 1"
+    return None
+
+
+def _warned(readout: Readout, sentence: str) -> Readout:
+    return replace(readout, warnings=(*readout.warnings, sentence))
 
 
 def _outputs(graph: Graph) -> list[Readout]:

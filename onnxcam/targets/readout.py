@@ -1,10 +1,12 @@
 """The readout of a classifier: the value of its graph whose numbers are explained, and what those numbers mean.
 
-Three kinds of classifier share one form, scores `[N, columns]`:
+Five kinds share one form, scores `[N, columns]`:
 
-    logits        one column per class, a softmax over the columns gives probabilities
-    multilabel    one column per class, each with a sigmoid of its own
-    binary_logit  one column s for two classes: class 1 has the score +s, class 0 has -s
+    logits         one column per class, a softmax over the columns gives probabilities
+    probabilities  one column per class, log p of the probabilities that the model computes: exp gives them back
+    multilabel     one column per class, each with a sigmoid of its own
+    binary_logit   one column s for two classes: class 1 has the score +s, class 0 has -s
+    regression     one column, the value itself: nothing is a probability
 
 Code elsewhere asks a `Readout` instead of comparing kinds.
 """
@@ -12,16 +14,19 @@ Code elsewhere asks a `Readout` instead of comparing kinds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from onnxcam.errors import TargetError
 
-LOGITS, BINARY, MULTILABEL = "logits", "binary_logit", "multilabel"
-KINDS = (LOGITS, BINARY, MULTILABEL)
-APPENDED = "logits"  # name of the output that carries the value where no original output does
+LOGITS, PROBABILITIES, BINARY = "logits", "probabilities", "binary_logit"
+MULTILABEL, REGRESSION = "multilabel", "regression"
+KINDS = (LOGITS, PROBABILITIES, BINARY, MULTILABEL, REGRESSION)
+# name of the output that carries the value where no original output does, by kind
+APPENDED = dict.fromkeys((LOGITS, BINARY, MULTILABEL), "logits")
+APPENDED |= {PROBABILITIES: "log_probabilities", REGRESSION: "value"}
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,15 @@ class Readout:
 
     Attributes:
         value: name of the differentiated value, `[N, columns]` or `[N, columns, 1, 1]`, before a final Softmax or
-            Sigmoid.
+            Sigmoid; of `probabilities` their logarithm, clamped at the smallest normal number.
         kind: one of `KINDS`.
-        size: number of classes.
-        output: the model's own output that is this value; None if it has to be appended as `logits`.
+        size: number of classes; 1 of a regression.
+        output: the model's own output that is this value; None if it has to be appended.
         probabilities_output: the model's own output that holds probabilities; None if there is none.
+        scale: what the rows of the model's own probabilities sum to: 1, or 100 for percentages.
+        stepped_over: operators between the value and the model's own output, from the output back.
+        warnings: sentences about what is doubtful in the scores.
+        name: of the appended output, where it cannot have the usual one.
     """
 
     value: str
@@ -42,21 +51,46 @@ class Readout:
     size: int
     output: str | None = None
     probabilities_output: str | None = None
+    scale: float = 1.0
+    stepped_over: tuple[str, ...] = field(default=(), compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    name: str | None = field(default=None, compare=False)
 
     @classmethod
     def from_manifest(cls, entry: Mapping[str, Any]) -> Readout:
         """The readout that a manifest's `scores` entry describes."""
         name = str(entry["name"])
-        return cls(name, str(entry["kind"]), int(entry["classes"]), name, entry.get("probabilities"))
+        return cls(
+            name,
+            str(entry["kind"]),
+            int(entry["classes"]),
+            name,
+            entry.get("probabilities"),
+            float(entry.get("scale", 1.0)),
+            tuple(entry.get("stepped_over", ())),
+            tuple(entry.get("warnings", ())),
+        )
 
     def describe(self) -> dict[str, Any]:
-        """The manifest's `scores` entry."""
-        return {
-            "name": self.output or APPENDED,
+        """The manifest's `scores` entry; `scale`, `stepped_over` and `warnings` only where there is something to say."""
+        entry: dict[str, Any] = {
+            "name": self.output or self.appended,
             "kind": self.kind,
             "classes": self.size,
             "probabilities": self.probabilities_output,
         }
+        if self.scale != 1:
+            entry["scale"] = int(self.scale) if self.scale == int(self.scale) else self.scale
+        if self.stepped_over:
+            entry["stepped_over"] = list(self.stepped_over)
+        if self.warnings:
+            entry["warnings"] = list(self.warnings)
+        return entry
+
+    @property
+    def appended(self) -> str:
+        """Name of the output that carries the value where no output of the model does."""
+        return self.name or APPENDED[self.kind]
 
     @property
     def columns(self) -> int:
@@ -70,8 +104,18 @@ class Readout:
 
     @property
     def exclusive(self) -> bool:
-        """Whether the columns compete under one softmax."""
-        return self.kind == LOGITS
+        """Whether exactly one of the columns' classes is present: their probabilities sum to 1."""
+        return self.kind in (LOGITS, PROBABILITIES)
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether the scores are logarithms of probabilities, so that no softmax is applied to them."""
+        return self.kind == PROBABILITIES
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the score is a quantity and not a class's: there are no probabilities."""
+        return self.kind == REGRESSION
 
     @property
     def independent(self) -> bool:
@@ -120,7 +164,14 @@ class Readout:
             raise TargetError(f"{spelled or f'top={count!r}'}; expected 1 to {self.size}, the number of classes")
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Probabilities `[N, size]`, float32: a softmax, a sigmoid each, or (1 - p, p) of a single logit."""
+        """Probabilities `[N, size]`, float32: a softmax, exp of log p, a sigmoid each, or (1 - p, p) of a single logit.
+
+        Of a regression the value itself, which is what there is to show.
+        """
+        if self.numeric:
+            return scores.astype(np.float32)
+        if self.logarithmic:
+            return np.exp(scores, dtype=np.float64).astype(np.float32)
         if self.exclusive:  # in few calls: next to a small model each counts
             top = np.maximum.reduce(scores, axis=1, keepdims=True)
             p: np.ndarray = np.subtract(scores, top, dtype=np.float64)
@@ -132,7 +183,10 @@ class Readout:
         return self.complete(p).astype(np.float32, copy=False)
 
     def complete(self, probabilities: np.ndarray) -> np.ndarray:
-        """Probabilities `[N, size]` from those of the columns: a binary classifier emits that of class 1 alone."""
+        """Probabilities `[N, size]` from those that the model emits: a binary classifier emits that of class 1 alone, and
+        `scale` may be 100."""
+        if self.scale != 1:
+            probabilities = probabilities / self.scale
         if self.signed and probabilities.shape[1] == 1:
             return np.concatenate([1.0 - probabilities, probabilities], axis=1)
         return probabilities
@@ -148,18 +202,28 @@ class Readout:
         return weights[:, 1:] - weights[:, :1] if self.signed else weights
 
     def probability_cotangent(self, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """d p[n, classes[n]] / d scores, float64 `[N, columns]`: p_c (1_c - p) of a softmax, p (1 - p) of a sigmoid."""
+        """d p[n, classes[n]] / d scores, float64 `[N, columns]`.
+
+        p_c (1_c - p) of a softmax, p_c 1_c of log p, p (1 - p) of a sigmoid, 1 of a regression's value.
+        """
+        hot = self.one_hot(classes)
+        if self.numeric:
+            return hot
         p = self.probabilities(scores).astype(np.float64)
         p_class = p[np.arange(len(classes)), classes][:, None]
-        hot = self.one_hot(classes)
+        if self.logarithmic:
+            return np.asarray(p_class * hot)
         return np.asarray(p_class * (hot - p) if self.exclusive else p_class * (1 - p_class) * hot)
 
     def entropy(self, probabilities: np.ndarray) -> np.ndarray:
         """Entropy of probabilities `[N, size]`, 0 (certain) to 1 (uniform), float64 `[N]`.
 
-        -sum p log p / log size; of independent classes the mean of each one's binary entropy, in bits.
+        -sum p log p / log size; of independent classes the mean of each one's binary entropy, in bits; 0 of a
+        regression.
         """
         p = probabilities
+        if self.numeric:
+            return np.zeros(len(p))
         if self.independent:
             return np.asarray(-(_plogp(p) + _plogp(1 - p)).mean(axis=1) / np.log(2))
         if p.shape[1] < 2:
@@ -167,13 +231,13 @@ class Readout:
         return np.asarray(-_plogp(p).sum(axis=1) / np.log(p.shape[1]))
 
     def are_probabilities(self, values: np.ndarray) -> bool:
-        """Whether every value lies in 0..1 and, of a softmax, every row sums to 1 within 1e-2."""
+        """Whether every value lies in 0..1 (in 0..`scale`) and, of exclusive classes, every row sums to it within 1 %."""
         low, high = values.min(initial=0.0), values.max(initial=0.0)
-        if not (low >= 0 and high <= 1 + 1e-6):
+        if not (low >= 0 and high <= self.scale * (1 + 1e-6)):
             return False
         if self.independent or values.shape[1] == 1:
             return True
-        return bool((np.abs(values.sum(axis=1) - 1) <= 1e-2).all())
+        return bool((np.abs(values.sum(axis=1) - self.scale) <= 1e-2 * self.scale).all())
 
 
 def _plogp(values: np.ndarray) -> np.ndarray:

@@ -7,29 +7,48 @@ import pytest
 from scipy import special
 
 from onnxcam.errors import TargetError
-from onnxcam.targets.readout import BINARY, KINDS, LOGITS, MULTILABEL, Readout
+from onnxcam.targets.readout import APPENDED, BINARY, KINDS, LOGITS, MULTILABEL, PROBABILITIES, REGRESSION, Readout
 
 SCORES = np.random.default_rng(2).normal(scale=3, size=(6, 4)).astype(np.float32)
 
 
 def case(kind: str) -> tuple[Readout, np.ndarray]:
-    return (Readout("s", kind, 2), SCORES[:, :1]) if kind == BINARY else (Readout("s", kind, 4), SCORES)
+    if kind in (BINARY, REGRESSION):
+        return Readout("s", kind, 2 if kind == BINARY else 1), SCORES[:, :1]
+    return Readout("s", kind, 4), special.log_softmax(SCORES, axis=1) if kind == PROBABILITIES else SCORES
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_manifests_entry_gives_the_readout_back(kind: str) -> None:
     readout = Readout("z", kind, 2, None, "odds")
     entry = readout.describe()
-    assert entry == {"name": "logits", "kind": kind, "classes": 2, "probabilities": "odds"}
-    assert Readout.from_manifest(entry) == Readout("logits", kind, 2, "logits", "odds")
+    assert entry == {"name": APPENDED[kind], "kind": kind, "classes": 2, "probabilities": "odds"}
+    assert Readout.from_manifest(entry) == Readout(APPENDED[kind], kind, 2, APPENDED[kind], "odds")
+    assert Readout.from_manifest(entry).describe() == entry
+
+
+def test_what_there_is_to_say_of_the_scores_is_in_the_manifest() -> None:
+    readout = Readout("p", PROBABILITIES, 2, scale=100.0, stepped_over=("Clip",), warnings=("a", "b"))
+    entry = readout.describe()
+    assert entry == {
+        "name": "log_probabilities",
+        "kind": "probabilities",
+        "classes": 2,
+        "probabilities": None,
+        "scale": 100,
+        "stepped_over": ["Clip"],
+        "warnings": ["a", "b"],
+    }
     assert Readout.from_manifest(entry).describe() == entry
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_probabilities_against_scipy(kind: str) -> None:
     readout, scores = case(kind)
-    if kind == LOGITS:
+    if kind in (LOGITS, PROBABILITIES):
         expected = special.softmax(scores, axis=1)
+    elif kind == REGRESSION:
+        expected = scores
     else:
         p = special.expit(scores.astype(np.float64))
         expected = np.concatenate([1 - p, p], axis=1) if kind == BINARY else p

@@ -1,0 +1,101 @@
+"""What the numbers of class scores say about themselves: sums, signs, ranges, order. Pure NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_SUM_TOLERANCE = 1e-2  # of rows of probabilities, relative: 8 bits round each of them
+_FEWEST_RANKS = 5  # columns: in fewer, the classes of a few rows are in order by chance
+
+
+@dataclass(frozen=True)
+class ScoreFacts:
+    """Facts about scores `[N, K]`.
+
+    Attributes:
+        rows, columns: N and K.
+        finite: whether no value is NaN or infinite; the other facts are of the rows that are.
+        lowest, highest: the range of the values.
+        lowest_sum, highest_sum: the range of the sums of rows.
+        descending, ascending: whether the values of every row are in order, and not all equal.
+        constant: whether every row is the same, where there are several.
+    """
+
+    rows: int
+    columns: int
+    finite: bool
+    lowest: float
+    highest: float
+    lowest_sum: float
+    highest_sum: float
+    descending: bool
+    ascending: bool
+    constant: bool
+
+    @property
+    def total(self) -> float | None:
+        """What every row sums to, within 1 %: 1 of probabilities, 100 of percentages; None if rows differ, or the sum
+        is not positive."""
+        middle = (self.lowest_sum + self.highest_sum) / 2
+        if not middle > 0 or self.highest_sum - self.lowest_sum > 2 * _SUM_TOLERANCE * middle:
+            return None
+        for usual in (1.0, 100.0):
+            if abs(middle - usual) <= _SUM_TOLERANCE * usual:
+                return usual
+        return middle
+
+    @property
+    def distribution(self) -> bool:
+        """Whether every row is a distribution over several classes: no negative value, and a sum of 1 or 100."""
+        return self.rows > 0 and self.columns > 1 and self.lowest >= 0 and self.total in (1.0, 100.0)
+
+    @property
+    def within_unit(self) -> bool:
+        """Whether every value lies in 0..1."""
+        return self.rows > 0 and self.lowest >= 0 and self.highest <= 1 + 1e-6
+
+    @property
+    def ranked(self) -> bool:
+        """Whether columns are ranks rather than classes: every row is in the same order, from the highest value down."""
+        return self.rows > 1 and self.columns >= _FEWEST_RANKS and self.descending and not self.constant
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest's `measured.scores` entry."""
+        entry: dict[str, Any] = {"rows": self.rows, "finite": self.finite}
+        if self.rows:
+            entry["range"] = [self.lowest, self.highest]
+            entry["sums"] = [self.lowest_sum, self.highest_sum]
+            entry["sorted"] = "descending" if self.descending else "ascending" if self.ascending else None
+            entry["constant"] = self.constant
+        return entry
+
+
+def measure(values: np.ndarray) -> ScoreFacts:
+    """Measure scores.
+
+    Arguments:
+        values: numbers of any real type, `[N, K]`; what follows the class axis is of size 1.
+    """
+    array = np.asarray(values, np.float64)
+    array = array.reshape(len(array), -1)
+    sound = np.isfinite(array).all(axis=1)
+    rows = array[sound]
+    if not rows.size:
+        return ScoreFacts(0, array.shape[1], bool(sound.all()), 0.0, 0.0, 0.0, 0.0, False, False, False)
+    sums, steps = rows.sum(axis=1), np.diff(rows, axis=1)
+    moving = bool(steps.any(axis=1).all())
+    return ScoreFacts(
+        rows=len(rows),
+        columns=rows.shape[1],
+        finite=bool(sound.all()),
+        lowest=float(rows.min()),
+        highest=float(rows.max()),
+        lowest_sum=float(sums.min()),
+        highest_sum=float(sums.max()),
+        descending=moving and bool((steps <= 0).all()),
+        ascending=moving and bool((steps >= 0).all()),
+        constant=len(rows) > 1 and bool((rows == rows[0]).all()),
+    )

@@ -79,9 +79,7 @@ def settle(readout: Readout, facts: ScoreFacts, *, declared: bool = False) -> Re
     if not facts.finite:
         readout = _warned(readout, "some scores are not finite on the pictures that were measured")
     if readout.kind == LOGITS and facts.distribution:
-        what = (
-            f"the scores {readout.value!r} are probabilities: none is negative and every row sums to {facts.total:g}"
-        )
+        what = f"the scores {readout.value!r} are probabilities: none is negative and every row sums to {facts.total:g}"
         if declared:
             raise ModelError(f"{what}, and kind='logits' was declared; use kind='probabilities', or leave it out")
         return _warned(

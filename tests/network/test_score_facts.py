@@ -86,7 +86,7 @@ def test_what_is_not_the_logarithm_of_a_probability() -> None:
 
 def test_ranks_are_not_classes() -> None:
     ranks = -np.sort(-LOGIT, axis=1)
-    with pytest.raises(ModelError, match="ranks and not classes.*--scores"):
+    with pytest.raises(ModelError, match=r"ranks and not classes.*--scores"):
         settle(Readout("z", LOGITS, 9), measure(ranks))
     (warning,) = settle(Readout("z", LOGITS, 6), measure(ranks[:, :6])).warnings
     assert "ranks" in warning

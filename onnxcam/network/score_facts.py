@@ -59,7 +59,7 @@ class ScoreFacts:
 
     @property
     def ranked(self) -> bool:
-        """Whether columns are ranks rather than classes: every row is in the same order, from the highest value down."""
+        """Whether columns are ranks rather than classes: every row runs from its highest value down."""
         return self.rows > 1 and self.columns >= _FEWEST_RANKS and self.descending and not self.constant
 
     def describe(self) -> dict[str, Any]:

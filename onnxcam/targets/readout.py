@@ -72,7 +72,7 @@ class Readout:
         )
 
     def describe(self) -> dict[str, Any]:
-        """The manifest's `scores` entry; `scale`, `stepped_over` and `warnings` only where there is something to say."""
+        """The manifest's `scores` entry; `scale`, `stepped_over` and `warnings` only where they say something."""
         entry: dict[str, Any] = {
             "name": self.output or self.appended,
             "kind": self.kind,
@@ -183,8 +183,9 @@ class Readout:
         return self.complete(p).astype(np.float32, copy=False)
 
     def complete(self, probabilities: np.ndarray) -> np.ndarray:
-        """Probabilities `[N, size]` from those that the model emits: a binary classifier emits that of class 1 alone, and
-        `scale` may be 100."""
+        """Probabilities `[N, size]` from those that the model emits: of a binary classifier that of class 1 alone, of
+        others perhaps percentages.
+        """
         if self.scale != 1:
             probabilities = probabilities / self.scale
         if self.signed and probabilities.shape[1] == 1:
@@ -231,7 +232,7 @@ class Readout:
         return np.asarray(-_plogp(p).sum(axis=1) / np.log(p.shape[1]))
 
     def are_probabilities(self, values: np.ndarray) -> bool:
-        """Whether every value lies in 0..1 (in 0..`scale`) and, of exclusive classes, every row sums to it within 1 %."""
+        """Whether every value lies in 0..`scale` and, of exclusive classes, every row sums to it within 1 %."""
         low, high = values.min(initial=0.0), values.max(initial=0.0)
         if not (low >= 0 and high <= self.scale * (1 + 1e-6)):
             return False

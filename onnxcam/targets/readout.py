@@ -171,7 +171,7 @@ class Readout:
         if self.numeric:
             return scores.astype(np.float32)
         if self.logarithmic:
-            return np.exp(scores, dtype=np.float64).astype(np.float32)
+            return np.asarray(np.exp(scores, dtype=np.float64).astype(np.float32))
         if self.exclusive:  # in few calls: next to a small model each counts
             top = np.maximum.reduce(scores, axis=1, keepdims=True)
             p: np.ndarray = np.subtract(scores, top, dtype=np.float64)

@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import sys
 from collections import Counter
+from typing import Any
 
+import onnxruntime
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+def _one_thread(create: Any) -> Any:
+    """Create sessions on one thread where nobody names a number; ONNX Runtime has no variable for it."""
+
+    @functools.wraps(create)
+    def created(self: Any, source: Any, sess_options: Any = None, *args: Any, **kwargs: Any) -> None:
+        options = onnxruntime.SessionOptions() if sess_options is None else sess_options
+        if getattr(options, "intra_op_num_threads", None) != 0:
+            return create(self, source, sess_options, *args, **kwargs)
+        options.intra_op_num_threads = 1
+        try:
+            create(self, source, options, *args, **kwargs)
+        finally:  # a caller's options stay as they are
+            options.intra_op_num_threads = 0
+
+    return created
+
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # there is a process for each core: threads of their own would only contend
     for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ.setdefault(variable, "1")
+if os.environ.get("OMP_NUM_THREADS") == "1":
+    onnxruntime.InferenceSession.__init__ = _one_thread(onnxruntime.InferenceSession.__init__)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,10 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Build PyTorch's table of ONNX operators once per opset.
+    """Take what collection made out of garbage collection, and build PyTorch's table of ONNX operators once per opset.
 
-    torch.onnx.export parses the sources of 500 functions for it each time: half of the time a small network takes.
+    A full collection would walk through millions of objects of frameworks and tests that stay to the end.
+    torch.onnx.export parses the sources of 500 functions for its table each time: half of the time a small network
+    takes.
     """
+    gc.collect()
+    gc.freeze()
     if "torch" in sys.modules:
         with contextlib.suppress(ImportError, AttributeError):  # it is private, and may be elsewhere in other versions
             from torch.onnx._internal.exporter._registration import ONNXRegistry

@@ -12,7 +12,7 @@ from onnxcam.errors import LayerError, listing, nearest
 from onnxcam.graph.layout import has_tokens, layout_of
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe
-from onnxcam.graph.tokens import Patches, positions, shape_of
+from onnxcam.graph.tokens import Patches, patches_of, positions, shape_of
 from onnxcam.graph.view import Graph, Shape
 
 _CONVOLUTIONS, _STEPS = having(Trait.CONVOLVES), having(Trait.ENDS_LAYER)
@@ -53,7 +53,7 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
     where only a class token is read, the input of the last block's attention.
     """
     nodes = graph.between((i.name for i in graph.inputs), [scores])
-    patches = Patches(graph, scores) if has_tokens(graph, nodes) else None
+    patches = patches_of(graph, scores) if has_tokens(graph, nodes) else None
     layers: dict[str, Layer] = {}
     without_grid: dict[str, Layer] = {}
     last_residual: str | None = None

@@ -13,6 +13,7 @@ from onnxcam.graph.view import Graph, Shape
 
 _MOST_PREFIX = 5  # prefix tokens assumed where their number is unknown
 _cache: WeakKeyDictionary[Graph, tuple[StaticShapes, Positions]] = WeakKeyDictionary()
+_patches: WeakKeyDictionary[Graph, dict[str, Patches]] = WeakKeyDictionary()
 
 
 def positions(graph: Graph) -> Positions:
@@ -39,6 +40,14 @@ def _analysis(graph: Graph) -> tuple[StaticShapes, Positions]:
         shapes = StaticShapes(graph)
         _cache[graph] = shapes, Positions(graph, shapes)
     return _cache[graph]
+
+
+def patches_of(graph: Graph, scores: str) -> Patches:
+    """Which positions of a graph's values reach its scores; cached per graph."""
+    by_scores = _patches.setdefault(graph, {})
+    if scores not in by_scores:
+        by_scores[scores] = Patches(graph, scores)
+    return by_scores[scores]
 
 
 class Patches:

@@ -95,17 +95,36 @@ class DependencyError(RuntimeUnavailable):
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 5) -> list[str]:
-    """Return up to `count` candidates most similar to `name`, best first; the first `count` if none is similar."""
+    """Return up to `count` candidates most similar to `name`, best first; the first `count` if none is similar.
+
+    Those with all of its words come first (`cat`: `tabby cat`, not `catamaran`), then those with a word that begins
+    with it, those that contain it, those with a similar word, and those that are similar as a whole.
+    """
     import difflib  # needed for error messages only
+    import re
 
     pool = list(dict.fromkeys(candidates))
-    by_lower_case: dict[str, str] = {}
+    text = name.strip().lower()
+    words = {candidate: re.findall(r"[^\W_]+", candidate.lower()) for candidate in pool}
+    query = set(re.findall(r"[^\W_]+", text))
+    whole = [c for c in pool if query and query <= set(words[c])]
+    ordered = sorted(whole, key=lambda c: len(words[c]))
+    if text:
+        ordered += [c for c in pool if any(word.startswith(text) for word in words[c])]
+        ordered += [c for c in pool if text in c.lower()]
+    by_word: dict[str, list[str]] = {}
+    by_lower_case: dict[str, list[str]] = {}
     for candidate in pool:
-        by_lower_case.setdefault(candidate.lower(), candidate)
-    matches = difflib.get_close_matches(name.lower(), by_lower_case, n=count, cutoff=0.4)
-    containing = [c for c in pool if name.lower() in c.lower()]
-    best = list(dict.fromkeys([*containing[:count], *(by_lower_case[match] for match in matches)]))
-    return best[:count] if best else pool[:count]
+        by_lower_case.setdefault(candidate.lower(), []).append(candidate)
+        for word in words[candidate]:
+            by_word.setdefault(word, []).append(candidate)
+    for match in difflib.get_close_matches(text, by_lower_case, n=count, cutoff=0.75):
+        ordered += by_lower_case[match]
+    for match in difflib.get_close_matches(text, by_word, n=count, cutoff=0.75):
+        ordered += by_word[match]
+    for match in difflib.get_close_matches(text, by_lower_case, n=count, cutoff=0.4):
+        ordered += by_lower_case[match]
+    return list(dict.fromkeys(ordered))[:count] or pool[:count]
 
 
 def listing(names: Iterable[str], limit: int = 10) -> str:

@@ -292,15 +292,16 @@ def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] |
     explainable SOURCE already has (layers, labels, gate) is kept.
     """
     from onnxcam.graph import file, load
-    from onnxcam.network import manifest
+    from onnxcam.network import manifest, metadata_labels
     from onnxcam.network.explainable import augment
 
-    previous = manifest.parse(file.metadata(source).get(manifest.KEY)) or {}
+    properties = file.metadata(source)
+    previous = manifest.parse(properties.get(manifest.KEY)) or {}
     model = augment(
         source,
         request.layers,
         request.methods,
-        _target(request.target, request.labels or previous.get("labels")),
+        _target(request.target, request.labels or previous.get("labels") or metadata_labels.any_names(properties)),
         scores=request.scores,
         outputs=request.outputs,
         labels=request.labels,
@@ -312,6 +313,10 @@ def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] |
     )
     record = manifest.read(model)
     assert record is not None, "augment writes one"
+    if not record.get("labels"):
+        doubt = metadata_labels.find(properties, record["scores"]["classes"]).doubt
+        if doubt is not None:
+            click.echo(f"Warning: {doubt}", err=True)
     if request.verify:
         _verify(model)
     load.save(model, output)

@@ -132,6 +132,11 @@ class Comparison(Report):
         return self.results[0].candidate
 
     @property
+    def undecided(self) -> bool:
+        """Whether none of the choices shows clearly."""
+        return self.alike or not any(verdict.decided for verdict in self.verdicts)
+
+    @property
     def summary(self) -> str:
         """The result in one sentence."""
         return self.findings[-1].detail
@@ -150,7 +155,7 @@ class Comparison(Report):
             *("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows),
             "",
             *(f"{decision:>9}  {choice.name}: {choice.detail}" for decision, choice in decisions),
-            f"{'undecided' if self.alike else judgement.status:>9}  {judgement.detail}",
+            f"{'undecided' if self.undecided else judgement.status:>9}  {judgement.detail}",
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,6 +165,7 @@ class Comparison(Report):
             "labelled": self.labelled,
             "alike": self.alike,
             "passed": self.passed,
+            "undecided": self.undecided,
             "preferred": {"name": self.best.name, "preset": self.best.preset, "recorded": self.best.recorded},
             "verdicts": [vars(verdict) for verdict in self.verdicts],
             "recorded": None if self.recorded is None else vars(self.recorded),
@@ -212,7 +218,7 @@ def compare(explainer: Explainer, pictures: Sequence[Any], targets: Sequence[int
         results,
         verdicts,
         recorded,
-        findings=[*(verdict.finding() for verdict in verdicts), _judgement(results, recorded, alike)],
+        findings=[*(verdict.finding() for verdict in verdicts), _judgement(results, verdicts, recorded, alike)],
     )
 
 
@@ -230,7 +236,9 @@ def _choice(axis: str, results: Sequence[Result], alike: bool) -> Verdict | None
     return replace(each[0], beaten=tuple(verdict.rival for verdict in each if verdict.decided))
 
 
-def _judgement(results: Sequence[Result], recorded: Verdict | None, alike: bool) -> Finding:
+def _judgement(
+    results: Sequence[Result], verdicts: Sequence[Verdict], recorded: Verdict | None, alike: bool
+) -> Finding:
     """Judge the preprocessing in use: failed where labels prove another one better."""
     best = results[0].candidate
     title = "preprocessing"
@@ -241,11 +249,25 @@ def _judgement(results: Sequence[Result], recorded: Verdict | None, alike: bool)
             "different classes for them; give pictures of several kinds, or sorted by class with --by-folder"
         )
         return Finding(title, "unsure", detail)
+    clear = [verdict for verdict in verdicts if verdict.decided]
+    unclear = [AXES[verdict.axis] for verdict in verdicts if not verdict.decided]
+    more = "give more pictures" + (", or sorted by class with --by-folder" if results[0].likelihood is None else "")
+    reservation = f"; undecided: {', '.join(unclear)}" if unclear else ""
+    if recorded is None and not clear:
+        detail = f"no preprocessing is clearly better than the others: {more}, or ask who trained the model"
+        return Finding(title, "unsure", detail)
+    if recorded is None and unclear:
+        choices = ", ".join(f"{AXES[verdict.axis]} {verdict.best}" for verdict in clear)
+        return Finding(title, "note", f"the model prefers {choices}{reservation}; of these {best.name} is ahead: {use}")
     if recorded is None:
         return Finding(title, "note", f"the model prefers {best.name}: {use}")
     figures = {"margin": recorded.margin, "error": recorded.error}
+    if best.recorded and clear:
+        detail = f"the preprocessing in use, {best.name}, is the one preferred{reservation}"
+        return Finding(title, "ok", detail, figures)
     if best.recorded:
-        return Finding(title, "ok", f"the preprocessing in use, {best.name}, is the one preferred", figures)
+        detail = f"the preprocessing in use, {best.name}, is ahead, but of no other clearly: {more}"
+        return Finding(title, "ok", detail, figures)
     if not recorded.decided:
         return Finding(title, "ok", f"the preprocessing in use, {recorded.rival}, does as well as any", figures)
     status: Status = "unsure" if results[0].likelihood is None else "failed"

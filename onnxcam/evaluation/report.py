@@ -34,7 +34,7 @@ def lines(evaluation: Evaluation) -> list[str]:
         rows.append([method, *cells])
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    return [f"{about(evaluation)}; ↑ more is better, ↓ less is better, * the best", *table]
+    return [f"{about(evaluation)}; ↑ more is better, ↓ less is better, * the best mean", *table]
 
 
 def about(evaluation: Evaluation) -> str:
@@ -90,7 +90,7 @@ def _table(evaluation: Evaluation) -> str:
     return (
         f'<h2>In numbers</h2><div class="wide"><table class="judged"><thead><tr><th>method</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody>"
-        "</table></div><p>Means over the pictures with their standard errors. ★ marks the best of each column, ↑ "
+        "</table></div><p>Means over the pictures with their standard errors. ★ marks the best mean of each column, ↑ "
         "where more is better, ↓ where less is.</p>"
     )
 

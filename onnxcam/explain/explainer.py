@@ -35,8 +35,8 @@ class Explainer:
 
     Arguments:
         source: an explainable model, or any classifier `.onnx` (augmented in memory): path, bytes or `ModelProto`.
-        labels: class names by index, instead of those in the file; without either, those in the folder that
-            `preprocess="hf:FOLDER"` names.
+        labels: class names by index, instead of those in the file (its manifest, or metadata such as Ultralytics'
+            `names`); without either, those in the folder that `preprocess="hf:FOLDER"` names.
         preprocess: how pictures become tensors, instead of what the file says: a preset's name, a dict in the
             manifest's form, a JSON file, or `onnxcam.image.Preprocess`.
         layers: names of target layers; None for those of the file, or the default layer of a plain classifier.
@@ -88,6 +88,7 @@ class Explainer:
         spec = preprocess if preprocess is not None else entry.get("preprocess")
         self._preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
         self._warnings = input_size_warnings(entry)
+        self._warnings += self._file.doubts if self.labels is None else ()
         if self._preprocess is not None:
             self._warnings += preprocessing_warnings(entry, self._preprocess, preprocess is not None)
 

@@ -95,6 +95,11 @@ class FileSession:
         """The class that the opened file explains where none is named, None if it is bound to none."""
         return self._loaded.model.bound_class
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Sentences about what the opened file says and could not be taken."""
+        return self._loaded.model.doubts
+
     def on(self, model: Source) -> dict[str, Any]:
         """The arguments, by name, for a session of another model on the same terms."""
         return {

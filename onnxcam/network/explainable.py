@@ -25,6 +25,7 @@ from onnxcam.graph.load import Source
 from onnxcam.graph.view import Dim, Graph
 from onnxcam.network import gate as gates
 from onnxcam.network import manifest as manifests
+from onnxcam.network import metadata_labels
 from onnxcam.network.input_size import Sized, sized
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
@@ -65,7 +66,7 @@ def augment(
         target: `optional`, `required`, or the one class (index or label) the file explains.
         scores: the output holding the class scores, where the model has several candidates.
         outputs: `all`, or `heatmap` to leave activations and gradients out.
-        labels: class names by index, kept in the manifest.
+        labels: class names by index, kept in the manifest; those in the model's metadata (`names`, …) if None.
         preprocess: how pictures become tensors, kept in the manifest: its own form, a preset's name, a JSON file.
         origin: the manifest's `source` entry; what is known of `source` itself by default.
         gate: which predictions are explained, such as `confidence < 0.6` (the grammar of `onnxcam.Monitor`'s `when`):
@@ -98,6 +99,9 @@ def augment(
     origin = dict(previous.get("source") or origin or describe_source(source, network.opset))
     named_scores = None if scores is None else network.graph.find(scores)
     labels = _check_labels(labels if labels is not None else previous.get("labels"), network.readout.size)
+    if labels is None:
+        properties = {p.key: p.value for p in network.graph.model.metadata_props}
+        labels = metadata_labels.find(properties, network.readout.size).labels
     if preprocess is None:
         preprocess = previous.get("input", {}).get("preprocess")
     if gate is None:

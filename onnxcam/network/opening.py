@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxcam.errors import LayerError, MethodError, ModelError
@@ -29,12 +29,14 @@ class Model:
         bound_class: the class that the opened file explains where none is named, also once it was extended.
         added: what the opened file lacked and has been added in memory: `MANIFEST`, `LAYERS`, `METHODS`, `GRADIENTS`
             or `TARGET`.
+        doubts: sentences about what the opened file says and could not be taken.
     """
 
     source: str | Serialized
     manifest: Manifest
     bound_class: int | None = None
     added: frozenset[str] = frozenset()
+    doubts: tuple[str, ...] = ()
 
     @property
     def layers(self) -> list[str]:
@@ -56,7 +58,7 @@ class Model:
             raise MethodError(f"{error}; the file itself has {present}") from error
         except LayerError as error:
             raise LayerError(f"{error}; the file itself exposes {self.layers}") from error
-        return Model(where, extended, self.bound_class, self.added)
+        return replace(self, source=where, manifest=extended)
 
 
 def open_model(
@@ -86,22 +88,34 @@ def open_model(
     Raises:
         ModelError: not a usable classifier. LayerError, MethodError: no such layer or method.
     """
-    where, manifest = read_source(source)
+    where, manifest, properties = _read_source(source)
     if manifest is not None and manifest.get("gate") and not gated:
         where, manifest = _without_gate(where)
         source = where
     if manifest is None:
         names = None if layers is None else [name for name in layers if name is not None] or None
         where, manifest = _augment(source, names, methods or ("gradcam",), preprocess)
-        return Model(where, manifest, added=frozenset({MANIFEST}))
+        return _labelled(Model(where, manifest, added=frozenset({MANIFEST})), properties)
     bound_class = manifest["target"].get("class")
     missing = lacking(manifest, layers, methods if require_methods else (), raw=raw, classes=classes)
     if not missing:
-        return Model(where, manifest, bound_class)
+        return _labelled(Model(where, manifest, bound_class), properties)
     present = [entry["name"] for entry in manifest["layers"]]
     further = [name for name in layers or () if name is not None and name not in present]
     where, manifest = _augment(source, [*present, *further], [*_methods(manifest), *methods])
-    return Model(where, manifest, bound_class, missing)
+    return _labelled(Model(where, manifest, bound_class, missing), properties)
+
+
+def _labelled(model: Model, properties: Mapping[str, str]) -> Model:
+    """The model with the class names of its metadata, where its manifest has none."""
+    if model.manifest.get("labels") or properties.keys() <= {manifests.KEY}:
+        return model
+    from onnxcam.network import metadata_labels
+
+    names = metadata_labels.find(properties, model.manifest["scores"]["classes"])
+    if names.labels is not None:
+        model.manifest["labels"] = names.labels
+    return model if names.doubt is None else replace(model, doubts=(names.doubt,))
 
 
 def lacking(
@@ -137,19 +151,26 @@ def read_source(source: Source) -> tuple[str | Serialized, Manifest | None]:
     Raises:
         ModelError: not a model, or its manifest is damaged.
     """
+    where, manifest, _ = _read_source(source)
+    return where, manifest
+
+
+def _read_source(source: Source) -> tuple[str | Serialized, Manifest | None, Mapping[str, str]]:
+    """Where a model is, its manifest and all of its metadata."""
     if isinstance(source, (str, os.PathLike)):
         where: str | Serialized = os.fspath(source)
-        return where, manifests.parse(file.metadata(where).get(manifests.KEY))
-    if isinstance(source, LargeModel):
-        return source, manifests.parse(file.metadata(source).get(manifests.KEY))
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        data = bytes(source)
-        return data, manifests.parse(file.metadata(data).get(manifests.KEY))
-    if hasattr(source, "SerializeToString") and hasattr(source, "graph"):
+    elif isinstance(source, LargeModel):
+        where = source
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        where = bytes(source)
+    elif hasattr(source, "SerializeToString") and hasattr(source, "graph"):
         from onnxcam.graph.load import serialize
 
-        return serialize(source), manifests.read(source)
-    raise ModelError(f"a {type(source).__name__} is not a model; pass a path, bytes or a ModelProto")
+        return serialize(source), manifests.read(source), {p.key: p.value for p in source.metadata_props}
+    else:
+        raise ModelError(f"a {type(source).__name__} is not a model; pass a path, bytes or a ModelProto")
+    properties = file.metadata(where)
+    return where, manifests.parse(properties.get(manifests.KEY)), properties
 
 
 def _methods(manifest: Manifest) -> list[str]:

@@ -12,6 +12,7 @@ from onnxcam.errors import TargetError, listing, nearest
 
 TOP1 = -1
 _DIGITS = 1000  # of an index in a text
+_NEAREST = 5  # classes in a message
 
 
 def resolve(
@@ -110,6 +111,10 @@ def find_label(label: str, labels: Sequence[str] | None) -> int:
                 f"label {label!r} is ambiguous: classes {', '.join(f'{i} ({labels[i]})' for i in matches)}; "
                 "pass the index instead"
             )
-    synonyms = {part.strip(): i for i, name in enumerate(labels) for part in (*name.split(","), name)}
-    near = [f"{labels[synonyms[name]]} ({synonyms[name]})" for name in nearest(label, synonyms)]
-    raise TargetError(f"no class is called {label!r}; the nearest are {listing(dict.fromkeys(near))}")
+    synonyms: dict[str, int] = {}
+    for i, name in enumerate(labels):
+        for part in (*name.split(","), name):
+            synonyms.setdefault(part.strip(), i)
+    near = dict.fromkeys(synonyms[name] for name in nearest(label, synonyms, 4 * _NEAREST))
+    names = [f"{labels[i]} ({i})" for i in list(near)[:_NEAREST]]
+    raise TargetError(f"no class is called {label!r}; the nearest are {listing(names)}")

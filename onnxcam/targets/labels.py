@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import ast
-import csv
-import io
-import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxcam.errors import LabelsError, listing
+from onnxcam.errors import LabelsError
+from onnxcam.targets.label_order import look_like_indices, name_in, ordered
 
 _LARGEST = 8 << 20  # read as a table of two columns, 0.7 GiB
-_LARGEST_LITERAL = 1 << 20  # Python's parser takes hundreds of bytes for one
 _BOMS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig"))
-# headers of CSV columns; those in both are the index where their values are numbers and another column has the names
-_INDEX_HEADERS = {"index", "idx", "id", "class_id", "class_index", "class_idx", "classid", "label_id", "label_index"}
-_EITHER_HEADERS = {"class", "label", "target"}
-_NAME_HEADERS = {"name", "labels", "classes", "class_name", "classname", "label_name", "display_name", "category"}
-_NUMBERED = re.compile(r"(\d{1,9})(?:\s*[:,;]\s*|\s+)(\S.*)")
-_NESTED = ("id2label", "label_names", "class_indices")
+# "0 Cat", "0: Cat", "0 - Cat", "0) Cat", "[0] Cat"; and "Cat 0", "Cat: 0"
+_NUMBERED = re.compile(r"\[?(\d{1,9})(?:\s*[:,;=|)\]]\s*|\.\s+|\s+-\s+|\s+)(\S.*)")
+_NUMBER_LAST = re.compile(r"(\S.*?)(?:\s*[:,;=|]\s*|\s+)(\d{1,9})")
+_PART_OF_NAMES = "; where the numbers are part of the names, give a JSON list"
+_MOSTLY = 0.8  # the share of numbered lines from which one without a number is a mistake
+_LABEL_MAP_ITEM = re.compile(r"\bitem\s*\{([^{}]*)\}")
 # a Hugging Face configuration in which nobody named the classes
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 _CONFIG = "config.json"
@@ -32,9 +28,10 @@ _WORDNET = re.compile(r"n\d{8}\s+(\S.*)")
 def read(path: str | os.PathLike[str], classes: int | None = None) -> list[str]:
     """Class names in the order of the classes.
 
-    One name per line; `0 Cat` lines; a JSON list; a JSON object `{index: name}` (also Keras' `{index: [id, name]}`, the
-    `id2label` of a Hugging Face config.json and timm's `label_names`) or `{name: index}` (Keras' `class_indices`); CSV
-    with a header. UTF-8, or UTF-16 with a mark.
+    One name per line; `0 Cat` or `Cat 0` lines; a JSON list, of names or of objects with id and name (COCO's
+    `categories`); a JSON object `{index: name}` (also Keras' `{index: [id, name]}`, the `id2label` of a Hugging Face
+    config.json and timm's `label_names`) or `{name: index}` (Keras' `class_indices`); the same as a Python literal; CSV
+    with a header; the `names` of a data.yaml. UTF-8, or UTF-16 with a mark.
 
     Arguments:
         path: the file.
@@ -47,8 +44,6 @@ def read(path: str | os.PathLike[str], classes: int | None = None) -> list[str]:
     text = _text(path)
     try:
         names = _parse(text, path.suffix.lower())
-    except csv.Error as error:
-        raise LabelsError(f"labels file {str(path)!r} is not a table ({error}); is it another file?") from error
     except LabelsError as error:
         raise LabelsError(f"labels file {str(path)!r}: {error}") from error
     if classes is not None:
@@ -115,146 +110,90 @@ def _text(path: Path) -> str:
     return text
 
 
+def parse(text: str) -> list[str]:
+    """Class names in a text without a file, such as a value of a model's metadata, in any form that `read` takes.
+
+    Raises:
+        LabelsError: it holds no class names, or an index is missing or occurs twice.
+    """
+    if not text.strip():
+        raise LabelsError("it is empty")
+    return _parse(text, "")
+
+
 def _parse(text: str, suffix: str) -> list[str]:
-    if suffix == ".json" or text.lstrip()[0] in "[{":
+    # imported here: an explanation without a labels file needs none of them
+    from onnxcam.targets import label_structure, label_yaml
+
+    start = text.lstrip()
+    if suffix in (".yaml", ".yml") or label_yaml.is_yaml(text):
+        return label_yaml.names_in(text)
+    if suffix in (".json", ".jsonl") or start[0] in "[{" or start.startswith("OrderedDict("):
         try:
-            structure = _structure(text)
+            structure = label_structure.parse(text)
         except ValueError as error:
-            if suffix == ".json":
+            if suffix in (".json", ".jsonl") or start[0] == "{":
                 raise LabelsError(f"it is not JSON ({error}); mend it, or give one name per line in a .txt") from error
         else:
-            return _from_structure(structure)
-    lines = [line.strip() for line in text.splitlines()]
+            return label_structure.names_in(structure)
+    if start[:5].lower() in ("<?xml", "<!doc", "<html"):
+        raise LabelsError("it is an XML or HTML page; was a download page saved instead of the file?")
+    items = _LABEL_MAP_ITEM.findall(text)
+    if items and not _LABEL_MAP_ITEM.sub("", text).strip():
+        return _from_label_map(items)
+    # not str.splitlines, which also splits at a form feed or U+2028 within a name
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
     while not lines[-1]:
         lines.pop()
     table = _from_table(text, suffix)
-    if table is not None:
-        return table
-    blank = next((number for number, line in enumerate(lines, start=1) if not line), None)
-    if blank is not None:
-        raise LabelsError(f"line {blank} is blank, so every class after it would be off by one; name that class")
-    for pattern in (_NUMBERED, _WORDNET):
-        matches = [pattern.fullmatch(line) for line in lines]
-        complete = [match for match in matches if match is not None]
-        if len(complete) == len(lines) and pattern is _NUMBERED:
-            pairs = [(int(match[1]), match[2]) for match in complete]
-            return _ordered(pairs, "; where the numbers are part of the names, give a JSON list")
-        if len(complete) == len(lines):
-            return [match[1] for match in complete]
-    return lines
-
-
-class _Pairs(list[tuple[Any, Any]]):
-    """A JSON object with its repeated keys: two classes may share a name."""
-
-
-def _structure(text: str) -> Any:
-    """The structure in JSON, or in a Python literal, as a widely copied ImageNet file is one.
-
-    Raises:
-        ValueError: the text is neither.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError) as error:
-        reason = str(error)
-    if len(text) > _LARGEST_LITERAL:
-        raise ValueError(reason)
-    try:
-        literal = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise ValueError(reason) from None
-    return _Pairs(literal.items()) if isinstance(literal, dict) else literal
-
-
-def _from_structure(structure: Any) -> list[str]:
-    if isinstance(structure, _Pairs):
-        inner = next((value for key, value in structure if key in _NESTED and isinstance(value, (_Pairs, list))), None)
-        if inner is not None and not isinstance(inner, _Pairs):
-            return _from_structure(inner)
-        pairs = structure if inner is None else inner
-        if pairs and all(_is_index(key) for key, _ in pairs) and not all(type(value) is int for _, value in pairs):
-            # Keras keeps [WordNet id, name]
-            named = [(int(key), value[-1] if isinstance(value, list) and value else value) for key, value in pairs]
-            return _ordered([(index, _name(value, f"class {index}")) for index, value in named])
-        if pairs and all(type(value) is int for _, value in pairs):
-            return _ordered([(value, str(key)) for key, value in pairs])
-        raise LabelsError("its JSON object is neither {index: name} nor {name: index}; give one of these or a list")
-    if isinstance(structure, (list, tuple)) and structure:
-        return [_name(value, f"entry {position}") for position, value in enumerate(structure)]
-    raise LabelsError("its JSON holds no class names; expected a list, {index: name} or {name: index}")
-
-
-def _is_index(key: Any) -> bool:
-    return type(key) is int or (isinstance(key, str) and _is_number(key))
-
-
-def _is_number(text: str) -> bool:
-    return text.strip().isdecimal() and len(text.strip()) < 10
-
-
-def _name(value: Any, where: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise LabelsError(f"{where} is {str(value)[:40]!r}, a {type(value).__name__}; expected a name")
-    if not str(value).strip():
-        raise LabelsError(f"{where} has no name; give it one")
-    return str(value).strip()
-
-
-def _ordered(pairs: Iterable[tuple[int, str]], hint: str = "") -> list[str]:
-    """Names by index; the indices must be 0, 1, 2, ... in any order."""
-    names: dict[int, str] = {}
-    for index, name in pairs:
-        if index in names:
-            raise LabelsError(
-                f"index {index} occurs twice ({names[index]!r} and {name!r}); number each class once{hint}"
-            )
-        names[index] = name
-    missing = [index for index in range(len(names)) if index not in names]
-    if missing:
-        if set(names) == set(range(1, len(names) + 1)):
-            raise LabelsError(f"its indices run from 1 to {len(names)}; classes are counted from 0{hint}")
-        raise LabelsError(
-            f"its {len(names)} indices have gaps: {listing(map(str, missing), 5)} missing, {min(names)} the smallest, "
-            f"{max(names)} the largest; number the classes 0, 1, 2, ... without a gap{hint}"
-        )
-    return [names[index] for index in range(len(names))]
+    return _from_lines(lines) if table is None else table
 
 
 def _from_table(text: str, suffix: str) -> list[str] | None:
-    """Names from CSV, None where the first line is not a header; a .csv or .tsv must have one."""
-    first = text.lstrip().splitlines()[0]
-    for delimiter in ",;\t":
-        headers = [cell.strip().casefold().replace(" ", "_") for cell in next(csv.reader([first], delimiter=delimiter))]
-        columns = [header in _INDEX_HEADERS | _EITHER_HEADERS | _NAME_HEADERS for header in headers]
-        if (len(headers) > 1 and sum(columns) > 1) or (any(columns) and suffix in (".csv", ".tsv")):
-            rows = [row for row in csv.reader(io.StringIO(text.strip(), newline=""), delimiter=delimiter) if any(row)]
-            return _from_rows(headers, rows[1:])
-    if suffix in (".csv", ".tsv"):
-        raise LabelsError(
-            f"its first line {first[:60]!r} is not a header with a column 'name' (and 'index'); add one, for example "
-            "'index,name'"
+    import csv
+
+    from onnxcam.targets import label_table
+
+    try:
+        return label_table.names_in(text, suffix)
+    except csv.Error as error:
+        raise LabelsError(f"it is not a table ({error}); is it another file?") from error
+
+
+def _from_lines(lines: Sequence[str]) -> list[str]:
+    blank = next((number for number, line in enumerate(lines, start=1) if not line), None)
+    if blank is not None:
+        raise LabelsError(f"line {blank} is blank, so every class after it would be off by one; name that class")
+    words = [_WORDNET.fullmatch(line) for line in lines]
+    if all(words):
+        lines = [match[1] for match in words if match is not None]
+    first = [(int(match[1]), match[2]) for line in lines if (match := _NUMBERED.fullmatch(line))]
+    if len(first) == len(lines):
+        return ordered(first, _PART_OF_NAMES)
+    last = [(int(match[2]), match[1]) for line in lines if (match := _NUMBER_LAST.fullmatch(line))]
+    # "class 1", "class 2" are names; "cat 1", "dog 0" are numbered
+    distinct = len({name for _, name in last}) == len(last)
+    if len(last) == len(lines) and distinct and look_like_indices([number for number, _ in last]):
+        return ordered(last, _PART_OF_NAMES)
+    for pairs, pattern in ((first, _NUMBERED), (last if distinct else [], _NUMBER_LAST)):
+        if len(pairs) > 1 and len(pairs) >= _MOSTLY * len(lines) and look_like_indices([number for number, _ in pairs]):
+            place = next(number for number, line in enumerate(lines, start=1) if not pattern.fullmatch(line))
+            raise LabelsError(
+                f"line {place} ({lines[place - 1][:40]!r}) has no number, and the others have; number each class once"
+                + _PART_OF_NAMES
+            )
+    return list(lines)
+
+
+def _from_label_map(items: Sequence[str]) -> list[str]:
+    """Names from a label map of TensorFlow's Object Detection API, `item { id: 1 name: 'cat' }`."""
+    pairs = []
+    for place, item in enumerate(items):
+        index = re.search(r"\bid\s*:\s*(\d{1,9})\b", item)
+        name = re.search(r"\bdisplay_name\s*:\s*([\"'])(.*?)\1", item) or re.search(
+            r"\bname\s*:\s*([\"'])(.*?)\1", item
         )
-    return None
-
-
-def _from_rows(headers: list[str], rows: list[list[str]]) -> list[str]:
-    short = next((number for number, row in enumerate(rows, start=2) if len(row) < len(headers)), None)
-    if short is not None or not rows:
-        what = f"row {short} has fewer columns than the header" if rows else "it has a header and no rows"
-        raise LabelsError(f"{what}; each row needs {len(headers)} columns, so quote names that contain the separator")
-    numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(headers))]
-    index = next(
-        (c for c, header in enumerate(headers) if header in _INDEX_HEADERS and numeric[c]),
-        next((c for c, header in enumerate(headers) if header in _EITHER_HEADERS and numeric[c]), None),
-    )
-    name = next(
-        (c for c, header in enumerate(headers) if header in _NAME_HEADERS and c != index),
-        next((c for c, header in enumerate(headers) if header in _EITHER_HEADERS and c != index), None),
-    )
-    if name is None and index is not None and headers[index] in _EITHER_HEADERS:
-        name, index = index, None  # one column of numbers that are the names
-    if name is None:
-        raise LabelsError(f"its columns are {listing(headers)}; expected one called 'name' with the class names")
-    names = [_name(row[name], f"row {number}") for number, row in enumerate(rows, start=2)]
-    return names if index is None else _ordered([(int(row[index]), n) for row, n in zip(rows, names, strict=True)])
+        if index is None or name is None:
+            raise LabelsError(f"item {place} of its label map has no id or no name; give a JSON list of names")
+        pairs.append((int(index[1]), name_in(name[2], f"item {place}")))
+    return ordered(pairs, ", and a label map counts from 1: give a JSON list, with a background where the model has one")

@@ -52,6 +52,11 @@ def test_none_in_use(run: Run, plain: Path, photos: Path) -> None:
     result = run("check", plain, "--pictures", photos, "--limit", "2")
     assert result.code == 0 and result.out.startswith("2 pictures (no labels)")
     assert "undecided" in result.out
+    # two pictures decide nothing, so nothing is preferred either
+    last = result.out.strip().splitlines()[-1]
+    assert last.split()[0] == "undecided" and "prefers" not in last
+    document = run("check", plain, "--pictures", photos, "--limit", "2", "--json").json()
+    assert document["undecided"]
 
 
 def test_a_picture_that_cannot_be_read_is_named(run: Run, ready: Path, photos: Path) -> None:

@@ -68,7 +68,7 @@ def test_pictures_of_one_thing_decide_nothing() -> None:
     assert most.candidate.values in ("caffe", "raw")
 
 
-def templates(count: int = 10, gain: float = 1.0, channels: int = 3) -> tuple[onnx.ModelProto, list[np.ndarray]]:
+def templates(count: int = 10, gain: float = 1.0, channels: int = 3, grey: bool = False) -> tuple[onnx.ModelProto, list[np.ndarray]]:
     """A classifier that compares its input, 0 to 1, with `count` pictures, and those pictures.
 
     Every other one is the one before at half the brightness, so that other values give wrong answers.
@@ -76,7 +76,7 @@ def templates(count: int = 10, gain: float = 1.0, channels: int = 3) -> tuple[on
     rng = np.random.default_rng(0)
     coarse = np.repeat(rng.integers(40, 256, (count // 2, 4, 4, 3)), 2, axis=0)
     coarse[1::2] //= 2
-    if channels == 1:
+    if channels == 1 or grey:
         coarse[:] = coarse[..., :1]
     pictures = [np.repeat(np.repeat(one, 8, axis=0), 8, axis=1).astype(np.uint8) for one in coarse]
     scaled = np.stack([one.transpose(2, 0, 1)[:channels] for one in pictures]) / 255.0
@@ -109,6 +109,27 @@ def test_a_known_answer_with_and_without_labels() -> None:
     values = next(verdict for verdict in labelled.verdicts if verdict.axis == "values")
     assert values.decided and {"raw", "imagenet", "caffe"} <= set(values.beaten)
     assert labelled.recorded is None and labelled.passed
+
+
+@pytest.mark.parametrize("in_use", [None, "0..1"])
+def test_too_few_pictures_are_called_undecided(in_use: str | None) -> None:
+    """Of very different pictures, so that information alone would name one."""
+    model, pictures = templates(gain=0.3)
+    comparison = compare(Explainer(model, preprocess=in_use), pictures[:6], [*range(6)])
+    assert comparison.undecided and comparison.passed and comparison.to_dict()["undecided"]
+    assert "prefer" not in comparison.summary
+    assert comparison.lines()[-1].startswith("undecided")
+
+
+def test_what_is_decided_and_what_is_not_is_said() -> None:
+    """Of grey pictures the order of the colours makes no difference."""
+    model, pictures = templates(gain=0.3, grey=True)
+    noisy = [np.clip(one + noise(32, 32, seed=seed)[..., :1] % 16, 0, 255).astype(np.uint8) for seed in range(2) for one in pictures]
+    comparison = compare(Explainer(model), noisy, [*range(10)] * 2)
+    assert {verdict.axis: verdict.decided for verdict in comparison.verdicts} == {
+        "values": True, "color": False, "resize": True
+    }  # fmt: skip
+    assert "prefers values 0..1, resizing stretch; undecided: colour" in comparison.summary
 
 
 def test_a_model_that_is_sure_of_everything_wins_nothing() -> None:

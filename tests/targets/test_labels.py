@@ -113,3 +113,117 @@ def test_the_number_of_names_must_be_the_number_of_classes(tmp_path: Path, class
     with pytest.raises(LabelsError, match="has 2 names") as caught:
         labels.read(path, classes)
     assert words in str(caught.value)
+
+
+FIRST_TWO = ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("ultralytics.txt", "{0: 'cat', 1: 'dog'}"),
+        ("yolov5.txt", "['cat', 'dog']"),
+        ("ordered.txt", "OrderedDict([(0, 'cat'), (1, 'dog')])"),
+        ("deepness.txt", '[{"0": "cat", "1": "dog"}]'),
+        ("traffic_signs.csv", "ClassId,SignName\n1,dog\n0,cat\n"),
+        ("traffic_signs.txt", "ClassId,SignName\n1,dog\n0,cat\n"),
+        ("with_more.csv", "ClassId;SignName;Meta\n1;dog;a\n0;cat;b\n"),
+        ("pipes.txt", "id|name\n1|dog\n0|cat"),
+        ("last.txt", "dog 1\ncat 0\n"),
+        ("last_colon.txt", "dog: 1\ncat: 0\n"),
+        ("last_comma.txt", "dog,1\ncat,0\n"),
+        ("last_tab.txt", "dog\t1\r\ncat\t0\r\n"),
+        ("dash.txt", "1 - dog\n0 - cat"),
+        ("bracket.txt", "[1] dog\n[0] cat"),
+        ("dot.txt", "1. dog\n0. cat"),
+        ("wordnet_number.txt", "n02124075 1 dog\nn02084071 0 cat"),
+        ("objects.json", '[{"id": 1, "name": "dog"}, {"id": 0, "name": "cat"}]'),
+        ("objects_without_id.json", '[{"name": "cat"}, {"name": "dog"}]'),
+        ("coco.json", '{"info": {}, "categories": [{"id": 1, "name": "dog"}, {"supercategory": "x", "id": 0, "name": "cat"}]}'),
+        ("lines.jsonl", '{"id": 1, "name": "dog"}\n{"id": 0, "name": "cat"}\n'),
+        ("lines.txt", '{"id": 1, "name": "dog"}\n{"id": 0, "name": "cat"}\n'),
+        ("pairs.json", '[[1, "dog"], [0, "cat"]]'),
+        ("pairs_by_name.json", '[["dog", 1], ["cat", 0]]'),
+        ("texts.json", '{"dog": "1", "cat": "0"}'),
+        ("by_index.json", '{"1": {"name": "dog"}, "0": {"name": "cat"}}'),
+        ("by_name.json", '{"dog": {"id": 1}, "cat": {"id": 0}}'),
+        ("both.json", '{"label2id": {"cat": 0, "dog": 1}, "id2label": {"0": "cat", "1": "dog"}}'),
+        ("data.yaml", "path: ../x  # here\nnc: 2\nnames: ['cat', \"dog\"]\n"),
+        ("flow.yaml", "names: [cat,\n  dog,  # the last\n]\ntrain: a"),
+        ("mapping.yml", "\ufeffnames:\r\n  1: dog\r\n  0: cat # a comment\r\n\r\nnc: 2"),
+        ("flow_mapping.yaml", "names: {1: dog, 0: 'cat'}"),
+        ("list.yaml", "---\n# classes\nnames:\n- cat\n- \"dog\"\n"),
+        ("bare_list.yaml", "- cat\n- dog\n"),
+        ("bare_mapping.yaml", "0: cat\n1: dog\n"),
+        ("yaml.txt", "train: images\nnames: [cat, dog]"),
+        ("map.pbtxt", "item {\n  id: 1\n  name: 'n1'\n  display_name: \"dog\"\n}\nitem { name: 'cat' id: 0 }\n"),
+    ],
+)  # fmt: skip
+def test_numbers_decide_and_not_the_order_of_the_file(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    assert labels.read(path) == FIRST_TWO
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class 0\nclass 1\nclass 2",  # one name thrice: the numbers tell them apart
+        "Boeing 737\nAirbus 320\nEmbraer 190",
+        "7-series\n3-series\n5-series",
+        "cat\x0cdog\ncow\u2028calf",
+        "3.5 mm\nM3\n3.5 inch",
+        "Level 1\nLevel 0",
+    ],
+)
+def test_numbers_in_names_stay_there(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text(text, encoding="utf-8")
+    assert labels.read(path) == text.split("\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("from_one.txt", "dog 2\ncat 1", ["from 1 to 2", "JSON list"]),
+        ("gap.txt", "dog 0\ncat 1\ncow 3", ["gaps", "2"]),
+        ("title.txt", "my classes\n" + "\n".join(f"{n} name{n}" for n in range(9)), ["line 1", "my classes", "number"]),
+        ("footer.txt", "\n".join(f"name{n}: {n}" for n in range(9)) + "\nend", ["line 10", "number"]),
+        ("from_one.json", '[{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]', ["from 1 to 2", "list"]),
+        ("coco.json", '{"categories": [{"id": 1, "name": "a"}, {"id": 90, "name": "b"}]}', ["gaps", "90 the largest"]),
+        ("half.json", '[{"id": 0, "name": "cat"}, {"name": "dog"}]', ["no id"]),
+        ("nameless.json", '[{"id": 0, "colour": "red"}]', ["keys id, colour", "'name'"]),
+        ("twice.json", '[{"id": 0, "name": "cat"}, {"id": 0, "name": "dog"}]', ["index 0", "twice"]),
+        ("literal.txt", "{0: 'cat', 0: 'dog'}", ["index 0", "twice"]),
+        ("code.txt", "{0: open('x')}", ["not JSON"]),
+        ("ranked.csv", "name,rank\ncat,1\ndog,0\n", ["'rank'", "another order"]),
+        ("two_texts.csv", "ClassId,English,German\n0,cat,Katze\n", ["english", "german", "'name'"]),
+        ("page.txt", "<!DOCTYPE html>\n<html>", ["HTML"]),
+        ("twice.yaml", "names:\n  0: cat\n  0: dog", ["index 0", "twice"]),
+        ("count.yaml", "nc: 3\nnames: [cat, dog]", ["nc: 3", "2 classes"]),
+        ("anchor.yaml", "names: &all [cat, dog]", ["names", "not read", "JSON list"]),
+        ("nested.yaml", "names:\n  0:\n    - cat", ["names", "not read"]),
+        ("block.yaml", "names: |\n  cat\n  dog", ["names", "not read"]),
+        ("open.yaml", "names: ['cat, dog]", ["names", "not read"]),
+        ("keys.yaml", "train: x\nval: y", ["train", "names"]),
+        ("keys_twice.yaml", "names: [a]\nnames: [b]", ["'names'", "twice"]),
+        ("empty.yaml", "names: []", ["no classes"]),
+        ("map.pbtxt", "item { id: 1 name: 'cat' }\nitem { id: 2 name: 'dog' }", ["from 1 to 2", "background"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_is_refused(tmp_path: Path, name: str, text: str, words: list[str]) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(LabelsError) as caught:
+        labels.read(path)
+    message = str(caught.value)
+    assert name in message and "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("text", ["names: [" + "'a\"" * 100_000, "names:\n" + " " * 500_000 + "x", "{" * 300_000])
+def test_a_large_senseless_file_is_refused_soon(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text(text)
+    with pytest.raises(LabelsError):
+        labels.read(path)

@@ -127,9 +127,9 @@ def test_what_is_decided_and_what_is_not_is_said() -> None:
     noisy = [np.clip(one + noise(32, 32, seed=seed)[..., :1] % 16, 0, 255).astype(np.uint8) for seed in range(2) for one in pictures]
     comparison = compare(Explainer(model), noisy, [*range(10)] * 2)
     assert {verdict.axis: verdict.decided for verdict in comparison.verdicts} == {
-        "values": True, "color": False, "resize": True
+        "values": False, "color": False, "resize": True
     }  # fmt: skip
-    assert "prefers values 0..1, resizing stretch; undecided: colour" in comparison.summary
+    assert "prefers resizing stretch; undecided: values, colour; of these" in comparison.summary
 
 
 def test_a_model_that_is_sure_of_everything_wins_nothing() -> None:

@@ -24,8 +24,8 @@ def layer_option(help_text: str) -> Callable[[F], F]:
 labels_option: Callable[[F], F] = click.option(
     "--labels",
     metavar="FILE",
-    help="Class names: one per line, '0 Cat' or 'Cat 0' lines, JSON (a list, {index: name}, {name: index}, objects with "
-    "id and name), CSV with a header, or a data.yaml.",
+    help="Class names: one per line, '0 Cat' or 'Cat 0' lines, JSON (a list, {index: name}, {name: index}, objects "
+    "with id and name), CSV with a header, or a data.yaml.",
 )
 preprocess_option: Callable[[F], F] = click.option(
     "--preprocess",

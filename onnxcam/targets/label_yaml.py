@@ -1,10 +1,10 @@
 """Class names in a data.yaml: the plain forms of `names:`, read without a YAML library; any other form is refused.
 
-    names: [cat, 'guinea pig']        names: {0: cat, 1: dog}
+names: [cat, 'guinea pig']        names: {0: cat, 1: dog}
 
-    names:                            names:
-      - cat                             0: cat
-      - guinea pig                      1: guinea pig
+names:                            names:
+  - cat                             0: cat
+  - guinea pig                      1: guinea pig
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ Pair = tuple[str, str]
 
 def is_yaml(text: str) -> bool:
     """Whether a text without a telling suffix reads like a data.yaml: a line `names:` among lines of other keys."""
-    lines = [line.rstrip() for line in text.split("\n") if line.strip() and not line[0].isspace() and line[0] not in "#-"]
+    lines = [
+        line.rstrip() for line in text.split("\n") if line.strip() and not line[0].isspace() and line[0] not in "#-"
+    ]
     keys = [match[1] for line in lines if (match := _KEY.fullmatch(line))]
     return len(keys) == len(lines) and "names" in keys
 

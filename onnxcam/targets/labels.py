@@ -196,4 +196,6 @@ def _from_label_map(items: Sequence[str]) -> list[str]:
         if index is None or name is None:
             raise LabelsError(f"item {place} of its label map has no id or no name; give a JSON list of names")
         pairs.append((int(index[1]), name_in(name[2], f"item {place}")))
-    return ordered(pairs, ", and a label map counts from 1: give a JSON list, with a background where the model has one")
+    return ordered(
+        pairs, ", and a label map counts from 1: give a JSON list, with a background where the model has one"
+    )

@@ -68,7 +68,9 @@ def test_pictures_of_one_thing_decide_nothing() -> None:
     assert most.candidate.values in ("caffe", "raw")
 
 
-def templates(count: int = 10, gain: float = 1.0, channels: int = 3, grey: bool = False) -> tuple[onnx.ModelProto, list[np.ndarray]]:
+def templates(
+    count: int = 10, gain: float = 1.0, channels: int = 3, grey: bool = False
+) -> tuple[onnx.ModelProto, list[np.ndarray]]:
     """A classifier that compares its input, 0 to 1, with `count` pictures, and those pictures.
 
     Every other one is the one before at half the brightness, so that other values give wrong answers.
@@ -124,7 +126,11 @@ def test_too_few_pictures_are_called_undecided(in_use: str | None) -> None:
 def test_what_is_decided_and_what_is_not_is_said() -> None:
     """Of grey pictures the order of the colours makes no difference."""
     model, pictures = templates(gain=0.3, grey=True)
-    noisy = [np.clip(one + noise(32, 32, seed=seed)[..., :1] % 16, 0, 255).astype(np.uint8) for seed in range(2) for one in pictures]
+    noisy = [
+        np.clip(one + noise(32, 32, seed=seed)[..., :1] % 16, 0, 255).astype(np.uint8)
+        for seed in range(2)
+        for one in pictures
+    ]
     comparison = compare(Explainer(model), noisy, [*range(10)] * 2)
     assert {verdict.axis: verdict.decided for verdict in comparison.verdicts} == {
         "values": False, "color": False, "resize": True

@@ -64,7 +64,8 @@ def test_names_that_do_not_fit_are_said(properties: dict[str, str], words: list[
 
 
 @pytest.mark.parametrize(
-    "properties", [{"classes": "5"}, {"names": ""}, {"producer": "x"}, {"labels": str([f"LABEL_{n}" for n in range(5)])}]
+    "properties",
+    [{"classes": "5"}, {"names": ""}, {"producer": "x"}, {"labels": str([f"LABEL_{n}" for n in range(5)])}],
 )
 def test_other_metadata_is_no_reason_for_a_warning(properties: dict[str, str]) -> None:
     assert find(properties, 5) == (None, None)

@@ -139,7 +139,7 @@ FIRST_TWO = ["cat", "dog"]
         ("wordnet_number.txt", "n02124075 1 dog\nn02084071 0 cat"),
         ("objects.json", '[{"id": 1, "name": "dog"}, {"id": 0, "name": "cat"}]'),
         ("objects_without_id.json", '[{"name": "cat"}, {"name": "dog"}]'),
-        ("coco.json", '{"info": {}, "categories": [{"id": 1, "name": "dog"}, {"supercategory": "x", "id": 0, "name": "cat"}]}'),
+        ("coco.json", '{"info": {}, "categories": [{"id": 1, "name": "dog"}, {"id": 0, "name": "cat"}]}'),
         ("lines.jsonl", '{"id": 1, "name": "dog"}\n{"id": 0, "name": "cat"}\n'),
         ("lines.txt", '{"id": 1, "name": "dog"}\n{"id": 0, "name": "cat"}\n'),
         ("pairs.json", '[[1, "dog"], [0, "cat"]]'),

@@ -81,12 +81,9 @@ def _from_rows(headers: list[str], rows: list[list[str]]) -> list[str]:
 def _name_column(headers: list[str], index: int | None) -> int | None:
     """The column that holds the names, by its header; next to an index also the only one that ends in `name`."""
     others = [column for column in range(len(headers)) if column != index]
-    for rule in (
-        lambda c: headers[c] in _NAME_HEADERS,
-        lambda c: headers[c] in _EITHER_HEADERS,
-        lambda c: index is not None and headers[c].endswith("name"),
-    ):
-        columns = [column for column in others if rule(column)]
-        if len(columns) == 1 or (columns and headers[columns[0]] in _NAME_HEADERS | _EITHER_HEADERS):
-            return columns[0]
-    return None
+    for names in (_NAME_HEADERS, _EITHER_HEADERS):
+        column = next((column for column in others if headers[column] in names), None)
+        if column is not None:
+            return column
+    ending = [column for column in others if headers[column].endswith("name")]
+    return ending[0] if index is not None and len(ending) == 1 else None

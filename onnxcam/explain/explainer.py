@@ -87,8 +87,7 @@ class Explainer:
         entry = manifest["input"]
         spec = preprocess if preprocess is not None else entry.get("preprocess")
         self._preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
-        self._warnings = input_size_warnings(entry)
-        self._warnings += self._file.doubts if self.labels is None else ()
+        self._warnings = input_size_warnings(entry) + ([] if self.labels else list(self._file.doubts))
         if self._preprocess is not None:
             self._warnings += preprocessing_warnings(entry, self._preprocess, preprocess is not None)
 

@@ -4,20 +4,23 @@ VENV    ?= .venv
 # PyTorch is needed by the tests only; on Linux the default index may answer with a build of several GB for CUDA.
 TORCH   ?= torch==2.13.0
 ARGS    ?=
-# test processes; each takes whole files, so that what a file's tests share is made once
+# test processes
 JOBS    ?= logical
 
 # A version manager's shim can be on PATH and still refuse to run, so a candidate counts only if it really runs.
-PYTHON  ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+FOUND    = $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	"$$p" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+# looked for once, and only where it is needed
+PYTHON  ?= $(eval PYTHON := $(FOUND))$(PYTHON)
 
 PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check --quiet
-SPREAD  := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# each process takes tests in their order, so that what a file's tests share is made once, and in the end what others have left
+SPREAD  := -n $(JOBS) --dist worksteal
 say      = printf '\033[36m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint docs pages matrix bench clean
+.PHONY: help demo test soak check lint docs pages matrix bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -26,11 +29,14 @@ help: ## Show this list.
 demo: $(VENV)/.demo ## Explain the bundled pictures with the bundled model.
 	@$(VENV)/bin/onnxcam demo $(ARGS)
 
-test: $(VENV)/.test ## Run every test (ARGS='-k gradcam' for some).
+test: $(VENV)/.test ## Run every test but the soaks (ARGS='-k gradcam' for some).
 	@$(PY) -m pytest $(SPREAD) $(ARGS)
 
+soak: $(VENV)/.test ## Run at full length what `make test` runs a sample of.
+	@$(PY) -m pytest -m soak $(SPREAD) $(ARGS)
+
 check: lint ## Check format, lint, types and layers, and run the fast tests.
-	@$(PY) -m pytest -q -m 'not slow' $(SPREAD) $(ARGS)
+	@$(PY) -m pytest -q -m 'not slow' --ignore tests/test_layers.py $(SPREAD) $(ARGS)
 
 # The type checker looks for onnxcam.exporters inside onnxcam, so it is shown the tree as it is installed.
 lint: $(VENV)/.test ## Check format, lint, types and layers only.

@@ -13,6 +13,8 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from tests.support.examples import SAMPLE
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
@@ -41,8 +43,18 @@ if os.environ.get("OMP_NUM_THREADS") == "1":
     onnxruntime.InferenceSession.__init__ = _one_thread(onnxruntime.InferenceSession.__init__)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # what is imported stays
+    if "not slow" in config.option.markexpr:
+        os.environ[SAMPLE] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are left out by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most slow tests come first: the last file to begin decides when the processes end."""
+    """Mark soaks as slow, and put files with the most slow tests first, so that the processes end together."""
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker("slow")
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 
@@ -54,8 +66,8 @@ def pytest_collection_finish() -> None:
     torch.onnx.export parses the sources of 500 functions for its table each time: half of the time a small network
     takes.
     """
-    gc.collect()
     gc.freeze()
+    gc.enable()
     if "torch" in sys.modules:
         with contextlib.suppress(ImportError, AttributeError):  # it is private, and may be elsewhere in other versions
             from torch.onnx._internal.exporter._registration import ONNXRegistry

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
     [
         ("resnet18", [128, 8, 8], [512, 2, 2]),
         ("mobilenet_v3_small", [40, 4, 4], [576, 2, 2]),
-        ("densenet121", [512, 8, 8], [1024, 2, 2]),
+        pytest.param("densenet121", [512, 8, 8], [1024, 2, 2], marks=pytest.mark.soak),
     ],
 )
 def test_scores_activations_and_gradients_agree_with_autograd(name: str, middle: list[int], last: list[int]) -> None:
@@ -42,7 +42,10 @@ def test_scores_activations_and_gradients_agree_with_autograd(name: str, middle:
 @pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")
 @pytest.mark.parametrize(
     ("name", "middle", "last"),
-    [("mobilenetv2", [12, 12, 192], [3, 3, 1280]), ("efficientnetv2b0", [12, 12, 48], [3, 3, 1280])],
+    [
+        ("mobilenetv2", [12, 12, 192], [3, 3, 1280]),
+        pytest.param("efficientnetv2b0", [12, 12, 48], [3, 3, 1280], marks=pytest.mark.soak),
+    ],
 )
 def test_keras_agrees_with_gradient_tape(name: str, middle: list[int], last: list[int]) -> None:
     pytest.importorskip("tensorflow")

@@ -73,7 +73,7 @@ def test_test_tools_are_pinned_above_their_floors() -> None:
 def test_makefile_offers_what_is_promised() -> None:
     text = re.sub(r"\x1b\[\d+m", "", run("make", "--no-print-directory", "help", cwd=ROOT))
     targets = {line.split()[0] for line in text.splitlines()}
-    assert {"help", "demo", "test", "check", "matrix", "bench"} <= targets
+    assert {"help", "demo", "test", "soak", "check", "matrix", "bench"} <= targets
     recipes = run("make", "--dry-run", "--always-make", *sorted(targets), "VENV=missing", cwd=ROOT)
     scripts = re.findall(r"missing/bin/python (\S+\.py)", recipes)
     assert scripts and all((ROOT / script).is_file() for script in scripts)

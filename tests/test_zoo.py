@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx
 import pytest
 
 import onnxcam
-from onnxcam.diagnose.gradients import check
+from onnxcam.diagnose.gradients import ModelReport, check
 from onnxcam.network import manifest
 from onnxcam.runtime import open_session, run
 from tests.support import onnx_models as zoo
 
 FAST = ("inception_v1", "shufflenet", "squeezenet")
+# a run of their tails reads up to half a GB of weights
+LARGE = ("bvlc_alexnet", "vgg19", "zfnet512")
 CPU = ["CPUExecutionProvider"]
 every = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in zoo.NAMES]
+    "model",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in zoo.NAMES],
+    indirect=True,
+    scope="module",
 )
+
+
+class Model(NamedTuple):
+    name: str
+    plain: onnx.ModelProto
+    explainable: onnx.ModelProto
+
+
+@pytest.fixture(scope="module")
+def model(request: pytest.FixtureRequest) -> Model:
+    plain = zoo.light(request.param)
+    return Model(request.param, plain, onnxcam.augment(plain))
 
 
 def predict(model: onnx.ModelProto, outputs: list[str], batch: np.ndarray) -> dict[str, np.ndarray]:
@@ -27,9 +46,8 @@ def predict(model: onnx.ModelProto, outputs: list[str], batch: np.ndarray) -> di
 
 
 @every
-def test_predictions_of_the_explainable_model_are_those_of_the_file_as_it_came(name: str) -> None:
-    plain = zoo.light(name)
-    explained = onnxcam.augment(plain)
+def test_predictions_of_the_explainable_model_are_those_of_the_file_as_it_came(model: Model) -> None:
+    _, plain, explained = model
     held = manifest.read(explained)
     assert held is not None
     batch = np.random.default_rng(5).normal(size=held["input"]["shape"]).astype(np.float32)
@@ -47,8 +65,17 @@ def test_predictions_of_the_explainable_model_are_those_of_the_file_as_it_came(n
 
 
 @every
-def test_gradients_agree_with_finite_differences(name: str) -> None:
-    report = check(onnxcam.augment(zoo.light(name)), providers=CPU)
+def test_gradients_agree_with_finite_differences(model: Model) -> None:
+    agree(check(model.explainable, providers=CPU, directions=3 if model.name in LARGE else 8))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("model", LARGE, indirect=True, scope="module")
+def test_gradients_agree_with_finite_differences_in_more_directions(model: Model) -> None:
+    agree(check(model.explainable, providers=CPU))
+
+
+def agree(report: ModelReport) -> None:
     assert report.passed, "\n".join(report.lines())
     gradients = [finding for finding in report.findings if finding.name.startswith("gradients")]
     assert [finding.status for finding in gradients] == ["ok"], "\n".join(report.lines())

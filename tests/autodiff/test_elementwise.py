@@ -10,16 +10,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
 import onnxcam
 from onnxcam.errors import ModelError, UnsupportedOperator
 from tests.autodiff.harness import build, check, covers, distinct, gradients, normal
+from tests.support.examples import examples
 
 FREE = ("static", "batch", "all")
-examples = functools.partial(settings, derandomize=True, deadline=None, database=None)
 F = torch.nn.functional
 
 
@@ -161,7 +161,7 @@ SCALES = st.sampled_from([-0.7, 0.0, 0.01, 0.4, 1.0, 1.7])
 
 
 @covers("LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "HardSigmoid")
-@examples(max_examples=50)
+@examples(50)
 @given(alpha=SCALES, beta=st.sampled_from([0.3, 0.5, 1.2]))
 def test_activations_with_attributes(alpha: float, beta: float) -> None:
     x = distinct(3, 11) * 1.37
@@ -206,7 +206,7 @@ def test_prelu(slope: tuple[int, ...]) -> None:
 
 
 @covers("Clip")
-@examples(max_examples=60)
+@examples(60)
 @given(
     bounds=st.sampled_from(["x, lo, hi", "x, lo", 'x, "", hi', "x"]),
     low=st.sampled_from([-0.51, 0.01, 3.0e38]),
@@ -261,7 +261,7 @@ def both(op_type: str, a: np.ndarray, b: np.ndarray, **options: Any) -> None:
 
 
 @covers("Add", "Sub", "Mul", "Div")
-@examples(max_examples=50)
+@examples(50)
 @given(broadcast())
 def test_arithmetic(shapes: list[tuple[int, ...]]) -> None:
     a, b = positive(*shapes[0]) + 0.5, positive(*shapes[1], seed=1) + 0.7
@@ -270,7 +270,7 @@ def test_arithmetic(shapes: list[tuple[int, ...]]) -> None:
 
 
 @covers("Mod")
-@examples(max_examples=50)
+@examples(50)
 @given(broadcast(), st.sampled_from([1.0, -1.0]))
 def test_mod(shapes: list[tuple[int, ...]], sign: float) -> None:
     a, b = 7.3 * distinct(*shapes[0]), 0.613 + positive(*shapes[1])
@@ -279,7 +279,7 @@ def test_mod(shapes: list[tuple[int, ...]], sign: float) -> None:
 
 
 @covers("Pow")
-@examples(max_examples=50)
+@examples(50)
 @given(broadcast())
 def test_power(shapes: list[tuple[int, ...]]) -> None:
     a, b = positive(*shapes[0]) + 0.5, distinct(*shapes[1], seed=1)
@@ -320,7 +320,7 @@ def fold(op_type: str, /, **xs: torch.Tensor) -> torch.Tensor:
 
 
 @covers("Sum", "Mean", "Max", "Min")
-@examples(max_examples=50)
+@examples(50)
 @given(broadcast(3), st.integers(1, 3))
 def test_variadic(shapes: list[tuple[int, ...]], count: int) -> None:
     feeds = {n: distinct(*s, seed=k) + k * 0.0313 for k, (n, s) in enumerate(zip("abc", shapes[:count], strict=False))}
@@ -340,7 +340,7 @@ def test_ties_as_in_torch(op_type: str, f: Callable[..., torch.Tensor]) -> None:
 
 
 @covers("Where")
-@examples(max_examples=50)
+@examples(50)
 @given(broadcast(3))
 def test_where(shapes: list[tuple[int, ...]]) -> None:
     condition = normal(*shapes[2]) > 0

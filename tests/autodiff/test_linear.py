@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import helper
 
 import onnxcam
 from onnxcam.errors import UnsupportedOperator
 from tests.autodiff.harness import build, check, covers, gradients, normal
+from tests.support.examples import examples
 
 FREE = ("static", "batch", "all")
-examples = functools.partial(settings, derandomize=True, deadline=None, database=None)
 SIZE = st.integers(1, 3)
 
 
 @covers("Gemm")
-@examples(max_examples=60)
+@examples(60)
 @given(
     sizes=st.tuples(SIZE, SIZE, SIZE),
     trans=st.tuples(st.integers(0, 1), st.integers(0, 1)),
@@ -167,7 +167,7 @@ def test_einsum_refused(equation: str, shapes: list[tuple[int, ...]], why: str) 
 
 
 @covers("Softmax", "LogSoftmax")
-@examples(max_examples=40)
+@examples(40)
 @given(shape=st.lists(SIZE, min_size=1, max_size=4), data=st.data())
 def test_softmax(shape: list[int], data: st.DataObject) -> None:
     assume(np.prod(shape) > 1)

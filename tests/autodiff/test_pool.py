@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import helper
 
 import onnxcam
 from tests.autodiff.harness import build, check, covers, distinct, gradients, normal, same
+from tests.support.examples import examples
 
 SHAPES = ("static", "batch", "spatial")
 Axis = tuple[list[list[int]], int, int]
@@ -118,21 +119,21 @@ def check_pool(op_type: str, case: dict[str, Any]) -> None:
 
 @covers("MaxPool")
 @given(pools("MaxPool"))
-@settings(derandomize=True, max_examples=150, deadline=None, database=None)
+@examples(150)
 def test_max_pool(case: dict[str, Any]) -> None:
     check_pool("MaxPool", case)
 
 
 @covers("AveragePool")
 @given(pools("AveragePool"))
-@settings(derandomize=True, max_examples=250, deadline=None, database=None)
+@examples(250)
 def test_average_pool(case: dict[str, Any]) -> None:
     check_pool("AveragePool", case)
 
 
 @covers("LpPool")
 @given(pools("LpPool"))
-@settings(derandomize=True, max_examples=100, deadline=None, database=None)
+@examples(100)
 def test_lp_pool(case: dict[str, Any]) -> None:
     check_pool("LpPool", case)
 

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
 import onnxcam
 from onnxcam.errors import UnsupportedOperator
 from tests.autodiff.harness import build, check, covers, distinct, gradients, normal
-
-examples = functools.partial(settings, derandomize=True, deadline=None, database=None)
+from tests.support.examples import examples
 
 FORMS: dict[str, Callable[..., torch.Tensor]] = {
     "ReduceSum": torch.sum,
@@ -45,7 +44,7 @@ def values(op_type: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @covers(*FORMS)
-@examples(max_examples=80)
+@examples(80)
 @given(shape=st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple), data=st.data())
 def test_reductions(shape: tuple[int, ...], data: st.DataObject) -> None:
     rank = len(shape)

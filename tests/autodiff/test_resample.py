@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
 import onnxcam
 from onnxcam.errors import UnsupportedOperator
 from tests.autodiff.harness import build, check, covers, gradients, normal
+from tests.support.examples import examples
 from tests.support.runtime import run
 
 COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
@@ -68,7 +69,7 @@ def check_resize(case: dict[str, Any], shapes: Sequence[str]) -> None:
 
 @covers("Resize")
 @given(resizes())
-@settings(derandomize=True, max_examples=120, deadline=None, database=None)
+@examples(120)
 def test_resize(case: dict[str, Any]) -> None:
     check_resize(case, ("static", "batch", "spatial"))
 
@@ -210,7 +211,7 @@ def pads(draw: st.DrawFn) -> dict[str, Any]:
 
 @covers("Pad")
 @given(pads())
-@settings(derandomize=True, max_examples=150, deadline=None, database=None)
+@examples(150)
 def test_pad(case: dict[str, Any]) -> None:
     feeds, constants = {"x": normal(*case["shape"])}, {}
     names = ["x", "p", "", ""]

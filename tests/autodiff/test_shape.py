@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import onnxcam
 from onnxcam.errors import UnsupportedOperator
 from onnxcam.runtime import open_session
 from tests.autodiff.harness import Arrays, build, check, covers, distinct, gradients, normal
+from tests.support.examples import examples
 
 FREE = ("static", "batch", "all")
-examples = functools.partial(settings, derandomize=True, deadline=None, database=None)
 SHAPES = st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple)
 
 
@@ -89,7 +89,7 @@ def test_expand(target: list[int]) -> None:
 
 
 @covers("Concat")
-@examples(max_examples=60)
+@examples(60)
 @given(shape=SHAPES, sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4), data=st.data())
 def test_concat(shape: tuple[int, ...], sizes: list[int], data: st.DataObject) -> None:
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
@@ -166,7 +166,7 @@ def _clamped(start: int, end: int, step: int, size: int) -> tuple[int, int, int]
 
 
 @covers("Slice")
-@examples(max_examples=150)
+@examples(150)
 @given(slices())
 def test_slice(case: dict[str, Any]) -> None:
     x = normal(*case.pop("shape"))
@@ -208,7 +208,7 @@ def test_static_slices_are_one_pad() -> None:
 
 
 @covers("Gather")
-@examples(max_examples=120)
+@examples(120)
 @given(
     shape=SHAPES,
     indices=st.one_of(
@@ -238,7 +238,7 @@ def test_class_token_is_one_pad() -> None:
 
 
 @covers("GatherElements")
-@examples(max_examples=40)
+@examples(40)
 @given(rows=st.integers(1, 3), axis=st.sampled_from([None, 0, 1, -1]), constant=st.booleans())
 def test_gather_elements(rows: int, axis: int | None, constant: bool) -> None:
     attribute = "" if axis is None else f"<axis={axis}>"
@@ -341,7 +341,7 @@ def test_scatter_of_products_is_refused(op_type: str) -> None:
 
 
 @covers("Tile")
-@examples(max_examples=30)
+@examples(30)
 @given(shape=SHAPES, data=st.data())
 def test_tile(shape: tuple[int, ...], data: st.DataObject) -> None:
     repeats = ints(*(data.draw(st.integers(1, 3)) for _ in shape))

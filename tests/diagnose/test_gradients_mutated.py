@@ -45,6 +45,12 @@ def test_some_mistakes_of_every_kind_are_found(name: str) -> None:
 
 @pytest.mark.slow
 @every
+def test_more_mistakes_of_every_kind_are_found(name: str) -> None:
+    assert found_of(name, 5) >= 20
+
+
+@pytest.mark.soak
+@every
 def test_all_mistakes_are_found(name: str) -> None:
     assert found_of(name, 1000) >= 25
 

@@ -23,7 +23,6 @@ def frozen_objects() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     yield
-    gc.unfreeze()
     keras.backend.clear_session()
 
 

@@ -323,6 +323,8 @@ def test_a_wrong_gradient_rule_is_found(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 # -- real architectures -----------------------------------------------------------------------------------------------
 
+LAST_BLOCK = "encoder.layers.encoder_layer_11"
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -330,11 +332,11 @@ def test_a_wrong_gradient_rule_is_found(monkeypatch: pytest.MonkeyPatch, tmp_pat
     [
         ("resnet18", 64, None, "layer4"),
         ("mobilenet_v2", 96, None, "features"),
-        ("densenet121", 64, None, None),
+        pytest.param("densenet121", 64, None, None, marks=pytest.mark.soak),
         ("googlenet", 96, None, "inception5b"),
         ("convnext_tiny", 64, ["features"], "features"),
-        ("vit_b_32", 224, ["encoder.layers.encoder_layer_11"], "encoder.layers.encoder_layer_11"),
-        ("swin_t", 64, ["features.7"], "features.7"),
+        pytest.param("vit_b_32", 224, [LAST_BLOCK], LAST_BLOCK, marks=pytest.mark.soak),
+        pytest.param("swin_t", 64, ["features.7"], "features.7", marks=pytest.mark.soak),
     ],
 )
 def test_torchvision_models_agree_with_autograd(name: str, size: int, layers: list[str] | None, named: str) -> None:

@@ -1,7 +1,7 @@
 """Kills writers at random moments and at every step, and counts what is lost.
 
     python -m tests.monitor.kills random 200      # figures of promises 6 and 7 in docs/explanation/promises.md
-    python -m tests.monitor.kills steps
+    python -m tests.monitor.kills steps           # of promise 7; `steps 5`: at every fifth
 
 A child, forked from this process, writes explanations and acknowledges each over a pipe; it dies by SIGKILL, sent from
 outside at a random moment, or by its own hand at the n-th call to the operating system that changes something.
@@ -163,8 +163,10 @@ def story(root: Path, acknowledge: Callable[[str], None]) -> None:
     sink.close(1)
 
 
-def at_every_step(base: Path) -> dict[str, Any]:
+def at_every_step(base: Path, every: int) -> dict[str, Any]:
     """Die before every change that `story` makes and within every write; after each, look, go on and look again.
+
+    Where `every` is more than 1, one in `every` of these deaths takes place, from all over the story.
 
     Before a change is after the one before it: nothing happens to the disk in between.
     """
@@ -185,13 +187,13 @@ def at_every_step(base: Path) -> dict[str, Any]:
         raise RuntimeError("the writer failed on its own")
     names = told[-1].split()
     total: Counter[str] = Counter()
-    for k, name in enumerate(names):
-        for half in (False, True) if name == "write" else (False,):
-            acknowledged, code = until(k, half)
-            if code != -signal.SIGKILL:
-                raise RuntimeError(f"the writer was to die at change {k}, {name}, and ended with {code}")
-            total["deaths"] += 1
-            total.update(survey(base / f"{k}-{half}", acknowledged))
+    steps = [(k, half) for k, name in enumerate(names) for half in ((False, True) if name == "write" else (False,))]
+    for k, half in steps[::every]:
+        acknowledged, code = until(k, half)
+        if code != -signal.SIGKILL:
+            raise RuntimeError(f"the writer was to die at change {k}, {names[k]}, and ended with {code}")
+        total["deaths"] += 1
+        total.update(survey(base / f"{k}-{half}", acknowledged))
     return {"changes": dict(Counter(names))} | dict(total)
 
 
@@ -231,7 +233,7 @@ def main() -> None:
         if sys.argv[1] == "random":
             print(json.dumps(at_random(Path(folder), int(sys.argv[2]))))
         else:
-            print(json.dumps(at_every_step(Path(folder))))
+            print(json.dumps(at_every_step(Path(folder), int(sys.argv[2]) if len(sys.argv) > 2 else 1)))
 
 
 if __name__ == "__main__":

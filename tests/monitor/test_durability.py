@@ -31,10 +31,11 @@ def measured(*arguments: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @FORKS
-def test_two_hundred_random_kills_lose_and_tear_nothing() -> None:
-    found = measured("random", "200")
-    assert found["kills"] == 200
-    assert found["acknowledged"] >= 200, "every writer lived to acknowledge a record"
+@pytest.mark.parametrize("kills", [40, pytest.param(200, marks=pytest.mark.soak)])
+def test_random_kills_lose_and_tear_nothing(kills: int) -> None:
+    found = measured("random", str(kills))
+    assert found["kills"] == kills
+    assert found["acknowledged"] >= kills, "every writer lived to acknowledge a record"
     for fault in ("lost", "lost_by_mending", "twice", "invalid", "files", "open"):
         assert found[fault] == [], fault
     assert found["partial"] == 0
@@ -42,11 +43,13 @@ def test_two_hundred_random_kills_lose_and_tear_nothing() -> None:
 
 @pytest.mark.slow
 @FORKS
-def test_death_at_every_step_leaves_no_record_without_its_files() -> None:
-    found = measured("steps")
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.soak)])
+def test_death_at_every_step_leaves_no_record_without_its_files(every: int) -> None:
+    found = measured("steps", str(every))
     done = found["changes"]
     assert {"write", "replace", "unlink", "open"} <= done.keys(), "segments were begun, filled, closed and removed"
-    assert found["deaths"] == sum(done.values()) + done["write"]
+    steps = sum(done.values()) + done["write"]
+    assert found["deaths"] == -(-steps // every)
     faults = ("lost", "faults", "unsealed", "unnamed", "partial")
     assert {name: found[name] for name in faults} == dict.fromkeys(faults, 0)
 

@@ -40,7 +40,7 @@ FRAMEWORKS: dict[str, Entry] = {
     "PyTorch": Entry(
         "pytorch",
         ("torchvision", "timm"),
-        (".pt2", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"),
+        (".pt2", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar", ".safetensors"),
         ("torch.Module", "torch.ExportedProgram"),
     ),
 }

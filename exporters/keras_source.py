@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 import tempfile
 import warnings
@@ -82,6 +83,7 @@ def load(
             return _application(name, weights, input_size)
         if is_callable(source):
             return from_object(call(source), source, weights)
+        _import_keras()
         classes = {key: value for key, value in definitions.items() if not key.startswith("_")}
         model = _file(Path(source), trust, classes)
         if weights not in (None, NONE):
@@ -393,10 +395,23 @@ def _keras_reason(error: BaseException) -> str:
 
 
 def _import_keras() -> Any:
+    """Keras 3 on TensorFlow.
+
+    Raises:
+        DependencyError: it is missing, or runs on another framework here.
+    """
+    chosen = os.environ.get("KERAS_BACKEND")
+    where = f"KERAS_BACKEND={chosen} is set" if chosen else "Keras' own configuration (~/.keras/keras.json) says so"
+    step = "run the same command with KERAS_BACKEND=tensorflow; files of Keras do not depend on it"
     try:
         import keras
-    except ImportError as error:
+    except Exception as error:  # a backend that is missing or unknown raises any of several
+        if chosen not in (None, "", "tensorflow"):
+            raise DependencyError(f"Keras cannot be imported ({first_line(error)}), and {where}: {step}") from error
         raise DependencyError(
             f"exporting a Keras model needs Keras 3 ({first_line(error)}): pip install 'onnxcam[keras]'"
         ) from error
+    running = keras.backend.backend()
+    if running != "tensorflow":
+        raise DependencyError(f"Keras runs on {running} here ({where}), and the exporter needs TensorFlow: {step}")
     return keras

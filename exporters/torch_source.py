@@ -6,7 +6,9 @@ Files that could run code are refused unless the caller trusts them; state dicts
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
 import logging
 import pickle
 import warnings
@@ -31,7 +33,7 @@ from onnxcam.exporters.source import (
     is_callable,
 )
 from onnxcam.exporters.torch_archive import check_archive
-from onnxcam.exporters.torch_weights import fit, kind, load_data, read_weights, tensors_in
+from onnxcam.exporters.torch_weights import fit, kind, load_data, read_weights, renamed, state_dicts, ultralytics
 
 Size = int | Sequence[int]
 DEFAULT_SIDE = 224
@@ -61,8 +63,8 @@ def load(
         source: `package.module:callable` (imported and called without arguments, with the current folder importable;
             it returns the module, or the module and example inputs), `torchvision:NAME`, `timm:NAME`, a `.pt2` archive
             of torch.export, or a file that holds a whole pickled module.
-        weights: a state dict file (`.safetensors` too), `none`, or `imagenet` (torchvision and timm only, there the
-            default).
+        weights: a file of a state dict or a checkpoint with one (`.safetensors` too; `FILE:KEY` names one of several),
+            `none`, or `imagenet` (torchvision and timm only, there the default).
         trust: allow a file to run code while it is loaded.
         import_file: a Python file to run first, which defines the classes that a pickled module needs.
         input_size: n, (h, w) or (c, h, w) of the example input; by default what the source says, else 224.
@@ -95,11 +97,19 @@ def from_object(model: Any, source: str, weights: str | None = None, size: Size 
     inputs = None
     if isinstance(model, (tuple, list)) and len(model) == 2:
         model, inputs = model
+    model = unwrapped(model)
     if not isinstance(model, (nn.Module, torch.export.ExportedProgram)):
         raise ModelError(f"{source} returned a {type(model).__name__}; expected a torch.nn.Module")
     _fill(model, weights, source)
     example = _example(model, size) if inputs is None or size is not None else inputs
     return Loaded(model, example, Info(callable_name(source)))
+
+
+def unwrapped(model: Any) -> Any:
+    """The module inside torch.compile and DataParallel, whose names are those that users know."""
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(model, "_orig_mod"):
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    return model
 
 
 def _torchvision(name: str, weights: str | None, size: Size | None) -> Loaded:
@@ -170,6 +180,8 @@ def _file(path: Path, weights: str | None, trust: bool, size: Size | None) -> Lo
             f"{path}: no such file; expected package.module:callable, torchvision:NAME, timm:NAME, or a .pt2 or .pt "
             "file"
         )
+    if path.suffix.lower() == ".safetensors":
+        raise ModelError(_weights_only(path))
     form = kind(path)
     if form == "torchscript":
         raise ModelError(
@@ -215,6 +227,9 @@ def _pickled(path: Path, trust: bool) -> nn.Module:
     try:
         content = load_data(path)
     except pickle.UnpicklingError as error:
+        step = ultralytics(error)
+        if step is not None:
+            raise TrustError(f"{path} cannot be read without running code; {step}") from error
         if not trust:
             raise TrustError(
                 f"{path} is a pickled module: loading it runs whatever code it contains. If you trust it, say so with "
@@ -224,14 +239,39 @@ def _pickled(path: Path, trust: bool) -> nn.Module:
     except Exception as error:
         raise ModelError(f"{path} cannot be read by PyTorch: {reason(error)}; was the copy cut off?") from error
     if isinstance(content, nn.Module):
-        return content
-    if isinstance(content, Mapping) and tensors_in(content) is not None:
+        model: nn.Module = unwrapped(content)
+        return model
+    if state_dicts(content):
+        raise ModelError(_weights_only(path))
+    modules = {k: v for k, v in content.items() if isinstance(v, nn.Module)} if isinstance(content, Mapping) else {}
+    if len(modules) == 1:  # a checkpoint with the whole module in it
+        model = unwrapped(next(iter(modules.values())))
+        return model
+    if modules:
+        key = next(iter(modules))
         raise ModelError(
-            f"{path} holds only weights (a state dict), not the model; name the code that makes the model and give the "
-            f"file as its weights: package.module:callable --weights {path}"
+            f"{path} holds several modules: {listing(modules)}; load it in Python and save the one alone: "
+            f"torch.save(torch.load(FILE, weights_only=False)[{key!r}], {key + '.pt'!r})"
+        )
+    if isinstance(getattr(content, "model", None), nn.Module):  # a Learner of fastai
+        raise ModelError(
+            f"{path} holds a {type(content).__name__}; save the module in it alone: torch.save(learner.model, 'model.pt')"
         )
     inside = f"with the keys {listing(content)}" if isinstance(content, Mapping) else ""
     raise ModelError(f"{path} holds a {type(content).__name__} {inside}; expected a torch.nn.Module".replace(" ;", ";"))
+
+
+def _weights_only(path: Path) -> str:
+    """The message for a file of weights given as the model, with the zoo's name where a configuration tells it."""
+    step = f"package.module:callable --weights {path}"
+    with contextlib.suppress(OSError, ValueError):
+        config = json.loads(path.with_name("config.json").read_text("utf-8"))
+        if isinstance(config, dict) and isinstance(config.get("architecture"), str):  # timm writes it beside the weights
+            step = f"timm:{config['architecture']} --weights {path}"
+    return (
+        f"{path} holds only weights (a state dict), not the model; name the code that makes the model and give the file "
+        f"as its weights: {step}"
+    )
 
 
 def _unpickled(path: Path) -> Any:
@@ -251,8 +291,8 @@ def _filled(make: Any, weights: str, name: str) -> nn.Module:
     model: nn.Module = make()
     if weights == NONE:
         return model
-    state = read_weights(Path(weights))
-    classes = _classes(model.state_dict(), state)
+    state = read_weights(weights)
+    classes = _classes(model.state_dict(), renamed(state, model.state_dict(), weights))
     if classes is not None:
         model = make(num_classes=classes)
     fit(model, state, f"{weights} in {name}")
@@ -274,7 +314,7 @@ def _fill(model: Any, weights: str | None, where: str) -> None:
         raise ModelError(f"--weights imagenet is for torchvision:NAME and timm:NAME; for {where} give a file")
     if not isinstance(model, nn.Module):
         raise ModelError(f"{where} holds its own weights; leave --weights out")
-    fit(model, read_weights(Path(weights)), f"{weights} in {where}")
+    fit(model, read_weights(weights), f"{weights} in {where}")
 
 
 def _example(model: Any, size: Size | None) -> Tensor:

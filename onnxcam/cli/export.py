@@ -237,7 +237,13 @@ def kind_of(source: str) -> str:
             f"{source} is a TensorFlow SavedModel, which no longer knows its layers; save the model as .keras, or "
             "convert it (python -m tf2onnx.convert --saved-model) and give the .onnx file"
         )
-    if path.suffix.lower() != ".onnx" and not path.exists():
+    if path.is_file():
+        from onnxcam.graph import formats
+
+        other = formats.foreign(path)
+        if other is not None:
+            raise ModelError(f"{source} is {other}")
+    elif path.suffix.lower() != ".onnx" and not path.exists():
         entries = frameworks.FRAMEWORKS.values()
         files = ", ".join(f"{entry.suffixes[0]}" for entry in entries if entry.suffixes)
         zoos = ", ".join(f"{zoo}:NAME" for entry in entries for zoo in entry.zoos)

@@ -119,22 +119,7 @@ def _entry(data: bytes) -> tuple[str, str]:
 
 
 def not_a_model(start: bytes, where: str, size: int | None = None) -> str:
-    """The message for data that is not an ONNX model; it says what the data looks like."""
-    return f"{where} is not an ONNX model ({_looks_like(start, size)}); expected the output of an ONNX exporter"
+    """The message for data that is not an ONNX model; it says what the data looks like, and the next step."""
+    from onnxcam.graph import formats
 
-
-def _looks_like(start: bytes, size: int | None) -> str:
-    for magic, kind in (
-        (b"PK\x03\x04", "a zip archive, as .keras, .pt2 and .pth files are: use `onnxcam export` on it"),
-        (b"\x89HDF", "an HDF5 file, as .h5 models are: use `onnxcam export` on it"),
-        (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
-        (b"<", "an HTML or XML page: was a download page saved instead of the file?"),
-        (b"\x89PNG", "a PNG picture"),
-        (b"\xff\xd8\xff", "a JPEG picture"),
-    ):
-        if start.startswith(magic):
-            return f"it looks like {kind}"
-    sample = start[:512]
-    if sum(32 <= b < 127 or b in b"\r\n\t" for b in sample) > 0.95 * len(sample):
-        return "it looks like a text file"
-    return f"{len(start) if size is None else size} bytes that are cut off or in another format"
+    return f"{where} is not an ONNX model ({formats.describe(start, where, size)}); expected the output of an ONNX exporter"

@@ -18,7 +18,7 @@ pytest.importorskip("tf2onnx")
 
 import onnxcam  # noqa: E402
 from onnxcam.diagnose.gradients import check  # noqa: E402
-from onnxcam.errors import ModelError, TrustError  # noqa: E402
+from onnxcam.errors import DependencyError, ModelError, TrustError  # noqa: E402
 from onnxcam.exporters import parity  # noqa: E402
 from onnxcam.exporters.keras import export, main  # noqa: E402
 from onnxcam.exporters.keras_source import as_preprocess, load  # noqa: E402
@@ -56,6 +56,23 @@ def tiny(*layers: Any) -> Any:
     for layer in layers:
         x = layer(x)
     return keras.Model(picture, K.Dense(3, name="head")(K.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("chosen", ["jax", "nonsense", None])
+def test_another_backend_is_named_before_anything_is_loaded(
+    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.keras"
+    tiny().save(path)
+    if chosen is None:
+        monkeypatch.delenv("KERAS_BACKEND", raising=False)
+        monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    else:
+        monkeypatch.setenv("KERAS_BACKEND", chosen)
+        monkeypatch.setitem(sys.modules, "keras", None)  # as where jax is missing
+    with pytest.raises(DependencyError, match="KERAS_BACKEND=tensorflow") as caught:
+        load(str(path))
+    assert (f"KERAS_BACKEND={chosen} is set" if chosen else "keras.json") in str(caught.value)
 
 
 # -- files that load --------------------------------------------------------------------------------------------------

@@ -1,23 +1,26 @@
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import logging
 import pickle
+import re
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from onnxcam.errors import ModelError, TrustError  # noqa: E402
-from onnxcam.exporters import torch_capture  # noqa: E402
+from onnxcam.exporters import torch_capture, torch_safetensors  # noqa: E402
 from onnxcam.exporters.pytorch import main  # noqa: E402
-from onnxcam.exporters.torch_source import load  # noqa: E402
+from onnxcam.exporters.torch_source import load, unwrapped  # noqa: E402
 from tests.exporters.torch_nets import Functional, make, seeded  # noqa: E402
 from tests.support.torchvision_stub import import_torchvision  # noqa: E402
 
@@ -132,6 +135,140 @@ def test_weights_from_a_file(form: str, tmp_path: Path) -> None:
         path = save(tmp_path / "w.pt", held)
     model = load(f"{NETS}:make", weights=str(path), input_size=8).model
     assert all(torch.equal(v, given[k]) for k, v in model.state_dict().items())
+
+
+def prefixed(prefix: str, more: bool = False) -> dict[str, Any]:
+    extra = {"criterion.weight": torch.ones(3)} if more else {}
+    return {f"{prefix}{name}": value for name, value in state().items()} | extra
+
+
+def of_each_layer(middle: str) -> dict[str, Any]:
+    return {name.replace(".", f".{middle}", 1): value for name, value in state().items()}
+
+
+def averaged() -> dict[str, Any]:
+    return {"epoch": 1, "model": make().state_dict(), "ema": {"decay": 0.9, "state_dict": state()}}
+
+
+CHECKPOINTS: dict[str, tuple[str, Any, str | None]] = {
+    "a trainer's checkpoint": (
+        "model_best.pth.tar",
+        {
+            "epoch": 90, "arch": "resnet", "state_dict": prefixed("module."), "best_acc1": torch.tensor(76.1),
+            "loss": np.float64(0.5), "optimizer": {"state": {0: {"momentum": torch.ones(2)}}, "param_groups": [{}]},
+            "args": argparse.Namespace(lr=0.1, out=Path("runs")),
+        },
+        None,
+    ),
+    "compiled": ("w.pt", prefixed("_orig_mod."), None),
+    "compiled layers": ("w.pt", of_each_layer("_orig_mod."), None),
+    "parallel and compiled": ("w.pt", prefixed("module._orig_mod."), None),
+    "Lightning": ("last.ckpt", {"state_dict": prefixed("model.", more=True), "hyper_parameters": {"lr": 0.1}}, None),
+    "Lightning, another attribute": ("last.ckpt", {"state_dict": prefixed("net.backbone.")}, None),
+    "only the average": ("w.pth", {"epoch": 3, "state_dict_ema": state()}, None),
+    "the average named": ("w.pth", averaged(), "ema"),
+    "an average beside the model, named": (
+        "w.ckpt", {"state_dict": prefixed("ema_model.") | {f"model.{k}": v for k, v in make().state_dict().items()}},
+        "ema_model",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_weights_in_a_checkpoint(name: str, tmp_path: Path) -> None:
+    file, content, key = CHECKPOINTS[name]
+    path = save(tmp_path / file, content)
+    model = load(f"{NETS}:make", weights=str(path) + (f":{key}" if key else ""), input_size=8).model
+    assert all(torch.equal(value, state()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "words"),
+    [
+        (averaged(), "", ["several state dicts", "'model', 'ema'", "w.pt:model"]),
+        (averaged(), ":teacher", ["under 'teacher'", "'model', 'ema'"]),
+        (
+            {"state_dict": prefixed("ema.") | prefixed("model.")},
+            "",
+            ["several times", "'ema.', 'model.'", "FILE:ema"],
+        ),
+        (prefixed("model.") | {"model.three.bias": torch.zeros(1)}, "", ["unexpected", "three.bias"]),
+    ],
+)
+def test_weights_that_could_be_several_are_asked_for(content: Any, key: str, words: list[str], tmp_path: Path) -> None:
+    path = save(tmp_path / "w.pt", content)
+    with pytest.raises(ModelError) as caught:
+        load(f"{NETS}:make", weights=f"{path}{key}", input_size=8)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_safetensors_are_read_as_their_own_library_reads_them(kind: Any, tmp_path: Path) -> None:
+    library = pytest.importorskip("safetensors.torch")
+    tensors = {"a": torch.randn(3, 4).mul(9).to(kind), "none": torch.zeros(0, 2).to(kind), "b": torch.ones(()).to(kind)}
+    path = tmp_path / "w.safetensors"
+    library.save_file(tensors, path, metadata={"format": "pt"})
+    read, expected = torch_safetensors.read(path), library.load_file(path)
+    assert read.keys() == expected.keys()
+    assert all(torch.equal(read[name], value) and read[name].dtype == kind for name, value in expected.items())
+
+
+def safetensors_of(header: Any, data: bytes = bytes(8)) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "its header would have"),
+        (b"\xff" * 20, "its header would have"),
+        (safetensors_of(b"{nothing"), "not JSON"),
+        (safetensors_of({}), "no tensors"),
+        (safetensors_of({"a": 1}), "element type None"),
+        (safetensors_of({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 8]}}), "'F4'"),
+        (safetensors_of({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 7]}}), "'a'"),
+        (safetensors_of({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}), "'a'"),
+        (safetensors_of({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}), "'a'"),
+        (safetensors_of({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(4)), "'a'"),
+        (safetensors_of(b"[" * 100_000), "not JSON"),
+    ],
+)
+def test_damaged_safetensors(content: bytes, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=re.escape(says)):
+        torch_safetensors.read(path)
+
+
+def test_weights_given_as_the_model_are_told_the_next_step(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors_of({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}))
+    with pytest.raises(ModelError, match="package.module:callable --weights"):
+        load(str(path))
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    with pytest.raises(ModelError, match="timm:resnet18 --weights"):
+        load(str(path))
+    best = save(tmp_path / "model_best.pth.tar", {"epoch": 3, "state_dict": prefixed("module.")})
+    with pytest.raises(ModelError, match="holds only weights"):
+        load(str(best))
+
+
+def test_wrapped_modules_are_unwrapped() -> None:
+    plain = make()
+    assert unwrapped(torch.nn.DataParallel(plain)) is plain
+    assert unwrapped(torch.compile(plain, backend="eager")) is plain
+    assert load(f"{NETS}:make", input_size=8).model is not plain
+
+
+def test_a_checkpoint_with_the_whole_module(tmp_path: Path) -> None:
+    one = save(tmp_path / "one.pt", {"epoch": 1, "model": make()})
+    with pytest.raises(TrustError, match="--trust-model"):
+        load(str(one))
+    assert type(load(str(one), trust=True, input_size=8).model) is Functional
+    two = save(tmp_path / "two.pt", {"model": make(), "ema": make()})
+    with pytest.raises(ModelError, match="several modules: 'model', 'ema'"):
+        load(str(two), trust=True)
 
 
 def test_weights_that_do_not_fit_are_told_by_their_keys(tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ def _entry(path: Path, name: str, entry: Any, available: int) -> tuple[torch.dty
     fields = entry if isinstance(entry, dict) else {}
     kind = _DTYPES.get(str(fields.get("dtype")))
     if kind is None:
-        raise ModelError(f"{path}: tensor {name!r} has the element type {fields.get('dtype')!r}; expected {', '.join(_DTYPES)}")
+        raise ModelError(
+            f"{path}: tensor {name!r} has the element type {fields.get('dtype')!r}; expected {', '.join(_DTYPES)}"
+        )
     shape, place = fields.get("shape"), fields.get("data_offsets")
     whole = all(isinstance(part, list) and all(type(n) is int and n >= 0 for n in part) for part in (shape, place))
     if not whole or not isinstance(shape, list) or not isinstance(place, list) or len(place) != 2:

@@ -217,7 +217,7 @@ def _program(path: Path, weights: str | None, trust: bool, size: Size | None) ->
     return Loaded(program, _example(program, size), Info(path.stem))
 
 
-def _pickled(path: Path, trust: bool) -> nn.Module:
+def _pickled(path: Path, trust: bool) -> Any:
     """A whole module saved with torch.save.
 
     Raises:
@@ -239,14 +239,12 @@ def _pickled(path: Path, trust: bool) -> nn.Module:
     except Exception as error:
         raise ModelError(f"{path} cannot be read by PyTorch: {reason(error)}; was the copy cut off?") from error
     if isinstance(content, nn.Module):
-        model: nn.Module = unwrapped(content)
-        return model
+        return unwrapped(content)
     if state_dicts(content):
         raise ModelError(_weights_only(path))
     modules = {k: v for k, v in content.items() if isinstance(v, nn.Module)} if isinstance(content, Mapping) else {}
     if len(modules) == 1:  # a checkpoint with the whole module in it
-        model = unwrapped(next(iter(modules.values())))
-        return model
+        return unwrapped(next(iter(modules.values())))
     if modules:
         key = next(iter(modules))
         raise ModelError(
@@ -255,7 +253,8 @@ def _pickled(path: Path, trust: bool) -> nn.Module:
         )
     if isinstance(getattr(content, "model", None), nn.Module):  # a Learner of fastai
         raise ModelError(
-            f"{path} holds a {type(content).__name__}; save the module in it alone: torch.save(learner.model, 'model.pt')"
+            f"{path} holds a {type(content).__name__}; save the module in it alone: "
+            "torch.save(learner.model, 'model.pt')"
         )
     inside = f"with the keys {listing(content)}" if isinstance(content, Mapping) else ""
     raise ModelError(f"{path} holds a {type(content).__name__} {inside}; expected a torch.nn.Module".replace(" ;", ";"))
@@ -266,11 +265,13 @@ def _weights_only(path: Path) -> str:
     step = f"package.module:callable --weights {path}"
     with contextlib.suppress(OSError, ValueError):
         config = json.loads(path.with_name("config.json").read_text("utf-8"))
-        if isinstance(config, dict) and isinstance(config.get("architecture"), str):  # timm writes it beside the weights
+        if isinstance(config, dict) and isinstance(
+            config.get("architecture"), str
+        ):  # timm writes it beside the weights
             step = f"timm:{config['architecture']} --weights {path}"
     return (
-        f"{path} holds only weights (a state dict), not the model; name the code that makes the model and give the file "
-        f"as its weights: {step}"
+        f"{path} holds only weights (a state dict), not the model; name the code that makes the model and give the "
+        f"file as its weights: {step}"
     )
 
 

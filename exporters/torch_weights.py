@@ -156,7 +156,7 @@ def _plain_types() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
 
 
 def state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
-    """The state dicts in what a file holds, by the key of a training script's checkpoint; by "" where it is one itself."""
+    """The state dicts in what a file holds, by a training script's key; by "" where it is one itself."""
     if not isinstance(content, Mapping):
         return {}
     tensors = _tensors(content)

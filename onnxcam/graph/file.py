@@ -122,4 +122,5 @@ def not_a_model(start: bytes, where: str, size: int | None = None) -> str:
     """The message for data that is not an ONNX model; it says what the data looks like, and the next step."""
     from onnxcam.graph import formats
 
-    return f"{where} is not an ONNX model ({formats.describe(start, where, size)}); expected the output of an ONNX exporter"
+    likeness = formats.describe(start, where, size)
+    return f"{where} is not an ONNX model ({likeness}); expected the output of an ONNX exporter"

@@ -10,7 +10,7 @@ _TF2ONNX = "convert it with `python -m tf2onnx.convert"
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (
         *(4, b"TFL3"),
-        f"a TensorFlow Lite model: {_TF2ONNX} --tflite FILE --output model.onnx` (pip install tf2onnx) and give model.onnx",
+        f"a TensorFlow Lite model: {_TF2ONNX} --tflite FILE --output model.onnx` (pip install tf2onnx) and give that",
     ),
     (4, b"ORTM", "a model in ONNX Runtime's ORT format, which no longer has the original graph: give the .onnx file"),
     (0, b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),

@@ -244,7 +244,7 @@ def test_damaged_safetensors(content: bytes, says: str, tmp_path: Path) -> None:
 def test_weights_given_as_the_model_are_told_the_next_step(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors_of({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}))
-    with pytest.raises(ModelError, match="package.module:callable --weights"):
+    with pytest.raises(ModelError, match=r"package\.module:callable --weights"):
         load(str(path))
     (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
     with pytest.raises(ModelError, match="timm:resnet18 --weights"):

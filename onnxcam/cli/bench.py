@@ -58,6 +58,7 @@ Examples:
 )
 @click.option("--layer", metavar="NAME", help="Target layer.  [default: the model's own]")
 @options.preprocess_option
+@options.input_size_option
 @options.provider_option
 @options.fallback_option
 @options.seed_option
@@ -72,6 +73,7 @@ def bench(
     threads: int | None,
     layer: str | None,
     preprocess: str | None,
+    input_size: list[int] | None,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -104,6 +106,7 @@ def bench(
             seconds=seconds,
             layer=layer,
             preprocess=preprocess,
+            input_size=input_size,
             providers=runtime.parse_provider(provider),
             threads=threads,
             allow_fallback=allow_fallback,

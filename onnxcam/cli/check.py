@@ -54,6 +54,7 @@ Examples:
 )
 @options.labels_option
 @options.preprocess_option
+@options.input_size_option
 @options.provider_option
 @options.fallback_option
 @options.seed_option
@@ -66,6 +67,7 @@ def check(
     limit: int,
     labels: str | None,
     preprocess: str | None,
+    input_size: list[int] | None,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -88,7 +90,9 @@ def check(
     provider.
     """
     if folder is not None:
-        _compare(model, folder, by_folder, limit, labels, preprocess, provider, allow_fallback, seed, as_json)
+        _compare(
+            model, folder, by_folder, limit, labels, preprocess, input_size, provider, allow_fallback, seed, as_json
+        )
         return
     if by_folder or labels is not None or preprocess is not None:
         raise click.UsageError("--by-folder, --labels and --preprocess go with --pictures DIR.")
@@ -100,6 +104,7 @@ def check(
             providers=runtime.parse_provider(provider),
             samples=samples,
             seed=seed,
+            input_size=input_size,
             allow_fallback=allow_fallback,
         )
     except LayerError as error:
@@ -115,6 +120,7 @@ def _compare(
     limit: int,
     labels_file: str | None,
     preprocess: str | None,
+    input_size: list[int] | None,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -130,7 +136,11 @@ def _compare(
     names = None if labels_file is None else label_files.read(labels_file)
     try:
         explainer = Explainer(
-            model, preprocess=preprocess, providers=runtime.parse_provider(provider), allow_fallback=allow_fallback
+            model,
+            preprocess=preprocess,
+            input_size=input_size,
+            providers=runtime.parse_provider(provider),
+            allow_fallback=allow_fallback,
         )
     except LayerError as error:
         raise options.not_explainable(error, ()) from error

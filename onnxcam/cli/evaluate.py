@@ -57,6 +57,7 @@ Examples:
 @options.layer_option("Target layer; several are fused into their mean.  [default: the model's own]")
 @options.labels_option
 @options.preprocess_option
+@options.input_size_option
 @click.option("--csv", "csv_file", metavar="FILE", help="Write each picture's numbers as CSV.")
 @click.option("--report", metavar="FILE", help="Write an HTML page with tables, curves and pictures.")
 @click.option(
@@ -80,6 +81,7 @@ def evaluate(
     layers: tuple[str, ...],
     labels: str | None,
     preprocess: str | None,
+    input_size: list[int] | None,
     csv_file: str | None,
     report: str | None,
     output: str | None,
@@ -117,7 +119,9 @@ def evaluate(
     collection = pictures.collect(list(named), folder or Path(".onnxcam-none"))
     if not collection.items:
         raise collection.failures[0][1]
-    explainer = open_explainer(model, layers, labels, preprocess, provider=provider, allow_fallback=allow_fallback)
+    explainer = open_explainer(
+        model, layers, labels, preprocess, provider=provider, allow_fallback=allow_fallback, input_size=input_size
+    )
     items = collection.items
     classes = None
     if by_folder:

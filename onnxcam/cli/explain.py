@@ -105,6 +105,7 @@ Examples:
 )
 @options.labels_option
 @options.preprocess_option
+@options.input_size_option
 @click.option(
     "--normalize",
     type=click.Choice(image.NORMALIZATIONS),
@@ -148,6 +149,7 @@ def explain(
     side_by_side: bool,
     labels: str | None,
     preprocess: str | None,
+    input_size: list[int] | None,
     normalize: str,
     alpha: float,
     colormap: str,
@@ -187,7 +189,7 @@ def explain(
     digest = threads.submit(_digest, model)
     runtime.import_onnxruntime()  # before the threads import it too: imports wait for each other, loading does not
     opening = threads.submit(
-        open_explainer, model, layers, labels, preprocess, named_methods, provider, allow_fallback, many
+        open_explainer, model, layers, labels, preprocess, named_methods, provider, allow_fallback, many, input_size
     )
     _warm()  # here, as OpenCV loads its fonts once for each thread
     explainer = opening.result()
@@ -258,6 +260,7 @@ def open_explainer(
     provider: str = "auto",
     allow_fallback: bool = False,
     many: bool = False,
+    input_size: Sequence[int] | None = None,
 ) -> Explainer:
     """Open the explainer that the flags describe.
 
@@ -274,6 +277,7 @@ def open_explainer(
             preprocess=preprocess,
             layers=list(dict.fromkeys(layers)) or None,
             methods=methods,
+            input_size=input_size,
             providers=runtime.parse_provider(provider),
             session_options=runtime.options.side_by_side(max(1, cores() // workers())) if many else None,
             allow_fallback=allow_fallback,

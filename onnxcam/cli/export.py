@@ -12,6 +12,7 @@ import click
 
 from onnxcam import image
 from onnxcam.cli import options
+from onnxcam.cli.options import parse_size
 from onnxcam.errors import LabelsError, LayerError, ModelError, OutputError, TrustError, VerificationError
 from onnxcam.explain.warnings import input_size_warnings
 from onnxcam.exporters import frameworks
@@ -252,17 +253,6 @@ def kind_of(source: str) -> str:
             f"package.module:callable, or a model of a zoo ({zoos})."
         )
     return ONNX
-
-
-def parse_size(text: str | None) -> list[int] | None:
-    """(h, w) or (c, h, w) from 224, 240x320 or 3,240,320; a batch dimension in front is dropped."""
-    if text is None:
-        return None
-    parts = re.split(r"[x×,]", text.strip().strip("[]()"))
-    if not 1 <= len(parts) <= 4 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise click.UsageError(f"--input-size {text!r}: expected 224, 240x320 (height x width) or 3x240x320.")
-    sizes = [int(part) for part in parts]
-    return sizes * 2 if len(sizes) == 1 else sizes[-3:]
 
 
 def parse_grid(text: str | None) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -33,6 +34,12 @@ preprocess_option: Callable[[F], F] = click.option(
     help="How pictures become tensors: imagenet, caffe, torch, tf or -1..1, 0..1, raw, timm:FILE, hf:FILE or a JSON "
     "file; hf:FOLDER takes the class names in it too.",
 )
+input_size_option: Callable[[F], F] = click.option(
+    "--input-size",
+    metavar="SIZE",
+    callback=lambda ctx, param, value: parse_size(value, 2),
+    help="Size of the picture, where MODEL leaves it open: 224 or 240x320 (height x width).",
+)
 provider_option: Callable[[F], F] = click.option(
     "--provider",
     default="auto",
@@ -49,6 +56,23 @@ json_option: Callable[[F], F] = click.option(
 seed_option: Callable[[F], F] = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=1234, show_default=True, help="Seed of the random numbers."
 )
+
+
+def parse_size(text: str | None, most: int = 3) -> list[int] | None:
+    """(h, w), or with `most` 3 also (c, h, w), from 224, 240x320 or 3,240,320; a batch dimension in front is dropped.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text is None:
+        return None
+    parts = re.split(r"[x×,]", text.strip().strip("[]()"))
+    numbers = [int(part) for part in parts if re.fullmatch(r"\s*[0-9]{1,6}\s*", part)]
+    sizes = numbers * 2 if len(numbers) == 1 else numbers[-3:] if most == 3 else numbers
+    if not len(parts) == len(numbers) <= most + 1 or not 2 <= len(sizes) <= most or min(numbers) < 1:
+        forms = "224, 240x320 (height x width) or 3x240x320" if most == 3 else "224 or 240x320 (height x width)"
+        raise click.UsageError(f"--input-size {text!r}: expected {forms}.")
+    return sizes
 
 
 def not_explainable(error: LayerError, layers: Sequence[object]) -> ModelError:

@@ -143,6 +143,7 @@ def bench(
     seconds: float = 30.0,
     layer: str | None = None,
     preprocess: Any = None,
+    input_size: Sequence[int] | None = None,
     providers: Sequence[runtime.Provider] | None = None,
     threads: int | None = None,
     allow_fallback: bool = False,
@@ -161,7 +162,7 @@ def bench(
         seconds: no new round begins after this time.
         layer: the target layer; None for the default.
         threads: ONNX Runtime's threads; None for its default.
-        preprocess, providers, allow_fallback: as for `Explainer`.
+        preprocess, input_size, providers, allow_fallback: as for `Explainer`.
         seed: seed of the random input.
         progress: called with (done, total) after each block.
 
@@ -179,6 +180,7 @@ def bench(
     explainer = Explainer(
         source,
         preprocess=preprocess,
+        input_size=input_size,
         layers=None if layer is None else [layer],
         methods=methods,
         providers=providers,

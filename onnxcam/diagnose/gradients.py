@@ -19,13 +19,14 @@ from onnxcam.autodiff.sweep import QUANTIZED, path
 from onnxcam.diagnose import contents, differences, outputs
 from onnxcam.diagnose.report import Finding, Report
 from onnxcam.diagnose.subject import Subject, noise_pictures
-from onnxcam.errors import ModelError, listing
+from onnxcam.errors import InputError, ModelError, listing
 from onnxcam.graph import quantized
 from onnxcam.graph.load import Source, load, serialize
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph
 from onnxcam.network import manifest
 from onnxcam.network.network import prepare
+from onnxcam.network.open_size import refusal
 from onnxcam.network.opening import GRADIENTS, MANIFEST, open_model
 from onnxcam.network.split import part_after
 
@@ -50,6 +51,7 @@ def check(
     samples: int = 4,
     directions: int = 8,
     seed: int = 1234,
+    input_size: Sequence[int] | None = None,
     allow_fallback: bool = False,
 ) -> ModelReport:
     """Prove a model: its gradients against finite differences, its predictions against the plain model.
@@ -60,6 +62,7 @@ def check(
         samples: noise pictures to run the model on.
         directions: random directions per picture, of each of the three kinds.
         seed: fixes pictures and directions.
+        input_size: height and width of the picture, where the file leaves them open.
 
     Returns:
         A report; `passed` is False where a number is wrong.
@@ -68,7 +71,7 @@ def check(
         ModelError: the file is not a usable classifier. RuntimeUnavailable: a provider is not in use.
     """
     findings: list[Finding] = []
-    opened = open_model(source, raw=True, gated=True)
+    opened = open_model(source, raw=True, gated=True, input_size=input_size)
     model, entries = load(opened.source), opened.manifest
     if MANIFEST in opened.added:
         findings.append(Finding("manifest", "note", "a plain ONNX file: augmented in memory, nothing is written"))
@@ -91,9 +94,20 @@ def check(
     file = open_session(model)
     ungated = open_session(graph.model) if entries.get("gate") else file
     subject = Subject(graph, entries, open_session, file, ungated, noise_pictures(entries, samples, rng))
-    findings += [
+    try:
+        findings += _findings(subject, directions, rng)
+    except (InputError, ModelError) as error:
+        raise refusal(error, entries["input"], subject.batch.shape) from error
+    name = str((entries.get("source") or {}).get("name") or "model")
+    return ModelReport(name, findings=findings)
+
+
+def _findings(subject: Subject, directions: int, rng: np.random.Generator) -> list[Finding]:
+    """What the runs of the model show."""
+    graph, entries = subject.graph, subject.manifest
+    findings = [
         contents.file_format(graph, entries),
-        Finding("providers", "note", "runs on " + ", ".join(file.get_providers())),
+        Finding("providers", "note", "runs on " + ", ".join(subject.file.get_providers())),
         contents.cuda_fallbacks(graph),
         contents.parity(entries),
         outputs.predictions(subject),
@@ -105,8 +119,7 @@ def check(
         findings.append(outputs.heatmaps(subject, entry))
     if entries.get("gate"):
         findings.append(outputs.gate(subject))
-    name = str((entries.get("source") or {}).get("name") or "model")
-    return ModelReport(name, findings=findings)
+    return findings
 
 
 def at_layer(subject: Subject, entry: dict[str, Any], directions: int, rng: np.random.Generator) -> Finding:

@@ -9,12 +9,13 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.cam.methods import Method
-from onnxcam.errors import LabelsError, PreprocessError, TargetError, label_count
+from onnxcam.errors import LabelsError, TargetError, label_count
 from onnxcam.explain.examination import Examination
 from onnxcam.explain.explanation import BatchMaps, Explanation, name_of
 from onnxcam.explain.features import HeadRun, InputGradient, Progress
 from onnxcam.explain.file import FileSession, Raw
 from onnxcam.explain.maps import fuse, map_size
+from onnxcam.explain.preparation import Preparation, Prepared
 from onnxcam.explain.question import SEED, Question, Terms
 from onnxcam.explain.warnings import input_size_warnings, preprocessing_warnings
 from onnxcam.graph.large_model import Serialized
@@ -23,8 +24,6 @@ from onnxcam.runtime import Provider
 from onnxcam.targets.labels import from_configuration
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
-
-Prepared = tuple[image.Picture, np.ndarray, image.Geometry]
 
 
 class Explainer:
@@ -41,6 +40,7 @@ class Explainer:
             manifest's form, a JSON file, or `onnxcam.image.Preprocess`.
         layers: names of target layers; None for those of the file, or the default layer of a plain classifier.
         methods: names of the CAM methods that a plain classifier is augmented with.
+        input_size: (height, width) of the picture, where the file leaves them open.
         providers: execution providers, names or (name, options); None for the best that really works (CUDA, else CPU).
         session_options: `onnxruntime.SessionOptions`.
         allow_fallback: accept a session that does not use every provider named.
@@ -61,6 +61,7 @@ class Explainer:
         preprocess: Any = None,
         layers: Sequence[str] | None = None,
         methods: Sequence[str | Method] = ("gradcam",),
+        input_size: Sequence[int] | None = None,
         providers: Sequence[Provider] | None = None,
         session_options: Any = None,
         allow_fallback: bool = False,
@@ -70,6 +71,7 @@ class Explainer:
             layers=layers,
             methods=methods,
             preprocess=preprocess,
+            input_size=input_size,
             providers=providers,
             session_options=session_options,
             allow_fallback=allow_fallback,
@@ -415,15 +417,7 @@ class Explainer:
             PreprocessError: neither the file nor the caller says how pictures become tensors.
             PictureError: it cannot be read.
         """
-        if self._preprocess is None:
-            raise PreprocessError(
-                "the model does not say how pictures become tensors, and a wrong guess silently gives a wrong map; "
-                f"name it: preprocess= or --preprocess, one of {', '.join(image.candidates())}"
-            )
-        entry = self._file.manifest["input"]
-        loaded = image.load(picture, color=color)
-        tensor, geometry = self._preprocess.apply(loaded, layout=entry["layout"], dtype=entry["dtype"])
-        return loaded, tensor, geometry
+        return Preparation(self._file.manifest["input"], self._preprocess).prepare(picture, color=color)
 
     def _explanations(
         self, question: Question, prepared: list[Prepared], progress: Progress | None

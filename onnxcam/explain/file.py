@@ -11,13 +11,14 @@ import numpy as np
 
 from onnxcam import runtime
 from onnxcam.cam.methods import GRAPH, Method, find
-from onnxcam.errors import InputError
+from onnxcam.errors import InputError, ModelError
 from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head
 from onnxcam.explain.sessions import MakeOptions, Sessions
 from onnxcam.graph.large_model import Serialized
 from onnxcam.network import manifest as manifests
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import SCORES
+from onnxcam.network.open_size import refusal
 from onnxcam.network.opening import Model, Source, lacking, open_model
 from onnxcam.runtime.rows import joined, portions
 from onnxcam.targets.classes import TOP1
@@ -59,6 +60,7 @@ class FileSession:
         layers: Sequence[str] | None = None,
         methods: Sequence[str | Method] = ("gradcam",),
         preprocess: Any = None,
+        input_size: Sequence[int] | None = None,
         providers: Sequence[runtime.Provider] | None = None,
         session_options: Any = None,
         allow_fallback: bool = False,
@@ -72,7 +74,7 @@ class FileSession:
         # other methods cannot be stored in a file and are computed next to it
         storable = [method.name for method in map(find, methods) if method.kind == GRAPH] or ["gradcam"]
         names = [layers] if isinstance(layers, str) else layers
-        model = open_model(source, layers=names, methods=storable, preprocess=preprocess)
+        model = open_model(source, layers=names, methods=storable, preprocess=preprocess, input_size=input_size)
         session = self._open_file(model.source)
         shapes = {i.name: i.shape for i in session.get_inputs()}
         manifest = model.manifest
@@ -148,7 +150,10 @@ class FileSession:
     def scores(self, batch: np.ndarray) -> np.ndarray:
         """Compute the logits `[N, K]` alone: the head runs, nothing is differentiated."""
         head, feed = self.sessions.head(()), self.manifest["input"]["name"]
-        rows = [runtime.run(head, [SCORES], {feed: part})[SCORES] for part in portions(batch, self.batch_size)]
+        try:
+            rows = [runtime.run(head, [SCORES], {feed: part})[SCORES] for part in portions(batch, self.batch_size)]
+        except (InputError, ModelError) as error:
+            raise refusal(error, self.manifest["input"], batch.shape) from error
         return joined(rows)[: len(batch)]
 
     def features(
@@ -161,9 +166,12 @@ class FileSession:
         gradient: InputGradient | None = None,
     ) -> HeadRun:
         """Run the head over a batch: any class, method and layer of these then costs the tail alone."""
-        return run_head(
-            self.sessions, batch, layers, size=self.batch_size, seed=seed, progress=progress, gradient=gradient
-        )
+        try:
+            return run_head(
+                self.sessions, batch, layers, size=self.batch_size, seed=seed, progress=progress, gradient=gradient
+            )
+        except (InputError, ModelError) as error:
+            raise refusal(error, self.manifest["input"], batch.shape) from error
 
     def holds(self, layers: Sequence[str], method: str, classes: np.ndarray) -> bool:
         """Whether the file itself computes these maps."""
@@ -210,7 +218,10 @@ class FileSession:
                 fill = np.full(len(part) - len(classes), TOP1, np.int64)
                 feeds[manifest["target"]["name"]] = np.concatenate([classes, fill]) if len(fill) else classes
             done += len(part)
-            runs.append(runtime.run(loaded.session, names, feeds))
+            try:
+                runs.append(runtime.run(loaded.session, names, feeds))
+            except (InputError, ModelError) as error:
+                raise refusal(error, manifest["input"], batch.shape) from error
         values = {name: joined([run[name] for run in runs])[: len(batch)] for name in names}
         return values[scores], values
 

@@ -58,14 +58,14 @@ def input_size_warnings(entry: dict[str, Any]) -> list[str]:
         rows, columns = Layout.of(entry).size(entry["shape"])
         return [
             f"the model leaves the picture's size open, and its layers of tokens need one: {rows} x {columns} was "
-            "assumed; name the size it was trained on with `onnxcam export --input-size` (input_size=), or a "
+            "assumed; name the size it was trained on with --input-size (input_size=), or a "
             "preprocessing that makes it"
         ]
     if entry.get("size") == manifest.UNKNOWN:
         return [
             "the model has attention and leaves the picture's size open, and the sizes that it admits could not be "
             "determined: layers of tokens cannot be explained, and the default layer may be an early one; name the "
-            "size with `onnxcam export --input-size` (input_size=)"
+            "size with --input-size (input_size=)"
         ]
     return []
 

@@ -182,7 +182,8 @@ def _from_text(text: str, size: Size | None, channels: int | None, config: Mappi
         size = size or _DEFAULT_SIZES.get(text)
         if size is None:
             raise PreprocessError(
-                f"preset {text!r} stretches to the model's input, whose size is dynamic; give a JSON file with "
+                f"preset {text!r} stretches to the model's input, whose size is dynamic; name it with --input-size "
+                "HEIGHTxWIDTH (input_size=), or give a JSON file with "
                 '"resize": {"mode": "stretch", "size": [height, width]}'
             )
         return preset(text, size, 3 if channels is None else channels)

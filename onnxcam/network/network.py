@@ -165,11 +165,15 @@ def list_layers(source: Source) -> list[Layer]:
     return survey(source)[0]
 
 
-def survey(source: Source) -> tuple[list[Layer], dict[str, Any]]:
-    """`list_layers`, and the picture as these layers need it: the manifest's `layout`, `shape` and `size`."""
+def survey(source: Source, input_size: tuple[int, int] | None = None) -> tuple[list[Layer], dict[str, Any]]:
+    """`list_layers`, and the picture as these layers need it: the manifest's `layout`, `shape` and `size`.
+
+    Arguments:
+        input_size: height and width of the picture, where the file leaves them open.
+    """
     network = Network(source)
     picture = network.picture.name
-    fitted = sized(network.graph, network.readout.value)
+    fitted = sized(network.graph, network.readout.value, size=input_size)
     candidates = fitted.layers or []
     layers.default(candidates)
     exposed = {layer.value: layer for layer in network.layers.values()}
@@ -181,6 +185,7 @@ def survey(source: Source) -> tuple[list[Layer], dict[str, Any]]:
             )
     graph = fitted.graph
     doubt = fitted.doubt if network.manifest is None else network.manifest["input"].get("size")
+    doubt = None if input_size is not None else doubt
     described = {"layout": input_layout(graph, picture), "shape": dims(graph.shape(picture)), "size": doubt}
     return candidates, described
 

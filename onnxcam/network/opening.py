@@ -11,6 +11,7 @@ from onnxcam.errors import LayerError, MethodError, ModelError
 from onnxcam.graph import file
 from onnxcam.graph.large_model import LargeModel, Serialized
 from onnxcam.network import manifest as manifests
+from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
 
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -71,6 +72,7 @@ def open_model(
     classes: Sequence[int] | None = (),
     gated: bool = False,
     preprocess: Any = None,
+    input_size: Sequence[int] | None = None,
 ) -> Model:
     """Open a model, and augment it in memory where its file lacks something that is required.
 
@@ -84,9 +86,11 @@ def open_model(
         classes: those to be explained, -1 for each row's top-1; None if the target has to be an input.
         gated: whether to leave a gate as it is; the maps are computed for every batch otherwise.
         preprocess: for the manifest of a plain classifier.
+        input_size: height and width of the picture where the file leaves them open, which become fixed.
 
     Raises:
-        ModelError: not a usable classifier. LayerError, MethodError: no such layer or method.
+        ModelError: not a usable classifier, or not of this `input_size`.
+        LayerError, MethodError: no such layer or method.
     """
     where, manifest, properties = _read_source(source)
     if manifest is not None and manifest.get("gate") and not gated:
@@ -94,15 +98,18 @@ def open_model(
         source = where
     if manifest is None:
         names = None if layers is None else [name for name in layers if name is not None] or None
-        where, manifest = _augment(source, names, methods or ("gradcam",), preprocess)
+        where, manifest = _augment(source, names, methods or ("gradcam",), preprocess, input_size)
         return _labelled(Model(where, manifest, added=frozenset({MANIFEST})), properties)
     bound_class = manifest["target"].get("class")
     missing = lacking(manifest, layers, methods if require_methods else (), raw=raw, classes=classes)
-    if not missing:
+    opened_size = input_size is not None and _is_open(manifest, input_size)
+    if not missing and not opened_size:
         return _labelled(Model(where, manifest, bound_class), properties)
     present = [entry["name"] for entry in manifest["layers"]]
     further = [name for name in layers or () if name is not None and name not in present]
-    where, manifest = _augment(source, [*present, *further], [*_methods(manifest), *methods])
+    where, manifest = _augment(
+        source, [*present, *further], [*_methods(manifest), *methods], preprocess, input_size if opened_size else None
+    )
     return _labelled(Model(where, manifest, bound_class, missing), properties)
 
 
@@ -178,13 +185,36 @@ def _methods(manifest: Manifest) -> list[str]:
     return list(dict.fromkeys(method for entry in manifest["layers"] for method in entry["heatmaps"]))
 
 
+def _is_open(manifest: Manifest, size: Sequence[int]) -> bool:
+    """Whether the picture's size is left open, so that this one can be set.
+
+    Raises:
+        ModelError: it is fixed, and another one.
+    """
+    entry = manifest["input"]
+    declared = Layout.of(entry).size(entry["shape"])
+    if all(isinstance(side, int) for side in declared):
+        if tuple(declared) != tuple(size):
+            raise ModelError(
+                f"the model takes {' x '.join(map(str, declared))} pictures and was asked for "
+                f"{' x '.join(map(str, size))}; leave the size out"
+            )
+        return False
+    return True
+
+
 def _augment(
-    source: Source, layers: Sequence[str] | None, methods: Sequence[str], preprocess: Any = None
+    source: Source,
+    layers: Sequence[str] | None,
+    methods: Sequence[str],
+    preprocess: Any = None,
+    input_size: Sequence[int] | None = None,
 ) -> tuple[Serialized, Manifest]:
     from onnxcam.graph.load import serialize
     from onnxcam.network.explainable import augment
 
-    model = augment(source, layers, tuple(dict.fromkeys(methods)), preprocess=preprocess)
+    size = None if input_size is None else (int(input_size[0]), int(input_size[1]))
+    model = augment(source, layers, tuple(dict.fromkeys(methods)), preprocess=preprocess, input_size=size)
     manifest = manifests.read(model)
     if manifest is None:
         raise ModelError("the augmented model carries no manifest; report this as a bug")

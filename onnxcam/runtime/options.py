@@ -1,4 +1,4 @@
-"""Session options by what the session is for. All of them keep ONNX Runtime's warnings off standard error."""
+"""Session options by what the session is for. All of them keep ONNX Runtime's own messages off standard error."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def serving(threads: int = 0, *, single_use: bool = False) -> Any:
             (ONNX Runtime keeps weights passed through options for every session made with them).
     """
     options = import_onnxruntime().SessionOptions()
-    # ONNX Runtime warns at each load that the input `target` has a default, which is intended
-    options.log_severity_level = 3
+    # ONNX Runtime warns at each load that the input `target` has a default, which is intended; what fails, it both
+    # prints and raises
+    options.log_severity_level = 4
     options.intra_op_num_threads = threads
     if single_use:
         options.add_session_config_entry(_SINGLE_USE, "1")

@@ -48,7 +48,7 @@ def test_threads_and_spinning(name: str, threads: int, configuration: dict[str, 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_warnings_are_off_and_options_may_be_shared(make: Callable[[], Any]) -> None:
     settings = make()
-    assert settings.log_severity_level == 3
+    assert settings.log_severity_level == 4
     assert not options.is_single_use(settings)
 
 

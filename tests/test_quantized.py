@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from onnxcam.graph.normalize import prepare
 from tests.autodiff.harness import normal
 from tests.support import models as small
 from tests.support.batches import imagenet
-from tests.support.runtime import run
+from tests.support.runtime import run, session
 
 CPU = ["CPUExecutionProvider"]
 M = "com.microsoft"
@@ -201,10 +202,19 @@ def tensors(float_model: Explainer) -> list[np.ndarray]:
     return [float_model.prepare(models.path(name))[1] for name in ("cat.png", "coffee.png", "cat_and_coffee.png")]
 
 
-def variant(form: str, folder: Path, tensors: list[np.ndarray], float_model: Explainer) -> tuple[Path, Explainer]:
-    path = quantize.make(form, folder, tensors)
-    held = float_model.manifest
-    return path, Explainer(path, preprocess=held["input"]["preprocess"], labels=held["labels"], providers=CPU)
+@pytest.fixture(scope="module")
+def variant(
+    tmp_path_factory: pytest.TempPathFactory, tensors: list[np.ndarray], float_model: Explainer
+) -> Callable[[str], tuple[Path, Explainer]]:
+    """The bundled model in a form of quantization, each made once."""
+
+    @functools.cache
+    def made(form: str) -> tuple[Path, Explainer]:
+        path = quantize.make(form, tmp_path_factory.mktemp(form), tensors)
+        held = float_model.manifest
+        return path, Explainer(path, preprocess=held["input"]["preprocess"], labels=held["labels"], providers=CPU)
+
+    return made
 
 
 def products_saturate() -> bool:
@@ -221,14 +231,15 @@ def products_saturate() -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "least"), [("float16", 0.99), ("qdq", 0.95), ("qoperator", 0.95)])
 def test_maps_of_twenty_photographs_are_those_of_the_float_model(
-    form: str, least: float, tmp_path: Path, float_model: Explainer, tensors: list[np.ndarray]
+    form: str, least: float, float_model: Explainer, variant: Callable[[str], tuple[Path, Explainer]]
 ) -> None:
     photographs, _ = imagenet()
-    path, explainer = variant(form, tmp_path, tensors, float_model)
+    path, explainer = variant(form)
+    file = session(path)
     correlations = []
     for photograph in photographs:
         tensor = float_model.prepare(photograph)[1]
-        (plain,) = run(path, {float_model.manifest["input"]["name"]: tensor}).values()
+        (plain,) = file.run(None, {float_model.manifest["input"]["name"]: tensor})
         raw = explainer.run(tensor)
         if form == "float16":  # exposing a layer rounds it, where the runtime would have kept it in float32
             assert np.abs(raw.scores - plain).max() <= 2e-3 * np.abs(plain).max()
@@ -251,9 +262,9 @@ def test_maps_of_twenty_photographs_are_those_of_the_float_model(
 @pytest.mark.slow
 @pytest.mark.parametrize("form", quantize.FORMS)
 def test_check_neither_accuses_nor_hides_the_approximation(
-    form: str, tmp_path: Path, float_model: Explainer, tensors: list[np.ndarray]
+    form: str, variant: Callable[[str], tuple[Path, Explainer]]
 ) -> None:
-    path, explainer = variant(form, tmp_path, tensors, float_model)
+    path, explainer = variant(form)
     report = check(path, providers=CPU)
     assert report.passed, report.lines()
     gradients = next(f for f in report.findings if f.name.startswith("gradients"))
@@ -265,11 +276,11 @@ def test_check_neither_accuses_nor_hides_the_approximation(
 
 @pytest.mark.slow
 def test_check_finds_a_wrong_gradient_of_a_quantized_model(
-    tmp_path: Path, float_model: Explainer, tensors: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    variant: Callable[[str], tuple[Path, Explainer]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from onnxcam.autodiff import registry
 
-    path, _ = variant("qdq", tmp_path, tensors, float_model)
+    path, _ = variant("qdq")
     ((low, high, entry),) = registry._rules["ReduceMean"]
 
     def wrong(op: Any, node: Any, dy: Any) -> Any:

@@ -24,7 +24,8 @@ from onnxcam.monitor.selection import Selector
 from onnxcam.targets import conditions
 from tests.monitor.monitoring import ALWAYS, SMALL, SMALL_PLAIN, UNLIMITED, FakeClock, Kept, Stub, balanced, pictures
 
-CALLS = 10_000
+CALLS = pytest.mark.parametrize("calls", [1_000, pytest.param(10_000, marks=pytest.mark.soak)])
+FAILURES = 10_000
 
 
 class BrokenClock(FakeClock):
@@ -100,8 +101,9 @@ def plain() -> Iterator[tuple[Any, list[dict[str, np.ndarray]], list[list[np.nda
 
 
 @pytest.mark.slow
+@CALLS
 @pytest.mark.parametrize("stage", STAGES)
-def test_predictions_do_not_notice(stage: str, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_do_not_notice(stage: str, calls: int, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     served, feeds, wanted = plain
     monkeypatch.setattr(hook, "RowExplainer", Stub)
     monitor = Monitor(SMALL, sink=Kept(), when=ALWAYS, queue=8, **UNLIMITED)
@@ -112,7 +114,7 @@ def test_predictions_do_not_notice(stage: str, plain: Any, monkeypatch: pytest.M
     broken = property(broken) if isinstance(real, property) else broken
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, broken)
-        for call in range(CALLS):
+        for call in range(calls):
             kind = call % len(feeds)
             names = (None, ["logits"], [])[call % 3]
             found = watched.run(names, feeds[kind])
@@ -124,13 +126,14 @@ def test_predictions_do_not_notice(stage: str, plain: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_predictions_do_not_notice_a_broken_clock(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@CALLS
+def test_predictions_do_not_notice_a_broken_clock(calls: int, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     served, feeds, wanted = plain
     monkeypatch.setattr(hook, "RowExplainer", Stub)
     clock = BrokenClock()
     monitor = Monitor(SMALL, sink=Kept(), when=ALWAYS, clock=clock, queue=8, **UNLIMITED)
     watched = monitor.wrap(served)
-    for call in range(CALLS):
+    for call in range(calls):
         clock.broken = call % 3 > 0
         assert watched.run(None, feeds[call % 4])[0].tobytes() == wanted[call % 4][0].tobytes()
     clock.broken = False
@@ -201,14 +204,14 @@ def test_a_repeated_error_is_logged_once_in_twenty_seconds(
     handler = Moments()
     logging.getLogger("onnxcam.monitor").addHandler(handler)
     try:
-        for _ in range(CALLS):
+        for _ in range(FAILURES):
             clock.now += step
             monitor.observe(scores, tensor=tensor)  # fails in the sink
             monitor.observe(nonsense, tensor=tensor)  # fails before anything is queued
     finally:
         logging.getLogger("onnxcam.monitor").removeHandler(handler)
-    assert monitor.stats()["failures"]["sink"] == CALLS
-    assert monitor.stats()["dropped"]["invalid"] == CALLS
+    assert monitor.stats()["failures"]["sink"] == FAILURES
+    assert monitor.stats()["dropped"]["invalid"] == FAILURES
     assert len(moments) == 2
     for times in moments.values():
         assert len(times) == 5  # in the 100 seconds that 10,000 calls took

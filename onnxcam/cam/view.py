@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from onnxcam.targets.objectives import Objective
 from onnxcam.targets.readout import Readout
+
+if TYPE_CHECKING:
+    from onnxcam.graph.window import Window
 
 # (start, stop) of the variants -> their activations float32 [m, C, h, w], and int64 [m], which row each is of
 Make = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
@@ -24,6 +27,7 @@ class View(Protocol):
         gradients: d objective / d activations, float32 `[N, C, h, w]`; computed when first read.
         affine: whether the scores are an affine function of the activations.
         shape: height and width of the model's input.
+        window: the part of the model's input that the layer's grid covers, None for all of it.
         readout: the meaning of the scores.
         rng: random numbers, the same for the same seed.
     """
@@ -33,6 +37,7 @@ class View(Protocol):
     activations: np.ndarray
     affine: bool
     shape: tuple[int, int]
+    window: Window | None
     readout: Readout
     rng: np.random.Generator
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,17 +11,22 @@ from onnxcam import image
 from onnxcam.cam.methods import GRAPH, INPUT
 from onnxcam.errors import InputError, MethodError
 from onnxcam.explain.features import HeadRun
-from onnxcam.explain.maps import INPUT_SIZE, fuse, map_size
+from onnxcam.explain.maps import INPUT_SIZE, fuse, map_size, windows_of
 from onnxcam.explain.question import Question, Terms
 from onnxcam.explain.view import view
 from onnxcam.network.names import INPUT as WHOLE
 from onnxcam.targets.objectives import Objective, logit
+
+if TYPE_CHECKING:
+    from onnxcam.graph.window import Window
 
 # of test-time augmentation: each also mirrored
 _FACTORS = (0.9, 1.0, 1.1)
 
 # layers to expose and a batch -> its head run
 RunHead = Callable[[Sequence[str], np.ndarray], HeadRun]
+# layers -> the parts of the model's input that they cover
+Windows = Callable[[Sequence[str]], Sequence["Window | None"]]
 
 
 class Examination:
@@ -35,8 +40,11 @@ class Examination:
         readout: the meaning of the scores.
     """
 
-    def __init__(self, run_head: RunHead, batch: np.ndarray, layers: Sequence[str], terms: Terms) -> None:
+    def __init__(
+        self, run_head: RunHead, batch: np.ndarray, layers: Sequence[str], terms: Terms, windows: Windows
+    ) -> None:
         self._run_head = run_head
+        self._windows = windows
         self._batch = batch
         self._layers = list(layers)
         self._terms = terms
@@ -110,9 +118,17 @@ class Examination:
                 return means
             return [image.resize_map(mean, map_size(question.size, (0, 0), [mean])) for mean in means]
         input_size = view(self._features, WHOLE, objective).shape
+        windows = self._windows(question.layers)
         return [
-            fuse(maps, question.normalize, map_size(question.size, input_size, maps), question.fusion)
-            for maps in self.maps(question, objective)
+            fuse(
+                maps,
+                question.normalize,
+                map_size(question.size, input_size, maps),
+                question.fusion,
+                windows=windows_of(method, windows, question.size),
+                input_size=input_size,
+            )
+            for method, maps in zip(question.methods, self.maps(question, objective), strict=True)
         ]
 
     def maps(self, question: Question, objective: Objective) -> list[list[np.ndarray]]:
@@ -155,6 +171,7 @@ class Examination:
         if not np.issubdtype(self._batch.dtype, np.floating):
             raise InputError(f"smooth='augment' scales the tensor, and this model takes {self._batch.dtype}")
         total = [np.zeros(1, np.float32)] * len(question.methods)
+        windows = self._windows(question.layers)
         for mirrored in (False, True):
             batch = np.flip(self._batch, axis) if mirrored else self._batch
             for factor in _FACTORS:
@@ -162,7 +179,8 @@ class Examination:
                 features = self._run_head(question.layers_read, scaled)
                 size = view(features, WHOLE, objective).shape
                 for place, maps in enumerate(_maps(features, question, objective)):
-                    fused = fuse(maps, question.normalize, size, question.fusion)
+                    through = windows_of(question.methods[place], windows)
+                    fused = fuse(maps, question.normalize, size, question.fusion, windows=through, input_size=size)
                     total[place] = total[place] + (fused[:, :, ::-1] if mirrored else fused)
         return [np.asarray(maps / (2 * len(_FACTORS)), np.float32) for maps in total]
 

@@ -14,7 +14,7 @@ from onnxcam.explain.examination import Examination
 from onnxcam.explain.explanation import BatchMaps, Explanation, name_of
 from onnxcam.explain.features import HeadRun, InputGradient, Progress
 from onnxcam.explain.file import FileSession, Raw
-from onnxcam.explain.maps import fuse, map_size
+from onnxcam.explain.maps import fuse, map_size, windows_of
 from onnxcam.explain.preparation import Preparation, Prepared
 from onnxcam.explain.question import SEED, Question, Terms
 from onnxcam.explain.warnings import input_size_warnings, preprocessing_warnings
@@ -253,8 +253,12 @@ class Explainer:
         )
         if self._in_file(question, len(batch)):
             _, maps = self._file.maps(batch, question.classes(len(batch)), question.layers, question.methods[0].name)
-            size = map_size(question.size, self._input_size(batch), maps)
-            fused = [fuse(maps, question.normalize, size, question.fusion)]
+            input_size = self._input_size(batch)
+            windows = windows_of(question.methods[0], self._file.windows(question.layers), question.size)
+            size = map_size(question.size, input_size, maps)
+            fused = [
+                fuse(maps, question.normalize, size, question.fusion, windows=windows, input_size=input_size)
+            ]
         else:
             fused = self._examine(batch, question, progress).fused(question)
         return fused if question.several_methods else fused[0]
@@ -458,9 +462,22 @@ class Explainer:
                 else:
                     by_method = [[m[:, None] for m in maps] for maps in examination.maps(question, objective)]
         p, input_size = self._readout.probabilities(scores), self._input_size(batch)
+        windows = [] if question.augment else self._file.windows(question.layers)
         model = {key: self.manifest.get(key) for key in ("source", "parity")}
         return [
-            BatchMaps(question, method.name, scores, p, explained, maps, input_size, self._warnings, model, objective)
+            BatchMaps(
+                question,
+                method.name,
+                scores,
+                p,
+                explained,
+                maps,
+                input_size,
+                self._warnings,
+                model,
+                objective,
+                windows_of(method, windows),
+            )
             for method, maps in zip(question.methods, by_method, strict=True)
         ]
 
@@ -478,7 +495,7 @@ class Explainer:
             return self._file.features(tensor, exposed, seed=question.seed, progress=progress, gradient=with_scores)
 
         terms = question.terms._replace(layers=question.layers[:1])
-        return Examination(run_head, batch, question.layers_read if layers is None else layers, terms)
+        return Examination(run_head, batch, question.layers_read if layers is None else layers, terms, self._file.windows)
 
     def _in_file(self, question: Question, rows: int) -> bool:
         """Whether the file itself computes the maps, so that it need not be split."""

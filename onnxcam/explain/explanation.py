@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from onnxcam.explain.statistics import describe
 from onnxcam.explain.warnings import map_warnings
 from onnxcam.image import png
 from onnxcam.targets.objectives import LOGIT, Objective
+
+if TYPE_CHECKING:
+    from onnxcam.graph.window import Window
 
 RECORD = "explanation.json"
 ALPHA, COLORMAP = 0.5, "jet"
@@ -331,6 +334,8 @@ class BatchMaps(NamedTuple):
         warnings: those about every picture.
         model: `source` and `parity` of the manifest.
         objective: of the rows; the logits of the classes if None.
+        windows: per layer the part of the model's input that its map covers, None for all of it; empty where all maps
+            cover it.
     """
 
     question: Question
@@ -343,6 +348,7 @@ class BatchMaps(NamedTuple):
     warnings: list[str]
     model: dict[str, Any]
     objective: Objective | None = None
+    windows: Sequence[Window | None] = ()
 
     def explanation(
         self, row: int, picture: image.Picture, geometry: image.Geometry, place: int | None = None
@@ -355,7 +361,14 @@ class BatchMaps(NamedTuple):
         for k, index in enumerate(self.classes[row].tolist()):
             by_layer = self.maps if place is None else self.maps[place : place + 1]
             raw = [np.ascontiguousarray(layer_maps[row, k]) for layer_maps in by_layer]
-            fused = fuse([one[None] for one in raw], normalize, self.input_size, question.fusion)[0]
+            fused = fuse(
+                [one[None] for one in raw],
+                normalize,
+                self.input_size,
+                question.fusion,
+                windows=self.windows if place is None else self.windows[place : place + 1],
+                input_size=self.input_size,
+            )[0]
             maps.append(
                 Map(
                     index,

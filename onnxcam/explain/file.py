@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head
 from onnxcam.explain.sessions import MakeOptions, Sessions
 from onnxcam.graph.large_model import Serialized
 from onnxcam.network import manifest as manifests
+from onnxcam.network.layout import window_of
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import SCORES
 from onnxcam.network.open_size import refusal
@@ -23,6 +24,10 @@ from onnxcam.network.opening import Model, Source, lacking, open_model
 from onnxcam.runtime.rows import joined, portions
 from onnxcam.targets.classes import TOP1
 from onnxcam.targets.readout import Readout
+
+
+if TYPE_CHECKING:
+    from onnxcam.graph.window import Window
 
 
 class Raw(NamedTuple):
@@ -146,6 +151,13 @@ class FileSession:
         names = [manifests.layer(loaded.model.manifest, name)["heatmaps"][method] for name in layers]
         scores, outputs = self._compute(loaded, batch, target, names)
         return scores, [outputs[name] for name in names]
+
+    def windows(self, layers: Sequence[str]) -> list[Window | None]:
+        """Per layer the part of the model's input that its maps cover, None for all of it."""
+        entries = {entry["name"]: entry for entry in self.manifest["layers"]}
+        return [
+            window_of(entries[name]) if name in entries else self.sessions.cut(name).layout.window for name in layers
+        ]
 
     def scores(self, batch: np.ndarray) -> np.ndarray:
         """Compute the logits `[N, K]` alone: the head runs, nothing is differentiated."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxcam import image
+from onnxcam.cam.registry import INPUT, Method
 from onnxcam.errors import InputError
+
+if TYPE_CHECKING:
+    from onnxcam.graph.window import Window
 
 FUSIONS = ("mean", "max", "product")
 EIGEN, AUGMENT = "eigen", "augment"
@@ -28,7 +32,15 @@ def smoothings(smooth: Any) -> frozenset[str]:
     return names
 
 
-def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int], fusion: str = "mean") -> np.ndarray:
+def fuse(
+    maps: Sequence[np.ndarray],
+    normalize: str,
+    size: tuple[int, int],
+    fusion: str = "mean",
+    *,
+    windows: Sequence[Window | None] = (),
+    input_size: tuple[int, int] = (0, 0),
+) -> np.ndarray:
     """Fuse the maps of several layers into one, as pytorch-grad-cam does.
 
     Per layer: normalise, resize to `size`; then the mean over layers (or their maximum, or the geometric mean of their
@@ -39,6 +51,9 @@ def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int], fusi
         normalize: `minmax`, `max` or `none`.
         size: height and width of the result.
         fusion: `mean`, `max` or `product`.
+        windows: per layer the part of the model's input that its map covers, None for all of it; the result then covers
+            the whole input, and is 0 where the map says nothing.
+        input_size: height and width of the model's input, needed with windows.
 
     Returns:
         float32 `[N, H, W]`.
@@ -48,7 +63,11 @@ def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int], fusi
     """
     if fusion not in FUSIONS:
         raise InputError(f"fusion={fusion!r}; expected one of {', '.join(FUSIONS)}")
-    resized = [image.resize_map(image.normalize(layer_map, normalize), size) for layer_map in maps]
+    resized = [image.normalize(layer_map, normalize) for layer_map in maps]
+    for place, window in enumerate(windows):
+        if window is not None:
+            resized[place] = window.place(resized[place], input_size, size)
+    resized = [image.resize_map(layer_map, size) for layer_map in resized]
     if len(resized) == 1:
         return image.normalize(resized[0], normalize)
     stacked = np.stack(resized)
@@ -57,6 +76,16 @@ def fuse(maps: Sequence[np.ndarray], normalize: str, size: tuple[int, int], fusi
     else:
         joined = stacked.max(axis=0) if fusion == "max" else stacked.mean(axis=0)
     return image.normalize(np.asarray(joined, np.float32), normalize)
+
+
+def windows_of(
+    method: Method, windows: Sequence[Window | None], size: str | tuple[int, int] = INPUT_SIZE
+) -> Sequence[Window | None]:
+    """The windows through which a method's maps of layers are drawn.
+
+    None for an attribution of the input, which covers all of it; nor for one layer's map at the layer's own size.
+    """
+    return () if method.kind == INPUT or (size == LAYER_SIZE and len(windows) == 1) else windows
 
 
 def check_size(size: Any) -> str | tuple[int, int]:

@@ -66,6 +66,7 @@ class LayerView:
         self._cut = batch.sessions.cut(layer)
         self.affine = self._cut.affine
         self.shape = batch.sessions.cut(INPUT).layout.size(batch.pictures.shape)
+        self.window = self._cut.layout.window
         self._reseed()
         self._gradients_by_rules: dict[str, np.ndarray] = {}
 

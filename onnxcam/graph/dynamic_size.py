@@ -13,9 +13,10 @@ from itertools import permutations
 
 import onnx
 
+from onnxcam.graph.axes import COLUMNS, ROWS, patches
 from onnxcam.graph.layout import has_tokens, input_layout
 from onnxcam.graph.operators import Trait, having
-from onnxcam.graph.positions import COLUMNS, ROWS, Positions, patches
+from onnxcam.graph.positions import Positions
 from onnxcam.graph.static_shapes import StaticShapes
 from onnxcam.graph.view import Graph, Shape, attributes
 
@@ -161,6 +162,8 @@ def _fitting(
     sides: dict[str, int] = {}
     for axis, length in lengths.items():
         factors = positions.axis(value, axis)
+        if not all(factor.covers(probe_size) for factor in factors):
+            return None  # the grid of a crop, or of a padded picture
         grid = patches(factors)
         if grid is not None:
             (rows, columns), before = grid

@@ -12,8 +12,9 @@ from onnxcam.errors import LayerError, listing, nearest
 from onnxcam.graph.layout import has_tokens, layout_of
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe
-from onnxcam.graph.tokens import Patches, patches_of, positions, shape_of
+from onnxcam.graph.tokens import Patches, patches_of, positions, shape_of, window_of
 from onnxcam.graph.view import Graph, Shape
+from onnxcam.graph.window import Window
 
 _CONVOLUTIONS, _STEPS = having(Trait.CONVOLVES), having(Trait.ENDS_LAYER)
 _NORMALIZATIONS = having(Trait.NORMALIZES)
@@ -34,6 +35,8 @@ class Layer:
         grid: height and width of the map, None where they are dynamic.
         prefix_tokens: number of tokens before the grid (`NTC` only).
         default: whether it is the default layer.
+        window: the part of the model's input that the grid covers, where it is not all of it: after a crop, a flip, a
+            padding or a transposition inside the graph; None also where it cannot be derived.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Layer:
     grid: tuple[int, int] | None = None
     prefix_tokens: int = 0
     default: bool = False
+    window: Window | None = None
 
 
 def candidates(graph: Graph, scores: str) -> list[Layer]:
@@ -77,7 +81,12 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
     if patches is not None and last_residual is not None and best is not None and best != last_residual:
         # a convolution on a side path, such as one that encodes positions, does not represent the block
         best = best if patches.all_pass(graph, last_residual, best, scores) else last_residual
-    return [replace(layer, default=layer.value == best) for layer in ordered]
+    return [located(graph, replace(layer, default=layer.value == best)) for layer in ordered]
+
+
+def located(graph: Graph, layer: Layer) -> Layer:
+    """The layer with its window, derived from Slice, Pad, Resize, Split, Gather and Transpose before it."""
+    return replace(layer, window=window_of(graph, layer.value))
 
 
 def _block(graph: Graph, patches: Patches, value: str) -> Layer | None:

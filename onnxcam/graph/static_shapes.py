@@ -47,6 +47,11 @@ class StaticShapes:
         array = self._folder.value(value)
         return None if array is None else [int(x) for x in array.reshape(-1)]
 
+    def numbers(self, value: str) -> list[float] | None:
+        """A small constant as a list of floats; None if the value is not one."""
+        array = self._folder.value(value)
+        return None if array is None else [float(x) for x in array.reshape(-1)]
+
     def _complete(self, node: onnx.NodeProto) -> None:
         """Infer a node's output shapes from the shapes and constants of its inputs."""
         types: dict[str, onnx.TypeProto] = {}

@@ -9,8 +9,11 @@ import onnx
 from onnxcam.graph.liveness import Liveness, Mask
 from onnxcam.graph.positions import Positions
 from onnxcam.graph.static_shapes import StaticShapes
-from onnxcam.graph.view import Graph, Shape
+from onnxcam.graph.view import Graph, Shape, attributes
+from onnxcam.graph.window import Window
 
+_CHANGE_SPAN = ("Concat", "Gather", "Pad", "Resize", "Slice", "Split")
+_USUAL_TURNS = ([0, 2, 3, 1], [0, 3, 1, 2], [0, 2, 1], [0, 2, 1, 3])
 _MOST_PREFIX = 5  # prefix tokens assumed where their number is unknown
 _cache: WeakKeyDictionary[Graph, tuple[StaticShapes, Positions]] = WeakKeyDictionary()
 _patches: WeakKeyDictionary[Graph, dict[str, Patches]] = WeakKeyDictionary()
@@ -19,6 +22,20 @@ _patches: WeakKeyDictionary[Graph, dict[str, Patches]] = WeakKeyDictionary()
 def positions(graph: Graph) -> Positions:
     """Positions on the picture of the elements of a graph's values; cached per graph."""
     return _analysis(graph)[1]
+
+
+def window_of(graph: Graph, value: str) -> Window | None:
+    """The part of the picture that a value's grid covers; None if that is all of it, or unknown."""
+    if graph not in _cache and not any(map(_moves, graph.nodes)):
+        return None
+    return positions(graph).window(value)
+
+
+def _moves(node: onnx.NodeProto) -> bool:
+    """Whether a node may change the part of the picture that a grid covers."""
+    if node.op_type == "Transpose":
+        return list(attributes(node).get("perm", ())) not in _USUAL_TURNS
+    return node.op_type in _CHANGE_SPAN
 
 
 def shape_of(graph: Graph, value: str) -> Shape | None:

@@ -21,7 +21,7 @@ from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import record as records
 from onnxcam.monitor.predictions import Row
 from onnxcam.network import manifest
-from onnxcam.network.layout import Layout
+from onnxcam.network.layout import Layout, window_of
 
 Files = dict[str, bytes]
 
@@ -172,7 +172,9 @@ class RowExplainer:
         geometry: image.Geometry | None,
     ) -> Files:
         extent = self._extent(row, tensor) or raw.shape
-        heatmap = fuse([raw[None]], "max", (extent[0], extent[1]))[0]
+        size = (extent[0], extent[1])
+        window = window_of(manifest.layer(self._explainer.manifest, self._settings.layer))
+        heatmap = fuse([raw[None]], "max", size, windows=[window], input_size=size)[0]
         self._pause()
         if geometry is not None:
             heatmap = geometry.to_picture(heatmap)

@@ -80,7 +80,8 @@ def crossing(graph: Graph, picture: str, value: str, outputs: Iterable[str]) -> 
 def _resolve(graph: Graph, scores: str, exposed: Mapping[str, Layer], name: str) -> Layer:
     """A layer by the name that the file gives it, or by a value's or node's name."""
     try:
-        return layers.resolve(graph, exposed.get(name, name), scores)
+        layer = layers.resolve(graph, exposed.get(name, name), scores)
+        return layer if name in exposed else layers.located(graph, layer)
     except LayerError as error:
         names = f"; the file itself exposes {list(exposed)}" if exposed else ""
         raise LayerError(f"{error}{names}") from error

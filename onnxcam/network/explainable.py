@@ -18,8 +18,9 @@ from onnxcam.cam import methods as cam
 from onnxcam.errors import LabelsError, LayerError, ModelError, PreprocessError, TargetError, label_count, listing
 from onnxcam.graph import dynamic_size, edit
 from onnxcam.graph.builder import Builder
+from onnxcam.graph.coverage import covers
 from onnxcam.graph.input_normalization import normalization
-from onnxcam.graph.layers import Layer, default, resolve
+from onnxcam.graph.layers import Layer, default, located, resolve
 from onnxcam.graph.layout import input_layout
 from onnxcam.graph.load import Source
 from onnxcam.graph.view import Dim, Graph
@@ -116,6 +117,10 @@ def augment(
         likely=_likely_size(preprocess) if dynamic_size.is_dynamic(network.graph) else None,
     )
     target_layers = _target_layers(network, fitted, requested, grid, prefix_tokens)
+    coverage = {
+        layer.name: covers(fitted.graph, layer.value, network.picture.name, network.readout.value)
+        for layer in target_layers
+    }
     graph, target_layers, readout = _reserve(
         fitted.graph, target_layers, functions, network.readout, gated=condition is not None
     )
@@ -135,7 +140,8 @@ def augment(
         tag = f"/{layer.name}" if len(target_layers) > 1 else ""
         raw = _expose(op, layer, gradient, tag) if outputs == "all" else {"activations": None, "gradients": None}
         heatmaps = _emit_heatmaps(op, layer, gradient, functions, tag)
-        entries.append({"name": layer.name, **raw, **_described(layer), "heatmaps": heatmaps, "value": layer.value})
+        described = {**_described(layer), "covers": coverage[layer.name]}
+        entries.append({"name": layer.name, **raw, **described, "heatmaps": heatmaps, "value": layer.value})
     fires = None if condition is None else gates.emit(op, condition, flat, readout)
     edit.add(model, op)
     if fires is not None:
@@ -196,7 +202,10 @@ def _target_layers(
     if not requested:
         raise LayerError("`layers` is empty; name at least one target layer, or pass None for the default")
     scores = network.readout.value
-    resolved = [resolve(fitted.graph, layer, scores, grid=grid, prefix_tokens=prefix_tokens) for layer in requested]
+    resolved = [
+        located(fitted.graph, resolve(fitted.graph, layer, scores, grid=grid, prefix_tokens=prefix_tokens))
+        for layer in requested
+    ]
     if (grid is not None or prefix_tokens is not None) and not any(Layout.of_layer(layer).tokens for layer in resolved):
         raise LayerError(
             f"layer {listing(layer.name for layer in resolved)} is not a layer of tokens: leave grid and prefix_tokens "
@@ -315,6 +324,7 @@ def _described(layer: Layer) -> dict[str, Any]:
         "shape": dims(layer.shape),
         "grid": None if layer.grid is None else list(layer.grid),
         "prefix_tokens": layer.prefix_tokens,
+        **({} if layer.window is None else {"window": layer.window.describe()}),
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from onnxcam.graph.builder import Builder
     from onnxcam.graph.layers import Layer
+    from onnxcam.graph.window import Window
 
 _FLOAT = 1  # onnx.TensorProto.FLOAT
 _REST = np.iinfo(np.int64).max  # ends a Slice at the last element
@@ -29,22 +30,29 @@ class Layout:
         name: a letter per axis, as manifests have it: `NCHW`, `NHWC` or `NTC`.
         grid: height and width of the patches, `NTC` only.
         prefix_tokens: tokens before the patches, `NTC` only.
+        window: the part of the model's input that a layer's grid covers; None for all of it.
     """
 
     name: str = "NCHW"
     grid: tuple[int, int] | None = None
     prefix_tokens: int = 0
+    window: Window | None = None
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Layout:
         """The layout of a manifest's entry: its `input`, or one of its `layers`."""
         grid = entry.get("grid")
-        return cls(entry["layout"], None if grid is None else (grid[0], grid[1]), entry.get("prefix_tokens") or 0)
+        return cls(
+            entry["layout"],
+            None if grid is None else (grid[0], grid[1]),
+            entry.get("prefix_tokens") or 0,
+            window_of(entry),
+        )
 
     @classmethod
     def of_layer(cls, layer: Layer) -> Layout:
         """The layout of a resolved layer."""
-        return cls(layer.layout or "NCHW", layer.grid, layer.prefix_tokens)
+        return cls(layer.layout or "NCHW", layer.grid, layer.prefix_tokens, layer.window)
 
     @property
     def tokens(self) -> bool:
@@ -108,3 +116,12 @@ class Layout:
         if self.name == "NCHW":
             return value
         return op.Transpose(value, perm=[self.name.index(axis) for axis in "NCHW"])
+
+
+def window_of(entry: Mapping[str, Any]) -> Window | None:
+    """The part of the model's input that a layer's grid covers, from the manifest's entry; None for all of it."""
+    if entry.get("window") is None:
+        return None
+    from onnxcam.graph.window import Window  # most files have none
+
+    return Window.of(entry["window"])

@@ -59,6 +59,15 @@ def _positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
+def _window(value: Any) -> bool:
+    """Whether a value describes a window: start and stop per axis, which differ."""
+    if not isinstance(value, dict) or not isinstance(value.get("transposed", False), bool):
+        return False
+    spans = [value.get("height"), value.get("width")]
+    number = _is(int, float)
+    return all(_list(number, 2)(span) and math.isfinite(span[1] - span[0]) and span[0] != span[1] for span in spans)
+
+
 _dim = _or_none(lambda value: isinstance(value, str) or _count(1)(value))
 
 # what no reader can do without: key, then the fields of that entry (of each layer's entry)
@@ -82,7 +91,7 @@ _FURTHER: dict[str, dict[str, Check]] = {
                "warnings": _list(_is(str))},
     "target": {"class": _or_none(_count(0))},
     "layers": {"value": _or_none(_is(str)), "shape": _or_none(_list(_dim)), "grid": _or_none(_list(_dim, 2)),
-               "prefix_tokens": _count(0)},
+               "prefix_tokens": _count(0), "covers": _or_none(_among("all", "part")), "window": _or_none(_window)},
     "source": {"name": _or_none(_is(str)), "outputs": _or_none(_list(_is(str))), "scores": _or_none(_is(str)),
                "framework": _or_none(_is(str)), "sha256": _or_none(_is(str))},
     "parity": {key: _is(int, float) for key in ("scores", "activations", "gradients")},

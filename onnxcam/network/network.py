@@ -27,6 +27,7 @@ from onnxcam.network import readout
 from onnxcam.network.cut import Cut
 from onnxcam.network.gate import ungate
 from onnxcam.network.input_size import sized
+from onnxcam.network.layout import window_of
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import INPUT
 
@@ -145,6 +146,7 @@ def layer_of(entry: dict[str, Any]) -> Layer:
         layout=entry["layout"],
         grid=None if grid is None else (grid[0], grid[1]),
         prefix_tokens=entry.get("prefix_tokens", 0),
+        window=window_of(entry),
     )
 
 

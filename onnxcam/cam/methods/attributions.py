@@ -50,7 +50,11 @@ def guided_gradcam(view: View, interpolation: str = "nearest") -> np.ndarray:
     """
     if interpolation not in ("nearest", "bilinear"):
         raise MethodError(f"interpolation={interpolation!r}; expected 'nearest' or 'bilinear'")
-    cam = resize(np.maximum(view.map("gradcam"), 0), view.shape, interpolation)
+    cam = np.maximum(view.map("gradcam"), 0)
+    if view.window is not None:
+        cam = view.window.place(cam, view.shape, view.shape)
+    else:
+        cam = resize(cam, view.shape, interpolation)
     return np.asarray(view.input.guided * cam[:, None])
 
 

@@ -109,11 +109,15 @@ def _masked(view: View, channels: int, alter: Alter, samples: int) -> np.ndarray
     order = strongest(a, channels)
     rows, count = order.shape
     down, across = enlarging(a.shape[2], shape[0]), enlarging(a.shape[3], shape[1])
+    turned = view.window is not None and view.window.transposed
+    if view.window is not None:
+        down, across = view.window.matrices((a.shape[2], a.shape[3]), shape, shape)
+    channel_maps = a.swapaxes(2, 3) if turned else a
 
     def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         which, number = np.divmod(np.arange(start, stop), samples)
         row, place = np.divmod(which, count)
-        masks = down @ a[row, order[row, place]] @ across.T
+        masks = down @ channel_maps[row, order[row, place]] @ across.T
         low, high = masks.min(axis=(1, 2), keepdims=True), masks.max(axis=(1, 2), keepdims=True)
         masks -= low  # in place: pages that the system has to give anew take longer than what is computed in them
         masks /= high - low + 1e-8

@@ -256,9 +256,7 @@ class Explainer:
             input_size = self._input_size(batch)
             windows = windows_of(question.methods[0], self._file.windows(question.layers), question.size)
             size = map_size(question.size, input_size, maps)
-            fused = [
-                fuse(maps, question.normalize, size, question.fusion, windows=windows, input_size=input_size)
-            ]
+            fused = [fuse(maps, question.normalize, size, question.fusion, windows=windows, input_size=input_size)]
         else:
             fused = self._examine(batch, question, progress).fused(question)
         return fused if question.several_methods else fused[0]
@@ -461,23 +459,11 @@ class Explainer:
                     by_method = [[mean[:, None]] for mean in examination.augmented(question, objective)]
                 else:
                     by_method = [[m[:, None] for m in maps] for maps in examination.maps(question, objective)]
-        p, input_size = self._readout.probabilities(scores), self._input_size(batch)
+        p, size = self._readout.probabilities(scores), self._input_size(batch)
         windows = [] if question.augment else self._file.windows(question.layers)
         model = {key: self.manifest.get(key) for key in ("source", "parity")}
         return [
-            BatchMaps(
-                question,
-                method.name,
-                scores,
-                p,
-                explained,
-                maps,
-                input_size,
-                self._warnings,
-                model,
-                objective,
-                windows_of(method, windows),
-            )
+            BatchMaps(question, method, scores, p, explained, maps, size, self._warnings, model, objective, windows)
             for method, maps in zip(question.methods, by_method, strict=True)
         ]
 
@@ -495,7 +481,9 @@ class Explainer:
             return self._file.features(tensor, exposed, seed=question.seed, progress=progress, gradient=with_scores)
 
         terms = question.terms._replace(layers=question.layers[:1])
-        return Examination(run_head, batch, question.layers_read if layers is None else layers, terms, self._file.windows)
+        return Examination(
+            run_head, batch, question.layers_read if layers is None else layers, terms, self._file.windows
+        )
 
     def _in_file(self, question: Question, rows: int) -> bool:
         """Whether the file itself computes the maps, so that it need not be split."""

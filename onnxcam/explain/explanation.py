@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from onnxcam import image
+from onnxcam.cam.registry import Method
 from onnxcam.errors import InputError, OutputError
-from onnxcam.explain.maps import fuse
+from onnxcam.explain.maps import fuse, windows_of
 from onnxcam.explain.question import Question
 from onnxcam.explain.statistics import describe
 from onnxcam.explain.warnings import map_warnings
@@ -326,7 +327,7 @@ class BatchMaps(NamedTuple):
 
     Attributes:
         question: the question answered.
-        method: name of the method.
+        method: the method.
         scores, probabilities: `[N, K]`, `[N, classes]`.
         classes: the classes explained, `[N, k]`.
         maps: per layer `[N, k, h, w]`, after ReLU, not normalised.
@@ -339,7 +340,7 @@ class BatchMaps(NamedTuple):
     """
 
     question: Question
-    method: str
+    method: Method
     scores: np.ndarray
     probabilities: np.ndarray
     classes: np.ndarray
@@ -357,6 +358,7 @@ class BatchMaps(NamedTuple):
         question, labels = self.question, self.question.terms.labels
         layer: Any = question.layer if place is None else question.layers[place]
         normalize = "none" if question.augment else question.normalize  # done before the mean was taken
+        windows = windows_of(self.method, self.windows)
         maps = []
         for k, index in enumerate(self.classes[row].tolist()):
             by_layer = self.maps if place is None else self.maps[place : place + 1]
@@ -366,7 +368,7 @@ class BatchMaps(NamedTuple):
                 normalize,
                 self.input_size,
                 question.fusion,
-                windows=self.windows if place is None else self.windows[place : place + 1],
+                windows=windows if place is None else windows[place : place + 1],
                 input_size=self.input_size,
             )[0]
             maps.append(
@@ -383,7 +385,7 @@ class BatchMaps(NamedTuple):
             picture.pixels,
             self._predictions(row),
             maps,
-            self.method,
+            self.method.name,
             layer,
             [*self.warnings, *map_warnings([(one.label, one.raw_map, one.heatmap) for one in maps], self.scores[row])],
             picture.name,

@@ -284,8 +284,8 @@ class Positions:
                 span = None if ends is None else stretched(first[axis], low - pitch / 2, high + pitch / 2)
                 span = first[axis][0].span if ends == (0.0, 1.0) and first[axis] else span
             elif scales is not None and len(scales) == len(axes) and scales[at] > 0 and first[axis]:
-                used = new / scales[at]
-                span = span if abs(used - old) * scales[at] < 1e-3 else stretched(first[axis], 0, used)
+                extent = new / scales[at]
+                span = span if abs(extent - old) * scales[at] < 1e-3 else stretched(first[axis], 0, extent)
             place[axis] = spanning(first[axis], new, span)
         return tuple(place)
 

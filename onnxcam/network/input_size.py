@@ -94,7 +94,9 @@ def sized(
     if candidates is None:
         return Sized(restored, None)
     maps = [layer for layer in candidates if _is_map(restored, layer.value)]
-    return Sized(restored, [replace(layer, shape=restored.shape(layer.value), grid=None, window=None) for layer in maps])
+    return Sized(
+        restored, [replace(layer, shape=restored.shape(layer.value), grid=None, window=None) for layer in maps]
+    )
 
 
 def _at_trial_size(graph: Graph, size: Size) -> Graph | None:

@@ -123,7 +123,7 @@ def test_windows_are_followed_there_and_back() -> None:
         (f"{PATCHES} {CLASS} y = Concat<axis=1>(cls, t)", (4, 6), 2),
         (f"{PATCHES} {CLASS} y = Slice(t, [1], [99], [1])", (4, 6), 0),
         (f"{PATCHES} f = Reshape(p, [0,4,6,8]) s = Slice(f, [1,0], [9,9], [1,2], [1,3]) y = Reshape(s, [0,-1,8])",
-         None, 0),
+         (3, 2), 0),
         (f"{PATCHES} f = Reshape(p, [0,4,6,8]) s = Slice(f, [0,1], [9,9], [1,2], [2,3]) y = Reshape(s, [0,-1,8])",
          (2, 2), 0),
         (f"{PATCHES} f = Reshape(p, [0,4,2,3,8]) k = Reshape(f, [0,4,3,2,8]) y = Reshape(k, [0,24,8])", (4, 6), 0),
@@ -136,11 +136,30 @@ def test_the_grid_is_followed_from_the_picture(body: str, grid: object, prefix: 
     graph = prepare(model(body, "z = ReduceMean(y) logits = Expand(z, [2,5])", picture="N,3,16,24"))
     found = positions(graph).grid("y")
     assert found == (None if grid is None else (grid, prefix))
+    # of one of them the first row is cut off
+    assert positions(graph).window("y") == (((4.0, 16.0), (0.0, 24.0), False) if grid == (3, 2) else None)
 
 
-def test_columns_first_is_no_map() -> None:
+def test_columns_first_is_a_map_across() -> None:
     turned = "h = Transpose<perm=[0,1,3,2]>(c) flat = Reshape(h, [0,8,-1]) p = Transpose<perm=[0,2,1]>(flat)"
-    source = model("c = Conv<strides=[4,4]>(x, patch)", turned, block("p", "1"), MEAN.format("b1"))
+    source = model(
+        "c = Conv<strides=[4,4]>(x, patch)", turned, block("p", "1"), MEAN.format("b1"), picture="N,3,16,24"
+    )
+    assert lies(default(source)) == ("b1", (6, 4), 0)
+    assert default(source).window == ((0, 16), (0, 24), True)
+    explainer = onnxcam.Explainer(source, providers=["CPUExecutionProvider"])
+    batch = np.random.default_rng(0).normal(size=(1, 3, 16, 24)).astype(np.float32)
+    raw = explainer.attribute(batch, 0, normalize="none", size="layer")
+    assert raw.shape == (1, 6, 4)
+    np.testing.assert_allclose(
+        explainer.attribute(batch, 0, normalize="none", size=(4, 6)), raw.transpose(0, 2, 1), atol=1e-7
+    )
+
+
+def test_tokens_in_no_order_are_no_map() -> None:
+    scattered = "h = Reshape(c, [0,8,2,2,4]) k = Transpose<perm=[0,1,3,2,4]>(h) flat = Reshape(k, [0,8,-1]) "
+    scattered += "p = Transpose<perm=[0,2,1]>(flat)"
+    source = model("c = Conv<strides=[4,4]>(x, patch)", scattered, block("p", "1"), MEAN.format("b1"))
     assert default(source).name == "c"
     with pytest.raises(LayerError, match=r"not in the order of the picture's rows.*--grid"):
         onnxcam.augment(source, ["b1"])

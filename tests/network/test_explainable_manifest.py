@@ -42,8 +42,8 @@ def test_manifest_is_complete() -> None:
         "layers": [
             {
                 "name": "relu2", "activations": "activations", "gradients": "gradients", "layout": "NCHW",
-                "shape": ["N", 16, 12, 16], "grid": [12, 16], "prefix_tokens": 0, "heatmaps": {"gradcam": "heatmap"},
-                "value": "relu2",
+                "shape": ["N", 16, 12, 16], "grid": [12, 16], "prefix_tokens": 0, "covers": "all",
+                "heatmaps": {"gradcam": "heatmap"}, "value": "relu2",
             }
         ],
         "labels": labels,

@@ -25,7 +25,6 @@ from onnxcam.runtime.rows import joined, portions
 from onnxcam.targets.classes import TOP1
 from onnxcam.targets.readout import Readout
 
-
 if TYPE_CHECKING:
     from onnxcam.graph.window import Window
 

@@ -63,9 +63,12 @@ def _window(value: Any) -> bool:
     """Whether a value describes a window: start and stop per axis, which differ."""
     if not isinstance(value, dict) or not isinstance(value.get("transposed", False), bool):
         return False
-    spans = [value.get("height"), value.get("width")]
-    number = _is(int, float)
-    return all(_list(number, 2)(span) and math.isfinite(span[1] - span[0]) and span[0] != span[1] for span in spans)
+    pair = _list(_is(int, float), 2)
+    for axis in ("height", "width"):
+        span: Any = value.get(axis)
+        if not pair(span) or not math.isfinite(span[1] - span[0]) or span[0] == span[1]:
+            return False
+    return True
 
 
 _dim = _or_none(lambda value: isinstance(value, str) or _count(1)(value))

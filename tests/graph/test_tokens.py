@@ -142,9 +142,7 @@ def test_the_grid_is_followed_from_the_picture(body: str, grid: object, prefix: 
 
 def test_columns_first_is_a_map_across() -> None:
     turned = "h = Transpose<perm=[0,1,3,2]>(c) flat = Reshape(h, [0,8,-1]) p = Transpose<perm=[0,2,1]>(flat)"
-    source = model(
-        "c = Conv<strides=[4,4]>(x, patch)", turned, block("p", "1"), MEAN.format("b1"), picture="N,3,16,24"
-    )
+    source = model("c = Conv<strides=[4,4]>(x, patch)", turned, block("p", "1"), MEAN.format("b1"), picture="N,3,16,24")
     assert lies(default(source)) == ("b1", (6, 4), 0)
     assert default(source).window == ((0, 16), (0, 24), True)
     explainer = onnxcam.Explainer(source, providers=["CPUExecutionProvider"])

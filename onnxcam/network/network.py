@@ -22,8 +22,8 @@ from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe, refresh
 from onnxcam.graph.view import FLOATS, Graph, Shape
 from onnxcam.network import cut as cuts
+from onnxcam.network import heads
 from onnxcam.network import manifest as manifests
-from onnxcam.network import readout
 from onnxcam.network.cut import Cut
 from onnxcam.network.gate import ungate
 from onnxcam.network.input_size import sized
@@ -49,11 +49,14 @@ class Network:
         source: a classifier or an explainable model: path, bytes or `ModelProto`.
         scores: the output (or any value) that holds the class scores, where there are several candidates; those that
             an explainable model was made for by default.
+        kind: what the scores are, one of `onnxcam.targets.readout.KINDS`; None to find out, or as an explainable model
+            was declared.
 
     Attributes:
         graph: the normalised graph.
         picture: its one input.
         readout: the class scores.
+        labels: class names that the graph itself holds, None without.
         manifest: of an explainable model, without its gate; None of any other.
         condition: the condition of an explainable model's gate, None without a gate.
         layers: the layers that an explainable model exposes, by name.
@@ -63,7 +66,7 @@ class Network:
         ModelError: the model is invalid, cannot be brought to opset 18, or is not an image classifier.
     """
 
-    def __init__(self, source: Source, *, scores: str | None = None) -> None:
+    def __init__(self, source: Source, *, scores: str | None = None, kind: str | None = None) -> None:
         model = load(source)
         self.condition = ungate(model)
         graph = normalize(model)
@@ -74,10 +77,11 @@ class Network:
             entries = self.manifest["layers"]
             self.layers = {entry["name"]: layer_of(entry) for entry in entries if entry.get("value")}
             graph = restore(graph, self.manifest)
+            kind = kind or (self.manifest.get("source") or {}).get("kind")
             scores = scores or _recorded_scores(graph, self.manifest)
-        self.graph = graph
         self.picture = _picture(graph)
-        self.readout = readout.find(graph, None if scores is None else graph.find(scores))
+        head = heads.attach(graph, self.picture.name, scores, kind)
+        self.graph, self.readout, self.labels = head.graph, head.readout, head.labels
         self._cuts: dict[str, Cut] = {}
         self._floating: Graph | None = None
 

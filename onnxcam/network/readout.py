@@ -32,20 +32,20 @@ def find(graph: Graph, name: str | None = None) -> Readout:
     """
     if name is not None:
         value = graph.find(name)
-        if not _is_scores(graph, value):
+        if not is_scores(graph, value):
             raise ModelError(
                 f"{name!r} has shape {describe(graph.shape(value))}; expected class scores of shape [N, classes]"
             )
-        readout = _trace(graph, value)
+        readout = trace(graph, value)
         # the same scores may be an output twice, as logits and as probabilities: what holds of one holds of both
         for traced in _outputs(graph):
             if traced.value == readout.value:
-                readout = _merge(readout, traced)
+                readout = merge(readout, traced)
         return readout
     readouts: dict[str, Readout] = {}
     for traced in _outputs(graph):
         other = readouts.get(traced.value)
-        readouts[traced.value] = traced if other is None else _merge(other, traced)
+        readouts[traced.value] = traced if other is None else merge(other, traced)
     if len(readouts) == 1:
         return next(iter(readouts.values()))
     shapes = ", ".join(f"{o.name!r} {describe(graph.shape(o.name))}" for o in graph.outputs)
@@ -118,10 +118,11 @@ def _warned(readout: Readout, sentence: str) -> Readout:
 
 
 def _outputs(graph: Graph) -> list[Readout]:
-    return [_trace(graph, output.name) for output in graph.outputs if _is_scores(graph, output.name)]
+    return [trace(graph, output.name) for output in graph.outputs if is_scores(graph, output.name)]
 
 
-def _is_scores(graph: Graph, value: str) -> bool:
+def is_scores(graph: Graph, value: str) -> bool:
+    """Whether a value has the usual form of class scores: floats `[N, K]` or `[N, K, 1, 1]`."""
     shape = graph.shape(value)
     if not graph.is_float(value) or shape is None:
         return False
@@ -130,25 +131,26 @@ def _is_scores(graph: Graph, value: str) -> bool:
     return len(shape) == 2 and isinstance(shape[1], int)
 
 
-def _trace(graph: Graph, value: str) -> Readout:
+def trace(graph: Graph, value: str) -> Readout:
+    """The readout of an output of the usual form, by the Softmax, LogSoftmax or Sigmoid that it ends in, if any."""
     shape = graph.shape(value) or ()
     columns = shape[1] if len(shape) > 1 and isinstance(shape[1], int) else 0
     names = {o.name for o in graph.outputs}
-    ending = _ending(graph, value)
-    sigmoid = ending is not None and ending.op_type == "Sigmoid"
+    end = ending(graph, value)
+    sigmoid = end is not None and end.op_type == "Sigmoid"
     kind = MULTILABEL if sigmoid else LOGITS
-    if columns == 1 and (sigmoid or ending is None):
+    if columns == 1 and (sigmoid or end is None):
         kind = BINARY
     size = 2 if kind == BINARY else columns
-    if ending is None:
+    if end is None:
         return Readout(value, kind, size, value if value in names and len(shape) == 2 else None)
-    logits = ending.input[0]
+    logits = end.input[0]
     output = logits if logits in names and len(graph.shape(logits) or ()) == 2 else None
-    probabilities = value if value in names and ending.op_type != "LogSoftmax" else None
+    probabilities = value if value in names and end.op_type != "LogSoftmax" else None
     return Readout(logits, kind, size, output, probabilities)
 
 
-def _ending(graph: Graph, value: str) -> onnx.NodeProto | None:
+def ending(graph: Graph, value: str) -> onnx.NodeProto | None:
     """The Softmax, LogSoftmax or Sigmoid that ends the graph at this value, if one does."""
     node = graph.producer.get(value)
     while node is not None and node.op_type in _FORM and node.domain in ("", "ai.onnx"):
@@ -163,7 +165,7 @@ def _ending(graph: Graph, value: str) -> onnx.NodeProto | None:
     return node
 
 
-def _merge(a: Readout, b: Readout) -> Readout:
+def merge(a: Readout, b: Readout) -> Readout:
     """The readout of two outputs that share a value: a Sigmoid after one of them decides the kind."""
     kind, size = (b.kind, b.size) if a.exclusive and not b.exclusive else (a.kind, a.size)
     output, probabilities = a.output or b.output, a.probabilities_output or b.probabilities_output

@@ -1,0 +1,349 @@
+"""What the numbers at the end of a graph mean: a softmax or sigmoid of some value, probabilities, or scores.
+
+Nothing is recognised by its operators here but the steps that keep a class's values in order: the numbers of the last
+nodes, run on random values (`onnxcam.network.ending`), decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxcam.errors import ModelError, listing
+from onnxcam.graph.operators import Trait, having
+from onnxcam.graph.view import FLOATS, Graph
+from onnxcam.network.ending import Ending
+from onnxcam.network.score_facts import ScoreFacts, measure
+from onnxcam.targets.readout import BINARY, LOGITS, MULTILABEL, PROBABILITIES, Readout
+
+# how the differentiated value is computed from a value of the file
+AS_IT_IS, LOGARITHM, LOG_ODDS = "", "log", "log-odds"
+BYTES = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+ADVICE = "name the value to explain with `scores=` (on the command line: --scores NAME)"
+_DECLARE = "declare what it is with `kind=` (on the command line: --kind)"
+_ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Round"})
+# steps that keep the order of a class's values, taken one input at a time
+_ORDERLY = having(Trait.PASSES | Trait.RESHAPES) | _ROUNDING | {"Transpose", "Clip", "Min", "Max", "Mul", "Div"}
+_EXACT, _ROUNDED = 1e-5, 1e-2  # how far probabilities may differ: by float32, by 8 bits
+
+
+Doubt = Callable[[Readout], Readout]
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What one output says.
+
+    Attributes:
+        readout: its readout, whose `value` is a value of the file.
+        how: what is still to be computed from that value.
+        softmax: the value whose exponentials were normalised, None where no softmax is in the file.
+    """
+
+    readout: Readout
+    how: str = AS_IT_IS
+    softmax: str | None = None
+
+
+class Numbers:
+    """The meaning of a value, by numbers."""
+
+    def __init__(self, graph: Graph, end: Ending, value: str, outputs: set[str], kind: str | None) -> None:
+        self._graph, self._end, self._value, self._outputs, self._kind = graph, end, value, outputs, kind
+        self._at = value  # the value that is read: before a sorting, where there is one
+
+    def meaning(self, doubted: Doubt) -> Meaning:
+        """The meaning; `doubted` adds the warning of a single number."""
+        table = self._end.tables[self._value]
+        if not np.isfinite(table).all():
+            return self._plain(doubted)
+        if table.shape[1] == 1:
+            self._at = self._before_maximum(table)
+        elif _sorted(table):
+            self._at = self._before_sorting(table)
+        relation = self._relation()
+        if relation is not None:
+            return relation
+        return self._without_logit(doubted)
+
+    def _table(self, value: str) -> np.ndarray:
+        return self._end.tables[value]
+
+    def _before_sorting(self, table: np.ndarray) -> str:
+        """The nearest value whose highest numbers are the sorted ones.
+
+        Raises:
+            ModelError: there is none.
+        """
+        count, descending = table.shape[1], bool((np.diff(table, axis=1) <= 0).all())
+        for value in self._end.chain[1:]:
+            source = self._table(value)
+            if source.shape[1] < count or _sorted(source) or len(source) != len(table):
+                continue
+            ranked = np.sort(source, axis=1)
+            ranked = ranked[:, ::-1][:, :count] if descending else ranked[:, -count:]
+            for later in self._orderly(self._value):
+                if np.abs(self._table(later) - ranked).max() <= _EXACT * max(1.0, np.abs(ranked).max()):
+                    return value
+        raise ModelError(
+            f"{self._value!r} is sorted: its columns are ranks and not classes, and the value before the sorting was "
+            f"not found; {ADVICE}"
+        )
+
+    def _before_maximum(self, table: np.ndarray) -> str:
+        """The scores whose highest a single number is, where the file has their ArgMax too; else the number itself.
+
+        Raises:
+            ModelError: it is the highest of several values, which may be classes or something else.
+        """
+        for value in self._end.chain[1:]:
+            source = self._table(value)
+            if source.shape[1] < 2 or np.abs(source.max(axis=1, keepdims=True) - table).max() > _EXACT:
+                continue
+            if any(node.op_type in ("ArgMax", "TopK") for node in self._graph.consumers.get(value, [])):
+                return value
+            if self._kind is None:
+                raise ModelError(
+                    f"{self._value!r} is the highest of the {source.shape[1]} values of {value!r}; name the one to "
+                    f"explain with `scores=` (on the command line: --scores NAME), or {_DECLARE}"
+                )
+        return self._value
+
+    def _orderly(self, value: str) -> list[str]:
+        """The value, and those before it that were taken through steps which keep each class's order, nearest first."""
+        graph, values = self._graph, [value]
+        while True:
+            node = graph.producer.get(values[-1])
+            if node is None or node.op_type not in _ORDERLY or node.domain not in ("", "ai.onnx"):
+                return values
+            varying = [name for name in node.input if name and not graph.is_constant(name)]
+            if len(varying) != 1 or varying[0] not in self._end.tables:
+                return values
+            if node.op_type in ("Mul", "Div") and not self._positive_factor(node, varying[0]):
+                return values
+            values.append(varying[0])
+
+    def _positive_factor(self, node: onnx.NodeProto, varying: str) -> bool:
+        """Whether a Mul or Div by a constant multiplies all classes by one positive number."""
+        if node.op_type == "Div" and node.input[0] != varying:
+            return False
+        before, after = self._table(varying), self._table(node.output[0])
+        if before.shape != after.shape:
+            return False
+        moving = np.abs(before) > 1e-6 * max(1e-30, float(np.abs(before).max()))
+        ratios = after[moving] / before[moving]
+        return bool(ratios.size) and float(ratios.min()) > 0 and float(np.ptp(ratios)) <= 1e-3 * float(ratios.max())
+
+    def _relation(self) -> Meaning | None:
+        """The meaning of a softmax or sigmoid of some value before, None if there is none."""
+        later = self._end.chain[self._end.chain.index(self._at) + 1 :]
+        for probabilities in self._orderly(self._at):
+            matches: dict[str, tuple[str, float]] = {}
+            for logits in later:
+                if logits == probabilities or self._graph.dtype(logits) not in FLOATS:
+                    continue
+                match = _compare(self._table(probabilities), self._table(logits), self._tolerance(logits))
+                if match is not None:
+                    matches[logits] = match
+            if matches:
+                return self._with_logit(probabilities, matches)
+        return None
+
+    def _with_logit(self, probabilities: str, matches: dict[str, tuple[str, float]]) -> Meaning:
+        graph = self._graph
+        inputs = {
+            node.input[0] for node in graph.nodes if node.op_type in ("Softmax", "LogSoftmax", "Sigmoid") and node.input
+        }
+        # the input of a Softmax, else what is farthest from the end: before a maximum was subtracted
+        logits = next((value for value in matches if value in inputs), list(matches)[-1])
+        operator, scale = matches[logits]
+        size = self._table(logits).shape[1]
+        kind = LOGITS if operator != "Sigmoid" else BINARY if size == 1 else MULTILABEL
+        change = 0.0
+        if operator != "LogSoftmax":
+            change = self._change(probabilities, scale)
+        usual = operator != "LogSoftmax" and scale == 1 and self._at == self._value and change <= _ROUNDED
+        warnings = ()
+        if change > (_ROUNDED if self._rounded(self._at, probabilities) else _EXACT):
+            warnings = (
+                f"{self._value!r} differs from the probabilities before {listing(self._steps(probabilities))} by up to "
+                f"{change:.2g}: shown and explained are those before",
+            )
+        readout = Readout(
+            logits,
+            kind,
+            2 if kind == BINARY else size,
+            logits if self._is_output(logits) else None,
+            self._value if usual and self._is_output(self._value) else None,
+            stepped_over=self._steps(logits),
+            warnings=warnings,
+        )
+        return Meaning(readout, softmax=probabilities if operator == "Softmax" else None)
+
+    def _change(self, probabilities: str, scale: float) -> float:
+        """How far what is shown is from the output, as probabilities."""
+        before, after = self._table(probabilities) / scale, self._table(self._at)
+        if after.shape != before.shape:
+            return 0.0
+        if self._graph.dtype(self._at) in BYTES:  # quantized: affine in what it was
+            step, zero = np.polyfit(before.reshape(-1), after.reshape(-1), 1)
+            return float(np.abs((after - zero) / step - before).max()) if step > 0 else 1.0
+        return float(np.abs(after / scale - before).max())
+
+    def _without_logit(self, doubted: Doubt) -> Meaning:
+        """The meaning of numbers that are no softmax or sigmoid of any one value.
+
+        Raises:
+            ModelError: they are neither probabilities nor scores.
+        """
+        table = self._table(self._at)
+        facts, size = measure(table), table.shape[1]
+        if facts.constant:
+            return self._plain(doubted)
+        if _is_distribution(facts):
+            return self._probabilities(facts)
+        if size > 1 and facts.lowest >= 0 and _is_distribution(measure(np.exp(-table))):
+            raise ModelError(
+                f"{self._value!r} is -log p of probabilities p: its lowest value is the likeliest class; {ADVICE}"
+            )
+        if not facts.within_unit or facts.lowest == facts.highest:
+            return self._plain(doubted)
+        if size == 1:
+            return self._odds(BINARY)
+        if self._kind == LOGITS:
+            return self._plain(doubted)
+        if self._kind == MULTILABEL or self._end.independent():
+            return self._odds(MULTILABEL)
+        raise ModelError(
+            f"the values of {self._value!r} lie in 0..1 and depend on each other, yet a picture's do not sum to 1 (but "
+            f"to {facts.lowest_sum:.3g} to {facts.highest_sum:.3g}): neither logits nor probabilities; {ADVICE}, or "
+            f"{_DECLARE}"
+        )
+
+    def _probabilities(self, facts: ScoreFacts) -> Meaning:
+        total = facts.total or 1.0
+        value = self._before_rounding()
+        before = measure(self._table(value)).total or total
+        is_output = self._at == self._value and self._is_output(self._value) and abs(before - total) <= 1e-3 * total
+        readout = Readout(
+            value,
+            PROBABILITIES,
+            facts.columns,
+            None,
+            self._value if is_output else None,
+            scale=before,
+            stepped_over=self._steps(value),
+        )
+        return Meaning(readout, LOGARITHM)
+
+    def _odds(self, kind: str) -> Meaning:
+        value = self._before_rounding()
+        size = self._table(value).shape[1]
+        is_output = self._at == self._value and self._is_output(self._value)
+        readout = Readout(
+            value,
+            kind,
+            2 if kind == BINARY else size,
+            None,
+            self._value if is_output else None,
+            stepped_over=self._steps(value),
+        )
+        return Meaning(readout, LOG_ODDS)
+
+    def _plain(self, doubted: Doubt) -> Meaning:
+        value = self._before_rounding(floats_only=True)
+        size = self._table(value).shape[1]
+        kind = BINARY if size == 1 else LOGITS
+        output = value if self._is_output(value) else None
+        readout = Readout(value, kind, 2 if kind == BINARY else size, output, stepped_over=self._steps(value))
+        return Meaning(doubted(readout) if kind == BINARY else readout)
+
+    def _before_rounding(self, floats_only: bool = False) -> str:
+        """The value before steps that change its numbers by rounding alone; with `floats_only` the nearest float."""
+        value, table = self._at, self._table(self._at)
+        if floats_only and self._graph.dtype(value) in FLOATS:
+            return value
+        best = value if self._graph.dtype(value) in FLOATS else None
+        for earlier in self._orderly(self._at)[1:]:
+            if self._graph.dtype(earlier) not in FLOATS:
+                continue
+            numbers = self._table(earlier)
+            if numbers.shape != table.shape:
+                break
+            if best is None:
+                best = earlier
+                if floats_only:
+                    return best
+                table = numbers
+                continue
+            limit = _ROUNDED if self._rounded(best, earlier) else _EXACT
+            if np.abs(numbers - table).max() > limit * max(1e-30, float(np.abs(table).max())):
+                break
+            best = earlier
+        if best is None:
+            raise ModelError(f"{self._value!r} holds whole numbers that no float was rounded to; {ADVICE}")
+        return best
+
+    def _rounded(self, value: str, before: str) -> bool:
+        nodes, _ = self._graph.upstream([value], stop=[before])
+        return any(node.op_type in _ROUNDING and node.op_type != "Cast" for node in nodes) or (
+            self._graph.dtype(value) in BYTES
+        )
+
+    def _tolerance(self, before: str) -> float:
+        """How far a softmax may be from its copy in NumPy."""
+        half = onnx.TensorProto.FLOAT16
+        return 2e-3 if half in (self._graph.dtype(before), self._graph.dtype(self._at)) else 2e-6
+
+    def _steps(self, before: str) -> tuple[str, ...]:
+        """The operators between a value and the output, from the output back, each once."""
+        nodes, _ = self._graph.upstream([self._value], stop=[before])
+        varying = [node for node in nodes if not all(self._graph.is_constant(name) for name in node.output if name)]
+        return tuple(dict.fromkeys(node.op_type for node in reversed(varying)))
+
+    def _is_output(self, value: str) -> bool:
+        form = self._end.form(value)
+        floating = self._graph.dtype(value) in FLOATS
+        return value in self._outputs and floating and form is not None and form.standard and form.rank == 2
+
+
+def _compare(probabilities: np.ndarray, logits: np.ndarray, tolerance: float) -> tuple[str, float] | None:
+    """By which operator, and multiplied by what, numbers follow from others; None if by none."""
+    if probabilities.shape != logits.shape or not np.isfinite(logits).all() or not np.isfinite(probabilities).all():
+        return None
+    with np.errstate(over="ignore"):
+        sigmoid = 1 / (1 + np.exp(-logits))
+    for scale in (1.0, 100.0):
+        if np.abs(probabilities / scale - sigmoid).max() <= tolerance:
+            return "Sigmoid", scale
+    if logits.shape[1] < 2:
+        return None
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    if np.abs(probabilities - log_softmax).max() <= tolerance * max(1.0, float(np.abs(log_softmax).max())):
+        return "LogSoftmax", 1.0
+    sums = probabilities.sum(axis=1)
+    total = float(np.median(sums))
+    if total > 0 and np.abs(probabilities / total - np.exp(log_softmax)).max() <= tolerance:
+        return "Softmax", 1.0 if abs(total - 1) <= 1e-3 else total
+    return None
+
+
+def _is_distribution(facts: ScoreFacts) -> bool:
+    """Whether rows are probabilities of one class each, or a multiple of them that one class can have alone.
+
+    Two softmaxes side by side sum to 2, and no value is above 1.
+    """
+    total = facts.total
+    if facts.columns < 2 or facts.lowest < 0 or total is None:
+        return False
+    return total in (1.0, 100.0) or facts.highest > 0.9 * total
+
+
+def _sorted(table: np.ndarray) -> bool:
+    """Whether every row is in order from its highest value down, or from its lowest up."""
+    steps = np.diff(table, axis=1)
+    return bool(steps.any()) and (bool((steps <= 0).all()) or bool((steps >= 0).all()))

@@ -205,7 +205,10 @@ class Ending:
         model = edit.extract(graph, infos, declared)
         del model.graph.value_info[:]
         for opset in model.opset_import:
-            if opset.domain in ("", "ai.onnx"):  # onnx's evaluator has no QuantizeLinear below 19; none changed its sense
+            if opset.domain in (
+                "",
+                "ai.onnx",
+            ):  # onnx's evaluator has no QuantizeLinear below 19; none changed its sense
                 opset.version = max(opset.version, 21)
         return model
 

@@ -39,6 +39,7 @@ OLDEST_RUNTIME = {18: "1.15.1", 19: "1.16.3", 20: "1.17.3", 21: "1.18.1"}
 # up to 1.18.1 its graph optimiser aborts on an augmented ConvNeXt
 OLDEST_WITH_LAYER_NORMALIZATION = "1.19.2"
 TARGET = "target"
+_RAW = ("activations", "gradients")
 _Methods = Mapping[str, Callable[..., str]]
 
 
@@ -49,6 +50,7 @@ def augment(
     target: str | int = "optional",
     *,
     scores: str | None = None,
+    kind: str | None = None,
     outputs: str = "all",
     labels: Sequence[str] | None = None,
     preprocess: Any = None,
@@ -66,8 +68,11 @@ def augment(
         methods: CAM methods whose heatmaps the file computes.
         target: `optional`, `required`, or the one class (index or label) the file explains.
         scores: the output holding the class scores, where the model has several candidates.
+        kind: what the scores are: `logits`, `probabilities`, `binary_logit`, `multilabel` (a sigmoid outside the file),
+            or `regression` (one number per picture that is a quantity); None to find out from the file.
         outputs: `all`, or `heatmap` to leave activations and gradients out.
-        labels: class names by index, kept in the manifest; those in the model's metadata (`names`, …) if None.
+        labels: class names by index, kept in the manifest; if None those in the graph (a table that its ArgMax is looked
+            up in, a ZipMap) or in the model's metadata (`names`, …).
         preprocess: how pictures become tensors, kept in the manifest: its own form, a preset's name, a JSON file.
         origin: the manifest's `source` entry; what is known of `source` itself by default.
         gate: which predictions are explained, such as `confidence < 0.6` (the grammar of `onnxcam.Monitor`'s `when`):
@@ -80,12 +85,13 @@ def augment(
             else 224 x 224, which the manifest then calls assumed.
 
     Returns:
-        a new `ModelProto`: the original outputs, `logits` where needed, `activations` and `gradients` of the layers'
-        shapes, `heatmap` float32 `[N, h, w]` after ReLU, with a gate also `fired`, bool `[N]`: the rows that meet it;
-        the manifest says which is which.
+        a new `ModelProto`: the original outputs, `logits` where needed (`log_probabilities` where no logit can be
+        reached), `activations` and `gradients` of the layers' shapes, `heatmap` float32 `[N, h, w]` after ReLU, with a
+        gate also `fired`, bool `[N]`: the rows that meet it; the manifest says which is which. Where the model has an
+        output of such a name already, ours begins with `onnxcam.`.
 
     Raises:
-        ModelError: not an image classifier, or invalid.
+        ModelError: not an image classifier, or invalid; `kind` contradicts the file.
         LayerError, MethodError, TargetError: no such layer, method or class.
         SettingError: the gate's condition cannot be read.
         LabelsError: not one label per class. PreprocessError: unknown, or not for this input.
@@ -95,11 +101,12 @@ def augment(
         raise ModelError(f"outputs={outputs!r}; expected 'all' or 'heatmap'")
     names = [methods] if isinstance(methods, str) else methods
     functions = {name: cam.find_graph(name).function for name in dict.fromkeys(names)}
-    network = Network(source, scores=scores)
+    network = Network(source, scores=scores, kind=kind)
     previous = network.manifest or {}
     origin = dict(previous.get("source") or origin or describe_source(source, network.opset))
     named_scores = None if scores is None else network.graph.find(scores)
     labels = _check_labels(labels if labels is not None else previous.get("labels"), network.readout.size)
+    labels = network.labels if labels is None else labels
     if labels is None:
         properties = {p.key: p.value for p in network.graph.model.metadata_props}
         labels = metadata_labels.find(properties, network.readout.size).labels
@@ -108,6 +115,8 @@ def augment(
     if gate is None:
         gate = network.condition or ""
     condition = gates.parse(gate, labels, network.readout.size)
+    if condition is not None:
+        network.readout.require_probabilities(f"gate={gate!r}")
     requested = _requested(network, layers)
     fitted = sized(
         network.graph,
@@ -121,16 +130,16 @@ def augment(
         layer.name: covers(fitted.graph, layer.value, network.picture.name, network.readout.value)
         for layer in target_layers
     }
-    graph, target_layers, readout = _reserve(
+    graph, target_layers, readout, names = _reserve(
         fitted.graph, target_layers, functions, network.readout, gated=condition is not None
     )
 
     op = Builder(graph)
     model = graph.model
     flat = _emit_logits(op, readout)
-    _declare_target(model, target)
+    _declare_target(model, target, names[TARGET])
     bound = bound_class(target, readout.size, labels)
-    start, cotangent = score_cotangent(op, readout, flat, TARGET if bound is None else bound)
+    start, cotangent = score_cotangent(op, readout, flat, names[TARGET] if bound is None else bound)
     gradients = sweep(op, start, cotangent, [layer.value for layer in target_layers])
     origin["outputs"] = [output.name for output in model.graph.output]
     if readout.output is None:
@@ -138,26 +147,29 @@ def augment(
     entries = []
     for layer, gradient in zip(target_layers, gradients, strict=True):
         tag = f"/{layer.name}" if len(target_layers) > 1 else ""
-        raw = _expose(op, layer, gradient, tag) if outputs == "all" else {"activations": None, "gradients": None}
-        heatmaps = _emit_heatmaps(op, layer, gradient, functions, tag)
+        raw = _expose(op, layer, gradient, tag, names) if outputs == "all" else dict.fromkeys(_RAW)
+        heatmaps = _emit_heatmaps(op, layer, gradient, functions, tag, names)
         described = {**_described(layer), "covers": coverage[layer.name]}
         entries.append({"name": layer.name, **raw, **described, "heatmaps": heatmaps, "value": layer.value})
-    fires = None if condition is None else gates.emit(op, condition, flat, readout)
+    fires = None if condition is None else gates.emit(op, condition, flat, readout, names[gates.FIRED])
     edit.add(model, op)
     if fires is not None:
-        gates.enclose(model, fires, (graph.shape(flat) or ("N",))[0], target_layers, entries)
+        gates.enclose(model, fires, (graph.shape(flat) or ("N",))[0], target_layers, entries, names[gates.FIRED])
     edit.prune(model)
 
     if scores is not None:  # where there are several candidates, augmenting again means the same one
         origin["scores"] = named_scores if named_scores is not None and named_scores in graph else readout.value
+    if kind is not None:
+        origin["kind"] = kind
     manifest = _manifest(graph, network.picture, readout, target, entries, labels, preprocess, origin)
+    manifest["target"]["name"] = names[TARGET]
     doubt = fitted.doubt if network.manifest is None else network.manifest["input"].get("size")
     if doubt is not None and input_size is None:
         manifest["input"]["size"] = doubt
     if bound is not None:
         manifest["target"]["class"] = bound
     if condition is not None:
-        manifest["gate"] = {"condition": gate, "output": gates.FIRED}
+        manifest["gate"] = {"condition": gate, "output": names[gates.FIRED]}
     manifests.write(model, manifest)
     return model
 
@@ -218,35 +230,38 @@ def _target_layers(
     return resolved
 
 
+class _Names(dict[str, str]):
+    """The names of what is added: the usual ones, others where the model has an input or output of that name."""
+
+    def __missing__(self, name: str) -> str:
+        return name
+
+
 def _reserve(
     graph: Graph, target_layers: list[Layer], functions: _Methods, readout: Readout, *, gated: bool
-) -> tuple[Graph, list[Layer], Readout]:
-    """Free the names that the explainable model needs: internal values that have one are renamed.
-
-    Raises:
-        ModelError: an input or output has one.
-    """
-    fixed = {TARGET, "activations", "gradients", "heatmap"}
+) -> tuple[Graph, list[Layer], Readout, _Names]:
+    """Free the names that the explainable model needs: internal values that have one are renamed."""
+    fixed = {TARGET, *_RAW, "heatmap"}
     fixed |= ({readout.appended} if readout.output is None else set()) | ({gates.FIRED} if gated else set())
-    fixed |= {f"{stem}/{layer.name}" for layer in target_layers for stem in ("activations", "gradients", "heatmap")}
+    fixed |= {f"{stem}/{layer.name}" for layer in target_layers for stem in (*_RAW, "heatmap")}
     fixed |= {f"heatmap/{layer.name}/{name}" for layer in target_layers for name in functions}
     fixed |= {f"heatmap/{name}" for name in functions}
     public = {o.name for o in graph.outputs} | {i.name for i in graph.inputs}
-    clash = sorted(fixed & public)
-    if clash:
-        raise ModelError(
-            f"the model already has an input or output called {clash[0]!r}, a name the explainable model needs; "
-            "rename it at export"
-        )
+    names = _Names()
+    for name in sorted(fixed & public):
+        names[name] = f"onnxcam.{name}"
+        while names[name] in graph or names[name] in public:
+            names[name] += "_"
+    readout = replace(readout, name=names[readout.appended]) if readout.appended in names else readout
     occupied = sorted(name for name in fixed if name in graph and name not in public)
     if not occupied:
-        return graph, target_layers, readout
-    names = {name: f"{name}_renamed" for name in occupied}
-    while any(new in graph for new in names.values()):
-        names = {old: new + "_" for old, new in names.items()}
-    edit.rename(graph.model, names)
-    renamed = [replace(layer, value=names.get(layer.value, layer.value)) for layer in target_layers]
-    return Graph(graph.model), renamed, replace(readout, value=names.get(readout.value, readout.value))
+        return graph, target_layers, readout, names
+    new_names = {name: f"{name}_renamed" for name in occupied}
+    while any(new in graph for new in new_names.values()):
+        new_names = {old: new + "_" for old, new in new_names.items()}
+    edit.rename(graph.model, new_names)
+    renamed = [replace(layer, value=new_names.get(layer.value, layer.value)) for layer in target_layers]
+    return Graph(graph.model), renamed, replace(readout, value=new_names.get(readout.value, readout.value)), names
 
 
 def _emit_logits(op: Builder, readout: Readout) -> str:
@@ -267,13 +282,13 @@ def _declare_logits(graph: Graph, readout: Readout) -> None:
     graph.model.graph.output.append(edit.info(readout.appended, graph.dtype(readout.value), [rows, readout.columns]))
 
 
-def _declare_target(model: onnx.ModelProto, mode: str | int) -> None:
+def _declare_target(model: onnx.ModelProto, mode: str | int, name: str) -> None:
     """Make `target` an input, unless the file is bound to one class."""
     if mode not in ("optional", "required"):
         return
-    model.graph.input.append(edit.info(TARGET, onnx.TensorProto.INT64, ["targets"]))
+    model.graph.input.append(edit.info(name, onnx.TensorProto.INT64, ["targets"]))
     if mode == "optional":
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray([targets.TOP1], np.int64), TARGET))
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray([targets.TOP1], np.int64), name))
 
 
 def bound_class(mode: str | int, classes: int, labels: Sequence[str] | None) -> int | None:
@@ -292,29 +307,31 @@ def bound_class(mode: str | int, classes: int, labels: Sequence[str] | None) -> 
     return index
 
 
-def _expose(op: Builder, layer: Layer, gradient: str, tag: str) -> dict[str, Any]:
+def _expose(op: Builder, layer: Layer, gradient: str, tag: str, names: _Names) -> dict[str, Any]:
     """Make a layer's activations and gradients outputs; return their names as in the manifest."""
     graph = op.graph
-    names = {}
-    for key, value in (("activations", layer.value), ("gradients", gradient)):
-        names[key] = op.Identity(value, name=key + tag)
-        graph.model.graph.output.append(edit.info(key + tag, graph.dtype(layer.value), layer.shape))
-    return names
+    outputs = {}
+    for key, value in zip(_RAW, (layer.value, gradient), strict=True):
+        outputs[key] = op.Identity(value, name=names[key + tag])
+        graph.model.graph.output.append(edit.info(outputs[key], graph.dtype(layer.value), layer.shape))
+    return outputs
 
 
-def _emit_heatmaps(op: Builder, layer: Layer, gradient: str, functions: _Methods, tag: str) -> dict[str, str]:
+def _emit_heatmaps(
+    op: Builder, layer: Layer, gradient: str, functions: _Methods, tag: str, names: _Names
+) -> dict[str, str]:
     """Emit a layer's heatmaps and make them outputs; return their names by method."""
     layout, kind = Layout.of_layer(layer), op.graph.dtype(layer.value)
     a, da = layout.emit_canonical(op, layer.value, kind), layout.emit_canonical(op, gradient, kind)
     float32 = onnx.TensorProto.FLOAT
     size = [(layer.shape or ("N",))[0], *(layer.grid or (None, None))]
-    names = {}
+    outputs = {}
     for name, method in functions.items():
-        names[name] = "heatmap" + tag + (f"/{name}" if len(functions) > 1 else "")
+        outputs[name] = names["heatmap" + tag + (f"/{name}" if len(functions) > 1 else "")]
         op.dtype = float32
-        op.Relu(method(op, a, da), name=names[name])
-        op.graph.model.graph.output.append(edit.info(names[name], float32, size))
-    return names
+        op.Relu(method(op, a, da), name=outputs[name])
+        op.graph.model.graph.output.append(edit.info(outputs[name], float32, size))
+    return outputs
 
 
 def _described(layer: Layer) -> dict[str, Any]:

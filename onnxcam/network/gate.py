@@ -40,17 +40,18 @@ def parse(text: Any, labels: Sequence[str] | None, classes: int | None = None) -
     return conditions.parse(text, labels, classes) if text.strip() else None
 
 
-def emit(op: Builder, condition: Condition, scores: str, readout: Readout) -> str:
+def emit(op: Builder, condition: Condition, scores: str, readout: Readout, name: str = FIRED) -> str:
     """Emit `fired`, bool `[N]`: where the condition holds; and return whether it holds in any row, a bool scalar.
 
     Arguments:
         condition: labels are indices.
-        scores: logits `[N, K]`.
+        scores: `[N, columns]`.
         readout: their meaning.
+        name: of the output.
     """
     op.dtype = _DOUBLE
     fired = _holds(op, condition, _quantities(op, scores, readout, conditions.names(condition)))
-    op.Identity(fired, name=FIRED)
+    op.Identity(fired, name=name)
     # a sum, not a maximum: a batch may be empty
     return op.Greater(op.ReduceSum(op.cast(fired), keepdims=0), 0.0)
 
@@ -87,6 +88,8 @@ def _quantities(op: Builder, scores: str, readout: Readout, names: set[str]) -> 
 
 def _probabilities(op: Builder, logits: str, readout: Readout) -> str:
     """`Readout.probabilities`, before it rounds to float32."""
+    if readout.logarithmic:
+        return op.Exp(logits)
     if readout.exclusive:
         raised = op.Exp(op.Sub(logits, op.ReduceMax(logits, [1], keepdims=1)))
         return op.Div(raised, op.ReduceSum(raised, [1], keepdims=1))
@@ -113,7 +116,12 @@ def _entropy(op: Builder, p: str, readout: Readout) -> str:
 
 
 def enclose(
-    model: onnx.ModelProto, fires: str, rows: Dim, layers: Sequence[Layer], entries: Sequence[dict[str, Any]]
+    model: onnx.ModelProto,
+    fires: str,
+    rows: Dim,
+    layers: Sequence[Layer],
+    entries: Sequence[dict[str, Any]],
+    name: str = FIRED,
 ) -> None:
     """Make `fired` an output, and compute gradients and heatmaps only where a row of the batch fires.
 
@@ -121,8 +129,9 @@ def enclose(
         fires: whether any row does, a bool scalar of the model.
         rows: the batch dimension.
         entries: the layers' entries of the manifest.
+        name: of the output.
     """
-    model.graph.output.append(edit.info(FIRED, onnx.TensorProto.BOOL, [rows]))
+    model.graph.output.append(edit.info(name, onnx.TensorProto.BOOL, [rows]))
     op = Builder(Graph(model))
     branch.enclose(model, fires, _blanks(op, layers, entries), op)
 

@@ -96,7 +96,7 @@ _FURTHER: dict[str, dict[str, Check]] = {
     "layers": {"value": _or_none(_is(str)), "shape": _or_none(_list(_dim)), "grid": _or_none(_list(_dim, 2)),
                "prefix_tokens": _count(0), "covers": _or_none(_among("all", "part")), "window": _or_none(_window)},
     "source": {"name": _or_none(_is(str)), "outputs": _or_none(_list(_is(str))), "scores": _or_none(_is(str)),
-               "framework": _or_none(_is(str)), "sha256": _or_none(_is(str))},
+               "kind": _or_none(_among(*KINDS)), "framework": _or_none(_is(str)), "sha256": _or_none(_is(str))},
     "parity": {key: _is(int, float) for key in ("scores", "activations", "gradients")},
     "requires": {"onnxruntime": _is(str)},
 }  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.errors import TargetError
+from onnxcam.errors import SettingError, TargetError
 
 LOGITS, PROBABILITIES, BINARY = "logits", "probabilities", "binary_logit"
 MULTILABEL, REGRESSION = "multilabel", "regression"
@@ -121,6 +121,18 @@ class Readout:
     def independent(self) -> bool:
         """Whether each class is present or absent on its own."""
         return self.kind == MULTILABEL
+
+    def require_probabilities(self, setting: str) -> None:
+        """Refuse a setting that compares probabilities, where there are none.
+
+        Raises:
+            SettingError: the scores are quantities.
+        """
+        if self.numeric:
+            raise SettingError(
+                f"{setting} compares probabilities, and this model's score is a quantity (kind 'regression'); leave it "
+                "out"
+            )
 
     def of_columns(self, columns: int) -> Readout | None:
         """The readout of an array with this many columns: a binary classifier is also served with one column per

@@ -217,9 +217,10 @@ def test_binary_logit(ending: str | None) -> None:
     x = batch(6)
     made = augment(source)
     probabilities = "probabilities" if ending else None
-    assert held(made)["scores"] == {
-        "name": "logits", "kind": "binary_logit", "classes": 2, "probabilities": probabilities
-    }  # fmt: skip
+    entry = held(made)["scores"]
+    warnings = entry.pop("warnings", [])
+    assert entry == {"name": "logits", "kind": "binary_logit", "classes": 2, "probabilities": probabilities}
+    assert ["--kind regression" in warning for warning in warnings] == ([] if ending else [True])
     target = np.array([0, 1, 0, 1, 1, 0])
     logits, _, gradients = twin.gradients(source, x, np.zeros(6, np.int64), sign=np.where(target == 1, 1.0, -1.0))
     got = run(made, input=x, target=target)
@@ -294,15 +295,31 @@ def test_internal_values_make_way_for_the_fixed_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["activations", "gradients", "heatmap", "target"])
-def test_a_public_name_is_never_taken(name: str) -> None:
-    for old in ("logits", "input"):
-        with pytest.raises(ModelError, match=f"{name!r}"):
-            onnxcam.augment(renamed({old: name}))
+@pytest.mark.parametrize("old", ["logits", "input"])
+def test_a_public_name_is_never_taken(name: str, old: str) -> None:
+    source, plain = renamed({old: name}), augment(models.tiny_cnn())
+    made = augment(source)
+    entry = held(made)
+    mine = entry["target"]["name"] if name == "target" else entry["layers"][0].get(name) or "onnxcam.heatmap"
+    assert mine == f"onnxcam.{name}" and name in [v.name for v in (*made.graph.input, *made.graph.output)]
+    feeds = {entry["input"]["name"]: batch(), entry["target"]["name"]: np.array([1])}
+    a, b = run(made, feeds), run(plain, input=batch(), target=np.array([1]))
+    layer = entry["layers"][0]
+    for key, value in {**layer["heatmaps"], "a": layer["activations"], "g": layer["gradients"]}.items():
+        usual = {"a": "activations", "g": "gradients", "gradcam": "heatmap"}[key]
+        assert distance(a[value], b[usual]) <= EPS
+    again = augment(made, methods=("hirescam",))
+    assert held(again)["target"]["name"] == entry["target"]["name"]
 
 
-def test_probabilities_called_logits_clash() -> None:
-    with pytest.raises(ModelError, match="'logits'"):
-        onnxcam.augment(renamed({"logits": "inner", "probabilities": "logits"}, ending="Softmax"))
+def test_probabilities_called_logits_are_explained_under_another_name() -> None:
+    made = augment(renamed({"logits": "inner", "probabilities": "logits"}, ending="Softmax"))
+    entry = held(made)["scores"]
+    assert entry == {"name": "onnxcam.logits", "kind": "logits", "classes": 5, "probabilities": "logits"}
+    values = run(made, input=batch(), target=np.array([1]))
+    plain = run(augment(models.tiny_cnn(ending="Softmax")), input=batch(), target=np.array([1]))
+    assert distance(values["onnxcam.logits"], plain["logits"]) <= EPS
+    assert distance(values["logits"], plain["probabilities"]) <= EPS
 
 
 # ---- refusals

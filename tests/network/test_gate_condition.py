@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import onnxcam
-from onnxcam.errors import ModelError, SettingError, TargetError
+from onnxcam.errors import SettingError, TargetError
 from onnxcam.graph import edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.view import Graph
@@ -139,6 +139,8 @@ def test_the_name_of_the_output_is_made_free() -> None:
     gated = run(augment(source, gate=ALWAYS), {"input": x})
     assert gated["fired"].dtype == np.bool_
     source.graph.output.append(edit.info("fired", TensorProto.FLOAT, ["N", 8, 32, 32]))
-    with pytest.raises(ModelError, match="already has an input or output called 'fired'"):
-        onnxcam.augment(source, gate=ALWAYS)
+    other = augment(source, gate=ALWAYS)
+    assert held(other)["gate"]["output"] == "onnxcam.fired"
+    outputs = run(other, {"input": x})
+    assert (outputs["onnxcam.fired"] == gated["fired"]).all() and outputs["fired"].dtype == np.float32
     assert "gate" not in held(augment(source))

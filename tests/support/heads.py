@@ -252,9 +252,13 @@ def build(recipe: Recipe, classes: int = 5, batch: str | int = "N", seed: int = 
         outputs = outputs.replace(f"[{letter},", f"[{size},").replace(f",{letter},", f",{size},")
         outputs = outputs.replace(f",{letter}]", f",{size}]").replace(f"[{letter}]", f"[{size}]")
     trunk = (
-        "c = Conv<pads=[1,1,1,1],strides=[2,2]>(x, w) f = Relu(c) p = ReduceMean<keepdims=0>(f, a23) "
-        "z = Gemm(p, wz, bz) z2 = Gemm(p, wz2) b = Gemm(p, wb, bb) b2 = Gemm(p, wb2)"
-    ).replace(" p ", " pooled ").replace("(p,", "(pooled,")
+        (
+            "c = Conv<pads=[1,1,1,1],strides=[2,2]>(x, w) f = Relu(c) p = ReduceMean<keepdims=0>(f, a23) "
+            "z = Gemm(p, wz, bz) z2 = Gemm(p, wz2) b = Gemm(p, wb, bb) b2 = Gemm(p, wb2)"
+        )
+        .replace(" p ", " pooled ")
+        .replace("(p,", "(pooled,")
+    )
     model = onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["" : 18]> g (float[{batch},3,12,12] x) => ({outputs}) {{ {trunk} {recipe.body} }}'
     )

@@ -1,0 +1,270 @@
+"""Heads that people attach: kind, class and probabilities against the file's own outputs in plain onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import onnxcam
+from onnxcam.errors import ModelError, SettingError
+from onnxcam.network import subgraphs
+from onnxcam.network.names import SCORES
+from onnxcam.network.network import Network
+from tests.support import heads
+from tests.support.batches import distance
+from tests.support.explainable import augment, held, outputs
+from tests.support.runtime import run
+
+CASES = Path(__file__).parent.parent / "cases"
+# of small contrast no probability is all but 1, and its gradient not all but lost in float32
+FAINT = 0.2
+PICTURES = np.random.default_rng(5).normal(size=(6, 3, 12, 12)).astype(np.float32)
+
+
+def pictures(head: heads.Head) -> np.ndarray:
+    return PICTURES if head.batch == "N" else PICTURES[: int(head.batch)]
+
+
+def case(name: str) -> tuple[str, np.ndarray, dict[str, Any]]:
+    """A file, a batch, and its own outputs."""
+    path = str(CASES / f"{name}.onnx")
+    shape = [dim.dim_value or 3 for dim in onnx.load(path).graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    return path, x, run(path, x)
+
+
+def predictions(source: Any, x: np.ndarray, **options: Any) -> tuple[Network, np.ndarray, np.ndarray]:
+    """The network, its scores and its probabilities."""
+    network = Network(source, **options)
+    scores = run(subgraphs.head(network, ()), x)[SCORES]
+    return network, scores, network.readout.probabilities(scores)
+
+
+EVERY = list(heads.heads())
+
+
+def test_there_are_enough_heads() -> None:
+    assert len(EVERY) >= 200 and len({head.name for head in EVERY}) == len(EVERY)
+
+
+@pytest.mark.parametrize("head", EVERY, ids=[head.name for head in EVERY])
+def test_a_head_is_read_as_what_it_is_or_refused(head: heads.Head) -> None:
+    recipe, x = head.recipe, pictures(head)
+    own = run(head.model, x)
+    if not recipe.kinds:
+        with pytest.raises(ModelError, match=r"scores=.*--scores"):
+            Network(head.model)
+        return
+    network, scores, p = predictions(head.model, x)
+    readout = network.readout
+    assert readout.kind in recipe.kinds
+    assert bool(readout.warnings) is recipe.warned
+    assert scores.shape == (len(x), readout.columns) and p.shape == (len(x), readout.size)
+    if recipe.probabilities is None:
+        return
+    expected = np.asarray(recipe.probabilities(own), np.float64)
+    if readout.signed:
+        expected = np.concatenate([1 - expected, expected], axis=1)
+    expected = expected[:, : readout.size]  # a table of ranks may be wider
+    said = np.isfinite(expected)
+    assert said.any() and np.abs(p - expected)[said].max() <= recipe.loose
+    if said.all():  # of two classes that are both 100 % either is the best
+        best = np.take_along_axis(expected, readout.top1(scores)[:, None], axis=1)[:, 0]
+        assert (expected.max(axis=1) - best <= recipe.loose).all()
+
+
+def test_the_index_of_the_best_is_the_class() -> None:
+    for name in ("index of the best", "best and its index"):
+        model = heads.build(heads.RECIPES[name], 7)
+        network, scores, _ = predictions(model, PICTURES)
+        assert (network.readout.top1(scores) == run(model, PICTURES)["y"]).all()
+
+
+def test_what_was_stepped_over_is_said() -> None:
+    made = augment(heads.build(heads.RECIPES["softmax, temperature, clip"]))
+    assert held(made)["scores"]["stepped_over"] == ["Clip", "Softmax"]
+    assert "stepped_over" not in held(augment(heads.build(heads.RECIPES["softmax"])))["scores"]
+    (warning,) = held(augment(heads.build(heads.RECIPES["softmax, wide clip"])))["scores"]["warnings"]
+    assert "'Clip'" in warning and "shown and explained are those before" in warning
+
+
+# ---- where no logit can be reached
+
+
+def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
+
+
+@pytest.mark.parametrize("name", ["vote of two", "vote in percent", "vote, clip"])
+def test_the_logarithm_of_a_vote_is_differentiated(name: str) -> None:
+    model = heads.build(heads.RECIPES[name], 5)
+    made = augment(model)
+    entry, layer = held(made)["scores"], held(made)["layers"][0]
+    assert entry["name"] == "log_probabilities" and entry["kind"] == "probabilities"
+    assert entry["probabilities"] == "y" and entry.get("scale", 1) == (100 if "percent" in name else 1)
+    assert outputs(made)[:2] == ["y", "log_probabilities"]
+    target = np.array([0, 1, 2, 3, 4, -1])
+    x = PICTURES * np.float32(FAINT)
+    values, own = run(made, x=x, target=target), run(model, x)["y"].astype(np.float64)
+    np.testing.assert_allclose(values["y"], own, rtol=1e-6)
+    p = own / own.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(np.exp(values["log_probabilities"]), p, atol=1e-6)
+    classes = np.where(target < 0, p.argmax(axis=1), target)
+    w, a = weights(model), values[layer["activations"]].astype(np.float64)
+    pooled, cells = a.mean(axis=(2, 3)), a.shape[2] * a.shape[3]
+    slope = np.zeros_like(pooled)
+    for kernel, bias in ((w["wz"], w["bz"]), (w["wz2"], 0)):
+        s = heads.softmax(pooled @ kernel + bias)
+        for row, c in enumerate(classes):
+            slope[row] += 0.5 * s[row, c] * (kernel[:, c] - kernel @ s[row]) / p[row, c]
+    expected = np.broadcast_to(slope[:, :, None, None] / cells, a.shape)
+    for row, gradient in enumerate(values[layer["gradients"]]):
+        assert distance(gradient, expected[row]) <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["vote of two", "softmax, clip", "sigmoid with thresholds", "topk of a softmax"])
+def test_an_explainable_file_is_augmented_again_to_the_same(name: str) -> None:
+    made = augment(heads.build(heads.RECIPES[name], 5))
+    again = augment(made, methods=("gradcam", "hirescam"))
+    assert held(again)["scores"] == held(made)["scores"]
+    target = np.array([0, 1, 2, 3, 4, -1])
+    a, b = (run(each, x=PICTURES, target=target) for each in (made, again))
+    assert np.abs(a["gradients"] - b["gradients"]).max() <= 1e-6 * np.abs(a["gradients"]).max()
+
+
+@pytest.mark.parametrize("name", ["vote of two", "softmax, clip", "softmax in 8 bits", "sigmoid, clip", "softmax"])
+def test_a_gate_compares_the_files_own_probabilities(name: str) -> None:
+    model = heads.build(heads.RECIPES[name], 5)
+    x = PICTURES * np.float32(FAINT)
+    threshold = float(np.median(run(model, x)["y"].max(axis=1)))  # between two pictures' confidence
+    made = onnxcam.augment(model, gate=f"confidence < {threshold}")
+    values = run(made, x=x)
+    assert (values["fired"] == (values["y"].max(axis=1) < threshold)).all() and values["fired"].any()
+
+
+# ---- declared kinds
+
+
+def test_a_sigmoid_outside_the_file_is_declared() -> None:
+    path, x, own = case("logits_and_embedding")
+    network, scores, p = predictions(path, x, scores="logits", kind="multilabel")
+    np.testing.assert_allclose(p, heads.sigmoid(own["logits"]), atol=1e-6)
+    assert network.readout.describe() == {
+        "name": "logits", "kind": "multilabel", "classes": scores.shape[1], "probabilities": None
+    }  # fmt: skip
+    made = augment(path, scores="logits", kind="multilabel")
+    assert held(made)["scores"]["kind"] == "multilabel"
+    assert held(augment(made, methods=("hirescam",)))["scores"]["kind"] == "multilabel"
+
+
+def test_a_single_number_is_a_binary_logit_with_a_warning_or_a_quantity() -> None:
+    path, x, own = case("regression")
+    network, scores, _ = predictions(path, x)
+    assert network.readout.signed and "--kind regression" in network.readout.warnings[0]
+    assert not predictions(path, x, kind="binary_logit")[0].readout.warnings
+    network, scores, values = predictions(path, x, kind="regression")
+    assert network.readout.describe() == {"name": "age", "kind": "regression", "classes": 1, "probabilities": None}
+    np.testing.assert_array_equal(values, own["age"])
+    made = augment(path, kind="regression")
+    assert outputs(made)[:2] == ["age", "activations"]
+    assert held(augment(made, methods=("hirescam",)))["scores"]["kind"] == "regression"
+    with pytest.raises(SettingError, match="this model's score is a quantity"):
+        augment(path, kind="regression", gate="confidence < 0.6")
+
+
+def test_a_quantity_without_a_class_axis() -> None:
+    model = heads.build(heads.RECIPES["binary logit [N]"])
+    made = augment(model, kind="regression")
+    assert held(made)["scores"]["name"] == "value"
+    values = run(made, x=PICTURES)
+    np.testing.assert_array_equal(values["value"][:, 0], values["y"])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "match"),
+    [
+        ("vote of two", "logits", "probabilities that sum to 1"),
+        ("vote of two", "multilabel", "probabilities that sum to 1"),
+        ("softmax", "multilabel", "is a softmax"),
+        ("softmax, clip", "multilabel", "is a softmax"),
+        ("sigmoid", "logits", "independent of each other"),
+        ("logits", "probabilities", "scores without an upper bound"),
+        ("logits", "binary_logit", "scores without an upper bound"),
+        ("logits", "regression", "expected one float per picture"),
+        ("binary sigmoid", "probabilities", "a single number per picture"),
+        ("logits", "detection", "expected one of logits, probabilities"),
+    ],
+)
+def test_a_kind_that_the_file_contradicts(name: str, kind: str, match: str) -> None:
+    with pytest.raises(ModelError, match=match):
+        Network(heads.build(heads.RECIPES[name]), kind=kind)
+
+
+@pytest.mark.parametrize("name", ["softmax", "softmax, clip"])
+def test_probabilities_can_be_declared_where_there_are_logits(name: str) -> None:
+    model = heads.build(heads.RECIPES[name])
+    network, scores, p = predictions(model, PICTURES, kind="probabilities")
+    own = run(model, PICTURES)["y"]
+    assert network.readout.logarithmic
+    np.testing.assert_allclose(p, own, atol=1e-6)
+    np.testing.assert_allclose(scores, np.log(own), atol=1e-4)
+
+
+# ---- files
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "tolerance"),
+    [
+        ("softmax_clip", "logits", 1e-6),
+        ("softmax_temperature_clip", "logits", 2e-6),
+        ("softmax_int8", "logits", 1 / 255),
+        ("vote", "probabilities", 1e-6),
+        ("sigmoid_squeezed", "binary_logit", 1e-6),
+    ],
+)
+def test_predictions_are_the_files_own(name: str, kind: str, tolerance: float) -> None:
+    path, x, own = case(name)
+    (values,) = own.values()
+    network, _, p = predictions(path, x)
+    assert network.readout.kind == kind
+    assert np.abs((p[:, 1] if kind == "binary_logit" else p) - values).max() <= tolerance
+
+
+def test_ranks_are_followed_back_to_classes() -> None:
+    path, x, own = case("topk")
+    network, _, p = predictions(path, x)
+    assert network.readout.size == 9 and network.readout.stepped_over == ("TopK", "Softmax")
+    np.testing.assert_allclose(np.take_along_axis(p, own["i"], axis=1), own["v"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["label_strings", "zipmap_beside", "zipmap_only"])
+def test_labels_that_the_graph_holds(name: str) -> None:
+    path, x, own = case(name)
+    network, scores, p = predictions(path, x)
+    assert network.labels == list("abcde")
+    made = onnxcam.augment(path)  # a ZipMap stays, as every output does: an operator of ai.onnx.ml
+    assert held(made)["labels"] == list("abcde")
+    assert outputs(made)[: len(own)] == list(own)
+    if name == "zipmap_only":
+        expected = np.array([[row[label] for label in "abcde"] for row in own["loss"]])
+    else:
+        expected = own["probs"]
+    np.testing.assert_allclose(p, expected, atol=1e-6)
+    if name == "label_strings":
+        assert [network.labels[index] for index in network.readout.top1(scores)] == list(own["label"])
+    assert held(onnxcam.augment(path, labels=list("vwxyz")))["labels"] == list("vwxyz")
+
+
+@pytest.mark.parametrize(("name", "one"), [("logits_and_embedding", "embedding"), ("age_and_gender", "gender")])
+def test_several_candidates_are_refused_with_the_option(name: str, one: str) -> None:
+    path, x, own = case(name)
+    with pytest.raises(ModelError, match=r"several outputs.*scores=.*--scores NAME"):
+        Network(path)
+    network, scores, _ = predictions(path, x, scores=one)
+    assert network.readout.value and scores.shape == own[one].shape

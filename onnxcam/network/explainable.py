@@ -71,8 +71,8 @@ def augment(
         kind: what the scores are: `logits`, `probabilities`, `binary_logit`, `multilabel` (a sigmoid outside the file),
             or `regression` (one number per picture that is a quantity); None to find out from the file.
         outputs: `all`, or `heatmap` to leave activations and gradients out.
-        labels: class names by index, kept in the manifest; if None those in the graph (a table that its ArgMax is looked
-            up in, a ZipMap) or in the model's metadata (`names`, …).
+        labels: class names by index, kept in the manifest; if None those in the graph (a table that an ArgMax is
+            looked up in, a ZipMap) or in the model's metadata (`names`, …).
         preprocess: how pictures become tensors, kept in the manifest: its own form, a preset's name, a JSON file.
         origin: the manifest's `source` entry; what is known of `source` itself by default.
         gate: which predictions are explained, such as `confidence < 0.6` (the grammar of `onnxcam.Monitor`'s `when`):

@@ -164,10 +164,10 @@ def test_a_sigmoid_outside_the_file_is_declared() -> None:
 
 def test_a_single_number_is_a_binary_logit_with_a_warning_or_a_quantity() -> None:
     path, x, own = case("regression")
-    network, scores, _ = predictions(path, x)
+    network, _, _ = predictions(path, x)
     assert network.readout.signed and "--kind regression" in network.readout.warnings[0]
     assert not predictions(path, x, kind="binary_logit")[0].readout.warnings
-    network, scores, values = predictions(path, x, kind="regression")
+    network, _, values = predictions(path, x, kind="regression")
     assert network.readout.describe() == {"name": "age", "kind": "regression", "classes": 1, "probabilities": None}
     np.testing.assert_array_equal(values, own["age"])
     made = augment(path, kind="regression")

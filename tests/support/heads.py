@@ -157,12 +157,15 @@ RECIPES: dict[str, Recipe] = {
     "vote in 8 bits": Recipe("p = Softmax(z) u = Softmax(z2) s = Mean(p, u) " + QDQ, TABLE, P, y, 4e-3),
     "vote, clip": Recipe("p = Softmax(z) u = Softmax(z2) s = Mean(p, u) y = Clip(s, tiny, one)", TABLE, P, y),
     "vote [K,N]": Recipe(
-        "p = Softmax(z) u = Softmax(z2) s = Mean(p, u) y = Transpose<perm=[1,0]>(s)", "float[K,N] y", P, lambda o: y(o).T
+        "p = Softmax(z) u = Softmax(z2) s = Mean(p, u) y = Transpose<perm=[1,0]>(s)", "float[K,N] y", P,
+        lambda o: y(o).T,
     ),
     "vote, topk": Recipe(
         "s = Softmax(z) u = Softmax(z2) a = Mean(s, u) v, i = TopK(a, k)", "float[N,K] v, int64[N,K] i", P, by_rank
     ),
-    "log of a vote": Recipe("s = Softmax(z) u = Softmax(z2) a = Mean(s, u) y = Log(a)", TABLE, LP, lambda o: np.exp(y(o))),
+    "log of a vote": Recipe(
+        "s = Softmax(z) u = Softmax(z2) a = Mean(s, u) y = Log(a)", TABLE, LP, lambda o: np.exp(y(o))
+    ),
     "product of two": Recipe(
         "s = Softmax(z) u = Softmax(z2) a = Mul(s, u) n = ReduceSum<keepdims=1>(a, a1) y = Div(a, n)", TABLE, P, y
     ),
@@ -259,9 +262,9 @@ def build(recipe: Recipe, classes: int = 5, batch: str | int = "N", seed: int = 
         .replace(" p ", " pooled ")
         .replace("(p,", "(pooled,")
     )
-    model = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["" : 18]> g (float[{batch},3,12,12] x) => ({outputs}) {{ {trunk} {recipe.body} }}'
-    )
+    signature = f"g (float[{batch},3,12,12] x) => ({outputs})"
+    text = f'<ir_version: 8, opset_import: ["" : 18]> {signature} {{ {trunk} {recipe.body} }}'
+    model = onnx.parser.parse_model(text)
     rng = np.random.default_rng(seed)
     floats = {
         "w": rng.normal(size=(6, 3, 3, 3)) / 3,

@@ -130,16 +130,16 @@ def augment(
         layer.name: covers(fitted.graph, layer.value, network.picture.name, network.readout.value)
         for layer in target_layers
     }
-    graph, target_layers, readout, names = _reserve(
+    graph, target_layers, readout, tensor_names = _reserve(
         fitted.graph, target_layers, functions, network.readout, gated=condition is not None
     )
 
     op = Builder(graph)
     model = graph.model
     flat = _emit_logits(op, readout)
-    _declare_target(model, target, names[TARGET])
+    _declare_target(model, target, tensor_names[TARGET])
     bound = bound_class(target, readout.size, labels)
-    start, cotangent = score_cotangent(op, readout, flat, names[TARGET] if bound is None else bound)
+    start, cotangent = score_cotangent(op, readout, flat, tensor_names[TARGET] if bound is None else bound)
     gradients = sweep(op, start, cotangent, [layer.value for layer in target_layers])
     origin["outputs"] = [output.name for output in model.graph.output]
     if readout.output is None:
@@ -147,14 +147,14 @@ def augment(
     entries = []
     for layer, gradient in zip(target_layers, gradients, strict=True):
         tag = f"/{layer.name}" if len(target_layers) > 1 else ""
-        raw = _expose(op, layer, gradient, tag, names) if outputs == "all" else dict.fromkeys(_RAW)
-        heatmaps = _emit_heatmaps(op, layer, gradient, functions, tag, names)
+        raw = _expose(op, layer, gradient, tag, tensor_names) if outputs == "all" else dict.fromkeys(_RAW)
+        heatmaps = _emit_heatmaps(op, layer, gradient, functions, tag, tensor_names)
         described = {**_described(layer), "covers": coverage[layer.name]}
         entries.append({"name": layer.name, **raw, **described, "heatmaps": heatmaps, "value": layer.value})
-    fires = None if condition is None else gates.emit(op, condition, flat, readout, names[gates.FIRED])
+    fires = None if condition is None else gates.emit(op, condition, flat, readout, tensor_names[gates.FIRED])
     edit.add(model, op)
     if fires is not None:
-        gates.enclose(model, fires, (graph.shape(flat) or ("N",))[0], target_layers, entries, names[gates.FIRED])
+        gates.enclose(model, fires, (graph.shape(flat) or ("N",))[0], target_layers, entries, tensor_names[gates.FIRED])
     edit.prune(model)
 
     if scores is not None:  # where there are several candidates, augmenting again means the same one
@@ -162,14 +162,14 @@ def augment(
     if kind is not None:
         origin["kind"] = kind
     manifest = _manifest(graph, network.picture, readout, target, entries, labels, preprocess, origin)
-    manifest["target"]["name"] = names[TARGET]
+    manifest["target"]["name"] = tensor_names[TARGET]
     doubt = fitted.doubt if network.manifest is None else network.manifest["input"].get("size")
     if doubt is not None and input_size is None:
         manifest["input"]["size"] = doubt
     if bound is not None:
         manifest["target"]["class"] = bound
     if condition is not None:
-        manifest["gate"] = {"condition": gate, "output": names[gates.FIRED]}
+        manifest["gate"] = {"condition": gate, "output": tensor_names[gates.FIRED]}
     manifests.write(model, manifest)
     return model
 

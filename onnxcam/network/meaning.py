@@ -166,7 +166,7 @@ class Numbers:
         if operator != "LogSoftmax":
             change = self._change(probabilities, scale)
         usual = operator != "LogSoftmax" and scale == 1 and self._at == self._value and change <= _ROUNDED
-        warnings = ()
+        warnings: tuple[str, ...] = ()
         if change > (_ROUNDED if self._rounded(self._at, probabilities) else _EXACT):
             warnings = (
                 f"{self._value!r} differs from the probabilities before {listing(self._steps(probabilities))} by up to "

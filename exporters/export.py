@@ -177,8 +177,7 @@ def export(
             record["layers"][0]["name"] = framework.default_name(model, record)
         if samples:
             oracle = framework.oracle(record)
-            drawn = parity.draw(batch, samples)
-            record["parity"] = parity.verify(model, record, oracle, drawn, framework.autograd)
+            record["parity"] = parity.verify_on_samples(model, record, oracle, batch, samples, framework.autograd)
     if outputs != "all" or gate:
         model, verified = explain(outputs, gate), record
         record = _manifest(model)

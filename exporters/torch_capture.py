@@ -24,6 +24,7 @@ from onnxcam.exporters.reasons import reason
 from onnxcam.exporters.torch_module import Target, Watched, first_tensor, tensors
 from onnxcam.graph.load import load, serialize
 from onnxcam.graph.shape_inference import describe
+from onnxcam.graph.ties import first_of_ties
 from onnxcam.graph.view import shape_of
 from onnxcam.runtime import open_session, run
 
@@ -113,6 +114,7 @@ def capture(
         try:
             with quiet(), torch.random.fork_rng(devices=[]):
                 model, program = write(wrapper, picture, names, version)
+            first_of_ties(model)  # while the notes are there, and the layers' shapes
             values = [_origin(model, name) for name in names[len(outputs) :]]
             del model.graph.output[len(outputs) :]
             _forget_paths(model.graph)

@@ -20,11 +20,12 @@ from onnxcam.diagnose import contents, differences, outputs
 from onnxcam.diagnose.report import Finding, Report
 from onnxcam.diagnose.subject import Subject, noise_pictures
 from onnxcam.errors import InputError, ModelError, listing
-from onnxcam.graph import quantized
+from onnxcam.graph import edit, quantized
 from onnxcam.graph.load import Source, load, serialize
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph
 from onnxcam.network import manifest
+from onnxcam.network.cut import crossing
 from onnxcam.network.network import prepare
 from onnxcam.network.open_size import refusal
 from onnxcam.network.opening import GRADIENTS, MANIFEST, open_model
@@ -87,8 +88,9 @@ def check(
             f"the manifest names {listing(missing)}, which the graph does not have; export the model again"
         )
 
-    def open_session(part: onnx.ModelProto) -> Any:
-        return runtime.open_session(serialize(part), providers, allow_fallback=allow_fallback)
+    def open_session(part: onnx.ModelProto, options: Any = None) -> Any:
+        options = options or runtime.options.proving()
+        return runtime.open_session(serialize(part), providers, options, allow_fallback=allow_fallback)
 
     rng = np.random.default_rng(seed)
     file = open_session(model)
@@ -111,6 +113,7 @@ def _findings(subject: Subject, directions: int, rng: np.random.Generator) -> li
         contents.cuda_fallbacks(graph),
         contents.parity(entries),
         outputs.predictions(subject),
+        *outputs.optimization(subject),
     ]
     if entries["target"]["mode"] != "constant":
         findings.append(outputs.top_1_target(subject))
@@ -135,11 +138,15 @@ def at_layer(subject: Subject, entry: dict[str, Any], directions: int, rng: np.r
     forward = part_after(graph, subject.manifest, entry, outputs=[scores])
     between, values = path(graph, scores, [value])
     rounded = {name for name in values if graph.dtype(name) in QUANTIZED}
+    selecting: dict[str, str] = {}
     if rounded:
         _relax(graph, forward.model, scores, rounded)
-    cut = subject.head_values(list(dict.fromkeys((*backward.cut, *forward.cut))))
+        selecting = _freeze_selections(graph, forward.model, between, rounded)
+    before = crossing(graph, subject.manifest["input"]["name"], value, selecting)
+    cut = subject.head_values(list(dict.fromkeys((*backward.cut, *forward.cut, *before))))
     scorer = subject.open_session(forward.model)
     cut[value] = differences.off_kinks(cut[value], rng)
+    frozen = _values(subject, {name: cut[name] for name in before}, selecting)
     classes = _classes(subject, cut[scores], rng)
     feeds = {name: cut[name] for name in backward.cut} | subject.target(classes)
     session = subject.open_session(backward.model)
@@ -152,7 +159,7 @@ def at_layer(subject: Subject, entry: dict[str, Any], directions: int, rng: np.r
         return Finding(title, "failed", "they are not finite on noise pictures")
 
     def score(activations: np.ndarray) -> np.ndarray:
-        feeds = {name: cut[name] for name in forward.cut}
+        feeds = {name: cut[name] for name in forward.cut} | frozen
         feeds[value] = activations.reshape(a.shape).astype(cut[value].dtype)
         columns = runtime.run(scorer, [scores], feeds)[scores].astype(np.float64)
         return np.asarray(subject.readout.per_class(columns)[np.arange(rows), classes])
@@ -176,10 +183,39 @@ def _relax(graph: Graph, tail: onnx.ModelProto, scores: str, rounded: set[str]) 
     quantized.relax(tail, rounded, last & rounded)
 
 
+def _freeze_selections(
+    graph: Graph, tail: onnx.ModelProto, between: Sequence[onnx.NodeProto], rounded: set[str]
+) -> dict[str, str]:
+    """Let pools of a relaxed tail select the element that is the largest after rounding: rounded values tie often.
+
+    Returns:
+        the inputs that the tail got for it, by the value of the whole model that each takes.
+    """
+    after = graph.downstream(rounded)
+    pools = [node for node in between if node.op_type == "MaxPool" and node.input[0] in after]
+    types = {node.input[0]: graph.dtype(node.input[0]) for node in pools}
+    return quantized.freeze_selections(tail, [node.output[0] for node in pools], types)
+
+
+def _values(subject: Subject, cut: dict[str, np.ndarray], names: dict[str, str]) -> dict[str, np.ndarray]:
+    """Compute values of the model from those of a cut before them; return them under other names."""
+    if not names:
+        return {}
+    graph = subject.graph
+    inputs, outputs = ([edit.info(n, graph.dtype(n), graph.shape(n)) for n in part] for part in (cut, names))
+    session = subject.open_session(edit.extract(graph, inputs, outputs))
+    return {names[name]: array for name, array in runtime.run(session, list(names), cut).items()}
+
+
 def _classes(subject: Subject, scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw a class for each row but the first, which gets its best; a file with a constant target has one class."""
-    classes = np.asarray(rng.integers(0, subject.readout.size, len(scores)), np.int64)
-    classes[0] = subject.readout.top1(scores[:1])[0]
+    """Draw a class for each row but the first, which gets its best; a file with a constant target has one class.
+
+    No class comes twice while there are others: a mistake may concern some of them only.
+    """
+    size, best = subject.readout.size, int(subject.readout.top1(scores[:1])[0])
+    others = np.setdiff1d(np.arange(size), [best])
+    order = np.concatenate([[best], rng.permutation(others)]) if size > 1 else np.zeros(1)
+    classes = np.resize(order, len(scores)).astype(np.int64)
     if "class" in subject.manifest["target"]:
         classes[:] = subject.manifest["target"]["class"]
     return classes

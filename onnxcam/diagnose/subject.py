@@ -26,7 +26,8 @@ class Subject:
     """A model under test.
 
     Attributes:
-        open_session: opens a session on a part of the model, on the execution providers under test.
+        open_session: opens a session on a part of the model, on the execution providers under test; with session
+            options of `runtime.options`, those for proving by default.
         file: a session on the whole file.
         ungated: the same without a gate, so that the maps are computed for every row.
         batch: the model's input, `[N, …]` in its own layout and type.
@@ -34,7 +35,7 @@ class Subject:
 
     graph: Graph
     manifest: Manifest
-    open_session: Callable[[onnx.ModelProto], Any]
+    open_session: Callable[..., Any]
     file: Any
     ungated: Any
     batch: np.ndarray
@@ -59,6 +60,21 @@ class Subject:
         """The coarsest floating-point type that the model computes in: `float32` or `float16`."""
         kinds = {self.graph.dtype(name) for node in self.graph.nodes for name in node.output}
         return "float16" if onnx.TensorProto.FLOAT16 in kinds else "float32"
+
+    @cached_property
+    def optimization(self) -> float | None:
+        """How far a quantized model's scores are, in this runtime, from those that it computes without optimising.
+
+        It joins quantized operators into others, which round at other places or round what was not rounded. None of a
+        model without quantization.
+        """
+        if not any("quantize" in node.op_type.lower() for node in self.graph.nodes):
+            return None
+        head, scores = head_of(self.graph, self.manifest), []
+        for options in (runtime.options.serving(single_use=True), runtime.options.unoptimized()):
+            session = self.open_session(head, options)
+            scores.append(runtime.run(session, [self.scores], self.feeds(self.batch))[self.scores])
+        return distance(*scores)
 
     def feeds(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Return the input of a run without a target."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.cam.registry import INPUT, Method
-from onnxcam.errors import InputError
+from onnxcam.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from onnxcam.graph.window import Window
@@ -59,10 +59,15 @@ def fuse(
         float32 `[N, H, W]`.
 
     Raises:
-        InputError: no such normalisation or fusion.
+        InputError: no such normalisation or fusion. ModelError: a map is not finite.
     """
     if fusion not in FUSIONS:
         raise InputError(f"fusion={fusion!r}; expected one of {', '.join(FUSIONS)}")
+    if not all(np.isfinite(layer_map).all() for layer_map in maps):
+        raise ModelError(
+            "the map is not finite: the model's activations or gradients overflow at this layer, or the picture's "
+            "values do; check the model and its preprocessing, or try another layer or method"
+        )
     resized = [image.normalize(layer_map, normalize) for layer_map in maps]
     for place, window in enumerate(windows):
         if window is not None:

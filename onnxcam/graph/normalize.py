@@ -20,6 +20,7 @@ from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.inline import inline_branches, inline_composites, inline_functions
 from onnxcam.graph.load import Source, load
 from onnxcam.graph.shape_inference import describe, infer, skeleton
+from onnxcam.graph.ties import first_of_ties
 from onnxcam.graph.view import Graph, Shape, shape_of, uses
 
 LOWEST_OPSET = 18
@@ -56,6 +57,7 @@ def normalize(model: onnx.ModelProto) -> Graph:
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     _upgrade(model)
     quantized.rewrite(model)
+    first_of_ties(model)
     _lower_ir(model)
     _check(model)
     _name_nodes(model)

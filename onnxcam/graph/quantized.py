@@ -8,7 +8,7 @@ with a gradient rule. Operators without a QDQ form are refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -258,6 +258,39 @@ def relax(model: onnx.ModelProto, values: set[str], free: set[str]) -> None:
     infos = [info for info in model.graph.value_info if info.name not in values]
     del model.graph.value_info[:]
     model.graph.value_info.extend(infos)
+
+
+def freeze_selections(model: onnx.ModelProto, pools: Sequence[str], types: Mapping[str, int]) -> dict[str, str]:
+    """Let MaxPool nodes select by other values than those they pool, in place.
+
+    Arguments:
+        pools: outputs of the nodes.
+        types: element type of each input that they pool, as it is in the unchanged model.
+
+    Returns:
+        new inputs of the model by the pooled value: each selects where its own maximum lies.
+    """
+    names = {}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "MaxPool" or node.output[0] not in pools:
+            nodes.append(node)
+            continue
+        x, y = node.input[0], node.output[0]
+        if x not in names:
+            names[x] = f"{x}/selecting"
+            model.graph.input.append(helper.make_tensor_value_info(names[x], types[x], None))
+        selecting = onnx.NodeProto()
+        selecting.CopyFrom(node)
+        selecting.name, selecting.input[0] = f"{node.name}/selecting", names[x]
+        selecting.output[:] = [f"{y}/largest", f"{y}/places"]
+        flat = f"{y}/flat"
+        model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), f"{y}/all"))
+        nodes.append(selecting)
+        nodes.append(helper.make_node("Reshape", [x, f"{y}/all"], [flat]))
+        nodes.append(helper.make_node("Gather", [flat, f"{y}/places"], [y], axis=0))
+    replace_nodes(model, nodes)
+    return names
 
 
 def limits(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

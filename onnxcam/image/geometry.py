@@ -143,8 +143,9 @@ def normalize(heatmap: NDArray[Any], how: str = "minmax") -> Map:
 
     Args:
         heatmap: float [..., h, w].
-        how: "minmax" as pytorch-grad-cam does, `m = m - min(m); m / (max(m) + 1e-7)`; "max" as in the Grad-CAM paper,
-            `m / max(m)` (zero if the maximum is not positive); "none".
+        how: "minmax" as pytorch-grad-cam does, `m = m - min(m); m / (max(m) + 1e-7)`, with 3e-6 max(m) for 1e-7 where
+            that is less, so that the scale of small maps does not matter; "max" as in the Grad-CAM paper, `m / max(m)`
+            (zero if the maximum is not positive); "none".
 
     Returns:
         float32 of the same shape.
@@ -159,9 +160,8 @@ def normalize(heatmap: NDArray[Any], how: str = "minmax") -> Map:
         return values
     if how == "minmax":
         values = values - values.min(axis=(-2, -1), keepdims=True)
-        scaled: Map = values / (np.float32(1e-7) + values.max(axis=(-2, -1), keepdims=True))
-        return scaled
     peak = values.max(axis=(-2, -1), keepdims=True)
+    divisor = peak + np.minimum(np.float32(1e-7), np.float32(3e-6) * peak) if how == "minmax" else peak
     zero: Map = np.zeros_like(values)
-    np.divide(values, peak, out=zero, where=peak > 0)
+    np.divide(values, divisor, out=zero, where=peak > 0)
     return zero

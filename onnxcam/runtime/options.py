@@ -28,6 +28,26 @@ def serving(threads: int = 0, *, single_use: bool = False) -> Any:
     return options
 
 
+def proving() -> Any:
+    """Make options for a session whose numbers are compared with finite differences or with a training framework.
+
+    Where int8 weights are dequantized for a MatMul or Gemm, ONNX Runtime rounds the activations to 8 bits too
+    (MatMulNBits at its accuracy level 4): scores become a staircase, whose finite differences mean nothing. Accuracy
+    level 0 keeps the activations in float32.
+    """
+    options = serving(single_use=True)
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    return options
+
+
+def unoptimized() -> Any:
+    """Make options for a session that runs the graph as it is written, node by node."""
+    ort = import_onnxruntime()
+    options = serving(single_use=True)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
 def in_turn(*, single_use: bool = False) -> Any:
     """Make options for sessions that run one after another on the same cores.
 

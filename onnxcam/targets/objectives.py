@@ -104,9 +104,10 @@ class Likelihood:
 
 
 class Finer:
-    """FinerCAM's: the class against those nearest to it in score, sum_d p_d (y_c - alpha y_d) / (sum_d p_d + 1e-9).
+    """FinerCAM's: the class against those nearest to it in score, sum_d p_d (y_c - alpha y_d) / sum_d p_d.
 
-    https://arxiv.org/abs/2501.11309; the nearest classes are those of the unchanged rows.
+    https://arxiv.org/abs/2501.11309; the nearest classes are those of the unchanged rows. Its authors' code adds 1e-9
+    to the divisor, beside which the rivals' probabilities vanish where the model is certain: here it is left out.
     """
 
     linear = False
@@ -118,35 +119,32 @@ class Finer:
 
     def value(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The weighted mean of the differences."""
-        p, differences, _ = self._parts(scores, rows)
-        return np.asarray((p * differences).sum(axis=1) / (p.sum(axis=1) + 1e-9))
+        share, differences = self._parts(scores, rows)
+        return np.asarray((share * differences).sum(axis=1))
 
     def cotangent(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The weights p_d depend on the scores too and are differentiated with the rest, as in the source."""
-        p, differences, softmax = self._parts(scores, rows)
-        total = p.sum(axis=1, keepdims=True) + 1e-9
-        value = (p * differences).sum(axis=1, keepdims=True) / total
-        dy = np.zeros(softmax.shape)
+        share, differences = self._parts(scores, rows)
+        value = (share * differences).sum(axis=1, keepdims=True)
+        dy = np.zeros(scores.shape)
         row = np.arange(len(rows))[:, None]
-        by_weight = (differences - value) / total
-        # dp_d / dy_j = p_d (1_dj - p_j)
-        dy -= softmax * (p * by_weight).sum(axis=1, keepdims=True)
-        np.add.at(dy, (row, self._rivals[rows]), p * by_weight - self._alpha * p / total)
-        dy[row[:, 0], self.classes[rows]] += p.sum(axis=1) / total[:, 0]
+        # with s_d = p_d / sum p: ds_d / dy_j = s_d (1_dj - s_j)
+        np.add.at(dy, (row, self._rivals[rows]), share * (differences - value - self._alpha))
+        dy[row[:, 0], self.classes[rows]] += 1
         return dy
 
     def describe(self, row: int) -> tuple[str, int | None]:
         """Several rivals at once."""
         return FINER, None
 
-    def _parts(self, scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """p_d `[M, D]`, y_c - alpha y_d `[M, D]`, and the softmax `[M, K]`."""
+    def _parts(self, scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """p_d / sum p `[M, D]`, and y_c - alpha y_d `[M, D]`."""
         y = scores.astype(np.float64)
-        softmax = np.exp(y - y.max(axis=1, keepdims=True))
-        softmax /= softmax.sum(axis=1, keepdims=True)
         row, rivals = np.arange(len(rows))[:, None], self._rivals[rows]
+        of_rivals = y[row, rivals]
+        share = np.exp(of_rivals - of_rivals.max(axis=1, keepdims=True))
         y_class = y[row[:, 0], self.classes[rows]][:, None]
-        return softmax[row, rivals], y_class - self._alpha * y[row, rivals], softmax
+        return share / share.sum(axis=1, keepdims=True), y_class - self._alpha * of_rivals
 
 
 class PerRow:

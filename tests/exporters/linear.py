@@ -26,7 +26,7 @@ g (float[N, 2, {size}, {size}] input) => (float[N, 3] logits)
 class Reference:
     """The network in NumPy, off by `fault` in its gradients: a `parity.Reference`."""
 
-    def __init__(self, batch: np.ndarray, fault: float = 0.0) -> None:
+    def __init__(self, batch: np.ndarray, fault: float | np.ndarray = 0.0) -> None:
         y = np.einsum("oc,nchw->nohw", _W, batch)
         self.scores = y.mean((2, 3)) @ _HEAD
         self.outputs = [self.scores]

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxcam import runtime
 from onnxcam.errors import VerificationError
 from onnxcam.exporters import parity
 from onnxcam.network import manifest
@@ -100,3 +101,75 @@ def test_a_jump_smaller_than_the_error_excuses_nothing(model: onnx.ModelProto) -
     with pytest.raises(VerificationError, match=r"differ from numpy by 0\.0196"):
         verify(model, oracle)
     assert len(first) == 2 + parity.PERTURBATIONS
+
+
+class Kinked:
+    """NumPy's own numbers for `_kinked`: scores, the layer's value, gradients."""
+
+    def __init__(self, batch: np.ndarray, double: bool, kink: np.float32) -> None:
+        kind = np.float64 if double else np.float32
+        a = batch.astype(kind) * kind(2)
+        above = a.mean(axis=(1, 2, 3), dtype=np.float64) - kink
+        self.on, raised = above > 0, np.maximum(above, 0).astype(kind)
+        self.scores = a.mean(axis=(2, 3)) + 5 * raised[:, None]
+        self.outputs, self.activations = [self.scores], [a]
+
+    def gradients(self, targets: np.ndarray) -> list[np.ndarray]:
+        a = self.activations[0]
+        g = np.zeros_like(a) + (5 * self.on / np.prod(a.shape[1:]))[:, None, None, None]
+        g[np.arange(len(a)), targets] += 1 / np.prod(a.shape[2:])
+        return [g]
+
+
+def _kinked(kink: np.float32) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        small (float[N, 3, 64, 64] input) => (float[N, 3] logits) <float two = {2.0}, float five = {5.0},
+            int64[3] all = {1, 2, 3}, int64[2] places = {2, 3}, int64[1] one = {1}> {
+        a = Mul(input, two)  m = ReduceMean<keepdims = 0>(a, all)  d = Sub(m, kink)  r = Relu(d)
+        s = Mul(r, five)  u = Unsqueeze(s, one)  p = ReduceMean<keepdims = 0>(a, places)  logits = Add(p, u)
+        }"""
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(kink), "kink"))
+    return augment(model, ["a"])
+
+
+def test_other_samples_are_tried_where_one_lies_on_a_kink() -> None:
+    """A sample is put on the kink of a ReLU: its input is 0 in ONNX Runtime, and above 0 for the framework in float32
+    and float64, by a rounding error that is larger than the perturbations."""
+    example = np.random.default_rng(3).normal(1000, 1, (1, 3, 64, 64)).astype(np.float32)
+    batch = parity.draw(example, 4)
+    plain = _kinked(np.float32(0))
+    plain.graph.output.append(onnx.helper.make_tensor_value_info("m", onnx.TensorProto.FLOAT, ["N"]))
+    session = runtime.open_session(plain.SerializeToString(), ["CPUExecutionProvider"])
+    sums = runtime.run(session, ["m"], {"input": batch})["m"]
+    low = (2 * batch.mean(axis=(1, 2, 3), dtype=np.float64)) - sums
+    row, kink = int(low.argmax()), sums[low.argmax()]
+    assert low[row] > 1e-4, "five times what a perturbation moves the mean by"
+    model = _kinked(kink)
+    record = manifest.read(model)
+    assert record is not None
+
+    def oracle(batch: np.ndarray, double: bool) -> Kinked:
+        return Kinked(batch, double, kink)
+
+    with pytest.raises(VerificationError, match=rf"the gradients of 'a' differ from numpy by .* in sample {row + 1} of 4"):
+        parity.verify(model, record, oracle, batch, "numpy")
+    found = parity.verify_on_samples(model, record, oracle, example, 4, "numpy")
+    assert found["samples"] == 8 and found["set_aside"] == 4
+    assert max(found[q] for q in parity.QUANTITIES) < 1e-4
+
+
+def test_other_samples_excuse_no_wrong_gradient(model: onnx.ModelProto) -> None:
+    record = manifest.read(model)
+    assert record is not None
+    seen: list[int] = []
+
+    def oracle(batch: np.ndarray, double: bool) -> Reference:
+        seen.append(len(batch))
+        # wrong for a third of the samples
+        return Reference(batch, np.where(np.arange(len(batch)) % 3 == 1, 0.02, 0.0)[:, None, None, None])
+
+    with pytest.raises(VerificationError, match=r"in sample 2 of 4"):
+        parity.verify_on_samples(model, record, oracle, np.ones((1, 2, 2, 2), np.float32), 4, "numpy")
+    assert {4, 8} <= set(seen)

@@ -45,6 +45,9 @@ def guided_backprop(view: View) -> np.ndarray:
 def guided_gradcam(view: View, interpolation: str = "nearest") -> np.ndarray:
     """guided_backprop * ReLU(gradcam), resized to the picture.  https://arxiv.org/abs/1610.02391 (section 3.2).
 
+    Both factors grow with the scores: where their product leaves the range of float32, that of gradcam is divided by its
+    maximum first.
+
     Arguments:
         interpolation: `nearest` as captum's default, or `bilinear` as in the paper.
     """
@@ -55,7 +58,10 @@ def guided_gradcam(view: View, interpolation: str = "nearest") -> np.ndarray:
         cam = view.window.place(cam, view.shape, view.shape)
     else:
         cam = resize(cam, view.shape, interpolation)
-    return np.asarray(view.input.guided * cam[:, None])
+    guided, peak = view.input.guided, cam.max(axis=(1, 2), keepdims=True)
+    size = np.abs(guided).max(axis=(1, 2, 3)).astype(np.float64)[:, None, None] * peak
+    outside = (size > 0) & ((size < 1e-30) | (size > 1e30))
+    return np.asarray(guided * np.where(outside, cam / np.maximum(peak, np.finfo(np.float32).tiny), cam)[:, None])
 
 
 @attribution("integrated_gradients", long=True)
@@ -141,7 +147,10 @@ def fullgrad(view: View) -> np.ndarray:
         for part in parts:
             size = np.abs(part)
             size -= size.min(axis=(2, 3), keepdims=True)
-            size /= np.float32(1e-7) + size.max(axis=(2, 3), keepdims=True)
+            peak = size.max(axis=(2, 3), keepdims=True)
+            # pytorch-grad-cam's 1e-7, less where all of a layer is small: the scores may be of any size
+            small = np.float32(1e-7) * np.minimum(1, peak.max(axis=1, keepdims=True))
+            size /= np.maximum(peak + small, np.finfo(np.float32).tiny)
             # resizing is linear: the sum of the channels may come first
             total[first:last] += resize(size.sum(axis=1), view.shape, "bilinear")
     channels = view.input.activations.shape[1]

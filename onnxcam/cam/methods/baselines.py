@@ -24,7 +24,7 @@ def cam(view: View) -> np.ndarray:
     """
     g = view.gradients
     size = np.abs(g).max(axis=(2, 3))
-    level = bool((np.ptp(g, axis=(2, 3)) <= 1e-4 * size + 1e-12).all())
+    level = bool((np.ptp(g, axis=(2, 3)) <= 1e-4 * size).all())
     if not (view.affine and view.objective.linear and level):
         raise MethodError(
             "method 'cam' reads the weights of a linear layer behind a global average pooling, and between this layer "

@@ -26,7 +26,10 @@ def smoothgradcam_plus_plus(view: View, samples: int = 10, stdev: float = 0.15) 
         first, second, third = first + g, second + g * g, third + g**3
         view.tell(done + 1, samples)
     first, second, third = first / samples, second / samples, third / samples
-    divisor = 2 * second + a.sum(axis=(2, 3), keepdims=True) * third + 1e-6
+    # as in gradcam++: what keeps the divisor from zero vanishes beside gradients of any size
+    size = np.sqrt(second.max(axis=(1, 2, 3), keepdims=True))
+    small = 1e-6 * np.minimum(1.0, (size / 1e-3) ** 4)
+    divisor = 2 * second + a.sum(axis=(2, 3), keepdims=True) * third + small
     alpha = second / np.where(divisor == 0, 1e-6, divisor)
     weights = (alpha * np.maximum(first, 0)).sum(axis=(2, 3), keepdims=True)
     return np.asarray(weights * a, np.float32)

@@ -10,6 +10,8 @@ from onnxcam.cam.registry import layer_method
 from onnxcam.cam.view import View
 from onnxcam.errors import MethodError
 
+# a channel that varies by less than this part of its largest value is constant but for rounding
+_CONSTANT = 1e-6
 # masks [m, H, W] and the number of the sample [m] -> changed masks
 Alter = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -43,16 +45,15 @@ def ablationcam(view: View, channels: int = 0) -> np.ndarray:
 
 @layer_method("reciprocam", gradient=False)
 def reciprocam(view: View) -> np.ndarray:
-    """At each place the score when the layer is kept there alone.  https://arxiv.org/abs/2209.14074.
+    """At each place the score when the layer is kept there alone, minus the lowest of these.
 
-    One run of the graph behind the layer per place; where that is affine, one pass back says it for all of them.
+    https://arxiv.org/abs/2209.14074; brought to 0..1 by minimum and maximum in its authors' code. One run of the graph behind the layer per place; where that is affine, one pass back says it for all of them.
     """
     a = view.activations
     rows, _, height, width = a.shape
     if view.affine and view.objective.linear:
         contributions = (view.gradients.astype(np.float64) * a).sum(axis=1)
-        nothing = view.value() - contributions.sum(axis=(1, 2))
-        return np.asarray(nothing[:, None, None] + contributions, np.float32)
+        return _above_lowest(contributions)
     size = height * width
 
     def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,15 +63,20 @@ def reciprocam(view: View) -> np.ndarray:
         changed[np.arange(stop - start), :, y, x] = a[row, :, y, x]
         return changed, row
 
-    return view.values(rows * size, make).reshape(rows, height, width).astype(np.float32)
+    return _above_lowest(view.values(rows * size, make).reshape(rows, height, width))
+
+
+def _above_lowest(maps: np.ndarray) -> np.ndarray:
+    return np.asarray(maps - maps.min(axis=(1, 2), keepdims=True), np.float32)
 
 
 @layer_method("scorecam", gradient=False, long=True, summed=True)
 def scorecam(view: View, channels: int = 0) -> np.ndarray:
     """sum_c w * A, w = softmax over c of the score of the picture seen through channel c.
 
-    https://arxiv.org/abs/1910.01279. A channel is a mask once it is enlarged to the picture and brought to 0..1. The
-    whole model runs once per channel. `channels`: how many to look through, those of most energy; 0 for all.
+    https://arxiv.org/abs/1910.01279. A channel is a mask once it is enlarged to the picture and brought to 0..1; of
+    one that is the same everywhere the mask is 0. The whole model runs once per channel. `channels`: how many to look
+    through, those of most energy; 0 for all.
     """
     return _masked(view, channels, lambda masks, _: masks, 1)
 
@@ -108,6 +114,7 @@ def _masked(view: View, channels: int, alter: Alter, samples: int) -> np.ndarray
     a, pictures, shape = view.activations, view.input.activations, view.shape
     order = strongest(a, channels)
     rows, count = order.shape
+    varying = np.ptp(a, axis=(2, 3)) > _CONSTANT * np.abs(a).max(axis=(2, 3))
     down, across = enlarging(a.shape[2], shape[0]), enlarging(a.shape[3], shape[1])
     turned = view.window is not None and view.window.transposed
     if view.window is not None:
@@ -120,7 +127,10 @@ def _masked(view: View, channels: int, alter: Alter, samples: int) -> np.ndarray
         masks = down @ channel_maps[row, order[row, place]] @ across.T
         low, high = masks.min(axis=(1, 2), keepdims=True), masks.max(axis=(1, 2), keepdims=True)
         masks -= low  # in place: pages that the system has to give anew take longer than what is computed in them
-        masks /= high - low + 1e-8
+        # the 1e-8 of pytorch-grad-cam, less where activations are small
+        span = high - low
+        masks /= np.maximum(span + np.minimum(np.float32(1e-8), np.float32(1e-6) * span), np.finfo(np.float32).tiny)
+        masks[~varying[row, order[row, place]]] = 0  # enlarging left rounding noise of it
         visible = pictures[row[:1]] if row[0] == row[-1] else pictures[row]
         return visible * alter(masks, number)[:, None], row
 

@@ -56,8 +56,8 @@ def optimization(subject: Subject) -> list[Finding]:
     if far is None or far <= _SAME_SCORES[subject.precision]:
         return []
     detail = (
-        f"the plain model's scores differ by {far:.1e} from those ONNX Runtime computes without optimisation: it rounds "
-        "a quantized model at other places once its operators are joined; neither is wrong, and maps are as uncertain"
+        f"the plain model's scores differ by {far:.1e} from those ONNX Runtime computes without optimisation: it "
+        "rounds a quantized model at other places once its operators are joined; neither is wrong, and maps are as uncertain"
     )
     return [Finding("optimisation", "note", detail, {"scores": far})]
 

@@ -26,7 +26,10 @@ def test_dequantized_weights_do_not_round_the_activations_while_proving(name: st
 
 
 def test_what_the_runtime_rounds_by_optimising_is_said() -> None:
-    names = {name: [f.name for f in check(CASES / f"{name}.onnx", providers=CPU).findings] for name in ("int8_gemm", "int8_weights_only")}
+    names = {
+        name: [f.name for f in check(CASES / f"{name}.onnx", providers=CPU).findings]
+        for name in ("int8_gemm", "int8_weights_only")
+    }
     assert "optimisation" in names["int8_weights_only"]  # MatMulNBits rounds the activations to 8 bits
     assert "optimisation" not in names["int8_gemm"]
 
@@ -39,7 +42,11 @@ def network(layers: str, **constants: np.ndarray) -> onnx.ModelProto:
         f"c = Conv<pads = [1, 1, 1, 1]>(input, w1, b1)  {layers}  p = GlobalAveragePool(e)  f = Flatten(p)\n"
         "logits = Gemm(f, w3, b3) }"
     )
-    weights = {"w1": rng.normal(size=(8, 3, 3, 3)) / 5, "b1": rng.normal(size=8), "w2": rng.normal(size=(8, 8, 3, 3)) / 8}
+    weights = {
+        "w1": rng.normal(size=(8, 3, 3, 3)) / 5,
+        "b1": rng.normal(size=8),
+        "w2": rng.normal(size=(8, 8, 3, 3)) / 8,
+    }
     weights |= {"w3": rng.normal(size=(8, 6)), "b3": rng.normal(size=6)}
     for name, array in (weights | constants).items():
         kind = array.dtype if name in constants else np.float32
@@ -52,8 +59,8 @@ SCALE = {"s": np.array(0.02, np.float32), "z": np.array(-128, np.int8)}  # 0 is 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_layer_half_of_which_lies_on_the_lower_bound_is_not_accused(seed: int) -> None:
-    """Of a layer after a ReLU half the cells are 0, the lowest value of the next quantization: there only one side has a
-    derivative. Behind it a pool selects among rounded values, which tie."""
+    """Of a layer after a ReLU half the cells are 0, the lowest value of the next quantization, where only one side has
+    a derivative. Behind it a pool selects among rounded values, which tie."""
     model = network(
         "r = Relu(c)  q = QuantizeLinear(r, s, z)  a = DequantizeLinear(q, s, z)\n"
         "k = QuantizeLinear(a, s, z)  l = DequantizeLinear(k, s, z)\n"
@@ -78,7 +85,9 @@ def test_dead_channels_are_no_error_at_a_maximum(pool: str) -> None:
 
 
 def test_activations_move_away_from_where_nothing_has_a_derivative() -> None:
-    moved = differences.off_kinks(np.zeros((2, 8, 64, 64), np.float32) + np.eye(2)[:, :, None, None].repeat(4, 1), np.random.default_rng(0))
+    moved = differences.off_kinks(
+        np.zeros((2, 8, 64, 64), np.float32) + np.eye(2)[:, :, None, None].repeat(4, 1), np.random.default_rng(0)
+    )
     size = np.sqrt(0.5)
     change = np.abs(moved - np.eye(2)[:, :, None, None].repeat(4, 1))
     assert change.min() >= 0.029 * size

@@ -153,7 +153,9 @@ def test_other_samples_are_tried_where_one_lies_on_a_kink() -> None:
     def oracle(batch: np.ndarray, double: bool) -> Kinked:
         return Kinked(batch, double, kink)
 
-    with pytest.raises(VerificationError, match=rf"the gradients of 'a' differ from numpy by .* in sample {row + 1} of 4"):
+    with pytest.raises(
+        VerificationError, match=rf"the gradients of 'a' differ from numpy by .* in sample {row + 1} of 4"
+    ):
         parity.verify(model, record, oracle, batch, "numpy")
     found = parity.verify_on_samples(model, record, oracle, example, 4, "numpy")
     assert found["samples"] == 8 and found["set_aside"] == 4

@@ -19,7 +19,8 @@ ADAPTIVE = "['Net', 'torch.nn.modules.pooling.AdaptiveMaxPool2d', 'aten.amax.def
 def model(reduction: str, axes: list[int], **notes: str) -> onnx.ModelProto:
     made = parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 20]>\nsmall (float[N, 2, 3, 4] x) => (float y) '
-        f"<int64[{len(axes)}] axes = {{{', '.join(map(str, axes))}}}> {{ m = {reduction}(x, axes)  y = ReduceSum<keepdims = 0>(m) }}"
+        f"<int64[{len(axes)}] axes = {{{', '.join(map(str, axes))}}}> "
+        f"{{ m = {reduction}(x, axes)  y = ReduceSum<keepdims = 0>(m) }}"
     )
     for key, value in notes.items():
         made.graph.node[0].metadata_props.add(key=f"pkg.torch.onnx.{key}", value=value)
@@ -32,8 +33,13 @@ def gradient(made: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("reduction", ["ReduceMax", "ReduceMax<keepdims = 0>"])
-@pytest.mark.parametrize(("axes", "notes"), [([2, 3], {"class_hierarchy": ADAPTIVE}), ([-2, -1], {"class_hierarchy": ADAPTIVE}), ([2], {"fx_node": MAX_DIM})])
-def test_the_first_of_a_tie_gets_the_gradient_where_the_source_says_so(reduction: str, axes: list[int], notes: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("axes", "notes"),
+    [([2, 3], {"class_hierarchy": ADAPTIVE}), ([-2, -1], {"class_hierarchy": ADAPTIVE}), ([2], {"fx_node": MAX_DIM})],
+)
+def test_the_first_of_a_tie_gets_the_gradient_where_the_source_says_so(
+    reduction: str, axes: list[int], notes: dict[str, str]
+) -> None:
     made = model(reduction, axes, **notes)
     x = np.zeros((1, 2, 3, 4), np.float32)
     x[0, 1, 1, 2] = x[0, 1, 2, 3] = 1.0

@@ -103,7 +103,7 @@ def verify_on_samples(
 ) -> dict[str, Any]:
     """Compare an explainable model with its framework, as `verify` does, on random samples like an example.
 
-    Where a ReLU's input is 0 but for rounding, or two elements of a pool are equal, both gradients are right and differ.
+    Where a ReLU's input is 0 but for rounding, or two elements of a pool are equal, two right gradients may differ.
     Where a sample fails, twice as many others are drawn, up to two times, and all of them have to pass.
 
     Arguments:

@@ -57,7 +57,7 @@ def optimization(subject: Subject) -> list[Finding]:
         return []
     detail = (
         f"the plain model's scores differ by {far:.1e} from those ONNX Runtime computes without optimisation: it "
-        "rounds a quantized model at other places once its operators are joined; neither is wrong, and maps are as uncertain"
+        "rounds a quantized model at other places once its operators are joined; neither is wrong"
     )
     return [Finding("optimisation", "note", detail, {"scores": far})]
 

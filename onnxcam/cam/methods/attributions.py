@@ -45,7 +45,7 @@ def guided_backprop(view: View) -> np.ndarray:
 def guided_gradcam(view: View, interpolation: str = "nearest") -> np.ndarray:
     """guided_backprop * ReLU(gradcam), resized to the picture.  https://arxiv.org/abs/1610.02391 (section 3.2).
 
-    Both factors grow with the scores: where their product leaves the range of float32, that of gradcam is divided by its
+    Both factors grow with the scores: where their product leaves the range of float32, gradcam's is divided by its
     maximum first.
 
     Arguments:

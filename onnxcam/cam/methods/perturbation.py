@@ -47,7 +47,8 @@ def ablationcam(view: View, channels: int = 0) -> np.ndarray:
 def reciprocam(view: View) -> np.ndarray:
     """At each place the score when the layer is kept there alone, minus the lowest of these.
 
-    https://arxiv.org/abs/2209.14074; brought to 0..1 by minimum and maximum in its authors' code. One run of the graph behind the layer per place; where that is affine, one pass back says it for all of them.
+    https://arxiv.org/abs/2209.14074; its authors' code brings the map to 0..1 by minimum and maximum. One run of the
+    graph behind the layer per place; where that is affine, one pass back says it for all of them.
     """
     a = view.activations
     rows, _, height, width = a.shape

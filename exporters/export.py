@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -125,6 +126,7 @@ def export(
     grid: tuple[int, int] | None = None,
     prefix_tokens: int | None = None,
     origin: Mapping[str, Any] | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> Manifest | onnx.ModelProto:
     """Export a framework's classifier as an explainable ONNX file.
 
@@ -134,6 +136,7 @@ def export(
         layers: target layers as the framework names them, one or several; None for the default layer.
         labels, preprocess, methods, target, opset, verify, scores, outputs, gate, grid, prefix_tokens, origin: as of
             `onnxcam.exporters.pytorch.export`.
+        on_warning: called with each doubt that was measured; None for Python's `warnings.warn`.
 
     Returns:
         the manifest; with `path=None` the `ModelProto`, which holds it.
@@ -149,15 +152,16 @@ def export(
     if path is not None and not Path(path).absolute().parent.is_dir():
         raise OutputError(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}; make it first")
     targets = _listed(layers)
+    doubts: list[str] = []
     with framework.inference():
         batch, spec = framework.example(preprocess)
         classifier = framework.capture(targets, scores, opset)
         source = {**framework.source(classifier), **(origin or {})}
 
-        def explain(outputs: str, gate: str | None) -> onnx.ModelProto:
+        def explain(outputs: str, gate: str | None, layers: Sequence[Layer] | None, probe: bool) -> onnx.ModelProto:
             return augment(
                 classifier.model,
-                classifier.layers,
+                layers,
                 methods,
                 target,
                 scores=classifier.scores,
@@ -168,10 +172,12 @@ def export(
                 gate=gate,
                 grid=grid,
                 prefix_tokens=prefix_tokens,
+                probe=probe,
+                on_warning=doubts.append,
             )
 
         # gradients are compared where they are always computed, and are outputs
-        model = explain("all", None)
+        model = explain("all", None, classifier.layers, True)
         record = _manifest(model)
         if classifier.layers is None:
             record["layers"][0]["name"] = framework.default_name(model, record)
@@ -179,12 +185,17 @@ def export(
             oracle = framework.oracle(record)
             record["parity"] = parity.verify_on_samples(model, record, oracle, batch, samples, framework.autograd)
     if outputs != "all" or gate:
-        model, verified = explain(outputs, gate), record
+        model, verified = explain(outputs, gate, _corrected(classifier.layers, record), False), record
         record = _manifest(model)
-        record["parity"] = verified["parity"]
+        record["parity"], record["measured"] = verified["parity"], verified["measured"]
         for entry, other in zip(record["layers"], verified["layers"], strict=True):
-            entry["name"] = other["name"]
+            entry.update({key: other[key] for key in ("name", "covers", "place") if key in other})
     manifest.write(model, record)
+    for sentence in doubts:
+        if on_warning is not None:
+            on_warning(sentence)
+        else:
+            warnings.warn(sentence, stacklevel=3)
     if path is None:
         return model
     save(model, path)
@@ -200,6 +211,17 @@ def _listed(layers: Any) -> list[Any] | None:
     if not names:
         raise LayerError("`layers` is empty; name at least one target layer, or pass None for the default")
     return names
+
+
+def _corrected(layers: Sequence[Layer] | None, record: Manifest) -> Sequence[Layer] | None:
+    """The target layers with the layouts that were measured."""
+    if layers is None:
+        return None
+    entries = zip(layers, record["layers"], strict=True)
+    return [
+        layer if entry["layout"] == layer.layout else replace(layer, layout=entry["layout"], shape=None, grid=None)
+        for layer, entry in entries
+    ]
 
 
 def _manifest(model: onnx.ModelProto) -> Manifest:

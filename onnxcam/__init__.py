@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onnxcam.monitor.hook import Monitor as Monitor
     from onnxcam.network.explainable import augment as augment
     from onnxcam.network.network import list_layers as layers
+    from onnxcam.network.probe.probe import probe as probe
     from onnxcam.targets.objectives import Contrast as Contrast
     from onnxcam.targets.objectives import Probability as Probability
     from onnxcam.targets.objectives import Weights as Weights
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "augment": "onnxcam.network.explainable",
     "layers": "onnxcam.network.network:list_layers",
+    "probe": "onnxcam.network.probe.probe",
     "gradient": "onnxcam.autodiff.gradient",
     "Explainer": "onnxcam.explain.explainer",
     "Explanation": "onnxcam.explain.explanation",
@@ -45,6 +47,7 @@ __all__ = [
     "augment",
     "gradient",
     "layers",
+    "probe",
 ]
 
 

@@ -38,6 +38,11 @@ Examples:
     help="Number of noise pictures to check the gradients on.",
 )
 @click.option(
+    "--all-layers",
+    is_flag=True,
+    help="Measure where every candidate for a target layer lies on the picture, not the file's own alone.",
+)
+@click.option(
     "--pictures",
     "folder",
     metavar="DIR",
@@ -62,6 +67,7 @@ Examples:
 def check(
     model: str,
     samples: int,
+    all_layers: bool,
     folder: str | None,
     by_folder: bool,
     limit: int,
@@ -77,8 +83,9 @@ def check(
 
     MODEL is an explainable model, or any image classifier in ONNX form, which is made explainable in memory first.
     Predictions are compared with the plain model, gradients with central differences of the scores, both in the
-    runtime and on the execution provider that will serve them. Of what is collected, each line says ok, failed, unsure
-    (the differences are too noisy to tell) or note.
+    runtime and on the execution provider that will serve them. Facts measured of the model follow: its scores, whether
+    pictures of a batch affect each other, and where its layers lie on the picture. Of what is collected, each line says
+    ok, failed, unsure (the differences are too noisy to tell) or note.
 
     With --pictures, every plausible preprocessing (value ranges, colour orders, stretched or cropped, the model's
     own) is tried on the same pictures instead. Where the folders tell the classes (--by-folder), accuracy and
@@ -106,6 +113,7 @@ def check(
             seed=seed,
             input_size=input_size,
             allow_fallback=allow_fallback,
+            all_layers=all_layers,
         )
     except LayerError as error:
         raise options.not_explainable(error, ()) from error

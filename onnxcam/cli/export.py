@@ -306,6 +306,7 @@ def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] |
         grid=request.grid,
         prefix_tokens=request.prefix_tokens,
         input_size=None if size is None else (size[0], size[1]),
+        on_warning=_warn,
     )
     record = manifest.read(model)
     assert record is not None, "augment writes one"
@@ -319,6 +320,11 @@ def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] |
     return record
 
 
+def _warn(sentence: str) -> None:
+    """Print a doubt that was measured."""
+    click.echo(f"Warning: {sentence}", err=True)
+
+
 def _verify(model: Any) -> None:
     """Check gradients against finite differences, and the original outputs, in ONNX Runtime.
 
@@ -327,7 +333,7 @@ def _verify(model: Any) -> None:
     """
     from onnxcam.diagnose.gradients import check
 
-    report = check(model, providers=["CPUExecutionProvider"])
+    report = check(model, providers=["CPUExecutionProvider"], places=False)
     failed = [f"{finding.name}: {finding.detail}" for finding in report.findings if finding.status == "failed"]
     if failed:
         raise VerificationError(
@@ -369,7 +375,9 @@ def _from_framework(
     request = replace(
         request, labels=names, target=_target(request.target, names), preprocess=_preprocess(request.preprocess, loaded)
     )
-    manifest: dict[str, Any] = export(loaded.framework, output, **vars(request), origin={"name": loaded.info.name})
+    manifest: dict[str, Any] = export(
+        loaded.framework, output, **vars(request), origin={"name": loaded.info.name}, on_warning=_warn
+    )
     return manifest
 
 

@@ -16,7 +16,7 @@ import onnx
 from onnxcam import runtime
 from onnxcam.autodiff.seed import unrounded
 from onnxcam.autodiff.sweep import QUANTIZED, path
-from onnxcam.diagnose import contents, differences, outputs
+from onnxcam.diagnose import contents, differences, facts, outputs
 from onnxcam.diagnose.report import Finding, Report
 from onnxcam.diagnose.subject import Subject, noise_pictures
 from onnxcam.errors import InputError, ModelError, listing
@@ -29,6 +29,7 @@ from onnxcam.network.cut import crossing
 from onnxcam.network.network import prepare
 from onnxcam.network.open_size import refusal
 from onnxcam.network.opening import GRADIENTS, MANIFEST, open_model
+from onnxcam.network.probe.probe import probe
 from onnxcam.network.split import part_after
 
 _JUMPS = having(Trait.JUMPS)
@@ -54,6 +55,8 @@ def check(
     seed: int = 1234,
     input_size: Sequence[int] | None = None,
     allow_fallback: bool = False,
+    all_layers: bool = False,
+    places: bool = True,
 ) -> ModelReport:
     """Prove a model: its gradients against finite differences, its predictions against the plain model.
 
@@ -64,6 +67,9 @@ def check(
         directions: random directions per picture, of each of the three kinds.
         seed: fixes pictures and directions.
         input_size: height and width of the picture, where the file leaves them open.
+        all_layers: measure where every candidate for a target layer lies on the picture, see `onnxcam.probe`, not only
+            those that the file exposes.
+        places: whether a layer that lies elsewhere on the picture is a failure; else it is a note.
 
     Returns:
         A report; `passed` is False where a number is wrong.
@@ -100,6 +106,9 @@ def check(
         findings += _findings(subject, directions, rng)
     except (InputError, ModelError) as error:
         raise refusal(error, entries["input"], subject.batch.shape) from error
+    names = [entry[key] for entry in entries["layers"] for key in ("name", "value")]
+    layers = probe(opened.source, all_layers=True).to_dict() if all_layers else entries
+    findings += [*facts.of_file(entries), *facts.of_layers(layers, names if places else ())]
     name = str((entries.get("source") or {}).get("name") or "model")
     return ModelReport(name, findings=findings)
 

@@ -17,7 +17,7 @@ from onnxcam.explain.file import FileSession, Raw
 from onnxcam.explain.maps import fuse, map_size, windows_of
 from onnxcam.explain.preparation import Preparation, Prepared
 from onnxcam.explain.question import SEED, Question, Terms
-from onnxcam.explain.warnings import input_size_warnings, preprocessing_warnings
+from onnxcam.explain.warnings import input_size_warnings, measured_warnings, preprocessing_warnings
 from onnxcam.graph.large_model import Serialized
 from onnxcam.network.layout import Layout
 from onnxcam.runtime import Provider
@@ -44,6 +44,8 @@ class Explainer:
         providers: execution providers, names or (name, options); None for the best that really works (CUDA, else CPU).
         session_options: `onnxruntime.SessionOptions`.
         allow_fallback: accept a session that does not use every provider named.
+        probe: measure facts about a plain classifier on 12 pictures, see `onnxcam.probe`; an explainable model carries
+            them. Without, every explanation says that they were not measured.
 
     Raises:
         ModelError: the file is not a usable classifier.
@@ -65,6 +67,7 @@ class Explainer:
         providers: Sequence[Provider] | None = None,
         session_options: Any = None,
         allow_fallback: bool = False,
+        probe: bool = True,
     ) -> None:
         self._file = FileSession(
             source,
@@ -75,6 +78,7 @@ class Explainer:
             providers=providers,
             session_options=session_options,
             allow_fallback=allow_fallback,
+            probe=probe,
         )
         manifest = self._file.manifest
         self._readout = self._file.readout
@@ -90,6 +94,7 @@ class Explainer:
         spec = preprocess if preprocess is not None else entry.get("preprocess")
         self._preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
         self._warnings = input_size_warnings(entry) + ([] if self.labels else list(self._file.doubts))
+        self._warnings += measured_warnings(manifest, skipped=self._file.plain and not probe)
         if self._preprocess is not None:
             self._warnings += preprocessing_warnings(entry, self._preprocess, preprocess is not None)
 
@@ -350,23 +355,10 @@ class Explainer:
             PictureError, TargetError, LayerError, MethodError, InputError: as their names say.
         """
         several = isinstance(picture, (list, tuple))
-        explanations = list(
-            self.stream(
-                picture if several else [picture],
-                target,
-                method,
-                layer,
-                top,
-                normalize,
-                side_by_side=side_by_side,
-                color=color,
-                fusion=fusion,
-                smooth=smooth,
-                seed=seed,
-                progress=progress,
-                **options,
-            )
-        )
+        explanations = list(self.stream(
+            picture if several else [picture], target, method, layer, top, normalize, side_by_side=side_by_side,
+            color=color, fusion=fusion, smooth=smooth, seed=seed, progress=progress, **options,
+        ))  # fmt: skip
         return explanations if several else explanations[0]
 
     def stream(

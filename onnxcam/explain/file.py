@@ -20,7 +20,7 @@ from onnxcam.network.layout import window_of
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import SCORES
 from onnxcam.network.open_size import refusal
-from onnxcam.network.opening import Model, Source, lacking, open_model
+from onnxcam.network.opening import MANIFEST, Model, Source, lacking, open_model
 from onnxcam.runtime.rows import joined, portions
 from onnxcam.targets.classes import TOP1
 from onnxcam.targets.readout import Readout
@@ -68,6 +68,7 @@ class FileSession:
         providers: Sequence[runtime.Provider] | None = None,
         session_options: Any = None,
         allow_fallback: bool = False,
+        probe: bool = True,
     ) -> None:
         self._providers = providers
         self._options = session_options
@@ -78,7 +79,9 @@ class FileSession:
         # other methods cannot be stored in a file and are computed next to it
         storable = [method.name for method in map(find, methods) if method.kind == GRAPH] or ["gradcam"]
         names = [layers] if isinstance(layers, str) else layers
-        model = open_model(source, layers=names, methods=storable, preprocess=preprocess, input_size=input_size)
+        model = open_model(
+            source, layers=names, methods=storable, preprocess=preprocess, input_size=input_size, probe=probe
+        )
         session = self._open_file(model.source)
         shapes = {i.name: i.shape for i in session.get_inputs()}
         manifest = model.manifest
@@ -95,6 +98,11 @@ class FileSession:
     def source(self) -> str | Serialized:
         """The model in use, with its manifest: a path or its bytes; over 2 GiB its graph and weights."""
         return self._loaded.model.source
+
+    @property
+    def plain(self) -> bool:
+        """Whether the opened file is a plain classifier, augmented in memory."""
+        return MANIFEST in self._loaded.model.added
 
     @property
     def bound_class(self) -> int | None:
@@ -127,7 +135,9 @@ class FileSession:
 
     @property
     def batch_size(self) -> int | None:
-        """Rows per run where the model fixes them, else None."""
+        """Rows per run where the model fixes them, 1 where rows affect each other, else None."""
+        if (self.manifest.get("measured") or {}).get("rows") == manifests.COUPLED:
+            return 1
         rows = self.manifest["input"]["shape"][0]
         return rows if isinstance(rows, int) else None
 

@@ -70,6 +70,21 @@ def input_size_warnings(entry: dict[str, Any]) -> list[str]:
     return []
 
 
+def measured_warnings(entries: manifest.Manifest, *, skipped: bool) -> list[str]:
+    """Warnings about what was measured of the model, or that nothing was.
+
+    Arguments:
+        entries: the manifest.
+        skipped: whether the measurement was left out by request.
+    """
+    if skipped:
+        return [
+            "facts about this plain model were not measured (probe=False): the kind of its scores, and where its layer "
+            "lies on the picture, are as its graph suggests"
+        ]
+    return manifest.measured_warnings(entries)
+
+
 def same_values(a: Preprocess, b: Preprocess) -> bool:
     """Whether two preprocessings make the same values of a pixel, within a hundredth of their range."""
     if a.color != b.color:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,10 @@ from onnxcam.network.input_size import Sized, sized
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.network import PICTURE_TYPES, Network, describe_source, dims
+from onnxcam.network.probe.application import correct, describe_facts, recorded
+from onnxcam.network.probe.facts import Probe
+from onnxcam.network.probe.measurement import measure
+from onnxcam.network.readout import settle
 from onnxcam.targets import classes as targets
 from onnxcam.targets.readout import Readout
 
@@ -59,6 +64,8 @@ def augment(
     grid: tuple[int, int] | None = None,
     prefix_tokens: int | None = None,
     input_size: tuple[int, int] | None = None,
+    probe: bool | Probe = True,
+    on_warning: Callable[[str], None] | None = None,
 ) -> onnx.ModelProto:
     """Make a classifier explainable: scores, activations, gradients and heatmaps from one plain ONNX file.
 
@@ -83,6 +90,9 @@ def augment(
         input_size: height and width of the picture, where the model leaves them open: the explainable model takes that
             size alone. Where none is given and layers of tokens need one, it is the one that `preprocess` makes, or
             else 224 x 224, which the manifest then calls assumed.
+        probe: whether to measure facts about the model on 12 pictures, see `onnxcam.probe`, or what was measured of it
+            before; an explainable model whose manifest has them keeps them.
+        on_warning: called with each doubt that was measured; None for Python's `warnings.warn`.
 
     Returns:
         a new `ModelProto`: the original outputs, `logits` where needed (`log_probabilities` where no logit can be
@@ -126,12 +136,22 @@ def augment(
         likely=_likely_size(preprocess) if dynamic_size.is_dynamic(network.graph) else None,
     )
     target_layers = _target_layers(network, fitted, requested, grid, prefix_tokens)
-    coverage = {
-        layer.name: covers(fitted.graph, layer.value, network.picture.name, network.readout.value)
-        for layer in target_layers
-    }
+    facts = _measure(network, fitted.graph, target_layers, probe, preprocess)
+    graph, target_layers = correct(fitted.graph, network.picture.name, target_layers, facts)
+    measured = describe_facts(facts, network.manifest, target_layers)
+    readout = network.readout
+    if facts is not None and facts.scores is not None and facts.value == readout.value:
+        settled = settle(readout, facts.scores, declared=kind is not None)
+        if settled.kind != readout.kind:  # the value that is explained is another one
+            return augment(
+                source, layers, methods, target, scores=scores, kind=settled.kind, outputs=outputs, labels=labels,
+                preprocess=preprocess, origin=origin, gate=gate, grid=grid, prefix_tokens=prefix_tokens,
+                input_size=input_size, probe=facts, on_warning=on_warning,
+            )  # fmt: skip
+        readout = settled
+    coverage = {layer.name: covers(graph, layer.value, network.picture.name, readout.value) for layer in target_layers}
     graph, target_layers, readout, tensor_names = _reserve(
-        fitted.graph, target_layers, functions, network.readout, gated=condition is not None
+        graph, target_layers, functions, readout, gated=condition is not None
     )
 
     op = Builder(graph)
@@ -170,8 +190,33 @@ def augment(
         manifest["target"]["class"] = bound
     if condition is not None:
         manifest["gate"] = {"condition": gate, "output": tensor_names[gates.FIRED]}
+    if measured.file is not None:
+        manifest["measured"] = measured.file
+    for entry, layer_facts in zip(entries, measured.layers, strict=True):
+        entry.update(layer_facts)
     manifests.write(model, manifest)
+    for sentence in manifests.measured_warnings(manifest):
+        if on_warning is not None:
+            on_warning(sentence)
+        else:
+            warnings.warn(sentence, stacklevel=2)
     return model
+
+
+def _measure(
+    network: Network, graph: Graph, target_layers: Sequence[Layer], probe: bool | Probe, preprocess: Any
+) -> Probe | None:
+    """Facts about a model and its target layers; None where its manifest has them, or without `probe`."""
+    if isinstance(probe, Probe):
+        return probe
+    if not probe or recorded(network.manifest, target_layers):
+        return None
+    picture = network.picture.name
+    shape = dims(graph.shape(picture))
+    resolved = None
+    with contextlib.suppress(PreprocessError):  # what is wrong with it is said when the manifest is written
+        resolved = image.resolve(preprocess, shape, layout=input_layout(graph, picture)) if preprocess else None
+    return measure(graph, picture, network.readout, target_layers, preprocess=resolved)
 
 
 def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | None:

@@ -22,6 +22,10 @@ FORMAT = 1
 # `size` of the input: a guess, or none is known for which the grid of tokens would be
 ASSUMED, UNKNOWN = "assumed", "unknown"
 _LONGEST = 8 << 20  # characters; 21,000 labels are one million
+# `measured.rows`: whether a row's results depend on the rows that it shares a batch with
+INDEPENDENT, COUPLED = "independent", "coupled"
+# `layers[].place.verdict`
+VERDICTS = ("direct", "mirrored", "rotated", "transposed", "shifted", "none", "unsettled")
 # elements of a batch: 1 GiB in float32
 _LARGEST = 1 << 28
 Manifest = dict[str, Any]
@@ -71,6 +75,10 @@ def _window(value: Any) -> bool:
     return True
 
 
+def _place(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("verdict") in VERDICTS and _is(int, float)(value.get("correlation"))
+
+
 _dim = _or_none(lambda value: isinstance(value, str) or _count(1)(value))
 
 # what no reader can do without: key, then the fields of that entry (of each layer's entry)
@@ -94,7 +102,10 @@ _FURTHER: dict[str, dict[str, Check]] = {
                "warnings": _list(_is(str))},
     "target": {"class": _or_none(_count(0))},
     "layers": {"value": _or_none(_is(str)), "shape": _or_none(_list(_dim)), "grid": _or_none(_list(_dim, 2)),
-               "prefix_tokens": _count(0), "covers": _or_none(_among("all", "part")), "window": _or_none(_window)},
+               "prefix_tokens": _count(0), "covers": _or_none(_among("all", "part")), "window": _or_none(_window),
+               "place": _or_none(_place)},
+    "measured": {"scores": _or_none(_is(dict)), "rows": _among(INDEPENDENT, COUPLED), "deterministic": _is(bool),
+                 "range": _list(_is(int, float), 2), "unmeasured": _names},
     "source": {"name": _or_none(_is(str)), "outputs": _or_none(_list(_is(str))), "scores": _or_none(_is(str)),
                "kind": _or_none(_among(*KINDS)), "framework": _or_none(_is(str)), "sha256": _or_none(_is(str))},
     "parity": {key: _is(int, float) for key in ("scores", "activations", "gradients")},
@@ -197,6 +208,33 @@ def require_fit(manifest: Manifest, shape: Sequence[Any] | None, outputs: Collec
         raise ModelError(
             f"the manifest names {listing(missing)}, which the graph does not output; export the model again"
         )
+
+
+def measured_warnings(manifest: Manifest) -> list[str]:
+    """Sentences about measured facts that make maps or numbers doubtful; none for what was not measured."""
+    facts = manifest.get("measured") or {}
+    sentences = []
+    if facts.get("rows") == COUPLED:
+        sentences.append(
+            "a picture's results depend on the others in its batch (as after BatchNormalization in training mode): "
+            "pictures are explained one by one, and differ from what the model says of them in a batch"
+        )
+    if facts.get("deterministic") is False:
+        sentences.append(
+            "the model is not deterministic: two runs on the same picture differ, so maps and scores hold for one run"
+        )
+    for entry in manifest["layers"]:
+        place = entry.get("place") or {}
+        verdict = place.get("verdict", "unsettled")
+        if verdict not in ("direct", "unsettled") and not place.get("drawn"):
+            order = f"{verdict} ({place['reason']})" if place.get("reason") else verdict
+            lies = "has no place on the picture" if verdict == "none" else f"lies {order} on the picture"
+            reason = f": {place['reason']}" if verdict == "none" and place.get("reason") else ""
+            sentences.append(
+                f"layer {entry['name']!r} {lies}{reason}, as measured by changing the picture at several places: its "
+                "maps are drawn in the wrong place; choose another layer (`onnxcam layers` lists them)"
+            )
+    return sentences
 
 
 def read(model: onnx.ModelProto) -> Manifest | None:

@@ -54,7 +54,7 @@ class Model:
         lacking_layers = [name for name in dict.fromkeys(layers) if name is not None and name not in self.layers]
         present = _methods(self.manifest)
         try:
-            where, extended = _augment(self.source, [*lacking_layers, *self.layers], present)
+            where, extended = _augment(self.source, [*lacking_layers, *self.layers], present, probe=False)
         except MethodError as error:
             raise MethodError(f"{error}; the file itself has {present}") from error
         except LayerError as error:
@@ -73,6 +73,7 @@ def open_model(
     gated: bool = False,
     preprocess: Any = None,
     input_size: Sequence[int] | None = None,
+    probe: bool = True,
 ) -> Model:
     """Open a model, and augment it in memory where its file lacks something that is required.
 
@@ -87,6 +88,7 @@ def open_model(
         gated: whether to leave a gate as it is; the maps are computed for every batch otherwise.
         preprocess: for the manifest of a plain classifier.
         input_size: height and width of the picture where the file leaves them open, which become fixed.
+        probe: whether facts about a plain classifier are measured, see `onnxcam.probe`.
 
     Raises:
         ModelError: not a usable classifier, or not of this `input_size`.
@@ -98,7 +100,7 @@ def open_model(
         source = where
     if manifest is None:
         names = None if layers is None else [name for name in layers if name is not None] or None
-        where, manifest = _augment(source, names, methods or ("gradcam",), preprocess, input_size)
+        where, manifest = _augment(source, names, methods or ("gradcam",), preprocess, input_size, probe)
         return _labelled(Model(where, manifest, added=frozenset({MANIFEST})), properties)
     bound_class = manifest["target"].get("class")
     missing = lacking(manifest, layers, methods if require_methods else (), raw=raw, classes=classes)
@@ -107,8 +109,9 @@ def open_model(
         return _labelled(Model(where, manifest, bound_class), properties)
     present = [entry["name"] for entry in manifest["layers"]]
     further = [name for name in layers or () if name is not None and name not in present]
+    size = input_size if opened_size else None
     where, manifest = _augment(
-        source, [*present, *further], [*_methods(manifest), *methods], preprocess, input_size if opened_size else None
+        source, [*present, *further], [*_methods(manifest), *methods], preprocess, size, probe=False
     )
     return _labelled(Model(where, manifest, bound_class, missing), properties)
 
@@ -209,16 +212,29 @@ def _augment(
     methods: Sequence[str],
     preprocess: Any = None,
     input_size: Sequence[int] | None = None,
+    probe: bool = True,
 ) -> tuple[Serialized, Manifest]:
     from onnxcam.graph.load import serialize
     from onnxcam.network.explainable import augment
 
     size = None if input_size is None else (int(input_size[0]), int(input_size[1]))
-    model = augment(source, layers, tuple(dict.fromkeys(methods)), preprocess=preprocess, input_size=size)
+    model = augment(
+        source,
+        layers,
+        tuple(dict.fromkeys(methods)),
+        preprocess=preprocess,
+        input_size=size,
+        probe=probe,
+        on_warning=_leave_to_the_manifest,
+    )
     manifest = manifests.read(model)
     if manifest is None:
         raise ModelError("the augmented model carries no manifest; report this as a bug")
     return serialize(model), manifest
+
+
+def _leave_to_the_manifest(_: str) -> None:
+    """Say nothing now: who opens the model says what its manifest says."""
 
 
 def _without_gate(source: str | Serialized) -> tuple[Serialized, Manifest | None]:

@@ -31,6 +31,7 @@ def test_manifest_is_complete() -> None:
     import hashlib
 
     found = json.loads(next(p.value for p in made.metadata_props if p.key == "onnxcam"))
+    correlation = found["layers"][0]["place"]["correlation"]
     assert found == {
         "format": 1,
         "requires": {"onnxruntime": found["requires"]["onnxruntime"], "opset": 18, "ir": 8},
@@ -44,8 +45,13 @@ def test_manifest_is_complete() -> None:
                 "name": "relu2", "activations": "activations", "gradients": "gradients", "layout": "NCHW",
                 "shape": ["N", 16, 12, 16], "grid": [12, 16], "prefix_tokens": 0, "covers": "all",
                 "heatmaps": {"gradcam": "heatmap"}, "value": "relu2",
+                "place": {"verdict": "direct", "correlation": correlation},
             }
         ],
+        "measured": {
+            "scores": found["measured"]["scores"], "rows": "independent", "deterministic": True,
+            "range": found["measured"]["range"],
+        },
         "labels": labels,
         "source": {
             "framework": "onnx", "name": "tiny", "opset": 18, "outputs": ["probabilities"],
@@ -54,6 +60,9 @@ def test_manifest_is_complete() -> None:
         "parity": None,
     }  # fmt: skip
     assert found["requires"]["onnxruntime"].count(".") == 2
+    assert correlation > 0.7
+    assert found["measured"]["scores"]["rows"] == 12
+    assert found["measured"]["range"] == pytest.approx([-1, 1], abs=0.03)  # of the preprocessing
     assert (made.opset_import[0].version, made.ir_version) == (18, 8)
 
 

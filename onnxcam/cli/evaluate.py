@@ -58,6 +58,8 @@ Examples:
 @options.labels_option
 @options.preprocess_option
 @options.input_size_option
+@options.range_option
+@options.bands_option
 @click.option("--csv", "csv_file", metavar="FILE", help="Write each picture's numbers as CSV.")
 @click.option("--report", metavar="FILE", help="Write an HTML page with tables, curves and pictures.")
 @click.option(
@@ -82,6 +84,8 @@ def evaluate(
     labels: str | None,
     preprocess: str | None,
     input_size: list[int] | None,
+    value_range: list[float] | None,
+    bands: list[int] | None,
     csv_file: str | None,
     report: str | None,
     output: str | None,
@@ -120,7 +124,16 @@ def evaluate(
     if not collection.items:
         raise collection.failures[0][1]
     explainer = open_explainer(
-        model, layers, labels, preprocess, provider=provider, allow_fallback=allow_fallback, input_size=input_size
+        model,
+        layers,
+        labels,
+        preprocess,
+        provider=provider,
+        allow_fallback=allow_fallback,
+        input_size=input_size,
+        value_range=value_range,
+        bands=bands,
+        sources=[item.source for item in collection.items],
     )
     items = collection.items
     classes = None

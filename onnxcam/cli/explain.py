@@ -21,12 +21,13 @@ from onnxcam.cli import options
 from onnxcam.cli.progress import Progress
 from onnxcam.cli.question import MethodName, ask
 from onnxcam.cli.versions import versions
-from onnxcam.errors import LayerError, OutputError, PreprocessError
+from onnxcam.errors import LayerError, OutputError
 from onnxcam.explain import pictures
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.explanation import Drawing
 from onnxcam.explain.folder import Outcome, cores, explain_all, sentence, workers
 from onnxcam.explain.maps import FUSIONS, SMOOTHINGS
+from onnxcam.explain.preparation import takes_all
 from onnxcam.explain.question import Question
 from onnxcam.explain.warnings import prediction_warnings
 from onnxcam.image.panel import percentage
@@ -106,6 +107,8 @@ Examples:
 @options.labels_option
 @options.preprocess_option
 @options.input_size_option
+@options.range_option
+@options.bands_option
 @click.option(
     "--normalize",
     type=click.Choice(image.NORMALIZATIONS),
@@ -150,6 +153,8 @@ def explain(
     labels: str | None,
     preprocess: str | None,
     input_size: list[int] | None,
+    value_range: list[float] | None,
+    bands: list[int] | None,
     normalize: str,
     alpha: float,
     colormap: str,
@@ -189,7 +194,19 @@ def explain(
     digest = threads.submit(_digest, model)
     runtime.import_onnxruntime()  # before the threads import it too: imports wait for each other, loading does not
     opening = threads.submit(
-        open_explainer, model, layers, labels, preprocess, named_methods, provider, allow_fallback, many, input_size
+        open_explainer,
+        model,
+        layers,
+        labels,
+        preprocess,
+        named_methods,
+        provider,
+        allow_fallback,
+        many,
+        input_size,
+        value_range,
+        bands,
+        [item.source for item in collected.items],
     )
     _warm()  # here, as OpenCV loads its fonts once for each thread
     explainer = opening.result()
@@ -261,8 +278,12 @@ def open_explainer(
     allow_fallback: bool = False,
     many: bool = False,
     input_size: Sequence[int] | None = None,
+    value_range: Sequence[float] | None = None,
+    bands: Sequence[int] | None = None,
+    sources: Sequence[Any] = (),
 ) -> Explainer:
-    """Open the explainer that the flags describe.
+    """Open the explainer that the flags describe; of `sources` that are all the model's own input no preprocessing is
+    needed.
 
     With `many` pictures several are explained side by side, so each run of the model takes its share of the cores.
 
@@ -278,6 +299,8 @@ def open_explainer(
             layers=list(dict.fromkeys(layers)) or None,
             methods=methods,
             input_size=input_size,
+            value_range=None if value_range is None else (value_range[0], value_range[1]),
+            bands=bands,
             providers=runtime.parse_provider(provider),
             session_options=runtime.options.side_by_side(max(1, cores() // workers())) if many else None,
             allow_fallback=allow_fallback,
@@ -287,11 +310,8 @@ def open_explainer(
     if names is not None:
         labels.check_count(names, explainer.classes, f"labels file {labels_file!r}")
         explainer.labels = names
-    if explainer.preprocess is None:
-        raise PreprocessError(
-            "the model does not say how pictures become tensors, and a wrong guess silently gives a wrong map; "
-            f"name it with --preprocess: {', '.join(image.candidates())}"
-        )
+    if explainer.preprocess is None and not takes_all(explainer.preparation, sources):
+        raise explainer.preparation.unknown()
     return explainer
 
 
@@ -346,7 +366,7 @@ def check(explainer: Explainer, question: Question) -> None:
     beyond = not methods <= set(explainer.methods) or not set(question.layers) <= set(explainer.layers)
     if not beyond and not question.smooth and not question.lacks_target:
         return
-    grey = image.Picture(_grey(explainer))
+    grey = _grey(explainer)
     quick = tuple(method for method in question.methods if not method.long)
     if quick:
         deque(explainer.answer(question.probe(quick), [grey]), maxlen=0)
@@ -357,8 +377,13 @@ def check(explainer: Explainer, question: Question) -> None:
 def _grey(explainer: Explainer) -> Any:
     import numpy as np
 
-    size = None if explainer.preprocess is None else explainer.preprocess.output_size
-    return np.full((*(size or (224, 224)), 3), 128, np.uint8)
+    preprocess, entry = explainer.preprocess, explainer.manifest["input"]
+    if preprocess is None:  # the pictures are the model's own input
+        sides = [side if isinstance(side, int) else 224 for side in entry["shape"][1:]]
+        return np.full((1, *sides), 0.5 if entry["dtype"].startswith("float") else 128, entry["dtype"])
+    size = preprocess.output_size or (224, 224)
+    values = np.full((*size, preprocess.channels), 128.0, np.float32) if preprocess.color == "bands" else None
+    return image.Picture(np.full((*size, 3), 128, np.uint8), values=values)
 
 
 class _Run:

@@ -34,6 +34,20 @@ preprocess_option: Callable[[F], F] = click.option(
     help="How pictures become tensors: imagenet, caffe, torch, tf or -1..1, 0..1, raw, timm:FILE, hf:FILE or a JSON "
     "file; hf:FOLDER takes the class names in it too.",
 )
+range_option: Callable[[F], F] = click.option(
+    "--range",
+    "value_range",
+    metavar="LO,HI",
+    callback=lambda ctx, param, value: _numbers(value, "--range", 2),
+    help="Values of black and of white, of pictures of more than 8 bits and of arrays: 0,4095 or 0,1.  [default: the "
+    "whole range of 8 and 16 bits; others have to be stated]",
+)
+bands_option: Callable[[F], F] = click.option(
+    "--bands",
+    metavar="R,G,B",
+    callback=lambda ctx, param, value: _numbers(value, "--bands", 1, 3, kind=int),
+    help="Bands that are shown of pictures of many, counted from 0: 3,2,1, or one.  [default: 0,1,2]",
+)
 input_size_option: Callable[[F], F] = click.option(
     "--input-size",
     metavar="SIZE",
@@ -56,6 +70,28 @@ json_option: Callable[[F], F] = click.option(
 seed_option: Callable[[F], F] = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=1234, show_default=True, help="Seed of the random numbers."
 )
+
+
+def _numbers(text: str | None, flag: str, *counts: int, kind: Callable[[str], float] = float) -> list[Any] | None:
+    """Numbers separated by commas.
+
+    Raises:
+        UsageError: something else, or another count of them.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in counts or not all(math.isfinite(n) for n in numbers) or (kind is int and min(numbers) < 0):
+        what = "whole numbers from 0" if kind is int else "numbers"
+        raise click.UsageError(
+            f"{flag} {text!r}: expected {' or '.join(map(str, counts))} {what}, separated by commas."
+        )
+    if flag == "--range" and numbers[0] == numbers[1]:
+        raise click.UsageError(f"--range {text!r}: black and white are the same value.")
+    return numbers
 
 
 def parse_size(text: str | None, most: int = 3) -> list[int] | None:

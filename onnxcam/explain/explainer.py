@@ -41,6 +41,8 @@ class Explainer:
         layers: names of target layers; None for those of the file, or the default layer of a plain classifier.
         methods: names of the CAM methods that a plain classifier is augmented with.
         input_size: (height, width) of the picture, where the file leaves them open.
+        value_range: the values that count as pixels of 0 and 255, of pictures of more than 8 bits and of arrays.
+        bands: indices of the one or three bands that are shown of pictures of many; None for the first three.
         providers: execution providers, names or (name, options); None for the best that really works (CUDA, else CPU).
         session_options: `onnxruntime.SessionOptions`.
         allow_fallback: accept a session that does not use every provider named.
@@ -64,6 +66,8 @@ class Explainer:
         layers: Sequence[str] | None = None,
         methods: Sequence[str | Method] = ("gradcam",),
         input_size: Sequence[int] | None = None,
+        value_range: tuple[float, float] | None = None,
+        bands: Sequence[int] | None = None,
         providers: Sequence[Provider] | None = None,
         session_options: Any = None,
         allow_fallback: bool = False,
@@ -91,8 +95,8 @@ class Explainer:
         names = [layers] if isinstance(layers, str) else layers
         self._layers: list[str] = list(names or [entry["name"] for entry in manifest["layers"]])
         entry = manifest["input"]
-        spec = preprocess if preprocess is not None else entry.get("preprocess")
-        self._preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
+        self.preparation = Preparation.of(entry, preprocess, value_range, bands)
+        self._preprocess = self.preparation.preprocess
         self._warnings = input_size_warnings(entry) + ([] if self.labels else list(self._file.doubts))
         self._warnings += measured_warnings(manifest, skipped=self._file.plain and not probe)
         if self._preprocess is not None:
@@ -110,7 +114,8 @@ class Explainer:
 
     def beside(self, model: Any) -> Explainer:
         """An explainer of a changed copy of the model on the same terms: labels, preprocessing, layers, providers."""
-        return Explainer(**self._file.on(model), labels=self.labels, preprocess=self._preprocess, layers=self._layers)
+        terms = {"labels": self.labels, "preprocess": self._preprocess, "layers": self._layers}
+        return Explainer(**self._file.on(model), **terms, bands=self.preparation.bands)
 
     @property
     def classes(self) -> int:
@@ -337,7 +342,8 @@ class Explainer:
         """Explain pictures.
 
         Arguments:
-            picture: a path, encoded bytes, a PIL image, or a uint8 array `[H, W]` or `[H, W, 3]`; or a list of these.
+            picture: a path, encoded bytes, a PIL image, or a uint8 array `[H, W]` or `[H, W, 3]`; any other array (and
+                `.npy` file) with a `value_range`, or of the model's own input; or a list of these.
             target: None (top-1; in a file bound to one class, that class), -1 (top-1, always), an index, a label, a
                 `Contrast`, a `Probability` or `Weights`, or a list with one per picture.
             method: a method's name; or a list of names, each further one in `.per_method`.
@@ -411,7 +417,7 @@ class Explainer:
             PreprocessError: neither the file nor the caller says how pictures become tensors.
             PictureError: it cannot be read.
         """
-        return Preparation(self._file.manifest["input"], self._preprocess).prepare(picture, color=color)
+        return self.preparation.prepare(picture, color=color)
 
     def _explanations(
         self, question: Question, prepared: list[Prepared], progress: Progress | None

@@ -387,7 +387,11 @@ class BatchMaps(NamedTuple):
             maps,
             self.method.name,
             layer,
-            [*self.warnings, *map_warnings([(one.label, one.raw_map, one.heatmap) for one in maps], self.scores[row])],
+            [
+                *self.warnings,
+                *picture.doubts,
+                *map_warnings([(one.label, one.raw_map, one.heatmap) for one in maps], self.scores[row]),
+            ],
             picture.name,
             self.model,
             kind=kind,

@@ -22,6 +22,7 @@ from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.explanation import RECORD, Drawing, Explanation
 from onnxcam.explain.features import Progress
 from onnxcam.explain.pictures import Item
+from onnxcam.explain.preparation import Preparation
 from onnxcam.explain.question import Question
 
 _CHUNK = 4  # pictures per run: large linear layers are read once for all of them, and memory stays flat
@@ -137,8 +138,9 @@ class PixelBudget:
 class _Pending:
     """A picture that is not read yet; its header is read once."""
 
-    def __init__(self, item: Item) -> None:
+    def __init__(self, item: Item, preparation: Preparation | None = None) -> None:
         self.item = item
+        self._preparation = preparation
 
     @cached_property
     def header(self) -> image.Header | None:
@@ -157,7 +159,8 @@ class _Pending:
     def load(self) -> image.Picture | Exception:
         """The decoded picture, or the reason why it cannot be read."""
         try:
-            picture = image.load(self.item.source, header=self.header)
+            read = image.load if self._preparation is None else self._preparation.read
+            picture = read(self.item.source, header=self.header)
         except Exception as error:
             return error
         return replace(picture, name=self.item.name) if isinstance(self.item.source, bytes) else picture
@@ -176,7 +179,8 @@ class _Work:
 
     def finish(self, items: Sequence[Item]) -> list[Outcome]:
         """Read, explain and write some pictures, as many at a time as fit into the budget."""
-        queue, outcomes = deque(map(_Pending, items)), []
+        queue = deque(_Pending(item, self.explainer.preparation) for item in items)
+        outcomes: list[Outcome] = []
         while queue:
             some, pixels = self._reserve(queue)
             try:

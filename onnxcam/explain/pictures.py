@@ -13,6 +13,7 @@ from typing import BinaryIO
 from onnxcam.errors import PictureError, listing
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+ARRAYS = ".npy"
 STDIN = "-"
 _LARGEST_STDIN = 512 << 20
 _LARGEST_LIST = 256 << 20
@@ -153,7 +154,12 @@ def _expand(text: str, skip: Path) -> tuple[list[Path], Path | None, PictureErro
 
 
 def _walk(folder: Path, skip: Path) -> Iterator[Path]:
-    """The picture files below a folder, sorted, without what is hidden or below `skip`."""
+    """The picture files below a folder, sorted, without what is hidden or below `skip`; arrays if there are no others.
+
+    Arrays next to pictures are masks or labels rather than pictures.
+    """
+    arrays: list[Path] = []
+    encoded = False
     for where, folders, files in os.walk(folder):
         here = Path(where)
         if here.resolve() == skip:
@@ -161,8 +167,15 @@ def _walk(folder: Path, skip: Path) -> Iterator[Path]:
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(EXTENSIONS):
+                encoded = True
                 yield here / name
+            elif name.lower().endswith(ARRAYS):
+                arrays.append(here / name)
+    if not encoded:
+        yield from arrays
 
 
 def _before_magic(path: Path) -> Iterator[str]:

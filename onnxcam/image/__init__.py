@@ -5,7 +5,7 @@ from onnxcam.image.geometry import NORMALIZATIONS, Geometry, normalize, resize_m
 from onnxcam.image.header import Header
 from onnxcam.image.overlay import overlay
 from onnxcam.image.panel import gallery, panel
-from onnxcam.image.picture import MAX_PIXELS, Picture, load, peek
+from onnxcam.image.picture import MAX_PIXELS, Picture, load, peek, read_array
 from onnxcam.image.preprocess import Crop, Preprocess, Resize
 from onnxcam.image.presets import PRESETS, candidates, from_hf, from_timm, preset, resolve
 from onnxcam.image.write import encode_png, write_bytes, write_pieces, write_png
@@ -37,6 +37,7 @@ __all__ = [
     "panel",
     "peek",
     "preset",
+    "read_array",
     "resize_map",
     "resolve",
     "write_bytes",

@@ -6,15 +6,23 @@ headers only, from any seekable stream, and visit a bounded number of blocks.
 
 from __future__ import annotations
 
+import ast
 import io
+import math
 import struct
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from onnxcam.errors import PictureError
 
+NUMPY = "NumPy"
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WebP", "TIFF")
+LARGEST = 1 << 28  # values of an array: 1 GiB in float32
 _BLOCKS = 1_000_000
+_ARRAY_HEADER = 10_000  # bytes of a header in which only type and shape stand
+_ARRAY_TYPES = "?bBhHiIlLqQefd"
 _FARTHEST = 1 << 40  # bytes: an offset beyond this is damage
 _EXIF_ORIENTATION = 0x0112
 
@@ -60,6 +68,8 @@ def read_header(stream: BinaryIO) -> Header:
         header = _webp(start)
     elif start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         header = _tiff(stream)
+    elif start.startswith(b"\x93NUMPY"):
+        header = _npy(stream)
     else:
         raise HeaderError(_unreadable(start))
     if header.height < 1 or header.width < 1:
@@ -80,7 +90,6 @@ def _unreadable(start: bytes) -> str:
         b"\0\0\x01\0": "an icon (ICO)",
         b"PK\x03\x04": "a ZIP archive",
         b"\x1f\x8b": "a gzip archive",
-        b"\x93NUMPY": "a NumPy array file",
         b"<svg": "an SVG drawing",
         b"<?xml": "an XML or SVG document",
         b"<!DOCTYPE": "an HTML page",
@@ -178,25 +187,93 @@ def _tiff(stream: BinaryIO) -> Header:
     return Header("TIFF", height, width)
 
 
+def _npy(stream: BinaryIO) -> Header:
+    _, shape, _ = read_array_header(stream)
+    sides = list(shape[-3:])
+    if len(sides) == 3:  # of the first and the last axis the smaller one is the channels
+        sides.remove(min(sides[0], sides[2]))
+    return Header(NUMPY, sides[0], sides[1])
+
+
+def read_array_header(stream: BinaryIO) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+    """Read type, shape and order of a `.npy` file; the stream is then at its data.
+
+    Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+
+    Raises:
+        HeaderError: damaged, cut off, of objects or another type than numbers, or too large.
+    """
+    stream.seek(6)
+    version = stream.read(2)
+    length = int.from_bytes(stream.read(2 if version[:1] == b"\1" else 4), "little")
+    try:
+        if length > _ARRAY_HEADER:
+            raise ValueError
+        fields = ast.literal_eval(stream.read(length).decode("latin-1").strip())
+        kind, fortran, shape = fields["descr"], fields["fortran_order"], tuple(fields["shape"])
+        dtype = np.dtype(kind if isinstance(kind, str) else object)
+        if not all(type(side) is int and side >= 0 for side in shape) or not isinstance(fortran, bool):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError) as error:
+        raise HeaderError("is a NumPy array that is cut off or damaged within its header; save it again") from error
+    if dtype.char not in _ARRAY_TYPES:
+        raise HeaderError(f"is a NumPy array of {dtype}; expected numbers, such as uint8, uint16 or float32")
+    if len(shape) not in (2, 3, 4) or math.prod(shape) < 1:
+        raise HeaderError(
+            f"is a NumPy array of shape {list(shape)[:8]}; expected [H, W] or [H, W, C] with pixels in it"
+        )
+    if math.prod(shape) > LARGEST:
+        raise HeaderError(f"is a NumPy array of {math.prod(shape):,} numbers, more than the limit of {LARGEST:,}")
+    return dtype, shape, fortran
+
+
 def read_tags(stream: BinaryIO, limit: int = 100_000) -> dict[int, tuple[int, ...]]:
     """Read the integer tags of the first directory of a TIFF or EXIF block; a repeated tag has all its values.
 
     Raises:
         HeaderError: the block is cut off, or one tag has more than `limit` values.
     """
+    return read_directories(stream, 1, limit)[0]
+
+
+def read_directories(stream: BinaryIO, most: int, limit: int = 100_000) -> list[dict[int, tuple[int, ...]]]:
+    """Read the integer tags of the first directories of a TIFF, one for each page, at most `most`.
+
+    Raises:
+        HeaderError: as of `read_tags`.
+    """
     stream.seek(0)
     start = stream.read(16)
-    order = "<" if start[:1] == b"I" else ">"
+    order = byte_order(start)
     big = start[2:4] in (b"+\0", b"\0+")
     (offset,) = _unpack(order + "Q", start[8:16], "TIFF") if big else _unpack(order + "I", start[4:8], "TIFF")
+    directories: list[dict[int, tuple[int, ...]]] = []
+    visited: set[int] = set()
+    while not directories or (offset and offset not in visited and len(directories) < most):
+        visited.add(offset)
+        tags, offset = _read_directory(stream, order, big, offset, limit, follow=most > 1)
+        directories.append(tags)
+    return directories
+
+
+def byte_order(start: bytes) -> str:
+    """The byte order of a TIFF as `struct` calls it."""
+    return "<" if start[:1] == b"I" else ">"
+
+
+def _read_directory(
+    stream: BinaryIO, order: str, big: bool, offset: int, limit: int, follow: bool
+) -> tuple[dict[int, tuple[int, ...]], int]:
+    """The tags of a directory, and the offset of the next one, 0 after the last."""
     _seek(stream, offset)
     (count,) = _unpack(order + "Q", stream.read(8), "TIFF") if big else _unpack(order + "H", stream.read(2), "TIFF")
     size, inline = (20, 8) if big else (12, 4)
     codes = {1: "B", 3: "H", 4: "I", 16: "Q"}
     tags: dict[int, tuple[int, ...]] = {}
+    first = offset + (8 if big else 2)
     # most files have under 100 entries; a much larger count is damage or an attack
     for index in range(min(count, 4096)):
-        _seek(stream, offset + (8 if big else 2) + index * size)
+        _seek(stream, first + index * size)
         entry = stream.read(size)
         tag, kind, number = _unpack(order + ("HHQ" if big else "HHI"), entry[: size - inline], "TIFF")
         if kind not in codes or tag not in _TAGS or number < 1:
@@ -212,7 +289,11 @@ def read_tags(stream: BinaryIO, limit: int = 100_000) -> dict[int, tuple[int, ..
         else:
             data = entry[size - inline : size - inline + width]
         tags[tag] = tags.get(tag, ()) + _unpack(layout, data, "TIFF")
-    return tags
+    if not follow:
+        return tags, 0
+    _seek(stream, first + min(count, 4096) * size)
+    end = stream.read(8 if big else 4)
+    return tags, int.from_bytes(end, "little" if order == "<" else "big") if len(end) in (4, 8) else 0
 
 
 def _seek(stream: BinaryIO, at: int) -> None:
@@ -221,7 +302,10 @@ def _seek(stream: BinaryIO, at: int) -> None:
     stream.seek(at)
 
 
-_TAGS = {256, 257, 273, 279, 322, 323, 324, 325, _EXIF_ORIENTATION}
+_TAGS = {
+    *(254, 256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 338, 339),
+    _EXIF_ORIENTATION,
+}
 
 
 def orientation(data: bytes, format: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -13,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import InputError, PictureError
-from onnxcam.image.header import Header, HeaderError, orientation, read_header
+from onnxcam.image import arrays, tiff
+from onnxcam.image.header import NUMPY, Header, HeaderError, orientation, read_header
 from onnxcam.image.integrity import check_whole
 from onnxcam.image.opencv import import_cv2
 
@@ -22,15 +24,30 @@ Color = Literal["RGB", "BGR"]
 
 MAX_PIXELS = 50_000_000
 _WHITE = (255, 255, 255)
+_EMPTY = np.zeros((0, 0, 0), np.uint8)
+_MOST_BANDS = 64  # of a TIFF that is read from a file
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture: `pixels` uint8 [H, W, 3] RGB, upright; `name` for messages and files; `path` if a file."""
+    """A decoded picture.
+
+    Attributes:
+        pixels: what is shown of it, uint8 [H, W, 3] RGB, upright.
+        name: for messages and files.
+        path: of a file.
+        values: what the model is to be given where that is more than 8-bit RGB: float32 [H, W, C] on the scale of
+            pixels (0 to 255), not rounded; None where `pixels` are all there is.
+        tensor: the model's own input `[1, ...]`, where that is what was passed.
+        doubts: sentences for the explanation's warnings.
+    """
 
     pixels: Pixels
     name: str = "picture"
     path: Path | None = None
+    values: NDArray[np.float32] | None = None
+    tensor: NDArray[Any] | None = None
+    doubts: tuple[str, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -45,21 +62,29 @@ def load(
     max_pixels: int | None = MAX_PIXELS,
     background: tuple[int, int, int] | None = _WHITE,
     header: Header | None = None,
+    channels: int | None = None,
+    value_range: arrays.Range | None = None,
+    bands: Sequence[int] | None = None,
 ) -> Picture:
     """Read one picture.
 
     Args:
-        source: a path; an encoded picture as bytes; a PIL image; a uint8 array [H, W], [H, W, 1], [H, W, 3] or
-            [H, W, 4]; or a Picture, which is returned unchanged.
+        source: a path (a `.npy` file too); an encoded picture as bytes; a PIL image; a uint8 array [H, W], [H, W, 1],
+            [H, W, 3] or [H, W, 4], any other with a `value_range` or `channels`; or a Picture, which is returned
+            unchanged.
         color: channel order of an *array*: "RGB", or "BGR" as in OpenCV (with alpha: RGBA or BGRA).
         max_pixels: refuse encoded pictures of more pixels than this before anything is decoded; None: no limit.
         background: RGB colour under transparent pixels, white as in most viewers; None drops the alpha channel and
             shows the colour that the file stores there, as `PIL.Image.convert("RGB")` does.
         header: the header of a path or bytes from `peek`; None: it is read from the source.
+        channels: how many the model takes; other than 1 or 3 the picture is read as that many bands.
+        value_range: the values that become 0 and 255; the picture is then held as `values`. None: the whole range of 8
+            and 16 bits, and a refusal of any other type.
+        bands: indices of the bands that are shown, see `onnxcam.image.arrays.display`.
 
     Returns:
         Grey expanded to three channels, 16 bits reduced to their high byte, EXIF orientation applied; of an animation
-        the first frame.
+        the first frame. Anything else as `values`.
 
     Raises:
         PictureError: the source is missing, not a picture, cut off, too large, or of an unsupported kind.
@@ -69,23 +94,60 @@ def load(
         raise PictureError(f"color is {color!r}, expected 'RGB' or 'BGR' (the channel order of an array)")
     if isinstance(source, Picture):
         return source
+    form = _Form(cast(Color, color), background, channels, arrays.check_range(value_range), arrays.check_bands(bands))
+    array = source if isinstance(source, arrays.Array) else read_array(source, max_pixels, header)
+    if array is not None:
+        try:
+            return form.of_array(array)
+        except HeaderError as error:
+            raise PictureError(f"{array.subject} {error}") from error
     if isinstance(source, (str, os.PathLike)):
-        return _from_path(Path(os.fspath(cast(Any, source))), max_pixels, background, header)
+        return _from_path(Path(os.fspath(cast(Any, source))), max_pixels, form, header)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         try:
             header = _checked(header or read_header(io.BytesIO(data)), max_pixels)
-            return Picture(_decode(data, header, background))
+            return form.decoded(data, header, arrays.Array(_EMPTY))
         except HeaderError as error:
             raise PictureError(f"the picture (given as {len(data):,} bytes) {error}") from error
-    if isinstance(source, np.ndarray):
-        return Picture(_from_array(source, cast(Color, color), background))
     if hasattr(source, "convert") and hasattr(source, "mode") and hasattr(source, "size"):
-        return _from_pil(source, max_pixels, background)
+        return _from_pil(source, max_pixels, form)
     raise PictureError(
         f"a {type(source).__name__} is not a picture: give a path, encoded bytes, a PIL image or a uint8 array "
         "[H, W] or [H, W, 3]"
     )
+
+
+def read_array(source: Any, max_pixels: int | None = MAX_PIXELS, header: Header | None = None) -> arrays.Array | None:
+    """The array in a `.npy` file or in its bytes, or the array itself; None for any other source.
+
+    Raises:
+        PictureError: the file is damaged, too large, or holds something else than numbers.
+    """
+    if isinstance(source, np.ndarray):
+        return arrays.Array(source)
+    if header is not None and header.format != NUMPY:
+        return None
+    path = Path(os.fspath(cast(Any, source))) if isinstance(source, (str, os.PathLike)) else None
+    subject = repr(str(path))
+    try:
+        if path is not None:
+            if header is None and path.suffix.lower() != ".npy":
+                return None
+            with _open(path) as stream:
+                header = header or read_header(stream)
+                if header.format != NUMPY:
+                    return None
+                _checked(header, max_pixels)
+                size = stream.seek(0, os.SEEK_END)
+                return arrays.Array(arrays.read(stream, size), path.name, path, stored=True)
+        if isinstance(source, (bytes, bytearray, memoryview)) and bytes(source[:6]) == b"\x93NUMPY":
+            subject = f"the picture (given as {len(source):,} bytes)"
+            _checked(read_header(io.BytesIO(source)), max_pixels)
+            return arrays.Array(arrays.read(bytes(source), len(source)), stored=True)
+    except HeaderError as error:
+        raise PictureError(f"{subject} {error}") from error
+    return None
 
 
 def peek(source: Any) -> Header | None:
@@ -120,14 +182,88 @@ def as_pixels(picture: Picture | Pixels) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _from_path(
-    path: Path, max_pixels: int | None, background: tuple[int, int, int] | None, header: Header | None
-) -> Picture:
+@dataclass(frozen=True)
+class _Form:
+    """The form in which a picture is to be read: arguments of `load`."""
+
+    color: Color
+    background: tuple[int, int, int] | None
+    channels: int | None
+    value_range: arrays.Range | None
+    bands: tuple[int, ...] | None
+
+    @property
+    def photographic(self) -> bool:
+        """Whether the model takes grey or colours."""
+        return self.channels in (None, 1, 3)
+
+    @property
+    def usual(self) -> bool:
+        """Whether 8-bit RGB is all that the model is to be given."""
+        return self.photographic and self.value_range is None
+
+    @property
+    def accepted(self) -> tuple[int, ...]:
+        """The numbers of channels that can be converted to those of the model."""
+        return (1, 3, 4) if self.channels in (None, 1, 3) else (self.channels,)
+
+    def of_array(self, array: arrays.Array) -> Picture:
+        """A picture from an array that was passed or read from a `.npy` file."""
+        values = array.values
+        if array.stored or not self.usual:
+            values = arrays.channels_last(array, self.accepted)
+        if self.usual and (not array.stored or values.dtype == np.uint8):
+            pixels = _from_array(values, self.color, self.background)
+            return Picture(pixels, array.name, array.path)
+        if self.color == "BGR" and values.shape[2] in (3, 4) and self.photographic:
+            values = values[..., [2, 1, 0, *range(3, values.shape[2])]]
+        return self.of_values(values, array)
+
+    def of_values(self, values: NDArray[Any], array: arrays.Array, alpha: bool = True) -> Picture:
+        """A picture of values [H, W, C], RGB or bands, that are more than 8-bit RGB.
+
+        Arguments:
+            array: has the name and path.
+            alpha: whether the last of four bands is opacity, where the model takes colours.
+
+        Raises:
+            HeaderError: another number of bands than the model takes; the message lacks its subject.
+        """
+        count = values.shape[2]
+        if count not in self.accepted:
+            raise HeaderError(
+                f"has {count} bands, and the model takes {' or '.join(map(str, self.accepted))}; give those that it "
+                "was trained on, in their order"
+            )
+        colors = values[..., :3] if count == 4 and self.photographic else values
+        scaled, doubt = arrays.to_scale(colors, self.value_range)
+        doubts = [] if doubt is None else [doubt]
+        if count == 4 and self.photographic and alpha and self.background is not None:
+            opacity = arrays.unit(values[..., 3:])
+            scaled = scaled * opacity + np.asarray(self.background, np.float32) * (np.float32(1.0) - opacity)
+        elif count == 4 and self.photographic and not alpha:
+            doubts.append("its fourth band is not declared to be opacity, and is left out")
+        pixels = arrays.display(colors, self.bands)
+        return Picture(pixels, array.name, array.path, np.ascontiguousarray(scaled), doubts=tuple(doubts))
+
+    def decoded(self, data: bytes, header: Header, array: arrays.Array) -> Picture:
+        """A picture from encoded data; `array` has its name and path.
+
+        Raises:
+            HeaderError: it cannot be decoded; the message lacks its subject.
+        """
+        pixels = _decode(data, header, self)
+        if isinstance(pixels, tuple):
+            return self.of_values(pixels[0], array, pixels[1])
+        return Picture(pixels, array.name, array.path)
+
+
+def _from_path(path: Path, max_pixels: int | None, form: _Form, header: Header | None) -> Picture:
     try:
         with _open(path) as stream:
             header = _checked(header or read_header(stream), max_pixels)
-            # metadata can be arbitrarily large; 8 bytes per pixel suffice for any uncompressed picture
-            bound = (64 << 20) + 8 * header.pixels
+            # metadata can be arbitrarily large; 8 bytes per pixel suffice for any uncompressed photograph
+            bound = (64 << 20) + 8 * header.pixels * (_MOST_BANDS if header.format == "TIFF" else 1)
             if stream.seek(0, os.SEEK_END) > bound:
                 raise HeaderError(
                     f"is larger than {bound:,} bytes for {header.width}x{header.height} pixels; save it again without "
@@ -135,7 +271,7 @@ def _from_path(
                 )
             stream.seek(0)
             data = stream.read(bound)
-        return Picture(_decode(data, header, background), path.name or "picture", path)
+        return form.decoded(data, header, arrays.Array(_EMPTY, path.name or "picture", path))
     except HeaderError as error:
         raise PictureError(f"{str(path)!r} {error}") from error
 
@@ -177,8 +313,11 @@ def _check_pixels(height: int, width: int, max_pixels: int | None) -> None:
         )
 
 
-def _decode(data: bytes, header: Header, background: tuple[int, int, int] | None) -> Pixels:
+def _decode(data: bytes, header: Header, form: _Form) -> Pixels | tuple[NDArray[Any], bool]:
+    """8-bit RGB; or values [H, W, C] and whether the last of four is opacity."""
     check_whole(data, header)
+    if header.format == "TIFF" and not tiff.is_plain(data, form.channels):
+        return orient(tiff.read(data), orientation(data, "TIFF")), tiff.has_alpha(data)
     cv2 = import_cv2()
     # BMP's fourth byte is undefined and JPEG has no alpha; the others are read unchanged to keep alpha
     plain = header.format in ("JPEG", "BMP")
@@ -195,9 +334,16 @@ def _decode(data: bytes, header: Header, background: tuple[int, int, int] | None
     if header.format == "TIFF":
         # libtiff has already multiplied 8-bit colours by alpha, and OpenCV has already applied the orientation
         premultiplied, turn = pixels.dtype == np.uint8, 1
-    if plain:
+    if plain and form.usual:
         return orient(np.asarray(pixels, np.uint8), turn)
-    return orient(_to_rgb(_to_uint8(pixels), "BGR", background, premultiplied), turn)
+    if not form.usual:
+        values = np.atleast_3d(pixels)
+        if not plain and values.shape[2] >= 3:
+            values = values[..., [2, 1, 0, *range(3, values.shape[2])]]
+        return orient(values, turn), True
+    if pixels.dtype == np.uint16:
+        arrays.check_bits(pixels[..., :3] if pixels.ndim == 3 else pixels)
+    return orient(_to_rgb(_to_uint8(pixels), "BGR", form.background, premultiplied), turn)
 
 
 def _to_uint8(pixels: NDArray[Any]) -> Pixels:
@@ -253,14 +399,17 @@ def _from_array(array: NDArray[Any], color: Color, background: tuple[int, int, i
     if array.dtype != np.uint8:
         advice = "pass an already prepared tensor to attribute() instead"
         if array.dtype.kind == "f":
-            advice = "scale it to 0-255 and use .astype(np.uint8), or pass an already prepared tensor to attribute()"
+            advice = (
+                "scale it to 0-255 and use .astype(np.uint8), state its range (value_range=), or pass an already "
+                "prepared tensor to attribute()"
+            )
         raise PictureError(f"{actual} is not a picture: {expected}; {advice}")
     if array.size == 0:
         raise PictureError(f"{actual} has no pixels: {expected}")
     return _to_rgb(np.asarray(array), color, background).copy()
 
 
-def _from_pil(image: Any, max_pixels: int | None, background: tuple[int, int, int] | None) -> Picture:
+def _from_pil(image: Any, max_pixels: int | None, form: _Form) -> Picture:
     """Read a PIL image, by its attributes, so that PIL is never imported."""
     width, height = image.size
     file = getattr(image, "filename", None)
@@ -274,7 +423,11 @@ def _from_pil(image: Any, max_pixels: int | None, background: tuple[int, int, in
         # load first: while loading a TIFF, PIL applies the orientation and removes its tag
         image.load()
         turn = int(image.getexif().get(0x0112, 1)) if hasattr(image, "getexif") else 1
-        return Picture(orient(_pil_pixels(image, background), turn), name, path)
+        mode = str(image.mode)
+        if not form.usual and (not form.photographic or mode in ("I", "F") or mode.startswith("I;16")):
+            values = orient(np.atleast_3d(np.asarray(image)), turn)
+            return form.of_values(values, arrays.Array(values, name, path), alpha="A" in mode)
+        return Picture(orient(_pil_pixels(image, form.background), turn), name, path)
     except HeaderError as error:
         raise PictureError(f"{subject} {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
@@ -284,9 +437,14 @@ def _from_pil(image: Any, max_pixels: int | None, background: tuple[int, int, in
 def _pil_pixels(image: Any, background: tuple[int, int, int] | None) -> Pixels:
     mode = str(image.mode)
     if mode.startswith("I;16"):
-        return _to_rgb(_to_uint8(np.asarray(image).astype(np.uint16)), "RGB", background)
+        values = np.asarray(image).astype(np.uint16)
+        arrays.check_bits(values)
+        return _to_rgb(_to_uint8(values), "RGB", background)
     if mode in ("I", "F"):
-        raise HeaderError(f"has mode {mode!r} (32 bits per pixel); convert it to 8 bits, for example mode 'L' or 'RGB'")
+        raise HeaderError(
+            f"has mode {mode!r} (32 bits per pixel); state its range (value_range=), or convert it to 8 "
+            "bits, for example mode 'L' or 'RGB'"
+        )
     transparent = mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in getattr(image, "info", {})
     converted = image.convert("RGBA" if transparent else "RGB")
     return _to_rgb(np.array(converted, np.uint8), "RGB", background)

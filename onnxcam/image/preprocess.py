@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import PictureError, PreprocessError, listing, nearest
+from onnxcam.image.arrays import Range
 from onnxcam.image.geometry import Geometry, Size
 from onnxcam.image.opencv import import_cv2
 from onnxcam.image.picture import Picture, load
-from onnxcam.image.resample import INTERPOLATIONS, resize
+from onnxcam.image.resample import INTERPOLATIONS, resize_values
+from onnxcam.image.resample import resize as resize_pixels
 
 Pixels = NDArray[np.uint8]
 
-COLORS = ("RGB", "BGR", "L")
+COLORS = ("RGB", "BGR", "L", "bands")
 MODES = ("stretch", "shortest", "letterbox")
 ANCHORS = ("center", "center_floor", "top_left", "top_right", "bottom_left", "bottom_right")
 # enlarging the short side of a very narrow picture multiplies the long one; 200 million pixels take 600 MB
@@ -97,20 +99,26 @@ def _pair(size: int | Size) -> Size:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How pictures become tensors; `mean` and `std` have one value per channel of `color`, in that order."""
+    """How pictures become tensors; `mean` and `std` have one value per channel of `color`, in that order.
 
-    color: Literal["RGB", "BGR", "L"] = "RGB"
+    `color` "bands" takes `bands` channels in the order of the picture; `value_range` are the values of pictures of more
+    than 8 bits, or of arrays, that count as pixels of 0 and 255.
+    """
+
+    color: Literal["RGB", "BGR", "L", "bands"] = "RGB"
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     resize: Resize | None = None
     crop: Crop | None = None
+    bands: int = 0
+    value_range: Range | None = None
     _tables: dict[str, NDArray[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def channels(self) -> int:
-        """1 for "L", else 3."""
-        return 1 if self.color == "L" else 3
+        """1 for "L", `bands` for "bands", else 3."""
+        return {"L": 1, "bands": self.bands}.get(self.color, 3)
 
     @property
     def output_size(self) -> Size | None:
@@ -132,16 +140,17 @@ class Preprocess:
         """Read the manifest's JSON form.
 
         Args:
-            spec: keys `color`, `scale`, `mean`, `std` (a number or one per channel), `resize` and `crop`.
+            spec: keys `color` (with `channels`, their number, for "bands"), `scale`, `mean`, `std` (a number or one
+                per channel), `resize`, `crop`, and `range`, the values that count as pixels of 0 and 255.
             input_size: the model's (height, width), used if the key `resize` is missing (the picture is stretched) or
                 has no size; with an explicit null nothing is resized.
 
         Raises:
             PreprocessError: an unknown key or value, or a missing one.
         """
-        _check_keys(spec, ("color", "scale", "mean", "std", "resize", "crop"), "preprocess")
+        _check_keys(spec, ("color", "channels", "scale", "mean", "std", "resize", "crop", "range"), "preprocess")
         color = _choice(spec.get("color", "RGB"), COLORS, "color")
-        channels = 1 if color == "L" else 3
+        channels = _read_channels(spec.get("channels"), color)
         std = _numbers(spec.get("std", 1.0), channels, "std")
         if 0.0 in std:
             raise PreprocessError(f"preprocess std is {list(std)}: dividing by 0; give 1 for no scaling")
@@ -152,12 +161,16 @@ class Preprocess:
             std,
             _read_resize(spec, channels, input_size),
             _read_crop(spec.get("crop"), input_size),
+            channels if color == "bands" else 0,
+            _read_range(spec.get("range")),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The complete JSON form; `from_dict` reads it back to an equal object."""
         resize, crop = self.resize, self.crop
-        return {
+        further = {"channels": self.bands} if self.color == "bands" else {}
+        further |= {} if self.value_range is None else {"range": list(self.value_range)}
+        return further | {
             "color": self.color,
             "scale": self.scale,
             "mean": list(self.mean),
@@ -173,11 +186,16 @@ class Preprocess:
             "crop": crop and {"size": list(crop.size), "anchor": crop.anchor},
         }
 
-    def transform(self, picture: Picture | Pixels) -> tuple[Pixels, Geometry]:
-        """Resize and crop a picture: uint8 [h, w, C] in `color` order, not yet scaled, and the geometry."""
-        pixels = load(picture).pixels
+    def transform(self, picture: Picture | Pixels) -> tuple[NDArray[Any], Geometry]:
+        """Resize and crop a picture: uint8 [h, w, C] in `color` order, not yet scaled, and the geometry.
+
+        Of a picture with `values` these, float32.
+        """
+        loaded = load(picture, channels=self.channels, value_range=self.value_range)
+        pixels: NDArray[Any] = loaded.pixels if loaded.values is None else loaded.values
+        resize: Any = resize_pixels if loaded.values is None else resize_values
         original = (pixels.shape[0], pixels.shape[1])
-        pixels = _recolor(pixels, self.color)
+        pixels = _recolor(pixels, self.color, self.channels)
         offset = (0, 0)
         if self.resize is not None:
             resized = self.resize.resized(original)
@@ -223,10 +241,14 @@ class Preprocess:
             PictureError: the picture cannot be read.
         """
         _choice(layout, ("NCHW", "NHWC"), "layout")
-        table = self._table(_choice(dtype, DTYPES, "dtype"))
+        _choice(dtype, DTYPES, "dtype")
         pixels, geometry = self.transform(picture)
         height, width, channels = pixels.shape
         shape = (1, channels, height, width) if layout == "NCHW" else (1, height, width, channels)
+        if pixels.dtype != np.uint8:
+            planes = self._scaled(pixels, dtype)
+            return np.ascontiguousarray(np.moveaxis(planes, 2, 0) if layout == "NCHW" else planes)[None], geometry
+        table = self._table(dtype)
         tensor = np.empty(shape, table.dtype)
         planes = tensor[0] if layout == "NCHW" else np.moveaxis(tensor[0], 2, 0)
         if table.dtype == np.float16:  # not supported by cv2.LUT
@@ -237,6 +259,14 @@ class Preprocess:
         for channel in range(channels):
             planes[channel] = cv2.LUT(np.ascontiguousarray(pixels[..., channel]), table[channel])
         return tensor, geometry
+
+    def _scaled(self, values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+        """The tensor's values [h, w, C] of those on the scale of pixels."""
+        tensor = (values.astype(np.float64) * self.scale - np.asarray(self.mean)) / np.asarray(self.std)
+        if dtype == "uint8":
+            self._table(dtype)  # refuses a scaling that makes no whole numbers from 0 to 255
+            tensor = np.clip(np.rint(tensor), 0, 255)
+        return tensor.astype(dtype)
 
     def _table(self, dtype: str) -> NDArray[Any]:
         """The tensor value of each of the 256 pixel values, [C, 256]: exact, and faster than arithmetic per pixel."""
@@ -254,17 +284,25 @@ class Preprocess:
         return self._tables[dtype]
 
 
-def _recolor(pixels: Pixels, color: str) -> Pixels:
+def _recolor(pixels: NDArray[Any], color: str, channels: int) -> NDArray[Any]:
+    if color == "bands":
+        if pixels.shape[2] != channels:
+            raise PictureError(f"the picture has {pixels.shape[2]} channels, and the model takes {channels} bands")
+        return pixels
+    if pixels.shape[2] == 1:
+        return pixels if color == "L" else np.repeat(pixels, 3, axis=2)
     if color == "RGB":
         return pixels
     if color == "BGR":
         return pixels[..., ::-1]
+    if pixels.dtype != np.uint8:
+        return (pixels @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
     # PIL's convert("L"): ITU-R 601 in 16-bit fixed point
     weighted = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
     return ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]
 
 
-def _place(pixels: Pixels, size: Size, offset: tuple[int, int], fill: tuple[float, ...]) -> Pixels:
+def _place(pixels: NDArray[Any], size: Size, offset: tuple[int, int], fill: tuple[float, ...]) -> NDArray[Any]:
     """Place the picture with its top left corner at `offset` on a canvas of `size`; pixels outside are dropped."""
     rows, columns = (
         (max(at, 0), min(at + old, new), max(-at, 0))
@@ -274,10 +312,32 @@ def _place(pixels: Pixels, size: Size, offset: tuple[int, int], fill: tuple[floa
     inner = pixels[rows[2] : rows[2] + height, columns[2] : columns[2] + width]
     if (height, width) == size:
         return inner
-    canvas = np.empty((*size, pixels.shape[2]), np.uint8)
-    canvas[:] = np.rint(np.clip(fill, 0, 255)).astype(np.uint8)
+    canvas = np.empty((*size, pixels.shape[2]), pixels.dtype)
+    canvas[:] = np.rint(np.clip(fill, 0, 255)).astype(pixels.dtype)
     canvas[rows[0] : rows[0] + height, columns[0] : columns[0] + width] = inner
     return canvas
+
+
+def _read_channels(count: Any, color: str) -> int:
+    if color != "bands":
+        usual = 1 if color == "L" else 3
+        if count not in (None, usual):
+            raise PreprocessError(
+                f"preprocess channels is {count!r} and color {color!r}; for {count} give color 'bands'"
+            )
+        return usual
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 65536:
+        raise PreprocessError(f"preprocess channels is {count!r}, expected the number of bands, with color 'bands'")
+    return count
+
+
+def _read_range(ends: Any) -> Range | None:
+    if ends is None:
+        return None
+    pair = list(ends) if isinstance(ends, Sequence) and not isinstance(ends, str) else []
+    if len(pair) != 2 or _number(pair[0], "range") == _number(pair[1], "range"):
+        raise PreprocessError(f"preprocess range is {ends!r}, expected [low, high]: the values of black and of white")
+    return float(pair[0]), float(pair[1])
 
 
 def _read_resize(spec: Mapping[str, Any], channels: int, input_size: Size | None) -> Resize | None:

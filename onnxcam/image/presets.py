@@ -35,6 +35,12 @@ def _stretch(size: Size) -> dict[str, Any]:
     return {"mode": "stretch", "size": list(size), "interpolation": "bilinear", "antialias": False}
 
 
+def _colors(channels: int) -> dict[str, Any]:
+    if channels in (1, 3):
+        return {"color": "RGB" if channels == 3 else "L"}
+    return {"color": "bands", "channels": channels}
+
+
 def _require_colour(name: str, channels: int, other: str) -> None:
     if channels != 3:
         raise PreprocessError(
@@ -73,13 +79,13 @@ def _torch(size: Size, channels: int) -> dict[str, Any]:
 @_preset("0..1")
 def _zero_one(size: Size, channels: int) -> dict[str, Any]:
     """Stretched, divided by 255: 0 to 1."""
-    return {"color": "RGB" if channels == 3 else "L", "scale": 1 / 255, "resize": _stretch(size)}
+    return {**_colors(channels), "scale": 1 / 255, "resize": _stretch(size)}
 
 
 @_preset("-1..1")
 def _minus_one_one(size: Size, channels: int) -> dict[str, Any]:
     """Stretched, divided by 127.5, minus 1: -1 to 1 (Keras' MobileNet, Inception, ResNet v2)."""
-    return {"color": "RGB" if channels == 3 else "L", "scale": 1 / 127.5, "mean": 1.0, "resize": _stretch(size)}
+    return {**_colors(channels), "scale": 1 / 127.5, "mean": 1.0, "resize": _stretch(size)}
 
 
 PRESETS["tf"] = _minus_one_one  # Keras' own name for it
@@ -88,7 +94,7 @@ PRESETS["tf"] = _minus_one_one  # Keras' own name for it
 @_preset("raw")
 def _raw(size: Size, channels: int) -> dict[str, Any]:
     """Stretched, 0 to 255 unchanged (for models that scale inside, such as Keras' EfficientNet)."""
-    return {"color": "RGB" if channels == 3 else "L", "resize": _stretch(size)}
+    return {**_colors(channels), "resize": _stretch(size)}
 
 
 def candidates() -> list[str]:
@@ -97,7 +103,7 @@ def candidates() -> list[str]:
 
 
 def preset(name: str, input_size: Size, channels: int = 3) -> Preprocess:
-    """Return a preset for a model's input size (height, width) and number of channels.
+    """Return a preset for a model's input size (height, width) and number of channels; other than 1 or 3 are bands.
 
     Raises:
         PreprocessError: no such preset, or one for a different number of channels.
@@ -105,10 +111,6 @@ def preset(name: str, input_size: Size, channels: int = 3) -> Preprocess:
     if name not in PRESETS:
         raise PreprocessError(
             f"there is no preset {name!r}; did you mean {nearest(name, PRESETS, 1)[0]!r}? {_options()}"
-        )
-    if channels not in (1, 3):
-        raise PreprocessError(
-            f"the model takes {channels} channels, expected 1 or 3; preprocess its input yourself and pass the tensor"
         )
     return Preprocess.from_dict(PRESETS[name](input_size, channels))
 
@@ -153,7 +155,7 @@ def resolve(
     if channels is not None and preprocess.channels != channels:
         raise PreprocessError(
             f"the preprocessing gives {preprocess.channels} channels (color {preprocess.color!r}) but the model takes "
-            f"{channels}; use color 'L' for 1 channel and 'RGB' or 'BGR' for 3"
+            f"{channels}; use color 'L' for 1 channel, 'RGB' or 'BGR' for 3, and 'bands' with its number of channels"
         )
     return preprocess
 

@@ -132,12 +132,69 @@ def _turn(pixels: Pixels) -> Pixels:
     return np.asarray(turned, np.uint8).reshape(width, height, channels)
 
 
+def resize_values(
+    values: NDArray[np.float32],
+    size: tuple[int, int],
+    interpolation: str = "bilinear",
+    antialias: bool = True,
+    window: tuple[slice, slice] | None = None,
+) -> NDArray[np.float32]:
+    """Resize values without rounding, as Pillow does its mode F (antialiased), or as OpenCV does floats.
+
+    Args:
+        values: float32 [H, W, C], any number of channels.
+        size, interpolation, antialias, window: as of `resize`.
+    """
+    window = window or (slice(0, size[0]), slice(0, size[1]))
+    if values.shape[:2] == size:
+        return values[window]
+    if interpolation == "nearest":
+        rows, columns = (_nearest(old, new) for old, new in zip(values.shape[:2], size, strict=True))
+        return values[rows[window[0], None], columns[window[1]]]
+    if not antialias:
+        cv2 = import_cv2()
+        flag = {
+            "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA,
+            "lanczos": cv2.INTER_LANCZOS4,
+        }[interpolation]  # fmt: skip
+        planes = [cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=flag) for plane in _planes(values)]
+        return np.stack(planes, axis=2).astype(np.float32, copy=False)[window]
+    across = _resample_floats(values.swapaxes(0, 1), size[1], interpolation, window[1]).swapaxes(0, 1)
+    return np.ascontiguousarray(_resample_floats(across, size[0], interpolation, window[0]))
+
+
+def _planes(values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    return [values[..., channel] for channel in range(values.shape[2])]
+
+
+def _resample_floats(rows: NDArray[np.float32], size: int, interpolation: str, window: slice) -> NDArray[np.float32]:
+    """Resample [old, m, C] to [new, m, C] along the first axis; the window of it."""
+    if len(rows) == size:
+        return rows[window]
+    first, value = _weights(len(rows), size, interpolation)
+    resized = np.empty((size, *rows.shape[1:]), np.float32)[window]
+    for place, (start, shares) in enumerate(zip(first[window], value[window], strict=True)):
+        stop = min(int(start) + len(shares), len(rows))
+        resized[place] = np.tensordot(shares[: stop - start], rows[start:stop].astype(np.float64), axes=1)
+    return resized
+
+
 @lru_cache(maxsize=64)
 def weights(old: int, new: int, interpolation: str) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
     """Pillow's `precompute_coeffs`: for each of `new` pixels the first old pixel, [new], and weights, [new, taps].
 
     Weights are multiples of 2**-22, as integers, and 0 beyond the last old pixel of the kernel's support.
     """
+    first, value = _weights(old, new, interpolation)
+    fixed = (value * (1 << _BITS) + np.copysign(0.5, value)).astype(np.int32)
+    # trailing weights of 0 are cut
+    fixed = fixed[:, : max(int(np.max(np.nonzero(fixed.any(axis=0))[0], initial=0)) + 1, 1)]
+    first.flags.writeable = fixed.flags.writeable = False  # shared by all callers
+    return first, fixed
+
+
+def _weights(old: int, new: int, interpolation: str) -> tuple[NDArray[np.intp], Floats]:
+    """The same as floating-point numbers that sum to 1."""
     kernel, support = _KERNELS[interpolation]
     scale = old / new
     stretch = max(scale, 1.0)
@@ -149,12 +206,7 @@ def weights(old: int, new: int, interpolation: str) -> tuple[NDArray[np.intp], N
     value = kernel((taps + first[:, None] - centre[:, None] + 0.5) * (1.0 / stretch))
     value[taps >= (stop - first)[:, None]] = 0.0
     total = value.sum(axis=1, keepdims=True)
-    value = np.divide(value, total, out=value, where=total != 0.0)
-    fixed = (value * (1 << _BITS) + np.copysign(0.5, value)).astype(np.int32)
-    # trailing weights of 0 are cut
-    fixed = fixed[:, : max(int(np.max(np.nonzero(fixed.any(axis=0))[0], initial=0)) + 1, 1)]
-    first.flags.writeable = fixed.flags.writeable = False  # shared by all callers
-    return first, fixed
+    return first, np.divide(value, total, out=value, where=total != 0.0)
 
 
 def _resample(rows: Pixels, first: NDArray[np.intp], value: NDArray[np.int32]) -> Pixels:

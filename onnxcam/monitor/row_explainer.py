@@ -217,7 +217,8 @@ def to_pixels(tensor: np.ndarray, preprocess: image.Preprocess | None, layout: L
     pixels = np.clip(np.rint(np.nan_to_num(values)), 0, 255).astype(np.uint8)
     if preprocess is not None and preprocess.color == "BGR":
         pixels = pixels[..., ::-1]
-    return np.ascontiguousarray(np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3])
+    # of two bands the first is shown, of more than three the first three, as `onnxcam.image.arrays.display` does
+    return np.ascontiguousarray(pixels[..., :3] if pixels.shape[-1] > 2 else np.repeat(pixels[..., :1], 3, axis=-1))
 
 
 def _sha256(row: Row) -> str | None:

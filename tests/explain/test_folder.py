@@ -55,7 +55,7 @@ def question() -> Question:
 
 
 def work(budget: batch.PixelBudget, folder: Path) -> batch._Work:
-    explainer = SimpleNamespace(answer=lambda question, pictures, progress: iter(()))
+    explainer = SimpleNamespace(answer=lambda question, pictures, progress: iter(()), preparation=None)
     return batch._Work(explainer, question(), folder, Drawing(), lambda done, total: None, budget)  # type: ignore[arg-type]
 
 
@@ -68,7 +68,7 @@ def test_threads_share_the_pixels(largest: int, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(batch, "workers", lambda: 4)
     loader.install(monkeypatch)
     items = [Item(tmp_path, name) for name in sizes]
-    explainer = SimpleNamespace(answer=lambda question, pictures, progress: iter(()))
+    explainer = SimpleNamespace(answer=lambda question, pictures, progress: iter(()), preparation=None)
     done = list(batch.explain_all(explainer, items, question(), tmp_path))  # type: ignore[arg-type]
     assert [outcome.item.name for outcome in done] == list(sizes)
     assert 50 < loader.peak <= max(100, max(sizes.values())) and loader.held == 0

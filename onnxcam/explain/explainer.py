@@ -114,7 +114,7 @@ class Explainer:
 
     def beside(self, model: Any) -> Explainer:
         """An explainer of a changed copy of the model on the same terms: labels, preprocessing, layers, providers."""
-        terms = {"labels": self.labels, "preprocess": self._preprocess, "layers": self._layers}
+        terms: dict[str, Any] = {"labels": self.labels, "preprocess": self._preprocess, "layers": self._layers}
         return Explainer(**self._file.on(model), **terms, bands=self.preparation.bands)
 
     @property

@@ -132,7 +132,7 @@ def to_scale(values: NDArray[Any], value_range: Range | None) -> tuple[NDArray[n
 def unit(values: NDArray[Any]) -> NDArray[np.float32]:
     """Opacity as float32 from 0 to 1."""
     top = _RANGES.get(values.dtype.name, (0.0, 1.0))[1]
-    return np.clip(values.astype(np.float32) / np.float32(top), 0.0, 1.0)
+    return np.asarray(np.clip(values.astype(np.float32) / np.float32(top), 0.0, 1.0), np.float32)
 
 
 def check_finite(values: NDArray[Any]) -> None:

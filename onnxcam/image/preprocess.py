@@ -168,7 +168,7 @@ class Preprocess:
     def to_dict(self) -> dict[str, Any]:
         """The complete JSON form; `from_dict` reads it back to an equal object."""
         resize, crop = self.resize, self.crop
-        further = {"channels": self.bands} if self.color == "bands" else {}
+        further: dict[str, Any] = {"channels": self.bands} if self.color == "bands" else {}
         further |= {} if self.value_range is None else {"range": list(self.value_range)}
         return further | {
             "color": self.color,
@@ -296,7 +296,7 @@ def _recolor(pixels: NDArray[Any], color: str, channels: int) -> NDArray[Any]:
     if color == "BGR":
         return pixels[..., ::-1]
     if pixels.dtype != np.uint8:
-        return (pixels @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+        return np.asarray(pixels @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
     # PIL's convert("L"): ITU-R 601 in 16-bit fixed point
     weighted = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
     return ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]

@@ -266,7 +266,7 @@ class Preprocess:
         if dtype == "uint8":
             self._table(dtype)  # refuses a scaling that makes no whole numbers from 0 to 255
             tensor = np.clip(np.rint(tensor), 0, 255)
-        return tensor.astype(dtype)
+        return np.asarray(tensor.astype(dtype))
 
     def _table(self, dtype: str) -> NDArray[Any]:
         """The tensor value of each of the 256 pixel values, [C, 256]: exact, and faster than arithmetic per pixel."""

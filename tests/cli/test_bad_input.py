@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tests.image.pictures import encode
 from tests.support import models
 
 
+@functools.cache
 def bomb(side: int = 20_000) -> bytes:
     """A valid grey PNG of side x side zeros, about 48 KB at 20,000."""
 
@@ -39,7 +41,7 @@ PICTURES = {
     "empty.png": (b"", "empty (0 bytes)"),
     "cut.jpg": (JPEG[: len(JPEG) // 2], "cut.jpg"),
     "head.jpg": (JPEG[:20], "head.jpg"),
-    "bomb.png": (bomb(), "400,000,000 pixels"),
+    "bomb.png": (bomb, "400,000,000 pixels"),
     "page.png": (b"<!DOCTYPE html><html>404</html>", "HTML"),
     "photo.heic": (b"\0\0\0\x18ftypheic" + bytes(20), "HEIC"),
 }
@@ -48,7 +50,7 @@ PICTURES = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_bad_picture(run: Run, ready: Path, tmp_path: Path, name: str) -> None:
     data, words = PICTURES[name]
-    (tmp_path / name).write_bytes(data)
+    (tmp_path / name).write_bytes(data() if callable(data) else data)
     result = run("explain", ready, tmp_path / name, "-o", tmp_path / "out")
     assert result.code == 1
     assert name in result.sentence and words in result.sentence

@@ -279,6 +279,7 @@ def gated(node: Path, tmp_path_factory: pytest.TempPathFactory) -> Gated:
     return Gated(files, x, [json.loads(line) for line in lines])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(GATED)), ids=[f"{kind}-{gate}" for kind, gate in GATED])
 def test_javascript_runs_gated_files(gated: Gated, number: int) -> None:
     from onnxcam.runtime import open_session, run

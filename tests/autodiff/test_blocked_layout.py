@@ -40,6 +40,7 @@ def residual() -> nn.Module:
     return nn.Sequential(start, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)).eval()
 
 
+@pytest.mark.slow
 def test_the_gradient_is_not_reordered_block_by_block(residual: nn.Module, tmp_path: Path) -> None:
     picture = torch.randn(1, 3, 16, 16)
     network = Network(pytorch.export(residual, picture, None, verify=False))

@@ -159,7 +159,9 @@ def randomcam(module: Any, x: np.ndarray, classes: list[int]) -> np.ndarray:
     return np.einsum("nc,nchw->nhw", np.random.default_rng(1234).uniform(-1, 1, a.shape[:2]), a)
 
 
-@pytest.mark.parametrize("name", sorted(REFERENCES))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "sscam" else ()) for name in sorted(REFERENCES)]
+)
 def test_a_method_is_its_formula(name: str, deep: tuple[Any, Explainer], pooled: tuple[Any, Explainer]) -> None:
     for module, explainer in [pooled] if name == "cam" else [pooled, deep]:
         x, classes = pictures(), [1, 4, 2]

@@ -132,6 +132,7 @@ def test_legrad_is_its_formula(pair: tuple[Transformer, Explainer]) -> None:
     assert not np.allclose(got, raw(explainer, "legrad", [0, 0, 0]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_both_on_the_zoos_own_transformer() -> None:
     from tests.support.torchvision_stub import import_torchvision
 

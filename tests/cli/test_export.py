@@ -260,6 +260,7 @@ def test_a_saved_model_folder_is_told_what_to_become(run: Run, tmp_path: Path) -
     assert result.code == 3 and ".keras" in result.sentence and "tf2onnx" in result.sentence
 
 
+@pytest.mark.slow
 @pytest.mark.keras
 def test_a_keras_model_named_by_its_code(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")

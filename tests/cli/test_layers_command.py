@@ -38,6 +38,7 @@ def test_a_transformer(run: Run, tmp_path: Path) -> None:
     assert run("layers", path).out.splitlines()[-1] == "*  b1     [N, 15, 8]  NTC, grid unknown (--grid)"
 
 
+@pytest.mark.slow
 @pytest.mark.keras
 def test_a_keras_file(run: Run) -> None:
     pytest.importorskip("tensorflow")

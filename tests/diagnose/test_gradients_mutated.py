@@ -7,13 +7,16 @@ import pytest
 from onnxcam.diagnose.gradients import check
 from onnxcam.errors import OnnxcamError
 from tests.support import wrong_gradients as planted
+from tests.support.examples import rest_slow
 
 CPU = ["CPUExecutionProvider"]
 # a mistake that changes gradients by less than this is none that finite differences in float32 can be asked to find
 SMALLEST = 0.1
 # differences count jumps, gradients do not: there only large mistakes can be told from right files
 JUMPS = "jumps"
-every = pytest.mark.parametrize("name", [name for name in planted.ARCHITECTURES if name != JUMPS])
+NAMES = [name for name in planted.ARCHITECTURES if name != JUMPS]
+QUICK = ("plain", "residual", "tokens", "channels last", "einsum")
+every = pytest.mark.parametrize("name", NAMES)
 
 
 def found_of(name: str, each: int) -> int:
@@ -38,7 +41,7 @@ def found_of(name: str, each: int) -> int:
     return detected
 
 
-@every
+@pytest.mark.parametrize("name", rest_slow(sorted(NAMES, key=lambda name: name not in QUICK), len(QUICK)))
 def test_some_mistakes_of_every_kind_are_found(name: str) -> None:
     assert found_of(name, 2) >= 10
 

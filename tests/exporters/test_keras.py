@@ -23,6 +23,7 @@ from onnxcam.network import manifest  # noqa: E402
 from onnxcam.targets.readout import LOGITS, Readout  # noqa: E402
 from tests.exporters import keras_nets as nets  # noqa: E402
 from tests.exporters.keras_numbers import SINGLE_INPUT, close, nested_with, pictures, tape_of, without_softmax  # noqa: E402
+from tests.support.examples import rest_slow  # noqa: E402
 from tests.support.runtime import run  # noqa: E402
 
 pytestmark = [
@@ -37,7 +38,7 @@ RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLik
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layer", ["conv1", "norm1", "relu1", "pool1", "conv2", "relu2"])
+@pytest.mark.parametrize("layer", rest_slow(["relu2", "conv1", "norm1", "relu1", "pool1", "conv2"]))
 def test_values_and_gradients_are_those_of_the_tape(layer: str) -> None:
     model = nets.functional()
     batch, targets = pictures(3, 16, 16, 3), [4, 0, 2]
@@ -91,13 +92,16 @@ def test_the_tape_inside_a_nested_model() -> None:
 
 @pytest.mark.parametrize(
     ("classes", "activation", "kind"),
-    [
-        (5, "softmax", "logits"),
-        (5, None, "logits"),
-        (5, "sigmoid", "multilabel"),
-        (1, "sigmoid", "binary_logit"),
-        (2, "log_softmax", "logits"),
-    ],
+    rest_slow(
+        [
+            (5, "softmax", "logits"),
+            (1, "sigmoid", "binary_logit"),
+            (5, None, "logits"),
+            (5, "sigmoid", "multilabel"),
+            (2, "log_softmax", "logits"),
+        ],
+        2,
+    ),
 )
 def test_heads(classes: int, activation: str | None, kind: str) -> None:
     model = nets.functional(classes, activation)
@@ -121,6 +125,7 @@ def test_a_grey_sequential_model_with_a_flatten_head() -> None:
     assert held["input"]["layout"] == "NHWC" and held["input"]["preprocess"]["color"] == "L"
 
 
+@pytest.mark.slow
 def test_a_subclassed_model_and_blocks_of_code() -> None:
     model = nets.Subclassed()
     model(np.zeros((1, 17, 17, 3), np.float32))
@@ -173,6 +178,7 @@ def test_calls_of_a_shared_layer() -> None:
     close(found["activations/again"], np.asarray(conv(second)))
 
 
+@pytest.mark.slow
 def test_mixed_precision_is_exported_as_float32() -> None:
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -68,6 +68,7 @@ def test_the_default_layer_is_the_one_of_long_habit(name: str, default: str) -> 
     assert [entry["name"] for entry in held["layers"]] == [default]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("token", "default"), [(True, "norm_1"), (False, "norm")])
 def test_a_transformer_is_explained_where_its_patches_end(token: bool, default: str) -> None:
     model = nets.transformer(token)

@@ -57,6 +57,7 @@ def test_another_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         export(nets.functional(), None)
 
 
+@pytest.mark.slow
 def test_several_outputs_and_which_are_the_scores() -> None:
     base = nets.functional()
     both = keras.Model(base.inputs, [base.output, base.get_layer("mean").output])
@@ -91,6 +92,7 @@ def test_outputs_heatmap_keeps_the_record() -> None:
     assert held["target"]["mode"] == "required" and list(held["layers"][0]["heatmaps"]) == ["hirescam"]
 
 
+@pytest.mark.slow
 def test_a_gate_is_put_in_after_the_proof() -> None:
     model = nets.functional()
     plain, always, never = (export(model, None, gate=g) for g in (None, "margin <= 1", "margin < 0"))

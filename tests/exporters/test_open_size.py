@@ -17,6 +17,7 @@ import onnxcam
 from onnxcam.cli import main
 from onnxcam.explain.explainer import Explainer
 from onnxcam.network import manifest
+from tests.support.examples import rest_slow
 from tests.support.torchvision_stub import import_torchvision
 
 torch = pytest.importorskip("torch")
@@ -102,7 +103,7 @@ def differentiated(net: Any, layer: str, x: np.ndarray, classes: list[int]) -> t
     return kept[0].detach().numpy(), gradient.numpy()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", rest_slow(CASES))
 def test_the_default_layer_and_its_numbers(name: str, tmp_path: Path) -> None:
     _, _, layer, tokens, fixed = CASES[name]
     net, path = made(name, tmp_path)
@@ -125,6 +126,7 @@ def test_the_default_layer_and_its_numbers(name: str, tmp_path: Path) -> None:
             assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_a_size_nobody_named_is_assumed_and_said(tmp_path: Path) -> None:
     _, path = made("BEiT", tmp_path)
     assert "224 x 224 was assumed" in Explainer(path, providers=CPU).warnings[0]

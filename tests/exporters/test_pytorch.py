@@ -18,6 +18,7 @@ from onnxcam.exporters.pytorch import export  # noqa: E402
 from onnxcam.network import manifest  # noqa: E402
 from tests.exporters.torch_nets import Binary, Functional, InPlace, Reused, Structured, seeded  # noqa: E402
 from tests.exporters.torch_numbers import at, close, differentiate, picture, snapshot  # noqa: E402
+from tests.support.examples import rest_slow  # noqa: E402
 from tests.support.runtime import run  # noqa: E402
 from tests.support.torchvision_stub import import_torchvision  # noqa: E402
 
@@ -29,7 +30,9 @@ F = torch.nn.functional
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("layer", "call"), [("conv", 0), ("bn", 0), ("relu#0", 0), ("relu", 1), ("deep", 0)])
+@pytest.mark.parametrize(
+    ("layer", "call"), rest_slow([("conv", 0), ("bn", 0), ("relu#0", 0), ("relu", 1), ("deep", 0)])
+)
 def test_a_layer_is_what_its_module_returned_whatever_is_done_to_it_in_place_later(layer: str, call: int) -> None:
     net = seeded(InPlace()).eval()
     model = export(net, picture(1, 3, 8, 10), None, layers=[layer])
@@ -43,7 +46,7 @@ def test_a_layer_is_what_its_module_returned_whatever_is_done_to_it_in_place_lat
     close(found["gradients"], gradient)
 
 
-@pytest.mark.parametrize(("layer", "call"), [("block", 2), ("block#0", 0), ("block#1", 1), ("block.0#1", 1)])
+@pytest.mark.parametrize(("layer", "call"), rest_slow([("block", 2), ("block#0", 0), ("block#1", 1), ("block.0#1", 1)]))
 def test_of_several_calls_the_last_counts_and_a_number_picks_another(layer: str, call: int) -> None:
     net = seeded(Reused()).eval()
     model = export(net, picture(2, 3, 9, 9), None, layers=[layer], target="required")
@@ -56,6 +59,7 @@ def test_of_several_calls_the_last_counts_and_a_number_picks_another(layer: str,
     close(found["gradients"], gradient)
 
 
+@pytest.mark.slow
 def test_several_layers_at_once_by_name_and_by_identity() -> None:
     net = seeded(Reused()).eval()
     model = export(net, picture(1, 3, 9, 9), None, layers=[net.stem, "block#0", net.block, "block.1", net.twin])
@@ -139,7 +143,7 @@ def test_a_layers_value_that_no_module_returns_is_checked_on_the_captured_progra
     close(found["gradients"], gradient.numpy())
 
 
-@pytest.mark.parametrize(("net", "name"), [(InPlace, "relu"), (Reused, "twin")])
+@pytest.mark.parametrize(("net", "name"), rest_slow([(InPlace, "relu"), (Reused, "twin")]))
 def test_the_default_layer_has_the_shortest_name_of_a_module_that_returns_it(net: Any, name: str) -> None:
     model = export(seeded(net()), picture(1, 3, 9, 9), None, target="required")
     held = manifest.read(model)
@@ -221,6 +225,7 @@ def test_gradients_are_taken_where_the_caller_has_switched_them_off() -> None:
 # -- what is asked for ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("capture_once")
 def test_targets_bound_to_a_class() -> None:
     net = seeded(InPlace()).eval()
@@ -294,7 +299,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
 @pytest.mark.usefixtures("capture_once")
 @pytest.mark.parametrize(
-    ("stem", "quantity"), [("logits", "scores"), ("activations", "activations"), ("gradients", "gradients")]
+    ("stem", "quantity"), rest_slow([("gradients", "gradients"), ("logits", "scores"), ("activations", "activations")])
 )
 def test_wrong_numbers_are_named_and_no_file_is_left(
     stem: str, quantity: str, spoil: Callable[[str], None], tmp_path: Path
@@ -305,6 +310,7 @@ def test_wrong_numbers_are_named_and_no_file_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("capture_once")
 def test_a_wrong_gradient_rule_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from onnxcam.autodiff import registry
@@ -388,7 +394,7 @@ def seeded_like_trained(net: Any) -> Any:
     return net
 
 
-@pytest.mark.parametrize("exporter", ["torch.export", "torchscript"])
+@pytest.mark.parametrize("exporter", rest_slow(["torch.export", "torchscript"]))
 def test_the_file_tells_nothing_of_the_machine_it_was_made_on(exporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch writes a stack trace, with the paths of its own and the model's sources, onto every node."""
     if exporter == "torchscript":

@@ -15,13 +15,14 @@ from onnxcam.exporters.pytorch import export  # noqa: E402
 from onnxcam.network import manifest  # noqa: E402
 from tests.exporters.torch_nets import InPlace, Reused, seeded  # noqa: E402
 from tests.exporters.torch_numbers import at, close, differentiate, picture  # noqa: E402
+from tests.support.examples import rest_slow  # noqa: E402
 from tests.support.runtime import run  # noqa: E402
 
 pytestmark = pytest.mark.torch
 nn = torch.nn
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("rows", rest_slow([1, 2, 5]))
 def test_the_batch_is_free_whatever_the_examples_rows(rows: int) -> None:
     model = export(seeded(Reused()), (picture(rows, 3, 9, 9),), None, verify=False)
     held = manifest.read(model)
@@ -39,7 +40,7 @@ def test_clones_and_exposed_layers_leave_no_trace_in_the_graph() -> None:
     assert [o.name for o in plain.graph.output] == ["logits", "activations", "gradients", "heatmap"]
 
 
-@pytest.mark.parametrize(("opset", "gelu"), [(None, True), (18, False), (21, True)])
+@pytest.mark.parametrize(("opset", "gelu"), rest_slow([(None, True), (18, False), (21, True)]))
 def test_opsets(opset: int | None, gelu: bool) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     model = export(seeded(net), picture(1, 3, 8, 8), None, opset=opset)

@@ -127,6 +127,7 @@ def test_what_is_not_a_classifier() -> None:
         export(seeded(nn.Sequential(nn.Conv2d(3, 4, 3))), picture(1, 3, 8, 8), None)
 
 
+@pytest.mark.slow
 def test_several_outputs_need_a_choice_unless_the_first_is_scores() -> None:
     class Two(nn.Module):  # type: ignore[misc]
         def __init__(self, order: list[int]) -> None:

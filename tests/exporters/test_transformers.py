@@ -19,10 +19,9 @@ torch = pytest.importorskip("torch")
 from onnxcam.exporters import pytorch, torch_capture  # noqa: E402
 from tests.exporters.transformers import CASES, build, pictures  # noqa: E402
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 CPU = ["CPUExecutionProvider"]
 CLASSES = [4, 0, 2]
-QUICK = ("torchvision ViT", "oblong")
 
 
 def theirs(net: Any, case: Any, layer: Any, x: Any) -> np.ndarray:
@@ -46,7 +45,7 @@ def differentiated(net: Any, layer: Any, x: Any) -> tuple[np.ndarray, np.ndarray
     return kept[0].detach().numpy(), gradient.numpy()
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize("name", CASES)
 def test_the_default_layer_and_its_map(name: str) -> None:
     case, net, x = CASES[name], build(name), pictures(name)
     named = [case.layer, *filter(None, [case.middle])]
@@ -72,7 +71,6 @@ def test_the_default_layer_and_its_map(name: str) -> None:
     assert small.shape == (3, *case.grid) and (small.reshape(3, -1).max(axis=1) > 0).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision ViT", "Swin", "torchvision MaxViT"])
 def test_the_exporter_calls_the_default_layer_by_its_module(name: str) -> None:
     case = CASES[name]
@@ -84,7 +82,6 @@ def test_the_exporter_calls_the_default_layer_by_its_module(name: str) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Swin", "torchvision Swin", "distilled DeiT"])
 def test_the_older_exporters_arithmetic_with_shapes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows and their shifts made of Slice and Concat by what Shape says."""

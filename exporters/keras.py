@@ -16,6 +16,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -205,7 +206,8 @@ class Keras:
             captured = keras_capture.capture(self._watched, self._picture, self._targets, names, opset)
         self._captured = _by_meaning(captured, self._place)
         pairs = zip(self._targets, self._captured.values, strict=True)
-        return Classifier(self._captured.model, self._captured.outputs[self._place], [_layer(*pair) for pair in pairs])
+        targets = [replace(_layer(*pair), default=layers is None) for pair in pairs]
+        return Classifier(self._captured.model, self._captured.outputs[self._place], targets)
 
     def default_layer(self) -> tuple[list[Call], Target, keras_capture.Captured]:
         """The layer calls, the default layer, and the model captured with it."""

@@ -14,7 +14,7 @@ from onnxcam import image
 from onnxcam.cli import options
 from onnxcam.cli.options import parse_size
 from onnxcam.errors import LabelsError, LayerError, ModelError, OutputError, TrustError, VerificationError
-from onnxcam.explain.warnings import input_size_warnings
+from onnxcam.explain.warnings import input_size_warnings, layer_warnings
 from onnxcam.exporters import frameworks
 from onnxcam.exporters import source as sources
 from onnxcam.targets import labels
@@ -209,7 +209,7 @@ def export(
         options.print_json(written | {"outputs": _outputs(manifest), "manifest": manifest})
     else:
         click.echo("\n".join(_lines(output, manifest)))
-    for warning in input_size_warnings(manifest["input"]):
+    for warning in (*input_size_warnings(manifest["input"]), *layer_warnings(manifest["layers"])):
         click.echo(f"Warning: {warning}", err=True)
     if not manifest["input"].get("preprocess"):
         click.echo("Note: no preprocessing is stored (--preprocess); `onnxcam explain` will ask for it", err=True)

@@ -10,7 +10,7 @@ import click
 
 from onnxcam.cli import options
 from onnxcam.errors import LayerError
-from onnxcam.explain.warnings import input_size_warnings
+from onnxcam.explain.warnings import input_size_warnings, layer_warnings
 from onnxcam.network.layout import Layout
 
 EPILOG = """\
@@ -32,7 +32,8 @@ def layers(model: str, trust_model: bool, import_file: str | None, input_size: l
     """List the layers that can be explained.
 
     For each layer of MODEL (any image classifier in ONNX form): its name for --layer, the shape and layout of its
-    output, and which one is taken when none is named (*). Of an explainable model it also says which outputs hold a
+    output, and which one is taken when none is named (*); whether all paths to the scores pass it, or a part of them,
+    and which part of the input it shows, where that is not all of it. Of an explainable model it also says which outputs hold a
     layer's activations, gradients and heatmaps. Any other value or node of the graph can be named too, if it is
     spatial. MODEL may also be a Keras file (.keras, .h5) or keras:NAME: its layers come under the names that `onnxcam
     export --layer` takes.
@@ -84,13 +85,15 @@ def describe(model: str, input_size: Sequence[int] | None = None) -> dict[str, A
             "grid": None if layer.grid is None else list(layer.grid),
             "prefix_tokens": layer.prefix_tokens,
             "default": layer.default,
+            "covers": layer.covers,
+            "window": None if layer.window is None else layer.window.describe(),
             "outputs": _outputs(entries.pop(layer.name, None)),
         }
         for layer in candidates
     ]
     # a file may expose other values than those of candidate layers
     listed += [
-        {key: entry.get(key) for key in ("name", "shape", "layout", "grid", "prefix_tokens")}
+        {key: entry.get(key) for key in ("name", "shape", "layout", "grid", "prefix_tokens", "covers", "window")}
         | {"default": False, "outputs": _outputs(entry)}
         for entry in entries.values()
     ]
@@ -102,7 +105,11 @@ def describe(model: str, input_size: Sequence[int] | None = None) -> dict[str, A
         "outputs": {"scores": stored["scores"]["name"], "probabilities": stored["scores"].get("probabilities")},
         "gate": stored.get("gate"),
     }
-    doubtful = input_size_warnings(picture)
+    default = [
+        {"name": layer.name, "beside": layer.beside, "window": layer.window and layer.window.describe()}
+        for layer in candidates
+    ]
+    doubtful = input_size_warnings(picture) + layer_warnings(default if stored is None else stored["layers"])
     return {"model": model, "explainable": explainable, "layers": listed, "warnings": doubtful}
 
 
@@ -125,6 +132,8 @@ def describe_keras(model: str, trust: bool = False, import_file: str | None = No
             "grid": None if layer.grid is None else list(layer.grid),
             "prefix_tokens": layer.prefix_tokens,
             "default": layer.default,
+            "covers": layer.covers,
+            "window": None if layer.window is None else layer.window.describe(),
             "outputs": None,
         }
         for layer in exporter.list_layers(loaded.model)
@@ -145,24 +154,25 @@ def _dims(shape: Sequence[int | str | None] | None) -> list[int | str | None] | 
 
 
 def _layout(layer: dict[str, Any]) -> str:
-    """The layout, of tokens with how they lie: `NTC, 14 x 14 after 1`."""
+    """The layout, of tokens with how they lie, and the part of the input: `NTC, 14 x 14 after 1, rows 0 to 224, …`."""
     layout = Layout.of(layer)
+    part = "" if layout.window is None else f", {layout.window.words()}"
     if not layout.tokens:
-        return layout.name
+        return layout.name + part
     if layout.grid is None:
         return f"{layout.name}, grid unknown (--grid)"
     before = f" after {layout.prefix_tokens}" if layout.prefix_tokens else ""
-    return f"{layout.name}, {layout.grid[0]} x {layout.grid[1]}{before}"
+    return f"{layout.name}, {layout.grid[0]} x {layout.grid[1]}{before}{part}"
 
 
 def _table(layers: Sequence[dict[str, Any]]) -> list[str]:
-    rows = [("", "layer", "shape", "layout")]
+    rows = [("", "layer", "shape", "covers", "layout")]
     for layer in layers:
         shape = (
             "?"
             if layer["shape"] is None
             else "[" + ", ".join("?" if d is None else str(d) for d in layer["shape"]) + "]"
         )
-        rows.append(("*" if layer["default"] else "", layer["name"], shape, _layout(layer)))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return ["  ".join([f"{row[0]:1}", f"{row[1]:{widths[1]}}", f"{row[2]:{widths[2]}}", row[3]]) for row in rows]
+        rows.append(("*" if layer["default"] else "", layer["name"], shape, layer["covers"] or "?", _layout(layer)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return ["  ".join([*(f"{row[column]:{widths[column]}}" for column in range(4)), row[4]]) for row in rows]

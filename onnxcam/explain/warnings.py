@@ -7,14 +7,15 @@ other, and without labels the evidence is the manifest, the first nodes of the g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
+from onnxcam.errors import listing
 from onnxcam.image import Preprocess
 from onnxcam.network import manifest
-from onnxcam.network.layout import Layout
+from onnxcam.network.layout import Layout, window_of
 
 # a normalisation that fits its input has a deviation between these parts of its range: pictures have 0.1 to 0.3,
 # a division by the whole range counts as 1
@@ -83,6 +84,29 @@ def measured_warnings(entries: manifest.Manifest, *, skipped: bool) -> list[str]
             "lies on the picture, are as its graph suggests"
         ]
     return manifest.measured_warnings(entries)
+
+
+def layer_warnings(entries: Sequence[dict[str, Any]], names: Collection[str] | None = None) -> list[str]:
+    """Warnings about default layers through which only a part of what the scores are computed from passes.
+
+    Arguments:
+        entries: the manifest's `layers`.
+        names: of the layers in use; all if None.
+    """
+    sentences = []
+    for entry in entries:
+        others = entry.get("beside")
+        if others is None or (names is not None and entry["name"] not in names):
+            continue
+        window = window_of(entry)
+        sees = "" if window is None else f", which sees {window.words()} of the model's input"
+        around = f"{listing(others)} too" if others else "paths around it"
+        which = f"one of {len(others) + 1} parallel parts" if others else "a part"
+        sentences.append(
+            f"the map shows {which} of the model alone, layer {entry['name']!r}{sees}: the scores are computed from "
+            f"{around}; explain another part with `--layer` (layers=)"
+        )
+    return sentences
 
 
 def same_values(a: Preprocess, b: Preprocess) -> bool:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 import onnx
 
 from onnxcam.errors import LayerError, listing, nearest
+from onnxcam.graph.coverage import PART, covers
 from onnxcam.graph.layout import has_tokens, layout_of
 from onnxcam.graph.operators import Trait, having
+from onnxcam.graph.parallel import beside, preferred
 from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.tokens import Patches, patches_of, positions, shape_of, window_of
-from onnxcam.graph.view import Graph, Shape
+from onnxcam.graph.view import Graph, Shape, attributes
 from onnxcam.graph.window import Window
 
 _CONVOLUTIONS, _STEPS = having(Trait.CONVOLVES), having(Trait.ENDS_LAYER)
@@ -37,6 +39,8 @@ class Layer:
         default: whether it is the default layer.
         window: the part of the model's input that the grid covers, where it is not all of it: after a crop, a flip, a
             padding or a transposition inside the graph; None also where it cannot be derived.
+        covers: `all` if every path from the picture to the scores passes the layer, else `part`; None if not derived.
+        beside: of a default layer that covers a part, the last layers of what runs parallel to it; else None.
     """
 
     name: str
@@ -47,6 +51,8 @@ class Layer:
     prefix_tokens: int = 0
     default: bool = False
     window: Window | None = None
+    covers: str | None = None
+    beside: tuple[str, ...] | None = None
 
 
 def candidates(graph: Graph, scores: str) -> list[Layer]:
@@ -81,12 +87,35 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
     if patches is not None and last_residual is not None and best is not None and best != last_residual:
         # a convolution on a side path, such as one that encodes positions, does not represent the block
         best = best if patches.all_pass(graph, last_residual, best, scores) else last_residual
-    return [located(graph, replace(layer, default=layer.value == best)) for layer in ordered]
+    picture = _picture(graph)
+    values = [layer.value for layer in ordered]
+    best = best and preferred(graph, values, best, picture, scores)
+    layers_of_graph = []
+    for layer in ordered:
+        layer = placed_in(graph, replace(layer, default=layer.value == best), scores)
+        if layer.default and layer.covers == PART:
+            layer = replace(layer, beside=tuple(beside(graph, values, layer.value)))
+        layers_of_graph.append(layer)
+    return layers_of_graph
 
 
-def located(graph: Graph, layer: Layer) -> Layer:
-    """The layer with its window, derived from Slice, Pad, Resize, Split, Gather and Transpose before it."""
-    return replace(layer, window=window_of(graph, layer.value))
+def placed_in(graph: Graph, layer: Layer, scores: str) -> Layer:
+    """The layer with its window and its coverage, as the graph has them."""
+    window, coverage = window_of(graph, layer.value), covers(graph, layer.value, _picture(graph), scores)
+    return replace(layer, window=window, covers=coverage)
+
+
+def members(graph: Graph, layer: Layer, scores: str) -> Layer:
+    """The layer, chosen as the default by a framework, with what runs parallel to it where it covers a part."""
+    if layer.covers != PART or layer.beside is not None:
+        return layer
+    values = [candidate.value for candidate in candidates(graph, scores)]
+    return replace(layer, beside=tuple(beside(graph, values, layer.value)))
+
+
+def _picture(graph: Graph) -> str:
+    """The name of the first input that is read."""
+    return next(info.name for info in graph.inputs if graph.consumers.get(info.name))
 
 
 def _block(graph: Graph, patches: Patches, value: str) -> Layer | None:
@@ -148,7 +177,19 @@ def _residual(graph: Graph, node: onnx.NodeProto) -> bool:
     if first in _elementwise_sources(graph, second) or second in _elementwise_sources(graph, first):
         return False
     # nor the sums of independent values as which some exporters write an adaptive pooling
-    return _depends_on(graph, first, second) or _depends_on(graph, second, first)
+    before, other = _before_turns(graph, first), _before_turns(graph, second)
+    return _depends_on(graph, first, other) or _depends_on(graph, second, before)
+
+
+def _before_turns(graph: Graph, value: str) -> str:
+    """The value that a value is a transposition of, NCHW to NHWC or back; itself if it is none."""
+    while (node := graph.producer.get(value)) is not None and _turns(node):
+        value = node.input[0]
+    return value
+
+
+def _turns(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Transpose" and list(attributes(node).get("perm", ())) in ([0, 2, 3, 1], [0, 3, 1, 2])
 
 
 def _depends_on(graph: Graph, value: str, source: str) -> bool:
@@ -310,12 +351,26 @@ def follow(graph: Graph, value: str, counts: Callable[[onnx.NodeProto, str], boo
     """
     last = value
     while True:
-        following = _activation(graph, value, counts) or _joined(graph, value)
+        following = _activation(graph, value, counts) or _joined(graph, value) or _turned(graph, value)
         if following is None:
             return last
         value = following
-        if graph.is_float(value):  # not between QuantizeLinear and DequantizeLinear
+        # not between QuantizeLinear and DequantizeLinear, nor a transposition that nothing of the layer follows
+        if graph.is_float(value) and not _turns(graph.producer[value]):
             last = value
+
+
+def _turned(graph: Graph, value: str) -> str | None:
+    """The only reader of a value, if it turns NCHW to NHWC or back and a bias, activation or join follows.
+
+    Frameworks that keep channels last write each convolution between two such Transposes.
+    """
+    readers = graph.consumers.get(value, [])
+    if len(readers) != 1 or not _turns(readers[0]) or value in {o.name for o in graph.outputs}:
+        return None
+    turned = str(readers[0].output[0])
+    after = graph.consumers.get(turned, [])
+    return turned if after and all(node.op_type in _STEPS or node.op_type == "Concat" for node in after) else None
 
 
 def _activation(graph: Graph, value: str, counts: Callable[[onnx.NodeProto, str], bool] | None = None) -> str | None:

@@ -81,7 +81,7 @@ def _resolve(graph: Graph, scores: str, exposed: Mapping[str, Layer], name: str)
     """A layer by the name that the file gives it, or by a value's or node's name."""
     try:
         layer = layers.resolve(graph, exposed.get(name, name), scores)
-        return layer if name in exposed else layers.located(graph, layer)
+        return layer if name in exposed else layers.placed_in(graph, layer, scores)
     except LayerError as error:
         names = f"; the file itself exposes {list(exposed)}" if exposed else ""
         raise LayerError(f"{error}{names}") from error

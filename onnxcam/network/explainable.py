@@ -19,9 +19,8 @@ from onnxcam.cam import methods as cam
 from onnxcam.errors import LabelsError, LayerError, ModelError, PreprocessError, TargetError, label_count, listing
 from onnxcam.graph import dynamic_size, edit
 from onnxcam.graph.builder import Builder
-from onnxcam.graph.coverage import covers
 from onnxcam.graph.input_normalization import normalization
-from onnxcam.graph.layers import Layer, default, located, resolve
+from onnxcam.graph.layers import Layer, default, members, placed_in, resolve
 from onnxcam.graph.layout import input_layout
 from onnxcam.graph.load import Source
 from onnxcam.graph.view import Dim, Graph
@@ -149,7 +148,6 @@ def augment(
                 input_size=input_size, probe=facts, on_warning=on_warning,
             )  # fmt: skip
         readout = settled
-    coverage = {layer.name: covers(graph, layer.value, network.picture.name, readout.value) for layer in target_layers}
     graph, target_layers, readout, tensor_names = _reserve(
         graph, target_layers, functions, readout, gated=condition is not None
     )
@@ -169,8 +167,7 @@ def augment(
         tag = f"/{layer.name}" if len(target_layers) > 1 else ""
         raw = _expose(op, layer, gradient, tag, tensor_names) if outputs == "all" else dict.fromkeys(_RAW)
         heatmaps = _emit_heatmaps(op, layer, gradient, functions, tag, tensor_names)
-        described = {**_described(layer), "covers": coverage[layer.name]}
-        entries.append({"name": layer.name, **raw, **described, "heatmaps": heatmaps, "value": layer.value})
+        entries.append({"name": layer.name, **raw, **_described(layer), "heatmaps": heatmaps, "value": layer.value})
     fires = None if condition is None else gates.emit(op, condition, flat, readout, tensor_names[gates.FIRED])
     edit.add(model, op)
     if fires is not None:
@@ -260,9 +257,10 @@ def _target_layers(
         raise LayerError("`layers` is empty; name at least one target layer, or pass None for the default")
     scores = network.readout.value
     resolved = [
-        located(fitted.graph, resolve(fitted.graph, layer, scores, grid=grid, prefix_tokens=prefix_tokens))
+        placed_in(fitted.graph, resolve(fitted.graph, layer, scores, grid=grid, prefix_tokens=prefix_tokens), scores)
         for layer in requested
     ]
+    resolved = [members(fitted.graph, layer, scores) if layer.default else layer for layer in resolved]
     if (grid is not None or prefix_tokens is not None) and not any(Layout.of_layer(layer).tokens for layer in resolved):
         raise LayerError(
             f"layer {listing(layer.name for layer in resolved)} is not a layer of tokens: leave grid and prefix_tokens "
@@ -387,6 +385,8 @@ def _described(layer: Layer) -> dict[str, Any]:
         "grid": None if layer.grid is None else list(layer.grid),
         "prefix_tokens": layer.prefix_tokens,
         **({} if layer.window is None else {"window": layer.window.describe()}),
+        "covers": layer.covers,
+        **({} if layer.beside is None else {"beside": list(layer.beside)}),
     }
 
 

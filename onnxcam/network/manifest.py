@@ -103,7 +103,7 @@ _FURTHER: dict[str, dict[str, Check]] = {
     "target": {"class": _or_none(_count(0))},
     "layers": {"value": _or_none(_is(str)), "shape": _or_none(_list(_dim)), "grid": _or_none(_list(_dim, 2)),
                "prefix_tokens": _count(0), "covers": _or_none(_among("all", "part")), "window": _or_none(_window),
-               "place": _or_none(_place)},
+               "place": _or_none(_place), "beside": _or_none(_list(_is(str)))},
     "measured": {"scores": _or_none(_is(dict)), "rows": _among(INDEPENDENT, COUPLED), "deterministic": _is(bool),
                  "range": _list(_is(int, float), 2), "unmeasured": _names},
     "source": {"name": _or_none(_is(str)), "outputs": _or_none(_list(_is(str))), "scores": _or_none(_is(str)),

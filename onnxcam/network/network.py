@@ -151,6 +151,7 @@ def layer_of(entry: dict[str, Any]) -> Layer:
         grid=None if grid is None else (grid[0], grid[1]),
         prefix_tokens=entry.get("prefix_tokens", 0),
         window=window_of(entry),
+        beside=None if entry.get("beside") is None else tuple(entry["beside"]),
     )
 
 

@@ -19,12 +19,12 @@ def test_a_plain_model(run: Run, plain: Path) -> None:
     assert listing["explainable"] is None
     assert listing["layers"] == [
         {"name": "relu1", "shape": ["N", 8, 32, 32], "layout": "NCHW", "grid": [32, 32], "prefix_tokens": 0,
-         "default": False, "outputs": None},
+         "default": False, "covers": "all", "window": None, "outputs": None},
         {"name": "relu2", "shape": ["N", 16, 16, 16], "layout": "NCHW", "grid": [16, 16], "prefix_tokens": 0,
-         "default": True, "outputs": None},
+         "default": True, "covers": "all", "window": None, "outputs": None},
     ]  # fmt: skip
     rows = run("layers", plain).out.splitlines()
-    assert rows[2].split() == ["*", "relu2", "[N,", "16,", "16,", "16]", "NCHW"]
+    assert rows[2].split() == ["*", "relu2", "[N,", "16,", "16,", "16]", "all", "NCHW"]
 
 
 def test_a_transformer(run: Run, tmp_path: Path) -> None:
@@ -33,9 +33,18 @@ def test_a_transformer(run: Run, tmp_path: Path) -> None:
     listing = run("layers", path, "--json").json()["layers"]
     assert [layer["name"] for layer in listing] == ["c", "a1", "n2"] and listing[-1]["default"]
     assert (listing[-1]["grid"], listing[-1]["prefix_tokens"]) == ([4, 6], 1)
-    assert run("layers", path).out.splitlines()[-1] == "*  n2     [N, 25, 8]    NTC, 4 x 6 after 1"
+    assert run("layers", path).out.splitlines()[-1] == "*  n2     [N, 25, 8]    all     NTC, 4 x 6 after 1"
     load.save(transformers.lost(15), path)
-    assert run("layers", path).out.splitlines()[-1] == "*  b1     [N, 15, 8]  NTC, grid unknown (--grid)"
+    assert run("layers", path).out.splitlines()[-1] == "*  b1     [N, 15, 8]  all     NTC, grid unknown (--grid)"
+
+
+def test_parts_are_told(run: Run) -> None:
+    cases = Path(__file__).parent.parent / "cases"
+    done = run("layers", cases / "flip_vote.onnx")
+    assert done.out.splitlines()[-1].endswith("part    NCHW, rows 0 to 64, columns 64 to 0 (mirrored)")
+    assert "Warning: the map shows one of 2 parallel parts" in done.err
+    listing = run("layers", cases / "crop_inside.onnx", "--json").json()
+    assert listing["layers"][0]["window"] == {"height": [16, 32], "width": [16, 32]} and not listing["warnings"]
 
 
 @pytest.mark.slow

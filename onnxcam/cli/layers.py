@@ -32,11 +32,11 @@ def layers(model: str, trust_model: bool, import_file: str | None, input_size: l
     """List the layers that can be explained.
 
     For each layer of MODEL (any image classifier in ONNX form): its name for --layer, the shape and layout of its
-    output, and which one is taken when none is named (*); whether all paths to the scores pass it, or a part of them,
-    and which part of the input it shows, where that is not all of it. Of an explainable model it also says which outputs hold a
-    layer's activations, gradients and heatmaps. Any other value or node of the graph can be named too, if it is
-    spatial. MODEL may also be a Keras file (.keras, .h5) or keras:NAME: its layers come under the names that `onnxcam
-    export --layer` takes.
+    output, and which one is taken when none is named (*); whether all paths to the scores pass it, or a part of
+    them, and which part of the input it shows, where that is not all of it. Of an explainable model it also says
+    which outputs hold a layer's activations, gradients and heatmaps. Any other value or node of the graph can be
+    named too, if it is spatial. MODEL may also be a Keras file (.keras, .h5) or keras:NAME: its layers come under
+    the names that `onnxcam export --layer` takes.
     """
     keras = model.startswith("keras:") or model.lower().endswith((".keras", ".h5", ".hdf5"))
     listing = describe_keras(model, trust_model, import_file) if keras else describe(model, input_size)

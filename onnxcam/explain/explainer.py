@@ -17,12 +17,7 @@ from onnxcam.explain.file import FileSession, Raw
 from onnxcam.explain.maps import fuse, map_size, windows_of
 from onnxcam.explain.preparation import Preparation, Prepared
 from onnxcam.explain.question import SEED, Question, Terms
-from onnxcam.explain.warnings import (
-    input_size_warnings,
-    layer_warnings,
-    measured_warnings,
-    preprocessing_warnings,
-)
+from onnxcam.explain.warnings import model_warnings, preprocessing_warnings
 from onnxcam.graph.large_model import Serialized
 from onnxcam.network.layout import Layout
 from onnxcam.runtime import Provider
@@ -102,9 +97,8 @@ class Explainer:
         entry = manifest["input"]
         self.preparation = Preparation.of(entry, preprocess, value_range, bands)
         self._preprocess = self.preparation.preprocess
-        self._warnings = input_size_warnings(entry) + layer_warnings(manifest["layers"], self._layers)
+        self._warnings = model_warnings(manifest, self._layers, skipped=self._file.plain and not probe)
         self._warnings += [] if self.labels else list(self._file.doubts)
-        self._warnings += measured_warnings(manifest, skipped=self._file.plain and not probe)
         if self._preprocess is not None:
             self._warnings += preprocessing_warnings(entry, self._preprocess, preprocess is not None)
 

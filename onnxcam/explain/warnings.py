@@ -86,6 +86,21 @@ def measured_warnings(entries: manifest.Manifest, *, skipped: bool) -> list[str]
     return manifest.measured_warnings(entries)
 
 
+def model_warnings(entries: manifest.Manifest, layers: Collection[str], *, skipped: bool) -> list[str]:
+    """Warnings about a model that need neither a preprocessing nor a picture.
+
+    Arguments:
+        entries: the manifest.
+        layers: names of those in use.
+        skipped: whether the measurement was left out by request.
+    """
+    return [
+        *input_size_warnings(entries["input"]),
+        *layer_warnings(entries["layers"], layers),
+        *measured_warnings(entries, skipped=skipped),
+    ]
+
+
 def layer_warnings(entries: Sequence[dict[str, Any]], names: Collection[str] | None = None) -> list[str]:
     """Warnings about default layers through which only a part of what the scores are computed from passes.
 

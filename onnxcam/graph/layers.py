@@ -115,7 +115,7 @@ def members(graph: Graph, layer: Layer, scores: str) -> Layer:
 
 def _picture(graph: Graph) -> str:
     """The name of the first input that is read."""
-    return next(info.name for info in graph.inputs if graph.consumers.get(info.name))
+    return str(next(info.name for info in graph.inputs if graph.consumers.get(info.name)))
 
 
 def _block(graph: Graph, patches: Patches, value: str) -> Layer | None:

@@ -1,6 +1,7 @@
 """Thousands of damaged files, read in a child process: no crash, no hang, no traceback, no gibibyte.
 
-Everything that is not usable ends as an error of the project's own. `make test` reads all of them, `make check` some.
+Everything that is not usable ends as an error of the project's own. `make soak` reads all of them, `make test` and
+`make check` the first ones.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ SEEDS: dict[str, Callable[[Path], dict[str, bytes]]] = {
     "manifest": manifest_seeds,
     "labels": label_seeds,
 }
-FEW = {"model": 200, "picture": 300, "manifest": 60, "labels": 300}
+FEW = {"model": 60, "picture": 100, "manifest": 20, "labels": 100}
+MORE = {"model": 400, "picture": 400, "manifest": 100, "labels": 400}
 MANY = {"model": 2000, "picture": 2000, "manifest": 500, "labels": 2000}
 
 
@@ -168,7 +170,11 @@ def test_some_damaged_files(reader: str, tmp_path: Path) -> None:
     judge(fuzz.run(reader, seeds(reader, tmp_path), FEW[reader]), FEW[reader])
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "counts",
+    [pytest.param(MORE, marks=pytest.mark.slow), pytest.param(MANY, marks=pytest.mark.soak)],
+    ids=["more", "all"],
+)
 @pytest.mark.parametrize("reader", SEEDS)
-def test_many_damaged_files(reader: str, tmp_path: Path) -> None:
-    judge(fuzz.run_side_by_side(reader, seeds(reader, tmp_path), MANY[reader]), MANY[reader])
+def test_many_damaged_files(reader: str, counts: dict[str, int], tmp_path: Path) -> None:
+    judge(fuzz.run_side_by_side(reader, seeds(reader, tmp_path), counts[reader]), counts[reader])

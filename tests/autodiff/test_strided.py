@@ -42,7 +42,9 @@ KINDS = {
 
 
 @covers("Conv")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind.startswith("wide") else ()) for kind in KINDS]
+)
 def test_each_kind_of_stride(kind: str) -> None:
     shape, weight, strides, pads, group, made = KINDS[kind]
     dilations = [2, 2] if kind.endswith("dilated") else [1, 1]

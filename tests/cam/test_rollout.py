@@ -79,7 +79,7 @@ def pictures() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(3, 3, 32, 32)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["class token", "mean"])
+@pytest.fixture(scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["class token", "mean"])
 def pair(request: pytest.FixtureRequest) -> tuple[Transformer, Explainer]:
     torch.manual_seed(0)
     net = Transformer(request.param)

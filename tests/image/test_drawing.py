@@ -69,7 +69,10 @@ def test_overlay_errors(pixels, heat, alpha, message):
         overlay(pixels, heat, alpha)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (28, 28), (224, 224), (300, 451), (2000, 3000), (5, 900), (900, 5)])
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1), (28, 28), (224, 224), (300, 451), (5, 900), (900, 5), pytest.param((2000, 3000), marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("label", ["", "tabby, tabby cat", "ярлык 猫 🐱 é\n\t\0", "very long " * 60])
 def test_panel_of_any_picture_and_label(size, label):
     made = panel(smooth(*size), np.ones(size, np.float32) * 0.5, label=label, probability=0.931)

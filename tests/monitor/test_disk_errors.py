@@ -93,6 +93,7 @@ def test_a_full_disk(disk: Callable[..., Path]) -> None:
     served.monitor.close(5)
 
 
+@pytest.mark.slow
 def test_a_bound_below_the_disk_never_fills_it(disk: Callable[..., Path]) -> None:
     root = disk(size="2m") / "cam"
     served = Served(root, sink_options={"min_free": 0, "retain_bytes": "512KiB"})
@@ -104,6 +105,7 @@ def test_a_bound_below_the_disk_never_fills_it(disk: Callable[..., Path]) -> Non
     served.monitor.close(5)
 
 
+@pytest.mark.slow
 def test_the_floor_leaves_space_to_others(disk: Callable[..., Path]) -> None:
     root = disk(size="4m") / "cam"
     served = Served(root, sink_options={"min_free": "3MiB", "retain_bytes": None})

@@ -131,6 +131,7 @@ def _spawned(folder: str) -> None:
         assert monitor.flush(30)
 
 
+@pytest.mark.slow
 def test_spawn(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     children = [context.Process(target=_spawned, args=(str(tmp_path),)) for _ in range(2)]
@@ -209,6 +210,7 @@ SERVER = """
 """
 
 
+@pytest.mark.slow
 def test_pre_fork_server(tmp_path: Path) -> None:
     import socket
 

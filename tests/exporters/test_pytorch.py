@@ -339,7 +339,7 @@ LAST_BLOCK = "encoder.layers.encoder_layer_11"
         ("resnet18", 64, None, "layer4"),
         ("mobilenet_v2", 96, None, "features"),
         pytest.param("densenet121", 64, None, None, marks=pytest.mark.soak),
-        ("googlenet", 96, None, "inception5b"),
+        pytest.param("googlenet", 96, None, "inception5b", marks=pytest.mark.soak),
         ("convnext_tiny", 64, ["features"], "features"),
         pytest.param("vit_b_32", 224, [LAST_BLOCK], LAST_BLOCK, marks=pytest.mark.soak),
         pytest.param("swin_t", 64, ["features.7"], "features.7", marks=pytest.mark.soak),

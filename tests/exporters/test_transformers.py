@@ -22,6 +22,8 @@ from tests.exporters.transformers import CASES, build, pictures  # noqa: E402
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 CPU = ["CPUExecutionProvider"]
 CLASSES = [4, 0, 2]
+# half a minute each; timm's own, and padded windows, are like them
+LONG = ("torchvision Swin", "torchvision Swin V2")
 
 
 def theirs(net: Any, case: Any, layer: Any, x: Any) -> np.ndarray:
@@ -45,7 +47,7 @@ def differentiated(net: Any, layer: Any, x: Any) -> tuple[np.ndarray, np.ndarray
     return kept[0].detach().numpy(), gradient.numpy()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.soak if n in LONG else ()) for n in CASES])
 def test_the_default_layer_and_its_map(name: str) -> None:
     case, net, x = CASES[name], build(name), pictures(name)
     named = [case.layer, *filter(None, [case.middle])]
@@ -71,7 +73,9 @@ def test_the_default_layer_and_its_map(name: str) -> None:
     assert small.shape == (3, *case.grid) and (small.reshape(3, -1).max(axis=1) > 0).all()
 
 
-@pytest.mark.parametrize("name", ["torchvision ViT", "Swin", "torchvision MaxViT"])
+@pytest.mark.parametrize(
+    "name", ["torchvision ViT", "Swin", pytest.param("torchvision MaxViT", marks=pytest.mark.soak)]
+)
 def test_the_exporter_calls_the_default_layer_by_its_module(name: str) -> None:
     case = CASES[name]
     held = manifest.read(pytorch.export(build(name), pictures(name)[:1], None, verify=1))

@@ -14,7 +14,7 @@ import onnx
 
 import onnxcam.autodiff.rules
 from onnxcam.autodiff import registry
-from onnxcam.graph import quantized
+from onnxcam.graph import blocked, fused, quantized
 from onnxcam.graph.inline import COMPOSITE
 from onnxcam.graph.normalize import HIGHEST_OPSET, LOWEST_OPSET
 
@@ -45,6 +45,10 @@ DECOMPOSED = """## Operators that are decomposed
 
 The specification defines these as functions of other operators, which replace them: {}.
 
+Those in which ONNX Runtime fuses several when it saves an optimised model are written as their parts: {} of
+`com.microsoft`, and {} of its blocked layout, `com.microsoft.nchwc`. So are Swish and SwiGLU from opset 25 on, for which
+ONNX Runtime 1.32 has no kernel on the CPU.
+
 Local functions of a model are inlined too, and an `If` with a constant condition becomes the branch that it takes.
 """
 QUANTIZED = """## Quantized operators
@@ -70,7 +74,9 @@ def page() -> str:
             head = [f"### {_title(module)}", "", "| operator | gradient | but not |", "|---|---|---|"]
             parts.append("\n".join([*head, *rows]) + "\n")
     parts.append(ZERO + _listed(registry.without_gradient()) + ".\n")
-    parts.append(DECOMPOSED.format(_listed(COMPOSITE)))
+    parts.append(
+        DECOMPOSED.format(_listed(COMPOSITE), _listed(fused.FORMS.keys() - {"Swish", "SwiGLU"}), _listed(blocked.FORMS))
+    )
     forms = quantized.FORMS.keys() - registry.registered()
     parts.append(QUANTIZED.format(_listed(forms), _listed(quantized.REFUSED)))
     reasons: dict[str, list[str]] = {}
@@ -139,7 +145,7 @@ def _text(message: ast.expr) -> str:
 def _rest() -> set[str]:
     """The standard operators that are on none of the lists, since no floating-point number passes through them."""
     listed = registry.registered() | registry.without_gradient() | registry.refused().keys() | COMPOSITE
-    listed |= quantized.FORMS.keys() | quantized.REFUSED.keys()
+    listed |= {"SwiGLU"} | quantized.FORMS.keys() | quantized.REFUSED.keys()
     names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain}
     left = set()
     for name in names - listed:

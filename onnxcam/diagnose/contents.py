@@ -41,6 +41,12 @@ def cuda_fallbacks(graph: Graph) -> Finding:
     )
 
 
+def rewrites(manifest: Manifest) -> list[Finding]:
+    """Report operators of the source that stand in the file as others; nothing where there are none."""
+    sentences = manifest.get("rewrites") or []
+    return [Finding("rewritten", "note", "; ".join(sentences))] if sentences else []
+
+
 def parity(manifest: Manifest) -> Finding:
     """Report the distance to the framework's own autograd, as measured at export."""
     entry = manifest.get("parity")

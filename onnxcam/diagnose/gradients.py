@@ -118,6 +118,7 @@ def _findings(subject: Subject, directions: int, rng: np.random.Generator) -> li
     graph, entries = subject.graph, subject.manifest
     findings = [
         contents.file_format(graph, entries),
+        *contents.rewrites(entries),
         Finding("providers", "note", "runs on " + ", ".join(subject.file.get_providers())),
         contents.cuda_fallbacks(graph),
         contents.parity(entries),

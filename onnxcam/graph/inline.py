@@ -15,7 +15,9 @@ from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph
 
 # operators that the specification defines by a graph of others, and that have no gradient rule
-COMPOSITE = frozenset({"Attention", "CenterCropPad", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"})
+COMPOSITE = frozenset(
+    {"Attention", "CausalConvWithState", "CenterCropPad", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"}
+)
 _BODY_DOMAIN = "onnxcam.composite"  # the domain of their bodies until they are inlined
 _CONTROL = having(Trait.CONTROL)
 

@@ -14,7 +14,7 @@ import onnx
 from onnx import shape_inference, version_converter
 
 from onnxcam.errors import ModelError, listing
-from onnxcam.graph import quantized, validation
+from onnxcam.graph import fused, quantized, validation
 from onnxcam.graph.dynamic_size import fix, fix_implied
 from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.inline import inline_branches, inline_composites, inline_functions
@@ -25,7 +25,7 @@ from onnxcam.graph.view import Graph, Shape, shape_of, uses
 
 LOWEST_OPSET = 18
 # above 21 CUDA has no MaxPool kernel (onnxruntime #26065); 18 is the oldest opset with every operator that is emitted
-HIGHEST_OPSET = 26
+HIGHEST_OPSET = 28
 _OPAQUE = "onnxcam.opaque"  # a domain without operators: shape inference skips its nodes
 # elements: 256 MiB in float32
 LARGEST_CONSTANT = 1 << 26
@@ -55,7 +55,9 @@ def normalize(model: onnx.ModelProto) -> Graph:
     inline_functions(model)
     _require_sizes(model)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    fused.hide_early_normalization(model)
     _upgrade(model)
+    rewrites = fused.rewrite(model)
     quantized.rewrite(model)
     first_of_ties(model)
     _lower_ir(model)
@@ -68,7 +70,7 @@ def normalize(model: onnx.ModelProto) -> Graph:
     if fix_implied(graph):
         graph = at_size(graph)
     _require_small_constants(graph)
-    graph.source_opset = opset
+    graph.source_opset, graph.rewrites = opset, rewrites
     return graph
 
 

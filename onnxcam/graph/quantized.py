@@ -9,7 +9,6 @@ with a gradient rule. Operators without a QDQ form are refused by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +17,7 @@ from onnx import helper, numpy_helper
 from onnxcam.errors import ModelError, UnsupportedOperator
 from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.view import attributes
+from onnxcam.graph.writer import Writer
 
 _MICROSOFT = "com.microsoft"
 # written by quantization tools, without a QDQ form
@@ -28,7 +28,6 @@ REFUSED = {
     "DynamicQuantizeMatMul": "dynamically quantized",
     "MatMulIntegerToFloat": "dynamically quantized",
     "DynamicQuantizeLSTM": "dynamically quantized",
-    "QAttention": "a fused quantized operator",
     "QEmbedLayerNormalization": "a fused quantized operator",
     "QOrderedMatMul": "a fused quantized operator",
     "MatMulNBits": "quantized block by block",
@@ -75,50 +74,24 @@ def _refuse(writer: _Writer, node: onnx.NodeProto) -> None:
     )
 
 
-class _Writer:
+class _Writer(Writer):
     """The new nodes."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._count = 0
+        super().__init__(model, "quantized")
         self._dequantized: dict[tuple[str, ...], str] = {}
-        self._names = {name for node in model.graph.node for name in node.output} | set(self.constants)
-        self._names |= {info.name for info in model.graph.input}
 
     def dequantized(self, value: str, scale: str, zero: str = "", axis: int | None = None) -> str:
         """Dequantize a value; `axis` for scales per channel."""
         inputs = (value, scale, *([zero] if zero else []))
         if inputs not in self._dequantized:
-            name = self._free(f"{value}_dequantized")
+            name = self.free(f"{value}_dequantized")
             self._dequantized[inputs] = self.add("DequantizeLinear", inputs, name, axis=self._axis(scale, axis))
         return self._dequantized[inputs]
 
     def quantized(self, value: str, scale: str, zero: str, output: str) -> None:
         """Quantize a value to a node's original output."""
         self.add("QuantizeLinear", [value, scale, *([zero] if zero else [])], output=output)
-
-    def _free(self, name: str) -> str:
-        while name in self._names:
-            name += "_"
-        self._names.add(name)
-        return name
-
-    def add(self, op_type: str, inputs: Sequence[str], output: str | None = None, **attrs: Any) -> str:
-        """Append a node of the standard domain and return the name of its output."""
-        self._count += 1
-        name = f"onnxcam/{op_type}_of_quantized_{self._count}"
-        attributes = {key: value for key, value in attrs.items() if value is not None}
-        self.nodes.append(helper.make_node(op_type, list(inputs), [output or name], name=name, **attributes))
-        return output or name
-
-    def constant(self, array: np.ndarray) -> str:
-        """Add an initializer and return its name."""
-        self._count += 1
-        name = f"onnxcam/constant_of_quantized_{self._count}"
-        self.model.graph.initializer.append(numpy_helper.from_array(array, name))
-        return name
 
     def bias(self, value: str, x_scale: str, w_scale: str) -> str:
         """Dequantize an int32 bias: its scale is the product of the input's and the weights'."""

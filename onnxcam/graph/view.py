@@ -91,11 +91,12 @@ class Graph:
                 self._constant_values.update(name for name in node.output if name)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.source_opset = self.opset  # before it was upgraded
+        self.rewrites: list[str] = []  # sentences about operators of the source that were written as others
 
     def again(self) -> Graph:
-        """Index the same model again after an edit, and keep `source_opset`."""
+        """Index the same model again after an edit, and keep what is known of its source."""
         graph = Graph(self.model)
-        graph.source_opset = self.source_opset
+        graph.source_opset, graph.rewrites = self.source_opset, self.rewrites
         return graph
 
     def __contains__(self, value: str) -> bool:

@@ -39,7 +39,8 @@ from onnxcam.targets import classes as targets
 from onnxcam.targets.readout import Readout
 
 # the oldest onnxruntime that ran augmented models at each opset, tried from 1.15.1 on
-OLDEST_RUNTIME = {18: "1.15.1", 19: "1.16.3", 20: "1.17.3", 21: "1.18.1"}
+OLDEST_RUNTIME = {18: "1.15.1", 19: "1.16.3", 20: "1.17.3", 21: "1.18.1", 22: "1.21.1", 23: "1.23.2", 24: "1.24.4"}
+OLDEST_RUNTIME |= {25: "1.24.4", 26: "1.25.0", 27: "1.32.0", 28: "1.32.0"}
 # up to 1.18.1 its graph optimiser aborts on an augmented ConvNeXt
 OLDEST_WITH_LAYER_NORMALIZATION = "1.19.2"
 TARGET = "target"
@@ -185,6 +186,9 @@ def augment(
         manifest["input"]["size"] = doubt
     if bound is not None:
         manifest["target"]["class"] = bound
+    rewrites = list(dict.fromkeys([*previous.get("rewrites", []), *network.rewrites]))
+    if rewrites:
+        manifest["rewrites"] = rewrites
     if condition is not None:
         manifest["gate"] = {"condition": gate, "output": tensor_names[gates.FIRED]}
     if measured.file is not None:
@@ -402,9 +406,9 @@ def _preprocess(spec: Any, shape: list[int | str | None], layout: str) -> dict[s
 
 
 def _oldest_runtime(graph: Graph) -> str:
-    if any(node.op_type == "LayerNormalization" for node in graph.nodes):
+    if graph.opset <= 21 and any(node.op_type == "LayerNormalization" for node in graph.nodes):
         return OLDEST_WITH_LAYER_NORMALIZATION
-    return OLDEST_RUNTIME.get(graph.opset, OLDEST_WITH_LAYER_NORMALIZATION)
+    return OLDEST_RUNTIME[graph.opset]
 
 
 def _manifest(

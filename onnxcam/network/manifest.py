@@ -111,7 +111,7 @@ _FURTHER: dict[str, dict[str, Check]] = {
     "parity": {key: _is(int, float) for key in ("scores", "activations", "gradients")},
     "requires": {"onnxruntime": _is(str)},
 }  # fmt: skip
-_LISTS: dict[str, Check] = {"labels": _list(_is(str)), "approximations": _list(_is(str))}
+_LISTS: dict[str, Check] = {"labels": _list(_is(str)), "approximations": _list(_is(str)), "rewrites": _list(_is(str))}
 
 
 def parse(text: str | None) -> Manifest | None:

@@ -61,6 +61,7 @@ class Network:
         condition: the condition of an explainable model's gate, None without a gate.
         layers: the layers that an explainable model exposes, by name.
         opset: of the source, before it was upgraded.
+        rewrites: sentences about operators of the source that were written as others.
 
     Raises:
         ModelError: the model is invalid, cannot be brought to opset 18, or is not an image classifier.
@@ -70,7 +71,7 @@ class Network:
         model = load(source)
         self.condition = ungate(model)
         graph = normalize(model)
-        self.opset = graph.source_opset
+        self.opset, self.rewrites = graph.source_opset, graph.rewrites
         self.manifest = manifests.read(graph.model)
         self.layers: dict[str, Layer] = {}
         if self.manifest is not None:

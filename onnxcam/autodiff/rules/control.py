@@ -25,6 +25,7 @@ refuse(
 refuse("DFT", "STFT", "MelWeightMatrix", why="spectra are not covered")
 refuse("MaxRoiPool", "RoiAlign", why="it samples regions that a detector proposes, and is not covered")
 refuse("DeformConv", why="convolution at sampled offsets is not covered")
+refuse("LinearAttention", why="it is recurrent, and onnxcam does not differentiate through time")
 refuse("CumProd", why="running products are not covered")
 refuse("Unique", why="which elements it drops depends on all of them")
 refuse("BitCast", why="it reinterprets the bits of a number")

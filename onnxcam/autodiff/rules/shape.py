@@ -285,7 +285,7 @@ def depth_to_space(op: Builder, node: Node, dy: str) -> Cotangents:
 @vjp("SpaceToDepth")
 def space_to_depth(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = the channels of dY back in their blocks."""
-    return [op.DepthToSpace(dy, blocksize=node.attr("blocksize"), mode="DCR")]
+    return [op.DepthToSpace(dy, blocksize=node.attr("blocksize"), mode=node.attr("mode", "DCR"))]
 
 
 @vjp("Trilu")

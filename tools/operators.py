@@ -46,8 +46,8 @@ DECOMPOSED = """## Operators that are decomposed
 The specification defines these as functions of other operators, which replace them: {}.
 
 Those in which ONNX Runtime fuses several when it saves an optimised model are written as their parts: {} of
-`com.microsoft`, and {} of its blocked layout, `com.microsoft.nchwc`. So are Swish and SwiGLU from opset 25 on, for which
-ONNX Runtime 1.32 has no kernel on the CPU.
+`com.microsoft`, and {} of its blocked layout, `com.microsoft.nchwc`. So are Swish and SwiGLU from opset 25 on, for
+which ONNX Runtime 1.32 has no kernel on the CPU.
 
 Local functions of a model are inlined too, and an `If` with a constant condition becomes the branch that it takes.
 """

@@ -91,7 +91,7 @@ def rewrite(model: onnx.ModelProto) -> list[str]:
             names = sorted({node.op_type for node in model.graph.node if _form(node, opset)})
             raise UnsupportedOperator(
                 f"{', '.join(names)}, in which ONNX Runtime fused several operators, cannot be written as standard "
-                "ones: the shapes of their inputs are unknown; explain the model as it was before ONNX Runtime optimised it"
+                "ones: their inputs' shapes are unknown; explain the model as it was before it was optimised"
             )
     return _sentences(counts)
 

@@ -234,5 +234,5 @@ def test_a_bias_and_dropout_are_a_sum() -> None:  # it has no kernel on the CPU
 def test_what_cannot_be_written_is_refused_by_name() -> None:
     model = form("Attention")
     model.graph.node[0].attribute.append(helper.make_attribute("unidirectional", 1))
-    with pytest.raises(UnsupportedOperator, match="Attention .* attends to earlier tokens only"):
+    with pytest.raises(UnsupportedOperator, match=r"Attention .* attends to earlier tokens only"):
         prepare(model)

@@ -6,6 +6,7 @@ form on these channels; the weights of convolutions are brought back from blocks
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,8 +33,7 @@ def block_size(form: Form) -> int:
             tensor = form.w.constants.get(node.input[1])
             if tensor is not None and tensor.dims[0] % 16 == 8:
                 return 8
-    from numpy._core._multiarray_umath import __cpu_features__ as features
-
+    features: dict[str, bool] = importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
     return 16 if features.get("AVX512F") or features.get("ASIMD") else 8
 
 

@@ -315,7 +315,7 @@ def split(form: Form, projected: str) -> list[str]:
     """Queries, keys and values of what one product projects to, `[N, T, 3 D]`."""
     sizes, w = [int(size) for size in form.attrs.get("qkv_hidden_sizes", [])], form.w
     names = [w.free(f"{form.output}/{part}") for part in ("query", "key", "value")]
-    sections = {} if sizes else {"num_outputs": 3}
+    sections: dict[str, Any] = {} if sizes else {"num_outputs": 3}
     inputs = [projected, *([w.integers(*sizes)] if sizes else [])]
     w.nodes.append(onnx.helper.make_node("Split", inputs, names, w.free(f"{form.output}/split"), axis=-1, **sections))
     return names

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxcam import runtime
 from onnxcam.cam.methods import GRAPH, Method, find
-from onnxcam.errors import InputError, ModelError
+from onnxcam.errors import InputError, ModelError, OnnxcamError
 from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head
 from onnxcam.explain.sessions import MakeOptions, Sessions
 from onnxcam.graph.large_model import Serialized
@@ -19,7 +19,6 @@ from onnxcam.network import manifest as manifests
 from onnxcam.network.layout import window_of
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import SCORES
-from onnxcam.network.open_size import refusal
 from onnxcam.network.opening import MANIFEST, Model, Source, lacking, open_model
 from onnxcam.runtime.rows import joined, portions
 from onnxcam.targets.classes import TOP1
@@ -174,7 +173,7 @@ class FileSession:
         try:
             rows = [runtime.run(head, [SCORES], {feed: part})[SCORES] for part in portions(batch, self.batch_size)]
         except (InputError, ModelError) as error:
-            raise refusal(error, self.manifest["input"], batch.shape) from error
+            raise _refusal(error, self.manifest["input"], batch.shape) from error
         return joined(rows)[: len(batch)]
 
     def features(
@@ -192,7 +191,7 @@ class FileSession:
                 self.sessions, batch, layers, size=self.batch_size, seed=seed, progress=progress, gradient=gradient
             )
         except (InputError, ModelError) as error:
-            raise refusal(error, self.manifest["input"], batch.shape) from error
+            raise _refusal(error, self.manifest["input"], batch.shape) from error
 
     def holds(self, layers: Sequence[str], method: str, classes: np.ndarray) -> bool:
         """Whether the file itself computes these maps."""
@@ -242,7 +241,7 @@ class FileSession:
             try:
                 runs.append(runtime.run(loaded.session, names, feeds))
             except (InputError, ModelError) as error:
-                raise refusal(error, manifest["input"], batch.shape) from error
+                raise _refusal(error, manifest["input"], batch.shape) from error
         values = {name: joined([run[name] for run in runs])[: len(batch)] for name in names}
         return values[scores], values
 
@@ -268,3 +267,9 @@ class FileSession:
 def _described(entry: dict[str, Any]) -> str:
     """The manifest's input in words."""
     return f"{entry['dtype']} {entry['shape']} ({entry['layout']})"
+
+
+def _refusal(error: OnnxcamError, entry: dict[str, Any], shape: tuple[int, ...]) -> OnnxcamError:
+    from onnxcam.network.open_size import refusal
+
+    return refusal(error, entry, shape)

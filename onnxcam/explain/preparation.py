@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxcam import image
 from onnxcam.errors import PictureError, PreprocessError
-from onnxcam.image import arrays
 from onnxcam.network.layout import Layout
+
+if TYPE_CHECKING:
+    from onnxcam.image.arrays import Array
 
 Prepared = tuple[image.Picture, np.ndarray, image.Geometry]
 
@@ -43,7 +45,11 @@ class Preparation:
             PreprocessError: a preprocessing that does not exist or does not fit the model.
             PictureError: a range or bands that cannot be.
         """
-        stated = arrays.check_range(value_range)
+        stated = displayed = None
+        if value_range is not None or bands is not None:
+            from onnxcam.image import arrays
+
+            stated, displayed = arrays.check_range(value_range), arrays.check_bands(bands)
         spec = spec if spec is not None else entry.get("preprocess")
         preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
         if preprocess is None and stated is not None:
@@ -53,7 +59,7 @@ class Preparation:
             )
         if preprocess is not None and stated is not None:
             preprocess = replace(preprocess, value_range=stated)
-        return cls(entry, preprocess, arrays.check_bands(bands))
+        return cls(entry, preprocess, displayed)
 
     def prepare(self, picture: Any, *, color: str = "RGB") -> Prepared:
         """Read one picture and make it a batch of one row, see `onnxcam.Explainer.prepare`.
@@ -75,7 +81,8 @@ class Preparation:
         """Read one picture, or a tensor of the model's own input; its errors are those of `prepare`."""
         if isinstance(picture, image.Picture):
             return picture
-        array = image.read_array(picture, header=header)
+        plain = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim < 4
+        array = None if plain else image.read_array(picture, header=header)
         if array is not None and self.is_prepared(array):
             return self._of_tensor(array)
         if self.preprocess is None:
@@ -98,7 +105,7 @@ class Preparation:
             f"model's own input, {self.entry['dtype']} [{shape}]"
         )
 
-    def is_prepared(self, array: arrays.Array) -> bool:
+    def is_prepared(self, array: Array) -> bool:
         """Whether an array is the model's own input rather than a picture.
 
         It is where it has the input's type, number of axes and sizes. Without the batch axis it could be a picture too,
@@ -131,8 +138,10 @@ class Preparation:
             )
         return False
 
-    def _of_tensor(self, array: arrays.Array) -> image.Picture:
+    def _of_tensor(self, array: Array) -> image.Picture:
         """A picture of a tensor of the model's own input; what is shown of it are its bands, stretched."""
+        from onnxcam.image import arrays
+
         values = array.values if array.values.ndim == 4 else array.values[None]
         try:
             arrays.check_finite(values)

@@ -8,23 +8,25 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import InputError, PictureError
-from onnxcam.image import arrays, tiff
 from onnxcam.image.header import NUMPY, Header, HeaderError, orientation, read_header
 from onnxcam.image.integrity import check_whole
 from onnxcam.image.opencv import import_cv2
+
+# arrays and TIFF files of bands have modules of their own, which photographs do not need
+if TYPE_CHECKING:
+    from onnxcam.image import arrays
 
 Pixels = NDArray[np.uint8]
 Color = Literal["RGB", "BGR"]
 
 MAX_PIXELS = 50_000_000
 _WHITE = (255, 255, 255)
-_EMPTY = np.zeros((0, 0, 0), np.uint8)
 _MOST_BANDS = 64  # of a TIFF that is read from a file
 
 
@@ -94,8 +96,10 @@ def load(
         raise PictureError(f"color is {color!r}, expected 'RGB' or 'BGR' (the channel order of an array)")
     if isinstance(source, Picture):
         return source
-    form = _Form(cast(Color, color), background, channels, arrays.check_range(value_range), arrays.check_bands(bands))
-    array = source if isinstance(source, arrays.Array) else read_array(source, max_pixels, header)
+    form = _Form.of(cast(Color, color), background, channels, value_range, bands)
+    if isinstance(source, np.ndarray) and form.usual:
+        return Picture(_from_array(source, form.color, background))
+    array = source if hasattr(source, "stored") else read_array(source, max_pixels, header)
     if array is not None:
         try:
             return form.of_array(array)
@@ -107,7 +111,7 @@ def load(
         data = bytes(source)
         try:
             header = _checked(header or read_header(io.BytesIO(data)), max_pixels)
-            return form.decoded(data, header, arrays.Array(_EMPTY))
+            return form.decoded(data, header)
         except HeaderError as error:
             raise PictureError(f"the picture (given as {len(data):,} bytes) {error}") from error
     if hasattr(source, "convert") and hasattr(source, "mode") and hasattr(source, "size"):
@@ -124,16 +128,20 @@ def read_array(source: Any, max_pixels: int | None = MAX_PIXELS, header: Header 
     Raises:
         PictureError: the file is damaged, too large, or holds something else than numbers.
     """
-    if isinstance(source, np.ndarray):
-        return arrays.Array(source)
+    npy_path = isinstance(source, (str, os.PathLike)) and Path(os.fspath(cast(Any, source))).suffix.lower() == ".npy"
+    encoded = isinstance(source, (bytes, bytearray, memoryview)) and bytes(source[:6]) == b"\x93NUMPY"
+    if header is None and not (isinstance(source, np.ndarray) or npy_path or encoded):
+        return None
     if header is not None and header.format != NUMPY:
         return None
+    from onnxcam.image import arrays
+
+    if isinstance(source, np.ndarray):
+        return arrays.Array(source)
     path = Path(os.fspath(cast(Any, source))) if isinstance(source, (str, os.PathLike)) else None
     subject = repr(str(path))
     try:
         if path is not None:
-            if header is None and path.suffix.lower() != ".npy":
-                return None
             with _open(path) as stream:
                 header = header or read_header(stream)
                 if header.format != NUMPY:
@@ -141,7 +149,7 @@ def read_array(source: Any, max_pixels: int | None = MAX_PIXELS, header: Header 
                 _checked(header, max_pixels)
                 size = stream.seek(0, os.SEEK_END)
                 return arrays.Array(arrays.read(stream, size), path.name, path, stored=True)
-        if isinstance(source, (bytes, bytearray, memoryview)) and bytes(source[:6]) == b"\x93NUMPY":
+        if encoded:
             subject = f"the picture (given as {len(source):,} bytes)"
             _checked(read_header(io.BytesIO(source)), max_pixels)
             return arrays.Array(arrays.read(bytes(source), len(source)), stored=True)
@@ -192,6 +200,26 @@ class _Form:
     value_range: arrays.Range | None
     bands: tuple[int, ...] | None
 
+    @classmethod
+    def of(
+        cls,
+        color: Color,
+        background: tuple[int, int, int] | None,
+        channels: int | None,
+        value_range: Any,
+        bands: Any,
+    ) -> _Form:
+        """The form, checked.
+
+        Raises:
+            PictureError: a range or bands that cannot be.
+        """
+        if value_range is None and bands is None:
+            return cls(color, background, channels, None, None)
+        from onnxcam.image import arrays
+
+        return cls(color, background, channels, arrays.check_range(value_range), arrays.check_bands(bands))
+
     @property
     def photographic(self) -> bool:
         """Whether the model takes grey or colours."""
@@ -209,6 +237,8 @@ class _Form:
 
     def of_array(self, array: arrays.Array) -> Picture:
         """A picture from an array that was passed or read from a `.npy` file."""
+        from onnxcam.image import arrays
+
         values = array.values
         if array.stored or not self.usual:
             values = arrays.channels_last(array, self.accepted)
@@ -217,18 +247,22 @@ class _Form:
             return Picture(pixels, array.name, array.path)
         if self.color == "BGR" and values.shape[2] in (3, 4) and self.photographic:
             values = values[..., [2, 1, 0, *range(3, values.shape[2])]]
-        return self.of_values(values, array)
+        return self.of_values(values, array.name, array.path)
 
-    def of_values(self, values: NDArray[Any], array: arrays.Array, alpha: bool = True) -> Picture:
+    def of_values(
+        self, values: NDArray[Any], name: str = "picture", path: Path | None = None, alpha: bool = True
+    ) -> Picture:
         """A picture of values [H, W, C], RGB or bands, that are more than 8-bit RGB.
 
         Arguments:
-            array: has the name and path.
+            name, path: of the picture.
             alpha: whether the last of four bands is opacity, where the model takes colours.
 
         Raises:
             HeaderError: another number of bands than the model takes; the message lacks its subject.
         """
+        from onnxcam.image import arrays
+
         count = values.shape[2]
         if count not in self.accepted:
             raise HeaderError(
@@ -244,18 +278,18 @@ class _Form:
         elif count == 4 and self.photographic and not alpha:
             doubts.append("its fourth band is not declared to be opacity, and is left out")
         pixels = arrays.display(colors, self.bands)
-        return Picture(pixels, array.name, array.path, np.ascontiguousarray(scaled), doubts=tuple(doubts))
+        return Picture(pixels, name, path, np.ascontiguousarray(scaled), doubts=tuple(doubts))
 
-    def decoded(self, data: bytes, header: Header, array: arrays.Array) -> Picture:
-        """A picture from encoded data; `array` has its name and path.
+    def decoded(self, data: bytes, header: Header, name: str = "picture", path: Path | None = None) -> Picture:
+        """A picture from encoded data.
 
         Raises:
             HeaderError: it cannot be decoded; the message lacks its subject.
         """
         pixels = _decode(data, header, self)
         if isinstance(pixels, tuple):
-            return self.of_values(pixels[0], array, pixels[1])
-        return Picture(pixels, array.name, array.path)
+            return self.of_values(pixels[0], name, path, pixels[1])
+        return Picture(pixels, name, path)
 
 
 def _from_path(path: Path, max_pixels: int | None, form: _Form, header: Header | None) -> Picture:
@@ -271,7 +305,7 @@ def _from_path(path: Path, max_pixels: int | None, form: _Form, header: Header |
                 )
             stream.seek(0)
             data = stream.read(bound)
-        return form.decoded(data, header, arrays.Array(_EMPTY, path.name or "picture", path))
+        return form.decoded(data, header, path.name or "picture", path)
     except HeaderError as error:
         raise PictureError(f"{str(path)!r} {error}") from error
 
@@ -316,6 +350,8 @@ def _check_pixels(height: int, width: int, max_pixels: int | None) -> None:
 def _decode(data: bytes, header: Header, form: _Form) -> Pixels | tuple[NDArray[Any], bool]:
     """8-bit RGB; or values [H, W, C] and whether the last of four is opacity."""
     check_whole(data, header)
+    if header.format == "TIFF":
+        from onnxcam.image import tiff
     if header.format == "TIFF" and not tiff.is_plain(data, form.channels):
         return orient(tiff.read(data), orientation(data, "TIFF")), tiff.has_alpha(data)
     cv2 = import_cv2()
@@ -342,8 +378,14 @@ def _decode(data: bytes, header: Header, form: _Form) -> Pixels | tuple[NDArray[
             values = values[..., [2, 1, 0, *range(3, values.shape[2])]]
         return orient(values, turn), True
     if pixels.dtype == np.uint16:
-        arrays.check_bits(pixels[..., :3] if pixels.ndim == 3 else pixels)
+        _check_bits(pixels[..., :3] if pixels.ndim == 3 else pixels)
     return orient(_to_rgb(_to_uint8(pixels), "BGR", form.background, premultiplied), turn)
+
+
+def _check_bits(values: NDArray[Any]) -> None:
+    from onnxcam.image import arrays
+
+    arrays.check_bits(values)
 
 
 def _to_uint8(pixels: NDArray[Any]) -> Pixels:
@@ -426,7 +468,7 @@ def _from_pil(image: Any, max_pixels: int | None, form: _Form) -> Picture:
         mode = str(image.mode)
         if not form.usual and (not form.photographic or mode in ("I", "F") or mode.startswith("I;16")):
             values = orient(np.atleast_3d(np.asarray(image)), turn)
-            return form.of_values(values, arrays.Array(values, name, path), alpha="A" in mode)
+            return form.of_values(values, name, path, alpha="A" in mode)
         return Picture(orient(_pil_pixels(image, form.background), turn), name, path)
     except HeaderError as error:
         raise PictureError(f"{subject} {error}") from error
@@ -438,7 +480,7 @@ def _pil_pixels(image: Any, background: tuple[int, int, int] | None) -> Pixels:
     mode = str(image.mode)
     if mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint16)
-        arrays.check_bits(values)
+        _check_bits(values)
         return _to_rgb(_to_uint8(values), "RGB", background)
     if mode in ("I", "F"):
         raise HeaderError(

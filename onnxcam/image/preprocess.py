@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import PictureError, PreprocessError, listing, nearest
-from onnxcam.image.arrays import Range
 from onnxcam.image.geometry import Geometry, Size
 from onnxcam.image.opencv import import_cv2
 from onnxcam.image.picture import Picture, load
 from onnxcam.image.resample import INTERPOLATIONS, resize_values
 from onnxcam.image.resample import resize as resize_pixels
+
+if TYPE_CHECKING:
+    from onnxcam.image.arrays import Range
 
 Pixels = NDArray[np.uint8]
 

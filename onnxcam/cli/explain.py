@@ -19,7 +19,7 @@ from onnxcam import image, runtime
 from onnxcam.cam.methods import Method, find
 from onnxcam.cli import options
 from onnxcam.cli.progress import Progress
-from onnxcam.cli.question import MethodName, ask
+from onnxcam.cli.question import MethodName, ask, check_early
 from onnxcam.cli.versions import versions
 from onnxcam.errors import LayerError, OutputError
 from onnxcam.explain import pictures
@@ -185,6 +185,21 @@ def explain(
         raise click.UsageError("standard input is either a picture (-) or the list (--files-from -), not both.")
     if not names:
         raise click.UsageError("no PICTURE was given: name files, folders, globs, '-' or --files-from LIST.")
+    flags: dict[str, Any] = {
+        "target": target,
+        "contrast": contrast,
+        "probability": probability,
+        "top": top,
+        "method": named_methods,
+        "option": settings,
+        "layer": layers,
+        "side_by_side": side_by_side,
+        "normalize": normalize,
+        "fusion": fusion,
+        "smooth": smooth,
+        "seed": seed,
+    }
+    check_early(labels, **flags)
     folder = Path(output)
     collected = pictures.collect(names, folder)
     if not collected.items and len(collected.failures) == 1:
@@ -210,21 +225,7 @@ def explain(
     )
     _warm()  # here, as OpenCV loads its fonts once for each thread
     explainer = opening.result()
-    question = ask(
-        explainer.terms,
-        target=target,
-        contrast=contrast,
-        probability=probability,
-        top=top,
-        method=named_methods,
-        option=settings,
-        layer=layers,
-        side_by_side=side_by_side,
-        normalize=normalize,
-        fusion=fusion,
-        smooth=smooth,
-        seed=seed,
-    )
+    question = ask(explainer.terms, **flags)
     check(explainer, question)
     style = Drawing(alpha, colormap, compress=not many if compress is None else compress)
     if provider != "auto" and allow_fallback:

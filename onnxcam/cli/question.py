@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 from onnxcam.cam.methods import Method, find, methods
 from onnxcam.errors import InputError
 from onnxcam.explain.question import Question, Terms
+from onnxcam.targets import labels
 
 
 class MethodName(click.ParamType):
@@ -34,6 +35,19 @@ def flag(name: str, *value: Any) -> str:
     """A parameter as it is typed: `--side-by-side`, `--top 9`, `--contrast 'hen'`."""
     text = f"--{name.replace('_', '-')}"
     return f"{text} {value[0]!r}" if value else text
+
+
+def check_early(labels_file: str | None = None, **values: Any) -> None:
+    """Refuse flags that no model can be asked, before one is opened; arguments as of `ask`.
+
+    Raises:
+        UsageError: they cannot be used.
+        TargetError, MethodError, LabelsError: as their names say.
+    """
+    try:
+        Question.check_values(values, None if labels_file is None else labels.read(labels_file), flag)
+    except InputError as error:
+        raise click.UsageError(f"{error}.") from None
 
 
 def ask(terms: Terms, **values: Any) -> Question:

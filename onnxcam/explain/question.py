@@ -20,7 +20,7 @@ from onnxcam.errors import InputError, TargetError
 from onnxcam.explain.maps import AUGMENT, EIGEN, FUSIONS, INPUT_SIZE, LAYER_SIZE, SMOOTHINGS, check_size, smoothings
 from onnxcam.explain.texts import Spelling, keyword, parse_options, truth
 from onnxcam.targets import objectives
-from onnxcam.targets.classes import TOP1, by_text, check_count, listed
+from onnxcam.targets.classes import TOP1, by_text, check_count, find_label, listed
 from onnxcam.targets.objectives import Contrast, Objective, Probability, by_index
 from onnxcam.targets.readout import Readout
 
@@ -124,7 +124,8 @@ class Question:
                 f"{spell('layer', layer)}; expected a layer's name, a list of names, or None for the last layer"
             )
         if not methods or not all(isinstance(name, (str, Method)) for name in methods):
-            raise InputError(f"{spell('method', method)}; expected a method's name, or a list of names")
+            empty = " (an empty list asks for no map at all)" if several_methods and not methods else ""
+            raise InputError(f"{spell('method', method)}; expected a method's name, or a list of names{empty}")
         question = cls(
             terms,
             _targets(target, rows, terms),
@@ -160,6 +161,40 @@ class Question:
         Raises:
             TargetError, MethodError, InputError: as in `of`; an unknown key, or a value that cannot be read.
         """
+        probability, methods, options = cls.check_values(values, terms.labels, spell)
+        text = {key: value for key, value in values.items() if value is not None}
+        return cls.of(
+            terms,
+            rows=rows,
+            target=_target(text, probability, terms),
+            method=methods[0] if len(methods) == 1 else methods,
+            layer=_single(_names(text.get("layer"), "layer", spell)),
+            top=_whole(text["top"], "top", spell) if "top" in text else None,
+            normalize=text.get("normalize", "minmax"),
+            fusion=text.get("fusion", "mean"),
+            smooth=_names(text.get("smooth"), "smooth", spell),
+            side_by_side=truth(text.get("side_by_side", False), spell("side_by_side")),
+            seed=_whole(text.get("seed", SEED), "seed", spell),
+            options=options,
+            spell=spell,
+        )
+
+    @staticmethod
+    def check_values(
+        values: Mapping[str, Any], labels: Sequence[str] | None = None, spell: Spelling = keyword
+    ) -> tuple[bool, list[Method], dict[str, Any]]:
+        """Refuse values of `parse` that no model can be asked, before one is opened.
+
+        Arguments:
+            values, spell: as in `parse`.
+            labels: class names, where they are known without the model.
+
+        Returns:
+            whether probabilities are explained, the methods, and their options.
+
+        Raises:
+            TargetError, MethodError, InputError: as in `parse`.
+        """
         text = {key: value for key, value in values.items() if value is not None}
         unknown = [key for key in text if key not in KEYS]
         if unknown:
@@ -173,22 +208,19 @@ class Question:
             raise InputError(
                 f"{spell('contrast')} and {spell('probability')} exclude each other: a contrast is one of two scores"
             )
+        classes = {key: by_text(text[key], labels) for key in ("target", "contrast") if isinstance(text.get(key), str)}
+        for key, name in classes.items():
+            if not str(name).strip():
+                raise TargetError(f"{spell(key, name)} is blank; expected an index or a label")
+            if labels and isinstance(name, str) and not (key == "contrast" and _is_runner_up(name)):
+                find_label(name, labels)
+        if len(classes) == 2 and classes["target"] == classes["contrast"]:
+            raise TargetError(
+                f"{spell('contrast', text['contrast'])} is the target itself, and a contrast of a class with itself "
+                "says nothing; name another class to compare it with"
+            )
         methods = [find(name) for name in _names(text.get("method"), "method", spell) or ["gradcam"]]
-        return cls.of(
-            terms,
-            rows=rows,
-            target=_target(text, probability, terms),
-            method=methods[0] if len(methods) == 1 else methods,
-            layer=_single(_names(text.get("layer"), "layer", spell)),
-            top=_whole(text["top"], "top", spell) if "top" in text else None,
-            normalize=text.get("normalize", "minmax"),
-            fusion=text.get("fusion", "mean"),
-            smooth=_names(text.get("smooth"), "smooth", spell),
-            side_by_side=truth(text.get("side_by_side", False), spell("side_by_side")),
-            seed=_whole(text.get("seed", SEED), "seed", spell),
-            options=parse_options(text.get("option", ()), methods, spell),
-            spell=spell,
-        )
+        return probability, methods, parse_options(text.get("option", ()), methods, spell)
 
     def _check(self, spell: Spelling) -> None:
         for name, value, choices in (
@@ -352,8 +384,7 @@ def _targets(target: Any, rows: int | None, terms: Terms) -> tuple[Any, ...]:
 def _target(text: Mapping[str, Any], probability: bool, terms: Terms) -> Any:
     """The target that `target`, `contrast` and `probability` mean together."""
     contrast = text.get("contrast")
-    runner_up = isinstance(contrast, str) and contrast.strip().casefold() == RUNNER_UP
-    other = None if runner_up else _class(contrast, terms)
+    other = None if _is_runner_up(contrast) else _class(contrast, terms)
 
     def of_class(item: Any) -> Any:
         index = _class(item, terms)
@@ -363,6 +394,10 @@ def _target(text: Mapping[str, Any], probability: bool, terms: Terms) -> Any:
 
     target = text.get("target")
     return [of_class(item) for item in target] if isinstance(target, (list, tuple)) else of_class(target)
+
+
+def _is_runner_up(contrast: Any) -> bool:
+    return isinstance(contrast, str) and contrast.strip().casefold() == RUNNER_UP
 
 
 def _class(value: Any, terms: Terms) -> Any:

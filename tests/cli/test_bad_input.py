@@ -355,3 +355,28 @@ def test_names_that_are_no_text(run: Run, ready: Path, photo: Path, tmp_path: Pa
     odd.write_bytes(photo.read_bytes())
     result = run("explain", ready, odd, photo, "-o", tmp_path / "out", "--json")
     assert result.code == 0 and len(result.json()["pictures"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--option", "nonsense=1"], ["nonsense", "gradcam has none"]),
+        (["--method", "occlusion", "--option", "size"], ["size"]),
+        (["--target", "cat", "--contrast", "cat"], ["--contrast 'cat'", "itself"]),
+        (["--contrast", " "], ["--contrast", "blank"]),
+        (["--contrast", "1", "--probability"], ["--contrast", "--probability"]),
+        (["--contrast", "1", "--top", "2"], ["--contrast", "--top"]),
+        (["--contrast", "horse", "--labels", "{labels}"], ["horse", "'hen (1)'"]),
+        (["--target", "horse", "--labels", "{labels}"], ["horse", "nearest"]),
+    ],
+)
+def test_wrong_questions_are_reported_before_the_model_is_opened(
+    run: Run, photo: Path, tmp_path: Path, flags: list[str], words: list[str]
+) -> None:
+    """So that the exit code is that of wrong usage, also with a model that cannot be used."""
+    (tmp_path / "labels.txt").write_text("cat\nhen\n")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    flags = [flag.format(labels=tmp_path / "labels.txt") for flag in flags]
+    result = run("explain", tmp_path / "broken.onnx", photo, "-o", tmp_path / "out", *flags)
+    assert result.code == 2 and all(word in result.err for word in words), result.err
+    assert not (tmp_path / "out").exists()

@@ -184,3 +184,8 @@ def test_a_binary_model_has_two_classes() -> None:
     assert Question.of(terms, rows=2).objective(scores).classes.tolist() == [1, 0]
     with pytest.raises(TargetError, match="1 to 2"):
         Question.of(terms, top=3)
+
+
+def test_an_empty_list_of_methods_is_refused_and_says_why() -> None:
+    with pytest.raises(InputError, match=r"method=\[\].*an empty list asks for no map at all"):
+        Question.of(Terms(Readout("scores", LOGITS, 2), None, ["layer"]), method=[])

@@ -121,6 +121,7 @@ def export(
     opset: int | None = None,
     verify: bool | int = True,
     scores: str | None = None,
+    kind: str | None = None,
     outputs: str = "all",
     gate: str | None = None,
     grid: tuple[int, int] | None = None,
@@ -134,9 +135,8 @@ def export(
         framework: the model.
         path: where to write; None to get the model instead.
         layers: target layers as the framework names them, one or several; None for the default layer.
-        labels, preprocess, methods, target, opset, verify, scores, outputs, gate, grid, prefix_tokens, origin: as of
-            `onnxcam.exporters.pytorch.export`.
-        on_warning: called with each doubt that was measured; None for Python's `warnings.warn`.
+        labels, preprocess, methods, target, opset, verify, scores, kind, outputs, gate, grid, prefix_tokens, origin: as
+            of `onnxcam.exporters.pytorch.export`.
 
     Returns:
         the manifest; with `path=None` the `ModelProto`, which holds it.
@@ -165,6 +165,7 @@ def export(
                 methods,
                 target,
                 scores=classifier.scores,
+                kind=kind,
                 outputs=outputs,
                 labels=labels,
                 preprocess=spec,

@@ -49,6 +49,7 @@ def export(
     opset: int | None = None,
     verify: bool | int = True,
     scores: str | None = None,
+    kind: str | None = None,
     outputs: str = "all",
     gate: str | None = None,
     grid: tuple[int, int] | None = None,
@@ -78,6 +79,8 @@ def export(
         opset: 18 to 21; 18 by default, the newest tf2onnx writes.
         verify: compare with GradientTape on 4 random samples, on that many, or (False) not at all.
         scores: name of the output with the class scores, where the model returns several candidates.
+        kind: what the scores are: `logits`, `probabilities`, `binary_logit`, `multilabel` (a sigmoid outside the
+            model), or `regression`; None to find out.
         outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
         gate: compute gradients and heatmaps only where a prediction meets this, such as `confidence < 0.6`.
         grid, prefix_tokens: rows and columns of the patches in layers of tokens, and how many tokens come before them,
@@ -107,6 +110,7 @@ def export(
         opset=opset,
         verify=verify,
         scores=scores,
+        kind=kind,
         outputs=outputs,
         gate=gate,
         grid=grid,

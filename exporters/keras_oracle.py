@@ -132,9 +132,17 @@ class KerasOracle:
         raise ModelError(f"the model cannot be differentiated by TensorFlow: {reason}") from reason
 
     def _logits(self, tensor: Any) -> Any:
-        end = ending(tensor) if self._stepped_over else None
-        tensorflow = import_tensorflow()
+        readout, tensorflow = self._readout, import_tensorflow()
+        end = ending(tensor) if self._stepped_over and not (readout.logarithmic or readout.numeric) else None
         scores = tensor if end is None else end[1]
+        if readout.logarithmic or (
+            end is None and self._stepped_over and readout.probabilities_output and not readout.exclusive
+        ):
+            p = tensor / tensorflow.cast(readout.scale, tensor.dtype)
+            smallest = tensor.dtype.as_numpy_dtype(np.finfo(tensor.dtype.as_numpy_dtype).tiny)
+            scores = tensorflow.math.log(tensorflow.maximum(p, smallest))
+            if not readout.logarithmic:
+                scores -= tensorflow.math.log(tensorflow.maximum(1 - p, smallest))
         rows = tensorflow.shape(scores)[0]
         return tensorflow.reshape(scores, (rows, -1))
 

@@ -28,6 +28,7 @@ from onnxcam.exporters.torch_module import Call, Target, Watched, example, first
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.load import serialize
 from onnxcam.network.manifest import Manifest
+from onnxcam.network.score_facts import distribution
 from onnxcam.runtime import open_session
 from onnxcam.runtime import run as run_session
 from onnxcam.targets.readout import Readout
@@ -46,6 +47,7 @@ def export(
     opset: int | None = None,
     verify: bool | int = True,
     scores: str | None = None,
+    kind: str | None = None,
     outputs: str = "all",
     gate: str | None = None,
     grid: tuple[int, int] | None = None,
@@ -76,6 +78,8 @@ def export(
         verify: compare with autograd on 4 random samples, on that many, or (False) not at all.
         scores: name of the output with the class scores, where the model returns several candidates; the first one by
             default.
+        kind: what the scores are: `logits`, `probabilities`, `binary_logit`, `multilabel` (a sigmoid outside the
+            model), or `regression`; None to find out.
         outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
         gate: compute gradients and heatmaps only where a prediction meets this, such as `confidence < 0.6`.
         grid, prefix_tokens: rows and columns of the patches in layers of tokens, and how many tokens come before them,
@@ -104,6 +108,7 @@ def export(
         opset=opset,
         verify=verify,
         scores=scores,
+        kind=kind,
         outputs=outputs,
         gate=gate,
         grid=grid,
@@ -181,6 +186,8 @@ class PyTorch:
         with torch.no_grad(), torch_oracle.Endings() as endings:
             output = tensors(run(self._watched.root, self._picture))[place]
         ending = endings.ending(output)
+        if ending is None and distribution(output.numpy(force=True)):
+            return "probabilities"
         if ending is None:
             # [N, K, 1, 1] is not yet the [N, K] that the name `logits` promises
             return "logits" if output.ndim == 2 else "scores"

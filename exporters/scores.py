@@ -19,7 +19,8 @@ def position(
             floating-point.
         rows: number of pictures the shapes belong to.
         scores: name of the tensor to take, None to search for it: `logits` if there is one, else the first tensor, else
-            the only one, of shape `[N, classes]` or `[N, classes, 1, 1]`.
+            the only one, of shape `[N, classes]` or `[N, classes, 1, 1]`; where there is none, of shape `[N]`, or with
+            further axes of size 1.
 
     Raises:
         ModelError: no tensor of that name, none of that shape, or several of which none is first.
@@ -30,6 +31,8 @@ def position(
         if scores not in names:
             raise ModelError(f"the model has no output {scores!r}; for {rows} pictures it returns {tensors}")
         return list(names).index(scores)
+    if not candidates:  # one number per picture, or further axes of size 1
+        candidates = [place for place, shape in enumerate(shapes) if floating[place] and _is_unusual(shape, rows)]
     if "logits" in names and list(names).index("logits") in candidates:
         return list(names).index("logits")
     if candidates and (candidates[0] == 0 or len(candidates) == 1):
@@ -44,3 +47,7 @@ def position(
 
 def _is_scores(shape: Shape, rows: int) -> bool:
     return shape[:1] == (rows,) and (len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1)))
+
+
+def _is_unusual(shape: Shape, rows: int) -> bool:
+    return shape[:1] == (rows,) and sum(size != 1 for size in shape[1:]) <= 1

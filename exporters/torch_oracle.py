@@ -44,6 +44,27 @@ class Endings(TorchFunctionMode):  # type: ignore[misc]
                 return name, before
         return None
 
+    def nearest(self, output: Tensor) -> tuple[str, Tensor] | None:
+        """As `ending`, but for steps that follow: a clip, a multiple, an order by rank."""
+        rows = output.detach().reshape(len(output), -1)
+        for name, before, result in reversed(self.calls):
+            values = result.detach().reshape(len(result), -1).to(rows.dtype)
+            if len(values) != len(rows) or values.shape[1] < rows.shape[1]:
+                continue
+            ranked = values.sort(dim=1, descending=True).values[:, : rows.shape[1]]
+            for candidate in (values, 100 * values, ranked):
+                if candidate.shape == rows.shape and torch.allclose(candidate, rows, rtol=0, atol=1e-5):
+                    return name, before
+        return None
+
+
+def log_probabilities(output: Tensor, readout: Readout) -> Tensor:
+    """log p of the probabilities that a model returns, or log p - log(1 - p) of those of one class."""
+    p = output.reshape(len(output), -1) / readout.scale
+    smallest = torch.finfo(p.dtype).tiny
+    logarithm = p.clamp(min=smallest).log()
+    return logarithm if readout.logarithmic else logarithm - (1 - p).clamp(min=smallest).log()
+
 
 class Evaluation:
     """One batch through the model, with the graph that autograd needs: a `parity.Reference`.
@@ -75,10 +96,14 @@ class Evaluation:
         with torch.inference_mode(False), torch.enable_grad(), Endings() as endings:
             outputs = tensors(forward(batch, tap))
         scores = outputs[place]
-        ending = endings.ending(scores) if stepped_over else None
+        ending = None
+        if stepped_over and not (readout.logarithmic or readout.numeric):
+            ending = endings.ending(scores) or endings.nearest(scores)
         if ending is not None:
             scores = ending[1]
-        self._scores = scores.flatten(1)
+        elif readout.logarithmic or (stepped_over and readout.probabilities_output and not readout.exclusive):
+            scores = log_probabilities(scores, readout)
+        self._scores = scores.reshape(len(scores), -1)
         self._readout = readout
         self._values = [values[layer] for layer in range(count)]
         if not self._scores.requires_grad:

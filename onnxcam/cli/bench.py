@@ -59,6 +59,7 @@ Examples:
 @click.option("--layer", metavar="NAME", help="Target layer.  [default: the model's own]")
 @options.preprocess_option
 @options.input_size_option
+@options.readout_options
 @options.provider_option
 @options.fallback_option
 @options.seed_option
@@ -74,6 +75,8 @@ def bench(
     layer: str | None,
     preprocess: str | None,
     input_size: list[int] | None,
+    scores: str | None,
+    kind: str | None,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -107,6 +110,8 @@ def bench(
             layer=layer,
             preprocess=preprocess,
             input_size=input_size,
+            scores=scores,
+            kind=kind,
             providers=runtime.parse_provider(provider),
             threads=threads,
             allow_fallback=allow_fallback,

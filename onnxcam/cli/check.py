@@ -60,6 +60,7 @@ Examples:
 @options.labels_option
 @options.preprocess_option
 @options.input_size_option
+@options.readout_options
 @options.provider_option
 @options.fallback_option
 @options.seed_option
@@ -74,6 +75,8 @@ def check(
     labels: str | None,
     preprocess: str | None,
     input_size: list[int] | None,
+    scores: str | None,
+    kind: str | None,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -98,7 +101,19 @@ def check(
     """
     if folder is not None:
         _compare(
-            model, folder, by_folder, limit, labels, preprocess, input_size, provider, allow_fallback, seed, as_json
+            model,
+            folder,
+            by_folder,
+            limit,
+            labels,
+            preprocess,
+            input_size,
+            scores,
+            kind,
+            provider,
+            allow_fallback,
+            seed,
+            as_json,
         )
         return
     if by_folder or labels is not None or preprocess is not None:
@@ -112,6 +127,8 @@ def check(
             samples=samples,
             seed=seed,
             input_size=input_size,
+            scores=scores,
+            kind=kind,
             allow_fallback=allow_fallback,
             all_layers=all_layers,
         )
@@ -129,6 +146,8 @@ def _compare(
     labels_file: str | None,
     preprocess: str | None,
     input_size: list[int] | None,
+    scores: str | None,
+    kind: str | None,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -147,6 +166,8 @@ def _compare(
             model,
             preprocess=preprocess,
             input_size=input_size,
+            scores=scores,
+            kind=kind,
             providers=runtime.parse_provider(provider),
             allow_fallback=allow_fallback,
         )

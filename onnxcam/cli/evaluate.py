@@ -60,6 +60,7 @@ Examples:
 @options.input_size_option
 @options.range_option
 @options.bands_option
+@options.readout_options
 @click.option("--csv", "csv_file", metavar="FILE", help="Write each picture's numbers as CSV.")
 @click.option("--report", metavar="FILE", help="Write an HTML page with tables, curves and pictures.")
 @click.option(
@@ -86,6 +87,8 @@ def evaluate(
     input_size: list[int] | None,
     value_range: list[float] | None,
     bands: list[int] | None,
+    scores: str | None,
+    kind: str | None,
     csv_file: str | None,
     report: str | None,
     output: str | None,
@@ -134,6 +137,8 @@ def evaluate(
         value_range=value_range,
         bands=bands,
         sources=[item.source for item in collection.items],
+        scores=scores,
+        kind=kind,
     )
     items = collection.items
     classes = None

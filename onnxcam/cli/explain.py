@@ -109,6 +109,7 @@ Examples:
 @options.input_size_option
 @options.range_option
 @options.bands_option
+@options.readout_options
 @click.option(
     "--normalize",
     type=click.Choice(image.NORMALIZATIONS),
@@ -155,6 +156,8 @@ def explain(
     input_size: list[int] | None,
     value_range: list[float] | None,
     bands: list[int] | None,
+    scores: str | None,
+    kind: str | None,
     normalize: str,
     alpha: float,
     colormap: str,
@@ -218,10 +221,12 @@ def explain(
         provider,
         allow_fallback,
         many,
-        input_size,
-        value_range,
-        bands,
-        [item.source for item in collected.items],
+        input_size=input_size,
+        value_range=value_range,
+        bands=bands,
+        sources=[item.source for item in collected.items],
+        scores=scores,
+        kind=kind,
     )
     _warm()  # here, as OpenCV loads its fonts once for each thread
     explainer = opening.result()
@@ -278,10 +283,13 @@ def open_explainer(
     provider: str = "auto",
     allow_fallback: bool = False,
     many: bool = False,
+    *,
     input_size: Sequence[int] | None = None,
     value_range: Sequence[float] | None = None,
     bands: Sequence[int] | None = None,
     sources: Sequence[Any] = (),
+    scores: str | None = None,
+    kind: str | None = None,
 ) -> Explainer:
     """Open the explainer that the flags describe; of `sources` that are all the model's own input no preprocessing is
     needed.
@@ -302,6 +310,8 @@ def open_explainer(
             input_size=input_size,
             value_range=None if value_range is None else (value_range[0], value_range[1]),
             bands=bands,
+            scores=scores,
+            kind=kind,
             providers=runtime.parse_provider(provider),
             session_options=runtime.options.side_by_side(max(1, cores() // workers())) if many else None,
             allow_fallback=allow_fallback,
@@ -454,7 +464,11 @@ def table(name: str, folder: Path, record: dict[str, Any]) -> str:
     rows += [entry for entry in record["maps"] if all(entry["index"] != row["index"] for row in rows)]
     for row in rows:
         mark = "*" if row["index"] in explained else " "
-        share = "?" if row["probability"] is None else percentage(row["probability"])
+        number = row.get("value")
+        if number is not None:
+            share = f"{number:.5g}"
+        else:
+            share = "?" if row["probability"] is None else percentage(row["probability"])
         lines.append(f"  {mark} {share:>8}  {row['index']:>5}  {row['label']}")
     return "\n".join(lines)
 

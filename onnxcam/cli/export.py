@@ -19,6 +19,7 @@ from onnxcam.exporters import frameworks
 from onnxcam.exporters import source as sources
 from onnxcam.targets import labels
 from onnxcam.targets.classes import by_text
+from onnxcam.targets.readout import PROBABILITIES, REGRESSION
 
 EPILOG = """\
 \b
@@ -45,6 +46,7 @@ class Request:
     labels: Sequence[str] | None
     preprocess: Any
     scores: str | None
+    kind: str | None
     gate: str | None
     opset: int | None
     verify: bool
@@ -95,7 +97,7 @@ class Loading:
 )
 @options.labels_option
 @options.preprocess_option
-@click.option("--scores", metavar="NAME", help="Output with the class scores, where the model has several candidates.")
+@options.readout_options
 @click.option(
     "--gate",
     metavar="CONDITION",
@@ -142,6 +144,7 @@ def export(
     labels: str | None,
     preprocess: str | None,
     scores: str | None,
+    kind: str | None,
     gate: str | None,
     grid: str | None,
     prefix_tokens: int | None,
@@ -166,14 +169,14 @@ def export(
     Exit status: 0 written, 1 OUT.onnx cannot be written, 2 wrong usage or unknown class, layer or method, 3 bad or
     untrusted model or failed check, 4 a library is missing.
     """
-    kind = kind_of(source)
-    if kind == ONNX:
+    framework = kind_of(source)
+    if framework == ONNX:
         foreign = {"--weights": weights, "--import": import_file, "--opset": opset}
         named = [name for name, value in foreign.items() if value is not None]
         if named:
             raise click.UsageError(f"{named[0]} is for PyTorch and Keras models, and SOURCE is an ONNX file.")
     loading = Loading(weights, trust_model, import_file, parse_size(input_size))
-    if kind == ONNX and loading.input_size is not None and len(loading.input_size) != 2:
+    if framework == ONNX and loading.input_size is not None and len(loading.input_size) != 2:
         raise click.UsageError(f"--input-size {input_size!r}: for an ONNX file give 224 or 240x320 (height x width).")
     if import_file is not None and not trust_model:
         raise TrustError(f"{import_file} would be run; if you trust it, say so with --trust-model")
@@ -186,6 +189,7 @@ def export(
         read_labels(labels, preprocess),
         preprocess,
         scores,
+        kind,
         gate,
         opset,
         verify,
@@ -193,12 +197,12 @@ def export(
         prefix_tokens,
     )
     try:
-        if kind == ONNX:
+        if framework == ONNX:
             manifest = _from_onnx(source, output, request, loading.input_size)
-        elif kind == CODE:
+        elif framework == CODE:
             manifest = _from_callable(source, output, request, loading)
         else:
-            manifest = _from_framework(kind, source, output, request, loading)
+            manifest = _from_framework(framework, source, output, request, loading)
     except LayerError as error:
         about_layers = layers or [option for option in (grid, prefix_tokens) if option is not None]
         raise options.not_explainable(error, about_layers) from error
@@ -209,7 +213,8 @@ def export(
         options.print_json(written | {"outputs": _outputs(manifest), "manifest": manifest})
     else:
         click.echo("\n".join(_lines(output, manifest)))
-    for warning in (*input_size_warnings(manifest["input"]), *layer_warnings(manifest["layers"])):
+    warnings = [*input_size_warnings(manifest["input"]), *layer_warnings(manifest["layers"])]
+    for warning in [*warnings, *manifest["scores"].get("warnings", ())]:
         click.echo(f"Warning: {warning}", err=True)
     if not manifest["input"].get("preprocess"):
         click.echo("Note: no preprocessing is stored (--preprocess); `onnxcam explain` will ask for it", err=True)
@@ -299,6 +304,7 @@ def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] |
         request.methods,
         _target(request.target, request.labels or previous.get("labels") or metadata_labels.any_names(properties)),
         scores=request.scores,
+        kind=request.kind,
         outputs=request.outputs,
         labels=request.labels,
         preprocess=request.preprocess,
@@ -417,7 +423,7 @@ def _lines(output: str, manifest: dict[str, Any]) -> list[str]:
     lines = [
         f"{output}  {_size(Path(output).stat().st_size)}",
         f"  input    {entry['name']} {entry['dtype']} {_shape(entry['shape'])} {entry['layout']}",
-        f"  scores   {scores['name']}, {scores['classes']} classes, {labelled}",
+        f"  scores   {_meaning(scores)}, {labelled}",
         f"  target   {target['mode']}{fixed}",
         *(f"  layer    {layer['name']} {_shape(layer['shape'])} {layer['layout']}" for layer in manifest["layers"]),
         *([f"  gate     {manifest['gate']['condition']}"] if manifest.get("gate") else []),
@@ -429,6 +435,14 @@ def _lines(output: str, manifest: dict[str, Any]) -> list[str]:
         )
         lines.append(f"  parity   {figures} off {parity['against']} on {parity['samples']} samples")
     return lines
+
+
+def _meaning(scores: dict[str, Any]) -> str:
+    """The scores in words."""
+    kind, over = scores["kind"], scores.get("stepped_over")
+    what = {REGRESSION: "a quantity", PROBABILITIES: f"log p of {scores['classes']} classes"}
+    text = f"{scores['name']}, {what.get(kind, str(scores['classes']) + ' classes')}"
+    return text if not over else f"{text}, before {', '.join(over)}"
 
 
 def _size(count: int) -> str:

@@ -27,8 +27,17 @@ Examples:
 @click.option("--trust-model", is_flag=True, help="Allow a Keras MODEL and --import to run code while they are loaded.")
 @click.option("--import", "import_file", metavar="FILE.py", help="Python file that defines a Keras model's classes.")
 @options.input_size_option
+@options.readout_options
 @options.json_option
-def layers(model: str, trust_model: bool, import_file: str | None, input_size: list[int] | None, as_json: bool) -> None:
+def layers(
+    model: str,
+    trust_model: bool,
+    import_file: str | None,
+    input_size: list[int] | None,
+    scores: str | None,
+    kind: str | None,
+    as_json: bool,
+) -> None:
     """List the layers that can be explained.
 
     For each layer of MODEL (any image classifier in ONNX form): its name for --layer, the shape and layout of its
@@ -39,7 +48,7 @@ def layers(model: str, trust_model: bool, import_file: str | None, input_size: l
     the names that `onnxcam export --layer` takes.
     """
     keras = model.startswith("keras:") or model.lower().endswith((".keras", ".h5", ".hdf5"))
-    listing = describe_keras(model, trust_model, import_file) if keras else describe(model, input_size)
+    listing = describe_keras(model, trust_model, import_file) if keras else describe(model, input_size, scores, kind)
     for warning in listing["warnings"]:
         click.echo(f"Warning: {warning}", err=True)
     if as_json:
@@ -61,7 +70,9 @@ def layers(model: str, trust_model: bool, import_file: str | None, input_size: l
                 click.echo(f"  {layer['name']}: {', '.join(part for part in (raw, maps) if part)}")
 
 
-def describe(model: str, input_size: Sequence[int] | None = None) -> dict[str, Any]:
+def describe(
+    model: str, input_size: Sequence[int] | None = None, scores: str | None = None, kind: str | None = None
+) -> dict[str, Any]:
     """Describe the layers of a model file, and the outputs of an explainable one.
 
     Raises:
@@ -74,7 +85,8 @@ def describe(model: str, input_size: Sequence[int] | None = None) -> dict[str, A
     stored = manifest.parse(file.metadata(model).get(manifest.KEY))
     entries = {} if stored is None else {entry["name"]: entry for entry in stored["layers"]}
     try:
-        candidates, picture = survey(model, None if input_size is None else (input_size[0], input_size[1]))
+        size = None if input_size is None else (input_size[0], input_size[1])
+        candidates, picture = survey(model, size, scores=scores, kind=kind)
     except LayerError as error:
         raise options.not_explainable(error, ()) from error
     listed = [
@@ -110,6 +122,7 @@ def describe(model: str, input_size: Sequence[int] | None = None) -> dict[str, A
         for layer in candidates
     ]
     doubtful = input_size_warnings(picture) + layer_warnings(default if stored is None else stored["layers"])
+    doubtful += picture["warnings"]
     return {"model": model, "explainable": explainable, "layers": listed, "warnings": doubtful}
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from onnxcam.errors import LayerError, ModelError
+from onnxcam.targets.readout import KINDS
 
 F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -54,6 +55,22 @@ input_size_option: Callable[[F], F] = click.option(
     callback=lambda ctx, param, value: parse_size(value, 2),
     help="Size of the picture, where MODEL leaves it open: 224 or 240x320 (height x width).",
 )
+scores_option: Callable[[F], F] = click.option(
+    "--scores", metavar="NAME", help="Output with the class scores, where the model has several candidates."
+)
+kind_option: Callable[[F], F] = click.option(
+    "--kind",
+    type=click.Choice(KINDS),
+    help="What the scores are, where the file does not tell: multilabel (a sigmoid outside the file), regression (one "
+    "number that is a quantity), ...",
+)
+
+
+def readout_options(command: F) -> F:
+    """`--scores` and `--kind`."""
+    return scores_option(kind_option(command))
+
+
 provider_option: Callable[[F], F] = click.option(
     "--provider",
     default="auto",

@@ -144,6 +144,8 @@ def bench(
     layer: str | None = None,
     preprocess: Any = None,
     input_size: Sequence[int] | None = None,
+    scores: str | None = None,
+    kind: str | None = None,
     providers: Sequence[runtime.Provider] | None = None,
     threads: int | None = None,
     allow_fallback: bool = False,
@@ -162,7 +164,7 @@ def bench(
         seconds: no new round begins after this time.
         layer: the target layer; None for the default.
         threads: ONNX Runtime's threads; None for its default.
-        preprocess, input_size, providers, allow_fallback: as for `Explainer`.
+        preprocess, input_size, scores, kind, providers, allow_fallback: as for `Explainer`.
         seed: seed of the random input.
         progress: called with (done, total) after each block.
 
@@ -181,6 +183,8 @@ def bench(
         source,
         preprocess=preprocess,
         input_size=input_size,
+        scores=scores,
+        kind=kind,
         layers=None if layer is None else [layer],
         methods=methods,
         providers=providers,

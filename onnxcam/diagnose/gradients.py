@@ -54,6 +54,8 @@ def check(
     directions: int = 8,
     seed: int = 1234,
     input_size: Sequence[int] | None = None,
+    scores: str | None = None,
+    kind: str | None = None,
     allow_fallback: bool = False,
     all_layers: bool = False,
     places: bool = True,
@@ -70,6 +72,7 @@ def check(
         all_layers: measure where every candidate for a target layer lies on the picture, see `onnxcam.probe`, not only
             those that the file exposes.
         places: whether a layer that lies elsewhere on the picture is a failure; else it is a note.
+        scores, kind: as of `Explainer`.
 
     Returns:
         A report; `passed` is False where a number is wrong.
@@ -78,7 +81,7 @@ def check(
         ModelError: the file is not a usable classifier. RuntimeUnavailable: a provider is not in use.
     """
     findings: list[Finding] = []
-    opened = open_model(source, raw=True, gated=True, input_size=input_size)
+    opened = open_model(source, raw=True, gated=True, input_size=input_size, scores=scores, kind=kind)
     model, entries = load(opened.source), opened.manifest
     if MANIFEST in opened.added:
         findings.append(Finding("manifest", "note", "a plain ONNX file: augmented in memory, nothing is written"))

@@ -43,6 +43,9 @@ class Explainer:
         input_size: (height, width) of the picture, where the file leaves them open.
         value_range: the values that count as pixels of 0 and 255, of pictures of more than 8 bits and of arrays.
         bands: indices of the one or three bands that are shown of pictures of many; None for the first three.
+        scores: name of the output, or any value, that holds the class scores, where the file has several candidates.
+        kind: what the scores are: `logits`, `probabilities`, `binary_logit`, `multilabel` (a sigmoid outside the file),
+            or `regression` (one number per picture that is a quantity); None to find out from the file.
         providers: execution providers, names or (name, options); None for the best that really works (CUDA, else CPU).
         session_options: `onnxruntime.SessionOptions`.
         allow_fallback: accept a session that does not use every provider named.
@@ -50,7 +53,7 @@ class Explainer:
             them. Without, every explanation says that they were not measured.
 
     Raises:
-        ModelError: the file is not a usable classifier.
+        ModelError: the file is not a usable classifier, or contradicts `kind`.
         LayerError, MethodError: no such layer or method.
         LabelsError: not one label per class.
         PreprocessError: a preprocessing that does not exist or does not fit the model.
@@ -68,6 +71,8 @@ class Explainer:
         input_size: Sequence[int] | None = None,
         value_range: tuple[float, float] | None = None,
         bands: Sequence[int] | None = None,
+        scores: str | None = None,
+        kind: str | None = None,
         providers: Sequence[Provider] | None = None,
         session_options: Any = None,
         allow_fallback: bool = False,
@@ -79,6 +84,8 @@ class Explainer:
             methods=methods,
             preprocess=preprocess,
             input_size=input_size,
+            scores=scores,
+            kind=kind,
             providers=providers,
             session_options=session_options,
             allow_fallback=allow_fallback,
@@ -90,6 +97,8 @@ class Explainer:
         if self.labels is None:
             configured = from_configuration(preprocess)
             self.labels = configured if configured is not None and len(configured) == self.classes else None
+        if self.labels is None and self._readout.numeric:
+            self.labels = [self._readout.value]
         if self.labels is not None and len(self.labels) != self.classes:
             raise LabelsError(label_count(len(self.labels), self.classes))
         names = [layers] if isinstance(layers, str) else layers
@@ -171,7 +180,7 @@ class Explainer:
             batch: tensor in the model's own layout and dtype.
 
         Returns:
-            probabilities, float32 `[N, classes]`.
+            probabilities, float32 `[N, classes]`; of a regression its value, `[N, 1]`.
 
         Raises:
             InputError: a batch of another shape or dtype.
@@ -188,7 +197,8 @@ class Explainer:
             layer: a layer's name, None for the last one, or a list of names for lists.
 
         Returns:
-            `Raw(scores, activations, gradients, target)`: logits `[N, K]`; the layer's value and d scores[n, target[n]]
+            `Raw(scores, activations, gradients, target)`: logits `[N, K]`, log p of a model whose manifest says kind
+            `probabilities`; the layer's value and d scores[n, target[n]]
             / d value, in the layer's own layout and dtype; the class explained per row, int64 `[N]`.
 
         Raises:

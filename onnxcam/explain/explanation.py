@@ -21,7 +21,8 @@ from onnxcam.explain.question import Question
 from onnxcam.explain.statistics import describe
 from onnxcam.explain.warnings import map_warnings
 from onnxcam.image import png
-from onnxcam.targets.objectives import LOGIT, Objective
+from onnxcam.targets.objectives import LOG_PROBABILITY, LOGIT, VALUE, Objective
+from onnxcam.targets.readout import LOGITS, REGRESSION
 
 if TYPE_CHECKING:
     from onnxcam.graph.window import Window
@@ -86,7 +87,9 @@ class Explanation:
         warnings: sentences about anything doubtful, such as a map that is zero everywhere.
         name: name of the picture, for messages and folders.
         model: `source` and `parity` of the model's manifest.
-        kind: the objective: `logit`, `contrast` with another class, `probability`, or `weights` over several classes.
+        kind: the objective: `logit` (`log_probability` where the model has no logit that can be reached, `value` of a
+            regression), `contrast` with another class, `probability`, or `weights` over several classes.
+        scores: what the model's scores are: `kind` of its manifest, and what was `stepped_over` to reach them.
         other: `(index, label)` of the class it is contrasted with, or None.
         per_layer: an explanation for each layer alone, with `side_by_side=True`; else empty.
         per_method: an explanation by each method, this one first, with several methods; else empty.
@@ -102,6 +105,7 @@ class Explanation:
     model: dict[str, Any] = field(default_factory=dict, repr=False)
     kind: str = "logit"
     other: tuple[int, str] | None = None
+    scores: dict[str, Any] = field(default_factory=lambda: {"kind": LOGITS}, repr=False)
     per_layer: list[Explanation] = field(default_factory=list, repr=False)
     per_method: list[Explanation] = field(default_factory=list, repr=False)
 
@@ -131,6 +135,11 @@ class Explanation:
         return self.maps[0].probability
 
     @property
+    def numeric(self) -> bool:
+        """Whether the model's score is a quantity: `probability` and `predictions` hold its value then."""
+        return self.scores["kind"] == REGRESSION
+
+    @property
     def statistics(self) -> dict[str, Any]:
         """Position and concentration of the energy of `heatmap`, see `onnxcam.explain.statistics.describe`."""
         return self.maps[0].statistics
@@ -140,6 +149,10 @@ class Explanation:
         """Heading of panels with the class and what it is compared with."""
         if self.other is not None:
             return f"{self.label} rather than {self.other[1]}"
+        if self.kind == LOG_PROBABILITY:
+            return f"{self.label} (by log p)"
+        if self.numeric:
+            return f"{self.label} = {self.probability:.5g}"
         return f"several classes, {self.label} foremost" if self.kind == "weights" else self.label
 
     def overlay(self, alpha: float | None = None, colormap: str | None = None) -> np.ndarray:
@@ -162,7 +175,7 @@ class Explanation:
             self.picture,
             unit(self.heatmap),
             label=self.title,
-            probability=self.probability,
+            probability=None if self.numeric else self.probability,
             method=self.method,
             alpha=style.alpha,
             colormap=style.colormap,
@@ -198,34 +211,42 @@ class Explanation:
             self.picture,
             [(name, unit(explanation.heatmap)) for name, explanation in named],
             label=self.title,
-            probability=self.probability,
+            probability=None if self.numeric else self.probability,
             alpha=style.alpha,
             colormap=style.colormap,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The explanation without its arrays, ready for JSON: a probability that is not finite is None."""
+        """The explanation without its arrays, ready for JSON: a probability that is not finite is None.
+
+        Of a regression every probability is None, and the number is the `value` next to it.
+        """
         return {
             "name": self.name,
             "size": [int(self.picture.shape[0]), int(self.picture.shape[1])],
             "predictions": [
-                {"index": index, "label": label, "probability": _finite(probability)}
+                {"index": index, "label": label, **_number(probability, self.numeric)}
                 for index, label, probability in self.predictions
             ],
-            "target": {"index": self.target, "label": self.label, "probability": _finite(self.probability)},
+            "target": {"index": self.target, "label": self.label, **_number(self.probability, self.numeric)},
+            "scores": self.scores,
             "objective": {
                 "kind": self.kind,
                 "other": self.other and {"index": self.other[0], "label": self.other[1]},
             },
             "method": self.method,
             "layer": self.layer,
-            "maps": [_record(one) for one in self.maps],
+            "maps": [_record(one, self.numeric) for one in self.maps],
             "layers": [
                 {"layer": one.layer, "raw_map": _shapes(one.raw_map), "attention": one.statistics}
                 for one in self.per_layer
             ],
             "methods": [
-                {"method": one.method, "maps": [_record(single) for single in one.maps], "attention": one.statistics}
+                {
+                    "method": one.method,
+                    "maps": [_record(single, self.numeric) for single in one.maps],
+                    "attention": one.statistics,
+                }
                 | {"warnings": [text for text in one.warnings if one is self or text not in self.warnings]}
                 for one in self.per_method
             ],
@@ -380,7 +401,10 @@ class BatchMaps(NamedTuple):
                     raw if isinstance(layer, list) else raw[0],
                 )
             )
+        readout = question.terms.readout
         kind, other = (LOGIT, None) if self.objective is None else self.objective.describe(row)
+        if kind == LOGIT:
+            kind = LOG_PROBABILITY if readout.logarithmic else VALUE if readout.numeric else LOGIT
         return Explanation(
             picture.pixels,
             self._predictions(row),
@@ -395,6 +419,7 @@ class BatchMaps(NamedTuple):
             picture.name,
             self.model,
             kind=kind,
+            scores={"kind": readout.kind, "stepped_over": list(readout.stepped_over)},
             other=None if other is None else (other, name_of(other, labels)),
         )
 
@@ -434,14 +459,19 @@ def _layer_stems(explanations: Sequence[Explanation]) -> list[str]:
     return stems
 
 
-def _record(one: Map) -> dict[str, Any]:
+def _record(one: Map, numeric: bool) -> dict[str, Any]:
     return {
         "index": one.target,
         "label": one.label,
-        "probability": _finite(one.probability),
+        **_number(one.probability, numeric),
         "raw_map": _shapes(one.raw_map),
         "attention": one.statistics,
     }
+
+
+def _number(number: float, numeric: bool) -> dict[str, float | None]:
+    """A predicted number in JSON."""
+    return {"probability": None, "value": _finite(number)} if numeric else {"probability": _finite(number)}
 
 
 def _finite(number: float) -> float | None:

@@ -32,7 +32,7 @@ class Raw(NamedTuple):
     """Outputs of the model, see `Explainer.run`.
 
     Attributes:
-        scores: logits `[N, K]`.
+        scores: `[N, K]`: logits, log p where no logit can be reached, or a quantity, as the manifest's kind says.
         activations: the target layer's output, in its own layout; a list where several layers were asked for.
         gradients: d scores[n, target[n]] / d activations, same shape.
         target: the class explained per row, int64 `[N]`.
@@ -64,6 +64,8 @@ class FileSession:
         methods: Sequence[str | Method] = ("gradcam",),
         preprocess: Any = None,
         input_size: Sequence[int] | None = None,
+        scores: str | None = None,
+        kind: str | None = None,
         providers: Sequence[runtime.Provider] | None = None,
         session_options: Any = None,
         allow_fallback: bool = False,
@@ -79,7 +81,14 @@ class FileSession:
         storable = [method.name for method in map(find, methods) if method.kind == GRAPH] or ["gradcam"]
         names = [layers] if isinstance(layers, str) else layers
         model = open_model(
-            source, layers=names, methods=storable, preprocess=preprocess, input_size=input_size, probe=probe
+            source,
+            layers=names,
+            methods=storable,
+            preprocess=preprocess,
+            input_size=input_size,
+            probe=probe,
+            scores=scores,
+            kind=kind,
         )
         session = self._open_file(model.source)
         shapes = {i.name: i.shape for i in session.get_inputs()}
@@ -168,7 +177,7 @@ class FileSession:
         ]
 
     def scores(self, batch: np.ndarray) -> np.ndarray:
-        """Compute the logits `[N, K]` alone: the head runs, nothing is differentiated."""
+        """Compute the scores `[N, K]` alone: the head runs, nothing is differentiated."""
         head, feed = self.sessions.head(()), self.manifest["input"]["name"]
         try:
             rows = [runtime.run(head, [SCORES], {feed: part})[SCORES] for part in portions(batch, self.batch_size)]

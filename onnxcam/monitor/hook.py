@@ -77,7 +77,10 @@ class Monitor:
         worker: `thread`; `process`, which never holds the interpreter lock that predictions need; or `inline`, which
             explains before `observe` returns.
         providers: execution providers of the worker's session.
-        scores: the form of the observed scores: `logits`, `probabilities`, or `auto` to decide by the values.
+        scores: the form of the observed scores: `logits` (what the manifest calls the scores, also where they are
+            log p), `probabilities`, or `auto` to decide by the values.
+        scores_output: of a plain model with several candidates, the output with the class scores.
+        kind: of a plain model, what its scores are, where the file does not tell: as of `onnxcam.augment`.
         redact: `heatmap_only`, `none` (pictures and overlays are stored too) or `hash` (no files).
         baseline: a file made by `onnxcam monitor baseline` from records of this model, condition, method and layer.
         layer, method: the target layer and the CAM method.
@@ -117,6 +120,8 @@ class Monitor:
         worker: str = "thread",
         providers: Sequence[Provider] | None = (CPU,),
         scores: str = "auto",
+        scores_output: str | None = None,
+        kind: str | None = None,
         redact: str = "heatmap_only",
         baseline: str | os.PathLike[str] | None = None,
         layer: str | None = None,
@@ -142,7 +147,8 @@ class Monitor:
         check_number("daily_budget", daily_budget, 0, math.inf, optional=True, whole=True)
         check_number("queue", queue, 1, math.inf, whole=True)
         check_number("timeout", timeout, 0.0, math.inf)
-        self._model = models.read(model, layer, method)
+        self._model = models.read(model, layer, method, scores_output=scores_output, kind=kind)
+        self._model.readout.require_probabilities(f"when={when!r}")
         class_names = self._model.labels(labels)
         condition = conditions.parse(when, class_names, self._model.manifest["scores"]["classes"])
         self._clock: Clock = clock or SystemClock()

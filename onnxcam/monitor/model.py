@@ -13,6 +13,7 @@ from onnxcam.graph.large_model import LargeModel, Serialized
 from onnxcam.network import manifest as manifests
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.opening import open_model, read_source
+from onnxcam.targets.readout import Readout
 
 
 class Model(NamedTuple):
@@ -38,6 +39,11 @@ class Model(NamedTuple):
         """The manifest's entry of the layer."""
         return manifests.layer(self.manifest, self.layer)
 
+    @property
+    def readout(self) -> Readout:
+        """The scores and their meaning."""
+        return Readout.from_manifest(self.manifest["scores"])
+
     def cut(self) -> tuple[str, ...]:
         """The values that pass from before the layer to its maps: with them no further head run is needed."""
         from onnxcam.network.split import split
@@ -57,12 +63,15 @@ class Model(NamedTuple):
         return None if names is None else list(names)
 
 
-def read(source: Any, layer: str | None, method: str) -> Model:
+def read(
+    source: Any, layer: str | None, method: str, *, scores_output: str | None = None, kind: str | None = None
+) -> Model:
     """Open a model, and augment it in memory where it lacks the layer, the method, or any manifest at all.
 
     Arguments:
         source: an explainable model or any classifier `.onnx`: path, bytes or `ModelProto`.
         layer: None for the manifest's last layer, or the default layer of a plain classifier.
+        scores_output, kind: `scores` and `kind` of `onnxcam.augment`.
 
     Raises:
         ModelError: not a usable classifier. LayerError, MethodError: no such layer or method.
@@ -73,7 +82,19 @@ def read(source: Any, layer: str | None, method: str) -> Model:
     digest = _sha256(where)
     file_name = Path(where).name if isinstance(where, str) else None
     name = str(((manifest or {}).get("source") or {}).get("name") or file_name or "model")
-    model = open_model(where, layers=[layer], methods=[method], require_methods=True, classes=None, gated=True)
+    try:
+        model = open_model(
+            where,
+            layers=[layer],
+            methods=[method],
+            require_methods=True,
+            classes=None,
+            gated=True,
+            scores=scores_output,
+            kind=kind,
+        )
+    except ModelError as error:  # `scores` is another option of the monitor
+        raise ModelError(str(error).replace("`scores=`", "`scores_output=`")) from error
     layer_name = manifests.layer(model.manifest, layer)["name"]
     return Model(model.source, model.manifest, layer_name, name, digest, model.bound_class)
 

@@ -207,13 +207,13 @@ class _Search:
         graph = self._graph
         if readouts.is_scores(graph, value):
             traced = readouts.trace(graph, value)
-            return Meaning(self._doubted(traced) if traced.signed else traced)
+            return Meaning(self._doubted(traced) if traced.signed else traced, unsettled=True)
         form = self.form(value)
         if form is None or graph.dtype(value) not in FLOATS:
             raise ModelError(f"{value!r}: what its numbers mean could not be found out; {ADVICE}")
         kind = BINARY if form.size == 1 else LOGITS
         readout = Readout(value, kind, 2 if kind == BINARY else form.size)
-        return Meaning(self._doubted(readout) if kind == BINARY else readout)
+        return Meaning(self._doubted(readout) if kind == BINARY else readout, unsettled=True)
 
     def _declared(self, value: str, meaning: Meaning, kind: str) -> Meaning:
         """The meaning under the kind that the user names.
@@ -231,11 +231,10 @@ class _Search:
             return Meaning(replace(readout, kind=MULTILABEL, probabilities_output=None))
         if kind == MULTILABEL and readout.kind == BINARY:
             return Meaning(replace(readout, kind=MULTILABEL, size=1, warnings=()), meaning.how)
-        if kind == PROBABILITIES and meaning.softmax is not None:
-            probabilities = meaning.softmax if meaning.softmax in self._outputs else None
-            declared = replace(
-                readout, value=meaning.softmax, kind=kind, output=None, probabilities_output=probabilities
-            )
+        probabilities = readout.value if meaning.unsettled and readout.kind == LOGITS else meaning.softmax
+        if kind == PROBABILITIES and probabilities is not None:
+            shown = probabilities if probabilities in self._outputs else None
+            declared = replace(readout, value=probabilities, kind=kind, output=None, probabilities_output=shown)
             return Meaning(declared, LOGARITHM)
         what = {
             LOGITS: "scores without an upper bound" if plain else "a softmax",

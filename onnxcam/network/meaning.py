@@ -40,12 +40,14 @@ class Meaning:
     Attributes:
         readout: its readout, whose `value` is a value of the file.
         how: what is still to be computed from that value.
-        softmax: the value whose exponentials were normalised, None where no softmax is in the file.
+        softmax: the probabilities that a softmax of the readout's value makes, None where the file has none.
+        unsettled: whether the graph does not tell what the numbers are, and none could be computed.
     """
 
     readout: Readout
     how: str = AS_IT_IS
     softmax: str | None = None
+    unsettled: bool = False
 
 
 class Numbers:

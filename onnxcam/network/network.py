@@ -173,13 +173,17 @@ def list_layers(source: Source) -> list[Layer]:
     return survey(source)[0]
 
 
-def survey(source: Source, input_size: tuple[int, int] | None = None) -> tuple[list[Layer], dict[str, Any]]:
-    """`list_layers`, and the picture as these layers need it: the manifest's `layout`, `shape` and `size`.
+def survey(
+    source: Source, input_size: tuple[int, int] | None = None, *, scores: str | None = None, kind: str | None = None
+) -> tuple[list[Layer], dict[str, Any]]:
+    """`list_layers`, and the picture as these layers need it: the manifest's `layout`, `shape` and `size`, and the
+    `warnings` about the scores.
 
     Arguments:
         input_size: height and width of the picture, where the file leaves them open.
+        scores, kind: as of `onnxcam.augment`.
     """
-    network = Network(source)
+    network = Network(source, scores=scores, kind=kind)
     picture = network.picture.name
     fitted = sized(network.graph, network.readout.value, size=input_size)
     candidates = fitted.layers or []
@@ -195,7 +199,7 @@ def survey(source: Source, input_size: tuple[int, int] | None = None) -> tuple[l
     doubt = fitted.doubt if network.manifest is None else network.manifest["input"].get("size")
     doubt = None if input_size is not None else doubt
     described = {"layout": input_layout(graph, picture), "shape": dims(graph.shape(picture)), "size": doubt}
-    return candidates, described
+    return candidates, described | {"warnings": list(network.readout.warnings)}
 
 
 def dims(shape: Shape | None) -> list[int | str | None]:

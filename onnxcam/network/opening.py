@@ -18,6 +18,7 @@ Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
 
 # what a file can lack
 MANIFEST, LAYERS, METHODS, GRADIENTS, TARGET = "manifest", "layers", "methods", "gradients", "target"
+READOUT = "readout"
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Model:
         source: its path or its bytes; over 2 GiB its graph and weights.
         manifest: of this model.
         bound_class: the class that the opened file explains where none is named, also once it was extended.
-        added: what the opened file lacked and has been added in memory: `MANIFEST`, `LAYERS`, `METHODS`, `GRADIENTS`
-            or `TARGET`.
+        added: what the opened file lacked and has been added in memory: `MANIFEST`, `LAYERS`, `METHODS`, `GRADIENTS`,
+            `TARGET` or `READOUT`.
         doubts: sentences about what the opened file says and could not be taken.
     """
 
@@ -74,6 +75,8 @@ def open_model(
     preprocess: Any = None,
     input_size: Sequence[int] | None = None,
     probe: bool = True,
+    scores: str | None = None,
+    kind: str | None = None,
 ) -> Model:
     """Open a model, and augment it in memory where its file lacks something that is required.
 
@@ -89,9 +92,10 @@ def open_model(
         preprocess: for the manifest of a plain classifier.
         input_size: height and width of the picture where the file leaves them open, which become fixed.
         probe: whether facts about a plain classifier are measured, see `onnxcam.probe`.
+        scores, kind: as of `onnxcam.augment`; an explainable model that was made for others is augmented anew.
 
     Raises:
-        ModelError: not a usable classifier, or not of this `input_size`.
+        ModelError: not a usable classifier, or not of this `input_size` or `kind`.
         LayerError, MethodError: no such layer or method.
     """
     where, manifest, properties = _read_source(source)
@@ -100,10 +104,12 @@ def open_model(
         source = where
     if manifest is None:
         names = None if layers is None else [name for name in layers if name is not None] or None
-        where, manifest = _augment(source, names, methods or ("gradcam",), preprocess, input_size, probe)
+        where, manifest = _augment(source, names, methods or ("gradcam",), preprocess, input_size, probe, scores, kind)
         return _labelled(Model(where, manifest, added=frozenset({MANIFEST})), properties)
     bound_class = manifest["target"].get("class")
     missing = lacking(manifest, layers, methods if require_methods else (), raw=raw, classes=classes)
+    if _reads_other(manifest, scores, kind):
+        missing |= {READOUT}
     opened_size = input_size is not None and _is_open(manifest, input_size)
     if not missing and not opened_size:
         return _labelled(Model(where, manifest, bound_class), properties)
@@ -111,9 +117,23 @@ def open_model(
     further = [name for name in layers or () if name is not None and name not in present]
     size = input_size if opened_size else None
     where, manifest = _augment(
-        source, [*present, *further], [*_methods(manifest), *methods], preprocess, size, probe=False
+        source,
+        [*present, *further],
+        [*_methods(manifest), *methods],
+        preprocess,
+        size,
+        READOUT in missing,
+        scores,
+        kind,
     )
     return _labelled(Model(where, manifest, bound_class, missing), properties)
+
+
+def _reads_other(manifest: Manifest, scores: str | None, kind: str | None) -> bool:
+    """Whether an explainable model was made for other scores, or another kind, than these."""
+    entry = manifest["scores"]
+    names = (entry["name"], entry.get("probabilities"), (manifest.get("source") or {}).get("scores"))
+    return (scores is not None and scores not in names) or (kind is not None and kind != entry["kind"])
 
 
 def _labelled(model: Model, properties: Mapping[str, str]) -> Model:
@@ -213,6 +233,8 @@ def _augment(
     preprocess: Any = None,
     input_size: Sequence[int] | None = None,
     probe: bool = True,
+    scores: str | None = None,
+    kind: str | None = None,
 ) -> tuple[Serialized, Manifest]:
     from onnxcam.graph.load import serialize
     from onnxcam.network.explainable import augment
@@ -224,6 +246,8 @@ def _augment(
         tuple(dict.fromkeys(methods)),
         preprocess=preprocess,
         input_size=size,
+        scores=scores,
+        kind=kind,
         probe=probe,
         on_warning=_leave_to_the_manifest,
     )

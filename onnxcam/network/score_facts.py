@@ -73,6 +73,12 @@ class ScoreFacts:
         return entry
 
 
+def distribution(values: np.ndarray) -> bool:
+    """Whether rows `[N, K]` are probabilities: distributions, or numbers in 0..1."""
+    facts = measure(values)
+    return facts.distribution or (facts.within_unit and facts.highest > facts.lowest)
+
+
 def measure(values: np.ndarray) -> ScoreFacts:
     """Measure scores.
 

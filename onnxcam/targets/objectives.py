@@ -27,6 +27,8 @@ from onnxcam.targets.readout import Readout
 Labels = Sequence[str] | None
 # kinds of objective
 LOGIT, CONTRAST, PROBABILITY, WEIGHTS, FINER = "logit", "contrast", "probability", "weights", "finer"
+# what the score of a class is called where it is not a logit
+LOG_PROBABILITY, VALUE = "log_probability", "value"
 
 
 class Objective(Protocol):

@@ -43,9 +43,7 @@ class Explainer:
         input_size: (height, width) of the picture, where the file leaves them open.
         value_range: the values that count as pixels of 0 and 255, of pictures of more than 8 bits and of arrays.
         bands: indices of the one or three bands that are shown of pictures of many; None for the first three.
-        scores: name of the output, or any value, that holds the class scores, where the file has several candidates.
-        kind: what the scores are: `logits`, `probabilities`, `binary_logit`, `multilabel` (a sigmoid outside the file),
-            or `regression` (one number per picture that is a quantity); None to find out from the file.
+        scores, kind: the output with the class scores, and what they are, as of `onnxcam.augment`.
         providers: execution providers, names or (name, options); None for the best that really works (CUDA, else CPU).
         session_options: `onnxruntime.SessionOptions`.
         allow_fallback: accept a session that does not use every provider named.
@@ -54,8 +52,7 @@ class Explainer:
 
     Raises:
         ModelError: the file is not a usable classifier, or contradicts `kind`.
-        LayerError, MethodError: no such layer or method.
-        LabelsError: not one label per class.
+        LayerError, MethodError: no such layer or method. LabelsError: not one label per class.
         PreprocessError: a preprocessing that does not exist or does not fit the model.
         RuntimeUnavailable: no runtime, or a provider is not in use.
     """
@@ -97,8 +94,6 @@ class Explainer:
         if self.labels is None:
             configured = from_configuration(preprocess)
             self.labels = configured if configured is not None and len(configured) == self.classes else None
-        if self.labels is None and self._readout.numeric:
-            self.labels = [self._readout.value]
         if self.labels is not None and len(self.labels) != self.classes:
             raise LabelsError(label_count(len(self.labels), self.classes))
         names = [layers] if isinstance(layers, str) else layers
@@ -255,8 +250,7 @@ class Explainer:
 
         Raises:
             InputError: a batch of another shape or dtype, or a setting that does not exist.
-            MethodError: no such method, or an option it does not have.
-            TargetError, LayerError: as their names say.
+            MethodError, TargetError, LayerError: no such method, option of it, class or layer.
         """
         batch = self._file.check_batch(batch)
         question = self.question(
@@ -424,8 +418,7 @@ class Explainer:
             the picture; the tensor `[1, ...]` in the model's own layout and dtype; the geometry that maps back.
 
         Raises:
-            PreprocessError: neither the file nor the caller says how pictures become tensors.
-            PictureError: it cannot be read.
+            PreprocessError: nothing says how pictures become tensors. PictureError: it cannot be read.
         """
         return self.preparation.prepare(picture, color=color)
 

@@ -137,7 +137,7 @@ class Explanation:
     @property
     def numeric(self) -> bool:
         """Whether the model's score is a quantity: `probability` and `predictions` hold its value then."""
-        return self.scores["kind"] == REGRESSION
+        return bool(self.scores["kind"] == REGRESSION)
 
     @property
     def statistics(self) -> dict[str, Any]:

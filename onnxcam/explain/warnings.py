@@ -96,6 +96,7 @@ def model_warnings(entries: manifest.Manifest, layers: Collection[str], *, skipp
     """
     return [
         *input_size_warnings(entries["input"]),
+        *entries["scores"].get("warnings", ()),
         *layer_warnings(entries["layers"], layers),
         *measured_warnings(entries, skipped=skipped),
     ]

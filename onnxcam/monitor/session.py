@@ -74,12 +74,19 @@ def find_values(
 
 
 def _scores(outputs: Mapping[str, list[Any]], manifest: Manifest) -> tuple[str, str]:
-    columns = Readout.from_manifest(manifest["scores"]).columns
+    readout = Readout.from_manifest(manifest["scores"])
+    columns = readout.columns
     wide = {name: shape for name, shape in outputs.items() if len(shape) in (2, 4)}
     for key, form in (("name", "logits"), ("probabilities", "probabilities")):
         name = manifest["scores"].get(key)
         if name in wide and (wide[name][1] == columns or not isinstance(wide[name][1], int)):
             return str(name), form
+    if readout.stepped_over:  # the plain model's output is something else: percentages, ranks, bytes
+        raise InputError(
+            f"the session has outputs {listing(outputs)}, which are neither the scores of the explained model nor its "
+            f"probabilities, but what {listing(readout.stepped_over)} made of them; watch a session of the explainable "
+            f"file, whose output {readout.value!r} holds the scores"
+        )
     fitting = [name for name, shape in wide.items() if shape[1] == columns]
     if len(fitting) == 1:
         return fitting[0], "auto"

@@ -117,6 +117,8 @@ def augment(
     named_scores = None if scores is None else network.graph.find(scores)
     labels = _check_labels(labels if labels is not None else previous.get("labels"), network.readout.size)
     labels = network.labels if labels is None else labels
+    if labels is None and network.readout.numeric:
+        labels = [network.readout.value]  # a quantity is called what its output is called
     if labels is None:
         properties = {p.key: p.value for p in network.graph.model.metadata_props}
         labels = metadata_labels.find(properties, network.readout.size).labels

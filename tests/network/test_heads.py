@@ -11,14 +11,15 @@ import pytest
 from onnx import numpy_helper
 
 import onnxcam
-from onnxcam.errors import ModelError, SettingError
+from onnxcam.errors import InputError, ModelError, SettingError
 from onnxcam.network import subgraphs
 from onnxcam.network.names import SCORES
 from onnxcam.network.network import Network
+from tests.monitor.monitoring import UNLIMITED, Kept
 from tests.support import heads
 from tests.support.batches import distance
 from tests.support.explainable import augment, held, outputs
-from tests.support.runtime import run
+from tests.support.runtime import run, session
 
 CASES = Path(__file__).parent.parent / "cases"
 # of small contrast no probability is all but 1, and its gradient not all but lost in float32
@@ -268,3 +269,68 @@ def test_several_candidates_are_refused_with_the_option(name: str, one: str) -> 
         Network(path)
     network, scores, _ = predictions(path, x, scores=one)
     assert network.readout.value and scores.shape == own[one].shape
+
+
+# ---- what is made of them
+
+
+@pytest.mark.parametrize("name", ["vote of two", "vote in percent", "softmax in percent", "sigmoid with thresholds"])
+def test_a_probability_target_is_the_files_own(name: str) -> None:
+    recipe = heads.RECIPES[name]
+    model, x = heads.build(recipe, 5), PICTURES * np.float32(FAINT)
+    explainer = onnxcam.Explainer(model)
+    assert recipe.probabilities is not None
+    own = np.asarray(recipe.probabilities(run(model, x)))
+    np.testing.assert_allclose(explainer.predict(x), own, atol=2e-6)
+    classes = np.array([0, 1, 2, 3, 4, 0])
+    examination = explainer.examine(x)
+    objective = explainer.question(
+        target=[onnxcam.targets.Probability(int(c)) for c in classes], rows=len(x)
+    ).objective(examination.scores)
+    rows = np.arange(len(x))
+    np.testing.assert_allclose(objective.value(examination.scores, rows), own[rows, classes], atol=2e-6)
+    step = 1e-3 * np.eye(5)[2][None]
+    slope = objective.value(examination.scores + step, rows) - objective.value(examination.scores - step, rows)
+    np.testing.assert_allclose(objective.cotangent(examination.scores, rows)[:, 2], slope / 2e-3, atol=1e-3)
+
+
+def test_a_contrast_of_a_vote_is_the_difference_of_log_p() -> None:
+    model, x = heads.build(heads.RECIPES["vote of two"], 5), PICTURES * np.float32(FAINT)
+    explainer, own = onnxcam.Explainer(model), run(model, x)["y"].astype(np.float64)
+    examination = explainer.examine(x)
+    objective = explainer.question(target=onnxcam.targets.Contrast(3, 1)).objective(examination.scores)
+    expected = np.log(own[:, 3]) - np.log(own[:, 1])
+    np.testing.assert_allclose(objective.value(examination.scores, np.arange(len(x))), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vote of two", "vote in percent", "softmax, clip", "softmax"])
+def test_a_monitor_reads_a_plain_sessions_probabilities(name: str) -> None:
+    model, x = heads.build(heads.RECIPES[name], 5), PICTURES * np.float32(FAINT)
+    recipe = heads.RECIPES[name]
+    assert recipe.probabilities is not None
+    own = np.asarray(recipe.probabilities(run(model, x))).max(axis=1)
+    threshold = float(np.median(own))
+    sink = Kept()
+    with onnxcam.Monitor(model, sink=sink, when=f"confidence < {threshold}", redact="none", **UNLIMITED) as monitor:
+        monitor.wrap(session(model)).run(None, {"x": x})
+        assert monitor.flush(20)
+    confidences = sorted(record["prediction"]["confidence"] for record in sink.records)
+    np.testing.assert_allclose(confidences, sorted(own[own < threshold]), atol=1e-5)
+
+
+def test_a_monitor_refuses_outputs_that_are_something_else() -> None:
+    model = heads.build(heads.RECIPES["softmax in percent"], 5)
+    with (
+        onnxcam.Monitor(model, sink=print, when="confidence < 0.6") as monitor,
+        pytest.raises(InputError, match=r"neither the scores.*'Mul', 'Softmax'.*'logits'"),
+    ):
+        monitor.wrap(session(model))
+
+
+def test_a_monitor_names_its_own_option() -> None:
+    path, _, _ = case("logits_and_embedding")
+    with pytest.raises(ModelError, match="`scores_output=`"):
+        onnxcam.Monitor(path, sink=print, when="confidence < 0.6")
+    onnxcam.Monitor(path, sink=print, when="confidence < 0.6", scores_output="logits").close()
+    with pytest.raises(SettingError, match="this model's score is a quantity"):
+        onnxcam.Monitor(case("regression")[0], sink=print, when="confidence < 0.6", kind="regression")

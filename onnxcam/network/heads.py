@@ -233,8 +233,8 @@ class _Search:
             return Meaning(replace(readout, kind=MULTILABEL, size=1, warnings=()), meaning.how)
         probabilities = readout.value if meaning.unsettled and readout.kind == LOGITS else meaning.softmax
         if kind == PROBABILITIES and probabilities is not None:
-            shown = probabilities if probabilities in self._outputs else None
-            declared = replace(readout, value=probabilities, kind=kind, output=None, probabilities_output=shown)
+            output = probabilities if probabilities in self._outputs else None
+            declared = replace(readout, value=probabilities, kind=kind, output=None, probabilities_output=output)
             return Meaning(declared, LOGARITHM)
         what = {
             LOGITS: "scores without an upper bound" if plain else "a softmax",

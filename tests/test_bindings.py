@@ -180,17 +180,17 @@ def explained(node: Path, *cases: tuple[Path, Path, int, str]) -> list[dict[str,
     return [json.loads(line) for line in call("node", "explain_json.mjs", listed, cwd=node).splitlines()]
 
 
-ASKED = [("cat.png", -1), ("coffee.png", 967), ("cat_and_coffee.png", 282)]
+PICTURES = [("cat.png", -1), ("coffee.png", 967), ("cat_and_coffee.png", 282)]
 
 
 @pytest.fixture(scope="module")
 def answers(node: Path, bundled: Path) -> dict[str, Any]:
-    cases = [(bundled, models.path(picture), target, "gradcam") for picture, target in ASKED]
-    return dict(zip([picture for picture, _ in ASKED], explained(node, *cases), strict=True))
+    cases = [(bundled, models.path(picture), target, "gradcam") for picture, target in PICTURES]
+    return dict(zip([picture for picture, _ in PICTURES], explained(node, *cases), strict=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("picture", "target"), ASKED)
+@pytest.mark.parametrize(("picture", "target"), PICTURES)
 def test_javascript_gives_pythons_numbers(answers: dict[str, Any], bundled: Path, picture: str, target: int) -> None:
     file, got = models.path(picture), answers[picture]
     want = onnxcam.Explainer(bundled).explain(file, target=target)
@@ -233,8 +233,8 @@ def test_the_javascript_program_writes_an_overlay(node: Path, bundled: Path, tmp
 @pytest.mark.slow
 def test_javascript_says_what_an_optional_target_needs(node: Path) -> None:
     model, picture = models.path(models.MODEL), models.path("coffee.png")
-    [own] = explained(node, (model, picture, -1, "gradcam"))
-    assert own["predictions"][0]["label"] == "espresso"
+    [answer] = explained(node, (model, picture, -1, "gradcam"))
+    assert answer["predictions"][0]["label"] == "espresso"
     with pytest.raises(AssertionError, match="export it with --target required"):
         explained(node, (model, picture, 3, "gradcam"))
 

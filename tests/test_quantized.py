@@ -209,12 +209,12 @@ def variant(
     """The bundled model in a form of quantization, each made once."""
 
     @functools.cache
-    def made(form: str) -> tuple[Path, Explainer]:
+    def model(form: str) -> tuple[Path, Explainer]:
         path = quantize.make(form, tmp_path_factory.mktemp(form), tensors)
         held = float_model.manifest
         return path, Explainer(path, preprocess=held["input"]["preprocess"], labels=held["labels"], providers=CPU)
 
-    return made
+    return model
 
 
 def products_saturate() -> bool:

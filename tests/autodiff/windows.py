@@ -23,12 +23,12 @@ def pool(
     """Do what `onnx.reference.ops.op_pool_common.pool` does; padding is NaN where it does not count."""
     rank = len(x_shape) - 2
     strides, dilations = strides or [1] * rank, [1] * rank if dilations is None else dilations
-    more, pads = ([0] * 2 * rank if given is None else given for given in (pads_required, pads))
+    required, pads = ([0] * 2 * rank if one is None else one for one in (pads_required, pads))
     windows, inside = padded, np.ones([1] * 2 * rank, bool)
     counts = []
     for axis in range(rank):
         size, extent = x_shape[axis + 2], 1 + (kernel[axis] - 1) * dilations[axis]
-        counts.append(int((size + more[axis] + more[axis + rank] - extent) / strides[axis] + 1))
+        counts.append(int((size + required[axis] + required[axis + rank] - extent) / strides[axis] + 1))
         at = strides[axis] * np.arange(counts[-1])[:, None] + dilations[axis] * np.arange(kernel[axis])
         windows = np.take(windows, at.clip(max=windows.shape[2 + 2 * axis] - 1), axis=2 + 2 * axis)
         shape = [1] * 2 * rank

@@ -59,7 +59,7 @@ def test_all_mistakes_are_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", planted.ARCHITECTURES)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", rest_slow(range(4)))
 def test_right_files_are_not_accused(name: str, seed: int) -> None:
     report = check(planted.explainable(name, seed), providers=CPU, seed=seed)
     assert report.passed, report.lines()

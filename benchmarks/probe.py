@@ -30,7 +30,10 @@ from tests.support.onnx_models import NAMES  # noqa: E402
 
 LIGHT = tuple(f"light_{name}" for name in NAMES)
 
-FOLDER, PAGE = ROOT / "benchmarks" / "probe", ROOT / "benchmarks" / "probe.md"
+FOLDER, PAGE = (
+    Path(os.environ.get("ONNXCAM_PROBE_ROWS") or ROOT / "benchmarks" / "probe"),
+    ROOT / "benchmarks" / "probe.md",
+)
 SIDE, LIMIT_S = 224, 1200
 # those whose usual picture is larger, or that take one size only
 SIDES = {"inception_v3": 299}

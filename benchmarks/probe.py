@@ -99,8 +99,8 @@ def page() -> str:
     lines = [
         "# Facts of many architectures, measured",
         "",
-        "Written by `python benchmarks/probe.py`: `onnxcam.probe` on networks with random weights, at 224 pixels a side "
-        "unless they take another. All of them are right, so that any verdict but *direct* and *unsettled* would be a "
+        "Written by `python benchmarks/probe.py`: `onnxcam.probe` on networks with random weights, at 224 pixels a "
+        "side unless they take another. All of them are right, so that any verdict but *direct* and *unsettled* would be a "
         "false alarm.",
         "",
         f"{len(measured)} of {len(TORCH) + len(LIGHT)} measured: {len(direct)} direct, {other} unsettled, "

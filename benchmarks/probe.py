@@ -100,8 +100,8 @@ def page() -> str:
         "# Facts of many architectures, measured",
         "",
         "Written by `python benchmarks/probe.py`: `onnxcam.probe` on networks with random weights, at 224 pixels a "
-        "side unless they take another. All of them are right, so that any verdict but *direct* and *unsettled* would be a "
-        "false alarm.",
+        "side unless they take another. All of them are right, so that any verdict but *direct* and *unsettled* "
+        "would be a false alarm.",
         "",
         f"{len(measured)} of {len(TORCH) + len(LIGHT)} measured: {len(direct)} direct, {other} unsettled, "
         f"{len(alarms)} false alarms; {len(rows) - len(measured)} could not be exported or run here.",

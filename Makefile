@@ -20,7 +20,7 @@ SPREAD  := -n $(JOBS) --dist worksteal
 say      = printf '\033[36m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check lint docs pages matrix bench clean
+.PHONY: help demo test soak check lint docs pages matrix runtimes bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -56,6 +56,9 @@ pages: $(VENV)/.test ## Write the generated pages of the documentation anew.
 
 matrix: $(VENV)/.test ## Measure parity with the frameworks' own autograd over many architectures.
 	@$(PY) benchmarks/matrix.py $(ARGS)
+
+runtimes: $(VENV)/.test ## Measure what explainable files compute in OpenVINO, tract and onnxruntime for Node and the web.
+	@$(PY) benchmarks/runtimes.py $(ARGS)
 
 bench: $(VENV)/.test ## Measure speed against the forward pass and the usual packages.
 	@$(PY) benchmarks/speed.py $(ARGS)

@@ -124,6 +124,7 @@ def export(
     kind: str | None = None,
     outputs: str = "all",
     gate: str | None = None,
+    portable: bool = False,
     grid: tuple[int, int] | None = None,
     prefix_tokens: int | None = None,
     origin: Mapping[str, Any] | None = None,
@@ -135,8 +136,9 @@ def export(
         framework: the model.
         path: where to write; None to get the model instead.
         layers: target layers as the framework names them, one or several; None for the default layer.
-        labels, preprocess, methods, target, opset, verify, scores, kind, outputs, gate, grid, prefix_tokens, origin: as
-            of `onnxcam.exporters.pytorch.export`.
+        labels, preprocess, methods, target, opset, verify, scores, kind, outputs, gate, portable, grid, prefix_tokens,
+            origin: as of `onnxcam.exporters.pytorch.export`.
+        on_warning: called with each doubt that was measured; None for Python's `warnings.warn`.
 
     Returns:
         the manifest; with `path=None` the `ModelProto`, which holds it.
@@ -171,6 +173,7 @@ def export(
                 preprocess=spec,
                 origin=source,
                 gate=gate,
+                portable=portable,
                 grid=grid,
                 prefix_tokens=prefix_tokens,
                 probe=probe,

@@ -52,6 +52,7 @@ def export(
     kind: str | None = None,
     outputs: str = "all",
     gate: str | None = None,
+    portable: bool = False,
     grid: tuple[int, int] | None = None,
     prefix_tokens: int | None = None,
     input_size: int | Sequence[int] | None = None,
@@ -83,6 +84,7 @@ def export(
             model), or `regression`; None to find out.
         outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
         gate: compute gradients and heatmaps only where a prediction meets this, such as `confidence < 0.6`.
+        portable: as of `onnxcam.augment`: a file for more runtimes, with one `target` for all rows.
         grid, prefix_tokens: rows and columns of the patches in layers of tokens, and how many tokens come before them,
             where the graph does not tell.
         input_size: n, (h, w) or (c, h, w) of the picture, where the model leaves it open; it becomes fixed.
@@ -113,6 +115,7 @@ def export(
         kind=kind,
         outputs=outputs,
         gate=gate,
+        portable=portable,
         grid=grid,
         prefix_tokens=prefix_tokens,
         origin=origin,

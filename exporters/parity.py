@@ -10,7 +10,7 @@ import onnx
 
 from onnxcam.errors import InputError, VerificationError
 from onnxcam.graph.load import serialize
-from onnxcam.network.manifest import Manifest
+from onnxcam.network.manifest import SHARED, Manifest
 from onnxcam.runtime import open_session, options, run
 from onnxcam.targets.readout import Readout
 
@@ -186,6 +186,8 @@ def _targets(scores: np.ndarray, manifest: Manifest) -> list[np.ndarray]:
         return [np.full(rows, manifest["target"]["class"], np.int64)]
     top = Readout.from_manifest(manifest["scores"]).top1(scores)
     other = np.random.default_rng(SEED).integers(1, max(classes, 2), rows)
+    if manifest["target"].get("rows") == SHARED:
+        top, other = np.full(rows, top[0]), np.full(rows, other[0])
     return [top, (top + other) % classes]
 
 
@@ -198,7 +200,7 @@ def _outputs(session: Any, manifest: Manifest, batch: np.ndarray, targets: np.nd
     outputs = [*scores, *(layer[key] for key in ("activations", "gradients") for layer in layers)]
     feeds = {manifest["input"]["name"]: batch}
     if manifest["target"]["mode"] != "constant":
-        feeds[manifest["target"]["name"]] = targets
+        feeds[manifest["target"]["name"]] = targets[:1] if manifest["target"].get("rows") == SHARED else targets
     arrays = run(session, outputs, feeds)
     return {
         "scores": {name: arrays[name] for name in scores},

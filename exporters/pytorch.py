@@ -50,6 +50,7 @@ def export(
     kind: str | None = None,
     outputs: str = "all",
     gate: str | None = None,
+    portable: bool = False,
     grid: tuple[int, int] | None = None,
     prefix_tokens: int | None = None,
     origin: Mapping[str, Any] | None = None,
@@ -82,6 +83,7 @@ def export(
             model), or `regression`; None to find out.
         outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
         gate: compute gradients and heatmaps only where a prediction meets this, such as `confidence < 0.6`.
+        portable: as of `onnxcam.augment`: a file for more runtimes, with one `target` for all rows.
         grid, prefix_tokens: rows and columns of the patches in layers of tokens, and how many tokens come before them,
             where the graph does not tell.
         origin: more entries for the manifest's `source`, such as `name`.
@@ -111,6 +113,7 @@ def export(
         kind=kind,
         outputs=outputs,
         gate=gate,
+        portable=portable,
         grid=grid,
         prefix_tokens=prefix_tokens,
         origin=origin,

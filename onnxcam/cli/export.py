@@ -48,6 +48,7 @@ class Request:
     scores: str | None
     kind: str | None
     gate: str | None
+    portable: bool
     opset: int | None
     verify: bool
     grid: tuple[int, int] | None
@@ -105,6 +106,12 @@ class Loading:
     "gate of a gated SOURCE, which is kept otherwise.",
 )
 @click.option(
+    "--portable",
+    is_flag=True,
+    help="Write a file that more runtimes compute right (tract, WebGPU, IREE): one target for all rows of a batch, "
+    "maximum pools differentiated by convolutions, a gate in float32.",
+)
+@click.option(
     "--grid",
     metavar="ROWSxCOLUMNS",
     help="Rows and columns of the patches in a transformer's layer of tokens, such as 14x14, where the model does not "
@@ -146,6 +153,7 @@ def export(
     scores: str | None,
     kind: str | None,
     gate: str | None,
+    portable: bool,
     grid: str | None,
     prefix_tokens: int | None,
     weights: str | None,
@@ -191,6 +199,7 @@ def export(
         scores,
         kind,
         gate,
+        portable,
         opset,
         verify,
         parse_grid(grid),
@@ -309,6 +318,7 @@ def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] |
         labels=request.labels,
         preprocess=request.preprocess,
         gate=request.gate,
+        portable=request.portable or None,
         grid=request.grid,
         prefix_tokens=request.prefix_tokens,
         input_size=None if size is None else (size[0], size[1]),
@@ -413,6 +423,9 @@ def _outputs(manifest: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+_TARGET_NOTES = {"optional": " (onnxruntime-node ignores it and others refuse it: --target required is for them)"}
+
+
 def _lines(output: str, manifest: dict[str, Any]) -> list[str]:
     """The summary that is printed."""
     entry, scores, parity = manifest["input"], manifest["scores"], manifest.get("parity")
@@ -424,7 +437,7 @@ def _lines(output: str, manifest: dict[str, Any]) -> list[str]:
         f"{output}  {_size(Path(output).stat().st_size)}",
         f"  input    {entry['name']} {entry['dtype']} {_shape(entry['shape'])} {entry['layout']}",
         f"  scores   {_meaning(scores)}, {labelled}",
-        f"  target   {target['mode']}{fixed}",
+        f"  target   {target['mode']}{fixed}{_TARGET_NOTES.get(target['mode'], '')}",
         *(f"  layer    {layer['name']} {_shape(layer['shape'])} {layer['layout']}" for layer in manifest["layers"]),
         *([f"  gate     {manifest['gate']['condition']}"] if manifest.get("gate") else []),
         f"  outputs  {', '.join(_outputs(manifest))}",

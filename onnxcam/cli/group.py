@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 import re
 import sys
 from collections.abc import Mapping
@@ -79,6 +78,8 @@ class PackageGroup(CommandGroup):
     @cached_property
     def places(self) -> Mapping[str, tuple[str, str]]:
         """Place and summary of each command, read from the modules' sources without importing them."""
+        import pkgutil  # only help lists the commands
+
         places = {}
         for finder, name, _ in pkgutil.iter_modules(import_module(self._package).__path__):
             module = f"{self._package}.{name}"

@@ -231,4 +231,6 @@ def _classes(subject: Subject, scores: np.ndarray, rng: np.random.Generator) -> 
     classes = np.resize(order, len(scores)).astype(np.int64)
     if "class" in subject.manifest["target"]:
         classes[:] = subject.manifest["target"]["class"]
+    elif subject.manifest["target"].get("rows") == manifest.SHARED:
+        classes[:] = classes[0]
     return classes

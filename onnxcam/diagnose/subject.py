@@ -13,7 +13,7 @@ import onnx
 from onnxcam import image, runtime
 from onnxcam.graph.view import Graph
 from onnxcam.network.layout import Layout
-from onnxcam.network.manifest import Manifest
+from onnxcam.network.manifest import SHARED, Manifest
 from onnxcam.network.split import head_of
 from onnxcam.targets.readout import Readout
 
@@ -83,7 +83,9 @@ class Subject:
     def target(self, classes: np.ndarray) -> dict[str, np.ndarray]:
         """Return the feed that sets the target; empty where the file has a constant one."""
         entry = self.manifest["target"]
-        return {} if entry["mode"] == "constant" else {entry["name"]: classes}
+        if entry["mode"] == "constant":
+            return {}
+        return {entry["name"]: classes[:1] if entry.get("rows") == SHARED else classes}
 
     def top_1(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Return the feeds that explain each row's best class."""

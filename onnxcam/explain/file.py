@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -94,6 +94,10 @@ class FileSession:
         shapes = {i.name: i.shape for i in session.get_inputs()}
         manifest = model.manifest
         manifests.require_fit(manifest, shapes.get(manifest["input"]["name"]), {o.name for o in session.get_outputs()})
+        if manifest["target"]["mode"] == "optional" and manifest["target"]["name"] not in _optional(session):
+            # a tool such as onnxsim has made a constant of the default: the file explains each row's top-1
+            target = {**manifest["target"], "mode": "constant", "class": TOP1}
+            model = replace(model, manifest={**manifest, "target": target})
         self._loaded = _Loaded(model, session)
         self.sessions = Sessions(model.source, self._open_part)
 
@@ -247,8 +251,9 @@ class FileSession:
                 fill = np.full(len(part) - len(classes), TOP1, np.int64)
                 feeds[manifest["target"]["name"]] = np.concatenate([classes, fill]) if len(fill) else classes
             done += len(part)
+            run = _run_by_class if manifest["target"].get("rows") == manifests.SHARED else _run
             try:
-                runs.append(runtime.run(loaded.session, names, feeds))
+                runs.append(run(loaded, names, feeds))
             except (InputError, ModelError) as error:
                 raise _refusal(error, manifest["input"], batch.shape) from error
         values = {name: joined([run[name] for run in runs])[: len(batch)] for name in names}
@@ -271,6 +276,28 @@ class FileSession:
         """Open a session of a part of the network."""
         options = self._options if self._options is not None else make_options(single_use=True)
         return runtime.open_session(model, self._providers, options, allow_fallback=self._allow_fallback)
+
+
+def _run(loaded: _Loaded, names: Sequence[str], feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return runtime.run(loaded.session, names, feeds)
+
+
+def _run_by_class(loaded: _Loaded, names: Sequence[str], feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a file that takes one class for all rows once for each class, and take every row from its class's run."""
+    target = loaded.model.manifest["target"]["name"]
+    classes = feeds[target]
+    values: dict[str, np.ndarray] = {}
+    for index in np.unique(classes):
+        outputs = runtime.run(loaded.session, names, {**feeds, target: np.array([index], np.int64)})
+        rows = classes == index
+        for name, output in outputs.items():
+            values.setdefault(name, output)[rows] = output[rows]
+    return values
+
+
+def _optional(session: Any) -> set[str]:
+    """The inputs that a session takes and does not need."""
+    return {value.name for value in session.get_overridable_initializers()}
 
 
 def _described(entry: dict[str, Any]) -> str:

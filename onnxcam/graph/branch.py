@@ -16,7 +16,7 @@ from onnxcam.graph.view import Graph, copy_of, uses
 if TYPE_CHECKING:
     from onnxcam.graph.builder import Builder
 
-_AGAIN = "/again"
+_AGAIN, _CAPTURED = "/again", "/captured"
 _CHEAP = having(Trait.CHEAP)
 
 
@@ -25,7 +25,7 @@ def enclose(model: onnx.ModelProto, condition: str, otherwise: Mapping[str, str]
 
     Constants that only the branch reads move with it. Other values are captured from the outer graph, except those that
     a runtime fuses with their reader: capturing one would materialize it and prevent the fusion, so the branch
-    recomputes it.
+    recomputes it. An output of the graph is captured under another name: OpenVINO refuses it under its own.
 
     Arguments:
         condition: a bool scalar of the model.
@@ -43,6 +43,8 @@ def enclose(model: onnx.ModelProto, condition: str, otherwise: Mapping[str, str]
     names = {name: op.unique(f"{name}/computed") for name in otherwise} | {
         name: f"{name}{_AGAIN}" for name in recomputed
     }
+    renamed = sorted({o.name for o in graph.outputs} & captured - recomputed)
+    names |= {name: f"{name}{_CAPTURED}" for name in renamed}
     infos = [o for o in graph.outputs if o.name in otherwise]
 
     then = helper.make_graph(
@@ -63,6 +65,7 @@ def enclose(model: onnx.ModelProto, condition: str, otherwise: Mapping[str, str]
     drop(model.graph.node, lambda node: not branch_values.isdisjoint(node.output))
     drop(model.graph.initializer, lambda tensor: tensor.name in exclusive)
     drop(model.graph.value_info, lambda info: info.name in branch_values)
+    model.graph.node.extend(helper.make_node("Identity", [name], [names[name]], name=names[name]) for name in renamed)
     model.graph.node.append(branch)
 
 
@@ -133,9 +136,16 @@ def release(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
     outside = {name for node in graph.node[:at] for name in node.output}
     repeated = {name: name.removesuffix(_AGAIN) for name in produced if name.endswith(_AGAIN)}
     repeated = {name: first for name, first in repeated.items() if first in outside}
+    captured = {
+        node.output[0]: node.input[0]
+        for node in graph.node[:at]
+        if node.op_type == "Identity" and node.output[0] == f"{node.input[0]}{_CAPTURED}"
+    }
     drop(then.node, lambda node: not repeated.keys().isdisjoint(node.output))
-    edit.rename_within(then, repeated | names)
+    edit.rename_within(then, repeated | captured | names)
     del graph.node[at]
+    drop(graph.node, lambda node: node.op_type == "Identity" and not captured.keys().isdisjoint(node.output))
+    at -= len(captured)
     for index, node in enumerate(then.node, start=at):
         graph.node.insert(index, node)
     graph.initializer.extend(then.initializer)

@@ -21,11 +21,15 @@ class Builder:
     Operators are called by their ONNX names with ONNX attribute names. An operand is a value name, or a Python
     float (a scalar constant of the current `dtype`), an int (int64 scalar), a list of ints (int64 vector), a NumPy
     array (unchanged), or None (an omitted optional input). Equal constants are stored once.
+
+    Arguments:
+        portable: rules prefer operators that runtimes other than ONNX Runtime on CPU and CUDA have, at some cost.
     """
 
-    def __init__(self, graph: Graph, prefix: str = "onnxcam") -> None:
+    def __init__(self, graph: Graph, prefix: str = "onnxcam", *, portable: bool = False) -> None:
         self.graph = graph
         self.prefix = prefix
+        self.portable = portable
         self.dtype: int = onnx.TensorProto.FLOAT
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []

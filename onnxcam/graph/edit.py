@@ -115,3 +115,20 @@ def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> No
     copies = [copy_of(node) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)
+
+
+def write_out_windows(model: onnx.ModelProto) -> None:
+    """Write strides and dilations of convolutions where they are left out: WebGPU's convolutions take them amiss."""
+    ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    bodies = [attribute.g for node in model.graph.node for attribute in node.attribute if attribute.HasField("g")]
+    for graph in (model.graph, *bodies):
+        ranks |= {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+        ranks |= {info.name: len(info.type.tensor_type.shape.dim) for info in graph.value_info}
+        for node in graph.node:
+            if node.op_type not in ("Conv", "ConvTranspose") or node.domain not in ("", "ai.onnx"):
+                continue
+            names = {attribute.name for attribute in node.attribute}
+            rank = ranks.get(node.input[1], 0) - 2
+            for name in ("strides", "dilations"):
+                if name not in names and rank > 0:
+                    node.attribute.append(onnx.helper.make_attribute(name, [1] * rank))

@@ -64,6 +64,7 @@ def augment(
     grid: tuple[int, int] | None = None,
     prefix_tokens: int | None = None,
     input_size: tuple[int, int] | None = None,
+    portable: bool | None = None,
     probe: bool | Probe = True,
     on_warning: Callable[[str], None] | None = None,
 ) -> onnx.ModelProto:
@@ -93,6 +94,10 @@ def augment(
         probe: whether to measure facts about the model on 12 pictures, see `onnxcam.probe`, or what was measured of it
             before; an explainable model whose manifest has them keeps them.
         on_warning: called with each doubt that was measured; None for Python's `warnings.warn`.
+
+        portable: write a file that more runtimes compute right (tract, WebGPU, IREE), at some cost: one `target` for
+            all rows of a batch, maximum pools differentiated by convolutions, a gate that decides in float32. None: as
+            an explainable model is already.
 
     Returns:
         a new `ModelProto`: the original outputs, `logits` where needed (`log_probabilities` where no logit can be
@@ -126,6 +131,8 @@ def augment(
         preprocess = previous.get("input", {}).get("preprocess")
     if gate is None:
         gate = network.condition or ""
+    if portable is None:
+        portable = previous.get("target", {}).get("rows") == manifests.SHARED
     condition = gates.parse(gate, labels, network.readout.size)
     if condition is not None:
         network.readout.require_probabilities(f"gate={gate!r}")
@@ -148,17 +155,17 @@ def augment(
             return augment(
                 source, layers, methods, target, scores=scores, kind=settled.kind, outputs=outputs, labels=labels,
                 preprocess=preprocess, origin=origin, gate=gate, grid=grid, prefix_tokens=prefix_tokens,
-                input_size=input_size, probe=facts, on_warning=on_warning,
+                input_size=input_size, portable=portable, probe=facts, on_warning=on_warning,
             )  # fmt: skip
         readout = settled
     graph, target_layers, readout, tensor_names = _reserve(
         graph, target_layers, functions, readout, gated=condition is not None
     )
 
-    op = Builder(graph)
+    op = Builder(graph, portable=portable)
     model = graph.model
     flat = _emit_logits(op, readout)
-    _declare_target(model, target, tensor_names[TARGET])
+    _declare_target(model, target, tensor_names[TARGET], portable)
     bound = bound_class(target, readout.size, labels)
     start, cotangent = score_cotangent(op, readout, flat, tensor_names[TARGET] if bound is None else bound)
     gradients = sweep(op, start, cotangent, [layer.value for layer in target_layers])
@@ -176,6 +183,7 @@ def augment(
     if fires is not None:
         gates.enclose(model, fires, (graph.shape(flat) or ("N",))[0], target_layers, entries, tensor_names[gates.FIRED])
     edit.prune(model)
+    edit.write_out_windows(model)
 
     if scores is not None:  # where there are several candidates, augmenting again means the same one
         origin["scores"] = named_scores if named_scores is not None and named_scores in graph else readout.value
@@ -191,6 +199,8 @@ def augment(
     rewrites = list(dict.fromkeys([*previous.get("rewrites", []), *network.rewrites]))
     if rewrites:
         manifest["rewrites"] = rewrites
+    if portable:
+        manifest["target"]["rows"] = manifests.SHARED
     if condition is not None:
         manifest["gate"] = {"condition": gate, "output": tensor_names[gates.FIRED]}
     if measured.file is not None:
@@ -331,11 +341,11 @@ def _declare_logits(graph: Graph, readout: Readout) -> None:
     graph.model.graph.output.append(edit.info(readout.appended, graph.dtype(readout.value), [rows, readout.columns]))
 
 
-def _declare_target(model: onnx.ModelProto, mode: str | int, name: str) -> None:
+def _declare_target(model: onnx.ModelProto, mode: str | int, name: str, portable: bool) -> None:
     """Make `target` an input, unless the file is bound to one class."""
     if mode not in ("optional", "required"):
         return
-    model.graph.input.append(edit.info(name, onnx.TensorProto.INT64, ["targets"]))
+    model.graph.input.append(edit.info(name, onnx.TensorProto.INT64, [1 if portable else "targets"]))
     if mode == "optional":
         model.graph.initializer.append(numpy_helper.from_array(np.asarray([targets.TOP1], np.int64), name))
 

@@ -1,7 +1,8 @@
 """The gate of an explainable model: a condition as nodes of the graph, and what stands in for maps not computed.
 
 The same tree and the same quantities as `conditions.evaluate` and `conditions.quantities`, in the same precision:
-float64, from probabilities rounded to float32.
+float64, from probabilities rounded to float32. A portable file computes in float32: it decides differently only within
+about 1e-6 of a threshold.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def emit(op: Builder, condition: Condition, scores: str, readout: Readout, name:
         readout: their meaning.
         name: of the output.
     """
-    op.dtype = _DOUBLE
+    op.dtype = onnx.TensorProto.FLOAT if op.portable else _DOUBLE  # WebGPU has no float64
     fired = _holds(op, condition, _quantities(op, scores, readout, conditions.names(condition)))
     op.Identity(fired, name=name)
     # a sum, not a maximum: a batch may be empty
@@ -107,7 +108,7 @@ def _margin(op: Builder, p: str, classes: int) -> str:
 
 def _entropy(op: Builder, p: str, readout: Readout) -> str:
     def plogp(values: str) -> str:
-        return op.Mul(values, op.Log(op.Max(values, 1e-300)))
+        return op.Mul(values, op.Log(op.Max(values, 1e-300 if op.dtype == _DOUBLE else 1e-37)))
 
     if readout.independent:
         both = op.Add(plogp(p), plogp(op.Sub(1.0, p)))

@@ -21,6 +21,7 @@ KEY = "onnxcam"
 FORMAT = 1
 # `size` of the input: a guess, or none is known for which the grid of tokens would be
 ASSUMED, UNKNOWN = "assumed", "unknown"
+SHARED = "shared"  # `rows` of the target: one class for all rows of a batch
 _LONGEST = 8 << 20  # characters; 21,000 labels are one million
 # `measured.rows`: whether a row's results depend on the rows that it shares a batch with
 INDEPENDENT, COUPLED = "independent", "coupled"
@@ -100,7 +101,7 @@ _FURTHER: dict[str, dict[str, Check]] = {
     "input": {"preprocess": _or_none(_is(dict)), "normalization": _or_none(_is(dict)), "size": _or_none(_is(str))},
     "scores": {"probabilities": _or_none(_is(str)), "scale": _positive, "stepped_over": _list(_is(str)),
                "warnings": _list(_is(str))},
-    "target": {"class": _or_none(_count(0))},
+    "target": {"class": _or_none(_count(0)), "rows": _among(SHARED)},
     "layers": {"value": _or_none(_is(str)), "shape": _or_none(_list(_dim)), "grid": _or_none(_list(_dim, 2)),
                "prefix_tokens": _count(0), "covers": _or_none(_among("all", "part")), "window": _or_none(_window),
                "place": _or_none(_place), "beside": _or_none(_list(_is(str)))},

@@ -78,6 +78,11 @@ class Network:
             entries = self.manifest["layers"]
             self.layers = {entry["name"]: layer_of(entry) for entry in entries if entry.get("value")}
             graph = restore(graph, self.manifest)
+            for entry in entries:
+                layer, output = self.layers.get(entry["name"]), entry["activations"]
+                if layer is not None and layer.value not in graph and output in graph:
+                    # a tool such as onnxsim has given the layer's value the name of the output that showed it
+                    self.layers[layer.name] = replace(layer, value=output)
             kind = kind or (self.manifest.get("source") or {}).get("kind")
             scores = scores or _recorded_scores(graph, self.manifest)
         self.picture = _picture(graph)

@@ -18,6 +18,8 @@ from onnxcam.graph.builder import Builder
 
 # up to which power of two a bound is scaled, and a difference: the smallest normal float32 is 2^-126
 _BOUND, _SLOPE = 100, 126
+# OpenVINO reads a beta that is written as 0 as HardSigmoid's default of 0.5; this one rounds away next to any step
+_NO_OFFSET = -(2.0**-126)
 
 
 def blocked(op: Builder, value: str, like: str) -> str:
@@ -50,7 +52,7 @@ def above(op: Builder, y: str, bound: str | float) -> str:
     if isinstance(bound, str) or op.dtype != onnx.TensorProto.FLOAT or not math.isfinite(bound):
         return op.cast(op.Greater(y, bound))
     slope = _slope(bound)
-    return op.HardSigmoid(y, alpha=slope, beta=-bound * slope)
+    return op.HardSigmoid(y, alpha=slope, beta=-bound * slope or _NO_OFFSET)
 
 
 def below(op: Builder, y: str, bound: str | float) -> str:
@@ -58,7 +60,7 @@ def below(op: Builder, y: str, bound: str | float) -> str:
     if isinstance(bound, str) or op.dtype != onnx.TensorProto.FLOAT or not math.isfinite(bound):
         return op.cast(op.Less(y, bound))
     slope = _slope(bound)
-    return op.HardSigmoid(y, alpha=-slope, beta=bound * slope)
+    return op.HardSigmoid(y, alpha=-slope, beta=bound * slope or _NO_OFFSET)
 
 
 def complement(op: Builder, y: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxcam.autodiff import strided
 from onnxcam.autodiff.passes.blocked_layout import blocked
+from onnxcam.autodiff.passes.shared_weights import negated
 from onnxcam.autodiff.registry import Cotangents, Node, vjp
 from onnxcam.autodiff.window import LAST, Window, crop, flat, halves, same_begin, trim, windows
 from onnxcam.graph.builder import Builder
@@ -152,9 +153,10 @@ def _scatter(op: Builder, node: Node, dy: str, shape: Sequence[Window], group: i
         added.append(opad)
         starts.append(window.begin - pad)
         exact = exact and size is not None and window.begin == pad and pad - window.end + beyond >= 0
+    weights, sign = negated(op, node.inputs[1], (0, 1), group)
     z = op.ConvTranspose(
-        dy,
-        node.inputs[1],
+        dy if sign > 0 else op.Neg(dy),
+        weights,
         strides=[window.stride for window in shape],
         dilations=[window.dilation for window in shape],
         pads=pads * 2,
@@ -166,14 +168,16 @@ def _scatter(op: Builder, node: Node, dy: str, shape: Sequence[Window], group: i
 
 def _correlate(op: Builder, dy: str, w: str, shape: Sequence[Window], group: int) -> str:
     """Conv(dY, W): exactly as many windows fit into dY as x has elements."""
-    return op.Conv(
+    weights, sign = negated(op, w, (0, 1), group)
+    dx = op.Conv(
         dy,
-        w,
+        weights,
         strides=[window.stride for window in shape],
         dilations=[window.dilation for window in shape],
         pads=flat([(window.begin or 0, window.end or 0) for window in shape]),
         group=group,
     )
+    return dx if sign > 0 else op.Neg(dx)
 
 
 def _padded(op: Builder, node: Node, x: str, shape: Sequence[Window]) -> tuple[str, str, list[tuple[int, int]]]:

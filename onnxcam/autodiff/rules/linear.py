@@ -7,8 +7,11 @@ from collections import Counter
 
 import numpy as np
 
+from onnxcam.autodiff.passes.shared_weights import negated
 from onnxcam.autodiff.registry import Cotangents, Node, vjp
 from onnxcam.graph.builder import Builder
+
+MATRIX = (-2, -1)
 
 
 @vjp("Gemm")
@@ -21,15 +24,17 @@ def gemm(op: Builder, node: Node, dy: str) -> Cotangents:
     trans_a, trans_b = node.attr("transA", 0), node.attr("transB", 0)
     da = db = dc = None
     if node.wants(0):
+        weights, sign = negated(op, b, MATRIX)
         if trans_a:
-            da = op.Gemm(b, dy, alpha=alpha, transA=trans_b, transB=1)
+            da = op.Gemm(weights, dy, alpha=sign * alpha, transA=trans_b, transB=1)
         else:
-            da = op.Gemm(dy, b, alpha=alpha, transB=1 - trans_b)
+            da = op.Gemm(dy, weights, alpha=sign * alpha, transB=1 - trans_b)
     if node.wants(1):
+        weights, sign = negated(op, a, MATRIX)
         if trans_b:
-            db = op.Gemm(dy, a, alpha=alpha, transA=1, transB=trans_a)
+            db = op.Gemm(dy, weights, alpha=sign * alpha, transA=1, transB=trans_a)
         else:
-            db = op.Gemm(a, dy, alpha=alpha, transA=1 - trans_a)
+            db = op.Gemm(weights, dy, alpha=sign * alpha, transA=1 - trans_a)
     if node.wants(2):
         beta = node.attr("beta", 1.0)
         dc = op.sum_to(dy if beta == 1 else op.Mul(dy, beta), node.output, node.inputs[2])
@@ -49,13 +54,17 @@ def matmul(op: Builder, node: Node, dy: str) -> Cotangents:
     dy = op.Unsqueeze(dy, lost) if lost else dy
     da = db = None
     if node.wants(0):
-        da = op.MatMul(dy, op.Unsqueeze(b, [0]) if rank_b == 1 else _transposed(op, b, rank_b))
+        weights, sign = negated(op, b, MATRIX) if rank_b > 1 else (b, 1.0)
+        da = op.MatMul(dy, op.Unsqueeze(b, [0]) if rank_b == 1 else _transposed(op, weights, rank_b))
+        da = da if sign > 0 else op.Neg(da)
         if rank_a == 1:
             da = op.ReduceSum(da, list(range(rank - 1)), keepdims=0)
         elif rank_b > 1:
             da = op.sum_to(da, node.output, a, keep=2)
     if node.wants(1):
-        db = op.MatMul(op.Unsqueeze(a, [1]) if rank_a == 1 else _transposed(op, a, rank_a), dy)
+        weights, sign = negated(op, a, MATRIX) if rank_a > 1 else (a, 1.0)
+        db = op.MatMul(op.Unsqueeze(a, [1]) if rank_a == 1 else _transposed(op, weights, rank_a), dy)
+        db = db if sign > 0 else op.Neg(db)
         if rank_b == 1:
             db = op.ReduceSum(db, [*range(rank - 2), rank - 1], keepdims=0)
         elif rank_a > 1:
@@ -70,7 +79,8 @@ def _matmul_by_matrix(op: Builder, node: Node, dy: str) -> Cotangents:
     rows = op.Flatten(dy, axis=-1) if batched else dy
     da = db = None
     if node.wants(0):
-        da = op.Gemm(rows, b, transB=1)
+        weights, sign = negated(op, b, MATRIX)
+        da = op.Gemm(rows, weights, alpha=None if sign > 0 else sign, transB=1)
         da = op.reshape_like(da, a) if batched else da
     if node.wants(1):
         db = op.Gemm(op.Flatten(a, axis=-1) if batched else a, rows, transA=1)
@@ -95,8 +105,12 @@ def einsum(op: Builder, node: Node, dy: str) -> Cotangents:
         if not node.wants(index):
             gradients.append(None)
             continue
-        factors = [(result, dy)]
-        factors += [(t, v) for k, (t, v) in enumerate(zip(terms, node.inputs, strict=True)) if k != index]
+        factors, sign = [(result, dy)], 1.0
+        for other, (letters, value) in enumerate(zip(terms, node.inputs, strict=True)):
+            if other != index:
+                weights, factor = negated(op, value, MATRIX)
+                factors.append((letters, weights))
+                sign *= factor
         apart = ""
         for axis, letter in enumerate(term):
             if letter in apart:
@@ -108,6 +122,7 @@ def einsum(op: Builder, node: Node, dy: str) -> Cotangents:
         target = "".join(letter for letter in apart if letter in reached)
         equation = ",".join(t for t, _ in factors) + "->" + target
         dx = op.Einsum(*(v for _, v in factors), equation=equation)
+        dx = dx if sign > 0 else op.Neg(dx)
         lonely = [axis for axis, letter in enumerate(apart) if letter not in reached]
         gradients.append(op.Expand(op.Unsqueeze(dx, lonely), op.shape(x)) if lonely else dx)
     return gradients

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcam.autodiff.pool_by_taps import by_taps
 from onnxcam.autodiff.registry import Cotangents, Node, vjp
 from onnxcam.autodiff.separable import contract, identity
 from onnxcam.autodiff.window import Window, flat, windows
@@ -21,6 +22,8 @@ def max_pool(op: Builder, node: Node, dy: str) -> Cotangents:
     (2.2 instead of 0.2 ms on 1x64x112x112, 3x3, stride 2), and a prediction must not pay for that.
     """
     x = node.inputs[0]
+    if op.portable and (dx := by_taps(op, node, dy, _windows(op, node))) is not None:
+        return [dx]
     indices = op.call(
         "MaxPool", [x], outputs=2, **{k: v for k, v in _attributes(node).items() if k != "storage_order"}
     )[1]
@@ -42,6 +45,9 @@ def global_max_pool(op: Builder, node: Node, dy: str) -> Cotangents:
     x = node.inputs[0]
     rows = op.Reshape(x, [0, 0, -1])
     first = op.ArgMax(rows, axis=2, keepdims=1)
+    if op.portable:
+        places = op.Range(0, op.Squeeze(op.size(rows, 2), [0]), 1)
+        return [op.reshape_like(op.mask(op.Reshape(dy, [0, 0, -1]), op.Equal(first, places)), x)]
     zeros = op.filled(0.0, op.Shape(rows))
     placed = op.ScatterElements(zeros, first, op.Reshape(dy, [0, 0, -1]), axis=2)
     return [op.reshape_like(placed, x)]

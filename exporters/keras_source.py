@@ -400,13 +400,13 @@ def _import_keras() -> Any:
     Raises:
         DependencyError: it is missing, or runs on another framework here.
     """
-    chosen = os.environ.get("KERAS_BACKEND")
-    where = f"KERAS_BACKEND={chosen} is set" if chosen else "Keras' own configuration (~/.keras/keras.json) says so"
+    named = os.environ.get("KERAS_BACKEND")
+    where = f"KERAS_BACKEND={named} is set" if named else "Keras' own configuration (~/.keras/keras.json) says so"
     step = "run the same command with KERAS_BACKEND=tensorflow; files of Keras do not depend on it"
     try:
         import keras
     except Exception as error:  # a backend that is missing or unknown raises any of several
-        if chosen not in (None, "", "tensorflow"):
+        if named not in (None, "", "tensorflow"):
             raise DependencyError(f"Keras cannot be imported ({first_line(error)}), and {where}: {step}") from error
         raise DependencyError(
             f"exporting a Keras model needs Keras 3 ({first_line(error)}): pip install 'onnxcam[keras]'"

@@ -25,7 +25,7 @@ Range = tuple[float, float]
 
 # 14-bit sensors and below: whether such data fill 10, 12, 14 or 16 bits cannot be told from them
 _LOW_BITS = 1 << 14
-_SHOWN = (2, 98)  # percentiles between which a display is stretched
+_DISPLAYED = (2, 98)  # percentiles between which a display is stretched
 _RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "bool": (0.0, 1.0)}
 _STATE_RANGE = "state which values are black and white: --range LO,HI (value_range=)"
 
@@ -183,7 +183,7 @@ def display(values: NDArray[Any], bands: Sequence[int] | None) -> Pixels:
         raise HeaderError(f"has bands 0 to {count - 1}, and --bands (bands=) names {max(indices)}; name some of those")
     shown_bands = values[..., indices]
     if shown_bands.dtype != np.uint8:
-        low, high = np.percentile(shown_bands, _SHOWN)
+        low, high = np.percentile(shown_bands, _DISPLAYED)
         if high <= low:
             low, high = float(shown_bands.min()), float(shown_bands.max())
         scale = 255.0 / (high - low) if high > low else 0.0

@@ -25,6 +25,7 @@ Range = tuple[float, float]
 
 # 14-bit sensors and below: whether such data fill 10, 12, 14 or 16 bits cannot be told from them
 _LOW_BITS = 1 << 14
+_SAMPLE = 1 << 20  # values converted at a time, and about as many for the percentiles
 _DISPLAYED = (2, 98)  # percentiles between which a display is stretched
 _RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "bool": (0.0, 1.0)}
 _STATE_RANGE = "state which values are black and white: --range LO,HI (value_range=)"
@@ -120,8 +121,8 @@ def to_scale(values: NDArray[Any], value_range: Range | None) -> tuple[NDArray[n
         stated = _RANGES.get(values.dtype.name)
     if stated is None:
         raise HeaderError(f"has {values.dtype} values from {low:.6g} to {high:.6g}; {_STATE_RANGE}")
-    scale = 255.0 / (stated[1] - stated[0])
-    scaled = ((values.astype(np.float64) - stated[0]) * scale).astype(np.float32)
+    scaled = np.empty(values.shape, np.float32)
+    _scale(values, stated[0], 255.0 / (stated[1] - stated[0]), scaled)
     if low < min(stated) or high > max(stated):
         return scaled, (
             f"its values go from {low:.6g} to {high:.6g}, beyond the stated range {stated[0]:.6g} to {stated[1]:.6g}"
@@ -183,12 +184,23 @@ def display(values: NDArray[Any], bands: Sequence[int] | None) -> Pixels:
         raise HeaderError(f"has bands 0 to {count - 1}, and --bands (bands=) names {max(indices)}; name some of those")
     shown_bands = values[..., indices]
     if shown_bands.dtype != np.uint8:
-        low, high = np.percentile(shown_bands, _DISPLAYED)
+        step = max(1, int(np.sqrt(shown_bands.size / _SAMPLE)))
+        low, high = np.percentile(shown_bands[::step, ::step], _DISPLAYED)
         if high <= low:
             low, high = float(shown_bands.min()), float(shown_bands.max())
-        scale = 255.0 / (high - low) if high > low else 0.0
-        shown_bands = np.clip(np.rint((shown_bands.astype(np.float64) - low) * scale), 0, 255).astype(np.uint8)
+        stretched = np.empty(shown_bands.shape, np.uint8)
+        _scale(shown_bands, low, 255.0 / (high - low) if high > low else 0.0, stretched)
+        shown_bands = stretched
     return np.ascontiguousarray(np.repeat(shown_bands, 3, axis=2) if len(indices) == 1 else shown_bands)
+
+
+def _scale(values: NDArray[Any], low: float, scale: float, out: NDArray[Any]) -> None:
+    """Write `(values - low) * scale` into `out`, rounded and clipped for 8 bits; in float64, a few rows at a time."""
+    step = max(1, _SAMPLE // max(1, values[0].size))
+    for start in range(0, len(values), step):
+        rows = slice(start, start + step)
+        scaled = (values[rows].astype(np.float64) - low) * scale
+        out[rows] = np.clip(np.rint(scaled), 0, 255) if out.dtype == np.uint8 else scaled
 
 
 def check_range(value_range: Any) -> Range | None:

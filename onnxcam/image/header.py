@@ -19,7 +19,7 @@ from onnxcam.errors import PictureError
 
 NUMPY = "NumPy"
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WebP", "TIFF")
-LARGEST = 1 << 28  # values of an array: 1 GiB in float32
+LARGEST = 1 << 27  # values of an array: half a GiB in float32
 _BLOCKS = 1_000_000
 _ARRAY_HEADER = 10_000  # bytes of a header in which only type and shape stand
 _ARRAY_TYPES = "?bBhHiIlLqQefd"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import InputError, PictureError
-from onnxcam.image.header import NUMPY, Header, HeaderError, orientation, read_header
+from onnxcam.image.header import LARGEST, NUMPY, Header, HeaderError, orientation, read_header
 from onnxcam.image.integrity import check_whole
 from onnxcam.image.opencv import import_cv2
 
@@ -27,7 +27,6 @@ Color = Literal["RGB", "BGR"]
 
 MAX_PIXELS = 50_000_000
 _WHITE = (255, 255, 255)
-_MOST_BANDS = 64  # of a TIFF that is read from a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,7 +296,7 @@ def _from_path(path: Path, max_pixels: int | None, form: _Form, header: Header |
         with _open(path) as stream:
             header = _checked(header or read_header(stream), max_pixels)
             # metadata can be arbitrarily large; 8 bytes per pixel suffice for any uncompressed photograph
-            bound = (64 << 20) + 8 * header.pixels * (_MOST_BANDS if header.format == "TIFF" else 1)
+            bound = (64 << 20) + (8 * LARGEST if header.format == "TIFF" else 8 * header.pixels)
             if stream.seek(0, os.SEEK_END) > bound:
                 raise HeaderError(
                     f"is larger than {bound:,} bytes for {header.width}x{header.height} pixels; save it again without "

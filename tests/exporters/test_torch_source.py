@@ -8,6 +8,7 @@ import pickle
 import re
 import sys
 import tempfile
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -484,3 +485,18 @@ def test_main_exports_and_tells_errors(tmp_path: Path, capsys: pytest.CaptureFix
     assert out.exists()
     assert main([f"{NETS}:make", "-o", str(out), "--layer", "three"]) == 3
     assert "error: the model has no module 'three'" in capsys.readouterr().err
+
+
+def test_a_model_of_ultralytics_is_told_its_own_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = types.ModuleType("ultralytics.nn.tasks")
+    net = type("ClassificationModel", (torch.nn.Linear,), {"__module__": tasks.__name__})
+    tasks.ClassificationModel = net  # type: ignore[attr-defined]
+    with monkeypatch.context() as context:
+        for name in ("ultralytics", "ultralytics.nn"):
+            context.setitem(sys.modules, name, types.ModuleType(name))
+        context.setitem(sys.modules, tasks.__name__, tasks)
+        path = save(tmp_path / "best.pt", {"epoch": -1, "model": net(2, 2), "ema": None})
+    with pytest.raises(TrustError, match="yolo export model=FILE format=onnx"):
+        load(str(path))
+    with pytest.raises(TrustError, match="yolo export"):
+        load(f"{NETS}:make", weights=str(path))

@@ -168,6 +168,9 @@ def at_layer(subject: Subject, entry: dict[str, Any], directions: int, rng: np.r
     rows = len(a)
     if gradient.shape != a.shape:
         return Finding(title, "failed", f"their shape is {list(gradient.shape)}, that of the layer {list(a.shape)}")
+    if rows != len(cut[scores]):
+        detail = f"the layer has {rows} rows for {len(cut[scores])} pictures, as crops of a picture are: not compared"
+        return Finding(title, "unsure", detail)
     if not np.isfinite(gradient).all():
         return Finding(title, "failed", "they are not finite on noise pictures")
 

@@ -1,4 +1,4 @@
-"""`check` on small files of the kinds that people bring: it passes, refuses in a sentence, or says what it cannot compare."""
+"""`check` on small files of the kinds that people bring: it passes, refuses, or says what it cannot compare."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from onnxcam.exporters.export import Classifier, Loaded
 from onnxcam.exporters.keras_module import Call, Target, Watched, import_tensorflow, tensors
 from onnxcam.graph import edit
 from onnxcam.graph.layers import Layer
+from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
 from onnxcam.targets.readout import Readout
 
@@ -142,9 +143,9 @@ def list_layers(model: Any, *, input_size: int | Sequence[int] | None = None) ->
         Layer(
             target.name,
             target.path,
-            layout="NHWC" if len(target.shape) == 4 else "NTC",
+            layout=target.layout.name if len(target.shape) == 4 else "NTC",
             shape=(keras_capture.BATCH, *target.shape[1:]),
-            grid=(target.shape[1], target.shape[2]) if len(target.shape) == 4 else tokens[0],
+            grid=target.layout.size(target.shape) if len(target.shape) == 4 else tokens[0],
             prefix_tokens=0 if len(target.shape) == 4 else tokens[1],
             default=target.path == default.path,
         )
@@ -165,6 +166,7 @@ class Keras:
     _watched: Watched
     _shape: tuple[int, int, int]
     _dtype: np.dtype
+    _layout: Layout
     _picture: np.ndarray
     _calls: list[Call]
     _returned: Any
@@ -180,7 +182,7 @@ class Keras:
         """Hold the model in float32; it is called in inference mode, on the CPU."""
         import_tensorflow()
         self._watched = Watched(self._model)
-        self._shape, self._dtype = keras_input.shape_and_type(self._model, self._size)
+        self._shape, self._dtype, self._layout = keras_input.shape_and_type(self._watched, self._size)
         with keras_capture.quiet(), _single_precision(self._watched):
             yield
 
@@ -189,8 +191,8 @@ class Keras:
         self._calls, self._returned = self._watched.calls(keras_input.example(self._shape, self._dtype, None))
         spec = preprocess if preprocess is not None else keras_input.scaling(self._watched, self._calls)
         if spec is not None:
-            spec = image.resolve(spec, ["N", *self._shape], layout="NHWC").to_dict()
-        self._picture = keras_input.example(self._shape, self._dtype, spec)
+            spec = image.resolve(spec, ["N", *self._shape], layout=self._layout.name).to_dict()
+        self._picture = keras_input.example(self._shape, self._dtype, spec, self._layout)
         if spec is not None:
             # the default layer is found by comparing the layers' values with the graph's for this picture
             self._calls, self._returned = self._watched.calls(self._picture)
@@ -273,7 +275,7 @@ class Keras:
 
 
 def _layer(target: Target, value: str) -> Layer:
-    layout = "NHWC" if len(target.shape) == 4 else None
+    layout = target.layout.name if len(target.shape) == 4 else None
     return Layer(target.name, value, layout=layout, shape=(keras_capture.BATCH, *target.shape[1:]))
 
 

@@ -10,8 +10,16 @@ import numpy as np
 
 from onnxcam.errors import ModelError
 from onnxcam.exporters import parity
-from onnxcam.exporters.keras_module import Call, Watched, tensors
+from onnxcam.exporters.keras_module import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    Call,
+    Watched,
+    layout_of_picture,
+    tensors,
+)
 from onnxcam.graph.shape_inference import describe
+from onnxcam.network.layout import Layout
 
 DEFAULT_SIDE = 224
 # layers that move or crop a picture and leave its numbers as they are
@@ -20,17 +28,17 @@ _GEOMETRY = {"InputLayer", "Resizing", "CenterCrop", "ZeroPadding2D", "Cropping2
 log = logging.getLogger(__name__)
 
 
-def shape_and_type(model: Any, size: int | Sequence[int] | None) -> tuple[tuple[int, int, int], np.dtype]:
-    """Height, width and channels of the picture, and its dtype.
+def shape_and_type(watched: Watched, size: int | Sequence[int] | None) -> tuple[tuple[int, int, int], np.dtype, Layout]:
+    """The shape of a picture, its dtype, and which axes are channels, height and width.
 
     Arguments:
-        model: a Keras model.
+        watched: a Keras model.
         size: n, (h, w) or (c, h, w), where the model leaves it open.
 
     Raises:
         ModelError: several inputs, no picture, or a size that contradicts the model's.
     """
-    declared, dtype = _declared(model)
+    declared, dtype = _declared(watched.root)
     sides = [size, size] if isinstance(size, int) else list(size or ())
     if len(sides) == 3:
         sides = [*sides[1:], sides[0]]
@@ -47,6 +55,9 @@ def shape_and_type(model: Any, size: int | Sequence[int] | None) -> tuple[tuple[
         raise ModelError(
             f"the model's input is {describe(('N', *declared))}; expected a batch of pictures [N, H, W, C]"
         )
+    layout = layout_of_picture(watched, declared)
+    if layout is CHANNELS_FIRST:
+        declared = (*declared[1:], declared[0])
     height, width, channels = declared
     if sides and any(fixed is not None and fixed != side for fixed, side in zip(declared, sides, strict=False)):
         raise ModelError(f"got the input size {sides}, but the model takes {[height, width, channels]}")
@@ -56,7 +67,8 @@ def shape_and_type(model: Any, size: int | Sequence[int] | None) -> tuple[tuple[
     height, width = (sides[0], sides[1]) if sides else (height, width)
     channels = channels or (sides[2] if len(sides) == 3 else 3)
     assert height is not None and width is not None
-    return (int(height), int(width), int(channels)), dtype
+    shape = int(height), int(width), int(channels)
+    return (shape if layout is not CHANNELS_FIRST else (shape[2], *shape[:2])), dtype, layout
 
 
 def _declared(model: Any) -> tuple[tuple[int | None, ...] | None, np.dtype]:
@@ -79,15 +91,19 @@ def _declared(model: Any) -> tuple[tuple[int | None, ...] | None, np.dtype]:
     return tuple(shape[1:]), np.dtype(np.float32)
 
 
-def example(shape: tuple[int, int, int], dtype: np.dtype, spec: Mapping[str, Any] | None) -> np.ndarray:
+def example(
+    shape: tuple[int, int, int], dtype: np.dtype, spec: Mapping[str, Any] | None, layout: Layout = CHANNELS_LAST
+) -> np.ndarray:
     """Two seeded noise pictures `[2, *shape]`: prepared as `spec` says, standard normal without it."""
     generator = np.random.default_rng(parity.SEED)
     if spec is None and np.issubdtype(dtype, np.floating):
         return generator.standard_normal((2, *shape)).astype(dtype)
-    pixels = generator.integers(0, 256, (2, *shape)).astype(np.float64)
     spec = spec or {}
-    prepared = (pixels * spec.get("scale", 1.0) - spec.get("mean", 0.0)) / spec.get("std", 1.0)
-    return np.asarray(prepared).astype(dtype)
+    pixels = generator.integers(0, 256, (2, *shape)).astype(np.float64)
+    if layout is CHANNELS_FIRST:
+        pixels = pixels.transpose(0, 2, 3, 1)
+    prepared = np.asarray((pixels * spec.get("scale", 1.0) - spec.get("mean", 0.0)) / spec.get("std", 1.0))
+    return (prepared.transpose(0, 3, 1, 2) if layout is CHANNELS_FIRST else prepared).astype(dtype)
 
 
 def scaling(watched: Watched, calls: Sequence[Call]) -> str | None:

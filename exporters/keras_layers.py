@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,10 +14,12 @@ from onnxcam.exporters.keras_module import Call, Target, Watched
 from onnxcam.graph import edit
 from onnxcam.graph import layers as target_layers
 from onnxcam.graph.layers import Layer
+from onnxcam.graph.layout import input_layout
 from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
 from onnxcam.network import readout as class_scores
 from onnxcam.network.input_size import sized
+from onnxcam.network.layout import Layout
 from onnxcam.runtime import open_session, run
 
 # the layers usually explained in these networks, by the beginning of the model's name
@@ -55,7 +58,7 @@ def default(
 
 def target_of(call: Call) -> Target:
     assert call.value is not None
-    return Target(call.name, call.name, call.index, tuple(call.value.shape))
+    return Target(call.name, call.name, call.index, tuple(call.value.shape), call.layout)
 
 
 def _last_spatial(calls: Sequence[Call]) -> Call | None:
@@ -85,19 +88,22 @@ def _by_graph(captured: keras_capture.Captured, calls: Sequence[Call], picture: 
     """
     graph = prepare(captured.model)
     scores = class_scores.find(graph, captured.outputs[place]).value
-    fitted = sized(graph, scores, likely=(picture.shape[1], picture.shape[2]))
+    fitted = sized(graph, scores, likely=Layout(input_layout(graph, keras_capture.INPUT)).size(picture.shape))
     graph, layer = fitted.graph, target_layers.default(fitted.layers or ())
     exposed = onnx.ModelProto()
     exposed.CopyFrom(graph.model)
     exposed.graph.output.append(edit.info(layer.value, graph.dtype(layer.value), layer.shape))
     session = open_session(serialize(exposed), ["CPUExecutionProvider"])
     value = run(session, [layer.value], {keras_capture.INPUT: picture})[layer.value]
-    if layer.layout == "NCHW":
-        value = value.transpose(0, 2, 3, 1)
+    if value.ndim == 4:
+        value = Layout.of_layer(layer).to_canonical(value)
     near = []
     for order, call in enumerate(calls):
-        if call.value is not None and call.value.shape == value.shape and call.name:
-            far = float(parity.distance(np.asarray(call.value), value).max())
+        returned = call.value
+        if returned is not None and returned.ndim == 4:
+            returned = call.layout.to_canonical(returned)
+        if returned is not None and returned.shape == value.shape and call.name:
+            far = float(parity.distance(np.asarray(returned), value).max())
             if far < parity.TOLERANCE:
                 near.append((not call.leaf, order, call))
     return min(near, key=lambda match: match[:2])[2] if near else None
@@ -138,5 +144,5 @@ def _tokens(call: Call) -> bool:
 def _spatial(call: Call) -> bool:
     shape = () if call.value is None else call.value.shape
     kind = type(call.layer).__name__
-    several = len(shape) == 4 and shape[1] * shape[2] > 1
+    several = len(shape) == 4 and math.prod(call.layout.size(shape)) > 1
     return several and kind != _HEADS and not any(word in kind for word in _POOLING)

@@ -16,7 +16,11 @@ from onnxcam.errors import DependencyError, LayerError, ModelError, listing, nea
 from onnxcam.exporters import frameworks
 from onnxcam.exporters.reasons import first_line, reason
 from onnxcam.graph.shape_inference import describe
+from onnxcam.network.layout import Layout
 
+CHANNELS_LAST, CHANNELS_FIRST = Layout("NHWC"), Layout("NCHW")
+# layers whose `data_format` says nothing of the values before them
+_FORMLESS = ("Flatten",)
 See = Callable[[str, int, Any, Any], Any]
 
 
@@ -30,6 +34,7 @@ class Call:
         layer: the layer called.
         leaf: whether it called no other layer that has a path.
         value: the first tensor it returned as an array, None where it returned none.
+        layout: the axes of a value of four dimensions: as the last layer with a `data_format` has them.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Call:
     layer: Any
     leaf: bool
     value: np.ndarray | None
+    layout: Layout = CHANNELS_LAST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Target:
     path: str
     index: int
     shape: tuple[int, ...]
+    layout: Layout = CHANNELS_LAST
 
 
 class Watched:
@@ -116,19 +123,25 @@ class Watched:
         tensorflow = import_tensorflow()
         calls: list[Call] = []
         returned: set[str] = set()
+        layouts = [layout_of_picture(self, picture.shape[1:])]
 
         def see(path: str, index: int, layer: Any, output: Any) -> None:
             tensor = first_tensor(output)
             leaf = not any(inner.startswith(f"{path}/") for inner in returned)
             returned.add(path)
-            calls.append(Call(path, index, layer, leaf, None if tensor is None else np.asarray(tensor)))
+            layouts.append(_layout(layer) or layouts[-1])
+            calls.append(Call(path, index, layer, leaf, None if tensor is None else np.asarray(tensor), layouts[-1]))
 
         try:
             with self.watching(see), tensorflow.device("/CPU:0"):
                 output = self.run(tensorflow.constant(picture))
         except Exception as error:
+            # TensorFlow's own convolutions take channels last alone on a CPU
+            first = isinstance(error, tensorflow.errors.UnimplementedError) and "NCHW" in str(error)
+            hint = "; set TF_ENABLE_ONEDNN_OPTS=1 before TensorFlow is imported" if first else ""
             raise ModelError(
-                f"the model does not run on a picture batch {list(picture.shape)} {picture.dtype}: {reason(error)}"
+                f"the model does not run on a picture batch {list(picture.shape)} {picture.dtype}: "
+                f"{reason(error)}{hint}"
             ) from error
         return calls, output
 
@@ -163,7 +176,7 @@ class Watched:
                 f"layer {name!r} returns {describe(('N', *call.value.shape[1:]))}; expected a spatial map "
                 "[N, h, w, C] or tokens [N, T, C]: choose an earlier layer"
             )
-        return Target(name, path, call.index, tuple(call.value.shape))
+        return Target(name, path, call.index, tuple(call.value.shape), call.layout)
 
     def _named(self, text: str) -> tuple[str, str, int | None]:
         """Name, path and call index of the layer that a text names."""
@@ -279,3 +292,17 @@ def with_first(output: Any, tensor: Any) -> Any:
     if mask is not None:
         tensor._keras_mask = mask
     return tensor
+
+
+def layout_of_picture(watched: Watched, shape: Sequence[int | None]) -> Layout:
+    """The axes of a picture of this shape (without the batch): by its number of channels, else by the first layer."""
+    if len(shape) == 3 and (shape[0] in (1, 3, 4)) != (shape[2] in (1, 3, 4)):
+        return CHANNELS_FIRST if shape[0] in (1, 3, 4) else CHANNELS_LAST
+    layouts = (_layout(layer) for layers in watched.layers.values() for layer in layers)
+    return next((layout for layout in layouts if layout is not None), CHANNELS_LAST)
+
+
+def _layout(layer: Any) -> Layout | None:
+    """The axes that a layer's `data_format` names, None for a layer without one."""
+    names = {"channels_first": CHANNELS_FIRST, "channels_last": CHANNELS_LAST}
+    return None if type(layer).__name__ in _FORMLESS else names.get(str(getattr(layer, "data_format", None)))

@@ -61,7 +61,8 @@ class StaticShapes:
             if not kind or self._graph.shape(name) is None:
                 return
             types[name] = onnx.helper.make_tensor_type_proto(kind, self._graph.shape(name))
-            value = self._folder.value(name) if kind in _INTEGERS else None
+            # a Resize may compute its sizes from scales, which are no integers
+            value = self._folder.value(name) if kind in _INTEGERS or node.op_type == "Resize" else None
             if value is not None:
                 data[name] = numpy_helper.from_array(value, name)
         try:

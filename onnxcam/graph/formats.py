@@ -81,7 +81,9 @@ def foreign(path: Path) -> str | None:
         return kind
     if start.startswith(b"\x89HDF"):
         return "an HDF5 file: if it is a Keras model, call it .h5"
-    if start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
+    if start.startswith(b"PK\x03\x04"):
+        if not zipfile.is_zipfile(path):
+            return "a zip archive, as .keras and .pt files are, but cut off or damaged: copy it again"
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if "config.json" in names:

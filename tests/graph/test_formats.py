@@ -59,6 +59,7 @@ def test_every_format_has_a_next_step(name: str, content: bytes, words: list[str
         ("model.mar", zipped("a.txt", "b.txt"), ["zip archive of 2 files (a.txt, b.txt)", "unpack"]),
         ("model.onnx", b"\x89HDF\r\n\x1a\n" + bytes(50), ["HDF5", ".h5"]),
         ("model", b"\x80\x02}q" + bytes(20), ["pickled", ".pt"]),
+        ("model.onnx", b"PK\x03\x04" + bytes(100), ["zip archive", "cut off or damaged"]),
         ("notes.txt", b"just some words\n", ["not an ONNX model", "text file"]),
     ],
 )

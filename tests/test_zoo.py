@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -14,13 +14,14 @@ from onnxcam.network import manifest
 from onnxcam.runtime import open_session, run
 from tests.support import onnx_models as zoo
 
-FAST = ("inception_v1", "shufflenet", "squeezenet")
+# half a gigabyte of vgg19 takes a minute, and it is made of what bvlc_alexnet and zfnet512 are made of
+MARKS: dict[str, Any] = {"inception_v1": (), "shufflenet": (), "squeezenet": (), "vgg19": pytest.mark.soak}
 # a run of their tails reads up to half a GB of weights
 LARGE = ("bvlc_alexnet", "vgg19", "zfnet512")
 CPU = ["CPUExecutionProvider"]
 every = pytest.mark.parametrize(
     "model",
-    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in zoo.NAMES],
+    [pytest.param(name, marks=MARKS.get(name, pytest.mark.slow)) for name in zoo.NAMES],
     indirect=True,
     scope="module",
 )

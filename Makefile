@@ -20,7 +20,7 @@ SPREAD  := -n $(JOBS) --dist worksteal
 say      = printf '\033[36m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check lint docs pages matrix runtimes bench clean
+.PHONY: help demo test soak check fast lint docs pages matrix runtimes bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -35,7 +35,10 @@ test: $(VENV)/.test ## Run every test but the soaks (ARGS='-k gradcam' for some)
 soak: $(VENV)/.test ## Run at full length what `make test` runs a sample of.
 	@$(PY) -m pytest -m soak $(SPREAD) $(ARGS)
 
-check: lint ## Check format, lint, types and layers, and run the fast tests.
+check: $(VENV)/.test ## Check format, lint, types and layers, and run the fast tests.
+	@$(MAKE) --no-print-directory --jobs 2 lint fast
+
+fast: $(VENV)/.test
 	@$(PY) -m pytest -q -m 'not slow' --ignore tests/test_layers.py $(SPREAD) $(ARGS)
 
 # The type checker looks for onnxcam.exporters inside onnxcam, so it is shown the tree as it is installed.

@@ -337,7 +337,7 @@ LAST_BLOCK = "encoder.layers.encoder_layer_11"
     ("name", "size", "layers", "named"),
     [
         ("resnet18", 64, None, "layer4"),
-        ("mobilenet_v2", 96, None, "features"),
+        pytest.param("mobilenet_v2", 96, None, "features", marks=pytest.mark.soak),
         pytest.param("densenet121", 64, None, None, marks=pytest.mark.soak),
         pytest.param("googlenet", 96, None, "inception5b", marks=pytest.mark.soak),
         ("convnext_tiny", 64, ["features"], "features"),

@@ -39,7 +39,7 @@ check: $(VENV)/.test ## Check format, lint, types and layers, and run the fast t
 	@$(MAKE) --no-print-directory --jobs 2 lint fast
 
 fast: $(VENV)/.test
-	@$(PY) -m pytest -q -m 'not slow' --ignore tests/test_layers.py $(SPREAD) $(ARGS)
+	@MAKEFLAGS= $(PY) -m pytest -q -m 'not slow' --ignore tests/test_layers.py $(SPREAD) $(ARGS)
 
 # The type checker looks for onnxcam.exporters inside onnxcam, so it is shown the tree as it is installed.
 lint: $(VENV)/.test ## Check format, lint, types and layers only.

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 import onnxcam
 from tests.image.pictures import encode, noise, smooth
 from tests.support import fuzz, models
+from tests.support.examples import rest_slow
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and counts memory as Linux does")
 
@@ -165,7 +166,7 @@ def judge(result: fuzz.Result, count: int) -> None:
     assert min(refused, result.outcomes["read"]) > count // 20, "the damage is too light or too heavy to prove anything"
 
 
-@pytest.mark.parametrize("reader", SEEDS)
+@pytest.mark.parametrize("reader", rest_slow(SEEDS, 2))
 def test_some_damaged_files(reader: str, tmp_path: Path) -> None:
     judge(fuzz.run(reader, seeds(reader, tmp_path), FEW[reader]), FEW[reader])
 

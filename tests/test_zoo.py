@@ -15,7 +15,7 @@ from onnxcam.runtime import open_session, run
 from tests.support import onnx_models as zoo
 
 # half a gigabyte of vgg19 takes a minute, and it is made of what bvlc_alexnet and zfnet512 are made of
-MARKS: dict[str, Any] = {"inception_v1": (), "shufflenet": (), "squeezenet": (), "vgg19": pytest.mark.soak}
+MARKS: dict[str, Any] = {"shufflenet": (), "squeezenet": (), "vgg19": pytest.mark.soak}
 # a run of their tails reads up to half a GB of weights
 LARGE = ("bvlc_alexnet", "vgg19", "zfnet512")
 CPU = ["CPUExecutionProvider"]

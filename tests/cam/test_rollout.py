@@ -13,6 +13,7 @@ from onnxcam.errors import LayerError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.exporters import pytorch
 from tests.support import models
+from tests.support.examples import rest_slow
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -79,7 +80,7 @@ def pictures() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(3, 3, 32, 32)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["class token", "mean"])
+@pytest.fixture(scope="module", params=rest_slow([True, False], 0), ids=["class token", "mean"])
 def pair(request: pytest.FixtureRequest) -> tuple[Transformer, Explainer]:
     torch.manual_seed(0)
     net = Transformer(request.param)

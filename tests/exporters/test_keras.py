@@ -139,6 +139,7 @@ def test_a_subclassed_model_and_blocks_of_code() -> None:
     assert max(both["parity"][key] for key in parity.QUANTITIES) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_model_never_built_needs_its_size() -> None:
     model = nets.Subclassed()
     with pytest.raises(ModelError, match="--input-size"):
@@ -224,6 +225,7 @@ def test_a_wrong_gradient_is_not_written(tmp_path: Path, monkeypatch: pytest.Mon
 # -- what fails silently elsewhere -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_constants_do_not_become_inputs_and_nothing_is_random() -> None:
     explained = nested_with()
     held = manifest.read(explained)
@@ -260,7 +262,7 @@ def test_a_model_that_draws_numbers_when_it_predicts_is_refused() -> None:
         export(keras.Model(picture, K.Dense(2)(x)), None)
 
 
-@pytest.mark.parametrize("opset", [18, 19, 21])
+@pytest.mark.parametrize("opset", rest_slow([18, 19, 21]))
 def test_opsets(opset: int) -> None:
     explained = export(nets.functional(), None, opset=opset)
     assert [o.version for o in explained.opset_import if o.domain == ""] == [opset]

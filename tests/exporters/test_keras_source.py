@@ -94,6 +94,7 @@ def test_hdf5_under_the_name_of_an_archive(tmp_path: Path) -> None:
     assert load(str(tmp_path / "a.keras")).model.get_layer("conv2").filters == 8
 
 
+@pytest.mark.slow
 def test_a_registered_subclassed_model_comes_back(tmp_path: Path) -> None:
     model = nets.Subclassed()
     model(np.zeros((1, 17, 17, 3), np.float32))

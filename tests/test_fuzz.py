@@ -6,6 +6,7 @@ Everything that is not usable ends as an error of the project's own. `make soak`
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +115,16 @@ def picture_seeds(folder: Path) -> dict[str, bytes]:
         "tiff": encode(rgba, "TIFF"),
         "tiff deflated": encode(pixels, "TIFF", compression="tiff_adobe_deflate"),
         "tiff lzw": encode(pixels[..., 0], "TIFF", compression="tiff_lzw"),
+        "tiff of 32 bits": encode(pixels[..., 0].astype(np.int32), "TIFF", compression="tiff_lzw"),
+        "npy": saved(pixels),
+        "npy in columns": saved(np.asfortranarray(pixels[..., 0])),
     }
+
+
+def saved(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
 
 
 def manifest_seeds(folder: Path) -> dict[str, bytes]:
@@ -134,6 +144,11 @@ def label_seeds(folder: Path) -> dict[str, bytes]:
         "configuration": b'{"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 0, "dog": 1}}',
         "literal": b"{0: 'cat', 1: 'dog',\n 2: 'hen'}",
         "table": b'index,name\n0,cat\n1,"dog, brown"\n2,hen\n',
+        "objects": b'[{"id": 1, "name": "dog"}, {"id": 0, "name": "cat"}]',
+        "numbers last": b"dog 1\ncat 0\nhen: 2\n",
+        "yaml": b"nc: 2\nnames:\n  0: cat  # a comment\n  1: 'guinea pig'\n",
+        "yaml of one line": b"names: [cat, \"dog\", 'it''s']\n",
+        "map": b"item { id: 0 name: 'cat' }\nitem { id: 1 display_name: 'dog' }",
         "wordnet": b"n01440764 tench\nn01443537 goldfish\n",
     }
 

@@ -170,8 +170,9 @@ def explain(
     """Explain what a model sees in pictures.
 
     Shows which pixels of each PICTURE speak for the class that MODEL predicts, or for another. MODEL is an explainable
-    model (from `onnxcam export`) or any image classifier in ONNX form. PICTURE is a file, a folder (searched with its
-    subfolders), a glob in quotes, or '-' for one encoded picture on standard input.
+    model (from `onnxcam export`) or any image classifier in ONNX form. PICTURE is a file (an array,
+    .npy, too), a folder (searched with its subfolders), a glob in quotes, or '-' for one encoded picture on standard
+    input.
 
     One picture is written into DIR itself, several into DIR/NAME/: input.png, METHOD_grayscale.png,
     METHOD_heatmap.png, METHOD_overlay.png, panel.png and explanation.json (with several methods each one's files, and

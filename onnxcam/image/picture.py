@@ -295,6 +295,11 @@ def _from_path(path: Path, max_pixels: int | None, form: _Form, header: Header |
     try:
         with _open(path) as stream:
             header = _checked(header or read_header(stream), max_pixels)
+            if header.format == NUMPY:  # under another name than .npy
+                from onnxcam.image import arrays
+
+                values = arrays.read(stream, stream.seek(0, os.SEEK_END))
+                return form.of_array(arrays.Array(values, path.name, path, stored=True))
             # metadata can be arbitrarily large; 8 bytes per pixel suffice for any uncompressed photograph
             bound = (64 << 20) + (8 * LARGEST if header.format == "TIFF" else 8 * header.pixels)
             if stream.seek(0, os.SEEK_END) > bound:

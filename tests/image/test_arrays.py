@@ -54,6 +54,14 @@ def test_8_bit_arrays_are_plain_pictures(tmp_path: Path) -> None:
     np.testing.assert_array_equal(grey.pixels, np.repeat(pixels[..., :1], 3, axis=2))
 
 
+def test_an_array_under_another_name_is_an_array(tmp_path: Path) -> None:
+    pixels = drawn((20, 30, 3), 0, 256).astype(np.uint8)
+    path = tmp_path / "picture.bin"
+    path.write_bytes(saved(pixels))
+    np.testing.assert_array_equal(image.load(path).pixels, pixels)
+    np.testing.assert_array_equal(image.load(path, header=image.peek(path)).pixels, pixels)
+
+
 def test_a_range_keeps_all_levels_of_12_bits() -> None:
     levels = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     for source in (encode(Image.fromarray(levels), "PNG"), encode(Image.fromarray(levels), "TIFF"), saved(levels)):

@@ -116,7 +116,7 @@ def _explainable(place: Path) -> Path:
 def label_file(data: bytes, place: Path) -> str:
     """Class names in every kind of file name."""
     reached = "refused"
-    for name in ("labels.txt", "labels.json", "labels.csv", "labels"):
+    for name in ("labels.txt", "labels.json", "labels.csv", "labels.yaml", "labels"):
         path = place / name
         path.write_bytes(data)
         try:

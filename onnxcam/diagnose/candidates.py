@@ -65,7 +65,10 @@ def candidates(explainer: Explainer) -> list[Candidate]:
     if channels is None:
         channels = 3 if recorded is None else recorded.channels
     if channels not in (1, 3):
-        raise PreprocessError(f"the model takes {channels} channels, expected 1 or 3; prepare its input yourself")
+        raise PreprocessError(
+            f"the model takes {channels} channels, and only those of 1 or 3 are compared; "
+            "ask who trained it, or try presets one by one: `onnxcam explain --preprocess 0..1 --range LO,HI`"
+        )
     size = (height, width) if height is not None and width is not None else None
     if size is None:
         size = (recorded and recorded.output_size) or OPEN_SIZE

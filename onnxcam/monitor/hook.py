@@ -232,7 +232,8 @@ class Monitor:
         Arguments:
             scores: `[N, classes]`, or `[classes]` for a single row; of any framework.
             tensor: the model's input, `[N, …]` in the explaining model's layout; or
-            pictures: one per row: a path, encoded bytes, or a uint8 array `[H, W]` or `[H, W, 3]`.
+            pictures: one per row: a path (`.npy` too), encoded bytes, or a uint8 array `[H, W]` or `[H, W, 3]`; with a
+                preprocessing in the file that states their channels and range also `[H, W, C]` and uint16.
             ids, traces: one per row, for the records; those of `request` by default.
 
         Returns:

@@ -175,10 +175,12 @@ def _picture(value: Any) -> Any:
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
     array = to_numpy(value)  # a PIL image too
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+    # 16 bits and further channels are for files whose preprocessing states them; floats are hardly ever pictures
+    if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3):
         raise InputError(
             f"{array.dtype} {list(array.shape)} is not a picture; expected encoded bytes, a path or a uint8 array "
-            "[H, W] or [H, W, 3] (prepared batches go into tensor=)"
+            "[H, W] or [H, W, 3], or of 16 bits and any channels where the file's preprocessing states them (prepared "
+            "batches go into tensor=)"
         )
     return np.array(array, order="C")
 

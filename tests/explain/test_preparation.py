@@ -114,15 +114,3 @@ def test_grey_of_12_bits_reaches_a_colour_model_with_all_its_levels() -> None:
     _, batch, _ = explainer.prepare(levels)
     for channel in range(3):
         np.testing.assert_allclose(batch[0, channel], levels / 4095, atol=1e-6)
-
-
-def test_the_monitor_draws_rows_of_many_channels() -> None:
-    from onnxcam.monitor.row_explainer import to_pixels
-    from onnxcam.network.layout import Layout
-
-    for channels in (2, 4, 13):
-        tensor = drawn((1, channels, 8, 9)).astype(np.float32)
-        preprocess = onnxcam.image.preset("0..1", (8, 9), channels)
-        for given in (None, preprocess):
-            pixels = to_pixels(tensor, given, Layout("NCHW"))
-            assert pixels.shape == (8, 9, 3) and pixels.dtype == np.uint8

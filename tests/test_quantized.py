@@ -148,14 +148,11 @@ def test_a_quantized_operator_is_spelled_out_and_stays_what_it_was(name: str) ->
 @pytest.mark.parametrize(
     ("node", "sentence"),
     [
-        (helper.make_node("DynamicQuantizeLinear", ["input"], ["q", "s", "z"]), "dynamically quantized"),
-        (
-            helper.make_node("MatMulNBits", ["input", "w1", "b1"], ["q"], domain=M, K=32, N=8, bits=4, block_size=16),
-            "block",
-        ),
-        (helper.make_node("QAttention", ["input"] * 5, ["q"], domain=M, num_heads=1), "fused"),
+        (helper.make_node("DynamicQuantizeLSTM", ["input"] * 8, ["q"], domain=M), "dynamically quantized"),
+        (helper.make_node("MatMulBnb4", ["input", "w1", "b1"], ["q"], domain=M, K=32, N=8, block_size=16), "block"),
+        (helper.make_node("QEmbedLayerNormalization", ["input"] * 9, ["q"], domain=M), "fused"),
     ],
-    ids=["dynamic", "blocks", "attention"],
+    ids=["dynamic", "blocks", "embedding"],
 )
 def test_what_has_no_other_form_is_refused_by_name(node: onnx.NodeProto, sentence: str) -> None:
     model = small.tiny_cnn()
@@ -166,11 +163,13 @@ def test_what_has_no_other_form_is_refused_by_name(node: onnx.NodeProto, sentenc
         onnxcam.augment(model)
 
 
-def test_pooling_with_channels_last_is_refused() -> None:
-    model = quantized_case("QLinearGlobalAveragePool")
+@pytest.mark.parametrize("name", ["QLinearGlobalAveragePool", "QLinearAveragePool"])
+def test_pooling_with_channels_last_is_transposed(name: str) -> None:
+    model = quantized_case(name)
     next(a for a in model.graph.node[1].attribute if a.name == "channels_last").i = 1
-    with pytest.raises(UnsupportedOperator, match="channels last"):
-        prepare(model)
+    x = normal(2, 3, 6, 6)  # read as 6 channels of 3 x 6
+    (want,), (got,) = (run(m, x=x).values() for m in (model, prepare(model).model))
+    assert got.shape == want.shape and np.abs(got - want).max() <= OUT * 1.001
 
 
 def test_nodes_out_of_order_are_sorted() -> None:

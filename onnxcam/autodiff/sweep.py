@@ -31,6 +31,10 @@ QUANTIZED = frozenset(
         onnx.TensorProto.UINT4,
     }
 )
+# integers that stand for floats: quantized ones, and sums of their products
+INTEGERS = QUANTIZED | {onnx.TensorProto.INT32}
+_SUMMING = ("ConvInteger", "MatMulInteger")
+_QUANTIZING = ("DynamicQuantizeLinear", "QuantizeLinear")
 _BLOCKED = having(Trait.BLOCKED)
 _MOVES = having(Trait.MOVES) | {"MaxPool"}
 
@@ -93,7 +97,7 @@ def sweep(
             total[value] = parts[0] if len(parts) == 1 else op.Add(*parts) if len(parts) == 2 else op.Sum(*parts)
             if len(parts) > 1:
                 sums.add(total[value])
-            if graph.dtype(value) not in QUANTIZED:  # whose cotangent is a float
+            if graph.dtype(value) not in INTEGERS:  # whose cotangent is a float
                 op.declare(total[value], value)
         return total.get(value)
 
@@ -136,16 +140,19 @@ def sweep(
 def _carries(graph: Graph, node: onnx.NodeProto, value: str, forward: set[str]) -> bool:
     """Whether a value can carry gradients: floating point, or integers that stand for a quantized float."""
     if graph.is_float(value):
-        return True
+        # the scale of a dynamic quantization depends on the data, and the numbers that are meant do not depend on it
+        return node.op_type != "DynamicQuantizeLinear"
+    if graph.dtype(value) == onnx.TensorProto.INT32:
+        return node.op_type in _SUMMING
     if graph.dtype(value) not in QUANTIZED:
         return False
     # what only moves quantized values is quantized the same way
-    return node.op_type == "QuantizeLinear" or (node.op_type in _MOVES and node.input[0] in forward)
+    return node.op_type in _QUANTIZING or (node.op_type in _MOVES and node.input[0] in forward)
 
 
 def _real(dtype: int) -> int:
     """The element type in which a value's cotangent is computed, 0 for the usual one."""
-    return 0 if dtype in QUANTIZED else dtype
+    return 0 if dtype in INTEGERS else dtype
 
 
 def _flows(node: onnx.NodeProto) -> bool:

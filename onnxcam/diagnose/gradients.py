@@ -15,7 +15,7 @@ import onnx
 
 from onnxcam import runtime
 from onnxcam.autodiff.seed import unrounded
-from onnxcam.autodiff.sweep import QUANTIZED, path
+from onnxcam.autodiff.sweep import INTEGERS, path
 from onnxcam.diagnose import contents, differences, facts, outputs
 from onnxcam.diagnose.report import Finding, Report
 from onnxcam.diagnose.subject import Subject, noise_pictures
@@ -150,7 +150,7 @@ def at_layer(subject: Subject, entry: dict[str, Any], directions: int, rng: np.r
     backward = part_after(graph, subject.manifest, entry, outputs=[entry["gradients"]])
     forward = part_after(graph, subject.manifest, entry, outputs=[scores])
     between, values = path(graph, scores, [value])
-    rounded = {name for name in values if graph.dtype(name) in QUANTIZED}
+    rounded = {name for name in values if graph.dtype(name) in INTEGERS}
     selecting: dict[str, str] = {}
     if rounded:
         _relax(graph, forward.model, scores, rounded)

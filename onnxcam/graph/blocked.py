@@ -7,12 +7,11 @@ form on these channels; the weights of convolutions are brought back from blocks
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # it imports this module
-    from onnxcam.graph.fused import Form
+from onnxcam.graph.form import Form, activation
 
 DOMAIN = "com.microsoft.nchwc"
 _WINDOW = ("auto_pad", "ceil_mode", "count_include_pad", "dilations", "kernel_shape", "pads", "strides")
@@ -48,8 +47,6 @@ def plain_weights(blocks: np.ndarray, size: int, *, inputs: bool) -> np.ndarray:
 
 
 def _convolution(form: Form) -> None:
-    from onnxcam.graph import fused
-
     w, size = form.w, block_size(form)
     blocks = w.array(form.input(1))
     if blocks is None or blocks.ndim != 4:
@@ -72,7 +69,7 @@ def _convolution(form: Form) -> None:
     if added:
         value = w.add("Add", [value, added], None if active else form.output)
     if active:
-        fused.activation(form, value, form.output)
+        activation(form, value, form.output)
 
 
 def _pool(form: Form) -> None:

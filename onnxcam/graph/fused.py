@@ -7,7 +7,6 @@ Those of its blocked layout (com.microsoft.nchwc) are in `graph.blocked`, quanti
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +17,9 @@ import onnx
 from onnxcam.errors import ModelError, UnsupportedOperator
 from onnxcam.graph import blocked
 from onnxcam.graph.edit import replace_nodes
+from onnxcam.graph.form import Form, Unknown, activation, gelu
 from onnxcam.graph.shape_inference import infer
-from onnxcam.graph.view import Graph, attributes
+from onnxcam.graph.view import Graph
 from onnxcam.graph.writer import Writer
 
 _MICROSOFT = "com.microsoft"
@@ -28,47 +28,6 @@ _STANDARD = {"SimplifiedLayerNormalization"}
 # since which opset the standard has a kernel for an operator, but none in ONNX Runtime 1.32 on the CPU
 _NO_KERNEL = {"Swish": 25, "SwiGLU": 1}
 _MAX_ROUNDS = 1000
-
-
-class Unknown(Exception):
-    """The shape of a value is not known yet: it lies behind an operator that has to be written first."""
-
-
-class Form:
-    """One node to be written as others.
-
-    Attributes:
-        node, attrs: the node and its attributes.
-        w: the writer.
-        opset: of the standard operators.
-    """
-
-    def __init__(self, w: Writer, graph: Graph, node: onnx.NodeProto) -> None:
-        self.w, self.node, self.attrs, self._graph = w, node, attributes(node), graph
-        self.opset = graph.opset
-        self.output = str(node.output[0])
-
-    def input(self, index: int) -> str:
-        """The name of an input, "" where it is left out."""
-        return str(self.node.input[index]) if index < len(self.node.input) else ""
-
-    def further(self, index: int) -> str:
-        """The name of an output, "" where nothing takes it."""
-        return str(self.node.output[index]) if index < len(self.node.output) else ""
-
-    def shape(self, name: str) -> tuple[int | str | None, ...]:
-        """The shape of a value."""
-        shape = self._graph.shape(name)
-        if shape is None:
-            raise Unknown
-        return shape
-
-    def refuse(self, why: str) -> UnsupportedOperator:
-        """The error to raise where a node cannot be written."""
-        return UnsupportedOperator(
-            f"operator {self.node.op_type} (node {self.node.name!r}), in which ONNX Runtime fused several, {why}; "
-            "explain the model as it was before ONNX Runtime optimised it"
-        )
 
 
 def rewrite(model: onnx.ModelProto) -> list[str]:
@@ -157,25 +116,6 @@ def _needs_shapes(node: onnx.NodeProto) -> bool:
     return node.domain == blocked.DOMAIN or node.op_type in ("FusedMatMul", "TransposeMatMul", "MultiHeadAttention")
 
 
-def activation(form: Form, value: str, output: str) -> None:
-    """Write the activation that `activation` and `activation_params` name, to a node's output."""
-    name = str(form.attrs.get("activation", ""))
-    parameters = [float(number) for number in form.attrs.get("activation_params", [])]
-    if name == "Clip":
-        form.w.add("Clip", [value, *(form.w.scalar(bound) for bound in parameters)], output)
-    elif name in ("LeakyRelu", "HardSigmoid", "Elu", "ThresholdedRelu"):
-        keys = ["alpha", "beta"] if name == "HardSigmoid" else ["alpha"]
-        form.w.add(name, [value], output, **dict(zip(keys, parameters, strict=False)))
-    elif name in ("Relu", "Sigmoid", "Tanh", "HardSwish", "Softplus", "Softsign"):
-        form.w.add(name, [value], output)
-    elif name in ("Silu", "Swish"):
-        form.w.add("Mul", [value, form.w.add("Sigmoid", [value])], output)
-    elif name == "Gelu":
-        gelu(form, value, output)
-    else:
-        raise form.refuse(f"ends in the activation {name!r}, which is not known")
-
-
 def _convolution(form: Form) -> None:
     names = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
     options = {key: value for key, value in form.attrs.items() if key in names}
@@ -216,22 +156,6 @@ def _turned(form: Form, value: str, letter: str) -> str:
     if swap:
         order[-2:] = order[-1], order[-2]
     return form.w.add("Transpose", [value], perm=order)
-
-
-def gelu(form: Form, x: str, output: str, approximate: bool = False) -> None:
-    """Write a Gelu: one operator from opset 20 on."""
-    w = form.w
-    if form.opset >= 20:
-        w.add("Gelu", [x], output, approximate="tanh" if approximate else None)
-        return
-    if approximate:
-        cubed = w.add("Mul", [w.add("Mul", [x, x]), x])
-        inner = w.add("Add", [x, w.add("Mul", [cubed, w.scalar(0.044715)])])
-        s = w.add("Tanh", [w.add("Mul", [inner, w.scalar(math.sqrt(2 / math.pi))])])
-    else:
-        s = w.add("Erf", [w.add("Mul", [x, w.scalar(1 / math.sqrt(2))])])
-    half = w.add("Mul", [x, w.scalar(0.5)])
-    w.add("Mul", [half, w.add("Add", [s, w.scalar(1.0)])], output)
 
 
 def _gelu(form: Form) -> None:
@@ -372,13 +296,9 @@ def _quantized_attention(form: Form) -> None:
     """QAttention: the projection in integers, which stand for what they are dequantized to."""
     if form.input(5) or form.input(8) or form.further(1):
         raise form.refuse("has a mask or a past")
-    w = form.w
-    x = w.add("DequantizeLinear", [form.input(0), form.input(3), *([form.input(6)] if form.input(6) else [])])
-    scale = w.array(form.input(4))
-    axis = 1 if scale is not None and scale.size > 1 else None
-    zero = [form.input(7)] if form.input(7) else []
-    weights = w.add("DequantizeLinear", [form.input(1), form.input(4), *zero], axis=axis)
-    projected = w.add("Add", [w.add("MatMul", [x, weights]), form.input(2)])
+    projected = form.w.free(f"{form.output}/projected")
+    x, weights = (form.input(0), form.input(3), form.input(6)), (form.input(1), form.input(4), form.input(7))
+    form.w.scaled_product(x, weights, form.input(2), projected)
     attend(form, split(form, projected), "")
 
 

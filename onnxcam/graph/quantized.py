@@ -20,19 +20,16 @@ from onnxcam.graph.view import attributes
 from onnxcam.graph.writer import Writer
 
 _MICROSOFT = "com.microsoft"
+_QUANTIZERS = ("DynamicQuantizeLinear", "QuantizeLinear")
+_STANDARD = ("ConvInteger", "QLinearConv", "QLinearMatMul")
 # written by quantization tools, without a QDQ form
 REFUSED = {
-    "ConvInteger": "dynamically quantized",
-    "MatMulInteger": "dynamically quantized",
-    "DynamicQuantizeLinear": "dynamically quantized",
-    "DynamicQuantizeMatMul": "dynamically quantized",
-    "MatMulIntegerToFloat": "dynamically quantized",
     "DynamicQuantizeLSTM": "dynamically quantized",
     "QEmbedLayerNormalization": "a fused quantized operator",
     "QOrderedMatMul": "a fused quantized operator",
-    "MatMulNBits": "quantized block by block",
     "MatMulBnb4": "quantized block by block",
 }
+_TO_FIRST, _TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 
 
 def rewrite(model: onnx.ModelProto) -> bool:
@@ -62,7 +59,7 @@ def rewrite(model: onnx.ModelProto) -> bool:
 
 def _quantized(node: onnx.NodeProto) -> bool:
     if node.domain in ("", "ai.onnx"):
-        return node.op_type in ("QLinearConv", "QLinearMatMul") or node.op_type in REFUSED
+        return node.op_type in _STANDARD or node.op_type in REFUSED
     return node.domain == _MICROSOFT and (node.op_type in FORMS or node.op_type in REFUSED)
 
 
@@ -80,6 +77,8 @@ class _Writer(Writer):
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__(model, "quantized")
         self._dequantized: dict[tuple[str, ...], str] = {}
+        quantizers = (node for node in model.graph.node if node.op_type in _QUANTIZERS)
+        self._quantizers = {node.output[0]: node for node in quantizers}
 
     def dequantized(self, value: str, scale: str, zero: str = "", axis: int | None = None) -> str:
         """Dequantize a value; `axis` for scales per channel."""
@@ -104,6 +103,26 @@ class _Writer(Writer):
         constant = self.constant(scale)
         return self.add("DequantizeLinear", [value, constant], axis=0 if scale.ndim else None)
 
+    def of_integers(self, value: str, zero: str) -> tuple[str, str]:
+        """The real numbers that quantized ones stand for, and their scale: that of the operator that quantized them."""
+        source = self._quantizers.get(value)
+        if source is None:
+            scale = self.scalar(1.0)
+        else:
+            scale = source.output[1] if source.op_type == "DynamicQuantizeLinear" else source.input[1]
+        return self.dequantized(value, scale, zero), scale
+
+    def centred(self, weight: str, zero: str, axis: int | None = None) -> str:
+        """Weights minus their zero points as floats. By DequantizeLinear, ONNX Runtime would round activations too."""
+        real = self.add("Cast", [weight], to=onnx.TensorProto.FLOAT)
+        if not zero:
+            return real
+        tensor = self.constants.get(zero)
+        if axis == 0 and tensor is not None and len(tensor.dims) == 1 and tensor.dims[0] > 1:
+            rank = len(self.constants[weight].dims)
+            zero = self.add("Reshape", [zero, self.integers(-1, *[1] * (rank - 1))])
+        return self.add("Sub", [real, self.add("Cast", [zero], to=onnx.TensorProto.FLOAT)])
+
     def _axis(self, scale: str, axis: int | None) -> int | None:
         tensor = self.constants.get(scale)
         return axis if tensor is not None and int(np.prod(tensor.dims, dtype=np.int64)) > 1 else None
@@ -111,10 +130,76 @@ class _Writer(Writer):
 
 def _convolution(w: _Writer, node: onnx.NodeProto) -> None:
     x, xs, xz, weight, ws, wz, ys, yz, *bias = node.input
-    inputs = [w.dequantized(x, xs, xz), w.dequantized(weight, ws, wz, 0)]
+    attrs = attributes(node)
+    last = bool(attrs.pop("channels_last", 0))  # Microsoft's
+    real = w.dequantized(x, xs, xz)
+    inputs = [w.add("Transpose", [real], perm=_TO_FIRST) if last else real, w.dequantized(weight, ws, wz, 0)]
     if bias and bias[0]:
         inputs.append(w.bias(bias[0], xs, ws))
-    w.quantized(w.add("Conv", inputs, **attributes(node)), ys, yz, node.output[0])
+    y = w.add("Conv", inputs, **attrs)
+    w.quantized(w.add("Transpose", [y], perm=_TO_LAST) if last else y, ys, yz, node.output[0])
+
+
+def _pool_channels_last(w: _Writer, node: onnx.NodeProto) -> None:
+    first = w.add("Transpose", [node.input[0]], perm=_TO_FIRST)
+    w.add("Transpose", [w.add("MaxPool", [first], **attributes(node))], node.output[0], perm=_TO_LAST)
+
+
+def _integer_convolution(w: _Writer, node: onnx.NodeProto) -> None:
+    x, weight, *zeros = node.input
+    xz, wz = [*zeros, "", ""][:2]
+    real, scale = w.of_integers(x, xz)
+    y = w.add("Conv", [real, w.centred(weight, wz, 0)], **attributes(node))
+    w.add("Div", [y, scale], node.output[0])
+
+
+def _dynamic_product(w: _Writer, node: onnx.NodeProto) -> None:
+    a, b, b_scale, b_zero, bias = [*node.input, "", ""][:5]
+    names = [w.free(f"{node.output[0]}/{part}") for part in ("quantized", "scale", "zero")]
+    w.nodes.append(helper.make_node("DynamicQuantizeLinear", [a], names, w.free(f"{node.output[0]}/quantize")))
+    w.scaled_product((names[0], names[1], names[2]), (b, b_scale, b_zero), bias, node.output[0])
+
+
+def _product_of_integers(w: _Writer, node: onnx.NodeProto) -> None:
+    a, b, a_scale, b_scale, a_zero, b_zero, bias = [*node.input, "", "", ""][:7]
+    w.scaled_product((a, a_scale, a_zero), (b, b_scale, b_zero), bias, node.output[0])
+
+
+def _product_by_blocks(w: _Writer, node: onnx.NodeProto) -> None:
+    """MatMulNBits: weights `[N, blocks of K, bytes]` of 2, 4 or 8 bits, a scale and a zero point for each block."""
+    a, b, scales, zeros, order, bias = [*node.input, "", "", ""][:6]
+    attrs = attributes(node)
+    bits, block, width, columns = (int(attrs[key]) for key in ("bits", "block_size", "K", "N"))
+    packed, scale = w.array(b), w.array(scales)
+    if order or packed is None or scale is None or bits not in (2, 4, 8):
+        raise UnsupportedOperator(
+            f"operator MatMulNBits (node {node.name!r}) has reordered or computed weights, or {bits} bits, which is "
+            "not covered; explain the float model"
+        )
+    blocks = -(-width // block)
+    values = _unpacked(packed.reshape(columns, blocks, -1), bits)[..., :block].reshape(columns * blocks, block)
+    zero = w.array(zeros) if zeros else np.full(columns * blocks, 1 << (bits - 1), np.uint8)
+    if zero is None or zero.dtype != np.uint8:
+        raise UnsupportedOperator(
+            f"operator MatMulNBits (node {node.name!r}) has computed or floating-point zero points, which is not "
+            "covered; explain the float model"
+        )
+    if zeros:
+        zero = _unpacked(zero.reshape(columns, -1), bits)[:, :blocks].reshape(-1)
+    inputs = [w.constant(values), w.constant(np.asarray(scale, np.float32).reshape(-1)), w.constant(zero)]
+    rows = w.add("Reshape", [w.add("DequantizeLinear", inputs, axis=0), w.integers(columns, blocks * block)])
+    if blocks * block > width:
+        rows = w.add("Slice", [rows, w.integers(0), w.integers(width), w.integers(1)])
+    y = w.add("MatMul", [a, w.add("Transpose", [rows], perm=[1, 0])], None if bias else node.output[0])
+    if bias:
+        w.add("Add", [y, bias], node.output[0])
+
+
+def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+    """The numbers in bytes, the lowest bits first, along the last axis."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    values = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+    return np.ascontiguousarray(values.reshape(*packed.shape[:-1], -1))
 
 
 def _product(w: _Writer, node: onnx.NodeProto) -> None:
@@ -149,14 +234,12 @@ def _of_one(op_type: str, *names: str) -> Callable[[_Writer, onnx.NodeProto], No
     def write(w: _Writer, node: onnx.NodeProto) -> None:
         x, xs, xz, ys, *yz = node.input
         attrs = attributes(node)
-        if attrs.get("channels_last", 0):
-            raise UnsupportedOperator(
-                f"operator {node.op_type} (node {node.name!r}) pools with channels last, which the standard operator "
-                "does not support; quantize the model in channels-first layout, or in the QDQ format"
-            )
         options = {key: value for key, value in attrs.items() if key in names}
-        real = w.add(op_type, [w.dequantized(x, xs, xz)], **options)
-        w.quantized(real, ys, yz[0] if yz else "", node.output[0])
+        real, last = w.dequantized(x, xs, xz), bool(attrs.get("channels_last", 0))
+        real = w.add(op_type, [w.add("Transpose", [real], perm=_TO_FIRST) if last else real], **options)
+        w.quantized(
+            w.add("Transpose", [real], perm=_TO_LAST) if last else real, ys, yz[0] if yz else "", node.output[0]
+        )
 
     return write
 
@@ -179,6 +262,11 @@ def _standard(w: _Writer, node: onnx.NodeProto) -> None:
 
 
 FORMS: dict[str, Callable[[_Writer, onnx.NodeProto], None]] = {
+    "ConvInteger": _integer_convolution,
+    "DynamicQuantizeMatMul": _dynamic_product,
+    "MatMulIntegerToFloat": _product_of_integers,
+    "MatMulNBits": _product_by_blocks,
+    "NhwcMaxPool": _pool_channels_last,
     "QLinearConv": _convolution,
     "QLinearMatMul": _product,
     "QGemm": _linear,
@@ -209,9 +297,17 @@ def relax(model: onnx.ModelProto, values: set[str], free: set[str]) -> None:
         free: those of them that lose their clipping too.
     """
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    quantizers = {node.output[0]: node for node in model.graph.node if node.op_type in _QUANTIZERS}
     nodes = []
     for node in model.graph.node:
-        if node.output[0] in free:
+        if node.op_type == "DynamicQuantizeLinear" and node.output[0] in values:
+            scales = onnx.NodeProto()
+            scales.CopyFrom(node)
+            scales.output[0] = f"{node.output[0]}/rounded"
+            nodes += [scales, helper.make_node("Identity", node.input[:1], node.output[:1])]
+        elif node.op_type == "MatMulInteger" and node.output[0] in values:
+            nodes += _float_product(node, quantizers)
+        elif node.output[0] in free:
             nodes.append(helper.make_node("Identity", node.input[:1], list(node.output)))
         elif node.op_type == "QuantizeLinear" and node.output[0] in values:
             low, high = limits(node, constants)
@@ -231,6 +327,25 @@ def relax(model: onnx.ModelProto, values: set[str], free: set[str]) -> None:
     infos = [info for info in model.graph.value_info if info.name not in values]
     del model.graph.value_info[:]
     model.graph.value_info.extend(infos)
+
+
+def _float_product(node: onnx.NodeProto, quantizers: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """A MatMulInteger without rounding: an operand that was quantized is a real number, to be divided by its scale."""
+    nodes, operands, y = [], [], node.output[0]
+    for place, name in enumerate(node.input[:2]):
+        quantizer, operand = quantizers.get(name), f"{y}/operand_{place}"
+        zero = node.input[2 + place] if len(node.input) > 2 + place else ""
+        if quantizer is not None:
+            scale = quantizer.output[1] if quantizer.op_type == "DynamicQuantizeLinear" else quantizer.input[1]
+            nodes.append(helper.make_node("Div", [name, scale], [operand]))
+        else:
+            real = [f"{operand}/real", f"{operand}/zero"]
+            nodes.append(helper.make_node("Cast", [name], [real[0] if zero else operand], to=onnx.TensorProto.FLOAT))
+            if zero:
+                nodes.append(helper.make_node("Cast", [zero], [real[1]], to=onnx.TensorProto.FLOAT))
+                nodes.append(helper.make_node("Sub", real, [operand]))
+        operands.append(operand)
+    return [*nodes, helper.make_node("MatMul", operands, [y])]
 
 
 def freeze_selections(model: onnx.ModelProto, pools: Sequence[str], types: Mapping[str, int]) -> dict[str, str]:

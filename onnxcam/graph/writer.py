@@ -59,6 +59,19 @@ class Writer:
         """Add a float32 scalar and return its name."""
         return self.constant(np.asarray(value, np.float32))
 
+    def scaled_product(self, a: tuple[str, str, str], b: tuple[str, str, str], bias: str, output: str) -> None:
+        """Append the product of two quantized values (each with scale and zero point, "" for 0), plus a bias if any.
+
+        It stays a product of integers: what ONNX Runtime makes of one depends on the processor.
+        """
+        inputs = [a[0], b[0], a[2], b[2]]
+        while not inputs[-1]:
+            inputs.pop()
+        product = self.add("Cast", [self.add("MatMulInteger", inputs)], to=onnx.TensorProto.FLOAT)
+        scaled = self.add("Mul", [product, self.add("Mul", [a[1], b[1]])], None if bias else output)
+        if bias:
+            self.add("Add", [scaled, bias], output)
+
     def array(self, name: str) -> np.ndarray | None:
         """A constant's values; None of what is computed."""
         tensor = self.constants.get(name)

@@ -455,7 +455,7 @@ def _manifest(
         "source": origin,
         "parity": None,
     }
-    if any(node.op_type == "QuantizeLinear" for node in graph.nodes):
+    if any(node.op_type in ("DynamicQuantizeLinear", "QuantizeLinear") for node in graph.nodes):
         manifest["approximations"] = ["quantization: rounding is taken for the identity, saturation for clipping"]
     inside = normalization(graph, picture.name, Layout(layout).channels == 3)
     if inside is not None:

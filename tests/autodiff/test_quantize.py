@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
+import onnx.parser
 import pytest
 import torch
 
+import onnxcam
 from onnxcam.errors import UnsupportedOperator
 from tests.autodiff.harness import build, close, covers, gradients, normal, record
 from tests.support.runtime import run
@@ -131,3 +132,33 @@ def test_an_integer_that_is_no_quantized_value_carries_nothing() -> None:
 
     model = build("q = Cast<to=2>(x)\nr = Identity(q)\ny = Cast<to=1>(r)", {"x": normal(2, 3)})
     assert path(Graph(onnx.shape_inference.infer_shapes(model)), "y", ["x"])[0] == []
+
+
+@covers("DynamicQuantizeLinear")
+def test_a_range_computed_from_the_data_is_passed_straight_through() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]>\nsmall (float[2, 3] x) => (float[2, 3] y) '
+        "{ q, s, z = DynamicQuantizeLinear(x)  d = DequantizeLinear(q, s, z)  y = Mul(d, d) }"
+    )
+    record(model)
+    x, dy = normal(2, 3), normal(2, 3)
+    outputs = run(onnxcam.gradient(model, "y", ["x"]), {"x": x, "cotangent.y": dy})
+    (y,) = run(model, x=x).values()
+    rounded = np.sqrt(y) * np.sign(x)
+    assert np.abs(outputs["grad.x"] - 2 * rounded * dy).max() < 1e-5
+
+
+@covers("MatMulInteger", "DynamicQuantizeLinear")
+def test_products_of_integers_are_differentiated_in_the_numbers_they_stand_for() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]>\nsmall (float[2, 4, 3] x, float[2, 3, 5] w) => (float[2, 4, 5] y) '
+        "{ q, s, z = DynamicQuantizeLinear(x)  k, t, u = DynamicQuantizeLinear(w)  m = MatMulInteger(q, k, z, u)\n"
+        "f = Cast<to = 1>(m)  st = Mul(s, t)  y = Mul(f, st) }"
+    )
+    record(model)
+    x, w, dy = normal(2, 4, 3), normal(2, 3, 5), normal(2, 4, 5)
+    outputs = run(onnxcam.gradient(model, "y", ["x", "w"]), {"x": x, "w": w, "cotangent.y": dy})
+    # of the numbers as rounded to 8 bits
+    step_x, step_w = (np.ptp(np.append(a, 0)) / 255 for a in (x, w))
+    assert np.abs(outputs["grad.x"] - dy @ w.swapaxes(1, 2)).max() <= step_w * np.abs(dy).sum(axis=2).max()
+    assert np.abs(outputs["grad.w"] - x.swapaxes(1, 2) @ dy).max() <= step_x * np.abs(dy).sum(axis=1).max()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx
 
 from onnxcam.autodiff.passes.blocked_layout import above, between, complement
 from onnxcam.autodiff.registry import Cotangents, Node, no_gradient, vjp
@@ -401,4 +402,6 @@ def dropout(op: Builder, node: Node, dy: str) -> Cotangents:
 @vjp("Cast", "CastLike")
 def cast(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = dY in the element type of X."""
+    if node.graph.dtype(node.inputs[0]) == onnx.TensorProto.INT32:  # a sum of products, whose cotangent is a float
+        return [dy]
     return [op.CastLike(dy, node.inputs[0]) if node.wants(0) else None]

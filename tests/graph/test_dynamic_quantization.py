@@ -31,7 +31,8 @@ def network() -> onnx.ModelProto:
     model = parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 18]>\nsmall (float[N, 3, 12, 12] input) => (float[N, 6] logits) {\n'
         "c = Conv<pads = [1, 1, 1, 1]>(input, w1, b1)  r = Relu(c)\n"
-        "d = Conv<strides = [2, 2]>(r, w2, b2)  a = Relu(d)  f = Flatten(a)  h = MatMul(f, w3)  i = Add(h, b3)  k = Relu(i)  l = MatMul(k, w4)  logits = Add(l, b4) }"
+        "d = Conv<strides = [2, 2]>(r, w2, b2)  a = Relu(d)\n"
+        "f = Flatten(a)  h = MatMul(f, w3)  i = Add(h, b3)  k = Relu(i)  l = MatMul(k, w4)  logits = Add(l, b4) }"
     )
     shapes = {
         "w1": (8, 3, 3, 3),

@@ -88,7 +88,7 @@ def _unreadable(start: bytes) -> str:
         b"8BPS": "a Photoshop document",
         b"v/1\x01": "an OpenEXR picture",
         b"\0\0\x01\0": "an icon (ICO)",
-        b"PK\x03\x04": "a ZIP archive",
+        b"PK\x03\x04": "a ZIP archive (of an .npz give one array, saved by np.save)",
         b"\x1f\x8b": "a gzip archive",
         b"<svg": "an SVG drawing",
         b"<?xml": "an XML or SVG document",

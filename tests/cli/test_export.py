@@ -310,3 +310,20 @@ def test_a_transformer_and_what_its_graph_does_not_tell(run: Run, tmp_path: Path
     for wrong in ("7", "0x7", "2x7x1", "axb"):
         result = run("export", plain, "-o", out, "--grid", wrong)
         assert result.code == 2 and f"--grid '{wrong}': expected rows x columns" in result.err
+
+
+def test_names_in_the_metadata_are_stored_or_said(run: Run, tmp_path: Path) -> None:
+    """As Ultralytics writes them; a class called 9 is not the class of index 9."""
+    for names, words in (
+        ("{0: '9', 1: '8', 2: '7', 3: '6', 4: '5'}", ""),
+        ("{0: 'a', 1: 'b'}", "2 names for 5 classes"),
+    ):
+        net = models.tiny_cnn()
+        onnx.helper.set_model_props(net, {"names": names, "task": "classify"})
+        load.save(net, tmp_path / "named.onnx")
+        result = run("export", tmp_path / "named.onnx", "-o", tmp_path / "out.onnx", "--no-verify")
+        assert result.code == 0 and words in result.err and (words == "") == ("metadata" not in result.err)
+        assert read(tmp_path / "out.onnx")["labels"] == (None if words else ["9", "8", "7", "6", "5"])
+        if not words:
+            bound = run("export", tmp_path / "named.onnx", "-o", tmp_path / "out.onnx", "--no-verify", "--target", "9")
+            assert bound.code == 0 and read(tmp_path / "out.onnx")["target"]["class"] == 0

@@ -31,7 +31,7 @@ from onnxcam.network.input_size import Sized, sized
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.network import PICTURE_TYPES, Network, describe_source, dims
-from onnxcam.network.probe.application import correct, describe_facts, recorded
+from onnxcam.network.probe.application import contradiction, correct, describe_facts, recorded
 from onnxcam.network.probe.facts import Probe
 from onnxcam.network.probe.measurement import measure
 from onnxcam.network.readout import settle
@@ -151,13 +151,19 @@ def augment(
     readout = network.readout
     if facts is not None and facts.scores is not None and facts.value == readout.value:
         settled = settle(readout, facts.scores, declared=kind is not None)
-        if settled.kind != readout.kind:  # the value that is explained is another one
-            return augment(
-                source, layers, methods, target, scores=scores, kind=settled.kind, outputs=outputs, labels=labels,
-                preprocess=preprocess, origin=origin, gate=gate, grid=grid, prefix_tokens=prefix_tokens,
-                input_size=input_size, portable=portable, probe=facts, on_warning=on_warning,
-            )  # fmt: skip
-        readout = settled
+        if settled.kind == readout.kind:
+            readout = settled
+        else:
+            with contextlib.suppress(ModelError):  # the graph contradicts the numbers: that is said below
+                return augment(
+                    source, layers, methods, target, scores=scores, kind=settled.kind, outputs=outputs, labels=labels,
+                    preprocess=preprocess, origin=origin, gate=gate, grid=grid, prefix_tokens=prefix_tokens,
+                    input_size=input_size, portable=portable, probe=replace(facts, notes=settled.warnings),
+                    on_warning=on_warning,
+                )  # fmt: skip
+            readout = replace(readout, warnings=(*readout.warnings, contradiction(readout.value, facts.scores)))
+    elif facts is not None:
+        readout = replace(readout, warnings=(*readout.warnings, *facts.notes))
     graph, target_layers, readout, tensor_names = _reserve(
         graph, target_layers, functions, readout, gated=condition is not None
     )

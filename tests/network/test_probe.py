@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcam
-from onnxcam.errors import InputError, PreprocessError
+from onnxcam.errors import InputError, ModelError, PreprocessError
 from onnxcam.network import manifest
 from onnxcam.network.probe import runner
 from onnxcam.network.probe.facts import Probe
+from onnxcam.network.score_facts import measure
 from tests.support import misplaced, models
 
 
@@ -276,6 +278,23 @@ def test_without_the_probe_every_explanation_says_so() -> None:
     assert any("were not measured (probe=False)" in sentence for sentence in explainer.explain(picture).warnings)
     assert "measured" not in explainer.manifest
     assert onnxcam.Explainer(models.tiny_cnn(), preprocess="0..1").explain(picture).warnings == []
+
+
+def test_numbers_that_contradict_the_graph_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph computes numbers without a bound, and the rows measured are distributions."""
+    source = changed()
+    facts = onnxcam.probe(source)
+    rows = np.random.default_rng(0).dirichlet(np.ones(5), 12)
+    measured = replace(facts, scores=measure(rows))
+    monkeypatch.setattr("onnxcam.network.explainable.measure", lambda *_, **__: measured)
+    made = onnxcam.augment(source)
+    record = manifest.read(made)
+    assert record is not None
+    assert (record["scores"]["kind"], record["scores"]["name"]) == ("logits", "scores")
+    assert "a softmax of them may be one too many" in record["scores"]["warnings"][0]
+    assert record["measured"]["scores"]["sums"] == pytest.approx([1, 1])
+    with pytest.raises(ModelError, match="kind='logits' was declared"):
+        onnxcam.augment(source, kind="logits")
 
 
 def test_facts_measured_before_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from onnxcam.graph.shape_inference import refresh
 from onnxcam.graph.view import Graph
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.probe.facts import Probe
+from onnxcam.network.score_facts import ScoreFacts
 
 
 class Entries(NamedTuple):
@@ -53,6 +54,15 @@ def recorded(manifest: Manifest | None, layers: Sequence[Layer]) -> bool:
         return False
     placed = {entry.get("value") for entry in manifest["layers"] if entry.get("place") is not None}
     return all(layer.value in placed for layer in layers)
+
+
+def contradiction(value: str, scores: ScoreFacts) -> str:
+    """Say that scores look like probabilities by their numbers and cannot be any by their graph."""
+    return (
+        f"the scores {value!r} sum to {scores.total:g} and are never negative on the {scores.rows} pictures measured, "
+        "as probabilities are, although the graph computes numbers without a bound: a softmax of them may be one too "
+        "many; name the value to explain with `scores=` (on the command line: --scores NAME)"
+    )
 
 
 def describe_facts(facts: Probe | None, manifest: Manifest | None, layers: Sequence[Layer]) -> Entries:

@@ -50,6 +50,7 @@ class Probe:
         layers: of the layers that were asked for.
         batch: 1 where the model declares a free batch and takes one row at a time only; else None.
         unmeasured: what could not be measured (`scores`, `rows`, `deterministic`, `places`), and why.
+        notes: sentences about the scores that the numbers gave rise to.
         loads, passes: what the measurement cost: sessions opened, and rows passed through the model.
     """
 
@@ -61,6 +62,7 @@ class Probe:
     layers: tuple[LayerFacts, ...] = ()
     batch: int | None = None
     unmeasured: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     loads: int = 0
     passes: int = 0
 

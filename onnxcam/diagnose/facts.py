@@ -80,6 +80,10 @@ def _scores(manifest: dict[str, Any], measured: dict[str, Any]) -> Finding:
         return Finding("scores", "note", f"{entry['kind']}; not measured: {reason}")
     low, high = scores["range"]
     detail = f"{entry['kind']}, from {low:.3g} to {high:.3g} on {scores['rows']} pictures"
+    if entry.get("stepped_over"):
+        detail += f", before {', '.join(entry['stepped_over'])}"
+    if entry.get("warnings"):
+        return Finding("scores", "unsure", "; ".join([detail, *entry["warnings"]]))
     if not scores.get("finite", True):
         return Finding("scores", "unsure", f"{detail}; some are not finite")
     if scores.get("constant"):

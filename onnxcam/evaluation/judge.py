@@ -116,8 +116,10 @@ def evaluate(
     Raises:
         InputError: not one target per picture, no picture can be read, or an option that no metric has.
         MethodError: no such method or metric, or a metric that needs boxes where there are none.
-        SettingError: the boxes file cannot be used. TargetError: a target is not a class.
+        SettingError: the boxes file cannot be used, or the model's score is a quantity.
+        TargetError: a target is not a class.
     """
+    explainer.terms.readout.require_probabilities("judging methods")
     box_table = None if boxes is None else box_files.checked(boxes)
     selected_metrics = select(metrics, boxes=box_table is not None)
     selected_methods = list(dict.fromkeys(usual() if methods is None else methods))

@@ -15,12 +15,14 @@ from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import FLOATS, Graph, Shape, uses
 
 ROWS = 23  # random rows: a prime, so that the axis of rows is seldom as long as another
+_FEWEST_ROWS = 8  # that have to be finite
 _UNKNOWN = 3  # the size of a dynamic dimension other than the rows
 _MOST_NODES, _MOST_ELEMENTS = 400, 1 << 24
 _SEED = 1234
 # standard deviation of the random values, of the largest a softmax is all but 0 and 1; and whether sources agree
 _DRAWS = ((1.0, False), (4.0, False), (10.0, True))
-_FORM, _PROBABILITY = having(Trait.PASSES | Trait.RESHAPES), having(Trait.PROBABILITY)
+_PROBABILITY = having(Trait.PROBABILITY)
+_MIXING, _MIXED_NODES = frozenset({"Concat", "Add", "Sum", "Mean"}), 24
 # nodes whose output may be of any sign and size, whatever comes before, and nodes that are not run
 _BOUNDARY = having(Trait.WEIGHTED | Trait.NORMALIZES | Trait.CONTROL | Trait.RANDOM) | {
     "Attention", "GRU", "LSTM", "RNN", "MaxPool", "Resize",
@@ -96,7 +98,8 @@ class Ending:
 
     Attributes:
         chain: the values that all of `value` passes through, from it back, with a form of scores each.
-        tables: of each value in `chain`, its numbers, float64 `[rows, K]`.
+        tables: of each value in `chain`, its numbers, float64 `[rows, K]`; rows that are not finite
+            are left out.
         operators: of all nodes.
 
     Raises:
@@ -113,7 +116,7 @@ class Ending:
         self._model = self._extract(chain)
         self._evaluator: Any = None
         self._draws = list(self._draw(np.random.default_rng(_SEED)))
-        self.tables = self._run(self._draws)
+        self.tables = _finite(self._run(self._draws))
 
     def form(self, value: str) -> Form | None:
         """The form of a value of the graph."""
@@ -268,12 +271,26 @@ class Ending:
         return joined
 
 
+def _finite(tables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The rows of tables that are finite in all of them, where there are enough: exponentials of large numbers may
+    not be."""
+    sound = np.logical_and.reduce([np.isfinite(table).all(axis=1) for table in tables.values()])
+    return {name: table[sound] for name, table in tables.items()} if sound.sum() >= _FEWEST_ROWS else tables
+
+
 def mixes(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether a linear layer reads probabilities, as one that adds up or averages them does."""
-    for name in node.input[:2]:
-        producer = graph.producer.get(name)
-        while producer is not None and producer.op_type in _FORM and producer.domain in ("", "ai.onnx"):
-            producer = graph.producer.get(producer.input[0])
-        if producer is not None and producer.op_type in _PROBABILITY:
+    """Whether a linear layer may read probabilities, as one that adds up or averages them does.
+
+    What it reads is followed back to the next layer with weights, through products with constants alone.
+    """
+    queue = [name for name in node.input[:2] if not graph.is_constant(name)]
+    for _ in range(_MIXED_NODES):
+        producer = graph.producer.get(queue.pop()) if queue else None
+        if producer is None or producer.domain not in ("", "ai.onnx"):
+            continue
+        if producer.op_type in _PROBABILITY or producer.op_type == "Exp":
             return True
+        varying = [name for name in producer.input if name and not graph.is_constant(name)]
+        if producer.op_type in _MIXING or (len(varying) == 1 and producer.op_type not in _BOUNDARY):
+            queue += varying
     return False

@@ -7,7 +7,7 @@ nodes, run on random values (`onnxcam.network.ending`), decide.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -61,7 +61,7 @@ class Numbers:
         """The meaning; `doubted` adds the warning of a single number."""
         table = self._end.tables[self._value]
         if not np.isfinite(table).all():
-            return self._plain(doubted)
+            return replace(self._plain(doubted), unsettled=True)
         if table.shape[1] == 1:
             self._at = self._before_maximum(table)
         elif _sorted(table):
@@ -204,7 +204,7 @@ class Numbers:
         table = self._table(self._at)
         facts, size = measure(table), table.shape[1]
         if facts.constant:
-            return self._plain(doubted)
+            return replace(self._plain(doubted), unsettled=True)
         if _is_distribution(facts):
             return self._probabilities(facts)
         if size > 1 and facts.lowest >= 0 and _is_distribution(measure(np.exp(-table))):

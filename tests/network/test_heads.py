@@ -262,6 +262,46 @@ def test_labels_that_the_graph_holds(name: str) -> None:
     assert held(onnxcam.augment(path, labels=list("vwxyz")))["labels"] == list("vwxyz")
 
 
+@pytest.mark.parametrize("lookup", ["ArrayFeatureExtractor", "LabelEncoder", "ints"])
+def test_other_tables_of_labels(lookup: str) -> None:
+    model = heads.build(heads.RECIPES["index of the best"], 5)
+    del model.graph.output[:]
+    model.opset_import.add(domain="ai.onnx.ml", version=3)
+    string, names = onnx.TensorProto.STRING, ["elk", "owl", "cat", "hen", "ant"]
+    if lookup == "ArrayFeatureExtractor":
+        model.graph.initializer.append(onnx.helper.make_tensor("names", string, [5], [name.encode() for name in names]))
+        node = onnx.helper.make_node("ArrayFeatureExtractor", ["names", "y"], ["label"], domain="ai.onnx.ml")
+    elif lookup == "LabelEncoder":
+        pairs = {"keys_int64s": [4, 3, 2, 1, 0], "values_strings": names[::-1]}
+        node = onnx.helper.make_node("LabelEncoder", ["y"], ["label"], domain="ai.onnx.ml", **pairs)
+    else:
+        model.graph.node.remove(model.graph.node[-1])
+        labels, names = [70, 10, 30, 40, 50], ["70", "10", "30", "40", "50"]
+        node = onnx.helper.make_node("ZipMap", ["s"], ["label"], domain="ai.onnx.ml", classlabels_int64s=labels)
+    model.graph.node.append(node)
+    if lookup == "ints":
+        value = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
+        kind = onnx.helper.make_sequence_type_proto(onnx.helper.make_map_type_proto(onnx.TensorProto.INT64, value))
+        model.graph.output.append(onnx.helper.make_value_info("label", kind))
+    else:
+        model.graph.output.append(onnx.helper.make_tensor_value_info("label", string, None))
+    network, scores, p = predictions(model, PICTURES)
+    assert network.labels == names
+    own = run(model, PICTURES)["label"]
+    if lookup == "ints":
+        np.testing.assert_allclose(p, [[row[label] for label in labels] for row in own], atol=1e-6)
+    else:
+        assert [names[index] for index in network.readout.top1(scores)] == list(np.ravel(own))
+
+
+def test_the_classes_of_the_only_picture() -> None:
+    recipe = heads.Recipe("s = Softmax(z) y = Squeeze(s, a0)", "float[K] y", ("logits",), None)
+    model = heads.build(recipe, 5, batch=1)
+    network, _, p = predictions(model, PICTURES[:1])
+    assert network.readout.kind == "logits"
+    np.testing.assert_allclose(p[0], run(model, PICTURES[:1])["y"], atol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "one"), [("logits_and_embedding", "embedding"), ("age_and_gender", "gender")])
 def test_several_candidates_are_refused_with_the_option(name: str, one: str) -> None:
     path, x, own = case(name)

@@ -155,6 +155,12 @@ RECIPES: dict[str, Recipe] = {
         "s = Softmax(z) u = Softmax(z2) a = Add(s, u) y = Mul(a, fifty)", TABLE, P, lambda o: y(o) / 100.0
     ),
     "vote in 8 bits": Recipe("p = Softmax(z) u = Softmax(z2) s = Mean(p, u) " + QDQ, TABLE, P, y, 4e-3),
+    "vote in float16": Recipe(
+        "s = Softmax(z) u = Softmax(z2) a = Mean(s, u) y = Cast<to=10>(a)", "float16[N,K] y", P, y, 1e-3
+    ),
+    "vote by MatMul": Recipe(
+        "s = Softmax(z) u = Softmax(z2) j = Concat<axis=1>(s, u) y = MatMul(j, pairs)", TABLE, P, y
+    ),
     "vote, clip": Recipe("p = Softmax(z) u = Softmax(z2) s = Mean(p, u) y = Clip(s, tiny, one)", TABLE, P, y),
     "vote [K,N]": Recipe(
         "p = Softmax(z) u = Softmax(z2) s = Mean(p, u) y = Transpose<perm=[1,0]>(s)", "float[K,N] y", P,
@@ -277,6 +283,7 @@ def build(recipe: Recipe, classes: int = 5, batch: str | int = "N", seed: int = 
         "wb2": rng.normal(size=(6, 1)) * 4,
         "row": rng.normal(size=classes),
         "cut": rng.uniform(0.2, 0.8, size=classes),
+        "pairs": np.concatenate([np.eye(classes), np.eye(classes)]) / 2,
         "rest": np.full(classes, 0.1 / classes),
         "t": 1.7, "half": 0.5, "two": 2, "nine": 0.9, "tenth": 0.1, "fifty": 50, "hundred": 100, "one": 1, "nought": 0,
         "tiny": 1e-7, "nearly": 1 - 1e-6, "low": 0.1, "high": 0.8, "minus": -9, "plus": 9, "far": -80, "none": 0,

@@ -51,13 +51,6 @@ def predictions(subject: Subject) -> Finding:
     )
 
 
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two values of one output are the same: numbers, strings, or what a ZipMap gives."""
-    if not isinstance(a, np.ndarray) or a.dtype == object:
-        return bool(np.all(np.asarray(a) == np.asarray(b)))
-    return np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
-
-
 def optimization(subject: Subject) -> list[Finding]:
     """Say how far a quantized model's scores depend on how the runtime optimises it; nothing where they do not."""
     far = subject.optimization

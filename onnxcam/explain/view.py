@@ -15,6 +15,7 @@ from onnxcam.cam.methods.eigen import first_component
 from onnxcam.cam.view import Make
 from onnxcam.errors import MethodError
 from onnxcam.explain.features import Batch, HeadRun, run_head
+from onnxcam.network.layout import Layout
 from onnxcam.network.names import (
     ACTIVATIONS,
     BLOCK,
@@ -123,7 +124,7 @@ class LayerView:
                 start,
                 stop,
                 [
-                    layout.to_canonical(values[name][: stop - start].astype(np.float32, copy=False))
+                    _on_picture(values[name][: stop - start].astype(np.float32, copy=False), layout, self.shape)
                     for name, layout in outputs
                 ],
             )
@@ -383,3 +384,13 @@ class LayerView:
         """Report progress."""
         if self.batch.progress is not None:
             self.batch.progress(done, total)
+
+
+def _on_picture(value: np.ndarray, layout: Layout, size: tuple[int, int]) -> np.ndarray:
+    """A value as `[N, C, h, w]`; at the input's size, drawn where it lies, if it covers only a part of the input."""
+    maps = layout.to_canonical(value)
+    if layout.window is None:
+        return maps
+    rows, channels = maps.shape[:2]
+    drawn = layout.window.place(maps.reshape(rows * channels, *maps.shape[2:]), size, size)
+    return drawn.reshape(rows, channels, *size)

@@ -114,6 +114,8 @@ def layer_warnings(entries: Sequence[dict[str, Any]], names: Collection[str] | N
         others = entry.get("beside")
         if others is None or (names is not None and entry["name"] not in names):
             continue
+        if not others and (entry.get("place") or {}).get("verdict") == "none":
+            continue  # which is said of it, and why
         window = window_of(entry)
         sees = "" if window is None else f", which sees {window.words()} of the model's input"
         around = f"{listing(others)} too" if others else "paths around it"

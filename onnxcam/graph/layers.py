@@ -101,8 +101,12 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
 
 def placed_in(graph: Graph, layer: Layer, scores: str) -> Layer:
     """The layer with its window and its coverage, as the graph has them."""
-    window, coverage = window_of(graph, layer.value), covers(graph, layer.value, _picture(graph), scores)
-    return replace(layer, window=window, covers=coverage)
+    picture = _picture(graph)
+    rows, expected = (shape_of(graph, layer.value) or (None,))[0], (graph.shape(picture) or (None,))[0]
+    # several rows for each picture, such as crops of it: one of them is a part
+    one_row = not isinstance(rows, int) or rows in (1, expected)
+    coverage = covers(graph, layer.value, picture, scores) if one_row else PART
+    return replace(layer, window=window_of(graph, layer.value), covers=coverage)
 
 
 def members(graph: Graph, layer: Layer, scores: str) -> Layer:

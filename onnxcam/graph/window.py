@@ -41,35 +41,27 @@ class Window(NamedTuple):
             parts.append(f"{name} {start:.4g} to {stop:.4g}" + (" (mirrored)" if stop < start else ""))
         return ", ".join(parts) + (", transposed" if self.transposed else "")
 
-    def place(self, maps: np.ndarray, input_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-        """Draw maps `[N, h, w]` of the layer where they lie on the input: bilinear, half-pixel, 0 outside the window.
+    def place(
+        self, maps: np.ndarray, input_size: tuple[int, int], size: tuple[int, int], interpolation: str = "bilinear"
+    ) -> np.ndarray:
+        """Draw maps `[N, h, w]` of the layer where they lie on the input, half-pixel, 0 outside the window.
 
         Arguments:
             input_size: height and width of the model's input.
             size: height and width of the result, which covers the whole input.
+            interpolation: `bilinear` or `nearest`.
 
         Returns:
             float32 `[N, H, W]`.
         """
-        down, across = self.matrices((maps.shape[1], maps.shape[2]), input_size, size)
         values = np.asarray(maps.transpose(0, 2, 1) if self.transposed else maps, np.float32)
+        nearest = interpolation == "nearest"
+        down = _interpolation(values.shape[1], self.height, input_size[0], size[0], nearest)
+        across = _interpolation(values.shape[2], self.width, input_size[1], size[1], nearest)
         return np.asarray(down @ values @ across.T, np.float32)
 
-    def matrices(
-        self, grid: tuple[int, int], input_size: tuple[int, int], size: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The matrices `[H, h]` and `[W, w]` of `place`, for a grid of this height and width.
 
-        `h` and `w` are those after the grid's axes were swapped where it is transposed.
-        """
-        rows, columns = grid[::-1] if self.transposed else grid
-        return (
-            _interpolation(rows, self.height, input_size[0], size[0]),
-            _interpolation(columns, self.width, input_size[1], size[1]),
-        )
-
-
-def _interpolation(cells: int, span: Span, length: int, pixels: int) -> np.ndarray:
+def _interpolation(cells: int, span: Span, length: int, pixels: int, nearest: bool) -> np.ndarray:
     """The matrix `[pixels, cells]` of linear interpolation between cells that lie in a span of an axis, edges repeated.
 
     Arguments:
@@ -82,7 +74,7 @@ def _interpolation(cells: int, span: Span, length: int, pixels: int) -> np.ndarr
     if inside.size == 0 and max(start, stop) > 0 and min(start, stop) < length:
         # the window is narrower than a pixel and between two centres: take the pixel under its middle
         inside = np.array([min(max(int((start + stop) / 2 * pixels / length), 0), pixels - 1)])
-    place = np.clip(at[inside] - 0.5, 0.0, cells - 1.0)
+    place = np.clip(np.floor(at[inside]) if nearest else at[inside] - 0.5, 0.0, cells - 1.0)
     low = np.minimum(place.astype(np.intp), max(cells - 2, 0))
     part = (place - low).astype(np.float32)
     matrix = np.zeros((pixels, cells), np.float32)

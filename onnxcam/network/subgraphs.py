@@ -24,6 +24,7 @@ from onnxcam.graph.attention import Block, blocks
 from onnxcam.graph.biases import biases
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.shape_inference import refresh
+from onnxcam.graph.tokens import window_of
 from onnxcam.graph.view import Graph
 from onnxcam.network.cut import Cut
 from onnxcam.network.layout import Layout
@@ -162,7 +163,7 @@ def contributions(network: Network) -> tuple[onnx.ModelProto, list[tuple[str, La
         op.Mul(gradient, factor, name=f"onnxcam.contribution.{index}")
         infos.append(_info(graph, value, f"onnxcam.contribution.{index}"))
     model = _part(graph, op, [*_inputs(network, cut), _scores_info(network, graph, COTANGENT)], infos)
-    layouts = [cut.layout, *(Layout(term.layout) for term in terms)]
+    layouts = [cut.layout, *(Layout(term.layout, window=window_of(graph, term.value)) for term in terms)]
     return model, [(info.name, layout) for info, layout in zip(infos, layouts, strict=True)]
 
 

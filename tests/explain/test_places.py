@@ -148,3 +148,26 @@ def test_the_mirrored_member_is_drawn_unmirrored() -> None:
     # both fused: the same for the picture and its mirror image
     fused = [explainer.attribute(b, 1, layer=explainer.layers, normalize="none") for b in (batch, mirrored)]
     np.testing.assert_allclose(fused[0], fused[1][:, :, ::-1], atol=1e-5)
+
+
+def test_crops_in_one_batch_are_said_to_be_parts() -> None:
+    explainer = Explainer(CASES / "five_crops.onnx", preprocess="0..1", providers=CPU)
+    assert explainer.manifest["layers"][0]["covers"] == "part"
+    assert any("5 rows for each picture" in text for text in explainer.warnings)
+    assert not any("parallel" in text for text in explainer.warnings)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "fullgrad", "saliency", "reciprocam", "eigencam"])
+def test_a_mirror_inside_changes_nothing_but_the_side(method: str) -> None:
+    """The maps of a network that mirrors its picture are those of the same network without, of the mirrored picture."""
+    source = onnx.load(CASES / "mirror_inside.onnx")
+    without = onnx.load(CASES / "mirror_inside.onnx")
+    assert without.graph.node[0].op_type == "Slice"
+    without.graph.node[1].input[0] = without.graph.node[0].input[0]
+    del without.graph.node[0]
+    batch = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
+    mirrored = np.ascontiguousarray(batch[:, :, :, ::-1])
+    maps = Explainer(source, providers=CPU).attribute(batch, 1, method)
+    expected = Explainer(without, providers=CPU).attribute(mirrored, 1, method)
+    assert expected.any()
+    np.testing.assert_allclose(maps, expected[:, :, ::-1], atol=2e-5)

@@ -55,7 +55,7 @@ def guided_gradcam(view: View, interpolation: str = "nearest") -> np.ndarray:
         raise MethodError(f"interpolation={interpolation!r}; expected 'nearest' or 'bilinear'")
     cam = np.maximum(view.map("gradcam"), 0)
     if view.window is not None:
-        cam = view.window.place(cam, view.shape, view.shape)
+        cam = view.window.place(cam, view.shape, view.shape, interpolation)
     else:
         cam = resize(cam, view.shape, interpolation)
     guided, peak = view.input.guided, cam.max(axis=(1, 2), keepdims=True)

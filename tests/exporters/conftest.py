@@ -6,6 +6,7 @@ import gc
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,21 @@ _captured: dict[Any, Any] = {}
 
 
 @pytest.fixture(scope="module")
-def frozen_objects() -> Iterator[None]:
-    """Spare the garbage collections of each Keras export what was alive before the first one."""
+def few_collections() -> Iterator[None]:
+    """Leave out the 40 garbage collections of each Keras export: they bound its memory, which here is small.
+
+    Each would walk through all that other tests of the process have left: half of the time a small network takes.
+    """
     import keras
 
-    gc.collect()
-    gc.freeze()
-    yield
+    from onnxcam.exporters import keras_weights
+
+    collector = SimpleNamespace(
+        collect=lambda: 0, freeze=lambda: None, unfreeze=lambda: None, get_freeze_count=gc.get_freeze_count
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras_weights, "gc", collector)
+        yield
     keras.backend.clear_session()
 
 

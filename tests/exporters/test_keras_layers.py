@@ -21,7 +21,7 @@ from tests.support.runtime import run  # noqa: E402
 
 pytestmark = [
     pytest.mark.keras,
-    pytest.mark.usefixtures("frozen_objects"),
+    pytest.mark.usefixtures("few_collections"),
     pytest.mark.filterwarnings(SINGLE_INPUT),
 ]
 K = keras.layers

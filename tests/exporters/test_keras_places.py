@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent.parent
 CASES = ROOT / "tests" / "cases"
 pytestmark = [
     pytest.mark.keras,
-    pytest.mark.usefixtures("frozen_objects"),
+    pytest.mark.usefixtures("few_collections"),
     pytest.mark.filterwarnings(SINGLE_INPUT),
 ]
 K = keras.layers

@@ -28,6 +28,7 @@ from tests.exporters import keras_nets as nets  # noqa: E402
 
 pytestmark = [
     pytest.mark.keras,
+    pytest.mark.usefixtures("few_collections"),
     # Keras with NumPy 2.4, when it saves and reads weights
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]

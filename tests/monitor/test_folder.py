@@ -138,6 +138,7 @@ def test_a_sink_may_be_written_to_again_after_closing(tmp_path: Path) -> None:
 # ---- retention
 
 
+@pytest.mark.slow
 def test_ten_times_the_bound_never_passes_it_by_more_than_a_segment(tmp_path: Path) -> None:
     bound, segment = 300_000, 30_000
     sink = Folder(tmp_path, retain_bytes=bound, segment_bytes=segment, min_free=0, sync=False)

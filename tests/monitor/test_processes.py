@@ -91,6 +91,7 @@ def test_fork(worker: str, tmp_path: Path) -> None:
     assert {record["pid"] for record in found} == {os.getpid(), *children}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_fork_in_the_middle_of_everything(tmp_path: Path) -> None:
     """Children of a process whose threads hold locks at that moment, with rows waiting in its queue."""

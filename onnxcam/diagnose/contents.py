@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from onnxcam.diagnose.report import Finding
+from onnxcam.errors import listing
+from onnxcam.graph.training import operators_in_training
 from onnxcam.graph.view import Graph, attributes
 from onnxcam.network.manifest import Manifest
 
@@ -45,6 +47,18 @@ def rewrites(manifest: Manifest) -> list[Finding]:
     """Report operators of the source that stand in the file as others; nothing where there are none."""
     sentences = manifest.get("rewrites") or []
     return [Finding("rewritten", "note", "; ".join(sentences))] if sentences else []
+
+
+def training(graph: Graph) -> list[Finding]:
+    """Fail a model with operators in training mode, wherever they stand; nothing where there are none."""
+    names = operators_in_training(graph)
+    if not names:
+        return []
+    detail = (
+        f"{listing(names)} is in training mode: a picture's scores depend on the others in its batch, or on chance; "
+        "export the model for inference (`model.eval()` in PyTorch)"
+    )
+    return [Finding("training mode", "failed", detail)]
 
 
 def parity(manifest: Manifest) -> Finding:

@@ -122,6 +122,7 @@ def _findings(subject: Subject, directions: int, rng: np.random.Generator) -> li
     findings = [
         contents.file_format(graph, entries),
         *contents.rewrites(entries),
+        *contents.training(graph),
         Finding("providers", "note", "runs on " + ", ".join(subject.file.get_providers())),
         contents.cuda_fallbacks(graph),
         contents.parity(entries),

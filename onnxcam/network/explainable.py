@@ -23,6 +23,7 @@ from onnxcam.graph.input_normalization import normalization
 from onnxcam.graph.layers import Layer, default, members, placed_in, resolve
 from onnxcam.graph.layout import input_layout
 from onnxcam.graph.load import Source
+from onnxcam.graph.training import operators_in_training
 from onnxcam.graph.view import Dim, Graph
 from onnxcam.network import gate as gates
 from onnxcam.network import manifest as manifests
@@ -463,6 +464,11 @@ def _manifest(
     }
     if any(node.op_type in ("DynamicQuantizeLinear", "QuantizeLinear") for node in graph.nodes):
         manifest["approximations"] = ["quantization: rounding is taken for the identity, saturation for clipping"]
+    training = operators_in_training(graph)
+    if training:
+        manifest.setdefault("approximations", []).append(
+            f"training mode: {listing(training)} makes a picture's results depend on its batch, or on chance"
+        )
     inside = normalization(graph, picture.name, Layout(layout).channels == 3)
     if inside is not None:
         manifest["input"]["normalization"] = inside

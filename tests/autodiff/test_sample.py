@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 import torch
 import torch.nn.functional as F
 
 import onnxcam
 from onnxcam.errors import UnsupportedOperator
-from tests.autodiff.harness import build, check, covers, normal
+from tests.autodiff.harness import build, check, covers, normal, record
+from tests.support.runtime import run
 
 SIZES = {2: (3, 2, 4, 5), 3: (3, 2, 4, 5, 3)}
 
@@ -87,3 +89,36 @@ def test_cubic_is_refused_by_name() -> None:
 
 def _bilinear(x: torch.Tensor, g: torch.Tensor, padding: str = "zeros", corners: bool = False) -> Any:
     return F.grid_sample(x, g, mode="bilinear", padding_mode=padding, align_corners=corners)
+
+
+@covers("RoiAlign")
+@pytest.mark.parametrize("mode", ["half_pixel", "output_half_pixel"])
+@pytest.mark.parametrize("ratio", [1, 2, 3])
+def test_regions_are_averaged_back(mode: str, ratio: int) -> None:
+    """Y is linear in X: dX is its adjoint, <dY, Y(Z)> = <dX, Z> for every Z."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]>\nsmall (float[N, 3, 9, 7] x, float[R, 4] rois, int64[R] batch) => '
+        f'(float[R, 3, 4, 5] y) {{ y = RoiAlign<coordinate_transformation_mode = "{mode}", output_height = 4, '
+        f"output_width = 5, sampling_ratio = {ratio}, spatial_scale = 0.5>(x, rois, batch) }}"
+    )
+    record(model)
+    feeds = {
+        "rois": np.float32([[0, 0, 10, 12], [3.3, 2.1, 9.7, 17.9], [-4, 5, 30, 6], [12, 16, 40, 40], [5, 5, 5.1, 5.1]]),
+        "batch": np.array([0, 1, 1, 0, 1]),
+    }
+    dy = normal(5, 3, 4, 5)
+    gradient = run(onnxcam.gradient(model, "y", ["x"]), {"x": normal(2, 3, 9, 7), **feeds, "cotangent.y": dy})["grad.x"]
+    for seed in range(20):
+        z = np.random.default_rng(seed).normal(size=(2, 3, 9, 7)).astype(np.float32)
+        (y,) = run(model, {"x": z, **feeds}).values()
+        assert abs((dy * y).sum() - (gradient * z).sum()) < 1e-4 * np.linalg.norm(dy) * np.linalg.norm(y)
+
+
+@pytest.mark.parametrize("option", ['mode = "max", sampling_ratio = 2', "sampling_ratio = 0"])
+def test_other_regions_are_refused_by_name(option: str) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]>\nsmall (float[N, 3, 9, 7] x, float[R, 4] rois, int64[R] batch) => '
+        f"(float[R, 3, 4, 5] y) {{ y = RoiAlign<output_height = 4, output_width = 5, {option}>(x, rois, batch) }}"
+    )
+    with pytest.raises(UnsupportedOperator, match="RoiAlign"):
+        onnxcam.gradient(model, "y", ["x"])

@@ -12,6 +12,7 @@ from onnx import numpy_helper, parser
 import onnxcam
 from onnxcam.diagnose import differences
 from onnxcam.diagnose.gradients import check
+from onnxcam.network import manifest
 
 CPU = ["CPUExecutionProvider"]
 CASES = Path(__file__).parents[1] / "cases"
@@ -93,3 +94,20 @@ def test_activations_move_away_from_where_nothing_has_a_derivative() -> None:
     assert change.min() >= 0.029 * size
     top = np.sort(moved[0, 4].ravel())[-2:]  # a channel of zeros
     assert top[1] - top[0] > 1e-3 * size
+
+
+@pytest.mark.filterwarnings("ignore:a picture.s results depend on the others")
+@pytest.mark.parametrize("mode", [0, 1])
+def test_a_batch_normalization_in_training_mode_before_the_layer_fails(mode: int) -> None:
+    outputs = "n, u, v" if mode else "n"
+    model = network(
+        f"{outputs} = BatchNormalization<training_mode = {mode}>(c, g, k, m, t)  r = Relu(n)\n"
+        "e = Conv<pads = [1, 1, 1, 1]>(r, w2)",
+        **{name: np.full(8, value, np.float32) for name, value in {"g": 1.0, "k": 0.1, "m": 0.2, "t": 2.0}.items()},
+    )
+    model.graph.name = "small"
+    explainable = onnxcam.augment(model, ["r"])
+    report = check(explainable, providers=CPU)
+    assert ("training mode" in report.failed) == bool(mode), report.lines()
+    record = manifest.read(explainable)
+    assert record is not None and ("approximations" in record) == bool(mode)

@@ -63,6 +63,47 @@ def grid_sample(op: Builder, node: Node, dy: str) -> Cotangents:
     return [dx, dgrid]
 
 
+@vjp("RoiAlign", since=16)
+def roi_align(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = Σ over the regions of a picture of Aᵀ·dY·B, where Y = A·X·Bᵀ: A and B average bilinear samples per axis."""
+    ratio = int(node.attr("sampling_ratio", 0))
+    if node.attr("mode", "avg") != "avg":
+        raise node.refuse("mode 'max' is not covered, 'avg' is")
+    if ratio < 1:
+        raise node.refuse("sampling_ratio 0 takes as many samples as the region's size asks for, which is not covered")
+    if node.wants(1):
+        raise node.refuse("a gradient is needed for its regions")
+    x, rois, batch = node.inputs
+    down = _samples(op, node, rois, 1, op.size(x, 2), int(node.attr("output_height", 1)), ratio)
+    across = _samples(op, node, rois, 0, op.size(x, 3), int(node.attr("output_width", 1)), ratio)
+    # [R, 1, H, h] · [R, C, h, w] · [R, 1, w, W]
+    parts = op.MatMul(op.MatMul(op.Transpose(down, perm=[0, 1, 3, 2]), dy), across)
+    pictures = op.Range(0, op.Squeeze(op.size(x, 0), [0]), 1)
+    mine = op.cast(op.Equal(op.Unsqueeze(pictures, [1]), op.Unsqueeze(batch, [0])))
+    rows = op.Reshape(parts, op.Concat(op.Shape(parts, end=1), [-1], axis=0))
+    return [op.reshape_like(op.MatMul(mine, rows), x), None, None]
+
+
+def _samples(op: Builder, node: Node, rois: str, first: int, size: str, cells: int, ratio: int) -> str:
+    """Weights `[R, 1, cells, pixels]` along one axis: each cell is the mean of `ratio` bilinear samples."""
+    half = node.attr("coordinate_transformation_mode", "half_pixel") == "half_pixel"
+    edges = op.Sub(op.Mul(rois, float(node.attr("spatial_scale", 1.0))), 0.5 if half else 0.0)
+    start, end = (op.Gather(edges, [place], axis=1) for place in (first, first + 2))
+    length = op.Sub(end, start)
+    if not half:  # as in the first versions, a region is a pixel large at least
+        length = op.Max(length, 1.0)
+    at = (np.arange(cells * ratio) + 0.5) / (cells * ratio)
+    place = op.Add(start, op.Mul(length, _typed(op, at[None])))  # [R, cells x ratio]
+    count = op.cast(size)
+    inside = op.And(op.GreaterOrEqual(place, -1.0), op.LessOrEqual(place, count))
+    clamped = op.Min(op.Max(place, 0.0), op.Sub(count, 1.0))
+    pixels = op.cast(op.Range(0, op.Squeeze(size, [0]), 1))
+    weights = op.Max(op.Sub(1.0, op.Abs(op.Sub(op.Unsqueeze(clamped, [2]), pixels))), 0.0)
+    weights = op.mask(weights, op.Unsqueeze(inside, [2]))
+    grouped = op.Reshape(weights, op.vector(0, cells, ratio, -1))
+    return str(op.Unsqueeze(op.ReduceMean(grouped, [2], keepdims=0), [1]))
+
+
 def _around(op: Builder, place: str, rank: int) -> tuple[str, str, str]:
     """The pixels around each place, the factors of their weights per axis, and the slopes of these: 1 or -1."""
     offsets = np.asarray(list(itertools.product((0.0, 1.0), repeat=rank))).reshape(-1, 1, rank)

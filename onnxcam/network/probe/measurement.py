@@ -244,9 +244,11 @@ class _Measurement:
             return Place("unsettled", 0.0, "its positions on the picture are unknown")
         verdicts = []
         for layout, backgrounds in entry.moved.items():
+            bases = [layout.to_canonical(base) for base in entry.bases.values()]
+            awake = places.alive(*bases) if len(bases) == BACKGROUNDS else 1.0
             responses = [places.response(np.stack(moved)) for moved in backgrounds if len(moved) == len(self._boxes)]
             verdicts.append(
-                (layout.name, places.judge(responses, self._boxes, _relative(entry.layer.window, self._size)))
+                (layout.name, places.judge(responses, self._boxes, _relative(entry.layer.window, self._size), awake))
             )
         (_, place), *others = verdicts
         for name, other in others:
@@ -342,14 +344,15 @@ def _range(
     graph: Graph, picture: str, layout: Layout, channels: int, preprocess: Preprocess | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest value of the input, per channel or for all."""
+    inside = normalization(graph, picture, layout.channels == 3)
+    if inside is not None and len(inside["mean"]) in (1, channels):
+        mean, std = np.asarray(inside["mean"]), np.asarray(inside["std"])
+        if preprocess is None or not np.allclose(std, 1):  # what the graph does itself is no matter of opinion
+            return mean - _AROUND * std, mean + _AROUND * std
     if preprocess is not None:
         low, high = preprocess.range
         if low.size in (1, channels):
             return low, high
-    inside = normalization(graph, picture, layout.channels == 3)
-    if inside is not None and len(inside["mean"]) in (1, channels):
-        mean, std = np.asarray(inside["mean"]), np.asarray(inside["std"])
-        return mean - _AROUND * std, mean + _AROUND * std
     if not graph.is_float(picture):
         return np.asarray(0.0), np.asarray(255.0)
     return np.asarray(-_USUAL), np.asarray(_USUAL)

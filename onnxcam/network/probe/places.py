@@ -32,6 +32,7 @@ _REPEATABLE = 0.6
 # shares of the attainable correlation: a direct layer's at least, that of cells in no order at most
 _SHARE, _SCRAMBLED = 0.66, 0.62
 _FEWEST_TO_ROLL = 9  # cells
+_FEWEST_ALIVE, _SILENT = 0.6, 0.02  # share of cells; of the strongest cell's change
 _FAR = 1e3  # sides of the layer
 
 
@@ -104,12 +105,12 @@ def changes(base: np.ndarray, changed: np.ndarray) -> np.ndarray:
 
 
 def response(moved: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Sum changes over channels, each in units of its own mean change: D, float64 `[K, h, w]`, averaged down to `size`.
+    """Sum changes over channels, each in units of its own largest change: D, float64 `[K, h, w]`, averaged down to `size`.
 
     Arguments:
         moved: of `changes`.
     """
-    scale = moved.mean(axis=(0, 2, 3), dtype=np.float64)
+    scale = moved.max(axis=(0, 2, 3)).astype(np.float64)
     weights = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
     total = np.einsum("kchw,c->khw", moved.astype(np.float64), weights)
     return averaged(total, size or smaller(total.shape[1:]))
@@ -120,13 +121,21 @@ def smaller(size: tuple[int, ...]) -> tuple[int, int]:
     return min(size[-2], _LARGEST), min(size[-1], _LARGEST)
 
 
-def judge(responses: list[np.ndarray], boxes: np.ndarray, window: Window = WHOLE) -> Place:
+def alive(first: np.ndarray, second: np.ndarray) -> float:
+    """The share of the cells that differ between two backgrounds, `[1, C, h, w]` each."""
+    moved = changes(first[0], second)[0].sum(axis=0)
+    return float((moved > _SILENT * moved.max(initial=0.0)).mean())
+
+
+def judge(responses: list[np.ndarray], boxes: np.ndarray, window: Window = WHOLE, awake: float = 1.0) -> Place:
     """Give the verdict on a layer.
 
     Arguments:
         responses: D of each background, `[K, h, w]`, not averaged down differently.
         boxes: the changed places, `[K, 4]`: top, bottom, left, right in units of the picture's sides.
         window: where the layer lies on the picture according to the graph, in units of its sides.
+        awake: share of its cells that differ between the backgrounds, see `alive`: of a layer that is silent for the
+            most part (its border alone answers, say, to pictures out of its range) only a direct place is believed.
     """
     alive = [d for d in responses if np.isfinite(d).all() and d.any()]
     if not alive:
@@ -151,6 +160,8 @@ def judge(responses: list[np.ndarray], boxes: np.ndarray, window: Window = WHOLE
     fits = direct >= max(enough, _SHARE * attainable)
     if fits and direct >= turned + _MARGIN and direct >= shifted - _shift_margin(direct):
         return _as_drawn(window, direct, (size[0], size[1]))
+    if awake < _FEWEST_ALIVE:
+        return Place("unsettled", direct, "most cells of the layer are silent on the pictures measured")
     if turned >= max(proof, direct + _MARGIN, shifted - 0.02):
         return Place(ORIENTATIONS[name][0], turned, name)
     if shifted >= max(proof, direct + _shift_margin(direct)):

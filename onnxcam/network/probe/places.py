@@ -105,10 +105,13 @@ def changes(base: np.ndarray, changed: np.ndarray) -> np.ndarray:
 
 
 def response(moved: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Sum changes over channels, each in units of its own largest change: D, float64 `[K, h, w]`, averaged down to `size`.
+    """Sum changes over channels, each in units of its own largest change: D, float64 `[K, h, w]`.
+
+    In units of the mean, the channels that are alive at the border alone would count most.
 
     Arguments:
         moved: of `changes`.
+        size: to which D is averaged down.
     """
     scale = moved.max(axis=(0, 2, 3)).astype(np.float64)
     weights = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)

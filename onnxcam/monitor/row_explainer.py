@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from onnxcam.monitor import record as records
 from onnxcam.monitor.predictions import Row
 from onnxcam.network import manifest
 from onnxcam.network.layout import Layout, window_of
+
+if TYPE_CHECKING:
+    from onnxcam.graph.window import Window
 
 Files = dict[str, bytes]
 
@@ -117,7 +120,7 @@ class RowExplainer:
             target=target,
             layer=self._settings.layer,
             method=self._settings.method,
-            raw_map=raw,
+            raw_map=self._on_input(raw),
             latency_ms={"queued": waited * 1e3, "explain": (explained - started) * 1e3},
             labels=self._explainer.labels,
             region=self._settings.region,
@@ -173,8 +176,7 @@ class RowExplainer:
     ) -> Files:
         extent = self._extent(row, tensor) or raw.shape
         size = (extent[0], extent[1])
-        window = window_of(manifest.layer(self._explainer.manifest, self._settings.layer))
-        heatmap = fuse([raw[None]], "max", size, windows=[window], input_size=size)[0]
+        heatmap = fuse([raw[None]], "max", size, windows=[self._window], input_size=size)[0]
         self._pause()
         if geometry is not None:
             heatmap = geometry.to_picture(heatmap)
@@ -194,6 +196,25 @@ class RowExplainer:
                 self._pause()
                 files["input"] = image.encode_png(pixels)
         return files
+
+    @property
+    def _window(self) -> Window | None:
+        """The part of the model's input that the layer covers, None for all of it."""
+        return window_of(manifest.layer(self._explainer.manifest, self._settings.layer))
+
+    def _on_input(self, raw: np.ndarray) -> np.ndarray:
+        """The map `[h, w]` over the whole input, in cells of the layer's size, so that records say where it lies."""
+        window = self._window
+        if window is None:
+            return raw
+        entry = self._explainer.manifest["input"]
+        size = Layout.of(entry).size(entry["shape"])
+        grid = raw.shape[::-1] if window.transposed else raw.shape
+        cells = [
+            max(round(side * count / abs(stop - start)), 1)
+            for side, count, (start, stop) in zip(size, grid, (window.height, window.width), strict=True)
+        ]
+        return np.asarray(window.place(raw[None], size, (cells[0], cells[1]))[0])
 
     def _extent(self, row: Row, tensor: np.ndarray | None) -> tuple[int, int] | None:
         """Return height and width of the model's input; None if unknown."""

@@ -407,3 +407,26 @@ def test_a_folder_gets_records_and_pictures(tmp_path: Path) -> None:
         assert monitor.flush(10)
     assert len(list((tmp_path / "cam" / "files").rglob("*-heatmap.png"))) == 2
     assert sum(len(p.read_text().splitlines()) for p in (tmp_path / "cam" / "records").glob("*.jsonl")) == 2
+
+
+def test_a_layer_of_a_part_is_recorded_where_it_lies(kept: Kept) -> None:
+    """The record's map and region cover the whole input, the picture is drawn as an explanation has it."""
+    source = Path(__file__).parent.parent / "cases" / "crop_inside.onnx"
+    model = onnxcam.augment(source, preprocess=UNIT).SerializeToString()
+    region = np.zeros((32, 32))
+    region[16:, 16:] = 1  # the crop
+    monitor = Monitor(model, sink=kept, when=ALWAYS, region=region, redact="none", **UNLIMITED)
+    shown = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    explainer = onnxcam.Explainer(model)
+    scores = explainer.run(explainer.prepare(shown)[1]).scores
+    assert monitor.observe(scores, pictures=[shown]) == 1 and monitor.flush(10)
+    monitor.close(10)
+    (record,), (files,) = kept.records, kept.files
+    wanted = explainer.explain(shown, normalize="max")
+    np.testing.assert_array_equal(
+        cv2.imdecode(np.frombuffer(files["overlay"], np.uint8), 1)[..., ::-1], wanted.overlay()
+    )
+    assert record["attention"]["region"] == pytest.approx(1.0)
+    stored = np.reshape(record["map"]["values"], record["map"]["shape"])
+    half = len(stored) // 2
+    assert stored[half:, half:].any() and not stored[:half].any() and not stored[:, :half].any()

@@ -93,17 +93,18 @@ class Evaluation:
             values[layer] = leaf
             return leaf.clone()  # what follows may edit this one in place; `leaf` stays what the layer returned
 
-        with torch.inference_mode(False), torch.enable_grad(), Endings() as endings:
-            outputs = tensors(forward(batch, tap))
-        scores = outputs[place]
-        ending = None
-        if stepped_over and not (readout.logarithmic or readout.numeric):
-            ending = endings.ending(scores) or endings.nearest(scores)
-        if ending is not None:
-            scores = ending[1]
-        elif readout.logarithmic or (stepped_over and readout.probabilities_output and not readout.exclusive):
-            scores = log_probabilities(scores, readout)
-        self._scores = scores.reshape(len(scores), -1)
+        with torch.inference_mode(False), torch.enable_grad():
+            with Endings() as endings:
+                outputs = tensors(forward(batch, tap))
+            scores = outputs[place]
+            ending = None
+            if stepped_over and not (readout.logarithmic or readout.numeric):
+                ending = endings.ending(scores) or endings.nearest(scores)
+            if ending is not None:
+                scores = ending[1]
+            elif readout.logarithmic or (stepped_over and readout.probabilities_output and not readout.exclusive):
+                scores = log_probabilities(scores, readout)
+            self._scores = scores.reshape(len(scores), -1)
         self._readout = readout
         self._values = [values[layer] for layer in range(count)]
         if not self._scores.requires_grad:

@@ -235,10 +235,11 @@ def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pyt
     assert result.code == 0, result.err
     options = {"weights": "none", "trust": True, "import_file": "x.py", "input_size": [64, 64]}
     assert seen["load"] == ("torchvision:net", options)
+    assert callable(seen["export"].pop("on_warning"))
     assert seen["export"] == {
         "layers": ["layer4"], "labels": ["a", "b", "c", "d", "e"], "preprocess": RAW, "methods": ("gradcam",),
         "target": "b", "opset": 19, "verify": False, "scores": None, "outputs": "all", "gate": None,
-        "grid": None, "prefix_tokens": None,
+        "grid": None, "prefix_tokens": None, "kind": None, "portable": False,
         "origin": {"name": "net"},
     }  # fmt: skip
     assert run("export", "torchvision:net", "-o", tmp_path / "out.onnx", "--preprocess", "caffe").code == 0

@@ -351,7 +351,8 @@ def test_a_monitor_reads_a_plain_sessions_probabilities(name: str) -> None:
     own = np.asarray(recipe.probabilities(run(model, x))).max(axis=1)
     threshold = float(np.median(own))
     sink = Kept()
-    with onnxcam.Monitor(model, sink=sink, when=f"confidence < {threshold}", redact="none", **UNLIMITED) as monitor:
+    settings = {"redact": "none", "baseline_sample": 0.0, **UNLIMITED}
+    with onnxcam.Monitor(model, sink=sink, when=f"confidence < {threshold}", **settings) as monitor:
         monitor.wrap(session(model)).run(None, {"x": x})
         assert monitor.flush(20)
     confidences = sorted(record["prediction"]["confidence"] for record in sink.records)

@@ -303,11 +303,14 @@ def _emit(graph: Graph, readout: Readout, form: Form | None, how: str) -> tuple[
     kind = graph.dtype(value)
     if form is not None and not (form.standard and form.rank == 2):
         value = _as_table(op, value, form)
+    # of the file's own type: 1 / p of a smaller p would not be finite in 16 bits
+    smallest = float(np.finfo(np.float16 if kind == onnx.TensorProto.FLOAT16 else np.float32).tiny)
     if how != AS_IT_IS and kind in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
         kind = onnx.TensorProto.FLOAT  # of 16 bits the logarithm of a small probability is coarse
         value = op.Cast(value, to=kind)
     op.dtype = kind
-    smallest = float(np.finfo(onnx.helper.tensor_dtype_to_np_dtype(kind)).tiny)
+    if kind == onnx.TensorProto.DOUBLE:
+        smallest = float(np.finfo(np.float64).tiny)
     if how != AS_IT_IS and readout.scale != 1:
         value = op.Div(value, readout.scale)
     if how == LOGARITHM:

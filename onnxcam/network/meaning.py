@@ -292,7 +292,7 @@ class Numbers:
     def _rounded(self, value: str, before: str) -> bool:
         nodes, _ = self._graph.upstream([value], stop=[before])
         return any(node.op_type in _ROUNDING and node.op_type != "Cast" for node in nodes) or (
-            self._graph.dtype(value) in BYTES
+            self._graph.dtype(value) in (*BYTES, onnx.TensorProto.FLOAT16)
         )
 
     def _tolerance(self, before: str) -> float:

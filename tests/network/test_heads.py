@@ -375,3 +375,9 @@ def test_a_monitor_names_its_own_option() -> None:
     onnxcam.Monitor(path, sink=print, when="confidence < 0.6", scores_output="logits").close()
     with pytest.raises(SettingError, match="this model's score is a quantity"):
         onnxcam.Monitor(case("regression")[0], sink=print, when="confidence < 0.6", kind="regression")
+
+
+def test_the_gradient_of_a_vote_in_float16_is_finite() -> None:
+    made = augment(heads.build(heads.RECIPES["vote in float16"], 5))
+    values = run(made, x=PICTURES, target=np.array([0, 1, 2, 3, 4, -1]))
+    assert np.isfinite(values["gradients"]).all() and np.isfinite(values["log_probabilities"]).all()

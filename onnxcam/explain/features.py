@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnxcam import runtime
+from onnxcam.errors import LayerError
 from onnxcam.explain.sessions import Sessions
 from onnxcam.network.names import GRADIENT, SCORES, TARGET
 from onnxcam.runtime.rows import floats, joined, portions
@@ -80,6 +81,14 @@ class HeadRun:
         return HeadRun(self.batch._replace(scores=scores, pictures=pictures), values)
 
 
+def uneven_rows(layer: str, rows: int, pictures: int) -> LayerError:
+    """The error for a layer whose rows are not the pictures'."""
+    return LayerError(
+        f"layer {layer!r} has {rows} rows for {pictures} pictures, as crops have: which is whose is unknown; "
+        "choose another layer (`onnxcam layers` lists them) or a method of the input such as saliency"
+    )
+
+
 def run_head(
     sessions: Sessions,
     pictures: np.ndarray,
@@ -115,6 +124,9 @@ def run_head(
         name: joined([run[name] for run in runs])[: len(pictures)] if rowwise else runs[0][name]
         for name, rowwise in by_row.items()
     }
+    for cut in cuts:
+        if cut.layer.value != picture and len(values[cut.layer.value]) != len(pictures):
+            raise uneven_rows(cut.layer.name, len(values[cut.layer.value]), len(pictures))
     values[picture] = pictures
     scores = values[SCORES].astype(np.float32, copy=False)
     batch = Batch(sessions, pictures, scores, readout, size, seed, progress)

@@ -12,7 +12,7 @@ import numpy as np
 from onnxcam import runtime
 from onnxcam.cam.methods import GRAPH, Method, find
 from onnxcam.errors import InputError, ModelError, OnnxcamError
-from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head
+from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head, uneven_rows
 from onnxcam.explain.sessions import MakeOptions, Sessions
 from onnxcam.graph.large_model import Serialized
 from onnxcam.network import manifest as manifests
@@ -256,6 +256,11 @@ class FileSession:
                 runs.append(run(loaded, names, feeds))
             except (InputError, ModelError) as error:
                 raise _refusal(error, manifest["input"], batch.shape) from error
+        if len(batch) > 1:  # of one picture the first row is drawn, with the warning that was measured
+            for entry in manifest["layers"]:
+                for name in (entry["activations"], *entry["heatmaps"].values()):
+                    if name in names and len(runs[0][name]) != len(runs[0][scores]):
+                        raise uneven_rows(entry["name"], len(runs[0][name]), len(runs[0][scores]))
         values = {name: joined([run[name] for run in runs])[: len(batch)] for name in names}
         return values[scores], values
 

@@ -13,6 +13,7 @@ import pytest
 
 import onnxcam
 from onnxcam import Explainer
+from onnxcam.errors import LayerError
 from tests.support.runtime import run
 
 CASES = Path(__file__).parent.parent / "cases"
@@ -171,3 +172,14 @@ def test_a_mirror_inside_changes_nothing_but_the_side(method: str) -> None:
     expected = Explainer(without, providers=CPU).attribute(mirrored, 1, method)
     assert expected.any()
     np.testing.assert_allclose(maps, expected[:, :, ::-1], atol=2e-5)
+
+
+def test_rows_that_are_not_the_pictures_are_refused_for_several_pictures() -> None:
+    explainer = onnxcam.Explainer(CASES / "five_crops.onnx")
+    assert any("5 rows for each picture" in warning for warning in explainer.warnings)
+    pictures = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
+    assert explainer.attribute(pictures[:1]).shape == (1, 64, 64)
+    for method in ("gradcam", "ablationcam"):
+        with pytest.raises(LayerError, match="10 rows for 2 pictures"):
+            explainer.attribute(pictures, method=method)
+    assert explainer.attribute(pictures, method="saliency").shape == (2, 64, 64)

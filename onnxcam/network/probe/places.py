@@ -32,6 +32,8 @@ _REPEATABLE = 0.6
 # shares of the attainable correlation: a direct layer's at least, that of cells in no order at most
 _SHARE, _SCRAMBLED = 0.66, 0.62
 _FEWEST_TO_ROLL = 9  # cells
+# of fewer, convolutions without padding look shifted: Xception at 71 x 71 pixels, 3 x 3 cells
+_FEWEST_TO_SHIFT = 16
 _FEWEST_ALIVE, _SILENT = 0.6, 0.02  # share of cells; of the strongest cell's change
 _FAR = 1e3  # sides of the layer
 
@@ -167,7 +169,7 @@ def judge(responses: list[np.ndarray], boxes: np.ndarray, window: Window = WHOLE
         return Place("unsettled", direct, "most cells of the layer are silent on the pictures measured")
     if turned >= max(proof, direct + _MARGIN, shifted - 0.02):
         return Place(ORIENTATIONS[name][0], turned, name)
-    if shifted >= max(proof, direct + _shift_margin(direct)):
+    if size[0] * size[1] >= _FEWEST_TO_SHIFT and shifted >= max(proof, direct + _shift_margin(direct)):
         return Place("shifted", shifted)
     best = max(direct, turned, shifted)
     if repeatability >= max(_REPEATABLE, _OTHER_SIGMAS * chance) and best < _SCRAMBLED * attainable:

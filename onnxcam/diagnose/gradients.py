@@ -101,6 +101,8 @@ def check(
         options = options or runtime.options.proving()
         return runtime.open_session(serialize(part), providers, options, allow_fallback=allow_fallback)
 
+    if (entries.get("measured") or {}).get("rows") == manifest.COUPLED:  # as they are explained: one by one
+        samples, directions = 1, directions * samples
     rng = np.random.default_rng(seed)
     file = open_session(model)
     ungated = open_session(graph.model) if entries.get("gate") else file

@@ -387,3 +387,24 @@ def test_pooling_windows_that_are_all_zero_accuse_nobody() -> None:
     )
     report = check(onnxcam.augment(source, ["relu2"]), providers=CPU)
     assert report.passed and verdicts(report) == ["ok"], report.lines()
+
+
+def test_coupled_rows_are_checked_one_by_one() -> None:
+    """Statistics over the batch behind the layer: in a batch of noise the gradient of a row is that of all scores."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[N, 3, 12, 12] x) => (float[N, 4] y) {\n'
+        "c = Conv(x, k) mean = ReduceMean(c, axes) d = Sub(c, mean) square = Mul(d, d) v = ReduceMean(square, axes)\n"
+        "e = Add(v, small) s = Sqrt(e) n = Div(d, s) r = Relu(n) p = GlobalAveragePool(r) f = Flatten(p)\n"
+        "y = MatMul(f, w) }"
+    )
+    rng = np.random.default_rng(0)
+    arrays = {
+        "k": rng.normal(size=(6, 3, 3, 3)).astype(np.float32) / 3,
+        "w": rng.normal(size=(6, 4)).astype(np.float32),
+        "small": np.float32([1e-5]),
+        "axes": np.int64([0, 2, 3]),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    report = check(model, providers=CPU)
+    assert report.passed, report.lines()
+    assert any(finding.name == "rows" and "depend on the others" in finding.detail for finding in report.findings)

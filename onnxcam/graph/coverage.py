@@ -15,6 +15,7 @@ from onnxcam.graph.view import Graph, uses
 ALL, PART = "all", "part"
 # they read how large a value is, not what it holds
 _SHAPES = ("Shape", "Size")
+_DYNAMIC = "DynamicQuantizeLinear"  # its scale and zero point say how its numbers are written: no paths of their own
 _cache: WeakKeyDictionary[Graph, dict[tuple[str, str], frozenset[str]]] = WeakKeyDictionary()
 
 
@@ -55,14 +56,15 @@ def _on_all_paths(
     for node in nodes:
         if node.op_type in _SHAPES:
             continue
+        outputs = node.output[:1] if node.op_type == _DYNAMIC else node.output
         for name in dict.fromkeys(uses(node)):
             captured = name not in node.input  # by a subgraph
             # behind the last patches, what prefix tokens and scores are computed from them goes on
             if name in reached and (
                 patches is None or captured or patches.pass_through(node, name) or not patches.reach(name)
             ):
-                edges += [(name, output) for output in node.output if output]
-                reached.update(node.output)
+                edges += [(name, output) for output in outputs if output]
+                reached.update(outputs)
     to: Counter[str] = Counter({picture: 1})
     for source, output in edges:
         to[output] += to[source]

@@ -390,7 +390,11 @@ def _activation(graph: Graph, value: str, counts: Callable[[onnx.NodeProto, str]
         reads = [name for name in node.input if name in inside and (counts is None or counts(node, name))]
         if not reads:
             continue
-        others = [name for name in node.input if name and name not in inside and not graph.is_constant(name)]
+        others = [
+            name
+            for name in node.input
+            if name and name not in inside and not graph.is_constant(name) and not _is_scale(graph, name)
+        ]
         # a normalisation may be exported as its parts, with means over the channels of each token
         statistic = node.op_type == "ReduceMean" and _per_token(graph, value, node.output[0])
         simple = statistic or node.op_type in _STEPS or node.op_type in _NORMALIZATIONS
@@ -404,6 +408,15 @@ def _activation(graph: Graph, value: str, counts: Callable[[onnx.NodeProto, str]
         if frontier == {output} and shape_of(graph, output) == shape_of(graph, value):
             return str(output)
     return None
+
+
+def _is_scale(graph: Graph, value: str) -> bool:
+    """Whether a value is the scale of a dynamic quantization, or its product with that of constant weights."""
+    node = graph.producer.get(value)
+    if node is not None and node.op_type == "DynamicQuantizeLinear":
+        return value != node.output[0]
+    varying = [name for name in node.input if not graph.is_constant(name)] if node is not None else []
+    return node is not None and node.op_type == "Mul" and len(varying) == 1 and _is_scale(graph, varying[0])
 
 
 def _per_token(graph: Graph, value: str, output: str) -> bool:

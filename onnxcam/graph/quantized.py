@@ -53,6 +53,10 @@ def rewrite(model: onnx.ModelProto) -> bool:
                 ) from error
         else:
             writer.nodes.append(node)
+    real = {node.output[0] for node in model.graph.node if node.op_type == "ConvInteger"}  # declared as int32
+    infos = [info for info in model.graph.value_info if info.name not in real]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(infos)
     replace_nodes(model, writer.nodes)
     return True
 

@@ -86,6 +86,24 @@ def test_a_dynamically_quantized_model_is_explained(dynamic: onnx.ModelProto) ->
     assert error < 0.1  # the float model's gradient, but for gates that rounding turns
 
 
+def test_shapes_that_the_quantizer_declared_hide_no_convolution(dynamic: onnx.ModelProto) -> None:
+    inferred = onnx.shape_inference.infer_shapes(dynamic)
+    sums = [node.output[0] for node in dynamic.graph.node if node.op_type in ("ConvInteger", "MatMulInteger")]
+    assert {info.name: info for info in inferred.graph.value_info}.keys() >= set(sums)
+    batch = normal(2, 3, 12, 12)
+    raw = [Explainer(model, layers=["r"], providers=CPU).run(batch, [1, 2]) for model in (dynamic, inferred)]
+    assert raw[0].gradients.any()
+    np.testing.assert_array_equal(raw[0].gradients, raw[1].gradients)
+
+
+def test_scales_are_no_paths_and_end_no_layer(dynamic: onnx.ModelProto) -> None:
+    assert [layer.name for layer in onnxcam.layers(dynamic)] == [layer.name for layer in onnxcam.layers(network())]
+    (default,) = [layer for layer in onnxcam.layers(dynamic) if layer.default]
+    assert default.name == "a"
+    record = manifest.read(onnxcam.augment(dynamic))
+    assert record is not None and record["layers"][0]["covers"] == "all"
+
+
 @pytest.mark.parametrize("level", ["extended", "all"])
 def test_so_is_what_the_runtime_saves_of_it(dynamic: onnx.ModelProto, level: str, tmp_path: Path) -> None:
     saved = optimised(dynamic, level, tmp_path)

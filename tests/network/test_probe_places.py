@@ -48,6 +48,18 @@ def test_right_layers_are_direct(seed: int) -> None:
     assert place_of(misplaced.channels_last(seed), "NHWC").verdict == "direct"
 
 
+@pytest.mark.parametrize("side", [2, 3, 4, 7])
+@pytest.mark.parametrize("cells", [-0.5, 0.0, 0.5, 1.5])
+def test_half_a_cell_is_no_shift(cells: float, side: int) -> None:
+    """Behind strided convolutions each cell looks at its own top left corner, which is far on a picture of few cells."""
+    centres, half = np.array(stimuli.PLACES), stimuli.SIDE / 2
+    boxes = np.stack([centres[:, 0] - half, centres[:, 0] + half, centres[:, 1] - half, centres[:, 1] + half], axis=1)
+    axis = (np.arange(side) + 0.5) / side
+    y, x = (np.exp(-(((axis - place[:, None] - cells / side) / 0.2) ** 2) / 2) for place in centres.T)
+    place = places.judge([y[:, :, None] * x[:, None, :] + 1e-3] * 2, boxes)
+    assert place.misplaced is (cells > 1 and side > 3)  # of fewer cells nothing is said
+
+
 def test_a_layer_that_does_not_depend_on_places_is_unsettled() -> None:
     net = misplaced.Net(1)
     mean = net.add("GlobalAveragePool", net.features("x"))

@@ -35,6 +35,7 @@ _FEWEST_TO_ROLL = 9  # cells
 # of fewer, convolutions without padding look shifted: Xception at 71 x 71 pixels, 3 x 3 cells
 _FEWEST_TO_SHIFT = 16
 _FEWEST_ALIVE, _SILENT = 0.6, 0.02  # share of cells; of the strongest cell's change
+_NEAR = 1.0  # cells by which a layer's edges may lie off the picture's: strided convolutions centre them so
 _FAR = 1e3  # sides of the layer
 
 
@@ -157,7 +158,7 @@ def judge(responses: list[np.ndarray], boxes: np.ndarray, window: Window = WHOLE
     by_orientation = {name: fit.orientation(within, *turn[1:]) for name, turn in ORIENTATIONS.items()}
     direct = by_orientation.pop("as it is")
     name, turned = max(by_orientation.items(), key=lambda item: item[1])
-    shifted = fit.shifted(within)
+    shifted, near = fit.shifted(within)
     chance = 1 / np.sqrt((len(boxes) - 1) * (min(size[0] * size[1], _INDEPENDENT) - 1))
     enough, proof = max(_DIRECT, _DIRECT_SIGMAS * chance), max(_OTHER, _OTHER_SIGMAS * chance)
     repeatability = _agreement(r)
@@ -169,7 +170,8 @@ def judge(responses: list[np.ndarray], boxes: np.ndarray, window: Window = WHOLE
         return Place("unsettled", direct, "most cells of the layer are silent on the pictures measured")
     if turned >= max(proof, direct + _MARGIN, shifted - 0.02):
         return Place(ORIENTATIONS[name][0], turned, name)
-    if size[0] * size[1] >= _FEWEST_TO_SHIFT and shifted >= max(proof, direct + _shift_margin(direct)):
+    enough_cells = size[0] * size[1] >= _FEWEST_TO_SHIFT
+    if enough_cells and shifted > near and shifted >= max(proof, direct + _shift_margin(direct)):
         return Place("shifted", shifted)
     best = max(direct, turned, shifted)
     if repeatability >= max(_REPEATABLE, _OTHER_SIGMAS * chance) and best < _SCRAMBLED * attainable:
@@ -188,7 +190,7 @@ def _as_drawn(window: Window, correlation: float, size: tuple[int, int]) -> Plac
     if any(flips):
         return Place("rotated" if all(flips) else "mirrored", correlation, drawn=True)
     away = [max(abs(start), abs(stop - 1)) * side for (start, stop), side in zip(spans, sides, strict=True)]
-    if max(away) > 1:  # cells
+    if max(away) > _NEAR:
         return Place("shifted", correlation, drawn=True)
     return Place("direct", correlation)
 
@@ -221,19 +223,26 @@ class _Fit:
         turned = np.where((flip_y, flip_x), 1 - turned, turned)
         return max(self._best(turned[None, :, 0], turned[None, :, 1], width) for width in _WIDTHS)
 
-    def shifted(self, places: np.ndarray) -> float:
-        """The best correlation with the layer rolled by whole cells, or showing a crop of the picture."""
+    def shifted(self, places: np.ndarray) -> tuple[float, float]:
+        """The best correlation with the layer rolled by whole cells, or showing a crop of the picture; that of crops
+        whose edges lie within a cell of the picture's."""
         y, x = ([(axis - start) / extent for start, extent in _crops()] for axis in places.T)
-        best = max(self._best(np.stack(y), np.stack(x), width) for width in _WIDTHS[:4])
+        edges = np.array([(start, start + extent - 1) for start, extent in _crops()])
+        near = [np.abs(edges).max(axis=1) * side <= _NEAR for side in self._size]
+        within = near[0][:, None] & near[1]
+        best, by_less = (
+            max(self._best(np.stack(y), np.stack(x), width, among) for width in _WIDTHS[:4])
+            for among in (~within, within)
+        )
         rolls = [(dy, dx) for dy in range(self._size[0]) for dx in range(self._size[1]) if (dy, dx) != (0, 0)]
         if len(rolls) + 1 < _FEWEST_TO_ROLL:  # rolled by half of two cells is mirrored
-            return best
+            return best, by_less
         rolled = np.stack([np.roll(self._total, roll, (1, 2)).ravel() for roll in rolls])
         for width in _WIDTHS[:4]:
             template = _centred(self._bump(places, width)).ravel()
             fits = rolled @ template / max(self._norm * float(np.linalg.norm(template)), 1e-18)
             best = max(best, float(fits.max()))
-        return best
+        return best, by_less
 
     def _bump(self, places: np.ndarray, width: float) -> np.ndarray:
         """A bump around each place, `[K, h, w]`."""
@@ -242,8 +251,9 @@ class _Fit:
         )
         return np.asarray(gy[:, :, None] * gx[:, None, :])
 
-    def _best(self, y: np.ndarray, x: np.ndarray, width: float) -> float:
-        """The best correlation over candidates: places `[a, K]` along y and `[b, K]` along x, all pairs of them."""
+    def _best(self, y: np.ndarray, x: np.ndarray, width: float, among: np.ndarray | None = None) -> float:
+        """The best correlation over candidates: places `[a, K]` along y and `[b, K]` along x, all pairs of them, or
+        those `among` them, bool `[a, b]`."""
         gy, gx = (_bumps(q, axis, np.hypot(width, 0.3 / len(axis))) for q, axis in zip((y, x), self._axes, strict=True))
         products = np.einsum("akj,bkj->abk", np.einsum("kij,aki->akj", self._total, gy), gx)
         totals = gy.sum(axis=2)[:, None] * gx.sum(axis=2)[None]
@@ -253,7 +263,7 @@ class _Fit:
         gram = gram * scale[..., :, None] * scale[..., None, :]
         square = np.einsum("abkk->ab", gram) - gram.sum(axis=(2, 3)) / gram.shape[-1]
         correlation = (products * scale).sum(axis=2) / (self._norm * np.sqrt(np.maximum(square, 1e-18)))
-        return float(correlation.max())
+        return float((correlation if among is None else correlation[among]).max(initial=-1.0))
 
 
 def _bumps(places: np.ndarray, axis: np.ndarray, width: float) -> np.ndarray:

@@ -27,6 +27,9 @@ _DECLARE = "declare what it is with `kind=` (on the command line: --kind)"
 _ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Round"})
 # steps that keep the order of a class's values, taken one input at a time
 _ORDERLY = having(Trait.PASSES | Trait.RESHAPES) | _ROUNDING | {"Transpose", "Clip", "Min", "Max", "Mul", "Div"}
+_PERCENT = 95.0  # percentages of random values come as close as this to 100
+# steps by which indices stay numbers among the outputs
+_CARRIES_INDICES = having(Trait.PASSES | Trait.RESHAPES) | {"Cast", "Concat", "Transpose"}
 _EXACT, _ROUNDED = 1e-5, 1e-2  # how far probabilities may differ: by float32, by 8 bits
 
 
@@ -68,8 +71,44 @@ class Numbers:
             self._at = self._before_sorting(table)
         relation = self._relation()
         if relation is not None:
-            return relation
+            return self._quantity_perhaps(relation)
+        indices = self._indices()
+        if indices is not None:
+            raise ModelError(
+                f"{self._value!r} holds indices of classes, from {indices}: its columns are not the scores of classes; "
+                f"{ADVICE}"
+            )
         return self._without_logit(doubted)
+
+    def _quantity_perhaps(self, meaning: Meaning) -> Meaning:
+        """A sigmoid that is scaled to a range other than 0..1 is a probability in percent, or a quantity."""
+        readout = meaning.readout
+        highest = float(self._table(self._at).max())
+        scaled = readout.kind == BINARY and self._graph.dtype(self._at) in FLOATS and highest > 1 + _ROUNDED
+        if not scaled or self._kind == BINARY:
+            return meaning
+        sentence = (
+            f"{self._value!r} is a single number per picture, a sigmoid scaled to a range up to {highest:.4g}, taken "
+            "for the probability of two classes; if it is a quantity, declare kind='regression' (on the command line: "
+            "--kind regression)"
+        )
+        return replace(meaning, readout=replace(readout, warnings=(sentence,)))
+
+    def _indices(self) -> str | None:
+        """The operator whose indices of classes are among the numbers, None without: cast to numbers of their own, not
+        used to gather others."""
+        graph, queue, visited = self._graph, [self._at], set()
+        while queue:
+            value = queue.pop()
+            node = graph.producer.get(value)
+            if value in visited or node is None or graph.position.get(value) is None:
+                continue
+            visited.add(value)
+            if node.op_type in ("ArgMax", "ArgMin") or (node.op_type == "TopK" and value == node.output[1]):
+                return node.op_type
+            if node.op_type in _CARRIES_INDICES:
+                queue += [name for name in node.input if name]
+        return None
 
     def _table(self, value: str) -> np.ndarray:
         return self._end.tables[value]
@@ -193,7 +232,7 @@ class Numbers:
         if self._graph.dtype(self._at) in BYTES:  # quantized: affine in what it was
             step, zero = np.polyfit(before.reshape(-1), after.reshape(-1), 1)
             return float(np.abs((after - zero) / step - before).max()) if step > 0 else 1.0
-        return float(np.abs(after / scale - before).max())
+        return min(float(np.abs(after / factor - before).max()) for factor in (scale, 1.0))
 
     def _without_logit(self, doubted: Doubt) -> Meaning:
         """The meaning of numbers that are no softmax or sigmoid of any one value.
@@ -211,6 +250,8 @@ class Numbers:
             raise ModelError(
                 f"{self._value!r} is -log p of probabilities p: its lowest value is the likeliest class; {ADVICE}"
             )
+        if size > 1 and facts.lowest >= 0 and _PERCENT <= facts.highest <= 100 * (1 + 1e-6) and self._bounded():
+            return self._odds(MULTILABEL, 100.0)
         if not facts.within_unit or facts.lowest == facts.highest:
             return self._plain(doubted)
         if size == 1:
@@ -241,7 +282,12 @@ class Numbers:
         )
         return Meaning(readout, LOGARITHM)
 
-    def _odds(self, kind: str) -> Meaning:
+    def _bounded(self) -> bool:
+        """Whether each class's number depends on others of no other class, and the highest come close to their bound."""
+        table = self._table(self._at)
+        return bool((table.max(axis=0) >= _PERCENT).all()) and self._end.independent()
+
+    def _odds(self, kind: str, scale: float = 1.0) -> Meaning:
         value = self._before_rounding()
         size = self._table(value).shape[1]
         is_output = self._at == self._value and self._is_output(self._value)
@@ -251,6 +297,7 @@ class Numbers:
             2 if kind == BINARY else size,
             None,
             self._value if is_output else None,
+            scale=scale,
             stepped_over=self._steps(value),
         )
         return Meaning(readout, LOG_ODDS)

@@ -192,7 +192,7 @@ class Readout:
             return p.astype(np.float32)
         y = scores.astype(np.float64)
         p = np.where(y >= 0, 1.0, np.exp(np.minimum(y, 0))) / (1.0 + np.exp(-np.abs(y)))
-        return self.complete(p).astype(np.float32, copy=False)
+        return self._both(p).astype(np.float32, copy=False)
 
     def complete(self, probabilities: np.ndarray) -> np.ndarray:
         """Probabilities `[N, size]` from those that the model emits: of a binary classifier that of class 1 alone, of
@@ -200,6 +200,10 @@ class Readout:
         """
         if self.scale != 1:
             probabilities = probabilities / self.scale
+        return self._both(probabilities)
+
+    def _both(self, probabilities: np.ndarray) -> np.ndarray:
+        """The probabilities of both classes from those of class 1 alone; of other kinds as they are."""
         if self.signed and probabilities.shape[1] == 1:
             return np.concatenate([1.0 - probabilities, probabilities], axis=1)
         return probabilities

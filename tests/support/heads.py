@@ -116,6 +116,9 @@ RECIPES: dict[str, Recipe] = {
     "softmax, wide clip": Recipe("s = Softmax(z) y = Clip(s, low, high)", TABLE, L, None, warned=True),
     "softmax, max and min": Recipe("s = Softmax(z) a = Max(s, tiny) y = Min(a, one)", TABLE, L, y),
     "softmax in 8 bits": Recipe("s = Softmax(z) " + QDQ, TABLE, L, y, 4e-3),
+    "softmax in steps of a hundredth": Recipe(
+        "s = Softmax(z) a = Mul(s, hundred) r = Round(a) y = Div(r, hundred)", TABLE, L, y, 5.1e-3
+    ),
     "softmax as uint8": Recipe(
         "s = Softmax(z) y = QuantizeLinear(s, step, zero)", "uint8[N,K] y", L, lambda o: y(o) / 255.0, 4e-3
     ),
@@ -195,6 +198,9 @@ RECIPES: dict[str, Recipe] = {
     "sorted from the lowest": Recipe(
         "s = Softmax(z) v, i = TopK<largest=0>(s, k)", "float[N,K] v, int64[N,K] i", L, by_rank
     ),
+    "topk, values and indices side by side": Recipe(
+        "s = Softmax(z) v, i = TopK(s, k) fi = Cast<to=1>(i) y = Concat<axis=1>(v, fi)", "float[N,Z] y", (), None
+    ),
     "sorted without a way back": Recipe(
         "s = Softmax(z) a, i = TopK(s, k) v = Sqrt(a)", "float[N,K] v", (), None
     ),
@@ -215,10 +221,16 @@ RECIPES: dict[str, Recipe] = {
         TABLE, M, y,
     ),
     "sigmoids averaged": Recipe("s = Sigmoid(z) u = Sigmoid(z2) y = Mean(s, u)", TABLE, M, y),
+    "sigmoids averaged, in percent": Recipe(
+        "s = Sigmoid(z) u = Sigmoid(z2) a = Mean(s, u) y = Mul(a, hundred)", TABLE, M, lambda o: y(o) / 100.0
+    ),
     "hard sigmoid": Recipe("y = HardSigmoid(z)", TABLE, M, y),
     "binary sigmoid": Recipe("y = Sigmoid(b)", COLUMN, B, y),
     "binary sigmoid [N]": Recipe("s = Sigmoid(b) y = Squeeze(s, a1)", "float[N] y", B, flat),
     "binary sigmoid, clip": Recipe("s = Sigmoid(b) y = Clip(s, tiny, one)", COLUMN, B, y),
+    "binary sigmoid in percent": Recipe(
+        "s = Sigmoid(b) y = Mul(s, hundred)", COLUMN, B, lambda o: y(o) / 100.0, warned=True
+    ),
     "binary vote": Recipe("s = Sigmoid(b) u = Sigmoid(b2) y = Mean(s, u)", COLUMN, B, y),
     "binary logit": Recipe("y = Neg(b)", COLUMN, B, lambda o: sigmoid(y(o)), warned=True),
     "binary logit [N]": Recipe("y = Squeeze(b, a1)", "float[N] y", B, lambda o: sigmoid(flat(o)), warned=True),
@@ -255,7 +267,7 @@ def heads() -> Iterator[Head]:
 
 def build(recipe: Recipe, classes: int = 5, batch: str | int = "N", seed: int = 0) -> onnx.ModelProto:
     """One head on a small network: input `x`, float `[batch, 3, 12, 12]`."""
-    sizes = {"N": batch, "K": classes, "F": classes - 1, "S": classes + 2}
+    sizes = {"N": batch, "K": classes, "F": classes - 1, "S": classes + 2, "Z": 2 * classes}
     outputs = recipe.outputs
     for letter, size in sizes.items():
         outputs = outputs.replace(f"[{letter},", f"[{size},").replace(f",{letter},", f",{size},")

@@ -77,13 +77,29 @@ def fix(graph: Graph, size: Size) -> None:
 
 
 def fits(graph: Graph, size: Size) -> bool:
-    """Whether the operands of every elementwise join fit for pictures of a size, as far as shapes are known."""
+    """Whether the operands of every elementwise join and linear layer fit for pictures of a size, as far as shapes are
+    known."""
     picture = _picture(graph)
     if picture is None:
         return False
     shapes = _shapes(graph, picture, size)
     shape = shapes.shape(picture.info.name)  # None where shape inference fails
-    return shape is not None and next(_mismatches(graph, shapes), None) is None
+    return shape is not None and next(_mismatches(graph, shapes), None) is None and not _misses_weights(graph, shapes)
+
+
+def _misses_weights(graph: Graph, shapes: StaticShapes) -> bool:
+    """Whether a linear layer is given vectors of another length than that of its weights."""
+    for node in graph.nodes:
+        if node.op_type not in ("MatMul", "Gemm") or not graph.is_constant(node.input[1]):
+            continue
+        data, weights = (shapes.shape(name) for name in node.input[:2])
+        if data is None or weights is None or len(weights) < 2:
+            continue
+        turned = attributes(node) if node.op_type == "Gemm" else {}
+        length = data[0] if turned.get("transA") else data[-1]
+        if isinstance(length, int) and length != (weights[-1] if turned.get("transB") else weights[-2]):
+            return True
+    return False
 
 
 def _picture(graph: Graph) -> _Picture | None:

@@ -68,7 +68,7 @@ def sized(
     if size is not None:
         if not dynamic_size.fits(graph, size):
             raise ModelError(
-                f"pictures of {_by(size)} do not fit the model: values inside it, such as position embeddings, are of "
+                f"pictures of {_by(size)} do not fit the model: values inside it, such as weights or position embeddings, are of "
                 "another size; name the height and width it was trained on"
             )
         return _static(at_size(graph, size), scores, layers)

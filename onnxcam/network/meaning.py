@@ -283,7 +283,7 @@ class Numbers:
         return Meaning(readout, LOGARITHM)
 
     def _bounded(self) -> bool:
-        """Whether each class's number depends on others of no other class, and the highest come close to their bound."""
+        """Whether no class depends on another, and the highest numbers come close to their bound."""
         table = self._table(self._at)
         return bool((table.max(axis=0) >= _PERCENT).all()) and self._end.independent()
 

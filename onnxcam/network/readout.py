@@ -75,7 +75,7 @@ def settle(readout: Readout, facts: ScoreFacts, *, declared: bool = False) -> Re
         ModelError: the numbers contradict the kind, and none fits.
     """
     if not facts.rows:
-        return _warned(readout, "no score is finite on the pictures that were measured")
+        return _warned(readout, "scores that are not finite occur on every picture that was measured")
     if not facts.finite:
         readout = _warned(readout, "some scores are not finite on the pictures that were measured")
     if readout.kind == LOGITS and facts.distribution:

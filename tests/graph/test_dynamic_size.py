@@ -110,6 +110,23 @@ def test_an_oblong_picture_has_to_be_named() -> None:
         onnxcam.augment(source, input_size=(24, 24))
 
 
+@pytest.mark.parametrize(
+    "layer", ["f = Flatten(r) y = Gemm<transB=1>(f, w)", "f = Reshape(r, rest) y = MatMul(f, turned)"]
+)
+def test_flattened_maps_fit_their_weights(layer: str) -> None:
+    text = f"g (float[N, 3, H, W] x) => (float[N, 5] y) {{ c = Conv<strides=[4,4]>(x, k) r = Relu(c) {layer} }}"
+    source = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> {text}')
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(5, 4 * 4 * 4)).astype(np.float32)
+    arrays = {"k": rng.normal(size=(4, 3, 4, 4)).astype(np.float32), "w": weights, "turned": weights.T.copy()}
+    arrays["rest"] = np.int64([0, -1])
+    read = {name for node in source.graph.node for name in node.input}
+    source.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items() if n in read)
+    assert picture(onnxcam.augment(source, input_size=(16, 16))) == (["N", 3, 16, 16], None)
+    with pytest.raises(ModelError, match="pictures of 16 x 12 do not fit the model.*weights"):
+        onnxcam.augment(source, input_size=(16, 12))
+
+
 def test_tokens_of_any_size_are_laid_out_for_the_usual_one_and_that_is_said() -> None:
     source = model(PATCHES, block("p", "1"), MEAN.format("b1"), picture=OPEN)
     assert (default(source).name, default(source).grid) == ("b1", (56, 56))

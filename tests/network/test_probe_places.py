@@ -51,7 +51,7 @@ def test_right_layers_are_direct(seed: int) -> None:
 @pytest.mark.parametrize("side", [2, 3, 4, 7])
 @pytest.mark.parametrize("cells", [-0.5, 0.0, 0.5, 1.5])
 def test_half_a_cell_is_no_shift(cells: float, side: int) -> None:
-    """Behind strided convolutions each cell looks at its own top left corner, which is far on a picture of few cells."""
+    """Behind strided convolutions each cell looks at its own top left corner: far where cells are few."""
     centres, half = np.array(stimuli.PLACES), stimuli.SIDE / 2
     boxes = np.stack([centres[:, 0] - half, centres[:, 0] + half, centres[:, 1] - half, centres[:, 1] + half], axis=1)
     axis = (np.arange(side) + 0.5) / side

@@ -97,4 +97,7 @@ def test_scores_that_are_not_finite_are_said() -> None:
     values = LOGIT.copy()
     values[0, 0] = np.inf
     assert "some scores are not finite" in settle(Readout("z", LOGITS, 9), measure(values)).warnings[0]
-    assert "no score is finite" in settle(Readout("z", LOGITS, 9), measure(values * np.nan)).warnings[0]
+    assert (
+        "scores that are not finite occur on every picture"
+        in settle(Readout("z", LOGITS, 9), measure(values * np.nan)).warnings[0]
+    )

@@ -414,7 +414,7 @@ def _is_scale(graph: Graph, value: str) -> bool:
     """Whether a value is the scale of a dynamic quantization, or its product with that of constant weights."""
     node = graph.producer.get(value)
     if node is not None and node.op_type == "DynamicQuantizeLinear":
-        return value != node.output[0]
+        return bool(value != node.output[0])
     varying = [name for name in node.input if not graph.is_constant(name)] if node is not None else []
     return node is not None and node.op_type == "Mul" and len(varying) == 1 and _is_scale(graph, varying[0])
 

@@ -68,8 +68,8 @@ def sized(
     if size is not None:
         if not dynamic_size.fits(graph, size):
             raise ModelError(
-                f"pictures of {_by(size)} do not fit the model: values inside it, such as weights or position embeddings, are of "
-                "another size; name the height and width it was trained on"
+                f"pictures of {_by(size)} do not fit the model: values inside it, such as weights or position "
+                "embeddings, are of another size; name the height and width it was trained on"
             )
         return _static(at_size(graph, size), scores, layers)
     tokens = layout.has_tokens(graph, graph.nodes)

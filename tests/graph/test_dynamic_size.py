@@ -123,7 +123,7 @@ def test_flattened_maps_fit_their_weights(layer: str) -> None:
     read = {name for node in source.graph.node for name in node.input}
     source.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items() if n in read)
     assert picture(onnxcam.augment(source, input_size=(16, 16))) == (["N", 3, 16, 16], None)
-    with pytest.raises(ModelError, match="pictures of 16 x 12 do not fit the model.*weights"):
+    with pytest.raises(ModelError, match=r"pictures of 16 x 12 do not fit the model.*weights"):
         onnxcam.augment(source, input_size=(16, 12))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import tifffile
 from click.testing import CliRunner
 
 import onnxcam
@@ -36,6 +37,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 values[at] = {"relu1": "layer3", "relu2": "layer4"}.get(value, value)
     load.save(onnxcam.augment(model, labels=names, preprocess="0..1"), "model.onnx")
     onnx.save(models.tiny_cnn(channels=1, size=64), "sketch.onnx")
+    load.save(onnxcam.augment(models.tiny_cnn(channels=12), labels=names), "net.onnx")
+    scene = np.random.default_rng(0).integers(0, 10_000, (40, 60, 12)).astype(np.uint16)
+    tifffile.imwrite("scene.tif", scene, photometric="minisblack", planarconfig="contig")
+    np.save("prepared.npy", np.random.default_rng(0).normal(size=(1, 12, 32, 32)).astype(np.float32))
     Path("class_indices.json").write_text(json.dumps({name: index for index, name in enumerate(names)}))
     Path("photos").mkdir()
     for name in ("cat.jpg", "photos/1.png", "photos/2.png", "cat.png"):

@@ -90,6 +90,7 @@ def read(
             require_methods=True,
             classes=None,
             gated=True,
+            probe=False,  # it would start ONNX Runtime's threads, and the process may yet fork
             scores=scores_output,
             kind=kind,
         )

@@ -161,7 +161,11 @@ def normalize(heatmap: NDArray[Any], how: str = "minmax") -> Map:
     if how == "minmax":
         values = values - values.min(axis=(-2, -1), keepdims=True)
     peak = values.max(axis=(-2, -1), keepdims=True)
-    divisor = peak + np.minimum(np.float32(1e-7), np.float32(3e-6) * peak) if how == "minmax" else peak
-    zero: Map = np.zeros_like(values)
-    np.divide(values, divisor, out=zero, where=peak > 0)
-    return zero
+    positive = peak > 0
+    divisor = np.where(positive, peak, np.float32(1))
+    if how == "minmax":
+        divisor += np.minimum(np.float32(1e-7), np.float32(3e-6) * divisor)
+        values /= divisor  # in place: the array is this function's own
+    else:
+        values = values / divisor
+    return values if positive.all() else np.where(positive, values, np.float32(0))

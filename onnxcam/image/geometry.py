@@ -168,4 +168,4 @@ def normalize(heatmap: NDArray[Any], how: str = "minmax") -> Map:
         values /= divisor  # in place: the array is this function's own
     else:
         values = values / divisor
-    return values if positive.all() else np.where(positive, values, np.float32(0))
+    return values if positive.all() else np.asarray(np.where(positive, values, np.float32(0)), np.float32)

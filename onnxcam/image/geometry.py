@@ -167,5 +167,5 @@ def normalize(heatmap: NDArray[Any], how: str = "minmax") -> Map:
         divisor += np.minimum(np.float32(1e-7), np.float32(3e-6) * divisor)
         values /= divisor  # in place: the array is this function's own
     else:
-        values = values / divisor
+        values = np.asarray(values / divisor, np.float32)
     return values if positive.all() else np.asarray(np.where(positive, values, np.float32(0)), np.float32)

@@ -2,7 +2,8 @@
 
 OpenVINO (2026.4.1, on a CPU) keeps packed weights by their numbers and dimensions. Where transposing leaves the
 dimensions as they are, it applies the untransposed weights in both passes, and gradients are silently wrong. The
-negative of the weights is another constant, exact and folded at load, whose sign the other factor takes back.
+negative of the weights is another constant, exact and folded at load (of quantized weights, computed at each run),
+whose sign the other factor takes back.
 """
 
 from __future__ import annotations
@@ -20,5 +21,4 @@ def negated(op: Builder, weights: str, axes: tuple[int, int], group: int = 1) ->
     shape = op.static(weights) or ()
     if len(shape) < 2 or shape[axes[0]] != shape[axes[1]] * group or shape[axes[1]] == 1:
         return weights, 1.0
-    # weights that are computed, as from whole numbers, are packed where they are computed
-    return (weights, 1.0) if op.graph.constant(weights) is None else (op.Neg(weights), -1.0)
+    return (op.Neg(weights), -1.0) if op.graph.is_constant(weights) else (weights, 1.0)

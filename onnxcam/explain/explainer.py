@@ -17,6 +17,7 @@ from onnxcam.explain.file import FileSession, Raw
 from onnxcam.explain.maps import fuse, map_size, windows_of
 from onnxcam.explain.preparation import Preparation, Prepared
 from onnxcam.explain.question import SEED, Question, Terms
+from onnxcam.explain.sessions import Sessions
 from onnxcam.explain.warnings import model_warnings, preprocessing_warnings
 from onnxcam.graph.large_model import Serialized
 from onnxcam.network.layout import Layout
@@ -120,6 +121,16 @@ class Explainer:
         """An explainer of a changed copy of the model on the same terms: labels, preprocessing, layers, providers."""
         terms: dict[str, Any] = {"labels": self.labels, "preprocess": self._preprocess, "layers": self._layers}
         return Explainer(**self._file.on(model), **terms, bands=self.preparation.bands)
+
+    @property
+    def sessions(self) -> Sessions:
+        """The network of the model in use, and sessions of the graphs that it is taken apart into."""
+        return self._file.sessions
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows per run where the model fixes them, 1 where rows affect each other, else None."""
+        return self._file.batch_size
 
     @property
     def classes(self) -> int:
@@ -254,17 +265,9 @@ class Explainer:
         """
         batch = self._file.check_batch(batch)
         question = self.question(
-            rows=len(batch),
-            target=target,
-            method=method,
-            layer=layer,
-            normalize=normalize,
-            size=size,
-            fusion=fusion,
-            smooth=smooth,
-            seed=seed,
-            options=options,
-        )
+            rows=len(batch), target=target, method=method, layer=layer, normalize=normalize, size=size, fusion=fusion,
+            smooth=smooth, seed=seed, options=options,
+        )  # fmt: skip
         if self._in_file(question, len(batch)):
             _, maps = self._file.maps(batch, question.classes(len(batch)), question.layers, question.methods[0].name)
             input_size = self._input_size(batch)
@@ -379,18 +382,9 @@ class Explainer:
         """Explain any number of pictures, a few at a time: memory stays flat. Arguments and errors as in `explain`."""
         items = list(pictures)
         question = self.question(
-            rows=len(items),
-            target=target,
-            method=method,
-            layer=layer,
-            top=top,
-            normalize=normalize,
-            side_by_side=side_by_side,
-            fusion=fusion,
-            smooth=smooth,
-            seed=seed,
-            options=options,
-        )
+            rows=len(items), target=target, method=method, layer=layer, top=top, normalize=normalize,
+            side_by_side=side_by_side, fusion=fusion, smooth=smooth, seed=seed, options=options,
+        )  # fmt: skip
         return self.answer(question, items, color=color, progress=progress)
 
     def answer(

@@ -74,7 +74,7 @@ class Sessions:
         """A session from the cut values to the scores."""
         from onnxcam.network import subgraphs
 
-        return self._session(("tail", layer), lambda: subgraphs.tail(self.network, layer))
+        return self.session(("tail", layer), lambda: subgraphs.tail(self.network, layer))
 
     def backward(self, layer: str, relu: str, of_class: bool = False) -> Any:
         """A session from the cut values and a cotangent of the scores, or a class, to the gradient at the layer."""
@@ -84,14 +84,14 @@ class Sessions:
             return subgraphs.backward(self.network, layer, relu=relu, of_class=of_class)
 
         key = ("backward", layer, relu, *["of class"] * of_class)
-        return self._session(key, make, self._behind(layer))
+        return self.session(key, make, self._behind(layer))
 
     def class_maps(self, layer: str, names: Sequence[str], repeated: bool = False) -> Any:
         """A session from the cut values and classes to maps of graph methods, with a class per row or several."""
         from onnxcam.network import subgraphs
 
         key = ("class maps", layer, *["repeated"] * repeated, *names)
-        return self._session(
+        return self.session(
             key, lambda: subgraphs.class_maps(self.network, layer, names, repeated), self._behind(layer)
         )
 
@@ -111,7 +111,7 @@ class Sessions:
         """A session from pictures and classes to the scores and the gradient at the picture."""
         from onnxcam.network import subgraphs
 
-        return self._session(("input gradient", relu), lambda: subgraphs.input_gradient(self.network, relu=relu))
+        return self.session(("input gradient", relu), lambda: subgraphs.input_gradient(self.network, relu=relu))
 
     def contributions(self) -> tuple[Any, list[tuple[str, Layout]]]:
         """A session for what the picture and every additive constant contribute; its outputs with their layouts."""
@@ -137,7 +137,7 @@ class Sessions:
         """A session from pictures and a cotangent per block to the gradients of the attention."""
         from onnxcam.network import subgraphs
 
-        return self._session(("attention backward",), lambda: subgraphs.attention_backward(self.network))
+        return self.session(("attention backward",), lambda: subgraphs.attention_backward(self.network))
 
     def maps(self, layer: str, names: Sequence[str], terms: bool = False) -> Any:
         """A session from a layer's activations and gradients to maps of graph methods, or to what they are sums of."""
@@ -145,13 +145,14 @@ class Sessions:
 
         purpose = self._behind(layer)
         key = ("terms" if terms else "maps", purpose.__name__, *names)
-        return self._session(key, lambda: subgraphs.maps(names, terms), purpose)
+        return self.session(key, lambda: subgraphs.maps(names, terms), purpose)
 
     def _behind(self, layer: str) -> MakeOptions:
         """How what follows the head runs."""
         return options.one_thread if self.cut(layer).affine else options.in_turn
 
-    def _session(self, key: tuple[str, ...], make: Callable[[], Any], purpose: MakeOptions = options.in_turn) -> Any:
+    def session(self, key: tuple[str, ...], make: Callable[[], Any], purpose: MakeOptions = options.in_turn) -> Any:
+        """A session of another graph made of the network: `make` returns its model the first time."""
         session = self._sessions.get(key)
         if session is None:
             with self._lock:

@@ -1,0 +1,22 @@
+"""What a network's layers, filters and neurons respond to, from its ONNX file.
+
+Functions here have names that no module of the package has: importing a module would hide the function.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+# resolved on first use, so that a command imports what it needs alone
+_LAZY: dict[str, str] = {}
+
+__all__: list[str] = []
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'onnxcam.inside' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

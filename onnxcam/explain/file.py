@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -44,8 +43,7 @@ class Raw(NamedTuple):
     target: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Loaded:
+class _Loaded(NamedTuple):
     model: Model
     session: Any
 
@@ -97,7 +95,7 @@ class FileSession:
         if manifest["target"]["mode"] == "optional" and manifest["target"]["name"] not in _optional(session):
             # a tool such as onnxsim has made a constant of the default: the file explains each row's top-1
             target = {**manifest["target"], "mode": "constant", "class": TOP1}
-            model = replace(model, manifest={**manifest, "target": target})
+            model = model._replace(manifest={**manifest, "target": target})
         self._loaded = _Loaded(model, session)
         self.sessions = Sessions(model.source, self._open_part)
 

@@ -7,8 +7,7 @@ and its top left corner placed at `offset` on an input of size S, per axis, so a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +21,7 @@ Size = tuple[int, int]
 _CHUNK = 1 << 17  # values interpolated at a time: their buffers stay in a core's cache
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """The mapping of a picture to the input: sizes (height, width) in pixels, `offset` (top, left) in input pixels."""
 
     picture_size: Size
@@ -136,6 +134,8 @@ def resize_map(heatmap: NDArray[Any], size: Size) -> Map:
 
 
 NORMALIZATIONS = ("minmax", "max", "none")
+_SMALL, _PART = np.float32(1e-7), np.float32(3e-6)
+_TINY = np.float32(2.0**-126)  # the smallest normal number: no divisor is 0
 
 
 def normalize(heatmap: NDArray[Any], how: str = "minmax") -> Map:
@@ -161,11 +161,10 @@ def normalize(heatmap: NDArray[Any], how: str = "minmax") -> Map:
     if how == "minmax":
         values = values - values.min(axis=(-2, -1), keepdims=True)
     peak = values.max(axis=(-2, -1), keepdims=True)
-    positive = peak > 0
-    divisor = np.where(positive, peak, np.float32(1))
     if how == "minmax":
-        divisor += np.minimum(np.float32(1e-7), np.float32(3e-6) * divisor)
+        divisor = np.maximum(peak + np.minimum(_SMALL, _PART * peak), _TINY)
         values /= divisor  # in place: the array is this function's own
-    else:
-        values = np.asarray(values / divisor, np.float32)
+        return values
+    positive = peak > 0
+    values = np.asarray(values / np.where(positive, peak, np.float32(1)), np.float32)
     return values if positive.all() else np.asarray(np.where(positive, values, np.float32(0)), np.float32)

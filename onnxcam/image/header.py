@@ -10,8 +10,7 @@ import ast
 import io
 import math
 import struct
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -27,8 +26,7 @@ _FARTHEST = 1 << 40  # bytes: an offset beyond this is damage
 _EXIF_ORIENTATION = 0x0112
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """Format name, and the height and width in pixels as stored (before any EXIF orientation)."""
 
     format: str

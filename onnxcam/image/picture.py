@@ -8,7 +8,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,8 +189,7 @@ def as_pixels(picture: Picture | Pixels) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-@dataclass(frozen=True)
-class _Form:
+class _Form(NamedTuple):
     """The form in which a picture is to be read: arguments of `load`."""
 
     color: Color

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,8 +17,7 @@ _REST = np.iinfo(np.int64).max  # ends a Slice at the last element
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The axes of a picture or of a layer.
 
     The *canonical* layout is `[N, C, h, w]`. Tokens that lie on a grid are a map too: `grid` gives its height and

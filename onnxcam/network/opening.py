@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from onnxcam.errors import LayerError, MethodError, ModelError
 from onnxcam.graph import file
@@ -21,8 +20,7 @@ MANIFEST, LAYERS, METHODS, GRADIENTS, TARGET = "manifest", "layers", "methods", 
 READOUT = "readout"
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """An explainable model.
 
     Attributes:
@@ -60,7 +58,7 @@ class Model:
             raise MethodError(f"{error}; the file itself has {present}") from error
         except LayerError as error:
             raise LayerError(f"{error}; the file itself exposes {self.layers}") from error
-        return replace(self, source=where, manifest=extended)
+        return self._replace(source=where, manifest=extended)
 
 
 def open_model(
@@ -145,7 +143,7 @@ def _labelled(model: Model, properties: Mapping[str, str]) -> Model:
     names = metadata_labels.find(properties, model.manifest["scores"]["classes"])
     if names.labels is not None:
         model.manifest["labels"] = names.labels
-    return model if names.doubt is None else replace(model, doubts=(names.doubt,))
+    return model if names.doubt is None else model._replace(doubts=(names.doubt,))
 
 
 def lacking(

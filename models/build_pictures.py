@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxcam.image.resample import resize
-from onnxcam.image.write import write_png
+from onnxcam.image import write_png
 
 HERE = Path(__file__).resolve().parent
 SIDE = 224

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.image.write import write_png
+from onnxcam.image import write_png
 
 HERE = Path(__file__).resolve().parent / "classroom"
 SIDE = 28

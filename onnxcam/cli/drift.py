@@ -108,7 +108,7 @@ def baseline(
     daily and weekly variation. Only records of the most frequent model, condition, method and layer are used; at least
     500 are needed. The file contains numbers and small maps, no pictures.
     """
-    from onnxcam.image import write_bytes
+    from onnxcam.files import write_bytes
     from onnxcam.monitor import baseline as baselines
     from onnxcam.monitor import reading
 
@@ -315,7 +315,7 @@ def report(
     their maps, the mean map of each class compared with the baseline, drift verdicts, and what was dropped. The page
     needs no other file and no network.
     """
-    from onnxcam.image import write_bytes
+    from onnxcam.files import write_bytes
     from onnxcam.monitor import baseline as baselines
     from onnxcam.monitor import counters, page, reading
     from onnxcam.monitor.report import Report

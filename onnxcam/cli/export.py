@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import click
 
-from onnxcam import image
+from onnxcam import files, image
 from onnxcam.cli import options
 from onnxcam.cli.options import parse_size
 from onnxcam.errors import LabelsError, LayerError, ModelError, OutputError, TrustError, VerificationError
@@ -189,6 +190,7 @@ def export(
     if import_file is not None and not trust_model:
         raise TrustError(f"{import_file} would be run; if you trust it, say so with --trust-model")
     check_output(source, Path(output))
+    piped = files.is_standard_output(output)  # what is printed would end up in the model
     request = Request(
         list(dict.fromkeys(layers)) or None,
         tuple(dict.fromkeys(methods)) or ("gradcam",),
@@ -217,11 +219,12 @@ def export(
         raise options.not_explainable(error, about_layers) from error
     except LabelsError as error:
         raise LabelsError(f"labels file {labels!r}: {error}" if labels else str(error)) from error
+    size = Path(output).stat().st_size if files.is_replaced(output) else None
     if as_json:
-        written = {"path": output, "bytes": Path(output).stat().st_size}
-        options.print_json(written | {"outputs": _outputs(manifest), "manifest": manifest})
+        written = {"path": output, "bytes": size}
+        options.print_json(written | {"outputs": _outputs(manifest), "manifest": manifest}, err=piped)
     else:
-        click.echo("\n".join(_lines(output, manifest)))
+        click.echo("\n".join(_lines(output, size, manifest)), err=piped)
     warnings = [*input_size_warnings(manifest["input"]), *layer_warnings(manifest["layers"])]
     for warning in [*warnings, *manifest["scores"].get("warnings", ())]:
         click.echo(f"Warning: {warning}", err=True)
@@ -288,6 +291,9 @@ def check_output(source: str, output: Path) -> None:
         raise OutputError(f"{str(output)!r} cannot be written: there is no folder {str(folder)!r}; make it first")
     if output.exists() and Path(source).exists() and output.samefile(source):
         raise click.UsageError(f"{str(output)!r} is SOURCE itself; write to another file.")
+    if files.is_standard_output(output) and os.isatty(1):
+        raise OutputError(f"{str(output)!r} is a terminal, and a model is not text; redirect it, or name a file")
+    files.check_writable(output)
 
 
 def read_labels(path: str | None, preprocess: str | None) -> list[str] | None:
@@ -426,7 +432,7 @@ def _outputs(manifest: dict[str, Any]) -> list[str]:
 _TARGET_NOTES = {"optional": " (onnxruntime-node ignores it and others refuse it: --target required is for them)"}
 
 
-def _lines(output: str, manifest: dict[str, Any]) -> list[str]:
+def _lines(output: str, size: int | None, manifest: dict[str, Any]) -> list[str]:
     """The summary that is printed."""
     entry, scores, parity = manifest["input"], manifest["scores"], manifest.get("parity")
     names = manifest.get("labels")
@@ -434,7 +440,7 @@ def _lines(output: str, manifest: dict[str, Any]) -> list[str]:
     target = manifest["target"]
     fixed = f" {target['class']}" if "class" in target else ""
     lines = [
-        f"{output}  {_size(Path(output).stat().st_size)}",
+        output if size is None else f"{output}  {_size(size)}",
         f"  input    {entry['name']} {entry['dtype']} {_shape(entry['shape'])} {entry['layout']}",
         f"  scores   {_meaning(scores)}, {labelled}",
         f"  target   {target['mode']}{fixed}{_TARGET_NOTES.get(target['mode'], '')}",

@@ -133,10 +133,10 @@ def not_explainable(error: LayerError, layers: Sequence[object]) -> ModelError:
     return error if layers else ModelError(str(error))
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON document; numbers that are not finite become null, as JSON has no NaN."""
-    unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
-    click.echo(json.dumps(finite(value), ensure_ascii=not unicode, indent=2))
+def print_json(value: Any, err: bool = False) -> None:
+    """Print one JSON document; numbers that are not finite become null, as JSON has no NaN. `err`: on standard error."""
+    unicode = (getattr(sys.stderr if err else sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    click.echo(json.dumps(finite(value), ensure_ascii=not unicode, indent=2), err=err)
 
 
 def finite(value: Any) -> Any:

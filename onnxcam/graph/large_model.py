@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from onnxcam import files
+from onnxcam.errors import OutputError
 
 # each weight begins on a page of its own, as memory mapping needs
 _ALIGNMENT = 4096
@@ -51,24 +53,27 @@ def offsets(sizes: dict[str, int]) -> Iterator[tuple[str, int]]:
         offset += -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def write(model: Serialized, path: Path) -> None:
-    """Write a model atomically: temporary files in the same folder, then renames.
+def write(model: Serialized, path: Path) -> int:
+    """Write a model atomically, the weights of a large one next to it; returns the number of bytes.
 
     Raises:
-        OSError: nothing was written; files of these names are unchanged.
+        OutputError: nothing was written; files of these names are unchanged.
     """
-    data = path.with_name(model.file) if isinstance(model, LargeModel) else None
-    parts = {file: file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in (data, path) if file is not None}
-    try:
-        if isinstance(model, LargeModel) and data is not None:
-            with parts[data].open("wb") as file:
-                for name, offset in offsets({name: array.nbytes for name, array in model.weights.items()}):
-                    file.seek(offset)
-                    file.write(model.weights[name].data)
-        parts[path].write_bytes(model.graph if isinstance(model, LargeModel) else model)
-        for final, part in parts.items():
-            part.replace(final)
-    except BaseException:  # also KeyboardInterrupt: writing takes seconds
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-        raise
+    if not isinstance(model, LargeModel):
+        return files.write_bytes(path, model)
+    if not files.is_replaced(path):
+        raise OutputError(
+            f"{str(path)!r} could not be written (a model over 2 GiB is two files, and this is not a regular file); "
+            "name a file"
+        )
+    with files.FileSet() as both:
+        return both.write(path.with_name(model.file), _weights(model)) + both.write(path, [model.graph])
+
+
+def _weights(model: LargeModel) -> Iterator[bytes | memoryview]:
+    """The file of weights, each at its offset."""
+    end = 0
+    for name, offset in offsets({name: array.nbytes for name, array in model.weights.items()}):
+        yield bytes(offset - end)
+        yield model.weights[name].reshape(-1).view(np.uint8).data
+        end = offset + model.weights[name].nbytes

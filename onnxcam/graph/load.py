@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import TensorProto, helper
 
-from onnxcam.errors import ModelError, OutputError, TrustError
+from onnxcam.errors import ModelError, TrustError
 from onnxcam.graph import external_data, large_model, validation
 from onnxcam.graph.file import not_a_model, read
 from onnxcam.graph.large_model import LargeModel, Serialized, offsets
@@ -169,8 +169,8 @@ def _join(large: LargeModel) -> onnx.ModelProto:
     return model
 
 
-def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Write a model atomically: a temporary file in the same folder, then a rename.
+def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> int:
+    """Write a model atomically, see `onnxcam.files`; returns the number of bytes.
 
     A model over 2 GiB becomes two files that belong together, `path` and `path` with `.data` appended.
 
@@ -178,10 +178,7 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         OutputError: the file cannot be written.
     """
     target = Path(path)
-    try:
-        large_model.write(serialize(model, large_model.weights_path(target).name), target)
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error.strerror}; choose another folder") from error
+    return large_model.write(serialize(model, large_model.weights_path(target).name), target)
 
 
 def _first_line(error: Exception) -> str:

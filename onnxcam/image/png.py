@@ -8,6 +8,7 @@ the data), so a picture need not exist as a whole, and its rows are still in the
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import OutputError
+from onnxcam.files import write_pieces
 from onnxcam.image.deflate import deflate
 
 Pixels = NDArray[np.uint8]
@@ -28,6 +30,33 @@ _LARGEST_SIDE = 2**31 - 1
 _STORED = 2**16 - 1  # bytes in a stored block at most
 _BLOCKS = 4  # in a chunk
 _END = struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
+
+
+def write_png(path: str | os.PathLike[str], pixels: Pixels, compress: bool = True) -> None:
+    """Write uint8 [H, W, 3] RGB or [H, W] grey as a PNG, atomically; uncompressed colours take a tenth of the time.
+
+    Raises:
+        OutputError: an array of a different shape or dtype, or the file could not be written.
+    """
+    write_pieces(path, pieces(pixels, compress))
+
+
+def encode_png(pixels: Pixels, compress: bool = True) -> bytes:
+    """Encode uint8 [H, W, 3] RGB or [H, W] grey as the bytes of a PNG.
+
+    Raises:
+        OutputError: an array of a different shape or dtype.
+    """
+    return b"".join(pieces(pixels, compress))
+
+
+def pieces(pixels: Pixels, compress: bool = True) -> Iterable[Piece]:
+    """The bytes of a PNG in order, see `encode_png`."""
+    if pixels.ndim == 2:
+        return [shades(pack(pixels))]
+    check(pixels)
+    height, width = pixels.shape[:2]
+    return colors(height, width, (pixels[rows] for rows in bands(height, width)), compress)
 
 
 class Packed(NamedTuple):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxcam.image.write import write_bytes
+from onnxcam.files import write_bytes
 
 FOLDER = "stats"
 _LIMITED = ("rate", "budget", "queue", "bytes", "evicted")

@@ -162,10 +162,10 @@ def _create_large(ort: Any, model: LargeModel, session_options: Any, providers: 
             path = Path(folder) / "model.onnx"
             try:
                 write(model, path)
-            except OSError as error:
+            except OutputError as error:
                 raise OutputError(
                     f"given session options, a model over 2 GiB is opened from a file, and {folder} cannot take it "
-                    f"({error.strerror}); set TMPDIR to a folder with room, or pass no session options"
+                    f"({error}); set TMPDIR to a folder with room, or pass no session options"
                 ) from error
             return _create(ort, path, session_options, providers)
     weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in model.weights.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 import onnxcam
+from onnxcam import files
 from onnxcam.diagnose.gradients import check
 from onnxcam.errors import ModelError, OutputError
 from onnxcam.graph import load as loading
@@ -147,15 +149,19 @@ def test_what_was_there_stays_where_writing_fails(
     path = tmp_path / "model.onnx"
     save(wide(), path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    write, opened = Path.write_bytes, Path.open
+    opened: list[Path] = []
 
-    def full(self: Path, *arguments: object, **options: object) -> object:
-        if failing in self.name and ".tmp" in self.name and (failing.endswith("data") or "data" not in self.name):
-            raise OSError(28, "No space left on device")
-        return (write if isinstance(arguments[0], bytes) else opened)(self, *arguments, **options)  # type: ignore
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if len(opened) == ["model.onnx.data", "model.onnx"].index(failing) + 1:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    monkeypatch.setattr(Path, "open", full)
+    def create(part: Path, target: Any) -> Full:
+        opened.append(target.path)
+        return Full(part, "x")
+
+    monkeypatch.setattr(files, "_create", create)
     with pytest.raises(OutputError, match="No space left on device"):
         save(tiny_cnn(width=32), path)
     monkeypatch.undo()
@@ -167,10 +173,10 @@ def test_what_was_there_stays_where_writing_fails(
 def test_nothing_is_left_where_a_session_has_no_room(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Path, data: bytes) -> int:
+    def full(file: Any, pieces: Any) -> int:
         raise error
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(files, "_put", full)
     with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt, match=r"TMPDIR|^$"):
         open_session(serialize(wide()), CPU, serving())
     with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):

@@ -7,13 +7,13 @@ import io
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from onnxcam import files
 from onnxcam.errors import DependencyError, InputError, OutputError
 from onnxcam.image import COLORMAPS, colorize, grayscale, load, overlay, panel, write_bytes, write_png
 from onnxcam.image import opencv as opencv_module
@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(moment, tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if moment == "replace":
-        monkeypatch.setattr(Path, "replace", full)
+        monkeypatch.setattr(files.os, "replace", full)
     else:
 
         class Half(io.FileIO):
@@ -185,7 +185,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(moment, tmp_path, monk
                 super().write(data[: len(data) // 2])
                 full()
 
-        monkeypatch.setattr(Path, "open", lambda self, mode, buffering: Half(self, mode.replace("b", "")))
+        monkeypatch.setattr(files.io, "FileIO", Half)
     with pytest.raises(OutputError, match="No space left on device; free some space"):
         write_png(tmp_path / "x.png", noise(4, 4))
     monkeypatch.undo()
@@ -200,7 +200,7 @@ def test_a_system_that_takes_a_few_bytes_at_a_time_gets_all_of_them(tmp_path, mo
     pixels = noise(40, 50)
     for compress in (True, False):
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "open", lambda self, mode, buffering: Slow(self, mode.replace("b", "")))
+            patch.setattr(files.io, "FileIO", Slow)
             write_png(tmp_path / "x.png", pixels, compress)
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), pixels)
 

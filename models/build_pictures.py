@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxcam.image.resample import resize
 from onnxcam.image import write_png
+from onnxcam.image.resample import resize
 
 HERE = Path(__file__).resolve().parent
 SIDE = 224

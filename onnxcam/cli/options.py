@@ -134,7 +134,7 @@ def not_explainable(error: LayerError, layers: Sequence[object]) -> ModelError:
 
 
 def print_json(value: Any, err: bool = False) -> None:
-    """Print one JSON document; numbers that are not finite become null, as JSON has no NaN. `err`: on standard error."""
+    """Print one JSON document; numbers that are not finite become null, as JSON has no NaN."""
     unicode = (getattr(sys.stderr if err else sys.stdout, "encoding", None) or "").lower().startswith("utf")
     click.echo(json.dumps(finite(value), ensure_ascii=not unicode, indent=2), err=err)
 

@@ -230,7 +230,7 @@ def _create(part: Path, target: _Target) -> BinaryIO:
     try:
         if target.state is not None:
             _adopt(handle, target.path, target.state)
-        return io.FileIO(handle, "w")  # type: ignore[return-value]
+        return io.FileIO(handle, "w")
     except BaseException:
         os.close(handle)
         raise
@@ -268,7 +268,7 @@ def _through(path: Path, target: _Target, pieces: Pieces) -> int:
     else:
         handle = _open_special(target.path)
     with io.FileIO(handle, "w") as file:
-        return _put(file, pieces)  # type: ignore[arg-type]
+        return _put(file, pieces)
 
 
 def _connect(path: Path) -> int:
@@ -346,13 +346,13 @@ def open_file(path: Where, allow: str = "a file or a pipe") -> BinaryIO:
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or descriptor is not None):
             raise FileError(f"is {kind(mode)}; give {allow}")
         if descriptor is not None and not stat.S_ISREG(mode):
-            return io.FileIO(os.dup(descriptor), "r")  # type: ignore[return-value]
+            return io.FileIO(os.dup(descriptor), "r")
         handle = os.open(path, os.O_RDONLY | _FLAGS | _NOW)
         file = io.FileIO(handle, "r")
         try:
             mode = os.fstat(handle).st_mode  # the name may be that of another file by now
             if stat.S_ISREG(mode):
-                return file  # type: ignore[return-value]
+                return file
             stream = _written(file) if stat.S_ISFIFO(mode) else file
             os.set_blocking(handle, True)
             return stream  # type: ignore[return-value]

@@ -6,12 +6,19 @@ Functions here have names that no module of the package has: importing a module 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxcam.inside.receptive_fields import effective as effective
+    from onnxcam.inside.receptive_fields import fields as fields
 
 # resolved on first use, so that a command imports what it needs alone
-_LAZY: dict[str, str] = {}
+_LAZY = {
+    "effective": "onnxcam.inside.receptive_fields",
+    "fields": "onnxcam.inside.receptive_fields",
+}
 
-__all__: list[str] = []
+__all__ = ["effective", "fields"]
 
 
 def __getattr__(name: str) -> Any:

@@ -143,6 +143,36 @@ def input_gradient(network: Network, *, relu: str = "plain") -> onnx.ModelProto:
     return _part(graph, op, [*_inputs(network, cut), target], outputs)
 
 
+def activations(network: Network, layers: Iterable[str], *, scores: bool = True) -> onnx.ModelProto:
+    """Picture in; scores `[N, K]` as `SCORES` and the values of these layers themselves out.
+
+    Arguments:
+        scores: without, the graph ends at the last of the layers.
+    """
+    graph, picture = network.graph, network.picture
+    exposed = [_info(graph, value) for value in dict.fromkeys(network.cut(name).layer.value for name in layers)]
+    if scores:
+        return _scoring(network, graph, [picture], exposed)
+    return _part(graph, Builder(graph), [picture], exposed)
+
+
+def value_gradient(network: Network, layer: str) -> onnx.ModelProto:
+    """Picture and `COTANGENT`, of the layer's own shape, in; `GRADIENT` at the picture out.
+
+    Raises:
+        UnsupportedOperator: an operator between the picture and the layer has no gradient rule.
+    """
+    graph, cut = network.graph_from(INPUT), network.cut(INPUT)
+    picture, value = cut.layer.value, network.cut(layer).layer.value
+    op = Builder(graph)
+    op.dtype = graph.dtype(value)
+    (gradient,) = sweep(op, value, COTANGENT, [picture])
+    op.dtype = graph.dtype(picture)
+    op.Identity(gradient, name=GRADIENT)
+    inputs = [*_inputs(network, cut), _info(graph, value, COTANGENT)]
+    return _part(graph, op, inputs, [_info(graph, picture, GRADIENT)])
+
+
 def contributions(network: Network) -> tuple[onnx.ModelProto, list[tuple[str, Layout]]]:
     """What the picture and every additive constant contribute to the scores, see `onnxcam.graph.biases`.
 

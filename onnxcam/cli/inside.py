@@ -1,0 +1,21 @@
+"""`onnxcam inside`: look at layers, filters and neurons, and at what they respond to."""
+
+from __future__ import annotations
+
+import click
+
+from onnxcam.cli import options
+from onnxcam.cli.group import CommandGroup
+
+# each command is a module `onnxcam.cli.inside_NAME`
+COMMANDS = {
+    "fields": ("onnxcam.cli.inside_fields:fields", "Compute receptive fields, and draw them on a picture."),
+}
+
+
+@click.group("inside", cls=CommandGroup, places=COMMANDS, context_settings=options.CONTEXT)
+def inside() -> None:
+    """Look at layers, filters and neurons, and at what they respond to.
+
+    MODEL is any image classifier in ONNX form, explainable or not.
+    """

@@ -1,0 +1,58 @@
+"""Boxes on pictures: from pixels of the model's input to those of the picture and back, and as outlines."""
+
+from __future__ import annotations
+
+from math import ceil, floor
+
+import numpy as np
+
+from onnxcam.image import Geometry
+from onnxcam.image.sheet import Pixels
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1, the last two exclusive
+
+
+def to_picture(box: Box, geometry: Geometry) -> Box:
+    """A box of the model's input on the picture, clipped to it, at least a pixel."""
+    ends = []
+    for axis, (low, high) in enumerate(((box[1], box[3]), (box[0], box[2]))):
+        scale, shift, size = geometry.scale[axis], geometry.offset[axis], geometry.picture_size[axis]
+        start = min(max(floor((low - shift) / scale + 1e-9), 0), size - 1)
+        ends.append((start, min(max(ceil((high - shift) / scale - 1e-9), start + 1), size)))
+    (top, bottom), (left, right) = ends
+    return left, top, right, bottom
+
+
+def to_input(box: Box, geometry: Geometry) -> Box | None:
+    """The pixels of the model's input that show a box of the picture; None where it was cut off."""
+    ends = []
+    for axis, (low, high) in enumerate(((box[1], box[3]), (box[0], box[2]))):
+        scale, shift, size = geometry.scale[axis], geometry.offset[axis], geometry.input_size[axis]
+        start = max(round(low * scale + shift), 0)
+        stop = min(max(round(high * scale + shift), start + 1), size)
+        if start >= stop or round(high * scale + shift) <= 0:
+            return None
+        ends.append((start, stop))
+    (top, bottom), (left, right) = ends
+    return left, top, right, bottom
+
+
+def outlined(pixels: Pixels, box: Box, thickness: int = 0) -> Pixels:
+    """The picture with a box drawn black in white, visible on any ground; by default 1 % of its size."""
+    width = thickness or max(max(pixels.shape[:2]) // 100, 1)
+    drawn = pixels.copy()
+    _frame(drawn, box, 3 * width, 255)
+    x0, y0, x1, y1 = box
+    inner = (x0 + width, y0 + width, x1 - width, y1 - width)
+    if inner[2] > inner[0] and inner[3] > inner[1]:
+        _frame(drawn, inner, width, 0)
+    return drawn
+
+
+def _frame(pixels: Pixels, box: Box, width: int, shade: int) -> None:
+    x0, y0, x1, y1 = box
+    inside = np.zeros(pixels.shape[:2], bool)
+    inside[y0:y1, x0:x1] = True
+    if x1 - x0 > 2 * width and y1 - y0 > 2 * width:
+        inside[y0 + width : y1 - width, x0 + width : x1 - width] = False
+    pixels[inside] = shade

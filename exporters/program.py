@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from onnxcam.errors import OnnxcamError, listing
+from onnxcam.errors import OnnxcamError, escaped, listing
 from onnxcam.exporters.export import Loaded, export
 
 
@@ -38,9 +38,9 @@ def run(framework: str, sources: str, load: Callable[..., Loaded], arguments: Se
             origin={"name": loaded.info.name},
         )
     except OnnxcamError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(escaped(f"error: {error}"), file=sys.stderr)
         return 3
     assert isinstance(manifest, dict)
     layers = listing(entry["name"] for entry in manifest["layers"])
-    print(f"{options.output}: layer {layers}, parity {manifest['parity']}")
+    print(escaped(f"{options.output}: layer {layers}, parity {manifest['parity']}"))
     return 0

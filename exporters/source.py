@@ -58,6 +58,8 @@ def call(source: str) -> Any:
         raise ModelError(
             f"{source}: cannot import {path!r} ({first_line(error)}); it is looked for on sys.path and in {Path.cwd()}"
         ) from error
+    except SystemExit as error:
+        raise ModelError(f"{source}: importing {path!r} {_ended(error)}") from error
     except Exception as error:
         raise ModelError(f"{source}: importing {path!r} failed: {reason(error)}") from error
     for part in attribute.split("."):
@@ -82,8 +84,16 @@ def call(source: str) -> Any:
         return target()
     except OnnxcamError:
         raise
+    except SystemExit as error:
+        raise ModelError(f"{source}() {_ended(error)}") from error
     except Exception as error:
         raise ModelError(f"{source}() failed: {reason(error)}") from error
+
+
+def _ended(error: SystemExit) -> str:
+    """What code did that called `exit`, and what to do."""
+    status = 0 if error.code is None else error.code
+    return f"ended the program (exit status {status}); expected a model: name code that returns one and does not exit"
 
 
 def callable_name(source: str) -> str:
@@ -129,6 +139,8 @@ def imported(file: str | None) -> Iterator[dict[str, Any]]:
     try:
         try:
             spec.loader.exec_module(module)
+        except SystemExit as error:
+            raise ModelError(f"running {file} {_ended(error)}") from error
         except Exception as error:
             raise ModelError(f"running {file} failed: {reason(error)}") from error
         # a module saved by a script says that its classes live in __main__

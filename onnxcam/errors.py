@@ -135,6 +135,34 @@ def listing(names: Iterable[str], limit: int = 10) -> str:
     return text + (f" and {more} more" if more > 0 else "") if pool else "none"
 
 
+# soft hyphen, marks and overrides of direction, line and paragraph separators, invisible operators, byte order mark
+_INVISIBLE = frozenset(
+    (0xAD, 0x61C, 0x180E, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2060, 0x2070), 0xFEFF)
+)
+
+
+def escaped(text: str) -> str:
+    """Escape what controls a terminal or cannot be encoded, as JSON does: ESC becomes `\\u001b`.
+
+    These are control characters (of C0, line ends among them, and C1), characters that change the direction of text or
+    are invisible, tags, and halves of surrogate pairs. What is valid JSON on one line stays so, with the same value.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escape(character) for character in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if code >= 0xE0000:
+        if code >= 0xE0080:
+            return character
+        high, low = divmod(code - 0x10000, 0x400)
+        return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
+    control = code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or 0xFFF0 <= code < 0xFFFC
+    return f"\\u{code:04x}" if control or code in _INVISIBLE else character
+
+
 def label_count(labels: int, classes: int) -> str:
     """The message for a number of labels that is not the number of classes."""
     hint = "; does the model have a background class in front? then name it too" if labels == classes - 1 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from onnxcam.cli import terminal
 from onnxcam.cli.group import PackageGroup
 
 
@@ -11,7 +12,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from onnxcam import __version__
 
-        click.echo(f"onnxcam {__version__}")
+        terminal.echo(f"onnxcam {__version__}")
         ctx.exit()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from onnxcam import runtime
-from onnxcam.cli import options
+from onnxcam.cli import options, terminal
 from onnxcam.cli.errors import ExitCode
 from onnxcam.cli.report import show
 from onnxcam.errors import LabelsError, LayerError, TargetError, listing
@@ -183,7 +183,7 @@ def _compare(
     comparison = compare(explainer, [paths[k] for k in order], None if classes is None else [classes[k] for k in order])
     failed = [str(failure) for _, failure in comparison.failures]
     for text in failed:
-        click.echo(f"Error: {text}", err=True)
+        terminal.echo(f"Error: {text}", err=True)
     about = {"model": model, "folder": folder, "seed": seed, "failed": failed}
     show(comparison, as_json, about, f"{model!r}: {comparison.summary}")
     if comparison.failures:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from onnxcam import runtime
-from onnxcam.cli import options
+from onnxcam.cli import options, terminal
 
 EPILOG = """\
 \b
@@ -45,13 +45,13 @@ def demo(output: Path, provider: str, as_json: bool) -> None:
         options.print_json(result)
         return
     for example in result["pictures"]:
-        click.echo(f"{example['picture']}, the five best classes:")
+        terminal.echo(f"{example['picture']}, the five best classes:")
         for guess in example["predictions"]:
-            click.echo(f"  {guess['probability']:7.2%}  {guess['label']}")
+            terminal.echo(f"  {guess['probability']:7.2%}  {guess['label']}")
         for explained in example["maps"]:
             line = f"  {explained['method']} of {explained['label']!r}"
             if "energy" in explained:
                 left, right = explained["energy"]["left"], explained["energy"]["right"]
                 line += f": {left:.1%} of its energy on the left half, {right:.1%} on the right"
-            click.echo(line)
-    click.echo(f"Pictures: {output / 'demo.png'} and {len(result['files']) - 1} more in {output}")
+            terminal.echo(line)
+    terminal.echo(f"Pictures: {output / 'demo.png'} and {len(result['files']) - 1} more in {output}")

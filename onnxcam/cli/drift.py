@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxcam.cli import options
+from onnxcam.cli import options, terminal
 from onnxcam.cli.errors import ExitCode
 from onnxcam.cli.monitor import folder_argument, print_notes, span_options
 from onnxcam.errors import InputError, SettingError
@@ -131,10 +131,10 @@ def baseline(
     if as_json:
         options.print_json(result)
         return
-    click.echo(
+    terminal.echo(
         f"{output}: {stored.records:,} records from {stored.since} to {stored.until}, {len(stored.rows):,} stored"
     )
-    click.echo(f"classes with a mean map: {', '.join(classes) or 'none, all classes are compared together'}")
+    terminal.echo(f"classes with a mean map: {', '.join(classes) or 'none, all classes are compared together'}")
     print_notes(notes)
 
 
@@ -238,13 +238,13 @@ def _print_verdict(verdict: Verdict, *, whole: bool) -> None:
     text, colour = _MARKS[verdict.verdict]
     span = f"{verdict.since} to {verdict.until}" if verdict.since else "no records"
     score = "" if verdict.score is None else f"; score {verdict.score:.1f}, drift from {verdict.threshold:.1f}"
-    click.echo(f"{click.style(text, fg=colour)}: {verdict.records:,} records, {span}{score}")
+    terminal.echo(terminal.Colored(text, colour), f": {verdict.records:,} records, {span}{score}")
     listed = (verdict.statistics if whole else verdict.drifted)[:_LISTED]
     for statistic in listed:
-        click.echo("  " + sentence(statistic))
+        terminal.echo("  " + sentence(statistic))
     more = len(verdict.drifted) - len(listed)
     if more > 0:
-        click.echo(f"  and {more} more")
+        terminal.echo(f"  and {more} more")
 
 
 def sentence(statistic: Statistic) -> str:
@@ -331,10 +331,11 @@ def report(
         assessment, more = assess_folder(folder, path, window, false_alarms, since, until, seed)
         notes = list(dict.fromkeys([*notes, *more]))
     text = page.render(summary, folder, assessment, counters.total(folder), title=title, notes=notes)
-    write_bytes(output, text.encode())
+    encoded = text.encode(errors="backslashreplace")  # half a surrogate pair in a label
+    write_bytes(output, encoded)
     result = {
         "output": str(output),
-        "bytes": len(text.encode()),
+        "bytes": len(encoded),
         "records": summary.count,
         "verdict": None if assessment is None else assessment.latest.verdict,
         "notes": notes,
@@ -342,5 +343,5 @@ def report(
     if as_json:
         options.print_json(result)
     else:
-        click.echo(f"{output}: {summary.count:,} records, {result['bytes']:,} bytes")
+        terminal.echo(f"{output}: {summary.count:,} records, {result['bytes']:,} bytes")
         print_notes(notes)

@@ -10,6 +10,7 @@ from enum import IntEnum
 
 import click
 
+from onnxcam.cli import terminal
 from onnxcam.errors import (
     InputError,
     LabelsError,
@@ -69,12 +70,24 @@ def sentence_and_code(error: BaseException) -> tuple[str, ExitCode]:
         return f"a library cannot be imported ({error}); run `onnxcam doctor`", ExitCode.RUNTIME
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: {os.fsdecode(error.filename)}", ExitCode.FAILED
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:  # as click raises it for a help text
+        return str(terminal.unwritable(error)), ExitCode.FAILED
+    if isinstance(error, SystemExit):
+        return (
+            f"code that was loaded with the model ended the program (exit status {error.code}); remove its call of "
+            "exit",
+            ExitCode.MODEL,
+        )
     message = " ".join(str(error).split())
     reason = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return (
         f"onnxcam failed unexpectedly ({reason}); please run this again with {DEBUG}=1 and report what it prints",
         ExitCode.FAILED,
     )
+
+
+# of a stream without a file name
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
 
 
 @contextmanager
@@ -85,15 +98,15 @@ def reported(ctx: click.Context) -> Iterator[None]:
     except (click.ClickException, click.exceptions.Exit):
         raise
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted.", err=True)
+        terminal.echo("Interrupted.", err=True)
         ctx.exit(ExitCode.INTERRUPTED)
-    except Exception as error:
+    except BaseException as error:  # code that comes with a model may raise anything
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             raise  # the reader of our output has left: click ends quietly
         if os.environ.get(DEBUG) == "1":
             import traceback
 
-            traceback.print_exc()
+            terminal.echo_lines(traceback.format_exc().rstrip("\n").split("\n"), err=True)
         sentence, code = sentence_and_code(error)
-        click.echo(f"Error: {sentence}", err=True)
+        terminal.echo(f"Error: {sentence}", err=True)
         ctx.exit(code)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from onnxcam import image
-from onnxcam.cli import options
+from onnxcam.cli import options, terminal
 from onnxcam.cli.check import by_class
 from onnxcam.cli.errors import ExitCode
 from onnxcam.cli.explain import open_explainer
@@ -153,7 +153,7 @@ def evaluate(
     for path in targets.values():
         _writable(path)
     for warning in explainer.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        terminal.echo(f"Warning: {warning}", err=True)
     with Bar() as bar:
         evaluation = judge(
             explainer,
@@ -170,7 +170,7 @@ def evaluate(
         )
     failed = [str(error) for _, error in (*collection.failures, *evaluation.failures)]
     for text in failed:
-        click.echo(f"Error: {text}", err=True)
+        terminal.echo(f"Error: {text}", err=True)
     record = {"model": model, "seed": seed, "providers": explainer.providers, "versions": versions(), "failed": failed}
     record |= evaluation.to_dict()
     if "json" in targets:
@@ -185,7 +185,7 @@ def evaluate(
     if as_json:
         options.print_json(record)
     else:
-        click.echo("\n".join(reports.lines(evaluation)))
+        terminal.echo_lines(reports.lines(evaluation))
     if failed:
         raise click.exceptions.Exit(ExitCode.FAILED)
 

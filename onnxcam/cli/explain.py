@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ import click
 
 from onnxcam import image, runtime
 from onnxcam.cam.methods import Method, find
-from onnxcam.cli import options
+from onnxcam.cli import options, terminal
 from onnxcam.cli.progress import Progress
 from onnxcam.cli.question import MethodName, ask, check_early
 from onnxcam.cli.versions import versions
@@ -235,10 +235,10 @@ def explain(
     check(explainer, question)
     style = Drawing(alpha, colormap, compress=not many if compress is None else compress)
     if provider != "auto" and allow_fallback:
-        click.echo(f"running on {explainer.providers[0]}", err=True)
+        terminal.echo(f"running on {explainer.providers[0]}", err=True)
     ready(folder)
     for warning in explainer.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        terminal.echo(f"Warning: {warning}", err=True)
     run = _Run(folder, collected, as_json)
     interrupted = True
     try:
@@ -250,16 +250,17 @@ def explain(
         text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
         image.write_bytes(folder / SUMMARY, text.encode(errors="backslashreplace"))
     for warning in summary["warnings"][len(explainer.warnings) :]:
-        click.echo(f"Warning: {warning}", err=True)
+        terminal.echo(f"Warning: {warning}", err=True)
     if as_json:
         options.print_json(summary)
     counts = summary["counts"]
     if counts["found"] > 1:
-        click.echo(
+        terminal.echo(
             f"{counts['explained']} of {counts['found']} explained in {summary['duration_s']:.1f} s on "
             f"{explainer.providers[0]}; see {folder / SUMMARY}",
             err=True,
         )
+    run.require_printed()
     if counts["failed"]:
         raise click.exceptions.Exit(1)
 
@@ -408,6 +409,7 @@ class _Run:
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._entries: list[dict[str, Any]] = []
         self._run_warnings: set[str] = set()
+        self.require_printed: Callable[[], None] = lambda: None  # raises where a result could not be printed
 
     def explain(self, explainer: Explainer, question: Question, style: Drawing) -> None:
         items = self._collected.items
@@ -419,6 +421,7 @@ class _Run:
             for outcome in explain_all(explainer, items, question, self._folder, style, progress.step):
                 self._report(outcome, progress)
                 progress.advance()
+        self.require_printed = progress.finish
 
     def summary(
         self, about: dict[str, Any], duration: float, interrupted: bool, explainer: Explainer
@@ -457,8 +460,8 @@ class _Run:
             progress.result(table(name, self._folder / outcome.item.folder, record))
 
 
-def table(name: str, folder: Path, record: dict[str, Any]) -> str:
-    """A picture's predictions as a table of text."""
+def table(name: str, folder: Path, record: dict[str, Any]) -> list[str]:
+    """A picture's predictions as a table of text, line by line."""
     lines = [f"{name} -> {folder}"]
     explained = {entry["index"] for entry in record["maps"]}
     rows = [*record["predictions"]]
@@ -471,7 +474,7 @@ def table(name: str, folder: Path, record: dict[str, Any]) -> str:
         else:
             share = "?" if row["probability"] is None else percentage(row["probability"])
         lines.append(f"  {mark} {share:>8}  {row['index']:>5}  {row['label']}")
-    return "\n".join(lines)
+    return lines
 
 
 def _entry(

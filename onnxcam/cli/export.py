@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from onnxcam import files, image
-from onnxcam.cli import options
+from onnxcam.cli import options, terminal
 from onnxcam.cli.options import parse_size
 from onnxcam.errors import LabelsError, LayerError, ModelError, OutputError, TrustError, VerificationError
 from onnxcam.explain.warnings import input_size_warnings, layer_warnings
@@ -224,12 +224,12 @@ def export(
         written = {"path": output, "bytes": size}
         options.print_json(written | {"outputs": _outputs(manifest), "manifest": manifest}, err=piped)
     else:
-        click.echo("\n".join(_lines(output, size, manifest)), err=piped)
+        terminal.echo_lines(_lines(output, size, manifest), err=piped)
     warnings = [*input_size_warnings(manifest["input"]), *layer_warnings(manifest["layers"])]
     for warning in [*warnings, *manifest["scores"].get("warnings", ())]:
-        click.echo(f"Warning: {warning}", err=True)
+        terminal.echo(f"Warning: {warning}", err=True)
     if not manifest["input"].get("preprocess"):
-        click.echo("Note: no preprocessing is stored (--preprocess); `onnxcam explain` will ask for it", err=True)
+        terminal.echo("Note: no preprocessing is stored (--preprocess); `onnxcam explain` will ask for it", err=True)
 
 
 def kind_of(source: str) -> str:
@@ -335,7 +335,7 @@ def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] |
     if not record.get("labels"):
         doubt = metadata_labels.find(properties, record["scores"]["classes"]).doubt
         if doubt is not None:
-            click.echo(f"Warning: {doubt}", err=True)
+            terminal.echo(f"Warning: {doubt}", err=True)
     if request.verify:
         _verify(model)
     load.save(model, output)
@@ -344,7 +344,7 @@ def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] |
 
 def _warn(sentence: str) -> None:
     """Print a doubt that was measured."""
-    click.echo(f"Warning: {sentence}", err=True)
+    terminal.echo(f"Warning: {sentence}", err=True)
 
 
 def _verify(model: Any) -> None:
@@ -364,7 +364,7 @@ def _verify(model: Any) -> None:
         )
     for finding in report.findings:
         if finding.status == "unsure":
-            click.echo(f"Note: {finding.name}: {finding.detail}", err=True)
+            terminal.echo(f"Note: {finding.name}: {finding.detail}", err=True)
 
 
 def _from_callable(source: str, output: str, request: Request, loading: Loading) -> dict[str, Any]:

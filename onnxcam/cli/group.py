@@ -12,7 +12,9 @@ from typing import Any
 
 import click
 
-from onnxcam.cli.errors import reported
+from onnxcam.cli import terminal
+from onnxcam.cli.errors import ExitCode, reported, sentence_and_code
+from onnxcam.errors import OnnxcamError
 
 # OpenBLAS starts threads in numpy and OpenCV that spin for a tenth of a second each, on the core that opens the model.
 # These commands multiply no large matrices outside the model.
@@ -54,14 +56,28 @@ class CommandGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in self.places.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                # a label the terminal cannot show must not end the run
-                stream.reconfigure(errors="backslashreplace")
         with reported(ctx):
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            terminal.flush()
         return result
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        """Run as a program: usage errors are escaped, and what cannot be written ends with a sentence, too."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        with terminal.prepared():
+            try:
+                code = super().main(*args, standalone_mode=False, **kwargs)
+            except click.ClickException as error:
+                terminal.show(error)
+                code = error.exit_code
+            except click.Abort:
+                terminal.echo("Interrupted.", err=True)
+                code = ExitCode.INTERRUPTED
+            except (OSError, OnnxcamError) as error:  # help or version could not be written
+                sentence, code = sentence_and_code(error)
+                terminal.echo(f"Error: {sentence}", err=True)
+            sys.exit(int(code) if isinstance(code, int) else 0)
 
 
 class PackageGroup(CommandGroup):

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from onnxcam.cli import options
-from onnxcam.errors import LayerError
+from onnxcam.cli import options, terminal
+from onnxcam.errors import LayerError, escaped
 from onnxcam.explain.warnings import input_size_warnings, layer_warnings
 from onnxcam.network.layout import Layout
 
@@ -50,24 +50,24 @@ def layers(
     keras = model.startswith("keras:") or model.lower().endswith((".keras", ".h5", ".hdf5"))
     listing = describe_keras(model, trust_model, import_file) if keras else describe(model, input_size, scores, kind)
     for warning in listing["warnings"]:
-        click.echo(f"Warning: {warning}", err=True)
+        terminal.echo(f"Warning: {warning}", err=True)
     if as_json:
         options.print_json(listing)
         return
-    click.echo("\n".join(_table(listing["layers"])))
+    terminal.echo_lines(_table(listing["layers"]))
     explainable = listing["explainable"]
     if explainable is not None:
         names = ", ".join(f"{key} {value}" for key, value in explainable["outputs"].items() if value)
         target = f"{explainable['target']['name']} ({explainable['target']['mode']})"
-        click.echo(f"\nexplainable: target {target}; {names}")
+        terminal.echo_lines(["", f"explainable: target {target}; {names}"])
         gate = explainable["gate"]
         if gate is not None:
-            click.echo(f"  gate {gate['condition']}: maps where {gate['output']} holds, else zero")
+            terminal.echo(f"  gate {gate['condition']}: maps where {gate['output']} holds, else zero")
         for layer in listing["layers"]:
             if layer["outputs"] is not None:
                 maps = ", ".join(layer["outputs"]["heatmaps"].values())
                 raw = ", ".join(name for key, name in layer["outputs"].items() if key != "heatmaps" and name)
-                click.echo(f"  {layer['name']}: {', '.join(part for part in (raw, maps) if part)}")
+                terminal.echo(f"  {layer['name']}: {', '.join(part for part in (raw, maps) if part)}")
 
 
 def describe(
@@ -186,6 +186,8 @@ def _table(layers: Sequence[dict[str, Any]]) -> list[str]:
             if layer["shape"] is None
             else "[" + ", ".join("?" if d is None else str(d) for d in layer["shape"]) + "]"
         )
-        rows.append(("*" if layer["default"] else "", layer["name"], shape, layer["covers"] or "?", _layout(layer)))
+        rows.append(
+            ("*" if layer["default"] else "", escaped(layer["name"]), shape, layer["covers"] or "?", _layout(layer))
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return ["  ".join([*(f"{row[column]:{widths[column]}}" for column in range(4)), row[4]]) for row in rows]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnxcam.cam.methods import GRAPH, INPUT, Method, find, methods as names  # isort: skip
-from onnxcam.cli import options, question
+from onnxcam.cli import options, question, terminal
 from onnxcam.explain.texts import spelled
 
 _WHAT = {GRAPH: "layer, in a file too", INPUT: "input"}
@@ -38,9 +38,9 @@ def methods(named: tuple[str, ...], as_json: bool) -> None:
         return
     for method in entries:
         settings = "".join(f" {key}={spelled(value)}" for key, value in method["options"].items())
-        click.echo(f"{method['name']}{settings}")
-        click.echo(f"  {_WHAT.get(method['kind'], 'layer')}; {method['cost']}")
-        click.echo(textwrap.fill(method["formula"], 96, initial_indent="  ", subsequent_indent="  "))
+        terminal.echo(f"{method['name']}{settings}")
+        terminal.echo(f"  {_WHAT.get(method['kind'], 'layer')}; {method['cost']}")
+        terminal.echo_lines(textwrap.wrap(method["formula"], 96, initial_indent="  ", subsequent_indent="  "))
 
 
 def describe(method: Method) -> dict[str, Any]:

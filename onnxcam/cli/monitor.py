@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnxcam.cli import options
+from onnxcam.cli import options, terminal
 from onnxcam.cli.group import CommandGroup
 from onnxcam.errors import InputError, OnnxcamError, SettingError
 
@@ -228,9 +228,9 @@ def stats(folder: Path, since: datetime | None, until: datetime | None, as_json:
         options.print_json(result)
         return
     for line in _counter_lines(totals):
-        click.echo(line)
+        terminal.echo(line)
     for line in summary.lines():
-        click.echo(line)
+        terminal.echo(line)
     print_notes(notes)
 
 
@@ -277,8 +277,8 @@ def prune(folder: Path, max_bytes: int | None, max_age: float | None, max_record
     if as_json:
         options.print_json(result)
     else:
-        click.echo(f"removed {len(removed)} segments, and {pictures} pictures that no record names")
-        click.echo(f"left    {retention.records:,} records, {retention.bytes:,} bytes with their pictures")
+        terminal.echo(f"removed {len(removed)} segments, and {pictures} pictures that no record names")
+        terminal.echo(f"left    {retention.records:,} records, {retention.bytes:,} bytes with their pictures")
 
 
 @click.command(
@@ -348,8 +348,7 @@ def _order(sort: str) -> Callable[[Record], float]:
 def _print(records: Any, as_json: bool) -> int:
     printed = 0
     for record in records:
-        click.echo(json.dumps(record, ensure_ascii=True) if as_json else line(record))
-        sys.stdout.flush()
+        terminal.echo(json.dumps(record, ensure_ascii=True) if as_json else line(record))
         printed += 1
     return printed
 
@@ -373,7 +372,7 @@ def line(record: Record) -> str:
 def print_notes(notes: list[str]) -> None:
     """Print notes to standard error."""
     for note in notes:
-        click.echo(note, err=True)
+        terminal.echo(note, err=True)
 
 
 class _Summary:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from onnxcam.cli import terminal
 from onnxcam.errors import LayerError, ModelError
 from onnxcam.targets.readout import KINDS
 
@@ -136,7 +137,7 @@ def not_explainable(error: LayerError, layers: Sequence[object]) -> ModelError:
 def print_json(value: Any, err: bool = False) -> None:
     """Print one JSON document; numbers that are not finite become null, as JSON has no NaN."""
     unicode = (getattr(sys.stderr if err else sys.stdout, "encoding", None) or "").lower().startswith("utf")
-    click.echo(json.dumps(finite(value), ensure_ascii=not unicode, indent=2), err=err)
+    terminal.echo_lines(json.dumps(finite(value), ensure_ascii=not unicode, indent=2).split("\n"), err=err)
 
 
 def finite(value: Any) -> Any:

@@ -5,14 +5,14 @@ With several pictures the bar counts them; with one it shows how far a long meth
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
-import click
+from onnxcam.cli import terminal
+from onnxcam.errors import OutputError
 
-_CLEAR = "\r\x1b[2K"
 _WIDTH = 30
 _PATIENCE, _PAUSE = 0.5, 0.1  # seconds before a method counts as long, and between two drawings of its progress
 
@@ -24,9 +24,10 @@ class Progress:
         self._total = total
         self._done = 0
         self._within = 0.0  # share of the current picture that is done
-        self._on_terminal = sys.stderr.isatty()
+        self._on_terminal = terminal.interactive()
         self._start = self._pass_start = self._drawn = time.monotonic()
         self._lock = threading.RLock()
+        self._lost: OutputError | BrokenPipeError | None = None
 
     def __enter__(self) -> Progress:
         with self._lock:
@@ -63,20 +64,28 @@ class Progress:
         """Write a line to standard error."""
         with self._lock:
             self._clear()
-            click.echo(text, err=True)
+            terminal.echo(text, err=True)
             self._draw()
 
-    def result(self, text: str) -> None:
-        """Write a line to standard output."""
+    def result(self, lines: Iterable[str]) -> None:
+        """Write lines to standard output; where they cannot be written, the work goes on and `finish` raises."""
         with self._lock:
             self._clear()
-            click.echo(text)
+            if self._lost is None:
+                try:
+                    terminal.echo_lines(lines)
+                except (OutputError, BrokenPipeError) as error:
+                    self._lost = error
             self._draw()
+
+    def finish(self) -> None:
+        """Raise the OutputError or BrokenPipeError of a result that could not be written, if there was one."""
+        if self._lost is not None:
+            raise self._lost
 
     def _clear(self) -> None:
         if self._on_terminal:
-            sys.stderr.write(_CLEAR)
-            sys.stderr.flush()
+            terminal.draw(terminal.CLEAR)
 
     def _draw(self) -> None:
         if self._on_terminal and (self._total > 1 or 0 < self._within < 1):
@@ -84,8 +93,7 @@ class Progress:
             filled = round(_WIDTH * (self._within if one else self._done / self._total))
             bar = "#" * filled + "-" * (_WIDTH - filled)
             count = f"{self._within:.0%}" if one else f"{self._done}/{self._total}"
-            sys.stderr.write(f"{_CLEAR}[{bar}] {count}{self._remaining()}")
-            sys.stderr.flush()
+            terminal.draw(f"{terminal.CLEAR}[{bar}] {count}{self._remaining()}")
 
     def _remaining(self) -> str:
         done = self._within if self._total == 1 else self._done / self._total
@@ -101,7 +109,7 @@ class Bar:
     """A bar for work that reports its own length: `to(done, total)`."""
 
     def __init__(self) -> None:
-        self._on_terminal = sys.stderr.isatty()
+        self._on_terminal = terminal.interactive()
         self._start = time.monotonic()
         self._drawn = ""
 
@@ -112,8 +120,7 @@ class Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._drawn:
-            sys.stderr.write(_CLEAR)
-            sys.stderr.flush()
+            terminal.draw(terminal.CLEAR)
 
     def to(self, done: int, total: int) -> None:
         """Draw the bar for `done` of `total`."""
@@ -126,5 +133,4 @@ class Bar:
             text += f", {minutes}:{seconds:02d} left"
         if text != self._drawn:
             self._drawn = text
-            sys.stderr.write(f"{_CLEAR}{text}")
-            sys.stderr.flush()
+            terminal.draw(f"{terminal.CLEAR}{text}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxcam.cli import options
+from onnxcam.cli import options, terminal
 from onnxcam.cli.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -34,16 +34,17 @@ def show(
     if as_json:
         options.print_json({**(about or {}), **report.to_dict()})
     else:
-        click.echo("\n".join(map(_colored, report.lines())))
+        for line in report.lines():
+            terminal.echo(*_colored(line))
     if not report.passed:
         if error:
-            click.echo(f"Error: {error}", err=True)
+            terminal.echo(f"Error: {error}", err=True)
         raise click.exceptions.Exit(code)
 
 
-def _colored(line: str) -> str:
-    """Color the status that begins a line; click removes colors where output is not a terminal."""
+def _colored(line: str) -> list[str | terminal.Colored]:
+    """Color the status that begins a line."""
     status = re.match(rf"( *)({'|'.join(_COLORS)})(?= {{2}})", line)
     if status is None:
-        return line
-    return status[1] + click.style(status[2], fg=_COLORS[status[2]]) + line[status.end() :]
+        return [line]
+    return [status[1], terminal.Colored(status[2], _COLORS[status[2]]), line[status.end() :]]

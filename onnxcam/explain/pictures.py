@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import sys
@@ -90,7 +91,7 @@ def read_list(source: str, stdin: BinaryIO | None = None) -> list[str]:
     """
     try:
         if source == STDIN:
-            data = (stdin or sys.stdin.buffer).read(_LARGEST_LIST)
+            data = (stdin or standard_input()).read(_LARGEST_LIST)
         else:
             with Path(source).open("rb") as file:
                 data = file.read(_LARGEST_LIST)
@@ -101,6 +102,17 @@ def read_list(source: str, stdin: BinaryIO | None = None) -> list[str]:
     text = os.fsdecode(data.removeprefix(b"\xef\xbb\xbf"))
     lines = text.split("\0") if "\0" in text else text.splitlines()
     return [line for line in (line.strip("\r\n") for line in lines) if line.strip()]
+
+
+def standard_input() -> BinaryIO:
+    """The bytes of standard input.
+
+    Raises:
+        OSError: it is closed.
+    """
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return sys.stdin.buffer
 
 
 def distinct(relative: Sequence[PurePath], stdin: bool = False) -> list[PurePath]:
@@ -204,7 +216,12 @@ def _stems(paths: Sequence[Path], base: Path | None) -> list[PurePath]:
 
 
 def _read_stdin(stdin: BinaryIO | None) -> bytes:
-    data = (stdin or sys.stdin.buffer).read(_LARGEST_STDIN + 1)
+    try:
+        data = (stdin or standard_input()).read(_LARGEST_STDIN + 1)
+    except OSError as error:
+        raise PictureError(
+            f"the picture on standard input (-) cannot be read ({error.strerror}); pass one with `< FILE`"
+        ) from error
     if len(data) > _LARGEST_STDIN:
         raise PictureError(f"standard input has more than {_LARGEST_STDIN >> 20} MiB; pipe one encoded picture")
     return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from onnxcam.errors import escaped
 from onnxcam.monitor.admission import Clock
 
 PERIOD = 20.0
@@ -45,4 +46,4 @@ class ErrorLog:
 
 
 def _first_line(error: BaseException | str) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:500]
+    return escaped((str(error).strip().splitlines() or [""])[0][:500])

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
-from onnxcam.errors import OutputError, SettingError
+from onnxcam.errors import OutputError, SettingError, escaped
 from onnxcam.monitor.forks import after_fork
 from onnxcam.monitor.record import encode
 from onnxcam.monitor.redaction import allowed
@@ -173,7 +173,7 @@ class _LoggerSink(_RedactingSink):
         super().__init__(logging.getLogger(name))
 
     def _write(self, record: Record, files: Files) -> None:
-        self.inner.info("%s", encode(record).decode().rstrip("\n"))
+        self.inner.info("%s", escaped(encode(record).decode().rstrip("\n")))
 
     def close(self, timeout: float) -> None:
         """Do nothing: there is nothing to release."""
@@ -191,7 +191,7 @@ class _StdoutSink(_RedactingSink):
         self._lock = threading.Lock()
 
     def _write(self, record: Record, files: Files) -> None:
-        line = encode(record)
+        line = escaped(encode(record).decode().rstrip("\n")).encode() + b"\n"  # it may be a terminal
         with self._lock:
             try:
                 sys.stdout.flush()

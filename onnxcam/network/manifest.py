@@ -251,7 +251,17 @@ def write(model: onnx.ModelProto, manifest: Manifest | None) -> None:
         model.metadata_props.add(key=key, value=value)
     if manifest is not None:
         text = json.dumps(manifest, ensure_ascii=False, separators=(",", ":"))
+        if not _encodes(text):  # half a surrogate pair in a label
+            text = json.dumps(manifest, separators=(",", ":"))
         model.metadata_props.add(key=KEY, value=text)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def layer(manifest: Manifest, name: str | None) -> dict[str, Any]:

@@ -152,8 +152,7 @@ def evaluate(
     targets = _targets(output, csv_file, report)
     for path in targets.values():
         _writable(path)
-    for warning in explainer.warnings:
-        terminal.echo(f"Warning: {warning}", err=True)
+    terminal.warn(explainer.warnings)
     with Bar() as bar:
         evaluation = judge(
             explainer,

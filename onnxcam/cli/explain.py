@@ -237,8 +237,7 @@ def explain(
     if provider != "auto" and allow_fallback:
         terminal.echo(f"running on {explainer.providers[0]}", err=True)
     ready(folder)
-    for warning in explainer.warnings:
-        terminal.echo(f"Warning: {warning}", err=True)
+    terminal.warn(explainer.warnings)
     run = _Run(folder, collected, as_json)
     interrupted = True
     try:
@@ -249,8 +248,7 @@ def explain(
         summary = run.summary(about, time.monotonic() - started, interrupted, explainer)
         text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
         image.write_bytes(folder / SUMMARY, text.encode(errors="backslashreplace"))
-    for warning in summary["warnings"][len(explainer.warnings) :]:
-        terminal.echo(f"Warning: {warning}", err=True)
+    terminal.warn(summary["warnings"][len(explainer.warnings) :])
     if as_json:
         options.print_json(summary)
     counts = summary["counts"]

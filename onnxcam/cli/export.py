@@ -226,8 +226,7 @@ def export(
     else:
         terminal.echo_lines(_lines(output, size, manifest), err=piped)
     warnings = [*input_size_warnings(manifest["input"]), *layer_warnings(manifest["layers"])]
-    for warning in [*warnings, *manifest["scores"].get("warnings", ())]:
-        terminal.echo(f"Warning: {warning}", err=True)
+    terminal.warn([*warnings, *manifest["scores"].get("warnings", ())])
     if not manifest["input"].get("preprocess"):
         terminal.echo("Note: no preprocessing is stored (--preprocess); `onnxcam explain` will ask for it", err=True)
 

@@ -49,8 +49,7 @@ def layers(
     """
     keras = model.startswith("keras:") or model.lower().endswith((".keras", ".h5", ".hdf5"))
     listing = describe_keras(model, trust_model, import_file) if keras else describe(model, input_size, scores, kind)
-    for warning in listing["warnings"]:
-        terminal.echo(f"Warning: {warning}", err=True)
+    terminal.warn(listing["warnings"])
     if as_json:
         options.print_json(listing)
         return

@@ -42,7 +42,14 @@ def echo(*parts: str | Colored, err: bool = False) -> None:
 
 def echo_lines(lines: Iterable[str], err: bool = False) -> None:
     """Write lines at once, see `echo`."""
-    _write("\n".join(map(escaped, lines)), err)
+    text = [escaped(line) for line in lines]
+    if text:
+        _write("\n".join(text), err)
+
+
+def warn(sentences: Iterable[str]) -> None:
+    """Write warnings to standard error, a line each."""
+    echo_lines((f"Warning: {sentence}" for sentence in sentences), err=True)
 
 
 def show(error: click.ClickException) -> None:
@@ -114,7 +121,7 @@ def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
     line: str | None = None,
 ) -> None:  # fmt: skip
-    echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    warn([" ".join(str(message).split())])
 
 
 def _printable(part: str | Colored) -> str:

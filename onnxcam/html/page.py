@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -11,25 +12,47 @@ from importlib.resources import files
 from onnxcam import __version__
 
 
-def page(heading: str, body: Sequence[str]) -> str:
-    """Build a complete, self-contained page; its content security policy allows embedded pictures and styles only.
+def page(heading: str, body: Sequence[str], *, style: str = "", script: str = "") -> str:
+    """Build a complete, self-contained page; its content security policy allows only what is embedded in it.
 
     Arguments:
         heading: the page's title.
         body: the content, as HTML.
+        style, script: names of files of this package to embed, beside `page.css`; see `shell`.
     """
-    style = (files(__package__) / "page.css").read_text(encoding="utf-8")
+    head, tail = shell(heading, style=style, script=script)
+    return f"{head}{''.join(body)}{tail}"
+
+
+def shell(heading: str, *, style: str = "", script: str = "") -> tuple[str, str]:
+    """Build what comes before and after the content of a page, for pages that are written piece by piece.
+
+    Arguments:
+        heading: the page's title.
+        style, script: names of files of this package to embed, beside `page.css`. A page must say everything without
+            its script, which may only help to find it.
+    """
+    styles = "".join(_embedded(name) for name in ("page.css", style) if name)
+    code = _embedded(script) if script else ""
+    # by its digest, so that no other script can run, wherever the text of the page comes from
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    allowed = f"; script-src 'sha256-{digest}'" if code else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{escape(heading)}</title><style>{style}</style></head><body>"
+        f"style-src 'unsafe-inline'{allowed}\">"
+        f"<title>{escape(heading)}</title><style>{styles}</style></head><body>"
         '<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs><pattern id="hatch" width="5" '
         'height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="5" height="5" '
         'fill="#fff"/><path d="M0 0V5" stroke="#5a606b" stroke-width="2"/></pattern></defs></svg>'
-        f"<main>{''.join(body)}</main></body></html>\n"
+        "<main>",
+        f"</main>{f'<script>{code}</script>' if code else ''}</body></html>\n",
     )
+
+
+def _embedded(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
 
 
 def foot(notes: Sequence[str] = ()) -> str:

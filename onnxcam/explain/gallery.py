@@ -1,0 +1,270 @@
+"""A gallery of explained pictures: one HTML page that shows what was right and what was wrong, and where it looked."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from onnxcam import image
+from onnxcam.errors import OutputError
+from onnxcam.explain.explanation import Drawing, Explanation, name_of
+from onnxcam.html.page import foot, picture, shell
+from onnxcam.image.opencv import import_cv2
+from onnxcam.image.panel import percentage
+
+PAGE = "index.html"
+MOST = 5000  # pictures on a page: beyond, browsers take seconds to search it
+_BEST = 3  # predictions of a picture
+_SIDE = 192  # pixels of the longer side of a picture on the page
+_QUALITY = 82
+_SPOOL = 8 << 20  # bytes of the page in memory
+RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
+_STATES = {RIGHT: "✓ right", WRONG: "✗ wrong", UNKNOWN: "? true class not given"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the page shows of a picture.
+
+    Attributes:
+        name: of the picture, as the user wrote it.
+        predictions: index, label and probability, best first; the probability is None where it is not finite.
+        truth: index and label of the true class, None if nobody gave it.
+        maps: caption and encoded picture each, the picture itself first.
+        warnings: sentences about the map.
+        value: whether the predictions are values instead of probabilities.
+    """
+
+    name: str
+    predictions: Sequence[tuple[int, str, float | None]]
+    truth: tuple[int, str] | None
+    maps: Sequence[tuple[str, bytes]]
+    warnings: Sequence[str] = ()
+    value: bool = False
+
+    @property
+    def state(self) -> str:
+        """`right`, `wrong`, or `unknown` where the true class is."""
+        if self.truth is None:
+            return UNKNOWN
+        return RIGHT if self.predictions[0][0] == self.truth[0] else WRONG
+
+
+def card(
+    explanation: Explanation,
+    name: str,
+    truth: int | None,
+    labels: Sequence[str] | None,
+    of_truth: Explanation | None = None,
+    style: Drawing | None = None,
+) -> Card:
+    """Draw what the page shows of a picture.
+
+    Arguments:
+        explanation: of the picture.
+        name: of the picture, as the user wrote it.
+        truth: its true class, None if nobody gave it.
+        labels: class names, by index.
+        of_truth: the explanation of the true class, where `explanation` is of another.
+        style: how maps are drawn.
+    """
+    style = style or Drawing()
+    maps = [("picture", _encode(explanation.picture))]
+    for one, which in ((explanation, "predicted"), (of_truth, "true")):
+        if one is None:
+            continue
+        same = one.target == explanation.predictions[0][0]
+        kind = "predicted" if which == "predicted" and same else which if which == "true" else "chosen"
+        maps.append((f"{kind}: {one.label}", _encode(one.overlay(style.alpha, style.colormap))))
+    numbers = [
+        (index, label, float(number) if math.isfinite(number) else None)
+        for index, label, number in explanation.predictions[:_BEST]
+    ]
+    known = None if truth is None else (truth, name_of(truth, labels))
+    warnings = [*explanation.warnings, *(of_truth.warnings if of_truth is not None else ())]
+    return Card(name, numbers, known, maps, list(dict.fromkeys(warnings)), explanation.numeric)
+
+
+class Gallery:
+    """The page, card by card: what was added is on disk, so that memory does not grow with the pictures.
+
+    Arguments:
+        heading: the page's title.
+    """
+
+    def __init__(self, heading: str) -> None:
+        self._heading = heading
+        self._cards = tempfile.SpooledTemporaryFile(_SPOOL)  # noqa: SIM115 - closed with the gallery
+        self._confidences: dict[str, list[float]] = {RIGHT: [], WRONG: [], UNKNOWN: []}
+        self._left_out = 0
+        self._labels = False
+
+    def __enter__(self) -> Gallery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove what is on disk."""
+        self._cards.close()
+
+    @property
+    def count(self) -> int:
+        """How many pictures were added."""
+        return sum(map(len, self._confidences.values()))
+
+    def add(self, one: Card, link: str | None = None) -> None:
+        """Add a picture; beyond the 5,000th it is counted, not shown.
+
+        Arguments:
+            one: its card.
+            link: path of its full explanation, relative to the page.
+        """
+        shown = self.count < MOST
+        confidence = one.predictions[0][2]
+        self._confidences[one.state].append(float("nan") if confidence is None else confidence)
+        self._labels = self._labels or one.truth is not None
+        if shown:
+            self._cards.write(_html(one, self.count - 1, link).encode("utf-8", "backslashreplace"))
+        else:
+            self._left_out += 1
+
+    def write(self, path: Any, notes: Sequence[str] = ()) -> None:
+        """Write the page, atomically.
+
+        Arguments:
+            path: of the page.
+            notes: sentences for its foot.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        image.write_pieces(path, self._pieces(notes))
+
+    def _pieces(self, notes: Sequence[str]) -> Iterator[bytes]:
+        head, tail = shell(self._heading, style="gallery.css", script="gallery.js")
+        yield f"{head}{self._summary()}{self._tools()}".encode("utf-8", "backslashreplace")
+        yield b'<ul class="cards gallery">'
+        try:
+            self._cards.seek(0)
+            while piece := self._cards.read(1 << 20):
+                yield piece
+        except OSError as error:
+            raise OutputError(f"the page's pictures could not be read back ({error.strerror})") from error
+        yield b'</ul><p class="none" hidden>No picture is like that. Clear the search to see all.</p>'
+        yield f"{foot(notes)}{tail}".encode("utf-8", "backslashreplace")
+
+    def _summary(self) -> str:
+        counts = {state: len(numbers) for state, numbers in self._confidences.items()}
+        judged = counts[RIGHT] + counts[WRONG]
+        tiles = [(str(self.count), "pictures")]
+        if judged:
+            tiles += [
+                (f"{counts[RIGHT]} of {judged}", f"right ({percentage(counts[RIGHT] / judged)})"),
+                (_mean(self._confidences[RIGHT]), "mean confidence where right"),
+                (_mean(self._confidences[WRONG]), "mean confidence where wrong"),
+            ]
+        text = "".join(
+            f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles
+        )
+        left = ""
+        if self._left_out:
+            left = (
+                f"<p><b>{self._left_out} more pictures are not on this page</b>, which shows {MOST}: their files lie "
+                "beside it, and analysis_summary.json lists them.</p>"
+            )
+        return f'<h1>{escape(self._heading)}</h1><div class="tiles">{text}</div>{left}'
+
+    def _tools(self) -> str:
+        """The tools, which the script shows: without it they would do nothing."""
+        states = truth = ""
+        if self._labels:
+            choices = [("", "all"), (RIGHT, "✓ right"), (WRONG, "✗ wrong")]
+            if self._confidences[UNKNOWN]:
+                choices.append((UNKNOWN, "? not given"))
+            radios = "".join(
+                f'<label><input type="radio" name="state" value="{value}"{"" if value else " checked"}>{text}</label>'
+                for value, text in choices
+            )
+            states = f'<fieldset><legend>Prediction</legend><div class="choice">{radios}</div></fieldset>'
+            truth = '<label>True class<select id="truth"><option value="">any</option></select></label>'
+        return (
+            '<div class="tools" role="search" hidden>'
+            '<label>Search (press /)<input id="search" type="search" placeholder="file or class"></label>'
+            f"{states}{truth}"
+            '<label>Predicted class<select id="predicted"><option value="">any</option></select></label>'
+            '<label>Confidence from %<input id="low" type="number" min="0" max="100" step="any"></label>'
+            '<label>to %<input id="high" type="number" min="0" max="100" step="any"></label>'
+            '<label>Order<select id="order"><option value="">as given</option><option value="low">least confident first'
+            '</option><option value="high">most confident first</option></select></label>'
+            '<button id="clear" type="button">Clear</button></div>'
+            '<p class="count" role="status" hidden></p>'
+        )
+
+
+def _html(one: Card, place: int, link: str | None) -> str:
+    """A card as HTML."""
+    best = one.predictions[0]
+    truth = "" if one.truth is None else one.truth[1]
+    words = " ".join([one.name, truth, *(label for _, label, _ in one.predictions)]).lower()
+    data = {
+        "place": place,
+        "state": one.state,
+        "truth": truth,
+        "predicted": best[1],
+        "confidence": "" if one.value or best[2] is None else f"{best[2]:.6g}",
+        "text": words,
+    }
+    attributes = " ".join(f'data-{key}="{escape(str(value))}"' for key, value in data.items())
+    figures = "".join(
+        f"<figure>{picture(encoded, f'{caption}, {one.name}')}"
+        f'<figcaption title="{escape(caption)}">{escape(caption)}</figcaption></figure>'
+        for caption, encoded in one.maps
+    )
+    guesses = "".join(_guess(label, number, one.value) for _, label, number in one.predictions)
+    state = f'<span class="state">{_STATES[one.state]}</span>' if one.truth is not None else ""
+    true = f' <span class="label">true: {escape(truth)}</span>' if one.state == WRONG else ""
+    notes = "".join(f'<p class="note">⚠ {escape(sentence)}</p>' for sentence in one.warnings)
+    more = "" if link is None else f'<a href="{escape(quote(link))}">in full</a>'
+    return (
+        f'<li class="card {one.state}" {attributes} aria-label="{escape(one.name)}">'
+        f'<div class="pictures">{figures}</div>'
+        f"<h3>{escape(one.name)}</h3>{state}{true}{guesses}{notes}{more}</li>\n"
+    )
+
+
+def _guess(label: str, number: float | None, value: bool) -> str:
+    if number is None or value:
+        text = "?" if number is None else f"{number:.5g}"
+        return f'<div class="guess"><span>{escape(label)}</span><span>{text}</span></div>'
+    width = 100 * min(max(number, 0.0), 1.0)
+    return (
+        f'<div class="guess"><span title="{escape(label)}">{escape(label)}</span><span>{percentage(number)}</span>'
+        f'<span class="meter"><i style="width:{width:.1f}%"></i></span></div>'
+    )
+
+
+def _encode(pixels: np.ndarray) -> bytes:
+    """A picture for the page, as JPEG; small ones are enlarged without smoothing, so that their pixels are seen."""
+    cv2 = import_cv2()
+    height, width = pixels.shape[:2]
+    scale = _SIDE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    if not done:
+        raise OutputError("a picture of the page could not be encoded")
+    return bytes(data)
+
+
+def _mean(numbers: Sequence[float]) -> str:
+    finite = [number for number in numbers if math.isfinite(number)]
+    return percentage(sum(finite) / len(finite)) if finite else "–"

@@ -1,0 +1,196 @@
+"""The true classes of pictures: from the names of their folders, or from a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+
+from onnxcam.errors import LabelsError, TargetError, listing
+from onnxcam.targets import classes as targets
+
+BY_FOLDER = "by-folder"
+_PICTURE_COLUMNS = (
+    "picture",
+    "image",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "path",
+    "image_path",
+    "name",
+    "img",
+)
+_CLASS_COLUMNS = ("class", "label", "truth", "target", "category", "class_name", "class_index", "index", "y")
+_LARGEST = 64 << 20  # bytes of a table
+
+
+def by_folder(paths: Sequence[Path], root: Path, labels: Sequence[str] | None, classes: int) -> list[int]:
+    """Read the class of each picture from its folder's name: an index, a label, or the rank among sorted folders.
+
+    The rank is how Keras' and torchvision's folder readers number classes; it is used where there are no labels and as
+    many folders as classes.
+
+    Arguments:
+        paths: of the pictures, all below `root`.
+        root: the folder with a folder per class.
+        labels: class names, by index.
+        classes: number of classes.
+
+    Raises:
+        LabelsError: a picture is not in a folder, or a folder does not name a class of the model.
+    """
+    relative = [path.relative_to(root) for path in paths]
+    loose = [str(path) for path in relative if len(path.parts) < 2]
+    if loose:
+        raise LabelsError(
+            f"{len(loose)} pictures lie in {str(root)!r} itself ({listing(loose, 3)}); with --by-folder each lies in "
+            "the folder of its class"
+        )
+    folders = sorted({path.parts[0] for path in relative})
+    numbers = {name: number for name in folders if (number := _class(name, labels, classes)) is not None}
+    wrong = [name for name in folders if name not in numbers]
+    if wrong and labels is None and len(folders) == classes:
+        numbers = {name: number for number, name in enumerate(folders)}
+    elif wrong:
+        hint = "name them by label or index" if labels is not None else "give --labels, or name the folders by index"
+        raise LabelsError(
+            f"{listing(wrong, 5)} in {str(root)!r} name no class of the model ({classes} classes); {hint}"
+        )
+    return [numbers[path.parts[0]] for path in relative]
+
+
+class Table:
+    """A table of pictures and their classes: CSV, or separated by tabs or semicolons, as spreadsheets write it.
+
+    With a header, its columns are called as in `picture,class` (file, path, image …; label, truth, index …); without
+    one, the first two columns are the picture and its class. A picture is found by its path, from the table's folder
+    or the current one, or by the end of it: `cats/1.jpg` is the picture `photos/cats/1.jpg`.
+
+    Arguments:
+        path: of the table.
+        labels: class names, by index.
+        classes: number of classes.
+
+    Raises:
+        LabelsError: the table cannot be read, a row names no class of the model, or two rows contradict each other.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], labels: Sequence[str] | None, classes: int) -> None:
+        self._path = Path(path)
+        self._classes: dict[tuple[str, ...], int] = {}
+        wrong: list[str] = []
+        indices: dict[str, int | None] = {}
+        for number, name, text in _rows(self._path):
+            if text not in indices:
+                indices[text] = _class(text, labels, classes)
+            index = indices[text]
+            if index is None:
+                wrong.append(f"{text} (line {number})")
+                continue
+            key = _parts(name)
+            if self._classes.setdefault(key, index) != index:
+                raise LabelsError(
+                    f"the table {str(self._path)!r} has two classes for {name!r} (the second in line {number}); "
+                    "keep one"
+                )
+        if wrong:
+            hint = "write labels or indices" if labels is not None else "give --labels, or write indices"
+            raise LabelsError(
+                f"{listing(wrong, 5)} in the table {str(self._path)!r} name no class of the model ({classes} classes); "
+                f"{hint}"
+            )
+
+    def __len__(self) -> int:
+        """The number of pictures in the table."""
+        return len(self._classes)
+
+    def find(self, path: Path) -> int | None:
+        """The class of a picture, None if it is not in the table."""
+        here = self._path.absolute().parent
+        absolute = Path(os.path.normpath(path.absolute()))
+        candidates = [_parts(str(path)), absolute.parts]
+        if absolute.is_relative_to(here):
+            candidates.append(absolute.relative_to(here).parts)
+        candidates += [absolute.parts[start:] for start in range(1, len(absolute.parts))]
+        return next((self._classes[parts] for parts in candidates if parts in self._classes), None)
+
+    def find_all(self, paths: Iterable[Path]) -> list[int]:
+        """The class of each picture.
+
+        Raises:
+            LabelsError: some are not in the table.
+        """
+        pairs = [(path, self.find(path)) for path in paths]
+        missing = [str(path) for path, index in pairs if index is None]
+        if missing:
+            raise LabelsError(
+                f"{len(missing)} of {len(pairs)} pictures are not in the table {str(self._path)!r} "
+                f"({listing(missing, 3)}); add them, or name the pictures that are in it"
+            )
+        return [index for _, index in pairs if index is not None]
+
+
+def _rows(path: Path) -> Iterable[tuple[int, str, str]]:
+    """Line number, picture and class of each row of a table."""
+    import csv
+    import io
+
+    from onnxcam.documents import DocumentError, read_file
+
+    try:
+        text = read_file(path, _LARGEST).decode("utf-8-sig")
+    except (DocumentError, UnicodeDecodeError) as error:
+        reason = error if isinstance(error, DocumentError) else "is not UTF-8 text"
+        raise LabelsError(f"the table of classes {str(path)!r} {reason}; give a CSV file `picture,class`") from error
+    except OSError as error:
+        raise LabelsError(
+            f"the table of classes {str(path)!r} cannot be read ({error.strerror}); check its name, or give "
+            f"{BY_FOLDER!r} for classes by folder"
+        ) from error
+    first = text.partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    try:
+        rows = [
+            (number, row)
+            for number, row in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator), 1)
+            if row
+        ]
+    except csv.Error as error:
+        raise LabelsError(f"the table of classes {str(path)!r} is not CSV ({error}); check it") from error
+    columns = (0, 1)
+    if rows and (header := _header(rows[0][1])):
+        columns = header
+        rows = rows[1:]
+    short = [number for number, row in rows if len(row) <= max(columns)]
+    if short or not rows:
+        what = f"line {short[0]} has one column" if short else "it has no rows"
+        raise LabelsError(f"the table of classes {str(path)!r} is not `picture,class`: {what}")
+    return [(number, row[columns[0]].strip(), row[columns[1]].strip()) for number, row in rows]
+
+
+def _header(row: Sequence[str]) -> tuple[int, int] | None:
+    """The columns of the picture and of its class, None where the first row is not a header."""
+    names = [cell.strip().casefold().replace(" ", "_") for cell in row]
+    picture = next((names.index(name) for name in _PICTURE_COLUMNS if name in names), None)
+    of_class = next((names.index(name) for name in _CLASS_COLUMNS if name in names), None)
+    return None if picture is None or of_class is None or picture == of_class else (picture, of_class)
+
+
+def _class(text: str, labels: Sequence[str] | None, classes: int) -> int | None:
+    """The class that a folder or a cell names; underscores may stand for spaces."""
+    for spelling in (text, text.replace("_", " ")):
+        try:
+            index = int(targets.resolve(targets.by_text(spelling, labels), 1, classes, labels)[0])
+        except TargetError:
+            continue
+        if index >= 0:
+            return index
+    return None
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The parts of a path that may be written as on Windows."""
+    path = PurePath(name if os.sep in name else name.replace("\\", "/"))
+    return PurePath(os.path.normpath(path)).parts

@@ -1,0 +1,99 @@
+"""The gallery of right and wrong: what is on the page, and what a person does with it in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxcam.explain import gallery
+from onnxcam.explain.gallery import Card, Gallery
+from tests.support.browser import page
+
+
+def one(name: str, best: tuple[int, str, float | None], truth: tuple[int, str] | None, *more: str) -> Card:
+    pixels = np.random.default_rng(len(name)).integers(0, 255, (40, 60, 3), np.uint8)
+    maps = [("picture", gallery._encode(pixels)), (f"predicted: {best[1]}", gallery._encode(pixels[::-1]))]
+    return Card(name, [best, (2, "boat", 0.01)], truth, maps, more)
+
+
+CARDS = [
+    one("a/1.jpg", (0, "cat", 0.9), (0, "cat")),
+    one("a/2.jpg", (1, "dog", 0.4), (0, "cat"), "the map of 'dog' is zero everywhere"),
+    one("b/3.jpg", (1, "dog", 0.8), (1, "dog")),
+    one("b/<4>.jpg", (2, "boat", 0.55), (1, "dog")),
+    one("c.jpg", (0, "cat", None), None),
+]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "index.html"
+    with Gallery("Pictures & classes") as pages:
+        for place, card in enumerate(CARDS):
+            pages.add(card, f"out/{place} %/panel.png")
+        pages.write(path, ["of a test"])
+    return path
+
+
+def test_the_page_says_everything_without_its_script(written: Path) -> None:
+    text = written.read_text(encoding="utf-8")
+    assert "2 of 4" in text and "right (50.0 %)" in text and "85.0 %" in text and "47.5 %" in text
+    assert text.count("✓ right</span>") == text.count("✗ wrong</span>") == 2
+    assert "true: cat" in text and "b/&lt;4&gt;.jpg" in text and "b/<4>" not in text
+    assert "out/1%20%25/panel.png" in text and "is zero everywhere" in text and "of a test" in text
+
+
+def test_filters_search_and_order_in_a_browser(written: Path) -> None:
+    with page(written) as opened:
+        count = opened.locator(".count")
+        shown = lambda: opened.eval_on_selector_all(  # noqa: E731
+            ".gallery > li:not([hidden]) h3", "all => all.map(one => one.textContent)"
+        )
+        assert count.inner_text() == "5 of 5 shown"
+        opened.get_by_text("✗ wrong", exact=True).first.click()
+        assert shown() == ["a/2.jpg", "b/<4>.jpg"]
+        opened.select_option("#truth", "cat")
+        assert shown() == ["a/2.jpg"]
+        opened.click("#clear")
+        assert count.inner_text() == "5 of 5 shown"
+        opened.keyboard.press("Escape")
+        opened.select_option("#predicted", "dog")
+        assert shown() == ["a/2.jpg", "b/3.jpg"]
+        opened.click("#clear")
+        opened.fill("#low", "50")
+        assert shown() == ["a/1.jpg", "b/3.jpg", "b/<4>.jpg"]
+        opened.fill("#high", "60")
+        assert shown() == ["b/<4>.jpg"]
+        opened.click("#clear")
+        opened.select_option("#order", "low")
+        assert shown() == ["a/2.jpg", "b/<4>.jpg", "b/3.jpg", "a/1.jpg", "c.jpg"]
+        opened.select_option("#order", "")
+        opened.fill("#search", "cat a/")
+        assert shown() == ["a/1.jpg", "a/2.jpg"]
+        opened.fill("#search", "nothing like it")
+        assert shown() == [] and opened.locator(".none").is_visible()
+
+
+def test_by_keyboard_alone(written: Path) -> None:
+    with page(written, width=400) as opened:
+        opened.keyboard.press("/")
+        opened.keyboard.type("jpg")
+        assert opened.evaluate("document.activeElement.id") == "search"
+        opened.focus(".gallery > li")
+        focus = "document.activeElement.querySelector('h3').textContent"
+        for key, name in (("ArrowDown", "a/2.jpg"), ("End", "c.jpg"), ("ArrowLeft", "b/<4>.jpg"), ("Home", "a/1.jpg")):
+            opened.keyboard.press(key)
+            assert opened.evaluate(focus) == name
+        assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is wider than a phone"
+
+
+def test_beyond_the_limit_pictures_are_counted_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "MOST", 3)
+    with Gallery("many") as pages:
+        for card in CARDS:
+            pages.add(card)
+        pages.write(tmp_path / "many.html")
+    text = (tmp_path / "many.html").read_text(encoding="utf-8")
+    assert text.count("<li class") == 3 and "2 more pictures are not on this page" in text and "2 of 4" in text

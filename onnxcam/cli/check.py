@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -12,9 +11,9 @@ from onnxcam import runtime
 from onnxcam.cli import options, terminal
 from onnxcam.cli.errors import ExitCode
 from onnxcam.cli.report import show
-from onnxcam.errors import LabelsError, LayerError, TargetError, listing
+from onnxcam.cli.truth import true_classes, truth_option
+from onnxcam.errors import LayerError
 from onnxcam.explain import pictures
-from onnxcam.targets import classes as targets
 from onnxcam.targets import labels as label_files
 
 EPILOG = """\
@@ -23,7 +22,7 @@ Examples:
   onnxcam check model.onnx
   onnxcam check model.onnx --provider cuda --samples 16 --json
   onnxcam check model.onnx --pictures photos/
-  onnxcam check model.onnx --pictures photos/ --by-folder --labels labels.txt
+  onnxcam check model.onnx --pictures photos/ --truth by-folder --labels labels.txt
 """
 
 
@@ -48,7 +47,7 @@ Examples:
     metavar="DIR",
     help="Compare preprocessings on these pictures instead of checking gradients.",
 )
-@click.option("--by-folder", is_flag=True, help="Each picture's folder in DIR is its class: a label or an index.")
+@truth_option
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -70,7 +69,7 @@ def check(
     samples: int,
     all_layers: bool,
     folder: str | None,
-    by_folder: bool,
+    truth: str | None,
     limit: int,
     labels: str | None,
     preprocess: str | None,
@@ -91,11 +90,11 @@ def check(
     ok, failed, unsure (the differences are too noisy to tell) or note.
 
     With --pictures, every plausible preprocessing (value ranges, colour orders, stretched or cropped, the model's
-    own) is tried on the same pictures instead. Where the folders tell the classes (--by-folder), accuracy and
+    own) is tried on the same pictures instead. Where the true classes are given (--truth), accuracy and
     likelihood decide; otherwise how much the predictions say about the pictures, which needs pictures of several
     kinds. What does not show clearly is called undecided.
 
-    Exit status: 0 nothing failed, 1 a picture cannot be read, 2 wrong usage, 3 a check failed (with --by-folder:
+    Exit status: 0 nothing failed, 1 a picture cannot be read, 2 wrong usage, 3 a check failed (with --truth:
     another preprocessing is clearly better than the one in use) or the model is unusable, 4 no usable runtime or
     provider.
     """
@@ -103,7 +102,7 @@ def check(
         _compare(
             model,
             folder,
-            by_folder,
+            truth,
             limit,
             labels,
             preprocess,
@@ -116,8 +115,8 @@ def check(
             as_json,
         )
         return
-    if by_folder or labels is not None or preprocess is not None:
-        raise click.UsageError("--by-folder, --labels and --preprocess go with --pictures DIR.")
+    if truth is not None or labels is not None or preprocess is not None:
+        raise click.UsageError("--truth, --labels and --preprocess go with --pictures DIR.")
     from onnxcam.diagnose import gradients
 
     try:
@@ -141,7 +140,7 @@ def check(
 def _compare(
     model: str,
     folder: str,
-    by_folder: bool,
+    truth: str | None,
     limit: int,
     labels_file: str | None,
     preprocess: str | None,
@@ -176,7 +175,7 @@ def _compare(
     if names is not None:
         label_files.check_count(names, explainer.classes, f"labels file {labels_file!r}")
         explainer.labels = names
-    classes = by_class(paths, Path(folder), explainer.labels, explainer.classes) if by_folder else None
+    classes = true_classes(truth, [folder], paths, explainer.labels, explainer.classes)
     order = range(len(paths))
     if len(paths) > limit:
         order = sorted(random.Random(seed).sample(order, limit))  # type: ignore[assignment]
@@ -188,41 +187,3 @@ def _compare(
     show(comparison, as_json, about, f"{model!r}: {comparison.summary}")
     if comparison.failures:
         raise click.exceptions.Exit(ExitCode.FAILED)
-
-
-def by_class(paths: Sequence[Path], root: Path, labels: Sequence[str] | None, classes: int) -> list[int]:
-    """Read the class of each picture from its folder's name: an index, a label, or the rank among sorted folders.
-
-    The rank is how Keras' and torchvision's folder readers number classes; it is used where there are no labels and as
-    many folders as classes.
-
-    Raises:
-        LabelsError: a picture is not in a folder, or a folder does not name a class of the model.
-    """
-    relative = [path.relative_to(root) for path in paths]
-    loose = [str(path) for path in relative if len(path.parts) < 2]
-    if loose:
-        raise LabelsError(
-            f"{len(loose)} pictures lie in {str(root)!r} itself ({listing(loose, 3)}); with --by-folder each lies in "
-            "the folder of its class"
-        )
-    folders = sorted({path.parts[0] for path in relative})
-    numbers = {}
-    wrong: list[str] = []
-    for name in folders:
-        for text in (name, name.replace("_", " ")):
-            try:
-                numbers[name] = int(targets.resolve(targets.by_text(text, labels), 1, classes, labels)[0])
-                break
-            except TargetError:
-                continue
-        if numbers.get(name, -1) < 0:
-            wrong.append(name)
-    if wrong and labels is None and len(folders) == classes:
-        numbers = {name: number for number, name in enumerate(folders)}
-    elif wrong:
-        hint = "name them by label or index" if labels is not None else "give --labels, or name the folders by index"
-        raise LabelsError(
-            f"{listing(wrong, 5)} in {str(root)!r} name no class of the model ({classes} classes); {hint}"
-        )
-    return [numbers[path.parts[0]] for path in relative]

@@ -10,10 +10,10 @@ import click
 
 from onnxcam import image
 from onnxcam.cli import options, terminal
-from onnxcam.cli.check import by_class
 from onnxcam.cli.errors import ExitCode
 from onnxcam.cli.explain import open_explainer
 from onnxcam.cli.progress import Bar
+from onnxcam.cli.truth import check_truth, true_classes, truth_option
 from onnxcam.cli.versions import versions
 from onnxcam.errors import OutputError
 from onnxcam.explain import pictures
@@ -23,7 +23,7 @@ EPILOG = """\
 Examples:
   onnxcam evaluate model.onnx photos/
   onnxcam evaluate model.onnx photos/ --method gradcam --method layercam --method randomcam --report report.html
-  onnxcam evaluate model.onnx photos/ --by-folder --labels labels.txt --limit 100 -o out
+  onnxcam evaluate model.onnx photos/ --truth by-folder --labels labels.txt --limit 100 -o out
   onnxcam evaluate model.onnx photos/ --boxes boxes.csv --metric pointing_game --metric energy_in_box
   onnxcam evaluate model.onnx photos/ --json > evaluation.json
 """
@@ -52,7 +52,7 @@ Examples:
     metavar="FILE",
     help="Where the objects are: JSON {picture: [[x0, y0, x1, y1], ...]} or CSV with picture,x0,y0,x1,y1[,label].",
 )
-@click.option("--by-folder", is_flag=True, help="Each picture's folder in PICTURES is its class: a label or an index.")
+@truth_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N pictures, sampled at random.")
 @options.layer_option("Target layer; several are fused into their mean.  [default: the model's own]")
 @options.labels_option
@@ -79,7 +79,7 @@ def evaluate(
     methods: tuple[str, ...],
     metrics: tuple[str, ...],
     boxes: str | None,
-    by_folder: bool,
+    truth: str | None,
     limit: int | None,
     layers: tuple[str, ...],
     labels: str | None,
@@ -103,7 +103,7 @@ def evaluate(
     Runs every method on the same PICTURES with MODEL, and measures by several metrics how far its maps can be trusted:
     how much of the prediction remains when only the important part of the picture is shown, how fast it drops when that
     part is removed, and whether the map depends on what the model has learned. The map explained is that of each
-    picture's class: with --by-folder the class of its folder, otherwise the model's top-1.
+    picture's class: with --truth its own, otherwise the model's top-1.
 
     The table has a line per method and marks the best of each metric. "Which method to trust" in the documentation
     says what the numbers mean and how many pictures they need.
@@ -118,8 +118,7 @@ def evaluate(
 
     if not named:
         raise click.UsageError("no PICTURES were given: name files, folders or globs.")
-    if by_folder and (len(named) != 1 or not Path(named[0]).is_dir()):
-        raise click.UsageError("--by-folder takes one folder, with a folder per class in it.")
+    check_truth(truth, named)
     box_table = None if boxes is None else box_files.read(boxes)
     select(metrics or None, boxes=box_table is not None)
     folder = None if output is None else Path(output)
@@ -141,10 +140,8 @@ def evaluate(
         kind=kind,
     )
     items = collection.items
-    classes = None
-    if by_folder:
-        paths = [item.source for item in items if isinstance(item.source, Path)]
-        classes = by_class(paths, Path(named[0]), explainer.labels, explainer.classes)
+    paths = [item.source for item in items if isinstance(item.source, Path)]
+    classes = true_classes(truth, named, paths, explainer.labels, explainer.classes)
     if limit is not None and len(items) > limit:
         order = sorted(random.Random(seed).sample(range(len(items)), limit))
         items = [items[k] for k in order]

@@ -248,12 +248,14 @@ def _judgement(
     if alike:
         detail = (
             "the pictures are too similar for the predictions to tell: with no preprocessing does the model predict "
-            "different classes for them; give pictures of several kinds, or sorted by class with --by-folder"
+            "different classes for them; give pictures of several kinds, or sorted by class with --truth by-folder"
         )
         return Finding(title, "unsure", detail)
     clear = [verdict for verdict in verdicts if verdict.decided]
     unclear = [AXES[verdict.axis] for verdict in verdicts if not verdict.decided]
-    more = "give more pictures" + (", or sorted by class with --by-folder" if results[0].likelihood is None else "")
+    more = "give more pictures" + (
+        ", or sorted by class with --truth by-folder" if results[0].likelihood is None else ""
+    )
     reservation = f"; undecided: {', '.join(unclear)}" if unclear else ""
     if recorded is None and not clear:
         detail = f"no preprocessing is clearly better than the others: {more}, or ask who trained the model"

@@ -8,9 +8,9 @@ import pytest
 
 import onnxcam
 from onnxcam import image
-from onnxcam.cli.check import by_class
 from onnxcam.errors import LabelsError
 from onnxcam.graph import load
+from onnxcam.targets.truth import by_folder
 from tests.cli.conftest import LABELS, Run
 from tests.diagnose.test_preprocessing import templates
 from tests.image.pictures import noise
@@ -76,9 +76,9 @@ def test_classes_by_folder(tmp_path: Path) -> None:
     def paths(*names: str) -> list[Path]:
         return [tmp_path / name / "deeper" / "1.png" for name in names]
 
-    assert by_class(paths("hen", "TIGER", "3", "tiger_cat"), tmp_path, LABELS, 5) == [3, 1, 3, 1]
-    assert by_class(paths("1", "0"), tmp_path, None, 2) == [1, 0]
-    assert by_class(paths("dog", "cat", "dog"), tmp_path, None, 2) == [1, 0, 1], "numbered as Keras numbers folders"
+    assert by_folder(paths("hen", "TIGER", "3", "tiger_cat"), tmp_path, LABELS, 5) == [3, 1, 3, 1]
+    assert by_folder(paths("1", "0"), tmp_path, None, 2) == [1, 0]
+    assert by_folder(paths("dog", "cat", "dog"), tmp_path, None, 2) == [1, 0, 1], "numbered as Keras numbers folders"
     for names, labels, classes, words in (
         (("crane",), LABELS, 5, "'crane'.*no class"),
         (("dog", "cat"), None, 3, "'cat', 'dog'.*give --labels"),
@@ -86,7 +86,7 @@ def test_classes_by_folder(tmp_path: Path) -> None:
         (("-1",), None, 3, "'-1'"),
     ):
         with pytest.raises(LabelsError, match=words):
-            by_class(paths(*names), tmp_path, labels, classes)
+            by_folder(paths(*names), tmp_path, labels, classes)
 
 
 def test_noise_is_undecided(run: Run, ready: Path, tmp_path: Path) -> None:

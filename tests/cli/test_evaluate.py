@@ -69,6 +69,11 @@ def test_boxes_folders_and_limit(run: Run, ready: Path, photos: Path, tmp_path: 
         shutil.copy(photos / "sub" / "b.png", sorted_by_class / name)
     record = run("evaluate", ready, sorted_by_class, "--by-folder", "--method", "gradcam", *QUICK, "--json").json()
     assert record["labelled"] and [one["class"] for one in record["each"]] == [3, 3, 0, 0]
+    table = tmp_path / "truth.csv"
+    names = [path.relative_to(tmp_path) for path in sorted_by_class.rglob("*.png")]
+    table.write_text("picture,class\n" + "".join(f"{name},1\n" for name in names))
+    record = run("evaluate", ready, sorted_by_class, "--truth", table, "--method", "gradcam", *QUICK, "--json").json()
+    assert record["labelled"] and [one["class"] for one in record["each"]] == [1] * 4
     record = run("evaluate", ready, sorted_by_class, "--by-folder", "--limit", 1, *QUICK, "--json").json()
     assert record["pictures"] == 1
 

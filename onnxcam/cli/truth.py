@@ -1,0 +1,57 @@
+"""`--truth`: where the true classes of pictures stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from onnxcam.targets.truth import BY_FOLDER, Table, by_folder
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def truth_option(command: F) -> F:
+    """Add `--truth` and its short form `--by-folder`."""
+    command = click.option(
+        "--by-folder", "truth", flag_value=BY_FOLDER, default=None, help=f"The same as --truth {BY_FOLDER}."
+    )(command)
+    return click.option(
+        "--truth",
+        metavar=f"{BY_FOLDER}|FILE.csv",
+        help="True classes: each picture's folder is its class (a label or an index), or a table `picture,class`.",
+    )(command)
+
+
+def check_truth(truth: str | None, named: Sequence[str]) -> None:
+    """Refuse folders as classes where there is not one folder with a folder per class.
+
+    Raises:
+        UsageError: several names, or a file.
+    """
+    if truth == BY_FOLDER and (len(named) != 1 or not Path(named[0]).is_dir()):
+        raise click.UsageError(f"--truth {BY_FOLDER} takes one folder, with a folder per class in it.")
+
+
+def true_classes(
+    truth: str | None, named: Sequence[str], paths: Sequence[Path], labels: Sequence[str] | None, classes: int
+) -> list[int] | None:
+    """The true class of each picture, None where nobody gives it.
+
+    Arguments:
+        truth: what `--truth` says.
+        named: the folder that was named, for classes by folder.
+        paths: of the pictures.
+        labels: class names, by index.
+        classes: number of classes.
+
+    Raises:
+        LabelsError: a picture has no class, or a folder or the table names none of the model.
+    """
+    if truth is None:
+        return None
+    if truth == BY_FOLDER:
+        return by_folder(paths, Path(named[0]), labels, classes)
+    return Table(truth, labels, classes).find_all(paths)

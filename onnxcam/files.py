@@ -344,7 +344,7 @@ def open_file(path: Where, allow: str = "a file or a pipe") -> BinaryIO:
         descriptor = _descriptor(path)
         mode = path.stat().st_mode if descriptor is None else os.fstat(descriptor).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or descriptor is not None):
-            raise FileError(f"is {kind(mode)}; give {allow}")
+            raise FileError(f"is {kind(mode)}; give {'the file in it' if stat.S_ISDIR(mode) else allow}")
         if descriptor is not None and not stat.S_ISREG(mode):
             return io.FileIO(os.dup(descriptor), "r")
         handle = os.open(path, os.O_RDONLY | _FLAGS | _NOW)
@@ -391,7 +391,7 @@ def read_stream(file: BinaryIO, limit: int) -> bytes:
     except (OSError, ValueError):  # in memory
         size = 0
     if size > limit:
-        raise FileError(f"has {size:,} bytes, more than {_amount(limit)}; is it another file?")
+        raise FileError(f"is larger than {_amount(limit)}; is it another file?")
     data = bytearray()
     while True:
         block: bytes | None = file.read(min(_CHUNK, limit + 1 - len(data)))
@@ -402,7 +402,7 @@ def read_stream(file: BinaryIO, limit: int) -> bytes:
             continue
         data += block
         if len(data) > limit:
-            raise FileError(f"has more than {_amount(limit)}; is it another file?")
+            raise FileError(f"is larger than {_amount(limit)}; is it another file?")
         if not block:
             return bytes(data)
 
@@ -419,9 +419,12 @@ def read_text(path: Where, limit: int) -> str:
         raise FileError(f"is not UTF-8 text (byte {error.start}); save it as UTF-8, or is it another file?") from error
 
 
-def is_regular(path: Where) -> bool:
-    """Whether a name is that of a regular file, or of a link to one."""
-    return Path(path).is_file()
+def mode(file: BinaryIO) -> int:
+    """The mode of an open file, that of a pipe where it has no descriptor of its own."""
+    try:
+        return os.fstat(file.fileno()).st_mode
+    except (OSError, ValueError):
+        return stat.S_IFIFO
 
 
 def kind(mode: int) -> str:

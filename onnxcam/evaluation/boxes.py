@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from onnxcam import documents, files
 from onnxcam.errors import InputError, SettingError, listing
+from onnxcam.files import FileError
 
-_LARGEST = 256 << 20
+_LARGEST = 8 << 20  # bytes
+_MOST = 100_000
 _SIDES = ("x0", "y0", "x1", "y1")
 _PICTURE = ("picture", "image", "file", "filename")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Box:
     """A box in pixels of the upright picture, from (x0, y0) up to and without (x1, y1); of one class, or of any."""
 
@@ -67,16 +70,15 @@ def read(path: str | os.PathLike[str]) -> Boxes:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > _LARGEST:
-            raise SettingError(f"boxes file {str(path)!r} is larger than {_LARGEST >> 20} MiB; leave pictures out")
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise SettingError(f"boxes file {str(path)!r} cannot be read ({reason}); check its name") from error
+        data = files.read_bytes(path, _LARGEST).removeprefix(b"\xef\xbb\xbf")
+    except FileError as error:
+        raise SettingError(f"boxes file {str(path)!r} {error}") from error
     try:
-        boxes = _json(text) if text.lstrip()[:1] in ("{", "[") else _csv(text)
-    except SettingError as error:
+        boxes = _json(data) if data[:1000].lstrip()[:1] in (b"{", b"[") else _csv(data)
+    except (SettingError, csv.Error) as error:
         raise SettingError(f"boxes file {str(path)!r}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"boxes file {str(path)!r} is not UTF-8 text; save it as UTF-8") from error
     if not boxes:
         raise SettingError(f"boxes file {str(path)!r} has no box; give a line picture,x0,y0,x1,y1 for each")
     return Boxes(boxes)
@@ -96,11 +98,11 @@ def _key(name: str) -> str:
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
-def _json(text: str) -> dict[str, list[Box]]:
+def _json(text: bytes) -> dict[str, list[Box]]:
     try:
-        data = json.loads(text)
+        data = documents.parse_json(text)
     except ValueError as error:
-        raise SettingError(f"it is not JSON ({error})") from error
+        raise SettingError(f"it {error}") from error
     by_picture: dict[str, list[Box]] = {}
     entries: list[tuple[Any, Any]] = []
     if isinstance(data, dict):
@@ -112,6 +114,7 @@ def _json(text: str) -> dict[str, list[Box]]:
                 entries.append((name, box))
     else:
         entries = [(entry.get("picture") if isinstance(entry, dict) else None, entry) for entry in data]
+    _require_few(len(entries))
     for name, entry in entries:
         if not isinstance(name, str):
             raise SettingError(f'{json.dumps(entry)[:80]} does not name a picture; give "picture": "cat.jpg"')
@@ -120,31 +123,51 @@ def _json(text: str) -> dict[str, list[Box]]:
     return by_picture
 
 
-def _csv(text: str) -> dict[str, list[Box]]:
-    reader = csv.DictReader(io.StringIO(text))
+def _csv(text: bytes) -> dict[str, list[Box]]:
+    # line by line: as one text it would take four bytes a character
+    reader = csv.DictReader(io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", newline=""))
     header = [name.strip().lower() for name in reader.fieldnames or []]
     reader.fieldnames = header
     column = next((name for name in _PICTURE if name in header), None)
     if column is None or not set(_SIDES) <= set(header):
         raise SettingError(f"the header is {listing(header)}; expected picture, x0, y0, x1, y1 and perhaps label")
     by_picture: dict[str, list[Box]] = {}
-    for row in reader:
+    for count, row in enumerate(reader):
+        _require_few(count + 1)
         name = (row[column] or "").strip()
+        if not name:
+            raise SettingError(f"line {reader.line_num} names no picture")
         label = (row.get("label") or "").strip() or None
         by_picture.setdefault(name, []).append(_box([row[side] for side in _SIDES], label, name))
     return by_picture
 
 
+def _require_few(count: int) -> None:
+    if count > _MOST:
+        raise SettingError(f"it has more than {_MOST:,} boxes; leave pictures out")
+
+
 def _box(sides: Any, label: Any, name: str) -> Box:
     try:
+        if isinstance(sides, (str, bytes, Mapping)):
+            raise TypeError
         x0, y0, x1, y1 = (float(side) for side in sides)
     except (TypeError, ValueError) as error:
         raise SettingError(
-            f"{sides!r} of {name!r} is not a box; expected four numbers x0, y0, x1, y1 in pixels"
+            f"{_short(sides)} of {_short(name)} is not a box; expected four numbers x0, y0, x1, y1 in pixels"
         ) from error
+    if label is not None and (isinstance(label, bool) or not isinstance(label, (str, int))):
+        raise SettingError(f"the label {_short(label)} of {_short(name)} is neither a name nor an index")
     if not all(map(math.isfinite, (x0, y0, x1, y1))) or x1 <= x0 or y1 <= y0:
-        raise SettingError(f"the box {[x0, y0, x1, y1]} of {name!r} is empty; expected x0 < x1 and y0 < y1 in pixels")
+        raise SettingError(
+            f"the box {[x0, y0, x1, y1]} of {_short(name)} is empty; expected x0 < x1 and y0 < y1 in pixels"
+        )
     return Box(x0, y0, x1, y1, label)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def checked(boxes: Any) -> Boxes:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
+from onnxcam import files
 from onnxcam.errors import PictureError, listing
+from onnxcam.files import FileError
+from onnxcam.image.header import HeaderError
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 ARRAYS = ".npy"
 STDIN = "-"
-_LARGEST_STDIN = 512 << 20
-_LARGEST_LIST = 256 << 20
+_LARGEST_LIST = 32 << 20  # bytes
+_MOST_PATHS = 500_000
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Collection:
 def collect(named: Sequence[str], output: Path, stdin: BinaryIO | None = None) -> Collection:
     """The pictures that files, folders, globs and `-` stand for, each once, with a folder of its own.
 
-    Folders are searched with their subfolders for picture files; hidden ones and the output folder are passed over.
+    Folders are searched with their subfolders for picture files; hidden ones and the output folder are passed over. Of
+    files that nobody named directly only regular ones are taken: opening a pipe could wait for ever.
     A glob is expanded here where the shell has not done it. Explanations lie below the output folder as the pictures
     lie below what was named; where two would share a folder (a.jpg and a.png) both keep their extension.
     """
@@ -59,14 +64,16 @@ def collect(named: Sequence[str], output: Path, stdin: BinaryIO | None = None) -
     for text in named:
         if text == STDIN:
             if piped is None:
-                piped = _read_stdin(stdin)
+                try:
+                    piped = _read_stdin(stdin)
+                except PictureError as error:
+                    collection.failures.append(("stdin", error))
             continue
-        matches, base, failure = _expand(text, skip)
-        if failure is not None:
-            collection.failures.append((text, failure))
-        elif base is not None:
-            bases.append(base)
-        for path in matches:
+        matches = _expand(text, skip)
+        collection.failures += matches.failures
+        if matches.base is not None and matches.paths:
+            bases.append(matches.base)
+        for path in matches.paths:
             real = path.absolute()
             if real not in visited:
                 visited.add(real)
@@ -91,17 +98,18 @@ def read_list(source: str, stdin: BinaryIO | None = None) -> list[str]:
     """
     try:
         if source == STDIN:
-            data = (stdin or standard_input()).read(_LARGEST_LIST)
+            data = files.read_stream(stdin or standard_input(), _LARGEST_LIST)
         else:
-            with Path(source).open("rb") as file:
-                data = file.read(_LARGEST_LIST)
-    except OSError as error:
-        raise PictureError(
-            f"the list of pictures {source!r} cannot be read ({error.strerror}); check its name"
-        ) from error
-    text = os.fsdecode(data.removeprefix(b"\xef\xbb\xbf"))
-    lines = text.split("\0") if "\0" in text else text.splitlines()
-    return [line for line in (line.strip("\r\n") for line in lines) if line.strip()]
+            data = files.read_bytes(source, _LARGEST_LIST)
+    except (FileError, OSError) as error:
+        reason = error if isinstance(error, FileError) else f"cannot be read ({error.strerror or error})"
+        raise PictureError(f"the list of pictures {source!r} {reason}") from error
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    separators = [b"\0"] if b"\0" in data else [b"\n", b"\r"]
+    if max(map(data.count, separators)) > _MOST_PATHS:
+        raise PictureError(f"the list of pictures {source!r} has more than {_MOST_PATHS:,} paths; divide it")
+    lines = data.split(b"\0") if b"\0" in data else data.splitlines()
+    return [os.fsdecode(line) for line in (line.strip(b"\r\n") for line in lines) if line.strip()]
 
 
 def standard_input() -> BinaryIO:
@@ -139,55 +147,114 @@ def distinct(relative: Sequence[PurePath], stdin: bool = False) -> list[PurePath
     return folders
 
 
-def _expand(text: str, skip: Path) -> tuple[list[Path], Path | None, PictureError | None]:
-    """The paths that one argument stands for and the folder they lie below, or why there are none."""
+@dataclass
+class _Matches:
+    """What one argument stands for.
+
+    Attributes:
+        paths: the pictures.
+        base: the folder they lie below.
+        failures: names, and why they stand for no picture.
+        results: whether files were passed over because they are in the output folder.
+    """
+
+    paths: list[Path] = field(default_factory=list)
+    base: Path | None = None
+    failures: list[tuple[str, PictureError]] = field(default_factory=list)
+    results: bool = False
+
+    def fail(self, name: Path | str, reason: str) -> None:
+        """Record why a name stands for no picture."""
+        self.failures.append((str(name), PictureError(f"{str(name)!r} {reason}")))
+
+
+def _expand(text: str, skip: Path) -> _Matches:
+    """What one argument stands for."""
     path = Path(text)
     if path.is_dir():
-        inside = list(_walk(path, skip))
-        if inside:
-            return inside, path, None
-        return [], None, PictureError(f"{text!r} has no pictures in it ({', '.join(EXTENSIONS)}); name another folder")
+        matches = _Matches(base=path)
+        _walk(path, skip, matches)
+        if not matches.paths and not matches.failures:
+            if matches.results:
+                matches.fail(text, _only_results(path, skip))
+            else:
+                matches.fail(text, f"has no pictures in it ({', '.join(EXTENSIONS)}); name another folder")
+        return matches
     if os.path.lexists(path) or not glob.has_magic(text):
-        return [path], path.parent, None  # a missing file is reported when it is read
-    matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - ** and absolute patterns
-    files: list[Path] = []
-    for match in matches:
+        return _Matches([path], path.parent)  # a missing file is reported when it is read
+    matches = _Matches(base=Path(*_before_magic(path)))
+    for match in map(Path, sorted(glob.glob(text, recursive=True))):  # noqa: PTH207 - ** and absolute patterns
         if skip == match.resolve() or skip in match.resolve().parents:
-            continue
-        files += _walk(match, skip) if match.is_dir() else [match]
-    if not files:
-        return (
-            [],
-            None,
-            PictureError(f"no picture matches {text!r}; check the pattern (the current folder is {_here()})"),
-        )
-    fixed = Path(*_before_magic(path))
-    return files, fixed, None
+            matches.results = True
+        elif match.is_dir():
+            _walk(match, skip, matches)
+        else:
+            _add(match, matches)
+    if not matches.paths and not matches.failures:
+        if matches.results:
+            matches.fail(text, _only_results(None, skip))
+        else:
+            error = PictureError(f"no picture matches {text!r}; check the pattern (the current folder is {_here()})")
+            matches.failures.append((text, error))
+    return matches
 
 
-def _walk(folder: Path, skip: Path) -> Iterator[Path]:
-    """The picture files below a folder, sorted, without what is hidden or below `skip`; arrays if there are no others.
+def _only_results(folder: Path | None, skip: Path) -> str:
+    """Why there is no picture where all files are in the output folder."""
+    if folder is not None and folder.resolve() == skip:
+        what = "is the output folder, whose files are passed over as results of earlier runs"
+    else:
+        what = f"has pictures in the output folder {str(skip)!r} only, which are passed over as results of earlier runs"
+    return f"{what}; choose another output folder"
 
-    Arrays next to pictures are masks or labels rather than pictures.
+
+def _add(path: Path, matches: _Matches) -> None:
+    """Add a picture that nobody named directly: only a regular file, or a link to one, is opened then."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # reported when it is read
+        mode = stat.S_IFREG
+    if stat.S_ISREG(mode):
+        matches.paths.append(path)
+    elif not stat.S_ISDIR(mode):
+        matches.fail(path, f"is {files.kind(mode)}: only regular files of a folder are read; name it alone to read it")
+
+
+def _walk(folder: Path, skip: Path, matches: _Matches) -> None:
+    """Add the picture files below a folder, sorted, without what is hidden or below `skip`.
+
+    Arrays are added where there is no other picture: next to pictures they are masks or labels.
     """
     arrays: list[Path] = []
     encoded = False
-    for where, folders, files in os.walk(folder):
-        here = Path(where)
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
         if here.resolve() == skip:
-            folders.clear()
+            matches.results = True
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.startswith("."):
+        try:
+            with os.scandir(here) as listed:
+                entries = sorted((entry for entry in listed if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            matches.fail(here, f"cannot be searched ({error.strerror or error}), so its pictures are left out")
+            continue
+        for entry in entries:
+            picture = entry.name.lower().endswith(EXTENSIONS)
+            if not picture and not entry.name.lower().endswith(ARRAYS):
                 continue
-            if name.lower().endswith(EXTENSIONS):
+            path = here / entry.name
+            if picture:
                 encoded = True
-                yield here / name
-            elif name.lower().endswith(ARRAYS):
-                arrays.append(here / name)
-    if not encoded:
-        yield from arrays
+            if not picture:
+                arrays.append(path)
+            elif entry.is_file(follow_symlinks=False):
+                matches.paths.append(path)
+            else:
+                _add(path, matches)
+        waiting += [here / entry.name for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
+    for path in [] if encoded else arrays:
+        _add(path, matches)
 
 
 def _before_magic(path: Path) -> Iterator[str]:
@@ -216,15 +283,16 @@ def _stems(paths: Sequence[Path], base: Path | None) -> list[PurePath]:
 
 
 def _read_stdin(stdin: BinaryIO | None) -> bytes:
+    from onnxcam.image import pipe
+
     try:
-        data = (stdin or standard_input()).read(_LARGEST_STDIN + 1)
+        return pipe.read(stdin or standard_input())
+    except HeaderError as error:
+        raise PictureError(f"'stdin' {error}") from error
     except OSError as error:
         raise PictureError(
             f"the picture on standard input (-) cannot be read ({error.strerror}); pass one with `< FILE`"
         ) from error
-    if len(data) > _LARGEST_STDIN:
-        raise PictureError(f"standard input has more than {_LARGEST_STDIN >> 20} MiB; pipe one encoded picture")
-    return data
 
 
 def _here() -> str:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import InputError, PictureError
-from onnxcam.image.header import LARGEST, NUMPY, Header, HeaderError, orientation, read_header
+from onnxcam.image.header import LARGEST, NUMPY, Header, HeaderError, open_picture, orientation, read_header
 from onnxcam.image.integrity import check_whole
 from onnxcam.image.opencv import import_cv2
 
@@ -141,7 +140,7 @@ def read_array(source: Any, max_pixels: int | None = MAX_PIXELS, header: Header 
     subject = repr(str(path))
     try:
         if path is not None:
-            with _open(path) as stream:
+            with open_picture(path) as stream:
                 header = header or read_header(stream)
                 if header.format != NUMPY:
                     return None
@@ -292,7 +291,7 @@ class _Form(NamedTuple):
 
 def _from_path(path: Path, max_pixels: int | None, form: _Form, header: Header | None) -> Picture:
     try:
-        with _open(path) as stream:
+        with open_picture(path) as stream:
             header = _checked(header or read_header(stream), max_pixels)
             if header.format == NUMPY:  # under another name than .npy
                 from onnxcam.image import arrays
@@ -311,30 +310,6 @@ def _from_path(path: Path, max_pixels: int | None, form: _Form, header: Header |
         return form.decoded(data, header, path.name or "picture", path)
     except HeaderError as error:
         raise PictureError(f"{str(path)!r} {error}") from error
-
-
-def _open(path: Path) -> BinaryIO:
-    """Open a file as a seekable stream; a pipe is read into memory up to a limit."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise HeaderError("is a directory; give one picture file, or the files in it")
-        if stat.S_ISREG(mode):
-            return path.open("rb")
-        if stat.S_ISFIFO(mode):
-            with path.open("rb") as pipe:
-                return io.BytesIO(pipe.read(512 << 20))
-    except FileNotFoundError as error:
-        hint = "download it first" if "://" in str(path) or str(path).startswith(("http:", "https:")) else _hint()
-        raise HeaderError(f"does not exist; {hint}") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise HeaderError(f"cannot be read ({reason}); check its name and permissions") from error
-    raise HeaderError("is neither a file nor a pipe; give a picture file")
-
-
-def _hint() -> str:
-    return f"check the name (the current folder is {str(Path.cwd())!r})"
 
 
 def _checked(header: Header, max_pixels: int | None) -> Header:

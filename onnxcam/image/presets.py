@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxcam import files
 from onnxcam.errors import PreprocessError, listing, nearest
 from onnxcam.image.geometry import Size
 from onnxcam.image.preprocess import Preprocess
@@ -20,6 +20,7 @@ Preset = Callable[[Size, int], dict[str, Any]]
 PRESETS: dict[str, Preset] = {}
 # presets for networks of 224 x 224, their size for a model of dynamic input size
 _DEFAULT_SIZES = {"imagenet": (224, 224), "caffe": (224, 224), "torch": (224, 224)}
+_LARGEST = 8 << 20  # bytes of a file: a config.json names the classes too
 _HELP = "give a preset, a JSON file, timm:FILE or hf:FILE"
 
 
@@ -208,14 +209,15 @@ def _read(path: Path, kind: str | None = None) -> Mapping[str, Any]:
     if path.is_dir():
         names = ("preprocessor_config.json", "config.json")[:: -1 if kind == "timm" else 1]
         path = next((path / name for name in names if (path / name).exists()), path / names[0])
+    from onnxcam import documents  # an explanation without a preprocessing file needs neither
+
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PreprocessError(
-            f"the preprocessing file {str(path)!r} cannot be read ({error.strerror}): {_options()}"
-        ) from error
+        data = files.read_bytes(path, _LARGEST)
+        spec = documents.parse_json(data.removeprefix(b"\xef\xbb\xbf"))
+    except files.FileError as error:
+        raise PreprocessError(f"the preprocessing file {str(path)!r} {error}: {_options()}") from error
     except ValueError as error:
-        raise PreprocessError(f"the preprocessing file {str(path)!r} is not JSON ({error}); {_HELP}") from error
+        raise PreprocessError(f"the preprocessing file {str(path)!r} {error}; {_HELP}") from error
     if not isinstance(spec, Mapping):
         raise PreprocessError(
             f"the preprocessing file {str(path)!r} contains a {type(spec).__name__}, expected a JSON object; {_HELP}"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from onnxcam import documents
 from onnxcam.errors import LabelsError
 from onnxcam.targets.label_order import is_index, name_in, ordered
 
-_LARGEST_LITERAL = 1 << 20  # Python's parser takes hundreds of bytes for one
+_LARGEST_LITERAL = 1 << 20  # characters
+_MOST_LITERAL = 50_000  # values: Python's parser takes hundreds of bytes for one
 # keys that hold the names in a larger structure: Hugging Face, timm, Keras, COCO, Ultralytics, and what people write
 _NESTED = (
     *("id2label", "label_names", "class_indices", "class_to_idx", "categories", "names", "class_names", "classes"),
@@ -35,19 +36,20 @@ def parse(text: str) -> Any:
         lists, `Pairs` for objects, and plain values.
 
     Raises:
-        ValueError: the text is none of them.
+        ValueError: the text is none of them, or too deep or too large; the message is a clause about it.
     """
     try:
-        return json.loads(text, object_pairs_hook=Pairs)
-    except (ValueError, RecursionError) as error:
+        return documents.parse_json(text, pairs=Pairs)
+    except ValueError as error:
         reason = str(error)
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines):
         try:
-            return [json.loads(line, object_pairs_hook=Pairs) for line in lines]
-        except (ValueError, RecursionError):
+            documents.check_json(text.encode("utf-8", "surrogatepass"))
+            return [documents.parse_json(line, pairs=Pairs) for line in lines]
+        except ValueError:
             pass  # it may still be a literal
-    if len(text) > _LARGEST_LITERAL:
+    if len(text) > _LARGEST_LITERAL or sum(map(text.count, ",:[{(")) > _MOST_LITERAL:
         raise ValueError(reason)
     try:
         return _paired(ast.parse(text.strip(), mode="eval").body)

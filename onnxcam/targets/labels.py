@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxcam import files
 from onnxcam.errors import LabelsError
+from onnxcam.files import FileError
 from onnxcam.targets.label_order import look_like_indices, name_in, ordered
 
-_LARGEST = 8 << 20  # read as a table of two columns, 0.7 GiB
+_LARGEST = 4 << 20  # bytes: 21,000 classes with synonyms take one million
+_MOST = 150_000  # lines
 _BOMS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig"))
 # "0 Cat", "0: Cat", "0 - Cat", "0) Cat", "[0] Cat"; and "Cat 0", "Cat: 0"
 _NUMBERED = re.compile(r"\[?(\d{1,9})(?:\s*[:,;=|)\]]\s*|\.\s+|\s+-\s+|\s+)(\S.*)")
@@ -88,14 +91,9 @@ def check_count(names: Sequence[str], classes: int, where: str) -> None:
 
 def _text(path: Path) -> str:
     try:
-        if path.is_dir():
-            raise LabelsError(f"labels file {str(path)!r} is a folder; give the file in it")
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise LabelsError(f"labels file {str(path)!r} cannot be read ({error.strerror}); check its name") from error
-    if len(data) > _LARGEST:
-        raise LabelsError(f"labels file {str(path)!r} is larger than {_LARGEST >> 20} MiB; is it another file?")
+        data = files.read_bytes(path, _LARGEST)
+    except FileError as error:
+        raise LabelsError(f"labels file {str(path)!r} {error}") from error
     encoding = next(name for mark, name in _BOMS if data.startswith(mark))
     try:
         text = data.decode(encoding)
@@ -125,6 +123,8 @@ def _parse(text: str, suffix: str) -> list[str]:
     # imported here: an explanation without a labels file needs none of them
     from onnxcam.targets import label_structure, label_yaml
 
+    if text.count("\n") + text.count("\r") > 2 * _MOST:
+        raise LabelsError(f"it has more than {_MOST:,} lines; give one name per class")
     start = text.lstrip()
     if suffix in (".yaml", ".yml") or label_yaml.is_yaml(text):
         return label_yaml.names_in(text)
@@ -133,7 +133,7 @@ def _parse(text: str, suffix: str) -> list[str]:
             structure = label_structure.parse(text)
         except ValueError as error:
             if suffix in (".json", ".jsonl") or start[0] == "{":
-                raise LabelsError(f"it is not JSON ({error}); mend it, or give one name per line in a .txt") from error
+                raise LabelsError(f"it {error}; mend it, or give one name per line in a .txt") from error
         else:
             return label_structure.names_in(structure)
     if start[:5].lower() in ("<?xml", "<!doc", "<html"):
@@ -145,6 +145,8 @@ def _parse(text: str, suffix: str) -> list[str]:
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
     while not lines[-1]:
         lines.pop()
+    if len(lines) > _MOST:
+        raise LabelsError(f"it has {len(lines):,} lines, more than {_MOST:,}; give one name per class")
     table = _from_table(text, suffix)
     return _from_lines(lines) if table is None else table
 

@@ -298,14 +298,14 @@ def test_a_read_only_output_folder(run: Run, ready: Path, photo: Path) -> None:
 def test_a_disk_that_is_full_fails_each_picture(
     run: Run, ready: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace = Path.replace
+    replace = os.replace
 
-    def full(self: Path, target: Path) -> Path:
+    def full(part: Path, target: Path) -> None:
         if target.suffix == ".png" and "sub" not in str(target):
-            raise OSError(28, "No space left on device", str(self))
-        return replace(self, target)
+            raise OSError(28, "No space left on device", str(part))
+        replace(part, target)
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     result = run("explain", ready, photos, "-o", tmp_path / "out")
     assert result.code == 1 and result.err.count("No space left") == 2
     left = tree(tmp_path / "out")

@@ -6,10 +6,12 @@ import io
 import os
 from pathlib import Path, PurePath
 
+import numpy as np
 import pytest
 
 from onnxcam.errors import PictureError
 from onnxcam.explain.pictures import Collection, collect, distinct, read_list
+from onnxcam.image import encode_png
 
 
 def folders(found: Collection) -> dict[str, str]:
@@ -79,10 +81,13 @@ def test_nothing_found_is_told(here: Path, named: str, words: str) -> None:
 
 
 def test_standard_input_is_one_picture(here: Path) -> None:
-    assert [item.source for item in found("-", "-", stdin=b"data").items] == [b"data"]
-    assert folders(found("-", "top.jpg", stdin=b"x")) == {"stdin": "stdin", "top.jpg": "top"}
+    data = encode_png(np.zeros((3, 4, 3), np.uint8))
+    assert [item.source for item in found("-", "-", stdin=data).items] == [data]
+    assert folders(found("-", "top.jpg", stdin=data)) == {"stdin": "stdin", "top.jpg": "top"}
     Path("stdin.png").write_bytes(b"")
-    assert folders(found("-", "stdin.png", stdin=b"x")) == {"stdin": "stdin", "stdin.png": "stdin.png"}
+    assert folders(found("-", "stdin.png", stdin=data)) == {"stdin": "stdin", "stdin.png": "stdin.png"}
+    result = found("-", "top.jpg", stdin=b"data")
+    assert folders(result) == {"top.jpg": "."} and "'stdin' is not a picture" in str(result.failures[0][1])
 
 
 @pytest.mark.parametrize(

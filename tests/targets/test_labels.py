@@ -85,8 +85,8 @@ def test_one_column_of_digits_holds_names(tmp_path: Path, text: str) -> None:
         ("zeros.bin", b"abc\0\0", ["not a text file"]),
         ("number.json", b'{"' + b"9" * 5000 + b'": "cat"}', ["neither"]),
         ("cell.csv", b"index,name\n0," + b"x" * 200_000, ["not a table", "field limit"]),
-        ("deep.json", b"[" * 100_000, ["not JSON"]),
-        ("large.txt", b"cat\n" * (3 << 20), ["larger than 8 MiB"]),
+        ("deep.json", b"[" * 100_000, ["nested 100,000 levels deep"]),
+        ("large.txt", b"cat\n" * (3 << 20), ["larger than 4 MiB"]),
     ],
 )
 def test_a_bad_file_is_one_clear_sentence(tmp_path: Path, name: str, data: bytes, words: list[str]) -> None:

@@ -59,7 +59,7 @@ def open_picture(path: Path) -> BinaryIO:
             raise HeaderError("is a directory; give one picture file, or the files in it")
         file = files.open_file(path)
         if stat.S_ISREG(files.mode(file)):
-            return io.BufferedReader(file)  # type: ignore[arg-type]
+            return io.BufferedReader(file)  # type: ignore[type-var]
         if stat.S_ISCHR(files.mode(file)):
             file.close()
             raise HeaderError("is neither a file nor a pipe; give a picture file")

@@ -122,3 +122,42 @@ def test_other_regions_are_refused_by_name(option: str) -> None:
     )
     with pytest.raises(UnsupportedOperator, match="RoiAlign"):
         onnxcam.gradient(model, "y", ["x"])
+
+
+@covers("MaxRoiPool")
+@pytest.mark.parametrize(("size", "scale"), [((2, 3), 1.0), ((4, 4), 0.5), ((1, 1), 0.25)])
+def test_regions_give_back_to_their_largest_values(size: tuple[int, int], scale: float) -> None:
+    """Values are whole numbers, all different, and move by less than a half: Y moves with the largest ones, exactly."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]>\nsmall (float[N, 3, 9, 7] x, float[R, 5] rois) => '
+        f"(float[R, 3, {size[0]}, {size[1]}] y) "
+        f"{{ y = MaxRoiPool<pooled_shape = [{size[0]}, {size[1]}], spatial_scale = {scale}>(x, rois) }}"
+    )
+    record(model)
+    one = [1, 3, 3, 3, 3]
+    # inside, between pixels, beyond the picture on two sides, outside it, backwards, a single pixel
+    rois = np.float32(
+        [[0, 0, 0, 6, 8], [1, 3.5, 2.5, 9.5, 12.5], [1, -5, -3, 40, 50], [0, 60, 60, 70, 70], [0, 5, 5, 2, 1], one]
+    )
+    rng = np.random.default_rng(0)
+    x = rng.permutation(2 * 3 * 9 * 7).reshape(2, 3, 9, 7).astype(np.float32)
+    dy = rng.normal(size=(len(rois), 3, *size)).astype(np.float32)
+    feeds = {"x": x, "rois": rois, "cotangent.y": dy}
+    gradient = run(onnxcam.gradient(model, "y", ["x"]), feeds)["grad.x"]
+    (before,) = run(model, {"x": x, "rois": rois}).values()
+    for seed in range(20):
+        z = np.random.default_rng(seed).uniform(-0.49, 0.49, x.shape).astype(np.float32)
+        (after,) = run(model, {"x": x + z, "rois": rois}).values()
+        assert abs((dy * (after - before)).sum() - (gradient * z).sum()) < 1e-3, seed
+    assert (before[3] == 0).all(), "outside the picture"
+
+
+def test_the_first_of_equal_values_in_a_region_takes_the_gradient() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]>\nsmall (float[N, 1, 4, 4] x, float[R, 5] rois) => '
+        "(float[R, 1, 1, 1] y) { y = MaxRoiPool<pooled_shape = [1, 1]>(x, rois) }"
+    )
+    feeds = {"x": np.ones((1, 1, 4, 4), np.float32), "rois": np.float32([[0, 1, 1, 3, 3]])}
+    feeds["cotangent.y"] = np.full((1, 1, 1, 1), 2, np.float32)
+    gradient = run(onnxcam.gradient(model, "y", ["x"]), feeds)["grad.x"]
+    assert gradient[0, 0, 1, 1] == 2 and gradient.sum() == 2

@@ -23,7 +23,6 @@ refuse(
     why="onnxcam follows tensors, not sequences or optional values",
 )
 refuse("DFT", "STFT", "MelWeightMatrix", why="spectra are not covered")
-refuse("MaxRoiPool", why="it takes maxima of regions that a detector proposes, and is not covered")
 refuse("DeformConv", why="convolution at sampled offsets is not covered")
 refuse("LinearAttention", why="it is recurrent, and onnxcam does not differentiate through time")
 refuse("CumProd", why="running products are not covered")

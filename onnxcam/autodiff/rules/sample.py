@@ -1,4 +1,4 @@
-"""VJP rules: spatial transformers (https://arxiv.org/abs/1506.02025), a grid of places and a picture sampled there."""
+"""VJP rules: pictures sampled at a grid of places (https://arxiv.org/abs/1506.02025) or in regions."""
 
 from __future__ import annotations
 
@@ -78,10 +78,7 @@ def roi_align(op: Builder, node: Node, dy: str) -> Cotangents:
     across = _samples(op, node, rois, 0, op.size(x, 3), int(node.attr("output_width", 1)), ratio)
     # [R, 1, H, h] · [R, C, h, w] · [R, 1, w, W]
     parts = op.MatMul(op.MatMul(op.Transpose(down, perm=[0, 1, 3, 2]), dy), across)
-    pictures = op.Range(0, op.Squeeze(op.size(x, 0), [0]), 1)
-    mine = op.cast(op.Equal(op.Unsqueeze(pictures, [1]), op.Unsqueeze(batch, [0])))
-    rows = op.Reshape(parts, op.Concat(op.Shape(parts, end=1), [-1], axis=0))
-    return [op.reshape_like(op.MatMul(mine, rows), x), None, None]
+    return [_by_picture(op, parts, batch, x), None, None]
 
 
 def _samples(op: Builder, node: Node, rois: str, first: int, size: str, cells: int, ratio: int) -> str:
@@ -102,6 +99,57 @@ def _samples(op: Builder, node: Node, rois: str, first: int, size: str, cells: i
     weights = op.mask(weights, op.Unsqueeze(inside, [2]))
     grouped = op.Reshape(weights, op.vector(0, cells, ratio, -1))
     return str(op.Unsqueeze(op.ReduceMean(grouped, [2], keepdims=0), [1]))
+
+
+@vjp("MaxRoiPool")
+def max_roi_pool(op: Builder, node: Node, dy: str) -> Cotangents:
+    """dX = Σ over the regions of a picture of each cell's dY, at its largest value, the first of equal ones.
+
+    A region's cells overlap by up to a pixel; one that lies outside the picture is 0 and has no gradient.
+    """
+    if node.wants(1):
+        raise node.refuse("a gradient is needed for its regions")
+    x, rois = node.inputs
+    rows, columns = (int(size) for size in node.attr("pooled_shape"))
+    picture = op.Cast(op.Reshape(op.Gather(rois, [0], axis=1), [-1]), to=onnx.TensorProto.INT64)
+    flat = op.Reshape(op.Gather(x, picture, axis=0), [0, 0, -1])  # [R, C, pixels]
+    down = _cells(op, node, rois, 2, op.size(x, 2), rows)
+    across = _cells(op, node, rois, 1, op.size(x, 3), columns)
+    lowest = op.constant(np.asarray(np.finfo(onnx.helper.tensor_dtype_to_np_dtype(op.dtype)).min))
+    places = []
+    for row, column in itertools.product(range(rows), range(columns)):
+        inside = op.And(
+            op.Unsqueeze(op.Gather(down, row, axis=1), [2]), op.Unsqueeze(op.Gather(across, column, axis=1), [1])
+        )
+        values = op.Where(op.Reshape(inside, op.vector(0, 1, -1)), flat, lowest)
+        places.append(op.ArgMax(values, axis=2, keepdims=1))
+    some = [op.ReduceMax(op.cast(cells), [2], keepdims=0) for cells in (down, across)]
+    filled = op.Reshape(op.Mul(op.Unsqueeze(some[0], [2]), op.Unsqueeze(some[1], [1])), op.vector(0, 1, -1))
+    parts = op.Mul(op.Reshape(dy, [0, 0, -1]), filled)
+    empty = op.filled(0.0, op.shape(flat))
+    by_region = op.ScatterElements(empty, op.Concat(*places, axis=2), parts, axis=2, reduction="add")
+    return [_by_picture(op, by_region, picture, x), None]
+
+
+def _cells(op: Builder, node: Node, rois: str, first: int, size: str, cells: int) -> str:
+    """Which pixels `[R, cells, pixels]` along one axis belong to each cell of each region, as Caffe divides them."""
+    scaled = op.Mul(rois, float(node.attr("spatial_scale", 1.0)))
+    whole = op.Mul(op.Sign(scaled), op.Floor(op.Add(op.Abs(scaled), 0.5)))  # halves away from zero
+    start, end = (op.Gather(whole, [place], axis=1) for place in (first, first + 2))
+    length = op.Div(op.Max(op.Add(op.Sub(end, start), 1.0), 1.0), float(cells))
+    at = np.arange(cells)[None]
+    low = op.Add(op.Floor(op.Mul(length, _typed(op, at))), start)
+    high = op.Add(op.Ceil(op.Mul(length, _typed(op, at + 1))), start)
+    pixels = op.cast(op.Range(0, op.Squeeze(size, [0]), 1))
+    return str(op.And(op.GreaterOrEqual(pixels, op.Unsqueeze(low, [2])), op.Less(pixels, op.Unsqueeze(high, [2]))))
+
+
+def _by_picture(op: Builder, parts: str, picture: str, x: str) -> str:
+    """Sum what belongs to each picture `[R, …]` over its regions, in the shape of the pictures."""
+    pictures = op.Range(0, op.Squeeze(op.size(x, 0), [0]), 1)
+    mine = op.cast(op.Equal(op.Unsqueeze(pictures, [1]), op.Unsqueeze(picture, [0])))
+    rows = op.Reshape(parts, op.Concat(op.Shape(parts, end=1), [-1], axis=0))
+    return str(op.reshape_like(op.MatMul(mine, rows), x))
 
 
 def _around(op: Builder, place: str, rank: int) -> tuple[str, str, str]:

@@ -32,8 +32,19 @@ _SHORT = {
     "migraphx": "MIGraphXExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
 }
-# creating sessions is not thread-safe (onnxruntime #27089), running them is
-_creating = threading.Lock()
+# creating sessions is not thread-safe (onnxruntime #27089), running them is; a signal handler may create one while its
+# thread does
+_creating = threading.RLock()
+
+
+def _forked() -> None:
+    """Replace the lock in a forked child, where the thread that may hold it does not exist."""
+    global _creating
+    _creating = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def parse_provider(text: str) -> list[Provider] | None:

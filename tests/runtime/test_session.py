@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
+import signal
+import subprocess
 import sys
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +195,86 @@ def test_cuda_runs_every_heavy_node_and_agrees_with_the_cpu(tmp_path: Path) -> N
         for layer in ("relu1", "relu2"):
             a, b = gpu.attribute(x, 1, method, layer), cpu.attribute(x, 1, method, layer)
             assert np.abs(a - b).max() <= 1e-3
+
+
+# ---- signals and forks
+
+
+@pytest.fixture
+def creating(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None]]]:
+    """What happens, one thing each, while the next sessions are being created."""
+    during: list[Callable[[], None]] = []
+    create = ort.InferenceSession.__init__
+
+    def created(self: Any, *args: Any, **kwargs: Any) -> None:
+        if during:
+            during.pop()()
+        create(self, *args, **kwargs)
+
+    monkeypatch.setattr(ort.InferenceSession, "__init__", created)
+    yield during
+    assert not during
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs POSIX signals")
+def test_a_signal_handler_opens_a_session_while_its_thread_opens_one(creating: list[Callable[[], None]]) -> None:
+    model = models.tiny_cnn(size=8).SerializeToString()
+    sessions: list[Any] = []
+
+    def handle(*_: Any) -> None:
+        sessions.append(runtime.open_session(model, [CPU]))
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    creating.append(lambda: signal.raise_signal(signal.SIGUSR1))
+    # a deadlock would last for ever; what is called when the alarm comes may be the deadlock's own wait
+    alarm = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("deadlock"))
+    signal.alarm(20)
+    try:
+        sessions.append(runtime.open_session(model, [CPU]))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, alarm)
+        signal.signal(signal.SIGUSR1, before)
+    assert len(sessions) == 2
+
+
+FORKED = """
+import os, select, sys, threading
+import onnxruntime as ort
+from onnxcam import runtime
+
+CPU, model = ["CPUExecutionProvider"], sys.stdin.buffer.read()
+entered, left = threading.Event(), threading.Event()
+create = ort.InferenceSession.__init__
+
+def created(self, *args, **kwargs):
+    if threading.current_thread() is not threading.main_thread():
+        entered.set()
+        left.wait()
+    create(self, *args, **kwargs)
+
+ort.InferenceSession.__init__ = created
+thread = threading.Thread(target=lambda: runtime.open_session(model, CPU))
+thread.start()
+entered.wait()
+reading, writing = os.pipe()
+child = os.fork()
+if not child:
+    runtime.open_session(model, CPU)
+    os.write(writing, b"opened")
+    os._exit(0)  # by another way ONNX Runtime may hang in a forked process
+ready = select.select([reading], [], [], 30)[0]
+if not ready:
+    os.kill(child, 9)
+os.waitpid(child, 0)
+left.set()
+thread.join()
+sys.exit(not ready)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_while_another_thread_opens_a_session_opens_its_own() -> None:
+    model = models.tiny_cnn(size=8).SerializeToString()
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], input=model, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()

@@ -120,12 +120,10 @@ Examples:
 @click.option(
     "--alpha",
     type=click.FloatRange(0.0, 1.0),
-    default=0.5,
-    show_default=True,
-    help="Strength of the heatmap in overlays: 0 shows the picture alone, 1 the heatmap alone.",
+    help="Opacity of the heatmap in overlays, 0 to 1.  [default: grows with its value v: 0.6 min(1, 2v)]",
 )
 @click.option(
-    "--colormap", type=click.Choice(image.COLORMAPS), default="jet", show_default=True, help="Colours of the heatmap."
+    "--colormap", type=click.Choice(image.COLORMAPS), default=image.DEFAULT_COLORMAP, show_default=True, help="Colours."
 )
 @click.option(
     "--compress/--no-compress",
@@ -159,7 +157,7 @@ def explain(
     scores: str | None,
     kind: str | None,
     normalize: str,
-    alpha: float,
+    alpha: float | None,
     colormap: str,
     compress: bool | None,
     provider: str,

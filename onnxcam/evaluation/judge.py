@@ -168,7 +168,8 @@ def _judge(
     examples: int,
 ) -> None:
     """Judge every method on some pictures."""
-    classes, probabilities, maps = _maps(work, read, all_classes)
+    examination = work.examine(work.explainer, read.batch)
+    classes, probabilities, maps = _maps(work, read, all_classes, examination)
     inside = [_inside(work.explainer, boxes, read, row, int(classes[row])) for row in range(len(classes))]
     whole = probabilities[np.arange(len(classes)), classes].astype(np.float64)
     evaluation.add_pictures(read.places, read.names, classes, whole, probabilities.argmax(axis=1))
@@ -180,8 +181,10 @@ def _judge(
         evaluation.add_curves(method, trial.curves)
     for row in range(len(classes)):
         if len(evaluation.examples) < examples:
+            geometry = read.geometry[row]
+            visible = examination.visible(work.question, geometry)
             drawn = {
-                method: _drawn(read.geometry[row].to_picture(maps[place][row]), read.pixels[row])
+                method: _drawn(geometry.to_picture(maps[place][row]), read.pixels[row], visible[place])
                 for place, method in enumerate(work.methods)
             }
             evaluation.examples.append(Example(read.places[row], _small(read.pixels[row]), drawn))
@@ -200,7 +203,7 @@ def _compare(
     for stage, (part, other) in enumerate(cascade(work.explainer, stages, work.seed)):
         evaluation.parts.append(part)
         for read in _read(work.explainer, pictures, names, []):
-            classes, probabilities, maps = _maps(work, read, all_classes)
+            classes, probabilities, maps = _maps(work, read, all_classes, work.examine(work.explainer, read.batch))
             whole = probabilities[np.arange(len(classes)), classes].astype(np.float64)
             examination = work.examine(other, read.batch)
             with np.errstate(all="ignore"):  # a model with redrawn weights may overflow
@@ -250,9 +253,10 @@ def _originals(read: _Read, maps: np.ndarray) -> list[np.ndarray]:
     return [geometry.to_picture(heatmap) for geometry, heatmap in zip(read.geometry, maps, strict=True)]
 
 
-def _maps(work: _Work, read: _Read, all_classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+def _maps(
+    work: _Work, read: _Read, all_classes: np.ndarray, examination: Examination
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """The class of each picture, the probabilities `[N, K]`, and per method the maps `[N, H, W]` from 0 to 1."""
-    examination = work.examine(work.explainer, read.batch)
     probabilities = examination.probabilities
     targets = all_classes[read.places]
     classes = np.where(targets < 0, probabilities.argmax(axis=1), targets)
@@ -323,8 +327,10 @@ def _small(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _drawn(heatmap: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Darken the picture where the map is low: readable without colour."""
+def _drawn(heatmap: np.ndarray, pixels: np.ndarray, visible: Sequence[image.Rectangle] | None) -> np.ndarray:
+    """Darken the picture where the map is low, readable without colour; mark what the map does not cover."""
     small = _small(pixels)
-    light = _DARKEST + (1 - _DARKEST) * np.clip(image.resize_map(heatmap, small.shape[:2]), 0, 1)
-    return np.asarray(np.rint(small * light[..., None]), np.uint8)
+    height, width = small.shape[:2]
+    light = _DARKEST + (1 - _DARKEST) * np.clip(image.resize_map(heatmap, (height, width)), 0, 1)
+    drawn = np.asarray(np.rint(small * light[..., None]), np.uint8)
+    return image.Marks.at((height, width), heatmap.shape, visible).draw(drawn)

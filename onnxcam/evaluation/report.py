@@ -137,7 +137,8 @@ def _pictures(evaluation: Evaluation) -> str:
     if not evaluation.examples:
         return ""
     rows = "".join(_row(evaluation, example) for example in evaluation.examples)
-    return f'<h2>Side by side</h2><p>Bright where the map is high.</p><div class="shown">{rows}</div>'
+    legend = "Bright where the map is high; hatched what the model never saw."
+    return f'<h2>Side by side</h2><p>{legend}</p><div class="shown">{rows}</div>'
 
 
 def _row(evaluation: Evaluation, example: Example) -> str:

@@ -11,7 +11,7 @@ from onnxcam import image
 from onnxcam.cam.methods import GRAPH, INPUT
 from onnxcam.errors import InputError, MethodError
 from onnxcam.explain.features import HeadRun
-from onnxcam.explain.maps import INPUT_SIZE, fuse, map_size, windows_of
+from onnxcam.explain.maps import INPUT_SIZE, fuse, map_size, visible_parts, windows_of
 from onnxcam.explain.question import Question, Terms
 from onnxcam.explain.view import view
 from onnxcam.network.names import INPUT as WHOLE
@@ -129,6 +129,14 @@ class Examination:
                 input_size=input_size,
             )
             for method, maps in zip(question.methods, self.maps(question, objective), strict=True)
+        ]
+
+    def visible(self, question: Question, geometry: image.Geometry) -> list[list[image.Rectangle] | None]:
+        """Per method the parts of a picture that its fused map covers, see `onnxcam.explain.maps.visible_parts`."""
+        windows = self._windows(question.layers)
+        return [
+            visible_parts(geometry, windows_of(method, windows), mirrored=question.augment)
+            for method in question.methods
         ]
 
     def maps(self, question: Question, objective: Objective) -> list[list[np.ndarray]]:

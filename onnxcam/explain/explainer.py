@@ -10,8 +10,9 @@ import numpy as np
 from onnxcam import image
 from onnxcam.cam.methods import Method
 from onnxcam.errors import LabelsError, TargetError, label_count
+from onnxcam.explain.batch_maps import BatchMaps, name_of
 from onnxcam.explain.examination import Examination
-from onnxcam.explain.explanation import BatchMaps, Explanation, name_of
+from onnxcam.explain.explanation import Explanation
 from onnxcam.explain.features import HeadRun, InputGradient, Progress
 from onnxcam.explain.file import FileSession, Raw
 from onnxcam.explain.maps import fuse, map_size, windows_of
@@ -455,7 +456,7 @@ class Explainer:
                 else:
                     by_method = [[m[:, None] for m in maps] for maps in examination.maps(question, objective)]
         p, size = self._readout.probabilities(scores), self._input_size(batch)
-        windows = [] if question.augment else self._file.windows(question.layers)
+        windows = self._file.windows(question.layers)
         model = {key: self.manifest.get(key) for key in ("source", "parity")}
         return [
             BatchMaps(question, method, scores, p, explained, maps, size, self._warnings, model, objective, windows)

@@ -9,27 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from onnxcam import image
-from onnxcam.cam.registry import Method
 from onnxcam.errors import InputError, OutputError
-from onnxcam.explain.maps import fuse, windows_of
-from onnxcam.explain.question import Question
 from onnxcam.explain.statistics import describe
-from onnxcam.explain.warnings import map_warnings
 from onnxcam.image import png
-from onnxcam.targets.objectives import LOG_PROBABILITY, LOGIT, VALUE, Objective
+from onnxcam.targets.objectives import LOG_PROBABILITY
 from onnxcam.targets.readout import LOGITS, REGRESSION
 
-if TYPE_CHECKING:
-    from onnxcam.graph.window import Window
-
 RECORD = "explanation.json"
-ALPHA, COLORMAP = 0.5, "jet"
-_PREDICTIONS = 5  # stored in an explanation
 
 
 @dataclass(frozen=True)
@@ -37,19 +28,20 @@ class Drawing:
     """How the pictures of explanations are drawn and written.
 
     Attributes:
-        alpha: strength of the heatmap in overlays, 0 (the picture alone) to 1 (the heatmap alone).
+        alpha: opacity of the heatmap in overlays, 0 (the picture alone) to 1 (the heatmap alone); None for one that
+            grows with the map, see `onnxcam.image.overlay`.
         colormap: a name of `onnxcam.image.COLORMAPS`.
         compress: False stores colours as they are: faster, and larger files.
     """
 
-    alpha: float = ALPHA
-    colormap: str = COLORMAP
+    alpha: float | None = None
+    colormap: str = image.DEFAULT_COLORMAP
     compress: bool = True
 
     @classmethod
     def of(cls, alpha: float | None = None, colormap: str | None = None, compress: bool = True) -> Drawing:
         """The drawing with these settings, the default for None."""
-        return cls(ALPHA if alpha is None else alpha, COLORMAP if colormap is None else colormap, compress)
+        return cls(alpha, image.DEFAULT_COLORMAP if colormap is None else colormap, compress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +83,8 @@ class Explanation:
             regression), `contrast` with another class, `probability`, or `weights` over several classes.
         scores: what the model's scores are: `kind` of its manifest, and what was `stepped_over` to reach them.
         other: `(index, label)` of the class it is contrasted with, or None.
+        visible: the parts of the picture that the heatmaps cover, as `Rectangle(x0, y0, x1, y1)` in its pixels: what a
+            crop cut off the model never saw, and the heatmaps are 0 there. None for all of it.
         per_layer: an explanation for each layer alone, with `side_by_side=True`; else empty.
         per_method: an explanation by each method, this one first, with several methods; else empty.
     """
@@ -106,6 +100,7 @@ class Explanation:
     kind: str = "logit"
     other: tuple[int, str] | None = None
     scores: dict[str, Any] = field(default_factory=lambda: {"kind": LOGITS}, repr=False)
+    visible: list[image.Rectangle] | None = None
     per_layer: list[Explanation] = field(default_factory=list, repr=False)
     per_method: list[Explanation] = field(default_factory=list, repr=False)
 
@@ -159,14 +154,15 @@ class Explanation:
         """Draw the heatmap over the picture.
 
         Arguments:
-            alpha: strength of the heatmap, 0 (the picture alone) to 1 (the heatmap alone); None for 0.5.
-            colormap: a name of `onnxcam.image.COLORMAPS`; None for `jet`.
+            alpha: opacity of the heatmap, 0 (the picture alone) to 1 (the heatmap alone); None for 0.6 min(1, 2 v)
+                where the heatmap has the value v, so that the picture stays as it is where the heatmap is 0.
+            colormap: a name of `onnxcam.image.COLORMAPS`; None for `viridis`.
 
         Returns:
-            uint8 `[H, W, 3]` RGB.
+            uint8 `[H, W, 3]` RGB; what lies outside `visible` is dimmed, hatched and framed.
         """
         style = Drawing.of(alpha, colormap)
-        return image.overlay(self.picture, unit(self.heatmap), style.alpha, style.colormap)
+        return image.overlay(self.picture, unit(self.heatmap), style.alpha, style.colormap, self.visible)
 
     def panel(self, colormap: str | None = None, alpha: float | None = None) -> np.ndarray:
         """Draw picture, heatmap and overlay side by side with label, probability and colour bar, uint8 RGB."""
@@ -179,6 +175,7 @@ class Explanation:
             method=self.method,
             alpha=style.alpha,
             colormap=style.colormap,
+            visible=self.visible,
         )
 
     def layers_panel(self, colormap: str | None = None, alpha: float | None = None) -> np.ndarray:
@@ -214,7 +211,13 @@ class Explanation:
             probability=None if self.numeric else self.probability,
             alpha=style.alpha,
             colormap=style.colormap,
+            visible=[explanation.visible for _, explanation in named],
         )
+
+    @property
+    def _marks(self) -> image.Marks:
+        """The marks on what the heatmaps do not cover."""
+        return image.Marks.of(self.heatmap.shape, self.visible)
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation without its arrays, ready for JSON: a probability that is not finite is None.
@@ -224,6 +227,7 @@ class Explanation:
         return {
             "name": self.name,
             "size": [int(self.picture.shape[0]), int(self.picture.shape[1])],
+            "visible": _boxes(self.visible, self.picture),
             "predictions": [
                 {"index": index, "label": label, **_number(probability, self.numeric)}
                 for index, label, probability in self.predictions
@@ -239,6 +243,7 @@ class Explanation:
             "maps": [_record(one, self.numeric) for one in self.maps],
             "layers": [
                 {"layer": one.layer, "raw_map": _shapes(one.raw_map), "attention": one.statistics}
+                | {"visible": _boxes(one.visible, one.picture)}
                 for one in self.per_layer
             ],
             "methods": [
@@ -247,6 +252,7 @@ class Explanation:
                     "maps": [_record(single, self.numeric) for single in one.maps],
                     "attention": one.statistics,
                 }
+                | {"visible": _boxes(one.visible, one.picture)}
                 | {"warnings": [text for text in one.warnings if one is self or text not in self.warnings]}
                 for one in self.per_method
             ],
@@ -289,25 +295,27 @@ class Explanation:
             image.write_png(folder / name, pixels, style.compress)
             files[key] = name
 
-        def mix(key: str, name: str, gray: np.ndarray) -> None:
+        def mix(key: str, name: str, gray: np.ndarray, marks: image.Marks) -> None:
             """Grey levels in colours over the picture, drawn as they are written."""
             height, width = gray.shape
             parts = (
-                image.blend(self.picture[rows], image.paint(gray[rows], style.colormap), style.alpha)
+                image.draw(self.picture[rows], gray[rows], style.alpha, style.colormap, marks, rows.start)
                 for rows in png.bands(height, width)
             )
             image.write_pieces(folder / name, png.colors(height, width, parts, style.compress))
             files[key] = name
 
         def draw(explanation: Explanation, key: str, where: str) -> None:
-            """The maps of one explanation; the grey map and the coloured one share their compressed pixels."""
-            gray = image.grayscale(unit(explanation.heatmap))
+            """The maps of one explanation; without marks both share their compressed pixels."""
+            gray, marks = image.grayscale(unit(explanation.heatmap)), explanation._marks
             packed = png.pack(gray)
+            table = image.palette(style.colormap)
+            marked = (png.pack(marks.levels(gray)), image.marked(table)) if marks else (packed, table)
             stem = f"{where}{explanation.method}"
-            for name, table in (("grayscale", None), ("heatmap", image.palette(style.colormap))):
+            for name, (pixels, colors) in (("grayscale", (packed, None)), ("heatmap", marked)):
                 files[f"{key}{name}"] = f"{stem}_{name}.png"
-                image.write_bytes(folder / files[f"{key}{name}"], png.shades(packed, table))
-            mix(f"{key}overlay", f"{stem}_overlay.png", gray)
+                image.write_bytes(folder / files[f"{key}{name}"], png.shades(pixels, colors))
+            mix(f"{key}overlay", f"{stem}_overlay.png", gray, marks)
 
         def draw_classes(explanation: Explanation, key: str) -> None:
             """Each class's overlay, where several were explained."""
@@ -316,7 +324,7 @@ class Explanation:
             _make(folder / "top_predictions")
             for rank, one in enumerate(explanation.maps, start=1):
                 name = f"top_predictions/{explanation.method}_top{rank}_{file_stem(one.label)}.png"
-                mix(f"{key}top{rank}", name, image.grayscale(unit(one.heatmap)))
+                mix(f"{key}top{rank}", name, image.grayscale(unit(one.heatmap)), explanation._marks)
 
         write("input", "input.png", self.picture)
         draw(self, "", "")
@@ -341,97 +349,6 @@ class Explanation:
     def _repr_png_(self) -> bytes:
         """The picture in a notebook: several methods side by side, or the panel of one."""
         return image.encode_png(self.methods_panel() if self.per_method else self.panel())
-
-
-class BatchMaps(NamedTuple):
-    """Scores and maps of a batch by one method, from which the explanation of each row is made.
-
-    Attributes:
-        question: the question answered.
-        method: the method.
-        scores, probabilities: `[N, K]`, `[N, classes]`.
-        classes: the classes explained, `[N, k]`.
-        maps: per layer `[N, k, h, w]`, after ReLU, not normalised.
-        input_size: height and width of the model's input.
-        warnings: those about every picture.
-        model: `source` and `parity` of the manifest.
-        objective: of the rows; the logits of the classes if None.
-        windows: per layer the part of the model's input that its map covers, None for all of it; empty where all maps
-            cover it.
-    """
-
-    question: Question
-    method: Method
-    scores: np.ndarray
-    probabilities: np.ndarray
-    classes: np.ndarray
-    maps: list[np.ndarray]
-    input_size: tuple[int, int]
-    warnings: list[str]
-    model: dict[str, Any]
-    objective: Objective | None = None
-    windows: Sequence[Window | None] = ()
-
-    def explanation(
-        self, row: int, picture: image.Picture, geometry: image.Geometry, place: int | None = None
-    ) -> Explanation:
-        """The explanation of one row, by the maps of all layers or by that of the layer at one place."""
-        question, labels = self.question, self.question.terms.labels
-        layer: Any = question.layer if place is None else question.layers[place]
-        normalize = "none" if question.augment else question.normalize  # done before the mean was taken
-        windows = windows_of(self.method, self.windows)
-        maps = []
-        for k, index in enumerate(self.classes[row].tolist()):
-            by_layer = self.maps if place is None else self.maps[place : place + 1]
-            raw = [np.ascontiguousarray(layer_maps[row, k]) for layer_maps in by_layer]
-            fused = fuse(
-                [one[None] for one in raw],
-                normalize,
-                self.input_size,
-                question.fusion,
-                windows=windows if place is None else windows[place : place + 1],
-                input_size=self.input_size,
-            )[0]
-            maps.append(
-                Map(
-                    index,
-                    name_of(index, labels),
-                    float(self.probabilities[row, index]),
-                    geometry.to_picture(fused),
-                    raw if isinstance(layer, list) else raw[0],
-                )
-            )
-        readout = question.terms.readout
-        kind, other = (LOGIT, None) if self.objective is None else self.objective.describe(row)
-        if kind == LOGIT:
-            kind = LOG_PROBABILITY if readout.logarithmic else VALUE if readout.numeric else LOGIT
-        return Explanation(
-            picture.pixels,
-            self._predictions(row),
-            maps,
-            self.method.name,
-            layer,
-            [
-                *self.warnings,
-                *picture.doubts,
-                *map_warnings([(one.label, one.raw_map, one.heatmap) for one in maps], self.scores[row]),
-            ],
-            picture.name,
-            self.model,
-            kind=kind,
-            scores={"kind": readout.kind, "stepped_over": list(readout.stepped_over)},
-            other=None if other is None else (other, name_of(other, labels)),
-        )
-
-    def _predictions(self, row: int) -> list[tuple[int, str, float]]:
-        probabilities, labels = self.probabilities[row], self.question.terms.labels
-        best = np.argsort(-probabilities, kind="stable")[:_PREDICTIONS]
-        return [(int(i), name_of(int(i), labels), float(probabilities[i])) for i in best]
-
-
-def name_of(index: int, labels: Sequence[str] | None) -> str:
-    """The name of a class; its index as text without labels."""
-    return labels[index] if labels is not None else str(index)
 
 
 def unit(heatmap: np.ndarray) -> np.ndarray:
@@ -467,6 +384,12 @@ def _record(one: Map, numeric: bool) -> dict[str, Any]:
         "raw_map": _shapes(one.raw_map),
         "attention": one.statistics,
     }
+
+
+def _boxes(visible: Sequence[image.Rectangle] | None, picture: np.ndarray) -> list[dict[str, int]]:
+    """The parts of the picture that heatmaps cover, in its pixels."""
+    parts = [image.whole((picture.shape[0], picture.shape[1]))] if visible is None else visible
+    return [part._asdict() for part in parts]
 
 
 def _number(number: float, numeric: bool) -> dict[str, float | None]:

@@ -93,6 +93,27 @@ def windows_of(
     return () if method.kind == INPUT or (size == LAYER_SIZE and len(windows) == 1) else windows
 
 
+def visible_parts(
+    geometry: image.Geometry, windows: Sequence[Window | None], *, mirrored: bool = False
+) -> list[image.Rectangle] | None:
+    """The parts of a picture that a map covers, in its pixels; None for all of it.
+
+    Arguments:
+        geometry: how the picture was mapped to the model's input.
+        windows: per layer the part of the input that its map covers; empty, or one of them None, for all of it.
+        mirrored: whether the map is a mean that includes maps of the mirrored input.
+    """
+    some = [window for window in windows if window is not None]
+    spans: list[tuple[Any, Any]] = [(window.height, window.width) for window in some]
+    if not some or len(some) < len(windows):
+        spans = [(None, None)]
+    if mirrored:
+        width = geometry.input_size[1]
+        spans += [(rows, columns and (width - columns[0], width - columns[1])) for rows, columns in spans]
+    parts = list(dict.fromkeys(geometry.visible(rows, columns) for rows, columns in spans))
+    return [part for part in parts if part.area] if image.hidden(geometry.picture_size, parts) else None
+
+
 def check_size(size: Any) -> str | tuple[int, int]:
     """The size that `size=` names: `input`, `layer`, or a height and width.
 

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from onnxcam.errors import InputError
 from onnxcam.image.opencv import import_cv2
+from onnxcam.image.visible import Rectangle
 
 Map = NDArray[np.float32]
 Size = tuple[int, int]
+Span = tuple[float, float]
 
 _CHUNK = 1 << 17  # values interpolated at a time: their buffers stay in a core's cache
 
@@ -69,6 +71,24 @@ class Geometry(NamedTuple):
         _mix_rows(np.ascontiguousarray(across.T), low, high, part, covered[:, left:right])
         return result
 
+    def visible(self, rows: Span | None = None, columns: Span | None = None) -> Rectangle:
+        """The picture's pixels that lie on the input, those to which `to_picture` gives a value; area 0 if none does.
+
+        Args:
+            rows, columns: where a part of the input starts and stops, in input pixels; the whole input if None.
+        """
+        y0, y1 = self._span(0, rows)
+        x0, x1 = self._span(1, columns)
+        return Rectangle(x0, y0, x1, y1) if y1 > y0 and x1 > x0 else Rectangle(0, 0, 0, 0)
+
+    def _span(self, axis: int, part: Span | None) -> tuple[int, int]:
+        covered = self._visible(axis)
+        start: float = covered.start
+        stop: float = covered.stop
+        if part is not None:
+            start, stop = max(start, min(part)), min(stop, max(part))
+        return self._covered(axis, start, stop) if stop > start else (0, 0)
+
     def _visible(self, axis: int) -> slice:
         """The input pixels that show the picture."""
         start = max(self.offset[axis], 0)
@@ -77,16 +97,27 @@ class Geometry(NamedTuple):
 
     def _samples(self, axis: int, visible: slice) -> tuple[int, int, NDArray[np.intp], NDArray[np.intp], Map]:
         """Picture pixels [start, stop) whose centre lies on the input; for each its two neighbours and their weight."""
-        centre = (np.arange(self.picture_size[axis]) + 0.5) * self.scale[axis] + self.offset[axis]
-        inside = np.flatnonzero((centre >= visible.start) & (centre < visible.stop))
-        if inside.size == 0:
-            # the crop is narrower than a picture pixel and between two centres: take the pixel under its middle
-            middle = ((visible.start + visible.stop) / 2 - self.offset[axis]) / self.scale[axis]
-            inside = np.array([min(int(middle), self.picture_size[axis] - 1)])
-        position = np.clip(centre[inside] - 0.5 - visible.start, 0.0, visible.stop - visible.start - 1.0)
+        first, last = self._covered(axis, visible.start, visible.stop)
+        centre = self._centres(axis)[first:last]
+        position = np.clip(centre - 0.5 - visible.start, 0.0, visible.stop - visible.start - 1.0)
         low = np.floor(position).astype(np.intp)
         high = np.minimum(low + 1, visible.stop - visible.start - 1)
-        return int(inside[0]), int(inside[-1]) + 1, low, high, (position - low).astype(np.float32)
+        return first, last, low, high, (position - low).astype(np.float32)
+
+    def _centres(self, axis: int) -> NDArray[np.float64]:
+        """The picture pixels' centres in input pixels."""
+        return np.asarray((np.arange(self.picture_size[axis]) + 0.5) * self.scale[axis] + self.offset[axis])
+
+    def _covered(self, axis: int, start: float, stop: float) -> tuple[int, int]:
+        """Picture pixels [first, last) whose centre lies in a span of the input."""
+        centre = self._centres(axis)
+        inside = np.flatnonzero((centre >= start) & (centre < stop))
+        if inside.size == 0:
+            # the span is narrower than a picture pixel and between two centres: take the pixel under its middle
+            middle = ((start + stop) / 2 - self.offset[axis]) / self.scale[axis]
+            first = min(int(middle), self.picture_size[axis] - 1)
+            return first, first + 1
+        return int(inside[0]), int(inside[-1]) + 1
 
 
 def _mix_rows(values: Map, low: NDArray[np.intp], high: NDArray[np.intp], part: Map, out: Map) -> None:

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import InputError
-from onnxcam.image.colormap import blend, colorize, grayscale, paint
+from onnxcam.image.colormap import DEFAULT, colorize, grayscale, palette
 from onnxcam.image.geometry import Size, resize_map
 from onnxcam.image.opencv import import_cv2
+from onnxcam.image.overlay import check_alpha, draw
 from onnxcam.image.picture import Picture, as_pixels
 from onnxcam.image.text import Font
+from onnxcam.image.visible import Marks, Rectangle, marked
 
 Pixels = NDArray[np.uint8]
 
@@ -27,6 +29,9 @@ _COLUMNS = 4
 _PAPER, _INK, _FAINT, _MAT = 255, (26, 28, 32), (112, 118, 128), (240, 241, 243)
 # cells of a picture wider than this are stacked
 _WIDE = 2.2
+_LINES = 3  # of a note, at most
+_BLANK = "no evidence at this layer"
+_HATCHED, _NOT_SEEN = " (hatched: not seen)", "hatched: not seen by the model"
 
 
 def panel(
@@ -37,10 +42,14 @@ def panel(
     label: str = "",
     probability: float | None = None,
     method: str = "heatmap",
-    alpha: float = 0.5,
-    colormap: str = "jet",
+    alpha: float | None = None,
+    colormap: str = DEFAULT,
+    visible: Sequence[Rectangle] | None = None,
+    notes: Sequence[str] = (),
 ) -> Pixels:
     """Compose the panel.
+
+    A heatmap that is zero everywhere is shown as words, not as an even colour, which could be read as a map.
 
     Args:
         picture: a Picture, or uint8 [H, W, 3] RGB.
@@ -49,8 +58,10 @@ def panel(
         label: the explained class, any script; shortened to fit.
         probability: 0 to 1, shown as a percentage; None: not shown.
         method: caption of the middle cell.
-        alpha: strength of the heatmap in a computed overlay.
+        alpha: opacity of the colours in a computed overlay, see `onnxcam.image.overlay`.
         colormap: one of COLORMAPS; also draws the colour bar.
+        visible: the parts of the picture that the heatmap covers, None for all of it; the rest is hatched.
+        notes: sentences below the label, wrapped to the panel's width.
 
     Returns:
         uint8 [h, w, 3] RGB; each cell's longer side is between 224 and 320 pixels whatever the picture's size.
@@ -66,13 +77,17 @@ def panel(
         )
     height, width = pixels.shape[:2]
     size = _cell(height, width)
-    if not 0.0 <= alpha <= 1.0:
-        raise InputError(f"alpha is {alpha!r}, expected 0 (picture alone) to 1 (heatmap alone)")
+    check_alpha(alpha)
     thumbnail = _show(pixels, size)
-    colors = paint(_show_map(heatmap, size), colormap)
-    mixed = blend(thumbnail, colors, alpha) if overlay is None else _show(as_pixels(overlay), size)
-    cells = [("picture", thumbnail), (method, colors), ("overlay", mixed)]
-    return _compose(cells, size, 1 if width > _WIDE * height else 3, label, probability, colormap)
+    gray, marks = _show_map(heatmap, size), Marks.at(size, (height, width), visible)
+    mixed = draw(thumbnail, gray, alpha, colormap, marks) if overlay is None else _show(as_pixels(overlay), size)
+    hatched = _HATCHED if marks else ""
+    cells = [
+        ("picture", thumbnail),
+        (method, _colors(gray, marks, colormap) if heatmap.any() else _blank(size)),
+        (f"overlay{hatched}", mixed),
+    ]
+    return _compose(cells, size, 1 if width > _WIDE * height else 3, label, probability, colormap, notes)
 
 
 def gallery(
@@ -81,15 +96,18 @@ def gallery(
     *,
     label: str = "",
     probability: float | None = None,
-    alpha: float = 0.5,
-    colormap: str = "jet",
+    alpha: float | None = None,
+    colormap: str = DEFAULT,
+    visible: Sequence[Sequence[Rectangle] | None] = (),
+    notes: Sequence[str] = (),
 ) -> Pixels:
     """Compose the picture and the overlays of several maps of it, each with its caption, at most four in a row.
 
     Args:
         picture: a Picture, or uint8 [H, W, 3] RGB.
         maps: captions, and heatmaps with values 0 to 1, [H, W], of the picture's size.
-        label, probability, alpha, colormap: as in `panel`.
+        label, probability, alpha, colormap, notes: as in `panel`.
+        visible: for each map the parts of the picture that it covers, as in `panel`; empty where all cover all of it.
 
     Returns:
         uint8 [h, w, 3] RGB; cells have the size of a panel's.
@@ -103,13 +121,43 @@ def gallery(
         raise InputError(
             f"a heatmap has shape {list(wrong)} but the picture has {list(pixels.shape[:2])}: give all in one size"
         )
+    check_alpha(alpha)
     size = _cell(pixels.shape[0], pixels.shape[1])
     thumbnail = _show(pixels, size)
     cells = [("picture", thumbnail)]
-    cells += [(name, blend(thumbnail, paint(_show_map(heatmap, size), colormap), alpha)) for name, heatmap in maps]
+    for place, (name, heatmap) in enumerate(maps):
+        marks = Marks.at(size, pixels.shape, visible[place] if visible else None)
+        mixed = draw(thumbnail, _show_map(heatmap, size), alpha, colormap, marks)
+        cells.append((name if heatmap.any() else f"{name}: no evidence", mixed))
+        notes = [*notes, *([_NOT_SEEN] if marks and _NOT_SEEN not in notes else [])]
     columns = _COLUMNS // 2 if size[1] > _WIDE * size[0] else _COLUMNS
     rows = -(-len(cells) // columns)
-    return _compose(cells, size, -(-len(cells) // rows), label, probability, colormap)
+    return _compose(cells, size, -(-len(cells) // rows), label, probability, colormap, notes)
+
+
+def _colors(gray: Pixels, marks: Marks, colormap: str) -> Pixels:
+    """Grey levels in colours, and the marks."""
+    table = palette(colormap)
+    if marks:
+        gray, table = marks.levels(gray), marked(table)
+    return np.asarray(import_cv2().applyColorMap(gray, table[:, None]), np.uint8)
+
+
+def _blank(size: Size) -> Pixels:
+    """A cell that says that there is no map."""
+    cell = np.full((*size, 3), _MAT, np.uint8)
+    font = Font(13 * _unit(size))
+    lines = font.wrap(_BLANK, size[1] - 8, max(size[0] // font.line, 1))
+    baseline = (size[0] - len(lines) * font.line) // 2 + round(0.8 * font.line)
+    for line in lines:
+        font.draw(cell, line, (size[1] - font.width(line)) // 2, baseline, _FAINT)
+        baseline += font.line
+    return cell
+
+
+def _unit(box: Size) -> float:
+    """The size of text and margins around cells of this size, 1 around the smallest."""
+    return 1.0 + (max(box) - _SMALLEST) / (_LARGEST - _SMALLEST) * 0.3
 
 
 def _cell(height: int, width: int) -> Size:
@@ -164,15 +212,23 @@ def _halved(pixels: Pixels, size: Size) -> Pixels:
 
 
 def _compose(
-    cells: list[tuple[str, Pixels]], size: Size, columns: int, label: str, probability: float | None, colormap: str
+    cells: list[tuple[str, Pixels]],
+    size: Size,
+    columns: int,
+    label: str,
+    probability: float | None,
+    colormap: str,
+    notes: Sequence[str],
 ) -> Pixels:
     box = height, width = max(size[0], _NARROWEST), max(size[1], _NARROWEST)
-    unit = 1.0 + (max(box) - _SMALLEST) / (_LARGEST - _SMALLEST) * 0.3
+    unit = _unit(box)
     margin, gap = round(16 * unit), round(12 * unit)
     heading, caption = Font(19 * unit, 600), Font(13 * unit)
     step = (width + gap, height + round(28 * unit))
     rows = -(-len(cells) // columns)
-    top = margin + (round(36 * unit) if label or probability is not None else 0)
+    written = [line for note in notes for line in caption.wrap(note, columns * step[0] - gap, _LINES)]
+    heading_height = round(36 * unit) if label or probability is not None else 0
+    top = margin + heading_height + len(written) * caption.line
     bar = round(12 * unit)
     bar_left = margin + (columns - 1) * step[0] + width + gap
     bottom = top + (rows - 1) * step[1] + height
@@ -190,6 +246,8 @@ def _compose(
     caption.draw(canvas, "1", right, top + round(11 * unit), _FAINT)
     caption.draw(canvas, "0", right, bottom - 1, _FAINT)
     _title(canvas, heading, label, probability, margin, margin + round(19 * unit), gap)
+    for index, text in enumerate(written):
+        caption.draw(canvas, text, margin, margin + heading_height + index * caption.line + round(8 * unit), _INK)
     return canvas
 
 

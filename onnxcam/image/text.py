@@ -26,6 +26,11 @@ class Font:
         self._weight = weight
         self._face: Any = self._cv2.FontFace("sans") if hasattr(self._cv2, "FontFace") else None
 
+    @property
+    def line(self) -> int:
+        """Height of a line in pixels."""
+        return round(1.45 * self._size)
+
     def width(self, text: str) -> int:
         """Width in pixels of the text on one line."""
         text = self._printable(text)
@@ -57,6 +62,19 @@ class Font:
             else:
                 high = middle - 1
         return text[:low].rstrip() + _ELLIPSIS if low else ""
+
+    def wrap(self, text: str, width: int, most: int) -> list[str]:
+        """Break a text into at most `most` lines no wider than `width` pixels; the last one is shortened to fit."""
+        lines: list[str] = []
+        words = text.split()
+        while words and len(lines) < most:
+            count = 1
+            while count < len(words) and self.width(" ".join(words[: count + 1])) <= width:
+                count += 1
+            rest = len(lines) + 1 == most
+            lines.append(self.fit(" ".join(words if rest else words[:count]), width))
+            words = words[count:]
+        return [line for line in lines if line]
 
     def draw(self, canvas: Pixels, text: str, left: int, baseline: int, color: tuple[int, int, int]) -> None:
         """Draw onto uint8 [H, W, 3], in place."""

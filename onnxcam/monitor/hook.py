@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from onnxcam.errors import InputError, OutputError, SettingError, listing
+from onnxcam.image import DEFAULT_COLORMAP
 from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import model as models
 from onnxcam.monitor import worker as workers
@@ -130,7 +131,7 @@ class Monitor:
         preprocess: Any = None,
         region: Any = None,
         duplicates: str | float | None = "1min",
-        colormap: str = "jet",
+        colormap: str = DEFAULT_COLORMAP,
         color: str = "RGB",
         timeout: float = 60.0,
         sink_options: dict[str, Any] | None = None,

@@ -14,7 +14,7 @@ import numpy as np
 from onnxcam import image, runtime
 from onnxcam.errors import InputError
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.maps import fuse
+from onnxcam.explain.maps import fuse, visible_parts
 from onnxcam.graph.large_model import Serialized
 from onnxcam.image import png
 from onnxcam.monitor import baseline as baselines
@@ -181,16 +181,19 @@ class RowExplainer:
         if geometry is not None:
             heatmap = geometry.to_picture(heatmap)
             self._pause()
+        geometry = geometry or image.Geometry(size, size, (0, 0), size)
+        marks = image.Marks.of(heatmap.shape, visible_parts(geometry, [self._window]))
         colormap = self._settings.colormap
-        gray = image.grayscale(heatmap)
-        files = {"heatmap": png.shades(png.pack(gray), image.palette(colormap))}
+        gray, table = image.grayscale(heatmap), image.palette(colormap)
+        drawn = (marks.levels(gray), image.marked(table)) if marks else (gray, table)
+        files = {"heatmap": png.shades(png.pack(drawn[0]), drawn[1])}
         if self._settings.redact == "none":
             if pixels is None and tensor is not None:
                 layout = Layout.of(self._explainer.manifest["input"])
                 pixels = to_pixels(tensor, self._explainer.preprocess, layout)
                 self._pause()
             if pixels is not None:
-                mixed = image.blend(pixels, image.paint(gray, colormap), 0.5)
+                mixed = image.draw(pixels, gray, None, colormap, marks)
                 self._pause()
                 files["overlay"] = image.encode_png(mixed)
                 self._pause()

@@ -59,7 +59,7 @@ def canaries() -> Iterator[bytes]:
 
 
 CANARIES = sorted(set(canaries()))
-SCALE = {tuple(color) for color in colorize(np.linspace(0, 1, 4096, dtype=np.float32)[None], "jet")[0].tolist()}
+SCALE = {tuple(color) for color in colorize(np.linspace(0, 1, 4096, dtype=np.float32)[None])[0].tolist()}
 
 
 def found(data: bytes) -> list[bytes]:

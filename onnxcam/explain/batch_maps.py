@@ -1,0 +1,119 @@
+"""`BatchMaps`: scores and maps of a batch, from which the explanation of each row is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from onnxcam import image
+from onnxcam.cam.registry import Method
+from onnxcam.explain.explanation import Explanation, Map
+from onnxcam.explain.maps import fuse, visible_parts, windows_of
+from onnxcam.explain.question import Question
+from onnxcam.explain.warnings import map_warnings
+from onnxcam.targets.objectives import LOG_PROBABILITY, LOGIT, VALUE, Objective
+
+if TYPE_CHECKING:
+    from onnxcam.graph.window import Window
+
+_PREDICTIONS = 5  # stored in an explanation
+
+
+class BatchMaps(NamedTuple):
+    """Scores and maps of a batch by one method, from which the explanation of each row is made.
+
+    Attributes:
+        question: the question answered.
+        method: the method.
+        scores, probabilities: `[N, K]`, `[N, classes]`.
+        classes: the classes explained, `[N, k]`.
+        maps: per layer `[N, k, h, w]`, after ReLU, not normalised.
+        input_size: height and width of the model's input.
+        warnings: those about every picture.
+        model: `source` and `parity` of the manifest.
+        objective: of the rows; the logits of the classes if None.
+        windows: per layer the part of the model's input that its map covers, None for all of it; empty where all maps
+            cover it.
+    """
+
+    question: Question
+    method: Method
+    scores: np.ndarray
+    probabilities: np.ndarray
+    classes: np.ndarray
+    maps: list[np.ndarray]
+    input_size: tuple[int, int]
+    warnings: list[str]
+    model: dict[str, Any]
+    objective: Objective | None = None
+    windows: Sequence[Window | None] = ()
+
+    def explanation(
+        self, row: int, picture: image.Picture, geometry: image.Geometry, place: int | None = None
+    ) -> Explanation:
+        """The explanation of one row, by the maps of all layers or by that of the layer at one place."""
+        question, labels = self.question, self.question.terms.labels
+        layer: Any = question.layer if place is None else question.layers[place]
+        normalize = "none" if question.augment else question.normalize  # done before the mean was taken
+        windows = windows_of(self.method, self.windows)
+        windows = windows if place is None else windows[place : place + 1]
+        visible = visible_parts(geometry, windows, mirrored=question.augment)
+        drawn = () if question.augment else windows  # then the maps cover the whole input already
+        maps = []
+        for k, index in enumerate(self.classes[row].tolist()):
+            by_layer = self.maps if place is None else self.maps[place : place + 1]
+            raw = [np.ascontiguousarray(layer_maps[row, k]) for layer_maps in by_layer]
+            fused = fuse(
+                [one[None] for one in raw],
+                normalize,
+                self.input_size,
+                question.fusion,
+                windows=drawn,
+                input_size=self.input_size,
+            )[0]
+            heatmap = geometry.to_picture(fused)
+            for part in image.hidden(heatmap.shape, visible) if windows and visible is not None else ():
+                heatmap[part.y0 : part.y1, part.x0 : part.x1] = 0  # where interpolation reaches across the edge
+            maps.append(
+                Map(
+                    index,
+                    name_of(index, labels),
+                    float(self.probabilities[row, index]),
+                    heatmap,
+                    raw if isinstance(layer, list) else raw[0],
+                )
+            )
+        readout = question.terms.readout
+        kind, other = (LOGIT, None) if self.objective is None else self.objective.describe(row)
+        if kind == LOGIT:
+            kind = LOG_PROBABILITY if readout.logarithmic else VALUE if readout.numeric else LOGIT
+        return Explanation(
+            picture.pixels,
+            self._predictions(row),
+            maps,
+            self.method.name,
+            layer,
+            [
+                *self.warnings,
+                *picture.doubts,
+                *map_warnings([(one.label, one.raw_map, one.heatmap) for one in maps], self.scores[row]),
+            ],
+            picture.name,
+            self.model,
+            kind=kind,
+            scores={"kind": readout.kind, "stepped_over": list(readout.stepped_over)},
+            other=None if other is None else (other, name_of(other, labels)),
+            visible=visible,
+        )
+
+    def _predictions(self, row: int) -> list[tuple[int, str, float]]:
+        probabilities, labels = self.probabilities[row], self.question.terms.labels
+        best = np.argsort(-probabilities, kind="stable")[:_PREDICTIONS]
+        return [(int(i), name_of(int(i), labels), float(probabilities[i])) for i in best]
+
+
+def name_of(index: int, labels: Sequence[str] | None) -> str:
+    """The name of a class; its index as text without labels."""
+    return labels[index] if labels is not None else str(index)

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.cam.registry import Method
-from onnxcam.explain.explanation import Explanation, Map
+from onnxcam.explain.explanation import Explanation, Map, name_of
 from onnxcam.explain.maps import fuse, visible_parts, windows_of
 from onnxcam.explain.question import Question
 from onnxcam.explain.warnings import map_warnings
@@ -112,8 +112,3 @@ class BatchMaps(NamedTuple):
         probabilities, labels = self.probabilities[row], self.question.terms.labels
         best = np.argsort(-probabilities, kind="stable")[:_PREDICTIONS]
         return [(int(i), name_of(int(i), labels), float(probabilities[i])) for i in best]
-
-
-def name_of(index: int, labels: Sequence[str] | None) -> str:
-    """The name of a class; its index as text without labels."""
-    return labels[index] if labels is not None else str(index)

@@ -10,9 +10,9 @@ import numpy as np
 from onnxcam import image
 from onnxcam.cam.methods import Method
 from onnxcam.errors import LabelsError, TargetError, label_count
-from onnxcam.explain.batch_maps import BatchMaps, name_of
+from onnxcam.explain.batch_maps import BatchMaps
 from onnxcam.explain.examination import Examination
-from onnxcam.explain.explanation import Explanation
+from onnxcam.explain.explanation import Explanation, name_of
 from onnxcam.explain.features import HeadRun, InputGradient, Progress
 from onnxcam.explain.file import FileSession, Raw
 from onnxcam.explain.maps import fuse, map_size, windows_of

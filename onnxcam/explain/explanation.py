@@ -351,6 +351,11 @@ class Explanation:
         return image.encode_png(self.methods_panel() if self.per_method else self.panel())
 
 
+def name_of(index: int, labels: Sequence[str] | None) -> str:
+    """The name of a class; its index as text without labels."""
+    return labels[index] if labels is not None else str(index)
+
+
 def unit(heatmap: np.ndarray) -> np.ndarray:
     """A map for display: as it is where it lies in 0..1, else divided by its maximum."""
     top = float(heatmap.max(initial=0.0))

@@ -9,6 +9,8 @@ from onnxcam.cli.group import CommandGroup
 
 # each command is a module `onnxcam.cli.inside_NAME`
 COMMANDS = {
+    "features": ("onnxcam.cli.inside_features:features", "Show feature maps, the activations of a layer's channels."),
+    "filters": ("onnxcam.cli.inside_filters:filters", "Show the filters of a convolution."),
     "fields": ("onnxcam.cli.inside_fields:fields", "Compute receptive fields, and draw them on a picture."),
 }
 

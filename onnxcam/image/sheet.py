@@ -19,6 +19,7 @@ WIDTH = 780
 PAPER, MAT = 255, (240, 241, 243)
 INK: Color = (26, 28, 32)
 FAINT: Color = (92, 98, 108)
+_FRAME = 176
 _MARGIN, _GAP = 20, 10
 _TITLE, _NOTE, _CAPTION = 28, 22, 20
 
@@ -32,13 +33,14 @@ class Cell:
     right: str = ""
 
 
-def grid(cells: Sequence[Cell], columns: int, *, width: int = WIDTH) -> Pixels:
+def grid(cells: Sequence[Cell], columns: int, *, width: int = WIDTH, framed: bool = False) -> Pixels:
     """Arrange cells in columns; every picture is brought to the width of its column, small ones with visible pixels.
 
     Args:
         cells: pictures of uint8 [h, w, 3] RGB, of one shape in a row.
         columns: cells in a row.
         width: of the result, in pixels.
+        framed: whether each picture gets a thin frame, without which white ones have no edge.
 
     Returns:
         uint8 [H, width, 3] RGB.
@@ -53,10 +55,10 @@ def grid(cells: Sequence[Cell], columns: int, *, width: int = WIDTH) -> Pixels:
         row = np.full((height + (_CAPTION + 14 if captioned else _GAP), width, 3), PAPER, np.uint8)
         for at, (cell, pixels) in enumerate(zip(cells[start : start + columns], drawn, strict=True)):
             left = _MARGIN + at * (side + _GAP)
-            row[: pixels.shape[0], left : left + pixels.shape[1]] = pixels
-            right = font.fit(cell.right, side)
-            room = side - (font.width(right) + _GAP if right else 0)
-            font.draw(row, font.fit(cell.left, room), left, height + _CAPTION, INK)
+            row[: pixels.shape[0], left : left + pixels.shape[1]] = _framed(pixels) if framed else pixels
+            text = font.fit(cell.left, side)
+            right = font.fit(cell.right, side - (font.width(text) + 4 if text else 0))
+            font.draw(row, text, left, height + _CAPTION, INK)
             font.draw(row, right, left + side - font.width(right), height + _CAPTION, FAINT)
         rows.append(row)
     return np.concatenate(rows) if rows else np.full((0, width, 3), PAPER, np.uint8)
@@ -111,6 +113,12 @@ def _fit(pixels: Pixels, side: int) -> Pixels:
     cv2 = import_cv2()
     how = cv2.INTER_AREA if tall < width else cv2.INTER_NEAREST if tall >= 2 * width else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(pixels, size, interpolation=how), np.uint8)
+
+
+def _framed(pixels: Pixels) -> Pixels:
+    drawn = np.full_like(pixels, _FRAME)
+    drawn[1:-1, 1:-1] = pixels[1:-1, 1:-1]
+    return drawn
 
 
 def _wrapped(text: str, font: Font, width: int) -> list[str]:

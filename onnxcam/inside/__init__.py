@@ -9,16 +9,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxcam.inside.feature_maps import FeatureMaps as FeatureMaps
+    from onnxcam.inside.feature_maps import features as features
+    from onnxcam.inside.filter_weights import Filters as Filters
+    from onnxcam.inside.filter_weights import filters as filters
+    from onnxcam.inside.receptive_fields import Field as Field
     from onnxcam.inside.receptive_fields import effective as effective
     from onnxcam.inside.receptive_fields import fields as fields
 
 # resolved on first use, so that a command imports what it needs alone
 _LAZY = {
+    "FeatureMaps": "onnxcam.inside.feature_maps",
+    "Field": "onnxcam.inside.receptive_fields",
+    "Filters": "onnxcam.inside.filter_weights",
     "effective": "onnxcam.inside.receptive_fields",
+    "features": "onnxcam.inside.feature_maps",
+    "filters": "onnxcam.inside.filter_weights",
     "fields": "onnxcam.inside.receptive_fields",
 }
 
-__all__ = ["effective", "fields"]
+__all__ = ["FeatureMaps", "Field", "Filters", "effective", "features", "fields", "filters"]
 
 
 def __getattr__(name: str) -> Any:

@@ -81,7 +81,7 @@ def parse_json(
     check_json(raw, memory=memory, deepest=deepest)
     try:
         return json.loads(
-            raw, object_pairs_hook=pairs, parse_float=_finite, parse_int=_integer, parse_constant=_not_a_number
+            raw, object_pairs_hook=pairs, parse_float=to_finite, parse_int=_integer, parse_constant=refuse_constant
         )
     except DocumentError:
         raise
@@ -154,7 +154,12 @@ def _depth(pieces: Iterable[bytes]) -> int:
     return deepest
 
 
-def _finite(text: str) -> float:
+def to_finite(text: str) -> float:
+    """Parse a JSON number (`parse_float` of `json`).
+
+    Raises:
+        DocumentError: it is not finite, as 1e999.
+    """
     value = float(text)
     if not math.isfinite(value):
         raise DocumentError(f"has a number that is not finite ({_short(text)})")
@@ -167,7 +172,12 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _not_a_number(text: str) -> float:
+def refuse_constant(text: str) -> float:
+    """Refuse NaN and the infinities, which are not JSON (`parse_constant` of `json`).
+
+    Raises:
+        DocumentError: always.
+    """
     raise DocumentError(f"has a number that is not finite ({text})")
 
 

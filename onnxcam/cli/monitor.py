@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -151,11 +151,15 @@ def tail(folder: Path, count: int, follow: bool, as_json: bool, **query: Any) ->
     """
     from onnxcam.monitor import reading
 
-    selection, scan = _query(query), reading.Scan()
-    new = reading.follow(folder, selection) if follow else iter(())
-    _print(deque(reading.records(folder, selection, scan), count or 1) if count else (), as_json)
+    selection, scan, new = _query(query), reading.Scan(), reading.Scan()
+    following = reading.follow(folder, selection, new) if follow else iter(())
+    _print(reading.last(folder, count, selection, scan), as_json)
     print_notes(scan.notes())
-    _print(new, as_json)
+    for record in following:
+        _print([record], as_json)
+        if new.damaged or new.newer:  # once
+            print_notes(new.notes())
+            new = reading.Scan()
 
 
 @click.command(
@@ -173,10 +177,10 @@ Examples:
 @query_options
 @click.option(
     "--sort",
-    type=click.Choice(["time", "confidence", "margin", "entropy", "map"]),
+    type=click.Choice(["time", "newest", "confidence", "margin", "entropy", "map"]),
     default="time",
     show_default=True,
-    help="Order: oldest first, most uncertain first, or furthest from the baseline's maps first.",
+    help="Order: oldest first, newest first, most uncertain first, or furthest from the baseline's maps first.",
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N records.")
 @lines_option
@@ -185,15 +189,17 @@ def query(folder: Path, sort: str, limit: int | None, as_json: bool, **query: An
 
     One line each: time, confidence, class, reason, request, id. Their number goes to standard error.
     """
-    import heapq
     from itertools import islice
 
     from onnxcam.monitor import reading
 
-    scan = reading.Scan()
-    matches: Iterator[Record] = reading.records(folder, _query(query), scan)
-    if sort != "time":
-        matches = iter(heapq.nsmallest(limit or sys.maxsize, matches, key=_order(sort)))
+    selection, scan = _query(query), reading.Scan()
+    if sort == "time":
+        matches = reading.records(folder, selection, scan)
+    elif sort == "newest":
+        matches = reading.newest(folder, selection, scan)
+    else:
+        matches = reading.ordered(folder, _order(sort), selection, scan, limit)
     printed = _print(islice(matches, limit), as_json)
     print_notes([f"{printed} records", *scan.notes()])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -21,6 +22,7 @@ from onnxcam.monitor.units import parse_bytes, parse_seconds
 
 _SEGMENT = 64 << 20
 _LINE = 4096  # a record's line is smaller
+_ATTEMPTS = 4  # to write a record while others remove the folder
 
 
 class Folder:
@@ -91,8 +93,14 @@ class Folder:
             self._uploader = Uploader(self.root, upload, upload_options)
         self._lock = threading.Lock()
         self._ready = False
+        self._counts: Mapping[str, Any] | None = None  # as they were last stored
         self._room = 0  # bytes that may still be written before the limits are checked again
         after_fork(self, Folder._forked)
+
+    @property
+    def lost(self) -> int:
+        """The number of records written by this process that others than retention have removed or moved away since."""
+        return self._writer.lost
 
     def write(self, record: dict[str, Any], files: Mapping[str, bytes]) -> None:
         """Write one explanation, as `Sink.write` does."""
@@ -110,13 +118,15 @@ class Folder:
         # a thread that is writing closes the segment itself
         if self._lock.acquire(blocking=False):
             try:
-                self._writer.tick()
+                if not self._writer.check():
+                    self._writer.tick()
             finally:
                 self._lock.release()
 
     def note(self, counts: Mapping[str, Any]) -> None:
-        """Store a monitor's counts next to its records."""
-        self._counters.write(counts)
+        """Store a monitor's counts next to its records, with the number of records lost."""
+        self._counts = counts
+        self._write_counts(counts)
 
     def close(self, timeout: float) -> None:
         """Close the segment, and upload closed segments until the timeout."""
@@ -130,11 +140,29 @@ class Folder:
             self._uploader.close(max(0.0, end - time.monotonic()))
 
     def _write(self, record: dict[str, Any], files: Mapping[str, bytes]) -> None:
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._write_once(record, files)
+                return
+            except TornError:
+                raise  # the line may be in the file: the pictures it names have to stay
+            except (OSError, OutputError) as error:
+                # others removed the folder, or a part of it, in the middle
+                cause = error if isinstance(error, OSError) else error.__cause__
+                if not isinstance(cause, (FileNotFoundError, FileExistsError)) or attempt == _ATTEMPTS - 1:
+                    raise
+                self._ready = False
+
+    def _write_once(self, record: dict[str, Any], files: Mapping[str, bytes]) -> None:
         size = sum(map(len, files.values())) + _LINE
+        if self._writer.check():
+            self._ready = False
         if not self._ready:
             self.root.mkdir(parents=True, exist_ok=True)
             recover(self.root)
             remove_unreferenced(self.root)
+            if self._counts is not None:
+                self._write_counts(self._counts)
             self._ready = True
         free = shutil.disk_usage(self.root).free
         if free < self._min_free + size:
@@ -156,6 +184,8 @@ class Folder:
             line = encode(record)
             if time.monotonic() - start > GRACE / 2:
                 raise OutputError("the disk took so long that the pictures may have been removed again; is it stalled?")
+            if self._writer.check() or not all((self.root / entry["name"]).exists() for entry in record["files"]):
+                raise FileNotFoundError(errno.ENOENT, "others remove what is written there", str(self.root))
         except BaseException:
             self._remove_pictures(record)
             raise
@@ -163,11 +193,14 @@ class Folder:
         try:
             self._writer.append(line, weight)
         except TornError:
-            raise  # the line may be in the file: the pictures it names have to stay
+            raise
         except OutputError:
             self._remove_pictures(record)
             raise
         self._room -= weight
+
+    def _write_counts(self, counts: Mapping[str, Any]) -> None:
+        self._counters.write({**counts, "lost": self.lost})
 
     def _make_room(self, size: int) -> None:
         """Free a segment's worth of space, shared with the other processes that write now, so that the limit holds.
@@ -181,6 +214,7 @@ class Folder:
             return max(round(self._segment * max(1.0, sum(1 / k for k in range(2, writers + 1)))), size)
 
         self._retention.enforce(self._clock(), needed)
+        self._writer.review()
         self._room = max(self._segment // max(1, self._retention.writers), size)
 
     def _remove_pictures(self, record: dict[str, Any]) -> None:
@@ -197,4 +231,5 @@ class Folder:
         self._lock = threading.Lock()
         self._writer.forget()
         self._room = 0
+        self._counts = None
         self._ready = False

@@ -288,9 +288,11 @@ class Monitor:
 
         `seen = confident + sum(dropped.values()) + queued + running + explained + failed`, always. `failures` are the
         failed rows by cause, `baseline` the explained rows of the baseline's sample, `queue_bytes` the bytes in the
-        queue, `restarts` how often the explainer was opened again.
+        queue, `restarts` how often the explainer was opened again, `lost` the explained rows whose records others than
+        retention have removed from the sink's folder since.
         """
-        return self._queue.counts() | {"restarts": max(0, self._handler.opened - 1), "pid": os.getpid()}
+        lost = {"lost": getattr(self._sink, "lost", 0)}
+        return self._queue.counts() | lost | {"restarts": max(0, self._handler.opened - 1), "pid": os.getpid()}
 
     def __enter__(self) -> Monitor:
         return self

@@ -4,51 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 
 from onnxcam.errors import InputError, SettingError
 from onnxcam.monitor import segments as writing
-from onnxcam.monitor.schema import SCHEMA, Record
+from onnxcam.monitor.lines import Scan, backwards, forwards, open_segment, parse
+from onnxcam.monitor.places import Entry, Places
+from onnxcam.monitor.schema import Record
 from onnxcam.monitor.segments import CLOSED, OPEN, complete_size
-from onnxcam.monitor.timestamps import format_time
+from onnxcam.monitor.timestamps import format_time, seconds
 from onnxcam.monitor.units import parse_seconds
 
+__all__ = ["Query", "Scan", "follow", "last", "moment", "newest", "ordered", "records", "segments"]
 # a record has the time of its prediction, a segment's name that of its start: the row was queued in between
 _SLACK = timedelta(days=1)
-
-
-@dataclass
-class Scan:
-    """Counts of a pass over a folder.
-
-    Attributes:
-        segments: files read.
-        records: complete records of a supported schema, matching or not.
-        torn: incomplete last lines, of a process that was killed or is writing.
-        damaged: complete lines that are not records.
-        newer: records of a schema that this release does not support.
-    """
-
-    segments: int = 0
-    records: int = 0
-    torn: int = 0
-    damaged: int = 0
-    newer: int = 0
-
-    def notes(self) -> list[str]:
-        """Return sentences about what was skipped; an incomplete last line is normal."""
-        notes = []
-        if self.damaged:
-            notes.append(f"{self.damaged} lines are not records and were skipped")
-        if self.newer:
-            notes.append(f"{self.newer} records are of a newer schema than {SCHEMA} and were skipped: upgrade onnxcam")
-        return notes
 
 
 @dataclass(frozen=True)
@@ -105,48 +81,86 @@ def records(folder: str | Path, query: Query | None = None, scan: Scan | None = 
     Raises:
         InputError: not a monitor's folder.
     """
-    query, scan = query or Query(), Scan() if scan is None else scan
-    unread = sorted(_in_span(segments(folder), query), key=_start, reverse=True)
-    heads: list[tuple[str, int, Record, Iterator[Record]]] = []
-    order = 0
-    while unread or heads:
-        while unread and (not heads or _start(unread[-1]) <= heads[0][0]):
-            order += 1
-            _push(heads, order, _lines(unread.pop(), scan))
-        if heads:
-            _, number, record, rest = heapq.heappop(heads)
-            _push(heads, number, rest)
-            if query(record):
-                yield record
+    for _, _, record in _oldest(folder, query or Query(), Scan() if scan is None else scan):
+        yield record
+
+
+def newest(folder: str | Path, query: Query | None = None, scan: Scan | None = None) -> Iterator[Record]:
+    """Yield the matching records of a monitor's folder, the newest first over all processes that wrote there.
+
+    Segments are read from their ends, so that the first records come at once whatever the size of the folder; those
+    that are not reached are not read.
+
+    Raises:
+        InputError: not a monitor's folder.
+    """
+    for _, _, record in _newest(folder, query or Query(), Scan() if scan is None else scan):
+        yield record
+
+
+def last(folder: str | Path, count: int, query: Query | None = None, scan: Scan | None = None) -> Iterator[Record]:
+    """Yield the newest `count` matching records, the oldest of them first.
+
+    Raises:
+        InputError: not a monitor's folder.
+    """
+    scan = Scan() if scan is None else scan
+    places = Places()
+    for path, offset, record in islice(_newest(folder, query or Query(), scan), count):
+        places.add(path, offset, seconds(record["ts"]))
+    # of equal times the one that was met later, reading backwards, is the older one
+    yield from places.read(reversed(places.order(descending=True)), scan)
+
+
+def ordered(
+    folder: str | Path,
+    key: Callable[[Record], float],
+    query: Query | None = None,
+    scan: Scan | None = None,
+    limit: int | None = None,
+) -> Iterator[Record]:
+    """Yield the matching records by ascending key, those of equal keys in order of time.
+
+    The keys and places of all matching records are held, 20 bytes each; the records are read again one by one.
+
+    Raises:
+        InputError: not a monitor's folder.
+    """
+    scan = Scan() if scan is None else scan
+    places = Places()
+    for path, offset, record in _oldest(folder, query or Query(), scan):
+        places.add(path, offset, key(record))
+    yield from places.read(places.order()[:limit], scan)
 
 
 def follow(
     folder: str | Path,
     query: Query | None = None,
+    scan: Scan | None = None,
     *,
     poll: float = 0.5,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Iterator[Record]:
-    """Yield the matching records that are written from now on, without end.
+    """Yield the matching records that are written from now on, without end, also after the folder was made anew.
 
     Raises:
         InputError: not a monitor's folder.
     """
-    query = query or Query()
+    query, scan = query or Query(), Scan() if scan is None else scan
     positions: dict[str, int] = {_stem(path): _readable_size(path) for path in segments(folder)}
     while True:
-        for path in segments(folder):
-            position = positions.get(_stem(path), 0)
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                file.seek(position)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    position += len(line)
-                    positions[_stem(path)] = position
-                    record = _parse(line, Scan())
-                    if record is not None and query(record):
-                        yield record
+        try:
+            paths = segments(folder)
+        except InputError:  # removed; a monitor makes it anew
+            paths = []
+        positions = {stem: positions[stem] for stem in map(_stem, paths) if stem in positions}
+        for path in paths:
+            # an incomplete last line is read again when it is complete
+            for offset, line in _lines(path, Scan(), positions.get(_stem(path), 0)):
+                positions[_stem(path)] = offset + len(line)
+                record = parse(line, scan)
+                if record is not None and query(record):
+                    yield record
         sleep(poll)
 
 
@@ -206,45 +220,83 @@ def _start(path: Path) -> str:
     return "" if match is None else "{}-{}-{}T{}:{}:{}.{}Z".format(*match.groups())
 
 
-def _push(heads: list[tuple[str, int, Record, Iterator[Record]]], order: int, rest: Iterator[Record]) -> None:
-    record = next(rest, None)
-    if record is not None:
-        heapq.heappush(heads, (record["ts"], order, record, rest))
+def _oldest(folder: str | Path, query: Query, scan: Scan) -> Iterator[Entry]:
+    """Yield the matching records with their places, the oldest first."""
+    unread = sorted(_in_span(segments(folder), query), key=_start, reverse=True)
+    heads: list[tuple[str, int, Entry, Iterator[Entry]]] = []
+    order = 0
+    while unread or heads:
+        while unread and (not heads or _start(unread[-1]) <= heads[0][0]):
+            order += 1
+            _push(heads, order, _entries(unread.pop(), scan))
+        if heads:
+            _, number, entry, rest = heapq.heappop(heads)
+            _push(heads, number, rest)
+            if query(entry[2]):
+                yield entry
 
 
-def _lines(path: Path, scan: Scan) -> Iterator[Record]:
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        closed = path.with_name(_stem(path) + CLOSED)
-        if not path.name.endswith(OPEN) or not closed.exists():
-            return
-        file = closed.open("rb")
-    scan.segments += 1
-    with file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                scan.torn += 1
+def _push(heads: list[tuple[str, int, Entry, Iterator[Entry]]], order: int, rest: Iterator[Entry]) -> None:
+    entry = next(rest, None)
+    if entry is not None:
+        heapq.heappush(heads, (entry[2]["ts"], order, entry, rest))
+
+
+def _newest(folder: str | Path, query: Query, scan: Scan) -> Iterator[Entry]:
+    """Yield the matching records with their places, the newest first."""
+    ends = []
+    for path in _in_span(segments(folder), query):
+        # only the time of the last record: buffers of all segments would take memory
+        peek = Scan()
+        entry = next(_entries(path, peek, ascending=False), None)
+        scan.irregular += peek.irregular
+        if entry is not None:
+            ends.append((entry[2]["ts"], path))
+    ends.sort()
+    heads: list[tuple[float, int, Entry, Iterator[Entry]]] = []
+    order = 0
+
+    def push(number: int, rest: Iterator[Entry]) -> None:
+        entry = next(rest, None)
+        if entry is not None:
+            heapq.heappush(heads, (-seconds(entry[2]["ts"]), number, entry, rest))
+
+    # records of a segment are nearly in order of time: each was queued for a while
+    oldest = None if query.since is None else -(query.since.timestamp() - _SLACK.total_seconds())
+    while ends or heads:
+        while ends and (not heads or -seconds(ends[-1][0]) <= heads[0][0]):
+            order += 1
+            push(order, _entries(ends.pop()[1], scan, ascending=False))
+        if heads:
+            when, number, entry, rest = heapq.heappop(heads)
+            if oldest is not None and when > oldest:
                 return
-            record = _parse(line, scan)
-            if record is not None:
-                scan.records += 1
-                yield record
+            push(number, rest)
+            if query(entry[2]):
+                yield entry
 
 
-def _parse(line: bytes, scan: Scan) -> Record | None:
-    try:
-        record = json.loads(line)
-        schema = record["schema"]
-        if isinstance(schema, int) and schema > SCHEMA:
-            scan.newer += 1
-            return None
-        if isinstance(record["ts"], str) and isinstance(record["id"], str) and schema == SCHEMA:
-            return dict(record)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        pass
-    scan.damaged += 1
-    return None
+def _entries(path: Path, scan: Scan, ascending: bool = True) -> Iterator[Entry]:
+    """Yield the records of a segment with their places."""
+    for number, (offset, line) in enumerate(_lines(path, scan, 0 if ascending else None)):
+        scan.segments += number == 0
+        record = parse(line, scan)
+        if record is not None:
+            yield path, offset, record
+
+
+def _lines(path: Path, scan: Scan, begin: int | None) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a segment from an offset on, or backwards from its end, each with its offset."""
+    file = open_segment(path, scan)
+    if file is None:
+        return
+    with file:
+        if begin is None:
+            yield from backwards(file, scan)
+            return
+        if begin <= os.fstat(file.fileno()).st_size:  # else others have truncated it: it is read anew
+            file.seek(begin)
+        yield from forwards(file, scan)
 
 
 def _stem(path: Path) -> str:

@@ -10,16 +10,21 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from onnxcam.monitor import artefacts, locks
-from onnxcam.monitor.segments import CLOSED, OPEN, final_name, segments
+from onnxcam.monitor.ledger import retire
+from onnxcam.monitor.lines import Scan, forwards
+from onnxcam.monitor.segments import CLOSED, OPEN, final_name, open_regular, segments
 from onnxcam.monitor.timestamps import seconds
 
 REMOVING = CLOSED + ".gone"  # a segment whose pictures are being removed: readers ignore it
-_PICTURE_BYTES = re.compile(rb'"bytes":([0-9]+)')
+_PICTURE_BYTES = re.compile(rb'"bytes":([0-9]{1,15})(?![0-9])')
 _PICTURE_NAME = re.compile(b'"name":"(' + artefacts.NAME.encode() + b')"')
 _TS = re.compile(rb'"ts":"([^"]+)"')
 _SWEEP_MARK = ".swept"  # its modification time is that of the last search for unreferenced pictures
@@ -95,6 +100,7 @@ class Retention:
             self._closed.pop(info.path.name, None)
             hidden = info.path.with_name(info.path.name.removesuffix(CLOSED) + REMOVING)
             with contextlib.suppress(OSError):
+                retire(self.root, info.path.name)
                 info.path.replace(hidden)
                 removed.append(info.path)
             self._remove([hidden])
@@ -110,7 +116,10 @@ class Retention:
 
     def _inspect(self) -> list[SegmentInfo]:
         infos = []
-        for path in segments(self.root):
+        paths = segments(self.root)
+        names = {path.name for path in paths}
+        self._closed = {name: info for name, info in self._closed.items() if name in names}
+        for path in paths:
             info = self._closed.get(path.name) or inspect_segment(path)
             if info is None and path.name.endswith(OPEN):  # closed since it was listed
                 info = inspect_segment(final_name(path))
@@ -125,7 +134,7 @@ class Retention:
         """Remove the pictures of hidden segments, then the segments: no visible record names a missing file."""
         for path in hidden:
             with contextlib.suppress(OSError):
-                names = pictures(path.read_bytes())
+                names = pictures(path)
                 artefacts.remove([self.root / name for name in names])
                 for folder in {(self.root / name).parent for name in names}:
                     _remove_if_empty(folder)
@@ -133,24 +142,38 @@ class Retention:
 
 
 def inspect_segment(path: Path) -> SegmentInfo | None:
-    """Read a segment's size; None if the file no longer exists."""
+    """Read a segment's size; None if it no longer exists or is not a regular file."""
     try:
-        data = path.read_bytes()
+        file = open_regular(path)
+        if file is None:
+            return None
+        with file:
+            state = os.fstat(file.fileno())
+            total, records, line = state.st_size, 0, b""
+            for _, line in forwards(file, Scan()):
+                total += sum(int(size) for size in _PICTURE_BYTES.findall(line))
+                records += 1
     except OSError:
         return None
-    whole = data[: data.rfind(b"\n") + 1]
-    last = _TS.search(whole, whole.rfind(b"\n", 0, -1) + 1)
+    last = _TS.search(line)
     try:
-        newest = seconds(last[1].decode()) if last else path.stat().st_mtime
-    except (OSError, ValueError):
-        newest = time.time()
-    total = len(data) + sum(int(size) for size in _PICTURE_BYTES.findall(whole))
-    return SegmentInfo(path, total, whole.count(b"\n"), newest)
+        newest = seconds(last[1].decode()) if last else state.st_mtime
+    except (ValueError, OverflowError):  # not a time of the calendar
+        newest = state.st_mtime
+    return SegmentInfo(path, total, records, newest)
 
 
-def pictures(data: bytes) -> set[str]:
-    """Return the pictures that a segment's records name, relative to the folder."""
-    return {name.decode() for name in _PICTURE_NAME.findall(data)}
+def pictures(path: Path) -> set[str]:
+    """Return the pictures that a segment's records name, relative to the folder.
+
+    Raises:
+        OSError: it cannot be read; FileNotFoundError if it does not exist.
+    """
+    file = open_regular(path)
+    if file is None:
+        return set()
+    with file:
+        return {name.decode() for _, line in forwards(file, Scan()) for name in _PICTURE_NAME.findall(line)}
 
 
 def remove_unreferenced(root: Path) -> int:
@@ -175,7 +198,7 @@ def remove_unreferenced(root: Path) -> int:
         except OSError:
             return 0  # a segment that cannot be read may reference any picture
         removed = 0
-        for path in sorted((root / artefacts.FOLDER).glob("*/*/*")):
+        for path in _files(root):
             name = path.relative_to(root).as_posix()
             is_picture = path.name.endswith(artefacts.PART) or re.fullmatch(artefacts.NAME, name)
             with contextlib.suppress(OSError):
@@ -186,14 +209,42 @@ def remove_unreferenced(root: Path) -> int:
         return removed
 
 
-def _referenced(root: Path) -> set[str]:
+class _Names:
+    """A set of names in 8 bytes each; it may contain another name by a collision of 64 bits."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        hashes = np.frombuffer(array("q", map(hash, names)), np.int64)
+        self._hashes = np.unique(hashes)
+
+    def __contains__(self, name: str) -> bool:
+        place = int(np.searchsorted(self._hashes, hash(name)))
+        return place < len(self._hashes) and int(self._hashes[place]) == hash(name)
+
+
+def _referenced(root: Path) -> _Names:
     """Return every picture that a record names. The second pass sees segments that were closed during the first."""
-    names: set[str] = set()
-    for suffix in (OPEN, CLOSED):
-        for path in segments(root, suffix):
-            with contextlib.suppress(FileNotFoundError):
-                names |= pictures(path.read_bytes())
-    return names
+
+    def names() -> Iterator[str]:
+        for suffix in (OPEN, CLOSED):
+            for path in segments(root, suffix):
+                with contextlib.suppress(FileNotFoundError):
+                    yield from pictures(path)
+
+    return _Names(names())
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Yield the files of every hour, those of one hour at a time."""
+    for day in _listed(root / artefacts.FOLDER):
+        for hour in _listed(day):
+            yield from _listed(hour)
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # removed, or not a folder
+        return []
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 from onnxcam.errors import RecordError
@@ -81,7 +83,19 @@ _RECORD: dict[str, Any] = _object(
                 "values": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}},
             }
         ),
-        "drift": {"type": ["object", "null"], "description": "distances to the baseline, if one is configured"},
+        "drift": _object(
+            {
+                "baseline": {"type": "string"},
+                "comparable": {"type": "boolean"},
+                "attention": _NUMBER,
+                "furthest": _TEXT,
+                "deviation": _NUMBER,
+                "map": _NUMBER,
+                "rank": _NUMBER,
+            },
+            optional=("baseline", "comparable", "attention", "furthest", "deviation", "map", "rank"),
+        )
+        | {"type": ["object", "null"], "description": "distances to the baseline, if one is configured"},
         "picture": _object(
             {
                 "sha256": {"type": ["string", "null"], "pattern": _SHA256},
@@ -134,6 +148,101 @@ def validate(record: Any) -> None:
         )
 
 
+def is_record(value: Any) -> bool:
+    """Return whether a parsed line of JSON is a record that can be read.
+
+    Every member is present, of its type and in its range, numbers are finite, `ts` is a time of the calendar, and `map`
+    has as many values as its shape says. Ids and digests may have any form.
+    """
+    return _has_members(value) and _is_time(value["ts"]) and _is_map(value["map"])
+
+
+def _is_time(text: str) -> bool:
+    if _TIME_FORM.fullmatch(text) is None:
+        return False
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:  # the 30th of February
+        return False
+    return True
+
+
+def _is_map(cells: dict[str, Any]) -> bool:
+    height, width = cells["shape"]
+    return bool(height * width == len(cells["values"]))
+
+
+def _compile(rule: dict[str, Any]) -> Callable[[Any], bool]:
+    """Make a fast check of types, ranges and members of a rule; its patterns are not checked."""
+    if "const" in rule:
+        return lambda value: type(value) is int and value == rule["const"]
+    if "enum" in rule:
+        choices = frozenset(rule["enum"])
+        return lambda value: type(value) is str and value in choices
+    types = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
+    check = _CHECKS[types[0]](rule)
+    if "null" in types:
+        return lambda value: value is None or check(value)
+    return check
+
+
+def _object_check(rule: dict[str, Any]) -> Callable[[Any], bool]:
+    members = [(name, _compile(inner)) for name, inner in rule.get("properties", {}).items()]
+    required = frozenset(rule.get("required", ()))
+    others = _compile(rule["additionalProperties"]) if "additionalProperties" in rule else None
+
+    def check(value: Any) -> bool:
+        if type(value) is not dict or not required <= value.keys():
+            return False
+        for name, member in members:
+            if name in value and not member(value[name]):
+                return False
+        return others is None or all(map(others, value.values()))
+
+    return check
+
+
+def _array_check(rule: dict[str, Any]) -> Callable[[Any], bool]:
+    inner, least, most = rule["items"], rule.get("minItems", 0), rule.get("maxItems", sys.maxsize)
+    item = _compile(inner)
+    of_bytes = inner.get("type") == "integer" and inner.get("maximum") == 255
+
+    def check(value: Any) -> bool:
+        if type(value) is not list or not least <= len(value) <= most:
+            return False
+        if of_bytes:  # some hundred values of a map
+            try:
+                return len(bytes(value)) == len(value)
+            except (TypeError, ValueError):
+                return False
+        return all(map(item, value))
+
+    return check
+
+
+def _number_check(rule: dict[str, Any]) -> Callable[[Any], bool]:
+    # NaN is outside; so are whole numbers that are no float64, which are exactly compared
+    low, high = rule.get("minimum", -sys.float_info.max), rule.get("maximum", sys.float_info.max)
+    return lambda value: (type(value) is float or type(value) is int) and low <= value <= high
+
+
+def _integer_check(rule: dict[str, Any]) -> Callable[[Any], bool]:
+    low, high = rule.get("minimum", -_LARGEST), rule.get("maximum", _LARGEST)
+    return lambda value: type(value) is int and low <= value <= high
+
+
+_LARGEST = 2**62  # of a whole number: sums of many fit into 64 bits
+_TIME_FORM = re.compile(_TIME["pattern"])
+_CHECKS: dict[str, Callable[[dict[str, Any]], Callable[[Any], bool]]] = {
+    "object": _object_check,
+    "array": _array_check,
+    "number": _number_check,
+    "integer": _integer_check,
+    "string": lambda rule: lambda value: type(value) is str,
+    "boolean": lambda rule: lambda value: type(value) is bool,
+}
+_has_members = _compile(_RECORD)
+
 _TYPES: dict[str, Any] = {
     "object": dict,
     "array": list,
@@ -150,7 +259,7 @@ def _is(value: Any, name: str) -> bool:
         return False
     if not isinstance(value, _TYPES[name]):
         return False
-    return name != "integer" or float(value).is_integer()
+    return name != "integer" or isinstance(value, int) or value.is_integer()
 
 
 def _violations(value: Any, rule: dict[str, Any], place: str) -> Iterator[str]:

@@ -152,6 +152,11 @@ class _RedactingSink:
         if hasattr(self.inner, "tick"):
             self.inner.tick()
 
+    @property
+    def lost(self) -> int:
+        """The number of records that the sink acknowledged and that others have removed since."""
+        return int(getattr(self.inner, "lost", 0))
+
     def note(self, counts: Mapping[str, Any]) -> None:
         """Receive the monitor's counts, every few seconds and when it closes; a folder stores them."""
         if hasattr(self.inner, "note"):
@@ -242,6 +247,11 @@ class _MultiSink(_RedactingSink):
         for sink in self.sinks:
             if hasattr(sink, "tick"):
                 sink.tick()
+
+    @property
+    def lost(self) -> int:
+        """The number of records lost, over all sinks."""
+        return sum(int(getattr(sink, "lost", 0)) for sink in self.sinks)
 
     def note(self, counts: Mapping[str, Any]) -> None:
         """Pass the counts to every sink."""

@@ -92,7 +92,7 @@ class Uploader:
 
     def _copy(self, path: Path) -> bool:
         try:
-            for name in sorted(pictures(path.read_bytes())):
+            for name in sorted(pictures(path)):
                 self._upload(self._root / name, f"{self._base}/{name}")
             final = f"{self._base}/{FOLDER}/{path.name}"
             self._upload(path, f"{final}.part")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxcam import image
+from onnxcam import files
 from onnxcam.cli import options, terminal
 from onnxcam.cli.errors import ExitCode
 from onnxcam.cli.explain import open_explainer
@@ -17,6 +19,11 @@ from onnxcam.cli.truth import check_truth, true_classes, truth_option
 from onnxcam.cli.versions import versions
 from onnxcam.errors import OutputError
 from onnxcam.explain import pictures
+
+if TYPE_CHECKING:
+    from onnxcam.evaluation.evaluation import Evaluation
+
+_EVERY = 10.0  # seconds between two writings of what is complete
 
 EPILOG = """\
 \b
@@ -108,8 +115,12 @@ def evaluate(
     The table has a line per method and marks the best of each metric. "Which method to trust" in the documentation
     says what the numbers mean and how many pictures they need.
 
+    While it runs, the numbers of the pictures that are done stand in evaluation.partial.csv next to the table. When it
+    is interrupted (Ctrl-C, SIGTERM), the results are those of the pictures that are done, and say so.
+
     Exit status: 0 done, 1 a picture cannot be read (the rest are judged) or a file cannot be written, 2 wrong usage or
-    unknown method, metric, layer or class, 3 unusable model, 4 no usable runtime or execution provider.
+    unknown method, metric, layer or class, 3 unusable model, 4 no usable runtime or execution provider, 130
+    interrupted.
     """
     from onnxcam.evaluation import boxes as box_files
     from onnxcam.evaluation import report as reports
@@ -146,77 +157,128 @@ def evaluate(
         order = sorted(random.Random(seed).sample(range(len(items)), limit))
         items = [items[k] for k in order]
         classes = None if classes is None else [classes[k] for k in order]
-    targets = _targets(output, csv_file, report)
-    for path in targets.values():
-        _writable(path)
+    results = Results(output, csv_file, report)
+    if as_json and results.piped:
+        raise click.UsageError("--json and a result file both name standard output; name another file.")
+    results.check()
     terminal.warn(explainer.warnings)
-    with Bar() as bar:
-        evaluation = judge(
-            explainer,
-            [item.source for item in items],
-            methods=list(dict.fromkeys(methods)) or None,
-            metrics=metrics or None,
-            targets=classes,
-            boxes=box_table,
-            layer=None if not layers else layers[0] if len(layers) == 1 else list(dict.fromkeys(layers)),
-            names=[item.name for item in items],
-            seed=seed,
-            examples=show if "report" in targets else 0,
-            progress=bar.to,
-        )
+    interrupted = False
+    with Bar("judged") as bar:
+        try:
+            evaluation = judge(
+                explainer,
+                [item.source for item in items],
+                methods=list(dict.fromkeys(methods)) or None,
+                metrics=metrics or None,
+                targets=classes,
+                boxes=box_table,
+                layer=None if not layers else layers[0] if len(layers) == 1 else list(dict.fromkeys(layers)),
+                names=[item.name for item in items],
+                seed=seed,
+                examples=show if results.report is not None else 0,
+                progress=bar.to,
+                partial=results.keep,
+            )
+        except KeyboardInterrupt:
+            if results.evaluation is None or not results.complete:
+                raise
+            evaluation, interrupted = results.evaluation, True
+            evaluation.drop_after(results.complete)
     failed = [str(error) for _, error in (*collection.failures, *evaluation.failures)]
     for text in failed:
         terminal.echo(f"Error: {text}", err=True)
     record = {"model": model, "seed": seed, "providers": explainer.providers, "versions": versions(), "failed": failed}
+    if interrupted:
+        record |= {"interrupted": True, "left": len(items) - len(evaluation.places) - len(evaluation.failures)}
     record |= evaluation.to_dict()
-    if "json" in targets:
-        text = json.dumps(options.finite(record), ensure_ascii=False, indent=2) + "\n"
-        image.write_bytes(targets["json"], text.encode(errors="backslashreplace"))
-    if "csv" in targets:
-        image.write_bytes(targets["csv"], evaluation.to_csv().encode(errors="backslashreplace"))
-    if "report" in targets:
-        notes = [f"{name} {number}" for name, number in versions().items()]
-        page = reports.render(evaluation, title=f"{Path(model).name}: methods compared", notes=[", ".join(notes)])
-        image.write_bytes(targets["report"], page.encode(errors="backslashreplace"))
+    results.write(evaluation, record, f"{Path(model).name}: methods compared")
     if as_json:
         options.print_json(record)
     else:
-        terminal.echo_lines(reports.lines(evaluation))
+        terminal.echo_lines(reports.lines(evaluation), err=results.piped)
+    if interrupted:
+        terminal.echo(f"The numbers are those of {len(evaluation.places)} of {len(items)} pictures.", err=True)
+        raise KeyboardInterrupt
     if failed:
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 
-def _targets(output: str | None, csv_file: str | None, report: str | None) -> dict[str, Path]:
-    """Where each kind of result goes."""
-    targets = {}
-    if output is not None:
-        folder = Path(output)
-        targets = {
-            "json": folder / "evaluation.json",
-            "csv": folder / "evaluation.csv",
-            "report": folder / "report.html",
-        }
-    if csv_file is not None:
-        targets["csv"] = Path(csv_file)
-    if report is not None:
-        targets["report"] = Path(report)
-    return targets
+class Results:
+    """The files of an evaluation: what is complete is written every few seconds while it runs.
 
-
-def _writable(path: Path) -> None:
-    """Fail before the work rather than after it.
-
-    Raises:
-        OutputError: the file cannot be written.
+    Attributes:
+        json, csv, report: where each kind goes, None where it is not wanted.
+        evaluation: the one that runs.
+        complete: the number of pictures in it whose numbers are complete.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the folder {str(path.parent)!r} cannot be made ({error.strerror}); choose another"
-        ) from error
-    if path.is_dir():
-        raise OutputError(f"{str(path)!r} is a folder; name a file")
-    probe = path.with_name(f".{path.name}.writable")
-    image.write_bytes(probe, b"")
-    probe.unlink(missing_ok=True)
+
+    def __init__(self, output: str | None, csv_file: str | None, report: str | None) -> None:
+        folder = None if output is None else Path(output)
+        self.json = None if folder is None else folder / "evaluation.json"
+        self.csv = Path(csv_file) if csv_file is not None else None if folder is None else folder / "evaluation.csv"
+        self.report = Path(report) if report is not None else None if folder is None else folder / "report.html"
+        self.evaluation: Evaluation | None = None
+        self.complete = 0
+        self._written = time.monotonic()
+
+    @property
+    def _paths(self) -> list[Path]:
+        return [path for path in (self.json, self.csv, self.report) if path is not None]
+
+    @property
+    def piped(self) -> bool:
+        """Whether one of the files is standard output, where nothing else may be printed then."""
+        return any(map(files.is_standard_output, self._paths))
+
+    @property
+    def partial(self) -> Path | None:
+        """The table of what is complete, next to the table that is written at the end."""
+        if self.csv is None or not files.is_replaced(self.csv):
+            return None
+        return self.csv.with_name(f"{self.csv.stem}.partial{self.csv.suffix}")
+
+    def check(self) -> None:
+        """Fail before the work rather than after it.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        for path in self._paths:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(
+                    f"the folder {str(path.parent)!r} cannot be made ({error.strerror}); choose another"
+                ) from error
+            if path.is_dir():
+                raise OutputError(f"{str(path)!r} is a folder; name a file")
+            files.check_writable(path)
+
+    def keep(self, evaluation: Evaluation) -> None:
+        """Note that the numbers of some more pictures are complete, and write them if it is time."""
+        self.evaluation, self.complete = evaluation, len(evaluation.places)
+        partial = self.partial
+        if partial is not None and time.monotonic() - self._written >= _EVERY:
+            files.write_bytes(partial, evaluation.to_csv().encode(errors="backslashreplace"))
+            self._written = time.monotonic()
+
+    def write(self, evaluation: Evaluation, record: dict[str, Any], title: str) -> None:
+        """Write the files, all of them or none; the partial table goes.
+
+        Raises:
+            OutputError: one cannot be written.
+        """
+        from onnxcam.evaluation import report as reports
+
+        with files.FileSet() as together:
+            if self.json is not None:
+                text = json.dumps(options.finite(record), ensure_ascii=False, indent=2) + "\n"
+                together.write(self.json, [text.encode(errors="backslashreplace")])
+            if self.csv is not None:
+                together.write(self.csv, [evaluation.to_csv().encode(errors="backslashreplace")])
+            if self.report is not None:
+                notes = [f"{name} {number}" for name, number in versions().items()]
+                page = reports.render(evaluation, title=title, notes=[", ".join(notes)])
+                together.write(self.report, [page.encode(errors="backslashreplace")])
+        if self.partial is not None:
+            self.partial.unlink(missing_ok=True)

@@ -7,9 +7,8 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,18 @@ import click
 from onnxcam import image, runtime
 from onnxcam.cam.methods import Method, find
 from onnxcam.cli import options, terminal
-from onnxcam.cli.progress import Progress
 from onnxcam.cli.question import MethodName, ask, check_early
-from onnxcam.cli.versions import versions
+from onnxcam.cli.summary import SUMMARY, Run, describe
 from onnxcam.errors import LayerError, OutputError
 from onnxcam.explain import pictures
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.explanation import Drawing
-from onnxcam.explain.folder import Outcome, cores, explain_all, sentence, workers
+from onnxcam.explain.folder import cores, workers
 from onnxcam.explain.maps import FUSIONS, SMOOTHINGS
 from onnxcam.explain.preparation import takes_all
 from onnxcam.explain.question import Question
-from onnxcam.explain.warnings import prediction_warnings
-from onnxcam.image.panel import percentage
 from onnxcam.image.text import Font
 from onnxcam.targets import labels
-
-SUMMARY = "analysis_summary.json"
 
 EPILOG = """\
 \b
@@ -236,7 +230,7 @@ def explain(
         terminal.echo(f"running on {explainer.providers[0]}", err=True)
     ready(folder)
     terminal.warn(explainer.warnings)
-    run = _Run(folder, collected, as_json)
+    run = Run(folder, collected, as_json)
     interrupted = True
     try:
         run.explain(explainer, question, style)
@@ -343,28 +337,6 @@ def ready(folder: Path) -> None:
     (folder / ".writable").unlink(missing_ok=True)
 
 
-def describe(model: str, explainer: Explainer, question: Question, style: Drawing, digest: str) -> dict[str, Any]:
-    """The model, the options and the versions of a run, for the summary."""
-    manifest = explainer.manifest
-    return {
-        "model": {
-            "path": model,
-            "sha256": digest,
-            "source": manifest.get("source"),
-            "classes": explainer.classes,
-            "scores": manifest["scores"]["kind"],
-        },
-        "options": {
-            **question.describe(),
-            "preprocess": None if explainer.preprocess is None else explainer.preprocess.to_dict(),
-            "alpha": style.alpha,
-            "colormap": style.colormap,
-        },
-        "providers": explainer.providers,
-        "versions": versions(),
-    }
-
-
 def check(explainer: Explainer, question: Question) -> None:
     """Find out on a grey picture whether what the file lacks can be added in memory, before a picture is read.
 
@@ -393,106 +365,3 @@ def _grey(explainer: Explainer) -> Any:
     size = preprocess.output_size or (224, 224)
     values = np.full((*size, preprocess.channels), 128.0, np.float32) if preprocess.color == "bands" else None
     return image.Picture(np.full((*size, 3), 128, np.uint8), values=values)
-
-
-class _Run:
-    """One run over all pictures: prints its results and collects the entries of the summary."""
-
-    def __init__(self, folder: Path, collected: pictures.Collection, quiet: bool) -> None:
-        self._folder = folder
-        self._collected = collected
-        self._quiet = quiet
-        self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._entries: list[dict[str, Any]] = []
-        self._run_warnings: set[str] = set()
-        self.require_printed: Callable[[], None] = lambda: None  # raises where a result could not be printed
-
-    def explain(self, explainer: Explainer, question: Question, style: Drawing) -> None:
-        items = self._collected.items
-        self._run_warnings = set(explainer.warnings)  # about the run, not about a picture
-        with Progress(len(items)) as progress:
-            for name, error in self._collected.failures:
-                progress.note(f"Error: {error}")
-                self._entries.append(_entry(name, None, None, None, str(error)))
-            for outcome in explain_all(explainer, items, question, self._folder, style, progress.step):
-                self._report(outcome, progress)
-                progress.advance()
-        self.require_printed = progress.finish
-
-    def summary(
-        self, about: dict[str, Any], duration: float, interrupted: bool, explainer: Explainer
-    ) -> dict[str, Any]:
-        total = len(self._collected.items) + len(self._collected.failures)
-        explained = sum(entry["error"] is None for entry in self._entries)
-        failed = len(self._entries) - explained
-        counts = {"found": total, "explained": explained, "failed": failed}
-        if interrupted:
-            counts["left"] = total - explained - failed
-        best = [(entry["index"], entry["confidence"]) for entry in self._entries if entry["error"] is None]
-        return about | {
-            "started": self._started,
-            "duration_s": round(duration, 3),
-            "counts": counts,
-            "warnings": [*explainer.warnings, *prediction_warnings(best, explainer.classes)],
-            "pictures": self._entries,
-        }
-
-    def _report(self, outcome: Outcome, progress: Progress) -> None:
-        name, record = outcome.item.name, outcome.record
-        if record is None:
-            text = sentence(outcome)
-            progress.note(f"Error: {text}")
-            self._entries.append(_entry(name, outcome.item.folder.as_posix(), None, None, text))
-            return
-        self._entries.append(_entry(name, outcome.item.folder.as_posix(), record, outcome.files, None))
-        for warning in record["warnings"]:
-            if warning in self._run_warnings:
-                continue
-            progress.note(f"Warning: {name!r}: {warning}")
-        for entry in record["methods"][1:]:
-            for warning in entry["warnings"]:
-                progress.note(f"Warning: {name!r}: {entry['method']}: {warning}")
-        if not self._quiet:
-            progress.result(table(name, self._folder / outcome.item.folder, record))
-
-
-def table(name: str, folder: Path, record: dict[str, Any]) -> list[str]:
-    """A picture's predictions as a table of text, line by line."""
-    lines = [f"{name} -> {folder}"]
-    explained = {entry["index"] for entry in record["maps"]}
-    rows = [*record["predictions"]]
-    rows += [entry for entry in record["maps"] if all(entry["index"] != row["index"] for row in rows)]
-    for row in rows:
-        mark = "*" if row["index"] in explained else " "
-        number = row.get("value")
-        if number is not None:
-            share = f"{number:.5g}"
-        else:
-            share = "?" if row["probability"] is None else percentage(row["probability"])
-        lines.append(f"  {mark} {share:>8}  {row['index']:>5}  {row['label']}")
-    return lines
-
-
-def _entry(
-    name: str, folder: str | None, record: dict[str, Any] | None, files: dict[str, str] | None, error: str | None
-) -> dict[str, Any]:
-    best = record["predictions"][0] if record is not None else None
-    prefix = "" if folder in (None, "", ".") else f"{folder}/"
-    return {
-        "name": name,
-        "prediction": best and best["label"],
-        "index": best and best["index"],
-        "confidence": best and best["probability"],
-        "predictions": record and record["predictions"],
-        "target": record and record["target"],
-        "objective": record and record["objective"],
-        "top": record and (record["maps"] if len(record["maps"]) > 1 else None),
-        "layer": record and record["layer"],
-        "method": record and record["method"],
-        "attention": record and record["maps"][0]["attention"],
-        "layers": record and (record["layers"] or None),
-        "methods": record and (record["methods"] or None),
-        "files": {key: prefix + file for key, file in (files or {}).items()},
-        "warnings": record["warnings"] if record is not None else [],
-        "error": error,
-    }

@@ -14,6 +14,7 @@ import click
 
 from onnxcam.cli import terminal
 from onnxcam.cli.errors import ExitCode, reported, sentence_and_code
+from onnxcam.cli.signals import interruptible
 from onnxcam.errors import OnnxcamError
 
 # OpenBLAS starts threads in numpy and OpenCV that spin for a tenth of a second each, on the core that opens the model.
@@ -56,7 +57,7 @@ class CommandGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in self.places.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        with reported(ctx):
+        with reported(ctx), interruptible():
             result = super().invoke(ctx)
             terminal.flush()
         return result

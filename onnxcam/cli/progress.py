@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, nothing elsewhere; notes and results are written around it.
+"""Progress on standard error: a bar on a terminal, a line now and then elsewhere; notes and results are written around.
 
 With several pictures the bar counts them; with one it shows how far a long method has come.
 """
@@ -15,6 +15,7 @@ from onnxcam.errors import OutputError
 
 _WIDTH = 30
 _PATIENCE, _PAUSE = 0.5, 0.1  # seconds before a method counts as long, and between two drawings of its progress
+LINES = 30.0  # seconds between two lines where there is no terminal
 
 
 class Progress:
@@ -25,7 +26,7 @@ class Progress:
         self._done = 0
         self._within = 0.0  # share of the current picture that is done
         self._on_terminal = terminal.interactive()
-        self._start = self._pass_start = self._drawn = time.monotonic()
+        self._start = self._pass_start = self._drawn = self._told = time.monotonic()
         self._lock = threading.RLock()
         self._lost: OutputError | BrokenPipeError | None = None
 
@@ -40,6 +41,7 @@ class Progress:
         with self._lock:
             self._clear()
             self._on_terminal = False  # a thread that is still at work no longer draws
+            self._told = float("inf")
 
     def advance(self) -> None:
         """Count one more picture as done."""
@@ -47,6 +49,7 @@ class Progress:
             self._done += 1
             self._within = 0.0
             self._draw()
+            self._tell()
 
     def step(self, done: int, total: int) -> None:
         """Report how far a method has come with the current picture; may be called from any thread."""
@@ -59,6 +62,7 @@ class Progress:
             if now - self._start > _PATIENCE and now - self._drawn > _PAUSE:
                 self._drawn = now
                 self._draw()
+            self._tell()
 
     def note(self, text: str) -> None:
         """Write a line to standard error."""
@@ -95,6 +99,15 @@ class Progress:
             count = f"{self._within:.0%}" if one else f"{self._done}/{self._total}"
             terminal.draw(f"{terminal.CLEAR}[{bar}] {count}{self._remaining()}")
 
+    def _tell(self) -> None:
+        """Write a line where there is no terminal, now and then."""
+        now = time.monotonic()
+        if self._on_terminal or now - self._told < LINES:
+            return
+        self._told = now
+        count = f"{self._within:.0%}" if self._total == 1 else f"{self._done} of {self._total} pictures"
+        terminal.echo(f"{count} done{self._remaining()}", err=True)
+
     def _remaining(self) -> str:
         done = self._within if self._total == 1 else self._done / self._total
         if not 0 < done < 1:
@@ -106,11 +119,16 @@ class Progress:
 
 
 class Bar:
-    """A bar for work that reports its own length: `to(done, total)`."""
+    """A bar for work that reports its own length: `to(done, total)`; a line now and then where there is no terminal.
 
-    def __init__(self) -> None:
+    Arguments:
+        what: is done with the work, for the line: `judged`.
+    """
+
+    def __init__(self, what: str = "done") -> None:
+        self._what = what
         self._on_terminal = terminal.interactive()
-        self._start = time.monotonic()
+        self._start = self._told = time.monotonic()
         self._drawn = ""
 
     def __enter__(self) -> Bar:
@@ -124,13 +142,18 @@ class Bar:
 
     def to(self, done: int, total: int) -> None:
         """Draw the bar for `done` of `total`."""
-        if not self._on_terminal:
+        now = time.monotonic()
+        if not self._on_terminal and now - self._told < LINES:
             return
-        percent = 100 * done // max(1, total)
-        text = f"[{'#' * (_WIDTH * done // max(1, total)):-<{_WIDTH}}] {percent} %"
+        percent, remaining = 100 * done // max(1, total), ""
         if 0 < done < total:
-            minutes, seconds = divmod(round((time.monotonic() - self._start) / done * (total - done)), 60)
-            text += f", {minutes}:{seconds:02d} left"
+            minutes, seconds = divmod(round((now - self._start) / done * (total - done)), 60)
+            remaining = f", {minutes}:{seconds:02d} left"
+        if not self._on_terminal:
+            self._told = now
+            terminal.echo(f"{percent} % {self._what}{remaining}", err=True)
+            return
+        text = f"[{'#' * (_WIDTH * done // max(1, total)):-<{_WIDTH}}] {percent} %{remaining}"
         if text != self._drawn:
             self._drawn = text
             terminal.draw(f"{terminal.CLEAR}{text}")

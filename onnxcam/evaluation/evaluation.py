@@ -60,6 +60,7 @@ class Evaluation:
     failures: list[tuple[int, PictureError]] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     _sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)  # pictures in the sums, by method
 
     @classmethod
     def empty(
@@ -101,17 +102,29 @@ class Evaluation:
         """Set a method's numbers to their mean over the stages of the cascade."""
         self.values[method][metric] = self.stages[method][metric].mean(axis=0)
 
-    def add_curves(self, method: str, curves: Mapping[str, np.ndarray]) -> None:
-        """Add the curves of some pictures."""
+    def add_curves(self, method: str, count: int, curves: Mapping[str, np.ndarray]) -> None:
+        """Add the curves of some pictures, `count` of them."""
         sums = self._sums.setdefault(method, {})
         for name, values in curves.items():
             sums[name] = sums.get(name, np.zeros(values.shape[1])) + values.sum(axis=0)
+        self._counts[method] = self._counts.get(method, 0) + count
+
+    def drop_after(self, count: int) -> None:
+        """Leave out all pictures but the first `count`: those whose numbers are not complete."""
+        absent = self.places[count:]
+        for by_metric in self.values.values():
+            for values in by_metric.values():
+                values[absent] = np.nan
+        for rows in (self.places, self.names, self.classes, self.probabilities, self.right):
+            del rows[count:]
 
     @property
     def curves(self) -> dict[str, dict[str, np.ndarray]]:
         """Mean curves by method and name."""
-        count = max(1, len(self.places))
-        return {method: {name: total / count for name, total in sums.items()} for method, sums in self._sums.items()}
+        return {
+            method: {name: total / max(1, self._counts[method]) for name, total in sums.items()}
+            for method, sums in self._sums.items()
+        }
 
     @property
     def accuracy(self) -> float | None:

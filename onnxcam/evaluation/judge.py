@@ -93,6 +93,7 @@ def evaluate(
     seed: int = SEED,
     examples: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    partial: Callable[[Evaluation], None] | None = None,
     **options: Any,
 ) -> Evaluation:
     """Judge methods on pictures.
@@ -111,6 +112,8 @@ def evaluate(
         seed: fixes whatever is random.
         examples: the number of pictures to show in the report, with every map.
         progress: called with (done, total); an exception it raises ends the evaluation.
+        partial: called with the evaluation so far each time the numbers of some more pictures are complete, but for
+            metrics that compare with redrawn weights, which follow for all pictures at once.
         options: of metrics, such as `steps=64`; each metric takes those that it has.
 
     Raises:
@@ -142,17 +145,17 @@ def evaluate(
     compared = [metric for metric in selected_metrics if metric.redrawn]
     total = len(pictures) * len(selected_methods) * (len(plain) + stages * len(compared))
     work = _Work(explainer, question, options, total, progress)
-    failures: list[tuple[int, PictureError]] = []
     evaluation = Evaluation.empty(
         explainer, selected_methods, selected_metrics, len(pictures), targets is not None, stages
     )
-    for read in _read(explainer, pictures, names, failures):
-        _judge(work, read, all_classes, box_table, plain, evaluation, examples)
-    if not evaluation.places:
-        first = f": {failures[0][1]}" if failures else ""
-        raise InputError(f"none of the {len(pictures)} pictures can be read{first}")
-    evaluation.failures.extend(failures)
     evaluation.layers = list(question.layers)
+    for read in _read(explainer, pictures, names, evaluation.failures):
+        _judge(work, read, all_classes, box_table, plain, evaluation, examples)
+        if partial is not None:
+            partial(evaluation)
+    if not evaluation.places:
+        first = f": {evaluation.failures[0][1]}" if evaluation.failures else ""
+        raise InputError(f"none of the {len(pictures)} pictures can be read{first}")
     if compared:
         _compare(work, pictures, names, all_classes, compared, evaluation, stages)
     return evaluation
@@ -178,7 +181,7 @@ def _judge(
         for metric in metrics:
             evaluation.record(method, metric.name, read.places, metric(trial, work.options))
             work.advance(len(classes))
-        evaluation.add_curves(method, trial.curves)
+        evaluation.add_curves(method, len(classes), trial.curves)
     for row in range(len(classes)):
         if len(evaluation.examples) < examples:
             geometry = read.geometry[row]

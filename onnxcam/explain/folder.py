@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ _CHUNK = 4  # pictures per run: large linear layers are read once for all of the
 _CHUNK_PIXELS = 12_000_000  # large pictures go in smaller numbers
 _PIXELS = 48_000_000  # in memory at any time, all threads together; a larger picture goes alone
 _THREADS = 4
+_MANY_CLASSES = 64  # of more of them, each picture has a run of its own
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,6 +62,7 @@ def explain_all(
     output: Path,
     style: Drawing | None = None,
     progress: Progress | None = None,
+    late: Callable[[Outcome], None] | None = None,
 ) -> Iterator[Outcome]:
     """Explain and write every picture, in order; at most a few are in memory at any time.
 
@@ -71,9 +73,11 @@ def explain_all(
         question: with one target for all of them.
         style: how their files are drawn.
         progress: called with (done, total) as long methods go, from any thread.
+        late: called after an interruption with the outcomes that were not yielded, and with the one yielded last.
     """
     threads = workers()
-    size = 1 if question.alone else max(1, min(_CHUNK, -(-len(items) // threads)))
+    alone = question.alone or (question.top or 1) > _MANY_CLASSES
+    size = 1 if alone else max(1, min(_CHUNK, -(-len(items) // threads)))
     stopped = threading.Event()
 
     def report(done: int, total: int) -> None:
@@ -82,18 +86,29 @@ def explain_all(
         if progress is not None:
             progress(done, total)
 
-    work = _Work(explainer, question, output, style or Drawing(), report, PixelBudget(_PIXELS))
+    work = _Work(explainer, question, output, style or Drawing(), report, PixelBudget(_PIXELS), stopped)
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
-    if len(chunks) == 1:  # a thread of its own would begin with fresh memory, which costs as much as the writing
-        yield from work.finish(chunks[0])
-        return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
+    outcomes: deque[list[Outcome]] = deque([] for _ in chunks)
+    pool: ThreadPoolExecutor | None = None
     try:
-        for outcomes in ahead(pool, work.finish, chunks, threads):
-            yield from outcomes
+        if len(chunks) == 1:  # a thread of its own would begin with fresh memory, which costs as much as the writing
+            runs: Iterable[Any] = (work.finish(chunks[0], outcomes[0]) for _ in chunks)
+        else:
+            pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
+            runs = ahead(pool, lambda pair: work.finish(*pair), zip(chunks, list(outcomes), strict=True), threads)
+        for _ in runs:
+            while outcomes[0]:
+                yield outcomes[0][0]
+                outcomes[0].pop(0)
+            outcomes.popleft()
     finally:
         stopped.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+        if late is not None:
+            for written in outcomes:
+                for outcome in written:
+                    late(outcome)
 
 
 def ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], values: Iterable[T], depth: int) -> Iterator[R]:
@@ -176,15 +191,20 @@ class _Work:
     style: Drawing
     progress: Progress
     budget: PixelBudget
+    stopped: threading.Event = field(default_factory=threading.Event)
 
-    def finish(self, items: Sequence[Item]) -> list[Outcome]:
-        """Read, explain and write some pictures, as many at a time as fit into the budget."""
+    def finish(self, items: Sequence[Item], outcomes: list[Outcome] | None = None) -> list[Outcome]:
+        """Read, explain and write some pictures, as many at a time as fit into the budget.
+
+        Arguments:
+            outcomes: gets the outcome of each picture as soon as it is written; returned too.
+        """
         queue = deque(_Pending(item, self.explainer.preparation) for item in items)
-        outcomes: list[Outcome] = []
-        while queue:
+        outcomes = [] if outcomes is None else outcomes
+        while queue and not self.stopped.is_set():
             some, pixels = self._reserve(queue)
             try:
-                outcomes += self._finish(some)
+                self._finish(some, outcomes)
             finally:
                 self.budget.release(pixels)
         return outcomes
@@ -201,14 +221,14 @@ class _Work:
             total += pixels
         return some, total
 
-    def _finish(self, some: Sequence[_Pending]) -> list[Outcome]:
+    def _finish(self, some: Sequence[_Pending], outcomes: list[Outcome]) -> None:
         loaded = [(pending.item, pending.load()) for pending in some]
         pictures = [picture for _, picture in loaded if isinstance(picture, image.Picture)]
         explanations = self._explain(pictures)
-        return [
-            self.write(item, next(explanations) if isinstance(picture, image.Picture) else picture)
-            for item, picture in loaded
-        ]
+        for item, picture in loaded:
+            if self.stopped.is_set():
+                return
+            outcomes.append(self.write(item, next(explanations) if isinstance(picture, image.Picture) else picture))
 
     def _explain(self, pictures: list[image.Picture]) -> Iterator[Explanation | Exception]:
         """An explanation or an error per picture; after a failure those that are left are explained one by one."""

@@ -1,0 +1,152 @@
+"""The run of `onnxcam explain` over its pictures: what it prints, and its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from onnxcam.cli.progress import Progress
+from onnxcam.cli.versions import versions
+from onnxcam.explain import pictures
+from onnxcam.explain.explainer import Explainer
+from onnxcam.explain.explanation import Drawing
+from onnxcam.explain.folder import Outcome, explain_all, sentence
+from onnxcam.explain.question import Question
+from onnxcam.explain.warnings import prediction_warnings
+from onnxcam.image.panel import percentage
+
+SUMMARY = "analysis_summary.json"
+
+
+def describe(model: str, explainer: Explainer, question: Question, style: Drawing, digest: str) -> dict[str, Any]:
+    """The model, the options and the versions of a run, for the summary."""
+    manifest = explainer.manifest
+    return {
+        "model": {
+            "path": model,
+            "sha256": digest,
+            "source": manifest.get("source"),
+            "classes": explainer.classes,
+            "scores": manifest["scores"]["kind"],
+        },
+        "options": {
+            **question.describe(),
+            "preprocess": None if explainer.preprocess is None else explainer.preprocess.to_dict(),
+            "alpha": style.alpha,
+            "colormap": style.colormap,
+        },
+        "providers": explainer.providers,
+        "versions": versions(),
+    }
+
+
+class Run:
+    """One run over all pictures: prints its results and collects the entries of the summary."""
+
+    def __init__(self, folder: Path, collected: pictures.Collection, quiet: bool) -> None:
+        self._folder = folder
+        self._collected = collected
+        self._quiet = quiet
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._entries: list[dict[str, Any]] = []
+        self._run_warnings: set[str] = set()
+        self._reported: set[pictures.Item] = set()
+        self.require_printed: Callable[[], None] = lambda: None  # raises where a result could not be printed
+
+    def explain(self, explainer: Explainer, question: Question, style: Drawing) -> None:
+        items = self._collected.items
+        self._run_warnings = set(explainer.warnings)  # about the run, not about a picture
+        with Progress(len(items)) as progress:
+            for name, error in self._collected.failures:
+                progress.note(f"Error: {error}")
+                self._entries.append(_entry(name, None, None, None, str(error)))
+
+            def late(outcome: Outcome) -> None:
+                if outcome.item not in self._reported:
+                    self._report(outcome, progress)
+
+            for outcome in explain_all(explainer, items, question, self._folder, style, progress.step, late):
+                self._report(outcome, progress)
+                progress.advance()
+        self.require_printed = progress.finish
+
+    def summary(
+        self, about: dict[str, Any], duration: float, interrupted: bool, explainer: Explainer
+    ) -> dict[str, Any]:
+        total = len(self._collected.items) + len(self._collected.failures)
+        explained = sum(entry["error"] is None for entry in self._entries)
+        failed = len(self._entries) - explained
+        counts = {"found": total, "explained": explained, "failed": failed}
+        if interrupted:
+            counts["left"] = total - explained - failed
+        best = [(entry["index"], entry["confidence"]) for entry in self._entries if entry["error"] is None]
+        return about | {
+            "started": self._started,
+            "duration_s": round(duration, 3),
+            "counts": counts,
+            "warnings": [*explainer.warnings, *prediction_warnings(best, explainer.classes)],
+            "pictures": self._entries,
+        }
+
+    def _report(self, outcome: Outcome, progress: Progress) -> None:
+        self._reported.add(outcome.item)
+        name, record = outcome.item.name, outcome.record
+        if record is None:
+            text = sentence(outcome)
+            progress.note(f"Error: {text}")
+            self._entries.append(_entry(name, outcome.item.folder.as_posix(), None, None, text))
+            return
+        self._entries.append(_entry(name, outcome.item.folder.as_posix(), record, outcome.files, None))
+        for warning in record["warnings"]:
+            if warning in self._run_warnings:
+                continue
+            progress.note(f"Warning: {name!r}: {warning}")
+        for entry in record["methods"][1:]:
+            for warning in entry["warnings"]:
+                progress.note(f"Warning: {name!r}: {entry['method']}: {warning}")
+        if not self._quiet:
+            progress.result(table(name, self._folder / outcome.item.folder, record))
+
+
+def table(name: str, folder: Path, record: dict[str, Any]) -> list[str]:
+    """A picture's predictions as a table of text, line by line."""
+    lines = [f"{name} -> {folder}"]
+    explained = {entry["index"] for entry in record["maps"]}
+    rows = [*record["predictions"]]
+    rows += [entry for entry in record["maps"] if all(entry["index"] != row["index"] for row in rows)]
+    for row in rows:
+        mark = "*" if row["index"] in explained else " "
+        number = row.get("value")
+        if number is not None:
+            share = f"{number:.5g}"
+        else:
+            share = "?" if row["probability"] is None else percentage(row["probability"])
+        lines.append(f"  {mark} {share:>8}  {row['index']:>5}  {row['label']}")
+    return lines
+
+
+def _entry(
+    name: str, folder: str | None, record: dict[str, Any] | None, files: dict[str, str] | None, error: str | None
+) -> dict[str, Any]:
+    best = record["predictions"][0] if record is not None else None
+    prefix = "" if folder in (None, "", ".") else f"{folder}/"
+    return {
+        "name": name,
+        "prediction": best and best["label"],
+        "index": best and best["index"],
+        "confidence": best and best["probability"],
+        "predictions": record and record["predictions"],
+        "target": record and record["target"],
+        "objective": record and record["objective"],
+        "top": record and (record["maps"] if len(record["maps"]) > 1 else None),
+        "layer": record and record["layer"],
+        "method": record and record["method"],
+        "attention": record and record["maps"][0]["attention"],
+        "layers": record and (record["layers"] or None),
+        "methods": record and (record["methods"] or None),
+        "files": {key: prefix + file for key, file in (files or {}).items()},
+        "warnings": record["warnings"] if record is not None else [],
+        "error": error,
+    }

@@ -14,6 +14,7 @@
     ├── MethodError                no such CAM method, or one that does not apply here
     ├── OutputError                a result that could not be written
     ├── RecordError                a monitoring record that does not fit its schema
+    ├── SerializationError         an object that cannot be pickled; also a TypeError
     ├── SettingError               a condition or a setting of the monitor that cannot be used
     └── RuntimeUnavailable         no usable ONNX Runtime or execution provider
         └── DependencyError        a library is missing or broken
@@ -80,6 +81,10 @@ class OutputError(OnnxcamError):
 
 class RecordError(OnnxcamError):
     """A monitoring record does not fit its schema."""
+
+
+class SerializationError(OnnxcamError, TypeError):
+    """An object belongs to this process and cannot be pickled."""
 
 
 class SettingError(OnnxcamError):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 # why a row that was worth explaining is not explained, in the order of the checks
 REASONS = {
@@ -17,14 +16,16 @@ REASONS = {
     "duplicate": "the same picture was explained a moment ago",
     "invalid": "scores or picture of the wrong type or shape",
     "error": "an error inside the monitor",
+    "interrupted": "an exception of a signal handler, or Ctrl-C, ended the call",
     "closed": "the monitor was closed",
 }
 FAILURES = ("explain", "sink", "worker")
 
 
-@dataclass
-class RowCounts:
-    """Counts of rows; `observed = confident + sum(dropped) + queued + running + explained + failed` after every method.
+class RowCounts(NamedTuple):
+    """Counts of rows, never changed: every method returns new ones.
+
+    In each of them `observed = confident + sum(dropped) + queued + running + explained + failed`.
 
     Attributes:
         observed: rows observed; "seen" in `counts`.
@@ -43,45 +44,49 @@ class RowCounts:
     baseline: int = 0
     failed: int = 0
     bytes: int = 0
-    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
-    failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURES, 0))
+    dropped: Mapping[str, int] = dict.fromkeys(REASONS, 0)
+    failures: Mapping[str, int] = dict.fromkeys(FAILURES, 0)
 
-    def observe(self, rows: int, confident: int, dropped: Mapping[str, int], queued: int, size: int) -> None:
+    def observe(self, rows: int, confident: int, dropped: Mapping[str, int], queued: int, size: int) -> RowCounts:
         """Count a batch of rows, `queued` of which enter the queue with `size` bytes."""
-        self.observed += rows
-        self.confident += confident
-        self.queued += queued
-        self.bytes += size
-        for reason, count in dropped.items():
-            self.dropped[reason] += count
+        reasons = self.dropped
+        if any(dropped.values()):
+            reasons = {**reasons}
+            for reason, count in dropped.items():
+                reasons[reason] += count
+        return RowCounts(
+            self.observed + rows,
+            self.confident + confident,
+            self.queued + queued,
+            self.running,
+            self.explained,
+            self.baseline,
+            self.failed,
+            self.bytes + size,
+            reasons,
+            self.failures,
+        )
 
-    def drop(self, reason: str, size: int) -> None:
+    def drop(self, reason: str, size: int) -> RowCounts:
         """Count a queued row as dropped."""
-        self.queued -= 1
-        self.bytes -= size
-        self.dropped[reason] += 1
+        return self._replace(queued=self.queued - 1, bytes=self.bytes - size, dropped=_plus_one(self.dropped, reason))
 
-    def start(self) -> None:
+    def start(self) -> RowCounts:
         """Count a queued row as running."""
-        self.queued -= 1
-        self.running += 1
+        return self._replace(queued=self.queued - 1, running=self.running + 1)
 
-    def explain(self, size: int, *, baseline: bool) -> None:
+    def explain(self, size: int, *, baseline: bool) -> RowCounts:
         """Count a running row as explained and written."""
-        self._finish(size)
-        self.explained += 1
-        self.baseline += baseline
+        counts = self._finish(size)
+        return counts._replace(explained=self.explained + 1, baseline=self.baseline + baseline)
 
-    def discard(self, reason: str, size: int) -> None:
+    def discard(self, reason: str, size: int) -> RowCounts:
         """Count a running row as dropped."""
-        self._finish(size)
-        self.dropped[reason] += 1
+        return self._finish(size)._replace(dropped=_plus_one(self.dropped, reason))
 
-    def fail(self, cause: str, size: int) -> None:
+    def fail(self, cause: str, size: int) -> RowCounts:
         """Count a running row as failed."""
-        self._finish(size)
-        self.failed += 1
-        self.failures[cause] += 1
+        return self._finish(size)._replace(failed=self.failed + 1, failures=_plus_one(self.failures, cause))
 
     def counts(self) -> dict[str, Any]:
         """Return a copy of every count, as `Monitor.stats` names it."""
@@ -98,6 +103,9 @@ class RowCounts:
             "queue_bytes": self.bytes,
         }
 
-    def _finish(self, size: int) -> None:
-        self.running -= 1
-        self.bytes -= size
+    def _finish(self, size: int) -> RowCounts:
+        return self._replace(running=self.running - 1, bytes=self.bytes - size)
+
+
+def _plus_one(counts: Mapping[str, int], name: str) -> dict[str, int]:
+    return {**counts, name: counts[name] + 1}

@@ -1,6 +1,6 @@
 """Admission control: sampling, a token bucket and a daily budget decide which rows are explained.
 
-Nothing here locks: the queue calls it under its own lock.
+Nothing here is changed in place, but for the sampler's random numbers: the queue replaces all of it in one step.
 """
 
 from __future__ import annotations
@@ -76,45 +76,55 @@ def parse_rate(text: str | float | None) -> Rate | None:
     return Rate(float(match[1]), _PERIODS[match[2]])
 
 
-class TokenBucket:
-    """A token bucket, full at first: it gains `rate` tokens per second up to `burst`."""
+class TokenBucket(NamedTuple):
+    """A token bucket: it gains `rate` tokens per second up to `burst`. Never changed: `take` returns a new one."""
 
-    def __init__(self, rate: float, burst: float) -> None:
-        self.rate = rate
-        self.burst = burst
-        self.tokens = burst
-        self._updated: float | None = None
+    rate: float
+    burst: float
+    tokens: float
+    updated: float | None = None
+
+    @classmethod
+    def full(cls, rate: float, burst: float) -> TokenBucket:
+        """Return a full bucket."""
+        return cls(rate, burst, burst)
 
     def level(self, now: float) -> float:
         """Return the tokens available at this monotonic time."""
-        if self._updated is not None and now > self._updated:
-            self.tokens = min(self.burst, self.tokens + (now - self._updated) * self.rate)
-        self._updated = now if self._updated is None else max(self._updated, now)
-        return self.tokens
+        if self.updated is None or now <= self.updated:
+            return self.tokens
+        return min(self.burst, self.tokens + (now - self.updated) * self.rate)
 
-    def take(self, count: float) -> None:
+    def take(self, count: float, now: float) -> TokenBucket:
         """Spend tokens, at most as many as `level` returned."""
-        self.tokens -= count
+        updated = now if self.updated is None else max(self.updated, now)
+        return TokenBucket(self.rate, self.burst, self.level(now) - count, updated)
 
 
-class DailyBudget:
-    """At most `daily` rows per UTC day; a clock that is set back does not renew the budget."""
+class DailyBudget(NamedTuple):
+    """At most `daily` rows per day. Never changed: `take` returns a new one.
 
-    def __init__(self, daily: int) -> None:
-        self.daily = daily
-        self.unspent = daily
-        self._day = -math.inf
+    The first day ends at midnight UTC; every further one is 24 hours on the monotonic clock: a wall clock that is set
+    forward or back neither renews nor withholds the budget.
+    """
+
+    daily: int
+    unspent: int
+    end: float  # of the day, monotonic
+
+    @classmethod
+    def of(cls, daily: int, monotonic: float, wall: float) -> DailyBudget:
+        """Return an unspent budget; the wall clock tells when the first day ends."""
+        return cls(daily, daily, monotonic + DAY - wall % DAY)
 
     def left(self, now: float) -> int:
-        """Return the rows left at this wall-clock time."""
-        day = now // DAY
-        if day > self._day:
-            self._day, self.unspent = day, self.daily
-        return self.unspent
+        """Return the rows left at this monotonic time."""
+        return self.unspent if now < self.end else self.daily
 
-    def take(self, count: int) -> None:
+    def take(self, count: int, now: float) -> DailyBudget:
         """Spend rows, at most as many as `left` returned."""
-        self.unspent -= count
+        days = 0 if now < self.end else (now - self.end) // DAY + 1
+        return DailyBudget(self.daily, self.left(now) - count, self.end + days * DAY)
 
 
 class Admission(NamedTuple):
@@ -135,61 +145,76 @@ class Limits:
     baseline: bool
 
 
-class RateLimiter:
+class RateLimiter(NamedTuple):
     """Token bucket and daily budget, shared by uncertain rows and the baseline's sample of confident rows.
 
     A tenth of both is reserved for the baseline, so that a flood of uncertain rows cannot silence it; beyond that the
     baseline competes like any other row. What the baseline does not use of its share is not lost: only the last token
     of the bucket, and the unspent part of the reserved budget, are withheld from other rows.
+
+    Never changed: `spend` returns a new one.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self._bucket = self._baseline_bucket = None
-        self._budget = self._baseline_budget = None
-        self._reserved_tokens = 0
+    bucket: TokenBucket | None = None
+    baseline_bucket: TokenBucket | None = None
+    budget: DailyBudget | None = None
+    baseline_budget: DailyBudget | None = None
+    reserved_tokens: int = 0
+
+    @classmethod
+    def of(cls, limits: Limits, monotonic: float, wall: float) -> RateLimiter:
+        """Return a limiter with nothing spent; the wall clock tells when the first day ends."""
+        bucket = baseline_bucket = budget = baseline_budget = None
+        reserved_tokens = 0
         if limits.rate is not None:
             burst = limits.burst if limits.burst is not None else max(1.0, limits.rate.amount)
-            self._bucket = TokenBucket(limits.rate.per_second, burst)
+            bucket = TokenBucket.full(limits.rate.per_second, burst)
             if limits.baseline and burst >= 2:
-                self._reserved_tokens = 1
-                self._baseline_bucket = TokenBucket(limits.rate.per_second / RESERVE, max(1.0, burst / RESERVE))
+                reserved_tokens = 1
+                baseline_bucket = TokenBucket.full(limits.rate.per_second / RESERVE, max(1.0, burst / RESERVE))
         if limits.daily_budget is not None:
-            self._budget = DailyBudget(limits.daily_budget)
+            budget = DailyBudget.of(limits.daily_budget, monotonic, wall)
             if limits.baseline and limits.daily_budget >= RESERVE:
-                self._baseline_budget = DailyBudget(limits.daily_budget // RESERVE)
+                baseline_budget = DailyBudget.of(limits.daily_budget // RESERVE, monotonic, wall)
+        return cls(bucket, baseline_bucket, budget, baseline_budget, reserved_tokens)
 
-    def admit(self, count: int, monotonic: float, wall: float, *, baseline: bool = False) -> Admission:
+    def admit(self, count: int, monotonic: float, *, baseline: bool = False) -> Admission:
         """Return how many of `count` rows may pass now; nothing is spent yet."""
         passed = count
-        if self._bucket is not None:
-            passed = min(passed, _floor(self._tokens(self._bucket, monotonic, baseline)))
+        if self.bucket is not None:
+            passed = min(passed, _floor(self._tokens(self.bucket, monotonic, baseline)))
         rate = count - passed
-        if self._budget is not None:
-            passed = min(passed, self._left(self._budget, wall, baseline))
+        if self.budget is not None:
+            passed = min(passed, self._left(self.budget, monotonic, baseline))
         return Admission(passed, rate, count - rate - passed)
 
-    def spend(self, count: int, *, baseline: bool = False) -> None:
+    def spend(self, count: int, monotonic: float, *, baseline: bool = False) -> RateLimiter:
         """Spend what `admit` granted, or less where the queue had no room for all of it."""
-        if self._bucket is not None:
-            self._bucket.take(count)
-            if baseline and self._baseline_bucket is not None:
-                self._baseline_bucket.take(min(count, _floor(self._baseline_bucket.tokens)))
-        if self._budget is not None:
-            self._budget.take(count)
-            if baseline and self._baseline_budget is not None:
-                self._baseline_budget.take(min(count, self._baseline_budget.unspent))
+        bucket, baseline_bucket, budget, baseline_budget, reserved_tokens = self
+        if bucket is not None:
+            bucket = bucket.take(count, monotonic)
+            if baseline and baseline_bucket is not None:
+                share = min(count, _floor(baseline_bucket.level(monotonic)))
+                baseline_bucket = baseline_bucket.take(share, monotonic)
+        if budget is not None:
+            budget = budget.take(count, monotonic)
+            if baseline and baseline_budget is not None:
+                share = min(count, baseline_budget.left(monotonic))
+                baseline_budget = baseline_budget.take(share, monotonic)
+        return RateLimiter(bucket, baseline_bucket, budget, baseline_budget, reserved_tokens)
 
     def _tokens(self, bucket: TokenBucket, now: float, baseline: bool) -> float:
-        free = bucket.level(now) - self._reserved_tokens
-        if not baseline or self._baseline_bucket is None:
+        level = bucket.level(now)
+        free = level - self.reserved_tokens
+        if not baseline or self.baseline_bucket is None:
             return free
-        return max(free, min(bucket.level(now), self._baseline_bucket.level(now)))
+        return max(free, min(level, self.baseline_bucket.level(now)))
 
     def _left(self, budget: DailyBudget, now: float, baseline: bool) -> int:
         left = budget.left(now)
-        if self._baseline_budget is None:
+        if self.baseline_budget is None:
             return left
-        reserved = self._baseline_budget.left(now)
+        reserved = self.baseline_budget.left(now)
         return left if baseline else max(0, left - reserved)
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 
 from onnxcam.errors import SettingError, listing
+from onnxcam.monitor.interruptions import interruption
 
+_WATCHERS = "__onnxcam_watchers__"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def watch_function(
+    monitor: object,
     observe: Callable[[Any, Any, bool], None],
     report_error: Callable[[str, BaseException], None],
     image: int | str,
@@ -25,18 +29,29 @@ def watch_function(
     """Return a decorator that calls `observe(scores, inputs, inputs_are_pictures)` after each prediction.
 
     Raises:
-        SettingError: the decorated function has no argument `image`.
+        SettingError: the decorated function has no argument `image`, or `monitor` watches it already.
     """
 
     def decorate(function: _Function) -> _Function:
         position, name = _argument(function, image)
+        # other decorators copy the attributes of the function that they wrap
+        watchers = getattr(function, _WATCHERS, ())
+        if any(watcher() is monitor for watcher in watchers):
+            raise SettingError(
+                f"{function.__qualname__} is watched by this monitor already, and every prediction would count twice; "
+                "watch it once"
+            )
 
         def observe_call(result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             try:
                 inputs = kwargs[name] if name in kwargs else args[position]
                 observe(_scores(result, scores), inputs, are_pictures(inputs) if pictures is None else pictures)
+                return
             except Exception as error:
-                report_error("watch", error)
+                failure = error
+            if (passing := interruption(failure)) is not None:
+                raise passing
+            report_error("watch", failure)
 
         if inspect.iscoroutinefunction(function):
 
@@ -46,6 +61,7 @@ def watch_function(
                 observe_call(result, args, kwargs)
                 return result
 
+            setattr(predict_async, _WATCHERS, (*watchers, weakref.ref(monitor)))
             return predict_async  # type: ignore[return-value]
 
         @functools.wraps(function)
@@ -54,6 +70,7 @@ def watch_function(
             observe_call(result, args, kwargs)
             return result
 
+        setattr(predict, _WATCHERS, (*watchers, weakref.ref(monitor)))
         return predict  # type: ignore[return-value]
 
     return decorate

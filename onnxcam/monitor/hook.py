@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import math
 import os
-import threading
-import time
-import weakref
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from onnxcam.errors import InputError, OutputError, SettingError, listing
+from onnxcam.errors import InputError, SerializationError
 from onnxcam.image import DEFAULT_COLORMAP
 from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import model as models
+from onnxcam.monitor import pipeline as pipelines
 from onnxcam.monitor import worker as workers
 from onnxcam.monitor.admission import Clock, Limits, Sampler, SystemClock, parse_rate
+from onnxcam.monitor.checks import check_choice, check_number
 from onnxcam.monitor.decorator import watch_function
 from onnxcam.monitor.error_log import ErrorLog
 from onnxcam.monitor.forks import after_fork
-from onnxcam.monitor.predictions import Batch, Row, to_numpy
-from onnxcam.monitor.queue import ON_FULL, Candidates, Capacity, RowQueue
+from onnxcam.monitor.interruptions import interruption
+from onnxcam.monitor.pipeline import Pipeline
+from onnxcam.monitor.predictions import Batch, Row, name_of, size_of, to_numpy
+from onnxcam.monitor.queue import ON_FULL, Candidates, Capacity, RowQueue, Ticket
 from onnxcam.monitor.redaction import MODES
 from onnxcam.monitor.row_explainer import RowExplainer, Settings
 from onnxcam.monitor.selection import Selection, Selector
-from onnxcam.monitor.session import WatchedSession, find_values
+from onnxcam.monitor.session import WatchedSession, find_values, watcher_of, wrapped_in
 from onnxcam.monitor.sinks import open_sink
 from onnxcam.monitor.table import Configuration
 from onnxcam.monitor.units import parse_bytes, parse_seconds
@@ -39,9 +42,6 @@ from onnxcam.targets import conditions
 SCORES = ("auto", "logits", "probabilities")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _request: ContextVar[tuple[str | None, str | None]] = ContextVar("onnxcam_request", default=(None, None))
-_open_monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()
-_POLL = 0.005  # seconds
-_EXIT_TIMEOUT = 5.0  # seconds to explain the queued rows when the interpreter exits
 
 
 @contextlib.contextmanager
@@ -183,29 +183,29 @@ class Monitor:
             baselines.check(baselines.load(os.fspath(baseline)), configuration)
         self._sink = open_sink(sink, **(sink_options or {}))
         self._error_log = ErrorLog(self._clock)
-        limits = Limits(parse_rate(rate), burst, daily_budget, baseline_sample > 0)
-        capacity = Capacity(queue, parse_bytes(queue_bytes, "queue_bytes"), on_full)
-        self._queue = RowQueue(limits, capacity, self._clock)
-        self._closed = False
-        self._inline_lock = threading.RLock()
-        self._start_lock = threading.Lock()
-        self._worker: workers.Worker | None = None
-        self._sampler, self._handler = self._process_parts()
+        self._limits = Limits(parse_rate(rate), burst, daily_budget, baseline_sample > 0)
+        self._capacity = Capacity(queue, parse_bytes(queue_bytes, "queue_bytes"), on_full)
+        self._start()
         after_fork(self, Monitor._forked)
-        _open_monitors.add(self)
 
     def wrap(self, session: Any) -> Any:
         """Return a drop-in replacement for an `onnxruntime.InferenceSession` whose predictions the monitor observes.
 
         `run`, `run_async` and `run_with_iobinding` are observed; everything else is forwarded. If the session outputs
         the target layer's value, an explanation runs only the tail, the graph from that layer to the scores. A run's
-        `RunOptions.logid` becomes the record's `request`.
+        `RunOptions.logid` becomes the record's `request`. A session that this monitor observes already is returned as
+        it is: a prediction is counted once.
 
         Raises:
             InputError: the session's inputs and outputs do not fit the model that explains.
         """
+        inner = session
+        while type(inner) is WatchedSession:  # `isinstance` sees the class of the wrapped session
+            if watcher_of(inner) is self:
+                return session
+            inner = wrapped_in(inner)
         names = find_values(session, self._model.manifest, self._scores_form, self._model.cut, self._model.entry)
-        return WatchedSession(session, names, self._observe, self._error_log.report)
+        return WatchedSession(session, names, self, self._observe, self._error_log.report)
 
     def watch(
         self, image: int | str = 0, *, scores: Any = None, pictures: bool | None = None
@@ -218,17 +218,21 @@ class Monitor:
                 is the scores.
             pictures: whether the argument holds pictures (as for `Explainer.explain`) rather than prepared tensors;
                 None to decide by the values.
+
+        The decorator raises a `SettingError` for a function that this monitor watches already, or without the argument.
         """
 
         def observe(result: Any, inputs: Any, as_pictures: bool) -> None:
             self.observe(result, **{"pictures" if as_pictures else "tensor": inputs})
 
-        return watch_function(observe, self._error_log.report, image, scores, pictures)
+        return watch_function(self, observe, self._error_log.report, image, scores, pictures)
 
     def observe(
         self, scores: Any, *, tensor: Any = None, pictures: Any = None, ids: Any = None, traces: Any = None
     ) -> int:
-        """Observe a batch of predictions. Never raises, never blocks (but `inline`), keeps no reference to arguments.
+        """Observe a batch of predictions. Never blocks (but `inline`), keeps no reference to arguments.
+
+        Raises nothing of its own; what a signal handler raises meanwhile, or Ctrl-C, passes to the caller.
 
         Arguments:
             scores: `[N, classes]`, or `[classes]` for a single row; of any framework.
@@ -246,42 +250,19 @@ class Monitor:
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until every queued row is explained; False if that takes longer than `timeout` seconds."""
-        end = time.monotonic() + timeout
-        with self._queue.hurry():
-            while not self._queue.idle():
-                if time.monotonic() >= end:
-                    return False
-                time.sleep(min(_POLL, max(0.0, end - time.monotonic())))
-        return True
+        return pipelines.wait([self._pipeline], timeout)[0]
 
     def close(self, timeout: float = 5.0) -> bool:
         """Explain queued rows for at most `timeout` seconds, drop the rest, and release worker and sink.
 
-        Returns within `timeout` plus half a second, whatever hangs; rows observed later are counted as dropped.
+        Returns within `timeout` plus half a second, whatever hangs; rows observed later are counted as dropped. Like
+        every method, it may be called from a signal handler.
 
         Returns:
             whether everything was explained in time.
         """
-        end = time.monotonic() + timeout
-        self._queue.close()
-        done = self.flush(timeout)
-        self._queue.stop()
-        worker, handler = self._worker, self._handler
-        if worker is not None:
-            worker.join(max(0.05, end - time.monotonic()))
-            if worker.alive() and self._worker_kind == "process":
-                handler.close()  # ends the hung child; the thread then finds its pipe closed
-        if self._worker_kind == "inline":
-            handler.close()
-        if not self._closed:
-            self._closed = True
-            _open_monitors.discard(self)
-            # a sink may hang too, so another thread closes it
-            closing = threading.Thread(target=self._close_sink, args=(max(0.1, end - time.monotonic()),), daemon=True)
-            with contextlib.suppress(RuntimeError):  # no thread can be started once the interpreter exits
-                closing.start()
-                closing.join(max(0.25, end - time.monotonic()))
-        return done
+        self._closed = True
+        return pipelines.close([self._pipeline], timeout)[0]
 
     def stats(self) -> dict[str, Any]:
         """Return counts of rows: a consistent snapshot, of this process.
@@ -291,8 +272,9 @@ class Monitor:
         queue, `restarts` how often the explainer was opened again, `lost` the explained rows whose records others than
         retention have removed from the sink's folder since.
         """
+        line = self._pipeline
         lost = {"lost": getattr(self._sink, "lost", 0)}
-        return self._queue.counts() | lost | {"restarts": max(0, self._handler.opened - 1), "pid": os.getpid()}
+        return line.queue.counts() | lost | {"restarts": max(0, line.handler.opened - 1), "pid": os.getpid()}
 
     def __enter__(self) -> Monitor:
         return self
@@ -300,174 +282,147 @@ class Monitor:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and not sys.is_finalizing():
+            self._pipeline.forget()
+            warnings.warn(
+                f"a monitor of {self._model.name!r} was never closed; call close(), or use it in a `with` block",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise SerializationError(
+            "a Monitor cannot be pickled: its queue, worker and counts belong to this process; make one in each process, "
+            "or fork before the first prediction"
+        )
+
     def _observe(self, scores: Any, form: str, batch: Batch) -> int:
-        """Admit, copy and queue rows; runs in the thread that predicts, and delays it."""
+        """Admit, copy, queue and count rows; runs in the thread that predicts, and delays it."""
+        ticket = Ticket()
         try:
-            return self._enqueue(*self._admit(scores, form, batch))
-        except Exception as error:
-            self._error_log.report("observe", error)
-            return 0
+            queued = self._enqueue(ticket, scores, form, batch)
+            if queued:
+                self._pipeline.explain()
+            return queued
+        except BaseException as error:
+            failure = error
+        try:
+            self._give_up(ticket, scores, failure)
+        finally:
+            del failure
+        return 0
 
-    def _admit(
-        self, scores: Any, form: str, batch: Batch
-    ) -> tuple[Batch, Selection | None, list[tuple[int, str, int]]]:
-        """Select and count the rows of a batch; the admitted ones as (row, reason, bytes)."""
-        rows = None
-        try:
-            array = to_numpy(scores)
-            values = self._selector.as_rows(array)
-            rows = len(values)
-            if not rows:
-                return batch, None, []
-            batch = batch.as_rows(rows, single=array.ndim == 1, keep_tensor=self._keep_tensor)
-            selection = self._selector.select(values, form, self._sampler)
-            groups = [
-                Candidates(batch.sizes(selection.uncertain), False),
-                Candidates(batch.sizes(selection.baseline), True),
-            ]
-            counts = self._queue.admit(rows, selection.confident, selection.sampled_out, groups)
-        except Exception as error:
-            self._queue.refuse(_length(scores) if rows is None else rows, "invalid" if _invalid(error) else "error")
-            raise
-        uncertain = zip(selection.uncertain[: counts[0]], groups[0].sizes, strict=False)
-        baseline = zip(selection.baseline[: counts[1]], groups[1].sizes, strict=False)
-        admitted = [(int(row), "condition", size) for row, size in uncertain]
-        admitted += [(int(row), "baseline", size) for row, size in baseline]
-        return batch, selection, admitted
-
-    def _enqueue(self, batch: Batch, selection: Selection | None, admitted: list[tuple[int, str, int]]) -> int:
-        """Copy the admitted rows into the queue."""
-        if selection is None or not admitted:
+    def _enqueue(self, ticket: Ticket, scores: Any, form: str, batch: Batch) -> int:
+        """Count the rows of a batch, and queue copies of those that are admitted; returns how many."""
+        array = to_numpy(scores)
+        values = self._selector.as_rows(array)
+        ticket.observed = len(values)
+        if not len(values):
             return 0
-        selector = self._selector
-        left, queued = list(reversed(admitted)), 0
+        batch = batch.as_rows(len(values), single=array.ndim == 1, keep_tensor=self._keep_tensor)
+        selection = self._selector.select(values, form, self._sampler)
+        ticket.confident = selection.confident
+        classes = selection.probabilities.shape[1]
+        groups = [
+            Candidates(batch.sizes(selection.uncertain, classes), False),
+            Candidates(batch.sizes(selection.baseline, classes), True),
+        ]
+        queue = self._pipeline.queue
+        counts = queue.admit(ticket, selection.sampled_out, groups)
+        admitted = [(int(row), "condition") for row in selection.uncertain[: counts[0]]]
+        admitted += [(int(row), "baseline") for row in selection.baseline[: counts[1]]]
+        if not admitted:
+            return 0
+        rows, failure = self._copy(batch, selection, admitted)
+        lost = len(admitted) - len(rows)
+        queued = queue.add(ticket, rows, {} if failure is None else {_reason(failure): lost})
+        if failure is not None:
+            self._error_log.report("copy", failure)
+        return queued
+
+    def _copy(
+        self, batch: Batch, selection: Selection, admitted: Sequence[tuple[int, str]]
+    ) -> tuple[list[Row], Exception | None]:
+        """Copy the admitted rows until one cannot be copied; returns them, and why it cannot."""
+        rows: list[Row] = []
         try:
-            quantities = selector.quantities(selection.probabilities[[number for number, _, _ in admitted]])
+            selector = self._selector
+            quantities = selector.quantities(selection.probabilities[[number for number, _ in admitted]])
             now, monotonic = self._clock.time(), self._clock.monotonic()
-            identity, trace = _request.get()
-            for row_quantities in quantities:
-                number, reason, size = left[-1]
+            identity, trace = map(name_of, _request.get())
+            for (number, reason), row_quantities in zip(admitted, quantities, strict=True):
                 fields = batch.copy_row(number)
                 fields["request"] = fields["request"] or identity
                 fields["trace"] = fields["trace"] or trace
+                probabilities = selection.probabilities[number].astype(np.float32)
                 row = Row(
                     observed=now,
                     queued=monotonic,
-                    probabilities=selection.probabilities[number].astype(np.float32),
+                    probabilities=probabilities,
                     quantities=row_quantities,
                     reason=reason,
                     sample=selector.sample if reason == "condition" else selector.baseline_sample,
-                    size=size,
+                    size=size_of(probabilities, fields),
                     **fields,
                 )
-                queued += self._queue.add(row)
-                left.pop()
+                rows.append(row)
+            return rows, None
+        except Exception as error:
+            failure = error
+        if (passing := interruption(failure)) is not None:
+            raise passing
+        return rows, failure
+
+    def _give_up(self, ticket: Ticket, scores: Any, failure: BaseException) -> None:
+        """Count the rows of a call that failed, unless they are; raise what must pass to the caller, log the rest."""
+        passing = interruption(failure)
+        try:
+            reason = _reason(failure) if passing is None else "interrupted"
+            self._pipeline.queue.refuse(ticket, _length(scores), reason)
         except BaseException as error:
-            reason = "invalid" if _invalid(error) else "error"
-            for _, _, size in left:
-                self._queue.give_up(reason, size)
-            if not isinstance(error, Exception):
-                raise
-            self._error_log.report("copy", error)
-        if queued:
-            self._start_worker()
-        return queued
+            failure = error
+        passing = passing or interruption(failure)
+        if passing is not None:
+            raise passing
+        self._error_log.report("observe", failure)
 
-    def _start_worker(self) -> None:
-        """Start the worker thread unless it runs; `inline`, explain the queued rows here."""
-        if self._worker_kind == "inline":
-            with self._inline_lock:
-                while (row := self._queue.take(0.0)) is not None:
-                    self._handler.handle(row)
-            return
-        if self._worker is not None and self._worker.alive():
-            return
-        if self._start_lock.acquire(blocking=False):
-            try:
-                if self._worker is None or not self._worker.alive():
-                    backs_off = self._worker_kind == "thread"
-                    self._worker = workers.Worker(self._queue, self._handler, backs_off)
-            except RuntimeError as error:  # no more threads: the next row tries again
-                self._error_log.report("worker", error)
-            finally:
-                self._start_lock.release()
-
-    def _open_explainer(self) -> workers.Explain:
-        if self._worker_kind == "process":
-            from onnxcam.monitor.process import ExplainerProcess
-
-            return ExplainerProcess(self._settings, self._timeout)
-        pause = workers.yield_interpreter if self._worker_kind == "thread" else lambda: None
-        return RowExplainer(self._settings, pause)
-
-    def _process_parts(self) -> tuple[Sampler, workers.RowHandler]:
-        """Create the sampler and the handler, which a forked child must not share with its parent."""
+    def _start(self) -> None:
+        """Create what belongs to this process: a forked child must not share it with its parent."""
+        self._closed = False
+        self._sampler = Sampler(self._seed)
+        queue = RowQueue(self._limits, self._capacity, self._clock)
+        open_explainer = partial(_open_explainer, self._settings, self._worker_kind, self._timeout)
         duplicates = workers.DuplicateFilter(self._duplicates_lifetime, self._clock)
-        handler = workers.RowHandler(
-            self._queue, self._open_explainer, self._sink, duplicates, self._error_log, self._clock
-        )
-        return Sampler(self._seed), handler
+        handler = workers.RowHandler(queue, open_explainer, self._sink, duplicates, self._error_log, self._clock)
+        self._pipeline = Pipeline(self._worker_kind, queue, handler, self._sink, self._error_log)
 
     def _forked(self) -> None:
         """Start afresh in a forked child: queue, counters and worker belong to the parent."""
-        self._handler.abandon()
         self._error_log = ErrorLog(self._clock)
-        self._queue = self._queue.fresh()
-        self._inline_lock, self._start_lock = threading.RLock(), threading.Lock()
-        self._closed, self._worker = False, None
-        self._sampler, self._handler = self._process_parts()
-        _open_monitors.add(self)
-
-    def _close_sink(self, timeout: float) -> None:
-        try:
-            with contextlib.suppress(OutputError, OSError):  # a sink that fails has failed for every row already
-                getattr(self._sink, "note", lambda counts: None)(self._queue.counts())
-            self._sink.close(timeout)
-        except Exception as error:
-            self._error_log.report("sink", error)
+        self._start()
 
 
-def check_choice(name: str, value: Any, allowed: Any) -> None:
-    """Check that a setting has one of the allowed values.
+def _open_explainer(settings: Settings, worker: str, timeout: float) -> workers.Explain:
+    if worker == "process":
+        from onnxcam.monitor.process import ExplainerProcess
 
-    Raises:
-        SettingError: it has not.
-    """
-    if value not in allowed:
-        raise SettingError(f"{name}={value!r}; expected one of {listing(allowed)}")
-
-
-def check_number(
-    name: str, value: Any, low: float, high: float, *, optional: bool = False, whole: bool = False
-) -> None:
-    """Check that a setting is a number within bounds.
-
-    Raises:
-        SettingError: it is not.
-    """
-    if optional and value is None:
-        return
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        what = "a whole number" if whole else "a number"
-        bounds = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
-        raise SettingError(f"{name}={value!r}; expected {what} {bounds}{', or None for no limit' if optional else ''}")
+        return ExplainerProcess(settings, timeout)
+    return RowExplainer(settings, workers.yield_interpreter if worker == "thread" else lambda: None)
 
 
 def _length(scores: Any) -> int:
     """Guess the number of rows of a value that is not scores."""
     try:
         return len(scores)
-    except Exception:
-        return 1
+    except Exception as error:
+        failure = error
+    if (passing := interruption(failure)) is not None:
+        raise passing
+    return 1
 
 
-def _invalid(error: BaseException) -> bool:
-    return isinstance(error, (InputError, TypeError, ValueError, IndexError, KeyError))
-
-
-@atexit.register
-def _close_all() -> None:
-    """Explain the queued rows of every open monitor when the interpreter exits."""
-    for monitor in list(_open_monitors):
-        monitor.close(_EXIT_TIMEOUT)
+def _reason(error: BaseException) -> str:
+    """Return the reason for dropping rows that an error at their reading or copying is counted as."""
+    return "invalid" if isinstance(error, (InputError, TypeError, ValueError, IndexError, KeyError)) else "error"

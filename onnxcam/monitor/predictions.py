@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 
 from onnxcam.errors import InputError
 
-# bytes of a row besides its picture: scores, names, the object itself
+# bytes of a row besides its arrays, encoded picture and names: the objects themselves, the condition's quantities
 OVERHEAD = 1024
+SCORE = np.dtype(np.float32).itemsize  # bytes of one class's probability in a row
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,7 @@ class Row:
         quantities: the values a condition can refer to: confidence, margin, entropy, label.
         reason: `condition`, or `baseline` for one of the sample of confident rows.
         sample: the probability with which such a row is sampled.
-        size: bytes it counts for in the queue.
+        size: bytes it takes in the queue.
         tensor: the model's input, one row `[1, …]`; or
         picture: a path, encoded bytes, or a uint8 array; and
         features: the inputs of the tail by name, where the serving model outputs them.
@@ -120,9 +122,13 @@ class Batch:
             if value is not None and len(value) != rows:
                 raise InputError(f"{name} has {len(value)} rows for {rows} rows of scores; pass one for each")
 
-    def sizes(self, rows: np.ndarray) -> list[int]:
-        """Return the bytes that each of these rows will take in the queue."""
-        fixed = OVERHEAD + sum(_nbytes(v) // max(1, len(v)) for v in (self.features or {}).values())
+    def sizes(self, rows: np.ndarray, classes: int) -> list[int]:
+        """Return the bytes that each of these rows will take in the queue, but for its names.
+
+        Arguments:
+            classes: number of probabilities that a row keeps.
+        """
+        fixed = OVERHEAD + SCORE * classes + sum(_nbytes(v) // max(1, len(v)) for v in (self.features or {}).values())
         if self._copied:
             fixed += _nbytes(self.tensor) // max(1, len(self.tensor))
         if self.pictures is None:
@@ -144,9 +150,20 @@ class Batch:
             fields["picture"] = _picture(self.pictures[row])
         if self.features:
             fields["features"] = {name: _copy(value[row : row + 1]) for name, value in self.features.items()}
-        fields["request"] = _name(self.requests, row)
-        fields["trace"] = _name(self.traces, row)
+        fields["request"] = None if self.requests is None else name_of(self.requests[row])
+        fields["trace"] = None if self.traces is None else name_of(self.traces[row])
         return fields
+
+
+def size_of(probabilities: np.ndarray, fields: Mapping[str, Any]) -> int:
+    """Return the bytes that a row of these probabilities and fields takes in the queue."""
+    values = [probabilities, fields.get("tensor"), fields.get("picture"), *(fields.get("features") or {}).values()]
+    names = [fields.get("request"), fields.get("trace")]
+    return (
+        OVERHEAD
+        + sum(_nbytes(value) for value in values if value is not None)
+        + sum(sys.getsizeof(name) for name in names if name is not None)
+    )
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -192,11 +209,12 @@ def _nbytes(value: Any) -> int:
     if isinstance(value, (bytes, bytearray)):
         return len(value)
     if isinstance(value, (str, os.PathLike)):
-        return 0
+        return len(os.fspath(value))
     if hasattr(value, "size") and hasattr(value, "getbands"):  # a PIL image: bands of bytes
         return int(value.size[0] * value.size[1] * len(value.getbands()))
     return int(to_numpy(value).nbytes)
 
 
-def _name(names: Sequence[Any] | None, row: int) -> str | None:
-    return None if names is None or names[row] is None else str(names[row])[:256]
+def name_of(value: Any) -> str | None:
+    """Return the name of a request or trace as records have it: text of at most 256 characters."""
+    return None if value is None else str(value)[:256]

@@ -9,7 +9,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
 from multiprocessing import spawn
 from multiprocessing.connection import Connection
 from typing import Any
@@ -19,10 +18,10 @@ import numpy as np
 from onnxcam.errors import OnnxcamError
 from onnxcam.monitor.predictions import Row
 from onnxcam.monitor.row_explainer import Settings
-from onnxcam.monitor.worker import WorkerLost
+from onnxcam.monitor.worker import WorkerLost, start_thread
 
 _START = "import sys; sys.path[:] = {path!r}; from onnxcam.monitor.child import main; main({parent})"
-_EXIT_TIMEOUT = 0.2  # seconds
+_EXIT_TIMEOUT, _REAP_TIMEOUT = 0.2, 60.0  # seconds
 _OPEN_TIMEOUT = 120.0  # seconds for imports, the model and its session
 
 
@@ -42,7 +41,6 @@ class ExplainerProcess:
 
     def __init__(self, settings: Settings, timeout: float) -> None:
         self._timeout = timeout
-        self._close_lock = threading.Lock()
         code = _START.format(path=[os.path.abspath(p) for p in sys.path], parent=os.getpid())  # noqa: PTH100
         command = [os.fsdecode(spawn.get_executable() or sys.executable), "-c", code]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
@@ -50,6 +48,7 @@ class ExplainerProcess:
         # duplicated, because both the file objects and the Connections close their descriptors
         self._out = Connection(os.dup(self._process.stdin.fileno()), readable=False)
         self._in = Connection(os.dup(self._process.stdout.fileno()), writable=False)
+        self._ends = [self._out, self._in]
         self._process.stdin.close()
         self._process.stdout.close()
         try:
@@ -80,24 +79,25 @@ class ExplainerProcess:
 
     def close(self) -> None:
         """Kill the child; a thread that waits for its answer gets `WorkerLost`."""
-        with self._close_lock:
-            self._process.kill()
-            self._reap()
-            self.abandon()
-
-    def _reap(self) -> None:
-        """Wait briefly for the child to exit, then leave that to a thread: a starved process takes a while to exit."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_EXIT_TIMEOUT)
-            return
-        with contextlib.suppress(RuntimeError):  # no thread can be started once the interpreter exits
-            threading.Thread(target=self._process.wait, name="onnxcam-reaper", daemon=True).start()
+        self._process.kill()
+        try:
+            start_thread(lambda: self._reap(_REAP_TIMEOUT))
+        except RuntimeError:  # the interpreter exits: no thread can be started
+            self._reap(_EXIT_TIMEOUT)
+        self.abandon()
 
     def abandon(self) -> None:
         """Close the pipes only: in a forked child, so that they close when the parent exits."""
-        for end in (self._out, self._in):
-            with contextlib.suppress(OSError):
-                end.close()
+        with contextlib.suppress(IndexError):
+            while True:  # each end is closed by the one that takes it
+                end = self._ends.pop()
+                with contextlib.suppress(OSError):
+                    end.close()
+
+    def _reap(self, timeout: float) -> None:
+        """Wait for the child to exit: a starved process takes a while."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
 
     def _answer(self, timeout: float) -> Any:
         try:

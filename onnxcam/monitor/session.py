@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from onnxcam.errors import InputError, listing
+from onnxcam.errors import InputError, SerializationError, listing
+from onnxcam.monitor.interruptions import interruption
 from onnxcam.monitor.predictions import Batch, to_numpy
 from onnxcam.network.manifest import Manifest
 from onnxcam.targets.readout import Readout
 
 # scores, their form, the inputs
 Observe = Callable[[np.ndarray, str, Batch], int]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,18 @@ class WatchedSession:
     and removed from the results.
     """
 
-    __slots__ = ("__weakref__", "_names", "_observe", "_report_error", "_session")
+    __slots__ = ("__weakref__", "_monitor", "_names", "_observe", "_report_error", "_session")
 
     def __init__(
-        self, session: Any, names: ValueNames, observe: Observe, report_error: Callable[[str, BaseException], None]
+        self,
+        session: Any,
+        names: ValueNames,
+        monitor: object,
+        observe: Observe,
+        report_error: Callable[[str, BaseException], None],
     ) -> None:
         set_attribute = object.__setattr__  # `__setattr__` forwards to the session
+        set_attribute(self, "_monitor", monitor)
         set_attribute(self, "_session", session)
         set_attribute(self, "_names", names)
         set_attribute(self, "_observe", observe)
@@ -123,30 +132,41 @@ class WatchedSession:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._session, name, value)
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise SerializationError(
+            "a session that a monitor observes cannot be pickled: session and monitor belong to this process; open and "
+            "wrap one in each process"
+        )
+
     def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
         """Run the session and observe the prediction."""
         names = self._with_read_outputs(output_names)
         if names is None:
             results = self._session.run(output_names, input_feed, run_options)
-            self._observe_run(output_names, results, input_feed, run_options)
+            self._observe_run(output_names, results, input_feed, _logid(run_options))
             return results
         try:
             results = self._session.run(names, input_feed, run_options)
-        except Exception:
-            return self._session.run(output_names, input_feed, run_options)  # raises the session's own error
-        self._observe_run(names, results, input_feed, run_options)
-        return results[: len(output_names)]
+        except Exception as error:
+            failure = error
+        else:
+            self._observe_run(names, results, input_feed, _logid(run_options))
+            return results[: len(output_names)]
+        if (passing := interruption(failure)) is not None:
+            raise passing
+        return self._session.run(output_names, input_feed, run_options)  # raises the session's own error
 
     def run_async(
         self, output_names: Any, input_feed: Any, callback: Any, user_data: Any, run_options: Any = None
     ) -> Any:
         """Run the session asynchronously; the prediction is observed before the callback may reuse the inputs."""
         names = self._with_read_outputs(output_names) or output_names
+        context, logid = copy_context(), _logid(run_options)  # the callback runs in a thread of the session
 
         def observe_then_call(results: Any, data: Any, error: str) -> None:
             requested = results
             if not error:
-                self._observe_run(names, results, input_feed, run_options)
+                context.run(self._observe_run, names, results, input_feed, logid)
                 with contextlib.suppress(Exception):
                     requested = results if names is output_names else results[: len(output_names)]
             callback(requested, data, error)
@@ -156,36 +176,45 @@ class WatchedSession:
     def io_binding(self) -> Any:
         """Return a binding of the session that records the bound values."""
         binding = self._session.io_binding()
-        try:
-            record_bindings(binding)
-        except Exception as error:
-            self._report_error("wrap", error)
+        self._try(lambda: record_bindings(binding))
         return binding
 
     def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> Any:
         """Run the session; observed if the binding was made by `io_binding` and has the scores among its outputs."""
         results = self._session.run_with_iobinding(iobinding, run_options)
-        try:
+
+        def observe() -> None:
             values = dict(zip(iobinding.onnxcam_outputs, iobinding.get_outputs(), strict=True))
             names = [name for name in self._names.outputs if name in values]
             parts = [to_numpy(values[n]) if n == self._names.scores else OnDevice(values[n]) for n in names]
-            self._observe_run(names, parts, iobinding.onnxcam_inputs, run_options)
-        except Exception as error:
-            self._report_error("wrap", error)
+            self._observe_run(names, parts, iobinding.onnxcam_inputs, _logid(run_options))
+
+        self._try(observe)
         return results
 
     def _with_read_outputs(self, output_names: Any) -> list[str] | None:
         """Return the requested outputs plus those the monitor reads; None if nothing has to be added."""
         if not output_names:
             return None
-        try:
+
+        def add() -> list[str] | None:
             missing = [name for name in self._names.outputs if name not in output_names]
             return [*output_names, *missing] if missing else None
-        except Exception as error:
-            self._report_error("wrap", error)
-            return None
 
-    def _observe_run(self, names: Any, results: Any, feed: Any, run_options: Any) -> None:
+        return self._try(add)
+
+    def _try(self, function: Callable[[], _Result]) -> _Result | None:
+        """Return what a function returns, None after an error of its own, which is logged."""
+        try:
+            return function()
+        except Exception as error:
+            failure = error
+        if (passing := interruption(failure)) is not None:
+            raise passing
+        self._report_error("wrap", failure)
+        return None
+
+    def _observe_run(self, names: Any, results: Any, feed: Any, logid: str | None) -> None:
         try:
             names = names or [output.name for output in self._session.get_outputs()]
             values = dict(zip(names, results, strict=False))
@@ -195,13 +224,30 @@ class WatchedSession:
                 return
             features = {value: values[name] for value, name in read.features.items() if name in values}
             complete = features if len(features) == len(read.features) else None
-            tag = getattr(run_options, "logid", "") or None
-            requests = None if tag is None else [tag] * len(scores)
+            requests = None if logid is None else [logid] * len(scores)
             picture = feed[read.image]
             tensor = OnDevice(picture) if hasattr(picture, "device_name") else np.asarray(picture)
             self._observe(scores, read.form, Batch(tensor=tensor, features=complete, requests=requests))
+            return
         except Exception as error:
-            self._report_error("wrap", error)
+            failure = error
+        if (passing := interruption(failure)) is not None:
+            raise passing
+        self._report_error("wrap", failure)
+
+
+def watcher_of(session: WatchedSession) -> object:
+    """Return the monitor that observes a session."""
+    return object.__getattribute__(session, "_monitor")
+
+
+def wrapped_in(session: WatchedSession) -> Any:
+    """Return the session that a wrapper forwards to."""
+    return object.__getattribute__(session, "_session")
+
+
+def _logid(run_options: Any) -> str | None:
+    return getattr(run_options, "logid", "") or None
 
 
 class OnDevice:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Protocol, cast, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
@@ -189,11 +190,11 @@ class _StdoutSink(_RedactingSink):
 
     def __init__(self) -> None:
         super().__init__(None)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may write in the middle of a write
         after_fork(self, _StdoutSink._forked)
 
     def _forked(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def _write(self, record: Record, files: Files) -> None:
         line = escaped(encode(record).decode().rstrip("\n")).encode() + b"\n"  # it may be a terminal
@@ -219,7 +220,10 @@ class _StdoutSink(_RedactingSink):
 
 
 class _MultiSink(_RedactingSink):
-    """Writes to several sinks, each whether or not another fails; fails if one fails."""
+    """Writes to several sinks, each whether or not another fails; fails if one fails.
+
+    Each gets a copy of the record: what it changes is not passed on, but for the `files` that it filled in.
+    """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         super().__init__(None)
@@ -227,11 +231,14 @@ class _MultiSink(_RedactingSink):
 
     def _write(self, record: Record, files: Files) -> None:
         errors: list[OutputError] = []
+        names = record.get("files", [])
         for sink in self.sinks:
+            copy = deepcopy(record) | {"files": deepcopy(names)}
             try:
-                sink.write(record, files)
+                sink.write(copy, dict(files))
             except OutputError as error:
                 errors.append(error)
+            names = _names(copy, files) or names
         if errors:
             raise OutputError("; ".join(map(str, errors))) from errors[0]
 
@@ -258,3 +265,10 @@ class _MultiSink(_RedactingSink):
         for sink in self.sinks:
             if hasattr(sink, "note"):
                 sink.note(counts)
+
+
+def _names(record: Mapping[str, Any], files: Files) -> list[dict[str, Any]]:
+    """Return the names of files that a sink has filled in, empty if they are none."""
+    entries = record.get("files")
+    fits = isinstance(entries, list) and all(isinstance(e, dict) and e.get("kind") in files for e in entries)
+    return cast(list[dict[str, Any]], entries) if fits else []

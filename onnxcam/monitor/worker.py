@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import hashlib
+import math
 import os
+import stat
 import sys
 import threading
 import time
@@ -16,15 +19,18 @@ from typing import Any
 import numpy as np
 
 from onnxcam.monitor.admission import Clock
+from onnxcam.monitor.atomic import Claim
 from onnxcam.monitor.error_log import ErrorLog
 from onnxcam.monitor.predictions import Row
 from onnxcam.monitor.queue import RowQueue
 from onnxcam.monitor.sinks import Sink
 
 NICENESS = 19
+POLL = 0.005  # seconds between two looks at whether something has ended
+_START_TIMEOUT = 1.0  # seconds after which a thread counts as not started
 WORKERS = ("thread", "process", "inline")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0  # seconds before a lost explainer is opened again, doubled each time
-_SAMPLE = 8192  # bytes of a picture that are hashed to tell it from another
+_DIGEST = 16  # bytes of a digest
 _REMEMBERED = 4096  # pictures
 _YIELD = 0.0001  # seconds
 _CONTENTION = 20  # processors are contended where a thread waits this many times longer than it runs
@@ -40,7 +46,7 @@ class WorkerLost(Exception):
 
 
 class DuplicateFilter:
-    """Remembers which pictures were explained, for `lifetime` seconds, by a hash of a sample of their bytes."""
+    """Remembers which pictures were explained, for `lifetime` seconds, by a digest of every byte of them."""
 
     def __init__(self, lifetime: float, clock: Clock) -> None:
         self._lifetime = lifetime
@@ -48,19 +54,23 @@ class DuplicateFilter:
         self._until: OrderedDict[bytes, float] = OrderedDict()
 
     def key(self, row: Row) -> bytes | None:
-        """Return a hash of the row's picture and class; None if duplicates are not filtered."""
+        """Return a digest of 128 bits of the row's picture and class; None if duplicates are not filtered.
+
+        A picture in a file is told by what the file holds now: cameras write one name again and again.
+        """
         if self._lifetime <= 0:
             return None
-        digest = hashlib.blake2b(str(int(row.quantities["label"])).encode(), digest_size=16)
+        digest = hashlib.blake2b(str(int(row.quantities["label"])).encode(), digest_size=_DIGEST)
         for name, array in row.arrays().items():
-            flat = array.reshape(-1)
-            step = max(1, array.nbytes // _SAMPLE)
             digest.update(f"{name}{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(flat[::step]).data)
-        if not isinstance(row.picture, np.ndarray) and row.picture is not None:
-            data = row.picture if isinstance(row.picture, bytes) else str(row.picture).encode(errors="replace")
-            digest.update(len(data).to_bytes(8, "little"))
-            digest.update(data[:: max(1, len(data) // _SAMPLE)])
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        if isinstance(row.picture, bytes):
+            digest.update(row.picture)
+        elif row.picture is not None and not isinstance(row.picture, np.ndarray):
+            content = _digest_of_file(row.picture)
+            if content is None:
+                return None  # to be explained, or to fail, like any other
+            digest.update(content)
         return digest.digest()
 
     def has(self, key: bytes | None) -> bool:
@@ -75,6 +85,18 @@ class DuplicateFilter:
         self._until.move_to_end(key)
         while len(self._until) > _REMEMBERED:
             self._until.popitem(last=False)
+
+
+def _digest_of_file(path: str | Path) -> bytes | None:
+    """Return the digest of a regular file, None if it is none or cannot be read."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(handle, "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return None
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST)).digest()
+    except (OSError, ValueError):
+        return None
 
 
 class RowHandler:
@@ -104,14 +126,14 @@ class RowHandler:
         self._pause = 0.0
         self._noted = -_NOTE_PERIOD
 
-    def handle(self, row: Row) -> None:
-        """Explain a taken row and count the outcome. Raises nothing."""
+    def handle(self, row: Row) -> BaseException | None:
+        """Explain a taken row and count the outcome. Raises nothing; returns why the row failed, None if it did not."""
         cause = "explain"
         try:
             key = self._duplicates.key(row)
             if self._duplicates.has(key):
                 self._queue.discard(row, "duplicate")
-                return
+                return None
             cause = "worker"
             explain = self._explain or self._open_explainer()
             cause = "explain"
@@ -125,10 +147,12 @@ class RowHandler:
                 self._lose_explainer()
             self._queue.fail(row, cause)
             self._error_log.report(cause, error)
-        else:
-            self._pause = 0.0
-            self._queue.explain(row)
+            self.note()
+            return error
+        self._pause = 0.0
+        self._queue.explain(row)
         self.note()
+        return None
 
     def pause(self) -> None:
         """Wait before a lost explainer is opened again, twice as long each time; ends early when the monitor stops."""
@@ -178,47 +202,85 @@ class RowHandler:
         self._pause = min(_LONGEST_PAUSE, max(_FIRST_PAUSE, 2 * self._pause))
 
 
+class _Thread:
+    """Stands for the thread of a worker as long as that runs."""
+
+
 class Worker:
-    """A daemon thread that drains the queue; started by the first row, ended when the queue stops.
+    """A thread that drains the queue; started by the first row, ended when the queue stops.
+
+    It refers to nothing that refers to the monitor, which can so be collected while the thread waits. It is not a
+    `threading.Thread`: to start one waits for locks that the code which a signal handler interrupts may have.
 
     Arguments:
+        finish: called in the thread when it ends.
         backs_off: whether rows are explained in this thread, which then backs off while the processors are contended.
     """
 
-    def __init__(self, queue: RowQueue, handler: RowHandler, backs_off: bool = False) -> None:
+    def __init__(
+        self, queue: RowQueue, handler: RowHandler, finish: Callable[[], None], backs_off: bool = False
+    ) -> None:
+        self.native_id = 0
         self._queue = queue
         self._handler = handler
+        self._finish = finish
         self._backs_off = backs_off
-        self._thread = threading.Thread(target=self._run, name="onnxcam-monitor", daemon=True)
-        self._thread.start()
+        self._claim = Claim()
+        self._started = -math.inf
+
+    def start(self) -> None:
+        """Start the thread unless it runs.
+
+        Raises:
+            RuntimeError: no further thread can be started.
+        """
+        if self.alive() or self._queue.stopped.is_set() or time.monotonic() < self._started + _START_TIMEOUT:
+            return
+        self._started = time.monotonic()
+        start_thread(self._run)
 
     def alive(self) -> bool:
         """Return whether the thread runs."""
-        return self._thread.is_alive()
+        return self._claim.holder is not None
 
-    def join(self, timeout: float) -> None:
-        """Wait until the thread ends, at most `timeout` seconds."""
-        self._thread.join(max(0.0, timeout))
+    def join(self, timeout: float) -> bool:
+        """Wait until the thread ends, at most `timeout` seconds; returns whether it has."""
+        return wait_until(lambda: not self.alive(), timeout)
 
     def _run(self) -> None:
-        lower_priority()
-        while not self._queue.stopped.is_set():
-            try:
-                row = self._queue.take(_TICK)
-            except Exception as error:
-                self._handler.report_queue_error(error)
-                continue
-            if row is None:
-                self._handler.tick()
-                self._handler.note()
-                continue
-            before = _scheduled() if self._backs_off else (0.0, 0.0)
-            self._handler.handle(row)
-            del row  # frees the last row while the thread waits for the next
-            self._handler.pause()
-            if self._backs_off:
-                self._back_off(*(now - then for now, then in zip(_scheduled(), before, strict=True)))
-        self._handler.close()
+        thread = _Thread()
+        if not self._claim.take(thread):  # another thread was started at the same moment
+            return
+        current = threading.current_thread()
+        current.name, self.native_id = "onnxcam-monitor", threading.get_native_id()
+        try:
+            lower_priority()
+            self._queue.fail_running("worker")
+            while not self._queue.stopped.is_set():
+                self._step()
+            self._handler.close()
+            self._finish()
+        finally:
+            self._claim.release(thread)
+            getattr(threading, "_active", {}).pop(threading.get_ident(), None)  # nothing else takes it out
+
+    def _step(self) -> None:
+        """Wait for a row and explain it."""
+        try:
+            row = self._queue.take(_TICK)
+        except Exception as error:
+            self._handler.report_queue_error(error)
+            return
+        if row is None:
+            self._handler.tick()
+            self._handler.note()
+            return
+        before = _scheduled() if self._backs_off else (0.0, 0.0)
+        self._handler.handle(row)
+        del row  # frees the last row while the thread waits for the next
+        self._handler.pause()
+        if self._backs_off:
+            self._back_off(*(now - then for now, then in zip(_scheduled(), before, strict=True)))
 
     def _back_off(self, ran: float, waited: float) -> None:
         """Sleep after a row during which this thread waited for a processor, unless a caller waits for the queue.
@@ -237,6 +299,26 @@ def _scheduled() -> tuple[float, float]:
     except (OSError, ValueError):
         return 0.0, 0.0
     return int(ran) * 1e-9, int(waited) * 1e-9
+
+
+def start_thread(run: Callable[[], None]) -> None:
+    """Run a function in a new thread that does not keep the interpreter from exiting; also from a signal handler.
+
+    Raises:
+        RuntimeError: no further thread can be started.
+    """
+    _thread.start_new_thread(run, ())
+
+
+def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
+    """Wait until a condition is true, at most `timeout` seconds; returns whether it is."""
+    end = time.monotonic() + timeout
+    while not condition():
+        left = end - time.monotonic()
+        if left <= 0:
+            return False
+        time.sleep(min(POLL, left))
+    return True
 
 
 def yield_interpreter() -> None:

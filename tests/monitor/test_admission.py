@@ -21,6 +21,7 @@ from onnxcam.monitor.admission import (
     count_fitting,
     parse_rate,
 )
+from onnxcam.monitor.queue import Candidates, Capacity, RowQueue, Ticket
 
 
 def most_over_rate(times: Sequence[float], rate: float) -> float:
@@ -43,7 +44,7 @@ def most_over_rate(times: Sequence[float], rate: float) -> float:
 def test_one_hour_of_any_traffic(seed: int, amount: int, period: float, burst: float | None, baseline: bool) -> None:
     rng = np.random.default_rng(seed)
     rate = Rate(amount, period)
-    limiter = RateLimiter(Limits(rate, burst, None, baseline))
+    limiter = RateLimiter.of(Limits(rate, burst, None, baseline), 0.0, 0.0)
     capacity = burst if burst is not None else float(amount)
     moments = np.cumsum(rng.exponential(rng.choice([0.01, 0.3, 5.0, 100.0]), 4000) * rng.choice([0.0, 1.0], 4000))
     times = moments[moments < 3600].tolist()
@@ -53,76 +54,110 @@ def test_one_hour_of_any_traffic(seed: int, amount: int, period: float, burst: f
     admitted: list[float] = []
     for now, counts, rooms in zip(times, rows, parts, strict=True):
         for lane in (False, True):
-            count = limiter.admit(counts[lane], now, now, baseline=lane and baseline).admitted
+            count = limiter.admit(counts[lane], now, baseline=lane and baseline).admitted
             taken = min(count, int((count + 1) * rooms[lane]))
-            limiter.spend(taken, baseline=lane and baseline)
+            limiter = limiter.spend(taken, now, baseline=lane and baseline)
             admitted += [now] * taken
     assert most_over_rate(admitted, rate.per_second) <= max(1.0, capacity) + 1e-6
 
 
 def test_steady_overload_gets_the_whole_rate() -> None:
     for baseline in (False, True):
-        limiter = RateLimiter(Limits(Rate(2, 1.0), None, None, baseline))
+        limiter = RateLimiter.of(Limits(Rate(2, 1.0), None, None, baseline), 0.0, 0.0)
         got = 0
         for tick in range(36000):
-            count = limiter.admit(5, tick / 10, 0.0).admitted
-            limiter.spend(count)
+            count = limiter.admit(5, tick / 10).admitted
+            limiter = limiter.spend(count, tick / 10)
             got += count
         assert 7198 <= got <= 7202
 
 
 def test_a_flood_does_not_silence_the_baseline() -> None:
-    limiter = RateLimiter(Limits(Rate(2, 1.0), None, 5000, True))
+    limiter = RateLimiter.of(Limits(Rate(2, 1.0), None, 5000, True), 0.0, 0.0)
     unsure = sure = 0
     for tick in range(36000):
-        count = limiter.admit(5, tick / 10, tick / 10).admitted
-        limiter.spend(count)
+        count = limiter.admit(5, tick / 10).admitted
+        limiter = limiter.spend(count, tick / 10)
         unsure += count
         if tick % 50 == 0:  # one confident row in 5 s is in the sample
-            count = limiter.admit(1, tick / 10, tick / 10, baseline=True).admitted
-            limiter.spend(count, baseline=True)
+            count = limiter.admit(1, tick / 10, baseline=True).admitted
+            limiter = limiter.spend(count, tick / 10, baseline=True)
             sure += count
     assert sure == 500  # a tenth of the day's budget is its own, whatever the flood took
     assert unsure == 4500
 
 
 def test_a_greedy_baseline_does_not_silence_the_unsure() -> None:
-    limiter = RateLimiter(Limits(Rate(2, 1.0), None, None, True))
+    limiter = RateLimiter.of(Limits(Rate(2, 1.0), None, None, True), 0.0, 0.0)
     got = {False: 0, True: 0}
     for tick in range(36000):
         for baseline in (False, True):
-            count = limiter.admit(50, tick / 10, 0.0, baseline=baseline).admitted
-            limiter.spend(count, baseline=baseline)
+            count = limiter.admit(50, tick / 10, baseline=baseline).admitted
+            limiter = limiter.spend(count, tick / 10, baseline=baseline)
             got[baseline] += count
     assert sum(got.values()) <= 7202
     assert got[False] > 3000 and got[True] > 700
 
 
-def test_budget_is_that_of_the_day() -> None:
-    budget = DailyBudget(10)
-    budget.take(budget.left(5 * DAY + 1))
-    assert budget.left(5 * DAY + 80000) == 0
-    assert budget.left(6 * DAY) == 10
-    budget.take(4)
-    assert budget.left(5 * DAY) == 6, "a clock set back opens no new day"
-    assert budget.left(6 * DAY + 5) == 6
+def test_the_first_day_ends_at_midnight_utc_and_each_further_one_a_day_later() -> None:
+    noon = 5 * DAY + DAY / 2
+    budget = DailyBudget.of(10, monotonic=1000.0, wall=noon)
+    budget = budget.take(budget.left(1000.0), 1000.0)
+    assert budget.left(1000.0 + DAY / 2 - 1) == 0
+    assert budget.left(1000.0 + DAY / 2) == 10
+    budget = budget.take(4, 1000.0 + 3.25 * DAY)  # nothing for two days
+    assert budget.left(1000.0 + 3.25 * DAY) == budget.left(1000.0 + 3.5 * DAY - 1) == 6
+    assert budget.left(1000.0 + 3.5 * DAY) == 10
+
+
+@pytest.mark.parametrize("jump", [-400 * DAY, -DAY, -3600.0, 3600.0, DAY, 400 * DAY])
+@pytest.mark.parametrize("back", [False, True])
+def test_a_wall_clock_that_jumps_changes_nothing(jump: float, back: bool) -> None:
+    """For an hour, or from then on: as many rows pass in every 24 hours as without it."""
+
+    class Clock:
+        def __init__(self) -> None:
+            self.now, self.ahead = 0.0, 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        def time(self) -> float:
+            return 1_799_971_200.0 + self.now + self.ahead
+
+    queued: list[list[int]] = []
+    for distance in (0.0, jump):
+        clock = Clock()
+        queue = RowQueue(Limits(Rate(2, 1.0), None, 100, False), Capacity(10**9, 1 << 40, "drop_newest"), clock)
+        queued.append([])
+        for hour in range(96):
+            clock.now = 3600.0 * hour
+            clock.ahead = distance if hour == 30 or (hour > 30 and not back) else 0.0
+            for _ in range(10):
+                clock.now += 10
+                ticket = Ticket()
+                ticket.observed = 5
+                queued[-1] += queue.admit(ticket, 0, [Candidates([1] * 5, False)])
+                assert queue.add(ticket, [], {"error": queued[-1][-1]}) == 0
+    assert queued[0] == queued[1] and sum(queued[0]) == 400
 
 
 def test_bucket_ignores_a_clock_that_goes_back() -> None:
-    bucket = TokenBucket(1.0, 5.0)
-    bucket.take(bucket.level(100.0))
+    bucket = TokenBucket.full(1.0, 5.0)
+    bucket = bucket.take(bucket.level(100.0), 100.0)
     assert bucket.level(90.0) == 0
     assert bucket.level(100.0) == 0
     assert bucket.level(101.0) == pytest.approx(1.0)
+    assert bucket.take(0, 90.0).level(101.0) == pytest.approx(1.0)
 
 
 def test_nothing_is_spent_by_asking() -> None:
-    limiter = RateLimiter(Limits(Rate(5, 1.0), None, 100, False))
-    assert [limiter.admit(3, 0.0, 0.0).admitted for _ in range(10)] == [3] * 10
-    lane = limiter.admit(8, 0.0, 0.0)
+    limiter = RateLimiter.of(Limits(Rate(5, 1.0), None, 100, False), 0.0, 0.0)
+    assert [limiter.admit(3, 0.0).admitted for _ in range(10)] == [3] * 10
+    lane = limiter.admit(8, 0.0)
     assert lane == (5, 3, 0)
-    limiter = RateLimiter(Limits(Rate(5, 1.0), None, 2, False))
-    assert limiter.admit(8, 0.0, 0.0) == (2, 3, 3)
+    limiter = RateLimiter.of(Limits(Rate(5, 1.0), None, 2, False), 0.0, 0.0)
+    assert limiter.admit(8, 0.0) == (2, 3, 3)
 
 
 def test_sample_keeps_its_share() -> None:

@@ -71,7 +71,7 @@ def test_close_ends_a_hung_process(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monitor = Monitor(MODEL, sink=Kept(), when=ALWAYS, worker="process", preprocess="0..1", **UNLIMITED)
     monitor.observe(logits(1), tensor=pictures(1))
     assert monitor.flush(60) and monitor.stats()["explained"] == 1
-    child = monitor._handler._explain
+    child = monitor._pipeline.handler._explain
     monkeypatch.setattr("onnxcam.image.picture.MAX_PIXELS", 1)
     os.kill(child.pid, 19)  # type: ignore[union-attr]  # SIGSTOP: it answers nothing any more
     monitor.observe(logits(1), tensor=pictures(1))
@@ -79,7 +79,7 @@ def test_close_ends_a_hung_process(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     took, done = timed_close(monitor, 0.5)
     assert took < 1.0 and not done
     assert child._process.wait(60) == -9  # type: ignore[union-attr]
-    monitor._worker.join(5)  # type: ignore[union-attr]
+    monitor._pipeline.worker.join(5)
     found = monitor.stats()
     assert balanced(found) and found["failures"]["worker"] == 1
 

@@ -45,7 +45,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def explained_when_backing_off(monitor: Monitor) -> int:
     """The rows explained once the worker waits and nothing ends that wait."""
-    urgent = monitor._queue.urgent
+    urgent = monitor._pipeline.queue.urgent
     assert isinstance(urgent, Urgent)
     until(lambda: urgent.waiting and not urgent.is_set())
     return int(monitor.stats()["explained"])
@@ -58,14 +58,14 @@ def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
     looks = itertools.count()
     monkeypatch.setattr(worker, "_scheduled", lambda: ((n := next(looks)) * 0.01, n * 100.0))
     monitor = Monitor(SMALL, sink=Kept(), when=ALWAYS, worker="thread", **UNLIMITED)
-    monitor._queue.urgent = Urgent()
+    monitor._pipeline.queue.urgent = Urgent()
     return monitor
 
 
 def test_it_backs_off_after_each_explanation(monitor: Monitor) -> None:
     observed(monitor, 3)
     assert explained_when_backing_off(monitor) == 1
-    assert monitor._queue.urgent.timeouts == [5.0]  # type: ignore[attr-defined]
+    assert monitor._pipeline.queue.urgent.timeouts == [5.0]  # type: ignore[attr-defined]
     monitor.close(0.1)
 
 

@@ -214,7 +214,7 @@ def test_a_full_queue_drops_by_policy(on_full: str, kept: Kept) -> None:
 
 def test_bytes_bound_the_queue(kept: Kept) -> None:
     gate = Gate()
-    row = pictures(1).nbytes + 1024
+    row = pictures(1).nbytes + 4 * CLASSES + 1024
     with Monitor(MODEL, sink=[gate, kept], when=ALWAYS, queue_bytes=3 * row, **UNLIMITED) as monitor:
         assert monitor.observe(logits(8), tensor=pictures(8)) == 3
         assert monitor.stats()["dropped"]["bytes"] == 5

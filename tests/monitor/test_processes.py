@@ -249,7 +249,7 @@ PARENT = """
     monitor._sink.inner = lambda record, files: None
     monitor.observe(logits(1), tensor=pictures(1))
     assert monitor.flush(60)
-    print(monitor._handler._explain.pid, flush=True)
+    print(monitor._pipeline.handler._explain.pid, flush=True)
     time.sleep(60)
 """
 
@@ -280,7 +280,7 @@ def test_a_worker_process_is_started_again(
     how: signal.Signals, says: str, processed: tuple[Monitor, Kept], caplog: pytest.LogCaptureFixture
 ) -> None:
     monitor, kept = processed
-    os.kill(monitor._handler._explain.pid, how)  # type: ignore[union-attr]
+    os.kill(monitor._pipeline.handler._explain.pid, how)  # type: ignore[union-attr]
     time.sleep(0.05)
     monitor.observe(logits(3), tensor=pictures(3))
     assert monitor.flush(60)
@@ -295,8 +295,8 @@ def test_the_worker_thread_is_nice_and_what_it_starts_too() -> None:
     with Monitor(MODEL, sink=Kept(), when=ALWAYS, redact="none", **UNLIMITED) as monitor:
         monitor.observe(logits(1), tensor=pictures(1))
         assert monitor.flush(10)
-        thread = next(t for t in threading.enumerate() if t.name == "onnxcam-monitor")
-        assert os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) == 19
+        assert "onnxcam-monitor" in [thread.name for thread in threading.enumerate()]
+        assert os.getpriority(os.PRIO_PROCESS, monitor._pipeline.worker.native_id) == 19
         assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19
         started = set(Path("/proc/self/task").iterdir()) - before
         assert {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in started} == {19}

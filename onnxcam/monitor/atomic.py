@@ -1,8 +1,8 @@
 """Values and events that threads and signal handlers share without locks.
 
-A signal handler interrupts its thread between any two steps of Python and may call anything, or raise. A lock that the
-interrupted code holds would never be released while the handler waits for it, and a value that it has half changed would
-stay so. Here every change is one step: a call of a built-in method that takes effect as a whole or not at all.
+A signal handler interrupts its thread between any two steps of Python and may call anything, or raise. A lock that
+the interrupted code holds would never be released while the handler waits for it, and a value that it has half changed
+would stay so. Here every change is one step: a call of a built-in method that takes effect as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Receipt:
 
 
 class Cell(Generic[T]):
-    """An immutable value that is replaced by compare and swap: a change computed from an old value is computed again."""
+    """An immutable value, replaced by compare and swap: a change computed from an old value is computed again."""
 
     def __init__(self, value: T) -> None:
         # the newest version by number; for a moment also older ones

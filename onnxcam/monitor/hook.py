@@ -294,8 +294,8 @@ class Monitor:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise SerializationError(
-            "a Monitor cannot be pickled: its queue, worker and counts belong to this process; make one in each process, "
-            "or fork before the first prediction"
+            "a Monitor cannot be pickled: its queue, worker and counts belong to this process; make one in each "
+            "process, or fork before the first prediction"
         )
 
     def _observe(self, scores: Any, form: str, batch: Batch) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from inspect import CO_VARARGS
 from types import CodeType, FrameType, TracebackType
 from typing import Any
@@ -62,8 +62,7 @@ def _handlers() -> Iterator[CodeType]:
         handler: Any = signal.getsignal(number)
         while hasattr(handler, "func"):  # functools.partial
             handler = handler.func
-        if isinstance(handler, Callable):  # type: ignore[arg-type]
-            for function in (handler, getattr(type(handler), "__call__", None)):
-                code = getattr(getattr(function, "__func__", function), "__code__", None)
-                if isinstance(code, CodeType):
-                    yield code
+        for function in (handler, getattr(type(handler), "__call__", None)):  # noqa: B004
+            code = getattr(getattr(function, "__func__", function), "__code__", None)
+            if isinstance(code, CodeType):
+                yield code

@@ -164,7 +164,7 @@ class Pipeline:
 
 
 def _closed(pipeline: weakref.ref[Pipeline]) -> None:
-    _open.pop(pipeline(), None)  # type: ignore[call-overload]
+    _open.pop(pipeline(), None)  # type: ignore[arg-type]
 
 
 def wait(pipelines: Sequence[Pipeline], timeout: float) -> list[bool]:

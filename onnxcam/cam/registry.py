@@ -64,6 +64,7 @@ class Method:
         single: the rules (`plain` or `guided`) of the one gradient at the input that is all it needs: that one comes
             with the scores, in one run of the model.
         options: names and default values of its options.
+        divides: whether it divides by the objective's value, so that a negative one reverses the map.
         terms: of a map that is a sum over channels, what was decorated: it returns the terms `[N, C, h, w]`.
     """
 
@@ -76,6 +77,7 @@ class Method:
     layered: bool = True
     single: str | None = None
     terms: Callable[..., Any] | None = field(default=None, repr=False)
+    divides: bool = False
 
     def __reduce__(self) -> tuple[Callable[[str], Method], tuple[str]]:
         return find, (self.name,)  # copied and pickled by name: its function's own name is that of the `Method`
@@ -108,9 +110,11 @@ def cam_method(name: str, *, gradient: bool = True, summed: bool = False) -> Cal
     return _registering(name, GRAPH, gradient, False, _add_nodes if summed else None)
 
 
-def layer_method(name: str, *, gradient: bool = True, long: bool = False, summed: bool = False) -> Callable[[F], F]:
+def layer_method(
+    name: str, *, gradient: bool = True, long: bool = False, summed: bool = False, divides: bool = False
+) -> Callable[[F], F]:
     """Register a method that works on a layer, `function(view, **options) -> float32 [N, h, w]` before its ReLU."""
-    return _registering(name, LAYER, gradient, long, _add_arrays if summed else None)
+    return _registering(name, LAYER, gradient, long, _add_arrays if summed else None, divides=divides)
 
 
 def attribution(
@@ -132,6 +136,7 @@ def _registering(
     adding: Callable[[Callable[..., Any]], Callable[..., Any]] | None,
     layered: bool = True,
     single: str | None = None,
+    divides: bool = False,
 ) -> Callable[[F], F]:
     def register(function: F) -> F:
         if name in _methods:
@@ -143,7 +148,7 @@ def _registering(
         }
         whole = function if adding is None else adding(function)
         terms = None if adding is None else function
-        _methods[name] = Method(name, kind, whole, gradient, long, defaults, layered, single, terms)
+        _methods[name] = Method(name, kind, whole, gradient, long, defaults, layered, single, terms, divides)
         return function
 
     return register

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,13 +13,16 @@ from onnxcam.cam.registry import Method
 from onnxcam.explain.explanation import Explanation, Map, name_of
 from onnxcam.explain.maps import fuse, visible_parts, windows_of
 from onnxcam.explain.question import Question
-from onnxcam.explain.warnings import map_warnings
-from onnxcam.targets.objectives import LOG_PROBABILITY, LOGIT, VALUE, Objective
+from onnxcam.explain.warnings import map_warnings, reversed_warnings
+from onnxcam.targets.objectives import LOG_PROBABILITY, LOGIT, VALUE, Objective, logit
 
 if TYPE_CHECKING:
+    from onnxcam.explain.examination import Examination
     from onnxcam.graph.window import Window
 
 _PREDICTIONS = 5  # stored in an explanation
+# a row and layers -> the examination of this row alone
+Examine = Callable[[int, Sequence[str]], "Examination"]
 
 
 class BatchMaps(NamedTuple):
@@ -36,6 +40,7 @@ class BatchMaps(NamedTuple):
         objective: of the rows; the logits of the classes if None.
         windows: per layer the part of the model's input that its map covers, None for all of it; empty where all maps
             cover it.
+        examine: called where a map is zero everywhere, for the reason.
     """
 
     question: Question
@@ -49,6 +54,7 @@ class BatchMaps(NamedTuple):
     model: dict[str, Any]
     objective: Objective | None = None
     windows: Sequence[Window | None] = ()
+    examine: Examine | None = None
 
     def explanation(
         self, row: int, picture: image.Picture, geometry: image.Geometry, place: int | None = None
@@ -83,6 +89,7 @@ class BatchMaps(NamedTuple):
                     float(self.probabilities[row, index]),
                     heatmap,
                     raw if isinstance(layer, list) else raw[0],
+                    None if heatmap.any() else self._blank(row, index, raw, place),
                 )
             )
         readout = question.terms.readout
@@ -98,7 +105,8 @@ class BatchMaps(NamedTuple):
             [
                 *self.warnings,
                 *picture.doubts,
-                *map_warnings([(one.label, one.raw_map, one.heatmap) for one in maps], self.scores[row]),
+                *map_warnings([(one.label, one.blank) for one in maps], self.scores[row]),
+                *self._negative(row, maps),
             ],
             picture.name,
             self.model,
@@ -107,6 +115,28 @@ class BatchMaps(NamedTuple):
             other=None if other is None else (other, name_of(other, labels)),
             visible=visible,
         )
+
+    def _blank(self, row: int, index: int, raw: Sequence[np.ndarray], place: int | None) -> str:
+        """The reason for a heatmap that is zero everywhere."""
+        from onnxcam.explain import evidence  # most maps are not
+
+        layers = self.question.layers if place is None else self.question.layers[place : place + 1]
+        why = ""
+        if self.examine is not None and not any(one.any() for one in raw):
+            question, examine = self.question.of_rows(row, row + 1), partial(self.examine, row, layers)
+            why = evidence.reason(examine, question, index, self.method, layers)
+        return evidence.describe(self.method, raw, why)
+
+    def _negative(self, row: int, maps: Sequence[Map]) -> list[str]:
+        """Warnings about maps that a negative score turns round."""
+        if not self.method.divides:
+            return []
+        objective, rows = self.objective, np.arange(len(self.scores))
+        values = []
+        for k, one in enumerate(maps):
+            of_class = logit(self.classes[:, k], self.question.terms.readout) if objective is None else objective
+            values.append((one.label, float(of_class.value(self.scores, rows)[row])))
+        return reversed_warnings(self.method.name, values)
 
     def _predictions(self, row: int) -> list[tuple[int, str, float]]:
         probabilities, labels = self.probabilities[row], self.question.terms.labels

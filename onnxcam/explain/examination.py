@@ -13,7 +13,7 @@ from onnxcam.errors import InputError, MethodError
 from onnxcam.explain.features import HeadRun
 from onnxcam.explain.maps import INPUT_SIZE, fuse, map_size, visible_parts, windows_of
 from onnxcam.explain.question import Question, Terms
-from onnxcam.explain.view import view
+from onnxcam.explain.view import LayerView, view
 from onnxcam.network.names import INPUT as WHOLE
 from onnxcam.targets.objectives import Objective, logit
 
@@ -138,6 +138,10 @@ class Examination:
             visible_parts(geometry, windows_of(method, windows), mirrored=question.augment)
             for method in question.methods
         ]
+
+    def view(self, layer: str, objective: Objective) -> LayerView:
+        """One of the layers under an objective, see `onnxcam.cam.view.View`."""
+        return view(self._with_layers([layer]), layer, objective)
 
     def maps(self, question: Question, objective: Objective) -> list[list[np.ndarray]]:
         """Per method and layer the maps `[N, h, w]` after ReLU; those of graph methods share one pass back."""

@@ -458,17 +458,21 @@ class Explainer:
         p, size = self._readout.probabilities(scores), self._input_size(batch)
         windows = self._file.windows(question.layers)
         model = {key: self.manifest.get(key) for key in ("source", "parity")}
+
+        def examine(row: int, layers: Sequence[str]) -> Examination:
+            return self._examine(batch[row : row + 1], question.of_rows(row, row + 1), None, layers)
+
         return [
-            BatchMaps(question, method, scores, p, explained, maps, size, self._warnings, model, objective, windows)
+            BatchMaps(
+                question, method, scores, p, explained, maps, size, self._warnings, model, objective, windows, examine
+            )
             for method, maps in zip(question.methods, by_method, strict=True)
         ]
 
     def _examine(
         self, batch: np.ndarray, question: Question, progress: Progress | None, layers: Sequence[str] | None = None
     ) -> Examination:
-        """Run the head, exposing the layers that the question reads, or these; where all that the question needs is one
-        gradient at the input, it comes with the scores.
-        """
+        """Run the head, exposing the question's layers or these; if one gradient at the input is all, it comes too."""
         rules = question.input_gradient if layers is None else None
         gradient = None if rules is None else InputGradient(rules, question.classes(len(batch)))
 

@@ -52,6 +52,8 @@ class Map:
         target, label, probability: index, name and predicted probability of the class explained.
         heatmap: float32 `[H, W]` of the original picture.
         raw_map: float32 `[h, w]` at layer resolution, after ReLU, not normalised (a list for several layers).
+        blank: the reason if the heatmap is zero everywhere, such as `no evidence at this layer: all gradients are
+            zero`; else None.
     """
 
     target: int
@@ -59,6 +61,7 @@ class Map:
     probability: float
     heatmap: np.ndarray = field(repr=False)
     raw_map: Any = field(repr=False)
+    blank: str | None = None
 
     @cached_property
     def statistics(self) -> dict[str, Any]:
@@ -150,6 +153,17 @@ class Explanation:
             return f"{self.label} = {self.probability:.5g}"
         return f"several classes, {self.label} foremost" if self.kind == "weights" else self.label
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences below the heading of panels: the model's own first choice if another class is explained, and the
+        reason for a heatmap that is zero everywhere.
+        """
+        notes = [] if self.maps[0].blank is None else [self.maps[0].blank]
+        index, label, probability = self.predictions[0]
+        if self.target != index and self.kind != "weights" and not self.numeric:
+            notes.append(f"the model's own first choice: {label}, {image.percentage(probability)}")
+        return notes
+
     def overlay(self, alpha: float | None = None, colormap: str | None = None) -> np.ndarray:
         """Draw the heatmap over the picture.
 
@@ -176,6 +190,8 @@ class Explanation:
             alpha=style.alpha,
             colormap=style.colormap,
             visible=self.visible,
+            notes=self.notes,
+            blank=(self.maps[0].blank or "").partition(":")[0],
         )
 
     def layers_panel(self, colormap: str | None = None, alpha: float | None = None) -> np.ndarray:
@@ -212,6 +228,7 @@ class Explanation:
             alpha=style.alpha,
             colormap=style.colormap,
             visible=[explanation.visible for _, explanation in named],
+            notes=self.notes,
         )
 
     @property
@@ -388,6 +405,7 @@ def _record(one: Map, numeric: bool) -> dict[str, Any]:
         **_number(one.probability, numeric),
         "raw_map": _shapes(one.raw_map),
         "attention": one.statistics,
+        "blank": one.blank,
     }
 
 

@@ -24,6 +24,9 @@ UNINFORMATIVE = 2.0  # times 1 / classes: the median probability of the best cla
 FEWEST_CLASSES = 10  # below, twice 1 / classes is not a small probability
 SATURATED = 1 - 1e-6
 FEWEST_PICTURES = 5
+# beginnings of the reasons for a map that is zero everywhere
+NO_EVIDENCE = "no evidence"
+EVEN, OUTSIDE = "the map is the same everywhere", "the map lies outside the visible part of the picture"
 _ADVICE = "`onnxcam check MODEL --pictures DIR` compares preprocessings"
 
 
@@ -169,28 +172,46 @@ def prediction_warnings(best: Sequence[tuple[int, float | None]], classes: int) 
     return []
 
 
-def map_warnings(maps: Sequence[tuple[str, Any, np.ndarray]], scores: np.ndarray) -> list[str]:
+def map_warnings(maps: Sequence[tuple[str, str | None]], scores: np.ndarray) -> list[str]:
     """Warnings about the maps of one picture.
 
     Arguments:
-        maps: of each class its label, its raw map (or a list of them, one per layer), and its heatmap.
+        maps: of each class its label, and the reason if its heatmap is zero everywhere (`Map.blank`).
         scores: of the picture, `[K]`.
     """
     sentences = []
     if not np.isfinite(scores).all():
         sentences.append("the scores are not finite: the map means nothing; check the model and its preprocessing")
-    for label, raw_map, heatmap in maps:
-        if not any(layer_map.any() for layer_map in (raw_map if isinstance(raw_map, list) else [raw_map])):
+    for label, blank in maps:
+        if blank is None:
+            continue
+        if blank.startswith(NO_EVIDENCE):
+            _, _, why = blank.partition(": ")
             sentences.append(
-                f"the map of {label!r} is zero everywhere: nothing at this layer speaks for the class; "
-                "try another layer or method"
+                f"the map of {label!r} is zero everywhere: nothing at this layer speaks for the class"
+                f"{f' ({why})' if why else ''}; try another layer or method"
             )
-        elif not heatmap.any():
-            sentences.append(
-                f"the map of {label!r} shows nothing: it is the same everywhere, or lies outside the picture; "
-                "normalize='max' keeps a map that is the same everywhere"
-            )
+        else:
+            advice = "; normalize='max' keeps a map that is the same everywhere" if blank == EVEN else ""
+            sentences.append(f"the map of {label!r} shows nothing: {blank.replace('the map', 'it', 1)}{advice}")
     return sentences
+
+
+def reversed_warnings(method: str, values: Sequence[tuple[str, float]]) -> list[str]:
+    """Warnings about a method that divides by the score, which reverses the map of a negative one.
+
+    Arguments:
+        method: its name.
+        values: the label and the value of the objective of each map.
+    """
+    negative = [f"{label!r} ({value:.3g})" for label, value in values if value < 0]
+    if not negative:
+        return []
+    which = f"score of {negative[0]} is" if len(negative) == 1 else f"scores of {', '.join(negative)} are"
+    return [
+        f"the {which} negative, and {method} divides by the score: the map shows what speaks against the class; "
+        "explain a class with a positive score, or choose another method"
+    ]
 
 
 def _misfit(mean: np.ndarray, std: np.ndarray, preprocess: Preprocess) -> bool:

@@ -6,7 +6,7 @@ from onnxcam.image.colormap import DEFAULT as DEFAULT_COLORMAP
 from onnxcam.image.geometry import NORMALIZATIONS, Geometry, normalize, resize_map
 from onnxcam.image.header import Header
 from onnxcam.image.overlay import draw, overlay
-from onnxcam.image.panel import gallery, panel
+from onnxcam.image.panel import gallery, panel, percentage
 from onnxcam.image.picture import MAX_PIXELS, Picture, load, peek, read_array
 from onnxcam.image.png import encode_png, write_png
 from onnxcam.image.preprocess import Crop, Preprocess, Resize
@@ -46,6 +46,7 @@ __all__ = [
     "palette",
     "panel",
     "peek",
+    "percentage",
     "preset",
     "read_array",
     "resize_map",

@@ -30,7 +30,6 @@ _PAPER, _INK, _FAINT, _MAT = 255, (26, 28, 32), (112, 118, 128), (240, 241, 243)
 # cells of a picture wider than this are stacked
 _WIDE = 2.2
 _LINES = 3  # of a note, at most
-_BLANK = "no evidence at this layer"
 _HATCHED, _NOT_SEEN = " (hatched: not seen)", "hatched: not seen by the model"
 
 
@@ -46,10 +45,9 @@ def panel(
     colormap: str = DEFAULT,
     visible: Sequence[Rectangle] | None = None,
     notes: Sequence[str] = (),
+    blank: str = "no evidence at this layer",
 ) -> Pixels:
     """Compose the panel.
-
-    A heatmap that is zero everywhere is shown as words, not as an even colour, which could be read as a map.
 
     Args:
         picture: a Picture, or uint8 [H, W, 3] RGB.
@@ -62,6 +60,7 @@ def panel(
         colormap: one of COLORMAPS; also draws the colour bar.
         visible: the parts of the picture that the heatmap covers, None for all of it; the rest is hatched.
         notes: sentences below the label, wrapped to the panel's width.
+        blank: what is written in place of a heatmap that is zero everywhere, whose even colour could be read as a map.
 
     Returns:
         uint8 [h, w, 3] RGB; each cell's longer side is between 224 and 320 pixels whatever the picture's size.
@@ -84,7 +83,7 @@ def panel(
     hatched = _HATCHED if marks else ""
     cells = [
         ("picture", thumbnail),
-        (method, _colors(gray, marks, colormap) if heatmap.any() else _blank(size)),
+        (method, _colors(gray, marks, colormap) if heatmap.any() else _words(blank, size)),
         (f"overlay{hatched}", mixed),
     ]
     return _compose(cells, size, 1 if width > _WIDE * height else 3, label, probability, colormap, notes)
@@ -143,11 +142,11 @@ def _colors(gray: Pixels, marks: Marks, colormap: str) -> Pixels:
     return np.asarray(import_cv2().applyColorMap(gray, table[:, None]), np.uint8)
 
 
-def _blank(size: Size) -> Pixels:
-    """A cell that says that there is no map."""
+def _words(text: str, size: Size) -> Pixels:
+    """A cell with words in place of a map."""
     cell = np.full((*size, 3), _MAT, np.uint8)
     font = Font(13 * _unit(size))
-    lines = font.wrap(_BLANK, size[1] - 8, max(size[0] // font.line, 1))
+    lines = font.wrap(text, size[1] - 8, max(size[0] // font.line, 1))
     baseline = (size[0] - len(lines) * font.line) // 2 + round(0.8 * font.line)
     for line in lines:
         font.draw(cell, line, (size[1] - font.width(line)) // 2, baseline, _FAINT)

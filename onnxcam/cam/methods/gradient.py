@@ -88,6 +88,9 @@ def fem(op: Builder, a: str, da: str) -> str:
     """
     mean = op.ReduceMean(a, _SPACE, keepdims=1)
     centred = op.Sub(a, mean)
-    deviation = op.Sqrt(op.ReduceMean(op.Mul(centred, centred), _SPACE, keepdims=1))
+    # in parts of the largest: squares neither overflow nor vanish, whatever the size of the activations
+    size = op.Max(op.ReduceMax(op.Abs(centred), _SPACE, keepdims=1), _TINY)
+    part = op.Div(centred, size)
+    deviation = op.Mul(op.Sqrt(op.ReduceMean(op.Mul(part, part), _SPACE, keepdims=1)), size)
     rare = op.Greater(a, op.Add(mean, op.Mul(deviation, 2.0)))
     return op.Mul(op.ReduceMean(op.cast(rare), _SPACE, keepdims=1), a)

@@ -16,7 +16,7 @@ _CONSTANT = 1e-6
 Alter = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-@layer_method("ablationcam", gradient=False, summed=True)
+@layer_method("ablationcam", gradient=False, summed=True, divides=True)
 def ablationcam(view: View, channels: int = 0) -> np.ndarray:
     """sum_c w * A, w = (y - y without channel c) / y.  https://openaccess.thecvf.com/content_WACV_2020/papers/Desai_Ablation-CAM_Visual_Explanations_for_Deep_Convolutional_Network_via_Gradient-free_WACV_2020_paper.pdf (eq. 3).
 

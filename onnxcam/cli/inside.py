@@ -11,6 +11,7 @@ from onnxcam.cli.group import CommandGroup
 COMMANDS = {
     "features": ("onnxcam.cli.inside_features:features", "Show feature maps, the activations of a layer's channels."),
     "filters": ("onnxcam.cli.inside_filters:filters", "Show the filters of a convolution."),
+    "dead": ("onnxcam.cli.inside_dead:dead", "Find dead channels."),
     "fields": ("onnxcam.cli.inside_fields:fields", "Compute receptive fields, and draw them on a picture."),
 }
 

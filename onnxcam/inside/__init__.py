@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxcam.inside.dead_channels import Dead as Dead
+    from onnxcam.inside.dead_channels import dead as dead
     from onnxcam.inside.feature_maps import FeatureMaps as FeatureMaps
     from onnxcam.inside.feature_maps import features as features
     from onnxcam.inside.filter_weights import Filters as Filters
@@ -19,16 +21,18 @@ if TYPE_CHECKING:
 
 # resolved on first use, so that a command imports what it needs alone
 _LAZY = {
+    "Dead": "onnxcam.inside.dead_channels",
     "FeatureMaps": "onnxcam.inside.feature_maps",
     "Field": "onnxcam.inside.receptive_fields",
     "Filters": "onnxcam.inside.filter_weights",
+    "dead": "onnxcam.inside.dead_channels",
     "effective": "onnxcam.inside.receptive_fields",
     "features": "onnxcam.inside.feature_maps",
     "filters": "onnxcam.inside.filter_weights",
     "fields": "onnxcam.inside.receptive_fields",
 }
 
-__all__ = ["FeatureMaps", "Field", "Filters", "effective", "features", "fields", "filters"]
+__all__ = ["Dead", "FeatureMaps", "Field", "Filters", "dead", "effective", "features", "fields", "filters"]
 
 
 def __getattr__(name: str) -> Any:

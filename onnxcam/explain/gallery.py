@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 
 from onnxcam import image
-from onnxcam.errors import OutputError
+from onnxcam.errors import OnnxcamError, OutputError
 from onnxcam.explain.explanation import Drawing, Explanation, name_of
 from onnxcam.html.page import foot, picture, shell
 from onnxcam.image.opencv import import_cv2
 from onnxcam.image.panel import percentage
+
+if TYPE_CHECKING:
+    from onnxcam.explain.explainer import Explainer
+    from onnxcam.explain.question import Question
 
 PAGE = "index.html"
 MOST = 5000  # pictures on a page: beyond, browsers take seconds to search it
@@ -90,6 +94,41 @@ def card(
     known = None if truth is None else (truth, name_of(truth, labels))
     warnings = [*explanation.warnings, *(of_truth.warnings if of_truth is not None else ())]
     return Card(name, numbers, known, maps, list(dict.fromkeys(warnings)), explanation.numeric)
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Makes the cards of explained pictures; where the true class is another than the explained one, with its map too.
+
+    Attributes:
+        explainer: of the pictures.
+        question: that was asked about them; the first of its methods draws the true class's map.
+        truth: true classes by the picture's name; those of others are unknown.
+        style: how maps are drawn.
+    """
+
+    explainer: Explainer
+    question: Question
+    truth: Mapping[str, int]
+    style: Drawing
+
+    def card(self, name: str, read: image.Picture, explanation: Explanation) -> Card:
+        """Make the card of a picture.
+
+        Arguments:
+            name: of the picture, as the user wrote it.
+            read: the picture.
+            explanation: of it.
+        """
+        truth, of_truth, failure = self.truth.get(name), None, []
+        if truth is not None and truth != explanation.target:
+            question = self.question.about(truth, self.question.methods[:1])
+            try:
+                (of_truth,) = self.explainer.answer(question, [read])
+            except OnnxcamError as error:
+                failure = [f"there is no map of the true class: {error}"]
+        made = card(explanation, name, truth, self.explainer.labels, of_truth, self.style)
+        return replace(made, warnings=[*made.warnings, *failure])
 
 
 class Gallery:

@@ -331,9 +331,12 @@ class Question:
 
     def probe(self, methods: Sequence[Method]) -> Question:
         """The question about one picture by some of the methods, and about the class alone: to see if it works."""
+        return self.about(_class_of(self.targets[0]), methods)
+
+    def about(self, target: int | None, methods: Sequence[Method]) -> Question:
+        """The question about one class by some of the methods, all else alike."""
         options = {key: value for key, value in self.options.items() if any(key in m.options for m in methods)}
-        targets = (_class_of(self.targets[0]),)
-        return replace(self, targets=targets, methods=tuple(methods), options=options, top=None, side_by_side=False)
+        return replace(self, targets=(target,), methods=tuple(methods), options=options, top=None, side_by_side=False)
 
     def options_of(self, method: Method) -> dict[str, Any]:
         """The options that a method has."""

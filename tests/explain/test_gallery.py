@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import onnxcam
+from onnxcam import image, models
 from onnxcam.explain import gallery
+from onnxcam.explain.explanation import Drawing
 from onnxcam.explain.gallery import Card, Gallery
 from tests.support.browser import page
 
@@ -97,3 +100,23 @@ def test_beyond_the_limit_pictures_are_counted_and_said(tmp_path: Path, monkeypa
         pages.write(tmp_path / "many.html")
     text = (tmp_path / "many.html").read_text(encoding="utf-8")
     assert text.count("<li class") == 3 and "2 more pictures are not on this page" in text and "2 of 4" in text
+
+
+def test_the_true_class_has_a_map_where_the_prediction_is_another() -> None:
+    explainer = onnxcam.Explainer(models.path(models.MODEL))
+    question = explainer.question(target=None)
+    read = image.load(models.path("cat.png"))
+    (explanation,) = explainer.answer(question, [read])
+    best = explanation.target
+    judge = gallery.Judge(explainer, question, {"right": best, "wrong": 285}, Drawing())
+    cards = {name: judge.card(name, read, explanation) for name in ("right", "wrong", "other")}
+    assert {name: card.state for name, card in cards.items()} == {
+        "right": gallery.RIGHT,
+        "wrong": gallery.WRONG,
+        "other": gallery.UNKNOWN,
+    }
+    assert [len(card.maps) for card in cards.values()] == [2, 3, 2]
+    caption, encoded = cards["wrong"].maps[2]
+    assert caption == "true: Egyptian cat"
+    (of_truth,) = explainer.answer(explainer.question(target=285), [read])
+    assert encoded == gallery._encode(of_truth.overlay())

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +19,8 @@ from onnxcam.cam.methods import Method, find
 from onnxcam.cli import options, terminal
 from onnxcam.cli.question import MethodName, ask, check_early
 from onnxcam.cli.summary import SUMMARY, Run, describe
-from onnxcam.errors import LayerError, OutputError
+from onnxcam.cli.truth import check_truth, known_classes, truth_option
+from onnxcam.errors import LayerError, OutputError, listing
 from onnxcam.explain import pictures
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.explanation import Drawing
@@ -29,6 +30,9 @@ from onnxcam.explain.preparation import takes_all
 from onnxcam.explain.question import Question
 from onnxcam.image.text import Font
 from onnxcam.targets import labels
+
+if TYPE_CHECKING:
+    from onnxcam.explain.gallery import Gallery
 
 EPILOG = """\
 \b
@@ -124,6 +128,12 @@ Examples:
     default=None,
     help="Write smaller picture files, which takes longer.  [default: for a single picture]",
 )
+@truth_option
+@click.option(
+    "--page",
+    is_flag=True,
+    help="Also write DIR/index.html, a page of all pictures to search and filter; with --truth right against wrong.",
+)
 @options.provider_option
 @options.fallback_option
 @options.seed_option
@@ -154,6 +164,8 @@ def explain(
     alpha: float | None,
     colormap: str,
     compress: bool | None,
+    truth: str | None,
+    page: bool,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -196,6 +208,7 @@ def explain(
         "seed": seed,
     }
     check_early(labels, **flags)
+    check_truth(truth, names)
     folder = Path(output)
     collected = pictures.collect(names, folder)
     if not collected.items and len(collected.failures) == 1:
@@ -230,16 +243,21 @@ def explain(
         terminal.echo(f"running on {explainer.providers[0]}", err=True)
     ready(folder)
     terminal.warn(explainer.warnings)
-    run = Run(folder, collected, as_json)
+    classes = None if truth is None else _true_classes(truth, named, collected, explainer)
+    gallery = _gallery(model) if page else None
+    run = Run(folder, collected, as_json, classes, gallery)
     interrupted = True
     try:
         run.explain(explainer, question, style)
         interrupted = False
     finally:
-        about = describe(model, explainer, question, style, digest.result())
-        summary = run.summary(about, time.monotonic() - started, interrupted, explainer)
-        text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
-        image.write_bytes(folder / SUMMARY, text.encode(errors="backslashreplace"))
+        try:
+            about = describe(model, explainer, question, style, digest.result())
+            summary = run.summary(about, time.monotonic() - started, interrupted, explainer)
+            text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
+            image.write_bytes(folder / SUMMARY, text.encode(errors="backslashreplace"))
+        finally:
+            run.write_page()
     terminal.warn(summary["warnings"][len(explainer.warnings) :])
     if as_json:
         options.print_json(summary)
@@ -253,6 +271,27 @@ def explain(
     run.require_printed()
     if counts["failed"]:
         raise click.exceptions.Exit(1)
+
+
+def _true_classes(
+    truth: str, named: Sequence[str], collected: pictures.Collection, explainer: Explainer
+) -> dict[str, int]:
+    """True classes by the picture's name, of those that have one."""
+    paths = {item.name: item.source for item in collected.items if isinstance(item.source, Path)}
+    indices = known_classes(truth, named, list(paths.values()), explainer.labels, explainer.classes)
+    classes = {name: index for name, index in zip(paths, indices, strict=True) if index is not None}
+    if len(classes) < len(collected.items):
+        missing = [item.name for item in collected.items if item.name not in classes]
+        terminal.warn(
+            [f"{len(missing)} of {len(collected.items)} pictures have no class in {truth!r}: {listing(missing, 3)}"]
+        )
+    return classes
+
+
+def _gallery(model: str) -> Gallery:
+    from onnxcam.explain.gallery import Gallery
+
+    return Gallery(f"Explained by {Path(model).name}")
 
 
 def _digest(model: str) -> str:

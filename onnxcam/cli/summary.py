@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxcam.cli.progress import Progress
 from onnxcam.cli.versions import versions
@@ -16,6 +16,9 @@ from onnxcam.explain.folder import Outcome, explain_all, sentence
 from onnxcam.explain.question import Question
 from onnxcam.explain.warnings import prediction_warnings
 from onnxcam.image.panel import percentage
+
+if TYPE_CHECKING:
+    from onnxcam.explain.gallery import Gallery
 
 SUMMARY = "analysis_summary.json"
 
@@ -45,10 +48,19 @@ def describe(model: str, explainer: Explainer, question: Question, style: Drawin
 class Run:
     """One run over all pictures: prints its results and collects the entries of the summary."""
 
-    def __init__(self, folder: Path, collected: pictures.Collection, quiet: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        collected: pictures.Collection,
+        quiet: bool,
+        truth: Mapping[str, int] | None = None,
+        page: Gallery | None = None,
+    ) -> None:
         self._folder = folder
         self._collected = collected
         self._quiet = quiet
+        self._truth = truth
+        self._page = page
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._entries: list[dict[str, Any]] = []
         self._run_warnings: set[str] = set()
@@ -67,7 +79,12 @@ class Run:
                 if outcome.item not in self._reported:
                     self._report(outcome, progress)
 
-            for outcome in explain_all(explainer, items, question, self._folder, style, progress.step, late):
+            judge = None
+            if self._page is not None:
+                from onnxcam.explain.gallery import Judge
+
+                judge = Judge(explainer, question, self._truth or {}, style)
+            for outcome in explain_all(explainer, items, question, self._folder, style, progress.step, late, judge):
                 self._report(outcome, progress)
                 progress.advance()
         self.require_printed = progress.finish
@@ -85,10 +102,29 @@ class Run:
         return about | {
             "started": self._started,
             "duration_s": round(duration, 3),
-            "counts": counts,
+            "counts": counts | self._judged(),
             "warnings": [*explainer.warnings, *prediction_warnings(best, explainer.classes)],
             "pictures": self._entries,
         }
+
+    def _judged(self) -> dict[str, int]:
+        """How many predictions were right, and wrong, where the true class is known."""
+        if self._truth is None:
+            return {}
+        right = [entry["index"] == entry["truth"] for entry in self._entries if entry.get("truth") is not None]
+        return {"right": sum(right), "wrong": len(right) - sum(right)}
+
+    def write_page(self) -> None:
+        """Write the page of what was explained.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        if self._page is not None:
+            from onnxcam.explain.gallery import PAGE
+
+            with self._page as page:
+                page.write(self._folder / PAGE, [", ".join(f"{name} {one}" for name, one in versions().items())])
 
     def _report(self, outcome: Outcome, progress: Progress) -> None:
         self._reported.add(outcome.item)
@@ -98,7 +134,13 @@ class Run:
             progress.note(f"Error: {text}")
             self._entries.append(_entry(name, outcome.item.folder.as_posix(), None, None, text))
             return
-        self._entries.append(_entry(name, outcome.item.folder.as_posix(), record, outcome.files, None))
+        entry = _entry(name, outcome.item.folder.as_posix(), record, outcome.files, None)
+        if self._truth is not None:
+            entry["truth"] = self._truth.get(name)
+        self._entries.append(entry)
+        if self._page is not None and outcome.card is not None:
+            whole = ("methods", "layers", "panel", "overlay", "explanation")
+            self._page.add(outcome.card, next((entry["files"][key] for key in whole if key in entry["files"]), None))
         for warning in record["warnings"]:
             if warning in self._run_warnings:
                 continue

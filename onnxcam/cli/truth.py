@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxcam.targets.truth import BY_FOLDER, Table, by_folder
-
+BY_FOLDER = "by-folder"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -35,6 +34,25 @@ def check_truth(truth: str | None, named: Sequence[str]) -> None:
         raise click.UsageError(f"--truth {BY_FOLDER} takes one folder, with a folder per class in it.")
 
 
+def known_classes(
+    truth: str | None, named: Sequence[str], paths: Sequence[Path], labels: Sequence[str] | None, classes: int
+) -> list[int | None]:
+    """The true class of each picture as `true_classes`, but None for one that is not in the table.
+
+    Raises:
+        LabelsError: as for `true_classes`; none of the pictures is in the table.
+    """
+    from onnxcam.targets.truth import Table
+
+    if truth is None or truth == BY_FOLDER:
+        return list(true_classes(truth, named, paths, labels, classes) or [None] * len(paths))
+    table = Table(truth, labels, classes)
+    indices = [table.find(path) for path in paths]
+    if paths and all(index is None for index in indices):
+        table.find_all(paths)  # which says what is missing
+    return indices
+
+
 def true_classes(
     truth: str | None, named: Sequence[str], paths: Sequence[Path], labels: Sequence[str] | None, classes: int
 ) -> list[int] | None:
@@ -52,6 +70,8 @@ def true_classes(
     """
     if truth is None:
         return None
+    from onnxcam.targets.truth import Table, by_folder
+
     if truth == BY_FOLDER:
         return by_folder(paths, Path(named[0]), labels, classes)
     return Table(truth, labels, classes).find_all(paths)

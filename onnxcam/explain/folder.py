@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from onnxcam import image
 from onnxcam.errors import OnnxcamError, OutputError
@@ -24,6 +24,9 @@ from onnxcam.explain.features import Progress
 from onnxcam.explain.pictures import Item
 from onnxcam.explain.preparation import Preparation
 from onnxcam.explain.question import Question
+
+if TYPE_CHECKING:
+    from onnxcam.explain.gallery import Card, Judge
 
 _CHUNK = 4  # pictures per run: large linear layers are read once for all of them, and memory stays flat
 _CHUNK_PIXELS = 12_000_000  # large pictures go in smaller numbers
@@ -47,12 +50,13 @@ def workers() -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome for one picture: its explanation's record and files (relative to its folder), or an error."""
+    """The outcome for one picture: its explanation's record, files (relative to its folder) and card, or an error."""
 
     item: Item
     record: dict[str, Any] | None = None
     files: dict[str, str] | None = None
     error: Exception | None = None
+    card: Card | None = None
 
 
 def explain_all(
@@ -63,6 +67,7 @@ def explain_all(
     style: Drawing | None = None,
     progress: Progress | None = None,
     late: Callable[[Outcome], None] | None = None,
+    judge: Judge | None = None,
 ) -> Iterator[Outcome]:
     """Explain and write every picture, in order; at most a few are in memory at any time.
 
@@ -74,6 +79,7 @@ def explain_all(
         style: how their files are drawn.
         progress: called with (done, total) as long methods go, from any thread.
         late: called after an interruption with the outcomes that were not yielded, and with the one yielded last.
+        judge: makes the card of each picture for a page.
     """
     threads = workers()
     alone = question.alone or (question.top or 1) > _MANY_CLASSES
@@ -86,7 +92,7 @@ def explain_all(
         if progress is not None:
             progress(done, total)
 
-    work = _Work(explainer, question, output, style or Drawing(), report, PixelBudget(_PIXELS), stopped)
+    work = _Work(explainer, question, output, style or Drawing(), report, PixelBudget(_PIXELS), stopped, judge)
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     outcomes: deque[list[Outcome]] = deque([] for _ in chunks)
     pool: ThreadPoolExecutor | None = None
@@ -192,6 +198,7 @@ class _Work:
     progress: Progress
     budget: PixelBudget
     stopped: threading.Event = field(default_factory=threading.Event)
+    judge: Judge | None = None
 
     def finish(self, items: Sequence[Item], outcomes: list[Outcome] | None = None) -> list[Outcome]:
         """Read, explain and write some pictures, as many at a time as fit into the budget.
@@ -228,7 +235,16 @@ class _Work:
         for item, picture in loaded:
             if self.stopped.is_set():
                 return
-            outcomes.append(self.write(item, next(explanations) if isinstance(picture, image.Picture) else picture))
+            if isinstance(picture, image.Picture):
+                outcomes.append(self._judge(picture, self.write(item, result := next(explanations)), result))
+            else:
+                outcomes.append(self.write(item, picture))
+
+    def _judge(self, picture: image.Picture, outcome: Outcome, result: Explanation | Exception) -> Outcome:
+        """Add the card of a picture that was written."""
+        if self.judge is None or outcome.error is not None or isinstance(result, Exception):
+            return outcome
+        return replace(outcome, card=self.judge.card(outcome.item.name, picture, result))
 
     def _explain(self, pictures: list[image.Picture]) -> Iterator[Explanation | Exception]:
         """An explanation or an error per picture; after a failure those that are left are explained one by one."""

@@ -9,7 +9,6 @@ from pathlib import Path, PurePath
 from onnxcam.errors import LabelsError, TargetError, listing
 from onnxcam.targets import classes as targets
 
-BY_FOLDER = "by-folder"
 _PICTURE_COLUMNS = (
     "picture",
     "image",
@@ -147,7 +146,7 @@ def _rows(path: Path) -> Iterable[tuple[int, str, str]]:
     except OSError as error:
         raise LabelsError(
             f"the table of classes {str(path)!r} cannot be read ({error.strerror}); check its name, or give "
-            f"{BY_FOLDER!r} for classes by folder"
+            "'by-folder' for classes by folder"
         ) from error
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)

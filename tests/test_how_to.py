@@ -53,7 +53,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_command_lines(place: Path, command: str) -> None:
     result = CliRunner().invoke(main, shlex.split(command)[1:])
     assert result.exit_code == 0, result.output
-    if " explain " in command and not {"photos", "sorted"} & set(command.split()):
+    if " explain " in command and "photos" not in command and "sorted" not in command:
         assert (place / "out" / "panel.png").is_file()
 
 

@@ -45,7 +45,9 @@ def known_classes(
     from onnxcam.targets.truth import Table
 
     if truth is None or truth == BY_FOLDER:
-        return list(true_classes(truth, named, paths, labels, classes) or [None] * len(paths))
+        indices: list[int | None] = [None] * len(paths)
+        indices[:] = true_classes(truth, named, paths, labels, classes) or indices
+        return indices
     table = Table(truth, labels, classes)
     indices = [table.find(path) for path in paths]
     if paths and all(index is None for index in indices):

@@ -1,13 +1,10 @@
-"""Files and JSON documents that others wrote: kind, size, depth and numbers are checked before memory is allocated."""
+"""JSON documents that others wrote: size, depth and numbers are checked before memory is allocated."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import re
-import stat
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-LARGEST = 16 << 20  # bytes of a file
+LARGEST = 16 << 20  # bytes of inflated data
 MEMORY = 48 << 20  # bytes that a document may take once it is parsed
 DEEPEST = 64  # levels of lists and objects
 _TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.S)
@@ -28,36 +25,7 @@ _CHUNK = 1 << 18
 
 
 class DocumentError(ValueError):
-    """A file or document is not read; the message is a clause about it, for the sentence of whoever reads it."""
-
-
-def read_file(path: str | os.PathLike[str], largest: int = LARGEST) -> bytes:
-    """Read a whole file, or what a pipe such as `<(command)` delivers, of at most `largest` bytes.
-
-    A named pipe that no process writes to counts as empty: reading it never waits for a writer.
-
-    Raises:
-        DocumentError: it is a folder, a device or a socket, or larger.
-        OSError: it cannot be opened or read.
-    """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        state = os.fstat(handle)
-        if not (stat.S_ISREG(state.st_mode) or stat.S_ISFIFO(state.st_mode)):
-            raise DocumentError(f"is a {_kind(state.st_mode)}; expected a file")
-        if state.st_size > largest:
-            raise DocumentError(f"has {state.st_size:,} bytes; at most {largest:,} are read")
-        with contextlib.suppress(AttributeError):  # Windows
-            os.set_blocking(handle, True)
-        pieces, left = [], largest + 1
-        while left and (piece := os.read(handle, min(left, _CHUNK))):
-            pieces.append(piece)
-            left -= len(piece)
-        if not left:
-            raise DocumentError(f"has more than {largest:,} bytes, which are not read")
-        return b"".join(pieces)
-    finally:
-        os.close(handle)
+    """A document is not read; the message is a clause about it, for the sentence of whoever reads it."""
 
 
 def parse_json(
@@ -183,9 +151,3 @@ def refuse_constant(text: str) -> float:
 
 def _short(text: str) -> str:
     return text if len(text) <= 30 else f"{text[:27]}..."
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "folder"
-    return "device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "special file"

@@ -1,19 +1,17 @@
-"""Files and JSON documents of others: bounded before anything is allocated."""
+"""JSON documents of others: bounded before anything is allocated."""
 
 from __future__ import annotations
 
 import json
 import os
-import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onnxcam.documents import DocumentError, inflate, parse_json, read_file
+from onnxcam.documents import DocumentError, inflate, parse_json
 
 MIB = 1 << 20
 LARGE = MIB
@@ -102,55 +100,6 @@ def test_the_estimate_is_an_upper_bound(data: bytes) -> None:
 
 def test_pairs_are_handed_over_as_they_are() -> None:
     assert parse_json('{"a": 1, "a": 2}', pairs=list) == [("a", 1), ("a", 2)]
-
-
-def test_files_are_read_whole_and_no_further_than_the_bound(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"x" * 1000)
-    assert read_file(path, 1000) == b"x" * 1000
-    with pytest.raises(DocumentError, match="has 1,000 bytes; at most 999"):
-        read_file(path, 999)
-    with path.open("r+b") as file:
-        file.truncate(1 << 40)  # sparse
-    with pytest.raises(DocumentError, match="has 1,099,511,627,776 bytes"):
-        read_file(path)
-    with pytest.raises(FileNotFoundError):
-        read_file(tmp_path / "none")
-    with pytest.raises(DocumentError, match="is a folder"):
-        read_file(tmp_path)
-    with pytest.raises(DocumentError, match="is a device"):
-        read_file("/dev/zero")
-
-
-def test_a_pipe_is_read_and_one_without_a_writer_is_empty(tmp_path: Path) -> None:
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    assert read_file(path) == b""
-    reading, writing = os.pipe()
-
-    def write() -> None:
-        os.write(writing, b"a" * 70_000)
-        os.write(writing, b"b")
-        os.close(writing)
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        assert read_file(f"/dev/fd/{reading}") == b"a" * 70_000 + b"b"
-    finally:
-        os.close(reading)
-        thread.join()
-
-
-def test_an_endless_pipe_is_left_at_the_bound() -> None:
-    reading, writing = os.pipe()
-    os.write(writing, b"x" * 5000)
-    try:
-        with pytest.raises(DocumentError, match="more than 4,999 bytes"):
-            read_file(f"/dev/fd/{reading}", 4999)
-    finally:
-        os.close(reading)
-        os.close(writing)
 
 
 def test_a_compressed_bomb_is_refused_before_it_is_inflated() -> None:

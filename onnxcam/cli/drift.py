@@ -114,8 +114,9 @@ def baseline(
 
     scan = reading.Scan()
     document, notes = baselines.build(reading.records(folder, reading.Query(since, until), scan), rows=rows, seed=seed)
-    write_bytes(output, json.dumps(document, separators=(",", ":")).encode() + b"\n")
-    stored = baselines.load(output)
+    data = json.dumps(document, separators=(",", ":")).encode() + b"\n"
+    write_bytes(output, data)
+    stored = baselines.parse(document, baselines.identify(data))
     notes = [*scan.notes(), *notes]
     classes = [stored.label(index) for index in stored.classes]
     result = {

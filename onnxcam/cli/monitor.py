@@ -429,3 +429,5 @@ def _counter_lines(totals: dict[str, Any]) -> Iterator[str]:
     dropped = {reason: number for reason, number in totals.get("dropped", {}).items() if number}
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(dropped.items()))
     yield f"dropped    {sum(dropped.values()):,}" + (f" ({reasons})" if reasons else "")
+    if totals.get("lost"):
+        yield f"lost       {totals['lost']:,} records, removed by others than retention"

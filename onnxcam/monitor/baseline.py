@@ -12,17 +12,26 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
+from onnxcam.documents import DocumentError, inflate, parse_json
 from onnxcam.errors import InputError, SettingError
+from onnxcam.files import FileError, read_bytes
 from onnxcam.monitor.schema import Record
-from onnxcam.monitor.table import FIELDS, Configuration, Rows
+from onnxcam.monitor.table import FIELDS, GRID, LARGEST, Configuration, Rows, shares_of
+from onnxcam.monitor.timestamps import seconds
 
 FORMAT = 1
 FEWEST = 500  # records: with fewer, drift statistics say more about chance than about the model
 ROWS = 4000  # records in the file
+MOST = 20000  # rows that a file may have
+_FILE = 16 << 20  # bytes of a file
+_MEMORY = 60 << 20  # bytes that its JSON may take
+_CONFIGURATIONS = 8  # of which samples are drawn at a time
+_CHUNK = 500
 CLASSES = 10  # the most frequent classes, which get mean maps of their own
 PER_CLASS = 40  # records that such a class needs
 
@@ -185,8 +194,8 @@ def build(records: Iterable[Record], *, rows: int = ROWS, seed: int = 1234) -> t
         )
     others = reservoir.counts.total() - count
     notes = [f"{others} records of another model, condition, method or layer were skipped"] if others else []
-    sample = sorted(reservoir.rows[configuration], key=lambda record: record["ts"])
-    table = Rows.of(sample)
+    lines = sorted(reservoir.rows[configuration], key=_time)
+    table, labels = _tabulate(lines)
     mapped = table.mapped
     unmapped = int((~mapped & ~table.zero).sum())
     if unmapped:
@@ -198,14 +207,14 @@ def build(records: Iterable[Record], *, rows: int = ROWS, seed: int = 1234) -> t
     document = {
         "format": FORMAT,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {"name": (sample[-1].get("model") or {}).get("name"), "sha256": configuration.model},
+        "model": {"name": (json.loads(lines[-1]).get("model") or {}).get("name"), "sha256": configuration.model},
         "when": configuration.when,
         "method": configuration.method,
         "layer": configuration.layer,
         "records": count,
         "since": first,
         "until": last,
-        "labels": {str(index): label for index, label in sorted(_labels(sample).items())},
+        "labels": {str(index): label for index, label in sorted(labels.items())},
         "rows": {
             "weights": _floats(table.weights),
             "low": table.low.astype(int).tolist(),
@@ -230,20 +239,26 @@ def load(path: str | Path) -> Baseline:
         InputError: no such file, or not a baseline.
     """
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"the baseline {str(path)!r} cannot be read ({error.strerror})") from error
-    try:
-        return parse(json.loads(data), hashlib.sha256(data).hexdigest()[:12])
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
-        raise InputError(
-            f"{str(path)!r} is not a baseline ({type(error).__name__}: {error}); make one with "
-            "`onnxcam monitor baseline DIR -o baseline.json`"
-        ) from error
+        data = read_bytes(path, _FILE)
+        return parse(parse_json(data, memory=_MEMORY), identify(data))
+    except FileError as error:
+        raise InputError(f"the baseline {str(path)!r} {error}") from error
+    except DocumentError as error:
+        reason = str(error)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise InputError(
+        f"{str(path)!r} is not a baseline ({reason}); make one with `onnxcam monitor baseline DIR -o baseline.json`"
+    )
+
+
+def identify(data: bytes) -> str:
+    """Return the identity of a baseline's file."""
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def parse(document: dict[str, Any], identity: str = "unsaved") -> Baseline:
-    """Parse a baseline from its JSON.
+    """Parse a baseline from its JSON; its counts and sizes are checked before its maps are decompressed.
 
     Raises:
         ValueError, KeyError, TypeError: not a baseline.
@@ -252,38 +267,76 @@ def parse(document: dict[str, Any], identity: str = "unsaved") -> Baseline:
         raise ValueError(f"format {document['format']!r}, this release reads {FORMAT}")
     stored = document["rows"]
     count = len(stored["weights"])
-    shape = tuple(int(side) for side in stored["maps"]["shape"])
-    cells = np.frombuffer(zlib.decompress(base64.b64decode(stored["maps"]["uint16"])), "<u2").reshape(count, *shape)
-    energy = cells.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        energy /= energy.sum((1, 2), keepdims=True)
-    energy[np.array(stored["maps"]["present"]) == 0] = np.nan
+    if not FEWEST <= count <= MOST:
+        raise ValueError(f"{count:,} rows, expected {FEWEST} to {MOST:,}")
+    whole = {name: _column(stored[name], name, count, int) for name in ("low", "zero", "predicted", "target")}
+    whole["present"] = _column(stored["maps"]["present"], "present", count, int)
+    for name in ("low", "zero", "present"):
+        if not np.isin(whole[name], (0, 1)).all():
+            raise ValueError(f"{name} is neither 0 nor 1 everywhere")
+    weights = _column(stored["weights"], "weights", count, float)
+    if not ((weights > 0) & (weights <= LARGEST)).all():
+        raise ValueError(f"weights are not all above 0 and at most {LARGEST:g}")
     values = np.full((count, len(FIELDS)), np.nan)
+    columns = dict(stored["fields"].items())
     for column, name in enumerate(FIELDS):
-        if name in stored["fields"]:
-            values[:, column] = [np.nan if value is None else value for value in stored["fields"][name]]
+        if name in columns:
+            values[:, column] = _column(columns[name], name, count, float, optional=True)
+            if not (np.isnan(values[:, column]) | (np.abs(values[:, column]) <= LARGEST)).all():
+                raise ValueError(f"{name} has numbers beyond {LARGEST:g}")
+    energy = _maps(stored["maps"], count)
+    energy[whole["present"] == 0] = np.nan
     rows = Rows(
         values,
-        np.array(stored["weights"], np.float64),
-        np.array(stored["low"], bool),
-        np.array(stored["zero"], bool),
-        np.array(stored["predicted"], np.int64),
-        np.array(stored["target"], np.int64),
+        weights,
+        whole["low"].astype(bool),
+        whole["zero"].astype(bool),
+        whole["predicted"],
+        whole["target"],
         energy.astype(np.float32),
     )
-    lengths = {len(getattr(rows, name)) for name in ("weights", "low", "zero", "predicted", "target")}
-    if lengths != {count} or count < FEWEST:
-        raise ValueError(f"{sorted(lengths)} rows, expected one number of at least {FEWEST}")
+    model = document["model"]
+    configuration = Configuration(model["sha256"], document["when"], document["method"], document["layer"])
+    for text in (*vars(configuration).values(), model.get("name")):
+        if not isinstance(text, (str, NoneType)):
+            raise ValueError(f"{text!r:.40} in place of a text")
+    for time in (document["since"], document["until"]):
+        seconds(time)
     return Baseline(
         identity,
-        Configuration(document["model"]["sha256"], document["when"], document["method"], document["layer"]),
+        configuration,
         rows,
         {int(index): str(label) for index, label in document["labels"].items()},
-        str(document["since"]),
-        str(document["until"]),
+        document["since"],
+        document["until"],
         int(document["records"]),
-        document["model"].get("name"),
+        model.get("name"),
     )
+
+
+def _column(stored: Any, name: str, count: int, kind: type, optional: bool = False) -> np.ndarray:
+    """Check a list of numbers, and return it as int64 or float64; with `optional`, NaN for null."""
+    if not isinstance(stored, list) or len(stored) != count:
+        raise ValueError(f"{name} is not a list of {count:,} numbers, one per row")
+    kinds = {int} if kind is int else {int, float}
+    if not set(map(type, stored)) <= kinds | ({NoneType} if optional else set()):
+        raise ValueError(f"{name} has something else than numbers")
+    return np.array([np.nan if value is None else value for value in stored], np.int64 if kind is int else np.float64)
+
+
+def _maps(stored: Any, count: int) -> np.ndarray:
+    """Decompress the maps, as shares that add up to 1, float64 `[count, h, w]`."""
+    height, width = stored["shape"]
+    if not all(type(side) is int and 1 <= side <= GRID for side in (height, width)):
+        raise ValueError(f"maps of shape {stored['shape']!r:.40}, expected at most {GRID} x {GRID}")
+    size = count * height * width * 2
+    data = inflate(base64.b64decode(stored["uint16"], validate=True), size)
+    if len(data) != size:
+        raise ValueError(f"maps of {len(data):,} bytes, expected {size:,}")
+    energy = np.frombuffer(data, "<u2").reshape(count, height, width).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        energy /= energy.sum((1, 2), keepdims=True)
+    return energy
 
 
 def mean_map(rows: Rows, target: int | None = None) -> np.ndarray | None:
@@ -298,13 +351,17 @@ def mean_map(rows: Rows, target: int | None = None) -> np.ndarray | None:
 
 
 class _Reservoir:
-    """Reservoir sampling: a uniform sample of the records of each configuration, in one pass and bounded memory."""
+    """Reservoir sampling: a uniform sample of the records of each configuration, in one pass and bounded memory.
+
+    Records are held as text, a fraction of the size of the parsed ones. The samples of the rarest configurations are
+    dropped where there are many, and begun again.
+    """
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
         self.rng = np.random.default_rng(seed)
         self.counts: Counter[Configuration] = Counter()
-        self.rows: dict[Configuration, list[Record]] = {}
+        self.rows: dict[Configuration, list[str]] = {}
         self.span: dict[Configuration, tuple[str, str]] = {}
 
     def add(self, record: Record) -> None:
@@ -312,13 +369,38 @@ class _Reservoir:
         self.counts[configuration] += 1
         first, last = self.span.get(configuration, (record["ts"], record["ts"]))
         self.span[configuration] = (min(first, record["ts"]), max(last, record["ts"]))
+        if configuration not in self.rows and len(self.rows) == _CONFIGURATIONS:
+            del self.rows[min(self.rows, key=self.counts.__getitem__)]
         rows = self.rows.setdefault(configuration, [])
         if len(rows) < self.size:
-            rows.append(record)
+            rows.append(_compact(record))
         else:
             place = int(self.rng.integers(self.counts[configuration]))
             if place < self.size:
-                rows[place] = record
+                rows[place] = _compact(record)
+
+
+def _compact(record: Record) -> str:
+    """Return what a baseline needs of a record, its time first."""
+    needed = ("ts", "model", "trigger", "prediction", "attention", "map")
+    return json.dumps({name: record[name] for name in needed if name in record}, separators=(",", ":"))
+
+
+def _time(line: str) -> str:
+    return line[:40]
+
+
+def _tabulate(lines: list[str]) -> tuple[Rows, dict[int, str]]:
+    """Return the table of the sample and the names of its classes, parsing few records at a time."""
+    parts: list[Rows] = []
+    labels: dict[int, str] = {}
+    grid = next((m.shape for m in (shares_of(json.loads(line).get("map")) for line in lines) if m is not None), (1, 1))
+    for begin in range(0, len(lines), _CHUNK):
+        records = [json.loads(line) for line in lines[begin : begin + _CHUNK]]
+        parts.append(Rows.of(records, grid))
+        for index, label in _labels(records).items():
+            labels.setdefault(index, label)
+    return Rows.join(parts), labels
 
 
 def _labels(records: Iterable[Record]) -> dict[int, str]:

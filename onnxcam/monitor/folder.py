@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -134,6 +135,10 @@ class Folder:
         if self._lock.acquire(timeout=max(0.0, timeout)):
             try:
                 self._writer.close()
+                if self._counts is not None:
+                    with contextlib.suppress(OSError, OutputError):
+                        self._write_counts(self._counts)  # with what was lost to the end
+                self._counters.close()
             finally:
                 self._lock.release()
         if self._uploader is not None:
@@ -162,7 +167,8 @@ class Folder:
             recover(self.root)
             remove_unreferenced(self.root)
             if self._counts is not None:
-                self._write_counts(self._counts)
+                with contextlib.suppress(OutputError):
+                    self._write_counts(self._counts)
             self._ready = True
         free = shutil.disk_usage(self.root).free
         if free < self._min_free + size:
@@ -230,6 +236,7 @@ class Folder:
     def _forked(self) -> None:
         self._lock = threading.Lock()
         self._writer.forget()
+        self._counters.forget()
         self._room = 0
         self._counts = None
         self._ready = False

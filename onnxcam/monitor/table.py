@@ -10,7 +10,8 @@ import numpy as np
 
 from onnxcam.monitor.schema import Record
 
-_GRID = 8  # cells per side at most at which maps are compared: finer cells are noise between pictures
+GRID = 8  # cells per side at most at which maps are compared: finer cells are noise between pictures
+LARGEST = 1e9  # of a field or weight: squares of many stay finite
 
 # the name of each column, and how its number is read from a record
 FIELDS: dict[str, Callable[[Record, Record], Any]] = {
@@ -105,14 +106,15 @@ class Rows:
             grid: the shape of the maps; that of the first map by default. Maps of another shape are skipped.
         """
         records = list(records)
-        maps = [_shares(record.get("map")) for record in records]
+        maps = [shares_of(record.get("map")) for record in records]
         if grid is None:
             grid = next((m.shape for m in maps if m is not None), (1, 1))
         values = np.full((len(records), len(FIELDS)), np.nan)
         energy = np.full((len(records), *grid), np.nan, np.float32)
         for row, record in enumerate(records):
             prediction, statistics = record.get("prediction") or {}, record.get("attention") or {}
-            values[row] = [_number(read(prediction, statistics)) for read in FIELDS.values()]
+            numbers = [_number(read(prediction, statistics)) for read in FIELDS.values()]
+            values[row] = [number if abs(number) <= LARGEST else np.nan for number in numbers]
             energies = maps[row]
             if energies is not None and energies.shape == grid:
                 energy[row] = energies
@@ -138,17 +140,18 @@ def shares(values: np.ndarray) -> np.ndarray | None:
 
 
 def _fold(values: np.ndarray, axis: int) -> np.ndarray:
-    """Sum values into at most `_GRID` cells along an axis; a value that straddles two cells is split between them."""
+    """Sum values into at most `GRID` cells along an axis; a value that straddles two cells is split between them."""
     side = values.shape[axis]
-    if side <= _GRID:
+    if side <= GRID:
         return values
-    edges = np.arange(_GRID + 1) * (side / _GRID)
+    edges = np.arange(GRID + 1) * (side / GRID)
     low = np.arange(side)
     part = np.clip(np.minimum(low + 1, edges[1:, None]) - np.maximum(low, edges[:-1, None]), 0, None)
     return np.moveaxis(np.tensordot(part, values, (1, axis)), 0, axis)
 
 
-def _shares(stored: Any) -> np.ndarray | None:
+def shares_of(stored: Any) -> np.ndarray | None:
+    """Return the shares of a record's map; None without a map, or for one that is zero everywhere."""
     try:
         height, width = stored["shape"]
         values = np.asarray(stored["values"], np.float64).reshape(height, width)
@@ -159,13 +162,16 @@ def _shares(stored: Any) -> np.ndarray | None:
 
 def _weight(record: Record) -> float:
     sample = _number((record.get("trigger") or {}).get("sample"))
-    return 1.0 / sample if 0 < sample <= 1 else 1.0
+    return min(1.0 / sample, LARGEST) if 0 < sample <= 1 else 1.0
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else float("nan")
+    try:
+        return float(value) if isinstance(value, (int, float)) else float("nan")
+    except OverflowError:
+        return float("nan")
 
 
 def _class(entry: Any) -> int:
     index = entry.get("index") if isinstance(entry, dict) else None
-    return index if isinstance(index, int) else -1
+    return index if type(index) is int and 0 <= index < 1 << 62 else -1

@@ -136,17 +136,14 @@ def _rows(path: Path) -> Iterable[tuple[int, str, str]]:
     import csv
     import io
 
-    from onnxcam.documents import DocumentError, read_file
+    from onnxcam.files import FileError, read_text
 
     try:
-        text = read_file(path, _LARGEST).decode("utf-8-sig")
-    except (DocumentError, UnicodeDecodeError) as error:
-        reason = error if isinstance(error, DocumentError) else "is not UTF-8 text"
-        raise LabelsError(f"the table of classes {str(path)!r} {reason}; give a CSV file `picture,class`") from error
-    except OSError as error:
+        text = read_text(path, _LARGEST)
+    except FileError as error:
         raise LabelsError(
-            f"the table of classes {str(path)!r} cannot be read ({error.strerror}); check its name, or give "
-            "'by-folder' for classes by folder"
+            f"the table of classes {str(path)!r} {error}; give a CSV file `picture,class`, or 'by-folder' for classes by "
+            "folder"
         ) from error
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)

@@ -157,7 +157,7 @@ def test_counters_of_processes_add_up(tmp_path: Path) -> None:
     two.write({"seen": 5, "pid": 4, "dropped": {"rate": 1, "queue": 1}})
     (tmp_path / "stats" / "broken.json").write_text("{")
     found = counters.total(tmp_path)
-    assert found == {"processes": 2, "seen": 15, "dropped": {"rate": 5, "queue": 1}, "explained": 6}
+    assert found == {"processes": 2, "seen": 15, "dropped": {"rate": 5, "queue": 1}, "explained": 6, "damaged": 1}
     assert counters.limited(found) == 0.5
     assert "50 %" in counters.notes(found)[0]
     assert counters.prune(tmp_path, 3600) == 0

@@ -142,8 +142,8 @@ def _rows(path: Path) -> Iterable[tuple[int, str, str]]:
         text = read_text(path, _LARGEST)
     except FileError as error:
         raise LabelsError(
-            f"the table of classes {str(path)!r} {error}; give a CSV file `picture,class`, or 'by-folder' for classes by "
-            "folder"
+            f"the table of classes {str(path)!r} {error}; give a CSV file `picture,class`, or 'by-folder' for "
+            "classes by folder"
         ) from error
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)

@@ -155,14 +155,17 @@ class Explanation:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences below the heading of panels: the model's own first choice if another class is explained, and the
-        reason for a heatmap that is zero everywhere.
+        """Sentences below the heading of the panel: the reason for a heatmap that is zero everywhere, and the model's
+        own first choice if another class is explained.
         """
-        notes = [] if self.maps[0].blank is None else [self.maps[0].blank]
+        return [*([] if self.maps[0].blank is None else [self.maps[0].blank]), *self._first_choice]
+
+    @property
+    def _first_choice(self) -> list[str]:
         index, label, probability = self.predictions[0]
-        if self.target != index and self.kind != "weights" and not self.numeric:
-            notes.append(f"the model's own first choice: {label}, {image.percentage(probability)}")
-        return notes
+        if self.target == index or self.kind == "weights" or self.numeric:
+            return []
+        return [f"the model's own first choice: {label}, {image.percentage(probability)}"]
 
     def overlay(self, alpha: float | None = None, colormap: str | None = None) -> np.ndarray:
         """Draw the heatmap over the picture.
@@ -220,6 +223,11 @@ class Explanation:
         return self._gallery([(one.method, one) for one in self.per_method], Drawing.of(alpha, colormap))
 
     def _gallery(self, named: Sequence[tuple[str, Explanation]], style: Drawing) -> np.ndarray:
+        reasons: dict[str, list[str]] = {}
+        for name, explanation in named:
+            if explanation.maps[0].blank is not None:
+                reasons.setdefault(explanation.maps[0].blank, []).append(name)
+        notes = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
         return image.gallery(
             self.picture,
             [(name, unit(explanation.heatmap)) for name, explanation in named],
@@ -228,7 +236,7 @@ class Explanation:
             alpha=style.alpha,
             colormap=style.colormap,
             visible=[explanation.visible for _, explanation in named],
-            notes=self.notes,
+            notes=[*notes, *self._first_choice],
         )
 
     @property

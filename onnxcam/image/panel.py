@@ -30,7 +30,8 @@ _PAPER, _INK, _FAINT, _MAT = 255, (26, 28, 32), (112, 118, 128), (240, 241, 243)
 # cells of a picture wider than this are stacked
 _WIDE = 2.2
 _LINES = 3  # of a note, at most
-_HATCHED, _NOT_SEEN = " (hatched: not seen)", "hatched: not seen by the model"
+_CAPTION = 13  # pixels around the smallest cell
+_OVERLAY, _HATCHED = "overlay", "hatched: not seen"
 
 
 def panel(
@@ -80,11 +81,13 @@ def panel(
     thumbnail = _show(pixels, size)
     gray, marks = _show_map(heatmap, size), Marks.at(size, (height, width), visible)
     mixed = draw(thumbnail, gray, alpha, colormap, marks) if overlay is None else _show(as_pixels(overlay), size)
-    hatched = _HATCHED if marks else ""
+    caption = f"{_OVERLAY} ({_HATCHED})" if marks else _OVERLAY
+    if Font(_CAPTION * _unit(size)).width(caption) > max(size[1], _NARROWEST):
+        caption, notes = _OVERLAY, [*notes, _HATCHED]
     cells = [
         ("picture", thumbnail),
         (method, _colors(gray, marks, colormap) if heatmap.any() else _words(blank, size)),
-        (f"overlay{hatched}", mixed),
+        (caption, mixed),
     ]
     return _compose(cells, size, 1 if width > _WIDE * height else 3, label, probability, colormap, notes)
 
@@ -128,7 +131,7 @@ def gallery(
         marks = Marks.at(size, pixels.shape, visible[place] if visible else None)
         mixed = draw(thumbnail, _show_map(heatmap, size), alpha, colormap, marks)
         cells.append((name if heatmap.any() else f"{name}: no evidence", mixed))
-        notes = [*notes, *([_NOT_SEEN] if marks and _NOT_SEEN not in notes else [])]
+        notes = [*notes, _HATCHED] if marks and _HATCHED not in notes else notes
     columns = _COLUMNS // 2 if size[1] > _WIDE * size[0] else _COLUMNS
     rows = -(-len(cells) // columns)
     return _compose(cells, size, -(-len(cells) // rows), label, probability, colormap, notes)
@@ -145,7 +148,7 @@ def _colors(gray: Pixels, marks: Marks, colormap: str) -> Pixels:
 def _words(text: str, size: Size) -> Pixels:
     """A cell with words in place of a map."""
     cell = np.full((*size, 3), _MAT, np.uint8)
-    font = Font(13 * _unit(size))
+    font = Font(_CAPTION * _unit(size))
     lines = font.wrap(text, size[1] - 8, max(size[0] // font.line, 1))
     baseline = (size[0] - len(lines) * font.line) // 2 + round(0.8 * font.line)
     for line in lines:
@@ -222,7 +225,7 @@ def _compose(
     box = height, width = max(size[0], _NARROWEST), max(size[1], _NARROWEST)
     unit = _unit(box)
     margin, gap = round(16 * unit), round(12 * unit)
-    heading, caption = Font(19 * unit, 600), Font(13 * unit)
+    heading, caption = Font(19 * unit, 600), Font(_CAPTION * unit)
     step = (width + gap, height + round(28 * unit))
     rows = -(-len(cells) // columns)
     written = [line for note in notes for line in caption.wrap(note, columns * step[0] - gap, _LINES)]

@@ -66,7 +66,8 @@ class Font:
     def wrap(self, text: str, width: int, most: int) -> list[str]:
         """Break a text into at most `most` lines no wider than `width` pixels; the last one is shortened to fit."""
         lines: list[str] = []
-        words = text.split()
+        text = " ".join(text.split())
+        words = text.replace(" %", "\u00a0%").split(" ")
         while words and len(lines) < most:
             count = 1
             while count < len(words) and self.width(" ".join(words[: count + 1])) <= width:

@@ -17,6 +17,7 @@ public sealed class Explanation
 {
     public List<(int Index, string Label, double Probability)> Predictions;
     public float[] Heatmap; // of the picture's size, row by row, 0 to 1
+    public float[] Visible; // likewise: 0 where a crop cut the picture off
 }
 
 public sealed class Explainer : IDisposable
@@ -65,6 +66,7 @@ public sealed class Explainer : IDisposable
             return new Explanation
             {
                 Heatmap = Maps.ToPicture(Maps.MinMax(map), geometry),
+                Visible = Maps.ToPicture(Enumerable.Repeat(1f, map.Length).ToArray(), geometry),
                 Predictions = Probabilities(scores, manifest.Get("scores").Text("kind"))
                     .Select((odds, i) => (Index: i, Label: labels?.ElementAtOrDefault(i) ?? $"{i}", Probability: odds))
                     .OrderByDescending(prediction => prediction.Probability)
@@ -118,19 +120,32 @@ public static class Program
             {
                 Console.WriteLine(FormattableString.Invariant($"{100 * best.Probability,5:F1} %  {best.Label}"));
             }
-            Png.Write(args[2], Overlay(picture, explanation.Heatmap));
+            Png.Write(args[2], Overlay(picture, explanation));
         }
     }
 
-    /// <summary>The picture in grey with the map over it in red.</summary>
-    private static Picture Overlay(Picture picture, float[] heatmap)
+    // viridis, from 0 to 1: rising lightness, legible with and without colour vision
+    private static readonly int[][] Colors =
+    {
+        new[] { 68, 1, 84 }, new[] { 59, 82, 139 }, new[] { 33, 145, 140 }, new[] { 94, 201, 98 }, new[] { 253, 231, 37 },
+    };
+
+    /// <summary>The map in colours over the picture, fading out towards 0; pale and striped what the model never saw.</summary>
+    private static Picture Overlay(Picture picture, Explanation explanation)
     {
         var drawn = new Picture(picture.Height, picture.Width, 3);
-        for (var i = 0; i < heatmap.Length; i++)
+        for (var i = 0; i < explanation.Heatmap.Length; i++)
         {
-            var grey = (picture.Pixels[3 * i] + picture.Pixels[3 * i + 1] + picture.Pixels[3 * i + 2]) / 3f;
-            drawn.Pixels[3 * i] = (byte)(grey + (255 - grey) * heatmap[i]);
-            drawn.Pixels[3 * i + 1] = drawn.Pixels[3 * i + 2] = (byte)(grey * (1 - heatmap[i]));
+            var heat = explanation.Heatmap[i];
+            var visible = explanation.Visible[i] > 0;
+            var alpha = visible ? 0.6f * Math.Min(1, 2 * heat) : 0.7f;
+            var low = Math.Min((int)(4 * heat), 3);
+            var grey = (i % picture.Width + i / picture.Width) % 8 < 2 ? 90 : 160;
+            for (var c = 0; c < 3; c++)
+            {
+                var color = visible ? Colors[low][c] + (Colors[low + 1][c] - Colors[low][c]) * (4 * heat - low) : grey;
+                drawn.Pixels[3 * i + c] = (byte)Math.Round((1 - alpha) * picture.Pixels[3 * i + c] + alpha * color);
+            }
         }
         return drawn;
     }

@@ -65,7 +65,9 @@ export async function explain(model, picture, target = -1, method = "gradcam") {
   const predictions = odds
     .map((probability, index) => ({ index, label: header.labels?.[index] ?? String(index), probability }))
     .sort((a, b) => b.probability - a.probability);
-  return { predictions, heatmap: toPicture(map, geometry), height: picture.height, width: picture.width };
+  const visible = toPicture(new Float32Array(map.length).fill(1), geometry); // 0 where a crop cut the picture off
+  const { height, width } = picture;
+  return { predictions, heatmap: toPicture(map, geometry), visible, height, width };
 }
 
 function probabilities(scores, kind) {
@@ -78,12 +80,20 @@ function probabilities(scores, kind) {
   return odds.map((value) => value / sum);
 }
 
-/** The picture in grey with the map over it in red, RGBA. */
-export function overlay({ pixels }, heatmap) {
-  const result = new Uint8Array(heatmap.length * 4);
+// viridis, from 0 to 1: rising lightness, legible with and without colour vision
+const COLORS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
+
+/** The picture with the map in colours over it, RGBA: fading out towards 0, pale and striped what the model never saw. */
+export function overlay({ pixels, width }, heatmap, visible) {
+  const result = new Uint8ClampedArray(heatmap.length * 4).fill(255);
   heatmap.forEach((heat, i) => {
-    const grey = (pixels[3 * i] + pixels[3 * i + 1] + pixels[3 * i + 2]) / 3;
-    result.set([grey + (255 - grey) * heat, grey * (1 - heat), grey * (1 - heat), 255], 4 * i);
+    const alpha = visible[i] ? 0.6 * Math.min(1, 2 * heat) : 0.7;
+    const low = Math.min(Math.floor(4 * heat), 3);
+    const grey = ((i % width) + Math.floor(i / width)) % 8 < 2 ? 90 : 160;
+    for (let c = 0; c < 3; c++) {
+      const color = visible[i] ? COLORS[low][c] + (COLORS[low + 1][c] - COLORS[low][c]) * (4 * heat - low) : grey;
+      result[4 * i + c] = (1 - alpha) * pixels[3 * i + c] + alpha * color;
+    }
   });
   return result;
 }
@@ -97,11 +107,11 @@ export async function readPng(path) {
 if (import.meta.url === pathToFileURL(process.argv[1]).href) {
   const [model, file, output, target] = process.argv.slice(2);
   const picture = await readPng(file);
-  const { predictions, heatmap, height, width } = await explain(await readFile(model), picture, Number(target ?? -1));
+  const { predictions, heatmap, visible, height, width } = await explain(await readFile(model), picture, Number(target ?? -1));
   for (const { label, probability } of predictions.slice(0, 5)) {
     console.log(`${(100 * probability).toFixed(1).padStart(5)} %  ${label}`);
   }
   const png = new PNG({ height, width });
-  png.data.set(overlay(picture, heatmap));
+  png.data.set(overlay(picture, heatmap, visible));
   await writeFile(output, PNG.sync.write(png));
 }

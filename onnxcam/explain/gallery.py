@@ -220,7 +220,8 @@ class Gallery:
                 f"<p><b>{self._left_out} more pictures are not on this page</b>, which shows {MOST}: their files lie "
                 "beside it, and analysis_summary.json lists them.</p>"
             )
-        return f'<h1>{escape(self._heading)}</h1><div class="tiles">{text}</div>{left}'
+        legend = "<p>Coloured where the picture speaks for the class; hatched what the model never saw.</p>"
+        return f'<h1>{escape(self._heading)}</h1><div class="tiles">{text}</div>{left}{legend}'
 
     def _tools(self) -> str:
         """The tools, which the script shows: without it they would do nothing."""

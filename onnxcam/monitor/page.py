@@ -240,7 +240,8 @@ def _uncertain(report: Report, folder: Path) -> str:
         return ""
     cards = "".join(_card(record, folder) for record in report.uncertain)
     return (
-        "<h2>The most uncertain</h2><p>Lowest confidence first, each picture once. Bars are probabilities.</p>"
+        "<h2>The most uncertain</h2><p>Lowest confidence first, each picture once. Bars are probabilities. "
+        "Hatched what the model never saw.</p>"
         f'<div class="cards">{cards}</div>'
     )
 

@@ -247,9 +247,7 @@ if sys.argv[1] == "zlib":
 else:
     import isal
 from onnxcam.cli import main
-from onnxcam.cli import explain as command
-import onnxcam.cli.explain
-module = sys.modules["onnxcam.cli.explain"]
+from onnxcam.cli import summary as module
 real, found = module.explain_all, {}
 def memory():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from onnxcam import Explainer, image, models
-from onnxcam.explain.explanation import Explanation, file_stem
+from onnxcam.explain.explanation import Explanation
+from onnxcam.explain.saving import file_stem
 from onnxcam.image.panel import percentage
 from onnxcam.image.text import Font
 from onnxcam.runtime import Provider

@@ -20,14 +20,14 @@ from onnxcam.cli import options, terminal
 from onnxcam.cli.question import MethodName, ask, check_early
 from onnxcam.cli.summary import SUMMARY, Run, describe
 from onnxcam.cli.truth import check_truth, known_classes, truth_option
-from onnxcam.errors import LayerError, OutputError, listing
+from onnxcam.errors import InputError, LayerError, OutputError, listing
 from onnxcam.explain import pictures
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.explanation import Drawing
 from onnxcam.explain.folder import cores, workers
 from onnxcam.explain.maps import FUSIONS, SMOOTHINGS
 from onnxcam.explain.preparation import takes_all
 from onnxcam.explain.question import Question
+from onnxcam.explain.saving import FILES, FORMATS, Drawing, check_files
 from onnxcam.image.text import Font
 from onnxcam.targets import labels
 
@@ -42,6 +42,7 @@ Examples:
   onnxcam explain resnet50.onnx cat.jpg -o out --preprocess imagenet --labels labels.txt --target tabby
   onnxcam explain model.onnx cat.jpg -o out --target tabby --contrast 'tiger cat'
   onnxcam explain model.onnx cat.jpg -o out --method gradcam --method hirescam
+  onnxcam explain model.onnx photos/ -o out --files overlay,json --format jpeg
   find photos -name '*.jpg' -print0 | onnxcam explain model.onnx --files-from - -o out --json > out.json
 """
 
@@ -124,6 +125,22 @@ Examples:
     "--colormap", type=click.Choice(image.COLORMAPS), default=image.DEFAULT_COLORMAP, show_default=True, help="Colours."
 )
 @click.option(
+    "--files",
+    "files",
+    metavar="LIST",
+    callback=lambda ctx, param, value: _files(value),
+    help=f"Files to write for each picture, separated by commas: some of {', '.join(FILES)}; panel stands for "
+    "methods and layers side by side too.  [default: all]",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    default="png",
+    show_default=True,
+    help="Format of colour pictures, and the ending of their names; the grey map is always a PNG.",
+)
+@click.option(
     "--compress/--no-compress",
     default=None,
     help="Write smaller picture files, which takes longer.  [default: for a single picture]",
@@ -163,6 +180,8 @@ def explain(
     normalize: str,
     alpha: float | None,
     colormap: str,
+    files: frozenset[str] | None,
+    form: str,
     compress: bool | None,
     truth: str | None,
     page: bool,
@@ -238,7 +257,8 @@ def explain(
     explainer = opening.result()
     question = ask(explainer.terms, **flags)
     check(explainer, question)
-    style = Drawing(alpha, colormap, compress=not many if compress is None else compress)
+    compressed = not many if compress is None else compress
+    style = Drawing.of(alpha, colormap, compressed, files, form)
     if provider != "auto" and allow_fallback:
         terminal.echo(f"running on {explainer.providers[0]}", err=True)
     ready(folder)
@@ -292,6 +312,18 @@ def _gallery(model: str) -> Gallery:
     from onnxcam.explain.gallery import Gallery
 
     return Gallery(f"Explained by {Path(model).name}")
+
+
+def _files(names: str | None) -> frozenset[str] | None:
+    """The files that `--files` names.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    try:
+        return None if names is None else check_files(names)
+    except InputError as error:
+        raise click.UsageError(f"--{error}.") from None
 
 
 def _digest(model: str) -> str:

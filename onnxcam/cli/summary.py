@@ -11,9 +11,9 @@ from onnxcam.cli.progress import Progress
 from onnxcam.cli.versions import versions
 from onnxcam.explain import pictures
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.explanation import Drawing
 from onnxcam.explain.folder import Outcome, explain_all, sentence
 from onnxcam.explain.question import Question
+from onnxcam.explain.saving import FILES, Drawing
 from onnxcam.explain.warnings import prediction_warnings
 from onnxcam.image.panel import percentage
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxcam.explain.gallery import Gallery
 
 SUMMARY = "analysis_summary.json"
+_MOST_CLASSES = 100  # of a picture in the summary; its explanation.json has all
 
 
 def describe(model: str, explainer: Explainer, question: Question, style: Drawing, digest: str) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def describe(model: str, explainer: Explainer, question: Question, style: Drawin
             "preprocess": None if explainer.preprocess is None else explainer.preprocess.to_dict(),
             "alpha": style.alpha,
             "colormap": style.colormap,
+            "files": [name for name in FILES if name in style.files],
+            "format": style.format,
         },
         "providers": explainer.providers,
         "versions": versions(),
@@ -76,8 +79,7 @@ class Run:
                 self._entries.append(_entry(name, None, None, None, str(error)))
 
             def late(outcome: Outcome) -> None:
-                if outcome.item not in self._reported:
-                    self._report(outcome, progress)
+                self._report(outcome, progress)
 
             judge = None
             if self._page is not None:
@@ -127,6 +129,8 @@ class Run:
                 page.write(self._folder / PAGE, [", ".join(f"{name} {one}" for name, one in versions().items())])
 
     def _report(self, outcome: Outcome, progress: Progress) -> None:
+        if outcome.item in self._reported:  # before it was interrupted
+            return
         self._reported.add(outcome.item)
         name, record = outcome.item.name, outcome.record
         if record is None:
@@ -156,8 +160,8 @@ def table(name: str, folder: Path, record: dict[str, Any]) -> list[str]:
     """A picture's predictions as a table of text, line by line."""
     lines = [f"{name} -> {folder}"]
     explained = {entry["index"] for entry in record["maps"]}
-    rows = [*record["predictions"]]
-    rows += [entry for entry in record["maps"] if all(entry["index"] != row["index"] for row in rows)]
+    best = {row["index"] for row in record["predictions"]}
+    rows = [*record["predictions"], *(entry for entry in record["maps"] if entry["index"] not in best)]
     for row in rows:
         mark = "*" if row["index"] in explained else " "
         number = row.get("value")
@@ -182,7 +186,7 @@ def _entry(
         "predictions": record and record["predictions"],
         "target": record and record["target"],
         "objective": record and record["objective"],
-        "top": record and (record["maps"] if len(record["maps"]) > 1 else None),
+        "top": record and (record["maps"][:_MOST_CLASSES] if len(record["maps"]) > 1 else None),
         "layer": record and record["layer"],
         "method": record and record["method"],
         "attention": record and record["maps"][0]["attention"],

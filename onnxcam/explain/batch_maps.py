@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.cam.registry import Method
-from onnxcam.explain.explanation import Explanation, Map, name_of
+from onnxcam.explain.explanation import Explanation, LazyMap, Map, name_of
 from onnxcam.explain.maps import fuse, visible_parts, windows_of
 from onnxcam.explain.question import Question
 from onnxcam.explain.warnings import map_warnings, reversed_warnings
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from onnxcam.graph.window import Window
 
 _PREDICTIONS = 5  # stored in an explanation
+_TOGETHER = 16 << 20  # pixels of heatmaps that an explanation holds; of more classes they are drawn when asked for
+_REASONS = 5  # maps that are zero everywhere for whose reason the model is run
 # a row and layers -> the examination of this row alone
 Examine = Callable[[int, Sequence[str]], "Examination"]
 
@@ -67,31 +69,33 @@ class BatchMaps(NamedTuple):
         windows = windows if place is None else windows[place : place + 1]
         visible = visible_parts(geometry, windows, mirrored=question.augment)
         drawn = () if question.augment else windows  # then the maps cover the whole input already
-        maps = []
+        maps: list[Map] = []
+        height, width = geometry.picture_size
+        lazy = self.classes.shape[1] * height * width > _TOGETHER
+        examined = _REASONS
         for k, index in enumerate(self.classes[row].tolist()):
             by_layer = self.maps if place is None else self.maps[place : place + 1]
             raw = [np.ascontiguousarray(layer_maps[row, k]) for layer_maps in by_layer]
-            fused = fuse(
-                [one[None] for one in raw],
+            draw = partial(
+                _heatmap,
+                raw,
                 normalize,
                 self.input_size,
                 question.fusion,
-                windows=drawn,
-                input_size=self.input_size,
-            )[0]
-            heatmap = geometry.to_picture(fused)
-            for part in image.hidden(heatmap.shape, visible) if windows and visible is not None else ():
-                heatmap[part.y0 : part.y1, part.x0 : part.x1] = 0  # where interpolation reaches across the edge
-            maps.append(
-                Map(
-                    index,
-                    name_of(index, labels),
-                    float(self.probabilities[row, index]),
-                    heatmap,
-                    raw if isinstance(layer, list) else raw[0],
-                    None if heatmap.any() else self._blank(row, index, raw, place),
-                )
+                drawn,
+                geometry,
+                visible if windows else None,
             )
+            heatmap, blank = draw(), None
+            if not heatmap.any():
+                blank = self._blank(row, index, raw, place, examined > 0)
+                examined -= 1
+            raw_map = raw if isinstance(layer, list) else raw[0]
+            named = (index, name_of(index, labels), float(self.probabilities[row, index]))
+            if lazy and maps:
+                maps.append(LazyMap(*named, draw, raw_map, blank))
+            else:
+                maps.append(Map(*named, heatmap, raw_map, blank))
         readout = question.terms.readout
         kind, other = (LOGIT, None) if self.objective is None else self.objective.describe(row)
         if kind == LOGIT:
@@ -116,15 +120,15 @@ class BatchMaps(NamedTuple):
             visible=visible,
         )
 
-    def _blank(self, row: int, index: int, raw: Sequence[np.ndarray], place: int | None) -> str:
-        """The reason for a heatmap that is zero everywhere."""
+    def _blank(self, row: int, index: int, raw: Sequence[np.ndarray], place: int | None, examine: bool) -> str:
+        """The reason for a heatmap that is zero everywhere; with `examine` the model is run for it."""
         from onnxcam.explain import evidence  # most maps are not
 
         layers = self.question.layers if place is None else self.question.layers[place : place + 1]
         why = ""
-        if self.examine is not None and not any(one.any() for one in raw):
-            question, examine = self.question.of_rows(row, row + 1), partial(self.examine, row, layers)
-            why = evidence.reason(examine, question, index, self.method, layers)
+        if examine and self.examine is not None and not any(one.any() for one in raw):
+            question, examination = self.question.of_rows(row, row + 1), partial(self.examine, row, layers)
+            why = evidence.reason(examination, question, index, self.method, layers)
         return evidence.describe(self.method, raw, why)
 
     def _negative(self, row: int, maps: Sequence[Map]) -> list[str]:
@@ -142,3 +146,21 @@ class BatchMaps(NamedTuple):
         probabilities, labels = self.probabilities[row], self.question.terms.labels
         best = np.argsort(-probabilities, kind="stable")[:_PREDICTIONS]
         return [(int(i), name_of(int(i), labels), float(probabilities[i])) for i in best]
+
+
+def _heatmap(
+    raw: Sequence[np.ndarray],
+    normalize: str,
+    input_size: tuple[int, int],
+    fusion: str,
+    windows: Sequence[Window | None],
+    geometry: image.Geometry,
+    visible: Sequence[image.Rectangle] | None,
+) -> np.ndarray:
+    """One class's heatmap of the original picture, from its maps of layers."""
+    maps = [one[None] for one in raw]
+    fused = fuse(maps, normalize, input_size, fusion, windows=windows, input_size=input_size)[0]
+    heatmap = geometry.to_picture(fused)
+    for part in image.hidden(heatmap.shape, visible) if visible is not None else ():
+        heatmap[part.y0 : part.y1, part.x0 : part.x1] = 0  # where interpolation reaches across the edge
+    return heatmap

@@ -20,6 +20,8 @@ from onnxcam.targets.objectives import Objective, logit
 if TYPE_CHECKING:
     from onnxcam.graph.window import Window
 
+_PORTION = 64  # classes of one run
+_LARGEST = 512 << 20  # bytes of maps of several classes
 # of test-time augmentation: each also mirrored
 _FACTORS = (0.9, 1.0, 1.1)
 
@@ -148,7 +150,31 @@ class Examination:
         return _maps(self._with_layers(question.layers_read), question, objective)
 
     def class_maps(self, question: Question, classes: np.ndarray) -> list[list[np.ndarray]]:
-        """Per method and layer the maps `[N, k, h, w]` of several classes `[N, k]` of each row, after ReLU."""
+        """Per method and layer the maps `[N, k, h, w]` of several classes `[N, k]` of each row, after ReLU.
+
+        Raises:
+            InputError: the maps of so many classes take more than 512 MiB.
+        """
+        count = classes.shape[1]
+        by_portion: list[list[list[np.ndarray]]] = []
+        for start in range(0, count, _PORTION):
+            maps = self._class_maps(question, classes[:, start : start + _PORTION])
+            by_portion.append(maps)
+            size = sum(one.nbytes for by_layer in by_portion[0] for one in by_layer) * count // min(_PORTION, count)
+            if start == 0 and size > _LARGEST:
+                raise InputError(
+                    f"the maps of {count:,} classes take {size >> 20:,} MiB at this layer, more than "
+                    f"{_LARGEST >> 20} MiB; ask for fewer classes (top), or for a layer with a smaller map"
+                )
+        if len(by_portion) == 1:
+            return by_portion[0]
+        return [
+            [np.concatenate([portion[place][at] for portion in by_portion], axis=1) for at in range(len(by_layer))]
+            for place, by_layer in enumerate(by_portion[0])
+        ]
+
+    def _class_maps(self, question: Question, classes: np.ndarray) -> list[list[np.ndarray]]:
+        """See `class_maps`, of classes that one run takes."""
         rows, count = classes.shape
         features = self._with_layers(question.layers_read)
         methods, layers = question.methods, question.layers

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,34 +12,12 @@ from typing import Any
 import numpy as np
 
 from onnxcam import image
-from onnxcam.errors import InputError, OutputError
+from onnxcam.errors import InputError
+from onnxcam.explain import saving
+from onnxcam.explain.saving import Drawing, unit
 from onnxcam.explain.statistics import describe
-from onnxcam.image import png
 from onnxcam.targets.objectives import LOG_PROBABILITY
 from onnxcam.targets.readout import LOGITS, REGRESSION
-
-RECORD = "explanation.json"
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How the pictures of explanations are drawn and written.
-
-    Attributes:
-        alpha: opacity of the heatmap in overlays, 0 (the picture alone) to 1 (the heatmap alone); None for one that
-            grows with the map, see `onnxcam.image.overlay`.
-        colormap: a name of `onnxcam.image.COLORMAPS`.
-        compress: False stores colours as they are: faster, and larger files.
-    """
-
-    alpha: float | None = None
-    colormap: str = image.DEFAULT_COLORMAP
-    compress: bool = True
-
-    @classmethod
-    def of(cls, alpha: float | None = None, colormap: str | None = None, compress: bool = True) -> Drawing:
-        """The drawing with these settings, the default for None."""
-        return cls(alpha, image.DEFAULT_COLORMAP if colormap is None else colormap, compress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +26,8 @@ class Map:
 
     Attributes:
         target, label, probability: index, name and predicted probability of the class explained.
-        heatmap: float32 `[H, W]` of the original picture.
+        heatmap: float32 `[H, W]` of the original picture. Of many classes, more than 64 MiB of heatmaps, all but the
+            first are drawn each time they are asked for.
         raw_map: float32 `[h, w]` at layer resolution, after ReLU, not normalised (a list for several layers).
         blank: the reason if the heatmap is zero everywhere, such as `no evidence at this layer: all gradients are
             zero`; else None.
@@ -67,6 +44,32 @@ class Map:
     def statistics(self) -> dict[str, Any]:
         """Position and concentration of the heatmap's energy, see `onnxcam.explain.statistics.describe`."""
         return describe(self.heatmap)
+
+
+class LazyMap(Map):
+    """A map whose heatmap is drawn each time it is asked for: those of many classes do not fit into memory together.
+
+    Arguments:
+        draw: returns the heatmap.
+    """
+
+    def __init__(
+        self,
+        target: int,
+        label: str,
+        probability: float,
+        draw: Callable[[], np.ndarray],
+        raw_map: Any,
+        blank: str | None = None,
+    ) -> None:
+        self.__dict__.update(target=target, label=label, probability=probability, raw_map=raw_map, blank=blank)
+        self.__dict__["_draw"] = draw
+
+    @property
+    def heatmap(self) -> np.ndarray:  # type: ignore[override]
+        """float32 `[H, W]` of the original picture."""
+        heatmap: np.ndarray = self.__dict__["_draw"]()
+        return heatmap
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +243,7 @@ class Explanation:
         )
 
     @property
-    def _marks(self) -> image.Marks:
+    def marks(self) -> image.Marks:
         """The marks on what the heatmaps do not cover."""
         return image.Marks.of(self.heatmap.shape, self.visible)
 
@@ -292,84 +295,32 @@ class Explanation:
         alpha: float | None = None,
         colormap: str | None = None,
         compress: bool = True,
+        files: str | Iterable[str] | None = None,
+        format: str = "png",
     ) -> dict[str, str]:
         """Write the pictures and `explanation.json` into a folder, which is made if need be.
 
         Arguments:
-            directory: where to; files of the same names are replaced.
+            directory: where to; files of the same names are replaced, see `onnxcam.files`.
             alpha, colormap: of overlays, as in `overlay`.
-            compress: False stores colours as they are: ten times faster, and files of about twice the size.
+            compress: False stores the colours of PNG files as they are: ten times faster, and about twice as large.
+            files: which to write: some of `input`, `grayscale`, `heatmap`, `overlay`, `panel` (and the panels of
+                methods and layers) and `json`, in a sequence or separated by commas; None for all.
+            format: of colour pictures: `png`, `jpeg` or `webp` (at quality 90), which is also the ending of their
+                names; the grey map is always a PNG.
 
         Returns:
-            file names by what they show, relative to the folder. `explanation.json` is written last and names only
-            files that are there; each file is whole or absent.
+            file names by what they show, relative to the folder. All are written or, after an error, none of them.
 
         Raises:
+            InputError: no such file or format.
             OutputError: the folder cannot be made or written to.
         """
-        files: dict[str, str] = self.write(directory, Drawing.of(alpha, colormap, compress))["files"]
-        return files | {"explanation": RECORD}
+        return self.write(directory, Drawing.of(alpha, colormap, compress, files, format))[1]
 
-    def write(self, directory: str | Path, style: Drawing) -> dict[str, Any]:
-        """`save`, and return what `explanation.json` says: `to_dict` with the names of the `files` added."""
-        folder = Path(directory)
-        _make(folder)
-        files: dict[str, str] = {}
-
-        def write(key: str, name: str, pixels: np.ndarray) -> None:
-            image.write_png(folder / name, pixels, style.compress)
-            files[key] = name
-
-        def mix(key: str, name: str, gray: np.ndarray, marks: image.Marks) -> None:
-            """Grey levels in colours over the picture, drawn as they are written."""
-            height, width = gray.shape
-            parts = (
-                image.draw(self.picture[rows], gray[rows], style.alpha, style.colormap, marks, rows.start)
-                for rows in png.bands(height, width)
-            )
-            image.write_pieces(folder / name, png.colors(height, width, parts, style.compress))
-            files[key] = name
-
-        def draw(explanation: Explanation, key: str, where: str) -> None:
-            """The maps of one explanation; without marks both share their compressed pixels."""
-            gray, marks = image.grayscale(unit(explanation.heatmap)), explanation._marks
-            packed = png.pack(gray)
-            table = image.palette(style.colormap)
-            marked = (png.pack(marks.levels(gray)), image.marked(table)) if marks else (packed, table)
-            stem = f"{where}{explanation.method}"
-            for name, (pixels, colors) in (("grayscale", (packed, None)), ("heatmap", marked)):
-                files[f"{key}{name}"] = f"{stem}_{name}.png"
-                image.write_bytes(folder / files[f"{key}{name}"], png.shades(pixels, colors))
-            mix(f"{key}overlay", f"{stem}_overlay.png", gray, marks)
-
-        def draw_classes(explanation: Explanation, key: str) -> None:
-            """Each class's overlay, where several were explained."""
-            if len(explanation.maps) < 2:
-                return
-            _make(folder / "top_predictions")
-            for rank, one in enumerate(explanation.maps, start=1):
-                name = f"top_predictions/{explanation.method}_top{rank}_{file_stem(one.label)}.png"
-                mix(f"{key}top{rank}", name, image.grayscale(unit(one.heatmap)), explanation._marks)
-
-        write("input", "input.png", self.picture)
-        draw(self, "", "")
-        write("panel", "panel.png", self.panel(style.colormap, style.alpha))
-        draw_classes(self, "")
-        if self.per_method:
-            write("methods", "methods.png", self.methods_panel(style.colormap, style.alpha))
-            for explanation in self.per_method[1:]:
-                draw(explanation, f"{explanation.method}/", "")
-                draw_classes(explanation, f"{explanation.method}/")
-        if self.per_layer:
-            write("layers", "layers.png", self.layers_panel(style.colormap, style.alpha))
-            for stem, explanation in zip(_layer_stems(self.per_layer), self.per_layer, strict=True):
-                _make(folder / "layers" / stem)
-                draw(explanation, f"layers/{stem}/", f"layers/{stem}/")
-        record = self.to_dict() | {"files": files}
-        text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
-        # a file name that is not text keeps its bytes as JSON escapes
-        image.write_bytes(folder / RECORD, text.encode(errors="backslashreplace"))
-        return record
+    def write(self, directory: str | Path, style: Drawing) -> tuple[dict[str, Any], dict[str, str]]:
+        """Write as `save` does; return what `explanation.json` says without its `files`, and what `save` returns."""
+        return saving.save(self, Path(directory), style)
 
     def _repr_png_(self) -> bytes:
         """The picture in a notebook: several methods side by side, or the panel of one."""
@@ -379,31 +330,6 @@ class Explanation:
 def name_of(index: int, labels: Sequence[str] | None) -> str:
     """The name of a class; its index as text without labels."""
     return labels[index] if labels is not None else str(index)
-
-
-def unit(heatmap: np.ndarray) -> np.ndarray:
-    """A map for display: as it is where it lies in 0..1, else divided by its maximum."""
-    top = float(heatmap.max(initial=0.0))
-    return heatmap / top if top > 1.0 + 1e-6 else heatmap
-
-
-def file_stem(label: str) -> str:
-    """A label as part of a file name: letters, digits and underscores, at most 60 of them."""
-    first = label.split(",")[0].strip()
-    return re.sub(r"\W+", "_", first).strip("_")[:60] or "class"
-
-
-def _layer_stems(explanations: Sequence[Explanation]) -> list[str]:
-    """A folder's name per layer; a number is added where the letters alone are the same."""
-    stems: list[str] = []
-    for explanation in explanations:
-        stem = plain = re.sub(r"[^\w.-]+", "_", str(explanation.layer)).strip("._")[:100] or "layer"
-        number = 1
-        while stem.casefold() in (other.casefold() for other in stems):
-            number += 1
-            stem = f"{plain}-{number}"
-        stems.append(stem)
-    return stems
 
 
 def _record(one: Map, numeric: bool) -> dict[str, Any]:
@@ -430,13 +356,6 @@ def _number(number: float, numeric: bool) -> dict[str, float | None]:
 
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {str(folder)!r} cannot be made: {error.strerror}; choose another") from error
 
 
 def _shapes(raw: Any) -> Any:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from onnxcam import image
 from onnxcam.errors import OnnxcamError, OutputError
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.explanation import RECORD, Drawing, Explanation
+from onnxcam.explain.explanation import Explanation
 from onnxcam.explain.features import Progress
 from onnxcam.explain.pictures import Item
 from onnxcam.explain.preparation import Preparation
 from onnxcam.explain.question import Question
+from onnxcam.explain.saving import Drawing, would_overwrite
 
 if TYPE_CHECKING:
     from onnxcam.explain.gallery import Card, Judge
@@ -266,14 +267,13 @@ class _Work:
             return Outcome(item, error=result)
         folder = self.output / item.folder
         try:
-            _refuse_overwriting(item, folder, result)
-            record = result.write(folder, self.style)
-            return Outcome(item, record, record.pop("files") | {"explanation": RECORD})
+            _refuse_overwriting(item, folder, result, self.style)
+            return Outcome(item, *result.write(folder, self.style))
         except Exception as error:
             return Outcome(item, error=error)
 
 
-def _refuse_overwriting(item: Item, folder: Path, result: Explanation) -> None:
+def _refuse_overwriting(item: Item, folder: Path, result: Explanation, style: Drawing) -> None:
     """Refuse to write a result over the picture it explains.
 
     Raises:
@@ -282,11 +282,8 @@ def _refuse_overwriting(item: Item, folder: Path, result: Explanation) -> None:
     if isinstance(item.source, bytes):
         return
     source = item.source.resolve() if item.source.is_symlink() else item.source
-    name = source.name.lower()
     methods = [one.method for one in result.per_method] or [result.method]
-    names = ["input.png", "panel.png", "methods.png", *(["layers.png"] if result.per_layer else [])]
-    clashes = name in names or name.startswith(tuple(f"{method}_" for method in methods))
-    if clashes and source.resolve().parent == folder.resolve():
+    if would_overwrite(source.name, methods, style) and source.resolve().parent == folder.resolve():
         raise OutputError(f"{item.name!r} would be overwritten by its own explanation; choose another output folder")
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.errors import OnnxcamError, OutputError
-from onnxcam.explain.explanation import Drawing, Explanation, name_of
+from onnxcam.explain.explanation import Explanation, name_of
+from onnxcam.explain.saving import Drawing
 from onnxcam.html.page import foot, picture, shell
 from onnxcam.image.opencv import import_cv2
 from onnxcam.image.panel import percentage

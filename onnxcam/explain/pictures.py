@@ -20,6 +20,7 @@ from onnxcam.image.header import HeaderError
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 ARRAYS = ".npy"
 STDIN = "-"
+_RESULTS = (".png", ".jpeg", ".webp", ".json")  # endings of what is written
 _LARGEST_LIST = 32 << 20  # bytes
 _MOST_PATHS = 500_000
 
@@ -137,7 +138,7 @@ def distinct(relative: Sequence[PurePath], stdin: bool = False) -> list[PurePath
     names = {"stdin"} if stdin else set()
     folders = []
     for path, stem, key in zip(relative, stems, keys, strict=True):
-        plain = counts[key] == 1 and not key.endswith((".png", ".json"))
+        plain = counts[key] == 1 and not key.endswith(_RESULTS)
         choice, number = (stem if plain else path), 1
         while str(choice).casefold() in names:
             number += 1

@@ -24,6 +24,7 @@ UNINFORMATIVE = 2.0  # times 1 / classes: the median probability of the best cla
 FEWEST_CLASSES = 10  # below, twice 1 / classes is not a small probability
 SATURATED = 1 - 1e-6
 FEWEST_PICTURES = 5
+_MOST = 5  # classes whose maps are warned of one by one
 # beginnings of the reasons for a map that is zero everywhere
 NO_EVIDENCE = "no evidence"
 EVEN, OUTSIDE = "the map is the same everywhere", "the map lies outside the visible part of the picture"
@@ -182,9 +183,8 @@ def map_warnings(maps: Sequence[tuple[str, str | None]], scores: np.ndarray) -> 
     sentences = []
     if not np.isfinite(scores).all():
         sentences.append("the scores are not finite: the map means nothing; check the model and its preprocessing")
-    for label, blank in maps:
-        if blank is None:
-            continue
+    empty = [(label, blank) for label, blank in maps if blank is not None]
+    for label, blank in empty[:_MOST]:
         if blank.startswith(NO_EVIDENCE):
             _, _, why = blank.partition(": ")
             sentences.append(
@@ -194,6 +194,8 @@ def map_warnings(maps: Sequence[tuple[str, str | None]], scores: np.ndarray) -> 
         else:
             advice = "; normalize='max' keeps a map that is the same everywhere" if blank == EVEN else ""
             sentences.append(f"the map of {label!r} shows nothing: {blank.replace('the map', 'it', 1)}{advice}")
+    if len(empty) > _MOST:
+        sentences.append(f"the maps of {len(empty) - _MOST:,} more classes are zero everywhere or show nothing")
     return sentences
 
 

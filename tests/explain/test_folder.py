@@ -16,9 +16,9 @@ import pytest
 
 from onnxcam import image
 from onnxcam.explain import folder as batch
-from onnxcam.explain.explanation import Drawing
 from onnxcam.explain.pictures import Item
 from onnxcam.explain.question import Question, Terms
+from onnxcam.explain.saving import Drawing
 from onnxcam.targets.readout import LOGITS, Readout
 
 

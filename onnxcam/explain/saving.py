@@ -1,0 +1,239 @@
+"""Writing explanations: which files, in which format, all of one explanation or none."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxcam import image
+from onnxcam.errors import InputError, OutputError, listing
+from onnxcam.files import FileSet
+from onnxcam.image import png
+
+if TYPE_CHECKING:
+    from onnxcam.explain.explanation import Explanation
+
+RECORD = "explanation.json"
+FILES = ("input", "grayscale", "heatmap", "overlay", "panel", "json")
+FORMATS = ("png", "jpeg", "webp")
+ENDINGS = tuple(f".{name}" for name in (*FORMATS, "json"))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the pictures of explanations are drawn and written.
+
+    Attributes:
+        alpha: opacity of the heatmap in overlays, 0 (the picture alone) to 1 (the heatmap alone); None for one that
+            grows with the map, see `onnxcam.image.overlay`.
+        colormap: a name of `onnxcam.image.COLORMAPS`.
+        compress: False stores the colours of PNG files as they are: faster, and larger files.
+        files: which are written, of `FILES`.
+        format: of colour pictures, one of `FORMATS`.
+    """
+
+    alpha: float | None = None
+    colormap: str = image.DEFAULT_COLORMAP
+    compress: bool = True
+    files: frozenset[str] = frozenset(FILES)
+    format: str = "png"
+
+    @classmethod
+    def of(
+        cls,
+        alpha: float | None = None,
+        colormap: str | None = None,
+        compress: bool = True,
+        files: str | Iterable[str] | None = None,
+        format: str = "png",
+    ) -> Drawing:
+        """The drawing with these settings, the default for None.
+
+        Raises:
+            InputError: no such file or format.
+        """
+        if format not in FORMATS:
+            raise InputError(f"format={format!r}; expected one of {', '.join(FORMATS)}")
+        colormap = image.DEFAULT_COLORMAP if colormap is None else colormap
+        return cls(alpha, colormap, compress, frozenset(FILES) if files is None else check_files(files), format)
+
+
+def check_files(names: str | Iterable[str]) -> frozenset[str]:
+    """The files that these names, in a sequence or separated by commas, stand for.
+
+    Raises:
+        InputError: an unknown name, or none.
+    """
+    parts = names.split(",") if isinstance(names, str) else list(names)
+    chosen = [part.strip() for part in parts if isinstance(part, str)]
+    unknown = [name for name in chosen if name not in FILES]
+    if unknown or len(chosen) != len(parts) or not chosen:
+        what = listing(unknown) if unknown else repr(names)
+        raise InputError(f"files={what}; expected some of {', '.join(FILES)}")
+    return frozenset(chosen)
+
+
+def save(explanation: Explanation, folder: Path, style: Drawing) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write the files of an explanation, all of them or none.
+
+    Returns:
+        what `explanation.json` says without its `files`; names of the files by what they show, relative to the folder.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+    _make(folder)
+    with FileSet() as together:
+        writer = _Writer(explanation, folder, style, together)
+        writer.pictures()
+        record = explanation.to_dict()
+        names = dict(writer.names)
+        if "json" in style.files:
+            text = json.dumps(record | {"files": names}, ensure_ascii=False, indent=2) + "\n"
+            # a file name that is not text keeps its bytes as JSON escapes
+            together.write(folder / RECORD, [text.encode(errors="backslashreplace")])
+            names["explanation"] = RECORD
+    return record, names
+
+
+def would_overwrite(name: str, methods: Sequence[str], style: Drawing) -> bool:
+    """Whether a file of this name in the folder of an explanation by these methods would be replaced."""
+    path = Path(name.lower())
+    if path.suffix not in {".png", f".{style.format}"}:
+        return False
+    stems = {"input"} & style.files | ({"panel", "methods", "layers"} if "panel" in style.files else set())
+    maps = any(path.stem == f"{method}_{kind}" for method in methods for kind in style.files)
+    return path.stem in stems or maps
+
+
+class _Writer:
+    """Draws and writes the pictures of one explanation.
+
+    Attributes:
+        names: of the files written, by what they show.
+    """
+
+    def __init__(self, explanation: Explanation, folder: Path, style: Drawing, together: FileSet) -> None:
+        self.names: dict[str, str] = {}
+        self._explanation = explanation
+        self._folder = folder
+        self._style = style
+        self._together = together
+
+    def pictures(self) -> None:
+        """Write all pictures that the style asks for."""
+        explanation, style = self._explanation, self._style
+        if "input" in style.files:
+            self._colors("input", "input", explanation.picture)
+        self._maps(explanation, "", "")
+        if "panel" in style.files:
+            self._colors("panel", "panel", explanation.panel(style.colormap, style.alpha))
+        self._classes(explanation, "")
+        if explanation.per_method:
+            if "panel" in style.files:
+                self._colors("methods", "methods", explanation.methods_panel(style.colormap, style.alpha))
+            for other in explanation.per_method[1:]:
+                self._maps(other, f"{other.method}/", "")
+                self._classes(other, f"{other.method}/")
+        if explanation.per_layer:
+            if "panel" in style.files:
+                self._colors("layers", "layers", explanation.layers_panel(style.colormap, style.alpha))
+            for stem, layer in zip(_layer_stems(explanation.per_layer), explanation.per_layer, strict=True):
+                self._maps(layer, f"layers/{stem}/", f"layers/{stem}/")
+
+    def _maps(self, explanation: Explanation, key: str, where: str) -> None:
+        """The maps of one explanation; without marks the grey and the coloured PNG share their compressed pixels."""
+        style = self._style
+        if not style.files & {"grayscale", "heatmap", "overlay"}:
+            return
+        if where:
+            _make(self._folder / where)
+        gray, marks = image.grayscale(unit(explanation.heatmap)), explanation.marks
+        stem = f"{where}{explanation.method}"
+        table = image.palette(style.colormap)
+        levels, colors = (marks.levels(gray), image.marked(table)) if marks else (gray, table)
+        packed = png.pack(gray) if "grayscale" in style.files or (style.format == "png" and not marks) else None
+        if "grayscale" in style.files and packed is not None:
+            self._write(f"{key}grayscale", f"{stem}_grayscale.png", [png.shades(packed)])
+        if "heatmap" in style.files and style.format != "png":
+            self._colors(f"{key}heatmap", f"{stem}_heatmap", colors[levels])
+        elif "heatmap" in style.files:
+            pixels = packed if packed is not None and not marks else png.pack(levels)
+            self._write(f"{key}heatmap", f"{stem}_heatmap.png", [png.shades(pixels, colors)])
+        if "overlay" in style.files:
+            self._overlay(f"{key}overlay", f"{stem}_overlay", gray, marks)
+
+    def _classes(self, explanation: Explanation, key: str) -> None:
+        """Each class's overlay, where several were explained."""
+        if len(explanation.maps) < 2 or "overlay" not in self._style.files:
+            return
+        _make(self._folder / "top_predictions")
+        for rank, one in enumerate(explanation.maps, start=1):
+            name = f"top_predictions/{explanation.method}_top{rank}_{file_stem(one.label)}"
+            self._overlay(f"{key}top{rank}", name, image.grayscale(unit(one.heatmap)), explanation.marks)
+
+    def _overlay(self, key: str, name: str, gray: np.ndarray, marks: image.Marks) -> None:
+        """Grey levels in colours over the picture, drawn as they are written."""
+        picture, style = self._explanation.picture, self._style
+
+        def draw(rows: slice) -> np.ndarray:
+            return image.draw(picture[rows], gray[rows], style.alpha, style.colormap, marks, rows.start)
+
+        height, width = gray.shape
+        if style.format != "png":
+            self._colors(key, name, draw(slice(0, height)))
+            return
+        parts = (draw(rows) for rows in png.bands(height, width))
+        self._write(key, f"{name}.png", png.colors(height, width, parts, style.compress))
+
+    def _colors(self, key: str, name: str, pixels: np.ndarray) -> None:
+        """A colour picture in the style's format."""
+        form = self._style.format
+        if form == "png":
+            self._write(key, f"{name}.png", png.pieces(pixels, self._style.compress))
+        else:
+            from onnxcam.image import lossy
+
+            self._write(key, f"{name}.{form}", [lossy.encode(pixels, form)])
+
+    def _write(self, key: str, name: str, pieces: Iterable[bytes | memoryview]) -> None:
+        self._together.write(self._folder / name, pieces)
+        self.names[key] = name
+
+
+def unit(heatmap: np.ndarray) -> np.ndarray:
+    """A map for display: as it is where it lies in 0..1, else divided by its maximum."""
+    top = float(heatmap.max(initial=0.0))
+    return heatmap / top if top > 1.0 + 1e-6 else heatmap
+
+
+def file_stem(label: str) -> str:
+    """A label as part of a file name: letters, digits and underscores, at most 60 of them."""
+    first = label.split(",")[0].strip()
+    return re.sub(r"\W+", "_", first).strip("_")[:60] or "class"
+
+
+def _layer_stems(explanations: Sequence[Explanation]) -> list[str]:
+    """A folder's name per layer; a number is added where the letters alone are the same."""
+    stems: list[str] = []
+    for explanation in explanations:
+        stem = plain = re.sub(r"[^\w.-]+", "_", str(explanation.layer)).strip("._")[:100] or "layer"
+        number = 1
+        while stem.casefold() in (other.casefold() for other in stems):
+            number += 1
+            stem = f"{plain}-{number}"
+        stems.append(stem)
+    return stems
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {str(folder)!r} cannot be made: {error.strerror}; choose another") from error

@@ -303,7 +303,7 @@ def test_interrupted_runs_tell_what_was_done(
     run: Run, ready: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*arguments: object) -> object:
-        yield next(real(*arguments[:-1]))  # without what it tells of pictures that are finished
+        yield next(real(*arguments[:6]))  # without what it tells of pictures that are finished
         raise KeyboardInterrupt
 
     from onnxcam.cli import summary as module

@@ -66,7 +66,7 @@ class LazyMap(Map):
         self.__dict__["_draw"] = draw
 
     @property
-    def heatmap(self) -> np.ndarray:  # type: ignore[override]
+    def heatmap(self) -> np.ndarray:
         """float32 `[H, W]` of the original picture."""
         heatmap: np.ndarray = self.__dict__["_draw"]()
         return heatmap

@@ -19,6 +19,7 @@ from onnxcam.monitor.forks import after_fork
 from onnxcam.monitor.record import encode
 from onnxcam.monitor.retention import GRACE, Limits, Retention, remove_unreferenced
 from onnxcam.monitor.segments import TornError, Writer, recover
+from onnxcam.monitor.timestamps import CautiousClock
 from onnxcam.monitor.units import parse_bytes, parse_seconds
 
 _SEGMENT = 64 << 20
@@ -35,7 +36,7 @@ class Folder:
             or an eighth of `retain_bytes` if that is less.
         segment_age: a segment is closed at this age.
         retain_bytes, retain_age, retain_records: limits on what is retained, over all processes; the oldest segments
-            are removed first. None means no limit.
+            are removed first. None means no limit. A clock that jumps ahead makes nothing older for a day.
         min_free: a record is refused, and counted by the monitor, if less disk space than this would be left.
         sync: every record and picture survives a power cut; without it, only a crash of the process.
         upload: an fsspec URL that closed segments and their pictures are copied to.
@@ -77,7 +78,7 @@ class Folder:
         if retain_records is not None and retain_records < 1:
             raise SettingError(f"retain_records={retain_records!r}; expected at least 1, or None for no limit")
         self._min_free = parse_bytes(min_free, "min_free")
-        self._sync, self._clock = sync, clock
+        self._sync, self._clock = sync, CautiousClock(clock)
         self._retention = Retention(self.root, Limits(bound, age, retain_records))
         self._writer = Writer(
             self.root,

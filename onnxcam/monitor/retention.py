@@ -195,18 +195,29 @@ def remove_unreferenced(root: Path) -> int:
         os.write(handle, b"1\n")
         try:
             references = _referenced(root)
+            left_behind = [path for path in _files(root) if _is_left_behind(path, root, references)]
+            # a clock that jumped ahead makes a picture old whose record was written since
+            references = _referenced(root) if left_behind else references
         except OSError:
             return 0  # a segment that cannot be read may reference any picture
         removed = 0
-        for path in _files(root):
-            name = path.relative_to(root).as_posix()
-            is_picture = path.name.endswith(artefacts.PART) or re.fullmatch(artefacts.NAME, name)
-            with contextlib.suppress(OSError):
-                if is_picture and name not in references and time.time() - path.stat().st_mtime > GRACE:
+        for path in left_behind:
+            if path.relative_to(root).as_posix() not in references:
+                with contextlib.suppress(OSError):
                     path.unlink()
                     _remove_if_empty(path.parent)
                     removed += 1
         return removed
+
+
+def _is_left_behind(path: Path, root: Path, references: _Names) -> bool:
+    """Return whether a picture is more than an hour old and no record names it."""
+    name = path.relative_to(root).as_posix()
+    is_picture = path.name.endswith(artefacts.PART) or re.fullmatch(artefacts.NAME, name)
+    try:
+        return bool(is_picture) and name not in references and time.time() - path.stat().st_mtime > GRACE
+    except OSError:  # removed since it was listed
+        return False
 
 
 class _Names:

@@ -160,8 +160,8 @@ class Writer:
         self.weight += weight
 
     def tick(self) -> None:
-        """Close the segment if it is old enough."""
-        if self._handle is not None and self._clock() - self._start >= self._seconds:
+        """Close the segment if it is old enough, or begun at a time that the clock has not reached again."""
+        if self._handle is not None and not 0 <= self._clock() - self._start < self._seconds:
             self.close()
 
     def check(self) -> bool:

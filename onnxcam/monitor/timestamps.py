@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
+import time as clocks
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 _FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+_DRIFT = 3600.0  # seconds that a wall clock may gain between two looks without being doubted
+_DOUBT = 86400.0  # seconds for which a clock that jumped ahead is doubted
+
+
+class CautiousClock:
+    """A wall clock for removing what is old: it believes a jump ahead once that has lasted for a day.
+
+    Otherwise a clock that is ahead for a moment would make everything older than any limit.
+
+    Arguments:
+        clock: seconds since 1970.
+        monotonic: seconds that never go back; by default the system's, or `clock` where that is not the system's.
+    """
+
+    def __init__(self, clock: Callable[[], float], monotonic: Callable[[], float] | None = None) -> None:
+        self._clock = clock
+        self._monotonic = monotonic or (clocks.monotonic if clock is clocks.time else clock)
+        self._difference = clock() - self._monotonic()
+        self._ahead_since: float | None = None
+
+    def __call__(self) -> float:
+        """Return seconds since 1970, without a jump ahead of the last day."""
+        now = self._monotonic()
+        difference = self._clock() - now
+        if difference <= self._difference + _DRIFT:
+            self._difference, self._ahead_since = difference, None
+        elif self._ahead_since is None:
+            self._ahead_since = now
+        elif now - self._ahead_since >= _DOUBT:
+            self._difference, self._ahead_since = difference, None
+        return now + self._difference
 
 
 def timestamp(seconds: float) -> str:

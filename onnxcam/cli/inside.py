@@ -12,6 +12,7 @@ COMMANDS = {
     "features": ("onnxcam.cli.inside_features:features", "Show feature maps, the activations of a layer's channels."),
     "filters": ("onnxcam.cli.inside_filters:filters", "Show the filters of a convolution."),
     "dead": ("onnxcam.cli.inside_dead:dead", "Find dead channels."),
+    "perturb": ("onnxcam.cli.inside_perturb:perturb", "Show what a covered part of a picture changes at each depth."),
     "fields": ("onnxcam.cli.inside_fields:fields", "Compute receptive fields, and draw them on a picture."),
 }
 

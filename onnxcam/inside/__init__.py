@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from onnxcam.inside.feature_maps import features as features
     from onnxcam.inside.filter_weights import Filters as Filters
     from onnxcam.inside.filter_weights import filters as filters
+    from onnxcam.inside.perturbation import Perturbation as Perturbation
+    from onnxcam.inside.perturbation import perturb as perturb
     from onnxcam.inside.receptive_fields import Field as Field
     from onnxcam.inside.receptive_fields import effective as effective
     from onnxcam.inside.receptive_fields import fields as fields
@@ -24,15 +26,29 @@ _LAZY = {
     "Dead": "onnxcam.inside.dead_channels",
     "FeatureMaps": "onnxcam.inside.feature_maps",
     "Field": "onnxcam.inside.receptive_fields",
+    "Perturbation": "onnxcam.inside.perturbation",
     "Filters": "onnxcam.inside.filter_weights",
     "dead": "onnxcam.inside.dead_channels",
     "effective": "onnxcam.inside.receptive_fields",
     "features": "onnxcam.inside.feature_maps",
+    "perturb": "onnxcam.inside.perturbation",
     "filters": "onnxcam.inside.filter_weights",
     "fields": "onnxcam.inside.receptive_fields",
 }
 
-__all__ = ["Dead", "FeatureMaps", "Field", "Filters", "dead", "effective", "features", "fields", "filters"]
+__all__ = [
+    "Dead",
+    "FeatureMaps",
+    "Field",
+    "Filters",
+    "Perturbation",
+    "dead",
+    "effective",
+    "features",
+    "fields",
+    "filters",
+    "perturb",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,10 @@ COMMANDS = {
     "dead": ("onnxcam.cli.inside_dead:dead", "Find dead channels."),
     "perturb": ("onnxcam.cli.inside_perturb:perturb", "Show what a covered part of a picture changes at each depth."),
     "fields": ("onnxcam.cli.inside_fields:fields", "Compute receptive fields, and draw them on a picture."),
+    "maximize": (
+        "onnxcam.cli.inside_maximize:maximize",
+        "Make the picture that a channel or a class responds to most.",
+    ),
 }
 
 

@@ -66,7 +66,7 @@ class Sessions:
                 exposed = (*self._exposed, *dict.fromkeys(lacking))
                 affine = all(self.network.cut(name).affine for name in exposed)
                 purpose = options.serving if affine else options.in_turn
-                self._head = self._open(subgraphs.head(self.network, exposed), purpose)
+                self._head = self.open(subgraphs.head(self.network, exposed), purpose)
                 self._exposed = exposed
             return self._head
 
@@ -104,7 +104,7 @@ class Sessions:
                 model = subgraphs.curvature(self.network, layer)
                 self._curved[layer] = model is not None
                 if model is not None:
-                    self._sessions["curvature", layer] = self._open(model)
+                    self._sessions["curvature", layer] = self.open(model)
             return self._sessions["curvature", layer] if self._curved[layer] else None
 
     def input_gradient(self, relu: str) -> Any:
@@ -120,7 +120,7 @@ class Sessions:
         with self._lock:
             if self._contributions is None:
                 model, outputs = subgraphs.contributions(self.network)
-                self._contributions = self._open(model), outputs
+                self._contributions = self.open(model), outputs
             return self._contributions
 
     def attention(self) -> tuple[Any, list[Block]]:
@@ -130,7 +130,7 @@ class Sessions:
         with self._lock:
             if self._attention is None:
                 model, blocks = subgraphs.attention(self.network)
-                self._attention = self._open(model), blocks
+                self._attention = self.open(model), blocks
             return self._attention
 
     def attention_backward(self) -> Any:
@@ -158,10 +158,11 @@ class Sessions:
             with self._lock:
                 session = self._sessions.get(key)
                 if session is None:
-                    session = self._sessions[key] = self._open(make(), purpose)
+                    session = self._sessions[key] = self.open(make(), purpose)
         return session
 
-    def _open(self, model: Any, purpose: MakeOptions = options.in_turn) -> Any:
+    def open(self, model: Any, purpose: MakeOptions = options.in_turn) -> Any:
+        """Open a session of a part of the network, which is not kept."""
         from onnxcam.graph.load import serialize
 
         return self._open_session(serialize(model), purpose)

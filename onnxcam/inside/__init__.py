@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from onnxcam.inside.feature_maps import features as features
     from onnxcam.inside.filter_weights import Filters as Filters
     from onnxcam.inside.filter_weights import filters as filters
+    from onnxcam.inside.maximization import Maximized as Maximized
+    from onnxcam.inside.maximization import maximize as maximize
     from onnxcam.inside.perturbation import Perturbation as Perturbation
     from onnxcam.inside.perturbation import perturb as perturb
     from onnxcam.inside.receptive_fields import Field as Field
@@ -28,12 +30,14 @@ _LAZY = {
     "Field": "onnxcam.inside.receptive_fields",
     "Perturbation": "onnxcam.inside.perturbation",
     "Filters": "onnxcam.inside.filter_weights",
+    "Maximized": "onnxcam.inside.maximization",
     "dead": "onnxcam.inside.dead_channels",
     "effective": "onnxcam.inside.receptive_fields",
     "features": "onnxcam.inside.feature_maps",
     "perturb": "onnxcam.inside.perturbation",
     "filters": "onnxcam.inside.filter_weights",
     "fields": "onnxcam.inside.receptive_fields",
+    "maximize": "onnxcam.inside.maximization",
 }
 
 __all__ = [
@@ -41,12 +45,14 @@ __all__ = [
     "FeatureMaps",
     "Field",
     "Filters",
+    "Maximized",
     "Perturbation",
     "dead",
     "effective",
     "features",
     "fields",
     "filters",
+    "maximize",
     "perturb",
 ]
 

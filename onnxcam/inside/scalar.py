@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import LayerError, SettingError, TargetError
-from onnxcam.explain.explanation import file_stem, name_of
+from onnxcam.explain.explanation import name_of
+from onnxcam.explain.saving import file_stem
 from onnxcam.graph import layers
 from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import Graph

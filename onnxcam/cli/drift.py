@@ -33,7 +33,7 @@ class Window(click.ParamType):
 
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]
-        if value.isdecimal():
+        if value.isdecimal() and len(value) < 16:
             if int(value) < FEWEST:
                 self.fail(
                     f"{value} records are too few; expected at least {FEWEST}, or a duration such as 1d", param, ctx

@@ -166,7 +166,7 @@ def _frame(
         parts.append(f'<path class="grid" d="M{_LEFT} {y(value):.1f}H{WIDTH - _RIGHT}"/>')
         parts.append(_text(_LEFT - 5, y(value) + 4, text, "end", "faint"))
     if begin:
-        form = "%d %b" if seconds >= 86400 else "%d %b %H:%M"
+        form = "%d %b %Y" if seconds >= 7 * 86400 else "%d %b" if seconds >= 86400 else "%d %b %H:%M"
         parts.append(_text(_LEFT, HEIGHT - 8, begin[0].strftime(form), "start", "faint"))
         if len(begin) > 1:
             parts.append(_text(WIDTH - _RIGHT, HEIGHT - 8, begin[-1].strftime(form), "end", "faint"))

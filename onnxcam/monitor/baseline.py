@@ -107,6 +107,11 @@ class Baseline:
             distances[index] = np.sort(np.abs(self.rows.maps[of_class] - mean).sum((1, 2)) / 2)
         return distances
 
+    def is_later(self, record: Record) -> bool:
+        """Return whether a record can be compared with the baseline and is not of its own time."""
+        inside = self.since <= record["ts"] <= self.until
+        return not inside and Configuration.of(record) == self.configuration
+
     def distances(self, record: Record) -> dict[str, Any]:
         """Measure how far one record is from the baseline.
 

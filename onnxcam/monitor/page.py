@@ -15,9 +15,13 @@ from onnxcam.monitor.accounting import REASONS
 from onnxcam.monitor.drift import DRIFT, OK, Assessment, Statistic, Verdict, format_number, format_percent
 from onnxcam.monitor.report import ClassSummary, Report
 from onnxcam.monitor.schema import Record
+from onnxcam.monitor.thumbnails import read, thumbnail
 
 CLASSES = 12
-_MAX_PICTURE_BYTES = 4 << 20  # of a picture in the page
+FEWEST = 30  # records of a class with a card of its own
+_LISTED = 500  # classes in the table
+# pixels of the longer side, twice the size at which a wide page shows them, for dense screens
+_SIDE, _SIDE_OF_TWO = 488, 240
 # shape, style and word of each verdict: colour is never the only sign
 _VERDICTS = {OK: ("●", "ok", "No drift"), DRIFT: ("▲", "drift", "Drift")}
 _UNKNOWN = ("○", "unknown", "Not enough data")
@@ -66,7 +70,7 @@ def render(
         _tiles(report, counters or {}),
         _why(report),
         _drift(assessment),
-        _classes(report),
+        _classes(report, assessment),
         _uncertain(report, Path(folder)),
         _drops(counters or {}),
         foot(notes),
@@ -203,17 +207,44 @@ def _statistic(statistic: Statistic, threshold: float) -> str:
     )
 
 
-def _classes(report: Report) -> str:
-    summaries = [summary for summary in report.classes if summary.map is not None][:CLASSES]
-    if report.overall is not None and len(summaries) > 1:
-        summaries.insert(0, report.overall)
+def _classes(report: Report, assessment: Assessment | None) -> str:
+    enough = [summary for summary in report.classes if summary.map is not None and summary.count >= FEWEST]
+    cards, few = enough[:CLASSES], [summary for summary in report.classes if summary not in enough[:CLASSES]]
+    if report.overall is not None and len(report.classes) > 1:
+        cards.insert(0, report.overall)
+    heading = "<h2>Where it looked, class by class</h2>"
+    if not report.classes:
+        # all records are of the baseline's own time, or of another model, condition, method or layer
+        return f"{heading}<p>No record to compare with the baseline.</p>" if assessment is not None else ""
+    text = "Mean map of the records of each explained class, dark where the energy lies, a ring on its peak."
+    if any(summary.normal is not None for summary in cards):
+        text += (
+            " Now is without the records of the baseline's own time. The change has + where there is more than in the "
+            "baseline and - where there is less."
+        )
+    drawn = f'<p>{text}</p><div class="cards classes">{"".join(map(_class, cards))}</div>' if cards else ""
+    return heading + drawn + _few(few)
+
+
+def _few(summaries: Sequence[ClassSummary]) -> str:
+    """Fold the classes without a card into one table."""
     if not summaries:
         return ""
-    text = "Mean map of the records of each explained class, dark where the energy lies, a ring on its peak."
-    if any(summary.normal is not None for summary in summaries):
-        text += " The change has + where there is more than in the baseline and - where there is less."
-    cards = "".join(_class(summary) for summary in summaries)
-    return f'<h2>Where it looked, class by class</h2><p>{text}</p><div class="cards classes">{cards}</div>'
+    rows = "".join(
+        f'<tr><td>{escape(summary.label)}</td><td class="number">{summary.count:,}</td>'
+        f'<td class="number">{summary.low:,}</td><td class="number">{format_percent(summary.moved)}</td></tr>'
+        for summary in summaries[:_LISTED]
+    )
+    more = len(summaries) - _LISTED
+    rows += f'<tr><td colspan="4">and {more:,} more</td></tr>' if more > 0 else ""
+    most = max(summary.count for summary in summaries)
+    rarer = f"fewer than {FEWEST} records each" if most < FEWEST else f"at most {most:,} records each"
+    name = "class" if len(summaries) == 1 else "classes"
+    return (
+        f"<details><summary>{len(summaries):,} {name} of {rarer}</summary>"
+        '<div class="wide"><table><tr><th>class</th><th class="number">records</th><th class="number">low-confidence'
+        f'</th><th class="number">energy elsewhere</th></tr>{rows}</table></div></details>'
+    )
 
 
 def _class(summary: ClassSummary) -> str:
@@ -272,27 +303,17 @@ def _pictures(record: Record, folder: Path) -> Iterator[str]:
     """Yield input and overlay if they were stored, else the heatmap, else the small map of the record."""
     names = {entry["kind"]: str(entry["name"]) for entry in record.get("files") or () if "name" in entry}
     drawn = 0
-    for kind in ("input", "overlay") if "overlay" in names else ("heatmap",):
-        data = _read(folder, names[kind]) if kind in names else None
-        if data is not None:
+    kinds = ("input", "overlay") if "overlay" in names else ("heatmap",)
+    for kind in kinds:
+        data = read(folder, names[kind]) if kind in names else None
+        small = None if data is None else thumbnail(data, _SIDE_OF_TWO if kinds[1:] else _SIDE)
+        if small is not None:
             drawn += 1
-            yield picture(data, kind)
+            yield picture(small, kind)
     cells = record.get("map")
     if not drawn and cells:
         values = np.asarray(cells["values"], float).reshape(cells["shape"])
         yield f"<div>{chart.heat(values, 'map')}</div>"
-
-
-def _read(folder: Path, name: str) -> bytes | None:
-    """Read a picture that a record names: only PNG, only inside the folder, and of limited size."""
-    try:
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()) or path.stat().st_size > _MAX_PICTURE_BYTES:
-            return None
-        data = path.read_bytes()
-    except (OSError, ValueError):
-        return None
-    return data if data.startswith(b"\x89PNG\r\n\x1a\n") else None
 
 
 def _drops(counters: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from onnxcam.monitor.lines import Scan, backwards, forwards, open_segment, parse
 from onnxcam.monitor.places import Entry, Places
 from onnxcam.monitor.schema import Record
 from onnxcam.monitor.segments import CLOSED, OPEN, complete_size
-from onnxcam.monitor.timestamps import format_time, seconds
+from onnxcam.monitor.timestamps import format_time, seconds, shift
 from onnxcam.monitor.units import parse_seconds
 
 __all__ = ["Query", "Scan", "follow", "last", "moment", "newest", "ordered", "records", "segments"]
@@ -198,13 +198,16 @@ def moment(text: str, now: datetime | None = None) -> datetime:
             raise InputError(
                 f"{text!r} is not a time; write 15min, 6h, 7d, 2026-11-25 or 2026-11-25T14:00:00Z"
             ) from None
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    try:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError:
+        raise InputError(f"{text!r} is not a time in the years 1 to 9999 in UTC; write it with Z") from None
 
 
 def _in_span(paths: Sequence[Path], query: Query) -> Iterator[Path]:
     """Skip the segments that ended before the query's first time, or started long after its last."""
     since = None if query.since is None else query.since.timestamp()
-    until = None if query.until is None else format_time(query.until + _SLACK)
+    until = None if query.until is None else format_time(shift(query.until, _SLACK))
     for path in paths:
         try:
             ended = since is not None and not path.name.endswith(OPEN) and path.stat().st_mtime < since

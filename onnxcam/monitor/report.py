@@ -7,14 +7,14 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 import numpy as np
 
 from onnxcam.monitor.baseline import Baseline
 from onnxcam.monitor.schema import Record
 from onnxcam.monitor.table import Configuration, Rows
-from onnxcam.monitor.timestamps import seconds
+from onnxcam.monitor.timestamps import from_seconds, seconds
 
 _STEPS = (60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 7 * 86400)  # seconds per point of a chart
 _POINTS = 48
@@ -77,7 +77,8 @@ class Report:
         models: number of records of each model, by name.
         configurations: number of records of each configuration.
         uncertain: the records of lowest confidence, each picture once.
-        classes: the most frequent first.
+        classes: the most frequent first; with a baseline, of the records that are compared with it: those of its model,
+            condition, method and layer that are not of its own time.
         overall: all classes together.
     """
 
@@ -119,14 +120,15 @@ class Report:
         return report
 
     def points(self) -> TimeSeries:
-        """Return confidence and counts over time, at most 48 points."""
-        times = np.array(self._times)
+        """Return confidence and counts over time, at most 48 points and one."""
+        times = np.frombuffer(self._times)
         span = float(times.max() - times.min()) if len(times) else 0.0
         seconds = next((step for step in _STEPS if span / step <= _POINTS), int(span / _POINTS) + 1)
         first = int(times.min() // seconds) if len(times) else 0
-        bins = (times // seconds).astype(int) - first
+        bins = (times // seconds - first).astype(np.int32)
         count = int(bins.max()) + 1 if len(bins) else 0
-        weights, confidence, low = np.array(self._weights), np.array(self._confidence), np.array(self._low, bool)
+        weights, confidence = np.frombuffer(self._weights), np.frombuffer(self._confidence)
+        low = np.frombuffer(self._low, np.int8) != 0
         total = np.bincount(bins, weights, count)
         with np.errstate(invalid="ignore", divide="ignore"):
             rate = np.bincount(bins, weights * low, count) / total
@@ -135,7 +137,7 @@ class Report:
             mask = (bins == point) & np.isfinite(confidence)
             if mask.any():
                 levels[point] = weighted_quantiles(confidence[mask], weights[mask], (0.1, 0.5, 0.9))
-        begin = [datetime.fromtimestamp((first + point) * seconds, UTC) for point in range(count)]
+        begin = [from_seconds((first + point) * seconds) for point in range(count)]
         return TimeSeries(
             begin,
             seconds,
@@ -148,13 +150,13 @@ class Report:
     @property
     def low_rate(self) -> float:
         """The estimated share of predictions that met the condition."""
-        weights, low = np.array(self._weights), np.array(self._low, bool)
+        weights, low = np.frombuffer(self._weights), np.frombuffer(self._low, np.int8) != 0
         return float(weights[low].sum() / weights.sum()) if len(weights) else 0.0
 
     @property
     def low_count(self) -> int:
         """The number of records that met the condition."""
-        return int(np.array(self._low, bool).sum())
+        return int(np.count_nonzero(np.frombuffer(self._low, np.int8)))
 
     def _add(self, record: Record) -> None:
         self.count += 1
@@ -223,9 +225,10 @@ class _ClassMaps:
             target = (record.get("prediction") or {}).get("target") or {}
             if isinstance(target.get("index"), int):
                 self.labels.setdefault(target["index"], str(target.get("label", target["index"])))
+        compared = np.array([self.baseline is None or self.baseline.is_later(record) for record in records], bool)
         mapped = rows.mapped
-        for index in np.unique(rows.target).tolist():
-            mask = rows.target == index
+        for index in np.unique(rows.target[compared]).tolist():
+            mask = compared & (rows.target == index)
             sums = self.sums.setdefault(index, [0, 0, 0.0])
             sums[0] += int(mask.sum())
             sums[1] += int((mask & rows.low).sum())

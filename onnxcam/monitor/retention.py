@@ -24,9 +24,9 @@ from onnxcam.monitor.segments import CLOSED, OPEN, final_name, open_regular, seg
 from onnxcam.monitor.timestamps import seconds
 
 REMOVING = CLOSED + ".gone"  # a segment whose pictures are being removed: readers ignore it
-_PICTURE_BYTES = re.compile(rb'"bytes":([0-9]{1,15})(?![0-9])')
-_PICTURE_NAME = re.compile(b'"name":"(' + artefacts.NAME.encode() + b')"')
-_TS = re.compile(rb'"ts":"([^"]+)"')
+_PICTURE_BYTES = re.compile(rb'"bytes":\s*([0-9]{1,15})(?![0-9])')
+_PICTURE_NAME = re.compile(rb'"name":\s*"(' + artefacts.NAME.encode() + b')"')
+_TS = re.compile(rb'"ts":\s*"([^"]+)"')
 _SWEEP_MARK = ".swept"  # its modification time is that of the last search for unreferenced pictures
 GRACE = 3600.0  # seconds after which a picture without a record counts as left behind by a dead process
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time as clocks
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _DRIFT = 3600.0  # seconds that a wall clock may gain between two looks without being doubted
 _DOUBT = 86400.0  # seconds for which a clock that jumped ahead is doubted
 
@@ -46,8 +45,33 @@ def timestamp(seconds: float) -> str:
 
 
 def format_time(time: datetime) -> str:
-    """Format a time that has a time zone."""
-    return time.astimezone(UTC).strftime(_FORMAT)
+    """Format a time that has a time zone; where it lies outside of the calendar in UTC, the nearest time in it."""
+    try:
+        time = time.astimezone(UTC)
+    except OverflowError:
+        time = _nearest(time.year)
+    # strftime does not fill the years before 1000 with zeros
+    return time.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def shift(time: datetime, by: timedelta) -> datetime:
+    """Add to a time that has a time zone, within the calendar."""
+    try:
+        return time + by
+    except OverflowError:
+        return _nearest(time.year)
+
+
+def from_seconds(seconds: float) -> datetime:
+    """Return the time of seconds since 1970 in UTC, within the calendar."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        return _nearest(1 if seconds < 0 else 9999)
+
+
+def _nearest(year: int) -> datetime:
+    return (datetime.min if year < 5000 else datetime.max).replace(tzinfo=UTC)
 
 
 def seconds(text: str) -> float:

@@ -10,6 +10,7 @@ _BYTES = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _BYTES |= {f"{unit}B": 1000**power for power, unit in enumerate("KMGT", start=1)}
 _BYTES |= {f"{unit}IB": 1024**power for power, unit in enumerate("KMGT", start=1)}
 _SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_LARGEST = 1e30  # of a number of bytes or seconds
 _TEXT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -42,7 +43,8 @@ def parse_seconds(duration: int | float | str, name: str = "duration") -> float:
 def _split(value: int | float | str) -> tuple[float, str] | None:
     if isinstance(value, str):
         match = _TEXT.fullmatch(value)
-        return (float(match[1]), match[2]) if match else None
+        # a number of hundreds of digits is infinite
+        return (float(match[1]), match[2]) if match and float(match[1]) < _LARGEST else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         return None
     return float(value), ""

@@ -94,3 +94,29 @@ def test_pipes_and_folders_with_the_names_of_segments_are_skipped(tmp_path: Path
         assert result.code == 0, result.err
         assert command == "prune" or "3 segments are not regular files and were skipped" in result.err
     assert run("monitor", "query", tmp_path, "--json").json()["id"] == "000000000000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("query", "DIR", "--since", "99999999d"), "is not a time"),
+        (("query", "DIR", "--until", "0001-01-01T00:00+14:00"), "is not a time in the years"),
+        (("tail", "DIR", "--since", "1" + "0" * 400 + "s"), "is not a time"),
+        (("prune", "DIR", "--max-bytes", "9" * 400), "expected bytes"),
+        (("prune", "DIR", "--max-age", "9" * 400 + "d"), "expected seconds"),
+        (("drift", "DIR", "--baseline", "FILE", "--window", "9" * 5000), "neither a number of records nor a duration"),
+        (("drift", "DIR", "--baseline", "FILE", "--window", "99999999999d"), "neither a number of records"),
+    ],
+)
+def test_times_and_sizes_beyond_all_bounds_are_wrong_usage(
+    arguments: tuple[str, ...], said: str, run: Run, clean: Path
+) -> None:
+    result = run("monitor", *(clean if argument == "DIR" else argument for argument in arguments))
+    assert result.code == 2 and said in result.err and "unexpectedly" not in result.err
+
+
+@pytest.mark.parametrize("command", ["query", "tail", "stats"])
+def test_times_at_the_ends_of_the_calendar_are_times(command: str, run: Run, clean: Path) -> None:
+    for since, until in (("0001-01-01", "9999-12-31T23:59:59.999999Z"), ("9999-12-31", "9999-12-31T23:59:59.999999")):
+        result = run("monitor", command, clean, "--since", since, "--until", until)
+        assert (result.code, result.err.count("unexpectedly")) == (0, 0), result.err

@@ -13,7 +13,10 @@ from onnxcam.errors import InputError
 from onnxcam.monitor import counters, reading
 from onnxcam.monitor.folder import Folder
 from onnxcam.monitor.reading import Query, Scan
+from onnxcam.monitor.retention import inspect_segment
 from onnxcam.monitor.schema import problems
+from onnxcam.monitor.segments import parse_name
+from onnxcam.monitor.timestamps import format_time
 from tests.monitor import synthetic
 
 
@@ -163,3 +166,34 @@ def test_counters_of_processes_add_up(tmp_path: Path) -> None:
     assert counters.prune(tmp_path, 3600) == 0
     assert counters.prune(tmp_path, -1) == 3
     assert counters.total(tmp_path) == {"processes": 0}
+
+
+def test_times_at_the_ends_of_the_calendar(tmp_path: Path) -> None:
+    """Of records, of queries and of segments' names: read, in order, and no error."""
+    ends = ("0001-01-01T00:00:00.000000Z", "0999-06-01T00:00:00.000000Z", "9999-12-31T23:59:59.999999Z")
+    synthetic.write(tmp_path, [synthetic.record(n, ts=ts) for n, ts in enumerate(ends)], pid=7)
+    synthetic.write(tmp_path, [synthetic.record(3)], pid=8)
+    first, last = reading.moment("0001-01-01"), reading.moment("9999-12-31T23:59:59.999999")
+    for query in (Query(), Query(since=first), Query(until=last), Query(first, last)):
+        expected = {"0", "1", "3"} | ({"2"} if query.until is None else set())
+        assert {record["id"].lstrip("0") or "0" for record in reading.records(tmp_path, query)} == expected
+    assert [int(record["id"]) for record in reading.newest(tmp_path)] == [2, 3, 1, 0]
+    since = Query(since=datetime(500, 1, 1, tzinfo=UTC))
+    assert {int(record["id"]) for record in reading.records(tmp_path, since)} == {1, 2, 3}
+    inside = tmp_path / "records"
+    (inside / "99999999T999999.999999Z-a-7-1.jsonl").write_bytes(b"")
+    assert parse_name("99999999T999999.999999Z-a-7-1.jsonl") is None
+    assert len(list(reading.records(tmp_path))) == 4
+    assert inspect_segment(next(inside.glob("0001*"))).newest == pytest.approx(253402300800)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00+14:00", "9999-12-31T23:59-12:00"])
+def test_times_outside_of_the_calendar(text: str) -> None:
+    with pytest.raises(InputError, match="is not a time in the years 1 to 9999"):
+        reading.moment(text)
+
+
+@pytest.mark.parametrize("time", [datetime(1, 1, 1), datetime(999, 12, 31, 1, 2, 3), datetime(9999, 12, 31, 23, 59)])
+def test_times_are_of_one_width(time: datetime) -> None:
+    text = format_time(time.replace(tzinfo=UTC))
+    assert len(text) == 27 and datetime.fromisoformat(text) == time.replace(tzinfo=UTC)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
+import struct
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -149,3 +151,107 @@ def test_records_without_half_of_it(tmp_path: Path) -> None:
     unsure = synthetic.record(2, confidence=0.2)
     unsure["prediction"]["confidence"] = None
     Checker(page.render(Report.of([zero, unsure]), tmp_path))
+
+
+def test_now_is_without_the_baselines_own_records(normal: baselines.Baseline, tmp_path: Path) -> None:
+    own = [synthetic.record(n) for n in range(700)]
+    later = [synthetic.record(n) for n in range(1000, 1200)]
+    other = [synthetic.record(n, prediction__layer="layer3") for n in range(2000, 2100)]
+    report, alone = Report.of([*own, *later, *other], normal), Report.of(later, normal)
+    assert report.count == 1000, "the charts show all of them"
+    assert [summary.count for summary in report.classes] == [summary.count for summary in alone.classes]
+    for summary, expected in zip(report.classes, alone.classes, strict=True):
+        np.testing.assert_allclose(summary.map, expected.map)
+    assert report.overall is not None and alone.overall is not None
+    np.testing.assert_allclose(report.overall.map, alone.overall.map)
+    assert report.overall.moved != Report.of([*own, *later]).overall.moved  # type: ignore[union-attr]
+    assessment = drift.assess(later, drift.Detector(normal, replicates=400))
+    assert "without the records of the baseline's own time" in page.render(report, tmp_path, assessment)
+    text = Checker(page.render(Report.of(own, normal), tmp_path, assessment)).text
+    assert "No record to compare with the baseline." in text
+
+
+def test_rare_classes_fold_into_one_table(tmp_path: Path) -> None:
+    held, n = [], 0
+    for index in range(60):
+        for _ in range(45 if index < 3 else 29 if index < 10 else 2):
+            n += 1
+            held.append(
+                synthetic.record(
+                    n, index=0, prediction__target={"index": index, "label": f"class <{index}>"}, confidence=0.5
+                )
+            )
+    text = page.render(Report.of(held), tmp_path)
+    checked = Checker(text)
+    assert text.count('<div class="card"><div class="maps">') == 4, "three classes and all together"
+    assert "57 classes of fewer than 30 records each" in checked.text
+    (table,) = re.findall(r"<details>.*?</details>", text)
+    assert table.count("<tr><td>class &lt;") == 57
+    assert '<tr><td>class &lt;3&gt;</td><td class="number">29</td><td class="number">29</td>' in table
+    assert len(text) < 120_000
+    many = [
+        synthetic.record(n, prediction__target={"index": n, "label": str(n)}, confidence=0.5) for n in range(700)
+    ]
+    assert "and 200 more" in Checker(page.render(Report.of(many), tmp_path)).text
+
+
+def test_pictures_are_no_larger_than_they_are_shown(tmp_path: Path) -> None:
+    """Twelve photographs of 1,200 x 900 with their overlays: 60 MB of files, half a megabyte of page."""
+    rng = np.random.default_rng(3)
+    coarse = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    photograph = coarse.repeat(30, 0).repeat(30, 1) ^ rng.integers(0, 8, (900, 1200, 3), dtype=np.uint8)
+    encoded = image.encode_png(photograph, compress=False)
+    (tmp_path / "files").mkdir()
+    held = []
+    for n in range(12):
+        files = []
+        for kind in ("input", "overlay"):
+            name = f"files/{n}-{kind}.png"
+            (tmp_path / name).write_bytes(encoded)
+            files.append({"kind": kind, "name": name, "sha256": "0" * 64, "bytes": len(encoded)})
+        held.append(synthetic.record(n, confidence=0.3, files=files))
+    text = page.render(Report.of(held), tmp_path)
+    links = Checker(text).links
+    assert len(links) == 24 and len(text) < 700_000 < 12 * len(encoded)
+    for link in links:
+        assert link.startswith("data:image/jpeg;base64,")
+        pixels = image.load(base64.b64decode(link.partition(",")[2])).pixels
+        assert pixels.shape == (180, 240, 3), "twice the 119 pixels of a card, the other side in proportion"
+    means = photograph.reshape(180, 5, 240, 5, 3).mean((1, 3))
+    assert np.abs(means - pixels).mean() < 6
+
+
+def test_pictures_that_cannot_be_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    whole = image.encode_png(np.full((600, 600, 3), 77, np.uint8))
+    (folder / "cut.png").write_bytes(whole[:200])
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    (folder / "link.png").symlink_to("/dev/zero")
+    bomb = bytearray(whole)
+    bomb[16:24] = struct.pack(">II", 100_000, 100_000)
+    (folder / "bomb.png").write_bytes(bomb)
+    with (folder / "huge.png").open("wb") as file:
+        file.write(whole)
+        file.truncate(1 << 40)
+    held = [
+        synthetic.record(
+            n, confidence=0.3, files=[{"kind": "heatmap", "name": f"files/{name}.png", "sha256": "", "bytes": 1}]
+        )
+        for n, name in enumerate(("cut", "folder", "pipe", "link", "bomb", "huge"))
+    ]
+    checked = Checker(page.render(Report.of(held), tmp_path))
+    assert checked.links == [], "the small maps of the records take their place"
+
+
+@pytest.mark.parametrize("times", [("0001-01-01", "9999-12-31"), ("0001-01-01",), ("9999-12-31",), ("1970-01-01",)])
+def test_times_at_the_ends_of_the_calendar(times: tuple[str, ...], tmp_path: Path) -> None:
+    held = [
+        synthetic.record(n, ts=f"{day}T{clock}Z")
+        for n, (day, clock) in enumerate((d, c) for d in times for c in ("00:00:00.000000", "23:59:59.999999"))
+    ]
+    report = Report.of(held)
+    points = report.points()
+    assert points.low.sum() + points.confident.sum() == len(held)
+    Checker(page.render(report, tmp_path))

@@ -189,17 +189,15 @@ def test_rare_classes_fold_into_one_table(tmp_path: Path) -> None:
     assert table.count("<tr><td>class &lt;") == 57
     assert '<tr><td>class &lt;3&gt;</td><td class="number">29</td><td class="number">29</td>' in table
     assert len(text) < 120_000
-    many = [
-        synthetic.record(n, prediction__target={"index": n, "label": str(n)}, confidence=0.5) for n in range(700)
-    ]
+    many = [synthetic.record(n, prediction__target={"index": n, "label": str(n)}, confidence=0.5) for n in range(700)]
     assert "and 200 more" in Checker(page.render(Report.of(many), tmp_path)).text
 
 
 def test_pictures_are_no_larger_than_they_are_shown(tmp_path: Path) -> None:
     """Twelve photographs of 1,200 x 900 with their overlays: 60 MB of files, half a megabyte of page."""
     rng = np.random.default_rng(3)
-    coarse = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    photograph = coarse.repeat(30, 0).repeat(30, 1) ^ rng.integers(0, 8, (900, 1200, 3), dtype=np.uint8)
+    coarse = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    photograph = coarse.repeat(100, 0).repeat(100, 1) ^ rng.integers(0, 8, (900, 1200, 3), dtype=np.uint8)
     encoded = image.encode_png(photograph, compress=False)
     (tmp_path / "files").mkdir()
     held = []

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,6 +151,14 @@ Examples:
     is_flag=True,
     help="Also write DIR/index.html, a page of all pictures to search and filter; with --truth right against wrong.",
 )
+@click.option(
+    "--activation-layers",
+    metavar="A,B",
+    help="Also write the feature maps of these layers, as `onnxcam inside features` does.",
+)
+@click.option(
+    "--max-channels", type=click.IntRange(min=1), default=64, show_default=True, help="Channels shown of each of them."
+)
 @options.provider_option
 @options.fallback_option
 @options.seed_option
@@ -185,6 +193,8 @@ def explain(
     compress: bool | None,
     truth: str | None,
     page: bool,
+    activation_layers: str | None,
+    max_channels: int,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -261,14 +271,16 @@ def explain(
     style = Drawing.of(alpha, colormap, compressed, files, form)
     if provider != "auto" and allow_fallback:
         terminal.echo(f"running on {explainer.providers[0]}", err=True)
+    features = None if activation_layers is None else _features(explainer, activation_layers, max_channels)
     ready(folder)
     terminal.warn(explainer.warnings)
     classes = None if truth is None else _true_classes(truth, named, collected, explainer)
     gallery = _gallery(model) if page else None
     run = Run(folder, collected, as_json, classes, gallery)
-    interrupted = True
+    interrupted, unwritten = True, 0
     try:
         run.explain(explainer, question, style)
+        unwritten = 0 if features is None else features(collected, folder)
         interrupted = False
     finally:
         try:
@@ -289,8 +301,21 @@ def explain(
             err=True,
         )
     run.require_printed()
-    if counts["failed"]:
+    if counts["failed"] or unwritten:
         raise click.exceptions.Exit(1)
+
+
+def _features(
+    explainer: Explainer, names: str, max_channels: int
+) -> Callable[[pictures.Collection, Path], int]:
+    """What writes the feature maps of layers beside each picture's explanation, and returns how many failed.
+
+    Raises:
+        LayerError: no such layer, or one that is neither a map nor tokens on a grid.
+    """
+    from onnxcam.cli import inside_features
+
+    return inside_features.writer(explainer, names, max_channels)
 
 
 def _true_classes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,28 @@ def features(
         options.print_json(record)
     if failed:
         raise click.exceptions.Exit(1)
+
+
+def writer(explainer: Any, names: str, max_channels: int) -> Callable[[pictures.Collection, Path], int]:
+    """What writes the feature maps of layers into the folder of each picture, and returns how many failed.
+
+    Raises:
+        LayerError: no such layer, or one that is neither a map nor tokens on a grid.
+        UsageError: no layer is named.
+    """
+    from onnxcam.inside.feature_files import Style
+
+    layers = list(dict.fromkeys(listed(names)))
+    if not layers:
+        raise click.UsageError("--activation-layers: expected names of layers, separated by commas.")
+    for name in layers:
+        explainer.sessions.cut(name)
+
+    def write(collection: pictures.Collection, folder: Path) -> int:
+        readable = pictures.Collection(collection.items)  # of the others explain has told
+        return write_all(explainer, readable, layers, folder, Style(max_channels=max_channels), {"pictures": []})
+
+    return write
 
 
 def listed(names: str | None) -> list[str]:

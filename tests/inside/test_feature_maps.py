@@ -144,3 +144,22 @@ def test_the_command_ends_with_one_sentence(run: Run, tmp_path: Path, plain: Pat
         "inside", "features", plain, tmp_path / "cat.png", "-o", tmp_path, "--preprocess", "0..1", "--layer", "relu9"
     )
     assert wrong.code == 2 and "nearest" in wrong.err.splitlines()[-1]
+
+
+def test_explain_writes_the_same_files_beside_its_own(run: Run, tmp_path: Path) -> None:
+    model, cat = tmp_path / "model.onnx", tmp_path / "cat.png"
+    onnx.save(onnxcam.augment(models.tiny_cnn(), preprocess=RAW, probe=False), model)
+    onnxcam.image.write_png(cat, picture())
+    result = run("explain", model, cat, "-o", tmp_path / "a", "--activation-layers", "relu1,conv2", "--max-channels", 4)
+    assert result.code == 0, result.err
+    layers = ("--layer", "relu1", "--layer", "conv2", "--max-channels", 4)
+    again = run("inside", "features", model, cat, "-o", tmp_path / "b", *layers)
+    assert again.code == 0, again.err
+    written = sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert written == ["features.json", "features.png", "features_conv2.png", "features_relu1.png"]
+    for name in written:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert (tmp_path / "a" / "panel.png").exists()
+    wrong = run("explain", model, cat, "-o", tmp_path / "c", "--activation-layers", "relu9")
+    assert wrong.code == 2 and "nearest" in wrong.sentence and not (tmp_path / "c").exists()
+    assert run("explain", model, cat, "-o", tmp_path / "c", "--activation-layers", ",").code == 2

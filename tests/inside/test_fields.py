@@ -56,9 +56,8 @@ def test_fields_are_those_of_the_recurrence(layers: list[tuple[int, int, int, in
     assert field.mixing is None
 
 
-# the last convolutional layer of networks as published: Araujo, Norris and Sim, "Computing Receptive Fields of
-# Convolutional Neural Networks", Distill 2019, the table of section "Modern networks", and for strides in another place
-# the same recurrence
+# files of the old model zoo: inception_v2 as published (see test_published_fields), ResNet-50 with strides in the 3 x 3
+# convolutions, VGG-19 to its last convolution
 PUBLISHED = {"inception_v2": 699, "resnet50": 427, "vgg19": 252}
 
 

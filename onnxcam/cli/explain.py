@@ -305,9 +305,7 @@ def explain(
         raise click.exceptions.Exit(1)
 
 
-def _features(
-    explainer: Explainer, names: str, max_channels: int
-) -> Callable[[pictures.Collection, Path], int]:
+def _features(explainer: Explainer, names: str, max_channels: int) -> Callable[[pictures.Collection, Path], int]:
     """What writes the feature maps of layers beside each picture's explanation, and returns how many failed.
 
     Raises:

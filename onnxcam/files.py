@@ -21,6 +21,7 @@ Where = str | os.PathLike[str]
 Pieces = Iterable[bytes | memoryview]
 
 PATIENCE = 10.0  # seconds to wait for the other end of a FIFO
+pipes: dict[str, bytes] | None = None  # what was read from pipes, by name; None where a pipe is not read again
 _CHUNK = 1 << 20
 _LINKS = 40  # followed at most, as Linux does
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
@@ -367,16 +368,26 @@ def open_file(path: Where, allow: str = "a file or a pipe") -> BinaryIO:
 
 
 def read_bytes(path: Where, limit: int, allow: str = "a file or a pipe") -> bytes:
-    """Read a file of at most `limit` bytes; its size is checked before it is read.
+    """Read a file of at most `limit` bytes; its size is checked before it is read. A pipe in `pipes` is not read again.
 
     Raises:
         FileError: it is larger, or `open_file` refuses it.
     """
+    if pipes is not None and str(path) in pipes:
+        return pipes[str(path)]
     with open_file(path, allow) as file:
         try:
-            return read_stream(file, limit)
+            data = read_stream(file, limit)
+            if pipes is not None and not stat.S_ISREG(mode(file)):
+                pipes[str(path)] = data
+            return data
         except OSError as error:
             raise FileError(f"cannot be read ({error.strerror or error}); check its name and permissions") from error
+
+
+def real_path(path: Where) -> Path:
+    """Return a path without symbolic links but those that lead in a circle, where `Path.resolve` raises."""
+    return Path(os.path.realpath(path))
 
 
 def read_stream(file: BinaryIO, limit: int) -> bytes:
@@ -386,12 +397,11 @@ def read_stream(file: BinaryIO, limit: int) -> bytes:
         FileError: it has more than `limit` bytes.
         OSError: it cannot be read.
     """
-    try:
+    size = 0
+    with contextlib.suppress(OSError, ValueError):  # in memory
         size = os.fstat(file.fileno()).st_size
-    except (OSError, ValueError):  # in memory
-        size = 0
     if size > limit:
-        raise FileError(f"is larger than {_amount(limit)}; is it another file?")
+        raise _too_large(limit)
     data = bytearray()
     while True:
         block: bytes | None = file.read(min(_CHUNK, limit + 1 - len(data)))
@@ -402,7 +412,7 @@ def read_stream(file: BinaryIO, limit: int) -> bytes:
             continue
         data += block
         if len(data) > limit:
-            raise FileError(f"is larger than {_amount(limit)}; is it another file?")
+            raise _too_large(limit)
         if not block:
             return bytes(data)
 
@@ -482,5 +492,6 @@ def _written(file: io.FileIO) -> io.RawIOBase:
     return file
 
 
-def _amount(limit: int) -> str:
-    return f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit:,} bytes"
+def _too_large(limit: int) -> FileError:
+    amount = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit:,} bytes"
+    return FileError(f"is larger than {amount}; is it another file?")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from typing import Any
 
 import click
 
+from onnxcam import files
 from onnxcam.cli import terminal
 from onnxcam.cli.errors import ExitCode, reported, sentence_and_code
 from onnxcam.cli.signals import interruptible
@@ -20,6 +22,16 @@ from onnxcam.errors import OnnxcamError
 # OpenBLAS starts threads in numpy and OpenCV that spin for a tenth of a second each, on the core that opens the model.
 # These commands multiply no large matrices outside the model.
 _ONE_THREAD = ("explain", "demo")
+
+
+@contextlib.contextmanager
+def _pipes_read_once() -> Iterator[None]:
+    """Let a command read a pipe as often as any other file, such as `--labels <(sort names.txt)`."""
+    outer, files.pipes = files.pipes, {} if files.pipes is None else files.pipes
+    try:
+        yield
+    finally:
+        files.pipes = outer
 
 
 class CommandGroup(click.Group):
@@ -57,7 +69,7 @@ class CommandGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in self.places.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        with reported(ctx), interruptible():
+        with reported(ctx), interruptible(), _pipes_read_once():
             result = super().invoke(ctx)
             terminal.flush()
         return result

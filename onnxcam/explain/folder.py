@@ -25,6 +25,7 @@ from onnxcam.explain.pictures import Item
 from onnxcam.explain.preparation import Preparation
 from onnxcam.explain.question import Question
 from onnxcam.explain.saving import Drawing, would_overwrite
+from onnxcam.files import real_path
 
 if TYPE_CHECKING:
     from onnxcam.explain.gallery import Card, Judge
@@ -281,9 +282,9 @@ def _refuse_overwriting(item: Item, folder: Path, result: Explanation, style: Dr
     """
     if isinstance(item.source, bytes):
         return
-    source = item.source.resolve() if item.source.is_symlink() else item.source
+    source = real_path(item.source) if item.source.is_symlink() else item.source
     methods = [one.method for one in result.per_method] or [result.method]
-    if would_overwrite(source.name, methods, style) and source.resolve().parent == folder.resolve():
+    if would_overwrite(source.name, methods, style) and real_path(source).parent == real_path(folder):
         raise OutputError(f"{item.name!r} would be overwritten by its own explanation; choose another output folder")
 
 

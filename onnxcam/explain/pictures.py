@@ -61,7 +61,7 @@ def collect(named: Sequence[str], output: Path, stdin: BinaryIO | None = None) -
     paths: list[tuple[Path, str]] = []
     visited: set[Path] = set()
     piped: bytes | None = None
-    skip = output.resolve()
+    skip = files.real_path(output)
     for text in named:
         if text == STDIN:
             if piped is None:
@@ -185,7 +185,7 @@ def _expand(text: str, skip: Path) -> _Matches:
         return _Matches([path], path.parent)  # a missing file is reported when it is read
     matches = _Matches(base=Path(*_before_magic(path)))
     for match in map(Path, sorted(glob.glob(text, recursive=True))):  # noqa: PTH207 - ** and absolute patterns
-        if skip == match.resolve() or skip in match.resolve().parents:
+        if skip == files.real_path(match) or skip in files.real_path(match).parents:
             matches.results = True
         elif match.is_dir():
             _walk(match, skip, matches)
@@ -202,7 +202,7 @@ def _expand(text: str, skip: Path) -> _Matches:
 
 def _only_results(folder: Path | None, skip: Path) -> str:
     """Why there is no picture where all files are in the output folder."""
-    if folder is not None and folder.resolve() == skip:
+    if folder is not None and files.real_path(folder) == skip:
         what = "is the output folder, whose files are passed over as results of earlier runs"
     else:
         what = f"has pictures in the output folder {str(skip)!r} only, which are passed over as results of earlier runs"
@@ -231,7 +231,7 @@ def _walk(folder: Path, skip: Path, matches: _Matches) -> None:
     waiting = [folder]
     while waiting:
         here = waiting.pop()
-        if here.resolve() == skip:
+        if files.real_path(here) == skip:
             matches.results = True
             continue
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxcam.errors import DependencyError, PictureError
+from onnxcam.files import real_path
 from onnxcam.monitor.segments import open_regular
 
 _LARGEST = 64 << 20  # bytes of a file
@@ -17,8 +18,8 @@ _QUALITY = 85
 def read(folder: Path, name: str) -> bytes | None:
     """Read a picture that a record names: only PNG, only a regular file inside the folder, and of limited size."""
     try:
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()):
+        path = real_path(folder / name)
+        if not path.is_relative_to(real_path(folder)):
             return None
         file = open_regular(path)
         if file is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import onnx
 import pytest
 
 import onnxcam
-from onnxcam import image
+from onnxcam import files, image
 from onnxcam.errors import TargetError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.graph import load
@@ -381,3 +383,31 @@ def test_wrong_questions_are_reported_before_the_model_is_opened(
     result = run("explain", tmp_path / "broken.onnx", photo, "-o", tmp_path / "out", *flags)
     assert result.code == 2 and all(word in result.err for word in words), result.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_pipe_is_read_as_often_as_any_other_file(tmp_path: Path, run: Run) -> None:
+    """As `--labels <(sort names)` is: what was written once is read wherever a command looks."""
+    contents = {
+        "labels": json.dumps([f"name {k}" for k in range(5)]),
+        "preprocess": json.dumps({"scale": 1 / 255, "mean": [0, 0, 0], "std": [1, 1, 1]}),
+    }
+    model, picture = tmp_path / "model.onnx", tmp_path / "a.jpg"
+    model.write_bytes(models.tiny_cnn(size=16).SerializeToString())
+    picture.write_bytes(JPEG)
+    predictions = []
+    for kind in ("files", "pipes"):
+        options: list[str | Path] = []
+        for name, content in contents.items():
+            path = tmp_path / f"{name}-{kind}.json"
+            options += [f"--{name}", path]
+            if kind == "files":
+                path.write_text(content)
+            else:
+                os.mkfifo(path)
+                threading.Thread(target=path.write_text, args=(content,), daemon=True).start()
+        result = run("explain", model, picture, "-o", tmp_path / kind, *options)
+        assert result.code == 0, result.stderr
+        predictions.append(json.loads((tmp_path / kind / "explanation.json").read_text())["predictions"])
+    assert predictions[0] == predictions[1] and "name " in str(predictions[0])
+    assert files.pipes is None, "outside commands a pipe is read anew"

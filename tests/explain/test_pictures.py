@@ -80,6 +80,20 @@ def test_nothing_found_is_told(here: Path, named: str, words: str) -> None:
     assert folders(result) == {"top.jpg": "."}
 
 
+@pytest.mark.skipif(not hasattr(os, "symlink") or os.name == "nt", reason="needs symbolic links")
+def test_links_that_lead_in_a_circle_are_names_like_others(here: Path) -> None:
+    for name in ("loop", "p/loop.png", "p/q/loop"):
+        (here / name).symlink_to(Path(name).name)
+    assert folders(collect(["p", "r/*"], Path("loop"))).keys() == {
+        "p/a.PNG",
+        "p/a.jpg",
+        "p/loop.png",
+        "p/q/b.webp",
+        "r/a.jpg",
+    }
+    assert collect(["p/**/*", "loop"], Path("out")).items
+
+
 def test_standard_input_is_one_picture(here: Path) -> None:
     data = encode_png(np.zeros((3, 4, 3), np.uint8))
     assert [item.source for item in found("-", "-", stdin=data).items] == [data]

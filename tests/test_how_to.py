@@ -1,4 +1,4 @@
-"""The commands of docs/how-to/explain.md and the Python of embed.md do what they say, on a small model."""
+"""The commands of explain.md and look-inside.md in docs/how-to and the Python of embed.md work, on a small model."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.support import models
 
 HOW_TO = Path(__file__).parents[1] / "docs" / "how-to"
 COMMANDS = re.findall(r"`(onnxcam [^`]+)`", (HOW_TO / "explain.md").read_text(encoding="utf-8"))
+COMMANDS += re.findall(r"`(onnxcam [^`]+ model[^`]+)`", (HOW_TO / "look-inside.md").read_text(encoding="utf-8"))
 BLOCKS = re.findall(r"```python\n(.*?)```", (HOW_TO / "embed.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
 

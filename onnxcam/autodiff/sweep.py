@@ -84,7 +84,7 @@ def sweep(
     replaced = replaced or {}
     entries = [replaced.get(node.op_type) or _rule_for(graph, node, of, wrt) for node in nodes]
 
-    first = len(op.nodes)
+    first, ends = len(op.nodes), frozenset(wrt)
     pending: dict[str, list[str]] = {of: [cotangent]}
     total: dict[str, str] = {}
     sums: set[str] = set()
@@ -106,7 +106,7 @@ def sweep(
         if all(dy is None for dy in arrived):
             continue
         needed = frozenset(i for i, name in enumerate(proto.input) if name in carrying)
-        node = Node(proto, graph, needed, frozenset(wrt))
+        node = Node(proto, graph, needed, ends)
         op.dtype = _real(graph.dtype(proto.output[0])) or onnx.TensorProto.FLOAT
         if not entry.multiple and any(dy is not None for dy in arrived[1:]):
             raise node.refuse("a gradient is needed through one of its further outputs")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx
@@ -10,7 +10,7 @@ import onnx
 from onnxcam.errors import LayerError
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe
-from onnxcam.graph.view import Graph, attributes
+from onnxcam.graph.view import Graph, attributes, uses
 
 _PASSING = having(Trait.PASSES)
 
@@ -52,11 +52,12 @@ def blocks(graph: Graph, picture: str, scores: str) -> list[Block]:
             "pooling; this method needs attention over all tokens in every block"
         )
     ends = [graph.index_of(node) for node in softmaxes[1:]] + [len(graph.nodes)]
+    outputs = {node.output[0] for node in between}
     result = []
     for node, end, shape in zip(softmaxes, ends, shapes, strict=True):
         heads, tokens = shape[0], shape[1]
         assert isinstance(heads, int) and isinstance(tokens, int)
-        result.append(Block(node.output[0], _output(graph, node, end, tokens, between), heads, tokens))
+        result.append(Block(node.output[0], _output(graph, node, end, tokens, outputs), heads, tokens))
     return result
 
 
@@ -75,14 +76,18 @@ def _is_attention(graph: Graph, node: onnx.NodeProto) -> bool:
     return any(reader.op_type == "MatMul" for reader in readers)
 
 
-def _output(graph: Graph, node: onnx.NodeProto, end: int, tokens: int, between: Sequence[onnx.NodeProto]) -> str:
+def _output(graph: Graph, node: onnx.NodeProto, end: int, tokens: int, between: Collection[str]) -> str:
     """Find the last residual Add over the tokens between one attention and the next."""
-    downstream = graph.downstream([node.output[0]])
     start = graph.index_of(node)
-    for candidate in reversed(between):
-        index = graph.index_of(candidate)
+    downstream = set(node.output)
+    for reader in graph.nodes[start + 1 : end]:
+        if any(name in downstream for name in uses(reader)):
+            downstream.update(reader.output)
+    for candidate in reversed(graph.nodes[start + 1 : end]):
+        if candidate.op_type != "Add" or candidate.output[0] not in between:
+            continue
         shape = graph.shape(candidate.output[0])
-        if not start < index < end or candidate.op_type != "Add" or shape is None or len(shape) != 3:
+        if shape is None or len(shape) != 3:
             continue
         varying = [name for name in candidate.input if not graph.is_constant(name) and graph.shape(name) == shape]
         if shape[1] == tokens and len(varying) == 2 and candidate.output[0] in downstream:

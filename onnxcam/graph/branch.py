@@ -86,13 +86,14 @@ def _recompute(
     def materialized(value: str) -> bool:
         return value in outputs or value not in graph.producer or len(readers[value]) > 1 or graph.is_constant(value)
 
-    def cheap(value: str) -> bool:
-        node = graph.producer[value]
-        return node.op_type in _CHEAP and all(materialized(name) or cheap(name) for name in node.input if name)
+    cheap: set[str] = set()  # values that elementwise nodes alone compute from materialized ones
+    for node in outside:
+        if node.op_type in _CHEAP and all(materialized(name) or name in cheap for name in node.input if name):
+            cheap.update(node.output)
 
     fused: set[str] = set()
     queue = [
-        v for v in captured if not materialized(v) and v in readers and readers[v][0].op_type in _CHEAP and cheap(v)
+        v for v in captured if not materialized(v) and v in readers and readers[v][0].op_type in _CHEAP and v in cheap
     ]
     while queue:
         value = queue.pop()
@@ -146,8 +147,10 @@ def release(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
     del graph.node[at]
     drop(graph.node, lambda node: node.op_type == "Identity" and not captured.keys().isdisjoint(node.output))
     at -= len(captured)
-    for index, node in enumerate(then.node, start=at):
-        graph.node.insert(index, node)
+    behind = [copy_of(node) for node in graph.node[at:]]
+    del graph.node[at:]
+    graph.node.extend(then.node)
+    graph.node.extend(behind)
     graph.initializer.extend(then.initializer)
     declared = {output.name for output in graph.output}
     graph.value_info.extend(v for v in then.value_info if v.name not in declared)
@@ -155,6 +158,10 @@ def release(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
 
 def drop(field: Any, doomed: Callable[[Any], bool]) -> None:
     """Remove items of a repeated field in place: weights are not copied."""
-    for index in reversed(range(len(field))):
-        if doomed(field[index]):
-            del field[index]
+    end = None  # behind the run of items to be removed
+    for index in reversed(range(-1, len(field))):
+        if index >= 0 and doomed(field[index]):
+            end = index + 1 if end is None else end
+        elif end is not None:
+            del field[index + 1 : end]
+            end = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
+from itertools import accumulate
 from weakref import WeakKeyDictionary
 
 import onnx
@@ -50,7 +50,7 @@ def _covering(graph: Graph, picture: str, scores: str) -> frozenset[str]:
 def _on_all_paths(
     nodes: Iterable[onnx.NodeProto], picture: str, scores: str, patches: Patches | None
 ) -> frozenset[str]:
-    """Count paths, as whole numbers of any length: a value is on all of them if as many lead to it and on as exist."""
+    """The values on all paths: in an order of the graph, those that no edge of a path leaps over."""
     edges: list[tuple[str, str]] = []
     reached = {picture}
     for node in nodes:
@@ -65,10 +65,19 @@ def _on_all_paths(
             ):
                 edges += [(name, output) for output in outputs if output]
                 reached.update(outputs)
-    to: Counter[str] = Counter({picture: 1})
-    for source, output in edges:
-        to[output] += to[source]
-    onwards: Counter[str] = Counter({scores: 1})
+    onwards = {scores}  # what leads to the scores
     for source, output in reversed(edges):
-        onwards[source] += onwards[output]
-    return frozenset(value for value in to if to[value] * onwards[value] == to[scores] > 0)
+        if output in onwards:
+            onwards.add(source)
+    if picture not in onwards:
+        return frozenset()
+    place = {picture: 0}
+    for _, output in edges:
+        if output in onwards:
+            place.setdefault(output, len(place))
+    leaps = [0] * (len(place) + 1)  # by how much the number of edges overhead changes at each place
+    for source, output in edges:
+        if output in onwards:
+            leaps[place[source] + 1] += 1
+            leaps[place[output]] -= 1
+    return frozenset(value for value, overhead in zip(place, accumulate(leaps), strict=False) if not overhead)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import product
 
 import onnx
 
@@ -114,14 +114,16 @@ def _picture(graph: Graph) -> _Picture | None:
 
 def _channels(graph: Graph, name: str) -> int | None:
     """The input channels of the first convolution, if only elementwise operators or Transpose precede it."""
-    values = [name]
+    values, visited = [name], {name}
     for value in values:
         for node in graph.consumers.get(value, []):
             if node.op_type == "Conv" and node.input[0] == value:
                 depth = (graph.shape(node.input[1]) or (None, None))[1]
                 return depth * int(attributes(node).get("group", 1)) if isinstance(depth, int) else None
             if node.op_type in _ELEMENTWISE or node.op_type == "Transpose":
-                values += [output for output in node.output if output not in values]
+                fresh = [output for output in node.output if output not in visited]
+                visited.update(fresh)
+                values += fresh
     return None
 
 
@@ -158,8 +160,9 @@ def _mismatches(graph: Graph, static_shapes: StaticShapes) -> Iterator[tuple[str
         if node.op_type not in _ELEMENTWISE:
             continue
         shapes = {name: static_shapes.shape(name) for name in node.input if name}
-        for (value, shape), (_, other) in permutations(shapes.items(), 2):
-            if shape is None or other is None:
+        others = dict.fromkeys(shapes.values())  # few, also of a sum of many values
+        for (value, shape), other in product(shapes.items(), others):
+            if shape is None or other is None or shape == other:
                 continue
             shared = min(len(shape), len(other))
             pairs = {len(shape) - back: (shape[-back], other[-back]) for back in range(1, shared + 1)}

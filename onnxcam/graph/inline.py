@@ -148,7 +148,7 @@ def _spliced(
         if name not in names:
             fresh = name
             while fresh in names_in_use:
-                fresh = f"{fresh}_inlined"
+                fresh = f"{name}_inlined" if fresh == name else f"{name}_inlined_{len(names_in_use)}"
             names_in_use.add(fresh)
             names[name] = fresh
     rename_within(body, names)

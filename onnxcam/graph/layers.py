@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import onnx
 
 from onnxcam.errors import LayerError, listing, nearest
 from onnxcam.graph.coverage import PART, covers
-from onnxcam.graph.layout import has_tokens, layout_of
+from onnxcam.graph.ends import Ends, spatial
+from onnxcam.graph.layout import has_tokens, layout_of, works_on_tokens
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.parallel import beside, preferred
+from onnxcam.graph.residual import is_residual
 from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.tokens import Patches, patches_of, positions, shape_of, window_of
-from onnxcam.graph.view import Graph, Shape, attributes
+from onnxcam.graph.view import Graph, Shape
 from onnxcam.graph.window import Window
 
-_CONVOLUTIONS, _STEPS = having(Trait.CONVOLVES), having(Trait.ENDS_LAYER)
-_NORMALIZATIONS = having(Trait.NORMALIZES)
+_CONVOLUTIONS = having(Trait.CONVOLVES)
 # none; class; class and distillation; class and four registers
 PREFIXES = (0, 1, 2, 5)
 _OVERRIDE = "set the grid with `onnxcam export --grid ROWSxCOLUMNS --prefix COUNT` (grid=, prefix_tokens=)"
@@ -56,7 +55,7 @@ class Layer:
 
 
 def candidates(graph: Graph, scores: str) -> list[Layer]:
-    """Find target layers in graph order: each spatial convolution and residual Add, see `follow`.
+    """Find target layers in graph order: each spatial convolution and residual Add, see `Ends`.
 
     Values of tokens count if their grid is known, or if there are no others. The default is the last layer whose
     positions reach the scores: in most networks a convolution's, in ConvNeXt or Swin the last block's residual Add;
@@ -64,22 +63,23 @@ def candidates(graph: Graph, scores: str) -> list[Layer]:
     """
     nodes = graph.between((i.name for i in graph.inputs), [scores])
     patches = patches_of(graph, scores) if has_tokens(graph, nodes) else None
+    ends, ends_of_blocks = Ends(graph), None if patches is None else Ends(graph, patches.pass_through)
     layers: dict[str, Layer] = {}
     without_grid: dict[str, Layer] = {}
     last_residual: str | None = None
     for node in nodes:
         value = node.output[0]
-        residual = _residual(graph, node)
-        if patches is not None and residual:
-            layer = _block(graph, patches, value)
+        residual = is_residual(graph, node)
+        if patches is not None and ends_of_blocks is not None and residual:
+            layer = _block(graph, patches, value, ends_of_blocks)
             if layer is not None:
                 has_grid = _has_grid(patches, layer)
                 (layers if has_grid else without_grid).setdefault(layer.value, layer)
                 last_residual = layer.value if has_grid else last_residual
             continue
         is_map = residual or node.op_type in _CONVOLUTIONS
-        if is_map and _spatial(shape_of(graph, value)) and (patches is None or patches.reach(value)):
-            last = follow(graph, value)
+        if is_map and spatial(shape_of(graph, value)) and (patches is None or patches.reach(value)):
+            last = ends.of(value)
             if patches is None or not patches.positions.scattered(last):
                 layers.setdefault(last, describe_layer(graph, Layer(last, last)))
     ordered = sorted((layers or without_grid).values(), key=lambda layer: graph.position[layer.value])
@@ -122,16 +122,16 @@ def _picture(graph: Graph) -> str:
     return str(next(info.name for info in graph.inputs if graph.consumers.get(info.name)))
 
 
-def _block(graph: Graph, patches: Patches, value: str) -> Layer | None:
+def _block(graph: Graph, patches: Patches, value: str, ends: Ends) -> Layer | None:
     """Find the layer of a residual Add in a network with tokens; None if it is not a map or cannot reach the scores."""
     shape, where = shape_of(graph, value), patches.positions
-    if not patches.reach(value) or not (_spatial(shape) or len(shape or ()) == 3):
+    if not patches.reach(value) or not (spatial(shape) or len(shape or ()) == 3):
         return None
-    last = follow(graph, value, patches.pass_through)
+    last = ends.of(value)
     moved = None if where.layout(last) else _moved(graph, patches, last)
     if moved is not None:  # tokens or windows rearranged to a map
-        last = follow(graph, moved, patches.pass_through)
-    elif where.scattered(last) or not (_spatial(shape) or _is_tokens(graph, shape)):
+        last = ends.of(moved)
+    elif where.scattered(last) or not (spatial(shape) or _is_tokens(graph, shape)):
         return None
     layer = Layer(last, last, shape=shape_of(graph, last))
     grid = where.grid(last)
@@ -167,53 +167,6 @@ def _is_tokens(graph: Graph, shape: Shape | None) -> bool:
     if shape is None or len(shape) != 3 or not isinstance(shape[1], int) or shape[1] < 4:
         return False
     return any((graph.shape(i.name) or (None,))[0] == shape[0] for i in graph.inputs)
-
-
-def _residual(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether a node adds a block's output to its input: same shapes, no constants, a block not elementwise alone."""
-    shape = shape_of(graph, node.output[0])
-    if node.op_type != "Add" or shape is None:
-        return False
-    if any(graph.is_constant(name) or shape_of(graph, name) != shape for name in node.input):
-        return False
-    # not a residual: x + 0.044715 x^3 in GELU's tanh form, where one operand is an elementwise function of the other
-    first, second = node.input
-    if first in _elementwise_sources(graph, second) or second in _elementwise_sources(graph, first):
-        return False
-    # nor the sums of independent values as which some exporters write an adaptive pooling
-    before, other = _before_turns(graph, first), _before_turns(graph, second)
-    return _depends_on(graph, first, other) or _depends_on(graph, second, before)
-
-
-def _before_turns(graph: Graph, value: str) -> str:
-    """The value that a value is a transposition of, NCHW to NHWC or back; itself if it is none."""
-    while (node := graph.producer.get(value)) is not None and _turns(node):
-        value = node.input[0]
-    return value
-
-
-def _turns(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Transpose" and list(attributes(node).get("perm", ())) in ([0, 2, 3, 1], [0, 3, 1, 2])
-
-
-def _depends_on(graph: Graph, value: str, source: str) -> bool:
-    """Whether a value is computed from another."""
-    start = graph.position.get(source, -1)
-    ancestors = [value]
-    for name in ancestors:
-        if graph.position.get(name, -1) > start:  # nodes before the source cannot read it
-            ancestors += [read for read in graph.producer[name].input if read and read not in ancestors]
-    return value != source and source in ancestors
-
-
-def _elementwise_sources(graph: Graph, value: str) -> set[str]:
-    """The value and all values from which elementwise operators alone compute it."""
-    sources = [value]
-    for name in sources:
-        node = graph.producer.get(name)
-        if node is not None and node.op_type in _STEPS:
-            sources.extend(read for read in node.input if read and read not in sources)
-    return set(sources)
 
 
 def default(candidates: Sequence[Layer]) -> Layer:
@@ -293,13 +246,13 @@ def describe_layer(graph: Graph, layer: Layer) -> Layer:
         )
     if len(shape) == 3:
         return _tokens(graph, layer, shape)
-    if len(shape) != 4 or not _spatial(shape):
+    if len(shape) != 4 or not spatial(shape):
         raise LayerError(
             f"layer {layer.name!r} has shape {describe(shape)}; expected a spatial map [N, C, h, w] or [N, h, w, C], "
             "or tokens [N, T, C]: choose an earlier layer (`onnxcam layers` lists them)"
         )
     layout = layer.layout
-    if layout is None and has_tokens(graph, graph.nodes):
+    if layout is None and works_on_tokens(graph):
         layout = positions(graph).layout(layer.value)
         if positions(graph).scattered(layer.value):
             raise LayerError(
@@ -345,110 +298,3 @@ def _tokens(graph: Graph, layer: Layer, shape: Shape) -> Layer:
         f"layer {layer.name!r} has shape {describe(shape)}, and the grid that its tokens form on the picture is "
         f"unknown: {why}; {_OVERRIDE}, or choose another layer"
     )
-
-
-def follow(graph: Graph, value: str, counts: Callable[[onnx.NodeProto, str], bool] | None = None) -> str:
-    """Follow a convolution's output through normalisation, activation, residual Add and Concat, never pooling.
-
-    Arguments:
-        counts: whether a node's use of a value counts; all do by default.
-    """
-    last = value
-    while True:
-        following = _activation(graph, value, counts) or _joined(graph, value) or _turned(graph, value)
-        if following is None:
-            return last
-        value = following
-        # not between QuantizeLinear and DequantizeLinear, nor a transposition that nothing of the layer follows
-        if graph.is_float(value) and not _turns(graph.producer[value]):
-            last = value
-
-
-def _turned(graph: Graph, value: str) -> str | None:
-    """The only reader of a value, if it turns NCHW to NHWC or back and a bias, activation or join follows.
-
-    Frameworks that keep channels last write each convolution between two such Transposes.
-    """
-    readers = graph.consumers.get(value, [])
-    if len(readers) != 1 or not _turns(readers[0]) or value in {o.name for o in graph.outputs}:
-        return None
-    turned = str(readers[0].output[0])
-    after = graph.consumers.get(turned, [])
-    return turned if after and all(node.op_type in _STEPS or node.op_type == "Concat" for node in after) else None
-
-
-def _activation(graph: Graph, value: str, counts: Callable[[onnx.NodeProto, str], bool] | None = None) -> str | None:
-    """The next value on all paths from `value`, through elementwise operators alone; None if there is none.
-
-    An activation may be several operators (SiLU is Sigmoid and Mul, GELU five), whose paths join again.
-    """
-    inside = {value}
-    frontier = {value}
-    start = graph.position.get(value, -1)
-    names = {o.name for o in graph.outputs}
-    for node in graph.nodes[start + 1 :]:
-        reads = [name for name in node.input if name in inside and (counts is None or counts(node, name))]
-        if not reads:
-            continue
-        others = [
-            name
-            for name in node.input
-            if name and name not in inside and not graph.is_constant(name) and not _is_scale(graph, name)
-        ]
-        # a normalisation may be exported as its parts, with means over the channels of each token
-        statistic = node.op_type == "ReduceMean" and _per_token(graph, value, node.output[0])
-        simple = statistic or node.op_type in _STEPS or node.op_type in _NORMALIZATIONS
-        if not simple or others or names & inside - {value}:
-            return None
-        output = node.output[0]
-        if shape_of(graph, output) != shape_of(graph, value) and not _per_token(graph, value, output):
-            return None
-        inside.add(output)
-        frontier = {v for v in frontier | {output} if not _is_consumed(graph, v, inside, counts)}
-        if frontier == {output} and shape_of(graph, output) == shape_of(graph, value):
-            return str(output)
-    return None
-
-
-def _is_scale(graph: Graph, value: str) -> bool:
-    """Whether a value is the scale of a dynamic quantization, or its product with that of constant weights."""
-    node = graph.producer.get(value)
-    if node is not None and node.op_type == "DynamicQuantizeLinear":
-        return bool(value != node.output[0])
-    varying = [name for name in node.input if not graph.is_constant(name)] if node is not None else []
-    return node is not None and node.op_type == "Mul" and len(varying) == 1 and _is_scale(graph, varying[0])
-
-
-def _per_token(graph: Graph, value: str, output: str) -> bool:
-    """Whether `output` is one number for each token of `value`, `[N, T, C]`."""
-    shape = shape_of(graph, value)
-    return shape is not None and len(shape) == 3 and shape_of(graph, output) == (*shape[:2], 1)
-
-
-def _is_consumed(
-    graph: Graph, value: str, inside: set[str], counts: Callable[[onnx.NodeProto, str], bool] | None = None
-) -> bool:
-    """Whether all readers of a value have their output in `inside`, and there are any."""
-    consumers = [n for n in graph.consumers.get(value, []) if counts is None or counts(n, value)]
-    return bool(consumers) and all(node.output[0] in inside for node in consumers)
-
-
-def _joined(graph: Graph, value: str) -> str | None:
-    """The residual Add or channel Concat that is the only reader of the value."""
-    consumers = graph.consumers.get(value, [])
-    if len(consumers) != 1 or value in {o.name for o in graph.outputs}:
-        return None
-    node = consumers[0]
-    shape, joined = shape_of(graph, value), shape_of(graph, node.output[0])
-    if shape is None or joined is None or len(shape) != len(joined) or not _spatial(joined):
-        return None
-    if node.op_type in ("Add", "Sum") and shape[1:] == joined[1:]:
-        return str(node.output[0])
-    if node.op_type == "Concat" and shape[2:] == joined[2:]:
-        return str(node.output[0])
-    return None
-
-
-def _spatial(shape: Shape | None) -> bool:
-    """Whether a shape is of rank 4 with more than one position, as far as it is known."""
-    return shape is not None and len(shape) == 4 and shape[2:] != (1, 1) and shape[1:3] != (1, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import onnx
 
@@ -10,6 +11,10 @@ from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph, attributes
 
 _TO_NHWC, _TO_NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
+_NAMES = {False: "NCHW", True: "NHWC"}
+_NEAR = 64  # values
+_layouts: WeakKeyDictionary[Graph, dict[str, str]] = WeakKeyDictionary()
+_tokens: WeakKeyDictionary[Graph, bool] = WeakKeyDictionary()
 _CHANNELS_FIRST = having(Trait.CHANNELS_FIRST)
 _KEEP_LAYOUT = having(Trait.ELEMENTWISE | Trait.KEEPS_AXES)
 
@@ -25,32 +30,54 @@ def input_layout(graph: Graph, name: str) -> str:
 
 def layout_of(graph: Graph, value: str) -> str:
     """Find out whether a rank-4 value is `NCHW` or `NHWC`, from the nearest operator with a fixed layout."""
+    layouts = _layouts.setdefault(graph, {})
+    if value not in layouts:
+        channels_last, searched = _search(graph, value)
+        layouts[value] = _NAMES[channels_last]
+        if len(searched) > _NEAR:  # far from any such operator, what was searched once is not searched again
+            for name, turned in searched:
+                layouts.setdefault(name, _NAMES[channels_last ^ turned])
+    return layouts[value]
+
+
+def _search(graph: Graph, value: str) -> tuple[bool, list[tuple[str, bool]]]:
+    """Whether channels come last, and the values that were searched, each with whether it is turned against `value`."""
     queue: list[tuple[str, bool]] = [(value, False)]
     visited = {value}
-    for name, flipped in queue:
+    for name, turned in queue:
         nodes = [(graph.producer.get(name), True), *((n, False) for n in graph.consumers.get(name, []))]
         for node, is_producer in nodes:
             if node is None:
                 continue
             if node.op_type in _CHANNELS_FIRST and (is_producer or node.input[0] == name):
-                return "NHWC" if flipped else "NCHW"
+                return turned, queue
             if node.op_type in ("LayerNormalization", "MatMul") and (is_producer or node.input[0] == name):
-                return "NCHW" if flipped else "NHWC"
+                return not turned, queue
             turns = node.op_type == "Transpose" and list(attributes(node).get("perm", [])) in (_TO_NHWC, _TO_NCHW)
             if not turns and node.op_type not in _KEEP_LAYOUT:
                 continue
+            side = _side(node, name)
             for neighbour in (*node.output, *node.input):
+                if neighbour in visited:
+                    continue
                 shape = graph.shape(neighbour)
-                if neighbour in visited or shape is None or len(shape) != 4 or graph.is_constant(neighbour):
+                if shape is None or len(shape) != 4 or graph.is_constant(neighbour):
                     continue
                 visited.add(neighbour)
-                queue.append((neighbour, flipped if neighbour in _side(node, name) else flipped ^ turns))
-    return "NCHW"
+                queue.append((neighbour, turned if neighbour in side else turned ^ turns))
+    return False, queue
 
 
-def _side(node: onnx.NodeProto, name: str) -> Sequence[str]:
+def _side(node: onnx.NodeProto, name: str) -> set[str]:
     """The values on the same side of a node as `name`."""
-    return list(node.input) if name in node.input else list(node.output)
+    return set(node.input) if name in node.input else set(node.output)
+
+
+def works_on_tokens(graph: Graph) -> bool:
+    """Whether any node of a graph works on tokens; found out once."""
+    if graph not in _tokens:
+        _tokens[graph] = has_tokens(graph, graph.nodes)
+    return _tokens[graph]
 
 
 def has_tokens(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from onnxcam.graph.coverage import covering
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.tokens import window_of
-from onnxcam.graph.view import Graph
+from onnxcam.graph.view import Graph, uses
 
 _LEARNED = having(Trait.WEIGHTED)
 
@@ -34,8 +34,12 @@ def preferred(graph: Graph, values: Sequence[str], last: str, picture: str, scor
 
 def beside(graph: Graph, values: Sequence[str], value: str) -> list[str]:
     """The other layers behind which there is no further layer: the last ones of what runs parallel to a layer."""
-    ends = [one for one in values if not graph.downstream([one]) & set(values) - {one}]
-    return [one for one in ends if one != value]
+    layers = set(values)
+    followed: set[str] = set()  # values from which a layer is computed
+    for node in reversed(graph.nodes):
+        if any(name in layers or name in followed for name in node.output):
+            followed.update(uses(node))
+    return [one for one in values if one not in followed and one != value]
 
 
 def _depth(graph: Graph, value: str, picture: str, scores: str) -> float:

@@ -8,6 +8,7 @@ Resize change the span of the picture that a grid covers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ class Positions:
     def __init__(self, graph: Graph, shapes: StaticShapes) -> None:
         self._shapes = shapes
         self._consumers = graph.consumers
+        self._margins: dict[tuple[str, int], float] = {}
         self._places: dict[str, Place] = {}
         self._size: dict[str, int] = {}  # of the picture
         for info in graph.inputs:
@@ -243,28 +245,52 @@ class Positions:
 
     def _is_window_padding(self, value: str, axis: int, count: int) -> bool:
         """Whether only convolutions and poolings without padding of their own read a value, whose windows use it up."""
-        readers = self._consumers.get(value, [])
-        for node in readers:
+        key = value, axis
+        stack = [key]
+        while stack:  # depth first, each value and axis once
+            at = stack[-1]
+            missing = [] if at in self._margins else [key for key in self._behind(*at) if key not in self._margins]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            if at not in self._margins:
+                self._margins[at] = self._margin(*at)
+        return self._margins[key] >= count
+
+    def _behind(self, value: str, axis: int) -> list[tuple[str, int]]:
+        """The values, each with its axis, that have the grid of this one."""
+        behind = []
+        for node in self._consumers.get(value, []):
+            if node.op_type == "Transpose":
+                perm = list(attributes(node).get("perm", ()))
+                behind += [(node.output[0], perm.index(axis))] if axis in perm else []
+            elif node.op_type in _SAME_GRID:
+                behind.append((node.output[0], axis))
+        return behind
+
+    def _margin(self, value: str, axis: int) -> float:
+        """By how much the smallest window that reads a value along an axis is larger than one element; -1 if others
+        than windows without padding read it, or nothing does."""
+        margin = math.inf
+        for node in self._consumers.get(value, []):
             attrs = attributes(node)
             if node.op_type == "Transpose":
                 perm = list(attrs.get("perm", ()))
-                if axis not in perm or not self._is_window_padding(node.output[0], perm.index(axis), count):
-                    return False
+                margin = min(margin, self._margins[node.output[0], perm.index(axis)] if axis in perm else -1)
             elif node.op_type in _SAME_GRID:
-                if not self._is_window_padding(node.output[0], axis, count):
-                    return False
+                margin = min(margin, self._margins[node.output[0], axis])
             elif node.op_type not in ("Conv", *_POOLS) or axis < 2:
-                return False
+                return -1
             else:
                 kernel = attrs.get("kernel_shape") or (self._shapes.shape(node.input[1]) or ())[2:]
                 pads, dilations = attrs.get("pads"), attrs.get("dilations") or [1] * len(kernel)
                 at = axis - 2
                 padded = attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-                if padded or (pads and (pads[at] or pads[at + len(kernel)])):
-                    return False
-                if len(kernel) <= at or (kernel[at] - 1) * dilations[at] < count:
-                    return False
-        return bool(readers)
+                if len(kernel) <= at or padded or (pads and (pads[at] or pads[at + len(kernel)])):
+                    return -1
+                margin = min(margin, (kernel[at] - 1) * dilations[at])
+        return -1 if margin == math.inf else margin
 
     def _resampled(self, node: onnx.NodeProto, attrs: dict[str, Any], first: Place, shape: tuple[int, ...]) -> Place:
         """A Resize: the same span, but for a region of interest and for what a scale leaves over at the end."""

@@ -16,6 +16,7 @@ _CHANGE_SPAN = ("Concat", "Gather", "Pad", "Resize", "Slice", "Split")
 _USUAL_TURNS = ([0, 2, 3, 1], [0, 3, 1, 2], [0, 2, 1], [0, 2, 1, 3])
 _MOST_PREFIX = 5  # prefix tokens assumed where their number is unknown
 _cache: WeakKeyDictionary[Graph, tuple[StaticShapes, Positions]] = WeakKeyDictionary()
+_moving: WeakKeyDictionary[Graph, bool] = WeakKeyDictionary()
 _patches: WeakKeyDictionary[Graph, dict[str, Patches]] = WeakKeyDictionary()
 
 
@@ -26,9 +27,9 @@ def positions(graph: Graph) -> Positions:
 
 def window_of(graph: Graph, value: str) -> Window | None:
     """The part of the picture that a value's grid covers; None if that is all of it, or unknown."""
-    if graph not in _cache and not any(map(_moves, graph.nodes)):
-        return None
-    return positions(graph).window(value)
+    if graph not in _moving:
+        _moving[graph] = graph in _cache or any(map(_moves, graph.nodes))
+    return positions(graph).window(value) if _moving[graph] else None
 
 
 def _moves(node: onnx.NodeProto) -> bool:
@@ -85,14 +86,16 @@ class Patches:
 
     def all_pass(self, graph: Graph, start: str, value: str, scores: str) -> bool:
         """Whether every path on which positions of `start` reach the scores passes through `value`."""
-        reached = [start]
-        for name in reached:
+        reached, queue = {start}, [start]
+        for name in queue:
             for node in graph.consumers.get(name, []):
                 if value in node.output or not (self.pass_through(node, name) if name == start else self._reads(node)):
                     continue
                 if scores in node.output:
                     return False
-                reached += [output for output in node.output if output and output not in reached]
+                fresh = [output for output in node.output if output and output not in reached]
+                reached.update(fresh)
+                queue += fresh
         return True
 
     def _reads(self, node: onnx.NodeProto) -> bool:

@@ -70,6 +70,8 @@ class Graph:
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = [i for i in graph.input if i.name not in self.initializers]
         self.outputs = list(graph.output)
+        self.output_names = frozenset(output.name for output in graph.output)
+        self._input_names = frozenset(info.name for info in graph.input)
         self.position: dict[str, int] = {}
         self.producer: dict[str, onnx.NodeProto] = {}
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -84,8 +86,7 @@ class Graph:
         for info in (*graph.value_info, *graph.input, *graph.output):
             self._infos[info.name] = info
         self._constants: dict[str, np.ndarray | None] = {}
-        input_names = {i.name for i in graph.input}
-        self._constant_values = {name for name in self.initializers if name not in input_names}
+        self._constant_values = {name for name in self.initializers if name not in self._input_names}
         for node in self.nodes:
             if node.op_type not in _RANDOM and all(name in self._constant_values for name in uses(node)):
                 self._constant_values.update(name for name in node.output if name)
@@ -100,9 +101,7 @@ class Graph:
         return graph
 
     def __contains__(self, value: str) -> bool:
-        return (
-            value in self.producer or value in self.initializers or any(i.name == value for i in self.model.graph.input)
-        )
+        return value in self.producer or value in self.initializers or value in self._input_names
 
     def declare(self, info: onnx.ValueInfoProto) -> None:
         """Set the type and shape of a value in the index; the model is unchanged."""
@@ -134,8 +133,15 @@ class Graph:
 
     def constant(self, value: str) -> np.ndarray | None:
         """The value as an array if it is an initializer or a Constant, also through Identity or Cast; else None."""
-        if value not in self._constants:
-            self._constants[value] = self._resolve(value)
+        way = [value]
+        while way[-1] not in self._constants:  # through any number of Identity and Cast
+            node = self.producer.get(way[-1])
+            if node is None or node.op_type not in ("Identity", "Cast") or not self.is_constant(way[-1]):
+                break
+            way.append(node.input[0])
+        for name in reversed(way):
+            if name not in self._constants:
+                self._constants[name] = self._resolve(name)
         return self._constants[value]
 
     def is_constant(self, value: str) -> bool:
@@ -151,9 +157,9 @@ class Graph:
         if node.op_type not in ("Constant", "Identity", "Cast"):
             return None  # could be folded, but callers need weights only
         if node.op_type == "Identity":
-            return self.constant(node.input[0])
+            return self._constants[node.input[0]]
         if node.op_type == "Cast":  # weights stored as float16 are constants too
-            stored = self.constant(node.input[0])
+            stored = self._constants[node.input[0]]
             kind = onnx.helper.tensor_dtype_to_np_dtype(attributes(node)["to"])
             return None if stored is None else stored.astype(kind)
         for name, constant in attributes(node).items():

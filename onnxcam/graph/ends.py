@@ -102,11 +102,10 @@ def _activation(graph: Graph, value: str, counts: Counts | None) -> str | None:
     enter(value)
     while queue:
         _, node = heapq.heappop(queue)
-        others = [
-            name
+        others = any(
+            name and name not in inside and not graph.is_constant(name) and not _is_scale(graph, name)
             for name in node.input
-            if name and name not in inside and not graph.is_constant(name) and not _is_scale(graph, name)
-        ]
+        )
         # a normalisation may be exported as its parts, with means over the channels of each token
         statistic = node.op_type == "ReduceMean" and _per_token(graph, value, node.output[0])
         simple = statistic or node.op_type in _STEPS or node.op_type in _NORMALIZATIONS

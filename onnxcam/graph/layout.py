@@ -43,7 +43,7 @@ def layout_of(graph: Graph, value: str) -> str:
 def _search(graph: Graph, value: str) -> tuple[bool, list[tuple[str, bool]]]:
     """Whether channels come last, and the values that were searched, each with whether it is turned against `value`."""
     queue: list[tuple[str, bool]] = [(value, False)]
-    visited = {value}
+    visited, nodes_visited = {value}, set()
     for name, turned in queue:
         nodes = [(graph.producer.get(name), True), *((n, False) for n in graph.consumers.get(name, []))]
         for node, is_producer in nodes:
@@ -56,6 +56,10 @@ def _search(graph: Graph, value: str) -> tuple[bool, list[tuple[str, bool]]]:
             turns = node.op_type == "Transpose" and list(attributes(node).get("perm", [])) in (_TO_NHWC, _TO_NCHW)
             if not turns and node.op_type not in _KEEP_LAYOUT:
                 continue
+            index = graph.index_of(node)
+            if index in nodes_visited:
+                continue
+            nodes_visited.add(index)
             side = _side(node, name)
             for neighbour in (*node.output, *node.input):
                 if neighbour in visited:

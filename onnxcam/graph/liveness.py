@@ -32,6 +32,7 @@ class Liveness:
         self.shapes = shapes
         self._reached = graph.downstream(i.name for i in graph.inputs)
         self._live: dict[str, Mask] = {scores: True}
+        self._offsets: dict[str, list[int | None]] = {}
         nodes, _ = graph.upstream([scores])
         for node in reversed(nodes):
             for index, name in enumerate(node.input):
@@ -72,6 +73,17 @@ class Liveness:
         shape = self.shapes.shape(value)
         assert shape is not None
         return np.broadcast_to(False if mask is None else mask, shape)
+
+    def offset(self, node: onnx.NodeProto, index: int, axis: int) -> int | None:
+        """Where an input of a Concat begins in its output; None if the size of one before is unknown."""
+        key = node.output[0]
+        if key not in self._offsets:
+            offsets: list[int | None] = [0]
+            for name in node.input:
+                shape, last = self.shapes.shape(name), offsets[-1]
+                offsets.append(None if shape is None or last is None else last + shape[axis])
+            self._offsets[key] = offsets
+        return self._offsets[key][index]
 
     def _carries(self, value: str) -> bool:
         kind = self.shapes.dtype(value)
@@ -173,10 +185,9 @@ def _einsum(liveness: Liveness, node: onnx.NodeProto, index: int, out: Mask, sha
 
 def _concat(liveness: Liveness, node: onnx.NodeProto, index: int, out: Mask, shape: tuple[int, ...]) -> Mask:
     axis = int(attributes(node)["axis"]) % len(shape)
-    before = [liveness.shapes.shape(name) for name in node.input[:index]]
-    if out is True or any(of is None for of in before):
+    start = None if out is True else liveness.offset(node, index, axis)
+    if start is None:
         return True
-    start = sum(of[axis] for of in before if of is not None)
     return out[(slice(None),) * axis + (slice(start, start + shape[axis]),)]
 
 

@@ -59,6 +59,7 @@ class Positions:
     def __init__(self, graph: Graph, shapes: StaticShapes) -> None:
         self._shapes = shapes
         self._consumers = graph.consumers
+        self._starts: tuple[tuple[str, ...], list[int | None]] = (), []  # of the Split visited last
         self._margins: dict[tuple[str, int], float] = {}
         self._places: dict[str, Place] = {}
         self._size: dict[str, int] = {}  # of the picture
@@ -178,10 +179,9 @@ class Positions:
             return first if len(first) == len(shape) else None  # `_visit` drops an axis of another size
         if kind == "Split":
             axis = int(attrs.get("axis", 0)) % rank
-            before = [self._shapes.shape(name) for name in node.output[:index]]
-            if any(of is None for of in before):
+            start = self._start(node, index, axis)
+            if start is None:
                 return (*first[:axis], plain(shape[axis]), *first[axis + 1 :])
-            start = sum(of[axis] for of in before if of is not None)
             return (*first[:axis], part_of(first[axis], start, 1, shape[axis]), *first[axis + 1 :])
         if kind == "Slice":
             return self._sliced(node, first, shape)
@@ -199,6 +199,17 @@ class Positions:
             remaining = tuple(axis for index, axis in enumerate(first) if index not in dropped)
             return remaining if len(remaining) == len(shape) else None
         return None
+
+    def _start(self, node: onnx.NodeProto, index: int, axis: int) -> int | None:
+        """Where an output of a Split begins in its input; None if the size of one before is unknown."""
+        key = tuple(node.output)
+        if self._starts[0] != key:
+            starts: list[int | None] = [0]
+            for name in key:
+                shape, start = self._shapes.shape(name), starts[-1]
+                starts.append(None if shape is None or start is None else start + shape[axis])
+            self._starts = key, starts
+        return self._starts[1][index]
 
     def _sliced(self, node: onnx.NodeProto, first: Place, shape: tuple[int, ...]) -> Place:
         parameters = [self._shapes.integers(name) if name else None for name in node.input[1:]]

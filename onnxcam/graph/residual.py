@@ -13,9 +13,7 @@ from onnxcam.graph.tokens import shape_of
 from onnxcam.graph.view import Graph
 
 _STEPS = having(Trait.ENDS_LAYER)
-# values searched for what an Add adds, so that every Add costs about the same: those of a residual block, and of an
-# activation function written out
-_BLOCK, _FUNCTION = 256, 256
+_LONGEST = 256  # steps from either side: more than in a residual block, or an activation function written out
 
 
 def is_residual(graph: Graph, node: onnx.NodeProto) -> bool:
@@ -41,17 +39,26 @@ def _before_turns(graph: Graph, value: str) -> str:
     return value
 
 
+def _is_elementwise_of(graph: Graph, value: str, source: str) -> bool:
+    """Whether elementwise operators alone lead from a value to another, as in an activation function written out."""
+    return value == source or _leads(graph, source, value, _STEPS) is True
+
+
 def _depends_on(graph: Graph, value: str, source: str) -> bool:
-    """Whether a value is computed from another; taken to be so where `_BLOCK` steps from either side leave it open.
+    """Whether a value is computed from another; taken to be so where that is left open."""
+    return value != source and _leads(graph, source, value) is not False
+
+
+def _leads(graph: Graph, source: str, value: str, operators: frozenset[str] | None = None) -> bool | None:
+    """Whether a way leads from one value to another, by way of these operators alone; None where `_LONGEST` steps from
+    either side leave it open, so that every Add costs about the same.
 
     The search goes back from the value and on from the source by turns and ends with the smaller side: with a sum of
     independent values at once, as nothing else reads its operands.
     """
-    if value == source:
-        return False
-    back, onwards = _ancestors(graph, value, source), _descendants(graph, source, value)
+    back, onwards = _ancestors(graph, value, source, operators), _descendants(graph, source, value, operators)
     ancestors, descendants = {value}, {source}
-    for _ in range(_BLOCK):
+    for _ in range(_LONGEST):
         for steps, visited, others in ((back, ancestors, descendants), (onwards, descendants, ancestors)):
             name = next(steps, None)
             if name is None:
@@ -59,24 +66,28 @@ def _depends_on(graph: Graph, value: str, source: str) -> bool:
             if name in others:
                 return True
             visited.add(name)
-    return True
+    return None
 
 
-def _ancestors(graph: Graph, value: str, source: str) -> Iterator[str]:
+def _ancestors(graph: Graph, value: str, source: str, operators: frozenset[str] | None) -> Iterator[str]:
     """The values that a value is computed from, but for those of nodes before the source, which cannot read it."""
     first = graph.position.get(source, -1)
     queue, visited = deque([value]), {value}
     while queue:
         name = queue.popleft()
-        if graph.position.get(name, -1) > first:
-            for read in graph.producer[name].input:
-                if read and read not in visited:
-                    visited.add(read)
-                    queue.append(read)
-                    yield read
+        if graph.position.get(name, -1) <= first:
+            continue
+        node = graph.producer[name]
+        if operators is not None and node.op_type not in operators:
+            continue
+        for read in node.input:
+            if read and read not in visited:
+                visited.add(read)
+                queue.append(read)
+                yield read
 
 
-def _descendants(graph: Graph, source: str, value: str) -> Iterator[str]:
+def _descendants(graph: Graph, source: str, value: str, operators: frozenset[str] | None) -> Iterator[str]:
     """The values that are computed from a source, but for those of nodes behind the value."""
     last = graph.position.get(value, -1)
     queue, visited = deque([source]), {source}
@@ -84,26 +95,10 @@ def _descendants(graph: Graph, source: str, value: str) -> Iterator[str]:
         for node in graph.consumers.get(queue.popleft(), []):
             if graph.index_of(node) > last:
                 break  # in graph order
+            if operators is not None and node.op_type not in operators:
+                continue
             for output in node.output:
                 if output and output not in visited:
                     visited.add(output)
                     queue.append(output)
                     yield output
-
-
-def _is_elementwise_of(graph: Graph, value: str, source: str) -> bool:
-    """Whether elementwise operators alone compute a value from another, by way of at most `_FUNCTION` values."""
-    start = graph.position.get(source, -1)
-    queue, visited = deque([value]), {value}
-    while queue:
-        name = queue.popleft()
-        if name == source:
-            return True
-        node = graph.producer.get(name)
-        if node is None or node.op_type not in _STEPS or graph.position[name] < start:
-            continue
-        for read in node.input[: _FUNCTION - len(visited)]:
-            if read and read not in visited:
-                visited.add(read)
-                queue.append(read)
-    return False

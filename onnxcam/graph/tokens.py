@@ -73,6 +73,8 @@ class Patches:
 
     def __init__(self, graph: Graph, scores: str) -> None:
         shapes, self.positions = _analysis(graph)
+        self._graph = graph
+        self._inputs: dict[int, dict[str, list[int]]] = {}  # of a node, by its index: where it reads each value
         self._liveness = Liveness(graph, scores, shapes)
 
     def reach(self, value: str) -> bool:
@@ -81,7 +83,12 @@ class Patches:
 
     def pass_through(self, node: onnx.NodeProto, value: str) -> bool:
         """Whether any position of a value can change the scores through a node that reads it."""
-        indices = [index for index, name in enumerate(node.input) if name == value]
+        place = self._graph.index_of(node)
+        if place not in self._inputs:
+            by_name = self._inputs[place] = {}
+            for index, name in enumerate(node.input):
+                by_name.setdefault(name, []).append(index)
+        indices = self._inputs[place].get(value, ())
         return any(self._any(value, self._liveness.through(node, index)) for index in indices)
 
     def all_pass(self, graph: Graph, start: str, value: str, scores: str) -> bool:

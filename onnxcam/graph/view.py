@@ -58,7 +58,7 @@ def shape_of(info: onnx.ValueInfoProto) -> Shape | None:
 
 
 class Graph:
-    """An index over one `ModelProto`, built at construction: build a new one after editing the model.
+    """An index over one `ModelProto`, built at construction: build a new one after editing the model, shapes included.
 
     Values and nodes are named as in the model; nodes are in topological order, as ONNX requires.
     """
@@ -85,6 +85,7 @@ class Graph:
         self._infos: dict[str, onnx.ValueInfoProto] = {}
         for info in (*graph.value_info, *graph.input, *graph.output):
             self._infos[info.name] = info
+        self._shapes: dict[str, Shape | None] = {}
         self._constants: dict[str, np.ndarray | None] = {}
         self._constant_values = {name for name in self.initializers if name not in self._input_names}
         for node in self.nodes:
@@ -106,6 +107,7 @@ class Graph:
     def declare(self, info: onnx.ValueInfoProto) -> None:
         """Set the type and shape of a value in the index; the model is unchanged."""
         self._infos[info.name] = info
+        self._shapes.pop(info.name, None)
 
     def index_of(self, node: onnx.NodeProto) -> int:
         """The node's index in topological order."""
@@ -113,11 +115,11 @@ class Graph:
 
     def shape(self, value: str) -> Shape | None:
         """Shape of a value; None if the rank is unknown."""
-        tensor = self.initializers.get(value)
-        if tensor is not None:
-            return tuple(tensor.dims)
-        info = self._infos.get(value)
-        return shape_of(info) if info is not None else None
+        if value not in self._shapes:
+            tensor, info = self.initializers.get(value), self._infos.get(value)
+            declared = shape_of(info) if info is not None else None
+            self._shapes[value] = tuple(tensor.dims) if tensor is not None else declared
+        return self._shapes[value]
 
     def dtype(self, value: str) -> int:
         """`TensorProto` element type of a value, 0 when unknown."""

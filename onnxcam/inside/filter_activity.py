@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcam import image
-from onnxcam.graph import layers as target_layers
+from onnxcam.graph.ends import Ends
 from onnxcam.image import sheet
 from onnxcam.inside.activations import activations
 from onnxcam.inside.feature_maps import as_input
@@ -96,7 +96,7 @@ def activity(
 def _responding(explainer: Explainer, filters: Filters) -> str:
     """The value in which the filters' responses are read: behind normalisation and activation."""
     graph = explainer.sessions.network.graph
-    value = target_layers.follow(graph, filters.convolution)
+    value = Ends(graph).of(filters.convolution)
     same = graph.shape(value) == graph.shape(filters.convolution)
     return value if same and len(filters.weights) == _channels(explainer, value) else filters.convolution
 

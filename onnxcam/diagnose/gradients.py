@@ -90,7 +90,9 @@ def check(
             Finding("outputs", "note", "the file leaves gradients out: they are added in memory to be checked")
         )
     graph = prepare(model)
-    manifest.require_fit(entries, graph.shape(entries["input"]["name"]), {o.name for o in model.graph.output})
+    interface = Interface.of_graph(graph)
+    gate = {} if not entries.get("gate") else {entries["gate"]["output"]: Value("bool", None)}  # it is taken out
+    require_agreement(entries, interface._replace(outputs={**interface.outputs, **gate}))
     missing = [str(entry.get("value")) for entry in entries["layers"] if entry.get("value") not in graph]
     if missing:
         raise ModelError(

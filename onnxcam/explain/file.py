@@ -15,6 +15,7 @@ from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head,
 from onnxcam.explain.sessions import MakeOptions, Sessions
 from onnxcam.graph.large_model import Serialized
 from onnxcam.network import manifest as manifests
+from onnxcam.network.agreement import Interface, require_agreement
 from onnxcam.network.layout import window_of
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import SCORES
@@ -89,9 +90,8 @@ class FileSession:
             kind=kind,
         )
         session = self._open_file(model.source)
-        shapes = {i.name: i.shape for i in session.get_inputs()}
         manifest = model.manifest
-        manifests.require_fit(manifest, shapes.get(manifest["input"]["name"]), {o.name for o in session.get_outputs()})
+        require_agreement(manifest, Interface.of_session(session))
         if manifest["target"]["mode"] == "optional" and manifest["target"]["name"] not in _optional(session):
             # a tool such as onnxsim has made a constant of the default: the file explains each row's top-1
             target = {**manifest["target"], "mode": "constant", "class": TOP1}

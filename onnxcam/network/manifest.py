@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from onnxcam.errors import LayerError, ModelError, listing, nearest
 from onnxcam.network.layout import Layout
-from onnxcam.targets.readout import KINDS
+from onnxcam.targets.readout import BINARY, KINDS, REGRESSION
 
 if TYPE_CHECKING:
     import onnx
@@ -27,8 +27,6 @@ _LONGEST = 8 << 20  # characters; 21,000 labels are one million
 INDEPENDENT, COUPLED = "independent", "coupled"
 # `layers[].place.verdict`
 VERDICTS = ("direct", "mirrored", "rotated", "transposed", "shifted", "none", "unsettled")
-# elements of a batch: 1 GiB in float32
-_LARGEST = 1 << 28
 Manifest = dict[str, Any]
 
 Check = Callable[[Any], bool]
@@ -76,8 +74,21 @@ def _window(value: Any) -> bool:
     return True
 
 
+def _normalization(value: Any) -> bool:
+    """Whether a value describes a normalisation: mean and deviation, one or one per channel."""
+    if not isinstance(value, dict):
+        return False
+    mean, std = value.get("mean"), value.get("std")
+    finite = _list(lambda number: _is(int, float)(number) and math.isfinite(number))
+    return bool(finite(mean) and finite(std) and mean and len(mean) == len(std) and all(number > 0 for number in std))
+
+
 def _place(value: Any) -> bool:
     return isinstance(value, dict) and value.get("verdict") in VERDICTS and _is(int, float)(value.get("correlation"))
+
+
+def _range(value: Any) -> bool:
+    return _list(_is(int, float), 2)(value) and value[0] <= value[1]
 
 
 _dim = _or_none(lambda value: isinstance(value, str) or _count(1)(value))
@@ -98,7 +109,7 @@ _OPTIONAL: dict[str, dict[str, Check]] = {
 }
 # what may be missing
 _FURTHER: dict[str, dict[str, Check]] = {
-    "input": {"preprocess": _or_none(_is(dict)), "normalization": _or_none(_is(dict)), "size": _or_none(_is(str))},
+    "input": {"preprocess": _or_none(_is(dict)), "normalization": _or_none(_normalization), "size": _or_none(_is(str))},
     "scores": {"probabilities": _or_none(_is(str)), "scale": _positive, "stepped_over": _list(_is(str)),
                "warnings": _list(_is(str))},
     "target": {"class": _or_none(_count(0)), "rows": _among(SHARED)},
@@ -106,7 +117,7 @@ _FURTHER: dict[str, dict[str, Check]] = {
                "prefix_tokens": _count(0), "covers": _or_none(_among("all", "part")), "window": _or_none(_window),
                "place": _or_none(_place), "beside": _or_none(_list(_is(str)))},
     "measured": {"scores": _or_none(_is(dict)), "rows": _among(INDEPENDENT, COUPLED), "deterministic": _is(bool),
-                 "range": _list(_is(int, float), 2), "unmeasured": _names},
+                 "range": _range, "unmeasured": _names},
     "source": {"name": _or_none(_is(str)), "outputs": _or_none(_list(_is(str))), "scores": _or_none(_is(str)),
                "kind": _or_none(_among(*KINDS)), "framework": _or_none(_is(str)), "sha256": _or_none(_is(str))},
     "parity": {key: _is(int, float) for key in ("scores", "activations", "gradients")},
@@ -131,7 +142,7 @@ def parse(text: str | None) -> Manifest | None:
         manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"the model's onnxcam manifest is not JSON ({error}); export the model again") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+    if not isinstance(manifest, dict) or not _count(1)(manifest.get("format")):
         raise ModelError("the model's onnxcam manifest is damaged: no `format`; export the model again")
     if manifest["format"] > FORMAT:
         raise ModelError(
@@ -170,45 +181,20 @@ def _damaged(manifest: Manifest) -> Iterator[str]:
 
 def _contradicting(manifest: Manifest) -> Iterator[str]:
     """The fields that contradict others."""
-    classes, target = manifest["scores"]["classes"], manifest["target"]
+    classes, target, kind = manifest["scores"]["classes"], manifest["target"], manifest["scores"]["kind"]
+    if classes != {BINARY: 2, REGRESSION: 1}.get(kind, classes):
+        yield f"scores.classes ({classes} of kind {kind})"
+    if target["mode"] != "constant" and target.get("class") is not None:
+        yield f"target.class (of mode {target['mode']})"
+    names = [entry["name"] for entry in manifest["layers"]]
+    if len(set(names)) < len(names):
+        yield "layers.name (one is there twice)"
     if manifest.get("labels") and len(manifest["labels"]) != classes:
         yield "one of labels per class"
     if target["mode"] == "constant" and target.get("class") not in range(classes):
         yield "target.class"
     if any(Layout.of(entry).tokens and not {"grid", "prefix_tokens"} <= entry.keys() for entry in manifest["layers"]):
         yield "layers.grid"
-
-
-def require_fit(manifest: Manifest, shape: Sequence[Any] | None, outputs: Collection[str]) -> None:
-    """Refuse a manifest that does not match its graph, or whose input would not fit into memory.
-
-    Arguments:
-        shape: of the graph's input of that name, None if it has none.
-        outputs: names of the graph's outputs.
-
-    Raises:
-        ModelError: another shape, one too large to be fed, or missing outputs.
-    """
-    name, recorded = manifest["input"]["name"], manifest["input"]["shape"]
-    pairs = zip(recorded, shape or [], strict=False)
-    if shape is None or len(shape) != len(recorded) or any(_count(1)(a) and _count(1)(b) and a != b for a, b in pairs):
-        what = "has no such input" if shape is None else f"takes {list(shape)}"
-        raise ModelError(
-            f"the manifest says that the input {name!r} is {recorded}, the graph {what}; export the model again"
-        )
-    if math.prod(d for d in recorded if isinstance(d, int)) > _LARGEST:
-        raise ModelError(
-            f"an input of shape {recorded} is too large to be fed; export the model for fewer or smaller pictures"
-        )
-    entries = manifest["layers"]
-    needed = [manifest["scores"]["name"], *(name for entry in entries for name in entry["heatmaps"].values())]
-    needed += [entry[key] for entry in entries for key in ("activations", "gradients") if entry[key]]
-    needed += [manifest["gate"]["output"]] if manifest.get("gate") else []
-    missing = [name for name in needed if name not in outputs]
-    if missing:
-        raise ModelError(
-            f"the manifest names {listing(missing)}, which the graph does not output; export the model again"
-        )
 
 
 def measured_warnings(manifest: Manifest) -> list[str]:

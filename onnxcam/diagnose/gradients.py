@@ -25,6 +25,7 @@ from onnxcam.graph.load import Source, load, serialize
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import Graph
 from onnxcam.network import manifest
+from onnxcam.network.agreement import Interface, Value, require_agreement
 from onnxcam.network.cut import crossing
 from onnxcam.network.network import prepare
 from onnxcam.network.open_size import refusal

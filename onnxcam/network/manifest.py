@@ -78,7 +78,8 @@ def _normalization(value: Any) -> bool:
     """Whether a value describes a normalisation: mean and deviation, one or one per channel."""
     if not isinstance(value, dict):
         return False
-    mean, std = value.get("mean"), value.get("std")
+    mean: Any = value.get("mean")
+    std: Any = value.get("std")
     finite = _list(lambda number: _is(int, float)(number) and math.isfinite(number))
     return bool(finite(mean) and finite(std) and mean and len(mean) == len(std) and all(number > 0 for number in std))
 

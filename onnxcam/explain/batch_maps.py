@@ -87,7 +87,7 @@ class BatchMaps(NamedTuple):
                 visible if windows else None,
             )
             heatmap, blank = draw(), None
-            if not heatmap.any():
+            if not (heatmap.max() or heatmap.min()):
                 blank = self._blank(row, index, raw, place, examined > 0)
                 examined -= 1
             raw_map = raw if isinstance(layer, list) else raw[0]

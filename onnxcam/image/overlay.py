@@ -67,11 +67,11 @@ def draw(
     """
     if not marks:
         return lay(pixels, gray, alpha, colormap)
-    mixed = pixels.copy()
+    mixed = marks.rows(pixels, first)
     for part in within(marks.visible, first, len(pixels)):
         place = slice(part.y0 - first, part.y1 - first), slice(part.x0, part.x1)
         mixed[place] = lay(pixels[place], gray[place], alpha, colormap)
-    return marks.draw(mixed, first)
+    return mixed
 
 
 def check_alpha(alpha: float | None) -> None:

@@ -86,7 +86,7 @@ def panel(
         caption, notes = _OVERLAY, [*notes, _HATCHED]
     cells = [
         ("picture", thumbnail),
-        (method, _colors(gray, marks, colormap) if heatmap.any() else _words(blank, size)),
+        (method, _words(blank, size) if _is_blank(heatmap) else _colors(gray, marks, colormap)),
         (caption, mixed),
     ]
     return _compose(cells, size, 1 if width > _WIDE * height else 3, label, probability, colormap, notes)
@@ -130,7 +130,7 @@ def gallery(
     for place, (name, heatmap) in enumerate(maps):
         marks = Marks.at(size, pixels.shape, visible[place] if visible else None)
         mixed = draw(thumbnail, _show_map(heatmap, size), alpha, colormap, marks)
-        cells.append((name if heatmap.any() else f"{name}: no evidence", mixed))
+        cells.append((f"{name}: no evidence" if _is_blank(heatmap) else name, mixed))
         notes = [*notes, _HATCHED] if marks and _HATCHED not in notes else notes
     columns = _COLUMNS // 2 if size[1] > _WIDE * size[0] else _COLUMNS
     rows = -(-len(cells) // columns)
@@ -143,6 +143,11 @@ def _colors(gray: Pixels, marks: Marks, colormap: str) -> Pixels:
     if marks:
         gray, table = marks.levels(gray), marked(table)
     return np.asarray(import_cv2().applyColorMap(gray, table[:, None]), np.uint8)
+
+
+def _is_blank(heatmap: NDArray[Any]) -> bool:
+    """Whether a map is zero everywhere; several times faster than `any`."""
+    return not (heatmap.max() or heatmap.min())
 
 
 def _words(text: str, size: Size) -> Pixels:

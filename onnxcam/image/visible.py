@@ -8,6 +8,7 @@ frame, so that it shows without colour, on light and dark pictures, and at any s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ _LIGHT, _GREY, _STEP = 0.3, 162, 52
 _DISTANCE = 1 / 32
 # the levels that stand for hidden pixels in a grey map with a palette, see `Marks.levels`, and the greys that show them
 HIDDEN, LINE, BLACK, WHITE = range(4)
-_GREYS = np.array([[208], [164], [24], [255]], np.uint8)
+_GREYS = 208, 164, 24, 255
 
 
 class Rectangle(NamedTuple):
@@ -129,33 +130,49 @@ class Marks(NamedTuple):
     def __bool__(self) -> bool:
         return bool(self.hidden)
 
-    def draw(self, pixels: Pixels, first: int = 0) -> Pixels:
-        """Draw the marks on rows `first` and following of the picture, uint8 [h, W, 3], in place."""
-        cv2 = import_cv2()
-        for part in within(self.hidden, first, len(pixels)):
-            place = pixels[part.y0 - first : part.y1 - first, part.x0 : part.x1]
-            dimmed = cv2.convertScaleAbs(place, alpha=_LIGHT, beta=(1 - _LIGHT) * _GREY)
-            lines = np.repeat(self._lines(part, _STEP), 3, axis=1).reshape(dimmed.shape)
-            np.subtract(dimmed, lines, out=place)
-        for part, level in self.frame:
-            for line in within((part,), first, len(pixels)):
-                pixels[line.y0 - first : line.y1 - first, line.x0 : line.x1] = _GREYS[level]
+    def draw(self, pixels: Pixels) -> Pixels:
+        """Draw the marks on a picture, uint8 [H, W, 3], in place."""
+        if self:
+            marked_rows = self.rows(pixels)
+            for part in self.visible:
+                place = slice(part.y0, part.y1), slice(part.x0, part.x1)
+                marked_rows[place] = pixels[place]
+            pixels[:] = marked_rows
         return pixels
+
+    def rows(self, pixels: Pixels, first: int = 0) -> Pixels:
+        """Rows `first` and following of the picture, uint8 [h, W, 3], with marks everywhere, on visible parts too."""
+        drawn = self._lines(first, pixels.shape)
+        import_cv2().addWeighted(pixels, _LIGHT, drawn, -_STEP, (1 - _LIGHT) * _GREY, dst=drawn)
+        stop = first + len(pixels)
+        for part, level in self.frame:
+            if part.y0 < stop and part.y1 > first:
+                drawn[max(part.y0 - first, 0) : part.y1 - first, part.x0 : part.x1] = _GREYS[level]
+        return drawn
 
     def levels(self, gray: Pixels) -> Pixels:
         """The grey levels [H, W] of a map for the colours of `marked`: the lowest of them stand for the marks."""
-        levels = np.maximum(gray, np.uint8(len(_GREYS)))
-        for part in self.hidden:
-            levels[part.y0 : part.y1, part.x0 : part.x1] = self._lines(part, LINE)
+        levels = self._lines(0, gray.shape)  # HIDDEN and LINE
+        for part in self.visible:
+            place = slice(part.y0, part.y1), slice(part.x0, part.x1)
+            np.maximum(gray[place], np.uint8(len(_GREYS)), out=levels[place])
         for part, level in self.frame:
             levels[part.y0 : part.y1, part.x0 : part.x1] = level
         return levels
 
-    def _lines(self, part: Rectangle, value: int) -> Pixels:
-        """Slanting lines of a value on 0, uint8 of the part's height and width; they go on across parts."""
-        line = np.where(np.arange(part.x0, part.x1 + self.distance) % self.distance < self.thickness, value, 0)
-        rows = np.lib.stride_tricks.sliding_window_view(line.astype(np.uint8), part.x1 - part.x0)
-        return np.asarray(rows[np.arange(part.y0, part.y1) % self.distance])
+    def _lines(self, first: int, shape: tuple[int, ...]) -> Pixels:
+        """Slanting lines of 1 on 0 over rows `first` and following, uint8 of this shape."""
+        table = _rows_of_lines(shape[1], shape[2] if len(shape) > 2 else 1, self.distance, self.thickness)
+        # no index is out of bounds; with mode="clip" numpy gathers rows without a copy
+        rows = table.take(np.arange(first, first + shape[0]) % self.distance, axis=0, mode="clip")
+        return rows.reshape(shape)
+
+
+@lru_cache(64)
+def _rows_of_lines(width: int, channels: int, distance: int, thickness: int) -> Pixels:
+    """The rows of which slanting lines of 1 on 0 consist, uint8 [distance, width * channels]."""
+    columns, rows = np.arange(width), np.arange(distance)[:, None]
+    return np.repeat((columns + rows) % distance < thickness, channels, axis=1).astype(np.uint8)
 
 
 def within(parts: Iterable[Rectangle], first: int, count: int) -> Iterator[Rectangle]:
@@ -171,4 +188,4 @@ _NONE = Marks()
 
 def marked(table: Pixels) -> Pixels:
     """The colours of a map's 256 levels, uint8 [256, 3], with those of the marks, see `Marks.levels`."""
-    return np.concatenate([np.repeat(_GREYS, 3, axis=1), table[len(_GREYS) :]])
+    return np.concatenate([np.repeat(np.array(_GREYS, np.uint8)[:, None], 3, axis=1), table[len(_GREYS) :]])

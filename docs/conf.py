@@ -19,12 +19,15 @@ import onnxcam  # noqa: E402
 project = "onnxcam"
 version = release = onnxcam.__version__
 project_copyright = "the onnxcam authors, Apache-2.0"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "benchmarks/*.md", "models/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = ["docs/**.md", "docs/notebooks/*.ipynb", "benchmarks/*.md", "models/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 # folders without pages, which the search for sources need not walk through
 exclude_patterns = [".*", "build", "dist", "node_modules", "onnxcam", "tests"]
+
+# notebooks hold their outputs: `python -m tools.notebooks` executes them
+nb_execution_mode = "off"
 
 nitpicky = True
 # errors stand in lists in docstrings; types of the standard library and NumPy have sites of their own
@@ -53,7 +56,7 @@ def add_contents(app: Any, docname: str, source: list[str]) -> None:
     if docname != root_doc:
         return
     for section in re.split(r"^## ", source[0], flags=re.MULTILINE)[1:]:
-        links = re.findall(r"\]\(([^)#:]+)\.md\)", section)
+        links = re.findall(r"\]\(([^)#:]+)\.(?:md|ipynb)\)", section)
         pages = "\n".join("/" + normpath(join(dirname(docname), link)) for link in links)
         source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {section.splitlines()[0]}\n\n{pages}\n```\n"
 

@@ -48,6 +48,8 @@ def load(source: Source) -> onnx.ModelProto:
         external_data.check_bytes(data)
         validation.validate(model)
         return model
+    if not isinstance(source, (str, os.PathLike)):
+        raise ModelError(f"a {type(source).__name__} is not a model; pass a path, bytes or a ModelProto")
     path = Path(source)
     model = parse(read(path), str(path))
     external_data.check(path)

@@ -48,18 +48,23 @@ def grid(cells: Sequence[Cell], columns: int, *, width: int = WIDTH, framed: boo
     side = (width - 2 * _MARGIN - (columns - 1) * _GAP) // columns
     font = Font(_CAPTION)
     rows = []
+    # captions that do not fit next to each other go on two lines, in every cell alike
+    wide = any(cell.left and cell.right and font.width(f"{cell.left} {cell.right}") > side for cell in cells)
+    line = _CAPTION + 4
     for start in range(0, len(cells), columns):
-        drawn = [_fit(cell.pixels, side) for cell in cells[start : start + columns]]
+        some = cells[start : start + columns]
+        drawn = [_fit(cell.pixels, side) for cell in some]
         height = max(pixels.shape[0] for pixels in drawn)
-        captioned = any(cell.left or cell.right for cell in cells[start : start + columns])
-        row = np.full((height + (_CAPTION + 14 if captioned else _GAP), width, 3), PAPER, np.uint8)
-        for at, (cell, pixels) in enumerate(zip(cells[start : start + columns], drawn, strict=True)):
+        captioned = any(cell.left or cell.right for cell in some)
+        row = np.full((height + (_CAPTION + 14 + wide * line if captioned else _GAP), width, 3), PAPER, np.uint8)
+        for at, (cell, pixels) in enumerate(zip(some, drawn, strict=True)):
             left = _MARGIN + at * (side + _GAP)
             row[: pixels.shape[0], left : left + pixels.shape[1]] = _framed(pixels) if framed else pixels
             text = font.fit(cell.left, side)
-            right = font.fit(cell.right, side - (font.width(text) + 4 if text else 0))
+            right = font.fit(cell.right, side - (font.width(text) + 4 if text and not wide else 0))
             font.draw(row, text, left, height + _CAPTION, INK)
-            font.draw(row, right, left + side - font.width(right), height + _CAPTION, FAINT)
+            place = (left, line) if wide else (left + side - font.width(right), 0)
+            font.draw(row, right, place[0], height + _CAPTION + place[1], FAINT)
         rows.append(row)
     return np.concatenate(rows) if rows else np.full((0, width, 3), PAPER, np.uint8)
 

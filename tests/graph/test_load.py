@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import onnxcam
 from onnxcam import files
 from onnxcam.errors import ModelError, OutputError, TrustError
 from onnxcam.graph.load import load, save
@@ -50,6 +51,13 @@ def test_what_is_not_a_model_is_named(kind: str, tmp_path: Path) -> None:
     assert words in str(caught.value) and str(path) in str(caught.value)
     with pytest.raises(ModelError, match="the given bytes"):
         load(data)
+
+
+@pytest.mark.parametrize("source", [None, 3, [b"x"], object()])
+def test_what_is_no_source_at_all(source: object) -> None:
+    for read in (onnxcam.layers, onnxcam.augment, onnxcam.Explainer, onnxcam.probe):
+        with pytest.raises(ModelError, match="is not a model; pass a path, bytes or a ModelProto"):
+            read(source)
 
 
 def test_an_empty_file(tmp_path: Path) -> None:

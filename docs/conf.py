@@ -22,7 +22,14 @@ project_copyright = "the onnxcam authors, Apache-2.0"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "docs/notebooks/*.ipynb", "benchmarks/*.md", "models/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = [
+    "docs/**.md",
+    "docs/notebooks/*.ipynb",
+    "benchmarks/*.md",
+    "models/*.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+]
 # folders without pages, which the search for sources need not walk through
 exclude_patterns = [".*", "build", "dist", "node_modules", "onnxcam", "tests"]
 

@@ -2,7 +2,7 @@
 
     python -m tools.notebooks [NAME …]
 
-Each is run in a fresh kernel, without a network connection. What changes from run to run without meaning anything (times,
+Each is run in a fresh kernel, without a network connection. What changes from run to run without meaning (times,
 versions of the kernel) is removed, so that a difference between two versions is one of content.
 """
 

@@ -134,7 +134,12 @@ def maximize(
     collected = picture_names.collect(list(named), Path(output or ".")) if named else None
     if collected is not None and collected.failures:
         raise collected.failures[0][1]
+    if collected is not None and not collected.items:
+        raise click.UsageError("--pictures names a folder without pictures.")
     explainer = inside_options.opened(model, opening)
+    for item in () if collected is None else collected.items:
+        if isinstance(item.source, Path) and not item.source.exists():
+            explainer.preparation.read(item.source)  # raises, and names the folder that it was looked for in
     subject = Subject(explainer, opening["input_size"])
     settings = maximization.Settings.of(
         subject.size,

@@ -1,6 +1,6 @@
 """An ascent as one ONNX file: a model whose `Loop` is the ascent, for any runtime and language.
 
-    start      float32 [C, H, W]      parameters to begin with, such as normal random numbers times 0.01
+    start      float32 [C, H, W]      parameters to begin with, such as normal random numbers times 0.3
     jitter     int64 [steps, 2]       by how many pixels the picture is shifted at each step, down and to the right
     picture    uint8 [H, W, C]        the picture after the last step, red first
     parameters float32 [C, H, W]      its parameters: `start` of a further run
@@ -23,7 +23,7 @@ from onnxcam.graph.builder import Builder
 from onnxcam.graph.view import Graph
 from onnxcam.inside import differentiated
 from onnxcam.inside.ascent import FIRST, SECOND, SMALLEST
-from onnxcam.inside.maximization import Settings
+from onnxcam.inside.maximization import DEVIATION, Settings
 from onnxcam.inside.parametrization import Canvas, Cosine, Pixels
 from onnxcam.inside.penalty import SMOOTH
 from onnxcam.inside.scalar import Scalar
@@ -62,6 +62,7 @@ def loop_model(subject: Subject, scalar: Scalar, settings: Settings) -> onnx.Mod
     network = differentiated.ascent(subject.network, scalar.value, subject.shape, portable=True)
     weights = scalar.weights(subject.value_shape(network, scalar))
     edit.rename(network, {name: _NETWORK + name for name in _names(network)})
+    _put_gates_first(network)
     graph = Graph(network)
     writer = _Writer(subject, settings, graph, weights)
     body = writer.body(network)
@@ -75,12 +76,24 @@ def loop_model(subject: Subject, scalar: Scalar, settings: Settings) -> onnx.Mod
         "format": 1,
         "objective": scalar.describe(),
         "settings": settings.describe(),
-        "start": {"distribution": "normal", "deviation": 0.01},
+        "start": {"distribution": "normal", "deviation": DEVIATION},
         "preprocess": subject.preprocess.to_dict(),
         "network": (subject.explainer.manifest.get("source") or {}).get("name"),
     }
     model.metadata_props.add(key=KEY, value=json.dumps(about, ensure_ascii=False))
     return model
+
+
+def _put_gates_first(model: onnx.ModelProto) -> None:
+    """Multiply gates by gradients, not gradients by gates.
+
+    OpenVINO 2026.4.1 fuses `Mul(Conv(…), HardSigmoid(…))` into the convolution, and inside a Loop the gates of the
+    second iteration are then silently wrong; in the other order nothing is fused and they are right.
+    """
+    gates = {name for node in model.graph.node if node.op_type in ("HardSigmoid", "Cast") for name in node.output}
+    for node in model.graph.node:
+        if node.op_type == "Mul" and node.input[1] in gates and node.input[0] not in gates:
+            node.input[0], node.input[1] = node.input[1], node.input[0]
 
 
 def _names(model: onnx.ModelProto) -> set[str]:

@@ -27,7 +27,7 @@ from onnxcam.inside.transformation import Transformation
 
 STEPS, RATE = 256, 0.1
 NOISE = "noise"
-_DEVIATION = 0.3  # of the noise that an ascent begins with: its pixels vary by 9 % of their range
+DEVIATION = 0.3  # of the noise that an ascent begins with: its pixels vary by 9 % of their range
 _STARTS, _LOUDER = 4, 3.0  # where the gradient is zero, as behind a ReLU, louder noise is tried
 _WAKING = 128  # steps at most on the value before an activation that is flat
 _TOLERANCE = 0.01  # share by which rounding to 8 bits may change the value without a warning
@@ -372,7 +372,7 @@ def _start(
         ModelError: it is zero, or not a number.
     """
     noise = isinstance(start, str) and start == NOISE
-    deviations = [_DEVIATION * _LOUDER**k for k in range(_STARTS)]
+    deviations = [DEVIATION * _LOUDER**k for k in range(_STARTS)]
     first: np.ndarray | None = None
     for place, deviation in enumerate(deviations if noise else deviations[:1]):
         parameters = canvas.noise(rng, deviation) if noise else canvas.parameters(subject.begin(start))

@@ -15,26 +15,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from onnxcam.errors import InputError
 from onnxcam.monitor.baseline import FEWEST, Baseline
+from onnxcam.monitor.drift_statistics import Family
 from onnxcam.monitor.schema import Record
-from onnxcam.monitor.table import FIELDS, Configuration, Rows
+from onnxcam.monitor.spool import Spool
+from onnxcam.monitor.table import Configuration, Rows
 from onnxcam.monitor.timestamps import seconds
 
 OK, DRIFT, UNKNOWN = "ok", "drift", "not enough data"
 FALSE_ALARMS = 0.01
 REPLICATES = 2000
-_STEPS = 32  # bins of a field's values
-# Classes are put into this many groups by index. Groups by frequency would be biased: classes that are frequent in the
-# baseline by chance are less frequent in every window.
-_GROUPS = 32
-_FEWEST_EFFECTIVE = 15  # a statistic of fewer rows, by Kish's effective sample size, is not computed
-_CHUNK = 250  # replicates that are drawn at a time
 RATES = ("low_confidence", "zero_maps")
 
 
@@ -100,6 +95,40 @@ class Verdict:
         return asdict(self)
 
 
+class Window:
+    """A window of rows, as sums over them: its size does not matter to memory.
+
+    Attributes:
+        count: number of rows.
+        since, until: times of the first and of the last row.
+        sums: those of the statistics, `[columns]`.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self.count = 0
+        self.since: str | None = None
+        self.until: str | None = None
+        self.sums = np.zeros_like(family.baseline_sums)
+        self._family = family
+        self._weight = self._square = 0.0
+
+    @property
+    def effective(self) -> float:
+        """Kish's effective sample size."""
+        return self._weight**2 / self._square if self._square else 0.0
+
+    def add(self, rows: Rows, times: Sequence[str] = ()) -> None:
+        """Add rows, with their times."""
+        for begin in range(0, len(rows), FEWEST):
+            self.sums += self._family.sums(rows.take(slice(begin, begin + FEWEST)))
+        self.count += len(rows)
+        self._weight += float(rows.weights.sum())
+        self._square += float((rows.weights**2).sum())
+        if times:
+            self.since = min(self.since or times[0], *times)
+            self.until = max(self.until or times[0], *times)
+
+
 class Detector:
     """Compares windows with a baseline.
 
@@ -132,19 +161,27 @@ class Detector:
         self.false_alarms = false_alarms
         self.replicates = replicates
         self.seed = seed
-        self._statistics = _Statistics(baseline)
+        self._statistics = Family(baseline)
         self._nulls: dict[int, _NullDistribution] = {}
         self._baseline_draws: dict[bool, np.ndarray] = {}
 
     def assess(self, rows: Rows, since: str | None = None, until: str | None = None) -> Verdict:
         """Compare a window with the baseline; the verdict on fewer than 500 records is "not enough data"."""
-        square = float((rows.weights**2).sum())
-        effective = float(rows.weights.sum()) ** 2 / square if square else 0.0
-        window = (len(rows), round(effective, 1), since, until)
-        if len(rows) < FEWEST:
-            return Verdict(UNKNOWN, *window, None, None, self.false_alarms, [])
-        family, null = self._statistics, self._null(len(rows))
-        sums = family.sums(rows)
+        window = self.window()
+        window.add(rows)
+        window.since, window.until = since, until
+        return self.judge(window)
+
+    def window(self) -> Window:
+        """Begin a window of any number of rows."""
+        return Window(self._statistics)
+
+    def judge(self, window: Window) -> Verdict:
+        """Compare a window with the baseline, as `assess` does."""
+        head = (window.count, round(window.effective, 1), window.since, window.until)
+        if window.count < FEWEST:
+            return Verdict(UNKNOWN, *head, None, None, self.false_alarms, [])
+        family, null, sums = self._statistics, self._null(window.count), window.sums
         values, distance = family.compare(sums[None], family.baseline_sums[None])
         scores = (values[0] - null.mean) / null.deviation
         before, now = family.levels(family.baseline_sums), family.levels(sums)
@@ -162,13 +199,13 @@ class Detector:
         statistics.sort(key=lambda s: -np.inf if s.score is None else s.score, reverse=True)
         drifted = any(statistic.drifted for statistic in statistics)
         top = statistics[0].score
-        return Verdict(DRIFT if drifted else OK, *window, top, round(null.threshold, 4), self.false_alarms, statistics)
+        return Verdict(DRIFT if drifted else OK, *head, top, round(null.threshold, 4), self.false_alarms, statistics)
 
     def _null(self, size: int) -> _NullDistribution:
         """Bootstrap the null distribution for windows of a size."""
         if size not in self._nulls:
             family = self._statistics
-            scores, _ = family.compare(family.draws(self.replicates, size, self.seed), self._draw_baseline(nested=True))
+            scores = family.score(family.draws(self.replicates, size, self.seed), self._draw_baseline(nested=True))
             scores *= self._variance_correction(size, scores)
             self._nulls[size] = _NullDistribution.of(scores, family.floors, self.false_alarms)
         return self._nulls[size]
@@ -182,7 +219,7 @@ class Detector:
         """
         family = self._statistics
         window = family.draws(self.replicates, size, self.seed, nested=False)
-        once, _ = family.compare(window, self._draw_baseline(nested=False))
+        once = family.score(window, self._draw_baseline(nested=False))
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = _mean(once) / _mean(scores)
         ratio[: len(family.fields)] = np.mean(ratio[: len(family.fields)])
@@ -241,34 +278,75 @@ def assess(records: Iterable[Record], detector: Detector, window: int | timedelt
     """
     if not isinstance(window, timedelta) and window < FEWEST:
         raise InputError(f"windows of {window} records are too small; expected at least {FEWEST}")
-    parts: list[Rows] = []
-    times: list[str] = []
-    chunk: list[Record] = []
-    others = 0
-    baseline = detector.baseline
-    for record in records:
-        if Configuration.of(record) != baseline.configuration:
-            others += 1
-            continue
-        times.append(record["ts"])
-        chunk.append(record)
-        if len(chunk) == FEWEST:
-            parts.append(Rows.of(chunk, baseline.grid))
-            chunk.clear()
-    rows = Rows.join([*parts, Rows.of(chunk, baseline.grid)])
-    bounds = _by_time(times, window) if isinstance(window, timedelta) else windows(len(rows), window)
+    compared = _Compared(records, detector.baseline)
     verdicts = [
-        detector.assess(rows.take(slice(begin, end)), min(times[begin:end]), max(times[begin:end]))
-        for begin, end in bounds
+        detector.judge(part)
+        for part in (
+            _windows_by_time(compared, detector, window)
+            if isinstance(window, timedelta)
+            else _windows_by_count(compared, detector, window)
+        )
     ]
-    return Assessment(verdicts or [detector.assess(rows)], others)
+    return Assessment(verdicts or [detector.judge(detector.window())], compared.others)
 
 
-def _by_time(times: Sequence[str], length: timedelta) -> list[tuple[int, int]]:
+class _Compared:
+    """The records that can be compared with a baseline, as tables of some hundred rows with their times."""
+
+    def __init__(self, records: Iterable[Record], baseline: Baseline) -> None:
+        self.others = 0
+        self._records = records
+        self._baseline = baseline
+
+    def __iter__(self) -> Iterator[tuple[Rows, list[str]]]:
+        chunk: list[Record] = []
+        for record in self._records:
+            if Configuration.of(record) != self._baseline.configuration:
+                self.others += 1
+                continue
+            chunk.append(record)
+            if len(chunk) == FEWEST:
+                yield self._table(chunk)
+                chunk = []
+        if chunk:
+            yield self._table(chunk)
+
+    def _table(self, records: list[Record]) -> tuple[Rows, list[str]]:
+        return Rows.of(records, self._baseline.grid), [record["ts"] for record in records]
+
+
+def _windows_by_time(compared: _Compared, detector: Detector, length: timedelta) -> Iterator[Window]:
     duration = max(1.0, length.total_seconds())
-    numbers = [int(seconds(time) // duration) for time in times]
-    begins = [row for row, number in enumerate(numbers) if row == 0 or number > numbers[row - 1]]
-    return list(zip(begins, [*begins[1:], len(times)], strict=True))
+    window, last = detector.window(), None
+    for rows, times in compared:
+        numbers = [int(seconds(time) // duration) for time in times]
+        befores = [last, *numbers[:-1]]
+        begins = [
+            row
+            for row, (number, before) in enumerate(zip(numbers, befores, strict=True))
+            if before is not None and number > before
+        ]
+        last = numbers[-1]
+        cuts = sorted({0, *begins})
+        for begin, end in zip(cuts, [*cuts[1:], len(times)], strict=True):
+            if begin in begins:
+                yield window
+                window = detector.window()
+            window.add(rows.take(slice(begin, end)), times[begin:end])
+    if window.count:
+        yield window
+
+
+def _windows_by_count(compared: _Compared, detector: Detector, size: int) -> Iterator[Window]:
+    # where the windows begin depends on the number of records
+    with Spool(detector.baseline.grid) as spool:
+        for rows, times in compared:
+            spool.add(rows, times)
+        for begin, end in windows(len(spool), size):
+            window = detector.window()
+            for rows, times in spool.read(begin, end):
+                window.add(rows, times)
+            yield window
 
 
 def windows(count: int, size: int) -> list[tuple[int, int]]:
@@ -295,177 +373,6 @@ class _NullDistribution:
         deviation = np.maximum(deviation, floors)
         largest = np.where(finite, (scores - mean) / deviation, -np.inf).max(1)
         return cls(mean, deviation, float(np.quantile(largest, 1 - false_alarms, method="higher")))
-
-
-class _Statistics:
-    """The family of statistics, as functions of weighted sums over rows: a bootstrap draw is a row of a matrix product.
-
-    A design matrix has, per row of a sample, the terms of the sums; `draws` multiplies it by the count of each row.
-    """
-
-    def __init__(self, baseline: Baseline) -> None:
-        self.baseline = baseline
-        mean, spread = baseline.scale
-        self.fields = [name for column, name in enumerate(FIELDS) if np.isfinite(mean[column])]
-        columns = [list(FIELDS).index(name) for name in self.fields]
-        values = baseline.rows.values[:, columns]
-        self.columns = columns
-        # a constant field gets a unit too, so that one stray value is not an infinite distance
-        self.unit = np.maximum(spread[columns], 0.02)
-        low, high = np.nanmin(values, 0) - 2 * self.unit, np.nanmax(values, 0) + 2 * self.unit
-        self.step = (high - low) / _STEPS
-        self.edges = low + self.step * (np.arange(_STEPS) + 0.5)[:, None]
-        self.classes = baseline.classes
-        self.cells = baseline.grid[0] * baseline.grid[1]
-        self.names = [
-            *self.fields,
-            "low_confidence",
-            "zero_maps",
-            "classes",
-            "map",
-            *(f"map/{baseline.label(c)}" for c in self.classes),
-        ]
-        self.baseline_sums = self.sums(baseline.rows)
-        self.floors = self._floors()
-
-    def blocks(self, rows: Rows) -> Iterator[tuple[np.ndarray | slice, np.ndarray]]:
-        """Yield rows (all, or those of a class) and their block of the design matrix `[n, columns]`."""
-        weights = rows.weights[:, None]
-        values = rows.values[:, self.columns]
-        valid = np.isfinite(values)
-        valid_weights = weights * valid
-        above = (np.nan_to_num(values)[:, None, :] > self.edges) * valid_weights[:, None, :]
-        groups = (rows.predicted[:, None] % _GROUPS == np.arange(_GROUPS)) * weights
-        mapped = rows.mapped
-        cells = np.nan_to_num(rows.maps.reshape(len(rows), self.cells))
-        map_weights = weights * mapped[:, None]
-        yield (
-            slice(None),
-            np.concatenate(
-                [
-                    valid_weights,
-                    valid_weights**2,
-                    valid_weights * np.nan_to_num(values),
-                    above.reshape(len(rows), -1),
-                    weights,
-                    weights**2,
-                    weights * rows.low[:, None],
-                    weights * rows.zero[:, None],
-                    groups,
-                    map_weights,
-                    map_weights**2,
-                    map_weights * cells,
-                ],
-                axis=1,
-            ),
-        )
-        for index in self.classes:
-            of_class = np.flatnonzero(mapped & (rows.target == index))
-            map_weights = rows.weights[of_class, None]
-            yield of_class, np.concatenate([map_weights, map_weights**2, map_weights * cells[of_class]], axis=1)
-
-    @cached_property
-    def _design(self) -> list[tuple[np.ndarray | slice, np.ndarray]]:
-        """The blocks of the baseline's design matrix, float32."""
-        return [(rows, design.astype(np.float32)) for rows, design in self.blocks(self.baseline.rows)]
-
-    def sums(self, rows: Rows) -> np.ndarray:
-        """Return the sums `[columns]` of a sample."""
-        return np.concatenate([design.sum(0) for _, design in self.blocks(rows)])
-
-    def draws(self, replicates: int, size: int, seed: int, *, second: bool = False, nested: bool = True) -> np.ndarray:
-        """Return the sums `[replicates, columns]` of bootstrap samples; the seed fixes the series of populations.
-
-        Each replicate has a population of its own, drawn from the baseline with replacement, so that the spread of the
-        statistics includes the sampling error of the baseline. A window and a `second` baseline of the same replicate
-        are drawn from the same population. Unless `nested`, that population is the baseline itself.
-        """
-        rng = np.random.default_rng([seed, size, int(second), int(nested)])
-        count = len(self.baseline.rows)
-        sums = []
-        for begin in range(0, replicates, _CHUNK):
-            number = min(_CHUNK, replicates - begin)
-            drawn = rng.integers(count, size=(number, size))
-            if nested:
-                # independent of the size: window and second baseline have the same populations
-                population = np.random.default_rng([seed, begin]).integers(count, size=(number, count))
-                drawn = np.take_along_axis(population, drawn, axis=1)
-            drawn += (np.arange(number) * count)[:, None]
-            times = np.bincount(drawn.ravel(), minlength=number * count).reshape(number, count).astype(np.float32)
-            sums.append(np.concatenate([times[:, rows] @ design for rows, design in self._design], axis=1))
-        return np.concatenate(sums).astype(np.float64)
-
-    def compare(self, window: np.ndarray, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return statistics `[r, names]` and distances `[r, names]` of sums `[r, columns]`.
-
-        A statistic is the distance times the root of the effective size of the two samples, so that its null
-        distribution hardly depends on the number of rows.
-        """
-        a, b = self._parts(window), self._parts(base)
-        distances, sizes = [], []
-        fields = np.abs(a["above"] - b["above"]).sum(1) * (self.step / self.unit)
-        distances.append(fields)
-        sizes.append(_size(a["field_size"], b["field_size"]))
-        everything = _size(a["size"], b["size"])
-        for name in ("low", "zero"):
-            distances.append(np.abs(a[name] - b[name])[:, None])
-            sizes.append(everything[:, None])
-        distances.append(np.abs(a["groups"] - b["groups"]).sum(1, keepdims=True) / 2)
-        sizes.append(everything[:, None])
-        for index in ("map", *self.classes):
-            distances.append(np.abs(a[index] - b[index]).sum(1, keepdims=True) / 2)
-            sizes.append(_size(a[f"size of {index}"], b[f"size of {index}"])[:, None])
-        distance = np.concatenate(distances, axis=1)
-        return distance * np.concatenate(sizes, axis=1), distance
-
-    def levels(self, sums: np.ndarray) -> dict[str, float]:
-        """Return means and rates by name, for display."""
-        parts = self._parts(sums[None])
-        means = dict(zip(self.fields, parts["mean"][0].tolist(), strict=True))
-        return means | {"low_confidence": float(parts["low"][0]), "zero_maps": float(parts["zero"][0])}
-
-    def _parts(self, sums: np.ndarray) -> dict[Any, np.ndarray]:
-        count = len(self.fields)
-        place = 0
-
-        def cut(width: int) -> np.ndarray:
-            nonlocal place
-            place += width
-            return sums[:, place - width : place]
-
-        parts: dict[Any, np.ndarray] = {}
-        with np.errstate(invalid="ignore", divide="ignore"):
-            total = cut(count)
-            parts["field_size"] = total**2 / cut(count)
-            parts["mean"] = cut(count) / total
-            parts["above"] = cut(count * _STEPS).reshape(-1, _STEPS, count) / total[:, None]
-            total = cut(1)
-            parts["size"] = (total**2 / cut(1))[:, 0]
-            parts["low"], parts["zero"] = (cut(1) / total)[:, 0], (cut(1) / total)[:, 0]
-            parts["groups"] = cut(_GROUPS) / total
-            for index in ("map", *self.classes):
-                total = cut(1)
-                parts[f"size of {index}"] = (total**2 / cut(1))[:, 0]
-                parts[index] = cut(self.cells) / total
-        return parts
-
-    def _floors(self) -> np.ndarray:
-        """Return the smallest standard deviation that is assumed for each statistic.
-
-        An event that is absent from a baseline of n rows may still have a rate of up to 3 / n (the rule of three); its
-        bootstrap estimate would be zero.
-        """
-        rare = 3.0 / self._parts(self.baseline_sums[None])["size"][0]
-        rate = np.sqrt(rare * max(0.0, 1 - rare))
-        fields, maps = np.full(len(self.fields), 0.05), np.full(1 + len(self.classes), 0.005)
-        return np.concatenate([fields, [rate, rate, 0.05], maps])
-
-
-def _size(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the root of the effective size of a comparison of two samples; NaN if either is too small."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        enough = (a >= _FEWEST_EFFECTIVE) & (b >= _FEWEST_EFFECTIVE)
-        return np.where(enough, np.sqrt(a * b / (a + b)), np.nan)
 
 
 def format_number(value: float | None) -> str:

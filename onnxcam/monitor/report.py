@@ -18,7 +18,7 @@ from onnxcam.monitor.timestamps import from_seconds, seconds
 
 _STEPS = (60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 7 * 86400)  # seconds per point of a chart
 _POINTS = 48
-_CHUNK = 512
+_CHUNK = 128
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy.stats import wasserstein_distance
 
 from onnxcam.errors import InputError
 from onnxcam.monitor import baseline as baselines
-from onnxcam.monitor import drift
+from onnxcam.monitor import drift, drift_statistics, spool
 from onnxcam.monitor.drift import DRIFT, OK, UNKNOWN, Detector
 from onnxcam.monitor.table import FIELDS, Rows
 from tests.monitor import synthetic
@@ -243,3 +243,47 @@ def test_rates_that_cannot_be_told(path: Path) -> None:
         Detector(baselines.load(path), false_alarms=0.001, replicates=2000)
     with pytest.raises(InputError, match="between 0 and 1"):
         Detector(baselines.load(path), false_alarms=0.0)
+
+
+def test_large_windows_are_drawn_from_the_same_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting the draws of a sample of any size, against listing them: mean and deviation of every sum."""
+    rng = np.random.default_rng(5)
+    family = drift_statistics.Family(synthetic.baseline(synthetic.rows(rng, 600)))
+    for nested in (False, True):
+        listed = family.draws(1500, 700, 1, nested=nested).astype(float)
+        monkeypatch.setattr(drift_statistics, "_LARGE", 0)
+        counted = family.draws(1500, 700, 2, nested=nested).astype(float)
+        monkeypatch.undo()
+        deviation = listed.std(0)
+        error = np.abs(listed.mean(0) - counted.mean(0)) / np.maximum(deviation, 1e-9) / np.sqrt(2 / 1500)
+        assert error.max() < 5
+        np.testing.assert_allclose(counted.std(0), deviation, rtol=0.15, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [500, timedelta(hours=12), timedelta(minutes=7)])
+def test_windows_are_those_of_all_records_at_once(window: int | timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a table of all records that is cut by hand, also where the rows are in a temporary file."""
+    monkeypatch.setattr(spool, "_IN_MEMORY", 1000)
+    baseline = baselines.parse(baselines.build([synthetic.record(n) for n in range(600)])[0])
+    records = [synthetic.record(n) for n in range(1000, 2150)]
+    detector = drift.Detector(baseline, replicates=400)
+    result = drift.assess([*records, synthetic.record(3000, prediction__layer="other")], detector, window)
+    table = Rows.of(records, baseline.grid)
+    times = [record["ts"] for record in records]
+    if isinstance(window, int):
+        bounds = drift.windows(len(records), window)
+    else:
+        numbers = [int(datetime.fromisoformat(time).timestamp() // window.total_seconds()) for time in times]
+        begins = [row for row, number in enumerate(numbers) if row == 0 or number != numbers[row - 1]]
+        bounds = list(zip(begins, [*begins[1:], len(times)], strict=True))
+    assert result.others == 1 and len(result.windows) == len(bounds)
+    for verdict, (begin, end) in zip(result.windows, bounds, strict=True):
+        expected = detector.assess(table.take(slice(begin, end)), times[begin], times[end - 1])
+        for name in ("verdict", "records", "effective", "since", "until", "threshold"):
+            assert getattr(verdict, name) == getattr(expected, name), name
+        assert (verdict.score or 0.0) == pytest.approx(expected.score or 0.0, rel=1e-4)
+        of_window, of_rows = (
+            {statistic.name: statistic.distance for statistic in one.statistics if statistic.distance is not None}
+            for one in (verdict, expected)
+        )
+        assert of_window == pytest.approx(of_rows, rel=1e-4)

@@ -42,7 +42,7 @@ class Perturbation:
         fill: what they were filled with: `0`, `mean` or `blur`.
         before, after: `(index, label, probability)`, best first.
         probabilities: of all classes before and after, float32 `[2, K]`.
-        differences: by layer, float32 `[h, w]`: the mean over channels of |A - A'|.
+        differences: by layer, float32 `[h, w]`: the mean over channels of the absolute change.
         spread: by layer the share of cells that changed at all.
         clear_spread: by layer the share of cells that changed by more than a tenth of the layer's largest change.
     """

@@ -257,16 +257,14 @@ def effective(explainer: Explainer, picture: Any, layer: str, cell: tuple[int, i
 
 def of_tensor(explainer: Explainer, tensor: np.ndarray, layer: str, cell: tuple[int, int]) -> np.ndarray:
     """`effective` of a prepared tensor `[1, ...]`."""
-    from onnxcam.inside.activations import activations
-
     sessions = explainer.sessions
     network = sessions.network
     cut = sessions.cut(layer)
-    value = activations(explainer, tensor, [layer]).values[layer]
-    row, column = check_cell(cell, (value.shape[2], value.shape[3]), layer)
-    seed = np.zeros_like(value)
+    channels, *grid = _canonical_shape(explainer, tensor, layer)
+    row, column = check_cell(cell, (grid[0], grid[1]), layer)
+    seed = np.zeros((1, channels, *grid), np.float32)
     seed[:, :, row, column] = 1
-    prefix = np.zeros((1, cut.layout.prefix_tokens, value.shape[1]), np.float32) if cut.layout.prefix_tokens else None
+    prefix = np.zeros((1, cut.layout.prefix_tokens, channels), np.float32) if cut.layout.prefix_tokens else None
     cotangent = np.ascontiguousarray(cut.layout.from_canonical(seed, prefix))
     session = sessions.session(("value gradient", layer), lambda: subgraphs.value_gradient(network, layer))
     kinds = {i.name: i.type for i in session.get_inputs()}
@@ -277,3 +275,14 @@ def of_tensor(explainer: Explainer, tensor: np.ndarray, layer: str, cell: tuple[
     gradient = runtime.run(session, [GRADIENT], feeds)[GRADIENT][:1]
     canonical = sessions.cut(INPUT).layout.to_canonical(gradient)
     return np.asarray(np.abs(canonical.astype(np.float32)).sum(axis=(0, 1)), np.float32)
+
+
+def _canonical_shape(explainer: Explainer, tensor: np.ndarray, layer: str) -> tuple[int, ...]:
+    """Channels, height and width of a layer's map; measured where the file leaves its size open."""
+    cut = explainer.sessions.cut(layer)
+    sides = [side for side in (cut.layer.shape or ())[1:] if isinstance(side, int)]
+    if len(sides) + 1 == len(cut.layer.shape or ()):
+        return tuple(cut.layout.to_canonical(np.empty((1, *sides), np.bool_)).shape[1:])
+    from onnxcam.inside.activations import activations
+
+    return tuple(activations(explainer, tensor, [layer]).values[layer].shape[1:])

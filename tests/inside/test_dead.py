@@ -209,15 +209,30 @@ def test_no_random_picture_contradicts_a_proof(count: int, layers: tuple[int, ..
     proven = {name: np.flatnonzero(upper[name] <= 0) for name in names}
     assert sum(map(len, proven.values())) >= 7
     rng = np.random.default_rng(0)
-    for number in range(count):
-        kind = number % 4
+    for number in range(0, count, 4):
+        kind = number // 4 % 4
         cells = (224, 224) if kind < 2 else (7, 7) if kind == 2 else (28, 28)
-        levels = rng.integers(0, 256, (1, 3, *cells)) if kind != 1 else rng.integers(0, 2, (1, 3, *cells)) * 255
+        levels = rng.integers(0, 256, (4, 3, *cells)) if kind != 1 else rng.integers(0, 2, (4, 3, *cells)) * 255
         shares = np.kron(levels / 255, np.ones((1, 1, 224 // cells[0], 224 // cells[1])))
         tensor = (low + (high - low) * shares).astype(np.float32)
         for name, highest in dead_channels._highest(explainer, tensor, names).items():
             assert (highest <= upper[name]).all(), name
             assert (highest[proven[name]] <= 0).all(), name
+
+
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_no_random_picture_revives_a_planted_channel(count: int) -> None:
+    explainer = opened(planted())
+    rng = np.random.default_rng(0)
+    upper = dead_channels.upper_bounds(explainer, ["relu1", "relu2"], (1, 3, 32, 32))
+    for start in range(0, count, 500):
+        batch = rng.random((500, 3, 32, 32), np.float32)
+        batch = np.rint(batch) if start % 1_000 else batch
+        for (name, highest), biases in zip(
+            dead_channels._highest(explainer, batch, ["relu1", "relu2"]).items(), PLANTED.values(), strict=True
+        ):
+            assert np.flatnonzero(upper[name] <= 0).tolist() == biases
+            assert (highest <= upper[name]).all() and (highest[biases] <= 0).all()
 
 
 def test_bad_questions_are_one_sentence(run: Run, tmp_path: Path, plain: Path) -> None:

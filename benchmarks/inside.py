@@ -1,0 +1,132 @@
+"""Feature maps and receptive fields of whole architectures: `python -m benchmarks.inside [NAME…]` writes inside.md.
+
+For each architecture, with seeded random weights: the feature maps of two layers of the exported file against the
+framework's own activations (a forward hook of PyTorch; a second functional model of Keras), as ‖a − b‖ / ‖b‖; whether
+channels come in NumPy's order of the framework's variances; and how many pixels outside the theoretical receptive field
+of 20 cells of each layer have a gradient that is not exactly 0.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.files import SEED
+
+PAGE = Path(__file__).with_suffix(".md")
+TORCH = (
+    "resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0", "squeezenet1_1",
+    "convnext_tiny", "vit_b_32", "regnet_y_400mf",
+)  # fmt: skip
+KERAS = ("MobileNetV2", "ResNet50", "EfficientNetB0")
+CELLS = 20
+
+
+def torch_values(name: str) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
+    """The explainable model of a torchvision architecture, a picture, and its activations `[C, h, w]` or `[T, C]`."""
+    import torch
+
+    from benchmarks.architectures import TORCH as ENTRIES
+    from benchmarks.torch_matrix import build
+    from onnxcam.exporters import pytorch
+
+    model, picture = build(name)
+    entry = ENTRIES[name]
+    layers = [layer for layer in (entry.middle, entry.last) if layer]
+    hooked: dict[str, np.ndarray] = {}
+    modules = dict(model.named_modules())
+    for layer in layers:
+        modules[layer].register_forward_hook(
+            lambda module, inputs, output, layer=layer: hooked.update({layer: output.detach().clone().numpy()})
+        )
+    with torch.no_grad():
+        model(picture)
+    for layer in layers:
+        modules[layer]._forward_hooks.clear()
+    explained = pytorch.export(model, picture, None, layers=layers, verify=False)
+    return explained, picture.numpy(), {layer: hooked[layer][0] for layer in layers}
+
+
+def keras_values(name: str) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
+    """The same of a Keras architecture, whose maps are `[h, w, C]`."""
+    import keras
+
+    from benchmarks.architectures import KERAS as ENTRIES
+    from benchmarks.keras_matrix import Built
+    from onnxcam.exporters import keras as exporter
+
+    key = next(key for key, entry in ENTRIES.items() if entry.build == name)
+    built = Built(key)
+    layers = [built.entry.middle, next(one.name for one in built.model.layers[::-1] if len(one.output.shape) == 4)]
+    picture = built.pictures(1, SEED)
+    outputs = [built.model.get_layer(layer).output for layer in layers]
+    values = keras.Model(built.model.inputs, outputs)(picture, training=False)
+    explained = exporter.export(built.model, None, layers=layers, verify=False)
+    return explained, picture, {layer: np.asarray(v)[0] for layer, v in zip(layers, values, strict=True)}
+
+
+def canonical(value: np.ndarray, channels_last: bool, shape: tuple[int, ...]) -> np.ndarray:
+    """A framework's activation of one picture as `[C, h, w]`; tokens on their grid."""
+    if value.ndim == 2:
+        patches = value[len(value) - shape[1] * shape[2] :]
+        return patches.T.reshape(shape)
+    return value.transpose(2, 0, 1) if channels_last or value.shape != shape else value
+
+
+def measure(name: str) -> list[str]:
+    """The rows of the table for one architecture."""
+    import onnxcam
+    from onnxcam import inside
+    from onnxcam.inside import receptive_fields
+
+    began = time.perf_counter()
+    keras = name in KERAS
+    explained, picture, values = keras_values(name) if keras else torch_values(name)
+    explainer = onnxcam.Explainer(explained, probe=False, providers=["CPUExecutionProvider"])
+    rows = []
+    rng = np.random.default_rng(SEED)
+    for maps in inside.features(explainer, picture, list(values)):
+        expected = np.ascontiguousarray(canonical(values[maps.layer], keras, maps.shape))
+        error = np.linalg.norm(maps.values - expected) / np.linalg.norm(expected)
+        same = np.argsort(-maps.values.var(axis=(1, 2)), kind="stable")[:64].tolist() == list(maps.channels)
+        (field,) = receptive_fields.fields_of(explainer, picture, [maps.layer])
+        outside = clear = 0
+        for _ in range(CELLS):
+            cell = (int(rng.integers(field.grid[0])), int(rng.integers(field.grid[1])))
+            effect = receptive_fields.of_tensor(explainer, picture, maps.layer, cell)
+            x0, y0, x1, y1 = field.box(cell) or (0, 0, 0, 0)
+            clear += effect.size - (x1 - x0) * (y1 - y0)
+            effect[y0:y1, x0:x1] = 0
+            outside += int(np.count_nonzero(effect))
+        size = "whole picture" if field.mixing and field.whole else f"{field.size[0]:g}"
+        framework = "Keras" if keras else "PyTorch"
+        rows.append(
+            f"| {name} ({framework}) | `{maps.layer}` | {' x '.join(map(str, maps.shape))} | {error:.1e} | "
+            f"{'yes' if same else 'NO'} | {size} | {clear:,} | {outside} |"
+        )
+    print(f"{name}: {time.perf_counter() - began:.0f} s", *rows, sep="\n", flush=True)
+    return rows
+
+
+def main(names: list[str]) -> None:
+    head = [
+        "# Feature maps and receptive fields of whole architectures",
+        "",
+        "Written by `python -m benchmarks.inside`: seeded random weights, exported by onnxcam. *Error*: feature maps",
+        "against the framework's own activations, ‖a − b‖ / ‖b‖. *Order*: whether channels come in NumPy's order of",
+        f"variance. *Outside*: pixels outside the theoretical field of {CELLS} cells, and those whose gradient is not",
+        "exactly 0.",
+        "",
+        "| architecture | layer | map | error | order | field | outside | not 0 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows = [row for name in names or [*TORCH, *KERAS] for row in measure(name)]
+    PAGE.write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

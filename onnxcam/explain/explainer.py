@@ -14,7 +14,7 @@ from onnxcam.explain.batch_maps import BatchMaps
 from onnxcam.explain.examination import Examination
 from onnxcam.explain.explanation import Explanation, name_of
 from onnxcam.explain.features import HeadRun, InputGradient, Progress
-from onnxcam.explain.file import FileSession, Raw
+from onnxcam.explain.file import FileSession, Raw, as_made
 from onnxcam.explain.maps import fuse, map_size, windows_of
 from onnxcam.explain.preparation import Preparation, Prepared
 from onnxcam.explain.question import SEED, Question, Terms
@@ -77,6 +77,7 @@ class Explainer:
         allow_fallback: bool = False,
         probe: bool = True,
     ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "source")}
         self._file = FileSession(
             source,
             layers=layers,
@@ -107,6 +108,10 @@ class Explainer:
         self._warnings += [] if self.labels else list(self._file.doubts)
         if self._preprocess is not None:
             self._warnings += preprocessing_warnings(entry, self._preprocess, preprocess is not None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as what it was made of: path or bytes of the model, and the settings; sessions are opened anew."""
+        return as_made(type(self), self._file.origin, self._arguments | {"labels": self.labels})
 
     @property
     def manifest(self) -> dict[str, Any]:

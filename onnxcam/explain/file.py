@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from onnxcam import runtime
 from onnxcam.cam.methods import GRAPH, Method, find
-from onnxcam.errors import InputError, ModelError, OnnxcamError
+from onnxcam.errors import InputError, ModelError, OnnxcamError, SerializationError
 from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head, uneven_rows
-from onnxcam.explain.sessions import MakeOptions, Sessions
+from onnxcam.explain.sessions import MakeOptions, Sessions, inherit
 from onnxcam.graph.large_model import Serialized
 from onnxcam.network import manifest as manifests
 from onnxcam.network.agreement import Interface, require_agreement
@@ -26,6 +28,9 @@ from onnxcam.targets.readout import Readout
 
 if TYPE_CHECKING:
     from onnxcam.graph.window import Window
+
+
+_open: weakref.WeakSet[FileSession] = weakref.WeakSet()
 
 
 class Raw(NamedTuple):
@@ -52,7 +57,11 @@ class _Loaded(NamedTuple):
 class FileSession:
     """An explainable file on one set of execution providers, and the sessions of its network.
 
-    Thread-safe: sessions are opened under a lock and replaced whole; calls keep no state.
+    Thread-safe: sessions are opened under a lock and replaced whole; calls keep no state. A forked child opens sessions
+    of its own: the threads of its parent's are not there.
+
+    Attributes:
+        origin: what was opened: an absolute path, or bytes, which were a `ModelProto` or not.
     """
 
     def __init__(
@@ -98,6 +107,10 @@ class FileSession:
             model = model._replace(manifest={**manifest, "target": target})
         self._loaded = _Loaded(model, session)
         self.sessions = Sessions(model.source, self._open_part)
+        origin = model.origin
+        path = os.path.abspath(origin) if isinstance(origin, str) else origin  # noqa: PTH100
+        self.origin = (path, hasattr(source, "SerializeToString"))
+        _open.add(self)
 
     @property
     def manifest(self) -> Manifest:
@@ -141,7 +154,7 @@ class FileSession:
     @property
     def providers(self) -> list[str]:
         """The execution providers really in use, first choice first."""
-        return list(self._loaded.session.get_providers())
+        return list(self._with_session().session.get_providers())
 
     @property
     def batch_size(self) -> int | None:
@@ -166,7 +179,7 @@ class FileSession:
         self, batch: np.ndarray, target: np.ndarray, layers: Sequence[str | None], method: str
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Compute the scores `[N, K]`, and per layer the maps `[N, h, w]` after ReLU."""
-        loaded = self._loaded
+        loaded = self._with_session()
         names = [manifests.layer(loaded.model.manifest, name)["heatmaps"][method] for name in layers]
         scores, outputs = self._compute(loaded, batch, target, names)
         return scores, [outputs[name] for name in names]
@@ -270,7 +283,24 @@ class FileSession:
                     model = self._loaded.model.extended(layers)
                     self._loaded = _Loaded(model, self._open_file(model.source))
                 return self._loaded
-        return self._loaded
+        return self._with_session()
+
+    def _with_session(self) -> _Loaded:
+        """The loaded file, with a session also in a forked child."""
+        loaded = self._loaded
+        if loaded.session is None:
+            with self._lock:
+                loaded = self._loaded
+                if loaded.session is None:
+                    loaded = self._loaded = loaded._replace(session=self._open_file(loaded.model.source))
+        return loaded
+
+    def forked(self) -> None:
+        """Leave the sessions to the parent, in a forked child."""
+        self._lock = threading.RLock()
+        inherit(self._loaded.session)
+        self._loaded = self._loaded._replace(session=None)
+        self.sessions.forked()
 
     def _open_file(self, source: str | Serialized) -> Any:
         return runtime.open_session(source, self._providers, self._options, allow_fallback=self._allow_fallback)
@@ -279,6 +309,38 @@ class FileSession:
         """Open a session of a part of the network."""
         options = self._options if self._options is not None else make_options(single_use=True)
         return runtime.open_session(model, self._providers, options, allow_fallback=self._allow_fallback)
+
+
+def as_made(kind: type, origin: tuple[Any, bool], arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what pickle stores of an object that opens a file: what it was made of.
+
+    Raises:
+        SerializationError: that has parts of this process.
+    """
+    if arguments.get("session_options") is not None:
+        raise SerializationError(
+            f"{kind.__name__} with session_options cannot be pickled, because onnxruntime's SessionOptions cannot; leave "
+            "them out, or make it where it is used"
+        )
+    return _make, (kind, origin, dict(arguments))
+
+
+def _make(kind: Callable[..., Any], origin: tuple[Any, bool], arguments: dict[str, Any]) -> Any:
+    source, proto = origin
+    if proto:
+        from onnxcam.graph.load import load
+
+        source = load(source)
+    return kind(source, **arguments)
+
+
+def _reopen() -> None:
+    for file in list(_open):
+        file.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reopen)
 
 
 def _run(loaded: _Loaded, names: Sequence[str], feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,15 @@ class Sessions:
         self._curved: dict[str, bool] = {}
         self._contributions: tuple[Any, list[tuple[str, Layout]]] | None = None
         self._attention: tuple[Any, list[Block]] | None = None
+
+    def forked(self) -> None:
+        """Leave all sessions to the parent, in a forked child: they are opened again when they are needed."""
+        for session in (*self._sessions.values(), self._head, self._contributions, self._attention):
+            inherit(session)
+        self._lock = threading.RLock()
+        self._sessions, self._curved = {}, {}
+        self._head, self._exposed = None, ()
+        self._contributions = self._attention = None
 
     @property
     def network(self) -> Network:
@@ -166,3 +176,9 @@ class Sessions:
         from onnxcam.graph.load import serialize
 
         return self._open_session(serialize(model), purpose)
+
+
+def inherit(session: Any) -> None:
+    """Keep a session of the parent for ever, in a forked child: deleting it waits for threads that are not there."""
+    if session is not None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))

@@ -30,6 +30,7 @@ class Model(NamedTuple):
         added: what the opened file lacked and has been added in memory: `MANIFEST`, `LAYERS`, `METHODS`, `GRADIENTS`,
             `TARGET` or `READOUT`.
         doubts: sentences about what the opened file says and could not be taken.
+        origin: path or bytes of what was opened, before anything was added.
     """
 
     source: str | Serialized
@@ -37,6 +38,7 @@ class Model(NamedTuple):
     bound_class: int | None = None
     added: frozenset[str] = frozenset()
     doubts: tuple[str, ...] = ()
+    origin: str | Serialized | None = None
 
     @property
     def layers(self) -> list[str]:
@@ -97,20 +99,21 @@ def open_model(
         LayerError, MethodError: no such layer or method.
     """
     where, manifest, properties = _read_source(source)
+    origin = where
     if manifest is not None and manifest.get("gate") and not gated:
         where, manifest = _without_gate(where)
         source = where
     if manifest is None:
         names = None if layers is None else [name for name in layers if name is not None] or None
         where, manifest = _augment(source, names, methods or ("gradcam",), preprocess, input_size, probe, scores, kind)
-        return _labelled(Model(where, manifest, added=frozenset({MANIFEST})), properties)
+        return _labelled(Model(where, manifest, added=frozenset({MANIFEST}), origin=origin), properties)
     bound_class = manifest["target"].get("class")
     missing = lacking(manifest, layers, methods if require_methods else (), raw=raw, classes=classes)
     if _reads_other(manifest, scores, kind):
         missing |= {READOUT}
     opened_size = input_size is not None and _is_open(manifest, input_size)
     if not missing and not opened_size:
-        return _labelled(Model(where, manifest, bound_class), properties)
+        return _labelled(Model(where, manifest, bound_class, origin=origin), properties)
     present = [entry["name"] for entry in manifest["layers"]]
     further = [name for name in layers or () if name is not None and name not in present]
     size = input_size if opened_size else None
@@ -124,7 +127,7 @@ def open_model(
         scores,
         kind,
     )
-    return _labelled(Model(where, manifest, bound_class, missing), properties)
+    return _labelled(Model(where, manifest, bound_class, missing, origin=origin), properties)
 
 
 def _reads_other(manifest: Manifest, scores: str | None, kind: str | None) -> bool:

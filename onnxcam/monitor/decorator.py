@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from onnxcam.errors import SettingError, listing
-from onnxcam.monitor.interruptions import interruption
+from onnxcam.monitor.interruptions import attempt
 
 _WATCHERS = "__onnxcam_watchers__"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -43,15 +43,12 @@ def watch_function(
             )
 
         def observe_call(result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            try:
+            def call() -> None:
                 inputs = kwargs[name] if name in kwargs else args[position]
                 observe(_scores(result, scores), inputs, are_pictures(inputs) if pictures is None else pictures)
-                return
-            except Exception as error:
-                failure = error
-            if (passing := interruption(failure)) is not None:
-                raise passing
-            report_error("watch", failure)
+
+            if (failure := attempt(call)) is not None:
+                report_error("watch", failure)
 
         if inspect.iscoroutinefunction(function):
 

@@ -25,7 +25,7 @@ from onnxcam.monitor.checks import check_choice, check_number
 from onnxcam.monitor.decorator import watch_function
 from onnxcam.monitor.error_log import ErrorLog
 from onnxcam.monitor.forks import after_fork
-from onnxcam.monitor.interruptions import interruption
+from onnxcam.monitor.interruptions import attempt, interruption
 from onnxcam.monitor.pipeline import Pipeline
 from onnxcam.monitor.predictions import Batch, Row, name_of, size_of, to_numpy
 from onnxcam.monitor.queue import ON_FULL, Candidates, Capacity, RowQueue, Ticket
@@ -390,13 +390,13 @@ class Monitor:
 
     def _start(self) -> None:
         """Create what belongs to this process: a forked child must not share it with its parent."""
-        self._closed = False
         self._sampler = Sampler(self._seed)
         queue = RowQueue(self._limits, self._capacity, self._clock)
         open_explainer = partial(_open_explainer, self._settings, self._worker_kind, self._timeout)
         duplicates = workers.DuplicateFilter(self._duplicates_lifetime, self._clock)
         handler = workers.RowHandler(queue, open_explainer, self._sink, duplicates, self._error_log, self._clock)
         self._pipeline = Pipeline(self._worker_kind, queue, handler, self._sink, self._error_log)
+        self._closed = False
 
     def _forked(self) -> None:
         """Start afresh in a forked child: queue, counters and worker belong to the parent."""
@@ -414,13 +414,8 @@ def _open_explainer(settings: Settings, worker: str, timeout: float) -> workers.
 
 def _length(scores: Any) -> int:
     """Guess the number of rows of a value that is not scores."""
-    try:
-        return len(scores)
-    except Exception as error:
-        failure = error
-    if (passing := interruption(failure)) is not None:
-        raise passing
-    return 1
+    lengths: list[int] = []
+    return 1 if attempt(lambda: lengths.append(len(scores))) is not None else lengths[0]
 
 
 def _reason(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from inspect import CO_VARARGS
 from types import CodeType, FrameType, TracebackType
 from typing import Any
@@ -29,6 +29,18 @@ def interruption(error: BaseException) -> BaseException | None:
             return one
         pending += [other for other in (one.__context__, one.__cause__) if other is not None]
     return None
+
+
+def attempt(function: Callable[[], Any]) -> Exception | None:
+    """Call a function and return the error it ended with, None if it did not; what must pass to the caller is raised."""
+    try:
+        function()
+        return None
+    except Exception as error:
+        failure = error
+    if (passing := interruption(failure)) is not None:
+        raise passing
+    return failure
 
 
 def _of_handler(traceback: TracebackType | None) -> bool:

@@ -16,7 +16,7 @@ from onnxcam.monitor import worker as workers
 from onnxcam.monitor.atomic import Claim, Event
 from onnxcam.monitor.error_log import ErrorLog
 from onnxcam.monitor.forks import after_fork
-from onnxcam.monitor.interruptions import interruption
+from onnxcam.monitor.interruptions import attempt
 from onnxcam.monitor.queue import RowQueue
 from onnxcam.monitor.sinks import Sink
 
@@ -60,14 +60,15 @@ class SinkCloser:
         turn = _Turn()
         if not self._turns.take(turn) or self.done.is_set():
             return
-        try:
-            with contextlib.suppress(OutputError, OSError):  # a sink that fails has failed for every row already
-                getattr(self._sink, "note", lambda counts: None)(self._queue.counts())
-            self._sink.close(self.timeout)
-        except Exception as error:
-            self._error_log.report("sink", error)
+        if (failure := attempt(self._close)) is not None:
+            self._error_log.report("sink", failure)
         self.done.set()
         self._then()
+
+    def _close(self) -> None:
+        with contextlib.suppress(OutputError, OSError):  # a sink that fails has failed for every row already
+            getattr(self._sink, "note", lambda counts: None)(self._queue.counts())
+        self._sink.close(self.timeout)
 
 
 class Pipeline:
@@ -128,14 +129,8 @@ class Pipeline:
             workers.start_thread(self.sink.close)
 
     def _start_worker(self) -> None:
-        try:
-            self.worker.start()
-            return
-        except RuntimeError as error:  # no more threads: the next row tries again
-            failure = error
-        if (passing := interruption(failure)) is not None:
-            raise passing
-        self._error_log.report("worker", failure)
+        if (failure := attempt(self.worker.start)) is not None:  # no more threads: the next row tries again
+            self._error_log.report("worker", failure)
 
     def _explain_here(self, end: float = math.inf) -> bool:
         """Explain the queued rows in this thread, unless another one does; returns whether they were."""
@@ -143,10 +138,10 @@ class Pipeline:
         try:
             if not self._turns.take(turn):
                 return False
-            self.queue.fail_running("explain")  # of a turn that was interrupted
+            self.handler.settle("explain")  # of a turn that was interrupted
             while time.monotonic() < end and (row := self.queue.take(0.0)) is not None:
-                failure = self.handler.handle(row)
-                if failure is not None and (passing := interruption(failure)) is not None:
+                passing = self.handler.handle(row, inline=True)
+                if passing is not None:
                     raise passing
             return True
         finally:

@@ -231,10 +231,9 @@ class RowQueue:
         """Count a taken row as failed."""
         self._finish(row, lambda counts: counts.fail(cause, row.size))
 
-    def fail_running(self, cause: str) -> None:
-        """Count the rows as failed that were taken by a worker that is no more."""
-        for row in self._state.value.running:
-            self.fail(row, cause)
+    def running(self) -> tuple[Row, ...]:
+        """Return the rows that are taken and not yet counted."""
+        return self._state.value.running
 
     def idle(self) -> bool:
         """Return whether no row is queued or being explained."""

@@ -7,19 +7,18 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 
 from onnxcam.errors import InputError, SerializationError, listing
-from onnxcam.monitor.interruptions import interruption
+from onnxcam.monitor.interruptions import attempt, interruption
 from onnxcam.monitor.predictions import Batch, to_numpy
 from onnxcam.network.manifest import Manifest
 from onnxcam.targets.readout import Readout
 
 # scores, their form, the inputs
 Observe = Callable[[np.ndarray, str, Batch], int]
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -197,27 +196,19 @@ class WatchedSession:
         if not output_names:
             return None
 
-        def add() -> list[str] | None:
-            missing = [name for name in self._names.outputs if name not in output_names]
-            return [*output_names, *missing] if missing else None
+        missing: list[str] = []
+        self._try(lambda: missing.extend(name for name in self._names.outputs if name not in output_names))
+        return [*output_names, *missing] if missing else None
 
-        return self._try(add)
-
-    def _try(self, function: Callable[[], _Result]) -> _Result | None:
-        """Return what a function returns, None after an error of its own, which is logged."""
-        try:
-            return function()
-        except Exception as error:
-            failure = error
-        if (passing := interruption(failure)) is not None:
-            raise passing
-        self._report_error("wrap", failure)
-        return None
+    def _try(self, function: Callable[[], object]) -> None:
+        """Call a function; an error of its own is logged."""
+        if (failure := attempt(function)) is not None:
+            self._report_error("wrap", failure)
 
     def _observe_run(self, names: Any, results: Any, feed: Any, logid: str | None) -> None:
-        try:
-            names = names or [output.name for output in self._session.get_outputs()]
-            values = dict(zip(names, results, strict=False))
+        def observe() -> None:
+            all_names = names or [output.name for output in self._session.get_outputs()]
+            values = dict(zip(all_names, results, strict=False))
             read = self._names
             scores = values.get(read.scores)
             if scores is None:
@@ -228,12 +219,8 @@ class WatchedSession:
             picture = feed[read.image]
             tensor = OnDevice(picture) if hasattr(picture, "device_name") else np.asarray(picture)
             self._observe(scores, read.form, Batch(tensor=tensor, features=complete, requests=requests))
-            return
-        except Exception as error:
-            failure = error
-        if (passing := interruption(failure)) is not None:
-            raise passing
-        self._report_error("wrap", failure)
+
+        self._try(observe)
 
 
 def watcher_of(session: WatchedSession) -> object:

@@ -21,6 +21,7 @@ import numpy as np
 from onnxcam.monitor.admission import Clock
 from onnxcam.monitor.atomic import Claim
 from onnxcam.monitor.error_log import ErrorLog
+from onnxcam.monitor.interruptions import attempt, interruption
 from onnxcam.monitor.predictions import Row
 from onnxcam.monitor.queue import RowQueue
 from onnxcam.monitor.sinks import Sink
@@ -123,11 +124,19 @@ class RowHandler:
         self._error_log = error_log
         self._clock = clock
         self._explain: Explain | None = None
+        self._written: Row | None = None
         self._pause = 0.0
         self._noted = -_NOTE_PERIOD
 
-    def handle(self, row: Row) -> BaseException | None:
-        """Explain a taken row and count the outcome. Raises nothing; returns why the row failed, None if it did not."""
+    def handle(self, row: Row, *, inline: bool = False) -> BaseException | None:
+        """Explain a taken row and count the outcome.
+
+        Arguments:
+            inline: whether in the thread that predicts.
+
+        Returns:
+            None; or `inline` the exception that has to pass to the caller, see `interruption`. Others are logged.
+        """
         cause = "explain"
         try:
             key = self._duplicates.key(row)
@@ -140,19 +149,37 @@ class RowHandler:
             record, files = explain(row, self._clock.monotonic() - row.queued)
             cause = "sink"
             self._sink.write(record, files)
+            self._written = row
             self._duplicates.add(key)
         except BaseException as error:  # SystemExit from a sink's callable too: the thread must survive
-            if isinstance(error, WorkerLost) or cause == "worker":
-                cause = "worker"
-                self._lose_explainer()
-            self._queue.fail(row, cause)
-            self._error_log.report(cause, error)
+            failure = error
+        else:
+            self._pause = 0.0
+            self._queue.explain(row)
+            self._written = None
             self.note()
-            return error
-        self._pause = 0.0
-        self._queue.explain(row)
+            return None
+        if isinstance(failure, WorkerLost) or cause == "worker":
+            cause = "worker"
+            self._lose_explainer()
+        self._count(row, cause)
+        if inline and (passing := interruption(failure)) is not None:
+            return passing
+        self._error_log.report(cause, failure)
         self.note()
         return None
+
+    def settle(self, cause: str) -> None:
+        """Count the rows that are running although nobody explains them any more: an exception ended that."""
+        for row in self._queue.running():
+            self._count(row, cause)
+
+    def _count(self, row: Row, cause: str) -> None:
+        """Count a row that an error ended, which may have struck once it was written."""
+        if self._written is row:
+            self._queue.explain(row)
+        else:
+            self._queue.fail(row, cause)
 
     def pause(self) -> None:
         """Wait before a lost explainer is opened again, twice as long each time; ends early when the monitor stops."""
@@ -166,20 +193,22 @@ class RowHandler:
 
     def tick(self) -> None:
         """Let the sink do maintenance while no row is queued, such as closing old segments."""
-        try:
-            getattr(self._sink, "tick", lambda: None)()
-        except Exception as error:
-            self._error_log.report("sink", error)
+        self._try(getattr(self._sink, "tick", lambda: None))
 
     def note(self) -> None:
         """Pass the counts to the sink, at most every few seconds."""
-        try:
+
+        def note() -> None:
             now = self._clock.monotonic()
             if now >= self._noted + _NOTE_PERIOD:
                 self._noted = now
                 getattr(self._sink, "note", lambda counts: None)(self._queue.counts())
-        except Exception as error:
-            self._error_log.report("sink", error)
+
+        self._try(note)
+
+    def _try(self, function: Callable[[], None]) -> None:
+        if (failure := attempt(function)) is not None:
+            self._error_log.report("sink", failure)
 
     def close(self) -> None:
         """Close the explainer."""
@@ -255,7 +284,7 @@ class Worker:
         current.name, self.native_id = "onnxcam-monitor", threading.get_native_id()
         try:
             lower_priority()
-            self._queue.fail_running("worker")
+            self._handler.settle("worker")
             while not self._queue.stopped.is_set():
                 self._step()
             self._handler.close()

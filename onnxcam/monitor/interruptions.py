@@ -32,7 +32,7 @@ def interruption(error: BaseException) -> BaseException | None:
 
 
 def attempt(function: Callable[[], Any]) -> Exception | None:
-    """Call a function and return the error it ended with, None if it did not; what must pass to the caller is raised."""
+    """Call a function and return the error that it ended with, or None; raise what has to pass to the caller."""
     try:
         function()
         return None

@@ -133,11 +133,11 @@ class Trial:
 
 
 def steps(trial: Trial, call: Callable[[], Any], stride: int) -> int:
-    """Interrupt `call` at each of the steps of Python inside the monitor's modules, one step a call; returns how many."""
+    """Interrupt `call` at each step of Python in the monitor's modules, one step a call; returns how many there are."""
     for step in itertools.count(0, stride):
         done = count = 0
 
-        def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        def trace(frame: FrameType, event: str, arg: Any, step: int = step) -> Any:
             nonlocal count, done
             if not frame.f_code.co_filename.startswith(PACKAGE):
                 return None

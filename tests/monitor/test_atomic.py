@@ -66,7 +66,7 @@ def test_an_exception_at_any_step_leaves_the_change_made_or_not_made() -> None:
     while True:
         cell, receipt, count, struck = Cell(0), Receipt(), 0, False
 
-        def trace(frame: Any, event: str, arg: Any) -> Any:
+        def trace(frame: Any, event: str, arg: Any, step: int = step) -> Any:
             nonlocal count, struck
             frame.f_trace_opcodes = True
             if event == "opcode" and "atomic" in frame.f_code.co_filename:

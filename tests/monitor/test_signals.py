@@ -86,7 +86,7 @@ class Request:
 
 
 def forgetful(number: int, frame: Any) -> None:
-    number = frame = None  # type: ignore[assignment]
+    del number, frame
     raise Alarm
 
 

@@ -319,8 +319,8 @@ def as_made(kind: type, origin: tuple[Any, bool], arguments: Mapping[str, Any]) 
     """
     if arguments.get("session_options") is not None:
         raise SerializationError(
-            f"{kind.__name__} with session_options cannot be pickled, because onnxruntime's SessionOptions cannot; leave "
-            "them out, or make it where it is used"
+            f"{kind.__name__} with session_options cannot be pickled, because onnxruntime's SessionOptions cannot; "
+            "leave them out, or make it where it is used"
         )
     return _make, (kind, origin, dict(arguments))
 

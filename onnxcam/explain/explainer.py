@@ -79,18 +79,9 @@ class Explainer:
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "source")}
         self._file = FileSession(
-            source,
-            layers=layers,
-            methods=methods,
-            preprocess=preprocess,
-            input_size=input_size,
-            scores=scores,
-            kind=kind,
-            providers=providers,
-            session_options=session_options,
-            allow_fallback=allow_fallback,
-            probe=probe,
-        )
+            source, layers=layers, methods=methods, preprocess=preprocess, input_size=input_size, scores=scores,
+            kind=kind, providers=providers, session_options=session_options, allow_fallback=allow_fallback, probe=probe,
+        )  # fmt: skip
         manifest = self._file.manifest
         self._readout = self._file.readout
         self.labels: list[str] | None = list(labels) if labels is not None else manifest.get("labels")

@@ -119,9 +119,8 @@ class Pipeline:
     def forget(self) -> None:
         """Explain what is queued, then release worker and sink; returns at once. No further row can be observed."""
         self.queue.close()
-        if not self.inline and self.queue.counts()["queued"]:
-            self._start_worker()
-        if self.worker.alive():
+        works = not self.inline and (self.worker.alive() or self.queue.counts()["queued"])
+        if works and attempt(self.worker.start) is None:
             self.queue.finish()
             return
         self.queue.stop()

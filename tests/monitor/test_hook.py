@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -323,6 +324,17 @@ def test_a_watched_function_fails_as_before(monitor: Monitor) -> None:
     assert monitor.stats()["seen"] == 0
     with pytest.raises(SettingError, match="arguments"):
         monitor.watch(image="nothing")(predict)
+
+
+def test_a_function_watched_twice_is_refused(monitor: Monitor) -> None:
+    """Every prediction would count twice; also behind another decorator."""
+    watched = monitor.watch()(lambda tensor: logits(1))
+    for again in (watched, functools.lru_cache(watched), functools.wraps(watched)(lambda tensor: watched(tensor))):
+        with pytest.raises(SettingError, match="watched by this monitor already"):
+            monitor.watch()(again)  # type: ignore[type-var]
+    with Monitor(MODEL, sink=Kept(), when=ALWAYS, **UNLIMITED) as other:
+        other.watch()(watched)(pictures(1))
+        assert (monitor.stats()["seen"], other.stats()["seen"]) == (1, 1)
 
 
 @pytest.mark.parametrize("worker", ["thread", "process", "inline"])

@@ -158,6 +158,42 @@ def test_a_runs_logid_names_the_request(monitor: Monitor, kept: Kept, served: An
     assert [record["request"] for record in kept.records] == ["order-66"] * 2
 
 
+def test_run_async_keeps_the_requests_name(monitor: Monitor, kept: Kept) -> None:
+    """Of the context in which it was called, and of the options as they were: the callback runs in another thread."""
+    session_options = ort.SessionOptions()
+    session_options.intra_op_num_threads = 2
+    watched = monitor.wrap(ort.InferenceSession(PLAIN, session_options))
+    done = threading.Semaphore(0)
+
+    def callback(results: Any, data: Any, error: str) -> None:
+        done.release()
+
+    for name in ("one", "two"):
+        with onnxcam.monitor.hook.request(name, trace=f"trace-{name}"):
+            watched.run_async(["logits"], {"input": pictures(1)}, callback, None)
+        assert done.acquire(timeout=10)
+    options = ort.RunOptions()
+    options.logid = "three"
+    watched.run_async(["logits"], {"input": pictures(1)}, callback, None, options)
+    options.logid = "of the next run"
+    assert done.acquire(timeout=10)
+    assert monitor.flush(10)
+    names = [(record["request"], record["trace"]) for record in kept.records]
+    assert names == [("one", "trace-one"), ("two", "trace-two"), ("three", None)]
+
+
+def test_a_session_wrapped_twice_counts_once(monitor: Monitor, served: Any) -> None:
+    watched = monitor.wrap(served)
+    assert monitor.wrap(watched) is watched
+    with Monitor(MODEL, sink=Kept(), when=ALWAYS, **UNLIMITED) as other:
+        both = other.wrap(watched)
+        assert both is not watched and monitor.wrap(both) is both and other.wrap(both) is both
+        both.run(None, {"input": pictures(2)})
+        assert (monitor.stats()["seen"], other.stats()["seen"]) == (2, 2)
+    monitor.wrap(served).run(None, {"input": pictures(1)})  # the session itself, once more
+    assert monitor.stats()["seen"] == 3
+
+
 def test_probabilities_are_known_by_the_outputs_name(kept: Kept) -> None:
     plain = tiny_cnn(ending="Softmax").SerializeToString()
     with Monitor(plain, sink=kept, when=ALWAYS, **UNLIMITED) as monitor:

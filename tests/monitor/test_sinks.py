@@ -119,6 +119,27 @@ def test_several_sinks_all_get_the_record_though_one_fails(tmp_path: Path) -> No
     assert own.records[0]["files"][0]["kind"] == "heatmap", "names given by a folder are seen by those after it"
 
 
+def test_what_a_sink_changes_is_its_own(tmp_path: Path) -> None:
+    first, last, whole = Keeping(), Keeping(), samples.make()
+
+    def spoil(record: dict[str, Any], files: dict[str, bytes]) -> None:
+        record["prediction"]["confidence"] = "spoiled"
+        record["map"]["values"].clear()
+        record["files"].append("spoiled")
+        del record["id"]
+        files.clear()
+
+    before = json.dumps(whole)
+    sink = open_sink([first, spoil, tmp_path / "cam", spoil, last])
+    sink.write(whole, FILES)
+    sink.close(1)
+    assert json.dumps(whole) == before
+    (stored,) = samples.held(tmp_path / "cam")
+    assert first.records == [json.loads(before)] and first.files == last.files
+    assert last.records == [stored] and stored["files"], "with the names that the folder gave"
+    assert {**stored, "files": []} == json.loads(before)
+
+
 def test_lines_go_to_a_logger(caplog: pytest.LogCaptureFixture) -> None:
     record = samples.make()
     with caplog.at_level(logging.INFO, logger="my.cam"):

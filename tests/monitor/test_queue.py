@@ -1,4 +1,4 @@
-"""Promise 5: everything that is queued counts towards `queue_bytes`; room that a call reserved is free again after it."""
+"""Promise 5: everything queued counts towards `queue_bytes`; room that a call reserved is free again after it."""
 
 from __future__ import annotations
 

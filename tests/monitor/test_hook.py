@@ -438,6 +438,9 @@ def test_a_layer_of_a_part_is_recorded_where_it_lies(kept: Kept) -> None:
     np.testing.assert_array_equal(
         cv2.imdecode(np.frombuffer(files["overlay"], np.uint8), 1)[..., ::-1], wanted.overlay()
     )
+    colors = cv2.imdecode(np.frombuffer(files["heatmap"], np.uint8), 1)
+    assert (np.ptp(colors[:16], axis=2) == 0).all(), "the part that the model never saw is hatched in greys"
+    assert np.ptp(colors[17:, 17:], axis=2).min() > 0
     assert record["attention"]["region"] == pytest.approx(1.0)
     stored = np.reshape(record["map"]["values"], record["map"]["shape"])
     half = len(stored) // 2

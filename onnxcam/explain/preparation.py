@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from onnxcam import image
-from onnxcam.errors import PictureError, PreprocessError
+from onnxcam.errors import ModelError, PictureError, PreprocessError
 from onnxcam.network.layout import Layout
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Preparation(NamedTuple):
 
         Raises:
             PreprocessError: a preprocessing that does not exist or does not fit the model.
+            ModelError: that of the file does not.
             PictureError: a range or bands that cannot be.
         """
         stated = displayed = None
@@ -49,8 +50,17 @@ class Preparation(NamedTuple):
             from onnxcam.image import arrays
 
             stated, displayed = arrays.check_range(value_range), arrays.check_bands(bands)
-        spec = spec if spec is not None else entry.get("preprocess")
-        preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
+        stored = entry.get("preprocess") if spec is None else None
+        try:
+            spec = spec if spec is not None else stored
+            preprocess = image.resolve(spec, entry["shape"], layout=entry["layout"]) if spec else None
+        except PreprocessError as error:
+            if stored is None:
+                raise
+            raise ModelError(
+                f"the preprocessing in the model's manifest cannot be used: {error}; export the model again, or name "
+                "another: preprocess= or --preprocess"
+            ) from error
         if preprocess is None and stated is not None:
             raise PreprocessError(
                 "a range says which values count as pixels of 0 and 255, and the model does not say how pixels become "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from onnxcam.errors import ModelError, listing
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import SHARED, Manifest
-from onnxcam.targets.readout import Readout
+from onnxcam.targets.readout import APPENDED, Readout
 
 if TYPE_CHECKING:
     from onnxcam.graph.view import Graph
@@ -106,6 +106,13 @@ def _disagreements(manifest: Manifest, interface: Interface) -> Iterator[str]:
     added = [name for name in needed if name in original and name not in scores]
     if added:
         yield f"the manifest says that the output {added[0]!r} was added to the source, and that the source had it"
+    appended = APPENDED[manifest["scores"]["kind"]]
+    usual = scores[0] == appended or scores[0].startswith(f"onnxcam.{appended}")  # where the model has one of that name
+    if original and scores[0] not in original and not usual:
+        yield (
+            f"the manifest says that the scores {scores[0]!r} are of kind {manifest['scores']['kind']!r}, whose output "
+            f"is called {appended!r}"
+        )
     yield from _of_scores(manifest["scores"], interface.outputs)
     yield from _of_target(manifest, interface)
     for entry in manifest["layers"]:

@@ -55,7 +55,11 @@ def _or_none(check: Check) -> Check:
 
 
 def _names(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(name, str) for name in value.values())
+    return isinstance(value, dict) and all(isinstance(name, str) and name for name in value.values())
+
+
+def _name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _positive(value: Any) -> bool:
@@ -96,25 +100,25 @@ _dim = _or_none(lambda value: isinstance(value, str) or _count(1)(value))
 
 # what no reader can do without: key, then the fields of that entry (of each layer's entry)
 _REQUIRED: dict[str, dict[str, Check]] = {
-    "input": {"name": _is(str), "layout": _among("NCHW", "NHWC"), "shape": _list(_dim, 4),
+    "input": {"name": _name, "layout": _among("NCHW", "NHWC"), "shape": _list(_dim, 4),
               "dtype": _among("float32", "float16", "float64", "uint8")},
-    "scores": {"name": _is(str), "kind": _among(*KINDS), "classes": _count(1)},
-    "target": {"name": _is(str), "mode": _among("optional", "required", "constant")},
-    "layers": {"name": _is(str), "heatmaps": _names, "layout": _among("NCHW", "NHWC", "NTC"),
-               "activations": _or_none(_is(str)), "gradients": _or_none(_is(str))},
+    "scores": {"name": _name, "kind": _among(*KINDS), "classes": _count(1)},
+    "target": {"name": _name, "mode": _among("optional", "required", "constant")},
+    "layers": {"name": _name, "heatmaps": _names, "layout": _among("NCHW", "NHWC", "NTC"),
+               "activations": _or_none(_name), "gradients": _or_none(_name)},
 }  # fmt: skip
 # what may be missing, but not half there
 _OPTIONAL: dict[str, dict[str, Check]] = {
-    "gate": {"condition": _is(str), "output": _is(str)},
+    "gate": {"condition": _is(str), "output": _name},
     "parity": {"against": _is(str), "samples": _count(1), "tolerance": _is(int, float)},
 }
 # what may be missing
 _FURTHER: dict[str, dict[str, Check]] = {
     "input": {"preprocess": _or_none(_is(dict)), "normalization": _or_none(_normalization), "size": _or_none(_is(str))},
-    "scores": {"probabilities": _or_none(_is(str)), "scale": _positive, "stepped_over": _list(_is(str)),
+    "scores": {"probabilities": _or_none(_name), "scale": _positive, "stepped_over": _list(_is(str)),
                "warnings": _list(_is(str))},
     "target": {"class": _or_none(_count(0)), "rows": _among(SHARED)},
-    "layers": {"value": _or_none(_is(str)), "shape": _or_none(_list(_dim)), "grid": _or_none(_list(_dim, 2)),
+    "layers": {"value": _or_none(_name), "shape": _or_none(_list(_dim)), "grid": _or_none(_list(_dim, 2)),
                "prefix_tokens": _count(0), "covers": _or_none(_among("all", "part")), "window": _or_none(_window),
                "place": _or_none(_place), "beside": _or_none(_list(_is(str)))},
     "measured": {"scores": _or_none(_is(dict)), "rows": _among(INDEPENDENT, COUPLED), "deterministic": _is(bool),
@@ -190,7 +194,7 @@ def _contradicting(manifest: Manifest) -> Iterator[str]:
     names = [entry["name"] for entry in manifest["layers"]]
     if len(set(names)) < len(names):
         yield "layers.name (one is there twice)"
-    if manifest.get("labels") and len(manifest["labels"]) != classes:
+    if manifest.get("labels") is not None and len(manifest["labels"]) != classes:
         yield "one of labels per class"
     if target["mode"] == "constant" and target.get("class") not in range(classes):
         yield "target.class"

@@ -24,6 +24,7 @@ from onnxcam.graph.view import FLOATS, Graph, Shape
 from onnxcam.network import cut as cuts
 from onnxcam.network import heads
 from onnxcam.network import manifest as manifests
+from onnxcam.network.agreement import Interface, require_agreement
 from onnxcam.network.cut import Cut
 from onnxcam.network.gate import ungate
 from onnxcam.network.input_size import sized
@@ -75,6 +76,7 @@ class Network:
         self.manifest = manifests.read(graph.model)
         self.layers: dict[str, Layer] = {}
         if self.manifest is not None:
+            require_agreement(self.manifest, Interface.of_graph(graph))
             entries = self.manifest["layers"]
             self.layers = {entry["name"]: layer_of(entry) for entry in entries if entry.get("value")}
             graph = restore(graph, self.manifest)

@@ -13,6 +13,7 @@ from onnxcam.graph import edit
 from onnxcam.graph.load import Source
 from onnxcam.graph.view import Graph
 from onnxcam.network import manifest as manifests
+from onnxcam.network.agreement import Interface, require_agreement
 from onnxcam.network.cut import crossing
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.network import prepare
@@ -52,6 +53,7 @@ def split(source: Source, layers: Sequence[str] | None = None) -> tuple[onnx.Mod
     manifest = manifests.read(graph.model)
     if manifest is None:
         raise ModelError("only an explainable model can be split; make one with onnxcam.augment")
+    require_agreement(manifest, Interface.of_graph(graph))
     entries = [entry for entry in manifest["layers"] if layers is None or entry["name"] in layers]
     parts = {entry["name"]: part_after(graph, manifest, entry) for entry in entries}
     return head_of(graph, manifest, (value for part in parts.values() for value in part.cut)), parts

@@ -32,6 +32,7 @@ class Scan:
         damaged: complete lines that are not records.
         newer: records of a schema that this release does not support.
         irregular: entries with the name of a segment that are not regular files.
+        unreadable: segments that cannot be opened.
         removed: records that others removed between two readings.
     """
 
@@ -41,6 +42,7 @@ class Scan:
     damaged: int = 0
     newer: int = 0
     irregular: int = 0
+    unreadable: int = 0
     removed: int = 0
 
     def notes(self) -> list[str]:
@@ -52,6 +54,8 @@ class Scan:
             notes.append(f"{self.newer} records are of a newer schema than {SCHEMA} and were skipped: upgrade onnxcam")
         if self.irregular:
             notes.append(f"{self.irregular} segments are not regular files and were skipped")
+        if self.unreadable:
+            notes.append(f"{self.unreadable} segments cannot be read and were skipped; see that you may read them")
         if self.removed:
             notes.append(f"{self.removed} records were removed while they were being sorted")
         return notes
@@ -82,13 +86,16 @@ def parse(line: bytes, scan: Scan) -> Record | None:
 def open_segment(path: Path, scan: Scan) -> BinaryIO | None:
     """Open a segment, under its final name if it was closed since it was listed.
 
-    None for one that was removed, and for what is not a regular file, which is counted.
+    None for one that was removed, and for what is not a regular file or cannot be opened, which is counted.
     """
     for name in (path, final_name(path)):
         try:
             file = open_regular(name)
         except FileNotFoundError:
             continue
+        except OSError:  # another user's, or a link that leads in a circle
+            scan.unreadable += 1
+            return None
         scan.irregular += file is None
         return file
     return None

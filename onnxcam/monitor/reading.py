@@ -211,8 +211,8 @@ def _in_span(paths: Sequence[Path], query: Query) -> Iterator[Path]:
     for path in paths:
         try:
             ended = since is not None and not path.name.endswith(OPEN) and path.stat().st_mtime < since
-        except FileNotFoundError:
-            ended = False  # closed or removed since it was listed: reading it will show
+        except OSError:
+            ended = False  # closed or removed since it was listed, or not to be read: reading it will show
         if not ended and (until is None or _start(path) < until):
             yield path
 
@@ -253,6 +253,7 @@ def _newest(folder: str | Path, query: Query, scan: Scan) -> Iterator[Entry]:
         peek = Scan()
         entry = next(_entries(path, peek, ascending=False), None)
         scan.irregular += peek.irregular
+        scan.unreadable += peek.unreadable
         if entry is not None:
             ends.append((entry[2]["ts"], path))
     ends.sort()
@@ -307,7 +308,7 @@ def _stem(path: Path) -> str:
 
 
 def _readable_size(path: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         return complete_size(path)
     return 0
 

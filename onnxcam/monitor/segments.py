@@ -83,6 +83,8 @@ def open_regular(path: Path) -> BinaryIO | None:
         file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
     except IsADirectoryError:
         return None
+    except NotADirectoryError as error:  # a file where its folder was
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
     file.close()

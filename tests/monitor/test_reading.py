@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +61,37 @@ def test_a_segment_closed_or_removed_while_reading(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(reading, "segments", lambda folder: listed)
     since = Query(since=synthetic.START - timedelta(days=1))
     assert [int(r["id"]) for r in reading.records(tmp_path, since)] == [0]
+
+
+@pytest.mark.parametrize("read", [reading.records, reading.newest])
+def test_a_file_takes_the_folders_place_while_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any
+) -> None:
+    for pid in (7, 8):
+        synthetic.write(tmp_path, [synthetic.record(pid)], pid=pid)
+    listed = reading.segments(tmp_path)
+    (tmp_path / "records").rename(tmp_path / "moved")
+    (tmp_path / "records").touch()
+    monkeypatch.setattr(reading, "segments", lambda folder: listed)
+    scan = Scan()
+    assert list(read(tmp_path, Query(since=synthetic.START - timedelta(days=1)), scan)) == []
+    assert scan.notes() == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+@pytest.mark.parametrize("read", [reading.records, reading.newest])
+def test_a_segment_that_cannot_be_opened_costs_itself_only(tmp_path: Path, read: Any) -> None:
+    path = synthetic.write(tmp_path, [synthetic.record(1)], pid=7)
+    loop = path.with_name(path.name.replace("-7-", "-8-"))
+    loop.symlink_to(loop.name)
+    scan = Scan()
+    assert [int(r["id"]) for r in read(tmp_path, Query(since=synthetic.START - timedelta(days=1)), scan)] == [1]
+    assert scan.unreadable == 1 and "1 segments cannot be read" in scan.notes()[0]
+
+    def sleep(seconds: float) -> None:
+        synthetic.write(tmp_path, [synthetic.record(2)], pid=9, open_=True)
+
+    assert int(next(reading.follow(tmp_path, sleep=sleep))["id"]) == 2
 
 
 def test_a_folder_that_is_no_sink(tmp_path: Path) -> None:

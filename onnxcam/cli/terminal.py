@@ -121,7 +121,10 @@ def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
     line: str | None = None,
 ) -> None:  # fmt: skip
-    warn([" ".join(str(message).split())])
+    text = " ".join(str(message).split())
+    # NumPy's remarks on single operations tell users nothing: numbers that are not finite are told where they matter
+    if not (issubclass(category, RuntimeWarning) and " encountered in " in text):
+        warn([text])
 
 
 def _printable(part: str | Colored) -> str:

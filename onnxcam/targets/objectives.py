@@ -66,8 +66,9 @@ class Linear:
         self._others = others
 
     def value(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """sum_k w_k y_k."""
-        return np.asarray((scores.astype(np.float64) * self.weights[rows]).sum(axis=1))
+        """sum_k w_k y_k; scores without a weight count nothing, also those of masked classes, which are -inf."""
+        weights = self.weights[rows]
+        return np.asarray((np.where(weights == 0, 0.0, scores.astype(np.float64)) * weights).sum(axis=1))
 
     def cotangent(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """w."""

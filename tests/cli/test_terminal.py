@@ -356,6 +356,23 @@ def test_python_warnings_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert "Warning: an overflow\\u001b[31m\n" in run("methods").err
 
 
+@pytest.mark.parametrize("offset", [-np.inf, np.inf, np.nan])
+@pytest.mark.filterwarnings("default::RuntimeWarning")
+def test_scores_that_are_not_finite_are_told_without_remarks_of_numpy(
+    run: Run, workshop: Path, tmp_path: Path, offset: float
+) -> None:
+    model = models.tiny_cnn()
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b3")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.array([0, offset, 0, 0, 0], np.float32), "b3"))
+    onnx.save(model, tmp_path / "m.onnx")
+    image.write_png(tmp_path / "p.png", noise(np.random.default_rng(3)))
+    call = ["explain", tmp_path / "m.onnx", tmp_path / "p.png", "-o", tmp_path / "o", "--preprocess", "0..1"]
+    result = run(*call, "--method", "scorecam", "--target", 0)
+    assert "encountered in" not in result.err and "Warning: scores that are not finite" in result.err
+    # a class that is masked by -inf leaves those that are not
+    assert result.code == (0 if offset == -np.inf else result.code)
+
+
 ENDS = ["exit()", "import sys; sys.exit(0)", "raise SystemExit('done')", "raise BaseException('x')"]
 
 

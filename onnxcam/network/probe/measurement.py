@@ -301,10 +301,13 @@ def _of_rows(value: np.ndarray, count: int, rows: int) -> np.ndarray:
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    """|a - b| / |a| over all values; 1 where shapes differ."""
+    """|a - b| / |a| over all finite values; 1 where shapes differ, or which values are finite."""
     if a.shape != b.shape:
         return 1.0
-    a, b = (np.nan_to_num(part.astype(np.float64)) for part in (a, b))
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)):
+        return 1.0
+    a, b = (part[finite].astype(np.float64) for part in (a, b))
     return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-12))
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnxcam import models
+from onnxcam import documents, models
 from onnxcam.errors import DependencyError, ModelError, TrustError, listing, nearest
 from onnxcam.exporters import frameworks
 from onnxcam.exporters.keras_capture import quiet
@@ -38,6 +38,8 @@ from onnxcam.exporters.source import (
 from onnxcam.graph import file
 from onnxcam.network import manifest
 
+# of a configuration: bytes, bytes once parsed, and levels, of which a nested model takes four
+_LARGEST_CONFIG, _CONFIG_MEMORY, _DEEPEST_CONFIG = 32 << 20, 256 << 20, 200
 _LEGACY = "pip install 'onnxcam[keras-legacy]'"
 _OWN_PACKAGES = {"keras", "tf_keras"}
 # classes of Keras that are not among keras.layers
@@ -326,11 +328,14 @@ def _config(path: Path) -> Any:
                 f"{path} holds only weights, not the model; name what makes the model and give the file as its "
                 f"weights: keras:NAME --weights {path}, or package.module:callable --weights {path}"
             )
-        return json.loads(text)
+        return _parsed(path, text.encode() if isinstance(text, str) else bytes(text))
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if "config.json" in archive.namelist():
-                return json.loads(archive.read("config.json"))
+                size = archive.getinfo("config.json").file_size
+                if size > _LARGEST_CONFIG:
+                    raise ModelError(f"{path} has a configuration of {size:,} bytes; is it a Keras model?")
+                return _parsed(path, archive.read("config.json"))
     with path.open("rb") as stream:
         start = stream.read(4)
     if not start:
@@ -339,6 +344,21 @@ def _config(path: Path) -> Any:
         f"{path} is not a Keras model file (it starts with {start!r}); expected what model.save() wrote: a .keras "
         "archive or HDF5 (.h5). Was the copy cut off, or is it a pointer to the file?"
     )
+
+
+def _parsed(path: Path, text: bytes) -> Any:
+    """A configuration from its JSON.
+
+    Raises:
+        ModelError: not JSON, or larger or deeper than those of models.
+    """
+    try:
+        documents.check_json(text, memory=_CONFIG_MEMORY, deepest=_DEEPEST_CONFIG)
+        return json.loads(text)  # a layer's limits may be infinite
+    except documents.DocumentError as error:
+        raise ModelError(f"{path} has a configuration that {error}; is it a Keras model?") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} has a configuration that is not JSON ({error}); was the copy cut off?") from error
 
 
 def _layers_in(config: Any) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from onnxcam import documents
+from onnxcam.documents import DocumentError
 from onnxcam.errors import ModelError, TrustError
 
 # functions in torch's printed symbolic shapes, all of them arithmetic
@@ -27,6 +29,8 @@ _FUNCTIONS = {
     "StrictLessThan", "Symbol", "ToFloat", "TruncToFloat", "TruncToInt", "Unequality", "Where", "ceiling", "floor",
     "sqrt",
 }  # fmt: skip
+_LARGEST = 32 << 20  # bytes of an entry that is JSON, or compressed
+_MEMORY = 256 << 20  # bytes of a parsed one: graphs of thousands of nodes
 _OBJECTS = ("custom_obj", "opaque_obj")
 _ARITHMETIC = re.compile(r"[\w\s+\-*/%(),.<>=!&|~]*")
 
@@ -46,6 +50,8 @@ def check_archive(path: Path) -> None:
                 _refuse(path, "two entries of one name")
             for name in names:
                 _check_entry(path, name, archive)
+    except DocumentError as error:
+        raise ModelError(f"{path} has an entry that {error}; is it an archive of torch.export?") from error
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
         raise ModelError(f"{path} is damaged ({error}); was the copy cut off?") from error
 
@@ -57,8 +63,11 @@ def _check_entry(path: Path, name: str, archive: zipfile.ZipFile) -> None:
         _refuse(path, f"compiled code ({name})")
     if inside.startswith(tuple(f"data/constants/{kind}" for kind in _OBJECTS)):
         _refuse(path, f"a pickled object ({name})")
+    _require_size(name, archive)
     if place.endswith(".json"):
-        for part in _mappings(json.loads(archive.read(name))):
+        data = archive.read(name)
+        documents.check_json(data, memory=_MEMORY)
+        for part in _mappings(json.loads(data)):
             if part.get("use_pickle") or str(part.get("path_name", "")).startswith(_OBJECTS):
                 _refuse(path, f"pickled objects ({name})")
             text = part.get("expr_str")
@@ -69,6 +78,18 @@ def _check_entry(path: Path, name: str, archive: zipfile.ZipFile) -> None:
             torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
         except Exception:
             _refuse(path, f"pickled objects other than tensors ({name})")
+
+
+def _require_size(name: str, archive: zipfile.ZipFile) -> None:
+    """Refuse an entry that inflates to more than is read: torch stores entries as they are.
+
+    Raises:
+        DocumentError: it is compressed, or JSON, and large.
+    """
+    entry = archive.getinfo(name)
+    limited = entry.compress_type != zipfile.ZIP_STORED or name.lower().endswith(".json")
+    if limited and entry.file_size > _LARGEST:
+        raise DocumentError(f"has {entry.file_size:,} bytes ({name[:60]!r}); at most {_LARGEST:,} are read")
 
 
 def _is_pickle(name: str, archive: zipfile.ZipFile) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onnxcam import documents
 from onnxcam.errors import ModelError
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-_LONGEST = 100_000_000  # bytes of the header, as the format says
+_LONGEST = 16 << 20  # bytes of the header; the format allows 100,000,000, and 10,000 tensors take one million
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -31,16 +31,18 @@ def read(path: Path) -> dict[str, Tensor]:
         if size < 8 or not 2 <= length <= min(_LONGEST, size - 8):
             raise _damaged(path, f"its header would have {length:,} of {size:,} bytes")
         try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise _damaged(path, "its header is not JSON") from error
+            header = documents.parse_json(file.read(length))
+        except ValueError as error:
+            raise _damaged(path, f"its header {error}") from error
         start = file.tell()
         entries = {} if not isinstance(header, dict) else {k: v for k, v in header.items() if k != "__metadata__"}
         if not entries:
             raise _damaged(path, "it holds no tensors")
+        places = {name: _entry(path, name, entry, size - start) for name, entry in entries.items()}
+        if sum(last - first for _, _, (first, last) in places.values()) > size - start:
+            raise _damaged(path, "its tensors overlap")
         tensors = {}
-        for name, entry in entries.items():
-            kind, shape, (first, last) = _entry(path, name, entry, size - start)
+        for name, (kind, shape, (first, last)) in places.items():
             file.seek(start + first)
             data = bytearray(file.read(last - first))
             empty = torch.empty(shape, dtype=kind)

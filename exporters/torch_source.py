@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
 import pickle
 import warnings
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from onnxcam import documents
 from onnxcam.errors import DependencyError, ModelError, TrustError, listing, nearest
 from onnxcam.exporters.reasons import first_line, reason
 from onnxcam.exporters.source import (
@@ -264,7 +264,7 @@ def _weights_only(path: Path) -> str:
     """The message for a file of weights given as the model, with the zoo's name where a configuration tells it."""
     step = f"package.module:callable --weights {path}"
     with contextlib.suppress(OSError, ValueError):
-        config = json.loads(path.with_name("config.json").read_text("utf-8"))
+        config = documents.parse_json(documents.read_file(path.with_name("config.json")))
         if isinstance(config, dict) and isinstance(
             config.get("architecture"), str
         ):  # timm writes it beside the weights

@@ -28,6 +28,7 @@ from onnxcam.explain.maps import FUSIONS, SMOOTHINGS
 from onnxcam.explain.preparation import takes_all
 from onnxcam.explain.question import Question
 from onnxcam.explain.saving import FILES, FORMATS, Drawing, check_files
+from onnxcam.graph.file import open_model
 from onnxcam.image.text import Font
 from onnxcam.targets import labels
 
@@ -350,7 +351,7 @@ def _files(names: str | None) -> frozenset[str] | None:
 
 
 def _digest(model: str) -> str:
-    with Path(model).open("rb") as file:
+    with open_model(Path(model)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from onnxcam import files
 from onnxcam.errors import ModelError
 from onnxcam.graph.large_model import LargeModel, Serialized
 
 _METADATA_FIELD = 14  # ModelProto.metadata_props
 _GRAPH_FIELD = 7  # ModelProto.graph
 _LENGTH_DELIMITED = 2
+_MOST_FIELDS = 100_000  # of a ModelProto itself: metadata, imports and functions
+_LARGEST_METADATA = 32 << 20  # bytes; a manifest with 21,000 labels has one million
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
@@ -33,10 +37,14 @@ def open_model(path: Path) -> BinaryIO:
         ModelError: no such file, an empty one, a folder, or one that cannot be read.
     """
     try:
-        size = path.stat().st_size
-        if path.is_dir():
+        state = path.stat()
+        if stat.S_ISDIR(state.st_mode):
             raise ModelError(f"{path} is a folder; expected an ONNX file")
-        if not size:
+        if not stat.S_ISREG(state.st_mode):
+            raise ModelError(
+                f"{path} is {files.kind(state.st_mode)}, and a model is read more than once; save it as a file first"
+            )
+        if not state.st_size:
             raise ModelError(f"{path} is empty (0 bytes); expected an ONNX model: was the export or the copy cut off?")
         return path.open("rb")
     except FileNotFoundError as error:
@@ -63,15 +71,24 @@ def metadata(source: str | os.PathLike[str] | Serialized) -> dict[str, str]:
 
 def _walk(file: BinaryIO, size: int, where: str) -> dict[str, str]:
     properties: dict[str, str] = {}
-    has_graph = False
+    has_graph, stored, count = False, 0, 0
     try:
         while file.tell() < size:
             field, wire = divmod(_varint(file), 8)
+            count += 1
+            if not field or count > _MOST_FIELDS:
+                raise ValueError("no field has this number" if not field else "too many fields")
             if wire == _LENGTH_DELIMITED:
                 length = _varint(file)
                 if file.tell() + length > size:
                     raise ValueError("a field ends behind the end of the file")
                 if field == _METADATA_FIELD:
+                    stored += length
+                    if stored > _LARGEST_METADATA:
+                        raise ModelError(
+                            f"{where} has more than {_LARGEST_METADATA >> 20} MiB of metadata; remove what is not "
+                            "needed from its metadata_props"
+                        )
                     key, value = _entry(file.read(length))
                     properties[key] = value
                 else:

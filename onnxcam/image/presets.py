@@ -226,6 +226,16 @@ def _read(path: Path, kind: str | None = None) -> Mapping[str, Any]:
 
 
 def _from_mapping(spec: Mapping[str, Any], size: Size | None, kind: str | None) -> Preprocess:
+    try:
+        return _converted(spec, size, kind)
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PreprocessError(
+            f"the preprocessing has a value of another type than expected ({reason}): {_HELP}"
+        ) from error
+
+
+def _converted(spec: Mapping[str, Any], size: Size | None, kind: str | None) -> Preprocess:
     if not spec:
         raise PreprocessError(f"the preprocessing is empty: {_options()}")
     if kind is None:

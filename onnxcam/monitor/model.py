@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from onnxcam.errors import LabelsError, ModelError, label_count
+from onnxcam.graph.file import open_model as open_file
 from onnxcam.graph.large_model import LargeModel, Serialized
 from onnxcam.network import manifest as manifests
 from onnxcam.network.manifest import Manifest
@@ -105,8 +105,5 @@ def _sha256(where: str | Serialized) -> str:
         return where.sha256()
     if isinstance(where, bytes):
         return hashlib.sha256(where).hexdigest()
-    try:
-        with open(os.fspath(where), "rb") as file:  # noqa: PTH123
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(f"the model {where!r} cannot be read: {error.strerror}") from error
+    with open_file(Path(where)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,8 @@ FORMAT = 1
 ASSUMED, UNKNOWN = "assumed", "unknown"
 SHARED = "shared"  # `rows` of the target: one class for all rows of a batch
 _LONGEST = 8 << 20  # characters; 21,000 labels are one million
+_USUAL = 1 << 20
+_DEEPEST = 64  # levels of lists and objects
 # `measured.rows`: whether a row's results depend on the rows that it shares a batch with
 INDEPENDENT, COUPLED = "independent", "coupled"
 # `layers[].place.verdict`
@@ -143,6 +145,14 @@ def parse(text: str | None) -> Manifest | None:
         raise ModelError(
             f"the model's onnxcam manifest has {len(text):,} characters, more than {_LONGEST:,}; export the model again"
         )
+    # of a usual one neither can be too much
+    if len(text) > _USUAL or text.count("[") + text.count("{") > _DEEPEST:
+        from onnxcam import documents
+
+        try:
+            documents.check_json(text.encode("utf-8", "surrogatepass"), deepest=_DEEPEST)
+        except documents.DocumentError as error:
+            raise ModelError(f"the model's onnxcam manifest {error}; export the model again") from error
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError) as error:

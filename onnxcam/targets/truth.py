@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 from onnxcam.errors import LabelsError, TargetError, listing
@@ -22,7 +22,9 @@ _PICTURE_COLUMNS = (
     "img",
 )
 _CLASS_COLUMNS = ("class", "label", "truth", "target", "category", "class_name", "class_index", "index", "y")
-_LARGEST = 64 << 20  # bytes of a table
+_LARGEST = 8 << 20  # bytes of a table
+_LONGEST = 1 << 16  # bytes of its first line, as far as it is looked at for the separator
+_MOST = 200_000  # rows
 
 
 def by_folder(paths: Sequence[Path], root: Path, labels: Sequence[str] | None, classes: int) -> list[int]:
@@ -131,39 +133,45 @@ class Table:
         return [index for _, index in pairs if index is not None]
 
 
-def _rows(path: Path) -> Iterable[tuple[int, str, str]]:
+def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """Line number, picture and class of each row of a table."""
     import csv
     import io
 
-    from onnxcam.files import FileError, read_text
+    from onnxcam.files import FileError, read_bytes
 
+    table = f"the table of classes {str(path)!r}"
     try:
-        text = read_text(path, _LARGEST)
+        data = read_bytes(path, _LARGEST)
     except FileError as error:
         raise LabelsError(
-            f"the table of classes {str(path)!r} {error}; give a CSV file `picture,class`, or 'by-folder' for "
-            "classes by folder"
+            f"{table} {error}; give a CSV file `picture,class`, or 'by-folder' for classes by folder"
         ) from error
-    first = text.partition("\n")[0]
+    first = data[:_LONGEST].decode("utf-8-sig", "replace").partition("\n")[0]
     separator = max(",;\t", key=first.count)
+    columns, count = None, 0
+    # line by line: as one text it would take four bytes a character
+    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
     try:
-        rows = [
-            (number, row)
-            for number, row in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator), 1)
-            if row
-        ]
+        for number, row in enumerate(csv.reader(text, delimiter=separator), 1):
+            if not row:
+                continue
+            if columns is None:
+                columns = _header(row) or (0, 1)
+                if columns == _header(row):
+                    continue
+            if len(row) <= max(columns):
+                raise LabelsError(f"{table} is not `picture,class`: line {number} has one column")
+            count += 1
+            if count > _MOST:
+                raise LabelsError(f"{table} has more than {_MOST:,} rows; divide it")
+            yield number, row[columns[0]].strip(), row[columns[1]].strip()
     except csv.Error as error:
-        raise LabelsError(f"the table of classes {str(path)!r} is not CSV ({error}); check it") from error
-    columns = (0, 1)
-    if rows and (header := _header(rows[0][1])):
-        columns = header
-        rows = rows[1:]
-    short = [number for number, row in rows if len(row) <= max(columns)]
-    if short or not rows:
-        what = f"line {short[0]} has one column" if short else "it has no rows"
-        raise LabelsError(f"the table of classes {str(path)!r} is not `picture,class`: {what}")
-    return [(number, row[columns[0]].strip(), row[columns[1]].strip()) for number, row in rows]
+        raise LabelsError(f"{table} is not CSV ({error}); check it") from error
+    except UnicodeDecodeError as error:
+        raise LabelsError(f"{table} is not UTF-8 text; save it as UTF-8") from error
+    if not count:
+        raise LabelsError(f"{table} is not `picture,class`: it has no rows")
 
 
 def _header(row: Sequence[str]) -> tuple[int, int] | None:

@@ -156,7 +156,7 @@ def _compare(
     from onnxcam.explain.explainer import Explainer
 
     collected = pictures.collect([folder], Path(folder) / ".none")
-    if collected.failures:
+    if not collected.items:
         raise collected.failures[0][1]
     paths = [item.source for item in collected.items if isinstance(item.source, Path)]
     names = None if labels_file is None else label_files.read(labels_file)
@@ -180,10 +180,10 @@ def _compare(
     if len(paths) > limit:
         order = sorted(random.Random(seed).sample(order, limit))  # type: ignore[assignment]
     comparison = compare(explainer, [paths[k] for k in order], None if classes is None else [classes[k] for k in order])
-    failed = [str(failure) for _, failure in comparison.failures]
+    failed = [str(failure) for _, failure in (*collected.failures, *comparison.failures)]
     for text in failed:
         terminal.echo(f"Error: {text}", err=True)
     about = {"model": model, "folder": folder, "seed": seed, "failed": failed}
     show(comparison, as_json, about, f"{model!r}: {comparison.summary}")
-    if comparison.failures:
+    if failed:
         raise click.exceptions.Exit(ExitCode.FAILED)

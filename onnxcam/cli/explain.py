@@ -288,6 +288,8 @@ def explain(
             about = describe(model, explainer, question, style, digest.result())
             summary = run.summary(about, time.monotonic() - started, interrupted, explainer)
             text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
+            with contextlib.suppress(OSError):  # others may have removed it meanwhile
+                folder.mkdir(parents=True, exist_ok=True)
             image.write_bytes(folder / SUMMARY, text.encode(errors="backslashreplace"))
         finally:
             run.write_page()

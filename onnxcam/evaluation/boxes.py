@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import os
@@ -75,7 +74,7 @@ def read(path: str | os.PathLike[str]) -> Boxes:
         raise SettingError(f"boxes file {str(path)!r} {error}") from error
     try:
         boxes = _json(data) if data[:1000].lstrip()[:1] in (b"{", b"[") else _csv(data)
-    except (SettingError, csv.Error) as error:
+    except (SettingError, FileError, csv.Error) as error:
         raise SettingError(f"boxes file {str(path)!r}: {error}") from error
     except UnicodeDecodeError as error:
         raise SettingError(f"boxes file {str(path)!r} is not UTF-8 text; save it as UTF-8") from error
@@ -124,13 +123,15 @@ def _json(text: bytes) -> dict[str, list[Box]]:
 
 
 def _csv(text: bytes) -> dict[str, list[Box]]:
-    # line by line: as one text it would take four bytes a character
-    reader = csv.DictReader(io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", newline=""))
+    reader = csv.DictReader(files.lines_of(text))
     header = [name.strip().lower() for name in reader.fieldnames or []]
     reader.fieldnames = header
     column = next((name for name in _PICTURE if name in header), None)
     if column is None or not set(_SIDES) <= set(header):
-        raise SettingError(f"the header is {listing(header)}; expected picture, x0, y0, x1, y1 and perhaps label")
+        raise SettingError(
+            f"the header is {listing([name[:60] for name in header])}; expected picture, x0, y0, x1, y1 and perhaps "
+            "label"
+        )
     by_picture: dict[str, list[Box]] = {}
     for count, row in enumerate(reader):
         _require_few(count + 1)

@@ -21,6 +21,7 @@ _NUMBERED = re.compile(r"\[?(\d{1,9})(?:\s*[:,;=|)\]]\s*|\.\s+|\s+-\s+|\s+)(\S.*
 _NUMBER_LAST = re.compile(r"(\S.*?)(?:\s*[:,;=|]\s*|\s+)(\d{1,9})")
 _PART_OF_NAMES = "; where the numbers are part of the names, give a JSON list"
 _MOSTLY = 0.8  # the share of numbered lines from which one without a number is a mistake
+_TOO_LONG = re.compile(r"[^\r\n]{65537}")
 _LABEL_MAP_ITEM = re.compile(r"\bitem\s*\{([^{}]*)\}")
 # a Hugging Face configuration in which nobody named the classes
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
@@ -138,6 +139,8 @@ def _parse(text: str, suffix: str) -> list[str]:
             return label_structure.names_in(structure)
     if start[:5].lower() in ("<?xml", "<!doc", "<html"):
         raise LabelsError("it is an XML or HTML page; was a download page saved instead of the file?")
+    if _TOO_LONG.search(text):
+        raise LabelsError("it has a line of more than 65,536 characters; give one name per line")
     items = _LABEL_MAP_ITEM.findall(text)
     if items and not _LABEL_MAP_ITEM.sub("", text).strip():
         return _from_label_map(items)

@@ -88,7 +88,7 @@ class Table:
                 indices[text] = _class(text, labels, classes)
             index = indices[text]
             if index is None:
-                wrong.append(f"{text} (line {number})")
+                wrong.append(f"{text[:60]} (line {number})")
                 continue
             key = _parts(name)
             if self._classes.setdefault(key, index) != index:
@@ -136,9 +136,8 @@ class Table:
 def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """Line number, picture and class of each row of a table."""
     import csv
-    import io
 
-    from onnxcam.files import FileError, read_bytes
+    from onnxcam.files import FileError, lines_of, read_bytes
 
     table = f"the table of classes {str(path)!r}"
     try:
@@ -150,10 +149,8 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
     first = data[:_LONGEST].decode("utf-8-sig", "replace").partition("\n")[0]
     separator = max(",;\t", key=first.count)
     columns, count = None, 0
-    # line by line: as one text it would take four bytes a character
-    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
     try:
-        for number, row in enumerate(csv.reader(text, delimiter=separator), 1):
+        for number, row in enumerate(csv.reader(lines_of(data), delimiter=separator), 1):
             if not row:
                 continue
             if columns is None:
@@ -166,6 +163,8 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
             if count > _MOST:
                 raise LabelsError(f"{table} has more than {_MOST:,} rows; divide it")
             yield number, row[columns[0]].strip(), row[columns[1]].strip()
+    except FileError as error:
+        raise LabelsError(f"{table} {error}") from error
     except csv.Error as error:
         raise LabelsError(f"{table} is not CSV ({error}); check it") from error
     except UnicodeDecodeError as error:

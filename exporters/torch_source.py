@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from onnxcam import documents
+from onnxcam import documents, files
 from onnxcam.errors import DependencyError, ModelError, TrustError, listing, nearest
 from onnxcam.exporters.reasons import first_line, reason
 from onnxcam.exporters.source import (
@@ -34,6 +34,7 @@ from onnxcam.exporters.source import (
 )
 from onnxcam.exporters.torch_archive import check_archive
 from onnxcam.exporters.torch_weights import fit, kind, load_data, read_weights, renamed, state_dicts, ultralytics
+from onnxcam.files import FileError
 
 Size = int | Sequence[int]
 DEFAULT_SIDE = 224
@@ -263,8 +264,8 @@ def _pickled(path: Path, trust: bool) -> Any:
 def _weights_only(path: Path) -> str:
     """The message for a file of weights given as the model, with the zoo's name where a configuration tells it."""
     step = f"package.module:callable --weights {path}"
-    with contextlib.suppress(OSError, ValueError):
-        config = documents.parse_json(documents.read_file(path.with_name("config.json")))
+    with contextlib.suppress(FileError, ValueError):
+        config = documents.parse_json(files.read_bytes(path.with_name("config.json"), 8 << 20))
         if isinstance(config, dict) and isinstance(
             config.get("architecture"), str
         ):  # timm writes it beside the weights

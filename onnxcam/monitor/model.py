@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from onnxcam.errors import LabelsError, ModelError, label_count
 from onnxcam.graph.file import open_model as open_file
@@ -106,4 +106,4 @@ def _sha256(where: str | Serialized) -> str:
     if isinstance(where, bytes):
         return hashlib.sha256(where).hexdigest()
     with open_file(Path(where)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()

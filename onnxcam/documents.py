@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxcam.files import FileError
+
 LARGEST = 16 << 20  # bytes of inflated data
 MEMORY = 48 << 20  # bytes that a document may take once it is parsed
 DEEPEST = 64  # levels of lists and objects
@@ -21,6 +24,7 @@ _BRACKETS = b"[]{}"
 _OTHERS = bytes(set(range(256)) - set(_BRACKETS))
 # what CPython allocates at most for what follows each of them: an object, a key and its value, an item
 _BYTES = {b"{": 240, b":": 160, b"[": 80, b",": 80}
+_LONGEST = 1 << 16  # characters of a line
 _CHUNK = 1 << 18
 
 
@@ -151,3 +155,16 @@ def refuse_constant(text: str) -> float:
 
 def _short(text: str) -> str:
     return text if len(text) <= 30 else f"{text[:27]}..."
+
+
+def lines_of(data: bytes) -> Iterator[str]:
+    """The lines of a UTF-8 text with their ends, one by one: as a whole it would take up to four bytes a character.
+
+    Raises:
+        FileError: a line has more than 65,536 characters.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    for number, line in enumerate(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline=""), 1):
+        if len(line) > _LONGEST:
+            raise FileError(f"has more than {_LONGEST:,} characters in line {number}; is it another file?")
+        yield line

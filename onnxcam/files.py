@@ -10,7 +10,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
@@ -23,7 +23,6 @@ Pieces = Iterable[bytes | memoryview]
 PATIENCE = 10.0  # seconds to wait for the other end of a FIFO
 pipes: dict[str, bytes] | None = None  # what was read from pipes, by name; None where a pipe is not read again
 _CHUNK = 1 << 20
-_LONGEST = 1 << 16  # characters of a line
 _LINKS = 40  # followed at most, as Linux does
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
 _NOW = getattr(os, "O_NONBLOCK", 0)  # a FIFO without its other end is not waited for in the system
@@ -416,19 +415,6 @@ def read_stream(file: BinaryIO, limit: int) -> bytes:
             raise _too_large(limit)
         if not block:
             return bytes(data)
-
-
-def lines_of(data: bytes) -> Iterator[str]:
-    """The lines of a UTF-8 text with their ends, one by one: as a whole it would take up to four bytes a character.
-
-    Raises:
-        FileError: a line has more than 65,536 characters.
-        UnicodeDecodeError: it is not UTF-8.
-    """
-    for number, line in enumerate(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline=""), 1):
-        if len(line) > _LONGEST:
-            raise FileError(f"has more than {_LONGEST:,} characters in line {number}; is it another file?")
-        yield line
 
 
 def read_text(path: Where, limit: int) -> str:

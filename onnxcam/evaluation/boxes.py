@@ -123,7 +123,7 @@ def _json(text: bytes) -> dict[str, list[Box]]:
 
 
 def _csv(text: bytes) -> dict[str, list[Box]]:
-    reader = csv.DictReader(files.lines_of(text))
+    reader = csv.DictReader(documents.lines_of(text))
     header = [name.strip().lower() for name in reader.fieldnames or []]
     reader.fieldnames = header
     column = next((name for name in _PICTURE if name in header), None)

@@ -137,7 +137,8 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """Line number, picture and class of each row of a table."""
     import csv
 
-    from onnxcam.files import FileError, lines_of, read_bytes
+    from onnxcam.documents import lines_of
+    from onnxcam.files import FileError, read_bytes
 
     table = f"the table of classes {str(path)!r}"
     try:

@@ -121,6 +121,7 @@ _COUNTERS = {
     "confident": "Rows that did not meet the condition and were not sampled",
     "explained": "Rows explained and recorded",
     "failed": "Rows whose explanation or record failed",
+    "lost": "Rows whose records others than retention removed later",
 }
 _GAUGES = {"queued": "Rows in the queue", "running": "Rows being explained", "queue_bytes": "Bytes in the queue"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +125,36 @@ def test_no_file(tmp_path: Path) -> None:
             file.metadata(path)
         with pytest.raises(ModelError, match=says):
             file.read(path)
+
+
+class Endless(io.RawIOBase):
+    """A file of 1 TiB that repeats some bytes, and counts what is read of it."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content, self._place, self.reads = content, 0, 0
+
+    def read(self, size: int = -1) -> bytes:
+        self.reads += 1
+        start = self._place % len(self._content)
+        data = (self._content * (size // len(self._content) + 2))[start : start + size]
+        self._place += size
+        return data
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + (self._place if whence == os.SEEK_CUR else 0)
+        return self._place
+
+
+@pytest.mark.parametrize(("content", "most"), [(b"\0", 10), (b"\x08\x01", 20), (b"\x0a\x00", 20)])
+def test_a_file_that_is_no_model_is_not_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, content: bytes, most: int
+) -> None:
+    """As a download that left a file of zeros: 6 GB of them took minutes."""
+    monkeypatch.setattr(file, "_MOST_FIELDS", 5)
+    endless = Endless(content)
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        file._walk(endless, 1 << 40, "model.onnx")  # type: ignore[arg-type]
+    assert endless.reads <= most

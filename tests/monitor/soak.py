@@ -167,10 +167,18 @@ class Life:
         return struct.unpack(f"<{threads}Q", self.beats[: 8 * threads])
 
     def took(self, handler: Mapping[str, Any]) -> float:
-        """Seconds that a handler took, without those in which the process was stopped or waited for a processor."""
+        """Seconds that a handler took, without those in which the process was stopped, the thread waited for a
+        processor, or other handlers interrupted it.
+        """
         begin, end = handler["begin"], handler["end"]
-        stopped = sum(max(0.0, min(end, to) - max(begin, since)) for since, to in self.stops)
-        return max(0.0, float(end - begin - stopped - handler["waited"]))
+        others = [(other["begin"], other["end"]) for other in self.handlers]
+        inner = [(since, to) for since, to in others if begin < since and to < end]
+        place = busy = begin
+        for since, to in sorted([*inner, *self.stops]):
+            since, to = max(since, place), min(to, end)
+            if to > since:
+                busy, place = busy + to - since, to
+        return max(0.0, float(end - busy - handler["waited"]))
 
     def patience(self, seconds: float) -> float:
         """Stretch a time by as much longer as the threads took because they waited for a processor."""

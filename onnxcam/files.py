@@ -65,7 +65,7 @@ class FileSet:
 
     def __init__(self) -> None:
         self._parts: dict[Path, tuple[Path, Path]] = {}  # temporary name -> file, and the path that was named
-        self._begun: set[Path] = set()  # temporary names whose renaming has begun
+        self._renaming: set[Path] = set()  # temporary names whose renaming has begun
 
     def __enter__(self) -> FileSet:
         return self
@@ -97,14 +97,14 @@ class FileSet:
             part = target.path.parent / f".{os.urandom(8).hex()}.part"
             self._parts[part] = target.path, path
             with _create(part, target) as file:
-                return _put(file, pieces)
+                return _send(file, pieces)
         except OSError as error:
             raise OutputError(f"{str(path)!r} could not be written ({_reason(error, path)})") from error
 
     def _rename(self, part: Path) -> None:
-        if part not in self._parts or (part in self._begun and not part.exists()):
+        if part not in self._parts or (part in self._renaming and not part.exists()):
             return  # called again after an interruption
-        self._begun.add(part)
+        self._renaming.add(part)
         file, path = self._parts[part]
         try:
             os.replace(part, file)  # noqa: PTH105
@@ -269,7 +269,7 @@ def _through(path: Path, target: _Target, pieces: Pieces) -> int:
     else:
         handle = _open_special(target.path)
     with io.FileIO(handle, "w") as file:
-        return _put(file, pieces)
+        return _send(file, pieces)
 
 
 def _connect(path: Path) -> int:
@@ -295,7 +295,7 @@ def _open_special(path: Path) -> int:
             return handle
 
 
-def _put(file: BinaryIO, pieces: Pieces) -> int:
+def _send(file: BinaryIO, pieces: Pieces) -> int:
     count = 0
     for piece in pieces:
         rest = memoryview(piece)

@@ -258,7 +258,7 @@ def test_an_interruption_leaves_everything_as_it_was(
         file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "_put", interrupted)
+    monkeypatch.setattr(files, "_send", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(path)
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == {NAME: b"old"}

@@ -26,7 +26,7 @@ class Progress:
         self._done = 0
         self._within = 0.0  # share of the current picture that is done
         self._on_terminal = terminal.interactive()
-        self._start = self._pass_start = self._drawn = self._told = time.monotonic()
+        self._start = self._pass_start = self._drawn = self._last_line = time.monotonic()
         self._lock = threading.RLock()
         self._lost: OutputError | BrokenPipeError | None = None
 
@@ -41,7 +41,7 @@ class Progress:
         with self._lock:
             self._clear()
             self._on_terminal = False  # a thread that is still at work no longer draws
-            self._told = float("inf")
+            self._last_line = float("inf")
 
     def advance(self) -> None:
         """Count one more picture as done."""
@@ -102,9 +102,9 @@ class Progress:
     def _tell(self) -> None:
         """Write a line where there is no terminal, now and then."""
         now = time.monotonic()
-        if self._on_terminal or now - self._told < LINES:
+        if self._on_terminal or now - self._last_line < LINES:
             return
-        self._told = now
+        self._last_line = now
         count = f"{self._within:.0%}" if self._total == 1 else f"{self._done} of {self._total} pictures"
         terminal.echo(f"{count} done{self._remaining()}", err=True)
 
@@ -128,7 +128,7 @@ class Bar:
     def __init__(self, what: str = "done") -> None:
         self._what = what
         self._on_terminal = terminal.interactive()
-        self._start = self._told = time.monotonic()
+        self._start = self._last_line = time.monotonic()
         self._drawn = ""
 
     def __enter__(self) -> Bar:
@@ -143,14 +143,14 @@ class Bar:
     def to(self, done: int, total: int) -> None:
         """Draw the bar for `done` of `total`."""
         now = time.monotonic()
-        if not self._on_terminal and now - self._told < LINES:
+        if not self._on_terminal and now - self._last_line < LINES:
             return
         percent, remaining = 100 * done // max(1, total), ""
         if 0 < done < total:
             minutes, seconds = divmod(round((now - self._start) / done * (total - done)), 60)
             remaining = f", {minutes}:{seconds:02d} left"
         if not self._on_terminal:
-            self._told = now
+            self._last_line = now
             terminal.echo(f"{percent} % {self._what}{remaining}", err=True)
             return
         text = f"[{'#' * (_WIDTH * done // max(1, total)):-<{_WIDTH}}] {percent} %{remaining}"

@@ -71,12 +71,12 @@ def check_files(names: str | Iterable[str]) -> frozenset[str]:
         InputError: an unknown name, or none.
     """
     parts = names.split(",") if isinstance(names, str) else list(names)
-    chosen = [part.strip() for part in parts if isinstance(part, str)]
-    unknown = [name for name in chosen if name not in FILES]
-    if unknown or len(chosen) != len(parts) or not chosen:
+    selected = [part.strip() for part in parts if isinstance(part, str)]
+    unknown = [name for name in selected if name not in FILES]
+    if unknown or len(selected) != len(parts) or not selected:
         what = listing(unknown) if unknown else repr(names)
         raise InputError(f"files={what}; expected some of {', '.join(FILES)}")
-    return frozenset(chosen)
+    return frozenset(selected)
 
 
 def save(explanation: Explanation, folder: Path, style: Drawing) -> tuple[dict[str, Any], dict[str, str]]:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 from onnxcam.image.header import NUMPY, HeaderError, read_header
 
 # of files that are pictures; a TIFF's header can be anywhere in it
-_KNOWN = (b"\x89PNG", b"\xff\xd8", b"BM", b"RIFF", b"II", b"MM", b"\x93NUMPY", b"GIF8")
+_MAGIC = (b"\x89PNG", b"\xff\xd8", b"BM", b"RIFF", b"II", b"MM", b"\x93NUMPY", b"GIF8")
 _FIRST, _CHUNK = 1 << 16, 1 << 18
 _LARGEST = 512 << 20
 _PIXELS = 56_000_000
@@ -68,7 +68,7 @@ def _limit(stream: BinaryIO) -> int:
     try:
         header = read_header(stream)
     except HeaderError:
-        if not start.startswith(_KNOWN):
+        if not start.startswith(_MAGIC):
             raise
         return _LARGEST if start[:2] in (b"II", b"MM") else _METADATA
     if header.format in ("TIFF", NUMPY):

@@ -93,7 +93,7 @@ def test_all_files_or_those_of_before(
 ) -> None:
     explainer.explain(PICTURE[::-1].copy()).save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    put: Callable[..., int] = files._put
+    put: Callable[..., int] = files._send
     count = 0
 
     def fail(file: Any, pieces: Any) -> int:
@@ -104,7 +104,7 @@ def test_all_files_or_those_of_before(
             raise error
         return put(file, pieces)
 
-    monkeypatch.setattr(files, "_put", fail)
+    monkeypatch.setattr(files, "_send", fail)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutputError):
         explainer.explain(PICTURE).save(tmp_path)
     assert count == moment + 1

@@ -176,7 +176,7 @@ def test_nothing_is_left_where_a_session_has_no_room(
     def full(file: Any, pieces: Any) -> int:
         raise error
 
-    monkeypatch.setattr(files, "_put", full)
+    monkeypatch.setattr(files, "_send", full)
     with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt, match=r"TMPDIR|^$"):
         open_session(serialize(wide()), CPU, serving())
     with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):

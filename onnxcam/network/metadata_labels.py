@@ -9,8 +9,8 @@ from typing import NamedTuple
 from onnxcam.errors import LabelsError
 
 # Ultralytics and YOLOv5 write `names`, a Python literal; others JSON, or a list with a separator
-KEYS = ("names", "class_names", "classes", "labels", "class_labels", "label_names", "id2label", "model_info label_info",
-        "model_info labels")  # fmt: skip
+KEYS = ("names", "class_names", "classes", "labels", "class_labels", "label_names", "id2label", "label2id",
+        "model_info label_info", "model_info labels")  # fmt: skip
 _SEPARATORS = "\n|,;"
 # a Hugging Face configuration in which nobody named the classes
 _PLACEHOLDER = re.compile(r"LABEL_\d+")

@@ -87,3 +87,11 @@ def test_they_are_the_labels_of_plain_and_explainable_files() -> None:
     manifest.write(silent, record)
     assert onnxcam.Explainer(silent).labels == NAMES
     assert onnxcam.Explainer(silent, labels=NAMES[::-1]).labels == NAMES[::-1]
+
+
+def test_names_with_their_numbers_the_other_way_round() -> None:
+    names = find({"label2id": '{"dog": 1, "cat": 0, "hen": 2}'}, 3)
+    assert names.labels == ["cat", "dog", "hen"]
+    both = {"label2id": '{"dog": 1, "cat": 0}', "id2label": '{"0": "cat", "1": "dog"}'}
+    assert find(both, 2).labels == ["cat", "dog"]
+    assert find({"label2id": '{"LABEL_0": 0, "LABEL_1": 1}'}, 2) == find({}, 2)

@@ -13,7 +13,7 @@ import click
 from onnxcam import files
 from onnxcam.cli import options, terminal
 from onnxcam.cli.errors import ExitCode
-from onnxcam.cli.explain import open_explainer
+from onnxcam.cli.opening import open_explainer
 from onnxcam.cli.progress import Bar
 from onnxcam.cli.truth import check_truth, true_classes, truth_option
 from onnxcam.cli.versions import versions

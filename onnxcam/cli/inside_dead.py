@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxcam.cli import inside_options, options
+from onnxcam.cli import inside_options, options, terminal
 from onnxcam.cli.progress import Bar
 from onnxcam.errors import OnnxcamError
 from onnxcam.explain import pictures
@@ -67,7 +67,7 @@ def dead(
         else:
             readable.append(item.source)
     for text in failures:
-        click.echo(f"Error: {text}", err=True)
+        terminal.echo(f"Error: {text}", err=True)
     if not readable:
         raise click.exceptions.Exit(1)
     with Bar() as bar:
@@ -76,7 +76,7 @@ def dead(
         record = {"model": model, "n": len(readable), "failed": failures, "layers": [one.describe() for one in results]}
         options.print_json(record)
     else:
-        click.echo("\n".join(lines(results, len(readable))))
+        terminal.echo_lines(lines(results, len(readable)))
     if failures:
         raise click.exceptions.Exit(1)
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from onnxcam import image
-from onnxcam.cli import inside_options, options
+from onnxcam.cli import inside_options, options, terminal
 from onnxcam.cli.progress import Progress
 from onnxcam.errors import OnnxcamError, OutputError
 from onnxcam.explain import pictures
@@ -97,7 +97,7 @@ def features(
         explainer.sessions.cut(name)  # a wrong name ends the command before a picture is read
     record = {"model": model, "layers": names, "pictures": []}
     failed = write_all(
-        explainer, collection, names, folder, Style(order, max_channels, scale, colormap, values), record
+        explainer, collection, names, folder, Style(order, max_channels, scale, colormap, values), record, as_json
     )
     if as_json:
         options.print_json(record)
@@ -139,8 +139,12 @@ def write_all(
     folder: Path,
     style: Any,
     record: dict[str, Any],
+    quiet: bool = True,
 ) -> int:
-    """Write the feature maps of every picture into its folder; return how many failed, each named on standard error."""
+    """Write the feature maps of every picture into its folder; return how many failed, each named on standard error.
+
+    A line about each goes to standard output, or with `quiet` to standard error.
+    """
     from onnxcam.inside import feature_files
 
     failures = [str(error) for _, error in collection.failures]
@@ -158,10 +162,15 @@ def write_all(
                 record["pictures"].append({"name": item.name, "error": str(error)})
             else:
                 record["pictures"].append({"name": item.name, "folder": item.folder.as_posix(), "error": None} | entry)
-                progress.note(f"{item.name} -> {where / 'features.png'}: {_line(entry)}")
+                line = f"{item.name} -> {where / 'features.png'}: {_line(entry)}"
+                if quiet:
+                    progress.note(line)
+                else:
+                    progress.result([line])
             progress.advance()
     for text in failures:
-        click.echo(f"Error: {text}", err=True)
+        terminal.echo(f"Error: {text}", err=True)
+    progress.finish()
     return len(failures)
 
 

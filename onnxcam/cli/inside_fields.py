@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxcam import image
-from onnxcam.cli import inside_options, options
+from onnxcam.cli import inside_options, options, terminal
 
 if TYPE_CHECKING:
     from onnxcam.inside.receptive_fields import Field
@@ -74,9 +74,9 @@ def fields(
     if as_json:
         options.print_json(record)
         return
-    click.echo(inside_options.table(_rows(computed)))
+    terminal.echo_lines(inside_options.table(_rows(computed)))
     if output is not None:
-        click.echo(f"drawn on the picture: {output}/fields.png", err=True)
+        terminal.echo(f"drawn on the picture: {output}/fields.png", err=True)
 
 
 def _spread(fields: list[Field]) -> list[Field]:

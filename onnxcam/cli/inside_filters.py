@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from onnxcam import image
-from onnxcam.cli import inside_options, options
+from onnxcam.cli import inside_options, options, terminal
 from onnxcam.cli.progress import Bar
 from onnxcam.errors import OnnxcamError
 from onnxcam.explain import pictures
@@ -102,11 +102,11 @@ def filters(
         image.write_png(folder / entry["file"], page)
         record["layers"].append(entry)
         if not as_json:
-            click.echo(f"{one.layer}: {one.notes()[0]} -> {folder / entry['file']}")
+            terminal.echo(f"{one.layer}: {one.notes()[0]} -> {folder / entry['file']}")
     inside_options.write_json(folder / "filters.json", record)
     if as_json:
         options.print_json(record)
     for text in dict.fromkeys(failures):
-        click.echo(f"Error: {text}", err=True)
+        terminal.echo(f"Error: {text}", err=True)
     if failures:
         raise click.exceptions.Exit(1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxcam.cli import inside_options, options
+from onnxcam.cli import inside_options, options, terminal
 from onnxcam.cli.errors import ExitCode, sentence_and_code
 from onnxcam.cli.progress import Bar
 from onnxcam.errors import OnnxcamError
@@ -168,29 +168,29 @@ def maximize(
     for scalar, stem in zip(scalars, _stems(scalars), strict=True):
         try:
             with Bar() as bar:
-                made = maximization.climb(
+                result = maximization.climb(
                     subject, scalar, subject.ascent(scalar), settings, start=start, pictures=sources, progress=bar.to
                 )
         except OnnxcamError as error:
             failure = error
             record["failures"].append({"title": scalar.title, "error": str(error)})
             if len(scalars) > 1:
-                click.echo(f"Error: {error}", err=True)
+                terminal.echo(f"Error: {error}", err=True)
             continue
-        files = made.save(folder, stem)
-        record["results"].append(made.describe() | {"files": files})
+        files = result.save(folder, stem)
+        record["results"].append(result.describe() | {"files": files})
         if not as_json:
-            click.echo(_line(made, folder / files["picture"]))
-        for warning in made.warnings:
-            click.echo(f"Warning: {warning}", err=True)
-        interrupted = made.interrupted
+            terminal.echo(_line(result, folder / files["picture"]))
+        for warning in result.warnings:
+            terminal.echo(f"Warning: {warning}", err=True)
+        interrupted = result.interrupted
         if interrupted:
             break
     inside_options.write_json(folder / REPORT, record)
     if as_json:
         options.print_json(record)
     if interrupted:
-        click.echo("Interrupted.", err=True)
+        terminal.echo("Interrupted.", err=True)
         raise click.exceptions.Exit(ExitCode.INTERRUPTED)
     if failure is not None:
         if len(scalars) == 1:
@@ -207,7 +207,7 @@ def _scalars(
     classes: Sequence[str],
     contrast: str | None,
 ) -> Iterator[Scalar]:
-    """What each flag names, all checked before anything is made."""
+    """What each flag names, all checked before any work is done."""
     from onnxcam.inside.maximization import scalar_of
 
     labels = subject.explainer.labels
@@ -245,7 +245,7 @@ def _write_file(
     shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     jitter = settings.transformation.jitter
     if not quiet:
-        click.echo(
+        terminal.echo(
             f"{scalars[0].title}: {settings.steps} steps ({settings.parametrization}) -> {file}; feed start, float32 "
             f"{shape}, normal random numbers times 0.3, and jitter, "
             f"int64 [{settings.steps}, 2], whole numbers from {-jitter} to {jitter}"
@@ -253,11 +253,13 @@ def _write_file(
     return {"path": file, "objective": scalars[0].describe(), "settings": settings.describe()}
 
 
-def _line(made: Maximized, path: Path) -> str:
+def _line(result: Maximized, path: Path) -> str:
     """The one answer."""
-    through = made.verified_through_preprocessing
-    parts = [f"plain model {made.verified:.5g}", f"with its resizing and cropping {through:.5g}"]
-    if made.natural is not None and made.comparison is not None:
-        count = made.comparison.count
-        parts.append(f"best of {count} real picture{'s' * (count > 1)} {made.natural.value:.5g} ({made.natural.name})")
-    return f"{made.scalar.title}: {made.reached:.5g} after {len(made.history)} steps; {', '.join(parts)} -> {path}"
+    through = result.verified_through_preprocessing
+    parts = [f"plain model {result.verified:.5g}", f"with its resizing and cropping {through:.5g}"]
+    if result.natural is not None and result.comparison is not None:
+        count = result.comparison.count
+        best = f"{result.natural.value:.5g} ({result.natural.name})"
+        parts.append(f"best of {count} real picture{'s' * (count > 1)} {best}")
+    reached = f"{result.reached:.5g} after {len(result.history)} steps"
+    return f"{result.scalar.title}: {reached}; {', '.join(parts)} -> {path}"

@@ -9,11 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from onnxcam import image
-from onnxcam.cli import options
-from onnxcam.cli.explain import open_explainer
+from onnxcam.cli import options, terminal
+from onnxcam.cli.opening import open_explainer
 from onnxcam.errors import OutputError
 from onnxcam.explain.explainer import Explainer
 
@@ -69,7 +67,7 @@ def opened(model: str, opening: dict[str, Any], sources: Sequence[Any] = (), man
         kind=opening["kind"],
     )
     for warning in explainer.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        terminal.echo(f"Warning: {warning}", err=True)
     return explainer
 
 
@@ -95,7 +93,7 @@ def write_json(path: Path, record: Any) -> None:
     image.write_bytes(path, text.encode(errors="backslashreplace"))
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of text as aligned columns; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnxcam import image
-from onnxcam.cli import inside_options, options
+from onnxcam.cli import inside_options, options, terminal
 from onnxcam.cli.progress import Bar
 from onnxcam.errors import InputError
 
@@ -107,11 +107,11 @@ def perturb(
     if as_json:
         options.print_json(record)
         return
-    click.echo(f"Covered: {perturbation_pages.answer(result)}")
+    terminal.echo(f"Covered: {perturbation_pages.answer(result)}")
     rows_of_text = [("layer", "map", "cells changed", "clearly")]
     for layer, difference in result.differences.items():
         grid = f"{difference.shape[0]} x {difference.shape[1]}"
         shares = (perturbation_pages.share(result.spread[layer]), perturbation_pages.share(result.clear_spread[layer]))
         rows_of_text.append((layer, grid, *shares))
-    click.echo(inside_options.table(rows_of_text))
-    click.echo(f"drawn: {folder / 'perturb.png'}" + (f", {folder / 'perturb.html'}" if places else ""), err=True)
+    terminal.echo_lines(inside_options.table(rows_of_text))
+    terminal.echo(f"drawn: {folder / 'perturb.png'}" + (f", {folder / 'perturb.html'}" if places else ""), err=True)

@@ -92,9 +92,9 @@ def card(
         (index, label, float(number) if math.isfinite(number) else None)
         for index, label, number in explanation.predictions[:_BEST]
     ]
-    known = None if truth is None else (truth, name_of(truth, labels))
+    of_class = None if truth is None else (truth, name_of(truth, labels))
     warnings = [*explanation.warnings, *(of_truth.warnings if of_truth is not None else ())]
-    return Card(name, numbers, known, maps, list(dict.fromkeys(warnings)), explanation.numeric)
+    return Card(name, numbers, of_class, maps, list(dict.fromkeys(warnings)), explanation.numeric)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +128,8 @@ class Judge:
                 (of_truth,) = self.explainer.answer(question, [read])
             except OnnxcamError as error:
                 failure = [f"there is no map of the true class: {error}"]
-        made = card(explanation, name, truth, self.explainer.labels, of_truth, self.style)
-        return replace(made, warnings=[*made.warnings, *failure])
+        result = card(explanation, name, truth, self.explainer.labels, of_truth, self.style)
+        return replace(result, warnings=[*result.warnings, *failure])
 
 
 class Gallery:
@@ -168,11 +168,11 @@ class Gallery:
             one: its card.
             link: path of its full explanation, relative to the page.
         """
-        shown = self.count < MOST
+        fits = self.count < MOST
         confidence = one.predictions[0][2]
         self._confidences[one.state].append(float("nan") if confidence is None else confidence)
         self._labels = self._labels or one.truth is not None
-        if shown:
+        if fits:
             self._cards.write(_html(one, self.count - 1, link).encode("utf-8", "backslashreplace"))
         else:
             self._left_out += 1

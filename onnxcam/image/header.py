@@ -9,17 +9,12 @@ from __future__ import annotations
 import ast
 import io
 import math
-import os
-import stat
 import struct
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from onnxcam import files
 from onnxcam.errors import PictureError
-from onnxcam.files import FileError
 
 NUMPY = "NumPy"
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WebP", "TIFF")
@@ -46,38 +41,6 @@ class Header(NamedTuple):
 
 class HeaderError(PictureError):
     """The header is cut off, contradictory or of an unknown format; the message lacks its subject, the file's name."""
-
-
-def open_picture(path: Path) -> BinaryIO:
-    """Open a picture file as a seekable stream; what a pipe delivers is read, see `onnxcam.image.pipe`.
-
-    Raises:
-        HeaderError: it cannot be opened, or is neither a file nor a pipe; the message lacks its subject.
-    """
-    try:
-        if path.is_dir():
-            raise HeaderError("is a directory; give one picture file, or the files in it")
-        file = files.open_file(path)
-        if stat.S_ISREG(files.mode(file)):
-            return io.BufferedReader(file)  # type: ignore[type-var]
-        if stat.S_ISCHR(files.mode(file)):
-            file.close()
-            raise HeaderError("is neither a file nor a pipe; give a picture file")
-        from onnxcam.image import pipe
-
-        with file:
-            return io.BytesIO(pipe.read(file))
-    except OSError as error:
-        raise HeaderError(f"cannot be read ({error.strerror or error}); check its name and permissions") from error
-    except FileError as error:
-        if not isinstance(error.__cause__, FileNotFoundError) or os.path.lexists(path):
-            raise HeaderError(str(error)) from error
-        hint = "download it first" if "://" in str(path) or str(path).startswith(("http:", "https:")) else _hint()
-        raise HeaderError(f"does not exist; {hint}") from error
-
-
-def _hint() -> str:
-    return f"check the name (the current folder is {str(Path.cwd())!r})"
 
 
 def read_header(stream: BinaryIO) -> Header:

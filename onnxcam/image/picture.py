@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import InputError, PictureError
-from onnxcam.image.header import LARGEST, NUMPY, Header, HeaderError, open_picture, orientation, read_header
+from onnxcam.image.header import LARGEST, NUMPY, Header, HeaderError, orientation, read_header
 from onnxcam.image.integrity import check_whole
 from onnxcam.image.opencv import import_cv2
+from onnxcam.image.pipe import open_picture
 
 # arrays and TIFF files of bands have modules of their own, which photographs do not need
 if TYPE_CHECKING:

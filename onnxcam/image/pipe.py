@@ -1,11 +1,15 @@
-"""Pictures from pipes and standard input: as many bytes are read as a picture of that kind and size can have."""
+"""Pictures from files, pipes and standard input: of a stream as many bytes are read as such a picture can have."""
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
+import stat
+from pathlib import Path
 from typing import BinaryIO
 
+from onnxcam import files
+from onnxcam.files import FileError
 from onnxcam.image.header import NUMPY, HeaderError, read_header
 
 # of files that are pictures; a TIFF's header can be anywhere in it
@@ -17,6 +21,36 @@ _METADATA = 64 << 20  # can be arbitrarily large
 _IN_MEMORY = 16 << 20  # more is stored in a temporary file until it is known to be a picture
 
 
+def open_picture(path: Path) -> BinaryIO:
+    """Open a picture file as a seekable stream; what a pipe delivers is read, see `read`.
+
+    Raises:
+        HeaderError: it cannot be opened, or is neither a file nor a pipe; the message lacks its subject.
+    """
+    try:
+        if path.is_dir():
+            raise HeaderError("is a directory; give one picture file, or the files in it")
+        file = files.open_file(path)
+        if stat.S_ISREG(files.mode(file)):
+            return io.BufferedReader(file)  # type: ignore[type-var]
+        if stat.S_ISCHR(files.mode(file)):
+            file.close()
+            raise HeaderError("is neither a file nor a pipe; give a picture file")
+        with file:
+            return io.BytesIO(read(file))
+    except OSError as error:
+        raise HeaderError(f"cannot be read ({error.strerror or error}); check its name and permissions") from error
+    except FileError as error:
+        if not isinstance(error.__cause__, FileNotFoundError) or os.path.lexists(path):
+            raise HeaderError(str(error)) from error
+        hint = "download it first" if "://" in str(path) or str(path).startswith(("http:", "https:")) else _hint()
+        raise HeaderError(f"does not exist; {hint}") from error
+
+
+def _hint() -> str:
+    return f"check the name (the current folder is {str(Path.cwd())!r})"
+
+
 def read(stream: BinaryIO) -> bytes:
     """Read one encoded picture to the end of a stream.
 
@@ -24,6 +58,8 @@ def read(stream: BinaryIO) -> bytes:
         HeaderError: it is not a picture, or larger than one of its kind and size can be; the message lacks its subject.
         OSError: it cannot be read.
     """
+    import tempfile  # here, as pictures in files do not need it
+
     limit = _LARGEST
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
         size = 0

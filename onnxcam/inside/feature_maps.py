@@ -90,11 +90,11 @@ class FeatureMaps:
         ends = (f"{low:.4g}", f"{high:.4g}") if scale == "layer" else ("channel's minimum", "channel's maximum")
         return sheet.page([*parts, sheet.scale(palette(colormap), *ends)])
 
-    def notes(self, shown: int | None = None) -> list[str]:
+    def notes(self, first: int | None = None) -> list[str]:
         """What a page of the first channels says about the layer."""
         count, height, width = self.shape
         how = {"index": "in order", "max": "highest maximum first"}.get(self.order, f"highest {self.order} first")
-        number = len(self.channels[:shown])
+        number = len(self.channels[:first])
         some = f"{number} of {count} channels" if number < count else f"{count} channels"
         zeros = _percent(float((self.values == 0).mean()))
         lines = [f"{some}, {height} x {width}, {how}; {zeros} zeros"]

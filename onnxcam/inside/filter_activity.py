@@ -18,7 +18,7 @@ from onnxcam.inside.filter_weights import Filters
 if TYPE_CHECKING:
     from onnxcam.explain.explainer import Explainer
 
-SHOWN = 6
+FILTERS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def activity(
     explainer: Explainer,
     filters: Filters,
     prepared: Iterable[tuple[image.Picture, np.ndarray, image.Geometry]],
-    count: int = SHOWN,
+    count: int = FILTERS,
 ) -> list[Activity]:
     """Find the filters that vary most over pictures, and for each the picture in which it is strongest.
 

@@ -17,7 +17,7 @@ from onnxcam.image.text import Font
 from onnxcam.inside.convolutions import convolution_of, convolutions, reads_colors, weights_of
 from onnxcam.network.network import Network
 
-SHOWN = 64
+ROOM = 64
 SCALES = ("layer", "filter")
 _ROWS = 12  # filters, where several slices of each are drawn
 _POSITIVE, _NEGATIVE = np.array((178, 24, 43.0)), np.array((20, 86, 164.0))
@@ -55,7 +55,7 @@ class Filters:
     @property
     def order(self) -> list[int]:
         """The filters, in order; those that vary most first where there are more than fit on a page."""
-        room = SHOWN if self.colors or self.weights.shape[1] == 1 else _ROWS
+        room = ROOM if self.colors or self.weights.shape[1] == 1 else _ROWS
         if len(self.weights) <= room:
             return list(range(len(self.weights)))
         return [int(index) for index in np.argsort(-self.variance, kind="stable")]
@@ -88,9 +88,9 @@ class Filters:
             how = "One scale for all." if scale == "layer" else "Each on its own scale."
             return [*lines, f"Colours are what a filter looks for; grey: weight 0. {how}"]
         if height * width > 1:
-            shown = min(len(self.order), SHOWN if inputs == 1 else _ROWS)
-            if shown < count:
-                lines.append(f"Shown: the {shown} that vary most.")
+            number = min(len(self.order), ROOM if inputs == 1 else _ROWS)
+            if number < count:
+                lines.append(f"Shown: the {number} that vary most.")
             if inputs > 1:
                 lines.append("A row is a filter: its strongest slices, the filter's number and its input's.")
         if self._printed and self._unit != 1:
@@ -104,7 +104,7 @@ class Filters:
         _, inputs, height, width = self.weights.shape
         peak = self._peak()
         if self.colors:
-            cells = [sheet.Cell(self.tile(index, scale=scale), str(index)) for index in self.order[:SHOWN]]
+            cells = [sheet.Cell(self.tile(index, scale=scale), str(index)) for index in self.order[:ROOM]]
             return [sheet.grid(cells, 8)]
         ends = (f"{-peak:.3g}", f"{peak:.3g}") if scale == "layer" else ("filter's largest, negative", "positive")
         bar = sheet.scale(signed(np.linspace(-1, 1, 256)), *ends, middle="0")
@@ -113,7 +113,7 @@ class Filters:
             return [sheet.grid([matrix], 1, framed=True), bar]
         columns = 4 if self._printed else 6
         if inputs == 1:
-            cells = [sheet.Cell(self.tile(index, scale=scale), str(index)) for index in self.order[:SHOWN]]
+            cells = [sheet.Cell(self.tile(index, scale=scale), str(index)) for index in self.order[:ROOM]]
         else:
             cells = []
             for index in self.order[:_ROWS]:

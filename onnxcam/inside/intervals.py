@@ -261,8 +261,8 @@ def _matrix_product(bounds: Bounds, node: onnx.NodeProto, output: str, inputs: I
     if right and b.low.ndim == 2:
         ends = [np.moveaxis(np.broadcast_to(x, (*x.shape[:-1], length)), -1, 0) for x in (a.low, a.high)]
         flat = [x.reshape(length, -1) for x in ends]
-        made = product(b.low.T, flat[0], flat[1])
-        result = Interval(*(np.moveaxis(x.reshape(-1, *ends[0].shape[1:]), 0, -1) for x in (made.low, made.high)))
+        factor = product(b.low.T, flat[0], flat[1])
+        result = Interval(*(np.moveaxis(x.reshape(-1, *ends[0].shape[1:]), 0, -1) for x in (factor.low, factor.high)))
         peak = _finite(a.magnitude.max())
         error = peak * np.abs(b.low).sum(axis=0)
     elif left and a.low.ndim == 2 and b.low.ndim == 2:

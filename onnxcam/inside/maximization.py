@@ -147,7 +147,7 @@ class Maximized:
         """The beginning of its files' names."""
         return f"maximize_{self.scalar.stem}"
 
-    def shown(self) -> np.ndarray:
+    def rgb(self) -> np.ndarray:
         """The picture as uint8 `[H, W, 3]` for display; of a model of bands the first three, or the first."""
         pixels = self.picture
         if pixels.shape[2] == 3:
@@ -156,7 +156,7 @@ class Maximized:
 
     def sheet(self) -> np.ndarray:
         """The picture beside the real ones with the highest values and the parts that the neuron sees, uint8 RGB."""
-        return sheet(self.shown(), self.scalar.title, self.verified, self.comparison)
+        return sheet(self.rgb(), self.scalar.title, self.verified, self.comparison)
 
     def save(self, folder: str | Path, stem: str | None = None) -> dict[str, str]:
         """Write the picture, and where real ones were compared the sheet; return the files' names.
@@ -167,7 +167,7 @@ class Maximized:
         """
         stem = self.stem if stem is None else stem
         files = {"picture": f"{stem}.png"}
-        image.write_png(Path(folder) / files["picture"], self.shown())
+        image.write_png(Path(folder) / files["picture"], self.rgb())
         if self.picture.shape[2] not in (1, 3):
             import io
 

@@ -55,19 +55,19 @@ class PathLayer:
 
     Attributes:
         layer: its name.
-        made: the maximised picture with the real ones of the highest values, their median.
+        maximized: the maximised picture with the real ones of the highest values, their median.
         real: those real pictures with each other; None of fewer than two.
         others: those real pictures with the remaining ones; None where none remain.
     """
 
     layer: str
-    made: float
+    maximized: float
     real: float | None
     others: float | None
 
     def describe(self) -> dict[str, Any]:
         """For JSON."""
-        return {"layer": self.layer, "made": self.made, "real": self.real, "others": self.others}
+        return {"layer": self.layer, "maximized": self.maximized, "real": self.real, "others": self.others}
 
 
 @dataclass
@@ -90,15 +90,16 @@ class Comparison:
     def doubt(self) -> str | None:
         """A sentence where the maximised picture takes another path than real ones."""
         judged = [layer for layer in self.path if layer.others is not None]
-        apart = [layer for layer in judged if layer.others is not None and layer.made < layer.others]
+        apart = [layer for layer in judged if layer.others is not None and layer.maximized < layer.others]
         if not judged or 2 * len(apart) <= len(judged):
             return None
-        worst = min(apart, key=lambda layer: layer.made - (layer.others or 0.0))
+        worst = min(apart, key=lambda layer: layer.maximized - (layer.others or 0.0))
         return (
             f"the maximised picture takes another path through the network than real pictures: in {len(apart)} of "
             f"{len(judged)} layers its activations are less like those of the real pictures with the highest values "
-            f"than those of other real pictures are (most in {worst.layer!r}, correlation {worst.made:.2f} against "
-            f"{worst.others:.2f}); what excites this neuron in photographs may look different"
+            f"than those of other real pictures are (most in {worst.layer!r}, correlation "
+            f"{worst.maximized:.2f} against {worst.others:.2f}); what excites "
+            "this neuron in photographs may look different"
         )
 
 
@@ -106,7 +107,7 @@ def compare(
     subject: Subject,
     scalar: Scalar,
     session: AscentSession,
-    made: np.ndarray,
+    maximized: np.ndarray,
     pictures: Sequence[Any],
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
@@ -114,7 +115,7 @@ def compare(
 
     Arguments:
         session: of the scalar's gradient.
-        made: the batch of the maximised picture.
+        maximized: the batch of the maximised picture.
         pictures: anything that `Explainer.explain` takes.
         progress: called with (done, total).
     """
@@ -147,7 +148,7 @@ def compare(
         part = _part(subject, scalar, session, tensor, output, geometry)
         comparison.best.append(Natural(number, natural.name, natural.pixels, part))
     if numbers and path:
-        comparison.path = _compared(path, _means(path, values(made)), means, numbers)
+        comparison.path = _compared(path, _means(path, values(maximized)), means, numbers)
     return comparison
 
 
@@ -176,7 +177,7 @@ def _means(path: Sequence[tuple[str, str, Layout]], outputs: Mapping[str, np.nda
 
 def _compared(
     path: Sequence[tuple[str, str, Layout]],
-    made: Sequence[np.ndarray],
+    maximized: Sequence[np.ndarray],
     means: Sequence[Sequence[np.ndarray]],
     numbers: Sequence[float],
 ) -> list[PathLayer]:
@@ -188,13 +189,13 @@ def _compared(
         ranks = [_ranks(row[place]) for row in means]
         if len(ranks[0]) < 3:  # of one or two channels a correlation says nothing
             continue
-        made_ranks = _ranks(made[place])
+        maximized_ranks = _ranks(maximized[place])
         pairs = [_correlation(ranks[a], ranks[b]) for k, a in enumerate(top) for b in top[k + 1 :]]
         others = [_correlation(ranks[a], ranks[b]) for a in top for b in rest]
         compared.append(
             PathLayer(
                 name,
-                float(np.median([_correlation(made_ranks, ranks[a]) for a in top])),
+                float(np.median([_correlation(maximized_ranks, ranks[a]) for a in top])),
                 float(np.median(pairs)) if pairs else None,
                 float(np.median(others)) if len(rest) > 1 else None,
             )

@@ -17,19 +17,20 @@ _INK, _FAINT, _PAPER = (26, 28, 32), (92, 98, 108), 255
 _BOX = (255, 214, 0), (26, 28, 32)  # yellow on black: visible on any picture
 
 
-def sheet(made: np.ndarray, title: str, value: float, comparison: Comparison | None) -> np.ndarray:
+def sheet(pixels: np.ndarray, title: str, value: float, comparison: Comparison | None) -> np.ndarray:
     """A row of cells: the maximised picture, then the real pictures with the highest values, the part that is seen
     framed; below each the part alone.
 
     Arguments:
-        made: uint8 `[H, W, 3]`.
+        pixels: uint8 `[H, W, 3]`.
         title: what was maximised.
         value: what the plain model says of the maximised picture.
 
     Returns:
         uint8 `[h, w, 3]` RGB.
     """
-    cells: list[tuple[str, str, np.ndarray, tuple[int, int, int, int] | None]] = [("made", f"{value:.4g}", made, None)]
+    cells: list[tuple[str, str, np.ndarray, tuple[int, int, int, int] | None]]
+    cells = [("made", f"{value:.4g}", pixels, None)]
     if comparison is not None:
         cells += [(entry.name, f"{entry.value:.4g}", entry.pixels, entry.part) for entry in comparison.best]
     parts = any(part is not None for *_, part in cells)

@@ -116,8 +116,8 @@ class Subject:
     def as_picture(self, pixels: np.ndarray) -> image.Picture:
         """What the explainer takes for pixels `[H, W, C]` of this model."""
         if self.preprocess.color == "bands":
-            shown = pixels[..., :3] if self.channels >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
-            return image.Picture(np.ascontiguousarray(shown), "maximised", values=pixels.astype(np.float32))
+            visible = pixels[..., :3] if self.channels >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
+            return image.Picture(np.ascontiguousarray(visible), "maximised", values=pixels.astype(np.float32))
         return image.Picture(pixels if self.channels == 3 else np.repeat(pixels, 3, axis=2), "maximised")
 
     def ascent(self, scalar: Scalar) -> AscentSession:

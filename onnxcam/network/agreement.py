@@ -210,8 +210,8 @@ def _off_grid(what: str, layout: Layout, shape: Sequence[Any] | None) -> Iterato
         return
     rows, columns = layout.grid
     if layout.tokens:
-        count, found = layout.prefix_tokens + rows * columns, shape[1] if len(shape) == 3 else None
-        if len(shape) != 3 or (isinstance(found, int) and found != count):
+        count, tokens = layout.prefix_tokens + rows * columns, shape[1] if len(shape) == 3 else None
+        if len(shape) != 3 or (isinstance(tokens, int) and tokens != count):
             yield f"the manifest says that {what} have {count} positions, not those of the shape {list(shape)}"
     elif len(shape) != 4 or _differs((rows, columns), layout.size(shape)):
         yield f"the manifest says that {what} lie on a grid of {rows} x {columns}, not on that of {list(shape)}"

@@ -21,7 +21,8 @@ import pytest
 
 import onnxcam
 from onnxcam import cli, image
-from onnxcam.cli.monitor import COMMANDS
+from onnxcam.cli.inside import COMMANDS as INSIDE
+from onnxcam.cli.monitor import COMMANDS as MONITOR
 from onnxcam.errors import escaped
 from onnxcam.graph import edit
 from onnxcam.network import manifest as manifests
@@ -36,7 +37,9 @@ CONTROLS = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
 FORGED = re.compile("^forged", re.MULTILINE)
-EVERY = [*(name for name in cli.main.places if name != "monitor"), *(f"monitor {name}" for name in COMMANDS)]  # type: ignore[attr-defined]
+GROUPS = {"monitor": MONITOR, "inside": INSIDE}
+EVERY = [name for name in cli.main.places if name not in GROUPS]  # type: ignore[attr-defined]
+EVERY += [f"{group} {name}" for group, names in GROUPS.items() for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,12 @@ def arguments(command: str, workshop: Path, out: Path) -> list[str]:
         "explain": [ready, pictures, "-o", out, "--top", 2, "--method", "gradcam", "--method", "hirescam"],
         "export": [workshop / "plain.onnx", "-o", out / "o.onnx", "--labels", workshop / "labels.json", "--no-verify"],
         "layers": [ready],
+        "inside features": [ready, pictures, "-o", out, "--layer", f"relu{HOSTILE}"],
+        "inside filters": [ready, "-o", out, "--layer", f"relu{HOSTILE}", "--pictures", pictures],
+        "inside dead": [ready, pictures, "--layer", f"relu{HOSTILE}"],
+        "inside perturb": [ready, sorted(pictures.iterdir())[0], "-o", out, "--cover", "2,2,20,20"],
+        "inside fields": [ready, "--layer", f"relu{HOSTILE}"],
+        "inside maximize": [ready, "-o", out, "--class", "1", "--steps", 2, "--pictures", pictures],
         "methods": [],
         "monitor tail": [records],
         "monitor query": [records, "--limit", 2],

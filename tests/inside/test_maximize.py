@@ -174,7 +174,6 @@ def test_the_value_is_the_plain_files_on_the_picture(nhwc: bool, color: str, bat
         ({"target": Contrast(0, 1)}, lambda out: out["logits"][0, 0] - out["logits"][0, 1]),
         ({"target": Weights([0, 1, 1, 0, 0])}, lambda out: out["logits"][0, 1] + out["logits"][0, 2]),
     ],
-    ids=str,
 )
 def test_what_is_maximised_is_what_was_named(what: dict[str, Any], expected: Any) -> None:
     model = tiny_cnn(size=16)

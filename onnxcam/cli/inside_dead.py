@@ -98,7 +98,7 @@ def lines(results: Sequence[Dead], count: int) -> list[str]:
     unbounded = [one.layer for one in results if not one.bounded]
     text = [f"{answer}; for {proven} of them it is proven: no picture can bring them above 0."]
     if len(rows) > 1:
-        text.append(inside_options.table(rows))
+        text.extend(inside_options.table(rows))
     if unbounded:
         text.append(f"No bounds are known for {len(unbounded)} layers, so nothing can be proven of them.")
     return text

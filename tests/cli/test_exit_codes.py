@@ -39,6 +39,7 @@ CODES = {
     "UnsupportedOperator": 3,
     "RuntimeUnavailable": 4,
     "DependencyError": 4,
+    "SerializationError": 1,
 }
 
 
@@ -145,8 +146,8 @@ def test_help_imports_no_command() -> None:
     code, text, modules = json.loads(done.stdout)
     assert code == 0
     assert all(name in text for name in COMMANDS)
-    edges = ["onnxcam.cli.errors", "onnxcam.cli.group", "onnxcam.cli.terminal"]
-    assert modules == ["onnxcam.cli", *edges, "onnxcam.errors"]
+    edges = [f"onnxcam.cli.{name}" for name in ("errors", "group", "signals", "terminal")]
+    assert modules == ["onnxcam.cli", *edges, "onnxcam.errors", "onnxcam.files"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -261,7 +261,7 @@ def test_a_contrast_that_says_nothing_is_the_pictures_failure(
 
 
 def test_a_picture_named_as_a_result_is_spared(run: Run, ready: Path, photo: Path, tmp_path: Path) -> None:
-    for name in ("hirescam_x.png", "methods.png"):
+    for name in ("hirescam_overlay.png", "methods.png"):
         data = photo.read_bytes()
         (tmp_path / name).write_bytes(data)
         result = run("explain", ready, tmp_path / name, "-o", tmp_path, *BOTH)

@@ -232,7 +232,7 @@ def safetensors_of(header: Any, data: bytes = bytes(8)) -> bytes:
         (safetensors_of({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}), "'a'"),
         (safetensors_of({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}), "'a'"),
         (safetensors_of({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(4)), "'a'"),
-        (safetensors_of(b"[" * 100_000), "not JSON"),
+        (safetensors_of(b"[" * 100_000), "nested 100,000 levels deep"),
     ],
 )
 def test_damaged_safetensors(content: bytes, says: str, tmp_path: Path) -> None:

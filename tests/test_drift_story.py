@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,4 +38,4 @@ def test_silent_before_and_speaks_after(story, tmp_path: Path) -> None:
     assert told["frame"]["verdict"] == "drift"
     assert {"map", "attention.border"} <= told["frame"]["moved"].keys()
     page = (tmp_path / "frame.html").read_text(encoding="utf-8")
-    assert "data:image/png;base64," in page and "change" in page
+    assert re.search(r'src="data:image/(png|jpeg);base64,', page) and "change" in page

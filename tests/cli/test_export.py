@@ -138,20 +138,17 @@ def test_source_and_folders_are_never_overwritten(run: Run, plain: Path, tmp_pat
     assert not (tmp_path / "none").exists()
 
 
-def test_a_write_that_fails_leaves_the_old_file(
-    run: Run, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_the_old_file(run: Run, plain: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
     out = tmp_path / "out.onnx"
     out.write_bytes(b"old")
-
-    def full(self: Path, data: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(data[:100])
-        raise OSError(28, "No space left on device", str(self))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    result = run("export", plain, "-o", out)
-    assert result.code == 1 and "No space left" in result.sentence
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        result = run("export", plain, "-o", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.code == 1 and "File too large" in result.err.splitlines()[-1]
     assert out.read_bytes() == b"old" and list(tmp_path.iterdir()) == [out]
 
 

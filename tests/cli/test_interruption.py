@@ -36,9 +36,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(*arguments: Any, ignored: bool = False) -> subprocess.Popen[str]:
-    code = "from onnxcam.cli import main; main()"
-    if ignored:  # as `nohup` does
-        code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); " + code
+    # ignored as `nohup` does, which may also run these tests
+    action = "SIG_IGN" if ignored else "SIG_DFL"
+    code = f"import signal; signal.signal(signal.SIGHUP, signal.{action}); from onnxcam.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

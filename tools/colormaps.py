@@ -22,7 +22,10 @@ const tables = new Map();
 
 // The colour of each of the 256 grey levels: Uint8Array of 768, RGB.
 export function palette(name) {
-  if (!tables.has(name)) tables.set(name, Uint8Array.from(atob(ENCODED[name].join("")), (letter) => letter.charCodeAt(0)));
+  if (!tables.has(name)) {
+    const text = atob(ENCODED[name].join(""));
+    tables.set(name, Uint8Array.from(text, (letter) => letter.charCodeAt(0)));
+  }
   return tables.get(name);
 }
 """

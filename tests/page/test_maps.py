@@ -84,7 +84,9 @@ def test_probabilities_and_the_best_classes(node: Node, kind: str) -> None:
 
 def test_statistics(node: Node) -> None:
     rng = np.random.default_rng(3)
-    maps = [rng.random(size).astype(np.float32) ** 4 for size in ((60, 80), (32, 32), (5, 7), (1, 1), (100, 33), (256, 64))]
+    maps = [
+        rng.random(size).astype(np.float32) ** 4 for size in ((60, 80), (32, 32), (5, 7), (1, 1), (100, 33), (256, 64))
+    ]
     y, x = np.mgrid[:70, :90]
     blobs = [np.exp(-((y - a) ** 2 + (x - b) ** 2) / 60) for a, b in ((10, 10), (50, 70), (60, 8))]
     maps += [np.max(blobs, axis=0).astype(np.float32), np.zeros((9, 9), np.float32), np.eye(40, dtype=np.float32)]

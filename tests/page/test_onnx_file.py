@@ -41,7 +41,10 @@ def test_an_optional_target_becomes_an_input(node: Node, optional: onnx.ModelPro
     del want.graph.initializer[[value.name for value in want.graph.initializer].index("target")]
     manifests.write(want, result["manifest"])
     assert changed == want
-    feeds = {"input": np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32), "target": np.array([4, -1])}
+    feeds = {
+        "input": np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32),
+        "target": np.array([4, -1]),
+    }
     for mine, theirs in zip(run(changed, feeds).values(), run(optional, feeds).values(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
@@ -103,7 +106,10 @@ def broken(optional: onnx.ModelProto) -> dict[str, tuple[str, bytes]]:
         "layers of text": ("layers", with_manifest(lambda m: m.update(layers="abc"))),
         "an unknown kind": ("scores.kind", with_manifest(lambda m: m["scores"].update(kind="votes"))),
         "labels": ("labels", with_manifest(lambda m: m.update(labels=["a"]))),
-        "an output that is not there": ("does not have", with_manifest(lambda m: m["layers"][0].update(heatmaps={"gradcam": "x"}))),
+        "an output that is not there": (
+            "does not have",
+            with_manifest(lambda m: m["layers"][0].update(heatmaps={"gradcam": "x"})),
+        ),
     }
 
 

@@ -34,7 +34,9 @@ def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def by_hand(values: np.ndarray, depth: int, kind: int, interlaced: bool = False, filters: int = 0, extra: bytes = b"") -> bytes:
+def by_hand(
+    values: np.ndarray, depth: int, kind: int, interlaced: bool = False, filters: int = 0, extra: bytes = b""
+) -> bytes:
     """A PNG of samples `[H, W, C]`, in forms that Pillow does not write."""
     height, width = values.shape[:2]
     passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
@@ -55,7 +57,9 @@ def by_hand(values: np.ndarray, depth: int, kind: int, interlaced: bool = False,
             data += bytes([name]) + filtered(name, line, before, step)
             before = line
     head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, int(interlaced))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    )
 
 
 def filtered(name: int, line: bytes, before: bytes, step: int) -> bytes:

@@ -36,7 +36,11 @@ def case(pixels: np.ndarray, spec: dict[str, Any], layout: str = "NCHW", dtype: 
     samples, bits = pixels.shape[2], 8 * pixels.itemsize
     sent = {"height": height, "width": width, "samples": samples, "bits": bits, "base64": told(pixels)}
     shape = ["N", None, None, None]
-    return {"action": "prepare", "picture": sent, "input": {"preprocess": spec, "layout": layout, "shape": shape, "dtype": dtype}}
+    return {
+        "action": "prepare",
+        "picture": sent,
+        "input": {"preprocess": spec, "layout": layout, "shape": shape, "dtype": dtype},
+    }
 
 
 def golden() -> list[Any]:
@@ -95,7 +99,9 @@ def specs() -> list[dict[str, Any]]:
             if color["color"] == "L" and padding is not None:
                 padding = 114
             filled = resize | ({} if padding is None else {"pad_value": padding})
-            listed.append({**color, "resize": {**filled, "interpolation": interpolation, "antialias": antialias}, "crop": crop})
+            listed.append(
+                {**color, "resize": {**filled, "interpolation": interpolation, "antialias": antialias}, "crop": crop}
+            )
     listed += [{**COLORS[0], "resize": None, "crop": crop} for crop in CROPS]
     return listed
 
@@ -139,7 +145,14 @@ def test_every_layout_and_type(node: Node, dtype: str) -> None:
 
 def test_numbers_of_16_bits_are_rounded_as_numpy_does(node: Node) -> None:
     rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(0, 1, 500), rng.normal(0, 1e-6, 200), rng.normal(0, 4e4, 200), [0.0, -0.0, 1e-9, 65504, 65519, 65520]])
+    values = np.concatenate(
+        [
+            rng.normal(0, 1, 500),
+            rng.normal(0, 1e-6, 200),
+            rng.normal(0, 4e4, 200),
+            [0.0, -0.0, 1e-9, 65504, 65519, 65520],
+        ]
+    )
     (bits,) = node.run([{"action": "half", "values": values.tolist()}])
     with np.errstate(over="ignore"):
         want = values.astype(np.float16).view(np.uint16).tolist()
@@ -158,7 +171,9 @@ def test_a_stated_range_keeps_all_bits(node: Node, resize: dict[str, Any], color
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 4096, (40, 60, 3)).astype(np.uint16)
     spec = {"color": color, "scale": 1 / 255, "range": [0, 4095], "resize": resize}
-    want, _ = image.resolve(spec).apply(image.load(pixels, channels=1 if color == "L" else 3, value_range=(0.0, 4095.0)))
+    want, _ = image.resolve(spec).apply(
+        image.load(pixels, channels=1 if color == "L" else 3, value_range=(0.0, 4095.0))
+    )
     (result,) = node.run([case(pixels, spec)])
     np.testing.assert_allclose(array(result["data"]).reshape(result["shape"]), want, rtol=0, atol=2e-6)
 

@@ -30,7 +30,10 @@ import { describe } from "./local/statistics.js";
 
 const bytes = (text) => new Uint8Array(Buffer.from(text, "base64"));
 const floats = (text) => new Float32Array(bytes(text).buffer);
-const told = (array) => ({ type: array.constructor.name, base64: Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64") });
+const told = (array) => {
+  const { buffer, byteOffset, byteLength } = array;
+  return { type: array.constructor.name, base64: Buffer.from(buffer, byteOffset, byteLength).toString("base64") };
+};
 const plain = (picture) => ({ ...picture, pixels: told(picture.pixels) });
 const refuse = () => { throw new Error("only a browser decodes this"); };
 const sessions = new Map();
@@ -38,7 +41,8 @@ const sessions = new Map();
 async function model(path, runtime) {
   if (!sessions.has(path)) {
     const ort = await import(runtime), file = open(new Uint8Array(await readFile(path)));
-    const session = await ort.InferenceSession.create(file.model, { executionProviders: ["wasm"], logSeverityLevel: 3 });
+    const options = { executionProviders: ["wasm"], logSeverityLevel: 3 };
+    const session = await ort.InferenceSession.create(file.model, options);
     sessions.clear();
     sessions.set(path, { ort, session, manifest: file.manifest, targets: file.targets });
   }
@@ -72,9 +76,12 @@ const actions = {
   },
   async explain({ path, runtime, file, question }) {
     const current = await model(path, runtime);
-    const { doubts: ofPicture, ...picture } = await readPicture(new Blob([bytes(file)]), readSpec(current.manifest.input).range, refuse);
+    const { range } = readSpec(current.manifest.input);
+    const { doubts: ofPicture, ...picture } = await readPicture(new Blob([bytes(file)]), range, refuse);
     const { map, raw_map, ...rest } = await explain(current, prepared(current.manifest, picture), question, ofPicture);
-    return { ...rest, heatmap: told(map.heatmap), values: told(map.values), visible: map.visible && told(map.visible), size: [map.height, map.width], entry: entryOf("model", current.manifest, current.targets) };
+    const drawn = { heatmap: told(map.heatmap), values: told(map.values), visible: map.visible && told(map.visible) };
+    const entry = entryOf("model", current.manifest, current.targets);
+    return { ...rest, ...drawn, size: [map.height, map.width], entry };
   },
 };
 

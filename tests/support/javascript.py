@@ -52,7 +52,8 @@ async function model(path, runtime) {
 const actions = {
   prepare({ picture, input }) {
     const spec = readSpec(input), pixels = bytes(picture.base64);
-    const made = fromSamples({ ...picture, data: picture.bits === 16 ? new Uint16Array(pixels.buffer) : pixels }, spec.range);
+    const data16 = picture.bits === 16 ? new Uint16Array(pixels.buffer) : pixels;
+    const made = fromSamples({ ...picture, data: data16 }, spec.range);
     const { data, shape, geometry } = prepare(made, spec, input.layout, input.dtype);
     return { data: told(data), shape, geometry };
   },

@@ -25,7 +25,8 @@ LAYERS = (
     ("network",),
     ("explain",),
     ("exporters", "diagnose", "evaluation", "inside"),
-    ("monitor", "fleet", "server"),
+    ("monitor", "fleet"),
+    ("server",),
     ("cli+demo+__main__",),
 )
 HEAVY = {"torch", "torchvision", "timm", "tensorflow", "keras", "tf2onnx", "cv2", "PIL", "matplotlib", "scipy", "sympy"}

@@ -188,7 +188,11 @@ class Explainer:
         Raises:
             InputError: a batch of another shape or dtype.
         """
-        return self._readout.probabilities(self._file.scores(self._file.check_batch(batch)))
+        return self._readout.probabilities(self.batch_scores(batch))
+
+    def batch_scores(self, batch: np.ndarray) -> np.ndarray:
+        """The model's scores `[N, K]` of a prepared batch, at the cost of `predict`."""
+        return self._file.scores(self._file.check_batch(batch))
 
     def run(self, batch: np.ndarray, target: Any = None, layer: Any = None) -> Raw:
         """Compute scores, activations and gradients.
@@ -418,7 +422,7 @@ class Explainer:
     ) -> Iterator[Explanation]:
         """The answer for pictures that share a run."""
         batch = self._file.check_batch(np.concatenate([tensor for _, tensor, _ in prepared]))
-        methods = self._maps(question, batch, progress)
+        methods = self.batch_maps(question, batch, progress)
         for row, (picture, _, geometry) in enumerate(prepared):
             by_method = [maps.explanation(row, picture, geometry) for maps in methods]
             first = by_method[0]
@@ -430,8 +434,8 @@ class Explainer:
                 first.per_method.extend(by_method)
             yield first
 
-    def _maps(self, question: Question, batch: np.ndarray, progress: Progress | None) -> list[BatchMaps]:
-        """Scores and maps of a batch, method by method: from the file itself where it computes them."""
+    def batch_maps(self, question: Question, batch: np.ndarray, progress: Progress | None = None) -> list[BatchMaps]:
+        """Scores and maps of a checked batch, method by method: from the file itself where it computes them."""
         objective = None
         if self._in_file(question, len(batch)):
             classes = question.classes(len(batch))

@@ -70,14 +70,18 @@ class Preparation(NamedTuple):
             preprocess = replace(preprocess, value_range=stated)
         return cls(entry, preprocess, displayed)
 
-    def prepare(self, picture: Any, *, color: str = "RGB") -> Prepared:
+    def prepare(self, picture: Any, *, color: str = "RGB", max_pixels: int | None = image.MAX_PIXELS) -> Prepared:
         """Read one picture and make it a batch of one row, see `onnxcam.Explainer.prepare`.
+
+        Arguments:
+            picture, color: as in `onnxcam.Explainer.explain`.
+            max_pixels: refuse encoded pictures of more pixels before anything is decoded; None for no limit.
 
         Raises:
             PreprocessError: neither the file nor the caller says how pictures become tensors.
             PictureError: it cannot be read.
         """
-        loaded = self.read(picture, color=color)
+        loaded = self.read(picture, color=color, max_pixels=max_pixels)
         if loaded.tensor is not None:
             size = loaded.size
             return loaded, loaded.tensor, image.Geometry(size, size, (0, 0), size)
@@ -86,12 +90,19 @@ class Preparation(NamedTuple):
         tensor, geometry = self.preprocess.apply(loaded, layout=self.entry["layout"], dtype=self.entry["dtype"])
         return loaded, tensor, geometry
 
-    def read(self, picture: Any, *, color: str = "RGB", header: image.Header | None = None) -> image.Picture:
+    def read(
+        self,
+        picture: Any,
+        *,
+        color: str = "RGB",
+        header: image.Header | None = None,
+        max_pixels: int | None = image.MAX_PIXELS,
+    ) -> image.Picture:
         """Read one picture, or a tensor of the model's own input; its errors are those of `prepare`."""
         if isinstance(picture, image.Picture):
             return picture
         plain = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim < 4
-        array = None if plain else image.read_array(picture, header=header)
+        array = None if plain else image.read_array(picture, max_pixels, header)
         if array is not None and self.is_prepared(array):
             return self._of_tensor(array)
         if self.preprocess is None:
@@ -99,6 +110,7 @@ class Preparation(NamedTuple):
         return image.load(
             picture if array is None else array,
             color=color,
+            max_pixels=max_pixels,
             header=header,
             channels=self.preprocess.channels,
             value_range=self.preprocess.value_range,

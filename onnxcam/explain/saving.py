@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RECORD = "explanation.json"
 FILES = ("input", "grayscale", "heatmap", "overlay", "panel", "json")
+MAPS = frozenset(("grayscale", "heatmap", "overlay"))
 FORMATS = ("png", "jpeg", "webp")
 ENDINGS = tuple(f".{name}" for name in (*FORMATS, "json"))
 
@@ -148,26 +149,13 @@ class _Writer:
                 self._maps(layer, f"layers/{stem}/", f"layers/{stem}/")
 
     def _maps(self, explanation: Explanation, key: str, where: str) -> None:
-        """The maps of one explanation; without marks the grey and the coloured PNG share their compressed pixels."""
-        style = self._style
-        if not style.files & {"grayscale", "heatmap", "overlay"}:
+        """The maps of one explanation."""
+        if not self._style.files & MAPS:
             return
         if where:
             _make(self._folder / where)
-        gray, marks = image.grayscale(unit(explanation.heatmap)), explanation.marks
-        stem = f"{where}{explanation.method}"
-        table = image.palette(style.colormap)
-        levels, colors = (marks.levels(gray), image.marked(table)) if marks else (gray, table)
-        packed = png.pack(gray) if "grayscale" in style.files or (style.format == "png" and not marks) else None
-        if "grayscale" in style.files and packed is not None:
-            self._write(f"{key}grayscale", f"{stem}_grayscale.png", [png.shades(packed)])
-        if "heatmap" in style.files and style.format != "png":
-            self._colors(f"{key}heatmap", f"{stem}_heatmap", colors[levels])
-        elif "heatmap" in style.files:
-            pixels = packed if packed is not None and not marks else png.pack(levels)
-            self._write(f"{key}heatmap", f"{stem}_heatmap.png", [png.shades(pixels, colors)])
-        if "overlay" in style.files:
-            self._overlay(f"{key}overlay", f"{stem}_overlay", gray, marks)
+        for kind, ending, pieces in map_files(explanation, self._style):
+            self._write(f"{key}{kind}", f"{where}{explanation.method}_{kind}.{ending}", pieces)
 
     def _classes(self, explanation: Explanation, key: str) -> None:
         """Each class's overlay, where several were explained."""
@@ -179,32 +167,58 @@ class _Writer:
             self._overlay(f"{key}top{rank}", name, image.grayscale(unit(one.heatmap)), explanation.marks)
 
     def _overlay(self, key: str, name: str, gray: np.ndarray, marks: image.Marks) -> None:
-        """Grey levels in colours over the picture, drawn as they are written."""
-        picture, style = self._explanation.picture, self._style
-
-        def draw(rows: slice) -> np.ndarray:
-            return image.draw(picture[rows], gray[rows], style.alpha, style.colormap, marks, rows.start)
-
-        height, width = gray.shape
-        if style.format != "png":
-            self._colors(key, name, draw(slice(0, height)))
-            return
-        parts = (draw(rows) for rows in png.bands(height, width))
-        self._write(key, f"{name}.png", png.colors(height, width, parts, style.compress))
+        """Grey levels in colours over the picture."""
+        pieces = _overlay(self._explanation.picture, gray, marks, self._style)
+        self._write(key, f"{name}.{self._style.format}", pieces)
 
     def _colors(self, key: str, name: str, pixels: np.ndarray) -> None:
         """A colour picture in the style's format."""
-        form = self._style.format
-        if form == "png":
-            self._write(key, f"{name}.png", png.pieces(pixels, self._style.compress))
-        else:
-            from onnxcam.image import lossy
-
-            self._write(key, f"{name}.{form}", [lossy.encode(pixels, form)])
+        self._write(key, f"{name}.{self._style.format}", _encoded(pixels, self._style))
 
     def _write(self, key: str, name: str, pieces: Iterable[bytes | memoryview]) -> None:
         self._together.write(self._folder / name, pieces)
         self.names[key] = name
+
+
+def map_files(explanation: Explanation, style: Drawing) -> Iterator[tuple[str, str, Iterable[bytes | memoryview]]]:
+    """The files of an explanation's map that the style asks for: kind, ending and bytes in order.
+
+    Without marks the grey and the coloured PNG share their compressed pixels; an overlay is drawn as it is written.
+    """
+    gray, marks = image.grayscale(unit(explanation.heatmap)), explanation.marks
+    table = image.palette(style.colormap)
+    levels, colors = (marks.levels(gray), image.marked(table)) if marks else (gray, table)
+    shared = style.format == "png" and "heatmap" in style.files and not marks
+    packed = png.pack(gray) if "grayscale" in style.files or shared else None
+    if "grayscale" in style.files and packed is not None:
+        yield "grayscale", "png", [png.shades(packed)]
+    if "heatmap" in style.files and style.format != "png":
+        yield "heatmap", style.format, _encoded(colors[levels], style)
+    elif "heatmap" in style.files:
+        yield "heatmap", "png", [png.shades(packed if packed is not None and not marks else png.pack(levels), colors)]
+    if "overlay" in style.files:
+        yield "overlay", style.format, _overlay(explanation.picture, gray, marks, style)
+
+
+def _overlay(picture: np.ndarray, gray: np.ndarray, marks: image.Marks, style: Drawing) -> Iterable[bytes | memoryview]:
+    """Grey levels in colours over the picture, drawn as they are written."""
+
+    def draw(rows: slice) -> np.ndarray:
+        return image.draw(picture[rows], gray[rows], style.alpha, style.colormap, marks, rows.start)
+
+    height, width = gray.shape
+    if style.format != "png":
+        return _encoded(draw(slice(0, height)), style)
+    return png.colors(height, width, (draw(rows) for rows in png.bands(height, width)), style.compress)
+
+
+def _encoded(pixels: np.ndarray, style: Drawing) -> Iterable[bytes | memoryview]:
+    """A colour picture in the style's format."""
+    if style.format == "png":
+        return png.pieces(pixels, style.compress)
+    from onnxcam.image import lossy
+
+    return [lossy.encode(pixels, style.format)]
 
 
 def unit(heatmap: np.ndarray) -> np.ndarray:

@@ -1,0 +1,122 @@
+"""Answers about one picture: predictions, maps as pictures, the map's numbers, statistics, warnings."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from onnxcam import image
+from onnxcam.explain import saving
+from onnxcam.explain.explanation import Explanation
+from onnxcam.explain.maps import LAYER_SIZE, fuse, map_size, windows_of
+from onnxcam.explain.preparation import Prepared
+from onnxcam.explain.question import Question
+from onnxcam.explain.saving import Drawing
+from onnxcam.server.models import Model, Prediction, Rows
+
+FILES = ("heatmap", "overlay", "grayscale", "panel", "input", "map")
+DEFAULT_FILES = ("heatmap", "overlay")
+_URL = b"data:image/png;base64,"
+
+
+def answer(
+    model: Model,
+    prepared: Prepared,
+    prediction: Prediction,
+    question: Question,
+    count: int,
+    files: Sequence[str],
+    style: Drawing,
+) -> dict[str, Any]:
+    """The answer about one picture.
+
+    Arguments:
+        model: which predicted.
+        prepared: the picture.
+        prediction: of one row.
+        question: about it.
+        count: classes in `top_predictions`.
+        files: of `FILES`.
+        style: of the pictures.
+    """
+    probabilities = prediction.probabilities[0]
+    top = model.top(probabilities, count)
+    content: dict[str, Any] = {
+        "model": model.name,
+        "prediction": top[0]["class_name"],
+        "confidence": top[0]["confidence"],
+        "top_predictions": top,
+        "fired": bool(prediction.fired[0]),
+        "target": None,
+        "layer": question.layer,
+        "method": question.methods[0].name,
+        "statistics": None,
+        "warnings": list(model.explainer.warnings),
+    }
+    if prediction.explained is None:
+        content |= dict.fromkeys(_fields(files))
+        return content
+    rows = prediction.explained
+    picture, _, geometry = prepared
+    explanation = rows.maps[0].explanation(rows.start, picture, geometry)
+    content["target"] = {
+        "class_name": explanation.label,
+        "class_index": explanation.target,
+        "confidence": explanation.probability,
+    }
+    content["statistics"] = explanation.statistics
+    content["warnings"] = list(explanation.warnings)
+    content.update(dict(_pictures(explanation, files, style)))
+    if "map" in files:
+        content |= layer_map(rows, geometry)
+    return content
+
+
+def _fields(files: Iterable[str]) -> list[str]:
+    return [f"gradcam_{name}" for name in files] + (["gradcam_map_box"] if "map" in files else [])
+
+
+def _pictures(explanation: Explanation, files: Sequence[str], style: Drawing) -> Iterator[tuple[str, str]]:
+    """The pictures asked for as data URLs, to the byte those that `Explanation.save` writes."""
+    for kind, _, pieces in saving.map_files(explanation, style) if style.files else ():
+        yield f"gradcam_{kind}", data_url(b"".join(pieces))
+    if "panel" in files:
+        yield (
+            "gradcam_panel",
+            data_url(image.encode_png(explanation.panel(style.colormap, style.alpha), style.compress)),
+        )
+    if "input" in files:
+        yield "gradcam_input", data_url(image.encode_png(explanation.picture, style.compress))
+
+
+def data_url(png: bytes) -> str:
+    """A PNG as a data URL."""
+    return (_URL + binascii.b2a_base64(png, newline=False)).decode("ascii")
+
+
+def layer_map(rows: Rows, geometry: image.Geometry) -> dict[str, Any]:
+    """The map of the first row at the layer's own size, and the rectangle of the picture that it covers.
+
+    Returns:
+        `gradcam_map`: float32 `[h, w]` as `Explainer.attribute(size="layer")` gives it; `gradcam_map_box`: `[x0, y0,
+        x1, y1]` in the picture's pixels, beyond its edges where padding is covered, x1 < x0 where the map is mirrored.
+    """
+    batch_maps = rows.maps[0]
+    question, row = batch_maps.question, rows.start
+    maps = [layer_maps[row : row + 1, 0] for layer_maps in batch_maps.maps]
+    windows = windows_of(batch_maps.method, batch_maps.windows, LAYER_SIZE)
+    window = batch_maps.windows[0] if len(batch_maps.windows) == 1 and not windows else None
+    if window is not None and window.transposed:
+        windows, window = [window], None  # drawn upright, on the whole input
+    size = map_size(LAYER_SIZE, batch_maps.input_size, maps)
+    normalize = "none" if question.augment else question.normalize
+    fused = fuse(maps, normalize, size, question.fusion, windows=windows, input_size=batch_maps.input_size)[0]
+    height, width = batch_maps.input_size
+    spans = ((0.0, float(height)), (0.0, float(width)))
+    if window is not None:
+        spans = (window.height, window.width)
+    (y0, y1), (x0, x1) = (
+        [(edge - geometry.offset[axis]) / geometry.scale[axis] for edge in span] for axis, span in enumerate(spans)
+    )
+    return {"gradcam_map": fused, "gradcam_map_box": [x0, y0, x1, y1]}

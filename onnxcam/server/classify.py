@@ -1,0 +1,197 @@
+"""`POST /predict_with_gradcam` and `POST /analyze_class`: one picture in; prediction, maps and statistics out.
+
+An endpoint of any protocol looks like this: read the body within limits, check what was asked before anything is
+decoded, and submit one piece of work that does the rest in a worker thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from onnxcam.errors import listing
+from onnxcam.explain.question import Question
+from onnxcam.explain.saving import MAPS, Drawing
+from onnxcam.image import COLORMAPS
+from onnxcam.server import bodies, responses
+from onnxcam.server.answers import DEFAULT_FILES, FILES, answer
+from onnxcam.server.bodies import Submission
+from onnxcam.server.models import Model
+from onnxcam.server.refusals import Refusal
+from onnxcam.server.scheduler import Attempt
+from onnxcam.server.state import State
+from onnxcam.targets.conditions import Condition
+
+PREDICT, ANALYZE = "/predict_with_gradcam", "/analyze_class"
+_TOP = 5
+_OPTIONS = ("model", "top_k", "layer", "method", "files", "when", "normalize", "colormap", "alpha")
+_CLASS = ("class_name", "class_index")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request asks about one picture.
+
+    Attributes:
+        model: which answers.
+        question: about the picture.
+        when: whether or when it is explained.
+        count: classes in `top_predictions`.
+        files: which pictures and maps are returned.
+        style: of the pictures.
+    """
+
+    model: Model
+    question: Question
+    when: Condition | bool
+    count: int
+    files: tuple[str, ...]
+    style: Drawing
+
+
+def routes(state: State) -> list[BaseRoute]:
+    """The routes of the two habits."""
+    return [
+        Route(PREDICT, partial(_endpoint, state, False), methods=["POST"], name="predict_with_gradcam"),
+        Route(ANALYZE, partial(_endpoint, state, True), methods=["POST"], name="analyze_class"),
+    ]
+
+
+async def _endpoint(state: State, of_class: bool, request: Request) -> Response:
+    state.scheduler.check()
+    settings = state.settings
+    body = await bodies.read(request, settings.max_body, settings.timeout)
+    size = len(body)
+    content_type, query = request.headers.get("content-type", ""), request.query_params
+    parse: Callable[[], tuple[Submission, Ask]] = partial(_parse, state, of_class, body, content_type, query)
+    parsed = parse() if bodies.is_small(body) else None
+    del body
+    identity = request.scope.get("request_id", "")
+
+    def work(attempt: Attempt) -> bytes:
+        submission, ask = parsed or parse()
+        return _answer(state, submission.picture, ask, identity, attempt)
+
+    return responses.json(await state.scheduler.submit(work, size=size, receive=request.receive))
+
+
+def _parse(
+    state: State, of_class: bool, body: bytes, content_type: str, query: Mapping[str, str]
+) -> tuple[Submission, Ask]:
+    submission = bodies.take_apart(body, content_type, query, state.settings.max_pixels)
+    return submission, read_options(state, submission, of_class)
+
+
+def _answer(state: State, picture: bytes, ask: Ask, identity: str, attempt: Attempt) -> bytes:
+    """Read, predict, explain and draw, in a worker thread."""
+    model = ask.model
+    prepared = model.prepare(picture, state.settings.max_pixels)
+    attempt.check()
+    prediction = model.predict(ask.question, ask.when, prepared[1], attempt.check)
+    state.observe(model, prediction, picture, identity)
+    return responses.dump(answer(model, prepared, prediction, ask.question, ask.count, ask.files, ask.style))
+
+
+def read_options(state: State, submission: Submission, of_class: bool) -> Ask:
+    """What the options of a request ask.
+
+    Raises:
+        Refusal: 404 or 422. TargetError, MethodError, LayerError, InputError, SettingError: as their names say.
+    """
+    options, textual = submission.options, submission.textual
+    allowed = (*_OPTIONS, *_CLASS) if of_class else _OPTIONS
+    unknown = [name for name in options if name not in allowed]
+    if unknown:
+        hint = f"; POST {ANALYZE} explains a class by name" if unknown[0] in _CLASS else ""
+        raise Refusal(422, f"no option {unknown[0][:100]!r}; there are {', '.join(('image', *allowed))}{hint}")
+    model = state.models.find(options.get("model"))
+    values = {name: options[name] for name in ("method", "layer", "normalize") if options.get(name) is not None}
+    if of_class:
+        values["target"] = _class(options, textual)
+    if isinstance(values.get("method"), list):
+        raise Refusal(422, '"method" is a list; one method a request')
+    question = model.question(values)
+    _check_layers(model, question)
+    when = options.get("when")
+    condition = model.condition(model.when if when is None else when)
+    files = read_files(options.get("files"))
+    style = _style(options, files, state.settings.compress)
+    return Ask(model, question, condition, _count(options.get("top_k"), model), files, style)
+
+
+def _check_layers(model: Model, question: Question) -> None:
+    """Refuse layers that the model has not got, before a worker is asked."""
+    known_layers = {entry["name"] for entry in model.explainer.manifest["layers"]}
+    for name in question.layers:
+        if name not in known_layers:
+            model.explainer.sessions.cut(name)
+
+
+def _class(options: Mapping[str, Any], textual: bool) -> Any:
+    name, index = options.get("class_name"), options.get("class_index")
+    if (name is None) == (index is None):
+        both = "both are there" if name is not None else "neither is there"
+        raise Refusal(422, f'"class_name" or "class_index" says which class is explained, and {both}; send one of them')
+    if name is not None:
+        if not isinstance(name, str):
+            raise Refusal(422, f'"class_name" is {str(name)[:100]!r}; expected a text, or send "class_index"')
+        return name
+    return _number(index, "class_index", textual)
+
+
+def _number(value: Any, name: str, textual: bool = True) -> int:
+    if isinstance(value, str) and textual and value.strip().isascii() and value.strip().isdigit() and len(value) < 20:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise Refusal(422, f'"{name}" is {str(value)[:100]!r}; expected a whole number from 0')
+    return value
+
+
+def _count(value: Any, model: Model) -> int:
+    classes = model.explainer.classes
+    if value is None:
+        return min(_TOP, classes)
+    count = _number(value, "top_k")
+    if count < 1:
+        raise Refusal(422, '"top_k" is 0; expected how many of the best classes to name, from 1')
+    return min(count, classes)
+
+
+def read_files(value: Any) -> tuple[str, ...]:
+    """The names in `"files"`: a list, or a text separated by commas; the heatmap and the overlay for None.
+
+    Raises:
+        Refusal: 422, another name.
+    """
+    if value is None:
+        return DEFAULT_FILES
+    items = value.split(",") if isinstance(value, str) else value
+    if isinstance(items, list) and all(isinstance(item, str) for item in items):
+        names = [item.strip() for text in items for item in text.split(",")]
+        names = [name for name in names if name]
+        unknown = [name for name in names if name not in FILES]
+        if not unknown:
+            return tuple(dict.fromkeys(names))
+        raise Refusal(422, f'"files" has {listing(unknown, 3)[:200]}; there are {", ".join(FILES)}')
+    raise Refusal(422, f'"files" is a {type(value).__name__}; expected a list of {", ".join(FILES)}')
+
+
+def _style(options: Mapping[str, Any], files: tuple[str, ...], compress: bool) -> Drawing:
+    alpha, colormap = options.get("alpha"), options.get("colormap")
+    if colormap is not None and (not isinstance(colormap, str) or colormap not in COLORMAPS):
+        raise Refusal(422, f'"colormap" is {str(colormap)[:100]!r}; expected one of {", ".join(COLORMAPS)}')
+    if alpha is not None:
+        try:
+            alpha = float(alpha)
+        except (TypeError, ValueError):
+            alpha = -1.0
+        if not 0 <= alpha <= 1:
+            raise Refusal(422, f'"alpha" is {str(options["alpha"])[:100]!r}; expected a number from 0 to 1')
+    style = Drawing.of(alpha, colormap, compress)
+    return Drawing(style.alpha, style.colormap, compress, frozenset(files) & MAPS)

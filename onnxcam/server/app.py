@@ -33,6 +33,12 @@ def build(models: Any, settings: Settings, monitor: Any = None, opening: Mapping
     metrics = Metrics(settings.metrics)
     metrics.watch(scheduler)
     state = State(settings, open_models(models, settings.when, threads, opening), scheduler, metrics)
+    watch = None
+    if monitor is not None:
+        from onnxcam.server.watching import Watch
+
+        watch = Watch(state.models, monitor, settings.when)
+        state.observers.append(watch)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -40,6 +46,8 @@ def build(models: Any, settings: Settings, monitor: Any = None, opening: Mapping
             yield
         finally:
             scheduler.close()
+            if watch is not None:
+                watch.close()
 
     routes: list[BaseRoute] = [route for protocol in PROTOCOLS for route in protocol.routes(state)]
     app = Starlette(

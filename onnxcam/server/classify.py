@@ -6,7 +6,7 @@ decoded, and submit one piece of work that does the rest in a worker thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,11 +72,11 @@ async def _endpoint(state: State, of_class: bool, request: Request) -> Response:
     parse: Callable[[], tuple[Submission, Ask]] = partial(_parse, state, of_class, body, content_type, query)
     parsed = parse() if bodies.is_small(body) else None
     del body
-    identity = request.scope.get("request_id", "")
+    scope = request.scope
 
     def work(attempt: Attempt) -> bytes:
         submission, ask = parsed or parse()
-        return _answer(state, submission.picture, ask, identity, attempt)
+        return _answer(state, submission.picture, ask, scope, attempt)
 
     return responses.json(await state.scheduler.submit(work, size=size, receive=request.receive))
 
@@ -88,13 +88,14 @@ def _parse(
     return submission, read_options(state, submission, of_class)
 
 
-def _answer(state: State, picture: bytes, ask: Ask, identity: str, attempt: Attempt) -> bytes:
+def _answer(state: State, picture: bytes, ask: Ask, scope: MutableMapping[str, Any], attempt: Attempt) -> bytes:
     """Read, predict, explain and draw, in a worker thread."""
     model = ask.model
     prepared = model.prepare(picture, state.settings.max_pixels)
     attempt.check()
     prediction = model.predict(ask.question, ask.when, prepared[1], attempt.check)
-    state.observe(model, prediction, picture, identity)
+    state.observe(model, prediction, picture, scope.get("request_id", ""))
+    scope["noted"] = {"model": model.name, "fired": bool(prediction.fired[0]), "waited": round(attempt.waited, 6)}
     return responses.dump(answer(model, prepared, prediction, ask.question, ask.count, ask.files, ask.style))
 
 
@@ -112,6 +113,7 @@ def read_options(state: State, submission: Submission, of_class: bool) -> Ask:
         raise Refusal(422, f"no option {unknown[0][:100]!r}; there are {', '.join(('image', *allowed))}{hint}")
     model = state.models.find(options.get("model"))
     values = {name: options[name] for name in ("method", "layer", "normalize") if options.get(name) is not None}
+    values["seed"] = state.settings.seed
     if of_class:
         values["target"] = _class(options, textual)
     if isinstance(values.get("method"), list):

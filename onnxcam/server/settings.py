@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxcam.errors import SettingError
+from onnxcam.explain.question import SEED
 from onnxcam.image import MAX_PIXELS
 from onnxcam.monitor.units import parse_bytes, parse_seconds
 from onnxcam.targets import conditions
@@ -37,6 +38,8 @@ class Settings:
         threads: worker threads; None for one per core.
         rows: the most rows of several requests in one run of the model; `auto` to measure what pays.
         compress: whether the colours of overlays are compressed.
+        connections: open ones at most, idle ones included.
+        seed: of methods that draw random numbers.
         drain: seconds for which new requests are answered 503 after SIGTERM, before connections are closed.
     """
 
@@ -52,6 +55,8 @@ class Settings:
     threads: int | None = None
     rows: int | str = AUTO
     compress: bool = True
+    connections: int = 1024
+    seed: int = SEED
     drain: float = 0.5
 
     @classmethod
@@ -70,6 +75,8 @@ class Settings:
         threads: int | None = None,
         rows: int | str = AUTO,
         compress: bool = True,
+        connections: int = 1024,
+        seed: int = SEED,
         drain: float | str = 0.5,
     ) -> Settings:
         """Check settings, with their units as text or as numbers.
@@ -91,6 +98,8 @@ class Settings:
             None if threads is None else _whole(threads, "threads"),
             rows if rows == AUTO else _whole(rows, "rows"),
             bool(compress),
+            _whole(connections, "connections"),
+            seed,
             parse_seconds(drain, "drain"),
         )
         if settings.queue_bytes < settings.max_body:

@@ -1,0 +1,292 @@
+"""Running the app under uvicorn: one process or several workers, signals, the log.
+
+SIGTERM or Ctrl-C: `/readyz` says 503 and new requests get 503 for `drain` seconds, then connections are closed as soon
+as their answers are sent. Whatever was admitted before is answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.connection import wait
+from typing import Any
+
+import uvicorn
+
+from onnxcam.errors import ModelError, OnnxcamError, SettingError
+from onnxcam.server.app import build
+from onnxcam.server.connections import Connection
+from onnxcam.server.metrics import MULTIPROCESS
+from onnxcam.server.settings import Settings
+
+_BACKLOG = 2048
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+_GRACE = 5.0  # seconds beside the time limit of a body and of its answer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a worker needs to serve; it can be pickled.
+
+    Attributes:
+        models: paths, also as `NAME=PATH`.
+        settings: of the app.
+        monitor: a folder, or None.
+        opening: arguments of each `Explainer`.
+        log: whether requests are logged on standard error.
+    """
+
+    models: Sequence[str]
+    settings: Settings
+    monitor: str | None = None
+    opening: Mapping[str, Any] = field(default_factory=dict)
+    log: bool = True
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a time in which new requests are refused before connections are closed."""
+
+    def __init__(self, config: uvicorn.Config, app: Any, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._state = app.state.onnxcam
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and tell that."""
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse new requests for a while, then close."""
+        import asyncio
+
+        self._state.scheduler.drain()
+        if not self.force_exit:
+            await asyncio.sleep(self._state.settings.drain)
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Stop at the first signal, at the second Ctrl-C at once."""
+        self._state.scheduler.drain()
+        super().handle_exit(sig, frame)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take the signals that end a server; it has ended well then, so they are not raised again."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to an address; nothing listens yet.
+
+    Raises:
+        SettingError: the address cannot be used.
+    """
+    listener = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.set_inheritable(True)
+        return listener
+    except (OSError, OverflowError, UnicodeError) as error:
+        if listener is not None:
+            listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SettingError(
+            f"cannot listen on {host!r} port {port}: {reason}; choose another address with --host and --port"
+        ) from error
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address of a socket as a URL."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(plan: Plan, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve in this process until a signal comes.
+
+    Arguments:
+        listener: bound.
+        ready: called once requests are answered.
+
+    Raises:
+        ModelError, LayerError, PreprocessError, RuntimeUnavailable, SettingError: as their names say.
+    """
+    _log_to_stderr(plan.log)
+    app = build(plan.models, plan.settings, plan.monitor, plan.opening)
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=round(2 * plan.settings.timeout + _GRACE),
+    )
+    Server(config, app, ready).run([listener])
+
+
+def _log_to_stderr(requests: bool) -> None:
+    """Send the server's log to standard error: a JSON document for each request, sentences for errors."""
+    plain = logging.StreamHandler()
+    plain.setFormatter(logging.Formatter("%(message)s"))
+    for name, level in (
+        ("onnxcam.server.access", logging.INFO if requests else logging.CRITICAL),
+        ("onnxcam.server", logging.WARNING),
+        ("uvicorn.error", logging.ERROR),
+    ):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [plain]
+        logger.propagate = False
+        logger.setLevel(level)
+
+
+def serve_with_workers(plan: Plan, listener: socket.socket, workers: int, ready: Callable[[], None]) -> None:
+    """Serve in several processes, which share the socket, until a signal comes; one that dies is replaced.
+
+    Arguments:
+        listener: bound.
+        workers: processes.
+        ready: called once all of them answer.
+
+    Raises:
+        OnnxcamError: a worker cannot start; its message is the worker's.
+    """
+    with contextlib.ExitStack() as stack:
+        if plan.settings.metrics:
+            os.environ[MULTIPROCESS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxcam-metrics-"))
+            stack.callback(os.environ.pop, MULTIPROCESS, None)
+        _Supervisor(plan, listener, workers, ready).run()
+
+
+class _Worker:
+    """A process, and the pipe through which it tells that it is ready, or why it cannot start."""
+
+    def __init__(self, plan: Plan, listener: socket.socket) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe(duplex=False)
+        self.process = context.Process(target=_run_worker, args=(plan, listener, theirs), name="onnxcam-server")
+        self.process.start()
+        theirs.close()
+        self.ready = False
+
+
+class _Supervisor:
+    """Keeps the workers running."""
+
+    def __init__(self, plan: Plan, listener: socket.socket, workers: int, ready: Callable[[], None]) -> None:
+        self._plan = plan
+        self._listener = listener
+        self._ready = ready
+        self._stopping = False
+        self._woken, self._wake = os.pipe()
+        self._count = workers
+        self._workers: list[_Worker] = []
+
+    def run(self) -> None:
+        before = {number: signal.signal(number, self._stop) for number in _SIGNALS}
+        try:
+            self._workers = [_Worker(self._plan, self._listener) for _ in range(self._count)]
+            told = False
+            while not self._stopping:
+                self._wait()
+                if not told and all(worker.ready for worker in self._workers):
+                    told = True
+                    self._ready()
+        finally:
+            for worker in self._workers:
+                if worker.process.is_alive():
+                    worker.process.terminate()
+            for worker in self._workers:
+                worker.process.join()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(self._woken)
+            os.close(self._wake)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self._stopping = True
+        os.write(self._wake, b"x")
+
+    def _wait(self) -> None:
+        """Wait until a worker tells something or ends, and replace it where it was ready before."""
+        pipes = {worker.pipe: worker for worker in self._workers if not worker.ready}
+        ends = {worker.process.sentinel: worker for worker in self._workers}
+        for event in wait([self._woken, *pipes, *ends]):
+            if self._stopping:
+                return
+            if isinstance(event, Pipe):
+                self._hear(pipes[event])
+            elif event in ends and event != self._woken:
+                self._replace(ends[event])
+
+    def _hear(self, worker: _Worker) -> None:
+        try:
+            failure = worker.pipe.recv()
+        except EOFError:
+            worker.process.join()
+            raise ModelError(
+                f"a worker ended with exit status {worker.process.exitcode} before it was ready; its messages are above"
+            ) from None
+        if failure is not None:
+            raise failure
+        worker.ready = True
+        worker.pipe.close()
+
+    def _replace(self, worker: _Worker) -> None:
+        if not worker.ready:
+            self._hear(worker)
+        worker.process.join()
+        logging.getLogger("onnxcam.server").error(
+            "worker %s ended with exit status %s; it is replaced", worker.process.pid, worker.process.exitcode
+        )
+        if os.environ.get(MULTIPROCESS):
+            from prometheus_client import multiprocess
+
+            multiprocess.mark_process_dead(worker.process.pid)
+        self._workers[self._workers.index(worker)] = _Worker(self._plan, self._listener)
+
+
+def _run_worker(plan: Plan, listener: socket.socket, pipe: Pipe) -> None:
+    """The main function of a worker."""
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()  # returns when it ends, however it does
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+    try:
+        serve(plan, listener, lambda: pipe.send(None))
+    except OnnxcamError as error:
+        with contextlib.suppress(OSError):
+            pipe.send(error)
+        sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from onnxcam.errors import OnnxcamError
 # OpenBLAS starts threads in numpy and OpenCV that spin for a tenth of a second each, on the core that opens the model.
 # These commands multiply no large matrices outside the model.
 _ONE_THREAD = ("explain", "demo")
+_COLLECTION = 10_000  # objects made until garbage is collected
 
 
 @contextlib.contextmanager
@@ -32,6 +34,17 @@ def _pipes_read_once() -> Iterator[None]:
         yield
     finally:
         files.pipes = outer
+
+
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Collect garbage more rarely: imports make many objects, which all stay, and looking through them takes 15 ms."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], _COLLECTION) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 class CommandGroup(click.Group):
@@ -85,7 +98,7 @@ class CommandGroup(click.Group):
         """Run as a program: usage errors are escaped, and what cannot be written ends with a sentence, too."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        with terminal.prepared():
+        with terminal.prepared(), _rare_collections():
             try:
                 code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             except click.ClickException as error:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from onnxcam.cam.methods import Method, find, methods
 from onnxcam.errors import InputError
 from onnxcam.explain.question import Question, Terms
 from onnxcam.targets import labels
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class MethodName(click.ParamType):
@@ -28,6 +30,8 @@ class MethodName(click.ParamType):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Every method whose name begins with what was typed."""
+        from click.shell_completion import CompletionItem  # for completion only
+
         return [CompletionItem(name) for name in methods() if name.startswith(incomplete)]
 
 

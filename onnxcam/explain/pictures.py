@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import stat
 import sys
@@ -181,7 +180,11 @@ def _expand(text: str, skip: Path) -> _Matches:
             else:
                 matches.fail(text, f"has no pictures in it ({', '.join(EXTENSIONS)}); name another folder")
         return matches
-    if os.path.lexists(path) or not glob.has_magic(text):
+    if os.path.lexists(path):
+        return _Matches([path], path.parent)
+    import glob  # seldom needed, as shells expand patterns
+
+    if not glob.has_magic(text):
         return _Matches([path], path.parent)  # a missing file is reported when it is read
     matches = _Matches(base=Path(*_before_magic(path)))
     for match in map(Path, sorted(glob.glob(text, recursive=True))):  # noqa: PTH207 - ** and absolute patterns
@@ -259,6 +262,8 @@ def _walk(folder: Path, skip: Path, matches: _Matches) -> None:
 
 
 def _before_magic(path: Path) -> Iterator[str]:
+    import glob
+
     for part in path.parent.parts:
         if glob.has_magic(part):
             return

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxcam.errors import InputError
 from onnxcam.image.colormap import DEFAULT, grayscale, lay
 from onnxcam.image.picture import Picture, as_pixels
-from onnxcam.image.visible import Marks, Rectangle, within
+from onnxcam.image.visible import Marks, Rectangle
 
 Pixels = NDArray[np.uint8]
 
@@ -65,13 +65,7 @@ def draw(
         alpha, colormap: as in `overlay`.
         marks: of the whole picture.
     """
-    if not marks:
-        return lay(pixels, gray, alpha, colormap)
-    mixed = marks.rows(pixels, first)
-    for part in within(marks.visible, first, len(pixels)):
-        place = slice(part.y0 - first, part.y1 - first), slice(part.x0, part.x1)
-        mixed[place] = lay(pixels[place], gray[place], alpha, colormap)
-    return mixed
+    return marks.draw(lay(pixels, gray, alpha, colormap), pixels, first)
 
 
 def check_alpha(alpha: float | None) -> None:

@@ -94,7 +94,8 @@ class Font:
         return self._cv2.FONT_HERSHEY_SIMPLEX, scale, max(round(scale * (2.2 if self._weight > 500 else 1.2)), 1)
 
     def _printable(self, text: str) -> str:
-        text = "".join(" " if unicodedata.category(c)[0] == "C" else c for c in text)
+        if not text.isprintable():
+            text = "".join(" " if unicodedata.category(c)[0] == "C" else c for c in text)
         if self._face is not None:
             return text
         # the stroke fonts have ASCII only: strip accents, and replace other characters by a question mark

@@ -67,10 +67,15 @@ def whole(size: Size) -> Rectangle:
 
 def hidden(size: Size, visible: Iterable[Rectangle]) -> list[Rectangle]:
     """The rest of a picture of this (height, width), as rectangles that do not overlap."""
+    return list(_hidden((size[0], size[1]), tuple(visible)))
+
+
+@lru_cache(64)  # the pictures of a folder are often of one size
+def _hidden(size: Size, visible: tuple[Rectangle, ...]) -> tuple[Rectangle, ...]:
     all_of_it = whole(size)
     parts = [part for part in (one.intersection(all_of_it) for one in visible) if part.area]
     if all_of_it in parts:
-        return []
+        return ()
     rows = sorted({0, size[0], *(part.y0 for part in parts), *(part.y1 for part in parts)})
     columns = sorted({0, size[1], *(part.x0 for part in parts), *(part.x1 for part in parts)})
     rest: list[Rectangle] = []
@@ -83,7 +88,7 @@ def hidden(size: Size, visible: Iterable[Rectangle]) -> list[Rectangle]:
                 rest[-1] = last._replace(x1=x1)
             else:
                 rest.append(Rectangle(x0, y0, x1, y1))
-    return rest
+    return tuple(rest)
 
 
 class Marks(NamedTuple):
@@ -105,21 +110,7 @@ class Marks(NamedTuple):
     @classmethod
     def of(cls, size: Size, visible: Sequence[Rectangle] | None) -> Marks:
         """The marks on a picture of this (height, width), of which these parts are visible; all of it for None."""
-        rest = [] if visible is None else hidden(size, visible)
-        if not rest:
-            return _NONE
-        longer = max(size)
-        width = max(round(longer / 300), 1)
-        frame = []
-        # white beside the visible part and black beside that: one of them differs from whatever lies there
-        for reach, level in ((2 * width, BLACK), (width, WHITE)):
-            for part in visible or ():
-                grown = Rectangle(part.x0 - reach, part.y0 - reach, part.x1 + reach, part.y1 + reach)
-                frame += [
-                    (line, level) for line in (grown.intersection(one) for one in rest) if part.area and line.area
-                ]
-        distance = max(round(longer * _DISTANCE), 4)
-        return cls(tuple(visible or ()), tuple(rest), tuple(frame), distance, max(distance // 4, 1))
+        return _NONE if visible is None else _marks((size[0], size[1]), tuple(visible))
 
     @classmethod
     def at(cls, size: Size, picture_size: tuple[int, ...], visible: Sequence[Rectangle] | None) -> Marks:
@@ -130,48 +121,63 @@ class Marks(NamedTuple):
     def __bool__(self) -> bool:
         return bool(self.hidden)
 
-    def draw(self, pixels: Pixels) -> Pixels:
-        """Draw the marks on a picture, uint8 [H, W, 3], in place."""
-        if self:
-            marked_rows = self.rows(pixels)
-            for part in self.visible:
-                place = slice(part.y0, part.y1), slice(part.x0, part.x1)
-                marked_rows[place] = pixels[place]
-            pixels[:] = marked_rows
-        return pixels
+    def draw(self, pixels: Pixels, source: Pixels | None = None, first: int = 0) -> Pixels:
+        """Draw the marks on rows `first` and following of a picture, uint8 [h, W, 3], in place.
 
-    def rows(self, pixels: Pixels, first: int = 0) -> Pixels:
-        """Rows `first` and following of the picture, uint8 [h, W, 3], with marks everywhere, on visible parts too."""
-        drawn = self._lines(first, pixels.shape)
-        import_cv2().addWeighted(pixels, _LIGHT, drawn, -_STEP, (1 - _LIGHT) * _GREY, dst=drawn)
+        Arguments:
+            source: the same rows of the picture itself, where something else lies over it in `pixels`.
+        """
+        source = pixels if source is None else source
+        for part in within(self.hidden, first, len(pixels)):
+            place = slice(part.y0 - first, part.y1 - first), slice(part.x0, part.x1)
+            lines = self._lines(part, 3)
+            pixels[place] = import_cv2().addWeighted(
+                source[place], _LIGHT, lines, -_STEP, (1 - _LIGHT) * _GREY, dst=lines
+            )
         stop = first + len(pixels)
         for part, level in self.frame:
             if part.y0 < stop and part.y1 > first:
-                drawn[max(part.y0 - first, 0) : part.y1 - first, part.x0 : part.x1] = _GREYS[level]
-        return drawn
+                pixels[max(part.y0 - first, 0) : part.y1 - first, part.x0 : part.x1] = _GREYS[level]
+        return pixels
 
     def levels(self, gray: Pixels) -> Pixels:
         """The grey levels [H, W] of a map for the colours of `marked`: the lowest of them stand for the marks."""
-        levels = self._lines(0, gray.shape)  # HIDDEN and LINE
-        for part in self.visible:
-            place = slice(part.y0, part.y1), slice(part.x0, part.x1)
-            np.maximum(gray[place], np.uint8(len(_GREYS)), out=levels[place])
+        levels = np.maximum(gray, np.uint8(len(_GREYS)))
+        for part in self.hidden:
+            levels[part.y0 : part.y1, part.x0 : part.x1] = self._lines(part)[..., 0]  # HIDDEN and LINE
         for part, level in self.frame:
             levels[part.y0 : part.y1, part.x0 : part.x1] = level
         return levels
 
-    def _lines(self, first: int, shape: tuple[int, ...]) -> Pixels:
-        """Slanting lines of 1 on 0 over rows `first` and following, uint8 of this shape."""
-        table = _rows_of_lines(shape[1], shape[2] if len(shape) > 2 else 1, self.distance, self.thickness)
+    def _lines(self, part: Rectangle, channels: int = 1) -> Pixels:
+        """Slanting lines of 1 on 0 over a part of the picture, uint8 [h, w, channels]."""
+        table = _rows_of_lines(part.x0, part.x1, channels, self.distance, self.thickness)
         # no index is out of bounds; with mode="clip" numpy gathers rows without a copy
-        rows = table.take(np.arange(first, first + shape[0]) % self.distance, axis=0, mode="clip")
-        return rows.reshape(shape)
+        rows = table.take(np.arange(part.y0, part.y1) % self.distance, axis=0, mode="clip")
+        return rows.reshape(part.y1 - part.y0, part.x1 - part.x0, channels)
 
 
 @lru_cache(64)
-def _rows_of_lines(width: int, channels: int, distance: int, thickness: int) -> Pixels:
-    """The rows of which slanting lines of 1 on 0 consist, uint8 [distance, width * channels]."""
-    columns, rows = np.arange(width), np.arange(distance)[:, None]
+def _marks(size: Size, visible: tuple[Rectangle, ...]) -> Marks:
+    rest = _hidden(size, visible)
+    if not rest:
+        return _NONE
+    longer = max(size)
+    width = max(round(longer / 300), 1)
+    frame = []
+    # white beside the visible part and black beside that: one of them differs from whatever lies there
+    for reach, level in ((2 * width, BLACK), (width, WHITE)):
+        for part in visible:
+            grown = Rectangle(part.x0 - reach, part.y0 - reach, part.x1 + reach, part.y1 + reach)
+            frame += [(line, level) for line in (grown.intersection(one) for one in rest) if part.area and line.area]
+    distance = max(round(longer * _DISTANCE), 4)
+    return Marks(visible, rest, tuple(frame), distance, max(distance // 4, 1))
+
+
+@lru_cache(16)
+def _rows_of_lines(start: int, stop: int, channels: int, distance: int, thickness: int) -> Pixels:
+    """The rows of which slanting lines of 1 on 0 consist in these columns, uint8 [distance, columns * channels]."""
+    columns, rows = np.arange(start, stop), np.arange(distance)[:, None]
     return np.repeat((columns + rows) % distance < thickness, channels, axis=1).astype(np.uint8)
 
 

@@ -32,7 +32,6 @@ pytestmark = [
 K = keras.layers
 
 
-@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("name", "window", "places"),
     [

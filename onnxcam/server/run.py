@@ -60,12 +60,17 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._state = app.state.onnxcam
         self._ready = ready
+        self.failure: Exception | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and tell that."""
         await super().startup(sockets)
         if self.started:
-            self._ready()
+            try:
+                self._ready()
+            except Exception as error:  # it is raised when what has started has ended
+                self.failure = error
+                self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new requests for a while, then close."""
@@ -137,35 +142,46 @@ def serve(plan: Plan, listener: socket.socket, ready: Callable[[], None]) -> Non
     Raises:
         ModelError, LayerError, PreprocessError, RuntimeUnavailable, SettingError: as their names say.
     """
-    _log_to_stderr(plan.log)
-    app = build(plan.models, plan.settings, plan.monitor, plan.opening)
-    config = uvicorn.Config(
-        app,
-        http=Connection,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_graceful_shutdown=round(2 * plan.settings.timeout + _GRACE),
-    )
-    Server(config, app, ready).run([listener])
+    with _logged(plan.log):
+        app = build(plan.models, plan.settings, plan.monitor, plan.opening)
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=round(2 * plan.settings.timeout + _GRACE),
+        )
+        server = Server(config, app, ready)
+        server.run([listener])
+        if server.failure is not None:
+            raise server.failure
 
 
-def _log_to_stderr(requests: bool) -> None:
+@contextlib.contextmanager
+def _logged(requests: bool) -> Iterator[None]:
     """Send the server's log to standard error: a JSON document for each request, sentences for errors."""
     plain = logging.StreamHandler()
     plain.setFormatter(logging.Formatter("%(message)s"))
+    before = []
     for name, level in (
         ("onnxcam.server.access", logging.INFO if requests else logging.CRITICAL),
         ("onnxcam.server", logging.WARNING),
         ("uvicorn.error", logging.ERROR),
     ):
         logger = logging.getLogger(name)
-        logger.handlers[:] = [plain]
-        logger.propagate = False
+        before.append((logger, logger.handlers[:], logger.propagate, logger.level))
+        logger.handlers[:], logger.propagate = [plain], False
         logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate, level in before:
+            logger.handlers[:], logger.propagate = handlers, propagate
+            logger.setLevel(level)
 
 
 def serve_with_workers(plan: Plan, listener: socket.socket, workers: int, ready: Callable[[], None]) -> None:
@@ -214,11 +230,11 @@ class _Supervisor:
         before = {number: signal.signal(number, self._stop) for number in _SIGNALS}
         try:
             self._workers = [_Worker(self._plan, self._listener) for _ in range(self._count)]
-            told = False
+            started = False
             while not self._stopping:
                 self._wait()
-                if not told and all(worker.ready for worker in self._workers):
-                    told = True
+                if not started and all(worker.ready for worker in self._workers):
+                    started = True
                     self._ready()
         finally:
             for worker in self._workers:

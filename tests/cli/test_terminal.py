@@ -73,6 +73,20 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def servers_that_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """End a server as soon as it has started, as a signal would."""
+    from onnxcam.server.run import Server
+
+    startup = Server.startup
+
+    async def start_and_end(self: Any, sockets: Any = None) -> None:
+        await startup(self, sockets)
+        self.should_exit = True
+
+    monkeypatch.setattr(Server, "startup", start_and_end)
+
+
 def arguments(command: str, workshop: Path, out: Path) -> list[str]:
     """A call of a command that prints names from files."""
     ready, pictures, records = workshop / "ready.onnx", workshop / "pictures", workshop / "records"
@@ -92,6 +106,7 @@ def arguments(command: str, workshop: Path, out: Path) -> list[str]:
         "inside fields": [ready, "--layer", f"relu{HOSTILE}"],
         "inside maximize": [ready, "-o", out, "--class", "1", "--steps", 2, "--pictures", pictures],
         "methods": [],
+        "serve": [ready, "--port", 0, "--drain", 0, "--layer", f"relu{HOSTILE}"],
         "monitor tail": [records],
         "monitor query": [records, "--limit", 2],
         "monitor stats": [records],

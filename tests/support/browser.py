@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -14,29 +15,58 @@ _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "-
 
 
 @contextmanager
-def page(path: Path, width: int = 1200, height: int = 900) -> Iterator[Any]:
-    """Open a page from its file; fails if its console shows anything, or it asks for anything but itself.
-
-    Skips the test where there is no Chromium.
-    """
+def chromium() -> Iterator[Any]:
+    """Start the browser, which several pages may share. Skips the test where there is none."""
     api = pytest.importorskip("playwright.sync_api")
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
         pytest.skip("no Chromium is installed")
-    said: list[str] = []
     with api.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=executable, args=_FLAGS)
         try:
-            opened = browser.new_page(viewport={"width": width, "height": height})
-            opened.on("console", lambda message: said.append(message.text))
-            opened.on("pageerror", lambda error: said.append(str(error)))
-            opened.on("request", lambda request: said.append(request.url) if _beyond(request.url, path) else None)
-            opened.goto(path.as_uri())
-            yield opened
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def visit(
+    browser: Any, url: str, width: int = 1200, height: int = 900, scheme: str = "light", expected: Sequence[str] = ()
+) -> Iterator[Any]:
+    """Open a page; fails if its console shows anything, or it asks for anything but what lies beside it.
+
+    Arguments:
+        browser: of `chromium`.
+        scheme: of colours: `light` or `dark`.
+        expected: parts of the console's lines that a test brings about, such as the status of a refused request.
+    """
+    said: list[str] = []
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    try:
+        opened = context.new_page()
+        opened.set_default_timeout(20_000)
+        opened.on("console", lambda message: said.append(message.text))
+        opened.on("pageerror", lambda error: said.append(str(error)))
+        opened.on("request", lambda request: said.append(request.url) if _beyond(request.url, url) else None)
+        opened.goto(url)
+        yield opened
+    finally:
+        context.close()
+    said = [line for line in said if not any(part in line for part in expected)]
     assert not said, said
 
 
-def _beyond(url: str, path: Path) -> bool:
-    return url != path.as_uri() and not url.startswith("data:")
+@contextmanager
+def page(path: Path, width: int = 1200, height: int = 900) -> Iterator[Any]:
+    """Open a page from its file, in a browser of its own; fails as `visit` does. Skips where there is no Chromium."""
+    with chromium() as browser, visit(browser, path.as_uri(), width, height) as opened:
+        yield opened
+
+
+def _beyond(url: str, page_url: str) -> bool:
+    if url.startswith("data:"):
+        return False
+    if page_url.startswith("file:"):
+        return url != page_url
+    # objects in memory are named by their origin: blob:http://127.0.0.1:8000/…
+    return urlsplit(url.removeprefix("blob:"))[:2] != urlsplit(page_url)[:2]

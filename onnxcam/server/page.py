@@ -1,0 +1,93 @@
+"""`GET /`: the page that explains pictures in a browser, by the routes of the server that sent it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from onnxcam import __version__
+from onnxcam.cam import registry
+from onnxcam.errors import OnnxcamError
+from onnxcam.html import interface
+from onnxcam.network.network import list_layers
+from onnxcam.server.models import Model
+
+BACKEND, FACTS = "backend.js", "viewer.json"
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": interface.policy(frame_ancestors="'none'"),
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def routes(state: Any) -> list[Route]:
+    """The page, its files, and the facts about the models that it offers to choose from."""
+    files = [(name, interface.read(name)) for name in interface.FILES] + [(BACKEND, interface.read("http_backend.js"))]
+    answers: list[Route] = []
+    for name, content in files:
+        path = "/" if name == interface.INDEX else f"/{name}"
+        answers.append(Route(path, _sender(content, interface.TYPES[PurePath(name).suffix]), methods=["GET"]))
+    return [*answers, Route(f"/{FACTS}", _facts(state), methods=["GET"])]
+
+
+def _sender(content: bytes, kind: str) -> Callable[[Request], Any]:
+    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = _HEADERS | {"ETag": tag}
+
+    async def send(request: Request) -> Response:
+        # a proxy that compresses makes the tag a weak one
+        tags = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
+        if tag in tags:
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers=headers, media_type=kind)
+
+    return send
+
+
+def _facts(state: Any) -> Callable[[Request], Any]:
+    content: list[bytes] = []
+
+    def measure(_: Any) -> bytes:
+        described = [describe(model) for model in state.models]
+        return orjson.dumps({"onnxcam": __version__, "max_body": state.settings.max_body, "models": described})
+
+    async def send(request: Request) -> Response:
+        if not content:
+            content.append(await state.scheduler.submit(measure, size=0, receive=request.receive))
+        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        return Response(content[0], headers=headers, media_type="application/json")
+
+    return send
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """What the page needs to know of a model: its classes, and the layers and methods that it can be asked for."""
+    explainer = model.explainer
+    layers = explainer.layers
+    try:
+        names = [layer.name for layer in list_layers(explainer.source)]
+    except OnnxcamError:
+        names = []  # a graph that cannot be read further: those of the file remain
+    stored = explainer.methods
+    default = "gradcam" if "gradcam" in stored or not stored else stored[0]
+    return {
+        "name": model.name,
+        "layers": [*(name for name in names if name not in layers), *layers],
+        "layer": layers[-1],
+        "methods": list(dict.fromkeys([*stored, *registry.methods(registry.GRAPH), *registry.methods()])),
+        "method": default,
+        "classes": model.labels,
+        "class_count": explainer.classes,
+        "kind": explainer.manifest["scores"]["kind"],
+        "targets": "any",
+        "notes": [],
+    }

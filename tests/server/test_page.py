@@ -1,0 +1,405 @@
+"""The page at `GET /` in a real browser, its maps held to those of `Explainer`."""
+
+from __future__ import annotations
+
+import base64
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from onnxcam import image
+from onnxcam.explain.explainer import Explainer
+from onnxcam.html import interface
+from onnxcam.server import create_app
+from tests.server.conftest import CAT, MODELS, Serve
+from tests.server.live import LiveServer
+from tests.support import browser as browsers
+
+COFFEE = MODELS / "coffee.png"
+REFUSED = ("status of 4",)  # what Chromium's console says of it
+DROP = """([name, type, data]) => {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0)), transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, { type }));
+  const event = EVENT === "paste" ? new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true })
+    : new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
+  document.body.dispatchEvent(event);
+}"""
+PIXELS = """(at) => {
+  const canvas = document.querySelectorAll("#figures canvas")[at], { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  let text = "";
+  for (let start = 0; start < data.length; start += 8192) text += String.fromCharCode(...data.subarray(start, start + 8192));
+  return [height, width, btoa(text)];
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browsers.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def live(explainer: Explainer) -> Iterator[LiveServer]:
+    server = LiveServer(create_app({"lite0": explainer}, threads=2))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def page(chromium: Any, live: LiveServer) -> Iterator[Any]:
+    with browsers.visit(chromium, live.url) as opened:
+        yield opened
+
+
+def hand_over(page: Any, data: bytes, name: str = "picture.png", kind: str = "image/png", event: str = "drop") -> None:
+    page.wait_for_selector("#settings:not([hidden])")
+    page.evaluate(DROP.replace("EVENT", repr(event)), [name, kind, base64.b64encode(data).decode()])
+
+
+def status(page: Any, text: str) -> None:
+    page.get_by_role("status").get_by_text(text).wait_for()
+
+
+def canvas(page: Any, at: int = 0) -> np.ndarray:
+    height, width, data = page.evaluate(PIXELS, at)
+    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)[..., :3]
+
+
+def same(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Equal but for rounding."""
+    assert actual.shape == expected.shape
+    assert np.abs(actual.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_a_dropped_picture_is_explained_as_explainer_does(page: Any, explainer: Explainer) -> None:
+    e = explainer.explain(str(CAT))
+    hand_over(page, CAT.read_bytes(), "cat.png")
+    status(page, f"cat.png: what speaks for {e.label}")
+    same(canvas(page), e.overlay())
+    page.get_by_text("Hatched").wait_for()  # the crop leaves the margins out
+    for row, (_, label, probability) in zip(page.locator("#predictions li").all(), e.predictions, strict=True):
+        assert label in row.inner_text() and f"{100 * probability:.1f} %" in row.inner_text()
+    gray = image.grayscale(e.heatmap)
+    page.get_by_label("Heatmap", exact=True).check()
+    same(canvas(page), image.marked(image.palette("viridis"))[e.marks.levels(gray)])
+    page.get_by_label("Picture", exact=True).check()
+    assert np.array_equal(canvas(page), e.picture)
+    page.get_by_label("Overlay", exact=True).check()
+    page.get_by_label("Colours").select_option("jet")
+    page.get_by_label("The same opacity everywhere").check()
+    page.locator("#opacity").fill("35")
+    same(canvas(page), e.overlay(alpha=0.35, colormap="jet"))
+    name = page.get_by_role("img").get_attribute("aria-label")
+    assert e.label in name and f"{round(100 * e.statistics['centroid'][1])} % from the left" in name
+    table = page.locator("#statistics").inner_text()
+    assert f"{round(100 * e.statistics['half_area'])} % of the picture" in table and "Separate peaks" in table
+    assert not e.warnings and page.locator("#warnings").is_hidden()
+
+
+def test_classes_layers_and_methods_are_switched(page: Any, explainer: Explainer) -> None:
+    e = explainer.explain(str(CAT))
+    (_, _, _), (second, name, _), (third, other, _) = e.predictions[:3]
+    hand_over(page, CAT.read_bytes())
+    status(page, e.label)
+    page.get_by_role("button", name=re.compile(f"^{re.escape(name)}")).click()
+    status(page, f"what speaks for {name}")
+    same(canvas(page), explainer.explain(str(CAT), target=second).overlay())
+    page.get_by_role("button", name=f"Compare with {other}").click()
+    status(page, f"beside {other}")
+    same(canvas(page, 0), explainer.explain(str(CAT), target=second).overlay())
+    same(canvas(page, 1), explainer.explain(str(CAT), target=third).overlay())
+    page.get_by_role("button", name=f"Compare with {other}").click()
+    page.locator("figure:nth-child(2)").wait_for(state="detached")
+    page.get_by_label("Method").select_option("hirescam")
+    page.wait_for_function("document.getElementById('figures').getAttribute('aria-busy') === 'false'")
+    same(canvas(page), explainer.explain(str(CAT), target=second, method="hirescam").overlay())
+    layer = page.locator("#layer option").nth(30).inner_text()
+    assert layer != e.layer
+    page.get_by_label("Layer").select_option(layer)
+    page.wait_for_function("document.getElementById('figures').getAttribute('aria-busy') === 'false'")
+    same(canvas(page), explainer.explain(str(CAT), target=second, method="hirescam", layer=layer).overlay())
+
+
+def test_any_class_is_found_by_name_or_number(page: Any, explainer: Explainer) -> None:
+    hand_over(page, CAT.read_bytes())
+    status(page, "what speaks for")
+    field = page.get_by_label("Another class")
+    labels = explainer.labels or []
+    hen = next(index for index, label in enumerate(labels) if label.split(",")[0] == "hen")
+    for text, sentence in (
+        ("zebu", "No class is called “zebu”."),
+        ("1000", "There is no class 1000: they are numbered from 0 to 999."),
+        ("cat", "Several classes match"),
+    ):
+        field.fill(text)
+        field.press("Enter")
+        page.get_by_text(sentence).wait_for()
+        assert field.get_attribute("aria-invalid") == "true"
+    field.fill("HEN")
+    field.press("Enter")
+    status(page, f"what speaks for {labels[hen]}")
+    same(canvas(page), explainer.explain(str(CAT), target=hen).overlay())
+    assert page.locator("#predictions li").count() == 6
+    assert page.locator('#predictions [aria-pressed="true"]').first.inner_text().startswith(labels[hen])
+
+
+def test_several_pictures_one_after_another(page: Any, explainer: Explainer) -> None:
+    page.wait_for_selector("#settings:not([hidden])")
+    page.set_input_files("#file", [str(CAT), str(COFFEE)])
+    first, second = explainer.explain(str(CAT)), explainer.explain(str(COFFEE))
+    strip = page.locator("#strip button")
+    strip.nth(1).get_by_text(second.label).wait_for()
+    assert first.label in strip.nth(0).inner_text()
+    strip.nth(1).click()
+    status(page, f"coffee.png: what speaks for {second.label}")
+    same(canvas(page), second.overlay())
+    hand_over(page, CAT.read_bytes(), "again.png", event="paste")
+    status(page, f"again.png: what speaks for {first.label}")
+    page.get_by_role("button", name="Remove all").click()
+    assert page.locator("#result").is_hidden() and strip.count() == 0
+
+
+def test_formats_that_browsers_do_not_read_are_shown_by_the_server(page: Any, explainer: Explainer) -> None:
+    pixels = cv2.imread(str(CAT))
+    tiff = cv2.imencode(".tiff", pixels)[1].tobytes()
+    hand_over(page, tiff, "cat.tif", "image/tiff")
+    status(page, "cat.tif: what speaks for")
+    same(canvas(page), explainer.explain(tiff).overlay())
+
+
+def test_files_that_are_no_picture_are_refused_in_a_sentence(chromium: Any, explainer: Explainer) -> None:
+    server = LiveServer(create_app({"lite0": explainer}, threads=1, max_body="300KiB", max_pixels=140_000))
+    wide = np.random.default_rng(0).integers(0, 255, (300, 500), np.uint8)
+    cases = [
+        (b"a list of things to do", "notes.txt", "text/plain", "picture"),
+        (b"", "empty.png", "image/png", "“empty.png” is empty."),
+        (bytes(400 << 10), "large.png", "image/png", "“large.png” has 400 KiB, and at most 300 KiB are taken."),
+        (cv2.imencode(".png", wide)[1].tobytes(), "wide.png", "image/png", "500x300 = 150,000 pixels"),
+        (CAT.read_bytes()[:4000], "cut.png", "image/png", "picture"),
+        (b"onnx", "model.onnx", "", "“model.onnx” is a model: this page takes pictures."),
+    ]
+    with browsers.visit(chromium, server.url, expected=REFUSED) as page:
+        for data, name, kind, sentence in cases:
+            hand_over(page, data, name, kind)
+            alert = page.get_by_role("alert")
+            alert.get_by_text(sentence).wait_for()
+            assert page.locator("#result").is_hidden(), name
+            assert "undefined" not in alert.inner_text() and "[object" not in alert.inner_text()
+        small = cv2.imencode(".jpg", cv2.resize(cv2.imread(str(CAT)), (300, 200)))[1].tobytes()
+        hand_over(page, small, "small.jpg", "image/jpeg")
+        status(page, "small.jpg: what speaks for")
+        assert page.get_by_role("alert").count() == 0
+    server.stop()
+
+
+def test_a_server_that_is_gone_and_comes_back(chromium: Any, explainer: Explainer) -> None:
+    server = LiveServer(create_app({"lite0": explainer}, threads=1))
+    with browsers.visit(chromium, server.url, expected=("ERR_CONNECTION_REFUSED",)) as page:
+        hand_over(page, CAT.read_bytes())
+        status(page, "what speaks for")
+        server.stop()
+        page.get_by_label("Method").select_option("hirescam")
+        page.get_by_role("alert").get_by_text("The server does not answer").wait_for()
+        assert page.locator("#result").is_hidden()  # no map of another method stands there
+        server.app = create_app({"lite0": explainer}, threads=1)
+        server.start()
+        page.get_by_role("button", name="Try again").click()
+        status(page, "what speaks for")
+        same(canvas(page), explainer.explain(str(CAT), method="hirescam").overlay())
+    server.stop()
+
+
+def test_a_full_queue_is_waited_for(chromium: Any, explainer: Explainer) -> None:
+    app = create_app({"lite0": explainer}, threads=1, queue=1, timeout=60)
+    server, done = LiveServer(app), threading.Event()
+    with browsers.visit(chromium, server.url, expected=REFUSED) as page:
+        page.wait_for_selector("#settings:not([hidden])")
+        scheduler = app.state.onnxcam.scheduler
+
+        async def never() -> Any:
+            await __import__("asyncio").sleep(3600)
+
+        started = threading.Event()
+        work = [server.call(lambda: scheduler.submit(lambda _: (started.set(), done.wait(60)), size=0, receive=never))]
+        assert started.wait(10)
+        work.append(server.call(lambda: scheduler.submit(lambda _: None, size=0, receive=never)))
+        hand_over(page, CAT.read_bytes())
+        status(page, "The queue is full: others are being answered. Trying again in")
+        done.set()
+        status(page, "what speaks for")
+        assert all(future.result(10) is None or True for future in work)
+    server.stop()
+
+
+def test_a_token_is_asked_for(chromium: Any, explainer: Explainer) -> None:
+    token = "correct-horse-battery-staple"
+    server = LiveServer(create_app({"lite0": explainer}, threads=1, tokens=token))
+    with browsers.visit(chromium, server.url, expected=REFUSED) as page:
+        field = page.get_by_label("This server asks for a token")
+        field.wait_for()
+        assert page.evaluate("document.activeElement.id") == "token"
+        field.fill("wrong-horse-battery-staple")
+        field.press("Enter")
+        page.wait_for_function("document.activeElement.id === 'token' && !document.activeElement.value")
+        field.fill(token)
+        field.press("Enter")
+        hand_over(page, CAT.read_bytes())
+        status(page, "what speaks for")
+        assert page.get_by_role("alert").count() == 0
+        assert token not in page.evaluate("JSON.stringify([document.cookie, { ...localStorage }, { ...sessionStorage }])")
+    server.stop()
+
+
+def test_keyboard_alone(page: Any, explainer: Explainer) -> None:
+    e = explainer.explain(str(CAT))
+    page.wait_for_selector("#settings:not([hidden])")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the result"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "file"
+    outline = "getComputedStyle(document.querySelector('.drop .button')).outlineStyle"
+    assert page.evaluate(outline) == "solid"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(str(CAT))
+    status(page, e.label)
+    name = e.predictions[1][1]
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.dataset.key ?? ''") == f"class {e.predictions[1][0]}":
+            break
+    page.keyboard.press("Enter")
+    status(page, f"what speaks for {name}")
+    # the list is made anew, and the focus stays where it was
+    assert page.evaluate("document.activeElement.dataset.key") == f"class {e.predictions[1][0]}"
+    for _ in range(10):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.name") == "view":
+            break
+        if page.evaluate("document.activeElement.id") == "save":
+            for _ in range(5):
+                page.keyboard.press("Shift+Tab")
+                if page.evaluate("document.activeElement.name") == "view":
+                    break
+            break
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.value") == "heatmap"
+    second = explainer.explain(str(CAT), target=e.predictions[1][0])
+    same(canvas(page), image.marked(image.palette("viridis"))[second.marks.levels(image.grayscale(second.heatmap))])
+
+
+NAMES = """() => [...document.querySelectorAll("button, input, select, canvas, a, ul, ol, section")].filter((one) => one.checkVisibility())
+  .filter((one) => !one.labels?.length && !one.ariaLabel && !one.textContent.trim() && one.getAttribute("aria-hidden") !== "true").map((one) => one.outerHTML)"""
+CONTRAST = """() => {
+  const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)).reduce((sum, v, at) => sum + v * [0.2126, 0.7152, 0.0722][at], 0);
+  const ground = (one) => { for (; one; one = one.parentElement) { const color = channels(getComputedStyle(one).backgroundColor); if (color[3] !== 0) return color; } return [255, 255, 255]; };
+  const worst = [];
+  for (const one of document.querySelectorAll("body *")) {
+    if (!one.checkVisibility() || ![...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()) || one.closest("[disabled], option, datalist, .skip")) continue;
+    const [a, b] = [light(channels(getComputedStyle(one).color)), light(ground(one))].sort((x, y) => y - x);
+    worst.push([(a + 0.05) / (b + 0.05), one.outerHTML.slice(0, 90)]);
+  }
+  return worst.filter(([ratio]) => ratio < 4.5);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phones_and_colours(chromium: Any, live: LiveServer, scheme: str) -> None:
+    with browsers.visit(chromium, live.url, 360, 740, scheme) as page:
+        wide = "document.documentElement.scrollWidth"
+        page.wait_for_selector("#settings:not([hidden])")
+        assert page.evaluate(wide) == 360
+        page.set_input_files("#file", [str(CAT), str(COFFEE)] * 4)
+        status(page, "what speaks for")
+        page.get_by_role("button", name=re.compile("^Compare with")).first.click()
+        status(page, "beside")
+        page.locator("#strip button").nth(7).get_by_text("%").wait_for()
+        assert page.evaluate(wide) == 360
+        assert page.evaluate(CONTRAST) == []
+        assert page.evaluate(NAMES) == []
+        dark = np.mean([int(part) for part in re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]]) < 64
+        assert dark == (scheme == "dark")
+        # side by side on a phone too
+        boxes = [one.bounding_box() for one in page.locator("#figures canvas").all()]
+        assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+
+
+def test_under_a_path_of_another_app(chromium: Any, explainer: Explainer) -> None:
+    server = LiveServer(Starlette(routes=[Mount("/explain", create_app({"lite0": explainer}, threads=1))]))
+    with browsers.visit(chromium, f"{server.url}explain/") as page:
+        hand_over(page, CAT.read_bytes())
+        status(page, "what speaks for")
+    server.stop()
+
+
+def test_the_policy_allows_nothing_but_the_server(serve: Serve) -> None:
+    client = serve()
+    response = client.get("/")
+    policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
+    assert policy.pop("frame-ancestors") == "'none'" and policy["default-src"] == "'none'"
+    assert policy == interface.POLICY
+    assert "unsafe" not in str(policy) and "http:" not in str(policy) and "https:" not in str(policy) and "*" not in str(policy)
+    # the same in the file itself, for copies that no server sends
+    assert f'content="{interface.policy()}"' in response.text
+    assert not re.search(r"<script>|<style|\son\w+=|style=", response.text)
+    assert response.headers["x-content-type-options"] == "nosniff"
+    again = client.get("/", headers={"If-None-Match": response.headers["etag"]})
+    assert again.status_code == 304 and not again.content
+    assert client.get("/nothing.js").status_code == 404
+
+
+def test_every_file_that_the_page_names_is_sent(serve: Serve) -> None:
+    client = serve()
+    names = {"/"}
+    waiting = ["/"]
+    while waiting:
+        response = client.get(waiting.pop())
+        assert response.status_code == 200
+        linked = re.findall(r'(?:src|href)="([\w.]+)"|from "\./([\w.]+)"', response.text)
+        new = {f"/{a or b}" for a, b in linked} - names
+        names |= new
+        waiting += sorted(new)
+    assert {name.lstrip("/") or interface.INDEX for name in names} == {*interface.FILES, "backend.js"}
+
+
+def test_colours_are_those_of_onnxcam(page: Any) -> None:
+    tables = page.evaluate(
+        "async () => { const { COLORMAPS, palette } = await import('./colormaps.js');"
+        " return COLORMAPS.map((name) => [name, [...palette(name)]]); }"
+    )
+    assert [name for name, _ in tables] == list(image.COLORMAPS)
+    for name, table in tables:
+        assert np.array_equal(np.array(table).reshape(256, 3), image.palette(name))
+
+
+@pytest.mark.parametrize("parts", [[(3, 5, 40, 30)], [(0, 0, 20, 48), (44, 7, 64, 48)], [], [(10, 10, 10, 10)]], ids=str)
+def test_marks_are_those_of_onnxcam(page: Any, parts: list[tuple[int, int, int, int]]) -> None:
+    random = np.random.default_rng(1)
+    pixels, gray = random.integers(0, 256, (48, 64, 3), np.uint8), random.integers(0, 256, (48, 64), np.uint8)
+    visible = [image.Rectangle(*part) for part in parts]
+    mask = np.zeros((48, 64), int)
+    for part in visible:
+        mask[part.y0 : part.y1, part.x0 : part.x1] = 1
+    rgba = np.dstack([pixels, np.full((48, 64), 255, np.uint8)])
+    overlaid, mapped = page.evaluate(
+        """async ([values, visible, rgba]) => {
+          const { overlay, heatmap } = await import("./drawing.js");
+          const map = { width: 64, height: 48, values: Uint8ClampedArray.from(values), visible: Uint8ClampedArray.from(visible) };
+          return [[...overlay(map, Uint8ClampedArray.from(rgba), "turbo")], [...heatmap(map, "turbo")]];
+        }""",
+        [gray.ravel().tolist(), mask.ravel().tolist(), rgba.ravel().tolist()],
+    )
+    marks = image.Marks.of((48, 64), visible)
+    same(np.array(overlaid).reshape(48, 64, 4)[..., :3], image.draw(pixels, gray, None, "turbo", marks))
+    levels = marks.levels(gray) if marks else gray
+    same(np.array(mapped).reshape(48, 64, 4)[..., :3], image.marked(image.palette("turbo"))[levels])

@@ -255,7 +255,7 @@ class Explanation:
         return {
             "name": self.name,
             "size": [int(self.picture.shape[0]), int(self.picture.shape[1])],
-            "visible": _boxes(self.visible, self.picture),
+            "visible": boxes(self.visible, self.picture),
             "predictions": [
                 {"index": index, "label": label, **_number(probability, self.numeric)}
                 for index, label, probability in self.predictions
@@ -271,7 +271,7 @@ class Explanation:
             "maps": [_record(one, self.numeric) for one in self.maps],
             "layers": [
                 {"layer": one.layer, "raw_map": _shapes(one.raw_map), "attention": one.statistics}
-                | {"visible": _boxes(one.visible, one.picture)}
+                | {"visible": boxes(one.visible, one.picture)}
                 for one in self.per_layer
             ],
             "methods": [
@@ -280,7 +280,7 @@ class Explanation:
                     "maps": [_record(single, self.numeric) for single in one.maps],
                     "attention": one.statistics,
                 }
-                | {"visible": _boxes(one.visible, one.picture)}
+                | {"visible": boxes(one.visible, one.picture)}
                 | {"warnings": [text for text in one.warnings if one is self or text not in self.warnings]}
                 for one in self.per_method
             ],
@@ -343,7 +343,7 @@ def _record(one: Map, numeric: bool) -> dict[str, Any]:
     }
 
 
-def _boxes(visible: Sequence[image.Rectangle] | None, picture: np.ndarray) -> list[dict[str, int]]:
+def boxes(visible: Sequence[image.Rectangle] | None, picture: np.ndarray) -> list[dict[str, int]]:
     """The parts of the picture that heatmaps cover, in its pixels."""
     parts = [image.whole((picture.shape[0], picture.shape[1]))] if visible is None else visible
     return [part._asdict() for part in parts]

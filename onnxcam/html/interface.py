@@ -11,7 +11,8 @@ from importlib.resources import files
 INDEX = "index.html"
 # what every copy of the page consists of, beside its backend
 FILES = (
-    INDEX, "page.css", "page.js", "view.js", "drawing.js", "colormaps.js", "pictures.js", "texts.js", "errors.js", "icon.svg",
+    INDEX, "page.css", "page.js", "view.js", "drawing.js", "colormaps.js", "pictures.js", "texts.js", "errors.js",
+    "icon.svg",
 )  # fmt: skip
 TYPES = {
     ".html": "text/html; charset=utf-8",

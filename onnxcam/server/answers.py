@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxcam import image
 from onnxcam.explain import saving
-from onnxcam.explain.explanation import Explanation
+from onnxcam.explain.explanation import Explanation, boxes
 from onnxcam.explain.maps import LAYER_SIZE, fuse, map_size, windows_of
 from onnxcam.explain.preparation import Prepared
 from onnxcam.explain.question import Question
@@ -52,6 +52,7 @@ def answer(
         "layer": question.layer,
         "method": question.methods[0].name,
         "statistics": None,
+        "visible": None,
         "warnings": list(model.explainer.warnings),
     }
     if prediction.explained is None:
@@ -66,6 +67,7 @@ def answer(
         "confidence": explanation.probability,
     }
     content["statistics"] = explanation.statistics
+    content["visible"] = boxes(explanation.visible, explanation.picture)
     content["warnings"] = list(explanation.warnings)
     content.update(dict(_pictures(explanation, files, style)))
     if "map" in files:

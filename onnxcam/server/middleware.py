@@ -18,15 +18,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from onnxcam.server import responses
+from onnxcam.server import page, responses
 from onnxcam.server.refusals import ClientLeft, Refusal, refusal_of
 from onnxcam.server.state import State
 
 access_log = logging.getLogger("onnxcam.server.access")
 error_log = logging.getLogger("onnxcam.server")
 
-# without a token: what load balancers ask
-OPEN = frozenset(("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"))
+# without a token: what load balancers ask, and the page, which asks people for theirs
+OPEN = frozenset(("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", *page.PATHS.values()))
 _ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _LEFT = 499  # in the log alone: as nginx notes a client that did not wait
 _METHODS = "GET, POST, OPTIONS"

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -17,9 +16,14 @@ from onnxcam.cam import registry
 from onnxcam.errors import OnnxcamError
 from onnxcam.html import interface
 from onnxcam.network.network import list_layers
+from onnxcam.server import responses
 from onnxcam.server.models import Model
+from onnxcam.server.state import State
 
 BACKEND, FACTS = "backend.js", "viewer.json"
+_SOURCES = {**{name: name for name in interface.FILES}, BACKEND: "http_backend.js"}
+# they say nothing about the models
+PATHS = {name: "/" if name == interface.INDEX else f"/{name}" for name in _SOURCES}
 _HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": interface.policy(frame_ancestors="'none'"),
@@ -29,13 +33,12 @@ _HEADERS = {
 }
 
 
-def routes(state: Any) -> list[Route]:
+def routes(state: State) -> list[Route]:
     """The page, its files, and the facts about the models that it offers to choose from."""
-    files = [(name, interface.read(name)) for name in interface.FILES] + [(BACKEND, interface.read("http_backend.js"))]
-    answers: list[Route] = []
-    for name, content in files:
-        path = "/" if name == interface.INDEX else f"/{name}"
-        answers.append(Route(path, _sender(content, interface.TYPES[PurePath(name).suffix]), methods=["GET"]))
+    answers = [
+        Route(path, _sender(interface.read(_SOURCES[name]), interface.TYPES[PurePath(name).suffix]), methods=["GET"])
+        for name, path in PATHS.items()
+    ]
     return [*answers, Route(f"/{FACTS}", _facts(state), methods=["GET"])]
 
 
@@ -53,18 +56,18 @@ def _sender(content: bytes, kind: str) -> Callable[[Request], Any]:
     return send
 
 
-def _facts(state: Any) -> Callable[[Request], Any]:
+def _facts(state: State) -> Callable[[Request], Any]:
     content: list[bytes] = []
 
     def measure(_: Any) -> bytes:
         described = [describe(model) for model in state.models]
-        return orjson.dumps({"onnxcam": __version__, "max_body": state.settings.max_body, "models": described})
+        return responses.dump({"onnxcam": __version__, "max_body": state.settings.max_body, "models": described})
 
     async def send(request: Request) -> Response:
         if not content:
             content.append(await state.scheduler.submit(measure, size=0, receive=request.receive))
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-        return Response(content[0], headers=headers, media_type="application/json")
+        return responses.json(content[0], headers=headers)
 
     return send
 

@@ -25,7 +25,9 @@ class LiveServer:
 
     def start(self) -> None:
         """Listen."""
-        config = uvicorn.Config(self.app, host="127.0.0.1", port=self.port, log_config=None, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            self.app, host="127.0.0.1", port=self.port, log_config=None, timeout_graceful_shutdown=5
+        )
         self._server = uvicorn.Server(config)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

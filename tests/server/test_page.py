@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -36,7 +36,9 @@ PIXELS = """(at) => {
   const canvas = document.querySelectorAll("#figures canvas")[at], { width, height } = canvas;
   const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
   let text = "";
-  for (let start = 0; start < data.length; start += 8192) text += String.fromCharCode(...data.subarray(start, start + 8192));
+  for (let start = 0; start < data.length; start += 8192) {
+    text += String.fromCharCode(...data.subarray(start, start + 8192));
+  }
   return [height, width, btoa(text)];
 }"""
 
@@ -119,13 +121,13 @@ def test_classes_layers_and_methods_are_switched(page: Any, explainer: Explainer
     same(canvas(page, 1), explainer.explain(str(CAT), target=third).overlay())
     page.get_by_role("button", name=f"Compare with {other}").click()
     page.locator("figure:nth-child(2)").wait_for(state="detached")
-    page.get_by_label("Method").select_option("hirescam")
-    page.wait_for_function("document.getElementById('figures').getAttribute('aria-busy') === 'false'")
+    page.get_by_label("Method", exact=True).select_option("hirescam")
+    page.locator('#figures[aria-busy="false"]').wait_for()
     same(canvas(page), explainer.explain(str(CAT), target=second, method="hirescam").overlay())
     layer = page.locator("#layer option").nth(30).inner_text()
     assert layer != e.layer
-    page.get_by_label("Layer").select_option(layer)
-    page.wait_for_function("document.getElementById('figures').getAttribute('aria-busy') === 'false'")
+    page.get_by_label("Layer", exact=True).select_option(layer)
+    page.locator('#figures[aria-busy="false"]').wait_for()
     same(canvas(page), explainer.explain(str(CAT), target=second, method="hirescam", layer=layer).overlay())
 
 
@@ -207,7 +209,7 @@ def test_a_server_that_is_gone_and_comes_back(chromium: Any, explainer: Explaine
         hand_over(page, CAT.read_bytes())
         status(page, "what speaks for")
         server.stop()
-        page.get_by_label("Method").select_option("hirescam")
+        page.get_by_label("Method", exact=True).select_option("hirescam")
         page.get_by_role("alert").get_by_text("The server does not answer").wait_for()
         assert page.locator("#result").is_hidden()  # no map of another method stands there
         server.app = create_app({"lite0": explainer}, threads=1)
@@ -226,7 +228,7 @@ def test_a_full_queue_is_waited_for(chromium: Any, explainer: Explainer) -> None
         scheduler = app.state.onnxcam.scheduler
 
         async def never() -> Any:
-            await __import__("asyncio").sleep(3600)
+            await asyncio.sleep(3600)
 
         started = threading.Event()
         work = [server.call(lambda: scheduler.submit(lambda _: (started.set(), done.wait(60)), size=0, receive=never))]
@@ -236,7 +238,7 @@ def test_a_full_queue_is_waited_for(chromium: Any, explainer: Explainer) -> None
         status(page, "The queue is full: others are being answered. Trying again in")
         done.set()
         status(page, "what speaks for")
-        assert all(future.result(10) is None or True for future in work)
+        assert [future.result(10) for future in work] == [(None, True), None]
     server.stop()
 
 
@@ -249,13 +251,15 @@ def test_a_token_is_asked_for(chromium: Any, explainer: Explainer) -> None:
         assert page.evaluate("document.activeElement.id") == "token"
         field.fill("wrong-horse-battery-staple")
         field.press("Enter")
-        page.wait_for_function("document.activeElement.id === 'token' && !document.activeElement.value")
+        page.locator("#token:focus:placeholder-shown").wait_for()
         field.fill(token)
         field.press("Enter")
         hand_over(page, CAT.read_bytes())
         status(page, "what speaks for")
         assert page.get_by_role("alert").count() == 0
-        assert token not in page.evaluate("JSON.stringify([document.cookie, { ...localStorage }, { ...sessionStorage }])")
+        assert token not in page.evaluate(
+            "JSON.stringify([document.cookie, { ...localStorage }, { ...sessionStorage }])"
+        )
     server.stop()
 
 
@@ -265,9 +269,8 @@ def test_keyboard_alone(page: Any, explainer: Explainer) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the result"
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "file"
-    outline = "getComputedStyle(document.querySelector('.drop .button')).outlineStyle"
-    assert page.evaluate(outline) == "solid"
+    assert page.evaluate("document.activeElement.id") == "choose"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files(str(CAT))
@@ -281,15 +284,9 @@ def test_keyboard_alone(page: Any, explainer: Explainer) -> None:
     status(page, f"what speaks for {name}")
     # the list is made anew, and the focus stays where it was
     assert page.evaluate("document.activeElement.dataset.key") == f"class {e.predictions[1][0]}"
-    for _ in range(10):
+    for _ in range(20):
         page.keyboard.press("Shift+Tab")
         if page.evaluate("document.activeElement.name") == "view":
-            break
-        if page.evaluate("document.activeElement.id") == "save":
-            for _ in range(5):
-                page.keyboard.press("Shift+Tab")
-                if page.evaluate("document.activeElement.name") == "view":
-                    break
             break
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.value") == "heatmap"
@@ -297,19 +294,30 @@ def test_keyboard_alone(page: Any, explainer: Explainer) -> None:
     same(canvas(page), image.marked(image.palette("viridis"))[second.marks.levels(image.grayscale(second.heatmap))])
 
 
-NAMES = """() => [...document.querySelectorAll("button, input, select, canvas, a, ul, ol, section")].filter((one) => one.checkVisibility())
-  .filter((one) => !one.labels?.length && !one.ariaLabel && !one.textContent.trim() && one.getAttribute("aria-hidden") !== "true").map((one) => one.outerHTML)"""
-CONTRAST = """() => {
+NAMELESS = """() => [...document.querySelectorAll("button, input, select, canvas, a, ul, ol, section")]
+  .filter((one) => one.checkVisibility() && one.getAttribute("aria-hidden") !== "true")
+  .filter((one) => !one.labels?.length && !one.ariaLabel && !one.textContent.trim())
+  .map((one) => one.outerHTML)"""
+# the formula of WCAG 2.2 for everything that has a text of its own
+FAINT = """() => {
   const channels = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)).reduce((sum, v, at) => sum + v * [0.2126, 0.7152, 0.0722][at], 0);
-  const ground = (one) => { for (; one; one = one.parentElement) { const color = channels(getComputedStyle(one).backgroundColor); if (color[3] !== 0) return color; } return [255, 255, 255]; };
-  const worst = [];
-  for (const one of document.querySelectorAll("body *")) {
-    if (!one.checkVisibility() || ![...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()) || one.closest("[disabled], option, datalist, .skip")) continue;
-    const [a, b] = [light(channels(getComputedStyle(one).color)), light(ground(one))].sort((x, y) => y - x);
-    worst.push([(a + 0.05) / (b + 0.05), one.outerHTML.slice(0, 90)]);
-  }
-  return worst.filter(([ratio]) => ratio < 4.5);
+  const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const ground = (one) => {
+    for (; one; one = one.parentElement) {
+      const color = channels(getComputedStyle(one).backgroundColor);
+      if (color[3] !== 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  const ratio = (one) => {
+    const [low, high] = [light(channels(getComputedStyle(one).color)), light(ground(one))].sort((x, y) => x - y);
+    return (high + 0.05) / (low + 0.05);
+  };
+  return [...document.querySelectorAll("body *")]
+    .filter((one) => one.checkVisibility() && !one.closest("[disabled], option, datalist, .skip"))
+    .filter((one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+    .filter((one) => ratio(one) < 4.5).map((one) => [ratio(one), one.outerHTML.slice(0, 90)]);
 }"""
 
 
@@ -325,9 +333,10 @@ def test_phones_and_colours(chromium: Any, live: LiveServer, scheme: str) -> Non
         status(page, "beside")
         page.locator("#strip button").nth(7).get_by_text("%").wait_for()
         assert page.evaluate(wide) == 360
-        assert page.evaluate(CONTRAST) == []
-        assert page.evaluate(NAMES) == []
-        dark = np.mean([int(part) for part in re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]]) < 64
+        assert page.evaluate(FAINT) == []
+        assert page.evaluate(NAMELESS) == []
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        dark = all(int(part) < 64 for part in re.findall(r"\d+", ground)[:3])
         assert dark == (scheme == "dark")
         # side by side on a phone too
         boxes = [one.bounding_box() for one in page.locator("#figures canvas").all()]
@@ -348,7 +357,12 @@ def test_the_policy_allows_nothing_but_the_server(serve: Serve) -> None:
     policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
     assert policy.pop("frame-ancestors") == "'none'" and policy["default-src"] == "'none'"
     assert policy == interface.POLICY
-    assert "unsafe" not in str(policy) and "http:" not in str(policy) and "https:" not in str(policy) and "*" not in str(policy)
+    assert (
+        "unsafe" not in str(policy)
+        and "http:" not in str(policy)
+        and "https:" not in str(policy)
+        and "*" not in str(policy)
+    )
     # the same in the file itself, for copies that no server sends
     assert f'content="{interface.policy()}"' in response.text
     assert not re.search(r"<script>|<style|\son\w+=|style=", response.text)
@@ -382,7 +396,9 @@ def test_colours_are_those_of_onnxcam(page: Any) -> None:
         assert np.array_equal(np.array(table).reshape(256, 3), image.palette(name))
 
 
-@pytest.mark.parametrize("parts", [[(3, 5, 40, 30)], [(0, 0, 20, 48), (44, 7, 64, 48)], [], [(10, 10, 10, 10)]], ids=str)
+@pytest.mark.parametrize(
+    "parts", [[(3, 5, 40, 30)], [(0, 0, 20, 48), (44, 7, 64, 48)], [], [(10, 10, 10, 10)]], ids=str
+)
 def test_marks_are_those_of_onnxcam(page: Any, parts: list[tuple[int, int, int, int]]) -> None:
     random = np.random.default_rng(1)
     pixels, gray = random.integers(0, 256, (48, 64, 3), np.uint8), random.integers(0, 256, (48, 64), np.uint8)
@@ -394,8 +410,9 @@ def test_marks_are_those_of_onnxcam(page: Any, parts: list[tuple[int, int, int, 
     overlaid, mapped = page.evaluate(
         """async ([values, visible, rgba]) => {
           const { overlay, heatmap } = await import("./drawing.js");
-          const map = { width: 64, height: 48, values: Uint8ClampedArray.from(values), visible: Uint8ClampedArray.from(visible) };
-          return [[...overlay(map, Uint8ClampedArray.from(rgba), "turbo")], [...heatmap(map, "turbo")]];
+          const bytes = (list) => Uint8ClampedArray.from(list);
+          const map = { width: 64, height: 48, values: bytes(values), visible: bytes(visible) };
+          return [[...overlay(map, bytes(rgba), "turbo")], [...heatmap(map, "turbo")]];
         }""",
         [gray.ravel().tolist(), mask.ravel().tolist(), rgba.ravel().tolist()],
     )

@@ -15,8 +15,10 @@ const rint = (value) => {
 // The grey levels [w * h] as colours, RGBA.
 export function heatmap({ width, height, values, visible }, colormap) {
   const table = palette(colormap), pixels = new Uint8ClampedArray(4 * width * height);
+  // onnxcam's file is a PNG with a palette, in which the marks take the first four of the 256 colours
+  const lowest = marked(visible) ? 4 : 0;
   for (let at = 0, to = 0; at < values.length; at += 1, to += 4) {
-    const from = 3 * values[at];
+    const from = 3 * Math.max(values[at], lowest);
     pixels[to] = table[from];
     pixels[to + 1] = table[from + 1];
     pixels[to + 2] = table[from + 2];
@@ -43,13 +45,15 @@ export function overlay({ width, height, values, visible }, picture, colormap, {
     pixels[to + 2] = picture[to + 2] * weight + colors[from + 2];
     pixels[to + 3] = 255;
   }
-  mark(pixels, width, height, visible, (value, line) => value * LIGHT + (1 - LIGHT) * GREY - (line ? STEP : 0));
+  mark(pixels, width, height, visible, (at, line) => picture[at] * LIGHT + (1 - LIGHT) * GREY - (line ? STEP : 0));
   return pixels;
 }
 
+export const marked = (visible) => Boolean(visible) && !visible.every((value) => value);
+
 // Hatch the pixels where `visible` is 0, and frame the others.
 function mark(pixels, width, height, visible, shade) {
-  if (!visible || visible.every((value) => value)) return;
+  if (!marked(visible)) return;
   const longer = Math.max(width, height), thin = Math.max(rint(longer / 300), 1);
   const distance = Math.max(rint(longer / 32), 4), thickness = Math.max(Math.floor(distance / 4), 1);
   const some = visible.some((value) => value);
@@ -60,7 +64,7 @@ function mark(pixels, width, height, visible, shade) {
       if (visible[at]) continue;
       const line = (x + y) % distance < thickness;
       for (let to = 4 * at; to < 4 * at + 3; to += 1) {
-        pixels[to] = near[at] ? WHITE : far[at] ? BLACK : shade(pixels[to], line);
+        pixels[to] = near[at] ? WHITE : far[at] ? BLACK : shade(to, line);
       }
     }
   }

@@ -5,6 +5,7 @@
 // limits() -> {bytes}; decodes: whether it reads pictures that the browser cannot, and then sends `picture`, a Blob; authorize(token).
 import * as backend from "./backend.js";
 import { DEFAULT } from "./colormaps.js";
+import { marked } from "./drawing.js";
 import { BackendError } from "./errors.js";
 import { decode, filesOf, isModel, pixelsOf, thumbnail } from "./pictures.js";
 import { classOf, confidence, size } from "./texts.js";
@@ -16,14 +17,14 @@ const state = { models: [], model: null, pictures: [], current: null, view: "ove
 const results = new Map(); // the newest last
 let job = null, decoded = null;
 
-const say = (text) => { find("status").textContent = text; };
+// only what is new: each change is read aloud
+const say = (text) => { if (find("status").textContent !== text) find("status").textContent = text; };
 const layerOf = () => find("layer").value, methodOf = () => find("method").value;
 const keyOf = (picture, target) => JSON.stringify([picture.id, state.model.name, layerOf(), methodOf(), target]);
 const targetsOf = (picture) => (picture.other === null ? [picture.target] : [picture.target, picture.other]);
 
 function alarm(text, again = null) {
   find("alert").hidden = !text;
-  // only where it changes: each change is read aloud
   if (find("alert-text").textContent !== (text ?? "")) find("alert-text").textContent = text ?? "";
   find("retry").hidden = !again;
   find("retry").onclick = again;
@@ -216,8 +217,8 @@ async function render() {
   const complete = ready.length === targetsOf(picture).length;
   const failed = Boolean(state.gone || picture.problem);
   if (job?.picture === picture) say(`Explaining ${picture.name}`);
-  find("figures").setAttribute("aria-busy", String(!complete && !failed));
   if (!complete) {
+    find("figures").setAttribute("aria-busy", String(!failed));
     // no map of another question stands where this one failed
     if (failed) { find("result").hidden = true; say(""); }
     return;
@@ -231,13 +232,14 @@ async function render() {
   const indices = new Set(first.predictions.map((row) => row.class_index));
   const extra = ready.map((result) => result.target).filter((target) => !indices.has(target.class_index));
   view.figures(find("figures"), shown, { ...state, name: picture.name, kind });
+  find("figures").setAttribute("aria-busy", "false");
   view.predictions(find("predictions"), {
     rows: [...first.predictions, ...extra], kind, fixed, target: first.target.class_index, other: ready[1]?.target.class_index ?? null,
   }, { choose: chooseClass, compare });
   view.numbers(find("statistics"), shown);
   view.sentences(find("warnings"), [...new Set(ready.flatMap((result) => result.warnings ?? []))]);
   const { map } = first;
-  find("hatched").hidden = state.view === "picture" || !map.visible || map.visible.every((value) => value);
+  find("hatched").hidden = state.view === "picture" || !marked(map.visible);
   find("choose-help").hidden = fixed;
   find("another").hidden = fixed;
   const of = (result) => `${result.target.class_name}, ${confidence(result.target.confidence, kind)}`;
@@ -295,6 +297,7 @@ function save() {
 // ---- events
 
 function listen() {
+  find("choose").addEventListener("click", () => find("file").click());
   find("file").addEventListener("change", (event) => { add([...event.target.files]); event.target.value = ""; });
   find("clear").addEventListener("click", () => {
     state.pictures = [];
@@ -304,7 +307,7 @@ function listen() {
     alarm(null);
     say("");
     render();
-    find("file").focus();
+    find("choose").focus();
   });
   let depth = 0;
   const over = (by) => { depth = Math.max(depth + by, 0); document.body.classList.toggle("over", depth > 0); };

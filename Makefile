@@ -17,6 +17,8 @@ PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check --quiet
 # each process takes tests in their order, so that what a file's tests share is made once, and in the end what others have left
 SPREAD  := -n $(JOBS) --dist worksteal
+# images of containers often forbid bytecode: every run would compile all tests anew, and every process that they start, onnxcam
+export PYTHONDONTWRITEBYTECODE :=
 say      = printf '\033[36m%s\033[0m\n'
 
 .DEFAULT_GOAL := help

@@ -1,9 +1,10 @@
 """Feature maps and receptive fields of whole architectures: `python -m benchmarks.inside [NAME…]` writes inside.md.
 
 For each architecture, with seeded random weights: the feature maps of two layers of the exported file against the
-framework's own activations (a forward hook of PyTorch; a second functional model of Keras), as ‖a − b‖ / ‖b‖; whether
-channels come in NumPy's order of the framework's variances; and how many pixels outside the theoretical receptive field
-of 20 cells of each layer have a gradient that is not exactly 0.
+framework's own activations (a forward hook of PyTorch; a second functional model of Keras), as ‖a − b‖ / ‖b‖, and both
+against the framework's in float64, which tells rounding from mistakes; whether channels come in NumPy's order of the
+framework's variances; and how many pixels outside the theoretical receptive field of 20 cells of each layer have a
+gradient that is not exactly 0.
 """
 
 from __future__ import annotations
@@ -26,8 +27,14 @@ KERAS = ("MobileNetV2", "ResNet50", "EfficientNetB0")
 CELLS = 20
 
 
-def torch_values(name: str) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
-    """The explainable model of a torchvision architecture, a picture, and its activations `[C, h, w]` or `[T, C]`."""
+Values = dict[str, np.ndarray]
+
+
+def torch_values(name: str) -> tuple[Any, np.ndarray, Values, Values]:
+    """The explainable model of a torchvision architecture, a picture, its activations `[C, h, w]` or `[T, C]`.
+
+    The last are the same in float64.
+    """
     import torch
 
     from benchmarks.architectures import TORCH as ENTRIES
@@ -37,21 +44,25 @@ def torch_values(name: str) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
     model, picture = build(name)
     entry = ENTRIES[name]
     layers = [layer for layer in (entry.middle, entry.last) if layer]
-    hooked: dict[str, np.ndarray] = {}
+    hooked: Values = {}
     modules = dict(model.named_modules())
     for layer in layers:
         modules[layer].register_forward_hook(
-            lambda module, inputs, output, layer=layer: hooked.update({layer: output.detach().clone().numpy()})
+            lambda module, inputs, output, layer=layer: hooked.update({layer: output.detach().clone().numpy()[0]})
         )
     with torch.no_grad():
         model(picture)
+        values = dict(hooked)
+        model.double()(picture.double())
+        exact = dict(hooked)
+    model.float()
     for layer in layers:
         modules[layer]._forward_hooks.clear()
     explained = pytorch.export(model, picture, None, layers=layers, verify=False)
-    return explained, picture.numpy(), {layer: hooked[layer][0] for layer in layers}
+    return explained, picture.numpy(), values, exact
 
 
-def keras_values(name: str) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
+def keras_values(name: str) -> tuple[Any, np.ndarray, Values, Values]:
     """The same of a Keras architecture, whose maps are `[h, w, C]`."""
     import keras
 
@@ -63,10 +74,14 @@ def keras_values(name: str) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
     built = Built(key)
     layers = [built.entry.middle, next(one.name for one in built.model.layers[::-1] if len(one.output.shape) == 4)]
     picture = built.pictures(1, SEED)
-    outputs = [built.model.get_layer(layer).output for layer in layers]
-    values = keras.Model(built.model.inputs, outputs)(picture, training=False)
+
+    def values(model: Any, picture: np.ndarray) -> Values:
+        outputs = [model.get_layer(layer).output for layer in layers]
+        computed = keras.Model(model.inputs, outputs)(picture, training=False)
+        return {layer: np.asarray(value)[0] for layer, value in zip(layers, computed, strict=True)}
+
     explained = exporter.export(built.model, None, layers=layers, verify=False)
-    return explained, picture, {layer: np.asarray(v)[0] for layer, v in zip(layers, values, strict=True)}
+    return explained, picture, values(built.model, picture), values(built.exact, picture.astype(np.float64))
 
 
 def canonical(value: np.ndarray, channels_last: bool, shape: tuple[int, ...]) -> np.ndarray:
@@ -85,13 +100,17 @@ def measure(name: str) -> list[str]:
 
     began = time.perf_counter()
     keras = name in KERAS
-    explained, picture, values = keras_values(name) if keras else torch_values(name)
+    explained, picture, values, exact = keras_values(name) if keras else torch_values(name)
     explainer = onnxcam.Explainer(explained, probe=False, providers=["CPUExecutionProvider"])
     rows = []
     rng = np.random.default_rng(SEED)
     for maps in inside.features(explainer, picture, list(values)):
         expected = np.ascontiguousarray(canonical(values[maps.layer], keras, maps.shape))
-        error = np.linalg.norm(maps.values - expected) / np.linalg.norm(expected)
+        truth = canonical(exact[maps.layer], keras, maps.shape)
+        error, ours, theirs = (
+            np.linalg.norm(a - b) / np.linalg.norm(truth)
+            for a, b in ((maps.values, expected), (maps.values, truth), (expected, truth))
+        )
         same = np.argsort(-maps.values.var(axis=(1, 2)), kind="stable")[:64].tolist() == list(maps.channels)
         (field,) = receptive_fields.fields_of(explainer, picture, [maps.layer])
         outside = clear = 0
@@ -106,7 +125,7 @@ def measure(name: str) -> list[str]:
         framework = "Keras" if keras else "PyTorch"
         rows.append(
             f"| {name} ({framework}) | `{maps.layer}` | {' x '.join(map(str, maps.shape))} | {error:.1e} | "
-            f"{'yes' if same else 'NO'} | {size} | {clear:,} | {outside} |"
+            f"{ours:.1e} | {theirs:.1e} | {'yes' if same else 'NO'} | {size} | {clear:,} | {outside} |"
         )
     print(f"{name}: {time.perf_counter() - began:.0f} s", *rows, sep="\n", flush=True)
     return rows
@@ -117,12 +136,13 @@ def main(names: list[str]) -> None:
         "# Feature maps and receptive fields of whole architectures",
         "",
         "Written by `python -m benchmarks.inside`: seeded random weights, exported by onnxcam. *Error*: feature maps",
-        "against the framework's own activations, ‖a − b‖ / ‖b‖. *Order*: whether channels come in NumPy's order of",
-        f"variance. *Outside*: pixels outside the theoretical field of {CELLS} cells, and those whose gradient is not",
+        "against the framework's own activations, ‖a − b‖ / ‖b‖; *file* and *framework*: either against the",
+        "framework in float64. *Order*: whether channels come in NumPy's order of variance.",
+        f"*Outside*: pixels outside the theoretical field of {CELLS} cells, and those whose gradient is not",
         "exactly 0.",
         "",
-        "| architecture | layer | map | error | order | field | outside | not 0 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| architecture | layer | map | error | file | framework | order | field | outside | not 0 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows = [row for name in names or [*TORCH, *KERAS] for row in measure(name)]
     PAGE.write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")

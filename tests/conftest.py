@@ -7,7 +7,7 @@ import functools
 import gc
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import onnxruntime
@@ -49,12 +49,29 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[SAMPLE] = "1"
 
 
+def _mark_all_but_a_sample(items: list[pytest.Item]) -> None:
+    """Mark the cases of a test with `sample(N)` as slow but for N of them, spread evenly from the first to the last."""
+    cases: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sample") and not item.get_closest_marker("slow"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for group in cases.values():
+        marker = group[0].get_closest_marker("sample")
+        assert marker is not None
+        count = min(marker.args[0], len(group))
+        fast = {0} if count == 1 else {k * (len(group) - 1) // (count - 1) for k in range(count)}
+        for k, item in enumerate(group):
+            if k not in fast:
+                item.add_marker("slow")
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are left out by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark soaks as slow, and put files with the most slow tests first, so that the processes end together."""
+    """Mark soaks and what samples leave out as slow. Files with most slow tests come first: processes end together."""
     for item in items:
         if item.get_closest_marker("soak"):
             item.add_marker("slow")
+    _mark_all_but_a_sample(items)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 

@@ -202,6 +202,7 @@ def test_javascript_gives_pythons_numbers(answers: dict[str, Any], bundled: Path
         assert mine["probability"] == pytest.approx(probability, abs=1e-4)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("method", ["gradcam", "hirescam"])
 def test_javascript_takes_grey_pictures_channels_last_and_other_methods(
     node: Path, tmp_path: Path, method: str

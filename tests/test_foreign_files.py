@@ -24,6 +24,7 @@ from onnxcam import image
 from onnxcam.cli import main
 from onnxcam.network import manifest
 from onnxcam.runtime import open_session, run
+from tests.support.examples import rest_slow
 
 CPU = ["CPUExecutionProvider"]
 # as rapidocr prepares lines of text
@@ -79,7 +80,7 @@ MODELS: dict[str, tuple[Callable[[], Path], str, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", rest_slow(MODELS))
 def test_layers_export_and_check_as_the_file_came(name: str, tmp_path: Path) -> None:
     find, layer, classes = MODELS[name]
     found = json.loads(command("layers", find(), "--json").stdout)["layers"]
@@ -109,6 +110,7 @@ def test_the_digit_is_recognised_as_its_package_says_and_explained(tmp_path: Pat
     assert drawn[ink].mean() > drawn[~ink].mean()
 
 
+@pytest.mark.slow
 def test_text_upside_down_is_told_from_upright_text_and_explained(tmp_path: Path) -> None:
     explainer = onnxcam.Explainer(direction(), labels=["0", "180"], preprocess=TEXT, providers=CPU)
     upright = line_of_text()
@@ -125,6 +127,7 @@ def test_text_upside_down_is_told_from_upright_text_and_explained(tmp_path: Path
     assert json.loads((tmp_path / "out" / "explanation.json").read_text())["predictions"][0]["index"] == 0
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("size", [(48, 192), (32, 100), (80, 160)])
 def test_the_size_stays_free_and_predictions_are_those_of_the_file(size: tuple[int, int]) -> None:
     model = onnxcam.augment(direction())
@@ -140,6 +143,7 @@ def test_the_size_stays_free_and_predictions_are_those_of_the_file(size: tuple[i
     assert np.isfinite(maps).all() and np.abs(g).max() > 0
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("preset", ["raw", "-1..1"])
 def test_a_preset_cannot_know_an_open_size(preset: str) -> None:
     with pytest.raises(onnxcam.OnnxcamError, match=r'whose size is dynamic.*"size": \[height, width\]'):

@@ -159,7 +159,7 @@ SEEDS: dict[str, Callable[[Path], dict[str, bytes]]] = {
     "manifest": manifest_seeds,
     "labels": label_seeds,
 }
-FEW = {"model": 60, "picture": 100, "manifest": 20, "labels": 100}
+FEW = {"model": 20, "picture": 100, "manifest": 20, "labels": 100}
 MORE = {"model": 400, "picture": 400, "manifest": 100, "labels": 400}
 MANY = {"model": 2000, "picture": 2000, "manifest": 500, "labels": 2000}
 

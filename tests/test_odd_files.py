@@ -60,6 +60,7 @@ def command(*arguments: object) -> Result:
 # ---- versions
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("opset", range(8, 25))
 def test_every_opset_from_8_to_24(opset: int) -> None:
     held = proved(small(opset=opset, ending="Softmax"))

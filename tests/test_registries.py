@@ -8,6 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 import onnxcam
 from onnxcam.autodiff import registered
 from onnxcam.cam.methods import methods
@@ -38,6 +40,7 @@ print(json.dumps([onnxcam.__file__, sorted(registered()), methods(), metrics()])
 """
 
 
+@pytest.mark.slow
 def test_a_new_file_is_registered_even_in_a_zip_file(tmp_path: Path) -> None:
     package = Path(onnxcam.__file__).parent
     archive = tmp_path / "onnxcam.zip"

@@ -108,6 +108,7 @@ def test_concat_of_a_value_with_itself() -> None:
     check("z = Exp(x) y = Concat<axis=1>(z, x, z)", {"x": normal(2, 3)}, free=FREE)
 
 
+@pytest.mark.sample(7)
 @covers("Split")
 @pytest.mark.parametrize("axis", [0, 1, -1])
 @pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 2), (2, 1), (0, 1, 2)])

@@ -41,6 +41,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sample(2)
 @covers("Conv")
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=pytest.mark.slow if kind.startswith("wide") else ()) for kind in KINDS]
@@ -57,6 +58,7 @@ def test_each_kind_of_stride(kind: str) -> None:
     assert (made == "ConvTranspose") == ("ConvTranspose" in kinds)
 
 
+@pytest.mark.slow
 def test_weights_that_are_computed_are_turned_at_run_time() -> None:
     """Nothing of the kernels of a wide convolution is stored a second time."""
     text = "v = Tanh(w) y = Conv<strides=[2, 2], pads=[1, 1, 1, 1]>(x, v)"

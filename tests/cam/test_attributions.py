@@ -197,6 +197,7 @@ def test_a_network_without_relu_is_not_guided() -> None:
 FORMS: dict[str, dict[str, Any]] = {"NHWC": {"nhwc": True}, "two rows": {"batch": 2}, "one row": {"batch": 1}}
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", EVERY)
 def test_layout_and_fixed_rows_change_nothing(explainer: Explainer, name: str, form: str) -> None:
@@ -216,6 +217,7 @@ def test_a_picture_s_map_does_not_depend_on_its_batch(explainer: Explainer, name
     assert parity(alone, together[2:]) <= 1e-4
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("nhwc", [False, True])
 @pytest.mark.parametrize("name", EVERY)
 def test_whole_numbers_are_taken_as_floats(explainer: Explainer, name: str, nhwc: bool) -> None:

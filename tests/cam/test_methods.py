@@ -159,6 +159,7 @@ def randomcam(module: Any, x: np.ndarray, classes: list[int]) -> np.ndarray:
     return np.einsum("nc,nchw->nhw", np.random.default_rng(1234).uniform(-1, 1, a.shape[:2]), a)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name == "sscam" else ()) for name in sorted(REFERENCES)]
 )
@@ -249,6 +250,7 @@ def test_a_map_is_the_same_inside_the_file_and_outside_it(method: str) -> None:
         assert np.allclose(a, b, atol=1e-6) and a.any()
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("kind", ["NHWC", "one row", "binary", "multilabel"])
 @pytest.mark.parametrize("method", AT_A_LAYER)
 def test_every_method_takes_every_kind_of_model(method: str, kind: str) -> None:

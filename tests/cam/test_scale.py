@@ -101,6 +101,7 @@ def test_gradcam_plus_plus_is_its_formula_at_every_scale(scale: float) -> None:
     assert maps(model, "smoothgradcam++").max() > 0.9
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("method", ["finercam", "scorecam", "sscam", "iscam"])
 @pytest.mark.parametrize("scale", SCALES)
 def test_maps_by_probabilities_exist_at_every_scale(method: str, scale: float) -> None:

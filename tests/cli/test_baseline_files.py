@@ -110,6 +110,7 @@ BAD: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.sample(11)
 @pytest.mark.parametrize("kind", BAD)
 def test_it_is_refused_in_a_sentence_and_little_memory(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"

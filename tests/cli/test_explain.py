@@ -172,6 +172,7 @@ def test_one_bad_picture_never_loses_the_others(run: Run, ready: Path, photos: P
     assert not any("bad" in name or "worse" in name for name in tree(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_200_with_3_corrupt_ones(run: Run, ready: Path, tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()

@@ -389,6 +389,7 @@ def interrupted(arguments: list[object], terminal: str = "") -> tuple[int, str, 
         return process.returncode, err, time.monotonic() - start
 
 
+@pytest.mark.sample(1)
 @pytest.mark.skipif(os.name == "nt", reason="signals end otherwise on Windows")
 @pytest.mark.parametrize("many", [False, True])
 def test_interrupting_a_long_method(ready: Path, photos: Path, tmp_path: Path, many: bool) -> None:
@@ -401,6 +402,7 @@ def test_interrupting_a_long_method(ready: Path, photos: Path, tmp_path: Path, m
     assert seconds < 100, "the method would have gone on for five minutes"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals end otherwise on Windows")
 def test_a_long_method_shows_its_progress_on_a_terminal(ready: Path, photo: Path, tmp_path: Path) -> None:
     arguments = ["explain", ready, photo, "-o", tmp_path / "out", "--method", "slow"]

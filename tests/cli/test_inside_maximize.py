@@ -113,6 +113,7 @@ def test_ctrl_c_writes_the_best_so_far(model: Path, tmp_path: Path, monkeypatch:
     assert "3 of 6 steps" in result.stderr
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("flags", "code", "sentence"),
     [

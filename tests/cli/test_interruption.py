@@ -51,6 +51,7 @@ def wait_for(path: Path, pattern: str, count: int = 1) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("number", SIGNALS)
 def test_explain_keeps_what_is_finished(ready: Path, photographs: Path, tmp_path: Path, number: int) -> None:
     out = tmp_path / "out"
@@ -74,6 +75,7 @@ def test_explain_keeps_what_is_finished(ready: Path, photographs: Path, tmp_path
     }
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_ignored_stays_so(ready: Path, photographs: Path, tmp_path: Path) -> None:
     process = start("explain", ready, *sorted(photographs.iterdir())[:20], "-o", tmp_path / "out", ignored=True)
     wait_for(tmp_path / "out", "*/explanation.json")
@@ -82,6 +84,7 @@ def test_a_signal_that_is_ignored_stays_so(ready: Path, photographs: Path, tmp_p
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_says_what_it_has(ready: Path, photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code = (
@@ -136,6 +139,7 @@ def test_numbers_of_an_interrupted_evaluation_are_those_of_its_pictures(
     }
 
 
+@pytest.mark.slow
 def test_a_table_on_standard_output_is_alone_there(ready: Path, photo: Path) -> None:
     arguments = ["evaluate", ready, photo, "--method", "gradcam", "--metric", "average_drop", "--csv", "/dev/stdout"]
     process = start(*arguments)
@@ -148,6 +152,7 @@ def test_a_table_on_standard_output_is_alone_there(ready: Path, photo: Path) -> 
     assert process.returncode == 2 and "standard output" in err
 
 
+@pytest.mark.slow
 def test_a_model_on_standard_output_is_alone_there(plain: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "onnxcam", "export", plain, "-o", "/dev/stdout", "--no-verify"], capture_output=True

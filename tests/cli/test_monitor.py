@@ -109,6 +109,7 @@ def test_stats(run: Run, normal: Path) -> None:
     assert "dropped    199 (duplicate 199)" in text and "records    800 from 2026-11-02T00:00:00" in text
 
 
+@pytest.mark.slow
 def test_drift_is_silent_and_speaks(run: Run, normal: Path, shifted: Path, baseline: Path, tmp_path: Path) -> None:
     same = tmp_path / "same"
     synthetic.write(same, [synthetic.record(n) for n in range(1000, 1600)])

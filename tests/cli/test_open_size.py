@@ -24,6 +24,7 @@ def tokens(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_assumed_size_is_said_by_every_command(run: Run, tokens: Path, photo: Path, tmp_path: Path) -> None:
     listed = run("layers", tokens)
     assert listed.code == 0 and ASSUMED in listed.err and "56 x 56" in listed.out

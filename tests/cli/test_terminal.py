@@ -124,6 +124,7 @@ def test_there_is_a_call_of_every_command(workshop: Path, tmp_path: Path) -> Non
         assert arguments(command, workshop, tmp_path)
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("command", EVERY)
 def test_no_command_prints_control_characters(
@@ -193,6 +194,7 @@ def on_a_terminal(*call: str, cwd: Path) -> tuple[int, bytes]:
     return process.wait(60), bytes(written)
 
 
+@pytest.mark.slow
 def test_a_real_terminal_gets_our_own_controls_alone(workshop: Path, tmp_path: Path) -> None:
     code, written = on_a_terminal(*arguments("explain", workshop, tmp_path), cwd=tmp_path)
     text = written.decode().replace("\r\n", "\n").replace("\r\x1b[2K", "")
@@ -253,6 +255,7 @@ def full_stdout() -> Iterator[None]:
         sys.stdout = stream
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("command", EVERY)
 def test_every_command_says_that_its_results_are_lost(
     workshop: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
@@ -289,6 +292,7 @@ STREAMS: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", STREAMS)
 def test_files_are_written_whatever_the_streams_are(workshop: Path, tmp_path: Path, case: str) -> None:
     settings, code, reason = STREAMS[case]

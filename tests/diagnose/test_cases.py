@@ -13,6 +13,7 @@ CASES = Path(__file__).parent.parent / "cases"
 SEVERAL_CANDIDATES = {"age_and_gender", "logits_and_embedding"}
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("path", sorted(CASES.glob("*.onnx")), ids=lambda path: path.stem)
 def test_check_says_what_is_right_and_what_is_not(path: Path) -> None:
     if path.stem in SEVERAL_CANDIDATES:

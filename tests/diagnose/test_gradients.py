@@ -16,7 +16,6 @@ from onnxcam.autodiff import registry
 from onnxcam.diagnose.gradients import ModelReport, check
 from onnxcam.errors import ModelError
 from tests.support import models
-from tests.support.examples import rest_slow
 
 CPU = ["CPUExecutionProvider"]
 
@@ -60,6 +59,7 @@ def branching(size: int = 24) -> onnx.ModelProto:
 # ---- right ones
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -95,7 +95,8 @@ def test_a_plain_model_and_one_without_gradients_are_checked_too() -> None:
     assert record["passed"] and record["model"] == "tiny" and len(record["findings"]) == len(report.lines())
 
 
-@pytest.mark.parametrize("seed", rest_slow(range(20), 4))
+@pytest.mark.sample(2)
+@pytest.mark.parametrize("seed", range(20))
 def test_right_gradients_are_never_accused(seed: int) -> None:
     for source in (models.tiny_cnn(size=16, seed=seed), branching(16)):
         report = check(onnxcam.augment(source, ["relu1"]), providers=CPU, seed=seed, samples=2, directions=6)
@@ -174,6 +175,7 @@ EDITS: dict[str, Callable[[Callable[..., str], str], str]] = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", EDITS)
 def test_a_wrong_gradient_in_the_file_is_found(name: str) -> None:
     report = check(edited(EDITS[name]), providers=CPU)
@@ -237,6 +239,7 @@ RULES: dict[str, tuple[str, Change]] = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", RULES)
 def test_a_wrong_rule_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     op_type, change = RULES[name]

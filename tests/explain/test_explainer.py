@@ -381,6 +381,7 @@ def test_two_runs_are_bitwise_equal(explainer: Explainer) -> None:
     assert np.array_equal(a.heatmap, b.heatmap) and a.predictions == b.predictions
 
 
+@pytest.mark.slow
 def test_threads_that_extend_the_model_at_once() -> None:
     reference = Explainer(explainable(layers=["relu1", "relu2"], methods=("gradcam", "hirescam")), providers=CPU)
     wanted = [(m, n, t) for m in ("gradcam", "hirescam") for n in (None, "relu1", ["relu1", "relu2"]) for t in (1, 3)]
@@ -404,6 +405,7 @@ def test_threads_that_extend_the_model_at_once() -> None:
             list(pool.map(work, range(8)))
 
 
+@pytest.mark.slow
 def test_eight_threads_give_what_one_does_and_keep_nothing() -> None:
     import psutil
 

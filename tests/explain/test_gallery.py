@@ -48,6 +48,7 @@ def test_the_page_says_everything_without_its_script(written: Path) -> None:
     assert "out/1%20%25/panel.png" in text and "is zero everywhere" in text and "of a test" in text
 
 
+@pytest.mark.slow
 def test_filters_search_and_order_in_a_browser(written: Path) -> None:
     with page(written) as opened:
         count = opened.locator(".count")
@@ -79,6 +80,7 @@ def test_filters_search_and_order_in_a_browser(written: Path) -> None:
         assert shown() == [] and opened.locator(".none").is_visible()
 
 
+@pytest.mark.slow
 def test_by_keyboard_alone(written: Path) -> None:
     with page(written, width=400) as opened:
         opened.keyboard.press("/")

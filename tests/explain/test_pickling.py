@@ -59,6 +59,7 @@ def made_of(source: str, folder: Path) -> onnxcam.Explainer:
     return onnxcam.Explainer(given, labels=NAMES, **settings)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("source", "how"),
     [(source, "pickle") for source in ("file", "bound", "plain file", "plain bytes", "proto")]

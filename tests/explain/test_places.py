@@ -42,6 +42,7 @@ def change(explainer: Explainer, size: int, place: tuple[int, int], method: str)
     return np.abs(maps[1] - maps[0])
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("name", "size", "places", "cell"),
     [
@@ -158,6 +159,7 @@ def test_crops_in_one_batch_are_said_to_be_parts() -> None:
     assert not any("parallel" in text for text in explainer.warnings)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("method", [*METHODS, "fullgrad", "saliency", "reciprocam", "eigencam"])
 def test_a_mirror_inside_changes_nothing_but_the_side(method: str) -> None:
     """The maps of a network that mirrors its picture are those of the same network without, of the mirrored picture."""

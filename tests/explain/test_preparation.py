@@ -74,6 +74,7 @@ def test_multi_band_tiff_gives_the_map_of_its_array(tmp_path: Path) -> None:
         Explainer(FOUR, preprocess="0..1").explain(tmp_path / "float.tif")
 
 
+@pytest.mark.slow
 def test_nothing_is_guessed() -> None:
     one = drawn((4, 64, 64)).astype(np.float32)
     with pytest.raises(PictureError, match=r"prepared input or a picture.*array\[None\].*--range"):

@@ -159,6 +159,7 @@ print(high() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_two_hundred_large_maps_do_not_take_their_memory(explainer: Explainer, tmp_path: Path) -> None:
     large = np.kron(PICTURE, np.ones((12, 12, 1), np.uint8))  # 1080 x 1440: 6 MiB a map

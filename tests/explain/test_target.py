@@ -76,6 +76,7 @@ def test_every_method_in_a_file_bound_to_a_class(method: str) -> None:
         )
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", OF_CLASSES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("layer", LAYERS, ids=["one layer", "several layers"])
@@ -93,6 +94,7 @@ def test_every_kind_of_file_and_of_layer(kind: str, mode: str, layer: Any) -> No
             assert not np.allclose(by_class[-1], by_class[None], atol=1e-4), "the two could not be told apart"
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", OF_CLASSES)
 @pytest.mark.parametrize("mode", MODES)
 def test_every_way_of_asking(kind: str, mode: str) -> None:

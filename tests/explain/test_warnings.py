@@ -37,6 +37,7 @@ UNTOLD = {
 }
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("preset", image.PRESETS)
 @pytest.mark.parametrize("name", BEGINNINGS)
 def test_models_that_scale_by_themselves(name: str, preset: str) -> None:

@@ -55,6 +55,7 @@ def test_values_and_gradients_are_those_of_the_tape(layer: str) -> None:
     np.testing.assert_allclose(found["heatmap"], cam, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_layers_nested_and_not() -> None:
     model = nets.nested()
     batch = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.float32)
@@ -73,6 +74,7 @@ def test_several_layers_nested_and_not() -> None:
     assert held["parity"]["gradients"] < 1e-4 and held["parity"]["against"] == "TensorFlow GradientTape"
 
 
+@pytest.mark.slow
 def test_the_tape_inside_a_nested_model() -> None:
     """Keras.Model([outer input], [inner value]) raises, so the network is put together again without nesting."""
     model = nets.nested()
@@ -215,6 +217,7 @@ def test_the_oracle_in_float64_agrees_with_itself() -> None:
         assert 1e-9 < parity.distance(part, exact).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_wrong_gradient_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._rules, "Relu", [(1, None, registry.Entry(lambda op, node, dy: [dy], False, False))])
     with pytest.raises(VerificationError, match="GradientTape"):

@@ -94,6 +94,7 @@ def test_a_transformer_is_explained_where_its_patches_end(token: bool, default: 
     assert ("block_1" in [layer.name for layer in listed]) is not token
 
 
+@pytest.mark.slow
 def test_layers_are_listed_as_export_takes_them() -> None:
     found = list_layers(nets.nested())
     names = [layer.name for layer in found]

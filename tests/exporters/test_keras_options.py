@@ -72,6 +72,7 @@ def test_several_outputs_and_which_are_the_scores() -> None:
     assert held is not None and held["source"]["outputs"] == ["features", "classes"]
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was() -> None:
     model = nets.nested()
     weights = [np.array(w) for w in model.get_weights()]
@@ -110,6 +111,7 @@ def test_a_gate_is_put_in_after_the_proof() -> None:
         export(model, None, gate="margin")
 
 
+@pytest.mark.slow
 def test_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     export(nets.functional(), None)
     assert capfd.readouterr() == ("", "")

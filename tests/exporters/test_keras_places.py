@@ -32,6 +32,7 @@ pytestmark = [
 K = keras.layers
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("name", "window", "places"),
     [

@@ -407,6 +407,7 @@ def test_as_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert done.returncode == 0 and "keras:NAME" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_labels_file_of_the_wrong_length(tmp_path: Path) -> None:
     from click.testing import CliRunner
 

@@ -46,7 +46,8 @@ def test_a_layer_is_what_its_module_returned_whatever_is_done_to_it_in_place_lat
     close(found["gradients"], gradient)
 
 
-@pytest.mark.parametrize(("layer", "call"), rest_slow([("block", 2), ("block#0", 0), ("block#1", 1), ("block.0#1", 1)]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("layer", "call"), [("block", 2), ("block#0", 0), ("block#1", 1), ("block.0#1", 1)])
 def test_of_several_calls_the_last_counts_and_a_number_picks_another(layer: str, call: int) -> None:
     net = seeded(Reused()).eval()
     model = export(net, picture(2, 3, 9, 9), None, layers=[layer], target="required")
@@ -75,6 +76,7 @@ def test_several_layers_at_once_by_name_and_by_identity() -> None:
         close(found[f"gradients/{name}"], gradient)
 
 
+@pytest.mark.slow
 def test_of_a_tuple_list_or_dict_the_first_tensor_counts_and_softmax_is_stepped_over() -> None:
     net = seeded(Structured()).eval()
     model = export(net, picture(1, 3, 8, 8), None, layers=["tupled", "mapped", "named"])
@@ -126,6 +128,7 @@ def test_a_binary_score_is_explained_with_its_sign() -> None:
     close(run(model, batch, target=[1, 0])["gradients"], gradient)
 
 
+@pytest.mark.slow
 def test_a_layers_value_that_no_module_returns_is_checked_on_the_captured_program(tmp_path: Path) -> None:
     net = seeded(Functional()).eval()
     held = export(net, picture(1, 3, 8, 8), tmp_path / "m.onnx")
@@ -151,6 +154,7 @@ def test_the_default_layer_has_the_shortest_name_of_a_module_that_returns_it(net
     assert held["layers"][0]["name"] == name
 
 
+@pytest.mark.slow
 def test_half_precision_is_exported_as_its_float32_values() -> None:
     net = seeded(InPlace()).eval()
     half = seeded(InPlace()).eval().to(torch.bfloat16)
@@ -178,6 +182,7 @@ def disturbed() -> Any:
     return net
 
 
+@pytest.mark.slow
 def test_everything_is_as_it_was_afterwards() -> None:
     net = disturbed()
     before = snapshot(net)
@@ -187,6 +192,7 @@ def test_everything_is_as_it_was_afterwards() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("where", ["capture", "augment", "verify", "layer"])
 def test_everything_is_as_it_was_after_a_failure(where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(*_: Any, **__: Any) -> Any:
@@ -241,6 +247,7 @@ def test_targets_bound_to_a_class() -> None:
         export(net, picture(1, 3, 8, 8), None, target="z", labels=list("abcde"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("capture_once")
 def test_a_gate_is_put_in_after_the_proof() -> None:
     net, x = seeded(InPlace()), picture(4, 3, 8, 8)
@@ -394,7 +401,8 @@ def seeded_like_trained(net: Any) -> Any:
     return net
 
 
-@pytest.mark.parametrize("exporter", rest_slow(["torch.export", "torchscript"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("exporter", ["torch.export", "torchscript"])
 def test_the_file_tells_nothing_of_the_machine_it_was_made_on(exporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch writes a stack trace, with the paths of its own and the model's sources, onto every node."""
     if exporter == "torchscript":

@@ -33,6 +33,7 @@ def test_the_batch_is_free_whatever_the_examples_rows(rows: int) -> None:
         assert all(array.shape[0] == count for array in run(model, picture(count, 3, 9, 9)).values())
 
 
+@pytest.mark.slow
 def test_clones_and_exposed_layers_leave_no_trace_in_the_graph() -> None:
     plain = export(seeded(InPlace()), picture(1, 3, 8, 8), None, layers=["relu"], verify=False)
     forward = [node.op_type for node in plain.graph.node if not node.name.startswith("onnxcam/")]
@@ -99,6 +100,7 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_an_exported_program_keeps_its_module_names_and_calls() -> None:
     net = seeded(Reused()).eval()
     with torch_capture.quiet():

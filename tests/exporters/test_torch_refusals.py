@@ -59,6 +59,7 @@ def test_a_layer_that_cannot_be_is_refused_with_candidates(layer: Any, told: str
         export(nested(), picture(1, 3, 8, 8), None, layers=[layer])
 
 
+@pytest.mark.slow
 def test_part_of_a_name_is_enough_if_only_one_module_ends_with_it() -> None:
     class Outer(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:

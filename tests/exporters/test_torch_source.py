@@ -478,6 +478,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
 # -- as a program -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_main_exports_and_tells_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "m.onnx"
     assert main([f"{NETS}:make", "-o", str(out), "--input-size", "8", "--layer", "two"]) == 0

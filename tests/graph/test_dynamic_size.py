@@ -13,6 +13,7 @@ from onnxcam.graph.layers import Layer
 from onnxcam.graph.normalize import prepare
 from onnxcam.network import manifest
 from tests.graph.transformers import CLASS, FIRST, MEAN, PATCHES, block, model
+from tests.support.examples import rest_slow
 
 CPU = ["CPUExecutionProvider"]
 OPEN = "N,C,H,W"
@@ -60,7 +61,7 @@ def as_closed(opened: onnx.ModelProto, layer: str, *body: str, sizes: tuple[tupl
         np.testing.assert_allclose(ours.activations, theirs.activations, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("name", rest_slow(BODIES, 3))
 def test_embeddings_of_positions_tell_the_one_size(name: str) -> None:
     body, (height, width) = BODIES[name]
     opened, closed = model(*body, picture=OPEN), model(*body, picture=f"N,3,{height},{width}")
@@ -127,6 +128,7 @@ def test_flattened_maps_fit_their_weights(layer: str) -> None:
         onnxcam.augment(source, input_size=(16, 12))
 
 
+@pytest.mark.slow
 def test_tokens_of_any_size_are_laid_out_for_the_usual_one_and_that_is_said() -> None:
     source = model(PATCHES, block("p", "1"), MEAN.format("b1"), picture=OPEN)
     assert (default(source).name, default(source).grid) == ("b1", (56, 56))

@@ -81,6 +81,7 @@ def test_a_saved_large_model_is_two_files_that_any_client_reads(wanted: dict[str
         np.testing.assert_array_equal(held[tensor.name], numpy_helper.to_array(tensor))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("options", [None, serving()], ids=["own", "of the caller"])
 @pytest.mark.parametrize("kind", ["path", "proto", "large"])

@@ -122,6 +122,7 @@ def test_resize_map_is_opencvs():
             resize_map(wrong, (4, 4))
 
 
+@pytest.mark.slow
 def test_normalize():
     maps = np.random.default_rng(2).random((4, 6, 5)).astype(np.float32) * 7 + 1
     import_torchvision()

@@ -254,6 +254,7 @@ def test_bombs_are_refused_by_their_header(name, tmp_path):
             load(source)
 
 
+@pytest.mark.slow
 def test_bombs_cost_neither_time_nor_memory(tmp_path):
     """Promise 16: refused within 50 ms and 20 MiB, in a fresh process, before OpenCV is loaded."""
     import subprocess
@@ -317,6 +318,7 @@ HIDDEN: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", HIDDEN)
 def test_bombs_behind_a_small_header_are_refused(name, tmp_path):
     make, words = HIDDEN[name]

@@ -33,6 +33,7 @@ def most_over_rate(times: Sequence[float], rate: float) -> float:
     return float((ahead - np.minimum.accumulate(ahead)).max() + 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

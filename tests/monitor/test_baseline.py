@@ -47,6 +47,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_records_tell_their_distance_whoever_explains(path: Path) -> None:
     batch = np.concatenate([blobs(20, 1), blobs(20, 2, middle=0.85)])
     kept = {worker: Kept() for worker in ("thread", "process", "inline")}

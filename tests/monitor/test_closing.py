@@ -104,6 +104,7 @@ def test_flush_gives_up_in_time() -> None:
         assert monitor.flush(10)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("worker", ["thread", "process"])
 def test_the_end_of_the_interpreter_waits_for_what_waits(worker: str, tmp_path: Path) -> None:
     """Five seconds: on a machine where everything is others' that may not be enough, but it has to have been tried."""

@@ -42,6 +42,7 @@ def alive(tmp_path: Path) -> Iterator[counters.CountersFile]:
     file.close()
 
 
+@pytest.mark.slow
 @FORKS
 def test_a_thousand_processes_leave_one_file(tmp_path: Path, alive: counters.CountersFile) -> None:
     count = 60

@@ -61,6 +61,7 @@ def members(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place] * bool(place) + [deeper for name, item in inner for deeper in members(item, (*place, name))]
 
 
+@pytest.mark.slow
 def test_what_is_read_is_what_the_published_schema_says() -> None:
     """Each member of a record in turn gets each of many values; jsonschema tells which of them are records."""
     published = schema.schema()

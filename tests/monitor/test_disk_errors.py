@@ -72,6 +72,7 @@ def acknowledged(root: Path) -> int:
     return len(samples.held(root)) if (root / "records").exists() else 0
 
 
+@pytest.mark.slow
 def test_a_full_disk(disk: Callable[..., Path]) -> None:
     root = disk() / "cam"
     served = Served(root, sink_options={"min_free": 0, "retain_bytes": None})

@@ -260,6 +260,7 @@ def test_large_windows_are_drawn_from_the_same_distribution(monkeypatch: pytest.
         np.testing.assert_allclose(counted.std(0), deviation, rtol=0.15, atol=1e-6)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("window", [500, timedelta(hours=12), timedelta(minutes=7)])
 def test_windows_are_those_of_all_records_at_once(window: int | timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a table of all records that is cut by hand, also where the rows are in a temporary file."""

@@ -195,6 +195,7 @@ def test_the_bound_holds_over_several_processes(tmp_path: Path) -> None:
     assert all(path.suffix == ".jsonl" for path in segments(tmp_path))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_the_bound_holds_for_writers_that_begin_at_the_same_moment(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

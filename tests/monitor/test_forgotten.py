@@ -42,6 +42,7 @@ def until(condition: Any, timeout: float = 10.0) -> bool:
     return True
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("worker", ["thread", "inline"])
 @pytest.mark.parametrize("rows", [0, 5])
 def test_it_is_collected_with_a_warning(worker: str, rows: int) -> None:
@@ -59,6 +60,7 @@ def test_it_is_collected_with_a_warning(worker: str, rows: int) -> None:
     assert until(lambda: all(thread.name != "onnxcam-monitor" for thread in threading.enumerate()))
 
 
+@pytest.mark.slow
 def test_what_serves_with_it_keeps_it() -> None:
     kept = Kept()
     session = Monitor(SMALL, sink=kept, when=ALWAYS, **UNLIMITED).wrap(ort.InferenceSession(SMALL_PLAIN))

@@ -55,6 +55,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], float]] = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", READERS)
 def test_memory_does_not_grow_with_the_records(name: str, folders: list[tuple[int, Path]]) -> None:
     """From 200 to 800 records, which would be 6 MB: 1 MB at most, and the bytes a record that the reader says."""

@@ -67,6 +67,7 @@ def wait(children: list[int]) -> None:
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * len(children)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("worker", ["thread", "process", "inline"])
 def test_fork(worker: str, tmp_path: Path) -> None:
@@ -254,6 +255,7 @@ PARENT = """
 """
 
 
+@pytest.mark.slow
 def test_a_worker_process_dies_with_its_parent() -> None:
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(PARENT)], cwd=ROOT, stdout=subprocess.PIPE)
     assert parent.stdout
@@ -275,6 +277,7 @@ def processed() -> Iterator[tuple[Monitor, Kept]]:
         yield monitor, kept
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("how", "says"), [(signal.SIGKILL, "signal 9"), (signal.SIGSTOP, "no answer within 1 s")])
 def test_a_worker_process_is_started_again(
     how: signal.Signals, says: str, processed: tuple[Monitor, Kept], caplog: pytest.LogCaptureFixture

@@ -60,6 +60,7 @@ def test_scores_of_many_classes_count(gate: Gate) -> None:
     monitor.close(0)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["tiny", "names", "encoded", "paths"])
 def test_small_rows_take_what_they_count(kind: str, gate: Gate) -> None:
     limit = 1 << 20

@@ -165,6 +165,7 @@ ODD = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.sampled_from(places(WHOLE)[1:]), st.one_of(st.just("remove"), ODD))
 def test_problems_are_found_where_jsonschema_finds_them(place: tuple[Any, ...], change: Any) -> None:
     changed = copy.deepcopy(WHOLE)

@@ -90,6 +90,7 @@ def test_the_source_is_left_alone_and_foreign_metadata_kept() -> None:
 # ---- augmenting again
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("ending", [None, "Softmax", "Sigmoid"])
 @pytest.mark.parametrize("target", ["optional", "required", 2])
 def test_augmenting_again_equals_augmenting_the_original(ending: str | None, target: Any) -> None:

@@ -30,6 +30,7 @@ LABELS = ["cat, tabby", "bird", "fish", "dog, hound", "frog"]
 # ---- maps
 
 
+@pytest.mark.sample(3)
 @every_net
 @pytest.mark.parametrize("optimise", [True, False])
 def test_fired_is_ungated_and_not_fired_is_zero(name: str, optimise: bool) -> None:
@@ -140,6 +141,7 @@ def test_manifest_says_what_the_gate_is() -> None:
             manifest.parse(json.dumps(held(plain) | {"gate": half}))
 
 
+@pytest.mark.sample(3)
 @every_net
 def test_without_its_gate_a_file_is_what_it_was(name: str) -> None:
     make, options, _ = NETS[name]

@@ -71,6 +71,7 @@ def leaves(condition: Condition) -> list[Comparison]:
     return [leaf for part in parts for leaf in leaves(part)]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(trees, st.sampled_from(list(KINDS)), st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0, 10.0, 1000.0]))
 def test_emitted_condition_is_the_hooks(condition: Condition, kind: str, seed: int, scale: float) -> None:

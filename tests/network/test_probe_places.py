@@ -29,6 +29,7 @@ def place_of(model: onnx.ModelProto, layout: str = "NCHW") -> Place:
     return measure(network.graph, network.picture.name, network.readout, [layer]).layers[0].place
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", misplaced.CASES)
 def test_misplaced_layers_are_told(name: str, seed: int) -> None:
@@ -76,6 +77,7 @@ def test_a_layer_that_never_changes_is_unsettled() -> None:
     assert (place.verdict, place.reason) == ("unsettled", "no change of the picture changes the layer")
 
 
+@pytest.mark.slow
 def test_noise_is_unsettled_and_no_alarm() -> None:
     """Chance gives no verdict, of however few cells."""
     rng = np.random.default_rng(0)

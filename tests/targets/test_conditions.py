@@ -39,6 +39,7 @@ CONDITIONS = st.recursive(
 ROWS = np.array([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(CONDITIONS, st.integers(0, 2**32 - 1))
 def test_means_what_python_means(text: str, seed: int) -> None:

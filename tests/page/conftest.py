@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.support import web_runtime
 from tests.support.javascript import Node
 
 
@@ -11,3 +14,9 @@ from tests.support.javascript import Node
 def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     """The page's modules, in Node."""
     return Node(tmp_path_factory.mktemp("page") / "modules")
+
+
+@pytest.fixture(scope="session")
+def web() -> Path:
+    """The package onnxruntime-web."""
+    return web_runtime.package()

@@ -6,7 +6,7 @@ import { entryOf } from "./local/model.js";
 
 const waiting = new Map(); // by number: what a request to the worker waits for
 const pictures = new WeakMap(); // a number per picture, so that the worker prepares it once
-let worker = null, broken = null, requests = 0, numbered = 0, catalogue = null;
+let worker = null, broken = null, requests = 0, numbered = 0, catalogue = null, asked = false;
 
 function start() {
   worker = new Worker(new URL("local/worker.js", import.meta.url), { type: "module" });
@@ -70,6 +70,7 @@ export async function models() {
 }
 
 export async function explain(blob, { model, layer, method, target = null, topK = 5, signal, progress }) {
+  asked = true;
   if (!pictures.has(blob)) {
     numbered += 1;
     pictures.set(blob, numbered);
@@ -96,8 +97,12 @@ export async function about() {
   return `Pictures are explained in this browser and never leave it. onnxcam ${version}, onnxruntime-web ${runtime}.`;
 }
 
-if ("serviceWorker" in navigator) {
-  navigator.serviceWorker.register(new URL("service_worker.js", import.meta.url)).catch(() => {
-    // the page works all the same, while it is online
-  });
+async function keepFiles() {
+  const { serviceWorker } = navigator, previous = serviceWorker.controller;
+  // the page was made anew since: take all of it, unless somebody is at work
+  serviceWorker.addEventListener("controllerchange", () => { if (previous && !asked) location.reload(); });
+  await serviceWorker.register(new URL("service_worker.js", import.meta.url));
 }
+
+// without it the page works all the same, while it is online
+if ("serviceWorker" in navigator) keepFiles().catch(() => {});

@@ -228,7 +228,7 @@ async function render() {
   if (turn !== rendering) return;
   find("result").hidden = false;
   const { kind, targets } = state.model, first = ready[0];
-  const fixed = targets === "top-1";
+  const fixed = targets !== "any"; // "top-1", or "class": the file explains one class alone, as its notes say
   const indices = new Set(first.predictions.map((row) => row.class_index));
   const extra = ready.map((result) => result.target).filter((target) => !indices.has(target.class_index));
   view.figures(find("figures"), shown, { ...state, name: picture.name, kind });
@@ -349,6 +349,11 @@ function listen() {
   for (const id of ["settings", "drawing"]) find(id).addEventListener("submit", (event) => event.preventDefault());
 }
 
+function takeModels() {
+  find("file").accept += ",.onnx";
+  find("drop-help").textContent += " Another explainable model (.onnx) can be dropped too.";
+}
+
 async function samples() {
   const list = (await backend.samples?.()) ?? [];
   find("samples").hidden = !list.length;
@@ -369,6 +374,7 @@ async function start() {
   try {
     state.models = await backend.models();
     find("footer").textContent = (await backend.about?.()) ?? "";
+    if (backend.openModel) takeModels();
     await samples();
   } catch (error) {
     say("");

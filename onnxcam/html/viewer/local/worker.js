@@ -68,12 +68,12 @@ async function load(name, source, report) {
   const bytes = new Uint8Array(source.bytes), reader = response.body.getReader();
   let at = 0;
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
-    if (at + part.value.length > bytes.length) throw new FileError(`The file of the model ${name} is longer than it was; make the page anew.`);
+    if (at + part.value.length > bytes.length) throw new FileError(`The file of the model ${name} is longer than it was; reload the page, or make it anew.`);
     bytes.set(part.value, at);
     at += part.value.length;
     report(`Loading ${name}: ${(at / 2 ** 20).toFixed(1)} of ${(bytes.length / 2 ** 20).toFixed(1)} MiB`);
   }
-  if (at < bytes.length || !(await isSame(bytes, source.sha256))) throw new FileError(`The file of the model ${name} is not the one that the page was made with; make the page anew.`);
+  if (at < bytes.length || !(await isSame(bytes, source.sha256))) throw new FileError(`The file of the model ${name} is not the one that the page was made with; reload the page, or make it anew.`);
   return bytes;
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from onnxcam.cli import options, question, terminal
+from onnxcam.cli import options, terminal
 from onnxcam.cli.export import read_labels
 
 EPILOG = """\
@@ -40,7 +40,6 @@ Examples:
     "methods",
     multiple=True,
     metavar="NAME",
-    type=question.MethodName(),
     help="CAM method that the file computes; repeatable.  [default: those of the file, or gradcam]",
 )
 @options.labels_option
@@ -84,7 +83,6 @@ def page(
     from onnxcam.errors import LayerError
     from onnxcam.server import static_page, web_runtime
 
-    web = web_runtime.find(runtime)  # before the work
     try:
         file = static_page.browser_model(
             model,
@@ -98,6 +96,7 @@ def page(
         )
     except LayerError as error:
         raise options.not_explainable(error, layers) from error
+    web = web_runtime.find(runtime)
     title = name or Path(model).name.removesuffix(".onnx").removesuffix(".cam")
     written = static_page.write_page(output, file, title, web, _examples(pictures, output), note=_note)
     if not web.tested:

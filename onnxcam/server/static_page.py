@@ -12,7 +12,6 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-
 from onnxcam import __version__, files, image
 from onnxcam.errors import LabelsError, ModelError, OutputError, PictureError, label_count
 from onnxcam.explain.preparation import Preparation
@@ -116,7 +115,14 @@ def write_page(
         url = f"pictures/{len(samples) + 1:02}_{_plain(title)}.{ending}"
         content[url] = encoded
         samples.append({"name": title, "url": url})
-    entry = {"name": name, "url": place, "bytes": len(data), "sha256": _digest(data), "manifest": manifest, "targets": "any"}
+    entry = {
+        "name": name,
+        "url": place,
+        "bytes": len(data),
+        "sha256": _digest(data),
+        "manifest": manifest,
+        "targets": "any",
+    }
     contents = {"format": 1, "version": __version__, "runtime": runtime.version, "models": [entry], "pictures": samples}
     content["contents.json"] = json.dumps(contents, ensure_ascii=True, separators=(",", ":")).encode()
     content["service_worker.js"] = _service_worker(content)
@@ -124,7 +130,9 @@ def write_page(
         try:
             parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"the folder {str(parent)!r} cannot be made ({error.strerror}); name another one") from error
+            raise OutputError(
+                f"the folder {str(parent)!r} cannot be made ({error.strerror}); name another one"
+            ) from error
     with files.FileSet() as written:
         for file, piece in content.items():
             written.write(folder / file, [piece])
@@ -188,5 +196,3 @@ def _plain(name: str) -> str:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-

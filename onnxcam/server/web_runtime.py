@@ -117,7 +117,8 @@ def _fetched() -> dict[str, bytes]:
     npm = shutil.which("npm")
     if npm is None:
         raise RuntimeUnavailable(
-            f"the page needs {PACKAGE} {VERSION}, and there is no npm to fetch it with; where there is one, run `{COMMAND}`"
+            f"the page needs {PACKAGE} {VERSION}, and there is no npm to fetch it with; where there is one, run "
+            f"`{COMMAND}`"
         )
     with tempfile.TemporaryDirectory() as place:
         # a folder without a package.json of its own, so that no project is read or changed
@@ -131,7 +132,8 @@ def _fetched() -> dict[str, bytes]:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             reason = lines[0].strip()[:200] if lines else f"exit status {done.returncode}"
             raise RuntimeUnavailable(
-                f"npm could not fetch {PACKAGE} {VERSION} ({reason}); with a network, or where it is allowed, run `{COMMAND}`"
+                f"npm could not fetch {PACKAGE} {VERSION} ({reason}); with a network, or where it is allowed, run "
+                f"`{COMMAND}`"
             )
         return _unpacked(archive)
 
@@ -148,14 +150,14 @@ def _unpacked(archive: Path) -> dict[str, bytes]:
                 content[name] = b"" if member is None else member.read(_LARGEST)
     if {name: _digest(data) for name, data in content.items()} != DIGESTS:
         raise RuntimeUnavailable(
-            f"what npm delivered as {PACKAGE} {VERSION} is not what onnxcam is tested with (another digest); is another "
-            "registry configured? `onnxcam page … --runtime DIR` takes the files of a folder that you trust"
+            f"what npm delivered as {PACKAGE} {VERSION} is not what onnxcam is tested with (another digest); is "
+            "another registry configured? `onnxcam page … --runtime DIR` takes the files of a folder that you trust"
         )
     return content
 
 
 def _licences() -> dict[str, bytes]:
-    """The licence of ONNX Runtime, which its package for the web lacks, and the notices that its package for Python has."""
+    """The licence of ONNX Runtime, which its package for the web lacks, and the notices of that for Python."""
     text = (resources("onnxcam.html") / "viewer" / "local" / "runtime_license.txt").read_bytes()
     python = importlib.util.find_spec("onnxruntime")
     notices = Path(python.origin).parent / NOTICES if python is not None and python.origin else None

@@ -1,4 +1,4 @@
-"""onnxruntime-web for the tests, where `tests.support.runtimes` installs it; skips visibly without Node or a network."""
+"""onnxruntime-web where `tests.support.runtimes` installs it; skips visibly without Node or a network."""
 
 from __future__ import annotations
 

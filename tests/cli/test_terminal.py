@@ -26,6 +26,7 @@ from onnxcam.cli.monitor import COMMANDS as MONITOR
 from onnxcam.errors import escaped
 from onnxcam.graph import edit
 from onnxcam.network import manifest as manifests
+from onnxcam.server import web_runtime
 from tests.cli.conftest import RAW, Run, noise, tree
 from tests.monitor import synthetic
 from tests.support import models
@@ -67,6 +68,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for record in records:
         record["prediction"]["target"] = record["prediction"]["target"] | {"label": label["label"]}
         record["prediction"]["top"][0]["label"] = label["label"]
+    (folder / "runtime").mkdir()
+    for name in web_runtime.DIGESTS:
+        (folder / "runtime" / name).write_bytes(b"")
     (folder / "records").mkdir()
     synthetic.write(folder / "records", records[:640])
     synthetic.write(folder / "records", records[640:], pid=9)
@@ -107,6 +111,7 @@ def arguments(command: str, workshop: Path, out: Path) -> list[str]:
         "inside maximize": [ready, "-o", out, "--class", "1", "--steps", 2, "--pictures", pictures],
         "methods": [],
         "serve": [ready, "--port", 0, "--drain", 0, "--layer", f"relu{HOSTILE}"],
+        "page": [ready, "-o", out / HOSTILE, "--runtime", workshop / "runtime", "--pictures", pictures],
         "monitor tail": [records],
         "monitor query": [records, "--limit", 2],
         "monitor stats": [records],
@@ -274,7 +279,7 @@ def test_every_command_says_that_its_results_are_lost(
     if command == "explain":
         assert len([name for name in written if name.endswith("explanation.json")]) == 2
         assert "analysis_summary.json" in written
-    elif command in ("export", "demo", "monitor baseline", "monitor report"):
+    elif command in ("export", "demo", "page", "monitor baseline", "monitor report"):
         assert written
 
 

@@ -110,7 +110,7 @@ def write_page(
     stem = _plain(name) or "model"
     place = f"models/{stem}.cam.onnx"
     content[place] = data
-    samples = []
+    samples: list[dict[str, str]] = []
     for title, encoded, ending in _samples(pictures, note):
         url = f"pictures/{len(samples) + 1:02}_{_plain(title)}.{ending}"
         content[url] = encoded

@@ -103,4 +103,7 @@ $(VENV)/.test: $(VENV)/.docs tests/requirements.txt tests/requirements-oracles.t
 	@$(PIP) install $(TORCH)
 	@$(PIP) install --requirement tests/requirements.txt
 	@$(PIP) install --no-deps --requirement tests/requirements-oracles.txt
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  $(PY) -m playwright install --only-shell chromium >/dev/null 2>&1 || \
+	  $(say) "No Chromium is here and none can be downloaded: tests of pages are skipped (on Debian or Ubuntu: apt-get install chromium)"
 	@touch $@

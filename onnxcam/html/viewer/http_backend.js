@@ -10,7 +10,10 @@ let token = null, facts = null;
 export const authorize = (text) => { token = text.trim(); };
 export const models = async () => (await described()).models;
 export const limits = async () => ({ bytes: (await described()).max_body });
-export const about = async () => `Explained by onnxcam ${(await described()).onnxcam} on this page's own server, which keeps no picture.`;
+export async function about() {
+  const { onnxcam, monitored } = await described();
+  return `Explained by onnxcam ${onnxcam} on the server of this page, which ${monitored ? "keeps a record of predictions" : "keeps no picture"}.`;
+}
 
 async function described() {
   facts ??= await (await send("viewer.json", {})).json();

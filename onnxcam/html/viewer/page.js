@@ -86,7 +86,7 @@ async function explain({ picture, target, control }) {
     if (bitmap) picture.thumbnail = thumbnail(bitmap);
   }
   const first = result.predictions[0];
-  picture.label = first ? `${first.class_name} ${confidence(first.confidence, state.model.kind)}` : "";
+  picture.label = first ? [first.class_name, confidence(first.confidence, state.model.kind)] : [];
   return result;
 }
 
@@ -125,7 +125,7 @@ function fail(picture, error) {
   if (error.status === 401) { authorize(); return; }
   // what concerns every picture: nothing answers
   if (error instanceof BackendError && error.status === 0) state.gone = text;
-  else picture.problem = { text, again: [408, 429, 500, 502, 503, 504].includes(error.status) };
+  else picture.problem = { text: text.includes(picture.name) ? text : `“${picture.name}”: ${text}`, again: [408, 429, 500, 502, 503, 504].includes(error.status) };
 }
 
 function authorize() {
@@ -240,6 +240,7 @@ async function render() {
   view.sentences(find("warnings"), [...new Set(ready.flatMap((result) => result.warnings ?? []))]);
   const { map } = first;
   find("hatched").hidden = state.view === "picture" || !marked(map.visible);
+  for (const id of ["opacity", "even"]) find(id).disabled = state.view !== "overlay";
   find("choose-help").hidden = fixed;
   find("another").hidden = fixed;
   const of = (result) => `${result.target.class_name}, ${confidence(result.target.confidence, kind)}`;

@@ -32,9 +32,10 @@ const button = (key, properties, ...children) => {
 export function strip(list, pictures, current, choose) {
   list.hidden = pictures.length < 2;
   const kept = list.hidden ? [] : pictures.map((picture) => {
-    const label = picture.problem ? "not explained" : picture.label ?? (picture.blob ? "waiting" : "");
+    const texts = picture.problem ? ["not explained"] : picture.label ?? ["waiting"];
+    const label = element("span", { className: "label" }, ...texts.map((text) => element("span", { textContent: text })));
     const made = button(`picture ${picture.id}`, { title: picture.name, onclick: () => choose(picture) },
-      ...(picture.thumbnail ? [picture.thumbnail] : []), element("span", { textContent: picture.name }), element("span", { className: "label", textContent: label }));
+      ...(picture.thumbnail ? [picture.thumbnail] : []), element("span", { className: "name", textContent: picture.name }), label);
     made.setAttribute("aria-pressed", String(picture === current));
     return element("li", {}, made);
   });

@@ -82,6 +82,7 @@ class Explainer:
             source, layers=layers, methods=methods, preprocess=preprocess, input_size=input_size, scores=scores,
             kind=kind, providers=providers, session_options=session_options, allow_fallback=allow_fallback, probe=probe,
         )  # fmt: skip
+        self.check_batch = self._file.check_batch  # refuses a batch of another shape or dtype
         manifest = self._file.manifest
         self._readout = self._file.readout
         self.labels: list[str] | None = list(labels) if labels is not None else manifest.get("labels")

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from onnxcam.explain.folder import cores
-from onnxcam.server import classify, health, page
+from onnxcam.server import classify, health, inference_protocol, kserve, page
 from onnxcam.server.metrics import Metrics
 from onnxcam.server.middleware import Gateway
 from onnxcam.server.models import open_models
@@ -23,7 +23,7 @@ from onnxcam.server.settings import Settings
 from onnxcam.server.state import State
 
 # modules with `routes(state) -> list[BaseRoute]`, in the order in which paths are matched
-PROTOCOLS = (classify, health, page)
+PROTOCOLS = (classify, health, kserve, inference_protocol, page)
 
 
 def build(models: Any, settings: Settings, monitor: Any = None, opening: Mapping[str, Any] | None = None) -> Starlette:

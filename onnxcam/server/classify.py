@@ -96,7 +96,7 @@ def _answer(state: State, picture: bytes, ask: Ask, scope: MutableMapping[str, A
     prediction = model.predict(ask.question, ask.when, prepared[1], attempt.check)
     state.observe(model, prediction, picture, scope.get("request_id", ""))
     scope["noted"] = {"model": model.name, "fired": bool(prediction.fired[0]), "waited": round(attempt.waited, 6)}
-    return responses.dump(answer(model, prepared, prediction, ask.question, ask.count, ask.files, ask.style))
+    return responses.to_json(answer(model, prepared, prediction, ask.question, ask.count, ask.files, ask.style))
 
 
 def read_options(state: State, submission: Submission, of_class: bool) -> Ask:
@@ -123,8 +123,8 @@ def read_options(state: State, submission: Submission, of_class: bool) -> Ask:
     when = options.get("when")
     condition = model.condition(model.when if when is None else when)
     files = read_files(options.get("files"))
-    style = _style(options, files, state.settings.compress)
-    return Ask(model, question, condition, _count(options.get("top_k"), model), files, style)
+    style = read_style(options, files, state.settings.compress)
+    return Ask(model, question, condition, read_count(options.get("top_k"), model), files, style)
 
 
 def _check_layers(model: Model, question: Question) -> None:
@@ -155,7 +155,12 @@ def _number(value: Any, name: str, textual: bool = True) -> int:
     return value
 
 
-def _count(value: Any, model: Model) -> int:
+def read_count(value: Any, model: Model) -> int:
+    """How many of the best classes are named: `"top_k"`, 5 for None, never more than there are.
+
+    Raises:
+        Refusal: 422, no whole number from 1.
+    """
     classes = model.explainer.classes
     if value is None:
         return min(_TOP, classes)
@@ -184,7 +189,12 @@ def read_files(value: Any) -> tuple[str, ...]:
     raise Refusal(422, f'"files" is a {type(value).__name__}; expected a list of {", ".join(FILES)}')
 
 
-def _style(options: Mapping[str, Any], files: tuple[str, ...], compress: bool) -> Drawing:
+def read_style(options: Mapping[str, Any], files: tuple[str, ...], compress: bool) -> Drawing:
+    """How pictures are drawn: `"colormap"` and `"alpha"`.
+
+    Raises:
+        Refusal: 422, one that does not exist.
+    """
     alpha, colormap = options.get("alpha"), options.get("colormap")
     if colormap is not None and (not isinstance(colormap, str) or colormap not in COLORMAPS):
         raise Refusal(422, f'"colormap" is {str(colormap)[:100]!r}; expected one of {", ".join(COLORMAPS)}')

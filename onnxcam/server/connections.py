@@ -101,7 +101,7 @@ class Connection(_Protocol):  # type: ignore[misc]
 
 def raw(status: int, phrase: str, sentence: str) -> bytes:
     """A whole response of HTTP/1.1, after which the connection is closed."""
-    body = responses.dump({"error": sentence})
+    body = responses.to_json({"error": sentence})
     retry = "Retry-After: 1\r\n" if status == 503 else ""
     head = f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return (head + retry + _CLOSING + "\r\n").encode() + body

@@ -62,7 +62,7 @@ def _facts(state: State) -> Callable[[Request], Any]:
     def measure(_: Any) -> bytes:
         described = [describe(model) for model in state.models]
         facts = {"onnxcam": __version__, "max_body": state.settings.max_body, "monitored": bool(state.observers)}
-        return responses.dump(facts | {"models": described})
+        return responses.to_json(facts | {"models": described})
 
     async def send(request: Request) -> Response:
         if not content:

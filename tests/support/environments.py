@@ -1,0 +1,71 @@
+"""Python environments of their own, for clients whose requirements clash with those of the tests.
+
+Each is made once, under `build/environments`, and used again while its requirements stay the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FOLDER = ROOT / "build" / "environments"
+SECONDS = 600
+# what is installed, by the name of an environment
+REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
+    "triton": ("tritonclient[grpc,http]==2.73.0",),
+    "kserve": ("kserve==0.21.0",),
+    "mlserver": ("mlserver==1.7.1",),  # read, not run: without its dependencies
+}
+
+
+def environment(name: str) -> Path:
+    """The interpreter of an environment; the test is skipped, with the reason, where it cannot be made."""
+    python, reason = _made(name)
+    if reason is not None:
+        pytest.skip(reason)
+    return python
+
+
+@cache
+def _made(name: str) -> tuple[Path, str | None]:
+    """The interpreter, and why it cannot be had."""
+    requirements = REQUIREMENTS[name]
+    digest = hashlib.sha256(json.dumps([sys.version, requirements]).encode()).hexdigest()[:12]
+    place = FOLDER / f"{name}-{digest}"
+    python = place / "bin" / "python"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes wait for the one that makes it
+        if not (place / "complete").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", str(place)], check=True, timeout=SECONDS)
+            options = ["--no-deps"] if name == "mlserver" else []
+            command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options]
+            done = subprocess.run(
+                [*command, *requirements], capture_output=True, text=True, timeout=SECONDS, check=False
+            )
+            if done.returncode:
+                shutil.rmtree(place, ignore_errors=True)
+                last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+                return python, f"{', '.join(requirements)} cannot be installed here: {last}"
+            (place / "complete").touch()
+    return python, None
+
+
+def run(name: str, program: str, *arguments: object, text: str | None = None) -> Any:
+    """What a program prints, as JSON, in an environment; its standard error is the assertion's message."""
+    command = [str(environment(name)), "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

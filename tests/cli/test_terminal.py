@@ -110,12 +110,9 @@ def arguments(command: str, workshop: Path, out: Path) -> list[str]:
         "inside fields": [ready, "--layer", f"relu{HOSTILE}"],
         "inside maximize": [ready, "-o", out, "--class", "1", "--steps", 2, "--pictures", pictures],
         "methods": [],
-<<<<<<< HEAD
         "serve": [ready, "--port", 0, "--drain", 0, "--layer", f"relu{HOSTILE}"],
         "page": [ready, "-o", out / HOSTILE, "--runtime", workshop / "runtime", "--pictures", pictures],
-=======
         "triton": [ready, "-o", out / HOSTILE.replace("/", "-"), "--name", "model"],
->>>>>>> a12c7a5 (server: KServe's V1 protocol and the Open Inference Protocol v2; cli: onnxcam triton, model repositories that batch)
         "monitor tail": [records],
         "monitor query": [records, "--limit", 2],
         "monitor stats": [records],

@@ -15,11 +15,12 @@ from starlette.routing import BaseRoute
 
 from onnxcam.explain.folder import cores
 from onnxcam.server import classify, health, inference_protocol, kserve, page
+from onnxcam.server.gain import Measurement, apply
 from onnxcam.server.metrics import Metrics
 from onnxcam.server.middleware import Gateway
 from onnxcam.server.models import open_models
 from onnxcam.server.scheduler import Scheduler
-from onnxcam.server.settings import Settings
+from onnxcam.server.settings import AUTO, Settings
 from onnxcam.server.state import State
 
 # modules with `routes(state) -> list[BaseRoute]`, in the order in which paths are matched
@@ -33,6 +34,11 @@ def build(models: Any, settings: Settings, monitor: Any = None, opening: Mapping
     metrics = Metrics(settings.metrics)
     metrics.watch(scheduler)
     state = State(settings, open_models(models, settings.when, threads, opening), scheduler, metrics)
+    measurement = Measurement(state.models, scheduler)
+    for model in state.models:
+        rows = model.explainer.batch_size if settings.rows == AUTO else int(settings.rows)
+        if rows is not None:
+            apply(model, rows, scheduler)
     watch = None
     if monitor is not None:
         from onnxcam.server.watching import Watch
@@ -42,9 +48,12 @@ def build(models: Any, settings: Settings, monitor: Any = None, opening: Mapping
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        if settings.rows == AUTO:
+            measurement.start()
         try:
             yield
         finally:
+            measurement.stop()
             scheduler.close()
             if watch is not None:
                 watch.close()

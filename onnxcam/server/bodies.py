@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 import orjson
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from onnxcam import image
 from onnxcam.server.refusals import ClientLeft, Refusal
@@ -59,23 +59,24 @@ async def read(request: Request, limit: int, timeout: float) -> bytes:
             await _discard(request)
         raise _too_large(f"{int(length):,} bytes", limit)
     chunks: list[bytes] = []
-    total = 0
+    total, more = 0, True
     try:
         async with asyncio.timeout(timeout):
-            async for chunk in request.stream():
-                total += len(chunk)
-                if total > limit:
-                    chunks.clear()
-                    break
-                chunks.append(chunk)
+            while more and total <= limit:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeft
+                chunks.append(message.get("body", b""))
+                total += len(chunks[-1])
+                more = message.get("more_body", False)
     except TimeoutError:
         raise Refusal(
             408, f"the body did not arrive within {timeout:g} s; send it faster", {"Connection": "close"}
         ) from None
-    except ClientDisconnect:
-        raise ClientLeft from None
     if total > limit:
-        await _discard(request)
+        chunks.clear()
+        if more:
+            await _discard(request)
         raise _too_large(f"more than {limit:,} bytes", limit)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 

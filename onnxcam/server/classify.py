@@ -118,6 +118,8 @@ def read_options(state: State, submission: Submission, of_class: bool) -> Ask:
         values["target"] = _class(options, textual)
     if isinstance(values.get("method"), list):
         raise Refusal(422, '"method" is a list; one method a request')
+    if values.get("layer") == []:
+        raise Refusal(422, '"layer" is an empty list; leave it out for the model\'s own layer')
     question = model.question(values)
     _check_layers(model, question)
     when = options.get("when")

@@ -298,6 +298,8 @@ def _named(model: Any) -> tuple[str, Any]:
         return "model", model
     if isinstance(model, bytes):
         return "model", model
+    if not isinstance(model, (str, os.PathLike)):
+        return str(model), model
     text = os.fspath(model)
     name, separator, path = text.partition("=")
     if separator and not Path(text).exists():

@@ -41,7 +41,12 @@ class Attempt:
     __slots__ = ("_future", "_loop", "_place", "_scheduler", "_size", "_work", "began", "stopped", "submitted")
 
     def __init__(
-        self, scheduler: Scheduler, work: Callable[[Attempt], Any], size: int, loop: asyncio.AbstractEventLoop
+        self,
+        scheduler: Scheduler,
+        work: Callable[[Attempt], Any],
+        size: int,
+        loop: asyncio.AbstractEventLoop,
+        future: asyncio.Future[Any],
     ) -> None:
         self.stopped = False
         self.submitted = time.perf_counter()
@@ -50,7 +55,7 @@ class Attempt:
         self._work: Callable[[Attempt], Any] | None = work
         self._size = size
         self._loop = loop
-        self._future: asyncio.Future[Any] = loop.create_future()
+        self._future: asyncio.Future[Any] | None = future
         self._place = True  # whether it counts against the queue's limits
 
     @property
@@ -84,18 +89,19 @@ class Attempt:
             self._loop.call_soon_threadsafe(self._deliver, result, failure)
 
     def _deliver(self, result: Any, failure: BaseException | None) -> None:
-        if self._future.done():
+        # the future is let go: its error holds the frames of the request, and they its body, while this is in the queue
+        future, self._future = self._future, None
+        if future is None or future.done():
             return
         if failure is None:
-            self._future.set_result(result)
+            future.set_result(result)
         else:
-            self._future.set_exception(failure)
+            future.set_exception(failure)
 
     def _stop(self, error: Exception) -> None:
         """Answer with an error before the work is done; it leaves the queue if it has not begun."""
         self.stopped = True
-        if not self._future.done():
-            self._future.set_exception(error)
+        self._deliver(None, error)
         if not self.began:
             self._work = None
             self._scheduler._finish(self, None)
@@ -109,10 +115,14 @@ class Scheduler:
         queue: how many requests wait at most, beside those that are worked on.
         queue_bytes: bytes of both at most.
         timeout: seconds from submitting to the answer.
+
+    Attributes:
+        threads: how many there are by now, see `grow`.
+        places: how many there were at first, one for each run of a model side by side.
     """
 
     def __init__(self, threads: int, queue: int, queue_bytes: int, timeout: float) -> None:
-        self.threads = threads
+        self.threads = self.places = threads
         self.queue = queue
         self.queue_bytes = queue_bytes
         self.timeout = timeout
@@ -123,6 +133,7 @@ class Scheduler:
         self._admitted = 0
         self._bytes = 0
         self._service = 0.0  # mean seconds of work, 0 before the first
+        self._changed = time.monotonic()  # when work was last admitted or done
 
     @property
     def waiting(self) -> int:
@@ -138,6 +149,19 @@ class Scheduler:
     def bytes(self) -> int:
         """Bytes of the bodies of both."""
         return self._bytes
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long nothing has been worked on."""
+        return 0.0 if self._admitted else time.monotonic() - self._changed
+
+    def grow(self, threads: int) -> None:
+        """Raise the number of worker threads to this."""
+        with self._lock:
+            if threads > self.threads:
+                self.threads = threads
+                if self._workers:
+                    self._start()
 
     def retry_after(self) -> int:
         """Seconds after which the queue will probably have room."""
@@ -157,12 +181,13 @@ class Scheduler:
             Exception: what the work raises.
         """
         loop = asyncio.get_running_loop()
-        attempt = self._admit(work, size, loop)
+        attempt, future = self._admit(work, size, loop)
+        del work
         self._attempts.put(attempt)
         timer = loop.call_later(self.timeout, attempt._stop, self._late())
         watch = None if receive is None else loop.create_task(_leaving(receive, attempt))
         try:
-            result: T = await attempt._future
+            result: T = await future
             return result
         except asyncio.CancelledError:
             attempt._stop(ClientLeft())
@@ -193,14 +218,18 @@ class Scheduler:
         seconds = self.retry_after()
         raise Refusal(429, f"{what}; try again in {seconds} s", {"Retry-After": str(seconds)})
 
-    def _admit(self, work: Callable[[Attempt], Any], size: int, loop: asyncio.AbstractEventLoop) -> Attempt:
+    def _admit(
+        self, work: Callable[[Attempt], Any], size: int, loop: asyncio.AbstractEventLoop
+    ) -> tuple[Attempt, asyncio.Future[Any]]:
         with self._lock:
             self._check(size)
             if not self._workers:
                 self._start()
             self._admitted += 1
             self._bytes += size
-        return Attempt(self, work, size, loop)
+            self._changed = time.monotonic()
+        future: asyncio.Future[Any] = loop.create_future()
+        return Attempt(self, work, size, loop, future), future
 
     def _finish(self, attempt: Attempt, seconds: float | None) -> None:
         """Give the place of an attempt to another one."""
@@ -209,6 +238,7 @@ class Scheduler:
                 attempt._place = False
                 self._admitted -= 1
                 self._bytes -= attempt._size
+                self._changed = time.monotonic()
             if seconds is not None:
                 weight = _SMOOTHING if self._service else 1.0
                 self._service += weight * (seconds - self._service)
@@ -221,7 +251,7 @@ class Scheduler:
         )
 
     def _start(self) -> None:
-        for number in range(self.threads):
+        for number in range(len(self._workers), self.threads):
             thread = threading.Thread(target=self._work, name=f"onnxcam-server-{number}", daemon=True)
             self._workers.append(thread)
             thread.start()

@@ -32,7 +32,7 @@ def serve(explainer: Explainer) -> Iterator[Serve]:
     clients: list[TestClient] = []
 
     def start(served: Any = None, **settings: Any) -> TestClient:
-        app = create_app({"lite0": explainer} if served is None else served, **{"threads": 2, **settings})
+        app = create_app({"lite0": explainer} if served is None else served, **{"threads": 2, "rows": 1, **settings})
         client = TestClient(app, raise_server_exceptions=True)
         client.__enter__()
         clients.append(client)

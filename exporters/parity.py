@@ -11,6 +11,7 @@ import onnx
 from onnxcam.errors import InputError, VerificationError
 from onnxcam.graph.load import serialize
 from onnxcam.network.manifest import SHARED, Manifest
+from onnxcam.network.score_facts import without_masked
 from onnxcam.runtime import open_session, options, run
 from onnxcam.targets.readout import Readout
 
@@ -49,7 +50,7 @@ Oracle = Callable[[np.ndarray, bool], "Reference | None"]
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Per sample ‖a−b‖ / max(‖b‖, 1e-12), in float64; NaN anywhere counts as infinitely far.
+    """Per sample ‖a−b‖ / max(‖b‖, 1e-12), in float64; NaN anywhere counts as infinitely far, -inf in both as equal.
 
     Arguments:
         a, b: arrays of the same shape `[N, …]`, `b` the reference.
@@ -59,7 +60,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     if a.shape != b.shape:
         return np.full(len(b), np.inf)
-    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (a, b))
+    a, b = without_masked(*(x.reshape(len(x), -1).astype(np.float64) for x in (a, b)))
     with np.errstate(invalid="ignore", over="ignore"):
         far = np.linalg.norm(a - b, axis=1) / np.maximum(np.linalg.norm(b, axis=1), 1e-12)
     return np.where(np.isfinite(far), far, np.inf)
@@ -184,11 +185,14 @@ def _targets(scores: np.ndarray, manifest: Manifest) -> list[np.ndarray]:
     rows, classes = len(scores), int(manifest["scores"]["classes"])
     if manifest["target"]["mode"] == "constant":
         return [np.full(rows, manifest["target"]["class"], np.int64)]
-    top = Readout.from_manifest(manifest["scores"]).top1(scores)
+    readout = Readout.from_manifest(manifest["scores"])
+    top = readout.top1(scores)
     other = np.random.default_rng(SEED).integers(1, max(classes, 2), rows)
     if manifest["target"].get("rows") == SHARED:
         top, other = np.full(rows, top[0]), np.full(rows, other[0])
-    return [top, (top + other) % classes]
+    other = (top + other) % classes
+    masked = np.isneginf(readout.per_class(scores)[np.arange(rows), other])  # has no gradient to compare
+    return [top, np.where(masked.any() if manifest["target"].get("rows") == SHARED else masked, top, other)]
 
 
 def _outputs(session: Any, manifest: Manifest, batch: np.ndarray, targets: np.ndarray) -> Values:

@@ -16,6 +16,7 @@ from onnxcam.autodiff.passes import silu
 from onnxcam.autodiff.passes.blocked_layout import blocked
 from onnxcam.autodiff.passes.expansions import remove_expansions
 from onnxcam.autodiff.registry import Entry, Node
+from onnxcam.autodiff.unreached import unreached
 from onnxcam.errors import ModelError, UnsupportedOperator
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.operators import Trait, having
@@ -77,13 +78,7 @@ def sweep(
         ModelError: a `wrt` does not reach `of`.
     """
     graph = op.graph
-    nodes, carrying = path(graph, of, wrt)
-    unreached = [name for name in wrt if name not in carrying]
-    if unreached:
-        raise ModelError(f"{unreached[0]!r} does not reach {of!r}: no differentiable path leads from one to the other")
-    replaced = replaced or {}
-    entries = [replaced.get(node.op_type) or _rule_for(graph, node, of, wrt) for node in nodes]
-
+    nodes, carrying, entries = _rules(graph, of, wrt, replaced or {})
     first, ends = len(op.nodes), frozenset(wrt)
     pending: dict[str, list[str]] = {of: [cotangent]}
     total: dict[str, str] = {}
@@ -131,10 +126,30 @@ def sweep(
     for name in wrt:
         dx = settle(name)
         if dx is None:
-            raise ModelError(f"{name!r} does not reach {of!r}: the operators between them pass no gradient on")
+            raise unreached(graph, name, of)
         gradients.append(dx)
     remove_expansions(op, first, sums, gradients)
     return gradients
+
+
+def require_path(graph: Graph, of: str, wrt: Sequence[str]) -> None:
+    """Refuse what `sweep` would refuse, before anything in the graph is renamed.
+
+    Raises:
+        UnsupportedOperator, ModelError: as of `sweep`.
+    """
+    _rules(graph, of, wrt, {})
+
+
+def _rules(
+    graph: Graph, of: str, wrt: Sequence[str], replaced: Mapping[str, Entry]
+) -> tuple[list[onnx.NodeProto], set[str], list[Entry]]:
+    """The nodes and values of `path`, and each node's rule."""
+    nodes, carrying = path(graph, of, wrt)
+    apart = [name for name in wrt if name not in carrying]
+    if apart:
+        raise unreached(graph, apart[0], of)
+    return nodes, carrying, [replaced.get(node.op_type) or _rule_for(graph, node, of, wrt) for node in nodes]
 
 
 def _carries(graph: Graph, node: onnx.NodeProto, value: str, forward: set[str]) -> bool:

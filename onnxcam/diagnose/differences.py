@@ -43,6 +43,9 @@ class Errors:
         figures = {kind: float(np.median(values)) for kind, values in self.errors.items()}
         uncertainty = {kind: float(np.median(values)) for kind, values in self.uncertainties.items()}
         beyond = {kind: figures[kind] - 3 * uncertainty[kind] for kind in figures}
+        if not all(np.isfinite(value) for value in beyond.values()):
+            detail = "the scores are not finite along them: nothing was compared with finite differences"
+            return Finding(title, "unsure", detail, figures)
         worst = max(beyond, key=lambda kind: beyond[kind])
         errors = ", ".join(f"{kind} {value:.1e}" for kind, value in figures.items())
         count = len(self.errors[worst])

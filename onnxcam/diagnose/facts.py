@@ -80,6 +80,8 @@ def _scores(manifest: dict[str, Any], measured: dict[str, Any]) -> Finding:
         return Finding("scores", "note", f"{entry['kind']}; not measured: {reason}")
     low, high = scores["range"]
     detail = f"{entry['kind']}, from {low:.3g} to {high:.3g} on {scores['rows']} pictures"
+    if scores.get("masked"):
+        detail += f", {scores['masked']} of {entry['classes']} classes masked (-inf)"
     if entry.get("stepped_over"):
         detail += f", before {', '.join(entry['stepped_over'])}"
     if entry.get("warnings"):

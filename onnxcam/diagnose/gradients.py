@@ -235,7 +235,8 @@ def _classes(subject: Subject, scores: np.ndarray, rng: np.random.Generator) -> 
     No class comes twice while there are others: a mistake may concern some of them only.
     """
     size, best = subject.readout.size, int(subject.readout.top1(scores[:1])[0])
-    others = np.setdiff1d(np.arange(size), [best])
+    masked = np.flatnonzero(np.isneginf(subject.readout.per_class(scores)).any(axis=0))  # their score has no slope
+    others = np.setdiff1d(np.arange(size), [best, *masked])
     order = np.concatenate([[best], rng.permutation(others)]) if size > 1 else np.zeros(1)
     classes = np.resize(order, len(scores)).astype(np.int64)
     if "class" in subject.manifest["target"]:

@@ -14,6 +14,7 @@ from onnxcam import image, runtime
 from onnxcam.graph.view import Graph
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import SHARED, Manifest
+from onnxcam.network.score_facts import without_masked
 from onnxcam.network.split import head_of
 from onnxcam.targets.readout import Readout
 
@@ -120,8 +121,11 @@ def norms(a: np.ndarray) -> np.ndarray:
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the parity metric of each row, |a - b| / max(|b|, 1e-12)."""
-    return np.asarray(norms(a.astype(np.float64) - b) / np.maximum(norms(b), 1e-12))
+    """Return the parity metric of each row, |a - b| / max(|b|, 1e-12); what is not finite in one is infinitely far."""
+    a, b = without_masked(a, b)
+    with np.errstate(invalid="ignore", over="ignore"):
+        far = norms(a.astype(np.float64) - b) / np.maximum(norms(b), 1e-12)
+    return np.where(np.isfinite(far), far, np.inf)
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

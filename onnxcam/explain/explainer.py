@@ -222,7 +222,7 @@ class Explainer:
             )
         classes = question.classes(len(batch))
         scores, activations, gradients = self._file.run(batch, classes, question.layers)
-        explained = self._readout.fill_top1(classes, scores)
+        explained = question.explained(classes, scores)
         if question.several_layers:
             return Raw(scores, activations, gradients, explained)
         return Raw(scores, activations[0], gradients[0], explained)
@@ -271,7 +271,9 @@ class Explainer:
             smooth=smooth, seed=seed, options=options,
         )  # fmt: skip
         if self._in_file(question, len(batch)):
-            _, maps = self._file.maps(batch, question.classes(len(batch)), question.layers, question.methods[0].name)
+            classes = question.classes(len(batch))
+            scores, maps = self._file.maps(batch, classes, question.layers, question.methods[0].name)
+            question.explained(classes, scores)
             input_size = self._input_size(batch)
             windows = windows_of(question.methods[0], self._file.windows(question.layers), question.size)
             size = map_size(question.size, input_size, maps)
@@ -441,13 +443,13 @@ class Explainer:
         if self._in_file(question, len(batch)):
             classes = question.classes(len(batch))
             scores, maps = self._file.maps(batch, classes, question.layers, question.methods[0].name)
-            explained = self._readout.fill_top1(classes, scores)[:, None]
+            explained = question.explained(classes, scores)[:, None]
             by_method = [[layer_maps[:, None] for layer_maps in maps]]
         else:
             examination = self._examine(batch, question, progress)
             scores = examination.scores
             if question.top is not None:
-                explained = self._readout.best(scores, question.top)
+                explained = question.best(scores)
                 by_method = examination.class_maps(question, explained)
             else:
                 objective = question.objective(scores)

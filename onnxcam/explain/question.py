@@ -20,7 +20,7 @@ from onnxcam.errors import InputError, TargetError
 from onnxcam.explain.maps import AUGMENT, EIGEN, FUSIONS, INPUT_SIZE, LAYER_SIZE, SMOOTHINGS, check_size, smoothings
 from onnxcam.explain.texts import Spelling, keyword, parse_options, truth
 from onnxcam.targets import objectives
-from onnxcam.targets.classes import TOP1, by_text, check_count, find_label, listed
+from onnxcam.targets.classes import TOP1, by_text, check_count, find_label, listed, refuse_masked
 from onnxcam.targets.objectives import Contrast, Objective, Probability, by_index
 from onnxcam.targets.readout import Readout
 
@@ -309,6 +309,31 @@ class Question:
         target = list(self.targets) if len(self.targets) > 1 else self.targets[0]
         terms = self.terms
         return objectives.resolve(target, scores, terms.readout, terms.labels, self.default_class)
+
+    def explained(self, classes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """The class explained of each row, int64 `[N]`: as `classes`, with the row's top-1 for a negative one.
+
+        Raises:
+            TargetError: the model masks it, with a score of -inf.
+        """
+        readout = self.terms.readout
+        explained = readout.fill_top1(classes, scores)
+        refuse_masked(explained, readout.per_class(scores), self.terms.labels)
+        return explained
+
+    def best(self, scores: np.ndarray) -> np.ndarray:
+        """The `top` best classes of each row, int64 `[N, top]`.
+
+        Raises:
+            TargetError: fewer have a score, because the model masks the others.
+        """
+        readout, count = self.terms.readout, self.top or 1
+        scored = int((~np.isneginf(readout.per_class(scores))).sum(axis=1).min(initial=readout.size))
+        if count > scored:
+            raise TargetError(
+                f"top={count}; {scored} of the {readout.size} classes have a score: the model masks the others (-inf)"
+            )
+        return readout.best(scores, count)
 
     def check_rows(self, rows: int) -> None:
         """Refuse another number of pictures than of targets; one target is for all.

@@ -181,7 +181,7 @@ def map_warnings(maps: Sequence[tuple[str, str | None]], scores: np.ndarray) -> 
         scores: of the picture, `[K]`.
     """
     sentences = []
-    if not np.isfinite(scores).all():
+    if not np.isfinite(scores[~np.isneginf(scores)]).all():
         sentences.append("the scores are not finite: the map means nothing; check the model and its preprocessing")
     empty = [(label, blank) for label, blank in maps if blank is not None]
     for label, blank in empty[:_MOST]:

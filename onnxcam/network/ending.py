@@ -122,6 +122,15 @@ class Ending:
         """The form of a value of the graph."""
         return form_of(self._graph.shape(value), self._rows)
 
+    def not_a_number(self) -> str | None:
+        """A constant that the nodes read and that has NaN in it, None if there is none."""
+        for name in dict.fromkeys(name for node in self._nodes for name in node.input if name):
+            if self._graph.is_constant(name) and self._graph.is_float(name):
+                array = self._graph.constant(name)
+                if array is not None and np.isnan(np.asarray(array, np.float64)).any():
+                    return name
+        return None
+
     def independent(self) -> bool:
         """Whether each number that comes in from outside reaches one class of a row alone."""
         generator = np.random.default_rng(_SEED)

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from onnxcam import image
 from onnxcam.autodiff.seed import score_cotangent
-from onnxcam.autodiff.sweep import sweep
+from onnxcam.autodiff.sweep import require_path, sweep
 from onnxcam.cam import methods as cam
 from onnxcam.errors import LabelsError, LayerError, ModelError, PreprocessError, TargetError, label_count, listing
 from onnxcam.graph import dynamic_size, edit
@@ -322,6 +322,7 @@ def _reserve(
     occupied = sorted(name for name in fixed if name in graph and name not in public)
     if not occupied:
         return graph, target_layers, readout, names
+    require_path(graph, readout.value, [layer.value for layer in target_layers])  # errors have the file's own names
     new_names = {name: f"{name}_renamed" for name in occupied}
     while any(new in graph for new in new_names.values()):
         new_names = {old: new + "_" for old, new in new_names.items()}

@@ -216,6 +216,12 @@ def measured_warnings(manifest: Manifest) -> list[str]:
     """Sentences about measured facts that make maps or numbers doubtful; none for what was not measured."""
     facts = manifest.get("measured") or {}
     sentences = []
+    if facts and not {"scores", "rows", "deterministic"} & facts.keys():  # nothing at all
+        reason = next(iter((facts.get("unmeasured") or {}).values()), "no reason is recorded")
+        sentences.append(
+            f"nothing could be measured of this model ({reason}): what its scores are and where its layers lie on the "
+            "picture is read off the graph alone, and may be wrong"
+        )
     if facts.get("rows") == COUPLED:
         sentences.append(
             "a picture's results depend on the others in its batch (as after BatchNormalization in training mode): "

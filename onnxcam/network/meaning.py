@@ -63,6 +63,9 @@ class Numbers:
     def meaning(self, doubted: Doubt) -> Meaning:
         """The meaning; `doubted` adds the warning of a single number."""
         table = self._end.tables[self._value]
+        never = np.flatnonzero(np.isnan(table).all(axis=0))
+        if len(never):
+            self._refuse_missing(never)
         if not np.isfinite(table).all():
             return replace(self._plain(doubted), unsettled=True)
         if table.shape[1] == 1:
@@ -79,6 +82,24 @@ class Numbers:
                 f"{ADVICE}"
             )
         return self._without_logit(doubted)
+
+    def _refuse_missing(self, classes: np.ndarray) -> None:
+        """Refuse scores that are NaN for some classes whatever the picture, as a constant of the file is NaN there.
+
+        Raises:
+            ModelError: there is such a constant.
+        """
+        constant = self._end.not_a_number()
+        if constant is None:
+            return
+        value = next((name for name in self._end.chain if np.isfinite(self._table(name)).all()), None)
+        before = "" if value is None else f", such as {value!r} (on the command line: --scores {value})"
+        raise ModelError(
+            f"{self._value!r} is NaN for {len(classes)} of {self._table(self._value).shape[1]} classes whatever the "
+            f"picture ({listing([str(index) for index in classes[:5]])}), because the constant {constant!r} that it is "
+            f"computed with, perhaps a table of thresholds, has NaN in it: replace NaN there, or name a value before "
+            f"it with `scores=`{before}"
+        )
 
     def _quantity_perhaps(self, meaning: Meaning) -> Meaning:
         """A sigmoid that is scaled to a range other than 0..1 is a probability in percent, or a quantity."""

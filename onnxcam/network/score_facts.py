@@ -17,11 +17,13 @@ class ScoreFacts:
 
     Attributes:
         rows, columns: N and K.
-        finite: whether no value is NaN or infinite; the other facts are of the rows that are.
+        finite: whether no value is NaN or infinite, masked classes aside; the other facts are of the rows that are.
         lowest, highest: the range of the values.
         lowest_sum, highest_sum: the range of the sums of rows.
         descending, ascending: whether the values of every row are in order, and not all equal.
         constant: whether every row is the same, where there are several.
+        masked: number of classes whose score is -inf in every row: the model rules them out. The other facts are of
+            the rest.
     """
 
     rows: int
@@ -34,6 +36,7 @@ class ScoreFacts:
     descending: bool
     ascending: bool
     constant: bool
+    masked: int = 0
 
     @property
     def total(self) -> float | None:
@@ -60,11 +63,13 @@ class ScoreFacts:
     @property
     def ranked(self) -> bool:
         """Whether columns are ranks rather than classes: every row runs from its highest value down."""
-        return self.rows > 1 and self.columns >= _FEWEST_RANKS and self.descending and not self.constant
+        return self.rows > 1 and self.columns - self.masked >= _FEWEST_RANKS and self.descending and not self.constant
 
     def describe(self) -> dict[str, Any]:
         """The manifest's `measured.scores` entry."""
         entry: dict[str, Any] = {"rows": self.rows, "finite": self.finite}
+        if self.masked:
+            entry["masked"] = self.masked
         if self.rows:
             entry["range"] = [self.lowest, self.highest]
             entry["sums"] = [self.lowest_sum, self.highest_sum]
@@ -87,15 +92,18 @@ def measure(values: np.ndarray) -> ScoreFacts:
     """
     array = np.asarray(values, np.float64)
     array = array.reshape(len(array), -1)
+    columns, masked = array.shape[1], np.isneginf(array).all(axis=0) & (len(array) > 0)
+    if masked.any() and not masked.all():
+        array = array[:, ~masked]
     sound = np.isfinite(array).all(axis=1)
     rows = array[sound]
     if not rows.size:
-        return ScoreFacts(0, array.shape[1], bool(sound.all()), 0.0, 0.0, 0.0, 0.0, False, False, False)
+        return ScoreFacts(0, columns, bool(sound.all()), 0.0, 0.0, 0.0, 0.0, False, False, False)
     sums, steps = rows.sum(axis=1), np.diff(rows, axis=1)
     moving = bool(steps.any(axis=1).all())
     return ScoreFacts(
         rows=len(rows),
-        columns=rows.shape[1],
+        columns=columns,
         finite=bool(sound.all()),
         lowest=float(rows.min()),
         highest=float(rows.max()),
@@ -104,4 +112,11 @@ def measure(values: np.ndarray) -> ScoreFacts:
         descending=moving and bool((steps <= 0).all()),
         ascending=moving and bool((steps >= 0).all()),
         constant=len(rows) > 1 and bool((rows == rows[0]).all()),
+        masked=columns - rows.shape[1],
     )
+
+
+def without_masked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two arrays of one shape with 0 wherever both are -inf, as the scores of masked classes are: they agree there."""
+    both = np.isneginf(a) & np.isneginf(b)
+    return (np.where(both, 0, a), np.where(both, 0, b)) if both.any() else (a, b)

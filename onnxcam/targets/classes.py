@@ -56,6 +56,27 @@ def check_count(targets: int, rows: int) -> None:
         raise TargetError(f"got {targets} targets for {rows} pictures; pass one for all, or one per picture")
 
 
+def refuse_masked(classes: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None) -> None:
+    """Refuse a class whose score is -inf: the model rules it out, and nothing about its score can be explained.
+
+    Arguments:
+        classes: one per row, `[N]`.
+        scores: of each class, `[N, classes]`.
+
+    Raises:
+        TargetError: a row's class is masked.
+    """
+    masked = np.flatnonzero(np.isneginf(scores[np.arange(len(classes)), classes]))
+    if len(masked):
+        row, index = int(masked[0]), int(classes[masked[0]])
+        name = f"{labels[index]!r} ({index})" if labels else str(index)
+        others = int(np.isfinite(scores[row]).sum())
+        advice = "choose a class that it scores" if others else "it masks every other class too: check the model"
+        raise TargetError(
+            f"class {name} is masked: its score is -inf for picture {row + 1}, as the model rules it out; {advice}"
+        )
+
+
 def index(target: Any, classes: int, labels: Sequence[str] | None = None, default: int = TOP1) -> int:
     """The class index that one target means, see `resolve`.
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxcam.errors import TargetError
-from onnxcam.targets.classes import TOP1, check_count
+from onnxcam.targets.classes import TOP1, check_count, refuse_masked
 from onnxcam.targets.classes import index as class_index
 from onnxcam.targets.classes import resolve as resolve_classes
 from onnxcam.targets.readout import Readout
@@ -255,20 +255,23 @@ def resolve(target: Any, scores: np.ndarray, readout: Readout, labels: Labels = 
         default: the class that None means.
 
     Raises:
-        TargetError: as `by_index`; or a sequence of another length.
+        TargetError: as `by_index`; a sequence of another length; or a class that the model masks (a score of -inf).
     """
-    rows = len(scores)
+    rows, per_class = len(scores), readout.per_class(scores)
     if isinstance(target, (list, tuple)) and special(target):
         check_count(len(target), rows)
         return PerRow([resolve(item, scores[k : k + 1], readout, labels, default) for k, item in enumerate(target)])
     if isinstance(target, Weights):
         weights = np.repeat(_vector(target.weights, readout.size, labels)[None], rows, axis=0)
+        for index in np.flatnonzero(weights[0]):
+            refuse_masked(np.full(rows, index), per_class, labels)
         return Linear(readout.fold(weights), weights.argmax(axis=1), WEIGHTS)
     if isinstance(target, Contrast):
         classes = readout.fill_top1(resolve_classes(target.target, rows, readout.size, labels, default), scores)
         return _contrast(classes, resolve_classes(target.other, rows, readout.size, labels), scores, readout, labels)
     plain = target.target if isinstance(target, Probability) else target
     classes = readout.fill_top1(resolve_classes(plain, rows, readout.size, labels, default), scores)
+    refuse_masked(classes, per_class, labels)
     return Likelihood(classes, readout) if isinstance(target, Probability) else logit(classes, readout)
 
 
@@ -299,7 +302,10 @@ def finer(classes: np.ndarray, scores: np.ndarray, readout: Readout, alpha: floa
     rows = np.arange(len(scores))
     distance = np.abs(scores.astype(np.float64) - scores[rows, classes][:, None])
     distance[rows, classes] = np.inf
-    rivals = np.argsort(distance, axis=1, kind="stable")[:, : min(count, columns - 1)]
+    finite = int(np.isfinite(distance).sum(axis=1).min(initial=columns))  # masked classes are no rivals
+    if not finite:
+        raise TargetError("finercam compares a class with its rivals, and the model masks all others: use gradcam")
+    rivals = np.argsort(distance, axis=1, kind="stable")[:, : min(count, finite)]
     return Finer(classes, rivals, alpha)
 
 
@@ -312,6 +318,8 @@ def _contrast(classes: np.ndarray, others: np.ndarray, scores: np.ndarray, reado
     same = np.flatnonzero(classes == others)
     if len(same):
         raise _with_itself(int(classes[same[0]]), labels)
+    for index in (classes, others):
+        refuse_masked(index, readout.per_class(scores), labels)
     return Linear(readout.one_hot(classes) - readout.one_hot(others), classes, CONTRAST, others)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxcam.errors import ModelError, OnnxcamError
+from onnxcam.errors import InputError, ModelError, OnnxcamError
 from onnxcam.graph.coverage import covers
 from onnxcam.graph.input_normalization import normalization
 from onnxcam.graph.layers import Layer
@@ -71,9 +71,10 @@ def measure(
     measurement = _Measurement(graph, picture, readout, layers)
     try:
         drawn = _stimuli(graph, picture, preprocess, size, pictures, layers[-1].window if layers else None)
-        measurement.take(drawn)
     except OnnxcamError as error:
-        measurement.fail(f"{error}")
+        measurement.fail(str(error))
+    else:
+        measurement.attempt(drawn)
     ways = [covers(graph, layer.value, picture, readout.value) if with_covers else None for layer in layers]
     return measurement.facts(ways)
 
@@ -111,6 +112,20 @@ class _Measurement:
             self._one_by_one(runner, batch, drawn, len(PLACES))
         else:
             self._in_free_batches(runner, batch, drawn)
+
+    def attempt(self, drawn: Stimuli) -> None:
+        """Run the model on the stimuli; what cannot be measured is noted, in words of our own."""
+        try:
+            self.take(drawn)
+        except (InputError, ModelError):
+            height, width = drawn.pictures.shape[2:]
+            self.fail(
+                "ONNX Runtime refuses the model with its layers as outputs"
+                if self._runner is None
+                else f"the model fails on the pictures to be measured, {height} x {width} pixels"
+            )
+        except OnnxcamError as error:
+            self.fail(str(error))
 
     def fail(self, reason: str) -> None:
         """Note why what has not been measured yet was not."""

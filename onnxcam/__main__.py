@@ -1,8 +1,22 @@
-"""`python -m onnxcam` is the `onnxcam` command."""
+"""The `onnxcam` command, also as `python -m onnxcam`: interrupted while it is being imported, it ends as at any time."""
 
 from __future__ import annotations
 
-from onnxcam.cli import main
+import sys
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command."""
+    try:
+        from onnxcam.cli import main as command
+
+        command(prog_name="onnxcam")
+    except KeyboardInterrupt:  # before the command could take care of it, or after
+        sys.stderr.write("Interrupted.\n")
+        sys.exit(_INTERRUPTED)
+
 
 if __name__ == "__main__":
-    main(prog_name="onnxcam")
+    main()

@@ -33,7 +33,8 @@ def unreached(graph: Graph, wrt: str, of: str) -> ModelError:
             f"; name that value to explain with `scores=` (on the command line: --scores {at})" if at != wrt else ""
         )
         return ModelError(
-            f"{text}, because {node.op_type}, which reads {at!r}, is constant almost everywhere: its gradient is 0{advice}"
+            f"{text}, because {node.op_type}, which reads {at!r}, is constant almost everywhere: its gradient is 0"
+            + advice
         )
     return ModelError(text)
 

@@ -8,7 +8,8 @@ import click
 
 from onnxcam import runtime
 from onnxcam.cam.methods import Method
-from onnxcam.cli import options, question
+from onnxcam.cli import options, question, terminal
+from onnxcam.cli.errors import ExitCode
 from onnxcam.cli.progress import Progress
 from onnxcam.cli.report import show
 from onnxcam.cli.versions import versions
@@ -91,13 +92,13 @@ def bench(
     Latency (p50, p99) is that of one call; ratio is its latency relative to the forward pass, median over rounds. Peak
     memory is that of the process so far. On a busy machine rely on the ratios alone.
 
-    Exit status: 0 measured, 1 a picture cannot be read, 2 wrong usage or unknown layer or method, 3 unusable model,
+    Exit status: 0 measured, 1 a picture cannot be read (the rest are measured), 2 wrong usage or unknown layer or method, 3 unusable model,
     4 no usable runtime or execution provider.
     """
     from onnxcam.diagnose import cost
 
     inputs = pictures.collect(named, Path(model).parent / ".none") if named else pictures.Collection()
-    if inputs.failures:
+    if inputs.failures and not inputs.items:
         raise inputs.failures[0][1]
     with Progress(1) as progress:
         report = cost.bench(
@@ -118,4 +119,9 @@ def bench(
             seed=seed,
             progress=progress.step,
         )
-    show(report, as_json, {"model": model, "versions": versions()})
+    failed = [str(error) for error in (*(error for _, error in inputs.failures), *report.failures)]
+    for text in failed:
+        terminal.echo(f"Error: {text}", err=True)
+    show(report, as_json, {"model": model, "versions": versions(), "failed": failed})
+    if failed:
+        raise click.exceptions.Exit(ExitCode.FAILED)

@@ -197,7 +197,11 @@ def evaluate(
     else:
         terminal.echo_lines(reports.lines(evaluation), err=results.piped)
     if interrupted:
-        terminal.echo(f"The numbers are those of {len(evaluation.places)} of {len(items)} pictures.", err=True)
+        terminal.echo(
+            f"The numbers are those of {len(evaluation.places)} of {len(items)} pictures; another run judges all of "
+            "them anew.",
+            err=True,
+        )
         raise KeyboardInterrupt
     if failed:
         raise click.exceptions.Exit(ExitCode.FAILED)

@@ -19,12 +19,13 @@ import numpy as np
 
 from onnxcam import runtime
 from onnxcam.diagnose.report import Report
-from onnxcam.errors import InputError
+from onnxcam.errors import InputError, PictureError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.graph.large_model import Serialized
 from onnxcam.network.layout import Layout
 from onnxcam.network.opening import read_source
 
+_MOST_PICTURES = 64  # that are read before anything is measured
 SIDE = 224  # of random pictures, where the model leaves its input's size open
 TOP = 5
 _MOST = 1000  # calls per block
@@ -98,6 +99,7 @@ class Bench(Report):
     load_ms: dict[str, float]
     providers: list[str]
     about: dict[str, Any]
+    failures: list[PictureError] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return a table of the cases."""
@@ -158,6 +160,7 @@ def bench(
         source: any classifier `.onnx`, explainable or not.
         methods: the methods to measure.
         pictures: the input, prepared for the model, and explained from file to map; without any the input is random.
+            Those that cannot be read are left out and named in the result; of many the first 64 are used.
         batches: rows per call; sizes that the model does not accept are skipped. By default 1 and 8, or the model's
             fixed batch size.
         rounds: at most; a round that has begun is finished.
@@ -169,8 +172,8 @@ def bench(
         progress: called with (done, total) after each block.
 
     Raises:
-        ModelError, LayerError, MethodError, PreprocessError, PictureError, RuntimeUnavailable: as their names say.
-        InputError: the model accepts none of the batch sizes.
+        ModelError, LayerError, MethodError, PreprocessError, RuntimeUnavailable: as their names say.
+        PictureError: no picture can be read. InputError: the model accepts none of the batch sizes.
     """
 
     def options() -> Any:
@@ -197,6 +200,7 @@ def bench(
     sizes = [size for size in dict.fromkeys(candidates) if not isinstance(fixed, int) or size == fixed]
     if not sizes:
         raise InputError(f"the model takes {fixed} rows per run and none of the batch sizes {list(batches)}")
+    pictures, failures = _readable(explainer, pictures)
     whole = _input(explainer, pictures, max(sizes), seed)
     cases = []
     for size in sizes:
@@ -212,7 +216,7 @@ def bench(
         "python": platform.python_version(),
         "onnxruntime": str(runtime.import_onnxruntime().__version__),
     }
-    return Bench(os.fspath(source), cases, *measured, load, explainer.providers, about)
+    return Bench(os.fspath(source), cases, *measured, load, explainer.providers, about, failures)
 
 
 def _plain(source: str | os.PathLike[str]) -> str | Serialized:
@@ -225,6 +229,28 @@ def _plain(source: str | os.PathLike[str]) -> str | Serialized:
     from onnxcam.network.split import head_of
 
     return serialize(head_of(prepare(source), manifest))
+
+
+def _readable(explainer: Explainer, pictures: Sequence[Any]) -> tuple[list[Any], list[PictureError]]:
+    """The first pictures that can be read, and the errors of those before them that cannot: none ends a measurement.
+
+    Raises:
+        PictureError: none can be read.
+    """
+    readable: list[Any] = []
+    failures: list[PictureError] = []
+    for picture in pictures:
+        try:
+            explainer.prepare(picture)
+        except PictureError as error:
+            failures.append(error)
+        else:
+            readable.append(picture)
+        if len(readable) == _MOST_PICTURES:
+            break
+    if failures and not readable:
+        raise failures[0]
+    return readable, failures
 
 
 def _input(explainer: Explainer, pictures: Sequence[Any], rows: int, seed: int) -> np.ndarray:

@@ -124,13 +124,21 @@ def _mark(number: int, x: float, y: float) -> str:
     return f'<path transform="translate({x:.1f} {y:.1f})" d="{shape}" fill="#fff" stroke="{color}" stroke-width="1.4"/>'
 
 
-def heat(values: np.ndarray, title: str) -> str:
-    """Draw a map `[h, w]`, dark where values are high; the maximum is marked by a ring."""
+def heat(values: np.ndarray, title: str, covered: Sequence[float] | None = None) -> str:
+    """Draw a map `[h, w]`, dark where values are high; the maximum is marked by a ring.
+
+    Arguments:
+        covered: top, left, bottom and right of the part that the map covers, 0 to 1, which is framed; None for all.
+    """
     top = float(values.max()) or 1.0
     height, width = values.shape
     parts = [_cell(r, c, _mix(_PALE, _DEEP, values[r, c] / top)) for r in range(height) for c in range(width)]
     row, column = np.unravel_index(int(values.argmax()), values.shape)
     parts.append(f'<circle class="ring" cx="{column + 0.5}" cy="{row + 0.5}" r="0.3"/>')
+    if covered is not None:
+        top_edge, left, bottom, right = covered
+        box = f'x="{left * width:g}" y="{top_edge * height:g}" width="{(right - left) * width:g}"'
+        parts.append(f'<rect class="frame" {box} height="{(bottom - top_edge) * height:g}"/>')
     return _grid(height, width, parts, title)
 
 

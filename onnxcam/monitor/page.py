@@ -313,7 +313,9 @@ def _pictures(record: Record, folder: Path) -> Iterator[str]:
     cells = record.get("map")
     if not drawn and cells:
         values = np.asarray(cells["values"], float).reshape(cells["shape"])
-        yield f"<div>{chart.heat(values, 'map')}</div>"
+        covered = cells.get("covered")
+        title = "map" if covered is None else "map; framed: what the layer sees"
+        yield f"<div>{chart.heat(values, title, covered)}</div>"
 
 
 def _drops(counters: Mapping[str, Any]) -> str:

@@ -72,6 +72,7 @@ def build(
     drift: Mapping[str, Any] | None = None,
     redact: str = "heatmap_only",
     identity: str | None = None,
+    covered: Sequence[float] | None = None,
 ) -> Record:
     """Build a record of schema 1; the sink fills in its `files`.
 
@@ -92,6 +93,8 @@ def build(
         drift: distances to the baseline.
         redact: `none`, `heatmap_only` or `hash`.
         identity: the record's id; a new one by default.
+        covered: top, left, bottom and right of the part of the map that the layer sees, 0 to 1 of its sides; None for
+            all of it. The map says nothing about the rest, whose values are 0.
 
     Numbers that are not finite become null, because JSON cannot represent them.
 
@@ -138,7 +141,7 @@ def build(
             "method": method,
         },
         "attention": _rounded(_statistics(heatmap, region)),
-        "map": _small(heatmap),
+        "map": _small(heatmap) | ({} if covered is None else {"covered": [_unit(side) for side in covered]}),
         "drift": None if drift is None else _rounded(drift),
         "picture": {"sha256": (picture or {}).get("sha256"), "size": _size((picture or {}).get("size"))},
         "files": [],

@@ -121,6 +121,7 @@ class RowExplainer:
             layer=self._settings.layer,
             method=self._settings.method,
             raw_map=self._on_input(raw),
+            covered=self._covered,
             latency_ms={"queued": waited * 1e3, "explain": (explained - started) * 1e3},
             labels=self._explainer.labels,
             region=self._settings.region,
@@ -204,6 +205,18 @@ class RowExplainer:
     def _window(self) -> Window | None:
         """The part of the model's input that the layer covers, None for all of it."""
         return window_of(manifest.layer(self._explainer.manifest, self._settings.layer))
+
+    @property
+    def _covered(self) -> tuple[float, ...] | None:
+        """Top, left, bottom and right of what the layer covers of the input, 0 to 1; None for all of it."""
+        window = self._window
+        if window is None:
+            return None
+        entry = self._explainer.manifest["input"]
+        size = Layout.of(entry).size(entry["shape"])
+        spans = [(min(span) / side, max(span) / side) for span, side in zip(window[:2], size, strict=True)]
+        (top, bottom), (left, right) = [(max(low, 0.0), min(high, 1.0)) for low, high in spans]
+        return None if (top, left, bottom, right) == (0, 0, 1, 1) else (top, left, bottom, right)
 
     def _on_input(self, raw: np.ndarray) -> np.ndarray:
         """The map `[h, w]` over the whole input, in cells of the layer's size, so that records say where it lies."""

@@ -81,7 +81,16 @@ _RECORD: dict[str, Any] = _object(
             {
                 "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2},
                 "values": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}},
-            }
+                "covered": {
+                    "type": "array",
+                    "items": {"type": "number", "minimum": 0, "maximum": 1},
+                    "minItems": 4,
+                    "maxItems": 4,
+                    "description": "top, left, bottom and right of what the layer sees, in units of the map's sides, "
+                    "where that is a part: the values outside are 0 and say nothing; absent where it is all",
+                },
+            },
+            optional=("covered",),
         ),
         "drift": _object(
             {

@@ -167,6 +167,42 @@ def test_a_model_on_standard_output_is_alone_there(plain: Path, tmp_path: Path) 
     assert process.returncode == 0 and json.loads(out)["bytes"] is None and (tmp_path / "fifo").is_fifo()
 
 
+# Ctrl-C while `module` is looked for, as the library takes it: passed on, or made an error of its own
+INTERRUPTING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                import time; time.sleep(5)
+            except KeyboardInterrupt:
+                if {swallowed}:
+                    raise ImportError("a library that was interrupted") from None
+                raise
+import onnxcam
+sys.meta_path.insert(0, Finder())
+from onnxcam.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "swallowed"),
+    [("click", False), ("onnxcam.cli", False), ("onnxcam.cli.explain", False), ("numpy", False), ("onnxruntime", True)],
+)
+def test_an_interruption_of_imports_prints_no_traceback(
+    ready: Path, tmp_path: Path, module: str, swallowed: bool
+) -> None:
+    code = INTERRUPTING.format(module=module, swallowed=swallowed)
+    write_png(tmp_path / "a.png", noise(np.random.default_rng(0)))
+    command = [sys.executable, "-c", code, "explain", ready, tmp_path / "a.png", "-o", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+    assert done.stderr.splitlines()[-1] == "Interrupted." and "Traceback" not in done.stderr
+
+
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with interruptible():

@@ -16,7 +16,8 @@ from onnxcam.diagnose.cost import Case, bench
 from onnxcam.errors import InputError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.graph import load
-from tests.cli.conftest import RAW, Run, photo, photos, plain, ready, run  # noqa: F401 - fixtures
+from onnxcam.image import write_png
+from tests.cli.conftest import RAW, Run, noise, photo, photos, plain, ready, run  # noqa: F401 - fixtures
 from tests.support import models
 
 QUICK = ("--seconds", 0, "--rounds", 2)
@@ -139,3 +140,18 @@ def test_pictures_of_many_sizes_fill_a_batch(run: Run, plain: Path, photos: Path
     result = run("bench", plain, photos, "--preprocess", "0..1", *QUICK, "--batch", 4, "--json")
     assert result.code == 0, result.err
     assert result.json()["input"]["shape"][0] == 4
+
+
+def test_unreadable_pictures_are_named_and_the_rest_measured(run: Run, ready: Path, tmp_path: Path) -> None:  # noqa: F811
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a_broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    write_png(folder / "b.png", noise(np.random.default_rng(0)))
+    result = run("bench", ready, folder, tmp_path / "absent.png", *QUICK, "--batch", 1, "--json")
+    assert result.code == 1 and "explain gradcam" in [case["name"] for case in result.json()["cases"]]
+    failed = result.json()["failed"]
+    assert len(failed) == 2 and any("a_broken.png" in text for text in failed) and "absent.png" in "".join(failed)
+    assert all(f"Error: {text}" in result.err for text in failed)
+    (folder / "b.png").unlink()
+    none = run("bench", ready, folder, *QUICK, "--json")
+    assert none.code == 1 and none.out == "" and "a_broken.png" in none.err

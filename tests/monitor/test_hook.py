@@ -17,6 +17,7 @@ from scipy import special, stats
 import onnxcam
 from onnxcam.errors import LabelsError, ModelError, SettingError, TargetError
 from onnxcam.monitor.hook import Monitor, request
+from onnxcam.monitor.page import _pictures
 from onnxcam.monitor.schema import validate
 from tests.monitor.monitoring import (
     ALWAYS,
@@ -445,3 +446,6 @@ def test_a_layer_of_a_part_is_recorded_where_it_lies(kept: Kept) -> None:
     stored = np.reshape(record["map"]["values"], record["map"]["shape"])
     half = len(stored) // 2
     assert stored[half:, half:].any() and not stored[:half].any() and not stored[:, :half].any()
+    assert record["map"]["covered"] == [0.5, 0.5, 1.0, 1.0]
+    validate(record)
+    assert "framed: what the layer sees" in "".join(_pictures(record, Path("absent")))

@@ -92,8 +92,8 @@ def bench(
     Latency (p50, p99) is that of one call; ratio is its latency relative to the forward pass, median over rounds. Peak
     memory is that of the process so far. On a busy machine rely on the ratios alone.
 
-    Exit status: 0 measured, 1 a picture cannot be read (the rest are measured), 2 wrong usage or unknown layer or method, 3 unusable model,
-    4 no usable runtime or execution provider.
+    Exit status: 0 measured, 1 a picture cannot be read (the rest are measured), 2 wrong usage or unknown layer or
+    method, 3 unusable model, 4 no usable runtime or execution provider.
     """
     from onnxcam.diagnose import cost
 

@@ -1,4 +1,4 @@
-"""The `onnxcam` command, also as `python -m onnxcam`: interrupted while it is being imported, it ends as at any time."""
+"""The `onnxcam` command, also as `python -m onnxcam`: Ctrl-C during imports ends it as at any other time."""
 
 from __future__ import annotations
 

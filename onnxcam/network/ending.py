@@ -128,7 +128,7 @@ class Ending:
             if self._graph.is_constant(name) and self._graph.is_float(name):
                 array = self._graph.constant(name)
                 if array is not None and np.isnan(np.asarray(array, np.float64)).any():
-                    return name
+                    return str(name)
         return None
 
     def independent(self) -> bool:

@@ -274,7 +274,7 @@ class Explainer:
             classes = question.classes(len(batch))
             scores, maps = self._file.maps(batch, classes, question.layers, question.methods[0].name)
             question.explained(classes, scores)
-            input_size = self._input_size(batch)
+            input_size = Layout.of(self.manifest["input"]).size(batch.shape)
             windows = windows_of(question.methods[0], self._file.windows(question.layers), question.size)
             size = map_size(question.size, input_size, maps)
             fused = [fuse(maps, question.normalize, size, question.fusion, windows=windows, input_size=input_size)]
@@ -458,7 +458,7 @@ class Explainer:
                     by_method = [[mean[:, None]] for mean in examination.augmented(question, objective)]
                 else:
                     by_method = [[m[:, None] for m in maps] for maps in examination.maps(question, objective)]
-        p, size = self._readout.probabilities(scores), self._input_size(batch)
+        p, size = self._readout.probabilities(scores), Layout.of(self.manifest["input"]).size(batch.shape)
         windows = self._file.windows(question.layers)
         model = {key: self.manifest.get(key) for key in ("source", "parity")}
 
@@ -497,6 +497,3 @@ class Explainer:
         # pictures of one size can share a run; without a fixed size each picture has its own
         fixed = self._preprocess is not None and self._preprocess.output_size is not None
         return self._file.batch_size or _CHUNK if fixed else 1
-
-    def _input_size(self, batch: np.ndarray) -> tuple[int, int]:
-        return Layout.of(self._file.manifest["input"]).size(batch.shape)

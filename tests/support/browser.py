@@ -37,7 +37,13 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def visit(
-    browser: Any, url: str, width: int = 1200, height: int = 900, scheme: str = "light", expected: Sequence[str] = ()
+    browser: Any,
+    url: str,
+    width: int = 1200,
+    height: int = 900,
+    scheme: str = "light",
+    expected: Sequence[str] = (),
+    beyond: Sequence[str] = (),
 ) -> Iterator[Any]:
     """Open a page; fails if its console shows anything, or it asks for anything but what lies beside it.
 
@@ -45,6 +51,7 @@ def visit(
         browser: of `chromium`.
         scheme: of colours: `light` or `dark`.
         expected: parts of the console's lines that a test brings about, such as the status of a refused request.
+        beyond: beginnings of other addresses that the page is meant to ask.
     """
     said: list[str] = []
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -53,7 +60,12 @@ def visit(
         opened.set_default_timeout(20_000)
         opened.on("console", lambda message: said.append(message.text))
         opened.on("pageerror", lambda error: said.append(str(error)))
-        opened.on("request", lambda request: said.append(request.url) if _beyond(request.url, url) else None)
+
+        def note(request: Any) -> None:
+            if _beyond(request.url, url) and not request.url.startswith(tuple(beyond)):
+                said.append(request.url)
+
+        opened.on("request", note)
         opened.goto(url)
         yield opened
     finally:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from onnxcam.explain.folder import cores
-from onnxcam.server import classify, health, inference_protocol, kserve, page
+from onnxcam.server import classify, health, inference_protocol, kserve, openapi, page
 from onnxcam.server.gain import Measurement, apply
 from onnxcam.server.metrics import Metrics
 from onnxcam.server.middleware import Gateway
@@ -24,7 +24,7 @@ from onnxcam.server.settings import AUTO, Settings
 from onnxcam.server.state import State
 
 # modules with `routes(state) -> list[BaseRoute]`, in the order in which paths are matched
-PROTOCOLS = (classify, health, kserve, inference_protocol, page)
+PROTOCOLS = (classify, health, kserve, inference_protocol, openapi, page)
 
 
 def build(models: Any, settings: Settings, monitor: Any = None, opening: Mapping[str, Any] | None = None) -> Starlette:

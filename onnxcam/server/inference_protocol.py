@@ -273,7 +273,9 @@ def infer(
     batch = _batch(model, names, request.inputs, attempt, state.settings.max_pixels)
     options = dict(request.options)
     when = model.condition(options.pop("when", model.when))
-    question = model.question({**options, **_target(request.inputs.get(names.target), len(batch), names)})
+    question = model.question(
+        {"seed": state.settings.seed, **options, **_target(request.inputs.get(names.target), len(batch), names)}
+    )
     if len(question.layers) > 1 or len(question.methods) > 1:
         raise InputError(f"output {names.heatmap!r} is the map of one layer by one method; name one of each")
     explain = question if names.heatmap in outputs else None

@@ -91,6 +91,7 @@ def explain(state: State, model: Model, content: Any, attempt: Attempt, identity
     when = options.get("when")
     condition = model.condition(model.when if when is None else when)
     values = {name: options[name] for name in ("layer", "method", "normalize") if options.get(name) is not None}
+    values["seed"] = state.settings.seed
     named = [name for name in TARGETS if options.get(name) is not None]
     if len(named) > 1:
         raise InputError('both "class_name" and "class_index" are there; send one of them')

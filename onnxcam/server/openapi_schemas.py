@@ -1,0 +1,257 @@
+"""The schemas of `/openapi.json`: JSON Schema (draft 2020-12) of every body."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnxcam.image import COLORMAPS, NORMALIZATIONS
+from onnxcam.server.answers import FILES
+from onnxcam.server.instances import MOST_ROWS
+from onnxcam.server.tensors import BYTES, DATATYPES
+
+Schema = dict[str, Any]
+
+_STRING: Schema = {"type": "string"}
+_NUMBER: Schema = {"type": ["number", "null"], "description": "null where it is not finite"}
+_DATA_URL: Schema = {"type": ["string", "null"], "pattern": "^data:image/png;base64,", "description": "a PNG"}
+_BOX: Schema = {
+    "type": "array",
+    "items": {"type": "number"},
+    "minItems": 4,
+    "maxItems": 4,
+    "description": "[x0, y0, x1, y1] in the picture's pixels",
+}
+_STATISTICS = ("centroid", "spread", "entropy", "gini", "half_area", "border", "peaks")
+
+
+def schemas(names: list[str]) -> dict[str, Schema]:
+    """Every schema by name; `names` are those of the models."""
+    options = _options(names)
+    of_class = {
+        "class_name": {"type": ["string", "null"], "description": "a label or a synonym, in any case"},
+        "class_index": {"type": ["integer", "null"], "minimum": 0},
+    }
+    image: Schema = {"type": "string", "minLength": 1, "description": "the encoded picture: base64 or a data URL"}
+    without_model = {name: schema for name, schema in options.items() if name != "model"}
+    texts = {name: _as_text(schema) for name, schema in options.items()}
+    class_texts = {name: _as_text(schema) for name, schema in of_class.items()}
+    upload: Schema = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+    return {
+        "Error": _object({"error": {"type": "string", "minLength": 1, "description": "one sentence"}}),
+        "PictureRequest": _object({"image": image, **options}, ("image",)),
+        "ClassRequest": _object({"image": image, **options, **of_class}, ("image",)) | _ONE_CLASS,
+        "PictureForm": _object({"image": upload, **texts}, ("image",)),
+        "ClassForm": _object({"image": upload, **texts, **class_texts}, ("image",)) | _ONE_CLASS,
+        "Answer": _answer(),
+        **_predictions(),
+        "Health": _object({"status": {"const": "ok"}, "models": _list(_STRING)}),
+        "Readiness": _object({"status": {"const": "ready"}}),
+        "ModelList": _object({"models": _list(_STRING)}),
+        "ModelReady": _object({"name": _STRING, "ready": {"type": "boolean"}}),
+        "InstancesRequest": _instances({**without_model, **of_class}),
+        "Predictions": _object({"predictions": _list(_ref("V1Prediction"))}),
+        "Explanations": _object(
+            {"predictions": _list(_ref("V1Prediction")), "explanations": _list(_ref("V1Explanation"))}
+        ),
+        **_inference(),
+    }
+
+
+_ONE_CLASS: Schema = {
+    "oneOf": [
+        {"required": ["class_name"], "properties": {"class_index": {"type": "null"}, "class_name": _STRING}},
+        {
+            "required": ["class_index"],
+            "properties": {"class_name": {"type": "null"}, "class_index": {"not": {"type": "null"}}},
+        },
+    ]
+}  # fmt: skip
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _list(items: Schema, **more: Any) -> Schema:
+    return {"type": "array", "items": items, **more}
+
+
+def _object(properties: dict[str, Schema], required: tuple[str, ...] | None = None) -> Schema:
+    """An object of these properties and no other; all are required unless some are named."""
+    names = list(properties) if required is None else list(required)
+    return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
+
+
+def _options(names: list[str]) -> dict[str, Schema]:
+    """The options of a request about pictures; null is as if left out."""
+    file_names = {"type": "string", "enum": list(FILES)}
+    one_of_files = "|".join(FILES)
+    listed = {"type": "string", "pattern": rf"^\s*({one_of_files})\s*(,\s*({one_of_files})\s*)*$"}
+    return {
+        "model": {"enum": [*names, None], "description": "the first one by default"},
+        "top_k": {"type": ["integer", "null"], "minimum": 1, "description": "classes in top_predictions; 5 by default"},
+        "layer": {"anyOf": [_STRING, _list(_STRING), {"type": "null"}], "description": "target layer"},
+        "method": {"type": ["string", "null"], "description": "CAM method; gradcam by default"},
+        "files": {
+            "anyOf": [_list(file_names), listed, {"type": "null"}],
+            "description": "which maps are returned; heatmap and overlay by default",
+        },
+        "when": {"type": ["string", "null"], "description": "always, never or a condition: confidence < 0.6"},
+        "normalize": {"enum": [*NORMALIZATIONS, None]},
+        "colormap": {"enum": [*COLORMAPS, None]},
+        "alpha": {"type": ["number", "null"], "minimum": 0, "maximum": 1, "description": "opacity of overlays"},
+    }
+
+
+def _as_text(schema: Schema) -> Schema:
+    """The same option where it is text, in a form or a URL."""
+    if "enum" in schema:
+        return {**schema, "enum": [value for value in schema["enum"] if value is not None]}
+    if "anyOf" in schema:
+        kinds = [one for one in schema["anyOf"] if one.get("type") == "string"]
+        return {**kinds[0], "description": schema["description"]}
+    if "integer" in schema["type"] or "number" in schema["type"]:
+        return {**schema, "type": schema["type"][0]}
+    return {**schema, "type": "string"}
+
+
+def _answer() -> Schema:
+    fields = _explanation_fields()
+    required = ("model", "prediction", "confidence", "top_predictions", *_EXPLAINED)
+    prediction = {
+        "prediction": {"type": "string", "description": "name of the best class"},
+        "confidence": _NUMBER,
+        "top_predictions": _list(_ref("RankedClass"), minItems=1),
+    }
+    return _object({"model": fields.pop("model"), **prediction, **fields}, required)
+
+
+_EXPLAINED = ("fired", "target", "layer", "method", "statistics", "visible", "warnings")
+
+
+def _explanation_fields() -> dict[str, Schema]:
+    maps = {f"gradcam_{name}": _DATA_URL for name in FILES if name != "map"}
+    return {
+        "model": _STRING,
+        "fired": {"type": "boolean", "description": "whether the condition holds; without, maps are null"},
+        "target": {"anyOf": [_ref("ExplainedClass"), {"type": "null"}]},
+        "layer": {"anyOf": [_STRING, _list(_STRING)]},
+        "method": _STRING,
+        "statistics": {"anyOf": [_ref("Statistics"), {"type": "null"}]},
+        "visible": {
+            "anyOf": [_list(_ref("Rectangle")), {"type": "null"}],
+            "description": "the parts of the picture that the map covers",
+        },
+        "warnings": _list(_STRING),
+        **maps,
+        "gradcam_map": {
+            "anyOf": [_list(_list({"type": "number"})), {"type": "null"}],
+            "description": "the map at the layer's own size, rows of numbers",
+        },
+        "gradcam_map_box": {"anyOf": [_BOX, {"type": "null"}]},
+    }
+
+
+def _predictions() -> dict[str, Schema]:
+    """What answers of several routes have in common."""
+    one_class = {"class_name": _STRING, "class_index": {"type": "integer", "minimum": 0}, "confidence": _NUMBER}
+    statistics: dict[str, Schema] = {"zero": {"type": "boolean"}, **dict.fromkeys(_STATISTICS, _NUMBER)}
+    statistics["centroid"] = {"anyOf": [_list(_NUMBER, minItems=2, maxItems=2), {"type": "null"}]}
+    fields = _explanation_fields()
+    return {
+        "RankedClass": _object({"rank": {"type": "integer", "minimum": 1}, **one_class}),
+        "ExplainedClass": _object(one_class),
+        "Statistics": _object(statistics),
+        "Rectangle": _object({name: {"type": "integer", "minimum": 0} for name in ("x0", "y0", "x1", "y1")}),
+        "V1Prediction": _object({
+            "prediction": _STRING,
+            "class_index": {"type": "integer", "minimum": 0},
+            "confidence": _NUMBER,
+            "top_predictions": _list(_ref("RankedClass"), minItems=1),
+            "scores": _list(_NUMBER, minItems=1),
+        }),
+        "V1Explanation": _object(fields, ("model", *_EXPLAINED)),
+    }  # fmt: skip
+
+
+def _instances(parameters: dict[str, Schema]) -> Schema:
+    b64: Schema = {"type": "string", "minLength": 1, "description": "the encoded picture: base64 or a data URL"}
+    encoded = _object({"b64": b64})
+    named: list[Schema] = [_object({name: {"anyOf": [b64, encoded]}}) for name in ("image", "image_bytes")]
+    tensor: Schema = {"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "array"}]}, "minItems": 1}
+    bounds = {"minItems": 1, "maxItems": MOST_ROWS}
+    properties: dict[str, Schema] = {
+        "instances": {
+            "anyOf": [_list({"anyOf": [encoded, *named]}, **bounds), _list(tensor, **bounds)],
+            "description": "encoded pictures, or tensors without the batch axis",
+        },
+        "parameters": {"anyOf": [_object(parameters, ()), {"type": "null"}]},
+        "signature_name": {"description": "of TensorFlow Serving; ignored"},
+    }
+    return _object(properties, ("instances",))
+
+
+def _inference() -> dict[str, Schema]:
+    """Schemas of the Open Inference Protocol, under its own names."""
+    shape = _list({"type": "integer", "minimum": 0}, maxItems=16)
+    datatype: Schema = {"enum": [*DATATYPES, BYTES]}
+    parameters: Schema = {"type": "object"}
+    tensor = _object({"name": _STRING, "datatype": datatype, "shape": _list({"type": "integer", "minimum": -1})})
+    data: Schema = {
+        "type": "array",
+        "items": {"type": ["number", "boolean", "string", "array"]},
+        "description": "row by row, flat or nested; left out where binary data follows the JSON",
+    }
+    size = {"binary_data_size": {"type": "integer", "minimum": 0}}
+    binary: Schema = {"type": "object", "properties": {"binary_data": {"type": "boolean"}}}
+    options = {
+        "layer": _STRING,
+        "method": _STRING,
+        "when": _STRING,
+        "contrast": {"type": ["string", "integer"]},
+        "probability": {"type": "boolean"},
+        "seed": {"type": "integer", "minimum": 0},
+        "binary_data_output": {"type": "boolean"},
+    }
+    inputs = {"name": _STRING, "shape": shape, "datatype": datatype, "data": data}
+    outputs = {"name": _STRING, "shape": shape, "datatype": datatype, "data": data}
+    return {
+        "metadata_server_response": _object({"name": _STRING, "version": _STRING, "extensions": _list(_STRING)}),
+        "metadata_tensor": tensor,
+        "metadata_model_response": _object({
+            "name": _STRING,
+            "versions": _list(_STRING),
+            "platform": _STRING,
+            "inputs": _list(_ref("metadata_tensor")),
+            "outputs": _list(_ref("metadata_tensor")),
+            "parameters": parameters,
+        }),
+        "live_server_response": _object({"live": {"type": "boolean"}}),
+        "ready_server_response": _object({"ready": {"type": "boolean"}}),
+        "request_input": _object(
+            {**inputs, "parameters": {"type": "object", "properties": size}}, ("name", "shape", "datatype")
+        ),
+        "request_output": _object({"name": _STRING, "parameters": binary}, ("name",)),
+        "inference_request": {
+            "type": "object",
+            "properties": {
+                "id": _STRING,
+                "parameters": {"type": "object", "properties": options},
+                "inputs": _list(_ref("request_input"), minItems=1, maxItems=16),
+                "outputs": _list(_ref("request_output"), maxItems=16),
+            },
+            "required": ["inputs"],
+        },
+        "response_output": _object(
+            {**outputs, "parameters": {"type": "object", "properties": size}}, ("name", "shape", "datatype")
+        ),
+        "inference_response": _object(
+            {
+                "model_name": _STRING,
+                "model_version": _STRING,
+                "id": _STRING,
+                "outputs": _list(_ref("response_output"), minItems=1),
+            },
+            ("model_name", "outputs"),
+        ),
+    }  # fmt: skip

@@ -27,7 +27,7 @@ _STATISTICS = ("centroid", "spread", "entropy", "gini", "half_area", "border", "
 def schemas(names: list[str]) -> dict[str, Schema]:
     """Every schema by name; `names` are those of the models."""
     options = _options(names)
-    of_class = {
+    of_class: dict[str, Schema] = {
         "class_name": {"type": ["string", "null"], "description": "a label or a synonym, in any case"},
         "class_index": {"type": ["integer", "null"], "minimum": 0},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from functools import partial
 from http import HTTPStatus
@@ -61,6 +62,17 @@ class _Handler(SimpleHTTPRequestHandler):
         """Say nothing: which pictures somebody looks at is nobody's business."""
 
 
+class _Server(ThreadingHTTPServer):
+    """A server whose visitors may leave in the middle of a file."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a connection that broke; anything else is a bug, and is printed as one."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 def listen(folder: str | Path, names: Collection[str], port: int) -> ThreadingHTTPServer:
     """A server of these files of a folder on 127.0.0.1; `serve_forever` answers until it is shut down.
 
@@ -74,10 +86,9 @@ def listen(folder: str | Path, names: Collection[str], port: int) -> ThreadingHT
     """
     handler = partial(_Handler, directory=str(folder), names=frozenset(names))
     try:
-        server = ThreadingHTTPServer((HOST, port), handler)
+        server = _Server((HOST, port), handler)
     except OSError as error:
         raise OnnxcamError(
             f"port {port} of {HOST} cannot be listened on ({error.strerror}); name another one with --port"
         ) from error
-    server.daemon_threads = True
     return server

@@ -17,7 +17,11 @@ _Protocol: Any = AutoHTTPProtocol
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 << 10
+_LINGER = 1.0  # seconds in which a client that is refused may still send, so that it reads why
 _CLOSING = "Connection: close\r\n"
+
+
+_lingering = 0  # connections of this process that are refused and not yet closed
 
 
 class Connection(_Protocol):  # type: ignore[misc]
@@ -31,23 +35,25 @@ class Connection(_Protocol):  # type: ignore[misc]
 
     def connection_made(self, transport: Any) -> None:
         """Take the connection, or answer 503 where there are too many."""
-        if len(self.connections) >= self._limit:
-            transport.write(
-                raw(503, "Service Unavailable", f"the server has {self._limit} connections, its most; try again later")
-            )
-            transport.close()
-            self._refused = True
-            self.transport = transport
+        if len(self.connections) < self._limit:
+            super().connection_made(transport)
+            self._head = self.loop.call_later(HEAD_SECONDS, self._too_slow)
             return
-        super().connection_made(transport)
-        self._head = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+        self.transport = transport
+        self._refused = True
+        sentence = f"the server has {self._limit} connections, its most; try again later"
+        self._refuse(503, "Service Unavailable", sentence)
 
-    _refused = False
+    _refused = _lingers = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
+        global _lingering
         self._stop_timer()
-        if not self._refused:
+        if self._lingers:
+            self._lingers = False
+            _lingering -= 1
+        if self in self.connections:
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -75,7 +81,8 @@ class Connection(_Protocol):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Close the connection after the answer under way."""
         self._stop_timer()
-        super().shutdown()
+        if not self._refused:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
@@ -90,8 +97,17 @@ class Connection(_Protocol):  # type: ignore[misc]
                 self.transport.close()
 
     def _refuse(self, status: int, phrase: str, sentence: str) -> None:
+        """Answer and close; closed at once, data still on its way would reset the connection before it is read."""
+        global _lingering
+        self._refused = True
         self.transport.write(raw(status, phrase, sentence))
-        self.transport.close()
+        if _lingering >= self._limit or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        _lingering += 1
+        self._lingers = True
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER, self.transport.close)
 
     def _stop_timer(self) -> None:
         if self._head is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcam import image
-from onnxcam.errors import InputError, SettingError, listing
+from onnxcam.errors import InputError, OnnxcamError, SettingError, listing
 from onnxcam.explain.batch_maps import BatchMaps
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.explanation import name_of
@@ -78,15 +80,21 @@ class Model:
         when: which predictions are explained, if a request does not say.
         rows: the most rows of several requests in one run.
         places: runs side by side.
+        at_once: whether the first answers may pay for a gradient that nobody asked for, while the graph of the scores
+            alone is still being made.
     """
 
-    def __init__(self, name: str, explainer: Explainer, when: str, rows: int = 1, places: int = 1) -> None:
+    def __init__(
+        self, name: str, explainer: Explainer, when: str, rows: int = 1, places: int = 1, at_once: bool = False
+    ) -> None:
         self.name = name
         self.explainer = explainer
         self.when = when
         self._conditions = lru_cache(64)(lambda text: conditions.parse(text, self.labels, explainer.classes))
         self.condition(when)
         self._ask = lru_cache(_QUESTIONS)(self._parse)
+        self._opening = threading.Lock()
+        self._head_ready = not at_once
         self.set_rows(rows, places)
 
     def set_rows(self, rows: int, places: int) -> None:
@@ -184,6 +192,11 @@ class Model:
 
     def scores(self, batch: np.ndarray) -> np.ndarray:
         """The model's scores `[N, K]`, at the cost of the plain model."""
+        if not self._head_ready:
+            scores = self.explainer.batch_maps(self.question({"method": self.explainer.methods[0]}), batch)[0].scores
+            if self._opening.acquire(blocking=False):
+                threading.Thread(target=self._open_head, name="onnxcam-server-head", daemon=True).start()
+            return scores
         if self.rows == 1:
             return self.explainer.batch_scores(batch)
         return self._scored((batch.shape[1:], batch.dtype.str), batch)
@@ -195,6 +208,12 @@ class Model:
         if not together or not (question.of_classes or question.top is not None):
             return Rows(self.explainer.batch_maps(question, batch, progress), 0, len(batch))
         return self._mapped((_form(question), batch.shape[1:], batch.dtype.str), (question, batch))
+
+    def _open_head(self) -> None:
+        """Make the graph of the scores alone: it takes a second, in which the file itself answers."""
+        with contextlib.suppress(OnnxcamError):  # then it goes on answering
+            self.explainer.sessions.head(())
+            self._head_ready = True
 
     def _score_together(self, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
         scores = self.explainer.batch_scores(batches[0] if len(batches) == 1 else np.concatenate(batches))
@@ -332,7 +351,8 @@ def open_models(models: Any, when: str, threads: int, opening: Mapping[str, Any]
             explainer = Explainer(source, session_options=shared, **(opening or {}))
         if explainer.preprocess is None:
             raise explainer.preparation.unknown()
-        opened.append(Model(name, explainer, when, places=threads))
+        at_once = explainer is not source and bool(explainer.methods)
+        opened.append(Model(name, explainer, when, places=threads, at_once=at_once))
     return Models(opened)
 
 

@@ -15,7 +15,6 @@ from onnxcam import __version__
 from onnxcam.cam import registry
 from onnxcam.errors import OnnxcamError
 from onnxcam.html import interface
-from onnxcam.network.network import list_layers
 from onnxcam.server import responses
 from onnxcam.server.models import Model
 from onnxcam.server.state import State
@@ -75,6 +74,8 @@ def _facts(state: State) -> Callable[[Request], Any]:
 
 def describe(model: Model) -> dict[str, Any]:
     """What the page needs to know of a model: its classes, and the layers and methods that it can be asked for."""
+    from onnxcam.network.network import list_layers  # it imports onnx, and a server answers sooner without
+
     explainer = model.explainer
     layers = explainer.layers
     try:

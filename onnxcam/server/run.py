@@ -31,6 +31,7 @@ from onnxcam.server.settings import Settings
 
 _BACKLOG = 2048
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+_FILES = 256  # open files beside connections: models, libraries, records
 _GRACE = 5.0  # seconds beside the time limit of a body and of its answer
 
 
@@ -126,6 +127,18 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def allow_connections(count: int) -> None:
+    """Raise this process's limit of open files to what so many connections need, as far as the system allows it."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has none
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = 2 * count + _FILES
+        if soft != resource.RLIM_INFINITY and soft < needed:
+            most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def url_of(listener: socket.socket) -> str:
     """The address of a socket as a URL."""
     host, port = listener.getsockname()[:2]
@@ -142,6 +155,7 @@ def serve(plan: Plan, listener: socket.socket, ready: Callable[[], None]) -> Non
     Raises:
         ModelError, LayerError, PreprocessError, RuntimeUnavailable, SettingError: as their names say.
     """
+    allow_connections(plan.settings.connections)
     with _logged(plan.log):
         app = build(plan.models, plan.settings, plan.monitor, plan.opening)
         config = uvicorn.Config(

@@ -13,6 +13,8 @@ import onnxcam
 from onnxcam import models
 from onnxcam.explain.explainer import Explainer
 from onnxcam.server import create_app
+from tests.server.live import LiveServer
+from tests.support import browser as browsers
 
 MODELS = Path(models.__file__).parent
 CAT = MODELS / "cat.png"
@@ -47,3 +49,22 @@ def serve(explainer: Explainer) -> Iterator[Serve]:
 def client(serve: Serve) -> TestClient:
     """A client of a server with default settings."""
     return serve()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browsers.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def live(explainer: Explainer) -> Iterator[LiveServer]:
+    server = LiveServer(create_app({"lite0": explainer}, threads=2))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def page(chromium: Any, live: LiveServer) -> Iterator[Any]:
+    with browsers.visit(chromium, live.url) as opened:
+        yield opened

@@ -1,12 +1,11 @@
-"""The page at `GET /` in a real browser, its maps held to those of `Explainer`."""
+"""What a person does on the page at `GET /`, in a real browser: classes, files, errors, keyboard, phones, policy."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 import threading
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -21,90 +20,12 @@ from onnxcam.html import interface
 from onnxcam.server import create_app
 from tests.server.conftest import CAT, MODELS, Serve
 from tests.server.live import LiveServer
+from tests.server.visitor import canvas, hand_over, same, status
 from tests.support import browser as browsers
+from tests.support.models import tiny_cnn
 
 COFFEE = MODELS / "coffee.png"
 REFUSED = ("status of 4",)  # what Chromium's console says of it
-DROP = """([name, type, data]) => {
-  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0)), transfer = new DataTransfer();
-  transfer.items.add(new File([bytes], name, { type }));
-  const event = EVENT === "paste" ? new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true })
-    : new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
-  document.body.dispatchEvent(event);
-}"""
-PIXELS = """(at) => {
-  const canvas = document.querySelectorAll("#figures canvas")[at], { width, height } = canvas;
-  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
-  let text = "";
-  for (let start = 0; start < data.length; start += 8192) {
-    text += String.fromCharCode(...data.subarray(start, start + 8192));
-  }
-  return [height, width, btoa(text)];
-}"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browsers.chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def live(explainer: Explainer) -> Iterator[LiveServer]:
-    server = LiveServer(create_app({"lite0": explainer}, threads=2))
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def page(chromium: Any, live: LiveServer) -> Iterator[Any]:
-    with browsers.visit(chromium, live.url) as opened:
-        yield opened
-
-
-def hand_over(page: Any, data: bytes, name: str = "picture.png", kind: str = "image/png", event: str = "drop") -> None:
-    page.wait_for_selector("#settings:not([hidden])")
-    page.evaluate(DROP.replace("EVENT", repr(event)), [name, kind, base64.b64encode(data).decode()])
-
-
-def status(page: Any, text: str) -> None:
-    page.get_by_role("status").get_by_text(text).wait_for()
-
-
-def canvas(page: Any, at: int = 0) -> np.ndarray:
-    height, width, data = page.evaluate(PIXELS, at)
-    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)[..., :3]
-
-
-def same(actual: np.ndarray, expected: np.ndarray) -> None:
-    """Equal but for rounding."""
-    assert actual.shape == expected.shape
-    assert np.abs(actual.astype(int) - expected.astype(int)).max() <= 1
-
-
-def test_a_dropped_picture_is_explained_as_explainer_does(page: Any, explainer: Explainer) -> None:
-    e = explainer.explain(str(CAT))
-    hand_over(page, CAT.read_bytes(), "cat.png")
-    status(page, f"cat.png: what speaks for {e.label}")
-    same(canvas(page), e.overlay())
-    page.get_by_text("Hatched").wait_for()  # the crop leaves the margins out
-    for row, (_, label, probability) in zip(page.locator("#predictions li").all(), e.predictions, strict=True):
-        assert label in row.inner_text() and f"{100 * probability:.1f} %" in row.inner_text()
-    gray = image.grayscale(e.heatmap)
-    page.get_by_label("Heatmap", exact=True).check()
-    same(canvas(page), image.marked(image.palette("viridis"))[e.marks.levels(gray)])
-    page.get_by_label("Picture", exact=True).check()
-    assert np.array_equal(canvas(page), e.picture)
-    page.get_by_label("Overlay", exact=True).check()
-    page.get_by_label("Colours").select_option("jet")
-    page.get_by_label("The same opacity everywhere").check()
-    page.locator("#opacity").fill("35")
-    same(canvas(page), e.overlay(alpha=0.35, colormap="jet"))
-    name = page.get_by_role("img").get_attribute("aria-label")
-    assert e.label in name and f"{round(100 * e.statistics['centroid'][1])} % from the left" in name
-    table = page.locator("#statistics").inner_text()
-    assert f"{round(100 * e.statistics['half_area'])} % of the picture" in table and "Separate peaks" in table
-    assert not e.warnings and page.locator("#warnings").is_hidden()
 
 
 def test_classes_layers_and_methods_are_switched(page: Any, explainer: Explainer) -> None:
@@ -267,16 +188,17 @@ def test_keyboard_alone(page: Any, explainer: Explainer) -> None:
     e = explainer.explain(str(CAT))
     page.wait_for_selector("#settings:not([hidden])")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the result"
-    page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "choose"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files(str(CAT))
     status(page, e.label)
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the result"
+    page.keyboard.press("Enter")
     name = e.predictions[1][1]
-    for _ in range(40):
+    for _ in range(20):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.dataset.key ?? ''") == f"class {e.predictions[1][0]}":
             break
@@ -292,6 +214,52 @@ def test_keyboard_alone(page: Any, explainer: Explainer) -> None:
     assert page.evaluate("document.activeElement.value") == "heatmap"
     second = explainer.explain(str(CAT), target=e.predictions[1][0])
     same(canvas(page), image.marked(image.palette("viridis"))[second.marks.levels(image.grayscale(second.heatmap))])
+
+
+def test_files_that_change_and_answers_of_a_proxy(chromium: Any, live: LiveServer, tmp_path: Path) -> None:
+    with browsers.visit(chromium, live.url, expected=("status of 502", "Failed to load resource: net::")) as page:
+        page.wait_for_selector("#settings:not([hidden])")
+        file = tmp_path / "cat.png"
+        file.write_bytes(CAT.read_bytes())
+        page.set_input_files("#file", str(file))
+        status(page, "what speaks for")
+        file.unlink()
+        page.get_by_label("Method", exact=True).select_option("hirescam")
+        page.get_by_role("alert").get_by_text("“cat.png”: The file cannot be read any more").wait_for()
+        page.route("**/predict_with_gradcam", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
+        hand_over(page, CAT.read_bytes(), "proxy.png")
+        page.get_by_role("alert").get_by_text("“proxy.png”: The server does not answer").wait_for()
+        page.unroute("**/predict_with_gradcam")
+        page.get_by_role("button", name="Try again").click()
+        status(page, "proxy.png: what speaks for")
+
+
+@pytest.mark.slow
+def test_several_models_of_several_kinds(chromium: Any, explainer: Explainer) -> None:
+    plain = Explainer(tiny_cnn(), preprocess="0..1")
+    number = Explainer(tiny_cnn(classes=1), preprocess="0..1", kind="regression")
+    server = LiveServer(create_app({"lite0": explainer, "plain": plain, "number": number}, threads=1))
+    with browsers.visit(chromium, server.url) as page:
+        hand_over(page, CAT.read_bytes(), "cat.png")
+        status(page, "what speaks for")
+        page.get_by_role("button", name=re.compile("^Compare with")).first.click()
+        status(page, "beside")
+        page.get_by_label("Model", exact=True).select_option("plain")
+        e = plain.explain(str(CAT))
+        status(page, f"cat.png: what speaks for {e.label}, {100 * e.probability:.1f} %")
+        same(canvas(page), e.overlay())  # the class and the comparison of the other model are forgotten
+        assert page.locator("#figures canvas").count() == 1
+        for warning in e.warnings:
+            page.locator("#warnings li").get_by_text(warning, exact=True).wait_for()
+        page.get_by_label("Another class").fill("tabby")
+        page.get_by_label("Another class").press("Enter")
+        page.get_by_text("This model has no class names: type a number from 0 to").wait_for()
+        page.get_by_label("Model", exact=True).select_option("number")
+        value = number.explain(str(CAT))
+        status(page, f"cat.png: what speaks for {value.label}, {value.probability:.4g}"[:40])
+        assert "%" not in page.locator("#predictions").inner_text()
+        same(canvas(page), value.overlay())
+    server.stop()
 
 
 NAMELESS = """() => [...document.querySelectorAll("button, input, select, canvas, a, ul, ol, section")]
@@ -321,7 +289,7 @@ FAINT = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_phones_and_colours(chromium: Any, live: LiveServer, scheme: str) -> None:
     with browsers.visit(chromium, live.url, 360, 740, scheme) as page:
         wide = "document.documentElement.scrollWidth"
@@ -384,39 +352,3 @@ def test_every_file_that_the_page_names_is_sent(serve: Serve) -> None:
         names |= new
         waiting += sorted(new)
     assert {name.lstrip("/") or interface.INDEX for name in names} == {*interface.FILES, "backend.js"}
-
-
-def test_colours_are_those_of_onnxcam(page: Any) -> None:
-    tables = page.evaluate(
-        "async () => { const { COLORMAPS, palette } = await import('./colormaps.js');"
-        " return COLORMAPS.map((name) => [name, [...palette(name)]]); }"
-    )
-    assert [name for name, _ in tables] == list(image.COLORMAPS)
-    for name, table in tables:
-        assert np.array_equal(np.array(table).reshape(256, 3), image.palette(name))
-
-
-@pytest.mark.parametrize(
-    "parts", [[(3, 5, 40, 30)], [(0, 0, 20, 48), (44, 7, 64, 48)], [], [(10, 10, 10, 10)]], ids=str
-)
-def test_marks_are_those_of_onnxcam(page: Any, parts: list[tuple[int, int, int, int]]) -> None:
-    random = np.random.default_rng(1)
-    pixels, gray = random.integers(0, 256, (48, 64, 3), np.uint8), random.integers(0, 256, (48, 64), np.uint8)
-    visible = [image.Rectangle(*part) for part in parts]
-    mask = np.zeros((48, 64), int)
-    for part in visible:
-        mask[part.y0 : part.y1, part.x0 : part.x1] = 1
-    rgba = np.dstack([pixels, np.full((48, 64), 255, np.uint8)])
-    overlaid, mapped = page.evaluate(
-        """async ([values, visible, rgba]) => {
-          const { overlay, heatmap } = await import("./drawing.js");
-          const bytes = (list) => Uint8ClampedArray.from(list);
-          const map = { width: 64, height: 48, values: bytes(values), visible: bytes(visible) };
-          return [[...overlay(map, bytes(rgba), "turbo")], [...heatmap(map, "turbo")]];
-        }""",
-        [gray.ravel().tolist(), mask.ravel().tolist(), rgba.ravel().tolist()],
-    )
-    marks = image.Marks.of((48, 64), visible)
-    same(np.array(overlaid).reshape(48, 64, 4)[..., :3], image.draw(pixels, gray, None, "turbo", marks))
-    levels = marks.levels(gray) if marks else gray
-    same(np.array(mapped).reshape(48, 64, 4)[..., :3], image.marked(image.palette("turbo"))[levels])

@@ -70,7 +70,9 @@ def visit(
         yield opened
     finally:
         context.close()
-    said = [line for line in said if not any(part in line for part in expected)]
+    # the last tells what tests do that look at what is drawn
+    tolerated = (*expected, "Multiple readback operations using getImageData")
+    said = [line for line in said if not any(part in line for part in tolerated)]
     assert not said, said
 
 

@@ -56,8 +56,13 @@ export async function explain(blob, { model, layer, method, target, topK, signal
   const fields = { model, layer, method, top_k: topK, when: "always", files: picture ? "grayscale,input" : "grayscale" };
   if (target !== null) fields.class_index = target;
   for (const [name, value] of Object.entries(fields)) form.append(name, String(value));
-  const response = await send(target === null ? "predict_with_gradcam" : "analyze_class", { method: "POST", body: form, signal });
-  let answer;
+  let response, answer;
+  try {
+    response = await send(target === null ? "predict_with_gradcam" : "analyze_class", { method: "POST", body: form, signal });
+  } catch (error) {
+    if (error.status === 0 && !(await readable(blob))) throw new BackendError("The file cannot be read any more: it was moved or changed.", { status: 422 });
+    throw error;
+  }
   try {
     answer = await response.json();
   } catch (error) {
@@ -75,6 +80,9 @@ const targetOf = ({ target }, index) => {
   if (!target) throw new BackendError(`The server sent no map${index === null ? "" : ` of class ${index}`}.`, { status: 500 });
   return target;
 };
+
+// A request with a file that has changed on disk fails like one to a server that is gone.
+const readable = (blob) => blob.slice(0, 1).arrayBuffer().then(() => true, () => false);
 
 // The bytes of a data URL: the page's policy forbids to fetch one.
 const bytesOf = (url) => new Blob([Uint8Array.from(atob(url.slice(url.indexOf(",") + 1)), (letter) => letter.charCodeAt(0))], { type: "image/png" });

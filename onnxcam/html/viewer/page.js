@@ -208,7 +208,7 @@ async function render() {
   rendering += 1;
   const turn = rendering, picture = state.current;
   document.body.classList.toggle("full", Boolean(picture));
-  find("clear").hidden = !picture;
+  for (const id of ["clear", "skip"]) find(id).hidden = !picture;
   view.strip(find("strip"), state.pictures, picture, choose);
   if (state.gone) alarm(state.gone, find("token-form").hidden ? again : null);
   else if (picture?.problem) alarm(picture.problem.text, picture.problem.again ? again : null);

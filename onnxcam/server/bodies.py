@@ -56,7 +56,7 @@ async def read(request: Request, limit: int, timeout: float) -> bytes:
         raise Refusal(400, f"Content-Length is {length[:50]!r}; expected a number")
     if length is not None and int(length) > limit:
         if request.headers.get("expect", "").lower() != "100-continue":
-            await _discard(request)
+            await discard(request.receive)
         raise _too_large(f"{int(length):,} bytes", limit)
     chunks: list[bytes] = []
     total, more = 0, True
@@ -76,23 +76,28 @@ async def read(request: Request, limit: int, timeout: float) -> bytes:
     if total > limit:
         chunks.clear()
         if more:
-            await _discard(request)
+            await discard(request.receive)
         raise _too_large(f"more than {limit:,} bytes", limit)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def _discard(request: Request) -> None:
-    """Read some more of a body that is refused: a client that still sends would not read the answer."""
+async def discard(receive: Receive) -> bool:
+    """Read some more of a body that is refused: a client that still sends would not read the answer.
+
+    Returns:
+        whether the whole body was read, so that the connection can be used again.
+    """
     total, until = 0, time.monotonic() + _PATIENCE
     try:
         async with asyncio.timeout(_PATIENCE):
             while total < _DISCARDED and time.monotonic() < until:
-                message = await request.receive()
+                message = await receive()
                 if message["type"] != "http.request" or not message.get("more_body"):
-                    return
+                    return True
                 total += len(message.get("body", b""))
     except TimeoutError:
-        return
+        return False
+    return False
 
 
 def _too_large(size: str, limit: int) -> Refusal:

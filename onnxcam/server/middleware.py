@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from onnxcam.server import page, responses
+from onnxcam.server import bodies, page, responses
 from onnxcam.server.refusals import ClientLeft, Refusal, refusal_of
 from onnxcam.server.state import State
 
@@ -61,6 +61,14 @@ class Gateway:
         scope["request_id"] = identity.decode()
         extra = [(b"x-request-id", identity), *self._cors(headers.get(b"origin"))]
         status, size = 0, 0
+        unread = True
+
+        async def receive_noting() -> Message:
+            nonlocal unread
+            message = await receive()
+            if message["type"] != "http.request" or not message.get("more_body"):
+                unread = False
+            return message
 
         async def send_with(message: Message) -> None:
             nonlocal status, size
@@ -79,7 +87,7 @@ class Gateway:
                 await preflight(scope, receive, send_with)
                 return
             self._authorize(scope, headers)
-            await self._app(scope, receive, send_with)
+            await self._app(scope, receive_noting, send_with)
         except ClientLeft:
             status = status or _LEFT
         except Exception as error:
@@ -88,6 +96,10 @@ class Gateway:
             refusal = _refusal(error)
             if refusal.status == 500:
                 error_log.exception("request %s failed", scope["request_id"])
+            # what is left of the body would be taken for the next request's head
+            asks_first = headers.get(b"expect", b"").lower() == b"100-continue"
+            if unread and (asks_first or not await bodies.discard(receive_noting)):
+                refusal.headers.setdefault("Connection", "close")
             await responses.refused(refusal)(scope, receive, send_with)
         finally:
             self._note(scope, status, size, time.perf_counter() - began)

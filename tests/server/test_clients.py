@@ -7,12 +7,14 @@ of what they get.
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jsonschema import Draft4Validator, Draft202012Validator
+from jsonschema import Draft202012Validator
 
 from onnxcam.explain.explainer import Explainer
 from tests.server.conftest import CAT, MODELS
@@ -246,7 +248,6 @@ def test_the_protocols_own_description(server: str, folder: Path) -> None:
         status, answer = request(server + path, body)
         assert status in (404, 422)
         fits(schema, answer)
-    assert Draft4Validator({"required": ["error"]}).is_valid(answer)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -255,8 +256,29 @@ def test_curl(server: str, tmp_path: Path, explainer: Explainer) -> None:
         json.dumps({"instances": [{"b64": base64.b64encode(CAT.read_bytes()).decode()}]}), "utf-8"
     )
     command = ["curl", "--fail", "--silent", "--show-error", "--data-binary", f"@{tmp_path / 'instances.json'}"]
-    done = subprocess.run(
-        [*command, f"{server}/v1/models/lite0:explain"], capture_output=True, check=True, timeout=60
-    )
+    done = subprocess.run([*command, f"{server}/v1/models/lite0:explain"], capture_output=True, check=True, timeout=60)
     answer = json.loads(done.stdout)
     assert answer["predictions"][0]["prediction"] == explainer.explain(CAT).label
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("POST", "/v2/models/other/infer", {}, 404),
+        ("POST", "/nowhere", {}, 404),
+        ("PUT", "/predict_with_gradcam", {}, 405),
+        ("POST", "/v1/models/lite0:predict", {"Content-Encoding": "gzip"}, 415),
+    ],
+)
+def test_a_connection_goes_on_after_a_body_that_was_not_wanted(
+    server: str, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    connection = http.client.HTTPConnection(server.removeprefix("http://"), timeout=30)
+    for _ in range(2):
+        connection.request(method, path, b"0" * 3_000_000, headers)
+        response = connection.getresponse()
+        assert (response.status, list(json.loads(response.read()))) == (status, ["error"])
+        connection.request("GET", "/v1/models")
+        response = connection.getresponse()
+        assert (response.status, json.loads(response.read())) == (200, {"models": ["lite0"]})
+    connection.close()

@@ -51,7 +51,7 @@ def _made(name: str) -> tuple[Path, str | None]:
             shutil.rmtree(place, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", str(place)], check=True, timeout=SECONDS)
             options = ["--no-deps"] if name == "mlserver" else []
-            command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options]
+            command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", *options]
             done = subprocess.run(
                 [*command, *requirements], capture_output=True, text=True, timeout=SECONDS, check=False
             )

@@ -17,6 +17,7 @@ import orjson
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
+from starlette.types import Receive
 
 from onnxcam import image
 from onnxcam.server.refusals import ClientLeft, Refusal

@@ -17,7 +17,7 @@ from onnxcam.errors import LabelsError, ModelError, OutputError, PictureError, l
 from onnxcam.explain.preparation import Preparation
 from onnxcam.network import manifest as manifests
 from onnxcam.network.opening import open_model
-from onnxcam.server.web_runtime import WebRuntime
+from onnxcam.server.web_runtime import GRAPHICS_SCRIPT, WebRuntime
 
 MOST_PICTURES = 100
 _READABLE = ("PNG", "JPEG", "WebP", "GIF", "BMP")  # by browsers
@@ -123,7 +123,14 @@ def write_page(
         "manifest": manifest,
         "targets": "any",
     }
-    contents = {"format": 1, "version": __version__, "runtime": runtime.version, "models": [entry], "pictures": samples}
+    contents = {
+        "format": 1,
+        "version": __version__,
+        "runtime": runtime.version,
+        "webgpu": GRAPHICS_SCRIPT in runtime.files,
+        "models": [entry],
+        "pictures": samples,
+    }
     content["contents.json"] = json.dumps(contents, ensure_ascii=True, separators=(",", ":")).encode()
     content["service_worker.js"] = _service_worker(content)
     for parent in sorted({(folder / file).parent for file in content}):

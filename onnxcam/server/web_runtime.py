@@ -24,6 +24,11 @@ PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 # of the package's archive, as the registry states it, and of the files that are used
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 SCRIPT, BINARY = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
+GRAPHICS_SCRIPT, GRAPHICS_BINARY = "ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"
+GRAPHICS = {
+    GRAPHICS_SCRIPT: "0730816731ce2cdfb06f273da065d4a1c7091eb9d1756a83b2916c8a89d015e2",
+    GRAPHICS_BINARY: "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da",
+}
 DIGESTS = {
     SCRIPT: "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     BINARY: "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
@@ -49,22 +54,24 @@ class WebRuntime(NamedTuple):
     tested: bool
 
 
-def find(folder: str | os.PathLike[str] | None = None) -> WebRuntime:
+def find(folder: str | os.PathLike[str] | None = None, *, webgpu: bool = False) -> WebRuntime:
     """Read the runtime's files.
 
     Arguments:
+        webgpu: whether those that run a model on the graphics processor are needed too.
         folder: where they are: the package, its `dist`, or a folder with `node_modules`. None: the cache, else npm
             fetches `VERSION`, whose digest is checked, into the cache.
 
     Raises:
         RuntimeUnavailable: they are not there, or cannot be fetched; the message has the command to run.
     """
+    digests = DIGESTS | (GRAPHICS if webgpu else {})
     if folder is not None:
-        return _from_folder(Path(folder))
+        return _from_folder(Path(folder), digests)
     cache = cache_folder() / f"{PACKAGE}-{VERSION}"
-    stored = _stored(cache)
+    stored = _stored(cache, digests)
     if stored is None:
-        stored = _fetched()
+        stored = _fetched(digests)
         cache.mkdir(parents=True, exist_ok=True)
         with files.FileSet() as written:
             for name, data in stored.items():
@@ -83,15 +90,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxcam"
 
 
-def _from_folder(folder: Path) -> WebRuntime:
+def _from_folder(folder: Path, digests: Mapping[str, str]) -> WebRuntime:
     places = (folder, folder / "dist", folder / PACKAGE / "dist", folder / "node_modules" / PACKAGE / "dist")
-    place = next((place for place in places if all((place / name).is_file() for name in DIGESTS)), None)
+    place = next((place for place in places if all((place / name).is_file() for name in digests)), None)
     if place is None:
         raise RuntimeUnavailable(
-            f"{str(folder)!r} does not hold {SCRIPT} and {BINARY}, the files of {PACKAGE}; get them with `{COMMAND}`"
+            f"{str(folder)!r} does not hold {' and '.join(digests)}, files of {PACKAGE}; get them with `{COMMAND}`"
         )
-    content = {name: files.read_bytes(place / name, _LARGEST) for name in DIGESTS}
-    tested = all(_digest(data) == DIGESTS[name] for name, data in content.items())
+    content = {name: files.read_bytes(place / name, _LARGEST) for name in digests}
+    tested = all(_digest(data) == digests[name] for name, data in content.items())
     version = VERSION if tested else _version(place.parent / "package.json")
     return WebRuntime(version, content | _licences(), tested)
 
@@ -104,16 +111,16 @@ def _version(file: Path) -> str:
         return "unknown"
 
 
-def _stored(cache: Path) -> dict[str, bytes] | None:
+def _stored(cache: Path, digests: Mapping[str, str]) -> dict[str, bytes] | None:
     """The files in the cache; None where one is missing, or is not what it was."""
     try:
-        content = {name: files.read_bytes(cache / name, _LARGEST) for name in DIGESTS}
+        content = {name: files.read_bytes(cache / name, _LARGEST) for name in digests}
     except (files.FileError, OSError):
         return None
-    return content if all(_digest(data) == DIGESTS[name] for name, data in content.items()) else None
+    return content if all(_digest(data) == digests[name] for name, data in content.items()) else None
 
 
-def _fetched() -> dict[str, bytes]:
+def _fetched(digests: Mapping[str, str]) -> dict[str, bytes]:
     npm = shutil.which("npm")
     if npm is None:
         raise RuntimeUnavailable(
@@ -135,20 +142,20 @@ def _fetched() -> dict[str, bytes]:
                 f"npm could not fetch {PACKAGE} {VERSION} ({reason}); with a network, or where it is allowed, run "
                 f"`{COMMAND}`"
             )
-        return _unpacked(archive)
+        return _unpacked(archive, digests)
 
 
-def _unpacked(archive: Path) -> dict[str, bytes]:
+def _unpacked(archive: Path, digests: Mapping[str, str]) -> dict[str, bytes]:
     """The files that are used of the package's archive, if it is the one that is expected."""
     with archive.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha512").digest()
     content = {}
     if f"sha512-{base64.b64encode(digest).decode()}" == INTEGRITY:
         with tarfile.open(archive) as package:
-            for name in DIGESTS:
+            for name in digests:
                 member = package.extractfile(f"package/dist/{name}")
                 content[name] = b"" if member is None else member.read(_LARGEST)
-    if {name: _digest(data) for name, data in content.items()} != DIGESTS:
+    if {name: _digest(data) for name, data in content.items()} != digests:
         raise RuntimeUnavailable(
             f"what npm delivered as {PACKAGE} {VERSION} is not what onnxcam is tested with (another digest); is "
             "another registry configured? `onnxcam page … --runtime DIR` takes the files of a folder that you trust"

@@ -74,12 +74,13 @@ def test_the_folder_has_all_that_the_page_needs(tmp_path: Path, model: Path, run
     assert "9.8.7 was taken as it is" in result.stderr and "cut off" in result.stderr
     program = {str(path.relative_to(VIEWER)).replace(os.sep, "/") for path in VIEWER.rglob("*.*") if path.is_file()}
     program -= {"http_backend.js", "local_backend.js", "local/runtime_license.txt"}
-    renamed = {"local/service_worker.js"}
-    assert program - renamed <= written and not renamed & written
+    composed = {"local/service_worker.js"}
+    assert program - composed <= written and not composed & written
     assert (output / "backend.js").read_bytes() == (VIEWER / "local_backend.js").read_bytes()
     assert b"Microsoft" in (output / "runtime" / "LICENSE.txt").read_bytes()
     contents = json.loads((output / "contents.json").read_text())
     (entry,), (sample,) = contents["models"], contents["pictures"]
+    assert contents["webgpu"] is False
     assert sample["name"] == "Señor Löwe" and sample["url"].isascii()
     assert (output / sample["url"]).read_bytes() == (photos / "Señor Löwe.png").read_bytes()
     data = (output / entry["url"]).read_bytes()
@@ -152,6 +153,7 @@ def test_errors_have_their_exit_codes(tmp_path: Path, model: Path, runtime: Path
         (2, "nomethod", (model, "-o", output, "--runtime", runtime, "--method", "nomethod")),
         (3, "missing.onnx", (tmp_path / "missing.onnx", "-o", output, "--runtime", runtime)),
         (4, "npm pack onnxruntime-web@", (model, "-o", output, "--runtime", model.parent / "nowhere")),
+        (4, web_runtime.GRAPHICS_SCRIPT, (model, "-o", output, "--runtime", runtime, "--webgpu")),
         (2, "cannot be stored in an ONNX file", (model, "-o", output, "--runtime", runtime, "--method", "scorecam")),
         (1, "cannot be made", (model, "-o", model / "page", "--runtime", runtime)),
     ]
@@ -242,8 +244,10 @@ def test_the_tested_version_is_that_of_the_other_tests() -> None:
 
 @pytest.mark.slow
 def test_the_pinned_digests_are_those_of_the_package(web: Path) -> None:
-    found = web_runtime.find(web)
-    assert found.tested and found.version == web_runtime.VERSION
+    for webgpu in (False, True):
+        runtime = web_runtime.find(web, webgpu=webgpu)
+        assert runtime.tested and runtime.version == web_runtime.VERSION
+        assert (web_runtime.GRAPHICS_BINARY in runtime.files) == webgpu
 
 
 # ---- the server of the files

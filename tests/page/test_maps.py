@@ -13,7 +13,7 @@ from onnxcam.explain.statistics import describe
 from onnxcam.graph.window import Window
 from onnxcam.image import Geometry
 from onnxcam.targets.readout import KINDS, Readout
-from tests.support.javascript import Node, array, told
+from tests.support.javascript import Node, array, encode
 
 # picture, resized, offset, input: whole, cropped, letterboxed, small in large, large in small, thin
 GEOMETRIES = [
@@ -47,7 +47,9 @@ def test_maps_lie_on_the_picture_where_python_puts_them(node: Node) -> None:
                 heatmap = _heatmap([raw], "minmax", geometry.input_size, "mean", windows, geometry, marked)
                 want.append((heatmap, visible))
                 names = dict(zip(("picture", "resized", "offset", "input"), geometry, strict=True))
-                cases.append({"action": "heatmap", "map": told(raw), "size": size, "window": entry, "geometry": names})
+                cases.append(
+                    {"action": "heatmap", "map": encode(raw), "size": size, "window": entry, "geometry": names}
+                )
     some = 0
     for case, result, (heatmap, visible) in zip(cases, node.run(cases), want, strict=True):
         got = array(result["heatmap"]).reshape(heatmap.shape)
@@ -74,7 +76,7 @@ def test_probabilities_and_the_best_classes(node: Node, kind: str) -> None:
     rows = [scale * rng.normal(size=columns).astype(np.float32) for scale in (1, 1, 30, 1000)]
     rows += [np.zeros(columns, np.float32), np.full(columns, -3.5, np.float32)]
     rows = [-np.abs(row) if kind == "probabilities" else row for row in rows]
-    results = node.run([{"action": "readout", "scores": told(row), "kind": kind, "count": size} for row in rows])
+    results = node.run([{"action": "readout", "scores": encode(row), "kind": kind, "count": size} for row in rows])
     for row, result in zip(rows, results, strict=True):
         p = readout.probabilities(row[None])[0]
         np.testing.assert_allclose(array(result["p"]), p, rtol=1e-6, atol=1e-12)
@@ -90,7 +92,7 @@ def test_statistics(node: Node) -> None:
     y, x = np.mgrid[:70, :90]
     blobs = [np.exp(-((y - a) ** 2 + (x - b) ** 2) / 60) for a, b in ((10, 10), (50, 70), (60, 8))]
     maps += [np.max(blobs, axis=0).astype(np.float32), np.zeros((9, 9), np.float32), np.eye(40, dtype=np.float32)]
-    results = node.run([{"action": "statistics", "map": told(one), "size": one.shape} for one in maps])
+    results = node.run([{"action": "statistics", "map": encode(one), "size": one.shape} for one in maps])
     for one, got in zip(maps, results, strict=True):
         want = describe(one)
         assert got.keys() == want.keys()

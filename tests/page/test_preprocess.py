@@ -13,7 +13,7 @@ import pytest
 
 from onnxcam import image
 from onnxcam.image.resample import INTERPOLATIONS
-from tests.support.javascript import Node, array, told
+from tests.support.javascript import Node, array, encode
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ def rough(height: int, width: int, seed: int = 0) -> np.ndarray:
 def case(pixels: np.ndarray, spec: dict[str, Any], layout: str = "NCHW", dtype: str = "float32") -> dict[str, Any]:
     height, width = pixels.shape[:2]
     samples, bits = pixels.shape[2], 8 * pixels.itemsize
-    sent = {"height": height, "width": width, "samples": samples, "bits": bits, "base64": told(pixels)}
+    sent = {"height": height, "width": width, "samples": samples, "bits": bits, "base64": encode(pixels)}
     shape = ["N", None, None, None]
     return {
         "action": "prepare",

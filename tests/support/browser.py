@@ -15,16 +15,19 @@ _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "-
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
+def chromium(flags: Sequence[str] = _FLAGS) -> Iterator[Any]:
     """Start the browser, which several pages may share: the system's, or the one that playwright has downloaded.
 
     Skips the test where there is none.
+
+    Arguments:
+        flags: of its command line.
     """
     api = pytest.importorskip("playwright.sync_api", reason="pages are not tested: playwright is not installed")
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with api.sync_playwright() as driver:
         try:
-            browser = driver.chromium.launch(executable_path=executable, args=_FLAGS)
+            browser = driver.chromium.launch(executable_path=executable, args=list(flags))
         except api.Error as error:
             if executable is not None:
                 raise

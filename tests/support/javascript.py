@@ -30,11 +30,11 @@ import { describe } from "./local/statistics.js";
 
 const bytes = (text) => new Uint8Array(Buffer.from(text, "base64"));
 const floats = (text) => new Float32Array(bytes(text).buffer);
-const told = (array) => {
+const encode = (array) => {
   const { buffer, byteOffset, byteLength } = array;
   return { type: array.constructor.name, base64: Buffer.from(buffer, byteOffset, byteLength).toString("base64") };
 };
-const plain = (picture) => ({ ...picture, pixels: told(picture.pixels) });
+const plain = (picture) => ({ ...picture, pixels: encode(picture.pixels) });
 const refuse = () => { throw new Error("only a browser decodes this"); };
 const sessions = new Map();
 
@@ -55,7 +55,7 @@ const actions = {
     const data16 = picture.bits === 16 ? new Uint16Array(pixels.buffer) : pixels;
     const made = fromSamples({ ...picture, data: data16 }, spec.range);
     const { data, shape, geometry } = prepare(made, spec, input.layout, input.dtype);
-    return { data: told(data), shape, geometry };
+    return { data: encode(data), shape, geometry };
   },
   half: ({ values }) => values.map(half),
   async read({ file, range }) {
@@ -63,24 +63,25 @@ const actions = {
   },
   heatmap({ map, size, window, geometry }) {
     const { heatmap, visible } = heatmapOf(floats(map), size, window, geometry);
-    return { heatmap: told(heatmap), visible };
+    return { heatmap: encode(heatmap), visible };
   },
   readout({ scores, kind, count }) {
     const row = floats(scores), p = probabilities(row, kind);
-    return { p: told(Float32Array.from(p)), best: best(p, count), top: bestClass(row, kind) };
+    return { p: encode(Float32Array.from(p)), best: best(p, count), top: bestClass(row, kind) };
   },
   statistics: ({ map, size }) => describe(floats(map), size),
   doubts: ({ manifest, layer }) => doubts(manifest, layer),
   open({ file }) {
     const { manifest, model, targets } = open(bytes(file));
-    return { manifest, targets, model: told(model) };
+    return { manifest, targets, model: encode(model) };
   },
   async explain({ path, runtime, file, question }) {
     const current = await model(path, runtime);
     const { range } = readSpec(current.manifest.input);
     const { doubts: ofPicture, ...picture } = await readPicture(new Blob([bytes(file)]), range, refuse);
     const { map, raw_map, ...rest } = await explain(current, prepared(current.manifest, picture), question, ofPicture);
-    const drawn = { heatmap: told(map.heatmap), values: told(map.values), visible: map.visible && told(map.visible) };
+    const visible = map.visible && encode(map.visible);
+    const drawn = { heatmap: encode(map.heatmap), values: encode(map.values), visible };
     const entry = entryOf("model", current.manifest, current.targets);
     return { ...rest, ...drawn, size: [map.height, map.width], entry };
   },
@@ -120,7 +121,7 @@ class Node:
         return results
 
 
-def told(values: np.ndarray) -> str:
+def encode(values: np.ndarray) -> str:
     """The bytes of an array, as the cases have them."""
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
 

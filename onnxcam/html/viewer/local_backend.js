@@ -62,6 +62,7 @@ async function contents() {
 
 export async function models() {
   const entries = [];
+  await ask("configure", { webgpu: (await contents()).webgpu === true });
   for (const { name, url, sha256, bytes, manifest, targets } of (await contents()).models) {
     await ask("add", { name, source: { url: new URL(url, import.meta.url).href, sha256, bytes } });
     entries.push(entryOf(name, manifest, targets));

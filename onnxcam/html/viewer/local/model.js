@@ -90,7 +90,7 @@ function answer({ manifest, input, entry, chosen, scores, raw, size, fired, expl
   ];
   return {
     predictions: best(p, topK).map((index, rank) => ({ rank: rank + 1, ...named(index) })),
-    map, target: named(explained), layer: entry.name, method: chosen, statistics, warnings, raw_map: { height: size[0], width: size[1], values: raw },
+    map, target: named(explained), layer: entry.name, method: chosen, statistics, warnings, raw_map: { height: size[0], width: size[1], values: raw }, scores,
   };
 }
 

@@ -1,6 +1,7 @@
 // Decodes, prepares and explains pictures away from the page, so that it stays responsive.
 
 import * as ort from "../runtime/ort.wasm.bundle.min.mjs";
+import { consider } from "./graphics.js";
 import { explain, prepared } from "./model.js";
 import { FileError, open } from "./onnx_file.js";
 import { byBrowser, readPicture } from "./picture.js";
@@ -13,8 +14,13 @@ ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardware
 const sources = new Map(); // by model: { url, sha256, bytes } or { file }
 let opened = null; // the one model that is in memory
 let last = null; // the last picture, prepared
+let webgpu = false; // whether the page has the files that run a model on the graphics processor
 
 const actions = {
+  configure(settings) {
+    ({ webgpu } = settings);
+  },
+
   /** Where a model lies; nothing is loaded. */
   add({ name, source }) {
     sources.set(name, source);
@@ -33,7 +39,19 @@ const actions = {
       const { doubts, ...read } = await readPicture(blob, range, byBrowser);
       last = { picture, name, doubts, input: prepared(current.manifest, read) };
     }
-    return explain(current, last.input, question, last.doubts);
+    if (current.faster) {
+      try {
+        return { ...(await explain(current.faster, last.input, question, last.doubts)), provider: "webgpu" };
+      } catch (error) {
+        if (error instanceof PictureError) throw error;
+        current.faster = null; // the graphics processor is gone
+      }
+    }
+    const start = performance.now(), result = await explain(current, last.input, question, last.doubts);
+    const { input, doubts } = last, reference = { result, seconds: (performance.now() - start) / 1000 };
+    // after the answer: the next picture may be explained faster, if the numbers are the same
+    if (webgpu && current.faster === undefined) later = () => consider(current, input, question, doubts, reference);
+    return { ...result, provider: "wasm" };
   },
 };
 
@@ -42,6 +60,7 @@ async function model(name, report) {
   const previous = opened;
   opened = last = null;
   await previous?.session.release();
+  await previous?.faster?.session.release();
   const bytes = await load(name, sources.get(name), report);
   report(`Opening ${name}`);
   const file = open(bytes);
@@ -51,7 +70,7 @@ async function model(name, report) {
   } catch (error) {
     throw new FileError(`The model cannot be opened by onnxruntime-web: ${String(error?.message ?? error).split("\n")[0]}`);
   }
-  opened = { name, ort, session, manifest: file.manifest, targets: file.targets };
+  opened = { name, ort, session, manifest: file.manifest, targets: file.targets, bytes: webgpu ? file.model : null };
   return opened;
 }
 
@@ -84,7 +103,7 @@ async function isSame(bytes, sha256) {
 }
 
 // one request after the other: the runtime does one thing at a time
-let queue = Promise.resolve();
+let queue = Promise.resolve(), later = null;
 self.onmessage = ({ data: { id, action, ...request } }) => {
   const report = (progress) => self.postMessage({ id, progress });
   queue = queue.then(async () => {
@@ -95,5 +114,8 @@ self.onmessage = ({ data: { id, action, ...request } }) => {
       const text = String(error?.message ?? error).split("\n")[0];
       self.postMessage({ id, problem: known ? text : `The model cannot be run on this picture: ${text}`, status: known ? 422 : 500 });
     }
+    const work = later;
+    later = null;
+    await work?.();
   });
 };

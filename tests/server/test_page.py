@@ -172,7 +172,8 @@ def test_a_token_is_asked_for(chromium: Any, explainer: Explainer) -> None:
         assert page.evaluate("document.activeElement.id") == "token"
         field.fill("wrong-horse-battery-staple")
         field.press("Enter")
-        page.locator("#token:focus:placeholder-shown").wait_for()
+        page.get_by_text("The server does not accept this token.").wait_for()
+        assert page.evaluate("document.activeElement.id") == "token" and not field.input_value()
         field.fill(token)
         field.press("Enter")
         hand_over(page, CAT.read_bytes())

@@ -13,7 +13,7 @@ import * as view from "./view.js";
 
 const { find } = view;
 const MOST_PICTURES = 200, MOST_MAPS = 24, TOP = 5, MOST_WAITS = 10;
-const state = { models: [], model: null, pictures: [], current: null, view: "overlay", colormap: DEFAULT, opacity: 0.6, even: false, gone: null, count: 0 };
+const state = { models: [], model: null, pictures: [], current: null, view: "overlay", colormap: DEFAULT, opacity: 0.6, even: false, gone: null, authorized: false, count: 0 };
 const results = new Map(); // the newest last
 let job = null, decoded = null;
 
@@ -129,8 +129,10 @@ function fail(picture, error) {
 }
 
 function authorize() {
+  // nothing more is tried until there is one; the form says it
   state.gone = "This server asks for a token.";
   find("token-form").hidden = false;
+  find("token-problem").textContent = state.authorized ? "The server does not accept this token." : "";
   find("token").focus();
 }
 
@@ -210,7 +212,8 @@ async function render() {
   document.body.classList.toggle("full", Boolean(picture));
   for (const id of ["clear", "skip"]) find(id).hidden = !picture;
   view.strip(find("strip"), state.pictures, picture, choose);
-  if (state.gone) alarm(state.gone, find("token-form").hidden ? again : null);
+  if (!find("token-form").hidden) alarm(null);
+  else if (state.gone) alarm(state.gone, again);
   else if (picture?.problem) alarm(picture.problem.text, picture.problem.again ? again : null);
   if (!picture || !state.model) { find("result").hidden = true; return; }
   const ready = targetsOf(picture).map((target) => results.get(keyOf(picture, target))).filter(Boolean);
@@ -289,7 +292,7 @@ function save() {
   const picture = state.current;
   document.querySelectorAll("#figures canvas").forEach((canvas, at) => canvas.toBlob((blob) => {
     const target = results.get(keyOf(picture, targetsOf(picture)[at]))?.target.class_name ?? "map";
-    const link = view.element("a", { href: URL.createObjectURL(blob), download: `${picture.name.replace(/\.\w+$/, "")}_${target.replace(/\W+/g, "_")}_${state.view}.png` });
+    const link = view.element("a", { href: URL.createObjectURL(blob), download: `${picture.name.replace(/\.\w+$/, "")}_${target.replace(/[^\p{L}\p{N}]+/gu, "_")}_${state.view}.png` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }));
@@ -343,6 +346,7 @@ function listen() {
   find("token-form").addEventListener("submit", (event) => {
     event.preventDefault();
     backend.authorize?.(find("token").value);
+    state.authorized = true;
     find("token").value = "";
     find("token-form").hidden = true;
     again();

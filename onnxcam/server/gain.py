@@ -26,6 +26,7 @@ _ROUNDS = 3
 _LONGEST = 2.0  # seconds for a single run in a measurement
 _IDLE = 1.0  # seconds without a request before it begins
 _PATIENCE = 600.0  # seconds after which a server that is never idle is left as it is
+_LONGEST_RUN = 30.0  # seconds for which the run under way is waited for at the end
 
 
 class Busy(Exception):
@@ -121,8 +122,11 @@ class Measurement:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the measurement; a run under way is not waited for."""
+        """End the measurement, after the run under way."""
         self._ended.set()
+        if self._thread is not None:
+            # a thread inside ONNX Runtime when the interpreter ends aborts the process
+            self._thread.join(_LONGEST_RUN)
 
     def _measure(self) -> None:
         until = time.monotonic() + _PATIENCE

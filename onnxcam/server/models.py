@@ -196,7 +196,7 @@ class Model:
             scores = self.explainer.batch_maps(self.question({"method": self.explainer.methods[0]}), batch)[0].scores
             if self._opening.acquire(blocking=False):
                 # no daemon: inside ONNX Runtime when the interpreter ends, it would abort the process
-                threading.Thread(target=self._open_head, name="onnxcam-server-head").start()
+                threading.Thread(target=self._open_head, name="onnxcam-server-head", daemon=False).start()
             return scores
         if self.rows == 1:
             return self.explainer.batch_scores(batch)

@@ -24,6 +24,7 @@ from typing import Any
 import uvicorn
 
 from onnxcam.errors import ModelError, OnnxcamError, SettingError
+from onnxcam.image.opencv import import_cv2
 from onnxcam.server.app import build
 from onnxcam.server.connections import Connection
 from onnxcam.server.metrics import MULTIPROCESS
@@ -156,6 +157,7 @@ def serve(plan: Plan, listener: socket.socket, ready: Callable[[], None]) -> Non
         ModelError, LayerError, PreprocessError, RuntimeUnavailable, SettingError: as their names say.
     """
     allow_connections(plan.settings.connections)
+    import_cv2().setNumThreads(1)  # worker threads already use every core
     with _logged(plan.log):
         app = build(plan.models, plan.settings, plan.monitor, plan.opening)
         config = uvicorn.Config(

@@ -23,6 +23,12 @@ MOST_PICTURES = 100
 _READABLE = ("PNG", "JPEG", "WebP", "GIF", "BMP")  # by browsers
 _BACKENDS = ("backend.js", "http_backend.js", "local_backend.js")
 _LARGEST = 2**31 - 1  # bytes of a model
+# what the page says until its program runs, which it never does from a file
+_STATUS = '<p id="status" role="status" aria-live="polite">'
+_UNSTARTED = (
+    "This page has not started. Opened as a file it cannot: browsers run no modules from files. Serve its folder, for "
+    "example by <code>python -m http.server</code>, and open it there."
+)
 
 
 def browser_model(
@@ -159,6 +165,8 @@ def _program() -> Iterator[tuple[str, bytes]]:
     for name, data in walk(resources("onnxcam.html") / "viewer", ""):
         if name == "local_backend.js":
             yield "backend.js", data
+        elif name == "index.html":
+            yield name, data.replace(_STATUS.encode(), f"{_STATUS}{_UNSTARTED}".encode())
         elif name not in (*_BACKENDS, "local/service_worker.js"):
             yield name, data
 

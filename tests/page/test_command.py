@@ -8,7 +8,13 @@ import http.client
 import io
 import json
 import os
+import re
+import signal
+import socket
 import stat
+import struct
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -103,6 +109,12 @@ def test_nothing_of_the_page_asks_for_anything_elsewhere() -> None:
             line for line in text.splitlines() if "http" in line and not line.lstrip().startswith(("//", "*", "/*"))
         ]
         assert not [line for line in lines if "://" in line], name
+
+
+def test_the_page_says_why_it_does_not_start_from_a_file() -> None:
+    index = dict(static_page._program())["index.html"].decode()
+    assert index.count("browsers run no modules from files") == 1
+    assert 'id="status"' in index.partition("This page has not started")[0][-60:]
 
 
 def test_the_version_changes_with_any_file(tmp_path: Path, model: Path, runtime: Path) -> None:
@@ -312,3 +324,28 @@ def test_nothing_else_is_served(address: tuple[str, int]) -> None:
 def test_a_port_in_use_is_said(address: tuple[str, int], tmp_path: Path) -> None:
     with pytest.raises(OnnxcamError, match="--port"):
         file_server.listen(tmp_path, [], address[1])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_answers_until_it_is_interrupted(model: Path, runtime: Path, tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-m", "onnxcam", "page", model, "-o", tmp_path / "page", "--runtime", runtime]
+    with subprocess.Popen(
+        [*map(str, command), "--serve", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            port = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
+            if port:
+                break
+        else:
+            raise AssertionError("the address is not said")
+        status, headers, body = answer(("127.0.0.1", int(port[1])), "/")
+        assert status == 200 and headers["Cross-Origin-Embedder-Policy"] == "require-corp" and b"<title>" in body
+        # a visitor who leaves in the middle of a file is none of the terminal's business
+        with socket.create_connection(("127.0.0.1", int(port[1]))) as leaving:
+            leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            leaving.sendall(b"GET /models/birds.cam.onnx HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        process.send_signal(number)
+        rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and rest.strip() == "Stopped."

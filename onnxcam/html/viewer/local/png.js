@@ -34,6 +34,10 @@ export async function decodePng(bytes) {
     unfilter(lines, at, line, pass.height, Math.max(bitsPerPixel >> 3, 1));
     for (let row = 0; row < pass.height; row++) {
       const from = at + row * (line + 1) + 1;
+      if (depth === 8 && pass.dx === 1) { // nothing to unpack
+        raw.set(lines.subarray(from, from + line), (pass.y + row * pass.dy) * width * channels);
+        continue;
+      }
       for (let column = 0; column < pass.width; column++) {
         const to = ((pass.y + row * pass.dy) * width + pass.x + column * pass.dx) * channels;
         for (let c = 0; c < channels; c++) raw[to + c] = sample(lines, from, column * channels + c, depth);

@@ -64,7 +64,7 @@ def answer(
     content["target"] = {
         "class_name": explanation.label,
         "class_index": explanation.target,
-        "confidence": explanation.probability,
+        "confidence": None if explanation.numeric else explanation.probability,
     }
     content["statistics"] = explanation.statistics
     content["visible"] = boxes(explanation.visible, explanation.picture)

@@ -21,6 +21,7 @@ from starlette.types import Receive
 
 from onnxcam import image
 from onnxcam.server.refusals import ClientLeft, Refusal
+from onnxcam.server.scheduler import Scheduler
 
 JSON, MULTIPART, FORM = "application/json", "multipart/form-data", "application/x-www-form-urlencoded"
 _RAW = ("application/octet-stream", "binary/octet-stream", "")
@@ -50,7 +51,7 @@ async def read(request: Request, limit: int, timeout: float) -> bytes:
     """Read a body within limits of bytes and seconds.
 
     Raises:
-        Refusal: 400, 408 or 413. ClientLeft: the client closed its connection.
+        Refusal: 400, 408, 413 or 429. ClientLeft: the client closed its connection.
     """
     length = request.headers.get("content-length")
     if length is not None and not (length.isascii() and length.isdigit()):
@@ -59,17 +60,20 @@ async def read(request: Request, limit: int, timeout: float) -> bytes:
         if request.headers.get("expect", "").lower() != "100-continue":
             await discard(request.receive)
         raise _too_large(f"{int(length):,} bytes", limit)
+    scheduler: Scheduler = request.app.state.onnxcam.scheduler
     chunks: list[bytes] = []
     total, more = 0, True
     try:
-        async with asyncio.timeout(timeout):
-            while more and total <= limit:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientLeft
-                chunks.append(message.get("body", b""))
-                total += len(chunks[-1])
-                more = message.get("more_body", False)
+        with scheduler.arriving() as add:
+            async with asyncio.timeout(timeout):
+                while more and total <= limit:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientLeft
+                    chunks.append(message.get("body", b""))
+                    total += len(chunks[-1])
+                    more = message.get("more_body", False)
+                    add(len(chunks[-1]))
     except TimeoutError:
         raise Refusal(
             408, f"the body did not arrive within {timeout:g} s; send it faster", {"Connection": "close"}

@@ -241,7 +241,11 @@ class Model:
         return rows
 
     def top(self, probabilities: np.ndarray, count: int) -> list[dict[str, Any]]:
-        """The best classes of one row, as answers name them."""
+        """The best classes of one row, as answers name them; of a regression its `value`, which is no confidence."""
+        if self.explainer.terms.readout.numeric:
+            name = name_of(0, self.labels)
+            value = {"confidence": None, "value": float(probabilities[0])}
+            return [{"rank": 1, "class_name": name, "class_index": 0, **value}]
         best = np.argsort(-probabilities, kind="stable")[:count]
         return [
             {

@@ -159,7 +159,10 @@ def _predictions() -> dict[str, Schema]:
     statistics["centroid"] = {"anyOf": [_list(_NUMBER, minItems=2, maxItems=2), {"type": "null"}]}
     fields = _explanation_fields()
     return {
-        "RankedClass": _object({"rank": {"type": "integer", "minimum": 1}, **one_class}),
+        "RankedClass": _object(
+            {"rank": {"type": "integer", "minimum": 1}, **one_class, "value": _NUMBER},
+            ("rank", *one_class),
+        ),
         "ExplainedClass": _object(one_class),
         "Statistics": _object(statistics),
         "Rectangle": _object({name: {"type": "integer", "minimum": 0} for name in ("x0", "y0", "x1", "y1")}),

@@ -17,7 +17,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -132,6 +132,7 @@ class Scheduler:
         self._workers: list[threading.Thread] = []
         self._admitted = 0
         self._bytes = 0
+        self._arriving = 0  # bytes of bodies that are being read
         self._service = 0.0  # mean seconds of work, 0 before the first
         self._changed = time.monotonic()  # when work was last admitted or done
 
@@ -205,6 +206,34 @@ class Scheduler:
         """
         with self._lock:
             self._check(0)
+
+    @contextlib.contextmanager
+    def arriving(self) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of a body while it is read: all bodies together get as much room as the queue has.
+
+        Yields:
+            a function that takes the number of further bytes, and raises a `Refusal` with 429 where there is no room.
+        """
+        size = 0
+
+        def add(count: int) -> None:
+            nonlocal size
+            with self._lock:
+                if size != self._arriving and self._arriving + count > self.queue_bytes:
+                    seconds = self.retry_after()
+                    raise Refusal(
+                        429,
+                        f"the bodies that are being sent fill {self.queue_bytes:,} bytes; try again in {seconds} s",
+                        {"Retry-After": str(seconds), "Connection": "close"},
+                    )
+                self._arriving += count
+                size += count
+
+        try:
+            yield add
+        finally:
+            with self._lock:
+                self._arriving -= size
 
     def _check(self, size: int) -> None:
         if self.draining:

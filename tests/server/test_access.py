@@ -231,3 +231,12 @@ def test_the_box_of_a_map_is_what_it_covers_of_the_picture(serve: Serve) -> None
         explainer = onnxcam.Explainer(tiny_cnn(), preprocess=preprocess, probe=False)
         boxes.append(serve(explainer).post(PREDICT, content=data, params={"files": "map"}).json()["gradcam_map_box"])
     assert boxes == [[0, 0, 128, 64], [48, 16, 80, 48], [0, -32, 128, 96]]
+
+
+def test_a_regression_has_a_value_and_no_confidence(serve: Serve) -> None:
+    explainer = onnxcam.Explainer(tiny_cnn(classes=1), preprocess=RAW, kind="regression", probe=False)
+    answer = serve(explainer).post(PREDICT, content=picture(), params={"files": "map"}).json()
+    expected = explainer.explain(picture())
+    assert answer["confidence"] is None and answer["target"]["confidence"] is None
+    (top,) = answer["top_predictions"]
+    assert top["value"] == pytest.approx(expected.probability) and top["confidence"] is None

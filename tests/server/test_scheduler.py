@@ -95,6 +95,22 @@ def test_bytes_are_bounded_too() -> None:
     run(main())
 
 
+def test_bodies_that_arrive_are_bounded_together() -> None:
+    scheduler = Scheduler(1, 4, 100, 10.0)
+    with scheduler.arriving() as first:
+        first(150)  # alone it may be of any size that the server takes
+        with scheduler.arriving() as second, pytest.raises(Refusal) as refusal:
+            second(1)
+        assert refusal.value.status == 429
+    with scheduler.arriving() as first, scheduler.arriving() as second:
+        first(60)
+        second(40)
+        with pytest.raises(Refusal):
+            first(1)
+    with scheduler.arriving() as third:
+        third(100)
+
+
 def test_time_is_limited_in_the_queue_and_at_work() -> None:
     async def main() -> None:
         scheduler, work = Scheduler(1, 4, 1000, 0.2), Blocked()

@@ -110,6 +110,7 @@ def status(page: Any, text: str) -> None:
 
 
 def explained(page: Any, data: bytes, model: str = "lite0", **question: Any) -> dict[str, Any]:
+    page.wait_for_selector("#settings:not([hidden])")  # the model is open
     result: dict[str, Any] = page.evaluate(EXPLAIN, [base64.b64encode(data).decode(), {"model": model, **question}])
     values = np.frombuffer(base64.b64decode(result["heatmap"]), np.float32)
     return result | {"heatmap": values.reshape(result["size"])}

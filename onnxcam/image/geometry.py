@@ -7,6 +7,7 @@ and its top left corner placed at `offset` on an input of size S, per axis, so a
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,10 +61,10 @@ class Geometry(NamedTuple):
         if values.shape == self.resized_size:
             return resize_map(values, self.picture_size)
         # columns first, while there are fewer rows; gathering whole rows afterwards is fast
-        left, right, low, high, part = self._samples(1, columns)
+        left, right, low, high, part = _samples(self, 1)
         across = np.empty((right - left, len(values)), np.float32)
         _mix_rows(np.ascontiguousarray(values.T), low, high, part, across)
-        top, bottom, low, high, part = self._samples(0, rows)
+        top, bottom, low, high, part = _samples(self, 0)
         result = np.empty(self.picture_size, np.float32)
         result[:top], result[bottom:] = 0.0, 0.0
         covered = result[top:bottom]
@@ -77,32 +78,15 @@ class Geometry(NamedTuple):
         Args:
             rows, columns: where a part of the input starts and stops, in input pixels; the whole input if None.
         """
-        y0, y1 = self._span(0, rows)
-        x0, x1 = self._span(1, columns)
+        y0, y1 = _span(self, 0, rows and tuple(rows))
+        x0, x1 = _span(self, 1, columns and tuple(columns))
         return Rectangle(x0, y0, x1, y1) if y1 > y0 and x1 > x0 else Rectangle(0, 0, 0, 0)
-
-    def _span(self, axis: int, part: Span | None) -> tuple[int, int]:
-        covered = self._visible(axis)
-        start: float = covered.start
-        stop: float = covered.stop
-        if part is not None:
-            start, stop = max(start, min(part)), min(stop, max(part))
-        return self._covered(axis, start, stop) if stop > start else (0, 0)
 
     def _visible(self, axis: int) -> slice:
         """The input pixels that show the picture."""
         start = max(self.offset[axis], 0)
         stop = min(self.offset[axis] + self.resized_size[axis], self.input_size[axis])
         return slice(start, max(start, stop))
-
-    def _samples(self, axis: int, visible: slice) -> tuple[int, int, NDArray[np.intp], NDArray[np.intp], Map]:
-        """Picture pixels [start, stop) whose centre lies on the input; for each its two neighbours and their weight."""
-        first, last = self._covered(axis, visible.start, visible.stop)
-        centre = self._centres(axis)[first:last]
-        position = np.clip(centre - 0.5 - visible.start, 0.0, visible.stop - visible.start - 1.0)
-        low = np.floor(position).astype(np.intp)
-        high = np.minimum(low + 1, visible.stop - visible.start - 1)
-        return first, last, low, high, (position - low).astype(np.float32)
 
     def _centres(self, axis: int) -> NDArray[np.float64]:
         """The picture pixels' centres in input pixels."""
@@ -118,6 +102,33 @@ class Geometry(NamedTuple):
             first = min(int(middle), self.picture_size[axis] - 1)
             return first, first + 1
         return int(inside[0]), int(inside[-1]) + 1
+
+
+# the pictures of a folder, or of a client, are often of one size
+@lru_cache(64)
+def _span(geometry: Geometry, axis: int, part: Span | None) -> tuple[int, int]:
+    """The picture pixels [first, last) that lie on the input, or on a part of it."""
+    covered = geometry._visible(axis)
+    start: float = covered.start
+    stop: float = covered.stop
+    if part is not None:
+        start, stop = max(start, min(part)), min(stop, max(part))
+    return geometry._covered(axis, start, stop) if stop > start else (0, 0)
+
+
+@lru_cache(32)
+def _samples(geometry: Geometry, axis: int) -> tuple[int, int, NDArray[np.intp], NDArray[np.intp], Map]:
+    """Picture pixels [start, stop) whose centre lies on the input; for each its two neighbours and their weight."""
+    visible = geometry._visible(axis)
+    first, last = geometry._covered(axis, visible.start, visible.stop)
+    centre = geometry._centres(axis)[first:last]
+    position = np.clip(centre - 0.5 - visible.start, 0.0, visible.stop - visible.start - 1.0)
+    low = np.floor(position).astype(np.intp)
+    high = np.minimum(low + 1, visible.stop - visible.start - 1)
+    part = (position - low).astype(np.float32)
+    for shared in (low, high, part):
+        shared.flags.writeable = False
+    return first, last, low, high, part
 
 
 def _mix_rows(values: Map, low: NDArray[np.intp], high: NDArray[np.intp], part: Map, out: Map) -> None:

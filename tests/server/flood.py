@@ -6,23 +6,26 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import base64
+import contextlib
 import json
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.server.running import ROOT, ROUTE, picture
-from tests.support.http_load import LOST, Answer, by_clock, request
+from tests.support.http_load import LOST, Answer, request
 
 JSON = "application/json"
 BOUNDARY = "----onnxcam"
@@ -114,14 +117,35 @@ def sequence(rate: float, seconds: float, seed: int = 1234) -> list[float]:
     return sorted(rng.uniform(0, seconds, round(rate * seconds)).tolist())
 
 
-def flood(port: int, rate: float, seconds: float) -> list[tuple[str, Answer]]:
-    """Send bad requests at this rate; what became of each, by its name."""
+def flood(port: int, rate: float, seconds: float, threads: int = 8) -> list[tuple[str, int]]:
+    """Send bad requests at this rate, each on a connection of its own; the name of each, and what was answered."""
     requests = bad_requests()
     names = list(requests)
-    arrivals = sequence(rate, seconds)
-    answers = asyncio.run(by_clock(port, [requests[name][0] for name in names], arrivals))
-    by_due = {round(answer.due, 9): answer for answer in answers}
-    return [(names[k % len(names)], by_due[round(due, 9)]) for k, due in enumerate(arrivals)]
+    arrivals = list(enumerate(sequence(rate, seconds)))
+    begin = time.perf_counter()
+
+    def send(numbers: list[tuple[int, float]]) -> list[tuple[str, int]]:
+        answers = []
+        for number, due in numbers:
+            name = names[number % len(names)]
+            time.sleep(max(begin + due - time.perf_counter(), 0.0))
+            answers.append((name, _status(port, requests[name][0])))
+        return answers
+
+    with ThreadPoolExecutor(threads) as pool:
+        parts = pool.map(send, [arrivals[start::threads] for start in range(threads)])
+        return [one for part in parts for one in part]
+
+
+def _status(port: int, data: bytes) -> int:
+    """The status of the answer to a request, however early it comes."""
+    head = b""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 60) as connection:
+        with contextlib.suppress(OSError):  # it may be answered, and the connection closed, before it was sent in whole
+            connection.sendall(data)
+        while len(head) < 12 and (part := connection.recv(65536)):
+            head += part
+    return int(head[9:12]) if head[9:12].isdigit() else LOST
 
 
 def start(port: int, rate: float, seconds: float) -> subprocess.Popen[str]:
@@ -181,12 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     options = parser.parse_args(arguments)
     counts: dict[str, Counter[int]] = {}
-    for name, answer in flood(options.port, options.rate, options.seconds):
-        counts.setdefault(name, Counter())[answer.status] += 1
+    for name, status in flood(options.port, options.rate, options.seconds):
+        counts.setdefault(name, Counter())[status] += 1
     json.dump(counts, sys.stdout)
 
-
-assert LOST == 0  # a request without any answer is never right
 
 if __name__ == "__main__":
     main()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CLOSE = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
 LOST = 0  # the status of a request whose connection ended without an answer
 
 
@@ -44,11 +45,12 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[tuple[int, int]] | None = None
         self._head, self._status, self._missing, self._size = b"", 0, 0, 0
+        self._last = False  # the server closes the connection after this answer
 
     @property
     def alive(self) -> bool:
         """Whether another request can be sent."""
-        return self.transport is not None and not self.transport.is_closing()
+        return self.transport is not None and not self.transport.is_closing() and not self._last
 
     async def ask(self, data: bytes) -> tuple[int, int]:
         """Send a request and wait for its answer: status (`LOST` without one) and bytes of the body."""
@@ -71,6 +73,7 @@ class Connection(asyncio.Protocol):
             length = _LENGTH.search(self._head, 0, end + 2)
             self._size = int(length[1]) if length else 0
             self._status = int(self._head[9:12])
+            self._last = _CLOSE.search(self._head, 0, end + 2) is not None
             self._missing = self._size - (len(self._head) - end - 4)
         else:
             self._missing -= len(data)

@@ -131,8 +131,12 @@ async def by_clock(port: int, requests: Sequence[bytes], arrivals: Sequence[floa
     async def one(number: int, due: float) -> None:
         while idle and not idle[-1].alive:
             idle.pop()
+        again = bool(idle)
         connection = idle.pop() if idle else await connect(port)
         status, size = await connection.ask(requests[number % len(requests)])
+        if status == LOST and again:  # an idle connection may be closed at the moment at which it is used (RFC 9112, 9.3.1)
+            connection = await connect(port)
+            status, size = await connection.ask(requests[number % len(requests)])
         answers.append(Answer(due, time.perf_counter() - start - due, status, size))
         if connection.alive:
             idle.append(connection)

@@ -36,16 +36,18 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.folder import CORRUPT, photographs  # noqa: E402
 from benchmarks.serving import ideal  # noqa: E402
+from tests.server import flood  # noqa: E402
 from tests.support.http_load import Answer, request  # noqa: E402
 
 ROUTE = "/predict_with_gradcam"
 SIZES = {"640 x 480": (480, 640), "224 x 224": (224, 224)}
 PICTURES = 16  # different ones of each size
 CORES = os.cpu_count() or 1
+GOOD, BAD = 15, 100  # requests a second, of the flood
 
 
 class Question(NamedTuple):
-    """What is asked of a server: its name in the table, which server, the query string, and the size of the pictures."""
+    """What is asked of a server: its name in the table, the server, the query string, and the pictures' size."""
 
     name: str
     server: str
@@ -235,9 +237,7 @@ def faster(servers: dict[str, Server], files: dict[Question, list[Path]], argume
     return best
 
 
-def waiting(
-    server: Server, files: list[Path], arguments: argparse.Namespace, seed: int
-) -> dict[str, float]:
+def waiting(server: Server, files: list[Path], arguments: argparse.Namespace, seed: int) -> dict[str, float]:
     """How long requests take that arrive at 80 % of capacity, beside an ideal queue of the measured service times.
 
     A service time is what a request takes with as many on their way as there are cores, so that none waits.
@@ -324,9 +324,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ):
             print(f"\r80 % load: {name:60}", end="", file=sys.stderr)
             loaded[name] = waiting(servers[question.server], files[question], arguments, seed=number)
+        print("\rflood", " " * 70, end="", file=sys.stderr)
+        flooded = flood.compare(
+            servers["onnxcam"].port, photo.read_bytes(), rate=GOOD, bad=BAD, seconds=arguments.flood_seconds, turns=3
+        )
         print(file=sys.stderr)
+        if set(flooded["statuses"]) != {200} or flood.wrong(flooded["bad"], patience=True):
+            sys.exit(f"the server answers {flooded}")
     return {
         "threads of the bare server": threads,
+        "flood": flooded,
         "questions": [
             {
                 "name": question.name, "size": question.size,
@@ -365,7 +372,7 @@ def table(figures: dict[str, Any], arguments: argparse.Namespace) -> str:
         "",
         "EfficientNet-Lite0, JPEG in, JSON out, one process each, asked in turn by one client on the same cores with",
         f"{arguments.connections} connections; {arguments.rounds} rounds of {arguments.seconds} s. *Bare* is starlette",
-        "with ONNX Runtime: it decodes with OpenCV, resamples by onnxcam's code (the same pixels), predicts, and answers",
+        "with ONNX Runtime: it decodes with OpenCV, resamples by onnxcam's code (the same pixels), predicts, answers",
         f"with the same JSON fields; threads of a run: {figures['threads of the bare server']}, which was faster.",
         "*Pillow*: the same with Pillow's decoder and resampling. *processor*: of the server's process, for a request.",
         "",
@@ -384,8 +391,8 @@ def table(figures: dict[str, Any], arguments: argparse.Namespace) -> str:
         lines.append(f"| {name}, {size} / {other} | {measured:.2f} | {least} |")
     lines += [
         "",
-        "Poisson arrivals at 80 % of capacity, beside an ideal queue (first come, first served, as many servers as cores)",
-        "of the service times measured just before, with as many requests on their way as cores:",
+        "Poisson arrivals at 80 % of capacity, beside an ideal queue (first come, first served, a server for each core) of",
+        "the service times measured just before, with as many requests on their way as cores:",
         "",
         "| server | requests/s | requests | service (ms) | p99 (ms) | ideal p99 (ms) | ratio |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -395,7 +402,13 @@ def table(figures: dict[str, Any], arguments: argparse.Namespace) -> str:
             f"| {name} | {row['rate']:.1f} | {row['requests']} | {row['service']:.1f} | {row['p99']:.1f} | "
             f"{row['ideal p99']:.1f} | {row['ratio']:.2f} |"
         )
-    lines += ["", "From the start of the process to its first answer:", "", "| server | s | / bare |", "|---|---:|---:|"]
+    lines += [
+        "",
+        "From the start of the process to its first answer:",
+        "",
+        "| server | s | / bare |",
+        "|---|---:|---:|",
+    ]
     for name in [name for name in figures["cold"] if "/" not in name]:
         lines.append(f"| {name} | {figures['cold'][name]:.2f} | {figures['cold'][f'{name} / bare']:.2f} |")
     return "\n".join(lines) + "\n"
@@ -407,6 +420,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.5, help="of a block")
     parser.add_argument("--connections", type=int, default=2 * CORES)
     parser.add_argument("--load-seconds", type=float, default=15.0, help="of arrivals at 80 %% of capacity")
+    parser.add_argument("--flood-seconds", type=float, default=6.0, help="of each of six turns")
     parser.add_argument("--starts", type=int, default=7, help="processes of each server")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "serve.md")
     parser.add_argument("--json", type=Path, help="also write all figures into this file")

@@ -44,7 +44,7 @@ def data_url(rgb: np.ndarray) -> str:
 
 
 @app.post("/predict_with_gradcam")
-def predict_with_gradcam(data: bytes = Body(media_type="image/jpeg")) -> dict[str, object]:  # noqa: B008
+def predict_with_gradcam(data: bytes = Body(media_type="image/jpeg")) -> dict[str, object]:
     """Explain the best class."""
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     scale = 256 / min(picture.size)

@@ -1,6 +1,6 @@
 """Bad requests of every kind, and how long good ones take while they arrive.
 
-    nice -n 19 python -m tests.server.flood 8000 --rate 200 --seconds 5
+nice -n 19 python -m tests.server.flood 8000 --rate 200 --seconds 5
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def part(name: str, data: bytes, more: str = "") -> bytes:
 
 def multipart(*parts: bytes, end: bool = True) -> tuple[bytes, str]:
     """A multipart body and its type."""
-    return b"".join(parts) + (f"--{BOUNDARY}--\r\n".encode() if end else b""), f"multipart/form-data; boundary={BOUNDARY}"
+    return b"".join(parts) + (
+        f"--{BOUNDARY}--\r\n".encode() if end else b""
+    ), f"multipart/form-data; boundary={BOUNDARY}"
 
 
 def in_json(**values: Any) -> tuple[str, bytes, str]:

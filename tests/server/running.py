@@ -122,7 +122,7 @@ def picture(height: int = 48, width: int = 64) -> bytes:
 
 @contextlib.contextmanager
 def running(model: Path, *options: str, log: Path | None = None, ready: bool = True) -> Iterator[Running]:
-    """Run `onnxcam serve` with these options on a free port, and end it afterwards; its log is shown where a test fails."""
+    """Run `onnxcam serve` with these options on a free port, and end it; its log is shown where a test fails."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     log = log or model.parent / f"{port}.log"

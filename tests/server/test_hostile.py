@@ -196,7 +196,9 @@ def test_a_slow_loris(server: Running) -> None:
                         data = b""
                     ends[connection.fileno()] = time.monotonic() - start
                     if data:
-                        replies.append(Reply(int(data[9:12]), {"content-type": "application/json"}, data.split(b"\r\n\r\n")[1]))
+                        replies.append(
+                            Reply(int(data[9:12]), {"content-type": "application/json"}, data.split(b"\r\n\r\n")[1])
+                        )
             if len(ends) == len(heads) + len(bodies):
                 break
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Load on an HTTP server on loopback, from one thread: a number of connections in a closed loop, or arrivals by a clock.
+"""Load on an HTTP server on loopback, from one thread: connections in a closed loop, or arrivals by a clock.
 
     echo '{"port": 8000, "requests": ["/tmp/a.http"], "connections": 4, "seconds": 2}' | \\
         python -m tests.support.http_load
@@ -24,7 +24,7 @@ LOST = 0  # the status of a request whose connection ended without an answer
 
 
 class Answer(NamedTuple):
-    """What became of a request: when it was due (seconds from the start), how long it took from then, and the status."""
+    """A request: when it was due (seconds from the start), how long its answer took from then, and the status."""
 
     due: float
     seconds: float
@@ -134,7 +134,9 @@ async def by_clock(port: int, requests: Sequence[bytes], arrivals: Sequence[floa
         again = bool(idle)
         connection = idle.pop() if idle else await connect(port)
         status, size = await connection.ask(requests[number % len(requests)])
-        if status == LOST and again:  # an idle connection may be closed at the moment at which it is used (RFC 9112, 9.3.1)
+        if (
+            status == LOST and again
+        ):  # an idle connection may be closed at the moment at which it is used (RFC 9112, 9.3.1)
             connection = await connect(port)
             status, size = await connection.ask(requests[number % len(requests)])
         answers.append(Answer(due, time.perf_counter() - start - due, status, size))

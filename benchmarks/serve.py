@@ -391,8 +391,8 @@ def table(figures: dict[str, Any], arguments: argparse.Namespace) -> str:
         lines.append(f"| {name}, {size} / {other} | {measured:.2f} | {least} |")
     lines += [
         "",
-        "Poisson arrivals at 80 % of capacity, beside an ideal queue (first come, first served, a server for each core) of",
-        "the service times measured just before, with as many requests on their way as cores:",
+        "Poisson arrivals at 80 % of capacity, beside an ideal queue (first come, first served, a server a core)",
+        "of the service times measured just before, with as many requests on their way as cores:",
         "",
         "| server | requests/s | requests | service (ms) | p99 (ms) | ideal p99 (ms) | ratio |",
         "|---|---:|---:|---:|---:|---:|---:|",

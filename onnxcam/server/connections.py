@@ -31,13 +31,15 @@ class Connection(_Protocol):  # type: ignore[misc]
         super().__init__(config, *args, **kwargs)
         self._head: asyncio.TimerHandle | None = None
         self._head_bytes = 0
-        self._limit = config.loaded_app.state.onnxcam.settings.connections
+        settings = config.loaded_app.state.onnxcam.settings
+        self._limit = settings.connections
+        self._patience = min(HEAD_SECONDS, settings.timeout)
 
     def connection_made(self, transport: Any) -> None:
         """Take the connection, or answer 503 where there are too many."""
         if len(self.connections) < self._limit:
             super().connection_made(transport)
-            self._head = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+            self._head = self.loop.call_later(self._patience, self._too_slow)
             return
         self.transport = transport
         self._refused = True
@@ -65,12 +67,12 @@ class Connection(_Protocol):  # type: ignore[misc]
         if idle:
             self._head_bytes += len(data)
             if self._head is None:
-                self._head = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+                self._head = self.loop.call_later(self._patience, self._too_slow)
         super().data_received(data)
         if self.cycle is not cycle:
             self._stop_timer()
             self._head_bytes = 0
-        elif idle and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+        elif idle and self._head_bytes > HEAD_BYTES and not self._refused and not self.transport.is_closing():
             self._refuse(431, "Request Header Fields Too Large", f"the request's head has more than {HEAD_BYTES} bytes")
 
     def eof_received(self) -> None:
@@ -92,7 +94,7 @@ class Connection(_Protocol):  # type: ignore[misc]
         self._head = None
         if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
             if self._head_bytes:
-                self._refuse(408, "Request Timeout", f"the request's head did not arrive within {HEAD_SECONDS:g} s")
+                self._refuse(408, "Request Timeout", f"the request's head did not arrive within {self._patience:g} s")
             else:
                 self.transport.close()
 
@@ -100,6 +102,7 @@ class Connection(_Protocol):  # type: ignore[misc]
         """Answer and close; closed at once, data still on its way would reset the connection before it is read."""
         global _lingering
         self._refused = True
+        self._stop_timer()
         self.transport.write(raw(status, phrase, sentence))
         if _lingering >= self._limit or not self.transport.can_write_eof():
             self.transport.close()

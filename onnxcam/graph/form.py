@@ -7,6 +7,7 @@ import math
 import onnx
 
 from onnxcam.errors import UnsupportedOperator
+from onnxcam.graph.shape_inference import NodeShapes
 from onnxcam.graph.view import Graph, attributes
 from onnxcam.graph.writer import Writer
 
@@ -24,8 +25,8 @@ class Form:
         opset: of the standard operators.
     """
 
-    def __init__(self, w: Writer, graph: Graph, node: onnx.NodeProto) -> None:
-        self.w, self.node, self.attrs, self._graph = w, node, attributes(node), graph
+    def __init__(self, w: Writer, graph: Graph, node: onnx.NodeProto, shapes: NodeShapes) -> None:
+        self.w, self.node, self.attrs, self._shapes = w, node, attributes(node), shapes
         self.opset = graph.opset
         self.output = str(node.output[0])
 
@@ -39,7 +40,7 @@ class Form:
 
     def shape(self, name: str) -> tuple[int | str | None, ...]:
         """The shape of a value."""
-        shape = self._graph.shape(name)
+        shape = self._shapes.shape(name)
         if shape is None:
             raise Unknown
         return shape

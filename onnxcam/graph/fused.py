@@ -18,7 +18,7 @@ from onnxcam.errors import ModelError, UnsupportedOperator
 from onnxcam.graph import blocked
 from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.form import Form, Unknown, activation, gelu
-from onnxcam.graph.shape_inference import infer
+from onnxcam.graph.shape_inference import NodeShapes, infer
 from onnxcam.graph.view import Graph
 from onnxcam.graph.writer import Writer
 
@@ -27,7 +27,6 @@ _MICROSOFT = "com.microsoft"
 _STANDARD = {"SimplifiedLayerNormalization"}
 # since which opset the standard has a kernel for an operator, but none in ONNX Runtime 1.32 on the CPU
 _NO_KERNEL = {"Swish": 25, "SwiGLU": 1}
-_MAX_ROUNDS = 1000
 
 
 def rewrite(model: onnx.ModelProto) -> list[str]:
@@ -40,10 +39,10 @@ def rewrite(model: onnx.ModelProto) -> list[str]:
         UnsupportedOperator: an operator cannot be written. ModelError: it lacks inputs or attributes.
     """
     counts: Counter[tuple[str, str]] = Counter()
-    for _ in range(_MAX_ROUNDS):
+    while True:
         opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         if not any(_form(node, opset) for node in model.graph.node):
-            break
+            return _sentences(counts)
         if any(_needs_shapes(node) for node in model.graph.node):
             infer(model)
         if not _round(model, opset, counts):
@@ -52,7 +51,6 @@ def rewrite(model: onnx.ModelProto) -> list[str]:
                 f"{', '.join(names)}, in which ONNX Runtime fused several operators, cannot be written as standard "
                 "ones: their inputs' shapes are unknown; explain the model as it was before it was optimised"
             )
-    return _sentences(counts)
 
 
 def _sentences(counts: Counter[tuple[str, str]]) -> list[str]:
@@ -79,24 +77,28 @@ def _round(model: onnx.ModelProto, opset: int, counts: Counter[tuple[str, str]])
     """Write every node whose shapes are known; return whether there was any."""
     graph = Graph(model)
     w = Writer(model, "fused")
+    shapes = NodeShapes(graph, w.constants)
+    waiting = any(_needs_shapes(node) for node in graph.nodes)
     written = False
     for node in graph.nodes:
         form = _form(node, opset)
         before = len(w.nodes)
         try:
-            if form is not None:
-                form(Form(w, graph, node))
+            if form is None:
+                w.nodes.append(node)
+            else:
+                form(Form(w, graph, node, shapes))
                 counts["" if node.domain == "ai.onnx" else node.domain, node.op_type] += 1
                 written = True
-                continue
         except Unknown:
-            del w.nodes[before:]
+            w.nodes[before:] = [node]
         except (LookupError, TypeError, ValueError) as error:  # onnx's checker skips Microsoft's domain
             raise ModelError(
                 f"{node.op_type} (node {node.name!r}) has missing or invalid inputs or attributes ({error}); is the "
                 "file damaged? export the model again"
             ) from error
-        w.nodes.append(node)
+        for added in w.nodes[before:] if waiting else ():
+            shapes.add(added)
     replace_nodes(model, w.nodes)
     return written
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
-from onnx import shape_inference
+from onnx import helper, shape_inference
 
 from onnxcam.errors import ModelError
-from onnxcam.graph.view import Graph
+from onnxcam.graph.view import Graph, Shape, shape_of
 
 SMALL = 1024  # elements of a weight whose value shape inference may need
 
@@ -32,6 +34,59 @@ def infer(model: onnx.ModelProto) -> None:
     for output in model.graph.output:
         if not output.type.tensor_type.HasField("shape"):
             output.CopyFrom(outputs[output.name])
+
+
+class NodeShapes:
+    """Shapes of a graph's values and of nodes that are written one after the other, each inferred once.
+
+    `infer` after each node that others wait for would grow with the square of their number.
+
+    Attributes:
+        constants: initializers by name, to which the nodes' own are added.
+    """
+
+    def __init__(self, graph: Graph, constants: Mapping[str, onnx.TensorProto]) -> None:
+        self.constants = constants
+        self._graph = graph
+        self._types: dict[str, onnx.TypeProto] = {}
+
+    def shape(self, value: str) -> Shape | None:
+        """Shape of a value; None if the rank is unknown."""
+        shape = self._graph.shape(value)
+        if shape is None and value in self._types:
+            shape = shape_of(onnx.ValueInfoProto(type=self._types[value]))
+        return shape
+
+    def add(self, node: onnx.NodeProto) -> None:
+        """Infer what a node gives, where its inputs are known and it has no graphs of its own."""
+        if all(self.shape(name) is not None for name in node.output if name):
+            return
+        names = {name for name in node.input if name}
+        types = {name: type_ for name in names if (type_ := self._type(name)) is not None}
+        if len(types) < len(names) or any(a.HasField("g") or a.graphs for a in node.attribute):
+            return
+        data = {
+            name: self.constants[name]
+            for name in types
+            if name in self.constants and helper.tensor_dtype_to_np_dtype(self.constants[name].data_type).kind in "iu"
+        }
+        imports = self._graph.model.opset_import
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self._graph.opset, "")
+            inferred = shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=list(imports))
+        except Exception:  # of the standard's, which has no type of its own: the value stays unknown
+            return
+        self._types.update(inferred)
+
+    def _type(self, value: str) -> onnx.TypeProto | None:
+        """The type of a value; None where it is unknown."""
+        if value in self._types:
+            return self._types[value]
+        tensor = self.constants.get(value)
+        if tensor is not None:
+            return helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        dtype, shape = self._graph.dtype(value), self._graph.shape(value)
+        return helper.make_tensor_type_proto(dtype, shape) if dtype else None
 
 
 def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:

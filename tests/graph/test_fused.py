@@ -16,8 +16,10 @@ from onnxcam.diagnose.gradients import check
 from onnxcam.errors import UnsupportedOperator
 from onnxcam.explain.explainer import Explainer
 from onnxcam.graph.blocked import plain_weights
+from onnxcam.graph.fused import rewrite
 from onnxcam.graph.normalize import prepare
 from onnxcam.network import manifest
+from tests.network.test_linear import MOST, steps
 from tests.support import wrong_gradients
 from tests.support.runtime import run
 
@@ -236,3 +238,30 @@ def test_what_cannot_be_written_is_refused_by_name() -> None:
     model.graph.node[0].attribute.append(helper.make_attribute("unidirectional", 1))
     with pytest.raises(UnsupportedOperator, match=r"Attention .* attends to earlier tokens only"):
         prepare(model)
+
+
+def products(count: int) -> onnx.ModelProto:
+    """Products of transposed operands, each of which needs the shape that the one before gives."""
+    nodes, value = [], "x"
+    for k in range(count):
+        nodes.append(helper.make_node("FusedMatMul", [value, "w"], [f"p{k}"], domain="com.microsoft", transA=1))
+        nodes.append(helper.make_node("Relu", [f"p{k}"], [f"r{k}"]))
+        value = f"r{k}"
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4, 4]) for name in ("x", value)]
+    weights = [numpy_helper.from_array(normal(4, 4) / 2, "w")]
+    graph = helper.make_graph(nodes, "products", infos[:1], infos[1:], weights)
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
+def test_the_cost_grows_with_the_operators() -> None:
+    few, many = (steps(rewrite, products(count)) for count in (20, 80))
+    assert many < MOST * few
+    model = products(30)
+    x, before = normal(2, 4, 4), model.SerializeToString()
+    assert rewrite(model)
+    first, second = (
+        runtime.open_session(source, ["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for source in (before, model.SerializeToString())
+    )
+    np.testing.assert_allclose(second, first, rtol=1e-5)

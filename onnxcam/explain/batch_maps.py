@@ -14,6 +14,7 @@ from onnxcam.explain.explanation import Explanation, LazyMap, Map, name_of
 from onnxcam.explain.maps import fuse, visible_parts, windows_of
 from onnxcam.explain.question import Question
 from onnxcam.explain.warnings import map_warnings, reversed_warnings
+from onnxcam.targets.classes import best_classes
 from onnxcam.targets.objectives import LOG_PROBABILITY, LOGIT, VALUE, Objective, logit
 
 if TYPE_CHECKING:
@@ -144,8 +145,8 @@ class BatchMaps(NamedTuple):
 
     def _predictions(self, row: int) -> list[tuple[int, str, float]]:
         probabilities, labels = self.probabilities[row], self.question.terms.labels
-        best = np.argsort(-probabilities, kind="stable")[:_PREDICTIONS]
-        return [(int(i), name_of(int(i), labels), float(probabilities[i])) for i in best]
+        best = best_classes(probabilities, _PREDICTIONS).tolist()
+        return [(index, name_of(index, labels), float(probabilities[index])) for index in best]
 
 
 def _heatmap(

@@ -26,6 +26,7 @@ from onnxcam.server.batching import Batcher
 from onnxcam.server.refusals import Refusal
 from onnxcam.server.settings import ALWAYS, NEVER
 from onnxcam.targets import conditions
+from onnxcam.targets.classes import best_classes
 from onnxcam.targets.conditions import Condition
 
 _QUESTIONS = 256  # in memory: most requests ask the same few
@@ -246,12 +247,12 @@ class Model:
             name = name_of(0, self.labels)
             value = {"confidence": None, "value": float(probabilities[0])}
             return [{"rank": 1, "class_name": name, "class_index": 0, **value}]
-        best = np.argsort(-probabilities, kind="stable")[:count]
+        best = best_classes(probabilities, count).tolist()
         return [
             {
                 "rank": rank,
-                "class_name": name_of(int(index), self.labels),
-                "class_index": int(index),
+                "class_name": name_of(index, self.labels),
+                "class_index": index,
                 "confidence": float(probabilities[index]),
             }
             for rank, index in enumerate(best, start=1)

@@ -139,3 +139,14 @@ def find_label(label: str, labels: Sequence[str] | None) -> int:
     near = dict.fromkeys(synonyms[name] for name in nearest(label, synonyms, 4 * _NEAREST))
     names = [f"{labels[i]} ({i})" for i in list(near)[:_NEAREST]]
     raise TargetError(f"no class is called {label!r}; the nearest are {listing(names)}")
+
+
+def best_classes(probabilities: np.ndarray, count: int) -> np.ndarray:
+    """The indices of the `count` largest of `[classes]`, largest first, of equal ones the lower index first.
+
+    Those below the smallest of them are not sorted: of a thousand classes, a tenth of the time.
+    """
+    places: np.ndarray = np.arange(len(probabilities))
+    if 0 < count < len(probabilities) and not np.isnan(probabilities.max()):
+        places = np.flatnonzero(probabilities >= np.partition(probabilities, -count)[-count])
+    return np.asarray(places[np.argsort(-probabilities[places], kind="stable")[:count]])

@@ -291,8 +291,11 @@ FAINT = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
-def test_phones_and_colours(chromium: Any, live: LiveServer, scheme: str) -> None:
-    with browsers.visit(chromium, live.url, 360, 740, scheme) as page:
+def test_phones_and_colours(chromium: Any, explainer: Explainer, scheme: str) -> None:
+    names = [f"a_name_without_any_space_in_it_that_is_wider_than_a_phone_{index}, and more" for index in range(5)]
+    long_names = Explainer(tiny_cnn(), labels=names, preprocess="0..1")
+    server = LiveServer(create_app({"lite0": explainer, "a_model_called_" + "x" * 60: long_names}, threads=2))
+    with browsers.visit(chromium, server.url, 360, 740, scheme) as page:
         wide = "document.documentElement.scrollWidth"
         page.wait_for_selector("#settings:not([hidden])")
         assert page.evaluate(wide) == 360
@@ -310,6 +313,12 @@ def test_phones_and_colours(chromium: Any, live: LiveServer, scheme: str) -> Non
         # side by side on a phone too
         boxes = [one.bounding_box() for one in page.locator("#figures canvas").all()]
         assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+        page.get_by_label("Model", exact=True).select_option(index=1)
+        status(page, "what speaks for a_name")
+        page.get_by_role("button", name=re.compile("^Compare with")).first.click()
+        status(page, "beside a_name")
+        assert page.evaluate(wide) == 360
+    server.stop()
 
 
 def test_under_a_path_of_another_app(chromium: Any, explainer: Explainer) -> None:

@@ -98,7 +98,11 @@ class Gateway:
                 error_log.exception("request %s failed", scope["request_id"])
             # what is left of the body would be taken for the next request's head
             asks_first = headers.get(b"expect", b"").lower() == b"100-continue"
-            if unread and (asks_first or not await bodies.discard(receive_noting)):
+            if (
+                unread
+                and "Connection" not in refusal.headers
+                and (asks_first or not await bodies.discard(receive_noting))
+            ):
                 refusal.headers.setdefault("Connection", "close")
             await responses.refused(refusal)(scope, receive, send_with)
         finally:

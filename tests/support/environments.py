@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,10 +22,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "build" / "environments"
 SECONDS = 600
+# what onnxcam needs to run in an environment, beside its own sources
+_RUNTIME = ("onnxruntime==1.32.0", "onnx==1.23.2", "opencv-python-headless>=4.12", "numpy", "click")
+_SERVER = (*_RUNTIME, "starlette", "uvicorn", "orjson", "python-multipart", "prometheus-client")
 # what is installed, by the name of an environment
 REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "triton": ("tritonclient[grpc,http]==2.73.0",),
-    "kserve": ("kserve==0.21.0",),
+    "kserve": ("kserve==0.21.0", *_RUNTIME),
+    "bentoml": ("bentoml==1.4.40", *_SERVER),
+    "litserve": ("litserve==0.2.19", *_RUNTIME),
     "mlserver": ("mlserver==1.7.1",),  # read, not run: without its dependencies
 }
 
@@ -69,3 +75,17 @@ def run(name: str, program: str, *arguments: object, text: str | None = None) ->
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def sources(folder: Path) -> dict[str, str]:
+    """Environment variables under which an environment's interpreter imports onnxcam from this tree.
+
+    Arguments:
+        folder: an empty one, for a package as it is installed.
+    """
+    package = folder / "onnxcam"
+    package.mkdir(parents=True)
+    for source in [*(ROOT / "onnxcam").iterdir(), ROOT / "exporters", ROOT / "models"]:
+        if source.name != "__pycache__":
+            (package / source.name).symlink_to(source)
+    return os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}

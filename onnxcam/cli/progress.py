@@ -13,7 +13,6 @@ from types import TracebackType
 from onnxcam.cli import terminal
 from onnxcam.errors import OutputError
 
-_WIDTH = 30
 _PATIENCE, _PAUSE = 0.5, 0.1  # seconds before a method counts as long, and between two drawings of its progress
 LINES = 30.0  # seconds between two lines where there is no terminal
 
@@ -94,10 +93,9 @@ class Progress:
     def _draw(self) -> None:
         if self._on_terminal and (self._total > 1 or 0 < self._within < 1):
             one = self._total == 1
-            filled = round(_WIDTH * (self._within if one else self._done / self._total))
-            bar = "#" * filled + "-" * (_WIDTH - filled)
             count = f"{self._within:.0%}" if one else f"{self._done}/{self._total}"
-            terminal.draw(f"{terminal.CLEAR}[{bar}] {count}{self._remaining()}")
+            share = self._within if one else self._done / self._total
+            terminal.bar(share, f"{count}{self._remaining()}")
 
     def _tell(self) -> None:
         """Write a line where there is no terminal, now and then."""
@@ -153,7 +151,7 @@ class Bar:
             self._last_line = now
             terminal.echo(f"{percent} % {self._what}{remaining}", err=True)
             return
-        text = f"[{'#' * (_WIDTH * done // max(1, total)):-<{_WIDTH}}] {percent} %{remaining}"
+        text = f"{percent} %{remaining}"
         if text != self._drawn:
             self._drawn = text
-            terminal.draw(f"{terminal.CLEAR}{text}")
+            terminal.bar(done / max(1, total), text)

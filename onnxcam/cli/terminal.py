@@ -10,6 +10,7 @@ import contextlib
 import errno
 import io
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,8 @@ from onnxcam.errors import OutputError, escaped
 
 _NAMES = ("stdin", "stdout", "stderr")
 CLEAR = "\r\x1b[2K"  # the current line
+_DUMB = "dumb"  # TERM of a terminal that knows no control sequences
+_COLUMNS, _BAR, _SHORTEST = 80, 30, 4  # of a terminal of unknown width; of a bar, at most and at least
 
 
 class Colored(NamedTuple):
@@ -67,11 +70,21 @@ def draw(text: str) -> None:
 
 
 def interactive() -> bool:
-    """Whether standard error is a terminal."""
+    """Whether standard error is a terminal that can redraw a line."""
     try:
-        return sys.stderr.isatty()
+        return sys.stderr.isatty() and os.environ.get("TERM") != _DUMB
     except (AttributeError, ValueError):  # it is closed
         return False
+
+
+def bar(share: float, text: str) -> None:
+    """Draw a bar, 0 to 1, and a text behind it over the current line, as long as the terminal is wide: what is wrapped
+    could not be cleared."""
+    room = max(shutil.get_terminal_size(fallback=(_COLUMNS, 1)).columns - 1, 0)
+    width = min(_BAR, room - len(text) - 3)
+    filled = round(max(width, 0) * share)
+    drawn = f"[{'#' * filled}{'-' * (width - filled)}] {text}" if width >= _SHORTEST else text
+    draw(f"{CLEAR}{drawn[:room]}")
 
 
 def flush() -> None:
@@ -128,7 +141,10 @@ def _show_warning(
 
 
 def _printable(part: str | Colored) -> str:
-    return escaped(part) if isinstance(part, str) else click.style(escaped(part.text), fg=part.color)
+    if isinstance(part, str):
+        return escaped(part)
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == _DUMB  # https://no-color.org
+    return escaped(part.text) if plain else click.style(escaped(part.text), fg=part.color)
 
 
 def _write(text: str, err: bool) -> None:

@@ -120,13 +120,14 @@ def run_head(
     for part, targets_of in zip(portions(native, size), portions(classes, size), strict=True):
         feeds = {picture: part} | ({} if gradient is None else {TARGET: targets_of})
         runs.append(runtime.run(session, list(by_row), feeds))
+    for cut in cuts:  # before rows of padding are cut off: a layer may have five for each picture
+        rows = [sum(len(run[name]) for run in runs) for name in (cut.layer.value, SCORES) if name != picture]
+        if len(rows) == 2 and rows[0] != rows[1]:
+            raise uneven_rows(cut.layer.name, rows[0], rows[1])
     values = {
         name: joined([run[name] for run in runs])[: len(pictures)] if rowwise else runs[0][name]
         for name, rowwise in by_row.items()
     }
-    for cut in cuts:
-        if cut.layer.value != picture and len(values[cut.layer.value]) != len(pictures):
-            raise uneven_rows(cut.layer.name, len(values[cut.layer.value]), len(pictures))
     values[picture] = pictures
     scores = values[SCORES].astype(np.float32, copy=False)
     batch = Batch(sessions, pictures, scores, readout, size, seed, progress)

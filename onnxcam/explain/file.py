@@ -16,9 +16,10 @@ from onnxcam.errors import InputError, ModelError, OnnxcamError, SerializationEr
 from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head, uneven_rows
 from onnxcam.explain.sessions import MakeOptions, Sessions, inherit
 from onnxcam.graph.large_model import Serialized
+from onnxcam.graph.window import assemble_crops
 from onnxcam.network import manifest as manifests
 from onnxcam.network.agreement import Interface, require_agreement
-from onnxcam.network.layout import window_of
+from onnxcam.network.layout import Layout, crops_of, window_of
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import SCORES
 from onnxcam.network.opening import MANIFEST, Model, Source, lacking, open_model
@@ -158,8 +159,9 @@ class FileSession:
 
     @property
     def batch_size(self) -> int | None:
-        """Rows per run where the model fixes them, 1 where rows affect each other, else None."""
-        if (self.manifest.get("measured") or {}).get("rows") == manifests.COUPLED:
+        """Rows per run where the model fixes them, 1 where rows affect each other or are crops, else None."""
+        coupled = (self.manifest.get("measured") or {}).get("rows") == manifests.COUPLED
+        if coupled or any(entry.get("crops") for entry in self.manifest["layers"]):
             return 1
         rows = self.manifest["input"]["shape"][0]
         return rows if isinstance(rows, int) else None
@@ -267,6 +269,13 @@ class FileSession:
                 runs.append(run(loaded, names, feeds))
             except (InputError, ModelError) as error:
                 raise _refusal(error, manifest["input"], batch.shape) from error
+        for entry in manifest["layers"]:
+            parts = crops_of(entry)
+            size = Layout.of(manifest["input"]).size(batch.shape)
+            for name in entry["heatmaps"].values() if parts else ():
+                for outputs_of in runs:
+                    if name in outputs_of and len(outputs_of[name]) == len(parts or ()):
+                        outputs_of[name] = assemble_crops(outputs_of[name], parts or (), size)
         if len(batch) > 1:  # of one picture the first row is drawn, with the warning that was measured
             for entry in manifest["layers"]:
                 for name in (entry["activations"], *entry["heatmaps"].values()):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from onnxcam.errors import LayerError, listing, nearest
 from onnxcam.graph.coverage import PART, covers
+from onnxcam.graph.crops import crops
 from onnxcam.graph.ends import Ends, spatial
 from onnxcam.graph.layout import has_tokens, layout_of, works_on_tokens
 from onnxcam.graph.operators import Trait, having
@@ -38,6 +39,8 @@ class Layer:
         default: whether it is the default layer.
         window: the part of the model's input that the grid covers, where it is not all of it: after a crop, a flip, a
             padding or a transposition inside the graph; None also where it cannot be derived.
+        crops: of a layer with several rows for each picture, what each covers of the input, see `onnxcam.graph.crops`;
+            None where there is one row, or that is not certain.
         covers: `all` if every path from the picture to the scores passes the layer, else `part`; None if not derived.
         beside: of a default layer that covers a part, the last layers of what runs parallel to it; else None.
     """
@@ -50,6 +53,7 @@ class Layer:
     prefix_tokens: int = 0
     default: bool = False
     window: Window | None = None
+    crops: tuple[Window, ...] | None = None
     covers: str | None = None
     beside: tuple[str, ...] | None = None
 
@@ -106,7 +110,8 @@ def placed_in(graph: Graph, layer: Layer, scores: str) -> Layer:
     # several rows for each picture, such as crops of it: one of them is a part
     one_row = not isinstance(rows, int) or rows in (1, expected)
     coverage = covers(graph, layer.value, picture, scores) if one_row else PART
-    return replace(layer, window=window_of(graph, layer.value), covers=coverage)
+    parts = None if one_row else crops(graph, picture, layer.value)
+    return replace(layer, window=window_of(graph, layer.value), crops=parts, covers=coverage)
 
 
 def members(graph: Graph, layer: Layer, scores: str) -> Layer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +59,29 @@ class Window(NamedTuple):
         down = _interpolation(values.shape[1], self.height, input_size[0], size[0], nearest)
         across = _interpolation(values.shape[2], self.width, input_size[1], size[1], nearest)
         return np.asarray(down @ values @ across.T, np.float32)
+
+
+def assemble_crops(maps: np.ndarray, windows: Sequence[Window], input_size: tuple[int, int]) -> np.ndarray:
+    """Draw the maps of crops where they lie on the input and add them up, in cells of about the crops' own size.
+
+    Each is a term of the score, so that where crops overlap their maps count together.
+
+    Arguments:
+        maps: one per crop, `[crops, h, w]`.
+        windows: what each covers.
+        input_size: height and width of the model's input.
+
+    Returns:
+        float32 `[1, H, W]`, 0 where no crop lies.
+    """
+    cells = []
+    for side, axis in zip(input_size, (0, 1), strict=True):
+        counts = (maps.shape[1 + (axis ^ int(window.transposed))] for window in windows)
+        extents = (abs(window[axis][1] - window[axis][0]) for window in windows)
+        cells.append(max(round(side * count / extent) for count, extent in zip(counts, extents, strict=True)))
+    size = (max(cells[0], 1), max(cells[1], 1))
+    placed = [window.place(one[None], input_size, size) for one, window in zip(maps, windows, strict=True)]
+    return np.asarray(np.sum(placed, axis=0), np.float32)
 
 
 def _interpolation(cells: int, span: Span, length: int, pixels: int, nearest: bool) -> np.ndarray:

@@ -47,11 +47,13 @@ def activations(explainer: Explainer, batch: np.ndarray, layers: Sequence[str]) 
     names = list(dict.fromkeys([SCORES, *(cut.layer.value for cut in cuts.values())]))
     picture = network.picture.name
     runs = [runtime.run(session, names, {picture: part}) for part in portions(batch, explainer.batch_size)]
-    outputs = {name: joined([run[name] for run in runs])[: len(batch)] for name in names}
+    outputs = {name: joined([run[name] for run in runs]) for name in names}
+    for name, cut in cuts.items():  # before rows of padding are cut off
+        if len(outputs[cut.layer.value]) != len(outputs[SCORES]):
+            raise uneven_rows(name, len(outputs[cut.layer.value]), len(outputs[SCORES]))
+    outputs = {name: value[: len(batch)] for name, value in outputs.items()}
     values = {}
     for name, cut in cuts.items():
         value = outputs[cut.layer.value]
-        if len(value) != len(batch):
-            raise uneven_rows(name, len(value), len(batch))
         values[name] = np.asarray(cut.layout.to_canonical(value), np.float32)
     return Activations(outputs[SCORES], values)

@@ -409,6 +409,7 @@ def _described(layer: Layer) -> dict[str, Any]:
         "grid": None if layer.grid is None else list(layer.grid),
         "prefix_tokens": layer.prefix_tokens,
         **({} if layer.window is None else {"window": layer.window.describe()}),
+        **({} if layer.crops is None else {"crops": [window.describe() for window in layer.crops]}),
         "covers": layer.covers,
         **({} if layer.beside is None else {"beside": list(layer.beside)}),
     }

@@ -123,3 +123,13 @@ def window_of(entry: Mapping[str, Any]) -> Window | None:
     from onnxcam.graph.window import Window  # most files have none
 
     return Window.of(entry["window"])
+
+
+def crops_of(entry: Mapping[str, Any]) -> tuple[Window, ...] | None:
+    """What each of a picture's rows covers of the model's input, from the manifest's entry of a layer with several rows
+    for each picture; None where there is one, or that is not known."""
+    if entry.get("crops") is None:
+        return None
+    from onnxcam.graph.window import Window
+
+    return tuple(Window.of(window) for window in entry["crops"])

@@ -122,6 +122,7 @@ _FURTHER: dict[str, dict[str, Check]] = {
     "target": {"class": _or_none(_count(0)), "rows": _among(SHARED)},
     "layers": {"value": _or_none(_name), "shape": _or_none(_list(_dim)), "grid": _or_none(_list(_dim, 2)),
                "prefix_tokens": _count(0), "covers": _or_none(_among("all", "part")), "window": _or_none(_window),
+               "crops": _or_none(_list(_window)),
                "place": _or_none(_place), "beside": _or_none(_list(_is(str)))},
     "measured": {"scores": _or_none(_is(dict)), "rows": _among(INDEPENDENT, COUPLED), "deterministic": _is(bool),
                  "range": _range, "unmeasured": _names},

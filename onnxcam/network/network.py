@@ -28,7 +28,7 @@ from onnxcam.network.agreement import Interface, require_agreement
 from onnxcam.network.cut import Cut
 from onnxcam.network.gate import ungate
 from onnxcam.network.input_size import sized
-from onnxcam.network.layout import window_of
+from onnxcam.network.layout import crops_of, window_of
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import INPUT
 
@@ -159,6 +159,7 @@ def layer_of(entry: dict[str, Any]) -> Layer:
         grid=None if grid is None else (grid[0], grid[1]),
         prefix_tokens=entry.get("prefix_tokens", 0),
         window=window_of(entry),
+        crops=crops_of(entry),
         beside=None if entry.get("beside") is None else tuple(entry["beside"]),
     )
 

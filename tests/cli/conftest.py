@@ -17,6 +17,7 @@ import onnxcam
 from onnxcam import image
 from onnxcam.cli import main
 from onnxcam.graph import load
+from tests.cli.calls import servers_that_end, workshop  # noqa: F401 - fixtures
 from tests.support import models
 
 LABELS = ["cat", "tiger cat, tiger", "crane", "hen", "crane"]

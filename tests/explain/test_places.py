@@ -152,14 +152,70 @@ def test_the_mirrored_member_is_drawn_unmirrored() -> None:
     np.testing.assert_allclose(fused[0], fused[1][:, :, ::-1], atol=1e-5)
 
 
-def test_crops_in_one_batch_are_said_to_be_parts() -> None:
-    explainer = Explainer(CASES / "five_crops.onnx", preprocess="0..1", providers=CPU)
-    assert explainer.manifest["layers"][0]["covers"] == "part"
-    assert any("5 rows for each picture" in text for text in explainer.warnings)
-    assert not any("parallel" in text for text in explainer.warnings)
+def crops_of(size: int = 64, side: int = 48) -> list[tuple[int, int]]:
+    """Top and left of five crops."""
+    far, middle = size - side, (size - side) // 2
+    return [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
 
 
-@pytest.mark.sample(5)
+def by_rows(source: Path | onnx.ModelProto, picture: np.ndarray, k: int) -> np.ndarray:
+    """The Grad-CAM of every crop, from the file's own activations and gradients, added up where the crops lie, in cells
+    of four pixels."""
+    raw = run(onnxcam.augment(source, methods=()), {"input": picture[None], "target": np.array([k])})
+    weights = raw["gradients"].mean(axis=(2, 3), keepdims=True)
+    maps = np.maximum((weights * raw["activations"]).sum(axis=1), 0)
+    whole = np.zeros((16, 16), np.float32)
+    for one, (top, left) in zip(maps, crops_of(), strict=True):
+        whole[top // 4 : top // 4 + 12, left // 4 : left // 4 + 12] += one
+    return whole
+
+
+def concatenated() -> onnx.ModelProto:
+    """The same crops joined along the rows: all pictures' first crops, then all second ones."""
+    model = onnx.load(CASES / "five_crops.onnx")
+    nodes = {node.output[0]: node for node in model.graph.node}
+    join, split, stacked = nodes["/Concat_output_0"], nodes["/Reshape_output_0"], nodes["/Reshape_1_output_0"]
+    crops = [nodes[name].input[0] for name in join.input]
+    del join.input[:]
+    join.input.extend(crops)
+    join.attribute[0].i = 0
+    model.graph.node.remove(split)
+    nodes["/b/b.0/Conv_output_0"].input[0] = join.output[0]
+    order = next(node for node in model.graph.node if node.output[0] == stacked.input[1])
+    order.input[0], order.input[1] = order.input[1], order.input[0]  # [5, N, classes]
+    next(node for node in model.graph.node if node.output[0] == "141").attribute[0].ints[:] = [0]
+    return model
+
+
+@pytest.mark.parametrize("source", ["stacked", "concatenated"])
+def test_crops_in_one_batch_are_drawn_where_they_lie(source: str) -> None:
+    model = CASES / "five_crops.onnx" if source == "stacked" else concatenated()
+    explainer = Explainer(model, preprocess="0..1", providers=CPU)
+    entry = explainer.manifest["layers"][0]
+    assert entry["covers"] == "part" and len(entry["crops"]) == 5 and explainer.batch_size == 1
+    assert not any("place" in text or "parallel" in text for text in explainer.warnings)
+    batch = np.random.default_rng(3).random((3, 3, 64, 64), np.float32)
+    maps = explainer.attribute(batch, [0, 3, 1], normalize="none", size="layer")
+    for row, k in enumerate([0, 3, 1]):
+        expected = by_rows(model, batch[row], k)
+        np.testing.assert_allclose(maps[row], expected, atol=1e-5 * max(1e-3, float(expected.max())))
+    np.testing.assert_array_equal(maps[:1], explainer.attribute(batch[:1], [0], normalize="none", size="layer"))
+    explanation = explainer.explain(np.zeros((90, 120, 3), np.uint8), target=0)
+    assert explanation.heatmap.shape == (90, 120)
+
+
+def test_crops_whose_order_is_not_certain_stay_refused() -> None:
+    """Rows that are moved behind the join: which is whose the graph does not tell."""
+    model = concatenated()
+    conv = next(node for node in model.graph.node if node.output[0] == "/b/b.0/Conv_output_0")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([4, 3, 2, 1, 0]), "backwards"))
+    gather = onnx.helper.make_node("Gather", [conv.input[0], "backwards"], ["moved"], axis=0)
+    model.graph.node.insert(list(model.graph.node).index(conv), gather)
+    conv.input[0] = "moved"
+    explainer = Explainer(model, preprocess="0..1", providers=CPU)
+    assert "crops" not in explainer.manifest["layers"][0]
+
+
 @pytest.mark.parametrize("method", [*METHODS, "fullgrad", "saliency", "reciprocam", "eigencam"])
 def test_a_mirror_inside_changes_nothing_but_the_side(method: str) -> None:
     """The maps of a network that mirrors its picture are those of the same network without, of the mirrored picture."""
@@ -176,12 +232,12 @@ def test_a_mirror_inside_changes_nothing_but_the_side(method: str) -> None:
     np.testing.assert_allclose(maps, expected[:, :, ::-1], atol=2e-5)
 
 
-def test_rows_that_are_not_the_pictures_are_refused_for_several_pictures() -> None:
+def test_methods_that_change_rows_are_refused_for_crops() -> None:
     explainer = onnxcam.Explainer(CASES / "five_crops.onnx")
-    assert any("5 rows for each picture" in warning for warning in explainer.warnings)
     pictures = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
-    assert explainer.attribute(pictures[:1]).shape == (1, 64, 64)
-    for method in ("gradcam", "ablationcam"):
-        with pytest.raises(LayerError, match="10 rows for 2 pictures"):
-            explainer.attribute(pictures, method=method)
+    assert explainer.attribute(pictures).shape == (2, 64, 64)
+    with pytest.raises(LayerError, match="10 rows for 2 pictures"):
+        explainer.attribute(pictures, method="ablationcam")
+    with pytest.raises(LayerError, match="5 rows for 1 pictures"):
+        explainer.run(pictures)
     assert explainer.attribute(pictures, method="saliency").shape == (2, 64, 64)

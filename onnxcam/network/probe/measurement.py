@@ -222,7 +222,8 @@ class _Measurement:
             self._unmeasured[ROWS] = "the model is not deterministic"
             return
         differences = [
-            _difference(value, _row(among[name], 0, rows))
+            # several rows of a picture, as crops of it, stand together, or each with those of other pictures
+            min(_difference(value, part) for part in (_row(among[name], 0, rows), among[name][::rows]))
             for name, value in alone.items()
             if len(value) * rows == len(among[name]) or len(value) == 1
         ]
@@ -253,6 +254,8 @@ class _Measurement:
 
     def _place(self, entry: _Layer) -> Place:
         """The verdict on a layer, in its own layout and in the other one it might have."""
+        if entry.fault is not None and entry.layer.crops is not None:
+            return Place("unsettled", 0.0, f"{entry.fault}, crops that are drawn where the graph says")
         if entry.fault is not None:
             return Place("none", 0.0, entry.fault)
         if not entry.moved:

@@ -15,8 +15,8 @@ def unreached(graph: Graph, wrt: str, of: str) -> ModelError:
     Where operators between them are constant almost everywhere (Hardmax, OneHot of an ArgMax, Ceil, a comparison), the
     first is named, with the last value before it that has a gradient.
     """
-    shown = _of_file(graph, of)
-    text = f"{wrt!r} does not reach {shown!r}: no differentiable path leads from one to the other"
+    target = _of_file(graph, of)
+    text = f"{wrt!r} does not reach {target!r}: no differentiable path leads from one to the other"
     reached = graph.downstream([wrt])
     between = [node for node in graph.upstream([of])[0] if reached.intersection(node.input)]
     smooth = {wrt}

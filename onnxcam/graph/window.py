@@ -77,7 +77,8 @@ def assemble_crops(maps: np.ndarray, windows: Sequence[Window], input_size: tupl
     cells = []
     for side, axis in zip(input_size, (0, 1), strict=True):
         counts = (maps.shape[1 + (axis ^ int(window.transposed))] for window in windows)
-        extents = (abs(window[axis][1] - window[axis][0]) for window in windows)
+        spans = ((window.height, window.width)[axis] for window in windows)
+        extents = (abs(stop - start) for start, stop in spans)
         cells.append(max(round(side * count / extent) for count, extent in zip(counts, extents, strict=True)))
     size = (max(cells[0], 1), max(cells[1], 1))
     placed = [window.place(one[None], input_size, size) for one, window in zip(maps, windows, strict=True)]

@@ -7,6 +7,7 @@ as their answers are sent. Whatever was admitted before is answered.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -31,6 +32,7 @@ from onnxcam.server.metrics import MULTIPROCESS
 from onnxcam.server.settings import Settings
 
 _BACKLOG = 2048
+_GARBAGE = 700, 10, 10  # Python's own thresholds, whatever a command has set
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
 _FILES = 256  # open files beside connections: models, libraries, records
 _GRACE = 5.0  # seconds beside the time limit of a body and of its answer
@@ -172,9 +174,24 @@ def serve(plan: Plan, listener: socket.socket, ready: Callable[[], None]) -> Non
             timeout_graceful_shutdown=round(2 * plan.settings.timeout + _GRACE),
         )
         server = Server(config, app, ready)
-        server.run([listener])
+        with _collecting():
+            server.run([listener])
         if server.failure is not None:
             raise server.failure
+
+
+@contextlib.contextmanager
+def _collecting() -> Iterator[None]:
+    """Collect garbage often: a request leaves circles behind that hold its body; what is open stays out of it."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GARBAGE)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import onnx
 
-from onnxcam.errors import LayerError, OutputError
+from onnxcam.errors import LayerError, OutputError, PreprocessError
 from onnxcam.exporters import parity
 from onnxcam.exporters.source import Info
 from onnxcam.graph.layers import Layer
@@ -25,6 +25,7 @@ from onnxcam.network import gate as gates
 from onnxcam.network import manifest
 from onnxcam.network.explainable import augment
 from onnxcam.network.manifest import Manifest
+from onnxcam.network.pixels import UNPREPARED, wrap
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def export(
     outputs: str = "all",
     gate: str | None = None,
     portable: bool = False,
+    pixels: bool = False,
     grid: tuple[int, int] | None = None,
     prefix_tokens: int | None = None,
     origin: Mapping[str, Any] | None = None,
@@ -136,8 +138,8 @@ def export(
         framework: the model.
         path: where to write; None to get the model instead.
         layers: target layers as the framework names them, one or several; None for the default layer.
-        labels, preprocess, methods, target, opset, verify, scores, kind, outputs, gate, portable, grid, prefix_tokens,
-            origin: as of `onnxcam.exporters.pytorch.export`.
+        labels, preprocess, methods, target, opset, verify, scores, kind, outputs, gate, portable, pixels, grid,
+            prefix_tokens, origin: as of `onnxcam.exporters.pytorch.export`.
         on_warning: called with each doubt that was measured; None for Python's `warnings.warn`.
 
     Returns:
@@ -157,6 +159,8 @@ def export(
     doubts: list[str] = []
     with framework.inference():
         batch, spec = framework.example(preprocess)
+        if pixels and not spec:
+            raise PreprocessError(UNPREPARED)  # reported now, not after the export
         classifier = framework.capture(targets, scores, opset)
         source = {**framework.source(classifier), **(origin or {})}
 
@@ -174,6 +178,7 @@ def export(
                 origin=source,
                 gate=gate,
                 portable=portable,
+                pixels=False,
                 grid=grid,
                 prefix_tokens=prefix_tokens,
                 probe=probe,
@@ -194,6 +199,8 @@ def export(
         record["parity"], record["measured"] = verified["parity"], verified["measured"]
         for entry, other in zip(record["layers"], verified["layers"], strict=True):
             entry.update({key: other[key] for key in ("name", "covers", "place") if key in other})
+    if pixels:
+        wrap(model, record)
     manifest.write(model, record)
     for sentence in doubts:
         if on_warning is not None:

@@ -54,6 +54,7 @@ def export(
     outputs: str = "all",
     gate: str | None = None,
     portable: bool = False,
+    pixels: bool = False,
     grid: tuple[int, int] | None = None,
     prefix_tokens: int | None = None,
     input_size: int | Sequence[int] | None = None,
@@ -86,6 +87,7 @@ def export(
         outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
         gate: compute gradients and heatmaps only where a prediction meets this, such as `confidence < 0.6`.
         portable: as of `onnxcam.augment`: a file for more runtimes, with one `target` for all rows.
+        pixels: as of `onnxcam.augment`: a file that takes the picture itself and returns an overlay of its size.
         grid, prefix_tokens: rows and columns of the patches in layers of tokens, and how many tokens come before them,
             where the graph does not tell.
         input_size: n, (h, w) or (c, h, w) of the picture, where the model leaves it open; it becomes fixed.
@@ -117,6 +119,7 @@ def export(
         outputs=outputs,
         gate=gate,
         portable=portable,
+        pixels=pixels,
         grid=grid,
         prefix_tokens=prefix_tokens,
         origin=origin,

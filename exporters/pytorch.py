@@ -51,6 +51,7 @@ def export(
     outputs: str = "all",
     gate: str | None = None,
     portable: bool = False,
+    pixels: bool = False,
     grid: tuple[int, int] | None = None,
     prefix_tokens: int | None = None,
     origin: Mapping[str, Any] | None = None,
@@ -84,6 +85,7 @@ def export(
         outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
         gate: compute gradients and heatmaps only where a prediction meets this, such as `confidence < 0.6`.
         portable: as of `onnxcam.augment`: a file for more runtimes, with one `target` for all rows.
+        pixels: as of `onnxcam.augment`: a file that takes the picture itself and returns an overlay of its size.
         grid, prefix_tokens: rows and columns of the patches in layers of tokens, and how many tokens come before them,
             where the graph does not tell.
         origin: more entries for the manifest's `source`, such as `name`.
@@ -114,6 +116,7 @@ def export(
         outputs=outputs,
         gate=gate,
         portable=portable,
+        pixels=pixels,
         grid=grid,
         prefix_tokens=prefix_tokens,
         origin=origin,

@@ -23,7 +23,7 @@ if sys.platform != "win32":
 
 ROOT = Path(__file__).parent.parent
 BINDINGS = ROOT / "docs" / "bindings"
-SCRIPTS = ("explain.mjs", "preprocess.mjs", "package.json")
+SCRIPTS = ("explain.mjs", "preprocess.mjs", "pixels.mjs", "package.json")
 EXPLAIN = """
 import { explain, readPng } from "./explain.mjs";
 import { readFile } from "node:fs/promises";
@@ -48,6 +48,17 @@ for (const model of models) {
   console.log(JSON.stringify(Object.fromEntries(session.outputNames.map(output))));
 }
 """
+PIXELS = """
+import { explain, rgb } from "./pixels.mjs";
+import { readFile } from "node:fs/promises";
+const [file, size, raw, target] = process.argv.slice(2);
+const [height, width] = JSON.parse(size);
+const pixels = new Uint8Array(await readFile(raw));
+const found = await explain(await readFile(file), { pixels, height, width }, target);
+const output = (name) => [name, { data: [...found[name].data].map(Number), dims: found[name].dims }];
+const names = ["predictions", "target_class", "picture_heatmap", "overlay"];
+console.log(JSON.stringify(Object.fromEntries(names.map(output))));
+"""
 GOLDEN = """
 import { preprocess } from "./preprocess.mjs";
 const { height, width, spec } = JSON.parse(process.argv[2]);
@@ -60,7 +71,7 @@ console.log(JSON.stringify({ data: [...data], shape }));
 """
 
 
-@pytest.mark.parametrize("name", ["explain.mjs", "Explain.cs"])
+@pytest.mark.parametrize("name", ["explain.mjs", "Explain.cs", "pixels.mjs", "Pixels.cs"])
 def test_the_page_quotes_the_program_as_it_is(name: str) -> None:
     page = (ROOT / "docs" / "how-to" / "bindings.md").read_text("utf-8")
     program = (BINDINGS / name).read_text("utf-8")
@@ -75,7 +86,7 @@ def node() -> Path:
     folder = ROOT / "build" / "bindings"
     folder.mkdir(parents=True, exist_ok=True)
     programs = {name: (BINDINGS / name).read_text("utf-8") for name in SCRIPTS}
-    programs |= {"explain_json.mjs": EXPLAIN, "raw_json.mjs": RAW, "golden.mjs": GOLDEN}
+    programs |= {"explain_json.mjs": EXPLAIN, "raw_json.mjs": RAW, "golden.mjs": GOLDEN, "pixels_json.mjs": PIXELS}
     wanted = json.loads(programs["package.json"])["dependencies"]
     with alone(folder):  # several test processes may come here
         for name, text in programs.items():
@@ -245,6 +256,24 @@ def test_javascript_says_what_an_optional_target_needs(node: Path) -> None:
     assert answer["predictions"][0]["label"] == "espresso"
     with pytest.raises(AssertionError, match="export it with --target required"):
         explained(node, (model, picture, 3, "gradcam"))
+
+
+@pytest.mark.parametrize("name", ["torchvision", "bicubic", "letterbox", "nearest"])
+def test_javascript_needs_no_preprocessing_where_the_file_takes_pixels(node: Path, tmp_path: Path, name: str) -> None:
+    from onnxcam.diagnose.pixels import smooth
+    from tests.network.test_pixels import SPECS
+    from tests.support.models import tiny_cnn
+
+    model = required(tiny_cnn(seed=3), tmp_path / "pixels.onnx", preprocess=SPECS[name], pixels=True, probe=False)
+    pixels = smooth((60, 83), np.random.default_rng(4))
+    (tmp_path / "raw").write_bytes(pixels.tobytes())
+    got = json.loads(call("node", "pixels_json.mjs", model, "[60, 83]", tmp_path / "raw", "2", cwd=node))
+    want = onnxcam.Explainer(model).explain(pixels, 2)
+    assert got["target_class"]["data"] == [2] and got["overlay"]["dims"] == [60, 83, 3]
+    assert got["predictions"]["data"][2] == pytest.approx(want.probability, abs=1e-2)
+    heatmap, drawn = (np.asarray(got[key]["data"]).reshape(got[key]["dims"]) for key in ("picture_heatmap", "overlay"))
+    np.testing.assert_allclose(heatmap, want.heatmap, rtol=0, atol=1e-2)
+    assert np.abs(drawn - want.overlay()).max() <= 5
 
 
 SOME = "margin < 0.5 or not (entropy < 0.9 or label == 'frog')"

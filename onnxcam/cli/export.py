@@ -30,6 +30,7 @@ Examples:
   onnxcam export flowers.keras -o flowers.onnx --layer efficientnetb0/top_conv --labels labels.json
   onnxcam export mypackage.model:build --weights state.pt -o model.onnx --layer layer3 --layer layer4
   onnxcam export classifier.onnx -o triton.onnx --target required --outputs heatmap
+  onnxcam export classifier.onnx -o pixels.onnx --preprocess imagenet --target required --pixels
   onnxcam export explainable.onnx -o gated.onnx --gate "confidence < 0.6 or margin < 0.1"
 """
 # kinds of SOURCE that are not a framework's
@@ -50,6 +51,7 @@ class Request:
     kind: str | None
     gate: str | None
     portable: bool
+    pixels: bool
     opset: int | None
     verify: bool
     grid: tuple[int, int] | None
@@ -113,6 +115,12 @@ class Loading:
     "maximum pools differentiated by convolutions, a gate in float32.",
 )
 @click.option(
+    "--pixels",
+    is_flag=True,
+    help="Write a file that takes the picture itself, uint8 [height, width, 3] of any size, and returns predictions, "
+    "heatmap and overlay of its own size: clients need no preprocessing code. Needs a stored preprocessing.",
+)
+@click.option(
     "--grid",
     metavar="ROWSxCOLUMNS",
     help="Rows and columns of the patches in a transformer's layer of tokens, such as 14x14, where the model does not "
@@ -155,6 +163,7 @@ def export(
     kind: str | None,
     gate: str | None,
     portable: bool,
+    pixels: bool,
     grid: str | None,
     prefix_tokens: int | None,
     weights: str | None,
@@ -202,6 +211,7 @@ def export(
         kind,
         gate,
         portable,
+        pixels,
         opset,
         verify,
         parse_grid(grid),
@@ -324,6 +334,7 @@ def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] |
         preprocess=request.preprocess,
         gate=request.gate,
         portable=request.portable or None,
+        pixels=request.pixels or None,
         grid=request.grid,
         prefix_tokens=request.prefix_tokens,
         input_size=None if size is None else (size[0], size[1]),
@@ -425,6 +436,10 @@ def _outputs(manifest: dict[str, Any]) -> list[str]:
     names += [entry[key] for entry in manifest["layers"] for key in ("activations", "gradients") if entry[key]]
     names += [name for entry in manifest["layers"] for name in entry["heatmaps"].values()]
     names += [manifest["gate"]["output"]] if manifest.get("gate") else []
+    pixels = manifest.get("pixels")
+    if pixels:
+        names += [pixels["predictions"], pixels["target"]]
+        names += [one[key] for one in pixels["maps"] for key in ("picture_heatmap", "overlay")]
     return list(dict.fromkeys(names))
 
 
@@ -438,9 +453,14 @@ def _lines(output: str, size: int | None, manifest: dict[str, Any]) -> list[str]
     labelled = f"labels {names[0]!r} to {names[-1]!r}" if names else "no labels"
     target = manifest["target"]
     fixed = f" {target['class']}" if "class" in target else ""
+    pixels, prepared = manifest.get("pixels"), ""
+    if pixels:
+        prepared = f"{entry['name']} {entry['dtype']} {_shape(entry['shape'])} {entry['layout']}, in the file"
+        entry = pixels | {"layout": "RGB"}
     lines = [
         output if size is None else f"{output}  {_size(size)}",
         f"  input    {entry['name']} {entry['dtype']} {_shape(entry['shape'])} {entry['layout']}",
+        *([f"  prepared {prepared}"] if prepared else []),
         f"  scores   {_meaning(scores)}, {labelled}",
         f"  target   {target['mode']}{fixed}{_TARGET_NOTES.get(target['mode'], '')}",
         *(f"  layer    {layer['name']} {_shape(layer['shape'])} {layer['layout']}" for layer in manifest["layers"]),

@@ -288,6 +288,8 @@ def _cases(
         Case(PREDICT, rows, lambda: explainer.predict(batch)),
     ]
     where, manifest = read_source(source)
+    if manifest is not None and manifest.get("pixels"):  # it takes a picture, the other cases a prepared tensor
+        where, manifest = explainer.source, explainer.manifest
     if manifest is not None:
         cases.append(_whole_file(where, manifest, explainer, batch, options))
     for method in methods:

@@ -16,7 +16,7 @@ import onnx
 from onnxcam import runtime
 from onnxcam.autodiff.seed import unrounded
 from onnxcam.autodiff.sweep import INTEGERS, path
-from onnxcam.diagnose import contents, differences, facts, outputs
+from onnxcam.diagnose import contents, differences, facts, outputs, pixels
 from onnxcam.diagnose.report import Finding, Report
 from onnxcam.diagnose.subject import Subject, noise_pictures
 from onnxcam.errors import InputError, ModelError, listing
@@ -29,7 +29,7 @@ from onnxcam.network.agreement import Interface, Value, require_agreement
 from onnxcam.network.cut import crossing
 from onnxcam.network.network import prepare
 from onnxcam.network.open_size import refusal
-from onnxcam.network.opening import GRADIENTS, MANIFEST, open_model
+from onnxcam.network.opening import GRADIENTS, MANIFEST, open_model, read_source
 from onnxcam.network.probe.probe import probe
 from onnxcam.network.split import part_after
 
@@ -116,6 +116,8 @@ def check(
         raise refusal(error, entries["input"], subject.batch.shape) from error
     names = [entry[key] for entry in entries["layers"] for key in ("name", "value")]
     layers = probe(opened.source, all_layers=True).to_dict() if all_layers else entries
+    if opened.origin is not None and (read_source(opened.origin)[1] or {}).get("pixels"):
+        findings.append(pixels.preparation(load(opened.origin), subject, rng))
     findings += [*facts.of_file(entries), *facts.of_layers(layers, names if places else ())]
     name = str((entries.get("source") or {}).get("name") or "model")
     return ModelReport(name, findings=findings)

@@ -112,6 +112,10 @@ class Builder:
             self._constants[key] = name
         return self._constants[key]
 
+    def value(self, name: str) -> np.ndarray | None:
+        """The numbers of a constant that the builder stored; None of any other value."""
+        return next((numpy_helper.to_array(tensor) for tensor in self.initializers if tensor.name == name), None)
+
     def scalar(self, value: float) -> str:
         """Store a float scalar of the current element type."""
         return self.constant(np.asarray(value, dtype=helper.tensor_dtype_to_np_dtype(self.dtype)))

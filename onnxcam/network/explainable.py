@@ -32,6 +32,7 @@ from onnxcam.network.input_size import Sized, sized
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.network import PICTURE_TYPES, Network, describe_source, dims
+from onnxcam.network.pixels import wrap
 from onnxcam.network.probe.application import contradiction, correct, describe_facts, recorded
 from onnxcam.network.probe.facts import Probe
 from onnxcam.network.probe.measurement import measure
@@ -66,6 +67,7 @@ def augment(
     prefix_tokens: int | None = None,
     input_size: tuple[int, int] | None = None,
     portable: bool | None = None,
+    pixels: bool | None = None,
     probe: bool | Probe = True,
     on_warning: Callable[[str], None] | None = None,
 ) -> onnx.ModelProto:
@@ -95,10 +97,12 @@ def augment(
         probe: whether to measure facts about the model on 12 pictures, see `onnxcam.probe`, or what was measured of it
             before; an explainable model whose manifest has them keeps them.
         on_warning: called with each doubt that was measured; None for Python's `warnings.warn`.
-
         portable: write a file that more runtimes compute right (tract, WebGPU, IREE), at some cost: one `target` for
             all rows of a batch, maximum pools differentiated by convolutions, a gate that decides in float32. None: as
             an explainable model is already.
+        pixels: write a file that takes one picture, uint8 `[H, W, 3]` RGB of any size, instead of the prepared tensor,
+            does the preprocessing itself, and returns `predictions`, `target_class`, `picture_heatmap` and `overlay`
+            of the picture's own size as well. None: as an explainable model does already.
 
     Returns:
         a new `ModelProto`: the original outputs, `logits` where needed (`log_probabilities` where no logit can be
@@ -134,6 +138,8 @@ def augment(
         gate = network.condition or ""
     if portable is None:
         portable = previous.get("target", {}).get("rows") == manifests.SHARED
+    if pixels is None:
+        pixels = network.pixels
     condition = gates.parse(gate, labels, network.readout.size)
     if condition is not None:
         network.readout.require_probabilities(f"gate={gate!r}")
@@ -159,8 +165,8 @@ def augment(
                 return augment(
                     source, layers, methods, target, scores=scores, kind=settled.kind, outputs=outputs, labels=labels,
                     preprocess=preprocess, origin=origin, gate=gate, grid=grid, prefix_tokens=prefix_tokens,
-                    input_size=input_size, portable=portable, probe=replace(facts, notes=settled.warnings),
-                    on_warning=on_warning,
+                    input_size=input_size, portable=portable, pixels=pixels, on_warning=on_warning,
+                    probe=replace(facts, notes=settled.warnings),
                 )  # fmt: skip
             readout = replace(readout, warnings=(*readout.warnings, contradiction(readout.value, facts.scores)))
     elif facts is not None:
@@ -214,6 +220,8 @@ def augment(
         manifest["measured"] = measured.file
     for entry, layer_facts in zip(entries, measured.layers, strict=True):
         entry.update(layer_facts)
+    if pixels:
+        wrap(model, manifest)
     manifests.write(model, manifest)
     for sentence in manifests.measured_warnings(manifest):
         if on_warning is not None:

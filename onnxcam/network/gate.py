@@ -74,7 +74,7 @@ def _holds(op: Builder, condition: Condition, quantities: dict[str, str]) -> str
 
 def _quantities(op: Builder, scores: str, readout: Readout, names: set[str]) -> dict[str, str]:
     """The quantities that a condition compares, `[N]` each; a row that is not finite is as uncertain as possible."""
-    narrow = op.Cast(_probabilities(op, op.cast(scores), readout), to=onnx.TensorProto.FLOAT)
+    narrow = op.Cast(emit_probabilities(op, op.cast(scores), readout), to=onnx.TensorProto.FLOAT)
     p = op.cast(narrow)
     # NaN is the only value that is not finite here, and it compares with nothing
     sound = op.GreaterOrEqual(op.ReduceSum(p, [1], keepdims=0), 0.0)
@@ -87,8 +87,8 @@ def _quantities(op: Builder, scores: str, readout: Readout, names: set[str]) -> 
     return {name: op.Where(sound, *quantity()) for name, quantity in quantities.items() if name in names}
 
 
-def _probabilities(op: Builder, logits: str, readout: Readout) -> str:
-    """`Readout.probabilities`, before it rounds to float32."""
+def emit_probabilities(op: Builder, logits: str, readout: Readout) -> str:
+    """Emit `Readout.probabilities`, before it rounds to float32; of scores of the builder's element type."""
     if readout.logarithmic:
         return op.Exp(logits)
     if readout.exclusive:

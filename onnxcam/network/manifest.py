@@ -98,6 +98,12 @@ def _range(value: Any) -> bool:
     return _list(_is(int, float), 2)(value) and value[0] <= value[1]
 
 
+def _pixel_maps(value: Any) -> bool:
+    """Whether a value lists the maps of a file of pixels: layer, method and the names of three outputs each."""
+    keys = ("layer", "method", "heatmap", "picture_heatmap", "overlay")
+    return bool(value) and _list(lambda one: isinstance(one, dict) and all(_name(one.get(key)) for key in keys))(value)
+
+
 _dim = _or_none(lambda value: isinstance(value, str) or _count(1)(value))
 
 # what no reader can do without: key, then the fields of that entry (of each layer's entry)
@@ -112,6 +118,7 @@ _REQUIRED: dict[str, dict[str, Check]] = {
 # what may be missing, but not half there
 _OPTIONAL: dict[str, dict[str, Check]] = {
     "gate": {"condition": _is(str), "output": _name},
+    "pixels": {"name": _name, "predictions": _name, "target": _name, "maps": _pixel_maps},
     "parity": {"against": _is(str), "samples": _count(1), "tolerance": _is(int, float)},
 }
 # what may be missing
@@ -130,6 +137,7 @@ _FURTHER: dict[str, dict[str, Check]] = {
                "kind": _or_none(_among(*KINDS)), "framework": _or_none(_is(str)), "sha256": _or_none(_is(str))},
     "parity": {key: _is(int, float) for key in ("scores", "activations", "gradients")},
     "requires": {"onnxruntime": _is(str)},
+    "pixels": {"resized": _or_none(_name), "shape": _or_none(_list(_dim, 3)), "dtype": _among("uint8")},
 }  # fmt: skip
 _LISTS: dict[str, Check] = {"labels": _list(_is(str)), "approximations": _list(_is(str)), "rewrites": _list(_is(str))}
 

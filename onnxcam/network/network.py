@@ -31,6 +31,7 @@ from onnxcam.network.input_size import sized
 from onnxcam.network.layout import crops_of, window_of
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import INPUT
+from onnxcam.network.pixels import unwrap
 
 # element types of a picture, as the manifest names them
 PICTURE_TYPES: dict[int, str] = {
@@ -59,6 +60,7 @@ class Network:
         readout: the class scores.
         labels: class names that the graph itself holds, None without.
         manifest: of an explainable model, without its gate; None of any other.
+        pixels: whether an explainable model took the picture itself, which this network does not.
         condition: the condition of an explainable model's gate, None without a gate.
         layers: the layers that an explainable model exposes, by name.
         opset: of the source, before it was upgraded.
@@ -70,6 +72,7 @@ class Network:
 
     def __init__(self, source: Source, *, scores: str | None = None, kind: str | None = None) -> None:
         model = load(source)
+        self.pixels = unwrap(model) is not None
         self.condition = ungate(model)
         graph = normalize(model)
         self.opset, self.rewrites = graph.source_opset, graph.rewrites
@@ -124,6 +127,7 @@ def prepare(source: Source) -> Graph:
         ModelError: the model is invalid or cannot be brought to opset 18.
     """
     model = load(source)
+    unwrap(model)
     ungate(model)
     return normalize(model)
 

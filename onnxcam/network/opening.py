@@ -100,6 +100,9 @@ def open_model(
     """
     where, manifest, properties = _read_source(source)
     origin = where
+    if manifest is not None and manifest.get("pixels"):  # tensors are prepared exactly as in training, and in batches
+        where, manifest = _without_pixels(where)
+        source = where
     if manifest is not None and manifest.get("gate") and not gated:
         where, manifest = _without_gate(where)
         source = where
@@ -260,6 +263,15 @@ def _augment(
 
 def _leave_to_the_manifest(_: str) -> None:
     """Say nothing now: who opens the model says what its manifest says."""
+
+
+def _without_pixels(source: str | Serialized) -> tuple[Serialized, Manifest | None]:
+    from onnxcam.graph.load import load, serialize
+    from onnxcam.network.pixels import unwrap
+
+    model = load(source)
+    unwrap(model)
+    return serialize(model), manifests.read(model)
 
 
 def _without_gate(source: str | Serialized) -> tuple[Serialized, Manifest | None]:

@@ -236,7 +236,7 @@ def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pyt
     assert seen["export"] == {
         "layers": ["layer4"], "labels": ["a", "b", "c", "d", "e"], "preprocess": RAW, "methods": ("gradcam",),
         "target": "b", "opset": 19, "verify": False, "scores": None, "outputs": "all", "gate": None,
-        "grid": None, "prefix_tokens": None, "kind": None, "portable": False,
+        "grid": None, "prefix_tokens": None, "kind": None, "portable": False, "pixels": False,
         "origin": {"name": "net"},
     }  # fmt: skip
     assert run("export", "torchvision:net", "-o", tmp_path / "out.onnx", "--preprocess", "caffe").code == 0

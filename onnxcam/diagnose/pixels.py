@@ -45,15 +45,15 @@ def preparation(model: onnx.ModelProto, subject: Subject, rng: np.random.Generat
         feeds[pixels["name"]] = picture
         del feeds[entry["name"]]
         fetched = [pixels["predictions"], one["picture_heatmap"], *([resized] if resized is not None else [])]
-        got = runtime.run(session, fetched, feeds)
-        off = np.abs(got[pixels["predictions"]] - subject.readout.probabilities(want[subject.scores])[0])
+        computed = runtime.run(session, fetched, feeds)
+        off = np.abs(computed[pixels["predictions"]] - subject.readout.probabilities(want[subject.scores])[0])
         scale = max(float(np.abs(want[subject.scores]).max()), 1.0) if subject.readout.numeric else 1.0
         worst["predictions"] = max(worst["predictions"], float(off.max()) / scale)
         fused = image.normalize(image.resize_map(image.normalize(want[one["heatmap"]]), geometry.input_size))
         heatmap = geometry.to_picture(fused[0])
-        worst["heatmap"] = max(worst["heatmap"], float(np.abs(got[one["picture_heatmap"]] - heatmap).max()))
+        worst["heatmap"] = max(worst["heatmap"], float(np.abs(computed[one["picture_heatmap"]] - heatmap).max()))
         if resized is not None:
-            rows = got[resized][0] if entry["layout"] == "NHWC" else got[resized][0].transpose(1, 2, 0)
+            rows = computed[resized][0] if entry["layout"] == "NHWC" else computed[resized][0].transpose(1, 2, 0)
             equal = min(equal, float((np.abs(rows - spec.transform(picture)[0]) <= 1).mean()))
     figures = {**worst, "equal_pixels": equal}
     detail = (

@@ -53,10 +53,10 @@ def require_wrappable(manifest: Manifest) -> image.Preprocess:
             f"the model takes {rows} pictures at a time, and a file of pixels one; export it without pixels"
         )
     size = Layout.of(entry).size(entry["shape"])
-    made = spec.output_size or ("height", "width")
-    if any(isinstance(side, int) and side != other for side, other in zip(size, made, strict=True)):
+    output_size = spec.output_size or ("height", "width")
+    if any(isinstance(side, int) and side != other for side, other in zip(size, output_size, strict=True)):
         raise PreprocessError(
-            f"the preprocessing makes inputs of {' x '.join(map(str, made))} (height x width) from a picture, and the "
+            f"the preprocessing makes inputs of {' x '.join(map(str, output_size))} (height x width), and the "
             f"model takes {' x '.join(map(str, size))}; add a resize or crop of that size"
         )
     for layer in manifest["layers"]:
@@ -141,8 +141,8 @@ def pixels_info(name: str) -> onnx.ValueInfoProto:
 
 def _name(op: Builder, name: str) -> str:
     """A name, or one that begins with `onnxcam.` where the model has it already."""
-    taken = op.unique(name)
-    return taken if taken == name else op.unique(f"onnxcam.{name}")
+    free = op.unique(name)
+    return free if free == name else op.unique(f"onnxcam.{name}")
 
 
 def _predict(op: Builder, manifest: Manifest, names: dict[str, str]) -> None:
@@ -160,8 +160,8 @@ def _predict(op: Builder, manifest: Manifest, names: dict[str, str]) -> None:
         best = op.Squeeze(op.Cast(op.Greater(scores, 0.0), to=_INT64), [1])
     else:
         best = op.ArgMax(scores, axis=1, keepdims=0)
-    given = op.Slice(target["name"], [0], [1])
-    op.Where(op.Less(given, 0), best, given, name=names[TARGET_CLASS])
+    first = op.Slice(target["name"], [0], [1])
+    op.Where(op.Less(first, 0), best, first, name=names[TARGET_CLASS])
 
 
 def unwrap(model: onnx.ModelProto) -> dict[str, Any] | None:

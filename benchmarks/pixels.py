@@ -93,7 +93,7 @@ def measure(paths: tuple[Path, Path], rounds: int) -> tuple[list[float], list[fl
     pixels = resize(image.load(models.path("coffee.png")).pixels, SIZE, "bicubic")
     _, tensor, _ = onnxcam.Explainer(str(paths[0])).prepare(pixels)
     target = np.array([-1], np.int64)
-    feeds = {"input": tensor, "target": target}, {"pixels": pixels, "target": target}
+    feeds: list[dict[str, Any]] = [{"input": tensor, "target": target}, {"pixels": pixels, "target": target}]
     runs = [runner(open_session(str(path), CPU), feed) for path, feed in zip(paths, feeds, strict=True)]
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(-3, rounds):

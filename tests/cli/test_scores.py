@@ -23,7 +23,10 @@ COMMANDS = {
     "export": ("-o", "{out}.onnx", "--no-verify"),
     "explain": ("{photo}", "-o", "{out}", "--preprocess", "0..1"),
     "evaluate": ("{photo}", "--method", "gradcam", "--metric", "average_drop", "--preprocess", "0..1"),
+    "triton": ("-o", "{out}"),
 }
+# the same of commands that stay, or need a file from elsewhere
+STAYING = {"serve": ("--preprocess", "0..1", "--port", "0"), "page": ("-o", "{out}", "--preprocess", "0..1")}
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def test_every_command_that_opens_a_plain_file_has_both_options() -> None:
         command = main.get_command(context, name)
         assert command is not None
         options = {option for parameter in command.params for option in parameter.opts}
-        assert ({"--scores", "--kind"} <= options) is (name in COMMANDS), name
+        assert ({"--scores", "--kind"} <= options) is (name in COMMANDS or name in STAYING), name
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -54,6 +57,17 @@ def test_several_candidates_are_refused_with_an_option_that_the_command_has(
     result = run(command, model, *rest, "--scores", "logits", "--kind", "probabilities")
     assert result.code == 3 and "contradicts the file" in result.sentence
     assert run(command, model, *rest, "--kind", "guess").code == 2
+
+
+@pytest.mark.parametrize("command", STAYING)
+def test_they_are_refused_before_a_page_is_written_or_served(command: str, run: Run, tmp_path: Path) -> None:
+    rest = [part.format(out=tmp_path / "out") for part in STAYING[command]]
+    model = CASES / "logits_and_embedding.onnx"
+    result = run(command, model, *rest)
+    assert result.code == 3 and "--scores NAME" in result.sentence
+    result = run(command, model, *rest, "--scores", "logits", "--kind", "probabilities")
+    assert result.code == 3 and "contradicts the file" in result.sentence
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_quantity_is_shown_as_its_value(run: Run, square: Path, tmp_path: Path) -> None:

@@ -475,9 +475,6 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
         load("torchvision:squeezenet1_1")
 
 
-# -- as a program -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_main_exports_and_tells_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "m.onnx"

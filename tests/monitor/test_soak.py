@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.monitor import samples, soak
-from tests.monitor.soak import Event, Files, schedule
+from tests.monitor import samples, soak_schedule
+from tests.monitor.soak_files import Files
+from tests.monitor.soak_schedule import Event, schedule
 
 ROOT = Path(__file__).parent.parent.parent
 SERVERS = pytest.mark.skipif(not hasattr(os, "fork"), reason="servers are sent POSIX signals")
@@ -38,20 +39,20 @@ def test_servers_under_everything_at_once(tmp_path: Path, seconds: int, servers:
     assert rows["explained"] > 2 * servers and rows["predictions"] > 100 * servers and rows["raised"] > servers
     assert summary["lives"] > servers, "servers were ended and began again"
     assert {"look", "predict", "close"} <= {kind for kind, count in happened.items() if count}
-    assert sum(happened[kind] for kind in soak.FOLDERS) > 1
+    assert sum(happened[kind] for kind in soak_schedule.FOLDERS) > 1
 
 
 def test_the_schedule_follows_from_the_seed() -> None:
     events = schedule(7, 10.0, 3)
     assert events == schedule(7, 10.0, 3) != schedule(8, 10.0, 3)
     assert events == sorted(events, key=lambda event: event.at) and all(0 <= event.at < 10 for event in events)
-    assert {(e.server, e.kind) for e in events} == {(n, kind) for n in range(3) for kind in soak.SERVERS} | {
-        (None, kind) for kind in soak.FOLDERS
+    assert {(e.server, e.kind) for e in events} == {(n, kind) for n in range(3) for kind in soak_schedule.SERVERS} | {
+        (None, kind) for kind in soak_schedule.FOLDERS
     }
     assert isinstance(events[0], Event)
 
 
-@pytest.mark.parametrize("kind", sorted(set(soak.FOLDERS) - {"full", "in the way"}))
+@pytest.mark.parametrize("kind", sorted(set(soak_schedule.FOLDERS) - {"full", "in the way"}))
 def test_the_audit_tells_destroyed_from_lost(tmp_path: Path, kind: str) -> None:
     """A writer that notices nothing goes on in the file it has; what it wrote afterwards is lost and found out."""
     root, archive = tmp_path / "cam", tmp_path / "archive"

@@ -16,7 +16,7 @@ from onnxcam.autodiff.passes import silu
 from onnxcam.autodiff.passes.blocked_layout import blocked
 from onnxcam.autodiff.passes.expansions import remove_expansions
 from onnxcam.autodiff.registry import Entry, Node
-from onnxcam.autodiff.unreached import unreached
+from onnxcam.autodiff.unreached import NO_GRADIENT, unreached
 from onnxcam.errors import ModelError, UnsupportedOperator
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.operators import Trait, having
@@ -126,7 +126,7 @@ def sweep(
     for name in wrt:
         dx = settle(name)
         if dx is None:
-            raise unreached(graph, name, of)
+            raise unreached(graph, name, of, NO_GRADIENT)
         gradients.append(dx)
     remove_expansions(op, first, sums, gradients)
     return gradients

@@ -7,16 +7,18 @@ from onnxcam.errors import ModelError
 from onnxcam.graph.view import Graph
 
 _OURS = "onnxcam/"  # prefix of the values that are added to a file
+_NO_PATH = "no differentiable path leads from one to the other"
+NO_GRADIENT = "the operators between them pass no gradient on"
 
 
-def unreached(graph: Graph, wrt: str, of: str) -> ModelError:
+def unreached(graph: Graph, wrt: str, of: str, why: str = _NO_PATH) -> ModelError:
     """The error for a value `wrt` that passes no gradient on to `of`.
 
     Where operators between them are constant almost everywhere (Hardmax, OneHot of an ArgMax, Ceil, a comparison), the
     first is named, with the last value before it that has a gradient.
     """
     target = _of_file(graph, of)
-    text = f"{wrt!r} does not reach {target!r}: no differentiable path leads from one to the other"
+    text = f"{wrt!r} does not reach {target!r}: {why}"
     reached = graph.downstream([wrt])
     between = [node for node in graph.upstream([of])[0] if reached.intersection(node.input)]
     smooth = {wrt}

@@ -21,9 +21,9 @@ def test_check_says_what_is_right_and_what_is_not(path: Path) -> None:
             gradients.check(path, samples=2)
         return
     report = gradients.check(path, samples=2)
-    if path.stem == "five_crops":  # its rows are crops, which have no one place on the picture
-        assert [name.split()[0] for name in report.failed] == ["place"]
+    assert not report.failed
+    if path.stem == "five_crops":  # its rows are crops, drawn where the graph says
+        assert any(f.name.startswith("place") and f.status == "unsure" for f in report.findings)
         assert any(f.status == "unsure" and "10 rows for 2 pictures" in f.detail for f in report.findings)
     else:
-        assert not report.failed
         assert any(f.name.startswith("gradients") and f.status == "ok" for f in report.findings)

@@ -64,8 +64,10 @@ def answer(
     content["target"] = {
         "class_name": explanation.label,
         "class_index": explanation.target,
-        "confidence": None if explanation.numeric else explanation.probability,
+        "confidence": explanation.probability,
     }
+    if explanation.numeric:  # the quantity of a regression
+        content["target"] |= {"confidence": None, "value": explanation.probability}
     content["statistics"] = explanation.statistics
     content["visible"] = boxes(explanation.visible, explanation.picture)
     content["warnings"] = list(explanation.warnings)

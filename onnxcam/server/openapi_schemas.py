@@ -163,7 +163,7 @@ def _predictions() -> dict[str, Schema]:
             {"rank": {"type": "integer", "minimum": 1}, **one_class, "value": _NUMBER},
             ("rank", *one_class),
         ),
-        "ExplainedClass": _object(one_class),
+        "ExplainedClass": _object({**one_class, "value": _NUMBER}, tuple(one_class)),
         "Statistics": _object(statistics),
         "Rectangle": _object({name: {"type": "integer", "minimum": 0} for name in ("x0", "y0", "x1", "y1")}),
         "V1Prediction": _object({

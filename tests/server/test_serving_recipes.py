@@ -108,6 +108,7 @@ def test_fastapi_app(tmp_path: Path, explainer: Explainer) -> None:
         check_mounted(f"{address}/cam", explainer)
 
 
+@pytest.mark.soak  # their environments take a minute each to install
 def test_bentoml_service(tmp_path: Path, sources: dict[str, str], explainer: Explainer) -> None:
     python, port = environments.environment("bentoml"), free_port()
     address = f"http://127.0.0.1:{port}"
@@ -118,6 +119,7 @@ def test_bentoml_service(tmp_path: Path, sources: dict[str, str], explainer: Exp
         assert post(f"{address}/names", {}) == (200, ["lite0"])
 
 
+@pytest.mark.soak
 def test_litserve_api(tmp_path: Path, sources: dict[str, str], explainer: Explainer) -> None:
     python, port = environments.environment("litserve"), free_port()
     address = f"http://127.0.0.1:{port}"
@@ -131,6 +133,7 @@ def test_litserve_api(tmp_path: Path, sources: dict[str, str], explainer: Explai
         assert post(f"{address}/predict", {"image": "YWJj"})[0] == 422
 
 
+@pytest.mark.soak
 def test_kserve_model(tmp_path: Path, sources: dict[str, str], explainer: Explainer) -> None:
     python, port = environments.environment("kserve"), free_port()
     address = f"http://127.0.0.1:{port}"

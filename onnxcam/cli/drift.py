@@ -1,8 +1,7 @@
-"""`onnxcam monitor baseline`, `drift` and `report`: make a baseline, compare records with it, write a report."""
+"""`onnxcam monitor drift` and `report`: compare records with a baseline, write a report."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -67,76 +66,6 @@ def rate_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="RATE",
         help="Probability that a window without any change is reported as drift.",
     )(command)
-
-
-@click.command(
-    "baseline",
-    context_settings=options.CONTEXT,
-    epilog="""\
-\b
-Examples:
-  onnxcam monitor baseline /var/log/cam -o baseline.json
-  onnxcam monitor baseline /var/log/cam -o baseline.json --since 2026-11-01 --until 2026-11-15
-""",
-)
-@folder_argument
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The file to write."
-)
-@span_options
-@click.option(
-    "--rows",
-    type=click.IntRange(500, 20000),
-    default=4000,
-    show_default=True,
-    help="Records stored in FILE, drawn at random.",
-)
-@options.seed_option
-@options.json_option
-def baseline(
-    folder: Path,
-    output: Path,
-    since: datetime | None,
-    until: datetime | None,
-    rows: int,
-    seed: int,
-    as_json: bool,
-) -> None:
-    """Make a baseline of normal records.
-
-    The baseline is a random sample of the records of a normal period: take whole days or weeks, so that it includes
-    daily and weekly variation. Only records of the most frequent model, condition, method and layer are used; at least
-    500 are needed. The file contains numbers and small maps, no pictures.
-    """
-    from onnxcam.files import write_bytes
-    from onnxcam.monitor import baseline as baselines
-    from onnxcam.monitor import reading
-
-    scan = reading.Scan()
-    document, notes = baselines.build(reading.records(folder, reading.Query(since, until), scan), rows=rows, seed=seed)
-    data = json.dumps(document, separators=(",", ":")).encode() + b"\n"
-    write_bytes(output, data)
-    stored = baselines.parse(document, baselines.identify(data))
-    notes = [*scan.notes(), *notes]
-    classes = [stored.label(index) for index in stored.classes]
-    result = {
-        "output": str(output),
-        "identity": stored.identity,
-        "records": stored.records,
-        "rows": len(stored.rows),
-        "since": stored.since,
-        "until": stored.until,
-        "classes": classes,
-        "notes": notes,
-    }
-    if as_json:
-        options.print_json(result)
-        return
-    terminal.echo(
-        f"{output}: {stored.records:,} records from {stored.since} to {stored.until}, {len(stored.rows):,} stored"
-    )
-    terminal.echo(f"classes with a mean map: {', '.join(classes) or 'none, all classes are compared together'}")
-    print_notes(notes)
 
 
 @click.command(

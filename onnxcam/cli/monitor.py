@@ -25,7 +25,7 @@ COMMANDS = {
     "query": ("onnxcam.cli.monitor:query", "Print matching records."),
     "stats": ("onnxcam.cli.monitor:stats", "Count the rows seen, explained and dropped, and the records."),
     "prune": ("onnxcam.cli.monitor:prune", "Remove the oldest records, and unreferenced pictures."),
-    "baseline": ("onnxcam.cli.drift:baseline", "Make a baseline of normal records."),
+    "baseline": ("onnxcam.cli.baseline:baseline", "Make a baseline of normal records, or merge some."),
     "drift": ("onnxcam.cli.drift:drift", "Compare the newest records with a baseline."),
     "report": ("onnxcam.cli.drift:report", "Write a report as one HTML page."),
     "schema": ("onnxcam.cli.monitor:schema", "Print the JSON Schema of a record."),

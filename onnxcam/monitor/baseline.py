@@ -1,156 +1,41 @@
-"""Baselines: a sample of normal records in one file, with which windows and single records are compared."""
+"""Baselines: a sample of normal records in one file, with which windows and single records are compared.
+
+Baselines of parts of a period merge into that of the whole: their samples are bottom-k sketches.
+"""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import zlib
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from onnxcam.documents import DocumentError, inflate, parse_json
+from onnxcam.documents import DocumentError, parse_json
 from onnxcam.errors import InputError, SettingError
 from onnxcam.files import FileError, read_bytes
+from onnxcam.monitor.baseline_rows import StoredRows, check_numbers, column, energy_of, labels_of
+from onnxcam.monitor.normal import Baseline
 from onnxcam.monitor.schema import Record
-from onnxcam.monitor.table import FIELDS, GRID, LARGEST, Configuration, Rows, shares_of
+from onnxcam.monitor.sketch import LARGEST_KEY, Part, Sketch, key_of, union
+from onnxcam.monitor.table import FIELDS, Configuration, Rows
 from onnxcam.monitor.timestamps import seconds
 
+T = TypeVar("T")
 FORMAT = 1
 FEWEST = 500  # records: with fewer, drift statistics say more about chance than about the model
 ROWS = 4000  # records in the file
+SEED = 1234
 MOST = 20000  # rows that a file may have
 _FILE = 16 << 20  # bytes of a file
 _MEMORY = 60 << 20  # bytes that its JSON may take
 _CONFIGURATIONS = 8  # of which samples are drawn at a time
-_CHUNK = 500
-CLASSES = 10  # the most frequent classes, which get mean maps of their own
-PER_CLASS = 40  # records that such a class needs
-
-
-@dataclass(frozen=True, eq=False)
-class Baseline:
-    """A sample of normal records.
-
-    Attributes:
-        identity: the first characters of the file's sha256, which records refer to.
-        configuration: the model, condition, method and layer of the records.
-        rows: the sample, at most ROWS records.
-        labels: names of the classes in the sample.
-        since, until: times of the first and of the last record.
-        records: how many records the sample was drawn from.
-        name: the model's name.
-    """
-
-    identity: str
-    configuration: Configuration
-    rows: Rows
-    labels: dict[int, str] = field(repr=False)
-    since: str
-    until: str
-    records: int
-    name: str | None = None
-
-    @cached_property
-    def grid(self) -> tuple[int, int]:
-        """The shape of the maps."""
-        _, height, width = self.rows.maps.shape
-        return height, width
-
-    @cached_property
-    def mapped(self) -> np.ndarray:
-        """bool `[n]`: the rows with a map."""
-        return self.rows.mapped
-
-    @cached_property
-    def classes(self) -> list[int]:
-        """The most frequent classes with enough maps for a mean of their own, by index."""
-        counts = Counter(self.rows.target[self.mapped].tolist())
-        return sorted(c for c, n in counts.most_common(CLASSES) if n >= PER_CLASS and c >= 0)
-
-    def label(self, index: int) -> str:
-        """Return a class's name, with its index if other classes have the same name."""
-        name = self.labels.get(index, str(index))
-        return name if list(self.labels.values()).count(name) < 2 else f"{name} ({index})"
-
-    @cached_property
-    def scale(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weighted mean and standard deviation of each field; NaN for one that no record has."""
-        valid = np.isfinite(self.rows.values)
-        weights = np.where(valid, self.rows.weights[:, None], 0.0)
-        total = weights.sum(0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = (weights * np.nan_to_num(self.rows.values)).sum(0) / total
-            spread = np.sqrt((weights * np.nan_to_num(self.rows.values - mean) ** 2).sum(0) / total)
-        return mean, spread
-
-    @cached_property
-    def mean_maps(self) -> dict[int | None, np.ndarray]:
-        """Weighted mean energy `[h, w]` of each of `classes`, and under None that of all records."""
-        maps = {index: mean_map(self.rows, index) for index in (None, *self.classes)}
-        return {index: mean for index, mean in maps.items() if mean is not None}
-
-    @cached_property
-    def _map_distances(self) -> dict[int | None, np.ndarray]:
-        """Sorted distances of the sample's maps from their mean, by class."""
-        distances = {}
-        for index, mean in self.mean_maps.items():
-            of_class = self.mapped if index is None else self.mapped & (self.rows.target == index)
-            distances[index] = np.sort(np.abs(self.rows.maps[of_class] - mean).sum((1, 2)) / 2)
-        return distances
-
-    def is_later(self, record: Record) -> bool:
-        """Return whether a record can be compared with the baseline and is not of its own time."""
-        inside = self.since <= record["ts"] <= self.until
-        return not inside and Configuration.of(record) == self.configuration
-
-    def distances(self, record: Record) -> dict[str, Any]:
-        """Measure how far one record is from the baseline.
-
-        Returns:
-            `baseline`: the identity of the baseline.
-            `comparable`: False for a record of another model, condition, method or layer; the rest is None then.
-            `attention`: root mean square of the deviations of the map's statistics, in standard deviations.
-            `furthest`: the field that deviates most, of the prediction or the map, and `deviation`, by how many
-            standard deviations (signed).
-            `map`: the share of the energy that lies elsewhere than in the class's mean map (or the mean of all, if the
-            baseline has too few records of the class), 0 to 1.
-            `rank`: the share of the baseline's own records whose map is nearer to that mean.
-        """
-        result: dict[str, Any] = {
-            "baseline": self.identity,
-            "comparable": Configuration.of(record) == self.configuration,
-        }
-        result |= dict.fromkeys(("attention", "furthest", "deviation", "map", "rank"))
-        if not result["comparable"]:
-            return result
-        row = Rows.of([record], self.grid)
-        mean, spread = self.scale
-        names = list(FIELDS)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            deviations = (row.values[0] - mean) / np.maximum(spread, 1e-3)
-        present = np.isfinite(deviations)
-        if present.any():
-            furthest = int(np.argmax(np.where(present, np.abs(deviations), -1.0)))
-            result |= {"furthest": names[furthest], "deviation": round(float(deviations[furthest]), 4)}
-            of_map = deviations[present & np.array([name.startswith("attention.") for name in names])]
-            if of_map.size:
-                result["attention"] = round(float(np.sqrt((of_map**2).mean())), 4)
-        index = int(row.target[0]) if int(row.target[0]) in self.mean_maps else None
-        if row.mapped[0] and index in self.mean_maps:
-            distance = float(np.abs(row.maps[0] - self.mean_maps[index]).sum() / 2)
-            distances = self._map_distances[index]
-            rank = float(np.searchsorted(distances, distance) / len(distances))
-            result |= {"map": round(distance, 4), "rank": round(rank, 4)}
-        return result
 
 
 def distances(baseline: Baseline, record: Record) -> dict[str, Any]:
@@ -164,10 +49,7 @@ def check(baseline: Baseline, configuration: Configuration) -> None:
     Raises:
         SettingError: it is of another model, condition, method or layer.
     """
-    pairs = (
-        (f.name, getattr(baseline.configuration, f.name), getattr(configuration, f.name)) for f in fields(Configuration)
-    )
-    differ = [f"{name} {ours!r} instead of {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
+    differ = _differences(baseline.configuration, configuration)
     if differ:
         raise SettingError(
             f"the baseline is not of what this monitor records: it has {'; '.join(differ)} (the sha256 of its file "
@@ -175,66 +57,198 @@ def check(baseline: Baseline, configuration: Configuration) -> None:
         )
 
 
-def build(records: Iterable[Record], *, rows: int = ROWS, seed: int = 1234) -> tuple[dict[str, Any], list[str]]:
+def _differences(ours: Configuration, theirs: Configuration) -> list[str]:
+    """What differs between two configurations, one clause each."""
+    pairs = ((one.name, getattr(ours, one.name), getattr(theirs, one.name)) for one in fields(Configuration))
+    return [f"{name} {own!r} instead of {other!r}" for name, own, other in pairs if own != other]
+
+
+def build(
+    records: Iterable[Record], *, rows: int = ROWS, seed: int = SEED, fewest: int = FEWEST
+) -> tuple[dict[str, Any], list[str]]:
     """Build a baseline as JSON, and sentences about what was skipped.
+
+    The sample is a bottom-k sketch by the records' ids, so that baselines of the parts of a period `merge` into the one
+    of the whole period.
 
     Arguments:
         records: of a normal period. Only those of the most frequent model, condition, method and layer are used.
         rows: how many records are stored, drawn at random.
         seed: fixes the draw.
+        fewest: records that are needed; with less than 500 it is of use for merging alone.
 
     Raises:
-        InputError: fewer than 500 records of one kind.
+        InputError: fewer records of one kind.
     """
-    reservoir = _Reservoir(rows, seed)
+    samples = _Samples(rows, seed)
     for record in records:
-        reservoir.add(record)
-    if not reservoir.counts:
-        raise InputError(f"there are no records here; a baseline needs {FEWEST}")
-    configuration, count = reservoir.counts.most_common(1)[0]
-    if count < FEWEST:
+        samples.add(record)
+    if not samples.counts:
+        raise InputError(f"there are no records here; a baseline needs {fewest}")
+    configuration, count = samples.counts.most_common(1)[0]
+    if count < fewest:
         raise InputError(
-            f"there are {count} records of one model, condition, method and layer; a baseline needs {FEWEST}: "
+            f"there are {count} records of one model, condition, method and layer; a baseline needs {fewest}: "
             "take a longer time, or raise the monitor's baseline_sample"
         )
-    others = reservoir.counts.total() - count
+    others = samples.counts.total() - count
     notes = [f"{others} records of another model, condition, method or layer were skipped"] if others else []
-    lines = sorted(reservoir.rows[configuration], key=_time)
-    table, labels = _tabulate(lines)
-    mapped = table.mapped
-    unmapped = int((~mapped & ~table.zero).sum())
-    if unmapped:
-        notes.append(f"{unmapped} records have no map of the shape {list(table.maps.shape[1:])}")
-    # fractions of the largest cell in 16 bits: the rounding error is far below the variation between pictures
-    top = np.where(mapped, np.nan_to_num(table.maps).max((1, 2)), 1.0)
-    cells = np.round(np.nan_to_num(table.maps) / top[:, None, None] * 65535).astype("<u2")
-    first, last = reservoir.span[configuration]
-    document = {
+    if configuration in samples.restarted:
+        notes.append(
+            f"records of more than {_CONFIGURATIONS} models, conditions, methods and layers lie here: the sample lacks "
+            "the first records of its own; give --since"
+        )
+    values = samples.sketches[configuration].values
+    keys = sorted(values)
+    lines = [values[key].line for key in keys]
+    times = np.array([values[key].microseconds for key in keys], np.int64)
+    stored = StoredRows.of(lines, np.array(keys, np.uint64), times)
+    first, last = samples.span[configuration]
+    head = _Head(
+        (json.loads(lines[0]).get("model") or {}).get("name"), configuration, count, first, last, labels_of(lines)
+    )
+    return _document(head, stored, rows, seed), notes + _unmapped(stored)
+
+
+def merge(
+    documents: Sequence[dict[str, Any]], *, rows: int | None = None, fewest: int = FEWEST
+) -> tuple[dict[str, Any], list[str]]:
+    """Merge baselines of parts of a period, in any order, into the one that `build` makes of the whole period.
+
+    Arguments:
+        documents: as `build` returns or `read` reads them.
+        rows: how many records are stored at most; by default the largest number of the parts.
+        fewest: as of `build`.
+
+    Returns:
+        the baseline as JSON, and sentences about what is doubtful.
+
+    Raises:
+        InputError: too few records, a part without the keys of its sample, parts with different seeds, or of different
+            models, conditions, methods or layers.
+    """
+    parts = [_Merged.of(document) for document in documents]
+    _check_alike(parts)
+    size = max(part.size for part in parts) if rows is None else rows
+    places, repeated = union([Part(part.stored.keys, part.size) for part in parts], size)
+    stored = StoredRows.join([part.stored for part in parts]).take(places)
+    if len(stored) < fewest:
+        raise InputError(
+            f"there are {len(stored)} records in these {len(parts)} baselines; a baseline needs {fewest}: add more"
+        )
+    # of each class the label of its smallest key, as `build` has it
+    ordered = sorted(parts, key=lambda part: int(part.stored.keys.min(initial=LARGEST_KEY)))
+    labels: dict[int, str] = {}
+    present = set(np.concatenate(list(stored.classes.values())).tolist())
+    for index in sorted(present):
+        named = [part for part in ordered if index in part.head.labels]
+        if named:
+            labels[index] = min(named, key=lambda part: part.first_key(index)).head.labels[index]
+    head = _Head(
+        ordered[0].head.name,
+        ordered[0].head.configuration,
+        sum(part.head.records for part in parts),
+        min(part.head.since for part in parts),
+        max(part.head.until for part in parts),
+        labels,
+    )
+    notes = _unmapped(stored)
+    if repeated:
+        notes.append(f"{repeated} sampled records are in several of the baselines: their parts overlap")
+    return _document(head, stored, size, parts[0].seed), notes
+
+
+class _Head(NamedTuple):
+    """What a baseline says beside its rows."""
+
+    name: str | None
+    configuration: Configuration
+    records: int
+    since: str
+    until: str
+    labels: dict[int, str]
+
+
+class _Merged(NamedTuple):
+    """A baseline that is to be merged."""
+
+    head: _Head
+    stored: StoredRows
+    size: int
+    seed: int
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> _Merged:
+        if "sample" not in document:
+            raise InputError(
+                f"a baseline of {document['since']} to {document['until']} was made by an older release, without the "
+                "keys that merging needs; make it again with `onnxcam monitor baseline DIR -o FILE`"
+            )
+        baseline = parse(document, fewest=0)
+        sample = document["sample"]
+        stored = StoredRows.from_json(document["rows"], sample)
+        for name in ("rows", "seed"):
+            if type(sample[name]) is not int or sample[name] < 0:
+                raise ValueError(f"{name} of the sample is {sample[name]!r:.40}, expected a whole number")
+        if len(stored) > sample["rows"] or sample["rows"] > MOST:
+            raise ValueError(f"{len(stored):,} rows of a sample of {sample['rows']:,}")
+        head = _Head(
+            baseline.name,
+            baseline.configuration,
+            baseline.records,
+            baseline.since,
+            baseline.until,
+            baseline.labels,
+        )
+        return cls(head, stored, sample["rows"], sample["seed"])
+
+    def first_key(self, index: int) -> int:
+        """The smallest key of a row of a class."""
+        rows = np.logical_or.reduce([values == index for values in self.stored.classes.values()])
+        return int(self.stored.keys[rows].min(initial=LARGEST_KEY))
+
+
+def _check_alike(parts: Sequence[_Merged]) -> None:
+    """Refuse parts that are not samples of one kind of record.
+
+    Raises:
+        InputError: the message says what differs.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        differ = _differences(first.head.configuration, part.head.configuration)
+        if first.seed != part.seed:
+            differ.append(f"seed {first.seed} instead of {part.seed}")
+        if differ:
+            raise InputError(
+                f"baselines of different records cannot be merged: one has {'; '.join(differ)}; merge those of one "
+                "model, condition, method, layer and --seed"
+            )
+
+
+def _document(head: _Head, stored: StoredRows, size: int, seed: int) -> dict[str, Any]:
+    rows, sample = stored.in_order().to_json()
+    return {
         "format": FORMAT,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {"name": (json.loads(lines[-1]).get("model") or {}).get("name"), "sha256": configuration.model},
-        "when": configuration.when,
-        "method": configuration.method,
-        "layer": configuration.layer,
-        "records": count,
-        "since": first,
-        "until": last,
-        "labels": {str(index): label for index, label in sorted(labels.items())},
-        "rows": {
-            "weights": _floats(table.weights),
-            "low": table.low.astype(int).tolist(),
-            "zero": table.zero.astype(int).tolist(),
-            "predicted": table.predicted.tolist(),
-            "target": table.target.tolist(),
-            "fields": {name: _floats(table.values[:, column]) for column, name in enumerate(FIELDS)},
-            "maps": {
-                "shape": list(table.maps.shape[1:]),
-                "present": mapped.astype(int).tolist(),
-                "uint16": base64.b64encode(zlib.compress(cells.tobytes(), 9)).decode(),
-            },
-        },
+        "model": {"name": head.name, "sha256": head.configuration.model},
+        "when": head.configuration.when,
+        "method": head.configuration.method,
+        "layer": head.configuration.layer,
+        "records": head.records,
+        "since": head.since,
+        "until": head.until,
+        "labels": {str(index): label for index, label in sorted(head.labels.items())},
+        "rows": rows,
+        "sample": {"seed": seed, "rows": size, **sample},
     }
-    return document, notes
+
+
+def _unmapped(stored: StoredRows) -> list[str]:
+    shape = stored.shape
+    present = stored.maps[shape][1] if shape in stored.maps else np.zeros(len(stored), bool)
+    count = int((~present & ~stored.flags["zero"]).sum())
+    return [f"{count} records have no map of the shape {list(shape)}"] if count else []
 
 
 def load(path: str | Path) -> Baseline:
@@ -243,11 +257,36 @@ def load(path: str | Path) -> Baseline:
     Raises:
         InputError: no such file, or not a baseline.
     """
-    try:
-        data = read_bytes(path, _FILE)
+
+    def parsed(data: bytes) -> Baseline:
         return parse(parse_json(data, memory=_MEMORY), identify(data))
+
+    return _read(path, parsed)
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], str]:
+    """Read a baseline that is to be merged as JSON, and its identity; it may have fewer than 500 records.
+
+    Raises:
+        InputError: no such file, not a baseline, or one without the keys of its sample.
+    """
+
+    def checked(data: bytes) -> tuple[dict[str, Any], str]:
+        document = parse_json(data, memory=_MEMORY)
+        _Merged.of(document)
+        return document, identify(data)
+
+    return _read(path, checked)
+
+
+def _read(path: str | Path, parsed: Callable[[bytes], T]) -> T:
+    """Parse a baseline's file; every error becomes an InputError that names it."""
+    try:
+        return parsed(read_bytes(path, _FILE))
     except FileError as error:
         raise InputError(f"the baseline {str(path)!r} {error}") from error
+    except InputError as error:
+        raise InputError(f"{str(path)!r}: {error}") from error
     except DocumentError as error:
         reason = str(error)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -262,7 +301,7 @@ def identify(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def parse(document: dict[str, Any], identity: str = "unsaved") -> Baseline:
+def parse(document: dict[str, Any], identity: str = "unsaved", *, fewest: int = FEWEST) -> Baseline:
     """Parse a baseline from its JSON; its counts and sizes are checked before its maps are decompressed.
 
     Raises:
@@ -272,24 +311,21 @@ def parse(document: dict[str, Any], identity: str = "unsaved") -> Baseline:
         raise ValueError(f"format {document['format']!r}, this release reads {FORMAT}")
     stored = document["rows"]
     count = len(stored["weights"])
-    if not FEWEST <= count <= MOST:
-        raise ValueError(f"{count:,} rows, expected {FEWEST} to {MOST:,}")
-    whole = {name: _column(stored[name], name, count, int) for name in ("low", "zero", "predicted", "target")}
-    whole["present"] = _column(stored["maps"]["present"], "present", count, int)
+    if not fewest <= count <= MOST:
+        raise ValueError(f"{count:,} rows, expected {fewest} to {MOST:,}")
+    whole = {name: column(stored[name], name, count, int) for name in ("low", "zero", "predicted", "target")}
+    whole["present"] = column(stored["maps"]["present"], "present", count, int)
     for name in ("low", "zero", "present"):
         if not np.isin(whole[name], (0, 1)).all():
             raise ValueError(f"{name} is neither 0 nor 1 everywhere")
-    weights = _column(stored["weights"], "weights", count, float)
-    if not ((weights > 0) & (weights <= LARGEST)).all():
-        raise ValueError(f"weights are not all above 0 and at most {LARGEST:g}")
+    weights = column(stored["weights"], "weights", count, float)
     values = np.full((count, len(FIELDS)), np.nan)
     columns = dict(stored["fields"].items())
-    for column, name in enumerate(FIELDS):
+    for place, name in enumerate(FIELDS):
         if name in columns:
-            values[:, column] = _column(columns[name], name, count, float, optional=True)
-            if not (np.isnan(values[:, column]) | (np.abs(values[:, column]) <= LARGEST)).all():
-                raise ValueError(f"{name} has numbers beyond {LARGEST:g}")
-    energy = _maps(stored["maps"], count)
+            values[:, place] = column(columns[name], name, count, float, optional=True)
+    check_numbers(weights, values)
+    energy = energy_of(stored["maps"], count)
     energy[whole["present"] == 0] = np.nan
     rows = Rows(
         values,
@@ -319,104 +355,43 @@ def parse(document: dict[str, Any], identity: str = "unsaved") -> Baseline:
     )
 
 
-def _column(stored: Any, name: str, count: int, kind: type, optional: bool = False) -> np.ndarray:
-    """Check a list of numbers, and return it as int64 or float64; with `optional`, NaN for null."""
-    if not isinstance(stored, list) or len(stored) != count:
-        raise ValueError(f"{name} is not a list of {count:,} numbers, one per row")
-    kinds = {int} if kind is int else {int, float}
-    if not set(map(type, stored)) <= kinds | ({NoneType} if optional else set()):
-        raise ValueError(f"{name} has something else than numbers")
-    return np.array([np.nan if value is None else value for value in stored], np.int64 if kind is int else np.float64)
+class _Sampled(NamedTuple):
+    """A record of a sample, as text: a fraction of the size of the parsed one."""
+
+    line: str
+    microseconds: int
 
 
-def _maps(stored: Any, count: int) -> np.ndarray:
-    """Decompress the maps, as shares that add up to 1, float64 `[count, h, w]`."""
-    height, width = stored["shape"]
-    if not all(type(side) is int and 1 <= side <= GRID for side in (height, width)):
-        raise ValueError(f"maps of shape {stored['shape']!r:.40}, expected at most {GRID} x {GRID}")
-    size = count * height * width * 2
-    data = inflate(base64.b64decode(stored["uint16"], validate=True), size)
-    if len(data) != size:
-        raise ValueError(f"maps of {len(data):,} bytes, expected {size:,}")
-    energy = np.frombuffer(data, "<u2").reshape(count, height, width).astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        energy /= energy.sum((1, 2), keepdims=True)
-    return energy
+class _Samples:
+    """Sketches of the records of each configuration, in one pass and bounded memory.
 
-
-def mean_map(rows: Rows, target: int | None = None) -> np.ndarray | None:
-    """Return the weighted mean energy `[h, w]` of one explained class or of all rows; None without a map."""
-    mask = rows.mapped
-    if target is not None:
-        mask = mask & (rows.target == target)
-    if not mask.any():
-        return None
-    weights = rows.weights[mask]
-    return np.asarray(np.tensordot(weights / weights.sum(), rows.maps[mask].astype(float), 1))
-
-
-class _Reservoir:
-    """Reservoir sampling: a uniform sample of the records of each configuration, in one pass and bounded memory.
-
-    Records are held as text, a fraction of the size of the parsed ones. The samples of the rarest configurations are
-    dropped where there are many, and begun again.
+    The sketches of the rarest configurations are dropped where there are many, and begun again.
     """
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
-        self.rng = np.random.default_rng(seed)
+        self.seed = seed
         self.counts: Counter[Configuration] = Counter()
-        self.rows: dict[Configuration, list[str]] = {}
+        self.sketches: dict[Configuration, Sketch[_Sampled]] = {}
         self.span: dict[Configuration, tuple[str, str]] = {}
+        self.restarted: set[Configuration] = set()
 
     def add(self, record: Record) -> None:
         configuration = Configuration.of(record)
         self.counts[configuration] += 1
         first, last = self.span.get(configuration, (record["ts"], record["ts"]))
         self.span[configuration] = (min(first, record["ts"]), max(last, record["ts"]))
-        if configuration not in self.rows and len(self.rows) == _CONFIGURATIONS:
-            del self.rows[min(self.rows, key=self.counts.__getitem__)]
-        rows = self.rows.setdefault(configuration, [])
-        if len(rows) < self.size:
-            rows.append(_compact(record))
-        else:
-            place = int(self.rng.integers(self.counts[configuration]))
-            if place < self.size:
-                rows[place] = _compact(record)
+        if configuration not in self.sketches:
+            if self.counts[configuration] > 1:
+                self.restarted.add(configuration)
+            if len(self.sketches) == _CONFIGURATIONS:
+                del self.sketches[min(self.sketches, key=self.counts.__getitem__)]
+            self.sketches[configuration] = Sketch(self.size)
+        key = key_of(str(record.get("id")), self.seed)
+        self.sketches[configuration].add(key, lambda: _Sampled(_compact(record), round(seconds(record["ts"]) * 1e6)))
 
 
 def _compact(record: Record) -> str:
-    """Return what a baseline needs of a record, its time first."""
-    needed = ("ts", "model", "trigger", "prediction", "attention", "map")
+    """Return what a baseline needs of a record."""
+    needed = ("model", "trigger", "prediction", "attention", "map")
     return json.dumps({name: record[name] for name in needed if name in record}, separators=(",", ":"))
-
-
-def _time(line: str) -> str:
-    return line[:40]
-
-
-def _tabulate(lines: list[str]) -> tuple[Rows, dict[int, str]]:
-    """Return the table of the sample and the names of its classes, parsing few records at a time."""
-    parts: list[Rows] = []
-    labels: dict[int, str] = {}
-    grid = next((m.shape for m in (shares_of(json.loads(line).get("map")) for line in lines) if m is not None), (1, 1))
-    for begin in range(0, len(lines), _CHUNK):
-        records = [json.loads(line) for line in lines[begin : begin + _CHUNK]]
-        parts.append(Rows.of(records, grid))
-        for index, label in _labels(records).items():
-            labels.setdefault(index, label)
-    return Rows.join(parts), labels
-
-
-def _labels(records: Iterable[Record]) -> dict[int, str]:
-    labels: dict[int, str] = {}
-    for record in records:
-        prediction = record.get("prediction") or {}
-        for entry in (*(prediction.get("top") or [])[:1], prediction.get("target") or {}):
-            if isinstance(entry.get("index"), int) and entry.get("label") is not None:
-                labels.setdefault(entry["index"], str(entry["label"]))
-    return labels
-
-
-def _floats(values: np.ndarray) -> list[float | None]:
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values.tolist()]

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import InputError
-from onnxcam.monitor.baseline import FEWEST, Baseline
+from onnxcam.monitor.baseline import FEWEST
 from onnxcam.monitor.drift_statistics import Family
+from onnxcam.monitor.normal import Baseline
 from onnxcam.monitor.schema import Record
 from onnxcam.monitor.spool import Spool
 from onnxcam.monitor.table import Configuration, Rows

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.monitor.baseline import Baseline
+from onnxcam.monitor.normal import Baseline
 from onnxcam.monitor.table import FIELDS, Rows
 
 _STEPS = 32  # bins of a field's values

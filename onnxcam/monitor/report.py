@@ -11,7 +11,7 @@ from datetime import datetime
 
 import numpy as np
 
-from onnxcam.monitor.baseline import Baseline
+from onnxcam.monitor.normal import Baseline
 from onnxcam.monitor.schema import Record
 from onnxcam.monitor.table import Configuration, Rows
 from onnxcam.monitor.timestamps import from_seconds, seconds

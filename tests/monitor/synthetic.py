@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.monitor.baseline import Baseline
+from onnxcam.monitor.normal import Baseline
 from onnxcam.monitor.table import FIELDS, Configuration, Rows
 
 START = datetime(2026, 11, 2, tzinfo=UTC)

@@ -15,6 +15,7 @@ import pytest
 from onnxcam import image
 from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import drift, page
+from onnxcam.monitor.normal import Baseline
 from onnxcam.monitor.report import Report, weighted_quantiles
 from onnxcam.monitor.table import Rows
 from tests.monitor import synthetic
@@ -55,11 +56,11 @@ class Checker(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def normal() -> baselines.Baseline:
+def normal() -> Baseline:
     return baselines.parse(baselines.build([synthetic.record(n) for n in range(700)])[0])
 
 
-def test_the_numbers_are_those_of_the_records(normal: baselines.Baseline) -> None:
+def test_the_numbers_are_those_of_the_records(normal: Baseline) -> None:
     held = [synthetic.record(n) for n in range(1000, 2200)]
     report = Report.of(held, normal, top=5)
     low = [r for r in held if r["prediction"]["confidence"] < 0.6]
@@ -95,7 +96,7 @@ def test_a_picture_is_shown_once() -> None:
     assert [int(r["id"]) for r in Report.of(held, top=3).uncertain] == [0, 9]
 
 
-def test_the_page_is_one_file_that_says_all(normal: baselines.Baseline, tmp_path: Path) -> None:
+def test_the_page_is_one_file_that_says_all(normal: Baseline, tmp_path: Path) -> None:
     overlay = image.encode_png(np.full((8, 8, 3), 77, np.uint8))
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "a.png").write_bytes(overlay)
@@ -153,7 +154,7 @@ def test_records_without_half_of_it(tmp_path: Path) -> None:
     Checker(page.render(Report.of([zero, unsure]), tmp_path))
 
 
-def test_now_is_without_the_baselines_own_records(normal: baselines.Baseline, tmp_path: Path) -> None:
+def test_now_is_without_the_baselines_own_records(normal: Baseline, tmp_path: Path) -> None:
     own = [synthetic.record(n) for n in range(700)]
     later = [synthetic.record(n) for n in range(1000, 1200)]
     other = [synthetic.record(n, prediction__layer="layer3") for n in range(2000, 2100)]

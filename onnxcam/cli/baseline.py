@@ -1,0 +1,132 @@
+"""`onnxcam monitor baseline`: make a baseline of records, or merge baselines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxcam.cli import options, terminal
+from onnxcam.cli.monitor import print_notes, span_options
+
+
+@click.command(
+    "baseline",
+    context_settings=options.CONTEXT,
+    epilog="""\
+\b
+Examples:
+  onnxcam monitor baseline /var/log/cam -o baseline.json
+  onnxcam monitor baseline /var/log/cam -o baseline.json --since 2026-11-01 --until 2026-11-15
+  onnxcam monitor baseline host1.json host2.json host3.json -o baseline.json
+""",
+)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The file to write."
+)
+@span_options
+@click.option(
+    "--rows",
+    type=click.IntRange(500, 20000),
+    help="Records stored in FILE, drawn at random.  [default: 4000, or as many as the baselines that are merged]",
+)
+@click.option(
+    "--part",
+    is_flag=True,
+    help="Write a baseline of fewer than 500 records too, which is of use for merging alone.",
+)
+@options.seed_option
+@options.json_option
+def baseline(
+    sources: tuple[Path, ...],
+    output: Path,
+    since: datetime | None,
+    until: datetime | None,
+    rows: int | None,
+    part: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Make a baseline of normal records.
+
+    The baseline is a random sample of the records of a normal period: take whole days or weeks, so that it includes
+    daily and weekly variation. Only records of the most frequent model, condition, method and layer are used; at least
+    500 are needed. The file contains numbers and small maps, no pictures.
+
+    SOURCE is a monitor's folder, or a baseline. Several are merged: the result is the same as of all their records at
+    once, whatever the order. Which records are stored depends on their ids and --seed alone.
+    """
+    from onnxcam.files import write_bytes
+    from onnxcam.monitor import baseline as baselines
+
+    fewest = 1 if part else baselines.FEWEST
+    many = len(sources) > 1 or sources[0].is_file()
+    documents, notes = _documents(sources, since, until, rows, seed, 1 if many else fewest)
+    if many:
+        document, more = baselines.merge(documents, rows=rows, fewest=fewest)
+        notes += more
+    else:
+        document = documents[0]
+    data = json.dumps(document, separators=(",", ":")).encode() + b"\n"
+    write_bytes(output, data)
+    stored = baselines.parse(document, baselines.identify(data), fewest=fewest)
+    notes = list(dict.fromkeys(notes))
+    classes = [stored.label(index) for index in stored.classes]
+    result = {
+        "output": str(output),
+        "identity": stored.identity,
+        "records": stored.records,
+        "rows": len(stored.rows),
+        "since": stored.since,
+        "until": stored.until,
+        "classes": classes,
+        "notes": notes,
+    }
+    if as_json:
+        options.print_json(result)
+        return
+    terminal.echo(
+        f"{output}: {stored.records:,} records from {stored.since} to {stored.until}, {len(stored.rows):,} stored"
+    )
+    terminal.echo(f"classes with a mean map: {', '.join(classes) or 'none, all classes are compared together'}")
+    print_notes(notes)
+
+
+def _documents(
+    sources: Sequence[Path], since: datetime | None, until: datetime | None, rows: int | None, seed: int, fewest: int
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The baseline of each source, and sentences about what was skipped.
+
+    Raises:
+        UsageError: a baseline is named twice, or a period is selected of one.
+        InputError: a source cannot be read, or has too few records.
+    """
+    from onnxcam.monitor import baseline as baselines
+    from onnxcam.monitor import reading
+
+    documents: list[dict[str, Any]] = []
+    notes: list[str] = []
+    names: dict[str, Path] = {}
+    for source in sources:
+        if source.is_file():
+            if since is not None or until is not None:
+                raise click.UsageError(
+                    f"--since and --until select records; {str(source)!r} is a baseline: give them where it is made."
+                )
+            document, identity = baselines.read(source)
+        else:
+            scan = reading.Scan()
+            records = reading.records(source, reading.Query(since, until), scan)
+            document, more = baselines.build(records, rows=rows or baselines.ROWS, seed=seed, fewest=fewest)
+            identity = str(source.absolute())
+            notes += [*scan.notes(), *more]
+        if identity in names:
+            raise click.UsageError(f"{str(names[identity])!r} and {str(source)!r} are the same; name it once.")
+        names[identity] = source
+        documents.append(document)
+    return documents, notes

@@ -120,6 +120,12 @@ def _disagreements(manifest: Manifest, interface: Interface) -> Iterator[str]:
     gate = manifest.get("gate")
     if gate:
         yield from _differing(f"the gate's output {gate['output']!r}", interface.outputs[gate["output"]], ("bool",), 1)
+    calibration = manifest.get("calibration")
+    if calibration:
+        names, classes = calibration["outputs"], manifest["scores"]["classes"]
+        for key, kind in (("calibrated", "float32"), ("prediction_set", "bool")):
+            value = interface.outputs[names[key]]
+            yield from _differing(f"the output {names[key]!r} ({key})", value, (kind,), 2, ("N", classes))
 
 
 def _names(manifest: Manifest) -> Iterator[str]:
@@ -132,6 +138,8 @@ def _names(manifest: Manifest) -> Iterator[str]:
         yield from entry["heatmaps"].values()
     if manifest.get("gate"):
         yield manifest["gate"]["output"]
+    if manifest.get("calibration"):
+        yield from (manifest["calibration"]["outputs"][key] for key in ("calibrated", "prediction_set"))
 
 
 def _of_input(entry: Mapping[str, Any], interface: Interface) -> Iterator[str]:

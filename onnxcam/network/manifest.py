@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcam.errors import LayerError, ModelError, listing, nearest
 from onnxcam.network.layout import Layout
-from onnxcam.targets.readout import BINARY, KINDS, REGRESSION
+from onnxcam.targets.readout import BINARY, KINDS, MULTILABEL, REGRESSION
 
 if TYPE_CHECKING:
     import onnx
@@ -98,6 +98,19 @@ def _range(value: Any) -> bool:
     return _list(_is(int, float), 2)(value) and value[0] <= value[1]
 
 
+def _finite(value: Any) -> bool:
+    return _is(int, float)(value) and math.isfinite(value)
+
+
+def _share(value: Any) -> bool:
+    return _positive(value) and value < 1
+
+
+def _calibrated_outputs(value: Any) -> bool:
+    """Whether a value names the two outputs of a calibrated file."""
+    return isinstance(value, dict) and all(_name(value.get(key)) for key in ("calibrated", "prediction_set"))
+
+
 def _pixel_maps(value: Any) -> bool:
     """Whether a value lists the maps of a file of pixels: layer, method and the names of three outputs each."""
     keys = ("layer", "method", "heatmap", "picture_heatmap", "overlay")
@@ -137,6 +150,10 @@ _FURTHER: dict[str, dict[str, Check]] = {
                "kind": _or_none(_among(*KINDS)), "framework": _or_none(_is(str)), "sha256": _or_none(_is(str))},
     "parity": {key: _is(int, float) for key in ("scores", "activations", "gradients")},
     "requires": {"onnxruntime": _is(str)},
+    "calibration": {"quantile": _finite, "lambda": _or_none(lambda value: _finite(value) and value >= 0),
+                    "k": _or_none(_count(0)), "empty": _among("allowed", "top"), "coverage_level": _share,
+                    "scores_sha256": _or_none(_is(str)), "quantiles": _or_none(_is(dict, list)),
+                    "risk": _or_none(_list(_is(dict)))},
     "pixels": {"resized": _or_none(_name), "shape": _or_none(_list(_dim, 3)), "dtype": _among("uint8")},
 }  # fmt: skip
 _LISTS: dict[str, Check] = {"labels": _list(_is(str)), "approximations": _list(_is(str)), "rewrites": _list(_is(str))}
@@ -213,6 +230,11 @@ def _contradicting(manifest: Manifest) -> Iterator[str]:
     names = [entry["name"] for entry in manifest["layers"]]
     if len(set(names)) < len(names):
         yield "layers.name (one is there twice)"
+    calibration = manifest.get("calibration")
+    if calibration and (kind == REGRESSION or (kind == MULTILABEL and calibration["score"] != "lac")):
+        yield f"calibration.score ({calibration['score']!r} of kind {kind})"
+    if calibration and not 0 <= calibration["coverage_interval"][0] <= calibration["coverage_interval"][1] <= 1:
+        yield "calibration.coverage_interval"
     if manifest.get("labels") is not None and len(manifest["labels"]) != classes:
         yield "one of labels per class"
     if target["mode"] == "constant" and target.get("class") not in range(classes):

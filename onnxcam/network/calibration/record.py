@@ -1,0 +1,117 @@
+"""What a manifest says of a calibration, and what it makes of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxcam.network.calibration import conformal
+from onnxcam.network.calibration.conformal import RAPS, Rule
+from onnxcam.network.calibration.intervals import LEVEL
+from onnxcam.network.calibration.temperature import tempered
+from onnxcam.targets.readout import Readout
+
+CALIBRATED, PREDICTION_SET = "calibrated", "prediction_set"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature for probabilities and a rule for sets, of one file.
+
+    Attributes:
+        temperature: of `calibrated`.
+        rule: of `prediction_set`, with the temperature of its own.
+        alpha: share of pictures whose set may miss the true class.
+        threshold: least conformity of a class in the set, 1 - `quantile`.
+        n: number of pictures that the quantile was taken of.
+        coverage_interval: in which the coverage lies with probability `coverage_level`.
+        facts: what else the manifest says, such as `accuracy`, `likelihood`, `set_size`, `quantiles` and `risk`.
+        outputs: names of the outputs `calibrated` and `prediction_set`.
+        scores_sha256: digest of the graph from the picture to the scores; None before it is in a file.
+    """
+
+    temperature: float
+    rule: Rule
+    alpha: float
+    threshold: float
+    n: int
+    coverage_interval: tuple[float, float]
+    coverage_level: float = LEVEL
+    facts: Mapping[str, Any] | None = None
+    outputs: tuple[str, str] = (CALIBRATED, PREDICTION_SET)
+    scores_sha256: str | None = None
+
+    @property
+    def quantile(self) -> float:
+        """The quantile of the nonconformity scores."""
+        return 1.0 - self.threshold
+
+    @classmethod
+    def from_manifest(cls, entry: Mapping[str, Any]) -> Calibration:
+        """The calibration that a manifest's `calibration` entry describes."""
+        rule = Rule(
+            str(entry["score"]),
+            float(entry["set_temperature"]),
+            float(entry.get("lambda") or 0.0),
+            int(entry.get("k") or 0),
+            entry.get("empty") == "top",
+        )
+        low, high = entry["coverage_interval"]
+        return cls(
+            float(entry["temperature"]),
+            rule,
+            float(entry["alpha"]),
+            float(entry["threshold"]),
+            int(entry["n"]),
+            (float(low), float(high)),
+            float(entry.get("coverage_level", LEVEL)),
+            {key: value for key, value in entry.items() if key not in _FIELDS},
+            (str(entry["outputs"][CALIBRATED]), str(entry["outputs"][PREDICTION_SET])),
+            entry.get("scores_sha256"),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest's `calibration` entry."""
+        regularised = self.rule.score == RAPS
+        entry: dict[str, Any] = {
+            "temperature": self.temperature,
+            "set_temperature": self.rule.temperature,
+            "score": self.rule.score,
+            "alpha": self.alpha,
+            "quantile": self.quantile,
+            "threshold": self.threshold,
+            "lambda": self.rule.penalty if regularised else None,
+            "k": self.rule.k if regularised else None,
+            "empty": "top" if self.rule.never_empty else "allowed",
+            "n": self.n,
+            "coverage_interval": list(self.coverage_interval),
+            "coverage_level": self.coverage_level,
+            "outputs": {CALIBRATED: self.outputs[0], PREDICTION_SET: self.outputs[1]},
+            "scores_sha256": self.scores_sha256,
+        }
+        return entry | dict(self.facts or {})
+
+    def probabilities(self, scores: np.ndarray, readout: Readout) -> np.ndarray:
+        """The output `calibrated`, float32 `[N, size]`, from the model's scores `[N, columns]`."""
+        return np.asarray(tempered(scores, readout, self.temperature), np.float32)
+
+    def sets(self, scores: np.ndarray, readout: Readout) -> np.ndarray:
+        """The output `prediction_set`, bool `[N, size]`, from the model's scores `[N, columns]`."""
+        return conformal.sets(scores, readout, self.rule, self.threshold)
+
+
+_FIELDS = frozenset(
+    {
+        "temperature", "set_temperature", "score", "alpha", "quantile", "threshold", "lambda", "k", "empty", "n",
+        "coverage_interval", "coverage_level", "outputs", "scores_sha256",
+    }
+)  # fmt: skip
+
+
+def of_manifest(manifest: Mapping[str, Any]) -> Calibration | None:
+    """The calibration of a file, None where its manifest has none."""
+    entry = manifest.get("calibration")
+    return None if not entry else Calibration.from_manifest(entry)

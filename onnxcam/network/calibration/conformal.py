@@ -56,9 +56,7 @@ class Rule:
         return self.penalty * np.maximum(0, ranks - self.k) if self.score == RAPS else np.zeros(size)
 
 
-def conformity(
-    scores: np.ndarray, readout: Readout, rule: Rule, draws: np.ndarray | None = None
-) -> np.ndarray:
+def conformity(scores: np.ndarray, readout: Readout, rule: Rule, draws: np.ndarray | None = None) -> np.ndarray:
     """1 - E of each class, float64 `[N, size]`.
 
     Arguments:
@@ -127,8 +125,8 @@ def threshold(true_values: np.ndarray, alpha: float) -> float:
     short = miscovered(n, alpha)
     if short < 1:
         raise SettingError(
-            f"{n:,} calibration pictures are too few for alpha={alpha:g}: at least {smallest(alpha):,} are needed, or a "
-            "larger alpha"
+            f"{n:,} calibration pictures are too few for alpha={alpha:g}: at least {smallest(alpha):,} are needed, or "
+            "a larger alpha"
         )
     return float(np.partition(true_values, short - 1)[short - 1])
 

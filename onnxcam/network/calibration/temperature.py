@@ -16,6 +16,7 @@ from onnxcam.targets.readout import Readout
 
 # bounds of a temperature: beyond them probabilities are one class's alone, or equal, in float32
 LOWEST, HIGHEST = 1e-3, 1e3
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def class_scores(scores: np.ndarray, readout: Readout) -> np.ndarray:
     """
     if readout.numeric:
         raise SettingError(
-            "this model's score is a quantity (kind 'regression'): it has no probabilities to calibrate, and no classes "
-            "to make sets of"
+            "this model's score is a quantity (kind 'regression'): there are no probabilities to calibrate, and no "
+            "classes to make sets of"
         )
     values = np.asarray(scores, np.float64)
     if values.ndim != 2 or values.shape[1] != readout.columns:
@@ -156,25 +157,27 @@ _Likelihood = Callable[[float], tuple[float, float, float]]
 
 def _exclusive(values: np.ndarray, classes: np.ndarray) -> _Likelihood:
     """Mean negative log-likelihood at 1 / T, and its first and second derivative, of a softmax."""
-    rows = np.arange(len(values))
-    gaps = values - values.max(axis=1, keepdims=True)
-    true_gap = gaps[rows, classes]
+    highest = values.max(axis=1)
+    true_gap = values[np.arange(len(values)), classes] - highest
     if np.isneginf(true_gap).any():
         raise InputError(
             f"the true class of picture number {int(np.isneginf(true_gap).argmax())} has the probability 0 (a score of "
             "-inf): check the true classes, or leave the picture out"
         )
-    finite = np.where(np.isfinite(gaps), gaps, 0.0)
 
-    def at(beta: float) -> tuple[float, float, float]:
+    def part(beta: float, rows: slice) -> np.ndarray:
+        gaps = values[rows] - highest[rows, None]
         raised = np.exp(beta * gaps)
         total = raised.sum(axis=1)
-        mean = (raised * finite).sum(axis=1) / total
-        square = (raised * finite * finite).sum(axis=1) / total
-        value = np.log(total) - beta * true_gap
-        return float(value.mean()), float((mean - true_gap).mean()), float((square - mean * mean).mean())
+        finite = np.where(np.isfinite(gaps), gaps, 0.0)
+        raised *= finite
+        mean = raised.sum(axis=1) / total
+        raised *= finite
+        square = raised.sum(axis=1) / total
+        value = np.log(total) - beta * true_gap[rows]
+        return np.array([value.sum(), (mean - true_gap[rows]).sum(), (square - mean * mean).sum()])
 
-    return at
+    return _mean(part, len(values))
 
 
 def _independent(values: np.ndarray, present: np.ndarray) -> _Likelihood:
@@ -182,15 +185,26 @@ def _independent(values: np.ndarray, present: np.ndarray) -> _Likelihood:
     masked = np.isneginf(values)
     if (masked & present).any():
         raise InputError("a true class has the probability 0 (a score of -inf): check the true classes")
-    signed = np.where(masked, -np.inf, np.where(present, -values, values))
-    finite = np.where(np.isfinite(signed), signed, 0.0)
+
+    def part(beta: float, rows: slice) -> np.ndarray:
+        signed = np.where(masked[rows], -np.inf, np.where(present[rows], -values[rows], values[rows]))
+        finite = np.where(masked[rows], 0.0, signed)
+        scaled = beta * signed
+        raised = np.exp(-np.abs(scaled))
+        p = np.where(scaled >= 0, 1.0, raised) / (1.0 + raised)
+        value = np.logaddexp(0.0, scaled)
+        return np.array([value.sum(), (p * finite).sum(), (p * (1 - p) * finite * finite).sum()])
+
+    return _mean(part, len(values))
+
+
+def _mean(part: Callable[[float, slice], np.ndarray], n: int) -> _Likelihood:
+    """The mean over rows of what `part` sums, a few rows at a time: of many classes not all fit into memory again."""
 
     def at(beta: float) -> tuple[float, float, float]:
-        scaled = beta * signed
-        p = np.where(scaled >= 0, 1.0, np.exp(-np.abs(scaled))) / (1.0 + np.exp(-np.abs(scaled)))
-        value = np.logaddexp(0.0, scaled).sum(axis=1)
-        slope, curve = (p * finite).sum(axis=1), (p * (1 - p) * finite * finite).sum(axis=1)
-        return float(value.mean()), float(slope.mean()), float(curve.mean())
+        sums = sum(part(beta, slice(start, start + _ROWS)) for start in range(0, n, _ROWS))
+        value, slope, curve = np.asarray(sums) / n
+        return float(value), float(slope), float(curve)
 
     return at
 
@@ -206,7 +220,7 @@ def _root(derivatives: Callable[[float], tuple[float, float]], low: float, high:
         following = point - slope / curve if curve > 0 else low
         if not low < following < high:
             following = (low * high) ** 0.5 if high > 4 * low else (low + high) / 2
-        if abs(following - point) <= 1e-14 * point or high - low <= 1e-15 * high:
+        if abs(following - point) <= 1e-13 * point or high - low <= 1e-15 * high:
             return following
         point = following
     return point

@@ -81,7 +81,7 @@ def conformity(scores: np.ndarray, readout: Readout, rule: Rule, draws: np.ndarr
     by_rank = left - rule.penalties(readout.size)
     result = np.empty_like(by_rank)
     np.put_along_axis(result, order, by_rank, axis=1)
-    return result
+    return np.asarray(result)
 
 
 def check_score(score: str, readout: Readout) -> None:
@@ -107,7 +107,7 @@ def true_conformity(values: np.ndarray, truth: np.ndarray) -> np.ndarray:
         truth: of `temperature.check_truth`.
     """
     if truth.ndim == 2:
-        return np.where(truth, values, np.inf).min(axis=1)
+        return np.asarray(np.where(truth, values, np.inf).min(axis=1))
     return np.asarray(values[np.arange(len(values)), truth])
 
 

@@ -22,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE :=
 say      = printf '\033[36m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check fast lint docs pages matrix runtimes bench clean
+.PHONY: help demo test soak fleets check fast lint docs pages matrix runtimes bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -31,11 +31,14 @@ help: ## Show this list.
 demo: $(VENV)/.demo ## Explain the bundled pictures with the bundled model.
 	@$(VENV)/bin/onnxcam demo $(ARGS)
 
-test: $(VENV)/.test ## Run every test but the soaks (ARGS='-k gradcam' for some).
+test: $(VENV)/.test ## Run every test but the soaks and the fleets (ARGS='-k gradcam' for some).
 	@$(PY) -m pytest $(SPREAD) $(ARGS)
 
 soak: $(VENV)/.test ## Run at full length what `make test` runs a sample of.
 	@$(PY) -m pytest -m soak $(SPREAD) $(ARGS)
+
+fleets: $(VENV)/.test ## Run explanations by Ray, Daft and Spark in environments of their own, retrainings and long runs.
+	@$(PY) -m pytest -m fleets $(ARGS)
 
 check: $(VENV)/.test ## Check format, lint, types and layers, and run the fast tests.
 	@$(MAKE) --no-print-directory --jobs 2 lint fast

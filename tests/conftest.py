@@ -67,9 +67,12 @@ def _mark_all_but_a_sample(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are left out by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark soaks and what samples leave out as slow. Files with most slow tests come first: processes end together."""
+    """Mark as slow the soaks, the fleets and what samples leave out. Files with most slow tests come first.
+
+    Processes end together so.
+    """
     for item in items:
-        if item.get_closest_marker("soak"):
+        if item.get_closest_marker("soak") or item.get_closest_marker("fleets"):
             item.add_marker("slow")
     _mark_all_but_a_sample(items)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))

@@ -11,7 +11,7 @@ import numpy as np
 from onnxcam import image
 from onnxcam.cam.registry import Method
 from onnxcam.explain.explanation import Explanation, LazyMap, Map, name_of
-from onnxcam.explain.maps import fuse, visible_parts, windows_of
+from onnxcam.explain.maps import LAYER_SIZE, fuse, map_size, visible_parts, windows_of
 from onnxcam.explain.question import Question
 from onnxcam.explain.warnings import map_warnings, reversed_warnings
 from onnxcam.targets.classes import best_classes
@@ -120,6 +120,30 @@ class BatchMaps(NamedTuple):
             other=None if other is None else (other, name_of(other, labels)),
             visible=visible,
         )
+
+    def layer_map(self, row: int, geometry: image.Geometry) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+        """The map of one row's first class at the layer's own size, and the rectangle of the picture that it covers.
+
+        Returns:
+            float32 `[h, w]` as `Explainer.attribute(size="layer")` gives it; x0, y0, x1, y1 in the picture's pixels,
+            beyond its edges where padding is covered, x1 < x0 where the map is mirrored.
+        """
+        question, maps = self.question, [layer_maps[row : row + 1, 0] for layer_maps in self.maps]
+        windows = windows_of(self.method, self.windows, LAYER_SIZE)
+        window = self.windows[0] if len(self.windows) == 1 and not windows else None
+        if window is not None and window.transposed:
+            windows, window = [window], None  # drawn upright, on the whole input
+        size = map_size(LAYER_SIZE, self.input_size, maps)
+        normalize = "none" if question.augment else question.normalize
+        fused = fuse(maps, normalize, size, question.fusion, windows=windows, input_size=self.input_size)[0]
+        height, width = self.input_size
+        spans = ((0.0, float(height)), (0.0, float(width)))
+        if window is not None:
+            spans = (window.height, window.width)
+        (y0, y1), (x0, x1) = (
+            [(edge - geometry.offset[axis]) / geometry.scale[axis] for edge in span] for axis, span in enumerate(spans)
+        )
+        return fused, (x0, y0, x1, y1)
 
     def _blank(self, row: int, index: int, raw: Sequence[np.ndarray], place: int | None, examine: bool) -> str:
         """The reason for a heatmap that is zero everywhere; with `examine` the model is run for it."""

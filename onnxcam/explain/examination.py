@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,6 +133,30 @@ class Examination:
             )
             for method, maps in zip(question.methods, self.maps(question, objective), strict=True)
         ]
+
+    def explained(self, question: Question) -> tuple[np.ndarray, list[list[np.ndarray]], Objective | None]:
+        """The classes explained `[N, k]`, and per method and layer their maps `[N, k, h, w]`, after ReLU.
+
+        Returns:
+            these, and the objective, which is None where the best classes of each row are explained.
+        """
+        if question.top is not None:
+            classes = question.best(self.scores)
+            return classes, self.class_maps(question, classes), None
+        objective = question.objective(self.scores)
+        if question.augment:
+            by_method = [[mean[:, None]] for mean in self.augmented(question, objective)]
+        else:
+            by_method = [[one[:, None] for one in maps] for maps in self.maps(question, objective)]
+        return objective.classes[:, None], by_method, objective
+
+    def of_rows(self, rows: np.ndarray) -> Examination:
+        """The examination of some of the rows, by their indices: the head is not run again."""
+        part = copy(self)
+        part._layers = list(self._layers)
+        part._batch, part._features = self._batch[rows], self._features.of_rows(rows, self._layers)
+        part.scores, part.probabilities = part._features.scores, self.probabilities[rows]
+        return part
 
     def visible(self, question: Question, geometry: image.Geometry) -> list[list[image.Rectangle] | None]:
         """Per method the parts of a picture that its fused map covers, see `onnxcam.explain.maps.visible_parts`."""

@@ -24,6 +24,7 @@ from onnxcam.graph.large_model import Serialized
 from onnxcam.network.layout import Layout
 from onnxcam.runtime import Provider
 from onnxcam.targets.labels import from_configuration
+from onnxcam.targets.objectives import Objective
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
 
@@ -279,7 +280,7 @@ class Explainer:
             size = map_size(question.size, input_size, maps)
             fused = [fuse(maps, question.normalize, size, question.fusion, windows=windows, input_size=input_size)]
         else:
-            fused = self._examine(batch, question, progress).fused(question)
+            fused = self.examination(question, batch, progress).fused(question)
         return fused if question.several_methods else fused[0]
 
     def attribution(
@@ -309,7 +310,7 @@ class Explainer:
         """
         batch = self._file.check_batch(batch)
         question = self.question(rows=len(batch), target=target, method=method, layer=layer, seed=seed, options=options)
-        return self._examine(batch, question, progress).attribution_of(question)
+        return self.examination(question, batch, progress).attribution_of(question)
 
     def examine(
         self, batch: np.ndarray, layers: Any = None, *, seed: int = SEED, progress: Progress | None = None
@@ -331,7 +332,7 @@ class Explainer:
         """
         batch = self._file.check_batch(batch)
         question = self.question(layer=layers, seed=seed)
-        return self._examine(batch, question, progress, layers=question.layers)
+        return self.examination(question, batch, progress, layers=question.layers)
 
     def explain(
         self,
@@ -439,31 +440,27 @@ class Explainer:
 
     def batch_maps(self, question: Question, batch: np.ndarray, progress: Progress | None = None) -> list[BatchMaps]:
         """Scores and maps of a checked batch, method by method: from the file itself where it computes them."""
-        objective = None
-        if self._in_file(question, len(batch)):
-            classes = question.classes(len(batch))
-            scores, maps = self._file.maps(batch, classes, question.layers, question.methods[0].name)
-            explained = question.explained(classes, scores)[:, None]
-            by_method = [[layer_maps[:, None] for layer_maps in maps]]
-        else:
-            examination = self._examine(batch, question, progress)
-            scores = examination.scores
-            if question.top is not None:
-                explained = question.best(scores)
-                by_method = examination.class_maps(question, explained)
-            else:
-                objective = question.objective(scores)
-                explained = objective.classes[:, None]
-                if question.augment:
-                    by_method = [[mean[:, None]] for mean in examination.augmented(question, objective)]
-                else:
-                    by_method = [[m[:, None] for m in maps] for maps in examination.maps(question, objective)]
+        if not self._in_file(question, len(batch)):
+            return self.examined_maps(question, batch, self.examination(question, batch, progress))
+        classes = question.classes(len(batch))
+        scores, maps = self._file.maps(batch, classes, question.layers, question.methods[0].name)
+        explained = question.explained(classes, scores)[:, None]
+        return self._batch_maps(question, batch, scores, explained, [[layer_maps[:, None] for layer_maps in maps]])
+
+    def examined_maps(self, question: Question, batch: np.ndarray, examination: Examination) -> list[BatchMaps]:
+        """Scores and maps of the rows of an examination, method by method; `batch` are their tensors."""
+        return self._batch_maps(question, batch, examination.scores, *examination.explained(question))
+
+    def _batch_maps(
+        self, question: Question, batch: np.ndarray, scores: np.ndarray, explained: np.ndarray,
+        by_method: list[list[np.ndarray]], objective: Objective | None = None,
+    ) -> list[BatchMaps]:  # fmt: skip
         p, size = self._readout.probabilities(scores), Layout.of(self.manifest["input"]).size(batch.shape)
         windows = self._file.windows(question.layers)
         model = {key: self.manifest.get(key) for key in ("source", "parity")}
 
         def examine(row: int, layers: Sequence[str]) -> Examination:
-            return self._examine(batch[row : row + 1], question.of_rows(row, row + 1), None, layers)
+            return self.examination(question.of_rows(row, row + 1), batch[row : row + 1], layers=layers)
 
         return [
             BatchMaps(
@@ -472,8 +469,12 @@ class Explainer:
             for method, maps in zip(question.methods, by_method, strict=True)
         ]
 
-    def _examine(
-        self, batch: np.ndarray, question: Question, progress: Progress | None, layers: Sequence[str] | None = None
+    def examination(
+        self,
+        question: Question,
+        batch: np.ndarray,
+        progress: Progress | None = None,
+        layers: Sequence[str] | None = None,
     ) -> Examination:
         """Run the head, exposing the question's layers or these; if one gradient at the input is all, it comes too."""
         rules = question.input_gradient if layers is None else None

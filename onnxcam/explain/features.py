@@ -69,16 +69,16 @@ class HeadRun:
 
     def repeat(self, count: int, layers: Sequence[str]) -> HeadRun | None:
         """Repeat each row `count` times in a row; None where the model does not let rows be repeated."""
-        cuts = [self.batch.sessions.cut(name) for name in layers]
-        if self.batch.size is None and not all(cut.free for cut in cuts):
+        if self.batch.size is None and not all(self.batch.sessions.cut(name).free for name in layers):
             return None
+        return self.of_rows(np.repeat(np.arange(len(self.scores)), count), layers)
+
+    def of_rows(self, rows: np.ndarray, layers: Sequence[str]) -> HeadRun:
+        """The outputs for some of the rows, by their indices, which may repeat."""
+        cuts = [self.batch.sessions.cut(name) for name in layers]
         by_row = {value: flag for cut in cuts for value, flag in cut.flags.items()}
-        values = {
-            name: np.repeat(value, count, axis=0) if by_row.get(name, True) else value
-            for name, value in self.values.items()
-        }
-        scores, pictures = (np.repeat(rows, count, axis=0) for rows in (self.scores, self.batch.pictures))
-        return HeadRun(self.batch._replace(scores=scores, pictures=pictures), values)
+        values = {name: value[rows] if by_row.get(name, True) else value for name, value in self.values.items()}
+        return HeadRun(self.batch._replace(scores=self.scores[rows], pictures=self.batch.pictures[rows]), values)
 
 
 def uneven_rows(layer: str, rows: int, pictures: int) -> LayerError:

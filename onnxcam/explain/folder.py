@@ -290,12 +290,14 @@ def _refuse_overwriting(item: Item, folder: Path, result: Explanation, style: Dr
 
 def sentence(outcome: Outcome) -> str:
     """The error of a picture in one sentence that names it."""
-    error = outcome.error
-    if isinstance(error, OnnxcamError):
-        text = str(error)
-    elif isinstance(error, MemoryError):
-        text = "there is not enough memory for it; scale it down"
-    else:
-        text = f"{type(error).__name__}: {str(error).strip()} (unexpected: ONNXCAM_DEBUG=1 shows where)"
-    name = outcome.item.name
+    text, name = reason(outcome.error), outcome.item.name
     return text if name in text else f"{name!r}: {text}"
+
+
+def reason(error: Exception | None) -> str:
+    """An error in one sentence."""
+    if isinstance(error, OnnxcamError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it; scale it down"
+    return f"{type(error).__name__}: {str(error).strip()} (unexpected: ONNXCAM_DEBUG=1 shows where)"

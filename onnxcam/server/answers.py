@@ -9,7 +9,6 @@ from typing import Any
 from onnxcam import image
 from onnxcam.explain import saving
 from onnxcam.explain.explanation import Explanation, boxes
-from onnxcam.explain.maps import LAYER_SIZE, fuse, map_size, windows_of
 from onnxcam.explain.preparation import Prepared
 from onnxcam.explain.question import Question
 from onnxcam.explain.saving import Drawing
@@ -100,27 +99,6 @@ def data_url(png: bytes) -> str:
 
 
 def layer_map(rows: Rows, geometry: image.Geometry) -> dict[str, Any]:
-    """The map of the first row at the layer's own size, and the rectangle of the picture that it covers.
-
-    Returns:
-        `gradcam_map`: float32 `[h, w]` as `Explainer.attribute(size="layer")` gives it; `gradcam_map_box`: `[x0, y0,
-        x1, y1]` in the picture's pixels, beyond its edges where padding is covered, x1 < x0 where the map is mirrored.
-    """
-    batch_maps = rows.maps[0]
-    question, row = batch_maps.question, rows.start
-    maps = [layer_maps[row : row + 1, 0] for layer_maps in batch_maps.maps]
-    windows = windows_of(batch_maps.method, batch_maps.windows, LAYER_SIZE)
-    window = batch_maps.windows[0] if len(batch_maps.windows) == 1 and not windows else None
-    if window is not None and window.transposed:
-        windows, window = [window], None  # drawn upright, on the whole input
-    size = map_size(LAYER_SIZE, batch_maps.input_size, maps)
-    normalize = "none" if question.augment else question.normalize
-    fused = fuse(maps, normalize, size, question.fusion, windows=windows, input_size=batch_maps.input_size)[0]
-    height, width = batch_maps.input_size
-    spans = ((0.0, float(height)), (0.0, float(width)))
-    if window is not None:
-        spans = (window.height, window.width)
-    (y0, y1), (x0, x1) = (
-        [(edge - geometry.offset[axis]) / geometry.scale[axis] for edge in span] for axis, span in enumerate(spans)
-    )
-    return {"gradcam_map": fused, "gradcam_map_box": [x0, y0, x1, y1]}
+    """`gradcam_map` and `gradcam_map_box` of the first row, see `BatchMaps.layer_map`."""
+    values, box = rows.maps[0].layer_map(rows.start, geometry)
+    return {"gradcam_map": values, "gradcam_map_box": list(box)}

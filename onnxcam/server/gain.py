@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from onnxcam.explain.conditional import NEVER
 from onnxcam.network.layout import Layout
 from onnxcam.runtime.session import CPU
 from onnxcam.server.models import Model, Models
 from onnxcam.server.scheduler import Scheduler
-from onnxcam.server.settings import NEVER
 
 SIZES = (4, 8, 16)
 _PAYS = 1.25  # times as many rows a second: less is lost to waiting for one another

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from onnxcam.errors import InputError
+from onnxcam.explain.conditional import fires
 from onnxcam.explain.question import Question
 from onnxcam.network.layout import Layout
 from onnxcam.server import bodies, instances, responses, tensors
@@ -295,7 +296,7 @@ def infer(
     elif isinstance(when, bool):
         values[names.fired] = np.full(len(batch), when)
     elif names.fired in outputs:
-        values[names.fired] = model.fires(when, probabilities)
+        values[names.fired] = fires(when, probabilities, model.explainer.terms.readout)
     entries, blobs = [], []
     for name, binary in outputs.items():
         entry, blob = tensors.encode(name, values[name], binary)

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcam import image
-from onnxcam.errors import InputError, OnnxcamError, SettingError, listing
+from onnxcam.errors import OnnxcamError, SettingError, listing
 from onnxcam.explain.batch_maps import BatchMaps
+from onnxcam.explain.conditional import fires, read_condition
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.explanation import name_of
 from onnxcam.explain.features import Progress
@@ -24,8 +25,6 @@ from onnxcam.explain.question import Question
 from onnxcam.runtime import options
 from onnxcam.server.batching import Batcher
 from onnxcam.server.refusals import Refusal
-from onnxcam.server.settings import ALWAYS, NEVER
-from onnxcam.targets import conditions
 from onnxcam.targets.classes import best_classes
 from onnxcam.targets.conditions import Condition
 
@@ -91,7 +90,7 @@ class Model:
         self.name = name
         self.explainer = explainer
         self.when = when
-        self._conditions = lru_cache(64)(lambda text: conditions.parse(text, self.labels, explainer.classes))
+        self._conditions = lru_cache(64)(lambda text: read_condition(text, self.labels, explainer.classes))
         self.condition(when)
         self._ask = lru_cache(_QUESTIONS)(self._parse)
         self._opening = threading.Lock()
@@ -136,11 +135,7 @@ class Model:
         Raises:
             SettingError, TargetError: it cannot be read.
         """
-        if when in (ALWAYS, NEVER):
-            return when == ALWAYS
-        if not isinstance(when, str):
-            raise InputError(f'"when" is a {type(when).__name__}; expected text: always, never or a condition')
-        return self._conditions(when)
+        return self._conditions(when) if isinstance(when, str) else read_condition(when)
 
     def prepare(self, data: Any, max_pixels: int | None = image.MAX_PIXELS) -> Prepared:
         """Read a picture, as `onnxcam explain` does, and make it a batch of one row.
@@ -171,7 +166,7 @@ class Model:
         probabilities = self.explainer.terms.readout.probabilities(scores)
         fired = np.zeros(len(batch), bool)
         if question is not None and not isinstance(when, bool):
-            fired = self.fires(when, probabilities)
+            fired = fires(when, probabilities, self.explainer.terms.readout)
         if question is None or not fired.any():
             return Prediction(probabilities, scores, fired, None)
         if not fired.all():
@@ -180,16 +175,6 @@ class Model:
                 targets = tuple(target for target, fires in zip(question.targets, fired, strict=True) if fires)
                 question = replace(question, targets=targets)
         return Prediction(probabilities, scores, fired, self.maps(question, batch, progress))
-
-    def fires(self, when: Condition, probabilities: np.ndarray) -> np.ndarray:
-        """Where a condition holds, bool `[N]`.
-
-        Raises:
-            SettingError: the model has no probabilities.
-        """
-        readout = self.explainer.terms.readout
-        readout.require_probabilities("this condition")
-        return conditions.evaluate(when, conditions.quantities(probabilities, readout, conditions.names(when)))
 
     def scores(self, batch: np.ndarray) -> np.ndarray:
         """The model's scores `[N, K]`, at the cost of the plain model."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxcam.errors import SettingError
+from onnxcam.explain.conditional import ALWAYS, NEVER
 from onnxcam.explain.question import SEED
 from onnxcam.image import MAX_PIXELS
 from onnxcam.monitor.units import parse_bytes, parse_seconds
 from onnxcam.targets import conditions
 
-ALWAYS, NEVER = "always", "never"
 AUTO = "auto"
 _PIXELS = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(MP)?\s*", re.IGNORECASE)
 _SHORTEST_TOKEN = 16  # characters: fewer can be guessed

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from onnxcam.explain.conditional import ALWAYS, NEVER
 from onnxcam.monitor.hook import Monitor
 from onnxcam.server.models import Model, Models, Prediction
-from onnxcam.server.settings import ALWAYS, NEVER
 
 # in the grammar of conditions, which has no word for either
 _CONDITIONS = {ALWAYS: "confidence >= 0", NEVER: "confidence < 0"}

@@ -1,0 +1,117 @@
+"""Predictions about every row, and maps of those that meet a condition: nothing is differentiated for the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from onnxcam.errors import InputError
+from onnxcam.explain.batch_maps import BatchMaps
+from onnxcam.explain.question import Question
+from onnxcam.targets import conditions
+from onnxcam.targets.conditions import Condition
+from onnxcam.targets.readout import Readout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onnxcam.explain.examination import Examination
+    from onnxcam.explain.explainer import Explainer
+
+ALWAYS, NEVER = "always", "never"
+
+
+class Answer(NamedTuple):
+    """Predictions about N rows, and the maps of those that meet the condition.
+
+    Attributes:
+        scores, probabilities: `[N, K]`, `[N, classes]`.
+        fired: bool `[N]`: which rows are explained.
+        explained: of each row that is, in order: the maps of a batch, and its row there.
+    """
+
+    scores: np.ndarray
+    probabilities: np.ndarray
+    fired: np.ndarray
+    explained: list[tuple[BatchMaps, int]]
+
+
+def read_condition(when: Any, labels: Sequence[str] | None = None, classes: int | None = None) -> Condition | bool:
+    """The condition that a text means: True for `always`, False for `never`.
+
+    Arguments:
+        labels, classes: as of `onnxcam.targets.conditions.parse`.
+
+    Raises:
+        InputError: no text. SettingError, TargetError: it cannot be read.
+    """
+    if not isinstance(when, str):
+        raise InputError(f'"when" is a {type(when).__name__}; expected text: always, never or a condition')
+    if when in (ALWAYS, NEVER):
+        return when == ALWAYS
+    return conditions.parse(when, labels, classes)
+
+
+def fires(condition: Condition | bool, probabilities: np.ndarray, readout: Readout) -> np.ndarray:
+    """Where a condition is met, bool `[N]`.
+
+    Raises:
+        SettingError: the model has no probabilities.
+    """
+    if isinstance(condition, bool):
+        return np.full(len(probabilities), condition)
+    readout.require_probabilities("this condition")
+    quantities = conditions.quantities(probabilities, readout, conditions.names(condition))
+    return conditions.evaluate(condition, quantities)
+
+
+def answer(
+    explainer: Explainer, question: Question, condition: Condition | bool, batch: np.ndarray, count: int | None = None
+) -> Answer:
+    """Predict every row, and compute the maps of those that meet the condition.
+
+    The head runs once; for the rows that meet the condition the tail runs, on as many rows as the batch has: the last
+    one is repeated, so that a row's numbers do not depend on how many others meet it.
+
+    Arguments:
+        question: of one method and one target.
+        condition: as of `read_condition`.
+        batch: tensor in the model's own layout and dtype, checked.
+        count: rows that are answered about; those after them are padding. None for all.
+
+    Raises:
+        TargetError, MethodError, LayerError, InputError, ModelError, SettingError: as their names say.
+    """
+    count = len(batch) if count is None else count
+    readout = explainer.terms.readout
+    if condition is True and not question.alone:
+        maps = explainer.batch_maps(question, batch)[0]
+        explained = [(maps, row) for row in range(count)]
+        return Answer(maps.scores[:count], maps.probabilities[:count], np.ones(count, bool), explained)
+    examination = None
+    if isinstance(condition, bool) or question.alone:
+        scores = explainer.batch_scores(batch)
+        probabilities = readout.probabilities(scores)
+    else:
+        examination = explainer.examination(question, batch, layers=question.layers_read)
+        scores, probabilities = examination.scores, examination.probabilities
+    fired = fires(condition, probabilities[:count], readout)
+    rows = np.flatnonzero(fired)
+    return Answer(scores[:count], probabilities[:count], fired, _maps(explainer, question, batch, rows, examination))
+
+
+def _maps(
+    explainer: Explainer, question: Question, batch: np.ndarray, rows: np.ndarray, examination: Examination | None
+) -> list[tuple[BatchMaps, int]]:
+    """Maps of some rows, see `Answer`."""
+    if not len(rows):
+        return []
+    if question.alone:  # random numbers must not depend on the other rows
+        return [(explainer.batch_maps(question, batch[row : row + 1])[0], 0) for row in rows]
+    padded = np.concatenate([rows, np.repeat(rows[-1:], len(batch) - len(rows))])
+    if examination is not None and all(explainer.sessions.cut(name).free for name in question.layers_read):
+        maps = explainer.examined_maps(question, batch[padded], examination.of_rows(padded))[0]
+    else:
+        maps = explainer.batch_maps(question, batch[padded])[0]
+    return [(maps, row) for row in range(len(rows))]

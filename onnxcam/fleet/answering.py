@@ -1,0 +1,211 @@
+"""Rows of answers about pictures: runs of a fixed number of rows, on as many threads as a worker has cores."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxcam import __version__, image
+from onnxcam.errors import InputError, ModelError, OnnxcamError, PreprocessError, RuntimeUnavailable
+from onnxcam.explain.batch_maps import BatchMaps
+from onnxcam.explain.conditional import Answer, answer
+from onnxcam.explain.explainer import Explainer
+from onnxcam.explain.explanation import name_of
+from onnxcam.explain.folder import ahead, reason
+from onnxcam.explain.preparation import Prepared
+from onnxcam.explain.question import Question
+from onnxcam.fleet.cells import picture
+from onnxcam.fleet.columns import STATISTICS, Row, columns
+from onnxcam.targets.classes import best_classes
+from onnxcam.targets.conditions import QUANTITIES, Condition, quantities
+
+# errors that are not a picture's, and would be every row's
+FATAL = (PreprocessError, RuntimeUnavailable)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked about every picture.
+
+    Attributes:
+        explainer: of the model.
+        question: of one method and one target.
+        condition: which rows are explained.
+        rows: in each run.
+        top_k: classes in `top`.
+        overlay: whether the overlay is drawn, with `alpha` and `colormap`.
+        color: channel order of arrays.
+        max_pixels: of encoded pictures.
+        model: SHA-256 of the file.
+    """
+
+    explainer: Explainer
+    question: Question
+    condition: Condition | bool
+    rows: int
+    top_k: int
+    overlay: bool
+    alpha: float | None
+    colormap: str | None
+    color: str
+    max_pixels: int | None
+    model: str
+
+    def answers(self, cells: Iterable[Any], threads: int) -> Iterator[Row]:
+        """A row for each picture, in order; few pictures are in memory at a time.
+
+        Raises:
+            PreprocessError, RuntimeUnavailable, ModelError: what is wrong with every picture.
+        """
+        chunks = _chunks(cells, self.rows)
+        if threads == 1:
+            for chunk in chunks:
+                yield from self._chunk(chunk)
+            return
+        with ThreadPoolExecutor(threads, thread_name_prefix="onnxcam-fleet") as pool:
+            for rows in ahead(pool, self._chunk, chunks, threads + 1):
+                yield from rows
+
+    def _chunk(self, cells: Sequence[Any]) -> list[Row]:
+        """Rows of at most as many pictures as a run has."""
+        rows: list[Row | None] = [None] * len(cells)
+        prepared: defaultdict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
+        for place, cell in enumerate(cells):
+            try:
+                ready = self.explainer.preparation.prepare(picture(cell), color=self.color, max_pixels=self.max_pixels)
+                tensor = self.explainer.check_batch(ready[1])
+            except (*FATAL,):
+                raise
+            except Exception as error:
+                rows[place] = self._failed(error)
+            else:
+                prepared[tensor.shape[1:]].append((place, (ready[0], tensor, ready[2])))
+        for same in prepared.values():
+            for (place, _), row in zip(same, self._run([ready for _, ready in same]), strict=True):
+                rows[place] = row
+        return [row for row in rows if row is not None]
+
+    def _run(self, prepared: Sequence[Prepared]) -> Iterator[Row]:
+        """Rows of pictures whose tensors have one shape, in one run."""
+        tensors = [tensor for _, tensor, _ in prepared]
+        tensors += tensors[-1:] * (self.rows - len(tensors))
+        batch = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
+        try:
+            answered = answer(self.explainer, self.question, self.condition, batch, len(prepared))
+        except FATAL:
+            raise
+        except Exception as error:
+            if len(prepared) > 1:
+                for one in prepared:
+                    yield from self._run([one])
+                return
+            self._check_model(batch, error)
+            yield self._failed(error, prepared[0])
+            return
+        explained = iter(answered.explained)
+        values = quantities(answered.probabilities, self.question.terms.readout, QUANTITIES)
+        for place, ready in enumerate(prepared):
+            maps = next(explained) if answered.fired[place] else None
+            try:
+                yield self._row(answered, values, place, ready, maps)
+            except Exception as error:
+                yield self._failed(error, ready)
+
+    def _check_model(self, batch: np.ndarray, error: Exception) -> None:
+        """Raise the error if the model fails on a blank picture of the same size too, as it then does on every one."""
+        if isinstance(error, (ModelError, InputError, MemoryError)) and self.explainer.preprocess is not None:
+            if self.explainer.preprocess.output_size is None:
+                return
+            try:
+                answer(self.explainer, self.question, self.condition is not False, np.full_like(batch, 0.5))
+            except OnnxcamError:
+                raise error from None
+
+    def _row(
+        self,
+        answered: Answer,
+        values: dict[str, np.ndarray],
+        place: int,
+        ready: Prepared,
+        explained: tuple[BatchMaps, int] | None,
+    ) -> Row:
+        row, labels = self._empty(), self.question.terms.labels
+        loaded, _, geometry = ready
+        probabilities = answered.probabilities[place]
+        row["fired"] = bool(answered.fired[place])
+        row["height"], row["width"] = map(int, geometry.picture_size)
+        numeric = self.question.terms.readout.numeric
+        if numeric:
+            row |= {"prediction": 0, "label": name_of(0, labels), "value": float(probabilities[0])}
+        else:
+            best = best_classes(probabilities, self.top_k)
+            row |= {"prediction": int(best[0]), "label": name_of(int(best[0]), labels)}
+            row |= {name: float(values[name][place]) for name in ("confidence", "margin", "entropy")}
+            row |= {"top": best.astype(np.int64), "top_confidence": probabilities[best].astype(np.float64)}
+        warnings = [*self.explainer.warnings, *loaded.doubts]
+        if explained is not None:
+            maps, at = explained
+            explanation = maps.explanation(at, loaded, geometry)
+            heat, box = maps.layer_map(at, geometry)
+            row |= {"target": explanation.target, "target_label": explanation.label}
+            row["target_confidence"] = None if numeric else explanation.probability
+            row |= {"method": explanation.method, "layer": ", ".join(self.question.layers)}
+            row |= _statistics(explanation.statistics)
+            row |= {"map": np.ascontiguousarray(heat, np.float32).ravel(), "map_box": np.array(box, np.float64)}
+            row["map_height"], row["map_width"] = heat.shape
+            if self.overlay:
+                row["overlay"] = image.encode_png(explanation.overlay(self.alpha, self.colormap))
+            warnings = explanation.warnings
+        row["warnings"] = "\n".join(warnings)
+        return row
+
+    def _failed(self, error: Exception, ready: Prepared | None = None) -> Row:
+        """The row of a picture without an answer."""
+        row = self._empty() | {"error": reason(error)}
+        if ready is not None:
+            row["height"], row["width"] = map(int, ready[2].picture_size)
+        return row
+
+    def _empty(self) -> Row:
+        """A row in which nothing but what holds for every row is set."""
+        row: Row = dict.fromkeys(column.name for column in columns(overlay=self.overlay))
+        return row | {
+            "prediction": -1,
+            "fired": False,
+            "warnings": "",
+            "error": "",
+            "onnxcam": __version__,
+            "onnxruntime": _runtime_version(),
+            "model": self.model,
+            "rows": self.rows,
+        }
+
+
+def _chunks(cells: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    for cell in cells:
+        chunk.append(cell)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _statistics(statistics: dict[str, Any]) -> Row:
+    row: Row = {}
+    for name, (key, place) in STATISTICS.items():
+        value = statistics[key]
+        row[name] = value if place is None or value is None else value[place]
+    return row
+
+
+def _runtime_version() -> str:
+    from onnxcam.runtime.library import import_onnxruntime
+
+    return str(import_onnxruntime().__version__)

@@ -2,9 +2,9 @@
 
     python benchmarks/pixels.py [--models efficientnet_lite0 resnet50] [--rounds 40] [--pictures 200] [--write]
 
-Two files of one model are run on one picture of 640 x 480, round by round, the first one alternating: one takes the
-prepared tensor, the other the picture. The ratio is the median over rounds. The pictures are crops of the bundled
-photographs in 20 sizes.
+Files of one model are run on one picture of 640 x 480, round by round, in turns: the model alone and the explainable
+file, which take the prepared tensor, and the file that takes the picture; `Explainer` prepares, explains and draws the
+same picture in Python. Ratios are medians over rounds. The pictures are crops of the bundled photographs in 20 sizes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ import onnxcam  # noqa: E402
 from onnxcam import image, models  # noqa: E402
 from onnxcam.graph.load import save  # noqa: E402
 from onnxcam.image.resample import resize  # noqa: E402
+from onnxcam.network import subgraphs  # noqa: E402
+from onnxcam.network.network import Network  # noqa: E402
 from onnxcam.runtime import open_session  # noqa: E402
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -51,17 +53,20 @@ def main() -> None:
         "",
         f"`python benchmarks/pixels.py`: onnxruntime {version('onnxruntime')}, {os.cpu_count()} cores, load {load:.1f} "
         f"at the start, {arguments.rounds} rounds. A run of the file that takes a picture of 640 x 480, against one of "
-        f"the same file that takes the prepared tensor; promised: at most {PROMISED}.",
+        "the same explainable file, and one of the model alone, which take the prepared tensor; promised of the first: "
+        f"at most {PROMISED}. The last column is `Explainer.explain(pixels)` and `.overlay()`, which do in Python what "
+        "the file does by itself.",
         "",
-        "| model | prepared tensor | picture | ratio |",
-        "|---|---|---|---|",
+        "| model | model alone | explainable file | file of pixels | / explainable | / alone | Python |",
+        "|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
-            prepared, picture = measure(files(name, Path(folder)), arguments.rounds)
-            ratio = statistics.median(b / a for a, b in zip(prepared, picture, strict=True))
-            row = f"{1e3 * statistics.median(prepared):.1f} ms | {1e3 * statistics.median(picture):.1f} ms"
-            lines.append(f"| {name} | {row} | {ratio:.2f} |")
+            times = measure(files(name, Path(folder)), arguments.rounds)
+            alone, prepared, picture, python = (f"{1e3 * statistics.median(one):.1f} ms" for one in times)
+            ratios = [statistics.median(c / b for b, c in zip(one, times[2], strict=True)) for one in times[:2]]
+            row = f"{alone} | {prepared} | {picture} | {ratios[1]:.2f} | {ratios[0]:.2f} | {python}"
+            lines.append(f"| {name} | {row} |")
     if arguments.pictures:
         lines += ["", compare(arguments.pictures)]
     text = "\n".join(lines) + "\n"
@@ -70,8 +75,8 @@ def main() -> None:
     print(text)
 
 
-def files(name: str, folder: Path) -> tuple[Path, Path]:
-    """The explainable file of a model, and the one that takes pixels."""
+def files(name: str, folder: Path) -> tuple[Path, ...]:
+    """The model alone, its explainable file, and the one that takes pixels."""
     source: Any = models.path(models.MODEL)
     if name != "efficientnet_lite0":
         import torch
@@ -82,22 +87,27 @@ def files(name: str, folder: Path) -> tuple[Path, Path]:
         source = pytorch.export(
             build(name), torch.randn(1, 3, 224, 224), None, preprocess="imagenet", target="required", verify=False
         )
-    paths = folder / f"{name}.onnx", folder / f"{name}_pixels.onnx"
-    for path, pixels in zip(paths, (False, True), strict=True):
+    paths = tuple(folder / f"{name}_{kind}.onnx" for kind in ("alone", "explainable", "pixels"))
+    for path, pixels in zip(paths[1:], (False, True), strict=True):
         save(onnxcam.augment(source, target="required", pixels=pixels, probe=False), path)
+    save(subgraphs.head(Network(str(paths[1]))), paths[0])
     return paths
 
 
-def measure(paths: tuple[Path, Path], rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each run of both files."""
+def measure(paths: tuple[Path, ...], rounds: int) -> list[list[float]]:
+    """Seconds of each run of the files, and of `Explainer`."""
     pixels = resize(image.load(models.path("coffee.png")).pixels, SIZE, "bicubic")
-    _, tensor, _ = onnxcam.Explainer(str(paths[0])).prepare(pixels)
+    explainer = onnxcam.Explainer(str(paths[1]))
+    _, tensor, _ = explainer.prepare(pixels)
     target = np.array([-1], np.int64)
-    feeds: list[dict[str, Any]] = [{"input": tensor, "target": target}, {"pixels": pixels, "target": target}]
+    feeds: list[dict[str, Any]] = [
+        {"input": tensor}, {"input": tensor, "target": target}, {"pixels": pixels, "target": target},
+    ]  # fmt: skip
     runs = [runner(open_session(str(path), CPU), feed) for path, feed in zip(paths, feeds, strict=True)]
-    times: tuple[list[float], list[float]] = ([], [])
+    runs.append(lambda: explainer.explain(pixels).overlay())
+    times: list[list[float]] = [[] for _ in runs]
     for number in range(-3, rounds):
-        for which in (0, 1) if number % 2 else (1, 0):
+        for which in np.roll(range(len(runs)), number).tolist():
             start = time.perf_counter()
             runs[which]()
             if number >= 0:

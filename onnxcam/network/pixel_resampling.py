@@ -227,7 +227,7 @@ def _padding(op: Builder, spec: Preprocess, resize: Resize, place: tuple[Axis, A
 def _resample(
     op: Builder, pixels: str, place: tuple[Axis, Axis], resize: Resize, channels: int, *, cropped: bool
 ) -> str:
-    """Resize along the height, then along the width: float `[1, C, h, w]`, whole numbers from 0 to 255."""
+    """Resize along the width, then along the height: float `[1, C, h, w]`, whole numbers from 0 to 255."""
     bands = [_band(op, axis, resize.interpolation, resize.antialias) for axis in place]
     rows, columns = bands
     height, width = (axis.picture for axis in place)
@@ -240,26 +240,28 @@ def _resample(
         )
         height, width = (op.Sub(stop, start) for start, stop in zip(starts, stops, strict=True))
     clip = resize.interpolation in _OVERSHOOTS
-    # transposed as matrices [H, W * C] and [w * C, H]: with three axes it takes twenty times as long
+    # pixels stay bytes for as long as they are moved; they are the left operand of the first product, because ONNX
+    # Runtime copies the right one before it multiplies, and a Reshape keeps it from turning the left one while it does
     turned = op.Transpose(op.Reshape(pixels, op.vector(height, -1)), perm=[1, 0])
-    turned = op.Reshape(turned, op.vector(width, -1))
-    across = _apply(op, columns, turned, place[1].size)
+    turned = op.Gather(op.Reshape(turned, op.vector(width, -1)), columns.sources, axis=0)  # [B, L, C * H]
+    count = op.Shape(columns.sources, start=1, end=2)
+    turned = op.Reshape(op.Transpose(turned, perm=[0, 2, 1]), op.vector(-1, channels, height, count))
+    weights = op.Unsqueeze(op.Transpose(columns.weights, perm=[0, 2, 1]), [1])
+    across = op.Transpose(op.MatMul(op.cast(turned), weights), perm=[1, 2, 0, 3])
+    across = op.Reshape(across, op.vector(channels, height, -1))
+    across = _first(op, across, place[1].size, 2)
     if resize.antialias:  # Pillow rounds in between, OpenCV does not
         across = _round(op, across, clip=clip)
-    turned = op.Transpose(op.Reshape(across, op.vector(-1, height)), perm=[1, 0])
-    down = _round(op, _apply(op, rows, turned, place[0].size), clip=clip)  # [h, w * C]
-    flat = op.Transpose(op.Reshape(down, [-1, channels]), perm=[1, 0]) if channels > 1 else down
-    return op.Reshape(flat, op.vector(1, channels, place[0].size, place[1].size))
+    blocks = op.MatMul(rows.weights, op.Gather(across, rows.sources, axis=1))  # [C, B, 16, w]
+    down = _first(op, op.Reshape(blocks, op.vector(channels, -1, place[1].size)), place[0].size, 1)
+    return op.Unsqueeze(_round(op, down, clip=clip), [0])
 
 
-def _apply(op: Builder, band: _Band, values: str, size: str) -> str:
-    """Resample `[P, M]` along its first axis to `[size, M]`."""
-    blocks = op.MatMul(band.weights, op.cast(op.Gather(values, band.sources, axis=0)))
-    resampled = op.Reshape(blocks, op.vector(-1, op.Shape(values, start=1, end=2)))
-    count = op.value(size)
-    if count is None or int(count[0]) % _BLOCK:
-        resampled = op.Slice(resampled, [0], size, [0])
-    return resampled
+def _first(op: Builder, values: str, count: str, axis: int) -> str:
+    """The first `count` of a whole number of blocks along an axis."""
+    number = op.value(count)
+    whole = number is not None and int(number[0]) % _BLOCK == 0
+    return values if whole else op.Slice(values, [0], count, [axis])
 
 
 def _round(op: Builder, values: str, *, clip: bool) -> str:

@@ -249,6 +249,10 @@ def _page() -> dict[str, Any]:
         file = {"description": "A file of the page.", "content": {kind: {"schema": {"type": "string"}}}}
         operation = _operation(f"page_{name}", f"Get the page's {name}", "page", file)
         operation["responses"]["304"] = {"description": "It has not changed."}
+        if name == interface.INDEX:
+            operation["summary"] = "Get the page; JSON where the header Accept names no HTML"
+            alive = {"type": "object", "properties": {"status": {"const": "alive"}}, "required": ["status"]}
+            operation["responses"]["200"]["content"][_JSON] = {"schema": alive}
         described[path] = {"get": operation}
     facts = {"description": "What the page offers.", "content": {_JSON: {"schema": {"type": "object"}}}}
     described[f"/{page.FACTS}"] = {

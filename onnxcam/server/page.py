@@ -1,9 +1,12 @@
-"""`GET /`: the page that explains pictures in a browser, by the routes of the server that sent it."""
+"""`GET /`: the page that explains pictures in a browser, by the routes of the server that sent it.
+
+A client that does not ask for HTML gets JSON there: KServe's V1 client asks `GET /` whether the server lives.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -23,6 +26,7 @@ BACKEND, FACTS = "backend.js", "viewer.json"
 _SOURCES = {**{name: name for name in interface.FILES}, BACKEND: "http_backend.js"}
 # they say nothing about the models
 PATHS = {name: "/" if name == interface.INDEX else f"/{name}" for name in _SOURCES}
+_HTML = frozenset(("text/html", "application/xhtml+xml"))
 _HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": interface.policy(frame_ancestors="'none'"),
@@ -37,13 +41,30 @@ def routes(state: State) -> list[Route]:
     answers = [
         Route(path, _sender(interface.read(_SOURCES[name]), interface.TYPES[PurePath(name).suffix]), methods=["GET"])
         for name, path in PATHS.items()
+        if name != interface.INDEX
     ]
+    answers.append(Route(PATHS[interface.INDEX], _index(), methods=["GET"]))
     return [*answers, Route(f"/{FACTS}", _facts(state), methods=["GET"])]
 
 
-def _sender(content: bytes, kind: str) -> Callable[[Request], Any]:
+def _index() -> Callable[[Request], Any]:
+    """The page for who names HTML, as browsers do; who takes anything gets what KServe's V1 client expects."""
+    vary = {"Vary": "Accept"}
+    page = _sender(interface.read(interface.INDEX), interface.TYPES[PurePath(interface.INDEX).suffix], vary)
+
+    async def send(request: Request) -> Response:
+        accepted = [one.partition(";")[0].strip().lower() for one in request.headers.get("accept", "").split(",")]
+        if not _HTML.isdisjoint(accepted):
+            response: Response = await page(request)
+            return response
+        return responses.json({"status": "alive"}, headers=vary | {"X-Content-Type-Options": "nosniff"})
+
+    return send
+
+
+def _sender(content: bytes, kind: str, more: Mapping[str, str] | None = None) -> Callable[[Request], Any]:
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = _HEADERS | {"ETag": tag}
+    headers = _HEADERS | {"ETag": tag} | dict(more or {})
 
     async def send(request: Request) -> Response:
         # a proxy that compresses makes the tag a weak one

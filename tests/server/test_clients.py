@@ -102,6 +102,7 @@ async def main():
             for output in response.outputs:
                 np.save(f"{folder}/kserve_{name}_{output.name}.npy", output.as_numpy())
     async with InferenceRESTClient(RESTConfig(protocol="v1")) as v1:
+        said["v1_live"] = await v1.is_server_live(url)
         said["v1_ready"] = await v1.is_model_ready(url, "lite0")
         said["predict"] = await v1.infer(url, {"instances": x.tolist()}, model_name="lite0")
         said["explain"] = await v1.explain(url, "lite0", {"instances": [{"b64": picture}]})
@@ -186,7 +187,10 @@ def test_tritonclient(server: str, folder: Path, expected: dict[str, np.ndarray]
 
 def test_kserve(server: str, folder: Path, expected: dict[str, np.ndarray], explainer: Explainer) -> None:
     said = environments.run("kserve", KSERVE, server, folder)
-    assert all(said[name] is True for name in ("live", "ready", "model", "v1_ready")) and said["missing"] is False
+    assert (
+        all(said[name] is True for name in ("live", "ready", "model", "v1_live", "v1_ready"))
+        and said["missing"] is False
+    )
     for form in ("binary", "json"):
         assert said[f"{form}_id"] == "r7"
         for name in ("logits", "heatmap"):

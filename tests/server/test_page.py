@@ -25,6 +25,7 @@ from tests.support import browser as browsers
 from tests.support.models import tiny_cnn
 
 COFFEE = MODELS / "coffee.png"
+HTML = {"accept": "text/html"}
 REFUSED = ("status of 4",)  # what Chromium's console says of it
 
 
@@ -345,7 +346,7 @@ def test_under_a_path_of_another_app(chromium: Any, explainer: Explainer) -> Non
 
 def test_the_policy_allows_nothing_but_the_server(serve: Serve) -> None:
     client = serve()
-    response = client.get("/")
+    response = client.get("/", headers=HTML)
     policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
     assert policy.pop("frame-ancestors") == "'none'" and policy["default-src"] == "'none'"
     assert policy == interface.POLICY
@@ -359,7 +360,7 @@ def test_the_policy_allows_nothing_but_the_server(serve: Serve) -> None:
     assert f'content="{interface.policy()}"' in response.text
     assert not re.search(r"<script>|<style|\son\w+=|style=", response.text)
     assert response.headers["x-content-type-options"] == "nosniff"
-    again = client.get("/", headers={"If-None-Match": response.headers["etag"]})
+    again = client.get("/", headers=HTML | {"If-None-Match": response.headers["etag"]})
     assert again.status_code == 304 and not again.content
     assert client.get("/nothing.js").status_code == 404
 
@@ -369,10 +370,30 @@ def test_every_file_that_the_page_names_is_sent(serve: Serve) -> None:
     names = {"/"}
     waiting = ["/"]
     while waiting:
-        response = client.get(waiting.pop())
+        response = client.get(waiting.pop(), headers=HTML)
         assert response.status_code == 200
         linked = re.findall(r'(?:src|href)="([\w.]+)"|from "\./([\w.]+)"', response.text)
         new = {f"/{a or b}" for a, b in linked} - names
         names |= new
         waiting += sorted(new)
     assert {name.lstrip("/") or interface.INDEX for name in names} == {*interface.FILES, "backend.js"}
+
+
+@pytest.mark.parametrize(
+    ("accept", "html"),
+    [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", True),
+        ("TEXT/HTML; q=0.5", True),
+        ("*/*", False),
+        ("application/json", False),
+        ("", False),
+    ],
+)
+def test_who_does_not_ask_for_a_page_is_told_that_the_server_lives(serve: Serve, accept: str, html: bool) -> None:
+    """As `kserve.InferenceRESTClient.is_server_live` of the V1 protocol reads it."""
+    response = serve(tokens=["a-token-of-sixteen-characters"]).get("/", headers={"accept": accept})
+    assert response.status_code == 200 and response.headers["vary"] == "Accept"
+    if html:
+        assert response.headers["content-type"].startswith("text/html") and "<html" in response.text
+    else:
+        assert response.json() == {"status": "alive"}

@@ -1,0 +1,1 @@
+"""The shift between two models on the same pictures: predictions that flipped, and where their attention moved."""

@@ -6,7 +6,7 @@ same predecessors, with weights of the same shape) is kept by both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,9 @@ import numpy as np
 from onnxcam.diagnose.shift import weights as kernels
 from onnxcam.diagnose.shift.operations import CONVOLUTION, LINEAR, PICTURE, Operation, Operations
 from onnxcam.diagnose.shift.weights import Weights
-from onnxcam.graph.view import Shape
+
+Dims = tuple[int, ...]
+Order = tuple[int, ...] | None  # None: axes of length 1 come or go
 
 _SIMILAR = 0.9  # cosine of two kernels that are one but for rounding
 
@@ -105,7 +107,7 @@ class Axes:
         old, new: shapes.
     """
 
-    def __init__(self, old: Shape, new: Shape) -> None:
+    def __init__(self, old: Dims, new: Dims) -> None:
         self._old, self._new = tuple(old), tuple(new)
         self._choices = list(_orders(self._old, self._new))
 
@@ -137,16 +139,16 @@ def _norm(difference: np.ndarray) -> float:
     return float(np.linalg.norm(difference.astype(np.float64)))
 
 
-def _apply(new: np.ndarray, order: tuple[int, ...] | None, shape: Shape) -> np.ndarray:
+def _apply(new: np.ndarray, order: Order, shape: Dims) -> np.ndarray:
     return new.reshape(shape) if order is None else new.transpose(order)
 
 
-def _orders(old: Shape, new: Shape):
+def _orders(old: Dims, new: Dims) -> Iterator[Order]:
     """Ways to reorder the axes; None for a mere change of axes of length 1."""
     if len(old) == len(new) and old[:1] == new[:1]:
         if old == new:
             yield tuple(range(len(old)))
-        orders = {4: [(0, 3, 1, 2), (0, 2, 3, 1)], 3: [(0, 2, 1)]}.get(len(old), [])
+        orders: list[Dims] = [(0, 3, 1, 2), (0, 2, 3, 1)] if len(old) == 4 else [(0, 2, 1)] if len(old) == 3 else []
         for order in orders:
             if tuple(new[axis] for axis in order) == old:
                 yield order

@@ -94,7 +94,7 @@ def blame(old: Explainer, new: Explainer, pictures: Sequence[Any], *, limit: int
         a `Blame`; what cannot be decided is said there, nothing is raised for it.
     """
     count = min(limit, len(pictures))
-    places = np.unique(np.linspace(0, len(pictures) - 1, count).round().astype(int)) if count else []
+    places = sorted({round(place) for place in np.linspace(0, len(pictures) - 1, count).tolist()}) if count else []
     rows = []
     for place in places:
         try:

@@ -41,22 +41,18 @@ def describe_inputs(old: Explainer, new: Explainer, rows: Sequence[tuple[np.ndar
 
 
 def _distance(b: np.ndarray, a: np.ndarray) -> float:
-    return float(np.linalg.norm(b - a) / max(np.linalg.norm(a), 1e-12))
+    return float(np.linalg.norm(b - a)) / max(float(np.linalg.norm(a)), 1e-12)
 
 
 def _fitted(a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray, np.ndarray] | None:
     """What is left of b, relative to its own deviation, after the best scale and shift of each channel of a."""
-    means = a.mean(axis=1, keepdims=True), b.mean(axis=1, keepdims=True)
-    centred = a - means[0], b - means[1]
-    power = (centred[0] ** 2).sum(axis=1)
-    if not power.all():
+    first, second = a.mean(axis=1), b.mean(axis=1)
+    x, y = a - first[:, None], b - second[:, None]
+    power, deviation = (x**2).sum(axis=1), float(np.linalg.norm(y))
+    if not power.all() or not deviation:
         return None
-    scale = (centred[0] * centred[1]).sum(axis=1) / power
-    left = centred[1] - scale[:, None] * centred[0]
-    deviation = np.linalg.norm(centred[1])
-    if not deviation:
-        return None
-    return float(np.linalg.norm(left) / deviation), scale, (means[1][:, 0] - scale * means[0][:, 0])
+    scale = (x * y).sum(axis=1) / power
+    return float(np.linalg.norm(y - scale[:, None] * x)) / deviation, scale, second - scale * first
 
 
 def _affine(fitted: tuple[float, np.ndarray, np.ndarray]) -> str:
@@ -65,11 +61,8 @@ def _affine(fitted: tuple[float, np.ndarray, np.ndarray]) -> str:
 
 
 def _numbers(values: np.ndarray) -> str:
-    return (
-        f"{values[0]:.4g}"
-        if np.ptp(values) <= 1e-3 * np.abs(values).max()
-        else str([float(f"{v:.4g}") for v in values])
-    )
+    same = float(np.ptp(values)) <= 1e-3 * float(np.abs(values).max())
+    return f"{values[0]:.4g}" if same else str([float(f"{value:.4g}") for value in values])
 
 
 def _fields(old: Explainer, new: Explainer) -> str:

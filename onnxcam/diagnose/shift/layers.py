@@ -20,7 +20,7 @@ EXCESS = 3.0  # times what the precision gives: more is a fault
 PICTURE, WEIGHTS, BIAS, OPERATOR, ACTIVATION = "input", "weights", "bias", "operator", "activation pair"
 
 # of a layer in this type; in float32 sums in another order are within 1e-5
-_TOLERANCES = {onnx.TensorProto.FLOAT16: 1e-2, onnx.TensorProto.BFLOAT16: 6e-2}
+_TOLERANCES: dict[int, float] = {onnx.TensorProto.FLOAT16: 1e-2, onnx.TensorProto.BFLOAT16: 6e-2}
 _TOLERANCE = 1e-4
 _BIAS = 0.01  # of a quantized layer's values: a bias of 32 bits is exact but for less than that
 _UNUSUAL = 5.0  # times the median of the layers of the same precision

@@ -115,7 +115,7 @@ class Operations:
         self._index = {id(node): place for place, node in enumerate(graph.nodes)}
         for node in nodes:
             self._note(node)
-        self._taken: set[int] = set()
+        self._assigned: set[int] = set()
         self._last = self.base(scores)
         self.all = [self._begin_with(picture)]
         for node in nodes:
@@ -160,7 +160,7 @@ class Operations:
     def _is_operator(self, node: onnx.NodeProto) -> bool:
         outputs = [name for name in node.output if name]
         return (
-            id(node) not in self._taken
+            id(node) not in self._assigned
             and not (set(outputs) <= self._aside)
             and not any(name in self._base for name in outputs)
             and node.op_type not in _SIZES
@@ -173,7 +173,7 @@ class Operations:
     def _operation(self, node: onnx.NodeProto) -> Operation:
         value, ending = self._grown(node.output[0], _ENDING)
         nodes = (node, *ending)
-        self._taken.update(id(one) for one in nodes)
+        self._assigned.update(id(one) for one in nodes)
         results = {name for one in nodes for name in one.output}
         read = [self.base(name) for one in nodes for name in one.input if name and not self._constant(name)]
         sources = tuple(dict.fromkeys(name for name in read if name not in results))
@@ -186,7 +186,8 @@ class Operations:
     def _grown(self, value: str, operators: Iterable[str]) -> tuple[str, list[onnx.NodeProto]]:
         """The value that ends a layer, and the nodes to it: those after which nothing before them is read elsewhere."""
         end, committed = value, []
-        values, nodes = {value}, []
+        values = {value}
+        nodes: list[onnx.NodeProto] = []
         while len(nodes) < _MOST and end != self._last:
             readers = {id(node): node for name in values for node in self._readers.get(name, [])}
             waiting = [node for key, node in readers.items() if key not in {id(one) for one in nodes}]
@@ -205,11 +206,11 @@ class Operations:
             while committed and committed[-1].op_type == "Transpose":
                 committed.pop()
             end = committed[-1].output[0] if committed else value
-        self._taken.update(id(node) for node in committed)
+        self._assigned.update(id(node) for node in committed)
         return end, committed
 
     def _reads_only(self, node: onnx.NodeProto, values: set[str]) -> bool:
-        if id(node) in self._taken:
+        if id(node) in self._assigned:
             return False
         data = [name for name in uses(node) if not self._constant(name)]
         return all(self.base(name) in values for name in data)

@@ -16,7 +16,7 @@ from onnxcam.graph.view import Graph, attributes
 
 _SCALING = {"Mul", "Div", "Add", "Sub", "BatchNormalization"}
 _REARRANGING = {"Transpose", "Reshape", "Cast", "Identity", "Sub"}  # Sub: of a zero point
-_BITS = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
+_BITS: dict[int, int] = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
 
 
 @dataclass(frozen=True, eq=False)

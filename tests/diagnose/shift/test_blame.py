@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 

@@ -84,6 +84,7 @@ def arguments(command: str, workshop: Path, out: Path) -> list[str]:
     rest: dict[str, list[Any]] = {
         "bench": [ready, "--batch", 1, "--rounds", 1, "--seconds", 0, "--layer", f"relu{HOSTILE}"],
         "check": [ready, "--samples", 1],
+        "compare": [ready, workshop / "ready.onnx", pictures],
         "demo": ["-o", out / HOSTILE],
         "doctor": [],
         "evaluate": [ready, pictures, "--method", "gradcam", "--metric", "average_drop"],

@@ -24,6 +24,7 @@ COMMANDS = {
     "explain": ("{photo}", "-o", "{out}", "--preprocess", "0..1"),
     "evaluate": ("{photo}", "--method", "gradcam", "--metric", "average_drop", "--preprocess", "0..1"),
     "triton": ("-o", "{out}"),
+    "compare": ("{model}", "{photo}", "--preprocess", "0..1"),
 }
 # the same of commands that stay, or need a file from elsewhere
 STAYING = {"serve": ("--preprocess", "0..1", "--port", "0"), "page": ("-o", "{out}", "--preprocess", "0..1")}
@@ -49,8 +50,8 @@ def test_every_command_that_opens_a_plain_file_has_both_options() -> None:
 def test_several_candidates_are_refused_with_an_option_that_the_command_has(
     command: str, run: Run, square: Path, tmp_path: Path
 ) -> None:
-    rest = [part.format(out=tmp_path / "out", photo=square) for part in COMMANDS[command]]
     model = CASES / "logits_and_embedding.onnx"
+    rest = [part.format(out=tmp_path / "out", photo=square, model=model) for part in COMMANDS[command]]
     result = run(command, model, *rest)
     assert result.code == 3 and "--scores NAME" in result.sentence
     assert run(command, model, *rest, "--scores", "logits").code == 0

@@ -1,0 +1,77 @@
+"""Two models that can be compared: the same classes, and layers that lie on the picture alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnxcam.diagnose.shift.side import Side
+from onnxcam.errors import SettingError
+from onnxcam.explain.explainer import Explainer
+
+
+def open_pair(
+    old: Any, new: Any, layer: str | None, new_layer: str | None, method: str
+) -> tuple[tuple[Side, Side], list[str]]:
+    """Open both models and match their layers; return them with sentences about what is doubtful.
+
+    Arguments:
+        old, new, layer, new_layer, method: as of `compare`.
+
+    Raises:
+        SettingError: the models do not have the same classes, or a score is a quantity.
+        ModelError, LayerError, MethodError: as their names say.
+    """
+    layers = (layer, new_layer if new_layer is not None else layer)
+    explainers = [
+        source if isinstance(source, Explainer) else Explainer(source, layers=None if name is None else [name])
+        for source, name in zip((old, new), layers, strict=True)
+    ]
+    for explainer in explainers:
+        explainer.terms.readout.require_probabilities("comparing models")
+    notes = compare_classes(explainers[0], explainers[1])
+    sides = [
+        Side(explainer, explainer.layers[-1] if name is None else name, method)
+        for explainer, name in zip(explainers, layers, strict=True)
+    ]
+    for side, what in zip(sides, ("OLD", "NEW"), strict=True):
+        entry: dict[str, Any] = next((e for e in side.explainer.manifest["layers"] if e["name"] == side.layer), {})
+        verdict = (entry.get("place") or {}).get("verdict")
+        if verdict == "none":
+            notes.append(
+                f"the map of layer {side.layer!r} in {what} does not lie on the picture, so its distances say little"
+            )
+    return (sides[0], sides[1]), notes
+
+
+def compare_classes(old: Explainer, new: Explainer, what: str = "NEW") -> list[str]:
+    """Refuse models of other classes; return a note where the labels of one are missing.
+
+    Raises:
+        SettingError: another number of classes, or other labels.
+    """
+    if old.classes != new.classes:
+        raise SettingError(
+            f"OLD has {old.classes} classes and {what} has {new.classes}; only models of the same classes can be "
+            "compared"
+        )
+    if old.labels is None or new.labels is None:
+        if old.labels is None and new.labels is None:
+            return []
+        lacking = "OLD" if old.labels is None else what
+        return [f"{lacking} has no labels, so that its classes are the other's is taken on trust: check their order"]
+    differing = [
+        index for index, (a, b) in enumerate(zip(old.labels, new.labels, strict=True)) if _plain(a) != _plain(b)
+    ]
+    if differing:
+        index = differing[0]
+        order = sorted(map(_plain, old.labels)) == sorted(map(_plain, new.labels))
+        reason = "the same labels in another order" if order else f"{len(differing)} other labels"
+        raise SettingError(
+            f"{what} has {reason}: class {index} is {old.labels[index]!r} in OLD and {new.labels[index]!r} in {what}; "
+            "only models of the same classes in the same order can be compared (labels= or --labels sets those of both)"
+        )
+    return []
+
+
+def _plain(label: str) -> str:
+    return " ".join(label.split()).casefold()

@@ -1,0 +1,128 @@
+"""One model of a comparison: its predictions and maps, each picture prepared as the model's own file says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxcam import image
+from onnxcam.explain.explainer import Explainer
+from onnxcam.explain.maps import fuse, windows_of
+from onnxcam.explain.question import Question
+from onnxcam.targets.classes import TOP1
+
+if TYPE_CHECKING:
+    from onnxcam.graph.window import Window
+
+FINEST = 64  # cells per side of the plane in which maps of different models are compared
+
+
+@dataclass(frozen=True, eq=False)
+class SideRun:
+    """A model's answer for some pictures.
+
+    Attributes:
+        targets: the class explained of each, int64 `[N]`.
+        best: the class predicted of each, int64 `[N]`.
+        probabilities: `[N, classes]`.
+        maps: `[N, h, w]` at layer resolution, after ReLU, not normalised.
+        input_size: height and width of the model's input.
+        geometry: of each picture.
+        windows: the part of the input that the maps cover, None for all of it; empty where all maps do.
+    """
+
+    targets: np.ndarray
+    best: np.ndarray
+    probabilities: np.ndarray
+    maps: np.ndarray
+    input_size: tuple[int, int]
+    geometry: Sequence[image.Geometry]
+    windows: Sequence[Window | None] = ()
+
+    def on_picture(self, size: tuple[int, int]) -> np.ndarray:
+        """Return the maps on the plane of the pictures, `[N, height, width]` of `size`; 0 outside a crop."""
+        drawn = fuse([self.maps], "none", self.input_size, windows=self.windows, input_size=self.input_size)
+        return np.stack([
+            geometry._replace(picture_size=size).to_picture(heatmap)
+            for geometry, heatmap in zip(self.geometry, drawn, strict=True)
+        ])  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A model with the layer and the method of its maps."""
+
+    explainer: Explainer
+    layer: str
+    method: str
+
+    @cached_property
+    def question(self) -> Question:
+        """The question about each picture's top-1; `run` sets the classes."""
+        return self.explainer.question(target=TOP1, method=self.method, layer=self.layer)
+
+    @cached_property
+    def fixed(self) -> bool:
+        """Whether every picture is prepared to the same size, so that several share a run."""
+        preprocess = self.explainer.preprocess
+        return preprocess is not None and preprocess.output_size is not None
+
+    def prepares_like(self, other: Side) -> bool:
+        """Whether both models are fed the very same tensors."""
+        one, two = self.explainer, other.explainer
+        entries = [explainer.manifest["input"] for explainer in (one, two)]
+        same = all(entries[0].get(key) == entries[1].get(key) for key in ("layout", "dtype"))
+        shapes = [entry["shape"][1:] for entry in entries]
+        return same and shapes[0] == shapes[1] and one.preparation[1:] == two.preparation[1:]
+
+    def prepare(self, picture: Any) -> tuple[np.ndarray, image.Geometry]:
+        """Return a picture's tensor `[1, ...]` and geometry; errors as of `Explainer.prepare`."""
+        return self.explainer.prepare(picture)[1:]
+
+    def run(
+        self, batch: np.ndarray, geometry: Sequence[image.Geometry], targets: Sequence[int] | None = None
+    ) -> SideRun:
+        """Predict and explain some pictures, in one run of the model.
+
+        Arguments:
+            batch: prepared, `[N, ...]`.
+            geometry: of each picture.
+            targets: the class to explain of each; the model's top-1 if None.
+        """
+        batch = self.explainer.check_batch(batch)
+        question = self.question
+        if targets is not None:
+            question = self.explainer.question(
+                rows=len(batch), target=[int(t) for t in targets], method=self.method, layer=self.layer
+            )
+        answer = self.explainer.batch_maps(question, batch)[0]
+        readout = self.explainer.terms.readout
+        best = readout.fill_top1(np.full(len(batch), TOP1, np.int64), answer.scores)
+        windows = windows_of(question.methods[0], answer.windows)
+        return SideRun(
+            answer.classes[:, 0], best, answer.probabilities, answer.maps[0][:, 0], answer.input_size, geometry, windows
+        )
+
+
+def on_common_plane(runs: Sequence[SideRun]) -> list[np.ndarray]:
+    """Return the maps of several models on one plane, each `[N, h, w]`.
+
+    Where all of them lie alike on the pictures, they are left as they are, at layer resolution. Otherwise each is drawn
+    on the picture through its own preprocessing, in as many cells as the finest of them has.
+    """
+    run = runs[0]
+    alike = all(
+        other.maps.shape == run.maps.shape
+        and list(other.geometry) == list(run.geometry)
+        and list(other.windows) == list(run.windows)
+        for other in runs[1:]
+    )
+    if alike:
+        return [one.maps for one in runs]
+    sizes = [one.maps.shape[1:] for one in runs]
+    size = min(FINEST, max(s[0] for s in sizes)), min(FINEST, max(s[1] for s in sizes))
+    return [one.on_picture(size) for one in runs]

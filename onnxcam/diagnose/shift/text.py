@@ -1,0 +1,41 @@
+"""A comparison as text for a terminal."""
+
+from __future__ import annotations
+
+from onnxcam.diagnose.shift.result import PictureShift, Shift
+
+_LISTED = 10  # pictures, classes and regions of each kind
+
+
+def lines(shift: Shift) -> list[str]:
+    """Return the comparison as text: the answer in the first line, then what moved most."""
+    total, flipped = len(shift.pictures), shift.flipped
+    text = [
+        f"{total} pictures: {len(flipped)} predictions flipped ({shift.flipped_share:.1%}), "
+        f"{shift.distance:.0%} of the attention lies elsewhere"
+    ]
+    if shift.accuracy is not None:
+        text.append(f"accuracy: {shift.accuracy[0]:.1%} -> {shift.accuracy[1]:.1%}")
+    text += [f"{one.name or 'regions'}: {_share(one.old)} -> {_share(one.new)}" for one in shift.regions]
+    stayed = [picture for picture in shift.stayed if picture.distance > 0]
+    for title, some in (("prediction stayed, attention moved:", stayed), ("prediction flipped:", flipped)):
+        if some:
+            text += [title, *(f"  {_picture(picture)}" for picture in some[:_LISTED])]
+            text += [f"  and {len(some) - _LISTED} more"] if len(some) > _LISTED else []
+    text.append("by class:")
+    for one in shift.classes[:_LISTED]:
+        accuracy = "" if one.accuracy is None else f", accuracy {one.accuracy[0]:.1%} -> {one.accuracy[1]:.1%}"
+        text.append(f"  {one.label}: {one.distance:.0%} elsewhere, {one.flipped} of {one.pictures} flipped{accuracy}")
+    text += [f"note: {note}" for note in shift.notes]
+    return text
+
+
+def _picture(picture: PictureShift) -> str:
+    change = f"{picture.old.label} ({picture.old.probability:.0%})"
+    if picture.flipped:
+        change += f" -> {picture.new.label} ({picture.new.probability:.0%})"
+    return f"{picture.distance:4.0%} elsewhere  {picture.name}  {change}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"

@@ -70,6 +70,13 @@ class Where(click.ParamType):
             condition = conditions.parse(value)
         except OnnxcamError as error:
             self.fail(str(error), param, ctx)
+        if conditions.tops(condition) or conditions.risks(condition):
+            self.fail(
+                "`top` and `risk` are thresholds of a calibration, which records do not hold; compare confidence, "
+                "margin, entropy, calibrated or set, or take the newest with --sort confidence --limit N",
+                param,
+                ctx,
+            )
         return lambda record: holds(condition, record)
 
 
@@ -317,8 +324,10 @@ def holds(condition: Any, record: Record) -> bool:
             same = _same_label(str(top[0]["label"]), value) if isinstance(value, str) else top[0]["index"] == int(value)
             return bool(same == (sign == "=="))
         case conditions.Comparison(quantity, sign, value):
-            number = record["prediction"].get(quantity)
-            return number is not None and bool(conditions.OPERATORS[sign](np.array(number, np.float64), float(value)))
+            number = record["prediction"].get("set_size" if quantity == conditions.SET else quantity)
+            return number is not None and bool(
+                conditions.compare(quantity, sign, np.array(number, np.float64), float(value))
+            )
         case conditions.Not(inner):
             return not holds(inner, record)
         case conditions.AllOf(parts):

@@ -9,6 +9,7 @@ import numpy as np
 from onnxcam import runtime
 from onnxcam.diagnose.report import Finding
 from onnxcam.diagnose.subject import Subject, distance, distances, norms
+from onnxcam.network.calibration.record import of_manifest
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import SHARED
 from onnxcam.network.split import head_of
@@ -165,5 +166,8 @@ def _condition(subject: Subject, scores: np.ndarray) -> np.ndarray:
     """Evaluate the gate's condition on scores, per row."""
     readout = subject.readout
     tree = conditions.parse(subject.manifest["gate"]["condition"], subject.manifest.get("labels"), readout.size)
+    calibration = of_manifest(subject.manifest)
+    tree = conditions.bind(tree, calibration)
     probabilities = conditions.probabilities(scores, readout, "logits")
-    return np.asarray(conditions.evaluate(tree, conditions.quantities(probabilities, readout, conditions.names(tree))))
+    quantities = conditions.quantities(probabilities, readout, conditions.names(tree), calibration, scores)
+    return np.asarray(conditions.evaluate(tree, quantities))

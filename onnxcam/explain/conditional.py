@@ -9,8 +9,9 @@ import numpy as np
 from onnxcam.errors import InputError
 from onnxcam.explain.batch_maps import BatchMaps
 from onnxcam.explain.question import Question
+from onnxcam.network.calibration.record import of_manifest
 from onnxcam.targets import conditions
-from onnxcam.targets.conditions import Condition
+from onnxcam.targets.conditions import Calibration, Condition
 from onnxcam.targets.readout import Readout
 
 if TYPE_CHECKING:
@@ -37,24 +38,41 @@ class Answer(NamedTuple):
     explained: list[tuple[BatchMaps, int]]
 
 
-def read_condition(when: Any, labels: Sequence[str] | None = None, classes: int | None = None) -> Condition | bool:
+def read_condition(
+    when: Any,
+    labels: Sequence[str] | None = None,
+    classes: int | None = None,
+    calibration: Calibration | None = None,
+) -> Condition | bool:
     """The condition that a text means: True for `always`, False for `never`.
 
     Arguments:
         labels, classes: as of `onnxcam.targets.conditions.parse`.
+        calibration: of the file, whose thresholds answer `top` and `risk`: a row's result does not depend on others.
 
     Raises:
-        InputError: no text. SettingError, TargetError: it cannot be read.
+        InputError: no text. SettingError, TargetError: it cannot be read, or asks for a calibration that the file has
+            not.
     """
     if not isinstance(when, str):
         raise InputError(f'"when" is a {type(when).__name__}; expected text: always, never or a condition')
     if when in (ALWAYS, NEVER):
         return when == ALWAYS
-    return conditions.parse(when, labels, classes)
+    return conditions.bind(conditions.parse(when, labels, classes), calibration)
 
 
-def fires(condition: Condition | bool, probabilities: np.ndarray, readout: Readout) -> np.ndarray:
+def fires(
+    condition: Condition | bool,
+    probabilities: np.ndarray,
+    readout: Readout,
+    calibration: Calibration | None = None,
+    scores: np.ndarray | None = None,
+) -> np.ndarray:
     """Where a condition is met, bool `[N]`.
+
+    Arguments:
+        probabilities, scores: `[N, classes]`, `[N, K]`.
+        calibration: of the file, for `calibrated` and `set`.
 
     Raises:
         SettingError: the model has no probabilities.
@@ -62,7 +80,7 @@ def fires(condition: Condition | bool, probabilities: np.ndarray, readout: Reado
     if isinstance(condition, bool):
         return np.full(len(probabilities), condition)
     readout.require_probabilities("this condition")
-    quantities = conditions.quantities(probabilities, readout, conditions.names(condition))
+    quantities = conditions.quantities(probabilities, readout, conditions.names(condition), calibration, scores)
     return conditions.evaluate(condition, quantities)
 
 
@@ -96,7 +114,8 @@ def answer(
     else:
         examination = explainer.examination(question, batch, layers=question.layers_read)
         scores, probabilities = examination.scores, examination.probabilities
-    fired = fires(condition, probabilities[:count], readout)
+    calibration = of_manifest(explainer.manifest)
+    fired = fires(condition, probabilities[:count], readout, calibration, scores[:count])
     rows = np.flatnonzero(fired)
     return Answer(scores[:count], probabilities[:count], fired, _maps(explainer, question, batch, rows, examination))
 

@@ -180,6 +180,7 @@ class Explain:
     def _job(self) -> Job:
         from onnxcam.explain.conditional import read_condition
         from onnxcam.fleet.answering import Job
+        from onnxcam.network.calibration.record import of_manifest
         from onnxcam.runtime.session import CPU
 
         explainer = process_session.explainer_of(self._key, self.model, self.sha256, self._arguments)
@@ -190,7 +191,7 @@ class Explain:
         return Job(
             explainer,
             explainer.question(**self._question, options=self._options),
-            read_condition(self.when, explainer.labels, explainer.classes),
+            read_condition(self.when, explainer.labels, explainer.classes, of_manifest(explainer.manifest)),
             rows,
             min(self.top_k, explainer.classes),
             self.overlay,
@@ -207,6 +208,7 @@ class Explain:
         from onnxcam.explain.conditional import read_condition
         from onnxcam.explain.preparation import Preparation
         from onnxcam.explain.question import Question, Terms
+        from onnxcam.network.calibration.record import of_manifest
         from onnxcam.network.opening import open_model
         from onnxcam.targets.readout import Readout
 
@@ -226,7 +228,7 @@ class Explain:
         if labels is not None or not isinstance(self._question.get("target"), str):
             terms = Terms(readout, labels, layers, opened.bound_class)
             Question.of(terms, **self._question, options=self._options)
-        condition = read_condition(self.when, labels, readout.size)
+        condition = read_condition(self.when, labels, readout.size, of_manifest(manifest))
         if not isinstance(condition, bool):
             readout.require_probabilities("this condition")
         Preparation.of(manifest["input"], *(self._opening.get(name) for name in ("preprocess", "value_range", "bands")))

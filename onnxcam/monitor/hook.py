@@ -270,11 +270,14 @@ class Monitor:
         `seen = confident + sum(dropped.values()) + queued + running + explained + failed`, always. `failures` are the
         failed rows by cause, `baseline` the explained rows of the baseline's sample, `queue_bytes` the bytes in the
         queue, `restarts` how often the explainer was opened again, `lost` the explained rows whose records others than
-        retention have removed from the sink's folder since.
+        retention have removed from the sink's folder since, `thresholds` how each `top` of the condition is decided:
+        the rows that it ranks, how many it takes to begin, and the present threshold.
         """
         line = self._pipeline
         lost = {"lost": getattr(self._sink, "lost", 0)}
-        return line.queue.counts() | lost | {"restarts": max(0, line.handler.opened - 1), "pid": os.getpid()}
+        rest = {"restarts": max(0, line.handler.opened - 1), "pid": os.getpid()}
+        thresholds = self._selector.thresholds()
+        return line.queue.counts() | lost | rest | ({"thresholds": thresholds} if thresholds else {})
 
     def __enter__(self) -> Monitor:
         return self
@@ -349,10 +352,11 @@ class Monitor:
         rows: list[Row] = []
         try:
             selector = self._selector
-            quantities = selector.quantities(selection.probabilities[[number for number, _ in admitted]])
+            quantities = selector.quantities(selection, [number for number, _ in admitted])
+            sets = selector.prediction_sets(selection, [number for number, _ in admitted])
             now, monotonic = self._clock.time(), self._clock.monotonic()
             identity, trace = map(name_of, _request.get())
-            for (number, reason), row_quantities in zip(admitted, quantities, strict=True):
+            for (number, reason), row_quantities, row_set in zip(admitted, quantities, sets, strict=True):
                 fields = batch.copy_row(number)
                 fields["request"] = fields["request"] or identity
                 fields["trace"] = fields["trace"] or trace
@@ -365,6 +369,7 @@ class Monitor:
                     reason=reason,
                     sample=selector.sample if reason == "condition" else selector.baseline_sample,
                     size=size_of(probabilities, fields),
+                    prediction_set=row_set,
                     **fields,
                 )
                 rows.append(row)

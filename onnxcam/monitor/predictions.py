@@ -26,7 +26,8 @@ class Row:
         observed: when it was predicted, seconds since 1970.
         queued: the same on the monotonic clock.
         probabilities: `[classes]`, of the serving model.
-        quantities: the values a condition can refer to: confidence, margin, entropy, label.
+        quantities: the values a condition can refer to: confidence, margin, entropy, label; with a calibration
+            calibrated and set.
         reason: `condition`, or `baseline` for one of the sample of confident rows.
         sample: the probability with which such a row is sampled.
         size: bytes it takes in the queue.
@@ -34,6 +35,7 @@ class Row:
         picture: a path, encoded bytes, or a uint8 array; and
         features: the inputs of the tail by name, where the serving model outputs them.
         shape: of the tensor, even if that is not copied.
+        prediction_set: as in a record's `prediction.set`; None without a calibration.
     """
 
     observed: float
@@ -49,6 +51,7 @@ class Row:
     picture: Any = None
     features: dict[str, np.ndarray] | None = None
     shape: tuple[int, ...] | None = None
+    prediction_set: Mapping[str, Any] | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays by name, for a transport that sends them without pickling."""

@@ -73,6 +73,8 @@ def build(
     redact: str = "heatmap_only",
     identity: str | None = None,
     covered: Sequence[float] | None = None,
+    calibrated: float | None = None,
+    prediction_set: Mapping[str, Any] | None = None,
 ) -> Record:
     """Build a record of schema 1; the sink fills in its `files`.
 
@@ -95,6 +97,9 @@ def build(
         identity: the record's id; a new one by default.
         covered: top, left, bottom and right of the part of the map that the layer sees, 0 to 1 of its sides; None for
             all of it. The map says nothing about the rest, whose values are 0.
+        calibrated: the largest calibrated probability; None without a calibration.
+        prediction_set: `{"size": classes in it, "classes": their indices, "alpha": …, "n": pictures of the
+            calibration}`; None without one.
 
     Numbers that are not finite become null, because JSON cannot represent them.
 
@@ -139,6 +144,8 @@ def build(
             "target": named(target),
             "layer": "+".join(layer) if isinstance(layer, (list, tuple)) else layer,
             "method": method,
+            **({} if calibrated is None else {"calibrated": _unit(calibrated)}),
+            **({} if prediction_set is None else _set(prediction_set)),
         },
         "attention": _rounded(_statistics(heatmap, region)),
         "map": _small(heatmap) | ({} if covered is None else {"covered": [_unit(side) for side in covered]}),
@@ -159,6 +166,13 @@ def _statistics(heatmap: np.ndarray, region: np.ndarray | None) -> dict[str, Any
     inside = statistics.gather(weights, (rows, columns)) / area
     both = statistics.describe(statistics.gather(heatmap, (rows, columns)), inside)
     return statistics.describe(heatmap) | {"region": both["region"]}
+
+
+def _set(prediction_set: Mapping[str, Any]) -> dict[str, Any]:
+    size = int(prediction_set["size"])
+    classes = [int(index) for index in prediction_set["classes"]]
+    alpha, n = _unit(prediction_set["alpha"]), int(prediction_set["n"])
+    return {"set_size": size, "set": {"classes": classes, "alpha": alpha, "n": n}}
 
 
 def _small(heatmap: np.ndarray) -> dict[str, Any]:

@@ -117,6 +117,8 @@ class RowExplainer:
             confidence=row.quantities["confidence"],
             margin=row.quantities["margin"],
             entropy=row.quantities["entropy"],
+            calibrated=row.quantities.get("calibrated"),
+            prediction_set=row.prediction_set,
             target=target,
             layer=self._settings.layer,
             method=self._settings.method,

@@ -61,7 +61,21 @@ _RECORD: dict[str, Any] = _object(
                 "target": _object({"index": _INDEX, "label": {"type": "string"}}),
                 "layer": {"type": "string"},
                 "method": {"type": "string"},
-            }
+                "calibrated": _UNIT | {"description": "the largest calibrated probability, if the file is calibrated"},
+                "set_size": _INDEX | {"description": "number of classes in the prediction set; 0: none fits"},
+                "set": _object(
+                    {
+                        "classes": {"type": "array", "items": _INDEX},
+                        "alpha": {"type": "number", "minimum": 0, "maximum": 1},
+                        "n": {"type": "integer", "minimum": 1},
+                    }
+                )
+                | {
+                    "description": "the prediction set: its classes, the most likely first, at most 32; the share of "
+                    "sets that may miss the true class, and the number of pictures that it was calibrated on"
+                },
+            },
+            optional=("calibrated", "set_size", "set"),
         ),
         "attention": _object(
             {

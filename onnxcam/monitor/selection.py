@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnxcam.errors import InputError
+from onnxcam.errors import InputError, SettingError
 from onnxcam.monitor.admission import Sampler
+from onnxcam.monitor.traffic import Ranking
+from onnxcam.network.calibration.record import of_manifest
 from onnxcam.network.manifest import Manifest
 from onnxcam.targets import conditions
-from onnxcam.targets.conditions import Condition
+from onnxcam.targets.conditions import Condition, Top
 from onnxcam.targets.readout import Readout
+
+NAMED = 32  # classes of a prediction set in a record
 
 
 class Selection(NamedTuple):
@@ -19,11 +25,13 @@ class Selection(NamedTuple):
 
     Attributes:
         probabilities: float64 `[N, classes]`.
+        scores: `[N, columns]`, None where only probabilities were observed.
         uncertain: numbers of the rows that met the condition and were sampled; `sampled_out` is how many were not.
         baseline: numbers of the other rows that are in the baseline's sample; `confident` is how many are not.
     """
 
     probabilities: np.ndarray
+    scores: np.ndarray | None
     uncertain: np.ndarray
     sampled_out: int
     baseline: np.ndarray
@@ -31,14 +39,30 @@ class Selection(NamedTuple):
 
 
 class Selector:
-    """Applies the condition and the sampling probabilities to the scores of a model described by a manifest."""
+    """Applies the condition and the sampling probabilities to the scores of a model described by a manifest.
+
+    Raises:
+        SettingError: the condition needs a calibration, and the manifest has none.
+    """
 
     def __init__(self, condition: Condition, manifest: Manifest, sample: float, baseline_sample: float) -> None:
         self.sample = sample
         self.baseline_sample = baseline_sample
-        self._condition = condition
-        self._names = conditions.names(condition)
+        self._calibration = of_manifest(manifest)
+        self._condition = conditions.bind(condition, self._calibration, online=True)
+        self._names = conditions.names(self._condition)
         self._readout = Readout.from_manifest(manifest["scores"])
+        self._rankings = [Ranking(top, self._stored(top)) for top in sorted(conditions.tops(self._condition), key=str)]
+
+    def _stored(self, top: Top) -> float | None:
+        """The threshold that the file's calibration has for a share of traffic, None if it has none."""
+        with contextlib.suppress(SettingError):
+            return None if self._calibration is None else self._calibration.least_sure(top.share, top.by)
+        return None
+
+    def thresholds(self) -> dict[str, dict[str, Any]]:
+        """Return how each `top` of the condition is decided at present, by its text."""
+        return {ranking.top.key: ranking.describe() for ranking in self._rankings}
 
     def as_rows(self, scores: np.ndarray) -> np.ndarray:
         """Return scores as `[N, K]`: a single row becomes a batch, `[N, K, 1, 1]` is flattened.
@@ -61,14 +85,49 @@ class Selector:
     def select(self, scores: np.ndarray, form: str, sampler: Sampler) -> Selection:
         """Select the rows of a batch that `as_rows` returned."""
         readout = self._readout.of_columns(scores.shape[1]) or self._readout
+        form = conditions.form_of(scores, readout, form)
         p = conditions.probabilities(scores, readout, form)
-        met = conditions.evaluate(self._condition, conditions.quantities(p, readout, self._names))
+        logits = scores if form == "logits" else None
+        quantities = conditions.quantities(p, readout, self._names, self._calibration, logits)
+        for ranking in self._rankings:
+            quantities[ranking.top.key] = ranking.decide(quantities[ranking.top.by])
+        met = conditions.evaluate(self._condition, quantities)
         uncertain, confident = np.flatnonzero(met), np.flatnonzero(~met)
         sample = sampler.sample(uncertain, self.sample)
         baseline = sampler.sample(confident, self.baseline_sample)
-        return Selection(p, sample, len(uncertain) - len(sample), baseline, len(confident) - len(baseline))
+        return Selection(p, logits, sample, len(uncertain) - len(sample), baseline, len(confident) - len(baseline))
 
-    def quantities(self, probabilities: np.ndarray) -> list[dict[str, Any]]:
-        """Return every quantity that a condition can refer to, row by row."""
-        columns = conditions.quantities(probabilities, self._readout)
-        return [{name: values[k].item() for name, values in columns.items()} for k in range(len(probabilities))]
+    def prediction_sets(self, selection: Selection, rows: Sequence[int]) -> list[dict[str, Any] | None]:
+        """Return the prediction set of some rows, as records have it; None without a calibration.
+
+        Of a large set the most likely classes are named, at most `NAMED`.
+        """
+        calibration = self._calibration
+        if calibration is None:
+            return [None] * len(rows)
+        p, scores, readout = self._part(selection, rows)
+        inside = calibration.sets(readout.scores_of(p) if scores is None else scores, readout)
+        order = np.argsort(-np.nan_to_num(p, nan=-1.0), axis=1, kind="stable")
+        return [
+            {
+                "size": int(row.sum()),
+                "classes": [int(index) for index in ranked if row[index]][:NAMED],
+                "alpha": calibration.alpha,
+                "n": calibration.n,
+            }
+            for row, ranked in zip(inside, order, strict=True)
+        ]
+
+    def quantities(self, selection: Selection, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Return every quantity that a condition can refer to, of some rows; with a calibration their sets too."""
+        p, scores, readout = self._part(selection, rows)
+        names = (*conditions.QUANTITIES, *((conditions.CALIBRATED, conditions.SET) if self._calibration else ()))
+        columns = conditions.quantities(p, readout, names, self._calibration, scores)
+        return [{name: values[k].item() for name, values in columns.items()} for k in range(len(p))]
+
+    def _part(self, selection: Selection, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None, Readout]:
+        """Return probabilities, scores and their readout of some rows."""
+        p, scores = selection.probabilities[list(rows)], selection.scores
+        if scores is None:
+            return p, None, self._readout
+        return p, scores[list(rows)], self._readout.of_columns(scores.shape[1]) or self._readout

@@ -296,7 +296,8 @@ def infer(
     elif isinstance(when, bool):
         values[names.fired] = np.full(len(batch), when)
     elif names.fired in outputs:
-        values[names.fired] = fires(when, probabilities, model.explainer.terms.readout)
+        readout = model.explainer.terms.readout
+        values[names.fired] = fires(when, probabilities, readout, model.calibration, scores)
     entries, blobs = [], []
     for name, binary in outputs.items():
         entry, blob = tensors.encode(name, values[name], binary)

@@ -22,6 +22,7 @@ from onnxcam.explain.explanation import name_of
 from onnxcam.explain.features import Progress
 from onnxcam.explain.preparation import Prepared
 from onnxcam.explain.question import Question
+from onnxcam.network.calibration.record import of_manifest
 from onnxcam.runtime import options
 from onnxcam.server.batching import Batcher
 from onnxcam.server.refusals import Refusal
@@ -90,7 +91,10 @@ class Model:
         self.name = name
         self.explainer = explainer
         self.when = when
-        self._conditions = lru_cache(64)(lambda text: read_condition(text, self.labels, explainer.classes))
+        self.calibration = of_manifest(explainer.manifest)
+        self._conditions = lru_cache(64)(
+            lambda text: read_condition(text, self.labels, explainer.classes, self.calibration)
+        )
         self.condition(when)
         self._ask = lru_cache(_QUESTIONS)(self._parse)
         self._opening = threading.Lock()
@@ -166,7 +170,7 @@ class Model:
         probabilities = self.explainer.terms.readout.probabilities(scores)
         fired = np.zeros(len(batch), bool)
         if question is not None and not isinstance(when, bool):
-            fired = fires(when, probabilities, self.explainer.terms.readout)
+            fired = fires(when, probabilities, self.explainer.terms.readout, self.calibration, scores)
         if question is None or not fired.any():
             return Prediction(probabilities, scores, fired, None)
         if not fired.all():

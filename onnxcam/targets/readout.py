@@ -194,6 +194,17 @@ class Readout:
         p = np.where(y >= 0, 1.0, np.exp(np.minimum(y, 0))) / (1.0 + np.exp(-np.abs(y)))
         return self._both(p).astype(np.float32, copy=False)
 
+    def scores_of(self, probabilities: np.ndarray) -> np.ndarray:
+        """Scores `[N, columns]`, float64, of probabilities `[N, size]`: log p, or log p / (1 - p) of sigmoids.
+
+        The inverse of `probabilities`, but for a constant per row that a softmax does not depend on.
+        """
+        log_p = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-300))
+        if self.exclusive:
+            return np.asarray(log_p)
+        logits = log_p - np.log(np.maximum(1.0 - np.asarray(probabilities, np.float64), 1e-300))
+        return np.asarray(logits[:, 1:] if self.signed else logits)
+
     def complete(self, probabilities: np.ndarray) -> np.ndarray:
         """Probabilities `[N, size]` from those that the model emits: of a binary classifier that of class 1 alone, of
         others perhaps percentages.

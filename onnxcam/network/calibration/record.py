@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.network.calibration import conformal
+from onnxcam.network.calibration import conformal, thresholds
 from onnxcam.network.calibration.conformal import RAPS, Rule
 from onnxcam.network.calibration.intervals import LEVEL
 from onnxcam.network.calibration.temperature import tempered
@@ -101,6 +101,14 @@ class Calibration:
     def sets(self, scores: np.ndarray, readout: Readout) -> np.ndarray:
         """The output `prediction_set`, bool `[N, size]`, from the model's scores `[N, columns]`."""
         return conformal.sets(scores, readout, self.rule, self.threshold)
+
+    def least_sure(self, share: float, by: str = "confidence") -> float:
+        """The threshold of `top SHARE by QUANTITY`, see `thresholds.least_sure`."""
+        return thresholds.least_sure(self.facts, share, by)
+
+    def let_through(self, most: float) -> tuple[str, float]:
+        """The quantity and threshold of `risk > MOST`, see `thresholds.let_through`."""
+        return thresholds.let_through(self.facts, most)
 
 
 _FIELDS = frozenset(

@@ -140,7 +140,7 @@ def augment(
         portable = previous.get("target", {}).get("rows") == manifests.SHARED
     if pixels is None:
         pixels = network.pixels
-    condition = gates.parse(gate, labels, network.readout.size)
+    condition = gates.parse(gate, labels, network.readout.size, previous)
     if condition is not None:
         network.readout.require_probabilities(f"gate={gate!r}")
     requested = _requested(network, layers)

@@ -8,7 +8,7 @@ about 1e-6 of a threshold.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -20,6 +20,7 @@ from onnxcam.graph.builder import Builder
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.view import Dim, Graph
 from onnxcam.network import manifest as manifests
+from onnxcam.network.calibration.record import of_manifest
 from onnxcam.network.layout import Layout
 from onnxcam.targets import conditions
 from onnxcam.targets.conditions import LABEL, AllOf, AnyOf, Comparison, Condition, Not
@@ -30,15 +31,23 @@ _DOUBLE = onnx.TensorProto.DOUBLE
 _OPERATORS = {"<": "Less", "<=": "LessOrEqual", ">": "Greater", ">=": "GreaterOrEqual", "==": "Equal", "!=": "Equal"}
 
 
-def parse(text: Any, labels: Sequence[str] | None, classes: int | None = None) -> Condition | None:
+def parse(
+    text: Any, labels: Sequence[str] | None, classes: int | None = None, manifest: Mapping[str, Any] | None = None
+) -> Condition | None:
     """Parse a gate's condition, its labels resolved where the model is known; None for an empty text: no gate.
 
+    Arguments:
+        manifest: of the model, whose calibration answers `top` and `risk`; None where it is not known yet.
+
     Raises:
-        SettingError, TargetError: as `conditions.parse`.
+        SettingError, TargetError: as `conditions.parse` and `conditions.bind`.
     """
     if not isinstance(text, str):
         raise SettingError(f"gate={text!r} is a {type(text).__name__}; expected text such as 'confidence < 0.6'")
-    return conditions.parse(text, labels, classes) if text.strip() else None
+    if not text.strip():
+        return None
+    condition = conditions.parse(text, labels, classes)
+    return condition if manifest is None else conditions.bind(condition, of_manifest(manifest))
 
 
 def emit(op: Builder, condition: Condition, scores: str, readout: Readout, name: str = FIRED) -> str:

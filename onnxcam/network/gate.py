@@ -23,7 +23,7 @@ from onnxcam.network import manifest as manifests
 from onnxcam.network.calibration.record import of_manifest
 from onnxcam.network.layout import Layout
 from onnxcam.targets import conditions
-from onnxcam.targets.conditions import LABEL, AllOf, AnyOf, Comparison, Condition, Not
+from onnxcam.targets.conditions import LABEL, AllOf, AnyOf, Comparison, Condition, Not, Risk, Top
 from onnxcam.targets.readout import Readout
 
 FIRED = "fired"
@@ -79,6 +79,8 @@ def _holds(op: Builder, condition: Condition, quantities: dict[str, str]) -> str
             return reduce(op.And, [_holds(op, part, quantities) for part in parts])
         case AnyOf(parts):
             return reduce(op.Or, [_holds(op, part, quantities) for part in parts])
+        case Top() | Risk():
+            raise SettingError("the gate has a condition that no calibration has answered; report this as a bug")
 
 
 def _quantities(op: Builder, scores: str, readout: Readout, names: set[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from onnxcam.errors import OnnxcamError
 
 if TYPE_CHECKING:
     from onnxcam.autodiff.gradient import gradient as gradient
+    from onnxcam.explain.calibrate import calibrate as calibrate
     from onnxcam.explain.explainer import Explainer as Explainer
     from onnxcam.explain.explanation import Explanation as Explanation
     from onnxcam.monitor.hook import Monitor as Monitor
@@ -26,6 +27,7 @@ _LAZY = {
     "augment": "onnxcam.network.explainable",
     "layers": "onnxcam.network.network:list_layers",
     "probe": "onnxcam.network.probe.probe",
+    "calibrate": "onnxcam.explain.calibrate",
     "gradient": "onnxcam.autodiff.gradient",
     "Explainer": "onnxcam.explain.explainer",
     "Explanation": "onnxcam.explain.explanation",
@@ -45,6 +47,7 @@ __all__ = [
     "Weights",
     "__version__",
     "augment",
+    "calibrate",
     "gradient",
     "layers",
     "probe",

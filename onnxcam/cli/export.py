@@ -436,6 +436,7 @@ def _outputs(manifest: dict[str, Any]) -> list[str]:
     names += [entry[key] for entry in manifest["layers"] for key in ("activations", "gradients") if entry[key]]
     names += [name for entry in manifest["layers"] for name in entry["heatmaps"].values()]
     names += [manifest["gate"]["output"]] if manifest.get("gate") else []
+    names += (manifest.get("calibration") or {}).get("outputs", {}).values()
     pixels = manifest.get("pixels")
     if pixels:
         names += [pixels["predictions"], pixels["target"]]

@@ -143,6 +143,8 @@ def _findings(subject: Subject, directions: int, rng: np.random.Generator) -> li
         findings.append(outputs.heatmaps(subject, entry))
     if entries.get("gate"):
         findings.append(outputs.gate(subject))
+    if entries.get("calibration"):
+        findings.append(outputs.calibration(subject))
     return findings
 
 

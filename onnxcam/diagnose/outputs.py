@@ -162,6 +162,31 @@ def gate(subject: Subject) -> Finding:
     return Finding("gate", "ok" if worst <= TOLERANCE_GATE else "failed", detail, {"maps": worst})
 
 
+def calibration(subject: Subject) -> Finding:
+    """Compare a calibrated file with its manifest: the graph of its scores, its probabilities and its sets."""
+    from onnxcam.network.calibration import conformal, nodes, record
+
+    stale = nodes.changed(subject.graph.model, subject.manifest)
+    if stale is not None:
+        return Finding("calibration", "failed", stale)
+    stored, readout = record.Calibration.from_manifest(subject.manifest["calibration"]), subject.readout
+    values = runtime.run(subject.file, [subject.scores, *stored.outputs], subject.top_1(subject.batch))
+    scores, p, inside = (values[name] for name in (subject.scores, *stored.outputs))
+    difference = float(np.abs(p - stored.probabilities(scores, readout)).max())
+    narrow, wide = (
+        conformal.sets(scores, readout, stored.rule, stored.threshold, margin=margin)
+        for margin in (-4 * record.MARGIN, 4 * record.MARGIN)
+    )
+    same = not ((inside < narrow).any() or (inside > wide).any())
+    low, high = stored.coverage_interval
+    detail = (
+        f"sets of {stored.rule.score} at alpha {stored.alpha:g} from {stored.n:,} pictures, coverage {low:.3f} to "
+        f"{high:.3f}; temperature {stored.temperature:.4g}; probabilities within {difference:.1e} of the "
+        f"manifest's, sets {'as' if same else 'not as'} its quantile makes them"
+    )
+    return Finding("calibration", "ok" if same and difference <= 1e-5 else "failed", detail)
+
+
 def _condition(subject: Subject, scores: np.ndarray) -> np.ndarray:
     """Evaluate the gate's condition on scores, per row."""
     readout = subject.readout

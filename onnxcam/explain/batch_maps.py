@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.cam.registry import Method
-from onnxcam.explain.explanation import Explanation, LazyMap, Map, name_of
+from onnxcam.explain.explanation import Calibrated, Explanation, LazyMap, Map, name_of
 from onnxcam.explain.maps import LAYER_SIZE, fuse, map_size, visible_parts, windows_of
 from onnxcam.explain.question import Question
 from onnxcam.explain.warnings import map_warnings, reversed_warnings
@@ -119,6 +119,28 @@ class BatchMaps(NamedTuple):
             scores={"kind": readout.kind, "stepped_over": list(readout.stepped_over)},
             other=None if other is None else (other, name_of(other, labels)),
             visible=visible,
+            calibration=self._calibrated(row),
+        )
+
+    def _calibrated(self, row: int) -> Calibrated | None:
+        """What the file's calibration makes of a row, None without one."""
+        calibration, labels = self.question.terms.calibration, self.question.terms.labels
+        if calibration is None:
+            return None
+        scores, readout = self.scores[row : row + 1], self.question.terms.readout
+        p, inside = calibration.probabilities(scores, readout)[0], calibration.sets(scores, readout)[0]
+        members = [int(index) for index in np.argsort(-p, kind="stable") if inside[index]]
+        best = best_classes(p, _PREDICTIONS).tolist()
+        return Calibrated(
+            [(index, name_of(index, labels), float(p[index])) for index in best],
+            [(index, name_of(index, labels)) for index in members],
+            {
+                "score": calibration.rule.score,
+                "alpha": calibration.alpha,
+                "n": calibration.n,
+                "coverage_interval": list(calibration.coverage_interval),
+                "coverage_level": calibration.coverage_level,
+            },
         )
 
     def layer_map(self, row: int, geometry: image.Geometry) -> tuple[np.ndarray, tuple[float, float, float, float]]:

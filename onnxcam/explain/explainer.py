@@ -164,7 +164,7 @@ class Explainer:
     @property
     def terms(self) -> Terms:
         """What a `Question` about this model is checked against."""
-        return Terms(self._readout, self.labels, self._layers, self._file.bound_class)
+        return Terms(self._readout, self.labels, self._layers, self._file.bound_class, self._file.calibration)
 
     def label(self, index: int) -> str:
         """The name of a class; its index as text without labels."""

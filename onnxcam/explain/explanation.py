@@ -19,6 +19,8 @@ from onnxcam.explain.statistics import describe
 from onnxcam.targets.objectives import LOG_PROBABILITY
 from onnxcam.targets.readout import LOGITS, REGRESSION
 
+_MEMBERS = 4  # classes of a prediction set that a panel names
+
 
 @dataclass(frozen=True, eq=False)
 class Map:
@@ -72,6 +74,31 @@ class LazyMap(Map):
         return heatmap
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibrated file says of a picture.
+
+    Attributes:
+        predictions: `(index, label, probability)`, best first, for the five best classes.
+        members: `(index, label)` of the classes in the prediction set, best first.
+        terms: `score`, `alpha`, `n` and `coverage_interval` of the manifest's calibration.
+    """
+
+    predictions: list[tuple[int, str, float]]
+    members: list[tuple[int, str]]
+    terms: dict[str, Any]
+
+    @property
+    def note(self) -> str:
+        """A line below the heading of the panel."""
+        _, label, probability = self.predictions[0]
+        names = [name.split(",")[0] for _, name in self.members]
+        text = ", ".join(names[:_MEMBERS]) + (f" and {len(names) - _MEMBERS} more" if len(names) > _MEMBERS else "")
+        share = image.percentage(1 - self.terms["alpha"])
+        number = image.percentage(probability)
+        return f"calibrated: {label.split(',')[0]}, {number}; {share} set: {text or 'empty (unsure)'}"
+
+
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """One explained picture.
@@ -93,6 +120,7 @@ class Explanation:
             crop cut off the model never saw, and the heatmaps are 0 there. None for all of it.
         per_layer: an explanation for each layer alone, with `side_by_side=True`; else empty.
         per_method: an explanation by each method, this one first, with several methods; else empty.
+        calibration: what a calibrated file says of the picture, None of any other.
     """
 
     picture: np.ndarray = field(repr=False)
@@ -109,6 +137,21 @@ class Explanation:
     visible: list[image.Rectangle] | None = None
     per_layer: list[Explanation] = field(default_factory=list, repr=False)
     per_method: list[Explanation] = field(default_factory=list, repr=False)
+    calibration: Calibrated | None = field(default=None, repr=False)
+
+    @property
+    def calibrated(self) -> list[tuple[int, str, float]] | None:
+        """Predictions as in `predictions`, at the temperature of a calibrated file; None of any other file."""
+        return None if self.calibration is None else self.calibration.predictions
+
+    @property
+    def prediction_set(self) -> list[str] | None:
+        """Labels of the classes in the prediction set of a calibrated file, best first; None of any other file.
+
+        It contains the true class for a share 1 - alpha of pictures like those of the calibration. An empty one means
+        that no class is likely enough.
+        """
+        return None if self.calibration is None else [label for _, label in self.calibration.members]
 
     @property
     def heatmap(self) -> np.ndarray:
@@ -159,9 +202,10 @@ class Explanation:
     @property
     def notes(self) -> list[str]:
         """Sentences below the heading of the panel: the reason for a heatmap that is zero everywhere, and the model's
-        own first choice if another class is explained.
+        own first choice if another class is explained; of a calibrated file its probability and set.
         """
-        return [*([] if self.maps[0].blank is None else [self.maps[0].blank]), *self._first_choice]
+        calibrated = [] if self.calibration is None else [self.calibration.note]
+        return [*([] if self.maps[0].blank is None else [self.maps[0].blank]), *self._first_choice, *calibrated]
 
     @property
     def _first_choice(self) -> list[str]:
@@ -260,6 +304,7 @@ class Explanation:
                 {"index": index, "label": label, **_number(probability, self.numeric)}
                 for index, label, probability in self.predictions
             ],
+            **_calibrated(self.calibration),
             "target": {"index": self.target, "label": self.label, **_number(self.probability, self.numeric)},
             "scores": self.scores,
             "objective": {
@@ -352,6 +397,17 @@ def boxes(visible: Sequence[image.Rectangle] | None, picture: np.ndarray) -> lis
 def _number(number: float, numeric: bool) -> dict[str, float | None]:
     """A predicted number in JSON."""
     return {"probability": None, "value": _finite(number)} if numeric else {"probability": _finite(number)}
+
+
+def _calibrated(one: Calibrated | None) -> dict[str, Any]:
+    """Predictions and set of a calibrated file in JSON; nothing of any other file."""
+    if one is None:
+        return {}
+    return {
+        "calibrated": [{"index": i, "label": label, "probability": _finite(p)} for i, label, p in one.predictions],
+        "prediction_set": [{"index": index, "label": label} for index, label in one.members],
+        "calibration": one.terms,
+    }
 
 
 def _finite(number: float) -> float | None:

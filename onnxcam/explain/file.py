@@ -29,6 +29,7 @@ from onnxcam.targets.readout import Readout
 
 if TYPE_CHECKING:
     from onnxcam.graph.window import Window
+    from onnxcam.network.calibration.record import Calibration
 
 
 _open: weakref.WeakSet[FileSession] = weakref.WeakSet()
@@ -132,6 +133,15 @@ class FileSession:
     def bound_class(self) -> int | None:
         """The class that the opened file explains where none is named, None if it is bound to none."""
         return self._loaded.model.bound_class
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration of the file, None where it has none."""
+        if not self.manifest.get("calibration"):
+            return None
+        from onnxcam.network.calibration import record
+
+        return record.of_manifest(self.manifest)
 
     @property
     def doubts(self) -> tuple[str, ...]:

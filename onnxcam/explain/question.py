@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from onnxcam.targets import objectives
 from onnxcam.targets.classes import TOP1, by_text, check_count, find_label, listed, refuse_masked
 from onnxcam.targets.objectives import Contrast, Objective, Probability, by_index
 from onnxcam.targets.readout import Readout
+
+if TYPE_CHECKING:
+    from onnxcam.network.calibration.record import Calibration
 
 SEED = 1234
 RUNNER_UP = "runner-up"
@@ -41,12 +44,14 @@ class Terms(NamedTuple):
         labels: class names by index, or None.
         layers: its target layers; the last one is the default.
         bound_class: the class that its file is bound to, or None.
+        calibration: of a calibrated file, or None.
     """
 
     readout: Readout
     labels: Sequence[str] | None
     layers: Sequence[str]
     bound_class: int | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from onnxcam.graph.view import Dim, Graph
 from onnxcam.network import gate as gates
 from onnxcam.network import manifest as manifests
 from onnxcam.network import metadata_labels
+from onnxcam.network.calibration.nodes import renew
 from onnxcam.network.input_size import Sized, sized
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
@@ -107,8 +108,9 @@ def augment(
     Returns:
         a new `ModelProto`: the original outputs, `logits` where needed (`log_probabilities` where no logit can be
         reached), `activations` and `gradients` of the layers' shapes, `heatmap` float32 `[N, h, w]` after ReLU, with a
-        gate also `fired`, bool `[N]`: the rows that meet it; the manifest says which is which. Where the model has an
-        output of such a name already, ours begins with `onnxcam.`.
+        gate also `fired`, bool `[N]`: the rows that meet it; of a calibrated file its calibration, unless its scores
+        are others now; the manifest says which is which. Where the model has an output of such a name already, ours
+        begins with `onnxcam.`.
 
     Raises:
         ModelError: not an image classifier, or invalid; `kind` contradicts the file.
@@ -220,10 +222,11 @@ def augment(
         manifest["measured"] = measured.file
     for entry, layer_facts in zip(entries, measured.layers, strict=True):
         entry.update(layer_facts)
+    stale = renew(previous, network.recalibrate, model, manifest, named_scores) if previous else []
     if pixels:
         wrap(model, manifest)
     manifests.write(model, manifest)
-    for sentence in manifests.measured_warnings(manifest):
+    for sentence in [*stale, *manifests.measured_warnings(manifest)]:
         if on_warning is not None:
             on_warning(sentence)
         else:

@@ -62,6 +62,7 @@ class Network:
         manifest: of an explainable model, without its gate; None of any other.
         pixels: whether an explainable model took the picture itself, which this network does not.
         condition: the condition of an explainable model's gate, None without a gate.
+        recalibrate: why the calibration of an explainable model no longer fits it, None where it does or has none.
         layers: the layers that an explainable model exposes, by name.
         opset: of the source, before it was upgraded.
         rewrites: sentences about operators of the source that were written as others.
@@ -74,6 +75,7 @@ class Network:
         model = load(source)
         self.pixels = unwrap(model) is not None
         self.condition = ungate(model)
+        self.recalibrate = _stale_calibration(model)
         graph = normalize(model)
         self.opset, self.rewrites = graph.source_opset, graph.rewrites
         self.manifest = manifests.read(graph.model)
@@ -120,6 +122,16 @@ class Network:
         return self._floating
 
 
+def _stale_calibration(model: onnx.ModelProto) -> str | None:
+    """Why the calibration of an explainable model no longer fits its scores."""
+    manifest = manifests.read(model)
+    if manifest is None or not manifest.get("calibration"):
+        return None
+    from onnxcam.network.calibration import nodes
+
+    return nodes.changed(model, manifest)
+
+
 def prepare(source: Source) -> Graph:
     """Load a model and normalise it, with what `augment` added; a gated model computes its maps always then.
 
@@ -139,6 +151,7 @@ def restore(graph: Graph, manifest: Manifest) -> Graph:
     if original is None:
         added = {"logits"} | {entry[key] for entry in manifest["layers"] for key in ("activations", "gradients")}
         added |= {name for entry in manifest["layers"] for name in entry["heatmaps"].values()}
+        added |= set((manifest.get("calibration") or {}).get("outputs", {}).values())
         original = [o.name for o in model.graph.output if o.name not in added]
     outputs = [o for o in model.graph.output if o.name in original]
     if not outputs:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
+import numpy as np
+
 from onnxcam.errors import LabelsError, TargetError, listing
 from onnxcam.targets import classes as targets
 
@@ -73,14 +75,23 @@ class Table:
         path: of the table.
         labels: class names, by index.
         classes: number of classes.
+        several: whether a picture may have several classes, each in a row of its own.
 
     Raises:
         LabelsError: the table cannot be read, a row names no class of the model, or two rows contradict each other.
     """
 
-    def __init__(self, path: str | os.PathLike[str], labels: Sequence[str] | None, classes: int) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        labels: Sequence[str] | None,
+        classes: int,
+        *,
+        several: bool = False,
+    ) -> None:
         self._path = Path(path)
-        self._classes: dict[tuple[str, ...], int] = {}
+        self._size = classes
+        self._classes: dict[tuple[str, ...], list[int]] = {}
         wrong: list[str] = []
         indices: dict[str, int | None] = {}
         for number, name, text in _rows(self._path):
@@ -91,11 +102,15 @@ class Table:
                 wrong.append(f"{text[:60]} (line {number})")
                 continue
             key = _parts(name)
-            if self._classes.setdefault(key, index) != index:
+            of_picture = self._classes.setdefault(key, [])
+            if index in of_picture:
+                continue
+            if of_picture and not several:
                 raise LabelsError(
                     f"the table {str(self._path)!r} has two classes for {name!r} (the second in line {number}); "
                     "keep one"
                 )
+            of_picture.append(index)
         if wrong:
             hint = "write labels or indices" if labels is not None else "give --labels, or write indices"
             raise LabelsError(
@@ -109,13 +124,17 @@ class Table:
 
     def find(self, path: Path) -> int | None:
         """The class of a picture, None if it is not in the table."""
+        return next(iter(self._find(path)), None)
+
+    def _find(self, path: Path) -> list[int]:
+        """The classes of a picture, none if it is not in the table."""
         here = self._path.absolute().parent
         absolute = Path(os.path.normpath(path.absolute()))
         candidates = [_parts(str(path)), absolute.parts]
         if absolute.is_relative_to(here):
             candidates.append(absolute.relative_to(here).parts)
         candidates += [absolute.parts[start:] for start in range(1, len(absolute.parts))]
-        return next((self._classes[parts] for parts in candidates if parts in self._classes), None)
+        return next((self._classes[parts] for parts in candidates if parts in self._classes), [])
 
     def find_all(self, paths: Iterable[Path]) -> list[int]:
         """The class of each picture.
@@ -131,6 +150,18 @@ class Table:
                 f"({listing(missing, 3)}); add them, or name the pictures that are in it"
             )
         return [index for _, index in pairs if index is not None]
+
+    def find_several(self, paths: Sequence[Path]) -> np.ndarray:
+        """Whether each picture has each class, bool `[N, classes]`, of a table read with `several`.
+
+        Raises:
+            LabelsError: some are not in the table.
+        """
+        self.find_all(paths)
+        present = np.zeros((len(paths), self._size), bool)
+        for row, path in enumerate(paths):
+            present[row, self._find(path)] = True
+        return present
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str, str]]:

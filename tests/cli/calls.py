@@ -50,6 +50,12 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image.write_png(pictures / f"{HOSTILE}.png", noise(np.random.default_rng(1)))
     image.write_png(pictures / os.fsdecode(b"half\xff\x9b.png"), noise(np.random.default_rng(2)))
     (pictures / f"broken{HOSTILE}.png").write_bytes(b"no picture")
+    for name in ("0", "1"):
+        (folder / "labelled" / name).mkdir(parents=True)
+        for index in range(4):
+            picture = noise(np.random.default_rng(index))
+            image.write_png(folder / "labelled" / name / f"{HOSTILE}{index}.png", picture)
+        (folder / "labelled" / name / f"broken{HOSTILE}.png").write_bytes(b"no picture")
     label = {"label": f"{HOSTILE}{HALF}", "index": 1, "probability": 0.5}
     records = [synthetic.record(n, request=HOSTILE) for n in range(700)]
     for record in records:
@@ -83,6 +89,7 @@ def arguments(command: str, workshop: Path, out: Path) -> list[str]:
     ready, pictures, records = workshop / "ready.onnx", workshop / "pictures", workshop / "records"
     rest: dict[str, list[Any]] = {
         "bench": [ready, "--batch", 1, "--rounds", 1, "--seconds", 0, "--layer", f"relu{HOSTILE}"],
+        "calibrate": [ready, workshop / "labelled", "--truth", "by-folder", "--alpha", 0.5, "-o", out / "c.onnx"],
         "check": [ready, "--samples", 1],
         "compare": [ready, workshop / "ready.onnx", pictures],
         "demo": ["-o", out / HOSTILE],

@@ -55,6 +55,18 @@ class Rule:
         ranks = np.arange(1, size + 1)
         return self.penalty * np.maximum(0, ranks - self.k) if self.score == RAPS else np.zeros(size)
 
+    def limits(self, threshold: float, size: int, margin: float) -> np.ndarray:
+        """The mass that less likely classes need to have for a rank to be inside, float64 `[size]`.
+
+        Arguments:
+            threshold: 1 - q.
+            margin: relative difference up to which a mass counts as equal to its limit.
+        """
+        penalties = self.penalties(size)
+        limits = threshold + penalties
+        # a penalty hides the last digits of a small threshold
+        return np.asarray(limits - margin * np.abs(limits) - 4 * np.finfo(np.float64).eps * penalties)
+
 
 def conformity(scores: np.ndarray, readout: Readout, rule: Rule, draws: np.ndarray | None = None) -> np.ndarray:
     """1 - E of each class, float64 `[N, size]`.
@@ -72,16 +84,19 @@ def conformity(scores: np.ndarray, readout: Readout, rule: Rule, draws: np.ndarr
     p = class_probabilities(values, readout, rule.temperature)
     if rule.score == LAC:
         return p
+    order, left = _ranked(values, p, draws)
+    result = np.empty_like(left)
+    np.put_along_axis(result, order, left - rule.penalties(readout.size), axis=1)
+    return result
+
+
+def _ranked(values: np.ndarray, p: np.ndarray, draws: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Classes from the most likely one, and the mass that is left to less likely ones than each of these."""
     order = np.argsort(-values, axis=1, kind="stable")
     ranked = np.take_along_axis(p, order, axis=1)
-    left = np.zeros_like(ranked)  # the mass of the less likely classes, summed from the least likely one
-    left[:, :-1] = np.cumsum(ranked[:, :0:-1], axis=1)[:, ::-1]
-    if draws is not None:
-        left = left + np.asarray(draws, np.float64)[:, None] * ranked
-    by_rank = left - rule.penalties(readout.size)
-    result = np.empty_like(by_rank)
-    np.put_along_axis(result, order, by_rank, axis=1)
-    return np.asarray(result)
+    left = np.zeros_like(ranked)
+    left[:, :-1] = np.cumsum(ranked[:, :0:-1], axis=1)[:, ::-1]  # from the least likely one: no digits are lost
+    return order, left if draws is None else left + np.asarray(draws, np.float64)[:, None] * ranked
 
 
 def check_score(score: str, readout: Readout) -> None:
@@ -132,7 +147,13 @@ def threshold(true_values: np.ndarray, alpha: float) -> float:
 
 
 def sets(
-    scores: np.ndarray, readout: Readout, rule: Rule, threshold: float, draws: np.ndarray | None = None
+    scores: np.ndarray,
+    readout: Readout,
+    rule: Rule,
+    threshold: float,
+    draws: np.ndarray | None = None,
+    *,
+    margin: float = TIE,
 ) -> np.ndarray:
     """The classes of each prediction set, bool `[N, size]`.
 
@@ -141,12 +162,18 @@ def sets(
     Arguments:
         scores, readout, draws: as in `conformity`.
         threshold: 1 - q, of `threshold`.
+        margin: relative difference up to which a conformity counts as equal to its quantile.
     """
+    check_score(rule.score, readout)
     values = class_scores(scores, readout)
-    inside = conformity(scores, readout, rule, draws) >= threshold - TIE * abs(threshold)
-    if rule.score != LAC:
-        cut = np.where(inside, values, np.inf).min(axis=1, keepdims=True)
-        inside = values >= cut
+    p = class_probabilities(values, readout, rule.temperature)
+    if rule.score == LAC:
+        inside = p >= threshold - margin * abs(threshold)
+    else:
+        order, left = _ranked(values, p, draws)
+        ranked = np.take_along_axis(values, order, axis=1)
+        within = left >= rule.limits(threshold, readout.size, margin)
+        inside = values >= np.where(within, ranked, np.inf).min(axis=1, keepdims=True)
     if rule.never_empty:
         inside |= values == values.max(axis=1, keepdims=True)
     return np.asarray(inside)

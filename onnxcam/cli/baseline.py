@@ -23,6 +23,7 @@ Examples:
   onnxcam monitor baseline /var/log/cam -o baseline.json
   onnxcam monitor baseline /var/log/cam -o baseline.json --since 2026-11-01 --until 2026-11-15
   onnxcam monitor baseline host1.json host2.json host3.json -o baseline.json
+  onnxcam monitor baseline table.parquet --when "confidence < 0.6" -o baseline.json
 """,
 )
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -40,6 +41,11 @@ Examples:
     is_flag=True,
     help="Write a baseline of fewer than 500 records too, which is of use for merging alone.",
 )
+@click.option(
+    "--when",
+    metavar="CONDITION",
+    help="Of a table: the condition of the monitor that will be compared with it.  [default: that of the table]",
+)
 @options.seed_option
 @options.json_option
 def baseline(
@@ -49,6 +55,7 @@ def baseline(
     until: datetime | None,
     rows: int | None,
     part: bool,
+    when: str | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -58,15 +65,16 @@ def baseline(
     daily and weekly variation. Only records of the most frequent model, condition, method and layer are used; at least
     500 are needed. The file contains numbers and small maps, no pictures.
 
-    SOURCE is a monitor's folder, or a baseline. Several are merged: the result is the same as of all their records at
-    once, whatever the order. Which records are stored depends on their ids and --seed alone.
+    SOURCE is a monitor's folder, a baseline, or a table of `onnxcam batch` in which every row is explained. Several are
+    merged: the result is the same as of all their records at once, whatever the order. Which records are stored
+    depends on their ids (of rows: their paths) and --seed alone.
     """
     from onnxcam.files import write_bytes
     from onnxcam.monitor import baseline as baselines
 
     fewest = 1 if part else baselines.FEWEST
     many = len(sources) > 1 or sources[0].is_file()
-    documents, notes = _documents(sources, since, until, rows, seed, 1 if many else fewest)
+    documents, notes = _documents(sources, since, until, rows, when, seed, 1 if many else fewest)
     if many:
         document, more = baselines.merge(documents, rows=rows, fewest=fewest)
         notes += more
@@ -98,14 +106,21 @@ def baseline(
 
 
 def _documents(
-    sources: Sequence[Path], since: datetime | None, until: datetime | None, rows: int | None, seed: int, fewest: int
+    sources: Sequence[Path],
+    since: datetime | None,
+    until: datetime | None,
+    rows: int | None,
+    when: str | None,
+    seed: int,
+    fewest: int,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The baseline of each source, and sentences about what was skipped.
 
     Raises:
-        UsageError: a baseline is named twice, or a period is selected of one.
+        UsageError: a source is named twice, or an option is not for it.
         InputError: a source cannot be read, or has too few records.
     """
+    from onnxcam.fleet import tables
     from onnxcam.monitor import baseline as baselines
     from onnxcam.monitor import reading
 
@@ -113,20 +128,59 @@ def _documents(
     notes: list[str] = []
     names: dict[str, Path] = {}
     for source in sources:
-        if source.is_file():
-            if since is not None or until is not None:
-                raise click.UsageError(
-                    f"--since and --until select records; {str(source)!r} is a baseline: give them where it is made."
-                )
+        identity = str(source.absolute())
+        more: list[str] = []
+        table = tables.is_table(source)
+        if (since is not None or until is not None) and (table or source.is_file()):
+            what = "a table" if table else "a baseline"
+            raise click.UsageError(
+                f"--since and --until select records of a monitor, and {str(source)!r} is {what}; leave them out."
+            )
+        if when is not None and not table:
+            raise click.UsageError(f"--when is for tables, and {str(source)!r} is none; records have their condition.")
+        limits: dict[str, Any] = {"rows": rows or baselines.ROWS, "seed": seed, "fewest": fewest}
+        if table:
+            document, more = _of_table(source, when, limits)
+        elif source.is_file():
             document, identity = baselines.read(source)
         else:
             scan = reading.Scan()
-            records = reading.records(source, reading.Query(since, until), scan)
-            document, more = baselines.build(records, rows=rows or baselines.ROWS, seed=seed, fewest=fewest)
-            identity = str(source.absolute())
-            notes += [*scan.notes(), *more]
+            document, more = baselines.build(reading.records(source, reading.Query(since, until), scan), **limits)
+            more = [*scan.notes(), *more]
         if identity in names:
             raise click.UsageError(f"{str(names[identity])!r} and {str(source)!r} are the same; name it once.")
         names[identity] = source
+        notes += more
         documents.append(document)
     return documents, notes
+
+
+def _of_table(source: Path, when: str | None, limits: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The baseline of a table, and sentences about what was skipped.
+
+    Raises:
+        InputError: it cannot be read, has rows that are not explained, or too few.
+    """
+    from onnxcam.fleet import tables
+    from onnxcam.fleet.run import about_table
+    from onnxcam.monitor import baseline as baselines
+    from onnxcam.monitor.tabulated import ALWAYS, COLUMNS, Table
+
+    notes: list[str] = []
+    about = about_table(source)
+    if about.missing:
+        notes.append(f"{about.missing} rows are missing in {str(source)!r}: the run was stopped, go on with --resume")
+    names = ["path"] if "path" in tables.names_of(source) else []
+    table = Table(
+        tables.read(source, [*names, *COLUMNS]),
+        root=about.root,
+        moment=about.started,
+        when=when,
+        written=about.when or ALWAYS,
+        name=about.model,
+        labels=about.labels,
+    )
+    document, more = baselines.build(table, **limits)
+    if table.failed:
+        notes.append(f"{table.failed} rows with an error were skipped")
+    return document, [*notes, *more]

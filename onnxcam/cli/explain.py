@@ -16,7 +16,7 @@ import click
 
 from onnxcam import image, runtime
 from onnxcam.cam.methods import Method, find
-from onnxcam.cli import options, terminal
+from onnxcam.cli import options, question_options, terminal
 from onnxcam.cli.opening import open_explainer
 from onnxcam.cli.question import MethodName, ask, check_early
 from onnxcam.cli.summary import SUMMARY, Run, describe
@@ -24,7 +24,6 @@ from onnxcam.cli.truth import check_truth, known_classes, truth_option
 from onnxcam.errors import InputError, OutputError, listing
 from onnxcam.explain import pictures
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.maps import FUSIONS, SMOOTHINGS
 from onnxcam.explain.question import Question
 from onnxcam.explain.saving import FILES, FORMATS, Drawing, check_files
 from onnxcam.graph.file import open_model
@@ -50,24 +49,11 @@ Examples:
 @click.argument("model", metavar="MODEL")
 @click.argument("named", nargs=-1, metavar="PICTURE...")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder for the results; it is made if need be.")
-@click.option(
-    "--files-from", metavar="LIST", help="Read more pictures from a file, one path per line ('-': standard input)."
-)
-@click.option(
-    "--target",
-    "--class",
-    "target",
-    metavar="CLASS",
-    help="Class to explain: index, label, or -1 for each picture's top-1.  [default: top-1, or the class that the file "
-    "is bound to]",
-)
+@question_options.files_from_option
+@question_options.target_option
 @click.option("--top", type=click.IntRange(min=1), metavar="K", help="Explain the K best classes of each picture.")
-@click.option(
-    "--contrast",
-    metavar="CLASS",
-    help="Explain why the target rather than this class (index, label, or runner-up for the next best).",
-)
-@click.option("--probability", is_flag=True, help="Explain the class's probability rather than its score.")
+@question_options.contrast_option
+@question_options.probability_option
 @click.option(
     "--method",
     "methods",
@@ -76,27 +62,10 @@ Examples:
     metavar="NAME",
     help="Method; repeatable, for maps side by side in methods.png. `onnxcam methods` lists them.  [default: gradcam]",
 )
-@click.option(
-    "--option",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Option of the methods that have it; repeatable. `onnxcam methods` lists them.",
-)
+@question_options.settings_option
 @options.layer_option("Target layer; several are fused (--fusion).  [default: the model's own]")
-@click.option(
-    "--fusion",
-    type=click.Choice(FUSIONS),
-    default="mean",
-    show_default=True,
-    help="How the maps of several layers become one.",
-)
-@click.option(
-    "--smooth",
-    multiple=True,
-    type=click.Choice(SMOOTHINGS),
-    help="eigen: the first principal component over channels; augment: the mean over mirrored and scaled copies.",
-)
+@question_options.fusion_option
+@question_options.smooth_option
 @click.option(
     "--side-by-side",
     is_flag=True,
@@ -108,21 +77,9 @@ Examples:
 @options.range_option
 @options.bands_option
 @options.readout_options
-@click.option(
-    "--normalize",
-    type=click.Choice(image.NORMALIZATIONS),
-    default="minmax",
-    show_default=True,
-    help="How maps are brought to 0..1: minmax as pytorch-grad-cam, max as in the paper, none.",
-)
-@click.option(
-    "--alpha",
-    type=click.FloatRange(0.0, 1.0),
-    help="Opacity of the heatmap in overlays, 0 to 1.  [default: grows with its value v: 0.6 min(1, 2v)]",
-)
-@click.option(
-    "--colormap", type=click.Choice(image.COLORMAPS), default=image.DEFAULT_COLORMAP, show_default=True, help="Colours."
-)
+@question_options.normalize_option
+@question_options.alpha_option
+@question_options.colormap_option
 @click.option(
     "--files",
     "files",

@@ -18,11 +18,18 @@ LINES = 30.0  # seconds between two lines where there is no terminal
 
 
 class Progress:
-    """Counts pictures done; `note` writes to standard error and `result` to standard output without tearing the bar."""
+    """Counts pictures done; `note` writes to standard error and `result` to standard output without tearing the bar.
 
-    def __init__(self, total: int) -> None:
+    Arguments:
+        total: number of pictures.
+        done: those that earlier runs have done.
+        rate: whether pictures per second are shown too.
+    """
+
+    def __init__(self, total: int, done: int = 0, rate: bool = False) -> None:
         self._total = total
-        self._done = 0
+        self._done = self._before = done
+        self._rate = rate
         self._within = 0.0  # share of the current picture that is done
         self._on_terminal = terminal.interactive()
         self._start = self._pass_start = self._drawn = self._last_line = time.monotonic()
@@ -42,11 +49,15 @@ class Progress:
             self._on_terminal = False  # a thread that is still at work no longer draws
             self._last_line = float("inf")
 
-    def advance(self) -> None:
-        """Count one more picture as done."""
+    def advance(self, count: int = 1) -> None:
+        """Count more pictures as done."""
+        now = time.monotonic()
         with self._lock:
-            self._done += 1
+            self._done += count
             self._within = 0.0
+            if self._rate and self._on_terminal and now - self._drawn < _PAUSE and self._done < self._total:
+                return  # thousands a second would be drawn
+            self._drawn = now
             self._draw()
             self._tell()
 
@@ -93,7 +104,7 @@ class Progress:
     def _draw(self) -> None:
         if self._on_terminal and (self._total > 1 or 0 < self._within < 1):
             one = self._total == 1
-            count = f"{self._within:.0%}" if one else f"{self._done}/{self._total}"
+            count = f"{self._within:.0%}" if one else f"{self._done}/{self._total}{self._speed()}"
             share = self._within if one else self._done / self._total
             terminal.bar(share, f"{count}{self._remaining()}")
 
@@ -104,10 +115,14 @@ class Progress:
             return
         self._last_line = now
         count = f"{self._within:.0%}" if self._total == 1 else f"{self._done} of {self._total} pictures"
-        terminal.echo(f"{count} done{self._remaining()}", err=True)
+        terminal.echo(f"{count} done{self._speed()}{self._remaining()}", err=True)
+
+    def _speed(self) -> str:
+        seconds, done = time.monotonic() - self._start, self._done - self._before
+        return f", {done / seconds:.3g}/s" if self._rate and done and seconds > 0 else ""
 
     def _remaining(self) -> str:
-        done = self._within if self._total == 1 else self._done / self._total
+        done = self._within if self._total == 1 else (self._done - self._before) / max(1, self._total - self._before)
         if not 0 < done < 1:
             return ""
         since = self._pass_start if self._total == 1 else self._start

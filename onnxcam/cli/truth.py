@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxcam.errors import LabelsError
+from onnxcam.files import FileError, read_bytes
+
+if TYPE_CHECKING:
+    from onnxcam.fleet.listing import Listing
+
 BY_FOLDER = "by-folder"
+_LARGEST = 8 << 20  # bytes of a table
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -77,3 +85,51 @@ def true_classes(
     if truth == BY_FOLDER:
         return by_folder(paths, Path(named[0]), labels, classes)
     return Table(truth, labels, classes).find_all(paths)
+
+
+def lookup(truth: str, listing: Listing, labels: Sequence[str] | None, classes: int) -> Callable[[str], int]:
+    """The true class of each of any number of pictures, from its path; -1 for one that is not in the table.
+
+    Arguments:
+        truth: what `--truth` says.
+        listing: of the pictures; its root has a folder per class, for classes by folder.
+        labels, classes: as of `true_classes`.
+
+    Raises:
+        LabelsError: as of `known_classes`.
+    """
+    from onnxcam.targets.truth import Table, by_folder
+
+    if truth == BY_FOLDER:
+        start = len(Path(listing.root).parts)
+        folders: dict[str, Path] = {}
+        for path in listing.paths():
+            parts = Path(path).parts
+            folders.setdefault(parts[start] if len(parts) > start + 1 else path, Path(path))
+        indices = by_folder(list(folders.values()), Path(listing.root), labels, classes)
+        by_name = dict(zip(folders, indices, strict=True))
+        return lambda path: by_name.get(Path(path).parts[start], -1)
+    table = Table(truth, labels, classes)
+    if not any(table.find(Path(path)) is not None for path in listing.paths()):
+        table.find_all([Path(path) for path in islice(listing.paths(), 100)])  # which says what is missing
+
+    def find(path: str) -> int:
+        index = table.find(Path(path))
+        return -1 if index is None else index
+
+    return find
+
+
+def table_bytes(truth: str) -> bytes:
+    """The content of a table of classes.
+
+    Raises:
+        LabelsError: it cannot be read.
+    """
+    try:
+        return read_bytes(truth, _LARGEST)
+    except FileError as error:
+        raise LabelsError(
+            f"the table of classes {truth!r} {error}; give a CSV file `picture,class`, or 'by-folder' for classes by "
+            "folder"
+        ) from error

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from onnxcam import files
 from onnxcam.errors import PictureError, listing
+from onnxcam.explain.sorted_names import SortedNames
 from onnxcam.files import FileError
 from onnxcam.image.header import HeaderError
 
@@ -148,7 +149,7 @@ def distinct(relative: Sequence[PurePath], stdin: bool = False) -> list[PurePath
 
 
 @dataclass
-class _Matches:
+class Matches:
     """What one argument stands for.
 
     Attributes:
@@ -168,39 +169,65 @@ class _Matches:
         self.failures.append((str(name), PictureError(f"{str(name)!r} {reason}")))
 
 
-def _expand(text: str, skip: Path) -> _Matches:
+def _expand(text: str, skip: Path) -> Matches:
     """What one argument stands for."""
+    matches = Matches()
+    matches.paths.extend(map(Path, expand(text, skip, matches)))
+    return matches
+
+
+def expand(text: str, skip: Path, matches: Matches) -> Iterator[str]:
+    """Yield the pictures that a file, a folder or a glob stands for, one by one.
+
+    Arguments:
+        skip: a folder that is passed over.
+        matches: gets the folder that they lie below, and is told of names that stand for no picture.
+    """
     path = Path(text)
     if path.is_dir():
-        matches = _Matches(base=path)
-        _walk(path, skip, matches)
-        if not matches.paths and not matches.failures:
+        matches.base = path
+        count, failures = 0, len(matches.failures)
+        for picture in walk(path, skip, matches):
+            count += 1
+            yield picture
+        if not count and len(matches.failures) == failures:
             if matches.results:
                 matches.fail(text, _only_results(path, skip))
             else:
                 matches.fail(text, f"has no pictures in it ({', '.join(EXTENSIONS)}); name another folder")
-        return matches
-    if os.path.lexists(path):
-        return _Matches([path], path.parent)
-    import glob  # seldom needed, as shells expand patterns
+        return
+    if not os.path.lexists(path):
+        import glob  # seldom needed, as shells expand patterns
 
-    if not glob.has_magic(text):
-        return _Matches([path], path.parent)  # a missing file is reported when it is read
-    matches = _Matches(base=Path(*_before_magic(path)))
-    for match in map(Path, sorted(glob.glob(text, recursive=True))):  # noqa: PTH207 - ** and absolute patterns
+        if glob.has_magic(text):
+            matches.base = Path(*_before_magic(path))
+            yield from _matching(text, skip, matches)
+            return
+    matches.base = path.parent  # a missing file is reported when it is read
+    yield text
+
+
+def _matching(pattern: str, skip: Path, matches: Matches) -> Iterator[str]:
+    """Yield the pictures that match a glob, and those in folders that do."""
+    import glob
+
+    names, count, failures = SortedNames(), 0, len(matches.failures)
+    for name in glob.iglob(pattern, recursive=True):  # noqa: PTH207 - ** and absolute patterns
+        names.add(name, False)
+    for name, _ in names:
+        match = Path(name)
         if skip == files.real_path(match) or skip in files.real_path(match).parents:
             matches.results = True
-        elif match.is_dir():
-            _walk(match, skip, matches)
-        else:
-            _add(match, matches)
-    if not matches.paths and not matches.failures:
+            continue
+        for picture in walk(match, skip, matches) if match.is_dir() else [name] if _is_regular(match, matches) else []:
+            count += 1
+            yield picture
+    if not count and len(matches.failures) == failures:
         if matches.results:
-            matches.fail(text, _only_results(None, skip))
+            matches.fail(pattern, _only_results(None, skip))
         else:
-            error = PictureError(f"no picture matches {text!r}; check the pattern (the current folder is {_here()})")
-            matches.failures.append((text, error))
-    return matches
+            error = PictureError(f"no picture matches {pattern!r}; check the pattern (the current folder is {_here()})")
+            matches.failures.append((pattern, error))
 
 
 def _only_results(folder: Path | None, skip: Path) -> str:
@@ -212,53 +239,83 @@ def _only_results(folder: Path | None, skip: Path) -> str:
     return f"{what}; choose another output folder"
 
 
-def _add(path: Path, matches: _Matches) -> None:
-    """Add a picture that nobody named directly: only a regular file, or a link to one, is opened then."""
+def _is_regular(path: Path, matches: Matches) -> bool:
+    """Whether a path can be a picture's; `matches` is told of what is neither a regular file nor a folder."""
     try:
         mode = path.stat().st_mode
     except OSError:  # reported when it is read
-        mode = stat.S_IFREG
-    if stat.S_ISREG(mode):
-        matches.paths.append(path)
-    elif not stat.S_ISDIR(mode):
+        return True
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         matches.fail(path, f"is {files.kind(mode)}: only regular files of a folder are read; name it alone to read it")
+    return stat.S_ISREG(mode)
 
 
-def _walk(folder: Path, skip: Path, matches: _Matches) -> None:
-    """Add the picture files below a folder, sorted, without what is hidden or below `skip`.
+def walk(folder: Path, skip: Path, matches: Matches) -> Iterator[str]:
+    """Yield the picture files below a folder, sorted, without what is hidden or below `skip`; memory stays small.
 
-    Arrays are added where there is no other picture: next to pictures they are masks or labels.
+    Arrays are yielded where there is no other picture: next to pictures they are masks or labels.
+
+    Arguments:
+        matches: is told what is no picture.
     """
-    arrays: list[Path] = []
-    encoded = False
+    encoded = arrays = False
+    for here, names in _folders(folder, skip, matches):
+        arrays = arrays or names.arrays
+        for path in _pictures(here, names.pictures, matches):
+            encoded = True
+            yield path
+    if arrays and not encoded:
+        for here, names in _folders(folder, skip, Matches()):
+            yield from _pictures(here, names.list_arrays(), matches)
+
+
+@dataclass
+class _Names:
+    """The pictures of one folder: names in order, and whether each is known to be a regular file."""
+
+    here: Path
+    pictures: Iterable[tuple[str, bool]]
+    arrays: bool
+
+    def list_arrays(self) -> list[tuple[str, bool]]:
+        with os.scandir(self.here) as listed:
+            return sorted((entry.name, False) for entry in listed if _visible(entry.name, ARRAYS))
+
+
+def _visible(name: str, endings: str | tuple[str, ...]) -> bool:
+    return not name.startswith(".") and name.lower().endswith(endings)
+
+
+def _folders(folder: Path, skip: Path, matches: Matches) -> Iterator[tuple[Path, _Names]]:
+    """Each folder at or below one that is not hidden, with the names of its pictures."""
     waiting = [folder]
     while waiting:
         here = waiting.pop()
         if files.real_path(here) == skip:
             matches.results = True
             continue
+        names, folders, arrays = SortedNames(), [], False
         try:
             with os.scandir(here) as listed:
-                entries = sorted((entry for entry in listed if not entry.name.startswith(".")), key=lambda e: e.name)
+                for entry in listed:
+                    if _visible(entry.name, EXTENSIONS):
+                        names.add(entry.name, entry.is_file(follow_symlinks=False))
+                    arrays = arrays or _visible(entry.name, ARRAYS)
+                    if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.name)
         except OSError as error:
             matches.fail(here, f"cannot be searched ({error.strerror or error}), so its pictures are left out")
             continue
-        for entry in entries:
-            picture = entry.name.lower().endswith(EXTENSIONS)
-            if not picture and not entry.name.lower().endswith(ARRAYS):
-                continue
-            path = here / entry.name
-            if picture:
-                encoded = True
-            if not picture:
-                arrays.append(path)
-            elif entry.is_file(follow_symlinks=False):
-                matches.paths.append(path)
-            else:
-                _add(path, matches)
-        waiting += [here / entry.name for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
-    for path in [] if encoded else arrays:
-        _add(path, matches)
+        yield here, _Names(here, names, arrays)
+        waiting += [here / name for name in sorted(folders, reverse=True)]
+
+
+def _pictures(here: Path, names: Iterable[tuple[str, bool]], matches: Matches) -> Iterator[str]:
+    """The paths of names of one folder that are regular files; `matches` is told of the others."""
+    for name, regular in names:
+        path = os.path.join(here, name)  # noqa: PTH118 - a Path a name takes longer than all else
+        if regular or _is_regular(Path(path), matches):
+            yield path
 
 
 def _before_magic(path: Path) -> Iterator[str]:

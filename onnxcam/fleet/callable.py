@@ -16,6 +16,8 @@ from onnxcam.fleet import batches, process_session, workers
 from onnxcam.fleet.columns import Column, Row, columns
 
 if TYPE_CHECKING:
+    from onnxcam.explain.explainer import Explainer
+    from onnxcam.explain.question import Question
     from onnxcam.fleet.answering import Job
 
 # keywords of `Explainer`; those of a question; all others are options of the method
@@ -160,6 +162,21 @@ class Explain:
     def columns(self) -> list[Column]:
         """The columns that are added to a batch, in order."""
         return columns(overlay=self.overlay, prefix=self.prefix)
+
+    @property
+    def explainer(self) -> Explainer:
+        """The explainer of this process, which is opened where it is not yet; raises as a call."""
+        return self._job().explainer
+
+    @property
+    def question(self) -> Question:
+        """The question about every picture; opens the explainer of this process."""
+        return self._job().question
+
+    @property
+    def rows_per_run(self) -> int:
+        """Rows in each run of the model in this process; opens its explainer."""
+        return self._job().rows
 
     def __repr__(self) -> str:
         where = self.model if isinstance(self.model, str) else f"{len(self.model):,} bytes"

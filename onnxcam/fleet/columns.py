@@ -147,7 +147,15 @@ def arrow_type(kind: Kind) -> Any:
 
 def to_arrow(rows: Sequence[Row], column: Column, name: str) -> Any:
     """One column of rows as a `pyarrow.Array`."""
-    return import_pyarrow().array([row[name] for row in rows], arrow_type(column.kind))
+    values = [row[name] for row in rows]
+    if column.kind is TEXT:
+        values = [None if value is None else to_text(value) for value in values]
+    return import_pyarrow().array(values, arrow_type(column.kind))
+
+
+def to_text(text: str) -> str:
+    """A text as Arrow can have it: halves of surrogate pairs, as in file names that are no UTF-8, are escaped."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def arrow_schema(*, overlay: bool = False, prefix: str = "") -> Any:

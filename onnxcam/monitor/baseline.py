@@ -60,11 +60,35 @@ def check(baseline: Baseline, configuration: Configuration) -> None:
 def _differences(ours: Configuration, theirs: Configuration) -> list[str]:
     """What differs between two configurations, one clause each."""
     pairs = ((one.name, getattr(ours, one.name), getattr(theirs, one.name)) for one in fields(Configuration))
-    return [f"{name} {own!r} instead of {other!r}" for name, own, other in pairs if own != other]
+    return [f"{name} {one!r} instead of {other!r}" for name, one, other in pairs if one != other]
+
+
+class Candidate(NamedTuple):
+    """A record that may be drawn, before it is made.
+
+    Attributes:
+        configuration: of the record.
+        moment: its time.
+        place: among the rows of the baseline, as microseconds since 1970; those of one place are in order of keys.
+        identity: decides with the seed whether it is drawn.
+        record: makes it.
+    """
+
+    configuration: Configuration
+    moment: str
+    place: int
+    identity: str
+    record: Callable[[], Record]
+
+    @classmethod
+    def of(cls, record: Record) -> Candidate:
+        """The candidate of a record that is there already."""
+        place = round(seconds(record["ts"]) * 1e6)
+        return cls(Configuration.of(record), record["ts"], place, str(record.get("id")), lambda: record)
 
 
 def build(
-    records: Iterable[Record], *, rows: int = ROWS, seed: int = SEED, fewest: int = FEWEST
+    records: Iterable[Record | Candidate], *, rows: int = ROWS, seed: int = SEED, fewest: int = FEWEST
 ) -> tuple[dict[str, Any], list[str]]:
     """Build a baseline as JSON, and sentences about what was skipped.
 
@@ -82,7 +106,7 @@ def build(
     """
     samples = _Samples(rows, seed)
     for record in records:
-        samples.add(record)
+        samples.add(record if isinstance(record, Candidate) else Candidate.of(record))
     if not samples.counts:
         raise InputError(f"there are no records here; a baseline needs {fewest}")
     configuration, count = samples.counts.most_common(1)[0]
@@ -101,7 +125,7 @@ def build(
     values = samples.sketches[configuration].values
     keys = sorted(values)
     lines = [values[key].line for key in keys]
-    times = np.array([values[key].microseconds for key in keys], np.int64)
+    times = np.array([values[key].place for key in keys], np.int64)
     stored = StoredRows.of(lines, np.array(keys, np.uint64), times)
     first, last = samples.span[configuration]
     head = _Head(
@@ -359,7 +383,7 @@ class _Sampled(NamedTuple):
     """A record of a sample, as text: a fraction of the size of the parsed one."""
 
     line: str
-    microseconds: int
+    place: int
 
 
 class _Samples:
@@ -376,19 +400,19 @@ class _Samples:
         self.span: dict[Configuration, tuple[str, str]] = {}
         self.restarted: set[Configuration] = set()
 
-    def add(self, record: Record) -> None:
-        configuration = Configuration.of(record)
+    def add(self, candidate: Candidate) -> None:
+        configuration, moment = candidate.configuration, candidate.moment
         self.counts[configuration] += 1
-        first, last = self.span.get(configuration, (record["ts"], record["ts"]))
-        self.span[configuration] = (min(first, record["ts"]), max(last, record["ts"]))
+        first, last = self.span.get(configuration, (moment, moment))
+        self.span[configuration] = (min(first, moment), max(last, moment))
         if configuration not in self.sketches:
             if self.counts[configuration] > 1:
                 self.restarted.add(configuration)
             if len(self.sketches) == _CONFIGURATIONS:
                 del self.sketches[min(self.sketches, key=self.counts.__getitem__)]
             self.sketches[configuration] = Sketch(self.size)
-        key = key_of(str(record.get("id")), self.seed)
-        self.sketches[configuration].add(key, lambda: _Sampled(_compact(record), round(seconds(record["ts"]) * 1e6)))
+        key = key_of(candidate.identity, self.seed)
+        self.sketches[configuration].add(key, lambda: _Sampled(_compact(candidate.record()), candidate.place))
 
 
 def _compact(record: Record) -> str:

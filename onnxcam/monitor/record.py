@@ -134,22 +134,22 @@ def build(
         "trigger": {
             "when": trigger.get("when"),
             "reason": trigger["reason"],
-            "sample": _unit(trigger["sample"]),
+            "sample": unit(trigger["sample"]),
         },
         "prediction": {
-            "top": [named(index) | {"probability": _unit(classes[index])} for index in best],
-            "confidence": _unit(confidence),
-            "margin": _unit(margin),
-            "entropy": _unit(entropy),
+            "top": [named(index) | {"probability": unit(classes[index])} for index in best],
+            "confidence": unit(confidence),
+            "margin": unit(margin),
+            "entropy": unit(entropy),
             "target": named(target),
             "layer": "+".join(layer) if isinstance(layer, (list, tuple)) else layer,
             "method": method,
-            **({} if calibrated is None else {"calibrated": _unit(calibrated)}),
+            **({} if calibrated is None else {"calibrated": unit(calibrated)}),
             **({} if prediction_set is None else _set(prediction_set)),
         },
-        "attention": _rounded(_statistics(heatmap, region)),
-        "map": _small(heatmap) | ({} if covered is None else {"covered": [_unit(side) for side in covered]}),
-        "drift": None if drift is None else _rounded(drift),
+        "attention": rounded(_statistics(heatmap, region)),
+        "map": small(heatmap) | ({} if covered is None else {"covered": [unit(side) for side in covered]}),
+        "drift": None if drift is None else rounded(drift),
         "picture": {"sha256": (picture or {}).get("sha256"), "size": _size((picture or {}).get("size"))},
         "files": [],
         "redact": redact,
@@ -171,11 +171,11 @@ def _statistics(heatmap: np.ndarray, region: np.ndarray | None) -> dict[str, Any
 def _set(prediction_set: Mapping[str, Any]) -> dict[str, Any]:
     size = int(prediction_set["size"])
     classes = [int(index) for index in prediction_set["classes"]]
-    alpha, n = _unit(prediction_set["alpha"]), int(prediction_set["n"])
+    alpha, n = unit(prediction_set["alpha"]), int(prediction_set["n"])
     return {"set_size": size, "set": {"classes": classes, "alpha": alpha, "n": n}}
 
 
-def _small(heatmap: np.ndarray) -> dict[str, Any]:
+def small(heatmap: np.ndarray) -> dict[str, Any]:
     """Average the map down and divide it by its maximum; values 0 to 255, row by row."""
     size = (min(heatmap.shape[0], MAP_SIDE), min(heatmap.shape[1], MAP_SIDE))
     cells = statistics.gather(heatmap, size)
@@ -193,18 +193,18 @@ def _number(value: Any) -> float | None:
     return float(f"{number:.{_DIGITS}g}") if math.isfinite(number) else None
 
 
-def _unit(value: Any) -> float | None:
+def unit(value: Any) -> float | None:
     """Clamp a number to 0..1, which float32 rounding may exceed."""
     number = _number(value)
     return None if number is None else min(1.0, max(0.0, number))
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Convert to JSON types, numbers rounded to seven digits."""
     if isinstance(value, Mapping):
-        return {str(name): _rounded(item) for name, item in value.items()}
+        return {str(name): rounded(item) for name, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, (int, np.integer)):

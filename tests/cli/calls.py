@@ -88,6 +88,7 @@ def arguments(command: str, workshop: Path, out: Path) -> list[str]:
     """A call of a command that prints names from files."""
     ready, pictures, records = workshop / "ready.onnx", workshop / "pictures", workshop / "records"
     rest: dict[str, list[Any]] = {
+        "batch": [ready, pictures, "-o", out / HOSTILE.replace("/", "-")],
         "bench": [ready, "--batch", 1, "--rounds", 1, "--seconds", 0, "--layer", f"relu{HOSTILE}"],
         "calibrate": [ready, workshop / "labelled", "--truth", "by-folder", "--alpha", 0.5, "-o", out / "c.onnx"],
         "check": [ready, "--samples", 1],

@@ -21,6 +21,7 @@ COMMANDS = {
     "check": ("--samples", "1"),
     "bench": ("--rounds", "1", "--seconds", "0"),
     "export": ("-o", "{out}.onnx", "--no-verify"),
+    "batch": ("{photo}", "-o", "{out}", "--preprocess", "0..1"),
     "explain": ("{photo}", "-o", "{out}", "--preprocess", "0..1"),
     "evaluate": ("{photo}", "--method", "gradcam", "--metric", "average_drop", "--preprocess", "0..1"),
     "triton": ("-o", "{out}"),

@@ -78,7 +78,9 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
 
 
 def _difference(a: Any, b: Any) -> float:
-    if isinstance(a, (float, np.floating)) or (isinstance(a, (np.ndarray, list)) and len(a) and len(a) == len(b or [])):
+    if isinstance(a, (float, np.floating)) or (
+        isinstance(a, (np.ndarray, list)) and len(a) and b is not None and len(a) == len(b)
+    ):
         one, other = np.asarray(a, np.float64), np.asarray(b, np.float64)
         if np.array_equal(one, other, equal_nan=True):
             return 0.0

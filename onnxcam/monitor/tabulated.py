@@ -1,0 +1,134 @@
+"""Records of the rows of a table of explanations, for a baseline: as a monitor would have recorded the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcam.errors import InputError, SettingError
+from onnxcam.monitor.baseline import Candidate
+from onnxcam.monitor.record import TOP, rounded, small, unit
+from onnxcam.monitor.schema import Record
+from onnxcam.monitor.table import Configuration
+from onnxcam.targets import conditions
+
+ALWAYS = "always"
+_QUANTITIES = ("confidence", "margin", "entropy", conditions.LABEL)
+_STATISTICS = ("spread", "entropy", "gini", "half_area", "border", "peaks")
+# the columns that are read, besides `path` where there is one
+COLUMNS = (
+    *("prediction", "label", "confidence", "margin", "entropy", "top", "top_confidence", "fired"),
+    *("target", "target_label", "method", "layer", "attention_zero", "attention_y", "attention_x"),
+    *(f"attention_{name}" for name in _STATISTICS),
+    *("map", "map_height", "map_width", "error", "model"),
+)
+
+
+class Table:
+    """The rows of a table as candidates for a baseline.
+
+    Attributes:
+        failed: rows with an error so far, which are skipped.
+
+    Arguments:
+        batches: the columns above, a few rows at a time.
+        root: what a row's `path` is relative to: both together are its identity.
+        moment: when the table was made, as records have it.
+        when: the monitor's condition, which is evaluated on each row; None for that of the table.
+        written: the condition of the table.
+        name: of the model.
+        labels: class names by index, for conditions on labels.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Mapping[str, np.ndarray]],
+        *,
+        root: str,
+        moment: str,
+        when: str | None = None,
+        written: str = ALWAYS,
+        name: str | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        self.failed = 0
+        self._batches = batches
+        self._root = root
+        self._moment = moment
+        self._when = written if when is None else when
+        self._condition = None if self._when == ALWAYS else conditions.parse(self._when, labels)
+        self._name = name
+        leaves = set() if self._condition is None else conditions.leaves(self._condition)
+        if not all(isinstance(leaf, conditions.Comparison) and leaf.quantity in _QUANTITIES for leaf in leaves):
+            raise SettingError(
+                f"the condition {self._when!r} cannot be evaluated on a table, which has {', '.join(_QUANTITIES)}; "
+                "make the baseline from the monitor's own records"
+            )
+
+    def __iter__(self) -> Iterator[Candidate]:
+        count = 0
+        for batch in self._batches:
+            errors = batch["error"]
+            good = np.array([not error for error in errors], bool)
+            self.failed += int((~good).sum())
+            unexplained = int((good & ~np.asarray(batch["fired"], bool)).sum())
+            if unexplained:
+                raise InputError(
+                    "rows of this table have no map, as they did not meet the condition that it was made with; a "
+                    "monitor records maps of confident rows too: make the table without --when, and name the "
+                    "monitor's condition here, --when"
+                )
+            low = self._low(batch)
+            paths = batch.get("path")
+            for row in np.flatnonzero(good).tolist():
+                identity = f"{self._root.rstrip('/')}/{count + row if paths is None else paths[row]}"
+                yield self._candidate(batch, row, identity, bool(low[row]))
+            count += len(errors)
+
+    def _low(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Where the condition holds."""
+        if self._condition is None:
+            return np.ones(len(batch["error"]), bool)
+        quantities = {name: batch[name] for name in ("confidence", "margin", "entropy")}
+        return conditions.evaluate(self._condition, quantities | {conditions.LABEL: batch["prediction"]})
+
+    def _candidate(self, batch: Mapping[str, np.ndarray], row: int, identity: str, low: bool) -> Candidate:
+        layer = batch["layer"][row]
+        layer = None if layer is None else "+".join(str(layer).split(", "))  # as records join several
+        configuration = Configuration(batch["model"][row], self._when, batch["method"][row], layer)
+
+        def record() -> Record:
+            return self._record(batch, row, configuration, low)
+
+        # pictures have no time: the order must not depend on when each part of them was run
+        return Candidate(configuration, self._moment, 0, identity, record)
+
+    def _record(self, batch: Mapping[str, np.ndarray], row: int, configuration: Configuration, low: bool) -> Record:
+        top = zip(batch["top"][row][:TOP], batch["top_confidence"][row][:TOP], strict=True)
+        labels = {int(batch["prediction"][row]): batch["label"][row]}
+        shape = int(batch["map_height"][row]), int(batch["map_width"][row])
+        heatmap = np.asarray(batch["map"][row], np.float32).reshape(shape)
+        statistics: dict[str, Any] = {"zero": bool(batch["attention_zero"][row])}
+        if statistics["zero"]:
+            statistics |= dict.fromkeys(("centroid", *_STATISTICS))
+        else:
+            statistics["centroid"] = [batch["attention_y"][row], batch["attention_x"][row]]
+            statistics |= {name: batch[f"attention_{name}"][row] for name in _STATISTICS}
+        return {
+            "model": {"name": self._name, "sha256": configuration.model},
+            "trigger": {"when": configuration.when, "reason": "condition" if low else "baseline", "sample": 1.0},
+            "prediction": {
+                "top": [
+                    {"index": int(index), "label": labels.get(int(index)), "probability": unit(probability)}
+                    for index, probability in top
+                ],
+                **{name: unit(batch[name][row]) for name in ("confidence", "margin", "entropy")},
+                "target": {"index": int(batch["target"][row]), "label": batch["target_label"][row]},
+                "layer": configuration.layer,
+                "method": configuration.method,
+            },
+            "attention": rounded(statistics),
+            "map": small(heatmap),
+        }

@@ -11,6 +11,7 @@ from onnxcam.cli import options, terminal
 from onnxcam.cli.errors import ExitCode
 from onnxcam.cli.opening import open_explainer
 from onnxcam.cli.progress import Bar
+from onnxcam.cli.shift_reports import Reports, report_options
 from onnxcam.cli.truth import check_truth, known_classes, truth_option
 from onnxcam.cli.versions import versions
 from onnxcam.explain import pictures
@@ -41,6 +42,7 @@ Examples:
 @options.range_option
 @options.bands_option
 @options.readout_options
+@report_options
 @options.provider_option
 @options.fallback_option
 @options.seed_option
@@ -61,6 +63,11 @@ def compare(
     bands: list[int] | None,
     scores: str | None,
     kind: str | None,
+    report: str | None,
+    junit: str | None,
+    markdown: str | None,
+    show: int,
+    by_depth: bool | None,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -80,6 +87,7 @@ def compare(
     if not named:
         raise click.UsageError("no PICTURES were given: name files, folders or globs.")
     check_truth(truth, named)
+    reports = Reports(report, junit, markdown, show, by_depth)
     collection = pictures.collect(list(named), Path(".onnxcam-none"))
     if not collection.items:
         raise collection.failures[0][1]
@@ -122,19 +130,21 @@ def compare(
             seed=seed,
             progress=bar.to,
         )
+    shift = reports.blame(shift)
     failed = [str(error) for _, error in (*collection.failures, *shift.failures)]
     for text in failed:
         terminal.echo(f"Error: {text}", err=True)
+    reports.write(shift, (), (old, new), failed)
     if as_json:
         about = {"old": old, "new": new, "providers": shift.new.providers, "versions": versions()}
         options.print_json(about | shift.to_dict() | {"failed": failed})
     else:
-        _print(shift)
+        _print(shift, reports.piped)
     if failed:
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 
-def _print(shift: Shift) -> None:
+def _print(shift: Shift, piped: bool) -> None:
     from onnxcam.diagnose.shift.text import lines
 
-    terminal.echo_lines(lines(shift))
+    terminal.echo_lines(lines(shift), err=piped)

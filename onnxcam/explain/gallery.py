@@ -81,13 +81,13 @@ def card(
         style: how maps are drawn.
     """
     style = style or Drawing()
-    maps = [("picture", _encode(explanation.picture))]
+    maps = [("picture", encode(explanation.picture))]
     for one, which in ((explanation, "predicted"), (of_truth, "true")):
         if one is None:
             continue
         same = one.target == explanation.predictions[0][0]
         kind = "predicted" if which == "predicted" and same else which if which == "true" else "chosen"
-        maps.append((f"{kind}: {one.label}", _encode(one.overlay(style.alpha, style.colormap))))
+        maps.append((f"{kind}: {one.label}", encode(one.overlay(style.alpha, style.colormap))))
     numbers = [
         (index, label, float(number) if math.isfinite(number) else None)
         for index, label, number in explanation.predictions[:_BEST]
@@ -293,8 +293,8 @@ def _guess(label: str, number: float | None, value: bool) -> str:
     )
 
 
-def _encode(pixels: np.ndarray) -> bytes:
-    """A picture for the page, as JPEG; small ones are enlarged without smoothing, so that their pixels are seen."""
+def encode(pixels: np.ndarray) -> bytes:
+    """Encode a picture for the page, as JPEG; small ones are enlarged without smoothing: their pixels are seen."""
     cv2 = import_cv2()
     height, width = pixels.shape[:2]
     scale = _SIDE / max(height, width)

@@ -12,19 +12,20 @@ from importlib.resources import files
 from onnxcam import __version__
 
 
-def page(heading: str, body: Sequence[str], *, style: str = "", script: str = "") -> str:
+def page(heading: str, body: Sequence[str], *, style: str | Sequence[str] = "", script: str = "") -> str:
     """Build a complete, self-contained page; its content security policy allows only what is embedded in it.
 
     Arguments:
         heading: the page's title.
         body: the content, as HTML.
-        style, script: names of files of this package to embed, beside `page.css`; see `shell`.
+        style, script: names of files of this package to embed, beside `page.css`; several styles in their order. See
+            `shell`.
     """
     head, tail = shell(heading, style=style, script=script)
     return f"{head}{''.join(body)}{tail}"
 
 
-def shell(heading: str, *, style: str = "", script: str = "") -> tuple[str, str]:
+def shell(heading: str, *, style: str | Sequence[str] = "", script: str = "") -> tuple[str, str]:
     """Build what comes before and after the content of a page, for pages that are written piece by piece.
 
     Arguments:
@@ -32,7 +33,8 @@ def shell(heading: str, *, style: str = "", script: str = "") -> tuple[str, str]
         style, script: names of files of this package to embed, beside `page.css`. A page must say everything without
             its script, which may only help to find it.
     """
-    styles = "".join(_embedded(name) for name in ("page.css", style) if name)
+    names = [style] if isinstance(style, str) else style
+    styles = "".join(_embedded(name) for name in ("page.css", *names) if name)
     code = _embedded(script) if script else ""
     # by its digest, so that no other script can run, wherever the text of the page comes from
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()

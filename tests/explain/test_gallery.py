@@ -17,7 +17,7 @@ from tests.support.browser import page
 
 def one(name: str, best: tuple[int, str, float | None], truth: tuple[int, str] | None, *more: str) -> Card:
     pixels = np.random.default_rng(len(name)).integers(0, 255, (40, 60, 3), np.uint8)
-    maps = [("picture", gallery._encode(pixels)), (f"predicted: {best[1]}", gallery._encode(pixels[::-1]))]
+    maps = [("picture", gallery.encode(pixels)), (f"predicted: {best[1]}", gallery.encode(pixels[::-1]))]
     return Card(name, [best, (2, "boat", 0.01)], truth, maps, more)
 
 
@@ -121,4 +121,4 @@ def test_the_true_class_has_a_map_where_the_prediction_is_another() -> None:
     caption, encoded = cards["wrong"].maps[2]
     assert caption == "true: Egyptian cat"
     (of_truth,) = explainer.answer(explainer.question(target=285), [read])
-    assert encoded == gallery._encode(of_truth.overlay())
+    assert encoded == gallery.encode(of_truth.overlay())

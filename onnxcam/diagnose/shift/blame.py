@@ -233,7 +233,7 @@ class _Comparison:
             differ = (
                 f"given the same values, {len(rest)} of {len(layers) - 1} layers differ too"
                 if rest
-                else ("given the same values, every layer computes the same")
+                else ("given the same values, no layer adds more than its precision gives")
             )
             what = describe_inputs(*self._explainers, rows)
             return INPUT, f"The pictures the two are given differ before the first layer: {what}; {differ}."

@@ -1,4 +1,4 @@
-"""A comparison as JUnit XML, which Jenkins, GitLab and GitHub's test reporters read: one test case for each condition."""
+"""A comparison as JUnit XML, as Jenkins, GitLab and GitHub's test reporters read it: a test case for each condition."""
 
 from __future__ import annotations
 
@@ -59,9 +59,7 @@ def junit(
     ]
     if properties:
         lines.append("    <properties>")
-        lines += [
-            f"      <property name={_quoted(key)} value={_quoted(value)}/>" for key, value in properties.items()
-        ]
+        lines += [f"      <property name={_quoted(key)} value={_quoted(value)}/>" for key, value in properties.items()]
         lines.append("    </properties>")
     for condition in conditions:
         lines += _case(condition)

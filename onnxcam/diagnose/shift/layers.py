@@ -23,6 +23,8 @@ PICTURE, WEIGHTS, BIAS, OPERATOR, ACTIVATION = "input", "weights", "bias", "oper
 _TOLERANCES: dict[int, float] = {onnx.TensorProto.FLOAT16: 1e-2, onnx.TensorProto.BFLOAT16: 6e-2}
 _TOLERANCE = 1e-4
 _BIAS = 0.01  # of a quantized layer's values: a bias of 32 bits is exact but for less than that
+_FEW = 4  # grids: fewer have no median worth the name
+_COARSEST = 3.0  # times the best grid: of a whole file on purpose
 _UNUSUAL = 5.0  # times the median of the layers of the same precision
 _CLEAR = 0.05  # relative error that no grid of 8 bits leaves
 _INTEGERS = frozenset({"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"})
@@ -135,14 +137,14 @@ class Fault(NamedTuple):
         excess: times what is expected of it.
         part: of the layer.
         node: the node to blame.
-        grid: whether the part is rounded on a grid, so that no more than a few times as much is a fault; everything is
-            otherwise.
+        grid: of a part that is rounded, the name of what sets its grid: no more than a few times as much is a fault.
+            Empty of others, of which everything is.
     """
 
     excess: float
     part: str
     node: str
-    grid: bool = False
+    grid: str = ""
 
 
 class Judge:
@@ -193,9 +195,10 @@ class Judge:
         if new.pairs and sums.pairs:
             errors = [sums.relative(squares) for squares in sums.pairs]
             worst = int(np.argmax(errors))
+            quantize = new.pairs[worst].quantize
             expected = max(self._grid_error(new.pairs[worst], sums), tolerance)
             values["pair_error"], values["pair_expected"] = errors[worst], expected
-            pair = Fault(errors[worst] / expected, ACTIVATION, name_of(new.pairs[worst].quantize), grid=True)
+            pair = Fault(errors[worst] / expected, ACTIVATION, name_of(quantize), grid=str(quantize.input[1]))
             faults.append(pair)
             if sums.relative(sums.inside) < operator / EXCESS:  # the pair should have clipped, as the activation did
                 faults.append(pair._replace(excess=operator / expected))
@@ -214,7 +217,9 @@ class Judge:
             return []
         faults = []
         if expected is not None:
-            faults.append(Fault(weight_error / max(expected, self._tolerance), WEIGHTS, name, grid=True))
+            faults.append(
+                Fault(weight_error / max(expected, self._tolerance), WEIGHTS, name, grid=str(match.new.weight))
+            )
         elif weight_error > self._tolerance:
             faults.append(Fault(weight_error / self._tolerance, WEIGHTS, name))
         allowed = _BIAS if integers else self._tolerance
@@ -287,18 +292,22 @@ def tolerance(graph: Graph) -> float:
 def assign(layers: Sequence[LayerDifference], faults: Sequence[Sequence[Fault]]) -> list[LayerDifference]:
     """Blame each layer for its worst fault.
 
-    A grid that all layers share may be coarser than the best one (seven bits instead of eight, ranges of other
-    pictures): what is three times the median of the parts of a kind is a fault.
+    The grids of a whole file may be coarser than the best ones (seven bits instead of eight, ranges of other pictures):
+    what is three times the median of the parts of a kind is a fault. A grid that several layers share counts once.
     """
     usual = {}
     for part in (WEIGHTS, ACTIVATION):
-        ratios = [fault.excess for some in faults for fault in some if fault.part == part and fault.grid]
-        usual[part] = max(1.0, float(np.median(ratios))) if ratios else 1.0
+        ratios = {fault.grid: fault.excess for some in faults for fault in some if fault.part == part and fault.grid}
+        median = float(np.median(list(ratios.values()))) if len(ratios) >= _FEW else 1.0
+        usual[part] = min(max(1.0, median), _COARSEST)
     result = []
+    at_fault: set[str] = set()  # grids: a fault of one is that of the first layer that has it
     for layer, some in zip(layers, faults, strict=True):
         clear = [fault for fault in some if not fault.grid or fault.excess > EXCESS * usual[fault.part]]
+        clear = [fault for fault in clear if fault.grid not in at_fault]
         if clear:
             worst = max(clear, key=lambda fault: fault.excess)
+            at_fault |= {worst.grid} - {""}
             layer = replace(layer, part=worst.part, node=worst.node, excess=worst.excess)
         result.append(layer)
     return result
@@ -319,7 +328,8 @@ def unusual(layers: list[LayerDifference], integers: list[int]) -> list[LayerDif
     result = list(layers)
     for place in integers:
         layer = layers[place]
-        if not layer.part and layer.local_error > max(_CLEAR, _UNUSUAL * usual):
+        of_pair = (layer.pair_error or 0.0) > layer.local_error / 2
+        if not layer.part and not of_pair and layer.local_error > max(_CLEAR, _UNUSUAL * usual):
             excess = layer.local_error / max(usual, 1e-12)
             result[place] = replace(layer, part=OPERATOR, node=layer.new_name, excess=excess)
     return result

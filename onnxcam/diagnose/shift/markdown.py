@@ -15,7 +15,7 @@ LISTED = 10  # pictures, classes and regions of each kind
 LAYERS = 5
 _LONGEST = 90  # characters of a name
 _SENTENCE = 1000
-_PUNCTUATION = re.compile(r"([!-/:-?\[-`{-~])")
+_MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&@]|:(?=//)|(?<=www)\.)")
 _SIGNS = {True: "❌", False: "✅", None: "❔"}
 
 
@@ -116,7 +116,7 @@ def _clean(text: str, longest: int) -> str:
 
 def plain(text: str) -> str:
     """A text in which no markup works, and which mentions no one."""
-    escaped = _PUNCTUATION.sub(r"\\\1", _clean(text, _SENTENCE))
+    escaped = _MARKUP.sub(r"\\\1", _clean(text, _SENTENCE))
     return re.sub(r"\\([@#])", r"\\\1<!-- -->", escaped)
 
 

@@ -229,6 +229,7 @@ class Shift:
             "classes": [asdict(one) for one in self.classes],
             "regions": [asdict(one) for one in self.regions],
             "notes": self.notes,
+            "blame": None if self.blame is None else self.blame.describe(),
             "failed": [str(error) for _, error in self.failures],
             "each": [picture.to_dict() for picture in self.pictures],
         }

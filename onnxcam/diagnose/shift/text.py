@@ -26,6 +26,7 @@ def lines(shift: Shift) -> list[str]:
     for one in shift.classes[:_LISTED]:
         accuracy = "" if one.accuracy is None else f", accuracy {one.accuracy[0]:.1%} -> {one.accuracy[1]:.1%}"
         text.append(f"  {one.label}: {one.distance:.0%} elsewhere, {one.flipped} of {one.pictures} flipped{accuracy}")
+    text += [] if shift.blame is None else [f"blame by depth: {shift.blame.sentence}"]
     text += [f"note: {note}" for note in shift.notes]
     return text
 

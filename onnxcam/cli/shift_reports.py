@@ -109,7 +109,7 @@ class Reports:
                 from onnxcam.diagnose.shift.page import pieces
 
                 with Bar("drawn") as bar:
-                    page = pieces(shift, conditions, names=names, shown=self._show, progress=bar.to)
+                    page = pieces(shift, conditions, names=names, limit=self._show, progress=bar.to)
                     together.write(self._page, page)
             if self._junit is not None:
                 from onnxcam.diagnose.shift.junit import junit

@@ -84,10 +84,10 @@ def _blame(blame: Blame) -> list[str]:
     lines = ["", f"**Blame by depth**: {plain(blame.sentence)}"]
     if blame.first is not None and blame.largest is not None and blame.largest != blame.first:
         lines[-1] += f" The largest effect on the scores is that of {code(blame.largest.name)}."
-    shown = list(blame.blamed[:LAYERS]) or sorted(blame.layers, key=lambda layer: -layer.local_error)[:LAYERS]
+    listed = list(blame.blamed[:LAYERS]) or sorted(blame.layers, key=lambda layer: -layer.local_error)[:LAYERS]
     rows = [
         [code(layer.name), plain(layer.part or "–"), percent(layer.local_error), percent(layer.error), _effect(layer)]
-        for layer in shown
+        for layer in listed
     ]
     if rows:
         head = ["layer", "to blame", "adds itself", "has accumulated", "changes the scores by"]

@@ -19,7 +19,7 @@ from onnxcam.html.depths import Depth, depths
 from onnxcam.html.page import foot, picture, shell
 from onnxcam.image.opencv import import_cv2
 
-SHOWN = 60  # pictures on the page, unless it is told otherwise
+LIMIT = 60  # pictures on the page, unless it is told otherwise
 _CELLS = 10  # of the difference, along the longer side
 _FULL = 0.5  # difference of two maps from 0 to 1 that is drawn in full colour
 _CLASSES = 200
@@ -35,7 +35,7 @@ def pieces(
     *,
     title: str = "Two models compared",
     names: tuple[str, str] = ("old", "new"),
-    shown: int = SHOWN,
+    limit: int = LIMIT,
     notes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Iterator[bytes]:
@@ -46,14 +46,14 @@ def pieces(
         conditions: that were to hold or not.
         title: its heading.
         names: of the two models, such as their files.
-        shown: how many pictures are on it at most: half of them for those whose prediction flipped, as far as there are
+        limit: how many pictures are on it at most: half of them for those whose prediction flipped, as far as there are
             any, and first those whose attention moved most.
         notes: sentences for its foot.
         progress: called with (done, total) pictures.
     """
     head, tail = shell(title, style=("gallery.css", "shift.css"), script="gallery.js")
     yield _bytes(head + _summary(shift, conditions, title, names) + _regions(shift) + _blame(shift) + _classes(shift))
-    pictures = chosen_pictures(shift, shown)
+    pictures = chosen_pictures(shift, limit)
     yield _bytes(_tools(shift, pictures))
     yield b'<ul class="cards gallery shift">'
     for place, one in enumerate(pictures):
@@ -64,11 +64,11 @@ def pieces(
     yield _bytes(foot([*notes, *shift.notes]) + tail)
 
 
-def chosen_pictures(shift: Shift, shown: int) -> list[PictureShift]:
+def chosen_pictures(shift: Shift, limit: int) -> list[PictureShift]:
     """The pictures on the page: those that stayed, then those that flipped, each by how far the attention moved."""
     stayed, flipped = shift.stayed, shift.flipped
-    half = max(shown - len(stayed), min(len(flipped), shown // 2))
-    return [*stayed[: shown - min(half, len(flipped))], *flipped[:half]]
+    half = max(limit - len(stayed), min(len(flipped), limit // 2))
+    return [*stayed[: limit - min(half, len(flipped))], *flipped[:half]]
 
 
 def _bytes(text: str) -> bytes:

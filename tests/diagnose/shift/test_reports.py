@@ -185,7 +185,7 @@ def test_the_page_shows_as_many_as_it_may_and_says_so(tmp_path: Path) -> None:
     one = shift(6)
     assert [p.distance for p in page.chosen_pictures(one, 3)] == [0.4, 0.1, 0.5]
     assert len(page.chosen_pictures(one, 5)) == 5 and len(page.chosen_pictures(one, 60)) == 6
-    files.write_pieces(tmp_path / "page.html", page.pieces(one, shown=3))
+    files.write_pieces(tmp_path / "page.html", page.pieces(one, limit=3))
     text = (tmp_path / "page.html").read_text("utf-8")
     assert "3 of 6 pictures are shown: those whose attention moved most" in text
     assert text.count('<li class="card ') == 3

@@ -181,7 +181,6 @@ class Finder:
                 if {swallowed}:
                     raise ImportError("a library that was interrupted") from None
                 raise
-import onnxcam
 sys.meta_path.insert(0, Finder())
 from onnxcam.__main__ import main
 main()
@@ -190,8 +189,11 @@ main()
 
 @pytest.mark.parametrize(
     ("module", "swallowed"),
-    [("click", False), ("onnxcam.cli", False), ("onnxcam.cli.explain", False), ("numpy", False), ("onnxruntime", True)],
-)
+    [
+        ("onnxcam.errors", False), ("click", False), ("onnxcam.cli", False), ("onnxcam.cli.explain", False),
+        ("numpy", False), ("onnxruntime", True),
+    ],
+)  # fmt: skip
 def test_an_interruption_of_imports_prints_no_traceback(
     ready: Path, tmp_path: Path, module: str, swallowed: bool
 ) -> None:

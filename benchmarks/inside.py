@@ -95,6 +95,12 @@ def stored_values(folder: Path) -> tuple[Any, np.ndarray, Values, Values]:
         return folder / "network.onnx", arrays["x"], {name: arrays[name] for name in exact}, exact
 
 
+def title_of(folder: Path) -> str:
+    """What `benchmarks/jax_network.py` calls the network it wrote."""
+    with np.load(folder / "network.npz") as arrays:
+        return str(arrays["title"])
+
+
 def canonical(value: np.ndarray, channels_last: bool, shape: tuple[int, ...]) -> np.ndarray:
     """A framework's activation of one picture as `[C, h, w]`; tokens on their grid."""
     if value.ndim == 2:
@@ -135,7 +141,7 @@ def measure(name: str, cells: int) -> list[str]:
             effect[y0:y1, x0:x1] = 0
             outside += int(np.count_nonzero(effect))
         size = "whole picture" if field.mixing and field.whole else f"{field.size[0]:g}"
-        title = "residual network" if framework == "JAX" else name
+        title = title_of(Path(name)) if framework == "JAX" else name
         rows.append(
             f"| {title} ({framework}) | `{maps.layer}` | {' x '.join(map(str, maps.shape))} | {error:.1e} | "
             f"{ours:.1e} | {theirs:.1e} | {'yes' if same else 'NO'} | {size} | "

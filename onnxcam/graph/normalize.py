@@ -19,7 +19,7 @@ from onnxcam.graph.dynamic_size import fix, fix_implied
 from onnxcam.graph.edit import replace_nodes
 from onnxcam.graph.inline import inline_branches, inline_composites, inline_functions
 from onnxcam.graph.load import Source, load
-from onnxcam.graph.shape_inference import describe, infer, skeleton
+from onnxcam.graph.shape_inference import describe, drop_contradicted, infer, skeleton
 from onnxcam.graph.ties import first_of_ties
 from onnxcam.graph.view import Graph, Shape, shape_of, uses
 
@@ -54,6 +54,7 @@ def normalize(model: onnx.ModelProto) -> Graph:
     _check(model)
     inline_functions(model)
     _require_sizes(model)
+    drop_contradicted(model)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     fused.hide_early_normalization(model)
     _upgrade(model)

@@ -8,6 +8,7 @@ import onnx
 from onnx import helper, shape_inference
 
 from onnxcam.errors import ModelError
+from onnxcam.graph.validation import bodies
 from onnxcam.graph.view import Graph, Shape, shape_of
 
 SMALL = 1024  # elements of a weight whose value shape inference may need
@@ -34,6 +35,54 @@ def infer(model: onnx.ModelProto) -> None:
     for output in model.graph.output:
         if not output.type.tensor_type.HasField("shape"):
             output.CopyFrom(outputs[output.name])
+
+
+def drop_contradicted(model: onnx.ModelProto) -> list[str]:
+    """Drop in place the shapes that a file declares for its values if one of them contradicts what the operators give.
+
+    Optimizers that move Transposes leave the shapes of before behind (jax2onnx 0.17), and shape inference keeps a declared
+    shape that it contradicts: what is computed from it, such as the padding of a gradient, would be wrong. Where one shape
+    is wrong the others cannot be relied on either. Of outputs only those are dropped that are contradicted.
+
+    Returns:
+        names of the values whose shape is contradicted; empty if nothing was dropped.
+    """
+    declared = [{info.name: info for info in body.value_info} for body in bodies([model.graph])]
+    declared[0] |= {output.name: output for output in model.graph.output}
+    if not any(shape_of(info) for infos in declared for info in infos.values()):
+        return []
+    bare, _ = skeleton(model)
+    for body in bodies([bare.graph]):
+        del body.value_info[:]
+    for output in bare.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    try:
+        inferred = shape_inference.infer_shapes(bare, data_prop=True)
+    except Exception:
+        return []  # a later step reports what is wrong
+    contradicted = [
+        info.name
+        for place, (infos, body) in enumerate(zip(declared, bodies([inferred.graph]), strict=True))
+        for info in (*body.value_info, *(body.output if place == 0 else ()))
+        if info.name in infos and _contradict(shape_of(infos[info.name]), shape_of(info))
+    ]
+    if contradicted:
+        for body in bodies([model.graph]):
+            del body.value_info[:]
+        for output in model.graph.output:
+            if output.name in contradicted:
+                output.type.tensor_type.ClearField("shape")
+    return contradicted
+
+
+def _contradict(declared: Shape | None, inferred: Shape | None) -> bool:
+    """Whether two shapes of one value cannot both be right."""
+    if declared is None or inferred is None:
+        return False
+    return len(declared) != len(inferred) or any(
+        isinstance(one, int) and isinstance(other, int) and one != other
+        for one, other in zip(declared, inferred, strict=True)
+    )
 
 
 class NodeShapes:

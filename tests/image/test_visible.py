@@ -25,7 +25,7 @@ from onnxcam.image import (
     panel,
     whole,
 )
-from onnxcam.image.colormap import KNEE, OPACITY
+from onnxcam.image.colormap import KNEE, OPACITY, remaining
 from tests.image.pictures import noise, smooth
 from tests.image.test_geometry import PICTURES, SPECS
 
@@ -103,15 +103,18 @@ def test_marks_are_told_from_any_picture_without_colour(level):
     assert drawn[70:].astype(float).std() < 0.6 * max(pixels.astype(float).std(), 60)
 
 
-def test_rows_drawn_apart_are_rows_of_the_whole():
+@pytest.mark.parametrize(
+    "visible", [CROP, [Rectangle(5, 5, 40, 41), Rectangle(30, 20, 70, 60)], [Rectangle(60, 50, 130, 95)], []]
+)
+def test_rows_drawn_apart_are_rows_of_the_whole(visible):
     pixels, heat = noise(80, 100), np.random.default_rng(0).random((80, 100)).astype(np.float32)
-    marks = Marks.of((80, 100), CROP)
+    marks = Marks.of((80, 100), visible)
     for alpha in (None, 0.4):
-        at_once = overlay(pixels, heat, alpha, visible=CROP)
+        at_once = overlay(pixels, heat, alpha, visible=visible)
         gray = grayscale(heat)
         parts = [draw(pixels[k : k + 7], gray[k : k + 7], alpha, "viridis", marks, k) for k in range(0, 80, 7)]
         np.testing.assert_array_equal(np.concatenate(parts), at_once)
-        inside = mask((80, 100), CROP)
+        inside = mask((80, 100), visible)
         np.testing.assert_array_equal(at_once[inside], overlay(pixels, heat, alpha)[inside])
         np.testing.assert_array_equal(at_once[~inside], marks.draw(pixels.copy())[~inside])
 
@@ -160,6 +163,12 @@ def test_the_opacity_grows_with_the_map_by_default():
         assert np.abs(overlay(pixels, heat, colormap=name) - expected).max() <= 1.6
     np.testing.assert_array_equal(overlay(pixels, heat * 0), pixels)
     np.testing.assert_array_equal(overlay(pixels, heat), overlay(pixels, heat, None, DEFAULT_COLORMAP))
+
+
+def test_what_is_left_of_the_picture_is_the_rest_of_the_opacity():
+    levels = np.arange(256, dtype=np.uint8)[None]
+    expected = np.rint(255 * (1 - OPACITY * np.minimum(levels / 255 / KNEE, 1)))
+    np.testing.assert_array_equal(remaining(levels), expected)
 
 
 def test_panels_show_what_is_not_covered():

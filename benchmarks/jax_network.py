@@ -6,8 +6,9 @@
 
 It has an environment of its own, as that of the tests has other versions.
 
-The folder gets `network.onnx` and `network.npz`: its title, the picture `x`, and by the names that jax2onnx gives the values of
-the file, JAX's activations in float32 and, with `/float64` behind the name, in float64. Weights are random, seeded.
+The folder gets `network.onnx` and `network.npz`: its title, the picture `x`, and by the names that jax2onnx gives the
+values of the file, JAX's activations in float32 and, with `/float64` behind the name, in float64. Weights are random,
+seeded.
 """
 
 from __future__ import annotations

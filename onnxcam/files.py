@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 from onnxcam.errors import OnnxcamError, OutputError
@@ -71,9 +70,7 @@ class FileSet:
     def __enter__(self) -> FileSet:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
                 _each(self._rename, list(self._parts))
@@ -195,6 +192,8 @@ def _target(path: Path) -> _Target:
     Raises:
         OSError: it is a folder, a circle of links, a file that is read-only, or a descriptor that is not open.
     """
+    if path.parent.name != "fd" and not os.path.lexists(path):  # the usual case, with one question to the system
+        return _Target(path, None)
     descriptor = _descriptor(path)
     if descriptor is not None:
         return _Target(path, os.fstat(descriptor), descriptor)

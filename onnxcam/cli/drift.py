@@ -247,12 +247,14 @@ def report(
     """
     from onnxcam.files import write_bytes
     from onnxcam.monitor import baseline as baselines
-    from onnxcam.monitor import counters, page, reading
+    from onnxcam.monitor import counters, feedback, page, reading
     from onnxcam.monitor.report import Report
 
     scan = reading.Scan()
     normal = None if path is None else baselines.load(path)
-    summary = Report.of(reading.records(folder, reading.Query(since, until), scan), normal, top=top)
+    outcomes = feedback.Outcomes(feedback.read(folder))
+    matching = outcomes.watch(reading.records(folder, reading.Query(since, until), scan))
+    summary = Report.of(matching, normal, top=top)
     if not summary.count:
         raise InputError("no records of that time; a report needs at least one")
     notes = scan.notes()
@@ -260,7 +262,11 @@ def report(
     if path is not None:
         assessment, more = assess_folder(folder, path, window, false_alarms, since, until, seed)
         notes = list(dict.fromkeys([*notes, *more]))
-    text = page.render(summary, folder, assessment, counters.total(folder), title=title, notes=notes)
+    totals = counters.total(folder)
+    coverage, doubts = outcomes.coverage(totals) if outcomes.truths.by_id else (None, [])
+    notes += doubts
+    sentences = outcomes.lines(coverage) if outcomes.truths.by_id else []
+    text = page.render(summary, folder, assessment, totals, title=title, notes=notes, feedback=sentences)
     encoded = text.encode(errors="backslashreplace")  # half a surrogate pair in a label
     write_bytes(output, encoded)
     result = {
@@ -268,6 +274,7 @@ def report(
         "bytes": len(encoded),
         "records": summary.count,
         "verdict": None if assessment is None else assessment.latest.verdict,
+        "feedback": outcomes.describe(coverage) if outcomes.truths.by_id else None,
         "notes": notes,
     }
     if as_json:

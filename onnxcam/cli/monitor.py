@@ -28,6 +28,7 @@ COMMANDS = {
     "baseline": ("onnxcam.cli.baseline:baseline", "Make a baseline of normal records, or merge some."),
     "drift": ("onnxcam.cli.drift:drift", "Compare the newest records with a baseline."),
     "report": ("onnxcam.cli.drift:report", "Write a report as one HTML page."),
+    "feedback": ("onnxcam.cli.feedback:feedback", "Store true classes, and test the coverage of prediction sets."),
     "schema": ("onnxcam.cli.monitor:schema", "Print the JSON Schema of a record."),
 }
 
@@ -228,20 +229,27 @@ def stats(folder: Path, since: datetime | None, until: datetime | None, as_json:
 
     Counters are those of the monitors, summed over processes since the start of each; records are those in DIR.
     """
-    from onnxcam.monitor import counters, reading
+    from onnxcam.monitor import counters, feedback, reading
 
     scan, summary = reading.Scan(), _Summary()
+    outcomes = feedback.Outcomes(feedback.read(folder))
     for record in reading.records(folder, reading.Query(since, until), scan):
         summary.add(record)
+        outcomes.add(record)
     totals = counters.total(folder)
-    notes = [*scan.notes(), *counters.notes(totals)]
+    coverage, doubts = outcomes.coverage(totals) if outcomes.truths.by_id else (None, [])
+    notes = [*scan.notes(), *counters.notes(totals), *doubts]
     result = {"counters": totals, "records": summary.to_dict(), "segments": scan.segments, "notes": notes}
+    if outcomes.truths.by_id:
+        result["feedback"] = outcomes.describe(coverage)
     if as_json:
         options.print_json(result)
         return
     for line in _counter_lines(totals):
         terminal.echo(line)
     for line in summary.lines():
+        terminal.echo(line)
+    for line in outcomes.lines(coverage) if outcomes.truths.by_id else ():
         terminal.echo(line)
     print_notes(notes)
 
@@ -266,11 +274,11 @@ def prune(folder: Path, max_bytes: int | None, max_age: float | None, max_record
 
     Closed segments are removed with their pictures, the oldest first, until DIR is within the limits; so are pictures
     older than an hour that no record names, which killed processes left behind. The segments that monitors are writing
-    stay. With --max-age the counters of processes that ended longer ago are removed too.
+    stay. With --max-age the counters of processes that ended longer ago and older feedback are removed too.
     """
     import time
 
-    from onnxcam.monitor import counters, reading, segments
+    from onnxcam.monitor import counters, feedback, reading, segments
     from onnxcam.monitor.retention import Limits, Retention, remove_unreferenced
 
     reading.segments(folder)  # raises InputError unless it is a monitor's folder
@@ -280,6 +288,7 @@ def prune(folder: Path, max_bytes: int | None, max_age: float | None, max_record
     pictures = remove_unreferenced(folder)
     if max_age is not None:
         counters.prune(folder, max_age)
+        feedback.prune(folder, max_age, time.time())
     result = {
         "segments_removed": len(removed),
         "pictures_removed": pictures,

@@ -14,9 +14,10 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from onnxcam.errors import InputError, SerializationError
+from onnxcam.errors import InputError, SerializationError, SettingError
 from onnxcam.image import DEFAULT_COLORMAP
 from onnxcam.monitor import baseline as baselines
+from onnxcam.monitor import feedback as feedbacks
 from onnxcam.monitor import model as models
 from onnxcam.monitor import pipeline as pipelines
 from onnxcam.monitor import worker as workers
@@ -33,11 +34,12 @@ from onnxcam.monitor.redaction import MODES
 from onnxcam.monitor.row_explainer import RowExplainer, Settings
 from onnxcam.monitor.selection import Selection, Selector
 from onnxcam.monitor.session import WatchedSession, find_values, watcher_of, wrapped_in
-from onnxcam.monitor.sinks import open_sink
+from onnxcam.monitor.sinks import folder_of, open_sink
 from onnxcam.monitor.table import Configuration
 from onnxcam.monitor.units import parse_bytes, parse_seconds
 from onnxcam.runtime import CPU, Provider
 from onnxcam.targets import conditions
+from onnxcam.targets.classes import resolve
 
 SCORES = ("auto", "logits", "probabilities")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -278,6 +280,38 @@ class Monitor:
         rest = {"restarts": max(0, line.handler.opened - 1), "pid": os.getpid()}
         thresholds = self._selector.thresholds()
         return line.queue.counts() | lost | rest | ({"thresholds": thresholds} if thresholds else {})
+
+    def feedback(self, ids: Any, truth: Any) -> int:
+        """Store the true classes of predictions beside their records, as they become known.
+
+        `onnxcam monitor stats`, `report` and `feedback` compare them with the records: how often predictions were
+        right, and, of a calibrated file, whether its sets still cover as many true classes as they should.
+
+        Arguments:
+            ids: of records or requests, or one of them.
+            truth: for each, the class: an index or a label.
+
+        Returns:
+            how many were stored.
+
+        Raises:
+            SettingError: no sink is a folder. TargetError: no class of the model. InputError: not one class for each
+                id. OutputError: the folder cannot be written.
+        """
+        root = folder_of(self._sink)
+        if root is None:
+            raise SettingError("feedback is stored beside records in a folder, and no sink of this monitor is one")
+        names = [ids] if isinstance(ids, (str, int)) else list(ids)
+        classes = [truth] if isinstance(truth, (str, int, np.integer)) else list(truth)
+        if len(names) != len(classes):
+            raise InputError(f"got {len(names)} ids and {len(classes)} true classes; give one for each")
+        size = self._model.manifest["scores"]["classes"]
+        indices = resolve(classes, len(names), size, self._settings.labels).tolist() if classes else []
+        if any(index < 0 for index in indices):
+            raise InputError("a true class is -1; expected an index from 0, or a label")
+        return feedbacks.append(
+            root, [(str(name), index) for name, index in zip(names, indices, strict=True)], self._clock.time()
+        )
 
     def __enter__(self) -> Monitor:
         return self

@@ -10,8 +10,12 @@ No label comes from a request, a class or a picture: the number of series is kno
 
 from __future__ import annotations
 
+import math
+import os
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from onnxcam.errors import DependencyError
@@ -114,6 +118,71 @@ def export(monitor: Any, registry: Any = None) -> Any:
     collector = _Stats(monitor if callable(monitor) else monitor.stats)
     (client.REGISTRY if registry is None else registry).register(collector)
     return collector
+
+
+def export_coverage(folder: str | os.PathLike[str], registry: Any = None) -> Any:
+    """Export what feedback says of a folder's records to Prometheus; read when scraped, at most once a minute.
+
+    Arguments:
+        folder: of a monitor.
+        registry: of `prometheus_client`; its default one by default.
+
+    Returns:
+        the collector, for `registry.unregister`.
+
+    Raises:
+        DependencyError: `prometheus_client` is not installed.
+    """
+    client = import_prometheus()
+    collector = _CoverageCollector(Path(folder))
+    (client.REGISTRY if registry is None else registry).register(collector)
+    return collector
+
+
+_EVERY = 60.0  # seconds between two readings of a folder
+
+
+class _CoverageCollector:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read = -math.inf
+        self._values: dict[str, tuple[str, float]] = {}
+
+    def describe(self) -> Iterator[Any]:
+        """Return no metrics: registering must not read the folder."""
+        return iter(())
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the newest numbers."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        if time.monotonic() - self._read >= _EVERY:
+            self._values, self._read = _coverage_values(self._folder), time.monotonic()
+        for name, (text, value) in self._values.items():
+            yield GaugeMetricFamily(_PREFIX + name, text, value=value)
+
+
+def _coverage_values(folder: Path) -> dict[str, tuple[str, float]]:
+    from onnxcam.errors import OnnxcamError
+    from onnxcam.monitor import counters, feedback, reading
+
+    outcomes = feedback.Outcomes(feedback.read(folder))
+    try:
+        for _ in outcomes.watch(reading.records(folder)):
+            pass
+    except OnnxcamError:  # no record yet
+        return {}
+    coverage, _ = outcomes.coverage(counters.total(folder))
+    values = {
+        "feedback_matched": ("Records whose true class became known", float(outcomes.matched)),
+        "feedback_right": ("Those whose prediction was right", float(outcomes.right)),
+    }
+    if coverage is not None and coverage.coverage is not None:
+        values["coverage_ratio"] = ("Share of prediction sets with the true class", coverage.coverage)
+        values["coverage_expected_ratio"] = ("The share that they were calibrated for", 1 - coverage.alpha)
+        values["coverage_pictures"] = ("Pictures that the share is of", float(coverage.pictures))
+        values["coverage_alarm"] = ("1 once the coverage has left its band", float(coverage.alarm is not None))
+    return values
 
 
 _COUNTERS = {

@@ -53,6 +53,7 @@ def render(
     *,
     title: str | None = None,
     notes: Sequence[str] = (),
+    feedback: Sequence[str] = (),
 ) -> str:
     """Render the page.
 
@@ -63,6 +64,7 @@ def render(
         counters: the monitors' counters.
         title: heading; the most frequent model's name by default.
         notes: sentences for the foot of the page.
+        feedback: lines about predictions whose true class became known.
     """
     heading = title or f"{report.models.most_common(1)[0][0] if report.models else 'Monitor'}: uncertain predictions"
     body = [
@@ -70,6 +72,7 @@ def render(
         _tiles(report, counters or {}),
         _why(report),
         _drift(assessment),
+        _feedback(feedback),
         _classes(report, assessment),
         _uncertain(report, Path(folder)),
         _drops(counters or {}),
@@ -205,6 +208,13 @@ def _statistic(statistic: Statistic, threshold: float) -> str:
         f'<tr><td>{mark}{escape(_name(statistic.name))}</td><td>{change}</td><td class="number">{score}</td>'
         f'<td class="bar"><div class="{kind}"><i style="width:{100 * part:.1f}%"></i><em></em></div></td></tr>'
     )
+
+
+def _feedback(lines: Sequence[str]) -> str:
+    if not lines:
+        return ""
+    text = "".join(f"<p>{escape(' '.join(line.split()).removeprefix('feedback ').capitalize())}</p>" for line in lines)
+    return f"<h2>True classes that became known</h2>{text}"
 
 
 def _classes(report: Report, assessment: Assessment | None) -> str:

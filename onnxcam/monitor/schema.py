@@ -71,7 +71,7 @@ _RECORD: dict[str, Any] = _object(
                     }
                 )
                 | {
-                    "description": "the prediction set: its classes, the most likely first, at most 32; the share of "
+                    "description": "the prediction set: its classes, the most likely first, at most 200; the share of "
                     "sets that may miss the true class, and the number of pictures that it was calibrated on"
                 },
             },

@@ -17,7 +17,7 @@ from onnxcam.targets import conditions
 from onnxcam.targets.conditions import Condition, Top
 from onnxcam.targets.readout import Readout
 
-NAMED = 32  # classes of a prediction set in a record
+NAMED = 200  # classes of a prediction set in a record
 
 
 class Selection(NamedTuple):

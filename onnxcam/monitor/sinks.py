@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
@@ -265,6 +266,15 @@ class _MultiSink(_RedactingSink):
         for sink in self.sinks:
             if hasattr(sink, "note"):
                 sink.note(counts)
+
+
+def folder_of(sink: Any) -> Path | None:
+    """Return the folder that a sink stores records in, the first of several; None if there is none."""
+    root = getattr(sink, "root", None)
+    if isinstance(root, Path):
+        return root
+    inner = getattr(sink, "sinks", None) or [getattr(sink, "inner", None)]
+    return next((root for one in inner if one is not None and (root := folder_of(one)) is not None), None)
 
 
 def _names(record: Mapping[str, Any], files: Files) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ class Table:
         self._classes: dict[tuple[str, ...], list[int]] = {}
         wrong: list[str] = []
         indices: dict[str, int | None] = {}
-        for number, name, text in _rows(self._path):
+        for number, name, text in rows(self._path):
             if text not in indices:
                 indices[text] = _class(text, labels, classes)
             index = indices[text]
@@ -164,8 +164,15 @@ class Table:
         return present
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, picture and class of each row of a table."""
+def rows(path: Path, names: Sequence[str] = _PICTURE_COLUMNS) -> Iterator[tuple[int, str, str]]:
+    """Line number, picture and class of each row of a table.
+
+    Arguments:
+        names: of the first column, in a header.
+
+    Raises:
+        LabelsError: it cannot be read.
+    """
     import csv
 
     from onnxcam.documents import lines_of
@@ -186,11 +193,11 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
             if not row:
                 continue
             if columns is None:
-                columns = _header(row) or (0, 1)
-                if columns == _header(row):
+                columns = _header(row, names) or (0, 1)
+                if columns == _header(row, names):
                     continue
             if len(row) <= max(columns):
-                raise LabelsError(f"{table} is not `picture,class`: line {number} has one column")
+                raise LabelsError(f"{table} is not `{names[0]},class`: line {number} has one column")
             count += 1
             if count > _MOST:
                 raise LabelsError(f"{table} has more than {_MOST:,} rows; divide it")
@@ -202,13 +209,13 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
     except UnicodeDecodeError as error:
         raise LabelsError(f"{table} is not UTF-8 text; save it as UTF-8") from error
     if not count:
-        raise LabelsError(f"{table} is not `picture,class`: it has no rows")
+        raise LabelsError(f"{table} is not `{names[0]},class`: it has no rows")
 
 
-def _header(row: Sequence[str]) -> tuple[int, int] | None:
+def _header(row: Sequence[str], pictures: Sequence[str]) -> tuple[int, int] | None:
     """The columns of the picture and of its class, None where the first row is not a header."""
     names = [cell.strip().casefold().replace(" ", "_") for cell in row]
-    picture = next((names.index(name) for name in _PICTURE_COLUMNS if name in names), None)
+    picture = next((names.index(name) for name in pictures if name in names), None)
     of_class = next((names.index(name) for name in _CLASS_COLUMNS if name in names), None)
     return None if picture is None or of_class is None or picture == of_class else (picture, of_class)
 

@@ -112,6 +112,7 @@ def arguments(command: str, workshop: Path, out: Path) -> list[str]:
         "monitor tail": [records],
         "monitor query": [records, "--limit", 2],
         "monitor stats": [records],
+        "monitor feedback": [records],
         "monitor prune": [records, "--max-records", 10**6],
         "monitor baseline": [records, "-o", out / "baseline.json"],
         "monitor drift": [records, "--baseline", out / "baseline.json", "--since", "1000d"],

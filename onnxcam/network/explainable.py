@@ -29,6 +29,7 @@ from onnxcam.network import gate as gates
 from onnxcam.network import manifest as manifests
 from onnxcam.network import metadata_labels
 from onnxcam.network.calibration.nodes import renew
+from onnxcam.network.calibration.record import of_manifest
 from onnxcam.network.input_size import Sized, sized
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
@@ -142,7 +143,8 @@ def augment(
         portable = previous.get("target", {}).get("rows") == manifests.SHARED
     if pixels is None:
         pixels = network.pixels
-    condition = gates.parse(gate, labels, network.readout.size, previous)
+    terms = previous if network.recalibrate is None else {**previous, "calibration": None}
+    condition = gates.parse(gate, labels, network.readout.size, terms)
     if condition is not None:
         network.readout.require_probabilities(f"gate={gate!r}")
     requested = _requested(network, layers)
@@ -193,7 +195,9 @@ def augment(
         raw = _expose(op, layer, gradient, tag, tensor_names) if outputs == "all" else dict.fromkeys(_RAW)
         heatmaps = _emit_heatmaps(op, layer, gradient, functions, tag, tensor_names)
         entries.append({"name": layer.name, **raw, **_described(layer), "heatmaps": heatmaps, "value": layer.value})
-    fires = None if condition is None else gates.emit(op, condition, flat, readout, tensor_names[gates.FIRED])
+    fires = None
+    if condition is not None:
+        fires = gates.emit(op, condition, flat, readout, tensor_names[gates.FIRED], of_manifest(terms))
     edit.add(model, op)
     if fires is not None:
         gates.enclose(model, fires, (graph.shape(flat) or ("N",))[0], target_layers, entries, tensor_names[gates.FIRED])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxcam.errors import SettingError
@@ -20,13 +21,15 @@ from onnxcam.graph.builder import Builder
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.view import Dim, Graph
 from onnxcam.network import manifest as manifests
-from onnxcam.network.calibration.record import of_manifest
+from onnxcam.network.calibration import nodes
+from onnxcam.network.calibration.record import Calibration, of_manifest
 from onnxcam.network.layout import Layout
 from onnxcam.targets import conditions
-from onnxcam.targets.conditions import LABEL, AllOf, AnyOf, Comparison, Condition, Not, Risk, Top
+from onnxcam.targets.conditions import CALIBRATED, LABEL, SET, AllOf, AnyOf, Comparison, Condition, Not, Risk, Top
 from onnxcam.targets.readout import Readout
 
 FIRED = "fired"
+_BEYOND = np.int64(2**31 - 1)
 _DOUBLE = onnx.TensorProto.DOUBLE
 _OPERATORS = {"<": "Less", "<=": "LessOrEqual", ">": "Greater", ">=": "GreaterOrEqual", "==": "Equal", "!=": "Equal"}
 
@@ -50,7 +53,14 @@ def parse(
     return condition if manifest is None else conditions.bind(condition, of_manifest(manifest))
 
 
-def emit(op: Builder, condition: Condition, scores: str, readout: Readout, name: str = FIRED) -> str:
+def emit(
+    op: Builder,
+    condition: Condition,
+    scores: str,
+    readout: Readout,
+    name: str = FIRED,
+    calibration: Calibration | None = None,
+) -> str:
     """Emit `fired`, bool `[N]`: where the condition holds; and return whether it holds in any row, a bool scalar.
 
     Arguments:
@@ -58,9 +68,14 @@ def emit(op: Builder, condition: Condition, scores: str, readout: Readout, name:
         scores: `[N, columns]`.
         readout: their meaning.
         name: of the output.
+        calibration: of the file, for `calibrated` and `set`: as the file's own outputs have them.
     """
     op.dtype = onnx.TensorProto.FLOAT if op.portable else _DOUBLE  # WebGPU has no float64
-    fired = _holds(op, condition, _quantities(op, scores, readout, conditions.names(condition)))
+    names = conditions.names(condition)
+    quantities = _quantities(op, scores, readout, names)
+    if calibration is not None and names & {CALIBRATED, SET}:
+        quantities |= _calibrated(op, scores, readout, calibration)
+    fired = _holds(op, condition, quantities)
     op.Identity(fired, name=name)
     # a sum, not a maximum: a batch may be empty
     return op.Greater(op.ReduceSum(op.cast(fired), keepdims=0), 0.0)
@@ -70,7 +85,10 @@ def _holds(op: Builder, condition: Condition, quantities: dict[str, str]) -> str
     """Where a condition holds, bool `[N]`."""
     match condition:
         case Comparison(quantity, sign, value):
-            threshold = int(value) if quantity == LABEL else float(value)
+            threshold = int(value) if quantity in (LABEL, SET) else float(value)
+            if quantity == SET and sign not in ("==", "!="):
+                # an empty set is beyond all others
+                quantities = {SET: op.Where(op.Equal(quantities[SET], 0), _BEYOND, quantities[SET])}
             (comparison,) = op.call(_OPERATORS[sign], [quantities[quantity], threshold])
             return op.Not(comparison) if sign == "!=" else comparison
         case Not(inner):
@@ -96,6 +114,15 @@ def _quantities(op: Builder, scores: str, readout: Readout, names: set[str]) -> 
         LABEL: lambda: (op.ArgMax(narrow, axis=1, keepdims=0), 0),
     }
     return {name: op.Where(sound, *quantity()) for name, quantity in quantities.items() if name in names}
+
+
+def _calibrated(op: Builder, scores: str, readout: Readout, calibration: Calibration) -> dict[str, str]:
+    """The quantities that a calibration answers, `[N]` each; a row that is not finite is as uncertain as possible."""
+    probabilities, inside = nodes.emit(op, scores, readout, calibration)
+    p = op.cast(probabilities)
+    sound = op.GreaterOrEqual(op.ReduceSum(p, [1], keepdims=0), 0.0)  # NaN compares with nothing
+    size = op.ReduceSum(op.Cast(inside, to=onnx.TensorProto.INT64), [1], keepdims=0)
+    return {CALIBRATED: op.Where(sound, op.ReduceMax(p, [1], keepdims=0), 0.0), SET: op.Where(sound, size, 0)}
 
 
 def emit_probabilities(op: Builder, logits: str, readout: Readout) -> str:

@@ -78,6 +78,7 @@ __all__ = [
     "risks",
     "tops",
 ]
+_LARGE = 1e30  # a score
 OPERATORS: dict[str, Callable[[np.ndarray, float], Any]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -266,6 +267,8 @@ def quantities(
             scores = readout.scores_of(p)
         if not sound:
             scores = np.where(finite[:, None], scores, 0.0)
+        if readout.signed:  # an infinite one is a probability of 1
+            scores = np.clip(scores, -_LARGE, _LARGE)
         if CALIBRATED in names:
             best_calibrated = np.asarray(calibration.probabilities(scores, readout), np.float64).max(axis=1)
             values[CALIBRATED] = best_calibrated if sound else np.where(finite, best_calibrated, 0.0)

@@ -15,6 +15,7 @@ from onnxcam.errors import InputError, SettingError, TargetError
 from onnxcam.monitor import feedback, reading, schema
 from onnxcam.monitor.metrics import export_coverage
 from onnxcam.network import manifest as manifests
+from onnxcam.network.calibration import nodes
 from onnxcam.network.calibration.conformal import Rule
 from onnxcam.network.calibration.record import Calibration
 from onnxcam.targets.readout import Readout
@@ -30,11 +31,12 @@ READOUT = Readout("logits", "logits", 5)
 
 @pytest.fixture
 def model() -> onnx.ModelProto:
-    """A file that says it is calibrated: the monitor computes sets from the scores that it observes."""
+    """A calibrated file."""
     made = onnxcam.augment(models.tiny_cnn(), labels=list("abcde"), probe=False)
     manifest = manifests.read(made)
     assert manifest is not None
-    manifests.write(made, {**manifest, "calibration": CALIBRATION.describe()})
+    nodes.attach(made, manifest, CALIBRATION)
+    manifests.write(made, manifest)
     return made
 
 

@@ -17,6 +17,10 @@ from onnxcam.graph import edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.view import Graph
 from onnxcam.network import gate
+from onnxcam.network import manifest as manifests
+from onnxcam.network.calibration import nodes
+from onnxcam.network.calibration.conformal import Rule, sets
+from onnxcam.network.calibration.record import MARGIN, Calibration, of_manifest
 from onnxcam.targets import conditions
 from onnxcam.targets.conditions import AllOf, AnyOf, Comparison, Condition, Not
 from tests.network.gated import ALWAYS, augment, readout
@@ -49,13 +53,15 @@ def quantities(scores: np.ndarray, kind: str) -> dict[str, np.ndarray]:
     return conditions.quantities(conditions.probabilities(scores, meaning, "logits"), meaning)
 
 
-def emitted(condition: Condition, scores: np.ndarray, kind: str) -> tuple[np.ndarray, bool]:
+def emitted(
+    condition: Condition, scores: np.ndarray, kind: str, calibration: Calibration | None = None
+) -> tuple[np.ndarray, bool]:
     info = edit.info("scores", TensorProto.FLOAT, ["N", scores.shape[1]])
     model = helper.make_model(
         helper.make_graph([], "condition", [info], []), opset_imports=[helper.make_opsetid("", 18)], ir_version=8
     )
     op = Builder(Graph(model))
-    unsure = gate.emit(op, condition, "scores", readout(scores, kind))
+    unsure = gate.emit(op, condition, "scores", readout(scores, kind), calibration=calibration)
     edit.add(model, op)
     model.graph.output.append(edit.info("fired", TensorProto.BOOL, ["N"]))
     model.graph.output.append(edit.info(unsure, TensorProto.BOOL, []))
@@ -145,3 +151,105 @@ def test_the_name_of_the_output_is_made_free() -> None:
     outputs = run(other, {"input": x})
     assert (outputs["onnxcam.fired"] == gated["fired"]).all() and outputs["fired"].dtype == np.float32
     assert "gate" not in held(augment(source))
+
+
+RULES = st.builds(
+    Rule,
+    st.sampled_from(["lac", "aps", "raps"]),
+    st.sampled_from([1.0, 0.5, 3.0]),
+    st.sampled_from([0.0, 0.05]),
+    st.integers(0, 2),
+    st.booleans(),
+)
+CALIBRATED = st.recursive(
+    st.one_of(
+        st.builds(Comparison, st.sampled_from(["confidence", "calibrated"]), operators, numbers),
+        st.builds(Comparison, st.just("set"), st.sampled_from([">", "<="]), st.integers(1, 4)),
+        st.builds(Comparison, st.just("set"), st.sampled_from(["==", "!="]), st.integers(0, 4)),
+    ),
+    lambda inner: st.one_of(
+        inner.map(Not),
+        st.lists(inner, min_size=2, max_size=3).map(lambda parts: AllOf(tuple(parts))),
+        st.lists(inner, min_size=2, max_size=3).map(lambda parts: AnyOf(tuple(parts))),
+    ),
+    max_leaves=4,
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(
+    CALIBRATED, st.sampled_from(list(KINDS)), RULES, st.sampled_from([0.4, 1.0, 2.5]), st.floats(0.02, 0.9),
+    st.integers(0, 2**32 - 1), st.sampled_from([0.3, 1.0, 10.0]),
+)  # fmt: skip
+def test_a_calibrations_quantities_are_the_same_in_the_file(
+    condition: Condition, kind: str, rule: Rule, temperature: float, threshold: float, seed: int, scale: float
+) -> None:
+    assume(kind != "multilabel" or rule.score == "lac")
+    rng = np.random.default_rng(seed)
+    scores = (scale * rng.normal(size=(9, 1 if kind == "binary_logit" else 4))).astype(np.float32)
+    scores[0, 0] = np.nan
+    if kind == "logits":
+        scores[1, -1], scores[2, 0] = np.inf, -np.inf
+    meaning = readout(scores, kind)
+    calibration = Calibration(temperature, rule, 0.1, threshold, 99, (0.84, 0.95))
+    finite = scores[np.isfinite(scores).all(axis=1)]
+    narrow, wide = (sets(finite, meaning, rule, threshold, margin=margin) for margin in (-4 * MARGIN, 4 * MARGIN))
+    assume((narrow == wide).all())  # the file counts as inside what lies within a margin of the threshold
+    p = conditions.probabilities(scores, meaning, "logits")
+    found = conditions.quantities(p, meaning, conditions.names(condition), calibration, scores)
+    for leaf in leaves(condition):
+        near = np.abs(found[leaf.quantity] - float(leaf.value))
+        assume(leaf.quantity == "set" or not (near < 1e-5).any() or (near[near < 1e-5] == 0).all())
+    fired, unsure = emitted(condition, scores, kind, calibration)
+    np.testing.assert_array_equal(fired, conditions.evaluate(condition, found))
+    assert unsure == fired.any()
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> onnx.ModelProto:
+    """A calibrated file, with thresholds for shares of traffic and for a risk."""
+    made = onnxcam.augment(models.tiny_cnn(), labels=LABELS, probe=False)
+    manifest = held(made)
+    facts = {
+        "quantiles": {"n": 99, "levels": [0.1, 0.5], "confidence": [0.46, 0.49]},
+        "risk": {"max": 0.01, "confidence": 0.95, "by": "confidence", "threshold": 0.5},
+    }
+    nodes.attach(made, manifest, Calibration(0.5, Rule("lac", 0.5), 0.1, 0.23, 99, (0.84, 0.95), facts=facts))
+    manifests.write(made, manifest)
+    return made
+
+
+@pytest.mark.parametrize(
+    "condition", ["set > 1", "set == 1 and calibrated < 0.72", "top 50%", "risk > 1%", "risk <= 1%"]
+)
+def test_a_calibrated_file_is_gated_by_meaning(calibrated: onnx.ModelProto, condition: str) -> None:
+    gated = augment(calibrated, gate=condition)
+    x = np.random.default_rng(3).normal(size=(64, 3, 32, 32)).astype(np.float32)
+    got = run(gated, {"input": x})
+    manifest = held(gated)
+    assert manifest["gate"]["condition"] == condition
+    calibration = of_manifest(manifest)
+    assert calibration is not None
+    meaning = readout(got["logits"], "logits")
+    tree = conditions.bind(conditions.parse(condition, LABELS, 5), calibration)
+    p = meaning.probabilities(got["logits"])
+    want = conditions.evaluate(
+        tree, conditions.quantities(p, meaning, conditions.names(tree), calibration, got["logits"])
+    )
+    assert 0 < want.sum() < 64
+    np.testing.assert_array_equal(got["fired"], want)
+    size = got["prediction_set"].sum(axis=1)
+    if condition == "set > 1":
+        np.testing.assert_array_equal(got["fired"], size != 1)
+    alone = run(gated, {"input": x[~want][:1]})
+    assert not alone["fired"].any()
+    assert not alone["heatmap"].any()
+    again = augment(gated, methods=("hirescam",))  # keeps gate and calibration
+    np.testing.assert_array_equal(run(again, {"input": x})["fired"], want)
+
+
+def test_a_gate_by_meaning_needs_a_calibration() -> None:
+    for condition in ("set > 1", "top 5%", "risk > 1%"):
+        with pytest.raises(SettingError, match="this file has no calibration"):
+            augment(models.tiny_cnn(), gate=condition)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -46,17 +46,31 @@ def attach(model: onnx.ModelProto, manifest: Manifest, calibration: Calibration)
         outputs=(outputs[0], outputs[1]),
         scores_sha256=digest(model, readout.value, manifest["input"]["name"]),
     )
-    scores = readout.value
-    if graph.dtype(scores) != onnx.TensorProto.FLOAT:
-        scores = op.cast(scores)
-    columns = op.Concat(op.Sub(scores, scores), scores, axis=1) if readout.signed else scores
-    calibrated = _probabilities(op, columns, scores, readout, calibration.temperature, outputs[0])
-    _sets(op, columns, scores, readout, calibration, calibrated)
+    emit(op, readout.value, readout, calibration, outputs)
     edit.add(model, op)
     rows = (graph.shape(readout.value) or ("N",))[0]
     for name, kind in zip(outputs, (onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL), strict=True):
         model.graph.output.append(edit.info(name, kind, [rows, readout.size]))
     manifest["calibration"] = calibration.describe()
+
+
+def emit(
+    op: Builder, scores: str, readout: Readout, calibration: Calibration, names: Sequence[str | None] = (None, None)
+) -> tuple[str, str]:
+    """Emit `calibrated`, float32, and `prediction_set`, bool, `[N, size]` each; returns their values.
+
+    Arguments:
+        scores: `[N, columns]`.
+        names: of both values.
+    """
+    dtype, op.dtype = op.dtype, onnx.TensorProto.FLOAT
+    if op.graph.dtype(scores) != onnx.TensorProto.FLOAT:
+        scores = op.cast(scores)
+    columns = op.Concat(op.Sub(scores, scores), scores, axis=1) if readout.signed else scores
+    calibrated = _probabilities(op, columns, scores, readout, calibration.temperature, names[0])
+    inside = _sets(op, columns, scores, readout, calibration, calibrated, names[1])
+    op.dtype = dtype
+    return calibrated, inside
 
 
 def detach(model: onnx.ModelProto, manifest: Manifest) -> None:
@@ -98,9 +112,17 @@ def _scaled(op: Builder, columns: str, temperature: float) -> str:
     return op.Mul(op.Sub(columns, op.ReduceMax(columns, [1], keepdims=1)), 1.0 / temperature)
 
 
-def _sets(op: Builder, columns: str, scores: str, readout: Readout, calibration: Calibration, calibrated: str) -> None:
+def _sets(
+    op: Builder,
+    columns: str,
+    scores: str,
+    readout: Readout,
+    calibration: Calibration,
+    calibrated: str,
+    name: str | None,
+) -> str:
     """Emit the prediction sets, bool `[N, size]`."""
-    rule, threshold, name = calibration.rule, calibration.threshold, calibration.outputs[1]
+    rule, threshold = calibration.rule, calibration.threshold
     if rule.score == LAC:
         if readout.exclusive:
             same = rule.temperature == calibration.temperature
@@ -110,10 +132,8 @@ def _sets(op: Builder, columns: str, scores: str, readout: Readout, calibration:
             values = op.Concat(op.Neg(scores), scores, axis=1) if readout.signed else scores
             limit = _score_limit(threshold, rule.temperature)
         if not rule.never_empty:
-            op.GreaterOrEqual(values, limit, name=name)
-        else:
-            op.GreaterOrEqual(values, op.Min(op.ReduceMax(values, [1], keepdims=1), limit), name=name)
-        return
+            return op.GreaterOrEqual(values, limit, name=name)
+        return op.GreaterOrEqual(values, op.Min(op.ReduceMax(values, [1], keepdims=1), limit), name=name)
     size = readout.size
     ranked, _ = op.call("TopK", [columns, [size]], outputs=2, axis=1, largest=1, sorted=1)
     p = op.Softmax(_scaled_ranks(op, ranked, rule.temperature), axis=1)
@@ -124,7 +144,7 @@ def _sets(op: Builder, columns: str, scores: str, readout: Readout, calibration:
     inside = op.GreaterOrEqual(left, limits[None])
     # of the ranks inside the last one's score: no class beyond the largest number, which no score reaches
     cut = op.ReduceMin(op.Where(inside, ranked, _LARGEST), [1], keepdims=1)
-    op.GreaterOrEqual(columns, cut, name=name)
+    return op.GreaterOrEqual(columns, cut, name=name)
 
 
 def _scaled_ranks(op: Builder, ranked: str, temperature: float) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxcam import files, runtime
+from onnxcam import files, image, runtime
 from onnxcam.cli import options, terminal
 from onnxcam.cli.errors import ExitCode
+from onnxcam.cli.explain import ready
 from onnxcam.cli.export import check_output
 from onnxcam.cli.opening import open_explainer
 from onnxcam.cli.progress import Bar
@@ -17,14 +19,34 @@ from onnxcam.cli.truth import check_truth, truth_option
 from onnxcam.cli.versions import versions
 from onnxcam.explain import pictures
 
+if TYPE_CHECKING:
+    from onnxcam.diagnose.calibration_report import Report
+
 EPILOG = """\
 \b
 Examples:
   onnxcam calibrate model.cam.onnx photos/ --truth by-folder -o calibrated.onnx
   onnxcam calibrate model.cam.onnx photos/ --truth classes.csv -o calibrated.onnx --alpha 0.05 --score raps
+  onnxcam calibrate model.cam.onnx photos/ --truth by-folder -o calibrated.onnx --max-risk 1% --report report/
   onnxcam calibrate classifier.onnx photos/ --truth by-folder -o calibrated.onnx --preprocess imagenet --labels l.txt
 """
 CHOOSE = "choose"
+
+
+class Share(click.ParamType):
+    """A share, as a number or in percent."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip()
+        try:
+            share = float(text.rstrip("% ")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 < share < 1:
+            self.fail(f"{text!r} is no share above 0 and below 1, such as 1% or 0.01", param, ctx)
+        return share
 
 
 @click.command("calibrate", context_settings=options.CONTEXT, epilog=EPILOG)
@@ -76,6 +98,28 @@ CHOOSE = "choose"
     metavar="SHARE",
     help="Share of the pictures on which --lambda, --k and --set-temperature are chosen where they are not given.",
 )
+@click.option(
+    "--max-risk",
+    type=Share(),
+    metavar="SHARE",
+    help="Find the confidence at or above which at most this share of predictions is wrong, such as 1%, for the "
+    "condition 'risk > 1%'.",
+)
+@click.option(
+    "--confidence",
+    type=Share(),
+    default="95%",
+    show_default=True,
+    metavar="SHARE",
+    help="The probability with which --max-risk holds, over draws of the PICTURES.",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write calibration.png, calibration.json and calibration.html: reliability before and after, and risk over "
+    "coverage.",
+)
 @options.layer_option("Target layer of a plain MODEL, which is made explainable.  [default: its default layer]")
 @options.labels_option
 @options.preprocess_option
@@ -99,6 +143,9 @@ def calibrate(
     set_temperature: str,
     never_empty: bool,
     split: float,
+    max_risk: float | None,
+    confidence: float,
+    report: Path | None,
     layers: tuple[str, ...],
     labels: str | None,
     preprocess: str | None,
@@ -124,6 +171,7 @@ def calibrate(
     labels that do not fit, or too few pictures, 3 unusable model, 4 no usable runtime or execution provider, 130
     interrupted.
     """
+    from onnxcam.diagnose.calibration_report import Report
     from onnxcam.explain import calibrate as calibrating
     from onnxcam.graph import load
     from onnxcam.network.calibration.fit import check_settings
@@ -140,6 +188,7 @@ def calibrate(
     choices: dict[str, Any] = {
         "alpha": alpha, "score": score, "penalty": penalty, "k": k, "set_temperature": of_sets,
         "never_empty": never_empty, "split": split, "seed": seed,
+        "max_risk": max_risk, "confidence": confidence,
     }  # fmt: skip
     collection = pictures.collect(list(named), Path(output))
     if not collection.items:
@@ -165,6 +214,8 @@ def calibrate(
         model, explainer, scored, on_warning=doubts.append, settings=settings, **choices
     )
     load.save(written, output)
+    if report is not None:
+        write_report(Report.of(scored.scores, scored.truth, explainer.terms.readout, calibration), report)
     piped = files.is_standard_output(output)
     terminal.warn([doubt for doubt in doubts if doubt not in explainer.warnings])
     failed = [str(error) for error in (*(error for _, error in collection.failures), *scored.failures)]
@@ -180,6 +231,16 @@ def calibrate(
         terminal.echo_lines(lines(output, entry), err=piped)
     if failed:
         raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write the picture, the numbers and the page of a report into a folder, all or none."""
+    pixels = report.picture()
+    ready(folder)
+    with files.FileSet() as written:
+        written.write(folder / "calibration.png", [image.encode_png(pixels)])
+        written.write(folder / "calibration.json", [json.dumps(report.describe(), indent=2).encode()])
+        written.write(folder / "calibration.html", [report.page().encode()])
 
 
 def _temperature(text: str) -> float | str:
@@ -213,6 +274,15 @@ def lines(output: str, entry: dict[str, Any]) -> list[str]:
         rows.append(f"  {entry['tuning_pictures']:,} of them chose what was left open, and are not in the quantile")
     if entry["set_temperature"] != 1:
         rows.append(f"  temperature of the sets {entry['set_temperature']:.4g}")
+    risk = entry.get("risk")
+    if risk:
+        low, high = risk["coverage_interval"]
+        here = f"{risk['errors']:,} of {risk['accepted']:,} wrong here"
+        rows.append(
+            f"  at {risk['by']} {risk['threshold']:.6g} or more at most {100 * risk['max']:g} % are wrong, with "
+            f"{100 * risk['confidence']:g} % confidence: {100 * risk['coverage']:.1f} % of pictures are let through "
+            f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %), {here}"
+        )
     names = entry["outputs"]
     rows.append(f"  outputs {names['calibrated']} float32 and {names['prediction_set']} bool, [N, classes]")
     return rows

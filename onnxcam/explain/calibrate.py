@@ -65,6 +65,8 @@ def calibrate(
     never_empty: bool = False,
     split: float = 0.2,
     seed: int = SEED,
+    max_risk: float | None = None,
+    confidence: float = 0.95,
     on_warning: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     **settings: Any,
@@ -91,6 +93,9 @@ def calibrate(
         split: share of the pictures that are used to choose what is left open, and for nothing else but the
             temperature.
         seed: of that split.
+        max_risk: share of wrong predictions, such as 0.01: find the confidence at or above which at most that many are
+            wrong, for the condition `risk > 1%`; None for none.
+        confidence: the probability, over draws of the pictures, with which that holds.
         on_warning: called with each doubt; None for Python's `warnings.warn`.
         progress: called with (done, total); an exception it raises stops the run.
         settings: of the `Explainer` that predicts: `labels`, `preprocess`, `layers`, `kind`, `providers`, …
@@ -121,7 +126,8 @@ def calibrate(
         raise scored.failures[0]
     return write(
         source, explainer, scored, alpha=alpha, score=score, penalty=penalty, k=k, set_temperature=set_temperature,
-        never_empty=never_empty, split=split, seed=seed, on_warning=on_warning or _warn, settings=settings,
+        never_empty=never_empty, split=split, seed=seed,
+        max_risk=max_risk, confidence=confidence, on_warning=on_warning or _warn, settings=settings,
     )[0]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,47 @@ def test_the_model_itself_is_not_overwritten(place: Path, run: Run) -> None:
     before = (place / "model.onnx").read_bytes()
     result = run("calibrate", place / "model.onnx", place / "pictures", "--by-folder", "-o", place / "model.onnx")
     assert result.code == 2 and (place / "model.onnx").read_bytes() == before
+
+
+def test_risk_and_report(place: Path, run: Run, tmp_path: Path) -> None:
+    arguments = [
+        "calibrate",
+        place / "model.onnx",
+        place / "pictures",
+        "--truth",
+        "by-folder",
+        "-o",
+        tmp_path / "c.onnx",
+    ]
+    result = run(*arguments, "--max-risk", "1%")
+    assert result.code == 2
+    assert (
+        "takes 528 predictions that are let through without an error, or more with a few; got 40 pictures" in result.err
+    )
+    assert not (tmp_path / "c.onnx").exists()
+    assert run(*arguments, "--max-risk", "0").code == 2
+    result = run(*arguments, "--max-risk", "90%", "--confidence", "0.8", "--report", tmp_path / "report")
+    assert result.code == 0, result.err
+    assert "at confidence 0." in result.out and "at most 90 % are wrong, with 80 % confidence: " in result.out
+    entry = calibration(tmp_path / "c.onnx")
+    assert entry is not None
+    risk, quantiles = entry["risk"], entry["quantiles"]
+    assert isinstance(risk, dict) and isinstance(quantiles, dict)
+    assert (risk["max"], risk["n"], quantiles["n"]) == (0.9, 40, 40)
+    numbers = json.loads((tmp_path / "report" / "calibration.json").read_text())
+    assert numbers["risk"] == risk
+    assert numbers["before"]["n"] == numbers["after"]["n"] == 40
+    assert numbers["after"]["nll"] <= numbers["before"]["nll"]
+    assert entry["likelihood"] == pytest.approx([numbers["before"]["nll"], numbers["after"]["nll"]], rel=1e-6)
+    pixels = image.load(tmp_path / "report" / "calibration.png").pixels
+    assert pixels.shape[1] == 780
+    for color in ((213, 94, 0), (0, 114, 178)):  # before and after
+        assert (pixels == color).all(axis=-1).sum() > 100
+    page = (tmp_path / "report" / "calibration.html").read_text()
+    assert "expected calibration error" in page and "http" not in page.replace("http-equiv", "")
+    # the thresholds answer conditions
+    explainer = onnxcam.Explainer(tmp_path / "c.onnx")
+    for when in ("risk > 90%", "top 10%", "set > 1"):
+        gated = onnxcam.augment(tmp_path / "c.onnx", gate=when)
+        assert manifests.read(gated) is not None
+    assert explainer.manifest["calibration"]["risk"]["by"] == "confidence"

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import LabelsError, SettingError, listing
-from onnxcam.network.calibration import conformal
+from onnxcam.network.calibration import conformal, thresholds
 from onnxcam.network.calibration.conformal import LAC, PENALTIES, RAPS, TIE, Rule
 from onnxcam.network.calibration.intervals import LEVEL, check_alpha, coverage_interval, smallest
 from onnxcam.network.calibration.record import Calibration
-from onnxcam.network.calibration.temperature import check_truth, class_scores, fit_temperature
+from onnxcam.network.calibration.selective_risk import guarantee
+from onnxcam.network.calibration.temperature import check_truth, class_scores, fit_temperature, tempered
 from onnxcam.targets.readout import Readout
 
 CHOOSE = "choose"
@@ -36,6 +37,8 @@ def fit(
     split: float = 0.2,
     seed: int = SEED,
     labels: Sequence[str] | None = None,
+    max_risk: float | None = None,
+    confidence: float = 0.95,
     on_warning: Callable[[str], None] = lambda sentence: None,
 ) -> Calibration:
     """Fit temperature and quantile to scores `[N, columns]` and true classes.
@@ -52,10 +55,12 @@ def fit(
         split: share of the pictures, drawn with `seed`, on which is chosen what is left open; the quantile is taken of
             the others. Where nothing is left open it is taken of all.
         labels: class names, for messages.
+        max_risk, confidence: as of `selective_risk.guarantee`, for the confidence of the scores as they are; None for
+            no such threshold.
         on_warning: called with each sentence about what is doubtful.
 
     Raises:
-        SettingError: a setting out of its range, too few pictures, or scores that are a quantity.
+        SettingError: a setting out of its range, too few pictures for it, or scores that are a quantity.
         LabelsError: true classes that the model does not have, or that its scores say nothing about.
         InputError: scores that are not finite.
     """
@@ -105,6 +110,10 @@ def fit(
         "set_size": float(inside.sum(axis=1).mean()),
         "empty_sets": float((inside.sum(axis=1) == 0).mean()),
     }
+    plain = readout.probabilities(np.asarray(scores))
+    facts["quantiles"] = thresholds.quantiles(thresholds.measured(plain, readout, tempered(scores, readout, fitted)))
+    if max_risk is not None:
+        facts["risk"] = guarantee(plain.max(axis=1), ~hits, max_risk, confidence).describe()
     interval = coverage_interval(len(rest), alpha)
     return Calibration(fitted, rule, alpha, threshold, len(rest), interval, LEVEL, facts)
 

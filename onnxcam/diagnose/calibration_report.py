@@ -12,7 +12,7 @@ import numpy as np
 from onnxcam import image
 from onnxcam.html import page as html
 from onnxcam.image import sheet
-from onnxcam.image.plot import BLUE, ORANGE, Plot
+from onnxcam.image.plot import BLUE, ORANGE, Pixels, Plot
 from onnxcam.network.calibration.record import Calibration
 from onnxcam.network.calibration.reliability import Reliability, measure
 from onnxcam.targets.readout import Readout
@@ -86,7 +86,7 @@ class Report:
             "notes": self.notes,
         }
 
-    def picture(self) -> image.Pixels:
+    def picture(self) -> Pixels:
         """Draw both diagrams, uint8 `[H, 780, 3]` RGB."""
         rows = np.full((_SIDE, sheet.WIDTH, 3), sheet.PAPER, np.uint8)
         for number, plot in enumerate((self._reliability(), self._risk())):
@@ -105,7 +105,7 @@ class Report:
         )
         return ["In numbers", numbers, *self.notes]
 
-    def _reliability(self) -> image.Pixels:
+    def _reliability(self) -> Pixels:
         across = "probability" if self.independent else "confidence"
         plot = Plot((_SIDE, _SIDE), "Share that came true" if self.independent else "Share that is right", across, "")
         plot.line([0, 1], [0, 1], sheet.FAINT, thick=1)
@@ -118,7 +118,7 @@ class Report:
         plot.key(1, "after", BLUE)
         return plot.pixels
 
-    def _risk(self) -> image.Pixels:
+    def _risk(self) -> Pixels:
         most = max(float(self.before.risk.max()), float(self.after.risk.max()), 1e-6)
         risk = (self.calibration.facts or {}).get("risk")
         top = _round_up(max(most, 1.2 * float(risk["max"]) if risk else 0.0))

@@ -83,8 +83,8 @@ class Plot:
             while at < length:
                 step = min(_DASH - drawn % _DASH, length - at)
                 if int(drawn / _DASH + 1e-9) % 2 == 0:
-                    ends = (first + (last - first) * (part / length) for part in (at, at + step))
-                    self._segment(*ends, color, thick)
+                    a, b = (first + (last - first) * (part / length) for part in (at, at + step))
+                    self._segment(a, b, color, thick)
                 at, drawn = at + step, drawn + step
 
     def points(

@@ -70,8 +70,12 @@ class LayerDifference:
     score_effect: float | None = None
 
     def describe(self) -> dict[str, Any]:
-        """The numbers, as JSON."""
-        return {key: value for key, value in vars(self).items() if value is not None}
+        """The numbers, as JSON; null where one is beyond all numbers."""
+        return {
+            key: None if isinstance(value, float) and not np.isfinite(value) else value
+            for key, value in vars(self).items()
+            if value is not None
+        }
 
 
 @dataclass
@@ -237,7 +241,7 @@ class Judge:
         return {
             "weight_error": kernels.distance(kernel, a.kernel),
             "weight_expected": None if b.grid is None else kernels.rounding(a.kernel, b.grid),
-            "bias_error": float(np.sqrt(((a.bias - b.bias) ** 2).mean())) / sums.scale,
+            "bias_error": kernels.deviation(b.bias, a.bias) / sums.scale,
         }
 
     def _dequantizer(self, value: str | None) -> str:

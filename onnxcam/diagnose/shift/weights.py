@@ -62,7 +62,7 @@ def read(graph: Graph, operations: Iterable[Operation], open_session: Callable[[
     result = {}
     for operation in operations:
         weights = _weights(graph, operation, constants)
-        if weights is not None and np.isfinite(weights.kernel).all():
+        if weights is not None:
             result[operation.value] = weights
     return result
 
@@ -202,9 +202,19 @@ def rounding(kernel: np.ndarray, grid: Grid) -> float:
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative distance of two arrays of one shape: |a - b| / |b|."""
-    norm = float(np.linalg.norm(b))
-    return float(np.linalg.norm(a - b)) / norm if norm else float(np.abs(a).max(initial=0.0) > 0)
+    """Relative distance of two arrays of one shape: |a - b| / |b|; infinite where a value is not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        norm, far = float(np.linalg.norm(b)), float(np.linalg.norm(a - b))
+    if not np.isfinite(far):
+        return float("inf")
+    return far / norm if norm else float(far > 0)
+
+
+def deviation(a: np.ndarray, b: np.ndarray) -> float:
+    """Root mean square of the difference of two arrays; infinite where a value is not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        far = float(np.sqrt(((a - b) ** 2).mean()))
+    return far if np.isfinite(far) else float("inf")
 
 
 def alike(a: np.ndarray, b: np.ndarray) -> float:
@@ -212,5 +222,8 @@ def alike(a: np.ndarray, b: np.ndarray) -> float:
     if a.shape[0] != b.shape[0] or a.size != b.size:
         return 0.0
     first, second = a.reshape(len(a), -1)[:64].ravel(), b.reshape(len(b), -1)[:64].ravel()
-    norm = float(np.linalg.norm(first) * np.linalg.norm(second))
+    with np.errstate(invalid="ignore", over="ignore"):
+        norm = float(np.linalg.norm(first) * np.linalg.norm(second))
+    if not np.isfinite(norm):
+        return 0.0
     return float(first @ second) / norm if norm else 0.0

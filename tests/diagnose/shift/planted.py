@@ -137,3 +137,36 @@ def changed(model: onnx.ModelProto, name: str, change: Any) -> onnx.ModelProto:
     array = numpy_helper.to_array(tensor)
     tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(array), array.dtype).reshape(array.shape), name))
     return result
+
+
+def channels_last() -> onnx.ModelProto:
+    """The fused classifier as tf2onnx writes Keras models: NHWC, transposed around convolutions, biases as sums."""
+    model = copy.deepcopy(network(fused=True))
+    graph = model.graph
+    nodes = [helper.make_node("Transpose", ["pixels"], ["picture"], "to_first", perm=[0, 3, 1, 2])]
+    rename: dict[str, str] = {}
+    for node in graph.node:
+        inputs = [rename.get(name, name) for name in node.input]
+        result = onnx.NodeProto()
+        result.CopyFrom(node)
+        result.input[:] = inputs
+        if node.op_type == "Relu":  # on channels last, as is the bias before it
+            last, ended = f"{node.name}/last", f"{node.name}/ended"
+            source = next(one for one in nodes if one.output[0] == inputs[0])
+            bias = source.input.pop() if source.op_type == "Conv" and len(source.input) == 3 else None
+            nodes.append(helper.make_node("Transpose", inputs, [last], last, perm=[0, 2, 3, 1]))
+            if bias is not None:
+                nodes.append(helper.make_node("Add", [last, bias], [f"{last}/bias"], f"{last}/BiasAdd"))
+            result.input[:] = [f"{last}/bias" if bias is not None else last]
+            result.output[:] = [ended]
+            nodes += [result, helper.make_node("Transpose", [ended], [f"{ended}/first"], perm=[0, 3, 1, 2])]
+            rename[node.output[0]] = f"{ended}/first"
+        elif node.op_type == "GlobalAveragePool":
+            nodes.append(helper.make_node("ReduceMean", [inputs[0], "axes"], list(node.output), node.name, keepdims=1))
+        else:
+            nodes.append(result)
+    graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "axes"))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.input[0].CopyFrom(helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", SIZE, SIZE, 3]))
+    return model

@@ -104,6 +104,7 @@ class Reports:
             OutputError: a file cannot be written.
         """
         title = f"{names[0]} -> {names[1]}"
+        verdict = getattr(shift, "verdict", None)
         with files.FileSet() as together:
             if self._page is not None:
                 from onnxcam.diagnose.shift.page import pieces
@@ -115,8 +116,10 @@ class Reports:
                 from onnxcam.diagnose.shift.junit import junit
 
                 properties = {"old": names[0], "new": names[1], "pictures": str(len(shift.pictures))}
-                properties["attention that lies elsewhere"] = f"{shift.distance:.6g}"
+                properties["distance of the maps"] = f"{shift.distance:.6g}"
                 properties["predictions flipped"] = str(len(shift.flipped))
+                if verdict is not None:
+                    properties["verdict"] = verdict.sentence
                 if shift.blame is not None:
                     properties["blame by depth"] = shift.blame.sentence
                 text = junit(

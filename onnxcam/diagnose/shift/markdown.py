@@ -33,6 +33,9 @@ def markdown(shift: Shift, conditions: Sequence[Condition] = (), *, title: str =
     lines = [f"### {plain(title)}", ""]
     for condition in conditions:
         lines.append(f"- {_SIGNS[condition.failed]} **{plain(condition.name)}**: {plain(condition.sentence)}")
+    verdict = getattr(shift, "verdict", None)
+    if verdict is not None and not conditions:
+        lines.append(f"**{plain(_capital(verdict.sentence))}**")
     lines += ["", *_numbers(shift)]
     lines += _regions(shift)
     moved = [picture for picture in shift.stayed if picture.distance > 0]
@@ -63,7 +66,7 @@ def _numbers(shift: Shift) -> list[str]:
     rows = [
         ["pictures", str(len(shift.pictures))],
         ["predictions flipped", f"{len(shift.flipped)} ({shift.flipped_share:.1%})"],
-        [f"attention that lies elsewhere ({plain(shift.statistic)})", f"{shift.distance:.1%}"],
+        [f"distance of the maps ({plain(shift.statistic)})", f"{shift.distance:.1%}"],
     ]
     if shift.accuracy is not None:
         rows.append(["accuracy", f"{shift.accuracy[0]:.1%} → {shift.accuracy[1]:.1%}"])
@@ -106,6 +109,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _folded(heading: str, head: Sequence[str], rows: Sequence[Sequence[str]], total: int) -> list[str]:
     more = f" (the first {len(rows)} of {total})" if total > len(rows) else ""
     return ["", f"<details><summary>{heading}{more}</summary>", "", *_table(head, rows), "", "</details>"]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _clean(text: str, longest: int) -> str:

@@ -79,7 +79,7 @@ def _summary(shift: Shift, conditions: Sequence[Condition], title: str, names: t
     tiles = [
         (f"{len(shift.pictures):,}", "pictures"),
         (f"{len(shift.flipped):,}", f"predictions flipped ({shift.flipped_share:.1%})"),
-        (f"{shift.distance:.1%}", "of the attention lies elsewhere"),
+        (f"{shift.distance:.1%}", f"mean distance of the maps ({shift.statistic})"),
     ]
     if shift.accuracy is not None:
         tiles.append((f"{shift.accuracy[0]:.1%} → {shift.accuracy[1]:.1%}", "accuracy, old → new"))
@@ -92,9 +92,13 @@ def _summary(shift: Shift, conditions: Sequence[Condition], title: str, names: t
         items.append(
             f'<li class="{state}"><b>{sign} {escape(condition.name)}: {state}</b><br>{escape(condition.sentence)}</li>'
         )
-    verdict = f'<ul class="conditions">{"".join(items)}</ul>' if items else ""
+    verdict = getattr(shift, "verdict", None)
+    if verdict is not None and not conditions:
+        state, sign = _STATES[bool(verdict.moved)]
+        items.append(f'<li class="{state}"><b>{sign} {escape(verdict.sentence)}</b></li>')
+    listed = f'<ul class="conditions">{"".join(items)}</ul>' if items else ""
     about = f"{names[0]} → {names[1]}; maps of {shift.method} at {shift.layers[0]} and {shift.layers[1]}"
-    return f'<h1>{escape(title)}</h1><p class="soft">{escape(about)}</p>{verdict}<div class="tiles">{text}</div>'
+    return f'<h1>{escape(title)}</h1><p class="soft">{escape(about)}</p>{listed}<div class="tiles">{text}</div>'
 
 
 def _regions(shift: Shift) -> str:

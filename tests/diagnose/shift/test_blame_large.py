@@ -1,4 +1,4 @@
-"""Blame by depth on the bundled EfficientNet-Lite0 and its int8 file: a fault in one of its layers, a sample of five."""
+"""Blame by depth on the bundled EfficientNet-Lite0 and its int8 file: a fault in one of fifty layers, a sample."""
 
 from __future__ import annotations
 

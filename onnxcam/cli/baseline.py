@@ -12,6 +12,7 @@ import click
 
 from onnxcam.cli import options, terminal
 from onnxcam.cli.monitor import print_notes, span_options
+from onnxcam.errors import InputError
 
 
 @click.command(
@@ -168,6 +169,11 @@ def _of_table(source: Path, when: str | None, limits: dict[str, Any]) -> tuple[d
 
     notes: list[str] = []
     about = about_table(source)
+    if about.window:
+        raise InputError(
+            f"the layer of {str(source)!r} covers a part of the model's input only, and a table does not say which; "
+            "make the baseline from a monitor's records"
+        )
     if about.missing:
         notes.append(f"{about.missing} rows are missing in {str(source)!r}: the run was stopped, go on with --resume")
     names = ["path"] if "path" in tables.names_of(source) else []

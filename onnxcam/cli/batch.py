@@ -310,10 +310,12 @@ def _settings(explain: Explain, truth: str | None) -> dict[str, Any]:
     explainer, question = explain.explainer, explain.question.describe()
     names = explainer.labels
     digest = None if names is None else hashlib.sha256(json.dumps(names).encode()).hexdigest()
-    drawing = {"normalize": question["normalize"], "alpha": explain.alpha, "colormap": explain.colormap}
+    entries = {entry["name"]: entry for entry in explainer.manifest["layers"]}
+    windows = [entries.get(name, {}).get("window") for name in explain.question.layers]
+    drawing = {"alpha": explain.alpha, "colormap": explain.colormap}
     return {
         "when": explain.when,
-        **{name: question[name] for name in ("target", "method", "layer", "fusion", "smooth", "seed")},
+        **{name: question[name] for name in ("target", "method", "layer", "normalize", "fusion", "smooth", "seed")},
         "option": question["methods"],
         "top-k": explain.top_k,
         "rows": explain.rows_per_run,
@@ -322,6 +324,7 @@ def _settings(explain: Explain, truth: str | None) -> dict[str, Any]:
         "labels": digest,
         "overlay": drawing if explain.overlay else None,
         "truth": truth if truth in (None, BY_FOLDER) else hashlib.sha256(table_bytes(truth)).hexdigest(),
+        "window": windows if any(windows) else None,
         "provider": explainer.providers[0],
     }
 

@@ -158,6 +158,9 @@ class Job:
             row |= _statistics(explanation.statistics)
             row |= {"map": np.ascontiguousarray(heat, np.float32).ravel(), "map_box": np.array(box, np.float64)}
             row["map_height"], row["map_width"] = heat.shape
+            if isinstance(explanation.raw_map, np.ndarray):
+                raw = explanation.raw_map
+                row |= {"map_low": float(raw.min()), "map_high": float(raw.max())}
             if self.overlay:
                 row["overlay"] = image.encode_png(explanation.overlay(self.alpha, self.colormap))
             warnings = explanation.warnings

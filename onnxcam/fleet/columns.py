@@ -94,6 +94,8 @@ _COLUMNS = (
     Column("attention_border", NUMBER, "part of the energy in the outer tenth of the picture on each side"),
     Column("attention_peaks", INTEGER, "separate regions at or above half of the maximum"),
     Column("map", MAP, "the map at the layer's own size, row by row, as `Explainer.attribute(size='layer')` gives it"),
+    Column("map_low", NUMBER, "lowest value of the map before it was normalized; null for several layers"),
+    Column("map_high", NUMBER, "highest value of the map before it was normalized; null for several layers"),
     Column("map_height", INTEGER, "rows of the map"),
     Column("map_width", INTEGER, "columns of the map"),
     Column("map_box", NUMBERS, "x0, y0, x1, y1: the rectangle of the picture that the map covers, in its pixels"),

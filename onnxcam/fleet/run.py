@@ -321,6 +321,7 @@ class About:
         when: the condition that it was made with.
         model: the model's name; labels: those of its classes, by index.
         missing: rows that are not there yet.
+        window: whether the layer covers a part of the model's input only.
     """
 
     root: str
@@ -329,6 +330,7 @@ class About:
     model: str | None = None
     labels: list[str] | None = None
     missing: int = 0
+    window: bool = False
 
 
 def about_table(table: Path) -> About:
@@ -344,6 +346,7 @@ def about_table(table: Path) -> About:
         return About(str(table.absolute()), moment.isoformat(timespec="microseconds") + "Z", None)
     when = part.settings.get("when")
     about = About(part.root, part.started, when if isinstance(when, str) else None)
+    about = replace(about, window=part.settings.get("window") is not None)
     if not table.is_dir() or not (table / NAME).exists():
         return about
     document = state(table)

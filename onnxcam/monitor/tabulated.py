@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from onnxcam.errors import InputError, SettingError
+from onnxcam.explain.statistics import describe
 from onnxcam.monitor.baseline import Candidate
 from onnxcam.monitor.record import TOP, rounded, small, unit
 from onnxcam.monitor.schema import Record
@@ -16,13 +16,11 @@ from onnxcam.targets import conditions
 
 ALWAYS = "always"
 _QUANTITIES = ("confidence", "margin", "entropy", conditions.LABEL)
-_STATISTICS = ("spread", "entropy", "gini", "half_area", "border", "peaks")
 # the columns that are read, besides `path` where there is one
 COLUMNS = (
     *("prediction", "label", "confidence", "margin", "entropy", "top", "top_confidence", "fired"),
-    *("target", "target_label", "method", "layer", "attention_zero", "attention_y", "attention_x"),
-    *(f"attention_{name}" for name in _STATISTICS),
-    *("map", "map_height", "map_width", "error", "model"),
+    *("target", "target_label", "method", "layer"),
+    *("map", "map_low", "map_high", "map_height", "map_width", "error", "model"),
 )
 
 
@@ -96,7 +94,6 @@ class Table:
 
     def _candidate(self, batch: Mapping[str, np.ndarray], row: int, identity: str, low: bool) -> Candidate:
         layer = batch["layer"][row]
-        layer = None if layer is None else "+".join(str(layer).split(", "))  # as records join several
         configuration = Configuration(batch["model"][row], self._when, batch["method"][row], layer)
 
         def record() -> Record:
@@ -108,14 +105,7 @@ class Table:
     def _record(self, batch: Mapping[str, np.ndarray], row: int, configuration: Configuration, low: bool) -> Record:
         top = zip(batch["top"][row][:TOP], batch["top_confidence"][row][:TOP], strict=True)
         labels = {int(batch["prediction"][row]): batch["label"][row]}
-        shape = int(batch["map_height"][row]), int(batch["map_width"][row])
-        heatmap = np.asarray(batch["map"][row], np.float32).reshape(shape)
-        statistics: dict[str, Any] = {"zero": bool(batch["attention_zero"][row])}
-        if statistics["zero"]:
-            statistics |= dict.fromkeys(("centroid", *_STATISTICS))
-        else:
-            statistics["centroid"] = [batch["attention_y"][row], batch["attention_x"][row]]
-            statistics |= {name: batch[f"attention_{name}"][row] for name in _STATISTICS}
+        raw = _raw_map(batch, row)
         return {
             "model": {"name": self._name, "sha256": configuration.model},
             "trigger": {"when": configuration.when, "reason": "condition" if low else "baseline", "sample": 1.0},
@@ -129,6 +119,26 @@ class Table:
                 "layer": configuration.layer,
                 "method": configuration.method,
             },
-            "attention": rounded(statistics),
-            "map": small(heatmap),
+            "attention": rounded(describe(raw)),
+            "map": small(raw),
         }
+
+
+def _raw_map(batch: Mapping[str, np.ndarray], row: int) -> np.ndarray:
+    """The map of a row as it was before it was normalized, however that was done.
+
+    Raises:
+        InputError: it is of several layers, which were normalized one by one.
+    """
+    if ", " in str(batch["layer"][row]):
+        raise InputError(
+            "the maps of this table are of several layers, and a monitor's are of one; make the table with one --layer"
+        )
+    low, high = float(batch["map_low"][row]), float(batch["map_high"][row])
+    shape = int(batch["map_height"][row]), int(batch["map_width"][row])
+    if not np.isfinite([low, high]).all():  # which nothing can be measured on
+        return np.zeros(shape, np.float32)
+    values = np.asarray(batch["map"][row], np.float64).reshape(shape)
+    least, most = values.min(), values.max()
+    share = (values - least) / (most - least) if most > least else np.ones(shape)
+    return np.asarray(low + share * (high - low), np.float32)

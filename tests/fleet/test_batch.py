@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from pyarrow import parquet
 
 import onnxcam
+from onnxcam.cli import main
 from onnxcam.errors import InputError
 from onnxcam.fleet import Explain, run, tables
 from onnxcam.fleet.columns import columns
@@ -232,3 +237,23 @@ def test_reading_is_bounded_and_refuses_what_is_no_table(whole: Path, tmp_path: 
     (tmp_path / "spoilt.parquet").write_bytes(data)
     with pytest.raises(InputError, match="is damaged"):
         list(tables.read(tmp_path / "spoilt.parquet"))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_work(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of docs/how-to/tables.md, on 520 small pictures; its Python is run where pandas is installed."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "tables.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\$ onnxcam (.*)$", page, flags=re.MULTILINE)
+    (tmp_path / "model.onnx").write_bytes(model.read_bytes())
+    few = sorted(table.folder_of(tmp_path / "few", 10, every=1000).rglob("*.png"))
+    for number, name in enumerate(samples.NAMES):
+        table.linked(tmp_path / "photos" / name, few[number : number + 2], 104)
+    assert len(commands) == 5
+    for command in commands:
+        if "monday" in command:
+            for day in ("monday", "tuesday"):
+                shutil.copytree("table.parquet", f"{day}.parquet")
+        result = CliRunner().invoke(main, shlex.split(command))
+        assert result.exit_code == 0, f"{command}: {result.output}"
+    assert [len(some["map"]) for some in tables.read("table.parquet", ["path", "map"])] == [520]

@@ -146,6 +146,7 @@ def test_without_resume_a_table_is_not_touched(model: Path, pictures: Path, stop
         (["--target", "bee"], "target 1 instead of null"),
         (["--method", "hirescam"], "method 'hirescam' instead of 'gradcam'"),
         (["--overlay"], "overlay {"),
+        (["--normalize", "max"], "normalize 'max' instead of 'minmax'"),
         (["--by-folder"], "truth 'by-folder' instead of null"),
         (["--preprocess", "raw"], "preprocess {"),
         (["--rows", "2"], "rows 2 instead of 1"),

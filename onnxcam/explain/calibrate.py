@@ -284,13 +284,14 @@ def explainable(
 
 def embed(model: onnx.ModelProto, calibration: Calibration) -> Calibration:
     """Write a calibration into an explainable model in place, instead of the one that it has."""
-    from onnxcam.network.calibration.nodes import attach, detach
+    from onnxcam.network.calibration.nodes import attach, detach, seal
 
     manifest = manifests.read(model)
     if manifest is None:
         raise ModelError("the model is not explainable; export it first (onnxcam export)")
     detach(model, manifest)
     attach(model, manifest, calibration)
+    seal(model, manifest)
     manifests.write(model, manifest)
     return Calibration.from_manifest(manifest["calibration"])
 

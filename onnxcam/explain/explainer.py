@@ -98,7 +98,7 @@ class Explainer:
         self.preparation = Preparation.of(entry, preprocess, value_range, bands)
         self._preprocess = self.preparation.preprocess
         self._warnings = model_warnings(manifest, self._layers, skipped=self._file.plain and not probe)
-        self._warnings += [] if self.labels else list(self._file.doubts)
+        self._warnings += self._file.doubts(self.labels)
         if self._preprocess is not None:
             self._warnings += preprocessing_warnings(entry, self._preprocess, preprocess is not None)
 

@@ -143,10 +143,22 @@ class FileSession:
 
         return record.of_manifest(self.manifest)
 
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """Sentences about what the opened file says and could not be taken."""
-        return self._loaded.model.doubts
+    def doubts(self, labels: Sequence[str] | None) -> list[str]:
+        """Sentences about what the opened file says and could not be taken, or no longer holds.
+
+        Arguments:
+            labels: class names in use, without which what the file says of them matters.
+        """
+        model = self._loaded.model
+        sentences = [*(() if labels else model.doubts), *model.left_out]
+        entry = None if model.added else model.manifest.get("calibration")
+        if entry and isinstance(model.origin, (str, bytes)):
+            from onnxcam.graph import file
+            from onnxcam.network.calibration import record
+
+            changed = record.doubt(entry, file.graph_bytes(model.origin))
+            sentences += [] if changed is None else [changed]
+        return sentences
 
     def on(self, model: Source) -> dict[str, Any]:
         """The arguments, by name, for a session of another model on the same terms."""

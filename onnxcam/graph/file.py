@@ -69,7 +69,26 @@ def metadata(source: str | os.PathLike[str] | Serialized) -> dict[str, str]:
         return _walk(opened, path.stat().st_size, str(path))
 
 
-def _walk(file: BinaryIO, size: int, where: str) -> dict[str, str]:
+def graph_bytes(source: str | os.PathLike[str] | Serialized) -> int:
+    """Read how many bytes a model's graph has, by walking the file's top-level fields.
+
+    Raises:
+        ModelError: as of `metadata`.
+    """
+    lengths: list[int] = []
+    if isinstance(source, LargeModel):
+        source = source.graph
+    if isinstance(source, bytes):
+        _walk(io.BytesIO(source), len(source), "the given bytes", lengths)
+    else:
+        path = Path(source)
+        with open_model(path) as opened:
+            _walk(opened, path.stat().st_size, str(path), lengths)
+    return sum(lengths)
+
+
+def _walk(file: BinaryIO, size: int, where: str, graphs: list[int] | None = None) -> dict[str, str]:
+    """The metadata; with `graphs` also the lengths of graphs, which are added to it."""
     properties: dict[str, str] = {}
     has_graph, stored, count = False, 0, 0
     try:
@@ -93,6 +112,8 @@ def _walk(file: BinaryIO, size: int, where: str) -> dict[str, str]:
                     properties[key] = value
                 else:
                     has_graph |= field == _GRAPH_FIELD
+                    if graphs is not None and field == _GRAPH_FIELD:
+                        graphs.append(length)
                     file.seek(length, os.SEEK_CUR)
             elif wire == 0:
                 _varint(file)

@@ -28,7 +28,7 @@ from onnxcam.graph.view import Dim, Graph
 from onnxcam.network import gate as gates
 from onnxcam.network import manifest as manifests
 from onnxcam.network import metadata_labels
-from onnxcam.network.calibration.nodes import renew
+from onnxcam.network.calibration.nodes import renew, seal
 from onnxcam.network.calibration.record import of_manifest
 from onnxcam.network.input_size import Sized, sized
 from onnxcam.network.layout import Layout
@@ -229,6 +229,7 @@ def augment(
     stale = renew(previous, network.recalibrate, model, manifest, named_scores) if previous else []
     if pixels:
         wrap(model, manifest)
+    seal(model, manifest)
     manifests.write(model, manifest)
     for sentence in [*stale, *manifests.measured_warnings(manifest)]:
         if on_warning is not None:

@@ -152,8 +152,8 @@ _FURTHER: dict[str, dict[str, Check]] = {
     "requires": {"onnxruntime": _is(str)},
     "calibration": {"quantile": _finite, "lambda": _or_none(lambda value: _finite(value) and value >= 0),
                     "k": _or_none(_count(0)), "empty": _among("allowed", "top"), "coverage_level": _share,
-                    "scores_sha256": _or_none(_is(str)), "quantiles": _or_none(_is(dict, list)),
-                    "risk": _or_none(_is(dict, list))},
+                    "scores_sha256": _or_none(_is(str)), "graph_bytes": _or_none(_count(1)),
+                    "quantiles": _or_none(_is(dict, list)), "risk": _or_none(_is(dict, list))},
     "pixels": {"resized": _or_none(_name), "shape": _or_none(_list(_dim, 3)), "dtype": _among("uint8")},
 }  # fmt: skip
 _LISTS: dict[str, Check] = {"labels": _list(_is(str)), "approximations": _list(_is(str)), "rewrites": _list(_is(str))}

@@ -30,6 +30,7 @@ class Model(NamedTuple):
         added: what the opened file lacked and has been added in memory: `MANIFEST`, `LAYERS`, `METHODS`, `GRADIENTS`,
             `TARGET` or `READOUT`.
         doubts: sentences about what the opened file says and could not be taken.
+        left_out: sentences about a calibration of the opened file that an augmented model lacks.
         origin: path or bytes of what was opened, before anything was added.
     """
 
@@ -39,6 +40,7 @@ class Model(NamedTuple):
     added: frozenset[str] = frozenset()
     doubts: tuple[str, ...] = ()
     origin: str | Serialized | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def layers(self) -> list[str]:
@@ -55,12 +57,12 @@ class Model(NamedTuple):
         lacking_layers = [name for name in dict.fromkeys(layers) if name is not None and name not in self.layers]
         present = _methods(self.manifest)
         try:
-            where, extended = _augment(self.source, [*lacking_layers, *self.layers], present, probe=False)
+            where, extended, left_out = _augment(self.source, [*lacking_layers, *self.layers], present, probe=False)
         except MethodError as error:
             raise MethodError(f"{error}; the file itself has {present}") from error
         except LayerError as error:
             raise LayerError(f"{error}; the file itself exposes {self.layers}") from error
-        return self._replace(source=where, manifest=extended)
+        return self._replace(source=where, manifest=extended, left_out=(*self.left_out, *left_out))
 
 
 def open_model(
@@ -108,7 +110,9 @@ def open_model(
         source = where
     if manifest is None:
         names = None if layers is None else [name for name in layers if name is not None] or None
-        where, manifest = _augment(source, names, methods or ("gradcam",), preprocess, input_size, probe, scores, kind)
+        where, manifest, _ = _augment(
+            source, names, methods or ("gradcam",), preprocess, input_size, probe, scores, kind
+        )
         return _labelled(Model(where, manifest, added=frozenset({MANIFEST}), origin=origin), properties)
     bound_class = manifest["target"].get("class")
     missing = lacking(manifest, layers, methods if require_methods else (), raw=raw, classes=classes)
@@ -120,7 +124,7 @@ def open_model(
     present = [entry["name"] for entry in manifest["layers"]]
     further = [name for name in layers or () if name is not None and name not in present]
     size = input_size if opened_size else None
-    where, manifest = _augment(
+    where, manifest, left_out = _augment(
         source,
         [*present, *further],
         [*_methods(manifest), *methods],
@@ -130,7 +134,7 @@ def open_model(
         scores,
         kind,
     )
-    return _labelled(Model(where, manifest, bound_class, missing, origin=origin), properties)
+    return _labelled(Model(where, manifest, bound_class, missing, origin=origin, left_out=left_out), properties)
 
 
 def _reads_other(manifest: Manifest, scores: str | None, kind: str | None) -> bool:
@@ -239,9 +243,16 @@ def _augment(
     probe: bool = True,
     scores: str | None = None,
     kind: str | None = None,
-) -> tuple[Serialized, Manifest]:
+) -> tuple[Serialized, Manifest, tuple[str, ...]]:
+    """The augmented model, its manifest, and why a calibration of the source is not in it.
+
+    Other doubts are said by who reads the manifest.
+    """
     from onnxcam.graph.load import serialize
+    from onnxcam.network.calibration.record import LEFT_OUT
     from onnxcam.network.explainable import augment
+
+    doubts: list[str] = []
 
     size = None if input_size is None else (int(input_size[0]), int(input_size[1]))
     model = augment(
@@ -253,16 +264,12 @@ def _augment(
         scores=scores,
         kind=kind,
         probe=probe,
-        on_warning=_leave_to_the_manifest,
+        on_warning=doubts.append,
     )
     manifest = manifests.read(model)
     if manifest is None:
         raise ModelError("the augmented model carries no manifest; report this as a bug")
-    return serialize(model), manifest
-
-
-def _leave_to_the_manifest(_: str) -> None:
-    """Say nothing now: who opens the model says what its manifest says."""
+    return serialize(model), manifest, tuple(text for text in doubts if text.startswith(LEFT_OUT))
 
 
 def _without_pixels(source: str | Serialized) -> tuple[Serialized, Manifest | None]:

@@ -271,3 +271,28 @@ def test_pictures_that_are_all_right_keep_the_temperature(
     best = [explainer.batch_scores(explainer.prepare(picture)[1]).argmax() for picture in pictures]
     made = onnxcam.calibrate(model, pictures, best, on_warning=said.append)
     assert entry_of(made)["temperature"] == 1 and any("no best temperature" in sentence for sentence in said)
+
+
+def test_quantising_a_calibrated_file_is_noticed(
+    tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    """onnxruntime's quantiser keeps metadata and outputs, so the calibration of the float file stays in the new one."""
+    quantisation = pytest.importorskip("onnxruntime.quantization")
+    model, pictures, classes = tiny
+    made = onnxcam.calibrate(model, pictures, classes, alpha=0.2)
+    onnx.save(made, tmp_path / "float.onnx")
+    for source in (made, onnxcam.augment(made, gate="confidence < 0.9"), onnxcam.augment(made, pixels=True)):
+        assert not any("calibrated" in warning for warning in onnxcam.Explainer(source).warnings)
+    quantisation.quantize_dynamic(tmp_path / "float.onnx", tmp_path / "int8.onnx", op_types_to_quantize=["MatMul"])
+    explainer = onnxcam.Explainer(tmp_path / "int8.onnx")
+    assert any("changed since it was calibrated" in warning for warning in explainer.warnings)
+    assert any("changed since it was calibrated" in text for text in explainer.explain(pictures[0]).warnings)
+    assert explainer.explain(pictures[0]).prediction_set is not None
+    # augmented in memory for another layer, it has none
+    other = onnxcam.Explainer(tmp_path / "int8.onnx", layers=["relu1"])
+    assert any("the calibration is left out" in warning for warning in other.warnings)
+    assert other.explain(pictures[0]).calibrated is None
+    anew = onnxcam.calibrate(tmp_path / "int8.onnx", pictures, classes, alpha=0.2)
+    assert entry_of(anew)["scores_sha256"] != entry_of(made)["scores_sha256"]
+    assert entry_of(anew)["threshold"] != entry_of(made)["threshold"]
+    assert not any("calibrated" in warning for warning in onnxcam.Explainer(anew).warnings)

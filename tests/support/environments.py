@@ -31,6 +31,7 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "kserve": ("kserve==0.21.0", *_RUNTIME),
     "bentoml": ("bentoml==1.4.40", *_SERVER),
     "litserve": ("litserve==0.2.19", *_RUNTIME),
+    "mapie": ("mapie==1.6.0",),
     "mlserver": ("mlserver==1.7.1",),  # read, not run: without its dependencies
 }
 

@@ -15,13 +15,14 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+from google.protobuf.message import EncodeError
 
 from onnxcam.errors import ModelError
 from onnxcam.graph import branch, edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.view import Graph, uses
 from onnxcam.network.calibration.conformal import LAC
-from onnxcam.network.calibration.record import CALIBRATED, MARGIN, PREDICTION_SET, Calibration
+from onnxcam.network.calibration.record import CALIBRATED, LEFT_OUT, MARGIN, PREDICTION_SET, Calibration
 from onnxcam.network.manifest import Manifest
 from onnxcam.targets.readout import Readout
 
@@ -232,6 +233,19 @@ def _hash_tensor(sha: hashlib._Hash, tensor: onnx.TensorProto) -> None:
     sha.update(bare.SerializeToString(deterministic=True))
 
 
+def seal(model: onnx.ModelProto, manifest: Manifest) -> None:
+    """Note in a manifest how many bytes the finished graph has: what tells a reader without onnx that it was changed.
+
+    A graph over protobuf's limit is not noted, as it is written in two files.
+    """
+    entry = manifest.get("calibration")
+    if entry:
+        try:
+            entry["graph_bytes"] = model.graph.ByteSize()
+        except (ValueError, EncodeError):
+            entry["graph_bytes"] = None
+
+
 def changed(model: onnx.ModelProto, manifest: Manifest) -> str | None:
     """What has become of a calibrated file's scores: a sentence if their graph is another one now, else None."""
     entry = manifest.get("calibration") or {}
@@ -240,7 +254,7 @@ def changed(model: onnx.ModelProto, manifest: Manifest) -> str | None:
         return None
     return (
         "the file's calibration was made for other scores: the graph from the picture to the scores, or its weights, "
-        "have been changed since, as quantising or simplifying does; calibrate the file again (onnxcam calibrate)"
+        "have changed since, as quantising or simplifying changes them; calibrate the file again (onnxcam calibrate)"
     )
 
 
@@ -263,8 +277,8 @@ def renew(
     before, after = previous["scores"], manifest["scores"]
     names = {before["name"], before.get("probabilities"), (previous.get("source") or {}).get("scores"), None}
     if any(before.get(key) != after.get(key) for key in ("kind", "classes", "scale")) or named_scores not in names:
-        return ["the calibration is left out, as it was made for other scores; calibrate the new file"]
+        return [f"{LEFT_OUT}: it was made for other scores; calibrate the new file (onnxcam calibrate)"]
     if stale is not None:
-        return [f"the calibration is left out: {stale}"]
+        return [f"{LEFT_OUT}: {stale}"]
     attach(model, manifest, Calibration.from_manifest(previous["calibration"]))
     return []

@@ -14,6 +14,7 @@ from onnxcam.network.calibration.intervals import LEVEL
 from onnxcam.network.calibration.temperature import tempered
 from onnxcam.targets.readout import Readout
 
+LEFT_OUT = "the calibration is left out"  # what every sentence about that begins with
 CALIBRATED, PREDICTION_SET = "calibrated", "prediction_set"
 # relative, of a threshold in the file: above the rounding of float32 probabilities and of their sums
 MARGIN = 1e-5
@@ -116,9 +117,25 @@ class Calibration:
 _FIELDS = frozenset(
     {
         "temperature", "set_temperature", "score", "alpha", "quantile", "threshold", "lambda", "k", "empty", "n",
-        "coverage_interval", "coverage_level", "outputs", "scores_sha256",
+        "coverage_interval", "coverage_level", "outputs", "scores_sha256", "graph_bytes",
     }
 )  # fmt: skip
+
+
+def doubt(entry: Mapping[str, Any] | None, graph_bytes: int) -> str | None:
+    """A sentence where a file's graph is not as long as it was when it was calibrated, else None.
+
+    Arguments:
+        entry: the manifest's `calibration`.
+        graph_bytes: of the file.
+    """
+    recorded = (entry or {}).get("graph_bytes")
+    if recorded is None or recorded == graph_bytes:
+        return None
+    return (
+        "the file has been changed since it was calibrated, as quantising or simplifying changes it: its calibrated "
+        "probabilities and sets may be wrong; `onnxcam check` tells, `onnxcam calibrate` calibrates it again"
+    )
 
 
 def of_manifest(manifest: Mapping[str, Any]) -> Calibration | None:

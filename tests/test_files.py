@@ -254,7 +254,7 @@ def test_an_interruption_leaves_everything_as_it_was(
 ) -> None:
     path.write_bytes(b"old")
 
-    def interrupted(file: Any, pieces: Any, sync: bool) -> int:
+    def interrupted(file: Any, pieces: Any, *sync: bool) -> int:
         file.write(b"half")
         raise KeyboardInterrupt
 

@@ -71,12 +71,14 @@ def palette(colormap: str) -> Pixels:
     return np.ascontiguousarray(table[:, 0, ::-1])
 
 
-def blend(pixels: Pixels, colors: Pixels, alpha: float) -> Pixels:
+def blend(pixels: Pixels, colors: Pixels, alpha: float, out: Pixels | None = None) -> Pixels:
     """Compute `(1 - alpha) * pixels + alpha * colors`, both uint8 of one shape."""
-    return np.asarray(import_cv2().addWeighted(pixels, 1.0 - alpha, colors, alpha, 0.0), np.uint8)
+    return np.asarray(import_cv2().addWeighted(pixels, 1.0 - alpha, colors, alpha, 0.0, dst=out), np.uint8)
 
 
-def lay(pixels: Pixels, gray: Pixels, alpha: float | None = None, colormap: str = DEFAULT) -> Pixels:
+def lay(
+    pixels: Pixels, gray: Pixels, alpha: float | None = None, colormap: str = DEFAULT, out: Pixels | None = None
+) -> Pixels:
     """Lay the colours of grey levels, uint8 [H, W], over a picture, uint8 [H, W, 3] RGB.
 
     Args:
@@ -85,15 +87,16 @@ def lay(pixels: Pixels, gray: Pixels, alpha: float | None = None, colormap: str 
         alpha: opacity of the colours; None: `OPACITY * min(1, v / KNEE)` of the map's value v, so that the picture
             stays as it is where the map is 0.
         colormap: one of COLORMAPS.
+        out: is written to, uint8 [H, W, 3], whose rows may be parts of longer ones; None: a new array.
 
     Returns:
         uint8 [H, W, 3] RGB.
     """
     if alpha is not None:
-        return blend(pixels, paint(gray, colormap), alpha)
+        return blend(pixels, paint(gray, colormap), alpha, out)
     cv2 = import_cv2()
     # each new array costs more than the arithmetic
-    mixed = cv2.cvtColor(remaining(gray), cv2.COLOR_GRAY2RGB)
+    mixed = cv2.cvtColor(remaining(gray), cv2.COLOR_GRAY2RGB, dst=out)
     cv2.multiply(pixels, mixed, dst=mixed, scale=1 / 255)
     return np.asarray(cv2.add(mixed, cv2.applyColorMap(gray, _weighted(colormap)), dst=mixed), np.uint8)
 

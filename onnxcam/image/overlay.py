@@ -70,7 +70,7 @@ def draw(
     drawn = np.empty_like(pixels)  # hidden parts are drawn by the marks alone: often a third of the picture
     for part in within(marks.visible, first, len(pixels)):
         place = slice(part.y0 - first, part.y1 - first), slice(part.x0, part.x1)
-        drawn[place] = lay(pixels[place], gray[place], alpha, colormap)
+        lay(pixels[place], gray[place], alpha, colormap, out=drawn[place])
     return marks.draw(drawn, pixels, first)
 
 

@@ -204,6 +204,20 @@ def test_crops_in_one_batch_are_drawn_where_they_lie(source: str) -> None:
     assert explanation.heatmap.shape == (90, 120)
 
 
+@pytest.mark.parametrize("place", [(52, 52), (12, 52), (52, 12), (32, 32)])
+def test_an_object_in_a_crop_changes_the_map_where_it_is(place: tuple[int, int]) -> None:
+    """The map of every class, within a cell of the layer, four pixels."""
+    explainer = Explainer(CASES / "five_crops.onnx", preprocess="0..1", providers=CPU)
+    pictures = np.zeros((2, 3, 64, 64), np.float32)
+    rows, columns = slice(place[0] - 4, place[0] + 4), slice(place[1] - 4, place[1] + 4)
+    pictures[1, :, rows, columns] = np.random.default_rng(1).random((3, 8, 8))
+    for k in range(5):
+        without, with_object = explainer.attribute(pictures, k, normalize="none")
+        change = np.abs(with_object - without)
+        centre = [float((axis * change).sum() / change.sum()) for axis in np.mgrid[:64, :64]]
+        assert np.abs(np.subtract(centre, np.subtract(place, 0.5))).max() <= 3.5, k
+
+
 def test_crops_whose_order_is_not_certain_stay_refused() -> None:
     """Rows that are moved behind the join: which is whose the graph does not tell."""
     model = concatenated()

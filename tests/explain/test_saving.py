@@ -96,13 +96,13 @@ def test_all_files_or_those_of_before(
     put: Callable[..., int] = files._send
     count = 0
 
-    def fail(file: Any, pieces: Any) -> int:
+    def fail(file: Any, pieces: Any, *sync: bool) -> int:
         nonlocal count
         count += 1
         if count == moment + 1:
             file.write(b"half")
             raise error
-        return put(file, pieces)
+        return put(file, pieces, *sync)
 
     monkeypatch.setattr(files, "_send", fail)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutputError):

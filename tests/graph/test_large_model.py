@@ -174,7 +174,7 @@ def test_what_was_there_stays_where_writing_fails(
 def test_nothing_is_left_where_a_session_has_no_room(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(file: Any, pieces: Any) -> int:
+    def full(file: Any, pieces: Any, *sync: bool) -> int:
         raise error
 
     monkeypatch.setattr(files, "_send", full)

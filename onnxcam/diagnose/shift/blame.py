@@ -41,7 +41,7 @@ class Blame:
 
     Attributes:
         verdict: `agree` (to rounding), `input` (the pictures they are given differ), `layer`, `spread` (every layer
-            adds what its precision gives, and none more), `runtime` (the graphs agree as they are written and not as they
+            adds what its precision gives, and none more), `runtime` (the graphs agree as written and not as they
             run), or `undecided`.
         sentence: the verdict in words.
         layers: every layer of both networks, in the new one's order.

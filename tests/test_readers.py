@@ -17,6 +17,8 @@ from onnxcam import files
 from onnxcam.errors import OnnxcamError
 from onnxcam.evaluation import boxes
 from onnxcam.explain import pictures
+from onnxcam.fleet import listing
+from onnxcam.fleet import run as table_run
 from onnxcam.graph import file as model_file
 from onnxcam.image import load, resolve
 from onnxcam.monitor import baseline
@@ -42,6 +44,8 @@ READERS: dict[str, tuple[str, Read]] = {
     "picture": ("picture.png", load),
     "array": ("array.npy", load),
     "baseline": ("baseline.json", baseline.load),
+    "run of a table": (table_run.NAME, lambda path: table_run.state(path.parent)),
+    "listing of a table": (listing.NAME, lambda path: list(listing.Listing(path.parent, "/", 1 << 30).paths())),
     "model": ("model.onnx", model_file.metadata),
     "manifest": ("manifest.json", lambda path: manifest.parse(path.read_text())),
 }

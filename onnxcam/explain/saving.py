@@ -186,18 +186,25 @@ def map_files(explanation: Explanation, style: Drawing) -> Iterator[tuple[str, s
     Without marks the grey and the coloured PNG share their compressed pixels; an overlay is drawn as it is written.
     """
     gray, marks = image.grayscale(unit(explanation.heatmap)), explanation.marks
-    table = image.palette(style.colormap)
-    levels, colors = (marks.levels(gray), image.marked(table)) if marks else (gray, table)
     shared = style.format == "png" and "heatmap" in style.files and not marks
     packed = png.pack(gray) if "grayscale" in style.files or shared else None
     if "grayscale" in style.files and packed is not None:
         yield "grayscale", "png", [png.shades(packed)]
-    if "heatmap" in style.files and style.format != "png":
-        yield "heatmap", style.format, _encoded(colors[levels], style)
-    elif "heatmap" in style.files:
-        yield "heatmap", "png", [png.shades(packed if packed is not None and not marks else png.pack(levels), colors)]
+    if "heatmap" in style.files:
+        yield "heatmap", style.format, _heatmap(gray, packed if shared else None, marks, style)
     if "overlay" in style.files:
         yield "overlay", style.format, _overlay(explanation.picture, gray, marks, style)
+
+
+def _heatmap(
+    gray: np.ndarray, packed: png.Packed | None, marks: image.Marks, style: Drawing
+) -> Iterable[bytes | memoryview]:
+    """Grey levels in colours with the marks; what was `packed` without any is taken as it is."""
+    table = image.palette(style.colormap)
+    levels, colors = (marks.levels(gray), image.marked(table)) if marks else (gray, table)
+    if style.format != "png":
+        return _encoded(colors[levels], style)
+    return [png.shades(png.pack(levels) if packed is None else packed, colors)]
 
 
 def _overlay(picture: np.ndarray, gray: np.ndarray, marks: image.Marks, style: Drawing) -> Iterable[bytes | memoryview]:

@@ -29,6 +29,7 @@ _UP = 2
 _LARGEST_SIDE = 2**31 - 1
 _STORED = 2**16 - 1  # bytes in a stored block at most
 _BLOCKS = 4  # in a chunk
+_BAND = 1 << 18  # bytes of a grey picture compressed at a time
 _END = struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
 
 
@@ -75,8 +76,14 @@ def pack(gray: Pixels) -> Packed:
     """
     check(gray, colors=False)
     packer = deflate().runs()
-    data = packer.compress(_differences(gray, None).data) + packer.flush()
-    return Packed(gray.shape[0], gray.shape[1], data)
+    height, width = gray.shape
+    step = max(_BAND // width, 1)
+    data, above = [], None
+    for start in range(0, height, step):  # their differences in a whole are as much memory as the picture
+        rows = gray[start : start + step]
+        data.append(packer.compress(_differences(rows, above).data))
+        above = rows[-1]
+    return Packed(height, width, b"".join([*data, packer.flush()]))
 
 
 def shades(packed: Packed, palette: Pixels | None = None) -> bytes:

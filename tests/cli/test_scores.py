@@ -15,6 +15,7 @@ from tests.cli.conftest import Run, noise
 from tests.support.runtime import run as run_file
 
 CASES = Path(__file__).parent.parent / "cases"
+PICTURES = Path(__file__).parents[2] / "models" / "classroom"
 # commands that open a plain classifier, and what they need besides it
 COMMANDS = {
     "layers": (),
@@ -28,7 +29,11 @@ COMMANDS = {
     "compare": ("{model}", "{photo}", "--preprocess", "0..1"),
 }
 # the same of commands that stay, or need a file from elsewhere
-STAYING = {"serve": ("--preprocess", "0..1", "--port", "0"), "page": ("-o", "{out}", "--preprocess", "0..1")}
+STAYING = {
+    "serve": ("--preprocess", "0..1", "--port", "0"),
+    "page": ("-o", "{out}", "--preprocess", "0..1"),
+    "calibrate": (str(PICTURES), "--by-folder", "-o", "{out}", "--preprocess", "0..1"),
+}
 
 
 @pytest.fixture

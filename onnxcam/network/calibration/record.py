@@ -34,6 +34,7 @@ class Calibration:
         facts: what else the manifest says, such as `accuracy`, `likelihood`, `set_size`, `quantiles` and `risk`.
         outputs: names of the outputs `calibrated` and `prediction_set`.
         scores_sha256: digest of the graph from the picture to the scores; None before it is in a file.
+        graph_bytes: length of the file's graph; None before it is in a file, or where that is not noted.
     """
 
     temperature: float
@@ -46,6 +47,7 @@ class Calibration:
     facts: Mapping[str, Any] | None = None
     outputs: tuple[str, str] = (CALIBRATED, PREDICTION_SET)
     scores_sha256: str | None = None
+    graph_bytes: int | None = None
 
     @property
     def quantile(self) -> float:
@@ -74,6 +76,7 @@ class Calibration:
             {key: value for key, value in entry.items() if key not in _FIELDS},
             (str(entry["outputs"][CALIBRATED]), str(entry["outputs"][PREDICTION_SET])),
             entry.get("scores_sha256"),
+            entry.get("graph_bytes"),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -94,6 +97,7 @@ class Calibration:
             "coverage_level": self.coverage_level,
             "outputs": {CALIBRATED: self.outputs[0], PREDICTION_SET: self.outputs[1]},
             "scores_sha256": self.scores_sha256,
+            "graph_bytes": self.graph_bytes,
         }
         return entry | dict(self.facts or {})
 

@@ -30,8 +30,7 @@ _OPTIONS = (
     ),
     click.option(
         "--blame/--no-blame", "by_depth", default=None,
-        help="Find the first layer in which the two models part, from 8 of the pictures.  [default: with a report, or "
-        "where a condition of --fail-on holds]",
+        help="Find the first layer in which the two models part, from 8 of the pictures.  [default: with a report]",
     ),
 )  # fmt: skip
 
@@ -75,14 +74,9 @@ class Reports:
         """Whether a report goes to standard output, so that nothing else may be printed there."""
         return any(map(files.is_standard_output, self._paths))
 
-    def blame(self, shift: Shift, failed: bool = False) -> Shift:
-        """The comparison with blame by depth, where that is wanted.
-
-        Arguments:
-            shift: the comparison.
-            failed: whether one of its conditions holds.
-        """
-        wants = bool(self._paths) or failed if self._by_depth is None else self._by_depth
+    def blame(self, shift: Shift) -> Shift:
+        """The comparison with blame by depth, where that is wanted."""
+        wants = bool(self._paths) if self._by_depth is None else self._by_depth
         if not wants:
             return shift
         from onnxcam.diagnose.shift.blame import blame

@@ -22,6 +22,7 @@ from onnxcam.diagnose.shift.inputs import describe_inputs
 from onnxcam.diagnose.shift.layers import ACTIVATION, BIAS, EXCESS, PICTURE, WEIGHTS, LayerDifference
 from onnxcam.diagnose.shift.operations import Operations
 from onnxcam.diagnose.shift.replay import Replay, exposing, relative
+from onnxcam.diagnose.shift.weights import Weights
 from onnxcam.errors import OnnxcamError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.network.network import Network
@@ -132,7 +133,7 @@ class _Comparison:
             weights.read(network.graph, of_one.all, opened)
             for network, of_one, opened in zip(self._networks, operations, self._open, strict=True)
         ]
-        self._constants = constants[0], constants[1]
+        self._constants: tuple[dict[str, Weights], dict[str, Weights]] = (constants[0], constants[1])
         self._matches = align(operations[0], operations[1], *self._constants)
         self._weighted = sum(operation.weight is not None for operation in operations[1].all)
 
@@ -143,8 +144,12 @@ class _Comparison:
         allowed = max(by_layer.tolerance(network.graph) for network in self._networks)
         replay = Replay(old, new, self._matches, *self._open, first=rows[0], tolerance=allowed)
         layers = self._layers(replay, rows, allowed)
+        self._constants = {}, {}  # the memory is needed
         layers = self._effects(replay, layers, rows)
-        return self._conclude(replay, layers, rows, allowed)
+        weighted = sum(match.new.weight is not None for match in replay.matches)
+        absorbed = replay.absorbed
+        del replay
+        return self._conclude(layers, (weighted, self._weighted), absorbed, rows, allowed)
 
     def _layers(self, replay: Replay, rows: Rows, allowed: float) -> list[LayerDifference]:
         """What each layer adds, and whether that is more than it may."""
@@ -184,16 +189,22 @@ class _Comparison:
         effects = {place: float(np.median(numbers)) for place, numbers in changed.items()}
         return [replace(layer, score_effect=effects.get(place)) for place, layer in enumerate(layers)]
 
-    def _conclude(self, replay: Replay, layers: Sequence[LayerDifference], rows: Rows, allowed: float) -> Blame:
+    def _conclude(
+        self,
+        layers: Sequence[LayerDifference],
+        matched: tuple[int, int],
+        absorbed: bool,
+        rows: Rows,
+        allowed: float,
+    ) -> Blame:
         error = _far(self._written(rows))
-        weighted = sum(match.new.weight is not None for match in replay.matches)
         notes = []
-        if weighted < self._weighted:
+        if matched[0] < matched[1]:
             notes.append(
-                f"{self._weighted - weighted} of the new file's {self._weighted} layers with weights have no "
+                f"{matched[1] - matched[0]} of the new file's {matched[1]} layers with weights have no "
                 "counterpart in the old one; what they add counts for the next layer that has one."
             )
-        if replay.absorbed:
+        if absorbed:
             notes.append("The two are given different values, and the new file's first layer makes up for it.")
         blamed = [layer for layer in layers if layer.part]
         behind = [layer for layer in blamed if layer.part != PICTURE]
@@ -206,7 +217,7 @@ class _Comparison:
             if not blamed:
                 verdict, sentence = RUNTIME, f"No layer is to blame. {doubt}"
         return Blame(
-            verdict, sentence, tuple(layers), first, largest or first, error, (weighted, self._weighted), len(rows),
+            verdict, sentence, tuple(layers), first, largest or first, error, matched, len(rows),
             tuple(notes),
         )  # fmt: skip
 

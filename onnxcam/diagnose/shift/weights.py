@@ -24,7 +24,7 @@ class Weights:
     """What an operation multiplies by and adds.
 
     Attributes:
-        kernel: float64 `[O, …]`: output channels first.
+        kernel: float32 `[O, …]`: output channels first.
         bias: float64 `[O]`.
         grid: of quantized weights, None of floats.
     """
@@ -102,7 +102,7 @@ def _weights(graph: Graph, operation: Operation, constants: Mapping[str, np.ndar
         if folded is None:
             break
         kernel, bias = folded
-    return Weights(kernel, bias, grid)
+    return Weights(kernel.astype(np.float32), bias, grid)
 
 
 def _output_axis(node: onnx.NodeProto, weight: str) -> int | None:

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-NAMES = ("colormaps", "command_line", "contributing", "coverage", "methods", "metrics", "operators")
+NAMES = ("colormaps", "command_line", "contributing", "coverage", "fleet_columns", "methods", "metrics", "operators")
 
 
 class Generator(Protocol):

@@ -1,5 +1,7 @@
 """A batch job: no traffic to protect, so every row is explained before the next batch (worker="inline").
 
+It writes the monitor's records, for its report and baseline; docs/how-to/fleets.md writes tables instead.
+
 python docs/recipes/batch_job.py FOLDER [PICTURE...]
 """
 

@@ -1,5 +1,7 @@
 """One process per GPU, each with its device in prediction and explanation; all write into one folder.
 
+Ray, Daft and Spark show each worker its GPU themselves: docs/how-to/fleets.md.
+
 python docs/recipes/one_worker_per_gpu.py FOLDER cuda:0 cuda:1       (cpu cpu: the same without GPUs)
 """
 

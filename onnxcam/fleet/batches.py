@@ -21,7 +21,12 @@ def take(batch: Any, column: str, added: Sequence[Column], keep: bool) -> tuple[
     Raises:
         InputError: another type, no such column, or one of the columns added is there already.
     """
-    names = _names(batch)
+    others = check_names(_names(batch), column, added, keep)
+    return batch[column], others
+
+
+def check_names(names: Sequence[str], column: str, added: Sequence[Column], keep: bool) -> list[str]:
+    """The names of the columns that pass through; arguments and errors as of `take`."""
     if column not in names:
         raise InputError(
             f"the batch has no column {column!r}; it has {listing(nearest(column, names, 10))}: name the one with the "
@@ -34,7 +39,7 @@ def take(batch: Any, column: str, added: Sequence[Column], keep: bool) -> tuple[
             f"the batch has a column {twice[0]!r} already, which Explain adds: rename it, or give those that are added "
             "a prefix, Explain(…, prefix='cam_')"
         )
-    return batch[column], others
+    return others
 
 
 def _names(batch: Any) -> list[str]:

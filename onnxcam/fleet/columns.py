@@ -121,7 +121,10 @@ def columns(*, overlay: bool = False, prefix: str = "") -> list[Column]:
 
 
 def to_numpy(rows: Sequence[Row], column: Column, name: str) -> np.ndarray:
-    """One column of rows as an array `[N]`: lists become arrays in an object array, and a null the kind's `missing`.
+    """One column of rows as an array `[N]`, an object array of arrays for lists; a null is the kind's `missing`.
+
+    The `missing` of lists is an empty array: where one block of a column has None among its arrays and another has not,
+    Ray Data cannot join them.
 
     Arguments:
         name: under which the rows have it, without prefix.
@@ -131,8 +134,9 @@ def to_numpy(rows: Sequence[Row], column: Column, name: str) -> np.ndarray:
         values = [kind.missing if row[name] is None else row[name] for row in rows]
         return np.array(values, kind.dtype)
     array = np.empty(len(rows), object)
+    empty = kind.missing if kind.item is None else np.zeros(0, kind.item)
     for place, row in enumerate(rows):
-        array[place] = row[name]
+        array[place] = empty if row[name] is None else row[name]
     return array
 
 

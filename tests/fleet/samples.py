@@ -11,11 +11,13 @@ import numpy as np
 
 import onnxcam
 from onnxcam.fleet import Explain
+from onnxcam.fleet.columns import columns
 from tests.support.models import tiny_cnn
 
 UNIT = {"scale": 1 / 255, "resize": {"mode": "stretch", "size": [32, 32]}}
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 SEED = 1234
+COLUMNS = {column.name: column for column in columns()}
 EVERY_BROKEN = 100  # one picture in so many
 
 
@@ -68,21 +70,43 @@ def loop(explain: Explain, values: Sequence[Any], cuts: Sequence[int]) -> dict[s
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
-    """By column the largest difference of two tables; inf where something else than numbers differs."""
-    worst = {}
+    """By column the largest difference of two tables; inf where something else than numbers differs.
+
+    What NumPy has for null (-1, NaN, an empty list) is null.
+    """
     assert one.keys() == other.keys()
+    worst = {}
     for name in one:
         assert len(one[name]) == len(other[name])
-        worst[name] = max((_difference(a, b) for a, b in zip(one[name], other[name], strict=True)), default=0.0)
+        pairs = zip(_nulls(name, one[name]), _nulls(name, other[name]), strict=True)
+        worst[name] = max((_difference(a, b) for a, b in pairs), default=0.0)
     return {name: value for name, value in worst.items() if value}
 
 
+def _nulls(name: str, values: Any) -> list[Any]:
+    """Plain values of a column, with None for null."""
+    column = COLUMNS.get(name)
+    plain = [value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value for value in values]
+    if column is None:
+        return plain
+    empty = {"int64": -1, "float64": np.nan, "bool": False}.get(column.kind.dtype) if column.kind.item is None else []
+    return [None if not column.always and (v == empty or v != v) else v for v in plain]
+
+
 def _difference(a: Any, b: Any) -> float:
-    if isinstance(a, (float, np.floating)) or (
-        isinstance(a, (np.ndarray, list)) and len(a) and b is not None and len(a) == len(b)
-    ):
-        one, other = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        if np.array_equal(one, other, equal_nan=True):
-            return 0.0
-        return float(np.abs(one - other).max()) if np.isfinite(one - other).all() else np.inf
-    return 0.0 if (a is None and b is None) or a == b else np.inf
+    """Of two values: 0 for equal ones and two nulls, inf for what differs and is no number."""
+    one, other = _numbers(a), _numbers(b)
+    if one is None or other is None:
+        return 0.0 if a is b or (one is None and other is None and a == b) else np.inf
+    if one.shape != other.shape:
+        return np.inf
+    if np.array_equal(one, other, equal_nan=True):
+        return 0.0
+    return float(np.nan_to_num(np.abs(one - other), nan=np.inf).max())
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """Floats and lists of numbers; None for anything else."""
+    if isinstance(value, (float, list)):
+        return np.asarray(value, np.float64)
+    return None

@@ -41,7 +41,7 @@ def test_every_row_says_what_the_explainer_says(model: Path) -> None:
     assert table["id"].tolist() == list(range(12))
     for row, data in enumerate(PICTURES):
         if row in BROKEN:
-            assert table["error"][row] and table["prediction"][row] == -1 and table["map"][row] is None
+            assert table["error"][row] and table["prediction"][row] == -1 and len(table["map"][row]) == 0
             continue
         e = explainer.explain(data)
         index, label, probability = e.predictions[0]
@@ -70,7 +70,7 @@ def test_only_rows_that_meet_the_condition_are_explained(model: Path, rows: int)
     fired = everything["confidence"] < threshold
     assert 0 < fired.sum() < 10 and table["fired"].tolist() == fired.tolist()
     for row in range(12):
-        assert (table["map"][row] is not None) == fired[row]
+        assert (len(table["map"][row]) > 0) == fired[row]
         assert table["prediction"][row] == everything["prediction"][row]
         if fired[row]:
             assert np.abs(table["map"][row] - everything["map"][row]).max() < 1e-6

@@ -32,6 +32,9 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "bentoml": ("bentoml==1.4.40", *_SERVER),
     "litserve": ("litserve==0.2.19", *_RUNTIME),
     "mapie": ("mapie==1.6.0",),
+    "ray": ("ray[data]==2.60.0", *_RUNTIME),
+    "daft": ("daft==0.7.26", "pyarrow==25.0.1", *_RUNTIME),
+    "spark": ("pyspark==4.3.0", "pandas<3", "pyarrow==26.0.1", *_RUNTIME),
     "mlserver": ("mlserver==1.7.1",),  # read, not run: without its dependencies
 }
 

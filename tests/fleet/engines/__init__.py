@@ -1,0 +1,1 @@
+"""Programs that engines' own environments run: each explains the same pictures and writes tables to compare."""

@@ -24,6 +24,9 @@ EPILOG = """\
 Examples:
   onnxcam compare old.onnx new.onnx photos/
   onnxcam compare old.onnx new.onnx photos/ --truth by-folder --json > shift.json
+  onnxcam compare old.onnx int8.onnx photos/ --null augment:8 --fail-on attention --fail-on 'predictions > 1%'
+  onnxcam compare old.onnx new.onnx photos/ --null seeds:seed1.onnx,seed2.onnx,seed3.onnx,seed4.onnx,seed5.onnx
+  onnxcam compare old.onnx new.onnx photos/ --regions boxes.csv --fail-on 'region > 10%'
 """
 
 
@@ -31,6 +34,25 @@ Examples:
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
 @click.argument("named", nargs=-1, metavar="PICTURES...")
+@click.option(
+    "--null",
+    metavar="NULL",
+    help="Give a verdict on the attention against seeds:FILE,... (at least five other trainings of OLD; globs, "
+    "folders) or augment:M (M small changes of each picture, for the same training in another form).",
+)
+@click.option(
+    "--regions",
+    metavar="FILE",
+    help="Where maps should lie: CSV with picture,x0,y0,x1,y1[,name], JSON, or a folder of masks.",
+)
+@click.option(
+    "--fail-on",
+    "conditions",
+    multiple=True,
+    metavar="CONDITION",
+    help="Exit with 5 if it holds: attention (needs --null), predictions, 'predictions > 1%', accuracy (lost, needs "
+    "--truth), 'region > 10%' (of the energy left it, needs --regions).  Repeatable.",
+)
 @truth_option
 @click.option("--layer", "--last-conv", "layer", metavar="NAME", help="Target layer.  [default: each model's own]")
 @click.option("--new-layer", metavar="NAME", help="Target layer in NEW, where it has another name there.")
@@ -51,6 +73,9 @@ def compare(
     old: str,
     new: str,
     named: tuple[str, ...],
+    null: str | None,
+    regions: str | None,
+    conditions: tuple[str, ...],
     truth: str | None,
     layer: str | None,
     new_layer: str | None,
@@ -79,15 +104,30 @@ def compare(
     or its conversion. Both explain the same class of each of PICTURES, OLD's top-1 or with --truth the true one. Listed
     are first the pictures whose prediction stayed while the attention moved, then those whose prediction flipped.
 
+    The distance of two maps is how far their energy moves, in parts of the picture's side. Whether that is much only a
+    null can tell: maps move with the seed of a training alone. Without --null the numbers are effect sizes.
+
     Exit status: 0 done, 1 a picture cannot be read (the rest are compared), 2 wrong usage, or two models that cannot be
-    compared, 3 unusable model, 4 no usable runtime or execution provider, 130 interrupted.
+    compared or a null that cannot give a verdict, 3 unusable model, 4 no usable runtime or execution provider, 5 a
+    --fail-on condition holds, 130 interrupted.
     """
+    from onnxcam.diagnose.shift import null as nulls
     from onnxcam.diagnose.shift.comparison import compare as shift_between
+    from onnxcam.diagnose.shift.conditions import Condition
+    from onnxcam.diagnose.shift.regions import read as read_regions
+    from onnxcam.diagnose.shift.verdict import require_seeds
 
     if not named:
         raise click.UsageError("no PICTURES were given: name files, folders or globs.")
     check_truth(truth, named)
     reports = Reports(report, junit, markdown, show, by_depth)
+    gate = [Condition.parse(part) for text in conditions for part in text.split(",")]
+    for condition in gate:
+        condition.require(null=null is not None, truth=truth is not None, regions=regions is not None)
+    chance = nulls.checked(null)
+    if isinstance(chance, nulls.Seeds):
+        require_seeds(len(chance.models))
+    places = None if regions is None else read_regions(regions)
     collection = pictures.collect(list(named), Path(".onnxcam-none"))
     if not collection.items:
         raise collection.failures[0][1]
@@ -122,6 +162,8 @@ def compare(
             explainers[0],
             explainers[1],
             [item.source for item in items],
+            null=chance,
+            regions=places,
             truth=classes,
             layer=layer,
             new_layer=new_layer,
@@ -134,14 +176,18 @@ def compare(
     failed = [str(error) for _, error in (*collection.failures, *shift.failures)]
     for text in failed:
         terminal.echo(f"Error: {text}", err=True)
-    reports.write(shift, (), (old, new), failed)
+    outcomes = [condition.outcome(shift) for condition in gate]
+    reports.write(shift, outcomes, (old, new), failed)
+    reasons = [outcome.sentence for outcome in outcomes if outcome.failed]
     if as_json:
         about = {"old": old, "new": new, "providers": shift.new.providers, "versions": versions()}
-        options.print_json(about | shift.to_dict() | {"failed": failed})
+        options.print_json(about | shift.to_dict() | {"failed": failed, "conditions": reasons})
     else:
         _print(shift, reports.piped)
-    if failed:
-        raise click.exceptions.Exit(ExitCode.FAILED)
+    for reason in reasons:
+        terminal.echo(f"Failed: {reason}", err=True)
+    if failed or reasons:
+        raise click.exceptions.Exit(ExitCode.CONDITION if reasons else ExitCode.FAILED)
 
 
 def _print(shift: Shift, piped: bool) -> None:

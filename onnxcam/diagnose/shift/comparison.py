@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 
 from onnxcam import image
-from onnxcam.diagnose.shift.distance import STATISTIC, distances, shares
-from onnxcam.diagnose.shift.pairing import open_pair
+from onnxcam.diagnose.shift import null as nulls
+from onnxcam.diagnose.shift import regions as region_files
+from onnxcam.diagnose.shift import verdict as verdicts
+from onnxcam.diagnose.shift.augmentation import augment
+from onnxcam.diagnose.shift.distance import STATISTIC, distances, empty, shares
+from onnxcam.diagnose.shift.pairing import open_pair, open_seeds
 from onnxcam.diagnose.shift.result import PictureShift, Prediction, Shift
 from onnxcam.diagnose.shift.side import Side, SideRun, on_common_plane
 from onnxcam.errors import InputError, PictureError
@@ -24,6 +28,8 @@ def compare(
     new: Any,
     pictures: Sequence[Any],
     *,
+    null: Any = None,
+    regions: Any = None,
     truth: Sequence[int | None] | None = None,
     layer: str | None = None,
     new_layer: str | None = None,
@@ -36,12 +42,16 @@ def compare(
 
     Both explain the same class of each picture, OLD's top-1 or the true class, by the same gradient. Each prepares
     pictures as its own file says. A map counts as a distribution of energy over the picture, and the distance of two is
-    the part of it that lies elsewhere (`onnxcam.diagnose.shift.distance`).
+    how far it moves, in parts of the picture's side (`onnxcam.diagnose.shift.distance`).
 
     Arguments:
         old, new: an `Explainer`, or what it opens: an explainable model or any classifier, float or quantized, NCHW or
             NHWC.
         pictures: what `Explainer.explain` takes. Those that cannot be read are left out and listed.
+        null: what a verdict on the attention is given against: `seeds:FILE,...` (`Seeds`), at least five other
+            trainings of OLD, or `augment:M` (`Augment`), M small changes of each picture under OLD.
+        regions: where maps should lie: a file or a folder of masks (`onnxcam.diagnose.shift.regions.read`), or a
+            mapping from picture to boxes.
         truth: the true class of each picture, None where it is not known; the maps explain it then.
         layer: target layer in both models; each one's last target layer if None.
         new_layer: target layer in NEW, where it has another name there.
@@ -51,7 +61,8 @@ def compare(
         progress: called with (done, total) pictures; an exception it raises ends the comparison.
 
     Raises:
-        SettingError: the models do not have the same classes, or are not classifiers.
+        SettingError: the models do not have the same classes, or are not classifiers; a null that does not exist, or
+            that is too small for a verdict; regions that cannot be read.
         InputError: no picture, none that can be read, or not one truth or name per picture.
         ModelError, LayerError, MethodError: as their names say.
     """
@@ -61,34 +72,59 @@ def compare(
     for what, values in (("truth", truth), ("names", names)):
         if values is not None and len(values) != len(pictures):
             raise InputError(f"{what} has {len(values)} entries for {len(pictures)} pictures; give one for each")
-    sides, notes = open_pair(old, new, layer, new_layer, method)
+    chance = nulls.checked(null)
+    places_of = None if regions is None else region_files.checked(regions)
+    if isinstance(chance, nulls.Seeds):
+        verdicts.require_seeds(len(chance.models))
+    elif chance is not None:
+        verdicts.require_pictures(len(pictures), chance.count)
+    pair, notes = open_pair(old, new, layer, new_layer, method)
+    sides = [*pair]
+    if isinstance(chance, nulls.Seeds):
+        sides += open_seeds(pair[0], chance.models)
     result: list[PictureShift] = []
     failures: list[tuple[str, Any]] = []
-    done = 0
+    apart: list[np.ndarray] = []  # of OLD's maps from those of NEW, and from each of the null's
+    pairs = np.zeros((len(sides), len(sides)))  # of models, sums over the pictures
     for places, prepared in _prepared(sides, pictures, names, failures):
         classes = None if truth is None else [truth[place] for place in places]
         runs = _run(sides, prepared, classes)
         planes = [shares(maps) for maps in on_common_plane(runs)]
-        apart = distances(*planes)
-        empty = [plane.sum(axis=1) == 0 for plane in planes]
+        rows = np.stack([distances(planes[0], plane) for plane in planes[1:]])
+        if isinstance(chance, nulls.Augment):
+            rows = np.concatenate([rows, _augmented(pair[0], prepared[0], runs[0], places, chance.count, seed)])
+        apart.append(rows)
+        if isinstance(chance, nulls.Seeds):
+            pairs += _of_pairs(planes, rows)
+        blank = [empty(plane) for plane in planes[:2]]
         for row, place in enumerate(places):
+            name = prepared[0].names[row]
             result.append(
                 PictureShift(
-                    prepared[0].names[row],
+                    name,
                     pictures[place],
                     int(runs[0].targets[row]),
                     _prediction(sides[0], runs[0], row),
                     _prediction(sides[1], runs[1], row),
-                    float(apart[row]),
-                    (bool(empty[0][row]), bool(empty[1][row])),
+                    float(rows[0, row]),
+                    (bool(blank[0][row]), bool(blank[1][row])),
                     None if classes is None else classes[row],
+                    {} if places_of is None else _regions(places_of.of(name), runs[:2], row),
                 )
             )
-        done = places[-1] + 1
         if progress is not None:
-            progress(done, len(pictures))
+            progress(places[-1] + 1, len(pictures))
     if not result:
         raise InputError(f"none of the {len(pictures)} pictures can be read: {failures[0][1]}")
+    if places_of is not None and not any(picture.regions for picture in result):
+        raise InputError(
+            f"none of the {len(result)} pictures has a region; the regions are of {places_of.names}: check the names"
+        )
+    verdict = None
+    if chance is not None:
+        verdict, each = _judge(chance, np.concatenate(apart, axis=1), pairs)
+        for picture, p in zip(result, each.tolist(), strict=True):
+            picture.p = p
     return Shift(
         sides[0].explainer,
         sides[1].explainer,
@@ -100,7 +136,61 @@ def compare(
         seed,
         failures,
         notes,
+        verdict=verdict,
     )
+
+
+def _judge(chance: nulls.Null, apart: np.ndarray, pairs: np.ndarray) -> tuple[verdicts.Verdict, np.ndarray]:
+    """The verdict, and a p-value per picture.
+
+    Arguments:
+        apart: distances of OLD's maps, first from NEW's, `[1 + null, pictures]`.
+        pairs: sums of the distances of all pairs of models.
+    """
+    if isinstance(chance, nulls.Augment):
+        return verdicts.judge_augmentation(apart[0], apart[1:])
+    verdict = verdicts.judge_retraining(pairs / apart.shape[1])
+    return verdict, (1 + (apart[1:] >= apart[0]).sum(axis=0)) / len(apart)
+
+
+def _of_pairs(planes: Sequence[np.ndarray], first: np.ndarray) -> np.ndarray:
+    """Distances of all pairs of models, summed over some pictures; `first` are those from the first, `[k, N]`."""
+    sums = np.zeros((len(planes), len(planes)))
+    sums[0, 1:] = first.sum(axis=1)
+    for one in range(1, len(planes)):
+        for other in range(one + 1, len(planes)):
+            sums[one, other] = distances(planes[one], planes[other]).sum()
+    return sums + sums.T
+
+
+def _augmented(
+    side: Side, prepared: _Prepared, run: SideRun, places: Sequence[int], count: int, seed: int
+) -> np.ndarray:
+    """How far OLD's maps of slightly changed pictures are from its map of each, `[count, N]`."""
+    entry, preprocess = side.explainer.manifest["input"], side.explainer.preprocess
+    columns = []
+    for row, (place, tensor) in enumerate(zip(places, prepared.tensors, strict=True)):
+        copies = augment(tensor, entry, preprocess, count, (seed, place))
+        maps = [
+            side.run(part, [prepared.geometry[row]] * len(part), [int(run.targets[row])] * len(part)).maps
+            for part in (copies[start : start + _CHUNK] for start in range(0, count, _CHUNK))
+        ]
+        columns.append(distances(shares(run.maps[row : row + 1]), shares(np.concatenate(maps))))
+    return np.stack(columns, axis=1)
+
+
+def _regions(
+    regions: Sequence[region_files.Region], runs: Sequence[SideRun], row: int
+) -> dict[str, tuple[float | None, float | None]]:
+    """By name the share of the map's energy inside each region, of OLD and of NEW."""
+    if not regions:
+        return {}
+    heatmaps = [run.heatmap(row) for run in runs]
+    pairs = {}
+    for name, mask in region_files.masks(regions, heatmaps[0].shape).items():
+        old, new = (region_files.inside(heatmap, mask) for heatmap in heatmaps)
+        pairs[name] = (old, new)
+    return pairs
 
 
 class _Prepared:

@@ -44,7 +44,7 @@ def markdown(shift: Shift, conditions: Sequence[Condition] = (), *, title: str =
             rows = [
                 [
                     code(picture.name),
-                    f"{picture.distance:.0%}",
+                    f"{picture.distance:.1%}",
                     f"{code(picture.old.label)} {picture.old.probability:.0%}",
                     f"{code(picture.new.label)} {picture.new.probability:.0%}",
                 ]
@@ -54,7 +54,7 @@ def markdown(shift: Shift, conditions: Sequence[Condition] = (), *, title: str =
     rows = []
     for one in shift.classes[:LISTED]:
         accuracy = "" if one.accuracy is None else f"{one.accuracy[0]:.1%} → {one.accuracy[1]:.1%}"
-        rows.append([code(one.label), str(one.pictures), str(one.flipped), f"{one.distance:.0%}", accuracy])
+        rows.append([code(one.label), str(one.pictures), str(one.flipped), f"{one.distance:.1%}", accuracy])
     lines += _folded("By class", ["class", "pictures", "flipped", "moved", "accuracy"], rows, len(shift.classes))
     if isinstance(shift.blame, Blame):
         lines += _blame(shift.blame)

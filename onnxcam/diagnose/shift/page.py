@@ -270,7 +270,7 @@ def _card(shift: Shift, one: PictureShift, place: int) -> str:
         f'<li class="card {state}" {attributes} aria-label="{escape(one.name)}">'
         f'<div class="pictures">{figures}</div><h3>{escape(one.name)}</h3>'
         f'<span class="state">{"⇄ flipped" if one.flipped else "= stayed"}</span>'
-        f'<span class="moved">{one.distance:.0%} moved</span><dl>{listed}</dl>{warnings}</li>\n'
+        f'<span class="moved">moved by {one.distance:.1%}</span><dl>{listed}</dl>{warnings}</li>\n'
     )
 
 

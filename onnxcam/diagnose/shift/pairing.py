@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 from onnxcam.diagnose.shift.side import Side
-from onnxcam.errors import SettingError
+from onnxcam.errors import LayerError, SettingError
 from onnxcam.explain.explainer import Explainer
 
 
@@ -41,6 +43,38 @@ def open_pair(
                 f"the map of layer {side.layer!r} in {what} does not lie on the picture, so its distances say little"
             )
     return (sides[0], sides[1]), notes
+
+
+def open_seeds(old: Side, models: Sequence[Any]) -> list[Side]:
+    """Open other trainings of OLD; each prepares pictures as its file says, or as OLD does where it does not.
+
+    Raises:
+        SettingError: one has other classes, or not OLD's layer.
+        ModelError, MethodError: as their names say.
+    """
+    sides = []
+    for number, source in enumerate(models, 1):
+        what = str(source) if isinstance(source, (str, os.PathLike)) else f"training {number} of the null"
+        explainer = source
+        if not isinstance(source, Explainer):
+            try:
+                explainer = open_like(old.explainer, source, [old.layer])
+            except LayerError as error:
+                raise SettingError(f"{what} is no other training of OLD: {error}") from error
+        explainer.terms.readout.require_probabilities("comparing models")
+        compare_classes(old.explainer, explainer, what)
+        if old.explainer is explainer:
+            raise SettingError(f"{what} is OLD itself; name other trainings of it")
+        sides.append(Side(explainer, old.layer, old.method))
+    return sides
+
+
+def open_like(other: Explainer, source: Any, layers: Sequence[str] | None) -> Explainer:
+    """Open a model that may say nothing about its pictures: as `other` prepares them then."""
+    explainer = Explainer(source, layers=layers, providers=other.providers)
+    if explainer.preprocess is None and other.preprocess is not None:
+        explainer = Explainer(source, layers=layers, providers=other.providers, preprocess=other.preprocess)
+    return explainer
 
 
 def compare_classes(old: Explainer, new: Explainer, what: str = "NEW") -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from onnxcam.errors import OnnxcamError
 
 if TYPE_CHECKING:
+    from onnxcam.diagnose.shift.verdict import Verdict
     from onnxcam.explain.explainer import Explainer
     from onnxcam.explain.explanation import Explanation
 
@@ -69,7 +70,7 @@ class PictureShift:
         source: what `Explainer.explain` takes: a path, encoded bytes or an array.
         target: the class whose maps are compared, the same in both models.
         old, new: the predictions.
-        distance: of the two maps, 0 (equal) to 1.
+        distance: of the two maps, from 0 (equal), in parts of the picture's side.
         empty: whether the map of OLD, and that of NEW, is zero everywhere.
         truth: the true class, if known.
         regions: by name the share of the map's energy inside, of OLD and of NEW; None for a map without energy.
@@ -123,6 +124,7 @@ class Shift:
         failures: name and error of pictures that could not be read.
         notes: sentences about what is doubtful in the comparison.
         blame: by depth, where that was determined.
+        verdict: whether the attention moved more than the null; None without one.
     """
 
     old: Explainer = field(repr=False)
@@ -136,6 +138,7 @@ class Shift:
     failures: list[tuple[str, OnnxcamError]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     blame: Any = None
+    verdict: Verdict | None = None
 
     @property
     def labels(self) -> Sequence[str] | None:
@@ -219,6 +222,7 @@ class Shift:
             "statistic": self.statistic,
             "seed": self.seed,
             "distance": self.distance,
+            "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "stayed": {"pictures": len(stayed), "distance": _mean_distance(stayed)},
             "flipped": {
                 "pictures": len(flipped),

@@ -45,11 +45,18 @@ class SideRun:
 
     def on_picture(self, size: tuple[int, int]) -> np.ndarray:
         """Return the maps on the plane of the pictures, `[N, height, width]` of `size`; 0 outside a crop."""
-        drawn = fuse([self.maps], "none", self.input_size, windows=self.windows, input_size=self.input_size)
+        drawn = self._on_input(self.maps)
         return np.stack([
             geometry._replace(picture_size=size).to_picture(heatmap)
             for geometry, heatmap in zip(self.geometry, drawn, strict=True)
         ])  # fmt: skip
+
+    def heatmap(self, row: int) -> np.ndarray:
+        """Return one map at the size of its picture, not normalised, `[H, W]`."""
+        return self.geometry[row].to_picture(self._on_input(self.maps[row : row + 1])[0])
+
+    def _on_input(self, maps: np.ndarray) -> np.ndarray:
+        return fuse([maps], "none", self.input_size, windows=self.windows, input_size=self.input_size)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,19 @@ def lines(shift: Shift) -> list[str]:
     total, flipped = len(shift.pictures), shift.flipped
     text = [
         f"{total} pictures: {len(flipped)} predictions flipped ({shift.flipped_share:.1%}), "
-        f"{shift.distance:.0%} of the attention lies elsewhere"
+        f"the attention moved by {shift.distance:.1%} of the picture's side"
     ]
+    text.append(
+        "no verdict on the attention: maps move with the seed of a training alone; --null says how much is usual"
+        if shift.verdict is None
+        else f"verdict: {shift.verdict.sentence}"
+    )
     if shift.accuracy is not None:
         text.append(f"accuracy: {shift.accuracy[0]:.1%} -> {shift.accuracy[1]:.1%}")
-    text += [f"{one.name or 'regions'}: {_share(one.old)} -> {_share(one.new)}" for one in shift.regions]
+    text += [
+        f"{_share(one.old)} -> {_share(one.new)} in {one.name or 'the regions'} ({one.pictures} pictures)"
+        for one in shift.regions
+    ]
     stayed = [picture for picture in shift.stayed if picture.distance > 0]
     for title, some in (("prediction stayed, attention moved:", stayed), ("prediction flipped:", flipped)):
         if some:
@@ -25,7 +33,10 @@ def lines(shift: Shift) -> list[str]:
     text.append("by class:")
     for one in shift.classes[:_LISTED]:
         accuracy = "" if one.accuracy is None else f", accuracy {one.accuracy[0]:.1%} -> {one.accuracy[1]:.1%}"
-        text.append(f"  {one.label}: {one.distance:.0%} elsewhere, {one.flipped} of {one.pictures} flipped{accuracy}")
+        text.append(f"  {one.label}: moved by {one.distance:.1%}, {one.flipped} of {one.pictures} flipped{accuracy}")
+    without = sum(any(picture.empty) for picture in shift.pictures)
+    if without:
+        text.append(f"note: {without} pictures have a map without energy in OLD or NEW; it counts as even")
     text += [] if shift.blame is None else [f"blame by depth: {shift.blame.sentence}"]
     text += [f"note: {note}" for note in shift.notes]
     return text
@@ -35,7 +46,7 @@ def _picture(picture: PictureShift) -> str:
     change = f"{picture.old.label} ({picture.old.probability:.0%})"
     if picture.flipped:
         change += f" -> {picture.new.label} ({picture.new.probability:.0%})"
-    return f"{picture.distance:4.0%} elsewhere  {picture.name}  {change}"
+    return f"{picture.distance:6.1%}  {picture.name}  {change}"
 
 
 def _share(value: float) -> str:

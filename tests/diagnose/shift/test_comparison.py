@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import onnxcam
-from onnxcam import Explainer
+from onnxcam import Explainer, image
 from onnxcam.diagnose.shift import compare
+from onnxcam.diagnose.shift.distance import distances, shares
+from onnxcam.diagnose.shift.null import Seeds
 from onnxcam.errors import InputError, PictureError, SettingError
 from tests.cli.conftest import RAW
 from tests.support.batches import picture
@@ -37,11 +39,9 @@ def retrained(noise: float = 1.0, **options: Any) -> Explainer:
     return Explainer(model, preprocess=RAW, providers=CPU)
 
 
-def total_variation(a: np.ndarray, b: np.ndarray) -> float:
-    """The definition, a map without energy being 1 from any other."""
-    if not a.any() or not b.any():
-        return float(a.any() != b.any())
-    return float(np.abs(a / a.sum() - b / b.sum()).sum() / 2)
+def far(a: np.ndarray, b: np.ndarray) -> float:
+    """The distance of two maps at layer resolution, which tests/diagnose/shift/test_distance.py holds to SciPy's."""
+    return float(distances(shares(a[None]), shares(b[None]))[0])
 
 
 def test_distances_are_those_of_the_maps_of_the_class_that_old_predicts() -> None:
@@ -54,7 +54,7 @@ def test_distances_are_those_of_the_maps_of_the_class_that_old_predicts() -> Non
         assert one.target == first.target == one.old.index == first.predictions[0][0]
         assert one.new.index == second.predictions[0][0]
         assert one.new.probability == pytest.approx(second.predictions[0][2], rel=1e-5)
-        assert one.distance == pytest.approx(total_variation(first.raw_map, second.raw_map), abs=1e-5)
+        assert one.distance == pytest.approx(far(first.raw_map, second.raw_map), abs=1e-5)
         assert one.flipped == (first.predictions[0][0] != second.predictions[0][0])
     assert 0 < len(shift.flipped) < len(PICTURES) and shift.flipped_share == len(shift.flipped) / len(PICTURES)
     order = [one.distance for one in shift.stayed]
@@ -77,8 +77,7 @@ def test_maps_of_other_sizes_are_compared_on_the_picture() -> None:
     larger = compare(old, explainer({**RAW, "resize": resize}, size=None), PICTURES)
     crop = {**RAW, "resize": {"mode": "stretch", "size": [64, 64]}, "crop": {"size": [32, 32], "anchor": "center"}}
     cropped = compare(old, explainer(crop, size=None), PICTURES)
-    assert 0.01 < larger.distance < cropped.distance
-    assert all(one.distance > 0.4 for one in cropped.pictures if not any(one.empty))
+    assert 0.001 < larger.distance < 0.05 < cropped.distance
 
 
 def test_maps_without_energy_have_distances_that_are_numbers() -> None:
@@ -88,7 +87,7 @@ def test_maps_without_energy_have_distances_that_are_numbers() -> None:
             weights.raw_data = np.zeros_like(np.frombuffer(weights.raw_data, np.float32)).tobytes()
     new = Explainer(black, preprocess=RAW, providers=CPU)
     shift = compare(old, new, PICTURES)
-    assert all(one.empty[1] and one.distance == (0.0 if one.empty[0] else 1.0) for one in shift.pictures)
+    assert all(one.empty[1] and (one.distance > 0) is not one.empty[0] for one in shift.pictures)
     assert compare(new, new, PICTURES).distance == 0
 
 
@@ -139,3 +138,45 @@ def test_the_batch_size_of_a_file_changes_nothing() -> None:
     free = compare(explainer(), retrained(), PICTURES)
     fixed = compare(explainer(batch=3), retrained(batch=1), PICTURES)
     assert [one.distance for one in fixed.pictures] == pytest.approx([one.distance for one in free.pictures], abs=1e-6)
+
+
+def test_verdicts_are_given_against_a_null_alone() -> None:
+    seeds = [retrained(noise=0.01 * k) for k in range(1, 7)]
+    assert compare(explainer(), retrained(), PICTURES).verdict is None
+    shift = compare(explainer(), retrained(), PICTURES, null=Seeds(seeds))
+    assert shift.verdict is not None and shift.verdict.moved and shift.verdict.null == "seeds"
+    assert all(one.p is not None and one.p >= 1 / 7 for one in shift.pictures)
+    with pytest.raises(SettingError, match="at least 5"):
+        compare(explainer(), retrained(), PICTURES, null=Seeds(seeds[:4]))
+    shift = compare(explainer(), retrained(noise=0.002), PICTURES, null="augment:4")
+    assert shift.verdict is not None and not shift.verdict.moved
+    shift = compare(explainer(), retrained(), PICTURES, null="augment:4")
+    assert shift.verdict is not None and shift.verdict.moved
+    swapped = compare(explainer(), explainer({**RAW, "color": "BGR"}), PICTURES, null="augment:4")
+    assert swapped.verdict is not None and swapped.verdict.moved
+    with pytest.raises(SettingError, match="the null 'augment:0' is none"):
+        compare(explainer(), retrained(), PICTURES, null="augment:0")
+
+
+def test_energy_in_regions_is_that_of_the_maps_in_the_picture(tmp_path: Path) -> None:
+    names = [f"p/{k}.jpg" for k in range(len(PICTURES))]
+    (tmp_path / "boxes.csv").write_text("picture,x0,y0,x1,y1,name\n0.jpg,3,4,20,30,beak\np/1.jpg,0,0,56,10,\n")
+    old, new = explainer(), retrained()
+    shift = compare(old, new, PICTURES, names=names, regions=tmp_path / "boxes.csv")
+    (pair,) = shift.pictures[0].regions.items()
+    for model, share in zip((old, new), pair[1], strict=True):
+        heatmap = model.explain(PICTURES[0], shift.pictures[0].target, "hirescam", normalize="none").heatmap
+        assert share == pytest.approx(heatmap[4:30, 3:20].sum() / heatmap.sum(), abs=1e-5)
+    assert pair[0] == "beak" and list(shift.pictures[1].regions) == [""] and not shift.pictures[2].regions
+    mask = np.zeros(PICTURES[0].shape[:2], np.uint8)
+    mask[4:30, 3:20] = 1
+    (tmp_path / "masks").mkdir()
+    image.write_png(tmp_path / "masks" / "0.png", mask)
+    masked = compare(old, new, PICTURES, names=names, regions=tmp_path / "masks")
+    assert masked.pictures[0].regions[""] == pytest.approx(pair[1])
+    assert masked.regions[0].pictures == 1 and masked.regions[0].old == pytest.approx(pair[1][0])
+    with pytest.raises(InputError, match="none of the 11 pictures has a region"):
+        compare(old, new, PICTURES, regions={"other.jpg": [[0, 0, 3, 3]]})
+    image.write_png(tmp_path / "masks" / "0.png", mask[:9])
+    with pytest.raises(SettingError, match="give masks of the pictures' size"):
+        compare(old, new, PICTURES, names=names, regions=tmp_path / "masks")

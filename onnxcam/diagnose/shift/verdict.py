@@ -1,0 +1,180 @@
+"""Whether the attention moved more than a null that the user names: the tests, and what they assume."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxcam.errors import SettingError
+
+FALSE_ALARMS = 0.05  # the declared rate
+SEEDS, AUGMENT = "seeds", "augment"
+FEWEST_SEEDS = 5
+_EXACT = 20_000  # ranks up to which their sum's distribution is computed exactly
+_TINY = 1e-12  # a distance of 0 has no logarithm
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to whether the attention moved.
+
+    Attributes:
+        null: `seeds` or `augment`.
+        size: other trainings, or augmentations of each picture.
+        moved: whether the null was rejected at the declared rate.
+        p: the p-value.
+        false_alarms: the declared rate.
+        distance: the statistic of OLD and NEW.
+        usual: the same under the null, on average.
+        sentence: the verdict in words, and what it speaks of.
+    """
+
+    null: str
+    size: int
+    moved: bool
+    p: float
+    false_alarms: float
+    distance: float
+    usual: float
+    sentence: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verdict ready for JSON."""
+        return asdict(self)
+
+
+def judge_retraining(distances: np.ndarray, false_alarms: float = FALSE_ALARMS) -> Verdict:
+    """Judge NEW among OLD and k other trainings of it, by the mean distances of all pairs.
+
+    Let T_i be the logarithm of the mean distance of training i from the other k, and y that of NEW from all k + 1.
+    Where distances are mu + u_i + u_j + e_ij, the T_i vary by (1 - 1/k) u_i, and y - mean(T) by u sqrt(1 + 1/(k + 1)).
+    So t = (y - mean(T)) (1 - 1/k) / (sd(T) sqrt(1 + 1/(k + 1))) is compared with Student's t with k degrees of freedom,
+    one-sided. It assumes that NEW is trained as the others are, up to the seed, and that the effects u are about
+    normal; the false alarms that it really gives were measured (benchmarks/compare.md). Pictures are not the unit: all
+    trainings share them, and only their means enter.
+
+    Arguments:
+        distances: mean distances of pairs, `[k + 2, k + 2]`: OLD, NEW, and the k trainings.
+
+    Raises:
+        SettingError: fewer than five trainings.
+    """
+    count = len(distances) - 2
+    require_seeds(count)
+    rest = np.delete(np.arange(count + 2), 1)
+    among = distances[np.ix_(rest, rest)].sum(axis=1) / count
+    distance, usual = float(distances[1, rest].mean()), float(among.mean())
+    others, new = np.log(np.maximum(among, _TINY)), math.log(max(distance, _TINY))
+    spread = float(others.std(ddof=1)) / (1 - 1 / count) * math.sqrt(1 + 1 / (count + 1))
+    if spread > 0:
+        p = student_tail((new - float(others.mean())) / spread, count)
+    else:
+        p = float(new <= others.max())
+    moved = p <= false_alarms
+    what = "more than" if moved else "no more than"
+    return Verdict(
+        SEEDS, count, moved, p, false_alarms, distance, usual,
+        f"the attention moved {what} retraining moves it: NEW is {distance:.1%} of the picture's side from OLD and its "
+        f"{count} other trainings, they {usual:.1%} from each other (p = {p:.2g}, false alarms {false_alarms:.0%})",
+    )  # fmt: skip
+
+
+def require_seeds(count: int) -> None:
+    """Refuse a verdict on retraining from fewer than five trainings.
+
+    Raises:
+        SettingError: fewer.
+    """
+    if count < FEWEST_SEEDS:
+        raise SettingError(
+            f"null seeds: has {count} other trainings of OLD; a verdict on retraining "
+            f"needs at least {FEWEST_SEEDS}: train OLD again with other seeds, or name no null for effect sizes"
+        )
+
+
+def judge_augmentation(
+    new: np.ndarray, augmented: np.ndarray, false_alarms: float = FALSE_ALARMS
+) -> tuple[Verdict, np.ndarray]:
+    """Judge NEW among small changes of each picture under OLD; return the verdict and a p-value per picture.
+
+    For each picture NEW's distance from OLD's map is ranked among those of M changed copies. Where NEW changes maps as
+    one more such change would, its rank is any of the M + 1 alike, and pictures are independent: the sum of the ranks
+    has an exact distribution. Ties count against NEW having moved.
+
+    Arguments:
+        new: distances of OLD and NEW, `[n]`.
+        augmented: of OLD and its maps of changed copies, `[M, n]`.
+
+    Raises:
+        SettingError: too few pictures for a verdict at this rate.
+    """
+    count, pictures = augmented.shape
+    require_pictures(pictures, count, false_alarms)
+    ranks = (augmented < new).sum(axis=0)
+    p = ranks_tail(int(ranks.sum()), pictures, count)
+    each = (1 + count - ranks) / (count + 1)
+    moved = p <= false_alarms
+    distance, usual = float(new.mean()), float(augmented.mean())
+    what = "more than" if moved else "no more than"
+    verdict = Verdict(
+        AUGMENT, count, moved, p, false_alarms, distance, usual,
+        f"the attention moved {what} {count} small changes of each picture move it: by {distance:.1%} of the picture's "
+        f"side, {usual:.1%} under the changes (p = {p:.2g}, false alarms {false_alarms:.0%}); this speaks of the same "
+        "training in another form (quantization, conversion, another runtime), not of a retraining",
+    )  # fmt: skip
+    return verdict, each
+
+
+def require_pictures(pictures: int, count: int, false_alarms: float = FALSE_ALARMS) -> None:
+    """Refuse a verdict that no outcome could give.
+
+    Raises:
+        SettingError: even the largest ranks are likelier than the declared rate.
+    """
+    if pictures * math.log(count + 1) < -math.log(false_alarms):
+        raise SettingError(
+            f"null augment:{count} on {pictures} {'picture' if pictures == 1 else 'pictures'} can never give a p-value "
+            f"of {false_alarms:g}; compare more pictures, or name more augmentations"
+        )
+
+
+def ranks_tail(total: int, pictures: int, count: int) -> float:
+    """Return P(sum >= total) of `pictures` independent ranks, each of 0 to `count` alike."""
+    if total <= 0:
+        return 1.0
+    if pictures * count <= _EXACT:
+        die = np.full(count + 1, 1 / (count + 1))
+        distribution = np.ones(1)
+        power, left = die, pictures
+        while left:  # by repeated squaring
+            if left & 1:
+                distribution = np.convolve(distribution, power)
+            left >>= 1
+            if left:
+                power = np.convolve(power, power)
+        return float(min(1.0, distribution[total:].sum()))
+    mean, variance = pictures * count / 2, pictures * count * (count + 2) / 12
+    return 0.5 * math.erfc((total - 0.5 - mean) / math.sqrt(2 * variance))
+
+
+def student_tail(t: float, freedom: int) -> float:
+    """Return P(T >= t) of Student's t with an integer number of degrees of freedom (Abramowitz and Stegun 26.7.3-4)."""
+    if not math.isfinite(t):
+        return 0.0 if t > 0 else 1.0
+    angle = math.atan(abs(t) / math.sqrt(freedom))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    term = total = cosine if freedom % 2 else 1.0
+    for n in range(3 if freedom % 2 else 2, freedom - 1, 2):
+        term *= (n - 1) / n * cosine**2
+        total += term
+    if freedom == 1:
+        within = 2 * angle / math.pi
+    elif freedom % 2:
+        within = 2 / math.pi * (angle + sine * total)
+    else:
+        within = sine * total
+    tail = max(0.0, (1 - within) / 2)
+    return tail if t >= 0 else 1 - tail

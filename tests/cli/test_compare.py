@@ -1,0 +1,65 @@
+"""`onnxcam compare`: conditions, exit codes, and a sentence for what cannot be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxcam
+from onnxcam import image
+from tests.cli.conftest import RAW, Run, noise
+from tests.support.models import tiny_cnn
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """OLD, NEW and a model of other classes; pictures of one class each."""
+    for name, options in (("old", {}), ("new", {"seed": 7}), ("four", {"classes": 4})):
+        onnx.save(onnxcam.augment(tiny_cnn(**options), preprocess=RAW), tmp_path / f"{name}.onnx")
+    for k in range(6):
+        (tmp_path / "photos" / str(k % 2)).mkdir(parents=True, exist_ok=True)
+        image.write_png(tmp_path / "photos" / str(k % 2) / f"{k}.png", noise(np.random.default_rng(k), 40, 40))
+    return tmp_path
+
+
+def test_effect_sizes_and_conditions(run: Run, folder: Path) -> None:
+    old, new, photos = folder / "old.onnx", folder / "new.onnx", folder / "photos"
+    result = run("compare", old, new, photos, "--json", "--truth", "by-folder")
+    assert result.code == 0
+    record = json.loads(result.out)
+    assert record["verdict"] is None and record["pictures"] == 6 and record["target"] == "truth"
+    flipped = record["flipped"]["share"]
+    assert record["conditions"] == [] and flipped == np.mean([one["flipped"] for one in record["each"]])
+    assert run("compare", old, old, photos, "--fail-on", "predictions").code == 0
+    result = run("compare", old, new, photos, "--fail-on", "predictions > 1%")
+    assert result.code == (5 if flipped > 0.01 else 0)
+    assert run("compare", old, new, photos, "--fail-on", "predictions > 100%").code == 0
+    result = run("compare", old, new, photos, "--null", "augment:4", "--fail-on", "attention")
+    assert result.code == 5 and result.err.startswith("Failed: the attention moved more than")
+    result = run("compare", old, old, photos, "--null", "augment:4", "--fail-on", "attention")
+    assert result.code == 0 and "no more than" in result.out
+
+
+def test_what_cannot_be_decided_is_a_sentence(run: Run, folder: Path) -> None:
+    old, new, photos = folder / "old.onnx", folder / "new.onnx", folder / "photos"
+    for options, part in (
+        (["--fail-on", "attention"], "name a null"),
+        (["--fail-on", "accuracy"], "--truth"),
+        (["--fail-on", "region > 5%"], "--regions"),
+        (["--fail-on", "luck"], "the condition 'luck' is none"),
+        (["--null", f"seeds:{new}"], "has 1 other trainings of OLD"),
+        (["--null", "seeds:none*.onnx"], "where there is no model"),
+        (["--null", "augment:many"], "is none; expected seeds:"),
+        (["--regions", folder / "none.csv"], "none.csv"),
+    ):
+        result = run("compare", old, new, photos, *options)
+        assert result.code == 2 and part in result.sentence and result.out == "", options
+    result = run("compare", old, folder / "four.onnx", photos)
+    assert result.code == 2 and "OLD has 5 classes and NEW has 4" in result.sentence
+    one = photos / "0" / "0.png"
+    result = run("compare", old, new, one, "--null", "augment:4")
+    assert result.code == 2 and "on 1 picture can never give" in result.sentence

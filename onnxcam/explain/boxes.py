@@ -149,7 +149,7 @@ def _csv(text: bytes, labels: Sequence[str]) -> dict[str, list[Box]]:
         name = (row[column] or "").strip()
         if not name:
             raise SettingError(f"line {reader.line_num} names no picture")
-        label = next((text for key in labels if (text := (row.get(key) or "").strip())), None)
+        label = next((cell for key in labels if (cell := (row.get(key) or "").strip())), None)
         by_picture.setdefault(name, []).append(_box([row[side] for side in _SIDES], label, name))
     return by_picture
 

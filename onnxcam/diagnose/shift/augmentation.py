@@ -32,19 +32,15 @@ def augment(
     rng = np.random.default_rng(seed)
     layout = Layout.of(entry)
     values = np.asarray(layout.to_canonical(tensor)[0], np.float32)
+    mean: Any = np.float32(0)
+    std: Any = np.float32(1)
+    scale = 1.0
     if preprocess is None:
-        low, span = float(values.min()), float(np.ptp(values)) or 1.0
-        mean, std = np.float32(-low), np.float32(1.0)
-        scale = span / 255.0
-    else:
+        mean, scale = np.float32(-values.min()), float(np.ptp(values)) / 255.0 or 1.0
+    elif tensor.dtype != np.uint8:
         mean, std = (np.asarray(part, np.float32).reshape(-1, 1, 1) for part in (preprocess.mean, preprocess.std))
         scale = preprocess.scale
-        if preprocess is not None and tensor.dtype == np.uint8:
-            mean, std, scale = np.float32(0), np.float32(1), 1.0
-    if preprocess is None:
-        levels = (values + mean) / scale
-    else:
-        levels = (values * std + mean) / scale
+    levels = (values * std + mean) / scale
     copies = np.empty((count, *levels.shape), np.float32)
     height, width = levels.shape[1:]
     for copy in copies:
@@ -53,7 +49,7 @@ def augment(
         gain, offset = 1 + rng.uniform(-GAIN, GAIN), rng.uniform(-OFFSET, OFFSET)
         copy[:] = (moved - 127.5) * gain + 127.5 + offset + NOISE * rng.standard_normal(moved.shape, np.float32)
     np.clip(copies, 0.0, 255.0, out=copies)
-    result = copies * scale - mean if preprocess is None else (copies * scale - mean) / std
+    result = (copies * scale - mean) / std
     if tensor.dtype.kind in "ui":
         result = np.rint(result)
     return np.ascontiguousarray(layout.from_canonical(result), tensor.dtype)

@@ -46,6 +46,7 @@ def answer(
         "prediction": top[0]["class_name"],
         "confidence": top[0]["confidence"],
         "top_predictions": top,
+        **model.calibrated(prediction.scores[:1], count),
         "fired": bool(prediction.fired[0]),
         "target": None,
         "layer": question.layer,

@@ -182,5 +182,6 @@ def _prediction(model: Model, scores: np.ndarray, probabilities: np.ndarray, cou
         "class_index": top[0]["class_index"],
         "confidence": top[0]["confidence"],
         "top_predictions": top,
+        **model.calibrated(scores[None], count),
         "scores": scores,
     }

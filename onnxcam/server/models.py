@@ -247,6 +247,23 @@ class Model:
             for rank, index in enumerate(best, start=1)
         ]
 
+    def calibrated(self, scores: np.ndarray, count: int) -> dict[str, Any]:
+        """What a calibrated file says of one row's scores, as answers name it; nothing of any other file.
+
+        Arguments:
+            scores: `[1, K]`.
+            count: classes in `calibrated`.
+        """
+        if self.calibration is None:
+            return {}
+        readout = self.explainer.terms.readout
+        p, inside = self.calibration.probabilities(scores, readout)[0], self.calibration.sets(scores, readout)[0]
+        members = [int(index) for index in np.argsort(-p, kind="stable") if inside[index]]
+        return {
+            "calibrated": self.top(p, count),
+            "prediction_set": [{"class_name": name_of(index, self.labels), "class_index": index} for index in members],
+        }
+
 
 class Models:
     """The models of a server, by name.

@@ -122,8 +122,19 @@ def _answer() -> Schema:
         "prediction": {"type": "string", "description": "name of the best class"},
         "confidence": _NUMBER,
         "top_predictions": _list(_ref("RankedClass"), minItems=1),
+        **_calibrated(),
     }
     return _object({"model": fields.pop("model"), **prediction, **fields}, required)
+
+
+def _calibrated() -> dict[str, Schema]:
+    member = _object({"class_name": _STRING, "class_index": {"type": "integer", "minimum": 0}})
+    return {
+        "calibrated": _list(_ref("RankedClass"), minItems=1)
+        | {"description": "top_predictions at the temperature of a calibrated file; absent of any other"},
+        "prediction_set": _list(member)
+        | {"description": "classes of a calibrated file's set, best first; empty where none fits, which is unsure"},
+    }
 
 
 _EXPLAINED = ("fired", "target", "layer", "method", "statistics", "visible", "warnings")
@@ -171,8 +182,9 @@ def _predictions() -> dict[str, Schema]:
             "class_index": {"type": "integer", "minimum": 0},
             "confidence": _NUMBER,
             "top_predictions": _list(_ref("RankedClass"), minItems=1),
+            **_calibrated(),
             "scores": _list(_NUMBER, minItems=1),
-        }),
+        }, ("prediction", "class_index", "confidence", "top_predictions", "scores")),
         "V1Explanation": _object(fields, ("model", *_EXPLAINED)),
     }  # fmt: skip
 

@@ -146,6 +146,7 @@ class Job:
             best = best_classes(probabilities, self.top_k)
             row |= {"prediction": int(best[0]), "label": name_of(int(best[0]), labels)}
             row |= {name: float(values[name][place]) for name in ("confidence", "margin", "entropy")}
+            row |= self._calibrated(answered.scores[place : place + 1])
             row |= {"top": best.astype(np.int64), "top_confidence": probabilities[best].astype(np.float64)}
         warnings = [*self.explainer.warnings, *loaded.doubts]
         if explained is not None:
@@ -166,6 +167,15 @@ class Job:
             warnings = explanation.warnings
         row["warnings"] = "\n".join(warnings)
         return row
+
+    def _calibrated(self, scores: np.ndarray) -> Row:
+        """The columns of a calibrated file, from one row's scores."""
+        calibration, readout = self.question.terms.calibration, self.question.terms.readout
+        if calibration is None:
+            return {}
+        p, inside = calibration.probabilities(scores, readout)[0], calibration.sets(scores, readout)[0]
+        ranked = np.argsort(-p, kind="stable")
+        return {"calibrated": float(p.max()), "prediction_set": ranked[inside[ranked]].astype(np.int64)}
 
     def _failed(self, error: Exception, ready: Prepared | None = None) -> Row:
         """The row of a picture without an answer."""

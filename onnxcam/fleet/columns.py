@@ -75,6 +75,8 @@ _COLUMNS = (
     Column("confidence", NUMBER, "its probability; null of a regression"),
     Column("margin", NUMBER, "lead of the highest probability over the second"),
     Column("entropy", NUMBER, "entropy of the probabilities, 0 (certain) to 1 (uniform)"),
+    Column("calibrated", NUMBER, "the highest calibrated probability; null of a file without a calibration"),
+    Column("prediction_set", INTEGERS, "indices of the classes in the prediction set, best first; null likewise"),
     Column("value", NUMBER, "the number that a regression predicts; null of a classifier"),
     Column("top", INTEGERS, "indices of the `top_k` best classes, best first"),
     Column("top_confidence", NUMBERS, "their probabilities"),

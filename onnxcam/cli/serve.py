@@ -9,7 +9,7 @@ import click
 
 from onnxcam import runtime
 from onnxcam.cli import options, terminal
-from onnxcam.targets import labels
+from onnxcam.targets import labels as label_files
 
 EPILOG = """\
 \b
@@ -20,6 +20,12 @@ Examples:
   onnxcam serve model.cam.onnx --host 0.0.0.0 --token-file tokens.txt --workers 4
   curl -s -F image=@cat.jpg http://127.0.0.1:8000/predict_with_gradcam
 """
+
+
+# options of the command that are arguments of `Settings`
+_LIMITS = (
+    "max_body", "max_pixels", "queue", "queue_bytes", "timeout", "metrics", "threads", "connections", "drain", "seed",
+)  # fmt: skip
 
 
 @click.command("serve", context_settings=options.CONTEXT, epilog=EPILOG)
@@ -134,18 +140,8 @@ def serve(
     rows: str,
     fast_png: bool,
     no_access_log: bool,
-    layers: tuple[str, ...],
-    labels: str | None,
-    preprocess: str | None,
-    input_size: list[int] | None,
-    value_range: list[float] | None,
-    bands: list[int] | None,
-    scores: str | None,
-    kind: str | None,
-    provider: str,
-    allow_fallback: bool,
     as_json: bool,
-    **limits: Any,
+    **rest: Any,
 ) -> None:
     """Answer requests for predictions and maps over HTTP.
 
@@ -166,6 +162,7 @@ def serve(
     from onnxcam.server.settings import Settings, read_tokens
 
     tokens = None if token_file is None else read_tokens(token_file)
+    limits = {name: rest.pop(name) for name in _LIMITS}
     settings = Settings.of(when=when, tokens=tokens, cors=cors, rows=_rows(rows), compress=not fast_png, **limits)
     try:
         from onnxcam.server import run
@@ -173,13 +170,7 @@ def serve(
         if (error.name or "").startswith("onnxcam"):
             raise
         raise missing(error) from error
-    plan = run.Plan(
-        list(models),
-        settings,
-        monitor,
-        _opening(layers, labels, preprocess, input_size, value_range, bands, scores, kind, provider, allow_fallback),
-        not no_access_log,
-    )
+    plan = run.Plan(list(models), settings, monitor, _opening(**rest), not no_access_log)
     if tokens is None and not _loopback(host):
         terminal.warn([f"whoever reaches {host} may use this server; --token-file FILE asks them for a token"])
     listener = run.bind(host, port)
@@ -201,28 +192,18 @@ def serve(
 
 def _opening(
     layers: tuple[str, ...],
-    labels_file: str | None,
-    preprocess: str | None,
-    input_size: list[int] | None,
+    labels: str | None,
     value_range: list[float] | None,
-    bands: list[int] | None,
-    scores: str | None,
-    kind: str | None,
     provider: str,
-    allow_fallback: bool,
+    **unchanged: Any,
 ) -> dict[str, Any]:
     """The arguments of each explainer."""
     return {
         "layers": list(dict.fromkeys(layers)) or None,
-        "labels": None if labels_file is None else labels.read(labels_file),
-        "preprocess": preprocess,
-        "input_size": input_size,
+        "labels": None if labels is None else label_files.read(labels),
         "value_range": None if value_range is None else (value_range[0], value_range[1]),
-        "bands": bands,
-        "scores": scores,
-        "kind": kind,
         "providers": runtime.parse_provider(provider),
-        "allow_fallback": allow_fallback,
+        **unchanged,
     }
 
 

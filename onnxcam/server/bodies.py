@@ -323,5 +323,5 @@ def _text(name: str, data: bytes) -> str:
 
 
 def _json_type(value: Any) -> str:
-    names = {dict: "object", list: "array", str: "text", bool: "truth value", int: "number", float: "number"}
+    names = {dict: "object", list: "list", str: "text", bool: "truth value", int: "number", float: "number"}
     return names.get(type(value), "null")

@@ -291,6 +291,8 @@ def infer(
     if names.probabilities is not None:
         values[names.probabilities] = _own_probabilities(model, probabilities)
     if explain is not None:
+        if names.scores not in outputs:
+            _require_finite(parts)
         values[names.heatmap] = _heatmaps(model, question, parts)
         values[names.fired] = np.concatenate([part.fired for part in parts])
     elif isinstance(when, bool):
@@ -362,6 +364,22 @@ def _own_probabilities(model: Model, probabilities: np.ndarray) -> np.ndarray:
     readout = model.explainer.terms.readout
     values = probabilities[:, 1:] if readout.signed else probabilities
     return values * np.float32(readout.scale) if readout.scale != 1 else values
+
+
+def _require_finite(parts: Sequence[Prediction]) -> None:
+    """Refuse a map alone of a row whose scores are not finite: it is often zero, and nothing else would tell.
+
+    Raises:
+        InputError: there is such a row.
+    """
+    fired = np.concatenate([part.fired for part in parts])
+    scores = np.concatenate([part.scores for part in parts])
+    broken = fired & ~(np.isfinite(scores) | np.isneginf(scores)).all(axis=1)
+    if broken.any():
+        raise InputError(
+            f"the scores of row {int(broken.argmax())} are not finite, so its map means nothing; look at the values of "
+            "the row, or request the scores beside the map"
+        )
 
 
 def _heatmaps(model: Model, question: Question, parts: Sequence[Prediction]) -> np.ndarray:

@@ -83,7 +83,21 @@ class Server(uvicorn.Server):
         self._state.scheduler.drain()
         if not self.force_exit:
             await asyncio.sleep(self._state.settings.drain)
+        await self._stop_accepting()
         await super().shutdown(sockets)
+
+    async def _stop_accepting(self) -> None:
+        """Let connections that were accepted begin, and accept no more: asyncio drops what has not begun at the end."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        for _ in range(2):  # one round of the loop takes what has come in
+            await asyncio.sleep(0)
+        for listener in (one for server in self.servers for one in server.sockets):
+            with contextlib.suppress(NotImplementedError, OSError, ValueError):  # Windows, and loops of other packages
+                loop.remove_reader(listener.fileno())
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Stop at the first signal, at the second Ctrl-C at once."""
@@ -270,6 +284,8 @@ class _Supervisor:
                     started = True
                     self._ready()
         finally:
+            # the socket listens for as long as anybody has it open: the last worker ends that, with nobody waiting
+            self._listener.close()
             for worker in self._workers:
                 if worker.process.is_alive():
                     worker.process.terminate()

@@ -298,6 +298,14 @@ def test_infinities_are_said(serve: Serve, small: Explainer) -> None:
     assert response.status_code == 422 and "NaN or an infinity" in response.json()["error"]
     outputs = values(infer(client, "/v2/models/small/infer", ("input", x), parameters={"binary_data_output": True}))
     assert not np.isfinite(outputs["logits"]).all()
+    # the map alone is zero, and would say nothing of it
+    rows = np.concatenate([np.zeros_like(x), x])
+    response = infer(client, "/v2/models/small/infer", ("input", rows), outputs=[{"name": "heatmap"}])
+    assert response.status_code == 422 and "the scores of row 1 are not finite" in response.json()["error"]
+    response = infer(
+        client, "/v2/models/small/infer", ("input", rows), outputs=[{"name": "heatmap"}], parameters={"when": "never"}
+    )
+    assert response.status_code == 200
 
 
 def test_the_models_usual_names_are_taken(serve: Serve, tmp_path: Path) -> None:

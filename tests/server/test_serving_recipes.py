@@ -96,7 +96,8 @@ def check_mounted(address: str, explainer: Explainer) -> None:
     assert status == 200 and len(answer["explanations"]) == 1
     with urllib.request.urlopen(f"{address}/openapi.json", timeout=30) as described:
         assert "/predict_with_gradcam" in json.load(described)["paths"]
-    with urllib.request.urlopen(f"{address}/", timeout=30) as page:
+    index = urllib.request.Request(f"{address}/", headers={"Accept": "text/html"})
+    with urllib.request.urlopen(index, timeout=30) as page:
         assert page.headers["content-type"].startswith("text/html")
 
 

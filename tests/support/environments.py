@@ -28,6 +28,8 @@ _SERVER = (*_RUNTIME, "starlette", "uvicorn", "orjson", "python-multipart", "pro
 # what is installed, by the name of an environment
 REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "triton": ("tritonclient[grpc,http]==2.73.0",),
+    # its server is of a version that gives empty tensors to NumPy 2, and that wheel of ONNX Runtime takes NumPy 1
+    "tritonserver": ("nvidia-pytriton==0.7.0", "numpy==1.26.4", "onnxruntime==1.20.1"),
     "kserve": ("kserve==0.21.0", *_RUNTIME),
     "bentoml": ("bentoml==1.4.40", *_SERVER),
     "litserve": ("litserve==0.2.19", *_RUNTIME),

@@ -204,7 +204,8 @@ def bench(
     whole = _input(explainer, pictures, max(sizes), seed)
     cases = []
     for size in sizes:
-        cases += _cases(explainer, plain, source, np.ascontiguousarray(whole[:size]), methods, layer, options)
+        rows = np.ascontiguousarray(whole[:size])
+        cases += _cases(explainer, plain, source, rows, methods, layer, options, providers)
     for method in methods if pictures else ():
         cases.append(Case(f"explain {method}", 1, _explaining(explainer, pictures, method, layer)))
     measured = _measure(cases, rounds, seconds, progress)
@@ -279,6 +280,7 @@ def _cases(
     methods: Sequence[str],
     layer: str | None,
     options: Callable[[], Any],
+    providers: Sequence[runtime.Provider] | None,
 ) -> list[Case]:
     rows = len(batch)
     feed = {explainer.manifest["input"]["name"]: batch}
@@ -291,7 +293,7 @@ def _cases(
     if manifest is not None and manifest.get("pixels"):  # it takes a picture, the other cases a prepared tensor
         where, manifest = explainer.source, explainer.manifest
     if manifest is not None:
-        cases.append(_whole_file(where, manifest, explainer, batch, options))
+        cases.append(_whole_file(where, manifest, batch, options, providers or explainer.providers))
     for method in methods:
         cases.append(
             Case(method, rows, lambda method=method: explainer.attribute(batch, None, method, layer))  # type: ignore[misc]
@@ -304,12 +306,12 @@ def _cases(
 def _whole_file(
     where: str | Serialized,
     manifest: dict[str, Any],
-    explainer: Explainer,
     batch: np.ndarray,
     options: Callable[[], Any],
+    providers: Sequence[runtime.Provider],
 ) -> Case:
     """Run the explainable file as any other client does, with all its maps."""
-    session = runtime.open_session(where, explainer.providers, options(), allow_fallback=True)
+    session = runtime.open_session(where, providers, options(), allow_fallback=True)
     names = [manifest["scores"]["name"], *(name for entry in manifest["layers"] for name in entry["heatmaps"].values())]
     gate = (manifest.get("gate") or {}).get("output")
     names += [gate] if gate else []

@@ -47,7 +47,7 @@ class Explainer:
         value_range: the values that count as pixels of 0 and 255, of pictures of more than 8 bits and of arrays.
         bands: indices of the one or three bands that are shown of pictures of many; None for the first three.
         scores, kind: the output with the class scores, and what they are, as of `onnxcam.augment`.
-        providers: execution providers, names or (name, options); None for the best that really works (CUDA, else CPU).
+        providers: execution providers, names (also `cuda:1`) or (name, options); None for the best that works.
         session_options: `onnxruntime.SessionOptions`.
         allow_fallback: accept a session that does not use every provider named.
         probe: measure facts about a plain classifier on 12 pictures, see `onnxcam.probe`; an explainable model carries

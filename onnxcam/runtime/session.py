@@ -82,7 +82,8 @@ def open_session(
 
     Arguments:
         model: path, bytes, or `LargeModel` (graph and weights of a model over 2 GiB).
-        providers: names or (name, options) pairs; None for the best that works (CUDA, else CPU).
+        providers: names (`cuda:1` and the like too) or (name, options) pairs; None for the best that works (CUDA, else
+            CPU).
         session_options: an `onnxruntime.SessionOptions`; None for `options.serving()`.
         allow_fallback: accept a session in which a named provider is not in use.
 
@@ -104,7 +105,7 @@ def open_session(
     single = isinstance(providers, str) or (
         isinstance(providers, tuple) and len(providers) == 2 and isinstance(providers[1], Mapping)
     )
-    requests: list[Any] = [providers] if single else list(providers)
+    requests = [_full(one) for one in ([providers] if single else providers)]
     names = [p if isinstance(p, str) else p[0] for p in requests]
     available = ort.get_available_providers()
     missing = [name for name in names if name not in available]
@@ -122,6 +123,20 @@ def open_session(
             f"{listing(session.get_providers())}; {_remedy(unused[0])}"
         )
     return session
+
+
+def _full(provider: Any) -> Any:
+    """A provider as ONNX Runtime names it: `cuda:1` is `("CUDAExecutionProvider", {"device_id": 1})`.
+
+    Raises:
+        RuntimeUnavailable: no such provider.
+    """
+    if not isinstance(provider, str) or provider.endswith("ExecutionProvider"):
+        return provider
+    parsed = parse_provider(provider)
+    if parsed is None:
+        raise RuntimeUnavailable("the provider 'auto' is no name; leave providers= out for the best that works")
+    return parsed[0]
 
 
 def _best(ort: Any, model: str | os.PathLike[str] | Serialized, session_options: Any) -> Any:

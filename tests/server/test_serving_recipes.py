@@ -135,6 +135,26 @@ def test_litserve_api(tmp_path: Path, sources: dict[str, str], explainer: Explai
 
 
 @pytest.mark.soak
+def test_ray_serve(tmp_path: Path, sources: dict[str, str], explainer: Explainer) -> None:
+    python, port = environments.environment("ray"), free_port()
+    address = f"http://127.0.0.1:{port}"
+    program = (
+        "import signal, sys, ray; from ray import serve; import ray_serve\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)\n"
+        "serve.start(http_options={'host': '127.0.0.1', 'port': int(sys.argv[1])})\n"
+        "serve.run(ray_serve.app, blocking=True)"
+    )
+    settings = {"PYTHONPATH": f"{sources['PYTHONPATH']}:{RECIPES}", "RAY_USAGE_STATS_ENABLED": "0"}
+    # one machine, one user: a token would be written into the home folder
+    settings["RAY_AUTH_MODE"] = "disabled"
+    # Ray gives its agent 15 s to start, which compiling the modules afresh can take
+    compiled = {"PYTHONPYCACHEPREFIX": str(python.parent.parent / "pycache"), "PYTHONDONTWRITEBYTECODE": ""}
+    with running([python, "-c", program, port], f"{address}/healthz", tmp_path, sources | settings | compiled):
+        check_mounted(address, explainer)
+
+
+@pytest.mark.soak
 def test_kserve_model(tmp_path: Path, sources: dict[str, str], explainer: Explainer) -> None:
     python, port = environments.environment("kserve"), free_port()
     address = f"http://127.0.0.1:{port}"

@@ -37,7 +37,7 @@ def test_what_found_no_time_is_said_and_no_success(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("part", ["parity", "IO binding"])
 def test_a_device_that_computes_something_else_fails(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check = gpu_check.Check("cpu", 1.0)
-    monkeypatch.setattr(gpu_check, "_distance", lambda actual, wanted: 2e-3)
+    monkeypatch.setattr(gpu_check, "_distance", lambda actual, expected: 2e-3)
     (check.parity if part == "parity" else check.io_binding)()
     assert check.failed and set(check.failed) == {part}
 

@@ -111,13 +111,13 @@ class Check:
     def parity(self) -> dict[str, Any]:
         """Best classes, scores and maps against the processor's, and the worst of 24 rows."""
         x, cpu, gpu = self.batch(24), self.open("cpu"), self.open()
-        wanted, actual = cpu.run(x), gpu.run(x)
+        expected, actual = cpu.run(x), gpu.run(x)
         figures: dict[str, Any] = {
-            "same best class": int((wanted.scores.argmax(1) == actual.scores.argmax(1)).sum()),
+            "same best class": int((expected.scores.argmax(1) == actual.scores.argmax(1)).sum()),
             "rows": len(x),
-            "scores": _distance(actual.scores, wanted.scores),
+            "scores": _distance(actual.scores, expected.scores),
         }
-        classes = wanted.scores.argmax(1)
+        classes = expected.scores.argmax(1)
         for method in METHODS:
             rows = x[:4] if method == "saliency" else x
             maps = [
@@ -247,9 +247,9 @@ class Check:
         return figures
 
 
-def _distance(actual: np.ndarray, wanted: np.ndarray) -> float:
+def _distance(actual: np.ndarray, expected: np.ndarray) -> float:
     """The worst row's ‖a - b‖ / ‖b‖."""
-    a, b = (one.reshape(len(one), -1).astype(np.float64) for one in (actual, wanted))
+    a, b = (one.reshape(len(one), -1).astype(np.float64) for one in (actual, expected))
     return float((np.linalg.norm(a - b, axis=1) / np.maximum(np.linalg.norm(b, axis=1), 1e-12)).max())
 
 

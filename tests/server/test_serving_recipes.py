@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,10 @@ def test_ray_serve(tmp_path: Path, sources: dict[str, str], explainer: Explainer
     # Ray gives its agent 15 s to start, which compiling the modules afresh can take
     compiled = {"PYTHONPYCACHEPREFIX": str(python.parent.parent / "pycache"), "PYTHONDONTWRITEBYTECODE": ""}
     with running([python, "-c", program, port], f"{address}/healthz", tmp_path, sources | settings | compiled):
+        for _ in range(SECONDS):  # the proxy answers 404 until the replicas are ready
+            with suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{address}/readyz", timeout=30):
+                break
+            time.sleep(1)
         check_mounted(address, explainer)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
+from starlette.testclient import TestClient
 
 from onnxcam.explain.explainer import Explainer
 from tests.server.conftest import CAT, MODELS
@@ -185,6 +186,55 @@ def test_tritonclient(server: str, folder: Path, expected: dict[str, np.ndarray]
     assert "it has logits, heatmap, fired" in said["errors"]["output"][1]
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_requests_as_the_client_of_kserve_sends_them(
+    client: TestClient, folder: Path, expected: dict[str, np.ndarray], binary: bool
+) -> None:
+    """To the byte those of `InferenceRESTClient` of kserve 0.21, which `test_kserve` runs; here nothing is installed."""
+    headers = {"Accept": "*/*", "Accept-Encoding": "gzip, deflate", "User-Agent": "python-httpx/0.28.1"}
+    paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/lite0/ready", "/", "/v1/models/lite0")
+    live, ready, model, v1_live, v1_model = (client.get(path, headers=headers).json() for path in paths)
+    assert live["live"] is True and ready["ready"] is True and model["ready"] is True and v1_model["ready"] is True
+    assert v1_live["status"].lower() == "alive"
+    x, target = np.load(folder / "batch.npy"), np.array([281, -1, 504])
+    inputs: list[dict[str, Any]] = []
+    for name, datatype, array in (("input", "FP32", x), ("target", "INT64", target)):
+        content = {"parameters": {"binary_data_size": array.nbytes}} if binary else {"data": array.ravel().tolist()}
+        inputs.append({"name": name, "shape": list(array.shape), "datatype": datatype, **content})
+    request = {"id": "r7", "model_name": "lite0", "inputs": inputs, "parameters": {"binary_data_output": binary}}
+    body, kind = json.dumps(request, separators=(",", ":")).encode(), "application/json"
+    if binary:
+        kind = "application/octet-stream"
+        headers["inference-header-content-length"] = str(len(body))
+        body += x.tobytes() + target.tobytes()
+    answer = client.post("/v2/models/lite0/infer", content=body, headers=headers | {"content-type": kind})
+    length = int(answer.headers.get("inference-header-content-length", len(answer.content)))
+    document, start = json.loads(answer.content[:length]), length
+    assert answer.status_code == 200 and document["id"] == "r7"
+    assert [output["name"] for output in document["outputs"]] == ["logits", "heatmap", "fired"]
+    for output in document["outputs"]:
+        dtype = {"FP32": np.float32, "BOOL": np.bool_}[output["datatype"]]
+        if binary:
+            size = output["parameters"]["binary_data_size"]
+            array, start = np.frombuffer(answer.content[start : start + size], dtype), start + size
+        else:
+            array = np.array(output["data"], dtype)
+        array = array.reshape(output["shape"])
+        assert array.tolist() == [True] * 3 if output["name"] == "fired" else close(array, expected[output["name"]])
+    if binary:
+        return
+    headers["content-type"] = kind
+    body = json.dumps({"instances": x.tolist()}, separators=(",", ":")).encode()
+    predictions = client.post("/v1/models/lite0:predict", content=body, headers=headers).json()["predictions"]
+    assert [one["class_index"] for one in predictions] == expected["logits"].argmax(axis=1).tolist()
+    for text, status in ((base64.b64encode(CAT.read_bytes()).decode(), 200), ("%", 422)):
+        body = json.dumps({"instances": [{"b64": text}]}, separators=(",", ":")).encode()
+        answer = client.post("/v1/models/lite0:explain", content=body, headers=headers)
+        assert answer.status_code == status
+        assert set(answer.json()) == ({"predictions", "explanations"} if status == 200 else {"error"})
+
+
+@pytest.mark.soak  # its environment takes more than a minute to install; the test above is its sample
 def test_kserve(server: str, folder: Path, expected: dict[str, np.ndarray], explainer: Explainer) -> None:
     said = environments.run("kserve", KSERVE, server, folder)
     assert (

@@ -62,7 +62,7 @@ def soak(seconds: float, seed: int = 1234, folder: Path | None = None) -> dict[s
     faults: list[str] = []
     samples: list[int] = []
     # rows are fixed, as the server else measures what they gain, and may start threads then
-    options = ["--timeout=3s", "--queue=32", "--threads=2", "--rows=4", "--no-access-log", "--metrics"]
+    options = ["--timeout=10s", "--queue=32", "--threads=2", "--rows=4", "--no-access-log", "--metrics"]
     with tempfile.TemporaryDirectory() as temporary, running(model_file(folder or Path(temporary)), *options) as server:
         for _ in range(10):
             server.explain(picture(480, 640))

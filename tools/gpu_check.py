@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import onnxcam
-from onnxcam import image, models, runtime
+from onnxcam import models, runtime
 from onnxcam.errors import OnnxcamError
 from onnxcam.fleet import Explain
 
@@ -96,7 +96,10 @@ class Check:
         """Versions, and that every session of an explainer is on the device that was named."""
         explainer = self.open()
         explainer.attribute(self.batch(2), method="layercam", size="layer")
-        about: dict[str, Any] = {"onnxcam": onnxcam.__version__, "onnxruntime": runtime.import_onnxruntime().__version__}
+        about: dict[str, Any] = {
+            "onnxcam": onnxcam.__version__,
+            "onnxruntime": runtime.import_onnxruntime().__version__,
+        }
         about["providers"] = explainer.providers
         session = runtime.open_session(self.model, [self.provider])
         about["options"] = session.get_provider_options().get(explainer.providers[0], {}).get("device_id", "")
@@ -167,21 +170,11 @@ class Check:
             x = self.batch(rows)
             there = ort.OrtValue.ortvalue_from_numpy(x, place, number)
 
-            def bound(value: Any) -> Callable[[], Any]:
-                def call() -> Any:
-                    binding = session.io_binding()
-                    if isinstance(value, np.ndarray):
-                        binding.bind_cpu_input(feed, value)
-                    else:
-                        binding.bind_ortvalue_input(feed, value)
-                    for name in names:
-                        binding.bind_output(name, place, number)
-                    session.run_with_iobinding(binding)
-                    return binding.copy_outputs_to_cpu()
-
-                return call
-
-            calls = {"run": lambda x=x: session.run(names, {feed: x}), "bound outputs": bound(x), "all bound": bound(there)}
+            calls = {
+                "run": lambda x=x: session.run(names, {feed: x}),
+                "bound outputs": _bound(session, feed, x, names, (place, number)),
+                "all bound": _bound(session, feed, there, names, (place, number)),
+            }
             results = [call() for call in calls.values()]
             if any(_distance(one[1], results[0][1]) > TOLERANCE for one in results[1:]):
                 self.failed.append("IO binding")
@@ -245,6 +238,26 @@ class Check:
         else:
             self.unmeasured["GPU memory"] = "no GPU"
         return figures
+
+
+def _bound(
+    session: Any, feed: str, value: Any, names: list[str], place: tuple[str, int]
+) -> Callable[[], list[np.ndarray]]:
+    """A run by IO binding: outputs on the device, then copied; the input an array, or there already."""
+
+    def run() -> list[np.ndarray]:
+        binding = session.io_binding()
+        if isinstance(value, np.ndarray):
+            binding.bind_cpu_input(feed, value)
+        else:
+            binding.bind_ortvalue_input(feed, value)
+        for name in names:
+            binding.bind_output(name, *place)
+        session.run_with_iobinding(binding)
+        outputs: list[np.ndarray] = binding.copy_outputs_to_cpu()
+        return outputs
+
+    return run
 
 
 def _distance(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime as ort
@@ -27,7 +27,7 @@ ON_SECOND = [(CUDA, {"device_id": 1})]
 class OnGpu(ort.InferenceSession):
     """A session that says it runs on a GPU, and computes on the processor; `opened` has what each was asked for."""
 
-    opened: list[Any] = []
+    opened: ClassVar[list[Any]] = []
 
     def __init__(self, model: Any, sess_options: Any = None, providers: Any = None, **more: Any) -> None:
         OnGpu.opened.append(providers)
@@ -93,10 +93,11 @@ def test_the_fleet_and_the_hook(gpu: list[Any], model: Path, tmp_path: Path) -> 
 
 
 def test_the_server(gpu: list[Any], model: Path) -> None:
+    from starlette.testclient import TestClient
+
     from onnxcam.image import encode_png
     from onnxcam.server.app import build
     from onnxcam.server.settings import Settings
-    from starlette.testclient import TestClient
 
     opening = {"providers": runtime.parse_provider("cuda:1")}
     with TestClient(build([str(model)], Settings.of(threads=1, rows=1), opening=opening)) as client:

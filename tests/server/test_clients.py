@@ -190,7 +190,7 @@ def test_tritonclient(server: str, folder: Path, expected: dict[str, np.ndarray]
 def test_requests_as_the_client_of_kserve_sends_them(
     client: TestClient, folder: Path, expected: dict[str, np.ndarray], binary: bool
 ) -> None:
-    """To the byte those of `InferenceRESTClient` of kserve 0.21, which `test_kserve` runs; here nothing is installed."""
+    """To the byte those of kserve 0.21's `InferenceRESTClient`, which `test_kserve` runs; nothing is installed here."""
     headers = {"Accept": "*/*", "Accept-Encoding": "gzip, deflate", "User-Agent": "python-httpx/0.28.1"}
     paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/lite0/ready", "/", "/v1/models/lite0")
     live, ready, model, v1_live, v1_model = (client.get(path, headers=headers).json() for path in paths)

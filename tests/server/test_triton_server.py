@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 # joins the requests of a batch, as the backend of ONNX Runtime does
-BACKEND = '''
+BACKEND = """
 import sys
 sys.path.insert(0, {site!r})
 import json, os
@@ -71,7 +71,7 @@ class TritonPythonModel:
             pb_utils.InferenceResponse([pb_utils.Tensor(n, r[k]) for n, r in zip(self.outputs, results)])
             for k in range(len(requests))
         ]
-'''
+"""
 
 ASK = """
 import concurrent.futures, json, sys
@@ -164,7 +164,9 @@ def test_a_triton_server_batches_and_explains(tmp_path: Path, explainer: Explain
     for protocol in ("http", "grpc"):
         assert said[protocol] == [True, True]
         for name, expected in (("logits", scores), ("heatmap", maps)):
-            assert np.abs(np.load(tmp_path / f"{protocol}_{name}.npy") - expected).max() <= 1e-5 * np.abs(expected).max()
+            assert (
+                np.abs(np.load(tmp_path / f"{protocol}_{name}.npy") - expected).max() <= 1e-5 * np.abs(expected).max()
+            )
         each = np.array(said[f"{protocol}_each"], np.float32)
         assert np.abs(each - maps[np.arange(12) % 3]).max() <= 1e-5 * maps.max()
     assert said["names"] == [explainer.labels[index] for index in scores.argmax(axis=1)]  # type: ignore[index]

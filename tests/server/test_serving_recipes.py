@@ -136,7 +136,7 @@ def test_litserve_api(tmp_path: Path, sources: dict[str, str], explainer: Explai
 
 @pytest.mark.soak
 def test_ray_serve(tmp_path: Path, sources: dict[str, str], explainer: Explainer) -> None:
-    python, port = environments.environment("ray"), free_port()
+    python, port = environments.environment("ray_serve"), free_port()
     address = f"http://127.0.0.1:{port}"
     program = (
         "import signal, sys, ray; from ray import serve; import ray_serve\n"

@@ -32,7 +32,7 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "tritonserver": ("nvidia-pytriton==0.7.0", "numpy==1.26.4", "onnxruntime==1.20.1"),
     "kserve": ("kserve==0.21.0", *_RUNTIME),
     "bentoml": ("bentoml==1.4.40", *_SERVER),
-    "ray": ("ray[serve]==2.60.0", *_SERVER),
+    "ray_serve": ("ray[serve]==2.60.0", *_SERVER),
     "litserve": ("litserve==0.2.19", *_RUNTIME),
     "mapie": ("mapie==1.6.0",),
     "ray": ("ray[data]==2.60.0", *_RUNTIME),

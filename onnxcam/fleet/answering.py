@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ class Job:
         ready: Prepared,
         explained: tuple[BatchMaps, int] | None,
     ) -> Row:
-        row, labels = self._empty(), self.question.terms.labels
+        row, labels = dict(self._empty), self.question.terms.labels
         loaded, _, geometry = ready
         probabilities = answered.probabilities[place]
         row["fired"] = bool(answered.fired[place])
@@ -179,11 +180,12 @@ class Job:
 
     def _failed(self, error: Exception, ready: Prepared | None = None) -> Row:
         """The row of a picture without an answer."""
-        row = self._empty() | {"error": reason(error)}
+        row = self._empty | {"error": reason(error)}
         if ready is not None:
             row["height"], row["width"] = map(int, ready[2].picture_size)
         return row
 
+    @cached_property
     def _empty(self) -> Row:
         """A row in which nothing but what holds for every row is set."""
         row: Row = dict.fromkeys(column.name for column in columns(overlay=self.overlay))

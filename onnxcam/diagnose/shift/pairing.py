@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
+from onnxcam import image
 from onnxcam.diagnose.shift.side import Side
 from onnxcam.errors import LayerError, SettingError
 from onnxcam.explain.explainer import Explainer
@@ -42,7 +44,19 @@ def open_pair(
             notes.append(
                 f"the map of layer {side.layer!r} in {what} does not lie on the picture, so its distances say little"
             )
+    first, second = (explainer.preprocess for explainer in explainers)
+    if first != second and first is not None and second is not None:
+        notes.append(
+            f"OLD and NEW prepare pictures differently: {_differences(first, second)}; check that this is meant"
+        )
     return (sides[0], sides[1]), notes
+
+
+def _differences(old: image.Preprocess, new: image.Preprocess) -> str:
+    """The settings in which two preprocessings differ, with both values."""
+    names = [field.name for field in fields(old) if field.compare]
+    pairs = ((name, getattr(old, name), getattr(new, name)) for name in names)
+    return ", ".join(f"{name} {a} in OLD and {b} in NEW" for name, a, b in pairs if a != b)
 
 
 def open_seeds(old: Side, models: Sequence[Any]) -> list[Side]:

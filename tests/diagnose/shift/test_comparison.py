@@ -154,6 +154,7 @@ def test_verdicts_are_given_against_a_null_alone() -> None:
     assert shift.verdict is not None and shift.verdict.moved
     swapped = compare(explainer(), explainer({**RAW, "color": "BGR"}), PICTURES, null="augment:4")
     assert swapped.verdict is not None and swapped.verdict.moved
+    assert "prepare pictures differently: color RGB in OLD and BGR in NEW" in swapped.notes[0]
     with pytest.raises(SettingError, match="the null 'augment:0' is none"):
         compare(explainer(), retrained(), PICTURES, null="augment:0")
 

@@ -11,8 +11,10 @@ OMP_NUM_THREADS=1 python benchmarks/compare.py cost                # in a quiet 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ import retrainings
 
 from onnxcam import Explainer, models
 from onnxcam.diagnose.shift import compare
+from onnxcam.diagnose.shift.blame import blame
+from onnxcam.diagnose.shift.conditions import Condition
 from onnxcam.diagnose.shift.distance import distances, shares
 from onnxcam.diagnose.shift.null import Seeds
 from onnxcam.diagnose.shift.side import Side
@@ -118,7 +122,7 @@ def shortcut(folder: Path) -> None:
 
 
 def quantized(path: Path, folder: Path, pictures: np.ndarray, *, bad: bool) -> Path:
-    """The network in int8 (QDQ), with `bad` the scale of the second convolution's weights four times too small."""
+    """The network in int8 (QDQ), with `bad` the scale of the first layer's activations six times too small."""
     import onnx
     from onnx import numpy_helper
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -151,8 +155,14 @@ def forms(folder: Path, output: Path) -> None:
     pixels, _ = retrainings.classroom().load("mnist").test
     calibration = retrainings.classroom().load("mnist").train[0][:100]
     paths = sorted(folder.glob("seed_*.onnx"))[:DRAWS]
-    hits: dict[str, int] = {}
+    hits: Counter[str] = Counter()
     rng = np.random.default_rng(1234)
+
+    def count(name: str, new: Explainer, old: Explainer, pictures: list[np.ndarray]) -> None:
+        shift = compare(old, new, pictures, null="augment:8")
+        hits[f"{name}: attention"] += Condition.parse("attention").outcome(shift).failed
+        hits[f"{name}: preprocessing"] += Condition.parse("preprocessing").outcome(shift).failed
+
     for path in paths:
         old = explainers([path])[0]
         pictures = list(pixels[rng.choice(len(pixels), PICTURES, replace=False)])
@@ -165,18 +175,16 @@ def forms(folder: Path, output: Path) -> None:
         }
         for name, source in candidates.items():
             new = Explainer(source, preprocess="0..1", providers=["CPUExecutionProvider"], probe=False)
-            hits[name] = hits.get(name, 0) + _moved(old, new, pictures)
+            count(name, new, old, pictures)
+            first = blame(old, new, pictures).first
+            pair = first is not None and first.part == "activation pair" and re.search("relu1|pool1", first.node)
+            hits[f"{name}: blamed on the first layer's pair"] += bool(pair)
+            hits[f"{name}: blamed on something"] += first is not None
         for name, spec in (("wrong mean and deviation", mean), ("wrong scale", scale)):
             new = Explainer(path, preprocess=spec, providers=["CPUExecutionProvider"], probe=False)
-            hits[name] = hits.get(name, 0) + _moved(old, new, pictures)
-    for name, count in hits.items():
-        print(json.dumps({"planted": name, "null": "augment:8", "hits": count, "draws": len(paths)}), flush=True)
-
-
-def _moved(old: Explainer, new: Explainer, pictures: list[np.ndarray]) -> bool:
-    shift = compare(old, new, pictures, null="augment:8")
-    assert shift.verdict is not None
-    return shift.verdict.moved
+            count(name, new, old, pictures)
+    for name, number in hits.items():
+        print(json.dumps({"planted": name, "hits": number, "draws": len(paths)}), flush=True)
 
 
 def cost(count: int = 64, augmentations: int = 4, rounds: int = 5) -> None:

@@ -50,8 +50,9 @@ Examples:
     "conditions",
     multiple=True,
     metavar="CONDITION",
-    help="Exit with 5 if it holds: attention (needs --null), predictions, 'predictions > 1%', accuracy (lost, needs "
-    "--truth), 'region > 10%' (of the energy left it, needs --regions).  Repeatable.",
+    help="Exit with 5 if it holds: attention (needs --null), preprocessing (NEW's file prepares pictures differently), "
+    "predictions, 'predictions > 1%', accuracy (lost, needs --truth), 'region > 10%' (of the energy left it, needs "
+    "--regions).  Repeatable.",
 )
 @truth_option
 @click.option("--layer", "--last-conv", "layer", metavar="NAME", help="Target layer.  [default: each model's own]")

@@ -63,3 +63,22 @@ def test_what_cannot_be_decided_is_a_sentence(run: Run, folder: Path) -> None:
     one = photos / "0" / "0.png"
     result = run("compare", old, new, one, "--null", "augment:4")
     assert result.code == 2 and "on 1 picture can never give" in result.sentence
+
+
+def test_pictures_that_are_prepared_differently_can_fail(run: Run, folder: Path) -> None:
+    old, photos = folder / "old.onnx", folder / "photos"
+    same = run("compare", old, old, photos, "--fail-on", "preprocessing", "--json")
+    assert same.code == 0 and json.loads(same.out)["preparation"] == {"differing": 0, "largest": 0.0, "sentence": ""}
+    for change, part in (
+        ({"color": "BGR"}, "the colours are in the other order"),
+        ({"scale": RAW["scale"] / 2}, "the old times 0.5 plus 0"),
+        ({"mean": [10.0, 10.0, 10.0]}, "the old times 1 plus -10"),
+    ):
+        other = folder / "other.onnx"
+        onnx.save(onnxcam.augment(tiny_cnn(), preprocess=RAW | change), other)
+        result = run("compare", old, other, photos, "--fail-on", "preprocessing")
+        assert result.code == 5 and "prepare 6 of 6 pictures differently" in result.err and part in result.err, (
+            result.err
+        )
+        record = json.loads(run("compare", old, other, photos, "--json").out)
+        assert record["preparation"]["differing"] == 6 and record["preparation"]["largest"] > 0.01

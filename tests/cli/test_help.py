@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import itertools
 import shlex
 from collections.abc import Iterator
 
@@ -48,8 +48,8 @@ def test_help_has_examples_that_parse(name: str) -> None:
     lines = [line.strip() for line in command.epilog.splitlines() if f"onnxcam {name} " in line]
     assert lines
     for line in lines:
-        words = shlex.split(re.split("(?:^| )[|>] ", line.partition(f"onnxcam {name} ")[2])[0])
-        command.make_context(name, words)
+        words = shlex.split(line.partition(f"onnxcam {name} ")[2])
+        command.make_context(name, list(itertools.takewhile(lambda word: word not in ("|", ">"), words)))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

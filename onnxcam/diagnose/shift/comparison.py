@@ -13,13 +13,15 @@ from onnxcam.diagnose.shift import regions as region_files
 from onnxcam.diagnose.shift import verdict as verdicts
 from onnxcam.diagnose.shift.augmentation import augment
 from onnxcam.diagnose.shift.distance import STATISTIC, distances, empty, shares
+from onnxcam.diagnose.shift.inputs import SAME, apart, describe_inputs
 from onnxcam.diagnose.shift.pairing import open_pair, open_seeds
-from onnxcam.diagnose.shift.result import PictureShift, Prediction, Shift
+from onnxcam.diagnose.shift.result import PictureShift, Prediction, Preparation, Shift
 from onnxcam.diagnose.shift.side import Side, SideRun, on_common_plane
 from onnxcam.errors import InputError, PictureError
 from onnxcam.explain.question import SEED
 
 _CHUNK = 8  # pictures per run, as of `Explainer`
+_EXAMPLES = 4  # pictures from which a difference of preparation is described
 OLD, TRUTH = "old", "truth"
 
 
@@ -85,9 +87,11 @@ def compare(
     result: list[PictureShift] = []
     failures: list[tuple[str, Any]] = []
     apart: list[np.ndarray] = []  # of OLD's maps from those of NEW, and from each of the null's
+    inputs = _Inputs(*pair)
     pairs = np.zeros((len(sides), len(sides)))  # of models, sums over the pictures
     for places, prepared in _prepared(sides, pictures, names, failures):
         classes = None if truth is None else [truth[place] for place in places]
+        inputs.add(prepared)
         runs = _run(sides, prepared, classes)
         planes = [shares(maps) for maps in on_common_plane(runs)]
         rows = np.stack([distances(planes[0], plane) for plane in planes[1:]])
@@ -137,6 +141,7 @@ def compare(
         failures,
         notes,
         verdict=verdict,
+        preparation=inputs.result(),
     )
 
 
@@ -204,6 +209,33 @@ class _Prepared:
     @property
     def batch(self) -> np.ndarray:
         return np.concatenate(self.tensors)
+
+
+class _Inputs:
+    """Whether the prepared pictures of OLD and NEW are the same."""
+
+    def __init__(self, old: Side, new: Side) -> None:
+        self._explainers = old.explainer, new.explainer
+        self._alike = new.prepares_like(old)
+        self._distances: list[float] = []
+        self._examples: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, prepared: Sequence[_Prepared]) -> None:
+        """Look at some pictures."""
+        if self._alike:
+            return
+        for row in zip(prepared[0].tensors, prepared[1].tensors, strict=True):
+            self._distances.append(apart(*self._explainers, row))
+            first = (self._examples or [row])[0]
+            alike = all(a.shape == b.shape for a, b in zip(row, first, strict=True))
+            if self._distances[-1] > SAME and len(self._examples) < _EXAMPLES and alike:
+                self._examples.append(row)
+
+    def result(self) -> Preparation:
+        """What was measured."""
+        sentence = describe_inputs(*self._explainers, self._examples) if self._examples else ""
+        differing = sum(distance > SAME for distance in self._distances)
+        return Preparation(differing, max(self._distances, default=0.0), sentence)
 
 
 def _prepared(

@@ -1,4 +1,7 @@
-"""Conditions under which a comparison fails a gate: `attention`, `predictions > 1%`, `accuracy`, `region > 10%`."""
+"""Conditions under which a comparison fails a gate.
+
+`attention`, `preprocessing`, `predictions > 1%`, `accuracy`, `region > 10%`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from onnxcam.diagnose.shift.result import Shift
 from onnxcam.errors import SettingError
 
 ATTENTION, PREDICTIONS, ACCURACY, REGION = "attention", "predictions", "accuracy", "region"
+PREPROCESSING = "preprocessing"
 # the share above which each holds, where none is stated
 DEFAULTS = {PREDICTIONS: 0.0, ACCURACY: 0.0, REGION: 0.1}
 _FORM = re.compile(r"\s*([a-z]+)\s*(?:>\s*([0-9]{1,3}(?:\.[0-9]{1,6})?)\s*%\s*)?")
@@ -20,9 +24,10 @@ class Condition:
     """A condition on a comparison.
 
     Attributes:
-        kind: `attention` (the verdict says that it moved), `predictions` (the share that flipped), `accuracy` (how much
-            of it is lost), `region` (how much of the energy the region that loses most loses).
-        threshold: the share above which it holds, 0 to 1; None for `attention`.
+        kind: `attention` (the verdict says that it moved), `preprocessing` (the two files prepare a picture
+            differently, as measured), `predictions` (the share that flipped), `accuracy` (how much of it is lost),
+            `region` (how much of the energy the region that loses most loses).
+        threshold: the share above which it holds, 0 to 1; None for the first two.
     """
 
     kind: str
@@ -39,11 +44,11 @@ class Condition:
         kind = match[1] if match else ""
         if match and kind in DEFAULTS and (match[2] is None or float(match[2]) <= 100):
             return cls(kind, DEFAULTS[kind] if match[2] is None else float(match[2]) / 100)
-        if match and kind == ATTENTION and match[2] is None:
+        if match and kind in (ATTENTION, PREPROCESSING) and match[2] is None:
             return cls(kind, None)
         raise SettingError(
-            f"the condition {text!r} is none; expected attention, predictions, accuracy or region, the last three with "
-            "a share if wanted: 'predictions > 1%'"
+            f"the condition {text!r} is none; expected attention, preprocessing, predictions, accuracy or region, the "
+            "last three with a share if wanted: 'predictions > 1%'"
         )
 
     def require(self, *, null: bool, truth: bool, regions: bool) -> None:
@@ -69,6 +74,8 @@ class Condition:
         self.require(null=shift.verdict is not None, truth=shift.accuracy is not None, regions=bool(shift.regions))
         if self.kind == ATTENTION and shift.verdict is not None:
             return Outcome(self.kind, shift.verdict.moved, shift.verdict.sentence)
+        if self.kind == PREPROCESSING:
+            return _preprocessing(shift)
         threshold = self.threshold or 0.0
         if self.kind == PREDICTIONS:
             share, what = shift.flipped_share, "of the predictions flipped"
@@ -82,3 +89,11 @@ class Condition:
         failed = share > threshold + 1e-12
         than = "more than" if failed else "not more than"
         return Outcome(self.kind, failed, f"{share:.2%} {what}, {than} {100 * threshold:g} %")
+
+
+def _preprocessing(shift: Shift) -> Outcome:
+    differing, total = shift.preparation.differing, len(shift.pictures)
+    if not differing:
+        return Outcome(PREPROCESSING, False, f"the two files prepare all {total} pictures alike")
+    sentence = f"the two files prepare {differing} of {total} pictures differently: {shift.preparation.sentence}"
+    return Outcome(PREPROCESSING, True, sentence)

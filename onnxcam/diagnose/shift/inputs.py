@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from onnxcam.explain.explainer import Explainer
 from onnxcam.network.layout import Layout
 
-_SAME = 1e-3  # relative distance of tensors that are one
+SAME = 1e-3  # relative distance of tensors that are one
 _EXPLAINED = 0.05  # of the difference left by a change of colours: the change is the reason
 
 
@@ -20,8 +21,7 @@ def describe_inputs(old: Explainer, new: Explainer, rows: Sequence[tuple[np.ndar
         old, new: the classifiers.
         rows: a tensor for each of them, in its own layout.
     """
-    layouts = [Layout.of(one.manifest["input"]) for one in (old, new)]
-    pairs = [(layouts[0].to_canonical(a[:1])[0], layouts[1].to_canonical(b[:1])[0]) for a, b in rows]
+    pairs = [_canonical(old, new, row) for row in rows]
     first, second = ([pair[side].astype(np.float64) for pair in pairs] for side in (0, 1))
     if first[0].shape != second[0].shape:
         sizes = ["x".join(str(side) for side in one[0].shape[::-1]) for one in (first, second)]
@@ -29,7 +29,7 @@ def describe_inputs(old: Explainer, new: Explainer, rows: Sequence[tuple[np.ndar
     a, b = (np.stack([one.reshape(len(one), -1) for one in side], axis=1) for side in (first, second))
     channels = len(a)
     a, b = a.reshape(channels, -1), b.reshape(channels, -1)
-    if channels == 3 and _distance(b[::-1], a) <= _SAME:
+    if channels == 3 and _distance(b[::-1], a) <= SAME:
         return "the colours are in the other order, RGB and BGR"
     plain, turned = _fitted(a, b), _fitted(a[::-1], b)
     if channels == 3 and turned is not None and (plain is None or turned[0] < plain[0] / 2) and turned[0] <= _EXPLAINED:
@@ -38,6 +38,21 @@ def describe_inputs(old: Explainer, new: Explainer, rows: Sequence[tuple[np.ndar
         return f"the new values are {_affine(plain)}"
     named = _fields(old, new)
     return f"they differ in {named}" if named else "not by a change of scale: another resizing, crop or rotation"
+
+
+def apart(old: Explainer, new: Explainer, row: tuple[np.ndarray, np.ndarray]) -> float:
+    """The relative distance of a picture's two prepared tensors; infinite where their sizes differ."""
+    first, second = (one.astype(np.float64) for one in _canonical(old, new, row))
+    return _distance(second, first) if first.shape == second.shape else math.inf
+
+
+def _canonical(old: Explainer, new: Explainer, row: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The tensors `[C, H, W]`."""
+    first, second = (
+        Layout.of(one.manifest["input"]).to_canonical(tensor[:1])[0]
+        for one, tensor in zip((old, new), row, strict=True)
+    )
+    return first, second
 
 
 def _distance(b: np.ndarray, a: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,21 @@ class RegionShift:
     pictures: int
     old: float
     new: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How the two files prepare the same pictures.
+
+    Attributes:
+        differing: of how many pictures the prepared tensors differ, by more than rounding.
+        largest: their largest relative distance; infinite where sizes differ.
+        sentence: what the difference is, empty without one.
+    """
+
+    differing: int
+    largest: float
+    sentence: str
 
 
 @dataclass(slots=True)
@@ -125,6 +141,7 @@ class Shift:
         notes: sentences about what is doubtful in the comparison.
         blame: by depth, where that was determined.
         verdict: whether the attention moved more than the null; None without one.
+        preparation: whether the two files prepare the pictures alike, measured.
     """
 
     old: Explainer = field(repr=False)
@@ -139,6 +156,7 @@ class Shift:
     notes: list[str] = field(default_factory=list)
     blame: Any = None
     verdict: Verdict | None = None
+    preparation: Preparation = Preparation(0, 0.0, "")
 
     @property
     def labels(self) -> Sequence[str] | None:
@@ -233,6 +251,11 @@ class Shift:
             "classes": [asdict(one) for one in self.classes],
             "regions": [asdict(one) for one in self.regions],
             "notes": self.notes,
+            "preparation": {
+                "differing": self.preparation.differing,
+                "largest": self.preparation.largest if math.isfinite(self.preparation.largest) else None,
+                "sentence": self.preparation.sentence,
+            },
             "blame": None if self.blame is None else self.blame.describe(),
             "failed": [str(error) for _, error in self.failures],
             "each": [picture.to_dict() for picture in self.pictures],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +15,7 @@ from onnxcam.cam.registry import Method
 from onnxcam.explain.explanation import Calibrated, Explanation, LazyMap, Map, name_of
 from onnxcam.explain.maps import LAYER_SIZE, fuse, map_size, visible_parts, windows_of
 from onnxcam.explain.question import Question
+from onnxcam.explain.statistics import cells_of
 from onnxcam.explain.warnings import map_warnings, reversed_warnings
 from onnxcam.targets.classes import best_classes
 from onnxcam.targets.objectives import LOG_PROBABILITY, LOGIT, VALUE, Objective, logit
@@ -77,26 +80,27 @@ class BatchMaps(NamedTuple):
         for k, index in enumerate(self.classes[row].tolist()):
             by_layer = self.maps if place is None else self.maps[place : place + 1]
             raw = [np.ascontiguousarray(layer_maps[row, k]) for layer_maps in by_layer]
-            draw = partial(
-                _heatmap,
+            draw = PictureMap(
                 raw,
                 normalize,
                 self.input_size,
                 question.fusion,
                 drawn,
                 geometry,
-                visible if windows else None,
+                visible if any(window is not None for window in windows) else None,
             )
-            heatmap, blank = draw(), None
-            if not (heatmap.max() or heatmap.min()):
+            keep = not (lazy and maps)
+            cells = draw.cells(keep) if height * width > math.prod(self.input_size) else None
+            heatmap, blank = None if cells is not None and cells.any() else draw(), None
+            if heatmap is not None and not (heatmap.max() or heatmap.min()):
                 blank = self._blank(row, index, raw, place, examined > 0)
                 examined -= 1
             raw_map = raw if isinstance(layer, list) else raw[0]
             named = (index, name_of(index, labels), float(self.probabilities[row, index]))
-            if lazy and maps:
-                maps.append(LazyMap(*named, draw, raw_map, blank))
-            else:
+            if keep and heatmap is not None:
                 maps.append(Map(*named, heatmap, raw_map, blank))
+            else:
+                maps.append(LazyMap(*named, draw, raw_map, blank, keep=keep, cells=cells))
         readout = question.terms.readout
         kind, other = (LOGIT, None) if self.objective is None else self.objective.describe(row)
         if kind == LOGIT:
@@ -195,19 +199,43 @@ class BatchMaps(NamedTuple):
         return [(index, name_of(index, labels), float(probabilities[index])) for index in best]
 
 
-def _heatmap(
-    raw: Sequence[np.ndarray],
-    normalize: str,
-    input_size: tuple[int, int],
-    fusion: str,
-    windows: Sequence[Window | None],
-    geometry: image.Geometry,
-    visible: Sequence[image.Rectangle] | None,
-) -> np.ndarray:
+@dataclass(eq=False)
+class PictureMap:
     """One class's heatmap of the original picture, from its maps of layers."""
-    maps = [one[None] for one in raw]
-    fused = fuse(maps, normalize, input_size, fusion, windows=windows, input_size=input_size)[0]
-    heatmap = geometry.to_picture(fused)
-    for part in image.hidden(heatmap.shape, visible) if visible is not None else ():
-        heatmap[part.y0 : part.y1, part.x0 : part.x1] = 0  # where interpolation reaches across the edge
-    return heatmap
+
+    raw: Sequence[np.ndarray]
+    normalize: str
+    input_size: tuple[int, int]
+    fusion: str
+    windows: Sequence[Window | None]
+    geometry: image.Geometry
+    visible: Sequence[image.Rectangle] | None
+
+    def __call__(self) -> np.ndarray:
+        """The heatmap, float32 of the picture's size."""
+        fused = self.__dict__.pop("_fused", None)
+        heatmap = self.geometry.to_picture(self._fuse() if fused is None else fused)
+        for part in image.hidden(heatmap.shape, self.visible) if self.visible is not None else ():
+            heatmap[part.y0 : part.y1, part.x0 : part.x1] = 0  # where interpolation reaches across the edge
+        return heatmap
+
+    def cells(self, keep: bool) -> np.ndarray | None:
+        """Sums over the cells of the heatmap's statistics; None where only the heatmap itself tells them.
+
+        Arguments:
+            keep: whether the map on the input is kept until the heatmap is drawn.
+        """
+        if self.visible is not None:
+            return None
+        fused = self._fuse()
+        if keep:
+            self.__dict__["_fused"] = fused
+        if not (fused.min() >= 0 and np.isfinite(fused.max())):  # what does not count is taken out pixel by pixel
+            return None
+        return self.geometry.to_cells(fused, cells_of(self.geometry.picture_size))
+
+    def _fuse(self) -> np.ndarray:
+        maps = [one[None] for one in self.raw]
+        return fuse(
+            maps, self.normalize, self.input_size, self.fusion, windows=self.windows, input_size=self.input_size
+        )[0]

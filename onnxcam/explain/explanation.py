@@ -15,7 +15,7 @@ from onnxcam import image
 from onnxcam.errors import InputError
 from onnxcam.explain import saving
 from onnxcam.explain.saving import Drawing, unit
-from onnxcam.explain.statistics import describe
+from onnxcam.explain.statistics import describe, of_cells
 from onnxcam.targets.objectives import LOG_PROBABILITY
 from onnxcam.targets.readout import LOGITS, REGRESSION
 
@@ -49,10 +49,13 @@ class Map:
 
 
 class LazyMap(Map):
-    """A map whose heatmap is drawn each time it is asked for: those of many classes do not fit into memory together.
+    """A map whose heatmap is drawn when it is asked for.
 
     Arguments:
         draw: returns the heatmap.
+        keep: whether to draw it once. The heatmaps of many classes do not fit into memory together.
+        cells: sums of the heatmap over the cells of its statistics, as of `onnxcam.explain.statistics.of_cells`; None
+            to draw it for them.
     """
 
     def __init__(
@@ -63,15 +66,28 @@ class LazyMap(Map):
         draw: Callable[[], np.ndarray],
         raw_map: Any,
         blank: str | None = None,
+        *,
+        keep: bool = False,
+        cells: np.ndarray | None = None,
     ) -> None:
         self.__dict__.update(target=target, label=label, probability=probability, raw_map=raw_map, blank=blank)
-        self.__dict__["_draw"] = draw
+        self.__dict__.update(_draw=draw, _keep=keep, _cells=cells)
 
     @property
     def heatmap(self) -> np.ndarray:
         """float32 `[H, W]` of the original picture."""
-        heatmap: np.ndarray = self.__dict__["_draw"]()
+        heatmap: np.ndarray | None = self.__dict__.get("heatmap")
+        if heatmap is None:
+            heatmap = self.__dict__["_draw"]()
+            if self.__dict__["_keep"]:
+                self.__dict__["heatmap"] = heatmap
         return heatmap
+
+    @cached_property
+    def statistics(self) -> dict[str, Any]:
+        """As of `Map`, within 1e-6; the heatmap is not drawn for them."""
+        cells: np.ndarray | None = self.__dict__["_cells"]
+        return describe(self.heatmap) if cells is None else of_cells(cells)
 
 
 @dataclass(frozen=True)

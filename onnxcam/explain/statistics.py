@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from onnxcam.image.geometry import sum_cells
+
 BORDER = 0.1  # width of the frame whose share of the energy is a statistic, as a part of each side
 PEAK = 0.5  # the height of a peak, as a part of the maximum
-_GRID = 32  # maps are averaged down to at most this many cells a side: fast, and smooth maps lose nothing
+GRID = 32  # maps are averaged down to at most this many cells a side: fast, and smooth maps lose nothing
 
 
 def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str, Any]:
@@ -31,10 +34,28 @@ def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str,
         `peaks`: separate regions at or above half of the maximum.
         `region`: the part of the energy inside `region`, if there is one.
     """
-    height, width = np.shape(heatmap)
-    grid = gather(np.asarray(heatmap), (min(height, _GRID), min(width, _GRID)))
+    statistics = of_cells(gather(np.asarray(heatmap), cells_of(np.shape(heatmap))))
+    if region is not None:
+        statistics["region"] = None
+        if not statistics["zero"]:
+            mask = np.clip(np.nan_to_num(np.asarray(region, np.float64)), 0, 1)
+            whole = _clean(np.asarray(heatmap, np.float64))
+            statistics["region"] = _unit((whole * mask).sum() / whole.sum())
+    return statistics
+
+
+def cells_of(size: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the cells to which a map of a size is summed."""
+    return min(size[0], GRID), min(size[1], GRID)
+
+
+def of_cells(grid: np.ndarray) -> dict[str, Any]:
+    """The statistics of a map of which the sums over cells of equal area are known, as of `describe`.
+
+    Arguments:
+        grid: not negative, finite, of shape `cells_of`.
+    """
     names: tuple[str, ...] = ("centroid", "spread", "entropy", "gini", "half_area", "border", "peaks")
-    names = names if region is None else (*names, "region")
     total = float(grid.sum())
     if not total > 0:
         return {"zero": True} | dict.fromkeys(names)
@@ -49,7 +70,7 @@ def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str,
     before = cumulative[half - 1] if half else 0.0
     positive = cells[cells > 0]
     inner = _inside(height) @ share @ _inside(width)
-    statistics: dict[str, Any] = {
+    return {
         "zero": False,
         "centroid": [centre[0], centre[1]],
         "spread": float(np.sqrt(rows @ (y - centre[0]) ** 2 + columns @ (x - centre[1]) ** 2)),
@@ -59,11 +80,6 @@ def describe(heatmap: np.ndarray, region: np.ndarray | None = None) -> dict[str,
         "border": _unit(1 - inner),
         "peaks": _regions(grid >= PEAK * grid.max()),
     }
-    if region is not None:
-        mask = np.clip(np.nan_to_num(np.asarray(region, np.float64)), 0, 1)
-        whole = _clean(np.asarray(heatmap, np.float64))
-        statistics["region"] = _unit((whole * mask).sum() / whole.sum())
-    return statistics
 
 
 def _unit(value: float) -> float:
@@ -80,28 +96,8 @@ def _clean(values: np.ndarray) -> np.ndarray:
 
 def gather(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The energy of a map `[h, w]` summed over `size` cells of equal area, at most `[h, w]`; its position is kept."""
-    values = _cells(_clean(np.asarray(heatmap)), size[0])
-    return np.asarray(_cells(values.astype(np.float64).T, size[1]).T)
-
-
-def _cells(values: np.ndarray, cells: int) -> np.ndarray:
-    """`[side, m]` summed to `[cells, m]`: a pixel that lies in two cells is divided between them.
-
-    No matrix product: BLAS threads that wait for a busy core take twenty times as long as the sums.
-    """
-    side = len(values)
-    if side % cells == 0:  # in one call: each releases the interpreter's lock, and sides like 640 are common
-        return np.asarray(values.reshape(cells, side // cells, *values.shape[1:]).sum(axis=1))
-    edges = np.arange(cells + 1) * (side / cells)
-    first = np.minimum(edges.astype(np.intp), side - 1)
-    part = (edges - first).astype(values.dtype)[:, None]  # of the pixel on each edge, what lies before the edge
-    shared = values[first] * part
-    total = np.empty((cells, *values.shape[1:]), values.dtype)
-    for cell, (start, stop) in enumerate(zip(first[:-1], [*first[1:-1], side], strict=True)):
-        np.add.reduce(values[start:stop], axis=0, out=total[cell])  # reduceat takes six times as long
-    total -= shared[:-1]
-    total[:-1] += shared[1:-1]
-    return np.asarray(total)
+    values = sum_cells(_clean(np.asarray(heatmap)), size[0])
+    return np.asarray(sum_cells(values.astype(np.float64).T, size[1]).T)
 
 
 def _inside(side: int) -> np.ndarray:

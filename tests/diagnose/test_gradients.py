@@ -276,7 +276,13 @@ def test_a_negative_target_that_means_another_class_is_found() -> None:
 
 
 def test_gradients_of_another_shape_are_found() -> None:
-    report = check(edited(lambda op, g: op("ReduceMean", g, np.array([2]), keepdims=1)), providers=CPU)
+    flat = edited(lambda op, g: op("ReduceMean", g, np.array([2]), keepdims=1))
+    with pytest.raises(
+        onnxcam.OnnxcamError, match=r"manifest says that the gradients .* \['N', 6, 24, 24\], the graph has"
+    ):
+        check(flat, providers=CPU)
+    # axes that shape inference does not know
+    report = check(edited(lambda op, g: op("ReduceMean", g, op("Abs", np.array([-2])), keepdims=1)), providers=CPU)
     assert verdicts(report) == ["failed"], report.lines()
     assert any("their shape is [4, 6, 1, 24], that of the layer [4, 6, 24, 24]" in line for line in report.lines())
 

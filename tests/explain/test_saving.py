@@ -119,6 +119,7 @@ def test_maps_of_many_classes_are_drawn_when_asked_for(
     assert all("heatmap" in vars(one) for one in held.maps)
     monkeypatch.setattr(batch_maps, "_TOGETHER", 50 * PICTURE.shape[0] * PICTURE.shape[1])
     drawn = explainer.explain(PICTURE, top=100)
+    assert [one.heatmap.shape for one in drawn.maps] == [PICTURE.shape[:2]] * 100
     assert "heatmap" in vars(drawn.maps[0]) and not any("heatmap" in vars(one) for one in drawn.maps[1:])
     again = pickle.loads(pickle.dumps(drawn))
     for one, other, third in zip(held.maps, drawn.maps, again.maps, strict=True):

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from onnxcam.explain.statistics import describe
+from onnxcam.explain.statistics import cells_of, describe, of_cells
+from onnxcam.image.geometry import Geometry, resize_map
 
 
 def test_one_cell() -> None:
@@ -87,3 +88,40 @@ def test_peaks_are_the_connected_regions_of_opencv() -> None:
         if mask.any():
             regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
             assert describe(mask.astype(np.float32))["peaks"] == regions
+
+
+GEOMETRIES = (
+    Geometry((480, 640), (256, 341), (-16, -58), (224, 224)),  # cropped
+    Geometry((480, 640), (224, 224), (0, 0), (224, 224)),  # stretched
+    Geometry((500, 333), (224, 149), (0, 37), (224, 224)),  # letterbox
+    Geometry((31, 700), (10, 224), (107, 0), (224, 224)),  # fewer rows than cells
+    Geometry((97, 101), (64, 67), (-3, 5), (48, 80)),  # cropped and padded
+    Geometry((97, 101), (97, 101), (0, 0), (97, 101)),
+)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: str(geometry.picture_size))
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_without_the_picture(geometry: Geometry, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    coarse = generator.random((7, 9), np.float32) * (generator.random((7, 9)) > 0.6)
+    heatmap = resize_map(coarse, geometry.input_size)
+    drawn = geometry.to_picture(heatmap).astype(np.float64)
+    cells = cells_of(geometry.picture_size)
+    sums = geometry.to_cells(heatmap, cells)
+    # the sums over cells in float64, from the drawn map
+    edges = [np.linspace(0, side, count + 1) for side, count in zip(drawn.shape, cells, strict=True)]
+    parts = [
+        np.clip(np.minimum(np.arange(side) + 1, e[1:, None]) - np.maximum(np.arange(side), e[:-1, None]), 0, 1)
+        for side, e in zip(drawn.shape, edges, strict=True)
+    ]
+    np.testing.assert_allclose(sums, parts[0] @ drawn @ parts[1].T, rtol=0, atol=2e-6 * max(sums.max(), 1e-9))
+    want, got = describe(drawn.astype(np.float32)), of_cells(sums)
+    assert want.keys() == got.keys()
+    for name, value in want.items():
+        assert got[name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_a_picture_beside_the_input_has_no_energy() -> None:
+    away = Geometry((50, 60), (50, 60), (-100, 0), (40, 60))
+    assert of_cells(away.to_cells(np.ones((40, 60), np.float32), cells_of((50, 60))))["zero"] is True

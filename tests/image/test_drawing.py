@@ -241,3 +241,11 @@ def test_importing_loads_no_heavy_library():
     script = f"import sys, onnxcam.image; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (3, 3)])
+@pytest.mark.parametrize("alpha", [None, 0.4])
+def test_overlays_of_the_smallest_pictures(shape: tuple[int, int], alpha: float | None) -> None:
+    pixels = np.full((*shape, 3), 90, np.uint8)
+    drawn = overlay(pixels, np.ones(shape, np.float32), alpha)
+    assert drawn.shape == pixels.shape and (drawn == drawn[0, 0]).all() and (drawn != pixels).any()

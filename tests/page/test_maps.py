@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxcam.explain.batch_maps import _heatmap
+from onnxcam.explain.batch_maps import PictureMap
 from onnxcam.explain.maps import visible_parts
 from onnxcam.explain.statistics import describe
 from onnxcam.graph.window import Window
@@ -44,7 +44,7 @@ def test_maps_lie_on_the_picture_where_python_puts_them(node: Node) -> None:
                 windows = [] if entry is None else [Window.of(entry)]
                 visible = visible_parts(geometry, windows)
                 marked = visible if windows else None
-                heatmap = _heatmap([raw], "minmax", geometry.input_size, "mean", windows, geometry, marked)
+                heatmap = PictureMap([raw], "minmax", geometry.input_size, "mean", windows, geometry, marked)()
                 want.append((heatmap, visible))
                 names = dict(zip(("picture", "resized", "offset", "input"), geometry, strict=True))
                 cases.append(

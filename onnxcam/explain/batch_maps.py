@@ -235,7 +235,5 @@ class PictureMap:
         return self.geometry.to_cells(fused, cells_of(self.geometry.picture_size))
 
     def _fuse(self) -> np.ndarray:
-        maps = [one[None] for one in self.raw]
-        return fuse(
-            maps, self.normalize, self.input_size, self.fusion, windows=self.windows, input_size=self.input_size
-        )[0]
+        maps, size = [one[None] for one in self.raw], self.input_size
+        return np.asarray(fuse(maps, self.normalize, size, self.fusion, windows=self.windows, input_size=size)[0])

@@ -107,7 +107,7 @@ def remaining(gray: Pixels) -> Pixels:
     # 255 - OPACITY v / KNEE where that is more: half the time of a table. Further down its size does not matter
     rest = cv2.convertScaleAbs(gray, alpha=-OPACITY / KNEE, beta=255.0)
     # not cv2.max: of a picture of one pixel it returns four values (findings/opencv_max_of_one_pixel.sh)
-    return np.maximum(rest, np.uint8(round(255 * (1 - OPACITY))), out=np.asarray(rest))
+    return np.asarray(np.maximum(rest, np.uint8(round(255 * (1 - OPACITY))), out=np.asarray(rest)), np.uint8)
 
 
 @cache

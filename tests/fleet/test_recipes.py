@@ -73,7 +73,7 @@ def test_the_page_shows_the_call_that_it_describes(tmp_path: Path, monkeypatch: 
     exec(block, names)
     assert isinstance(names["explain"], Explain)
     table = names["table"]
-    assert isinstance(table, dict) and table["order"].tolist() == [17, 18] and "path" not in table
+    assert isinstance(table, dict) and list(table["order"]) == [17, 18] and "path" not in table
     assert set(table["label"]) == {"tiger cat"} and len(table["map"][0]) == 49
 
 

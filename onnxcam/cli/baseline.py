@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ def baseline(
 
     SOURCE is a monitor's folder, a baseline, or a table of `onnxcam batch` in which every row is explained. Several are
     merged: the result is the same as of all their records at once, whatever the order. Which records are stored
-    depends on their ids (of rows: their paths) and --seed alone.
+    depends on their ids (of rows: their paths) and --seed alone. A table has to be made as the monitor explains: of the
+    predicted class, and with its layer, method, preprocessing and scores.
     """
     from onnxcam.files import write_bytes
     from onnxcam.monitor import baseline as baselines
@@ -174,6 +175,7 @@ def _of_table(source: Path, when: str | None, limits: dict[str, Any]) -> tuple[d
             f"the layer of {str(source)!r} covers a part of the model's input only, and a table does not say which; "
             "make the baseline from a monitor's records"
         )
+    _check_question(source, about.settings)
     if about.missing:
         notes.append(f"{about.missing} rows are missing in {str(source)!r}: the run was stopped, go on with --resume")
     names = ["path"] if "path" in tables.names_of(source) else []
@@ -189,4 +191,37 @@ def _of_table(source: Path, when: str | None, limits: dict[str, Any]) -> tuple[d
     document, more = baselines.build(table, **limits)
     if table.failed:
         notes.append(f"{table.failed} rows with an error were skipped")
+    if table.others:
+        notes.append(
+            f"{table.others} rows explain another class than the predicted one, which a monitor does only if its file "
+            "is bound to a class"
+        )
     return document, [*notes, *more]
+
+
+def _check_question(source: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a table whose maps are not what a monitor records: they would look like drift.
+
+    Arguments:
+        settings: that it was made with; empty where it is from elsewhere.
+
+    Raises:
+        InputError: it was made for a class, a contrast or probabilities, smoothed, or with options of the method.
+    """
+    from onnxcam.cam import registry
+
+    odd = []
+    if settings.get("target") is not None:
+        odd.append(f"another target than the predicted class ({json.dumps(settings['target'], ensure_ascii=False)})")
+    if settings.get("smooth"):
+        odd.append(f"smoothing ({', '.join(map(str, settings['smooth']))})")
+    options_of = settings.get("option")
+    for name, values in (options_of if isinstance(options_of, dict) else {}).items():
+        if name in registry.methods():
+            usual = json.loads(json.dumps(registry.find(name).options))
+            odd += [f"option {key}={value!r}" for key, value in values.items() if value != usual.get(key)]
+    if odd:
+        raise InputError(
+            f"{str(source)!r} was made with {' and '.join(odd)}, and a monitor explains the predicted class with the "
+            "method's own options; make the table without --target, --contrast, --probability, --smooth and --option"
+        )

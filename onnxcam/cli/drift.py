@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,9 +114,10 @@ def drift(
 ) -> None:
     """Compare the newest records with a baseline.
 
-    Records newer than the baseline (or since --since) are divided into windows, the last of which ends at the newest
-    record. Each window is compared with the baseline: confidence, low-confidence rate, classes, statistics of the maps,
-    and the mean map of each frequent class; records are weighted by the inverse of their sampling probability. The
+    Records newer than the baseline (all, if it is of a table; or those since --since) are divided into windows, the
+    last of which ends at the newest record. Each window is compared with the baseline: confidence, low-confidence rate,
+    classes, statistics of the maps, and the mean map of each frequent class; records are weighted by the inverse of
+    their sampling probability. The
     verdict is ok, drift, or not enough data (fewer than 500 records). Thresholds are bootstrapped from the baseline, so
     that a window without any change is reported as drift at the declared rate, over all statistics together.
 
@@ -158,10 +159,25 @@ def assess_folder(
     scan = reading.Scan()
     replicates = max(drifts.REPLICATES, int(10 / false_alarms))
     detector = drifts.Detector(normal, false_alarms=false_alarms, replicates=replicates, seed=seed)
-    after = None if since is not None else normal.until
-    query = reading.Query(since, until, matches=lambda record: after is None or record["ts"] > after)
+    # the rows of a table have one time, when it was made, which says nothing about which records they were made for
+    after = None if since is not None or normal.since == normal.until else normal.until
+    older = 0
+
+    def later(record: Mapping[str, Any]) -> bool:
+        nonlocal older
+        left_out = after is not None and record["ts"] <= after
+        older += left_out
+        return not left_out
+
+    query = reading.Query(since, until, matches=later)
     assessment = drifts.assess(reading.records(folder, query, scan), detector, window)
-    return assessment, [*scan.notes(), *assessment.notes, *counters.notes(counters.total(folder))]
+    notes = [*scan.notes(), *assessment.notes, *counters.notes(counters.total(folder))]
+    if older and assessment.latest.verdict == "not enough data":
+        notes.append(
+            f"{older:,} records are left out, as they are not newer than the baseline ({normal.until}); give --since "
+            "to compare them too"
+        )
+    return assessment, notes
 
 
 def _print_verdict(verdict: Verdict, *, whole: bool) -> None:

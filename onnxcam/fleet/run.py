@@ -322,6 +322,7 @@ class About:
         model: the model's name; labels: those of its classes, by index.
         missing: rows that are not there yet.
         window: whether the layer covers a part of the model's input only.
+        settings: all that it was made with; empty where it is from elsewhere.
     """
 
     root: str
@@ -331,6 +332,7 @@ class About:
     labels: list[str] | None = None
     missing: int = 0
     window: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def about_table(table: Path) -> About:
@@ -346,7 +348,7 @@ def about_table(table: Path) -> About:
         return About(str(table.absolute()), moment.isoformat(timespec="microseconds") + "Z", None)
     when = part.settings.get("when")
     about = About(part.root, part.started, when if isinstance(when, str) else None)
-    about = replace(about, window=part.settings.get("window") is not None)
+    about = replace(about, window=part.settings.get("window") is not None, settings=dict(part.settings))
     if not table.is_dir() or not (table / NAME).exists():
         return about
     document = state(table)

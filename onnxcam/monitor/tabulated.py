@@ -29,6 +29,7 @@ class Table:
 
     Attributes:
         failed: rows with an error so far, which are skipped.
+        others: rows so far that explain another class than the predicted one.
 
     Arguments:
         batches: the columns above, a few rows at a time.
@@ -51,7 +52,7 @@ class Table:
         name: str | None = None,
         labels: Sequence[str] | None = None,
     ) -> None:
-        self.failed = 0
+        self.failed = self.others = 0
         self._batches = batches
         self._root = root
         self._moment = moment
@@ -71,6 +72,7 @@ class Table:
             errors = batch["error"]
             good = np.array([not error for error in errors], bool)
             self.failed += int((~good).sum())
+            self.others += int((good & (np.asarray(batch["target"]) != np.asarray(batch["prediction"]))).sum())
             unexplained = int((good & ~np.asarray(batch["fired"], bool)).sum())
             if unexplained:
                 raise InputError(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from onnxcam.cli.baseline import _check_question
 from onnxcam.errors import InputError
 from onnxcam.monitor import baseline as baselines
 from tests.cli.conftest import Run
@@ -35,3 +37,20 @@ def test_the_command_merges_files_and_folders(run: Run, tmp_path: Path) -> None:
     bad = run("monitor", "baseline", tmp_path / "bad.json", tmp_path / "b", "-o", tmp_path / "x.json")
     assert bad.code == 1 and "bad.json' is not a baseline" in bad.err
     assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"target": 5}, "another target than the predicted class (5)"),
+        ({"smooth": ["noise"]}, "smoothing (noise)"),
+        ({"method": "scorecam", "option": {"scorecam": {"batch": 1}}}, "option batch=1"),
+    ],
+)
+def test_a_table_of_another_question_is_no_baseline(change: dict[str, Any], said: str) -> None:
+    plain = {"target": None, "smooth": [], "option": {"gradcam": {}}}
+    _check_question(Path("t"), plain)
+    _check_question(Path("t"), {})
+    with pytest.raises(InputError) as error:
+        _check_question(Path("t"), plain | change)
+    assert said in str(error.value) and "without --target" in str(error.value)

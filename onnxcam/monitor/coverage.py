@@ -20,6 +20,7 @@ from onnxcam.network.calibration.intervals import miscovered, observed_coverage_
 
 RATE = 0.01  # of false alarms, over all looks together
 BELOW, ABOVE = "below", "above"
+TOP, ALLOWED = "top", "allowed"  # what a set has that would be empty: the most likely class, or nothing
 _SHARES = 24  # of each mixture
 _BAND = 20_000  # pictures up to which the band is computed exactly
 _CHUNK = 4096
@@ -37,6 +38,8 @@ class Coverage:
         since: number of pictures after which it had.
         evidence: how much likelier the pictures are if the coverage is lower, and if it is higher: the largest so far.
         rate: the probability of any alarm, ever, while nothing has changed, is at most this.
+        at_least: whether sets may cover more than they were calibrated for, as those that are never empty: then only
+            `below` is an alarm, and the band ends at 1.
     """
 
     pictures: int
@@ -48,6 +51,7 @@ class Coverage:
     since: int | None
     evidence: tuple[float, float]
     rate: float
+    at_least: bool = False
 
     @property
     def coverage(self) -> float | None:
@@ -61,6 +65,7 @@ class Coverage:
             "covered": self.covered,
             "coverage": self.coverage,
             "expected": 1 - self.alpha,
+            "at_least": self.at_least,
             "calibration_pictures": self.n,
             "band": None if self.band is None else list(self.band),
             "alarm": self.alarm,
@@ -76,7 +81,7 @@ class Coverage:
         band = "" if self.band is None else f"; 95 % band {100 * self.band[0]:.1f} to {100 * self.band[1]:.1f} %"
         text = (
             f"coverage {100 * self.coverage:.1f} % of {self.pictures:,} pictures, calibrated for "
-            f"{100 * (1 - self.alpha):g} %{band}"
+            f"{'at least ' if self.at_least else ''}{100 * (1 - self.alpha):g} %{band}"
         )
         if self.alarm is None:
             return f"{text}: no change is shown"
@@ -87,13 +92,15 @@ class Coverage:
         )
 
 
-def check(missed: np.ndarray, alpha: float, n: int, rate: float = RATE) -> Coverage:
-    """Test the coverage on pictures in the order in which their true classes became known.
+def check(missed: np.ndarray, alpha: float, n: int, rate: float = RATE, *, at_least: bool = False) -> Coverage:
+    """Test the coverage on pictures in their order, which must not depend on whether sets miss.
 
     Arguments:
         missed: bool `[T]`, whether each set missed the true class.
         alpha, n: of the calibration.
         rate: of false alarms.
+        at_least: whether sets may cover more than calibrated for although nothing has changed, as those that are never
+            empty do. Then only `below` is an alarm: fewer misses never are evidence for it.
     """
     missed = np.asarray(missed, bool)
     total, short = len(missed), miscovered(n, alpha)
@@ -121,7 +128,11 @@ def check(missed: np.ndarray, alpha: float, n: int, rate: float = RATE) -> Cover
                 crossed[side] = start + int(beyond[0]) + 1
         misses, usual = misses + int(part.sum()), float(logs[-1])
     alarms = [(picture, name) for picture, name in zip(crossed, (BELOW, ABOVE), strict=True) if picture is not None]
+    if at_least:
+        alarms = [alarm for alarm in alarms if alarm[1] == BELOW]
     since, alarm = min(alarms) if alarms else (None, None)
     band = observed_coverage_interval(n, alpha, total) if 0 < total <= _BAND else None
+    if at_least and band is not None:
+        band = band[0], 1.0
     low, high = (math.exp(min(value, 700.0)) for value in largest)
-    return Coverage(total, total - misses, alpha, n, band, alarm, since, (low, high), rate)
+    return Coverage(total, total - misses, alpha, n, band, alarm, since, (low, high), rate, at_least)

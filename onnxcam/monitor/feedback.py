@@ -16,12 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from onnxcam.documents import DocumentError, parse_json
 from onnxcam.errors import InputError, LabelsError, OutputError, TargetError
+from onnxcam.monitor import counters
 from onnxcam.monitor import coverage as coverages
 from onnxcam.monitor.coverage import Coverage
 from onnxcam.monitor.schema import Record
@@ -31,6 +32,7 @@ from onnxcam.monitor.timestamps import timestamp
 FOLDER = "feedback"
 SCHEMA = 1
 MOST = 200_000  # newest lines that are read
+_TOLERANCE = 0.02  # share of traffic that may be missing among records before these are no fair sample
 _LONGEST = 1024  # bytes of a line
 _IDENTITY = 256  # characters
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\.jsonl")
@@ -125,56 +127,91 @@ def prune(root: Path, age: float, now: float) -> int:
     return removed
 
 
+class _Calibration(NamedTuple):
+    """What sets depend on: sets of one calibration, behind one condition, are tested together."""
+
+    model: str | None
+    when: str | None
+    alpha: float
+    n: int
+    never_empty: bool
+
+
+class _Kind(NamedTuple):
+    """Records that are equally likely to be there."""
+
+    reason: str
+    sample: float
+
+
+class _Match(NamedTuple):
+    """A record with feedback; without a set `calibration` is None."""
+
+    calibration: _Calibration | None
+    kind: _Kind
+    record: str
+    time: str
+    right: bool
+    missed: bool
+    unnamed: bool
+
+
 @dataclass
 class Outcomes:
-    """Compares feedback with records, which are added in one pass.
-
-    Attributes:
-        matched, right: records with feedback, and those whose prediction was right.
-        repeated: ids that several records have.
-    """
+    """Compares feedback with records, which are added in one pass."""
 
     truths: Truths
-    matched: int = 0
-    right: int = 0
-    repeated: int = 0
-    _order: dict[str, int] = field(default_factory=dict)
-    _rows: dict[str, tuple[tuple[Any, ...], str, float, bool, str] | None] = field(default_factory=dict)
-    _records: Counter[tuple[tuple[Any, ...], str]] = field(default_factory=Counter)
-    _samples: dict[tuple[tuple[Any, ...], str], float] = field(default_factory=dict)
-    _last: tuple[Any, ...] | None = None
-    _unnamed: int = 0
+    _matches: dict[str, _Match] = field(default_factory=dict)
+    _bearers: Counter[str] = field(default_factory=Counter)  # records that an id is of
+    _records: Counter[tuple[_Calibration, _Kind]] = field(default_factory=Counter)
+    _last: _Calibration | None = None
 
-    def __post_init__(self) -> None:
-        self._order = {identity: number for number, identity in enumerate(self.truths.by_id)}
+    @property
+    def matched(self) -> int:
+        """The number of records with feedback."""
+        return len(self._pairs())
+
+    @property
+    def right(self) -> int:
+        """The number of those whose prediction was right."""
+        return sum(match.right for match in self._pairs().values())
+
+    @property
+    def repeated(self) -> int:
+        """The number of ids that several records have: which of them is meant cannot be known."""
+        return sum(count > 1 for count in self._bearers.values())
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any record has a prediction set."""
+        return self._last is not None
+
+    def _pairs(self) -> dict[str, _Match]:
+        """The records with feedback, by the id that it was given for."""
+        return {identity: match for identity, match in self._matches.items() if self._bearers[identity] == 1}
 
     def add(self, record: Record) -> None:
         """Take one record into account."""
         prediction, trigger = record["prediction"], record["trigger"]
-        members, sample = prediction.get("set"), trigger.get("sample")
-        key: tuple[Any, ...] | None = None
+        members, sample = prediction.get("set"), float(trigger.get("sample") or 0.0)
+        kind, calibration = _Kind(trigger["reason"], sample), None
         if members and sample:
-            key = (record["model"].get("sha256"), members["alpha"], members["n"])
-            self._last = key
-            self._records[key, trigger["reason"]] += 1
-            self._samples[key, trigger["reason"]] = float(sample)
-        identity = next((name for name in (record["id"], record.get("request")) if name in self.truths.by_id), None)
-        if identity is None:
+            model, never_empty = record["model"].get("sha256"), members.get("empty") == coverages.TOP
+            calibration = _Calibration(model, trigger.get("when"), members["alpha"], members["n"], never_empty)
+            self._last = calibration
+            self._records[calibration, kind] += 1
+        names = [name for name in dict.fromkeys((record["id"], record.get("request"))) if name in self.truths.by_id]
+        self._bearers.update(names)
+        if not names:
             return
-        if identity in self._rows:
-            self.repeated += self._rows[identity] is not None
-            self._rows[identity] = None
-            return
-        truth = self.truths.by_id[identity]
-        top = prediction["top"]
-        self.matched += 1
-        self.right += bool(top) and top[0]["index"] == truth
-        if key is None:
-            return
-        missed = truth not in members["classes"]
-        if missed and prediction.get("set_size", 0) > len(members["classes"]):
-            self._unnamed, missed = self._unnamed + 1, False
-        self._rows[identity] = (key, trigger["reason"], float(sample), missed, record["id"])
+        truth, top = self.truths.by_id[names[0]], prediction["top"]
+        right = bool(top) and top[0]["index"] == truth
+        missed = unnamed = False
+        if calibration is not None:
+            outside = truth not in members["classes"]
+            unnamed = outside and prediction.get("set_size", 0) > len(members["classes"])
+            missed = outside and not unnamed
+        self._matches[names[0]] = _Match(calibration, kind, record["id"], record["ts"], right, missed, unnamed)
 
     def watch(self, records: Iterable[Record]) -> Iterator[Record]:
         """Take records into account as they pass."""
@@ -187,47 +224,46 @@ class Outcomes:
 
         Records are no fair sample of traffic: uncertain predictions are recorded more often. So each record with
         feedback stays in with a probability that makes all predictions equally likely to be in, drawn from its id.
+        Where that probability is unknown, as limits dropped rows, the coverage is not told.
 
         Arguments:
-            counts: of the monitors, which say whether there were confident predictions.
+            counts: of the monitors, which say whether there were confident predictions, and what limits dropped.
         """
         notes = self._notes()
-        key = self._last
-        if key is None:
+        calibration, totals = self._last, counts or {}
+        if calibration is None:
             return None, notes
-        rows = sorted(
-            (self._order[identity], row) for identity, row in self._rows.items() if row is not None and row[0] == key
-        )
-        with_feedback = Counter(row[1] for _, row in rows)
-        reasons = [reason for other, reason in self._records if other == key]
-        if "baseline" not in reasons and (counts or {}).get("confident"):
-            return None, [
-                *notes,
-                "the coverage cannot be told: only uncertain predictions were recorded, and their sets are no fair "
-                "sample; set `baseline_sample` above 0",
-            ]
-        without = [reason for reason in reasons if not with_feedback[reason]]
-        if not rows or without:
-            if rows:
-                kind = "of the baseline's sample" if "baseline" in without else "that met the condition"
-                notes.append(
-                    f"the coverage cannot be told: no record {kind} has feedback, and the others' sets are no fair "
-                    "sample of traffic; give true classes of both"
-                )
-            return None, notes
-        shares = {
-            reason: self._samples[key, reason] * min(1.0, with_feedback[reason] / self._records[key, reason])
-            for reason in reasons
-        }
+        pairs = self._pairs()
+        # in the order of predictions: that in which true classes came may be uncertain ones first
+        rows = sorted((match for match in pairs.values() if match.calibration == calibration), key=_moment)
+        others = sum(match.calibration not in (None, calibration) for match in pairs.values())
+        if others:
+            notes.append(
+                f"{others:,} pictures with feedback are of another model, condition or calibration than the newest "
+                "record, and are left out of the coverage"
+            )
+        kinds = {kind: count for (other, kind), count in self._records.items() if other == calibration}
+        with_feedback = Counter(match.kind for match in rows)
+        doubt = _doubt(kinds, with_feedback, totals)
+        if doubt:
+            return None, [*notes, f"the coverage cannot be told: {doubt}"]
+        shares = {kind: kind.sample * min(1.0, with_feedback[kind] / kinds[kind]) for kind in with_feedback}
         least = min(shares.values())
-        missed = [row[3] for _, row in rows if _draw(row[4]) < least / shares[row[1]]]
-        left = len(rows) - len(missed)
+        inside = [match for match in rows if _draw(match.record) < least / shares[match.kind]]
+        left = len(rows) - len(inside)
         if left:
             notes.append(
                 f"{left:,} of {len(rows):,} pictures with feedback are left out of the coverage, drawn so that all "
                 "predictions are equally likely to be in; with `baseline_sample` nearer to `sample` fewer would be"
             )
-        return coverages.check(np.array(missed, bool), float(key[1]), int(key[2])), notes
+        if not inside:
+            return None, [*notes, "the coverage cannot be told: not enough data, as none of these pictures is left"]
+        unnamed = sum(match.unnamed for match in inside)
+        if unnamed:
+            notes.append(f"{unnamed:,} sets have more classes than records name, and count as containing the true one")
+        missed = np.array([match.missed for match in inside], bool)
+        _, _, alpha, n, never_empty = calibration
+        return coverages.check(missed, float(alpha), int(n), at_least=never_empty), notes
 
     def describe(self, coverage: Coverage | None) -> dict[str, Any]:
         """The numbers, for JSON."""
@@ -253,14 +289,50 @@ class Outcomes:
             notes.append(f"{self.truths.older:,} older lines of feedback were not read: {MOST:,} are")
         if self.repeated:
             notes.append(f"{self.repeated:,} ids are of several records, and were left out: give the records' own ids")
-        if self._unnamed:
-            notes.append(
-                f"{self._unnamed:,} sets have more classes than records name, and count as containing the true one"
-            )
-        absent = len(self.truths.by_id) - len(self._rows.keys() & self.truths.by_id.keys())
-        if absent and self.matched:
-            notes.append(f"{absent:,} of {len(self.truths.by_id):,} ids with feedback have no record with a set")
+        absent = len(self.truths.by_id) - len(self._bearers)
+        if absent:
+            notes.append(f"{absent:,} of {len(self.truths.by_id):,} ids with feedback have no record")
         return notes
+
+
+def _moment(match: _Match) -> tuple[str, str]:
+    return match.time, match.record
+
+
+def _doubt(kinds: Mapping[_Kind, int], with_feedback: Mapping[_Kind, int], counts: Mapping[str, Any]) -> str | None:
+    """Why records with feedback cannot be made a fair sample of traffic; None if they can.
+
+    Arguments:
+        kinds: records of each kind.
+        with_feedback: those with feedback.
+        counts: of the monitors.
+    """
+    if not any(with_feedback.values()):
+        return "not enough data, as no record with a set has feedback"
+    dropped = counters.limited(counts)
+    if dropped > _TOLERANCE:
+        return (
+            f"rate, budget or queue dropped {100 * dropped:.1f} % of the rows worth explaining, uncertain ones more "
+            f"often than others, so that the records are no fair sample (up to {100 * _TOLERANCE:g} % may be dropped); "
+            "raise `rate` and `daily_budget` or lower `sample`, and record into a new folder"
+        )
+    reasons = {kind.reason for kind in kinds}
+    if "baseline" not in reasons and counts.get("confident"):
+        return (
+            "only uncertain predictions were recorded, and their sets are no fair sample; set `baseline_sample` above 0"
+        )
+    traffic = sum(count / kind.sample for kind, count in kinds.items())
+    without = [kind for kind in kinds if not with_feedback.get(kind)]
+    if sum(kinds[kind] / kind.sample for kind in without) <= _TOLERANCE * traffic:
+        return None
+    kind = max(without, key=lambda kind: kinds[kind] / kind.sample)
+    what = "of the baseline's sample" if kind.reason == "baseline" else "that met the condition"
+    several = sum(other.reason == kind.reason for other in kinds) > 1
+    sampled = f" and was sampled at {kind.sample:g}" if several else ""
+    return (
+        f"no record {what}{sampled} has feedback, and the others' sets are no fair sample of traffic; give true "
+        "classes of both"
+    )
 
 
 def read_table(path: Path, labels: Sequence[str] | None) -> list[tuple[str, int]]:
@@ -276,8 +348,8 @@ def read_table(path: Path, labels: Sequence[str] | None) -> list[tuple[str, int]
 
     pairs = []
     for number, identity, text in truth.rows(path, ("id", "request", "record")):
-        index = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else _index_of(text, labels)
-        if index is None or (labels is not None and index >= len(labels)):
+        index = _index_of(text, labels)
+        if index is None or index < 0 or (labels is not None and index >= len(labels)):
             hint = f"expected 0 to {len(labels) - 1} or a label" if labels else "write indices, or give --labels"
             raise LabelsError(f"{text[:60]!r} in line {number} of {str(path)!r} is no class; {hint}")
         pairs.append((identity, index))
@@ -285,12 +357,14 @@ def read_table(path: Path, labels: Sequence[str] | None) -> list[tuple[str, int]
 
 
 def _index_of(text: str, labels: Sequence[str] | None) -> int | None:
-    from onnxcam.targets.classes import find_label
+    """The class that a text means: a label first, as everywhere, so that labels may be numbers."""
+    from onnxcam.targets.classes import by_text, find_label
 
-    if labels is None:
-        return None
     try:
-        return int(find_label(text, labels))
+        meaning = by_text(text, labels)
+        if isinstance(meaning, int):
+            return meaning if meaning < 2**31 else None
+        return None if labels is None else int(find_label(meaning, labels))
     except TargetError:
         return None
 

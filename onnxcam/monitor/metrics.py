@@ -176,6 +176,7 @@ def _coverage_values(folder: Path) -> dict[str, tuple[str, float]]:
     values = {
         "feedback_matched": ("Records whose true class became known", float(outcomes.matched)),
         "feedback_right": ("Those whose prediction was right", float(outcomes.right)),
+        "coverage_available": ("1 if the coverage can be tested", float(coverage is not None)),
     }
     if coverage is not None and coverage.coverage is not None:
         values["coverage_ratio"] = ("Share of prediction sets with the true class", coverage.coverage)

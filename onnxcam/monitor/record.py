@@ -99,7 +99,7 @@ def build(
             all of it. The map says nothing about the rest, whose values are 0.
         calibrated: the largest calibrated probability; None without a calibration.
         prediction_set: `{"size": classes in it, "classes": their indices, "alpha": …, "n": pictures of the
-            calibration}`; None without one.
+            calibration, "empty": "allowed" | "top"}`; None without one.
 
     Numbers that are not finite become null, because JSON cannot represent them.
 
@@ -172,7 +172,7 @@ def _set(prediction_set: Mapping[str, Any]) -> dict[str, Any]:
     size = int(prediction_set["size"])
     classes = [int(index) for index in prediction_set["classes"]]
     alpha, n = unit(prediction_set["alpha"]), int(prediction_set["n"])
-    return {"set_size": size, "set": {"classes": classes, "alpha": alpha, "n": n}}
+    return {"set_size": size, "set": {"classes": classes, "alpha": alpha, "n": n, "empty": prediction_set["empty"]}}
 
 
 def small(heatmap: np.ndarray) -> dict[str, Any]:

@@ -68,11 +68,14 @@ _RECORD: dict[str, Any] = _object(
                         "classes": {"type": "array", "items": _INDEX},
                         "alpha": {"type": "number", "minimum": 0, "maximum": 1},
                         "n": {"type": "integer", "minimum": 1},
-                    }
+                        "empty": {"enum": ["allowed", "top"]},
+                    },
+                    optional=("empty",),
                 )
                 | {
                     "description": "the prediction set: its classes, the most likely first, at most 200; the share of "
-                    "sets that may miss the true class, and the number of pictures that it was calibrated on"
+                    "sets that may miss the true class, the number of pictures that it was calibrated on, and what "
+                    "a set has that would be empty: nothing, or the most likely class"
                 },
             },
             optional=("calibrated", "set_size", "set"),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcam.errors import InputError, SettingError
+from onnxcam.monitor import coverage
 from onnxcam.monitor.admission import Sampler
 from onnxcam.monitor.traffic import Ranking
 from onnxcam.network.calibration.record import of_manifest
@@ -114,6 +115,7 @@ class Selector:
                 "classes": [int(index) for index in ranked if row[index]][:NAMED],
                 "alpha": calibration.alpha,
                 "n": calibration.n,
+                "empty": coverage.TOP if calibration.rule.never_empty else coverage.ALLOWED,
             }
             for row, ranked in zip(inside, order, strict=True)
         ]

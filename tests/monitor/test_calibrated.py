@@ -83,6 +83,7 @@ def test_records_are_of_the_rows_that_meet_the_condition(
         assert prediction["set_size"] == size[row]
         assert prediction["set"] == {
             "classes": [k for k in np.argsort(-scores[row]) if inside[row, k]], "alpha": 0.1, "n": 200,
+            "empty": "allowed",
         }  # fmt: skip
         assert prediction["calibrated"] == pytest.approx(p[row], abs=1e-6)
 

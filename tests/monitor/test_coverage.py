@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from onnxcam.errors import InputError
+from onnxcam.errors import InputError, LabelsError
 from onnxcam.monitor import coverage, feedback, reading
 from onnxcam.monitor.coverage import check
 from tests.monitor import synthetic
@@ -112,6 +112,8 @@ def test_feedback_meets_records_by_their_id_or_request(tmp_path: Path) -> None:
     assert (tested.pictures, tested.covered) == (4, 3)  # r1 was corrected; r4 is not in its set
     assert any("1 lines are not feedback" in note for note in notes)
     assert any("1 of 5 ids with feedback have no record" in note for note in notes)
+    top = [record["prediction"]["top"][0]["index"] for record in records]
+    assert made.right == (top[0] == 1) + (top[1] == 0) + (top[2] == 0)
     assert "4 with a record" in made.lines(tested)[0]
     assert json.loads(json.dumps(made.describe(tested)))["coverage"]["coverage"] == 0.75
 
@@ -165,7 +167,129 @@ def test_a_request_of_several_rows_is_left_out(tmp_path: Path) -> None:
     assert tested is not None
     assert tested.pictures == 1
     assert made.repeated == 1
+    assert made.matched == 1
     assert any("ids are of several records" in note for note in notes)
+    # the other row of a request is no less ambiguous where one has feedback of its own
+    feedback.append(tmp_path, [(records[1]["id"], 0)], 1.79e9)
+    again = feedback.Outcomes(feedback.read(tmp_path))
+    for record in records:
+        again.add(record)
+    assert (again.matched, again.repeated) == (2, 1)
+
+
+def test_right_and_matched_count_records_without_sets_once(tmp_path: Path) -> None:
+    records = [synthetic.record(number, request="r" if number < 3 else f"r{number}") for number in range(5)]
+    top = records[3]["prediction"]["top"][0]["index"]
+    feedback.append(tmp_path, [("r", top), ("r3", top), ("nobody", 0)], 1.79e9)
+    made = outcomes(tmp_path, records)
+    assert (made.matched, made.right, made.repeated) == (1, 1, 1)
+    assert not made.calibrated
+    tested, notes = made.coverage()
+    assert tested is None
+    assert "1 of 3 ids with feedback have no record" in notes
+
+
+def brief(number: float, miss: bool, reason: str, sample: float) -> dict[str, Any]:
+    """What is read of a record with a set."""
+    sets = {"classes": [1] if miss else [0], "alpha": 0.1, "n": 500}
+    return {
+        "id": f"r{number}-{reason}",
+        "ts": f"{number:09.1f}",
+        "model": {"sha256": "m"},
+        "trigger": {"reason": reason, "sample": sample},
+        "prediction": {"top": [{"index": 0}], "set_size": 1, "set": sets},
+    }
+
+
+def all_right(records: list[dict[str, Any]]) -> feedback.Outcomes:
+    """Records all of whose true classes are 0."""
+    made = feedback.Outcomes(feedback.Truths({record["id"]: 0 for record in records}))
+    for record in records:
+        made.add(record)
+    return made
+
+
+def test_what_limits_dropped_is_no_fair_sample() -> None:
+    # 20,000 predictions, a fifth uncertain, of whose sets 42 % miss, of the others 2 %: 10 % in traffic
+    generator = np.random.default_rng(0)
+    unsure = [brief(k, generator.random() < 0.42, "condition", 1.0) for k in range(4000)]
+    others = [brief(k * 2.5, generator.random() < 0.02, "baseline", 0.1) for k in range(1600)]
+    counts = {"confident": 14_400, "explained": 5600, "dropped": {"rate": 0}}
+    tested, _ = all_right([*unsure, *others]).coverage(counts)
+    # although all uncertain ones became known first
+    assert tested is not None and tested.coverage == pytest.approx(0.9, abs=0.02) and tested.alarm is None
+    some = all_right([*unsure[::10], *others])
+    wrong, _ = some.coverage(counts)
+    assert wrong is not None and wrong.alarm == "above"
+    tested, notes = some.coverage({"confident": 14_400, "explained": 2000, "dropped": {"rate": 3600}})
+    assert tested is None
+    assert "rate, budget or queue dropped 64.3 %" in notes[-1] and "raise `rate`" in notes[-1]
+
+
+@pytest.mark.parametrize(("dropped", "told"), [(0, True), (10, True), (11, True), (30, False)])
+def test_a_few_rows_may_be_dropped(dropped: int, told: bool, tmp_path: Path) -> None:
+    feedback.append(tmp_path, [("r0", 0)], 1.79e9)
+    made = outcomes(tmp_path, [with_set(0, [0])])
+    assert (made.coverage({"dropped": {"budget": dropped}, "explained": 1000})[0] is not None) is told
+    assert (made.coverage({"dropped": {"duplicate": 500}, "explained": 1000})[0]) is not None
+
+
+def test_each_record_is_thinned_by_its_own_sample() -> None:
+    generator = np.random.default_rng(8)
+    records, misses = [], 0
+    for number in range(4000):
+        unsure = generator.random() < 0.2
+        miss = generator.random() < (0.4 if unsure else 0.02)
+        misses += miss
+        records.append(brief(number, bool(miss), "condition" if unsure else "baseline", 1.0))
+    tested, _ = all_right([*records, brief(9999, False, "baseline", 0.1)]).coverage()  # the settings were changed
+    assert tested is not None and 300 < tested.pictures < 500
+    share = 1 - misses / 4000
+    assert tested.coverage == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / tested.pictures))
+
+
+def test_kinds_without_feedback_and_other_conditions(tmp_path: Path) -> None:
+    records = [with_set(k, [0], "baseline", 0.5) for k in range(4)] + [with_set(4, [0], "baseline", 0.01)]
+    feedback.append(tmp_path, [(f"r{k}", 0) for k in range(4)], 1.79e9)
+    tested, notes = outcomes(tmp_path, records).coverage()
+    assert tested is None
+    assert "baseline's sample and was sampled at 0.01 has feedback" in notes[-1]
+    records[4]["trigger"] |= {"sample": 0.5, "when": "confidence < 0.9"}
+    made = feedback.Outcomes(feedback.Truths({f"r{k}": 0 for k in range(5)}))
+    for record in records:
+        made.add(record)
+    tested, notes = made.coverage()
+    assert tested is not None and tested.pictures == 1
+    assert "4 pictures with feedback are of another model, condition or calibration" in notes[-1]
+
+
+def test_sets_that_are_never_empty_may_cover_more(tmp_path: Path) -> None:
+    records = [with_set(k, [0]) for k in range(400)]
+    truths = feedback.Truths({f"r{k}": 0 for k in range(400)})
+    for empty, alarm in (("allowed", "above"), ("top", None)):
+        made = feedback.Outcomes(truths)
+        for record in records:
+            record["prediction"]["set"]["empty"] = empty
+            made.add(record)
+        tested, _ = made.coverage()
+        assert tested is not None and tested.alarm == alarm
+    assert tested is not None and tested.band is not None and tested.band[1] == 1.0
+    assert "calibrated for at least 90 %" in tested.sentence()
+    worse = np.random.default_rng(0).random(500) < 0.25
+    assert check(worse, 0.1, 400, at_least=True).alarm == "below"
+
+
+@pytest.mark.parametrize(("alpha", "n"), [(0.1, 100), (0.1, 1000), (0.01, 400), (0.3, 50)])
+def test_fewer_misses_are_never_evidence_of_more(alpha: float, n: int) -> None:
+    """So the rate of false alarms holds for sets that cover more than calibrated."""
+    short = math.floor((n + 1) * alpha + 1e-9)
+    shares = short / (n + 1) + (1 - short / (n + 1)) * ((np.arange(24) + 0.5) / 24) ** 2
+    for count in (1, 3, 10, 40, 200, 1000):
+        m = np.arange(count + 1)[:, None]
+        usual = special.betaln(short + m[:, 0], n + 1 - short + count - m[:, 0]) - special.betaln(short, n + 1 - short)
+        ratio = special.logsumexp(m * np.log(shares) + (count - m) * np.log1p(-shares), axis=1) - math.log(24) - usual
+        beyond = ratio >= math.log(200)
+        assert (np.diff(beyond.astype(int)) >= 0).all()
 
 
 @pytest.mark.parametrize("pair", [("", 0), ("x" * 300, 0), ("a", -1), ("a", True), ("a", "cat"), (1, 0)])
@@ -190,3 +314,14 @@ def test_damaged_files_are_read_in_bounded_pieces(tmp_path: Path) -> None:
     assert truths.damaged == 6
     assert feedback.prune(tmp_path, 86400.0, 1_790_000_000.0) == 1
     assert feedback.read(tmp_path).by_id == {}
+
+
+def test_classes_are_read_as_labels_first(tmp_path: Path) -> None:
+    table = tmp_path / "truths.csv"
+    table.write_text("a,1\nb,10\nc,3\n")
+    assert feedback.read_table(table, [str(k) for k in range(1, 11)]) == [("a", 0), ("b", 9), ("c", 2)]
+    assert feedback.read_table(table, None) == [("a", 1), ("b", 10), ("c", 3)]
+    for text in ("-1", "99999999999", "11", "cat"):
+        table.write_text(f"a,{text}\n")
+        with pytest.raises(LabelsError, match="is no class"):
+            feedback.read_table(table, [str(k) for k in range(1, 11)])

@@ -312,7 +312,8 @@ def _settings(explain: Explain, truth: str | None) -> dict[str, Any]:
     digest = None if names is None else hashlib.sha256(json.dumps(names).encode()).hexdigest()
     entries = {entry["name"]: entry for entry in explainer.manifest["layers"]}
     windows = [entries.get(name, {}).get("window") for name in explain.question.layers]
-    drawing = {"alpha": explain.alpha, "colormap": explain.colormap}
+    scores = explainer.manifest["scores"]
+    drawing = {"alpha": explain.alpha, "colormap": explain.colormap, "bands": explainer.preparation.bands}
     return {
         "when": explain.when,
         **{name: question[name] for name in ("target", "method", "layer", "normalize", "fusion", "smooth", "seed")},
@@ -320,7 +321,9 @@ def _settings(explain: Explain, truth: str | None) -> dict[str, Any]:
         "top-k": explain.top_k,
         "rows": explain.rows_per_run,
         "preprocess": None if explainer.preprocess is None else explainer.preprocess.to_dict(),
-        "scores": explainer.manifest["scores"]["kind"],
+        "input-size": explainer.manifest["input"]["shape"],
+        "scores": scores["name"],
+        "kind": scores["kind"],
         "labels": digest,
         "overlay": drawing if explain.overlay else None,
         "truth": truth if truth in (None, BY_FOLDER) else hashlib.sha256(table_bytes(truth)).hexdigest(),

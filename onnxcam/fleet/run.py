@@ -57,7 +57,12 @@ class Terms:
         names = [*self.settings, *(name for name in settings if name not in self.settings)]
         now = json.loads(json.dumps(dict(self.settings)))
         pairs += [(name.replace("_", "-"), settings.get(name), now.get(name)) for name in names]
-        return [f"{name} {_brief(new)} instead of {_brief(old)}" for name, old, new in pairs if old != new]
+        return [
+            f"{leaf} {one} instead of {other}"
+            for name, old, new in pairs
+            for leaf, a, b in _different(name, old, new)
+            for one, other in [_brief(b, a)]
+        ]
 
 
 @dataclass
@@ -279,6 +284,8 @@ def resume(folder: Folder, named: Iterable[str], terms: Terms) -> Run:
         notes=notes,
     )
     run.parts = _parts(run)
+    if run.missing():
+        (folder.path / tables.SUMMARY).unlink(missing_ok=True)  # says that the table is complete
     return run
 
 
@@ -382,6 +389,19 @@ def _parts(run: Run) -> dict[int, Part]:
     return parts
 
 
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _different(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The values that differ, of dictionaries each with the names that lead to it."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*new, *(key for key in old if key not in new)]:
+            yield from _different(f"{name} {key}", old.get(key), new.get(key))
+    elif old != new:
+        yield name, old, new
+
+
+def _brief(*values: Any) -> list[str]:
+    """Values that differ as texts of at most 80 characters, from where they begin to differ."""
+    texts = [repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
+    common = len(os.path.commonprefix(texts))
+    start = max(0, common - 20) if common > 40 else 0
+    texts = [f"...{text[start:]}" if start else text for text in texts]
+    return [text if len(text) <= 80 else f"{text[:77]}..." for text in texts]

@@ -131,6 +131,26 @@ def test_a_part_that_was_removed_is_written_again(model: Path, pictures: Path, w
     assert table.same(stopped, whole)
 
 
+def test_while_rows_are_missing_nothing_says_that_the_table_is_complete(
+    model: Path, pictures: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "t"
+    shutil.copytree(whole, output)
+    tables.files_of(output)[3].unlink()
+    there = []
+
+    def killed(*_: Any, **__: Any) -> None:
+        there.append((output / tables.SUMMARY).exists())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "write", killed)
+        assert table.batch(*arguments(model, pictures, output), "--resume").exit_code == 130
+    assert there == [False] and not (output / tables.SUMMARY).exists()
+    assert table.batch(*arguments(model, pictures, output), "--resume").exit_code == 1
+    assert table.same(output, whole) and (output / tables.SUMMARY).exists()
+
+
 def test_without_resume_a_table_is_not_touched(model: Path, pictures: Path, stopped: Path) -> None:
     before = sorted(stopped.iterdir())
     result = table.batch(*arguments(model, pictures, stopped))
@@ -148,7 +168,7 @@ def test_without_resume_a_table_is_not_touched(model: Path, pictures: Path, stop
         (["--overlay"], "overlay {"),
         (["--normalize", "max"], "normalize 'max' instead of 'minmax'"),
         (["--by-folder"], "truth 'by-folder' instead of null"),
-        (["--preprocess", "raw"], "preprocess {"),
+        (["--preprocess", "raw"], "preprocess resize "),
         (["--rows", "2"], "rows 2 instead of 1"),
         (["MODEL"], "model '"),
         (["PICTURES"], "pictures below '"),
@@ -173,6 +193,38 @@ def test_other_settings_are_refused(
     assert result.exit_code == 2, result.stderr
     assert said in result.stderr and "was begun with other settings" in result.stderr
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before, "nothing is touched"
+
+
+def test_one_head_of_a_model_does_not_go_on_with_the_table_of_another(pictures: Path, tmp_path: Path) -> None:
+    from onnx import helper
+
+    from tests.support.models import tiny_cnn
+
+    model = tiny_cnn(classes=5, size=32)
+    model.graph.node.append(helper.make_node("Neg", [model.graph.output[0].name], ["reversed"]))
+    model.graph.output.append(helper.make_tensor_value_info("reversed", 1, ["N", 5]))
+    (tmp_path / "two.onnx").write_bytes(model.SerializeToString())
+    first = model.graph.output[0].name
+
+    def batch(name: str, *more: str) -> Any:
+        call = [*arguments(tmp_path / "two.onnx", pictures / "ant", tmp_path / "t"), "--preprocess", "imagenet"]
+        return table.batch(*call, "--scores", name, "--when", "never", *more)
+
+    batch(first)
+    tables.files_of(tmp_path / "t")[-1].unlink()
+    result = batch("reversed", "--resume")
+    assert result.exit_code == 2 and f"scores 'reversed' instead of {first!r}" in result.stderr
+
+
+def test_terms_that_differ_are_named_where_they_differ() -> None:
+    from onnxcam.fleet.run import Terms
+
+    before = {"preprocess": {"mean": [0.1] * 40, "scale": 1.0, "resize": {"mode": "stretch", "size": [8, 8]}}}
+    now = {"preprocess": {"mean": [0.1] * 39 + [0.2], "scale": 1.0, "resize": {"mode": "pad", "size": [8, 8]}}}
+    said = Terms("m", now, 8).differences({"model": "m", "rows_per_part": 8, "settings": before})
+    assert len(said) == 2 and said[1] == "preprocess resize mode 'pad' instead of 'stretch'"
+    new, old = said[0].split(" instead of ")
+    assert new.startswith("preprocess mean ...") and new.endswith("0.1, 0.2]") and old.endswith("0.1, 0.1]")
 
 
 def test_pictures_that_came_and_went_are_told(model: Path, pictures: Path, tmp_path: Path) -> None:

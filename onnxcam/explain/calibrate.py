@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from onnxcam import runtime
-from onnxcam.errors import LabelsError, ModelError, PictureError, VerificationError, listing
+from onnxcam import image, runtime
+from onnxcam.errors import LabelsError, ModelError, PictureError, PreprocessError, VerificationError, listing
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.folder import workers
 from onnxcam.explain.pictures import collect
@@ -258,6 +258,7 @@ def explainable(
 
     Raises:
         ModelError: the source was made for other scores than those that are calibrated.
+        PreprocessError: it prepares pictures itself, otherwise than those that were scored.
     """
     from onnxcam.graph.load import load
     from onnxcam.network.explainable import augment
@@ -267,7 +268,12 @@ def explainable(
     if manifest is None:
         names = ("layers", "methods", "scores", "kind", "input_size", "preprocess")
         keywords = {name: settings[name] for name in names if settings.get(name) is not None}
-        return augment(source, labels=explainer.labels, on_warning=on_warning, **keywords)
+        model = augment(source, labels=explainer.labels, on_warning=on_warning, **keywords)
+        fresh = manifests.read(model)
+        if fresh is not None:
+            state_preprocessing(fresh, explainer, lambda sentence: None)
+            manifests.write(model, fresh)
+        return model
     scores = manifest["scores"]
     if scores["name"] != explainer.manifest["scores"]["name"] or scores["kind"] != explainer.manifest["scores"]["kind"]:
         raise ModelError(
@@ -276,10 +282,32 @@ def explainable(
         )
     if explainer.labels is not None:
         manifest["labels"] = list(explainer.labels)
-    if explainer.preprocess is not None and not manifest["input"].get("preprocess"):
-        manifest["input"]["preprocess"] = explainer.preprocess.to_dict()
+    state_preprocessing(manifest, explainer, on_warning)
     manifests.write(model, manifest)
     return model
+
+
+def state_preprocessing(manifest: Manifest, explainer: Explainer, on_warning: Callable[[str], None]) -> None:
+    """Let a manifest state the preprocessing that the pictures were scored with, where it states another or none.
+
+    Raises:
+        PreprocessError: the graph prepares pictures itself, in another way.
+    """
+    entry, preprocess = manifest["input"], explainer.preprocess
+    stored = entry.get("preprocess")
+    if preprocess is None or (stored and image.resolve(stored, entry["shape"], layout=entry["layout"]) == preprocess):
+        return
+    if manifest.get("pixels"):
+        raise PreprocessError(
+            "the file takes pixels and prepares them itself, in another way than the one that was named to calibrate "
+            "it; leave preprocess and value_range out (--preprocess, --range), or export it again with them"
+        )
+    if stored:
+        on_warning(
+            "the pictures were prepared otherwise than the file states: the calibrated file states the preprocessing "
+            "that was named, as its probabilities and sets hold for no other"
+        )
+    entry["preprocess"] = preprocess.to_dict()
 
 
 def embed(model: onnx.ModelProto, calibration: Calibration) -> Calibration:

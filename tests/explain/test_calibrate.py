@@ -13,7 +13,7 @@ import pytest
 
 import onnxcam
 from onnxcam import models
-from onnxcam.errors import InputError, LabelsError, PictureError, SettingError
+from onnxcam.errors import InputError, LabelsError, PictureError, PreprocessError, SettingError
 from onnxcam.network import manifest as manifests
 from onnxcam.network.calibration import conformal, intervals
 from onnxcam.network.calibration.record import Calibration
@@ -186,6 +186,36 @@ def test_a_plain_model_becomes_explainable() -> None:
     assert manifest is not None
     assert [entry["name"] for entry in manifest["layers"]] == ["relu1"] and manifest["labels"] == list("abcde")
     assert manifest["input"]["preprocess"]["scale"] == 1 / 255
+
+
+@pytest.mark.parametrize("form", ["explainable", "plain", "pixels"])
+@pytest.mark.parametrize("change", ["preprocess", "value_range"])
+def test_the_file_states_the_preprocessing_that_was_calibrated(
+    form: str, change: str, tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray]
+) -> None:
+    model, pictures, classes = tiny
+    other: dict[str, Any] = RAW | {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    settings: dict[str, Any] = {"preprocess": other if change == "preprocess" else RAW}
+    if change == "value_range":
+        settings["value_range"] = (0, 511)
+        pictures = [picture.astype(np.uint16) * 2 for picture in pictures]
+    source = {"explainable": model, "plain": nets.tiny_cnn(), "pixels": onnxcam.augment(model, pixels=True)}[form]
+    explainer, said = onnxcam.Explainer(source, **settings), list[str]()
+    scores = np.concatenate([explainer.batch_scores(explainer.prepare(picture)[1]) for picture in pictures])
+    classes = (scores / 2 + np.random.default_rng(3).gumbel(size=scores.shape)).argmax(axis=1)
+    if form == "pixels":
+        with pytest.raises(PreprocessError, match="prepares them itself"):
+            onnxcam.calibrate(source, pictures, classes, alpha=0.2, **settings)
+        return
+    made = onnxcam.calibrate(source, pictures, classes, alpha=0.2, on_warning=said.append, **settings)
+    assert any("states the preprocessing that was named" in text for text in said) == (form == "explainable")
+    # the file alone has the sets that the settings gave
+    after = onnxcam.Explainer(made)
+    assert after.preprocess == explainer.preprocess
+    tensors = np.concatenate([after.prepare(picture)[1] for picture in pictures])
+    got = run(made, {"input": tensors})
+    assert np.abs(got["logits"] - scores).max() < 1e-5
+    assert got["prediction_set"][np.arange(60), classes].sum() == 60 - intervals.miscovered(60, 0.2) + 1
 
 
 def test_classes_that_never_occur_are_said(tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray]) -> None:

@@ -232,14 +232,17 @@ def batch(
         try:
             _check_pictures(job, explainer)
             terminal.warn([*explainer.warnings, *job.notes])
-            find = None if truth is None else lookup(truth, job.listing, explainer.labels, explainer.classes)
+            find, unknown = None, 0
+            if truth is not None:
+                find, unknown = lookup(truth, job.listing, explainer.labels, explainer.classes)
+                _tell_unknown(job, truth, unknown)
             before = job.counts.rows
             _write(job, explain, engine, workers, find)
         except BaseException:
             _tell_stopped(job)
             place.withdraw(job)
             raise
-        summary = _summary(job, explain, model, engine, before, time.monotonic() - start)
+        summary = _summary(job, explain, model, engine, before, time.monotonic() - start, unknown)
         job.finish(summary)
     counts = summary["counts"]
     if as_json:
@@ -353,6 +356,16 @@ def _write(job: Run, explain: Explain, engine: str, workers: int | None, find: C
         )
 
 
+def _tell_unknown(job: Run, truth: str, unknown: int) -> None:
+    """Warn of pictures without a true class; the summary has it too."""
+    if unknown:
+        job.notes.append(
+            f"{unknown:,} of {job.listing.count:,} pictures are not in the table of classes {truth!r}: they count "
+            "neither as right nor as wrong"
+        )
+        terminal.warn(job.notes[-1:])
+
+
 def _tell_stopped(job: Run) -> None:
     """Tell what is there of a table that is not complete."""
     if job.parts:
@@ -363,13 +376,20 @@ def _tell_stopped(job: Run) -> None:
         )
 
 
-def _summary(job: Run, explain: Explain, model: str, engine: str, before: int, duration: float) -> dict[str, Any]:
-    """The summary of a complete run, for `_summary.json` and `--json`."""
+def _summary(
+    job: Run, explain: Explain, model: str, engine: str, before: int, duration: float, unknown: int
+) -> dict[str, Any]:
+    """The summary of a complete run, for `_summary.json` and `--json`.
+
+    Arguments:
+        before: rows that an earlier process has written.
+        unknown: pictures that the table of true classes does not have.
+    """
     from onnxcam.fleet.job import failures
 
-    counts = asdict(job.counts)
+    counts = {**asdict(job.counts), "unknown": unknown}
     if job.terms.settings["truth"] is None:
-        del counts["right"], counts["wrong"]
+        del counts["right"], counts["wrong"], counts["unknown"]
     return {
         "output": str(job.folder),
         "model": {"path": model, "sha256": explain.sha256, "classes": explain.explainer.classes},

@@ -48,7 +48,7 @@ def known_classes(
     """The true class of each picture as `true_classes`, but None for one that is not in the table.
 
     Raises:
-        LabelsError: as for `true_classes`; none of the pictures is in the table.
+        LabelsError: as for `true_classes`; none of the pictures is in the table, or a row fits several.
     """
     from onnxcam.targets.truth import Table
 
@@ -57,10 +57,10 @@ def known_classes(
         indices[:] = true_classes(truth, named, paths, labels, classes) or indices
         return indices
     table = Table(truth, labels, classes)
-    indices = [table.find(path) for path in paths]
-    if paths and all(index is None for index in indices):
+    count, missing = table.count_missing(paths)
+    if count and missing == count:
         table.find_all(paths)  # which says what is missing
-    return indices
+    return [table.find(path) for path in paths]
 
 
 def true_classes(
@@ -76,7 +76,7 @@ def true_classes(
         classes: number of classes.
 
     Raises:
-        LabelsError: a picture has no class, or a folder or the table names none of the model.
+        LabelsError: a picture has no class, a folder or the table names none of the model, or a row fits several.
     """
     if truth is None:
         return None
@@ -87,8 +87,12 @@ def true_classes(
     return Table(truth, labels, classes).find_all(paths)
 
 
-def lookup(truth: str, listing: Listing, labels: Sequence[str] | None, classes: int) -> Callable[[str], int]:
+def lookup(
+    truth: str, listing: Listing, labels: Sequence[str] | None, classes: int
+) -> tuple[Callable[[str], int], int]:
     """The true class of each of any number of pictures, from its path; -1 for one that is not in the table.
+
+    The second value is the number of those that are not.
 
     Arguments:
         truth: what `--truth` says.
@@ -108,16 +112,17 @@ def lookup(truth: str, listing: Listing, labels: Sequence[str] | None, classes: 
             folders.setdefault(parts[start] if len(parts) > start + 1 else path, Path(path))
         indices = by_folder(list(folders.values()), Path(listing.root), labels, classes)
         by_name = dict(zip(folders, indices, strict=True))
-        return lambda path: by_name.get(Path(path).parts[start], -1)
+        return lambda path: by_name.get(Path(path).parts[start], -1), 0
     table = Table(truth, labels, classes)
-    if not any(table.find(Path(path)) is not None for path in listing.paths()):
+    count, missing = table.count_missing(Path(path) for path in listing.paths())
+    if missing == count:
         table.find_all([Path(path) for path in islice(listing.paths(), 100)])  # which says what is missing
 
     def find(path: str) -> int:
         index = table.find(Path(path))
         return -1 if index is None else index
 
-    return find
+    return find, missing
 
 
 def table_bytes(truth: str) -> bytes:

@@ -69,7 +69,8 @@ class Table:
 
     With a header, its columns are called as in `picture,class` (file, path, image …; label, truth, index …); without
     one, the first two columns are the picture and its class. A picture is found by its path, from the table's folder
-    or the current one, or by the end of it: `cats/1.jpg` is the picture `photos/cats/1.jpg`.
+    or the current one, or by the end of it: `cats/1.jpg` is the picture `photos/cats/1.jpg`. A row is of one picture: where it fits
+    several, they are refused.
 
     Arguments:
         path: of the table.
@@ -128,20 +129,48 @@ class Table:
 
     def _find(self, path: Path) -> list[int]:
         """The classes of a picture, none if it is not in the table."""
+        key = self._row(path, Path(os.path.normpath(path.absolute())))
+        return [] if key is None else self._classes[key]
+
+    def _row(self, path: Path, absolute: Path) -> tuple[str, ...] | None:
+        """The row of a picture, the one that names most of its path."""
         here = self._path.absolute().parent
-        absolute = Path(os.path.normpath(path.absolute()))
         candidates = [_parts(str(path)), absolute.parts]
         if absolute.is_relative_to(here):
             candidates.append(absolute.relative_to(here).parts)
         candidates += [absolute.parts[start:] for start in range(1, len(absolute.parts))]
-        return next((self._classes[parts] for parts in candidates if parts in self._classes), [])
+        return next((parts for parts in candidates if parts in self._classes), None)
+
+    def count_missing(self, paths: Iterable[Path]) -> tuple[int, int]:
+        """Count pictures, and those of them that are not in the table, in memory for its rows only.
+
+        Raises:
+            LabelsError: a row fits several pictures.
+        """
+        pictures: dict[tuple[str, ...], Path] = {}
+        count = missing = 0
+        for path in paths:
+            count += 1
+            absolute = Path(os.path.normpath(path.absolute()))
+            key = self._row(path, absolute)
+            if key is None:
+                missing += 1
+            elif pictures.setdefault(key, absolute) != absolute:
+                raise LabelsError(
+                    f"the row {str(PurePath(*key))!r} of the table {str(self._path)!r} fits several pictures, such as "
+                    f"{str(pictures[key])!r} and {str(absolute)!r}; write their folders into the table, as in "
+                    f"{str(PurePath(*absolute.parts[-len(key) - 1 :]))!r}"
+                )
+        return count, missing
 
     def find_all(self, paths: Iterable[Path]) -> list[int]:
         """The class of each picture.
 
         Raises:
-            LabelsError: some are not in the table.
+            LabelsError: some are not in the table, or a row fits several.
         """
+        paths = list(paths)
+        self.count_missing(paths)
         pairs = [(path, self.find(path)) for path in paths]
         missing = [str(path) for path, index in pairs if index is None]
         if missing:
@@ -155,7 +184,7 @@ class Table:
         """Whether each picture has each class, bool `[N, classes]`, of a table read with `several`.
 
         Raises:
-            LabelsError: some are not in the table.
+            LabelsError: as of `find_all`.
         """
         self.find_all(paths)
         present = np.zeros((len(paths), self._size), bool)

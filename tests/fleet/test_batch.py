@@ -167,6 +167,34 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert not (tmp_path / "out").exists() and sorted(pictures.rglob("*")) == before
 
 
+def test_pictures_that_a_table_of_classes_does_not_have_are_counted(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    ants, bees = sorted((pictures / "ant").iterdir()), sorted((pictures / "bee").iterdir())
+    (tmp_path / "truth.csv").write_text("".join(f"ant/{path.name},ant\n" for path in ants))
+    call = [model, pictures / "ant", pictures / "bee", "-o", tmp_path / "t", "--truth", tmp_path / "truth.csv"]
+    said = f"{len(bees)} of {len(ants) + len(bees)} pictures are not in the table of classes"
+    for more in ([], ["--resume"]):
+        result = table.batch(*call, "--json", *more)
+        record = json.loads(result.stdout)
+        assert said in result.stderr and any(said in text for text in record["warnings"])
+        counts = record["counts"]
+        failed = [error for path, error in zip(*table.rows(tmp_path / "t", ["path", "error"]).values(), strict=True)
+                  if error and path.startswith("ant")]  # fmt: skip
+        assert (counts["unknown"], counts["right"] + counts["wrong"]) == (len(bees), len(ants) - len(failed))
+
+
+def test_a_row_of_a_table_of_classes_is_of_one_picture(model: Path, pictures: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(next(iter((pictures / "ant").iterdir())), tmp_path / folder / "0.png")
+    (tmp_path / "truth.csv").write_text("0.png,ant\n")
+    call = [model, tmp_path / "a", tmp_path / "b", "-o", tmp_path / "t", "--truth", tmp_path / "truth.csv"]
+    result = table.batch(*call)
+    assert result.exit_code == 2 and "the row '0.png'" in result.stderr and "fits several pictures" in result.stderr
+    assert not (tmp_path / "t").exists()
+
+
 def test_a_picture_needs_a_preprocessing(tmp_path: Path, pictures: Path) -> None:
     from tests.support.models import tiny_cnn
 

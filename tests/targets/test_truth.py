@@ -40,6 +40,27 @@ def test_a_picture_is_found_by_the_end_of_its_path_the_longest_first(tmp_path: P
     assert [truth.find(elsewhere / name) for name in ("a/1.jpg", "b/1.jpg", "c/b/1.jpg", "2.jpg")] == [0, 1, 1, None]
 
 
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("row", ["1.jpg", "a/1.jpg"])
+def test_a_row_that_fits_several_pictures_is_refused(tmp_path: Path, row: str, several: bool) -> None:
+    """In every folder there is a 1.jpg: the row of one would say what all of them show."""
+    (tmp_path / "truth.csv").write_text(f"{row},0\nz.jpg,1\n")
+    truth = Table(tmp_path / "truth.csv", LABELS, 3, several=several)
+    one, other = tmp_path / "a" / "1.jpg", tmp_path / "b" / "a" / "1.jpg"
+    find = truth.find_several if several else truth.find_all
+    with pytest.raises(LabelsError, match="fits several pictures") as caught:
+        find([one, other])
+    assert str(one) in str(caught.value) and str(other) in str(caught.value) and repr(row) in str(caught.value)
+    assert len(find([one, one, tmp_path / "x" / ".." / "a" / "1.jpg"])) == 3, "one picture thrice is one picture"
+
+
+def test_rows_with_folders_tell_pictures_of_one_name_apart(tmp_path: Path) -> None:
+    truth = table(tmp_path, "1.jpg,0\na/1.jpg,1\nb/1.jpg,2\n")
+    paths = [tmp_path / name for name in ("a/1.jpg", "1.jpg", "b/1.jpg", "2.jpg")]
+    assert truth.find_all(paths[:3]) == [1, 0, 2]
+    assert truth.count_missing(iter(paths)) == (4, 1)
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [

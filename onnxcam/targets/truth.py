@@ -69,8 +69,8 @@ class Table:
 
     With a header, its columns are called as in `picture,class` (file, path, image …; label, truth, index …); without
     one, the first two columns are the picture and its class. A picture is found by its path, from the table's folder
-    or the current one, or by the end of it: `cats/1.jpg` is the picture `photos/cats/1.jpg`. A row is of one picture: where it fits
-    several, they are refused.
+    or the current one, or by the end of it: `cats/1.jpg` is the picture `photos/cats/1.jpg`. A row is of one picture:
+    where it fits several, they are refused.
 
     Arguments:
         path: of the table.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -11,6 +13,7 @@ import scipy.stats
 from onnxcam.errors import InputError, LabelsError, SettingError
 from onnxcam.network.calibration import conformal, intervals
 from onnxcam.network.calibration.conformal import Rule
+from onnxcam.network.calibration.fit import MULTIPLES, fit
 from onnxcam.network.calibration.temperature import HIGHEST, LOWEST, fit_temperature, tempered
 from onnxcam.targets.readout import BINARY, LOGITS, MULTILABEL, PROBABILITIES, REGRESSION, Readout
 
@@ -249,6 +252,37 @@ def test_probabilities_at_a_temperature() -> None:
         scipy.special.expit(scores[:, 0] / 2)
     )
     assert tempered(scores, readout(MULTILABEL, 4), 2.0) == pytest.approx(scipy.special.expit(scores / 2))
+
+
+@pytest.mark.parametrize("score", conformal.SCORES)
+def test_the_temperature_of_sets_is_chosen_without_the_pictures_of_the_quantile(score: str) -> None:
+    scores, truth = drawn(400, 8, seed=4)
+    options: dict[str, Any] = {"score": score, "set_temperature": "choose", "split": 0.25, "seed": 3, "alpha": 0.2}
+    rest = np.random.default_rng(3).permutation(400)[100:]
+    before = fit(scores, truth, readout(size=8), **options)
+    changed = scores.copy()
+    changed[rest] *= 3
+    after = fit(changed, truth, readout(size=8), **options)
+    assert after.temperature > 1.5 * before.temperature and after.rule == before.rule
+    likely = fit_temperature(np.delete(scores, rest, 0), np.delete(truth, rest), readout(size=8)).value
+    assert min(abs(before.rule.temperature / likely - multiple) for multiple in MULTIPLES) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("score", "kind", "scale"), [("lac", LOGITS, 60), ("lac", LOGITS, 600), ("lac", MULTILABEL, 300), ("aps", LOGITS, 0)]
+)
+def test_a_quantile_that_the_file_cannot_hold_is_refused(score: str, kind: str, scale: float) -> None:
+    """All probabilities are 0 or 1 in float32: a temperature of the sets makes them numbers again."""
+    scores, truth = drawn(300, 5, seed=6)
+    if scale:
+        scores *= scale
+    else:  # always right but for a few, with a mass of the others of 1e-44
+        scores = np.where(np.arange(5) == truth[:, None], 100.0, 0.0) + scores * 1e-3
+        scores[:5] *= -1
+    with pytest.raises(SettingError, match="float32 cannot tell from 1.*preprocessing.*--set-temperature") as caught:
+        fit(scores, truth, readout(kind, 5), score=score)
+    assert "bug" not in str(caught.value)
+    assert fit(scores, truth, readout(kind, 5), score=score, set_temperature=1000.0).threshold > 1e-30
 
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.1, 2, True, "0.1"])

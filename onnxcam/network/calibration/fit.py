@@ -11,14 +11,14 @@ from onnxcam.errors import LabelsError, SettingError, listing
 from onnxcam.network.calibration import conformal, thresholds
 from onnxcam.network.calibration.conformal import LAC, PENALTIES, RAPS, TIE, Rule
 from onnxcam.network.calibration.intervals import LEVEL, check_alpha, coverage_interval, smallest
-from onnxcam.network.calibration.record import Calibration
+from onnxcam.network.calibration.record import SMALLEST, Calibration
 from onnxcam.network.calibration.selective_risk import guarantee
 from onnxcam.network.calibration.temperature import check_truth, class_scores, fit_temperature, tempered
 from onnxcam.targets.readout import Readout
 
 CHOOSE = "choose"
 SEED = 1234
-# temperatures of sets to choose from, times the one of the probabilities
+# temperatures of sets to choose from, times the most likely one of the pictures that they are chosen on
 MULTIPLES = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0)
 _FEW = 5  # classes that a message names
 
@@ -96,10 +96,12 @@ def fit(
         rule = conformal.choose(
             scores[chosen_on], classes[chosen_on], readout, alpha, rule,
             penalties=PENALTIES if score == RAPS and penalty is None else None, k=k,
-            temperatures=[fitted * multiple for multiple in MULTIPLES] if set_temperature == CHOOSE else None,
+            temperatures=_temperatures(scores[chosen_on], classes[chosen_on], readout)
+            if set_temperature == CHOOSE else None,
         )  # fmt: skip
     true_values = conformal.true_conformity(conformal.conformity(scores[rest], readout, rule), classes[rest])
     threshold = conformal.threshold(true_values, alpha)
+    _refuse_vanishing(threshold, rule)
     inside = conformal.sets(scores[rest], readout, rule, threshold)
     _warn_of_sets(inside, hits[rest], true_values, threshold, rule, on_warning)
     facts: dict[str, Any] = {
@@ -147,6 +149,26 @@ def check_settings(
         raise SettingError(f"set_temperature={set_temperature!r}; expected a number from 0.001 to 1000, or {CHOOSE!r}")
     if not 0 < split < 1:
         raise SettingError(f"split={split!r}; expected a share between 0 and 1, such as 0.2")
+
+
+def _temperatures(scores: np.ndarray, classes: np.ndarray, readout: Readout) -> list[float]:
+    """Temperatures of sets to choose from, of no other pictures than those: the quantile's must have no part in it."""
+    likely = fit_temperature(scores, classes, readout)
+    return [(likely.value if likely.bound is None else 1.0) * multiple for multiple in MULTIPLES]
+
+
+def _refuse_vanishing(threshold: float, rule: Rule) -> None:
+    """Refuse a quantile that float32 cannot tell from 1, so that every class would be in every set of the file.
+
+    Raises:
+        SettingError: as said.
+    """
+    if (threshold <= SMALLEST) if rule.score == LAC else (0 < threshold <= SMALLEST):
+        raise SettingError(
+            f"the quantile is 1 - {threshold:.2g}, which float32 cannot tell from 1: the model is so sure of wrong "
+            "classes, or so sure at all, that the sets of the file would hold every class. Check the preprocessing and "
+            "the truth; or take a temperature for the sets above 1 (set_temperature=10, --set-temperature 10)"
+        )
 
 
 def _too_few(total: int, alpha: float, split: float | None) -> str:

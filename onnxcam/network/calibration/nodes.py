@@ -22,12 +22,10 @@ from onnxcam.graph import branch, edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.view import Graph, uses
 from onnxcam.network.calibration.conformal import LAC
-from onnxcam.network.calibration.record import CALIBRATED, LEFT_OUT, MARGIN, PREDICTION_SET, Calibration
+from onnxcam.network.calibration.record import CALIBRATED, LEFT_OUT, MARGIN, PREDICTION_SET, SMALLEST, Calibration
 from onnxcam.network.manifest import Manifest
 from onnxcam.targets.readout import Readout
 
-# smaller thresholds are 0: runtimes flush the numbers around them to zero
-_SMALLEST = 1e-36
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -155,7 +153,7 @@ def _scaled_ranks(op: Builder, ranked: str, temperature: float) -> str:
 
 def _below(limit: float) -> float:
     """A threshold as the graph compares with it: lower by the margin, in float32."""
-    if limit <= _SMALLEST:
+    if limit <= SMALLEST:
         return 0.0
     return float(np.float32(limit * (1 - MARGIN)))
 

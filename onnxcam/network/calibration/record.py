@@ -18,6 +18,8 @@ LEFT_OUT = "the calibration is left out"  # what every sentence about that begin
 CALIBRATED, PREDICTION_SET = "calibrated", "prediction_set"
 # relative, of a threshold in the file: above the rounding of float32 probabilities and of their sums
 MARGIN = 1e-5
+# thresholds up to it are 0 in the file: runtimes flush the numbers around them to zero
+SMALLEST = 1e-36
 
 
 @dataclass(frozen=True)

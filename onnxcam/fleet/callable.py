@@ -136,7 +136,8 @@ class Explain:
             `self.columns`.
 
         Raises:
-            InputError: another type, no column of that name, or one that would be added is there already.
+            InputError: another type, no column of that name, one that would be added is there already, two of one name,
+                or one without as many rows as there are pictures.
             ModelError: the model is missing in this process, or another file. RuntimeUnavailable: a provider is.
             PreprocessError: nothing says how pictures become tensors.
         """

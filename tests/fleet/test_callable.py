@@ -135,3 +135,47 @@ def test_what_is_wrong_with_every_row_is_raised(model: Path, tmp_path: Path) -> 
         Explain(model)({"bytes": np.array([b"ab", b"c"])})
     renamed = Explain(model, prefix="cam_", keep=True)(samples.batch(PICTURES) | {"label": np.arange(12)})
     assert renamed["label"].tolist() == list(range(12)) and len(renamed["cam_label"]) == 12 and "bytes" in renamed
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ({"path": ["1.png"], "order": [1, 2, 3]}, "'order' has 3 rows, and 'path' 1"),
+        ({"path": ["1.png", "2.png"], "order": np.arange(1)}, "'order' has 1 rows, and 'path' 2"),
+        ({"path": "1.png"}, "'path' is a str"),
+        ({"path": b"1.png"}, "'path' is a bytes"),
+        ({"path": ["1.png"], "order": 7}, "'order' is a int"),
+        ({"path": ["1.png"], "order": np.array(7)}, "'order' is a ndarray"),
+        ({"path": ["1.png"], "name": "a"}, "'name' is a str"),
+        ({"path": ["1.png"], "name": {"a": 1}}, "'name' is a dict"),
+        ({"path": iter(["1.png"])}, "and no rows"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_columns_that_are_no_row_for_each_picture_are_refused(model: Path, batch: Any, said: str) -> None:
+    with pytest.raises(InputError, match="give ") as caught:
+        Explain(model, column="path")(batch)
+    assert said in str(caught.value)
+
+
+def test_names_that_are_no_text_pass_through(model: Path) -> None:
+    explain = Explain(model, when="never")
+    table = explain({"bytes": samples.column(PICTURES[:2]), 0: [1, 2], ("a", 1): [3, 4]})
+    assert table[0] == [1, 2] and table["a", 1] == [3, 4] and list(table["error"]) == ["", ""]
+    with pytest.raises(InputError, match="no column 'bytes'; it has '0'"):
+        explain({0: [1, 2]})
+    pandas = pytest.importorskip("pandas")
+    frame = explain(pandas.DataFrame({"bytes": PICTURES[:2], 0: [1, 2]}))
+    assert frame[0].tolist() == [1, 2] and frame["error"].tolist() == ["", ""]
+
+
+def test_two_columns_of_one_name_are_refused(model: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    names = ["bytes", "a", "a"]
+    table = pyarrow.table([pyarrow.array([PICTURES[0]]), pyarrow.array([1]), pyarrow.array([2])], names=names)
+    for batch in (table, table.to_batches()[0]):
+        with pytest.raises(InputError, match="two columns 'a'; rename one"):
+            Explain(model)(batch)
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(InputError, match="two columns 'a'; rename one"):
+        Explain(model)(pandas.DataFrame([[PICTURES[0], 1, 2]], columns=names))

@@ -269,7 +269,8 @@ def test_the_temperature_of_sets_is_chosen_without_the_pictures_of_the_quantile(
 
 
 @pytest.mark.parametrize(
-    ("score", "kind", "scale"), [("lac", LOGITS, 60), ("lac", LOGITS, 600), ("lac", MULTILABEL, 300), ("aps", LOGITS, 0)]
+    ("score", "kind", "scale"),
+    [("lac", LOGITS, 60), ("lac", LOGITS, 600), ("lac", MULTILABEL, 300), ("aps", LOGITS, 0)],
 )
 def test_a_quantile_that_the_file_cannot_hold_is_refused(score: str, kind: str, scale: float) -> None:
     """All probabilities are 0 or 1 in float32: a temperature of the sets makes them numbers again."""
@@ -279,7 +280,7 @@ def test_a_quantile_that_the_file_cannot_hold_is_refused(score: str, kind: str, 
     else:  # always right but for a few, with a mass of the others of 1e-44
         scores = np.where(np.arange(5) == truth[:, None], 100.0, 0.0) + scores * 1e-3
         scores[:5] *= -1
-    with pytest.raises(SettingError, match="float32 cannot tell from 1.*preprocessing.*--set-temperature") as caught:
+    with pytest.raises(SettingError, match=r"float32 cannot tell from 1.*preprocessing.*--set-temperature") as caught:
         fit(scores, truth, readout(kind, 5), score=score)
     assert "bug" not in str(caught.value)
     assert fit(scores, truth, readout(kind, 5), score=score, set_temperature=1000.0).threshold > 1e-30

@@ -11,12 +11,12 @@ import click
 from onnxcam import files, image, runtime
 from onnxcam.cli import options, terminal
 from onnxcam.cli.errors import ExitCode
-from onnxcam.cli.explain import ready
 from onnxcam.cli.export import check_output
 from onnxcam.cli.opening import open_explainer
 from onnxcam.cli.progress import Bar
 from onnxcam.cli.truth import check_truth, truth_option
 from onnxcam.cli.versions import versions
+from onnxcam.errors import OutputError
 from onnxcam.explain import pictures
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ Examples:
   onnxcam calibrate classifier.onnx photos/ --truth by-folder -o calibrated.onnx --preprocess imagenet --labels l.txt
 """
 CHOOSE = "choose"
+REPORT = ("calibration.png", "calibration.json", "calibration.html")  # the files of --report
 
 
 class Share(click.ParamType):
@@ -45,7 +46,7 @@ class Share(click.ParamType):
         except ValueError:
             share = -1.0
         if not 0 < share < 1:
-            self.fail(f"{text!r} is no share above 0 and below 1, such as 1% or 0.01", param, ctx)
+            self.fail(f"{text!r} is no share between 0 and 1, such as 1% or 0.01", param, ctx)
         return share
 
 
@@ -56,8 +57,8 @@ class Share(click.ParamType):
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="The file to write.")
 @click.option(
     "--alpha",
-    type=float,
-    default=0.1,
+    type=Share(),
+    default="0.1",
     show_default=True,
     metavar="SHARE",
     help="Share of pictures whose set may miss the true class.",
@@ -92,8 +93,8 @@ class Share(click.ParamType):
 )
 @click.option(
     "--split",
-    type=float,
-    default=0.2,
+    type=Share(),
+    default="0.2",
     show_default=True,
     metavar="SHARE",
     help="Share of the pictures on which --lambda, --k and --set-temperature are chosen where they are not given.",
@@ -184,6 +185,8 @@ def calibrate(
         )
     check_truth(truth, named)
     check_output(model, Path(output))
+    if report is not None:
+        make_ready(report)
     of_sets = _temperature(set_temperature)
     choices: dict[str, Any] = {
         "alpha": alpha, "score": score, "penalty": penalty, "k": k, "set_temperature": of_sets,
@@ -233,14 +236,35 @@ def calibrate(
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 
+def make_ready(folder: Path) -> None:
+    """Make the folder of a report before any work is done.
+
+    Raises:
+        OutputError: it cannot be made or written to, or a file of the report is a folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        blocked = next((p for p in (folder, *folder.parents) if p.is_file()), None)
+        reason = f"{str(blocked)!r} is a file" if blocked is not None else error.strerror
+        raise OutputError(
+            f"the folder {str(folder)!r} of the report cannot be made ({reason}); choose another with --report"
+        ) from error
+    for path in (folder / name for name in REPORT):
+        if path.is_dir():
+            raise OutputError(
+                f"{str(path)!r} is a folder, in the way of the report; choose another folder with --report"
+            )
+        files.check_writable(path)
+
+
 def write_report(report: Report, folder: Path) -> None:
     """Write the picture, the numbers and the page of a report into a folder, all or none."""
     pixels = report.picture()
-    ready(folder)
     with files.FileSet() as written:
-        written.write(folder / "calibration.png", [image.encode_png(pixels)])
-        written.write(folder / "calibration.json", [json.dumps(report.describe(), indent=2).encode()])
-        written.write(folder / "calibration.html", [report.page().encode()])
+        contents = (image.encode_png(pixels), json.dumps(report.describe(), indent=2).encode(), report.page().encode())
+        for name, content in zip(REPORT, contents, strict=True):
+            written.write(folder / name, [content])
 
 
 def _temperature(text: str) -> float | str:

@@ -42,7 +42,8 @@ def _check_lengths(batch: Mapping[Any, Any], column: str, others: Sequence[Any])
         rows = len(values) if rows < 0 else rows
         if len(values) != rows:
             raise InputError(
-                f"the column {name!r} has {len(values):,} rows, and {column!r} {rows:,}; give one value for each picture"
+                f"the column {name!r} has {len(values):,} rows, and {column!r} {rows:,}; give one value for each "
+                "picture"
             )
 
 

@@ -401,7 +401,8 @@ def _different(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
 def _brief(*values: Any) -> list[str]:
     """Values that differ as texts of at most 80 characters, from where they begin to differ."""
     texts = [repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
-    common = len(os.path.commonprefix(texts))
+    pairs = enumerate(zip(*texts, strict=False))
+    common = next((place for place, characters in pairs if len(set(characters)) > 1), min(map(len, texts)))
     start = max(0, common - 20) if common > 40 else 0
     texts = [f"...{text[start:]}" if start else text for text in texts]
     return [text if len(text) <= 80 else f"{text[:77]}..." for text in texts]

@@ -121,6 +121,29 @@ def test_folders_that_name_no_class(place: Path, run: Run, tmp_path: Path) -> No
     assert result.code == 2 and "zebra" in result.sentence and LABELS and not (tmp_path / "c.onnx").exists()
 
 
+@pytest.mark.parametrize("way", ["file", "below a file", "a folder in the way"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    way: str, place: Path, run: Run, tmp_path: Path
+) -> None:
+    folder = {"file": tmp_path / "f", "below a file": tmp_path / "f" / "r"}.get(way, tmp_path / "r")
+    (tmp_path / "f").write_text("")
+    (tmp_path / "r" / "calibration.json").mkdir(parents=True)
+    call = ["calibrate", place / "model.onnx", place / "pictures", "--by-folder", "-o", tmp_path / "c.onnx"]
+    result = run(*call, "--report", folder)
+    assert result.code == 1 and str(folder) in result.sentence and not (tmp_path / "c.onnx").exists()
+    assert result.sentence.endswith("with --report")
+
+
+def test_shares_in_percent(place: Path, run: Run, tmp_path: Path) -> None:
+    call = ["calibrate", place / "model.onnx", place / "pictures", "--by-folder", "-o", tmp_path / "c.onnx", "--json"]
+    result = run(*call, "--alpha", "20%", "--split", "50%", "--score", "raps")
+    assert result.code == 0, result.err
+    entry = result.json()["calibration"]
+    assert (entry["alpha"], entry["tuning_pictures"], entry["n"]) == (0.2, 20, 20)
+    for option in ("--alpha", "--split"):
+        assert "between 0 and 1" in run(*call, option, "120%").err
+
+
 def test_the_model_itself_is_not_overwritten(place: Path, run: Run) -> None:
     before = (place / "model.onnx").read_bytes()
     result = run("calibrate", place / "model.onnx", place / "pictures", "--by-folder", "-o", place / "model.onnx")

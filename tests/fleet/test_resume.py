@@ -151,6 +151,28 @@ def test_while_rows_are_missing_nothing_says_that_the_table_is_complete(
     assert table.same(output, whole) and (output / tables.SUMMARY).exists()
 
 
+def test_rows_that_failed_are_tried_again_where_their_parts_are_removed(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """As docs/how-to/tables.md says."""
+    now, output = tmp_path / "pictures", tmp_path / "t"
+    shutil.copytree(pictures / "ant", now)
+    whole, broken = sorted(now.iterdir())[0], sorted(now.iterdir())[5]
+    broken.write_bytes(b"not a picture")
+    assert table.batch(*arguments(model, now, output)).exit_code == 1
+    failed = [bool(error) for error in table.rows(output, ["error"])["error"]]
+    assert failed[5]
+    broken.write_bytes(whole.read_bytes())
+    assert table.batch(*arguments(model, now, output), "--resume").exit_code == 1
+    assert [bool(error) for error in table.rows(output, ["error"])["error"]] == failed
+    for path in output.glob("*.parquet"):
+        part = tables.metadata(path)
+        if part is not None and part.counts.failed:
+            path.unlink()
+    table.batch(*arguments(model, now, output), "--resume")
+    assert [bool(error) for error in table.rows(output, ["error"])["error"]] == [*failed[:5], False, *failed[6:]]
+
+
 def test_without_resume_a_table_is_not_touched(model: Path, pictures: Path, stopped: Path) -> None:
     before = sorted(stopped.iterdir())
     result = table.batch(*arguments(model, pictures, stopped))

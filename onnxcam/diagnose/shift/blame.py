@@ -17,9 +17,11 @@ import numpy as np
 from onnxcam import runtime
 from onnxcam.diagnose.shift import layers as by_layer
 from onnxcam.diagnose.shift import weights
-from onnxcam.diagnose.shift.alignment import align
+from onnxcam.diagnose.shift.alignment import Match, align
+from onnxcam.diagnose.shift.counterparts import Counterparts
+from onnxcam.diagnose.shift.floats import in_floats
 from onnxcam.diagnose.shift.inputs import describe_inputs
-from onnxcam.diagnose.shift.layers import ACTIVATION, BIAS, EXCESS, PICTURE, WEIGHTS, LayerDifference
+from onnxcam.diagnose.shift.layers import ACTIVATION, BIAS, EXCESS, OPERATOR, PICTURE, WEIGHTS, LayerDifference
 from onnxcam.diagnose.shift.operations import Operations
 from onnxcam.diagnose.shift.replay import Replay, exposing, relative
 from onnxcam.diagnose.shift.weights import Weights
@@ -126,16 +128,16 @@ class _Comparison:
 
     def __init__(self, old: Explainer, new: Explainer) -> None:
         self._explainers = old, new
-        self._networks = old.sessions.network, new.sessions.network
+        self._networks = in_floats(old.sessions.network), in_floats(new.sessions.network)
         self._open = _opening(old), _opening(new)
-        operations = [Operations(one.graph, one.picture.name, one.readout.value) for one in self._networks]
+        self._operations = [Operations(one.graph, one.picture.name, one.readout.value) for one in self._networks]
         constants = [
             weights.read(network.graph, of_one.all, opened)
-            for network, of_one, opened in zip(self._networks, operations, self._open, strict=True)
+            for network, of_one, opened in zip(self._networks, self._operations, self._open, strict=True)
         ]
         self._constants: tuple[dict[str, Weights], dict[str, Weights]] = (constants[0], constants[1])
-        self._matches = align(operations[0], operations[1], *self._constants)
-        self._weighted = sum(operation.weight is not None for operation in operations[1].all)
+        self._matches = align(*self._operations, *self._constants)
+        self._weighted = sum(operation.weight is not None for operation in self._operations[1].all)
 
     def blame(self, rows: Rows) -> Blame:
         """Compare the two on prepared tensors."""
@@ -145,11 +147,13 @@ class _Comparison:
         replay = Replay(old, new, self._matches, *self._open, first=rows[0], tolerance=allowed)
         layers = self._layers(replay, rows, allowed)
         self._constants = {}, {}  # the memory is needed
+        counterparts = Counterparts(*self._operations, self._matches, replay.matches)
+        layers = [_explained(one, counterparts, match) for one, match in zip(layers, replay.matches, strict=True)]
         layers = self._effects(replay, layers, rows)
         weighted = sum(match.new.weight is not None for match in replay.matches)
         absorbed = replay.absorbed
         del replay
-        return self._conclude(layers, (weighted, self._weighted), absorbed, rows, allowed)
+        return self._conclude(layers, (weighted, self._weighted), absorbed, rows, allowed, counterparts.behind())
 
     def _layers(self, replay: Replay, rows: Rows, allowed: float) -> list[LayerDifference]:
         """What each layer adds, and whether that is more than it may."""
@@ -196,8 +200,10 @@ class _Comparison:
         absorbed: bool,
         rows: Rows,
         allowed: float,
+        tail: str,
     ) -> Blame:
-        error = _far(self._written(rows))
+        written = self._written(rows)
+        error = _far(written)
         notes = []
         if matched[0] < matched[1]:
             notes.append(
@@ -207,10 +213,16 @@ class _Comparison:
         if absorbed:
             notes.append("The two are given different values, and the new file's first layer makes up for it.")
         blamed = [layer for layer in layers if layer.part]
+        if _cancels(blamed, written, allowed):
+            notes.append(
+                f"From {blamed[0].name!r} on {len(blamed)} layers differ and make up for each other: their weights are "
+                "arranged differently, as with channels in another order or scaled."
+            )
+            layers, blamed = [replace(layer, part="", node="", excess=0.0) for layer in layers], []
         behind = [layer for layer in blamed if layer.part != PICTURE]
         largest = max(behind, key=lambda layer: (layer.score_effect or 0.0, layer.local_error), default=None)
         first = blamed[0] if blamed else None
-        verdict, sentence = self._verdict(layers, blamed, error, allowed, rows)
+        verdict, sentence = self._verdict(layers, blamed, error, allowed, rows, tail)
         doubt = "" if error is None else self._runtime(rows, error, allowed)
         if doubt:
             notes.append(doubt)
@@ -228,11 +240,13 @@ class _Comparison:
         error: float | None,
         allowed: float,
         rows: Rows,
+        tail: str,
     ) -> tuple[str, str]:
         """The verdict, and a sentence."""
         if not blamed:
-            return _without_blame(layers, error, allowed)
-        first, rest = blamed[0], blamed[1:]
+            return _without_blame(layers, error, allowed, tail)
+        first = blamed[0]
+        rest = [layer for layer in blamed[1:] if not first.between or layer.apart != first.apart]
         if first.part == PICTURE:
             differ = (
                 f"given the same values, {len(rest)} of {len(layers) - 1} layers differ too"
@@ -243,15 +257,21 @@ class _Comparison:
             return INPUT, f"The pictures the two are given differ before the first layer: {what}; {differ}."
         changed = [layer for layer in blamed if layer.part == WEIGHTS and layer.weight_expected is None]
         if len(changed) > 1 and len(changed) == len(blamed):
-            return LAYER, (
-                f"The two part at {first.name!r}: from there on {len(changed)} layers have other weights, as after "
-                "another training."
-            )
-        more = f"; {len(rest)} more layers add more than their precision gives" if rest else ""
-        return LAYER, f"The two part at {first.name!r}: {_reason(first)}{more}."
+            weighted = sum(layer.weight_error is not None for layer in layers[layers.index(first) :])
+            if len(changed) == weighted:
+                what = f"from there on all {weighted} layers with weights have others, as after another training"
+            else:
+                what = f"of the {weighted} layers with weights from there on {len(changed)} have others"
+            return LAYER, f"The two part at {first.name!r}: {what}."
+        add = "1 more layer adds" if len(rest) == 1 else f"{len(rest)} more layers add"
+        more = f"; {add} more than their precision gives" if rest else ""
+        where = f"between {first.between}" if first.between else f"at {first.name!r}"
+        return LAYER, f"The two part {where}: {_reason(first)}{more}."
 
     def _runtime(self, rows: Rows, error: float, allowed: float) -> str:
         """Say where the files differ as they run but not as their graphs are written; empty where they do not."""
+        if not np.isfinite(error):
+            return ""
         runs = [
             tuple(one.batch_scores(x)[:1] for one, x in zip(self._explainers, pair, strict=True))
             for pair in rows[:_TRIALS]
@@ -296,13 +316,32 @@ class _Comparison:
         return result
 
 
-def _without_blame(layers: Sequence[LayerDifference], error: float | None, allowed: float) -> tuple[str, str]:
+def _explained(layer: LayerDifference, counterparts: Counterparts, match: Match) -> LayerDifference:
+    """A layer whose operator is blamed, with the operators that may be the reason."""
+    apart = counterparts.before(match) if layer.part == OPERATOR else None
+    return layer if apart is None else replace(layer, apart=apart.text, between=apart.between or None)
+
+
+def _cancels(blamed: Sequence[LayerDifference], scores: Sequence[tuple[np.ndarray, ...]], allowed: float) -> bool:
+    """Whether layers change the scores one by one and not together."""
+    together = _far(scores, np.max)
+    if len(blamed) < 2 or blamed[0].part == PICTURE or together is None:
+        return False
+    alone = max(layer.score_effect or 0.0 for layer in blamed)
+    return together <= EXCESS * allowed < alone
+
+
+def _without_blame(
+    layers: Sequence[LayerDifference], error: float | None, allowed: float, tail: str
+) -> tuple[str, str]:
     if error is None:
         return UNDECIDED, "Where the two part is undecided: their scores are of different classes."
     if error <= EXCESS * allowed:
         return AGREE, f"The two agree to rounding: their scores differ by {percent(error)}, and no layer is blamed."
     if len(layers) < 2:
         return UNDECIDED, "Where the two part is undecided: none of their layers could be matched."
+    if tail and not error <= EXCESS * max(allowed, *(layer.error for layer in layers)):
+        return LAYER, f"The two part behind the last layer of both: {tail}; the scores differ by {percent(error)}."
     most = max(layers, key=lambda layer: layer.local_error)
     return SPREAD, (
         f"No single layer is to blame: each adds what its precision gives, at most {percent(most.local_error)} "
@@ -325,10 +364,11 @@ def _reason(layer: LayerDifference) -> str:
         case part if part == BIAS:
             return f"its bias {layer.node!r} is off by {percent(layer.bias_error or 0)} of the layer's values"
         case _:
-            return (
-                f"given the same values, its {layer.operator} ({layer.node!r}) gives others, "
-                f"{percent(layer.local_error)} away"
-            )
+            away = f"{percent(layer.local_error)} away"
+            if layer.apart and layer.between:
+                return f"{layer.apart}; given the same values, what {layer.node!r} gives is {away}"
+            more = f"; {layer.apart}" if layer.apart else ""
+            return f"given the same values, its {layer.operator} ({layer.node!r}) gives others, {away}{more}"
 
 
 def percent(value: float) -> str:
@@ -336,14 +376,14 @@ def percent(value: float) -> str:
     return f"{100 * value:.3g} %" if np.isfinite(value) else "beyond all numbers"
 
 
-def _far(scores: Sequence[tuple[np.ndarray, ...]]) -> float | None:
-    """Relative distance of the scores of both, median over pictures; None if they are of different classes."""
+def _far(scores: Sequence[tuple[np.ndarray, ...]], over: Callable[..., Any] = np.median) -> float | None:
+    """Relative distance of the scores of both, over pictures; None if they are of different classes."""
     distances = []
     for old, new in scores:
         if old.size != new.size:
             return None
         distances.append(relative(new.reshape(1, -1), old.reshape(1, -1)))
-    return float(np.median(distances))
+    return float(over(distances))
 
 
 def _opening(explainer: Explainer) -> Callable[[Any], Any]:

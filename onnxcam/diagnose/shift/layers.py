@@ -51,6 +51,9 @@ class LayerDifference:
         excess: times what is expected of the part that is blamed.
         score_effect: relative change of the old network's scores where this layer alone is the new one's; None where it
             was not measured.
+        apart: operators in it or before it that only one of the two networks has, in words; None where there are none
+            or the operator is not to blame.
+        between: the layers around them, None where the layer itself remains suspect.
     """
 
     name: str
@@ -68,6 +71,8 @@ class LayerDifference:
     node: str = ""
     excess: float = 0.0
     score_effect: float | None = None
+    apart: str | None = None
+    between: str | None = None
 
     def describe(self) -> dict[str, Any]:
         """The numbers, as JSON; null where one is beyond all numbers."""

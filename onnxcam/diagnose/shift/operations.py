@@ -21,7 +21,7 @@ _QUANTIZE, _DEQUANTIZE, _DYNAMIC = "QuantizeLinear", "DequantizeLinear", "Dynami
 _SAME = having(Trait.PASSES) | {"CastLike", _QUANTIZE, _DEQUANTIZE}
 _ENDING = (having(Trait.ENDS_LAYER) | {"BatchNormalization", "Transpose", "Softplus"}) - _SAME
 _PREPARING = {"Add", "Sub", "Mul", "Div", "Transpose"}  # of a picture by constants
-_RESHAPING = having(Trait.RESHAPES) | {"Transpose"}
+RESHAPING = having(Trait.RESHAPES) | {"Transpose"}
 _SIZES = frozenset({"Shape", "Size", "ConstantOfShape", "Range", "EyeLike"})
 _KINDS = {
     "GlobalAveragePool": "mean",
@@ -62,6 +62,7 @@ class Operation:
         kind: what it computes, whatever the operator is called.
         value: the float value that it ends with; before it is quantized, where it is.
         pairs: what quantizes that value.
+        inner: what quantizes values before it.
         nodes: its nodes, the operator's first, without those that quantize.
         sources: the values of the operations that it reads.
         weight, bias: the names of its constants, None without.
@@ -75,6 +76,7 @@ class Operation:
     sources: tuple[str, ...] = ()
     weight: str | None = None
     bias: str | None = None
+    inner: tuple[Pair, ...] = ()
 
     @property
     def delivered(self) -> str:
@@ -136,7 +138,7 @@ class Operations:
             if origin is None or value in visited:
                 continue
             visited.add(value)
-            if origin.node is not None and origin.node.op_type in _RESHAPING and len(origin.nodes) == 1:
+            if origin.node is not None and origin.node.op_type in RESHAPING and len(origin.nodes) == 1:
                 sources = [*origin.sources, *sources]
             else:
                 result.append(origin)
@@ -178,7 +180,8 @@ class Operations:
         read = [self.base(name) for one in nodes for name in one.input if name and not self._constant(name)]
         sources = tuple(dict.fromkeys(name for name in read if name not in results))
         kind, weight, bias = self._weights(node)
-        return Operation(node, kind, self._real(value), self._pairs(value), nodes, sources, weight, bias)
+        inner = tuple(pair for name in sorted(results - {value}) for pair in self._pairs(name))
+        return Operation(node, kind, self._real(value), self._pairs(value), nodes, sources, weight, bias, inner)
 
     def _constant(self, name: str) -> bool:
         return self.graph.is_constant(name) or name in self._aside

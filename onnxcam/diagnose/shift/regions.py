@@ -15,6 +15,7 @@ from onnxcam.explain import boxes as box_files
 
 _ENDINGS = (".png", ".npy", ".bmp", ".tif", ".tiff", ".webp", ".gif")  # of masks: formats without loss
 _MOST = 200_000  # masks in a folder
+_PALETTE = 1 << 20  # bytes of a file in which its palette begins
 
 
 class Region(NamedTuple):
@@ -43,6 +44,11 @@ class Regions:
         parts = _parts(name)
         paths = (self._masks.get(parts[start:]) for start in range(len(parts)))
         return [Region("", path) for path in paths if path is not None][:1]
+
+    @property
+    def files(self) -> list[Path]:
+        """The masks."""
+        return list(self._masks.values())
 
     @property
     def names(self) -> str:
@@ -118,7 +124,7 @@ def inside(heatmap: np.ndarray, mask: np.ndarray) -> float | None:
 def _mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
         pixels = image.read_array(path) if path.suffix.lower() == ".npy" else None
-        values = image.load(path).pixels if pixels is None else np.asarray(pixels.values)
+        values = _drawn(path) if pixels is None else np.asarray(pixels.values)
     except PictureError as error:
         raise SettingError(f"the mask of a picture cannot be read: {error}") from error
     values = values.max(axis=-1) if values.ndim == 3 else values
@@ -128,6 +134,55 @@ def _mask(path: Path, size: tuple[int, int]) -> np.ndarray:
             f"{size[1]} x {size[0]}; give masks of the pictures' size"
         )
     return np.asarray(values > 0)
+
+
+def _drawn(path: Path) -> np.ndarray:
+    """The values of a picture [H, W, C]; what is transparent is zero, whatever colour is stored there.
+
+    Raises:
+        SettingError: it cannot be told what is inside.
+    """
+    first = _first_color(path)
+    if any(first):
+        raise SettingError(
+            f"the mask {str(path)!r} has a palette whose first colour is {first} and not black, so that it cannot be "
+            "told what is inside; save it as grey, with 0 outside and 255 inside"
+        )
+    values, on_white = (
+        np.asarray(image.load(path, value_range=(0, 255), background=color).values)
+        for color in ((0, 0, 0), (255, 255, 255))
+    )
+    if not values.any() and on_white.any() and not on_white.all():
+        raise SettingError(
+            f"the mask {str(path)!r} is black on transparent, so that it cannot be told what is inside; save it as "
+            "grey, with 0 outside and 255 inside"
+        )
+    return values
+
+
+def _first_color(path: Path) -> tuple[int, ...]:
+    """The first colour of a file's palette (PNG, GIF, BMP), black where it is transparent or there is no palette."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_PALETTE)
+    except OSError:
+        return (0, 0, 0)  # loading says why
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return tuple(data[13:16]) if data[10:11] and data[10] & 0x80 else (0, 0, 0)
+    if data[:2] == b"BM" and len(data) > 30 and data[28] <= 8:
+        start = 14 + int.from_bytes(data[14:18], "little")
+        return tuple(data[start : start + 3][::-1])
+    color: tuple[int, ...] = (0, 0, 0)
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[25:26] == b"\3":
+        place = 8
+        while place + 8 < len(data) and (kind := data[place + 4 : place + 8]) != b"IDAT":
+            content = data[place + 8 : place + 11]
+            if kind == b"PLTE":
+                color = tuple(content)
+            elif kind == b"tRNS" and content[:1] == b"\0":
+                color = (0, 0, 0)
+            place += 12 + int.from_bytes(data[place : place + 4], "big")
+    return color
 
 
 def _parts(name: str) -> tuple[str, ...]:

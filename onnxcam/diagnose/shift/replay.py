@@ -93,7 +93,7 @@ class Replay:
         for match in matches:
             a, b = old_values[match.old.value], new_values[match.new.delivered]
             axes = Axes(a.shape, b.shape)
-            if not axes.possible or a.dtype.kind not in "fiu":
+            if not axes.possible or not _comparable(match, a, b):
                 continue
             axes.settle(a.astype(np.float64), b.astype(np.float64))
             self.matches.append(match)
@@ -228,6 +228,13 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
     """Relative distance of two values: |a - b| / |b|."""
     norm = float(np.linalg.norm(b.astype(np.float64)))
     return float(np.linalg.norm(a.astype(np.float64) - b)) / max(norm, 1e-12)
+
+
+def _comparable(match: Match, old: np.ndarray, new: np.ndarray) -> bool:
+    """Whether two values are numbers of one kind: integers between operators have a scale that is applied later."""
+    if match.new.node is None:
+        return old.dtype.kind in "fiu"
+    return old.dtype.kind == "f" and new.dtype.kind not in "iub"
 
 
 def _pair(place: int, number: int) -> str:

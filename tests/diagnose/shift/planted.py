@@ -24,12 +24,13 @@ def pictures(count: int = 8, seed: int = 3) -> list[np.ndarray]:
 
 
 @functools.cache
-def network(seed: int = 1, fused: bool = False) -> onnx.ModelProto:
+def network(seed: int = 1, fused: bool = False, pooled: bool = False) -> onnx.ModelProto:
     """A classifier of six layers with weights: convolutions (one depthwise), a residual sum, batch normalisation.
 
     Arguments:
         seed: of the weights.
         fused: with the normalisation folded into the convolutions and other names, as converters write it.
+        pooled: with a maximum over 3 x 3 pixels, channels last, behind the second layer.
     """
     rng = np.random.default_rng(seed)
     nodes: list[onnx.NodeProto] = []
@@ -65,6 +66,14 @@ def network(seed: int = 1, fused: bool = False) -> onnx.ModelProto:
 
     x = relu(conv("picture", "stem", 8, 3, 3, strides=[2, 2]), "stem.relu")
     y = relu(conv(x, "wide", 16, 8, 1), "wide.relu")
+    if pooled:
+        for node in (
+            helper.make_node("MaxPool", [y], ["largest"], "largest", kernel_shape=[3, 3], pads=[1] * 4),
+            helper.make_node("Transpose", ["largest"], ["turned"], "turned", perm=[0, 2, 3, 1]),
+            helper.make_node("Transpose", ["turned"], ["returned"], "returned", perm=[0, 3, 1, 2]),
+        ):
+            nodes.append(node)
+        y = "returned"
     y = relu(conv(y, "depthwise", 16, 16, 3, group=16), "depthwise.relu")
     y = conv(y, "narrow", 8, 16, 1)
     nodes.append(helper.make_node("Add", [x, y], [f"{prefix}sum"], f"{prefix}sum"))
@@ -88,11 +97,12 @@ def network(seed: int = 1, fused: bool = False) -> onnx.ModelProto:
 
 
 @functools.cache
-def quantized(form: str = "qdq") -> onnx.ModelProto:
+def quantized(form: str = "qdq", pooled: bool = False) -> onnx.ModelProto:
     """The fused classifier in int8, as onnxruntime.quantization writes it.
 
     Arguments:
         form: `qdq`, `per channel`, `qoperator`, `dynamic`, or `signed` (int8 activations, symmetric).
+        pooled: as of `network`.
     """
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -112,7 +122,7 @@ def quantized(form: str = "qdq") -> onnx.ModelProto:
 
     with tempfile.TemporaryDirectory() as folder:
         source, result = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save(network(fused=True), source)
+        onnx.save(network(fused=True, pooled=pooled), source)
         if form == "dynamic":
             quantize_dynamic(source, result)
             return onnx.load(result)

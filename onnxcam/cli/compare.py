@@ -133,6 +133,15 @@ def compare(
     if not collection.items:
         raise collection.failures[0][1]
     items = collection.items
+    seeds = chance.models if isinstance(chance, nulls.Seeds) else ()
+    reports.check(
+        {
+            "OLD": (old,), "NEW": (new,), "another training": seeds, "a picture": [item.source for item in items],
+            "the regions": () if places is None or regions is None else (regions, *places.files),
+            "the truth": (truth,), "the labels": (labels,), "the preprocessing": (preprocess, new_preprocess),
+        },
+        as_json=as_json,
+    )  # fmt: skip
     explainers = [
         open_explainer(
             path,

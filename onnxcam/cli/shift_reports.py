@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from onnxcam.diagnose.shift.result import Shift
 
 F = TypeVar("F", bound=Callable[..., Any])
+_DATA = (".data", "_data")  # weights beside a model
 _OPTIONS = (
     click.option("--report", metavar="FILE", help="Write an HTML page with the pictures side by side."),
     click.option("--junit", metavar="FILE", help="Write JUnit XML: a test case for each condition."),
@@ -33,6 +35,15 @@ _OPTIONS = (
         help="Find the first layer in which the two models part, from 8 of the pictures.  [default: with a report]",
     ),
 )  # fmt: skip
+
+
+def _identity(path: str | os.PathLike[str]) -> object:
+    """What two names of one file share, links included."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return Path(os.path.realpath(path))
+    return status.st_dev, status.st_ino
 
 
 def report_options(command: F) -> F:
@@ -63,11 +74,35 @@ class Reports:
         self._show, self._by_depth = show, by_depth
         self._begin, self._clock = datetime.now(UTC), time.monotonic()
         paths = [path for path in (self._page, self._junit, self._markdown) if path is not None]
-        if len({path.absolute() for path in paths}) < len(paths):
+        if len({_identity(path) for path in paths}) < len(paths):
             raise OutputError("two of --report, --junit and --markdown name the same file; give each one of its own")
         for path in paths:
             files.check_writable(path)
         self._paths = paths
+
+    def check(self, inputs: Mapping[str, Iterable[Any]], *, as_json: bool) -> None:
+        """Refuse reports that would replace what the command reads, or mix with what it prints.
+
+        Arguments:
+            inputs: by what they are, such as "OLD": paths; what is no path, or names no file, is passed over.
+            as_json: whether standard output gets the JSON.
+
+        Raises:
+            OutputError: a report would replace an input. UsageError: it goes where the JSON goes.
+        """
+        if as_json and self.piped:
+            raise click.UsageError(
+                "--json and a report both go to standard output; write the report to a file, or leave out --json."
+            )
+        existing = {_identity(path): path for path in self._paths if path.is_file()}
+        for what, paths in inputs.items() if existing else ():
+            names = [os.fspath(path) for path in paths if isinstance(path, (str, os.PathLike))]
+            for path in names + [f"{name}{end}" for name in names if name.endswith(".onnx") for end in _DATA]:
+                report = existing.get(_identity(path))
+                if report is not None:
+                    raise OutputError(
+                        f"the report {str(report)!r} would replace {what} ({path!r}); give it a file of its own"
+                    )
 
     @property
     def piped(self) -> bool:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import onnxcam
-from onnxcam import image
+from onnxcam import files, image
 from tests.cli.conftest import RAW, Run, noise
 from tests.support.models import tiny_cnn
 
@@ -82,3 +82,41 @@ def test_pictures_that_are_prepared_differently_can_fail(run: Run, folder: Path)
         )
         record = json.loads(run("compare", old, other, photos, "--json").out)
         assert record["preparation"]["differing"] == 6 and record["preparation"]["largest"] > 0.01
+
+
+def test_reports_do_not_replace_what_is_read(run: Run, folder: Path) -> None:
+    old, new, photos = folder / "old.onnx", folder / "new.onnx", folder / "photos"
+    boxes, truth = folder / "boxes.csv", folder / "truth.csv"
+    boxes.write_text("picture,x0,y0,x1,y1\n0.png,1,1,9,9\n")
+    truth.write_text("picture,class\n0.png,0\n")
+    (folder / "link.xml").symlink_to(new)
+    picture = photos / "0" / "0.png"
+    options = ("--regions", boxes, "--truth", truth)
+    for option, path, what in (
+        ("--markdown", old, "OLD"),
+        ("--junit", folder / "link.xml", "NEW"),
+        ("--markdown", boxes, "the regions"),
+        ("--report", truth, "the truth"),
+        ("--report", picture, "a picture"),
+    ):
+        before = path.read_bytes()
+        result = run("compare", old, new, photos, *options, option, path)
+        assert result.code == 1 and f"would replace {what} " in result.sentence and result.out == "", result.err
+        assert path.read_bytes() == before
+    masks = folder / "masks"
+    (masks / "0").mkdir(parents=True)
+    image.write_png(masks / "0" / "0.png", np.full((40, 40), 255, np.uint8))
+    result = run("compare", old, new, photos, "--regions", masks, "--junit", masks / "0" / "0.png")
+    assert "would replace the regions" in result.sentence
+    (folder / "link.md").symlink_to(folder / "one.md")
+    result = run("compare", old, new, photos, "--markdown", folder / "link.md", "--report", folder / "one.md")
+    assert "name the same file" in result.sentence
+
+
+def test_a_report_and_the_json_do_not_mix(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "is_standard_output", lambda path: Path(path).name == "stdout")
+    models, report = (folder / "old.onnx", folder / "new.onnx", folder / "photos"), folder / "stdout"
+    result = run("compare", *models, "--json", "--markdown", report)
+    assert result.code == 2 and "both go to standard output" in result.err and not report.exists()
+    result = run("compare", *models, "--json", "--markdown", folder / "report.md")
+    assert result.code == 0 and json.loads(result.out)["pictures"] == 6 and (folder / "report.md").exists()

@@ -6,6 +6,7 @@ A client that does not ask for HTML gets JSON there: KServe's V1 client asks `GE
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -53,13 +54,22 @@ def _index() -> Callable[[Request], Any]:
     page = _sender(interface.read(interface.INDEX), interface.TYPES[PurePath(interface.INDEX).suffix], vary)
 
     async def send(request: Request) -> Response:
-        accepted = [one.partition(";")[0].strip().lower() for one in request.headers.get("accept", "").split(",")]
-        if not _HTML.isdisjoint(accepted):
+        if _names_html(request.headers.get("accept", "")):
             response: Response = await page(request)
             return response
         return responses.json({"status": "alive"}, headers=vary | {"X-Content-Type-Options": "nosniff"})
 
     return send
+
+
+def _names_html(accept: str) -> bool:
+    """Whether an Accept header names HTML with a quality above zero (RFC 9110, 12.5.1)."""
+    for entry in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in entry.split(";"))
+        qualities = [part.removeprefix("q=").strip() for part in parameters if part.startswith("q=")]
+        if kind in _HTML and not any(re.fullmatch(r"0(\.0*)?", quality) for quality in qualities):
+            return True
+    return False
 
 
 def _sender(content: bytes, kind: str, more: Mapping[str, str] | None = None) -> Callable[[Request], Any]:

@@ -384,6 +384,9 @@ def test_every_file_that_the_page_names_is_sent(serve: Serve) -> None:
     [
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", True),
         ("TEXT/HTML; q=0.5", True),
+        ("text/html;q=0, application/xhtml+xml;q=0.1", True),
+        ("text/html;q=0, application/json", False),
+        ("text/html ; level=1 ; Q=0.000", False),
         ("*/*", False),
         ("application/json", False),
         ("", False),

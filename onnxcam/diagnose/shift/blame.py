@@ -136,7 +136,7 @@ class _Comparison:
             for network, of_one, opened in zip(self._networks, self._operations, self._open, strict=True)
         ]
         self._constants: tuple[dict[str, Weights], dict[str, Weights]] = (constants[0], constants[1])
-        self._matches = align(*self._operations, *self._constants)
+        self._matches = align(self._operations[0], self._operations[1], *self._constants)
         self._weighted = sum(operation.weight is not None for operation in self._operations[1].all)
 
     def blame(self, rows: Rows) -> Blame:
@@ -147,7 +147,7 @@ class _Comparison:
         replay = Replay(old, new, self._matches, *self._open, first=rows[0], tolerance=allowed)
         layers = self._layers(replay, rows, allowed)
         self._constants = {}, {}  # the memory is needed
-        counterparts = Counterparts(*self._operations, self._matches, replay.matches)
+        counterparts = Counterparts(self._operations[0], self._operations[1], self._matches, replay.matches)
         layers = [_explained(one, counterparts, match) for one, match in zip(layers, replay.matches, strict=True)]
         layers = self._effects(replay, layers, rows)
         weighted = sum(match.new.weight is not None for match in replay.matches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ SEEDS, AUGMENT = "seeds", "augment"
 FEWEST_SEEDS = 5
 _EXACT = 20_000  # ranks up to which their sum's distribution is computed exactly
 _TINY = 1e-12  # a distance of 0 has no logarithm
+_SAME = 1e-9  # of p-values and logarithms: nothing but rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Verdict:
         distance: the statistic of OLD and NEW.
         usual: the same under the null, on average.
         sentence: the verdict in words, and what it speaks of.
+        farther: pictures that NEW moves farther than each of their augmentations does; None for `seeds`.
     """
 
     null: str
@@ -40,6 +43,7 @@ class Verdict:
     distance: float
     usual: float
     sentence: str
+    farther: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict ready for JSON."""
@@ -60,7 +64,7 @@ def judge_retraining(distances: np.ndarray, false_alarms: float = FALSE_ALARMS) 
         distances: mean distances of pairs, `[k + 2, k + 2]`: OLD, NEW, and the k trainings.
 
     Raises:
-        SettingError: fewer than five trainings.
+        SettingError: fewer than five trainings, or trainings that do not differ.
     """
     count = len(distances) - 2
     require_seeds(count)
@@ -69,10 +73,13 @@ def judge_retraining(distances: np.ndarray, false_alarms: float = FALSE_ALARMS) 
     distance, usual = float(distances[1, rest].mean()), float(among.mean())
     others, new = np.log(np.maximum(among, _TINY)), math.log(max(distance, _TINY))
     spread = float(others.std(ddof=1)) / (1 - 1 / count) * math.sqrt(1 + 1 / (count + 1))
-    if spread > 0:
-        p = student_tail((new - float(others.mean())) / spread, count)
-    else:
-        p = float(new <= others.max())
+    if float(np.ptp(others)) <= _SAME:
+        raise SettingError(
+            f"null seeds: OLD and its {count} other trainings are all {usual:.2g} of the picture's side from each "
+            "other, so that nothing says how much chance moves maps; name trainings of other seeds, not copies of one "
+            "file"
+        )
+    p = student_tail((new - float(others.mean())) / spread, count)
     moved = p <= false_alarms
     what = "more than" if moved else "no more than"
     return Verdict(
@@ -101,8 +108,10 @@ def judge_augmentation(
     """Judge NEW among small changes of each picture under OLD; return the verdict and a p-value per picture.
 
     For each picture NEW's distance from OLD's map is ranked among those of M changed copies. Where NEW changes maps as
-    one more such change would, its rank is any of the M + 1 alike, and pictures are independent: the sum of the ranks
-    has an exact distribution. Ties count against NEW having moved.
+    one more such change would, its rank is any of the M + 1 alike, and pictures are independent. Two statistics are
+    taken: the sum of the ranks, for a shift of all pictures, and the number of largest ranks, for one of a part of
+    them, which ranks of zero on the other pictures cannot make up for. The p-value is that of the smaller of their two
+    p-values (`either_tail`). Ties count against NEW having moved.
 
     Arguments:
         new: distances of OLD and NEW, `[n]`.
@@ -114,16 +123,19 @@ def judge_augmentation(
     count, pictures = augmented.shape
     require_pictures(pictures, count, false_alarms)
     ranks = (augmented < new).sum(axis=0)
-    p = ranks_tail(int(ranks.sum()), pictures, count)
+    farther = int((ranks == count).sum())
+    p = either_tail(int(ranks.sum()), farther, pictures, count)
     each = (1 + count - ranks) / (count + 1)
-    moved = p <= false_alarms
+    moved = p <= false_alarms * (1 + _SAME)
     distance, usual = float(new.mean()), float(augmented.mean())
     what = "more than" if moved else "no more than"
     verdict = Verdict(
         AUGMENT, count, moved, p, false_alarms, distance, usual,
         f"the attention moved {what} {count} small changes of each picture move it: by {distance:.1%} of the picture's "
-        f"side, {usual:.1%} under the changes (p = {p:.2g}, false alarms {false_alarms:.0%}); this speaks of the same "
-        "training in another form (quantization, conversion, another runtime), not of a retraining",
+        f"side, {usual:.1%} under the changes, and farther than all {count} of them on {farther} of {pictures} "
+        f"pictures, {pictures / (count + 1):.2g} by chance (p = {p:.2g}, false alarms {false_alarms:.0%}); this speaks "
+        "of the same training in another form (quantization, conversion, another runtime), not of a retraining",
+        farther,
     )  # fmt: skip
     return verdict, each
 
@@ -146,18 +158,72 @@ def ranks_tail(total: int, pictures: int, count: int) -> float:
     if total <= 0:
         return 1.0
     if pictures * count <= _EXACT:
-        die = np.full(count + 1, 1 / (count + 1))
-        distribution = np.ones(1)
-        power, left = die, pictures
-        while left:  # by repeated squaring
-            if left & 1:
-                distribution = np.convolve(distribution, power)
-            left >>= 1
-            if left:
-                power = np.convolve(power, power)
+        distribution = _power(np.full(count + 1, 1 / (count + 1)), pictures)
         return float(min(1.0, distribution[total:].sum()))
     mean, variance = pictures * count / 2, pictures * count * (count + 2) / 12
     return 0.5 * math.erfc((total - 0.5 - mean) / math.sqrt(2 * variance))
+
+
+def largest_tail(farther: int, pictures: int, count: int) -> float:
+    """Return P(number of largest ranks >= farther) of `pictures` independent ranks, each of 0 to `count` alike."""
+    if farther <= 0:
+        return 1.0
+    return min(1.0, math.fsum(_largest(k, pictures, count) for k in range(farther, pictures + 1)))
+
+
+def either_tail(total: int, farther: int, pictures: int, count: int) -> float:
+    """Return how likely chance makes one of two p-values as small as the smaller: of ranks' sum and of largest ranks.
+
+    Exact where the distribution of the sum is: P(sum >= s or largest >= k), where s and k are the least whose p-values
+    are as small. Given k largest ranks, the others are alike from 0 to `count` - 1. Beyond, twice the smaller p-value.
+
+    Arguments:
+        total: sum of the ranks.
+        farther: how many of them are the largest.
+        pictures, count: as of `ranks_tail`.
+    """
+    p = min(ranks_tail(total, pictures, count), largest_tail(farther, pictures, count))
+    if p >= 1 or pictures * count > _EXACT:
+        return min(1.0, 2 * p)
+    bound = p * (1 + _SAME)  # the same p-value but for rounding
+    least_total = _least(lambda value: ranks_tail(value, pictures, count) <= bound, pictures * count)
+    least_farther = _least(lambda value: largest_tail(value, pictures, count) <= bound, pictures)
+    chance = largest_tail(least_farther, pictures, count)
+    die = np.full(count, 1 / count)
+    sums = _power(die, pictures - least_farther + 1)  # of the ranks that are not the largest
+    for k in range(least_farther - 1, -1, -1):
+        start = max(0, least_total - k * count)
+        chance += _largest(k, pictures, count) * float(sums[start:].sum())
+        if k:
+            sums = np.convolve(sums, die)
+    return min(1.0, chance, 2 * p)
+
+
+def _least(enough: Callable[[int], bool], most: int) -> int:
+    """The least of 0 to `most` + 1 that is enough, of a condition that holds from some value on."""
+    low, high = 0, most + 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low
+
+
+def _largest(k: int, pictures: int, count: int) -> float:
+    """The probability that exactly k of the ranks are the largest."""
+    ways = math.lgamma(pictures + 1) - math.lgamma(k + 1) - math.lgamma(pictures - k + 1)
+    return math.exp(ways - k * math.log(count + 1) + (pictures - k) * math.log(count / (count + 1)))
+
+
+def _power(die: np.ndarray, times: int) -> np.ndarray:
+    """The distribution of the sum of independent draws, by repeated squaring."""
+    distribution, power = np.ones(1), die
+    while times:
+        if times & 1:
+            distribution = np.convolve(distribution, power)
+        times >>= 1
+        if times:
+            power = np.convolve(power, power)
+    return distribution
 
 
 def student_tail(t: float, freedom: int) -> float:

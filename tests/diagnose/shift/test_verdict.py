@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from onnxcam.diagnose.shift.verdict import judge_augmentation, judge_retraining, ranks_tail, student_tail
+from onnxcam.diagnose.shift.verdict import (
+    either_tail,
+    judge_augmentation,
+    judge_retraining,
+    largest_tail,
+    ranks_tail,
+    student_tail,
+)
 from onnxcam.errors import SettingError
 
 
@@ -46,8 +53,10 @@ def test_a_retraining_is_a_false_alarm_in_five_percent(count: int) -> None:
 def test_a_retraining_needs_five_trainings() -> None:
     with pytest.raises(SettingError, match=r"has 4 other trainings of OLD; .* at least 5"):
         judge_retraining(trainings(np.random.default_rng(0), 4))
-    equal = judge_retraining(np.zeros((7, 7)))  # identical files everywhere
-    assert not equal.moved and equal.p == 1
+    for copies in (np.zeros((7, 7)), 0.1 * (1 - np.eye(7))):  # nothing says what chance does
+        copies[1], copies[:, 1] = 0.3, 0.3
+        with pytest.raises(SettingError, match="not copies of one file"):
+            judge_retraining(copies)
 
 
 def test_small_changes_are_a_false_alarm_in_five_percent() -> None:
@@ -62,6 +71,34 @@ def test_small_changes_are_a_false_alarm_in_five_percent() -> None:
     assert each.min() >= 1 / 9 and each.max() <= 1
     moved, _ = judge_augmentation(distances[0] * 2, distances[1:])
     assert moved.moved and "same training" in moved.sentence
+
+
+def test_a_shift_of_some_pictures_is_found_beside_others_that_hardly_move() -> None:
+    """As of a nearly equal model with one broken class: on all other pictures it moves less than any change."""
+    rng = np.random.default_rng(4)
+    augmented = rng.gamma(2, 0.01, (8, 100))
+    for part, moved in ((0, False), (5, False), (25, True), (40, True), (50, True)):
+        new = np.where(np.arange(100) < part, 0.5, 1e-6)
+        verdict, _ = judge_augmentation(new, augmented)
+        assert (verdict.moved, verdict.farther) == (moved, part), part
+        assert f"farther than all 8 of them on {part} of 100 pictures, 11 by chance" in verdict.sentence
+    assert ranks_tail(8 * 40, 100, 8) > 0.99  # which the sum of ranks alone would not see
+
+
+@pytest.mark.parametrize(("pictures", "count"), [(6, 8), (20, 8), (100, 8), (40, 19), (1, 19)])
+def test_either_of_two_statistics_is_a_false_alarm_in_five_percent(pictures: int, count: int) -> None:
+    rng = np.random.default_rng(pictures)
+    ranks = rng.integers(0, count + 1, (6000, pictures))
+    pairs = list(zip(ranks.sum(axis=1).tolist(), (ranks == count).sum(axis=1).tolist(), strict=True))
+    tails = {pair: either_tail(*pair, pictures, count) for pair in set(pairs)}
+    smaller = {p: min(ranks_tail(p[0], pictures, count), largest_tail(p[1], pictures, count)) for p in tails}
+    observed = np.array([smaller[pair] for pair in pairs])
+    for pair in pairs[:5]:  # against the frequency of what it is the probability of
+        share = (observed <= smaller[pair] * (1 + 1e-9)).mean()
+        assert tails[pair] == pytest.approx(share, abs=0.025) and tails[pair] <= 2 * smaller[pair]
+    assert np.mean([tails[pair] <= 0.05 * (1 + 1e-9) for pair in pairs]) <= 0.056
+    assert largest_tail(0, pictures, count) == 1
+    assert largest_tail(1, pictures, count) == pytest.approx(stats.binom.sf(0, pictures, 1 / (count + 1)))
 
 
 def test_equal_maps_never_moved_and_few_pictures_are_refused() -> None:

@@ -41,8 +41,8 @@ def explainers(paths: list[Path]) -> list[Explainer]:
 
 def maps(explainer: Explainer, batch: np.ndarray, targets: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The classes explained, and the maps as distributions of energy."""
-    side = Side(explainer, explainer.layers[-1], "hirescam")
-    run = side.run(batch, (), None if targets is None else targets.tolist())
+    side = Side(explainer, explainer.layers[-1], "hirescam", "a training")
+    run = side.run(batch, (), [""] * len(batch), None if targets is None else targets.tolist())
     return run.targets, shares(run.maps)
 
 

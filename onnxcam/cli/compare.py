@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,10 +14,12 @@ from onnxcam.cli.progress import Bar
 from onnxcam.cli.shift_reports import Reports, report_options
 from onnxcam.cli.truth import check_truth, known_classes, truth_option
 from onnxcam.cli.versions import versions
+from onnxcam.errors import PreprocessError
 from onnxcam.explain import pictures
 
 if TYPE_CHECKING:
     from onnxcam.diagnose.shift.result import Shift
+    from onnxcam.explain.explainer import Explainer
 
 EPILOG = """\
 \b
@@ -115,6 +117,7 @@ def compare(
     from onnxcam.diagnose.shift import null as nulls
     from onnxcam.diagnose.shift.comparison import compare as shift_between
     from onnxcam.diagnose.shift.conditions import Condition
+    from onnxcam.diagnose.shift.pairing import INHERITED
     from onnxcam.diagnose.shift.regions import read as read_regions
     from onnxcam.diagnose.shift.verdict import require_seeds
 
@@ -142,8 +145,9 @@ def compare(
         },
         as_json=as_json,
     )  # fmt: skip
-    explainers = [
-        open_explainer(
+
+    def explainer_of(path: str, name: str | None, spec: Any) -> Explainer:
+        return open_explainer(
             path,
             () if name is None else (name,),
             labels,
@@ -158,13 +162,28 @@ def compare(
             scores=scores,
             kind=kind,
         )
-        for path, name, spec in (
-            (old, layer, preprocess),
-            (new, layer if new_layer is None else new_layer, preprocess if new_preprocess is None else new_preprocess),
-        )
-    ]
-    paths = [item.source for item in items if isinstance(item.source, Path)]
-    classes = None if truth is None else known_classes(truth, named, paths, explainers[0].labels, explainers[0].classes)
+
+    try:
+        first = explainer_of(old, layer, preprocess)
+    except PreprocessError as error:
+        raise PreprocessError(f"OLD {old!r}: {error}") from error
+    spec, notes = preprocess if new_preprocess is None else new_preprocess, []
+    name = layer if new_layer is None else new_layer
+    try:
+        second = explainer_of(new, name, spec)
+    except PreprocessError as error:
+        if spec is not None or first.preprocess is None:
+            raise PreprocessError(f"NEW {new!r}: {error} (--new-preprocess for NEW alone)") from error
+        second = explainer_of(new, name, first.preprocess)
+        notes.append(INHERITED)
+    explainers = first, second
+    classes = None
+    if truth is not None:
+        paths = [item.source for item in items if isinstance(item.source, Path)]
+        indices = iter(known_classes(truth, named, paths, first.labels, first.classes))
+        classes = [
+            next(indices) if isinstance(item.source, Path) else None for item in items
+        ]  # standard input has none
     for explainer in explainers:
         terminal.warn(explainer.warnings)
     with Bar("compared") as bar:
@@ -182,22 +201,33 @@ def compare(
             seed=seed,
             progress=bar.to,
         )
+    shift.notes[:0] = notes
     shift = reports.blame(shift)
     failed = [str(error) for _, error in (*collection.failures, *shift.failures)]
     for text in failed:
         terminal.echo(f"Error: {text}", err=True)
-    outcomes = [condition.outcome(shift) for condition in gate]
+    outcomes = [condition.decide(shift) for condition in gate]
     reports.write(shift, outcomes, (old, new), failed)
     reasons = [outcome.sentence for outcome in outcomes if outcome.failed]
+    undecided = [outcome.sentence for outcome in outcomes if outcome.failed is None]
+    undecided = list(dict.fromkeys([*undecided, *([shift.undecided] if shift.undecided else [])]))
     if as_json:
         about = {"old": old, "new": new, "providers": shift.new.providers, "versions": versions()}
-        options.print_json(about | shift.to_dict() | {"failed": failed, "conditions": reasons})
+        results = [
+            {"name": one.name, "threshold": condition.threshold, "failed": one.failed, "sentence": one.sentence}
+            for condition, one in zip(gate, outcomes, strict=True)
+        ]
+        options.print_json(about | shift.to_dict() | {"failed": failed, "conditions": reasons, "outcomes": results})
     else:
         _print(shift, reports.piped)
     for reason in reasons:
         terminal.echo(f"Failed: {reason}", err=True)
-    if failed or reasons:
-        raise click.exceptions.Exit(ExitCode.CONDITION if reasons else ExitCode.FAILED)
+    for reason in undecided:
+        terminal.echo(f"Error: {reason}", err=True)
+    if reasons:
+        raise click.exceptions.Exit(ExitCode.CONDITION)
+    if undecided or failed:
+        raise click.exceptions.Exit(ExitCode.USAGE if undecided else ExitCode.FAILED)
 
 
 def _print(shift: Shift, piped: bool) -> None:

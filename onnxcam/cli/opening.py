@@ -19,7 +19,7 @@ def open_explainer(
     model: str,
     layers: Sequence[str] = (),
     labels_file: str | None = None,
-    preprocess: str | None = None,
+    preprocess: Any = None,
     methods: Sequence[str | Method] = ("gradcam",),
     provider: str = "auto",
     allow_fallback: bool = False,

@@ -78,7 +78,7 @@ class Explainer:
         allow_fallback: bool = False,
         probe: bool = True,
     ) -> None:
-        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "source")}
+        self.settings = {name: value for name, value in locals().items() if name not in ("self", "source")}
         self._file = FileSession(
             source, layers=layers, methods=methods, preprocess=preprocess, input_size=input_size, scores=scores,
             kind=kind, providers=providers, session_options=session_options, allow_fallback=allow_fallback, probe=probe,
@@ -104,7 +104,7 @@ class Explainer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as what it was made of: path or bytes of the model, and the settings; sessions are opened anew."""
-        return as_made(type(self), self._file.origin, self._arguments | {"labels": self.labels})
+        return as_made(type(self), self._file.origin, self.settings | {"labels": self.labels})
 
     @property
     def manifest(self) -> dict[str, Any]:

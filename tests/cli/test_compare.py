@@ -120,3 +120,54 @@ def test_a_report_and_the_json_do_not_mix(run: Run, folder: Path, monkeypatch: p
     assert result.code == 2 and "both go to standard output" in result.err and not report.exists()
     result = run("compare", *models, "--json", "--markdown", folder / "report.md")
     assert result.code == 0 and json.loads(result.out)["pictures"] == 6 and (folder / "report.md").exists()
+
+
+def test_what_turns_out_undecided_is_written_into_the_reports(run: Run, folder: Path) -> None:
+    """A model without attention: the condition is skipped in the report, and one that can be decided is there."""
+    model = tiny_cnn()
+    for weights in model.graph.initializer:
+        if weights.name == "w3":
+            weights.raw_data = bytes(len(weights.raw_data))
+    onnx.save(onnxcam.augment(model, preprocess=RAW), folder / "blank.onnx")
+    blank, photos, report = folder / "blank.onnx", folder / "photos", folder / "report.xml"
+    report.write_text("of yesterday")
+    options = ["--null", "augment:4", "--fail-on", "attention", "--fail-on", "predictions", "--junit", report]
+    result = run("compare", blank, blank, photos, *options, "--no-blame", "--json")
+    assert result.code == 2 and "Error: no verdict on the attention can be given" in result.err
+    text = report.read_text()
+    assert 'skipped="1"' in text and "<skipped message=" in text and "of yesterday" not in text
+    record = json.loads(result.out)
+    assert record["conditions"] == [] and record["verdict"] is None and record["undecided"]
+    assert [(one["name"], one["failed"]) for one in record["outcomes"]] == [("attention", None), ("predictions", False)]
+    assert record["outcomes"][1]["sentence"].startswith("0.00% of the predictions flipped")
+    result = run("compare", blank, folder / "old.onnx", photos, *options, "--no-blame")
+    assert result.code == 5  # predictions flip, whatever else is undecided
+
+
+def test_a_training_named_twice_is_one(run: Run, folder: Path) -> None:
+    old, new, photos = folder / "old.onnx", folder / "new.onnx", folder / "photos"
+    again = folder / "photos" / ".." / "new.onnx"
+    result = run("compare", old, new, photos, "--null", f"seeds:{new},{again},{folder}/new*.onnx,{new},{new}")
+    assert result.code == 2 and "has 1 other trainings of OLD" in result.sentence
+
+
+def test_a_plain_file_is_prepared_as_old_and_named_where_it_cannot_be(run: Run, folder: Path) -> None:
+    plain, photos = folder / "plain.onnx", folder / "photos"
+    onnx.save(tiny_cnn(), plain)
+    result = run("compare", folder / "old.onnx", plain, photos, "--json")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    assert record["distance"] < 1e-5 and "they are prepared as for OLD" in record["notes"][0]
+    result = run("compare", plain, folder / "old.onnx", photos)
+    assert result.code == 2 and f"OLD {str(plain)!r}: the model does not say" in result.sentence
+
+
+def test_a_picture_from_standard_input_has_no_true_class(run: Run, folder: Path) -> None:
+    old, photos = folder / "old.onnx", folder / "photos"
+    (folder / "truth.csv").write_text("picture,class\n" + "".join(f"{k % 2}/{k}.png,{k % 2}\n" for k in range(6)))
+    data = (photos / "0" / "0.png").read_bytes()
+    result = run("compare", old, old, "-", photos, "--truth", folder / "truth.csv", "--json", stdin=data)
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    assert sorted(str(one["truth"]) for one in record["each"]) == ["0", "0", "0", "1", "1", "1", "None"]
+    assert any("are copies of others" in note for note in record["notes"])

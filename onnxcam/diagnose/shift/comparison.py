@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,10 +18,13 @@ from onnxcam.diagnose.shift.inputs import SAME, apart, describe_inputs
 from onnxcam.diagnose.shift.pairing import open_pair, open_seeds
 from onnxcam.diagnose.shift.result import PictureShift, Prediction, Preparation, Shift
 from onnxcam.diagnose.shift.side import Side, SideRun, on_common_plane
-from onnxcam.errors import InputError, PictureError
+from onnxcam.errors import InputError, PictureError, SettingError
 from onnxcam.explain.question import SEED
 
 _CHUNK = 8  # pictures per run, as of `Explainer`
+_EMPTY = 0.5  # of the maps may have no energy for a verdict
+_COPY = 1e-5  # mean distance of two models that are one training: rounding of other forms of one file
+_SCORE = 1e-3  # and the largest difference of their probabilities
 _EXAMPLES = 4  # pictures from which a difference of preparation is described
 OLD, TRUTH = "old", "truth"
 
@@ -51,7 +55,8 @@ def compare(
             NHWC.
         pictures: what `Explainer.explain` takes. Those that cannot be read are left out and listed.
         null: what a verdict on the attention is given against: `seeds:FILE,...` (`Seeds`), at least five other
-            trainings of OLD, or `augment:M` (`Augment`), M small changes of each picture under OLD.
+            trainings of OLD, or `augment:M` (`Augment`), M small changes of each picture under OLD. Where the pictures
+            show that none can be given (maps without energy, copies of one training), `Shift.undecided` says why.
         regions: where maps should lie: a file or a folder of masks (`onnxcam.diagnose.shift.regions.read`), or a
             mapping from picture to boxes.
         truth: the true class of each picture, None where it is not known; the maps explain it then.
@@ -65,8 +70,9 @@ def compare(
     Raises:
         SettingError: the models do not have the same classes, or are not classifiers; a null that does not exist, or
             that is too small for a verdict; regions that cannot be read.
-        InputError: no picture, none that can be read, or not one truth or name per picture.
-        ModelError, LayerError, MethodError: as their names say.
+        InputError: no picture, none that can be read, not one truth or name per picture, or a truth that is no class.
+        ModelError: one of them is not usable, or gives scores or maps that are not finite.
+        LayerError, MethodError: as their names say.
     """
     pictures = list(pictures)
     if not pictures:
@@ -81,14 +87,19 @@ def compare(
     elif chance is not None:
         verdicts.require_pictures(len(pictures), chance.count)
     pair, notes = open_pair(old, new, layer, new_layer, method)
+    _check_truth(truth, pair[0].explainer.classes)
     sides = [*pair]
     if isinstance(chance, nulls.Seeds):
-        sides += open_seeds(pair[0], chance.models)
+        others, doubts = open_seeds(pair[0], chance.models)
+        sides += others
+        notes += doubts
     result: list[PictureShift] = []
     failures: list[tuple[str, Any]] = []
     apart: list[np.ndarray] = []  # of OLD's maps from those of NEW, and from each of the null's
     inputs = _Inputs(*pair)
+    outside: dict[str, int] = {}  # by region the pictures beside which it lies
     pairs = np.zeros((len(sides), len(sides)))  # of models, sums over the pictures
+    gaps = np.zeros_like(pairs)  # of their probabilities, the largest
     for places, prepared in _prepared(sides, pictures, names, failures):
         classes = None if truth is None else [truth[place] for place in places]
         inputs.add(prepared)
@@ -100,6 +111,7 @@ def compare(
         apart.append(rows)
         if isinstance(chance, nulls.Seeds):
             pairs += _of_pairs(planes, rows)
+            gaps = np.maximum(gaps, _score_gaps(runs))
         blank = [empty(plane) for plane in planes[:2]]
         for row, place in enumerate(places):
             name = prepared[0].names[row]
@@ -113,7 +125,7 @@ def compare(
                     float(rows[0, row]),
                     (bool(blank[0][row]), bool(blank[1][row])),
                     None if classes is None else classes[row],
-                    {} if places_of is None else _regions(places_of.of(name), runs[:2], row),
+                    {} if places_of is None else _regions(places_of.of(name), runs[:2], row, outside),
                 )
             )
         if progress is not None:
@@ -124,11 +136,19 @@ def compare(
         raise InputError(
             f"none of the {len(result)} pictures has a region; the regions are of {places_of.names}: check the names"
         )
-    verdict = None
+    verdict: verdicts.Verdict | None = None
+    undecided = ""
     if chance is not None:
-        verdict, each = _judge(chance, np.concatenate(apart, axis=1), pairs)
-        for picture, p in zip(result, each.tolist(), strict=True):
-            picture.p = p
+        try:
+            _require_energy(result, pair)
+            verdict, each, copies = _judge(chance, np.concatenate(apart, axis=1), pairs, gaps, sides)
+            notes += copies
+        except SettingError as error:
+            undecided = str(error)
+        else:
+            for picture, p in zip(result, each.tolist(), strict=True):
+                picture.p = p
+    notes += inputs.copies() + _left_out(result, outside)
     return Shift(
         sides[0].explainer,
         sides[1].explainer,
@@ -142,20 +162,104 @@ def compare(
         notes,
         verdict=verdict,
         preparation=inputs.result(),
+        undecided=undecided,
     )
 
 
-def _judge(chance: nulls.Null, apart: np.ndarray, pairs: np.ndarray) -> tuple[verdicts.Verdict, np.ndarray]:
-    """The verdict, and a p-value per picture.
+def _check_truth(truth: Sequence[int | None] | None, classes: int) -> None:
+    """Refuse true classes that are none.
+
+    Raises:
+        InputError: something else than None or an index.
+    """
+    for place, index in enumerate(truth or ()):
+        integer = isinstance(index, (int, np.integer)) and not isinstance(index, bool)
+        if index is not None and not (integer and 0 <= index < classes):
+            raise InputError(
+                f"truth[{place}] is {index!r}; expected the index of a class, an integer from 0 to {classes - 1}, or "
+                "None where it is not known"
+            )
+
+
+def _require_energy(pictures: Sequence[PictureShift], pair: Sequence[Side]) -> None:
+    """Refuse a verdict on maps most of which are empty: two of them are equal, whatever the models look at.
+
+    Raises:
+        SettingError: the maps of OLD, or those of NEW, are empty for more than half of the pictures.
+    """
+    counts = [sum(picture.empty[which] for picture in pictures) for which in (0, 1)]
+    if max(counts) > len(pictures) * _EMPTY:
+        layers = " and ".join(dict.fromkeys(repr(side.layer) for side in pair))
+        raise SettingError(
+            f"no verdict on the attention can be given: of {len(pictures)} pictures the map of {counts[0]} has no "
+            f"energy in OLD, and of {counts[1]} in NEW (layer {layers}, method {pair[0].method}), and a verdict needs "
+            "maps of at least half of them; name another layer or method (--layer, --method)"
+        )
+
+
+def _judge(
+    chance: nulls.Null, apart: np.ndarray, pairs: np.ndarray, gaps: np.ndarray, sides: Sequence[Side]
+) -> tuple[verdicts.Verdict, np.ndarray, list[str]]:
+    """The verdict, a p-value per picture, and sentences about trainings that are none.
 
     Arguments:
         apart: distances of OLD's maps, first from NEW's, `[1 + null, pictures]`.
         pairs: sums of the distances of all pairs of models.
+        gaps: the largest difference of their probabilities.
+        sides: the models.
+
+    Raises:
+        SettingError: as of the tests.
     """
     if isinstance(chance, nulls.Augment):
-        return verdicts.judge_augmentation(apart[0], apart[1:])
-    verdict = verdicts.judge_retraining(pairs / apart.shape[1])
-    return verdict, (1 + (apart[1:] >= apart[0]).sum(axis=0)) / len(apart)
+        return *verdicts.judge_augmentation(apart[0], apart[1:]), []
+    means = pairs / apart.shape[1]
+    places, notes = [0, 1], []
+    for place in range(2, len(sides)):
+        same = [sides[other].name for other in places if means[place, other] <= _COPY and gaps[place, other] <= _SCORE]
+        if same:
+            notes.append(
+                f"{sides[place].name} is left out of the null: its maps and scores are those of {same[0]}, so it is no "
+                "other training"
+            )
+        else:
+            places.append(place)
+    try:
+        verdicts.require_seeds(len(places) - 2)
+    except SettingError as error:
+        raise SettingError("; ".join([str(error), *notes])) from error
+    verdict = verdicts.judge_retraining(means[np.ix_(places, places)])
+    rows = apart[[place - 1 for place in places[1:]]]
+    return verdict, (1 + (rows[1:] >= rows[0]).sum(axis=0)) / len(rows), notes
+
+
+def _left_out(pictures: Sequence[PictureShift], outside: dict[str, int]) -> list[str]:
+    """Sentences about what numbers of the comparison do not hold: pictures without a class, without a region."""
+    notes = [
+        f"{name or 'the region'} lies outside of {count} pictures, which are left out of it; boxes are in pixels of "
+        "the upright picture"
+        for name, count in outside.items()
+    ]
+    empty: dict[str, list[int]] = {}
+    for picture in pictures:
+        for name, (old, new) in picture.regions.items():
+            counts = empty.setdefault(name, [0, 0])
+            counts[0] += old is None
+            counts[1] += old is not None and new is None
+    for name, (old_empty, new_empty) in empty.items():
+        if old_empty:
+            notes.append(f"{old_empty} pictures are left out of {name or 'the regions'}: OLD's map has no energy")
+        if new_empty:
+            notes.append(
+                f"on {new_empty} pictures NEW's map has no energy; it counts as none inside {name or 'the regions'}"
+            )
+    truths = sum(picture.truth is not None for picture in pictures)
+    if 0 < truths < len(pictures):
+        notes.append(
+            f"the true class is known of {truths} of {len(pictures)} pictures, and accuracy is that of these; by class, "
+            "the others count where OLD puts them"
+        )
+    return notes
 
 
 def _of_pairs(planes: Sequence[np.ndarray], first: np.ndarray) -> np.ndarray:
@@ -168,6 +272,12 @@ def _of_pairs(planes: Sequence[np.ndarray], first: np.ndarray) -> np.ndarray:
     return sums + sums.T
 
 
+def _score_gaps(runs: Sequence[SideRun]) -> np.ndarray:
+    """The largest difference of probabilities of each pair of models, `[models, models]`."""
+    scores = np.stack([run.probabilities for run in runs])
+    return np.stack([np.abs(scores - one).max(axis=(1, 2)) for one in scores])
+
+
 def _augmented(
     side: Side, prepared: _Prepared, run: SideRun, places: Sequence[int], count: int, seed: int
 ) -> np.ndarray:
@@ -177,7 +287,12 @@ def _augmented(
     for row, (place, tensor) in enumerate(zip(places, prepared.tensors, strict=True)):
         copies = augment(tensor, entry, preprocess, count, (seed, place))
         maps = [
-            side.run(part, [prepared.geometry[row]] * len(part), [int(run.targets[row])] * len(part)).maps
+            side.run(
+                part,
+                [prepared.geometry[row]] * len(part),
+                [f"{prepared.names[row]}, slightly changed"] * len(part),
+                [int(run.targets[row])] * len(part),
+            ).maps
             for part in (copies[start : start + _CHUNK] for start in range(0, count, _CHUNK))
         ]
         columns.append(distances(shares(run.maps[row : row + 1]), shares(np.concatenate(maps))))
@@ -185,9 +300,9 @@ def _augmented(
 
 
 def _regions(
-    regions: Sequence[region_files.Region], runs: Sequence[SideRun], row: int
+    regions: Sequence[region_files.Region], runs: Sequence[SideRun], row: int, outside: dict[str, int]
 ) -> dict[str, tuple[float | None, float | None]]:
-    """By name the share of the map's energy inside each region, of OLD and of NEW."""
+    """By name the share of the map's energy inside each region, of OLD and of NEW; those outside are counted."""
     if not regions:
         return {}
     heatmaps = [run.heatmap(row) for run in runs]
@@ -195,6 +310,8 @@ def _regions(
     for name, mask in region_files.masks(regions, heatmaps[0].shape).items():
         old, new = (region_files.inside(heatmap, mask) for heatmap in heatmaps)
         pairs[name] = (old, new)
+    for name in {region.name for region in regions} - pairs.keys():
+        outside[name] = outside.get(name, 0) + 1
     return pairs
 
 
@@ -212,24 +329,40 @@ class _Prepared:
 
 
 class _Inputs:
-    """Whether the prepared pictures of OLD and NEW are the same."""
+    """Whether the prepared pictures of OLD and NEW are the same, and which of them are the same picture."""
 
     def __init__(self, old: Side, new: Side) -> None:
         self._explainers = old.explainer, new.explainer
         self._alike = new.prepares_like(old)
         self._distances: list[float] = []
         self._examples: list[tuple[np.ndarray, np.ndarray]] = []
+        self._names: dict[bytes, str] = {}
+        self._copies: list[tuple[str, str]] = []
 
     def add(self, prepared: Sequence[_Prepared]) -> None:
         """Look at some pictures."""
+        for name, tensor in zip(prepared[0].names, prepared[0].tensors, strict=True):
+            first = self._names.setdefault(hashlib.sha256(tensor.tobytes()).digest(), name)
+            if first is not name:
+                self._copies.append((name, first))
         if self._alike:
             return
         for row in zip(prepared[0].tensors, prepared[1].tensors, strict=True):
             self._distances.append(apart(*self._explainers, row))
-            first = (self._examples or [row])[0]
-            alike = all(a.shape == b.shape for a, b in zip(row, first, strict=True))
+            example = (self._examples or [row])[0]
+            alike = all(a.shape == b.shape for a, b in zip(row, example, strict=True))
             if self._distances[-1] > SAME and len(self._examples) < _EXAMPLES and alike:
                 self._examples.append(row)
+
+    def copies(self) -> list[str]:
+        """A sentence about pictures of equal pixels, none if there are none."""
+        if not self._copies:
+            return []
+        name, first = self._copies[0]
+        return [
+            f"{len(self._copies)} pictures are copies of others, as {name!r} of {first!r}; a verdict takes pictures "
+            "for independent and is too sure of itself then: compare each once"
+        ]
 
     def result(self) -> Preparation:
         """What was measured."""
@@ -282,9 +415,9 @@ def _run(sides: Sequence[Side], prepared: Sequence[_Prepared], truth: Sequence[i
     """Run the models over some pictures: the first explains the true classes or its top-1, the others the same."""
     first = prepared[0]
     targets = None if truth is None else [-1 if index is None else index for index in truth]
-    runs = [sides[0].run(first.batch, first.geometry, targets)]
+    runs = [sides[0].run(first.batch, first.geometry, first.names, targets)]
     for side, one in zip(sides[1:], prepared[1:], strict=True):
-        runs.append(side.run(one.batch, one.geometry, runs[0].targets.tolist()))
+        runs.append(side.run(one.batch, one.geometry, one.names, runs[0].targets.tolist()))
     return runs
 
 

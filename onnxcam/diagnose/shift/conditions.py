@@ -65,26 +65,39 @@ class Condition:
             if self.kind == kind and not present:
                 raise SettingError(f"the condition {kind!r} cannot be decided: {remedy}")
 
+    def decide(self, shift: Shift) -> Outcome:
+        """Return the outcome; where it cannot be decided, `failed` is None and the sentence says why."""
+        try:
+            return self.outcome(shift)
+        except SettingError as error:
+            return Outcome(self.kind, None, str(error))
+
     def outcome(self, shift: Shift) -> Outcome:
         """Return whether the condition holds, with a sentence.
 
         Raises:
             SettingError: it cannot be decided.
         """
+        if self.kind == ATTENTION and shift.undecided:
+            raise SettingError(shift.undecided)
         self.require(null=shift.verdict is not None, truth=shift.accuracy is not None, regions=bool(shift.regions))
         if self.kind == ATTENTION and shift.verdict is not None:
             return Outcome(self.kind, shift.verdict.moved, shift.verdict.sentence)
         if self.kind == PREPROCESSING:
             return _preprocessing(shift)
-        threshold = self.threshold or 0.0
+        threshold, total = self.threshold or 0.0, len(shift.pictures)
         if self.kind == PREDICTIONS:
             share, what = shift.flipped_share, "of the predictions flipped"
         elif self.kind == ACCURACY and shift.accuracy is not None:
-            share, what = shift.accuracy[0] - shift.accuracy[1], "of the accuracy is lost"
+            share = shift.accuracy[0] - shift.accuracy[1]
+            what = f"of the accuracy is lost, on {shift.truths} of {total} pictures, whose class is known"
         else:
             worst = min(shift.regions, key=lambda one: one.new - one.old)
             share = worst.old - worst.new
-            what = f"of the energy left {worst.name or 'the regions'} ({worst.old:.0%} -> {worst.new:.0%})"
+            what = (
+                f"of the energy left {worst.name or 'the regions'} ({worst.old:.0%} -> {worst.new:.0%}) on "
+                f"{worst.pictures} of {total} pictures"
+            )
         # the margin: a share of exactly 1 % is not above 1 %, whatever the rounding
         failed = share > threshold + 1e-12
         than = "more than" if failed else "not more than"

@@ -24,7 +24,8 @@ _SCALE = float(np.mean([abs(across) for across, _ in _DIRECTIONS]))  # of a step
 def shares(maps: np.ndarray) -> np.ndarray:
     """Return maps `[N, h, w]` as distributions of energy, float64 `[N, h, w]`, each of sum 1.
 
-    Values below zero or not finite count as zero. A map without energy stays zero everywhere.
+    Values below zero or not finite count as zero; a comparison refuses maps that are not finite before. A map without
+    energy stays zero everywhere.
     """
     values = np.asarray(maps, np.float64)
     values = np.where(np.isfinite(values), np.maximum(values, 0.0), 0.0)

@@ -52,7 +52,8 @@ def parse(text: str) -> Null:
     if name == AUGMENT and colon and re.fullmatch(r"[0-9]{1,6}", rest) and 1 <= int(rest) <= _MOST:
         return Augment(int(rest))
     if name == SEEDS and colon and rest:
-        return Seeds([str(path) for part in rest.split(",") for path in _files(part)])
+        files = {path.resolve(): str(path) for part in reversed(rest.split(",")) for path in reversed(_files(part))}
+        return Seeds(list(reversed(files.values())))  # each file once, however often it is named
     raise SettingError(
         f"the null {text!r} is none; expected seeds:FILE,FILE,... (other trainings of OLD; globs and folders too) or "
         f"augment:M (M from 1 to {_MOST:,} small changes of each picture)"

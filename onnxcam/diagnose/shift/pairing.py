@@ -9,8 +9,11 @@ from typing import Any
 
 from onnxcam import image
 from onnxcam.diagnose.shift.side import Side
-from onnxcam.errors import LayerError, SettingError
+from onnxcam.errors import LayerError, SettingError, listing
 from onnxcam.explain.explainer import Explainer
+
+INHERITED = "NEW does not say how pictures become tensors: they are prepared as for OLD; check that this is meant"
+_TERMS = ("preprocess", "input_size", "value_range", "bands", "scores", "kind")  # what a caller says of a model's input
 
 
 def open_pair(
@@ -26,29 +29,33 @@ def open_pair(
         ModelError, LayerError, MethodError: as their names say.
     """
     layers = (layer, new_layer if new_layer is not None else layer)
-    explainers = [
+    first, second = (
         source if isinstance(source, Explainer) else Explainer(source, layers=None if name is None else [name])
         for source, name in zip((old, new), layers, strict=True)
-    ]
+    )
+    notes = []
+    if second.preprocess is None and first.preprocess is not None and not isinstance(new, Explainer):
+        second = Explainer(new, layers=None if layers[1] is None else [layers[1]], preprocess=first.preprocess)
+        notes.append(INHERITED)
+    explainers = first, second
     for explainer in explainers:
         explainer.terms.readout.require_probabilities("comparing models")
-    notes = compare_classes(explainers[0], explainers[1])
+    notes += compare_classes(first, second)
     sides = [
-        Side(explainer, explainer.layers[-1] if name is None else name, method)
-        for explainer, name in zip(explainers, layers, strict=True)
+        Side(explainer, explainer.layers[-1] if name is None else name, method, what)
+        for explainer, name, what in zip(explainers, layers, ("OLD", "NEW"), strict=True)
     ]
-    for side, what in zip(sides, ("OLD", "NEW"), strict=True):
+    for side in sides:
         entry: dict[str, Any] = next((e for e in side.explainer.manifest["layers"] if e["name"] == side.layer), {})
         verdict = (entry.get("place") or {}).get("verdict")
         if verdict == "none":
             notes.append(
-                f"the map of layer {side.layer!r} in {what} does not lie on the picture, so its distances say little"
+                f"the map of layer {side.layer!r} in {side.name} does not lie on the picture, so its distances say "
+                "little"
             )
-    first, second = (explainer.preprocess for explainer in explainers)
-    if first != second and first is not None and second is not None:
-        notes.append(
-            f"OLD and NEW prepare pictures differently: {_differences(first, second)}; check that this is meant"
-        )
+    one, two = first.preprocess, second.preprocess
+    if one != two and one is not None and two is not None:
+        notes.append(f"OLD and NEW prepare pictures differently: {_differences(one, two)}; check that this is meant")
     return (sides[0], sides[1]), notes
 
 
@@ -59,8 +66,11 @@ def _differences(old: image.Preprocess, new: image.Preprocess) -> str:
     return ", ".join(f"{name} {a} in OLD and {b} in NEW" for name, a, b in pairs if a != b)
 
 
-def open_seeds(old: Side, models: Sequence[Any]) -> list[Side]:
-    """Open other trainings of OLD; each prepares pictures as its file says, or as OLD does where it does not.
+def open_seeds(old: Side, models: Sequence[Any]) -> tuple[list[Side], list[str]]:
+    """Open other trainings of OLD; return them with sentences about what is doubtful.
+
+    What the caller says of OLD's pictures and scores holds for them too. Beyond that each prepares pictures as its file
+    says, or as OLD does where it does not.
 
     Raises:
         SettingError: one has other classes, or not OLD's layer.
@@ -79,15 +89,27 @@ def open_seeds(old: Side, models: Sequence[Any]) -> list[Side]:
         compare_classes(old.explainer, explainer, what)
         if old.explainer is explainer:
             raise SettingError(f"{what} is OLD itself; name other trainings of it")
-        sides.append(Side(explainer, old.layer, old.method))
-    return sides
+        sides.append(Side(explainer, old.layer, old.method, what))
+    others = [side.name for side in sides if side.explainer.preparation[1:] != old.explainer.preparation[1:]]
+    notes = []
+    if others:
+        notes.append(
+            f"{len(others)} of {len(sides)} other trainings prepare pictures differently from OLD "
+            f"({listing(others, 3)}), so that the null holds more than chance; state one preprocessing for all of them "
+            "(--preprocess)"
+        )
+    return sides, notes
 
 
 def open_like(other: Explainer, source: Any, layers: Sequence[str] | None) -> Explainer:
-    """Open a model that may say nothing about its pictures: as `other` prepares them then."""
-    explainer = Explainer(source, layers=layers, providers=other.providers)
+    """Open a model as a caller opened `other`; where neither says how pictures become tensors, as `other`'s file."""
+    terms = {name: other.settings[name] for name in _TERMS if other.settings[name] is not None}
+    if "value_range" in terms:
+        terms["preprocess"] = other.preprocess  # a range alone says nothing of a file that does not say the rest
+    explainer = Explainer(source, layers=layers, providers=other.providers, **terms)
     if explainer.preprocess is None and other.preprocess is not None:
-        explainer = Explainer(source, layers=layers, providers=other.providers, preprocess=other.preprocess)
+        terms["preprocess"] = other.preprocess
+        explainer = Explainer(source, layers=layers, providers=other.providers, **terms)
     return explainer
 
 

@@ -52,8 +52,8 @@ class RegionShift:
 
     Attributes:
         name: of the region; empty for regions without a name.
-        pictures: how many have it, and energy in both maps.
-        old, new: mean share of the map's energy inside, 0 to 1.
+        pictures: how many have it, and energy in OLD's map.
+        old, new: mean share of the map's energy inside, 0 to 1; none of it is where NEW's map has no energy.
     """
 
     name: str
@@ -141,6 +141,7 @@ class Shift:
         notes: sentences about what is doubtful in the comparison.
         blame: by depth, where that was determined.
         verdict: whether the attention moved more than the null; None without one.
+        undecided: why there is no verdict although a null was named; empty otherwise.
         preparation: whether the two files prepare the pictures alike, measured.
     """
 
@@ -157,6 +158,7 @@ class Shift:
     blame: Any = None
     verdict: Verdict | None = None
     preparation: Preparation = Preparation(0, 0.0, "")
+    undecided: str = ""
 
     @property
     def labels(self) -> Sequence[str] | None:
@@ -189,6 +191,11 @@ class Shift:
         return _accuracy(self.pictures)
 
     @property
+    def truths(self) -> int:
+        """Of how many pictures the true class is known."""
+        return sum(picture.truth is not None for picture in self.pictures)
+
+    @property
     def classes(self) -> list[ClassShift]:
         """Per class, the largest mean distance first: the true class, or OLD's prediction where it is not known."""
         by_class: dict[int, list[PictureShift]] = {}
@@ -213,8 +220,8 @@ class Shift:
         pairs: dict[str, list[tuple[float, float]]] = {}
         for picture in self.pictures:
             for name, (old, new) in picture.regions.items():
-                if old is not None and new is not None:
-                    pairs.setdefault(name, []).append((old, new))
+                if old is not None:
+                    pairs.setdefault(name, []).append((old, 0.0 if new is None else new))
         regions = []
         for name, some in pairs.items():
             old, new = np.mean(some, axis=0).tolist()
@@ -241,6 +248,7 @@ class Shift:
             "seed": self.seed,
             "distance": self.distance,
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
+            "undecided": self.undecided,
             "stayed": {"pictures": len(stayed), "distance": _mean_distance(stayed)},
             "flipped": {
                 "pictures": len(flipped),

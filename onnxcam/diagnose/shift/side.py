@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcam import image
+from onnxcam.errors import ModelError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.maps import fuse, windows_of
 from onnxcam.explain.question import Question
@@ -61,11 +62,18 @@ class SideRun:
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """A model with the layer and the method of its maps."""
+    """A model with the layer and the method of its maps.
+
+    Attributes:
+        explainer: the model.
+        layer, method: of the maps.
+        name: OLD, NEW, or that of a training, for messages.
+    """
 
     explainer: Explainer
     layer: str
     method: str
+    name: str
 
     @cached_property
     def question(self) -> Question:
@@ -91,14 +99,22 @@ class Side:
         return self.explainer.prepare(picture)[1:]
 
     def run(
-        self, batch: np.ndarray, geometry: Sequence[image.Geometry], targets: Sequence[int] | None = None
+        self,
+        batch: np.ndarray,
+        geometry: Sequence[image.Geometry],
+        names: Sequence[str],
+        targets: Sequence[int] | None = None,
     ) -> SideRun:
         """Predict and explain some pictures, in one run of the model.
 
         Arguments:
             batch: prepared, `[N, ...]`.
             geometry: of each picture.
+            names: of the pictures.
             targets: the class to explain of each; the model's top-1 if None.
+
+        Raises:
+            ModelError: a score or a map is not finite, so that nothing can be compared.
         """
         batch = self.explainer.check_batch(batch)
         question = self.question
@@ -110,9 +126,19 @@ class Side:
         readout = self.explainer.terms.readout
         best = readout.fill_top1(np.full(len(batch), TOP1, np.int64), answer.scores)
         windows = windows_of(question.methods[0], answer.windows)
-        return SideRun(
-            answer.classes[:, 0], best, answer.probabilities, answer.maps[0][:, 0], answer.input_size, geometry, windows
-        )
+        maps = answer.maps[0][:, 0]
+        self._require_finite("scores", answer.probabilities, names)
+        self._require_finite(f"values in the map of layer {self.layer!r}", maps, names)
+        return SideRun(answer.classes[:, 0], best, answer.probabilities, maps, answer.input_size, geometry, windows)
+
+    def _require_finite(self, what: str, values: np.ndarray, names: Sequence[str]) -> None:
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not finite.all():
+            raise ModelError(
+                f"{self.name} gives {what} that are not finite for the picture {names[int(finite.argmin())]!r}, and a "
+                "comparison needs numbers; look for a layer that overflows (float16), or for weights that are no "
+                "numbers"
+            )
 
 
 def on_common_plane(runs: Sequence[SideRun]) -> list[np.ndarray]:

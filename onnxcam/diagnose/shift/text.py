@@ -14,15 +14,19 @@ def lines(shift: Shift) -> list[str]:
         f"{total} pictures: {len(flipped)} predictions flipped ({shift.flipped_share:.1%}), "
         f"the attention moved by {shift.distance:.1%} of the picture's side"
     ]
-    text.append(
-        "no verdict on the attention: maps move with the seed of a training alone; --null says how much is usual"
-        if shift.verdict is None
-        else f"verdict: {shift.verdict.sentence}"
-    )
+    if shift.verdict is not None:
+        text.append(f"verdict: {shift.verdict.sentence}")
+    elif shift.undecided:
+        text.append(f"undecided: {shift.undecided}")
+    else:
+        text.append(
+            "no verdict on the attention: maps move with the seed of a training alone; --null says how much is usual"
+        )
     if shift.accuracy is not None:
-        text.append(f"accuracy: {shift.accuracy[0]:.1%} -> {shift.accuracy[1]:.1%}")
+        scope = "" if shift.truths == total else f" (of {shift.truths} of {total} pictures, whose class is known)"
+        text.append(f"accuracy: {shift.accuracy[0]:.1%} -> {shift.accuracy[1]:.1%}{scope}")
     text += [
-        f"{_share(one.old)} -> {_share(one.new)} in {one.name or 'the regions'} ({one.pictures} pictures)"
+        f"{_share(one.old)} -> {_share(one.new)} in {one.name or 'the regions'} ({one.pictures} of {total} pictures)"
         for one in shift.regions
     ]
     stayed = [picture for picture in shift.stayed if picture.distance > 0]

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import onnxcam
 from onnxcam import Explainer, image
 from onnxcam.diagnose.shift import compare
+from onnxcam.diagnose.shift.conditions import Condition
 from onnxcam.diagnose.shift.distance import distances, shares
 from onnxcam.diagnose.shift.null import Seeds
-from onnxcam.errors import InputError, PictureError, SettingError
+from onnxcam.diagnose.shift.text import lines
+from onnxcam.errors import InputError, ModelError, PictureError, SettingError
 from tests.cli.conftest import RAW
 from tests.support.batches import picture
 from tests.support.models import tiny_cnn
@@ -104,6 +107,113 @@ def test_the_true_class_is_explained_where_it_is_known() -> None:
     extra = shift.pictures[1].old.index  # counted where OLD puts it
     assert by_class[0].pictures == 8 + (extra == 0) and by_class[1].pictures == 1 + (extra == 1)
     assert sum(one.flipped for one in shift.classes) == len(shift.flipped)
+
+
+def weighted(change: Any, **options: Any) -> Explainer:
+    """The model with other weights in its last layer."""
+    model = tiny_cnn(**options)
+    (weights,) = (one for one in model.graph.initializer if one.name == "w3")
+    values = np.frombuffer(weights.raw_data, np.float32).reshape(weights.dims)
+    weights.raw_data = np.ascontiguousarray(change(values), np.float32).tobytes()
+    return Explainer(model, preprocess=RAW, providers=CPU)
+
+
+def test_scores_that_are_not_finite_are_refused() -> None:
+    broken = weighted(lambda values: values * np.nan)
+    with pytest.raises(ModelError, match="NEW gives scores that are not finite for the picture 'a'"):
+        compare(explainer(), broken, PICTURES[:2], names=["a", "b"])
+    with pytest.raises(ModelError, match="OLD gives scores that are not finite"):
+        compare(broken, broken, PICTURES[:2])
+    seeds = [retrained(noise=0.01 * k) for k in range(1, 6)]
+    with pytest.raises(ModelError, match="training 6 of the null gives scores"):
+        compare(explainer(), retrained(), PICTURES[:2], null=Seeds([*seeds, broken]))
+
+
+def test_maps_most_of_which_are_empty_give_no_verdict() -> None:
+    blank = weighted(np.zeros_like)
+    seeds = [weighted(np.zeros_like, seed=k) for k in range(1, 6)]
+    for old, new in ((blank, blank), (explainer(), blank)):
+        for null in ("augment:4", Seeds(seeds)):
+            shift = compare(old, new, PICTURES, null=null)
+            assert shift.verdict is None and "of 11 in NEW (layer" in shift.undecided
+            assert "name another layer or method" in shift.undecided and shift.to_dict()["undecided"]
+            outcome = Condition.parse("attention").decide(shift)
+            assert outcome.failed is None and outcome.sentence == shift.undecided
+
+
+def test_copies_are_no_other_trainings() -> None:
+    """OLD, NEW and a training in another form among the trainings are left out; four are too few."""
+    old, new = explainer(), retrained()
+    seeds = [retrained(noise=0.01 * k) for k in range(1, 6)]
+    plain = compare(old, new, PICTURES, null=Seeds(seeds))
+    shift = compare(old, new, PICTURES, null=Seeds([explainer(nhwc=True), *seeds, retrained(), retrained(noise=0.02)]))
+    assert plain.verdict is not None and shift.verdict is not None and shift.verdict.size == 5
+    assert shift.verdict.p == pytest.approx(plain.verdict.p, rel=1e-3)
+    assert [one.p for one in shift.pictures] == [one.p for one in plain.pictures]
+    assert [note.partition(", so")[0] for note in shift.notes] == [
+        f"training {number} of the null is left out of the null: its maps and scores are those of {other}"
+        for number, other in ((1, "OLD"), (7, "NEW"), (8, "training 3 of the null"))
+    ]
+    few = compare(old, new, PICTURES, null=Seeds([*seeds[:4], seeds[0], explainer(nhwc=True)]))
+    assert (
+        few.verdict is None
+        and "has 4 other trainings of OLD" in few.undecided
+        and "its maps and scores are" in few.undecided
+    )
+
+
+def test_what_the_caller_says_of_old_holds_for_its_other_trainings(tmp_path: Path) -> None:
+    halved: dict[str, Any] = {**RAW, "scale": 1 / 510}
+    files, plain = [], []
+    for seed in range(11, 16):
+        files.append(str(tmp_path / f"{seed}.onnx"))
+        onnx.save(onnxcam.augment(tiny_cnn(seed=seed), preprocess=RAW), files[-1])
+        plain.append(Explainer(tiny_cnn(seed=seed), preprocess=halved, providers=CPU))
+    old, new = explainer(halved), Explainer(tiny_cnn(seed=16), preprocess=halved, providers=CPU)
+    results = [compare(old, new, PICTURES, null=Seeds(some)) for some in (files, plain)]
+    verdicts = [result.verdict for result in results]
+    assert [result.undecided for result in results] == ["", ""]
+    assert verdicts[0] is not None and verdicts[1] is not None
+    assert verdicts[0].p == pytest.approx(verdicts[1].p, rel=1e-4) and results[0].notes == results[1].notes == []
+    mixed = compare(old, new, PICTURES, null=Seeds([explainer(seed=9), *plain]))
+    assert "1 of 6 other trainings prepare pictures differently from OLD ('training 1" in mixed.notes[0]
+
+
+def test_a_file_that_does_not_say_how_pictures_are_prepared_takes_those_of_old() -> None:
+    shift = compare(explainer(), tiny_cnn(seed=7).SerializeToString(), PICTURES)
+    assert "NEW does not say how pictures become tensors: they are prepared as for OLD" in shift.notes[0]
+    assert shift.distance == pytest.approx(compare(explainer(), explainer(seed=7), PICTURES).distance)
+
+
+@pytest.mark.parametrize("index", ["0", 0.5, -1, 5, True])
+def test_a_truth_that_is_no_class_is_refused(index: Any) -> None:
+    with pytest.raises(InputError, match=r"truth\[1\] is .*; expected the index of a class, an integer from 0 to 4"):
+        compare(explainer(), explainer(), PICTURES[:2], truth=[None, index])
+
+
+def test_numbers_say_over_which_pictures_they_are() -> None:
+    shift = compare(explainer(), retrained(), PICTURES, truth=[0, 1, *[None] * 9])
+    assert "the true class is known of 2 of 11 pictures" in shift.notes[-1] and shift.truths == 2
+    assert any("(of 2 of 11 pictures, whose class is known)" in line for line in lines(shift))
+    assert "on 2 of 11 pictures" in Condition.parse("accuracy").decide(shift).sentence
+    shift = compare(explainer(), explainer(), [*PICTURES[:3], PICTURES[1].copy()], names=["a", "b", "c", "d"])
+    assert "1 pictures are copies of others, as 'd' of 'b'" in shift.notes[0]
+
+
+def test_a_map_that_lost_all_energy_has_none_in_its_region() -> None:
+    names = [f"{k}.jpg" for k in range(len(PICTURES))]
+    boxes = {name: [[0, 0, 20, 30]] for name in names[:4]} | {"4.jpg": [[900, 900, 950, 950]]}
+    shift = compare(explainer(), weighted(np.zeros_like), PICTURES, names=names, regions=boxes)
+    (region,) = shift.regions
+    old = [one.regions[""][0] for one in shift.pictures[:4]]
+    energy = [share for share in old if share is not None]
+    assert (
+        energy and (region.pictures, region.new) == (len(energy), 0.0) and region.old == pytest.approx(np.mean(energy))
+    )
+    outcome = Condition.parse("region > 10%").decide(shift)
+    assert outcome.failed and f"on {len(energy)} of 11 pictures" in outcome.sentence
+    assert any("lies outside of 1 pictures" in note for note in shift.notes)
+    assert any(f"on {len(energy)} pictures NEW's map has no energy" in note for note in shift.notes)
 
 
 def test_other_classes_are_refused_with_the_first_that_differs() -> None:

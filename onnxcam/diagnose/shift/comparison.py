@@ -253,10 +253,10 @@ def _left_out(pictures: Sequence[PictureShift], outside: dict[str, int]) -> list
             notes.append(
                 f"on {new_empty} pictures NEW's map has no energy; it counts as none inside {name or 'the regions'}"
             )
-    truths = sum(picture.truth is not None for picture in pictures)
-    if 0 < truths < len(pictures):
+    count = sum(picture.truth is not None for picture in pictures)
+    if 0 < count < len(pictures):
         notes.append(
-            f"the true class is known of {truths} of {len(pictures)} pictures, and accuracy is that of these; by class, "
+            f"the true class is known of {count} of {len(pictures)} pictures, and accuracy is that of these; by class, "
             "the others count where OLD puts them"
         )
     return notes

@@ -90,9 +90,15 @@ class Selector:
         p = conditions.probabilities(scores, readout, form)
         logits = scores if form == "logits" else None
         quantities = conditions.quantities(p, readout, self._names, self._calibration, logits)
+        undecided: dict[str, np.ndarray] = {}
         for ranking in self._rankings:
+            first = np.arange(len(p)) < ranking.undecided
             quantities[ranking.top.key] = ranking.decide(quantities[ranking.top.by])
+            if first.any():
+                undecided[ranking.top.key] = first
         met = conditions.evaluate(self._condition, quantities)
+        for key, first in undecided.items():  # such rows meet a condition that holds either way: not `not top 5%`
+            met &= conditions.evaluate(self._condition, quantities | {key: quantities[key] | first})
         uncertain, confident = np.flatnonzero(met), np.flatnonzero(~met)
         sample = sampler.sample(uncertain, self.sample)
         baseline = sampler.sample(confident, self.baseline_sample)

@@ -59,6 +59,11 @@ class Ranking:
         """The number of rows that have to be observed first: with fewer, the share is less than one of them."""
         return math.ceil(1 / self.top.share - 1e-9) - 1
 
+    @property
+    def undecided(self) -> int:
+        """How many of the next rows are neither among the top share nor outside it: too few came before them."""
+        return 0 if self._initial is not None else max(0, self.warm_up - len(self._window.value.ranks))
+
     def decide(self, values: np.ndarray) -> np.ndarray:
         """Whether each row is among the top share of the rows before it, bool `[N]`; then it is one of them."""
         signed = (self._sign * np.asarray(values, np.float64)).tolist()

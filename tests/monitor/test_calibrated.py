@@ -103,6 +103,25 @@ def test_the_share_of_traffic_is_ranked_among_recent_rows(
     assert 2 <= queued <= 16
 
 
+@pytest.mark.parametrize(
+    ("when", "want"),
+    [
+        ("not top 20%", set(range(4, 40))),
+        ("top 20% or not top 20%", set(range(40))),
+        ("confidence <= 1 or not top 20%", set(range(40))),
+    ],
+)
+def test_without_a_threshold_the_first_rows_are_on_no_side(
+    scores: np.ndarray, tmp_path: Path, when: str, want: set[int]
+) -> None:
+    with watch(models.tiny_cnn(), tmp_path, when, scores="logits") as monitor:
+        for _ in observe(monitor, scores, 8):
+            pass
+    got = {int(record["request"][1:]) for record in reading.records(tmp_path)}
+    assert got - want == set() and (got == want) is (when != "not top 20%")
+    assert (0 in got) is (when != "not top 20%")
+
+
 def test_probabilities_alone_are_enough(model: onnx.ModelProto, scores: np.ndarray, tmp_path: Path) -> None:
     counts = []
     for form, values in (("logits", scores), ("probabilities", READOUT.probabilities(scores))):

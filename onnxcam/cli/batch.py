@@ -158,7 +158,7 @@ def batch(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Predict and explain any number of pictures into a table.
+    """Predict and explain any number of pictures into a table of Parquet files.
 
     A row per picture: its path, prediction, confidence, the statistics of its map, the map at the layer's own size,
     and its error if it failed. PICTURES are files, folders (with their subfolders), globs in quotes, or a list

@@ -77,11 +77,12 @@ class Parts:
                 return
 
     def _take(self) -> tuple[int, Any, bool] | None:
-        while True:
-            if self._aborted.is_set():
-                raise _Aborted
+        while True:  # rows that were handed over before the end are written: they may complete a part
+            aborted = self._aborted.is_set()
             with contextlib.suppress(queue.Empty):
-                return self._queue.get(timeout=0.1)
+                return self._queue.get(timeout=0.0 if aborted else 0.1)
+            if aborted:
+                raise _Aborted
 
     def _run(self) -> None:
         try:

@@ -99,14 +99,16 @@ def test_killed_at_any_moment_it_goes_on(model: Path, pictures: Path, whole: Pat
 def test_a_signal_ends_it_with_130_and_whole_parts(
     model: Path, pictures: Path, whole: Path, tmp_path: Path, signal_sent: signal.Signals
 ) -> None:
-    output = tmp_path / "t"
-    command = [sys.executable, "-m", "onnxcam", "batch", *arguments(model, pictures, output)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not list(output.glob("*.parquet")):
-            assert process.poll() is None
-            time.sleep(0.001)
-        process.send_signal(signal_sent)
-        _, said = process.communicate()
+    for number in range(5):  # on a busy machine the run may be at its end before the signal is sent
+        output = tmp_path / f"t{number}"
+        command = [sys.executable, "-m", "onnxcam", "batch", *arguments(model, pictures, output)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            while not list(output.glob("*.parquet")) and process.poll() is None:
+                time.sleep(0.001)
+            process.send_signal(signal_sent)
+            _, said = process.communicate()
+        if process.returncode != 1:
+            break
     assert process.returncode == 130, said
     assert "Interrupted." in said and "--resume goes on" in said and "Traceback" not in said
     assert not table.leftovers(output) and not (output / tables.SUMMARY).exists()

@@ -38,7 +38,8 @@ def feedback(folder: Path, path: Path | None, labels: str | None, fail_on: str |
     FILE.csv has a line `id,truth` for each prediction: the id of its record or request, and the index of its class (its
     name with --labels). Without FILE.csv the feedback that is there is tested. Needs records of a calibrated file
     (`onnxcam calibrate`). The test may be repeated as often as you like: the probability that it ever says that the
-    coverage has left its band while nothing has changed is 1 %.
+    coverage has left its band while nothing has changed is 1 %, where true classes come in about the order of the
+    predictions.
 
     Exit status: 0 done, 1 no records or feedback that is none, 2 wrong usage, or with --fail-on a coverage that cannot
     be tested, 5 the --fail-on condition holds.

@@ -54,6 +54,7 @@ class LazyMap(Map):
     Arguments:
         draw: returns the heatmap.
         keep: whether to draw it once. The heatmaps of many classes do not fit into memory together.
+        heatmap: it, where it is drawn already; in place of `draw`.
         cells: sums of the heatmap over the cells of its statistics, as of `onnxcam.explain.statistics.of_cells`; None
             to draw it for them.
     """
@@ -63,15 +64,18 @@ class LazyMap(Map):
         target: int,
         label: str,
         probability: float,
-        draw: Callable[[], np.ndarray],
-        raw_map: Any,
+        draw: Callable[[], np.ndarray] | None = None,
+        raw_map: Any = None,
         blank: str | None = None,
         *,
         keep: bool = False,
         cells: np.ndarray | None = None,
+        heatmap: np.ndarray | None = None,
     ) -> None:
         self.__dict__.update(target=target, label=label, probability=probability, raw_map=raw_map, blank=blank)
         self.__dict__.update(_draw=draw, _keep=keep, _cells=cells)
+        if heatmap is not None:  # of `dataclasses.replace`
+            self.__dict__["heatmap"] = heatmap
 
     @property
     def heatmap(self) -> np.ndarray:

@@ -21,8 +21,8 @@ def test_the_command_merges_files_and_folders(run: Run, tmp_path: Path) -> None:
     synthetic.write(tmp_path / "b", NORMAL[450:])
     refused = run("monitor", "baseline", tmp_path / "a", "-o", tmp_path / "a.json")
     assert refused.code == 1 and "there are 450 records" in refused.err
-    made = run("monitor", "baseline", tmp_path / "a", "-o", tmp_path / "a.json", "--part")
-    assert made.code == 0, made.err
+    result = run("monitor", "baseline", tmp_path / "a", "-o", tmp_path / "a.json", "--part")
+    assert result.code == 0, result.err
     with pytest.raises(InputError, match="is not a baseline"):
         baselines.load(tmp_path / "a.json")
     merged = run("monitor", "baseline", tmp_path / "a.json", tmp_path / "b", "-o", tmp_path / "all.json", "--json")

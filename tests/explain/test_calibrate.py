@@ -70,8 +70,8 @@ def test_a_classroom_network(score: str, digits: tuple[list[np.ndarray], np.ndar
     explainer = onnxcam.Explainer(model)
     tensors = np.concatenate([explainer.prepare(picture)[1] for picture in pictures[500:]])
     got = run(model, {"input": tensors})
-    made = Calibration.from_manifest(entry)
-    assert np.abs(got["calibrated"] - made.probabilities(got["logits"], explainer.terms.readout)).max() <= 2e-6
+    result = Calibration.from_manifest(entry)
+    assert np.abs(got["calibrated"] - result.probabilities(got["logits"], explainer.terms.readout)).max() <= 2e-6
     covered = conformal.covered(got["prediction_set"], classes[500:]).mean()
     low, high = intervals.observed_coverage_interval(entry["n"], 0.1, 500, 0.999)
     assert low <= covered <= high
@@ -130,10 +130,10 @@ def test_binary_and_independent_classes(ending: str) -> None:
     draws = np.random.default_rng(1).logistic(size=scores.shape)
     truth = scores > draws
     said: list[str] = []
-    made = onnxcam.calibrate(
+    result = onnxcam.calibrate(
         model, pictures, truth[:, 0].astype(int) if ending == "Sigmoid" else truth, alpha=0.2, on_warning=said.append
     )
-    e = onnxcam.Explainer(made).explain(pictures[0])
+    e = onnxcam.Explainer(result).explain(pictures[0])
     assert e.calibrated is not None and e.prediction_set is not None
     if ending == "multilabel":
         with pytest.raises(SettingError, match="use 'lac'"):
@@ -160,17 +160,19 @@ def test_every_form_of_file(
 ) -> None:
     model, pictures, classes = tiny
     source = onnxcam.augment(model, **options)
-    made = onnxcam.calibrate(source, pictures, classes, alpha=0.2)
-    assert entry_of(made)["threshold"] == entry_of(onnxcam.calibrate(model, pictures, classes, alpha=0.2))["threshold"]
-    assert [o.name for o in made.graph.output] == [
+    result = onnxcam.calibrate(source, pictures, classes, alpha=0.2)
+    assert (
+        entry_of(result)["threshold"] == entry_of(onnxcam.calibrate(model, pictures, classes, alpha=0.2))["threshold"]
+    )
+    assert [o.name for o in result.graph.output] == [
         *(o.name for o in source.graph.output),
         "calibrated",
         "prediction_set",
     ]
-    e = onnxcam.Explainer(made).explain(pictures[0])
+    e = onnxcam.Explainer(result).explain(pictures[0])
     assert e.prediction_set is not None
     if options.get("pixels"):
-        got = run(made, {"pixels": pictures[0]})
+        got = run(result, {"pixels": pictures[0]})
         assert [("abcde")[index] for index in np.flatnonzero(got["prediction_set"][0])] == sorted(e.prediction_set)
 
 
@@ -178,11 +180,11 @@ def test_a_plain_model_becomes_explainable() -> None:
     pictures = noise(20)
     explainer = onnxcam.Explainer(nets.tiny_cnn(), preprocess=RAW)
     best = [int(explainer.batch_scores(explainer.prepare(picture)[1]).argmax()) for picture in pictures]
-    made = onnxcam.calibrate(
+    result = onnxcam.calibrate(
         nets.tiny_cnn(), pictures, [0, *best[1:]], alpha=0.4, preprocess=RAW, layers=["relu1"], labels=list("abcde"),
         on_warning=lambda sentence: None,
     )  # fmt: skip
-    manifest = manifests.read(made)
+    manifest = manifests.read(result)
     assert manifest is not None
     assert [entry["name"] for entry in manifest["layers"]] == ["relu1"] and manifest["labels"] == list("abcde")
     assert manifest["input"]["preprocess"]["scale"] == 1 / 255
@@ -207,13 +209,13 @@ def test_the_file_states_the_preprocessing_that_was_calibrated(
         with pytest.raises(PreprocessError, match="prepares them itself"):
             onnxcam.calibrate(source, pictures, classes, alpha=0.2, **settings)
         return
-    made = onnxcam.calibrate(source, pictures, classes, alpha=0.2, on_warning=said.append, **settings)
+    result = onnxcam.calibrate(source, pictures, classes, alpha=0.2, on_warning=said.append, **settings)
     assert any("states the preprocessing that was named" in text for text in said) == (form == "explainable")
     # the file alone has the sets that the settings gave
-    after = onnxcam.Explainer(made)
+    after = onnxcam.Explainer(result)
     assert after.preprocess == explainer.preprocess
     tensors = np.concatenate([after.prepare(picture)[1] for picture in pictures])
-    got = run(made, {"input": tensors})
+    got = run(result, {"input": tensors})
     assert np.abs(got["logits"] - scores).max() < 1e-5
     assert got["prediction_set"][np.arange(60), classes].sum() == 60 - intervals.miscovered(60, 0.2) + 1
 
@@ -240,8 +242,8 @@ def test_labels_by_name_and_by_table(
         rows.append(f"{name}/{place:02}.png,{name}")
     (tmp_path / "truth.csv").write_text("\n".join(["picture,class", *rows]))
     for truth in ("by-folder", tmp_path / "truth.csv"):
-        made = entry_of(onnxcam.calibrate(model, tmp_path, truth, alpha=0.2))
-        assert made["threshold"] == pytest.approx(expected["threshold"], abs=1e-6)
+        result = entry_of(onnxcam.calibrate(model, tmp_path, truth, alpha=0.2))
+        assert result["threshold"] == pytest.approx(expected["threshold"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -299,8 +301,8 @@ def test_pictures_that_are_all_right_keep_the_temperature(
     model, pictures, _ = tiny
     explainer, said = onnxcam.Explainer(model), list[str]()
     best = [explainer.batch_scores(explainer.prepare(picture)[1]).argmax() for picture in pictures]
-    made = onnxcam.calibrate(model, pictures, best, on_warning=said.append)
-    assert entry_of(made)["temperature"] == 1 and any("no best temperature" in sentence for sentence in said)
+    result = onnxcam.calibrate(model, pictures, best, on_warning=said.append)
+    assert entry_of(result)["temperature"] == 1 and any("no best temperature" in sentence for sentence in said)
 
 
 def test_quantising_a_calibrated_file_is_noticed(
@@ -309,9 +311,9 @@ def test_quantising_a_calibrated_file_is_noticed(
     """onnxruntime's quantiser keeps metadata and outputs, so the calibration of the float file stays in the new one."""
     quantisation = pytest.importorskip("onnxruntime.quantization")
     model, pictures, classes = tiny
-    made = onnxcam.calibrate(model, pictures, classes, alpha=0.2)
-    onnx.save(made, tmp_path / "float.onnx")
-    for source in (made, onnxcam.augment(made, gate="confidence < 0.9"), onnxcam.augment(made, pixels=True)):
+    result = onnxcam.calibrate(model, pictures, classes, alpha=0.2)
+    onnx.save(result, tmp_path / "float.onnx")
+    for source in (result, onnxcam.augment(result, gate="confidence < 0.9"), onnxcam.augment(result, pixels=True)):
         assert not any("calibrated" in warning for warning in onnxcam.Explainer(source).warnings)
     quantisation.quantize_dynamic(tmp_path / "float.onnx", tmp_path / "int8.onnx", op_types_to_quantize=["MatMul"])
     explainer = onnxcam.Explainer(tmp_path / "int8.onnx")
@@ -323,6 +325,6 @@ def test_quantising_a_calibrated_file_is_noticed(
     assert any("the calibration is left out" in warning for warning in other.warnings)
     assert other.explain(pictures[0]).calibrated is None
     anew = onnxcam.calibrate(tmp_path / "int8.onnx", pictures, classes, alpha=0.2)
-    assert entry_of(anew)["scores_sha256"] != entry_of(made)["scores_sha256"]
-    assert entry_of(anew)["threshold"] != entry_of(made)["threshold"]
+    assert entry_of(anew)["scores_sha256"] != entry_of(result)["scores_sha256"]
+    assert entry_of(anew)["threshold"] != entry_of(result)["threshold"]
     assert not any("calibrated" in warning for warning in onnxcam.Explainer(anew).warnings)

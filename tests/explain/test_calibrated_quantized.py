@@ -52,22 +52,22 @@ def test_each_file_has_the_temperature_of_its_own_scores(tmp_path: Path) -> None
     batches = [explainer.prepare(picture)[1] for picture in pictures]
     truth = (2 * explainer.batch_scores(np.concatenate(batches)) + rng.gumbel(size=(120, 5))).argmax(axis=1)
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", batches[:20])
-    made = {}
+    result = {}
     for name in ("float", "int8"):
-        made[name] = onnxcam.calibrate(
+        result[name] = onnxcam.calibrate(
             tmp_path / f"{name}.onnx", pictures, truth, on_warning=lambda sentence: None, **opening
         )
-        scores = onnxcam.Explainer(made[name]).batch_scores(np.concatenate(batches)).astype(np.float64)
+        scores = onnxcam.Explainer(result[name]).batch_scores(np.concatenate(batches)).astype(np.float64)
 
         def likelihood(beta: float, scores: np.ndarray = scores) -> float:
             return float(-log_softmax(beta * scores, axis=1)[np.arange(120), truth].mean())
 
         best = minimize_scalar(likelihood, bounds=(0.1, 20), method="bounded", options={"xatol": 1e-10})
-        assert temperature(made[name]) == pytest.approx(1 / best.x, rel=1e-5)
-        assert onnxcam.Explainer(made[name]).warnings == explainer.warnings
-    assert abs(temperature(made["float"]) - temperature(made["int8"])) > 1e-3
+        assert temperature(result[name]) == pytest.approx(1 / best.x, rel=1e-5)
+        assert onnxcam.Explainer(result[name]).warnings == explainer.warnings
+    assert abs(temperature(result["float"]) - temperature(result["int8"])) > 1e-3
     # quantising the calibrated file keeps its metadata and its nodes, which were made for other scores
-    onnx.save(made["float"], tmp_path / "calibrated.onnx")
+    onnx.save(result["float"], tmp_path / "calibrated.onnx")
     stale = onnxcam.Explainer(quantize(tmp_path / "calibrated.onnx", tmp_path / "stale.onnx", batches[:20]))
     doubts = [sentence for sentence in stale.warnings if "has been changed since it was calibrated" in sentence]
     assert len(doubts) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from onnxcam.errors import InputError, OutputError
 from onnxcam.explain import batch_maps, examination
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.saving import FILES
+from onnxcam.explain.statistics import describe
 from onnxcam.graph import load
 from tests.cli.conftest import RAW, tree
 from tests.support import models
@@ -125,6 +127,9 @@ def test_maps_of_many_classes_are_drawn_when_asked_for(
     for one, other, third in zip(held.maps, drawn.maps, again.maps, strict=True):
         np.testing.assert_array_equal(one.heatmap, other.heatmap)
         np.testing.assert_array_equal(one.heatmap, third.heatmap)
+    other = dataclasses.replace(drawn.maps[1], label="renamed")
+    assert other.label == "renamed" and other.statistics == describe(drawn.maps[1].heatmap)
+    np.testing.assert_array_equal(other.heatmap, drawn.maps[1].heatmap)
     drawn.save(tmp_path / "drawn")
     assert tree(tmp_path / "drawn") == tree(tmp_path / "held")
     assert all(

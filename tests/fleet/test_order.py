@@ -92,31 +92,31 @@ def test_any_order_of_an_engine_gives_the_table_of_the_loop(
             for begin in range(0, len(order), cut):
                 yield whole.take(order[begin : begin + cut])
 
-    made = []
+    result = []
     for name in ("loop", "engine"):
         run = new_run(folder / name, count, per_part, complete)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engines, "import_module", lambda _: SimpleNamespace(run=engine))
             failed: list[tuple[str, str]] = []
-            told = failed.append
+            sentences = failed.append
             job.write(
                 run,
                 explain,  # type: ignore[arg-type]
                 engine="local" if name == "loop" else "ray",
-                failed=lambda path, error, told=told: told((path, error)),  # type: ignore[misc]
+                failed=lambda path, error, sentences=sentences: sentences((path, error)),  # type: ignore[misc]
             )
         assert sorted(run.parts) == list(range(run.number)) and not run.missing()
-        made.append((run, failed))
-    assert made[0][1] == made[1][1], "the same failures in the same order"
+        result.append((run, failed))
+    assert result[0][1] == result[1][1], "the same failures in the same order"
     expected = [
         row
-        for number in range(made[0][0].number)
+        for number in range(result[0][0].number)
         if number not in complete
-        for row in range(*made[0][0].bounds(number))
+        for row in range(*result[0][0].bounds(number))
     ]
     if not expected:
         return
-    for run, _ in made:
+    for run, _ in result:
         held = table.rows(run.folder)
         assert held["prediction"] == [-1 if row % 2 else row for row in expected]
         assert [int(path.rpartition("-")[2][:-4]) for path in held["path"]] == expected

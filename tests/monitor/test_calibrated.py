@@ -32,12 +32,12 @@ READOUT = Readout("logits", "logits", 5)
 @pytest.fixture
 def model() -> onnx.ModelProto:
     """A calibrated file."""
-    made = onnxcam.augment(models.tiny_cnn(), labels=list("abcde"), probe=False)
-    manifest = manifests.read(made)
+    result = onnxcam.augment(models.tiny_cnn(), labels=list("abcde"), probe=False)
+    manifest = manifests.read(result)
     assert manifest is not None
-    nodes.attach(made, manifest, CALIBRATION)
-    manifests.write(made, manifest)
-    return made
+    nodes.attach(result, manifest, CALIBRATION)
+    manifests.write(result, manifest)
+    return result
 
 
 @pytest.fixture

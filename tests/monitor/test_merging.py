@@ -58,10 +58,10 @@ def test_eight_parts_give_the_verdict_of_one_process_to_the_last_bit(rows: int) 
 @given(st.lists(st.lists(st.integers(0, 400), max_size=60), min_size=1, max_size=6), st.integers(1, 40), st.randoms())
 def test_the_union_of_sketches_is_the_sketch_of_the_union(numbers: list[list[int]], size: int, random: Any) -> None:
     def sketch(values: list[int]) -> Sketch[int]:
-        made: Sketch[int] = Sketch(size)
+        result: Sketch[int] = Sketch(size)
         for value in values:
-            made.add(key_of(str(value), 5), lambda value=value: value)  # type: ignore[misc]
-        return made
+            result.add(key_of(str(value), 5), lambda value=value: value)  # type: ignore[misc]
+        return result
 
     everything = [value for some in numbers for value in some]
     random.shuffle(everything)
@@ -83,9 +83,9 @@ def test_parts_of_different_sizes_stay_a_uniform_sample() -> None:
     merged = baselines.merge([first, second])[0]
     keys = {key_of(record["id"], baselines.SEED): record for record in NORMAL}
     limit = sorted(key_of(record["id"], baselines.SEED) for record in NORMAL[:700])[499]
-    wanted = [keys[key]["prediction"]["confidence"] for key in sorted(keys) if key <= limit][:700]
+    expected = [keys[key]["prediction"]["confidence"] for key in sorted(keys) if key <= limit][:700]
     held = baselines.parse(merged).rows.values[:, 0]
-    np.testing.assert_allclose(sorted(held), sorted(wanted), rtol=1e-5)
+    np.testing.assert_allclose(sorted(held), sorted(expected), rtol=1e-5)
     assert len(held) > 700 - 150
 
 

@@ -83,14 +83,14 @@ def test_the_rows_are_those_that_a_monitor_records(model: Path, batch: Batch) ->
             )
             | {"ts": MOMENT}
         )
-    made = baselines.parse(baselines.build(of(batch, when=WHEN), fewest=1)[0], fewest=1)
+    outcome = baselines.parse(baselines.build(of(batch, when=WHEN), fewest=1)[0], fewest=1)
     theirs = baselines.parse(baselines.build(expected, fewest=1)[0], fewest=1)
-    assert made.configuration == theirs.configuration and made.labels == theirs.labels
+    assert outcome.configuration == theirs.configuration and outcome.labels == theirs.labels
     for name in ("low", "zero", "predicted", "target"):
-        assert np.array_equal(getattr(made.rows, name), getattr(theirs.rows, name)), name
-    assert 0 < made.rows.low.sum() < len(made.rows)
-    np.testing.assert_allclose(made.rows.values, theirs.rows.values, rtol=2e-5, atol=1e-6)
-    np.testing.assert_allclose(made.rows.maps, theirs.rows.maps, atol=1e-4)
+        assert np.array_equal(getattr(outcome.rows, name), getattr(theirs.rows, name)), name
+    assert 0 < outcome.rows.low.sum() < len(outcome.rows)
+    np.testing.assert_allclose(outcome.rows.values, theirs.rows.values, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(outcome.rows.maps, theirs.rows.maps, atol=1e-4)
 
 
 def test_tables_of_eight_parts_give_the_verdict_of_one(batch: Batch) -> None:
@@ -129,10 +129,12 @@ def test_the_command_makes_baselines_of_tables(run: Run, model: Path, tmp_path: 
     few = fleet_table.folder_of(tmp_path / "few", 12, every=10)
     pictures = fleet_table.linked(tmp_path / "pictures", sorted(few.rglob("*.png")), 560)
     assert fleet_table.batch(model, pictures, "-o", tmp_path / "t", "--rows-per-part", 70).exit_code == 1
-    made = run("monitor", "baseline", tmp_path / "t", "--when", WHEN, "-o", tmp_path / "b.json", "--json")
-    assert made.code == 0, made.err
+    outcome = run("monitor", "baseline", tmp_path / "t", "--when", WHEN, "-o", tmp_path / "b.json", "--json")
+    assert outcome.code == 0, outcome.err
     bad = sum(1 for error in fleet_table.rows(tmp_path / "t", ["error"])["error"] if error)
-    assert made.json()["records"] == 560 - bad and made.json()["notes"] == [f"{bad} rows with an error were skipped"]
+    assert outcome.json()["records"] == 560 - bad and outcome.json()["notes"] == [
+        f"{bad} rows with an error were skipped"
+    ]
     assert baselines.load(tmp_path / "b.json").configuration.when == WHEN
     files = sorted((tmp_path / "t").glob("*.parquet"))
     parts = run("monitor", "baseline", *files[::-1], "--when", WHEN, "-o", tmp_path / "merged.json")

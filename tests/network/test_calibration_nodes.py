@@ -77,17 +77,17 @@ def test_the_nodes_compute_what_numpy_does(kind: str, size: int, spread: float) 
     for rule in RULES if kind != MULTILABEL else RULES[:2]:
         for alpha in (0.02, 0.2):
             half = slice(0, rows // 2)
-            made = calibration(scores[half], truth[half], readout, rule, alpha)
+            outcome = calibration(scores[half], truth[half], readout, rule, alpha)
             model, entry = scores_file(scores.shape[1], kind, size)
-            attach(model, entry, made)
+            attach(model, entry, outcome)
             onnx.checker.check_model(model, full_check=True)
             got = run(model, {"input": scores})
             assert got["calibrated"].dtype == np.float32 and got["prediction_set"].dtype == np.bool_
-            assert np.abs(got["calibrated"] - made.probabilities(scores, readout)).max() <= 2e-6
-            expected = made.sets(scores, readout)
+            assert np.abs(got["calibrated"] - outcome.probabilities(scores, readout)).max() <= 2e-6
+            expected = outcome.sets(scores, readout)
             assert expected.any()
             different = got["prediction_set"] != expected
-            ties = conformal.sets(scores, readout, rule, made.threshold, margin=2 * MARGIN) != expected
+            ties = conformal.sets(scores, readout, rule, outcome.threshold, margin=2 * MARGIN) != expected
             assert not (different & ~ties).any(), (rule, alpha)
             assert different.sum() <= 1e-4 * different.size
             # the pictures of the quantile are covered as counted: at least ceil((n + 1)(1 - alpha)) of them
@@ -100,12 +100,12 @@ def test_scores_of_other_types(dtype: int) -> None:
     kind = helper.tensor_dtype_to_np_dtype(dtype)
     scores, truth = drawn(LOGITS, 500, 6, 3.0, seed=1)
     scores = scores.astype(kind)
-    made = calibration(scores, truth, Readout("logits", LOGITS, 6), Rule("aps"), 0.1)
+    outcome = calibration(scores, truth, Readout("logits", LOGITS, 6), Rule("aps"), 0.1)
     model, entry = scores_file(6, LOGITS, 6, dtype)
-    attach(model, entry, made)
+    attach(model, entry, outcome)
     got = run(model, {"input": scores})
-    assert got["calibrated"] == pytest.approx(made.probabilities(scores, Readout("logits", LOGITS, 6)), abs=1e-6)
-    assert (got["prediction_set"] == made.sets(scores, Readout("logits", LOGITS, 6))).mean() > 0.999
+    assert got["calibrated"] == pytest.approx(outcome.probabilities(scores, Readout("logits", LOGITS, 6)), abs=1e-6)
+    assert (got["prediction_set"] == outcome.sets(scores, Readout("logits", LOGITS, 6))).mean() > 0.999
 
 
 def test_masked_and_undefined_scores() -> None:
@@ -114,11 +114,11 @@ def test_masked_and_undefined_scores() -> None:
     wide = np.concatenate([scores, np.full((300, 2), -np.inf, np.float32)], axis=1)
     odd = np.concatenate([wide, np.full((1, 7), np.nan, np.float32), wide[:1] + np.nan * (np.arange(7) == 1)])
     for rule in RULES:
-        made = calibration(wide, truth, readout, rule, 0.2)
+        outcome = calibration(wide, truth, readout, rule, 0.2)
         model, entry = scores_file(7, LOGITS, 7)
-        attach(model, entry, made)
+        attach(model, entry, outcome)
         got = run(model, {"input": odd.astype(np.float32)})
-        assert (got["prediction_set"][:300] == made.sets(wide, readout)).all()
+        assert (got["prediction_set"][:300] == outcome.sets(wide, readout)).all()
         assert not got["prediction_set"][:300, 5:].any() and (got["calibrated"][:300, 5:] == 0).all()
         assert np.isnan(got["calibrated"][300]).all() and not got["prediction_set"][300:].any()
 
@@ -190,10 +190,10 @@ def test_every_kind_of_file(kind: str) -> None:
     assert manifest is not None and manifest["scores"]["kind"] == kind
     x = batch(4)
     got = run(model, {"input": x})
-    made, readout = Calibration.from_manifest(manifest["calibration"]), Readout.from_manifest(manifest["scores"])
+    outcome, readout = Calibration.from_manifest(manifest["calibration"]), Readout.from_manifest(manifest["scores"])
     scores = got[readout.value]
-    assert got["calibrated"] == pytest.approx(made.probabilities(scores, readout), abs=1e-6)
-    assert (got["prediction_set"] == made.sets(scores, readout)).all()
+    assert got["calibrated"] == pytest.approx(outcome.probabilities(scores, readout), abs=1e-6)
+    assert (got["prediction_set"] == outcome.sets(scores, readout)).all()
     assert got["calibrated"].shape == got["prediction_set"].shape == (4, readout.size)
 
 
@@ -264,15 +264,18 @@ def cases(folder: Path) -> list[tuple[Case, np.ndarray, np.ndarray]]:
     scores, truth = drawn(LOGITS, 2000, 10, 3.0, seed=4)
     readout, result = Readout("logits", LOGITS, 10), []
     for number, rule in enumerate(RULES):
-        made = calibration(scores, truth, readout, rule, 0.1)
+        outcome = calibration(scores, truth, readout, rule, 0.1)
         model, entry = scores_file(10, LOGITS, 10)
-        attach(model, entry, made)
+        attach(model, entry, outcome)
         save(model, folder / f"{number}.onnx")
-        expected = {"calibrated": made.probabilities(scores, readout), "prediction_set": made.sets(scores, readout)}
+        expected = {
+            "calibrated": outcome.probabilities(scores, readout),
+            "prediction_set": outcome.sets(scores, readout),
+        }
         outputs = ("logits", "calibrated", "prediction_set")
         case = Case("", "", "", folder / f"{number}.onnx", {"input": scores}, outputs, expected)
         narrow, wide = (
-            conformal.sets(scores, readout, rule, made.threshold, margin=sign * 2 * MARGIN) for sign in (-1, 1)
+            conformal.sets(scores, readout, rule, outcome.threshold, margin=sign * 2 * MARGIN) for sign in (-1, 1)
         )
         result.append((case, narrow, wide))
     return result

@@ -209,15 +209,15 @@ def test_a_calibrations_quantities_are_the_same_in_the_file(
 @pytest.fixture(scope="module")
 def calibrated() -> onnx.ModelProto:
     """A calibrated file, with thresholds for shares of traffic and for a risk."""
-    made = onnxcam.augment(models.tiny_cnn(), labels=LABELS, probe=False)
-    manifest = held(made)
+    result = onnxcam.augment(models.tiny_cnn(), labels=LABELS, probe=False)
+    manifest = held(result)
     facts = {
         "quantiles": {"n": 99, "levels": [0.1, 0.5], "confidence": [0.46, 0.49]},
         "risk": {"max": 0.01, "confidence": 0.95, "by": "confidence", "threshold": 0.5},
     }
-    nodes.attach(made, manifest, Calibration(0.5, Rule("lac", 0.5), 0.1, 0.23, 99, (0.84, 0.95), facts=facts))
-    manifests.write(made, manifest)
-    return made
+    nodes.attach(result, manifest, Calibration(0.5, Rule("lac", 0.5), 0.1, 0.23, 99, (0.84, 0.95), facts=facts))
+    manifests.write(result, manifest)
+    return result
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,13 @@ def test_the_risk_is_higher_than_stated_in_few_draws(name: str) -> None:
         confidence = generator.random(1000)
         wrong = generator.random(1000) < risk(confidence)
         try:
-            made = guarantee(confidence, wrong, 0.05)
+            result = guarantee(confidence, wrong, 0.05)
         except SettingError:
             continue
-        assert made.accepted == (confidence >= made.threshold).sum()
-        assert made.errors == wrong[confidence >= made.threshold].sum()
-        broken += tail[int(made.threshold * (len(GRID) - 1))] > 0.05
-        coverage.append(made.coverage)
+        assert result.accepted == (confidence >= result.threshold).sum()
+        assert result.errors == wrong[confidence >= result.threshold].sum()
+        broken += tail[int(result.threshold * (len(GRID) - 1))] > 0.05
+        coverage.append(result.coverage)
     assert broken <= stats.binom.ppf(0.999, draws, 0.05)
     if name == "falls with confidence":  # 0.71 could be let through if the risk was known
         assert len(coverage) >= 112

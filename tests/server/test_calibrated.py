@@ -25,13 +25,13 @@ LABELS = list("abcde")
 
 @pytest.fixture(scope="module")
 def source() -> bytes:
-    made = onnxcam.augment(models.tiny_cnn(), labels=LABELS, preprocess={"scale": 1 / 255}, probe=False)
-    manifest = manifests.read(made)
+    result = onnxcam.augment(models.tiny_cnn(), labels=LABELS, preprocess={"scale": 1 / 255}, probe=False)
+    manifest = manifests.read(result)
     assert manifest is not None
     facts = {"quantiles": {"n": 99, "levels": [0.1, 0.9], "confidence": [0.01, 0.99]}}
-    nodes.attach(made, manifest, Calibration(0.7, Rule("lac", 1.0), 0.1, 0.22, 99, (0.84, 0.95), facts=facts))
-    manifests.write(made, manifest)
-    return made.SerializeToString()
+    nodes.attach(result, manifest, Calibration(0.7, Rule("lac", 1.0), 0.1, 0.22, 99, (0.84, 0.95), facts=facts))
+    manifests.write(result, manifest)
+    return result.SerializeToString()
 
 
 def picture() -> bytes:

@@ -23,10 +23,10 @@ def calibration(**facts: Any) -> Calibration:
     return Calibration(2.0, Rule("lac", 1.0), 0.1, 0.4, 99, (0.84, 0.95), facts=facts)
 
 
-def fires(text: str, p: np.ndarray = P, made: Calibration | None = None) -> list[bool]:
-    made = made or calibration()
-    tree = conditions.bind(conditions.parse(text, classes=3), made)
-    return conditions.evaluate(tree, conditions.quantities(p, READOUT, conditions.names(tree), made)).tolist()
+def fires(text: str, p: np.ndarray = P, result: Calibration | None = None) -> list[bool]:
+    result = result or calibration()
+    tree = conditions.bind(conditions.parse(text, classes=3), result)
+    return conditions.evaluate(tree, conditions.quantities(p, READOUT, conditions.names(tree), result)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -94,17 +94,17 @@ def test_a_file_without_a_calibration_is_refused(text: str) -> None:
 
 def test_a_share_of_traffic_becomes_a_threshold() -> None:
     values = {"confidence": np.linspace(0.01, 1, 199), "entropy": np.linspace(0, 0.99, 199)}
-    made = calibration(quantiles=thresholds.quantiles(values))
+    result = calibration(quantiles=thresholds.quantiles(values))
     assert conditions.parse("top 5%") == Top(0.05)
-    bound = conditions.bind(conditions.parse("top 5%"), made)
+    bound = conditions.bind(conditions.parse("top 5%"), result)
     assert bound == Comparison("confidence", "<", values["confidence"][9])  # the tenth of 199: 10 / 200
-    assert conditions.bind(conditions.parse("top 5% by entropy"), made) == Comparison(
+    assert conditions.bind(conditions.parse("top 5% by entropy"), result) == Comparison(
         "entropy", ">", values["entropy"][-10]
     )
     with pytest.raises(SettingError, match="tell of shares from 0\\.5 % to 95 %"):
-        conditions.bind(conditions.parse("top 0.1%"), made)
+        conditions.bind(conditions.parse("top 0.1%"), result)
     with pytest.raises(SettingError, match="needs quantiles of margin"):
-        conditions.bind(conditions.parse("top 5% by margin"), made)
+        conditions.bind(conditions.parse("top 5% by margin"), result)
     assert conditions.bind(conditions.parse("top 0.1%"), None, online=True) == Top(0.001)
 
 
@@ -122,14 +122,14 @@ def test_a_share_of_traffic_opens_within_its_interval(n: int) -> None:
 
 
 def test_risk_is_bound_to_what_the_calibration_shows() -> None:
-    made = calibration(risk={"max": 0.01, "confidence": 0.95, "by": "confidence", "threshold": 0.8})
+    result = calibration(risk={"max": 0.01, "confidence": 0.95, "by": "confidence", "threshold": 0.8})
     assert conditions.parse("risk > 1%") == Risk(0.01, True)
-    assert fires("risk > 1%", made=made) == [False, True, True, True]
-    assert fires("risk <= 0.01", made=made) == [True, False, False, False]
+    assert fires("risk > 1%", result=result) == [False, True, True, True]
+    assert fires("risk <= 0.01", result=result) == [True, False, False, False]
     with pytest.raises(
         SettingError, match="shows at most 1% wrong; write `risk > 1%`, or calibrate it with --max-risk 2%"
     ):
-        conditions.bind(conditions.parse("risk > 2%"), made)
+        conditions.bind(conditions.parse("risk > 2%"), result)
     with pytest.raises(SettingError, match="shows no bound on the share of wrong predictions"):
         conditions.bind(conditions.parse("risk > 1%"), calibration())
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -250,21 +251,29 @@ def test_who_does_not_read_the_answers_costs_no_more_than_them(server: Running) 
     data = json.dumps({"image": base64.b64encode(picture(400, 500)).decode(), "files": ["input", "overlay"]}).encode()
     request = f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     request += f"content-length: {len(data)}\r\n\r\n"
-    connections = []
-    with memory_within(server, SLACK + 10 * 4 * MIB), others_are_served(server):
-        for _ in range(10):
-            connection = socket.socket()
+
+    def ask() -> None:
+        with server.connect() as connection:
+            for _ in range(6):
+                connection.sendall(request.encode() + data)
+                assert answer(connection).status == 200
+
+    with ThreadPoolExecutor(10) as clients:  # as many that read: from here on the threads have the memory they need
+        for asking in [clients.submit(ask) for _ in range(10)]:
+            asking.result()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(memory_within(server, SLACK + 10 * 4 * MIB))
+        stack.enter_context(others_are_served(server))
+        connections = [stack.enter_context(socket.socket()) for _ in range(10)]
+        for connection in connections:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(("127.0.0.1", server.port))
             connection.setblocking(False)
-            connections.append(connection)
         for _ in range(60):
             for connection in connections:
                 with contextlib.suppress(BlockingIOError, ConnectionError):
                     connection.send(request.encode() + data)
             time.sleep(0.02)
-    for connection in connections:
-        connection.close()
 
 
 def test_clients_that_leave(server: Running) -> None:

@@ -5,6 +5,7 @@ from onnxcam.image.colormap import COLORMAPS, blend, colorize, grayscale, lay, p
 from onnxcam.image.colormap import DEFAULT as DEFAULT_COLORMAP
 from onnxcam.image.geometry import NORMALIZATIONS, Geometry, normalize, resize_map
 from onnxcam.image.header import Header
+from onnxcam.image.outlines import Outline, outline
 from onnxcam.image.overlay import draw, overlay
 from onnxcam.image.panel import gallery, panel, percentage
 from onnxcam.image.picture import MAX_PIXELS, Picture, load, peek, read_array
@@ -23,6 +24,7 @@ __all__ = [
     "Geometry",
     "Header",
     "Marks",
+    "Outline",
     "Picture",
     "Preprocess",
     "Rectangle",
@@ -41,6 +43,7 @@ __all__ = [
     "load",
     "marked",
     "normalize",
+    "outline",
     "overlay",
     "paint",
     "palette",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onnxcam.errors import InputError
 from onnxcam.image.colormap import DEFAULT, grayscale, lay
+from onnxcam.image.outlines import Outline, outline
 from onnxcam.image.picture import Picture, as_pixels
 from onnxcam.image.visible import Marks, Rectangle, within
 
@@ -22,6 +23,7 @@ def overlay(
     alpha: float | None = None,
     colormap: str = DEFAULT,
     visible: Sequence[Rectangle] | None = None,
+    outlines: Sequence[Outline] = (),
 ) -> Pixels:
     """Lay the coloured heatmap over the picture: `(1 - alpha) * picture + alpha * colours`.
 
@@ -33,6 +35,7 @@ def overlay(
         colormap: one of COLORMAPS.
         visible: the parts of the picture that the heatmap covers, None for all of it; the rest is dimmed, hatched and
             framed, whatever the heatmap says there.
+        outlines: boxes and regions drawn on top, see `onnxcam.image.outline`.
 
     Returns:
         uint8 [H, W, 3] RGB.
@@ -47,7 +50,8 @@ def overlay(
             "onto the picture first (Geometry.to_picture)"
         )
     check_alpha(alpha)
-    return draw(pixels, grayscale(heatmap), alpha, colormap, Marks.of(heatmap.shape, visible))
+    mixed = draw(pixels, grayscale(heatmap), alpha, colormap, Marks.of(heatmap.shape, visible))
+    return outline(mixed, outlines) if outlines else mixed
 
 
 def draw(

@@ -15,6 +15,7 @@ from onnxcam.errors import InputError
 from onnxcam.image.colormap import DEFAULT, colorize, grayscale, palette
 from onnxcam.image.geometry import Size, resize_map
 from onnxcam.image.opencv import import_cv2
+from onnxcam.image.outlines import Outline, outline
 from onnxcam.image.overlay import check_alpha, draw
 from onnxcam.image.picture import Picture, as_pixels
 from onnxcam.image.text import Font
@@ -47,6 +48,7 @@ def panel(
     visible: Sequence[Rectangle] | None = None,
     notes: Sequence[str] = (),
     blank: str = "no evidence at this layer",
+    outlines: Sequence[Outline] = (),
 ) -> Pixels:
     """Compose the panel.
 
@@ -62,6 +64,7 @@ def panel(
         visible: the parts of the picture that the heatmap covers, None for all of it; the rest is hatched.
         notes: sentences below the label, wrapped to the panel's width.
         blank: what is written in place of a heatmap that is zero everywhere, whose even colour could be read as a map.
+        outlines: boxes and regions in the picture's pixels, drawn in all cells; without their chips in the middle one.
 
     Returns:
         uint8 [h, w, 3] RGB; each cell's longer side is between 224 and 320 pixels whatever the picture's size.
@@ -81,12 +84,18 @@ def panel(
     thumbnail = _show(pixels, size)
     gray, marks = _show_map(heatmap, size), Marks.at(size, (height, width), visible)
     mixed = draw(thumbnail, gray, alpha, colormap, marks) if overlay is None else _show(as_pixels(overlay), size)
+    colors = _words(blank, size) if _is_blank(heatmap) else _colors(gray, marks, colormap)
+    if outlines:
+        scaled = [one.scaled((height, width), size) for one in outlines]
+        thumbnail = outline(thumbnail, scaled)
+        mixed = outline(mixed, scaled) if overlay is None else mixed
+        colors = outline(colors, [one._replace(text="") for one in scaled])
     caption = f"{_OVERLAY} ({_HATCHED})" if marks else _OVERLAY
     if Font(_CAPTION * _unit(size)).width(caption) > max(size[1], _NARROWEST):
         caption, notes = _OVERLAY, [*notes, _HATCHED]
     cells = [
         ("picture", thumbnail),
-        (method, _words(blank, size) if _is_blank(heatmap) else _colors(gray, marks, colormap)),
+        (method, colors),
         (caption, mixed),
     ]
     return _compose(cells, size, 1 if width > _WIDE * height else 3, label, probability, colormap, notes)
@@ -102,6 +111,7 @@ def gallery(
     colormap: str = DEFAULT,
     visible: Sequence[Sequence[Rectangle] | None] = (),
     notes: Sequence[str] = (),
+    outlines: Sequence[Sequence[Outline]] = (),
 ) -> Pixels:
     """Compose the picture and the overlays of several maps of it, each with its caption, at most four in a row.
 
@@ -110,6 +120,7 @@ def gallery(
         maps: captions, and heatmaps with values 0 to 1, [H, W], of the picture's size.
         label, probability, alpha, colormap, notes: as in `panel`.
         visible: for each map the parts of the picture that it covers, as in `panel`; empty where all cover all of it.
+        outlines: for each map its boxes and regions, as in `panel`; those of all maps are drawn on the picture.
 
     Returns:
         uint8 [h, w, 3] RGB; cells have the size of a panel's.
@@ -126,10 +137,17 @@ def gallery(
     check_alpha(alpha)
     size = _cell(pixels.shape[0], pixels.shape[1])
     thumbnail = _show(pixels, size)
-    cells = [("picture", thumbnail)]
+    old = (pixels.shape[0], pixels.shape[1])
+    scaled = [[one.scaled(old, size) for one in some] for some in outlines]
+    together: list[Outline] = []
+    for one in (one for some in scaled for one in some):
+        if not any(one is other or (one.mask is None and one == other) for other in together):
+            together.append(one)
+    cells = [("picture", outline(thumbnail, together) if together else thumbnail)]
     for place, (name, heatmap) in enumerate(maps):
         marks = Marks.at(size, pixels.shape, visible[place] if visible else None)
         mixed = draw(thumbnail, _show_map(heatmap, size), alpha, colormap, marks)
+        mixed = outline(mixed, scaled[place]) if place < len(scaled) and scaled[place] else mixed
         cells.append((f"{name}: no evidence" if _is_blank(heatmap) else name, mixed))
         notes = [*notes, _HATCHED] if marks and _HATCHED not in notes else notes
     columns = _COLUMNS // 2 if size[1] > _WIDE * size[0] else _COLUMNS

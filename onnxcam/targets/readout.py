@@ -1,12 +1,19 @@
-"""The readout of a classifier: the value of its graph whose numbers are explained, and what those numbers mean.
+"""The readout of a model: the value of its graph whose numbers are explained, and what those numbers mean.
 
-Five kinds share one form, scores `[N, columns]`:
+Five kinds of a classifier share one form, scores `[N, columns]`:
 
     logits         one column per class, a softmax over the columns gives probabilities
     probabilities  one column per class, log p of the probabilities that the model computes: exp gives them back
     multilabel     one column per class, each with a sigmoid of its own
     binary_logit   one column s for two classes: class 1 has the score +s, class 0 has -s
     regression     one column, the value itself: nothing is a probability
+
+Another task (`onnxcam.targets.tasks`) has the same form, and its `Task` says what lies where in the columns:
+
+    detection      boxes and their scores of classes, as many columns as the file's outputs have numbers
+    segmentation   a score per class and cell of a grid
+    embedding      the components of a vector
+    regression     one column per quantity
 
 Code elsewhere asks a `Readout` instead of comparing kinds.
 """
@@ -20,6 +27,8 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import SettingError, TargetError
+from onnxcam.targets import tasks
+from onnxcam.targets.tasks import DETECTION, EMBEDDING, SEGMENTATION, Task
 
 LOGITS, PROBABILITIES, BINARY = "logits", "probabilities", "binary_logit"
 MULTILABEL, REGRESSION = "multilabel", "regression"
@@ -27,6 +36,9 @@ KINDS = (LOGITS, PROBABILITIES, BINARY, MULTILABEL, REGRESSION)
 # name of the output that carries the value where no original output does, by kind
 APPENDED = dict.fromkeys((LOGITS, BINARY, MULTILABEL), "logits")
 APPENDED |= {PROBABILITIES: "log_probabilities", REGRESSION: "value"}
+APPENDED |= {DETECTION: "candidates", SEGMENTATION: "cells", EMBEDDING: "embedding"}
+# of any task but classification
+TASK_KINDS = (DETECTION, SEGMENTATION, EMBEDDING)
 
 
 @dataclass(frozen=True)
@@ -36,14 +48,16 @@ class Readout:
     Attributes:
         value: name of the differentiated value, `[N, columns]` or `[N, columns, 1, 1]`, before a final Softmax or
             Sigmoid; of `probabilities` their logarithm, clamped at the smallest normal number.
-        kind: one of `KINDS`.
-        size: number of classes; 1 of a regression.
+        kind: one of `KINDS` or `TASK_KINDS`.
+        size: number of classes; of a regression of quantities, of an embedding of components; 0 of a detector that does
+            not tell.
         output: the model's own output that is this value; None if it has to be appended.
         probabilities_output: the model's own output that holds probabilities; None if there is none.
         scale: what the rows of the model's own probabilities sum to: 1, or 100 for percentages.
         stepped_over: operators between the value and the model's own output, from the output back.
         warnings: sentences about what is doubtful in the scores.
         name: of the appended output, where it cannot have the usual one.
+        task: what the columns are, where the model is no classifier and not a regression of one value; None otherwise.
     """
 
     value: str
@@ -55,6 +69,14 @@ class Readout:
     stepped_over: tuple[str, ...] = field(default=(), compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
     name: str | None = field(default=None, compare=False)
+    task: Task | None = None
+
+    @classmethod
+    def of_task(
+        cls, value: str, task: Task, output: str | None = None, warnings: tuple[str, ...] = ()
+    ) -> Readout:
+        """The readout of a task whose columns are `value`."""
+        return cls(value, task.kind, task.size, output, warnings=warnings, task=task)
 
     @classmethod
     def from_manifest(cls, entry: Mapping[str, Any]) -> Readout:
@@ -69,6 +91,7 @@ class Readout:
             float(entry.get("scale", 1.0)),
             tuple(entry.get("stepped_over", ())),
             tuple(entry.get("warnings", ())),
+            task=None if entry.get("task") is None else tasks.from_entry(entry["task"]),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -85,6 +108,8 @@ class Readout:
             entry["stepped_over"] = list(self.stepped_over)
         if self.warnings:
             entry["warnings"] = list(self.warnings)
+        if self.task is not None:
+            entry["task"] = self.task.describe()
         return entry
 
     @property
@@ -93,8 +118,10 @@ class Readout:
         return self.name or APPENDED[self.kind]
 
     @property
-    def columns(self) -> int:
-        """Number of columns of the scores."""
+    def columns(self) -> int | None:
+        """Number of columns of the scores; None where it depends on the picture, as of some detectors."""
+        if self.task is not None:
+            return self.task.columns
         return 1 if self.kind == BINARY else self.size
 
     @property
@@ -115,7 +142,7 @@ class Readout:
     @property
     def numeric(self) -> bool:
         """Whether the score is a quantity and not a class's: there are no probabilities."""
-        return self.kind == REGRESSION
+        return self.kind == REGRESSION or self.kind in TASK_KINDS
 
     @property
     def independent(self) -> bool:

@@ -134,7 +134,7 @@ def check_settings(
     Raises:
         SettingError: out of its range, or not for this score.
     """
-    class_scores(np.empty((0, readout.columns)), readout)
+    class_scores(np.empty((0, readout.columns or 0)), readout)
     check_alpha(alpha)
     conformal.check_score(score, readout)
     for name, value in (("lambda", penalty), ("k", k)):

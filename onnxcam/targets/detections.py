@@ -1,4 +1,4 @@
-"""From the scores of a detector to its boxes: the best class of each candidate, a threshold, and an NMS where it is due."""
+"""From the scores of a detector to its boxes: each candidate's best class, a threshold, and an NMS where it is due."""
 
 from __future__ import annotations
 

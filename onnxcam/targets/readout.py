@@ -72,9 +72,7 @@ class Readout:
     task: Task | None = None
 
     @classmethod
-    def of_task(
-        cls, value: str, task: Task, output: str | None = None, warnings: tuple[str, ...] = ()
-    ) -> Readout:
+    def of_task(cls, value: str, task: Task, output: str | None = None, warnings: tuple[str, ...] = ()) -> Readout:
         """The readout of a task whose columns are `value`."""
         return cls(value, task.kind, task.size, output, warnings=warnings, task=task)
 

@@ -206,8 +206,10 @@ class Segment:
         heights = [self.height or (cells // self.width if self.width else 0)]
         heights = heights if heights[0] else [near, near - 1, near + 1]  # a grid may be rounded up along one axis
         for height in heights:
-            if height > 0 and height * (cells // height) * self.channels == columns:
-                return height, cells // height
+            width = cells // height if height > 0 else 0
+            skew = abs(height * input_size[1] - width * input_size[0])
+            if height * width * self.channels == columns > 0 and skew <= max(input_size):  # within one cell
+                return height, width
         raise InputError(
             f"got {columns} columns of {self.channels} classes; no grid of the proportions of an input of "
             f"{input_size[0]} × {input_size[1]} has as many"
@@ -301,7 +303,9 @@ class Values:
         if place < 0:
             raise InputError(f"no output of values is called {name!r}; expected one of {listed}")
         if index is None and self.sizes[place] > 1:
-            raise InputError(f"{self.names[place]!r} has {self.sizes[place]} values; say which, as NAME[index]: {listed}")
+            raise InputError(
+                f"{self.names[place]!r} has {self.sizes[place]} values; say which, as NAME[index]: {listed}"
+            )
         if not 0 <= (index or 0) < self.sizes[place]:
             raise InputError(f"got {self.names[place]}[{index}]; expected one of {listed}")
         return sum(self.sizes[:place]) + (index or 0)

@@ -150,8 +150,8 @@ def of_score(network: Network, labels: Sequence[str] | None, target: Any, contra
             "which class a picture's top-1 is depends on the picture, and here there is none: name the class by its "
             "index or label"
         )
-    objective = objectives.resolve(resolved, np.zeros((1, readout.columns)), readout, labels)
-    coefficients = objective.cotangent(np.zeros((1, readout.columns)), np.zeros(1, np.int64))[0]
+    objective = objectives.resolve(resolved, np.zeros((1, readout.columns or 0)), readout, labels)
+    coefficients = objective.cotangent(np.zeros((1, readout.columns or 0)), np.zeros(1, np.int64))[0]
     score = _SCORE.get(readout.kind, "logit")
     index = int(objective.classes[0])
     title, stem, other = f"{score} of {name_of(index, labels)!r}", file_stem(name_of(index, labels)), None

@@ -109,9 +109,9 @@ def model_metadata(model: Model) -> dict[str, Any]:
     rows = entry["shape"][0] if isinstance(entry["shape"][0], int) else -1
     shape = [-1, *(side if isinstance(side, int) else -1 for side in entry["shape"][1:])]
     grid = _grid(model, explainer.layers[-1])
-    outputs = [_tensor(names.scores, "FP32", [-1, readout.columns])]
+    outputs = [_tensor(names.scores, "FP32", [-1, readout.columns or -1])]
     if names.probabilities is not None:
-        outputs.append(_tensor(names.probabilities, "FP32", [-1, readout.columns]))
+        outputs.append(_tensor(names.probabilities, "FP32", [-1, readout.columns or -1]))
     outputs.append(_tensor(names.heatmap, "FP32", [-1, *(grid or (-1, -1))]))
     outputs.append(_tensor(names.fired, "BOOL", [-1]))
     return {

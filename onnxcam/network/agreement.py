@@ -14,6 +14,7 @@ from onnxcam.errors import ModelError, listing
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import SHARED, Manifest
 from onnxcam.targets.readout import APPENDED, Readout
+from onnxcam.targets.tasks import EMBEDDING
 
 if TYPE_CHECKING:
     from onnxcam.graph.view import Graph
@@ -115,6 +116,7 @@ def _disagreements(manifest: Manifest, interface: Interface) -> Iterator[str]:
         )
     yield from _of_scores(manifest["scores"], interface.outputs)
     yield from _of_target(manifest, interface)
+    yield from _of_region(manifest["target"], interface)
     for entry in manifest["layers"]:
         yield from _of_layer(entry, interface.outputs)
     gate = manifest.get("gate")
@@ -187,9 +189,23 @@ def _of_target(manifest: Manifest, interface: Interface) -> Iterator[str]:
         yield f"the manifest says that the target {name!r} is a required input, the graph has no such input"
     value = required or (optional if mode == "optional" else None)
     if value is not None:
-        yield from _differing(f"the target {name!r}", value, ("int64",), 1)
-        if value.shape == (1,) and mode == "required" and target.get("rows") != SHARED:
+        embedding = manifest["scores"]["kind"] == EMBEDDING
+        size = ("N", manifest["scores"]["classes"]) if embedding else None
+        kinds, rank = (("float32",), 2) if embedding else (("int64",), 1)
+        yield from _differing(f"the target {name!r}", value, kinds, rank, size)
+        if (value.shape or ())[:1] == (1,) and mode == "required" and target.get("rows") != SHARED:
             yield f"the manifest says that the target {name!r} has one class for each row, the graph takes one in all"
+
+
+def _of_region(target: Mapping[str, Any], interface: Interface) -> Iterator[str]:
+    name = target.get("region")
+    if name is None:
+        return
+    value = interface.inputs.get(name) or interface.optional.get(name)
+    if value is None and target["mode"] == "required":
+        yield f"the manifest says that the region {name!r} is an input, the graph has no such input"
+    if value is not None:
+        yield from _differing(f"the region {name!r}", value, ("float32",), 2, ("N", 4))
 
 
 def _an(mode: str) -> str:

@@ -8,15 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from onnxcam import image
-from onnxcam.autodiff.seed import score_cotangent
 from onnxcam.autodiff.sweep import require_path, sweep
 from onnxcam.cam import methods as cam
-from onnxcam.errors import LabelsError, LayerError, ModelError, PreprocessError, TargetError, label_count, listing
+from onnxcam.errors import LabelsError, LayerError, ModelError, PreprocessError, label_count, listing
 from onnxcam.graph import dynamic_size, edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.input_normalization import normalization
@@ -27,7 +24,7 @@ from onnxcam.graph.training import operators_in_training
 from onnxcam.graph.view import Dim, Graph
 from onnxcam.network import gate as gates
 from onnxcam.network import manifest as manifests
-from onnxcam.network import metadata_labels
+from onnxcam.network import metadata_labels, target_input
 from onnxcam.network.calibration.nodes import renew, seal
 from onnxcam.network.calibration.record import of_manifest
 from onnxcam.network.input_size import Sized, sized
@@ -39,15 +36,14 @@ from onnxcam.network.probe.application import contradiction, correct, describe_f
 from onnxcam.network.probe.facts import Probe
 from onnxcam.network.probe.measurement import measure
 from onnxcam.network.readout import settle
-from onnxcam.targets import classes as targets
 from onnxcam.targets.readout import Readout
+from onnxcam.targets.tasks import Values, fit_names
 
 # the oldest onnxruntime that ran augmented models at each opset, tried from 1.15.1 on
 OLDEST_RUNTIME = {18: "1.15.1", 19: "1.16.3", 20: "1.17.3", 21: "1.18.1", 22: "1.21.1", 23: "1.23.2", 24: "1.24.4"}
 OLDEST_RUNTIME |= {25: "1.24.4", 26: "1.25.0", 27: "1.32.0", 28: "1.32.0"}
 # up to 1.18.1 its graph optimiser aborts on an augmented ConvNeXt
 OLDEST_WITH_LAYER_NORMALIZATION = "1.19.2"
-TARGET = "target"
 _RAW = ("activations", "gradients")
 _Methods = Mapping[str, Callable[..., str]]
 
@@ -128,13 +124,7 @@ def augment(
     previous = network.manifest or {}
     origin = dict(previous.get("source") or origin or describe_source(source, network.opset))
     named_scores = None if scores is None else network.graph.find(scores)
-    labels = _check_labels(labels if labels is not None else previous.get("labels"), network.readout.size)
-    labels = network.labels if labels is None else labels
-    if labels is None and network.readout.numeric:
-        labels = [network.readout.value]  # a quantity is called what its output is called
-    if labels is None:
-        properties = {p.key: p.value for p in network.graph.model.metadata_props}
-        labels = metadata_labels.find(properties, network.readout.size).labels
+    labels = _labels(network, labels if labels is not None else previous.get("labels"))
     if preprocess is None:
         preprocess = previous.get("input", {}).get("preprocess")
     if gate is None:
@@ -182,10 +172,10 @@ def augment(
     op = Builder(graph, portable=portable)
     model = graph.model
     flat = _emit_logits(op, readout)
-    _declare_target(model, target, tensor_names[TARGET], portable)
-    bound = bound_class(target, readout.size, labels)
-    start, cotangent = score_cotangent(op, readout, flat, tensor_names[TARGET] if bound is None else bound)
-    gradients = sweep(op, start, cotangent, [layer.value for layer in target_layers])
+    size = Layout(input_layout(graph, network.picture.name)).size(dims(graph.shape(network.picture.name)))
+    fixed = (size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None
+    seed = target_input.emit(op, readout, flat, target, labels, tensor_names, fixed)
+    gradients = sweep(op, seed.start, seed.cotangent, [layer.value for layer in target_layers])
     origin["outputs"] = [output.name for output in model.graph.output]
     if readout.output is None:
         _declare_logits(graph, readout)
@@ -208,18 +198,13 @@ def augment(
         origin["scores"] = named_scores if named_scores is not None and named_scores in graph else readout.value
     if kind is not None:
         origin["kind"] = kind
-    manifest = _manifest(graph, network.picture, readout, target, entries, labels, preprocess, origin)
-    manifest["target"]["name"] = tensor_names[TARGET]
+    manifest = _manifest(graph, network.picture, readout, seed.entry, entries, labels, preprocess, origin)
     doubt = fitted.doubt if network.manifest is None else network.manifest["input"].get("size")
     if doubt is not None and input_size is None:
         manifest["input"]["size"] = doubt
-    if bound is not None:
-        manifest["target"]["class"] = bound
     rewrites = list(dict.fromkeys([*previous.get("rewrites", []), *network.rewrites]))
     if rewrites:
         manifest["rewrites"] = rewrites
-    if portable:
-        manifest["target"]["rows"] = manifests.SHARED
     if condition is not None:
         manifest["gate"] = {"condition": gate, "output": tensor_names[gates.FIRED]}
     if measured.file is not None:
@@ -255,12 +240,28 @@ def _measure(
     return measure(graph, picture, network.readout, target_layers, preprocess=resolved)
 
 
-def _check_labels(labels: Sequence[str] | None, classes: int) -> list[str] | None:
-    if labels is None:
-        return None
-    if len(labels) != classes:
-        raise LabelsError(label_count(len(labels), classes))
-    return [str(label) for label in labels]
+def _labels(network: Network, labels: Sequence[str] | None) -> list[str] | None:
+    """Class names by index: those of the caller, else those in the graph or in the model's metadata.
+
+    Raises:
+        LabelsError: not one per class.
+    """
+    readout, task = network.readout, network.readout.task
+    if labels is not None:
+        named = [str(label) for label in labels]
+        fitting = named if task is None and len(named) == readout.size else task and fit_names(task, named)
+        if not fitting:
+            raise LabelsError(label_count(len(named), readout.size))
+        return fitting
+    if network.labels is not None:
+        return network.labels
+    if isinstance(task, Values):
+        sizes = zip(task.names, task.sizes, strict=True)
+        return [name if size == 1 else f"{name}[{k}]" for name, size in sizes for k in range(size)]
+    if task is None and readout.numeric:
+        return [readout.value]  # a quantity is called what its output is called
+    properties = {p.key: p.value for p in network.graph.model.metadata_props}
+    return metadata_labels.find(properties, readout.size).labels if readout.size else None
 
 
 def _requested(network: Network, layers: Sequence[str | Layer] | str | None) -> Sequence[str | Layer] | None:
@@ -323,7 +324,7 @@ def _reserve(
     graph: Graph, target_layers: list[Layer], functions: _Methods, readout: Readout, *, gated: bool
 ) -> tuple[Graph, list[Layer], Readout, _Names]:
     """Free the names that the explainable model needs: internal values that have one are renamed."""
-    fixed = {TARGET, *_RAW, "heatmap"}
+    fixed = {*target_input.names(readout), *_RAW, "heatmap"}
     fixed |= ({readout.appended} if readout.output is None else set()) | ({gates.FIRED} if gated else set())
     fixed |= {f"{stem}/{layer.name}" for layer in target_layers for stem in (*_RAW, "heatmap")}
     fixed |= {f"heatmap/{layer.name}/{name}" for layer in target_layers for name in functions}
@@ -363,31 +364,6 @@ def _declare_logits(graph: Graph, readout: Readout) -> None:
     """Make the emitted scores an output."""
     rows: Dim = (graph.shape(readout.value) or ("N",))[0]
     graph.model.graph.output.append(edit.info(readout.appended, graph.dtype(readout.value), [rows, readout.columns]))
-
-
-def _declare_target(model: onnx.ModelProto, mode: str | int, name: str, portable: bool) -> None:
-    """Make `target` an input, unless the file is bound to one class."""
-    if mode not in ("optional", "required"):
-        return
-    model.graph.input.append(edit.info(name, onnx.TensorProto.INT64, [1 if portable else "targets"]))
-    if mode == "optional":
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray([targets.TOP1], np.int64), name))
-
-
-def bound_class(mode: str | int, classes: int, labels: Sequence[str] | None) -> int | None:
-    """The class that a file is bound to by its target mode, None where the mode is `optional` or `required`.
-
-    Raises:
-        TargetError: no such class.
-    """
-    if mode in ("optional", "required"):
-        return None
-    index = int(targets.resolve(mode, 1, classes, labels)[0])
-    if index < 0:
-        raise TargetError(
-            f"target {mode!r}: a fixed target is a class from 0 to {classes - 1}; use 'optional' for top-1"
-        )
-    return index
 
 
 def _expose(op: Builder, layer: Layer, gradient: str, tag: str, names: _Names) -> dict[str, Any]:
@@ -452,7 +428,7 @@ def _manifest(
     graph: Graph,
     picture: onnx.ValueInfoProto,
     readout: Readout,
-    target: str | int,
+    target: dict[str, Any],
     entries: list[dict[str, Any]],
     labels: list[str] | None,
     preprocess: Any,
@@ -474,7 +450,7 @@ def _manifest(
             "preprocess": _preprocess(preprocess, shape, layout),
         },
         "scores": readout.describe(),
-        "target": {"name": TARGET, "mode": target if target in ("optional", "required") else "constant"},
+        "target": target,
         "layers": entries,
         "labels": labels,
         "source": origin,

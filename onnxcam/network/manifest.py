@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcam.errors import LayerError, ModelError, listing, nearest
 from onnxcam.network.layout import Layout
-from onnxcam.targets.readout import BINARY, KINDS, MULTILABEL, REGRESSION
+from onnxcam.targets.readout import BINARY, KINDS, MULTILABEL, REGRESSION, TASK_KINDS
+from onnxcam.targets.tasks import (
+    FORMATS,
+    PIXELS,
+    RELATIVE,
+    SIGMOID,
+    SOFTMAX,
+    Detect,
+    Segment,
+    Values,
+    from_entry,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -29,6 +40,7 @@ _DEEPEST = 64  # levels of lists and objects
 INDEPENDENT, COUPLED = "independent", "coupled"
 # `layers[].place.verdict`
 VERDICTS = ("direct", "mirrored", "rotated", "transposed", "shifted", "none", "unsettled")
+_ACTIVATIONS = (None, SIGMOID, SOFTMAX)
 Manifest = dict[str, Any]
 
 Check = Callable[[Any], bool]
@@ -117,13 +129,40 @@ def _pixel_maps(value: Any) -> bool:
     return bool(value) and _list(lambda one: isinstance(one, dict) and all(_name(one.get(key)) for key in keys))(value)
 
 
+def _task(value: Any) -> bool:
+    """Whether a value describes a task, every number of it in its range."""
+    try:
+        task = from_entry(value)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    if isinstance(task, Detect):
+        slabs = [task.boxes, task.scores, *(one for one in (task.objectness, task.labels) if one is not None)]
+        kinds = task.box_format in FORMATS and task.unit in (PIXELS, RELATIVE)
+        rest = _or_none(_count(1))(task.classes) and _or_none(_count(0))(task.candidates) and _count(1)(task.width)
+        return kinds and rest and task.activation in _ACTIVATIONS and all(map(_slab, slabs))
+    if isinstance(task, Segment):
+        sides = _or_none(_count(1))(task.height) and _or_none(_count(1))(task.width)
+        return sides and _count(1)(task.channels) and task.activation in _ACTIVATIONS
+    if isinstance(task, Values):
+        return (
+            len(task.names) == len(task.sizes) > 0 and all(map(_count(1), task.sizes)) and all(map(_name, task.names))
+        )
+    return _count(1)(task.size)
+
+
+def _slab(slab: Any) -> bool:
+    """Whether numbers of a candidate lie within those of its output."""
+    numbers = (slab.first, slab.size, slab.width, slab.before)
+    return all(map(_count(0), numbers)) and slab.width > 0 and slab.first + slab.size <= slab.width
+
+
 _dim = _or_none(lambda value: isinstance(value, str) or _count(1)(value))
 
 # what no reader can do without: key, then the fields of that entry (of each layer's entry)
 _REQUIRED: dict[str, dict[str, Check]] = {
     "input": {"name": _name, "layout": _among("NCHW", "NHWC"), "shape": _list(_dim, 4),
               "dtype": _among("float32", "float16", "float64", "uint8")},
-    "scores": {"name": _name, "kind": _among(*KINDS), "classes": _count(1)},
+    "scores": {"name": _name, "kind": _among(*KINDS, *TASK_KINDS), "classes": _count(0)},
     "target": {"name": _name, "mode": _among("optional", "required", "constant")},
     "layers": {"name": _name, "heatmaps": _names, "layout": _among("NCHW", "NHWC", "NTC"),
                "activations": _or_none(_name), "gradients": _or_none(_name)},
@@ -138,8 +177,8 @@ _OPTIONAL: dict[str, dict[str, Check]] = {
 _FURTHER: dict[str, dict[str, Check]] = {
     "input": {"preprocess": _or_none(_is(dict)), "normalization": _or_none(_normalization), "size": _or_none(_is(str))},
     "scores": {"probabilities": _or_none(_name), "scale": _positive, "stepped_over": _list(_is(str)),
-               "warnings": _list(_is(str))},
-    "target": {"class": _or_none(_count(0)), "rows": _among(SHARED)},
+               "warnings": _list(_is(str)), "task": _or_none(_task)},
+    "target": {"class": _or_none(_count(0)), "rows": _among(SHARED), "region": _name},
     "layers": {"value": _or_none(_name), "shape": _or_none(_list(_dim)), "grid": _or_none(_list(_dim, 2)),
                "prefix_tokens": _count(0), "covers": _or_none(_among("all", "part")), "window": _or_none(_window),
                "crops": _or_none(_list(_window)),
@@ -147,7 +186,8 @@ _FURTHER: dict[str, dict[str, Check]] = {
     "measured": {"scores": _or_none(_is(dict)), "rows": _among(INDEPENDENT, COUPLED), "deterministic": _is(bool),
                  "range": _range, "unmeasured": _names},
     "source": {"name": _or_none(_is(str)), "outputs": _or_none(_list(_is(str))), "scores": _or_none(_is(str)),
-               "kind": _or_none(_among(*KINDS)), "framework": _or_none(_is(str)), "sha256": _or_none(_is(str))},
+               "kind": _or_none(_among(*KINDS, *TASK_KINDS)), "framework": _or_none(_is(str)),
+               "sha256": _or_none(_is(str))},
     "parity": {key: _is(int, float) for key in ("scores", "activations", "gradients")},
     "requires": {"onnxruntime": _is(str)},
     "calibration": {"quantile": _finite, "lambda": _or_none(lambda value: _finite(value) and value >= 0),
@@ -223,7 +263,12 @@ def _damaged(manifest: Manifest) -> Iterator[str]:
 def _contradicting(manifest: Manifest) -> Iterator[str]:
     """The fields that contradict others."""
     classes, target, kind = manifest["scores"]["classes"], manifest["target"], manifest["scores"]["kind"]
-    if classes != {BINARY: 2, REGRESSION: 1}.get(kind, classes):
+    task = None if manifest["scores"].get("task") is None else from_entry(manifest["scores"]["task"])
+    if task is None and kind in TASK_KINDS:
+        yield f"scores.task (of kind {kind})"
+    elif task is not None and (kind, classes) != (task.kind, task.size):
+        yield f"scores.classes ({classes} of kind {kind}, whose task has {task.size} and is {task.kind})"
+    elif task is None and (classes != {BINARY: 2, REGRESSION: 1}.get(kind, classes) or not classes):
         yield f"scores.classes ({classes} of kind {kind})"
     if target["mode"] != "constant" and target.get("class") is not None:
         yield f"target.class (of mode {target['mode']})"
@@ -231,11 +276,14 @@ def _contradicting(manifest: Manifest) -> Iterator[str]:
     if len(set(names)) < len(names):
         yield "layers.name (one is there twice)"
     calibration = manifest.get("calibration")
-    if calibration and (kind == REGRESSION or (kind == MULTILABEL and calibration["score"] != "lac")):
+    if calibration and (
+        kind == REGRESSION or task is not None or (kind == MULTILABEL and calibration["score"] != "lac")
+    ):
         yield f"calibration.score ({calibration['score']!r} of kind {kind})"
     if calibration and not 0 <= calibration["coverage_interval"][0] <= calibration["coverage_interval"][1] <= 1:
         yield "calibration.coverage_interval"
-    if manifest.get("labels") is not None and len(manifest["labels"]) != classes:
+    unknown = isinstance(task, Detect) and not classes  # how many the detector has
+    if manifest.get("labels") is not None and len(manifest["labels"]) != classes and not unknown:
         yield "one of labels per class"
     if target["mode"] == "constant" and target.get("class") not in range(classes):
         yield "target.class"

@@ -158,7 +158,8 @@ def restore(graph: Graph, manifest: Manifest) -> Graph:
         raise ModelError("the explainable model no longer has the outputs its manifest names; export it again")
     del model.graph.output[:]
     model.graph.output.extend(outputs)
-    inputs = [i for i in model.graph.input if i.name != manifest["target"]["name"]]
+    added_inputs = {manifest["target"]["name"], manifest["target"].get("region")}
+    inputs = [i for i in model.graph.input if i.name not in added_inputs]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     edit.prune(model)

@@ -1,0 +1,89 @@
+"""The cells that candidates come from, against what changes when one cell of a head's map is changed."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcam.graph.normalize import normalize
+from onnxcam.graph.view import Graph
+from onnxcam.network import levels
+from onnxcam.targets.tasks import Detect, Slab
+from tests.network.test_detector_nets import run
+from tests.support import detectors
+
+SHAPE = (1, 3, detectors.HEIGHT, detectors.WIDTH)
+DENSE = [
+    ("yolov8", "output0", 2), ("yolov8-transposed", "output0", 2), ("yolov8-3-levels", "output0", 3),
+    ("yolov8-seg", "output0", 2), ("yolov5", "output", 2), ("yolox", "output", 2), ("retinanet", "boxes", 2),
+    ("retinanet-first", "scores", 2), ("ssd-raw", "scores", 2), ("segment-last", "out", 1),
+]  # fmt: skip
+
+
+def changed(graph: Graph, level: levels.Level, cell: tuple[int, int], output: str) -> np.ndarray:
+    """Whether each number of an output changes with a cell of a map."""
+    results = []
+    channels = int(str((graph.shape(level.value) or ())[1]))
+    for push in (np.zeros(channels), np.random.default_rng(1).normal(size=channels)):  # a softmax ignores a constant
+        model = onnx.ModelProto()
+        model.CopyFrom(graph.model)
+        pushed = np.zeros((1, channels, level.height, level.width), np.float32)
+        pushed[0, :, cell[0], cell[1]] = push
+        for node in model.graph.node:
+            for place, name in enumerate(node.input):
+                if name == level.value:
+                    node.input[place] = "pushed"
+        at = next(k for k, node in enumerate(model.graph.node) if level.value in node.output)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(pushed, "push"))
+        model.graph.node.insert(at + 1, onnx.helper.make_node("Add", [level.value, "push"], ["pushed"]))
+        place = [o.name for o in model.graph.output].index(output)
+        results.append(run(model, detectors.pictures(1))[place][0])
+    return np.asarray(results[0] != results[1])
+
+
+@pytest.mark.parametrize(("name", "output", "count"), DENSE)
+def test_numbers_come_from_the_cells_that_change_them(name: str, output: str, count: int) -> None:
+    model = detectors.build(name)
+    graph = normalize(model)
+    origins = levels.trace(graph, "picture", output, SHAPE)
+    assert origins is not None
+    strides = sorted({detectors.HEIGHT // level.height for level in origins.levels})
+    if name.startswith("segment"):  # a Resize makes the map that the output is
+        assert strides == [1]
+        np.testing.assert_array_equal(origins.row[..., 0], np.mgrid[: SHAPE[2], : SHAPE[3]][0])
+        np.testing.assert_array_equal(origins.column[..., 1], np.mgrid[: SHAPE[2], : SHAPE[3]][1])
+        return
+    assert strides == [8 << k for k in range(count)]
+    assert origins.complete()
+    rng = np.random.default_rng(3)
+    for index, level in enumerate(origins.levels):
+        assert graph.producer[level.value].input[0] == level.features
+        cell = int(rng.integers(level.height)), int(rng.integers(level.width))
+        expected = (origins.level == index) & (origins.row == cell[0]) & (origins.column == cell[1])
+        differs = changed(graph, level, cell, output)
+        assert differs.any()
+        assert not (differs & ~expected).any()
+        assert differs.sum() > 0.9 * expected.sum()
+
+
+@pytest.mark.parametrize("name", ["detr", "torchvision", "embed"])
+def test_what_comes_from_no_cell(name: str) -> None:
+    model = detectors.build(name)
+    graph = normalize(model)
+    assert levels.trace(graph, "picture", model.graph.output[0].name, SHAPE) is None
+
+
+def test_candidates_and_the_centres_of_their_cells() -> None:
+    model = detectors.build("yolov5")
+    origins = levels.trace(normalize(model), "picture", "output", SHAPE)
+    assert origins is not None
+    width, m = 5 + detectors.CLASSES, detectors.M2
+    task = Detect(Slab(0, 4, width), Slab(5, 3, width), width, 3, m, Slab(4, 1, width), box_format="cxcywh")
+    of_candidates = origins.of(task, task.scores)
+    assert (of_candidates.level == np.repeat([0, 1], [2 * 8 * 12, 2 * 4 * 6])).all()
+    (table,) = run(model, detectors.pictures(1))
+    x, y = (of_candidates.centres() * [detectors.WIDTH, detectors.HEIGHT]).T
+    stride = np.where(of_candidates.level == 0, 8, 16)
+    assert np.abs(table[0, :, 0] - x).max() <= stride.max() * 1.5  # at most one and a half cells away, by its formula
+    assert (np.abs(table[0, :, 1] - y) <= stride * 1.5).all()

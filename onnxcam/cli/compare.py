@@ -117,7 +117,7 @@ def compare(
     from onnxcam.diagnose.shift import null as nulls
     from onnxcam.diagnose.shift.comparison import compare as shift_between
     from onnxcam.diagnose.shift.conditions import Condition
-    from onnxcam.diagnose.shift.pairing import INHERITED
+    from onnxcam.diagnose.shift.pairing import INHERITED, fix_rows
     from onnxcam.diagnose.shift.regions import read as read_regions
     from onnxcam.diagnose.shift.verdict import require_seeds
 
@@ -147,7 +147,7 @@ def compare(
     )  # fmt: skip
 
     def explainer_of(path: str, name: str | None, spec: Any) -> Explainer:
-        return open_explainer(
+        explainer = open_explainer(
             path,
             () if name is None else (name,),
             labels,
@@ -162,6 +162,8 @@ def compare(
             scores=scores,
             kind=kind,
         )
+        fix_rows(explainer)
+        return explainer
 
     try:
         first = explainer_of(old, layer, preprocess)

@@ -78,6 +78,7 @@ Examples:
 )
 @options.provider_option
 @options.fallback_option
+@options.rows_option
 @options.seed_option
 @options.json_option
 def evaluate(
@@ -102,6 +103,7 @@ def evaluate(
     show: int,
     provider: str,
     allow_fallback: bool,
+    rows: int | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -149,6 +151,7 @@ def evaluate(
         sources=[item.source for item in collection.items],
         scores=scores,
         kind=kind,
+        rows=rows,
     )
     items = collection.items
     paths = [item.source for item in items if isinstance(item.source, Path)]

@@ -117,6 +117,7 @@ Examples:
 )
 @options.provider_option
 @options.fallback_option
+@options.rows_option
 @options.seed_option
 @options.json_option
 def explain(
@@ -153,6 +154,7 @@ def explain(
     max_channels: int,
     provider: str,
     allow_fallback: bool,
+    rows: int | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -218,6 +220,7 @@ def explain(
         sources=[item.source for item in collected.items],
         scores=scores,
         kind=kind,
+        rows=rows,
     )
     _warm()  # here, as OpenCV loads its fonts once for each thread
     explainer = opening.result()

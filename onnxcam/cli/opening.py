@@ -31,6 +31,7 @@ def open_explainer(
     sources: Sequence[Any] = (),
     scores: str | None = None,
     kind: str | None = None,
+    rows: int | None = None,
 ) -> Explainer:
     """Open the explainer that the flags describe; of `sources` that are all the model's own input no preprocessing is
     needed.
@@ -56,6 +57,7 @@ def open_explainer(
             providers=runtime.parse_provider(provider),
             session_options=runtime.options.side_by_side(max(1, cores() // workers())) if many else None,
             allow_fallback=allow_fallback,
+            rows=rows,
         )
     except LayerError as error:
         raise options.not_explainable(error, layers) from error

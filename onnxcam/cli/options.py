@@ -85,6 +85,12 @@ fallback_option: Callable[[F], F] = click.option(
 json_option: Callable[[F], F] = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
 )
+rows_option: Callable[[F], F] = click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rows in each run of methods that run the model many times.  [default: chosen by timing the first runs]",
+)
 seed_option: Callable[[F], F] = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=1234, show_default=True, help="Seed of the random numbers."
 )

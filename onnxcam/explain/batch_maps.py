@@ -42,7 +42,7 @@ class BatchMaps(NamedTuple):
         maps: per layer `[N, k, h, w]`, after ReLU, not normalised.
         input_size: height and width of the model's input.
         warnings: those about every picture.
-        model: `source` and `parity` of the manifest.
+        model: `source` and `parity` of the manifest, and `rows` of each run where they are fixed.
         objective: of the rows; the logits of the classes if None.
         windows: per layer the part of the model's input that its map covers, None for all of it; empty where all maps
             cover it.

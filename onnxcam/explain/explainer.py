@@ -9,21 +9,20 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.cam.methods import Method
-from onnxcam.errors import LabelsError, TargetError, label_count
+from onnxcam.errors import TargetError
 from onnxcam.explain.batch_maps import BatchMaps
 from onnxcam.explain.examination import Examination
 from onnxcam.explain.explanation import Explanation, name_of
 from onnxcam.explain.features import HeadRun, InputGradient, Progress
 from onnxcam.explain.file import FileSession, Raw, as_made
 from onnxcam.explain.maps import fuse, map_size, windows_of
-from onnxcam.explain.preparation import Preparation, Prepared
+from onnxcam.explain.preparation import Preparation, Prepared, labels_of
 from onnxcam.explain.question import SEED, Question, Terms
 from onnxcam.explain.sessions import Sessions
 from onnxcam.explain.warnings import model_warnings, preprocessing_warnings
 from onnxcam.graph.large_model import Serialized
 from onnxcam.network.layout import Layout
 from onnxcam.runtime import Provider
-from onnxcam.targets.labels import from_configuration
 from onnxcam.targets.objectives import Objective
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
@@ -52,6 +51,8 @@ class Explainer:
         allow_fallback: accept a session that does not use every provider named.
         probe: measure facts about a plain classifier on 12 pictures, see `onnxcam.probe`; an explainable model carries
             them. Without, every explanation says that they were not measured.
+        rows: in each run of methods that run the model many times (integrated gradients, RISE, …); None to choose them
+            by the times of the first runs. They change floats by rounding alone.
 
     Raises:
         ModelError: the file is not a usable classifier, or contradicts `kind`.
@@ -77,21 +78,18 @@ class Explainer:
         session_options: Any = None,
         allow_fallback: bool = False,
         probe: bool = True,
+        rows: int | None = None,
     ) -> None:
         self.settings = {name: value for name, value in locals().items() if name not in ("self", "source")}
         self._file = FileSession(
             source, layers=layers, methods=methods, preprocess=preprocess, input_size=input_size, scores=scores,
             kind=kind, providers=providers, session_options=session_options, allow_fallback=allow_fallback, probe=probe,
+            rows=rows,
         )  # fmt: skip
         self.check_batch = self._file.check_batch  # refuses a batch of another shape or dtype
         manifest = self._file.manifest
         self._readout = self._file.readout
-        self.labels: list[str] | None = list(labels) if labels is not None else manifest.get("labels")
-        if self.labels is None:
-            configured = from_configuration(preprocess)
-            self.labels = configured if configured is not None and len(configured) == self.classes else None
-        if self.labels is not None and len(self.labels) != self.classes:
-            raise LabelsError(label_count(len(self.labels), self.classes))
+        self.labels = labels_of(labels, manifest, preprocess)
         names = [layers] if isinstance(layers, str) else layers
         self._layers: list[str] = list(names or [entry["name"] for entry in manifest["layers"]])
         entry = manifest["input"]
@@ -458,6 +456,7 @@ class Explainer:
         p, size = self._readout.probabilities(scores), Layout.of(self.manifest["input"]).size(batch.shape)
         windows = self._file.windows(question.layers)
         model = {key: self.manifest.get(key) for key in ("source", "parity")}
+        model |= {} if self.sessions.rows is None else {"rows": self.sessions.rows}
 
         def examine(row: int, layers: Sequence[str]) -> Examination:
             return self.examination(question.of_rows(row, row + 1), batch[row : row + 1], layers=layers)

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxcam import runtime
 from onnxcam.cam.methods import GRAPH, Method, find
-from onnxcam.errors import InputError, ModelError, OnnxcamError, SerializationError
+from onnxcam.errors import InputError, ModelError, OnnxcamError, SerializationError, SettingError
 from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head, uneven_rows
 from onnxcam.explain.sessions import MakeOptions, Sessions, inherit
 from onnxcam.graph.large_model import Serialized
@@ -80,6 +80,7 @@ class FileSession:
         session_options: Any = None,
         allow_fallback: bool = False,
         probe: bool = True,
+        rows: int | None = None,
     ) -> None:
         self._providers = providers
         self._options = session_options
@@ -109,6 +110,7 @@ class FileSession:
             model = model._replace(manifest={**manifest, "target": target})
         self._loaded = _Loaded(model, session)
         self.sessions = Sessions(model.source, self._open_part)
+        self.fix_rows(rows)
         origin = model.origin
         path = os.path.abspath(origin) if isinstance(origin, str) else origin  # noqa: PTH100
         self.origin = (path, hasattr(source, "SerializeToString"))
@@ -187,6 +189,19 @@ class FileSession:
             return 1
         rows = self.manifest["input"]["shape"][0]
         return rows if isinstance(rows, int) else None
+
+    def fix_rows(self, rows: int | None) -> None:
+        """Fix the rows in each run of methods that run the model many times; None to choose them by measurement.
+
+        Raises:
+            SettingError: not a number of rows, or not that of the model, where it fixes them.
+        """
+        if rows is not None:
+            if isinstance(rows, bool) or not isinstance(rows, (int, np.integer)) or rows < 1:
+                raise SettingError(f"rows={rows!r}; expected a whole number from 1, or None to choose by measurement")
+            if self.batch_size not in (None, rows):
+                raise SettingError(f"rows={rows}, and this model runs {self.batch_size} rows at a time; leave it out")
+        self.sessions.rows = None if rows is None else int(rows)
 
     def run(
         self, batch: np.ndarray, target: np.ndarray, layers: Sequence[str | None]

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from onnxcam import image
-from onnxcam.errors import ModelError, PictureError, PreprocessError
+from onnxcam.errors import LabelsError, ModelError, PictureError, PreprocessError, label_count
 from onnxcam.network.layout import Layout
+from onnxcam.targets.labels import from_configuration
 
 if TYPE_CHECKING:
     from onnxcam.image.arrays import Array
 
 Prepared = tuple[image.Picture, np.ndarray, image.Geometry]
+
+
+def labels_of(labels: Sequence[str] | None, manifest: Mapping[str, Any], preprocess: Any) -> list[str] | None:
+    """The class names that a caller gives, or else those in the file, or in the folder of a preprocessing.
+
+    Raises:
+        LabelsError: not one label per class.
+    """
+    classes = int(manifest["scores"]["classes"])
+    names: list[str] | None = list(labels) if labels is not None else manifest.get("labels")
+    if names is None:
+        names = from_configuration(preprocess)
+        return names if names is not None and len(names) == classes else None
+    if len(names) != classes:
+        raise LabelsError(label_count(len(names), classes))
+    return names
 
 
 class Preparation(NamedTuple):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onnxcam.runtime import options
+from onnxcam.runtime.row_choice import RowChoice
 
 if TYPE_CHECKING:
     from onnxcam.graph.attention import Block
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from onnxcam.network.layout import Layout
     from onnxcam.network.network import Network
 
+_CHOICES = 64  # numbers of rows that are remembered, of pictures of as many sizes
 MakeOptions = Callable[..., Any]  # one of `runtime.options`
 
 
@@ -28,9 +30,14 @@ class Sessions:
     Arguments:
         source: a classifier or an explainable model.
         open_session: opens a session of a serialized model, with options made by one of `runtime.options`.
+        rows: in each run of methods that run a session many times; None to choose them by the times of the first runs.
     """
 
-    def __init__(self, source: Any, open_session: Callable[[Serialized, MakeOptions], Any]) -> None:
+    def __init__(
+        self, source: Any, open_session: Callable[[Serialized, MakeOptions], Any], rows: int | None = None
+    ) -> None:
+        self.rows = rows
+        self._row_choices: dict[tuple[Hashable, ...], RowChoice] = {}
         self._source = source
         self._open_session = open_session
         self._lock = threading.RLock()
@@ -65,6 +72,21 @@ class Sessions:
         """Where the network is cut for a layer."""
         with self._lock:
             return self.network.cut(layer)
+
+    def row_choice(self, key: tuple[Hashable, ...], most: int) -> RowChoice:
+        """How many rows the runs of a session have, from the times of those that were made.
+
+        Arguments:
+            key: layer, use and size of a row.
+            most: rows per run at most.
+        """
+        choice = self._row_choices.get(key)
+        if choice is None:
+            with self._lock:
+                while len(self._row_choices) >= _CHOICES:
+                    del self._row_choices[next(iter(self._row_choices))]
+                choice = self._row_choices.setdefault(key, RowChoice(most))
+        return choice
 
     def head(self, layers: Sequence[str]) -> Any:
         """A session from pictures to the scores and at least the cut values of these layers."""

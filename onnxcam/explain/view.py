@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,13 @@ from onnxcam.network.names import (
     SCORES,
     TARGET,
 )
+from onnxcam.runtime.row_choice import FixedRows, Rows
 from onnxcam.runtime.rows import floats, joined, like, portions
 from onnxcam.targets.objectives import Logit, Objective
 
 _TAIL_BYTES = 32 << 20  # of changed activations per run
-_TAIL_ROWS, _WHOLE_ROWS = 256, 4
+_TAIL_ROWS, _WHOLE_ROWS = 256, 16  # per run at most
+_BLOCKS_ROWS = 4  # pictures whose attention in every block is held at once
 
 
 def view(features: HeadRun, layer: str, objective: Objective) -> LayerView:
@@ -99,7 +102,8 @@ class LayerView:
     def _gradient(self, relu: str) -> np.ndarray:
         if relu not in self._gradients_by_rules:
             rows = np.arange(len(self.scores))
-            parts = [self._gradients(self._feeds(None, chunk), chunk, relu) for chunk in self._chunks(rows)]
+            chunks = self._chunks(rows, relu)
+            parts = [self._gradients(self._feeds(None, chunk), chunk, relu) for chunk in chunks]
             self._gradients_by_rules[relu] = joined(parts)[: len(rows)]
         return self._gradients_by_rules[relu]
 
@@ -158,10 +162,16 @@ class LayerView:
 
     def differentiate(self, total: int, make: Make, *, relu: str = "plain") -> Iterator[tuple[int, int, np.ndarray]]:
         """Gradients of variants, a few at a time."""
-        for start, stop, activations, rows in self._variant_runs(total, make):
+        choice = self._row_choice(relu)
+        start = 0
+        while start < total:
+            began = perf_counter()
+            stop, activations, rows = self._variants(start, total, make, choice)
             gradients = self._gradients(self._feeds(activations, rows), rows, relu)
+            choice.record(len(rows), perf_counter() - began)
             yield start, stop, gradients[: stop - start]
             self.tell(stop, total)
+            start = stop
 
     def curvature(self) -> np.ndarray:
         """The second derivative of the objective times the activations; zero where the tail is piecewise linear."""
@@ -170,7 +180,7 @@ class LayerView:
             return np.zeros_like(self.activations)
         parts = []
         rows = np.arange(len(self.scores))
-        for chunk in self._chunks(rows):
+        for chunk in self._chunks(rows, CURVATURE):
             feeds = self._feeds(None, chunk)
             direction = feeds[self._cut.layer.value]
             cotangent = self.objective.cotangent(self.scores[chunk], chunk).astype(self._score_type)
@@ -217,7 +227,8 @@ class LayerView:
         """The maps of one class per row: backward pass and methods in one session."""
         session = self.batch.sessions.class_maps(self.layer, tuple(methods))
         names, rows = [MAP + name for name in methods], np.arange(len(self.scores))
-        feeds = (self._feeds(None, chunk) | {TARGET: classes[chunk]} for chunk in self._chunks(rows))
+        chunks = self._chunks(rows, MAP)
+        feeds = (self._feeds(None, chunk) | {TARGET: classes[chunk]} for chunk in chunks)
         runs = [runtime.run(session, names, part) for part in feeds]
         return [joined([run[name] for run in runs])[: len(rows)] for name in names]
 
@@ -226,7 +237,7 @@ class LayerView:
 
         None where rows cannot be repeated, or there are more of them than one run takes.
         """
-        repeats = self._cut.free and self.batch.size is None and classes.size <= self._rows_per_run()
+        repeats = self._cut.free and self.batch.size is None and classes.size <= self._most_rows()
         if not repeats or not any(method.gradient for method in methods):
             return None
         names = [method.name for method in methods]
@@ -254,33 +265,62 @@ class LayerView:
         return np.random.default_rng(self.batch.seed)
 
     def _scan(self, total: int, make: Make) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        session = self.batch.sessions.tail(self.layer)
-        for start, stop, activations, rows in self._variant_runs(total, make):
+        session, choice = self.batch.sessions.tail(self.layer), self._row_choice(SCORES)
+        start = 0
+        while start < total:
+            began = perf_counter()
+            stop, activations, rows = self._variants(start, total, make, choice)
             scores = runtime.run(session, [SCORES], self._feeds(activations, rows))[SCORES]
+            choice.record(len(rows), perf_counter() - began)
             yield scores[: stop - start].astype(np.float32, copy=False), rows[: stop - start]
             self.tell(stop, total)
+            start = stop
 
-    def _variant_runs(self, total: int, make: Make) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        """Make the variants one run at a time; the last run is padded where the model fixes its rows."""
-        count = self._rows_per_run()
-        for start in range(0, total, count):
-            stop = min(total, start + count)
-            activations, rows = make(start, stop)
-            short = 0 if self._cut.free else count - (stop - start)
-            if short:
-                activations = np.concatenate([activations, np.repeat(activations[-1:], short, axis=0)])
-                rows = np.concatenate([rows, np.repeat(rows[-1:], short)])
-            yield start, stop, np.ascontiguousarray(activations, np.float32), rows
+    def _variants(self, start: int, total: int, make: Make, choice: Rows) -> tuple[int, np.ndarray, np.ndarray]:
+        """Make the variants of the next run: the first that it leaves out, activations, and which row each is of.
 
-    def _chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        The last run is padded where the model fixes its rows.
+        """
+        count = choice.next(total - start)
+        stop = min(total, start + count)
+        activations, rows = make(start, stop)
+        short = 0 if self._cut.free else count - (stop - start)
+        if short:
+            activations = np.concatenate([activations, np.repeat(activations[-1:], short, axis=0)])
+            rows = np.concatenate([rows, np.repeat(rows[-1:], short)])
+        return stop, np.ascontiguousarray(activations, np.float32), rows
+
+    def _chunks(self, rows: np.ndarray, use: str) -> Iterator[np.ndarray]:
         """Split unchanged rows into runs; the last one is padded where the model fixes its rows."""
-        count = self._rows_per_run()
-        for start in range(0, len(rows), count):
+        choice = self._row_choice(use) if self.layer == INPUT else FixedRows(self._most_rows())
+        start = 0
+        while start < len(rows):
+            count = choice.next(len(rows) - start)
             chunk = rows[start : start + count]
             short = 0 if self._cut.free else count - len(chunk)
+            began = perf_counter()
             yield np.concatenate([chunk, np.repeat(chunk[-1:], short)])
+            choice.record(count, perf_counter() - began)  # of what the caller did with it
+            start += count
 
-    def _rows_per_run(self) -> int:
+    def _row_choice(self, use: str) -> Rows:
+        """How many rows the runs of a session have: those that the model or the caller fixes, or the measured ones.
+
+        Arguments:
+            use: what the runs are for, beside the layer.
+        """
+        if self.batch.size is not None:
+            return FixedRows(self.batch.size)
+        if not self._cut.free:
+            return FixedRows(len(self.scores))
+        sessions, most = self.batch.sessions, self._most_rows()
+        if sessions.rows is not None:
+            return FixedRows(sessions.rows)
+        shape = self._values[self._cut.layer.value].shape[1:]
+        return sessions.row_choice((self.layer, use, shape), most)
+
+    def _most_rows(self) -> int:
+        """Rows per run at most."""
         if self.batch.size is not None:
             return self.batch.size
         if not self._cut.free:
@@ -355,7 +395,7 @@ class LayerView:
         for value in values[: len(blocks)]:
             passing = dict(zip(cut.values, values[len(blocks) :], strict=True)) | {cut.layer.value: value}
             last = LayerView(self.batch, BLOCK, self.objective, passing)
-            chunks = last._chunks(np.arange(len(value)))
+            chunks = last._chunks(np.arange(len(value)), "plain")
             rows = [last._native_gradients(last._feeds(None, chunk), chunk, "plain") for chunk in chunks]
             cotangents.append(np.concatenate(rows)[: len(value)])
         names = [f"{BLOCK}.gradient.{index}" for index in range(len(blocks))]
@@ -367,7 +407,7 @@ class LayerView:
         feeds = {f"{BLOCK}.cotangent.{index}": value for index, value in enumerate(cotangents)}
         feeds[self.batch.sessions.network.picture.name] = self.batch.pictures
         cut = self.batch.sessions.cut(BLOCK)
-        count = self.batch.size or (_WHOLE_ROWS if cut.free else len(self.scores))
+        count = self.batch.size or (self.batch.sessions.rows or _BLOCKS_ROWS if cut.free else len(self.scores))
         whole = {name for name, by_row in cut.flags.items() if not by_row}
         runs: list[dict[str, np.ndarray]] = []
         for start in range(0, len(self.scores), count):

@@ -193,7 +193,8 @@ class Explain:
         """The arguments of `Explainer`."""
         layer = self._question.get("layer")
         layers = [layer] if isinstance(layer, str) else layer
-        return {"layers": layers, "methods": [self._question.get("method", "gradcam")], **self._opening}
+        fixed = {} if self.rows is None else {"rows": self.rows}
+        return {"layers": layers, "methods": [self._question.get("method", "gradcam")], **fixed, **self._opening}
 
     def _job(self) -> Job:
         from onnxcam.explain.conditional import read_condition
@@ -206,6 +207,7 @@ class Explain:
         if size is not None and self.rows not in (None, size):
             raise SettingError(f"rows={self.rows}, and this model runs {size} rows at a time; leave it out")
         rows = size or self.rows or (1 if explainer.providers[0] == CPU else _ACCELERATED)
+        explainer.sessions.rows = rows  # no clock decides how a worker's numbers are rounded
         return Job(
             explainer,
             explainer.question(**self._question, options=self._options),

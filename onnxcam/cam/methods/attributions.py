@@ -82,17 +82,23 @@ def integrated_gradients(view: View, steps: int = 50, baseline: Any = 0.0, rule:
     whole_picture = view.input
     x = whole_picture.activations
     start = broadcast("baseline", baseline, x)
+    way = x - start
     total = np.zeros(x.shape)
+    parts, shares = places.astype(np.float32), weights.astype(np.float32)
 
     def make(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         rows, at = np.divmod(np.arange(first, last), steps)
-        part = places[at].astype(np.float32)[:, None, None, None]
-        return start[rows] + part * (x - start)[rows], rows
+        points = np.empty((last - first, *x.shape[1:]), np.float32)
+        for point, row, part in zip(points, rows, parts[at], strict=True):
+            np.multiply(way[row], part, out=point)
+            point += start[row]
+        return points, rows
 
     for first, last, gradients in whole_picture.differentiate(len(x) * steps, make):
         rows, at = np.divmod(np.arange(first, last), steps)
-        np.add.at(total, rows, gradients * weights[at][:, None, None, None])
-    return np.asarray((x - start) * total, np.float32)
+        for gradient, row, share in zip(gradients, rows, shares[at], strict=True):
+            total[row] += gradient * share
+    return np.asarray(way * total, np.float32)
 
 
 @attribution("smoothgrad", long=True)
@@ -125,11 +131,15 @@ def smoothgrad(view: View, samples: int = 25, stdev: float | None = None, absolu
 
     def make(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         sample, row = np.divmod(np.arange(first, last), rows)
-        return np.stack([x[r] + scale[r] * drawn(s) for s, r in zip(sample.tolist(), row.tolist(), strict=True)]), row
+        noisy = np.empty((last - first, *x.shape[1:]), np.float32)
+        for one, s, r in zip(noisy, sample.tolist(), row.tolist(), strict=True):
+            np.multiply(drawn(s), scale[r], out=one)
+            one += x[r]
+        return noisy, row
 
     for first, last, gradients in view.input.differentiate(rows * samples, make):
-        row = np.arange(first, last) % rows
-        np.add.at(total, row, np.abs(gradients) if absolute else gradients)
+        for gradient, row in zip(gradients, range(first, last), strict=True):
+            total[row % rows] += np.abs(gradient) if absolute else gradient
     return np.asarray(total / samples, np.float32)
 
 

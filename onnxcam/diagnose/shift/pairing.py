@@ -30,12 +30,12 @@ def open_pair(
     """
     layers = (layer, new_layer if new_layer is not None else layer)
     first, second = (
-        source if isinstance(source, Explainer) else Explainer(source, layers=None if name is None else [name])
+        source if isinstance(source, Explainer) else _open(source, None if name is None else [name])
         for source, name in zip((old, new), layers, strict=True)
     )
     notes = []
     if second.preprocess is None and first.preprocess is not None and not isinstance(new, Explainer):
-        second = Explainer(new, layers=None if layers[1] is None else [layers[1]], preprocess=first.preprocess)
+        second = _open(new, None if layers[1] is None else [layers[1]], preprocess=first.preprocess)
         notes.append(INHERITED)
     explainers = first, second
     for explainer in explainers:
@@ -106,11 +106,24 @@ def open_like(other: Explainer, source: Any, layers: Sequence[str] | None) -> Ex
     terms = {name: other.settings[name] for name in _TERMS if other.settings[name] is not None}
     if "value_range" in terms:
         terms["preprocess"] = other.preprocess  # a range alone says nothing of a file that does not say the rest
-    explainer = Explainer(source, layers=layers, providers=other.providers, **terms)
+    explainer = _open(source, layers, providers=other.providers, **terms)
     if explainer.preprocess is None and other.preprocess is not None:
         terms["preprocess"] = other.preprocess
-        explainer = Explainer(source, layers=layers, providers=other.providers, **terms)
+        explainer = _open(source, layers, providers=other.providers, **terms)
     return explainer
+
+
+def _open(source: Any, layers: Sequence[str] | None, **terms: Any) -> Explainer:
+    """Open a model, with rows per run that do not depend on a clock: two runs of a comparison give the same floats."""
+    explainer = Explainer(source, layers=layers, **terms)
+    fix_rows(explainer)
+    return explainer
+
+
+def fix_rows(explainer: Explainer) -> None:
+    """Fix the rows per run of methods that run the model many times, where the caller did not: what the file says."""
+    if explainer.sessions.rows is None:
+        explainer.sessions.rows = explainer.batch_size or 1
 
 
 def compare_classes(old: Explainer, new: Explainer, what: str = "NEW") -> list[str]:

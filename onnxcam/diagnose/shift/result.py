@@ -243,6 +243,7 @@ class Shift:
             "pictures": len(self.pictures),
             "target": self.target,
             "method": self.method,
+            "rows": self.new.sessions.rows,
             "layers": {"old": self.layers[0], "new": self.layers[1]},
             "statistic": self.statistic,
             "seed": self.seed,

@@ -28,7 +28,9 @@ def cache(rows: int) -> float:
     return {1: 3.0, 2: 4.0}.get(rows, 5.0 * rows)
 
 
-def work(choice: RowChoice, total: int, cost: Cost, noise: Callable[[], float] = lambda: 1.0) -> tuple[list[int], float]:
+def work(
+    choice: RowChoice, total: int, cost: Cost, noise: Callable[[], float] = lambda: 1.0
+) -> tuple[list[int], float]:
     """Run `total` rows; the rows of each run, and the seconds that all took."""
     sizes, seconds, done = [], 0.0, 0
     while done < total:

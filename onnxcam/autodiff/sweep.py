@@ -16,7 +16,7 @@ from onnxcam.autodiff.passes import silu
 from onnxcam.autodiff.passes.blocked_layout import blocked
 from onnxcam.autodiff.passes.expansions import remove_expansions
 from onnxcam.autodiff.registry import Entry, Node
-from onnxcam.autodiff.unreached import NO_GRADIENT, unreached
+from onnxcam.autodiff.unreached import NO_GRADIENT, OURS, unreached
 from onnxcam.errors import ModelError, UnsupportedOperator
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.operators import Trait, having
@@ -196,7 +196,19 @@ def _rule_for(graph: Graph, node: onnx.NodeProto, of: str, wrt: Sequence[str]) -
     lacks = f"cannot be differentiated: {why}; {lies}" if why else f"has no gradient rule, and {lies}"
     raise UnsupportedOperator(
         f"operator {name} (node {node.name!r}, opset {graph.opset}) {lacks}. Choose a target layer after it, or export "
-        "the model without it"
+        f"the model without it{_value_before(graph, node, wrt)}"
+    )
+
+
+def _value_before(graph: Graph, node: onnx.NodeProto, wrt: Sequence[str]) -> str:
+    """Advice to explain what a node reads: the first of its values that vary with a `wrt` and have gradients."""
+    varying = graph.downstream(wrt)
+    reads = [value for value in uses(node) if value in varying and graph.is_float(value) and value not in wrt]
+    reads = [value for value in reads if not value.startswith(OURS)]
+    return (
+        f"; or explain a value before it (scores={reads[0]!r}; on the command line --scores {reads[0]})"
+        if reads
+        else ""
     )
 
 

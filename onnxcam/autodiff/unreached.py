@@ -6,7 +6,8 @@ from onnxcam.autodiff import registry
 from onnxcam.errors import ModelError
 from onnxcam.graph.view import Graph
 
-_OURS = "onnxcam/"  # prefix of the values that are added to a file
+_SIZES = ("Shape", "Size")
+OURS = "onnxcam/"  # prefix of the values that are added to a file
 _NO_PATH = "no differentiable path leads from one to the other"
 NO_GRADIENT = "the operators between them pass no gradient on"
 
@@ -22,7 +23,7 @@ def unreached(graph: Graph, wrt: str, of: str, why: str = _NO_PATH) -> ModelErro
     reached = graph.downstream([wrt])
     between = [node for node in graph.upstream([of])[0] if reached.intersection(node.input)]
     smooth = {wrt}
-    for node in between:
+    for node in sorted(between, key=lambda node: node.op_type in _SIZES):  # sizes last: a selection says more
         before = [name for name in node.input if name in smooth]
         floats = [name for name in node.output if name and graph.is_float(name)]
         if not before or node.domain not in ("", "ai.onnx"):
@@ -46,7 +47,7 @@ def _of_file(graph: Graph, value: str) -> str:
     queue, visited = [value], set()
     while queue:
         name = queue.pop(0)
-        if not name.startswith(_OURS):
+        if not name.startswith(OURS):
             return name
         node = graph.producer.get(name)
         if node is not None and name not in visited:

@@ -71,7 +71,6 @@ LEFT_OUT: dict[str, tuple[int, int]] = {
     "RNN: it is recurrent, and onnxcam does not differentiate through time": (23, 0),
     "Resize: it crops a region of interest (tf_crop_and_resize); crop and resize with separate nodes": (8, 0),
     "Resize: its scales follow from keep_aspect_ratio_policy; export it with explicit scales or sizes": (4, 0),
-    "RoiAlign: a gradient is needed for its regions": (2, 0),
     "RoiAlign: mode 'max' is not covered, 'avg' is": (2, 0),
     "RotaryEmbedding: a gradient is needed for its cosines or sines": (16, 0),
     "STFT: spectra are not covered": (3, 0),
@@ -83,7 +82,7 @@ LEFT_OUT: dict[str, tuple[int, int]] = {
     "ai.onnx.preview::FlexAttention: has no gradient rule": (33, 0),
 }
 # float inputs that are taken as given: they say how to compute, or how big the output is
-GIVEN = {("DequantizeLinear", "x_scale"), ("Resize", "scales"), ("Upsample", "scales")}
+GIVEN = {("DequantizeLinear", "x_scale"), ("Resize", "scales"), ("RoiAlign", "rois"), ("Upsample", "scales")}
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import onnxcam
-from onnxcam.errors import UnsupportedOperator
-from tests.autodiff.harness import build, check, covers, normal, record
+from onnxcam.errors import ModelError, UnsupportedOperator
+from tests.autodiff.harness import build, check, covers, gradients, normal, record
 from tests.support.runtime import run
 
 SIZES = {2: (3, 2, 4, 5), 3: (3, 2, 4, 5, 3)}
@@ -93,7 +93,7 @@ def _bilinear(x: torch.Tensor, g: torch.Tensor, padding: str = "zeros", corners:
 
 @covers("RoiAlign")
 @pytest.mark.parametrize("mode", ["half_pixel", "output_half_pixel"])
-@pytest.mark.parametrize("ratio", [1, 2, 3])
+@pytest.mark.parametrize("ratio", [0, 1, 2, 3])
 def test_regions_are_averaged_back(mode: str, ratio: int) -> None:
     """Y is linear in X: dX is its adjoint, <dY, Y(Z)> = <dX, Z> for every Z."""
     model = onnx.parser.parse_model(
@@ -114,14 +114,41 @@ def test_regions_are_averaged_back(mode: str, ratio: int) -> None:
         assert abs((dy * y).sum() - (gradient * z).sum()) < 1e-4 * np.linalg.norm(dy) * np.linalg.norm(y)
 
 
-@pytest.mark.parametrize("option", ['mode = "max", sampling_ratio = 2', "sampling_ratio = 0"])
-def test_other_regions_are_refused_by_name(option: str) -> None:
+def test_regions_by_their_largest_sample_are_refused_by_name() -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 18]>\nsmall (float[N, 3, 9, 7] x, float[R, 4] rois, int64[R] batch) => '
-        f"(float[R, 3, 4, 5] y) {{ y = RoiAlign<output_height = 4, output_width = 5, {option}>(x, rois, batch) }}"
+        '(float[R, 3, 4, 5] y) { y = RoiAlign<output_height = 4, output_width = 5, mode = "max">(x, rois, batch) }'
     )
     with pytest.raises(UnsupportedOperator, match="RoiAlign"):
         onnxcam.gradient(model, "y", ["x"])
+
+
+def test_regions_are_constants_of_the_picture() -> None:
+    """They come from the picture in two-stage detectors, and pass no gradient on, as in torchvision."""
+    body = (
+        "r = Mul(x, two) f = Slice(r, zero, one, ax) b = Reshape(f, four) m = Reshape(x, picture) "
+        "y = RoiAlign<output_height = 2, output_width = 2, sampling_ratio = 2>(m, b, i)"
+    )
+    x = np.float32([[0.4, 0.7, 1.3, 1.6], [0.2, -0.5, 0.9, 1.1]])
+    constants = {
+        "two": np.float32(2),
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "ax": np.array([0]),
+        "four": np.array([1, 4]),
+        "picture": np.array([1, 1, 2, 4]),
+        "i": np.array([0]),
+    }
+    dy = normal(1, 1, 2, 2)
+    (gradient,) = gradients(build(body, {"x": x}, constants), {"x": x}, dy, ["x"])
+    fixed = "m = Reshape(x, picture) y = RoiAlign<output_height = 2, output_width = 2, sampling_ratio = 2>(m, b, i)"
+    given = {"picture": constants["picture"], "b": 2 * x[:1], "i": constants["i"]}
+    (expected,) = gradients(build(fixed, {"x": x}, given), {"x": x}, dy, ["x"])
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+    message = "'b' does not reach 'y': the operators between them pass no gradient on"
+    with pytest.raises(ModelError, match=message):
+        onnxcam.gradient(build(fixed, {"x": x}, given), of="y", wrt=["b"])
 
 
 @covers("MaxRoiPool")

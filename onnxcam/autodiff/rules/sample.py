@@ -65,54 +65,75 @@ def grid_sample(op: Builder, node: Node, dy: str) -> Cotangents:
 
 @vjp("RoiAlign", since=16)
 def roi_align(op: Builder, node: Node, dy: str) -> Cotangents:
-    """dX = Σ over the regions of a picture of Aᵀ·dY·B, where Y = A·X·Bᵀ: A and B average bilinear samples per axis."""
-    ratio = int(node.attr("sampling_ratio", 0))
+    """dX = Σ over the regions of a picture of Aᵀ·dY·B, where Y = A·X·Bᵀ: A and B average bilinear samples per axis.
+
+    Regions are constants of the picture, as in torchvision: where they lie passes no gradient on.
+    """
     if node.attr("mode", "avg") != "avg":
         raise node.refuse("mode 'max' is not covered, 'avg' is")
-    if ratio < 1:
-        raise node.refuse("sampling_ratio 0 takes as many samples as the region's size asks for, which is not covered")
-    if node.wants(1):
-        raise node.refuse("a gradient is needed for its regions")
+    if not node.wants(0):
+        return [None, None, None]
     x, rois, batch = node.inputs
-    down = _samples(op, node, rois, 1, op.size(x, 2), int(node.attr("output_height", 1)), ratio)
-    across = _samples(op, node, rois, 0, op.size(x, 3), int(node.attr("output_width", 1)), ratio)
+    down = _samples(op, node, rois, 1, op.size(x, 2), int(node.attr("output_height", 1)))
+    across = _samples(op, node, rois, 0, op.size(x, 3), int(node.attr("output_width", 1)))
     # [R, 1, H, h] · [R, C, h, w] · [R, 1, w, W]
     parts = op.MatMul(op.MatMul(op.Transpose(down, perm=[0, 1, 3, 2]), dy), across)
     return [_by_picture(op, parts, batch, x), None, None]
 
 
-def _samples(op: Builder, node: Node, rois: str, first: int, size: str, cells: int, ratio: int) -> str:
-    """Weights `[R, 1, cells, pixels]` along one axis: each cell is the mean of `ratio` bilinear samples."""
+def _samples(op: Builder, node: Node, rois: str, first: int, size: str, cells: int) -> str:
+    """Weights `[R, 1, cells, pixels]` along one axis: each cell is the mean of its bilinear samples.
+
+    There are `sampling_ratio` of them; where that is 0, as many as a cell has pixels, rounded up.
+    """
     half = node.attr("coordinate_transformation_mode", "half_pixel") == "half_pixel"
     edges = op.Sub(op.Mul(rois, float(node.attr("spatial_scale", 1.0))), 0.5 if half else 0.0)
     start, end = (op.Gather(edges, [place], axis=1) for place in (first, first + 2))
     length = op.Sub(end, start)
     if not half:  # as in the first versions, a region is a pixel large at least
         length = op.Max(length, 1.0)
-    at = (np.arange(cells * ratio) + 0.5) / (cells * ratio)
-    place = op.Add(start, op.Mul(length, _typed(op, at[None])))  # [R, cells x ratio]
+    ratio = int(node.attr("sampling_ratio", 0))
+    if ratio > 0:
+        at = (np.arange(cells * ratio) + 0.5) / (cells * ratio)
+        place = op.Add(start, op.Mul(length, _typed(op, at[None])))  # [R, cells x ratio]
+        counts, used = None, None
+    else:
+        counts = op.Max(op.Ceil(op.Div(length, float(cells))), 0.0)  # [R, 1]
+        most = op.ReduceMax(op.Concat(op.Reshape(counts, [-1]), _typed(op, np.ones(1)), axis=0), keepdims=0)
+        numbers = op.cast(op.Range(0, op.Cast(most, to=onnx.TensorProto.INT64), 1))
+        within = op.Div(op.Add(numbers, 0.5), op.Max(counts, 1.0))  # [R, most], in sizes of a cell
+        steps = op.Add(op.Unsqueeze(within, [1]), _typed(op, np.arange(cells)[None, :, None]))
+        place = op.Add(op.Unsqueeze(start, [2]), op.Mul(op.Unsqueeze(length, [2]), op.Mul(steps, 1.0 / cells)))
+        used = op.Unsqueeze(op.Less(numbers, counts), [1])  # [R, 1, most]
     count = op.cast(size)
     inside = op.And(op.GreaterOrEqual(place, -1.0), op.LessOrEqual(place, count))
+    inside = op.And(inside, used) if used else inside
     clamped = op.Min(op.Max(place, 0.0), op.Sub(count, 1.0))
     pixels = op.cast(op.Range(0, op.Squeeze(size, [0]), 1))
-    weights = op.Max(op.Sub(1.0, op.Abs(op.Sub(op.Unsqueeze(clamped, [2]), pixels))), 0.0)
-    weights = op.mask(weights, op.Unsqueeze(inside, [2]))
-    grouped = op.Reshape(weights, op.vector(0, cells, ratio, -1))
-    return str(op.Unsqueeze(op.ReduceMean(grouped, [2], keepdims=0), [1]))
+    last = 3 if used else 2
+    weights = op.Max(op.Sub(1.0, op.Abs(op.Sub(op.Unsqueeze(clamped, [last]), pixels))), 0.0)
+    weights = op.mask(weights, op.Unsqueeze(inside, [last]))  # [R, cells, most, pixels] or [R, cells x ratio, pixels]
+    if counts:
+        means = op.Div(op.ReduceSum(weights, [2], keepdims=0), op.Unsqueeze(op.Max(counts, 1.0), [2]))
+    else:
+        sizes = op.Concat(op.Shape(rois, end=1), [cells, ratio], size, axis=0)  # without -1, for no regions at all
+        means = op.ReduceMean(op.Reshape(weights, sizes), [2], keepdims=0)
+    return str(op.Unsqueeze(means, [1]))
 
 
 @vjp("MaxRoiPool")
 def max_roi_pool(op: Builder, node: Node, dy: str) -> Cotangents:
     """dX = Σ over the regions of a picture of each cell's dY, at its largest value, the first of equal ones.
 
-    A region's cells overlap by up to a pixel; one that lies outside the picture is 0 and has no gradient.
+    A region's cells overlap by up to a pixel; one that lies outside the picture is 0 and has no gradient. Regions are
+    constants of the picture.
     """
-    if node.wants(1):
-        raise node.refuse("a gradient is needed for its regions")
+    if not node.wants(0):
+        return [None, None]
     x, rois = node.inputs
     rows, columns = (int(size) for size in node.attr("pooled_shape"))
     picture = op.Cast(op.Reshape(op.Gather(rois, [0], axis=1), [-1]), to=onnx.TensorProto.INT64)
-    flat = op.Reshape(op.Gather(x, picture, axis=0), [0, 0, -1])  # [R, C, pixels]
+    flat = op.Gather(op.Reshape(x, [0, 0, -1]), picture, axis=0)  # [R, C, pixels]
     down = _cells(op, node, rois, 2, op.size(x, 2), rows)
     across = _cells(op, node, rois, 1, op.size(x, 3), columns)
     lowest = op.constant(np.asarray(np.finfo(onnx.helper.tensor_dtype_to_np_dtype(op.dtype)).min))
@@ -121,11 +142,11 @@ def max_roi_pool(op: Builder, node: Node, dy: str) -> Cotangents:
         inside = op.And(
             op.Unsqueeze(op.Gather(down, row, axis=1), [2]), op.Unsqueeze(op.Gather(across, column, axis=1), [1])
         )
-        values = op.Where(op.Reshape(inside, op.vector(0, 1, -1)), flat, lowest)
+        values = op.Where(op.Unsqueeze(op.Flatten(inside, axis=1), [1]), flat, lowest)
         places.append(op.ArgMax(values, axis=2, keepdims=1))
     some = [op.ReduceMax(op.cast(cells), [2], keepdims=0) for cells in (down, across)]
-    filled = op.Reshape(op.Mul(op.Unsqueeze(some[0], [2]), op.Unsqueeze(some[1], [1])), op.vector(0, 1, -1))
-    parts = op.Mul(op.Reshape(dy, [0, 0, -1]), filled)
+    filled = op.Flatten(op.Mul(op.Unsqueeze(some[0], [2]), op.Unsqueeze(some[1], [1])), axis=1)
+    parts = op.Mul(op.Reshape(dy, [0, 0, rows * columns]), op.Unsqueeze(filled, [1]))
     empty = op.filled(0.0, op.shape(flat))
     by_region = op.ScatterElements(empty, op.Concat(*places, axis=2), parts, axis=2, reduction="add")
     return [_by_picture(op, by_region, picture, x), None]
@@ -148,8 +169,7 @@ def _by_picture(op: Builder, parts: str, picture: str, x: str) -> str:
     """Sum what belongs to each picture `[R, …]` over its regions, in the shape of the pictures."""
     pictures = op.Range(0, op.Squeeze(op.size(x, 0), [0]), 1)
     mine = op.cast(op.Equal(op.Unsqueeze(pictures, [1]), op.Unsqueeze(picture, [0])))
-    rows = op.Reshape(parts, op.Concat(op.Shape(parts, end=1), [-1], axis=0))
-    return str(op.reshape_like(op.MatMul(mine, rows), x))
+    return str(op.reshape_like(op.MatMul(mine, op.Flatten(parts, axis=1)), x))
 
 
 def _around(op: Builder, place: str, rank: int) -> tuple[str, str, str]:

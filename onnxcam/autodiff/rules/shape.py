@@ -124,8 +124,15 @@ def gather(op: Builder, node: Node, dy: str) -> Cotangents:
     if scalar:
         dy, indices = op.Unsqueeze(dy, [axis]), op.Unsqueeze(indices, [0])
     elif node.rank(indices) > 1:
-        dims = [-1 if a == axis else _extent(op, x, a) for a in range(rank)]
-        dy, indices = op.Reshape(dy, op.vector(*dims)), op.Reshape(indices, [-1])
+        indices = op.Reshape(indices, [-1])
+        sizes = [_extent(op, x, a) for a in range(rank)]
+        # -1 cannot be told where another axis is empty
+        sizes[axis] = (
+            -1
+            if all(isinstance(size, int) and size for size in sizes[:axis] + sizes[axis + 1 :])
+            else op.Shape(indices)
+        )
+        dy = op.Reshape(dy, op.vector(*sizes))
     if rank > 1:
         indices = op.Reshape(indices, [-1 if a == axis else 1 for a in range(rank)])
         indices = op.Expand(indices, op.Shape(dy))
@@ -257,7 +264,9 @@ def tile(op: Builder, node: Node, dy: str) -> Cotangents:
     x, repeats = node.inputs
     rank = node.rank(x)
     pairs = op.Concat(op.Unsqueeze(repeats, [1]), op.Unsqueeze(op.shape(x), [1]), axis=1)
-    return [op.ReduceSum(op.Reshape(dy, op.Reshape(pairs, [-1])), list(range(0, 2 * rank, 2)), keepdims=0)]
+    empty = None if op.static(node.output) else 1  # a size of 0 is then meant
+    parts = op.Reshape(dy, op.Reshape(pairs, [-1]), allowzero=empty)
+    return [op.ReduceSum(parts, list(range(0, 2 * rank, 2)), keepdims=0)]
 
 
 @vjp("CumSum")

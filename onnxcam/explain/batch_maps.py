@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,10 +15,12 @@ from onnxcam.cam.registry import Method
 from onnxcam.explain.explanation import Calibrated, Explanation, LazyMap, Map, name_of
 from onnxcam.explain.maps import LAYER_SIZE, fuse, map_size, visible_parts, windows_of
 from onnxcam.explain.question import Question
+from onnxcam.explain.scalar_maps import name_subject, scalar_of, subject_of
 from onnxcam.explain.statistics import cells_of
 from onnxcam.explain.warnings import map_warnings, reversed_warnings
 from onnxcam.targets.classes import best_classes
 from onnxcam.targets.objectives import LOG_PROBABILITY, LOGIT, VALUE, Objective, logit
+from onnxcam.targets.tasks import Detection, Embed, Values
 
 if TYPE_CHECKING:
     from onnxcam.explain.examination import Examination
@@ -47,6 +49,8 @@ class BatchMaps(NamedTuple):
         windows: per layer the part of the model's input that its map covers, None for all of it; empty where all maps
             cover it.
         examine: called where a map is zero everywhere, for the reason.
+        objectives: of the only row, of a model of another task: one for each of its maps; empty for a classifier.
+        boxes: that a detector reports on the only row, in pixels of the picture.
     """
 
     question: Question
@@ -61,11 +65,22 @@ class BatchMaps(NamedTuple):
     objective: Objective | None = None
     windows: Sequence[Window | None] = ()
     examine: Examine | None = None
+    objectives: Sequence[Objective] = ()
+    boxes: Sequence[Detection] = ()
 
     def explanation(
-        self, row: int, picture: image.Picture, geometry: image.Geometry, place: int | None = None
+        self,
+        row: int,
+        picture: image.Picture,
+        geometry: image.Geometry,
+        place: int | None = None,
+        of: int | None = None,
     ) -> Explanation:
-        """The explanation of one row, by the maps of all layers or by that of the layer at one place."""
+        """The explanation of one row, by the maps of all layers or by that of the layer at one place.
+
+        Arguments:
+            of: take the map of this one of its objectives alone.
+        """
         question, labels = self.question, self.question.terms.labels
         layer: Any = question.layer if place is None else question.layers[place]
         normalize = "none" if question.augment else question.normalize  # done before the mean was taken
@@ -78,6 +93,8 @@ class BatchMaps(NamedTuple):
         lazy = self.classes.shape[1] * height * width > _TOGETHER
         examined = _REASONS
         for k, index in enumerate(self.classes[row].tolist()):
+            if of not in (None, k):
+                continue
             by_layer = self.maps if place is None else self.maps[place : place + 1]
             raw = [np.ascontiguousarray(layer_maps[row, k]) for layer_maps in by_layer]
             draw = PictureMap(
@@ -93,16 +110,24 @@ class BatchMaps(NamedTuple):
             cells = draw.cells(keep) if height * width > math.prod(self.input_size) else None
             heatmap, blank = None if cells is not None and cells.any() else draw(), None
             if heatmap is not None and not (heatmap.max() or heatmap.min()):
-                blank = self._blank(row, index, raw, place, examined > 0)
+                blank = self._blank(row, k, raw, place, examined > 0)
                 examined -= 1
             raw_map = raw if isinstance(layer, list) else raw[0]
-            named = (index, name_of(index, labels), float(self.probabilities[row, index]))
+            if self.objectives:
+                named = name_subject(subject_of(self.objectives[k]), labels)
+            else:
+                named = (index, name_of(index, labels), float(self.probabilities[row, index]))
             if keep and heatmap is not None:
                 maps.append(Map(*named, heatmap, raw_map, blank))
             else:
                 maps.append(LazyMap(*named, draw, raw_map, blank, keep=keep, cells=cells))
+            if self.objectives:
+                scalar = scalar_of(self.objectives[k], labels, geometry, layer)
+                maps[-1] = replace(maps[-1], scalar=scalar)
         readout = question.terms.readout
         kind, other = (LOGIT, None) if self.objective is None else self.objective.describe(row)
+        if self.objectives:
+            kind, other = self.objectives[of or 0].describe(0)
         if kind == LOGIT:
             kind = LOG_PROBABILITY if readout.logarithmic else VALUE if readout.numeric else LOGIT
         return Explanation(
@@ -115,7 +140,7 @@ class BatchMaps(NamedTuple):
                 *self.warnings,
                 *picture.doubts,
                 *map_warnings([(one.label, one.blank) for one in maps], self.scores[row]),
-                *self._negative(row, maps),
+                *self._negative(row, maps, of),
             ],
             picture.name,
             self.model,
@@ -124,6 +149,8 @@ class BatchMaps(NamedTuple):
             other=None if other is None else (other, name_of(other, labels)),
             visible=visible,
             calibration=self._calibrated(row),
+            task=None if readout.task is None else readout.task.name,
+            boxes=list(self.boxes),
         )
 
     def _calibrated(self, row: int) -> Calibrated | None:
@@ -171,7 +198,7 @@ class BatchMaps(NamedTuple):
         )
         return fused, (x0, y0, x1, y1)
 
-    def _blank(self, row: int, index: int, raw: Sequence[np.ndarray], place: int | None, examine: bool) -> str:
+    def _blank(self, row: int, k: int, raw: Sequence[np.ndarray], place: int | None, examine: bool) -> str:
         """The reason for a heatmap that is zero everywhere; with `examine` the model is run for it."""
         from onnxcam.explain import evidence  # most maps are not
 
@@ -179,14 +206,22 @@ class BatchMaps(NamedTuple):
         why = ""
         if examine and self.examine is not None and not any(one.any() for one in raw):
             question, examination = self.question.of_rows(row, row + 1), partial(self.examine, row, layers)
-            why = evidence.reason(examination, question, index, self.method, layers)
+            objective = self.objectives[k] if self.objectives else None
+            index = int(self.classes[row, k])
+            why = evidence.reason(examination, question, index, self.method, layers, objective)
         return evidence.describe(self.method, raw, why)
 
-    def _negative(self, row: int, maps: Sequence[Map]) -> list[str]:
+    def _negative(self, row: int, maps: Sequence[Map], of: int | None = None) -> list[str]:
         """Warnings about maps that a negative score turns round."""
         if not self.method.divides:
             return []
         objective, rows = self.objective, np.arange(len(self.scores))
+        if self.objectives:
+            objectives = self.objectives if of is None else [self.objectives[of]]
+            numbers = [float(one.value(self.scores, rows)[0]) for one in objectives]
+            return reversed_warnings(
+                self.method.name, [(one.label, number) for one, number in zip(maps, numbers, strict=True)]
+            )
         values = []
         for k, one in enumerate(maps):
             of_class = logit(self.classes[:, k], self.question.terms.readout) if objective is None else objective
@@ -195,6 +230,11 @@ class BatchMaps(NamedTuple):
 
     def _predictions(self, row: int) -> list[tuple[int, str, float]]:
         probabilities, labels = self.probabilities[row], self.question.terms.labels
+        task = self.question.terms.readout.task
+        if isinstance(task, Embed):
+            return []
+        if isinstance(task, Values):  # in the model's order: none of them is a better prediction than another
+            return [(k, name_of(k, labels), float(value)) for k, value in enumerate(probabilities[:_PREDICTIONS])]
         best = best_classes(probabilities, _PREDICTIONS).tolist()
         return [(index, name_of(index, labels), float(probabilities[index])) for index in best]
 

@@ -11,7 +11,7 @@ from onnxcam.cam.registry import GRAPH, INPUT, Method
 from onnxcam.errors import OnnxcamError
 from onnxcam.explain.question import Question
 from onnxcam.explain.warnings import EVEN, NO_EVIDENCE, OUTSIDE
-from onnxcam.targets.objectives import PROBABILITY, logit
+from onnxcam.targets.objectives import PROBABILITY, Objective, logit
 
 if TYPE_CHECKING:
     from onnxcam.explain.examination import Examination
@@ -34,7 +34,12 @@ def describe(method: Method, raw_maps: Sequence[np.ndarray], why: str) -> str:
 
 
 def reason(
-    examine: Callable[[], Examination], question: Question, index: int, method: Method, layers: Sequence[str]
+    examine: Callable[[], Examination],
+    question: Question,
+    index: int,
+    method: Method,
+    layers: Sequence[str],
+    objective: Objective | None = None,
 ) -> str:
     """Find out why the map of one row is zero everywhere; a general sentence where that fails.
 
@@ -42,6 +47,7 @@ def reason(
         examine: gives the examination of this row alone, at the cost of one more run of the model.
         question: about this row alone.
         index: the class explained.
+        objective: of a model of another task, what is explained.
     """
     if method.kind == INPUT:
         return (
@@ -51,11 +57,12 @@ def reason(
         )
     try:
         examination = examine()
-        objective = (
-            question.objective(examination.scores)
-            if question.top is None
-            else logit(np.array([index], np.int64), examination.readout)
-        )
+        if objective is None:
+            objective = (
+                question.objective(examination.scores)
+                if question.top is None
+                else logit(np.array([index], np.int64), examination.readout)
+            )
         sentences = [_reason(examination.view(name, objective), method) for name in layers]
     except OnnxcamError:
         return _GENERAL

@@ -16,7 +16,8 @@ from onnxcam.explain.maps import INPUT_SIZE, fuse, map_size, visible_parts, wind
 from onnxcam.explain.question import Question, Terms
 from onnxcam.explain.view import LayerView, view
 from onnxcam.network.names import INPUT as WHOLE
-from onnxcam.targets.objectives import Objective, logit
+from onnxcam.targets.objectives import Objective, PerRow, logit
+from onnxcam.targets.scalars import Placement
 
 if TYPE_CHECKING:
     from onnxcam.graph.window import Window
@@ -44,7 +45,13 @@ class Examination:
     """
 
     def __init__(
-        self, run_head: RunHead, batch: np.ndarray, layers: Sequence[str], terms: Terms, windows: Windows
+        self,
+        run_head: RunHead,
+        batch: np.ndarray,
+        layers: Sequence[str],
+        terms: Terms,
+        windows: Windows,
+        placements: Sequence[Placement] = (),
     ) -> None:
         self._run_head = run_head
         self._windows = windows
@@ -53,7 +60,9 @@ class Examination:
         self._terms = terms
         self._features = run_head(self._layers, batch)
         self.scores = self._features.scores
-        self.readout = self._features.batch.readout
+        # as the caller has it: of a network the number of a detector's classes may be unknown
+        self.readout = self._features.batch.readout if terms.readout.task is None else terms.readout
+        self.placements = placements or [self._whole()] * (terms.readout.task is not None)
         self.probabilities = self.readout.probabilities(self.scores)
 
     def question(self, **keywords: Any) -> Question:
@@ -62,7 +71,14 @@ class Examination:
 
     def objective(self, target: Any = None) -> Objective:
         """The objective that a target means for these rows, see `onnxcam.targets.objectives`."""
-        return self.question(target=target).objective(self.scores)
+        return self._objective(self.question(target=target))
+
+    def _objective(self, question: Question) -> Objective:
+        return question.objective(self.scores, self.placements)
+
+    def _whole(self) -> image.Geometry:
+        """The placement of a picture that is the model's input."""
+        return image.Geometry(self.input_size, self.input_size, (0, 0), self.input_size)
 
     def attribute(
         self,
@@ -109,12 +125,16 @@ class Examination:
             )
         features = self._with_layers(question.layers_read)
         layer = question.layers[0] if method.layered else WHOLE
-        layer_view = view(features, layer, question.objective(self.scores))
+        layer_view = view(features, layer, self._objective(question))
         return np.asarray(method.function(layer_view, **question.options), np.float32)
 
-    def fused(self, question: Question) -> list[np.ndarray]:
-        """Per method the map in which those of the layers are fused, float32 `[N, H, W]` of the question's size."""
-        objective = question.objective(self.scores)
+    def fused(self, question: Question, objective: Objective | None = None) -> list[np.ndarray]:
+        """Per method the map in which those of the layers are fused, float32 `[N, H, W]` of the question's size.
+
+        Arguments:
+            objective: None for that of the question.
+        """
+        objective = self._objective(question) if objective is None else objective
         if question.augment:
             means = self.augmented(question, objective)
             if question.size == INPUT_SIZE:
@@ -143,12 +163,33 @@ class Examination:
         if question.top is not None:
             classes = question.best(self.scores)
             return classes, self.class_maps(question, classes), None
-        objective = question.objective(self.scores)
+        objective = self._objective(question)
         if question.augment:
             by_method = [[mean[:, None]] for mean in self.augmented(question, objective)]
         else:
             by_method = [[one[:, None] for one in maps] for maps in self.maps(question, objective)]
         return objective.classes[:, None], by_method, objective
+
+    def several(self, question: Question, objectives: Sequence[Objective]) -> list[list[np.ndarray]]:
+        """Per method and layer the maps `[1, k, h, w]`, after ReLU, of several objectives of the only row."""
+        if question.augment:
+            by_objective = [self.augmented(question, objective) for objective in objectives]
+            return [[np.stack(maps, axis=1)] for maps in zip(*by_objective, strict=True)]
+        features, count = self._with_layers(question.layers_read), len(objectives)
+        repeated = None if count == 1 else features.repeat(count, question.layers_read)
+        if repeated is not None:
+            by_method = _maps(repeated, question, PerRow(list(objectives)))
+            return [[maps[None] for maps in by_layer] for by_layer in by_method]
+        runs = [_maps(features, question, objective) for objective in objectives]
+        return [
+            [np.stack([run[place][at] for run in runs], axis=1) for at in range(len(by_layer))]
+            for place, by_layer in enumerate(runs[0])
+        ]
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the model's input."""
+        return self._features.batch.sessions.cut(WHOLE).layout.size(self._batch.shape)
 
     def of_rows(self, rows: np.ndarray) -> Examination:
         """The examination of some of the rows, by their indices: the head is not run again."""
@@ -156,6 +197,8 @@ class Examination:
         part._layers = list(self._layers)
         part._batch, part._features = self._batch[rows], self._features.of_rows(rows, self._layers)
         part.scores, part.probabilities = part._features.scores, self.probabilities[rows]
+        if len(self.placements) > 1:
+            part.placements = [self.placements[int(row)] for row in rows]
         return part
 
     def visible(self, question: Question, geometry: image.Geometry) -> list[list[image.Rectangle] | None]:

@@ -10,26 +10,28 @@ import numpy as np
 from onnxcam import image
 from onnxcam.cam.methods import Method
 from onnxcam.errors import TargetError
+from onnxcam.explain import task_answers
 from onnxcam.explain.batch_maps import BatchMaps
 from onnxcam.explain.examination import Examination
-from onnxcam.explain.explanation import Explanation, name_of
+from onnxcam.explain.explanation import Explanation
 from onnxcam.explain.features import HeadRun, InputGradient, Progress
 from onnxcam.explain.file import FileSession, Raw, as_made
 from onnxcam.explain.maps import fuse, map_size, windows_of
+from onnxcam.explain.opened_model import OpenedModel
 from onnxcam.explain.preparation import Preparation, Prepared, labels_of
-from onnxcam.explain.question import SEED, Question, Terms
-from onnxcam.explain.sessions import Sessions
+from onnxcam.explain.question import SEED, Question
 from onnxcam.explain.warnings import model_warnings, preprocessing_warnings
-from onnxcam.graph.large_model import Serialized
 from onnxcam.network.layout import Layout
 from onnxcam.runtime import Provider
 from onnxcam.targets.objectives import Objective
+from onnxcam.targets.scalars import Several
+from onnxcam.targets.tasks import Detect, Detection
 
 _CHUNK = 8  # pictures per run: more gains nothing on a CPU, and memory stays flat
 
 
-class Explainer:
-    """Explains one classifier.
+class Explainer(OpenedModel):
+    """Explains one model: a classifier, a detector, a segmentation, an embedding or a regression.
 
     One object serves many threads at once and keeps no state between calls. A layer or method that the file lacks is
     added in memory when first asked for.
@@ -46,6 +48,7 @@ class Explainer:
         value_range: the values that count as pixels of 0 and 255, of pictures of more than 8 bits and of arrays.
         bands: indices of the one or three bands that are shown of pictures of many; None for the first three.
         scores, kind: the output with the class scores, and what they are, as of `onnxcam.augment`.
+        task, boxes_output: what a model that is no classifier does, and where its boxes are, as of `onnxcam.augment`.
         providers: execution providers, names (also `cuda:1`) or (name, options); None for the best that works.
         session_options: `onnxruntime.SessionOptions`.
         allow_fallback: accept a session that does not use every provider named.
@@ -74,6 +77,8 @@ class Explainer:
         bands: Sequence[int] | None = None,
         scores: str | None = None,
         kind: str | None = None,
+        task: str | None = None,
+        boxes_output: str | None = None,
         providers: Sequence[Provider] | None = None,
         session_options: Any = None,
         allow_fallback: bool = False,
@@ -83,8 +88,8 @@ class Explainer:
         self.settings = {name: value for name, value in locals().items() if name not in ("self", "source")}
         self._file = FileSession(
             source, layers=layers, methods=methods, preprocess=preprocess, input_size=input_size, scores=scores,
-            kind=kind, providers=providers, session_options=session_options, allow_fallback=allow_fallback, probe=probe,
-            rows=rows,
+            kind=kind, task=task, boxes_output=boxes_output, providers=providers, session_options=session_options,
+            allow_fallback=allow_fallback, probe=probe, rows=rows,
         )  # fmt: skip
         self.check_batch = self._file.check_batch  # refuses a batch of another shape or dtype
         manifest = self._file.manifest
@@ -104,69 +109,10 @@ class Explainer:
         """Pickle as what it was made of: path or bytes of the model, and the settings; sessions are opened anew."""
         return as_made(type(self), self._file.origin, self.settings | {"labels": self.labels})
 
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """The manifest of the model in use."""
-        return self._file.manifest
-
-    @property
-    def source(self) -> str | Serialized:
-        """Path or bytes of the explainable file in use; its graph and weights over 2 GiB."""
-        return self._file.source
-
     def beside(self, model: Any) -> Explainer:
         """An explainer of a changed copy of the model on the same terms: labels, preprocessing, layers, providers."""
         terms: dict[str, Any] = {"labels": self.labels, "preprocess": self._preprocess, "layers": self._layers}
         return Explainer(**self._file.on(model), **terms, bands=self.preparation.bands)
-
-    @property
-    def sessions(self) -> Sessions:
-        """The network of the model in use, and sessions of the graphs that it is taken apart into."""
-        return self._file.sessions
-
-    @property
-    def batch_size(self) -> int | None:
-        """Rows per run where the model fixes them, 1 where rows affect each other, else None."""
-        return self._file.batch_size
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return self._readout.size
-
-    @property
-    def layers(self) -> list[str]:
-        """Names of the target layers given, or else those of the file; the last one is the default."""
-        return list(self._layers)
-
-    @property
-    def methods(self) -> list[str]:
-        """Methods whose maps the model computes; others are added in memory when asked for."""
-        return list(self._file.manifest["layers"][-1]["heatmaps"])
-
-    @property
-    def providers(self) -> list[str]:
-        """The execution providers really in use, first choice first."""
-        return self._file.providers
-
-    @property
-    def preprocess(self) -> image.Preprocess | None:
-        """How pictures become tensors; None if neither the file nor the caller says."""
-        return self._preprocess
-
-    @property
-    def warnings(self) -> list[str]:
-        """Sentences about anything doubtful in the preprocessing; every explanation carries them too."""
-        return list(self._warnings)
-
-    @property
-    def terms(self) -> Terms:
-        """What a `Question` about this model is checked against."""
-        return Terms(self._readout, self.labels, self._layers, self._file.bound_class, self._file.calibration)
-
-    def label(self, index: int) -> str:
-        """The name of a class; its index as text without labels."""
-        return name_of(index, self.labels)
 
     def question(self, **keywords: Any) -> Question:
         """A question about this model, checked once; keywords as in `Question.of`.
@@ -174,25 +120,9 @@ class Explainer:
         Raises:
             TargetError, MethodError, InputError: as their names say.
         """
+        if self._readout.task is not None and keywords.get("target") is not None:
+            keywords["target"] = task_answers.with_vectors(self, keywords["target"])
         return Question.of(self.terms, **keywords)
-
-    def predict(self, batch: np.ndarray) -> np.ndarray:
-        """Predict, at the cost of the plain model: nothing is differentiated.
-
-        Arguments:
-            batch: tensor in the model's own layout and dtype.
-
-        Returns:
-            probabilities, float32 `[N, classes]`; of a regression its value, `[N, 1]`.
-
-        Raises:
-            InputError: a batch of another shape or dtype.
-        """
-        return self._readout.probabilities(self.batch_scores(batch))
-
-    def batch_scores(self, batch: np.ndarray) -> np.ndarray:
-        """The model's scores `[N, K]` of a prepared batch, at the cost of `predict`."""
-        return self._file.scores(self._file.check_batch(batch))
 
     def run(self, batch: np.ndarray, target: Any = None, layer: Any = None) -> Raw:
         """Compute scores, activations and gradients.
@@ -269,7 +199,9 @@ class Explainer:
             rows=len(batch), target=target, method=method, layer=layer, normalize=normalize, size=size, fusion=fusion,
             smooth=smooth, seed=seed, options=options,
         )  # fmt: skip
-        if self._in_file(question, len(batch)):
+        if self._readout.task is not None:
+            fused = task_answers.attribute(self, question, batch, progress)
+        elif self._in_file(question, len(batch)):
             classes = question.classes(len(batch))
             scores, maps = self._file.maps(batch, classes, question.layers, question.methods[0].name)
             question.explained(classes, scores)
@@ -355,7 +287,8 @@ class Explainer:
             picture: a path, encoded bytes, a PIL image, or a uint8 array `[H, W]` or `[H, W, 3]`; any other array (and
                 `.npy` file) with a `value_range`, or of the model's own input; or a list of these.
             target: None (top-1; in a file bound to one class, that class), -1 (top-1, always), an index, a label, a
-                `Contrast`, a `Probability` or `Weights`, or a list with one per picture.
+                `Contrast`, a `Probability` or `Weights`, a scalar of `onnxcam.targets` for a model of another task, or
+                a list with one per picture; of a single picture a list of boxes, regions, … has one map each.
             method: a method's name; or a list of names, each further one in `.per_method`.
             layer, normalize, fusion, smooth, seed, progress, options: as in `attribute`.
             top: explain the k best classes of each picture instead of `target`.
@@ -371,6 +304,8 @@ class Explainer:
             PictureError, TargetError, LayerError, MethodError, InputError: as their names say.
         """
         several = isinstance(picture, (list, tuple))
+        if not several and self._readout.task is not None and isinstance(target, (list, tuple)):
+            target = Several(target)
         explanations = list(self.stream(
             picture if several else [picture], target, method, layer, top, normalize, side_by_side=side_by_side,
             color=color, fusion=fusion, smooth=smooth, seed=seed, progress=progress, **options,
@@ -389,6 +324,26 @@ class Explainer:
             side_by_side=side_by_side, fusion=fusion, smooth=smooth, seed=seed, options=options,
         )  # fmt: skip
         return self.answer(question, items, color=color, progress=progress)
+
+    def boxes(self, picture: Any, *, color: str = "RGB") -> list[Detection]:
+        """Detect the objects on a picture, as the model's own decoding does: at most 300 with a score of 0.25 or more.
+
+        Candidates of a file without a non-maximum suppression are suppressed, per class, above an IoU of 0.45.
+
+        Arguments:
+            picture, color: as in `explain`.
+
+        Returns:
+            `Detection(index, label, class_index, score, box)`, best first: `index` names it to `onnxcam.targets.Box`,
+            `box` is x0, y0, x1, y1 in pixels of the picture.
+
+        Raises:
+            TargetError: the model is no detector.
+        """
+        if not isinstance(self._readout.task, Detect):
+            raise TargetError(f"the model is of kind {self._readout.kind!r} and reports no boxes; only detectors do")
+        _, tensor, geometry = self.prepare(picture, color=color)
+        return task_answers.reported_boxes(self, self.batch_scores(tensor)[0], geometry)
 
     def answer(
         self, question: Question, pictures: Sequence[Any], *, color: str = "RGB", progress: Progress | None = None
@@ -423,6 +378,9 @@ class Explainer:
         self, question: Question, prepared: list[Prepared], progress: Progress | None
     ) -> Iterator[Explanation]:
         """The answer for pictures that share a run."""
+        if self._readout.task is not None:
+            yield from task_answers.explanations(self, question, prepared, progress)
+            return
         batch = self._file.check_batch(np.concatenate([tensor for _, tensor, _ in prepared]))
         methods = self.batch_maps(question, batch, progress)
         for row, (picture, _, geometry) in enumerate(prepared):
@@ -474,6 +432,7 @@ class Explainer:
         batch: np.ndarray,
         progress: Progress | None = None,
         layers: Sequence[str] | None = None,
+        placements: Sequence[image.Geometry] = (),
     ) -> Examination:
         """Run the head, exposing the question's layers or these; if one gradient at the input is all, it comes too."""
         rules = question.input_gradient if layers is None else None
@@ -485,7 +444,7 @@ class Explainer:
 
         terms = question.terms._replace(layers=question.layers[:1])
         return Examination(
-            run_head, batch, question.layers_read if layers is None else layers, terms, self._file.windows
+            run_head, batch, question.layers_read if layers is None else layers, terms, self._file.windows, placements
         )
 
     def _in_file(self, question: Question, rows: int) -> bool:
@@ -496,4 +455,4 @@ class Explainer:
     def _chunk(self) -> int:
         # pictures of one size can share a run; without a fixed size each picture has its own
         fixed = self._preprocess is not None and self._preprocess.output_size is not None
-        return self._file.batch_size or _CHUNK if fixed else 1
+        return self._file.batch_size or _CHUNK if fixed and self._readout.task is None else 1

@@ -18,13 +18,32 @@ from onnxcam.explain.saving import Drawing, unit
 from onnxcam.explain.statistics import describe, of_cells
 from onnxcam.targets.objectives import LOG_PROBABILITY
 from onnxcam.targets.readout import LOGITS, REGRESSION
+from onnxcam.targets.scalar_objectives import BOX_SCORE, DIFFERENCE
+from onnxcam.targets.tasks import EMBEDDING, Detection
 
 _MEMBERS = 4  # classes of a prediction set that a panel names
 
 
+@dataclass(frozen=True)
+class Scalar:
+    """What a map of a model of another task than classification explains.
+
+    Attributes:
+        kind: of the objective, such as `box_score`, `region` or `similarity`.
+        target: what was resolved on the picture, ready for JSON: a box by the index of its candidate.
+        layer: at which it is explained, which may be another one for each box.
+        box: the box explained, in pixels of the picture; None of what is no box.
+    """
+
+    kind: str
+    target: Any
+    layer: Any
+    box: Detection | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Map:
-    """The map of one class.
+    """The map of one class, or of one scalar.
 
     Attributes:
         target, label, probability: index, name and predicted probability of the class explained.
@@ -33,6 +52,7 @@ class Map:
         raw_map: float32 `[h, w]` at layer resolution, after ReLU, not normalised (a list for several layers).
         blank: the reason if the heatmap is zero everywhere, such as `no evidence at this layer: all gradients are
             zero`; else None.
+        scalar: what is explained, of a model of another task than classification; else None.
     """
 
     target: int
@@ -41,6 +61,12 @@ class Map:
     heatmap: np.ndarray = field(repr=False)
     raw_map: Any = field(repr=False)
     blank: str | None = None
+    scalar: Scalar | None = None
+
+    @property
+    def box(self) -> Detection | None:
+        """The box explained, in pixels of the picture; None of what is no box."""
+        return None if self.scalar is None else self.scalar.box
 
     @cached_property
     def statistics(self) -> dict[str, Any]:
@@ -67,13 +93,14 @@ class LazyMap(Map):
         draw: Callable[[], np.ndarray] | None = None,
         raw_map: Any = None,
         blank: str | None = None,
+        scalar: Scalar | None = None,
         *,
         keep: bool = False,
         cells: np.ndarray | None = None,
         heatmap: np.ndarray | None = None,
     ) -> None:
         self.__dict__.update(target=target, label=label, probability=probability, raw_map=raw_map, blank=blank)
-        self.__dict__.update(_draw=draw, _keep=keep, _cells=cells)
+        self.__dict__.update(_draw=draw, _keep=keep, _cells=cells, scalar=scalar)
         if heatmap is not None:  # of `dataclasses.replace`
             self.__dict__["heatmap"] = heatmap
 
@@ -141,6 +168,8 @@ class Explanation:
         per_layer: an explanation for each layer alone, with `side_by_side=True`; else empty.
         per_method: an explanation by each method, this one first, with several methods; else empty.
         calibration: what a calibrated file says of the picture, None of any other.
+        task: `detect`, `segment`, `embed` or `regress`; None of a classifier.
+        boxes: that a detector reports, best first, in pixels of the picture; empty for other models.
     """
 
     picture: np.ndarray = field(repr=False)
@@ -158,6 +187,8 @@ class Explanation:
     per_layer: list[Explanation] = field(default_factory=list, repr=False)
     per_method: list[Explanation] = field(default_factory=list, repr=False)
     calibration: Calibrated | None = field(default=None, repr=False)
+    task: str | None = None
+    boxes: list[Detection] = field(default_factory=list, repr=False)
 
     @property
     def calibrated(self) -> list[tuple[int, str, float]] | None:
@@ -201,7 +232,7 @@ class Explanation:
     @property
     def numeric(self) -> bool:
         """Whether the model's score is a quantity: `probability` and `predictions` hold its value then."""
-        return bool(self.scores["kind"] == REGRESSION)
+        return self.scores["kind"] in (REGRESSION, EMBEDDING)
 
     @property
     def statistics(self) -> dict[str, Any]:
@@ -211,6 +242,9 @@ class Explanation:
     @property
     def title(self) -> str:
         """Heading of panels with the class and what it is compared with."""
+        if self.maps[0].box is not None and self.maps[0].scalar is not None:
+            what = "" if self.kind in (BOX_SCORE, DIFFERENCE) else f", {self.kind.replace('_', ' ')}"
+            return f"{self.label} (box {self.maps[0].box.index}{what})"
         if self.other is not None:
             return f"{self.label} rather than {self.other[1]}"
         if self.kind == LOG_PROBABILITY:
@@ -229,6 +263,8 @@ class Explanation:
 
     @property
     def _first_choice(self) -> list[str]:
+        if self.task is not None:
+            return []
         index, label, probability = self.predictions[0]
         if self.target == index or self.kind == "weights" or self.numeric:
             return []
@@ -351,7 +387,7 @@ class Explanation:
             ],
             "warnings": list(self.warnings),
             "model": self.model,
-        }
+        } | ({} if self.task is None else {"task": self.task, "boxes": [_box(one) for one in self.boxes]})
 
     def save(
         self,
@@ -394,7 +430,7 @@ class Explanation:
 
 def name_of(index: int, labels: Sequence[str] | None) -> str:
     """The name of a class; its index as text without labels."""
-    return labels[index] if labels is not None else str(index)
+    return labels[index] if labels is not None and index < len(labels) else str(index)
 
 
 def _record(one: Map, numeric: bool) -> dict[str, Any]:
@@ -405,7 +441,22 @@ def _record(one: Map, numeric: bool) -> dict[str, Any]:
         "raw_map": _shapes(one.raw_map),
         "attention": one.statistics,
         "blank": one.blank,
-    }
+    } | ({} if one.scalar is None else _scalar(one.scalar))
+
+
+def _scalar(scalar: Scalar) -> dict[str, Any]:
+    """What a map explains, in JSON."""
+    box = None if scalar.box is None else _box(scalar.box)
+    return {"objective": scalar.kind, "scalar": scalar.target, "layer": scalar.layer, "box": box}
+
+
+def _box(one: Detection) -> dict[str, Any]:
+    """A box in JSON: its candidate's index, its class, its score and its edges in pixels of the picture."""
+    edges = [_finite(edge) for edge in one.box]
+    return {
+        "index": one.index, "label": one.label, "class_index": one.class_index, "score": _finite(one.score),
+        "box": edges,
+    }  # fmt: skip
 
 
 def boxes(visible: Sequence[image.Rectangle] | None, picture: np.ndarray) -> list[dict[str, int]]:

@@ -76,6 +76,8 @@ class FileSession:
         input_size: Sequence[int] | None = None,
         scores: str | None = None,
         kind: str | None = None,
+        task: str | None = None,
+        boxes_output: str | None = None,
         providers: Sequence[runtime.Provider] | None = None,
         session_options: Any = None,
         allow_fallback: bool = False,
@@ -100,6 +102,8 @@ class FileSession:
             probe=probe,
             scores=scores,
             kind=kind,
+            task=task,
+            boxes_output=boxes_output,
         )
         session = self._open_file(model.source)
         manifest = model.manifest
@@ -184,6 +188,9 @@ class FileSession:
     @property
     def batch_size(self) -> int | None:
         """Rows per run where the model fixes them, 1 where rows affect each other or are crops, else None."""
+        task = self.readout.task
+        if task is not None and (not task.columns or getattr(task, "one_picture", False)):
+            return 1
         coupled = (self.manifest.get("measured") or {}).get("rows") == manifests.COUPLED
         if coupled or any(entry.get("crops") for entry in self.manifest["layers"]):
             return 1
@@ -296,7 +303,7 @@ class FileSession:
         done = 0
         for part in portions(batch, self.batch_size):
             feeds = {manifest["input"]["name"]: part}
-            if manifest["target"]["mode"] != "constant":
+            if manifest["target"]["mode"] not in ("constant", manifests.NONE):
                 classes = target[done : done + len(part)]
                 fill = np.full(len(part) - len(classes), TOP1, np.int64)
                 feeds[manifest["target"]["name"]] = np.concatenate([classes, fill]) if len(fill) else classes

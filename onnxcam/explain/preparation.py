@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from onnxcam import image
-from onnxcam.errors import LabelsError, ModelError, PictureError, PreprocessError, label_count
+from onnxcam.errors import ModelError, PictureError, PreprocessError
 from onnxcam.network.layout import Layout
 from onnxcam.targets.labels import from_configuration
+from onnxcam.targets.readout import Readout
+from onnxcam.targets.task_labels import check_labels
 
 if TYPE_CHECKING:
     from onnxcam.image.arrays import Array
@@ -25,14 +27,11 @@ def labels_of(labels: Sequence[str] | None, manifest: Mapping[str, Any], preproc
     Raises:
         LabelsError: not one label per class.
     """
-    classes = int(manifest["scores"]["classes"])
     names: list[str] | None = list(labels) if labels is not None else manifest.get("labels")
     if names is None:
         names = from_configuration(preprocess)
-        return names if names is not None and len(names) == classes else None
-    if len(names) != classes:
-        raise LabelsError(label_count(len(names), classes))
-    return names
+        return names if names is not None and len(names) == int(manifest["scores"]["classes"]) else None
+    return check_labels(names, Readout.from_manifest(manifest["scores"]))
 
 
 class Preparation(NamedTuple):

@@ -19,10 +19,13 @@ from onnxcam.cam.methods import GRAPH, Method, find
 from onnxcam.errors import InputError, TargetError
 from onnxcam.explain.maps import AUGMENT, EIGEN, FUSIONS, INPUT_SIZE, LAYER_SIZE, SMOOTHINGS, check_size, smoothings
 from onnxcam.explain.texts import Spelling, keyword, parse_options, truth
-from onnxcam.targets import objectives
+from onnxcam.targets import objectives, scalars
 from onnxcam.targets.classes import TOP1, by_text, check_count, find_label, listed, refuse_masked
-from onnxcam.targets.objectives import Contrast, Objective, Probability, by_index
+from onnxcam.targets.difference import Difference
+from onnxcam.targets.objectives import Contrast, Objective, Probability
 from onnxcam.targets.readout import Readout
+from onnxcam.targets.resolution import check, resolve
+from onnxcam.targets.scalars import Placement, Several
 
 if TYPE_CHECKING:
     from onnxcam.network.calibration.record import Calibration
@@ -31,9 +34,13 @@ SEED = 1234
 RUNNER_UP = "runner-up"
 # the keys that `Question.parse` reads
 KEYS = (
-    *("target", "contrast", "probability", "top", "method", "option", "layer"),
+    *("target", "contrast", "probability", "box", "part", "region", "like", "output"),
+    *("top", "method", "option", "layer"),
     *("side_by_side", "normalize", "fusion", "smooth", "seed"),
 )
+
+
+_MORE_THAN_CLASSES = (*objectives.SPECIAL, *scalars.SCALARS, Difference, Several)
 
 
 class Terms(NamedTuple):
@@ -61,9 +68,11 @@ class Question:
     Attributes:
         terms: the model.
         targets: one for all pictures, or one per picture: None (the bound class, else the top-1), an index, -1 (the
-            top-1), a `Contrast`, a `Probability` or `Weights`; classes are indices.
+            top-1), a `Contrast`, a `Probability` or `Weights`, a scalar of another task, or `Several` of them; classes
+            are indices.
         methods, layers: in order, at least one each.
         several_methods, several_layers: whether a list was given, so that a list is the answer.
+        layer_named: whether the layer was named; a box has a default layer of its own.
         top: explain this many of the best classes of each picture instead of `targets`.
         normalize, fusion, smooth, size: as in `Explainer.attribute`.
         side_by_side: whether to explain each layer alone too.
@@ -77,6 +86,7 @@ class Question:
     layers: tuple[str, ...]
     several_methods: bool = False
     several_layers: bool = False
+    layer_named: bool = True
     top: int | None = None
     normalize: str = "minmax"
     fusion: str = "mean"
@@ -123,6 +133,7 @@ class Question:
         several_methods, methods = _several(method)
         if side_by_side and layer is None:
             layer = list(terms.layers)
+        layer_named = layer is not None
         several_layers, layers = _several(terms.layers[-1] if layer is None else layer)
         if not layers or not all(isinstance(name, str) for name in layers):
             raise InputError(
@@ -138,6 +149,7 @@ class Question:
             tuple(layers),
             several_methods,
             several_layers,
+            layer_named,
             top,
             normalize,
             fusion,
@@ -274,7 +286,9 @@ class Question:
     @property
     def of_classes(self) -> bool:
         """Whether every target is the score of one class."""
-        return self.top is None and not any(isinstance(target, objectives.SPECIAL) for target in self.targets)
+        if self.top is not None or self.terms.readout.task is not None:
+            return False
+        return not any(isinstance(target, _MORE_THAN_CLASSES) for target in self.targets)
 
     @property
     def plain(self) -> bool:
@@ -309,11 +323,15 @@ class Question:
         indices = [default if target is None else target for target in self.targets]
         return np.asarray(indices * rows if len(indices) == 1 else indices, np.int64)
 
-    def objective(self, scores: np.ndarray) -> Objective:
-        """The objective of N rows, from their scores `[N, K]`."""
+    def objective(self, scores: np.ndarray, placements: Sequence[Placement] = ()) -> Objective:
+        """The objective of N rows, from their scores `[N, K]`.
+
+        Arguments:
+            placements: of each row how its picture lies on the model's input; one serves all.
+        """
         target = list(self.targets) if len(self.targets) > 1 else self.targets[0]
         terms = self.terms
-        return objectives.resolve(target, scores, terms.readout, terms.labels, self.default_class)
+        return resolve(target, scores, terms.readout, terms.labels, self.default_class, placements)
 
     def explained(self, classes: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """The class explained of each row, int64 `[N]`: as `classes`, with the row's top-1 for a negative one.
@@ -368,6 +386,10 @@ class Question:
         options = {key: value for key, value in self.options.items() if any(key in m.options for m in methods)}
         return replace(self, targets=(target,), methods=tuple(methods), options=options, top=None, side_by_side=False)
 
+    def about_layers(self, layers: tuple[str, ...]) -> Question:
+        """The question about the same targets at other layers."""
+        return self if layers == self.layers else replace(self, layers=layers)
+
     def options_of(self, method: Method) -> dict[str, Any]:
         """The options that a method has."""
         return {key: value for key, value in self.options.items() if key in method.options}
@@ -408,10 +430,11 @@ def _names(value: Any, name: str, spell: Spelling) -> list[Any]:
 
 def _targets(target: Any, rows: int | None, terms: Terms) -> tuple[Any, ...]:
     """Targets by index: one for all rows, or one per row."""
-    if not listed(target):
-        return (by_index(target, terms.readout, terms.labels),)
+    if isinstance(target, Several) or not listed(target):
+        return (check(target, terms.readout, terms.labels),)
     check_count(len(target), len(target) if rows is None else rows)
-    return tuple(by_index(item, terms.readout, terms.labels) for item in target)
+    nested = [Several(item) if isinstance(item, (list, tuple)) else item for item in target]
+    return tuple(check(item, terms.readout, terms.labels) for item in nested)
 
 
 def _target(text: Mapping[str, Any], probability: bool, terms: Terms) -> Any:
@@ -460,7 +483,7 @@ def _describe(target: Any) -> Any:
         return {"kind": objectives.PROBABILITY, "target": target.target}
     if isinstance(target, objectives.Weights):
         return {"kind": objectives.WEIGHTS, "weights": [float(weight) for weight in target.weights]}
-    return target
+    return scalars.describe(target)
 
 
 def _class_of(target: Any) -> int | None:

@@ -159,7 +159,7 @@ def _of_input(entry: Mapping[str, Any], interface: Interface) -> Iterator[str]:
 
 
 def _of_scores(entry: Mapping[str, Any], outputs: Mapping[str, Value]) -> Iterator[str]:
-    columns = Readout.from_manifest(entry).columns
+    columns = Readout.from_manifest(entry).columns or None
     yield from _differing(
         f"the scores {entry['name']!r} of {entry['classes']} classes (kind {entry['kind']!r})",
         outputs[entry["name"]],

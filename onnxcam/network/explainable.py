@@ -13,7 +13,7 @@ import onnx
 from onnxcam import image
 from onnxcam.autodiff.sweep import require_path, sweep
 from onnxcam.cam import methods as cam
-from onnxcam.errors import LabelsError, LayerError, ModelError, PreprocessError, label_count, listing
+from onnxcam.errors import LayerError, ModelError, PreprocessError, listing
 from onnxcam.graph import dynamic_size, edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.input_normalization import normalization
@@ -37,7 +37,7 @@ from onnxcam.network.probe.facts import Probe
 from onnxcam.network.probe.measurement import measure
 from onnxcam.network.readout import settle
 from onnxcam.targets.readout import Readout
-from onnxcam.targets.tasks import Values, fit_names
+from onnxcam.targets.task_labels import check_labels, fitting_labels, names_of_values
 
 # the oldest onnxruntime that ran augmented models at each opset, tried from 1.15.1 on
 OLDEST_RUNTIME = {18: "1.15.1", 19: "1.16.3", 20: "1.17.3", 21: "1.18.1", 22: "1.21.1", 23: "1.23.2", 24: "1.24.4"}
@@ -56,6 +56,8 @@ def augment(
     *,
     scores: str | None = None,
     kind: str | None = None,
+    task: str | None = None,
+    boxes_output: str | None = None,
     outputs: str = "all",
     labels: Sequence[str] | None = None,
     preprocess: Any = None,
@@ -79,6 +81,8 @@ def augment(
         scores: the output holding the class scores, where the model has several candidates.
         kind: what the scores are: `logits`, `probabilities`, `binary_logit`, `multilabel` (a sigmoid outside the file),
             or `regression` (one number per picture that is a quantity); None to find out from the file.
+        task: `detect`, `segment`, `embed` or `regress`, of a model that is no classifier; None to find out.
+        boxes_output: the output with the boxes of a detector, where the model has several candidates.
         outputs: `all`, or `heatmap` to leave activations and gradients out.
         labels: class names by index, kept in the manifest; if None those in the graph (a table that an ArgMax is
             looked up in, a ZipMap) or in the model's metadata (`names`, …).
@@ -120,7 +124,7 @@ def augment(
         raise ModelError(f"outputs={outputs!r}; expected 'all' or 'heatmap'")
     names = [methods] if isinstance(methods, str) else methods
     functions = {name: cam.find_graph(name).function for name in dict.fromkeys(names)}
-    network = Network(source, scores=scores, kind=kind)
+    network = Network(source, scores=scores, kind=kind, task=task, boxes_output=boxes_output)
     previous = network.manifest or {}
     origin = dict(previous.get("source") or origin or describe_source(source, network.opset))
     named_scores = None if scores is None else network.graph.find(scores)
@@ -136,7 +140,7 @@ def augment(
     terms = previous if network.recalibrate is None else {**previous, "calibration": None}
     condition = gates.parse(gate, labels, network.readout.size, terms)
     if condition is not None:
-        network.readout.require_probabilities(f"gate={gate!r}")
+        network.readout.require_probabilities(f"gate={gate!r}", in_file=True)
     requested = _requested(network, layers)
     fitted = sized(
         network.graph,
@@ -150,7 +154,7 @@ def augment(
     graph, target_layers = correct(fitted.graph, network.picture.name, target_layers, facts)
     measured = describe_facts(facts, network.manifest, target_layers)
     readout = network.readout
-    if facts is not None and facts.scores is not None and facts.value == readout.value:
+    if readout.task is None and facts is not None and facts.scores is not None and facts.value == readout.value:
         settled = settle(readout, facts.scores, declared=kind is not None)
         if settled.kind == readout.kind:
             readout = settled
@@ -163,7 +167,7 @@ def augment(
                     probe=replace(facts, notes=settled.warnings),
                 )  # fmt: skip
             readout = replace(readout, warnings=(*readout.warnings, contradiction(readout.value, facts.scores)))
-    elif facts is not None:
+    elif facts is not None and readout.task is None:
         readout = replace(readout, warnings=(*readout.warnings, *facts.notes))
     graph, target_layers, readout, tensor_names = _reserve(
         graph, target_layers, functions, readout, gated=condition is not None
@@ -198,6 +202,8 @@ def augment(
         origin["scores"] = named_scores if named_scores is not None and named_scores in graph else readout.value
     if kind is not None:
         origin["kind"] = kind
+    if network.values:
+        origin["values"] = list(network.values)
     manifest = _manifest(graph, network.picture, readout, seed.entry, entries, labels, preprocess, origin)
     doubt = fitted.doubt if network.manifest is None else network.manifest["input"].get("size")
     if doubt is not None and input_size is None:
@@ -246,22 +252,14 @@ def _labels(network: Network, labels: Sequence[str] | None) -> list[str] | None:
     Raises:
         LabelsError: not one per class.
     """
-    readout, task = network.readout, network.readout.task
-    if labels is not None:
-        named = [str(label) for label in labels]
-        fitting = named if task is None and len(named) == readout.size else task and fit_names(task, named)
-        if not fitting:
-            raise LabelsError(label_count(len(named), readout.size))
-        return fitting
-    if network.labels is not None:
-        return network.labels
-    if isinstance(task, Values):
-        sizes = zip(task.names, task.sizes, strict=True)
-        return [name if size == 1 else f"{name}[{k}]" for name, size in sizes for k in range(size)]
-    if task is None and readout.numeric:
-        return [readout.value]  # a quantity is called what its output is called
+    readout = network.readout
+    named = check_labels(labels, readout) or network.labels
+    if named is None and readout.numeric:
+        return names_of_values(readout)
+    if named is not None or not readout.size:
+        return named
     properties = {p.key: p.value for p in network.graph.model.metadata_props}
-    return metadata_labels.find(properties, readout.size).labels if readout.size else None
+    return fitting_labels(readout, lambda size: metadata_labels.find(properties, size).labels)
 
 
 def _requested(network: Network, layers: Sequence[str | Layer] | str | None) -> Sequence[str | Layer] | None:
@@ -363,7 +361,7 @@ def _emit_logits(op: Builder, readout: Readout) -> str:
 def _declare_logits(graph: Graph, readout: Readout) -> None:
     """Make the emitted scores an output."""
     rows: Dim = (graph.shape(readout.value) or ("N",))[0]
-    graph.model.graph.output.append(edit.info(readout.appended, graph.dtype(readout.value), [rows, readout.columns]))
+    graph.model.graph.output.append(edit.info(readout.appended, graph.dtype(readout.value), [rows, readout.columns or None]))
 
 
 def _expose(op: Builder, layer: Layer, gradient: str, tag: str, names: _Names) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from onnxcam.graph.builder import Builder
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import FLOATS, Graph
-from onnxcam.network import label_tables
+from onnxcam.network import columns, label_tables
 from onnxcam.network import readout as readouts
 from onnxcam.network.ending import Ending, Form, form_of, mixes
 from onnxcam.network.meaning import ADVICE, AS_IT_IS, BYTES, LOG_ODDS, LOGARITHM, Meaning, Numbers
@@ -38,14 +39,24 @@ class Head:
         graph: the graph, with the nodes appended that compute the explained value where no value of the file is it.
         readout: the explained value.
         labels: class names by index that the graph holds, None without.
+        values: those that are joined to the columns of a task; none of a classifier.
     """
 
     graph: Graph
     readout: Readout
     labels: list[str] | None
+    values: tuple[str, ...] = ()
 
 
-def attach(graph: Graph, picture: str, scores: str | None = None, kind: str | None = None) -> Head:
+def attach(
+    graph: Graph,
+    picture: str,
+    scores: str | None = None,
+    kind: str | None = None,
+    *,
+    task: Any = None,
+    boxes_output: str | None = None,
+) -> Head:
     """Find the value that is explained, and append the nodes that compute it where it is not a value of the file.
 
     Arguments:
@@ -57,6 +68,10 @@ def attach(graph: Graph, picture: str, scores: str | None = None, kind: str | No
     Raises:
         ModelError: no output can be read as scores, several different ones can, or `kind` contradicts the file.
     """
+    if isinstance(task, tuple):
+        values, described = task
+        attached, readout = columns.attach(graph, values, described)
+        return Head(attached, readout, None, tuple(values))
     if kind is not None and kind not in KINDS:
         raise ModelError(f"kind={kind!r}; expected one of {', '.join(KINDS)}")
     search = _Search(graph, picture, kind)

@@ -186,7 +186,7 @@ _FURTHER: dict[str, dict[str, Check]] = {
     "measured": {"scores": _or_none(_is(dict)), "rows": _among(INDEPENDENT, COUPLED), "deterministic": _is(bool),
                  "range": _range, "unmeasured": _names},
     "source": {"name": _or_none(_is(str)), "outputs": _or_none(_list(_is(str))), "scores": _or_none(_is(str)),
-               "kind": _or_none(_among(*KINDS, *TASK_KINDS)), "framework": _or_none(_is(str)),
+               "kind": _or_none(_among(*KINDS, *TASK_KINDS)), "values": _list(_name), "framework": _or_none(_is(str)),
                "sha256": _or_none(_is(str))},
     "parity": {key: _is(int, float) for key in ("scores", "activations", "gradients")},
     "requires": {"onnxruntime": _is(str)},

@@ -21,8 +21,8 @@ from onnxcam.graph.normalize import normalize
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe, refresh
 from onnxcam.graph.view import FLOATS, Graph, Shape
+from onnxcam.network import columns, heads
 from onnxcam.network import cut as cuts
-from onnxcam.network import heads
 from onnxcam.network import manifest as manifests
 from onnxcam.network.agreement import Interface, require_agreement
 from onnxcam.network.cut import Cut
@@ -32,6 +32,7 @@ from onnxcam.network.layout import crops_of, window_of
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import INPUT
 from onnxcam.network.pixels import unwrap
+from onnxcam.targets.readout import Readout
 
 # element types of a picture, as the manifest names them
 PICTURE_TYPES: dict[int, str] = {
@@ -53,12 +54,15 @@ class Network:
             an explainable model was made for by default.
         kind: what the scores are, one of `onnxcam.targets.readout.KINDS`; None to find out, or as an explainable model
             was declared.
+        task: one of `onnxcam.targets.tasks.TASKS`, for a model that is no classifier; None to find out.
+        boxes_output: the output with the boxes, of a detector with several candidates for it.
 
     Attributes:
         graph: the normalised graph.
         picture: its one input.
-        readout: the class scores.
+        readout: the class scores, or the columns of another task.
         labels: class names that the graph itself holds, None without.
+        values: the values that are joined to the columns of a task; none of a classifier.
         manifest: of an explainable model, without its gate; None of any other.
         pixels: whether an explainable model took the picture itself, which this network does not.
         condition: the condition of an explainable model's gate, None without a gate.
@@ -71,7 +75,15 @@ class Network:
         ModelError: the model is invalid, cannot be brought to opset 18, or is not an image classifier.
     """
 
-    def __init__(self, source: Source, *, scores: str | None = None, kind: str | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        scores: str | None = None,
+        kind: str | None = None,
+        task: str | None = None,
+        boxes_output: str | None = None,
+    ) -> None:
         model = load(source)
         self.pixels = unwrap(model) is not None
         self.condition = ungate(model)
@@ -90,13 +102,31 @@ class Network:
                 if layer is not None and layer.value not in graph and output in graph:
                     # a tool such as onnxsim has given the layer's value the name of the output that showed it
                     self.layers[layer.name] = replace(layer, value=output)
-            kind = kind or (self.manifest.get("source") or {}).get("kind")
-            scores = scores or _recorded_scores(graph, self.manifest)
         self.picture = _picture(graph)
-        head = heads.attach(graph, self.picture.name, scores, kind)
-        self.graph, self.readout, self.labels = head.graph, head.readout, head.labels
+        head = self._recorded_task(graph, scores, kind, task, boxes_output)
+        if head is None:
+            if self.manifest is not None:
+                kind = kind or (self.manifest.get("source") or {}).get("kind")
+                scores = scores or _recorded_scores(graph, self.manifest)
+            head = heads.attach(graph, self.picture.name, scores, kind, task=task, boxes_output=boxes_output)
+        self.graph, self.readout, self.labels, self.values = head.graph, head.readout, head.labels, head.values
         self._cuts: dict[str, Cut] = {}
         self._floating: Graph | None = None
+
+    def _recorded_task(
+        self, graph: Graph, scores: str | None, kind: str | None, task: str | None, boxes_output: str | None
+    ) -> heads.Head | None:
+        """The head that an explainable model has on record; None of a classifier, or where another one is asked for."""
+        if self.manifest is None or (scores, kind, boxes_output) != (None, None, None):
+            return None
+        recorded = Readout.from_manifest(self.manifest["scores"])
+        values = (self.manifest.get("source") or {}).get("values") or []
+        if recorded.task is None or task not in (None, recorded.task.name):
+            return None
+        if not values or any(value not in graph for value in values):
+            raise ModelError("the explainable model no longer has the outputs its manifest names; export it again")
+        attached, readout = columns.attach(graph, values, recorded.task, recorded.warnings)
+        return heads.Head(attached, readout, None, tuple(values))
 
     @property
     def score_type(self) -> np.dtype[Any]:
@@ -200,16 +230,22 @@ def list_layers(source: Source) -> list[Layer]:
 
 
 def survey(
-    source: Source, input_size: tuple[int, int] | None = None, *, scores: str | None = None, kind: str | None = None
+    source: Source,
+    input_size: tuple[int, int] | None = None,
+    *,
+    scores: str | None = None,
+    kind: str | None = None,
+    task: str | None = None,
+    boxes_output: str | None = None,
 ) -> tuple[list[Layer], dict[str, Any]]:
     """`list_layers`, and the picture as these layers need it: the manifest's `layout`, `shape` and `size`, and the
     `warnings` about the scores.
 
     Arguments:
         input_size: height and width of the picture, where the file leaves them open.
-        scores, kind: as of `onnxcam.augment`.
+        scores, kind, task, boxes_output: as of `onnxcam.augment`.
     """
-    network = Network(source, scores=scores, kind=kind)
+    network = Network(source, scores=scores, kind=kind, task=task, boxes_output=boxes_output)
     picture = network.picture.name
     fitted = sized(network.graph, network.readout.value, size=input_size)
     candidates = fitted.layers or []

@@ -79,6 +79,8 @@ def open_model(
     probe: bool = True,
     scores: str | None = None,
     kind: str | None = None,
+    task: str | None = None,
+    boxes_output: str | None = None,
 ) -> Model:
     """Open a model, and augment it in memory where its file lacks something that is required.
 
@@ -94,7 +96,8 @@ def open_model(
         preprocess: for the manifest of a plain classifier.
         input_size: height and width of the picture where the file leaves them open, which become fixed.
         probe: whether facts about a plain classifier are measured, see `onnxcam.probe`.
-        scores, kind: as of `onnxcam.augment`; an explainable model that was made for others is augmented anew.
+        scores, kind, task, boxes_output: as of `onnxcam.augment`; an explainable model that was made for others is
+            augmented anew.
 
     Raises:
         ModelError: not a usable classifier, or not of this `input_size` or `kind`.
@@ -111,12 +114,12 @@ def open_model(
     if manifest is None:
         names = None if layers is None else [name for name in layers if name is not None] or None
         where, manifest, _ = _augment(
-            source, names, methods or ("gradcam",), preprocess, input_size, probe, scores, kind
+            source, names, methods or ("gradcam",), preprocess, input_size, probe, scores, kind, task, boxes_output
         )
         return _labelled(Model(where, manifest, added=frozenset({MANIFEST}), origin=origin), properties)
     bound_class = manifest["target"].get("class")
     missing = lacking(manifest, layers, methods if require_methods else (), raw=raw, classes=classes)
-    if _reads_other(manifest, scores, kind):
+    if _reads_other(manifest, scores, kind, task, boxes_output):
         missing |= {READOUT}
     opened_size = input_size is not None and _is_open(manifest, input_size)
     if not missing and not opened_size:
@@ -133,14 +136,24 @@ def open_model(
         READOUT in missing,
         scores,
         kind,
+        task,
+        boxes_output,
     )
     return _labelled(Model(where, manifest, bound_class, missing, origin=origin, left_out=left_out), properties)
 
 
-def _reads_other(manifest: Manifest, scores: str | None, kind: str | None) -> bool:
-    """Whether an explainable model was made for other scores, or another kind, than these."""
-    entry = manifest["scores"]
-    names = (entry["name"], entry.get("probabilities"), (manifest.get("source") or {}).get("scores"))
+def _reads_other(
+    manifest: Manifest, scores: str | None, kind: str | None, task: str | None, boxes_output: str | None
+) -> bool:
+    """Whether an explainable model was made for other scores, or another kind or task, than these."""
+    entry, source = manifest["scores"], manifest.get("source") or {}
+    names = (entry["name"], entry.get("probabilities"), source.get("scores"))
+    if task is not None and task != (entry.get("task") or {}).get("task"):
+        return True
+    if boxes_output is not None and boxes_output not in source.get("values", ()):
+        return True
+    if entry.get("task") is not None and scores in source.get("values", ()):
+        return False
     return (scores is not None and scores not in names) or (kind is not None and kind != entry["kind"])
 
 
@@ -150,6 +163,8 @@ def _labelled(model: Model, properties: Mapping[str, str]) -> Model:
         return model
     from onnxcam.network import metadata_labels
 
+    if model.manifest["scores"].get("task") is not None:  # augmenting has read them, where they fit
+        return model
     names = metadata_labels.find(properties, model.manifest["scores"]["classes"])
     if names.labels is not None:
         model.manifest["labels"] = names.labels
@@ -243,6 +258,8 @@ def _augment(
     probe: bool = True,
     scores: str | None = None,
     kind: str | None = None,
+    task: str | None = None,
+    boxes_output: str | None = None,
 ) -> tuple[Serialized, Manifest, tuple[str, ...]]:
     """The augmented model, its manifest, and why a calibration of the source is not in it.
 
@@ -263,6 +280,8 @@ def _augment(
         input_size=size,
         scores=scores,
         kind=kind,
+        task=task,
+        boxes_output=boxes_output,
         probe=probe,
         on_warning=doubts.append,
     )

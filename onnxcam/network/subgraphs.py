@@ -302,7 +302,7 @@ def _scores_info(network: Network, graph: Graph, name: str) -> onnx.ValueInfoPro
     """An input or output of the scores' type, `[N, K]`."""
     readout = network.readout
     rows = (graph.shape(readout.value) or ("N",))[0]
-    return edit.info(name, graph.dtype(readout.value), [rows, readout.columns])
+    return edit.info(name, graph.dtype(readout.value), [rows, readout.columns or None])
 
 
 def _info(graph: Graph, value: str, name: str | None = None) -> onnx.ValueInfoProto:

@@ -22,6 +22,7 @@ from onnxcam.errors import TargetError
 from onnxcam.targets.classes import TOP1, check_count, refuse_masked
 from onnxcam.targets.classes import index as class_index
 from onnxcam.targets.classes import resolve as resolve_classes
+from onnxcam.targets.difference import Scalar
 from onnxcam.targets.readout import Readout
 
 Labels = Sequence[str] | None
@@ -182,7 +183,7 @@ class PerRow:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Scalar):
     """Why `target` rather than `other`: the difference of their logits.
 
     Arguments:
@@ -195,7 +196,7 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Probability:
+class Probability(Scalar):
     """The probability of a class instead of its logit.
 
     Arguments:
@@ -206,7 +207,7 @@ class Probability:
 
 
 @dataclass(frozen=True, eq=False)
-class Weights:
+class Weights(Scalar):
     """A weighted sum of logits: a vector with one weight per class, or weights by index or label."""
 
     weights: Any

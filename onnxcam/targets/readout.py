@@ -28,6 +28,7 @@ import numpy as np
 
 from onnxcam.errors import SettingError, TargetError
 from onnxcam.targets import tasks
+from onnxcam.targets.class_tables import class_table
 from onnxcam.targets.tasks import DETECTION, EMBEDDING, SEGMENTATION, Task
 
 LOGITS, PROBABILITIES, BINARY = "logits", "probabilities", "binary_logit"
@@ -116,10 +117,10 @@ class Readout:
         return self.name or APPENDED[self.kind]
 
     @property
-    def columns(self) -> int | None:
-        """Number of columns of the scores; None where it depends on the picture, as of some detectors."""
+    def columns(self) -> int:
+        """Number of columns of the scores; 0 where it depends on the picture, as of some detectors."""
         if self.task is not None:
-            return self.task.columns
+            return self.task.columns or 0
         return 1 if self.kind == BINARY else self.size
 
     @property
@@ -140,23 +141,36 @@ class Readout:
     @property
     def numeric(self) -> bool:
         """Whether the score is a quantity and not a class's: there are no probabilities."""
-        return self.kind == REGRESSION or self.kind in TASK_KINDS
+        return self.kind in (REGRESSION, EMBEDDING)
+
+    @property
+    def tabulated(self) -> bool:
+        """Whether the classes' scores are a table made of the columns, those of candidates or cells."""
+        return self.kind in (DETECTION, SEGMENTATION)
 
     @property
     def independent(self) -> bool:
         """Whether each class is present or absent on its own."""
-        return self.kind == MULTILABEL
+        return self.kind in (MULTILABEL, DETECTION)
 
-    def require_probabilities(self, setting: str) -> None:
+    def require_probabilities(self, setting: str, *, in_file: bool = False) -> None:
         """Refuse a setting that compares probabilities, where there are none.
 
+        Arguments:
+            in_file: whether the file itself compares them, which only has those of classes.
+
         Raises:
-            SettingError: the scores are quantities.
+            SettingError: the scores are quantities, or the columns of another task.
         """
+        if in_file and self.tabulated:
+            raise SettingError(
+                f"{setting} compares the probabilities of classes in the file, and this model's kind is {self.kind!r}; "
+                "leave it out, and choose pictures where it is run (`when`)"
+            )
         if self.numeric:
             raise SettingError(
-                f"{setting} compares probabilities, and this model's score is a quantity (kind 'regression'); leave it "
-                "out"
+                f"{setting} compares probabilities, and this model's score is a quantity (kind {self.kind!r}); leave "
+                "it out"
             )
 
     def of_columns(self, columns: int) -> Readout | None:
@@ -168,7 +182,12 @@ class Readout:
         return replace(self, kind=LOGITS) if self.signed and columns == self.size else None
 
     def per_class(self, scores: np.ndarray) -> np.ndarray:
-        """The score of each class, `[N, size]`, from scores `[N, columns]`."""
+        """The score of each class, `[N, size]`, from scores `[N, columns]`.
+
+        Of a detector the highest score of each class among its candidates, of a segmentation the share of cells.
+        """
+        if self.tabulated and self.task is not None:
+            return class_table(self.task, scores)
         return np.concatenate([-scores, scores], axis=1) if self.signed else scores
 
     def top1(self, scores: np.ndarray) -> np.ndarray:
@@ -197,14 +216,21 @@ class Readout:
         Raises:
             TargetError: another number.
         """
-        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or not 1 <= count <= self.size:
+        whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
+        if whole and count >= 1 and self.tabulated:
+            return  # as many as there are on the picture
+        if self.kind == EMBEDDING:
+            raise TargetError(f"{spelled or f'top={count!r}'}: an embedding has no classes; leave it out")
+        if not whole or not 1 <= count <= self.size:
             raise TargetError(f"{spelled or f'top={count!r}'}; expected 1 to {self.size}, the number of classes")
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Probabilities `[N, size]`, float32: a softmax, exp of log p, a sigmoid each, or (1 - p, p) of a single logit.
 
-        Of a regression the value itself, which is what there is to show.
+        Of a regression the value itself, which is what there is to show; of boxes and cells as `per_class`.
         """
+        if self.tabulated:
+            return self.per_class(scores)
         if self.numeric:
             return scores.astype(np.float32)
         if self.logarithmic:

@@ -1,0 +1,127 @@
+"""Regions of a model of semantic segmentation: which of its cells a box or a mask of the picture covers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcam.errors import TargetError
+from onnxcam.targets.scalar_objectives import REGION, Combination, Subject
+from onnxcam.targets.scalars import Placement, Region, describe
+from onnxcam.targets.tasks import Segment
+
+_BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled")
+
+
+def objective(
+    task: Segment, target: Region, row: np.ndarray, placement: Placement, labels: Sequence[str] | None
+) -> Combination:
+    """The sum of a class's scores over the cells that a region covers.
+
+    Arguments:
+        target: its class by index, or None for the largest one there.
+        row: `[columns]` of the unchanged picture.
+        placement: how the picture lies on the model's input.
+
+    Raises:
+        TargetError: the region lies outside the picture or what the model sees of it; or no cell is of the class.
+    """
+    p = task.probabilities(row, placement.input_size)
+    members = _members(p)
+    index = target.label
+    if target.region is None:
+        index = largest(task, row, placement, labels)[0] if index is None else index
+        cells = members[index]
+        if not cells.any():
+            best = _name(int(members.sum(axis=(1, 2)).argmax()), labels)
+            raise TargetError(
+                f"no cell of the picture is {_name(index, labels)}: {best} is the largest; name a region of the picture "
+                "to explain the class there"
+            )
+    else:
+        cells = covered(target.region, (p.shape[1], p.shape[2]), placement)
+        index = int(p[:, cells].sum(axis=1).argmax()) if index is None else index
+    weights = np.zeros(p.shape)
+    weights[index][cells] = 1.0
+    flat = task.flatten(weights)
+    columns = np.flatnonzero(flat)
+    number = float(p[index][cells].mean())
+    subject = Subject(int(index), None, number, target=describe(Region(int(index), target.region)))
+    return Combination(subject, columns, flat[columns], REGION)
+
+
+def largest(
+    task: Segment, row: np.ndarray, placement: Placement, labels: Sequence[str] | None, count: int = 1
+) -> list[int]:
+    """The classes with the most cells, largest first: at least one, at most `count`.
+
+    A class called background counts only where there is no other.
+    """
+    members = _members(task.probabilities(row, placement.input_size)).sum(axis=(1, 2))
+    order = [int(index) for index in np.argsort(-members, kind="stable") if members[index]]
+    behind = [index for index in order if labels and labels[index].strip().casefold() in _BACKGROUND]
+    order = [index for index in order if index not in behind] or behind or [0]
+    return order[:count]
+
+
+def covered(region: Any, grid: tuple[int, int], placement: Placement) -> np.ndarray:
+    """The cells whose centres lie in a region, bool of the grid's shape; the cell around its middle if none does.
+
+    Arguments:
+        region: x0, y0, x1, y1, or a mask, in pixels of the picture.
+
+    Raises:
+        TargetError: a mask of another size; or a region outside the picture, or outside what the model sees of it.
+    """
+    height, width = placement.picture_size
+    y, x = (_centres(grid[axis], axis, placement) for axis in (0, 1))
+    inside = np.outer((y >= 0) & (y < height), (x >= 0) & (x < width))
+    if isinstance(region, np.ndarray):
+        if region.shape != (height, width):
+            raise TargetError(
+                f"the mask is {region.shape[0]} x {region.shape[1]} and the picture {height} x {width} (height x "
+                "width); give a mask of the picture's size"
+            )
+        at = np.ix_(np.clip(y.astype(np.int64), 0, height - 1), np.clip(x.astype(np.int64), 0, width - 1))
+        cells = region[at] & inside
+        rows, columns = np.nonzero(region)
+        middle = (float(rows.mean()) + 0.5, float(columns.mean()) + 0.5)
+        nearest = np.argmin((rows + 0.5 - middle[0]) ** 2 + (columns + 0.5 - middle[1]) ** 2)
+        middle = (float(rows[nearest]) + 0.5, float(columns[nearest]) + 0.5)
+        text = "the mask"
+    else:
+        x0, y0, x1, y1 = region
+        text = f"the region {x0:g}, {y0:g}, {x1:g}, {y1:g}"
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise TargetError(f"{text} lies outside the picture, which is {width} x {height} pixels (width x height)")
+        cells = np.outer((y >= y0) & (y < y1), (x >= x0) & (x < x1)) & inside
+        middle = ((max(y0, 0) + min(y1, height)) / 2, (max(x0, 0) + min(x1, width)) / 2)
+    if cells.any():
+        return cells
+    cell = []
+    for axis in (0, 1):
+        position = middle[axis] * placement.scale[axis] + placement.offset[axis]
+        cell.append(int(np.floor(position * grid[axis] / placement.input_size[axis])))
+    if not (0 <= cell[0] < grid[0] and 0 <= cell[1] < grid[1]):
+        raise TargetError(f"{text} lies outside the part of the picture that the model sees")
+    cells[cell[0], cell[1]] = True
+    return cells
+
+
+def _centres(count: int, axis: int, placement: Placement) -> np.ndarray:
+    """The centres of the grid's cells along one axis, in pixels of the picture."""
+    centre = (np.arange(count) + 0.5) * placement.input_size[axis] / count
+    return np.asarray((centre - placement.offset[axis]) / placement.scale[axis])
+
+
+def _members(p: np.ndarray) -> np.ndarray:
+    """The class of each cell, as one mask per class, bool `[K, h, w]`."""
+    if len(p) == 1:
+        return p > 0.5
+    return np.asarray(p.argmax(axis=0)[None] == np.arange(len(p))[:, None, None])
+
+
+def _name(index: int, labels: Sequence[str] | None) -> str:
+    return repr(labels[index]) if labels else str(index)

@@ -54,7 +54,7 @@ def choose(
 
 
 def _by_gradient(names: Sequence[str], examination: Examination, objective: Objective) -> str | None:
-    """The last layer at which the objective has a gradient: each level is computed from those before it, if from any."""
+    """The last layer at which the objective has a gradient: a level may be computed from those before it."""
     for name in reversed(names):
         if examination.view(name, objective).gradients.any():
             return name

@@ -303,7 +303,7 @@ class FileSession:
         done = 0
         for part in portions(batch, self.batch_size):
             feeds = {manifest["input"]["name"]: part}
-            if manifest["target"]["mode"] not in ("constant", manifests.NONE):
+            if manifest["target"]["mode"] != "constant":
                 classes = target[done : done + len(part)]
                 fill = np.full(len(part) - len(classes), TOP1, np.int64)
                 feeds[manifest["target"]["name"]] = np.concatenate([classes, fill]) if len(fill) else classes

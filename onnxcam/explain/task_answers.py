@@ -25,10 +25,10 @@ from onnxcam.explain.preparation import Prepared
 from onnxcam.explain.question import Question
 from onnxcam.targets import boxes
 from onnxcam.targets.detections import detections
+from onnxcam.targets.difference import Difference
 from onnxcam.targets.objectives import Objective
 from onnxcam.targets.resolution import expand, resolve
 from onnxcam.targets.scalar_objectives import BoxNumber, Subtraction, moves
-from onnxcam.targets.difference import Difference
 from onnxcam.targets.scalars import Placement, Several, Similarity
 from onnxcam.targets.tasks import Detect, Detection, Embed
 
@@ -124,12 +124,12 @@ def _explanation(
         for k, place in enumerate(group.places):
             parts.append((place, [maps.explanation(0, picture, geometry, of=k) for maps in by_method]))
     in_order = [by_method for _, by_method in sorted(parts, key=lambda part: part[0])]
-    by_method = [_joined([one[m] for one in in_order]) for m in range(len(question.methods))]
-    first = by_method[0]
+    explained = [_joined([one[m] for one in in_order]) for m in range(len(question.methods))]
+    first = explained[0]
     if question.side_by_side:
         first.per_layer.extend(_per_layer(explainer, question, examination, picture, geometry, reported))
-    if len(by_method) > 1:
-        first.per_method.extend(by_method)
+    if len(explained) > 1:
+        first.per_method.extend(explained)
     return first
 
 
@@ -195,8 +195,8 @@ def _matched(method: Method, objectives: Sequence[Objective]) -> list[str]:
     if method.kind == GRAPH or not any(_moves(objective) for objective in objectives):
         return []
     return [
-        f"{method.name} changes the picture, and the candidates of this model change with it: the box explained is the one "
-        "with the highest score times overlap (IoU) with it, as in D-RISE"
+        f"{method.name} changes the picture, and the candidates of this model change with it: the box explained is the "
+        "one with the highest score times overlap (IoU) with it, as in D-RISE"
     ]
 
 

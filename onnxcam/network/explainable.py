@@ -361,7 +361,9 @@ def _emit_logits(op: Builder, readout: Readout) -> str:
 def _declare_logits(graph: Graph, readout: Readout) -> None:
     """Make the emitted scores an output."""
     rows: Dim = (graph.shape(readout.value) or ("N",))[0]
-    graph.model.graph.output.append(edit.info(readout.appended, graph.dtype(readout.value), [rows, readout.columns or None]))
+    graph.model.graph.output.append(
+        edit.info(readout.appended, graph.dtype(readout.value), [rows, readout.columns or None])
+    )
 
 
 def _expose(op: Builder, layer: Layer, gradient: str, tag: str, names: _Names) -> dict[str, Any]:

@@ -81,13 +81,9 @@ def find(
     if target.at is not None:
         matching = _at(matching, target.at, placement)
     place = target.rank or 0
-    if place >= len(matching) and (matching or target.rank):
-        raise TargetError(
-            f"rank {place} is not a box of this picture; {len(matching)} have a score of {CONFIDENCE:g} or more, rank 0 "
-            f"to {len(matching) - 1}"
-            if matching
-            else f"rank {place}: no box has a score of {CONFIDENCE:g} or more"
-        )
+    if place >= len(matching) and target.rank:
+        ranks = f"{len(matching)} have one, rank 0 to {len(matching) - 1}" if matching else "none has one"
+        raise TargetError(f"rank {place} is not a box of this picture: of a score of {CONFIDENCE:g} or more {ranks}")
     if matching:
         return matching[place].index, matching[place].class_index, None
     best = int(np.where(np.isnan(scores), -np.inf, scores).argmax())

@@ -37,8 +37,8 @@ def objective(
         if not cells.any():
             best = _name(int(members.sum(axis=(1, 2)).argmax()), labels)
             raise TargetError(
-                f"no cell of the picture is {_name(index, labels)}: {best} is the largest; name a region of the picture "
-                "to explain the class there"
+                f"no cell of the picture is {_name(index, labels)}: {best} is the largest; name a region to explain "
+                "the class there"
             )
     else:
         cells = covered(target.region, (p.shape[1], p.shape[2]), placement)

@@ -55,7 +55,8 @@ def check(target: Any, readout: Readout, labels: Labels = None) -> Any:
         return objectives.by_index(target, readout, labels)
     if isinstance(target, objectives.SPECIAL):
         raise TargetError(
-            f"{_spelled(target)} compares the scores of classes, and this model is {_NAMES[task.name]}: {_TAKES[task.name]}"
+            f"{_spelled(target)} compares the scores of classes, and this model is {_NAMES[task.name]}: "
+            f"{_TAKES[task.name]}"
         )
     if isinstance(task, Detect):
         return _check_box(target, task, labels)
@@ -236,7 +237,8 @@ def _check_similarity(target: Any, task: Embed) -> Any:
     vector = target.vector
     if vector is None:
         raise TargetError(
-            "a similarity with a picture is computed by explain() and attribute() of an Explainer; here a vector is needed"
+            "a similarity with a picture needs the picture's embedding: ask explain() or attribute() of an Explainer, "
+            "or give a vector"
         )
     if len(vector) != task.size:
         raise TargetError(f"got a vector of {len(vector)} numbers; the model's embedding has {task.size}")

@@ -52,6 +52,7 @@ class OfOnePicture:
 
     Attributes:
         subject: what it is about.
+        classes: the index of its class, int64 `[1]`.
     """
 
     linear = False
@@ -59,11 +60,7 @@ class OfOnePicture:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-
-    @property
-    def classes(self) -> np.ndarray:
-        """The index of the class it is about, int64 `[1]`."""
-        return np.array([self.subject.index], np.int64)
+        self.classes = np.array([subject.index], np.int64)
 
     def value(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The numbers of changed rows, float64 `[M]`, from their scores `[M, columns]`."""

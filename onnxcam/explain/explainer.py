@@ -413,8 +413,7 @@ class Explainer(OpenedModel):
     ) -> list[BatchMaps]:  # fmt: skip
         p, size = self._readout.probabilities(scores), Layout.of(self.manifest["input"]).size(batch.shape)
         windows = self._file.windows(question.layers)
-        model = {key: self.manifest.get(key) for key in ("source", "parity")}
-        model |= {} if self.sessions.rows is None else {"rows": self.sessions.rows}
+        model = self.model
 
         def examine(row: int, layers: Sequence[str]) -> Examination:
             return self.examination(question.of_rows(row, row + 1), batch[row : row + 1], layers=layers)

@@ -111,3 +111,9 @@ class OpenedModel:
     def windows(self, layers: Sequence[str]) -> list[Window | None]:
         """Per layer the part of the model's input that its maps cover, None for all of it."""
         return self._file.windows(layers)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What an explanation says of the model: `source` and `parity` of its manifest, `rows` where they are fixed."""
+        entries = {key: self.manifest.get(key) for key in ("source", "parity")}
+        return entries | ({} if self.sessions.rows is None else {"rows": self.sessions.rows})

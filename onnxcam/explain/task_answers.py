@@ -169,7 +169,7 @@ def _batch_maps(
     classes = np.array([[int(objective.classes[0]) for objective in objectives]])
     by_method = examination.several(question, objectives)
     input_size = examination.input_size
-    model = {key: explainer.manifest.get(key) for key in ("source", "parity")}
+    model = explainer.model
     doubts = [*explainer.warnings, *_doubts(question, objectives)]
 
     def examine(row: int, layers: Sequence[str]) -> Examination:

@@ -96,7 +96,7 @@ def _samples(op: Builder, node: Node, rois: str, first: int, size: str, cells: i
     if ratio > 0:
         at = (np.arange(cells * ratio) + 0.5) / (cells * ratio)
         place = op.Add(start, op.Mul(length, _typed(op, at[None])))  # [R, cells x ratio]
-        counts, used = None, None
+        counts, present = None, None
     else:
         counts = op.Max(op.Ceil(op.Div(length, float(cells))), 0.0)  # [R, 1]
         most = op.ReduceMax(op.Concat(op.Reshape(counts, [-1]), _typed(op, np.ones(1)), axis=0), keepdims=0)
@@ -104,13 +104,13 @@ def _samples(op: Builder, node: Node, rois: str, first: int, size: str, cells: i
         within = op.Div(op.Add(numbers, 0.5), op.Max(counts, 1.0))  # [R, most], in sizes of a cell
         steps = op.Add(op.Unsqueeze(within, [1]), _typed(op, np.arange(cells)[None, :, None]))
         place = op.Add(op.Unsqueeze(start, [2]), op.Mul(op.Unsqueeze(length, [2]), op.Mul(steps, 1.0 / cells)))
-        used = op.Unsqueeze(op.Less(numbers, counts), [1])  # [R, 1, most]
+        present = op.Unsqueeze(op.Less(numbers, counts), [1])  # [R, 1, most]
     count = op.cast(size)
     inside = op.And(op.GreaterOrEqual(place, -1.0), op.LessOrEqual(place, count))
-    inside = op.And(inside, used) if used else inside
+    inside = op.And(inside, present) if present else inside
     clamped = op.Min(op.Max(place, 0.0), op.Sub(count, 1.0))
     pixels = op.cast(op.Range(0, op.Squeeze(size, [0]), 1))
-    last = 3 if used else 2
+    last = 3 if present else 2
     weights = op.Max(op.Sub(1.0, op.Abs(op.Sub(op.Unsqueeze(clamped, [last]), pixels))), 0.0)
     weights = op.mask(weights, op.Unsqueeze(inside, [last]))  # [R, cells, most, pixels] or [R, cells x ratio, pixels]
     if counts:

@@ -60,6 +60,7 @@ Examples:
 @options.preprocess_option
 @options.input_size_option
 @options.readout_options
+@options.task_options
 @options.provider_option
 @options.fallback_option
 @options.seed_option
@@ -76,6 +77,8 @@ def check(
     input_size: list[int] | None,
     scores: str | None,
     kind: str | None,
+    task: str | None,
+    boxes_output: str | None,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -109,6 +112,8 @@ def check(
             input_size,
             scores,
             kind,
+            task,
+            boxes_output,
             provider,
             allow_fallback,
             seed,
@@ -128,6 +133,8 @@ def check(
             input_size=input_size,
             scores=scores,
             kind=kind,
+            task=task,
+            boxes_output=boxes_output,
             allow_fallback=allow_fallback,
             all_layers=all_layers,
         )
@@ -147,6 +154,8 @@ def _compare(
     input_size: list[int] | None,
     scores: str | None,
     kind: str | None,
+    task: str | None,
+    boxes_output: str | None,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -167,6 +176,8 @@ def _compare(
             input_size=input_size,
             scores=scores,
             kind=kind,
+            task=task,
+            boxes_output=boxes_output,
             providers=runtime.parse_provider(provider),
             allow_fallback=allow_fallback,
         )

@@ -68,6 +68,7 @@ Examples:
 @options.range_option
 @options.bands_option
 @options.readout_options
+@options.task_options
 @click.option("--csv", "csv_file", metavar="FILE", help="Write each picture's numbers as CSV.")
 @click.option("--report", metavar="FILE", help="Write an HTML page with tables, curves and pictures.")
 @click.option(
@@ -97,6 +98,8 @@ def evaluate(
     bands: list[int] | None,
     scores: str | None,
     kind: str | None,
+    task: str | None,
+    boxes_output: str | None,
     csv_file: str | None,
     report: str | None,
     output: str | None,
@@ -152,6 +155,8 @@ def evaluate(
         scores=scores,
         kind=kind,
         rows=rows,
+        task=task,
+        boxes_output=boxes_output,
     )
     items = collection.items
     paths = [item.source for item in items if isinstance(item.source, Path)]

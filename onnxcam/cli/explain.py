@@ -18,16 +18,17 @@ from onnxcam import image, runtime
 from onnxcam.cam.methods import Method, find
 from onnxcam.cli import options, question_options, terminal
 from onnxcam.cli.opening import open_explainer
-from onnxcam.cli.question import MethodName, ask, check_early
+from onnxcam.cli.question import MethodName, ask, check_early, flag
 from onnxcam.cli.summary import SUMMARY, Run, describe
 from onnxcam.cli.truth import check_truth, known_classes, truth_option
-from onnxcam.errors import InputError, OutputError, listing
+from onnxcam.errors import InputError, OutputError, TargetError, listing
 from onnxcam.explain import pictures
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.question import Question
 from onnxcam.explain.saving import FILES, FORMATS, Drawing, check_files
 from onnxcam.graph.file import open_model
 from onnxcam.image.text import Font
+from onnxcam.targets.tasks import Embed
 
 if TYPE_CHECKING:
     from onnxcam.explain.gallery import Gallery
@@ -40,6 +41,9 @@ Examples:
   onnxcam explain resnet50.onnx cat.jpg -o out --preprocess imagenet --labels labels.txt --target tabby
   onnxcam explain model.onnx cat.jpg -o out --target tabby --contrast 'tiger cat'
   onnxcam explain model.onnx cat.jpg -o out --method gradcam --method hirescam
+  onnxcam explain detector.onnx street.jpg -o out --box 0 --box label:dog --box at:120,80
+  onnxcam explain segmentation.onnx street.jpg -o out --target road --region 0,200,640,480
+  onnxcam explain embedding.onnx cat.jpg -o out --like other.jpg
   onnxcam explain model.onnx photos/ -o out --files overlay,json --format jpeg
   find photos -name '*.jpg' -print0 | onnxcam explain model.onnx --files-from - -o out --json > out.json
 """
@@ -54,6 +58,7 @@ Examples:
 @click.option("--top", type=click.IntRange(min=1), metavar="K", help="Explain the K best classes of each picture.")
 @question_options.contrast_option
 @question_options.probability_option
+@question_options.subject_options
 @click.option(
     "--method",
     "methods",
@@ -77,6 +82,7 @@ Examples:
 @options.range_option
 @options.bands_option
 @options.readout_options
+@options.task_options
 @question_options.normalize_option
 @question_options.alpha_option
 @question_options.colormap_option
@@ -129,6 +135,11 @@ def explain(
     top: int | None,
     contrast: str | None,
     probability: bool,
+    boxes: tuple[str, ...],
+    part: str | None,
+    region: str | None,
+    like: str | None,
+    value: str | None,
     methods: tuple[Method, ...],
     settings: tuple[str, ...],
     layers: tuple[str, ...],
@@ -142,6 +153,8 @@ def explain(
     bands: list[int] | None,
     scores: str | None,
     kind: str | None,
+    task: str | None,
+    boxes_output: str | None,
     normalize: str,
     alpha: float | None,
     colormap: str,
@@ -161,7 +174,8 @@ def explain(
     """Explain what a model sees in pictures.
 
     Shows which pixels of each PICTURE speak for the class that MODEL predicts, or for another. MODEL is an explainable
-    model (from `onnxcam export`) or any image classifier in ONNX form. PICTURE is a file (an array,
+    model (from `onnxcam export`) or any image classifier in ONNX form; or a detector (--box), a segmentation
+    (--region), an embedding (--like) or several values (--value). PICTURE is a file (an array,
     .npy, too), a folder (searched with its subfolders), a glob in quotes, or '-' for one encoded picture on standard
     input.
 
@@ -184,6 +198,11 @@ def explain(
         "target": target,
         "contrast": contrast,
         "probability": probability,
+        "box": list(boxes) or None,
+        "part": part,
+        "region": region,
+        "like": like,
+        "output": value,
         "top": top,
         "method": named_methods,
         "option": settings,
@@ -221,10 +240,12 @@ def explain(
         scores=scores,
         kind=kind,
         rows=rows,
+        task=task,
+        boxes_output=boxes_output,
     )
     _warm()  # here, as OpenCV loads its fonts once for each thread
     explainer = opening.result()
-    question = ask(explainer.terms, **flags)
+    question = ask(explainer.terms, **with_embeddings(explainer, flags))
     check(explainer, question)
     compressed = not many if compress is None else compress
     style = Drawing.of(alpha, colormap, compressed, files, form)
@@ -264,6 +285,31 @@ def explain(
     run.require_printed()
     if counts["failed"] or unwritten:
         raise click.exceptions.Exit(1)
+
+
+def with_embeddings(explainer: Explainer, flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags with what an embedding is compared with, a picture or a stored vector, as the numbers of one.
+
+    Raises:
+        PictureError, TargetError: it cannot be read, or is no vector.
+    """
+    if flags.get("like") is None or not isinstance(explainer.terms.readout.task, Embed):
+        return flags
+    names = [name for name in ("like", "contrast") if isinstance(flags.get(name), str)]
+    return flags | {name: _embedding(explainer, flags[name], flag(name)) for name in names}
+
+
+def _embedding(explainer: Explainer, path: str, spelled: str) -> list[float]:
+    """The numbers of a stored vector, or of the embedding of a picture."""
+    array = image.read_array(path) if path.lower().endswith(".npy") else None
+    if array is not None and (array.values.ndim == 1 or (array.values.shape[:1] == (1,) and array.values.ndim == 2)):
+        return [float(number) for number in array.values.reshape(-1)]
+    if array is not None and array.values.ndim == 2 and array.values.shape[1] == explainer.terms.readout.size:
+        raise TargetError(
+            f"{spelled} {path!r} holds {len(array.values)} embeddings; store the one to compare with as a vector"
+        )
+    _, tensor, _ = explainer.prepare(path)
+    return [float(number) for number in explainer.batch_scores(tensor)[0]]
 
 
 def _features(explainer: Explainer, names: str, max_channels: int) -> Callable[[pictures.Collection, Path], int]:

@@ -13,6 +13,7 @@ import click
 
 from onnxcam import files, image
 from onnxcam.cli import options, terminal
+from onnxcam.cli.export_summary import lines, outputs_of
 from onnxcam.cli.options import parse_size
 from onnxcam.errors import LabelsError, LayerError, ModelError, OutputError, TrustError, VerificationError
 from onnxcam.explain.warnings import input_size_warnings, layer_warnings
@@ -20,7 +21,6 @@ from onnxcam.exporters import frameworks
 from onnxcam.exporters import source as sources
 from onnxcam.targets import labels
 from onnxcam.targets.classes import by_text
-from onnxcam.targets.readout import PROBABILITIES, REGRESSION
 
 EPILOG = """\
 \b
@@ -32,6 +32,7 @@ Examples:
   onnxcam export classifier.onnx -o triton.onnx --target required --outputs heatmap
   onnxcam export classifier.onnx -o pixels.onnx --preprocess imagenet --target required --pixels
   onnxcam export explainable.onnx -o gated.onnx --gate "confidence < 0.6 or margin < 0.1"
+  onnxcam export detector.onnx -o boxes.onnx --preprocess 0..1 --target required
 """
 # kinds of SOURCE that are not a framework's
 ONNX, CODE = "ONNX", "Python"
@@ -49,6 +50,8 @@ class Request:
     preprocess: Any
     scores: str | None
     kind: str | None
+    task: str | None
+    boxes_output: str | None
     gate: str | None
     portable: bool
     pixels: bool
@@ -90,7 +93,8 @@ class Loading:
     show_default=True,
     metavar="MODE",
     help="The class to explain: optional (an input with a default, top-1), required (an ordinary input, as JavaScript, "
-    "Java and Triton need it), or the index or label of the one class that the file explains.",
+    "Java and Triton need it), or the index or label of the one class that the file explains. Of a detector it is the "
+    "input `box`, of an embedding `reference`, of several values `target`.",
 )
 @click.option(
     "--outputs",
@@ -102,6 +106,7 @@ class Loading:
 @options.labels_option
 @options.preprocess_option
 @options.readout_options
+@options.task_options
 @click.option(
     "--gate",
     metavar="CONDITION",
@@ -161,6 +166,8 @@ def export(
     preprocess: str | None,
     scores: str | None,
     kind: str | None,
+    task: str | None,
+    boxes_output: str | None,
     gate: str | None,
     portable: bool,
     pixels: bool,
@@ -209,6 +216,8 @@ def export(
         preprocess,
         scores,
         kind,
+        task,
+        boxes_output,
         gate,
         portable,
         pixels,
@@ -232,9 +241,9 @@ def export(
     size = Path(output).stat().st_size if files.is_replaced(output) else None
     if as_json:
         written = {"path": output, "bytes": size}
-        options.print_json(written | {"outputs": _outputs(manifest), "manifest": manifest}, err=piped)
+        options.print_json(written | {"outputs": outputs_of(manifest), "manifest": manifest}, err=piped)
     else:
-        terminal.echo_lines(_lines(output, size, manifest), err=piped)
+        terminal.echo_lines(lines(output, size, manifest), err=piped)
     warnings = [*input_size_warnings(manifest["input"]), *layer_warnings(manifest["layers"])]
     terminal.warn([*warnings, *manifest["scores"].get("warnings", ())])
     if not manifest["input"].get("preprocess"):
@@ -329,6 +338,8 @@ def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] |
         _target(request.target, request.labels or previous.get("labels") or metadata_labels.any_names(properties)),
         scores=request.scores,
         kind=request.kind,
+        task=request.task,
+        boxes_output=request.boxes_output,
         outputs=request.outputs,
         labels=request.labels,
         preprocess=request.preprocess,
@@ -342,7 +353,7 @@ def _from_onnx(source: str, output: str, request: Request, size: Sequence[int] |
     )
     record = manifest.read(model)
     assert record is not None, "augment writes one"
-    if not record.get("labels"):
+    if not record.get("labels") and record["scores"].get("task") is None:
         doubt = metadata_labels.find(properties, record["scores"]["classes"]).doubt
         if doubt is not None:
             terminal.echo(f"Warning: {doubt}", err=True)
@@ -427,66 +438,3 @@ def _target(text: str | int, names: Sequence[str] | None) -> str | int:
     if not isinstance(text, str) or text in ("optional", "required"):
         return text
     return by_text(text, names)
-
-
-def _outputs(manifest: dict[str, Any]) -> list[str]:
-    """Names of the file's outputs in order, as far as the manifest tells."""
-    original = list((manifest.get("source") or {}).get("outputs") or [])
-    names = [*original, manifest["scores"]["name"]]
-    names += [entry[key] for entry in manifest["layers"] for key in ("activations", "gradients") if entry[key]]
-    names += [name for entry in manifest["layers"] for name in entry["heatmaps"].values()]
-    names += [manifest["gate"]["output"]] if manifest.get("gate") else []
-    names += (manifest.get("calibration") or {}).get("outputs", {}).values()
-    pixels = manifest.get("pixels")
-    if pixels:
-        names += [pixels["predictions"], pixels["target"]]
-        names += [one[key] for one in pixels["maps"] for key in ("picture_heatmap", "overlay")]
-    return list(dict.fromkeys(names))
-
-
-_TARGET_NOTES = {"optional": " (onnxruntime-node ignores it and others refuse it: --target required is for them)"}
-
-
-def _lines(output: str, size: int | None, manifest: dict[str, Any]) -> list[str]:
-    """The summary that is printed."""
-    entry, scores, parity = manifest["input"], manifest["scores"], manifest.get("parity")
-    names = manifest.get("labels")
-    labelled = f"labels {names[0]!r} to {names[-1]!r}" if names else "no labels"
-    target = manifest["target"]
-    fixed = f" {target['class']}" if "class" in target else ""
-    pixels, prepared = manifest.get("pixels"), ""
-    if pixels:
-        prepared = f"{entry['name']} {entry['dtype']} {_shape(entry['shape'])} {entry['layout']}, in the file"
-        entry = pixels | {"layout": "RGB"}
-    lines = [
-        output if size is None else f"{output}  {_size(size)}",
-        f"  input    {entry['name']} {entry['dtype']} {_shape(entry['shape'])} {entry['layout']}",
-        *([f"  prepared {prepared}"] if prepared else []),
-        f"  scores   {_meaning(scores)}, {labelled}",
-        f"  target   {target['mode']}{fixed}{_TARGET_NOTES.get(target['mode'], '')}",
-        *(f"  layer    {layer['name']} {_shape(layer['shape'])} {layer['layout']}" for layer in manifest["layers"]),
-        *([f"  gate     {manifest['gate']['condition']}"] if manifest.get("gate") else []),
-        f"  outputs  {', '.join(_outputs(manifest))}",
-    ]
-    if parity:
-        figures = ", ".join(
-            f"{key} {parity[key]:.1e}" for key in ("scores", "activations", "gradients") if key in parity
-        )
-        lines.append(f"  parity   {figures} off {parity['against']} on {parity['samples']} samples")
-    return lines
-
-
-def _meaning(scores: dict[str, Any]) -> str:
-    """The scores in words."""
-    kind, over = scores["kind"], scores.get("stepped_over")
-    what = {REGRESSION: "a quantity", PROBABILITIES: f"log p of {scores['classes']} classes"}
-    text = f"{scores['name']}, {what.get(kind, str(scores['classes']) + ' classes')}"
-    return text if not over else f"{text}, before {', '.join(over)}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
-def _shape(dims: Sequence[int | str | None]) -> str:
-    return "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"

@@ -28,6 +28,7 @@ Examples:
 @click.option("--import", "import_file", metavar="FILE.py", help="Python file that defines a Keras model's classes.")
 @options.input_size_option
 @options.readout_options
+@options.task_options
 @options.json_option
 def layers(
     model: str,
@@ -36,6 +37,8 @@ def layers(
     input_size: list[int] | None,
     scores: str | None,
     kind: str | None,
+    task: str | None,
+    boxes_output: str | None,
     as_json: bool,
 ) -> None:
     """List the layers that can be explained.
@@ -48,7 +51,10 @@ def layers(
     the names that `onnxcam export --layer` takes.
     """
     keras = model.startswith("keras:") or model.lower().endswith((".keras", ".h5", ".hdf5"))
-    listing = describe_keras(model, trust_model, import_file) if keras else describe(model, input_size, scores, kind)
+    if keras:
+        listing = describe_keras(model, trust_model, import_file)
+    else:
+        listing = describe(model, input_size, scores, kind, task, boxes_output)
     terminal.warn(listing["warnings"])
     if as_json:
         options.print_json(listing)
@@ -70,7 +76,12 @@ def layers(
 
 
 def describe(
-    model: str, input_size: Sequence[int] | None = None, scores: str | None = None, kind: str | None = None
+    model: str,
+    input_size: Sequence[int] | None = None,
+    scores: str | None = None,
+    kind: str | None = None,
+    task: str | None = None,
+    boxes_output: str | None = None,
 ) -> dict[str, Any]:
     """Describe the layers of a model file, and the outputs of an explainable one.
 
@@ -85,7 +96,7 @@ def describe(
     entries = {} if stored is None else {entry["name"]: entry for entry in stored["layers"]}
     try:
         size = None if input_size is None else (input_size[0], input_size[1])
-        candidates, picture = survey(model, size, scores=scores, kind=kind)
+        candidates, picture = survey(model, size, scores=scores, kind=kind, task=task, boxes_output=boxes_output)
     except LayerError as error:
         raise options.not_explainable(error, ()) from error
     listed = [

@@ -13,6 +13,7 @@ from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.folder import cores, workers
 from onnxcam.explain.preparation import takes_all
 from onnxcam.targets import labels
+from onnxcam.targets.task_labels import check_labels
 
 
 def open_explainer(
@@ -32,6 +33,8 @@ def open_explainer(
     scores: str | None = None,
     kind: str | None = None,
     rows: int | None = None,
+    task: str | None = None,
+    boxes_output: str | None = None,
 ) -> Explainer:
     """Open the explainer that the flags describe; of `sources` that are all the model's own input no preprocessing is
     needed.
@@ -54,6 +57,8 @@ def open_explainer(
             bands=bands,
             scores=scores,
             kind=kind,
+            task=task,
+            boxes_output=boxes_output,
             providers=runtime.parse_provider(provider),
             session_options=runtime.options.side_by_side(max(1, cores() // workers())) if many else None,
             allow_fallback=allow_fallback,
@@ -62,8 +67,9 @@ def open_explainer(
     except LayerError as error:
         raise options.not_explainable(error, layers) from error
     if names is not None:
-        labels.check_count(names, explainer.classes, f"labels file {labels_file!r}")
-        explainer.labels = names
+        if explainer.terms.readout.task is None:
+            labels.check_count(names, explainer.classes, f"labels file {labels_file!r}")
+        explainer.labels = check_labels(names, explainer.terms.readout)
     if explainer.preprocess is None and not takes_all(explainer.preparation, sources):
         raise explainer.preparation.unknown()
     return explainer

@@ -14,6 +14,7 @@ import click
 from onnxcam.cli import terminal
 from onnxcam.errors import LayerError, ModelError
 from onnxcam.targets.readout import KINDS
+from onnxcam.targets.tasks import TASKS
 
 F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -67,9 +68,25 @@ kind_option: Callable[[F], F] = click.option(
 )
 
 
+task_option: Callable[[F], F] = click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    help="What a MODEL does that is no classifier: detect, segment, embed, or regress (several values).  [default: "
+    "measured]",
+)
+boxes_output_option: Callable[[F], F] = click.option(
+    "--boxes-output", metavar="NAME", help="Output with a detector's boxes, where several could hold them."
+)
+
+
 def readout_options(command: F) -> F:
     """`--scores` and `--kind`."""
     return scores_option(kind_option(command))
+
+
+def task_options(command: F) -> F:
+    """`--task` and `--boxes-output`."""
+    return task_option(boxes_output_option(command))
 
 
 provider_option: Callable[[F], F] = click.option(

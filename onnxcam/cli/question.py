@@ -37,7 +37,8 @@ class MethodName(click.ParamType):
 
 def flag(name: str, *value: Any) -> str:
     """A parameter as it is typed: `--side-by-side`, `--top 9`, `--contrast 'hen'`."""
-    text = f"--{name.replace('_', '-')}"
+    # every command's --output is a file or a folder
+    text = f"--{'value' if name == 'output' else name.replace('_', '-')}"
     return f"{text} {value[0]!r}" if value else text
 
 

@@ -16,11 +16,13 @@ from onnxcam.explain.question import Question
 from onnxcam.explain.saving import FILES, Drawing
 from onnxcam.explain.warnings import prediction_warnings
 from onnxcam.image.panel import percentage
+from onnxcam.targets.tasks import DETECT
 
 if TYPE_CHECKING:
     from onnxcam.explain.gallery import Gallery
 
 SUMMARY = "analysis_summary.json"
+_MOST_BOXES = 20  # of a picture in the table; its explanation.json has all
 _MOST_CLASSES = 100  # of a picture in the summary; its explanation.json has all
 
 
@@ -159,6 +161,8 @@ class Run:
 def table(name: str, folder: Path, record: dict[str, Any]) -> list[str]:
     """A picture's predictions as a table of text, line by line."""
     lines = [f"{name} -> {folder}"]
+    if record.get("task") == DETECT:
+        return lines + boxes(record)
     explained = {entry["index"] for entry in record["maps"]}
     best = {row["index"] for row in record["predictions"]}
     rows = [*record["predictions"], *(entry for entry in record["maps"] if entry["index"] not in best)]
@@ -173,10 +177,28 @@ def table(name: str, folder: Path, record: dict[str, Any]) -> list[str]:
     return lines
 
 
+def boxes(record: dict[str, Any]) -> list[str]:
+    """The boxes of a detector, those explained marked: `* box 3: dog 87.0 % at 120, 80 to 300, 260`."""
+    explained = {entry["box"]["index"]: entry for entry in record["maps"] if entry.get("box")}
+    reported = record["boxes"][:_MOST_BOXES]
+    indices = {box["index"] for box in reported}
+    rows = [*reported, *(entry["box"] for index, entry in explained.items() if index not in indices)]
+    lines = []
+    for box in rows:
+        entry = explained.get(box["index"])
+        edges = ["?" if edge is None else f"{edge:.0f}" for edge in box["box"]]
+        share = "?" if box["score"] is None else percentage(box["score"])
+        layer = f", explained at {entry['layer']}" if entry is not None else ""
+        place = f"at {', '.join(edges[:2])} to {', '.join(edges[2:])}"
+        lines.append(f"  {'*' if entry else ' '} box {box['index']}: {box['label']} {share} {place}{layer}")
+    more = len(record["boxes"]) - len(reported)
+    return lines + ([f"    and {more} more"] if more > 0 else []) or ["    no box"]
+
+
 def _entry(
     name: str, folder: str | None, record: dict[str, Any] | None, files: dict[str, str] | None, error: str | None
 ) -> dict[str, Any]:
-    best = record["predictions"][0] if record is not None else None
+    best = _best(record) if record is not None else None
     prefix = "" if folder in (None, "", ".") else f"{folder}/"
     return {
         "name": name,
@@ -195,4 +217,11 @@ def _entry(
         "files": {key: prefix + file for key, file in (files or {}).items()},
         "warnings": record["warnings"] if record is not None else [],
         "error": error,
-    }
+    } | ({} if record is None or record.get("task") is None else {"task": record["task"], "boxes": record["boxes"]})
+
+
+def _best(record: dict[str, Any]) -> dict[str, Any]:
+    """What the model says first of a picture; of an embedding, which says nothing, what was explained."""
+    predictions = record["predictions"]
+    best: dict[str, Any] = predictions[0] if predictions else record["target"]
+    return best

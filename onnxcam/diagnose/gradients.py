@@ -16,7 +16,7 @@ import onnx
 from onnxcam import runtime
 from onnxcam.autodiff.seed import unrounded
 from onnxcam.autodiff.sweep import INTEGERS, path
-from onnxcam.diagnose import contents, differences, facts, outputs, pixels
+from onnxcam.diagnose import contents, differences, facts, outputs, pixels, scalars
 from onnxcam.diagnose.report import Finding, Report
 from onnxcam.diagnose.subject import Subject, noise_pictures
 from onnxcam.errors import InputError, ModelError, listing
@@ -32,6 +32,7 @@ from onnxcam.network.open_size import refusal
 from onnxcam.network.opening import GRADIENTS, MANIFEST, open_model, read_source
 from onnxcam.network.probe.probe import probe
 from onnxcam.network.split import part_after
+from onnxcam.targets.tasks import Embed, Values
 
 _JUMPS = having(Trait.JUMPS)
 
@@ -57,6 +58,8 @@ def check(
     input_size: Sequence[int] | None = None,
     scores: str | None = None,
     kind: str | None = None,
+    task: str | None = None,
+    boxes_output: str | None = None,
     allow_fallback: bool = False,
     all_layers: bool = False,
     places: bool = True,
@@ -73,7 +76,7 @@ def check(
         all_layers: measure where every candidate for a target layer lies on the picture, see `onnxcam.probe`, not only
             those that the file exposes.
         places: whether a layer that lies elsewhere on the picture is a failure; else it is a note.
-        scores, kind: as of `Explainer`.
+        scores, kind, task, boxes_output: as of `Explainer`.
 
     Returns:
         A report; `passed` is False where a number is wrong.
@@ -82,7 +85,16 @@ def check(
         ModelError: the file is not a usable classifier. RuntimeUnavailable: a provider is not in use.
     """
     findings: list[Finding] = []
-    opened = open_model(source, raw=True, gated=True, input_size=input_size, scores=scores, kind=kind)
+    opened = open_model(
+        source,
+        raw=True,
+        gated=True,
+        input_size=input_size,
+        scores=scores,
+        kind=kind,
+        task=task,
+        boxes_output=boxes_output,
+    )
     model, entries = load(opened.source), opened.manifest
     if MANIFEST in opened.added:
         findings.append(Finding("manifest", "note", "a plain ONNX file: augmented in memory, nothing is written"))
@@ -136,7 +148,7 @@ def _findings(subject: Subject, directions: int, rng: np.random.Generator) -> li
         outputs.predictions(subject),
         *outputs.optimization(subject),
     ]
-    if entries["target"]["mode"] != "constant":
+    if entries["target"]["mode"] != "constant" and not isinstance(subject.readout.task, (Embed, Values)):
         findings.append(outputs.top_1_target(subject))
     for entry in entries["layers"]:
         findings.append(at_layer(subject, entry, directions, rng))
@@ -170,8 +182,10 @@ def at_layer(subject: Subject, entry: dict[str, Any], directions: int, rng: np.r
     scorer = subject.open_session(forward.model)
     cut[value] = differences.off_kinks(cut[value], rng)
     frozen = _values(subject, {name: cut[name] for name in before}, selecting)
-    classes = _classes(subject, cut[scores], rng)
-    feeds = {name: cut[name] for name in backward.cut} | subject.target(classes)
+    questions = _scalars(subject, cut[scores], rng)
+    if questions is None:
+        return Finding(title, "unsure", "the model reports no box on noise pictures: there is nothing to compare")
+    feeds = {name: cut[name] for name in backward.cut} | questions.feeds
     session = subject.open_session(backward.model)
     gradient = runtime.run(session, [entry["gradients"]], feeds)[entry["gradients"]].astype(np.float64)
     a = cut[value].astype(np.float64)
@@ -188,7 +202,7 @@ def at_layer(subject: Subject, entry: dict[str, Any], directions: int, rng: np.r
         feeds = {name: cut[name] for name in forward.cut} | frozen
         feeds[value] = activations.reshape(a.shape).astype(cut[value].dtype)
         columns = runtime.run(scorer, [scores], feeds)[scores].astype(np.float64)
-        return np.asarray(subject.readout.per_class(columns)[np.arange(rows), classes])
+        return questions.value(columns)
 
     errors = differences.compare(
         score, a.reshape(rows, -1), gradient.reshape(rows, -1), directions, subject.precision, rng
@@ -231,6 +245,18 @@ def _values(subject: Subject, cut: dict[str, np.ndarray], names: dict[str, str])
     inputs, outputs = ([edit.info(n, graph.dtype(n), graph.shape(n)) for n in part] for part in (cut, names))
     session = subject.open_session(edit.extract(graph, inputs, outputs))
     return {names[name]: array for name, array in runtime.run(session, list(names), cut).items()}
+
+
+def _scalars(subject: Subject, columns: np.ndarray, rng: np.random.Generator) -> scalars.Scalars | None:
+    """What is explained of each row, and its number."""
+    if subject.readout.task is not None:
+        return scalars.draw(subject, columns, rng)
+    classes = _classes(subject, columns, rng)
+
+    def of_class(y: np.ndarray) -> np.ndarray:
+        return np.asarray(subject.readout.per_class(y)[np.arange(len(y)), classes])
+
+    return scalars.Scalars(subject.target(classes), of_class)
 
 
 def _classes(subject: Subject, scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam import runtime
+from onnxcam import image, runtime
 from onnxcam.diagnose.report import Finding
 from onnxcam.diagnose.subject import Subject, distance, distances, norms
 from onnxcam.network.calibration.record import of_manifest
@@ -14,6 +14,9 @@ from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import SHARED
 from onnxcam.network.split import head_of
 from onnxcam.targets import conditions
+from onnxcam.targets.detections import best_classes
+from onnxcam.targets.regions import largest
+from onnxcam.targets.tasks import Detect, Segment
 
 TOLERANCE_MAPS = 1e-3
 TOLERANCE_GATE = 1e-6
@@ -75,7 +78,7 @@ def top_1_target(subject: Subject) -> Finding:
     """Compare the gradients for target -1 with those for each row's best class by its index."""
     gradients = [entry["gradients"] for entry in subject.manifest["layers"]]
     automatic = runtime.run(subject.ungated, [subject.scores, *gradients], subject.top_1(subject.batch))
-    best = subject.readout.top1(automatic[subject.scores])
+    best = _first_choices(subject, automatic[subject.scores])
     explicit = runtime.run(subject.ungated, gradients, subject.feeds(subject.batch) | subject.target(best))
     rows = best == best[0] if subject.manifest["target"].get("rows") == SHARED else slice(None)
     worst = max(distance(automatic[name][rows], explicit[name][rows]) for name in gradients)
@@ -83,7 +86,21 @@ def top_1_target(subject: Subject) -> Finding:
     if worst > TOLERANCE_GATE:
         detail = f"the gradients for target -1 differ from those for each row's best class by {worst:.1e}"
         return Finding("target", "failed", detail, figures)
-    return Finding("target", "ok", "-1 means each row's best class", figures)
+    what = "box" if isinstance(subject.readout.task, Detect) else "class"
+    return Finding("target", "ok", f"-1 means each row's best {what}", figures)
+
+
+def _first_choices(subject: Subject, columns: np.ndarray) -> np.ndarray:
+    """What -1 stands for in each row, int64 `[N]`."""
+    task = subject.readout.task
+    if isinstance(task, Detect):
+        empty = not task.count(columns.shape[1])
+        return np.array([-1 if empty else int(best_classes(task, row)[1].argmax()) for row in columns], np.int64)
+    if isinstance(task, Segment):
+        size = subject.input_size
+        placement, labels = image.Geometry(size, size, (0, 0), size), subject.manifest.get("labels")
+        return np.array([largest(task, row, placement, labels)[0] for row in columns], np.int64)
+    return subject.readout.top1(columns)
 
 
 def heatmaps(subject: Subject, entry: dict[str, Any]) -> Finding:

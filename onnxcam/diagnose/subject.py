@@ -17,6 +17,7 @@ from onnxcam.network.manifest import SHARED, Manifest
 from onnxcam.network.score_facts import without_masked
 from onnxcam.network.split import head_of
 from onnxcam.targets.readout import Readout
+from onnxcam.targets.tasks import Embed, Values
 
 OPEN_SIDE = 224  # pixels per side where the model leaves its input size open
 TOP_1 = -1  # the target that means each row's own best class
@@ -81,12 +82,27 @@ class Subject:
         """Return the input of a run without a target."""
         return {self.manifest["input"]["name"]: batch}
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the model's input."""
+        height, width = Layout.of(self.manifest["input"]).size(self.batch.shape)
+        return int(height), int(width)
+
     def target(self, classes: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the feed that sets the target; empty where the file has a constant one."""
-        entry = self.manifest["target"]
+        """Return the feeds that set the target: a class, a box or a value per row, -1 for each row's first choice.
+
+        Of what has no first choice another one: an embedding of ones, the first value. Empty where the file has a
+        constant one.
+        """
+        entry, task = self.manifest["target"], self.readout.task
+        rows = 1 if entry.get("rows") == SHARED else len(classes)
+        feeds = {entry["region"]: np.zeros((rows, 4), np.float32)} if entry.get("region") else {}
         if entry["mode"] == "constant":
-            return {}
-        return {entry["name"]: classes[:1] if entry.get("rows") == SHARED else classes}
+            return feeds
+        if isinstance(task, Embed):
+            return {entry["name"]: np.ones((rows, task.size), np.float32)}
+        classes = np.maximum(classes, 0) if isinstance(task, Values) else classes
+        return feeds | {entry["name"]: classes[:rows]}
 
     def top_1(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Return the feeds that explain each row's best class."""

@@ -13,8 +13,8 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.errors import InputError
-from onnxcam.explain import saving
-from onnxcam.explain.saving import Drawing, unit
+from onnxcam.explain import panels, saving
+from onnxcam.explain.saving import Drawing
 from onnxcam.explain.statistics import describe, of_cells
 from onnxcam.targets.objectives import LOG_PROBABILITY
 from onnxcam.targets.readout import LOGITS, REGRESSION
@@ -33,12 +33,14 @@ class Scalar:
         target: what was resolved on the picture, ready for JSON: a box by the index of its candidate.
         layer: at which it is explained, which may be another one for each box.
         box: the box explained, in pixels of the picture; None of what is no box.
+        mask: the picture's pixels over which a class is summed, bool `[H, W]`; None where that is a box or nothing.
     """
 
     kind: str
     target: Any
     layer: Any
     box: Detection | None = None
+    mask: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,26 +281,26 @@ class Explanation:
             colormap: a name of `onnxcam.image.COLORMAPS`; None for `viridis`.
 
         Returns:
-            uint8 `[H, W, 3]` RGB; what lies outside `visible` is dimmed, hatched and framed.
+            uint8 `[H, W, 3]` RGB; what lies outside `visible` is dimmed, hatched and framed; the box or region that is
+            explained is outlined.
         """
-        style = Drawing.of(alpha, colormap)
-        return image.overlay(self.picture, unit(self.heatmap), style.alpha, style.colormap, self.visible)
+        return panels.overlay(self, Drawing.of(alpha, colormap))
 
     def panel(self, colormap: str | None = None, alpha: float | None = None) -> np.ndarray:
         """Draw picture, heatmap and overlay side by side with label, probability and colour bar, uint8 RGB."""
-        style = Drawing.of(alpha, colormap)
-        return image.panel(
-            self.picture,
-            unit(self.heatmap),
-            label=self.title,
-            probability=None if self.numeric else self.probability,
-            method=self.method,
-            alpha=style.alpha,
-            colormap=style.colormap,
-            visible=self.visible,
-            notes=self.notes,
-            blank=(self.maps[0].blank or "").partition(":")[0],
-        )
+        return panels.panel(self, Drawing.of(alpha, colormap))
+
+    def boxes_panel(self, colormap: str | None = None, alpha: float | None = None) -> np.ndarray:
+        """Draw the picture and the overlay of each box, or of each region, side by side, uint8 RGB.
+
+        Raises:
+            InputError: there is one map only.
+        """
+        if len(self.maps) < 2:
+            raise InputError(
+                "this explanation has one map; ask for several with explain(..., top=3) or a list of boxes"
+            )
+        return panels.several(self, Drawing.of(alpha, colormap), f"{len(self.maps)} maps by {self.method}")
 
     def layers_panel(self, colormap: str | None = None, alpha: float | None = None) -> np.ndarray:
         """Draw the picture and the overlay of each layer side by side, uint8 RGB.
@@ -326,21 +328,7 @@ class Explanation:
         return self._gallery([(one.method, one) for one in self.per_method], Drawing.of(alpha, colormap))
 
     def _gallery(self, named: Sequence[tuple[str, Explanation]], style: Drawing) -> np.ndarray:
-        reasons: dict[str, list[str]] = {}
-        for name, explanation in named:
-            if explanation.maps[0].blank is not None:
-                reasons.setdefault(explanation.maps[0].blank, []).append(name)
-        notes = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
-        return image.gallery(
-            self.picture,
-            [(name, unit(explanation.heatmap)) for name, explanation in named],
-            label=self.title,
-            probability=None if self.numeric else self.probability,
-            alpha=style.alpha,
-            colormap=style.colormap,
-            visible=[explanation.visible for _, explanation in named],
-            notes=[*notes, *self._first_choice],
-        )
+        return panels.gallery(self, named, style, self._first_choice)
 
     @property
     def marks(self) -> image.Marks:

@@ -17,10 +17,11 @@ import numpy as np
 from onnxcam import image
 from onnxcam.cam.methods import GRAPH, Method, find
 from onnxcam.errors import InputError, TargetError
+from onnxcam.explain import target_texts
 from onnxcam.explain.maps import AUGMENT, EIGEN, FUSIONS, INPUT_SIZE, LAYER_SIZE, SMOOTHINGS, check_size, smoothings
 from onnxcam.explain.texts import Spelling, keyword, parse_options, truth
 from onnxcam.targets import objectives, scalars
-from onnxcam.targets.classes import TOP1, by_text, check_count, find_label, listed, refuse_masked
+from onnxcam.targets.classes import TOP1, check_count, listed, refuse_masked
 from onnxcam.targets.difference import Difference
 from onnxcam.targets.objectives import Contrast, Objective, Probability
 from onnxcam.targets.readout import Readout
@@ -31,10 +32,9 @@ if TYPE_CHECKING:
     from onnxcam.network.calibration.record import Calibration
 
 SEED = 1234
-RUNNER_UP = "runner-up"
 # the keys that `Question.parse` reads
 KEYS = (
-    *("target", "contrast", "probability", "box", "part", "region", "like", "output"),
+    *target_texts.KEYS,
     *("top", "method", "option", "layer"),
     *("side_by_side", "normalize", "fusion", "smooth", "seed"),
 )
@@ -129,7 +129,7 @@ class Question:
             InputError: anything else that cannot be used.
         """
         if top is not None and target is not None:
-            raise _top_excludes("target", spell)
+            raise target_texts.top_excludes("target", spell)
         several_methods, methods = _several(method)
         if side_by_side and layer is None:
             layer = list(terms.layers)
@@ -169,8 +169,9 @@ class Question:
         """The question that texts or JSON values ask, under the names in `KEYS`. None stands for a missing value.
 
         Arguments:
-            values: `target` (an index or a label), `contrast` (the class to compare it with, or `runner-up`),
-                `probability`, `top`, `method`, `layer`, `option` (`KEY=VALUE`, a list of these, or a mapping),
+            values: `target` (an index or a label), `contrast` (what to compare it with: a class, or `runner-up`),
+                `probability`, or what else is explained (see `onnxcam.explain.target_texts`), `top`, `method`, `layer`,
+                `option` (`KEY=VALUE`, a list of these, or a mapping),
                 `side_by_side`, `normalize`, `fusion`, `smooth`, `seed`. `method`, `layer` and `smooth` are a name or a
                 list, in which a single name is not a list; numbers and truth values may be texts.
             terms, rows, spell: as in `of`.
@@ -183,7 +184,7 @@ class Question:
         return cls.of(
             terms,
             rows=rows,
-            target=_target(text, probability, terms),
+            target=target_texts.target_of(text, probability, terms.labels),
             method=methods[0] if len(methods) == 1 else methods,
             layer=_single(_names(text.get("layer"), "layer", spell)),
             top=_whole(text["top"], "top", spell) if "top" in text else None,
@@ -216,26 +217,7 @@ class Question:
         unknown = [key for key in text if key not in KEYS]
         if unknown:
             raise InputError(f"a question has no {spell(unknown[0])}; it has {', '.join(map(spell, KEYS))}")
-        probability = truth(text.get("probability", False), spell("probability"))
-        special = [*(["target"] if "target" in text else []), *(["contrast"] if "contrast" in text else [])]
-        special += ["probability"] if probability else []
-        if "top" in text and special:
-            raise _top_excludes(special[0], spell)
-        if "contrast" in text and probability:
-            raise InputError(
-                f"{spell('contrast')} and {spell('probability')} exclude each other: a contrast is one of two scores"
-            )
-        classes = {key: by_text(text[key], labels) for key in ("target", "contrast") if isinstance(text.get(key), str)}
-        for key, name in classes.items():
-            if not str(name).strip():
-                raise TargetError(f"{spell(key, name)} is blank; expected an index or a label")
-            if labels and isinstance(name, str) and not (key == "contrast" and _is_runner_up(name)):
-                find_label(name, labels)
-        if len(classes) == 2 and classes["target"] == classes["contrast"]:
-            raise TargetError(
-                f"{spell('contrast', text['contrast'])} is the target itself, and a contrast of a class with itself "
-                "says nothing; name another class to compare it with"
-            )
+        probability = target_texts.check(text, labels, spell)
         methods = [find(name) for name in _names(text.get("method"), "method", spell) or ["gradcam"]]
         return probability, methods, parse_options(text.get("option", ()), methods, spell)
 
@@ -435,35 +417,6 @@ def _targets(target: Any, rows: int | None, terms: Terms) -> tuple[Any, ...]:
     check_count(len(target), len(target) if rows is None else rows)
     nested = [Several(item) if isinstance(item, (list, tuple)) else item for item in target]
     return tuple(check(item, terms.readout, terms.labels) for item in nested)
-
-
-def _target(text: Mapping[str, Any], probability: bool, terms: Terms) -> Any:
-    """The target that `target`, `contrast` and `probability` mean together."""
-    contrast = text.get("contrast")
-    other = None if _is_runner_up(contrast) else _class(contrast, terms)
-
-    def of_class(item: Any) -> Any:
-        index = _class(item, terms)
-        if contrast is not None:
-            return Contrast(index, other)
-        return Probability(index) if probability else index
-
-    target = text.get("target")
-    return [of_class(item) for item in target] if isinstance(target, (list, tuple)) else of_class(target)
-
-
-def _is_runner_up(contrast: Any) -> bool:
-    return isinstance(contrast, str) and contrast.strip().casefold() == RUNNER_UP
-
-
-def _class(value: Any, terms: Terms) -> Any:
-    """A class as a user types it: a label, or an index where no label is those digits."""
-    return by_text(value, terms.labels) if isinstance(value, str) else value
-
-
-def _top_excludes(name: str, spell: Spelling) -> TargetError:
-    top = spell("top")
-    return TargetError(f"both {spell(name)} and {top} were given; {top} explains the scores of the best classes")
 
 
 def _whole(value: Any, name: str, spell: Spelling) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.errors import InputError, OutputError, listing
+from onnxcam.explain.outlines import of_map
 from onnxcam.files import FileSet
 from onnxcam.image import png
 
@@ -108,7 +109,7 @@ def would_overwrite(name: str, methods: Sequence[str], style: Drawing) -> bool:
     path = Path(name.lower())
     if path.suffix not in {".png", f".{style.format}"}:
         return False
-    stems = {"input"} & style.files | ({"panel", "methods", "layers"} if "panel" in style.files else set())
+    stems = {"input"} & style.files | ({"panel", "methods", "layers", "boxes"} if "panel" in style.files else set())
     maps = any(path.stem == f"{method}_{kind}" for method in methods for kind in style.files)
     return path.stem in stems or maps
 
@@ -136,6 +137,8 @@ class _Writer:
         if "panel" in style.files:
             self._colors("panel", "panel", explanation.panel(style.colormap, style.alpha))
         self._classes(explanation, "")
+        if explanation.task is not None and len(explanation.maps) > 1 and "panel" in style.files:
+            self._colors("boxes", "boxes", explanation.boxes_panel(style.colormap, style.alpha))
         if explanation.per_method:
             if "panel" in style.files:
                 self._colors("methods", "methods", explanation.methods_panel(style.colormap, style.alpha))
@@ -161,15 +164,15 @@ class _Writer:
         """Each class's overlay, where several were explained."""
         if len(explanation.maps) < 2 or "overlay" not in self._style.files:
             return
-        _make(self._folder / "top_predictions")
+        where = "top_predictions" if explanation.task is None else "boxes" if explanation.boxes else "regions"
+        _make(self._folder / where)
         for rank, one in enumerate(explanation.maps, start=1):
-            name = f"top_predictions/{explanation.method}_top{rank}_{file_stem(one.label)}"
-            self._overlay(f"{key}top{rank}", name, image.grayscale(unit(one.heatmap)), explanation.marks)
-
-    def _overlay(self, key: str, name: str, gray: np.ndarray, marks: image.Marks) -> None:
-        """Grey levels in colours over the picture."""
-        pieces = _overlay(self._explanation.picture, gray, marks, self._style)
-        self._write(key, f"{name}.{self._style.format}", pieces)
+            kind = f"top{rank}" if one.box is None else f"box{one.box.index}"
+            kind = kind if f"{key}{kind}" not in self.names else f"{kind}_{rank}"  # two parts of one box
+            stem = f"{where}/{explanation.method}_{kind}_{file_stem(one.label)}"
+            gray, outlines = image.grayscale(unit(one.heatmap)), of_map(explanation, one)
+            pieces = _overlay(explanation.picture, gray, explanation.marks, self._style, outlines)
+            self._write(f"{key}{kind}", f"{stem}.{self._style.format}", pieces)
 
     def _colors(self, key: str, name: str, pixels: np.ndarray) -> None:
         """A colour picture in the style's format."""
@@ -186,34 +189,41 @@ def map_files(explanation: Explanation, style: Drawing) -> Iterator[tuple[str, s
     Without marks the grey and the coloured PNG share their compressed pixels; an overlay is drawn as it is written.
     """
     gray, marks = image.grayscale(unit(explanation.heatmap)), explanation.marks
-    shared = style.format == "png" and "heatmap" in style.files and not marks
+    outlines = of_map(explanation)
+    shared = style.format == "png" and "heatmap" in style.files and not marks and not outlines
     packed = png.pack(gray) if "grayscale" in style.files or shared else None
     if "grayscale" in style.files and packed is not None:
         yield "grayscale", "png", [png.shades(packed)]
     if "heatmap" in style.files:
-        yield "heatmap", style.format, _heatmap(gray, packed if shared else None, marks, style)
+        yield "heatmap", style.format, _heatmap(gray, packed if shared else None, marks, style, outlines)
     if "overlay" in style.files:
-        yield "overlay", style.format, _overlay(explanation.picture, gray, marks, style)
+        yield "overlay", style.format, _overlay(explanation.picture, gray, marks, style, outlines)
 
 
 def _heatmap(
-    gray: np.ndarray, packed: png.Packed | None, marks: image.Marks, style: Drawing
+    gray: np.ndarray, packed: png.Packed | None, marks: image.Marks, style: Drawing, outlines: Sequence[image.Outline]
 ) -> Iterable[bytes | memoryview]:
-    """Grey levels in colours with the marks; what was `packed` without any is taken as it is."""
+    """Grey levels in colours with the marks and outlines; what was `packed` without any is taken as it is."""
     table = image.palette(style.colormap)
     levels, colors = (marks.levels(gray), image.marked(table)) if marks else (gray, table)
+    if outlines:
+        return _encoded(image.outline(colors[levels], outlines), style)
     if style.format != "png":
         return _encoded(colors[levels], style)
     return [png.shades(png.pack(levels) if packed is None else packed, colors)]
 
 
-def _overlay(picture: np.ndarray, gray: np.ndarray, marks: image.Marks, style: Drawing) -> Iterable[bytes | memoryview]:
-    """Grey levels in colours over the picture, drawn as they are written."""
+def _overlay(
+    picture: np.ndarray, gray: np.ndarray, marks: image.Marks, style: Drawing, outlines: Sequence[image.Outline] = ()
+) -> Iterable[bytes | memoryview]:
+    """Grey levels in colours over the picture, drawn as they are written where no outline lies on them."""
 
     def draw(rows: slice) -> np.ndarray:
         return image.draw(picture[rows], gray[rows], style.alpha, style.colormap, marks, rows.start)
 
     height, width = gray.shape
+    if outlines:
+        return _encoded(image.outline(draw(slice(0, height)), outlines), style)
     if style.format != "png":
         return _encoded(draw(slice(0, height)), style)
     return png.colors(height, width, (draw(rows) for rows in png.bands(height, width)), style.compress)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from onnxcam import image
 from onnxcam.explain.explanation import Scalar, name_of
 from onnxcam.targets import boxes
@@ -31,4 +33,8 @@ def scalar_of(objective: Objective, labels: Sequence[str] | None, geometry: imag
         name = name_of(subject.index, labels)
         on_picture = boxes.to_picture(subject.box, geometry)
         box = Detection(subject.candidate, name, subject.index, subject.number, on_picture)
-    return Scalar(objective.describe(0)[0], subject.target, layer, box)
+    mask = None
+    if subject.cells is not None:
+        mask = geometry.to_picture(subject.cells.astype(np.float32)) >= 0.5
+        mask = mask if mask.any() else None
+    return Scalar(objective.describe(0)[0], subject.target, layer, box, mask)

@@ -48,7 +48,8 @@ def objective(
     flat = task.flatten(weights)
     columns = np.flatnonzero(flat)
     number = float(p[index][cells].mean())
-    subject = Subject(int(index), None, number, target=describe(Region(int(index), target.region)))
+    drawn = None if isinstance(target.region, tuple) else cells
+    subject = Subject(int(index), None, number, target=describe(Region(int(index), target.region)), cells=drawn)
     return Combination(subject, columns, flat[columns], REGION)
 
 

@@ -8,7 +8,7 @@ the class times its overlap with the reference box, the similarity of D-RISE (ht
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class Subject:
         candidate: its index in the file's own output, None where it is no box.
         target: the scalar ready for JSON, with every index resolved.
         doubt: a sentence about what is doubtful in the choice, None without.
+        cells: of a grid over which a class is summed, bool `[h, w]`; None where that is a box in the picture, or none.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Subject:
     candidate: int | None = None
     target: Any = None
     doubt: str | None = None
+    cells: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 class OfOnePicture:

@@ -84,6 +84,7 @@ class _Measurement:
 
     def __init__(self, graph: Graph, picture: str, readout: Readout, layers: Sequence[Layer]) -> None:
         self._graph, self._picture, self._scores = graph, picture, readout.value
+        self._of_task = readout.task is not None
         self._layout = Layout(input_layout(graph, picture))
         self._layers = [_Layer(layer, {layout: [] for layout in _layouts(layer)}) for layer in layers]
         self._runner: Runner | None = None
@@ -240,7 +241,9 @@ class _Measurement:
     def _take(self, outputs: dict[str, np.ndarray], rows: Sequence[int], drawn: Stimuli) -> None:
         """Take note of the values of some rows: scores, and how far each layer moved from its background."""
         scores = outputs[self._scores]
-        if len(scores) == len(rows):
+        if self._of_task:
+            self._unmeasured[SCORES] = "its columns are not the scores of classes"
+        elif len(scores) == len(rows):
             self._rows_of_scores.append(scores.reshape(len(rows), -1))
         else:
             self._unmeasured[SCORES] = f"the scores have {len(scores)} rows for {len(rows)} pictures"

@@ -1,0 +1,172 @@
+"""The default layers of a detector or a segmentation: where the head begins, on each level of a feature pyramid.
+
+The last convolutions make a number of every cell, so that a map of their output shows one cell for a box. The layer to
+look at is the last one through which everything goes that a level's candidates are computed from: the level's features,
+which the branches for boxes and for classes both read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxcam.graph.coverage import covering
+from onnxcam.graph.layers import Layer
+from onnxcam.graph.layout import input_layout
+from onnxcam.graph.operators import Trait, having
+from onnxcam.graph.view import Graph, uses
+from onnxcam.network.layout import Layout
+from onnxcam.network.levels import trace
+from onnxcam.targets.readout import Readout
+from onnxcam.targets.tasks import Detect, Segment
+
+_CONVOLUTIONS = having(Trait.CONVOLVES)
+_MOST_RANGES = 64  # of the candidates of one level
+
+
+@dataclass(frozen=True)
+class PyramidLevel:
+    """A level's features.
+
+    Attributes:
+        layer: the layer.
+        candidates: those computed from it, as ranges [start, stop); None where they depend on the picture.
+    """
+
+    layer: Layer
+    candidates: tuple[tuple[int, int], ...] | None = None
+
+
+def pyramid(
+    graph: Graph, picture: str, readout: Readout, layers: Sequence[Layer], size: tuple[int, ...] | None
+) -> list[PyramidLevel]:
+    """The levels in the order of the graph, one where there is no pyramid; none of tasks without cells.
+
+    Arguments:
+        picture: the graph's input.
+        layers: the candidates for target layers.
+        size: shape of one picture as the graph takes it, None where height and width are open.
+    """
+    if not isinstance(readout.task, (Detect, Segment)):
+        return []
+    groups = None
+    if isinstance(readout.task, Detect) and size is not None and readout.task.candidates is not None:
+        groups = _traced(graph, picture, readout, readout.task, size)
+    if groups is None:
+        ends = _last_convolutions(graph, picture, readout.value)
+        groups = [(values, None) for values in _by_size(graph, ends)]
+    levels: dict[str, PyramidLevel] = {}
+    for values, ranges in groups:
+        layer = _features(graph, picture, values, layers)
+        if layer is None:
+            continue
+        other = levels.get(layer.value)
+        if other is not None:
+            ranges = None if ranges is None or other.candidates is None else _merged([*other.candidates, *ranges])
+        levels[layer.value] = PyramidLevel(replace(layer, default=False, beside=None), ranges)
+    return sorted(levels.values(), key=lambda level: graph.position[level.layer.value])
+
+
+def _traced(
+    graph: Graph, picture: str, readout: Readout, task: Detect, size: tuple[int, ...]
+) -> list[tuple[frozenset[str], tuple[tuple[int, int], ...] | None]] | None:
+    """The last convolutions of each group of candidates, and which these are; None where they cannot be followed."""
+    origins = trace(graph, picture, readout.value, size)
+    if origins is None or task.columns != origins.level.size:
+        return None
+    count = task.count(origins.level.size)
+    slabs = [slab for slab in (task.boxes, task.scores, task.objectness) if slab is not None]
+    columns = np.concatenate([slab.columns(count) for slab in slabs], axis=1)
+    patterns, members = np.unique(origins.level.reshape(-1)[columns], axis=0, return_inverse=True)
+    groups: dict[frozenset[str], list[np.ndarray]] = {}
+    for index, pattern in enumerate(patterns):
+        ends = frozenset(origins.levels[level].value for level in pattern if level >= 0)
+        if not ends:
+            return None
+        groups.setdefault(ends, []).append(np.flatnonzero(members.reshape(-1) == index))
+    return [(ends, _ranges(np.sort(np.concatenate(parts)))) for ends, parts in groups.items()]
+
+
+def _ranges(indices: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Sorted indices as ranges [start, stop)."""
+    breaks = np.flatnonzero(np.diff(indices) != 1)
+    starts = [int(indices[0]), *(int(indices[place + 1]) for place in breaks)]
+    stops = [*(int(indices[place]) + 1 for place in breaks), int(indices[-1]) + 1]
+    return tuple(zip(starts, stops, strict=True))
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    return _ranges(np.unique(np.concatenate([np.arange(start, stop) for start, stop in ranges])))
+
+
+def _last_convolutions(graph: Graph, picture: str, value: str) -> list[str]:
+    """The outputs of the convolutions nearest to a value, on every path to it, those of maps of the picture."""
+    ends: dict[str, None] = {}
+    queue, visited = [value], set()
+    while queue:
+        name = queue.pop()
+        node = graph.producer.get(name)
+        if name in visited or node is None or graph.is_constant(name):
+            continue
+        visited.add(name)
+        if node.op_type in _CONVOLUTIONS and _is_map(graph, picture, name):
+            ends[name] = None
+            continue
+        if node.op_type not in ("Shape", "Size"):
+            queue += uses(node)
+    return list(ends)
+
+
+def _is_map(graph: Graph, picture: str, value: str) -> bool:
+    """Whether a value may be a map of the picture: other proportions are those of regrouped numbers, as where a
+    convolution takes the mean of a distribution of each edge of a box."""
+    shape, whole = graph.shape(value) or (), graph.shape(picture) or ()
+    if len(shape) != 4 or len(whole) != 4:
+        return False
+    sides = Layout(input_layout(graph, picture)).size(whole)
+    height, width = shape[2], shape[3]
+    if not all(isinstance(side, int) for side in (*sides, height, width)):
+        return True
+    skew = abs(int(str(height)) * int(str(sides[1])) - int(str(width)) * int(str(sides[0])))
+    return skew <= max(int(str(side)) for side in sides)  # a map may be rounded up along one axis
+
+
+def _by_size(graph: Graph, values: Sequence[str]) -> list[frozenset[str]]:
+    """Values by the height and width of their maps; all together where these are not known."""
+    sizes = [(graph.shape(value) or ())[2:] for value in values]
+    if any(not isinstance(side, int) for size in sizes for side in size):
+        return [frozenset(values)] if values else []
+    return [
+        frozenset(value for value, other in zip(values, sizes, strict=True) if other == size)
+        for size in dict.fromkeys(sizes)
+    ]
+
+
+def _features(graph: Graph, picture: str, ends: frozenset[str], layers: Sequence[Layer]) -> Layer | None:
+    """The last layer through which everything goes that these values are computed from, themselves excepted."""
+    shared = frozenset.intersection(*(covering(graph, picture, value) for value in ends)) - ends
+    passing = [layer for layer in layers if layer.value in shared]
+    return max(passing, key=lambda layer: graph.position[layer.value], default=None)
+
+
+def record(levels: Sequence[PyramidLevel], entries: Sequence[dict[str, Any]], previous: Iterable[dict[str, Any]]) -> None:
+    """Say in a manifest's entries of layers which of them are levels of a pyramid, in place.
+
+    Arguments:
+        previous: entries of an explainable model that is augmented again, which stay levels.
+    """
+    by_value = {entry.get("value"): entry for entry in previous if entry.get("level")}
+    for entry in entries:
+        other = by_value.get(entry["value"])
+        if other is not None:
+            entry.update({key: other[key] for key in ("level", "candidates") if key in other})
+    if len(levels) < 2:
+        return
+    for level, entry in zip(levels, entries, strict=True):
+        entry["level"] = True
+        ranges = level.candidates
+        if ranges is not None and len(ranges) <= _MOST_RANGES:
+            entry["candidates"] = [list(pair) for pair in ranges]

@@ -152,7 +152,9 @@ def _features(graph: Graph, picture: str, ends: frozenset[str], layers: Sequence
     return max(passing, key=lambda layer: graph.position[layer.value], default=None)
 
 
-def record(levels: Sequence[PyramidLevel], entries: Sequence[dict[str, Any]], previous: Iterable[dict[str, Any]]) -> None:
+def record(
+    levels: Sequence[PyramidLevel], entries: Sequence[dict[str, Any]], previous: Iterable[dict[str, Any]]
+) -> None:
     """Say in a manifest's entries of layers which of them are levels of a pyramid, in place.
 
     Arguments:

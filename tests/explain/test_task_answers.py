@@ -135,7 +135,7 @@ def test_a_box_after_an_nms_in_the_file(explainer: Any, part: str) -> None:
     dense = np.asarray(detectors.forward("retinanet", torch.tensor(x.astype(float)))["boxes"][0])
     corners = boxes[: 4 * count].reshape(-1, 4)
     candidates = np.abs(dense[None] - corners[:, None]).sum(axis=2).argmin(axis=1)
-    indices = (torch.tensor(labels), torch.tensor(candidates))
+    indices = (labels, candidates)
     expected = gradient("torchvision", lambda o: o["scores"][1] if part == "score" else o["boxes"][1, 2], indices)
     actual = explainer("torchvision").attribution(x, Box(1, part=part), method="saliency")[0]
     assert distance(actual, expected) < 1e-5

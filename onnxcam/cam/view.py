@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -62,6 +62,14 @@ class View(Protocol):
 
     def values(self, total: int, make: Make) -> np.ndarray:
         """The objective of `total` variants, float64 `[total]`; they are made and run a few at a time."""
+
+    def occluded(self, windows: Sequence[tuple[slice, slice, slice]], hidden: np.ndarray) -> np.ndarray | None:
+        """The objective of the pictures with one window of channels, rows and columns replaced, float64
+        `[windows, N]`; None where the layer is not the input, or windows had better be made as variants.
+
+        Arguments:
+            hidden: what is put there, float32 `[N, C, H, W]`.
+        """
 
     def variants(self, total: int, make: Make) -> np.ndarray:
         """The scores of `total` variants, `[total, K]`."""

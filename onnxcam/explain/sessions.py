@@ -11,6 +11,9 @@ from onnxcam.runtime import options
 from onnxcam.runtime.row_choice import RowChoice
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from onnxcam.explain.patches import Patches
     from onnxcam.graph.attention import Block
     from onnxcam.graph.large_model import Serialized
     from onnxcam.network.cut import Cut
@@ -48,6 +51,7 @@ class Sessions:
         self._curved: dict[str, bool] = {}
         self._contributions: tuple[Any, list[tuple[str, Layout]]] | None = None
         self._attention: tuple[Any, list[Block]] | None = None
+        self._patches: tuple[object, Patches] | None = None
 
     def forked(self) -> None:
         """Leave all sessions to the parent, in a forked child: they are opened again when they are needed."""
@@ -56,7 +60,10 @@ class Sessions:
         self._lock = threading.RLock()
         self._sessions, self._curved = {}, {}
         self._head, self._exposed = None, ()
-        self._contributions = self._attention = None
+        if self._patches is not None:
+            for session in self._patches[1].opened:
+                inherit(session)
+        self._contributions = self._attention = self._patches = None
 
     @property
     def network(self) -> Network:
@@ -170,6 +177,22 @@ class Sessions:
         from onnxcam.network import subgraphs
 
         return self.session(("attention backward",), lambda: subgraphs.attention_backward(self.network))
+
+    def patches(self, shape: tuple[int, ...], spans: tuple[np.ndarray, np.ndarray], rows: int | None) -> Patches:
+        """Sessions that compute what windows of a picture change; those for the windows before are dropped.
+
+        Arguments:
+            shape: of one picture, in the model's layout.
+            spans: the rows and the columns of the windows, int64 `[n, 2]` each.
+            rows: per run where the model fixes them, else None.
+        """
+        from onnxcam.explain.patches import Patches
+
+        key = shape, rows, *(span.tobytes() for span in spans)
+        with self._lock:
+            if self._patches is None or self._patches[0] != key:
+                self._patches = key, Patches(self, shape, spans, rows)
+            return self._patches[1]
 
     def maps(self, layer: str, names: Sequence[str], terms: bool = False) -> Any:
         """A session from a layer's activations and gradients to maps of graph methods, or to what they are sums of."""

@@ -16,6 +16,7 @@ from onnxcam.cam.methods.eigen import first_component
 from onnxcam.cam.view import Make
 from onnxcam.errors import MethodError
 from onnxcam.explain.features import Batch, HeadRun, run_head
+from onnxcam.explain.patches import FEWEST, Window, distinct, patch
 from onnxcam.network.layout import Layout
 from onnxcam.network.names import (
     ACTIVATIONS,
@@ -154,6 +155,42 @@ class LayerView:
         """The objective of variants, float64 `[total]`."""
         values = [self.objective.value(scores, rows) for scores, rows in self._scan(total, make)]
         return np.concatenate(values) if values else np.empty(0)
+
+    def occluded(self, windows: Sequence[Window], hidden: np.ndarray) -> np.ndarray | None:
+        """The objective with one window replaced, float64 `[windows, N]`; None where the whole graph had better run.
+
+        Only what a window changes is computed: see `onnxcam.explain.patches`.
+        """
+        if self.layer != INPUT or len(windows) * len(self.scores) < FEWEST or not self._on_processor:
+            return None
+        native = self._values[self._cut.layer.value]
+        spans, places = distinct(windows)
+        # rows of a model that fixes them are its own; parts of it take any number
+        fixed = None if self._cut.free else self._most_rows()
+        patches = self.batch.sessions.patches((1, *native.shape[1:]), spans, fixed)
+        if not patches.useful:
+            return None
+        values = np.empty((len(windows), len(self.scores)))
+        done = 0
+
+        def tell(count: int) -> None:
+            nonlocal done
+            done += count
+            self.tell(done, values.size)
+
+        for row, (x, filling) in enumerate(zip(self.activations, hidden, strict=True)):
+
+            def piece(at: int, x: np.ndarray = x, filling: np.ndarray = filling) -> np.ndarray:
+                return patch(x, filling, windows[at], self._cut.layout).astype(native.dtype, copy=False)
+
+            for index, scores in patches.scores(native[row : row + 1], piece, places, tell):
+                values[index, row] = self.objective.value(scores, np.full(len(index), row))
+        return values
+
+    @property
+    def _on_processor(self) -> bool:
+        """Whether sessions run on the processor: elsewhere crops would be copied there and back."""
+        return bool(self.batch.sessions.head([]).get_providers()[0] == runtime.CPU)
 
     def variants(self, total: int, make: Make) -> np.ndarray:
         """The scores of variants, `[total, K]`."""

@@ -56,6 +56,19 @@ def tail(network: Network, layer: str) -> onnx.ModelProto:
     return _scoring(network, network.graph_from(layer), _inputs(network, network.cut(layer)), [])
 
 
+def values(network: Network, names: Sequence[str]) -> onnx.ModelProto:
+    """Picture in, as numbers that have a gradient; some values of the graph behind it out."""
+    graph = network.graph_from(INPUT)
+    inputs = _inputs(network, network.cut(INPUT))
+    return _part(graph, Builder(graph), inputs, [_info(graph, name) for name in names])
+
+
+def rest(network: Network, names: Sequence[str]) -> onnx.ModelProto:
+    """The values at a cut of the graph behind the picture in; scores `[N, K]` as `SCORES` out."""
+    graph = network.graph_from(INPUT)
+    return _scoring(network, graph, [_info(graph, name) for name in names], [])
+
+
 def backward(network: Network, layer: str, *, relu: str = "plain", of_class: bool = False) -> onnx.ModelProto:
     """Cut values and `COTANGENT` `[N, K]` in; `GRADIENT`, in the layer's own shape, out.
 

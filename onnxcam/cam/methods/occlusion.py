@@ -47,9 +47,12 @@ def occlusion(view: View, window: Any = None, stride: Any = None, baseline: Any 
     places = int(np.prod(counts))
     rows = len(x)
 
-    def window_of(place: int) -> tuple[slice, ...]:
+    def window_of(place: int) -> tuple[slice, slice, slice]:
         starts = [int(at) * shift for at, shift in zip(np.unravel_index(place, counts), step, strict=True)]
-        return tuple(slice(start, start + length) for start, length in zip(starts, size, strict=True))
+        channels, down, across = (
+            slice(start, min(start + length, side)) for start, length, side in zip(starts, size, sides, strict=True)
+        )
+        return channels, down, across
 
     def make(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         place, row = np.divmod(np.arange(first, last), rows)
@@ -59,7 +62,10 @@ def occlusion(view: View, window: Any = None, stride: Any = None, baseline: Any 
             one[where] = hidden[of][where]
         return changed, row
 
-    lost = view.value() - picture.values(places * rows, make).reshape(places, rows)
+    values = picture.occluded([window_of(place) for place in range(places)], hidden)
+    if values is None:
+        values = picture.values(places * rows, make).reshape(places, rows)
+    lost = view.value() - values
     total, covers = np.zeros(x.shape), np.zeros(sides)
     for place, by_row in enumerate(lost):
         where = window_of(place)

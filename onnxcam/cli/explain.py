@@ -27,6 +27,7 @@ from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.question import Question
 from onnxcam.explain.saving import FILES, FORMATS, Drawing, check_files
 from onnxcam.graph.file import open_model
+from onnxcam.image.opencv import import_cv2
 from onnxcam.image.text import Font
 from onnxcam.targets.tasks import Embed
 
@@ -243,7 +244,7 @@ def explain(
         task=task,
         boxes_output=boxes_output,
     )
-    _warm()  # here, as OpenCV loads its fonts once for each thread
+    _warm(many, files is None or "panel" in files)
     explainer = opening.result()
     question = ask(explainer.terms, **with_embeddings(explainer, flags))
     check(explainer, question)
@@ -361,10 +362,14 @@ def _digest(model: str) -> str:
         return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
-def _warm() -> None:
-    """Load the libraries that read and draw pictures."""
+def _warm(many: bool, panel: bool) -> None:
+    """Load the libraries that read and draw pictures, while the model is loaded."""
     with contextlib.suppress(Exception):  # an error is raised again where they are needed
-        Font(19, 600).width("0")
+        cv2 = import_cv2()
+        if many:
+            cv2.setNumThreads(1)  # pictures are drawn side by side on every core already
+        elif panel:
+            Font(19, 600).width("0")  # OpenCV loads its fonts once for each thread, and a single picture has this one
 
 
 def ready(folder: Path) -> None:

@@ -266,7 +266,7 @@ def _frameworks() -> list[Finding]:
 
 
 def _fast() -> list[Finding]:
-    """Check the optional library that makes explaining a folder faster."""
+    """Check the library that compresses pictures, without which they are written more slowly."""
     install = f'pip install "isal>={FLOORS["isal"]}"'
     if _version("isal") is None:
         return [_fine("isal", "not installed; with it pictures are written faster", install)]

@@ -286,9 +286,16 @@ class Explanation:
         """
         return panels.overlay(self, Drawing.of(alpha, colormap))
 
-    def panel(self, colormap: str | None = None, alpha: float | None = None) -> np.ndarray:
-        """Draw picture, heatmap and overlay side by side with label, probability and colour bar, uint8 RGB."""
-        return panels.panel(self, Drawing.of(alpha, colormap))
+    def panel(
+        self, colormap: str | None = None, alpha: float | None = None, *, levels: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Draw picture, heatmap and overlay side by side with label, probability and colour bar, uint8 RGB.
+
+        Arguments:
+            colormap, alpha: as in `overlay`.
+            levels: grey levels of the heatmap, uint8 `[H, W]`, where they are computed already.
+        """
+        return panels.panel(self, Drawing.of(alpha, colormap), levels)
 
     def boxes_panel(self, colormap: str | None = None, alpha: float | None = None) -> np.ndarray:
         """Draw the picture and the overlay of each box, or of each region, side by side, uint8 RGB.
@@ -395,8 +402,8 @@ class Explanation:
             compress: False stores the colours of PNG files as they are: ten times faster, and about twice as large.
             files: which to write: some of `input`, `grayscale`, `heatmap`, `overlay`, `panel` (and the panels of
                 methods and layers) and `json`, in a sequence or separated by commas; None for all.
-            format: of colour pictures: `png`, `jpeg` or `webp` (at quality 90), which is also the ending of their
-                names; the grey map is always a PNG.
+            format: of colour pictures: `png`, `jpeg` (quality 85) or `webp` (quality 90), which is also the ending of
+                their names; the grey map is always a PNG.
 
         Returns:
             file names by what they show, relative to the folder. All are written or, after an error, none of them.
@@ -407,9 +414,15 @@ class Explanation:
         """
         return self.write(directory, Drawing.of(alpha, colormap, compress, files, format))[1]
 
-    def write(self, directory: str | Path, style: Drawing) -> tuple[dict[str, Any], dict[str, str]]:
-        """Write as `save` does; return what `explanation.json` says without its `files`, and what `save` returns."""
-        return saving.save(self, Path(directory), style)
+    def write(
+        self, directory: str | Path, style: Drawing, *, encoded: bytes | None = None
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Write as `save` does; return what `explanation.json` says without its `files`, and what `save` returns.
+
+        Arguments:
+            encoded: `encoded` of the `Picture` that was explained, see `onnxcam.explain.saving.save`.
+        """
+        return saving.save(self, Path(directory), style, encoded)
 
     def _repr_png_(self) -> bytes:
         """The picture in a notebook: several methods side by side, or the panel of one."""

@@ -238,7 +238,8 @@ class _Work:
             if self.stopped.is_set():
                 return
             if isinstance(picture, image.Picture):
-                outcomes.append(self._judge(picture, self.write(item, result := next(explanations)), result))
+                outcome = self.write(item, result := next(explanations), picture)
+                outcomes.append(self._judge(picture, outcome, result))
             else:
                 outcomes.append(self.write(item, picture))
 
@@ -262,14 +263,15 @@ class _Work:
             for picture in pictures[done:]:
                 yield from self._explain([picture])
 
-    def write(self, item: Item, result: Explanation | Exception) -> Outcome:
+    def write(self, item: Item, result: Explanation | Exception, picture: image.Picture | None = None) -> Outcome:
         """Write an explanation into the picture's folder."""
         if isinstance(result, Exception):
             return Outcome(item, error=result)
         folder = self.output / item.folder
         try:
             _refuse_overwriting(item, folder, result, self.style)
-            return Outcome(item, *result.write(folder, self.style))
+            encoded = picture.encoded if picture is not None and picture.pixels is result.picture else None
+            return Outcome(item, *result.write(folder, self.style, encoded=encoded))
         except Exception as error:
             return Outcome(item, error=error)
 

@@ -23,7 +23,7 @@ def overlay(explanation: Explanation, style: Drawing) -> np.ndarray:
     )
 
 
-def panel(explanation: Explanation, style: Drawing) -> np.ndarray:
+def panel(explanation: Explanation, style: Drawing, levels: np.ndarray | None = None) -> np.ndarray:
     """Picture, heatmap and overlay side by side, see `Explanation.panel`."""
     return image.panel(
         explanation.picture,
@@ -37,6 +37,7 @@ def panel(explanation: Explanation, style: Drawing) -> np.ndarray:
         notes=explanation.notes,
         blank=(explanation.maps[0].blank or "").partition(":")[0],
         outlines=of_map(explanation),
+        levels=levels,
     )
 
 

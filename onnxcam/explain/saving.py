@@ -81,8 +81,14 @@ def check_files(names: str | Iterable[str]) -> frozenset[str]:
     return frozenset(selected)
 
 
-def save(explanation: Explanation, folder: Path, style: Drawing) -> tuple[dict[str, Any], dict[str, str]]:
+def save(
+    explanation: Explanation, folder: Path, style: Drawing, encoded: bytes | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Write the files of an explanation, all of them or none.
+
+    Arguments:
+        encoded: the JPEG file that `explanation.picture` was decoded from; with `format="jpeg"` its data are written as
+            they are, but for metadata, in place of an encoding of the pixels.
 
     Returns:
         what `explanation.json` says without its `files`; names of the files by what they show, relative to the folder.
@@ -93,7 +99,7 @@ def save(explanation: Explanation, folder: Path, style: Drawing) -> tuple[dict[s
     _make(folder)
     with FileSet() as together:
         writer = _Writer(explanation, folder, style, together)
-        writer.pictures()
+        writer.pictures(encoded)
         record = explanation.to_dict()
         names = dict(writer.names)
         if "json" in style.files:
@@ -127,15 +133,16 @@ class _Writer:
         self._folder = folder
         self._style = style
         self._together = together
+        self._levels = levels_of(explanation) if style.files & (MAPS | {"panel"}) else None
 
-    def pictures(self) -> None:
-        """Write all pictures that the style asks for."""
+    def pictures(self, encoded: bytes | None = None) -> None:
+        """Write all pictures that the style asks for; `encoded` as of `save`."""
         explanation, style = self._explanation, self._style
         if "input" in style.files:
-            self._colors("input", "input", explanation.picture)
+            self._input(encoded)
         self._maps(explanation, "", "")
         if "panel" in style.files:
-            self._colors("panel", "panel", explanation.panel(style.colormap, style.alpha))
+            self._colors("panel", "panel", explanation.panel(style.colormap, style.alpha, levels=self._levels))
         self._classes(explanation, "")
         if explanation.task is not None and len(explanation.maps) > 1 and "panel" in style.files:
             self._colors("boxes", "boxes", explanation.boxes_panel(style.colormap, style.alpha))
@@ -157,7 +164,8 @@ class _Writer:
             return
         if where:
             _make(self._folder / where)
-        for kind, ending, pieces in map_files(explanation, self._style):
+        levels = self._levels if explanation is self._explanation else None
+        for kind, ending, pieces in map_files(explanation, self._style, levels):
             self._write(f"{key}{kind}", f"{where}{explanation.method}_{kind}.{ending}", pieces)
 
     def _classes(self, explanation: Explanation, key: str) -> None:
@@ -174,6 +182,18 @@ class _Writer:
             pieces = _overlay(explanation.picture, gray, explanation.marks, self._style, outlines)
             self._write(f"{key}{kind}", f"{stem}.{self._style.format}", pieces)
 
+    def _input(self, encoded: bytes | None) -> None:
+        """The picture that was explained."""
+        copied = None
+        if encoded is not None and self._style.format == "jpeg":
+            from onnxcam.image import lossy
+
+            copied = lossy.copy(encoded)
+        if copied is None:
+            self._colors("input", "input", self._explanation.picture)
+        else:
+            self._write("input", "input.jpeg", [copied])
+
     def _colors(self, key: str, name: str, pixels: np.ndarray) -> None:
         """A colour picture in the style's format."""
         self._write(key, f"{name}.{self._style.format}", _encoded(pixels, self._style))
@@ -183,12 +203,17 @@ class _Writer:
         self.names[key] = name
 
 
-def map_files(explanation: Explanation, style: Drawing) -> Iterator[tuple[str, str, Iterable[bytes | memoryview]]]:
+def map_files(
+    explanation: Explanation, style: Drawing, levels: np.ndarray | None = None
+) -> Iterator[tuple[str, str, Iterable[bytes | memoryview]]]:
     """The files of an explanation's map that the style asks for: kind, ending and bytes in order.
 
     Without marks the grey and the coloured PNG share their compressed pixels; an overlay is drawn as it is written.
+
+    Arguments:
+        levels: `levels_of` the explanation, where they are computed already.
     """
-    gray, marks = image.grayscale(unit(explanation.heatmap)), explanation.marks
+    gray, marks = levels_of(explanation) if levels is None else levels, explanation.marks
     outlines = of_map(explanation)
     shared = style.format == "png" and "heatmap" in style.files and not marks and not outlines
     packed = png.pack(gray) if "grayscale" in style.files or shared else None
@@ -236,6 +261,11 @@ def _encoded(pixels: np.ndarray, style: Drawing) -> Iterable[bytes | memoryview]
     from onnxcam.image import lossy
 
     return [lossy.encode(pixels, style.format)]
+
+
+def levels_of(explanation: Explanation) -> np.ndarray:
+    """The grey levels of an explanation's heatmap, uint8 `[H, W]`."""
+    return image.grayscale(unit(explanation.heatmap))
 
 
 def unit(heatmap: np.ndarray) -> np.ndarray:

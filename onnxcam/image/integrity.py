@@ -41,7 +41,7 @@ def _jpeg(data: bytes, header: Header) -> None:
             return
         if marker is None or marker == 0x00:
             # every decoder skips bytes between segments
-            at = _search(data, at)
+            at = end_of_scan(data, at)
         elif marker == 0xFF:
             at += 1
         elif marker == 0x01 or 0xD0 <= marker <= 0xD8:
@@ -49,7 +49,7 @@ def _jpeg(data: bytes, header: Header) -> None:
         else:
             at += 2 + max(int.from_bytes(data[at + 2 : at + 4], "big"), 2)
             if marker == 0xDA:
-                at = _search(data, at)
+                at = end_of_scan(data, at)
                 scans += 1
                 if scans > _SCANS:
                     raise HeaderError(
@@ -58,7 +58,8 @@ def _jpeg(data: bytes, header: Header) -> None:
     raise _cut_off("JPEG", len(data), "no end-of-image marker")
 
 
-def _search(data: bytes, at: int) -> int:
+def end_of_scan(data: bytes, at: int) -> int:
+    """Where the next marker of a JPEG begins, from a place in its entropy-coded data on; its length if there is none."""
     match = _NEXT_MARKER.search(data, at)
     return match.start() if match else len(data)
 

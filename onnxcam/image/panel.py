@@ -49,6 +49,7 @@ def panel(
     notes: Sequence[str] = (),
     blank: str = "no evidence at this layer",
     outlines: Sequence[Outline] = (),
+    levels: Pixels | None = None,
 ) -> Pixels:
     """Compose the panel.
 
@@ -65,6 +66,7 @@ def panel(
         notes: sentences below the label, wrapped to the panel's width.
         blank: what is written in place of a heatmap that is zero everywhere, whose even colour could be read as a map.
         outlines: boxes and regions in the picture's pixels, drawn in all cells; without their chips in the middle one.
+        levels: `onnxcam.image.grayscale` of the heatmap, where it is computed already.
 
     Returns:
         uint8 [h, w, 3] RGB; each cell's longer side is between 224 and 320 pixels whatever the picture's size.
@@ -82,9 +84,9 @@ def panel(
     size = _cell(height, width)
     check_alpha(alpha)
     thumbnail = _show(pixels, size)
-    gray, marks = _show_map(heatmap, size), Marks.at(size, (height, width), visible)
+    gray, marks = _show_map(heatmap, size, levels), Marks.at(size, (height, width), visible)
     mixed = draw(thumbnail, gray, alpha, colormap, marks) if overlay is None else _show(as_pixels(overlay), size)
-    colors = _words(blank, size) if _is_blank(heatmap) else _colors(gray, marks, colormap)
+    colors = _words(blank, size) if _is_blank(heatmap, levels) else _colors(gray, marks, colormap)
     if outlines:
         scaled = [one.scaled((height, width), size) for one in outlines]
         thumbnail = outline(thumbnail, scaled)
@@ -163,9 +165,9 @@ def _colors(gray: Pixels, marks: Marks, colormap: str) -> Pixels:
     return np.asarray(import_cv2().applyColorMap(gray, table[:, None]), np.uint8)
 
 
-def _is_blank(heatmap: NDArray[Any]) -> bool:
+def _is_blank(heatmap: NDArray[Any], levels: Pixels | None = None) -> bool:
     """Whether a map is zero everywhere; several times faster than `any`."""
-    return not (heatmap.max() or heatmap.min())
+    return (levels is None or not levels.max()) and not (heatmap.max() or heatmap.min())
 
 
 def _words(text: str, size: Size) -> Pixels:
@@ -211,13 +213,13 @@ def _show(pixels: Pixels, size: Size) -> Pixels:
     return np.asarray(cv2.resize(pixels, (size[1], size[0]), interpolation=how), np.uint8)
 
 
-def _show_map(heatmap: NDArray[Any], size: Size) -> Pixels:
+def _show_map(heatmap: NDArray[Any], size: Size, levels: Pixels | None = None) -> Pixels:
     """Resize the map's grey levels to the panel's resolution, averaged down so that a thin peak does not vanish."""
     values = np.ascontiguousarray(heatmap, np.float32)
     if size[0] >= values.shape[0] and size[1] >= values.shape[1]:
         return grayscale(resize_map(values, size))
     cv2 = import_cv2()
-    gray = _halved(grayscale(values), size)  # a quarter of the map's bytes
+    gray = _halved(grayscale(values) if levels is None else levels, size)  # a quarter of the map's bytes
     return np.asarray(cv2.resize(gray, (size[1], size[0]), interpolation=cv2.INTER_AREA), np.uint8)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -41,6 +41,7 @@ class Picture:
             pixels (0 to 255), not rounded; None where `pixels` are all there is.
         tensor: the model's own input `[1, ...]`, where that is what was passed.
         doubts: sentences for the explanation's warnings.
+        encoded: the file that the pixels were decoded from, if it is a JPEG; None of any other.
     """
 
     pixels: Pixels
@@ -49,6 +50,7 @@ class Picture:
     values: NDArray[np.float32] | None = None
     tensor: NDArray[Any] | None = None
     doubts: tuple[str, ...] = ()
+    encoded: bytes | None = field(default=None, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -287,7 +289,7 @@ class _Form(NamedTuple):
         pixels = _decode(data, header, self)
         if isinstance(pixels, tuple):
             return self.of_values(pixels[0], name, path, pixels[1])
-        return Picture(pixels, name, path)
+        return Picture(pixels, name, path, encoded=data if header.format == "JPEG" else None)
 
 
 def _from_path(path: Path, max_pixels: int | None, form: _Form, header: Header | None) -> Picture:

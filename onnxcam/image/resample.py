@@ -225,5 +225,6 @@ def _resample(rows: Pixels, first: NDArray[np.intp], value: NDArray[np.int32]) -
         np.einsum("nt,ntm->nm", value[some], part_values, out=part_sums, dtype=np.int32, casting="unsafe")
         part_sums += _HALF
         part_sums >>= _BITS
-        np.clip(part_sums, 0, 255, out=resized[some], casting="unsafe")
+        np.maximum(part_sums, 0, out=part_sums)  # np.clip spends as long again in Python
+        np.minimum(part_sums, 255, out=resized[some], casting="unsafe")
     return resized

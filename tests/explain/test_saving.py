@@ -19,7 +19,9 @@ from onnxcam import files, image
 from onnxcam.errors import InputError, OutputError
 from onnxcam.explain import batch_maps, examination
 from onnxcam.explain.explainer import Explainer
-from onnxcam.explain.saving import FILES
+from onnxcam.explain.folder import explain_all
+from onnxcam.explain.pictures import Item
+from onnxcam.explain.saving import FILES, Drawing
 from onnxcam.explain.statistics import describe
 from onnxcam.graph import load
 from tests.cli.conftest import RAW, tree
@@ -59,6 +61,24 @@ def test_each_file_can_be_asked_for_alone(explainer: Explainer, tmp_path: Path, 
         assert np.abs(part - whole).mean() < 4, "what the format loses, and no more"
         data = (tmp_path / "one" / f"{NAMES[name]}.{ending}").read_bytes()
         assert data.startswith(b"\xff\xd8\xff" if form == "jpeg" else b"RIFF")
+
+
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
+def test_a_photograph_is_kept_as_it_came(explainer: Explainer, tmp_path: Path, form: str) -> None:
+    """A folder's JPEG pictures are written without a second loss, and without their metadata."""
+    encoded = cv2.imencode(".jpg", PICTURE, [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes()
+    (tmp_path / "a.jpg").write_bytes(encoded[:2] + b"\xff\xfe\0\x08secret" + encoded[2:])
+    cv2.imwrite(str(tmp_path / "b.png"), PICTURE)
+    items = [Item(tmp_path / name, name, Path(name).stem) for name in ("a.jpg", "b.png")]
+    style = Drawing.of(format=form)
+    for outcome in explain_all(explainer, items, explainer.question(), tmp_path / "out", style):
+        assert outcome.error is None and outcome.files is not None
+        written = (tmp_path / "out" / outcome.item.folder / outcome.files["input"]).read_bytes()
+        shown, read = image.load(written).pixels, image.load(outcome.item.source).pixels
+        if form == "png" or (form == "jpeg" and outcome.item.name == "a.jpg"):
+            np.testing.assert_array_equal(shown, read)
+        assert np.abs(shown.astype(int) - read).mean() < 3 and b"secret" not in written
+        assert (written == encoded) == (form == "jpeg" and outcome.item.name == "a.jpg")
 
 
 def test_several_methods_layers_and_classes_follow(explainer: Explainer, tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def deflate() -> Deflate:
         from isal import isal_zlib
     except Exception:  # it has no wheel for some machines, and whatever is wrong with it must not fail a picture
         # photographs hardly repeat: a search for repetitions would cost time and gain nothing
-        return Deflate(zlib.crc32, zlib.adler32, lambda: _zlib(zlib.Z_DEFAULT_STRATEGY), lambda: _zlib(zlib.Z_HUFFMAN_ONLY))
+        return Deflate(
+            zlib.crc32, zlib.adler32, lambda: _zlib(zlib.Z_DEFAULT_STRATEGY), lambda: _zlib(zlib.Z_HUFFMAN_ONLY)
+        )
     return Deflate(isal_zlib.crc32, isal_zlib.adler32, isal_zlib.compressobj, isal_zlib.compressobj)
 
 

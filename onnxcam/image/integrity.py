@@ -59,7 +59,7 @@ def _jpeg(data: bytes, header: Header) -> None:
 
 
 def end_of_scan(data: bytes, at: int) -> int:
-    """Where the next marker of a JPEG begins, from a place in its entropy-coded data on; its length if there is none."""
+    """Return where the next marker of a JPEG begins after `at`, in its entropy-coded data; its length without one."""
     match = _NEXT_MARKER.search(data, at)
     return match.start() if match else len(data)
 

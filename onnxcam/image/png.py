@@ -2,8 +2,9 @@
 
 A compressed row is stored as differences (https://www.w3.org/TR/png-3/#9Filters), which numpy computes in one pass: of
 a colour picture from the row above (filter 2, "Up"), of a smooth map from the pixel before (filter 1, "Sub"), which
-makes maps a sixth smaller. Colour pictures are encoded a few rows at a time, each part in its own chunk (the standard allows any split of
-the data), so a picture need not exist as a whole, and its rows are still in the core's cache when they are written.
+makes maps a sixth smaller. Colour pictures are encoded a few rows at a time, each part in its own chunk (the standard
+allows any split of the data), so a picture need not exist as a whole, and its rows are still in the core's cache when
+they are written.
 """
 
 from __future__ import annotations

@@ -20,11 +20,12 @@ from onnxcam.graph.builder import Builder
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import FLOATS, Graph
-from onnxcam.network import columns, label_tables
+from onnxcam.network import columns, label_tables, tasks
 from onnxcam.network import readout as readouts
 from onnxcam.network.ending import Ending, Form, form_of, mixes
 from onnxcam.network.meaning import ADVICE, AS_IT_IS, BYTES, LOG_ODDS, LOGARITHM, Meaning, Numbers
 from onnxcam.targets.readout import BINARY, KINDS, LOGITS, MULTILABEL, PROBABILITIES, REGRESSION, Readout
+from onnxcam.targets.tasks import DETECT, REGRESS, Values
 
 _LINEAR = having(Trait.PASSES | Trait.RESHAPES) | {
     "Add", "Sub", "Mul", "Div", "QuantizeLinear", "DequantizeLinear", "BatchNormalization",
@@ -56,6 +57,7 @@ def attach(
     *,
     task: Any = None,
     boxes_output: str | None = None,
+    recognise: bool = True,
 ) -> Head:
     """Find the value that is explained, and append the nodes that compute it where it is not a value of the file.
 
@@ -64,6 +66,10 @@ def attach(
         picture: its input.
         scores: a value, or a node, that holds the class scores, where there are several candidates.
         kind: what its numbers are, one of `KINDS`; None to find out.
+        task: one of `onnxcam.targets.tasks.TASKS`, for a model that is no classifier, or values and a `Task` of theirs;
+            None to find out.
+        boxes_output: the output with the boxes of a detector, and words for what is not measured (`tasks.recognise`).
+        recognise: whether a task is looked for where none is named; False for what is known to be a classifier.
 
     Raises:
         ModelError: no output can be read as scores, several different ones can, or `kind` contradicts the file.
@@ -72,6 +78,15 @@ def attach(
         values, described = task
         attached, readout = columns.attach(graph, values, described)
         return Head(attached, readout, None, tuple(values))
+    if kind is not None and (boxes_output is not None or task not in (None, REGRESS)):
+        raise ModelError(f"kind={kind!r} is of a classifier; leave it out for task={task or DETECT!r}")
+    if kind is None and (recognise or task is not None or boxes_output is not None):
+        recognition = tasks.recognise(graph, picture, task=task, boxes_output=boxes_output, scores=scores)
+        if recognition is not None and recognition.task != Values(recognition.values, (1,)):
+            attached, readout = columns.attach(graph, recognition.values, recognition.task, recognition.warnings)
+            return Head(attached, readout, None, recognition.values)
+        if recognition is not None:  # one quantity
+            scores, kind = recognition.values[0], REGRESSION
     if kind is not None and kind not in KINDS:
         raise ModelError(f"kind={kind!r}; expected one of {', '.join(KINDS)}")
     search = _Search(graph, picture, kind)

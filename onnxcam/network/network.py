@@ -108,7 +108,10 @@ class Network:
             if self.manifest is not None:
                 kind = kind or (self.manifest.get("source") or {}).get("kind")
                 scores = scores or _recorded_scores(graph, self.manifest)
-            head = heads.attach(graph, self.picture.name, scores, kind, task=task, boxes_output=boxes_output)
+            head = heads.attach(
+                graph, self.picture.name, scores, kind,
+                task=task, boxes_output=boxes_output, recognise=self.manifest is None,
+            )  # fmt: skip
         self.graph, self.readout, self.labels, self.values = head.graph, head.readout, head.labels, head.values
         self._cuts: dict[str, Cut] = {}
         self._floating: Graph | None = None

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
-from onnxcam.errors import ModelError
+from onnxcam.errors import ModelError, OnnxcamError
 from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import FLOATS, Graph
 from onnxcam.network import metadata_labels, task_segment
@@ -24,6 +25,15 @@ from onnxcam.targets.tasks import DETECT, EMBED, REGRESS, SEGMENT, TASKS, Embed,
 
 _NORMALIZES = frozenset({"Div", "Mul", "LpNormalization"})
 _PASSING = frozenset({"Identity", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout"})
+_WHOLE = frozenset(
+    {
+        onnx.TensorProto.INT64,
+        onnx.TensorProto.INT32,
+        onnx.TensorProto.UINT8,
+        onnx.TensorProto.INT8,
+        onnx.TensorProto.BOOL,
+    }
+)
 _LENGTH = 1e-3  # by which the lengths of normalised vectors differ at most
 
 
@@ -101,20 +111,37 @@ class _Search:
     def any(self) -> Recognition | None:
         """The task that the outputs have of themselves, None of a classifier."""
         classes = [name for name in self._outputs if self._is_scores(name)]
-        others = [name for name in self._outputs if name not in classes]
-        if self._scores is not None and self._scores in classes:
-            return self._normalised([self._scores])
+        others = [name for name in self._outputs if name not in classes and self._is_numeric(name)]
+        if self._scores is not None:
+            return self._of_scores(self._scores)
         if not any(self._is_more_than_scores(name) for name in others):
             return self._normalised(classes)
         if classes and not any(self._may_be_boxes(name) for name in others):
-            return None  # scores of classes, and maps beside them
+            return None  # scores of classes, and maps with them
+        try:
+            self._numbers()
+        except OnnxcamError as error:
+            if classes:
+                return None
+            self._reasons.append(str(error))
+            raise self._no_task() from error
         detector = self._detector(combined=not classes)
         if detector is not None or classes:
             return detector
         segmenter = self._segmenter(declared=False)
         if segmenter is not None:
             return segmenter
-        raise ModelError(
+        raise self._no_task()
+
+    def _of_scores(self, scores: str) -> Recognition | None:
+        """The task of the scores that the user names, None where they have the form of scores of classes."""
+        if not self._is_more_than_scores(scores) or not self._is_numeric(scores):
+            return self._normalised([scores])
+        return self._detector(combined=False) or self._segmenter(declared=True)
+
+    def _no_task(self) -> ModelError:
+        """The refusal of a model whose outputs are of no task."""
+        return ModelError(
             f"the model is not an image classifier: its outputs are {self._shapes()}; expected one of shape "
             f"[N, classes], or boxes with scores, or a score per class and cell. {self._because()}If it is one of "
             "these, "
@@ -251,11 +278,9 @@ class _Search:
     def _is_scores(self, value: str) -> bool:
         """Whether a value has the form of scores of classes, one row per picture."""
         shape = self._graph.shape(value)
-        if shape is None or not shape or self._graph.dtype(value) not in FLOATS:
+        if not shape or self._graph.dtype(value) not in FLOATS or (len(shape) > 1 and self._is_loose(value)):
             return False
-        if len(shape) > 1 and shape[0] != self._rows and isinstance(self._rows, int):
-            return False
-        if isinstance(shape[0], str) and isinstance(self._rows, str) and shape[0] != self._rows:
+        if len(shape) == 1 and self._is_loose(value) and (shape[0] != 1 and self._is_triple()):
             return False
         return form_of(shape, self._rows) is not None
 
@@ -264,13 +289,33 @@ class _Search:
         form = form_of(self._graph.shape(value), self._rows) if self._graph.dtype(value) in FLOATS else None
         return None if form is None or form.rows != 0 else form.size
 
+    def _is_numeric(self, value: str) -> bool:
+        """Whether a value is a tensor of numbers."""
+        return self._graph.dtype(value) in FLOATS or self._graph.dtype(value) in _WHOLE
+
     def _is_more_than_scores(self, value: str) -> bool:
         """Whether a value has an axis besides the rows and the classes, or rows of its own."""
         shape = self._graph.shape(value)
         if shape is None:
             return True
-        loose = bool(shape) and not isinstance(shape[0], int) and shape[0] != self._rows
-        return loose or sum(dim != 1 for dim in shape[1:]) > 1
+        return self._is_loose(value) or sum(dim != 1 for dim in shape[1:]) > 1
+
+    def _is_loose(self, value: str) -> bool:
+        """Whether a value's first axis is not that of the pictures."""
+        shape = self._graph.shape(value)
+        if not shape or shape[0] == self._rows:
+            # dimensions without a name may be any: of an NMS, boxes have as many rows as there are scores
+            return bool(shape) and shape[0] is None and self._is_triple()
+        if self._rows in shape[1:]:  # classes first
+            return False
+        unnamed = shape[0] is None or self._rows is None
+        return not unnamed or isinstance(self._rows, int) or self._is_triple()
+
+    def _is_triple(self) -> bool:
+        """Whether the outputs are tables of 4 columns and at least two values of one number per row."""
+        shapes = [self._graph.shape(name) or () for name in self._outputs]
+        tables = [shape for shape in shapes if len(shape) == 2 and shape[1] == 4]
+        return bool(tables) and sum(len(shape) == 1 for shape in shapes) >= 2
 
     def _may_be_boxes(self, value: str) -> bool:
         shape = self._graph.shape(value)

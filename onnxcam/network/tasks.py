@@ -303,9 +303,10 @@ class _Search:
     def _is_loose(self, value: str) -> bool:
         """Whether a value's first axis is not that of the pictures."""
         shape = self._graph.shape(value)
-        if not shape or shape[0] == self._rows:
-            # dimensions without a name may be any: of an NMS, boxes have as many rows as there are scores
-            return bool(shape) and shape[0] is None and self._is_triple()
+        if not shape:
+            return False
+        if shape[0] == self._rows:  # dimensions without a name may be any
+            return shape[0] is None and self._is_triple()
         if self._rows in shape[1:]:  # classes first
             return False
         unnamed = shape[0] is None or self._rows is None

@@ -32,6 +32,7 @@ from onnxcam.network.layout import crops_of, window_of
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import INPUT
 from onnxcam.network.pixels import unwrap
+from onnxcam.network.single_picture import with_batch_axis
 from onnxcam.targets.readout import Readout
 
 # element types of a picture, as the manifest names them
@@ -90,6 +91,7 @@ class Network:
         self.recalibrate = _stale_calibration(model)
         graph = normalize(model)
         self.opset, self.rewrites = graph.source_opset, graph.rewrites
+        graph = with_batch_axis(graph)
         self.manifest = manifests.read(graph.model)
         self.layers: dict[str, Layer] = {}
         if self.manifest is not None:
@@ -302,7 +304,7 @@ def _picture(graph: Graph) -> onnx.ValueInfoProto:
         kind = onnx.TensorProto.DataType.Name(graph.dtype(inputs[0].name))
         raise ModelError(
             f"the model's input {inputs[0].name!r} is {kind} {describe(shape)}; expected a batch of pictures, "
-            "[N, C, H, W] or [N, H, W, C]"
+            "[N, C, H, W] or [N, H, W, C], or one picture of three channels, [3, H, W] or [H, W, 3]"
         )
     return inputs[0]
 

@@ -157,7 +157,7 @@ def network(name: str) -> tuple[Any, Any]:
     handles = []
     for key, part in module.named_modules():
         if isinstance(part, torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear):
-            gain = 0.3 if "bbox" in key else 1.4
+            gain = 0.3 if "bbox" in key or "cls" in key else 1.4
             torch.nn.init.normal_(part.weight, std=gain * float(part.weight[0].numel()) ** -0.5)
             if part.bias is not None:
                 torch.nn.init.normal_(part.bias, std=0.1)

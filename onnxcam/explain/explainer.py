@@ -24,6 +24,7 @@ from onnxcam.explain.warnings import model_warnings, preprocessing_warnings
 from onnxcam.network.layout import Layout
 from onnxcam.runtime import Provider
 from onnxcam.targets.objectives import Objective
+from onnxcam.targets.readout import LOGITS
 from onnxcam.targets.scalars import Several
 from onnxcam.targets.tasks import Detect, Detection
 
@@ -49,6 +50,8 @@ class Explainer(OpenedModel):
         bands: indices of the one or three bands that are shown of pictures of many; None for the first three.
         scores, kind: the output with the class scores, and what they are, as of `onnxcam.augment`.
         task, boxes_output: what a model that is no classifier does, and where its boxes are, as of `onnxcam.augment`.
+        texts: text embeddings `[K, D]` of a CLIP-like image tower, which make it a classifier of K texts: the score of
+            a text is 100 times the cosine of both embeddings. `labels` are the texts.
         providers: execution providers, names (also `cuda:1`) or (name, options); None for the best that works.
         session_options: `onnxruntime.SessionOptions`.
         allow_fallback: accept a session that does not use every provider named.
@@ -79,6 +82,7 @@ class Explainer(OpenedModel):
         kind: str | None = None,
         task: str | None = None,
         boxes_output: str | None = None,
+        texts: Any = None,
         providers: Sequence[Provider] | None = None,
         session_options: Any = None,
         allow_fallback: bool = False,
@@ -86,6 +90,12 @@ class Explainer(OpenedModel):
         rows: int | None = None,
     ) -> None:
         self.settings = {name: value for name, value in locals().items() if name not in ("self", "source")}
+        if texts is not None:
+            from onnxcam.network.text_classes import SCORES, with_texts
+
+            source = with_texts(source, texts, scores=scores)
+            scores, kind, task = SCORES, LOGITS, None
+            self.settings |= {"texts": None, "scores": scores, "kind": kind, "task": task}  # the source has them now
         self._file = FileSession(
             source, layers=layers, methods=methods, preprocess=preprocess, input_size=input_size, scores=scores,
             kind=kind, task=task, boxes_output=boxes_output, providers=providers, session_options=session_options,

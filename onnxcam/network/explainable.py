@@ -35,7 +35,7 @@ from onnxcam.network.pixels import wrap
 from onnxcam.network.probe.application import contradiction, correct, describe_facts, recorded
 from onnxcam.network.probe.facts import Probe
 from onnxcam.network.probe.measurement import measure
-from onnxcam.network.pyramid import PyramidLevel, pyramid, record
+from onnxcam.network.pyramid import levels_of, record
 from onnxcam.network.readout import settle
 from onnxcam.targets.readout import Readout
 from onnxcam.targets.task_labels import check_labels, fitting_labels, names_of_values
@@ -150,7 +150,9 @@ def augment(
         size=input_size,
         likely=_likely_size(preprocess) if dynamic_size.is_dynamic(network.graph) else None,
     )
-    levels = [] if requested is not None else _levels(network, fitted)
+    levels = []
+    if requested is None:
+        levels = levels_of(fitted.graph, network.picture.name, network.readout, fitted.layers or ())
     requested = [level.layer for level in levels] or requested
     target_layers = _target_layers(network, fitted, requested, grid, prefix_tokens)
     facts = _measure(network, fitted.graph, target_layers, probe, preprocess)
@@ -279,14 +281,6 @@ def _likely_size(preprocess: Any) -> tuple[int, int] | None:
     with contextlib.suppress(PreprocessError):  # what is wrong with it is said once the model's input is known
         return image.resolve(preprocess).output_size
     return None
-
-
-def _levels(network: Network, fitted: Sized) -> list[PyramidLevel]:
-    """The levels of a detector's or segmentation's pyramid, at each of which a default layer lies."""
-    shape = fitted.graph.shape(network.picture.name) or ()
-    one = tuple(dim for dim in (1, *shape[1:]) if isinstance(dim, int))
-    size = one if len(one) == len(shape) else None
-    return pyramid(fitted.graph, network.picture.name, network.readout, fitted.layers or [], size)
 
 
 def _target_layers(

@@ -32,6 +32,7 @@ from onnxcam.network.layout import crops_of, window_of
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import INPUT
 from onnxcam.network.pixels import unwrap
+from onnxcam.network.pyramid import levels_of
 from onnxcam.network.single_picture import with_batch_axis
 from onnxcam.targets.readout import Readout
 
@@ -255,6 +256,10 @@ def survey(
     fitted = sized(network.graph, network.readout.value, size=input_size)
     candidates = fitted.layers or []
     layers.default(candidates)
+    levels = levels_of(fitted.graph, picture, network.readout, candidates)
+    if levels:  # of a pyramid the last one is the default of what is no box
+        last = levels[-1].layer.value
+        candidates = [replace(layer, default=layer.value == last) for layer in candidates]
     exposed = {layer.value: layer for layer in network.layers.values()}
     for place, layer in enumerate(candidates):
         recorded = exposed.get(layer.value)

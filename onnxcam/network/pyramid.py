@@ -40,18 +40,18 @@ class PyramidLevel:
     candidates: tuple[tuple[int, int], ...] | None = None
 
 
-def pyramid(
-    graph: Graph, picture: str, readout: Readout, layers: Sequence[Layer], size: tuple[int, ...] | None
-) -> list[PyramidLevel]:
+def levels_of(graph: Graph, picture: str, readout: Readout, layers: Sequence[Layer]) -> list[PyramidLevel]:
     """The levels in the order of the graph, one where there is no pyramid; none of tasks without cells.
 
     Arguments:
         picture: the graph's input.
         layers: the candidates for target layers.
-        size: shape of one picture as the graph takes it, None where height and width are open.
     """
     if not isinstance(readout.task, (Detect, Segment)):
         return []
+    shape = graph.shape(picture) or ()
+    one = tuple(dim for dim in (1, *shape[1:]) if isinstance(dim, int))
+    size = one if len(one) == len(shape) else None  # else height and width are open
     groups = None
     if isinstance(readout.task, Detect) and size is not None and readout.task.candidates is not None:
         groups = _traced(graph, picture, readout, readout.task, size)

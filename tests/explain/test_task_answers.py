@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import onnxcam
+from onnxcam.targets.difference import Difference
 from onnxcam.targets.scalars import Box, Region, Similarity, Value
 from onnxcam.targets.tasks import Detect, Embed, Segment, Slab, Task, Values
 from tests.support import detectors
@@ -177,3 +179,88 @@ def test_several_boxes_have_a_map_each(explainer: Any) -> None:
     for one, box in zip(explanation.maps, best, strict=False):
         alone = explainer("yolov8").explain(picture(), target=Box(box.index))
         assert np.abs(alone.heatmap - one.heatmap).max() < 1e-6
+
+
+def test_texts_make_an_embedding_a_classifier() -> None:
+    """Their scores are CLIP's, and so is the gradient of one."""
+    texts = np.random.default_rng(3).normal(size=(4, DIMENSIONS))
+    names = ["a cat", "a dog", "a hen", "a cow"]
+    opened = onnxcam.Explainer(detectors.build("embed-free"), texts=texts, labels=names, preprocess="0..1")
+    unit = torch.tensor(texts / np.linalg.norm(texts, axis=1, keepdims=True))
+    x = detectors.pictures(1)
+    z = detectors.forward("embed-free", torch.tensor(x.astype(float)))["embedding"][0]
+    assert np.allclose(opened.batch_scores(x)[0], 100 * unit @ z / z.norm(), rtol=1e-4)
+    expected = gradient("embed-free", lambda o: 100 * unit[1] @ o["embedding"][0] / o["embedding"][0].norm())
+    for one in (opened, pickle.loads(pickle.dumps(opened))):
+        assert distance(one.attribution(x, "a dog", method="saliency")[0], expected) < 1e-5
+    assert [label for _, label, _ in opened.explain(picture(), top=2).predictions[:2]] == [
+        one.label for one in opened.explain(picture(), top=2).maps
+    ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (np.ones((4, DIMENSIONS - 1)), rf"expected \[K, {DIMENSIONS}\]"),
+        (np.eye(2, DIMENSIONS) * [[1], [0]], "text 1 is zero"),
+    ],
+)
+def test_texts_that_are_none(texts: np.ndarray, message: str) -> None:
+    with pytest.raises(onnxcam.OnnxcamError, match=message):
+        onnxcam.Explainer(detectors.build("embed"), texts=texts, preprocess="0..1")
+
+
+def test_what_a_file_says_of_its_boxes_needs_no_recognition_again(explainer: Any, monkeypatch: Any) -> None:
+    opened = explainer("yolov8")
+    monkeypatch.setattr("onnxcam.network.heads.attach", None)
+    again = onnxcam.Explainer(opened.source)
+    assert again.manifest == opened.manifest
+    assert again.boxes(picture()) == opened.boxes(picture())
+    for one, other in zip(again.explain(picture(), top=3).maps, opened.explain(picture(), top=3).maps, strict=True):
+        assert np.array_equal(one.heatmap, other.heatmap)
+
+
+@pytest.mark.parametrize(
+    ("net", "target", "message"),
+    [
+        ("yolov8", Box(120), "has 120 candidates, 0 to 119"),
+        ("yolov8", Box(label="kitten"), "no class is called 'kitten'"),
+        ("yolov8", Box(label="hen"), "no box of hen .* its best candidate is index"),
+        ("yolov8", Box(label="dog", at=(2, 2)), "the nearest is index .* pixels away"),
+        ("yolov8", Box(at=(96, 5)), "outside the picture, which is 96 x 64"),
+        ("yolov8", Box(rank=99), "rank 99"),
+        ("yolov8", Region(0, (0, 0, 5, 5)), "is not a target of this model, a detector: name a box"),
+        ("yolov8", onnxcam.Contrast(0, 1), "compares the scores of classes"),
+        ("segment", Region(1, (96, 0, 120, 20)), "outside the picture, which is 96 x 64"),
+        ("segment", Region(1, np.ones((3, 3))), "the mask is 3 x 3 and the picture 64 x 96"),
+        ("segment", Box(0), "name a region"),
+        ("embed", None, "name what the embedding is compared with"),
+        ("embed", Similarity([1.0, 2.0]), "has 16"),
+        ("regress-two", None, "name one of the values"),
+        ("regress-two", Value("value1"), r"NAME\[index\]"),
+        ("regress-two", Value("depth"), "no output of values is called 'depth'"),
+    ],
+)
+def test_a_target_that_is_none_of_the_models(explainer: Any, net: str, target: Any, message: str) -> None:
+    with pytest.raises(onnxcam.OnnxcamError, match=message):
+        explainer(net).explain(picture(), target=target)
+
+
+@pytest.mark.parametrize("target", [Box(0), Box(0) - Box(1), Region(0), Similarity([1.0])])
+def test_a_classifier_has_no_boxes(target: Any) -> None:
+    opened = onnxcam.Explainer(detectors.build("classifier"), preprocess="0..1")
+    with pytest.raises(onnxcam.OnnxcamError, match="this model is a classifier"):
+        opened.explain(picture(), target=target)
+    with pytest.raises(onnxcam.OnnxcamError, match="only detectors"):
+        opened.boxes(picture())
+
+
+def test_a_difference_of_two_classes_is_their_contrast() -> None:
+    opened = onnxcam.Explainer(detectors.build("classifier"), preprocess="0..1")
+    contrast = opened.attribution(detectors.pictures(1), onnxcam.Contrast(1, 3), method="saliency")
+    difference = opened.attribution(detectors.pictures(1), Difference(1, 3), method="saliency")
+    assert np.abs(contrast - difference).max() < 1e-6 * np.abs(contrast).max()
+    halves = onnxcam.Probability(1) - onnxcam.Probability(3)
+    both = [opened.attribution(detectors.pictures(1), onnxcam.Probability(k), method="saliency") for k in (1, 3)]
+    actual = opened.attribution(detectors.pictures(1), halves, method="saliency")
+    assert np.abs(actual - (both[0] - both[1])).max() < 1e-5 * np.abs(both[0]).max()

@@ -456,7 +456,8 @@ class Detectors:
             if node is None or node.op_type not in _CHOOSING:
                 return
             value = next((name for name in node.input if name and not self._graph.is_constant(name)), "")
-            if (shapes.shape(value) or (0,))[-1] == 4:
+            shape = shapes.shape(value) or ()
+            if len(shape) > 2 and shape[-1] == 4 and shape[0] == self._input_shape()[0]:
                 yield value
 
     def _class_count(self) -> int | None:

@@ -149,7 +149,7 @@ form(
     apart("b", "a", "xyxy"),
 )
 form("Caffe", Net(lambda op, x: caffe(op, x), {"detections": ["N", 1, QUERIES, 7]}),
-     lambda o: (corners(o["detections"][0][:, 3:], "xyxy", True), o["detections"][0][:, [2, 1]]), 
+     lambda o: (corners(o["detections"][0][:, 3:], "xyxy", True), o["detections"][0][:, [2, 1]]),
      unit="relative")  # fmt: skip
 form("nothing but a table, with objectness", Net(lambda op, x: one_table(op, x), {"y": ["N", M1, 8]}),
      joined("cxcywh", objectness=True), {"boxes_output": ":objectness"}, classes=3)  # fmt: skip

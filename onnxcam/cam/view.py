@@ -107,5 +107,13 @@ class View(Protocol):
     def tell(self, done: int, total: int) -> None:
         """Report progress, where the method itself counts."""
 
+    def first_component(self, values: np.ndarray) -> np.ndarray:
+        """`[N, C, h, w]` to float32 `[N, h, w]`: each place's coordinate along the direction in which places differ
+        most, with the sign with which it correlates with the mean over channels.
+        """
+
+    def gram(self) -> np.ndarray:
+        """Inner products of the places of the activations minus their mean, float64 `[N, h w, h w]`."""
+
     def map(self, method: str) -> np.ndarray:
         """The map of a graph method, float32 `[N, h, w]` before its ReLU."""

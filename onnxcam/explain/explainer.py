@@ -20,6 +20,7 @@ from onnxcam.explain.maps import fuse, map_size, windows_of
 from onnxcam.explain.opened_model import OpenedModel
 from onnxcam.explain.preparation import Preparation, Prepared, labels_of
 from onnxcam.explain.question import SEED, Question
+from onnxcam.explain.recent import Recent
 from onnxcam.explain.warnings import model_warnings, preprocessing_warnings
 from onnxcam.network.layout import Layout
 from onnxcam.runtime import Provider
@@ -103,7 +104,7 @@ class Explainer(OpenedModel):
         )  # fmt: skip
         self.check_batch = self._file.check_batch  # refuses a batch of another shape or dtype
         manifest = self._file.manifest
-        self._readout = self._file.readout
+        self._readout, self._recent = self._file.readout, Recent()
         self.labels = labels_of(labels, manifest, preprocess)
         names = [layers] if isinstance(layers, str) else layers
         self._layers: list[str] = list(names or [entry["name"] for entry in manifest["layers"]])
@@ -205,16 +206,16 @@ class Explainer(OpenedModel):
             MethodError, TargetError, LayerError: no such method, option of it, class or layer.
         """
         batch = self._file.check_batch(batch)
-        question = self.question(
-            rows=len(batch), target=target, method=method, layer=layer, normalize=normalize, size=size, fusion=fusion,
-            smooth=smooth, seed=seed, options=options,
+        question = self._recent.question(
+            self.question, self.labels, rows=len(batch), target=target, method=method, layer=layer,
+            normalize=normalize, size=size, fusion=fusion, smooth=smooth, seed=seed, options=options,
         )  # fmt: skip
         if self._readout.task is not None:
             fused = task_answers.attribute(self, question, batch, progress)
         elif self._in_file(question, len(batch)):
             classes = question.classes(len(batch))
             scores, maps = self._file.maps(batch, classes, question.layers, question.methods[0].name)
-            question.explained(classes, scores)
+            question.check_scores(classes, scores)
             input_size = Layout.of(self.manifest["input"]).size(batch.shape)
             windows = windows_of(question.methods[0], self._file.windows(question.layers), question.size)
             size = map_size(question.size, input_size, maps)
@@ -458,7 +459,7 @@ class Explainer(OpenedModel):
 
     def _in_file(self, question: Question, rows: int) -> bool:
         """Whether the file itself computes the maps, so that it need not be split."""
-        return question.plain and self._file.holds(question.layers, question.methods[0].name, question.classes(rows))
+        return self._recent.in_file(question, self._file, rows)
 
     @property
     def _chunk(self) -> int:

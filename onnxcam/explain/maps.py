@@ -73,8 +73,8 @@ def fuse(
         if window is not None:
             resized[place] = window.place(resized[place], input_size, size)
     resized = [image.resize_map(layer_map, size) for layer_map in resized]
-    if len(resized) == 1:
-        return image.normalize(resized[0], normalize)
+    if len(resized) == 1:  # at another size it is an array of its own; at the layer's it may be the map itself
+        return image.normalize(resized[0], normalize, overwrite=resized[0].shape != maps[0].shape)
     stacked = np.stack(resized)
     if fusion == "product":
         joined = np.prod(np.maximum(stacked, 0), axis=0) ** (1.0 / len(resized))

@@ -326,6 +326,11 @@ class Question:
         refuse_masked(explained, readout.per_class(scores), self.terms.labels)
         return explained
 
+    def check_scores(self, classes: np.ndarray, scores: np.ndarray) -> None:
+        """Refuse what `explained` refuses."""
+        if np.isneginf(scores).any():
+            self.explained(classes, scores)
+
     def best(self, scores: np.ndarray) -> np.ndarray:
         """The `top` best classes of each row, int64 `[N, top]`.
 

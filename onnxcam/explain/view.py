@@ -12,9 +12,9 @@ import numpy as np
 from onnxcam import runtime
 from onnxcam.cam.methods import GRAPH, Method, find
 from onnxcam.cam.methods import INPUT as ATTRIBUTION
-from onnxcam.cam.methods.eigen import first_component
 from onnxcam.cam.view import Make
 from onnxcam.errors import MethodError
+from onnxcam.explain import components
 from onnxcam.explain.features import Batch, HeadRun, run_head
 from onnxcam.explain.patches import FEWEST, Window, distinct, patch
 from onnxcam.network.layout import Layout
@@ -247,7 +247,15 @@ class LayerView:
         registered.check(options)
         self._reseed()
         terms = self._run_maps([registered], True)[0] if registered.kind == GRAPH else registered.terms(self, **options)
-        return np.asarray(np.maximum(first_component(terms), 0))
+        return np.maximum(self.first_component(terms), 0)
+
+    def first_component(self, values: np.ndarray) -> np.ndarray:
+        """The first principal component over the places of `[N, C, h, w]`, float32 `[N, h, w]`."""
+        return components.first_component(self.batch.sessions, values)
+
+    def gram(self) -> np.ndarray:
+        """Inner products of the places of the activations minus their mean, float64 `[N, h w, h w]`."""
+        return components.gram(self.batch.sessions, self.activations)[0]
 
     def _run_maps(self, methods: Sequence[Method], terms: bool) -> list[np.ndarray]:
         gradient, names = any(method.gradient for method in methods), [method.name for method in methods]

@@ -197,7 +197,7 @@ def resize_map(heatmap: NDArray[Any], size: Size) -> Map:
         return np.asarray(cv2.resize(values, (size[1], size[0]), interpolation=cv2.INTER_LINEAR), np.float32)
     result = np.empty((len(values), *size), np.float32)
     for one, resized in zip(values, result, strict=True):
-        resized[:] = cv2.resize(one, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+        cv2.resize(one, (size[1], size[0]), dst=resized, interpolation=cv2.INTER_LINEAR)
     return result
 
 
@@ -226,7 +226,20 @@ _SMALL, _PART = np.float32(1e-7), np.float32(3e-6)
 _TINY = np.float32(2.0**-126)  # the smallest normal number: no divisor is 0
 
 
-def normalize(heatmap: NDArray[Any], how: str = "minmax") -> Map:
+def _between_extremes(values: Map, overwrite: bool) -> Map:
+    """Each map minus its minimum, divided by its maximum then, see `normalize`."""
+    result = values if overwrite and values.flags.c_contiguous else np.empty(values.shape, np.float32)
+    maps, results = (array.reshape(-1, *array.shape[-2:]) for array in (values, result))
+    for one, normalized in zip(maps, results, strict=True):  # map by map: they stay in the cache
+        lowest = one.min()
+        peak = one.max() - lowest
+        if lowest:
+            one = np.subtract(one, lowest, out=normalized)
+        np.divide(one, max(peak + min(_SMALL, _PART * peak), _TINY), out=normalized)
+    return result
+
+
+def normalize(heatmap: NDArray[Any], how: str = "minmax", *, overwrite: bool = False) -> Map:
     """Normalise maps one by one over their last two axes; a map that is zero everywhere stays zero.
 
     Args:
@@ -234,6 +247,8 @@ def normalize(heatmap: NDArray[Any], how: str = "minmax") -> Map:
         how: "minmax" as pytorch-grad-cam does, `m = m - min(m); m / (max(m) + 1e-7)`, with 3e-6 max(m) for 1e-7 where
             that is less, so that the scale of small maps does not matter; "max" as in the Grad-CAM paper, `m / max(m)`
             (zero if the maximum is not positive); "none".
+        overwrite: the result may be stored in `heatmap`, which is the caller's own; a new array of a picture's size
+            takes longer to be given by the system than to be computed.
 
     Returns:
         float32 of the same shape.
@@ -247,12 +262,8 @@ def normalize(heatmap: NDArray[Any], how: str = "minmax") -> Map:
     if how == "none" or values.size == 0:
         return values
     if how == "minmax":
-        values = values - values.min(axis=(-2, -1), keepdims=True)
+        return _between_extremes(values, overwrite)
     peak = values.max(axis=(-2, -1), keepdims=True)
-    if how == "minmax":
-        divisor = np.maximum(peak + np.minimum(_SMALL, _PART * peak), _TINY)
-        values /= divisor  # in place: the array is this function's own
-        return values
     positive = peak > 0
     values = np.asarray(values / np.where(positive, peak, np.float32(1)), np.float32)
     return values if positive.all() else np.asarray(np.where(positive, values, np.float32(0)), np.float32)

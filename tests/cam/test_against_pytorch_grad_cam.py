@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from onnxcam.cam.methods import GRAPH, find
-from onnxcam.cam.methods.eigen import first_component
 from onnxcam.errors import InputError
 from onnxcam.explain import view as views
 from onnxcam.explain.explainer import Explainer
@@ -149,7 +148,7 @@ def test_eigen_smoothing_is_the_same_up_to_its_sign(method: str, explainers: dic
     held = explainer.examine(x, "third")
     terms = find(method).terms
     view = views.view(held._features, "third", held.objective(classes))
-    raw = first_component(view._run_maps([find(method)], True)[0] if find(method).kind == GRAPH else terms(view))
+    raw = view.first_component(view._run_maps([find(method)], True)[0] if find(method).kind == GRAPH else terms(view))
     for row in range(len(x)):
         both = [fuse([np.maximum(sign * raw[row : row + 1], 0)], "minmax", x.shape[2:])[0] for sign in (1, -1)]
         assert min(np.abs(one - want[row]).max() for one in both) <= 1e-3

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxcam.cam.components import signed
 from onnxcam.cam.registry import layer_method
 from onnxcam.cam.view import View
 
@@ -17,19 +18,19 @@ def eigencam(view: View) -> np.ndarray:
 
     https://arxiv.org/abs/2008.00299
     """
-    return first_component(view.activations)
+    return view.first_component(view.activations)
 
 
 @layer_method("eigengradcam")
 def eigengradcam(view: View) -> np.ndarray:
     """As eigencam, of dA * A.  From pytorch-grad-cam."""
-    return first_component(view.gradients * view.activations)
+    return view.first_component(view.gradients * view.activations)
 
 
 @layer_method("segeigencam")
 def segeigencam(view: View) -> np.ndarray:
     """As eigencam, of abs(dA) * A, negated where abs(min) > abs(max).  https://doi.org/10.3390/app15137562 (eq. 13)."""
-    maps = first_component(np.abs(view.gradients) * view.activations)
+    maps = view.first_component(np.abs(view.gradients) * view.activations)
     low, high = np.abs(maps.min(axis=(1, 2))), np.abs(maps.max(axis=(1, 2)))
     return np.where((low > high)[:, None, None], -maps, maps)
 
@@ -40,43 +41,14 @@ def kpcacam(view: View, gamma: float = 0.0) -> np.ndarray:
 
     https://arxiv.org/abs/2410.00267. `gamma`: 0 for 1 / C.
     """
-    return np.stack([_kernel_component(one, gamma) for one in view.activations])
+    return np.stack([_kernel_component(*pair, gamma) for pair in zip(view.gram(), view.activations, strict=True)])
 
 
-def first_component(values: np.ndarray) -> np.ndarray:
-    """float32 `[N, C, h, w]` to `[N, h, w]`: each place's coordinate along the direction in which they differ most."""
-    return np.stack([_component(one) for one in values])
-
-
-def _places(one: np.ndarray) -> np.ndarray:
-    """`[C, h, w]` as rows, one per place, minus their mean; float64."""
-    rows = one.reshape(len(one), -1).T.astype(np.float64)
-    return np.asarray(rows - rows.mean(axis=0))
-
-
-def _component(one: np.ndarray) -> np.ndarray:
-    rows = _places(one)
-    # the smaller of both products has the same leading pair, and no need of the other 2,047
-    if rows.shape[0] <= rows.shape[1]:
-        values, vectors = np.linalg.eigh(rows @ rows.T)
-        coordinates = vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
-    else:
-        coordinates = rows @ np.linalg.eigh(rows.T @ rows)[1][:, -1]
-    return _signed(coordinates, one)
-
-
-def _kernel_component(one: np.ndarray, gamma: float) -> np.ndarray:
-    rows = _places(one)
-    kernel = np.tanh((gamma or 1.0 / rows.shape[1]) * (rows @ rows.T) + 1.0)
+def _kernel_component(products: np.ndarray, one: np.ndarray, gamma: float) -> np.ndarray:
+    kernel = np.tanh((gamma or 1.0 / len(one)) * products + 1.0)
     mean = kernel.mean(axis=0)
     centred = kernel - mean[None] - mean[:, None] + mean.mean()
     values, vectors = np.linalg.eigh(centred)
     if values[-1] <= 1e-12 * len(values):  # all places are the same: what is left is rounding
         return np.zeros(one.shape[1:], np.float32)
-    return _signed(vectors[:, -1] * np.sqrt(max(values[-1], 0.0)), one)
-
-
-def _signed(coordinates: np.ndarray, one: np.ndarray) -> np.ndarray:
-    mean = one.mean(axis=0, dtype=np.float64)
-    sign = -1.0 if float((coordinates * (mean - mean.mean()).reshape(-1)).sum()) < 0 else 1.0
-    return (sign * coordinates).reshape(one.shape[1:]).astype(np.float32)
+    return signed(vectors[:, -1] * np.sqrt(max(values[-1], 0.0)), one)

@@ -1,0 +1,59 @@
+"""The graph of a Gram matrix: inner products of the places of a layer, or of its channels, in double precision.
+
+It runs in a session because NumPy's threads and those of ONNX Runtime, which spin for a while after a run, take the
+cores from each other: the products of 49 × 2048 values took longer than ResNet-50.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from onnxcam.graph import edit
+from onnxcam.graph.builder import Builder
+from onnxcam.graph.view import Graph
+from onnxcam.network.names import ACTIVATIONS, GRAM, POWER
+
+_DOUBLE = onnx.TensorProto.DOUBLE
+# the 1,024th power: of eigenvalues that are 2 % apart, the second one has vanished
+_SQUARINGS = 10
+
+
+def gram(*, by_places: bool, power: bool) -> onnx.ModelProto:
+    """`ACTIVATIONS` float32 `[N, C, h, w]` in; `GRAM` float64 `[N, n, n]` out, of values minus each channel's mean.
+
+    Arguments:
+        by_places: whether n is h·w, or C.
+        power: also give `POWER` `[N, n, n]`, a power of the matrix as a multiple v vᵀ + small of its first eigenvector
+            v, whose trace is 1 where nothing else is left in it.
+    """
+    model = onnx.ModelProto()
+    model.ir_version = 8
+    model.opset_import.add(domain="", version=18)
+    model.graph.name = "gram"
+    model.graph.input.append(edit.info(ACTIVATIONS, onnx.TensorProto.FLOAT, ["N", "C", "h", "w"]))
+    op = Builder(Graph(model))
+    values = op.Reshape(op.Cast(ACTIVATIONS, to=_DOUBLE), [0, 0, -1])
+    if by_places:  # the means are taken from the products, which are fewer; in double precision nothing is lost
+        products = op.MatMul(op.Transpose(values, perm=[0, 2, 1]), values)
+        rows = op.ReduceMean(products, [1], keepdims=1)
+        columns = op.Sub(op.ReduceMean(products, [2], keepdims=1), op.ReduceMean(products, [1, 2], keepdims=1))
+        matrix = op.Sub(op.Sub(products, rows), columns)
+    else:
+        centred = op.Sub(values, op.ReduceMean(values, [2], keepdims=1))
+        matrix = op.MatMul(centred, op.Transpose(centred, perm=[0, 2, 1]))
+    op.Identity(matrix, name=GRAM)
+    outputs = [GRAM]
+    if power:
+        numbers = op.Range(0, op.Squeeze(op.Slice(op.Shape(matrix), [1], [2]), [0]), 1)
+        diagonal = op.Cast(op.Equal(op.Unsqueeze(numbers, [0]), op.Unsqueeze(numbers, [1])), to=_DOUBLE)
+        tiny = np.asarray(np.finfo(np.float64).tiny)
+        for _ in range(_SQUARINGS):
+            trace = op.ReduceSum(op.Mul(matrix, diagonal), [1, 2], keepdims=1)
+            share = op.Div(matrix, op.Max(trace, tiny))
+            matrix = op.MatMul(share, share)
+        op.Identity(matrix, name=POWER)
+        outputs.append(POWER)
+    model.graph.output.extend(edit.info(name, _DOUBLE, ["N", "n", "n"]) for name in outputs)
+    edit.add(model, op)
+    return model

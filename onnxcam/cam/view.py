@@ -107,6 +107,15 @@ class View(Protocol):
     def tell(self, done: int, total: int) -> None:
         """Report progress, where the method itself counts."""
 
+    def without_channels(self, order: np.ndarray) -> np.ndarray | None:
+        """The objective without each of these channels `[N, k]` of each row, float64 `[N, k]`; None where variants have
+        to be run.
+        """
+
+    def places_alone(self) -> np.ndarray | None:
+        """The objective with each place kept and the others 0, float64 `[N, h·w]`; None where variants have to be run.
+        """
+
     def first_component(self, values: np.ndarray) -> np.ndarray:
         """`[N, C, h, w]` to float32 `[N, h, w]`: each place's coordinate along the direction in which places differ
         most, with the sign with which it correlates with the mean over channels.

@@ -11,6 +11,7 @@ from onnxcam.runtime import options
 from onnxcam.runtime.row_choice import RowChoice
 
 if TYPE_CHECKING:
+    from onnxcam.explain.dense_tail import DenseTail
     import numpy as np
 
     from onnxcam.explain.patches import Patches
@@ -49,6 +50,7 @@ class Sessions:
         self._head: Any = None
         self._exposed: tuple[str, ...] = ()
         self._curved: dict[str, bool] = {}
+        self._dense: dict[str, DenseTail | None] = {}
         self._contributions: tuple[Any, list[tuple[str, Layout]]] | None = None
         self._attention: tuple[Any, list[Block]] | None = None
         self._patches: tuple[object, Patches] | None = None
@@ -114,6 +116,17 @@ class Sessions:
         from onnxcam.network import subgraphs
 
         return self.session(("tail", layer), lambda: subgraphs.tail(self.network, layer))
+
+    def dense_tail(self, layer: str) -> DenseTail | None:
+        """What follows a layer, cut at its first linear layer; None where the network does not end so."""
+        with self._lock:
+            if layer not in self._dense:
+                from onnxcam.explain.dense_tail import DenseTail
+                from onnxcam.network.dense import dense_after
+
+                dense = dense_after(self.network, layer)
+                self._dense[layer] = None if dense is None else DenseTail(self, layer, dense)
+            return self._dense[layer]
 
     def backward(self, layer: str, relu: str, of_class: bool = False) -> Any:
         """A session from the cut values and a cotangent of the scores, or a class, to the gradient at the layer."""

@@ -14,7 +14,7 @@ from onnxcam.cam.methods import GRAPH, Method, find
 from onnxcam.cam.methods import INPUT as ATTRIBUTION
 from onnxcam.cam.view import Make
 from onnxcam.errors import MethodError
-from onnxcam.explain import components
+from onnxcam.explain import components, dense_tail
 from onnxcam.explain.features import Batch, HeadRun, run_head
 from onnxcam.explain.patches import FEWEST, Window, distinct, patch
 from onnxcam.network.layout import Layout
@@ -248,6 +248,14 @@ class LayerView:
         self._reseed()
         terms = self._run_maps([registered], True)[0] if registered.kind == GRAPH else registered.terms(self, **options)
         return np.maximum(self.first_component(terms), 0)
+
+    def without_channels(self, order: np.ndarray) -> np.ndarray | None:
+        """The objective without each of these channels `[N, k]` of each row, float64 `[N, k]`, where that is simple."""
+        return dense_tail.without_channels(self, order, self._row_choice("dense")) if self._on_processor else None
+
+    def places_alone(self) -> np.ndarray | None:
+        """The objective with each place kept and the others 0, float64 `[N, h·w]`, where that is simple."""
+        return dense_tail.places_alone(self, self._row_choice("dense")) if self._on_processor else None
 
     def first_component(self, values: np.ndarray) -> np.ndarray:
         """The first principal component over the places of `[N, C, h, w]`, float32 `[N, h, w]`."""

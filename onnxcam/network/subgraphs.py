@@ -69,6 +69,17 @@ def rest(network: Network, names: Sequence[str]) -> onnx.ModelProto:
     return _scoring(network, graph, [_info(graph, name) for name in names], [])
 
 
+def value_from(network: Network, layer: str, value: str) -> onnx.ModelProto:
+    """Cut values in; a value behind them out."""
+    graph = network.graph_from(layer)
+    return _part(graph, Builder(graph), _inputs(network, network.cut(layer)), [_info(graph, value)], keep=False)
+
+
+def scores_from(network: Network, value: str) -> onnx.ModelProto:
+    """A value from which alone the scores are computed in; scores `[N, K]` as `SCORES` out."""
+    return _scoring(network, network.graph, [_info(network.graph, value)], [])
+
+
 def backward(network: Network, layer: str, *, relu: str = "plain", of_class: bool = False) -> onnx.ModelProto:
     """Cut values and `COTANGENT` `[N, K]` in; `GRADIENT`, in the layer's own shape, out.
 

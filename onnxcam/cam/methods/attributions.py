@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcam.cam.buffer import Buffer
 from onnxcam.cam.registry import attribution
 from onnxcam.cam.resize import resize
 from onnxcam.cam.view import View
@@ -84,11 +85,11 @@ def integrated_gradients(view: View, steps: int = 50, baseline: Any = 0.0, rule:
     start = broadcast("baseline", baseline, x)
     way = x - start
     total = np.zeros(x.shape)
-    parts, shares = places.astype(np.float32), weights.astype(np.float32)
+    parts, shares, buffer = places.astype(np.float32), weights.astype(np.float32), Buffer(x.shape[1:])
 
     def make(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         rows, at = np.divmod(np.arange(first, last), steps)
-        points = np.empty((last - first, *x.shape[1:]), np.float32)
+        points = buffer.rows(last - first)
         for point, row, part in zip(points, rows, parts[at], strict=True):
             np.multiply(way[row], part, out=point)
             point += start[row]
@@ -122,6 +123,7 @@ def smoothgrad(view: View, samples: int = 25, stdev: float | None = None, absolu
     scale = np.full(rows, stdev, np.float32) if span is None else np.float32(0.15) * span
     total = np.zeros(x.shape)
     noise: dict[int, np.ndarray] = {}
+    buffer = Buffer(x.shape[1:])
 
     def drawn(sample: int) -> np.ndarray:
         if sample not in noise:
@@ -131,7 +133,7 @@ def smoothgrad(view: View, samples: int = 25, stdev: float | None = None, absolu
 
     def make(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         sample, row = np.divmod(np.arange(first, last), rows)
-        noisy = np.empty((last - first, *x.shape[1:]), np.float32)
+        noisy = buffer.rows(last - first)
         for one, s, r in zip(noisy, sample.tolist(), row.tolist(), strict=True):
             np.multiply(drawn(s), scale[r], out=one)
             one += x[r]

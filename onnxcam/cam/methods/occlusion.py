@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from onnxcam.cam.buffer import Buffer
 from onnxcam.cam.methods.attributions import broadcast, whole
 from onnxcam.cam.registry import attribution
 from onnxcam.cam.resize import linear
 from onnxcam.cam.view import View
 from onnxcam.errors import MethodError
 from onnxcam.targets.objectives import probable
-
-_MASK_BYTES = 4 << 20  # of masks made at once
 
 
 @attribution("occlusion", gradient=False, long=True)
@@ -102,23 +101,37 @@ def rise(view: View, masks: int = 1000, cells: int = 7, keep: float = 0.5, basel
     shifts = view.rng.integers(0, cell, size=(masks, 2))
     down, across = linear(cells, (cells + 1) * cell[0]), linear(cells, (cells + 1) * cell[1])
 
-    def mask(index: int) -> np.ndarray:
-        top, left = shifts[index]
-        return np.asarray(down[top : top + height] @ grids[index].astype(np.float32) @ across[left : left + width].T)
+    visible, faded = x - hidden, bool(hidden.any())
+    buffer, mask = Buffer(x.shape[1:]), np.empty((height, width), np.float32)
+
+    def band(index: int) -> np.ndarray:
+        """Mask `index` before its cells are enlarged downwards, float32 `[cells, width]`."""
+        left = shifts[index, 1]
+        return np.asarray(grids[index].astype(np.float32) @ across[left : left + width].T)
 
     def make(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         index, row = np.divmod(np.arange(first, last), rows)
-        factors = np.stack([mask(i) for i in range(int(index[0]), int(index[-1]) + 1)])[index - index[0]][:, None]
-        return hidden[row] + factors * (x - hidden)[row], row
+        points, enlarged = buffer.rows(last - first), -1
+        for point, i, r in zip(points, index.tolist(), row.tolist(), strict=True):
+            if i != enlarged:
+                np.matmul(down[shifts[i, 0] : shifts[i, 0] + height], band(i), out=mask)
+                enlarged = i
+            np.multiply(visible[r], mask, out=point)
+            if faded:
+                point += hidden[r]
+        return points, row
 
     values = picture.values(masks * rows, make).reshape(masks, rows)
-    total = np.zeros((rows, height * width))
-    together = max(1, _MASK_BYTES // (4 * height * width))
-    for first in range(0, masks, together):
-        last = min(masks, first + together)
-        total += values[first:last].T @ np.stack([mask(i).ravel() for i in range(first, last)])
+    # enlarging downwards is linear, and the same for all masks of one shift: it may follow their sum
+    bands: dict[int, np.ndarray] = {}
+    for index, top in enumerate(shifts[:, 0].tolist()):
+        summed = bands.setdefault(top, np.zeros((rows, cells, width)))
+        summed += values[index, :, None, None] * band(index)
+    total = np.zeros((rows, height, width))
+    for top, summed in bands.items():
+        total += down[top : top + height].astype(np.float64) @ summed
     channels = x.shape[1]
-    means = (total / (masks * keep * channels)).astype(np.float32).reshape(rows, 1, height, width)
+    means = (total / (masks * keep * channels)).astype(np.float32)[:, None]
     return np.repeat(means, channels, axis=1)
 
 

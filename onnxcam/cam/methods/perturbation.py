@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from onnxcam.cam.buffer import Buffer
 from onnxcam.cam.registry import layer_method
 from onnxcam.cam.view import View
 from onnxcam.errors import MethodError
@@ -36,7 +37,9 @@ def ablationcam(view: View, channels: int = 0) -> np.ndarray:
             changed[np.arange(stop - start), order[row, place]] = 0
             return changed, row
 
-        without = view.values(rows * count, make).reshape(rows, count)
+        without = view.without_channels(order)
+        if without is None:
+            without = view.values(rows * count, make).reshape(rows, count)
         drop = np.zeros(a.shape[:2])
         np.put_along_axis(drop, order, y[:, None] - without, axis=1)
     weights = drop / np.where(y == 0, 1.0, y)[:, None]
@@ -64,7 +67,9 @@ def reciprocam(view: View) -> np.ndarray:
         changed[np.arange(stop - start), :, y, x] = a[row, :, y, x]
         return changed, row
 
-    return _above_lowest(view.values(rows * size, make).reshape(rows, height, width))
+    alone = view.places_alone()
+    alone = view.values(rows * size, make) if alone is None else alone
+    return _above_lowest(alone.reshape(rows, height, width))
 
 
 def _above_lowest(maps: np.ndarray) -> np.ndarray:
@@ -120,6 +125,7 @@ def _masked(view: View, channels: int, alter: Alter, samples: int) -> np.ndarray
     if view.window is not None:
         channel_maps = a.swapaxes(2, 3) if view.window.transposed else a
         spans = view.window.height, view.window.width
+    buffer = Buffer(pictures.shape[1:])
     down, across = (_within(channel_maps.shape[axis], spans[axis - 2], shape[axis - 2]) for axis in (2, 3))
 
     def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,8 +138,11 @@ def _masked(view: View, channels: int, alter: Alter, samples: int) -> np.ndarray
         span = high - low
         masks /= np.maximum(span + np.minimum(np.float32(1e-8), np.float32(1e-6) * span), np.finfo(np.float32).tiny)
         masks[~varying[row, order[row, place]]] = 0  # enlarging left rounding noise of it
-        visible = pictures[row[:1]] if row[0] == row[-1] else pictures[row]
-        return visible * alter(masks, number)[:, None], row
+        altered = alter(masks, number)
+        seen_through = buffer.rows(stop - start)
+        for one, mask, of in zip(seen_through, altered, row, strict=True):
+            np.multiply(pictures[of], mask, out=one)
+        return seen_through, row
 
     scores = view.input.values(rows * count * samples, make).reshape(rows, count, samples).mean(axis=2)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))

@@ -113,8 +113,7 @@ class View(Protocol):
         """
 
     def places_alone(self) -> np.ndarray | None:
-        """The objective with each place kept and the others 0, float64 `[N, h·w]`; None where variants have to be run.
-        """
+        """The objective with each place kept and the others 0, float64 `[N, h·w]`; None where variants must be run."""
 
     def first_component(self, values: np.ndarray) -> np.ndarray:
         """`[N, C, h, w]` to float32 `[N, h, w]`: each place's coordinate along the direction in which places differ

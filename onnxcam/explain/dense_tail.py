@@ -75,7 +75,7 @@ class DenseTail:
         return u
 
     def places_alone(self, activations: np.ndarray) -> np.ndarray | None:
-        """u of each row with one place kept and the rest 0, float32 `[N, h·w, O]`; None where that takes much memory."""
+        """u of each row with one place kept and the rest 0, float32 `[N, h·w, O]`; None where it is too large."""
         rows, channels, height, width = activations.shape
         cells, places = self._dense.cells, height * width
         if 4 * rows * places * channels * cells > _LARGEST:
@@ -98,7 +98,7 @@ class DenseTail:
             some = np.flatnonzero(touched[:, cell])
             if len(some):
                 u[some] += np.ascontiguousarray(by_cell[some, :, cell]) @ self._weights[cell::cells]
-        return u.reshape(rows, places, self.width)
+        return np.asarray(u.reshape(rows, places, self.width))
 
     def scores(self, u: np.ndarray, rows: Rows, tell: Any) -> np.ndarray:
         """The scores float32 `[M, K]` of u `[M, O]`, a few rows per run."""

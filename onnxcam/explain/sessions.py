@@ -11,9 +11,9 @@ from onnxcam.runtime import options
 from onnxcam.runtime.row_choice import RowChoice
 
 if TYPE_CHECKING:
-    from onnxcam.explain.dense_tail import DenseTail
     import numpy as np
 
+    from onnxcam.explain.dense_tail import DenseTail
     from onnxcam.explain.patches import Patches
     from onnxcam.graph.attention import Block
     from onnxcam.graph.large_model import Serialized

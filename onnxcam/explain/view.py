@@ -247,7 +247,7 @@ class LayerView:
         registered.check(options)
         self._reseed()
         terms = self._run_maps([registered], True)[0] if registered.kind == GRAPH else registered.terms(self, **options)
-        return np.maximum(self.first_component(terms), 0)
+        return np.asarray(np.maximum(self.first_component(terms), 0))
 
     def without_channels(self, order: np.ndarray) -> np.ndarray | None:
         """The objective without each of these channels `[N, k]` of each row, float64 `[N, k]`, where that is simple."""

@@ -8,7 +8,6 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +16,7 @@ import click
 from onnxcam import image, runtime
 from onnxcam.cam.methods import Method, find
 from onnxcam.cli import options, question_options, terminal
+from onnxcam.cli.background import Background
 from onnxcam.cli.opening import open_explainer
 from onnxcam.cli.question import MethodName, ask, check_early, flag
 from onnxcam.cli.summary import SUMMARY, Run, describe
@@ -221,10 +221,9 @@ def explain(
     if not collected.items and len(collected.failures) == 1:
         raise collected.failures[0][1]
     many = len(collected.items) > 1
-    threads = ThreadPoolExecutor(2)
-    digest = threads.submit(_digest, model)
+    digest = Background(_digest, model)
     runtime.import_onnxruntime()  # before the threads import it too: imports wait for each other, loading does not
-    opening = threads.submit(
+    opening = Background(
         open_explainer,
         model,
         layers,

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import io
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -80,6 +79,8 @@ def interactive() -> bool:
 def bar(share: float, text: str) -> None:
     """Draw a bar, 0 to 1, and a text behind it over the current line, as long as the terminal is wide: what is wrapped
     could not be cleared."""
+    import shutil  # with three decompressors
+
     room = max(shutil.get_terminal_size(fallback=(_COLUMNS, 1)).columns - 1, 0)
     width = min(_BAR, room - len(text) - 3)
     filled = round(max(width, 0) * share)

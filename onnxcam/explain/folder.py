@@ -10,7 +10,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,8 @@ from onnxcam.explain.saving import Drawing, would_overwrite
 from onnxcam.files import real_path
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     from onnxcam.explain.gallery import Card, Judge
 
 _CHUNK = 4  # pictures per run: large linear layers are read once for all of them, and memory stays flat
@@ -102,6 +103,8 @@ def explain_all(
         if len(chunks) == 1:  # a thread of its own would begin with fresh memory, which costs as much as the writing
             runs: Iterable[Any] = (work.finish(chunks[0], outcomes[0]) for _ in chunks)
         else:
+            from concurrent.futures import ThreadPoolExecutor  # a single picture does without
+
             pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxcam")
             runs = ahead(pool, lambda pair: work.finish(*pair), zip(chunks, list(outcomes), strict=True), threads)
         for _ in runs:

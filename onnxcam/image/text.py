@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any
 
 import numpy as np
@@ -95,9 +94,13 @@ class Font:
 
     def _printable(self, text: str) -> str:
         if not text.isprintable():
+            import unicodedata  # here, as most texts need none
+
             text = "".join(" " if unicodedata.category(c)[0] == "C" else c for c in text)
         if self._face is not None:
             return text
+        import unicodedata
+
         # the stroke fonts have ASCII only: strip accents, and replace other characters by a question mark
         plain = (unicodedata.normalize("NFKD", c) for c in text)
         bases = ("".join(p for p in c if not unicodedata.combining(p)) for c in plain)

@@ -6,17 +6,19 @@ Photographs are variations of the bundled ones, 640 x 480 to 1600 x 1200 pixels,
 The bare loop is what a user writes: decode, resize, crop, scale, run the plain model with ONNX Runtime's own options,
 one picture after the other. There are two: one with OpenCV, which is faster and doesn't antialias as the models'
 training did, and one with Pillow, whose pixels are those of `onnxcam explain`: the best classes must all be the same.
-Explaining is measured with the optional package isal (`onnxcam[fast]`), by which pictures are written faster, and
-without it. All run as processes of their own and take the time inside, from the first picture to the last, and the
-processor's time with it, which other work on the machine changes less. Rounds alternate; ratios are medians of ratios
-within rounds. What a round wrote is emptied, and deleted after the last one only: ext4 looks at each inode deleted in
-the last minutes again whenever a file is made, which took as long as half of a picture's writing.
+Explaining is measured with the flags of `CASES`: all files, all files compressed, as JPEG, and two files alone; and
+without the package isal, by which pictures are written faster. All maps must be the same, bit by bit. All run as
+processes of their own and take the time inside, from the first picture to the last, and the processor's time with it,
+which other work on the machine changes less. Rounds alternate; ratios are medians of ratios within rounds, with the
+least and the largest. What a round wrote is emptied, and deleted after the last one only: ext4 looks at each inode
+deleted in the last minutes again whenever a file is made, which took as long as half of a picture's writing.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -25,15 +27,41 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("efficientnet_lite0", "resnet50", "vgg16")
 SIZES = {"640 x 480": (480, 640), "1024 x 768": (768, 1024), "1600 x 1200": (1200, 1600)}
 CORRUPT = 3
-Loop = Callable[[list[Path]], int]
+
+
+class Case(NamedTuple):
+    """One way to explain the folder.
+
+    Attributes:
+        flags: of the command.
+        isal: whether the package may be used.
+        throughput, disk: what is asked of EfficientNet-Lite0 on the two smaller sizes: at least this part of the OpenCV
+            loop's throughput, at most this part of the bytes of `ALL`.
+    """
+
+    flags: tuple[str, ...] = ()
+    isal: bool = True
+    throughput: float | None = None
+    disk: float | None = None
+
+
+ALL = "all files"
+CASES = {
+    ALL: Case(),
+    "all files, without isal": Case(isal=False),
+    "all files, --compress": Case(("--compress",), throughput=0.75, disk=0.45),
+    "all files, --format jpeg": Case(("--format", "jpeg"), throughput=0.9, disk=0.1),
+    "--files overlay,json": Case(("--files", "overlay,json"), throughput=1.0),
+}
+Figures = dict[str, list[float]]
 
 
 def main() -> None:
@@ -42,7 +70,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--compress", action="store_true", help="write compressed pictures")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "folder.md")
     arguments = parser.parse_args()
     rows = []
@@ -56,11 +84,11 @@ def main() -> None:
             explainable, plain, preprocess = build(model, folder)
             for size in arguments.sizes:
                 figures = measure(
-                    explainable, plain, preprocess, photos[size], folder, arguments.rounds, arguments.compress
+                    explainable, plain, preprocess, photos[size], folder, arguments.rounds, arguments.cases
                 )
                 rows.append((model, size, figures))
                 print(rows[-1], file=sys.stderr)
-    text = table(rows, arguments.pictures, arguments.compress)
+    text = table(rows, arguments)
     arguments.output.write_text(text, encoding="utf-8")
     print(text)
 
@@ -169,7 +197,6 @@ seconds, used = time.perf_counter() - start, time.process_time() - used
 print(json.dumps({"done": len(classes), "classes": classes, "seconds": seconds, "processor": used}))
 """
 READERS = ("opencv", "pillow")
-WAYS = ("zlib", "isal")  # explaining without the optional package and with it
 
 
 def measure(
@@ -179,55 +206,53 @@ def measure(
     photos: Path,
     folder: Path,
     rounds: int,
-    compress: bool,
-) -> dict[str, float]:
-    """Pictures per second of all, the ratios, and the memory that explaining holds as it goes."""
-    figures: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        every = {way: explain(explainable, photos, folder, compress, way) for way in WAYS}
+    cases: Sequence[str],
+) -> Figures:
+    """Pictures per second, ratios and processor time of all, in each round, and the memory that explaining holds."""
+    figures: Figures = {}
+
+    def add(key: str, value: float) -> None:
+        figures.setdefault(key, []).append(value)
+
+    maps: set[str] = set()
+    for number in range(rounds):
+        order = list(cases) if number % 2 == 0 else list(cases)[::-1]
+        every = {case: explain(explainable, photos, folder, CASES[case]) for case in order}
+        maps |= {one["maps"] for one in every.values() if one["maps"]}
+        assert len(maps) <= 1, "the maps of two runs differ"
         for reader in READERS:
             command = [sys.executable, "-c", BARE, plain, photos, reader, str(CORRUPT), json.dumps(preprocess)]
             bare = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-            figures.setdefault(reader, []).append(bare["done"] / bare["seconds"])
-            figures.setdefault(f"{reader} processor", []).append(bare["processor"] / bare["done"] * 1e3)
-            for way, one in every.items():
+            add(reader, bare["done"] / bare["seconds"])
+            add(f"{reader} processor", bare["processor"] / bare["done"] * 1e3)
+            for case, one in every.items():
                 assert bare["done"] == one["done"], (bare["done"], one["done"])
                 same = sum(bare["classes"][name] == index for name, index in one["classes"].items()) / one["done"]
                 assert reader == "opencv" or same == 1, f"{same:.3f} of the pictures have the same best class"
-                figures.setdefault(f"{reader} same", []).append(same)
-                figures.setdefault(f"{reader} ratio {way}", []).append(bare["seconds"] / one["seconds"])
-        for way, one in every.items():
-            figures.setdefault(f"explain {way}", []).append(one["done"] / one["seconds"])
-            figures.setdefault(f"processor {way}", []).append(one["processor"] / one["done"] * 1e3)
-        last = every[WAYS[-1]]
-        figures.setdefault("written", []).append(last["written"] / last["done"])
-        for part in PARTS:
-            figures.setdefault(part, []).append(last[part])
-    return {key: statistics.median(values) for key, values in figures.items()}
+                add(f"{reader} same", same)
+                add(f"{reader} ratio {case}", bare["seconds"] / one["seconds"])
+        for case, one in every.items():
+            add(f"explain {case}", one["done"] / one["seconds"])
+            add(f"processor {case}", one["processor"] / one["done"] * 1e3)
+            add(f"written {case}", one["written"] / one["done"])
+            for part in PARTS:
+                add(f"{part} {case}", one[part])
+    return figures
 
 
-def explain(model: Path, photos: Path, folder: Path, compress: bool, way: str) -> dict[str, Any]:
-    """One run of the command, all files written; its own summary says how long the pictures took."""
+def explain(model: Path, photos: Path, folder: Path, case: Case) -> dict[str, Any]:
+    """One run of the command; its own summary says what the pictures are."""
     output = Path(tempfile.mkdtemp(dir=folder))
-    command = [
-        sys.executable,
-        "-c",
-        CHILD,
-        way,
-        "explain",
-        model,
-        photos,
-        "-o",
-        output,
-        *(["--compress"] if compress else []),
-    ]
+    way = "isal" if case.isal else "zlib"
+    command = [sys.executable, "-c", CHILD, way, "explain", model, photos, "-o", output, *case.flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr[-2000:]  # 1: the corrupt ones, which are not among the first
     summary = json.loads((output / "analysis_summary.json").read_text())
     assert summary["counts"]["failed"] in (0, CORRUPT)
     report = json.loads(done.stdout.splitlines()[-1])
-    pictures = list(output.rglob("*.png"))
+    pictures = [path for path in output.rglob("*") if path.is_file() and path.parent != output]
     written = sum(path.stat().st_size for path in pictures)
+    maps = digest(sorted(path for path in pictures if path.name.endswith("_grayscale.png")))
     for path in pictures:
         os.truncate(path, 0)
     classes = {
@@ -235,7 +260,17 @@ def explain(model: Path, photos: Path, folder: Path, compress: bool, way: str) -
         for picture in summary["pictures"]
         if picture["predictions"]
     }
-    return {"done": summary["counts"]["explained"], "classes": classes, "written": written, **report}
+    return {"done": summary["counts"]["explained"], "classes": classes, "written": written, "maps": maps, **report}
+
+
+def digest(paths: list[Path]) -> str:
+    """A digest of the grey maps' pixels; empty where there are none."""
+    import cv2
+
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(cv2.imread(str(path), cv2.IMREAD_UNCHANGED).tobytes())
+    return digest.hexdigest() if paths else ""
 
 
 PARTS = ("a quarter", "half", "all")
@@ -271,7 +306,7 @@ sys.exit(code)
 """
 
 
-def table(rows: list[tuple[str, str, dict[str, float]]], pictures: int, compress: bool) -> str:
+def table(rows: list[tuple[str, str, Figures]], arguments: argparse.Namespace) -> str:
     """The figures as Markdown, with date, machine and versions."""
     from importlib.metadata import version
 
@@ -281,34 +316,57 @@ def table(rows: list[tuple[str, str, dict[str, float]]], pictures: int, compress
     lines = [
         "# A folder of photographs",
         "",
-        f"Measured {datetime.date.today()} with `python benchmarks/folder.py{' --compress' if compress else ''}` on "
+        f"Measured {datetime.date.today()} with `python benchmarks/folder.py` on "
         f"{os.cpu_count()} CPU cores ({platform.machine()}, Python {platform.python_version()}): {versions}.",
         "",
-        f"{pictures} JPEG photographs, {CORRUPT} of them corrupt, which are named while the others are explained.",
+        f"{arguments.pictures} JPEG photographs, {CORRUPT} of them corrupt, which are named while the others are "
+        f"explained, {arguments.rounds} rounds.",
         "*bare*: a loop that decodes, resizes and runs the plain model, with OpenCV (not antialiased) or Pillow",
-        "(antialiased, as in explaining). *explain*: `onnxcam explain` over the same files, with maps and all",
-        "pictures written, first as installed (`onnxcam[cpu]`), then with the optional package isal",
-        "(`onnxcam[cpu,fast]`). All from the first picture to the last, without start-up. *processor*: milliseconds of",
-        "all cores together for a picture. *memory*: what explaining holds after a quarter, half and all.",
-        "",
-        "| model | photographs | bare: OpenCV, Pillow (pictures/s) | explain (pictures/s) | explain / OpenCV "
-        "| explain / Pillow | processor: OpenCV, Pillow; explain (ms) | memory (MB) | written (MB each) "
-        "| same best class: OpenCV |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "(antialiased, as in explaining). *explain*: `onnxcam explain` over the same files with the flags named; *all",
+        "files* is as without flags. All from the first picture to the last, without start-up; medians, and of ratios",
+        "the least and the largest of a round. *processor*: milliseconds of all cores together for a picture. *disk*:",
+        "of the bytes of *all files*. *memory*: what explaining holds after a quarter, half and all. The maps of all",
+        "runs are the same, bit by bit.",
     ]
-    for model, size, row in rows:
-        memory = ", ".join(f"{row[part]:.0f}" for part in PARTS)
-        bare = ", ".join(f"{row[f'{reader} processor']:.0f}" for reader in READERS)
-
-        def both(key: str, digits: int, row: dict[str, float] = row) -> str:
-            return ", ".join(f"{row[f'{key} {way}']:.{digits}f}" for way in WAYS)
-
-        lines.append(
-            f"| {model} | {size} | {row['opencv']:.1f}, {row['pillow']:.1f} | {both('explain', 1)} | "
-            f"{both('opencv ratio', 2)} | {both('pillow ratio', 2)} | {bare}; {both('processor', 0)} | "
-            f"{memory} | {row['written'] / 1e6:.1f} | {row['opencv same']:.2f} |"
-        )
+    for model, size, figures in rows:
+        middle = {key: statistics.median(values) for key, values in figures.items()}
+        lines += [
+            "",
+            f"## {model}, {size}",
+            "",
+            "| | pictures/s | of the OpenCV loop | asked | of the Pillow loop | processor, ms | MB each | disk | asked "
+            "| memory, MB |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for reader in READERS:
+            lines.append(
+                f"| bare: {reader} | {middle[reader]:.1f} | | | | {middle[f'{reader} processor']:.0f} | | | | |"
+            )
+        bounded = model == MODELS[0] and size in list(SIZES)[:2]
+        for case in arguments.cases:
+            asked = CASES[case] if bounded else Case()
+            opencv, pillow = (spread(figures[f"{reader} ratio {case}"]) for reader in READERS)
+            written = middle[f"written {case}"]
+            memory = ", ".join(f"{middle[part + ' ' + case]:.0f}" for part in PARTS)
+            disk = written / middle[f"written {ALL}"] if f"written {ALL}" in middle else None
+            lines.append(
+                f"| explain: {case} | {middle[f'explain {case}']:.1f} | {opencv} | {_bound('≥', asked.throughput)} | "
+                f"{pillow} | {middle[f'processor {case}']:.0f} | {written / 1e6:.2f} | "
+                f"{'' if disk is None else f'{disk:.3f}'} | {_bound('≤', asked.disk)} | "
+                f"{memory} |"
+            )
+        same = middle["opencv same"]
+        lines += ["", f"Same best class as the OpenCV loop's: {same:.2f} of the pictures."]
     return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    """The median with the least and the largest value."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _bound(sign: str, value: float | None) -> str:
+    return "" if value is None else f"{sign} {value:g}"
 
 
 if __name__ == "__main__":

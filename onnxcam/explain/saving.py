@@ -16,6 +16,7 @@ from onnxcam.errors import InputError, OutputError, listing
 from onnxcam.explain.outlines import of_map
 from onnxcam.files import FileSet
 from onnxcam.image import png
+from onnxcam.image.colormap import look_up
 
 if TYPE_CHECKING:
     from onnxcam.explain.explanation import Explanation
@@ -232,9 +233,9 @@ def _heatmap(
     table = image.palette(style.colormap)
     levels, colors = (marks.levels(gray), image.marked(table)) if marks else (gray, table)
     if outlines:
-        return _encoded(image.outline(colors[levels], outlines), style)
+        return _encoded(image.outline(look_up(levels, colors), outlines), style)
     if style.format != "png":
-        return _encoded(colors[levels], style)
+        return _encoded(look_up(levels, colors), style)
     return [png.shades(png.pack(levels) if packed is None else packed, colors)]
 
 

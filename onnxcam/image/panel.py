@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import InputError
-from onnxcam.image.colormap import DEFAULT, colorize, grayscale, palette
+from onnxcam.image.colormap import DEFAULT, colorize, grayscale, look_up, palette
 from onnxcam.image.geometry import Size, resize_map
 from onnxcam.image.opencv import import_cv2
 from onnxcam.image.outlines import Outline, outline
@@ -162,7 +162,7 @@ def _colors(gray: Pixels, marks: Marks, colormap: str) -> Pixels:
     table = palette(colormap)
     if marks:
         gray, table = marks.levels(gray), marked(table)
-    return np.asarray(import_cv2().applyColorMap(gray, table[:, None]), np.uint8)
+    return look_up(gray, table)
 
 
 def _is_blank(heatmap: NDArray[Any], levels: Pixels | None = None) -> bool:

@@ -16,6 +16,7 @@ import onnx
 
 from onnxcam.errors import ModelError
 from onnxcam.graph import edit
+from onnxcam.graph.layout import input_layout
 from onnxcam.graph.operators import TRAITS, Trait, having
 from onnxcam.graph.static_shapes import StaticShapes
 from onnxcam.graph.view import Graph, attributes
@@ -114,6 +115,8 @@ class _Trace:
     def __init__(self, graph: Graph, picture: str, shapes: StaticShapes) -> None:
         self._graph, self._picture, self._shapes = graph, picture, shapes
         self._maps: dict[str, _Map] = {}
+        input_shape = shapes.shape(picture) or (1, 1, 1, 1)
+        self._size = input_shape[2:] if input_layout(graph, picture) == "NCHW" else input_shape[1:3]
         self._codes: dict[str, _Map | np.ndarray | None] = {}
 
     def origins(self, value: str) -> Origins | None:
@@ -176,11 +179,14 @@ class _Trace:
     def _mapped(self, node: onnx.NodeProto, first: Any, shape: tuple[int, ...]) -> Any:
         """A new map; but a convolution over what is no map any more, such as the mean of a distribution, keeps the
         cells."""
-        if isinstance(first, _Map):
-            return _Map(node.output[0], node.input[0], shape) if len(shape) == 4 else None
-        if first is None or len(shape) != 4 or first.shape[2:] != shape[2:]:
+        if len(shape) != 4:
             return None
-        return np.broadcast_to(self._along(first, 1, False), shape)
+        if isinstance(first, np.ndarray) and first.shape[2:] == shape[2:] and (first >= 0).all():
+            return np.broadcast_to(self._along(first, 1, False), shape)
+        height, width = self._size
+        proportional = abs(shape[2] * width - shape[3] * height) <= max(height, width)
+        # of unknown cells, such as those of pixels that a Slice regroups, there may be a map nevertheless
+        return _Map(node.output[0], node.input[0], shape) if isinstance(first, _Map) or proportional else None
 
     def _joined(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> Any:
         varying = [name for name in node.input if name and not self._graph.is_constant(name)]

@@ -14,7 +14,9 @@ _SURE = 0.99  # share of candidates that have to agree
 _WITHIN = 0.8  # share of boxes whose centre lies on the input, or near it
 _FEWEST = 4  # boxes, of which a form is measured
 _NEAR = 0.2  # median distance of a box's centre from its cell, as a share of the input: chance gives about 0.3
-_RELATIVE_MOST = 2.0  # numbers of relative boxes are not above it
+_RELATIVE_MOST = 1.5  # numbers of relative boxes are not above it
+_PIXELS_LEAST = 0.1  # of pixels, the highest reach at least this share of the input's longer side
+_STILL = 0.9  # correlation between two pictures of the centres of a dense head's candidates, which lie on a grid
 NMS, NO_NMS = "nms", "no-nms"
 OBJECTNESS, NO_OBJECTNESS = "objectness", "no-objectness"
 SIGMOID, SOFTMAX, PLAIN = "sigmoid", "softmax", "probabilities"
@@ -96,13 +98,16 @@ class Boxes:
     doubt: str | None = None
 
 
-def read(tables: list[np.ndarray], size: Size, origins: Origins | None, declared: Declared) -> Boxes | str:
+def read(
+    tables: list[np.ndarray], size: Size, origins: Origins | None, declared: Declared, *, dense: bool = False
+) -> Boxes | str:
     """The meaning of four numbers per candidate, or why they are no boxes.
 
     Arguments:
         tables: `[M, 4]` of each picture.
         size: height and width of the input.
         origins: the cell of each candidate, `[M]`, where they are known: boxes lie near their cells.
+        dense: whether candidates are too many to be of anything but a grid.
     """
     numbers = np.concatenate([np.asarray(table, np.float64) for table in tables])
     finite = np.isfinite(numbers).all(axis=1)
@@ -113,7 +118,14 @@ def read(tables: list[np.ndarray], size: Size, origins: Origins | None, declared
     numbers = numbers[finite]
     if declared.box_format is None and np.abs(numbers).max() == 0:
         return "all numbers are 0"
-    unit = declared.unit or (RELATIVE if np.quantile(np.abs(numbers), _SURE) <= _RELATIVE_MOST else PIXELS)
+    reach = float(np.quantile(np.abs(numbers), _SURE))
+    unit = declared.unit or (RELATIVE if reach <= _RELATIVE_MOST else PIXELS)
+    if declared.unit is None and unit == PIXELS and reach < _PIXELS_LEAST * max(size):
+        return (
+            f"the first four numbers of a candidate reach {reach:.3g} of {size[0]} × {size[1]} pixels: neither "
+            "pixels nor "
+            "shares of the input's size, such as offsets that are still to be decoded"
+        )
     height, width = size if unit == PIXELS else (1, 1)
     corners = float(((numbers[:, 2] >= numbers[:, 0]) & (numbers[:, 3] >= numbers[:, 1])).mean())
     sizes = float(((numbers[:, 2] >= 0) & (numbers[:, 3] >= 0)).mean())
@@ -136,6 +148,8 @@ def read(tables: list[np.ndarray], size: Size, origins: Origins | None, declared
         return _by_cells(
             np.stack([t for t in tables if np.isfinite(t).all()] or [tables[0]]), formats, unit, size, origins
         )
+    if dense and not _on_a_grid(tables, formats[0]):
+        return "the centres of candidates change with the picture: offsets that are still to be decoded"
     if formats[0] == "xyxy" and len(formats) > 1:
         return _by_edges(numbers, formats, unit, (height, width))
     return Boxes(formats[0], unit)
@@ -145,6 +159,16 @@ def _fit(corners: np.ndarray, size: tuple[float, float]) -> float:
     """The share of boxes whose centre lies on the input, or within a tenth of it."""
     x, y = (corners[:, 0] + corners[:, 2]) / 2 / size[1], (corners[:, 1] + corners[:, 3]) / 2 / size[0]
     return float(((x > -0.1) & (x < 1.1) & (y > -0.1) & (y < 1.1)).mean())
+
+
+def _on_a_grid(tables: list[np.ndarray], name: str) -> bool:
+    """Whether centres of candidates stay where they are from one picture to the next."""
+    boxes = np.stack(tables[:2]).astype(np.float64) @ FORMATS[name]
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+    finite = np.isfinite(centres).all(axis=(0, 2))
+    first, second = centres[:, finite]
+    with np.errstate(invalid="ignore"):
+        return all(np.corrcoef(first[:, k], second[:, k])[0, 1] > _STILL for k in (0, 1))
 
 
 def _by_cells(numbers: np.ndarray, formats: list[str], unit: str, size: Size, origins: Origins) -> Boxes | str:

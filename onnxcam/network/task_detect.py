@@ -183,7 +183,7 @@ class Detectors:
         classes = columns[0].shape[1]
         slab = Slab(0, 4, 4, 0, first)
         origins = self._cells(value, slab)
-        boxes = task_boxes.read(tables, self._numbers.size, origins, self._declared)
+        boxes = task_boxes.read(tables, self._numbers.size, origins, self._declared, dense=len(tables[0]) > _QUERIES)
         if isinstance(boxes, str):
             self.reasons.append(f"{value!r} holds no boxes: {boxes}")
             return None
@@ -297,7 +297,9 @@ class Detectors:
         if origins is not None and (origins.level < 0).all():
             self.reasons.append(f"{where}: the first four numbers of a candidate come from different cells")
             return None
-        boxes = task_boxes.read([table[:, :4] for table in tables], self._numbers.size, origins, self._declared)
+        boxes = task_boxes.read(
+            [table[:, :4] for table in tables], self._numbers.size, origins, self._declared, dense=m > _QUERIES
+        )
         if isinstance(boxes, str):
             self.reasons.append(f"{where}: {boxes}")
             return None

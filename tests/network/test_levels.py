@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -87,3 +89,19 @@ def test_candidates_and_the_centres_of_their_cells() -> None:
     stride = np.where(of_candidates.level == 0, 8, 16)
     assert np.abs(table[0, :, 0] - x).max() <= stride.max() * 1.5  # at most one and a half cells away, by its formula
     assert (np.abs(table[0, :, 1] - y) <= stride * 1.5).all()
+
+
+def test_a_picture_whose_pixels_are_regrouped_first() -> None:
+    def focus(op: Any, x: Any) -> dict[str, Any]:
+        corners = [(a, b) for a in (0, 1) for b in (0, 1)]
+        bounds = [[op.constant(v, np.int64) for v in (corner, [64, 96], [2, 3], [2, 2])] for corner in corners]
+        parts = [op.emit("Slice", x, *bound) for bound in bounds]
+        a = op.relu(op.conv(op.concat(parts, 1), op.weight(12, 12, 3, 3), op.weight(12, scale=0.1), 4))
+        return {"y": op.reshape(detectors.head(op, a, 6), 0, 6, 8 * 12)}
+
+    graph = normalize(detectors.build(detectors.Net(focus, {"y": ["N", 6, 96]})))
+    origins = levels.trace(graph, "picture", "y", SHAPE)
+    assert origins is not None
+    assert [(level.height, level.width) for level in origins.levels] == [(8, 12)]
+    np.testing.assert_array_equal(origins.row, np.tile(np.repeat(np.arange(8), 12), (6, 1)))
+    np.testing.assert_array_equal(origins.column, np.tile(np.tile(np.arange(12), 8), (6, 1)))

@@ -317,6 +317,11 @@ def raw(op: Any, x: Any, what: str) -> Outputs:
     if what == "offsets":
         tables = [op.reshape(op.sigmoid(detectors.head(op, a, 8)), 0, 8, -1) for a in maps]
         return {"y": op.transpose(op.concat(tables, 2), 0, 2, 1)}
+    if what == "distances":  # YOLOX without its decoding: offsets within a cell, and logarithms of sizes
+        bias = [0.5, 0.5, 2.5, 2.5, -3, 0, 0, 0]
+        tables = [op.reshape(detectors.head(op, a, 8, bias, 0.3), 0, 8, -1) for a in maps]
+        table = op.transpose(op.concat(tables, 2), 0, 2, 1)
+        return {"y": op.concat([op.cut(table, 2, 0, 4), op.sigmoid(op.cut(table, 2, 4, 8))], 2)}
     return {
         "features": lambda: {"y": maps[-1]},
         "a head's maps": lambda: {"y": detectors.head(op, maps[0], 16), "z": detectors.head(op, maps[1], 16)},
@@ -335,6 +340,7 @@ def raw(op: Any, x: Any, what: str) -> Outputs:
     ("what", "shapes", "message"),
     [
         ("offsets", {"y": ["N", M1, 8]}, "boxes do not lie near the cells"),
+        ("distances", {"y": ["N", M1, 8]}, "neither pixels nor shares of the input's size"),
         ("features", {"y": ["N", 12, 4, 6]}, "of one sign, as features"),
         ("a head's maps", {"y": ["N", 16, 8, 12], "z": ["N", 16, 4, 6]}, "no larger than their layer makes them"),
         ("a picture", {"y": ["N", 3, HEIGHT, WIDTH]}, "follow the picture: an image"),

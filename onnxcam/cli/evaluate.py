@@ -32,6 +32,7 @@ Examples:
   onnxcam evaluate model.onnx photos/ --method gradcam --method layercam --method randomcam --report report.html
   onnxcam evaluate model.onnx photos/ --truth by-folder --labels labels.txt --limit 100 -o out
   onnxcam evaluate model.onnx photos/ --boxes boxes.csv --metric pointing_game --metric energy_in_box
+  onnxcam evaluate detector.onnx street/ --boxes boxes.csv --metric own_box --metric insertion --metric drise
   onnxcam evaluate model.onnx photos/ --json > evaluation.json
 """
 
@@ -58,6 +59,12 @@ Examples:
     "--boxes",
     metavar="FILE",
     help="Where the objects are: JSON {picture: [[x0, y0, x1, y1], ...]} or CSV with picture,x0,y0,x1,y1[,label].",
+)
+@click.option(
+    "--masks",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Masks of the metric drise, each a run of the model.  [default: 1000]",
 )
 @truth_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N pictures, sampled at random.")
@@ -88,6 +95,7 @@ def evaluate(
     methods: tuple[str, ...],
     metrics: tuple[str, ...],
     boxes: str | None,
+    masks: int | None,
     truth: str | None,
     limit: int | None,
     layers: tuple[str, ...],
@@ -117,6 +125,10 @@ def evaluate(
     part is removed, and whether the map depends on what the model has learned. The map explained is that of each
     picture's class: with --truth its own, otherwise the model's top-1.
 
+    Of a detector or a model of segmentation the maps are those of objects: with --boxes of each box that is drawn (of a
+    detector, if it reports that object too), otherwise of those that the detector reports, or of a segmentation's
+    largest class. What is measured as the picture changes is the score of the box, or the mean probability in it.
+
     The table has a line per method and marks the best of each metric. "Which method to trust" in the documentation
     says what the numbers mean and how many pictures they need.
 
@@ -130,13 +142,15 @@ def evaluate(
     from onnxcam.evaluation import boxes as box_files
     from onnxcam.evaluation import report as reports
     from onnxcam.evaluation.judge import evaluate as judge
-    from onnxcam.evaluation.metrics import select
+    from onnxcam.evaluation.metrics import find
 
     if not named:
         raise click.UsageError("no PICTURES were given: name files, folders or globs.")
     check_truth(truth, named)
     box_table = None if boxes is None else box_files.read(boxes)
-    select(metrics or None, boxes=box_table is not None)
+    for metric in metrics:
+        if metric != "all":
+            find(metric)
     folder = None if output is None else Path(output)
     collection = pictures.collect(list(named), folder or Path(".onnxcam-none"))
     if not collection.items:
@@ -186,6 +200,7 @@ def evaluate(
                 examples=show if results.report is not None else 0,
                 progress=bar.to,
                 partial=results.keep,
+                **({} if masks is None else {"masks": masks}),
             )
         except KeyboardInterrupt:
             if results.evaluation is None or not results.complete:
@@ -197,7 +212,7 @@ def evaluate(
         terminal.echo(f"Error: {text}", err=True)
     record = {"model": model, "seed": seed, "providers": explainer.providers, "versions": versions(), "failed": failed}
     if interrupted:
-        record |= {"interrupted": True, "left": len(items) - len(evaluation.places) - len(evaluation.failures)}
+        record |= {"interrupted": True, "left": len(items) - evaluation.pictures - len(evaluation.failures)}
     record |= evaluation.to_dict()
     results.write(evaluation, record, f"{Path(model).name}: methods compared")
     if as_json:
@@ -206,7 +221,7 @@ def evaluate(
         terminal.echo_lines(reports.lines(evaluation), err=results.piped)
     if interrupted:
         terminal.echo(
-            f"The numbers are those of {len(evaluation.places)} of {len(items)} pictures; another run judges all of "
+            f"The numbers are those of {evaluation.pictures} of {len(items)} pictures; another run judges all of "
             "them anew.",
             err=True,
         )

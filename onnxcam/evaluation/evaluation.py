@@ -40,6 +40,9 @@ class Evaluation:
         parts: of the layers that each stage of the cascade has redrawn.
         failures: number and error of pictures that could not be read.
         examples: pictures for the report.
+        objects: where objects are judged, each of which counts as a picture above: how many boxes were `drawn`, how
+            many of them (or objects without any) were `detected`, and on how many `pictures`.
+        details: of each object its `box` in the picture's pixels and, of a detector, its `candidate`.
         labels: names of the classes, if known.
         layers: where the maps were taken.
     """
@@ -59,6 +62,8 @@ class Evaluation:
     parts: list[float] = field(default_factory=list)
     failures: list[tuple[int, PictureError]] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
+    objects: dict[str, int] | None = None
+    details: list[dict[str, Any]] = field(default_factory=list)
     _sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)  # pictures in the sums, by method
 
@@ -90,6 +95,15 @@ class Evaluation:
         self.probabilities += [float(p) for p in whole]
         self.right += [bool(r) for r in classes == best]
 
+    def grow(self, count: int) -> int:
+        """Make room for more rows; return the number of the first of them."""
+        first = 0
+        for by_metric in self.values.values():
+            for name, values in by_metric.items():
+                first = len(values)
+                by_metric[name] = np.concatenate([values, np.full(count, np.nan)])
+        return first
+
     def record(self, method: str, metric: str, places: Sequence[int], values: np.ndarray) -> None:
         """Record the numbers of some pictures."""
         self.values[method][metric][list(places)] = values
@@ -115,7 +129,7 @@ class Evaluation:
         for by_metric in self.values.values():
             for values in by_metric.values():
                 values[absent] = np.nan
-        for rows in (self.places, self.names, self.classes, self.probabilities, self.right):
+        for rows in (self.places, self.names, self.classes, self.probabilities, self.right, self.details):
             del rows[count:]
 
     @property
@@ -125,6 +139,11 @@ class Evaluation:
             method: {name: total / max(1, self._counts[method]) for name, total in sums.items()}
             for method, sums in self._sums.items()
         }
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures were judged, or those whose objects were."""
+        return len(self.places) if self.objects is None else self.objects["pictures"]
 
     @property
     def accuracy(self) -> float | None:
@@ -162,8 +181,10 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything ready for JSON; NaN where there is no number."""
-        return {
-            "pictures": len(self.places),
+        counted: dict[str, Any] = {} if self.objects is None else {"objects": self.objects}
+        details = self.details or [{} for _ in self.places]
+        return counted | {
+            "pictures": self.pictures,
             "labelled": self.labelled,
             "accuracy": self.accuracy,
             "layers": self.layers,
@@ -199,33 +220,41 @@ class Evaluation:
                 {
                     "picture": name,
                     "class": index,
-                    "label": None if self.labels is None else self.labels[index],
+                    "label": self._label(index),
                     "probability": probability,
+                    **detail,
                     "values": {
                         method: {m.name: float(self.values[method][m.name][place]) for m in self.metrics}
                         for method in self.methods
                     },
                 }
-                for place, name, index, probability in zip(
-                    self.places, self.names, self.classes, self.probabilities, strict=True
+                for place, name, index, probability, detail in zip(
+                    self.places, self.names, self.classes, self.probabilities, details, strict=True
                 )
             ],
         }
+
+    def _label(self, index: int) -> str | None:
+        return None if self.labels is None or index >= len(self.labels) else self.labels[index]
 
     def to_csv(self) -> str:
         """A line for each picture and method, and a line `mean` for each method."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["picture", "class", "label", "probability", "method", *(m.name for m in self.metrics)])
+        box = [] if self.objects is None else ["x0", "y0", "x1", "y1"]
+        writer.writerow(["picture", "class", "label", "probability", *box, "method", *(m.name for m in self.metrics)])
+        details = self.details or [{} for _ in self.places]
         for method in self.methods:
-            for place, name, index, probability in zip(
-                self.places, self.names, self.classes, self.probabilities, strict=True
+            for place, name, index, probability, detail in zip(
+                self.places, self.names, self.classes, self.probabilities, details, strict=True
             ):
-                label = "" if self.labels is None else self.labels[index]
                 numbers = [_cell(float(self.values[method][m.name][place])) for m in self.metrics]
-                writer.writerow([name, index, label, _cell(probability), method, *numbers])
+                edges = [f"{edge:g}" for edge in detail.get("box", ())] or [""] * len(box)
+                edges = edges if box else []
+                writer.writerow([name, index, self._label(index) or "", _cell(probability), *edges, method, *numbers])
         for method in self.methods:
-            writer.writerow(["mean", "", "", "", method, *(_cell(self.mean(method, m.name)) for m in self.metrics)])
+            means = [_cell(self.mean(method, m.name)) for m in self.metrics]
+            writer.writerow(["mean", "", "", "", *[""] * len(box), method, *means])
         return text.getvalue()
 
 

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from onnxcam import image
 from onnxcam.cam import methods as cam
-from onnxcam.errors import InputError, MethodError, PictureError
+from onnxcam.errors import InputError, MethodError
 from onnxcam.evaluation import boxes as box_files
 from onnxcam.evaluation.evaluation import Evaluation, Example
+from onnxcam.evaluation.judge_objects import evaluate_objects
 from onnxcam.evaluation.metrics import Metric, select
 from onnxcam.evaluation.metrics.randomization import STAGES, cascade
+from onnxcam.evaluation.objects import is_of_objects
+from onnxcam.evaluation.reading import Read, drawn, read_pictures, small
 from onnxcam.evaluation.trial import Trial, predictor, to_input
 from onnxcam.explain.examination import Examination
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.question import SEED, Question
-from onnxcam.image.opencv import import_cv2
 from onnxcam.network.layout import Layout
 from onnxcam.targets import classes as classes_of
 
 # those of them that are registered: the common ones, and two that any other should beat
 USUAL = ("gradcam", "gradcam++", "layercam", "hirescam", "eigencam", "activationmap", "randomcam")
-_CHUNK = 8
-_SIDE = 200  # pixels of a picture in the report
-_DARKEST = np.float32(0.25)  # of a picture's light, where a map is 0
-
-
-@dataclass
-class _Read:
-    """Some pictures, ready for the model."""
-
-    places: list[int]
-    batch: np.ndarray
-    geometry: list[image.Geometry]
-    pixels: list[np.ndarray]
-    names: list[str]
 
 
 @dataclass
@@ -122,6 +109,12 @@ def evaluate(
         SettingError: the boxes file cannot be used, or the model's score is a quantity.
         TargetError: a target is not a class.
     """
+    if is_of_objects(explainer):
+        return evaluate_objects(
+            explainer, pictures, methods=usual() if methods is None else methods, metrics=metrics, targets=targets,
+            boxes=boxes, layer=layer, names=names, seed=seed, examples=examples, progress=progress, partial=partial,
+            **options,
+        )  # fmt: skip
     explainer.terms.readout.require_probabilities("judging methods")
     box_table = None if boxes is None else box_files.checked(boxes)
     selected_metrics = select(metrics, boxes=box_table is not None)
@@ -149,7 +142,7 @@ def evaluate(
         explainer, selected_methods, selected_metrics, len(pictures), targets is not None, stages
     )
     evaluation.layers = list(question.layers)
-    for read in _read(explainer, pictures, names, evaluation.failures):
+    for read in read_pictures(explainer, pictures, names, evaluation.failures):
         _judge(work, read, all_classes, box_table, plain, evaluation, examples)
         if partial is not None:
             partial(evaluation)
@@ -163,7 +156,7 @@ def evaluate(
 
 def _judge(
     work: _Work,
-    read: _Read,
+    read: Read,
     all_classes: np.ndarray,
     boxes: box_files.Boxes | None,
     metrics: Sequence[Metric],
@@ -186,11 +179,11 @@ def _judge(
         if len(evaluation.examples) < examples:
             geometry = read.geometry[row]
             visible = examination.visible(work.question, geometry)
-            drawn = {
-                method: _drawn(geometry.to_picture(maps[place][row]), read.pixels[row], visible[place])
+            examples_of = {
+                method: drawn(geometry.to_picture(maps[place][row]), read.pixels[row], visible[place])
                 for place, method in enumerate(work.methods)
             }
-            evaluation.examples.append(Example(read.places[row], _small(read.pixels[row]), drawn))
+            evaluation.examples.append(Example(read.places[row], small(read.pixels[row]), examples_of))
 
 
 def _compare(
@@ -205,7 +198,7 @@ def _compare(
     """Compare the maps with those of the cascade's models, one of which is in memory at a time."""
     for stage, (part, other) in enumerate(cascade(work.explainer, stages, work.seed)):
         evaluation.parts.append(part)
-        for read in _read(work.explainer, pictures, names, []):
+        for read in read_pictures(work.explainer, pictures, names, []):
             classes, probabilities, maps = _maps(work, read, all_classes, work.examine(work.explainer, read.batch))
             whole = probabilities[np.arange(len(classes)), classes].astype(np.float64)
             examination = work.examine(other, read.batch)
@@ -223,7 +216,7 @@ def _compare(
 
 def _trial(
     work: _Work,
-    read: _Read,
+    read: Read,
     method: str,
     classes: np.ndarray,
     whole: np.ndarray,
@@ -252,12 +245,12 @@ def _trial(
     )
 
 
-def _originals(read: _Read, maps: np.ndarray) -> list[np.ndarray]:
+def _originals(read: Read, maps: np.ndarray) -> list[np.ndarray]:
     return [geometry.to_picture(heatmap) for geometry, heatmap in zip(read.geometry, maps, strict=True)]
 
 
 def _maps(
-    work: _Work, read: _Read, all_classes: np.ndarray, examination: Examination
+    work: _Work, read: Read, all_classes: np.ndarray, examination: Examination
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """The class of each picture, the probabilities `[N, K]`, and per method the maps `[N, H, W]` from 0 to 1."""
     probabilities = examination.probabilities
@@ -276,7 +269,7 @@ def _finite(maps: np.ndarray) -> np.ndarray:
 
 
 def _inside(
-    explainer: Explainer, boxes: box_files.Boxes | None, read: _Read, row: int, target: int
+    explainer: Explainer, boxes: box_files.Boxes | None, read: Read, row: int, target: int
 ) -> np.ndarray | None:
     """Which pixels of the original picture lie in a box of the class explained."""
     if boxes is None:
@@ -289,51 +282,3 @@ def _inside(
         if label is None or int(classes_of.resolve(label, 1, explainer.classes, explainer.labels)[0]) == target:
             relevant.append(box)
     return box_files.mask(relevant, read.geometry[row].picture_size)
-
-
-def _read(
-    explainer: Explainer,
-    pictures: Sequence[Any],
-    names: Sequence[str] | None,
-    failures: list[tuple[int, PictureError]],
-) -> Iterator[_Read]:
-    """Read pictures a few at a time, those of one size together."""
-    fixed = explainer.preprocess is not None and explainer.preprocess.output_size is not None
-    chunk: list[tuple[int, Any, np.ndarray, image.Geometry]] = []
-
-    def together() -> _Read:
-        return _Read(
-            [place for place, *_ in chunk],
-            np.concatenate([tensor for _, _, tensor, _ in chunk]),
-            [geometry for *_, geometry in chunk],
-            [picture.pixels for _, picture, _, _ in chunk],
-            [picture.name if names is None else names[place] for place, picture, _, _ in chunk],
-        )
-
-    for place, source in enumerate(pictures):
-        try:
-            chunk.append((place, *explainer.prepare(source)))
-        except PictureError as error:
-            failures.append((place, error))
-            continue
-        if len(chunk) == (_CHUNK if fixed else 1):
-            yield together()
-            chunk = []
-    if chunk:
-        yield together()
-
-
-def _small(pixels: np.ndarray) -> np.ndarray:
-    scale = min(1.0, _SIDE / max(pixels.shape[:2]))
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-    cv2 = import_cv2()
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _drawn(heatmap: np.ndarray, pixels: np.ndarray, visible: Sequence[image.Rectangle] | None) -> np.ndarray:
-    """Darken the picture where the map is low, readable without colour; mark what the map does not cover."""
-    small = _small(pixels)
-    height, width = small.shape[:2]
-    light = _DARKEST + (1 - _DARKEST) * np.clip(image.resize_map(heatmap, (height, width)), 0, 1)
-    drawn = np.asarray(np.rint(small * light[..., None]), np.uint8)
-    return image.Marks.at((height, width), heatmap.shape, visible).draw(drawn)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 HIGHER, LOWER = "higher", "lower"
 # families (modules of `onnxcam.evaluation.metrics`) in the order that tables show them; others follow as registered
-FAMILIES = ("confidence", "causal", "road", "coherence", "location", "robustness", "randomization")
+FAMILIES = ("confidence", "causal", "road", "coherence", "location", "objects", "robustness", "randomization")
 F = TypeVar("F", bound="Callable[..., np.ndarray]")
 
 
@@ -41,6 +41,7 @@ class Metric:
         boxes: whether it needs boxes around the objects.
         redrawn: whether it compares with the maps of a model whose weights were redrawn.
         usual: whether it is computed by default.
+        objects: whether it judges objects, of a detector or a model of segmentation, and not classes.
         options: names and default values of its options.
     """
 
@@ -51,6 +52,7 @@ class Metric:
     boxes: bool = False
     redrawn: bool = False
     usual: bool = True
+    objects: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,7 +80,14 @@ _metrics: dict[str, Metric] = {}
 
 
 def metric(
-    name: str, *, title: str, better: str, boxes: bool = False, redrawn: bool = False, usual: bool = True
+    name: str,
+    *,
+    title: str,
+    better: str,
+    boxes: bool = False,
+    redrawn: bool = False,
+    usual: bool = True,
+    objects: bool = False,
 ) -> Callable[[F], F]:
     """Register a metric, `function(trial, **options) -> float64 [N]`."""
 
@@ -92,7 +101,7 @@ def metric(
             for key, parameter in inspect.signature(function).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
         }
-        _metrics[name] = Metric(name, title, better, function, boxes, redrawn, usual, options)
+        _metrics[name] = Metric(name, title, better, function, boxes, redrawn, usual, objects, options)
         return function
 
     return register
@@ -119,13 +128,21 @@ def find(name: str) -> Metric:
     return _metrics[name]
 
 
-def select(names: Iterable[str] | None, *, boxes: bool) -> list[Metric]:
+def select(names: Iterable[str] | None, *, boxes: bool, objects: bool = False) -> list[Metric]:
     """Select metrics by name, each once; None for the usual ones, `all` for every one that applies.
 
+    Arguments:
+        boxes: whether it is known where the objects are.
+        objects: whether objects are judged, of a detector or a model of segmentation, instead of classes.
+
     Raises:
-        MethodError: no such metric, or one that needs boxes where there are none.
+        MethodError: no such metric, or one that does not apply.
     """
-    applicable = [metric for metric in _ordered() if boxes or not metric.boxes]
+    applicable = [
+        metric
+        for metric in _ordered()
+        if (boxes or not metric.boxes) and (not metric.redrawn if objects else not metric.objects)
+    ]
     if names is None:
         return [metric for metric in applicable if metric.usual]
     selected: dict[str, Metric] = {}
@@ -134,6 +151,15 @@ def select(names: Iterable[str] | None, *, boxes: bool) -> list[Metric]:
             selected |= {metric.name: metric for metric in applicable}
             continue
         metric = find(name)
+        if metric.objects and not objects:
+            raise MethodError(
+                f"metric {name!r} judges objects; this model is neither a detector nor one of segmentation"
+            )
+        if metric.redrawn and objects:
+            raise MethodError(
+                f"metric {name!r} compares with a model whose weights are redrawn, which has no such objects; leave it "
+                "out, or judge a classifier"
+            )
         if metric.boxes and not boxes:
             raise MethodError(f"metric {name!r} needs to know where the objects are; give boxes")
         selected[name] = metric

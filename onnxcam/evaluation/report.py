@@ -40,9 +40,19 @@ def lines(evaluation: Evaluation) -> list[str]:
 def about(evaluation: Evaluation) -> str:
     """Say how many pictures were judged, and which classes explained."""
     count = len(evaluation.places)
+    if evaluation.objects is not None:
+        return _about_objects(count, evaluation.objects)
     classes = "labelled" if evaluation.labelled else "the model's top-1 explained"
     right = "" if evaluation.accuracy is None else f", {100 * evaluation.accuracy:.0f} % of them predicted correctly"
     return f"{count} picture{'s' if count != 1 else ''} ({classes}{right})"
+
+
+def _about_objects(count: int, objects: Mapping[str, int]) -> str:
+    pictures = objects["pictures"]
+    where = f"{count} object{'s' * (count != 1)} of {pictures} picture{'s' * (pictures != 1)}"
+    if not objects["drawn"]:
+        return f"{where} (as the model reports them)"
+    return f"{where} ({objects['drawn']} labelled, {objects['detected']} of them detected)"
 
 
 def number(value: float) -> str:
@@ -144,8 +154,10 @@ def _pictures(evaluation: Evaluation) -> str:
 def _row(evaluation: Evaluation, example: Example) -> str:
     at = evaluation.places.index(example.place)
     index = evaluation.classes[at]
-    label = str(index) if evaluation.labels is None else evaluation.labels[index]
-    wrong = "" if not evaluation.labelled or evaluation.right[at] else ", not the model's top-1"
+    names = evaluation.labels
+    label = str(index) if names is None or index >= len(names) else names[index]
+    missed = ", not the model's top-1" if evaluation.objects is None else ", not detected"
+    wrong = "" if not evaluation.labelled or evaluation.right[at] else missed
     cells = [_cell(example.picture, "picture"), *(_cell(drawn, method) for method, drawn in example.maps.items())]
     return (
         f'<h3>{escape(label)}</h3><p class="soft">'

@@ -37,8 +37,13 @@ class Trial:
         places: the pictures' numbers in the whole evaluation: what is random depends on them alone.
         seed: fixes whatever is random.
         boxes: per picture which pixels lie in a box, bool `[H, W]` of the original picture, or None.
+        others: per picture the same of each other object of its class, where objects are judged.
         originals: per picture the map brought back onto the original picture, float32 `[H, W]`.
         redrawn: the maps of the model whose weights were redrawn, where a metric compares with them.
+        measure: where objects are judged, the number of changed pictures `[M, C, H, W]` that were rows `[M]` of
+            `pictures`, float64 `[M]`: the score of the box, or the class's mean probability in its region. `predict` is
+            not called then.
+        masking: where objects are judged, the maps of D-RISE with so many masks, float32 `[N, H, W]`.
         tell: called as the work proceeds; an exception it raises ends the work.
         curves: curves for the report, by name.
         cache: intermediate results that metrics share.
@@ -53,8 +58,11 @@ class Trial:
     places: Sequence[int]
     seed: int = 1234
     boxes: Sequence[np.ndarray | None] = ()
+    others: Sequence[Sequence[np.ndarray]] = ()
     originals: Sequence[np.ndarray] = field(default=(), repr=False)
     redrawn: np.ndarray | None = field(default=None, repr=False)
+    measure: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = field(default=None, repr=False)
+    masking: Callable[[int], np.ndarray] | None = field(default=None, repr=False)
     tell: Callable[[], None] = field(default=lambda: None, repr=False)
     curves: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     cache: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -74,7 +82,10 @@ class Trial:
         for start in range(0, total, count):
             stop = min(total, start + count)
             changed, rows = make(start, stop)
-            probabilities[start:stop] = self.predict(changed)[np.arange(stop - start), self.classes[rows]]
+            if self.measure is not None:
+                probabilities[start:stop] = self.measure(changed, rows)
+            else:
+                probabilities[start:stop] = self.predict(changed)[np.arange(stop - start), self.classes[rows]]
             self.tell()
         return probabilities
 

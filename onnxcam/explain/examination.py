@@ -11,6 +11,7 @@ import numpy as np
 from onnxcam import image
 from onnxcam.cam.methods import GRAPH, INPUT
 from onnxcam.errors import InputError, MethodError
+from onnxcam.explain import cells
 from onnxcam.explain.features import HeadRun
 from onnxcam.explain.maps import INPUT_SIZE, fuse, map_size, visible_parts, windows_of
 from onnxcam.explain.question import Question, Terms
@@ -176,6 +177,10 @@ class Examination:
             by_objective = [self.augmented(question, objective) for objective in objectives]
             return [[np.stack(maps, axis=1)] for maps in zip(*by_objective, strict=True)]
         features, count = self._with_layers(question.layers_read), len(objectives)
+        if not question.eigen and not question.options:
+            nearby = cells.several(features, question.layers_read, question.methods, objectives)
+            if nearby is not None:
+                return nearby
         repeated = None if count == 1 else features.repeat(count, question.layers_read)
         if repeated is not None:
             by_method = _maps(repeated, question, PerRow(list(objectives)))

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from onnxcam.explain.patches import Patches
     from onnxcam.graph.attention import Block
     from onnxcam.graph.large_model import Serialized
+    from onnxcam.network.cells import CellGraph
     from onnxcam.network.cut import Cut
+    from onnxcam.network.elements import Expression
     from onnxcam.network.layout import Layout
     from onnxcam.network.network import Network
 
@@ -54,10 +56,14 @@ class Sessions:
         self._contributions: tuple[Any, list[tuple[str, Layout]]] | None = None
         self._attention: tuple[Any, list[Block]] | None = None
         self._patches: tuple[object, Patches] | None = None
+        self._cells: dict[Any, tuple[Any, CellGraph] | Exception] = {}
 
     def forked(self) -> None:
         """Leave all sessions to the parent, in a forked child: they are opened again when they are needed."""
-        for session in (*self._sessions.values(), self._head, self._contributions, self._attention):
+        for session in (
+            *(*self._sessions.values(), *self._cells.values()),
+            *(self._head, self._contributions, self._attention),
+        ):
             inherit(session)
         self._lock = threading.RLock()
         self._sessions, self._curved = {}, {}
@@ -66,6 +72,7 @@ class Sessions:
             for session in self._patches[1].opened:
                 inherit(session)
         self._contributions = self._attention = self._patches = None
+        self._cells = {}
 
     @property
     def network(self) -> Network:
@@ -206,6 +213,30 @@ class Sessions:
             if self._patches is None or self._patches[0] != key:
                 self._patches = key, Patches(self, shape, spans, rows)
             return self._patches[1]
+
+    def cells(self, layer: str, expression: Expression, names: Sequence[str]) -> tuple[Any, CellGraph]:
+        """A session from cells around boxes to their maps, or without names to the gradient; and what it reads.
+
+        Arguments:
+            expression: of the score of one of the boxes, see `onnxcam.network.cells`.
+
+        Raises:
+            NotLocal: the head cannot be cut.
+        """
+        from onnxcam.network import cells
+
+        key = (layer, expression.form, tuple(names))
+        with self._lock:
+            if key not in self._cells:
+                try:
+                    graph = cells.cut_cells(self.network, layer, expression, names)
+                    self._cells[key] = self.open(graph.model, options.one_thread), graph
+                except cells.NotLocal as error:
+                    self._cells[key] = error
+            opened = self._cells[key]
+        if isinstance(opened, Exception):
+            raise opened
+        return opened
 
     def maps(self, layer: str, names: Sequence[str], terms: bool = False) -> Any:
         """A session from a layer's activations and gradients to maps of graph methods, or to what they are sums of."""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from onnxcam.explain.explainer import Explainer
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """The targets of one picture whose maps are of one layer.
 
     Attributes:
@@ -56,6 +56,16 @@ def explanations(
     """The explanation of each picture, see `Explainer.answer`."""
     for place, (picture, tensor, geometry) in enumerate(prepared):
         yield _explanation(explainer, question.of_rows(place, place + 1), picture, tensor, geometry, progress)
+
+
+def examined(
+    explainer: Explainer, question: Question, tensor: np.ndarray, geometry: image.Geometry
+) -> tuple[Examination, list[Group]]:
+    """Run the head over one picture, and group the targets of a question about it by the layers of their maps."""
+    batch = explainer.check_batch(tensor)
+    layers = _layers(explainer, question)
+    examination = explainer.examination(question, batch, layers=layers, placements=[geometry])
+    return examination, _groups(explainer, question, examination, geometry)
 
 
 def attribute(
@@ -145,24 +155,24 @@ def _whole(examination: Examination) -> Placement:
     return examination.placements[0]
 
 
-def _groups(explainer: Explainer, question: Question, examination: Examination, placement: Placement) -> list[_Group]:
+def _groups(explainer: Explainer, question: Question, examination: Examination, placement: Placement) -> list[Group]:
     """The targets of one picture by the layers at which they are explained."""
     readout, labels = examination.readout, question.terms.labels
     targets = expand(question.targets[0], question.top, examination.scores[0], readout, labels, placement)
-    groups: dict[tuple[str, ...], _Group] = {}
+    groups: dict[tuple[str, ...], Group] = {}
     for place, target in enumerate(targets):
         objective = resolve(target, examination.scores, readout, labels, question.default_class, [placement])
         layers = question.layers
         if not question.layer_named:
             layers = box_layers.choose(explainer.manifest, question.layers, examination, objective)
-        group = groups.setdefault(layers, _Group(question.about_layers(layers), [], []))
+        group = groups.setdefault(layers, Group(question.about_layers(layers), [], []))
         group.places.append(place)
         group.objectives.append(objective)
     return list(groups.values())
 
 
 def _batch_maps(
-    explainer: Explainer, group: _Group, examination: Examination, reported: Sequence[Detection]
+    explainer: Explainer, group: Group, examination: Examination, reported: Sequence[Detection]
 ) -> list[BatchMaps]:
     """Scores and maps of one group, method by method."""
     question, objectives = group.question, group.objectives

@@ -156,6 +156,8 @@ class _Trace:
             return [self._joined(node, shape)]
         if node.op_type == "Concat":
             return [self._concatenated(node)]
+        if isinstance(first, _Map) and self._of_channels(node):
+            return [first] * len(node.output)
         if node.op_type in _MOVES:
             return self._moved(node)
         if Trait.KEEPS_SHAPE in traits or Trait.NORMALIZES in traits:
@@ -168,6 +170,13 @@ class _Trace:
             code = self._written(node.input[0])
             return [None if code is None else np.broadcast_to(self._along(code, -1, False), shape)]
         return [None] * len(node.output)
+
+    def _of_channels(self, node: onnx.NodeProto) -> bool:
+        """Whether a node of a map takes some of its channels: their cells stay where they are."""
+        if node.op_type == "Split":
+            return int(attributes(node).get("axis", 0)) % 4 == 1
+        axes = self._shapes.integers(node.input[3]) if node.op_type == "Slice" and len(node.input) > 3 else None
+        return bool(axes) and all(int(axis) % 4 == 1 for axis in axes or ())
 
     def _joins_maps(self, node: onnx.NodeProto) -> bool:
         parts = [self._codes.get(name) for name in node.input]

@@ -218,12 +218,13 @@ def layer_of(entry: dict[str, Any]) -> Layer:
     )
 
 
-def list_layers(source: Source) -> list[Layer]:
+def list_layers(source: Source, *, task: str | None = None, boxes_output: str | None = None) -> list[Layer]:
     """Candidate target layers in graph order; exactly one is the default.
 
     Arguments:
         source: path, bytes or `ModelProto` of an image classifier; of an explainable model, the layers it exposes
             come under their own names.
+        task, boxes_output: of a model that is no classifier, as of `onnxcam.augment`.
 
     Returns:
         layers with `name`, `shape`, `layout` and `default`.
@@ -232,7 +233,7 @@ def list_layers(source: Source) -> list[Layer]:
         ModelError: not an image classifier.
         LayerError: the model has no spatial layer.
     """
-    return survey(source)[0]
+    return survey(source, task=task, boxes_output=boxes_output)[0]
 
 
 def survey(

@@ -22,6 +22,7 @@ BOX_SCORE, BOX_EDGE, BOX_OVERLAP = "box_score", "box_edge", "box_score_times_iou
 REGION, SIMILARITY, OUTPUT, DIFFERENCE = "region", "similarity", "output", "difference"
 # of a candidate that is the same one: least overlap with the reference box, and relative difference of scores
 _SAME_PLACE, _SAME_SCORE = 0.999, 1e-3
+_LEAST_OVERLAP = 1e-6  # whose logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ class BoxNumber(OfOnePicture):
         self.kind = {SCORE: BOX_SCORE, SCORE_IOU: BOX_OVERLAP}.get(part, BOX_EDGE)
 
     def value(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The number; where the candidate was matched its score is weighted by the overlap."""
+        """The number; where the candidate was matched its score times the overlap, of a logit plus the logarithm of
+        the overlap."""
         return np.array([self._at(row.astype(np.float64), None) for row in scores])
 
     def cotangent(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -172,6 +174,10 @@ class BoxNumber(OfOnePicture):
         if self.part == SCORE_IOU:
             overlap, slope = iou_gradient(row[places] @ self.matrix, self.reference)
             weight = 1.0
+        if self.task.activation is not None and self.part == SCORE:  # of logits the logarithm, which may be negative
+            if gradient is not None:
+                gradient[terms] = 1.0
+            return score + float(np.log(max(weight, _LEAST_OVERLAP)))
         if gradient is not None:
             gradient[places] = score * (self.matrix @ slope)[: len(places)]
             for place, column in enumerate(terms):

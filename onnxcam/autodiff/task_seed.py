@@ -24,8 +24,8 @@ from onnxcam.targets.tasks import SIGMOID, SOFTMAX, Detect, Embed, Segment, Slab
 INT64 = onnx.TensorProto.INT64
 
 
-def box_cotangent(op: Builder, task: Detect, flat: str, box: str) -> str:
-    """d (score of a candidate's best class) / d columns, `[N, columns]`.
+def box_cotangent(op: Builder, task: Detect, flat: str, box: str) -> tuple[str, str]:
+    """d (score of a candidate's best class) / d columns, `[N, columns]`; and the candidate of each row, int64 `[N, 1]`.
 
     Arguments:
         flat: the columns, `[N, columns]`.
@@ -56,7 +56,7 @@ def box_cotangent(op: Builder, task: Detect, flat: str, box: str) -> str:
     terms = [read.column(task.scores, place, op.GatherElements(classes, place, axis=1))]
     if task.objectness is not None:
         terms.append(read.column(task.objectness, place, op.operand(np.zeros((1, 1), np.int64))))
-    return read.scatter(terms, place)
+    return read.scatter(terms, place), place
 
 
 class _Candidates:

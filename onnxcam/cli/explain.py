@@ -18,15 +18,16 @@ from onnxcam.cam.methods import Method, find
 from onnxcam.cli import options, question_options, terminal
 from onnxcam.cli.background import Background
 from onnxcam.cli.opening import open_explainer
-from onnxcam.cli.question import MethodName, ask, check_early, flag
+from onnxcam.cli.question import MethodName, ask, check_early
 from onnxcam.cli.summary import SUMMARY, Run, describe
 from onnxcam.cli.truth import check_truth, known_classes, truth_option
-from onnxcam.errors import InputError, OutputError, TargetError, listing
+from onnxcam.errors import InputError, OutputError, listing
 from onnxcam.explain import pictures
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.question import Question
 from onnxcam.explain.saving import FILES, FORMATS, Drawing, check_files
 from onnxcam.graph.file import open_model
+from onnxcam.image import arrays
 from onnxcam.image.opencv import import_cv2
 from onnxcam.image.text import Font
 from onnxcam.targets.tasks import Embed
@@ -291,23 +292,20 @@ def with_embeddings(explainer: Explainer, flags: dict[str, Any]) -> dict[str, An
     """The flags with what an embedding is compared with, a picture or a stored vector, as the numbers of one.
 
     Raises:
-        PictureError, TargetError: it cannot be read, or is no vector.
+        PictureError: it cannot be read, or is no vector.
     """
-    if flags.get("like") is None or not isinstance(explainer.terms.readout.task, Embed):
+    if flags.get("like") is None:
         return flags
     names = [name for name in ("like", "contrast") if isinstance(flags.get(name), str)]
-    return flags | {name: _embedding(explainer, flags[name], flag(name)) for name in names}
+    return flags | {name: _embedding(explainer, flags[name]) for name in names}
 
 
-def _embedding(explainer: Explainer, path: str, spelled: str) -> list[float]:
-    """The numbers of a stored vector, or of the embedding of a picture."""
-    array = image.read_array(path) if path.lower().endswith(".npy") else None
-    if array is not None and (array.values.ndim == 1 or (array.values.shape[:1] == (1,) and array.values.ndim == 2)):
-        return [float(number) for number in array.values.reshape(-1)]
-    if array is not None and array.values.ndim == 2 and array.values.shape[1] == explainer.terms.readout.size:
-        raise TargetError(
-            f"{spelled} {path!r} holds {len(array.values)} embeddings; store the one to compare with as a vector"
-        )
+def _embedding(explainer: Explainer, path: str) -> list[float]:
+    """The numbers of a stored vector, or of the embedding of a picture; any of a model that is refused for it."""
+    if not isinstance(explainer.terms.readout.task, Embed):
+        return [1.0]
+    if path.lower().endswith(".npy"):
+        return [float(number) for number in arrays.read_vector(path)]
     _, tensor, _ = explainer.prepare(path)
     return [float(number) for number in explainer.batch_scores(tensor)[0]]
 

@@ -15,6 +15,7 @@ def outputs_of(manifest: dict[str, Any]) -> list[str]:
     names = [*original, manifest["scores"]["name"]]
     names += [entry[key] for entry in manifest["layers"] for key in ("activations", "gradients") if entry[key]]
     names += [name for entry in manifest["layers"] for name in entry["heatmaps"].values()]
+    names += (manifest["target"].get("heatmaps") or {}).values()
     names += [manifest["gate"]["output"]] if manifest.get("gate") else []
     names += (manifest.get("calibration") or {}).get("outputs", {}).values()
     pixels = manifest.get("pixels")

@@ -129,7 +129,7 @@ def describe(
     }
     default = [
         {"name": layer.name, "beside": layer.beside, "window": layer.window and layer.window.describe()}
-        for layer in candidates
+        for layer in [one for one in candidates if one.default]
     ]
     doubtful = input_size_warnings(picture) + layer_warnings(default if stored is None else stored["layers"])
     doubtful += picture["warnings"]

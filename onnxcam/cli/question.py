@@ -49,6 +49,9 @@ def check_early(labels_file: str | None = None, **values: Any) -> None:
         UsageError: they cannot be used.
         TargetError, MethodError, LabelsError: as their names say.
     """
+    if isinstance(values.get("like"), str):  # files, which are read once the model is open
+        files = [name for name in ("like", "contrast") if values.get(name) is not None]
+        values = values | {name: [1.0] for name in files}
     try:
         Question.check_values(values, None if labels_file is None else labels.read(labels_file), flag)
     except InputError as error:

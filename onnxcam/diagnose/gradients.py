@@ -182,7 +182,11 @@ def at_layer(subject: Subject, entry: dict[str, Any], directions: int, rng: np.r
     scorer = subject.open_session(forward.model)
     cut[value] = differences.off_kinks(cut[value], rng)
     frozen = _values(subject, {name: cut[name] for name in before}, selecting)
-    questions = _scalars(subject, cut[scores], rng)
+    columns = cut[scores]
+    if subject.readout.task is not None:  # the file settles what is explained on the activations as they are now
+        moved = {name: cut[name] for name in forward.cut} | frozen
+        columns = runtime.run(scorer, [scores], moved)[scores]
+    questions = _scalars(subject, entry, columns, rng)
     if questions is None:
         return Finding(title, "unsure", "the model reports no box on noise pictures: there is nothing to compare")
     feeds = {name: cut[name] for name in backward.cut} | questions.feeds
@@ -247,10 +251,12 @@ def _values(subject: Subject, cut: dict[str, np.ndarray], names: dict[str, str])
     return {names[name]: array for name, array in runtime.run(session, list(names), cut).items()}
 
 
-def _scalars(subject: Subject, columns: np.ndarray, rng: np.random.Generator) -> scalars.Scalars | None:
+def _scalars(
+    subject: Subject, entry: dict[str, Any], columns: np.ndarray, rng: np.random.Generator
+) -> scalars.Scalars | None:
     """What is explained of each row, and its number."""
     if subject.readout.task is not None:
-        return scalars.draw(subject, columns, rng)
+        return scalars.draw(subject, columns, rng, entry)
     classes = _classes(subject, columns, rng)
 
     def of_class(y: np.ndarray) -> np.ndarray:

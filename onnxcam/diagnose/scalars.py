@@ -6,8 +6,8 @@ region or over its own cells, a cosine, a value.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,29 +30,34 @@ class Scalars(NamedTuple):
     value: Callable[[np.ndarray], np.ndarray]
 
 
-def draw(subject: Subject, columns: np.ndarray, rng: np.random.Generator) -> Scalars | None:
+def draw(
+    subject: Subject, columns: np.ndarray, rng: np.random.Generator, entry: Mapping[str, Any] | None = None
+) -> Scalars | None:
     """Draw a scalar for each row, of the first the one that the file takes by itself, if any.
 
     Arguments:
         columns: `[N, columns]` of the unchanged batch.
+        entry: a layer in the manifest: boxes that are not computed from its level are left out.
 
     Returns:
         None where the model reports nothing on these pictures that could be explained.
     """
     task = subject.readout.task
     if isinstance(task, Detect):
-        return _box(subject, task, columns, rng)
+        return _box(subject, task, columns, rng, (entry or {}).get("candidates"))
     if isinstance(task, Segment):
         return _region(subject, task, columns, rng)
     return _reference(subject, task, rng, len(columns)) if isinstance(task, Embed) else _value(subject, columns, rng)
 
 
-def _box(subject: Subject, task: Detect, columns: np.ndarray, rng: np.random.Generator) -> Scalars | None:
+def _box(subject: Subject, task: Detect, columns: np.ndarray, rng: np.random.Generator, ranges: Any) -> Scalars | None:
     rows, count = np.arange(len(columns)), task.count(columns.shape[1])
     if not count:
         return None
-    places = rng.integers(0, count, len(rows))
-    places[0] = best_candidate(task, columns[0])
+    of_level = np.concatenate([np.arange(a, b) for a, b in ranges]) if ranges else np.arange(count)
+    places = rng.choice(of_level[of_level < count], len(rows))
+    best = int(detections.best_classes(task, columns[0])[1].argmax())
+    places[0] = best if best in of_level else places[0]
     if _shared(subject):
         places[:] = places[0]
     classes = [int(detections.best_classes(task, columns[row])[0][places[row]]) for row in rows]
@@ -110,11 +115,6 @@ def _feed(subject: Subject, places: np.ndarray) -> dict[str, np.ndarray]:
     if target["mode"] == "constant":
         return {}
     return {target["name"]: np.asarray(places[:1] if _shared(subject) else places, np.int64)}
-
-
-def best_candidate(task: Detect, row: np.ndarray) -> int:
-    """The candidate with the highest score."""
-    return int(detections.best_classes(task, row)[1].argmax())
 
 
 def _weights(task: Segment, row: np.ndarray, index: int, box: np.ndarray, placement: image.Geometry) -> np.ndarray:

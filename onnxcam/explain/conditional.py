@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from onnxcam.errors import InputError
+from onnxcam.errors import InputError, SettingError, listing
 from onnxcam.explain.batch_maps import BatchMaps
 from onnxcam.explain.question import Question
 from onnxcam.network.calibration.record import of_manifest
 from onnxcam.targets import conditions
 from onnxcam.targets.conditions import Calibration, Condition
 from onnxcam.targets.readout import Readout
+from onnxcam.targets.tasks import DETECT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from onnxcam.explain.explainer import Explainer
 
 ALWAYS, NEVER = "always", "never"
+_OF_OBJECTS = {"confidence", "label"}  # what a condition may read of a detector or a segmentation
 
 
 class Answer(NamedTuple):
@@ -80,6 +82,13 @@ def fires(
     if isinstance(condition, bool):
         return np.full(len(probabilities), condition)
     readout.require_probabilities("this condition")
+    named = conditions.names(condition)
+    if readout.task is not None and not named <= _OF_OBJECTS:
+        what = "the score of the best box" if readout.task.name == DETECT else "the share of the largest class"
+        raise SettingError(
+            f"the condition reads {listing(sorted(named - _OF_OBJECTS))}, and the model does not tell one of several "
+            f"classes of a picture apart; use confidence ({what}) or label (its class)"
+        )
     quantities = conditions.quantities(probabilities, readout, conditions.names(condition), calibration, scores)
     return conditions.evaluate(condition, quantities)
 

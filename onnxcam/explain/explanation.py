@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -342,6 +342,11 @@ class Explanation:
         """The marks on what the heatmaps do not cover."""
         return image.Marks.of(self.heatmap.shape, self.visible)
 
+    def of_map(self, one: Map) -> Explanation:
+        """The same explanation with one of its maps alone, as if nothing else had been explained."""
+        kind = self.kind if one.scalar is None else one.scalar.kind
+        return replace(self, maps=[one], kind=kind, per_layer=[], per_method=[])
+
     def to_dict(self) -> dict[str, Any]:
         """The explanation without its arrays, ready for JSON: a probability that is not finite is None.
 
@@ -382,7 +387,7 @@ class Explanation:
             ],
             "warnings": list(self.warnings),
             "model": self.model,
-        } | ({} if self.task is None else {"task": self.task, "boxes": [_box(one) for one in self.boxes]})
+        } | ({} if self.task is None else {"task": self.task, "boxes": [box_entry(one) for one in self.boxes]})
 
     def save(
         self,
@@ -447,11 +452,11 @@ def _record(one: Map, numeric: bool) -> dict[str, Any]:
 
 def _scalar(scalar: Scalar) -> dict[str, Any]:
     """What a map explains, in JSON."""
-    box = None if scalar.box is None else _box(scalar.box)
+    box = None if scalar.box is None else box_entry(scalar.box)
     return {"objective": scalar.kind, "scalar": scalar.target, "layer": scalar.layer, "box": box}
 
 
-def _box(one: Detection) -> dict[str, Any]:
+def box_entry(one: Detection) -> dict[str, Any]:
     """A box in JSON: its candidate's index, its class, its score and its edges in pixels of the picture."""
     edges = [_finite(edge) for edge in one.box]
     return {

@@ -35,8 +35,8 @@ def _second(explanation: Explanation, target: Any) -> image.Outline | None:
     minus = target.get("minus") if isinstance(target, dict) else None
     box = (minus[1] or {}).get("box") if minus and isinstance(minus[1], dict) else None
     index = box.get("index") if isinstance(box, dict) else None
-    found = next((one for one in explanation.boxes if one.index == index), None)
-    return None if found is None else image.Outline(found.box, f"minus box {found.index}", foremost=False)
+    other = next((one for one in explanation.boxes if one.index == index), None)
+    return None if other is None else image.Outline(other.box, f"minus box {other.index}", foremost=False)
 
 
 def name(one: Map) -> str:

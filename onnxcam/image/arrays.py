@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcam.errors import PictureError
+from onnxcam.files import FileError, read_bytes
 from onnxcam.image.header import HeaderError, read_array_header
 
 Pixels = NDArray[np.uint8]
@@ -25,6 +26,7 @@ Range = tuple[float, float]
 
 # 14-bit sensors and below: whether such data fill 10, 12, 14 or 16 bits cannot be told from them
 _LOW_BITS = 1 << 14
+_LARGEST_VECTOR = 8 << 20  # bytes
 _SAMPLE = 1 << 20  # values converted at a time, and about as many for the percentiles
 _DISPLAYED = (2, 98)  # percentiles between which a display is stretched
 _RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "bool": (0.0, 1.0)}
@@ -47,24 +49,45 @@ class Array:
         return shape if self.path is None else f"{str(self.path)!r}, {shape},"
 
 
-def read(data: bytes | BinaryIO, size: int) -> NDArray[Any]:
+def read(data: bytes | BinaryIO, size: int, ranks: Sequence[int] = (2, 3, 4)) -> NDArray[Any]:
     """Read a `.npy` file without unpickling anything.
 
     Arguments:
         data: the file.
         size: its length in bytes.
+        ranks: numbers of axes that it may have.
 
     Raises:
         HeaderError: as of `read_array_header`, or cut off.
     """
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
-    dtype, shape, fortran = read_array_header(stream)
+    dtype, shape, fortran = read_array_header(stream, ranks)
     needed = math.prod(shape) * dtype.itemsize
     if size - stream.tell() < needed:
         raise HeaderError(f"is a NumPy array that is cut off after {size:,} bytes; copy or save it again")
     values = np.frombuffer(stream.read(needed), dtype)
     ordered = values.reshape(shape, order="F" if fortran else "C")
     return ordered.astype(dtype.newbyteorder("="), copy=False)
+
+
+def read_vector(path: str) -> NDArray[np.float64]:
+    """Read a stored vector, `[D]` or `[1, D]`, such as an embedding.
+
+    Raises:
+        PictureError: it cannot be read, or is no vector of finite numbers.
+    """
+    try:
+        data = read_bytes(path, _LARGEST_VECTOR)
+        dtype, shape, _ = read_array_header(io.BytesIO(data), (1, 2))
+        values = read(data, len(data), (1, 2))
+    except (HeaderError, FileError) as error:
+        raise PictureError(f"{path!r} {error}") from error
+    if len(shape) == 2 and shape[0] != 1:
+        raise PictureError(f"{path!r} holds {shape[0]} rows of {shape[1]} numbers; store the one to compare with")
+    vector = np.asarray(values, np.float64).reshape(-1)
+    if dtype.kind not in "fiu" or not np.isfinite(vector).all():
+        raise PictureError(f"{path!r} is no vector of finite numbers; store one as np.save of float32 [D]")
+    return vector
 
 
 def channels_last(array: Array, accepted: Sequence[int]) -> NDArray[Any]:

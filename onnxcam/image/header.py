@@ -10,6 +10,7 @@ import ast
 import io
 import math
 import struct
+from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -193,7 +194,9 @@ def _npy(stream: BinaryIO) -> Header:
     return Header(NUMPY, sides[0], sides[1])
 
 
-def read_array_header(stream: BinaryIO) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+def read_array_header(
+    stream: BinaryIO, ranks: Sequence[int] = (2, 3, 4)
+) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
     """Read type, shape and order of a `.npy` file; the stream is then at its data.
 
     Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
@@ -216,10 +219,9 @@ def read_array_header(stream: BinaryIO) -> tuple[np.dtype[Any], tuple[int, ...],
         raise HeaderError("is a NumPy array that is cut off or damaged within its header; save it again") from error
     if dtype.char not in _ARRAY_TYPES:
         raise HeaderError(f"is a NumPy array of {dtype}; expected numbers, such as uint8, uint16 or float32")
-    if len(shape) not in (2, 3, 4) or math.prod(shape) < 1:
-        raise HeaderError(
-            f"is a NumPy array of shape {list(shape)[:8]}; expected [H, W] or [H, W, C] with pixels in it"
-        )
+    if len(shape) not in ranks or math.prod(shape) < 1:
+        expected = "[H, W] or [H, W, C] with pixels in it" if 3 in ranks else "a vector [D] with numbers in it"
+        raise HeaderError(f"is a NumPy array of shape {list(shape)[:8]}; expected {expected}")
     if math.prod(shape) > LARGEST:
         raise HeaderError(f"is a NumPy array of {math.prod(shape):,} numbers, more than the limit of {LARGEST:,}")
     return dtype, shape, fortran

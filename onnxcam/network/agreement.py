@@ -138,6 +138,7 @@ def _names(manifest: Manifest) -> Iterator[str]:
     for entry in manifest["layers"]:
         yield from (entry[key] for key in ("activations", "gradients") if entry[key])
         yield from entry["heatmaps"].values()
+    yield from (manifest["target"].get("heatmaps") or {}).values()
     if manifest.get("gate"):
         yield manifest["gate"]["output"]
     if manifest.get("calibration"):

@@ -23,8 +23,8 @@ from onnxcam.graph.load import Source
 from onnxcam.graph.training import operators_in_training
 from onnxcam.graph.view import Dim, Graph
 from onnxcam.network import gate as gates
+from onnxcam.network import level_maps, metadata_labels, target_input
 from onnxcam.network import manifest as manifests
-from onnxcam.network import metadata_labels, target_input
 from onnxcam.network.calibration.nodes import renew, seal
 from onnxcam.network.calibration.record import of_manifest
 from onnxcam.network.input_size import Sized, sized
@@ -138,6 +138,11 @@ def augment(
         portable = previous.get("target", {}).get("rows") == manifests.SHARED
     if pixels is None:
         pixels = network.pixels
+    if pixels and network.readout.task is not None:
+        raise ModelError(
+            f"a file of pixels predicts classes, and this model's task is {network.readout.task.name!r}: leave pixels "
+            "out, and prepare pictures as the manifest says"
+        )
     terms = previous if network.recalibrate is None else {**previous, "calibration": None}
     condition = gates.parse(gate, labels, network.readout.size, terms)
     if condition is not None:
@@ -194,6 +199,11 @@ def augment(
         raw = _expose(op, layer, gradient, tag, tensor_names) if outputs == "all" else dict.fromkeys(_RAW)
         heatmaps = _emit_heatmaps(op, layer, gradient, functions, tag, tensor_names)
         entries.append({"name": layer.name, **raw, **_described(layer), "heatmaps": heatmaps, "value": layer.value})
+    record(levels, entries, previous.get("layers", ()))
+    if seed.box is not None:
+        joined = {name: tensor_names["heatmap" + (f"/{name}" if len(functions) > 1 else "")] for name in functions}
+        by_level = level_maps.join(op, entries, gradients, seed.box, joined)
+        seed.entry.update({"heatmaps": by_level} if by_level else {})
     fires = None
     if condition is not None:
         fires = gates.emit(op, condition, flat, readout, tensor_names[gates.FIRED], of_manifest(terms))
@@ -222,7 +232,6 @@ def augment(
         manifest["measured"] = measured.file
     for entry, layer_facts in zip(entries, measured.layers, strict=True):
         entry.update(layer_facts)
-    record(levels, entries, previous.get("layers", ()))
     stale = renew(previous, network.recalibrate, model, manifest, named_scores) if previous else []
     if pixels:
         wrap(model, manifest)

@@ -21,6 +21,7 @@ from onnxcam.targets.tasks import (
     SOFTMAX,
     Detect,
     Segment,
+    Slab,
     Values,
     from_entry,
 )
@@ -152,6 +153,8 @@ def _task(value: Any) -> bool:
 
 def _slab(slab: Any) -> bool:
     """Whether numbers of a candidate lie within those of its output."""
+    if not isinstance(slab, Slab):
+        return False
     numbers = (slab.first, slab.size, slab.width, slab.before)
     return all(map(_count(0), numbers)) and slab.width > 0 and slab.first + slab.size <= slab.width
 
@@ -178,7 +181,7 @@ _FURTHER: dict[str, dict[str, Check]] = {
     "input": {"preprocess": _or_none(_is(dict)), "normalization": _or_none(_normalization), "size": _or_none(_is(str))},
     "scores": {"probabilities": _or_none(_name), "scale": _positive, "stepped_over": _list(_is(str)),
                "warnings": _list(_is(str)), "task": _or_none(_task)},
-    "target": {"class": _or_none(_count(0)), "rows": _among(SHARED), "region": _name},
+    "target": {"class": _or_none(_count(0)), "rows": _among(SHARED), "region": _name, "heatmaps": _names},
     "layers": {"value": _or_none(_name), "shape": _or_none(_list(_dim)), "grid": _or_none(_list(_dim, 2)),
                "prefix_tokens": _count(0), "covers": _or_none(_among("all", "part")), "window": _or_none(_window),
                "crops": _or_none(_list(_window)), "level": _is(bool),

@@ -35,11 +35,13 @@ class Seed(NamedTuple):
         start: the value that is differentiated.
         cotangent: of its shape.
         entry: the manifest's `target`.
+        box: the candidate of each row, int64 `[N, 1]`, of a detector; None of others.
     """
 
     start: str
     cotangent: str
     entry: dict[str, Any]
+    box: str | None = None
 
 
 def names(readout: Readout) -> tuple[str, ...]:
@@ -72,7 +74,7 @@ def emit(
         TargetError: no such class or value, or nothing that a file can be bound to.
         ModelError: a grid of classes that follows from the picture's size, which is open.
     """
-    task = readout.task
+    task, box = readout.task, None
     mode = _possible(mode, readout)
     bound = bound_class(mode, readout.size, labels)
     usual = names(readout)[0]
@@ -88,7 +90,7 @@ def emit(
         return Seed(start, cotangent, entry)
     if isinstance(task, Detect):
         _declare(op, mode, input_names[usual], np.asarray([targets.TOP1], np.int64))
-        cotangent = task_seed.box_cotangent(op, task, flat, input_names[usual])
+        cotangent, box = task_seed.box_cotangent(op, task, flat, input_names[usual])
     elif isinstance(task, Segment):
         _declare(op, mode, input_names[usual], np.asarray([targets.TOP1], np.int64))
         entry[REGION] = input_names[REGION]
@@ -108,7 +110,7 @@ def emit(
     else:
         _declare(op, mode, input_names[usual], np.asarray([0], np.int64))
         cotangent = task_seed.value_cotangent(op, task, flat, target)
-    return Seed(flat, cotangent, entry)
+    return Seed(flat, cotangent, entry, box)
 
 
 def _possible(mode: str | int, readout: Readout) -> str | int:

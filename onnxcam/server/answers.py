@@ -56,7 +56,7 @@ def answer(
         "warnings": list(model.explainer.warnings),
     }
     if prediction.explained is None:
-        content |= dict.fromkeys(_fields(files))
+        content |= dict.fromkeys(empty_fields(files))
         return content
     rows = prediction.explained
     picture, _, geometry = prepared
@@ -71,17 +71,18 @@ def answer(
     content["statistics"] = explanation.statistics
     content["visible"] = boxes(explanation.visible, explanation.picture)
     content["warnings"] = list(explanation.warnings)
-    content.update(dict(_pictures(explanation, files, style)))
+    content.update(dict(pictures_of(explanation, files, style)))
     if "map" in files:
         content |= layer_map(rows, geometry)
     return content
 
 
-def _fields(files: Iterable[str]) -> list[str]:
+def empty_fields(files: Iterable[str]) -> list[str]:
+    """The names of the maps that an answer has, null where nothing is explained."""
     return [f"gradcam_{name}" for name in files] + (["gradcam_map_box"] if "map" in files else [])
 
 
-def _pictures(explanation: Explanation, files: Sequence[str], style: Drawing) -> Iterator[tuple[str, str]]:
+def pictures_of(explanation: Explanation, files: Sequence[str], style: Drawing) -> Iterator[tuple[str, str]]:
     """The pictures asked for as data URLs, to the byte those that `Explanation.save` writes."""
     for kind, _, pieces in saving.map_files(explanation, style) if style.files else ():
         yield f"gradcam_{kind}", data_url(b"".join(pieces))

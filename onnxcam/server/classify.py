@@ -19,10 +19,10 @@ from onnxcam.errors import listing
 from onnxcam.explain.question import Question
 from onnxcam.explain.saving import MAPS, Drawing
 from onnxcam.image import COLORMAPS
-from onnxcam.server import bodies, responses
+from onnxcam.server import bodies, responses, scalars
 from onnxcam.server.answers import DEFAULT_FILES, FILES, answer
 from onnxcam.server.bodies import Submission
-from onnxcam.server.models import Model
+from onnxcam.server.models import Model, Prediction
 from onnxcam.server.refusals import Refusal
 from onnxcam.server.scheduler import Attempt
 from onnxcam.server.state import State
@@ -93,10 +93,23 @@ def _answer(state: State, picture: bytes, ask: Ask, scope: MutableMapping[str, A
     model = ask.model
     prepared = model.prepare(picture, state.settings.max_pixels)
     attempt.check()
+    if model.task is not None:
+        prediction, explanation = scalars.predict(model, prepared, ask.question, ask.when, attempt.check)
+        state.observe(model, prediction, picture, scope.get("request_id", ""))
+        content = scalars.answer(
+            model, prepared, prediction, explanation, ask.question, ask.count, ask.files, ask.style
+        )
+        scope["noted"] = _noted(model, prediction, attempt)
+        return responses.to_json(content)
     prediction = model.predict(ask.question, ask.when, prepared[1], attempt.check)
     state.observe(model, prediction, picture, scope.get("request_id", ""))
-    scope["noted"] = {"model": model.name, "fired": bool(prediction.fired[0]), "waited": round(attempt.waited, 6)}
+    scope["noted"] = _noted(model, prediction, attempt)
     return responses.to_json(answer(model, prepared, prediction, ask.question, ask.count, ask.files, ask.style))
+
+
+def _noted(model: Model, prediction: Prediction, attempt: Attempt) -> dict[str, Any]:
+    """What the access log says of an answer."""
+    return {"model": model.name, "fired": bool(prediction.fired[0]), "waited": round(attempt.waited, 6)}
 
 
 def read_options(state: State, submission: Submission, of_class: bool) -> Ask:
@@ -106,16 +119,23 @@ def read_options(state: State, submission: Submission, of_class: bool) -> Ask:
         Refusal: 404 or 422. TargetError, MethodError, LayerError, InputError, SettingError: as their names say.
     """
     options, textual = submission.options, submission.textual
+    model = state.models.find(options.get("model"))
     allowed = (*_OPTIONS, *_CLASS) if of_class else _OPTIONS
+    if model.task is not None:
+        if of_class:
+            raise Refusal(422, f"{ANALYZE} explains a class, and this model's task is {model.task!r}; use {PREDICT}")
+        allowed = (*allowed, *scalars.OPTIONS)
     unknown = [name for name in options if name not in allowed]
     if unknown:
         hint = f"; POST {ANALYZE} explains a class by name" if unknown[0] in _CLASS else ""
+        hint = "; that is of models that are no classifiers" if unknown[0] in scalars.OPTIONS else hint
         raise Refusal(422, f"no option {unknown[0][:100]!r}; there are {', '.join(('image', *allowed))}{hint}")
-    model = state.models.find(options.get("model"))
     values = {name: options[name] for name in ("method", "layer", "normalize") if options.get(name) is not None}
     values["seed"] = state.settings.seed
     if of_class:
         values["target"] = _class(options, textual)
+    if model.task is not None:
+        values |= scalars.values(options, textual)
     if isinstance(values.get("method"), list):
         raise Refusal(422, '"method" is a list; one method a request')
     if values.get("layer") == []:

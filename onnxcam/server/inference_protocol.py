@@ -420,7 +420,7 @@ def routes(state: State) -> list[BaseRoute]:
         return responses.json({"models": [model.name for model in state.models]})
 
     async def metadata(request: Request) -> Response:
-        return responses.json(model_metadata(find(request)))
+        return responses.json(model_metadata(state.models.classifier(find(request).name)))
 
     async def model_ready(request: Request) -> Response:
         model = find(request)
@@ -428,7 +428,7 @@ def routes(state: State) -> list[BaseRoute]:
         return responses.json({"name": model.name, "ready": is_ready}, 200 if is_ready else 503)
 
     async def inference(request: Request) -> Response:
-        model = find(request)
+        model = state.models.classifier(find(request).name)
         header_length = request.headers.get(HEADER)
         instances.check_encoding(request)
         body = await instances.body(state, request)

@@ -47,7 +47,7 @@ def routes(state: State) -> list[BaseRoute]:
         return responses.json({"name": model.name, "ready": state.ready}, 200 if state.ready else 503)
 
     async def endpoint(answer: Callable[..., dict[str, Any]], request: Request) -> Response:
-        model = state.models.find(request.path_params["model"])
+        model = state.models.classifier(request.path_params["model"])
         instances.check_encoding(request)
         body = await instances.body(state, request)
         identity = request.scope.get("request_id", "")

@@ -104,6 +104,7 @@ class Model:
     def set_rows(self, rows: int, places: int) -> None:
         """Set how many rows of several requests share a run, as far as the model allows it."""
         size = self.explainer.batch_size
+        rows = 1 if self.task is not None else rows  # what is explained is settled picture by picture
         self.rows = rows if size is None else min(rows, size)
         self._scored: Batcher[np.ndarray, np.ndarray] = Batcher(self._score_together, places, self.rows)
         self._mapped: Batcher[tuple[Question, np.ndarray], Rows] = Batcher(self._map_together, places, self.rows)
@@ -112,6 +113,12 @@ class Model:
     def labels(self) -> Sequence[str] | None:
         """Class names by index."""
         return self.explainer.labels
+
+    @property
+    def task(self) -> str | None:
+        """What a model that is no classifier does, one of `onnxcam.targets.tasks.TASKS`; None of a classifier."""
+        task = self.explainer.terms.readout.task
+        return None if task is None else task.name
 
     @property
     def version(self) -> str:
@@ -233,9 +240,11 @@ class Model:
     def top(self, probabilities: np.ndarray, count: int) -> list[dict[str, Any]]:
         """The best classes of one row, as answers name them; of a regression its `value`, which is no confidence."""
         if self.explainer.terms.readout.numeric:
-            name = name_of(0, self.labels)
-            value = {"confidence": None, "value": float(probabilities[0])}
-            return [{"rank": 1, "class_name": name, "class_index": 0, **value}]
+            return [
+                {"rank": k + 1, "class_name": name_of(k, self.labels), "class_index": k, "confidence": None}
+                | {"value": float(value)}
+                for k, value in enumerate(probabilities[:count])
+            ]
         best = best_classes(probabilities, count).tolist()
         return [
             {
@@ -297,6 +306,21 @@ class Models:
         model = self._models.get(name) if isinstance(name, str) else None
         if model is None:
             raise Refusal(404, f"no model {str(name)[:100]!r}; there are {listing(self._models)}")
+        return model
+
+    def classifier(self, name: Any) -> Model:
+        """The classifier of this name, for the protocols that have classes alone.
+
+        Raises:
+            Refusal: 404, no such model. 422, it is none.
+        """
+        model = self.find(name)
+        if model.task is not None:
+            raise Refusal(
+                422,
+                f"model {model.name!r} is no classifier (task {model.task!r}); POST the picture to "
+                "/predict_with_gradcam, or serve the exported file itself, whose inputs say what is explained",
+            )
         return model
 
 
@@ -363,7 +387,8 @@ def open_models(models: Any, when: str, threads: int, opening: Mapping[str, Any]
             explainer = Explainer(source, session_options=shared, **(opening or {}))
         if explainer.preprocess is None:
             raise explainer.preparation.unknown()
-        at_once = explainer is not source and bool(explainer.methods)
+        classifies = explainer.terms.readout.task is None
+        at_once = explainer is not source and bool(explainer.methods) and classifies
         opened.append(Model(name, explainer, when, places=threads, at_once=at_once))
     return Models(opened)
 

@@ -164,8 +164,13 @@ def _subtraction(first: Objective, second: Objective, readout: Readout, labels: 
     leading = subjects[0] or Subject(int(first.classes[0]), None, 0.0)
     described = {"minus": [None if one is None else one.target for one in subjects]}
     doubts = [one.doubt for one in subjects if one is not None and one.doubt]
+    number = leading.number
+    if leading.candidate is None and subjects[1] is not None:  # of a box the score, as it is without the other
+        number -= subjects[1].number
     label = f"{names[0]} minus {names[1]}"
-    return Subtraction(first, second, replace(leading, label=label, target=described, doubt="; ".join(doubts) or None))
+    return Subtraction(
+        first, second, replace(leading, label=label, number=number, target=described, doubt="; ".join(doubts) or None)
+    )
 
 
 def _of_value(target: Value, readout: Readout, row: np.ndarray, labels: Labels) -> Combination:
@@ -274,7 +279,7 @@ _TAKES = {
     "detect": "name a box (--box, onnxcam.targets.Box), or a class for its best box",
     "segment": "name a region (--region, onnxcam.targets.Region), or a class for its own cells",
     "embed": "name what the embedding is compared with (--like, onnxcam.targets.Similarity)",
-    "regress": "name one of the values (--output, onnxcam.targets.Value)",
+    "regress": "name one of the values (--value, onnxcam.targets.Value)",
 }
 
 
@@ -301,4 +306,9 @@ def _spelled(target: Any) -> str:
     if isinstance(target, Region):
         region = "mask" if isinstance(target.region, np.ndarray) else target.region
         return f"Region({target.label!r}, {region})"
+    if isinstance(target, Box):
+        named = [
+            f"{name}={value!r}" for name in ("label", "at", "rank") if (value := getattr(target, name)) is not None
+        ]
+        return f"Box({', '.join([str(target.index)] * (target.index is not None) + named)})"
     return repr(target) if not isinstance(target, Difference) else "a difference"

@@ -98,7 +98,7 @@ def test_a_boxs_score_is_that_of_its_best_class(
     for box in (np.array([-1]), np.array([5]), np.array([0, -1, 6])):
         got = computed(
             columns,
-            lambda op: task_seed.box_cotangent(op, task_in_file, "flat", "box"),
+            lambda op: task_seed.box_cotangent(op, task_in_file, "flat", "box")[0],
             {"flat": flat, "box": box.astype(np.int64)},
         )
         rows = np.stack([expected(row, int(np.resize(box, n)[row])) for row in range(n)])
@@ -107,14 +107,14 @@ def test_a_boxs_score_is_that_of_its_best_class(
         with pytest.raises(Exception, match=BEYOND):
             computed(
                 columns,
-                lambda op: task_seed.box_cotangent(op, task_in_file, "flat", "box"),
+                lambda op: task_seed.box_cotangent(op, task_in_file, "flat", "box")[0],
                 {"flat": flat, "box": np.array([beyond])},
             )
 
 
 def test_a_picture_without_candidates_has_no_gradient() -> None:
     task = Detect(Slab(0, 4, 6), Slab(4, 1, 6), 6, 9, labels=Slab(5, 1, 6), overlapping=False, one_picture=True)
-    emit = lambda op: task_seed.box_cotangent(op, task, "flat", "box")  # noqa: E731
+    emit = lambda op: task_seed.box_cotangent(op, task, "flat", "box")[0]  # noqa: E731
     for count in (0, 3):
         flat = RNG.uniform(size=(1, 6 * count)).astype(np.float32)
         got = computed(None, emit, {"flat": flat, "box": np.array([-1])})

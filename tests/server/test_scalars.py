@@ -1,0 +1,123 @@
+"""`POST /predict_with_gradcam` of models that are no classifiers: boxes, regions, vectors and values."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from onnxcam import Explainer, image
+from onnxcam.server import create_app
+from tests.support import detectors
+
+FORMS = {"yolo": "yolov8", "segment": "segment", "embed": "embed"}
+PIXELS = (detectors.pictures(1)[0].transpose(1, 2, 0) * 255).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+PNG = image.encode_png(PIXELS)
+PICTURE = base64.b64encode(PNG).decode()
+
+
+@pytest.fixture(scope="module")
+def explainers() -> dict[str, Explainer]:
+    return {name: Explainer(detectors.build(form), preprocess="0..1", probe=False) for name, form in FORMS.items()}
+
+
+@pytest.fixture(scope="module")
+def asked(explainers: dict[str, Explainer]) -> Iterator[TestClient]:
+    with TestClient(create_app(explainers, threads=2)) as client:
+        yield client
+
+
+def ask(client: TestClient, model: str, **options: Any) -> dict[str, Any]:
+    response = client.post("/predict_with_gradcam", json={"image": PICTURE, "model": model, **options})
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_boxes_and_their_maps(asked: TestClient, explainers: dict[str, Explainer]) -> None:
+    boxes = explainers["yolo"].boxes(PIXELS)
+    answer = ask(asked, "yolo")
+    assert answer["task"] == "detect" and [one["index"] for one in answer["boxes"]] == [one.index for one in boxes]
+    assert answer["boxes"][0]["box"] == pytest.approx(boxes[0].box, abs=1e-3)
+    assert (answer["prediction"], answer["confidence"]) == (boxes[0].label, pytest.approx(boxes[0].score, abs=1e-6))
+    assert len(answer["maps"]) == 1 and answer["target"]["box"]["index"] == boxes[0].index
+    both = ask(asked, "yolo", box=[boxes[1].index, {"label": boxes[0].label}], files=["overlay", "panel", "map"])
+    assert [one["target"]["box"]["index"] for one in both["maps"]] == [boxes[1].index, boxes[0].index]
+    e = explainers["yolo"].explain(PIXELS, top=1)
+    drawn = base64.b64decode(both["maps"][1]["gradcam_overlay"].partition(",")[2])
+    np.testing.assert_array_equal(image.load(drawn).pixels, e.overlay())
+    np.testing.assert_allclose(both["maps"][1]["gradcam_map"], e.raw_map, rtol=1e-5)
+    assert both["gradcam_overlay"] == both["maps"][0]["gradcam_overlay"] != both["maps"][1]["gradcam_overlay"]
+    assert len(ask(asked, "yolo", top=3)["maps"]) == 3
+
+
+def test_a_form_asks_the_same(asked: TestClient) -> None:
+    named = {"model": "yolo", "box": ["3", "label:cat"], "files": "overlay"}
+    form = asked.post("/predict_with_gradcam", data=named, files={"image": ("p.png", PNG)})
+    assert form.status_code == 200, form.text
+    plain = ask(asked, "yolo", box=["3", "label:cat"], files=["overlay"])
+    assert form.json()["maps"] == plain["maps"]
+
+
+def test_regions_and_vectors(asked: TestClient, explainers: dict[str, Explainer]) -> None:
+    answer = ask(asked, "segment", region=[10, 10, 90, 60], target=2)
+    assert answer["target"]["scalar"]["region"] == [10, 10, 90, 60] and answer["target"]["class_index"] == 2
+    assert answer["boxes"] == [] and answer["task"] == "segment"
+    vector = list(range(1, detectors.DIMENSIONS + 1))
+    answer = ask(asked, "embed", like=vector)
+    z = explainers["embed"].batch_scores(explainers["embed"].prepare(PIXELS)[1])[0].astype(float)
+    expected = z @ np.array(vector) / np.linalg.norm(z) / np.linalg.norm(vector)
+    assert answer["target"]["value"] == pytest.approx(expected, abs=1e-5) and answer["target"]["confidence"] is None
+    assert answer["prediction"] is None and answer["top_predictions"] == []
+
+
+def test_a_condition_is_one_on_the_best_box(asked: TestClient, explainers: dict[str, Explainer]) -> None:
+    best = explainers["yolo"].boxes(PIXELS)[0].score
+    fired = ask(asked, "yolo", when=f"confidence < {best + 0.01}")
+    assert fired["fired"] and fired["maps"]
+    quiet = ask(asked, "yolo", when=f"confidence < {best - 0.01}")
+    assert not quiet["fired"] and quiet["maps"] == [] and quiet["boxes"] == fired["boxes"]
+    assert quiet["target"] is None and quiet["gradcam_overlay"] is None
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        ("yolo", {"box": 3000}, ["box 3000"]),
+        ("yolo", {"box": {"size": 3}}, ["no 'size'"]),
+        ("yolo", {"box": list(range(200))}, ["200 maps"]),
+        ("yolo", {"box": 1, "region": [0, 0, 9, 9]}, ["exclude"]),
+        ("yolo", {"when": "entropy > 0.5"}, ["entropy", "best box"]),
+        ("yolo", {"class_name": "cat"}, ["class_name"]),
+        ("embed", {}, ["embedding"]),
+        ("embed", {"like": "/etc/passwd"}, ["list of numbers"]),
+        ("embed", {"like": [True]}, ["list of numbers"]),
+        ("embed", {"like": [1.0, 2.0]}, ["2 numbers"]),
+        ("embed", {"like": [1.0] * detectors.DIMENSIONS, "when": "confidence < 1"}, ["quantity"]),
+        ("segment", {"region": [5, 5, 5, 5]}, ["no area"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_one_sentence(
+    model: str, options: dict[str, Any], words: list[str], asked: TestClient
+) -> None:
+    response = asked.post("/predict_with_gradcam", json={"image": PICTURE, "model": model, **options})
+    error = response.json()["error"]
+    assert response.status_code == 422, error
+    assert all(word in error for word in words) and "\n" not in error, error
+
+
+def test_protocols_of_classes_say_where_to_ask(asked: TestClient) -> None:
+    body = {"image": PICTURE, "model": "yolo"}
+    answers = [
+        asked.get("/v2/models/yolo"),
+        *(
+            asked.post(route, json=body)
+            for route in ("/v1/models/yolo:predict", "/v2/models/yolo/infer", "/analyze_class")
+        ),
+    ]
+    for answer in answers:
+        assert answer.status_code == 422 and "/predict_with_gradcam" in answer.json()["error"], answer.url

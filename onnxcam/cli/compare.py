@@ -165,51 +165,52 @@ def compare(
         fix_rows(explainer)
         return explainer
 
-    try:
-        first = explainer_of(old, layer, preprocess)
-    except PreprocessError as error:
-        raise PreprocessError(f"OLD {old!r}: {error}") from error
-    spec, notes = preprocess if new_preprocess is None else new_preprocess, []
-    name = layer if new_layer is None else new_layer
-    try:
-        second = explainer_of(new, name, spec)
-    except PreprocessError as error:
-        if spec is not None or first.preprocess is None:
-            raise PreprocessError(f"NEW {new!r}: {error} (--new-preprocess for NEW alone)") from error
-        second = explainer_of(new, name, first.preprocess)
-        notes.append(INHERITED)
-    explainers = first, second
-    classes = None
-    if truth is not None:
-        paths = [item.source for item in items if isinstance(item.source, Path)]
-        indices = iter(known_classes(truth, named, paths, first.labels, first.classes))
-        classes = [
-            next(indices) if isinstance(item.source, Path) else None for item in items
-        ]  # standard input has none
-    for explainer in explainers:
-        terminal.warn(explainer.warnings)
-    with Bar("compared") as bar:
-        shift = shift_between(
-            explainers[0],
-            explainers[1],
-            [item.source for item in items],
-            null=chance,
-            regions=places,
-            truth=classes,
-            layer=layer,
-            new_layer=new_layer,
-            method=method,
-            names=[item.name for item in items],
-            seed=seed,
-            progress=bar.to,
-        )
-    shift.notes[:0] = notes
-    shift = reports.blame(shift)
-    failed = [str(error) for _, error in (*collection.failures, *shift.failures)]
-    for text in failed:
-        terminal.echo(f"Error: {text}", err=True)
-    outcomes = [condition.decide(shift) for condition in gate]
-    reports.write(shift, outcomes, (old, new), failed)
+    with reports.said_to_fail((old, new)):
+        try:
+            first = explainer_of(old, layer, preprocess)
+        except PreprocessError as error:
+            raise PreprocessError(f"OLD {old!r}: {error}") from error
+        spec, notes = preprocess if new_preprocess is None else new_preprocess, []
+        name = layer if new_layer is None else new_layer
+        try:
+            second = explainer_of(new, name, spec)
+        except PreprocessError as error:
+            if spec is not None or first.preprocess is None:
+                raise PreprocessError(f"NEW {new!r}: {error} (--new-preprocess for NEW alone)") from error
+            second = explainer_of(new, name, first.preprocess)
+            notes.append(INHERITED)
+        explainers = first, second
+        classes = None
+        if truth is not None:
+            paths = [item.source for item in items if isinstance(item.source, Path)]
+            indices = iter(known_classes(truth, named, paths, first.labels, first.classes))
+            classes = [
+                next(indices) if isinstance(item.source, Path) else None for item in items
+            ]  # standard input has none
+        for explainer in explainers:
+            terminal.warn(explainer.warnings)
+        with Bar("compared") as bar:
+            shift = shift_between(
+                explainers[0],
+                explainers[1],
+                [item.source for item in items],
+                null=chance,
+                regions=places,
+                truth=classes,
+                layer=layer,
+                new_layer=new_layer,
+                method=method,
+                names=[item.name for item in items],
+                seed=seed,
+                progress=bar.to,
+            )
+        shift.notes[:0] = notes
+        shift = reports.blame(shift)
+        failed = [str(error) for _, error in (*collection.failures, *shift.failures)]
+        for text in failed:
+            terminal.echo(f"Error: {text}", err=True)
+        outcomes = [condition.decide(shift) for condition in gate]
+        reports.write(shift, outcomes, (old, new), failed)
     reasons = [outcome.sentence for outcome in outcomes if outcome.failed]
     undecided = [outcome.sentence for outcome in outcomes if outcome.failed is None]
     undecided = list(dict.fromkeys([*undecided, *([shift.undecided] if shift.undecided else [])]))

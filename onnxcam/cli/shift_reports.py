@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ import click
 
 from onnxcam import files
 from onnxcam.cli.progress import Bar
-from onnxcam.errors import OutputError
+from onnxcam.errors import OnnxcamError, OutputError
 
 if TYPE_CHECKING:
     from onnxcam.diagnose.shift.junit import Condition
@@ -117,6 +118,33 @@ class Reports:
         from onnxcam.diagnose.shift.blame import blame
 
         return replace(shift, blame=blame(shift.old, shift.new, [picture.source for picture in shift.pictures]))
+
+    @contextlib.contextmanager
+    def said_to_fail(self, names: tuple[str, str]) -> Iterator[None]:
+        """Write JUnit XML and Markdown that say why, where a comparison ends with an error: those of an earlier run,
+        which may have passed, would otherwise be read as this one's.
+
+        Arguments:
+            names: of the two files.
+        """
+        try:
+            yield
+        except OnnxcamError as error:
+            title, text = f"{names[0]} -> {names[1]}", str(error)
+            with contextlib.suppress(OnnxcamError), files.FileSet() as together:
+                if self._junit is not None:
+                    from onnxcam.diagnose.shift.junit import junit
+
+                    xml = junit(
+                        title, (), stopped=text, seconds=time.monotonic() - self._clock,
+                        timestamp=f"{self._begin:%Y-%m-%dT%H:%M:%S}",
+                    )  # fmt: skip
+                    together.write(self._junit, [xml.encode("utf-8", "backslashreplace")])
+                if self._markdown is not None:
+                    from onnxcam.diagnose.shift.markdown import stopped
+
+                    together.write(self._markdown, [stopped(title, text).encode("utf-8", "backslashreplace")])
+            raise
 
     def write(
         self, shift: Shift, conditions: Sequence[Condition], names: tuple[str, str], errors: Sequence[str] = ()

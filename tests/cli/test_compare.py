@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -171,3 +172,29 @@ def test_a_picture_from_standard_input_has_no_true_class(run: Run, folder: Path)
     record = json.loads(result.out)
     assert sorted(str(one["truth"]) for one in record["each"]) == ["0", "0", "0", "1", "1", "1", "None"]
     assert any("are copies of others" in note for note in record["notes"])
+
+
+def test_an_error_is_in_the_reports_and_not_what_an_earlier_run_found(run: Run, folder: Path) -> None:
+    xml, comment = folder / "report.xml", folder / "report.md"
+    photos, reports = folder / "photos", ["--junit", xml, "--markdown", comment]
+    assert run("compare", folder / "old.onnx", folder / "old.onnx", photos, *reports).code == 0
+    assert ElementTree.parse(xml).getroot().get("errors") == "0"
+    result = run("compare", folder / "old.onnx", folder / "four.onnx", photos, *reports)
+    assert result.code == 2
+    suites = ElementTree.parse(xml).getroot()
+    (error,) = suites.iter("error")
+    assert suites.get("errors") == "1" and error.get("message") in result.err
+    assert suites.get("tests") == str(len(list(suites.iter("testcase"))))
+    text = comment.read_text(encoding="utf-8")
+    assert text.count("\n") == 3 and "could not be made" in text
+
+
+def test_a_region_of_every_pixel_is_told(run: Run, folder: Path) -> None:
+    masks = folder / "masks"
+    for k in range(6):
+        (masks / str(k % 2)).mkdir(parents=True, exist_ok=True)
+        image.write_png(masks / str(k % 2) / f"{k}.png", np.full((40, 40, 3), 255, np.uint8))
+    result = run("compare", folder / "old.onnx", folder / "new.onnx", folder / "photos", "--regions", masks, "--json")
+    record = json.loads(result.out)
+    assert result.code == 0 and record["regions"][0]["old"] == 1
+    assert any("covers every pixel of 6 pictures" in note for note in record["notes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -97,7 +98,8 @@ def compare(
     failures: list[tuple[str, Any]] = []
     apart: list[np.ndarray] = []  # of OLD's maps from those of NEW, and from each of the null's
     inputs = _Inputs(*pair)
-    outside: dict[str, int] = {}  # by region the pictures beside which it lies
+    outside: Counter[str] = Counter()  # by region the pictures beside which it lies
+    covered: Counter[str] = Counter()  # and those of which it covers every pixel
     pairs = np.zeros((len(sides), len(sides)))  # of models, sums over the pictures
     gaps = np.zeros_like(pairs)  # of their probabilities, the largest
     for places, prepared in _prepared(sides, pictures, names, failures):
@@ -125,7 +127,7 @@ def compare(
                     float(rows[0, row]),
                     (bool(blank[0][row]), bool(blank[1][row])),
                     None if classes is None else classes[row],
-                    {} if places_of is None else _regions(places_of.of(name), runs[:2], row, outside),
+                    {} if places_of is None else _regions(places_of.of(name), runs[:2], row, outside, covered),
                 )
             )
         if progress is not None:
@@ -148,7 +150,7 @@ def compare(
         else:
             for picture, p in zip(result, each.tolist(), strict=True):
                 picture.p = p
-    notes += inputs.copies() + _left_out(result, outside)
+    notes += inputs.copies() + _left_out(result, outside, covered)
     return Shift(
         sides[0].explainer,
         sides[1].explainer,
@@ -233,12 +235,18 @@ def _judge(
     return verdict, (1 + (rows[1:] >= rows[0]).sum(axis=0)) / len(rows), notes
 
 
-def _left_out(pictures: Sequence[PictureShift], outside: dict[str, int]) -> list[str]:
-    """Sentences about what numbers of the comparison do not hold: pictures without a class, without a region."""
+def _left_out(pictures: Sequence[PictureShift], outside: Counter[str], covered: Counter[str]) -> list[str]:
+    """Sentences about what the numbers of regions do not hold: pictures beside them, within them, without energy."""
     notes = [
         f"{name or 'the region'} lies outside of {count} pictures, which are left out of it; boxes are in pixels of "
         "the upright picture"
         for name, count in outside.items()
+    ]
+    notes += [
+        f"{name or 'the region'} covers every pixel of {count} pictures, so that all energy of any map lies inside it "
+        "there; every pixel of a mask above 0 is inside"
+        for name, count in covered.items()
+        if count
     ]
     empty: dict[str, list[int]] = {}
     for picture in pictures:
@@ -300,9 +308,15 @@ def _augmented(
 
 
 def _regions(
-    regions: Sequence[region_files.Region], runs: Sequence[SideRun], row: int, outside: dict[str, int]
+    regions: Sequence[region_files.Region],
+    runs: Sequence[SideRun],
+    row: int,
+    outside: Counter[str],
+    covered: Counter[str],
 ) -> dict[str, tuple[float | None, float | None]]:
-    """By name the share of the map's energy inside each region, of OLD and of NEW; those outside are counted."""
+    """By name the share of the map's energy inside each region, of OLD and of NEW; regions beside the picture, and
+    those that cover all of it, are counted.
+    """
     if not regions:
         return {}
     heatmaps = [run.heatmap(row) for run in runs]
@@ -310,8 +324,8 @@ def _regions(
     for name, mask in region_files.masks(regions, heatmaps[0].shape).items():
         old, new = (region_files.inside(heatmap, mask) for heatmap in heatmaps)
         pairs[name] = (old, new)
-    for name in {region.name for region in regions} - pairs.keys():
-        outside[name] = outside.get(name, 0) + 1
+        covered[name] += bool(mask.all())
+    outside.update({region.name for region in regions} - pairs.keys())
     return pairs
 
 

@@ -33,6 +33,7 @@ def junit(
     conditions: Sequence[Condition],
     *,
     errors: Sequence[str] = (),
+    stopped: str | None = None,
     properties: Mapping[str, str] | None = None,
     seconds: float = 0.0,
     timestamp: str | None = None,
@@ -43,13 +44,15 @@ def junit(
         name: of the suite, such as the two files that were compared.
         conditions: a test case each: passed, failed, or skipped where it was not decided.
         errors: sentences about pictures that could not be read: a test case of its own, an error if there are any.
+        stopped: the error that ended the comparison: a test case of its own.
         properties: further facts by name.
         seconds: that the comparison took.
         timestamp: when it began, ISO 8601 without a time zone; None to leave it out.
     """
     failures = sum(condition.failed is True for condition in conditions)
     skipped = sum(condition.failed is None for condition in conditions)
-    counts = f'tests="{len(conditions) + 1}" failures="{failures}" errors="{int(bool(errors))}"'
+    extra, wrong = 1 + (stopped is not None), bool(errors) + (stopped is not None)
+    counts = f'tests="{len(conditions) + extra}" failures="{failures}" errors="{wrong}"'
     time = f'time="{seconds:.3f}"'
     begun_at = "" if timestamp is None else f" timestamp={_quoted(timestamp)}"
     lines = [
@@ -64,6 +67,9 @@ def junit(
     for condition in conditions:
         lines += _case(condition)
     lines += _pictures(errors)
+    if stopped is not None:
+        error = f'      <error message={_quoted(stopped)} type="comparison">{_text(stopped)}</error>'
+        lines += ['    <testcase classname="onnxcam.compare" name="comparison" time="0.000">', error, "    </testcase>"]
     lines += ["  </testsuite>", "</testsuites>", ""]
     return "\n".join(lines)
 

@@ -62,6 +62,11 @@ def markdown(shift: Shift, conditions: Sequence[Condition] = (), *, title: str =
     return "\n".join(lines) + "\n"
 
 
+def stopped(title: str, error: str) -> str:
+    """Write the Markdown of a comparison that an error ended."""
+    return "\n".join([f"### {plain(title)}", "", f"❌ **The comparison could not be made**: {plain(error)}", ""])
+
+
 def _numbers(shift: Shift) -> list[str]:
     rows = [
         ["pictures", str(len(shift.pictures))],
@@ -80,7 +85,8 @@ def _regions(shift: Shift) -> list[str]:
         [code(one.name or "regions"), f"{one.old:.0%} → {one.new:.0%}", str(one.pictures)]
         for one in shift.regions[:LISTED]
     ]
-    return ["", *_table(["attention inside", "old → new", "pictures"], rows)] if rows else []
+    total = f" (the first {len(rows)} of {len(shift.regions)})" if len(shift.regions) > len(rows) else ""
+    return ["", *_table([f"attention inside{total}", "old → new", "pictures"], rows)] if rows else []
 
 
 def _blame(blame: Blame) -> list[str]:

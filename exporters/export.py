@@ -117,7 +117,7 @@ def export(
     layers: Any = None,
     labels: Sequence[str] | None = None,
     preprocess: Any = None,
-    methods: Sequence[str] = ("gradcam",),
+    methods: Sequence[str] | None = None,
     target: str | int = "optional",
     opset: int | None = None,
     verify: bool | int = True,

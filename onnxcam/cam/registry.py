@@ -44,6 +44,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from onnxcam.errors import MethodError, listing, nearest
+from onnxcam.targets.readout import Readout
+from onnxcam.targets.tasks import Detect
 
 GRAPH, LAYER, INPUT = "graph", "layer", "input"
 F = TypeVar("F", bound=Callable[..., Any])
@@ -202,3 +204,13 @@ def find_graph(name: str) -> Method:
             f"`onnxcam explain --method {name}` on any exported file"
         )
     return method
+
+
+def default_method(readout: Readout) -> str:
+    """The method where none is named: Grad-CAM, and LayerCAM of the boxes of a detector.
+
+    The score of a box has a gradient in a few cells alone. Grad-CAM weighs channels by its mean over all cells, so that
+    its map shows where else the channel is active; LayerCAM weighs each cell by its own (measured in
+    benchmarks/boxes.md).
+    """
+    return "layercam" if isinstance(readout.task, Detect) else "gradcam"

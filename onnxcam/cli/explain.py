@@ -67,7 +67,8 @@ Examples:
     multiple=True,
     type=MethodName(),
     metavar="NAME",
-    help="Method; repeatable, for maps side by side in methods.png. `onnxcam methods` lists them.  [default: gradcam]",
+    help="Method; repeatable, for maps side by side in methods.png. `onnxcam methods` lists them.  [default: gradcam; "
+    "of a detector layercam]",
 )
 @question_options.settings_option
 @options.layer_option("Target layer; several are fused (--fusion).  [default: the model's own]")
@@ -190,7 +191,7 @@ def explain(
     3 unusable model, 4 no usable runtime or execution provider.
     """
     started = time.monotonic()
-    named_methods = list(dict.fromkeys(methods)) or [find("gradcam")]
+    named_methods = list(dict.fromkeys(methods))
     names = list(named) if files_from is None else [*named, *pictures.read_list(files_from)]
     if files_from == pictures.STDIN and pictures.STDIN in named:
         raise click.UsageError("standard input is either a picture (-) or the list (--files-from -), not both.")
@@ -206,7 +207,7 @@ def explain(
         "like": like,
         "output": value,
         "top": top,
-        "method": named_methods,
+        "method": named_methods or None,
         "option": settings,
         "layer": layers,
         "side_by_side": side_by_side,
@@ -230,7 +231,7 @@ def explain(
         layers,
         labels,
         preprocess,
-        named_methods,
+        named_methods or [find("gradcam")],
         provider,
         allow_fallback,
         many,

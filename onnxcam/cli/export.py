@@ -43,7 +43,7 @@ class Request:
     """What the file is to hold: the keyword arguments of `onnxcam.exporters.export.export`."""
 
     layers: list[str] | None
-    methods: tuple[str, ...]
+    methods: tuple[str, ...] | None
     target: str | int
     outputs: str
     labels: Sequence[str] | None
@@ -83,7 +83,7 @@ class Loading:
     "methods",
     multiple=True,
     metavar="NAME",
-    help="CAM method whose heatmap the file computes; repeatable.  [default: gradcam]",
+    help="CAM method whose heatmap the file computes; repeatable.  [default: gradcam; of a detector layercam]",
 )
 @click.option(
     "--target",
@@ -209,7 +209,7 @@ def export(
     piped = files.is_standard_output(output)  # what is printed would end up in the model
     request = Request(
         list(dict.fromkeys(layers)) or None,
-        tuple(dict.fromkeys(methods)) or ("gradcam",),
+        tuple(dict.fromkeys(methods)) or None,
         target,
         outputs,
         read_labels(labels, preprocess),

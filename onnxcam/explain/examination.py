@@ -84,7 +84,7 @@ class Examination:
     def attribute(
         self,
         target: Any = None,
-        method: Any = "gradcam",
+        method: Any = None,
         layer: Any = None,
         normalize: str = "minmax",
         size: Any = "input",

@@ -171,7 +171,7 @@ class Explainer(OpenedModel):
         self,
         batch: np.ndarray,
         target: Any = None,
-        method: Any = "gradcam",
+        method: Any = None,
         layer: Any = None,
         normalize: str = "minmax",
         size: Any = "input",
@@ -187,7 +187,7 @@ class Explainer(OpenedModel):
         Arguments:
             batch: tensor in the model's own layout and dtype.
             target: as in `run`; or a `Contrast`, a `Probability` or `Weights` (`onnxcam.targets`).
-            method: a method's name, or a list of names for a list of maps.
+            method: a method's name, or a list of names for a list of maps; None for Grad-CAM, of a detector LayerCAM.
             layer: a layer's name, None for the last one, or a list of names whose maps are fused.
             normalize: `minmax` (as pytorch-grad-cam), `max` (as the paper) or `none`.
             size: `input` for the model's input size, `layer` for the layer's own, or (height, width).
@@ -279,7 +279,7 @@ class Explainer(OpenedModel):
         self,
         picture: Any,
         target: Any = None,
-        method: Any = "gradcam",
+        method: Any = None,
         layer: Any = None,
         top: int | None = None,
         normalize: str = "minmax",
@@ -300,7 +300,7 @@ class Explainer(OpenedModel):
             target: None (top-1; in a file bound to one class, that class), -1 (top-1, always), an index, a label, a
                 `Contrast`, a `Probability` or `Weights`, a scalar of `onnxcam.targets` for a model of another task, or
                 a list with one per picture; of a single picture a list of boxes, regions, … has one map each.
-            method: a method's name; or a list of names, each further one in `.per_method`.
+            method: a method's name; or a list of names, each further one in `.per_method`; None as in `attribute`.
             layer, normalize, fusion, smooth, seed, progress, options: as in `attribute`.
             top: explain the k best classes of each picture instead of `target`.
             side_by_side: besides the map in which the layers are fused, explain each layer alone (`.per_layer`);
@@ -324,7 +324,7 @@ class Explainer(OpenedModel):
         return explanations if several else explanations[0]
 
     def stream(
-        self, pictures: Iterable[Any], target: Any = None, method: Any = "gradcam", layer: Any = None,
+        self, pictures: Iterable[Any], target: Any = None, method: Any = None, layer: Any = None,
         top: int | None = None, normalize: str = "minmax", *, side_by_side: bool = False, color: str = "RGB",
         fusion: str = "mean", smooth: Any = (), seed: int = SEED, progress: Progress | None = None, **options: Any,
     ) -> Iterator[Explanation]:  # fmt: skip

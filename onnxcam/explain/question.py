@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxcam import image
 from onnxcam.cam.methods import GRAPH, Method, find
+from onnxcam.cam.registry import default_method
 from onnxcam.errors import InputError, TargetError
 from onnxcam.explain import target_texts
 from onnxcam.explain.maps import AUGMENT, EIGEN, FUSIONS, INPUT_SIZE, LAYER_SIZE, SMOOTHINGS, check_size, smoothings
@@ -103,7 +104,7 @@ class Question:
         *,
         rows: int | None = None,
         target: Any = None,
-        method: Any = "gradcam",
+        method: Any = None,
         layer: Any = None,
         top: int | None = None,
         normalize: str = "minmax",
@@ -120,7 +121,7 @@ class Question:
         Arguments:
             terms: the model.
             rows: number of pictures, if `target` may be a list with one per picture.
-            method, layer: a name or a list of names; methods also as `Method`.
+            method, layer: a name or a list of names; methods also as `Method`; None for the model's usual ones.
             spell: how messages spell a parameter.
 
         Raises:
@@ -130,7 +131,7 @@ class Question:
         """
         if top is not None and target is not None:
             raise target_texts.top_excludes("target", spell)
-        several_methods, methods = _several(method)
+        several_methods, methods = _several(default_method(terms.readout) if method is None else method)
         if side_by_side and layer is None:
             layer = list(terms.layers)
         layer_named = layer is not None
@@ -185,7 +186,7 @@ class Question:
             terms,
             rows=rows,
             target=target_texts.target_of(text, probability, terms.labels),
-            method=methods[0] if len(methods) == 1 else methods,
+            method=_single(methods if "method" in text else []),
             layer=_single(_names(text.get("layer"), "layer", spell)),
             top=_whole(text["top"], "top", spell) if "top" in text else None,
             normalize=text.get("normalize", "minmax"),

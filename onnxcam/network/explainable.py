@@ -13,6 +13,7 @@ import onnx
 from onnxcam import image
 from onnxcam.autodiff.sweep import require_path, sweep
 from onnxcam.cam import methods as cam
+from onnxcam.cam.registry import default_method
 from onnxcam.errors import LayerError, ModelError, PreprocessError, listing
 from onnxcam.graph import dynamic_size, edit
 from onnxcam.graph.builder import Builder
@@ -52,7 +53,7 @@ _Methods = Mapping[str, Callable[..., str]]
 def augment(
     source: Source,
     layers: Sequence[str | Layer] | str | None = None,
-    methods: Sequence[str] = ("gradcam",),
+    methods: Sequence[str] | None = None,
     target: str | int = "optional",
     *,
     scores: str | None = None,
@@ -77,7 +78,7 @@ def augment(
     Arguments:
         source: path, bytes or `ModelProto` of an image classifier; an explainable model is augmented anew.
         layers: target layers by value or node name; None for the default layer (or the ones the model already has).
-        methods: CAM methods whose heatmaps the file computes.
+        methods: CAM methods whose heatmaps the file computes; None for Grad-CAM, of a detector LayerCAM.
         target: `optional`, `required`, or the one class (index or label) the file explains.
         scores: the output holding the class scores, where the model has several candidates.
         kind: what the scores are: `logits`, `probabilities`, `binary_logit`, `multilabel` (a sigmoid outside the file),
@@ -123,9 +124,12 @@ def augment(
     """
     if outputs not in ("all", "heatmap"):
         raise ModelError(f"outputs={outputs!r}; expected 'all' or 'heatmap'")
-    names = [methods] if isinstance(methods, str) else methods
+    names = [methods] if isinstance(methods, str) else methods or ()
     functions = {name: cam.find_graph(name).function for name in dict.fromkeys(names)}
     network = Network(source, scores=scores, kind=kind, task=task, boxes_output=boxes_output)
+    if methods is None:
+        methods = (default_method(network.readout),)
+        functions = {name: cam.find_graph(name).function for name in methods}
     previous = network.manifest or {}
     origin = dict(previous.get("source") or origin or describe_source(source, network.opset))
     named_scores = None if scores is None else network.graph.find(scores)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import onnxcam
+import onnxcam.network.manifest
 from onnxcam.explain import cells
 from onnxcam.targets.scalars import Box
 from onnxcam.targets.tasks import Detect, Slab
@@ -96,3 +97,10 @@ def test_a_layer_whose_score_steps_over_cells_is_differentiated_whole(
     near, dense, answers = explained(detector, SCENE, monkeypatch, [Box(137)], method="hirescam", layer=fine)
     assert answers == [False]
     np.testing.assert_array_equal(near, dense)
+
+
+def test_a_box_is_explained_by_layercam_where_no_method_is_named(detector: onnxcam.Explainer) -> None:
+    assert detector.explain(SCENE).method == "layercam"
+    assert detector.question(target=Box(137)).methods[0].name == "layercam"
+    manifest = onnxcam.network.manifest.read(onnxcam.augment(scenes.FOLDER / "detector.onnx", probe=False))
+    assert manifest is not None and list(manifest["layers"][0]["heatmaps"]) == ["layercam"]

@@ -63,9 +63,9 @@ class DenseTail:
         change = (empty - z).reshape(len(z), channels, cells)
         blocks = self._weights.reshape(channels, cells, self.width)
         u = np.repeat((z @ self._weights + self._bias)[:, None], order.shape[1], axis=1)
-        for row, chosen in enumerate(order):
-            for start in range(0, len(chosen), _TOGETHER):
-                some = chosen[start : start + _TOGETHER]
+        for row, picked in enumerate(order):
+            for start in range(0, len(picked), _TOGETHER):
+                some = picked[start : start + _TOGETHER]
                 count, first = len(some), int(some[0])
                 apart = np.zeros((count, count, cells), np.float32)
                 apart[np.arange(count), np.arange(count)] = change[row, some]

@@ -13,7 +13,7 @@ from onnxcam import runtime
 from onnxcam.cam.methods import GRAPH, Method, find
 from onnxcam.cam.methods import INPUT as ATTRIBUTION
 from onnxcam.cam.view import Make
-from onnxcam.errors import MethodError
+from onnxcam.errors import MethodError, ModelError
 from onnxcam.explain import components, dense_tail
 from onnxcam.explain.features import Batch, HeadRun, run_head
 from onnxcam.explain.patches import FEWEST, Window, distinct, patch
@@ -204,7 +204,12 @@ class LayerView:
         while start < total:
             began = perf_counter()
             stop, activations, rows = self._variants(start, total, make, choice)
-            gradients = self._gradients(self._feeds(activations, rows), rows, relu)
+            try:
+                gradients = self._gradients(self._feeds(activations, rows), rows, relu)
+            except ModelError:
+                if choice.fail(len(rows)):
+                    continue
+                raise
             choice.record(len(rows), perf_counter() - began)
             yield start, stop, gradients[: stop - start]
             self.tell(stop, total)
@@ -323,7 +328,12 @@ class LayerView:
         while start < total:
             began = perf_counter()
             stop, activations, rows = self._variants(start, total, make, choice)
-            scores = runtime.run(session, [SCORES], self._feeds(activations, rows))[SCORES]
+            try:
+                scores = runtime.run(session, [SCORES], self._feeds(activations, rows))[SCORES]
+            except ModelError:
+                if choice.fail(len(rows)):
+                    continue
+                raise
             choice.record(len(rows), perf_counter() - began)
             yield scores[: stop - start].astype(np.float32, copy=False), rows[: stop - start]
             self.tell(stop, total)

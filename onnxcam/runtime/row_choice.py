@@ -44,6 +44,9 @@ class Rows(Protocol):
     def record(self, rows: int, seconds: float) -> None:
         """Record the duration of a run."""
 
+    def fail(self, rows: int) -> bool:
+        """Record that a run failed, perhaps for memory; return whether fewer rows are to be tried."""
+
 
 class FixedRows:
     """Rows per run that do not depend on a clock."""
@@ -57,6 +60,10 @@ class FixedRows:
 
     def record(self, rows: int, seconds: float) -> None:
         """Nothing is compared."""
+
+    def fail(self, rows: int) -> bool:
+        """A fixed number stays."""
+        return False
 
 
 class RowChoice:
@@ -108,6 +115,19 @@ class RowChoice:
                 if size.rows == rows:
                     size.record(seconds)
             self._compare(candidate)
+
+    def fail(self, rows: int) -> bool:
+        """Record that a run failed, perhaps for memory: more than a row is not run again where it failed.
+
+        Returns:
+            whether it had more rows than one.
+        """
+        with self._lock:
+            if rows > 1:
+                best = self._best
+                self._candidate = None
+                self._best = best if best.rows < rows else _Size(1)
+            return rows > 1
 
     def _compare(self, candidate: _Size) -> None:
         best, fewest = self._best, min(self._best.ended, candidate.ended)

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxcam import runtime
 from onnxcam.diagnose.shift.comparison import compare
-from onnxcam.errors import SettingError
+from onnxcam.errors import ModelError, SettingError
 from onnxcam.explain.explainer import Explainer
 from onnxcam.fleet import Explain
+from onnxcam.runtime.row_choice import RowChoice
 from tests.cam import net
 
 CPU = ["CPUExecutionProvider"]
@@ -81,3 +83,31 @@ def test_fleets_and_comparisons_take_them_from_the_file() -> None:
     shift = compare(opened, net.model(batch=2), pictures, layer=net.LAYER)
     assert shift.new.sessions.rows == 2 == shift.to_dict()["rows"]
     assert opened.sessions.rows is None, "the caller's own explainer stays as it is"
+
+
+@pytest.mark.parametrize("name", ["integrated_gradients", "rise", "ablationcam"])
+def test_rows_that_do_not_fit_into_memory_are_halved(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of four rows fails, as on a device whose memory is full: fewer are run, and the map is the same."""
+    run, failed = runtime.run, []
+
+    def short(session: Any, outputs: Any, feeds: Any) -> Any:
+        rows = max(len(value) for value in feeds.values())
+        if rows > 3:  # the pictures themselves are three
+            failed.append(rows)
+            raise ModelError("Failed to allocate memory")
+        return run(session, outputs, feeds)
+
+    want = attribute(explainer_of(1), name)
+    explainer = Explainer(net.model(), layers=[net.LAYER], providers=CPU)
+    choices: list[RowChoice] = []
+
+    def choice(key: Any, most: int) -> RowChoice:
+        if not choices:
+            choices.append(RowChoice(most))
+            choices[0]._try(4)
+        return choices[0]
+
+    monkeypatch.setattr(explainer.sessions, "row_choice", choice)
+    monkeypatch.setattr(runtime, "run", short)
+    assert np.abs(attribute(explainer, name) - want).max() <= 1e-5 * np.abs(want).max()
+    assert failed == [4] and choices[0].settled == 1

@@ -115,3 +115,14 @@ def test_fixed_rows_read_no_clock() -> None:
     rows = FixedRows(5)
     rows.record(5, 1.0)
     assert rows.next(100) == rows.next(2) == 5, "the last run is padded, or cut off by its caller"
+
+
+def test_what_fails_is_not_tried_again() -> None:
+    choice = RowChoice(64)
+    while choice.next(100) < 8:
+        choice.record(choice.next(100), 1.0)
+    assert choice.fail(8) and choice.settled is not None
+    assert choice.settled < 8 and choice.next(100) == choice.settled
+    assert choice.fail(choice.settled) and choice.next(100) == 1, "memory that was there before is not any more"
+    assert not choice.fail(1), "a single row has to work"
+    assert not FixedRows(4).fail(4)

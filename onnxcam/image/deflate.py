@@ -43,7 +43,13 @@ def deflate() -> Deflate:
         return Deflate(
             zlib.crc32, zlib.adler32, lambda: _zlib(zlib.Z_DEFAULT_STRATEGY), lambda: _zlib(zlib.Z_HUFFMAN_ONLY)
         )
-    return Deflate(isal_zlib.crc32, isal_zlib.adler32, isal_zlib.compressobj, isal_zlib.compressobj)
+    return Deflate(
+        isal_zlib.crc32,
+        isal_zlib.adler32,
+        isal_zlib.compressobj,
+        # with the largest buffer, memory level 9, in 0.96 of the time
+        lambda: isal_zlib.compressobj(isal_zlib.ISAL_DEFAULT_COMPRESSION, zlib.DEFLATED, 15, 9),
+    )
 
 
 def _zlib(strategy: int) -> Packer:

@@ -183,6 +183,29 @@ def picture():  # type: ignore[no-untyped-def]
     return np.random.default_rng(1234).normal(size=(1, 3, 224, 224)).astype(np.float32)
 
 
+# measured 2026-11-30 with ONNX Runtime 1.32.0, one thread, processor time of alternating runs
+TRIED = """
+## What does not make it faster
+
+MobileNetV2 and EfficientNet-B0 spend 30 and 40 % of both passes on gates (one thread, processor time of alternating
+runs, ONNX Runtime 1.32.0): the convolutions of both passes alone are about 2 forward passes, one step and one product
+per ReLU6 2.62, the two steps and two products that are needed 3.08.
+
+- The gate of a ReLU6 as one boolean mask (two comparisons and an And, or |y - 3| < 3, with a Where): six pairs of
+  convolutions of 96 channels at 56 × 56 take 19.6 and 19.9 instead of 12.3 ms. Comparisons, Where and integers leave
+  the blocked layout of the convolutions, and every activation is reordered twice.
+- The gate as a step of y (6 - y), one product with the cotangent instead of two: 3.03 instead of 3.08.
+- Gates emitted by the forward pass: they are computed once already, and an output more is memory more.
+- Checkpoints: the forward pass is whole as it is, each ReLU6 fused into its convolution; what is held are activations.
+- Without the blocked layout, as channel-last graphs need: 60.4 instead of 32.7 ms. ONNX Runtime has no channel-last
+  float32 convolution on a CPU.
+- XNNPACK's provider is not in the wheel (`CPUExecutionProvider` and `AzureExecutionProvider` are).
+- ResNet-50's maximum pool takes 0.09 forward passes for the places of its maxima (MaxPool with Indices, then
+  ScatterElements): marking each of the nine places by convolutions instead takes 10.4 instead of 8.9 ms, two pools, one
+  along each axis, 7.1 instead of 8.3 ms.
+- More rows per run: 3.16, 3.18 and 3.50 forward passes per row of MobileNetV2 in runs of 2, 4 and 8 rows (3.04 alone),
+  2.33, 2.33 and 2.35 of ResNet-50 (2.22).
+""".rstrip().split("\n")
 WORKERS: dict[str, Callable[[str, Path], speed.Calls]] = {
     "onnxcam": onnxcam,
     "torch autograd": autograd,
@@ -217,7 +240,7 @@ def table(rows: list[tuple[str, dict[str, float]]]) -> str:
             + " | ".join(others)
             + " |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *TRIED]) + "\n"
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ BOX_SCORE, BOX_EDGE, BOX_OVERLAP = "box_score", "box_edge", "box_score_times_iou
 REGION, SIMILARITY, OUTPUT, DIFFERENCE = "region", "similarity", "output", "difference"
 # of a candidate that is the same one: least overlap with the reference box, and relative difference of scores
 _SAME_PLACE, _SAME_SCORE = 0.999, 1e-3
+_SAME_PIXELS = 0.01  # by which the edges of a box may differ that has not moved, whatever its area
 _LEAST_OVERLAP = 1e-6  # whose logarithm is taken
 
 
@@ -202,6 +203,7 @@ def match(task: Detect, row: np.ndarray, box: BoxNumber) -> tuple[int | None, fl
         return None, 0.0
     boxes = task.boxes.read(row, count) @ box.matrix
     overlaps = iou(boxes, box.reference)
+    overlaps[np.abs(boxes - box.reference).max(axis=1) <= _SAME_PIXELS] = 1.0  # a box without area overlaps nothing
     p = task.probabilities(row)
     if task.labels is not None:
         of_class = task.labels.read(row, count)[:, 0].round() == box.class_index

@@ -212,7 +212,7 @@ class Eager:
         logits: list[Any] = []
         if masks is not None:
             masks.register_forward_hook(lambda _module, _inputs, output: logits.append(output))
-        picture.requires_grad_()
+        picture = picture.detach().clone().requires_grad_()
         # torchvision trains the second stage on proposals without their gradient; a file has the whole derivative
         with mock.patch.object(torch.Tensor, "detach", lambda tensor: tensor):
             answer = module(reads(name, picture))

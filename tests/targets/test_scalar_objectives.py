@@ -218,3 +218,16 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     inside = sides[0] * sides[1]
     area = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
     return inside / (area[0] + area[1] - inside)
+
+
+@pytest.mark.parametrize("area", [(0, 12), (12, 0), (0, 0)])
+def test_a_box_without_area_is_itself(area: tuple[int, int]) -> None:
+    """FCOS reports such boxes; their overlap is 0 with anything, and the score has its gradient all the same."""
+    columns = row(SORTED)
+    boxes = SORTED.boxes.columns(M)
+    columns[boxes[2, 2:]] = columns[boxes[2, :2]] + area
+    one = objective(SORTED, Box(2), columns)
+    assert one.value(columns[None], np.zeros(1, np.int64))[0] == columns[SORTED.scores.columns(M)[2, 0]]
+    assert one.cotangent(columns[None], np.zeros(1, np.int64))[0].nonzero()[0].tolist() == [
+        SORTED.scores.columns(M)[2, 0]
+    ]

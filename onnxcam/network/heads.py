@@ -94,6 +94,9 @@ def attach(
     readout = meaning.readout
     emitted, value = _emit(graph, readout, search.form(readout.value), meaning.how)
     labels = label_tables.find(graph, readout.size)
+    if kind is None and labels is None and readout.kind == LOGITS and meaning.softmax is None and recognise:
+        doubts = tasks.doubts_of_classes(graph, readout.size)
+        readout = replace(readout, warnings=(*readout.warnings, *doubts))
     return Head(emitted, replace(readout, value=value), labels)
 
 

@@ -34,6 +34,8 @@ _WHOLE = frozenset(
         onnx.TensorProto.BOOL,
     }
 )
+# usual numbers of components of a vector that is no list of classes
+_WIDTHS = frozenset({128, 192, 256, 384, 512, 640, 768, 1024, 1152, 1280, 1408, 1536, 1792, 2048, 4096})
 _LENGTH = 1e-3  # by which the lengths of normalised vectors differ at most
 
 
@@ -89,6 +91,19 @@ def recognise(
     if task == REGRESS:
         return search.values()
     return search.any()
+
+
+def doubts_of_classes(graph: Graph, columns: int) -> tuple[str, ...]:
+    """What is doubtful about scores of classes `[N, columns]` that have neither a Softmax nor names in the file: where
+    they are as many as vectors usually have components, they may be an embedding, which no number tells."""
+    properties = {entry.key: entry.value for entry in graph.model.metadata_props}
+    if columns not in _WIDTHS or metadata_labels.any_names(properties) is not None:
+        return ()
+    return (
+        f"the model's {columns} numbers per picture have neither a Softmax nor class names, and are taken for the "
+        "scores "
+        f"of {columns} classes; if they are an embedding, say so with task='embed' (on the command line: --task embed)",
+    )
 
 
 class _Search:

@@ -267,6 +267,16 @@ def test_vectors_are_embeddings_where_their_length_is_constant_or_the_user_says_
     assert tasks.recognise(free, "picture", task="embed") == tasks.Recognition(("embedding",), Embed(16, False))
 
 
+@pytest.mark.parametrize(("size", "names", "doubted"), [(512, False, True), (512, True, False), (500, False, False)])
+def test_as_many_numbers_as_vectors_have_are_doubted(size: int, names: bool, doubted: bool) -> None:
+    metadata = {"names": str([f"class {k}" for k in range(size)])} if names else {}
+    net = Net(with_options(detectors.classifier, classes=size), {"logits": ["N", size]}, metadata=metadata)
+    network = Network(detectors.build(net))
+    assert (network.readout.kind, network.readout.size) == ("logits", size)
+    assert any("--task embed" in warning for warning in network.readout.warnings) == doubted
+    assert Network(detectors.build(net), task="embed").readout.task == Embed(size, False)
+
+
 def test_quantities_where_the_user_says_so() -> None:
     two = normalize(detectors.build("regress-two"))
     expected = tasks.Recognition(("value0", "value1"), Values(("value0", "value1"), (1, 2)))

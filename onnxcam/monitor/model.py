@@ -96,6 +96,7 @@ def read(
         )
     except ModelError as error:  # `scores` is another option of the monitor
         raise ModelError(str(error).replace("`scores=`", "`scores_output=`")) from error
+    Readout.from_manifest(model.manifest["scores"]).require_classes("a monitor's record of predictions")
     layer_name = manifests.layer(model.manifest, layer)["name"]
     return Model(model.source, model.manifest, layer_name, name, digest, model.bound_class)
 

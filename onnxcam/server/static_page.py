@@ -18,6 +18,7 @@ from onnxcam.explain.preparation import Preparation
 from onnxcam.network import manifest as manifests
 from onnxcam.network.opening import open_model
 from onnxcam.server.web_runtime import GRAPHICS_SCRIPT, WebRuntime
+from onnxcam.targets.readout import Readout
 
 MOST_PICTURES = 100
 _READABLE = ("PNG", "JPEG", "WebP", "GIF", "BMP")  # by browsers
@@ -59,6 +60,7 @@ def browser_model(
         input_size=input_size, scores=scores, kind=kind,
     )  # fmt: skip
     manifest = json.loads(json.dumps(model.manifest))
+    Readout.from_manifest(manifest["scores"]).require_classes("a page")
     entry = manifest["input"]
     preparation = Preparation.of(entry, preprocess, None, None)
     if preparation.preprocess is None:

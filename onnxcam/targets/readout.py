@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.errors import SettingError, TargetError
+from onnxcam.errors import ModelError, SettingError, TargetError
 from onnxcam.targets import tasks
 from onnxcam.targets.class_tables import class_table
 from onnxcam.targets.tasks import DETECTION, EMBEDDING, SEGMENTATION, Task
@@ -171,6 +171,21 @@ class Readout:
             raise SettingError(
                 f"{setting} compares probabilities, and this model's score is a quantity (kind {self.kind!r}); leave "
                 "it out"
+            )
+
+    def require_classes(self, what: str) -> None:
+        """Refuse what is of classifiers alone.
+
+        Arguments:
+            what: subject of the sentence, such as `a monitor`.
+
+        Raises:
+            ModelError: the model does something else.
+        """
+        if self.task is not None:
+            raise ModelError(
+                f"{what} is of a classifier, and this model's task is {self.task.name!r}; explain its pictures with "
+                "`onnxcam explain`, `onnxcam.Explainer` or `onnxcam serve`"
             )
 
     def of_columns(self, columns: int) -> Readout | None:

@@ -11,7 +11,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from onnxcam import Explainer, image
-from onnxcam.server import create_app
+from onnxcam.errors import ModelError
+from onnxcam.monitor.hook import Monitor
+from onnxcam.server import create_app, static_page
 from tests.support import detectors
 
 FORMS = {"yolo": "yolov8", "segment": "segment", "embed": "embed"}
@@ -121,3 +123,10 @@ def test_protocols_of_classes_say_where_to_ask(asked: TestClient) -> None:
     ]
     for answer in answers:
         assert answer.status_code == 422 and "/predict_with_gradcam" in answer.json()["error"], answer.url
+
+
+def test_a_monitor_and_a_page_are_of_classifiers() -> None:
+    with pytest.raises(ModelError, match=r"a monitor.s record .* task is .detect."):
+        Monitor(detectors.build("yolov8"), sink="records")
+    with pytest.raises(ModelError, match="a page is of a classifier"):
+        static_page.browser_model(detectors.build("yolov8"), preprocess="0..1")

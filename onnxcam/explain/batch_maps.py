@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,13 +117,11 @@ class BatchMaps(NamedTuple):
                 named = name_subject(subject_of(self.objectives[k]), labels)
             else:
                 named = (index, name_of(index, labels), float(self.probabilities[row, index]))
+            scalar = scalar_of(self.objectives[k], labels, geometry, layer) if self.objectives else None
             if keep and heatmap is not None:
-                maps.append(Map(*named, heatmap, raw_map, blank))
+                maps.append(Map(*named, heatmap, raw_map, blank, scalar))
             else:
-                maps.append(LazyMap(*named, draw, raw_map, blank, keep=keep, cells=cells))
-            if self.objectives:
-                scalar = scalar_of(self.objectives[k], labels, geometry, layer)
-                maps[-1] = replace(maps[-1], scalar=scalar)
+                maps.append(LazyMap(*named, draw, raw_map, blank, scalar, keep=keep, cells=cells))
         readout = question.terms.readout
         kind, other = (LOGIT, None) if self.objective is None else self.objective.describe(row)
         if self.objectives:

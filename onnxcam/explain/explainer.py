@@ -155,6 +155,11 @@ class Explainer(OpenedModel):
         """
         batch = self._file.check_batch(batch)
         question = self.question(rows=len(batch), target=target, layer=layer)
+        if self._readout.task is not None:
+            raise TargetError(
+                f"run() computes the gradient of a class's score, and this model's kind is {self._readout.kind!r}; use "
+                "attribute() or explain()"
+            )
         if not question.of_classes:
             raise TargetError(
                 f"target {target!r} is more than a class, and run() computes the gradient of a class's score; "

@@ -134,6 +134,11 @@ def of_score(network: Network, labels: Sequence[str] | None, target: Any, contra
         TargetError: no such class; one that depends on the picture, such as its top-1; a probability.
     """
     readout = network.readout
+    if readout.tabulated:
+        raise TargetError(
+            f"a class of this model (kind {readout.kind!r}) has scores of many candidates or cells, and no one of them is "
+            "to be maximised: name a channel of a layer"
+        )
     if isinstance(target, Probability):
         raise TargetError(
             "a probability saturates, and its gradient vanishes: maximise the class's score, or its difference from "

@@ -79,7 +79,8 @@ def augment(
         source: path, bytes or `ModelProto` of an image classifier; an explainable model is augmented anew.
         layers: target layers by value or node name; None for the default layer (or the ones the model already has).
         methods: CAM methods whose heatmaps the file computes; None for Grad-CAM, of a detector LayerCAM.
-        target: `optional`, `required`, or the one class (index or label) the file explains.
+        target: `optional`, `required`, or the one class (index or label) the file explains; `none` for a file without
+            maps, such as one of a segmentation whose picture may have any size.
         scores: the output holding the class scores, where the model has several candidates.
         kind: what the scores are: `logits`, `probabilities`, `binary_logit`, `multilabel` (a sigmoid outside the file),
             or `regression` (one number per picture that is a quantity); None to find out from the file.
@@ -192,8 +193,14 @@ def augment(
     flat = _emit_logits(op, readout)
     size = Layout(input_layout(graph, network.picture.name)).size(dims(graph.shape(network.picture.name)))
     fixed = (size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None
-    seed = target_input.emit(op, readout, flat, target, labels, tensor_names, fixed)
-    gradients = sweep(op, seed.start, seed.cotangent, [layer.value for layer in target_layers])
+    gradients: list[str | None] = [None] * len(target_layers)
+    seed = None
+    if target == manifests.NONE:
+        target_entry = {"name": target_input.names(readout)[0], "mode": manifests.NONE}
+    else:
+        seed = target_input.emit(op, readout, flat, target, labels, tensor_names, fixed)
+        gradients[:] = sweep(op, seed.start, seed.cotangent, [layer.value for layer in target_layers])
+        target_entry = seed.entry
     origin["outputs"] = [output.name for output in model.graph.output]
     if readout.output is None:
         _declare_logits(graph, readout)
@@ -201,12 +208,12 @@ def augment(
     for layer, gradient in zip(target_layers, gradients, strict=True):
         tag = f"/{layer.name}" if len(target_layers) > 1 else ""
         raw = _expose(op, layer, gradient, tag, tensor_names) if outputs == "all" else dict.fromkeys(_RAW)
-        heatmaps = _emit_heatmaps(op, layer, gradient, functions, tag, tensor_names)
+        heatmaps = {} if gradient is None else _emit_heatmaps(op, layer, gradient, functions, tag, tensor_names)
         entries.append({"name": layer.name, **raw, **_described(layer), "heatmaps": heatmaps, "value": layer.value})
     record(levels, entries, previous.get("layers", ()))
-    if seed.box is not None:
+    if seed is not None and seed.box is not None:
         joined = {name: tensor_names["heatmap" + (f"/{name}" if len(functions) > 1 else "")] for name in functions}
-        by_level = level_maps.join(op, entries, gradients, seed.box, joined)
+        by_level = level_maps.join(op, entries, list(filter(None, gradients)), seed.box, joined)
         seed.entry.update({"heatmaps": by_level} if by_level else {})
     fires = None
     if condition is not None:
@@ -223,7 +230,7 @@ def augment(
         origin["kind"] = kind
     if network.values:
         origin["values"] = list(network.values)
-    manifest = _manifest(graph, network.picture, readout, seed.entry, entries, labels, preprocess, origin)
+    manifest = _manifest(graph, network.picture, readout, target_entry, entries, labels, preprocess, origin)
     doubt = fitted.doubt if network.manifest is None else network.manifest["input"].get("size")
     if doubt is not None and input_size is None:
         manifest["input"]["size"] = doubt
@@ -385,13 +392,17 @@ def _declare_logits(graph: Graph, readout: Readout) -> None:
     )
 
 
-def _expose(op: Builder, layer: Layer, gradient: str, tag: str, names: _Names) -> dict[str, Any]:
+def _expose(op: Builder, layer: Layer, gradient: str | None, tag: str, names: _Names) -> dict[str, Any]:
     """Make a layer's activations and gradients outputs; return their names as in the manifest."""
     graph = op.graph
-    outputs = {}
+    outputs: dict[str, str | None] = {}
     for key, value in zip(_RAW, (layer.value, gradient), strict=True):
-        outputs[key] = op.Identity(value, name=names[key + tag])
-        graph.model.graph.output.append(edit.info(outputs[key], graph.dtype(layer.value), layer.shape))
+        if value is None:
+            outputs[key] = None
+            continue
+        name = op.Identity(value, name=names[key + tag])
+        outputs[key] = name
+        graph.model.graph.output.append(edit.info(name, graph.dtype(layer.value), layer.shape))
     return outputs
 
 

@@ -33,6 +33,7 @@ KEY = "onnxcam"
 FORMAT = 1
 # `size` of the input: a guess, or none is known for which the grid of tokens would be
 ASSUMED, UNKNOWN = "assumed", "unknown"
+NONE = "none"  # `mode` of the target: the file has no map
 SHARED = "shared"  # `rows` of the target: one class for all rows of a batch
 _LONGEST = 8 << 20  # characters; 21,000 labels are one million
 _USUAL = 1 << 20
@@ -166,7 +167,7 @@ _REQUIRED: dict[str, dict[str, Check]] = {
     "input": {"name": _name, "layout": _among("NCHW", "NHWC"), "shape": _list(_dim, 4),
               "dtype": _among("float32", "float16", "float64", "uint8")},
     "scores": {"name": _name, "kind": _among(*KINDS, *TASK_KINDS), "classes": _count(0)},
-    "target": {"name": _name, "mode": _among("optional", "required", "constant")},
+    "target": {"name": _name, "mode": _among("optional", "required", "constant", NONE)},
     "layers": {"name": _name, "heatmaps": _names, "layout": _among("NCHW", "NHWC", "NTC"),
                "activations": _or_none(_name), "gradients": _or_none(_name)},
 }  # fmt: skip

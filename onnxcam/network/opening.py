@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onnxcam.errors import LayerError, MethodError, ModelError
 from onnxcam.graph import file
@@ -12,6 +12,9 @@ from onnxcam.graph.large_model import LargeModel, Serialized
 from onnxcam.network import manifest as manifests
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
+
+if TYPE_CHECKING:
+    import onnx
 
 Source = Any  # str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -268,23 +271,32 @@ def _augment(
     from onnxcam.graph.load import serialize
     from onnxcam.network.calibration.record import LEFT_OUT
     from onnxcam.network.explainable import augment
+    from onnxcam.network.target_input import OpenSizeError
 
     doubts: list[str] = []
 
     size = None if input_size is None else (int(input_size[0]), int(input_size[1]))
-    model = augment(
-        source,
-        layers,
-        tuple(dict.fromkeys(methods)),
-        preprocess=preprocess,
-        input_size=size,
-        scores=scores,
-        kind=kind,
-        task=task,
-        boxes_output=boxes_output,
-        probe=probe,
-        on_warning=doubts.append,
-    )
+
+    def augmented(**target: str) -> onnx.ModelProto:
+        return augment(
+            source,
+            layers,
+            tuple(dict.fromkeys(methods)),
+            preprocess=preprocess,
+            input_size=size,
+            scores=scores,
+            kind=kind,
+            task=task,
+            boxes_output=boxes_output,
+            probe=probe,
+            on_warning=doubts.append,
+            **target,
+        )
+
+    try:
+        model = augmented()
+    except OpenSizeError:  # regions are resolved picture by picture
+        model = augmented(target=manifests.NONE)
     manifest = manifests.read(model)
     if manifest is None:
         raise ModelError("the augmented model carries no manifest; report this as a bug")

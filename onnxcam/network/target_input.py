@@ -28,6 +28,10 @@ OPTIONAL, REQUIRED, CONSTANT = "optional", "required", "constant"
 _BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled")
 
 
+class OpenSizeError(ModelError):
+    """A file cannot tell where a region lies, as its picture may have any size."""
+
+
 class Seed(NamedTuple):
     """Where the reverse sweep of a file starts.
 
@@ -72,7 +76,7 @@ def emit(
 
     Raises:
         TargetError: no such class or value, or nothing that a file can be bound to.
-        ModelError: a grid of classes that follows from the picture's size, which is open.
+        OpenSizeError: a grid of classes that follows from the picture's size, which is open.
     """
     task, box = readout.task, None
     mode = _possible(mode, readout)
@@ -98,7 +102,7 @@ def emit(
         _declare(op, OPTIONAL if bound is not None else mode, input_names[REGION], np.zeros((1, 4), np.float32))
         background = [k for k, name in enumerate(labels or ()) if name.strip().casefold() in _BACKGROUND]
         if input_size is None:
-            raise ModelError(
+            raise OpenSizeError(
                 "the model leaves the size of its picture open, and with it where a region lies; give one with "
                 "`input_size=` (on the command line: --input-size)"
             )

@@ -47,9 +47,14 @@ def class_scores(scores: np.ndarray, readout: Readout) -> np.ndarray:
         SettingError: the scores are quantities.
         InputError: not as many columns as the readout has.
     """
+    if readout.tabulated:
+        raise SettingError(
+            f"this model's scores are those of many candidates or cells (kind {readout.kind!r}): a picture has no class "
+            "whose probability could be calibrated"
+        )
     if readout.numeric:
         raise SettingError(
-            "this model's score is a quantity (kind 'regression'): there are no probabilities to calibrate, and no "
+            f"this model's score is a quantity (kind {readout.kind!r}): there are no probabilities to calibrate, and no "
             "classes to make sets of"
         )
     values = np.asarray(scores, np.float64)

@@ -136,8 +136,8 @@ def of_score(network: Network, labels: Sequence[str] | None, target: Any, contra
     readout = network.readout
     if readout.tabulated:
         raise TargetError(
-            f"a class of this model (kind {readout.kind!r}) has scores of many candidates or cells, and no one of them is "
-            "to be maximised: name a channel of a layer"
+            f"a class of this model (kind {readout.kind!r}) has scores of many candidates or cells, and none is the "
+            "one to be maximised: name a channel of a layer"
         )
     if isinstance(target, Probability):
         raise TargetError(

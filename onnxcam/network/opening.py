@@ -277,7 +277,7 @@ def _augment(
 
     size = None if input_size is None else (int(input_size[0]), int(input_size[1]))
 
-    def augmented(**target: str) -> onnx.ModelProto:
+    def augmented(target: str) -> onnx.ModelProto:
         return augment(
             source,
             layers,
@@ -290,13 +290,13 @@ def _augment(
             boxes_output=boxes_output,
             probe=probe,
             on_warning=doubts.append,
-            **target,
+            target=target,
         )
 
     try:
-        model = augmented()
+        model = augmented("optional")
     except OpenSizeError:  # regions are resolved picture by picture
-        model = augmented(target=manifests.NONE)
+        model = augmented(manifests.NONE)
     manifest = manifests.read(model)
     if manifest is None:
         raise ModelError("the augmented model carries no manifest; report this as a bug")

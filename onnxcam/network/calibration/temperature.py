@@ -49,13 +49,13 @@ def class_scores(scores: np.ndarray, readout: Readout) -> np.ndarray:
     """
     if readout.tabulated:
         raise SettingError(
-            f"this model's scores are those of many candidates or cells (kind {readout.kind!r}): a picture has no class "
-            "whose probability could be calibrated"
+            f"this model's scores are those of many candidates or cells (kind {readout.kind!r}): no picture has "
+            "a class whose probability could be calibrated"
         )
     if readout.numeric:
         raise SettingError(
-            f"this model's score is a quantity (kind {readout.kind!r}): there are no probabilities to calibrate, and no "
-            "classes to make sets of"
+            f"this model's score is a quantity (kind {readout.kind!r}): there are no probabilities to calibrate, and "
+            "no classes to make sets of"
         )
     values = np.asarray(scores, np.float64)
     if values.ndim != 2 or values.shape[1] != readout.columns:

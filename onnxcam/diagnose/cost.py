@@ -47,6 +47,8 @@ class Case:
         calls: the number of timed calls.
         peak_mib: peak memory of the process up to and including this case's first call.
         fired: of a gated file, the share of rows whose maps were computed.
+        windows: of occlusion that computes what each window changes, how many there are.
+        possible: and how many times less than with whole runs that is to compute, in multiplications.
     """
 
     name: str
@@ -59,10 +61,23 @@ class Case:
     calls: int = 0
     peak_mib: float | None = None
     fired: float | None = None
+    windows: int | None = None
+    possible: float | None = None
+
+    @property
+    def reached(self) -> float | None:
+        """How many times less than a forward pass for each window it took."""
+        return None if self.windows is None or math.isnan(self.ratio) else self.windows / self.ratio
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures ready for JSON."""
-        return {key: value for key, value in asdict(self).items() if key != "call"}
+        figures = {key: value for key, value in asdict(self).items() if key != "call"}
+        return figures | {"reached": self.reached}
+
+    def _note(self) -> str:
+        if self.reached is not None:
+            return f"{self.windows} windows at {self.reached:.2f} x less than whole runs, of {self.possible:.2f} x"
+        return "" if self.fired is None else f"{self.fired:.0%} fired"
 
     def row(self) -> list[str]:
         """Return the cells of the table."""
@@ -74,7 +89,7 @@ class Case:
             f"{self.per_second:.1f}",
             "" if math.isnan(self.ratio) else f"{self.ratio:.3f}",
             "?" if self.peak_mib is None else f"{self.peak_mib:.0f}",
-            "" if self.fired is None else f"{self.fired:.0%} fired",
+            self._note(),
         ]
 
 
@@ -209,6 +224,7 @@ def bench(
     for method in methods if pictures else ():
         cases.append(Case(f"explain {method}", 1, _explaining(explainer, pictures, method, layer)))
     measured = _measure(cases, rounds, seconds, progress)
+    _add_windows(explainer, cases)
     about = {
         "input": {"shape": list(whole.shape), "dtype": explainer.manifest["input"]["dtype"]},
         "threads": threads,
@@ -364,6 +380,14 @@ def _measure(
     for case, blocks in zip(cases, times, strict=True):
         _summarise(case, blocks, forward.get(case.batch))
     return done, time.perf_counter() - start
+
+
+def _add_windows(explainer: Explainer, cases: Sequence[Case]) -> None:
+    """Fill in what occlusion could save."""
+    patches = explainer.sessions.latest_patches
+    for case in cases:
+        if case.name == "occlusion" and patches is not None:
+            case.windows, case.possible = patches.count, 1 / patches.plan.share
 
 
 def _summarise(case: Case, blocks: list[list[float]], forward: list[list[float]] | None) -> None:

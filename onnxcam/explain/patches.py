@@ -9,6 +9,7 @@ whole maps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -60,6 +61,7 @@ class Patches:
     Attributes:
         plan: what runs.
         useful: whether that costs less than the whole graph; else no session is open.
+        count: of windows.
         opened: every session that is open.
     """
 
@@ -78,6 +80,7 @@ class Patches:
         self.plan: Plan = Planner(graph, self._local, picture, network.readout.value).plan(spans)
         self.useful = bool(self.plan.stages) and self.plan.cost <= _DEAREST
         self._changed = [changes(self._local, picture, spans[axis], axis) for axis in (0, 1)]
+        self.count = len(spans[0]) * len(spans[1])
         self.opened: list[Any] = []
         if self.useful:
             self._parts = [
@@ -122,32 +125,39 @@ class Patches:
             maps |= runtime.run(self._cache, self.plan.cached, feeds)
         for part in self._portions(places):
             changed: dict[str, dict[int, np.ndarray]] = {self._picture: {int(at): patches(int(at)) for at in part}}
-            last = {read.value: at for at, one in enumerate(self._parts) for read in one.stage.reads}
-            for at, one in enumerate(self._parts):
-                for value, rows in self._run(one, maps, changed, places, part).items():
-                    changed[value] = rows
-                for value in [name for name in changed if last.get(name, -1) <= at and name not in self.plan.values]:
-                    del changed[value]
+            for one, live in zip(self._parts, self._live, strict=True):
+                changed |= self._run(one, maps, changed, places, part)
+                changed = {value: rows for value, rows in changed.items() if value in live}
             yield from self._finish(maps, changed, places, part, tell)
 
+    @cached_property
+    def _live(self) -> list[set[str]]:
+        """Behind each stage, the maps whose changed parts are still to be read."""
+        live = [set(self.plan.values)]
+        for one in reversed(self._parts[1:]):
+            live.append((live[-1] - set(one.stage.results)) | {read.value for read in one.stage.reads})
+        return live[::-1]
+
     def _portions(self, places: np.ndarray) -> Iterator[np.ndarray]:
-        """Windows whose patches fit in memory together, those with crops of equal sizes beside each other."""
+        """Windows whose changed parts fit in memory together, those with crops of equal sizes beside each other."""
         sizes = [
-            np.stack([one.crops[axis][places[:, axis], 1] - one.crops[axis][places[:, axis], 0]], axis=0)
+            one.crops[axis][places[:, axis], 1] - one.crops[axis][places[:, axis], 0]
             for one in self._parts
             for axis in (0, 1)
         ]
-        order = np.lexsort(np.concatenate(sizes))
-        most = max(
-            sum(
-                4 * self._local.depth(value) * self._longest(value, 0) * self._longest(value, 1)
-                for value in one.stage.results
-            )
-            for one in self._parts
-        )
-        count = max(_ROWS, _PATCH_BYTES // max(most, 1))
+        order = np.lexsort(sizes)
+        read: set[str] = {self._picture}
+        most = 1
+        for one, live in zip(self._parts, self._live, strict=True):
+            most = max(most, sum(map(self._largest, read | set(one.stage.results))))
+            read = live
+        count = max(1, _PATCH_BYTES // most)
         for start in range(0, len(order), count):
             yield order[start : start + count]
+
+    def _largest(self, value: str) -> int:
+        """Bytes of the largest changed part of a map, of numbers of four bytes."""
+        return 4 * self._local.depth(value) * self._longest(value, 0) * self._longest(value, 1)
 
     def _longest(self, value: str, axis: int) -> int:
         span = self._changed[axis][value]
@@ -197,7 +207,7 @@ class Patches:
                 for value, output in outputs.items():
                     for row, at in enumerate(rows):
                         inner = [part.inner[value][axis][places[at, axis]] for axis in (0, 1)]
-                        results[value][at] = output[row : row + 1][self._at(value, inner)]
+                        results[value][at] = output[row : row + 1][self._at(value, inner)].copy()  # not with the rest
         return results
 
     def _at(self, value: str, spans: Sequence[Sequence[int]]) -> tuple[slice, ...]:

@@ -238,6 +238,11 @@ class Sessions:
             raise opened
         return opened
 
+    @property
+    def latest_patches(self) -> Patches | None:
+        """Those for the windows of the last occlusion; None where the whole graph ran."""
+        return self._patches[1] if self._patches is not None and self._patches[1].useful else None
+
     def maps(self, layer: str, names: Sequence[str], terms: bool = False) -> Any:
         """A session from a layer's activations and gradients to maps of graph methods, or to what they are sums of."""
         from onnxcam.network import subgraphs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,11 +100,13 @@ class Locality:
         nodes: of the local part.
         axes: by map, which of its axes are rows and columns.
         shapes: by map, its shape for one picture.
+        operations: by node, by the name of its first output, its multiplications for one picture; of the whole graph.
     """
 
     nodes: list[LocalNode] = field(default_factory=list)
     axes: dict[str, tuple[int, int]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    operations: dict[str, float] = field(default_factory=dict)
 
     def size(self, value: str) -> tuple[int, int]:
         """Rows and columns of a map."""
@@ -134,6 +136,8 @@ def locality(graph: Graph, picture: str, axes: tuple[int, int], shape: tuple[int
     local = Locality(axes={picture: axes}, shapes={picture: shape})
     reached = graph.downstream([picture])
     for node in graph.nodes:
+        if node.output[0] in reached:
+            local.operations[node.output[0]] = operations(static.shape, node)
         maps = [name for name in dict.fromkeys(node.input) if name in local.axes]
         if not maps or any(name in reached and name not in local.axes for name in uses(node)):
             continue
@@ -312,11 +316,21 @@ def required(nodes: Iterable[LocalNode], need: dict[str, np.ndarray], axis: int)
             need[name] = hull([need[name], span]) if name in need else span
 
 
-def operations(graph: Graph, local: Locality, entry: LocalNode) -> float:
-    """Multiplications of a node for one whole picture, if it has weights; else 0."""
-    node = entry.node
-    weights = [size for size in graph.shape(node.input[1]) or () if isinstance(size, int)] if node.input[1:] else []
-    if node.op_type not in ("Conv", "MatMul") or not weights:
-        return 0.0
-    inner = np.prod(weights[1:]) if node.op_type == "Conv" else weights[0]
-    return float(np.prod(local.shapes[node.output[0]]) * inner)
+def operations(shapes: Callable[[str], tuple[int, ...] | None], node: onnx.NodeProto) -> float:
+    """Multiplications of a convolution or a matrix product; 0 for any other node, or where shapes are unknown.
+
+    Arguments:
+        shapes: the shape of a value, for one picture.
+    """
+    result, inner = shapes(node.output[0]), 0.0
+    operands = [shapes(name) or () for name in node.input[:2]]
+    match node.op_type:
+        case "Conv" if len(operands[1]) > 2:
+            inner = float(np.prod(operands[1][1:]))
+        case "MatMul" if operands[0]:
+            inner = float(operands[0][-1])
+        case "Gemm" if len(operands[0]) == 2:
+            inner = float(operands[0][0 if attributes(node).get("transA") else 1])
+        case _:
+            pass
+    return inner * float(np.prod(result)) if result is not None else 0.0

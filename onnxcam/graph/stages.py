@@ -11,7 +11,7 @@ padded    any nodes: they run as they are on a crop that is as much larger as th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from onnxcam.graph import edit
-from onnxcam.graph.locality import Locality, LocalNode, Taps, changes, hull, operations, required
+from onnxcam.graph.locality import Locality, LocalNode, Taps, changes, hull, required
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import FLOATS, Graph, attributes
 
@@ -29,7 +29,7 @@ Spans = tuple[np.ndarray, np.ndarray]  # along rows and along columns, int64 `[n
 # operator writes, and what a run costs
 _COPY_IN, _COPY_OUT, _WRITE, _RUN = 250.0, 60.0, 25.0, 2e6
 _MOST_VALUES = 3  # that pass a cut
-_FURTHEST = 40  # nodes of a stage
+_FURTHEST = 30  # nodes of a stage
 _CHEAP = having(Trait.CHEAP) | {"QuantizeLinear", "DequantizeLinear"}
 _FUSED = having(Trait.ELEMENTWISE) | {"BatchNormalization"}
 _MAKERS = having(Trait.CONVOLVES | Trait.NORMALIZES) | {"MatMul", "Gemm"}
@@ -78,7 +78,7 @@ class Plan:
         stages: in order.
         values: the maps at the last cut: the whole rest of the graph runs on them.
         cached: the maps of the unchanged picture that stages read, the picture aside.
-        share: of the multiplications of the local part that changes with the picture, exactly.
+        share: of the multiplications of the whole graph that changes with the spans; of nodes that are not local, all.
         cost: of the stages and the rest relative to that of the whole, as estimated.
     """
 
@@ -105,7 +105,9 @@ class Planner:
         self._nodes = [entry for entry in local.nodes if needed.intersection(entry.node.output)]
         self._strides = self._cumulated()
         self._cuts = list(self._positions(scores, needed))
-        self._operations = [operations(graph, local, entry) for entry in self._nodes]
+        self._operations = [local.operations[entry.node.output[0]] for entry in self._nodes]
+        whole = sum(count for name, count in local.operations.items() if name in needed)
+        self._others = max(whole - sum(self._operations), 0.0)  # of nodes that are not local
         self._costs = np.cumsum([0.0, *(self._cost(at) for at in range(len(self._nodes)))])
 
     def _cumulated(self) -> dict[str, tuple[int, int] | None]:
@@ -171,13 +173,14 @@ class Planner:
         values = self._cuts[chain[-1][1]][1] if chain else (self._picture,)
         reads = dict.fromkeys(read.value for stage in stages for read in stage.reads)
         cached = tuple(value for value in (reads | dict.fromkeys(values)) if value != self._picture)
-        return Plan(tuple(stages), values, cached, self._share(changed), cost / max(float(self._costs[-1]), 1.0))
+        return Plan(tuple(stages), values, cached, self._share(changed), cost)
 
     def _share(self, changed: Sequence[Mapping[str, np.ndarray]]) -> float:
         """The part of all multiplications that changes."""
         outputs = [entry.node.output[0] for entry in self._nodes]
         parts = [self._fraction([changed[axis][name] for axis in (0, 1)], self._local.size(name)) for name in outputs]
-        return float(np.dot(parts, self._operations) / max(sum(self._operations), 1.0))
+        changing = float(np.dot(parts, self._operations)) + self._others
+        return changing / max(sum(self._operations) + self._others, 1.0)
 
     @staticmethod
     def _fraction(spans: Sequence[np.ndarray], size: tuple[int, int]) -> float:
@@ -188,11 +191,16 @@ class Planner:
     def _shortest(
         self, changed: Sequence[Mapping[str, np.ndarray]], banned: set[tuple[int, int, bool]]
     ) -> tuple[list[tuple[int, int, bool]], float]:
-        """The cheapest chain of stages, each from one cut to another, and its cost with the rest of the graph."""
+        """The cheapest chain of stages, each from one cut to another; their relative cost with the rest."""
         best = [0.0] + [np.inf] * (len(self._cuts) - 1)
         links: dict[int, tuple[int, int, bool]] = {}
+        least = self._least(changed)
         for end in range(1, len(self._cuts)):
-            for link, cost in self._links(end, changed):
+
+            def hopeless(start: int, end: int = end) -> bool:
+                return bool(best[start] + least[self._cuts[end][0]] - least[self._cuts[start][0]] >= best[end])
+
+            for link, cost in self._links(end, changed, hopeless):
                 total = best[link[0]] + cost
                 if link not in banned and total < best[end]:
                     best[end], links[end] = total, link
@@ -202,7 +210,8 @@ class Planner:
         ]
         totals[0] = float(self._costs[-1])
         end = int(np.argmin(totals))
-        cost, chain = totals[end], []
+        whole = float(self._costs[-1]) + self._others
+        cost, chain = (totals[end] + self._others) / max(whole, 1.0), []
         while end:
             chain.append(links[end])
             end = links[end][0]
@@ -211,10 +220,16 @@ class Planner:
     def _floats(self, value: str) -> float:
         return float(np.prod(self._local.shapes[value]))
 
+    def _least(self, changed: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+        """What the nodes before each cost if no more than what changes is computed."""
+        outputs = [entry.node.output[0] for entry in self._nodes]
+        parts = [self._fraction([by_map[name] for by_map in changed], self._local.size(name)) for name in outputs]
+        return np.cumsum([0.0, *(np.diff(self._costs) * parts)])
+
     def _links(
-        self, end: int, changed: Sequence[Mapping[str, np.ndarray]]
+        self, end: int, changed: Sequence[Mapping[str, np.ndarray]], hopeless: Callable[[int], bool]
     ) -> Iterator[tuple[tuple[int, int, bool], float]]:
-        """Stages that end at a cut, with their costs."""
+        """Stages that end at a cut, with their costs; none from a start that is hopeless."""
         stop, values = self._cuts[end]
         needs = [{name: by_map[name] for name in values} for by_map in changed]
         at = stop
@@ -226,7 +241,7 @@ class Planner:
                 at -= 1
                 for axis, need in enumerate(needs):
                     required([self._nodes[at]], need, axis)
-            for exact in (True, False):
+            for exact in () if hopeless(start) else (True, False):
                 stage = self._candidate(start, end, exact)
                 if stage is not None:
                     yield (start, end, exact), self._stage_cost(stage, first, stop, changed, needs)

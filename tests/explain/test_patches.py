@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
+from onnxcam.diagnose.cost import bench
 from onnxcam.explain import patches, view
 from onnxcam.explain.explainer import Explainer
 from onnxcam.graph import stages
@@ -252,7 +253,7 @@ def test_it_equals_brute_force(name: str, eager: str) -> None:
 
 
 def plan_of(explainer: Explainer) -> stages.Plan:
-    latest = explainer.sessions._patches
+    latest = explainer.sessions._patches  # those that are not useful too
     assert latest is not None
     return latest[1].plan
 
@@ -353,6 +354,17 @@ def test_changes_are_the_cells_that_change(name: str) -> None:
             assert not (differs & ~inside).any()
 
 
+def test_memory_for_few_windows_gives_the_same(eager: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    explainer = Explainer(build("bottlenecks"), providers=CPU, probe=False)
+    results = []
+    for limit in (patches._PATCH_BYTES, 100_000, 1):
+        monkeypatch.setattr(patches, "_PATCH_BYTES", limit)
+        monkeypatch.setattr(patches, "_RUN_BYTES", limit)
+        results.append(explainer.attribution(pictures(), 4, "occlusion", window=9, stride=9, baseline=2.0))
+    for other in results[1:]:
+        assert np.abs(other - results[0]).max() <= TOLERANCE * np.abs(results[0]).max()
+
+
 def test_few_windows_and_dear_stages_run_the_whole_graph() -> None:
     explainer = Explainer(build("strided"), providers=CPU, probe=False)
     explainer.attribution(pictures(1), 1, "occlusion", window=20, stride=20)
@@ -366,3 +378,28 @@ def test_sessions_for_other_windows_replace_the_last_ones(eager: str) -> None:
         explainer.attribution(pictures(1), 1, "occlusion", window=window, stride=6)
         plans.append(plan_of(explainer))
     assert plans[0] is plans[1] and plans[1] is not plans[2]
+
+
+def test_the_share_is_that_of_the_multiplications(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted by hand: a window of 8 x 8 in the middle of 40 x 48 reaches 10 x 10, then 12 x 12; the head is all."""
+    body = """a = Conv<pads = [1, 1, 1, 1]>(input, w8_3_3_3, b8)  r = Relu(a)
+    k = Conv<pads = [1, 1, 1, 1]>(r, w8_8_3_3, b8)"""
+    graph = normalize(build("", body=body))
+    local = locality(graph, "input", (2, 3), (1, 3, *SIZE))
+    plan = stages.Planner(graph, local, "input", "logits").plan((np.array([[16, 24]]), np.array([[20, 28]])))
+    cells, head = SIZE[0] * SIZE[1], 8 * 5
+    changing = 100 * 8 * 27 + 144 * 8 * 72 + head
+    assert plan.share == pytest.approx(changing / (cells * 8 * 27 + cells * 8 * 72 + head))
+
+
+def test_what_a_bench_says_of_occlusion(tmp_path: Path, eager: str) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(build("bottlenecks"), path)
+    done = bench(path, ["occlusion"], batches=[1], rounds=1, seconds=0, providers=CPU)
+    case = next(case for case in done.cases if case.name == "occlusion")
+    if eager == "as estimated":  # so small a network is not worth a stage
+        assert case.windows is None and case.row()[-1] == "" and case.to_dict()["reached"] is None
+        return
+    assert case.windows == 19 * 15 and case.possible is not None and case.possible > 1
+    assert case.reached == pytest.approx(case.windows / case.ratio)
+    assert "285 windows at" in case.row()[-1] and case.to_dict()["reached"] == case.reached

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from onnxcam.cam import registry
-from onnxcam.explain import question as questions
 from onnxcam.explain.explanation import Explanation
 from onnxcam.explain.question import Question
 from onnxcam.image import picture as pictures
@@ -38,7 +37,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(Question, "__init__", counted("question", Question.__init__))
     monkeypatch.setattr(Explanation, "to_dict", counted("record", Explanation.to_dict))
     monkeypatch.setattr(pictures, "read_header", counted("header", pictures.read_header))
-    monkeypatch.setattr(questions, "by_index", counted("target", objectives.by_index))
+    monkeypatch.setattr(objectives, "by_index", counted("target", objectives.by_index))
     return counter
 
 

@@ -54,7 +54,10 @@ Examples:
 @click.command("explain", context_settings=options.CONTEXT, epilog=EPILOG)
 @click.argument("model", metavar="MODEL")
 @click.argument("named", nargs=-1, metavar="PICTURE...")
-@click.option("-o", "--output", required=True, metavar="DIR", help="Folder for the results; it is made if need be.")
+@click.option("-o", "folder_name", metavar="DIR", help="Folder for the results; it is made if need be.  [required]")
+@click.option(
+    "--output", metavar="DIR|NAME[INDEX]", help="The folder, as -o; beside -o, which of several values, as --value."
+)
 @question_options.files_from_option
 @question_options.target_option
 @click.option("--top", type=click.IntRange(min=1), metavar="K", help="Explain the K best classes of each picture.")
@@ -132,7 +135,8 @@ Examples:
 def explain(
     model: str,
     named: tuple[str, ...],
-    output: str,
+    folder_name: str | None,
+    output: str | None,
     files_from: str | None,
     target: str | None,
     top: int | None,
@@ -192,6 +196,13 @@ def explain(
     """
     started = time.monotonic()
     named_methods = list(dict.fromkeys(methods))
+    if folder_name is not None and output is not None:
+        if value is not None:
+            raise click.UsageError("--output beside -o and --value both name the value to explain; give one of them.")
+        value = output
+    folder_name = output if folder_name is None else folder_name
+    if folder_name is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
     names = list(named) if files_from is None else [*named, *pictures.read_list(files_from)]
     if files_from == pictures.STDIN and pictures.STDIN in named:
         raise click.UsageError("standard input is either a picture (-) or the list (--files-from -), not both.")
@@ -218,7 +229,7 @@ def explain(
     }
     check_early(labels, **flags)
     check_truth(truth, names)
-    folder = Path(output)
+    folder = Path(folder_name)
     collected = pictures.collect(names, folder)
     if not collected.items and len(collected.failures) == 1:
         raise collected.failures[0][1]

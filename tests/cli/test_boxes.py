@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnxcam import Explainer, image
+from onnxcam import Explainer, image, models
 from tests.cli.conftest import Run
 from tests.support import detectors
 
@@ -168,3 +168,26 @@ def test_layers_and_check_of_a_detector(run: Run, folder: Path) -> None:
     result = run("check", folder / "yolov8.onnx", "--samples", 1)
     assert result.code == 0 and "-1 means each row's best box" in result.out
     assert run("check", folder / "regress-two.onnx", "--samples", 1, "--task", "regress").code == 0
+
+
+def test_output_beside_o_names_the_value(run: Run, folder: Path, tmp_path: Path) -> None:
+    arguments = ("explain", folder / "regress-two.onnx", folder / "street.png", "--preprocess", "0..1")
+    assert run(*arguments, "-o", tmp_path / "a", "--task", "regress", "--output", "value1[1]").code == 0
+    assert run(*arguments, "--output", tmp_path / "b", "--task", "regress", "--value", "value1[1]").code == 0
+    records = [json.loads((tmp_path / name / "explanation.json").read_text()) for name in "ab"]
+    assert records[0]["target"] == records[1]["target"] and records[0]["maps"] == records[1]["maps"]
+    both = run(*arguments, "-o", tmp_path / "c", "--output", "value1[1]", "--value", "value1[1]")
+    assert both.code == 2 and "give one of them" in both.err
+    assert run(*arguments).code == 2
+
+
+def test_a_box_is_looked_for_on_the_picture_alone(run: Run, tmp_path: Path) -> None:
+    """Ranks and points are not looked for on the grey picture on which the command tries the layer beforehand."""
+    model, picture = models.path("scenes/detector.onnx"), models.path("scenes/scene1.png")
+    boxes = Explainer(model, preprocess="0..1").boxes(picture)
+    x0, y0, x1, y1 = boxes[1].box
+    for box in ("rank:1", f"at:{(x0 + x1) / 2:.0f},{(y0 + y1) / 2:.0f}"):
+        result = run("explain", model, picture, "-o", tmp_path / "out", "--preprocess", "0..1", "--box", box)
+        assert result.code == 0, result.err
+        record = json.loads((tmp_path / "out" / "explanation.json").read_text())
+        assert [one["box"]["index"] for one in record["maps"]] == [boxes[1].index]

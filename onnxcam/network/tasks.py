@@ -152,7 +152,7 @@ class _Search:
         """The task of the scores that the user names, None where they have the form of scores of classes."""
         if not self._is_more_than_scores(scores) or not self._is_numeric(scores):
             return self._normalised([scores])
-        return self._detector(combined=False) or self._segmenter(declared=True)
+        return self._detector(combined=False) or self._segmenter(declared=False)
 
     def _no_task(self) -> ModelError:
         """The refusal of a model whose outputs are of no task."""

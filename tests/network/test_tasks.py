@@ -372,6 +372,9 @@ def test_what_cannot_be_told_is_refused_with_what_was_measured(what: str, shapes
 def test_what_is_refused_can_be_named() -> None:
     two = detectors.build(Net(lambda op, x: raw(op, x, "two segmentations"), {n: ["N", 4, 64, 96] for n in "yz"}))
     assert Network(two, scores="z").values == ("z",)
+    features = detectors.build(Net(lambda op, x: classified(op, x, "a map"), {"y": ["N", 5], "map": ["N", 12, 4, 6]}))
+    with pytest.raises(ModelError, match="expected class scores of shape"):
+        Network(features, scores="map")  # the name alone does not make a segmentation of features
     depth = detectors.build(Net(lambda op, x: raw(op, x, "a depth"), {"y": ["N", 1, HEIGHT, WIDTH]}))
     assert Network(depth, task="segment").readout.kind == "segmentation"
     model = detectors.build("yolov8")

@@ -77,7 +77,8 @@ def export(
         labels: class names by index.
         preprocess: how pictures become tensors: the manifest's form, a preset's name, or a JSON file. None: known where
             the model itself scales its pixels (Rescaling, Normalization), else left out of the file.
-        methods: CAM methods whose heatmaps the file computes; None for Grad-CAM, of a detector LayerCAM.
+        methods: CAM methods whose heatmaps the file computes; None for Grad-CAM, of a detector
+            LayerCAM, of a segmentation HiResCAM.
         target: `optional`, `required`, or the one class the file explains.
         opset: 18 to 21; 18 by default, the newest tf2onnx writes.
         verify: compare with GradientTape on 4 random samples, on that many, or (False) not at all.

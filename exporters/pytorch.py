@@ -74,7 +74,8 @@ def export(
             for ResNet-50), or by its graph value where no module does.
         labels: class names by index.
         preprocess: how pictures become tensors: the manifest's form, a preset's name, or a JSON file.
-        methods: CAM methods whose heatmaps the file computes; None for Grad-CAM, of a detector LayerCAM.
+        methods: CAM methods whose heatmaps the file computes; None for Grad-CAM, of a detector
+            LayerCAM, of a segmentation HiResCAM.
         target: `optional`, `required`, or the one class the file explains.
         opset: 18 to 21; 20 by default, the first with Gelu as one operator.
         verify: compare with autograd on 4 random samples, on that many, or (False) not at all.

@@ -7,8 +7,9 @@
 The scenes come from `draw_scenes.py`; nothing is downloaded. The detector is built as the YOLO family is: a backbone of
 strided convolutions and split residual blocks, a feature pyramid of two levels (strides 8 and 16) with a way up and a
 way down, and at each level one branch for the box and one for the classes; its one output is `[N, 4 + 4, 320]`: centre
-x, centre y, width and height in pixels, and a probability per class, of 16 x 16 and 8 x 8 cells. The segmenter is a
-U of three scales with the logits `[N, 5, 128, 128]` of the background and the four classes.
+x, centre y, width and height in pixels, and a probability per class, of 16 x 16 and 8 x 8 cells. The segmenter
+has the trained detector's features of strides 4 and 8 and learns three convolutions behind them; its output is the
+logits `[N, 5, 128, 128]` of the background and the four classes.
 
 Pictures are RGB, 128 x 128, divided by 255. Written into models/scenes: NAME.onnx, and a few scenes of a seed that the
 training does not use, with their boxes in boxes.csv. How well the networks do on such scenes is printed.
@@ -20,6 +21,7 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ HERE = Path(__file__).resolve().parent / "scenes"
 SEED, TEST_SEED, PICTURE_SEED = 1234, 4321, 7
 TESTS, PICTURES = 300, 6
 POOL = {"detector": 3000, "segmenter": 1500}
-STEPS = {"detector": 3000, "segmenter": 600}
+STEPS = {"detector": 3000, "segmenter": 400}
 BATCH, RATE, DECAY = 16, 4e-3, 1e-3
 STRIDES = (8, 16)
 SPLIT = 30.0  # objects with a longer side up to this many pixels are the finer level's
@@ -107,29 +109,34 @@ def network(name: str) -> Any:
             return cat([(low + high) / 2, high - low, scores.sigmoid()], 1)
 
     class Segmenter(nn.Module):
-        """Logits `[N, 5, 128, 128]`, computed at a quarter of that."""
+        """Logits `[N, 5, 128, 128]`, computed at a quarter of that, from features of the trained detector."""
 
         def __init__(self) -> None:
             super().__init__()
-            widths = (16, 28, 40)
-            self.stem = Conv(3, 8, 3, 2)
-            self.down = nn.ModuleList(
-                nn.Sequential(Conv(a, b, 3, 2), Block(b, b)) for a, b in zip((8, *widths[:-1]), widths, strict=True)
-            )
-            self.up = nn.ModuleList(Block(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
-            self.grow, self.last = nn.Upsample(scale_factor=2), nn.Conv2d(widths[0], len(LABELS) + 1, 1)
-            self.enlarge = nn.Upsample(scale_factor=4, mode="bilinear")
+            trained = fold(Detector().eval())
+            trained.load_state_dict(_stored(HERE / "detector.onnx", trained.state_dict()))
+            self.stem, self.fine, self.coarse = trained.stem, trained.fine, trained.coarse
+            self.up, self.way_up = trained.up, trained.way_up
+            for weight in self.parameters():
+                weight.requires_grad = False
+            self.join, self.last = Conv(48, 24), nn.Conv2d(24, len(LABELS) + 1, 1)
+            self.middle, self.enlarge = Conv(24, 24), nn.Upsample(scale_factor=4, mode="bilinear")
 
         def forward(self, x: Any) -> Any:
-            x, sides = self.stem(x), []
-            for stage in self.down:
-                x = stage(x)
-                sides.append(x)
-            for stage, beside in zip(self.up, sides[-2::-1], strict=True):
-                x = stage(cat([self.grow(x), beside], 1))
-            return self.enlarge(self.last(x))
+            early = self.stem(x)
+            fine = self.fine(early)
+            level = self.way_up(cat([self.up(self.coarse(fine)), fine], 1))
+            return self.enlarge(self.last(self.middle(self.join(cat([self.up(level), early], 1)))))
 
     return {"detector": Detector, "segmenter": Segmenter}[name]()
+
+
+def _stored(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Weights of an exported network by name."""
+    import onnx
+
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    return {name: _tensor(arrays[name].copy()) for name in names}
 
 
 def _centres(stride: int) -> np.ndarray:

@@ -51,9 +51,11 @@ def test_the_bundled_scenes_are_drawn_again(tmp_path: Path) -> None:
 def test_the_bundled_networks_do_what_the_readme_says() -> None:
     detected, objects = train_scenes.judge("detector", FOLDER / "detector.onnx", 60).split(" objects")[0].split(" of ")
     assert int(detected) >= 0.95 * int(objects) > 100
+    words = train_scenes.judge("segmenter", FOLDER / "segmenter.onnx", 60)
+    assert float(words.split("union ")[1].split(":")[0]) >= 0.7
 
 
-@pytest.mark.parametrize("name", ["detector"])
+@pytest.mark.parametrize("name", ["detector", "segmenter"])
 def test_the_files_are_small_and_say_whose_they_are(name: str) -> None:
     path = FOLDER / f"{name}.onnx"
     assert path.stat().st_size <= 300_000

@@ -45,7 +45,7 @@ from typing import Any, TypeVar
 
 from onnxcam.errors import MethodError, listing, nearest
 from onnxcam.targets.readout import Readout
-from onnxcam.targets.tasks import Detect
+from onnxcam.targets.tasks import Detect, Segment
 
 GRAPH, LAYER, INPUT = "graph", "layer", "input"
 F = TypeVar("F", bound=Callable[..., Any])
@@ -207,10 +207,12 @@ def find_graph(name: str) -> Method:
 
 
 def default_method(readout: Readout) -> str:
-    """The method where none is named: Grad-CAM, and LayerCAM of the boxes of a detector.
+    """The method where none is named: Grad-CAM; LayerCAM of the boxes of a detector, HiResCAM of a segmentation.
 
-    The score of a box has a gradient in a few cells alone. Grad-CAM weighs channels by its mean over all cells, so that
-    its map shows where else the channel is active; LayerCAM weighs each cell by its own (measured in
+    The score of a box or a region has a gradient in a few cells alone. Grad-CAM weighs channels by its mean over all
+    cells, so that its map shows where else the channel is active; these two weigh each cell by its own (measured in
     benchmarks/boxes.md).
     """
-    return "layercam" if isinstance(readout.task, Detect) else "gradcam"
+    if isinstance(readout.task, Detect):
+        return "layercam"
+    return "hirescam" if isinstance(readout.task, Segment) else "gradcam"

@@ -71,7 +71,7 @@ Examples:
     type=MethodName(),
     metavar="NAME",
     help="Method; repeatable, for maps side by side in methods.png. `onnxcam methods` lists them.  [default: gradcam; "
-    "of a detector layercam]",
+    "of a detector layercam, of a segmentation hirescam]",
 )
 @question_options.settings_option
 @options.layer_option("Target layer; several are fused (--fusion).  [default: the model's own]")

@@ -83,7 +83,8 @@ class Loading:
     "methods",
     multiple=True,
     metavar="NAME",
-    help="CAM method whose heatmap the file computes; repeatable.  [default: gradcam; of a detector layercam]",
+    help="CAM method whose heatmap the file computes; repeatable.  [default: gradcam; of a detector "
+    "layercam, of a segmentation hirescam]",
 )
 @click.option(
     "--target",

@@ -192,7 +192,8 @@ class Explainer(OpenedModel):
         Arguments:
             batch: tensor in the model's own layout and dtype.
             target: as in `run`; or a `Contrast`, a `Probability` or `Weights` (`onnxcam.targets`).
-            method: a method's name, or a list of names for a list of maps; None for Grad-CAM, of a detector LayerCAM.
+            method: a method's name, or a list of names for a list of maps; None for the usual one
+                (`onnxcam.cam.registry.default_method`): Grad-CAM, of a detector LayerCAM, of a segmentation HiResCAM.
             layer: a layer's name, None for the last one, or a list of names whose maps are fused.
             normalize: `minmax` (as pytorch-grad-cam), `max` (as the paper) or `none`.
             size: `input` for the model's input size, `layer` for the layer's own, or (height, width).

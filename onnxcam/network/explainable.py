@@ -78,7 +78,8 @@ def augment(
     Arguments:
         source: path, bytes or `ModelProto` of an image classifier; an explainable model is augmented anew.
         layers: target layers by value or node name; None for the default layer (or the ones the model already has).
-        methods: CAM methods whose heatmaps the file computes; None for Grad-CAM, of a detector LayerCAM.
+        methods: CAM methods whose heatmaps the file computes; None for Grad-CAM, of a detector LayerCAM, of a
+            segmentation HiResCAM.
         target: `optional`, `required`, or the one class (index or label) the file explains; `none` for a file without
             maps, such as one of a segmentation whose picture may have any size.
         scores: the output holding the class scores, where the model has several candidates.

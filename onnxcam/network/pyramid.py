@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from onnxcam.errors import ModelError
 from onnxcam.graph.coverage import covering
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.layout import input_layout
 from onnxcam.graph.operators import Trait, having
-from onnxcam.graph.view import Graph, uses
+from onnxcam.graph.static_shapes import StaticShapes
+from onnxcam.graph.view import Graph, Shape, uses
 from onnxcam.network.layout import Layout
 from onnxcam.network.levels import trace
 from onnxcam.targets.readout import Readout
 from onnxcam.targets.tasks import Detect, Segment
 
 _CONVOLUTIONS = having(Trait.CONVOLVES)
+_POOLING_REGIONS = ("RoiAlign", "MaxRoiPool")
 _MOST_RANGES = 64  # of the candidates of one level
 
 
@@ -57,7 +60,8 @@ def levels_of(graph: Graph, picture: str, readout: Readout, layers: Sequence[Lay
         groups = _traced(graph, picture, readout, readout.task, size)
     if groups is None:
         ends = _last_convolutions(graph, picture, readout.value)
-        groups = [(values, None) for values in _by_size(graph, ends)]
+        shapes = _shapes(graph, picture, ends, size)
+        groups = [(values, None) for values in _by_size(ends, shapes)]
     levels: dict[str, PyramidLevel] = {}
     for values, ranges in groups:
         layer = _features(graph, picture, values, layers)
@@ -103,8 +107,10 @@ def _merged(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 
 def _last_convolutions(graph: Graph, picture: str, value: str) -> list[str]:
-    """The outputs of the convolutions nearest to a value, on every path to it, those of maps of the picture."""
+    """The outputs of the convolutions nearest to a value, on every path to it, those of maps of the picture; of a
+    second stage the maps from which it pools regions."""
     ends: dict[str, None] = {}
+    pooled: dict[str, None] = {}
     queue, visited = [value], set()
     while queue:
         name = queue.pop()
@@ -115,9 +121,12 @@ def _last_convolutions(graph: Graph, picture: str, value: str) -> list[str]:
         if node.op_type in _CONVOLUTIONS and _is_map(graph, picture, name):
             ends[name] = None
             continue
+        if node.op_type in _POOLING_REGIONS:  # the second stage reads a level itself; where regions lie is a constant
+            pooled[node.input[0]] = None
+            continue
         if node.op_type not in ("Shape", "Size"):
             queue += uses(node)
-    return list(ends)
+    return list(pooled or ends)
 
 
 def _is_map(graph: Graph, picture: str, value: str) -> bool:
@@ -134,9 +143,21 @@ def _is_map(graph: Graph, picture: str, value: str) -> bool:
     return skew <= max(int(str(side)) for side in sides)  # a map may be rounded up along one axis
 
 
-def _by_size(graph: Graph, values: Sequence[str]) -> list[frozenset[str]]:
+def _shapes(graph: Graph, picture: str, values: Sequence[str], size: tuple[int, ...] | None) -> list[Shape]:
+    """Shapes of values, computed for one picture where the graph leaves them open: it may resize what it is given."""
+    shapes = [graph.shape(value) or () for value in values]
+    if size is None or all(isinstance(dim, int) for shape in shapes for dim in shape):
+        return shapes
+    try:
+        static = StaticShapes(graph, {picture: size})
+    except ModelError:
+        return shapes
+    return [static.shape(value) or shape for value, shape in zip(values, shapes, strict=True)]
+
+
+def _by_size(values: Sequence[str], shapes: Sequence[Shape]) -> list[frozenset[str]]:
     """Values by the height and width of their maps; all together where these are not known."""
-    sizes = [(graph.shape(value) or ())[2:] for value in values]
+    sizes = [shape[2:] for shape in shapes]
     if any(not isinstance(side, int) for size in sizes for side in size):
         return [frozenset(values)] if values else []
     return [
@@ -146,8 +167,10 @@ def _by_size(graph: Graph, values: Sequence[str]) -> list[frozenset[str]]:
 
 
 def _features(graph: Graph, picture: str, ends: frozenset[str], layers: Sequence[Layer]) -> Layer | None:
-    """The last layer through which everything goes that these values are computed from, themselves excepted."""
-    shared = frozenset.intersection(*(covering(graph, picture, value) for value in ends)) - ends
+    """The last layer through which everything goes that these values are computed from; themselves excepted, unless
+    regions are pooled from them."""
+    pooled = {value for value in ends if any(n.op_type in _POOLING_REGIONS for n in graph.consumers.get(value, ()))}
+    shared = frozenset.intersection(*(covering(graph, picture, value) for value in ends)) - (ends - pooled)
     passing = [layer for layer in layers if layer.value in shared]
     return max(passing, key=lambda layer: graph.position[layer.value], default=None)
 

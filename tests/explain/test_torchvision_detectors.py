@@ -12,6 +12,7 @@ import pytest
 import onnxcam
 from onnxcam.targets.scalars import Box, Region
 from tests.support import torchvision_detectors as networks
+from tests.support.runtime import session
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 SAMPLE = ("retinanet", "lraspp")
@@ -88,3 +89,29 @@ def test_the_file_takes_a_box(tmp_path: Path) -> None:
     got = explainer.attribute(picture, Box(1), "hirescam", layers[place], normalize="none", size="layer")
     expected = np.maximum((g * a).sum(1), 0)
     assert np.linalg.norm(got - expected) < 1e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", [pytest.param("faster_rcnn_of_levels", marks=pytest.mark.soak), "fcos_of_levels"])
+def test_a_box_is_explained_at_the_level_its_score_comes_from(name: str) -> None:
+    """The file says no size of a level, and which box comes from which depends on the picture."""
+    oracle, model = eager(name), networks.exported(name)
+    picture = networks.network(name)[1].numpy()
+    single = [layer.detach().numpy() for layer in networks.Eager(name, double=False).layers[:-1]]
+    names = networks.matching(model, {model.graph.input[0].name: picture[0]}, single)
+    explainer = onnxcam.Explainer(model, preprocess="0..1")
+    pixels = np.round(255 * picture[0].transpose(1, 2, 0)).astype(np.uint8)
+    exact = pixels.transpose(2, 0, 1).astype(np.float32) / 255
+    (of,) = networks.matching(
+        model, {model.graph.input[0].name: picture[0]}, [oracle.outputs["scores"].detach().numpy()]
+    )
+    names = [layer for layer in names if "MaxPool" not in layer]  # no layer: its boxes are explained where it is pooled
+    derived = session(onnxcam.gradient(model, of, names))  # which is autograd's: tests/autodiff/test_detectors.py
+    rows = len(oracle.outputs["scores"])
+    chosen = [entry.scalar.layer for entry in explainer.explain(pixels, [Box(k) for k in range(rows)]).maps]
+    assert len(set(chosen)) >= 2
+    for row, layer in enumerate(chosen):
+        cotangent = np.zeros(rows, np.float32)
+        cotangent[row] = 1
+        feeds = {model.graph.input[0].name: exact, f"cotangent.{of}": cotangent}
+        grads = derived.run([f"grad.{value}" for value in names], feeds)
+        assert layer in [value for value, grad in zip(names, grads, strict=True) if grad.any()]

@@ -129,12 +129,40 @@ def lraspp() -> Any:
     return segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
 
 
+def faster_rcnn_of_levels() -> Any:
+    """Faster R-CNN on a pyramid of ResNet-18, whose four levels have different sizes."""
+    detection = register_operators().models.detection
+    anchors = detection.anchor_utils.AnchorGenerator(((8,), (16,), (32,), (64,), (96,)), ((0.5, 1.0, 2.0),) * 5)
+    options = {"box_score_thresh": 0.0, "box_detections_per_img": KEPT, "box_nms_thresh": 0.5}
+    few = {"rpn_pre_nms_top_n_test": 60, "rpn_post_nms_top_n_test": 60}
+    return detection.FasterRCNN(
+        _levels([1, 2, 3, 4]), CLASSES, rpn_anchor_generator=anchors, **_pictures(), **options, **few
+    )
+
+
+def fcos_of_levels() -> Any:
+    """FCOS on three levels of a pyramid of ResNet-18, and a fourth that is pooled of the third."""
+    detection = register_operators().models.detection
+    anchors = detection.anchor_utils.AnchorGenerator(((8,), (16,), (32,), (64,)), ((1.0,),) * 4)
+    return detection.FCOS(_levels([2, 3, 4]), CLASSES, anchor_generator=anchors, **_pictures(), **_kept())
+
+
+def _levels(returned: list[int]) -> Any:
+    utilities = sys.modules["torchvision.models.detection.backbone_utils"]
+    norm = sys.modules["torch"].nn.BatchNorm2d
+    return utilities.resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, trainable_layers=5, returned_layers=returned, norm_layer=norm
+    )
+
+
 DETECTORS: dict[str, Callable[[], Any]] = {
     "faster_rcnn": faster_rcnn,
     "retinanet": retinanet,
     "ssdlite": ssdlite,
     "fcos": fcos,
     "mask_rcnn": mask_rcnn,
+    "faster_rcnn_of_levels": faster_rcnn_of_levels,
+    "fcos_of_levels": fcos_of_levels,
 }
 SEGMENTERS: dict[str, Callable[[], Any]] = {"deeplabv3": deeplabv3, "lraspp": lraspp}
 

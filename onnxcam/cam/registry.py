@@ -206,6 +206,9 @@ def find_graph(name: str) -> Method:
     return method
 
 
+USUAL = "gradcam"  # where none is named and the model is a classifier
+
+
 def default_method(readout: Readout) -> str:
     """The method where none is named: Grad-CAM; LayerCAM of the boxes of a detector, HiResCAM of a segmentation.
 
@@ -215,4 +218,4 @@ def default_method(readout: Readout) -> str:
     """
     if isinstance(readout.task, Detect):
         return "layercam"
-    return "hirescam" if isinstance(readout.task, Segment) else "gradcam"
+    return "hirescam" if isinstance(readout.task, Segment) else USUAL

@@ -15,6 +15,7 @@ import click
 
 from onnxcam import image, runtime
 from onnxcam.cam.methods import Method, find
+from onnxcam.cam.registry import USUAL, default_method
 from onnxcam.cli import options, question_options, terminal
 from onnxcam.cli.background import Background
 from onnxcam.cli.opening import open_explainer
@@ -227,7 +228,8 @@ def explain(
         "smooth": smooth,
         "seed": seed,
     }
-    check_early(labels, **flags)
+    sought = named_methods or [find(USUAL)]  # once: whether it is the model's default is known when it is open
+    check_early(labels, **flags | {"method": sought})
     check_truth(truth, names)
     folder = Path(folder_name)
     collected = pictures.collect(names, folder)
@@ -242,7 +244,7 @@ def explain(
         layers,
         labels,
         preprocess,
-        named_methods or [find("gradcam")],
+        sought,
         provider,
         allow_fallback,
         many,
@@ -258,6 +260,8 @@ def explain(
     )
     _warm(many, files is None or "panel" in files)
     explainer = opening.result()
+    if named_methods or default_method(explainer.terms.readout) == USUAL:
+        flags["method"] = sought
     question = ask(explainer.terms, **with_embeddings(explainer, flags))
     check(explainer, question)
     compressed = not many if compress is None else compress

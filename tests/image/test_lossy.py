@@ -48,7 +48,7 @@ def segment(marker: int, content: bytes) -> bytes:
         {"optimize": True, "subsampling": 1},
         {"exif": exif(), "comment": CANARY, "icc_profile": CANARY * 9000, "dpi": (72, 72)},
     ],
-    ids=str,
+    ids=lambda options: "-".join(options) or "plain",
 )
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_a_copy_has_the_same_pixels_and_no_metadata(settings: dict[str, Any], mode: str) -> None:

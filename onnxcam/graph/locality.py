@@ -50,7 +50,9 @@ class Taps:
     def length(self, inside: int, after: int, ceil: bool) -> int:
         """Cells of the result of a piece of the map, padded as the map is."""
         free = inside + self.before + after - self.spread - 1
-        return (-(-free // self.step) if ceil else free // self.step) + 1
+        count = (-(-free // self.step) if ceil else free // self.step) + 1
+        # a window that begins behind the map is none
+        return count - 1 if ceil and (count - 1) * self.step >= inside + self.before else count
 
 
 def _clipped(first: np.ndarray, last: np.ndarray, size: int, span: np.ndarray) -> np.ndarray:
@@ -255,7 +257,10 @@ def _sliding(static: StaticShapes, local: Locality, node: onnx.NodeProto, data: 
                 pass
         if begin < 0 or end < 0:
             return None
-        taps.append(Taps(int(kernel[place]), dilation, step, begin, inside, outside))
+        one = Taps(int(kernel[place]), dilation, step, begin, inside, outside)
+        if one.length(inside, end, bool(attrs.get("ceil_mode", 0))) != outside:
+            return None  # the inferred shape is not what runtimes compute
+        taps.append(one)
         after.append(end)
     return LocalNode(node, (data,), (taps[0], taps[1]), (after[0], after[1]))
 

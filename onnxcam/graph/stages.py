@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import NamedTuple
 
 import numpy as np
@@ -282,7 +283,7 @@ class Planner:
                 return None
             if len({local.size(entry.node.output[0]) for entry in nodes}) != 1 or not all(map(_unpadded, nodes)):
                 return None
-        elif any(self._strides[entry.node.output[0]] is None for entry in nodes):
+        elif any(self._strides[entry.node.output[0]] is None for entry in nodes) or _steps(nodes) is None:
             return None
         stage = self._stage(start, end, exact)
         sizes = {local.size(read.value) for read in stage.reads}
@@ -302,10 +303,9 @@ class Planner:
                 elif all(read.name != value for read in reads):
                     reads.append(Read(value, value))
         results = tuple(value for value in after if value not in before)
-        strides = [self._strides[name] or (1, 1) for entry in nodes for name in entry.node.output if name]
-        origin = self._strides[reads[0].value] or (1, 1) if reads else (1, 1)
-        aligned = tuple(max((step[axis] for step in strides), default=1) // origin[axis] or 1 for axis in (0, 1))
-        return Stage(nodes, exact, tuple(reads), results, (aligned[0], aligned[1]))
+        every = [] if exact else list((_steps(nodes) or {}).values())
+        rows, columns = (lcm(*(step[axis] for step in every)) for axis in (0, 1))
+        return Stage(nodes, exact, tuple(reads), results, (rows, columns))
 
     def _fits(self, stage: Stage, changed: Sequence[Mapping[str, np.ndarray]]) -> bool:
         """Whether maps of one size have crops of one length in a padded stage, whatever the crop."""
@@ -352,14 +352,21 @@ def _unpadded(entry: LocalNode) -> bool:
 
 
 def steps(stage: Stage, value: str) -> tuple[int, int]:
-    """Rows and columns of a stage's inputs from one cell of a value to the next."""
-    every = {read.value: (1, 1) for read in stage.reads}
-    for entry in stage.nodes:
-        step = every[entry.reads[0]]
+    """Rows and columns of a padded stage's inputs from one cell of a value to the next."""
+    return (_steps(stage.nodes) or {}).get(value, (1, 1))
+
+
+def _steps(nodes: Sequence[LocalNode]) -> dict[str, tuple[int, int]] | None:
+    """By map, cells of what the nodes read of others from one cell of it to the next; None where paths disagree."""
+    every: dict[str, tuple[int, int]] = {}
+    for entry in nodes:
+        step, *others = {every.get(name, (1, 1)) for name in entry.reads}
+        if others:
+            return None
         if entry.taps is not None:
             step = step[0] * entry.taps[0].step, step[1] * entry.taps[1].step
         every |= dict.fromkeys(filter(None, entry.node.output), step)
-    return every[value]
+    return every
 
 
 def windowed(read: Read, span: np.ndarray, axis: int) -> np.ndarray:
@@ -410,7 +417,7 @@ def stage_model(graph: Graph, local: Locality, stage: Stage) -> onnx.ModelProto:
         pads = [tap.before for tap in entry.taps] + list(entry.after)
         if local.axes[entry.reads[0]] == (3, 2):
             pads = [pads[1], pads[0], pads[3], pads[2]]
-        if f"{node.input[0]}/{at}" in names:
+        if stage.exact and f"{node.input[0]}/{at}" in names:
             node.input[0], pads = f"{node.input[0]}/{at}", [0, 0, 0, 0]
             _set(node, "ceil_mode", None)
         _set(node, "auto_pad", None)

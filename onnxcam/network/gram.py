@@ -34,14 +34,10 @@ def gram(*, by_places: bool, power: bool) -> onnx.ModelProto:
     model.graph.input.append(edit.info(ACTIVATIONS, onnx.TensorProto.FLOAT, ["N", "C", "h", "w"]))
     op = Builder(Graph(model))
     values = op.Reshape(op.Cast(ACTIVATIONS, to=_DOUBLE), [0, 0, -1])
-    if by_places:  # the means are taken from the products, which are fewer; in double precision nothing is lost
-        products = op.MatMul(op.Transpose(values, perm=[0, 2, 1]), values)
-        rows = op.ReduceMean(products, [1], keepdims=1)
-        columns = op.Sub(op.ReduceMean(products, [2], keepdims=1), op.ReduceMean(products, [1, 2], keepdims=1))
-        matrix = op.Sub(op.Sub(products, rows), columns)
-    else:
-        centred = op.Sub(values, op.ReduceMean(values, [2], keepdims=1))
-        matrix = op.MatMul(centred, op.Transpose(centred, perm=[0, 2, 1]))
+    # the means go first: of products of values far from zero, what differs would be lost
+    centred = op.Sub(values, op.ReduceMean(values, [2], keepdims=1))
+    turned = op.Transpose(centred, perm=[0, 2, 1])
+    matrix = op.MatMul(turned, centred) if by_places else op.MatMul(centred, turned)
     op.Identity(matrix, name=GRAM)
     outputs = [GRAM]
     if power:

@@ -403,3 +403,30 @@ def test_what_a_bench_says_of_occlusion(tmp_path: Path, eager: str) -> None:
     assert case.windows == 19 * 15 and case.possible is not None and case.possible > 1
     assert case.reached == pytest.approx(case.windows / case.ratio)
     assert "285 windows at" in case.row()[-1] and case.to_dict()["reached"] == case.reached
+
+
+FORKED = """a = Conv<pads = [1, 1, 1, 1]>(input, w8_3_3_3, b8)  r = Relu(a)
+b = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(r, w8_8_3_3, b8)  c = Relu(b)
+d = Conv<pads = [1, 1, 1, 1], strides = [3, 3]>(r, x8_8_3_3, b8)  e = Relu(d)
+f = GlobalAveragePool(c)  h = GlobalAveragePool(e)  k = Concat<axis = 1>(f, h)"""
+
+
+def test_branches_of_different_strides_begin_where_both_have_a_cell(
+    eager: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it as one padded stage: at a multiple of the larger stride alone the other branch would be shifted."""
+    monkeypatch.setattr(stages.Planner, "_shortest", lambda self, *_: ([(0, len(self._cuts) - 1, False)], 0.1))
+    model = build("", body=FORKED)
+    explainer = Explainer(model, providers=CPU, probe=False)
+    assert_equals_brute_force(explainer, model, pictures(1))
+    (stage,) = plan_of(explainer).stages
+    assert stage.aligned == (6, 6) and set(stage.results) == {"c", "e"}
+
+
+def test_a_pool_whose_last_window_lies_behind_the_map_gives_the_same(eager: str) -> None:
+    """Shape inference counts it, runtimes do not: 48 columns in steps of 3 are 16 of them."""
+    body = """a = Conv<pads = [1, 1, 1, 1]>(input, w8_3_3_3, b8)  r = Relu(a)
+    m = MaxPool<kernel_shape = [2, 2], strides = [3, 3], ceil_mode = 1>(r)
+    k = Conv<pads = [1, 1, 1, 1]>(m, w8_8_3_3, b8)"""
+    model = build("", body=body)
+    assert_equals_brute_force(Explainer(model, providers=CPU, probe=False), model, pictures(1))

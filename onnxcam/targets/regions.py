@@ -29,7 +29,7 @@ def objective(
         TargetError: the region lies outside the picture or what the model sees of it; or no cell is of the class.
     """
     p = task.probabilities(row, placement.input_size)
-    members = _members(p)
+    members = _members(p, placement)
     index = target.label
     if target.region is None:
         index = largest(task, row, placement, labels)[0] if index is None else index
@@ -60,7 +60,7 @@ def largest(
 
     A class called background counts only where there is no other.
     """
-    members = _members(task.probabilities(row, placement.input_size)).sum(axis=(1, 2))
+    members = _members(task.probabilities(row, placement.input_size), placement).sum(axis=(1, 2))
     order = [int(index) for index in np.argsort(-members, kind="stable") if members[index]]
     behind = [index for index in order if labels and labels[index].strip().casefold() in _BACKGROUND]
     order = [index for index in order if index not in behind] or behind or [0]
@@ -78,7 +78,7 @@ def covered(region: Any, grid: tuple[int, int], placement: Placement) -> np.ndar
     """
     height, width = placement.picture_size
     y, x = (_centres(grid[axis], axis, placement) for axis in (0, 1))
-    inside = np.outer((y >= 0) & (y < height), (x >= 0) & (x < width))
+    inside = _on_picture(y, x, placement)
     if isinstance(region, np.ndarray):
         if region.shape != (height, width):
             raise TargetError(
@@ -117,11 +117,20 @@ def _centres(count: int, axis: int, placement: Placement) -> np.ndarray:
     return np.asarray((centre - placement.offset[axis]) / placement.scale[axis])
 
 
-def _members(p: np.ndarray) -> np.ndarray:
-    """The class of each cell, as one mask per class, bool `[K, h, w]`."""
+def _on_picture(y: np.ndarray, x: np.ndarray, placement: Placement) -> np.ndarray:
+    """The cells whose centres lie on the picture, not on the padding around it, bool `[h, w]`."""
+    height, width = placement.picture_size
+    return np.asarray(np.outer((y >= 0) & (y < height), (x >= 0) & (x < width)))
+
+
+def _members(p: np.ndarray, placement: Placement) -> np.ndarray:
+    """The class of each cell of the picture, as one mask per class, bool `[K, h, w]`; padding is of none."""
+    y, x = (_centres(p.shape[1 + axis], axis, placement) for axis in (0, 1))
+    inside = _on_picture(y, x, placement)
+    inside = inside if inside.any() else ~inside  # a picture narrower than a cell lies between centres
     if len(p) == 1:
-        return p > 0.5
-    return np.asarray(p.argmax(axis=0)[None] == np.arange(len(p))[:, None, None])
+        return np.asarray((p > 0.5) & inside)
+    return np.asarray((p.argmax(axis=0)[None] == np.arange(len(p))[:, None, None]) & inside)
 
 
 def _name(index: int, labels: Sequence[str] | None) -> str:

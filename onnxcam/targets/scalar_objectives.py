@@ -145,8 +145,8 @@ class BoxNumber(OfOnePicture):
         self.kind = {SCORE: BOX_SCORE, SCORE_IOU: BOX_OVERLAP}.get(part, BOX_EDGE)
 
     def value(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The number; where the candidate was matched its score times the overlap, of a logit plus the logarithm of
-        the overlap."""
+        """The number; where the candidate was matched, or the overlap is asked for, its score times the overlap, of a
+        logit plus the logarithm of the overlap."""
         return np.array([self._at(row.astype(np.float64), None) for row in scores])
 
     def cotangent(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -175,10 +175,13 @@ class BoxNumber(OfOnePicture):
         if self.part == SCORE_IOU:
             overlap, slope = iou_gradient(row[places] @ self.matrix, self.reference)
             weight = 1.0
-        if self.task.activation is not None and self.part == SCORE:  # of logits the logarithm, which may be negative
+        if self.task.activation is not None:  # of logits, which may be negative, the logarithm of the overlap
+            least = max(weight * overlap, _LEAST_OVERLAP)
             if gradient is not None:
                 gradient[terms] = 1.0
-            return score + float(np.log(max(weight, _LEAST_OVERLAP)))
+                if least > _LEAST_OVERLAP:
+                    gradient[places] = (self.matrix @ slope)[: len(places)] / least
+            return score + float(np.log(least))
         if gradient is not None:
             gradient[places] = score * (self.matrix @ slope)[: len(places)]
             for place, column in enumerate(terms):

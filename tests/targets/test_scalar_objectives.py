@@ -102,6 +102,17 @@ def test_a_box_that_moved_in_the_order_is_matched(task: Detect) -> None:
             assert value == pytest.approx(raw + np.log(max(overlap[best], 1e-6)), abs=1e-9)
 
 
+def test_a_box_that_leaves_its_place_scores_less_whatever_the_sign_of_its_logit() -> None:
+    columns = row(QUERIES)
+    places = QUERIES.boxes.columns(M)[4]
+    for logit in (-3.0, 3.0):
+        columns[QUERIES.terms(4, 1, len(columns))] = logit
+        one = objective(QUERIES, Box(4, part="score*iou"), columns)
+        moved = np.repeat(columns[None], 4, axis=0)
+        moved[:, places[0]] += [0, 0.01, 0.03, 0.06]
+        assert (np.diff(one.value(moved, np.zeros(4, np.int64))) < 0).all()
+
+
 def test_no_candidate_at_all_has_no_score() -> None:
     task = Detect(Slab(0, 4, 6), Slab(4, 1, 6), 6, None, None, labels=Slab(5, 1, 6), overlapping=False)
     one = objective(task, Box(0), row(SORTED))
@@ -118,6 +129,24 @@ def test_a_cosine() -> None:
     assert np.allclose(one.cotangent(z[None], np.zeros(1, int))[0], differences(one, z), atol=1e-8)
     with pytest.raises(TargetError, match="no direction"):
         Similarity(np.zeros(6))
+
+
+def test_padding_around_a_picture_is_of_no_class() -> None:
+    """A picture of 60 x 40 in the middle of 60 x 80: a quarter of the cells on each side shows padding."""
+    placement = Geometry((60, 40), (60, 40), (0, 20), SIZE)
+    scores = np.zeros((3, 6, 8))
+    scores[1, :, [0, 1, 6, 7]] = 5  # all of the padding
+    scores[2, 1:3, 2:6] = 5  # 8 cells of the picture
+    scores[1, 4, 3] = 5  # one of the picture
+    task = Segment(3, 6, 8, activation="softmax")
+    labels = ["background", "wall", "road"]
+    readout = Readout.of_task("columns", task)
+    one = resolve(None, scores.reshape(1, -1), readout, labels, placements=[placement])
+    assert (one.classes[0], one.columns.size) == (2, 8)
+    wall = resolve(check(1, readout, labels), scores.reshape(1, -1), readout, labels, placements=[placement])
+    assert wall.columns.tolist() == [48 + 4 * 8 + 3]
+    narrow = Geometry((60, 1), (60, 1), (0, 39), SIZE)  # between the centres of two columns of cells
+    assert resolve(None, scores.reshape(1, -1), readout, labels, placements=[narrow]).columns.size
 
 
 def test_regions_of_both_orders_of_axes_are_the_same_cells() -> None:

@@ -74,6 +74,10 @@ class Origins:
         """Whether every number comes from one cell."""
         return bool(self.level.size) and bool((self.level >= 0).all())
 
+    def cells(self) -> int:
+        """How many cells they are from."""
+        return len(np.unique(np.stack([self.level, self.row, self.column]).reshape(3, -1), axis=1).T)
+
     def centres(self) -> np.ndarray:
         """x and y of the cells' centres as shares of the input's width and height, float64 `[…, 2]`; NaN of none."""
         heights = np.array([level.height for level in self.levels] or [1], float)[self.level]

@@ -20,18 +20,8 @@ _QUERIES = 1000  # candidates that are of no grid: fewer are queries, of which e
 _PASSING = frozenset({"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Dropout"})
 # nodes that choose among candidates or keep them within the picture, and leave their numbers as they are
 _CHOOSING = _PASSING | {
-    "Gather",
-    "GatherND",
-    "GatherElements",
-    "Slice",
-    "Clip",
-    "Min",
-    "Max",
-    "Concat",
-    "Pad",
-    "Compress",
-    "Split",
-}
+    "Gather", "GatherND", "GatherElements", "Slice", "Clip", "Min", "Max", "Concat", "Pad", "Compress", "Split"
+}  # fmt: skip
 # orders of the numbers of a detection that an NMS leaves: b stands for the box, s for the score, l for the label, i for
 # the picture's place in the batch
 _FINAL = ("bbbbsl", "bbbbls", "lsbbbb", "ibbbbls", "ibbbbsl", "ilsbbbb")
@@ -91,6 +81,7 @@ class Detectors:
         self._graph, self._picture, self._numbers = graph, picture, numbers
         self._names, self._declared, self._scores = names, declared, scores
         self.reasons: list[str] = []
+        self._doubts: list[str] = []
 
     def find(self, *, combined: bool = True) -> Recognition | None:
         """The detector, None if the outputs are none.
@@ -111,6 +102,8 @@ class Detectors:
                 "`boxes_output=` and its scores with `scores=` (on the command line: --boxes-output NAME, --scores "
                 "NAME)"
             )
+        if not readings and self._doubts:
+            raise ModelError("; ".join(dict.fromkeys(self._doubts)))
         return readings[0] if readings else None
 
     # ------------------------------------------------------------------------------------------- boxes and scores
@@ -144,6 +137,8 @@ class Detectors:
         for other in others:
             for turned in (False, True):
                 columns = self._tables(other, turned)
+                if columns is None and not turned and other in singles:
+                    columns = self._of_one_class(value, first, singles[other])
                 if columns is None or [len(table) for table in columns] != counts or columns[0].shape[1] < 1:
                     continue
                 if turned and counts[0] == columns[0].shape[1]:
@@ -151,6 +146,14 @@ class Detectors:
                 reading = self._dense_outputs(value, first, tables, other, turned, columns)
                 if reading is not None:
                     yield reading
+
+    def _of_one_class(self, value: str, first: bool, vectors: list[np.ndarray]) -> list[np.ndarray] | None:
+        """One score per candidate, `[M]`, as `[M, 1]`; None of a classifier with a box for each class: those are of no
+        cell, or classes exclude each other."""
+        if all(abs(float(vector.sum()) - 1) < 1e-3 for vector in vectors):
+            return None
+        origins = self._cells(value, Slab(0, 4, 4, 0, first))
+        return [vector[:, None] for vector in vectors] if origins is not None and origins.complete() else None
 
     def _final_outputs(
         self, value: str, first: bool, tables: list[np.ndarray], labels: list[str], scores: list[str]
@@ -188,6 +191,10 @@ class Detectors:
             self.reasons.append(f"{value!r} holds no boxes: {boxes}")
             return None
         if classes == 1 and task_scores.all_integral(columns):
+            return None
+        doubt = task_scores.doubt(columns, self._declared)
+        if doubt is not None:
+            self._doubts.append(f"{other!r} holds no scores: {doubt}")
             return None
         meaning = task_scores.read(columns, other, self._names, self._declared)
         of_scores = Slab(0, classes, classes, 4, turned)
@@ -307,6 +314,7 @@ class Detectors:
 
     def _settled(self, dense: _Dense) -> Recognition:
         """A table of all candidates as a task."""
+        dense = self._of_named_classes(dense)
         value, first, count, width = dense.value, dense.first, dense.count, dense.width
         objectness, boxes = self._objectness(dense), dense.boxes
         doubts = [boxes.doubt] if boxes.doubt is not None else []
@@ -321,6 +329,16 @@ class Detectors:
             value, [dense.m], first,
         )  # fmt: skip
         return Recognition((value,), task, tuple(doubts))
+
+    def _of_named_classes(self, dense: _Dense) -> _Dense:
+        """A table without what follows as many scores as the file has class names, where the graph joins as many to the
+        boxes: keypoints in 0..1 of the picture are no scores."""
+        for classes in self._names:
+            parts = self._parts(dense.value, dense.width)
+            for scores in ([classes], [1, classes]):
+                if parts[1 : 1 + len(scores)] == scores and parts[0] == 4 and dense.count > classes + 1:
+                    return replace(dense, count=sum(scores))
+        return dense
 
     def _objectness(self, dense: _Dense) -> bool:
         """Whether the number after the box multiplies the others, instead of being a class's.
@@ -341,8 +359,7 @@ class Detectors:
             return parts[1] == 1
         if parts[:2] in ([4, 1], [2, 2]):
             return True
-        cells = _per_cell(dense.origins, m)
-        if cells is not None and cells >= 2:
+        if dense.origins is not None and dense.origins.complete() and m >= 2 * dense.origins.cells():
             return True
         fifth, others = np.median(numbers[:, 4]), np.median(numbers[:, 5 : 4 + count].max(axis=1))
         if others > 0.02 and others > 20 * fifth:
@@ -477,11 +494,3 @@ class Detectors:
         if self._declared.nms is not None:
             return self._declared.nms == task_boxes.NMS
         return (origins is not None and bool((origins.level >= 0).mean() > 0.9)) or m > _QUERIES
-
-
-def _per_cell(origins: Origins | None, m: int) -> float | None:
-    """Candidates per cell, None where the cells are unknown."""
-    if origins is None or not (origins.level >= 0).all():
-        return None
-    cells = {(int(a), int(b), int(c)) for a, b, c in zip(origins.level, origins.row, origins.column, strict=True)}
-    return m / len(cells)

@@ -59,6 +59,19 @@ def read(tables: list[np.ndarray], value: str, names: Collection[int], declared:
     return Scores(SOFTMAX, _background(activate(scores, SOFTMAX), value, names, declared))
 
 
+def doubt(tables: list[np.ndarray], declared: Declared) -> str | None:
+    """Why numbers are no scores: above 1 as no probability is, and never below 0 as logits of most candidates are, such
+    as percentages and areas. None where they may be scores, or where the user says what they are."""
+    scores = np.concatenate(tables).astype(np.float64)
+    scores = scores[np.isfinite(scores)]
+    if declared.activation is not None or not len(scores) or scores.min() < 0 or scores.max() <= UNIT:
+        return None
+    return (
+        f"its numbers take {scores.min():.3g} to {scores.max():.3g}, and are neither probabilities, which end at 1, nor "
+        "logits, most of which are below 0; if they are logits, " + settled_by(task_boxes.SIGMOID, task_boxes.SOFTMAX)
+    )
+
+
 def _activation(scores: np.ndarray, value: str) -> str:
     """Whether logits are of a softmax with a class for "no object", or of one sigmoid per class.
 

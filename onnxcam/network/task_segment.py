@@ -73,9 +73,12 @@ def _meaning(
     low, high = float(array.min()), float(array.max())
     warnings: tuple[str, ...] = ()
     activation: str | None = None
-    if low < 0 or high > 1 + 1e-5:
+    stride = numbers.size[0] / height
+    inside = low >= 0 and high <= 1 + 1e-5
+    if inside and not declared and stride == 1 and channels in (1, 3) and _copies(graph, picture, numbers, array):
+        return f"{value!r} has {channels} channels of 0 to 1 that follow the picture: an image"
+    if not inside:
         activation = SOFTMAX if channels > 1 else SIGMOID
-        stride = numbers.size[0] / height
         signs = low < 0 < high
         if not declared:
             what = f"{value!r} has {channels} channels of {height} × {width} cells that take {low:.3g} to {high:.3g}"

@@ -166,6 +166,27 @@ form("nothing that an NMS left",
      detections("b", "s", "l"), unit="pixels")  # fmt: skip
 
 
+form("one score each, in no table", Net(lambda op, x: one_class(op, x), {"b": ["N", M2, 4], "s": ["N", M2]}),
+     apart("b", "s", "xyxy", activation=lambda s: s[:, None]), classes=1, overlapping=True)  # fmt: skip
+form("keypoints in 0..1 beside",
+     Net(lambda op, x: keypoints(op, x), {"y": ["N", 11, M1]}, metadata={"names": "{0: 'person'}"}),
+     joined("cxcywh", turn=True, relative=True, extra=6), classes=1, objectness=None)  # fmt: skip
+
+
+def one_class(op: Any, x: Any, factor: float = 1.0, apart: bool = False) -> Outputs:
+    box, logits = detectors.anchored_corners(op, x, classes=1)
+    scores = op.mul(op.sigmoid(logits), np.float32(factor))
+    return {"b": box, "s": scores if apart else op.reshape(scores, 0, -1)}
+
+
+def keypoints(op: Any, x: Any) -> Outputs:
+    box, logits = detectors.anchor_free(op, x, classes=1)
+    size = np.array([WIDTH, HEIGHT, WIDTH, HEIGHT], np.float32).reshape(1, 4, 1)
+    box, score = op.div(detectors.to_centre(op, box, 1), size), op.sigmoid(logits)
+    points = [op.mul(op.cut(box, 1, 0, 2), np.float32(0.9)), score]
+    return {"y": op.concat([op.concat([box, score], 1), op.concat(points * 2, 1)], 1)}
+
+
 def four_classes(op: Any, x: Any) -> Outputs:
     box, logits = detectors.anchored_corners(op, x, classes=4)
     return {"a": op.sigmoid(logits), "b": box}
@@ -298,6 +319,7 @@ def classified(op: Any, x: Any, beside: str) -> Outputs:
         "a map of 4 channels": {"map": detectors.head(op, maps[0], 4)},
         "a map of the picture's size": {"map": op.resize(detectors.head(op, maps[0], 5), 8)},
         "tokens": {"tokens": op.transpose(op.reshape(maps[-1], 0, 12, 24), 0, 2, 1)},
+        "a box of each class": {"boxes": op.reshape(op.sigmoid(op.matmul(op.mean(maps[-1]), op.weight(12, 20))), 0, 5, 4)},
         "boxes of nothing": {"boxes": op.reshape(detectors.head(op, maps[-1], 4), 0, 24, 4)},
     }
     return {"y": logits, **further.get(beside, {})}
@@ -308,13 +330,14 @@ def classified(op: Any, x: Any, beside: str) -> Outputs:
     [
         ("softmax in parts", None), ("a map", [12, 4, 6]), ("a map of 4 channels", [4, 8, 12]), ("nothing", None),
         ("a map of the picture's size", [5, 64, 96]), ("tokens", [24, 12]), ("boxes of nothing", [24, 4]),
+        ("a box of each class", [5, 4]),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("batch", [None, 1])
 def test_a_classifier_stays_one(beside: str, shape: list[int] | None, batch: int | None) -> None:
     shapes: dict[str, Any] = {"y": ["N", 5]}
     if shape is not None:
-        shapes[{"tokens": "tokens", "boxes of nothing": "boxes"}.get(beside, "map")] = ["N", *shape]
+        shapes[{"tokens": "tokens", "boxes of nothing": "boxes", "a box of each class": "boxes"}.get(beside, "map")] = ["N", *shape]
     model = detectors.build(Net(lambda op, x: classified(op, x, beside), shapes, batch=batch))
     assert tasks.recognise(normalize(model), "picture") is None
     network = Network(model)
@@ -336,6 +359,9 @@ def raw(op: Any, x: Any, what: str) -> Outputs:
         "features": lambda: {"y": maps[-1]},
         "a head's maps": lambda: {"y": detectors.head(op, maps[0], 16), "z": detectors.head(op, maps[1], 16)},
         "a picture": lambda: {"y": op.add(op.mul(x, np.float32(1.5)), np.float32(-0.2))},
+        "a picture of 0 to 1": lambda: {"y": op.sigmoid(op.mul(op.sub(x, np.float32(0.5)), np.float32(4)))},
+        "percentages": lambda: one_class(op, x, 100, apart=True),
+        "percentages of one number": lambda: one_class(op, x, 100),
         "a depth": lambda: {"y": op.exp(op.add(op.resize(detectors.head(op, maps[0], 1), 8), np.float32(1)))},
         "boxes alone": lambda: {"y": op.transpose(detectors.anchor_free(op, x)[0], 0, 2, 1)},
         "tokens": lambda: {"y": op.transpose(op.reshape(maps[-1], 0, 12, 24), 0, 2, 1)},
@@ -354,6 +380,9 @@ def raw(op: Any, x: Any, what: str) -> Outputs:
         ("features", {"y": ["N", 12, 4, 6]}, "of one sign, as features"),
         ("a head's maps", {"y": ["N", 16, 8, 12], "z": ["N", 16, 4, 6]}, "no larger than their layer makes them"),
         ("a picture", {"y": ["N", 3, HEIGHT, WIDTH]}, "follow the picture: an image"),
+        ("a picture of 0 to 1", {"y": ["N", 3, HEIGHT, WIDTH]}, "of 0 to 1 that follow the picture: an image"),
+        ("percentages", {"b": ["N", M2, 4], "s": ["N", M2, 1]}, "'s' holds no scores: .* neither probabilities"),
+        ("percentages of one number", {"b": ["N", M2, 4], "s": ["N", M2]}, "'s' holds no scores: .* nor logits"),
         ("a depth", {"y": ["N", 1, HEIGHT, WIDTH]}, "of one sign, as features or quantities"),
         ("boxes alone", {"y": ["N", M1, 4]}, "the model is not an image classifier"),
         ("tokens", {"y": ["N", 24, 12]}, "Measured: 'y' read as 24 candidates"),

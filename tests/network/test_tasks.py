@@ -319,7 +319,9 @@ def classified(op: Any, x: Any, beside: str) -> Outputs:
         "a map of 4 channels": {"map": detectors.head(op, maps[0], 4)},
         "a map of the picture's size": {"map": op.resize(detectors.head(op, maps[0], 5), 8)},
         "tokens": {"tokens": op.transpose(op.reshape(maps[-1], 0, 12, 24), 0, 2, 1)},
-        "a box of each class": {"boxes": op.reshape(op.sigmoid(op.matmul(op.mean(maps[-1]), op.weight(12, 20))), 0, 5, 4)},
+        "a box of each class": {
+            "boxes": op.reshape(op.sigmoid(op.matmul(op.mean(maps[-1]), op.weight(12, 20))), 0, 5, 4)
+        },
         "boxes of nothing": {"boxes": op.reshape(detectors.head(op, maps[-1], 4), 0, 24, 4)},
     }
     return {"y": logits, **further.get(beside, {})}
@@ -337,7 +339,10 @@ def classified(op: Any, x: Any, beside: str) -> Outputs:
 def test_a_classifier_stays_one(beside: str, shape: list[int] | None, batch: int | None) -> None:
     shapes: dict[str, Any] = {"y": ["N", 5]}
     if shape is not None:
-        shapes[{"tokens": "tokens", "boxes of nothing": "boxes", "a box of each class": "boxes"}.get(beside, "map")] = ["N", *shape]
+        shapes[{"tokens": "tokens", "boxes of nothing": "boxes", "a box of each class": "boxes"}.get(beside, "map")] = [
+            "N",
+            *shape,
+        ]
     model = detectors.build(Net(lambda op, x: classified(op, x, beside), shapes, batch=batch))
     assert tasks.recognise(normalize(model), "picture") is None
     network = Network(model)

@@ -68,7 +68,8 @@ def doubt(tables: list[np.ndarray], declared: Declared) -> str | None:
         return None
     return (
         f"its numbers take {scores.min():.3g} to {scores.max():.3g}, and are neither probabilities, which end at 1, "
-        "nor logits, most of which are below 0; if they are logits, " + settled_by(task_boxes.SIGMOID, task_boxes.SOFTMAX)
+        "nor logits, most of which are below 0; if they are logits, "
+        + settled_by(task_boxes.SIGMOID, task_boxes.SOFTMAX)
     )
 
 

@@ -78,7 +78,7 @@ def covered(region: Any, grid: tuple[int, int], placement: Placement) -> np.ndar
     """
     height, width = placement.picture_size
     y, x = (_centres(grid[axis], axis, placement) for axis in (0, 1))
-    inside = _on_picture(y, x, placement)
+    inside: np.ndarray = _on_picture(y, x, placement)
     if isinstance(region, np.ndarray):
         if region.shape != (height, width):
             raise TargetError(
@@ -86,7 +86,7 @@ def covered(region: Any, grid: tuple[int, int], placement: Placement) -> np.ndar
                 "width); give a mask of the picture's size"
             )
         at = np.ix_(np.clip(y.astype(np.int64), 0, height - 1), np.clip(x.astype(np.int64), 0, width - 1))
-        cells = region[at] & inside
+        cells: np.ndarray = region[at] & inside
         rows, columns = np.nonzero(region)
         middle = (float(rows.mean()) + 0.5, float(columns.mean()) + 0.5)
         nearest = np.argmin((rows + 0.5 - middle[0]) ** 2 + (columns + 0.5 - middle[1]) ** 2)

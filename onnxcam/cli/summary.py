@@ -188,11 +188,20 @@ def boxes(record: dict[str, Any]) -> list[str]:
         entry = explained.get(box["index"])
         edges = ["?" if edge is None else f"{edge:.0f}" for edge in box["box"]]
         share = "?" if box["score"] is None else percentage(box["score"])
-        layer = f", explained at {entry['layer']}" if entry is not None else ""
+        layer = f", {_part(entry)}explained at {entry['layer']}" if entry is not None else ""
         place = f"at {', '.join(edges[:2])} to {', '.join(edges[2:])}"
         lines.append(f"  {'*' if entry else ' '} box {box['index']}: {box['label']} {share} {place}{layer}")
     more = len(record["boxes"]) - len(reported)
     return lines + ([f"    and {more} more"] if more > 0 else []) or ["    no box"]
+
+
+def _part(entry: dict[str, Any]) -> str:
+    """Which number of a box is explained, where that is not its score alone."""
+    scalar = entry.get("scalar") or {}
+    minus = scalar.get("minus")
+    part = ((minus[0] if minus else scalar).get("box") or {}).get("part")
+    less = (minus[1].get("box") or {}).get("index") if minus else None
+    return "".join([f"{part} " if part else "", f"minus that of box {less} " if less is not None else ""])
 
 
 def _entry(

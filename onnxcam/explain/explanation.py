@@ -14,11 +14,12 @@ import numpy as np
 from onnxcam import image
 from onnxcam.errors import InputError
 from onnxcam.explain import panels, saving
+from onnxcam.explain.outlines import box_part
 from onnxcam.explain.saving import Drawing
 from onnxcam.explain.statistics import describe, of_cells
 from onnxcam.targets.objectives import LOG_PROBABILITY
 from onnxcam.targets.readout import LOGITS, REGRESSION
-from onnxcam.targets.scalar_objectives import BOX_SCORE, DIFFERENCE
+from onnxcam.targets.scalar_objectives import DIFFERENCE
 from onnxcam.targets.tasks import EMBEDDING, Detection
 
 _MEMBERS = 4  # classes of a prediction set that a panel names
@@ -245,8 +246,7 @@ class Explanation:
     def title(self) -> str:
         """Heading of panels with the class and what it is compared with."""
         if self.maps[0].box is not None and self.maps[0].scalar is not None:
-            what = "" if self.kind in (BOX_SCORE, DIFFERENCE) else f", {self.kind.replace('_', ' ')}"
-            return f"{self.label} (box {self.maps[0].box.index}{what})"
+            return self.label if self.kind == DIFFERENCE else f"{self.label} ({box_part(self.maps[0])})"
         if self.other is not None:
             return f"{self.label} rather than {self.other[1]}"
         if self.kind == LOG_PROBABILITY:

@@ -31,6 +31,7 @@ _SIDE = 192  # pixels of the longer side of a picture on the page
 _QUALITY = 82
 _SPOOL = 8 << 20  # bytes of the page in memory
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
+_SUBJECTS = {"detect": "box", "segment": "class in its region", "embed": "similarity", "regress": "value"}
 _STATES = {RIGHT: "✓ right", WRONG: "✗ wrong", UNKNOWN: "? true class not given"}
 
 
@@ -45,6 +46,7 @@ class Card:
         maps: caption and encoded picture each, the picture itself first.
         warnings: sentences about the map.
         value: whether the predictions are values instead of probabilities.
+        task: of a model that is no classifier, such as `detect`.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Card:
     maps: Sequence[tuple[str, bytes]]
     warnings: Sequence[str] = ()
     value: bool = False
+    task: str | None = None
 
     @property
     def state(self) -> str:
@@ -85,16 +88,24 @@ def card(
     for one, which in ((explanation, "predicted"), (of_truth, "true")):
         if one is None:
             continue
-        same = one.target == explanation.predictions[0][0]
-        kind = "predicted" if which == "predicted" and same else which if which == "true" else "chosen"
-        maps.append((f"{kind}: {one.label}", encode(one.overlay(style.alpha, style.colormap))))
+        kind = which if which == "true" else _kind(one)
+        caption = one.title if one.task is not None else f"{kind}: {one.label}"
+        maps.append((caption, encode(one.overlay(style.alpha, style.colormap))))
     numbers = [
         (index, label, float(number) if math.isfinite(number) else None)
+        # an embedding says nothing of its own: what was explained stands in its place
         for index, label, number in explanation.predictions[:_BEST]
+        or [(explanation.target, explanation.label, explanation.probability)]
     ]
     of_class = None if truth is None else (truth, name_of(truth, labels))
     warnings = [*explanation.warnings, *(of_truth.warnings if of_truth is not None else ())]
-    return Card(name, numbers, of_class, maps, list(dict.fromkeys(warnings)), explanation.numeric)
+    return Card(name, numbers, of_class, maps, list(dict.fromkeys(warnings)), explanation.numeric, explanation.task)
+
+
+def _kind(explanation: Explanation) -> str:
+    """Whether the class explained is the one predicted."""
+    first = explanation.predictions[0][0] if explanation.predictions else None
+    return "predicted" if explanation.target == first else "chosen"
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +156,7 @@ class Gallery:
         self._confidences: dict[str, list[float]] = {RIGHT: [], WRONG: [], UNKNOWN: []}
         self._left_out = 0
         self._labels = False
+        self._task: str | None = None
 
     def __enter__(self) -> Gallery:
         return self
@@ -172,6 +184,7 @@ class Gallery:
         confidence = one.predictions[0][2]
         self._confidences[one.state].append(float("nan") if confidence is None else confidence)
         self._labels = self._labels or one.truth is not None
+        self._task = one.task
         if fits:
             self._cards.write(_html(one, self.count - 1, link).encode("utf-8", "backslashreplace"))
         else:
@@ -221,7 +234,8 @@ class Gallery:
                 f"<p><b>{self._left_out} more pictures are not on this page</b>, which shows {MOST}: their files lie "
                 "beside it, and analysis_summary.json lists them.</p>"
             )
-        legend = "<p>Coloured where the picture speaks for the class; hatched what the model never saw.</p>"
+        subject = _SUBJECTS.get(self._task, "class")
+        legend = f"<p>Coloured where the picture speaks for the {subject}; hatched what the model never saw.</p>"
         return f'<h1>{escape(self._heading)}</h1><div class="tiles">{text}</div>{left}{legend}'
 
     def _tools(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from onnxcam import image
+from onnxcam.targets.scalars import SCORE, SCORE_IOU
 
 if TYPE_CHECKING:
     from onnxcam.explain.explanation import Explanation, Map
@@ -45,3 +46,12 @@ def name(one: Map) -> str:
     if one.box is None:
         return f"{one.label} {number}"
     return f"box {one.box.index}: {one.box.label} {image.percentage(one.box.score)}"
+
+
+def box_part(one: Map) -> str:
+    """The number of a box that a map is about: `box 3`, `box 3, edge x0` or `box 3, score times IoU`."""
+    if one.box is None or one.scalar is None:
+        return ""
+    part = one.scalar.target["box"].get("part", SCORE) if "box" in one.scalar.target else SCORE
+    what = {SCORE: "", SCORE_IOU: ", score times IoU"}.get(part, f", edge {part}")
+    return f"box {one.box.index}{what}"

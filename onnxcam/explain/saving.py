@@ -146,7 +146,8 @@ class _Writer:
             self._colors("panel", "panel", explanation.panel(style.colormap, style.alpha, levels=self._levels))
         self._classes(explanation, "")
         if explanation.task is not None and len(explanation.maps) > 1 and "panel" in style.files:
-            self._colors("boxes", "boxes", explanation.boxes_panel(style.colormap, style.alpha))
+            name = "boxes" if explanation.boxes else "regions"
+            self._colors(name, name, explanation.boxes_panel(style.colormap, style.alpha))
         if explanation.per_method:
             if "panel" in style.files:
                 self._colors("methods", "methods", explanation.methods_panel(style.colormap, style.alpha))

@@ -69,7 +69,7 @@ def check(values: Mapping[str, Any], labels: Sequence[str] | None, spell: Spelli
 def top_excludes(name: str, spell: Spelling) -> TargetError:
     """The refusal of `top` along with a target."""
     top = spell("top")
-    return TargetError(f"both {spell(name)} and {top} were given; {top} explains the scores of the best classes")
+    return TargetError(f"both {spell(name)} and {top} were given; {top} explains the best classes, boxes or regions")
 
 
 def target_of(values: Mapping[str, Any], probability: bool, labels: Sequence[str] | None) -> Any:

@@ -141,7 +141,8 @@ class _Search:
             if meanings:
                 raise ModelError(
                     f"the model has several outputs that could be class scores ({self._shapes()}); name the one to "
-                    "explain with `scores=` (on the command line: --scores NAME)"
+                    "explain with `scores=` (on the command line: --scores NAME); if they are values, say so with "
+                    "task= (--task regress)"
                 )
             if refusals:
                 raise refusals[0]

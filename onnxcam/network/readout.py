@@ -55,7 +55,7 @@ def find(graph: Graph, name: str | None = None) -> Readout:
         )
     raise ModelError(
         f"the model has several outputs that could be class scores ({shapes}); name the one to explain with "
-        "`scores=` (on the command line: --scores NAME)"
+        "`scores=` (on the command line: --scores NAME); if they are values, say so with task= (--task regress)"
     )
 
 

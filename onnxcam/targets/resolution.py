@@ -50,7 +50,8 @@ def check(target: Any, readout: Readout, labels: Labels = None) -> Any:
             return _only_value(target, readout)
         if scalars.is_scalar(target):
             raise TargetError(
-                f"{_spelled(target)} is a target of {_task_of(target)}; this model is a classifier: {_CLASS}"
+                f"{_spelled(target)} is a target of {_task_of(target)}; this model is a classifier: {_CLASS}; "
+                "if it is none, say what it is with task= (on the command line: --task)"
             )
         return objectives.by_index(target, readout, labels)
     if isinstance(target, objectives.SPECIAL):
@@ -160,7 +161,7 @@ def _subtraction(first: Objective, second: Objective, readout: Readout, labels: 
         name = subject.label if subject is not None and subject.label is not None else None
         names.append(name or (labels[index] if labels and index < len(labels) else str(index)))
         if subject is not None and subject.candidate is not None:
-            names[-1] += f" ({subject.candidate})"
+            names[-1] += f" (box {subject.candidate})"
     leading = subjects[0] or Subject(int(first.classes[0]), None, 0.0)
     described = {"minus": [None if one is None else one.target for one in subjects]}
     doubts = [one.doubt for one in subjects if one is not None and one.doubt]
@@ -178,7 +179,7 @@ def _of_value(target: Value, readout: Readout, row: np.ndarray, labels: Labels) 
     name = labels[column] if labels and column < len(labels) else _value_name(readout, column)
     label = name if target.sign > 0 else f"-{name}"
     entry = {"output": _value_name(readout, column), "sign": target.sign}
-    subject = Subject(column, label, float(row[column]), target=entry)
+    subject = Subject(column, label, float(target.sign * row[column]), target=entry)
     return Combination(subject, np.array([column]), np.array([float(target.sign)]), OUTPUT)
 
 

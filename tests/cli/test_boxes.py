@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 
 from onnxcam import Explainer, image, models
+from onnxcam.targets import Box, Value
 from tests.cli.conftest import Run
 from tests.support import detectors
 
@@ -191,3 +192,23 @@ def test_a_box_is_looked_for_on_the_picture_alone(run: Run, tmp_path: Path) -> N
         assert result.code == 0, result.err
         record = json.loads((tmp_path / "out" / "explanation.json").read_text())
         assert [one["box"]["index"] for one in record["maps"]] == [boxes[1].index]
+
+
+def test_panels_and_pages_name_what_is_explained(run: Run, folder: Path, tmp_path: Path) -> None:
+    street = folder / "street.png"
+    flags = ("-o", tmp_path, "--preprocess", "0..1")
+    done = run("explain", folder / "embed.onnx", street, *flags, "--like", folder / "other.png", "--page")
+    assert done.code == 0, done.err
+    assert "similarity" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    edge = run("explain", folder / "yolov8.onnx", street, *flags, "--part", "x0", "--contrast", "rank:1")
+    assert edge.code == 0 and "x0 minus that of box" in edge.out
+    detector = Explainer(folder / "yolov8.onnx", preprocess="0..1")
+    first, second = detector.boxes(street)[:2]
+    assert detector.explain(street, target=Box(first.index, part="x0")).title.endswith(f"(box {first.index}, edge x0)")
+    title = detector.explain(street, target=Box(first.index) - Box(second.index)).title
+    assert title == f"{first.label} (box {first.index}) minus {second.label} (box {second.index})"
+    values = Explainer(folder / "regress-two.onnx", preprocess="0..1", task="regress")
+    plain, lowered = (values.explain(street, target=Value("value0", sign=sign)) for sign in (1, -1))
+    assert lowered.label == "-value0" and lowered.probability == -plain.probability
+    assert run("explain", folder / "segment.onnx", street, *flags, "--top", 2).code == 0
+    assert (tmp_path / "regions.png").is_file()

@@ -234,7 +234,7 @@ class Gallery:
                 f"<p><b>{self._left_out} more pictures are not on this page</b>, which shows {MOST}: their files lie "
                 "beside it, and analysis_summary.json lists them.</p>"
             )
-        subject = _SUBJECTS.get(self._task, "class")
+        subject = _SUBJECTS.get(self._task or "", "class")
         legend = f"<p>Coloured where the picture speaks for the {subject}; hatched what the model never saw.</p>"
         return f'<h1>{escape(self._heading)}</h1><div class="tiles">{text}</div>{left}{legend}'
 

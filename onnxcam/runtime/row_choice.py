@@ -17,6 +17,7 @@ _MORE = 7
 _GAIN = 0.97  # of the time per row: what more rows must save, for they also take memory
 _LOSS = 1.25  # of the time per row: more rows are given up early
 _LEAP = 0.6  # a gain as large as this counts at once, and four times as many rows are next
+_LEAST = 1e-9  # seconds: a clock may stand still
 _FAILURES = 2  # numbers of rows in succession that do not pay
 
 _choices: weakref.WeakSet[RowChoice] = weakref.WeakSet()
@@ -32,7 +33,7 @@ class _Size:
 
     def record(self, seconds: float) -> None:
         self.ended += 1
-        self.seconds = min(self.seconds, seconds / self.rows)
+        self.seconds = min(self.seconds, max(seconds, _LEAST) / self.rows)
 
 
 class Rows(Protocol):

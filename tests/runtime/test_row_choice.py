@@ -129,3 +129,12 @@ def test_what_fails_is_not_tried_again() -> None:
     assert choice.fail(choice.settled) and choice.next(100) == 1, "memory that was there before is not any more"
     assert not choice.fail(1), "a single row has to work"
     assert not FixedRows(4).fail(4)
+
+
+def test_a_clock_that_stands_still_decides_nothing_wrong() -> None:
+    choice = RowChoice(16)
+    for remaining in range(100, 0, -1):
+        rows = choice.next(remaining)
+        assert 1 <= rows <= min(16, remaining)
+        choice.record(rows, 0.0)
+    assert choice.settled is not None

@@ -90,7 +90,7 @@ def copy(data: bytes) -> bytes | None:
 
 def _without_metadata(marker: int, segment: bytes) -> bytes:
     """A segment as far as the pixels depend on it."""
-    if marker == _JFIF and segment[4:9] == b"JFIF\0":
+    if marker == _JFIF and segment[4:9] == b"JFIF\0" and len(segment) >= 18:  # a shorter one is none to decoders
         return segment[:2] + b"\0\x10" + segment[4:16] + b"\0\0"  # without a thumbnail
     if marker == _ADOBE and segment[4:9] == b"Adobe":  # how components become colours
         return segment

@@ -83,6 +83,15 @@ def test_what_decides_on_the_colours_stays_and_a_thumbnail_goes() -> None:
     assert np.array_equal(image.load(copied).pixels, image.load(plain).pixels)
 
 
+def test_a_header_that_is_too_short_is_left_out() -> None:
+    plain = jpeg(photograph(2))
+    short = plain[:2] + segment(0xE0, b"JFIF\0\1\1") + plain[20:]
+    copied = lossy.copy(short)
+    assert copied is not None and copied == plain[:2] + plain[20:]
+    np.testing.assert_array_equal(image.load(copied).pixels, image.load(short).pixels)
+    Image.open(io.BytesIO(copied)).load()
+
+
 def test_what_is_not_ordinary_is_encoded_anew() -> None:
     pixels = photograph(1)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

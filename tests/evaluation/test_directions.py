@@ -88,7 +88,10 @@ def test_which_metrics_are_meant() -> None:
     ]  # fmt: skip
     assert {"pointing_game", "energy_in_box"} < set(named(select(None, boxes=True)))
     assert named(select(["road", "all"], boxes=True))[0] == "road"
-    assert set(named(select(["all"], boxes=True))) == set(METRICS)
+    of_objects = {name for name in METRICS if find(name).objects}
+    assert of_objects == {"own_box", "drise"}
+    assert set(named(select(["all"], boxes=True))) == set(METRICS) - of_objects
+    assert set(named(select(["all"], boxes=True, objects=True))) == {n for n in METRICS if not find(n).redrawn}
     with pytest.raises(MethodError, match="no metric 'insertoin'; there are 'insertion'"):
         select(["insertoin"], boxes=True)
     with pytest.raises(MethodError, match="needs to know where the objects are"):

@@ -11,6 +11,8 @@ from onnxcam.evaluation.trial import Trial
 SIDE = 24
 INSIDE = np.zeros((SIDE, SIDE), bool)
 INSIDE[6:14, 8:18] = True
+ELSEWHERE = np.zeros((SIDE, SIDE), bool)  # another object of the class
+ELSEWHERE[17:22, 3:12] = True
 
 
 def predict(pictures: np.ndarray) -> np.ndarray:
@@ -41,6 +43,8 @@ def trial(maps: np.ndarray, count: int = 1, **changes: Any) -> Trial:
             "whole": predict(pictures)[:, 1].astype(np.float64),
             "places": list(range(count)),
             "boxes": [INSIDE] * count,
+            "others": [[ELSEWHERE]] * count,
+            "masking": lambda masks: np.repeat(INSIDE[None].astype(np.float32), count, axis=0),
             "originals": list(stacked),
         }
         | changes

@@ -13,6 +13,7 @@ from onnxcam.evaluation.trial import Trial
 @metric("own_box", title="own box", better=HIGHER, boxes=True, objects=True)
 def own_box(trial: Trial) -> np.ndarray:
     """E / (E + max_o E_o), E the sum of L in the object's own box, E_o in that of another object of its class.
+    After the question of object discrimination in https://arxiv.org/abs/2304.06354.
 
     The share that an object has of what lies in its box and in that of the other one of its class that has the most:
     1/2 says nothing of which of both is meant, 3/4 is three times as much. What lies in both boxes counts in neither;

@@ -126,7 +126,7 @@ def test_what_cannot_be_asked_is_one_sentence(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["normalize", "method", "seed"])
+@pytest.mark.parametrize("name", ["normalize", "fusion", "seed"])
 def test_messages_name_none_where_it_was_given(name: str) -> None:
     with pytest.raises(InputError, match=f"^{name}=None; expected"):
         Question.of(TERMS, **{name: None})

@@ -53,7 +53,9 @@ def feedback(folder: Path, path: Path | None, labels: str | None, fail_on: str |
     pairs = [] if path is None else feedbacks.read_table(path, _labels(labels))
     stored = feedbacks.append(folder, pairs, time.time()) if pairs else 0
     scan, outcomes, largest = reading.Scan(), feedbacks.Outcomes(feedbacks.read(folder)), -1
+    others = 0
     for record in reading.records(folder, None, scan):
+        others += record["prediction"].get("task") is not None
         outcomes.add(record)
         largest = max([largest, *(entry["index"] for entry in record["prediction"]["top"])])
     totals = counters.total(folder)
@@ -64,6 +66,8 @@ def feedback(folder: Path, path: Path | None, labels: str | None, fail_on: str |
             "the coverage cannot be told: no record has a prediction set; calibrate the file, `onnxcam calibrate`, and "
             "let the monitor use the result"
         )
+    if others:
+        notes.append(f"{others:,} records are of a detector or segmentation: true classes say nothing about them")
     beyond = [(identity, truth) for identity, truth in pairs if truth > largest] if labels is None else []
     if beyond:
         notes.append(

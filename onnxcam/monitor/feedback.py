@@ -193,6 +193,8 @@ class Outcomes:
     def add(self, record: Record) -> None:
         """Take one record into account."""
         prediction, trigger = record["prediction"], record["trigger"]
+        if prediction.get("task") is not None:  # true boxes and cells are no class
+            return
         members, sample = prediction.get("set"), float(trigger.get("sample") or 0.0)
         kind, calibration = _Kind(trigger["reason"], sample), None
         if members and sample:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from onnxcam.cam.registry import USUAL, default_method
 from onnxcam.errors import InputError, SerializationError, SettingError
 from onnxcam.image import DEFAULT_COLORMAP
 from onnxcam.monitor import baseline as baselines
@@ -28,7 +29,7 @@ from onnxcam.monitor.error_log import ErrorLog
 from onnxcam.monitor.forks import after_fork
 from onnxcam.monitor.interruptions import attempt, interruption
 from onnxcam.monitor.pipeline import Pipeline
-from onnxcam.monitor.predictions import Batch, Row, name_of, size_of, to_numpy
+from onnxcam.monitor.predictions import Batch, Row, name_of, size_of
 from onnxcam.monitor.queue import ON_FULL, Candidates, Capacity, RowQueue, Ticket
 from onnxcam.monitor.redaction import MODES
 from onnxcam.monitor.row_explainer import RowExplainer, Settings
@@ -36,6 +37,7 @@ from onnxcam.monitor.selection import Selection, Selector
 from onnxcam.monitor.session import WatchedSession, find_values, watcher_of, wrapped_in
 from onnxcam.monitor.sinks import folder_of, open_sink
 from onnxcam.monitor.table import Configuration
+from onnxcam.monitor.task_selection import TaskSelector, check_condition
 from onnxcam.monitor.units import parse_bytes, parse_seconds
 from onnxcam.runtime import CPU, Provider
 from onnxcam.targets import conditions
@@ -65,8 +67,9 @@ class Monitor:
     """Explains a model's uncertain predictions in the background, within limits on rate, budget and memory.
 
     Arguments:
-        model: an explainable model or any classifier `.onnx`: path, bytes or `ModelProto`. It computes the
-            explanations; the model that predicts may be another one with the same classes.
+        model: an explainable model or any classifier, detector or segmentation `.onnx`: path, bytes or `ModelProto`. It
+            computes the explanations; the model that predicts may be another one with the same classes. Of a detector
+            its best box is explained, of a segmentation its largest class: their score or share is the `confidence`.
         sink: where records go: a folder or `file://` URL, `stdout:`, `logging:NAME`, a callable taking
             (record, files), a sink, or a list of these.
         when: which predictions are explained, in the grammar of `onnxcam.targets.conditions`.
@@ -86,7 +89,8 @@ class Monitor:
         kind: of a plain model, what its scores are, where the file does not tell: as of `onnxcam.augment`.
         redact: `heatmap_only`, `none` (pictures and overlays are stored too) or `hash` (no files).
         baseline: a file made by `onnxcam monitor baseline` from records of this model, condition, method and layer.
-        layer, method: the target layer and the CAM method.
+        layer, method: the target layer and the CAM method; by default those of `Explainer`, of a detector the layer
+            that the box's score comes from.
         labels, preprocess: as for `Explainer`.
         region: where maps should lie, `[H, W]` with weights 0 to 1.
         duplicates: for how long a picture is not explained again after it was explained, as `1min`; 0 disables this.
@@ -128,7 +132,7 @@ class Monitor:
         redact: str = "heatmap_only",
         baseline: str | os.PathLike[str] | None = None,
         layer: str | None = None,
-        method: str = "gradcam",
+        method: str | None = None,
         labels: Sequence[str] | None = None,
         preprocess: Any = None,
         region: Any = None,
@@ -150,12 +154,20 @@ class Monitor:
         check_number("daily_budget", daily_budget, 0, math.inf, optional=True, whole=True)
         check_number("queue", queue, 1, math.inf, whole=True)
         check_number("timeout", timeout, 0.0, math.inf)
-        self._model = models.read(model, layer, method, scores_output=scores_output, kind=kind)
+        self._model = models.read(model, layer, method or USUAL, scores_output=scores_output, kind=kind)
+        method = method or default_method(self._model.readout)
         self._model.readout.require_probabilities(f"when={when!r}")
         class_names = self._model.labels(labels)
-        condition = conditions.parse(when, class_names, self._model.manifest["scores"]["classes"])
+        condition = conditions.parse(when, class_names, self._model.manifest["scores"]["classes"] or None)
+        task = self._model.readout.task
+        if task is not None:
+            check_condition(condition, when, task.name)
+            if baseline is not None:
+                self._model.readout.require_classes("a baseline, which records are compared with,")
         self._clock: Clock = clock or SystemClock()
-        self._selector = Selector(condition, self._model.manifest, sample, baseline_sample)
+        self._selector = (Selector if task is None else TaskSelector)(
+            condition, self._model.manifest, sample, baseline_sample
+        )
         self._scores_form = scores
         self._worker_kind = worker
         self._timeout = timeout
@@ -172,6 +184,7 @@ class Monitor:
             labels=class_names,
             preprocess=preprocess,
             layer=self._model.layer,
+            layer_named=layer is not None,
             method=method,
             providers=providers,
             redact=redact,
@@ -237,7 +250,8 @@ class Monitor:
         Raises nothing of its own; what a signal handler raises meanwhile, or Ctrl-C, passes to the caller.
 
         Arguments:
-            scores: `[N, classes]`, or `[classes]` for a single row; of any framework.
+            scores: `[N, classes]`, or `[classes]` for a single row; of any framework. Of a detector or segmentation the
+                file's output with its rows, of several a list in the file's order, or by name.
             tensor: the model's input, `[N, …]` in the explaining model's layout; or
             pictures: one per row: a path (`.npy` too), encoded bytes, or a uint8 array `[H, W]` or `[H, W, 3]`; with a
                 preprocessing in the file that states their channels and range also `[H, W, C]` and uint16.
@@ -298,6 +312,7 @@ class Monitor:
             SettingError: no sink is a folder. TargetError: no class of the model. InputError: not one class for each
                 id. OutputError: the folder cannot be written.
         """
+        self._model.readout.require_classes("feedback, the true classes of predictions,")
         root = folder_of(self._sink)
         if root is None:
             raise SettingError("feedback is stored beside records in a folder, and no sink of this monitor is one")
@@ -353,15 +368,14 @@ class Monitor:
 
     def _enqueue(self, ticket: Ticket, scores: Any, form: str, batch: Batch) -> int:
         """Count the rows of a batch, and queue copies of those that are admitted; returns how many."""
-        array = to_numpy(scores)
-        values = self._selector.as_rows(array)
+        values, single = self._selector.read(scores)
         ticket.observed = len(values)
         if not len(values):
             return 0
-        batch = batch.as_rows(len(values), single=array.ndim == 1, keep_tensor=self._keep_tensor)
+        batch = batch.as_rows(len(values), single=single, keep_tensor=self._keep_tensor)
         selection = self._selector.select(values, form, self._sampler)
         ticket.confident = selection.confident
-        classes = selection.probabilities.shape[1]
+        classes = selection.probabilities.shape[1] + self._selector.copied(values)
         groups = [
             Candidates(batch.sizes(selection.uncertain, classes), False),
             Candidates(batch.sizes(selection.baseline, classes), True),
@@ -394,6 +408,8 @@ class Monitor:
                 fields = batch.copy_row(number)
                 fields["request"] = fields["request"] or identity
                 fields["trace"] = fields["trace"] or trace
+                if (columns := selector.columns(selection, number)) is not None:
+                    fields["columns"] = columns
                 probabilities = selection.probabilities[number].astype(np.float32)
                 row = Row(
                     observed=now,
@@ -419,13 +435,18 @@ class Monitor:
         passing = interruption(failure)
         try:
             reason = _reason(failure) if passing is None else "interrupted"
-            self._pipeline.queue.refuse(ticket, _length(scores), reason)
+            self._pipeline.queue.refuse(ticket, self._length(scores), reason)
         except BaseException as error:
             failure = error
         passing = passing or interruption(failure)
         if passing is not None:
             raise passing
         self._error_log.report("observe", failure)
+
+    def _length(self, scores: Any) -> int:
+        """Guess the number of rows of a value that is not scores."""
+        lengths: list[int] = []
+        return 1 if attempt(lambda: lengths.append(self._selector.count(scores))) is not None else lengths[0]
 
     def _start(self) -> None:
         """Create what belongs to this process: a forked child must not share it with its parent."""
@@ -449,12 +470,6 @@ def _open_explainer(settings: Settings, worker: str, timeout: float) -> workers.
 
         return ExplainerProcess(settings, timeout)
     return RowExplainer(settings, workers.yield_interpreter if worker == "thread" else lambda: None)
-
-
-def _length(scores: Any) -> int:
-    """Guess the number of rows of a value that is not scores."""
-    lengths: list[int] = []
-    return 1 if attempt(lambda: lengths.append(len(scores))) is not None else lengths[0]
 
 
 def _reason(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from onnxcam.network import manifest as manifests
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.opening import open_model, read_source
 from onnxcam.targets.readout import Readout
+from onnxcam.targets.tasks import fit_names
 
 
 class Model(NamedTuple):
@@ -58,6 +59,12 @@ class Model(NamedTuple):
         """
         names = instead if instead is not None else self.manifest.get("labels")
         classes = self.manifest["scores"]["classes"]
+        task = self.readout.task
+        if task is not None:
+            fitting = fit_names(task, names)
+            if instead is not None and fitting is None:
+                raise LabelsError(label_count(len(instead), classes))
+            return fitting
         if names is not None and len(names) != classes:
             raise LabelsError(label_count(len(names), classes))
         return None if names is None else list(names)
@@ -69,12 +76,13 @@ def read(
     """Open a model, and augment it in memory where it lacks the layer, the method, or any manifest at all.
 
     Arguments:
-        source: an explainable model or any classifier `.onnx`: path, bytes or `ModelProto`.
+        source: an explainable model or any classifier, detector or segmentation `.onnx`: path, bytes or
+            `ModelProto`.
         layer: None for the manifest's last layer, or the default layer of a plain classifier.
         scores_output, kind: `scores` and `kind` of `onnxcam.augment`.
 
     Raises:
-        ModelError: not a usable classifier. LayerError, MethodError: no such layer or method.
+        ModelError: not a usable model, or one of another task. LayerError, MethodError: no such layer or method.
     """
     where, manifest = read_source(source)
     if isinstance(where, str):
@@ -96,7 +104,9 @@ def read(
         )
     except ModelError as error:  # `scores` is another option of the monitor
         raise ModelError(str(error).replace("`scores=`", "`scores_output=`")) from error
-    Readout.from_manifest(model.manifest["scores"]).require_classes("a monitor's record of predictions")
+    readout = Readout.from_manifest(model.manifest["scores"])
+    if not readout.tabulated:
+        readout.require_classes("a monitor's record of predictions")
     layer_name = manifests.layer(model.manifest, layer)["name"]
     return Model(model.source, model.manifest, layer_name, name, digest, model.bound_class)
 

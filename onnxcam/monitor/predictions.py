@@ -15,6 +15,7 @@ from onnxcam.errors import InputError
 
 # bytes of a row besides its arrays, encoded picture and names: the objects themselves, the condition's quantities
 OVERHEAD = 1024
+COLUMNS = "onnxcam/columns"  # name of `Row.columns` among a row's arrays, beside which there are names of a graph
 SCORE = np.dtype(np.float32).itemsize  # bytes of one class's probability in a row
 
 
@@ -36,6 +37,7 @@ class Row:
         features: the inputs of the tail by name, where the serving model outputs them.
         shape: of the tensor, even if that is not copied.
         prediction_set: as in a record's `prediction.set`; None without a calibration.
+        columns: the observed numbers of a detector or segmentation, `[columns]`; None of a classifier.
     """
 
     observed: float
@@ -52,24 +54,26 @@ class Row:
     features: dict[str, np.ndarray] | None = None
     shape: tuple[int, ...] | None = None
     prediction_set: Mapping[str, Any] | None = None
+    columns: np.ndarray | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays by name, for a transport that sends them without pickling."""
-        values = {"tensor": self.tensor, "picture": self.picture, **(self.features or {})}
+        values = {"tensor": self.tensor, "picture": self.picture, COLUMNS: self.columns, **(self.features or {})}
         return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
     def without_arrays(self) -> Row:
         """Return the row without what `arrays` returns."""
         picture = None if isinstance(self.picture, np.ndarray) else self.picture
-        return replace(self, tensor=None, picture=picture, features=None)
+        return replace(self, tensor=None, picture=picture, features=None, columns=None)
 
     def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> Row:
         """Return the row with its arrays: the inverse of `without_arrays`."""
-        features = {name: value for name, value in arrays.items() if name not in ("tensor", "picture")}
+        features = {name: value for name, value in arrays.items() if name not in ("tensor", "picture", COLUMNS)}
         return replace(
             self,
             tensor=arrays.get("tensor"),
             picture=arrays.get("picture", self.picture),
+            columns=arrays.get(COLUMNS),
             features=features or None,
         )
 
@@ -129,7 +133,7 @@ class Batch:
         """Return the bytes that each of these rows will take in the queue, but for its names.
 
         Arguments:
-            classes: number of probabilities that a row keeps.
+            classes: number of probabilities, and of columns, that a row keeps.
         """
         fixed = OVERHEAD + SCORE * classes + sum(_nbytes(v) // max(1, len(v)) for v in (self.features or {}).values())
         if self._copied:
@@ -160,7 +164,8 @@ class Batch:
 
 def size_of(probabilities: np.ndarray, fields: Mapping[str, Any]) -> int:
     """Return the bytes that a row of these probabilities and fields takes in the queue."""
-    values = [probabilities, fields.get("tensor"), fields.get("picture"), *(fields.get("features") or {}).values()]
+    values = [probabilities, *(fields.get(name) for name in ("tensor", "picture", "columns"))]
+    values += (fields.get("features") or {}).values()
     names = [fields.get("request"), fields.get("trace")]
     return (
         OVERHEAD

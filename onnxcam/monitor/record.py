@@ -21,6 +21,7 @@ from onnxcam.explain import statistics
 from onnxcam.monitor.redaction import MODES
 from onnxcam.monitor.schema import SCHEMA, Record
 from onnxcam.monitor.timestamps import timestamp
+from onnxcam.targets.detections import name_of
 
 TOP = 5  # predictions in a record
 MAP_SIDE = 16  # a map is averaged down to at most this many cells per side
@@ -75,6 +76,7 @@ def build(
     covered: Sequence[float] | None = None,
     calibrated: float | None = None,
     prediction_set: Mapping[str, Any] | None = None,
+    members: Mapping[str, Any] | None = None,
 ) -> Record:
     """Build a record of schema 1; the sink fills in its `files`.
 
@@ -100,6 +102,7 @@ def build(
         calibrated: the largest calibrated probability; None without a calibration.
         prediction_set: `{"size": classes in it, "classes": their indices, "alpha": …, "n": pictures of the
             calibration, "empty": "allowed" | "top"}`; None without one.
+        members: of a detector or segmentation `task`, `target` in place of a class, and `boxes`.
 
     Numbers that are not finite become null, because JSON cannot represent them.
 
@@ -116,8 +119,7 @@ def build(
     best = np.argsort(-np.nan_to_num(classes, nan=-1.0), kind="stable")[:TOP]
 
     def named(index: Any) -> dict[str, Any]:
-        name = labels[int(index)] if labels is not None else str(int(index))
-        return {"index": int(index), "label": str(name)}
+        return {"index": int(index), "label": str(name_of(int(index), labels))}
 
     return {
         "schema": SCHEMA,
@@ -146,6 +148,7 @@ def build(
             "method": method,
             **({} if calibrated is None else {"calibrated": unit(calibrated)}),
             **({} if prediction_set is None else _set(prediction_set)),
+            **({} if members is None else rounded(members)),
         },
         "attention": rounded(_statistics(heatmap, region)),
         "map": small(heatmap) | ({} if covered is None else {"covered": [unit(side) for side in covered]}),

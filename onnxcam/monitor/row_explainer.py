@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from onnxcam.graph.large_model import Serialized
 from onnxcam.image import png
 from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import record as records
+from onnxcam.monitor import task_rows
 from onnxcam.monitor.predictions import Row
 from onnxcam.network import manifest
 from onnxcam.network.layout import Layout, window_of
@@ -40,6 +42,7 @@ class Settings:
         target: the class explained in every row; None for the row's predicted class.
         region: where the map should lie, `[H, W]` with weights 0 to 1.
         baseline: path of the baseline that records are compared with.
+        layer_named: whether `layer` was chosen; of a detector each box is explained at its own where it was not.
     """
 
     source: str | Serialized
@@ -57,6 +60,7 @@ class Settings:
     color: str
     region: np.ndarray | None
     baseline: str | None
+    layer_named: bool = True
 
 
 class RowExplainer:
@@ -100,11 +104,17 @@ class RowExplainer:
         if row.picture is not None:
             picture, tensor, geometry = self._explainer.prepare(row.picture, color=self._settings.color)
             pixels = picture.pixels
-        raw = self._map(row, tensor, target)
+        layer, members = self._settings.layer, None
+        if row.columns is None:
+            raw = self._map(row, tensor, target)
+        else:
+            method, named = self._settings.method, layer if self._settings.layer_named else None
+            raw, layer, members = task_rows.explain(self._explainer, row, self._input(tensor), geometry, method, named)
+        window = window_of(manifest.layer(self._explainer.manifest, layer))
         self._pause()
         files: Files = {}
         if self._settings.redact != "hash":
-            files = self._draw(raw, row, tensor, pixels, geometry)
+            files = self._draw(raw, row, tensor, pixels, geometry, window)
             self._pause()
         explained = time.perf_counter()
         size = self._extent(row, tensor) if pixels is None else pixels.shape[:2]
@@ -115,15 +125,16 @@ class RowExplainer:
             trigger={"when": self._settings.when, "reason": row.reason, "sample": row.sample},
             probabilities=row.probabilities,
             confidence=row.quantities["confidence"],
-            margin=row.quantities["margin"],
-            entropy=row.quantities["entropy"],
+            margin=row.quantities.get("margin", math.nan),
+            entropy=row.quantities.get("entropy", math.nan),
             calibrated=row.quantities.get("calibrated"),
             prediction_set=row.prediction_set,
             target=target,
-            layer=self._settings.layer,
+            layer=layer,
             method=self._settings.method,
-            raw_map=self._on_input(raw),
-            covered=self._covered,
+            raw_map=self._on_input(raw, window),
+            covered=self._covered(window),
+            members=members,
             latency_ms={"queued": waited * 1e3, "explain": (explained - started) * 1e3},
             labels=self._explainer.labels,
             region=self._settings.region,
@@ -148,15 +159,18 @@ class RowExplainer:
             feeds = {name: row.features[name] for name in cut}
             feeds[model["target"]["name"]] = np.array([target], np.int64)
             return np.asarray(runtime.run(session, [output], feeds)[output][0])
-        if tensor is None:
-            raise InputError("the row has no tensor, picture or features; report this as a bug")
-        dtype = model["input"]["dtype"]
-        if tensor.dtype != dtype and tensor.dtype.kind == "f" and dtype.startswith("float"):
-            tensor = tensor.astype(dtype)
         maps = self._explainer.attribute(
-            tensor, target, self._settings.method, self._settings.layer, normalize="none", size="layer"
+            self._input(tensor), target, self._settings.method, self._settings.layer, normalize="none", size="layer"
         )
         return np.asarray(maps[0])
+
+    def _input(self, tensor: np.ndarray | None) -> np.ndarray:
+        """The model's input, in its dtype."""
+        if tensor is None:
+            raise InputError("the row has no tensor, picture or features; report this as a bug")
+        dtype = self._explainer.manifest["input"]["dtype"]
+        floating = tensor.dtype.kind == "f" and dtype.startswith("float")
+        return tensor.astype(dtype) if floating and tensor.dtype != dtype else tensor
 
     def _tail_session(self, output: str) -> tuple[Any, tuple[str, ...]]:
         if self._tail is None:
@@ -176,16 +190,17 @@ class RowExplainer:
         tensor: np.ndarray | None,
         pixels: np.ndarray | None,
         geometry: image.Geometry | None,
+        window: Window | None,
     ) -> Files:
         extent = self._extent(row, tensor) or raw.shape
         size = (extent[0], extent[1])
-        heatmap = fuse([raw[None]], "max", size, windows=[self._window], input_size=size)[0]
+        heatmap = fuse([raw[None]], "max", size, windows=[window], input_size=size)[0]
         self._pause()
         if geometry is not None:
             heatmap = geometry.to_picture(heatmap)
             self._pause()
         geometry = geometry or image.Geometry(size, size, (0, 0), size)
-        marks = image.Marks.of(heatmap.shape, visible_parts(geometry, [self._window]))
+        marks = image.Marks.of(heatmap.shape, visible_parts(geometry, [window]))
         colormap = self._settings.colormap
         gray, table = image.grayscale(heatmap), image.palette(colormap)
         drawn = (marks.levels(gray), image.marked(table)) if marks else (gray, table)
@@ -203,15 +218,8 @@ class RowExplainer:
                 files["input"] = image.encode_png(pixels)
         return files
 
-    @property
-    def _window(self) -> Window | None:
-        """The part of the model's input that the layer covers, None for all of it."""
-        return window_of(manifest.layer(self._explainer.manifest, self._settings.layer))
-
-    @property
-    def _covered(self) -> tuple[float, ...] | None:
+    def _covered(self, window: Window | None) -> tuple[float, ...] | None:
         """Top, left, bottom and right of what the layer covers of the input, 0 to 1; None for all of it."""
-        window = self._window
         if window is None:
             return None
         entry = self._explainer.manifest["input"]
@@ -220,9 +228,8 @@ class RowExplainer:
         (top, bottom), (left, right) = [(max(low, 0.0), min(high, 1.0)) for low, high in spans]
         return None if (top, left, bottom, right) == (0, 0, 1, 1) else (top, left, bottom, right)
 
-    def _on_input(self, raw: np.ndarray) -> np.ndarray:
+    def _on_input(self, raw: np.ndarray, window: Window | None) -> np.ndarray:
         """The map `[h, w]` over the whole input, in cells of the layer's size, so that records say where it lies."""
-        window = self._window
         if window is None:
             return raw
         entry = self._explainer.manifest["input"]

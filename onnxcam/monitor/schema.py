@@ -22,6 +22,7 @@ _UNIT = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 _NUMBER = {"type": ["number", "null"]}
 _TEXT = {"type": ["string", "null"]}
 _INDEX = {"type": "integer", "minimum": 0}
+_BOX = {"type": "array", "items": _NUMBER, "minItems": 4, "maxItems": 4}
 
 
 def _object(properties: dict[str, Any], optional: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -58,9 +59,28 @@ _RECORD: dict[str, Any] = _object(
                 "confidence": _UNIT,
                 "margin": _UNIT,
                 "entropy": _UNIT | {"description": "of the prediction, divided by log(classes)"},
-                "target": _object({"index": _INDEX, "label": {"type": "string"}}),
+                "target": _object(
+                    {
+                        "index": _INDEX,
+                        "label": {"type": "string"},
+                        "score": _UNIT
+                        | {"description": "of the box, or the mean probability of the class in its cells"},
+                        "box": _BOX | {"description": "x0, y0, x1, y1 in pixels of the picture"},
+                        "candidate": _INDEX | {"description": "index of the box in the model's own output"},
+                    },
+                    optional=("score", "box", "candidate"),
+                )
+                | {"description": "what is explained: a class; of a detector a box, of a segmentation its cells"},
                 "layer": {"type": "string"},
                 "method": {"type": "string"},
+                "task": {"enum": ["detect", "segment"]},
+                "boxes": {
+                    "type": "array",
+                    "items": _object({"index": _INDEX, "label": {"type": "string"}, "score": _UNIT, "box": _BOX}),
+                    "maxItems": 20,
+                    "description": "the boxes that a detector reported, best first, in pixels of the picture; `index` "
+                    "is that of the candidate in the model's own output",
+                },
                 "calibrated": _UNIT | {"description": "the largest calibrated probability, if the file is calibrated"},
                 "set_size": _INDEX | {"description": "number of classes in the prediction set; 0: none fits"},
                 "set": _object(
@@ -78,7 +98,7 @@ _RECORD: dict[str, Any] = _object(
                     "a set has that would be empty: nothing, or the most likely class"
                 },
             },
-            optional=("calibrated", "set_size", "set"),
+            optional=("task", "boxes", "calibrated", "set_size", "set"),
         ),
         "attention": _object(
             {

@@ -11,6 +11,7 @@ import numpy as np
 from onnxcam.errors import InputError, SettingError
 from onnxcam.monitor import coverage
 from onnxcam.monitor.admission import Sampler
+from onnxcam.monitor.predictions import to_numpy
 from onnxcam.monitor.traffic import Ranking
 from onnxcam.network.calibration.record import of_manifest
 from onnxcam.network.manifest import Manifest
@@ -26,7 +27,7 @@ class Selection(NamedTuple):
 
     Attributes:
         probabilities: float64 `[N, classes]`.
-        scores: `[N, columns]`, None where only probabilities were observed.
+        scores: `[N, columns]`, None where only probabilities of classes were observed.
         uncertain: numbers of the rows that met the condition and were sampled; `sampled_out` is how many were not.
         baseline: numbers of the other rows that are in the baseline's sample; `confident` is how many are not.
     """
@@ -65,6 +66,27 @@ class Selector:
         """Return how each `top` of the condition is decided at present, by its text."""
         return {ranking.top.key: ranking.describe() for ranking in self._rankings}
 
+    def count(self, scores: Any) -> int:
+        """The number of rows of a value that may be no scores."""
+        return len(scores)
+
+    def read(self, scores: Any) -> tuple[np.ndarray, bool]:
+        """Return observed scores of any framework as rows, and whether they were of a single one.
+
+        Raises:
+            InputError: not scores of this model's classes.
+        """
+        array = to_numpy(scores)
+        return self.as_rows(array), array.ndim == 1
+
+    def columns(self, selection: Selection, row: int) -> np.ndarray | None:
+        """Return what a row's explanation needs of its scores; None: that of a class needs nothing."""
+        return None
+
+    def copied(self, scores: np.ndarray) -> int:
+        """How many numbers `columns` copies, for scores that `read` returned."""
+        return 0
+
     def as_rows(self, scores: np.ndarray) -> np.ndarray:
         """Return scores as `[N, K]`: a single row becomes a batch, `[N, K, 1, 1]` is flattened.
 
@@ -85,11 +107,7 @@ class Selector:
 
     def select(self, scores: np.ndarray, form: str, sampler: Sampler) -> Selection:
         """Select the rows of a batch that `as_rows` returned."""
-        readout = self._readout.of_columns(scores.shape[1]) or self._readout
-        form = conditions.form_of(scores, readout, form)
-        p = conditions.probabilities(scores, readout, form)
-        logits = scores if form == "logits" else None
-        quantities = conditions.quantities(p, readout, self._names, self._calibration, logits)
+        p, observed, quantities, explainable = self._read_scores(scores, form)
         undecided: dict[str, np.ndarray] = {}
         for ranking in self._rankings:
             first = np.arange(len(p)) < ranking.undecided
@@ -99,10 +117,24 @@ class Selector:
         met = conditions.evaluate(self._condition, quantities)
         for key, first in undecided.items():  # such rows meet a condition that holds either way: not `not top 5%`
             met &= conditions.evaluate(self._condition, quantities | {key: quantities[key] | first})
-        uncertain, confident = np.flatnonzero(met), np.flatnonzero(~met)
+        others = ~met
+        if explainable is not None:
+            met, others = met & explainable, others & explainable
+        uncertain, confident = np.flatnonzero(met), np.flatnonzero(others)
         sample = sampler.sample(uncertain, self.sample)
         baseline = sampler.sample(confident, self.baseline_sample)
-        return Selection(p, logits, sample, len(uncertain) - len(sample), baseline, len(confident) - len(baseline))
+        left = len(p) - len(uncertain) - len(baseline)
+        return Selection(p, observed, sample, len(uncertain) - len(sample), baseline, left)
+
+    def _read_scores(
+        self, scores: np.ndarray, form: str
+    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray], np.ndarray | None]:
+        """Probabilities, scores, the condition's quantities, and the rows that can be explained (None: all)."""
+        readout = self._readout.of_columns(scores.shape[1]) or self._readout
+        form = conditions.form_of(scores, readout, form)
+        p = conditions.probabilities(scores, readout, form)
+        logits = scores if form == "logits" else None
+        return p, logits, conditions.quantities(p, readout, self._names, self._calibration, logits), None
 
     def prediction_sets(self, selection: Selection, rows: Sequence[int]) -> list[dict[str, Any] | None]:
         """Return the prediction set of some rows, as records have it; None without a calibration.

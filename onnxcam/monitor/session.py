@@ -29,17 +29,31 @@ class ValueNames:
         image: the input that is the picture.
         scores: the output that holds the scores; `form` is `logits`, `probabilities` or `auto`.
         features: outputs by the name of the tail's input they are; empty unless every input of the tail is an output.
+        parts: of a detector or segmentation all outputs that carry it, in order; empty of a classifier.
     """
 
     image: str
     scores: str
     form: str
     features: Mapping[str, str]
+    parts: tuple[str, ...] = ()
+
+    @property
+    def score_outputs(self) -> tuple[str, ...]:
+        """Names of the outputs that hold the scores."""
+        return self.parts or (self.scores,)
 
     @property
     def outputs(self) -> list[str]:
         """Names of all outputs that are read."""
-        return [self.scores, *self.features.values()]
+        return [*self.score_outputs, *self.features.values()]
+
+    def scores_in(self, values: Mapping[str, Any]) -> Any:
+        """The observed scores among outputs by name, None where they were not fetched."""
+        if len(self.parts) < 2:
+            return values.get(self.score_outputs[0])
+        present = {name: values[name] for name in self.parts if name in values}
+        return present if len(present) == len(self.parts) else None
 
 
 def find_values(
@@ -65,6 +79,9 @@ def find_values(
                 f"the session has inputs {listing(inputs)}; expected {image!r}, the picture of the explained model"
             )
         image = pictures[0]
+    if manifest["scores"].get("task") is not None:
+        parts = _parts(outputs, manifest)
+        return ValueNames(image, parts[0], form, {}, parts)
     scores, output_form = _scores(outputs, manifest)
     features: dict[str, str] = {}
     layer = next((n for n in (entry["value"], entry["activations"]) if n in outputs), None)
@@ -73,6 +90,20 @@ def find_values(
         if all(name in outputs for name in names.values()):
             features = names
     return ValueNames(image, scores, form if form != "auto" else output_form, features)
+
+
+def _parts(outputs: Mapping[str, list[Any]], manifest: Manifest) -> tuple[str, ...]:
+    """The outputs that carry the task: those of the model that was augmented, or its columns."""
+    columns = str(manifest["scores"]["name"])
+    names = tuple(str(name) for name in (manifest.get("source") or {}).get("values", ()))
+    if columns in outputs:
+        return (columns,)
+    if not names or any(name not in outputs for name in names):
+        raise InputError(
+            f"the session has outputs {listing(outputs)}; expected {listing(names or (columns,))}, which carry the "
+            "boxes or cells of the explained model"
+        )
+    return names
 
 
 def _scores(outputs: Mapping[str, list[Any]], manifest: Manifest) -> tuple[str, str]:
@@ -185,7 +216,8 @@ class WatchedSession:
         def observe() -> None:
             values = dict(zip(iobinding.onnxcam_outputs, iobinding.get_outputs(), strict=True))
             names = [name for name in self._names.outputs if name in values]
-            parts = [to_numpy(values[n]) if n == self._names.scores else OnDevice(values[n]) for n in names]
+            scores = self._names.score_outputs
+            parts = [to_numpy(values[n]) if n in scores else OnDevice(values[n]) for n in names]
             self._observe_run(names, parts, iobinding.onnxcam_inputs, _logid(run_options))
 
         self._try(observe)
@@ -210,13 +242,13 @@ class WatchedSession:
             all_names = names or [output.name for output in self._session.get_outputs()]
             values = dict(zip(all_names, results, strict=False))
             read = self._names
-            scores = values.get(read.scores)
+            scores = read.scores_in(values)
             if scores is None:
                 return
             features = {value: values[name] for value, name in read.features.items() if name in values}
             complete = features if len(features) == len(read.features) else None
-            requests = None if logid is None else [logid] * len(scores)
             picture = feed[read.image]
+            requests = None if logid is None else [logid] * len(picture if read.parts else scores)
             tensor = OnDevice(picture) if hasattr(picture, "device_name") else np.asarray(picture)
             self._observe(scores, read.form, Batch(tensor=tensor, features=complete, requests=requests))
 

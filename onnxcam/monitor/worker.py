@@ -22,7 +22,7 @@ from onnxcam.monitor.admission import Clock
 from onnxcam.monitor.atomic import Claim
 from onnxcam.monitor.error_log import ErrorLog
 from onnxcam.monitor.interruptions import attempt, interruption
-from onnxcam.monitor.predictions import Row
+from onnxcam.monitor.predictions import COLUMNS, Row
 from onnxcam.monitor.queue import RowQueue
 from onnxcam.monitor.sinks import Sink
 
@@ -63,6 +63,8 @@ class DuplicateFilter:
             return None
         digest = hashlib.blake2b(str(int(row.quantities["label"])).encode(), digest_size=_DIGEST)
         for name, array in row.arrays().items():
+            if name == COLUMNS:  # computed from the picture
+                continue
             digest.update(f"{name}{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         if isinstance(row.picture, bytes):

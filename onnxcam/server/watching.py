@@ -37,7 +37,7 @@ class Watch:
                 scores="logits",
                 labels=model.labels,
                 preprocess=model.explainer.preprocess,
-                layer=model.explainer.layers[-1],
+                layer=model.explainer.layers[-1] if model.task is None else None,  # each box has its own
             )
             for model in models
         }

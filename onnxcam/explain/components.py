@@ -62,7 +62,12 @@ def first_component(sessions: Sessions, values: np.ndarray) -> np.ndarray:
 
 
 def _first_vector(matrix: np.ndarray, power: np.ndarray | None) -> np.ndarray:
-    """The eigenvector of the largest eigenvalue: a column of the power, where nothing else is left in that."""
+    """The eigenvector of the largest eigenvalue: a column of the power, where nothing else is left in that.
+
+    NaN of a matrix that is not finite, which has none.
+    """
+    if not np.isfinite(matrix).all():
+        return np.full(len(matrix), np.nan)
     if power is not None and np.trace(power) >= 1 - _REST:
         column = power[:, int(np.argmax(power.diagonal()))]
         return np.asarray(column / np.sqrt((column * column).sum()))

@@ -64,3 +64,16 @@ def test_the_gram_matrix_is_of_places_minus_their_mean(explainer: Explainer) -> 
     rows -= rows.mean(axis=1, keepdims=True)
     (matrices,) = components.gram(explainer.sessions, values)
     assert np.abs(matrices - rows @ rows.swapaxes(1, 2)).max() <= 1e-12
+
+
+@pytest.mark.parametrize("shape", [(20, 3, 4), (5, 6, 7), (260, 15, 17)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_of_values_that_are_not_finite_the_map_is_not(
+    explainer: Explainer, shape: tuple[int, int, int], value: float
+) -> None:
+    """`attribute` says so, as of any method; the other pictures of the batch have their maps."""
+    values = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    values[0, 1, 2, 3] = value
+    with np.errstate(invalid="ignore"):
+        maps = components.first_component(explainer.sessions, values)
+    assert np.isnan(maps[0]).all() and np.isfinite(maps[1]).all()

@@ -59,7 +59,7 @@ def reason(
         examination = examine()
         if objective is None:
             objective = (
-                question.objective(examination.scores)
+                question.objective(examination.scores, examination.placements)
                 if question.top is None
                 else logit(np.array([index], np.int64), examination.readout)
             )

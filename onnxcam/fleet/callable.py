@@ -213,7 +213,7 @@ class Explain:
             explainer.question(**self._question, options=self._options),
             read_condition(self.when, explainer.labels, explainer.classes, of_manifest(explainer.manifest)),
             rows,
-            min(self.top_k, explainer.classes),
+            min(self.top_k, explainer.classes or self.top_k),  # some detectors do not tell how many
             self.overlay,
             self.alpha,
             self.colormap,

@@ -7,10 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from onnxcam.errors import ModelError
+
 
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenate the rows of several runs; a single part is returned as it is, without a copy."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    """Concatenate the rows of several runs; a single part is returned as it is, without a copy.
+
+    Raises:
+        ModelError: their rows are of different sizes, as those of detectors with an NMS inside are.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    shapes = list(dict.fromkeys(part.shape[1:] for part in parts))
+    if len(shapes) > 1:
+        raise ModelError(
+            f"the model's pictures have {' and '.join(f'{int(np.prod(shape))}' for shape in shapes[:2])} numbers each, "
+            "as those of a detector that leaves as many boxes as there are, and cannot be joined to one batch; explain "
+            "them one at a time (`onnxcam explain`, `explainer.explain`)"
+        )
+    return np.concatenate(parts)
 
 
 def floats(pictures: np.ndarray) -> np.ndarray:

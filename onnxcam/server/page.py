@@ -27,6 +27,10 @@ BACKEND, FACTS = "backend.js", "viewer.json"
 _SOURCES = {**{name: name for name in interface.FILES}, BACKEND: "http_backend.js"}
 # they say nothing about the models
 PATHS = {name: "/" if name == interface.INDEX else f"/{name}" for name in _SOURCES}
+_NOTES = {
+    "detect": ["This model is a detector: of each class its best box is explained."],
+    "segment": ["This model divides pictures into regions: of each class its own pixels are explained."],
+}
 _HTML = frozenset(("text/html", "application/xhtml+xml"))
 _HEADERS = {
     "Cache-Control": "no-cache",
@@ -114,7 +118,9 @@ def describe(model: Model) -> dict[str, Any]:
     except OnnxcamError:
         names = []  # a graph that cannot be read further: those of the file remain
     stored = explainer.methods
-    default = "gradcam" if "gradcam" in stored or not stored else stored[0]
+    default = registry.USUAL if registry.USUAL in stored or not stored else stored[0]
+    if model.task is not None:
+        default = registry.default_method(explainer.terms.readout)
     return {
         "name": model.name,
         "layers": [*(name for name in names if name not in layers), *layers],
@@ -125,5 +131,6 @@ def describe(model: Model) -> dict[str, Any]:
         "class_count": explainer.classes,
         "kind": explainer.manifest["scores"]["kind"],
         "targets": "any",
-        "notes": [],
+        "task": model.task,
+        "notes": _NOTES.get(model.task or "", []),
     }

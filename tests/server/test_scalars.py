@@ -130,3 +130,14 @@ def test_a_monitor_and_a_page_are_of_classifiers() -> None:
         Monitor(detectors.build("yolov8"), sink="records")
     with pytest.raises(ModelError, match="a page is of a classifier"):
         static_page.browser_model(detectors.build("yolov8"), preprocess="0..1")
+
+
+def test_the_page_asks_by_the_method_of_the_task(asked: TestClient) -> None:
+    described = {one["name"]: one for one in asked.get("/viewer.json").json()["models"]}
+    assert [(described[name]["task"], described[name]["method"]) for name in ("yolo", "segment")] == [
+        ("detect", "layercam"), ("segment", "hirescam")
+    ]  # fmt: skip
+    assert "best box" in described["yolo"]["notes"][0]
+    label = described["yolo"]["classes"].index(ask(asked, "yolo")["prediction"])
+    target = ask(asked, "yolo", target=label)["target"]
+    assert (target["class_index"], target["objective"]) == (label, "box_score")

@@ -39,7 +39,13 @@ def open_pair(
         notes.append(INHERITED)
     explainers = first, second
     for explainer in explainers:
-        explainer.terms.readout.require_probabilities("comparing models")
+        readout = explainer.terms.readout
+        readout.require_probabilities("comparing models")
+        if readout.task is not None:  # a box has its own layer, and the pair is compared at one
+            raise SettingError(
+                f"models are compared by the maps of their classes, and one's task is {readout.task.name!r}; judge its "
+                "maps with `onnxcam evaluate`"
+            )
     notes += compare_classes(first, second)
     sides = [
         Side(explainer, explainer.layers[-1] if name is None else name, method, what)

@@ -53,12 +53,15 @@ const upper = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test
 export async function explain(blob, { model, layer, method, target, topK, signal, progress, picture }) {
   const form = new FormData();
   form.append("image", blob, "picture"); // not its name, which is nobody's business
-  const fields = { model, layer, method, top_k: topK, when: "always", files: picture ? "grayscale,input" : "grayscale" };
-  if (target !== null) fields.class_index = target;
+  const about = (await models()).find(({ name }) => name === model);
+  const fields = { model, method, top_k: topK, when: "always", files: picture ? "grayscale,input" : "grayscale" };
+  // boxes come from several layers: each has its own, unless another one is chosen
+  if (!about?.task || layer !== about.layer) fields.layer = layer;
+  if (target !== null) fields[about?.task ? "target" : "class_index"] = target;
   for (const [name, value] of Object.entries(fields)) form.append(name, String(value));
   let response, answer;
   try {
-    response = await send(target === null ? "predict_with_gradcam" : "analyze_class", { method: "POST", body: form, signal });
+    response = await send(target === null || about?.task ? "predict_with_gradcam" : "analyze_class", { method: "POST", body: form, signal });
   } catch (error) {
     if (error.status === 0 && !(await readable(blob))) throw new BackendError("The file cannot be read any more: it was moved or changed.", { status: 422 });
     throw error;

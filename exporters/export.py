@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import onnx
 
-from onnxcam.errors import LayerError, OutputError, PreprocessError
+from onnxcam.errors import LayerError, ModelError, OutputError, PreprocessError, listing
 from onnxcam.exporters import parity
 from onnxcam.exporters.source import Info
 from onnxcam.graph.layers import Layer
@@ -26,6 +26,7 @@ from onnxcam.network import manifest
 from onnxcam.network.explainable import augment
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.pixels import UNPREPARED, wrap
+from onnxcam.targets.tasks import DETECT
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,15 @@ class Classifier:
 
     Attributes:
         model: one input `input` and the model's own outputs, the batch dimension of all called N and free.
-        scores: name of the output that holds the class scores.
+        scores: name of the output that holds the class scores; of a model of another task what the caller named.
         layers: the target layers, named as the framework names them; None to explain the graph's default layer.
+        of_task: whether none of the outputs holds class scores: what they are is measured in the file.
     """
 
     model: onnx.ModelProto
-    scores: str
+    scores: str | None
     layers: list[Layer] | None
+    of_task: bool = False
 
     @property
     def opset(self) -> int:
@@ -68,13 +71,16 @@ class Framework(Protocol):
         """Return a batch of two rows, and the preprocessing to store: the given one, or what the model itself tells."""
         ...
 
-    def capture(self, layers: Sequence[Any] | None, scores: str | None, opset: int | None) -> Classifier:
+    def capture(
+        self, layers: Sequence[Any] | None, scores: str | None, opset: int | None, task: str | None
+    ) -> Classifier:
         """Write the model as plain ONNX in which the target layers' values are known.
 
         Arguments:
             layers: names or objects of the framework; None for the default layer.
             scores: name of the output with the class scores, None to search for it (`onnxcam.exporters.scores`).
             opset: None for the framework's own default.
+            task: one of `onnxcam.targets.tasks.TASKS` where the caller says that the model is no classifier, else None.
         """
         ...
 
@@ -123,6 +129,8 @@ def export(
     verify: bool | int = True,
     scores: str | None = None,
     kind: str | None = None,
+    task: str | None = None,
+    boxes_output: str | None = None,
     outputs: str = "all",
     gate: str | None = None,
     portable: bool = False,
@@ -132,14 +140,14 @@ def export(
     origin: Mapping[str, Any] | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> Manifest | onnx.ModelProto:
-    """Export a framework's classifier as an explainable ONNX file.
+    """Export a framework's model as an explainable ONNX file.
 
     Arguments:
         framework: the model.
         path: where to write; None to get the model instead.
         layers: target layers as the framework names them, one or several; None for the default layer.
-        labels, preprocess, methods, target, opset, verify, scores, kind, outputs, gate, portable, pixels, grid,
-            prefix_tokens, origin: as of `onnxcam.exporters.pytorch.export`.
+        labels, preprocess, methods, target, opset, verify, scores, kind, task, boxes_output, outputs, gate, portable,
+            pixels, grid, prefix_tokens, origin: as of `onnxcam.exporters.pytorch.export`.
         on_warning: called with each doubt that was measured; None for Python's `warnings.warn`.
 
     Returns:
@@ -161,7 +169,7 @@ def export(
         batch, spec = framework.example(preprocess)
         if pixels and not spec:
             raise PreprocessError(UNPREPARED)  # reported now, not after the export
-        classifier = framework.capture(targets, scores, opset)
+        classifier = framework.capture(targets, scores, opset, DETECT if boxes_output is not None else task)
         source = {**framework.source(classifier), **(origin or {})}
 
         def explain(outputs: str, gate: str | None, layers: Sequence[Layer] | None, probe: bool) -> onnx.ModelProto:
@@ -172,6 +180,8 @@ def export(
                 target,
                 scores=classifier.scores,
                 kind=kind,
+                task=task,
+                boxes_output=boxes_output,
                 outputs=outputs,
                 labels=labels,
                 preprocess=spec,
@@ -188,7 +198,13 @@ def export(
         # gradients are compared where they are always computed, and are outputs
         model = explain("all", None, classifier.layers, True)
         record = _manifest(model)
-        if classifier.layers is None:
+        if classifier.of_task and not record["scores"].get("task"):
+            raise ModelError(
+                f"the model's outputs {listing(record['source']['outputs'])} could be boxes or class scores; say which "
+                "with task= or scores= (on the command line: --task, --scores NAME)"
+            )
+        # the levels of a pyramid keep the names of their values
+        if classifier.layers is None and len(record["layers"]) == 1:
             record["layers"][0]["name"] = framework.default_name(model, record)
         if samples:
             oracle = framework.oracle(record)

@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 
 from onnxcam import image
+from onnxcam.errors import ModelError
 from onnxcam.exporters import export as exporting
 from onnxcam.exporters import keras_capture, keras_input, keras_layers, keras_oracle, keras_source, program
 from onnxcam.exporters import scores as class_scores
@@ -34,6 +35,10 @@ from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
 from onnxcam.targets.readout import Readout
 
+_CONVERTED = (
+    "of Keras models only classifiers are compared with GradientTape; export it with model.export('model.onnx', "
+    "format='onnx'), then `onnxcam export model.onnx -o OUT.onnx --task detect|segment|embed|regress`"
+)
 # names of an output by the operator that ends it
 _MEANINGS = {"softmax": "probabilities", "sigmoid": "probabilities", "log_softmax": "log_probabilities"}
 
@@ -202,13 +207,17 @@ class Keras:
             self._calls, self._returned = self._watched.calls(self._picture)
         return self._picture, spec
 
-    def capture(self, layers: Sequence[Any] | None, scores: str | None, opset: int | None) -> Classifier:
+    def capture(
+        self, layers: Sequence[Any] | None, scores: str | None, opset: int | None, task: str | None
+    ) -> Classifier:
         """Write the model as ONNX.
 
         Raises:
             LayerError: a layer that cannot be a target.
             ModelError: the model is not a classifier, or cannot be written.
         """
+        if task is not None:
+            raise ModelError(f"task={task!r}: {_CONVERTED}")
         names, self._place = self._outputs(scores)
         if layers is None:
             self._targets, captured = keras_layers.default(
@@ -266,7 +275,15 @@ class Keras:
         return self._targets[0].name
 
     def oracle(self, manifest: Manifest) -> keras_oracle.KerasOracle:
-        """GradientTape on the model itself."""
+        """GradientTape on the model itself.
+
+        Raises:
+            ModelError: the model is no classifier.
+        """
+        if manifest["scores"].get("task"):
+            raise ModelError(
+                f"the model is no classifier (its scores are of kind {manifest['scores']['kind']!r}): {_CONVERTED}"
+            )
         return keras_oracle.KerasOracle(
             self._watched,
             self._targets,

@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
-from onnxcam.errors import InputError, VerificationError
+from onnxcam.errors import InputError, ModelError, VerificationError
+from onnxcam.exporters import task_scalars
+from onnxcam.exporters.task_scalars import Question
 from onnxcam.graph.load import serialize
-from onnxcam.network.manifest import SHARED, Manifest
+from onnxcam.network.manifest import NONE, SHARED, Manifest
 from onnxcam.network.score_facts import without_masked
 from onnxcam.runtime import open_session, options, run
 from onnxcam.targets.readout import Readout
@@ -31,7 +33,8 @@ class Reference(Protocol):
     """What the framework computes for one batch.
 
     Attributes:
-        scores: `[N, K]` (`[N, 1]` for a binary logit), before any ending Softmax or Sigmoid.
+        scores: `[N, K]` (`[N, 1]` for a binary logit), before any ending Softmax or Sigmoid; of another task than
+            classification its columns.
         outputs: the model's own output tensors, in order.
         activations: the value of each target layer.
     """
@@ -40,8 +43,11 @@ class Reference(Protocol):
     outputs: list[np.ndarray]
     activations: list[np.ndarray]
 
-    def gradients(self, targets: np.ndarray) -> list[np.ndarray]:
-        """d score[n, targets[n]] / d activations, per target layer."""
+    def gradients(self, targets: Any) -> list[np.ndarray]:
+        """d score[n, targets[n]] / d activations, per target layer.
+
+        Of a `task_scalars.Target` d scalar / d activations.
+        """
         ...
 
 
@@ -137,6 +143,8 @@ def verify(
 ) -> dict[str, Any]:
     """Compare an explainable model with its framework on a batch, at the top-1 class of each row and at a random one.
 
+    A model of another task is compared at two of its scalars (`onnxcam.exporters.task_scalars`).
+
     Arguments:
         model: with activations and gradients among its outputs.
         manifest: its manifest.
@@ -153,9 +161,10 @@ def verify(
     """
     reference = oracle(batch, False)
     assert reference is not None
-    classes = _targets(reference.scores, manifest)
+    questions = _questions(reference.scores, manifest)
+    classes = [question.target for question in questions]
     session = open_session(serialize(model), ["CPUExecutionProvider"], options.proving())
-    outputs = [_outputs(session, manifest, batch, targets) for targets in classes]
+    outputs = [_outputs(session, manifest, {manifest["input"]["name"]: batch} | q.feeds) for q in questions]
     expected = _expected(manifest, reference, classes)
     errors = _errors(outputs, expected)
     worst = {q: max(float(far.max()) for part in errors for far in part[q].values()) for q in QUANTITIES}
@@ -180,6 +189,20 @@ def verify(
 Values = dict[str, dict[str, np.ndarray]]
 
 
+def _questions(scores: np.ndarray, manifest: Manifest) -> list[Question]:
+    """What to compare at, and the inputs that ask the file for it."""
+    if manifest["target"]["mode"] == NONE:
+        raise ModelError(f"target={NONE!r}: the file has no gradients that could be verified; export with verify=False")
+    if manifest["scores"].get("task") is not None:
+        return task_scalars.draw(manifest, scores, np.random.default_rng(SEED))
+    target = manifest["target"]
+    shared = target.get("rows") == SHARED
+    return [
+        Question({} if target["mode"] == "constant" else {target["name"]: classes[:1] if shared else classes}, classes)
+        for classes in _targets(scores, manifest)
+    ]
+
+
 def _targets(scores: np.ndarray, manifest: Manifest) -> list[np.ndarray]:
     """The class of each row to compare at: by index, so that near-ties of the top class do no harm."""
     rows, classes = len(scores), int(manifest["scores"]["classes"])
@@ -195,16 +218,13 @@ def _targets(scores: np.ndarray, manifest: Manifest) -> list[np.ndarray]:
     return [top, np.where(masked.any() if manifest["target"].get("rows") == SHARED else masked, top, other)]
 
 
-def _outputs(session: Any, manifest: Manifest, batch: np.ndarray, targets: np.ndarray) -> Values:
+def _outputs(session: Any, manifest: Manifest, feeds: dict[str, np.ndarray]) -> Values:
     """The explainable model's values."""
     layers = manifest["layers"]
     names = dict.fromkeys([*manifest["source"]["outputs"], manifest["scores"]["name"]])
     kinds = {output.name: output.type for output in session.get_outputs()}
     scores = [name for name in names if kinds[name].startswith("tensor(float") or kinds[name] == "tensor(double)"]
     outputs = [*scores, *(layer[key] for key in ("activations", "gradients") for layer in layers)]
-    feeds = {manifest["input"]["name"]: batch}
-    if manifest["target"]["mode"] != "constant":
-        feeds[manifest["target"]["name"]] = targets[:1] if manifest["target"].get("rows") == SHARED else targets
     arrays = run(session, outputs, feeds)
     return {
         "scores": {name: arrays[name] for name in scores},
@@ -213,7 +233,7 @@ def _outputs(session: Any, manifest: Manifest, batch: np.ndarray, targets: np.nd
     }
 
 
-def _expected(manifest: Manifest, reference: Reference, classes: Sequence[np.ndarray]) -> list[Values]:
+def _expected(manifest: Manifest, reference: Reference, classes: Sequence[Any]) -> list[Values]:
     """The framework's values at each of the targets."""
     layers = [layer["name"] for layer in manifest["layers"]]
     outputs = dict(zip(manifest["source"]["outputs"], reference.outputs, strict=True))

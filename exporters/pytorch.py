@@ -19,7 +19,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from onnxcam.errors import LayerError, listing
+from onnxcam.errors import LayerError, ModelError, listing
 from onnxcam.exporters import export as exporting
 from onnxcam.exporters import parity, program, torch_capture, torch_oracle, torch_source
 from onnxcam.exporters import scores as class_scores
@@ -32,6 +32,7 @@ from onnxcam.network.score_facts import distribution
 from onnxcam.runtime import open_session
 from onnxcam.runtime import run as run_session
 from onnxcam.targets.readout import Readout
+from onnxcam.targets.tasks import REGRESS
 
 
 def export(
@@ -48,6 +49,8 @@ def export(
     verify: bool | int = True,
     scores: str | None = None,
     kind: str | None = None,
+    task: str | None = None,
+    boxes_output: str | None = None,
     outputs: str = "all",
     gate: str | None = None,
     portable: bool = False,
@@ -56,7 +59,7 @@ def export(
     prefix_tokens: int | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Manifest | onnx.ModelProto:
-    """Export a classifier as an explainable ONNX file.
+    """Export a classifier, or a model of another task, as an explainable ONNX file.
 
     The model is exported in eval mode, on the CPU and in float32 (a float16 or bfloat16 model as its float32 values);
     its modes, device, hooks, `requires_grad` and `.grad` are afterwards what they were, also after an error. It must
@@ -83,6 +86,10 @@ def export(
             default.
         kind: what the scores are: `logits`, `probabilities`, `binary_logit`, `multilabel` (a sigmoid outside the
             model), or `regression`; None to find out.
+        task: `detect`, `segment`, `embed` or `regress`, of a model that is no classifier; None to find out from what
+            its outputs measure. Autograd is then compared at a box's score, the sum of a class over a region, the
+            cosine with an embedding, or a value.
+        boxes_output: the output with the boxes of a detector, where the model has several candidates.
         outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
         gate: compute gradients and heatmaps only where a prediction meets this, such as `confidence < 0.6`.
         portable: as of `onnxcam.augment`: a file for more runtimes, with one `target` for all rows.
@@ -114,6 +121,8 @@ def export(
         verify=verify,
         scores=scores,
         kind=kind,
+        task=task,
+        boxes_output=boxes_output,
         outputs=outputs,
         gate=gate,
         portable=portable,
@@ -140,7 +149,7 @@ class PyTorch:
     _returned: Any
     _targets: list[Target]
     _captured: torch_capture.Captured
-    _place: int
+    _place: int | None
 
     def __init__(self, model: Any, example_inputs: Any) -> None:
         self._model, self._inputs = model, example_inputs
@@ -158,33 +167,49 @@ class PyTorch:
         """Two rows of the example inputs, and the preprocessing as given."""
         return self._picture.numpy(), preprocess
 
-    def capture(self, layers: Sequence[Any] | None, scores: str | None, opset: int | None) -> Classifier:
+    def capture(
+        self, layers: Sequence[Any] | None, scores: str | None, opset: int | None, task: str | None
+    ) -> Classifier:
         """Write the model as ONNX.
 
         Raises:
             LayerError: a layer that cannot be a target.
-            ModelError: the model does not run, is not a classifier, or cannot be written.
+            ModelError: the model does not run, returns nothing that could be explained, or cannot be written.
         """
         calls, self._returned = self._watched.calls(self._picture)
         self._targets = [self._watched.resolve(layer, calls, len(self._picture)) for layer in layers or ()]
-        names, self._place = self._outputs(scores)
+        names, self._place = self._outputs(scores, task)
         self._captured = torch_capture.capture(self._watched, self._picture, self._targets, names, opset)
         pairs = zip(self._targets, self._captured.values, strict=True)
         return Classifier(
-            self._captured.model, names[self._place], None if layers is None else [_layer(*pair) for pair in pairs]
+            self._captured.model,
+            scores if self._place is None else names[self._place],
+            None if layers is None else [_layer(*pair) for pair in pairs],
+            self._place is None,
         )
 
-    def _outputs(self, name: str | None) -> tuple[list[str], int]:
-        """Names for the model's output tensors, and the position of the class scores among them.
+    def _outputs(self, name: str | None, task: str | None) -> tuple[list[str], int | None]:
+        """Names for the model's output tensors, and the position of the class scores among them, None of a model of
+        another task.
 
         Raises:
-            ModelError: none of them looks like class scores, or several do.
+            ModelError: nothing in them can be explained, or several could be class scores; or they are a detector's
+                lists of boxes.
         """
+        _refuse_lists_of_boxes(self._returned)
         outputs = tensors(self._returned)
         names = torch_capture.output_names(self._returned, "output")
         shapes = [tuple(t.shape) for t in outputs]
-        place = class_scores.position(names, shapes, [t.is_floating_point() for t in outputs], len(self._picture), name)
-        if names[place] in ("output", "logits"):
+        floating, rows = [t.is_floating_point() for t in outputs], len(self._picture)
+        if task is not None:
+            if name is not None:
+                class_scores.position(names, shapes, floating, rows, name)
+            quantities = class_scores.values(shapes, floating, rows) if name is None else [names.index(name)]
+            # one quantity is the score of a readout without a task
+            single = task == REGRESS and [outputs[k].numel() for k in quantities] == [rows]
+            return names, quantities[0] if single else None
+        place = class_scores.search(names, shapes, floating, rows, name)
+        if place is not None and names[place] in ("output", "logits"):
             names[place] = self._meaning(place)
         return names, place
 
@@ -229,9 +254,11 @@ class PyTorch:
         """
         entry = manifest["layers"][0]
         feeds: dict[str, np.ndarray] = {manifest["input"]["name"]: self._picture.numpy()}
-        if manifest["target"]["mode"] == "required":
-            feeds[manifest["target"]["name"]] = np.full(len(self._picture), -1, np.int64)
         session = open_session(serialize(explainable), ["CPUExecutionProvider"])
+        for further in session.get_inputs():  # a value that a layer's does not depend on
+            if further.name not in feeds:
+                shape = [1, *(dim for dim in further.shape[1:] if isinstance(dim, int))]
+                feeds[further.name] = np.zeros(shape, np.int64 if "int64" in further.type else np.float32)
         value = run_session(session, [entry["activations"]], feeds)[entry["activations"]]
 
         near: list[tuple[float, str, int, Tensor]] = []
@@ -262,7 +289,9 @@ class PyTorch:
 
         Raises:
             LayerError: no module returns it, and the program does not have it either.
+            ModelError: the model does not return what is explained.
         """
+        place = self._columns(manifest)
         root, forward = self._watched.root, torch_oracle.by_hooks(self._watched, self._targets)
         if not self._targets:
             values = [entry["value"] for entry in manifest["layers"]]
@@ -279,9 +308,43 @@ class PyTorch:
             root,
             forward,
             len(manifest["layers"]),
-            place=self._place,
+            place=place,
             readout=Readout.from_manifest(manifest["scores"]),
-            stepped_over=manifest["scores"]["name"] != self._captured.outputs[self._place],
+            stepped_over=manifest["scores"]["name"] != self._captured.outputs[place[0]],
+        )
+
+    def _columns(self, manifest: Manifest) -> list[int]:
+        """The positions of the output tensors that the scores consist of, in order.
+
+        Raises:
+            ModelError: they are computed inside the model, where it returns something made of them.
+        """
+        outputs = self._captured.outputs
+        if self._place is not None and not manifest["scores"].get("task"):
+            return [self._place]
+        values = manifest["source"].get("values") or [manifest["scores"]["name"]]
+        inside = [value for value in values if value not in outputs]
+        if inside:
+            raise ModelError(
+                f"what is explained, {listing(inside)}, is computed inside the model, which returns "
+                f"{listing(outputs)}, so its gradients cannot be compared with autograd; let the model return it, or "
+                "export with verify=False (on the command line: --no-verify), and try `onnxcam check` on the file"
+            )
+        return [outputs.index(value) for value in values]
+
+
+def _refuse_lists_of_boxes(returned: Any) -> None:
+    """Refuse a detector that returns a dict per picture.
+
+    Raises:
+        ModelError: it does.
+    """
+    if isinstance(returned, (list, tuple)) and returned and all(isinstance(item, Mapping) for item in returned):
+        keys = ", ".join(str(key) for key in returned[0])
+        raise ModelError(
+            f"the model returns a dict per picture ({keys}), as torchvision's detectors do, and the number of boxes "
+            "depends on the picture: write it for one picture with the older exporter, torch.onnx.export(model, "
+            "(picture,), 'detector.onnx', dynamo=False), then `onnxcam export detector.onnx -o OUT.onnx --task detect`"
         )
 
 

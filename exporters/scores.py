@@ -45,6 +45,40 @@ def position(
     )
 
 
+def search(
+    names: Sequence[str], shapes: Sequence[Shape], floating: Sequence[bool], rows: int, scores: str | None
+) -> int | None:
+    """Return the position of the class scores, None where what the outputs are has to be measured.
+
+    That is where none has the form of class scores but one has more axes, as boxes and scores per cell have; where the
+    one named has not; and where one holds four numbers for each of the others' columns, as boxes beside their scores.
+
+    Raises:
+        ModelError: as of `position`.
+    """
+    numeric = [shape for shape, is_float in zip(shapes, floating, strict=True) if is_float and shape[:1] == (rows,)]
+    if scores is not None:
+        named = position(names, shapes, floating, rows, scores)
+        return named if _is_scores(shapes[named], rows) or _is_unusual(shapes[named], rows) else None
+    classes = [shape for shape in numeric if _is_scores(shape, rows)]
+    candidates = {shape[3 - axis] for shape in numeric if len(shape) == 3 for axis in (1, 2) if shape[axis] == 4}
+    if any(len(shape) == 2 and shape[1] in candidates for shape in classes):
+        return None
+    unusual = any(_is_unusual(shape, rows) for shape in numeric)
+    if not classes and not unusual and any(len(shape) > 2 for shape in numeric):
+        return None
+    return position(names, shapes, floating, rows, None)
+
+
+def values(shapes: Sequence[Shape], floating: Sequence[bool], rows: int) -> list[int]:
+    """The positions of the outputs that hold one or more quantities per picture."""
+    return [
+        place
+        for place, shape in enumerate(shapes)
+        if floating[place] and (_is_scores(shape, rows) or _is_unusual(shape, rows))
+    ]
+
+
 def _is_scores(shape: Shape, rows: int) -> bool:
     return shape[:1] == (rows,) and (len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1)))
 

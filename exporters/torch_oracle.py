@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from onnxcam.errors import LayerError, ModelError
+from onnxcam.exporters import task_scalars
 from onnxcam.exporters.reasons import first_line
 from onnxcam.exporters.torch_module import Target, Watched, first_tensor, frozen, run, tensors, with_first
 from onnxcam.targets.readout import Readout
@@ -73,7 +74,7 @@ class Evaluation:
         forward: the model, which hands each target layer's value to its second argument and goes on with what it gets.
         count: number of target layers.
         batch: `[N, …]`, on the CPU.
-        place: which output tensor holds the scores.
+        place: which output tensors hold the scores: one of a classifier, of another task those that are its columns.
         readout: the meaning of the scores.
         stepped_over: whether a Softmax or Sigmoid ends the model and its input is meant.
 
@@ -82,7 +83,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, forward: Forward, count: int, batch: Tensor, place: int, readout: Readout, stepped_over: bool
+        self, forward: Forward, count: int, batch: Tensor, place: Sequence[int], readout: Readout, stepped_over: bool
     ) -> None:
         values: dict[int, Tensor] = {}
 
@@ -96,9 +97,12 @@ class Evaluation:
         with torch.inference_mode(False), torch.enable_grad():
             with Endings() as endings:
                 outputs = tensors(forward(batch, tap))
-            scores = outputs[place]
+            scores = outputs[place[0]]
+            if readout.task is not None:
+                dtype = next(outputs[k].dtype for k in place if outputs[k].is_floating_point())
+                scores = torch.cat([outputs[k].reshape(len(batch), -1).to(dtype) for k in place], dim=1)
             ending = None
-            if stepped_over and not (readout.logarithmic or readout.numeric):
+            if stepped_over and readout.task is None and not (readout.logarithmic or readout.numeric):
                 ending = endings.ending(scores) or endings.nearest(scores)
             if ending is not None:
                 scores = ending[1]
@@ -116,25 +120,47 @@ class Evaluation:
         self.outputs = [_array(output) for output in outputs]
         self.activations = [_array(value) for value in self._values]
 
-    def gradients(self, targets: np.ndarray) -> list[np.ndarray]:
-        """d score[n, targets[n]] / d value, per target layer; for a binary logit minus that at class 0."""
-        index = torch.as_tensor(targets)
+    def gradients(self, targets: np.ndarray | task_scalars.Target) -> list[np.ndarray]:
+        """d score[n, targets[n]] / d value, per target layer; for a binary logit minus that at class 0.
+
+        Of another task than classification d scalar / d value.
+        """
         with torch.enable_grad():
-            if self._readout.signed:
+            if not isinstance(targets, np.ndarray):
+                total = _scalar(self._scores, targets).sum()
+            elif self._readout.signed:
+                index = torch.as_tensor(targets)
                 total = (self._scores[:, 0] * (2 * index - 1)).sum()
             else:
-                total = self._scores.gather(1, index[:, None]).sum()
+                total = self._scores.gather(1, torch.as_tensor(targets)[:, None]).sum()
         gradients = torch.autograd.grad(total, self._values, retain_graph=True, allow_unused=True)
         if any(gradient is None for gradient in gradients):
             raise LayerError("the scores do not depend on the target layer; choose one between picture and scores")
         return [_array(gradient) for gradient in gradients]
 
 
+def _scalar(columns: Tensor, target: task_scalars.Target) -> Tensor:
+    """The number of each row, `[N]`."""
+    if isinstance(target, task_scalars.Sum):
+        return (columns * torch.as_tensor(target.weights, dtype=columns.dtype)).sum(dim=1)
+    if isinstance(target, task_scalars.Product):
+        return columns.gather(1, torch.as_tensor(target.columns)).prod(dim=1)
+    reference = torch.as_tensor(target.reference, dtype=columns.dtype)
+    return torch.nn.functional.cosine_similarity(columns, reference, dim=1)
+
+
 class TorchOracle:
     """A `parity.Oracle`: the model evaluated in float32, or in float64 to measure its own rounding error."""
 
     def __init__(
-        self, root: nn.Module, forward: Forward, count: int, *, place: int, readout: Readout, stepped_over: bool
+        self,
+        root: nn.Module,
+        forward: Forward,
+        count: int,
+        *,
+        place: Sequence[int],
+        readout: Readout,
+        stepped_over: bool,
     ) -> None:
         self._root = root
         self._evaluate: Callable[[Any], Evaluation] = lambda picture: Evaluation(

@@ -411,10 +411,10 @@ def _from_framework(
     Arguments:
         result: `model`, where SOURCE is code that has been run.
     """
-    if request.task is not None or request.boxes_output is not None:
+    if kind != "PyTorch" and (request.task is not None or request.boxes_output is not None):
         raise click.UsageError(
-            f"--task and --boxes-output are for an ONNX file, and SOURCE {source!r} is a {kind} model: export it with "
-            f"{kind}'s own exporter, then give that file."
+            f"--task and --boxes-output are for an ONNX file or a PyTorch model, and SOURCE {source!r} is a {kind} "
+            f"model: export it with {kind}'s own exporter, then give that file."
         )
     exporter = frameworks.FRAMEWORKS[kind].exporter()
     from onnxcam.exporters.export import export
@@ -424,9 +424,8 @@ def _from_framework(
     request = replace(
         request, labels=names, target=_target(request.target, names), preprocess=_preprocess(request.preprocess, loaded)
     )
-    values = {name: value for name, value in vars(request).items() if name not in ("task", "boxes_output")}
     manifest: dict[str, Any] = export(
-        loaded.framework, output, **values, origin={"name": loaded.info.name}, on_warning=_warn
+        loaded.framework, output, **vars(request), origin={"name": loaded.info.name}, on_warning=_warn
     )
     return manifest
 

@@ -237,10 +237,13 @@ def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pyt
         "layers": ["layer4"], "labels": ["a", "b", "c", "d", "e"], "preprocess": RAW, "methods": None,
         "target": "b", "opset": 19, "verify": False, "scores": None, "outputs": "all", "gate": None,
         "grid": None, "prefix_tokens": None, "kind": None, "portable": False, "pixels": False,
-        "origin": {"name": "net"},
+        "task": None, "boxes_output": None, "origin": {"name": "net"},
     }  # fmt: skip
-    tasks = run("export", "torchvision:net", "-o", tmp_path / "task.onnx", "--task", "detect")
-    assert tasks.code == 2 and "for an ONNX file" in tasks.err and not (tmp_path / "task.onnx").exists()
+    task = ("--task", "detect", "--boxes-output", "b")
+    assert run("export", "torchvision:net", "-o", tmp_path / "task.onnx", *task).code == 0
+    assert (seen["export"]["task"], seen["export"]["boxes_output"]) == ("detect", "b")
+    tasks = run("export", "keras:net", "-o", tmp_path / "keras.onnx", "--task", "detect")
+    assert tasks.code == 2 and "for an ONNX file" in tasks.err and not (tmp_path / "keras.onnx").exists()
     assert run("export", "torchvision:net", "-o", tmp_path / "out.onnx", "--preprocess", "caffe").code == 0
     assert seen["export"]["preprocess"]["color"] == "BGR"
     assert seen["export"]["preprocess"]["resize"]["size"] == [32, 32]

@@ -47,7 +47,10 @@ class Toy:
         self.calls.append("example")
         return np.random.default_rng(0).standard_normal((2, 2, 4, 4)).astype(np.float32), preprocess
 
-    def capture(self, layers: Sequence[Any] | None, scores_name: str | None, opset: int | None) -> Classifier:
+    def capture(
+        self, layers: Sequence[Any] | None, scores_name: str | None, opset: int | None, task: str | None
+    ) -> Classifier:
+        assert task is None
         assert not self.training
         self.calls.append("capture")
         place = scores.position(["logits"], [(2, 3)], [True], 2, scores_name)

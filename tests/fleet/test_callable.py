@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import onnxcam
-from onnxcam import models
 from onnxcam.errors import (
     InputError,
     LabelsError,
@@ -180,8 +179,3 @@ def test_two_columns_of_one_name_are_refused(model: Path) -> None:
     pandas = pytest.importorskip("pandas")
     with pytest.raises(InputError, match="two columns 'a'; rename one"):
         Explain(model)(pandas.DataFrame([[PICTURES[0], 1, 2]], columns=names))
-
-
-def test_models_that_are_no_classifiers_are_refused() -> None:
-    with pytest.raises(ModelError, match="this model's task is 'detect'"):
-        Explain(models.path("scenes/detector.onnx"), preprocess="0..1")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from onnxcam.explain.examination import Examination
     from onnxcam.explain.explainer import Explainer
+    from onnxcam.image import Geometry
 
 ALWAYS, NEVER = "always", "never"
 _OF_OBJECTS = {"confidence", "label"}  # what a condition may read of a detector or a segmentation
@@ -94,7 +95,12 @@ def fires(
 
 
 def answer(
-    explainer: Explainer, question: Question, condition: Condition | bool, batch: np.ndarray, count: int | None = None
+    explainer: Explainer,
+    question: Question,
+    condition: Condition | bool,
+    batch: np.ndarray,
+    count: int | None = None,
+    geometries: Sequence[Geometry] = (),
 ) -> Answer:
     """Predict every row, and compute the maps of those that meet the condition.
 
@@ -106,12 +112,16 @@ def answer(
         condition: as of `read_condition`.
         batch: tensor in the model's own layout and dtype, checked.
         count: rows that are answered about; those after them are padding. None for all.
+        geometries: how the picture of each of them lies on the model's input: what a box or a region is depends on it.
+            None are needed of a classifier.
 
     Raises:
         TargetError, MethodError, LayerError, InputError, ModelError, SettingError: as their names say.
     """
     count = len(batch) if count is None else count
     readout = explainer.terms.readout
+    if readout.task is not None and len(geometries) == count:
+        return _of_objects(explainer, question, condition, batch, geometries)
     if condition is True and not question.alone:
         maps = explainer.batch_maps(question, batch)[0]
         explained = [(maps, row) for row in range(count)]
@@ -127,6 +137,27 @@ def answer(
     fired = fires(condition, probabilities[:count], readout, calibration, scores[:count])
     rows = np.flatnonzero(fired)
     return Answer(scores[:count], probabilities[:count], fired, _maps(explainer, question, batch, rows, examination))
+
+
+def _of_objects(
+    explainer: Explainer,
+    question: Question,
+    condition: Condition | bool,
+    batch: np.ndarray,
+    geometries: Sequence[Geometry],
+) -> Answer:
+    """`answer` about a detector or a segmentation: each row's target at the layer that its score comes from."""
+    from onnxcam.explain import task_answers
+
+    readout, count = explainer.terms.readout, len(geometries)
+    scores = explainer.batch_scores(batch)[:count]
+    probabilities = readout.probabilities(scores)
+    fired = fires(condition, probabilities, readout, of_manifest(explainer.manifest), scores)
+    explained = [
+        (task_answers.row_maps(explainer, question.of_rows(row, row + 1), batch[row : row + 1], geometries[row]), 0)
+        for row in np.flatnonzero(fired).tolist()
+    ]
+    return Answer(scores, probabilities, fired, explained)
 
 
 def _maps(

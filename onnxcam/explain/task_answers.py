@@ -68,6 +68,13 @@ def examined(
     return examination, _groups(explainer, question, examination, geometry)
 
 
+def row_maps(explainer: Explainer, question: Question, tensor: np.ndarray, geometry: image.Geometry) -> BatchMaps:
+    """Scores and the map of the only target of one picture, by the question's only method."""
+    examination, (group,) = examined(explainer, question, tensor, geometry)
+    (maps,) = _batch_maps(explainer, group, examination, reported_boxes(explainer, examination.scores[0], geometry))
+    return maps
+
+
 def attribute(
     explainer: Explainer, question: Question, batch: np.ndarray, progress: Progress | None
 ) -> list[np.ndarray]:

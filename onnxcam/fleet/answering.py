@@ -97,7 +97,8 @@ class Job:
         tensors += tensors[-1:] * (self.rows - len(tensors))
         batch = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
         try:
-            answered = answer(self.explainer, self.question, self.condition, batch, len(prepared))
+            geometries = [geometry for _, _, geometry in prepared]
+            answered = answer(self.explainer, self.question, self.condition, batch, len(prepared), geometries)
         except FATAL:
             raise
         except Exception as error:
@@ -156,7 +157,7 @@ class Job:
             heat, box = maps.layer_map(at, geometry)
             row |= {"target": explanation.target, "target_label": explanation.label}
             row["target_confidence"] = None if numeric else explanation.probability
-            row |= {"method": explanation.method, "layer": ", ".join(self.question.layers)}
+            row |= {"method": explanation.method, "layer": ", ".join(maps.question.layers)}
             row |= _statistics(explanation.statistics)
             row |= {"map": np.ascontiguousarray(heat, np.float32).ravel(), "map_box": np.array(box, np.float64)}
             row["map_height"], row["map_width"] = heat.shape

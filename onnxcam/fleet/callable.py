@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcam import image
-from onnxcam.errors import InputError, LabelsError, SettingError, label_count
+from onnxcam.errors import InputError, LabelsError, ModelError, SettingError, label_count
 from onnxcam.fleet import batches, process_session, workers
 from onnxcam.fleet.columns import Column, Row, columns
+from onnxcam.targets.tasks import DETECT, SEGMENT
 
 if TYPE_CHECKING:
     from onnxcam.explain.explainer import Explainer
@@ -241,6 +242,11 @@ class Explain:
         opened = open_model(self.model, layers=arguments["layers"], methods=methods, probe=False, **opening)
         manifest = opened.manifest
         readout = Readout.from_manifest(manifest["scores"])
+        if readout.task is not None and readout.task.name not in (DETECT, SEGMENT) and readout.size > 1:
+            raise ModelError(
+                f"a row explains what the model reports by itself, and this model's task is {readout.task.name!r}: "
+                "explain its pictures by Explainer.explain (`onnxcam explain`) or over HTTP (`onnxcam serve`)"
+            )
         labels = self._opening.get("labels") or manifest.get("labels")
         if labels is not None and len(labels) != readout.size:
             raise LabelsError(label_count(len(labels), readout.size))

@@ -23,6 +23,7 @@ from onnxcam.errors import (
 from onnxcam.fleet import Explain
 from onnxcam.fleet.columns import columns
 from tests.fleet import samples
+from tests.support import detectors
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +180,8 @@ def test_two_columns_of_one_name_are_refused(model: Path) -> None:
     pandas = pytest.importorskip("pandas")
     with pytest.raises(InputError, match="two columns 'a'; rename one"):
         Explain(model)(pandas.DataFrame([[PICTURES[0], 1, 2]], columns=names))
+
+
+def test_models_without_a_target_of_their_own_are_refused() -> None:
+    with pytest.raises(ModelError, match="this model's task is 'embed'"):
+        Explain(detectors.build("embed"), preprocess="0..1")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,9 +127,27 @@ def test_protocols_of_classes_say_where_to_ask(asked: TestClient) -> None:
         assert answer.status_code == 422 and "/predict_with_gradcam" in answer.json()["error"], answer.url
 
 
-def test_a_monitor_and_a_page_are_of_classifiers() -> None:
-    with pytest.raises(ModelError, match=r"a monitor.s record .* task is .detect."):
-        Monitor(detectors.build("yolov8"), sink="records")
+def test_the_monitor_records_the_best_box(explainers: dict[str, Explainer], tmp_path: Path) -> None:
+    app = create_app({"yolo": explainers["yolo"]}, threads=2, monitor=tmp_path / "records", when="confidence <= 1")
+    with TestClient(app) as client:
+        answer = ask(client, "yolo")
+        (watch,) = app.state.onnxcam.observers
+        watch.close(20)
+    lines = [
+        json.loads(line)
+        for path in (tmp_path / "records").rglob("*.jsonl")
+        for line in path.read_text().split("\n")
+        if line
+    ]
+    (record,) = [line["prediction"] for line in lines if "prediction" in line]
+    best = answer["boxes"][0]
+    assert record["target"]["candidate"] == best["index"] == record["boxes"][0]["index"]
+    assert record["target"]["box"] == pytest.approx(best["box"], abs=1e-2) and record["layer"] == answer["layer"]
+
+
+def test_a_monitor_of_embeddings_and_a_page_of_boxes_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"a monitor.s record .* task is .embed."):
+        Monitor(detectors.build("embed"), sink="records")
     with pytest.raises(ModelError, match="a page is of a classifier"):
         static_page.browser_model(detectors.build("yolov8"), preprocess="0..1")
 

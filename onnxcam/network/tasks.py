@@ -324,8 +324,18 @@ class _Search:
             return shape[0] is None and self._is_triple()
         if self._rows in shape[1:]:  # classes first
             return False
-        unnamed = shape[0] is None or self._rows is None
-        return not unnamed or isinstance(self._rows, int) or self._is_triple()
+        if self._is_triple():
+            return True
+        if isinstance(self._rows, int) and not isinstance(shape[0], int):  # a name that nothing keeps, or candidates
+            return not self._has_measured_rows(value)
+        return shape[0] is not None and self._rows is not None
+
+    def _has_measured_rows(self, value: str) -> bool:
+        """Whether a value had one row per picture when it was measured; taken for true where it cannot be."""
+        try:
+            return value in self._numbers().batched
+        except OnnxcamError:
+            return True
 
     def _is_triple(self) -> bool:
         """Whether the outputs are tables of 4 columns and at least two values of one number per row."""

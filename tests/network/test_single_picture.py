@@ -63,6 +63,19 @@ def test_sizes_may_be_dynamic() -> None:
     assert network.graph.shape(network.picture.name) == (1, 3, "height", "width")
 
 
+@pytest.mark.parametrize("name", ["N", "batch", ""])
+def test_one_picture_a_run_and_rows_of_another_name_are_of_a_classifier(name: str) -> None:
+    """As files have it whose batch was fixed afterwards: the outputs' declarations were left as they were."""
+    model = detectors.build("classifier")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    first = model.graph.output[0].type.tensor_type.shape.dim[0]
+    first.Clear()
+    if name:
+        first.dim_param = name
+    readout = Network(model).readout
+    assert (readout.kind, readout.size, readout.task) == ("logits", 5, None)
+
+
 @pytest.mark.parametrize("shape", [[1, 64, 96], [3, 4, 5], [8, 64, 96], ["a", "b", "c"], [64, 96]])
 def test_other_shapes_are_refused_as_before(shape: list[int | str]) -> None:
     graph = helper.make_graph(

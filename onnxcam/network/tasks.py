@@ -326,16 +326,17 @@ class _Search:
             return False
         if self._is_triple():
             return True
-        if isinstance(self._rows, int) and not isinstance(shape[0], int):  # a name that nothing keeps, or candidates
-            return not self._has_measured_rows(value)
-        return shape[0] is not None and self._rows is not None
+        if isinstance(shape[0], int):
+            return shape[0] != 1 and self._rows is not None
+        return not self._has_measured_rows(value)  # another name, which nothing keeps: of rows or of candidates
 
     def _has_measured_rows(self, value: str) -> bool:
-        """Whether a value had one row per picture when it was measured; taken for true where it cannot be."""
+        """Whether a value had one row per picture, or per run, when it was measured; true where it cannot be."""
         try:
-            return value in self._numbers().batched
+            numbers = self._numbers()
         except OnnxcamError:
             return True
+        return value in numbers.batched or all(array.shape[:1] == (1,) for array in numbers.rows[value])
 
     def _is_triple(self) -> bool:
         """Whether the outputs are tables of 4 columns and at least two values of one number per row."""

@@ -63,11 +63,17 @@ def test_sizes_may_be_dynamic() -> None:
     assert network.graph.shape(network.picture.name) == (1, 3, "height", "width")
 
 
+@pytest.mark.parametrize("rows", [1, "N", ""])
 @pytest.mark.parametrize("name", ["N", "batch", ""])
-def test_one_picture_a_run_and_rows_of_another_name_are_of_a_classifier(name: str) -> None:
-    """As files have it whose batch was fixed afterwards: the outputs' declarations were left as they were."""
+def test_rows_of_another_name_are_of_a_classifier(rows: int | str, name: str) -> None:
+    """As files have it whose batch was fixed afterwards, or whose shapes were inferred piece by piece."""
     model = detectors.build("classifier")
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    given = model.graph.input[0].type.tensor_type.shape.dim[0]
+    given.Clear()
+    if isinstance(rows, int):
+        given.dim_value = rows
+    elif rows:
+        given.dim_param = rows
     first = model.graph.output[0].type.tensor_type.shape.dim[0]
     first.Clear()
     if name:

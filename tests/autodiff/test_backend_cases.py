@@ -47,6 +47,7 @@ LEFT_OUT: dict[str, tuple[int, int]] = {
     "onnx's evaluator pads by no negative numbers": (3, 2),
     "onnx's evaluator says something else than the case": (0, 3),
     "random": (3, 3),
+    "taken as given: rois of RoiAlign": (2, 0),
     "taken as given: scales of Resize": (1, 0),
     "taken as given: scales of Upsample": (1, 0),
     "taken as given: x_scale of DequantizeLinear": (14, 0),

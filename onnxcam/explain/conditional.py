@@ -150,6 +150,14 @@ def _of_objects(
     from onnxcam.explain import task_answers
 
     readout, count = explainer.terms.readout, len(geometries)
+    if condition is True:  # the head that explains a row predicts it too
+        maps = [
+            task_answers.row_maps(explainer, question.of_rows(row, row + 1), batch[row : row + 1], geometries[row])
+            for row in range(count)
+        ]
+        scores = np.concatenate([one.scores for one in maps])
+        probabilities = np.concatenate([one.probabilities for one in maps])
+        return Answer(scores, probabilities, np.ones(count, bool), [(one, 0) for one in maps])
     scores = explainer.batch_scores(batch)[:count]
     probabilities = readout.probabilities(scores)
     fired = fires(condition, probabilities, readout, of_manifest(explainer.manifest), scores)

@@ -8,6 +8,7 @@ the class times its overlap with the reference box, the similarity of D-RISE (ht
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +52,7 @@ class Subject:
     cells: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
-class OfOnePicture:
+class OfOnePicture(ABC):
     """A scalar of one picture's columns.
 
     Attributes:
@@ -66,13 +67,13 @@ class OfOnePicture:
         self.subject = subject
         self.classes = np.array([subject.index], np.int64)
 
+    @abstractmethod
     def value(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The numbers of changed rows, float64 `[M]`, from their scores `[M, columns]`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cotangent(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """d value / d scores, float64 `[M, columns]`."""
-        raise NotImplementedError
 
     def describe(self, row: int) -> tuple[str, int | None]:
         """The kind of the objective; it is contrasted with no class."""

@@ -209,7 +209,7 @@ def table(rows: dict[str, dict[str, list[float]]], rounds: int) -> str:
     for model, figures in rows.items():
         possible = figures["possible"][0]
         over, least = ASKED[model]
-        asked = f"{over} >= {least}"
+        bound = f"{over} >= {least}"
         cells = [
             f"{statistics.median(figures['forward ms']):.1f}",
             spread(figures["ours / forward"], 1),
@@ -217,7 +217,7 @@ def table(rows: dict[str, dict[str, list[float]]], rounds: int) -> str:
             spread(figures["whole / ours"], 2),
             f"{possible:.2f}",
             f"{statistics.median(figures['whole / ours']) / possible:.0%}",
-            asked,
+            bound,
             f"{figures['difference'][0]:.1e}",
         ]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")

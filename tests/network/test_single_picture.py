@@ -40,10 +40,10 @@ def single(
 def test_the_map_is_that_of_a_batch_of_one(channels_last: bool) -> None:
     model = single(channels_last=channels_last)
     batch = detectors.pictures(1)
-    given = batch.transpose(0, 2, 3, 1) if channels_last else batch
+    tensor = batch.transpose(0, 2, 3, 1) if channels_last else batch
     explainer = onnxcam.Explainer(model, preprocess="0..1")
     expected = onnxcam.Explainer(detectors.build("classifier"), preprocess="0..1").attribute(batch, 2, "gradcam")
-    np.testing.assert_allclose(explainer.attribute(given, 2, "gradcam"), expected, atol=1e-6)
+    np.testing.assert_allclose(explainer.attribute(tensor, 2, "gradcam"), expected, atol=1e-6)
 
 
 def test_the_explainable_file_takes_a_batch_of_one() -> None:
@@ -68,12 +68,12 @@ def test_sizes_may_be_dynamic() -> None:
 def test_rows_of_another_name_are_of_a_classifier(rows: int | str, name: str) -> None:
     """As files have it whose batch was fixed afterwards, or whose shapes were inferred piece by piece."""
     model = detectors.build("classifier")
-    given = model.graph.input[0].type.tensor_type.shape.dim[0]
-    given.Clear()
+    dimension = model.graph.input[0].type.tensor_type.shape.dim[0]
+    dimension.Clear()
     if isinstance(rows, int):
-        given.dim_value = rows
+        dimension.dim_value = rows
     elif rows:
-        given.dim_param = rows
+        dimension.dim_param = rows
     first = model.graph.output[0].type.tensor_type.shape.dim[0]
     first.Clear()
     if name:

@@ -30,7 +30,7 @@ def explainers() -> dict[str, Explainer]:
 
 
 @pytest.fixture(scope="module")
-def asked(explainers: dict[str, Explainer]) -> Iterator[TestClient]:
+def client(explainers: dict[str, Explainer]) -> Iterator[TestClient]:
     with TestClient(create_app(explainers, threads=2)) as client:
         yield client
 
@@ -42,48 +42,48 @@ def ask(client: TestClient, model: str, **options: Any) -> dict[str, Any]:
     return answer
 
 
-def test_boxes_and_their_maps(asked: TestClient, explainers: dict[str, Explainer]) -> None:
+def test_boxes_and_their_maps(client: TestClient, explainers: dict[str, Explainer]) -> None:
     boxes = explainers["yolo"].boxes(PIXELS)
-    answer = ask(asked, "yolo")
+    answer = ask(client, "yolo")
     assert answer["task"] == "detect" and [one["index"] for one in answer["boxes"]] == [one.index for one in boxes]
     assert answer["boxes"][0]["box"] == pytest.approx(boxes[0].box, abs=1e-3)
     assert (answer["prediction"], answer["confidence"]) == (boxes[0].label, pytest.approx(boxes[0].score, abs=1e-6))
     assert len(answer["maps"]) == 1 and answer["target"]["box"]["index"] == boxes[0].index
-    both = ask(asked, "yolo", box=[boxes[1].index, {"label": boxes[0].label}], files=["overlay", "panel", "map"])
+    both = ask(client, "yolo", box=[boxes[1].index, {"label": boxes[0].label}], files=["overlay", "panel", "map"])
     assert [one["target"]["box"]["index"] for one in both["maps"]] == [boxes[1].index, boxes[0].index]
     e = explainers["yolo"].explain(PIXELS, top=1)
     drawn = base64.b64decode(both["maps"][1]["gradcam_overlay"].partition(",")[2])
     np.testing.assert_array_equal(image.load(drawn).pixels, e.overlay())
     np.testing.assert_allclose(both["maps"][1]["gradcam_map"], e.raw_map, rtol=1e-5)
     assert both["gradcam_overlay"] == both["maps"][0]["gradcam_overlay"] != both["maps"][1]["gradcam_overlay"]
-    assert len(ask(asked, "yolo", top=3)["maps"]) == 3
+    assert len(ask(client, "yolo", top=3)["maps"]) == 3
 
 
-def test_a_form_asks_the_same(asked: TestClient) -> None:
+def test_a_form_asks_the_same(client: TestClient) -> None:
     named = {"model": "yolo", "box": ["3", "label:cat"], "files": "overlay"}
-    form = asked.post("/predict_with_gradcam", data=named, files={"image": ("p.png", PNG)})
+    form = client.post("/predict_with_gradcam", data=named, files={"image": ("p.png", PNG)})
     assert form.status_code == 200, form.text
-    plain = ask(asked, "yolo", box=["3", "label:cat"], files=["overlay"])
+    plain = ask(client, "yolo", box=["3", "label:cat"], files=["overlay"])
     assert form.json()["maps"] == plain["maps"]
 
 
-def test_regions_and_vectors(asked: TestClient, explainers: dict[str, Explainer]) -> None:
-    answer = ask(asked, "segment", region=[10, 10, 90, 60], target=2)
+def test_regions_and_vectors(client: TestClient, explainers: dict[str, Explainer]) -> None:
+    answer = ask(client, "segment", region=[10, 10, 90, 60], target=2)
     assert answer["target"]["scalar"]["region"] == [10, 10, 90, 60] and answer["target"]["class_index"] == 2
     assert answer["boxes"] == [] and answer["task"] == "segment"
     vector = list(range(1, detectors.DIMENSIONS + 1))
-    answer = ask(asked, "embed", like=vector)
+    answer = ask(client, "embed", like=vector)
     z = explainers["embed"].batch_scores(explainers["embed"].prepare(PIXELS)[1])[0].astype(float)
     expected = z @ np.array(vector) / np.linalg.norm(z) / np.linalg.norm(vector)
     assert answer["target"]["value"] == pytest.approx(expected, abs=1e-5) and answer["target"]["confidence"] is None
     assert answer["prediction"] is None and answer["top_predictions"] == []
 
 
-def test_a_condition_is_one_on_the_best_box(asked: TestClient, explainers: dict[str, Explainer]) -> None:
+def test_a_condition_is_one_on_the_best_box(client: TestClient, explainers: dict[str, Explainer]) -> None:
     best = explainers["yolo"].boxes(PIXELS)[0].score
-    fired = ask(asked, "yolo", when=f"confidence < {best + 0.01}")
+    fired = ask(client, "yolo", when=f"confidence < {best + 0.01}")
     assert fired["fired"] and fired["maps"]
-    quiet = ask(asked, "yolo", when=f"confidence < {best - 0.01}")
+    quiet = ask(client, "yolo", when=f"confidence < {best - 0.01}")
     assert not quiet["fired"] and quiet["maps"] == [] and quiet["boxes"] == fired["boxes"]
     assert quiet["target"] is None and quiet["gradcam_overlay"] is None
 
@@ -106,20 +106,20 @@ def test_a_condition_is_one_on_the_best_box(asked: TestClient, explainers: dict[
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_one_sentence(
-    model: str, options: dict[str, Any], words: list[str], asked: TestClient
+    model: str, options: dict[str, Any], words: list[str], client: TestClient
 ) -> None:
-    response = asked.post("/predict_with_gradcam", json={"image": PICTURE, "model": model, **options})
+    response = client.post("/predict_with_gradcam", json={"image": PICTURE, "model": model, **options})
     error = response.json()["error"]
     assert response.status_code == 422, error
     assert all(word in error for word in words) and "\n" not in error, error
 
 
-def test_protocols_of_classes_say_where_to_ask(asked: TestClient) -> None:
+def test_protocols_of_classes_say_where_to_ask(client: TestClient) -> None:
     body = {"image": PICTURE, "model": "yolo"}
     answers = [
-        asked.get("/v2/models/yolo"),
+        client.get("/v2/models/yolo"),
         *(
-            asked.post(route, json=body)
+            client.post(route, json=body)
             for route in ("/v1/models/yolo:predict", "/v2/models/yolo/infer", "/analyze_class")
         ),
     ]
@@ -152,12 +152,12 @@ def test_a_monitor_of_embeddings_and_a_page_of_boxes_are_refused() -> None:
         static_page.browser_model(detectors.build("yolov8"), preprocess="0..1")
 
 
-def test_the_page_asks_by_the_method_of_the_task(asked: TestClient) -> None:
-    described = {one["name"]: one for one in asked.get("/viewer.json").json()["models"]}
+def test_the_page_asks_by_the_method_of_the_task(client: TestClient) -> None:
+    described = {one["name"]: one for one in client.get("/viewer.json").json()["models"]}
     assert [(described[name]["task"], described[name]["method"]) for name in ("yolo", "segment")] == [
         ("detect", "layercam"), ("segment", "hirescam")
     ]  # fmt: skip
     assert "best box" in described["yolo"]["notes"][0]
-    label = described["yolo"]["classes"].index(ask(asked, "yolo")["prediction"])
-    target = ask(asked, "yolo", target=label)["target"]
+    label = described["yolo"]["classes"].index(ask(client, "yolo")["prediction"])
+    target = ask(client, "yolo", target=label)["target"]
     assert (target["class_index"], target["objective"]) == (label, "box_score")

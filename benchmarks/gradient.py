@@ -18,7 +18,6 @@ import gc
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,9 +25,12 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import speed
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import speed  # noqa: E402
+from benchmarks.contestants import Contestant, separately  # noqa: E402
+
 PAUSE_S = 0.05
 BOUNDS = {"resnet50": 2.3, "vgg16": 2.3, "mobilenet_v2": 2.8, "efficientnet_b0": 2.8}
 
@@ -59,12 +61,8 @@ def compare(model: str, folder: str, rounds: int) -> dict[str, float]:
         workers = {}
         failed: dict[str, str] = {}
         for name in WORKERS:
-            command = [sys.executable, __file__, "--models", model, "--worker", name, "--folder", folder]
-            worker = stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
-            stack.callback(worker.kill)
-            answer = speed.ask(worker, model, name)  # loads, and a first block that does not count
+            worker = stack.enter_context(Contestant(__file__, name, "--models", model, "--folder", folder))
+            answer = worker.ask()  # loads, and a first block that does not count
             if "failed" in answer:
                 failed[name] = str(answer["failed"])
                 print(f"{model}, {name}: {failed[name]}", file=sys.stderr)
@@ -74,8 +72,8 @@ def compare(model: str, folder: str, rounds: int) -> dict[str, float]:
         for turn in range(rounds):
             print(f"\r{model}: round {turn + 1} of {rounds}", end="", file=sys.stderr)
             seconds: dict[str, float] = {}
-            for name, worker in workers.items():
-                seconds |= speed.ask(worker, model, name)
+            for worker in workers.values():
+                seconds |= worker.ask()
             for key, value in seconds.items():
                 figures.setdefault(key, []).append(1e3 * value)
                 if key != "forward":
@@ -110,8 +108,6 @@ def serve(name: str, model: str, folder: Path) -> None:
 
 def onnxcam(model: str, folder: Path) -> speed.Calls:
     """The plain forward pass, and scores with the gradient of the best class at the picture, by the Explainer."""
-    import multiprocessing
-
     import numpy as np
     import onnxruntime as ort
 
@@ -119,9 +115,7 @@ def onnxcam(model: str, folder: Path) -> speed.Calls:
 
     path = folder / f"{model}.onnx"
     if not path.exists():
-        exporting = multiprocessing.get_context("spawn").Process(target=speed.export, args=(model, folder))
-        exporting.start()
-        exporting.join()
+        separately(speed.export, model, folder)
     options = ort.SessionOptions()
     options.intra_op_num_threads = speed.THREADS
     options.log_severity_level = 3

@@ -14,10 +14,8 @@ import argparse
 import contextlib
 import datetime
 import json
-import multiprocessing
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,9 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import speed
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import speed  # noqa: E402
+from benchmarks.contestants import Contestant, separately  # noqa: E402
+
 MODELS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16", "densenet121", "resnet18")
 BOUNDS = {"resnet50": 1.4, "mobilenet_v2": 2.5}
 CLASS, SEED, SIZE, RATE = 7, 1234, 224, 0.1
@@ -61,17 +62,12 @@ def main() -> None:
 def compare(model: str, folder: str, steps: int, rounds: int) -> dict[str, float]:
     """Either in turn, round after round."""
     with contextlib.ExitStack() as stack:
-        workers = {}
-        for name in WORKERS:
-            command = [sys.executable, __file__, "--models", model, "--worker", name, "--folder", folder]
-            command += ["--steps", str(steps)]
-            worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            workers[name] = stack.enter_context(worker)
-            stack.callback(worker.kill)
+        options = ("--models", model, "--folder", folder, "--steps", steps)
+        workers = {name: stack.enter_context(Contestant(__file__, name, *options)) for name in WORKERS}
         figures: dict[str, list[float]] = {}
         for turn in range(rounds):
             print(f"\r{model}: round {turn + 1} of {rounds}", end="", file=sys.stderr)
-            answers = {name: speed.ask(worker, model, name) for name, worker in workers.items()}
+            answers = {name: worker.ask() for name, worker in workers.items()}
             ours, theirs = answers["onnxcam"], answers["torch"]
             figures.setdefault("speed", []).append(theirs["seconds"] / ours["seconds"])
             figures.setdefault("early", []).append(ours["first"] / ours["last"])
@@ -101,9 +97,7 @@ def onnxcam(model: str, folder: Path, steps: int) -> Climb:
     from onnxcam.inside.maximization import Settings, climb, scalar_of
     from onnxcam.inside.subject import Subject
 
-    exporting = multiprocessing.get_context("spawn").Process(target=export, args=(model, folder))
-    exporting.start()
-    exporting.join()
+    separately(export, model, folder)
     path = folder / f"{model}.onnx"
     options = ort.SessionOptions()
     options.intra_op_num_threads = speed.THREADS

@@ -28,6 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.contestants import separately  # noqa: E402
 from benchmarks.speed import export  # noqa: E402
 
 MODELS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16")
@@ -66,15 +67,6 @@ def main() -> None:
     text = table(rows, scorecam, arguments.rounds)
     arguments.output.write_text(text, encoding="utf-8")
     print(text)
-
-
-def separately(work: Callable[..., None], *arguments: object) -> None:
-    """Run in a process of its own: torch's memory and threads are gone before anything is timed."""
-    import multiprocessing
-
-    process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
-    process.start()
-    process.join()
 
 
 def prepare(model: str, folder: Path) -> tuple[dict[str, Callable[[], object]], Any, np.ndarray]:

@@ -12,12 +12,12 @@ Weights are random and the picture is noise: speed does not depend on them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.contestants import Contestant, separately  # noqa: E402
 from benchmarks.speed import THREADS, build, export  # noqa: E402
 
 MODELS = ("resnet50", "mobilenet_v2", "vgg16")
@@ -59,19 +60,16 @@ def main() -> None:
 
 def compare(model: str, folder: str, rounds: int) -> dict[str, list[float]]:
     """Figures of every round."""
-    command = [sys.executable, __file__, "--models", model, "--folder", folder, "--worker"]
-    workers = {
-        name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for name in WORKERS
-    }
     figures: dict[str, list[float]] = {}
-    try:
-        for worker in workers.values():
-            ask(worker)  # opens sessions and warms up
+    with contextlib.ExitStack() as stack:
+        options = ("--models", model, "--folder", folder)
+        workers = [stack.enter_context(Contestant(__file__, name, *options)) for name in WORKERS]
+        for worker in workers:
+            worker.ask()  # opens sessions and warms up
         for _ in range(rounds):
             seconds: dict[str, float] = {}
-            for worker in workers.values():
-                seconds |= ask(worker)
+            for worker in workers:
+                seconds |= worker.ask()
             captum = min(value for name, value in seconds.items() if name.startswith("captum"))
             for name, value in {
                 "forward ms": 1e3 * seconds["forward"],
@@ -82,22 +80,7 @@ def compare(model: str, folder: str, rounds: int) -> dict[str, list[float]]:
                 "difference": seconds["difference"],
             }.items():
                 figures.setdefault(name, []).append(value)
-    finally:
-        for worker in workers.values():
-            worker.kill()
-            worker.wait()
     return figures
-
-
-def ask(worker: subprocess.Popen[str]) -> dict[str, float]:
-    """One round of a worker."""
-    assert worker.stdin is not None and worker.stdout is not None
-    worker.stdin.write("go\n")
-    worker.stdin.flush()
-    for line in worker.stdout:
-        if line.startswith("{"):
-            return dict(json.loads(line))
-    sys.exit("the measuring process ended")
 
 
 def serve(name: str, model: str, folder: Path) -> None:
@@ -119,15 +102,10 @@ def timed(call: Callable[[], object], count: int = 1) -> float:
 
 def onnxcam(model: str, folder: Path) -> Callable[[], dict[str, float]]:
     """The plain forward pass, occlusion as it is, and occlusion by whole runs."""
-    import multiprocessing
-
     import numpy as np
     import onnxruntime as ort
 
-    # a process of its own: torch's memory and threads are gone before anything is timed
-    exporting = multiprocessing.get_context("spawn").Process(target=export, args=(model, folder))
-    exporting.start()
-    exporting.join()
+    separately(export, model, folder)
     from onnxcam import Explainer
     from onnxcam.explain import view
     from onnxcam.runtime import options

@@ -18,7 +18,6 @@ import gc
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,9 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import speed
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import speed  # noqa: E402
+from benchmarks.contestants import Contestant, separately  # noqa: E402
+
 MODELS = ("resnet50", "mobilenet_v2", "vgg16")
 PAUSE_S = 0.1
 BATCHES = (2, 10)  # of the other packages
@@ -108,18 +110,14 @@ def compare(model: str, folder: str, arguments: argparse.Namespace) -> dict[str,
     with contextlib.ExitStack() as stack:
         workers = {}
         for name in WORKERS:
-            command = [sys.executable, __file__, "--models", model, "--worker", name, "--folder", folder]
-            command += ["--methods", *arguments.methods, "--shorten", str(arguments.shorten)]
-            worker = stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
-            stack.callback(worker.kill)
-            workers[name] = worker
-            speed.ask(worker, model, name)  # loads, and calls that do not count
+            options = ["--models", model, "--folder", folder, "--shorten", arguments.shorten]
+            options += ["--methods", *arguments.methods]
+            workers[name] = stack.enter_context(Contestant(__file__, name, *options))
+            workers[name].ask()  # loads, and calls that do not count
         figures: dict[str, dict[str, list[float]]] = {}
         for turn in range(arguments.rounds):
             print(f"\r{model}: round {turn + 1} of {arguments.rounds}", end="", file=sys.stderr)
-            seconds = {name: speed.ask(worker, model, name) for name, worker in workers.items()}
+            seconds = {name: worker.ask() for name, worker in workers.items()}
             for key, value in seconds["onnxcam"].items():
                 method, _, what = key.partition(" / ")
                 row = figures.setdefault(method, {})
@@ -195,15 +193,11 @@ Options = dict[str, dict[str, object]]
 
 def onnxcam(model: str, folder: Path, options: Options) -> Calls:
     """The plain forward pass, and every method by the Explainer."""
-    import multiprocessing
-
     import onnxruntime as ort
 
     from onnxcam.explain.explainer import Explainer
 
-    exporting = multiprocessing.get_context("spawn").Process(target=speed.export, args=(model, folder))
-    exporting.start()
-    exporting.join()
+    separately(speed.export, model, folder)
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     plain = ort.InferenceSession(folder / f"{model}.onnx", settings, providers=["CPUExecutionProvider"])

@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.contestants import Contestant, separately  # noqa: E402
+
 MODELS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16")
 # the module whose output the PyTorch packages are asked to explain: the same place as our default layer
 LAYERS = {"resnet50": "layer4", "mobilenet_v2": "features", "efficientnet_b0": "features", "vgg16": "features.29"}
@@ -62,19 +65,14 @@ def compare(model: str, folder: str, rounds: int) -> dict[str, float]:
     with contextlib.ExitStack() as stack:
         workers = {}
         for name in WORKERS:  # one after the other: the first one writes the files it measures
-            command = [sys.executable, __file__, "--models", model, "--worker", name, "--folder", folder]
-            worker = stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
-            stack.callback(worker.kill)
-            workers[name] = worker
-            ask(worker, model, name)
+            workers[name] = stack.enter_context(Contestant(__file__, name, "--models", model, "--folder", folder))
+            workers[name].ask()
         figures: dict[str, list[float]] = {}
         for turn in range(rounds):
             print(f"\r{model}: round {turn + 1} of {rounds}", end="", file=sys.stderr)
             seconds: dict[str, float] = {}
-            for name, worker in workers.items():
-                seconds |= ask(worker, model, name)
+            for worker in workers.values():
+                seconds |= worker.ask()
             for key in ("forward", *OURS):
                 figures.setdefault(key, []).append(1e3 * seconds[key])
             for key in OURS:
@@ -88,17 +86,6 @@ def compare(model: str, folder: str, rounds: int) -> dict[str, float]:
         row[f"{key} / forward"] = row[key] / row["forward"]
         row[f"{key} least"], row[f"{key} most"] = min(ratios), max(ratios)
     return row
-
-
-def ask(worker: subprocess.Popen[str], model: str, name: str) -> dict[str, float]:
-    """One block of a worker."""
-    assert worker.stdin is not None and worker.stdout is not None
-    worker.stdin.write("go\n")
-    worker.stdin.flush()
-    for line in worker.stdout:
-        if line.startswith("{"):
-            return dict(json.loads(line))
-    sys.exit(f"{model}, {name}: the measuring process ended")
 
 
 def serve(name: str, model: str, folder: Path) -> None:
@@ -119,7 +106,6 @@ def serve(name: str, model: str, folder: Path) -> None:
 
 def build(name: str):  # type: ignore[no-untyped-def]
     """A torchvision model with seeded random weights, in eval mode."""
-    sys.path.insert(0, str(ROOT))
     import torch
 
     from tests.support.torchvision_stub import import_torchvision
@@ -150,18 +136,13 @@ def export(model: str, folder: Path) -> None:
 
 def onnxcam(model: str, folder: Path) -> Calls:
     """The plain forward pass, and scores and heatmap from the explainable file."""
-    import multiprocessing
-
     import numpy as np
     import onnxruntime as ort
 
     from onnxcam.explain.explainer import Explainer
 
     if not (folder / f"{model}.onnx").exists():
-        # a process of its own: torch's memory and threads are gone before anything is timed
-        exporting = multiprocessing.get_context("spawn").Process(target=export, args=(model, folder))
-        exporting.start()
-        exporting.join()
+        separately(export, model, folder)
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 3

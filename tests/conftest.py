@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import os
+import signal
 import sys
 from collections import Counter, defaultdict
 from typing import Any
@@ -45,6 +46,9 @@ if os.environ.get("OMP_NUM_THREADS") == "1":
 
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # what is imported stays
+    # shells start jobs in the background so, and the programs that tests start would inherit it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "not slow" in config.option.markexpr:
         os.environ[SAMPLE] = "1"
 

@@ -213,7 +213,7 @@ def test_javascript_gives_pythons_numbers(answers: dict[str, Any], bundled: Path
         assert mine["probability"] == pytest.approx(probability, abs=1e-4)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gradcam", "hirescam"])
 def test_javascript_takes_grey_pictures_channels_last_and_other_methods(
     node: Path, tmp_path: Path, method: str
@@ -258,6 +258,7 @@ def test_javascript_says_what_an_optional_target_needs(node: Path) -> None:
         explained(node, (model, picture, 3, "gradcam"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision", "bicubic", "letterbox", "nearest"])
 def test_javascript_needs_no_preprocessing_where_the_file_takes_pixels(node: Path, tmp_path: Path, name: str) -> None:
     from onnxcam.diagnose.pixels import smooth

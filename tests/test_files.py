@@ -381,6 +381,8 @@ def writers(source: str) -> list[int]:
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name not in {"open", "replace", "rename", *WRITING}:
+            continue
         where = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
         texts = [a.value for a in (*node.args, *(k.value for k in node.keywords)) if isinstance(a, ast.Constant)]
         opens = name == "open" and any(

@@ -127,7 +127,7 @@ def test_text_upside_down_is_told_from_upright_text_and_explained(tmp_path: Path
     assert json.loads((tmp_path / "out" / "explanation.json").read_text())["predictions"][0]["index"] == 0
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 192), (32, 100), (80, 160)])
 def test_the_size_stays_free_and_predictions_are_those_of_the_file(size: tuple[int, int]) -> None:
     model = onnxcam.augment(direction())
@@ -143,7 +143,7 @@ def test_the_size_stays_free_and_predictions_are_those_of_the_file(size: tuple[i
     assert np.isfinite(maps).all() and np.abs(g).max() > 0
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["raw", "-1..1"])
 def test_a_preset_cannot_know_an_open_size(preset: str) -> None:
     with pytest.raises(onnxcam.OnnxcamError, match=r'whose size is dynamic.*"size": \[height, width\]'):

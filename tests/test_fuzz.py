@@ -181,6 +181,7 @@ def judge(result: fuzz.Result, count: int) -> None:
     assert min(refused, result.outcomes["read"]) > count // 20, "the damage is too light or too heavy to prove anything"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", rest_slow(SEEDS, 2))
 def test_some_damaged_files(reader: str, tmp_path: Path) -> None:
     judge(fuzz.run(reader, seeds(reader, tmp_path), FEW[reader]), FEW[reader])

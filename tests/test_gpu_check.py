@@ -34,6 +34,7 @@ def test_what_found_no_time_is_said_and_no_success(capsys: pytest.CaptureFixture
     assert "not measured: parity: the time was spent" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["parity", "IO binding"])
 def test_a_device_that_computes_something_else_fails(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check = gpu_check.Check("cpu", 1.0)

@@ -42,6 +42,7 @@ def test_command_lines(place: Path, command: str) -> None:
     assert (place / "out" / "panel.png").is_file() or " export " in command
 
 
+@pytest.mark.slow
 def test_python_blocks(place: Path) -> None:
     export = next(command for command in COMMANDS if " export " in command)
     assert CliRunner().invoke(main, shlex.split(export)[1:]).exit_code == 0

@@ -90,6 +90,7 @@ def shell(line: str, folder: Path, server: LiveServer) -> str:
     return result.stdout.decode()
 
 
+@pytest.mark.slow
 def test_lines_of_curl(picture: Path, live: LiveServer, explainer: Explainer) -> None:
     e = explainer.explain(str(picture))
     tabby = explainer.explain(str(picture), target="tabby")
@@ -116,6 +117,7 @@ def test_a_token_as_the_page_sends_it(picture: Path, explainer: Explainer) -> No
     server.stop()
 
 
+@pytest.mark.slow
 def test_the_web_page(picture: Path, live: LiveServer, site: tuple[Path, str], explainer: Explainer) -> None:
     folder, address = site
     page_text = block("html").replace(ADDRESS, live.url.rstrip("/"))
@@ -148,6 +150,7 @@ def test_the_web_page(picture: Path, live: LiveServer, site: tuple[Path, str], e
         assert answer["gradcam_heatmap"].startswith("data:image/png;base64,")
 
 
+@pytest.mark.slow
 def test_the_app_in_fastapi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Path) -> None:
     pytest.importorskip("fastapi")
     shutil.copy(MODELS / "efficientnet_lite0.onnx", tmp_path / "model.cam.onnx")

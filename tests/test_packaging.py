@@ -70,6 +70,7 @@ def test_test_tools_are_pinned_above_their_floors() -> None:
         assert floor.specifier.contains(str(pinned[floor.name].specifier).removeprefix("=="))
 
 
+@pytest.mark.slow
 def test_makefile_offers_what_is_promised() -> None:
     text = re.sub(r"\x1b\[\d+m", "", run("make", "--no-print-directory", "help", cwd=ROOT))
     targets = {line.split()[0] for line in text.splitlines()}

@@ -48,6 +48,7 @@ def test_the_bundled_scenes_are_drawn_again(tmp_path: Path) -> None:
         )  # one library rounds otherwise than another
 
 
+@pytest.mark.slow
 def test_the_bundled_networks_do_what_the_readme_says() -> None:
     detected, objects = train_scenes.judge("detector", FOLDER / "detector.onnx", 60).split(" objects")[0].split(" of ")
     assert int(detected) >= 0.95 * int(objects) > 100

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -18,14 +17,6 @@ LONGEST_CHAIN = 10
 PACKAGES = {"onnxcam": "onnxcam", "onnxcam.exporters": "exporters", "benchmarks": "benchmarks", "tools": "tools"}
 
 Graph = dict[str, set[str]]  # a module or package, and those that it imports
-
-
-class WithoutTypeChecking(ast.NodeTransformer):
-    """Drops what only a type checker imports."""
-
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        self.generic_visit(node)
-        return node.orelse if ast.unparse(node.test) == "TYPE_CHECKING" else node
 
 
 def modules() -> dict[str, Path]:
@@ -46,8 +37,8 @@ def imports_of(name: str) -> list[tuple[str, bool]]:
     """The modules that a module imports, and whether each is imported when the module itself is."""
     path = MODULES[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    tree = WithoutTypeChecking().visit(ast.parse(path.read_text("utf-8")))
-    return [(defining(entry.module), entry.at_top) for entry in imports(tree, package)]
+    entries = imports(path.read_text("utf-8"), package, typed=False)
+    return [(defining(entry.module), entry.at_top) for entry in entries]
 
 
 def import_graph(*, late: bool) -> Graph:

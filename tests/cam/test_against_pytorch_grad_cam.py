@@ -84,7 +84,7 @@ CASES = [
 ]
 
 
-@pytest.mark.sample(11)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("method", "network", "layers"), CASES, ids=lambda held: held if isinstance(held, str) else "+".join(held)
 )

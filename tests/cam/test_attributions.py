@@ -359,6 +359,7 @@ def test_changed_pictures_of_whole_numbers_are_rounded() -> None:
     assert np.array_equal(moved.scores, view.at(np.full(pictures.shape, 255, np.float32)).scores)
 
 
+@pytest.mark.slow
 def test_any_size_of_picture(explainer: Explainer) -> None:
     other = Explainer(models.tiny_cnn(size=None), providers=CPU)
     fixed = Explainer(models.tiny_cnn(size=(36, 23)), providers=CPU)

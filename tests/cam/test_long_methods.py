@@ -110,7 +110,7 @@ MANY: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "smoothgrad" else ()) for n in MANY])
 def test_memory_does_not_grow_with_the_variants(name: str) -> None:
     """100 copies of this picture are 60 MB; a run holds 8, the copies and what is made of them a few times over."""

@@ -142,12 +142,17 @@ MODELS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def bad_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    return model_files(tmp_path_factory.mktemp("models"))
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("command", ["explain", "export", "check", "layers"])
-def test_a_bad_model(run: Run, photo: Path, tmp_path: Path, command: str, name: str) -> None:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    path, words = model_files(folder)[name]
+def test_a_bad_model(
+    run: Run, photo: Path, tmp_path: Path, bad_models: dict[str, tuple[Path, str]], command: str, name: str
+) -> None:
+    path, words = bad_models[name]
     out = tmp_path / "out"
     arguments = {
         "explain": [photo, "-o", out, "--preprocess", "0..1"], "export": ["-o", tmp_path / "out.onnx"], "check": [],
@@ -162,8 +167,8 @@ def test_a_bad_model(run: Run, photo: Path, tmp_path: Path, command: str, name: 
     assert not out.exists() and not (tmp_path / "out.onnx").exists()
 
 
-def test_bad_models_are_listed_completely(tmp_path: Path) -> None:
-    assert set(model_files(tmp_path)) == set(MODELS)
+def test_bad_models_are_listed_completely(bad_models: dict[str, tuple[Path, str]]) -> None:
+    assert set(bad_models) == set(MODELS)
 
 
 @pytest.mark.parametrize(

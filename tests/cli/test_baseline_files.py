@@ -180,6 +180,7 @@ def test_the_largest_baseline_is_read_in_little_memory(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded.rows.maps, cells / cells.sum((1, 2), keepdims=True), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_baseline_of_the_most_frequent_of_many_configurations() -> None:
     """More configurations than samples are drawn of; the sample is of the one that has the most records."""
     records = [synthetic.record(n, trigger__when=f"confidence < {n % 40}") for n in range(400)]

@@ -83,6 +83,7 @@ def test_the_best_boxes_and_a_difference_of_two(run: Run, folder: Path, tmp_path
     ]
 
 
+@pytest.mark.slow
 def test_regions_vectors_and_values(run: Run, folder: Path, tmp_path: Path) -> None:
     def explained(name: str, *rest: object) -> dict[str, object]:
         out = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
@@ -144,6 +145,7 @@ def test_wrong_combinations_are_one_sentence(
     assert "Traceback" not in result.err and all(word in error for word in words), error
 
 
+@pytest.mark.slow
 def test_the_exported_detector_takes_a_box(run: Run, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "boxes.onnx"
     result = run("export", folder / "yolov8.onnx", "-o", path, "--preprocess", "0..1", "--target", "required")
@@ -182,6 +184,7 @@ def test_output_beside_o_names_the_value(run: Run, folder: Path, tmp_path: Path)
     assert run(*arguments).code == 2
 
 
+@pytest.mark.slow
 def test_a_box_is_looked_for_on_the_picture_alone(run: Run, tmp_path: Path) -> None:
     """Ranks and points are not looked for on the grey picture on which the command tries the layer beforehand."""
     model, picture = models.path("scenes/detector.onnx"), models.path("scenes/scene1.png")
@@ -194,6 +197,7 @@ def test_a_box_is_looked_for_on_the_picture_alone(run: Run, tmp_path: Path) -> N
         assert [one["box"]["index"] for one in record["maps"]] == [boxes[1].index]
 
 
+@pytest.mark.slow
 def test_panels_and_pages_name_what_is_explained(run: Run, folder: Path, tmp_path: Path) -> None:
     street = folder / "street.png"
     flags = ("-o", tmp_path, "--preprocess", "0..1")

@@ -66,6 +66,7 @@ def test_what_cannot_be_decided_is_a_sentence(run: Run, folder: Path) -> None:
     assert result.code == 2 and "on 1 picture can never give" in result.sentence
 
 
+@pytest.mark.slow
 def test_pictures_that_are_prepared_differently_can_fail(run: Run, folder: Path) -> None:
     old, photos = folder / "old.onnx", folder / "photos"
     same = run("compare", old, old, photos, "--fail-on", "preprocessing", "--json")

@@ -171,6 +171,7 @@ def test_smoothing_reaches_the_map(run: Run, ready: Path, photo: Path, tmp_path:
     assert held["options"]["smooth"] == list(smooth)
 
 
+@pytest.mark.slow
 def test_every_method_there_is(run: Run, ready: Path, photo: Path, tmp_path: Path) -> None:
     """Each has its files and numbers; two of the same seed are the same."""
     of_transformers = {"rollout", "legrad"}  # which a convolutional network has no attention for
@@ -389,7 +390,7 @@ def interrupted(arguments: list[object], terminal: str = "") -> tuple[int, str, 
         return process.returncode, err, time.monotonic() - start
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals end otherwise on Windows")
 @pytest.mark.parametrize("many", [False, True])
 def test_interrupting_a_long_method(ready: Path, photos: Path, tmp_path: Path, many: bool) -> None:

@@ -51,7 +51,7 @@ def wait_for(path: Path, pattern: str, count: int = 1) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_explain_keeps_what_is_finished(ready: Path, photographs: Path, tmp_path: Path, number: int) -> None:
     out = tmp_path / "out"

@@ -63,6 +63,7 @@ def test_what_came_from_outside_cannot_steer_the_terminal(run: Run, tmp_path: Pa
     assert "?[2J??faked" in run("monitor", "tail", tmp_path).out
 
 
+@pytest.mark.slow
 def test_query(run: Run, normal: Path) -> None:
     result = run("monitor", "query", normal, "--where", "confidence < 0.5 and not label == 'tabby'", "--json")
     found = [json.loads(line) for line in result.out.splitlines()]

@@ -16,6 +16,7 @@ from tests.monitor import synthetic
 from tests.monitor.test_merging import NORMAL, content
 
 
+@pytest.mark.slow
 def test_the_command_merges_files_and_folders(run: Run, tmp_path: Path) -> None:
     synthetic.write(tmp_path / "a", NORMAL[:450])
     synthetic.write(tmp_path / "b", NORMAL[450:])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor import counters
 from tests.cli.conftest import Run
@@ -37,6 +39,7 @@ def test_a_coverage_that_cannot_be_tested_is_no_success(run: Run, tmp_path: Path
     assert "low-confidence rate is underestimated" in limited.err
 
 
+@pytest.mark.slow
 def test_records_older_than_a_baseline_of_a_table_are_compared(run: Run, tmp_path: Path) -> None:
     synthetic.write(tmp_path / "records", [synthetic.record(n) for n in range(600)])
     document = baselines.build([synthetic.record(n) for n in range(1000, 1600)])[0]

@@ -27,6 +27,7 @@ def special(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return photos
 
 
+@pytest.mark.slow
 def test_explain_tells_what_is_no_regular_file(run: Run, ready: Path, special: Path, tmp_path: Path) -> None:
     result = run("explain", ready, special, "-o", tmp_path / "out", "--json")
     assert result.code == 1

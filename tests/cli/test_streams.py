@@ -112,6 +112,7 @@ def test_help_fits_narrow_terminals(command: str, usual: pytest.MonkeyPatch) -> 
     assert (code, err) == (0, "") and command.split()[-1] in out
 
 
+@pytest.mark.slow
 def test_statuses_are_coloured_on_terminals_alone(workshop: Path, tmp_path: Path, usual: pytest.MonkeyPatch) -> None:
     words = arguments("doctor", workshop, tmp_path)
     seen = {

@@ -80,6 +80,7 @@ def test_the_forward_pass_is_the_model_without_its_gradients(tmp_path: Path) -> 
     assert len(plain_model.graph.node) < len(onnx.load(path).graph.node)
 
 
+@pytest.mark.slow
 def test_ratios_are_taken_within_a_round() -> None:
     """A machine that becomes five times slower in the middle leaves them alone."""
     turns = {"forward": 0, "twice": 0}

@@ -78,7 +78,7 @@ def test_drop_and_increase_as_pytorch_grad_cam(case: Case) -> None:
     assert 0 < increase.sum() < 3
 
 
-@pytest.mark.sample(2)
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # theirs
 @pytest.mark.parametrize(

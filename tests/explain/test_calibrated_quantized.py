@@ -43,6 +43,7 @@ def temperature(model: onnx.ModelProto) -> float:
     return float(manifest["calibration"]["temperature"])
 
 
+@pytest.mark.slow
 def test_each_file_has_the_temperature_of_its_own_scores(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(120)]

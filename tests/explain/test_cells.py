@@ -46,6 +46,7 @@ def explained(
     return both[0], both[1], answers
 
 
+@pytest.mark.slow
 def test_every_method_has_the_map_of_the_whole_head(
     detector: onnxcam.Explainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ def decomposed(one: np.ndarray) -> np.ndarray:
 
 
 # more channels than places, fewer, more of both than a power is taken of; values that lie far from zero
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("shape", [(320, 7, 7), (12, 9, 11), (1, 6, 5), (40, 1, 1), (260, 15, 17)])
 @pytest.mark.parametrize("offset", [0.0, 50.0, 20_000.0])
 def test_equal_to_a_decomposition(explainer: Explainer, shape: tuple[int, int, int], offset: float) -> None:

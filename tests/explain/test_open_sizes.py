@@ -43,6 +43,7 @@ def forward(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.conv2d(torch.nn.functional.conv2d(y, w["w1"], padding=1).relu(), w["w2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(40, 52), (64, 32)])
 def test_regions_of_pictures_of_any_size(size: tuple[int, int]) -> None:
     explainer = onnxcam.Explainer(model(), task="segment", preprocess=SPEC)
@@ -62,6 +63,7 @@ def test_what_a_file_of_any_size_cannot_hold_is_said() -> None:
         onnxcam.augment(model(), task="segment")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("call", [lambda e: e.run(np.zeros((1, 3, 40, 52), np.float32)), lambda e: e.explain(
     np.zeros((9, 9, 3), np.uint8), target=Box(0))])  # fmt: skip
 def test_what_is_of_another_kind_of_model(call: Any) -> None:

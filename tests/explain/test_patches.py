@@ -280,6 +280,7 @@ def test_windows_of_any_size(window: int | tuple[int, ...], eager: str, monkeypa
     assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max()
 
 
+@pytest.mark.slow
 def test_a_model_of_fixed_rows_gives_the_same(eager: str) -> None:
     by_rows = [
         Explainer(build("basic blocks", rows), providers=CPU, probe=False).attribution(
@@ -392,6 +393,7 @@ def test_the_share_is_that_of_the_multiplications(monkeypatch: pytest.MonkeyPatc
     assert plan.share == pytest.approx(changing / (cells * 8 * 27 + cells * 8 * 72 + head))
 
 
+@pytest.mark.slow
 def test_what_a_bench_says_of_occlusion(tmp_path: Path, eager: str) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(build("bottlenecks"), path)

@@ -187,6 +187,7 @@ def concatenated() -> onnx.ModelProto:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["stacked", "concatenated"])
 def test_crops_in_one_batch_are_drawn_where_they_lie(source: str) -> None:
     model = CASES / "five_crops.onnx" if source == "stacked" else concatenated()

@@ -49,6 +49,7 @@ def test_models_that_scale_by_themselves(name: str, preset: str) -> None:
         assert "\n" not in warnings[0] and f"({wanted})" in warnings[0] and "check MODEL --pictures" in warnings[0]
 
 
+@pytest.mark.slow
 def test_the_bundled_model_under_every_preset() -> None:
     """Its own preprocessing is right, two presets give the same values within a hundredth, the others are told of."""
     path = onnxcam.models.path("efficientnet_lite0.onnx")

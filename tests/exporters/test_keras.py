@@ -169,6 +169,7 @@ def test_a_model_that_branches_on_a_tensor() -> None:
         export(nets.seeded(model), None, layers=["conv2d"] if "conv2d" in model.conv.name else [model.conv])
 
 
+@pytest.mark.slow
 def test_calls_of_a_shared_layer() -> None:
     model = nets.shared()
     batch, conv = pictures(2, 10, 10, 4), model.get_layer("again")
@@ -243,6 +244,7 @@ def test_constants_do_not_become_inputs_and_nothing_is_random() -> None:
     assert held["input"]["preprocess"]["scale"] == 1.0  # the model divides by 255 itself
 
 
+@pytest.mark.slow
 def test_a_convolution_is_not_folded_into_its_batch_norm() -> None:
     model = nets.nested()
     inner = model.get_layer("backbone")
@@ -265,6 +267,7 @@ def test_a_model_that_draws_numbers_when_it_predicts_is_refused() -> None:
         export(keras.Model(picture, K.Dense(2)(x)), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", rest_slow([18, 19, 21]))
 def test_opsets(opset: int) -> None:
     explained = export(nets.functional(), None, opset=opset)

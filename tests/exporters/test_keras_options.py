@@ -86,6 +86,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all((a == b).all() for a, b in zip(weights, model.get_weights(), strict=True))
 
 
+@pytest.mark.slow
 def test_outputs_heatmap_keeps_the_record() -> None:
     held = manifest.read(export(nets.functional(), None, outputs="heatmap", target="required", methods=["hirescam"]))
     assert held is not None

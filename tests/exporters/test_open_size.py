@@ -103,6 +103,7 @@ def differentiated(net: Any, layer: str, x: np.ndarray, classes: list[int]) -> t
     return kept[0].detach().numpy(), gradient.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", rest_slow(sorted(CASES, key=lambda name: name != "ResNet")))
 def test_the_default_layer_and_its_numbers(name: str, tmp_path: Path) -> None:
     _, _, layer, tokens, fixed = CASES[name]
@@ -135,6 +136,7 @@ def test_a_size_nobody_named_is_assumed_and_said(tmp_path: Path) -> None:
     assert explainer.warnings == [] and explainer.manifest["layers"][0]["grid"] == [8, 8]
 
 
+@pytest.mark.slow
 def test_a_folder_from_hugging_face_is_explained_with_one_line(tmp_path: Path) -> None:
     net, path = made("ViT", tmp_path)
     names = ["ant", "bee", "cat", "dog", "eel", "fox"]

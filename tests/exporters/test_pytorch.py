@@ -30,6 +30,7 @@ F = torch.nn.functional
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "call"), rest_slow([("conv", 0), ("bn", 0), ("relu#0", 0), ("relu", 1), ("deep", 0)])
 )
@@ -110,6 +111,7 @@ def test_of_a_tuple_list_or_dict_the_first_tensor_counts_and_softmax_is_stepped_
     close(found["probabilities"], net(batch)["probabilities"].detach().numpy())
 
 
+@pytest.mark.slow
 def test_a_binary_score_is_explained_with_its_sign() -> None:
     net = seeded(Binary()).eval()
     model = export(net, picture(1, 1, 9, 9), None)
@@ -220,6 +222,7 @@ def test_a_model_on_the_gpu_stays_there() -> None:
     assert snapshot(net) == before
 
 
+@pytest.mark.slow
 def test_gradients_are_taken_where_the_caller_has_switched_them_off() -> None:
     net = seeded(InPlace()).requires_grad_(False)
     with torch.no_grad():
@@ -265,6 +268,7 @@ def test_a_gate_is_put_in_after_the_proof() -> None:
         export(net, picture(1, 3, 8, 8), None, gate="margin")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("capture_once")
 def test_only_the_heatmap_if_so_wanted_verified_all_the_same() -> None:
     model = export(seeded(InPlace()), picture(1, 3, 8, 8), None, outputs="heatmap", methods=["gradcam", "hirescam"])

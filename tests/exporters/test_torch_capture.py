@@ -22,6 +22,7 @@ pytestmark = pytest.mark.torch
 nn = torch.nn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", rest_slow([1, 2, 5]))
 def test_the_batch_is_free_whatever_the_examples_rows(rows: int) -> None:
     model = export(seeded(Reused()), (picture(rows, 3, 9, 9),), None, verify=False)
@@ -81,6 +82,7 @@ def test_the_older_exporter_steps_in_and_says_so(
     close(found["gradients/bn"], gradient)
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_free_is_refused_with_both_reasons() -> None:
     class Fixed(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -95,6 +97,7 @@ def test_a_batch_that_cannot_be_free_is_refused_with_both_reasons() -> None:
         export(seeded(Fixed()), picture(1, 3, 8, 8), None)
 
 
+@pytest.mark.slow
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     export(seeded(InPlace()), picture(1, 3, 8, 8), None)
     assert capfd.readouterr().out == ""

@@ -83,6 +83,7 @@ def test_no_layers_at_all() -> None:
         export(nested(), picture(1, 3, 8, 8), None, layers=[])
 
 
+@pytest.mark.slow
 def test_a_detached_layer_cannot_be_verified() -> None:
     class Cut(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from onnxcam.errors import InputError, OutputError, PictureError
@@ -22,6 +22,7 @@ from onnxcam.fleet.columns import columns, to_arrow
 from onnxcam.fleet.listing import Listing, Scan
 from onnxcam.fleet.run import Run, Terms
 from tests.fleet import table
+from tests.support.examples import examples
 
 
 class Answers:
@@ -68,7 +69,8 @@ def new_run(folder: Path, count: int, per_part: int, complete: set[int] = frozen
     return run
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 300),
     st.integers(1, 90),
@@ -145,7 +147,7 @@ def test_a_row_that_an_engine_lost_is_told(tmp_path: Path, monkeypatch: pytest.M
 NAMES = st.lists(st.binary(min_size=1, max_size=40).filter(lambda name: not set(name) & {0, 47, 10, 13}), max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(NAMES)
 def test_names_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, names: list[bytes]) -> None:
     folder = tmp_path_factory.getbasetemp()
@@ -162,7 +164,7 @@ def test_names_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, 
         assert list(listing.read_list(str(listed))) == paths
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(NAMES)
 def test_names_of_a_folder_are_in_order(names: list[bytes]) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -37,6 +37,7 @@ def condition(model: Path) -> str:
     return f"confidence < {np.nanmedian(confidence):.6f}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 4, 7])
 def test_a_row_does_not_depend_on_its_batch_or_on_threads(model: Path, rows: int) -> None:
     for when in (None, condition(model)):

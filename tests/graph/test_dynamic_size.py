@@ -179,6 +179,7 @@ def test_what_is_no_size_is_refused(size: object) -> None:
         onnxcam.augment(source, input_size=size)
 
 
+@pytest.mark.slow
 def test_a_convolution_next_to_tokens_leaves_the_size_open() -> None:
     body = (PATCHES, block("p", "1"), MEAN.format("b1"))
     made = onnxcam.augment(model(*body, picture=OPEN), ["c"])
@@ -186,6 +187,7 @@ def test_a_convolution_next_to_tokens_leaves_the_size_open() -> None:
     as_closed(made, "c", *body)
 
 
+@pytest.mark.slow
 def test_a_residual_network_of_open_size_has_the_same_default_layer() -> None:
     opened, closed = model(RESIDUAL, picture=OPEN), model(RESIDUAL, picture="N,3,16,16")
     assert [layer.name for layer in onnxcam.layers(opened)] == [layer.name for layer in onnxcam.layers(closed)]
@@ -199,6 +201,7 @@ def test_a_residual_network_of_open_size_has_the_same_default_layer() -> None:
     assert picture(onnxcam.augment(opened, input_size=(24, 40)))[0] == ["N", 3, 24, 40]
 
 
+@pytest.mark.slow
 def test_a_file_whose_own_shapes_refuse_the_usual_size_is_left_as_it_is() -> None:
     source = model(RESIDUAL, picture=OPEN)
     source.graph.value_info.append(onnx.helper.make_tensor_value_info("p1", onnx.TensorProto.FLOAT, [1, 8, 8, 8]))

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -15,6 +15,7 @@ from onnxcam.image import PRESETS, Preprocess, candidates, from_hf, from_timm, p
 from onnxcam.image.resample import resize
 from tests.image.pictures import noise, smooth
 from tests.support.torchvision_stub import import_torchvision
+from tests.support.examples import examples
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -32,7 +33,7 @@ def pillow(pixels, size, how):
     return np.asarray(image.resize((size[1], image.height), FILTERS[how]).resize(size[::-1], FILTERS[how]))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.tuples(*[st.integers(1, 200)] * 4),
     st.sampled_from(sorted(FILTERS)),
@@ -43,7 +44,7 @@ def test_resize_is_pillows_bit_for_bit(sizes, how, seed):
     np.testing.assert_array_equal(resize(pixels, sizes[2:], how), pillow(pixels, sizes[2:], how))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.tuples(*[st.integers(1, 120)] * 4), st.sampled_from(sorted(FILTERS)), st.booleans(), st.data())
 def test_a_window_is_cut_from_the_whole(sizes, how, antialias, data):
     pixels = noise(*sizes[:2])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxcam.errors import SettingError
@@ -22,6 +22,7 @@ from onnxcam.monitor.admission import (
     parse_rate,
 )
 from onnxcam.monitor.queue import Candidates, Capacity, RowQueue, Ticket
+from tests.support.examples import examples
 
 
 def most_over_rate(times: Sequence[float], rate: float) -> float:
@@ -34,7 +35,7 @@ def most_over_rate(times: Sequence[float], rate: float) -> float:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     amount=st.sampled_from([1, 2, 7, 30]),

@@ -29,6 +29,7 @@ def timed_close(monitor: Monitor, timeout: float) -> tuple[float, bool]:
     return time.monotonic() - start, done
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("timeout", [0.0, 0.4])
 @pytest.mark.parametrize("what", ["session", "sink", "closing sink", "opening"])
 def test_close_returns_in_time(what: str, timeout: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +64,7 @@ def test_close_returns_in_time(what: str, timeout: float, monkeypatch: pytest.Mo
     release.set()
 
 
+@pytest.mark.slow
 def test_close_ends_a_hung_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the child imports this package anew, so the hang is planted in the file it reads: a pipe nobody writes to
     import os
@@ -104,7 +106,7 @@ def test_flush_gives_up_in_time() -> None:
         assert monitor.flush(10)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("worker", ["thread", "process"])
 def test_the_end_of_the_interpreter_waits_for_what_waits(worker: str, tmp_path: Path) -> None:
     """Five seconds: on a machine where everything is others' that may not be enough, but it has to have been tried."""

@@ -64,6 +64,7 @@ def test_a_thousand_processes_leave_one_file(tmp_path: Path, alive: counters.Cou
     assert len(names(tmp_path)) == 2
 
 
+@pytest.mark.slow
 @FORKS
 def test_a_death_in_the_middle_of_a_merge_counts_nothing_twice(tmp_path: Path) -> None:
     """After each change to the disk that a merge makes."""

@@ -55,6 +55,7 @@ def moved(detector: Detector, rows: Rows) -> set[str]:
     return {statistic.name for statistic in detector.assess(rows).statistics if statistic.drifted}
 
 
+@pytest.mark.slow
 def test_no_verdict_below_500_records(detector: Detector) -> None:
     far = window(count=499, shift=50.0)
     verdict = detector.assess(far)
@@ -169,6 +170,7 @@ def test_a_baseline_keeps_its_rows(path: Path) -> None:
     assert held.classes == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_baseline_draws_evenly() -> None:
     document, _ = baselines.build(records(0, 1600), rows=600)
     kept = baselines.parse(document)
@@ -260,7 +262,7 @@ def test_large_windows_are_drawn_from_the_same_distribution(monkeypatch: pytest.
         np.testing.assert_allclose(counted.std(0), deviation, rtol=0.15, atol=1e-6)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [500, timedelta(hours=12), timedelta(minutes=7)])
 def test_windows_are_those_of_all_records_at_once(window: int | timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a table of all records that is cut by hand, also where the rows are in a temporary file."""

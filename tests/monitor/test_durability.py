@@ -114,7 +114,7 @@ def survive(root: Path, monkeypatch: pytest.MonkeyPatch, at: int, count: int, ha
     return seen
 
 
-@pytest.mark.sample(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4, 1000])
 def test_an_error_at_every_step_costs_one_record_and_tears_none(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

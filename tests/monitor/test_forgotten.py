@@ -90,6 +90,7 @@ def test_one_that_was_closed_says_nothing() -> None:
         gc.collect()
 
 
+@pytest.mark.slow
 def test_threads_do_not_pile_up() -> None:
     before = threading.active_count()
     for _ in range(20):

@@ -400,6 +400,7 @@ def test_a_model_that_cannot_be() -> None:
         Monitor("/nowhere/model.onnx", sink=Kept())
 
 
+@pytest.mark.slow
 def test_a_model_that_goes_missing_is_opened_again(tmp_path: Path, kept: Kept) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(MODEL)

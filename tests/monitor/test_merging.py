@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxcam.errors import InputError
@@ -15,6 +15,7 @@ from onnxcam.monitor.drift import Detector
 from onnxcam.monitor.sketch import Part, Sketch, key_of, union
 from onnxcam.monitor.table import Rows
 from tests.monitor import synthetic
+from tests.support.examples import examples
 
 
 def records(first: int, count: int, **changes: Any) -> list[dict[str, Any]]:
@@ -37,6 +38,7 @@ def parts(number: int, rng: np.random.Generator, rows: int = 600) -> list[dict[s
     return [baselines.build(some, rows=rows, fewest=1)[0] for some in split if some]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [600, 4000])
 def test_eight_parts_give_the_verdict_of_one_process_to_the_last_bit(rows: int) -> None:
     rng = np.random.default_rng(3)
@@ -54,7 +56,7 @@ def test_eight_parts_give_the_verdict_of_one_process_to_the_last_bit(rows: int) 
     assert rows > len(NORMAL) or other.assess(window) != one.assess(window), "another sample gives other numbers"
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.lists(st.integers(0, 400), max_size=60), min_size=1, max_size=6), st.integers(1, 40), st.randoms())
 def test_the_union_of_sketches_is_the_sketch_of_the_union(numbers: list[list[int]], size: int, random: Any) -> None:
     def sketch(values: list[int]) -> Sketch[int]:
@@ -100,6 +102,7 @@ def test_maps_of_several_shapes_survive_in_the_parts() -> None:
     assert (content(merged), more) == (content(whole), notes)
 
 
+@pytest.mark.slow
 def test_labels_and_names_are_those_of_one_process() -> None:
     one = records(0, 600)
     two = [dict(record, model={"name": "renamed", "sha256": record["model"]["sha256"]}) for record in records(600, 600)]

@@ -277,7 +277,7 @@ def processed() -> Iterator[tuple[Monitor, Kept]]:
         yield monitor, kept
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "says"), [(signal.SIGKILL, "signal 9"), (signal.SIGSTOP, "no answer within 1 s")])
 def test_a_worker_process_is_started_again(
     how: signal.Signals, says: str, processed: tuple[Monitor, Kept], caplog: pytest.LogCaptureFixture

@@ -47,6 +47,7 @@ def growth(monitor: Monitor, gate: Gate, calls: int, scores: np.ndarray, **given
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_scores_of_many_classes_count(gate: Gate) -> None:
     """50,000 classes: a row is 192 KiB of scores and less than a KiB of picture."""
     limit = 8 << 20
@@ -60,7 +61,7 @@ def test_scores_of_many_classes_count(gate: Gate) -> None:
     monitor.close(0)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tiny", "names", "encoded", "paths"])
 def test_small_rows_take_what_they_count(kind: str, gate: Gate) -> None:
     limit = 1 << 20

@@ -129,6 +129,7 @@ def test_ids_sort_by_time() -> None:
     assert made == sorted(made)
 
 
+@pytest.mark.slow
 def test_ids_do_not_repeat() -> None:
     frozen = 1_795_615_620.0
     with ThreadPoolExecutor(8) as pool:

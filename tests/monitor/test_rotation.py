@@ -317,6 +317,7 @@ def with_path(deed: Callable[[Path], None], path: Path) -> None:
         globals()["opened"] = original
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("moments", [30, pytest.param(1400, marks=pytest.mark.soak)])
 def test_at_random_moments_in_several_processes(moments: int, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_the_rows_are_those_that_a_monitor_records(model: Path, batch: Batch) ->
     np.testing.assert_allclose(outcome.rows.maps, theirs.rows.maps, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_tables_of_eight_parts_give_the_verdict_of_one(batch: Batch) -> None:
     """Each part was run at another time, below another folder."""
     whole = repeated(batch, 800)

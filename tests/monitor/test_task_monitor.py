@@ -39,6 +39,7 @@ def ready() -> bytes:
     return onnxcam.augment(DETECTOR, probe=False).SerializeToString()
 
 
+@pytest.mark.slow
 def test_the_best_box_meets_the_condition_and_is_explained(
     explainer: onnxcam.Explainer, tensors: np.ndarray, ready: bytes
 ) -> None:

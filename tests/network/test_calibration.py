@@ -77,6 +77,7 @@ def test_the_temperature_is_scipys_optimum(kind: str, seed: int) -> None:
     assert fitted.before == pytest.approx(negative_log_likelihood(kind, scores, truth, 1.0), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_known_temperatures_are_recovered() -> None:
     for temperature in (0.3, 1.0, 5.0):
         scores, truth = drawn(20_000, 10, temperature, seed=3)

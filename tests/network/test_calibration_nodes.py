@@ -288,6 +288,7 @@ def compare(case: Case, narrow: np.ndarray, wide: np.ndarray, got: Mapping[str, 
     assert not (inside < narrow).any() and not (inside > wide).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", [openvino, tract], ids=["openvino", "tract"])
 def test_other_runtimes_compute_the_same(runtime: Callable[[Case], Any], tmp_path: Path) -> None:
     pytest.importorskip(runtime.__name__)

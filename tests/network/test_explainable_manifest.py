@@ -120,6 +120,7 @@ def test_augmenting_again_keeps_what_both_outputs_say(ending: str) -> None:
     assert held(asked)["scores"] == held(first)["scores"]
 
 
+@pytest.mark.slow
 def test_augmenting_again_explains_the_same_of_several_scores() -> None:
     source = two_heads()
     with pytest.raises(ModelError, match=r"several outputs .*scores="):

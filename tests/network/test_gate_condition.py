@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
@@ -28,6 +28,7 @@ from tests.support import models
 from tests.support.batches import batch
 from tests.support.explainable import held
 from tests.support.runtime import run
+from tests.support.examples import examples
 
 LABELS = ["cat, tabby", "bird", "fish", "dog, hound", "frog"]
 KINDS = {"logits": 4, "binary_logit": 2, "multilabel": 4}
@@ -78,7 +79,7 @@ def leaves(condition: Condition) -> list[Comparison]:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(trees, st.sampled_from(list(KINDS)), st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0, 10.0, 1000.0]))
 def test_emitted_condition_is_the_hooks(condition: Condition, kind: str, seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
@@ -177,7 +178,7 @@ CALIBRATED = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     CALIBRATED, st.sampled_from(list(KINDS)), RULES, st.sampled_from([0.4, 1.0, 2.5]), st.floats(0.02, 0.9),
     st.integers(0, 2**32 - 1), st.sampled_from([0.3, 1.0, 10.0]),

@@ -344,6 +344,7 @@ def test_a_contrast_of_a_vote_is_the_difference_of_log_p() -> None:
     np.testing.assert_allclose(objective.value(examination.scores, np.arange(len(x))), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vote of two", "vote in percent", "softmax, clip", "softmax"])
 def test_a_monitor_reads_a_plain_sessions_probabilities(name: str) -> None:
     model, x = heads.build(heads.RECIPES[name], 5), PICTURES * np.float32(FAINT)

@@ -140,6 +140,7 @@ def test_kinds_and_targets(kind: str, target: Any) -> None:
         np.testing.assert_allclose(out["picture_heatmap"], want.heatmap, rtol=0, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_layers_and_methods_have_a_map_each_and_a_gate_stays() -> None:
     model = onnxcam.augment(
         tiny_cnn(), ["relu1", "relu2"], ("gradcam", "hirescam"), preprocess=SPECS["torchvision"], pixels=True,
@@ -183,6 +184,7 @@ def test_the_model_inside_is_given_back() -> None:
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow
 def test_check_compares_the_picture_that_is_prepared_and_finds_a_wrong_one() -> None:
     model = onnxcam.augment(tiny_cnn(), preprocess=SPECS["torchvision"], pixels=True, probe=False)
     (finding,) = (finding for finding in check(model, directions=2, samples=2).findings if finding.name == "pixels")

@@ -292,6 +292,7 @@ def test_progress_is_told_and_can_stop_the_work() -> None:
         layer_view.values(1000, lambda a, b: (layer_view.activations[rows[a:b]], rows[a:b]))
 
 
+@pytest.mark.slow
 def test_few_variants_are_held_at_a_time() -> None:
     held = features(models.tiny_cnn(width=64), "relu1")
     layer_view = view(held, "relu1", resolve(None, held.scores, held.batch.readout))

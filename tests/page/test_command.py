@@ -326,6 +326,7 @@ def test_a_port_in_use_is_said(address: tuple[str, int], tmp_path: Path) -> None
         file_server.listen(tmp_path, [], address[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_answers_until_it_is_interrupted(model: Path, runtime: Path, tmp_path: Path, number: int) -> None:
@@ -349,6 +350,6 @@ def test_serve_answers_until_it_is_interrupted(model: Path, runtime: Path, tmp_p
         process.send_signal(number)
         try:
             rest = process.communicate(timeout=60)[1]
-        finally:  # which it does not do where whoever runs the tests has them ignore SIGINT
+        finally:
             process.kill()
     assert process.returncode == 0 and rest.strip() == "Stopped."

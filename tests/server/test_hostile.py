@@ -19,6 +19,7 @@ from tests.server.running import ROUTE, Reply, Running, model_file, picture, run
 
 MIB = 1 << 20
 TIMEOUT, CONNECTIONS = 3.0, 40
+PATIENT = {"1 GB announced"}  # the server waits before it closes such a connection
 SLACK = 32 * MIB  # what a process takes for other reasons: caches, buffers of the allocator
 
 
@@ -97,7 +98,10 @@ def answer(connection: socket.socket) -> Reply:
     raise AssertionError(f"no whole answer: {data[:300]!r}")
 
 
-@pytest.mark.parametrize("name", flood.bad_requests())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in PATIENT else ()) for name in flood.bad_requests()],
+)
 def test_each_bad_request_gets_its_status_and_a_sentence(server: Running, name: str) -> None:
     data, statuses = flood.bad_requests()[name]
     with server.connect() as connection:
@@ -110,6 +114,7 @@ def test_each_bad_request_gets_its_status_and_a_sentence(server: Running, name: 
     assert "Traceback" not in server.log, server.log
 
 
+@pytest.mark.slow
 def test_a_flood_of_bad_requests(server: Running) -> None:
     """Good requests are answered, and each bad one with what fits; how long it takes is `benchmarks/serve.py`'s."""
     figures = flood.compare(server.port, picture(), rate=15, bad=100, seconds=1.5, turns=1)
@@ -118,6 +123,7 @@ def test_a_flood_of_bad_requests(server: Running) -> None:
     assert sum(sum(counter.values()) for counter in figures["bad"].values()) == 250
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
 @pytest.mark.parametrize("size", [48 * MIB, pytest.param(1000 * MIB, marks=pytest.mark.soak)], ids=["48 MiB", "1 GB"])
 def test_a_body_far_above_the_limit(server: Running, size: int, chunked: bool) -> None:
@@ -154,6 +160,7 @@ def test_a_gigabyte_on_every_connection(server: Running) -> None:
             thread.join()
 
 
+@pytest.mark.slow
 def test_the_largest_bodies_on_all_connections_at_once(server: Running) -> None:
     """Each connection may hold one body; what does not fit into the queue is answered 429, or 504 on a busy machine."""
     count = CONNECTIONS - 5
@@ -172,6 +179,7 @@ def test_the_largest_bodies_on_all_connections_at_once(server: Running) -> None:
     assert sum(statuses.values()) == count and statuses.keys() <= {200, 422, 429, 504}, statuses
 
 
+@pytest.mark.slow
 def test_a_slow_loris(server: Running) -> None:
     """Heads and bodies that come a byte at a time: the connections end in time, and the others are served meanwhile."""
     heads = [server.connect() for _ in range(CONNECTIONS // 4)]
@@ -211,6 +219,7 @@ def test_a_slow_loris(server: Running) -> None:
     assert len(replies) >= len(bodies)
 
 
+@pytest.mark.slow
 def test_connections_that_say_nothing_are_closed(server: Running) -> None:
     with server.connect(timeout=30) as connection:
         start = time.monotonic()
@@ -218,6 +227,7 @@ def test_connections_that_say_nothing_are_closed(server: Running) -> None:
         assert time.monotonic() - start > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3 * CONNECTIONS, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_connections_are_bounded_in_number(server: Running, count: int) -> None:
     """Beyond the bound a connection is answered 503 and closed; those that are open go on."""
@@ -246,6 +256,7 @@ def test_connections_are_bounded_in_number(server: Running, count: int) -> None:
     assert server.explain(picture()).status == 200
 
 
+@pytest.mark.slow
 def test_who_does_not_read_the_answers_costs_no_more_than_them(server: Running) -> None:
     """Many requests on each connection without reading a single answer: the server stops reading them."""
     data = json.dumps({"image": base64.b64encode(picture(400, 500)).decode(), "files": ["input", "overlay"]}).encode()

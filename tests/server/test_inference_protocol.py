@@ -99,6 +99,7 @@ def test_binary_data_is_the_same(client: TestClient, batch: np.ndarray) -> None:
     np.testing.assert_array_equal(mixed["heatmap"], plain["heatmap"])
 
 
+@pytest.mark.slow
 def test_a_class_for_each_row(client: TestClient, explainer: Explainer, batch: np.ndarray) -> None:
     for targets in ([281], [281, -1, 504], [-1]):
         outputs = values(infer(client, URL, ("input", batch), ("target", np.array(targets, np.int64))))
@@ -119,6 +120,7 @@ def test_encoded_pictures(client: TestClient, explainer: Explainer, binary: bool
     np.testing.assert_array_equal(outputs["heatmap"][0], explainer.explain(CAT).raw_map)
 
 
+@pytest.mark.slow
 def test_only_some_rows_are_explained(serve: Serve, explainer: Explainer, batch: np.ndarray) -> None:
     confidences = explainer.predict(batch).max(axis=1)
     threshold = float(np.median(confidences))
@@ -164,6 +166,7 @@ def test_without_maps_nothing_is_differentiated(
     ]
 
 
+@pytest.mark.slow
 def test_outputs_are_those_of_the_file(serve: Serve) -> None:
     """Of every kind of head: what the server calls by the name of a file's output is what the file computes."""
     x = np.random.default_rng(1234).random((3, 3, 12, 12), np.float32)

@@ -29,6 +29,7 @@ HTML = {"accept": "text/html"}
 REFUSED = ("status of 4",)  # what Chromium's console says of it
 
 
+@pytest.mark.slow
 def test_classes_layers_and_methods_are_switched(page: Any, explainer: Explainer) -> None:
     e = explainer.explain(str(CAT))
     (_, _, _), (second, name, _), (third, other, _) = e.predictions[:3]
@@ -53,6 +54,7 @@ def test_classes_layers_and_methods_are_switched(page: Any, explainer: Explainer
     same(canvas(page), explainer.explain(str(CAT), target=second, method="hirescam", layer=layer).overlay())
 
 
+@pytest.mark.slow
 def test_any_class_is_found_by_name_or_number(page: Any, explainer: Explainer) -> None:
     hand_over(page, CAT.read_bytes())
     status(page, "what speaks for")
@@ -76,6 +78,7 @@ def test_any_class_is_found_by_name_or_number(page: Any, explainer: Explainer) -
     assert page.locator('#predictions [aria-pressed="true"]').first.inner_text().startswith(labels[hen])
 
 
+@pytest.mark.slow
 def test_several_pictures_one_after_another(page: Any, explainer: Explainer) -> None:
     page.wait_for_selector("#settings:not([hidden])")
     page.set_input_files("#file", [str(CAT), str(COFFEE)])
@@ -92,6 +95,7 @@ def test_several_pictures_one_after_another(page: Any, explainer: Explainer) -> 
     assert page.locator("#result").is_hidden() and strip.count() == 0
 
 
+@pytest.mark.slow
 def test_formats_that_browsers_do_not_read_are_shown_by_the_server(page: Any, explainer: Explainer) -> None:
     pixels = cv2.imread(str(CAT))
     tiff = cv2.imencode(".tiff", pixels)[1].tobytes()
@@ -100,6 +104,7 @@ def test_formats_that_browsers_do_not_read_are_shown_by_the_server(page: Any, ex
     same(canvas(page), explainer.explain(tiff).overlay())
 
 
+@pytest.mark.slow
 def test_files_that_are_no_picture_are_refused_in_a_sentence(chromium: Any, explainer: Explainer) -> None:
     server = LiveServer(create_app({"lite0": explainer}, threads=1, max_body="300KiB", max_pixels=140_000))
     wide = np.random.default_rng(0).integers(0, 255, (300, 500), np.uint8)
@@ -125,6 +130,7 @@ def test_files_that_are_no_picture_are_refused_in_a_sentence(chromium: Any, expl
     server.stop()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_and_comes_back(chromium: Any, explainer: Explainer) -> None:
     server = LiveServer(create_app({"lite0": explainer}, threads=1))
     with browsers.visit(chromium, server.url, expected=("ERR_CONNECTION_REFUSED",)) as page:
@@ -142,6 +148,7 @@ def test_a_server_that_is_gone_and_comes_back(chromium: Any, explainer: Explaine
     server.stop()
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_waited_for(chromium: Any, explainer: Explainer) -> None:
     app = create_app({"lite0": explainer}, threads=1, queue=1, timeout=60)
     server, done = LiveServer(app), threading.Event()
@@ -164,6 +171,7 @@ def test_a_full_queue_is_waited_for(chromium: Any, explainer: Explainer) -> None
     server.stop()
 
 
+@pytest.mark.slow
 def test_a_token_is_asked_for(chromium: Any, explainer: Explainer) -> None:
     token = "correct-horse-battery-staple"
     server = LiveServer(create_app({"lite0": explainer}, threads=1, tokens=token))
@@ -202,6 +210,7 @@ def chooser_by_key(page: Any) -> Any:
                 raise
 
 
+@pytest.mark.slow
 def test_keyboard_alone(page: Any, explainer: Explainer) -> None:
     e = explainer.explain(str(CAT))
     page.wait_for_selector("#settings:not([hidden])")
@@ -232,6 +241,7 @@ def test_keyboard_alone(page: Any, explainer: Explainer) -> None:
     same(canvas(page), image.marked(image.palette("viridis"))[second.marks.levels(image.grayscale(second.heatmap))])
 
 
+@pytest.mark.slow
 def test_files_that_change_and_answers_of_a_proxy(chromium: Any, live: LiveServer, tmp_path: Path) -> None:
     with browsers.visit(chromium, live.url, expected=("status of 502", "Failed to load resource: net::")) as page:
         page.wait_for_selector("#settings:not([hidden])")
@@ -336,6 +346,7 @@ def test_phones_and_colours(chromium: Any, explainer: Explainer, scheme: str) ->
     server.stop()
 
 
+@pytest.mark.slow
 def test_under_a_path_of_another_app(chromium: Any, explainer: Explainer) -> None:
     server = LiveServer(Starlette(routes=[Mount("/explain", create_app({"lite0": explainer}, threads=1))]))
     with browsers.visit(chromium, f"{server.url}explain/") as page:

@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 from PIL import Image
 
 from onnxcam import image
@@ -16,6 +17,7 @@ from tests.server.conftest import CAT
 from tests.server.visitor import canvas, hand_over, same, status
 
 
+@pytest.mark.slow
 def test_a_dropped_picture_is_explained_as_explainer_does(page: Any, explainer: Explainer) -> None:
     e = explainer.explain(str(CAT))
     hand_over(page, CAT.read_bytes(), "cat.png")
@@ -41,6 +43,7 @@ def test_a_dropped_picture_is_explained_as_explainer_does(page: Any, explainer: 
     assert not e.warnings and page.locator("#warnings").is_hidden()
 
 
+@pytest.mark.slow
 def test_pictures_are_turned_blended_and_scaled_as_onnxcam_reads_them(page: Any, explainer: Explainer) -> None:
     photo = Image.open(CAT)
     exif = Image.Exif()
@@ -73,6 +76,7 @@ def test_pictures_are_turned_blended_and_scaled_as_onnxcam_reads_them(page: Any,
     assert np.abs(drawn[inner].astype(int) - smaller[inner]).mean() < 2
 
 
+@pytest.mark.slow
 def test_a_map_is_saved_as_a_file(page: Any, explainer: Explainer) -> None:
     hand_over(page, CAT.read_bytes(), "cat.png")
     status(page, "what speaks for")
@@ -83,6 +87,7 @@ def test_a_map_is_saved_as_a_file(page: Any, explainer: Explainer) -> None:
     same(np.asarray(Image.open(download.value.path()).convert("RGB")), e.overlay())
 
 
+@pytest.mark.slow
 def test_colours_are_those_of_onnxcam(page: Any) -> None:
     tables = page.evaluate(
         "async () => { const { COLORMAPS, palette } = await import('./colormaps.js');"
@@ -96,6 +101,7 @@ def test_colours_are_those_of_onnxcam(page: Any) -> None:
 PARTS = ([(3, 5, 40, 30)], [(0, 0, 20, 48), (44, 7, 64, 48)], [], [(10, 10, 10, 10)])
 
 
+@pytest.mark.slow
 def test_marks_are_those_of_onnxcam(page: Any) -> None:
     random = np.random.default_rng(1)
     pixels, gray = random.integers(0, 256, (48, 64, 3), np.uint8), random.integers(0, 256, (48, 64), np.uint8)

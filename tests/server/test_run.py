@@ -86,6 +86,7 @@ def answer_to(address: tuple[str, int], *parts: bytes) -> bytes:
         return received
 
 
+@pytest.mark.slow
 def test_it_answers_what_it_took_and_ends_with_0(tiny: Path) -> None:
     with running(tiny, "--threads", 1, "--drain", "0.2s") as server, ThreadPoolExecutor(8) as pool:
         began = threading.Barrier(9)
@@ -136,6 +137,7 @@ def _command(pid: int) -> bytes:
     return b""
 
 
+@pytest.mark.slow
 def test_limits_on_connections_and_time(tiny: Path) -> None:
     with running(tiny, "--connections", 4, "--timeout", "1s", "--max-body", "1MiB") as server:
         assert b" 400 " in answer_to(server.address, b"nonsense\r\n\r\n").splitlines()[0]
@@ -156,6 +158,7 @@ def test_limits_on_connections_and_time(tiny: Path) -> None:
         assert httpx.get(server.url + "/healthz").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_head_has_to_come_within_its_time_and_size(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from onnxcam.server import connections, run
     from onnxcam.server.settings import Settings

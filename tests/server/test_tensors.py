@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onnxcam.errors import InputError
 from onnxcam.server import tensors
+from tests.support.examples import examples
 
 
 def parsed(name: str, array: np.ndarray, binary: bool) -> Any:
@@ -23,7 +24,7 @@ def parsed(name: str, array: np.ndarray, binary: bool) -> Any:
     return tensors.decode(entry, memoryview(blob) if binary else None, "input 'x'")
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(data=st.data(), binary=st.booleans(), datatype=st.sampled_from(sorted(tensors.DATATYPES)))
 def test_round_trip(data: st.DataObject, binary: bool, datatype: str) -> None:
     dtype = np.dtype(tensors.DATATYPES[datatype])

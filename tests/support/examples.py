@@ -11,11 +11,11 @@ from hypothesis import settings
 
 # tests/conftest.py sets it for `-m "not slow"`
 SAMPLE = "ONNXCAM_SAMPLE_OF_EXAMPLES"
-_SHARE, _LEAST = 10, 10
+_SHARE, _LEAST = 10, 5
 
 
 def examples(count: int, **options: Any) -> settings:
-    """Draw `count` examples, the same ones at every run; of a sample a tenth, and ten at least."""
+    """Draw `count` examples, the same ones at every run; of a sample a tenth, and five at least."""
     drawn = min(count, max(count // _SHARE, _LEAST)) if SAMPLE in os.environ else count
     return settings(derandomize=True, max_examples=drawn, deadline=None, database=None, **options)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
@@ -14,6 +14,7 @@ from onnxcam.errors import SettingError, TargetError
 from onnxcam.targets import conditions
 from onnxcam.targets.conditions import AllOf, AnyOf, Comparison, Not
 from onnxcam.targets.readout import BINARY, LOGITS, MULTILABEL, Readout
+from tests.support.examples import examples
 
 LABELS = ["tabby, tabby cat", "tiger cat", "lynx"]
 NUMBERS = st.sampled_from(["0", "1", "0.25", ".5", "0.75", "1e-1", "5e-1"])
@@ -40,7 +41,7 @@ ROWS = np.array([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(CONDITIONS, st.integers(0, 2**32 - 1))
 def test_means_what_python_means(text: str, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -117,6 +117,7 @@ def test_a_saturated_bias_is_blamed_on_its_layer(layer: str) -> None:
     assert first.node == f"{value}_DequantizeLinear" and len(result.blamed) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["per channel", "qoperator", "signed", "dynamic"])
 def test_every_form_of_quantization_is_taken_apart(form: str) -> None:
     for layer in ("stem", "depthwise", "last"):

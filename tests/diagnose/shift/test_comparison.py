@@ -73,6 +73,7 @@ def test_a_model_is_no_distance_from_itself_plain_or_explainable_nchw_or_nhwc() 
         assert {one.empty for one in shift.pictures} <= {(False, False), (True, True)}
 
 
+@pytest.mark.slow
 def test_maps_of_other_sizes_are_compared_on_the_picture() -> None:
     """The same weights on an input of twice the size, and on the middle of the picture: the maps lie elsewhere."""
     old = explainer(size=None)
@@ -118,6 +119,7 @@ def weighted(change: Any, **options: Any) -> Explainer:
     return Explainer(model, preprocess=RAW, providers=CPU)
 
 
+@pytest.mark.slow
 def test_scores_that_are_not_finite_are_refused() -> None:
     broken = weighted(lambda values: values * np.nan)
     with pytest.raises(ModelError, match="NEW gives scores that are not finite for the picture 'a'"):
@@ -141,6 +143,7 @@ def test_maps_most_of_which_are_empty_give_no_verdict() -> None:
             assert outcome.failed is None and outcome.sentence == shift.undecided
 
 
+@pytest.mark.slow
 def test_copies_are_no_other_trainings() -> None:
     """OLD, NEW and a training in another form among the trainings are left out; four are too few."""
     old, new = explainer(), retrained()
@@ -162,6 +165,7 @@ def test_copies_are_no_other_trainings() -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_the_caller_says_of_old_holds_for_its_other_trainings(tmp_path: Path) -> None:
     halved: dict[str, Any] = {**RAW, "scale": 1 / 510}
     files, plain = [], []
@@ -250,6 +254,7 @@ def test_the_batch_size_of_a_file_changes_nothing() -> None:
     assert [one.distance for one in fixed.pictures] == pytest.approx([one.distance for one in free.pictures], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_verdicts_are_given_against_a_null_alone() -> None:
     seeds = [retrained(noise=0.01 * k) for k in range(1, 7)]
     assert compare(explainer(), retrained(), PICTURES).verdict is None

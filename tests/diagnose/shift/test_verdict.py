@@ -32,6 +32,7 @@ def test_the_tail_of_student_is_that_of_scipy() -> None:
     assert (student_tail(np.inf, 4), student_tail(-np.inf, 4)) == (0, 1)
 
 
+@pytest.mark.slow
 def test_the_tail_of_ranks_is_that_of_the_sum_of_dice() -> None:
     rng = np.random.default_rng(1)
     for pictures, count in ((1, 4), (3, 3), (20, 8), (3000, 8)):
@@ -59,6 +60,7 @@ def test_a_retraining_needs_five_trainings() -> None:
             judge_retraining(copies)
 
 
+@pytest.mark.slow
 def test_small_changes_are_a_false_alarm_in_five_percent() -> None:
     rng = np.random.default_rng(2)
     alarms = []
@@ -85,6 +87,7 @@ def test_a_shift_of_some_pictures_is_found_beside_others_that_hardly_move() -> N
     assert ranks_tail(8 * 40, 100, 8) > 0.99  # which the sum of ranks alone would not see
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pictures", "count"), [(6, 8), (20, 8), (100, 8), (40, 19), (1, 19)])
 def test_either_of_two_statistics_is_a_false_alarm_in_five_percent(pictures: int, count: int) -> None:
     rng = np.random.default_rng(pictures)

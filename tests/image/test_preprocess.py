@@ -14,8 +14,8 @@ from onnxcam.errors import PreprocessError
 from onnxcam.image import PRESETS, Preprocess, candidates, from_hf, from_timm, preset, resolve
 from onnxcam.image.resample import resize
 from tests.image.pictures import noise, smooth
-from tests.support.torchvision_stub import import_torchvision
 from tests.support.examples import examples
+from tests.support.torchvision_stub import import_torchvision
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,

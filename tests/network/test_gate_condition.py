@@ -26,9 +26,9 @@ from onnxcam.targets.conditions import AllOf, AnyOf, Comparison, Condition, Not
 from tests.network.gated import ALWAYS, augment, readout
 from tests.support import models
 from tests.support.batches import batch
+from tests.support.examples import examples
 from tests.support.explainable import held
 from tests.support.runtime import run
-from tests.support.examples import examples
 
 LABELS = ["cat, tabby", "bird", "fish", "dog, hound", "frog"]
 KINDS = {"logits": 4, "binary_logit": 2, "multilabel": 4}

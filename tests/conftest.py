@@ -11,13 +11,20 @@ import sys
 from collections import Counter, defaultdict
 from typing import Any
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+if "PYTEST_XDIST_WORKER" in os.environ:  # there is a process for each core: threads of their own would only contend
+    # NumPy's BLAS, which comes with ONNX Runtime, reads its number of threads once, as it is loaded
+    for variable in (
+        "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "TF_NUM_INTRAOP_THREADS",
+        "TF_NUM_INTEROP_THREADS",
+    ):  # fmt: skip
+        os.environ.setdefault(variable, "1")
+
 import onnxruntime
 import pytest
 
 from tests.support.examples import SAMPLE
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 
 def _one_thread(create: Any) -> Any:
@@ -37,9 +44,6 @@ def _one_thread(create: Any) -> Any:
     return created
 
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # there is a process for each core: threads of their own would only contend
-    for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-        os.environ.setdefault(variable, "1")
 if os.environ.get("OMP_NUM_THREADS") == "1":
     onnxruntime.InferenceSession.__init__ = _one_thread(onnxruntime.InferenceSession.__init__)
 

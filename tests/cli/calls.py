@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +86,18 @@ def servers_that_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def arguments(command: str, workshop: Path, out: Path) -> list[str]:
-    """A call of a command that prints names from files."""
+    """A call of a command that prints names from files.
+
+    What is not listed here is `call(workshop, out)` of the command's own test file.
+    """
     ready, pictures, records = workshop / "ready.onnx", workshop / "pictures", workshop / "records"
     rest: dict[str, list[Any]] = {
         "batch": [ready, pictures, "-o", out / HOSTILE.replace("/", "-")],
         "bench": [ready, "--batch", 1, "--rounds", 1, "--seconds", 0, "--layer", f"relu{HOSTILE}"],
         "calibrate": [ready, workshop / "labelled", "--truth", "by-folder", "--alpha", 0.5, "-o", out / "c.onnx"],
         "check": [ready, "--samples", 1],
-        "compare": [ready, workshop / "ready.onnx", pictures],
         "demo": ["-o", out / HOSTILE],
         "doctor": [],
-        "evaluate": [ready, pictures, "--method", "gradcam", "--metric", "average_drop"],
         "explain": [ready, pictures, "-o", out, "--top", 2, "--method", "gradcam", "--method", "hirescam"],
         "export": [workshop / "plain.onnx", "-o", out / "o.onnx", "--labels", workshop / "labels.json", "--no-verify"],
         "layers": [ready],
@@ -119,4 +121,6 @@ def arguments(command: str, workshop: Path, out: Path) -> list[str]:
         "monitor report": [records, "-o", out / f"{HOSTILE}.html".replace("/", "-")],
         "monitor schema": [],
     }
+    if command not in rest:
+        rest[command] = import_module(f"tests.cli.test_{command.replace(' ', '_')}").call(workshop, out)
     return [*command.split(), *map(str, rest[command])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,11 +17,24 @@ from tests.cli.conftest import RAW, Run, noise
 from tests.support.models import tiny_cnn
 
 
+def call(workshop: Path, _: Path) -> list[Path]:
+    """For `tests.cli.calls`."""
+    return [workshop / "ready.onnx", workshop / "ready.onnx", workshop / "pictures"]
+
+
+@pytest.fixture(scope="module")
+def files_of_models() -> dict[str, bytes]:
+    """OLD, NEW and a model of other classes."""
+    options: dict[str, dict[str, Any]] = {"old": {}, "new": {"seed": 7}, "four": {"classes": 4}}
+    models = {name: onnxcam.augment(tiny_cnn(**settings), preprocess=RAW) for name, settings in options.items()}
+    return {name: model.SerializeToString() for name, model in models.items()}
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """OLD, NEW and a model of other classes; pictures of one class each."""
-    for name, options in (("old", {}), ("new", {"seed": 7}), ("four", {"classes": 4})):
-        onnx.save(onnxcam.augment(tiny_cnn(**options), preprocess=RAW), tmp_path / f"{name}.onnx")
+def folder(tmp_path: Path, files_of_models: dict[str, bytes]) -> Path:
+    """The three models, and pictures of one class each."""
+    for name, data in files_of_models.items():
+        (tmp_path / f"{name}.onnx").write_bytes(data)
     for k in range(6):
         (tmp_path / "photos" / str(k % 2)).mkdir(parents=True, exist_ok=True)
         image.write_png(tmp_path / "photos" / str(k % 2) / f"{k}.png", noise(np.random.default_rng(k), 40, 40))

@@ -16,6 +16,11 @@ from tests.cli.conftest import Run, tree
 QUICK = ("--metric", "average_drop", "--metric", "deletion")
 
 
+def call(workshop: Path, _: Path) -> list[object]:
+    """For `tests.cli.calls`."""
+    return [workshop / "ready.onnx", workshop / "pictures", "--method", "gradcam", "--metric", "average_drop"]
+
+
 def test_a_table_on_the_terminal(run: Run, ready: Path, photos: Path) -> None:
     result = run("evaluate", ready, photos, "--method", "gradcam", "--method", "hirescam", *QUICK)
     assert (result.code, result.err) == (0, "")

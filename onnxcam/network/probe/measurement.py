@@ -263,26 +263,24 @@ class _Measurement:
             return Place("none", 0.0, entry.fault)
         if not entry.moved:
             return Place("unsettled", 0.0, "its positions on the picture are unknown")
-        verdicts = []
-        for layout, backgrounds in entry.moved.items():
-            bases = [layout.to_canonical(base) for base in entry.bases.values()]
-            awake = places.alive(*bases) if len(bases) == BACKGROUNDS else 1.0
-            responses = [places.response(np.stack(moved)) for moved in backgrounds if len(moved) == len(self._boxes)]
-            verdicts.append(
-                (layout.name, places.judge(responses, self._boxes, _relative(entry.layer.window, self._size), awake))
-            )
-        (_, place), *others = verdicts
-        for name, other in others:
-            if (
-                place.verdict != "direct"
-                and not place.drawn
-                and other.verdict == "direct"
-                and other.correlation > place.correlation
-            ):
-                reason = f"its layout is {name}, not {entry.layer.layout or 'NCHW'}"
+        layout, *others = entry.moved
+        place = self._place_in(entry, layout)
+        for layout in () if place.verdict == "direct" or place.drawn else others:
+            other = self._place_in(entry, layout)
+            if other.verdict == "direct" and other.correlation > place.correlation:
+                reason = f"its layout is {layout.name}, not {entry.layer.layout or 'NCHW'}"
                 wrong = place if place.misplaced else Place("none", place.correlation)
-                return replace(wrong, reason=reason, layout=name, corrected=replace(other, reason=reason))
+                return replace(wrong, reason=reason, layout=layout.name, corrected=replace(other, reason=reason))
         return place
+
+    def _place_in(self, entry: _Layer, layout: Layout) -> Place:
+        """The verdict on a layer in one of the layouts it might have."""
+        bases = [layout.to_canonical(base) for base in entry.bases.values()]
+        awake = places.alive(*bases) if len(bases) == BACKGROUNDS else 1.0
+        responses = [
+            places.response(np.stack(moved)) for moved in entry.moved[layout] if len(moved) == len(self._boxes)
+        ]
+        return places.judge(responses, self._boxes, _relative(entry.layer.window, self._size), awake)
 
 
 def _note(entry: _Layer, value: np.ndarray, row: int, drawn: Stimuli) -> None:

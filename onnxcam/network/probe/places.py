@@ -155,16 +155,18 @@ def judge(responses: list[np.ndarray], boxes: np.ndarray, window: Window = WHOLE
         return Place("unsettled", 0.0, "every place of the picture changes the layer alike")
     within = _within(boxes, window)
     fit = _Fit(r.sum(axis=0), norm, (size[0], size[1]))
-    by_orientation = {name: fit.orientation(within, *turn[1:]) for name, turn in ORIENTATIONS.items()}
+    by_orientation = fit.orientations(within)
     direct = by_orientation.pop("as it is")
     name, turned = max(by_orientation.items(), key=lambda item: item[1])
-    shifted, near = fit.shifted(within)
     chance = 1 / np.sqrt((len(boxes) - 1) * (min(size[0] * size[1], _INDEPENDENT) - 1))
     enough, proof = max(_DIRECT, _DIRECT_SIGMAS * chance), max(_OTHER, _OTHER_SIGMAS * chance)
     repeatability = _agreement(r)
     attainable = np.sqrt((1 + max(repeatability, 0.0)) / 2)  # the correlation of what both backgrounds share with all
-    fits = direct >= max(enough, _SHARE * attainable)
-    if fits and direct >= turned + _MARGIN and direct >= shifted - _shift_margin(direct):
+    lies = direct >= max(enough, _SHARE * attainable) and direct >= turned + _MARGIN
+    if lies and direct >= 1 - _shift_margin(direct):  # no shift fits better than perfectly
+        return _as_drawn(window, direct, (size[0], size[1]))
+    shifted, near = fit.shifted(within)
+    if lies and direct >= shifted - _shift_margin(direct):
         return _as_drawn(window, direct, (size[0], size[1]))
     if awake < _FEWEST_ALIVE:
         return Place("unsettled", direct, "most cells of the layer are silent on the pictures measured")
@@ -217,31 +219,38 @@ class _Fit:
         self._total, self._norm, self._size = total, norm, size
         self._axes = tuple((np.arange(n) + 0.5) / n for n in size)
 
-    def orientation(self, places: np.ndarray, swap: bool, flip_y: bool, flip_x: bool) -> float:
-        """The best correlation over widths, with the layer turned."""
-        turned = places[:, ::-1] if swap else places
-        turned = np.where((flip_y, flip_x), 1 - turned, turned)
-        return max(self._best(turned[None, :, 0], turned[None, :, 1], width) for width in _WIDTHS)
+    def orientations(self, places: np.ndarray) -> dict[str, float]:
+        """The best correlation over widths with the layer turned, for each of `ORIENTATIONS`."""
+        turned = np.stack(
+            [
+                np.where(
+                    (flip_y, flip_x), 1 - (places[:, ::-1] if swap else places), places[:, ::-1] if swap else places
+                )
+                for _, swap, flip_y, flip_x in ORIENTATIONS.values()
+            ]
+        )
+        fits = [np.diagonal(self._correlations(turned[..., 0], turned[..., 1], width)) for width in _WIDTHS]
+        return dict(zip(ORIENTATIONS, np.max(fits, axis=0).tolist(), strict=True))
 
     def shifted(self, places: np.ndarray) -> tuple[float, float]:
         """The best correlation with the layer rolled by whole cells, or showing a crop of the picture; that of crops
         whose edges lie within a cell of the picture's."""
-        y, x = ([(axis - start) / extent for start, extent in _crops()] for axis in places.T)
+        y, x = (np.stack([(axis - start) / extent for start, extent in _crops()]) for axis in places.T)
         edges = np.array([(start, start + extent - 1) for start, extent in _crops()])
         near = [np.abs(edges).max(axis=1) * side <= _NEAR for side in self._size]
         within = near[0][:, None] & near[1]
-        best, by_less = (
-            max(self._best(np.stack(y), np.stack(x), width, among) for width in _WIDTHS[:4])
-            for among in (~within, within)
-        )
-        rolls = [(dy, dx) for dy in range(self._size[0]) for dx in range(self._size[1]) if (dy, dx) != (0, 0)]
-        if len(rolls) + 1 < _FEWEST_TO_ROLL:  # rolled by half of two cells is mirrored
+        fits = np.max([self._correlations(y, x, width) for width in _WIDTHS[:4]], axis=0)
+        best, by_less = (float(fits[among].max(initial=-1.0)) for among in (~within, within))
+        height, width = self._size
+        if height * width < _FEWEST_TO_ROLL:  # rolled by half of two cells is mirrored
             return best, by_less
-        rolled = np.stack([np.roll(self._total, roll, (1, 2)).ravel() for roll in rolls])
-        for width in _WIDTHS[:4]:
-            template = _centred(self._bump(places, width)).ravel()
-            fits = rolled @ template / max(self._norm * float(np.linalg.norm(template)), 1e-18)
-            best = max(best, float(fits.max()))
+        twice = np.tile(self._total, (1, 2, 2))
+        views = np.lib.stride_tricks.sliding_window_view(twice, self._size, axis=(1, 2))[:, height:0:-1, width:0:-1]
+        rolled = views.transpose(1, 2, 0, 3, 4).reshape(height * width, -1)[1:]  # the first one is not rolled
+        for wide in _WIDTHS[:4]:
+            template = _centred(self._bump(places, wide)).ravel()
+            norm = max(self._norm * float(np.linalg.norm(template)), 1e-18)
+            best = max(best, float((rolled @ template).max()) / norm)
         return best, by_less
 
     def _bump(self, places: np.ndarray, width: float) -> np.ndarray:
@@ -251,9 +260,8 @@ class _Fit:
         )
         return np.asarray(gy[:, :, None] * gx[:, None, :])
 
-    def _best(self, y: np.ndarray, x: np.ndarray, width: float, among: np.ndarray | None = None) -> float:
-        """The best correlation over candidates: places `[a, K]` along y and `[b, K]` along x, all pairs of them, or
-        those `among` them, bool `[a, b]`."""
+    def _correlations(self, y: np.ndarray, x: np.ndarray, width: float) -> np.ndarray:
+        """Correlations `[a, b]` with candidates: places `[a, K]` along y and `[b, K]` along x, all pairs of them."""
         gy, gx = (_bumps(q, axis, np.hypot(width, 0.3 / len(axis))) for q, axis in zip((y, x), self._axes, strict=True))
         products = np.einsum("akj,bkj->abk", np.einsum("kij,aki->akj", self._total, gy), gx)
         totals = gy.sum(axis=2)[:, None] * gx.sum(axis=2)[None]
@@ -262,8 +270,7 @@ class _Fit:
         gram = np.einsum("aki,ali->akl", gy, gy)[:, None] * np.einsum("bkj,blj->bkl", gx, gx)[None]
         gram = gram * scale[..., :, None] * scale[..., None, :]
         square = np.einsum("abkk->ab", gram) - gram.sum(axis=(2, 3)) / gram.shape[-1]
-        correlation = (products * scale).sum(axis=2) / (self._norm * np.sqrt(np.maximum(square, 1e-18)))
-        return float((correlation if among is None else correlation[among]).max(initial=-1.0))
+        return np.asarray((products * scale).sum(axis=2) / (self._norm * np.sqrt(np.maximum(square, 1e-18))))
 
 
 def _bumps(places: np.ndarray, axis: np.ndarray, width: float) -> np.ndarray:

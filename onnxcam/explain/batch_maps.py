@@ -13,7 +13,7 @@ import numpy as np
 from onnxcam import image
 from onnxcam.cam.registry import Method
 from onnxcam.explain.explanation import Calibrated, Explanation, LazyMap, Map, name_of
-from onnxcam.explain.maps import LAYER_SIZE, fuse, map_size, visible_parts, windows_of
+from onnxcam.explain.maps import LAYER_SIZE, check_finite, fuse, map_size, visible_parts, windows_of
 from onnxcam.explain.question import Question
 from onnxcam.explain.scalar_maps import name_subject, scalar_of, subject_of
 from onnxcam.explain.statistics import cells_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _PREDICTIONS = 5  # stored in an explanation
 _TOGETHER = 16 << 20  # pixels of heatmaps that an explanation holds; of more classes they are drawn when asked for
+_COARSE = 64  # cells a side of a layer's map whose sums are computed from these cells alone
 _REASONS = 5  # maps that are zero everywhere for whose reason the model is run
 # a row and layers -> the examination of this row alone
 Examine = Callable[[int, Sequence[str]], "Examination"]
@@ -89,8 +90,7 @@ class BatchMaps(NamedTuple):
         visible = visible_parts(geometry, windows, mirrored=question.augment)
         drawn = () if question.augment else windows  # then the maps cover the whole input already
         maps: list[Map] = []
-        height, width = geometry.picture_size
-        lazy = self.classes.shape[1] * height * width > _TOGETHER
+        lazy = self.classes.shape[1] * math.prod(geometry.picture_size) > _TOGETHER
         examined = _REASONS
         for k, index in enumerate(self.classes[row].tolist()):
             if of not in (None, k):
@@ -107,7 +107,7 @@ class BatchMaps(NamedTuple):
                 visible if any(window is not None for window in windows) else None,
             )
             keep = not (lazy and maps)
-            cells = draw.cells(keep) if height * width > math.prod(self.input_size) else None
+            cells = draw.cells(keep)
             heatmap, blank = None if cells is not None and cells.any() else draw(), None
             if heatmap is not None and not (heatmap.max() or heatmap.min()):
                 blank = self._blank(row, k, raw, place, examined > 0)
@@ -265,12 +265,20 @@ class PictureMap:
         """
         if self.visible is not None:
             return None
+        cells = cells_of(self.geometry.picture_size)
+        if len(self.raw) == 1 and set(self.windows) <= {None} and max(self.raw[0].shape) <= _COARSE:
+            (layer_map,) = self.raw
+            check_finite(self.raw)
+            if layer_map.min() >= 0:
+                return self.geometry.sum_layer_map(layer_map, self.normalize, cells)
+        if math.prod(self.geometry.picture_size) <= math.prod(self.input_size):
+            return None
         fused = self._fuse()
         if keep:
             self.__dict__["_fused"] = fused
         if not (fused.min() >= 0 and np.isfinite(fused.max())):  # what does not count is taken out pixel by pixel
             return None
-        return self.geometry.to_cells(fused, cells_of(self.geometry.picture_size))
+        return self.geometry.to_cells(fused, cells)
 
     def _fuse(self) -> np.ndarray:
         maps, size = [one[None] for one in self.raw], self.input_size

@@ -63,11 +63,7 @@ def fuse(
     """
     if fusion not in FUSIONS:
         raise InputError(f"fusion={fusion!r}; expected one of {', '.join(FUSIONS)}")
-    if not all(np.isfinite(layer_map).all() for layer_map in maps):
-        raise ModelError(
-            "the map is not finite: the model's activations or gradients overflow at this layer, or the picture's "
-            "values do; check the model and its preprocessing, or try another layer or method"
-        )
+    check_finite(maps)
     resized = [image.normalize(layer_map, normalize) for layer_map in maps]
     for place, window in enumerate(windows):
         if window is not None:
@@ -81,6 +77,19 @@ def fuse(
     else:
         joined = stacked.max(axis=0) if fusion == "max" else stacked.mean(axis=0)
     return image.normalize(np.asarray(joined, np.float32), normalize)
+
+
+def check_finite(maps: Sequence[np.ndarray]) -> None:
+    """Refuse maps with a value that is not finite.
+
+    Raises:
+        ModelError: one has.
+    """
+    if not all(np.isfinite(layer_map).all() for layer_map in maps):
+        raise ModelError(
+            "the map is not finite: the model's activations or gradients overflow at this layer, or the picture's "
+            "values do; check the model and its preprocessing, or try another layer or method"
+        )
 
 
 def windows_of(

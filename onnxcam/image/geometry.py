@@ -88,6 +88,35 @@ class Geometry(NamedTuple):
         across = sum_cells(self._along(values.T, 1), cells[1])
         return sum_cells(self._along(np.ascontiguousarray(across.T), 0).astype(np.float64), cells[0])
 
+    def sum_layer_map(self, layer_map: NDArray[Any], how: str, cells: Size) -> NDArray[np.float64]:
+        """What `to_picture` gives of a layer's map at its place on the input, summed over cells of equal area.
+
+        Normalised, resized to the input, normalised again, drawn, summed: all but the extremes is linear, and these lie
+        beside the map's own cells, so that neither the input nor the picture is drawn.
+
+        Args:
+            layer_map: float [h, w], finite and not negative.
+            how: as of `normalize`.
+            cells: rows and columns, at most the picture's size.
+
+        Returns:
+            float64 of shape `cells`; 0 where only rounding would tell it from 0.
+        """
+        values = normalize(layer_map, how).astype(np.float64)
+        rows, columns = (_cell_weights(self, axis, values.shape[axis], cells[axis]) for axis in range(2))
+        near = rows.extremes @ values @ columns.extremes.T
+        sums = rows.sums @ values @ columns.sums.T
+        area = np.outer(rows.pixels, columns.pixels)
+        low, high = float(near.min()), float(near.max())
+        if how == "minmax":
+            sums -= low * area
+            high -= low
+            sums /= max(high + min(float(_SMALL), float(_PART) * high), float(_TINY))
+        elif how == "max" and high > 0:
+            sums /= high
+        sums[sums <= _ROUNDING * (high if how == "none" else 1.0) * area] = 0.0
+        return np.asarray(sums)
+
     def _along(self, values: Map, axis: int) -> Map:
         """Values `[input pixels, m]` at the picture's pixels along one axis, `[pixels, m]`; 0 beyond the input."""
         size = self.picture_size[axis]
@@ -157,6 +186,49 @@ def _samples(geometry: Geometry, axis: int) -> tuple[int, int, NDArray[np.intp],
     return first, last, low, high, part
 
 
+class _CellWeights(NamedTuple):
+    """Along one axis, what a layer's cells contribute to sums over cells of the picture.
+
+    Attributes:
+        sums: float64 [cells of the picture, cells of the layer].
+        pixels: how many pixels of each of the picture's cells lie on the input, [cells of the picture].
+        extremes: the layer's map at the input's pixels on either side of each of its cells' centres, where the extremes
+            of a linear interpolation lie, [pixels, cells of the layer].
+    """
+
+    sums: NDArray[np.float64]
+    pixels: NDArray[np.float64]
+    extremes: NDArray[np.float64]
+
+
+@lru_cache(64)
+def _cell_weights(geometry: Geometry, axis: int, count: int, cells: int) -> _CellWeights:
+    side, length = geometry.picture_size[axis], geometry.input_size[axis]
+    visible = geometry._visible(axis)
+    # of each of the input's pixels, its two neighbours among the layer's cells
+    at = np.clip((np.arange(length) + 0.5) * count / length - 0.5, 0.0, count - 1.0)
+    before = np.minimum(at.astype(np.intp), max(count - 2, 0))
+    resized = np.zeros((length, count))
+    resized[np.arange(length), before] = 1.0 - (at - before)
+    resized[np.arange(length), np.minimum(before + 1, count - 1)] += at - before
+    beside = np.floor((np.arange(count) + 0.5) * length / count - 0.5).astype(np.intp)
+    extremes = resized[np.unique(np.clip([beside, beside + 1], 0, length - 1))]
+    pixels = visible.stop - visible.start
+    shares = np.zeros(cells * pixels)
+    if pixels:
+        first, last, low, high, part = _samples(geometry, axis)
+        picture = np.arange(first, last)
+        cell = picture * cells // side
+        inside = np.minimum((cell + 1) * side / cells - picture, 1.0)  # the rest of a pixel lies in the next cell
+        behind = np.minimum(cell + 1, cells - 1)
+        for where, share in ((cell, inside), (behind, 1.0 - inside)):
+            for pixel, weight in ((low, 1.0 - part), (high, part)):
+                shares += np.bincount(where * pixels + pixel, share * weight, len(shares))
+    # no matrix product, as in `sum_cells`
+    sums = np.einsum("cp,pl->cl", shares.reshape(cells, pixels), resized[visible])
+    return _CellWeights(sums, sums.sum(axis=1), extremes)
+
+
 def _mix_rows(values: Map, low: NDArray[np.intp], high: NDArray[np.intp], part: Map, out: Map) -> None:
     """Write the rows `low * (1 - part) + high * part` of the values into `out`, a few at a time."""
     part = part[:, None]
@@ -224,6 +296,7 @@ def sum_cells(values: NDArray[Any], cells: int) -> NDArray[Any]:
 NORMALIZATIONS = ("minmax", "max", "none")
 _SMALL, _PART = np.float32(1e-7), np.float32(3e-6)
 _TINY = np.float32(2.0**-126)  # the smallest normal number: no divisor is 0
+_ROUNDING = 1e-7  # of the maximum: a float32 map does not tell less from 0
 
 
 def _between_extremes(values: Map, overwrite: bool) -> Map:

@@ -6,6 +6,8 @@ import binascii
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import orjson
+
 from onnxcam import image
 from onnxcam.explain import saving
 from onnxcam.explain.explanation import Explanation, boxes
@@ -16,7 +18,7 @@ from onnxcam.server.models import Model, Prediction, Rows
 
 FILES = ("heatmap", "overlay", "grayscale", "panel", "input", "map")
 DEFAULT_FILES = ("heatmap", "overlay")
-_URL = b"data:image/png;base64,"
+_URL = b'"data:image/png;base64,'
 
 
 def answer(
@@ -82,7 +84,9 @@ def empty_fields(files: Iterable[str]) -> list[str]:
     return [f"gradcam_{name}" for name in files] + (["gradcam_map_box"] if "map" in files else [])
 
 
-def pictures_of(explanation: Explanation, files: Sequence[str], style: Drawing) -> Iterator[tuple[str, str]]:
+def pictures_of(
+    explanation: Explanation, files: Sequence[str], style: Drawing
+) -> Iterator[tuple[str, orjson.Fragment]]:
     """The pictures asked for as data URLs, to the byte those that `Explanation.save` writes."""
     for kind, _, pieces in saving.map_files(explanation, style) if style.files else ():
         yield f"gradcam_{kind}", data_url(b"".join(pieces))
@@ -95,9 +99,9 @@ def pictures_of(explanation: Explanation, files: Sequence[str], style: Drawing) 
         yield "gradcam_input", data_url(image.encode_png(explanation.picture, style.compress))
 
 
-def data_url(png: bytes) -> str:
-    """A PNG as a data URL."""
-    return (_URL + binascii.b2a_base64(png, newline=False)).decode("ascii")
+def data_url(png: bytes) -> orjson.Fragment:
+    """A PNG as a data URL in JSON: it has no character to escape, so that a long text is not searched for one."""
+    return orjson.Fragment(b"".join((_URL, binascii.b2a_base64(png, newline=False), b'"')))
 
 
 def layer_map(rows: Rows, geometry: image.Geometry) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxcam.explain.statistics import cells_of, describe, of_cells
-from onnxcam.image.geometry import Geometry, resize_map
+from onnxcam.image.geometry import Geometry, normalize, resize_map
 
 
 def test_one_cell() -> None:
@@ -122,6 +122,33 @@ def test_sums_without_the_picture(geometry: Geometry, seed: int) -> None:
         assert got[name] == pytest.approx(value, abs=1e-5), name
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: str(geometry.picture_size))
+@pytest.mark.parametrize("how", ["minmax", "max", "none"])
+@pytest.mark.parametrize("shape", [(7, 7), (1, 3), (14, 60)])
+def test_sums_of_a_layer_map_without_the_input(geometry: Geometry, how: str, shape: tuple[int, int]) -> None:
+    generator = np.random.default_rng(shape[0])
+    coarse = 3 + generator.random(shape, np.float32) * (generator.random(shape) > 0.4)
+    heatmap = normalize(resize_map(normalize(coarse, how), geometry.input_size), how)
+    drawn = geometry.to_picture(heatmap)
+    want, sums = describe(drawn), geometry.sum_layer_map(coarse, how, cells_of(geometry.picture_size))
+    got = of_cells(sums)
+    assert want["zero"] is got["zero"]
+    np.testing.assert_allclose(sums.sum(), drawn.sum(dtype=np.float64), rtol=1e-5)
+    for name, value in want.items():
+        assert got[name] == pytest.approx(value, abs=1e-5), name
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0])
+def test_a_layer_map_that_is_even_or_not_seen_has_no_energy(value: float) -> None:
+    geometry = GEOMETRIES[0]
+    assert not geometry.sum_layer_map(np.full((7, 7), value, np.float32), "minmax", (32, 32)).any()
+    beside = np.zeros((7, 7), np.float32)
+    beside[0, 0] = 1
+    away = Geometry((480, 320), (480, 320), (0, 320), (480, 640))  # the left half is padding
+    assert not away.sum_layer_map(beside, "minmax", (32, 32)).any()
+
+
 def test_a_picture_beside_the_input_has_no_energy() -> None:
     away = Geometry((50, 60), (50, 60), (-100, 0), (40, 60))
     assert of_cells(away.to_cells(np.ones((40, 60), np.float32), cells_of((50, 60))))["zero"] is True
+    assert of_cells(away.sum_layer_map(np.ones((7, 7), np.float32), "max", cells_of((50, 60))))["zero"] is True

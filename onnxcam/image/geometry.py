@@ -21,6 +21,7 @@ Map = NDArray[np.float32]
 Size = tuple[int, int]
 Span = tuple[float, float]
 
+_LEAST = 4  # of a resized picture of which less than a quarter is visible, the rest is not computed
 _CHUNK = 1 << 17  # values interpolated at a time: their buffers stay in a core's cache
 
 
@@ -60,6 +61,23 @@ class Geometry(NamedTuple):
             return np.zeros(self.picture_size, np.float32)
         if values.shape == self.resized_size:
             return resize_map(values, self.picture_size)
+        if _LEAST * values.size < self.resized_size[0] * self.resized_size[1]:
+            return self._part_to_picture(values)
+        cv2 = import_cv2()
+        (top, bottom), (left, right) = (
+            (part.start - at, at + size - part.stop)
+            for part, at, size in zip((rows, columns), self.offset, self.resized_size, strict=True)
+        )
+        # at the visible part's edge its own pixels are repeated; what lies beyond is 0 in the end
+        resized = cv2.copyMakeBorder(values, top, bottom, left, right, cv2.BORDER_REPLICATE)
+        result = resize_map(resized, self.picture_size)
+        (top, bottom), (left, right) = (_span(self, axis, None) for axis in range(2))
+        result[:top], result[bottom:] = 0.0, 0.0
+        result[top:bottom, :left], result[top:bottom, right:] = 0.0, 0.0
+        return result
+
+    def _part_to_picture(self, values: Map) -> Map:
+        """`to_picture` of the visible part of the input, where that is a small part of the resized picture."""
         # columns first, while there are fewer rows; gathering whole rows afterwards is fast
         left, right, low, high, part = _samples(self, 1)
         across = np.empty((right - left, len(values)), np.float32)

@@ -9,9 +9,9 @@ import onnx
 
 from onnxcam.graph.builder import Builder
 from onnxcam.image.colormap import DEFAULT, KNEE, OPACITY, palette
-from onnxcam.network.pixel_resampling import Axis, arange
+from onnxcam.network.pixel_resampling import Axis, arange, floats, levels
 
-_FLOAT, _INT32, _INT64, _UINT8 = (getattr(onnx.TensorProto, name) for name in ("FLOAT", "INT32", "INT64", "UINT8"))
+_FLOAT, _INT32, _INT64 = (getattr(onnx.TensorProto, name) for name in ("FLOAT", "INT32", "INT64"))
 _SMALL, _PART, _TINY, _INFINITE = 1e-7, 3e-6, 2.0**-126, float(np.finfo(np.float32).max)
 # of hidden parts, as `onnxcam.image.visible` draws them
 _LIGHT, _GREY, _STEP, _WHITE, _BLACK = 0.3, 162, 52, 255, 24
@@ -52,7 +52,7 @@ def canvas(op: Builder, pixels: str, place: tuple[Axis, Axis], *, cropped: bool)
         rows, across = spans
         inside = op.Slice(pixels, op.vector(rows.start, across.start), op.vector(rows.stop, across.stop), [0, 1])
         columns = across.pixels
-    inside = op.cast(op.Reshape(inside, op.vector(-1, op.Mul(columns, [3]))))
+    inside = floats(op, op.Reshape(inside, op.vector(-1, op.Mul(columns, [3]))))
     positions = tuple(_positions(op, axis, None if spans is None else spans[k]) for k, axis in enumerate(place))
     return Canvas(pixels, place, spans, inside, (positions[0], positions[1]))
 
@@ -152,9 +152,7 @@ def _margins(op: Builder, drawn: Canvas) -> str:
 
 def _colored(op: Builder, drawn: Canvas, cells: str, down: str, turned: str) -> str:
     """The colours of a map over the visible pixels, uint8 `[rows, 3 * columns]`: `image.lay` without its rounding."""
-    levels = np.arange(256) / 255
-    # half a level is added, because a Cast cuts off
-    table = palette(DEFAULT) * (OPACITY * np.minimum(levels / KNEE, 1.0))[:, None] + 0.5
+    table = palette(DEFAULT) * (OPACITY * np.minimum(np.arange(256) / 255 / KNEE, 1.0))[:, None]
     # level and remains of the picture are interpolated three times a column, so that no operator need broadcast; a
     # row more adds the place of each channel's table, as GatherElements takes a tenth of Gather's time
     columns = op.Shape(turned, start=1, end=2)
@@ -166,7 +164,7 @@ def _colored(op: Builder, drawn: Canvas, cells: str, down: str, turned: str) -> 
     colors = op.GatherElements(table.T.astype(np.float32).reshape(-1), op.Reshape(level, [-1]), axis=0)
     remains = op.MatMul(down, op.Sub(1.0, op.Mul(cells, OPACITY / KNEE)))
     rest = op.Max(op.MatMul(remains, thrice), 1.0 - OPACITY)
-    return op.Cast(op.Add(op.Mul(drawn.inside, rest), op.Reshape(colors, op.Shape(drawn.inside))), to=_UINT8)
+    return levels(op, op.Add(op.Mul(drawn.inside, rest), op.Reshape(colors, op.Shape(drawn.inside))))
 
 
 def _mark(op: Builder, drawn: Canvas, spans: tuple[Span, Span], inside: str, name: str) -> None:
@@ -191,15 +189,14 @@ def _mark(op: Builder, drawn: Canvas, spans: tuple[Span, Span], inside: str, nam
     diagonal, period = op.Add(op.Unsqueeze(op.cast(arange(op, distance)), [1]), column), op.cast(distance)
     diagonal = op.Sub(diagonal, op.Mul(op.cast(op.GreaterOrEqual(diagonal, period)), period))
     dark = op.cast(op.Less(diagonal, op.cast(thickness)))
-    shade = op.Sub((1 - _LIGHT) * _GREY + 0.5, op.Mul(dark, float(_STEP)))
+    shade = op.Sub((1 - _LIGHT) * _GREY, op.Mul(dark, float(_STEP)))
 
     def strip(y0: str, y1: str, x0: str, x1: str) -> str:
         part = op.Slice(drawn.pixels, op.vector(y0, x0), op.vector(y1, x1), [0, 1])
         lines = op.Slice(shade, op.Mul(x0, [3]), op.Mul(x1, [3]), [1])
         lines = op.Gather(lines, op.Mod(arange(op, y1, y0), distance), axis=0)
         shape = op.vector(op.Sub(y1, y0), op.Sub(x1, x0), 3)
-        mixed = op.Add(op.Mul(op.cast(part), _LIGHT), op.Reshape(lines, shape, allowzero=1))
-        return op.Cast(mixed, to=_UINT8)
+        return levels(op, op.Add(floats(op, part, _LIGHT), op.Reshape(lines, shape, allowzero=1)))
 
     none = op.operand([0])
     middle = op.Concat(strip(top, bottom, none, left), framed, strip(top, bottom, right, width), axis=1)

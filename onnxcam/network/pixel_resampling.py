@@ -24,7 +24,6 @@ _BITS = 22  # of Pillow's weights
 # support of each kernel without antialiasing as OpenCV has it; with it as Pillow has it
 _SUPPORT = {("bilinear", True): 1.0, ("bicubic", True): 2.0, ("area", True): 0.5, ("lanczos", True): 3.0}
 _SUPPORT |= {("bilinear", False): 1.0, ("bicubic", False): 2.0}
-_OVERSHOOTS = ("bicubic", "lanczos")
 
 
 class Axis(NamedTuple):
@@ -151,7 +150,7 @@ def prepare(op: Builder, spec: Preprocess, pixels: str, place: tuple[Axis, Axis]
     if resize is None or resize.interpolation == "nearest":
         picture = _nearest(op, pixels, place)
     else:
-        picture = _resample(op, pixels, place, resize, channels, cropped=spec.crop is not None)
+        picture = _resample(op, pixels, place, resize, spec)
     if spec.color == "BGR":
         picture = op.Gather(picture, [2, 1, 0], axis=1)
     if resize is not None and resize.mode == "letterbox" and any(resize.pad_value):
@@ -224,14 +223,13 @@ def _padding(op: Builder, spec: Preprocess, resize: Resize, place: tuple[Axis, A
     return op.Mul(op.Sub(canvas, op.Mul(op.Unsqueeze(rows, [1]), columns)), color.reshape(1, -1, 1, 1))
 
 
-def _resample(
-    op: Builder, pixels: str, place: tuple[Axis, Axis], resize: Resize, channels: int, *, cropped: bool
-) -> str:
+def _resample(op: Builder, pixels: str, place: tuple[Axis, Axis], resize: Resize, spec: Preprocess) -> str:
     """Resize along the width, then along the height: float `[1, C, h, w]`, whole numbers from 0 to 255."""
+    channels, gray = spec.channels, spec.color == "L"
     bands = [_band(op, axis, resize.interpolation, resize.antialias) for axis in place]
     rows, columns = bands
     height, width = (axis.picture for axis in place)
-    if cropped:  # what the result reads
+    if spec.crop is not None:  # what the result reads
         starts = [op.ReduceMin(op.Reshape(band.sources, [-1]), keepdims=1) for band in bands]
         stops = [op.Add(op.ReduceMax(op.Reshape(band.sources, [-1]), keepdims=1), [1]) for band in bands]
         pixels = op.Slice(pixels, op.vector(*starts), op.vector(*stops), [0, 1])
@@ -239,7 +237,6 @@ def _resample(
             band._replace(sources=op.Sub(band.sources, start)) for band, start in zip(bands, starts, strict=True)
         )
         height, width = (op.Sub(stop, start) for start, stop in zip(starts, stops, strict=True))
-    clip = resize.interpolation in _OVERSHOOTS
     # pixels stay bytes for as long as they are moved; they are the left operand of the first product, because ONNX
     # Runtime copies the right one before it multiplies, and a Reshape keeps it from turning the left one while it does
     turned = op.Transpose(op.Reshape(pixels, op.vector(height, -1)), perm=[1, 0])
@@ -247,14 +244,14 @@ def _resample(
     count = op.Shape(columns.sources, start=1, end=2)
     turned = op.Reshape(op.Transpose(turned, perm=[0, 2, 1]), op.vector(-1, channels, height, count))
     weights = op.Unsqueeze(op.Transpose(columns.weights, perm=[0, 2, 1]), [1])
-    across = op.Transpose(op.MatMul(op.cast(turned), weights), perm=[1, 2, 0, 3])
-    across = op.Reshape(across, op.vector(channels, height, -1))
-    across = _first(op, across, place[1].size, 2)
+    across = op.MatMul(turned if gray else floats(op, turned), weights)
     if resize.antialias:  # Pillow rounds in between, OpenCV does not
-        across = _round(op, across, clip=clip)
-    blocks = op.MatMul(rows.weights, op.Gather(across, rows.sources, axis=1))  # [C, B, 16, w]
+        across = levels(op, across)
+    across = op.Reshape(op.Transpose(across, perm=[1, 2, 0, 3]), op.vector(channels, height, -1))
+    across = op.Gather(_first(op, across, place[1].size, 2), rows.sources, axis=1)
+    blocks = op.MatMul(rows.weights, floats(op, across) if resize.antialias else across)  # [C, B, 16, w]
     down = _first(op, op.Reshape(blocks, op.vector(channels, -1, place[1].size)), place[0].size, 1)
-    return op.Unsqueeze(_round(op, down, clip=clip), [0])
+    return op.Unsqueeze(floats(op, levels(op, down)), [0])
 
 
 def _first(op: Builder, values: str, count: str, axis: int) -> str:
@@ -264,10 +261,14 @@ def _first(op: Builder, values: str, count: str, axis: int) -> str:
     return values if whole else op.Slice(values, [0], count, [axis])
 
 
-def _round(op: Builder, values: str, *, clip: bool) -> str:
-    """Round to whole numbers, halves up as Pillow does; `clip` where a kernel with negative weights overshoots."""
-    rounded = op.Floor(op.Add(values, 0.5))
-    return op.Clip(rounded, 0.0, 255.0) if clip else rounded
+def floats(op: Builder, pixels: str, factor: float = 1.0) -> str:
+    """Bytes as float32, times a factor: unlike a Cast it runs on all cores, with vector instructions."""
+    return op.DequantizeLinear(pixels, np.array(factor, np.float32))
+
+
+def levels(op: Builder, values: str) -> str:
+    """Numbers rounded to bytes and clipped, in one pass; halves up, as Pillow has them, by a scale just below 1."""
+    return op.QuantizeLinear(values, np.array(1 - 2.0**-20, np.float32), np.array(0, np.uint8))
 
 
 def _band(op: Builder, axis: Axis, interpolation: str, antialias: bool) -> _Band:

@@ -15,12 +15,13 @@ import numpy as np
 import onnx
 
 from onnxcam.errors import PreprocessError
-from onnxcam.graph.builder import Builder, Operand
+from onnxcam.graph.builder import Builder
 from onnxcam.image.preprocess import Crop, Preprocess, Resize
 
 _FLOAT, _DOUBLE, _INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64
 _BLOCK = 16  # rows of the result per matrix product: fewer are more products, more read more rows of weight 0
 _BITS = 22  # of Pillow's weights
+_FAR = 1 << 20  # pixels
 # support of each kernel without antialiasing as OpenCV has it; with it as Pillow has it
 _SUPPORT = {("bilinear", True): 1.0, ("bicubic", True): 2.0, ("area", True): 0.5, ("lanczos", True): 3.0}
 _SUPPORT |= {("bilinear", False): 1.0, ("bicubic", False): 2.0}
@@ -226,7 +227,8 @@ def _padding(op: Builder, spec: Preprocess, resize: Resize, place: tuple[Axis, A
 def _resample(op: Builder, pixels: str, place: tuple[Axis, Axis], resize: Resize, spec: Preprocess) -> str:
     """Resize along the width, then along the height: float `[1, C, h, w]`, whole numbers from 0 to 255."""
     channels, gray = spec.channels, spec.color == "L"
-    bands = [_band(op, axis, resize.interpolation, resize.antialias) for axis in place]
+    covered = _covers(spec, resize)
+    bands = [_band(op, axis, resize.interpolation, resize.antialias, covered=covered) for axis in place]
     rows, columns = bands
     height, width = (axis.picture for axis in place)
     if spec.crop is not None:  # what the result reads
@@ -271,50 +273,64 @@ def levels(op: Builder, values: str) -> str:
     return op.QuantizeLinear(values, np.array(1 - 2.0**-20, np.float32), np.array(0, np.uint8))
 
 
-def _band(op: Builder, axis: Axis, interpolation: str, antialias: bool) -> _Band:
-    """The weights of an axis: Pillow's with antialias, whose kernel grows with the reduction, else OpenCV's."""
+def _band(op: Builder, axis: Axis, interpolation: str, antialias: bool, *, covered: bool) -> _Band:
+    """The weights of an axis: Pillow's with antialias, whose kernel grows with the reduction, else OpenCV's.
+
+    Arguments:
+        covered: whether each pixel of the input shows one of the picture, whatever its size.
+    """
     support = _SUPPORT[interpolation, antialias]
-    size, new = (op.cast(value) for value in (axis.picture, axis.resized))
-    scale = op.Div(size, new)
-    reach: Operand = np.array([support], np.float32)
-    if antialias:
-        reach = op.Mul(op.Max(scale, 1.0), support)
-    # one pixel more on either side than the kernel reaches, so that no rounding of these floats matters
-    count = op.Cast(op.Ceil(op.Add(op.Mul(scale, float(_BLOCK - 1)), op.Mul(reach, 2.0))), to=_INT64)
+    unit = op.Max(axis.picture, axis.resized) if antialias else axis.resized
+    # all in units of 1 / resized, so that they are whole numbers; some pixels more than the kernel reaches
+    width = op.Mul(unit, [int(2 * support)])
     lowest = 0 if antialias else -8  # OpenCV repeats the border
-    count = op.Add(count, [4 - lowest])
+    count = op.Add(op.Div(op.Add(op.Mul(axis.picture, [_BLOCK - 1]), width), axis.resized), [5 - lowest])
     if antialias:
         count = op.Min(count, axis.picture)
+    last = op.Sub(axis.picture, [1])
     blocks = op.Div(op.Add(axis.size, [_BLOCK - 1]), [_BLOCK])
     start = op.Sub(op.Mul(arange(op, blocks), [_BLOCK]), axis.offset)  # [B]
-    centre = op.Mul(op.Add(op.cast(start), 0.5), scale)
-    first = op.Sub(op.Cast(op.Floor(op.Sub(op.Sub(centre, reach), 0.5)), to=_INT64), [1])
-    first = op.Min(op.Max(first, [lowest]), op.Sub(axis.picture, [1]))
+    left = op.Sub(op.Mul(_odd(op, start), axis.picture), op.Add(width, axis.resized))
+    first = op.Sub(op.Div(left, op.Mul(axis.resized, [2])), [1])  # of negative numbers, one more or less is the same
+    first = op.Min(op.Max(first, [lowest]), last)
     old = op.Add(op.Unsqueeze(first, [1]), arange(op, count))  # [B, L]
     row = op.Add(op.Unsqueeze(start, [1]), np.arange(_BLOCK))  # [B, 16]
-    # (old + 0.5 - centre of row) * 2 * resized, a whole number
-    distance = op.Sub(
-        op.Unsqueeze(op.Mul(op.Add(op.Mul(old, [2]), [1]), axis.resized), [1]),
-        op.Unsqueeze(op.Mul(op.Add(op.Mul(row, [2]), [1]), axis.picture), [2]),
-    )  # [B, 16, L]
-    unit = op.Max(axis.picture, axis.resized) if antialias else axis.resized
+    sources = op.Min(old, last) if antialias else _clip(op, old, axis.picture)
+    if antialias:  # beyond the picture there is nothing, and no kernel reaches so far
+        old = op.Add(old, op.Mul(op.Cast(op.Greater(old, last), to=_INT64), [_FAR]))
     op.dtype = _DOUBLE  # these few numbers decide ties
     if interpolation == "area":
         weights = _box(op, axis, old, row)
     else:
-        x = op.Div(op.cast(distance), op.Mul(op.cast(unit), 2.0))
+        # (old + 0.5 - centre of row) * 2 * resized
+        distance = op.Sub(
+            op.Unsqueeze(op.Mul(_odd(op, old), axis.resized), [1]), op.Unsqueeze(op.Mul(_odd(op, row), axis.picture), [2])
+        )  # [B, 16, L]
+        x = op.Div(op.cast(distance), op.cast(op.Mul(unit, [2])))
         weights = _KERNELS[interpolation](op, x, antialias)
-    if antialias:
-        weights = op.Mul(weights, op.Unsqueeze(op.cast(op.Less(old, axis.picture)), [1]))
-    inside = op.Unsqueeze(_inside(op, row, axis), [2])
     total = op.ReduceSum(weights, [2], keepdims=1)
-    weights = op.Div(weights, op.Where(op.Greater(inside, 0.5), total, 1.0))
+    inside = None if covered else op.Unsqueeze(_inside(op, row, axis), [2])
+    if inside is not None:
+        total = op.Where(op.Greater(inside, 0.5), total, 1.0)
+    weights = op.Div(weights, total)
     if antialias:  # Pillow's weights have 22 bits, which decides where a sum lies halfway between two levels
-        fixed = op.Floor(op.Add(op.Mul(op.Abs(weights), 2.0**_BITS), 0.5))
-        weights = op.Mul(op.Mul(fixed, 2.0**-_BITS), op.Sign(weights))
-    weights = op.Mul(weights, inside)
+        weights = op.Mul(op.Round(op.Mul(weights, 2.0**_BITS)), 2.0**-_BITS)
+    if inside is not None:
+        weights = op.Mul(weights, inside)
     op.dtype = _FLOAT
-    return _Band(_clip(op, old, axis.picture), op.cast(weights))
+    return _Band(sources, op.cast(weights))
+
+
+def _odd(op: Builder, number: str) -> str:
+    """2 n + 1: twice the centre of pixel n."""
+    return op.Add(op.Mul(number, [2]), [1])
+
+
+def _covers(spec: Preprocess, resize: Resize) -> bool:
+    """Whether the resized picture covers the whole input, whatever the picture's size."""
+    if resize.mode == "letterbox":
+        return False
+    return spec.crop is None or all(new <= old for new, old in zip(spec.crop.size, _pair(resize.size), strict=True))
 
 
 def _box(op: Builder, axis: Axis, old: str, row: str) -> str:

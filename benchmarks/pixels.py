@@ -62,8 +62,8 @@ def main() -> None:
         "",
         f"`python benchmarks/pixels.py`: onnxruntime {version('onnxruntime')}, {os.cpu_count()} cores, load {load:.1f} "
         f"at the start, {arguments.rounds} rounds. A run of the file that takes a picture of 640 x 480, against one of "
-        "the model alone and one of the explainable file, which take the prepared tensor. A file of pixels is run whole, "
-        "without the outputs that draw (`picture_heatmap`, `overlay`), and without any that explain; ONNX Runtime "
+        "the model alone and one of the explainable file, which take the prepared tensor. A file of pixels is run "
+        "whole, without the outputs that draw (`picture_heatmap`, `overlay`), and without any that explain; ONNX Runtime "
         "computes all outputs that a file has, so that each is a file of its own. The last row is "
         "`Explainer.explain(pixels)` and `.overlay()`, which do in Python what the file does by itself.",
         "",
@@ -75,7 +75,8 @@ def main() -> None:
             times = measure(files(name, Path(folder)), arguments.rounds)
             for what, one in times.items():
                 alone, prepared = (
-                    statistics.median(b / a for a, b in zip(times[base], one, strict=True)) for base in (ALONE, PREPARED)
+                    statistics.median(b / a for a, b in zip(times[base], one, strict=True))
+                    for base in (ALONE, PREPARED)
                 )
                 lines.append(f"| {name} | {what} | {1e3 * statistics.median(one):.1f} | {alone:.2f} | {prepared:.2f} |")
     if arguments.pictures:

@@ -421,8 +421,8 @@ def table(figures: dict[str, Any], arguments: argparse.Namespace) -> str:
     flooded = figures["flood"]
     lines += [
         "",
-        f"{GOOD} requests for heatmap and overlay a second, without and with {BAD} bad requests a second from a process",
-        f"of the lowest priority: p99 {flooded['p99']:.1f} and {flooded['p99 flooded']:.1f} ms, a ratio of "
+        f"{GOOD} requests for heatmap and overlay a second, without and with {BAD} bad requests a second from a",
+        f"process of the lowest priority: p99 {flooded['p99']:.1f} and {flooded['p99 flooded']:.1f} ms, a ratio of "
         f"{flooded['ratio']:.2f} (at most 2).",
     ]
     lines += [

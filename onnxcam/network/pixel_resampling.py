@@ -304,7 +304,8 @@ def _band(op: Builder, axis: Axis, interpolation: str, antialias: bool, *, cover
     else:
         # (old + 0.5 - centre of row) * 2 * resized
         distance = op.Sub(
-            op.Unsqueeze(op.Mul(_odd(op, old), axis.resized), [1]), op.Unsqueeze(op.Mul(_odd(op, row), axis.picture), [2])
+            op.Unsqueeze(op.Mul(_odd(op, old), axis.resized), [1]),
+            op.Unsqueeze(op.Mul(_odd(op, row), axis.picture), [2]),
         )  # [B, 16, L]
         x = op.Div(op.cast(distance), op.cast(op.Mul(unit, [2])))
         weights = _KERNELS[interpolation](op, x, antialias)

@@ -3,10 +3,10 @@
     python benchmarks/pixels.py [--models efficientnet_lite0 resnet50] [--rounds 40] [--pictures 200] [--write]
 
 Files of one model are run on one picture of 640 x 480, round by round, in turns: the model alone and the explainable
-file, which take the prepared tensor, and the file that takes the picture, also without the outputs that draw and without
-those that explain, as ONNX Runtime computes all outputs of a file whichever are fetched; `Explainer` prepares, explains
-and draws the same picture in Python. Ratios are medians over rounds. The pictures are crops of the bundled photographs
-in 20 sizes.
+file, which take the prepared tensor, and the file that takes the picture, also without the outputs that draw and
+without those that explain, as ONNX Runtime computes all outputs of a file whichever are fetched; `Explainer` prepares,
+explains and draws the same picture in Python. Ratios are medians over rounds. The pictures are crops of the bundled
+photographs in 20 sizes.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def main() -> None:
         f"`python benchmarks/pixels.py`: onnxruntime {version('onnxruntime')}, {os.cpu_count()} cores, load {load:.1f} "
         f"at the start, {arguments.rounds} rounds. A run of the file that takes a picture of 640 x 480, against one of "
         "the model alone and one of the explainable file, which take the prepared tensor. A file of pixels is run "
-        "whole, without the outputs that draw (`picture_heatmap`, `overlay`), and without any that explain; ONNX Runtime "
-        "computes all outputs that a file has, so that each is a file of its own. The last row is "
+        "whole, without the outputs that draw (`picture_heatmap`, `overlay`), and without any that explain; ONNX "
+        "Runtime computes all outputs that a file has, so that each is a file of its own. The last row is "
         "`Explainer.explain(pixels)` and `.overlay()`, which do in Python what the file does by itself.",
         "",
         "| model | run | ms | / model alone | / explainable file |",

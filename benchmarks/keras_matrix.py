@@ -23,15 +23,21 @@ class Built:
 
     They are drawn as `torch_matrix.build` draws them.
 
+    Arguments:
+        name: of `KERAS`. seed: of the weights.
+        size: side of the input picture; that of `KERAS` by default.
+        settling: pictures whose statistics the batch norms take.
+
     Attributes:
         model: with its softmax, the one that is exported.
     """
 
-    def __init__(self, name: str, seed: int = SEED) -> None:
+    def __init__(self, name: str, seed: int = SEED, size: int | None = None, settling: int = SETTLING) -> None:
         import keras
         import numpy as np
 
         self.entry = KERAS[name]
+        self.size = self.entry.size if size is None else size
         keras.utils.set_random_seed(seed)
         self.model = self._network("softmax")
         generator = np.random.default_rng(seed)
@@ -49,23 +55,22 @@ class Built:
         for norm in norms:
             norm.call = functools.partial(settle, norm)
         if norms:
-            self.model(self.pictures(SETTLING, seed), training=False)
+            self.model(self.pictures(settling, seed), training=False)
         for norm in norms:
             del norm.call
 
     def _network(self, activation: str | None) -> Any:
         import keras
 
-        side = self.entry.size
         build = getattr(keras.applications, self.entry.build)
-        return build(weights=None, input_shape=(side, side, 3), classifier_activation=activation)
+        return build(weights=None, input_shape=(self.size, self.size, 3), classifier_activation=activation)
 
     def pictures(self, count: int, seed: int) -> Any:
         """Random pictures of 0 to 255 for models that scale them, else standard normal."""
         import numpy as np
 
         generator = np.random.default_rng(seed)
-        shape = (count, self.entry.size, self.entry.size, 3)
+        shape = (count, self.size, self.size, 3)
         scales = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in self.model.layers[:3])
         pixels = generator.uniform(0, 255, shape) if scales else generator.standard_normal(shape)
         return pixels.astype(np.float32)

@@ -1,71 +1,50 @@
 """Measure the facts of many architectures at their usual input size, and write benchmarks/probe.md.
 
-    python benchmarks/probe.py                     # what is missing, then the page
+    python benchmarks/probe.py                     # what is missing or failed last time, then the page
     python benchmarks/probe.py resnet18 vgg11      # these anew
+    python benchmarks/probe.py --jax build/jax     # those of JAX too, see benchmarks/jax_network.py
 
-The architectures are those of the coverage matrix and the onnx package's light models, with random weights
-(`benchmarks.torch_matrix.build`). What counts is the default layer: whether the place map settles it, and that it
-raises no alarm, for all of these networks are right. Each runs in a process of its own; rows are kept as JSON.
+The architectures are those of the coverage matrix, the onnx package's light models and two networks of JAX, with random
+weights (`benchmarks.plain_files`). What counts is the default layer: whether the place map settles it, and that it
+raises no alarm, for all of these networks are right. Each runs in a process of its own, those first that took
+`make matrix` the least time; rows are kept as JSON in benchmarks/probe.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.architectures import TORCH  # noqa: E402
-from tests.support.onnx_models import NAMES  # noqa: E402
-
-LIGHT = tuple(f"light_{name}" for name in NAMES)
+from benchmarks import plain_files  # noqa: E402
+from benchmarks import rows as coverage  # noqa: E402
+from benchmarks.plain_files import JAX, LIGHT, MATRIX  # noqa: E402
 
 FOLDER, PAGE = (
     Path(os.environ.get("ONNXCAM_PROBE_ROWS") or ROOT / "benchmarks" / "probe"),
     ROOT / "benchmarks" / "probe.md",
 )
-SIDE, LIMIT_S = 224, 1200
-# those whose usual picture is larger, or that take one size only
-SIDES = {"inception_v3": 299}
+EVERY = (*MATRIX, *LIGHT, *JAX)
+LIMIT_S = 1200
+Row = dict[str, Any]
 
 
-def source(name: str) -> Any:
-    """A plain ONNX file of an architecture."""
-    if name in LIGHT:
-        from tests.support.onnx_models import light
-
-        return light(name.removeprefix("light_"))
-    import torch
-
-    from benchmarks import torch_matrix
-
-    side = SIDES.get(name, SIDE)
-    entry = TORCH[name]
-    options = tuple((key, side if key == "image_size" else value) for key, value in entry.options)
-    TORCH[name] = replace(entry, size=side, options=options)
-    model, picture = torch_matrix.build(name)
-    buffer = io.BytesIO()
-    axes = {"input": {0: "N"}, "scores": {0: "N"}}
-    names: dict[str, Any] = {"input_names": ["input"], "output_names": ["scores"], "dynamic_axes": axes}
-    torch.onnx.export(model, (picture.repeat(2, 1, 1, 1),), buffer, dynamo=False, opset_version=18, **names)
-    return buffer.getvalue()
-
-
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, jax: Path | None = None) -> Row:
     """The facts of one architecture."""
     import onnxcam
 
-    facts = onnxcam.probe(source(name))
+    with tempfile.TemporaryDirectory() as folder:
+        facts = onnxcam.probe(plain_files.plain_file(name, Path(folder), jax))
     (layer,) = facts.layers
     return {
         "name": name, "layer": layer.name, "shape": list(layer.shape or ()), "verdict": layer.place.verdict,
@@ -75,27 +54,68 @@ def measure(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def spawn(name: str) -> None:
-    """Measure in a process of its own; a crash or a timeout becomes the reason."""
-    command = [sys.executable, "-W", "ignore", __file__, "--one", name]
-    reason = None
+def work(name: str, jax: Path | None) -> None:
+    """Measure one architecture in this process and store its row."""
+    began = time.perf_counter()
     try:
-        process = subprocess.run(command, cwd=ROOT, timeout=LIMIT_S, capture_output=True, text=True)
-        if process.returncode:
-            reason = (process.stderr.strip().splitlines() or [f"ended with {process.returncode}"])[-1]
-    except subprocess.TimeoutExpired:
-        reason = f"not done after {LIMIT_S} s"
-    if reason is not None:
-        (FOLDER / f"{name}.json").write_text(json.dumps({"name": name, "failed": reason}), "utf-8")
+        row = measure(name, jax)
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        row = {"name": name, "failed": f"{type(error).__name__}: {first}"}
+    write({**row, "seconds": round(time.perf_counter() - began, 1)})
+
+
+def write(row: Row) -> None:
+    """Store a row."""
+    part = FOLDER / f"{row['name']}.part"
+    part.write_text(json.dumps(row), "utf-8")
+    part.replace(part.with_suffix(".json"))
+
+
+def read(name: str) -> Row | None:
+    """The stored row of an architecture, None where it was not measured."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def spawn(name: str, jax: Path | None, limit: float) -> Row:
+    """Measure in a process of its own and return the row; a crash or a timeout becomes the reason."""
+    (FOLDER / f"{name}.json").unlink(missing_ok=True)
+    forks = sys.platform == "linux"  # from this process, which has imported the libraries and computed nothing
+    if forks:
+        plain_files.load_libraries(name)
+    process = multiprocessing.get_context("fork" if forks else "spawn").Process(target=work, args=(name, jax))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        write({"name": name, "failed": f"not done after {limit:g} s"})
+    row = read(name)
+    if row is None:
+        write(row := {"name": name, "failed": f"the process ended with {process.exitcode}"})
+    return row
+
+
+def effort(name: str) -> float:
+    """Seconds that `make matrix` took on it; 0 where that is not known."""
+    record = coverage.read(f"{plain_files.family(name)}:{name.removeprefix('keras_').removeprefix('light_')}")
+    return 0.0 if record is None else float(record["seconds"])
 
 
 def page() -> str:
     """The page, from the rows stored so far."""
-    rows = [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json"))]
-    measured = [row for row in rows if "failed" not in row]
-    direct = [row for row in measured if row["verdict"] == "direct"]
-    alarms = [row for row in measured if row["misplaced"]]
-    other = len(measured) - len(direct) - len(alarms)
+    rows = {name: row for name in EVERY if (row := read(name)) is not None}
+    measured = {name: row for name, row in rows.items() if "failed" not in row}
+    settled = {name for name, row in measured.items() if row["verdict"] == "direct"}
+    alarms = {name for name, row in measured.items() if row["misplaced"]}
+    unsettled = {name: row for name, row in measured.items() if name not in settled | alarms}
+    matrix, others = (set(MATRIX) & measured.keys(), measured.keys() - set(MATRIX))
+
+    def counts(names: set[str]) -> str:
+        doubtful = f"{len(unsettled.keys() & names)} unsettled, {len(alarms & names)} false alarms"
+        return f"{len(settled & names)} direct, {doubtful}"
+
     lines = [
         "# Facts of many architectures, measured",
         "",
@@ -103,8 +123,9 @@ def page() -> str:
         "side unless they take another. All of them are right, so that any verdict but *direct* and *unsettled* "
         "would be a false alarm.",
         "",
-        f"{len(measured)} of {len(TORCH) + len(LIGHT)} measured: {len(direct)} direct, {other} unsettled, "
-        f"{len(alarms)} false alarms; {len(rows) - len(measured)} could not be exported or run here.",
+        f"Of the {len(MATRIX)} architectures of the coverage matrix {len(matrix)} are measured: "
+        f"**{counts(matrix)}**. Of {len(LIGHT) + len(JAX)} more, the onnx package's light models and networks of JAX, "
+        f"{len(others)}: {counts(others)}.",
         "",
         "Of the 54 plain files of `python tools/graphs.py sources` (2026-11-30), most of them at 64 pixels a side, "
         "where the last map has 2 x 2 cells: 41 direct, 13 unsettled, 0 false alarms. Unsettled: seven whose map of "
@@ -114,36 +135,42 @@ def page() -> str:
         "| architecture | default layer | shape | verdict | correlation | rows | passes |",
         "|---|---|---|---|---:|---|---:|",
     ]
-    for row in measured:
+    for name, row in measured.items():
         shape = "[" + ", ".join(map(str, row["shape"])) + "]"
         lines.append(
-            f"| {row['name']} | `{row['layer']}` | {shape} | {row['verdict']} | {row['correlation']:.2f} | "
+            f"| {name} | `{row['layer']}` | {shape} | {row['verdict']} | {row['correlation']:.2f} | "
             f"{row['rows'] or 'not measured'} | {row['passes']} |"
         )
-    failed = [f"- {row['name']}: {row['failed']}" for row in rows if "failed" in row]
-    return "\n".join([*lines, *(["", "Not measured:", "", *failed] if failed else [])]) + "\n"
+    reasons = [f"- {name}: {row['reason']}" for name, row in unsettled.items()]
+    failed = [f"- {name}: {row['failed']}" for name, row in rows.items() if "failed" in row]
+    for title, entries in (("Unsettled:", reasons), ("Not measured:", failed)):
+        lines += ["", title, "", *entries] if entries else []
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write the page; 1 where a right network raises an alarm."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", help="architectures, measured anew (default: those missing)")
+    parser.add_argument("names", nargs="*", help="architectures, measured anew (default: those missing or failed)")
     parser.add_argument("--page-only", action="store_true", help="write the page from the rows stored so far")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--jax", type=Path, help="an environment for benchmarks/jax_network.py; without it JAX is left out"
+    )
+    parser.add_argument("--limit", type=float, default=LIMIT_S, metavar="S", help="seconds for each")
     options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in EVERY]
+    if unknown:
+        parser.error(f"no architecture called {', '.join(unknown)}; there are {', '.join(EVERY)}")
     FOLDER.mkdir(exist_ok=True)
-    if options.one:
-        (FOLDER / f"{options.one}.json").write_text(json.dumps(measure(options.one)), "utf-8")
-        return 0
     if hasattr(os, "nice"):
         os.nice(10)
-    missing = [name for name in (*LIGHT, *TORCH) if not (FOLDER / f"{name}.json").is_file()]
-    for name in [] if options.page_only else options.names or missing:
-        spawn(name)
-        print(name, (FOLDER / f"{name}.json").read_text("utf-8"), flush=True)
+    missing = [name for name in EVERY if "failed" in (read(name) or {"failed": None})]
+    if options.jax is None:
+        missing = [name for name in missing if name not in JAX]
+    for name in [] if options.page_only else options.names or sorted(missing, key=effort):
+        print(json.dumps(spawn(name, options.jax, options.limit)), flush=True)
     PAGE.write_text(page(), "utf-8")
-    rows = [json.loads(path.read_text("utf-8")) for path in FOLDER.glob("*.json")]
-    return int(any(row.get("misplaced") for row in rows))
+    return int(any((read(name) or {}).get("misplaced") for name in EVERY))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,59 @@
-"""Prove right random networks: `python -m benchmarks.random_exports [--count 200] [--seed 0] [--torch]`.
+"""Prove right random networks, and plant errors: `python -m benchmarks.random_exports [--count 200] [--torch]`.
 
-Every network is one of some twenty small architectures with random weights, explained at a random layer; the check that
-`onnxcam export` runs must not refuse any. With `--torch` the architectures are PyTorch modules and the check compares
-with its autograd.
+The networks are the small architectures of `tests.support.wrong_gradients`, with random weights, explained at a random
+layer; the check that `onnxcam export` runs on plain files must not refuse any. With `--torch` they are the twenty
+PyTorch networks of `benchmarks.small_torch_nets`, and exports are compared with its autograd. `--planted 100` plants a
+mistake in each of that many files: the same verification must refuse all of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
 
 import onnxcam
 from onnxcam.diagnose.gradients import check
-from onnxcam.errors import VerificationError
+from onnxcam.errors import OnnxcamError, VerificationError
 from tests.support import wrong_gradients
 
 CPU = ["CPUExecutionProvider"]
+# a mistake changes gradients by at least this share of them; less than that may come from a kink
+LARGE = 0.1
+
+
+class Tally:
+    """What became of right files and of planted mistakes, one line for each that went wrong."""
+
+    def __init__(self, planted: int = 0) -> None:
+        self.planted, self.plants, self.missed = planted, 0, 0
+        self.lines: list[str] = []
+
+    def plant(self, where: str, model: onnx.ModelProto, refuses: Callable[[onnx.ModelProto], bool], seed: int) -> None:
+        """Plant one mistake at random, where some are still to be planted, and note whether it is found."""
+        plant = one_mistake(model, seed) if self.plants < self.planted else None
+        if plant is None:
+            return
+        self.plants += 1
+        if not refuses(plant.model):
+            self.missed += 1
+            self.lines.append(f"{where}: {plant.kind} at {plant.node} was not found")
+
+
+def one_mistake(model: onnx.ModelProto, seed: int) -> wrong_gradients.Plant | None:
+    """A mistake at a random node that changes the gradients of the file by much; None where there is none."""
+    right = wrong_gradients.gradients(model)
+    plants = list(wrong_gradients.plants(model))
+    for index in np.random.default_rng(seed).permutation(len(plants)):
+        wrong = wrong_gradients.gradients(plants[index].model)
+        if right is not None and wrong is not None and wrong_gradients.change(right, wrong) >= LARGE:
+            return plants[index]
+    return None
 
 
 def networks(count: int, seed: int) -> Iterator[tuple[str, onnx.ModelProto, str]]:
@@ -35,49 +69,82 @@ def networks(count: int, seed: int) -> Iterator[tuple[str, onnx.ModelProto, str]
 
 def refused(count: int, seed: int) -> list[str]:
     """What is refused of `count` right networks, one line each."""
-    lines = []
+    return checked(count, seed).lines
+
+
+def checked(count: int, seed: int, planted: int = 0) -> Tally:
+    """Check `count` right networks, and `planted` wrong ones."""
+    tally = Tally(planted)
     for index, (name, model, layer) in enumerate(networks(count, seed)):
-        report = check(onnxcam.augment(model, [layer]), providers=CPU, seed=index)
-        lines += [f"{index} {name} at {layer}: {finding.detail}" for finding in report.findings if not finding.ok]
-    return lines
+        explainable = onnxcam.augment(model, [layer])
+        report = check(explainable, providers=CPU, seed=index)
+        tally.lines += [f"{index} {name} at {layer}: {finding.detail}" for finding in report.findings if not finding.ok]
+        if name != "jumps":  # differences count jumps, gradients do not: there only some mistakes can be told
+            tally.plant(
+                f"{index} {name} at {layer}", explainable, lambda wrong: _raises(lambda: _require(wrong)), index
+            )
+    return tally
 
 
-def refused_of_torch(count: int, seed: int) -> list[str]:
-    """The same of PyTorch modules, exported with verification."""
+def _require(model: onnx.ModelProto) -> None:
+    if not check(model, providers=CPU).passed:
+        raise VerificationError("its check fails")
+
+
+def _raises(verification: Callable[[], Any]) -> bool:
+    """Whether a file is refused; one that runs at no other batch size cannot be verified at all."""
+    try:
+        verification()
+    except OnnxcamError:
+        return True
+    return False
+
+
+def exported(count: int, seed: int, planted: int = 0) -> Tally:
+    """Export `count` right PyTorch networks with verification, and verify `planted` wrong files as the export does."""
     import torch
-    from torch import nn
 
-    from onnxcam.exporters import pytorch
+    from benchmarks import small_torch_nets
+    from onnxcam.exporters import parity, pytorch
 
     rng = np.random.default_rng(seed)
-    activations = [nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.ReLU6, nn.Hardswish]
-    pools = [nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d]
-    lines = []
+    names = list(small_torch_nets.NETWORKS)
+    tally = Tally(planted)
+    verify = parity.verify_on_samples
     for index in range(count):
-        torch.manual_seed(int(rng.integers(1 << 30)))
-        width, active = int(rng.choice([8, 12, 16])), activations[index % len(activations)]
-        between = [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(3, 2, 1), nn.Identity()][index % 4]
-        norm = nn.BatchNorm2d(width) if index % 3 else nn.GroupNorm(4, width)
-        blocks = [nn.Conv2d(3, width, 3, padding=1), norm, active(), between, nn.Conv2d(width, width, 3, padding=1)]
-        head = [active(), pools[index % 2](1), nn.Flatten(), nn.Linear(width, 6)]
-        model = nn.Sequential(*blocks, *head).eval()
-        layer = str(int(rng.integers(len(blocks) + 1)))
-        try:
-            pytorch.export(model, torch.randn(2, 3, 20, 20), None, layers=[layer])
-        except VerificationError as error:
-            lines.append(f"{index} {model} at {layer}: {error}")
-    return lines
+        name = names[index % len(names)]
+        network = small_torch_nets.build(name, int(rng.integers(1 << 30)))
+        layers = small_torch_nets.layers(network)
+        layer = layers[int(rng.integers(len(layers)))]
+        where = f"{index} {name} at {layer}"
+
+        def verify_both(model: onnx.ModelProto, *about: Any, where: str = where, index: int = index) -> Any:
+            record = verify(model, *about)
+
+            tally.plant(where, model, lambda wrong: _raises(lambda: verify(wrong, *about)), index)
+            return record
+
+        picture = torch.randn(2, 3, small_torch_nets.SIDE, small_torch_nets.SIDE)
+        with mock.patch.object(parity, "verify_on_samples", verify_both):
+            try:
+                pytorch.export(network, picture, None, layers=[layer])
+            except VerificationError as error:
+                tally.lines.append(f"{where}: {error}")
+    return tally
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--planted", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--torch", action="store_true")
     arguments = parser.parse_args()
-    lines = (refused_of_torch if arguments.torch else refused)(arguments.count, arguments.seed)
-    print(f"{len(lines)} of {arguments.count} refused", *lines, sep="\n")
-    sys.exit(bool(lines))
+    tally = (exported if arguments.torch else checked)(arguments.count, arguments.seed, arguments.planted)
+    mistakes = f"{tally.plants - tally.missed} of {tally.plants} planted mistakes found"
+    print(f"{len(tally.lines) - tally.missed} of {arguments.count} refused; {mistakes}", flush=True)
+    print(*tally.lines, sep="\n")
+    sys.exit(bool(tally.lines) or tally.plants < arguments.planted)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,17 @@ from benchmarks.judgement import QUANTITIES, SLACK, TOLERANCE, distance, judge
 Row = dict[str, Any]
 
 
-def build(name: str, seed: int = SEED) -> tuple[Any, Any]:
+def build(name: str, seed: int = SEED, size: int | None = None, settling: int = SETTLING) -> tuple[Any, Any]:
     """A torchvision model with seeded weights and batch-norm statistics that are neither trivial nor absurd.
 
     The affine parameters are drawn around 1 and 0. The running statistics of each batch norm are those of what reaches
     it, each then off by up to 20 %: every norm sees what the norms before it really give, so activations keep their
     size with depth, and none is the identity.
+
+    Arguments:
+        name: of `TORCH`. seed: of the weights.
+        size: side of the input picture; that of `TORCH` by default.
+        settling: pictures whose statistics the batch norms take.
 
     Returns:
         the model in eval mode, and one random picture `[1, 3, size, size]`.
@@ -28,8 +33,10 @@ def build(name: str, seed: int = SEED) -> tuple[Any, Any]:
     from tests.support.torchvision_stub import import_torchvision
 
     entry = TORCH[name]
+    side = entry.size if size is None else size
+    options = {key: side if key == "image_size" else value for key, value in entry.options}
     torch.manual_seed(seed)
-    model = import_torchvision().models.get_model(name, weights=None, **dict(entry.options)).eval()
+    model = import_torchvision().models.get_model(name, weights=None, **options).eval()
 
     def settle(norm: Any, inputs: tuple[Any, ...]) -> None:
         var, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
@@ -45,10 +52,10 @@ def build(name: str, seed: int = SEED) -> tuple[Any, Any]:
         norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
         hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
         if norms:
-            model(torch.randn(SETTLING, 3, entry.size, entry.size))
+            model(torch.randn(settling, 3, side, side))
         for hook in hooks:
             hook.remove()
-    return model, torch.randn(1, 3, entry.size, entry.size)
+    return model, torch.randn(1, 3, side, side)
 
 
 def measure(name: str) -> dict[str, Row]:

@@ -1,12 +1,37 @@
-"""A sample of `benchmarks/random_exports.py`: right random networks are not refused."""
+"""A sample of `benchmarks/random_exports.py`: right random networks are not refused, wrong ones are."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.random_exports import refused
+from benchmarks.random_exports import checked, exported, refused
 
 
 @pytest.mark.slow
 def test_right_random_networks_pass_their_check() -> None:
     assert refused(11, 7) == []
+
+
+@pytest.mark.soak
+def test_more_right_and_wrong_networks() -> None:
+    tally = checked(66, 8, planted=33)
+    assert (tally.lines, tally.plants) == ([], 33)
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, pytest.param(40, marks=pytest.mark.soak)])
+def test_right_exports_of_pytorch_networks_are_not_refused_and_wrong_ones_are(count: int) -> None:
+    pytest.importorskip("torch")
+    tally = exported(count, 7, planted=count)
+    assert (tally.lines, tally.plants) == ([], count)
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_there_are_twenty_architectures() -> None:
+    pytest.importorskip("torch")
+    from benchmarks.small_torch_nets import NETWORKS, build, layers
+
+    assert len(NETWORKS) == 20
+    assert all(len(layers(build(name, 3))) >= 3 for name in NETWORKS)

@@ -77,6 +77,22 @@ def test_a_layer_that_never_changes_is_unsettled() -> None:
     assert (place.verdict, place.reason) == ("unsettled", "no change of the picture changes the layer")
 
 
+def test_one_change_that_moves_everything_leaves_the_others_their_say() -> None:
+    """A place that tips a network over moves every cell of every channel by 50 times as much as the others do."""
+    rng = np.random.default_rng(0)
+    boxes = stimuli.draw((1, 64, 64), np.asarray(0.0), np.asarray(1.0)).boxes
+    axis = (np.arange(7) + 0.5) / 7
+    y, x = (np.exp(-(((axis - (boxes[:, k] + boxes[:, k + 1])[:, None] / 2) / 0.2) ** 2) / 2) for k in (0, 2))
+    near = (y[:, :, None] * x[:, None, :])[:, None] * rng.uniform(0.5, 1.5, (5, 64, 1, 1))
+    for tipping in range(5):
+        responses = []
+        for _ in range(2):
+            moved = 0.1 * rng.uniform(0.8, 1.2, (5, 64, 7, 7)) + 0.1 * near
+            moved[tipping] = 50 * rng.uniform(0.3, 1.2, (64, 7, 7))
+            responses.append(places.response(moved))
+        assert places.judge(responses, boxes).verdict == "direct"
+
+
 @pytest.mark.slow
 def test_noise_is_unsettled_and_no_alarm() -> None:
     """Chance gives no verdict, of however few cells."""

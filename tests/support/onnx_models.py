@@ -30,10 +30,10 @@ def light(name: str, seed: int = 1234) -> onnx.ModelProto:
     """One of the light models with seeded random weights; its opset, IR and graph as they are."""
     model = onnx.load(FOLDER / f"light_{name}.onnx")
     rng = np.random.default_rng(seed)
-    roles: dict[str, tuple[str, int]] = {}
+    readers: dict[str, tuple[onnx.NodeProto, int]] = {}
     for node in model.graph.node:
         for index, value in enumerate(node.input):
-            roles.setdefault(value, (node.op_type, index))
+            readers.setdefault(value, (node, index))
     shapes = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     kept, made = [], []
     for node in model.graph.node:
@@ -45,7 +45,7 @@ def light(name: str, seed: int = 1234) -> onnx.ModelProto:
         if held.dtype != np.float32:
             kept.append(node)
             continue
-        made.append(numpy_helper.from_array(_weight(rng, shape, *roles[node.output[0]]), node.output[0]))
+        made.append(numpy_helper.from_array(_weight(rng, shape, *_role(readers, node.output[0])), node.output[0]))
     del model.graph.node[:]
     model.graph.node.extend(kept)
     model.graph.initializer.extend(made)
@@ -54,10 +54,18 @@ def light(name: str, seed: int = 1234) -> onnx.ModelProto:
     return model
 
 
+def _role(readers: dict[str, tuple[onnx.NodeProto, int]], value: str) -> tuple[str, int]:
+    """The operator that a weight is for and its position there, an Unsqueeze before it stepped over."""
+    node, index = readers[value]
+    return _role(readers, node.output[0]) if node.op_type == "Unsqueeze" else (node.op_type, index)
+
+
 def _weight(rng: np.random.Generator, shape: tuple[int, ...], op_type: str, index: int) -> np.ndarray:
     if op_type == "BatchNormalization":
         low, high = {1: (0.7, 1.3), 2: (-0.1, 0.1), 3: (-0.1, 0.1), 4: (0.7, 1.3)}[index]
         return rng.uniform(low, high, shape).astype(np.float32)
+    if op_type == "Mul":  # the scale that Caffe keeps beside its batch norms: near 0 no signal would pass many of them
+        return rng.uniform(0.7, 1.3, shape).astype(np.float32)
     if len(shape) >= 2:
         fan_in = int(np.prod(shape[1:])) if op_type != "Gemm" else max(shape)
         return (rng.normal(size=shape) * np.sqrt(2.0 / fan_in)).astype(np.float32)

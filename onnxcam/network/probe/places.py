@@ -21,6 +21,7 @@ Verdict = Literal["direct", "mirrored", "rotated", "transposed", "shifted", "non
 _WIDTHS = (0.06, 0.1, 0.17, 0.28, 0.45)  # of a change's image in the layer, in units of the layer's sides
 _LARGEST = 16  # cells per side: larger maps are averaged down
 _WEAKEST = 0.2  # share of the strongest change's sum below which a change counts less
+_FAINTEST = 0.01  # of a channel's largest change at any place: below, it counts less
 _ROUNDING = 1e-5  # of the largest value: changes below are rounding
 # correlations: of a direct layer at least, of any other at least, by how much the best beats the others
 _DIRECT, _OTHER, _MARGIN = 0.5, 0.65, 0.2
@@ -108,17 +109,20 @@ def changes(base: np.ndarray, changed: np.ndarray) -> np.ndarray:
 
 
 def response(moved: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Sum changes over channels, each in units of its own largest change: D, float64 `[K, h, w]`.
+    """Sum changes over channels, each in units of its largest change at that place: D, float64 `[K, h, w]`.
 
-    In units of the mean, the channels that are alive at the border alone would count most.
+    In units of the mean, the channels that are alive at the border alone would count most. In units of the largest
+    change at any place, one place whose change tips the whole network over (gates of squeeze and excitation, say, move
+    every cell by 50 times as much as other places do) would leave nothing of the others.
 
     Arguments:
         moved: of `changes`.
         size: to which D is averaged down.
     """
-    scale = moved.max(axis=(0, 2, 3)).astype(np.float64)
+    scale = moved.max(axis=(2, 3)).astype(np.float64)
+    scale = np.maximum(scale, _FAINTEST * scale.max(axis=0))
     weights = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-    total = np.einsum("kchw,c->khw", moved.astype(np.float64), weights)
+    total = np.einsum("kchw,kc->khw", moved.astype(np.float64), weights)
     return averaged(total, size or smaller(total.shape[1:]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 from collections.abc import Mapping
@@ -109,8 +110,12 @@ class Batch:
             tensor = tensor[None]
         if single and pictures is not None and getattr(pictures, "ndim", 1) in (2, 3):
             pictures = [pictures]
-        names = [[n] if isinstance(n, (str, int)) else n for n in (self.requests, self.traces)]
-        batch = Batch(tensor, pictures, self.features, names[0], names[1], keep_tensor)
+        requests = [self.requests] if isinstance(self.requests, (str, int)) else self.requests
+        traces = [self.traces] if isinstance(self.traces, (str, int)) else self.traces
+        parts = (tensor, pictures, self.features, requests, traces, keep_tensor)
+        before = (self.tensor, self.pictures, self.features, self.requests, self.traces, self.keep_tensor)
+        unchanged = all(map(operator.is_, parts, before))
+        batch = self if unchanged else Batch(*parts)
         batch._check(rows)
         return batch
 
@@ -135,6 +140,8 @@ class Batch:
         Arguments:
             classes: number of probabilities, and of columns, that a row keeps.
         """
+        if not len(rows):
+            return []
         fixed = OVERHEAD + SCORE * classes + sum(_nbytes(v) // max(1, len(v)) for v in (self.features or {}).values())
         if self._copied:
             fixed += _nbytes(self.tensor) // max(1, len(self.tensor))

@@ -120,7 +120,7 @@ class Selector:
         others = ~met
         if explainable is not None:
             met, others = met & explainable, others & explainable
-        uncertain, confident = np.flatnonzero(met), np.flatnonzero(others)
+        uncertain, confident = met.nonzero()[0], others.nonzero()[0]
         sample = sampler.sample(uncertain, self.sample)
         baseline = sampler.sample(confident, self.baseline_sample)
         left = len(p) - len(uncertain) - len(baseline)
@@ -131,8 +131,9 @@ class Selector:
     ) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray], np.ndarray | None]:
         """Probabilities, scores, the condition's quantities, and the rows that can be explained (None: all)."""
         readout = self._readout.of_columns(scores.shape[1]) or self._readout
-        form = conditions.form_of(scores, readout, form)
-        p = conditions.probabilities(scores, readout, form)
+        values = np.asarray(scores, np.float64)
+        form = conditions.form_of(values, readout, form)
+        p = conditions.probabilities(values, readout, form)
         logits = scores if form == "logits" else None
         return p, logits, conditions.quantities(p, readout, self._names, self._calibration, logits), None
 

@@ -23,6 +23,7 @@ calibration states; `risk <= 1%`: the rows that are.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -218,10 +219,10 @@ def evaluate(condition: Condition, quantities: Mapping[str, np.ndarray]) -> np.n
             raise SettingError("the condition has a `risk` that no calibration has answered; report this as a bug")
         case Not(inner):
             return np.asarray(np.logical_not(evaluate(inner, quantities)))
-        case AllOf(parts):
-            return np.asarray(np.logical_and.reduce([evaluate(part, quantities) for part in parts]))
+        case AllOf(parts):  # pair by pair: an array of all parts would be made first, next to a small model that counts
+            return np.asarray(functools.reduce(np.logical_and, [evaluate(part, quantities) for part in parts]))
         case AnyOf(parts):
-            return np.asarray(np.logical_or.reduce([evaluate(part, quantities) for part in parts]))
+            return np.asarray(functools.reduce(np.logical_or, [evaluate(part, quantities) for part in parts]))
 
 
 def quantities(
@@ -248,12 +249,15 @@ def quantities(
         float64 `[N]` each, `label` and `set` int64.
     """
     p = np.asarray(probabilities, np.float64)
-    finite = np.asarray(np.isfinite(p).all(axis=1))
+    highest = np.maximum.reduce(p, axis=1)
+    finite = np.isfinite(highest) & np.isfinite(np.minimum.reduce(p, axis=1))
     sound = bool(finite.all())
-    p = p if sound else np.where(finite[:, None], p, 0.0)
+    if not sound:
+        p = np.where(finite[:, None], p, 0.0)
+        highest = np.maximum.reduce(p, axis=1)
     values: dict[str, np.ndarray] = {}
     if "confidence" in names:
-        values["confidence"] = p.max(axis=1)
+        values["confidence"] = highest
     if LABEL in names:
         values[LABEL] = p.argmax(axis=1)
     if "margin" in names:

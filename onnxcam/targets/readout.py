@@ -20,6 +20,7 @@ Code elsewhere asks a `Readout` instead of comparing kinds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -252,7 +253,8 @@ class Readout:
             return np.asarray(np.exp(scores, dtype=np.float64).astype(np.float32))
         if self.exclusive:  # in few calls: next to a small model each counts
             top = np.maximum.reduce(scores, axis=1, keepdims=True)
-            p: np.ndarray = np.subtract(scores, top, dtype=np.float64)
+            p: np.ndarray = scores.astype(np.float64)
+            p -= top
             np.exp(p, out=p)
             p /= np.add.reduce(p, axis=1, keepdims=True)
             return p.astype(np.float32)
@@ -319,15 +321,14 @@ class Readout:
         if self.numeric:
             return np.zeros(len(p))
         if self.independent:
-            return np.asarray(-(_plogp(p) + _plogp(1 - p)).mean(axis=1) / np.log(2))
+            return np.asarray(-(_plogp(p) + _plogp(1 - p)).mean(axis=1) / math.log(2))
         if p.shape[1] < 2:
             return np.zeros(len(p))
-        return np.asarray(-_plogp(p).sum(axis=1) / np.log(p.shape[1]))
+        return np.asarray(np.add.reduce(_plogp(p), axis=1) / -math.log(p.shape[1]))
 
     def are_probabilities(self, values: np.ndarray) -> bool:
         """Whether every value lies in 0..`scale` and, of exclusive classes, every row sums to it within 1 %."""
-        low, high = values.min(initial=0.0), values.max(initial=0.0)
-        if not (low >= 0 and high <= self.scale * (1 + 1e-6)):
+        if not values.min(initial=0.0) >= 0 or not values.max(initial=0.0) <= self.scale * (1 + 1e-6):
             return False
         if self.independent or values.shape[1] == 1:
             return True
@@ -335,4 +336,6 @@ class Readout:
 
 
 def _plogp(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values * np.log(np.maximum(values, 1e-300)))
+    logarithms = np.maximum(values, 1e-300)
+    np.log(logarithms, out=logarithms)
+    return np.multiply(logarithms, values, out=logarithms)

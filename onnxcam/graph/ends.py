@@ -81,7 +81,7 @@ def _activation(graph: Graph, value: str, counts: Counts | None) -> str | None:
 
     An activation may be several operators (SiLU is Sigmoid and Mul, GELU five), whose paths join again.
     """
-    inside = {value}
+    inside, shape = {value}, shape_of(graph, value)
     queue: list[tuple[int, onnx.NodeProto]] = []  # readers of what is inside, in graph order
     queued: set[int] = set()
     waiting: dict[str, int] = {}  # readers of a value whose output is not inside
@@ -112,7 +112,8 @@ def _activation(graph: Graph, value: str, counts: Counts | None) -> str | None:
         if not simple or others or exposed:
             return None
         output = node.output[0]
-        if shape_of(graph, output) != shape_of(graph, value) and not _per_token(graph, value, output):
+        same_shape = shape_of(graph, output) == shape
+        if not same_shape and not _per_token(graph, value, output):
             return None
         inside.add(output)
         exposed |= output in graph.output_names
@@ -121,7 +122,7 @@ def _activation(graph: Graph, value: str, counts: Counts | None) -> str | None:
                 waiting[name] -= 1
                 ahead -= waiting[name] == 0
         enter(output)
-        if ahead == 1 and shape_of(graph, output) == shape_of(graph, value):
+        if ahead == 1 and same_shape:
             return str(output)
     return None
 

@@ -87,4 +87,4 @@ def works_on_tokens(graph: Graph) -> bool:
 def has_tokens(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> bool:
     """Whether nodes work on tokens: a Softmax of rank 3 to 5, or an Add of rank 3."""
     rank = {"Softmax": (3, 4, 5), "Add": (3,)}
-    return any(len(graph.shape(node.output[0]) or ()) in rank.get(node.op_type, ()) for node in nodes)
+    return any(len(graph.shape(node.output[0]) or ()) in rank[node.op_type] for node in nodes if node.op_type in rank)

@@ -42,10 +42,8 @@ def _moves(node: onnx.NodeProto) -> bool:
 def shape_of(graph: Graph, value: str) -> Shape | None:
     """The shape of a value, completed from its static shape for batch 1; a first dimension of 1 is the batch."""
     shape = graph.shape(value)
-    picture = graph.shape(graph.inputs[0].name) if graph.inputs else None
-    if picture is None or not all(isinstance(dim, int) for dim in picture[1:]):
-        return shape
-    if shape is not None and all(isinstance(dim, int) or dim == picture[0] for dim in shape):
+    picture = graph.fixed_picture
+    if picture is None or (shape is not None and all(isinstance(dim, int) or dim == picture[0] for dim in shape)):
         return shape
     static = _analysis(graph)[0].shape(value)
     if static is None:

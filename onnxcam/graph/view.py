@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -75,12 +76,14 @@ class Graph:
         self.position: dict[str, int] = {}
         self.producer: dict[str, onnx.NodeProto] = {}
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
-        for index, node in enumerate(self.nodes):
-            for name in node.output:
-                if name:
-                    self.producer[name] = node
-                    self.position[name] = index
-            for name in dict.fromkeys(uses(node)):
+        # names are asked for again and again, and each time would be made anew of a message
+        self._reads = [tuple(dict.fromkeys(uses(node))) for node in self.nodes]
+        self._outputs = [tuple(name for name in node.output if name) for node in self.nodes]
+        for index, (node, reads) in enumerate(zip(self.nodes, self._reads, strict=True)):
+            for name in self._outputs[index]:
+                self.producer[name] = node
+                self.position[name] = index
+            for name in reads:
                 self.consumers.setdefault(name, []).append(node)
         self._infos: dict[str, onnx.ValueInfoProto] = {}
         for info in (*graph.value_info, *graph.input, *graph.output):
@@ -88,9 +91,10 @@ class Graph:
         self._shapes: dict[str, Shape | None] = {}
         self._constants: dict[str, np.ndarray | None] = {}
         self._constant_values = {name for name in self.initializers if name not in self._input_names}
-        for node in self.nodes:
-            if node.op_type not in _RANDOM and all(name in self._constant_values for name in uses(node)):
-                self._constant_values.update(name for name in node.output if name)
+        constant = self._constant_values
+        for node, reads, outputs in zip(self.nodes, self._reads, self._outputs, strict=True):
+            if constant.issuperset(reads) and node.op_type not in _RANDOM:
+                constant.update(outputs)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.source_opset = self.opset  # before it was upgraded
         self.rewrites: list[str] = []  # sentences about operators of the source that were written as others
@@ -104,14 +108,22 @@ class Graph:
     def __contains__(self, value: str) -> bool:
         return value in self.producer or value in self.initializers or value in self._input_names
 
+    @cached_property
+    def fixed_picture(self) -> Shape | None:
+        """The shape of the first input, None if more of it than the first dimension is open."""
+        shape = self.shape(self.inputs[0].name) if self.inputs else None
+        return shape if shape is not None and all(isinstance(dim, int) for dim in shape[1:]) else None
+
     def declare(self, info: onnx.ValueInfoProto) -> None:
         """Set the type and shape of a value in the index; the model is unchanged."""
+        self.__dict__.pop("fixed_picture", None)
         self._infos[info.name] = info
         self._shapes.pop(info.name, None)
 
     def index_of(self, node: onnx.NodeProto) -> int:
         """The node's index in topological order."""
-        return next(self.position[name] for name in node.output if name)
+        first = node.output[0]
+        return self.position[first] if first else next(self.position[name] for name in node.output if name)
 
     def shape(self, value: str) -> Shape | None:
         """Shape of a value; None if the rank is unknown."""
@@ -176,9 +188,9 @@ class Graph:
     def downstream(self, values: Iterable[str]) -> set[str]:
         """`values` and every value computed from them."""
         reached = set(values)
-        for node in self.nodes:
-            if any(name in reached for name in uses(node)):
-                reached.update(name for name in node.output if name)
+        for reads, outputs in zip(self._reads, self._outputs, strict=True):
+            if not reached.isdisjoint(reads):
+                reached.update(outputs)
         return reached
 
     def upstream(self, values: Iterable[str], stop: Iterable[str] = ()) -> tuple[list[onnx.NodeProto], set[str]]:
@@ -192,11 +204,11 @@ class Graph:
         needed = {v for v in values if v not in boundary}
         outside = {v for v in values if v in boundary}
         nodes: list[onnx.NodeProto] = []
-        for node in reversed(self.nodes):
-            if not any(name in needed for name in node.output if name):
+        for index in range(len(self.nodes) - 1, -1, -1):
+            if needed.isdisjoint(self._outputs[index]):
                 continue
-            nodes.append(node)
-            for name in uses(node):
+            nodes.append(self.nodes[index])
+            for name in self._reads[index]:
                 if name in boundary:
                     outside.add(name)
                 else:
@@ -227,14 +239,15 @@ class Graph:
         )
 
 
-def uses(node: onnx.NodeProto) -> Iterator[str]:
+def uses(node: onnx.NodeProto) -> list[str]:
     """Every value that a node reads, its subgraphs (If, Loop) included."""
-    yield from (name for name in node.input if name)
+    names = [name for name in node.input if name]
     for attribute in node.attribute:
-        bodies = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+        bodies = [attribute.g] if attribute.HasField("g") else attribute.graphs
         for body in bodies:
             inner = {i.name for i in body.input} | {t.name for t in body.initializer}
             inner.update(name for child in body.node for name in child.output)
             for child in body.node:
-                yield from (name for name in uses(child) if name not in inner)
-            yield from (o.name for o in body.output if o.name not in inner)
+                names += (name for name in uses(child) if name not in inner)
+            names += (o.name for o in body.output if o.name not in inner)
+    return names

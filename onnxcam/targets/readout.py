@@ -338,4 +338,4 @@ class Readout:
 def _plogp(values: np.ndarray) -> np.ndarray:
     logarithms = np.maximum(values, 1e-300)
     np.log(logarithms, out=logarithms)
-    return np.multiply(logarithms, values, out=logarithms)
+    return np.asarray(np.multiply(logarithms, values, out=logarithms))

@@ -7,6 +7,7 @@
     │   ├── VerificationError      numbers differ from the reference by more than the tolerance
     │   └── TrustError             loading it would run code the user has not agreed to run
     ├── TargetError                no such class, or an ambiguous one, or a list of the wrong length
+    │   └── TargetAbsent           the picture has no such box, or no cell of the class
     ├── LabelsError                class names that cannot be read, or do not fit the model
     ├── InputError                 a tensor of the wrong shape, layout or dtype
     ├── PictureError               a picture that cannot be read
@@ -53,6 +54,10 @@ class TrustError(ModelError):
 
 class TargetError(OnnxcamError):
     """The class to explain does not exist, is ambiguous, or the list has the wrong length."""
+
+
+class TargetAbsent(TargetError):
+    """The model reports no such box on this picture, or no cell of the class."""
 
 
 class LabelsError(OnnxcamError):

@@ -166,7 +166,8 @@ def _of_table(source: Path, when: str | None, limits: dict[str, Any]) -> tuple[d
     from onnxcam.fleet import tables
     from onnxcam.fleet.run import about_table
     from onnxcam.monitor import baseline as baselines
-    from onnxcam.monitor.tabulated import ALWAYS, COLUMNS, Table
+    from onnxcam.monitor.tabulated import ALWAYS, COLUMNS, MORE, Table
+    from onnxcam.targets.tasks import DETECT, DETECTION, SEGMENT, SEGMENTATION
 
     notes: list[str] = []
     about = about_table(source)
@@ -178,7 +179,9 @@ def _of_table(source: Path, when: str | None, limits: dict[str, Any]) -> tuple[d
     _check_question(source, about.settings)
     if about.missing:
         notes.append(f"{about.missing} rows are missing in {str(source)!r}: the run was stopped, go on with --resume")
-    names = ["path"] if "path" in tables.names_of(source) else []
+    present = tables.names_of(source)
+    names = [name for name in MORE if name in present]
+    task = {DETECTION: DETECT, SEGMENTATION: SEGMENT}.get(str(about.settings.get("kind")))
     table = Table(
         tables.read(source, [*names, *COLUMNS]),
         root=about.root,
@@ -187,11 +190,13 @@ def _of_table(source: Path, when: str | None, limits: dict[str, Any]) -> tuple[d
         written=about.when or ALWAYS,
         name=about.model,
         labels=about.labels,
+        task=task,
+        own_layer=task == DETECT and about.settings.get("layer") is None,
     )
     document, more = baselines.build(table, **limits)
     if table.failed:
         notes.append(f"{table.failed} rows with an error were skipped")
-    if table.others:
+    if table.others and task is None:
         notes.append(
             f"{table.others} rows explain another class than the predicted one, which a monitor does only if its file "
             "is bound to a class"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxcam import runtime
-from onnxcam.cam.methods import Method
+from onnxcam.cam.methods import Method, find
+from onnxcam.cam.registry import USUAL, default_method
 from onnxcam.cli import options, question_options, terminal
 from onnxcam.cli.progress import Progress
 from onnxcam.cli.question import MethodName, ask, check_early
@@ -27,6 +28,7 @@ from onnxcam.fleet import listing
 from onnxcam.fleet.columns import import_pyarrow
 from onnxcam.fleet.engines import ENGINES, LOCAL, PICTURE
 from onnxcam.targets import labels as label_files
+from onnxcam.targets.tasks import DETECTION
 
 if TYPE_CHECKING:
     from onnxcam.explain.explainer import Explainer
@@ -96,10 +98,9 @@ Examples:
 @click.option(
     "--method",
     type=MethodName(),
-    default="gradcam",
-    show_default=True,
     metavar="NAME",
-    help="Method. `onnxcam methods` lists them.",
+    help="Method. `onnxcam methods` lists them.  [default: gradcam; of a detector layercam, of a segmentation "
+    "hirescam]",
 )
 @question_options.settings_option
 @options.layer_option("Target layer; several are fused (--fusion).  [default: the model's own]")
@@ -111,6 +112,7 @@ Examples:
 @options.range_option
 @options.bands_option
 @options.readout_options
+@options.task_options
 @click.option("--overlay", is_flag=True, help="Add a column of overlays, PNG pictures of the size of each picture.")
 @question_options.normalize_option
 @question_options.alpha_option
@@ -136,7 +138,7 @@ def batch(
     contrast: str | None,
     probability: bool,
     top_k: int,
-    method: Method,
+    method: Method | None,
     settings: tuple[str, ...],
     layers: tuple[str, ...],
     fusion: str,
@@ -148,6 +150,8 @@ def batch(
     bands: list[int] | None,
     scores: str | None,
     kind: str | None,
+    task: str | None,
+    boxes_output: str | None,
     overlay: bool,
     normalize: str,
     alpha: float | None,
@@ -179,7 +183,7 @@ def batch(
         "target": target,
         "contrast": contrast,
         "probability": probability,
-        "method": [method],
+        "method": None if method is None else [method],
         "option": settings,
         "layer": layers,
         "normalize": normalize,
@@ -187,7 +191,7 @@ def batch(
         "smooth": smooth,
         "seed": seed,
     }
-    check_early(labels, **flags)
+    check_early(labels, **flags | {"method": [method or find(USUAL)]})
     check_truth(truth, named if files_from is None else [])
     folder = Path(output)
     common: dict[str, Any] = {
@@ -206,17 +210,23 @@ def batch(
         "bands": bands,
         "scores": scores,
         "kind": kind,
+        "task": task,
+        "boxes_output": boxes_output,
         "providers": runtime.parse_provider(provider),
         "allow_fallback": allow_fallback,
-        "method": method.name,
         "layer": list(dict.fromkeys(layers)) or None,
     }
+    if method is not None:
+        common["method"] = method.name
     try:
         explainer = Explain(model, **common).explainer
     except LayerError as error:
         raise options.not_explainable(error, layers) from error
+    if method is None and default_method(explainer.terms.readout) == USUAL:
+        flags["method"] = [find(USUAL)]  # of which options may have been set
     question = ask(explainer.terms, **flags)
-    common["layer"] = list(question.layers) if question.several_layers else question.layers[0]
+    if question.layer_named:  # else each box has its own
+        common["layer"] = list(question.layers) if question.several_layers else question.layers[0]
     answering = {"normalize": normalize, "fusion": fusion, "smooth": smooth, "seed": seed, **question.options}
     explain = Explain(model, **common, target=question.targets[0], **answering)
     terms = run.Terms(explain.sha256, _settings(explain, truth), rows_per_part)
@@ -232,12 +242,12 @@ def batch(
         try:
             _check_pictures(job, explainer)
             terminal.warn([*explainer.warnings, *job.notes])
-            find, unknown = None, 0
+            known_class, unknown = None, 0
             if truth is not None:
-                find, unknown = lookup(truth, job.listing, explainer.labels, explainer.classes)
+                known_class, unknown = lookup(truth, job.listing, explainer.labels, explainer.classes)
                 _tell_unknown(job, truth, unknown)
             before = job.counts.rows
-            _write(job, explain, engine, workers, find)
+            _write(job, explain, engine, workers, known_class)
         except BaseException:
             _tell_stopped(job)
             place.withdraw(job)
@@ -320,6 +330,7 @@ def _settings(explain: Explain, truth: str | None) -> dict[str, Any]:
     return {
         "when": explain.when,
         **{name: question[name] for name in ("target", "method", "layer", "normalize", "fusion", "smooth", "seed")},
+        **({"layer": None} if scores["kind"] == DETECTION and not explain.question.layer_named else {}),
         "option": question["methods"],
         "top-k": explain.top_k,
         "rows": explain.rows_per_run,

@@ -266,7 +266,8 @@ def _with_others(subjects: Sequence[Thing]) -> list[Thing]:
 
 def maps(explainer: Explainer, question: Question, tensor: np.ndarray, geometry: image.Geometry) -> list[np.ndarray]:
     """Per method the maps of all targets of one picture, 0 to 1, float32 `[targets, H, W]` of the model's input."""
-    examination, groups = task_answers.examined(explainer, question, tensor, geometry)
+    examination = task_answers.examine(explainer, question, tensor, geometry)
+    groups = task_answers.groups_of(explainer, question, examination, geometry)
     count = sum(len(group.places) for group in groups)
     result = [np.zeros((count, *examination.input_size), np.float32) for _ in question.methods]
     for group in groups:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from onnxcam.errors import InputError, SettingError, listing
+from onnxcam.errors import InputError, SettingError, TargetAbsent, listing
 from onnxcam.explain.batch_maps import BatchMaps
 from onnxcam.explain.question import Question
 from onnxcam.network.calibration.record import of_manifest
@@ -16,7 +17,7 @@ from onnxcam.targets.readout import Readout
 from onnxcam.targets.tasks import DETECT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from onnxcam.explain.examination import Examination
     from onnxcam.explain.explainer import Explainer
@@ -33,12 +34,14 @@ class Answer(NamedTuple):
         scores, probabilities: `[N, K]`, `[N, classes]`.
         fired: bool `[N]`: which rows are explained.
         explained: of each row that is, in order: the maps of a batch, and its row there.
+        absent: by row, why a picture that meets the condition has nothing to explain: no box, or none of the class.
     """
 
     scores: np.ndarray
     probabilities: np.ndarray
     fired: np.ndarray
     explained: list[tuple[BatchMaps, int]]
+    absent: Mapping[int, str] = MappingProxyType({})
 
 
 def read_condition(
@@ -50,7 +53,7 @@ def read_condition(
     """The condition that a text means: True for `always`, False for `never`.
 
     Arguments:
-        labels, classes: as of `onnxcam.targets.conditions.parse`.
+        labels, classes: as of `onnxcam.targets.conditions.parse`; 0 classes of a detector that does not tell.
         calibration: of the file, whose thresholds answer `top` and `risk`: a row's result does not depend on others.
 
     Raises:
@@ -61,7 +64,7 @@ def read_condition(
         raise InputError(f'"when" is a {type(when).__name__}; expected text: always, never or a condition')
     if when in (ALWAYS, NEVER):
         return when == ALWAYS
-    return conditions.bind(conditions.parse(when, labels, classes), calibration)
+    return conditions.bind(conditions.parse(when, labels, classes or None), calibration)
 
 
 def fires(
@@ -150,22 +153,24 @@ def _of_objects(
     from onnxcam.explain import task_answers
 
     readout, count = explainer.terms.readout, len(geometries)
-    if condition is True:  # the head that explains a row predicts it too
-        maps = [
-            task_answers.row_maps(explainer, question.of_rows(row, row + 1), batch[row : row + 1], geometries[row])
-            for row in range(count)
-        ]
-        scores = np.concatenate([one.scores for one in maps])
-        probabilities = np.concatenate([one.probabilities for one in maps])
-        return Answer(scores, probabilities, np.ones(count, bool), [(one, 0) for one in maps])
-    scores = explainer.batch_scores(batch)[:count]
-    probabilities = readout.probabilities(scores)
-    fired = fires(condition, probabilities, readout, of_manifest(explainer.manifest), scores)
-    explained = [
-        (task_answers.row_maps(explainer, question.of_rows(row, row + 1), batch[row : row + 1], geometries[row]), 0)
-        for row in np.flatnonzero(fired).tolist()
-    ]
-    return Answer(scores, probabilities, fired, explained)
+    scores, probabilities, fired = None, None, np.ones(count, bool)
+    if condition is not True:  # else the head that explains a row predicts it too
+        scores = explainer.batch_scores(batch)[:count]
+        probabilities = readout.probabilities(scores)
+        fired = fires(condition, probabilities, readout, of_manifest(explainer.manifest), scores)
+    explained, absent, parts = [], {}, []
+    for row in np.flatnonzero(fired).tolist():
+        of_row = question.of_rows(row, row + 1)
+        examination = task_answers.examine(explainer, of_row, batch[row : row + 1], geometries[row])
+        parts.append((examination.scores, examination.probabilities))
+        try:
+            explained.append((task_answers.row_maps(explainer, of_row, examination, geometries[row]), 0))
+        except TargetAbsent as error:
+            absent[row] = str(error)
+    fired[list(absent)] = False
+    if scores is None or probabilities is None:
+        scores, probabilities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Answer(scores, probabilities, fired, explained, absent)
 
 
 def _maps(

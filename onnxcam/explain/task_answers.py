@@ -58,19 +58,48 @@ def explanations(
         yield _explanation(explainer, question.of_rows(place, place + 1), picture, tensor, geometry, progress)
 
 
-def examined(
-    explainer: Explainer, question: Question, tensor: np.ndarray, geometry: image.Geometry
-) -> tuple[Examination, list[Group]]:
-    """Run the head over one picture, and group the targets of a question about it by the layers of their maps."""
+def examine(explainer: Explainer, question: Question, tensor: np.ndarray, geometry: image.Geometry) -> Examination:
+    """Run the head over one picture, exposing what a question about it may need."""
     batch = explainer.check_batch(tensor)
     layers = _layers(explainer, question)
-    examination = explainer.examination(question, batch, layers=layers, placements=[geometry])
-    return examination, _groups(explainer, question, examination, geometry)
+    return explainer.examination(question, batch, layers=layers, placements=[geometry])
 
 
-def row_maps(explainer: Explainer, question: Question, tensor: np.ndarray, geometry: image.Geometry) -> BatchMaps:
-    """Scores and the map of the only target of one picture, by the question's only method."""
-    examination, (group,) = examined(explainer, question, tensor, geometry)
+def groups_of(explainer: Explainer, question: Question, examination: Examination, placement: Placement) -> list[Group]:
+    """The targets of a question about one picture, by the layers of their maps.
+
+    Raises:
+        TargetAbsent: the picture has no such box, or no cell of the class.
+    """
+    readout, labels = examination.readout, question.terms.labels
+    targets = expand(question.targets[0], question.top, examination.scores[0], readout, labels, placement)
+    default = question.default_class
+    objectives = [resolve(target, examination.scores, readout, labels, default, [placement]) for target in targets]
+    return grouped(explainer, question, examination, objectives)
+
+
+def grouped(
+    explainer: Explainer, question: Question, examination: Examination, objectives: Sequence[Objective]
+) -> list[Group]:
+    """Objectives of one picture by the layers of their maps: the question's, or where none was named each one's own."""
+    groups: dict[tuple[str, ...], Group] = {}
+    for place, objective in enumerate(objectives):
+        layers = question.layers
+        if not question.layer_named:
+            layers = box_layers.choose(explainer.manifest, question.layers, examination, objective)
+        group = groups.setdefault(layers, Group(question.about_layers(layers), [], []))
+        group.places.append(place)
+        group.objectives.append(objective)
+    return list(groups.values())
+
+
+def row_maps(explainer: Explainer, question: Question, examination: Examination, geometry: image.Geometry) -> BatchMaps:
+    """Scores and the map of the only target of one picture, by the question's only method.
+
+    Raises:
+        TargetAbsent: as of `groups_of`.
+    """
+    (group,) = groups_of(explainer, question, examination, geometry)
     (maps,) = _batch_maps(explainer, group, examination, reported_boxes(explainer, examination.scores[0], geometry))
     return maps
 
@@ -90,7 +119,7 @@ def attribute(
         one = question.of_rows(row, row + 1)
         tensor = batch[row : row + 1]
         examination = explainer.examination(one, tensor, progress, layers=_layers(explainer, one))
-        (group,) = _groups(explainer, one, examination, _whole(examination))
+        (group,) = groups_of(explainer, one, examination, _whole(examination))
         rows.append(examination.fused(group.question, group.objectives[0]))
     sizes = {maps[0].shape for maps in rows}
     if len(sizes) > 1:
@@ -136,7 +165,7 @@ def _explanation(
     examination = explainer.examination(question, batch, progress, layers=layers, placements=[geometry])
     reported = reported_boxes(explainer, examination.scores[0], geometry)
     parts: list[tuple[int, list[Explanation]]] = []
-    for group in _groups(explainer, question, examination, geometry):
+    for group in groups_of(explainer, question, examination, geometry):
         by_method = _batch_maps(explainer, group, examination, reported)
         for k, place in enumerate(group.places):
             parts.append((place, [maps.explanation(0, picture, geometry, of=k) for maps in by_method]))
@@ -160,22 +189,6 @@ def _layers(explainer: Explainer, question: Question) -> tuple[str, ...]:
 
 def _whole(examination: Examination) -> Placement:
     return examination.placements[0]
-
-
-def _groups(explainer: Explainer, question: Question, examination: Examination, placement: Placement) -> list[Group]:
-    """The targets of one picture by the layers at which they are explained."""
-    readout, labels = examination.readout, question.terms.labels
-    targets = expand(question.targets[0], question.top, examination.scores[0], readout, labels, placement)
-    groups: dict[tuple[str, ...], Group] = {}
-    for place, target in enumerate(targets):
-        objective = resolve(target, examination.scores, readout, labels, question.default_class, [placement])
-        layers = question.layers
-        if not question.layer_named:
-            layers = box_layers.choose(explainer.manifest, question.layers, examination, objective)
-        group = groups.setdefault(layers, Group(question.about_layers(layers), [], []))
-        group.places.append(place)
-        group.objectives.append(objective)
-    return list(groups.values())
 
 
 def _batch_maps(
@@ -239,6 +252,6 @@ def _per_layer(
     reported: Sequence[Detection],
 ) -> list[Explanation]:
     """The explanation of the first target at each layer alone."""
-    (group, *_) = _groups(explainer, question, examination, geometry)
+    (group, *_) = groups_of(explainer, question, examination, geometry)
     (maps, *_) = _batch_maps(explainer, group, examination, reported)
     return [maps.explanation(0, picture, geometry, place, of=0) for place in range(len(question.layers))]

@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxcam import __version__, image
 from onnxcam.errors import InputError, ModelError, OnnxcamError, PreprocessError, RuntimeUnavailable
+from onnxcam.explain import task_answers
 from onnxcam.explain.batch_maps import BatchMaps
 from onnxcam.explain.conditional import Answer, answer
 from onnxcam.explain.explainer import Explainer
@@ -24,6 +25,7 @@ from onnxcam.fleet.cells import picture
 from onnxcam.fleet.columns import STATISTICS, Row, columns
 from onnxcam.targets.classes import best_classes
 from onnxcam.targets.conditions import QUANTITIES, Condition, quantities
+from onnxcam.targets.tasks import Detect
 
 # errors that are not a picture's, and would be every row's
 FATAL = (PreprocessError, RuntimeUnavailable)
@@ -142,15 +144,22 @@ class Job:
         row["fired"] = bool(answered.fired[place])
         row["height"], row["width"] = map(int, geometry.picture_size)
         numeric = self.question.terms.readout.numeric
-        if numeric:
+        boxes = self._boxes(answered.scores[place], geometry)
+        row |= boxes
+        if boxes and not (probabilities > 0).any():
+            row["top"], row["top_confidence"] = np.zeros(0, np.int64), np.zeros(0)  # nothing is predicted
+        elif numeric:
             row |= {"prediction": 0, "label": name_of(0, labels), "value": float(probabilities[0])}
         else:
             best = best_classes(probabilities, self.top_k)
             row |= {"prediction": int(best[0]), "label": name_of(int(best[0]), labels)}
-            row |= {name: float(values[name][place]) for name in ("confidence", "margin", "entropy")}
+            # best scores of classes and shares of cells are no distribution
+            names = ("confidence",) if self.question.terms.readout.tabulated else ("confidence", "margin", "entropy")
+            row |= {name: float(values[name][place]) for name in names}
             row |= self._calibrated(answered.scores[place : place + 1])
             row |= {"top": best.astype(np.int64), "top_confidence": probabilities[best].astype(np.float64)}
         warnings = [*self.explainer.warnings, *loaded.doubts]
+        warnings += [answered.absent[place]] if place in answered.absent else []
         if explained is not None:
             maps, at = explained
             explanation = maps.explanation(at, loaded, geometry)
@@ -169,6 +178,17 @@ class Job:
             warnings = explanation.warnings
         row["warnings"] = "\n".join(warnings)
         return row
+
+    def _boxes(self, scores: np.ndarray, geometry: image.Geometry) -> Row:
+        """The columns of what a detector reports on one picture, nothing of another model."""
+        if not isinstance(self.question.terms.readout.task, Detect):
+            return {}
+        reported = task_answers.reported_boxes(self.explainer, scores, geometry)
+        return {
+            "boxes": np.array([one.box for one in reported], np.float64).reshape(-1),
+            "box_classes": np.array([one.class_index for one in reported], np.int64),
+            "box_scores": np.array([one.score for one in reported], np.float64),
+        }
 
     def _calibrated(self, scores: np.ndarray) -> Row:
         """The columns of a calibrated file, from one row's scores."""

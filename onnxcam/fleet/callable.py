@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcam import image
-from onnxcam.errors import InputError, LabelsError, ModelError, SettingError, label_count
+from onnxcam.errors import InputError, ModelError, SettingError
 from onnxcam.fleet import batches, process_session, workers
 from onnxcam.fleet.columns import Column, Row, columns
 from onnxcam.targets.tasks import DETECT, SEGMENT
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # keywords of `Explainer`; those of a question; all others are options of the method
 _OPENING = (
-    *("labels", "preprocess", "input_size", "value_range", "bands", "scores", "kind"),
+    *("labels", "preprocess", "input_size", "value_range", "bands", "scores", "kind", "task", "boxes_output"),
     *("providers", "allow_fallback", "probe"),
 )
 _QUESTION = ("target", "method", "layer", "normalize", "fusion", "smooth", "seed")
@@ -60,8 +60,8 @@ class Explain:
         color: channel order of arrays, `RGB` or `BGR`.
         max_pixels: refuse encoded pictures of more pixels; None for no limit.
         question: `target`, `method`, `layer`, `normalize`, `fusion`, `smooth`, `seed` and options of the method as of
-            `Explainer.explain`; `labels`, `preprocess`, `input_size`, `value_range`, `bands`, `scores`, `kind`,
-            `providers`, `allow_fallback` and `probe` as of `Explainer`.
+            `Explainer.explain`; `labels`, `preprocess`, `input_size`, `value_range`, `bands`, `scores`, `kind`, `task`,
+            `boxes_output`, `providers`, `allow_fallback` and `probe` as of `Explainer`.
 
     Raises:
         ModelError, TrustError: no usable classifier. TargetError, LayerError, MethodError, LabelsError: no such class,
@@ -232,12 +232,12 @@ class Explain:
         from onnxcam.network.calibration.record import of_manifest
         from onnxcam.network.opening import open_model
         from onnxcam.targets.readout import Readout
+        from onnxcam.targets.task_labels import check_labels
 
         method = find(self._question.get("method", "gradcam"))
         arguments = self._arguments
-        opening = {
-            name: arguments[name] for name in ("preprocess", "input_size", "scores", "kind") if name in arguments
-        }
+        names = ("preprocess", "input_size", "scores", "kind", "task", "boxes_output")
+        opening = {name: arguments[name] for name in names if name in arguments}
         methods = [method.name] if method.kind == GRAPH else ["gradcam"]
         opened = open_model(self.model, layers=arguments["layers"], methods=methods, probe=False, **opening)
         manifest = opened.manifest
@@ -247,9 +247,7 @@ class Explain:
                 f"a row explains what the model reports by itself, and this model's task is {readout.task.name!r}: "
                 "explain its pictures by Explainer.explain (`onnxcam explain`) or over HTTP (`onnxcam serve`)"
             )
-        labels = self._opening.get("labels") or manifest.get("labels")
-        if labels is not None and len(labels) != readout.size:
-            raise LabelsError(label_count(len(labels), readout.size))
+        labels = check_labels(self._opening.get("labels") or manifest.get("labels"), readout)
         layers = arguments["layers"] or [entry["name"] for entry in manifest["layers"]]
         if labels is not None or not isinstance(self._question.get("target"), str):
             terms = Terms(readout, labels, layers, opened.bound_class)

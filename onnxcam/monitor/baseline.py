@@ -106,8 +106,6 @@ def build(
     """
     samples = _Samples(rows, seed)
     for record in records:
-        if not isinstance(record, Candidate) and (task := record["prediction"].get("task")) is not None:
-            raise InputError(f"a baseline is of a classifier's records, and these are of task {task!r}; compare others")
         samples.add(record if isinstance(record, Candidate) else Candidate.of(record))
     if not samples.counts:
         raise InputError(f"there are no records here; a baseline needs {fewest}")

@@ -58,7 +58,7 @@ class StoredRows:
         """The rows of records that are given as JSON, parsing few at a time."""
         shapes: Counter[Shape] = Counter()
         for line in lines:
-            shares = shares_of(json.loads(line).get("map"))
+            shares = shares_of(json.loads(line))
             if shares is not None:
                 shapes[shares.shape[0], shares.shape[1]] += 1
         tables: dict[Shape, list[Rows]] = {shape: [] for shape in sorted(shapes) or [(1, 1)]}
@@ -126,7 +126,7 @@ class StoredRows:
             "weights": _json(self.weights),
             **{name: values.astype(int).tolist() for name, values in self.flags.items()},
             **{name: values.tolist() for name, values in self.classes.items()},
-            "fields": {name: _json(values) for name, values in self.fields.items()},
+            "fields": {name: _json(values) for name, values in self.fields.items() if np.isfinite(values).any()},
             "maps": _packed(shape, cells, present),
         }
         others = [_packed(other, *maps) for other, maps in sorted(self.maps.items()) if other != shape]

@@ -36,12 +36,13 @@ from onnxcam.monitor.row_explainer import RowExplainer, Settings
 from onnxcam.monitor.selection import Selection, Selector
 from onnxcam.monitor.session import WatchedSession, find_values, watcher_of, wrapped_in
 from onnxcam.monitor.sinks import folder_of, open_sink
-from onnxcam.monitor.table import Configuration
+from onnxcam.monitor.table import OWN_LAYER, Configuration
 from onnxcam.monitor.task_selection import TaskSelector, check_condition
 from onnxcam.monitor.units import parse_bytes, parse_seconds
 from onnxcam.runtime import CPU, Provider
 from onnxcam.targets import conditions
 from onnxcam.targets.classes import resolve
+from onnxcam.targets.tasks import Detect
 
 SCORES = ("auto", "logits", "probabilities")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -162,8 +163,6 @@ class Monitor:
         task = self._model.readout.task
         if task is not None:
             check_condition(condition, when, task.name)
-            if baseline is not None:
-                self._model.readout.require_classes("a baseline, which records are compared with,")
         self._clock: Clock = clock or SystemClock()
         self._selector = (Selector if task is None else TaskSelector)(
             condition, self._model.manifest, sample, baseline_sample
@@ -194,7 +193,9 @@ class Monitor:
             baseline=None if baseline is None else os.path.abspath(baseline),  # noqa: PTH100
         )
         if baseline is not None:
-            configuration = Configuration(self._model.sha256, when, method, self._model.layer)
+            own_layer = isinstance(task, Detect) and layer is None
+            layer_name = OWN_LAYER if own_layer else self._model.layer
+            configuration = Configuration(self._model.sha256, when, method, layer_name)
             baselines.check(baselines.load(os.fspath(baseline)), configuration)
         self._sink = open_sink(sink, **(sink_options or {}))
         self._error_log = ErrorLog(self._clock)

@@ -29,6 +29,7 @@ _NAMES = {
     "confidence": "confidence",
     "margin": "margin to the second class",
     "entropy": "entropy of the prediction",
+    "boxes": "number of boxes",
     "attention.y": "centroid of the map, vertical (0 is the top)",
     "attention.x": "centroid of the map, horizontal (0 is the left)",
     "attention.spread": "spread of the map",

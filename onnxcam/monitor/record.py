@@ -102,7 +102,7 @@ def build(
         calibrated: the largest calibrated probability; None without a calibration.
         prediction_set: `{"size": classes in it, "classes": their indices, "alpha": …, "n": pictures of the
             calibration, "empty": "allowed" | "top"}`; None without one.
-        members: of a detector or segmentation `task`, `target` in place of a class, and `boxes`.
+        members: of a detector or segmentation `task`, `target` in place of a class, `own_layer` and `boxes`.
 
     Numbers that are not finite become null, because JSON cannot represent them.
 

@@ -74,6 +74,10 @@ _RECORD: dict[str, Any] = _object(
                 "layer": {"type": "string"},
                 "method": {"type": "string"},
                 "task": {"enum": ["detect", "segment"]},
+                "own_layer": {
+                    "type": "boolean",
+                    "description": "of a detector: each box is explained at the layer that its score comes from",
+                },
                 "boxes": {
                     "type": "array",
                     "items": _object({"index": _INDEX, "label": {"type": "string"}, "score": _UNIT, "box": _BOX}),
@@ -98,7 +102,7 @@ _RECORD: dict[str, Any] = _object(
                     "a set has that would be empty: nothing, or the most likely class"
                 },
             },
-            optional=("task", "boxes", "calibrated", "set_size", "set"),
+            optional=("task", "own_layer", "boxes", "calibrated", "set_size", "set"),
         ),
         "attention": _object(
             {

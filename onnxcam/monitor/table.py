@@ -11,6 +11,7 @@ import numpy as np
 from onnxcam.monitor.schema import Record
 
 GRID = 8  # cells per side at most at which maps are compared: finer cells are noise between pictures
+OWN_LAYER = "each box's own"  # of a detector whose boxes are explained at the level they come from
 LARGEST = 1e9  # of a field or weight: squares of many stay finite
 
 # the name of each column, and how its number is read from a record
@@ -18,6 +19,7 @@ FIELDS: dict[str, Callable[[Record, Record], Any]] = {
     "confidence": lambda prediction, statistics: prediction.get("confidence"),
     "margin": lambda prediction, statistics: prediction.get("margin"),
     "entropy": lambda prediction, statistics: prediction.get("entropy"),
+    "boxes": lambda prediction, statistics: _length(prediction.get("boxes")),
     "attention.y": lambda prediction, statistics: (statistics.get("centroid") or (None, None))[0],
     "attention.x": lambda prediction, statistics: (statistics.get("centroid") or (None, None))[1],
     "attention.spread": lambda prediction, statistics: statistics.get("spread"),
@@ -32,7 +34,11 @@ FIELDS: dict[str, Callable[[Record, Record], Any]] = {
 
 @dataclass(frozen=True)
 class Configuration:
-    """The settings that records must share to be comparable."""
+    """The settings that records must share to be comparable.
+
+    Attributes:
+        layer: its name, or `OWN_LAYER`.
+    """
 
     model: str | None
     when: str | None
@@ -42,7 +48,7 @@ class Configuration:
     @classmethod
     def of(cls, record: Record) -> Configuration:
         prediction = record.get("prediction") or {}
-        layer = prediction.get("layer")
+        layer = OWN_LAYER if prediction.get("own_layer") is True else prediction.get("layer")
         return cls(
             (record.get("model") or {}).get("sha256"),
             (record.get("trigger") or {}).get("when"),
@@ -106,7 +112,7 @@ class Rows:
             grid: the shape of the maps; that of the first map by default. Maps of another shape are skipped.
         """
         records = list(records)
-        maps = [shares_of(record.get("map")) for record in records]
+        maps = [shares_of(record) for record in records]
         if grid is None:
             grid = next((m.shape for m in maps if m is not None), (1, 1))
         values = np.full((len(records), len(FIELDS)), np.nan)
@@ -131,38 +137,48 @@ class Rows:
         )
 
 
-def shares(values: np.ndarray) -> np.ndarray | None:
-    """Sum a map's energy into at most 8 x 8 cells, as shares that add up to 1; None if it is zero everywhere."""
+def shares(values: np.ndarray, *, exactly: bool = False) -> np.ndarray | None:
+    """Sum a map's energy into at most 8 x 8 cells, as shares that add up to 1; None if it is zero everywhere.
+
+    Arguments:
+        exactly: into 8 x 8 cells whatever the map's size, so that those of all levels of a pyramid compare.
+    """
     energy = np.where(np.isfinite(values), np.maximum(values, 0.0), 0.0)
-    energy = _fold(_fold(energy, 0), 1)
+    for axis in (0, 1):
+        if exactly or energy.shape[axis] > GRID:
+            energy = _fold(energy, axis)
     total = energy.sum()
     return energy / total if total > 0 else None
 
 
 def _fold(values: np.ndarray, axis: int) -> np.ndarray:
-    """Sum values into at most `GRID` cells along an axis; a value that straddles two cells is split between them."""
+    """Sum values into `GRID` cells along an axis; a value that straddles two cells is split between them."""
     side = values.shape[axis]
-    if side <= GRID:
-        return values
     edges = np.arange(GRID + 1) * (side / GRID)
     low = np.arange(side)
     part = np.clip(np.minimum(low + 1, edges[1:, None]) - np.maximum(low, edges[:-1, None]), 0, None)
     return np.moveaxis(np.tensordot(part, values, (1, axis)), 0, axis)
 
 
-def shares_of(stored: Any) -> np.ndarray | None:
+def shares_of(record: Record) -> np.ndarray | None:
     """Return the shares of a record's map; None without a map, or for one that is zero everywhere."""
+    stored: Any = record.get("map")
     try:
         height, width = stored["shape"]
         values = np.asarray(stored["values"], np.float64).reshape(height, width)
     except (TypeError, KeyError, ValueError):
         return None
-    return shares(values) if values.size else None
+    own_layer = (record.get("prediction") or {}).get("own_layer") is True
+    return shares(values, exactly=own_layer) if values.size else None
 
 
 def _weight(record: Record) -> float:
     sample = _number((record.get("trigger") or {}).get("sample"))
     return min(1.0 / sample, LARGEST) if 0 < sample <= 1 else 1.0
+
+
+def _length(values: Any) -> int | None:
+    return len(values) if isinstance(values, list) else None
 
 
 def _number(value: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,17 +12,22 @@ from onnxcam.explain.statistics import describe
 from onnxcam.monitor.baseline import Candidate
 from onnxcam.monitor.record import TOP, rounded, small, unit
 from onnxcam.monitor.schema import Record
-from onnxcam.monitor.table import Configuration
+from onnxcam.monitor.table import OWN_LAYER, Configuration
+from onnxcam.monitor.task_rows import MOST as BOXES
 from onnxcam.targets import conditions
+from onnxcam.targets.tasks import DETECT
 
 ALWAYS = "always"
 _QUANTITIES = ("confidence", "margin", "entropy", conditions.LABEL)
-# the columns that are read, besides `path` where there is one
+_OF_CLASSES = frozenset(("margin", "entropy"))
+_BOXES = "box_scores"
+# the columns that are read, besides those of `MORE` that there are
 COLUMNS = (
     *("prediction", "label", "confidence", "margin", "entropy", "top", "top_confidence", "fired"),
     *("target", "target_label", "method", "layer"),
     *("map", "map_low", "map_high", "map_height", "map_width", "error", "model"),
 )
+MORE = ("path", _BOXES)
 
 
 class Table:
@@ -39,6 +45,8 @@ class Table:
         written: the condition of the table.
         name: of the model.
         labels: class names by index, for conditions on labels.
+        task: of the model, None of a classifier.
+        own_layer: whether each box is explained at the layer that its score comes from.
     """
 
     def __init__(
@@ -51,6 +59,8 @@ class Table:
         written: str = ALWAYS,
         name: str | None = None,
         labels: Sequence[str] | None = None,
+        task: str | None = None,
+        own_layer: bool = False,
     ) -> None:
         self.failed = self.others = 0
         self._batches = batches
@@ -58,11 +68,12 @@ class Table:
         self._moment = moment
         self._when = written if when is None else when
         self._condition = None if self._when == ALWAYS else conditions.parse(self._when, labels)
-        self._name = name
+        self._name, self._task, self._own_layer = name, task, own_layer
         leaves = set() if self._condition is None else conditions.leaves(self._condition)
-        if not all(isinstance(leaf, conditions.Comparison) and leaf.quantity in _QUANTITIES for leaf in leaves):
+        usable = [name for name in _QUANTITIES if task is None or name not in _OF_CLASSES]
+        if not all(isinstance(leaf, conditions.Comparison) and leaf.quantity in usable for leaf in leaves):
             raise SettingError(
-                f"the condition {self._when!r} cannot be evaluated on a table, which has {', '.join(_QUANTITIES)}; "
+                f"the condition {self._when!r} cannot be evaluated on a table, which has {', '.join(usable)}; "
                 "make the baseline from the monitor's own records"
             )
 
@@ -72,6 +83,7 @@ class Table:
             errors = batch["error"]
             good = np.array([not error for error in errors], bool)
             self.failed += int((~good).sum())
+            good &= np.asarray(batch["prediction"]) >= 0  # without a box a monitor has nothing to record
             self.others += int((good & (np.asarray(batch["target"]) != np.asarray(batch["prediction"]))).sum())
             unexplained = int((good & ~np.asarray(batch["fired"], bool)).sum())
             if unexplained:
@@ -95,7 +107,7 @@ class Table:
         return conditions.evaluate(self._condition, quantities | {conditions.LABEL: batch["prediction"]})
 
     def _candidate(self, batch: Mapping[str, np.ndarray], row: int, identity: str, low: bool) -> Candidate:
-        layer = batch["layer"][row]
+        layer = OWN_LAYER if self._own_layer else batch["layer"][row]
         configuration = Configuration(batch["model"][row], self._when, batch["method"][row], layer)
 
         def record() -> Record:
@@ -108,6 +120,9 @@ class Table:
         top = zip(batch["top"][row][:TOP], batch["top_confidence"][row][:TOP], strict=True)
         labels = {int(batch["prediction"][row]): batch["label"][row]}
         raw = _raw_map(batch, row)
+        of_task: dict[str, Any] = {} if self._task is None else {"task": self._task, "own_layer": self._own_layer}
+        if self._task == DETECT and _BOXES in batch:
+            of_task["boxes"] = [{"score": unit(score)} for score in batch[_BOXES][row][:BOXES]]
         return {
             "model": {"name": self._name, "sha256": configuration.model},
             "trigger": {"when": configuration.when, "reason": "condition" if low else "baseline", "sample": 1.0},
@@ -118,8 +133,9 @@ class Table:
                 ],
                 **{name: unit(batch[name][row]) for name in ("confidence", "margin", "entropy")},
                 "target": {"index": int(batch["target"][row]), "label": batch["target_label"][row]},
-                "layer": configuration.layer,
+                "layer": batch["layer"][row],
                 "method": configuration.method,
+                **of_task,
             },
             "attention": rounded(describe(raw)),
             "map": small(raw),

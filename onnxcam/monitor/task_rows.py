@@ -30,7 +30,7 @@ class Scalar(NamedTuple):
     Attributes:
         raw: its map `[h, w]` at layer resolution.
         layer: of the map.
-        members: further members of a record's prediction: `task`, `target`, and of a detector `boxes`.
+        members: further members of a record's prediction: `task`, `target`, and of a detector `own_layer`, `boxes`.
     """
 
     raw: np.ndarray
@@ -66,12 +66,14 @@ def explain(
     members: dict[str, Any] = {"task": task.name}
     if isinstance(task, Detect):
         reported = detections(task, row.columns, geometry.input_size, labels, most=MOST)
+        members["own_layer"] = layer is None
         members["boxes"] = [_entry(boxes.on_picture(one, geometry)) for one in reported if one.class_index >= 0]
         if not moves(task):  # the candidate that the serving model reported, also where the other would report another
             _, scores = best_classes(task, row.columns)
             target = Box(int(np.where(np.isnan(scores), -np.inf, scores).argmax()))
     question = explainer.question(rows=1, target=target, method=method, layer=layer, normalize="none", size="layer")
-    examination, (group, *_) = task_answers.examined(explainer, question, tensor, geometry)
+    examination = task_answers.examine(explainer, question, tensor, geometry)
+    group, *_ = task_answers.groups_of(explainer, question, examination, geometry)
     (objective, *_) = group.objectives
     if int(objective.classes[0]) < 0:
         raise InputError(f"the best box has the class {int(objective.classes[0])}, which is none: nothing to explain")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxcam.errors import TargetError
+from onnxcam.errors import TargetAbsent, TargetError
 from onnxcam.targets.detections import CONFIDENCE, best_classes, detections
 from onnxcam.targets.scalar_objectives import (
     BOX_EDGE,
@@ -17,10 +17,11 @@ from onnxcam.targets.scalar_objectives import (
     OfOnePicture,
     Product,
     Subject,
+    iou,
     moves,
 )
 from onnxcam.targets.scalars import EDGES, SCORE, Box, Placement, describe
-from onnxcam.targets.tasks import Detect, Detection
+from onnxcam.targets.tasks import Detect, Detection, Size
 
 Labels = Sequence[str] | None
 
@@ -34,9 +35,28 @@ def objective(task: Detect, target: Box, row: np.ndarray, placement: Placement, 
         placement: how the picture lies on the model's input.
 
     Raises:
-        TargetError: there is no such box; the message says which there are.
+        TargetAbsent: there is no such box on this picture; the message says which there are.
+        TargetError: a candidate that the model has on no picture, or a point outside the picture.
     """
     candidate, class_index, doubt = find(task, target, row, placement, labels)
+    return of_candidate(task, candidate, class_index, target.part, row, placement, doubt)
+
+
+def of_candidate(
+    task: Detect,
+    candidate: int,
+    class_index: int,
+    part: str,
+    row: np.ndarray,
+    placement: Placement,
+    doubt: str | None = None,
+) -> OfOnePicture:
+    """The objective of one number of a candidate.
+
+    Arguments:
+        part: one of `onnxcam.targets.scalars.PARTS`.
+        doubt: what is doubtful in the choice.
+    """
     size, count = placement.input_size, task.count(len(row))
     edges = task.pixels(task.boxes.read(row, count)[candidate], size)
     p = task.probabilities(row)[candidate]
@@ -47,14 +67,14 @@ def objective(task: Detect, target: Box, row: np.ndarray, placement: Placement, 
         score,
         (float(edges[0]), float(edges[1]), float(edges[2]), float(edges[3])),
         candidate,
-        describe(Box(candidate, part=target.part)),
+        describe(Box(candidate, part=part)),
         doubt,
     )
-    if moves(task) or target.part not in (SCORE, *EDGES):
-        return BoxNumber(subject, task, candidate, class_index, target.part, size, edges, len(row))
-    if target.part != SCORE:
+    if moves(task) or part not in (SCORE, *EDGES):
+        return BoxNumber(subject, task, candidate, class_index, part, size, edges, len(row))
+    if part != SCORE:
         columns = task.boxes.columns(count)[candidate]
-        return Combination(subject, columns, task.matrix(size)[:, EDGES.index(target.part)], BOX_EDGE)
+        return Combination(subject, columns, task.matrix(size)[:, EDGES.index(part)], BOX_EDGE)
     terms = task.terms(candidate, class_index, len(row))
     if len(terms) > 1:
         return Product(subject, terms)
@@ -67,8 +87,8 @@ def find(
     """The candidate that a target means, its class, and a sentence about what is doubtful in it."""
     count = task.count(len(row))
     classes, scores = best_classes(task, row)
-    if not count:
-        raise TargetError("the model reports no box on this picture: there is nothing to explain")
+    if not count or (target.index is None and not (np.isnan(scores) | (scores > 0)).any()):
+        raise TargetAbsent("the model reports no box on this picture: there is nothing to explain")
     if target.index is not None:
         if target.index >= count:
             one = "one candidate, index 0" if count == 1 else f"{count:,} candidates, 0 to {count - 1}"
@@ -77,13 +97,13 @@ def find(
     reported = detections(task, row, placement.input_size, labels)
     matching = [one for one in reported if target.label is None or one.class_index == target.label]
     if target.label is not None and not matching:
-        raise TargetError(_no_label(task, target.label, row, reported, labels))
+        raise TargetAbsent(_no_label(task, target.label, row, reported, labels))
     if target.at is not None:
         matching = _at(matching, target.at, placement)
     place = target.rank or 0
     if place >= len(matching) and target.rank:
         ranks = f"{len(matching)} have one, rank 0 to {len(matching) - 1}" if matching else "none has one"
-        raise TargetError(f"rank {place} is not a box of this picture: of a score of {CONFIDENCE:g} or more {ranks}")
+        raise TargetAbsent(f"rank {place} is not a box of this picture: of a score of {CONFIDENCE:g} or more {ranks}")
     if matching:
         return matching[place].index, matching[place].class_index, None
     best = int(np.where(np.isnan(scores), -np.inf, scores).argmax())
@@ -93,6 +113,24 @@ def find(
         f"({name}) with {scores[best]:.3g}"
     )
     return best, int(classes[best]), doubt
+
+
+def likest(task: Detect, row: np.ndarray, class_index: int, box: Sequence[float], input_size: Size) -> int:
+    """The candidate of another picture that is most like a box: the highest score of its class times the overlap.
+
+    Arguments:
+        row: `[columns]` of that picture, which has a candidate.
+        box: x0, y0, x1, y1 in pixels of the model's input.
+    """
+    count = task.count(len(row))
+    p = task.probabilities(row)
+    if task.labels is not None:
+        of_class = task.labels.read(row, count)[:, 0].round() == class_index
+        likely = np.where(of_class, p[:, 0], 0.0)
+    else:
+        likely = p[:, class_index]
+    overlaps = iou(task.pixels(task.boxes.read(row, count), input_size), np.asarray(box))
+    return int((likely * overlaps).argmax())
 
 
 def on_picture(detection: Detection, placement: Placement) -> Detection:
@@ -112,7 +150,8 @@ def _at(boxes: list[Detection], at: tuple[float, float], placement: Placement) -
     """The boxes at a point of the picture.
 
     Raises:
-        TargetError: there is none; the nearest is named.
+        TargetAbsent: there is none; the nearest is named.
+        TargetError: the point lies outside the picture.
     """
     height, width = placement.picture_size
     x, y = at
@@ -123,11 +162,11 @@ def _at(boxes: list[Detection], at: tuple[float, float], placement: Placement) -
     if inside:
         return inside
     if not placed:
-        raise TargetError(f"no box at the point {x:g}, {y:g}: none has a score of {CONFIDENCE:g} or more")
+        raise TargetAbsent(f"no box at the point {x:g}, {y:g}: none has a score of {CONFIDENCE:g} or more")
     distances = [np.hypot(max(b[0] - x, 0, x - b[2]), max(b[1] - y, 0, y - b[3])) for _, b in placed]
     near, box = placed[int(np.argmin(distances))]
     edges = ", ".join(f"{edge:.0f}" for edge in box)
-    raise TargetError(
+    raise TargetAbsent(
         f"no box at the point {x:g}, {y:g}; the nearest is index {near.index} ({near.label}) at {edges}, "
         f"{min(distances):.0f} pixels away"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.errors import TargetError
+from onnxcam.errors import TargetAbsent, TargetError
 from onnxcam.targets.scalar_objectives import REGION, Combination, Subject
 from onnxcam.targets.scalars import Placement, Region, describe
 from onnxcam.targets.tasks import Segment
@@ -26,7 +26,8 @@ def objective(
         placement: how the picture lies on the model's input.
 
     Raises:
-        TargetError: the region lies outside the picture or what the model sees of it; or no cell is of the class.
+        TargetError: the region lies outside the picture or what the model sees of it.
+        TargetAbsent: no cell is of the class.
     """
     p = task.probabilities(row, placement.input_size)
     members = _members(p, placement)
@@ -36,7 +37,7 @@ def objective(
         cells = members[index]
         if not cells.any():
             best = _name(int(members.sum(axis=(1, 2)).argmax()), labels)
-            raise TargetError(
+            raise TargetAbsent(
                 f"no cell of the picture is {_name(index, labels)}: {best} is the largest; name a region to explain "
                 "the class there"
             )
@@ -65,6 +66,20 @@ def largest(
     behind = [index for index in order if labels and labels[index].strip().casefold() in _BACKGROUND]
     order = [index for index in order if index not in behind] or behind or [0]
     return order[:count]
+
+
+def members(task: Segment, row: np.ndarray, placement: Placement) -> np.ndarray:
+    """The class of each cell of the picture, as one mask per class, bool `[K, h, w]`; padding is of none."""
+    return _members(task.probabilities(row, placement.input_size), placement)
+
+
+def areas(task: Segment, row: np.ndarray, placement: Placement) -> np.ndarray:
+    """The share of each class among the cells of the picture, float64 `[K]`; of a single class of all cells."""
+    p = task.probabilities(row, placement.input_size)
+    counts = _members(p, placement).sum(axis=(1, 2))
+    y, x = (_centres(p.shape[1 + axis], axis, placement) for axis in (0, 1))
+    inside = int(_on_picture(y, x, placement).sum()) or p.shape[1] * p.shape[2]
+    return np.asarray(counts / inside)
 
 
 def covered(region: Any, grid: tuple[int, int], placement: Placement) -> np.ndarray:

@@ -14,8 +14,7 @@ from click.testing import CliRunner
 import onnxcam
 from onnxcam import models
 from onnxcam.cli import main
-from onnxcam.errors import InputError, ModelError, OnnxcamError, SettingError
-from onnxcam.monitor import baseline as baselines
+from onnxcam.errors import ModelError, OnnxcamError, SettingError
 from onnxcam.monitor import schema
 from tests.monitor.monitoring import UNLIMITED, Kept, balanced
 from tests.support import detectors, scenes
@@ -153,11 +152,9 @@ def test_conditions_on_classes_are_refused(ready: bytes, when: str) -> None:
         onnxcam.Monitor(ready, sink=Kept(), when=when)
 
 
-def test_what_compares_classes_is_refused(ready: bytes, tmp_path: Path) -> None:
+def test_what_compares_classes_is_refused(ready: bytes) -> None:
     with pytest.raises(ModelError, match="'embed'"):
         onnxcam.Monitor(detectors.build("embed").SerializeToString(), sink=Kept())
-    with pytest.raises(ModelError, match="baseline"):
-        onnxcam.Monitor(ready, sink=Kept(), baseline=tmp_path / "baseline.json")
     with onnxcam.Monitor(ready, sink=Kept()) as monitor, pytest.raises(ModelError, match="feedback"):
         monitor.feedback("a", 1)
     with pytest.raises(OnnxcamError, match="outputs"), onnxcam.Monitor(ready, sink=Kept()) as monitor:
@@ -178,5 +175,3 @@ def test_records_are_read_and_reported(ready: bytes, tensors: np.ndarray, tmp_pa
     assert "detector" in result.output
     result = run(main, ["monitor", "report", str(folder), "-o", str(tmp_path / "report.html")])
     assert result.exit_code == 0 and found[0]["prediction"]["target"]["label"] in (tmp_path / "report.html").read_text()
-    with pytest.raises(InputError, match="classifier"):
-        baselines.build(found)

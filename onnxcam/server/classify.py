@@ -141,6 +141,8 @@ def read_options(state: State, submission: Submission, of_class: bool) -> Ask:
     if values.get("layer") == []:
         raise Refusal(422, '"layer" is an empty list; leave it out for the model\'s own layer')
     question = model.question(values)
+    if model.task is not None:
+        question.check_rows(1)
     _check_layers(model, question)
     when = options.get("when")
     condition = model.condition(model.when if when is None else when)

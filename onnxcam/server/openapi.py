@@ -15,7 +15,8 @@ from onnxcam.server import page, responses
 from onnxcam.server.classify import ANALYZE, PREDICT
 from onnxcam.server.inference_protocol import HEADER
 from onnxcam.server.middleware import OPEN
-from onnxcam.server.openapi_schemas import Schema, schemas
+from onnxcam.server.openapi_schemas import schemas
+from onnxcam.server.task_schemas import Schema
 
 if TYPE_CHECKING:
     from onnxcam.server.state import State
@@ -45,16 +46,17 @@ def document(state: State) -> dict[str, Any]:
     from onnxcam import __version__
 
     names = [model.name for model in state.models]
-    components: dict[str, Any] = {"schemas": schemas(names), "responses": _refusals()}
+    tasks = any(model.task is not None for model in state.models)
+    components: dict[str, Any] = {"schemas": schemas(names, tasks), "responses": _refusals()}
     described: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "onnxcam",
             "version": __version__,
-            "summary": "Predictions of image classifiers, and what they looked at.",
+            "summary": "Predictions of image models, and what they looked at.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "paths": {**_habits(names), **_kserve(names), **_inference(names), **_server(), **_page()},
+        "paths": {**_habits(names, tasks), **_kserve(names), **_inference(names), **_server(), **_page()},
         "components": components,
     }
     if state.settings.tokens:
@@ -127,14 +129,18 @@ def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _habits(names: list[str]) -> dict[str, Any]:
+def _habits(names: list[str], tasks: bool) -> dict[str, Any]:
     """`/predict_with_gradcam` and `/analyze_class`."""
     described = {}
+    answers: dict[str, str | dict[str, Any]] = {PREDICT: "Answer", ANALYZE: "Answer"}
+    if tasks:
+        either = {"anyOf": [_ref("Answer"), _ref("TaskAnswer")]}
+        answers[PREDICT] = {"description": "The answer.", "content": {_JSON: {"schema": either}}}
     for path, name, summary in (
         (PREDICT, "Picture", "Predict, and explain the best class"),
         (ANALYZE, "Class", "Predict, and explain one class"),
     ):
-        form = schemas(names)[f"{name}Form"]
+        form = schemas(names, tasks)[f"{name}Form"]
         parameters = [
             {"name": option, "in": "query", "schema": schema, "description": "where the body is the picture itself"}
             for option, schema in form["properties"].items()
@@ -144,7 +150,7 @@ def _habits(names: list[str]) -> dict[str, Any]:
         body |= {kind: {"type": "string", "format": "binary"} for kind in _PICTURES}
         described[path] = {
             "post": _operation(
-                path[1:], summary, "pictures", "Answer", refused=(*_OF_WORK, 404), parameters=parameters, body=body
+                path[1:], summary, "pictures", answers[path], refused=(*_OF_WORK, 404), parameters=parameters, body=body
             )
         }
     return described

@@ -7,9 +7,8 @@ from typing import Any
 from onnxcam.image import COLORMAPS, NORMALIZATIONS
 from onnxcam.server.answers import FILES
 from onnxcam.server.instances import MOST_ROWS
+from onnxcam.server.task_schemas import Schema, option_schemas, option_texts, task_schemas
 from onnxcam.server.tensors import BYTES, DATATYPES
-
-Schema = dict[str, Any]
 
 _STRING: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": ["number", "null"], "description": "null where it is not finite"}
@@ -24,8 +23,13 @@ _BOX: Schema = {
 _STATISTICS = ("centroid", "spread", "entropy", "gini", "half_area", "border", "peaks")
 
 
-def schemas(names: list[str]) -> dict[str, Schema]:
-    """Every schema by name; `names` are those of the models."""
+def schemas(names: list[str], tasks: bool = False) -> dict[str, Schema]:
+    """Every schema by name.
+
+    Arguments:
+        names: of the models.
+        tasks: whether one of them is no classifier, so that requests may name boxes, regions, vectors and values.
+    """
     options = _options(names)
     of_class: dict[str, Schema] = {
         "class_name": {"type": ["string", "null"], "description": "a label or a synonym, in any case"},
@@ -38,11 +42,12 @@ def schemas(names: list[str]) -> dict[str, Schema]:
     upload: Schema = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
     return {
         "Error": _object({"error": {"type": "string", "minLength": 1, "description": "one sentence"}}),
-        "PictureRequest": _object({"image": image, **options}, ("image",)),
+        "PictureRequest": _object({"image": image, **options, **(option_schemas() if tasks else {})}, ("image",)),
         "ClassRequest": _object({"image": image, **options, **of_class}, ("image",)) | _ONE_CLASS,
-        "PictureForm": _object({"image": upload, **texts}, ("image",)),
+        "PictureForm": _object({"image": upload, **texts, **(option_texts() if tasks else {})}, ("image",)),
         "ClassForm": _object({"image": upload, **texts, **class_texts}, ("image",)) | _ONE_CLASS,
         "Answer": _answer(),
+        **(task_schemas() if tasks else {}),
         **_predictions(),
         "Health": _object({"status": {"const": "ok"}, "models": _list(_STRING)}),
         "Readiness": _object({"status": {"const": "ready"}}),

@@ -28,8 +28,8 @@ _SOURCES = {**{name: name for name in interface.FILES}, BACKEND: "http_backend.j
 # they say nothing about the models
 PATHS = {name: "/" if name == interface.INDEX else f"/{name}" for name in _SOURCES}
 _NOTES = {
-    "detect": ["This model is a detector: of each class its best box is explained."],
-    "segment": ["This model divides pictures into regions: of each class its own pixels are explained."],
+    "detect": ["This model is a detector: each box has a map of its own, and of a class its best box is explained."],
+    "segment": ["This model divides pictures: of each class its own pixels are explained, or the class in a part."],
 }
 _HTML = frozenset(("text/html", "application/xhtml+xml"))
 _HEADERS = {

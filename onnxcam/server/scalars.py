@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcam.errors import TargetError
+from onnxcam.errors import TargetAbsent, TargetError
 from onnxcam.explain import task_answers
 from onnxcam.explain.conditional import fires
 from onnxcam.explain.explanation import Explanation, Map, box_entry, boxes
@@ -61,7 +61,13 @@ def _vector(value: Any, textual: bool) -> list[float]:
 def predict(
     model: Model, prepared: Prepared, question: Question, when: Condition | bool, progress: Any
 ) -> tuple[Prediction, Explanation | None]:
-    """What the model says of a picture, and its explanation where that meets the condition."""
+    """What the model says of a picture, and its explanation where that meets the condition.
+
+    A picture without any box has none, unless the request names one.
+
+    Raises:
+        Refusal: 422, the picture has no such box or region.
+    """
     explainer, (_, tensor, _) = model.explainer, prepared
     readout = explainer.terms.readout
     scores = explainer.batch_scores(explainer.check_batch(tensor))
@@ -73,6 +79,8 @@ def predict(
     try:
         explanation = next(task_answers.explanations(explainer, question, [prepared], progress))
     except TargetError as error:
+        if isinstance(error, TargetAbsent) and question.targets == (None,):
+            return prediction._replace(fired=np.zeros(1, bool)), None
         raise Refusal(422, str(error)) from error
     return prediction, explanation
 
@@ -99,7 +107,8 @@ def answer(
         reported = task_answers.reported_boxes(explainer, prediction.scores[0], geometry)
     else:
         reported = explanation.boxes
-    top = [] if task.name == "embed" else model.top(prediction.probabilities[0], count)
+    blank = task.name == "detect" and not (prediction.probabilities[0] > 0).any()
+    top = [] if blank or task.name == "embed" else model.top(prediction.probabilities[0], count)
     best = top[0] if top and task.name != "regress" else None
     content: dict[str, Any] = {
         "model": model.name,

@@ -15,10 +15,11 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import onnxcam
+from onnxcam import image
 from onnxcam.explain.explainer import Explainer
 from onnxcam.server import inference_protocol, tensors
 from tests.server.conftest import CAT, Serve
-from tests.support import models
+from tests.support import detectors, models
 
 TOKEN = "a-token-of-the-tests-0123456789"
 PICTURE = base64.b64encode(CAT.read_bytes()).decode()
@@ -128,6 +129,71 @@ def test_requests_that_it_allows_are_answered_as_it_says(
     response = client.post(path.replace("{model}", "small").replace("{version}", "1"), json=content)
     assert response.status_code == 200, response.text
     described(document, path, response)
+
+
+@pytest.fixture(scope="module")
+def of_tasks() -> dict[str, Explainer]:
+    """A model of every task, and a classifier."""
+    forms = {"yolo": "yolov8", "segment": "segment", "embed": "embed", "cnn": "classifier"}
+    explainers = {
+        name: Explainer(detectors.build(form), preprocess="0..1", probe=False) for name, form in forms.items()
+    }
+    return explainers | {
+        "values": Explainer(detectors.build("regress-3"), preprocess="0..1", task="regress", probe=False)
+    }
+
+
+VECTOR = list(range(1, detectors.DIMENSIONS + 1))
+TASK_REQUESTS: list[dict[str, Any]] = [
+    {"model": "yolo"},
+    {"model": "yolo", "box": 3, "part": "x0", "files": EVERY},
+    {"model": "yolo", "box": [{"rank": 0, "part": "score*iou"}, "rank:1", 7], "contrast": {"rank": 1}},
+    {"model": "yolo", "top": 2, "target": None, "when": "never", "files": ["map"]},
+    {"model": "segment", "region": [10, 10, 90, 60], "target": 2},
+    {"model": "segment", "region": "10,10,90,60"},
+    {"model": "embed", "like": VECTOR, "contrast": VECTOR[::-1]},
+    {"model": "values", "output": "value0[1]"},
+    {"model": "values", "output": {"output": "value0", "index": 2, "sign": -1}},
+    {"model": "cnn"},
+]
+
+
+def test_of_models_of_every_task_it_has_the_options_that_the_server_takes(
+    serve: Serve, of_tasks: dict[str, Explainer]
+) -> None:
+    client = serve(of_tasks)
+    document = dict(client.get("/openapi.json").json())
+    OpenAPIV31SpecValidator(document).validate()
+    post = document["paths"]["/predict_with_gradcam"]["post"]
+    # what the server itself lists where it does not know an option
+    said = client.post("/predict_with_gradcam", json={"image": PICTURE, "model": "yolo", "no such": 1}).json()["error"]
+    accepted = set(said.partition("; there are ")[2].split(", "))
+    named = set(document["components"]["schemas"]["PictureRequest"]["properties"])
+    assert named == accepted == set(document["components"]["schemas"]["PictureForm"]["properties"])
+    assert {one["name"] for one in post["parameters"]} == named - {"image"}
+    pixels = (detectors.pictures(1)[0].transpose(1, 2, 0) * 255).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    picture, best = base64.b64encode(image.encode_png(pixels)).decode(), of_tasks["yolo"].boxes(pixels)[0]
+    for content in [*TASK_REQUESTS, {"model": "yolo", "target": best.label}]:
+        content = {"image": picture, **content}
+        schema(document, post["requestBody"]["content"]["application/json"]["schema"]).validate(content)
+        response = client.post("/predict_with_gradcam", json=content)
+        assert response.status_code == 200, (content["model"], response.text)
+        described(document, "/predict_with_gradcam", response)
+        form = schema(document, document["components"]["schemas"]["TaskAnswer"])
+        assert form.is_valid(response.json()) == (content["model"] != "cnn")
+    for content in (
+        {"box": -1},
+        {"box": []},
+        {"part": "x9"},
+        {"region": [1, 2, 3]},
+        {"like": []},
+        {"top": 0},
+        {"task": 1},
+    ):
+        content = {"image": PICTURE, "model": "yolo", **content}
+        body = schema(document, post["requestBody"]["content"]["application/json"]["schema"])
+        assert list(body.iter_errors(content)), content
+        assert client.post("/predict_with_gradcam", json=content).status_code == 422, content
 
 
 REFUSED: list[tuple[str, Any]] = [

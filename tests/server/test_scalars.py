@@ -18,7 +18,7 @@ from onnxcam.monitor.hook import Monitor
 from onnxcam.server import create_app, static_page
 from tests.support import detectors
 
-FORMS = {"yolo": "yolov8", "segment": "segment", "embed": "embed"}
+FORMS = {"yolo": "yolov8", "sparse": "torchvision", "segment": "segment", "embed": "embed"}
 PIXELS = (detectors.pictures(1)[0].transpose(1, 2, 0) * 255).astype(np.uint8).repeat(2, 0).repeat(2, 1)
 PNG = image.encode_png(PIXELS)
 PICTURE = base64.b64encode(PNG).decode()
@@ -36,7 +36,7 @@ def client(explainers: dict[str, Explainer]) -> Iterator[TestClient]:
 
 
 def ask(client: TestClient, model: str, **options: Any) -> dict[str, Any]:
-    response = client.post("/predict_with_gradcam", json={"image": PICTURE, "model": model, **options})
+    response = client.post("/predict_with_gradcam", json={"image": PICTURE} | options | {"model": model})
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
@@ -57,6 +57,17 @@ def test_boxes_and_their_maps(client: TestClient, explainers: dict[str, Explaine
     np.testing.assert_allclose(both["maps"][1]["gradcam_map"], e.raw_map, rtol=1e-5)
     assert both["gradcam_overlay"] == both["maps"][0]["gradcam_overlay"] != both["maps"][1]["gradcam_overlay"]
     assert len(ask(client, "yolo", top=3)["maps"]) == 3
+
+
+def test_a_picture_without_a_box_is_an_answer_without_a_map(client: TestClient) -> None:
+    """Only a box that the request names can be lacking."""
+    black = base64.b64encode(image.encode_png(np.zeros_like(PIXELS))).decode()
+    answer = ask(client, "sparse", image=black, when="always")
+    assert (answer["boxes"], answer["maps"], answer["top_predictions"]) == ([], [], []) and answer["fired"] is False
+    assert answer["prediction"] is answer["confidence"] is answer["target"] is answer["gradcam_overlay"] is None
+    assert ask(client, "sparse")["boxes"]
+    refused = client.post("/predict_with_gradcam", json={"image": black, "model": "sparse", "box": {"rank": 0}})
+    assert refused.status_code == 422 and "reports no box" in refused.json()["error"]
 
 
 def test_a_form_asks_the_same(client: TestClient) -> None:

@@ -49,6 +49,24 @@ export function overlay({ width, height, values, visible }, picture, colormap, {
   return pixels;
 }
 
+// Frame a box of the picture, as image/outlines.py does: white between two black lines. `size` is the picture's.
+export function outline(pixels, { width, height, size }, box) {
+  const wide = Math.max(rint(Math.max(width, height) / 200), 1), edge = Math.max(rint(wide / 2), 1);
+  const [left, top, right, bottom] = box.map((value, at) => rint(value * (at % 2 ? height / size.height : width / size.width)));
+  const x0 = Math.min(Math.max(Math.min(left, right), 0), width - 1), y0 = Math.min(Math.max(Math.min(top, bottom), 0), height - 1);
+  const x1 = Math.max(Math.min(Math.max(left, right), width), x0 + 1), y1 = Math.max(Math.min(Math.max(top, bottom), height), y0 + 1);
+  const fill = (fromX, toX, fromY, toY, color) => {
+    for (let y = Math.max(fromY, 0); y < Math.min(toY, height); y += 1) {
+      for (let x = Math.max(fromX, 0); x < Math.min(toX, width); x += 1) pixels.set(color, 4 * (y * width + x));
+    }
+  };
+  for (const [reach, color] of [[edge, [16, 18, 22]], [0, [255, 255, 255]]]) {
+    const inner = wide + reach;
+    for (const [from, to] of [[y0 - reach, y0 + inner], [y1 - inner, y1 + reach]]) fill(x0 - reach, x1 + reach, from, to, color);
+    for (const [from, to] of [[x0 - reach, x0 + inner], [x1 - inner, x1 + reach]]) fill(from, to, y0 - reach, y1 + reach, color);
+  }
+}
+
 export const marked = (visible) => Boolean(visible) && !visible.every((value) => value);
 
 // Hatch the pixels where `visible` is 0, and frame the others.

@@ -57,7 +57,9 @@ export async function explain(blob, { model, layer, method, target, topK, signal
   const fields = { model, method, top_k: topK, when: "always", files: picture ? "grayscale,input" : "grayscale" };
   // boxes come from several layers: each has its own, unless another one is chosen
   if (!about?.task || layer !== about.layer) fields.layer = layer;
-  if (target !== null) fields[about?.task ? "target" : "class_index"] = target;
+  if (target?.box !== undefined) fields.box = target.box;
+  else if (target?.region) fields.region = target.region.join(",");
+  else if (target !== null) fields[about?.task ? "target" : "class_index"] = target;
   for (const [name, value] of Object.entries(fields)) form.append(name, String(value));
   let response, answer;
   try {
@@ -73,16 +75,26 @@ export async function explain(blob, { model, layer, method, target, topK, signal
     throw new BackendError("The answer of the server broke off.", { status: 0 });
   }
   progress?.("Drawing the map");
+  const explained = targetOf(answer, target);
   return {
-    predictions: answer.top_predictions.map(measured), target: measured(targetOf(answer, target)), layer: answer.layer, method: answer.method,
-    statistics: answer.statistics, warnings: answer.warnings, map: await mapOf(answer), picture: picture ? bytesOf(answer.gradcam_input) : null,
+    predictions: answer.task === "detect" ? answer.boxes.map(rowOf) : answer.top_predictions.map(measured), target: measured(explained),
+    outline: explained.outline ?? null, layer: answer.layer, method: answer.method, statistics: answer.statistics, warnings: answer.warnings,
+    map: await mapOf(answer), picture: picture ? bytesOf(answer.gradcam_input) : null,
   };
 }
 
-const targetOf = ({ target }, index) => {
-  if (!target) throw new BackendError(`The server sent no map${index === null ? "" : ` of class ${index}`}.`, { status: 500 });
-  return target;
+// What is explained; of boxes and parts of the picture with an id of its own, and where it lies.
+const targetOf = ({ task, boxes, target }, question) => {
+  if (!target && task === "detect" && !boxes.length) throw new BackendError("The model reports no box on this picture.", { status: 422 });
+  if (!target) throw new BackendError(`The server sent no map${question === null ? "" : ` of class ${question}`}.`, { status: 500 });
+  if (target.box) return { ...target, ...rowOf(target.box), outline: target.box.box };
+  const region = target.scalar?.region;
+  if (!region) return target;
+  return { ...target, class_name: `${target.class_name}, in the part`, id: { region: question?.region ?? region }, outline: region };
 };
+
+// A box as a row of the page: a box is chosen by its candidate's index, as several are of one class.
+const rowOf = ({ index, label, class_index, score, box }) => ({ class_name: `box ${index}: ${label}`, class_index, confidence: score, id: { box: index }, box });
 
 // The value of a regression stands where the confidence of a class does.
 const measured = (one) => ({ ...one, confidence: one.confidence ?? one.value });
@@ -109,7 +121,7 @@ async function mapOf({ gradcam_grayscale: url, visible }) {
   bitmap.close();
   const pixels = context.getImageData(0, 0, width, height).data, values = new Uint8ClampedArray(width * height);
   for (let at = 0; at < values.length; at += 1) values[at] = pixels[4 * at];
-  return { width, height, values, visible: maskOf(visible, size, { width, height }) };
+  return { width, height, values, size, visible: maskOf(visible, size, { width, height }) };
 }
 
 // 1 where one of the parts lies, null where they are all of the picture.

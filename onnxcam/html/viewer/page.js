@@ -1,6 +1,8 @@
 // The page: pictures in, predictions and heatmaps out. What explains them is the module backend.js:
 //   models() -> [{name, layers, layer, methods, method, classes, class_count, kind, targets, notes}]
 //   explain(blob, {model, layer, method, target, topK, signal, progress}) -> {predictions, map, target, layer, method, statistics, warnings}
+//     where `target` is null, a class's index, {box: index} or {region: [x0, y0, x1, y1]}; predictions and target have such an `id` if they are
+//     no classes, boxes a `box`, and what is explained an `outline`, both in pixels of the picture, whose size is map.size
 // and, where they exist: about() -> a line for the foot; samples() -> [{name, url}]; openModel(file) -> its entry of models();
 // limits() -> {bytes}; decodes: whether it reads pictures that the browser cannot, and then sends `picture`, a Blob; authorize(token).
 import * as backend from "./backend.js";
@@ -8,7 +10,7 @@ import { DEFAULT } from "./colormaps.js";
 import { marked } from "./drawing.js";
 import { BackendError } from "./errors.js";
 import { decode, filesOf, isModel, pixelsOf, thumbnail } from "./pictures.js";
-import { classOf, confidence, size } from "./texts.js";
+import { classOf, confidence, regionOf, size } from "./texts.js";
 import * as view from "./view.js";
 
 const { find } = view;
@@ -57,7 +59,7 @@ async function work() {
     try {
       keep(job.key, await explain(job));
     } catch (error) {
-      if (!job.control.signal.aborted) fail(job.picture, error);
+      if (!job.control.signal.aborted) fail(job, error);
     } finally {
       job = null;
     }
@@ -119,10 +121,17 @@ function keep(key, result) {
   }
 }
 
-function fail(picture, error) {
+function fail({ picture, target }, error) {
   if (!(error instanceof BackendError)) console.error(error);
   const text = error instanceof BackendError ? error.message : `Something in this page failed: ${error.message}`;
   if (error.status === 401) { authorize(); return; }
+  if (error.status === 422 && target !== null) {
+    // the picture has no such box, class or part: what was shown before stays
+    if (view.same(picture.other, target)) picture.other = null;
+    else picture.target = null;
+    if (picture === state.current) find("class-problem").textContent = text;
+    return;
+  }
   // what concerns every picture: nothing answers
   if (error instanceof BackendError && error.status === 0) state.gone = text;
   else picture.problem = { text: text.includes(picture.name) ? text : `“${picture.name}”: ${text}`, again: [408, 429, 500, 502, 503, 504].includes(error.status) };
@@ -232,13 +241,13 @@ async function render() {
   find("result").hidden = false;
   const { kind, targets } = state.model, first = ready[0];
   const fixed = targets !== "any"; // "top-1", or "class": the file explains one class alone, as its notes say
-  const indices = new Set(first.predictions.map((row) => row.class_index));
-  const extra = ready.map((result) => result.target).filter((target) => !indices.has(target.class_index));
+  const listed = first.predictions.map(view.idOf);
+  const extra = ready.map((result) => result.target).filter((target) => !listed.some((id) => view.same(id, view.idOf(target))));
   view.figures(find("figures"), shown, { ...state, name: picture.name, kind });
   find("figures").setAttribute("aria-busy", "false");
   view.predictions(find("predictions"), {
-    rows: [...first.predictions, ...extra], kind, fixed, target: first.target.class_index, other: ready[1]?.target.class_index ?? null,
-  }, { choose: chooseClass, compare });
+    rows: [...first.predictions, ...extra], kind, fixed, target: view.idOf(first.target), other: ready[1] ? view.idOf(ready[1].target) : null,
+  }, { choose: chooseTarget, compare });
   view.numbers(find("statistics"), shown);
   view.sentences(find("warnings"), [...new Set(ready.flatMap((result) => result.warnings ?? []))]);
   const { map } = first;
@@ -250,18 +259,83 @@ async function render() {
   if (!job || job.picture !== picture) say(ready.length > 1 ? `${picture.name}: ${of(ready[0])}, beside ${of(ready[1])}` : `${picture.name}: what speaks for ${of(first)}`);
 }
 
-function chooseClass(index) {
+// `id`: a class's index, or {box} or {region}.
+function chooseTarget(id) {
   const picture = state.current;
-  if (picture.other === index) picture.other = null;
-  picture.target = index;
+  if (view.same(picture.other, id)) picture.other = null;
+  picture.target = id;
+  picture.problem = null;
   changed();
 }
 
-function compare(index) {
-  const picture = state.current;
-  if (picture.target === null) picture.target = results.get(keyOf(picture, null))?.target.class_index ?? null;
-  picture.other = picture.other === index ? null : index;
+function compare(id) {
+  const picture = state.current, explained = results.get(keyOf(picture, null));
+  if (picture.target === null && explained) picture.target = view.idOf(explained.target);
+  picture.other = view.same(picture.other, id) ? null : id;
   changed();
+}
+
+// ---- pointing at the picture: at a box of a detector, or over a part of it of a segmentation
+
+// Where the pointer is, in pixels of the picture, however the canvas is fitted into its place.
+function pointed(canvas, event) {
+  const { left, top, width, height } = canvas.getBoundingClientRect(), scale = Math.min(width / canvas.width, height / canvas.height);
+  const explained = results.get(keyOf(state.current, targetsOf(state.current)[0]));
+  if (!explained?.map.size) return null;
+  const { size } = explained.map;
+  const x = (event.clientX - left - (width - canvas.width * scale) / 2) / scale, y = (event.clientY - top - (height - canvas.height * scale) / 2) / scale;
+  const inside = (value, side, whole) => Math.round(10 * Math.min(Math.max(value / side, 0), 1) * whole) / 10;
+  return [inside(x, canvas.width, size.width), inside(y, canvas.height, size.height)];
+}
+
+// The smallest box at a point: of two that overlap the other one can be pointed at beside it.
+function boxAt([x, y]) {
+  const area = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0);
+  const rows = results.get(keyOf(state.current, targetsOf(state.current)[0]))?.predictions ?? [];
+  return rows.filter(({ box }) => box && box[0] <= x && x <= box[2] && box[1] <= y && y <= box[3]).sort((one, other) => area(one.box) - area(other.box))[0];
+}
+
+function point() {
+  let drag = null;
+  find("figures").addEventListener("pointerdown", (event) => {
+    const canvas = event.target.closest?.("canvas");
+    if (!canvas || event.button !== 0 || !["detect", "segment"].includes(state.model?.task)) return;
+    const at = pointed(canvas, event);
+    if (!at) return;
+    drag = { canvas, at, from: [event.clientX, event.clientY], shade: null };
+    if (event.pointerType === "touch" || state.model.task !== "segment") return; // a finger scrolls
+    event.preventDefault();
+    canvas.setPointerCapture(event.pointerId);
+  });
+  find("figures").addEventListener("pointermove", (event) => {
+    if (!drag?.canvas.hasPointerCapture(event.pointerId)) return;
+    drag.shade ??= drag.canvas.parentElement.appendChild(view.element("div", { className: "shade" }));
+    const frame = drag.canvas.parentElement.getBoundingClientRect(), [x, y] = drag.from;
+    Object.assign(drag.shade.style, {
+      left: `${Math.min(x, event.clientX) - frame.left}px`, top: `${Math.min(y, event.clientY) - frame.top}px`,
+      width: `${Math.abs(event.clientX - x)}px`, height: `${Math.abs(event.clientY - y)}px`,
+    });
+  });
+  const end = (event) => {
+    const begun = drag;
+    drag = null;
+    begun?.shade?.remove();
+    if (!begun || event.type === "pointercancel") return;
+    const moved = Math.hypot(event.clientX - begun.from[0], event.clientY - begun.from[1]) > 4;
+    if (state.model.task === "detect" && !moved) {
+      const row = boxAt(begun.at);
+      if (row) chooseTarget(row.id);
+    } else if (state.model.task === "segment" && moved && begun.shade) {
+      const at = pointed(begun.canvas, event), [x0, y0, x1, y1] = [0, 1].flatMap((axis) => Math.min(begun.at[axis], at[axis])).concat([0, 1].flatMap((axis) => Math.max(begun.at[axis], at[axis])));
+      if (x0 < x1 && y0 < y1) choosePart([x0, y0, x1, y1]);
+    }
+  };
+  for (const type of ["pointerup", "pointercancel"]) find("figures").addEventListener(type, end);
+}
+
+function choosePart(region) {
+  find("part").value = region.join(", ");
+  chooseTarget({ region });
 }
 
 function show(model, { layer = model.layer, method = model.method } = {}) {
@@ -271,6 +345,12 @@ function show(model, { layer = model.layer, method = model.method } = {}) {
   view.options(find("layer"), model.layers, layer);
   view.options(find("method"), model.methods, method);
   find("model").disabled = state.models.length < 2;
+  const boxes = model.task === "detect";
+  find("predictions-name").textContent = boxes ? "Boxes" : "Predictions";
+  find("choose-help").textContent = boxes ? "Press a box, here or in the picture, to see what speaks for it; Compare puts a second one beside it."
+    : "Press a class to see what speaks for it; Compare puts a second class beside it.";
+  find("part-form").hidden = model.task !== "segment";
+  document.body.dataset.task = model.task ?? "";
   find("settings").hidden = false;
   view.sentences(find("notes"), [...(model.notes ?? []), ...(model.targets === "top-1" ? ["This file explains the class that it finds most likely, no other."] : [])]);
   find("classes").replaceChildren(...(model.classes ?? []).map((name, index) => new Option(String(index), name)));
@@ -341,8 +421,16 @@ function listen() {
     const { index, problem } = classOf(find("class").value, state.model.classes, state.model.class_count);
     find("class").setAttribute("aria-invalid", String(Boolean(problem)));
     find("class-problem").textContent = problem ?? "";
-    if (!problem) { find("class").value = ""; chooseClass(index); }
+    if (!problem) { find("class").value = ""; chooseTarget(index); }
   });
+  find("part-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const { region, problem } = regionOf(find("part").value);
+    find("part").setAttribute("aria-invalid", String(Boolean(problem)));
+    find("part-problem").textContent = problem ?? "";
+    if (!problem) choosePart(region);
+  });
+  point();
   find("token-form").addEventListener("submit", (event) => {
     event.preventDefault();
     backend.authorize?.(find("token").value);

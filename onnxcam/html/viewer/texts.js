@@ -48,15 +48,23 @@ export function description(view, name, result) {
   return `${what} for ${result.target.class_name}: ${place}`;
 }
 
+// The part of a picture that a text names: [x0, y0, x1, y1], or a sentence that says why there is none.
+export function regionOf(text) {
+  const numbers = text.split(/[\s,;]+/).filter(Boolean).map(Number);
+  if (numbers.length !== 4 || !numbers.every(Number.isFinite)) return { problem: "Type four numbers: left, top, right and bottom, in pixels of the picture." };
+  const [x0, y0, x1, y1] = numbers;
+  return x0 < x1 && y0 < y1 ? { region: numbers } : { problem: "Left has to be less than right, and top less than bottom." };
+}
+
 // The class that a text names: its index, or a sentence that says why there is none.
 export function classOf(text, classes, count) {
   const words = text.trim();
   if (!words) return { problem: "Type the name or the number of a class." };
   if (/^\d+$/.test(words)) {
     const index = Number(words);
-    return index < count ? { index } : { problem: `There is no class ${words}: they are numbered from 0 to ${count - 1}.` };
+    return index < count || !count ? { index } : { problem: `There is no class ${words}: they are numbered from 0 to ${count - 1}.` };
   }
-  if (!classes) return { problem: `This model has no class names: type a number from 0 to ${count - 1}.` };
+  if (!classes) return { problem: `This model has no class names: type a number from 0${count ? ` to ${count - 1}` : ""}.` };
   const plain = words.toLowerCase();
   const all = (test) => classes.flatMap((name, index) => (test(name.toLowerCase()) ? [index] : []));
   const tests = [

@@ -1,9 +1,14 @@
 // The page's elements: what is known, as HTML. No state of its own.
 import { COLORMAPS, palette } from "./colormaps.js";
-import { heatmap, overlay } from "./drawing.js";
+import { heatmap, outline, overlay } from "./drawing.js";
 import { confidence, description, statistics } from "./texts.js";
 
 export const find = (id) => document.getElementById(id);
+
+// What a row, or what is explained, is asked for by: a class by its index, a box or a part of the picture by an object.
+export const idOf = ({ id, class_index: index }) => id ?? index;
+export const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+const nameOf = (id) => (typeof id === "object" ? JSON.stringify(id) : id);
 
 export function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -47,17 +52,17 @@ export function predictions(list, { rows, kind, target, other, fixed }, { choose
   const numeric = kind === "regression";
   const most = numeric ? Math.max(...rows.map((row) => Math.abs(row.confidence)), 1e-12) : 1;
   refill(list, rows.map((row) => {
-    const index = row.class_index, share = Math.min(Math.max(Math.abs(row.confidence ?? 0) / most, 0), 1);
+    const id = idOf(row), shown = same(id, target), second = same(id, other), share = Math.min(Math.max(Math.abs(row.confidence ?? 0) / most, 0), 1);
     const value = confidence(row.confidence, kind);
     const filled = element("i");
     filled.style.width = `${100 * share}%`;
-    const bar = button(`class ${index}`, { className: `bar${index === other ? " second" : ""}`, disabled: fixed && index !== target, onclick: () => choose(index) },
+    const bar = button(`class ${nameOf(id)}`, { className: `bar${second ? " second" : ""}`, disabled: fixed && !shown, onclick: () => choose(id) },
       element("span", { className: "name", textContent: row.class_name }), element("span", { className: "share", textContent: value }),
       element("span", { className: "track" }, filled));
-    bar.setAttribute("aria-pressed", String(index === target));
-    if (fixed || index === target) return element("li", {}, bar);
-    const beside = button(`compare ${index}`, { className: "compare", textContent: "Compare", onclick: () => compare(index) });
-    beside.setAttribute("aria-pressed", String(index === other));
+    bar.setAttribute("aria-pressed", String(shown));
+    if (fixed || shown) return element("li", {}, bar);
+    const beside = button(`compare ${nameOf(id)}`, { className: "compare", textContent: "Compare", onclick: () => compare(id) });
+    beside.setAttribute("aria-pressed", String(second));
     beside.setAttribute("aria-label", `Compare with ${row.class_name}`);
     return element("li", {}, bar, beside);
   }));
@@ -68,6 +73,7 @@ export function figures(place, results, { name, view, colormap, opacity, even, k
   return place.replaceChildren(...results.map(({ result, pixels }, at) => {
     const { map, target } = result, canvas = element("canvas", { width: map.width, height: map.height });
     const drawn = view === "picture" ? Uint8ClampedArray.from(pixels) : view === "heatmap" ? heatmap(map, colormap) : overlay(map, pixels, colormap, { opacity, even });
+    if (result.outline) outline(drawn, map, result.outline);
     canvas.getContext("2d").putImageData(new ImageData(drawn, map.width, map.height), 0, 0);
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", description(view, name, result));

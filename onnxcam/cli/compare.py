@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxcam.cli import options, terminal
+from onnxcam.cli import options, question_options, terminal
 from onnxcam.cli.errors import ExitCode
 from onnxcam.cli.opening import open_explainer
 from onnxcam.cli.progress import Bar
@@ -16,6 +16,8 @@ from onnxcam.cli.truth import check_truth, known_classes, truth_option
 from onnxcam.cli.versions import versions
 from onnxcam.errors import PreprocessError
 from onnxcam.explain import pictures
+from onnxcam.image import arrays
+from onnxcam.targets import scalars
 
 if TYPE_CHECKING:
     from onnxcam.diagnose.shift.result import Shift
@@ -29,6 +31,7 @@ Examples:
   onnxcam compare old.onnx int8.onnx photos/ --null augment:8 --fail-on attention --fail-on 'predictions > 1%'
   onnxcam compare old.onnx new.onnx photos/ --null seeds:seed1.onnx,seed2.onnx,seed3.onnx,seed4.onnx,seed5.onnx
   onnxcam compare old.onnx new.onnx photos/ --regions boxes.csv --fail-on 'region > 10%'
+  onnxcam compare detector.onnx int8.onnx photos/ --null augment:8 --fail-on 'predictions > 5%' --report page.html
 """
 
 
@@ -67,6 +70,9 @@ Examples:
 @options.range_option
 @options.bands_option
 @options.readout_options
+@options.task_options
+@question_options.like_option
+@question_options.value_option
 @report_options
 @options.provider_option
 @options.fallback_option
@@ -91,6 +97,10 @@ def compare(
     bands: list[int] | None,
     scores: str | None,
     kind: str | None,
+    task: str | None,
+    boxes_output: str | None,
+    like: str | None,
+    value: str | None,
     report: str | None,
     junit: str | None,
     markdown: str | None,
@@ -103,9 +113,12 @@ def compare(
 ) -> None:
     """Compare two models, what they predict and where they look.
 
-    OLD and NEW are classifiers of the same classes, explainable or not: a model and its successor, its quantized form,
-    or its conversion. Both explain the same class of each of PICTURES, OLD's top-1 or with --truth the true one. Listed
-    are first the pictures whose prediction stayed while the attention moved, then those whose prediction flipped.
+    OLD and NEW do the same, explainable or not: a model and its successor, its quantized form, or its conversion.
+    Classifiers both explain the same class of each of PICTURES, OLD's top-1 or with --truth the true one. Of detectors
+    the boxes are matched: lost, new and of another class are flips, and those that stayed are explained by both. Of
+    segmentations the largest class of OLD is explained and all areas are compared; of embeddings --like, of several
+    values --value says what is. Listed are first those whose prediction stayed while the attention moved, then those
+    whose prediction flipped.
 
     The distance of two maps is how far their energy moves, in parts of the picture's side. Whether that is much only a
     null can tell: maps move with the seed of a training alone. Without --null the numbers are effect sizes.
@@ -117,7 +130,7 @@ def compare(
     from onnxcam.diagnose.shift import null as nulls
     from onnxcam.diagnose.shift.comparison import compare as shift_between
     from onnxcam.diagnose.shift.conditions import Condition
-    from onnxcam.diagnose.shift.pairing import INHERITED, fix_rows
+    from onnxcam.diagnose.shift.pairing import INHERITED, check_task, fix_rows, task_of
     from onnxcam.diagnose.shift.regions import read as read_regions
     from onnxcam.diagnose.shift.verdict import require_seeds
 
@@ -132,6 +145,7 @@ def compare(
     if isinstance(chance, nulls.Seeds):
         require_seeds(len(chance.models))
     places = None if regions is None else read_regions(regions)
+    target = _target(like, value)
     collection = pictures.collect(list(named), Path(".onnxcam-none"))
     if not collection.items:
         raise collection.failures[0][1]
@@ -141,7 +155,8 @@ def compare(
         {
             "OLD": (old,), "NEW": (new,), "another training": seeds, "a picture": [item.source for item in items],
             "the regions": () if places is None or regions is None else (regions, *places.files),
-            "the truth": (truth,), "the labels": (labels,), "the preprocessing": (preprocess, new_preprocess),
+            "the truth": (truth,), "what it is compared with": (like,), "the labels": (labels,),
+            "the preprocessing": (preprocess, new_preprocess),
         },
         as_json=as_json,
     )  # fmt: skip
@@ -161,6 +176,8 @@ def compare(
             sources=[item.source for item in items],
             scores=scores,
             kind=kind,
+            task=task,
+            boxes_output=boxes_output,
         )
         fix_rows(explainer)
         return explainer
@@ -183,6 +200,7 @@ def compare(
         classes = None
         if truth is not None:
             paths = [item.source for item in items if isinstance(item.source, Path)]
+            check_task(task_of(first), truth, None)
             indices = iter(known_classes(truth, named, paths, first.labels, first.classes))
             classes = [
                 next(indices) if isinstance(item.source, Path) else None for item in items
@@ -200,6 +218,7 @@ def compare(
                 layer=layer,
                 new_layer=new_layer,
                 method=method,
+                target=target,
                 names=[item.name for item in items],
                 seed=seed,
                 progress=bar.to,
@@ -231,6 +250,21 @@ def compare(
         raise click.exceptions.Exit(ExitCode.CONDITION)
     if undecided or failed:
         raise click.exceptions.Exit(ExitCode.USAGE if undecided else ExitCode.FAILED)
+
+
+def _target(like: str | None, value: str | None) -> Any:
+    """What a model of embeddings or several values explains.
+
+    Raises:
+        UsageError: both are named. TargetError, PictureError: one cannot be read.
+    """
+    if like is not None and value is not None:
+        raise click.UsageError("--like and --value exclude each other: each names what is explained.")
+    if value is not None:
+        return scalars.value_of_text(value)
+    if like is None:
+        return None
+    return scalars.Similarity(arrays.read_vector(like) if like.lower().endswith(".npy") else like)
 
 
 def _print(shift: Shift, piped: bool) -> None:

@@ -171,10 +171,13 @@ class Reports:
                     together.write(self._page, page)
             if self._junit is not None:
                 from onnxcam.diagnose.shift.junit import junit
+                from onnxcam.diagnose.shift.text import titles
 
                 properties = {"old": names[0], "new": names[1], "pictures": str(len(shift.pictures))}
-                properties["distance of the maps"] = f"{shift.distance:.6g}"
-                properties["predictions flipped"] = str(len(shift.flipped))
+                if shift.mapped:
+                    properties["distance of the maps"] = f"{shift.distance:.6g}"
+                if shift.predicts_classes:
+                    properties[f"{titles(shift)[2]} flipped"] = str(len(shift.changes(flipped=True)))
                 if verdict is not None:
                     properties["verdict"] = verdict.sentence
                 if shift.blame is not None:

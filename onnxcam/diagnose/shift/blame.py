@@ -50,7 +50,8 @@ class Blame:
         layers: every layer of both networks, in the new one's order.
         first: the first layer blamed, None without one.
         largest: of the layers blamed the one that changes the scores most.
-        score_error: relative distance of the scores, as the graphs are written; None where their classes differ.
+        score_error: relative distance of the scores, as the graphs are written; None where their classes differ, or
+            the number of candidates.
         matched: layers with weights that were matched, and how many the new network has.
         pictures: how many were looked at.
         notes: sentences about what was not decided.
@@ -335,7 +336,7 @@ def _without_blame(
     layers: Sequence[LayerDifference], error: float | None, allowed: float, tail: str
 ) -> tuple[str, str]:
     if error is None:
-        return UNDECIDED, "Where the two part is undecided: their scores are of different classes."
+        return UNDECIDED, "Where the two part is undecided: their scores are of different classes or candidates."
     if error <= EXCESS * allowed:
         return AGREE, f"The two agree to rounding: their scores differ by {percent(error)}, and no layer is blamed."
     if len(layers) < 2:

@@ -16,9 +16,10 @@ from onnxcam.diagnose.shift import verdict as verdicts
 from onnxcam.diagnose.shift.augmentation import augment
 from onnxcam.diagnose.shift.distance import STATISTIC, distances, empty, shares
 from onnxcam.diagnose.shift.inputs import SAME, apart, describe_inputs
-from onnxcam.diagnose.shift.pairing import open_pair, open_seeds
+from onnxcam.diagnose.shift.objects import look
+from onnxcam.diagnose.shift.pairing import check_task, open_pair, open_seeds, task_of
 from onnxcam.diagnose.shift.result import PictureShift, Prediction, Preparation, Shift
-from onnxcam.diagnose.shift.side import Side, SideRun, on_common_plane
+from onnxcam.diagnose.shift.side import OWN_LAYER, Side, SideRun, on_common_plane
 from onnxcam.errors import InputError, PictureError, SettingError
 from onnxcam.explain.question import SEED
 
@@ -41,19 +42,22 @@ def compare(
     layer: str | None = None,
     new_layer: str | None = None,
     method: str = "hirescam",
+    target: Any = None,
     names: Sequence[str] | None = None,
     seed: int = SEED,
     progress: Callable[[int, int], None] | None = None,
 ) -> Shift:
     """Compare two models on the same pictures: which predictions flipped, and where the attention moved.
 
-    Both explain the same class of each picture, OLD's top-1 or the true class, by the same gradient. Each prepares
-    pictures as its own file says. A map counts as a distribution of energy over the picture, and the distance of two is
-    how far it moves, in parts of the picture's side (`onnxcam.diagnose.shift.distance`).
+    Both explain the same class of each picture, OLD's top-1 or the true class, by the same gradient. Of detectors the
+    boxes of both are matched, and those that both report explained; of segmentations the class with most cells in OLD
+    is, over these cells (`onnxcam.diagnose.shift.objects`). Each prepares pictures as its own file says. A map counts
+    as a distribution of energy over the picture, and the distance of two is how far it moves, in parts of the picture's
+    side (`onnxcam.diagnose.shift.distance`).
 
     Arguments:
-        old, new: an `Explainer`, or what it opens: an explainable model or any classifier, float or quantized, NCHW or
-            NHWC.
+        old, new: an `Explainer`, or what it opens: two classifiers, detectors, segmentations, embeddings or
+            regressions, explainable or not, float or quantized, NCHW or NHWC.
         pictures: what `Explainer.explain` takes. Those that cannot be read are left out and listed.
         null: what a verdict on the attention is given against: `seeds:FILE,...` (`Seeds`), at least five other
             trainings of OLD, or `augment:M` (`Augment`), M small changes of each picture under OLD. Where the pictures
@@ -64,12 +68,15 @@ def compare(
         layer: target layer in both models; each one's last target layer if None.
         new_layer: target layer in NEW, where it has another name there.
         method: name of the CAM method.
+        target: of embeddings the `Similarity` to a picture or vector, of several values the `Value` that is explained;
+            None of other models.
         names: names of the pictures; their own if None.
         seed: fixes whatever is random.
         progress: called with (done, total) pictures; an exception it raises ends the comparison.
 
     Raises:
-        SettingError: the models do not have the same classes, or are not classifiers; a null that does not exist, or
+        SettingError: the models do not do the same, or do not have the same classes; truth of others than classifiers,
+            regions of detectors; a null that does not exist, or
             that is too small for a verdict; regions that cannot be read.
         InputError: no picture, none that can be read, not one truth or name per picture, or a truth that is no class.
         ModelError: one of them is not usable, or gives scores or maps that are not finite.
@@ -87,14 +94,17 @@ def compare(
         verdicts.require_seeds(len(chance.models))
     elif chance is not None:
         verdicts.require_pictures(len(pictures), chance.count)
-    pair, notes = open_pair(old, new, layer, new_layer, method)
+    pair, notes = open_pair(old, new, layer, new_layer, method, target)
+    check_task(task_of(pair[0].explainer), truth, regions)
     _check_truth(truth, pair[0].explainer.classes)
+    alone = pair[0].explainer.terms.readout.task is not None
     sides = [*pair]
     if isinstance(chance, nulls.Seeds):
         others, doubts = open_seeds(pair[0], chance.models)
         sides += others
         notes += doubts
     result: list[PictureShift] = []
+    judged: list[PictureShift] = []  # those with maps in all models
     failures: list[tuple[str, Any]] = []
     apart: list[np.ndarray] = []  # of OLD's maps from those of NEW, and from each of the null's
     inputs = _Inputs(*pair)
@@ -105,6 +115,20 @@ def compare(
     for places, prepared in _prepared(sides, pictures, names, failures):
         classes = None if truth is None else [truth[place] for place in places]
         inputs.add(prepared)
+        if alone:
+            one = look(sides, [part.item for part in prepared], chance, (seed, places[0]))
+            name = prepared[0].names[0]
+            result.append(one.picture(name, pictures[places[0]]))
+            if places_of is not None and one.runs:
+                result[-1].regions = _regions(places_of.of(name), one.runs, 0, outside, covered)
+            if one.apart is not None:
+                apart.append(one.apart[:, None])
+                judged.append(result[-1])
+            pairs += 0.0 if one.pairs is None else one.pairs
+            gaps = np.maximum(gaps, one.gaps)
+            if progress is not None:
+                progress(places[-1] + 1, len(pictures))
+            continue
         runs = _run(sides, prepared, classes)
         planes = [shares(maps) for maps in on_common_plane(runs)]
         rows = np.stack([distances(planes[0], plane) for plane in planes[1:]])
@@ -130,6 +154,7 @@ def compare(
                     {} if places_of is None else _regions(places_of.of(name), runs[:2], row, outside, covered),
                 )
             )
+        judged += result[-len(places) :]
         if progress is not None:
             progress(places[-1] + 1, len(pictures))
     if not result:
@@ -142,20 +167,20 @@ def compare(
     undecided = ""
     if chance is not None:
         try:
-            _require_energy(result, pair)
+            _require_energy(judged, pair)
             verdict, each, copies = _judge(chance, np.concatenate(apart, axis=1), pairs, gaps, sides)
             notes += copies
         except SettingError as error:
             undecided = str(error)
         else:
-            for picture, p in zip(result, each.tolist(), strict=True):
+            for picture, p in zip(judged, each.tolist(), strict=True):
                 picture.p = p
     notes += inputs.copies() + _left_out(result, outside, covered)
     return Shift(
         sides[0].explainer,
         sides[1].explainer,
         result,
-        (sides[0].layer, sides[1].layer),
+        (sides[0].layer_name, sides[1].layer_name),
         method,
         OLD if truth is None else TRUTH,
         STATISTIC,
@@ -165,6 +190,7 @@ def compare(
         verdict=verdict,
         preparation=inputs.result(),
         undecided=undecided,
+        layers_named=(sides[0].layer_name != OWN_LAYER, sides[1].layer_name != OWN_LAYER),
     )
 
 
@@ -184,11 +210,17 @@ def _check_truth(truth: Sequence[int | None] | None, classes: int) -> None:
 
 
 def _require_energy(pictures: Sequence[PictureShift], pair: Sequence[Side]) -> None:
-    """Refuse a verdict on maps most of which are empty: two of them are equal, whatever the models look at.
+    """Refuse a verdict without maps, or on maps most of which are empty: two of them are equal, whatever the models
+    look at.
 
     Raises:
-        SettingError: the maps of OLD, or those of NEW, are empty for more than half of the pictures.
+        SettingError: there is no picture with a map, or the maps of OLD, or those of NEW, are empty for more than half.
     """
+    if not pictures:
+        raise SettingError(
+            "no verdict on the attention can be given: on no picture is there a box, or a cell of a class, that all "
+            "models report"
+        )
     counts = [sum(picture.empty[which] for picture in pictures) for which in (0, 1)]
     if max(counts) > len(pictures) * _EMPTY:
         layers = " and ".join(dict.fromkeys(repr(side.layer) for side in pair))
@@ -340,6 +372,11 @@ class _Prepared:
     @property
     def batch(self) -> np.ndarray:
         return np.concatenate(self.tensors)
+
+    @property
+    def item(self) -> tuple[np.ndarray, image.Geometry, str]:
+        """The only one."""
+        return self.tensors[0], self.geometry[0], self.names[0]
 
 
 class _Inputs:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from onnxcam.diagnose.shift.junit import Condition as Outcome
 from onnxcam.diagnose.shift.result import Shift
+from onnxcam.diagnose.shift.text import titles
 from onnxcam.errors import SettingError
 
 ATTENTION, PREDICTIONS, ACCURACY, REGION = "attention", "predictions", "accuracy", "region"
@@ -87,7 +88,11 @@ class Condition:
             return _preprocessing(shift)
         threshold, total = self.threshold or 0.0, len(shift.pictures)
         if self.kind == PREDICTIONS:
-            share, what = shift.flipped_share, "of the predictions flipped"
+            if not shift.predicts_classes:
+                raise SettingError(
+                    "the condition 'predictions' cannot be decided: these models predict numbers, which do not flip"
+                )
+            share, what = shift.flipped_share, f"of the {titles(shift)[2]} flipped"
         elif self.kind == ACCURACY and shift.accuracy is not None:
             share = shift.accuracy[0] - shift.accuracy[1]
             what = f"of the accuracy is lost, on {shift.truths} of {total} pictures, whose class is known"

@@ -10,6 +10,8 @@ from onnxcam.diagnose.shift.blame import Blame, percent
 from onnxcam.diagnose.shift.junit import Condition
 from onnxcam.diagnose.shift.layers import LayerDifference
 from onnxcam.diagnose.shift.result import Shift
+from onnxcam.diagnose.shift.text import changed, number, titles
+from onnxcam.targets.tasks import DETECT, SEGMENT
 
 LISTED = 10  # pictures, classes and regions of each kind
 LAYERS = 5
@@ -38,24 +40,31 @@ def markdown(shift: Shift, conditions: Sequence[Condition] = (), *, title: str =
         lines.append(f"**{plain(_capital(verdict.sentence))}**")
     lines += ["", *_numbers(shift)]
     lines += _regions(shift)
-    moved = [picture for picture in shift.stayed if picture.distance > 0]
-    for heading, pictures in (("Prediction stayed, attention moved", moved), ("Prediction flipped", shift.flipped)):
-        if pictures:
+    stayed = [one for one in shift.changes(flipped=False) if one.distance]
+    for heading, some in zip(titles(shift), (stayed, shift.changes(flipped=True)), strict=False):
+        if some:
             rows = [
                 [
-                    code(picture.name),
-                    f"{picture.distance:.1%}",
-                    f"{code(picture.old.label)} {picture.old.probability:.0%}",
-                    f"{code(picture.new.label)} {picture.new.probability:.0%}",
+                    code(one.picture.name),
+                    "–" if one.distance is None else f"{one.distance:.1%}",
+                    *(
+                        "–" if prediction is None else f"{code(prediction.label)} {number(shift, prediction)}"
+                        for prediction in (one.old, one.new)
+                    ),
                 ]
-                for picture in pictures[:LISTED]
+                for one in some[:LISTED]
             ]
-            lines += _folded(heading, ["picture", "moved", "old", "new"], rows, len(pictures))
+            lines += _folded(_capital(heading), ["picture", "moved", "old", "new"], rows, len(some))
     rows = []
-    for one in shift.classes[:LISTED]:
-        accuracy = "" if one.accuracy is None else f"{one.accuracy[0]:.1%} → {one.accuracy[1]:.1%}"
-        rows.append([code(one.label), str(one.pictures), str(one.flipped), f"{one.distance:.1%}", accuracy])
-    lines += _folded("By class", ["class", "pictures", "flipped", "moved", "accuracy"], rows, len(shift.classes))
+    for of_class in shift.classes[:LISTED]:
+        pair = of_class.accuracy if of_class.areas is None else of_class.areas
+        change = "" if pair is None else f"{pair[0]:.1%} → {pair[1]:.1%}"
+        numbers = [str(of_class.pictures), str(of_class.flipped), f"{of_class.distance:.1%}", change]
+        rows.append([code(of_class.label), *numbers])
+    if rows:
+        what = "boxes" if shift.task == DETECT else "pictures"
+        last = "area" if shift.task == SEGMENT else "accuracy"
+        lines += _folded("By class", ["class", what, "flipped", "moved", last], rows, len(shift.classes))
     if isinstance(shift.blame, Blame):
         lines += _blame(shift.blame)
     lines += [f"> {plain(note)}" for note in shift.notes[:LISTED]]
@@ -70,14 +79,21 @@ def stopped(title: str, error: str) -> str:
 def _numbers(shift: Shift) -> list[str]:
     rows = [
         ["pictures", str(len(shift.pictures))],
-        ["predictions flipped", f"{len(shift.flipped)} ({shift.flipped_share:.1%})"],
-        [f"distance of the maps ({plain(shift.statistic)})", f"{shift.distance:.1%}"],
+        _flips(shift),
+        [f"distance of the maps ({plain(shift.statistic)})", f"{shift.distance:.1%}" if shift.mapped else "–"],
     ]
     if shift.accuracy is not None:
         rows.append(["accuracy", f"{shift.accuracy[0]:.1%} → {shift.accuracy[1]:.1%}"])
     if shift.failures:
         rows.append(["pictures that could not be read", str(len(shift.failures))])
     return _table(["", ""], rows)
+
+
+def _flips(shift: Shift) -> list[str]:
+    """A row about the predictions."""
+    if shift.task is None or shift.task == SEGMENT:
+        return [f"{titles(shift)[2]} flipped", f"{len(shift.flipped)} ({shift.flipped_share:.1%})"]
+    return [titles(shift)[2], plain(changed(shift))]
 
 
 def _regions(shift: Shift) -> list[str]:

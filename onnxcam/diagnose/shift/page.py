@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
@@ -10,7 +11,8 @@ import numpy as np
 from onnxcam.diagnose.shift.blame import Blame, percent
 from onnxcam.diagnose.shift.junit import Condition
 from onnxcam.diagnose.shift.layers import LayerDifference
-from onnxcam.diagnose.shift.result import PictureShift, Prediction, Shift
+from onnxcam.diagnose.shift.result import CLASS, LOST, NEW, SAME, Change, Prediction, Shift
+from onnxcam.diagnose.shift.text import number, titles
 from onnxcam.errors import OnnxcamError
 from onnxcam.explain.explanation import Explanation, name_of
 from onnxcam.explain.gallery import encode
@@ -18,12 +20,18 @@ from onnxcam.html import chart
 from onnxcam.html.depths import Depth, depths
 from onnxcam.html.page import foot, picture, shell
 from onnxcam.image.opencv import import_cv2
+from onnxcam.targets.tasks import DETECT, SEGMENT
 
 LIMIT = 60  # pictures on the page, unless it is told otherwise
 _CELLS = 10  # of the difference, along the longer side
 _FULL = 0.5  # difference of two maps from 0 to 1 that is drawn in full colour
 _CLASSES = 200
 _LAYERS = 400
+_SAME_CLASS = "the same class"
+_EXPLAINED = {
+    DETECT: "the same box", SEGMENT: "the largest class of the old model, over its cells there",
+    "embed": "the same likeness", "regress": "the same value",
+}  # fmt: skip
 _STATES = {True: ("failed", "✗"), False: ("passed", "✓"), None: ("undecided", "?")}
 
 Progress = Callable[[int, int], None]
@@ -64,9 +72,11 @@ def pieces(
     yield _bytes(foot([*notes, *shift.notes]) + tail)
 
 
-def chosen_pictures(shift: Shift, limit: int) -> list[PictureShift]:
-    """The pictures on the page: those that stayed, then those that flipped, each by how far the attention moved."""
-    stayed, flipped = shift.stayed, shift.flipped
+def chosen_pictures(shift: Shift, limit: int) -> list[Change]:
+    """The pictures, or boxes, on the page: those that stayed, then those that flipped, each by how far the attention
+    moved.
+    """
+    stayed, flipped = shift.changes(flipped=False), shift.changes(flipped=True)
     half = max(limit - len(stayed), min(len(flipped), limit // 2))
     return [*stayed[: limit - min(half, len(flipped))], *flipped[:half]]
 
@@ -78,8 +88,8 @@ def _bytes(text: str) -> bytes:
 def _summary(shift: Shift, conditions: Sequence[Condition], title: str, names: tuple[str, str]) -> str:
     tiles = [
         (f"{len(shift.pictures):,}", "pictures"),
-        (f"{len(shift.flipped):,}", f"predictions flipped ({shift.flipped_share:.1%})"),
-        (f"{shift.distance:.1%}", f"mean distance of the maps ({shift.statistic})"),
+        *_flips(shift),
+        (f"{shift.distance:.1%}" if shift.mapped else "–", f"mean distance of the maps ({shift.statistic})"),
     ]
     if shift.accuracy is not None:
         tiles.append((f"{shift.accuracy[0]:.1%} → {shift.accuracy[1]:.1%}", "accuracy, old → new"))
@@ -99,6 +109,20 @@ def _summary(shift: Shift, conditions: Sequence[Condition], title: str, names: t
     listed = f'<ul class="conditions">{"".join(items)}</ul>' if items else ""
     about = f"{names[0]} → {names[1]}; maps of {shift.method} at {shift.layers[0]} and {shift.layers[1]}"
     return f'<h1>{escape(title)}</h1><p class="soft">{escape(about)}</p>{listed}<div class="tiles">{text}</div>'
+
+
+def _flips(shift: Shift) -> list[tuple[str, str]]:
+    """What the page says in large letters of the predictions."""
+    flipped = shift.changes(flipped=True)
+    if not shift.predicts_classes:
+        label = shift.pictures[0].old.label
+        gaps = [abs(one.new.probability - one.old.probability) for one in shift.pictures]
+        return [(f"{sum(gaps) / len(gaps):.3g}", f"by which {label} changed, mean")]
+    if shift.task != DETECT:
+        return [(f"{len(flipped):,}", f"{titles(shift)[2]} flipped ({shift.flipped_share:.1%})")]
+    counts = Counter(one.change for one in shift.objects)
+    parts = ((SAME, "boxes of both"), (LOST, "boxes lost"), (NEW, "boxes new"), (CLASS, "boxes of another class"))
+    return [(f"{counts[change]:,}", text) for change, text in parts]
 
 
 def _regions(shift: Shift) -> str:
@@ -125,12 +149,13 @@ def _regions(shift: Shift) -> str:
 
 
 def _classes(shift: Shift) -> str:
-    has_truth = shift.accuracy is not None
+    has_truth, has_areas = shift.accuracy is not None, shift.task == SEGMENT
     rows = []
     for one in shift.classes[:_CLASSES]:
         cells = [f"{one.pictures:,}", f"{one.flipped:,}", f"{one.distance:.1%}"]
-        if has_truth:
-            cells.append("" if one.accuracy is None else f"{one.accuracy[0]:.1%} → {one.accuracy[1]:.1%}")
+        if has_truth or has_areas:
+            pair = one.areas if has_areas else one.accuracy
+            cells.append("" if pair is None else f"{pair[0]:.1%} → {pair[1]:.1%}")
         numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
         rows.append(f"<tr><th>{escape(one.label)}</th>{numbers}</tr>")
     if not rows:
@@ -138,7 +163,8 @@ def _classes(shift: Shift) -> str:
     left = len(shift.classes) - len(rows)
     more = f"<p>{left:,} more classes moved less.</p>" if left > 0 else ""
     which = "true class" if has_truth else "class that the old model predicts"
-    names = ("pictures", "flipped", "moved", *["accuracy, old → new"] * has_truth)
+    last = ["accuracy, old → new"] * has_truth + ["area, old → new"] * has_areas
+    names = ("boxes" if shift.task == DETECT else "pictures", "flipped", "moved", *last)
     head = "".join(f'<th class="number">{name}</th>' for name in names)
     table = f"<table><thead><tr><th>class</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     opened = " open" if len(rows) <= 12 else ""
@@ -212,7 +238,7 @@ def _layer_table(layers: Sequence[LayerDifference]) -> str:
     )
 
 
-def _tools(shift: Shift, pictures: Sequence[PictureShift]) -> str:
+def _tools(shift: Shift, pictures: Sequence[Change]) -> str:
     """The heading of the pictures, and the tools, which the script shows: without it they would do nothing."""
     choices = [("", "all"), ("stayed", "stayed but moved"), ("flipped", "flipped")]
     radios = "".join(
@@ -220,12 +246,15 @@ def _tools(shift: Shift, pictures: Sequence[PictureShift]) -> str:
         for value, text in choices
     )
     truth = '<label>True class<select id="truth"><option value="">any</option></select></label>'
-    count = f"{len(pictures):,} of {len(shift.pictures):,} pictures are shown"
-    if len(pictures) < len(shift.pictures):
+    what = "boxes" if shift.task == DETECT else "pictures"
+    total = len(shift.objects) if shift.task == DETECT else len(shift.pictures)
+    count = f"{len(pictures):,} of {total:,} {what} are shown"
+    if len(pictures) < total:
         count += ": those whose attention moved most, of the ones that stayed and of the ones that flipped"
+    explained = _EXPLAINED.get(shift.task or "", _SAME_CLASS)
     return (
-        f"<h2>Pictures</h2><p>{count}. Both maps explain the same class. The third shows where the new map is more (+) "
-        "or less (−) than the old one.</p>"
+        f"<h2>{what.capitalize()}</h2><p>{count}. Both maps explain {explained}. The "
+        "third shows where the new map is more (+) or less (−) than the old one.</p>"
         '<div class="tools" role="search" hidden>'
         '<label>Search (press /)<input id="search" type="search" placeholder="file or class"></label>'
         f'<fieldset><legend>Prediction</legend><div class="choice">{radios}</div></fieldset>'
@@ -241,20 +270,25 @@ def _tools(shift: Shift, pictures: Sequence[PictureShift]) -> str:
     )
 
 
-def _card(shift: Shift, one: PictureShift, place: int) -> str:
+def _card(shift: Shift, change: Change, place: int) -> str:
+    one = change.picture
     truth = "" if one.truth is None else name_of(one.truth, shift.labels)
-    state = "flipped" if one.flipped else "stayed"
+    state = "flipped" if change.flipped else "stayed"
+    labels = ["" if prediction is None else prediction.label for prediction in (change.old, change.new)]
     data = {
         "place": place,
         "state": state,
         "truth": truth,
-        "predicted": one.old.label,
-        "confidence": f"{one.distance:.6g}",
-        "text": " ".join([one.name, truth, one.old.label, one.new.label]).lower(),
+        "predicted": labels[0],
+        "confidence": "" if change.distance is None else f"{change.distance:.6g}",
+        "text": " ".join([one.name, truth, *labels]).lower(),
     }
     attributes = " ".join(f'data-{key}="{escape(str(value))}"' for key, value in data.items())
-    target = name_of(one.target, shift.labels)
-    facts = [("old", _prediction(one.old)), ("new", _prediction(one.new)), ("explained", target)]
+    facts = [("old", _prediction(shift, change.old)), ("new", _prediction(shift, change.new))]
+    if change.box is not None:
+        facts += [("overlap", "–" if change.box.overlap is None else f"{change.box.overlap:.2f}")]
+    elif shift.predicts_classes:
+        facts += [("explained", name_of(one.target, shift.labels))]
     facts += [("true", truth)] if truth else []
     facts += [
         (name or "region", f"{_share(old)} → {_share(new)}") for name, (old, new) in list(one.regions.items())[:5]
@@ -262,28 +296,42 @@ def _card(shift: Shift, one: PictureShift, place: int) -> str:
     facts += [] if one.p is None else [("p", f"{one.p:.3g}")]
     listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts)
     try:
-        figures, notes = _figures(*shift.explain(one), one.name)
+        figures, notes = _figures(*shift.explain_change(change), one.name)
     except OnnxcamError as error:
         figures, notes = "", [f"the maps could not be drawn: {error}"]
     warnings = "".join(f'<p class="note">⚠ {escape(sentence)}</p>' for sentence in notes)
     return (
         f'<li class="card {state}" {attributes} aria-label="{escape(one.name)}">'
         f'<div class="pictures">{figures}</div><h3>{escape(one.name)}</h3>'
-        f'<span class="state">{"⇄ flipped" if one.flipped else "= stayed"}</span>'
-        f'<span class="moved">moved by {one.distance:.1%}</span><dl>{listed}</dl>{warnings}</li>\n'
+        f'<span class="state">{_state(change)}</span>'
+        f'<span class="moved">{"" if change.distance is None else f"moved by {change.distance:.1%}"}</span>'
+        f"<dl>{listed}</dl>{warnings}</li>\n"
     )
 
 
-def _prediction(prediction: Prediction) -> str:
-    return f"{prediction.label} {prediction.probability:.1%}"
+def _state(change: Change) -> str:
+    if change.box is not None and change.flipped:
+        return {LOST: "− lost", NEW: "+ new"}.get(change.box.change, "⇄ another class")
+    return "⇄ flipped" if change.flipped else "= stayed"
+
+
+def _prediction(shift: Shift, prediction: Prediction | None) -> str:
+    return "–" if prediction is None else f"{prediction.label} {number(shift, prediction, 1)}"
 
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def _figures(old: Explanation, new: Explanation, name: str) -> tuple[str, list[str]]:
-    """The overlays of both, and their difference."""
+def _figures(old: Explanation | None, new: Explanation | None, name: str) -> tuple[str, list[str]]:
+    """The overlays of both, and their difference; or the one that there is."""
+    if old is None or new is None:
+        pairs = [(text, one) for text, one in (("old", old), ("new", new)) if one is not None]
+        figures = "".join(
+            f"<figure>{picture(encode(one.overlay()), f'{text} map, {name}')}<figcaption>{text}</figcaption></figure>"
+            for text, one in pairs
+        )
+        return figures, [sentence for _, one in pairs for sentence in one.warnings]
     cv2 = import_cv2()
     height, width = old.heatmap.shape
     scale = _CELLS / max(height, width)

@@ -11,21 +11,27 @@ from onnxcam import image
 from onnxcam.diagnose.shift.side import Side
 from onnxcam.errors import LayerError, SettingError, listing
 from onnxcam.explain.explainer import Explainer
+from onnxcam.targets.tasks import DETECT, EMBED, REGRESS, SEGMENT, Embed, Values
 
 INHERITED = "NEW does not say how pictures become tensors: they are prepared as for OLD; check that this is meant"
-_TERMS = ("preprocess", "input_size", "value_range", "bands", "scores", "kind")  # what a caller says of a model's input
+# what a caller says of a model's input and outputs
+_TERMS = ("preprocess", "input_size", "value_range", "bands", "scores", "kind", "task", "boxes_output")
+_NAMES = {
+    None: "a classifier", DETECT: "a detector", SEGMENT: "a segmentation", EMBED: "an embedding",
+    REGRESS: "a regression",
+}  # fmt: skip
 
 
 def open_pair(
-    old: Any, new: Any, layer: str | None, new_layer: str | None, method: str
+    old: Any, new: Any, layer: str | None, new_layer: str | None, method: str, target: Any = None
 ) -> tuple[tuple[Side, Side], list[str]]:
     """Open both models and match their layers; return them with sentences about what is doubtful.
 
     Arguments:
-        old, new, layer, new_layer, method: as of `compare`.
+        old, new, layer, new_layer, method, target: as of `compare`.
 
     Raises:
-        SettingError: the models do not have the same classes, or a score is a quantity.
+        SettingError: the models do not do the same, or do not have the same classes; a target that is not of them.
         ModelError, LayerError, MethodError: as their names say.
     """
     layers = (layer, new_layer if new_layer is not None else layer)
@@ -38,20 +44,15 @@ def open_pair(
         second = _open(new, None if layers[1] is None else [layers[1]], preprocess=first.preprocess)
         notes.append(INHERITED)
     explainers = first, second
-    for explainer in explainers:
-        readout = explainer.terms.readout
-        readout.require_probabilities("comparing models")
-        if readout.task is not None:  # a box has its own layer, and the pair is compared at one
-            raise SettingError(
-                f"models are compared by the maps of their classes, and one's task is {readout.task.name!r}; judge its "
-                "maps with `onnxcam evaluate`"
-            )
     notes += compare_classes(first, second)
+    check_target(first, target)
     sides = [
-        Side(explainer, explainer.layers[-1] if name is None else name, method, what)
+        Side(explainer, explainer.layers[-1] if name is None else name, method, what, name is not None, target)
         for explainer, name, what in zip(explainers, layers, ("OLD", "NEW"), strict=True)
     ]
     for side in sides:
+        if side.explainer.terms.readout.task is not None:
+            _ = side.subject_question  # refused before any picture is read
         entry: dict[str, Any] = next((e for e in side.explainer.manifest["layers"] if e["name"] == side.layer), {})
         verdict = (entry.get("place") or {}).get("verdict")
         if verdict == "none":
@@ -91,11 +92,10 @@ def open_seeds(old: Side, models: Sequence[Any]) -> tuple[list[Side], list[str]]
                 explainer = open_like(old.explainer, source, [old.layer])
             except LayerError as error:
                 raise SettingError(f"{what} is no other training of OLD: {error}") from error
-        explainer.terms.readout.require_probabilities("comparing models")
         compare_classes(old.explainer, explainer, what)
         if old.explainer is explainer:
             raise SettingError(f"{what} is OLD itself; name other trainings of it")
-        sides.append(Side(explainer, old.layer, old.method, what))
+        sides.append(Side(explainer, old.layer, old.method, what, old.layer_named, old.target))
     others = [side.name for side in sides if side.explainer.preparation[1:] != old.explainer.preparation[1:]]
     notes = []
     if others:
@@ -133,12 +133,20 @@ def fix_rows(explainer: Explainer) -> None:
 
 
 def compare_classes(old: Explainer, new: Explainer, what: str = "NEW") -> list[str]:
-    """Refuse models of other classes; return a note where the labels of one are missing.
+    """Refuse models that do something else, or of other classes; return a note where the labels of one are missing.
 
     Raises:
-        SettingError: another number of classes, or other labels.
+        SettingError: another task, another number of classes, or other labels.
     """
-    if old.classes != new.classes:
+    tasks = [task_of(one) for one in (old, new)]
+    if tasks[0] != tasks[1]:
+        raise SettingError(
+            f"OLD is {_NAMES[tasks[0]]} and {what} {_NAMES[tasks[1]]}; only models that do the same can be compared "
+            "(--task says what one does where that was not recognised)"
+        )
+    if tasks[0] in (EMBED, REGRESS):
+        return []
+    if old.classes != new.classes and old.classes and new.classes:  # some detectors do not tell
         raise SettingError(
             f"OLD has {old.classes} classes and {what} has {new.classes}; only models of the same classes can be "
             "compared"
@@ -149,7 +157,7 @@ def compare_classes(old: Explainer, new: Explainer, what: str = "NEW") -> list[s
         lacking = "OLD" if old.labels is None else what
         return [f"{lacking} has no labels, so that its classes are the other's is taken on trust: check their order"]
     differing = [
-        index for index, (a, b) in enumerate(zip(old.labels, new.labels, strict=True)) if _plain(a) != _plain(b)
+        index for index, (a, b) in enumerate(zip(old.labels, new.labels, strict=False)) if _plain(a) != _plain(b)
     ]
     if differing:
         index = differing[0]
@@ -160,6 +168,54 @@ def compare_classes(old: Explainer, new: Explainer, what: str = "NEW") -> list[s
             "only models of the same classes in the same order can be compared (labels= or --labels sets those of both)"
         )
     return []
+
+
+def task_of(explainer: Explainer) -> str | None:
+    """What a model does, one of `onnxcam.targets.tasks.TASKS`; None of a classifier."""
+    readout = explainer.terms.readout
+    if readout.task is None:
+        return REGRESS if readout.numeric else None
+    return readout.task.name
+
+
+def check_target(explainer: Explainer, target: Any) -> None:
+    """Refuse a target of a model that has one of its own on each picture, and none of one that has not.
+
+    Raises:
+        SettingError: the message says what to do.
+    """
+    task = explainer.terms.readout.task
+    if isinstance(task, (Embed, Values)) and target is None:
+        raise SettingError(
+            "two embeddings are compared by their likeness to one picture, and none was named: name it (--like)"
+            if isinstance(task, Embed)
+            else f"the models return {task.size} values, and none was named: name the one that both explain (--value)"
+        )
+    if target is not None and not isinstance(task, (Embed, Values)):
+        what = _NAMES[task_of(explainer)]
+        raise SettingError(
+            f"OLD is {what}, of which both models explain the same "
+            f"{'boxes' if task_of(explainer) == DETECT else 'class' if task_of(explainer) != REGRESS else 'value'}; "
+            "leave the target out (--like and --value are of embeddings and of several values)"
+        )
+
+
+def check_task(task: str | None, truth: Any, regions: Any) -> None:
+    """Refuse what is of classifiers alone.
+
+    Raises:
+        SettingError: the true classes of pictures; or regions, where a picture has several maps.
+    """
+    if truth is not None and task is not None:
+        raise SettingError(
+            "the true class of a picture is of classifiers, and these models do something else: leave it out, and "
+            "judge each with `onnxcam evaluate --boxes`"
+        )
+    if regions is not None and task == DETECT:
+        raise SettingError(
+            "regions are where the one map of a picture should lie, and a detector has one for each box: leave them "
+            "out, and judge each model's maps with `onnxcam evaluate --boxes`"
+        )
 
 
 def _plain(label: str) -> str:

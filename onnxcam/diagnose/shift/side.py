@@ -15,10 +15,13 @@ from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.maps import fuse, windows_of
 from onnxcam.explain.question import Question
 from onnxcam.targets.classes import TOP1
+from onnxcam.targets.tasks import Detect
 
 if TYPE_CHECKING:
     from onnxcam.graph.window import Window
+    from onnxcam.targets.objectives import Objective
 
+OWN_LAYER = "each box's own layer"
 FINEST = 64  # cells per side of the plane in which maps of different models are compared
 
 
@@ -44,6 +47,18 @@ class SideRun:
     geometry: Sequence[image.Geometry]
     windows: Sequence[Window | None] = ()
 
+    @classmethod
+    def of_map(
+        cls,
+        raw: np.ndarray,
+        objective: Objective,
+        input_size: tuple[int, int],
+        geometry: image.Geometry,
+        windows: Sequence[Window | None],
+    ) -> SideRun:
+        """The run of a single row whose map `[h, w]` is of a box, a region, a vector or a value."""
+        return cls(objective.classes, objective.classes, np.zeros((1, 0)), raw[None], input_size, [geometry], windows)
+
     def on_picture(self, size: tuple[int, int]) -> np.ndarray:
         """Return the maps on the plane of the pictures, `[N, height, width]` of `size`; 0 outside a crop."""
         drawn = self._on_input(self.maps)
@@ -68,12 +83,34 @@ class Side:
         explainer: the model.
         layer, method: of the maps.
         name: OLD, NEW, or that of a training, for messages.
+        layer_named: whether the layer was named; else each box has its own.
+        target: what a model of embeddings or several values explains; None of others.
     """
 
     explainer: Explainer
     layer: str
     method: str
     name: str
+    layer_named: bool = True
+    target: Any = None
+
+    @cached_property
+    def subject_question(self) -> Question:
+        """The question about one picture of a model that is no classifier, at each box's own layer if none was named.
+
+        Raises:
+            TargetError: such a model needs a target, or does not have this one.
+        """
+        layer = self.layer if self.layer_named else None
+        return self.explainer.question(
+            target=self.target, method=self.method, layer=layer, normalize="none", size="layer"
+        )
+
+    @property
+    def layer_name(self) -> str:
+        """The layer as reports name it."""
+        by_box = not self.layer_named and isinstance(self.explainer.terms.readout.task, Detect)
+        return OWN_LAYER if by_box else self.layer
 
     @cached_property
     def question(self) -> Question:
@@ -84,7 +121,8 @@ class Side:
     def fixed(self) -> bool:
         """Whether every picture is prepared to the same size, so that several share a run."""
         preprocess = self.explainer.preprocess
-        return preprocess is not None and preprocess.output_size is not None
+        alone = self.explainer.terms.readout.task is not None  # what is explained is settled picture by picture
+        return not alone and preprocess is not None and preprocess.output_size is not None
 
     def prepares_like(self, other: Side) -> bool:
         """Whether both models are fed the very same tensors."""
@@ -127,11 +165,16 @@ class Side:
         best = readout.fill_top1(np.full(len(batch), TOP1, np.int64), answer.scores)
         windows = windows_of(question.methods[0], answer.windows)
         maps = answer.maps[0][:, 0]
-        self._require_finite("scores", answer.probabilities, names)
-        self._require_finite(f"values in the map of layer {self.layer!r}", maps, names)
+        self.require_finite("scores", answer.probabilities, names)
+        self.require_finite(f"values in the map of layer {self.layer!r}", maps, names)
         return SideRun(answer.classes[:, 0], best, answer.probabilities, maps, answer.input_size, geometry, windows)
 
-    def _require_finite(self, what: str, values: np.ndarray, names: Sequence[str]) -> None:
+    def require_finite(self, what: str, values: np.ndarray, names: Sequence[str]) -> None:
+        """Refuse numbers of some pictures, `[N, …]`, that are none.
+
+        Raises:
+            ModelError: the message names the first picture.
+        """
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not finite.all():
             raise ModelError(

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import onnxcam
-from onnxcam import Explainer, image, models
+from onnxcam import Explainer, image
 from onnxcam.diagnose.shift import compare
 from onnxcam.diagnose.shift.conditions import Condition
 from onnxcam.diagnose.shift.distance import distances, shares
@@ -296,9 +296,3 @@ def test_energy_in_regions_is_that_of_the_maps_in_the_picture(tmp_path: Path) ->
     image.write_png(tmp_path / "masks" / "0.png", mask[:9])
     with pytest.raises(SettingError, match="give masks of the pictures' size"):
         compare(old, new, PICTURES, names=names, regions=tmp_path / "masks")
-
-
-def test_models_that_are_no_classifiers_are_refused() -> None:
-    detector = Explainer(models.path("scenes/detector.onnx"), preprocess="0..1", providers=CPU)
-    with pytest.raises(SettingError, match="one's task is 'detect'"):
-        compare(detector, detector, PICTURES[:2])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib.abc
 import os
 import signal
 import sys
 from collections import Counter, defaultdict
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -87,17 +89,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
+class _OneTable(importlib.abc.MetaPathFinder):
+    """Build PyTorch's table of ONNX operators once per opset.
+
+    torch.onnx.export parses the sources of 500 functions for its table each time: half of the time a small network
+    takes. The module is private, and may be elsewhere in other versions.
+    """
+
+    NAME = "torch.onnx._internal.exporter._registration"
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if fullname != self.NAME:
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def executed(module: Any) -> None:
+            execute(module)
+            with contextlib.suppress(AttributeError):
+                module.ONNXRegistry.from_torchlib = staticmethod(functools.cache(module.ONNXRegistry.from_torchlib))
+
+        spec.loader.exec_module = executed  # type: ignore[method-assign]
+        return spec
+
+
+sys.meta_path.insert(0, _OneTable())
+
+
 def pytest_collection_finish() -> None:
-    """Take what collection made out of garbage collection, and build PyTorch's table of ONNX operators once per opset.
+    """Take what collection made out of garbage collection.
 
     A full collection would walk through millions of objects of frameworks and tests that stay to the end.
-    torch.onnx.export parses the sources of 500 functions for its table each time: half of the time a small network
-    takes.
     """
     gc.freeze()
     gc.enable()
-    if "torch" in sys.modules:
-        with contextlib.suppress(ImportError, AttributeError):  # it is private, and may be elsewhere in other versions
-            from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-            ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))

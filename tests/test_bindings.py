@@ -149,6 +149,7 @@ def golden() -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "spec", "values", "shape", "total"), golden())
 def test_javascript_prepares_pictures_as_the_golden_vectors_say(
     node: Path, size: tuple[int, int], spec: dict[str, Any], values: list[Any], shape: list[int], total: float
@@ -174,6 +175,7 @@ SPECS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS, ids=[s["resize"]["mode"] + "-" + s["resize"]["interpolation"] for s in SPECS])
 def test_javascript_prepares_pictures_as_python_does(node: Path, spec: dict[str, Any]) -> None:
     prepare = image.resolve(spec)

@@ -234,6 +234,7 @@ def test_scores_are_found_among_outputs_that_cannot_be_scores(value: str, shape:
     assert proved(also(small(ending="Softmax"), value, shape))["scores"]["probabilities"] == "probabilities"
 
 
+@pytest.mark.slow
 def test_scores_are_asked_for_where_two_outputs_could_be_them(tmp_path: Path) -> None:
     source = also(small(), "flat", ["N", 8])
     onnx.save(source, tmp_path / "model.onnx")

@@ -127,7 +127,7 @@ def concerns(bomb: str, reader: str) -> bool:
     return not (reader == "manifest" and bomb == "a file of 8 GiB")
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 @pytest.mark.parametrize(
     "bomb", [bomb if bomb in SAMPLE else pytest.param(bomb, marks=pytest.mark.soak) for bomb in BOMBS]
@@ -301,7 +301,7 @@ JSON_READERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.sample(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JSON_READERS)
 def test_no_value_ends_in_another_error(tmp_path: Path, name: str) -> None:
     file, read = READERS[name]

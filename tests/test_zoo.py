@@ -46,6 +46,7 @@ def predict(model: onnx.ModelProto, outputs: list[str], batch: np.ndarray) -> di
     return run(open_session(model.SerializeToString(), CPU), outputs, {picture: batch})
 
 
+@pytest.mark.slow
 @every
 def test_predictions_of_the_explainable_model_are_those_of_the_file_as_it_came(model: Model) -> None:
     _, plain, explained = model
@@ -65,6 +66,7 @@ def test_predictions_of_the_explainable_model_are_those_of_the_file_as_it_came(m
     assert after["heatmap"].shape == (1, *entry["grid"])
 
 
+@pytest.mark.slow
 @every
 def test_gradients_agree_with_finite_differences(model: Model) -> None:
     agree(check(model.explainable, providers=CPU, directions=3 if model.name in LARGE else 8))

@@ -63,6 +63,7 @@ def maps(model: onnx.ModelProto, method: str, **options: Any) -> np.ndarray:
 SCALE_FREE = sorted(set(methods()) - BY_FORMULA - LAYERS_OF_THEIR_OWN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-12, 1e25])
 def test_maps_are_the_same_at_the_far_ends(scale: float) -> None:
     one, other = (Explainer(network(k), layers=["a"], providers=CPU) for k in (1.0, scale))

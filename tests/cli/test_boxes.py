@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_several_boxes_each_have_a_map_a_file_and_a_line(run: Run, folder: Path, tmp_path: Path) -> None:
     picture, out = folder / "street.png", tmp_path / "out"
     boxes = Explainer(folder / "yolov8.onnx", preprocess="0..1").boxes(picture)
@@ -67,6 +68,7 @@ def test_several_boxes_each_have_a_map_a_file_and_a_line(run: Run, folder: Path,
     assert summary["options"]["target"] == [{"box": {"index": first.index}}, {"box": {"at": [x, y]}}]
 
 
+@pytest.mark.slow
 def test_the_best_boxes_and_a_difference_of_two(run: Run, folder: Path, tmp_path: Path) -> None:
     model, picture = folder / "yolov8.onnx", folder / "street.png"
     result = run("explain", model, picture, "-o", tmp_path / "top", "--preprocess", "0..1", "--top", 3, "--json")
@@ -165,6 +167,7 @@ def test_the_exported_detector_takes_a_box(run: Run, folder: Path, tmp_path: Pat
         assert not (tmp_path / "no.onnx").exists()
 
 
+@pytest.mark.slow
 def test_layers_and_check_of_a_detector(run: Run, folder: Path) -> None:
     result = run("layers", folder / "yolov8.onnx", "--json")
     assert [layer["name"] for layer in result.json()["layers"] if layer["default"]] == ["v7_0"]

@@ -146,6 +146,7 @@ def test_wrong_flags(
     assert sentence in " ".join(result.stderr.split())
 
 
+@pytest.mark.slow
 def test_one_dead_channel_does_not_stop_the_others(tmp_path: Path) -> None:
     source = tiny_cnn(size=16)
     for tensor in source.graph.initializer:

@@ -187,6 +187,7 @@ main()
 """
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("module", "swallowed"),
     [

@@ -207,7 +207,7 @@ STREAMS: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STREAMS)
 def test_files_are_written_whatever_the_streams_are(workshop: Path, tmp_path: Path, case: str) -> None:
     settings, code, reason = STREAMS[case]
@@ -231,6 +231,7 @@ def test_files_are_written_whatever_the_streams_are(workshop: Path, tmp_path: Pa
             assert (tmp_path / name).read_bytes().endswith(b"IEND\xaeB`\x82")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("call", "limit"),
     [
@@ -253,6 +254,7 @@ def test_help_and_version_too(call: str, limit: str) -> None:
     assert done.stderr.startswith(b"Error: standard output could not be written (") and done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_limit_on_the_size_of_files(tmp_path: Path, unbuffered: str) -> None:
     script = f"ulimit -f 1; {sys.executable} -m onnxcam methods --json > {tmp_path}/out.json"
@@ -273,6 +275,7 @@ def test_a_reader_that_leaves_ends_a_command_quietly(workshop: Path, tmp_path: P
     assert (process.wait(60), errors) == (1, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [["-"], ["--files-from", "-"]], ids=" ".join)
 def test_closed_standard_input_is_a_sentence(workshop: Path, tmp_path: Path, call: list[str]) -> None:
     done = subprocess.run(
@@ -339,6 +342,7 @@ def test_code_of_a_model_that_ends_the_program(
     assert not (tmp_path / "o.onnx").exists()
 
 
+@pytest.mark.slow
 def test_exit_of_python_is_no_model(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "onnxcam", "export", "builtins:exit", "-o", "o.onnx"], capture_output=True, cwd=tmp_path

@@ -357,6 +357,7 @@ def test_what_finite_differences_cannot_settle_is_unsure() -> None:
     assert verdicts(report) == ["unsure"] and report.passed, report.lines()
 
 
+@pytest.mark.slow
 def test_seeds_fix_the_verdict() -> None:
     model = onnxcam.augment(models.tiny_cnn())
     a, b = (check(model, providers=CPU, seed=3).to_dict() for _ in range(2))

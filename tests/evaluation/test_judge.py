@@ -72,6 +72,7 @@ def test_by_definition_of_the_first_numbers(explainer: Explainer, judged: Any) -
     assert judged.classes == p.argmax(axis=1).tolist()
 
 
+@pytest.mark.slow
 def test_the_same_again_and_whatever_is_judged_along_with_it(explainer: Explainer, judged: Any) -> None:
     names = ["road", "insertion", "infidelity", "randomization"]
     again = evaluate(
@@ -83,7 +84,7 @@ def test_the_same_again_and_whatever_is_judged_along_with_it(explainer: Explaine
     assert np.abs(other.values["hirescam"]["infidelity"] - again.values["hirescam"]["infidelity"]).max() > 0
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nhwc", "fixed batch", "explainable", "binary", "float64 of one size"])
 def test_every_form_of_model(kind: str, explainer: Explainer) -> None:
     form: dict[str, Any] = {

@@ -76,7 +76,7 @@ def test_every_method_in_a_file_bound_to_a_class(method: str) -> None:
         )
 
 
-@pytest.mark.sample(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OF_CLASSES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("layer", LAYERS, ids=["one layer", "several layers"])

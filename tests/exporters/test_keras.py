@@ -92,6 +92,7 @@ def test_the_tape_inside_a_nested_model() -> None:
     close(found["gradients"], np.asarray(tape.gradient(total, value)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "activation", "kind"),
     rest_slow(
@@ -120,6 +121,7 @@ def test_heads(classes: int, activation: str | None, kind: str) -> None:
     close(found["logits"], np.asarray(keras.Model(model.inputs, without_softmax(model))(batch)))
 
 
+@pytest.mark.slow
 def test_a_grey_sequential_model_with_a_flatten_head() -> None:
     held = manifest.read(export(nets.flattened(), None, labels=["a", "b", "c"], preprocess="0..1"))
     assert held is not None
@@ -200,6 +202,7 @@ def test_mixed_precision_is_exported_as_float32() -> None:
     close(run(explained, batch)["probabilities"], np.asarray(twin(batch)))
 
 
+@pytest.mark.slow
 def test_the_oracle_in_float64_agrees_with_itself() -> None:
     model = nets.functional()
     watched, batch = Watched(model), pictures(2, 16, 16, 3)
@@ -256,6 +259,7 @@ def test_a_convolution_is_not_folded_into_its_batch_norm() -> None:
     assert parity.distance(found, np.asarray(after)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_model_that_draws_numbers_when_it_predicts_is_refused() -> None:
     class Noisy(K.Layer):
         def call(self, x: Any) -> Any:
@@ -274,6 +278,7 @@ def test_opsets(opset: int) -> None:
     assert [o.version for o in explained.opset_import if o.domain == ""] == [opset]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [([K.Rescaling(1 / 255)], 1.0), ([K.Rescaling(2.0, offset=-1)], 1 / 255), ([], None)],
@@ -285,6 +290,7 @@ def test_preprocessing_is_known_where_the_model_scales_its_pixels(layers: list[A
     assert (held["input"]["preprocess"] or {}).get("scale") == expected
 
 
+@pytest.mark.slow
 def test_preprocess_input_inside_a_functional_model() -> None:
     picture = keras.Input((32, 32, 3))
     x = keras.applications.mobilenet_v2.preprocess_input(picture)

@@ -45,6 +45,7 @@ def test_a_layer_that_cannot_be_is_refused_with_candidates(build: Callable[[], A
         export(build(), None, layers=[])
 
 
+@pytest.mark.slow
 def test_a_path_tells_twins_apart() -> None:
     held = manifest.read(export(nets.twins(), None, layers=["left/conv", "right/conv"]))
     assert held is not None

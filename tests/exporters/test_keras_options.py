@@ -27,6 +27,7 @@ pytestmark = [
 K = keras.layers
 
 
+@pytest.mark.slow
 def test_models_that_cannot_be(tmp_path: Path) -> None:
     one, two = keras.Input((8, 8, 3), name="left"), keras.Input((8, 8, 3), name="right")
     x = K.GlobalAveragePooling2D()(K.Conv2D(4, 3)(K.Add()([one, two])))
@@ -51,6 +52,7 @@ def test_models_that_cannot_be(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_another_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(ModelError, match="KERAS_BACKEND=tensorflow"):

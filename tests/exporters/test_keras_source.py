@@ -173,6 +173,7 @@ def test_a_class_of_the_users_own(suffix: str, tmp_path: Path, monkeypatch: pyte
     assert type(loaded.model.get_layer("twice")).__name__ == "Twice"
 
 
+@pytest.mark.slow
 def test_an_archive_that_names_other_code_is_not_followed(tmp_path: Path) -> None:
     """Keras would import the module that a class is said to be in."""
     (tmp_path / "evil_module.py").write_text("import sys\nsys.stolen = True\n")
@@ -224,6 +225,7 @@ def test_weights_fill_a_model(name: str, tmp_path: Path) -> None:
         assert (a == b).all()
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     nets.functional(classes=7).save_weights(tmp_path / "seven.weights.h5")
     nets.flattened().save_weights(tmp_path / "other.weights.h5")

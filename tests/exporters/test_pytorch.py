@@ -148,6 +148,7 @@ def test_a_layers_value_that_no_module_returns_is_checked_on_the_captured_progra
     close(found["gradients"], gradient.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "name"), rest_slow([(InPlace, "relu"), (Reused, "twin")]))
 def test_the_default_layer_has_the_shortest_name_of_a_module_that_returns_it(net: Any, name: str) -> None:
     model = export(seeded(net()), picture(1, 3, 9, 9), None, target="required")
@@ -282,6 +283,7 @@ def test_only_the_heatmap_if_so_wanted_verified_all_the_same() -> None:
 # -- verification -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("capture_once")
 def test_the_parity_is_recorded_in_the_file(tmp_path: Path) -> None:
     held = export(seeded(InPlace()), picture(1, 3, 8, 8), tmp_path / "m.onnx", verify=6, origin={"name": "mine"})
@@ -308,6 +310,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     yield choose
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("capture_once")
 @pytest.mark.parametrize(
     ("stem", "quantity"), rest_slow([("gradients", "gradients"), ("logits", "scores"), ("activations", "activations")])

@@ -42,6 +42,7 @@ def test_clones_and_exposed_layers_leave_no_trace_in_the_graph() -> None:
     assert [o.name for o in plain.graph.output] == ["logits", "activations", "gradients", "heatmap"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("opset", "gelu"), rest_slow([(None, True), (18, False), (21, True)]))
 def test_opsets(opset: int | None, gelu: bool) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))

@@ -47,6 +47,7 @@ def test_a_row_does_not_depend_on_its_batch_or_on_threads(model: Path, rows: int
             assert samples.differences(whole, other) == {}, (when, cuts)
 
 
+@pytest.mark.slow
 def test_rows_per_run_change_nothing_but_rounding(model: Path) -> None:
     single = samples.loop(Explain(model), PICTURES, [COUNT])
     several = samples.loop(Explain(model, rows=8), PICTURES, [COUNT])

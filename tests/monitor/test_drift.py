@@ -221,6 +221,7 @@ def test_a_record_s_own_distances(path: Path) -> None:
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_judging_records(path: Path) -> None:
     held = Detector(baselines.load(path), replicates=400)
     coming = (

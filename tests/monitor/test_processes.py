@@ -67,7 +67,7 @@ def wait(children: list[int]) -> None:
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * len(children)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("worker", ["thread", "process", "inline"])
 def test_fork(worker: str, tmp_path: Path) -> None:

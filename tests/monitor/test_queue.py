@@ -116,6 +116,7 @@ def test_a_copy_larger_than_was_reserved_is_dropped() -> None:
     assert (queue.counts()["queue_bytes"], queue.counts()["dropped"]["bytes"]) == (60, 1)
 
 
+@pytest.mark.slow
 def test_first_in_first_out() -> None:
     queue, model, number = Fifo(), [], 0
     generator = np.random.default_rng(0)

@@ -50,7 +50,7 @@ def augment(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnxcam.augment(model, probe=False)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("pattern", SAMPLE)
 def test_steps_grow_with_the_nodes(pattern: str) -> None:
     few, many = (steps(augment, PATTERNS[pattern](count)) for count in (100, 400))

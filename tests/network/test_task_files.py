@@ -41,6 +41,7 @@ def exported(name: str, **options: Any) -> tuple[onnx.ModelProto, dict[str, Any]
     return model, record
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FORMS])
 def test_the_file_has_the_explainers_map(name: str) -> None:
     model, record = exported(name)
@@ -89,6 +90,7 @@ def _heatmap(record: dict[str, Any]) -> str:
     return str(name)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["yolov5", "detr", "segment", "embed", "regress-two"])
 def test_a_file_is_checked_against_finite_differences(name: str) -> None:
     report = check(exported(name)[0], samples=2, directions=4, places=False)

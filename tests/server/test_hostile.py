@@ -287,6 +287,7 @@ def test_who_does_not_read_the_answers_costs_no_more_than_them(server: Running) 
             time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_clients_that_leave(server: Running) -> None:
     """No descriptor is lost, whenever a client leaves: in the head, in the body, before the answer, within it."""
     base = server.descriptors

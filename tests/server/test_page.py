@@ -315,7 +315,8 @@ FAINT = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phones_and_colours(chromium: Any, explainer: Explainer, scheme: str) -> None:
     names = [f"a_name_without_any_space_in_it_that_is_wider_than_a_phone_{index}, and more" for index in range(5)]
     long_names = Explainer(tiny_cnn(), labels=names, preprocess="0..1")

@@ -234,6 +234,7 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert result.returncode == 3 and "missing.onnx" in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_server_starts_without_onnx(tiny: Path) -> None:
     heavy = "{'onnx', 'torch', 'prometheus_client'}"
     code = f"import sys; import onnxcam.server.run; print(sorted({heavy} & set(sys.modules)))"

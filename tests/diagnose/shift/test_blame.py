@@ -74,6 +74,7 @@ def shifted(zero: Any) -> Any:
     return zero.astype(int) + np.where(zero.astype(int) < 64, 64, -64)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("factor", [8.0, 0.125], ids=["coarse", "clipped"])
 @pytest.mark.parametrize("value", ACTIVATIONS)
 def test_a_bad_scale_of_an_activation_is_blamed_on_its_pair(value: str, factor: float) -> None:
@@ -93,6 +94,7 @@ def test_a_bad_zero_point_of_an_activation_is_blamed_on_its_pair(value: str) -> 
     assert first.node == f"{value}_QuantizeLinear" and len(result.blamed) == 1
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("part", ["scale", "zero_point", "quantized"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_bad_weights_are_blamed_on_their_layer(layer: str, part: str) -> None:

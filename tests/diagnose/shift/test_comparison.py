@@ -131,6 +131,7 @@ def test_scores_that_are_not_finite_are_refused() -> None:
         compare(explainer(), retrained(), PICTURES[:2], null=Seeds([*seeds, broken]))
 
 
+@pytest.mark.slow
 def test_maps_most_of_which_are_empty_give_no_verdict() -> None:
     blank = weighted(np.zeros_like)
     seeds = [weighted(np.zeros_like, seed=k) for k in range(1, 6)]

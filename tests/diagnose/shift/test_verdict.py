@@ -43,6 +43,7 @@ def test_the_tail_of_ranks_is_that_of_the_sum_of_dice() -> None:
     assert ranks_tail(12, 3, 4) == pytest.approx(1 / 125)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [5, 8, 24])
 def test_a_retraining_is_a_false_alarm_in_five_percent(count: int) -> None:
     rng = np.random.default_rng(count)

@@ -153,6 +153,13 @@ class Bar:
         if self._drawn:
             terminal.draw(terminal.CLEAR)
 
+    def note(self, lines: Iterable[str]) -> None:
+        """Write lines to standard error; the bar is drawn again below them with the next progress."""
+        if self._drawn:
+            terminal.draw(terminal.CLEAR)
+            self._drawn = ""
+        terminal.echo_lines(lines, err=True)
+
     def to(self, done: int, total: int) -> None:
         """Draw the bar for `done` of `total`."""
         now = time.monotonic()

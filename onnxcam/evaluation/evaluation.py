@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 
 from onnxcam.errors import PictureError
+from onnxcam.evaluation import sampling
 from onnxcam.evaluation.metrics import Metric
+from onnxcam.evaluation.sampling import Sample
 from onnxcam.explain.explainer import Explainer
+
+PASSES = ("pictures", "changed", "explained", "shared")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class Evaluation:
         details: of each object its `box` in the picture's pixels and, of a detector, its `candidate`.
         labels: names of the classes, if known.
         layers: where the maps were taken.
+        samples: by method and metric, numbers of pictures and what their drawn points say, where points were left out.
+        passes: rows that the model was run on: `pictures` as they are, `changed` ones, and those that were `explained`
+            again; `shared` ones were run for another method or metric.
     """
 
     methods: list[str]
@@ -64,6 +71,8 @@ class Evaluation:
     examples: list[Example] = field(default_factory=list)
     objects: dict[str, int] | None = None
     details: list[dict[str, Any]] = field(default_factory=list)
+    samples: dict[str, dict[str, list[tuple[np.ndarray, Sample]]]] = field(default_factory=dict, repr=False)
+    passes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PASSES, 0))
     _sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)  # pictures in the sums, by method
 
@@ -108,6 +117,10 @@ class Evaluation:
         """Record the numbers of some pictures."""
         self.values[method][metric][list(places)] = values
 
+    def record_sample(self, method: str, metric: str, places: Sequence[int], sample: Sample) -> None:
+        """Record what the drawn points of some pictures say of the error of the mean."""
+        self.samples.setdefault(method, {}).setdefault(metric, []).append((np.asarray(places), sample))
+
     def record_stage(self, method: str, metric: str, stage: int, places: Sequence[int], values: np.ndarray) -> None:
         """Record the numbers of some pictures at a stage of the cascade."""
         self.stages[method][metric][stage, list(places)] = values
@@ -150,6 +163,17 @@ class Evaluation:
         """With labels, the share of pictures whose class is the model's top-1."""
         return float(np.mean(self.right)) if self.labelled and self.right else None
 
+    @property
+    def estimated(self) -> dict[str, dict[str, Any]]:
+        """Of metrics whose curves have points that were left out: `points`, those `computed`, and the `confidence`."""
+        entries: dict[str, dict[str, Any]] = {}
+        for by_metric in self.samples.values():
+            for name, parts in by_metric.items():
+                sample = parts[0][1]
+                numbers = {"points": sample.points, "computed": sample.computed}
+                entries.setdefault(name, numbers | {"confidence": sampling.CONFIDENCE})
+        return entries
+
     def of(self, method: str, metric: str) -> np.ndarray:
         """The numbers that there are, float64 `[n]`."""
         values = self.values[method][metric]
@@ -164,6 +188,19 @@ class Evaluation:
         """The standard error of the mean, NaN for fewer than two pictures."""
         values = self.of(method, metric)
         return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+    def bound(self, method: str, metric: str) -> float:
+        """How far the mean may be from that of whole curves, at `sampling.CONFIDENCE`; 0 where no point is left out.
+
+        See `onnxcam.evaluation.sampling`.
+        """
+        return sampling.bound(self._samples(method, metric))
+
+    def _samples(self, method: str, metric: str) -> list[Sample]:
+        """What drawn points say of the pictures whose numbers are complete."""
+        values = self.values[method][metric]
+        parts = self.samples.get(method, {}).get(metric, [])
+        return [sample.rows(np.isfinite(values[places])) for places, sample in parts]
 
     def ranking(self, metric: str) -> list[str]:
         """The methods by a metric, best first; those without a number last."""
@@ -182,7 +219,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Return everything ready for JSON; NaN where there is no number."""
         counted: dict[str, Any] = {} if self.objects is None else {"objects": self.objects}
-        details = self.details or [{} for _ in self.places]
+        details, estimated = self.details or [{} for _ in self.places], self.estimated
         return counted | {
             "pictures": self.pictures,
             "labelled": self.labelled,
@@ -190,6 +227,7 @@ class Evaluation:
             "layers": self.layers,
             "metrics": {
                 m.name: {"title": m.title, "better": m.better, "formula": m.formula, "ranking": self.ranking(m.name)}
+                | estimated.get(m.name, {})
                 for m in self.metrics
             },
             "methods": {
@@ -197,6 +235,7 @@ class Evaluation:
                     m.name: {
                         "mean": self.mean(method, m.name),
                         "error": self.error(method, m.name),
+                        "bound": self.bound(method, m.name),
                         "pictures": len(self.of(method, m.name)),
                         "best": method in self.best(m.name),
                     }
@@ -204,6 +243,7 @@ class Evaluation:
                 }
                 for method in self.methods
             },
+            "forward_passes": dict(self.passes),
             "curves": {
                 method: {name: [round(float(v), 6) for v in values] for name, values in by_name.items()}
                 for method, by_name in self.curves.items()
@@ -238,7 +278,8 @@ class Evaluation:
         return None if self.labels is None or index >= len(self.labels) else self.labels[index]
 
     def to_csv(self) -> str:
-        """A line for each picture and method, and a line `mean` for each method."""
+        """A line for each picture and method, and a line `mean` for each method; a line `bound` where points of curves
+        were left out."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         box = [] if self.objects is None else ["x0", "y0", "x1", "y1"]
@@ -255,6 +296,10 @@ class Evaluation:
         for method in self.methods:
             means = [_cell(self.mean(method, m.name)) for m in self.metrics]
             writer.writerow(["mean", "", "", "", *[""] * len(box), method, *means])
+        if self.estimated:
+            for method in self.methods:
+                bounds = [_cell(self.bound(method, m.name)) for m in self.metrics]
+                writer.writerow(["bound", "", "", "", *[""] * len(box), method, *bounds])
         return text.getvalue()
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from onnxcam.evaluation.metrics import Metric, select
 from onnxcam.evaluation.metrics.randomization import STAGES, cascade
 from onnxcam.evaluation.objects import is_of_objects
 from onnxcam.evaluation.reading import Read, drawn, read_pictures, small
-from onnxcam.evaluation.trial import Trial, predictor, to_input
+from onnxcam.evaluation.sampling import TOLERANCE, Sampling
+from onnxcam.evaluation.trial import ROWS, Runs, Trial, predictor, to_input
 from onnxcam.explain.examination import Examination
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.question import SEED, Question
@@ -26,6 +27,7 @@ from onnxcam.targets import classes as classes_of
 
 # those of them that are registered: the common ones, and two that any other should beat
 USUAL = ("gradcam", "gradcam++", "layercam", "hirescam", "eigencam", "activationmap", "randomcam")
+_WAITING = 256 << 20  # bytes of maps that wait for the other methods or, with their pictures, for the next stage
 
 
 @dataclass
@@ -37,6 +39,8 @@ class _Work:
     options: dict[str, Any]
     total: int
     progress: Callable[[int, int], None] | None
+    sampling: Sampling
+    passes: dict[str, int]
     done: int = 0
 
     @property
@@ -47,8 +51,9 @@ class _Work:
     def seed(self) -> int:
         return self.question.seed
 
-    def examine(self, explainer: Explainer, batch: np.ndarray) -> Examination:
+    def examine(self, explainer: Explainer, batch: np.ndarray, *, changed: bool = False) -> Examination:
         """Run an explainer's head; long methods report here, so that they can be ended too."""
+        self.passes["explained" if changed else "pictures"] += len(batch)
         return explainer.examine(batch, self.question.layer, seed=self.seed, progress=lambda done, total: self.tell())
 
     def tell(self) -> None:
@@ -77,6 +82,7 @@ def evaluate(
     layer: Any = None,
     names: Sequence[str] | None = None,
     stages: int = STAGES,
+    tolerance: float = TOLERANCE,
     seed: int = SEED,
     examples: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -96,6 +102,9 @@ def evaluate(
         layer: as in `Explainer.attribute`.
         names: names of the pictures; their own if None.
         stages: of the randomisation cascade.
+        tolerance: the error of the means of insertion, deletion and ROAD that leaving out points of their curves may
+            cause, which the evaluation bounds with a confidence of 95 % (`Evaluation.bound`); 0 computes every point.
+            Of fewer than 32 pictures, and of objects, every point is computed.
         seed: fixes whatever is random.
         examples: the number of pictures to show in the report, with every map.
         progress: called with (done, total); an exception it raises ends the evaluation.
@@ -104,11 +113,14 @@ def evaluate(
         options: of metrics, such as `steps=64`; each metric takes those that it has.
 
     Raises:
-        InputError: not one target per picture, no picture can be read, or an option that no metric has.
+        InputError: not one target per picture, no picture can be read, an option that no metric has, or a tolerance
+            outside of 0..1.
         MethodError: no such method or metric, or a metric that needs boxes where there are none.
         SettingError: the boxes file cannot be used, or the model's score is a quantity.
         TargetError: a target is not a class.
     """
+    if not 0 <= tolerance <= 1:
+        raise InputError(f"tolerance={tolerance}; expected a number from 0 (every point is computed) to 1")
     if is_of_objects(explainer):
         return evaluate_objects(
             explainer, pictures, methods=usual() if methods is None else methods, metrics=metrics, targets=targets,
@@ -137,20 +149,24 @@ def evaluate(
     plain = [metric for metric in selected_metrics if not metric.redrawn]
     compared = [metric for metric in selected_metrics if metric.redrawn]
     total = len(pictures) * len(selected_methods) * (len(plain) + stages * len(compared))
-    work = _Work(explainer, question, options, total, progress)
     evaluation = Evaluation.empty(
         explainer, selected_methods, selected_metrics, len(pictures), targets is not None, stages
     )
+    sampling = Sampling(len(pictures), tolerance)
+    work = _Work(explainer, question, options, total, progress, sampling, evaluation.passes)
     evaluation.layers = list(question.layers)
+    waiting = _Waiting()
     for read in read_pictures(explainer, pictures, names, evaluation.failures):
-        _judge(work, read, all_classes, box_table, plain, evaluation, examples)
+        explained = _judge(work, read, all_classes, box_table, plain, evaluation, examples)
+        if compared:
+            waiting.add(explained)
         if partial is not None:
             partial(evaluation)
     if not evaluation.places:
         first = f": {evaluation.failures[0][1]}" if evaluation.failures else ""
         raise InputError(f"none of the {len(pictures)} pictures can be read{first}")
     if compared:
-        _compare(work, pictures, names, all_classes, compared, evaluation, stages)
+        _compare(work, pictures, names, all_classes, compared, evaluation, stages, waiting)
     return evaluation
 
 
@@ -162,19 +178,24 @@ def _judge(
     metrics: Sequence[Metric],
     evaluation: Evaluation,
     examples: int,
-) -> None:
-    """Judge every method on some pictures."""
+) -> _Explained:
+    """Judge every method on some pictures; return their maps."""
     examination = work.examine(work.explainer, read.batch)
     classes, probabilities, maps = _maps(work, read, all_classes, examination)
     inside = [_inside(work.explainer, boxes, read, row, int(classes[row])) for row in range(len(classes))]
     whole = probabilities[np.arange(len(classes)), classes].astype(np.float64)
+    common = _Common(Runs(work.explainer.sessions.rows or ROWS))
     evaluation.add_pictures(read.places, read.names, classes, whole, probabilities.argmax(axis=1))
     for place, method in enumerate(work.methods):
-        trial = _trial(work, read, method, classes, whole, maps[place], inside)
+        trial = _trial(work, read, method, classes, whole, maps[place], inside, common)
         for metric in metrics:
             evaluation.record(method, metric.name, read.places, metric(trial, work.options))
+            if metric.name in trial.samples:
+                evaluation.record_sample(method, metric.name, read.places, trial.samples[metric.name])
             work.advance(len(classes))
         evaluation.add_curves(method, len(classes), trial.curves)
+    work.passes["changed"] += common.runs.count
+    work.passes["shared"] += common.runs.repeated
     for row in range(len(classes)):
         if len(evaluation.examples) < examples:
             geometry = read.geometry[row]
@@ -184,6 +205,7 @@ def _judge(
                 for place, method in enumerate(work.methods)
             }
             evaluation.examples.append(Example(read.places[row], small(read.pixels[row]), examples_of))
+    return _Explained(read, classes, probabilities, maps)
 
 
 def _compare(
@@ -194,24 +216,84 @@ def _compare(
     metrics: Sequence[Metric],
     evaluation: Evaluation,
     stages: int,
+    waiting: _Waiting,
 ) -> None:
     """Compare the maps with those of the cascade's models, one of which is in memory at a time."""
     for stage, (part, other) in enumerate(cascade(work.explainer, stages, work.seed)):
         evaluation.parts.append(part)
-        for read in read_pictures(work.explainer, pictures, names, []):
-            classes, probabilities, maps = _maps(work, read, all_classes, work.examine(work.explainer, read.batch))
+        for read, classes, probabilities, maps in waiting.every(work, pictures, names, all_classes):
             whole = probabilities[np.arange(len(classes)), classes].astype(np.float64)
             examination = work.examine(other, read.batch)
             with np.errstate(all="ignore"):  # a model with redrawn weights may overflow
                 redrawn = examination.attribute(list(classes), work.methods, work.question.layer)
             for place, method in enumerate(work.methods):
-                trial = _trial(work, read, method, classes, whole, maps[place], []).against(_finite(redrawn[place]))
+                trial = _trial(work, read, method, classes, whole, maps[place], [], _Common())
+                trial = trial.against(_finite(redrawn[place]))
                 for metric in metrics:
                     evaluation.record_stage(method, metric.name, stage, read.places, metric(trial, work.options))
                     work.advance(len(classes))
     for method in work.methods:
         for metric in metrics:
             evaluation.average_stages(method, metric.name)
+
+
+class _Explained(NamedTuple):
+    """Pictures with what the model says of them, see `_maps`."""
+
+    read: Read
+    classes: np.ndarray
+    probabilities: np.ndarray
+    maps: list[np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pictures and their maps."""
+        return int(self.read.batch.nbytes + sum(one.nbytes for one in self.maps))
+
+
+@dataclass
+class _Waiting:
+    """The first pictures of an evaluation with their maps, as many as fit in memory."""
+
+    explained: list[_Explained] = field(default_factory=list)
+    size: int = 0
+    full: bool = False
+
+    def add(self, one: _Explained) -> None:
+        """Add the next pictures, unless they or earlier ones do not fit."""
+        self.full = self.full or self.size + one.size > _WAITING
+        if not self.full:
+            self.explained.append(one._replace(read=replace(one.read, pixels=[])))
+            self.size += one.size
+
+    def every(
+        self, work: _Work, pictures: Sequence[Any], names: Sequence[str] | None, all_classes: np.ndarray
+    ) -> Iterator[_Explained]:
+        """All pictures: these, and the others read and explained again."""
+        yield from self.explained
+        done = self.explained[-1].read.places[-1] + 1 if self.explained else 0
+        for read in read_pictures(work.explainer, pictures[done:], None if names is None else names[done:], []):
+            read = replace(read, places=[done + place for place in read.places])
+            examination = work.examine(work.explainer, read.batch)
+            yield _Explained(read, *_maps(work, read, all_classes, examination))
+
+
+@dataclass
+class _Common:
+    """What the methods have in common on some pictures: changed pictures that were run, and those explained again.
+
+    Attributes:
+        runs: of the changed pictures.
+        maps: by changed picture and method.
+    """
+
+    runs: Runs = field(default_factory=Runs)
+    maps: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the maps that wait for their method."""
+        return sum(maps.nbytes for maps in self.maps.values())
 
 
 def _trial(
@@ -222,17 +304,28 @@ def _trial(
     whole: np.ndarray,
     maps: np.ndarray,
     inside: Sequence[np.ndarray | None],
+    common: _Common,
 ) -> Trial:
     entry = work.explainer.manifest["input"]
 
-    def explain(changed: np.ndarray) -> np.ndarray:
-        batch = to_input(changed, entry)
-        examination = work.examine(work.explainer, batch)
-        return _finite(examination.attribute(list(classes), method, work.question.layer))
+    def attribute(changed: np.ndarray, methods: Sequence[str]) -> list[np.ndarray]:
+        examination = work.examine(work.explainer, to_input(changed, entry), changed=True)
+        every = examination.attribute([int(index) for index in classes], list(methods), work.question.layer)
+        return [_finite(one) for one in every]
+
+    def explain_same(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        if (name, method) not in common.maps:
+            left = work.methods[work.methods.index(method) :]
+            methods = left if common.size + len(left) * maps.nbytes <= _WAITING else [method]
+            common.maps.update(zip([(name, one) for one in methods], attribute(make(), methods), strict=True))
+        else:
+            work.passes["shared"] += len(classes)
+        return common.maps.pop((name, method))
 
     return Trial(
         predict=predictor(work.explainer),
-        explain=explain,
+        explain=lambda changed: attribute(changed, [method])[0],
+        explain_same=explain_same,
         pictures=np.ascontiguousarray(Layout.of(entry).to_canonical(read.batch), np.float32),
         maps=maps,
         classes=classes,
@@ -242,6 +335,8 @@ def _trial(
         boxes=inside,
         originals=_originals(read, maps) if any(one is not None for one in inside) else (),
         tell=work.tell,
+        runs=common.runs,
+        sampling=work.sampling,
     )
 
 

@@ -20,7 +20,7 @@ from onnxcam.evaluation import boxes as box_files
 from onnxcam.evaluation import drise
 from onnxcam.evaluation.evaluation import Evaluation
 from onnxcam.evaluation.metrics import Metric
-from onnxcam.evaluation.trial import Trial, to_input
+from onnxcam.evaluation.trial import ROWS, Runs, Trial, to_input
 from onnxcam.explain import task_answers
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.maps import fuse, windows_of
@@ -304,6 +304,7 @@ def judge_picture(
     picture = np.asarray(Layout.of(entry).to_canonical(tensor), np.float32)
     pictures = np.broadcast_to(picture, (len(subjects), *picture.shape[1:]))
     masked: dict[int, np.ndarray] = {}
+    runs = Runs(explainer.sessions.rows or ROWS)
 
     def run(changed: np.ndarray) -> np.ndarray:
         return explainer.batch_scores(to_input(changed, entry))
@@ -349,10 +350,14 @@ def judge_picture(
             measure=measure,
             masking=masking,
             tell=tell,
+            runs=runs,
         )
         for metric in metrics:
             evaluation.record(method.name, metric.name, places, metric(trial, options))
         evaluation.add_curves(method.name, len(subjects), trial.curves)
+    evaluation.passes["pictures"] += 1
+    evaluation.passes["changed"] += runs.count
+    evaluation.passes["shared"] += runs.repeated
     return by_method
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcam.evaluation.evaluation import Evaluation, Example
 from onnxcam.evaluation.registry import Metric
+from onnxcam.evaluation.sampling import CONFIDENCE
 from onnxcam.html import chart
 from onnxcam.html.page import figure, foot, page, picture
 from onnxcam.image.opencv import import_cv2
@@ -28,13 +29,42 @@ def lines(evaluation: Evaluation) -> list[str]:
     rows = [head]
     for method in evaluation.methods:
         cells = [
-            number(evaluation.mean(method, metric.name)) + ("*" if method in best[metric.name] else " ")
+            number(evaluation.mean(method, metric.name))
+            + within(evaluation.bound(method, metric.name))
+            + ("*" if method in best[metric.name] else " ")
             for metric in evaluation.metrics
         ]
         rows.append([method, *cells])
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    return [f"{about(evaluation)}; ↑ more is better, ↓ less is better, * the best mean", *table]
+    runs = f"{sum(evaluation.passes[name] for name in ('pictures', 'changed', 'explained')):,} forward passes"
+    estimated = [line for line in (estimate(evaluation),) if line]
+    head_line = f"{about(evaluation)}; ↑ more is better, ↓ less is better, * the best mean; {runs}"
+    return [head_line, *table, *estimated]
+
+
+def within(bound: float) -> str:
+    """A bound on the error, rounded up; nothing where there is none."""
+    if not bound:
+        return ""
+    text = f"±{np.ceil(bound * 1e3) / 1e3:.3f}" if bound < 1 else "±1"
+    return text.replace("±0.", "±.")
+
+
+def estimate(evaluation: Evaluation) -> str:
+    """A sentence on the metrics whose curves have points that were left out; empty where none was."""
+    entries = evaluation.estimated
+    parts = [
+        f"{metric.title} from {entries[metric.name]['computed']} of {entries[metric.name]['points']} points of each curve"
+        for metric in evaluation.metrics
+        if metric.name in entries
+    ]
+    if not parts:
+        return ""
+    return (
+        f"{', '.join(parts)}: with {CONFIDENCE:.0%} certainty each mean is within its ± of that of all points "
+        "(--tolerance 0 computes them)"
+    )
 
 
 def about(evaluation: Evaluation) -> str:
@@ -94,6 +124,8 @@ def _table(evaluation: Evaluation) -> str:
             mean, error = evaluation.mean(method, metric.name), evaluation.error(method, metric.name)
             mark, kind = ("★ ", " best") if method in best[metric.name] else ("", "")
             give = f"<br><small>± {number(error)}</small>" if np.isfinite(error) else ""
+            bound = evaluation.bound(method, metric.name)
+            give += f"<br><small>all points: {within(bound)}</small>" if bound else ""
             named = escape(f"{metric.title} {metric.arrow}")
             cells.append(f'<td class="number{kind}" data-metric="{named}">{mark}{number(mean)}{give}</td>')
         rows.append(f"<tr><th>{escape(method)}</th>{''.join(cells)}</tr>")
@@ -101,8 +133,12 @@ def _table(evaluation: Evaluation) -> str:
         f'<h2>In numbers</h2><div class="wide"><table class="judged"><thead><tr><th>method</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody>"
         "</table></div><p>Means over the pictures with their standard errors. ★ marks the best mean of each column, ↑ "
-        "where more is better, ↓ where less is.</p>"
+        f"where more is better, ↓ where less is. {escape(_sentence(estimate(evaluation)))}</p>"
     )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def _better(metric: Metric) -> str:

@@ -7,11 +7,15 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from onnxcam.cli.progress import Bar
-from tests.cli.conftest import Run, tree
+from onnxcam.evaluation import judge
+from onnxcam.image import write_png
+from tests.cli.conftest import Run, noise, tree
 
 QUICK = ("--metric", "average_drop", "--metric", "deletion")
 
@@ -152,3 +156,39 @@ def test_interrupted(run: Run, ready: Path, photos: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Bar, "to", stop)
     result = run("evaluate", ready, photos, "--method", "gradcam", *QUICK)
     assert result.code == 130 and result.err == "Interrupted.\n" and result.out == ""
+
+
+def test_estimates_and_tables_so_far(
+    run: Run, ready: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(3)
+    for number in range(37):
+        write_png(photos / f"more{number:02}.png", noise(rng, 32, 32))
+    monkeypatch.setattr("onnxcam.cli.evaluate._TABLE", 0.0)
+    arguments = ["evaluate", ready, photos, "--method", "gradcam", *QUICK]
+    result = run(*arguments)
+    assert result.code == 0 and "deletion from" in result.out and "95% certainty" in result.out
+    head = [line for line in result.err.splitlines() if line.startswith("After")]
+    assert head == [f"After {count} of 40 pictures:" for count in (8, 16, 24, 32)]
+    so_far = [line for line in result.err.splitlines() if line.startswith("gradcam")]
+    assert len(so_far) == 4 and all("±" in line for line in so_far)
+    record = run(*arguments, "--json").json()
+    assert record["metrics"]["deletion"]["computed"] < 33 and 0 < record["methods"]["gradcam"]["deletion"]["bound"] < 0.05
+    full = run(*arguments, "--json", "--tolerance", 0).json()
+    assert full["methods"]["gradcam"]["deletion"]["bound"] == 0 and "computed" not in full["metrics"]["deletion"]
+    assert record["forward_passes"]["changed"] < full["forward_passes"]["changed"]
+    assert run(*arguments, "--tolerance", 2).code == 2
+
+    real, calls = judge._trial, []
+
+    def interrupted(*of_trial: Any) -> Any:
+        calls.append(of_trial)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*of_trial)
+
+    monkeypatch.setattr(judge, "_trial", interrupted)
+    part = run(*arguments, "--json")
+    assert part.code == 130 and part.json()["interrupted"] is True and part.json()["left"] == 16
+    so_far_bound = part.json()["methods"]["gradcam"]["deletion"]["bound"]
+    assert so_far_bound > record["methods"]["gradcam"]["deletion"]["bound"]

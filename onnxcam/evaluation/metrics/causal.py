@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 
 from onnxcam.errors import InputError
 from onnxcam.evaluation.registry import HIGHER, LOWER, metric
-from onnxcam.evaluation.trial import Trial
+from onnxcam.evaluation.trial import Trial, digest
 from onnxcam.image.opencv import import_cv2
 
 STEPS = 32
@@ -20,10 +22,7 @@ def insertion(trial: Trial, *, steps: int = STEPS, baseline: str = "blur") -> np
     The area under p as pixels are shown, most important first, over a blurred picture. The blur is the
     authors' (11 x 11, sigma 5 for 224 pixels), scaled with the picture; the integral by trapezoids.
     """
-    start = background(trial.pictures, baseline)
-    curve = _curve(trial, start, trial.pictures, steps)
-    trial.curve("insertion", curve)
-    return area(curve)
+    return _area(trial, "insertion", steps, baseline)
 
 
 @metric("deletion", title="deletion", better=LOWER)
@@ -33,9 +32,7 @@ def deletion(trial: Trial, *, steps: int = STEPS, baseline: str = "zero") -> np.
 
     The area under p as pixels are set to zero, most important first.
     """
-    curve = _curve(trial, trial.pictures, background(trial.pictures, baseline), steps)
-    trial.curve("deletion", curve)
-    return area(curve)
+    return _area(trial, "deletion", steps, baseline)
 
 
 def background(pictures: np.ndarray, baseline: str) -> np.ndarray:
@@ -61,18 +58,36 @@ def area(curve: np.ndarray) -> np.ndarray:
     return np.asarray((curve[:, 1:] + curve[:, :-1]).mean(axis=1) / 2)
 
 
-def _curve(trial: Trial, before: np.ndarray, after: np.ndarray, steps: int) -> np.ndarray:
-    """p_c as `before` turns into `after` pixel by pixel, float64 `[N, steps + 1]`."""
+def _area(trial: Trial, name: str, steps: int, baseline: str) -> np.ndarray:
+    """The area under p_c as pixels are shown (insertion) or taken away (deletion), float64 `[N]`."""
+    if baseline not in trial.runs.backgrounds:
+        trial.runs.backgrounds[baseline] = background(trial.pictures, baseline)
+    absent = trial.runs.backgrounds[baseline]
     pixels = trial.maps[0].size
     steps = max(1, min(steps, pixels))
     counts = np.rint(np.linspace(0, pixels, steps + 1)).astype(np.int64)
-    rank = np.empty_like(trial.order)
-    np.put_along_axis(rank, trial.order, np.arange(pixels)[None], axis=1)
-    rank = rank.reshape(trial.maps.shape)
 
-    def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, step = np.divmod(np.arange(start, stop), steps + 1)
-        done = rank[rows] < counts[step][:, None, None]
-        return np.where(done[:, None], after[rows], before[rows]), rows
+    def compute(points: np.ndarray) -> np.ndarray:
+        rows = np.repeat(np.arange(len(points)), points.shape[1])
+        changed = counts[points.ravel()]
 
-    return trial.probabilities(len(trial) * (steps + 1), make).reshape(len(trial), steps + 1)
+        def hidden(place: int) -> np.ndarray:
+            first = trial.rank[rows[place]] < changed[place]
+            return first if name == "deletion" else ~first
+
+        def key(place: int) -> Hashable:
+            mask = hidden(place)
+            return (baseline, digest(mask)) if mask.any() else "picture"
+
+        def make(places: np.ndarray) -> np.ndarray:
+            masks = np.stack([hidden(place) for place in places])
+            return np.where(masks[:, None], absent[rows[places]], trial.pictures[rows[places]])
+
+        values = trial.shared([key(place) for place in range(len(rows))], rows, make)
+        return values.reshape(points.shape)
+
+    curve, sample = trial.points(name, steps + 1, 1 / steps, compute)
+    if sample is not None:
+        trial.samples[name] = sample
+    trial.curve(name, curve)
+    return area(curve)

@@ -128,8 +128,11 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     rows = values.reshape(len(values), -1)
     ranks = np.empty(rows.shape)
     for row, out in zip(rows, ranks, strict=True):
-        _, place, count = np.unique(row, return_inverse=True, return_counts=True)
-        out[:] = (np.cumsum(count) - (count - 1) / 2)[place]
+        order = np.argsort(row)
+        ordered = row[order]
+        first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+        count = np.diff(np.append(first, len(row)))
+        out[order] = np.repeat(first + (count + 1) / 2, count)
     return ranks
 
 

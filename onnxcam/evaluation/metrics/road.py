@@ -6,12 +6,15 @@ https://arxiv.org/abs/2202.00449.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
 from onnxcam.evaluation.imputation import impute
 from onnxcam.evaluation.registry import HIGHER, LOWER, metric
-from onnxcam.evaluation.trial import Trial
+from onnxcam.evaluation.sampling import Sample
+from onnxcam.evaluation.trial import Pick, Trial, digest
 
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 NOISE = 0.01
@@ -24,7 +27,7 @@ def road_morf(trial: Trial, *, noise: float = NOISE) -> np.ndarray:
 
     The change of p when the most relevant pixels are replaced by what their neighbours predict.
     """
-    return _change(trial, noise, relevant_first=True)
+    return _mean(trial, "road_morf", *_change(trial, noise, relevant_first=True))
 
 
 @metric("road_lerf", title="ROAD LeRF", better=HIGHER, usual=False)
@@ -34,7 +37,7 @@ def road_lerf(trial: Trial, *, noise: float = NOISE) -> np.ndarray:
 
     The change of p when the least relevant pixels are replaced by what their neighbours predict.
     """
-    return _change(trial, noise, relevant_first=False)
+    return _mean(trial, "road_lerf", *_change(trial, noise, relevant_first=False))
 
 
 @metric("road", title="ROAD", better=HIGHER)
@@ -43,39 +46,60 @@ def road(trial: Trial, *, noise: float = NOISE) -> np.ndarray:
 
     What is lost with the relevant pixels and not with the irrelevant ones.
     """
-    morf = _change(trial, noise, relevant_first=True)
-    return np.asarray((_change(trial, noise, relevant_first=False) - morf) / 2)
+    least, of_least = _change(trial, noise, relevant_first=False)
+    most, of_most = _change(trial, noise, relevant_first=True)
+    both = None
+    if of_least is not None and of_most is not None:  # the same points were drawn for both
+        differences = (of_least.differences - of_most.differences) / 2
+        both = replace(of_least, differences=differences, expected=(of_least.expected + of_most.expected) / 2)
+    return _mean(trial, "road", (least - most) / 2, both)
 
 
-def _change(trial: Trial, noise: float, *, relevant_first: bool) -> np.ndarray:
+def _mean(trial: Trial, name: str, changes: np.ndarray, sample: Sample | None) -> np.ndarray:
+    if sample is not None:
+        trial.samples[name] = sample
+    return np.asarray(changes.mean(axis=1))
+
+
+def _change(trial: Trial, noise: float, *, relevant_first: bool) -> tuple[np.ndarray, Sample | None]:
+    """The changes at the percentiles, float64 `[N, percentiles]`, and what is left out of them."""
     key = f"road {'morf' if relevant_first else 'lerf'} {noise}"
     if key not in trial.cache:
-        trial.cache[key] = _measured(trial, noise, relevant_first)
-    return trial.cache[key]
+        count = len(PERCENTILES)
+        after, sample = trial.points("road", count, 1 / count, _measured(trial, noise, relevant_first))
+        trial.cache[key] = after - trial.whole[:, None], sample
+    return cast("tuple[np.ndarray, Sample | None]", trial.cache[key])
 
 
-def _measured(trial: Trial, noise: float, relevant_first: bool) -> np.ndarray:
-    """The mean change over the percentiles, float64 `[N]`."""
-    steps = len(PERCENTILES)
+def _measured(trial: Trial, noise: float, relevant_first: bool) -> Pick:
+    """The function from percentiles, by their places, to probabilities."""
     height, width = trial.maps.shape[1:]
-    order = trial.order if relevant_first else trial.order[:, ::-1]
 
-    def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, step = np.divmod(np.arange(start, stop), steps)
-        pictures = []
-        for row, place in zip(rows, step, strict=True):
-            # as many as lie below numpy's percentile are kept
-            count = math.ceil((height * width - 1) * PERCENTILES[place] / 100)
-            missing = np.zeros(height * width, bool)
-            missing[order[row, : height * width - count]] = True
-            picture = impute(trial.pictures[row], missing.reshape(height, width))
+    def compute(points: np.ndarray) -> np.ndarray:
+        rows = np.repeat(np.arange(len(points)), points.shape[1])
+        steps = points.ravel()
+        # as many as lie below numpy's percentile remain
+        remain = [math.ceil((height * width - 1) * percentile / 100) for percentile in PERCENTILES]
+
+        def missing(place: int) -> np.ndarray:
+            count, rank = remain[steps[place]], trial.rank[rows[place]]
+            return rank < height * width - count if relevant_first else rank >= count
+
+        def picture(place: int) -> np.ndarray:
+            row, percentile, mask = int(rows[place]), PERCENTILES[steps[place]], missing(place)
+            imputed = impute(trial.pictures[row], mask)
             if noise:
-                drawn = trial.rng(int(row), f"road {PERCENTILES[place]} {relevant_first}")
-                added = drawn.normal(scale=noise, size=(len(picture), int(missing.sum())))
-                picture.reshape(len(picture), -1)[:, missing] += added.astype(np.float32)
-            pictures.append(picture)
+                drawn = trial.rng(row, f"road {percentile} {relevant_first}")
+                added = drawn.normal(scale=noise, size=(len(imputed), int(mask.sum()))).astype(np.float32)
+                imputed.reshape(len(imputed), -1)[:, mask.ravel()] += added
             trial.tell()
-        return np.stack(pictures), rows
+            return imputed
 
-    after = trial.probabilities(len(trial) * steps, make).reshape(len(trial), steps)
-    return np.asarray(after.mean(axis=1) - trial.whole)
+        keys = [
+            ("road", noise, PERCENTILES[step], relevant_first, digest(missing(place)))
+            for place, step in enumerate(steps)
+        ]
+        values = trial.shared(keys, rows, lambda places: np.stack([picture(int(place)) for place in places]))
+        return values.reshape(points.shape)
+
+    return compute

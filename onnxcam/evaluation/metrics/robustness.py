@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from onnxcam.evaluation.registry import LOWER, metric
@@ -19,14 +21,24 @@ def sensitivity(trial: Trial, *, radius: float = RADIUS, repeats: int = REPEATS)
     The largest relative change of the map over small changes of the picture; the radius is in the units of the
     prepared picture.
     """
-    rngs = [trial.rng(row, "sensitivity") for row in range(len(trial))]
     norm = np.sqrt((trial.maps.astype(np.float64) ** 2).sum(axis=(1, 2)))
     norm[norm == 0] = 1
     worst = np.zeros(len(trial))
-    for _ in range(repeats):
-        moved = [rng.uniform(-radius, radius, trial.pictures.shape[1:]) for rng in rngs]
-        changed = trial.explain(trial.pictures + np.stack(moved).astype(np.float32))
-        difference = np.sqrt(((changed - trial.maps).astype(np.float64) ** 2).sum(axis=(1, 2)))
+    rngs = [trial.rng(row, "sensitivity") for row in range(len(trial))]
+    drawn = 0
+
+    def changed(repeat: int) -> np.ndarray:
+        """The pictures of a repeat; those of earlier ones that another method had are passed over."""
+        nonlocal drawn
+        while True:
+            moved = [rng.uniform(-radius, radius, trial.pictures.shape[1:]) for rng in rngs]
+            drawn += 1
+            if drawn > repeat:
+                return np.asarray(trial.pictures + np.stack(moved).astype(np.float32))
+
+    for repeat in range(repeats):
+        again = trial.explain_shared(f"sensitivity {radius} {repeat}", partial(changed, repeat))
+        difference = np.sqrt(((again - trial.maps).astype(np.float64) ** 2).sum(axis=(1, 2)))
         worst = np.maximum(worst, difference / norm)
         trial.tell()
     return worst
@@ -42,12 +54,15 @@ def infidelity(trial: Trial, *, patches: int = PATCHES) -> np.ndarray:
     height, width = trial.maps.shape[1:]
     squares = np.stack([_squares(trial.rng(row, "infidelity"), patches, height, width) for row in range(len(trial))])
 
-    def make(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, patch = np.divmod(np.arange(start, stop), patches)
-        inside = [_inside(squares[r, p], height, width) for r, p in zip(rows, patch, strict=True)]
-        return np.where(np.stack(inside)[:, None], np.float32(0), trial.pictures[rows]), rows
+    rows, patch = np.divmod(np.arange(len(trial) * patches), patches)
 
-    after = trial.probabilities(len(trial) * patches, make).reshape(len(trial), patches)
+    def make(places: np.ndarray) -> np.ndarray:
+        inside = [_inside(squares[rows[place], patch[place]], height, width) for place in places]
+        return np.where(np.stack(inside)[:, None], np.float32(0), trial.pictures[rows[places]])
+
+    # the squares are the same for every method
+    keys = [("square", *map(int, squares[row, place])) for row, place in zip(rows, patch, strict=True)]
+    after = trial.shared(keys, rows, make).reshape(len(trial), patches)
     lost = trial.whole[:, None] - after
     foretold = np.stack(
         [

@@ -35,10 +35,10 @@ def impute(picture: np.ndarray, missing: np.ndarray) -> np.ndarray:
     if not missing.any():
         return picture.astype(np.float32)
     values = np.where(missing, np.float32(0), picture).astype(np.float32).transpose(1, 2, 0)
-    levels = _levels(missing)
+    levels = _levels(missing, values.shape[2])
     fine = levels[0]
     x = _first(np.ascontiguousarray(values), ~missing)
-    residual = (_around(x) - fine.weight * x) * fine.hole
+    residual = -fine.apply(x)
     enough = int(missing.sum()) * (_TOLERANCE * np.maximum(np.ptp(picture, axis=(1, 2)), 1e-6)) ** 2
     direction, product, before = np.zeros_like(x), np.ones(x.shape[2], np.float32), residual
     for number in range(_MOST):
@@ -48,37 +48,54 @@ def impute(picture: np.ndarray, missing: np.ndarray) -> np.ndarray:
         following = _product(residual, better)
         # the flexible form: the cycle is a preconditioner that is only nearly symmetric
         share = (following - _product(before, better)) / _positive(product) if number else product * 0
-        direction = better + share * direction
+        direction = better + _scaled(direction, share)
         applied = fine.apply(direction)
         step = _product(residual, direction) / _positive(_product(direction, applied))
         before, product = residual, following
-        x = x + step * direction
-        residual = residual - step * applied
+        x = x + _scaled(direction, step)
+        residual = residual - _scaled(applied, step)
     return np.ascontiguousarray(np.where(missing[..., None], x, values).transpose(2, 0, 1))
 
 
 @dataclass(frozen=True)
 class _Level:
-    """The system on one grid: `hole` is 1 where values are unknown, `weight` the sum of those around, `[h, w, 1]`."""
+    """The system on one grid, float32 `[h, w, C]` each.
+
+    All channels are alike: repeating one of them along a last axis of three is several times slower in numpy.
+
+    Attributes:
+        hole: 1 where values are unknown, else 0.
+        diagonal: of the system's matrix: the sum of the weights around, 0 outside of the hole.
+        step: by which a damped Jacobi sweep multiplies.
+    """
 
     hole: np.ndarray
-    weight: np.ndarray
+    diagonal: np.ndarray
+    step: np.ndarray
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """The system's matrix times `x`, which is 0 outside the hole."""
-        return np.asarray((self.weight * x - _around(x)) * self.hole)
+        """The system's matrix times `x`; what `x` has outside of the hole counts as around it."""
+        product = _around(x)
+        product *= self.hole
+        return np.subtract(self.diagonal * x, product, out=product)
 
     def smooth(self, x: np.ndarray, right: np.ndarray) -> np.ndarray:
         """One damped Jacobi sweep."""
-        return np.asarray(x + _DAMPING * (right - self.apply(x)) / self.weight)
+        change = self.apply(x)
+        np.subtract(right, change, out=change)
+        change *= self.step
+        change += x
+        return change
 
 
-def _levels(missing: np.ndarray) -> list[_Level]:
+def _levels(missing: np.ndarray, channels: int) -> list[_Level]:
     """The grid and coarser ones, a coarse value being unknown where all below it are."""
     levels = []
     while True:
-        weight = _around(np.ones((*missing.shape, 1), np.float32))
-        levels.append(_Level(missing[..., None].astype(np.float32), weight))
+        shape = (*missing.shape, channels)
+        weight = _around(np.ones(shape, np.float32))
+        hole = np.repeat(missing[..., None], channels, axis=2).astype(np.float32)
+        levels.append(_Level(hole, weight * hole, _DAMPING / weight))
         if min(missing.shape) <= _COARSEST or not missing.any():
             return levels
         height, width = missing.shape
@@ -89,7 +106,7 @@ def _levels(missing: np.ndarray) -> list[_Level]:
 def _cycle(levels: list[_Level], number: int, right: np.ndarray) -> np.ndarray:
     """An approximate solution of a level's system, from this and the coarser levels (a V-cycle)."""
     level = levels[number]
-    x = np.asarray(_DAMPING * right / level.weight)
+    x = np.asarray(right * level.step)
     if number + 1 == len(levels):
         for _ in range(_SWEEPS):
             x = level.smooth(x, right)
@@ -97,8 +114,8 @@ def _cycle(levels: list[_Level], number: int, right: np.ndarray) -> np.ndarray:
     coarse = levels[number + 1]
     x = level.smooth(x, right)
     left = _restrict(right - level.apply(x)) * coarse.hole
-    x = x + _prolong(_cycle(levels, number + 1, left), right.shape[0], right.shape[1]) * level.hole
-    return level.smooth(level.smooth(x, right), right)
+    correction = _prolong(_cycle(levels, number + 1, left), right.shape[0], right.shape[1]) * level.hole
+    return level.smooth(level.smooth(x + correction, right), right)
 
 
 def _around(values: np.ndarray) -> np.ndarray:
@@ -135,17 +152,24 @@ def _first(values: np.ndarray, present: np.ndarray) -> np.ndarray:
     height, width = present.shape
     if present.all():
         return values
+    every = np.repeat(present[..., None], values.shape[2], axis=2)
     if min(height, width) < 2:
-        mean = (values * present[..., None]).sum(axis=(0, 1)) / max(1, int(present.sum()))
-        return np.where(present[..., None], values, mean).astype(np.float32)
+        mean = (values * every).sum(axis=(0, 1)) / max(1, int(present.sum()))
+        return np.where(every, values, mean).astype(np.float32)
     pad = ((0, height % 2), (0, width % 2))
     weights = np.pad(present.astype(np.float32), pad)
-    sums = np.pad(values * present[..., None], (*pad, (0, 0)))
+    sums = np.pad(values * every, (*pad, (0, 0)))
     shape = (weights.shape[0] // 2, 2, weights.shape[1] // 2, 2)
     count = weights.reshape(shape).sum(axis=(1, 3))
     total = sums.reshape(*shape, -1).sum(axis=(1, 3))
     coarse = _first((total / np.maximum(count, 1)[..., None]).astype(np.float32), count > 0)
-    return np.where(present[..., None], values, _prolong(coarse, height, width)).astype(np.float32)
+    return np.where(every, values, _prolong(coarse, height, width)).astype(np.float32)
+
+
+def _scaled(values: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Values `[h, w, C]` times a factor per channel, a row at a time: see `_Level`."""
+    rows = values.reshape(len(values), -1) * np.tile(factors, values.shape[1])
+    return rows.reshape(values.shape)
 
 
 def _product(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -147,3 +147,25 @@ def test_a_changed_picture_of_another_class_is_run_again() -> None:
     second = trial(maps, 2, classes=np.zeros(2, np.int64), runs=first.runs)
     np.testing.assert_allclose(first.masked + second.masked, 1, atol=1e-6)
     assert first.runs.count == 4 and first.runs.repeated == 0
+
+
+@pytest.mark.parametrize(("room", "waiting"), [(256 << 20, 12), (150_000, 8), (0, 0)])
+def test_maps_wait_for_the_cascade_where_they_fit(
+    explainer: Explainer, monkeypatch: pytest.MonkeyPatch, room: int, waiting: int
+) -> None:
+    sources: list[Any] = pictures(12)
+    sources.insert(3, b"no picture")
+    options: dict[str, Any] = {"methods": ["gradcam"], "metrics": ["randomization"], "stages": 2}
+    expected = [
+        evaluate(explainer, [source], methods=["gradcam"], metrics=["randomization"], stages=2).mean(
+            "gradcam", "randomization"
+        )
+        for source in (sources[0], sources[-1])
+    ]
+    monkeypatch.setattr(judge, "_WAITING", room)
+    names = [str(number) for number in range(13)]
+    evaluation = evaluate(explainer, sources, names=names, **options)
+    values = evaluation.values["gradcam"]["randomization"]
+    assert evaluation.names == [name for name in names if name != "3"] and np.isfinite(values).sum() == 12
+    np.testing.assert_allclose(values[[0, 12]], expected, atol=1e-6)
+    assert evaluation.passes["pictures"] == 12 + 2 * (12 + 12 - waiting)

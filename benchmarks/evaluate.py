@@ -179,8 +179,8 @@ def page(table: list[dict[str, Any]], pictures: int, rounds: int) -> str:
         lines.append(
             f"| {entry['case']} | {entry['here']:.1f} ({entry['there']:.1f}) | {entry['processor']:.3f}, "
             f"{entry['low']:.3f} to {entry['high']:.3f} | {entry['wall']:.3f} | {entry['passes here']:,} "
-            f"({entry['passes there']:,}) | {entry['passes here'] / entry['passes there']:.3f} | {entry['error']:.4f} | "
-            f"{entry['bound']:.4f} | {entry['worst']:.2f} |"
+            f"({entry['passes there']:,}) | {entry['passes here'] / entry['passes there']:.3f} | "
+            f"{entry['error']:.4f} | {entry['bound']:.4f} | {entry['worst']:.2f} |"
         )
     return "\n".join([*lines, ""])
 

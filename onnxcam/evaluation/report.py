@@ -55,7 +55,7 @@ def estimate(evaluation: Evaluation) -> str:
     """A sentence on the metrics whose curves have points that were left out; empty where none was."""
     entries = evaluation.estimated
     parts = [
-        f"{metric.title} from {entries[metric.name]['computed']} of {entries[metric.name]['points']} points of each curve"
+        "{} from {computed} of {points} points of each curve".format(metric.title, **entries[metric.name])
         for metric in evaluation.metrics
         if metric.name in entries
     ]

@@ -1,4 +1,4 @@
-"""Means of curves of which only some points are computed, with a bound on the error that assumes nothing about the rest.
+"""Means of curves of which some points are not computed, with a bound on the error that assumes nothing about these.
 
 The values of a curve lie between 0 and 1. Some of its points, the anchors, are always computed, and of each group of
 the others one point is drawn at random. Between anchors the curve is taken for a straight line, and the difference x of

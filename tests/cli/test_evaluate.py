@@ -173,7 +173,8 @@ def test_estimates_and_tables_so_far(
     so_far = [line for line in result.err.splitlines() if line.startswith("gradcam")]
     assert len(so_far) == 4 and all("±" in line for line in so_far)
     record = run(*arguments, "--json").json()
-    assert record["metrics"]["deletion"]["computed"] < 33 and 0 < record["methods"]["gradcam"]["deletion"]["bound"] < 0.05
+    assert record["metrics"]["deletion"]["computed"] < 33
+    assert 0 < record["methods"]["gradcam"]["deletion"]["bound"] < 0.05
     full = run(*arguments, "--json", "--tolerance", 0).json()
     assert full["methods"]["gradcam"]["deletion"]["bound"] == 0 and "computed" not in full["metrics"]["deletion"]
     assert record["forward_passes"]["changed"] < full["forward_passes"]["changed"]

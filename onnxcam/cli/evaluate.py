@@ -146,7 +146,8 @@ def evaluate(
     points, whatever the model; --tolerance says how large it may be.
 
     While it runs, the table so far is printed on standard error every minute, and the numbers of the pictures that are
-    done stand in evaluation.partial.csv next to the table. When it is interrupted (Ctrl-C, SIGTERM), the results are those of the pictures that are done, and say so.
+    done stand in evaluation.partial.csv next to the table. When it is interrupted (Ctrl-C, SIGTERM), the results are
+    those of the pictures that are done, and say so.
 
     Exit status: 0 done, 1 a picture cannot be read (the rest are judged) or a file cannot be written, 2 wrong usage or
     unknown method, metric, layer or class, 3 unusable model, 4 no usable runtime or execution provider, 130

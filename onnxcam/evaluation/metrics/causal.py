@@ -80,8 +80,8 @@ def _area(trial: Trial, name: str, steps: int, baseline: str) -> np.ndarray:
             return (baseline, digest(mask)) if mask.any() else "picture"
 
         def make(places: np.ndarray) -> np.ndarray:
-            masks = np.stack([hidden(place) for place in places])
-            return np.where(masks[:, None], absent[rows[places]], trial.pictures[rows[places]])
+            of_rows = [(hidden(place), rows[place]) for place in places]
+            return np.stack([np.where(mask, absent[row], trial.pictures[row]) for mask, row in of_rows])
 
         values = trial.shared([key(place) for place in range(len(rows))], rows, make)
         return values.reshape(points.shape)

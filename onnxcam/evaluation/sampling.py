@@ -163,9 +163,7 @@ def bound(samples: Sequence[Sample], confidence: float = CONFIDENCE) -> float:
     expected = sum(float(sample.expected.sum()) for sample in samples)
     level = float(np.log(2 / (1 - confidence)))
     rate = float(_RATES[np.argmin((level + _psi(_RATES) * expected) / _RATES)])
-    spread = sum(
-        float((_psi(rate * sample.shares / largest) * sample.differences**2).sum()) for sample in samples
-    )
+    spread = sum(float((_psi(rate * sample.shares / largest) * sample.differences**2).sum()) for sample in samples)
     return largest * (level + spread) / (rate * count)
 
 

@@ -187,9 +187,7 @@ class Trial:
     def masked(self) -> np.ndarray:
         """The probability of each picture times its map, p_c(x * L), float64 `[N]`."""
         keys = [("masked", digest(heatmap)) for heatmap in self.maps]
-        return self.shared(
-            keys, np.arange(len(self)), lambda places: self.pictures[places] * self.maps[places, None]
-        )
+        return self.shared(keys, np.arange(len(self)), lambda places: self.pictures[places] * self.maps[places, None])
 
     def curve(self, name: str, values: np.ndarray) -> None:
         """Add a curve `[N, points]` with equally spaced points to the report."""

@@ -76,7 +76,7 @@ def test_bound_holds_and_means_are_unbiased(family: Curves) -> None:
     assert (np.abs(errors) <= bounds).mean() >= CONFIDENCE
     assert abs(errors.mean()) <= 4 * errors.std() / np.sqrt(TABLES) + 1e-12
     assert deviations.mean() >= 0.9 * errors.std()
-    assert bounds.max() < 0.3 and errors.std() > 0 or family is teeth
+    assert (bounds.max() < 0.3 and errors.std() > 0) or family is teeth
     # the check itself: a bound as small as the errors does not hold so often
     if family is not teeth:
         assert (np.abs(errors) <= 0.5 * errors.std()).mean() < CONFIDENCE

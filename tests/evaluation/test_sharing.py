@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def test_bound_is_of_the_pictures_that_are_complete(explainer: Explainer) -> Non
 
     whole = evaluate(explainer, pictures(40), partial=note, **options)
     assert [count for count, *_ in tables] == [8, 16, 24, 32, 40]
-    assert all(later < earlier for (*_, earlier), (*_, later) in zip(tables, tables[1:], strict=False))
+    assert all(later < earlier for (*_, earlier), (*_, later) in itertools.pairwise(tables))
     whole.drop_after(16)
     assert (whole.mean("gradcam", "deletion"), whole.bound("gradcam", "deletion")) == tables[1][1:]
 

@@ -77,7 +77,7 @@ class _Level:
         """The system's matrix times `x`; what `x` has outside of the hole counts as around it."""
         product = _around(x)
         product *= self.hole
-        return np.subtract(self.diagonal * x, product, out=product)
+        return np.asarray(np.subtract(self.diagonal * x, product, out=product))
 
     def smooth(self, x: np.ndarray, right: np.ndarray) -> np.ndarray:
         """One damped Jacobi sweep."""
@@ -169,7 +169,7 @@ def _first(values: np.ndarray, present: np.ndarray) -> np.ndarray:
 def _scaled(values: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """Values `[h, w, C]` times a factor per channel, a row at a time: see `_Level`."""
     rows = values.reshape(len(values), -1) * np.tile(factors, values.shape[1])
-    return rows.reshape(values.shape)
+    return np.asarray(rows.reshape(values.shape))
 
 
 def _product(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -70,9 +70,11 @@ Examples:
 @click.option(
     "--tolerance",
     type=click.FloatRange(0.0, 1.0),
+    default=0.02,
+    show_default=True,
     metavar="X",
     help="Error of the means of insertion, deletion and ROAD that may come of leaving out points of their curves, from "
-    "32 pictures on; 0 computes every point.  [default: 0.02]",
+    "32 pictures on; 0 computes every point.",
 )
 @truth_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N pictures, sampled at random.")
@@ -104,7 +106,7 @@ def evaluate(
     metrics: tuple[str, ...],
     boxes: str | None,
     masks: int | None,
-    tolerance: float | None,
+    tolerance: float,
     truth: str | None,
     limit: int | None,
     layers: tuple[str, ...],
@@ -214,8 +216,8 @@ def evaluate(
                 examples=show if results.report is not None else 0,
                 progress=bar.to,
                 partial=lambda so_far: results.keep(so_far, bar, len(items)),
+                tolerance=tolerance,
                 **({} if masks is None else {"masks": masks}),
-                **({} if tolerance is None else {"tolerance": tolerance}),
             )
         except KeyboardInterrupt:
             if results.evaluation is None or not results.complete:

@@ -179,8 +179,9 @@ class Trial:
     @cached_property
     def rank(self) -> np.ndarray:
         """The place of each pixel in the order, int32 `[N, H, W]`."""
-        rank = np.empty(self.order.shape, np.int32)
-        np.put_along_axis(rank, self.order, np.arange(rank.shape[1], dtype=np.int32)[None], axis=1)
+        pixels = np.arange(self.maps[0].size, dtype=np.int32)
+        rank = np.empty((len(self), len(pixels)), np.int32)
+        np.put_along_axis(rank, self.order, pixels[None], axis=1)
         return rank.reshape(self.maps.shape)
 
     @cached_property

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxcam.cli.evaluate import evaluate
 from onnxcam.cli.progress import Bar
 from onnxcam.evaluation import judge
+from onnxcam.evaluation.sampling import TOLERANCE
 from onnxcam.image import write_png
 from tests.cli.conftest import Run, noise, tree
 
@@ -179,6 +181,8 @@ def test_estimates_and_tables_so_far(
     assert full["methods"]["gradcam"]["deletion"]["bound"] == 0 and "computed" not in full["metrics"]["deletion"]
     assert record["forward_passes"]["changed"] < full["forward_passes"]["changed"]
     assert run(*arguments, "--tolerance", 2).code == 2
+    (option,) = [one for one in evaluate.params if one.name == "tolerance"]
+    assert option.default == TOLERANCE
 
     real, calls = judge._trial, []
 

@@ -73,7 +73,7 @@ def _area(trial: Trial, name: str, steps: int, baseline: str) -> np.ndarray:
 
         def hidden(place: int) -> np.ndarray:
             first = trial.rank[rows[place]] < changed[place]
-            return first if name == "deletion" else ~first
+            return np.asarray(first if name == "deletion" else ~first)
 
         def key(place: int) -> Hashable:
             mask = hidden(place)

@@ -20,7 +20,7 @@ def coherency(trial: Trial) -> np.ndarray:
         again = trial.explain(trial.pictures * trial.maps[:, None])
         trial.cache["coherency"] = (1 + pearson(again, trial.maps)) / 2
         trial.tell()
-    return trial.cache["coherency"]
+    return np.asarray(trial.cache["coherency"])
 
 
 @metric("complexity", title="complexity", better=LOWER, usual=False)

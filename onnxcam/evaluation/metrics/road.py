@@ -83,7 +83,7 @@ def _measured(trial: Trial, noise: float, relevant_first: bool) -> Pick:
 
         def missing(place: int) -> np.ndarray:
             count, rank = remain[steps[place]], trial.rank[rows[place]]
-            return rank < height * width - count if relevant_first else rank >= count
+            return np.asarray(rank < height * width - count if relevant_first else rank >= count)
 
         def picture(place: int) -> np.ndarray:
             row, percentile, mask = int(rows[place]), PERCENTILES[steps[place]], missing(place)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # from the ground up; modules in one row do not know each other, but for those joined by "+"
 LAYERS = (
     ("errors",),
-    ("files+documents",),
+    ("files+documents+folders",),
     ("graph", "targets", "models"),
     ("autodiff",),
     ("cam", "image", "runtime", "html"),

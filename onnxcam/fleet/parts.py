@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from onnxcam import files
 from onnxcam.errors import OutputError
 from onnxcam.fleet.columns import OVERLAY, import_pyarrow
 from onnxcam.fleet.tables import KEY, Counts, Part, part_name
+from onnxcam.folders import sync_folder
 
 _GROUP_ROWS = 4096  # of a row group, at most
 _GROUP_BYTES = 16 << 20
@@ -97,7 +97,7 @@ class Parts:
         number, counted = first[0], [Counts()]
         path = self._folder / part_name(number)
         files.write_pieces(path, self._pieces(first, counted), sync=True)
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         self._written(self._describe(number, counted[0]))
 
     def _pieces(self, first: tuple[int, Any, bool], counted: list[Counts]) -> Iterator[bytes]:
@@ -179,13 +179,3 @@ def _leaves(schema: Any) -> list[str]:
     """The columns as Parquet names them: a list's items have a path."""
     pyarrow = import_pyarrow()
     return [f"{one.name}.list.element" if pyarrow.types.is_list(one.type) else one.name for one in schema]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

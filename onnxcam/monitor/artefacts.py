@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcam.errors import OutputError
+from onnxcam.folders import sync_folder
 
 FOLDER = "files"
 PART = ".part"  # the suffix of a file that is not yet complete
@@ -71,16 +72,6 @@ def remove(paths: list[Path]) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names in a folder survive a power cut; no effect where a folder cannot be opened."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _make_folder(folder: Path, root: Path) -> list[Path]:

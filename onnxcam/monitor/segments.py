@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from onnxcam.errors import OutputError
+from onnxcam.folders import sync_folder
 from onnxcam.monitor import locks
-from onnxcam.monitor.artefacts import sync_folder
 from onnxcam.monitor.ledger import Ledger, count_records, count_records_of
 
 FOLDER = "records"

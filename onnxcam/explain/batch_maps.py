@@ -82,6 +82,37 @@ class BatchMaps(NamedTuple):
         Arguments:
             of: take the map of this one of its objectives alone.
         """
+        question = self.question
+        layer: Any = question.layer if place is None else question.layers[place]
+        maps, visible = self.picture_maps(row, geometry, place, of)
+        readout, labels = question.terms.readout, question.terms.labels
+        kind, other = (LOGIT, None) if self.objective is None else self.objective.describe(row)
+        if self.objectives:
+            kind, other = self.objectives[of or 0].describe(0)
+        if kind == LOGIT:
+            kind = LOG_PROBABILITY if readout.logarithmic else VALUE if readout.numeric else LOGIT
+        return Explanation(
+            picture.pixels,
+            self._predictions(row),
+            maps,
+            self.method.name,
+            layer,
+            self.doubts(row, picture, maps, of),
+            picture.name,
+            self.model,
+            kind=kind,
+            scores={"kind": readout.kind, "stepped_over": list(readout.stepped_over)},
+            other=None if other is None else (other, name_of(other, labels)),
+            visible=visible,
+            calibration=self._calibrated(row),
+            task=None if readout.task is None else readout.task.name,
+            boxes=list(self.boxes),
+        )
+
+    def picture_maps(
+        self, row: int, geometry: image.Geometry, place: int | None = None, of: int | None = None
+    ) -> tuple[list[Map], list[image.Rectangle] | None]:
+        """The maps of one row, and the parts of the picture that they cover (None for all of it), see `explanation`."""
         question, labels = self.question, self.question.terms.labels
         layer: Any = question.layer if place is None else question.layers[place]
         normalize = "none" if question.augment else question.normalize  # done before the mean was taken
@@ -122,34 +153,16 @@ class BatchMaps(NamedTuple):
                 maps.append(Map(*named, heatmap, raw_map, blank, scalar))
             else:
                 maps.append(LazyMap(*named, draw, raw_map, blank, scalar, keep=keep, cells=cells))
-        readout = question.terms.readout
-        kind, other = (LOGIT, None) if self.objective is None else self.objective.describe(row)
-        if self.objectives:
-            kind, other = self.objectives[of or 0].describe(0)
-        if kind == LOGIT:
-            kind = LOG_PROBABILITY if readout.logarithmic else VALUE if readout.numeric else LOGIT
-        return Explanation(
-            picture.pixels,
-            self._predictions(row),
-            maps,
-            self.method.name,
-            layer,
-            [
-                *self.warnings,
-                *picture.doubts,
-                *map_warnings([(one.label, one.blank) for one in maps], self.scores[row]),
-                *self._negative(row, maps, of),
-            ],
-            picture.name,
-            self.model,
-            kind=kind,
-            scores={"kind": readout.kind, "stepped_over": list(readout.stepped_over)},
-            other=None if other is None else (other, name_of(other, labels)),
-            visible=visible,
-            calibration=self._calibrated(row),
-            task=None if readout.task is None else readout.task.name,
-            boxes=list(self.boxes),
-        )
+        return maps, visible
+
+    def doubts(self, row: int, picture: image.Picture, maps: Sequence[Map], of: int | None = None) -> list[str]:
+        """Sentences about anything doubtful in the explanation of one row, from its maps."""
+        return [
+            *self.warnings,
+            *picture.doubts,
+            *map_warnings([(one.label, one.blank) for one in maps], self.scores[row]),
+            *self._negative(row, maps, of),
+        ]
 
     def _calibrated(self, row: int) -> Calibrated | None:
         """What the file's calibration makes of a row, None without one."""

@@ -12,7 +12,7 @@ from onnxcam.explain.batch_maps import BatchMaps
 from onnxcam.explain.question import Question
 from onnxcam.network.calibration.record import of_manifest
 from onnxcam.targets import conditions
-from onnxcam.targets.conditions import Calibration, Condition
+from onnxcam.targets.conditions import QUANTITIES, Calibration, Condition
 from onnxcam.targets.readout import Readout
 from onnxcam.targets.tasks import DETECT
 
@@ -33,6 +33,7 @@ class Answer(NamedTuple):
     Attributes:
         scores, probabilities: `[N, K]`, `[N, classes]`.
         fired: bool `[N]`: which rows are explained.
+        quantities: `conditions.QUANTITIES` of each row, `[N]` each.
         explained: of each row that is, in order: the maps of a batch, and its row there.
         absent: by row, why a picture that meets the condition has nothing to explain: no box, or none of the class.
     """
@@ -40,6 +41,7 @@ class Answer(NamedTuple):
     scores: np.ndarray
     probabilities: np.ndarray
     fired: np.ndarray
+    quantities: dict[str, np.ndarray]
     explained: list[tuple[BatchMaps, int]]
     absent: Mapping[int, str] = MappingProxyType({})
 
@@ -85,6 +87,17 @@ def fires(
     """
     if isinstance(condition, bool):
         return np.full(len(probabilities), condition)
+    named = _quantities_of(condition, readout)
+    quantities = conditions.quantities(probabilities, readout, named, calibration, scores)
+    return conditions.evaluate(condition, quantities)
+
+
+def _quantities_of(condition: Condition, readout: Readout) -> set[str]:
+    """The quantities that a condition reads.
+
+    Raises:
+        SettingError: the model has no probabilities, or not those of several classes.
+    """
     readout.require_probabilities("this condition")
     named = conditions.names(condition)
     if readout.task is not None and not named <= _OF_OBJECTS:
@@ -93,8 +106,19 @@ def fires(
             f"the condition reads {listing(sorted(named - _OF_OBJECTS))}, and the model does not tell one of several "
             f"classes of a picture apart; use confidence ({what}) or label (its class)"
         )
-    quantities = conditions.quantities(probabilities, readout, conditions.names(condition), calibration, scores)
-    return conditions.evaluate(condition, quantities)
+    return named
+
+
+def _decide(
+    explainer: Explainer, condition: Condition | bool, scores: np.ndarray, probabilities: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Where a condition is met, bool `[N]`, and the quantities of an `Answer`."""
+    readout, always = explainer.terms.readout, isinstance(condition, bool)
+    named = {*QUANTITIES} if always else {*QUANTITIES, *_quantities_of(condition, readout)}
+    calibration = None if always else of_manifest(explainer.manifest)
+    values = conditions.quantities(probabilities, readout, named, calibration, scores)
+    fired = np.full(len(scores), condition) if always else conditions.evaluate(condition, values)
+    return fired, values
 
 
 def answer(
@@ -127,8 +151,9 @@ def answer(
         return _of_objects(explainer, question, condition, batch, geometries)
     if condition is True and not question.alone:
         maps = explainer.batch_maps(question, batch)[0]
-        explained = [(maps, row) for row in range(count)]
-        return Answer(maps.scores[:count], maps.probabilities[:count], np.ones(count, bool), explained)
+        scores, probabilities = maps.scores[:count], maps.probabilities[:count]
+        decided = _decide(explainer, True, scores, probabilities)
+        return Answer(scores, probabilities, *decided, [(maps, row) for row in range(count)])
     examination = None
     if isinstance(condition, bool) or question.alone:
         scores = explainer.batch_scores(batch)
@@ -136,10 +161,10 @@ def answer(
     else:
         examination = explainer.examination(question, batch, layers=question.layers_read)
         scores, probabilities = examination.scores, examination.probabilities
-    calibration = of_manifest(explainer.manifest)
-    fired = fires(condition, probabilities[:count], readout, calibration, scores[:count])
-    rows = np.flatnonzero(fired)
-    return Answer(scores[:count], probabilities[:count], fired, _maps(explainer, question, batch, rows, examination))
+    scores, probabilities = scores[:count], probabilities[:count]
+    fired, values = _decide(explainer, condition, scores, probabilities)
+    explained = _maps(explainer, question, batch, np.flatnonzero(fired), examination)
+    return Answer(scores, probabilities, fired, values, explained)
 
 
 def _of_objects(
@@ -153,11 +178,11 @@ def _of_objects(
     from onnxcam.explain import task_answers
 
     readout, count = explainer.terms.readout, len(geometries)
-    scores, probabilities, fired = None, None, np.ones(count, bool)
+    scores, probabilities, fired, values = None, None, np.ones(count, bool), {}
     if condition is not True:  # else the head that explains a row predicts it too
         scores = explainer.batch_scores(batch)[:count]
         probabilities = readout.probabilities(scores)
-        fired = fires(condition, probabilities, readout, of_manifest(explainer.manifest), scores)
+        fired, values = _decide(explainer, condition, scores, probabilities)
     explained, absent, parts = [], {}, []
     for row in np.flatnonzero(fired).tolist():
         of_row = question.of_rows(row, row + 1)
@@ -170,7 +195,8 @@ def _of_objects(
     fired[list(absent)] = False
     if scores is None or probabilities is None:
         scores, probabilities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return Answer(scores, probabilities, fired, explained, absent)
+        _, values = _decide(explainer, True, scores, probabilities)
+    return Answer(scores, probabilities, fired, values, explained, absent)
 
 
 def _maps(

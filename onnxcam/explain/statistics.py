@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -100,11 +101,14 @@ def gather(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(sum_cells(values.astype(np.float64).T, size[1]).T)
 
 
+@lru_cache(2 * GRID)  # a side has at most that many cells
 def _inside(side: int) -> np.ndarray:
     """The part of each cell that lies inside the frame."""
     low, high = BORDER * side, (1 - BORDER) * side
     edges = np.arange(side + 1)
-    return np.asarray(np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, 1))
+    parts = np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, 1)
+    parts.flags.writeable = False  # shared by all callers
+    return np.asarray(parts)
 
 
 def _regions(mask: np.ndarray) -> int:

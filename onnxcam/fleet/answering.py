@@ -24,7 +24,7 @@ from onnxcam.explain.question import Question
 from onnxcam.fleet.cells import picture
 from onnxcam.fleet.columns import STATISTICS, Row, columns
 from onnxcam.targets.classes import best_classes
-from onnxcam.targets.conditions import QUANTITIES, Condition, quantities
+from onnxcam.targets.conditions import Condition
 from onnxcam.targets.tasks import Detect
 
 # errors that are not a picture's, and would be every row's
@@ -112,11 +112,10 @@ class Job:
             yield self._failed(error, prepared[0])
             return
         explained = iter(answered.explained)
-        values = quantities(answered.probabilities, self.question.terms.readout, QUANTITIES)
         for place, ready in enumerate(prepared):
             maps = next(explained) if answered.fired[place] else None
             try:
-                yield self._row(answered, values, place, ready, maps)
+                yield self._row(answered, place, ready, maps)
             except Exception as error:
                 yield self._failed(error, ready)
 
@@ -133,7 +132,6 @@ class Job:
     def _row(
         self,
         answered: Answer,
-        values: dict[str, np.ndarray],
         place: int,
         ready: Prepared,
         explained: tuple[BatchMaps, int] | None,
@@ -155,27 +153,30 @@ class Job:
             row |= {"prediction": int(best[0]), "label": name_of(int(best[0]), labels)}
             # best scores of classes and shares of cells are no distribution
             names = ("confidence",) if self.question.terms.readout.tabulated else ("confidence", "margin", "entropy")
-            row |= {name: float(values[name][place]) for name in names}
+            row |= {name: float(answered.quantities[name][place]) for name in names}
             row |= self._calibrated(answered.scores[place : place + 1])
             row |= {"top": best.astype(np.int64), "top_confidence": probabilities[best].astype(np.float64)}
         warnings = [*self.explainer.warnings, *loaded.doubts]
         warnings += [answered.absent[place]] if place in answered.absent else []
         if explained is not None:
             maps, at = explained
-            explanation = maps.explanation(at, loaded, geometry)
+            if self.overlay:
+                explanation = maps.explanation(at, loaded, geometry)
+                row["overlay"] = image.encode_png(explanation.overlay(self.alpha, self.colormap))
+                drawings, warnings = explanation.maps, explanation.warnings
+            else:
+                drawings, _ = maps.picture_maps(at, geometry)
+                warnings = maps.doubts(at, loaded, drawings)
+            first = drawings[0]
             heat, box = maps.layer_map(at, geometry)
-            row |= {"target": explanation.target, "target_label": explanation.label}
-            row["target_confidence"] = None if numeric else explanation.probability
-            row |= {"method": explanation.method, "layer": ", ".join(maps.question.layers)}
-            row |= _statistics(explanation.statistics)
+            row |= {"target": first.target, "target_label": first.label}
+            row["target_confidence"] = None if numeric else first.probability
+            row |= {"method": maps.method.name, "layer": ", ".join(maps.question.layers)}
+            row |= _statistics(first.statistics)
             row |= {"map": np.ascontiguousarray(heat, np.float32).ravel(), "map_box": np.array(box, np.float64)}
             row["map_height"], row["map_width"] = heat.shape
-            if isinstance(explanation.raw_map, np.ndarray):
-                raw = explanation.raw_map
-                row |= {"map_low": float(raw.min()), "map_high": float(raw.max())}
-            if self.overlay:
-                row["overlay"] = image.encode_png(explanation.overlay(self.alpha, self.colormap))
-            warnings = explanation.warnings
+            if isinstance(first.raw_map, np.ndarray):
+                row |= {"map_low": float(first.raw_map.min()), "map_high": float(first.raw_map.max())}
         row["warnings"] = "\n".join(warnings)
         return row
 

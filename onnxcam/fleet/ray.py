@@ -27,7 +27,7 @@ def run(
     Arguments:
         workers: actors of one core each; None for as many as the cluster has cores.
     """
-    import_pyarrow()
+    pyarrow = import_pyarrow()
     try:
         import ray
     except ImportError as error:
@@ -43,12 +43,12 @@ def run(
     try:
         for actor in actors * _WAITING:
             for batch in islice(source, 1):
-                pending[actor.explain.remote(dict(batch))] = actor
+                pending[actor.explain.remote(pyarrow.table(dict(batch)))] = actor
         while pending:
             (done,), _ = ray.wait(list(pending))
             actor = pending.pop(done)
             for batch in islice(source, 1):
-                pending[actor.explain.remote(dict(batch))] = actor
+                pending[actor.explain.remote(pyarrow.table(dict(batch)))] = actor
             yield _result(ray, done)
     finally:
         for actor in actors:
@@ -69,6 +69,6 @@ class Worker:
     def __init__(self, explain: Explain) -> None:
         self._explain = explain
 
-    def explain(self, batch: Mapping[str, Sequence[Any]]) -> Any:
-        """The table of a batch."""
-        return self._explain(import_pyarrow().table(dict(batch)))
+    def explain(self, batch: Any) -> Any:
+        """The table of a batch, which comes as a `pyarrow.Table`: its buffers are shared and not copied."""
+        return self._explain(batch)

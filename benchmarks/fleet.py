@@ -5,9 +5,9 @@
 Pictures are variations of the bundled ones, JPEG, 448 x 448 pixels; the model is the bundled EfficientNet-Lite0, on one
 thread. The bare loop prepares each picture and runs the model with nothing explained. Loops take turns block
 by block, in one process; ratios of processor time are medians over rounds. Engines run two workers in environments of
-their own, after a first batch that opens sessions, against two threads of the plain loop, by the wall clock; for them the pictures are repeated
-until there are 1,600. Memory is
-the growth of the resident set of a loop over one picture again and again, by least squares after the first tenth.
+their own, after a first batch that opens sessions, against two threads of the plain loop, by the wall clock; for them
+the pictures are repeated until there are 1,600. Memory is the growth of the resident set of a loop over one picture
+again and again, by least squares after the first tenth.
 """
 
 from __future__ import annotations

@@ -113,12 +113,12 @@ def _decide(
     explainer: Explainer, condition: Condition | bool, scores: np.ndarray, probabilities: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Where a condition is met, bool `[N]`, and the quantities of an `Answer`."""
-    readout, always = explainer.terms.readout, isinstance(condition, bool)
-    named = {*QUANTITIES} if always else {*QUANTITIES, *_quantities_of(condition, readout)}
-    calibration = None if always else of_manifest(explainer.manifest)
-    values = conditions.quantities(probabilities, readout, named, calibration, scores)
-    fired = np.full(len(scores), condition) if always else conditions.evaluate(condition, values)
-    return fired, values
+    readout = explainer.terms.readout
+    if isinstance(condition, bool):
+        return np.full(len(scores), condition), conditions.quantities(probabilities, readout)
+    named = {*QUANTITIES, *_quantities_of(condition, readout)}
+    values = conditions.quantities(probabilities, readout, named, of_manifest(explainer.manifest), scores)
+    return conditions.evaluate(condition, values), values
 
 
 def answer(
@@ -178,7 +178,8 @@ def _of_objects(
     from onnxcam.explain import task_answers
 
     readout, count = explainer.terms.readout, len(geometries)
-    scores, probabilities, fired, values = None, None, np.ones(count, bool), {}
+    scores, probabilities, fired = None, None, np.ones(count, bool)
+    values: dict[str, np.ndarray] = {}
     if condition is not True:  # else the head that explains a row predicts it too
         scores = explainer.batch_scores(batch)[:count]
         probabilities = readout.probabilities(scores)

@@ -175,7 +175,7 @@ class Feed:
     def full(self) -> bool:
         """Whether so many rows are on their way that the next batch has to wait."""
         with self._lock:
-            return sum(table.num_rows for table in self._waiting.values()) >= self._most
+            return sum(int(table.num_rows) for table in self._waiting.values()) >= self._most
 
     def rows(self, place: int) -> int:
         """The rows of a batch on its way."""

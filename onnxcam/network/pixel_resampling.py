@@ -27,8 +27,8 @@ _SUPPORT = {("bilinear", True): 1.0, ("bicubic", True): 2.0, ("area", True): 0.5
 _SUPPORT |= {("bilinear", False): 1.0, ("bicubic", False): 2.0}
 
 
-class Axis(NamedTuple):
-    """One axis of a picture that is resized and placed on the model's input: int64 vectors of one element.
+class Axes(NamedTuple):
+    """Height and width of a picture that is resized and placed on the model's input: int64 vectors of two elements.
 
     Attributes:
         picture: pixels of the picture.
@@ -42,10 +42,23 @@ class Axis(NamedTuple):
     offset: str
     size: str
 
+    def apart(self, op: Builder) -> tuple[Axes, Axes]:
+        """The same of the height and of the width alone, vectors of one element."""
+        heights, widths = zip(*(parts(op, value) for value in self), strict=True)
+        return Axes(*heights), Axes(*widths)
+
 
 class _Band(NamedTuple):
-    """The pixels that each block of results reads, int64 `[B, L]`, and their weights, `[B, 16, L]`."""
+    """What is read along an axis.
 
+    Attributes:
+        start, stop: the pixels that are read at all, int64 `[1]`.
+        sources: those that each block of results reads, int64 `[B, L]`, from `start`.
+        weights: of each for each of a block's results, `[B, 16, L]`.
+    """
+
+    start: str
+    stop: str
     sources: str
     weights: str
 
@@ -74,20 +87,28 @@ def require_expressible(spec: Preprocess) -> None:
         )
 
 
-def axes(op: Builder, spec: Preprocess, height: str, width: str) -> tuple[Axis, Axis]:
-    """Where a picture of this height and width, int64 `[1]` each, comes to lie on the model's input."""
+def axes(op: Builder, spec: Preprocess, pixels: str) -> Axes:
+    """Where a picture, `[H, W, 3]`, comes to lie on the model's input."""
     resize, crop = spec.resize, spec.crop
-    resized: tuple[str, ...] = (height, width) if resize is None else _resized(op, resize, height, width)
-    sizes = resized
-    offsets: tuple[str, ...] = (op.operand([0]), op.operand([0]))
+    picture = op.Shape(pixels, start=0, end=2)
+    resized = picture if resize is None else _resized(op, resize, picture)
+    size, offset = resized, op.operand([0, 0])
     if resize is not None and resize.mode == "letterbox":
-        sizes = tuple(op.operand([side]) for side in _pair(resize.size))
-        offsets = tuple(op.Div(op.Sub(side, r), [2]) for side, r in zip(sizes, resized, strict=True))
+        size = op.operand(list(_pair(resize.size)))
+        offset = op.Div(op.Sub(size, resized), [2])
     if crop is not None:
-        moved = tuple(_anchored(op, sizes[k], crop, k) for k in range(2))
-        offsets = tuple(op.Add(offset, move) for offset, move in zip(offsets, moved, strict=True))
-        sizes = tuple(op.operand([side]) for side in crop.size)
-    first, second = (Axis(*one) for one in zip((height, width), resized, offsets, sizes, strict=True))
+        moved = _anchored(op, size, crop, covered=resize is not None and _covers(spec, resize))
+        offset = op.Add(offset, moved) if op.value(offset) is None else moved
+        size = op.operand(list(crop.size))
+    return Axes(picture, resized, offset, size)
+
+
+def parts(op: Builder, pair: str) -> tuple[str, str]:
+    """The two elements of a vector, as vectors."""
+    numbers = op.value(pair)
+    if numbers is not None:
+        return op.operand([int(numbers[0])]), op.operand([int(numbers[1])])
+    first, second = op.call("Split", [pair, [1, 1]], outputs=2, axis=0)
     return first, second
 
 
@@ -95,44 +116,43 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _resized(op: Builder, resize: Resize, height: str, width: str) -> tuple[str, str]:
+def _covers(spec: Preprocess, resize: Resize) -> bool:
+    """Whether the resized picture covers the whole input, whatever the picture's size."""
+    if resize.mode == "letterbox":
+        return False
+    return spec.crop is None or all(new <= old for new, old in zip(spec.crop.size, _pair(resize.size), strict=True))
+
+
+def _resized(op: Builder, resize: Resize, picture: str) -> str:
     """`Resize.resized` in the graph; float64 where Python's floats round, so that ties fall the same way."""
     if resize.mode == "stretch":
-        h, w = _pair(resize.size)
-        return op.operand([h]), op.operand([w])
+        return op.operand(list(_pair(resize.size)))
     if resize.mode == "shortest" and isinstance(resize.size, int):
-        short = op.Min(height, width)
-        return op.Div(op.Mul(height, [resize.size]), short), op.Div(op.Mul(width, [resize.size]), short)
+        return op.Div(op.Mul(picture, [resize.size]), op.ReduceMin(picture, keepdims=1))
     box = _pair(resize.size)
-    sides = [op.Cast(side, to=_DOUBLE) for side in (height, width)]
-    ratios = [op.Div(side, np.array([b], np.float64)) for side, b in zip(sides, box, strict=True)]
+    sides = op.Cast(picture, to=_DOUBLE)
+    ratios = op.Div(sides, np.array(box, np.float64))
     letterbox = resize.mode == "letterbox"
-    ratio = op.Max(*ratios) if letterbox else op.Min(*ratios)
-    fitted = [op.Cast(op.Round(op.Div(side, ratio)), to=_INT64) for side in sides]
-    if letterbox:
-        fitted = [op.Min(op.Max(side, [1]), [b]) for side, b in zip(fitted, box, strict=True)]
-    else:
-        fitted = [op.Max(side, [b]) for side, b in zip(fitted, box, strict=True)]
-    return fitted[0], fitted[1]
+    ratio = op.ReduceMax(ratios, keepdims=1) if letterbox else op.ReduceMin(ratios, keepdims=1)
+    fitted = op.Cast(op.Round(op.Div(sides, ratio)), to=_INT64)
+    return op.Min(op.Max(fitted, [1]), list(box)) if letterbox else op.Max(fitted, list(box))
 
 
-def _anchored(op: Builder, old: str, crop: Crop, axis: int) -> str:
-    """`Crop.offset` along one axis."""
-    vertical, _, horizontal = crop.anchor.partition("_")
-    anchor = crop.anchor if crop.anchor.startswith("center") else (vertical, horizontal)[axis]
-    new = [crop.size[axis]]
-    if anchor in ("top", "left"):
-        return op.operand([0])
-    if anchor in ("bottom", "right"):
-        return op.Sub(new, old)
-    cut = op.Max(op.Sub(old, new), [0])
+def _anchored(op: Builder, old: str, crop: Crop, *, covered: bool) -> str:
+    """`Crop.offset`; `covered` where the crop is never the larger one."""
+    new = list(crop.size)
+    if not crop.anchor.startswith("center"):
+        ends = [int("bottom" in crop.anchor), int("right" in crop.anchor)]
+        return op.Mul(op.Sub(new, old), ends) if any(ends) else op.operand([0, 0])
+    cut = op.Sub(old, new)
+    cut = cut if covered else op.Max(cut, [0])
     half = op.Div(cut, [2])
-    if anchor == "center":  # half to even
-        half = op.Add(half, op.Mul(op.Mod(half, [2]), op.Mod(cut, [2])))
-    return op.Sub(op.Div(op.Max(op.Sub(new, old), [0]), [2]), half)
+    if crop.anchor == "center":  # half to even
+        half = op.Div(op.Add(cut, op.Mod(half, [2])), [2])
+    return op.Neg(half) if covered else op.Sub(op.Div(op.Max(op.Sub(new, old), [0]), [2]), half)
 
 
-def prepare(op: Builder, spec: Preprocess, pixels: str, place: tuple[Axis, Axis], layout: str, dtype: str) -> str:
+def prepare(op: Builder, spec: Preprocess, pixels: str, place: Axes, layout: str, dtype: str) -> str:
     """Emit the preprocessing.
 
     Arguments:
@@ -187,10 +207,10 @@ def arange(op: Builder, count: str, start: str | None = None) -> str:
     return op.Range(0 if start is None else op.Squeeze(start, [0]), op.Squeeze(count, [0]), 1)
 
 
-def _nearest(op: Builder, pixels: str, place: tuple[Axis, Axis]) -> str:
+def _nearest(op: Builder, pixels: str, place: Axes) -> str:
     """The pixel under each new one's centre, 0 outside the picture: float `[1, C, h, w]`."""
     masks = []
-    for k, axis in enumerate(place):
+    for k, axis in enumerate(place.apart(op)):
         row = op.Sub(arange(op, axis.size), axis.offset)
         # Pillow adds the step pixel by pixel, and CumSum rounds in the same order
         step = op.Div(op.Cast(axis.picture, to=_DOUBLE), op.Cast(axis.resized, to=_DOUBLE))
@@ -207,38 +227,33 @@ def _clip(op: Builder, index: str, size: str) -> str:
     return op.Min(op.Max(index, [0]), op.Sub(size, [1]))
 
 
-def _inside(op: Builder, row: str, axis: Axis) -> str:
+def _inside(op: Builder, row: str, axis: Axes) -> str:
     """1 where a position on the resized picture lies in it, else 0."""
     return op.cast(op.And(op.GreaterOrEqual(row, [0]), op.Less(row, axis.resized)))
 
 
-def _padding(op: Builder, spec: Preprocess, resize: Resize, place: tuple[Axis, Axis]) -> str:
+def _padding(op: Builder, spec: Preprocess, resize: Resize, place: Axes) -> str:
     """The letterbox's colour where the picture is not, `[1, C, h, w]`; black where a crop reaches beyond the box."""
     box = _pair(resize.size)
     crop = spec.crop or Crop(box, "top_left")
     moved = crop.offset(box)
     canvas = np.zeros((1, 1, *crop.size), np.float32)
     canvas[..., max(moved[0], 0) : max(moved[0] + box[0], 0), max(moved[1], 0) : max(moved[1] + box[1], 0)] = 1
-    rows, columns = (_inside(op, op.Sub(arange(op, axis.size), axis.offset), axis) for axis in place)
+    rows, columns = (_inside(op, op.Sub(arange(op, axis.size), axis.offset), axis) for axis in place.apart(op))
     color = np.broadcast_to(np.rint(np.clip(resize.pad_value, 0, 255)), spec.channels).astype(np.float32)
     return op.Mul(op.Sub(canvas, op.Mul(op.Unsqueeze(rows, [1]), columns)), color.reshape(1, -1, 1, 1))
 
 
-def _resample(op: Builder, pixels: str, place: tuple[Axis, Axis], resize: Resize, spec: Preprocess) -> str:
+def _resample(op: Builder, pixels: str, place: Axes, resize: Resize, spec: Preprocess) -> str:
     """Resize along the width, then along the height: float `[1, C, h, w]`, whole numbers from 0 to 255."""
-    channels, gray = spec.channels, spec.color == "L"
-    covered = _covers(spec, resize)
-    bands = [_band(op, axis, resize.interpolation, resize.antialias, covered=covered) for axis in place]
-    rows, columns = bands
-    height, width = (axis.picture for axis in place)
+    channels = spec.channels
+    rows, columns = _bands(op, place, resize, covered=_covers(spec, resize))
+    height, width = parts(op, place.picture)
+    out_height, out_width = parts(op, place.size)
     if spec.crop is not None:  # what the result reads
-        starts = [op.ReduceMin(op.Reshape(band.sources, [-1]), keepdims=1) for band in bands]
-        stops = [op.Add(op.ReduceMax(op.Reshape(band.sources, [-1]), keepdims=1), [1]) for band in bands]
-        pixels = op.Slice(pixels, op.vector(*starts), op.vector(*stops), [0, 1])
-        rows, columns = (
-            band._replace(sources=op.Sub(band.sources, start)) for band, start in zip(bands, starts, strict=True)
-        )
-        height, width = (op.Sub(stop, start) for start, stop in zip(starts, stops, strict=True))
+        pixels = op.Slice(pixels, op.vector(rows.start, columns.start), op.vector(rows.stop, columns.stop), [0, 1])
+        height, width = (op.Sub(band.stop, band.start) for band in (rows, columns))
+        rows, columns = (band._replace(sources=op.Sub(band.sources, band.start)) for band in (rows, columns))
     # pixels stay bytes for as long as they are moved; they are the left operand of the first product, because ONNX
     # Runtime copies the right one before it multiplies, and a Reshape keeps it from turning the left one while it does
     turned = op.Transpose(op.Reshape(pixels, op.vector(height, -1)), perm=[1, 0])
@@ -246,14 +261,14 @@ def _resample(op: Builder, pixels: str, place: tuple[Axis, Axis], resize: Resize
     count = op.Shape(columns.sources, start=1, end=2)
     turned = op.Reshape(op.Transpose(turned, perm=[0, 2, 1]), op.vector(-1, channels, height, count))
     weights = op.Unsqueeze(op.Transpose(columns.weights, perm=[0, 2, 1]), [1])
-    across = op.MatMul(turned if gray else floats(op, turned), weights)
+    across = op.MatMul(op.cast(turned), weights)
     if resize.antialias:  # Pillow rounds in between, OpenCV does not
-        across = levels(op, across)
+        across = _levels(op, across)
     across = op.Reshape(op.Transpose(across, perm=[1, 2, 0, 3]), op.vector(channels, height, -1))
-    across = op.Gather(_first(op, across, place[1].size, 2), rows.sources, axis=1)
-    blocks = op.MatMul(rows.weights, floats(op, across) if resize.antialias else across)  # [C, B, 16, w]
-    down = _first(op, op.Reshape(blocks, op.vector(channels, -1, place[1].size)), place[0].size, 1)
-    return op.Unsqueeze(floats(op, levels(op, down)), [0])
+    across = op.Gather(_first(op, across, out_width, 2), rows.sources, axis=1)
+    blocks = op.MatMul(rows.weights, op.cast(across))  # [C, B, 16, w]
+    down = _first(op, op.Reshape(blocks, op.vector(channels, -1, out_width)), out_height, 1)
+    return op.Unsqueeze(op.cast(_levels(op, down)), [0])
 
 
 def _first(op: Builder, values: str, count: str, axis: int) -> str:
@@ -263,55 +278,66 @@ def _first(op: Builder, values: str, count: str, axis: int) -> str:
     return values if whole else op.Slice(values, [0], count, [axis])
 
 
-def floats(op: Builder, pixels: str, factor: float = 1.0) -> str:
-    """Bytes as float32, times a factor: unlike a Cast it runs on all cores, with vector instructions."""
-    return op.DequantizeLinear(pixels, np.array(factor, np.float32))
-
-
-def levels(op: Builder, values: str) -> str:
+def _levels(op: Builder, values: str) -> str:
     """Numbers rounded to bytes and clipped, in one pass; halves up, as Pillow has them, by a scale just below 1."""
     return op.QuantizeLinear(values, np.array(1 - 2.0**-20, np.float32), np.array(0, np.uint8))
 
 
-def _band(op: Builder, axis: Axis, interpolation: str, antialias: bool, *, covered: bool) -> _Band:
-    """The weights of an axis: Pillow's with antialias, whose kernel grows with the reduction, else OpenCV's.
+def _bands(op: Builder, place: Axes, resize: Resize, *, covered: bool) -> tuple[_Band, _Band]:
+    """What is read along the height and along the width, in one go where both have as many blocks of results."""
+    sides = op.value(place.size)
+    if sides is not None and -(-sides[0] // _BLOCK) == -(-sides[1] // _BLOCK):
+        rows, columns = _banded(op, place, resize, covered)
+        return rows, columns
+    (rows,), (columns,) = (_banded(op, axis, resize, covered) for axis in place.apart(op))
+    return rows, columns
+
+
+def _banded(op: Builder, axes: Axes, resize: Resize, covered: bool) -> list[_Band]:
+    """What is read along k axes: Pillow's kernels with antialias, which grow with the reduction, else OpenCV's.
 
     Arguments:
+        axes: vectors of k elements; as many blocks of results along each.
         covered: whether each pixel of the input shows one of the picture, whatever its size.
     """
-    support = _SUPPORT[interpolation, antialias]
-    unit = op.Max(axis.picture, axis.resized) if antialias else axis.resized
+    interpolation, antialias = resize.interpolation, resize.antialias
+    unit = op.Max(axes.picture, axes.resized) if antialias else axes.resized
     # all in units of 1 / resized, so that they are whole numbers; some pixels more than the kernel reaches
-    width = op.Mul(unit, [int(2 * support)])
+    width = op.Mul(unit, [int(2 * _SUPPORT[interpolation, antialias])])
     lowest = 0 if antialias else -8  # OpenCV repeats the border
-    count = op.Add(op.Div(op.Add(op.Mul(axis.picture, [_BLOCK - 1]), width), axis.resized), [5 - lowest])
+    count = op.Add(op.Div(op.Add(op.Mul(axes.picture, [_BLOCK - 1]), width), axes.resized), [5 - lowest])
     if antialias:
-        count = op.Min(count, axis.picture)
-    last = op.Sub(axis.picture, [1])
-    blocks = op.Div(op.Add(axis.size, [_BLOCK - 1]), [_BLOCK])
-    start = op.Sub(op.Mul(arange(op, blocks), [_BLOCK]), axis.offset)  # [B]
-    left = op.Sub(op.Mul(_odd(op, start), axis.picture), op.Add(width, axis.resized))
-    first = op.Sub(op.Div(left, op.Mul(axis.resized, [2])), [1])  # of negative numbers, one more or less is the same
-    first = op.Min(op.Max(first, [lowest]), last)
-    old = op.Add(op.Unsqueeze(first, [1]), arange(op, count))  # [B, L]
-    row = op.Add(op.Unsqueeze(start, [1]), np.arange(_BLOCK))  # [B, 16]
-    sources = op.Min(old, last) if antialias else _clip(op, old, axis.picture)
+        count = op.Min(count, axes.picture)
+    last = op.Sub(axes.picture, [1])
+    blocks = op.Div(op.Add(parts(op, axes.size)[0] if _pairs(op, axes) else axes.size, [_BLOCK - 1]), [_BLOCK])
+    starts = op.Sub(op.Mul(arange(op, blocks), [_BLOCK]), op.Unsqueeze(axes.offset, [1]))  # [k, B]
+    picture, resized, far_end = (op.Unsqueeze(value, [1, 2]) for value in (axes.picture, axes.resized, last))
+    left = op.Sub(
+        op.Mul(_odd(op, starts), op.Unsqueeze(axes.picture, [1])), op.Unsqueeze(op.Add(width, axes.resized), [1])
+    )
+    # of negative numbers, one more or less is the same
+    first = op.Sub(op.Div(left, op.Unsqueeze(op.Mul(axes.resized, [2]), [1])), [1])
+    first = op.Min(op.Max(first, [lowest]), op.Unsqueeze(last, [1]))
+    old = op.Add(op.Unsqueeze(first, [2]), arange(op, op.ReduceMax(count, keepdims=1)))  # [k, B, L]
+    row = op.Add(op.Unsqueeze(starts, [2]), np.arange(_BLOCK))  # [k, B, 16]
+    sources = op.Min(old if antialias else op.Max(old, [0]), far_end)
     if antialias:  # beyond the picture there is nothing, and no kernel reaches so far
-        old = op.Add(old, op.Mul(op.Cast(op.Greater(old, last), to=_INT64), [_FAR]))
+        old = op.Add(old, op.Mul(op.Cast(op.Greater(old, far_end), to=_INT64), [_FAR]))
     op.dtype = _DOUBLE  # these few numbers decide ties
     if interpolation == "area":
-        weights = _box(op, axis, old, row)
+        weights = _box(op, picture, resized, old, row)
     else:
         # (old + 0.5 - centre of row) * 2 * resized
         distance = op.Sub(
-            op.Unsqueeze(op.Mul(_odd(op, old), axis.resized), [1]),
-            op.Unsqueeze(op.Mul(_odd(op, row), axis.picture), [2]),
-        )  # [B, 16, L]
-        x = op.Div(op.cast(distance), op.cast(op.Mul(unit, [2])))
+            op.Unsqueeze(op.Mul(_odd(op, old), resized), [2]), op.Unsqueeze(op.Mul(_odd(op, row), picture), [3])
+        )  # [k, B, 16, L]
+        x = op.Div(op.cast(distance), op.Unsqueeze(op.cast(op.Mul(unit, [2])), [1, 2, 3]))
         weights = _KERNELS[interpolation](op, x, antialias)
-    total = op.ReduceSum(weights, [2], keepdims=1)
-    inside = None if covered else op.Unsqueeze(_inside(op, row, axis), [2])
-    if inside is not None:
+    total = op.ReduceSum(weights, [3], keepdims=1)
+    inside = None
+    if not covered:
+        inside = op.cast(op.And(op.GreaterOrEqual(row, [0]), op.Less(row, resized)))
+        inside = op.Unsqueeze(inside, [3])
         total = op.Where(op.Greater(inside, 0.5), total, 1.0)
     weights = op.Div(weights, total)
     if antialias:  # Pillow's weights have 22 bits, which decides where a sum lies halfway between two levels
@@ -319,7 +345,24 @@ def _band(op: Builder, axis: Axis, interpolation: str, antialias: bool, *, cover
     if inside is not None:
         weights = op.Mul(weights, inside)
     op.dtype = _FLOAT
-    return _Band(sources, op.cast(weights))
+    weights = op.cast(weights)
+    begin = op.Max(op.ReduceMin(first, [1], keepdims=0), [0])
+    end = op.Min(op.Add(op.ReduceMax(first, [1], keepdims=0), count), axes.picture)
+    if not _pairs(op, axes):
+        return [_Band(begin, end, op.Squeeze(sources, [0]), op.Squeeze(weights, [0]))]
+    begins, ends, counts = (parts(op, value) for value in (begin, end, count))
+    bands = []
+    for k in range(2):  # one axis reads fewer pixels than the other
+        of_axis, stop = op.operand([k, 0]), op.vector(k + 1, counts[k])
+        read = op.Squeeze(op.Slice(sources, of_axis, stop, [0, 2]), [0])
+        bands.append(_Band(begins[k], ends[k], read, op.Squeeze(op.Slice(weights, of_axis, stop, [0, 3]), [0])))
+    return bands
+
+
+def _pairs(op: Builder, axes: Axes) -> bool:
+    """Whether these are both axes rather than one."""
+    sides = op.value(axes.size)
+    return sides is not None and len(sides) == 2
 
 
 def _odd(op: Builder, number: str) -> str:
@@ -327,21 +370,13 @@ def _odd(op: Builder, number: str) -> str:
     return op.Add(op.Mul(number, [2]), [1])
 
 
-def _covers(spec: Preprocess, resize: Resize) -> bool:
-    """Whether the resized picture covers the whole input, whatever the picture's size."""
-    if resize.mode == "letterbox":
-        return False
-    return spec.crop is None or all(new <= old for new, old in zip(spec.crop.size, _pair(resize.size), strict=True))
-
-
-def _box(op: Builder, axis: Axis, old: str, row: str) -> str:
+def _box(op: Builder, picture: str, resized: str, old: str, row: str) -> str:
     """1 from -0.5 (excluded) to 0.5; in float64 and in Pillow's order, which decides about pixels on an edge."""
-    scale = op.Div(op.Cast(axis.picture, to=_DOUBLE), op.Cast(axis.resized, to=_DOUBLE))
-    half, one = np.array([0.5]), np.array([1.0])
-    centre = op.Mul(op.Add(op.Cast(row, to=_DOUBLE), half), scale)
-    x = op.Add(op.Sub(op.Unsqueeze(op.Cast(old, to=_DOUBLE), [1]), op.Unsqueeze(centre, [2])), half)
-    x = op.Mul(x, op.Div(one, op.Max(scale, one)))
-    return op.cast(op.And(op.Greater(x, -half), op.LessOrEqual(x, half)))
+    scale = op.Div(op.cast(picture), op.cast(resized))  # [k, 1, 1]
+    centre = op.Mul(op.Add(op.cast(row), 0.5), scale)
+    x = op.Add(op.Sub(op.Unsqueeze(op.cast(old), [2]), op.Unsqueeze(centre, [3])), 0.5)
+    x = op.Mul(x, op.Unsqueeze(op.Div(1.0, op.Max(scale, 1.0)), [3]))
+    return op.cast(op.And(op.Greater(x, -0.5), op.LessOrEqual(x, 0.5)))
 
 
 def _triangle(op: Builder, x: str, antialias: bool) -> str:
@@ -349,13 +384,15 @@ def _triangle(op: Builder, x: str, antialias: bool) -> str:
 
 
 def _cubic(op: Builder, x: str, antialias: bool) -> str:
-    """Keys' kernel: a = -0.5 in Pillow, -0.75 in OpenCV."""
+    """Keys' kernel: a = -0.5 in Pillow, -0.75 in OpenCV.
+
+    With n = ReLU(1 - |x|) and f = ReLU(2 - |x|) it is a (1 - f) f^2 + (4 a + 3 - 2 n) n^2, without a comparison.
+    """
     a = -0.5 if antialias else -0.75
     x = op.Abs(x)
-    square = op.Mul(x, x)
-    near = op.Add(op.Mul(op.Sub(op.Mul(x, a + 2), a + 3), square), 1.0)
-    far = op.Mul(op.Sub(op.Mul(op.Add(op.Mul(op.Sub(x, 5.0), x), 8.0), x), 4.0), a)
-    return op.Where(op.Less(x, 1.0), near, op.Where(op.Less(x, 2.0), far, 0.0))
+    near, far = op.Relu(op.Sub(1.0, x)), op.Relu(op.Sub(2.0, x))
+    outer = op.Mul(op.Add(op.Mul(far, -a), a), op.Mul(far, far))
+    return op.Add(outer, op.Mul(op.Sub(4 * a + 3, op.Mul(near, 2.0)), op.Mul(near, near)))
 
 
 def _lanczos(op: Builder, x: str, antialias: bool) -> str:

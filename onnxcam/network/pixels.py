@@ -87,8 +87,7 @@ def wrap(model: onnx.ModelProto, manifest: Manifest) -> None:
     before = Builder(graph, "onnxcam.pixels")
     names = {name: _name(before, name) for name in (PIXELS, PREDICTIONS, TARGET_CLASS)}
     pixels = names[PIXELS]
-    height, width = (before.Shape(pixels, start=k, end=k + 1) for k in range(2))
-    place = resampling.axes(before, spec, height, width)
+    place = resampling.axes(before, spec, pixels)
     tensor = resampling.prepare(before, spec, pixels, place, entry["layout"], entry["dtype"])
     before.Identity(tensor, name=entry["name"])
     resized = next(name for node in before.nodes for name in node.output if name.endswith("/resized"))

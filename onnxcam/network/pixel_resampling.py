@@ -21,7 +21,7 @@ from onnxcam.image.preprocess import Crop, Preprocess, Resize
 _FLOAT, _DOUBLE, _INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64
 _BLOCK = 16  # rows of the result per matrix product: fewer are more products, more read more rows of weight 0
 _BITS = 22  # of Pillow's weights
-_FAR = 1 << 20  # pixels
+_FAR = 1 << 16  # pixels: twice as many times a side of the input fit into 32 bits, which OpenVINO has
 # support of each kernel without antialiasing as OpenCV has it; with it as Pillow has it
 _SUPPORT = {("bilinear", True): 1.0, ("bicubic", True): 2.0, ("area", True): 0.5, ("lanczos", True): 3.0}
 _SUPPORT |= {("bilinear", False): 1.0, ("bicubic", False): 2.0}

@@ -112,7 +112,8 @@ def wrap(model: onnx.ModelProto, manifest: Manifest) -> None:
     model.graph.input.extend(inputs)
     nodes = list(model.graph.node)
     edit.replace_nodes(model, [*before.nodes, *nodes, *after.nodes])
-    model.graph.initializer.extend([*before.initializers, *after.initializers])
+    read = {name for node in (*before.nodes, *after.nodes) for name in node.input}
+    model.graph.initializer.extend(one for one in (*before.initializers, *after.initializers) if one.name in read)
     readout = Readout.from_manifest(manifest["scores"])
     added = [
         edit.info(names[PREDICTIONS], onnx.TensorProto.FLOAT, [readout.size]),

@@ -71,6 +71,8 @@ def test_pixels_are_prepared_explained_and_drawn_as_in_python(name: str, nhwc: b
     source = tiny_cnn(nhwc=nhwc, seed=3)
     model = onnxcam.augment(source, preprocess=SPECS[name], pixels=True, probe=False)
     onnx.checker.check_model(model, full_check=True)
+    read = {name for node in model.graph.node for name in node.input}
+    assert {tensor.name for tensor in model.graph.initializer} <= read, "ONNX Runtime warns of constants without use"
     session, entry = opened(model)
     explainer = onnxcam.Explainer(model)
     rng = np.random.default_rng(5)

@@ -35,8 +35,8 @@ _BACKLOG = 2048
 _GARBAGE = 700, 10, 10  # Python's own thresholds, whatever a command has set
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
 _FILES = 256  # open files beside connections: models, libraries, records
-_KEPT, _LARGE = 64 << 20, 16 << 20  # bytes that are freed and stay with a thread; an array that never does
-_MALLOPT = (-3, _LARGE), (-1, _KEPT)  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
+_RESERVE, _LARGE = 64 << 20, 16 << 20  # bytes that are freed and stay with a thread; an array that never does
+_MALLOPT = (-3, _LARGE), (-1, _RESERVE)  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
 _GRACE = 5.0  # seconds beside the time limit of a body and of its answer
 
 

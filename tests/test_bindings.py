@@ -23,13 +23,23 @@ if sys.platform != "win32":
 
 ROOT = Path(__file__).parent.parent
 BINDINGS = ROOT / "docs" / "bindings"
-SCRIPTS = ("explain.mjs", "preprocess.mjs", "pixels.mjs", "package.json")
+SCRIPTS = ("explain.mjs", "boxes.mjs", "preprocess.mjs", "pixels.mjs", "package.json")
 EXPLAIN = """
 import { explain, readPng } from "./explain.mjs";
 import { readFile } from "node:fs/promises";
 for (const [model, picture, target, method] of JSON.parse(process.argv[2])) {
   const found = await explain(await readFile(model), await readPng(picture), target, method);
   console.log(JSON.stringify({ ...found, heatmap: [...found.heatmap] }));
+}
+"""
+BOXES = """
+import { readPng } from "./explain.mjs";
+import { explainBox } from "./boxes.mjs";
+import { readFile } from "node:fs/promises";
+const [model, picture, ...boxes] = process.argv.slice(2);
+for (const box of boxes) {
+  const found = await explainBox(await readFile(model), await readPng(picture), Number(box));
+  console.log(JSON.stringify({ heatmap: [...found.heatmap], height: found.height, width: found.width }));
 }
 """
 RAW = """
@@ -71,7 +81,7 @@ console.log(JSON.stringify({ data: [...data], shape }));
 """
 
 
-@pytest.mark.parametrize("name", ["explain.mjs", "Explain.cs", "pixels.mjs", "Pixels.cs"])
+@pytest.mark.parametrize("name", ["explain.mjs", "boxes.mjs", "Explain.cs", "pixels.mjs", "Pixels.cs"])
 def test_the_page_quotes_the_program_as_it_is(name: str) -> None:
     page = (ROOT / "docs" / "how-to" / "bindings.md").read_text("utf-8")
     program = (BINDINGS / name).read_text("utf-8")
@@ -86,7 +96,13 @@ def node() -> Path:
     folder = ROOT / "build" / "bindings"
     folder.mkdir(parents=True, exist_ok=True)
     programs = {name: (BINDINGS / name).read_text("utf-8") for name in SCRIPTS}
-    programs |= {"explain_json.mjs": EXPLAIN, "raw_json.mjs": RAW, "golden.mjs": GOLDEN, "pixels_json.mjs": PIXELS}
+    programs |= {
+        "explain_json.mjs": EXPLAIN,
+        "boxes_json.mjs": BOXES,
+        "raw_json.mjs": RAW,
+        "golden.mjs": GOLDEN,
+        "pixels_json.mjs": PIXELS,
+    }
     wanted = json.loads(programs["package.json"])["dependencies"]
     with alone(folder):  # several test processes may come here
         for name, text in programs.items():
@@ -258,6 +274,30 @@ def test_javascript_says_what_an_optional_target_needs(node: Path) -> None:
     assert answer["predictions"][0]["label"] == "espresso"
     with pytest.raises(AssertionError, match="export it with --target required"):
         explained(node, (model, picture, 3, "gradcam"))
+
+
+@pytest.mark.slow
+def test_javascript_explains_boxes(node: Path, tmp_path: Path) -> None:
+    source, scene = models.path("scenes/detector.onnx"), models.path("scenes/scene0.png")
+    model = required(source, tmp_path / "boxes.onnx", preprocess="0..1", probe=False)
+    explainer = onnxcam.Explainer(source, preprocess="0..1", probe=False)
+    reported = explainer.boxes(scene)
+    boxes = [-1, *(one.index for one in reported)]
+    lines = call("node", "boxes_json.mjs", model, scene, *map(str, boxes), cwd=node).splitlines()
+    layers = set()
+    for box, line in zip(boxes, lines, strict=True):
+        got = json.loads(line)
+        want = explainer.explain(scene, target=None if box < 0 else onnxcam.targets.Box(box))
+        layers.add(want.layer)
+        heatmap = np.asarray(got["heatmap"], np.float32).reshape(got["height"], got["width"])
+        assert want.heatmap.max() > 0.9
+        if box < 0:  # on the finest grid
+            assert np.corrcoef(heatmap.ravel(), want.heatmap.ravel())[0, 1] > 0.9
+        else:
+            np.testing.assert_allclose(heatmap, want.heatmap, rtol=0, atol=1e-4)
+    assert len(layers) == 2, "boxes of both levels are among them"
+    with pytest.raises(AssertionError, match="boxes.mjs of detectors"):
+        call("node", "explain.mjs", model, scene, tmp_path / "overlay.png", cwd=node)
 
 
 @pytest.mark.slow

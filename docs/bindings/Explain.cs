@@ -34,6 +34,17 @@ public sealed class Explainer : IDisposable
         }
         var bytes = Encoding.UTF8.GetBytes(text);
         manifest = XElement.Load(JsonReaderWriterFactory.CreateJsonReader(bytes, XmlDictionaryReaderQuotas.Max));
+        var task = manifest.Get("scores").Get("task");
+        if (task != null)
+        {
+            throw new ArgumentException($"the model's task is {task.Text("task")}, and this program is of classifiers");
+        }
+        var names = new[] { manifest.Get("input").Text("name"), manifest.Get("target").Text("name") };
+        var unknown = session.InputMetadata.Keys.Except(names).ToList();
+        if (unknown.Count > 0)
+        {
+            throw new ArgumentException($"this program does not feed the model's input {string.Join(", ", unknown)}");
+        }
     }
 
     /// <summary>The map of a class: an index, or -1 for the best.</summary>

@@ -47,7 +47,7 @@ function* fields(bytes) {
 /** The map of a class: `picture` is { pixels (RGB), height, width }, `target` an index, -1 for the best. */
 export async function explain(model, picture, target = -1, method = "gradcam") {
   const header = manifest(model);
-  if (header.scores.task) throw new Error(`the model's task is ${header.scores.task.task}, and this program is of classifiers`);
+  if (header.scores.task) throw new Error(`the model's task is ${header.scores.task.task}, and this program is of classifiers (boxes.mjs of detectors)`);
   if (header.input.dtype !== "float32") throw new Error(`the model takes ${header.input.dtype}; this program feeds float32`);
   const session = await ort.InferenceSession.create(model);
   const layer = header.layers.at(-1);

@@ -296,7 +296,7 @@ def test_javascript_explains_boxes(node: Path, tmp_path: Path) -> None:
         else:
             np.testing.assert_allclose(heatmap, want.heatmap, rtol=0, atol=1e-4)
     assert len(layers) == 2, "boxes of both levels are among them"
-    with pytest.raises(AssertionError, match="boxes.mjs of detectors"):
+    with pytest.raises(AssertionError, match=r"boxes\.mjs of detectors"):
         call("node", "explain.mjs", model, scene, tmp_path / "overlay.png", cwd=node)
 
 

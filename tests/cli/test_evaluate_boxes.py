@@ -22,10 +22,8 @@ def test_the_boxes_of_a_detector(run: Run, tmp_path: Path) -> None:
     chosen = scenes.PICTURES[:3]
     metrics = ("--metric", "pointing_game", "--metric", "energy_in_box", "--metric", "own_box", "--metric", "deletion")
     out = tmp_path / "out"
-    result = run(
-        "evaluate", detector, *chosen, "--boxes", scenes.TRUTH, "--method", "layercam", *metrics, "--preprocess", "0..1",
-        "--json", "-o", out,
-    )  # fmt: skip
+    common = ("--boxes", scenes.TRUTH, "--method", "layercam", "--preprocess", "0..1")
+    result = run("evaluate", detector, *chosen, *common, *metrics, "--json", "-o", out)
     assert result.code == 0, result.err
     record = result.json()
     drawn = box_files.read(scenes.TRUTH)
@@ -55,8 +53,7 @@ def test_the_boxes_of_a_detector(run: Run, tmp_path: Path) -> None:
         assert values["own_box"] is None or 0 <= values["own_box"] <= 1
     assert record["methods"]["layercam"]["pointing_game"]["mean"] > 0.9
     assert tree(out) == {"evaluation.json", "evaluation.csv", "report.html"}
-    again = ("--method", "layercam", *metrics[:2], "--preprocess", "0..1")
-    shown = run("evaluate", detector, *chosen, "--boxes", scenes.TRUTH, *again)
+    shown = run("evaluate", detector, *chosen, *common, *metrics[:2])
     assert shown.code == 0 and "layercam" in shown.out and "pointing" in shown.out
     refused = run("evaluate", detector, *chosen, "--metric", "randomization", "--preprocess", "0..1")
     assert refused.code == 2 and "randomization" in refused.sentence

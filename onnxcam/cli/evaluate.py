@@ -187,6 +187,7 @@ def evaluate(
         rows=rows,
         task=task,
         boxes_output=boxes_output,
+        sleeping=True,
     )
     items = collection.items
     paths = [item.source for item in items if isinstance(item.source, Path)]

@@ -35,17 +35,20 @@ def open_explainer(
     rows: int | None = None,
     task: str | None = None,
     boxes_output: str | None = None,
+    sleeping: bool = False,
 ) -> Explainer:
     """Open the explainer that the flags describe; of `sources` that are all the model's own input no preprocessing is
     needed.
 
     With `many` pictures several are explained side by side, so each run of the model takes its share of the cores.
+    Where much else is computed between runs, threads that are `sleeping` between them save processor time.
 
     Raises:
         PreprocessError: neither the model nor the caller says how pictures become tensors.
         ModelError, LayerError, LabelsError, MethodError, RuntimeUnavailable: as their names say.
     """
     names = None if labels_file is None else labels.read(labels_file)
+    threads = max(1, cores() // workers()) if many else cores() if sleeping else None
     try:
         explainer = Explainer(
             model,
@@ -60,7 +63,7 @@ def open_explainer(
             task=task,
             boxes_output=boxes_output,
             providers=runtime.parse_provider(provider),
-            session_options=runtime.options.side_by_side(max(1, cores() // workers())) if many else None,
+            session_options=None if threads is None else runtime.options.side_by_side(threads),
             allow_fallback=allow_fallback,
             rows=rows,
         )

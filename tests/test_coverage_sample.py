@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import keras_matrix, torch_matrix
 from benchmarks.architectures import KERAS, TORCH
+from tests.exporters.conftest import few_collections  # noqa: F401 - a fixture
 from tests.support.torchvision_stub import import_torchvision
 
 pytestmark = pytest.mark.slow
@@ -39,6 +40,7 @@ def test_scores_activations_and_gradients_agree_with_autograd(name: str, middle:
 
 
 @pytest.mark.keras
+@pytest.mark.usefixtures("few_collections")
 @pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")
 @pytest.mark.parametrize(
     ("name", "middle", "last"),

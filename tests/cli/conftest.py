@@ -18,6 +18,7 @@ from onnxcam import image
 from onnxcam.cli import main
 from onnxcam.graph import load
 from tests.cli.calls import servers_that_end, workshop  # noqa: F401 - fixtures
+from tests.exporters.conftest import few_collections  # noqa: F401 - a fixture
 from tests.support import models
 
 LABELS = ["cat", "tiger cat, tiger", "crane", "hen", "crane"]

@@ -265,6 +265,7 @@ def test_a_saved_model_folder_is_told_what_to_become(run: Run, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.keras
+@pytest.mark.usefixtures("few_collections")
 def test_a_keras_model_named_by_its_code(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
     pytest.importorskip("tf2onnx")

@@ -49,6 +49,7 @@ def test_parts_are_told(run: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.keras
+@pytest.mark.usefixtures("few_collections")
 def test_a_keras_file(run: Run) -> None:
     pytest.importorskip("tensorflow")
     pytest.importorskip("tf2onnx")

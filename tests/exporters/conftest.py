@@ -22,8 +22,7 @@ def few_collections() -> Iterator[None]:
 
     Each would walk through all that other tests of the process have left: half of the time a small network takes.
     """
-    import keras
-
+    keras = pytest.importorskip("keras")
     from onnxcam.exporters import keras_weights
 
     collector = SimpleNamespace(

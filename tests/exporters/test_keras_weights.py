@@ -46,6 +46,7 @@ def wide() -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_collections")
 def test_the_file_is_the_one_that_weights_inside_the_graph_give(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wide()
     found = export(model, None, verify=2)

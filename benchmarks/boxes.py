@@ -218,8 +218,8 @@ def cost(arguments: argparse.Namespace) -> list[str]:
     if masked:
         name = f"D-RISE with {arguments.masks} masks, all boxes together, once"
         lines.append(f"| {name} | {masked:.1f} s | {masked / typical:.0f} |")
-        own = statistics.median(times[f"maps of {BOXES} boxes, each from its own cells"])
-        lines += ["", f"The maps are {masked / own:.0f} times faster than D-RISE."]
+        apart = statistics.median(times[f"maps of {BOXES} boxes, each from its own cells"])
+        lines += ["", f"The maps are {masked / apart:.0f} times faster than D-RISE."]
     lines += ["", f"Largest difference of a map from that of the whole head, of its maximum: {worst:.1e}."]
     return lines
 

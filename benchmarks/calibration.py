@@ -50,10 +50,10 @@ def files(path: Path, score: str, set_temperature: float) -> tuple[bytes, bytes,
     options = {"penalty": PENALTIES[2], "k": 5} if score == "raps" else {}
     attach(model, manifest, fit(scores, truth, readout, score=score, set_temperature=set_temperature, **options))
     shape = tuple(size if isinstance(size, int) else 1 for size in manifest["input"]["shape"])
-    kept = {readout.value}
+    outputs = {readout.value}
     return (
-        without_maps(plain, kept),
-        without_maps(model, kept | {"calibrated", "prediction_set"}),
+        without_maps(plain, outputs),
+        without_maps(model, outputs | {"calibrated", "prediction_set"}),
         manifest["input"]["name"],
         shape,
     )

@@ -69,8 +69,8 @@ def tables() -> dict[str, np.ndarray]:
     """The 256 colours of every map of OpenCV, and of onnxcam's."""
     levels = np.arange(256, dtype=np.uint8)[:, None]
     names = [name.removeprefix("COLORMAP_") for name in dir(cv2) if name.startswith("COLORMAP_")]
-    found = {name.lower(): cv2.applyColorMap(levels, getattr(cv2, f"COLORMAP_{name}"))[:, 0, ::-1] for name in names}
-    return found | {name: image.palette(name) for name in image.COLORMAPS}
+    result = {name.lower(): cv2.applyColorMap(levels, getattr(cv2, f"COLORMAP_{name}"))[:, 0, ::-1] for name in names}
+    return result | {name: image.palette(name) for name in image.COLORMAPS}
 
 
 def reversal(table: np.ndarray) -> float:
@@ -167,9 +167,9 @@ def report() -> str:
         "|---|---|---:|---:|---:|---:|",
     ]
     for name, back, (low, high), step, far, peak in sorted(rows, key=lambda row: (row not in fit, -row[5])):
-        shown = f"**{name}**" if name == default else name if name in image.COLORMAPS else f"({name})"
+        top = f"**{name}**" if name == default else name if name in image.COLORMAPS else f"({name})"
         four = [", ".join(f"{value:.1f}" for value in values.values()) for values in (step, far)]
-        lines.append(f"| {shown} | {low:.0f} to {high:.0f} | {back:.1f} | {four[0]} | {four[1]} | {peak:.1f} |")
+        lines.append(f"| {top} | {low:.0f} to {high:.0f} | {back:.1f} | {four[0]} | {four[1]} | {peak:.1f} |")
     lines += [
         "",
         "Maps in brackets are OpenCV's and not among onnxcam's; the cyclic ones (hsv, twilight) are left out.",

@@ -344,15 +344,15 @@ def table(rows: list[tuple[str, str, Figures]], arguments: argparse.Namespace) -
             )
         bounded = model == MODELS[0] and size in list(SIZES)[:2]
         for case in arguments.cases:
-            asked = CASES[case] if bounded else Case()
+            limit = CASES[case] if bounded else Case()
             opencv, pillow = (spread(figures[f"{reader} ratio {case}"]) for reader in READERS)
             written = middle[f"written {case}"]
             memory = ", ".join(f"{middle[part + ' ' + case]:.0f}" for part in PARTS)
             disk = written / middle[f"written {ALL}"] if f"written {ALL}" in middle else None
             lines.append(
-                f"| explain: {case} | {middle[f'explain {case}']:.1f} | {opencv} | {_bound('≥', asked.throughput)} | "
+                f"| explain: {case} | {middle[f'explain {case}']:.1f} | {opencv} | {_bound('≥', limit.throughput)} | "
                 f"{pillow} | {middle[f'processor {case}']:.0f} | {written / 1e6:.2f} | "
-                f"{'' if disk is None else f'{disk:.3f}'} | {_bound('≤', asked.disk)} | "
+                f"{'' if disk is None else f'{disk:.3f}'} | {_bound('≤', limit.disk)} | "
                 f"{memory} |"
             )
         same = middle["opencv same"]

@@ -178,7 +178,7 @@ def picture():  # type: ignore[no-untyped-def]
 
 
 # measured 2026-11-30 with ONNX Runtime 1.32.0, one thread, processor time of alternating runs
-TRIED = """
+ATTEMPTS = """
 ## What does not make it faster
 
 MobileNetV2 and EfficientNet-B0 spend 30 and 40 % of both passes on gates (one thread, processor time of alternating
@@ -234,7 +234,7 @@ def table(rows: list[tuple[str, dict[str, float]]]) -> str:
             + " | ".join(others)
             + " |"
         )
-    return "\n".join([*lines, *TRIED]) + "\n"
+    return "\n".join([*lines, *ATTEMPTS]) + "\n"
 
 
 if __name__ == "__main__":

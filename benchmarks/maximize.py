@@ -117,10 +117,10 @@ def onnxcam(model: str, folder: Path, steps: int) -> Climb:
             scalar = scalar_of(subject, *what)
             session = subject.ascent(scalar)
             began = time.perf_counter()
-            made = climb(subject, scalar, session, settings)
+            result = climb(subject, scalar, session, settings)
             answer[key] = time.perf_counter() - began
             if key == "seconds":
-                answer |= {"reached": made.reached, "verified": made.verified}
+                answer |= {"reached": result.reached, "verified": result.verified}
         return answer
 
     return run

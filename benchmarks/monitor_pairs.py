@@ -64,17 +64,17 @@ def main() -> None:
         figures = {tree: measure(tree, arguments.calls) for tree in order}
         rounds.append((figures[trees[0]], figures[trees[1]]))
         print(turn, rounds[-1], file=sys.stderr, flush=True)
-    told: dict[str, list[str]] = {"2": [], "3": []}
+    lines_of: dict[str, list[str]] = {"2": [], "3": []}
     for name in rounds[0][0]:
         ours, theirs = (np.array([pair[k][name] for pair in rounds]) for k in (0, 1))
         middle, low, high = interval(ours / theirs)
         row, level = name.split()
         digits = 0 if row == "2" else 3
-        told[row].append(
+        lines_of[row].append(
             f"{level} {np.median(ours):.{digits}f} against {np.median(theirs):.{digits}f} {UNITS[row]} "
             f"({middle:.3f}, {low:.3f} to {high:.3f})"
         )
-    for row, parts in told.items():
+    for row, parts in lines_of.items():
         text = f"in {arguments.rounds} pairs with {arguments.name or arguments.other.name}: {', '.join(parts)}"
         print(f"{row}: {text}")
         if arguments.write:

@@ -33,7 +33,7 @@ from benchmarks.speed import THREADS, build, export  # noqa: E402
 MODELS = ("resnet50", "mobilenet_v2", "vgg16")
 SIDE, WINDOW, STRIDE = 224, 32, 16
 # what is asked: captum's time over ours, or the time of whole runs over ours
-ASKED = {"resnet50": ("captum / ours", 2.3), "mobilenet_v2": ("captum / ours", 3.1), "vgg16": ("whole / ours", 3.0)}
+BOUNDS = {"resnet50": ("captum / ours", 2.3), "mobilenet_v2": ("captum / ours", 3.1), "vgg16": ("whole / ours", 3.0)}
 Calls = dict[str, Callable[[], object]]
 
 
@@ -186,7 +186,7 @@ def table(rows: dict[str, dict[str, list[float]]], rounds: int) -> str:
     ]
     for model, figures in rows.items():
         possible = figures["possible"][0]
-        over, least = ASKED[model]
+        over, least = BOUNDS[model]
         bound = f"{over} >= {least}"
         cells = [
             f"{statistics.median(figures['forward ms']):.1f}",

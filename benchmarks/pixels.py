@@ -104,9 +104,9 @@ def files(name: str, folder: Path) -> dict[str, Path]:
     save(plain, paths[PREPARED])
     save(subgraphs.head(Network(str(paths[PREPARED]))), paths[ALONE])
     for what, outputs in WITHOUT.items():
-        kept = [output for output in pixels.graph.output if outputs is None or output.name in outputs]
+        rest = [output for output in pixels.graph.output if outputs is None or output.name in outputs]
         del pixels.graph.output[:]
-        pixels.graph.output.extend(kept)
+        pixels.graph.output.extend(rest)
         edit.prune(pixels)
         save(pixels, paths[what])
     return paths

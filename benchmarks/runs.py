@@ -205,8 +205,8 @@ def onnxcam(model: str, folder: Path, options: Options) -> Calls:
     x = picture()
     name = plain.get_inputs()[0].name
     calls: Calls = {"forward": [lambda: plain.run(None, {name: x})]}
-    for method, chosen in options.items():
-        calls[method] = [lambda method=method, chosen=chosen: explainer.attribute(x, method=method, **chosen)]
+    for method, keywords in options.items():
+        calls[method] = [lambda method=method, keywords=keywords: explainer.attribute(x, method=method, **keywords)]
     return calls
 
 
@@ -244,9 +244,9 @@ def captum(model: str, folder: Path, options: Options) -> Calls:
         "gradcam": lambda: cam.attribute(x, target=int(net(x).argmax()), relu_attributions=True),
     }
     calls: Calls = {}
-    for method, chosen in options.items():
+    for method, keywords in options.items():
         if method in every:
-            calls[method] = [lambda m=method, o=chosen, rows=rows: every[m](rows, o) for rows in BATCHES]
+            calls[method] = [lambda m=method, o=keywords, rows=rows: every[m](rows, o) for rows in BATCHES]
         elif method in once:
             calls[method] = [once[method]]
     return calls
@@ -273,14 +273,14 @@ def by_hand(model: str, folder: Path, options: Options) -> Calls:
             total += (p[:, None, None] * some[:, 0]).sum(dim=0)
         return total
 
-    kept = {}
+    values = {}
     layer = net.get_submodule(speed.LAYERS[model])
 
     def score(rows: int) -> object:
-        hook = layer.register_forward_hook(lambda module, inputs, output: kept.update(a=output))
+        hook = layer.register_forward_hook(lambda module, inputs, output: values.update(a=output))
         net(x)
         hook.remove()
-        a = kept["a"]
+        a = values["a"]
         weights = []
         for start in range(0, a.shape[1], rows):
             some = functional.interpolate(a[0, start : start + rows, None], size=(224, 224), mode="bilinear")

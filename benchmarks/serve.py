@@ -303,13 +303,13 @@ def agree(servers: dict[str, Server], photos: dict[str, list[Path]]) -> None:
         }
         expected = answers["bare"]["top_predictions"]
         for name, answer in answers.items():
-            got = answer["top_predictions"]
-            if not set(answers["bare"]) <= set(answer) | {"fired"} or [p["class_index"] for p in got] != [
+            actual = answer["top_predictions"]
+            if not set(answers["bare"]) <= set(answer) | {"fired"} or [p["class_index"] for p in actual] != [
                 p["class_index"] for p in expected
             ]:
                 sys.exit(f"{name} answers {answer} and bare {answers['bare']}")
-            if max(abs(p["confidence"] - q["confidence"]) for p, q in zip(got, expected, strict=True)) > 1e-4:
-                sys.exit(f"{name} is surer or less sure than bare: {got}, {expected}")
+            if max(abs(p["confidence"] - q["confidence"]) for p, q in zip(actual, expected, strict=True)) > 1e-4:
+                sys.exit(f"{name} is surer or less sure than bare: {actual}, {expected}")
 
 
 @contextlib.contextmanager

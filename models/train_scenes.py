@@ -213,14 +213,14 @@ def detector_loss(model: Any, batch: list[Scene]) -> Any:
 
     edges, logits = model(_tensor(prepared(batch)))
     owners = [assign(scene) for scene in batch]
-    wanted = np.zeros(tuple(logits.shape), np.float32)
+    labels_of_cells = np.zeros(tuple(logits.shape), np.float32)
     boxes = np.zeros((len(batch), edges.shape[2], 4), np.float32)
     for row, (scene, owner) in enumerate(zip(batch, owners, strict=True)):
         cells = np.flatnonzero(owner >= 0)
-        wanted[row, scene.labels[owner[cells]], cells] = 1
+        labels_of_cells[row, scene.labels[owner[cells]], cells] = 1
         boxes[row, cells] = scene.boxes[owner[cells]]
     positive = _tensor(np.stack(owners) >= 0)
-    truth = _tensor(wanted)
+    truth = _tensor(labels_of_cells)
     chances = logits.sigmoid()
     wrong = (truth - chances).abs().detach() ** 2
     count = positive.sum().clamp(min=1)
@@ -322,13 +322,13 @@ def detections(output: np.ndarray, least: float = 0.25, overlap: float = 0.5) ->
     """Candidate, class and box (x0, y0, x1, y1) of what is left of an output `[8, 320]`, best first."""
     boxes = np.concatenate([output[:2] - output[2:4] / 2, output[:2] + output[2:4] / 2]).T
     scores, classes = output[4:].max(axis=0), output[4:].argmax(axis=0)
-    chosen: list[tuple[int, int, np.ndarray]] = []
+    kept_boxes: list[tuple[int, int, np.ndarray]] = []
     for k in np.argsort(-scores, kind="stable"):
         if scores[k] < least:
             break
-        if all(c != classes[k] or iou(boxes[k], b) < overlap for _, c, b in chosen):
-            chosen.append((int(k), int(classes[k]), boxes[k]))
-    return chosen
+        if all(c != classes[k] or iou(boxes[k], b) < overlap for _, c, b in kept_boxes):
+            kept_boxes.append((int(k), int(classes[k]), boxes[k]))
+    return kept_boxes
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -50,8 +50,8 @@ def stated(name: str) -> tuple[int, int, float, float]:
 # tolerances below: one or two pictures on the edge, which another processor may round to the other side
 def right(name: str, pictures: tuple[np.ndarray, np.ndarray]) -> float:
     explainer = onnxcam.Explainer(FOLDER / f"{name}.onnx", providers=["CPUExecutionProvider"])
-    found = explainer.predict(classroom.prepared(pictures[0])).argmax(axis=1)
-    return float((found == pictures[1]).mean())
+    classes = explainer.predict(classroom.prepared(pictures[0])).argmax(axis=1)
+    return float((classes == pictures[1]).mean())
 
 
 @pytest.mark.slow
@@ -61,8 +61,8 @@ def test_the_digits_reach_what_is_stated_on_pictures_never_trained_with() -> Non
     trained, tested, before, after = stated("mnist")
     assert (len(data.train[1]), len(data.test[1])) == (trained, tested) == (4000, 1000)
     assert np.bincount(data.test[1]).tolist() == [100] * 10
-    seen = {picture.tobytes() for picture in data.train[0]}
-    assert not any(picture.tobytes() in seen for picture in data.test[0])
+    training = {picture.tobytes() for picture in data.train[0]}
+    assert not any(picture.tobytes() in training for picture in data.test[0])
     assert right("mnist", data.train) == pytest.approx(before, abs=6e-4)
     assert right("mnist", data.test) == pytest.approx(after, abs=1.1e-3)
 
@@ -100,14 +100,14 @@ def test_the_file(name: str) -> None:
     onnx.checker.check_model(onnx.load_model_from_string(data), full_check=True)
     assert not re.search(rb"site-packages|/home/|/root/|/tmp/|\.py\"", data)
     explainer = onnxcam.Explainer(data)
-    held = explainer.manifest
+    header = explainer.manifest
     assert explainer.labels == classroom.LABELS[name]
-    assert held["input"]["shape"] == ["N", 28, 28, 1] and held["input"]["layout"] == "NHWC"
-    assert (held["input"]["preprocess"]["color"], held["input"]["preprocess"]["scale"]) == ("L", 1 / 255)
-    assert held["layers"][0]["name"] == "conv2" and held["layers"][0]["grid"] == [14, 14]
-    assert list(held["layers"][0]["heatmaps"]) == ["gradcam", "hirescam"]
-    assert "GradientTape" in held["parity"]["against"]
-    assert all(held["parity"][key] <= 1e-5 for key in ("scores", "activations", "gradients"))
+    assert header["input"]["shape"] == ["N", 28, 28, 1] and header["input"]["layout"] == "NHWC"
+    assert (header["input"]["preprocess"]["color"], header["input"]["preprocess"]["scale"]) == ("L", 1 / 255)
+    assert header["layers"][0]["name"] == "conv2" and header["layers"][0]["grid"] == [14, 14]
+    assert list(header["layers"][0]["heatmaps"]) == ["gradcam", "hirescam"]
+    assert "GradientTape" in header["parity"]["against"]
+    assert all(header["parity"][key] <= 1e-5 for key in ("scores", "activations", "gradients"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,8 +119,8 @@ def test_the_pictures_are_as_their_names_say(name: str) -> None:
         e = explainer.explain(file, method="hirescam")
         assert e.picture.shape == (28, 28, 3)
         _, _, rest = file.stem.partition("_")
-        said = rest.split("_as_")[-1]
-        assert classroom._word(e.label) == said
+        label = rest.split("_as_")[-1]
+        assert classroom._word(e.label) == label
         assert e.heatmap.max() > 0.9 and e.warnings == []
 
 
@@ -147,8 +147,8 @@ def test_what_is_said_of_gradcam_behind_a_flatten() -> None:
         method: int((explainer.attribute(batch, method=method, normalize="none").max(axis=(1, 2)) == 0).sum())
         for method in ("gradcam", "hirescam")
     }
-    said = re.findall(r"Grad-CAM's map is\s+zero everywhere for (\d+)\s+of the 1,000", README)
-    assert empty["gradcam"] == pytest.approx(int(said[0]), abs=2) and empty["hirescam"] == 0
+    counts = re.findall(r"Grad-CAM's map is\s+zero everywhere for (\d+)\s+of the 1,000", README)
+    assert empty["gradcam"] == pytest.approx(int(counts[0]), abs=2) and empty["hirescam"] == 0
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -162,10 +162,10 @@ def test_original_files(tmp_path: Path, zipped: bool) -> None:
             data = b"\0\0\x08" + bytes([values.ndim]) + sizes + values.tobytes()
             file = tmp_path / f"{part}-{kind}-ubyte{'.gz' if zipped else ''}"
             file.write_bytes(gzip.compress(data) if zipped else data)
-    got = classroom.load("mnist", tmp_path)
-    for found, expected in ((got.train, want["train"]), (got.test, want["t10k"])):
-        np.testing.assert_array_equal(found[0], expected[0])
-        np.testing.assert_array_equal(found[1], expected[1])
+    actual = classroom.load("mnist", tmp_path)
+    for split, expected in ((actual.train, want["train"]), (actual.test, want["t10k"])):
+        np.testing.assert_array_equal(split[0], expected[0])
+        np.testing.assert_array_equal(split[1], expected[1])
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,9 @@ def test_the_picture_in_the_docs_is_what_its_script_draws(tmp_path: Path, monkey
     drawing: Any = script("tools/classroom_picture.py")
     monkeypatch.setattr(sys, "argv", ["classroom_picture.py", "-o", str(tmp_path / "classroom.png")])
     drawing.main()
-    made, kept = (image.load(file).pixels for file in (tmp_path / "classroom.png", ROOT / "docs/images/classroom.png"))
-    assert made.shape == kept.shape
+    drawn, committed = (
+        image.load(file).pixels for file in (tmp_path / "classroom.png", ROOT / "docs/images/classroom.png")
+    )
+    assert drawn.shape == committed.shape
     # fonts differ between releases of OpenCV, maps do not
-    assert (np.abs(made.astype(int) - kept).max(axis=2) > 8).mean() < 0.02
+    assert (np.abs(drawn.astype(int) - committed).max(axis=2) > 8).mean() < 0.02

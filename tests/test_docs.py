@@ -94,16 +94,16 @@ def test_the_gated_file_of_the_monitoring_page(tmp_path: Path, monkeypatch: pyte
     (condition,) = re.findall(r'--gate "([a-z].*?)"', page)
     (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     gated = onnxcam.augment(tiny_cnn(), gate=condition)
-    held = manifest.read(gated)
-    assert held is not None and f'"gate": {json.dumps(held["gate"])}' in page
+    header = manifest.read(gated)
+    assert header is not None and f'"gate": {json.dumps(header["gate"])}' in page
     save(gated, tmp_path / "gated.onnx")
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     batch = (rng.normal(size=(8, 3, 32, 32)) * rng.uniform(0, 4, (8, 1, 1, 1))).astype(np.float32)
-    kept: list[np.ndarray] = []
-    told = {"onnxruntime": onnxruntime, "batch": batch, "keep": lambda picture, heatmap: kept.append(heatmap)}
-    exec(program, told)
-    assert 0 < len(kept) < 8 and all(heatmap.shape == (16, 16) for heatmap in kept)
+    heatmaps: list[np.ndarray] = []
+    namespace = {"onnxruntime": onnxruntime, "batch": batch, "keep": lambda picture, heatmap: heatmaps.append(heatmap)}
+    exec(program, namespace)
+    assert 0 < len(heatmaps) < 8 and all(heatmap.shape == (16, 16) for heatmap in heatmaps)
 
 
 def test_readme_begins_with_one_line_the_installation_one_picture_and_the_two_commands():
@@ -126,9 +126,9 @@ def test_the_change_log_is_cut_for_the_version_and_its_lines_are_short():
 
 
 def test_every_make_target_named_in_the_docs_exists():
-    made = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     named = {name for page in PAGES for name in re.findall(r"`make ([a-z]+)`", page.read_text(encoding="utf-8"))}
-    assert named <= made
+    assert named <= targets
 
 
 def test_ci_runs_the_readme_test_command():
@@ -168,7 +168,7 @@ def test_the_site_builds_without_a_broken_link_and_loads_nothing_from_elsewhere(
         r"""<(?:script|img|iframe|source|video)\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>"""
         r"""|<link\b[^>]*\bhref=["']?(?:https?:)?//[^>]*>|url\(\s*["']?(?:https?:)?//[^)]*\)|@import[^;]*//[^;]*;"""
     )
-    assert {path.name: found for path in files if (found := loads.findall(path.read_text("utf-8")))} == {}
+    assert {path.name: references for path in files if (references := loads.findall(path.read_text("utf-8")))} == {}
     index = (tmp_path / "site" / "docs" / "index.html").read_text("utf-8")
     assert all(f">{title}<" in index for title in ("Tutorial", "How-to guides", "Reference", "Explanation"))
 

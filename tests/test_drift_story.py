@@ -33,9 +33,9 @@ def test_the_corruptions_leave_the_rest_as_it_was(story) -> None:
 
 @pytest.mark.slow
 def test_silent_before_and_speaks_after(story, tmp_path: Path) -> None:
-    told = story.tell(tmp_path, records=500, names=("unchanged", "frame"))
-    assert told["unchanged"]["verdict"] == "ok"
-    assert told["frame"]["verdict"] == "drift"
-    assert {"map", "attention.border"} <= told["frame"]["moved"].keys()
+    results = story.tell(tmp_path, records=500, names=("unchanged", "frame"))
+    assert results["unchanged"]["verdict"] == "ok"
+    assert results["frame"]["verdict"] == "drift"
+    assert {"map", "attention.border"} <= results["frame"]["moved"].keys()
     page = (tmp_path / "frame.html").read_text(encoding="utf-8")
     assert re.search(r'src="data:image/(png|jpeg);base64,', page) and "change" in page

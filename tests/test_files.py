@@ -397,13 +397,13 @@ def writers(source: str) -> list[int]:
 
 
 def test_one_module_writes_files() -> None:
-    found = {}
+    result = {}
     for source in SOURCES:
         name = source.relative_to(ROOT).as_posix().removeprefix("onnxcam/")
         lines = writers(source.read_text("utf-8"))
         if lines and name not in OTHERS:
-            found[name] = lines
-    assert found == {}
+            result[name] = lines
+    assert result == {}
 
 
 def test_the_check_itself() -> None:

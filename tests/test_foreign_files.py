@@ -39,10 +39,10 @@ TEXT = {
 
 def packaged(package: str, file: str) -> Path:
     """A file inside an installed package, which is not imported."""
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         pytest.skip(f"needs {package} (tests/requirements-oracles.txt)")
-    path = Path(found.submodule_search_locations[0]) / file
+    path = Path(spec.submodule_search_locations[0]) / file
     assert path.is_file()
     return path
 
@@ -57,9 +57,9 @@ def direction() -> Path:
 
 def tensor(name: str) -> np.ndarray:
     """A tensor that the MNIST model's package keeps next to it."""
-    held = onnx.TensorProto()
-    held.ParseFromString((mnist().parent / "test_data_set_0" / name).read_bytes())
-    return numpy_helper.to_array(held)
+    value = onnx.TensorProto()
+    value.ParseFromString((mnist().parent / "test_data_set_0" / name).read_bytes())
+    return numpy_helper.to_array(value)
 
 
 def line_of_text() -> np.ndarray:
@@ -83,28 +83,30 @@ MODELS: dict[str, tuple[Callable[[], Path], str, int]] = {
 @pytest.mark.parametrize("name", rest_slow(MODELS))
 def test_layers_export_and_check_as_the_file_came(name: str, tmp_path: Path) -> None:
     find, layer, classes = MODELS[name]
-    found = json.loads(command("layers", find(), "--json").stdout)["layers"]
-    assert [entry["name"] for entry in found if entry["default"]] == [layer]
-    assert all(d is None or d == "N" or d > 0 for entry in found for d in entry["shape"])
+    result = json.loads(command("layers", find(), "--json").stdout)["layers"]
+    assert [entry["name"] for entry in result if entry["default"]] == [layer]
+    assert all(d is None or d == "N" or d > 0 for entry in result for d in entry["shape"])
 
     command("export", find(), "-o", tmp_path / "out.onnx")
-    held = manifest.read(onnx.load(tmp_path / "out.onnx"))
-    assert held is not None and held["scores"]["classes"] == classes and held["layers"][0]["value"] == layer
+    header = manifest.read(onnx.load(tmp_path / "out.onnx"))
+    assert header is not None and header["scores"]["classes"] == classes and header["layers"][0]["value"] == layer
     for source in (find(), tmp_path / "out.onnx"):
         report = json.loads(command("check", source, "--json").stdout)
-        told = {finding["name"]: finding["status"] for finding in report["findings"]}
-        assert told[f"gradients at {layer}"] == told["predictions"] == told[f"heatmaps at {layer}"] == "ok", told
+        statuses = {finding["name"]: finding["status"] for finding in report["findings"]}
+        assert (
+            statuses[f"gradients at {layer}"] == statuses["predictions"] == statuses[f"heatmaps at {layer}"] == "ok"
+        ), statuses
 
 
 def test_the_digit_is_recognised_as_its_package_says_and_explained(tmp_path: Path) -> None:
-    digit, wanted = tensor("input_0.pb"), tensor("output_0.pb")
+    digit, expected = tensor("input_0.pb"), tensor("output_0.pb")
     explainer = onnxcam.Explainer(mnist(), providers=CPU)
-    np.testing.assert_allclose(explainer.run(digit).scores, wanted, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(explainer.run(digit).scores, expected, rtol=1e-4, atol=1e-2)
 
     image.write_png(tmp_path / "digit.png", np.repeat(digit[0, 0, :, :, None], 3, axis=2).astype(np.uint8))
     command("explain", mnist(), tmp_path / "digit.png", "-o", tmp_path / "out", "--preprocess", "raw")
-    told = json.loads((tmp_path / "out" / "explanation.json").read_text())
-    assert told["predictions"][0]["index"] == int(wanted.argmax())
+    document = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert document["predictions"][0]["index"] == int(expected.argmax())
     drawn = image.load(tmp_path / "out" / "gradcam_grayscale.png").pixels[..., 0]
     ink = digit[0, 0] > 128
     assert drawn[ink].mean() > drawn[~ink].mean()
@@ -115,9 +117,11 @@ def test_text_upside_down_is_told_from_upright_text_and_explained(tmp_path: Path
     explainer = onnxcam.Explainer(direction(), labels=["0", "180"], preprocess=TEXT, providers=CPU)
     upright = line_of_text()
     for pixels, label in ((upright, "0"), (upright[::-1, ::-1], "180")):
-        found = explainer.explain(pixels)
-        assert found.label == label and found.heatmap.shape == (48, 192) and found.heatmap.max() > 0.99
-        assert not found.warnings, found.warnings
+        explanation = explainer.explain(pixels)
+        assert (
+            explanation.label == label and explanation.heatmap.shape == (48, 192) and explanation.heatmap.max() > 0.99
+        )
+        assert not explanation.warnings, explanation.warnings
 
     image.write_png(tmp_path / "line.png", upright)
     (tmp_path / "text.json").write_text(json.dumps(TEXT))
@@ -131,8 +135,8 @@ def test_text_upside_down_is_told_from_upright_text_and_explained(tmp_path: Path
 @pytest.mark.parametrize("size", [(48, 192), (32, 100), (80, 160)])
 def test_the_size_stays_free_and_predictions_are_those_of_the_file(size: tuple[int, int]) -> None:
     model = onnxcam.augment(direction())
-    held = manifest.read(model)
-    assert held is not None and held["input"]["shape"] == ["N", 3, None, None]
+    header = manifest.read(model)
+    assert header is not None and header["input"]["shape"] == ["N", 3, None, None]
     batch = np.random.default_rng(5).uniform(-1, 1, (3, 3, *size)).astype(np.float32)
     plain = onnxruntime.InferenceSession(direction(), providers=CPU)
     before = plain.run(None, {"x": batch})[0]

@@ -75,15 +75,15 @@ def shaped() -> onnx.ModelProto:
     rng = np.random.default_rng(1)
     weights = {"w": rng.normal(size=(4, 3, 3, 3)), "u": rng.normal(size=(64, 4)), "pads": np.array([0, 0, 1, 0] * 2)}
     for name, value in weights.items():
-        kept = value if name == "pads" else value.astype(np.float32)
-        model.graph.initializer.append(numpy_helper.from_array(kept, name))
+        array = value if name == "pads" else value.astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
     return model
 
 
 def model_seeds(folder: Path) -> dict[str, bytes]:
     plain = models.tiny_cnn(size=12, width=2)
     half = models.tiny_cnn(size=12, width=2, ending="Softmax")
-    made = {
+    result = {
         "plain": plain,
         "nhwc": models.tiny_cnn(size=12, width=2, nhwc=True, ending="Sigmoid", pool="ReduceMean"),
         "listed": listed(),
@@ -93,7 +93,7 @@ def model_seeds(folder: Path) -> dict[str, bytes]:
         "explainable of the manifest": onnxcam.augment(plain, labels=list("abcde"), preprocess="0..1"),
         "gate": onnxcam.augment(plain, gate="confidence < 0.6"),
     }
-    return {name: model.SerializeToString() for name, model in made.items()} | {
+    return {name: model.SerializeToString() for name, model in result.items()} | {
         form: quantized(form, folder) for form in ("QDQ", "QOperator")
     }
 
@@ -128,10 +128,10 @@ def saved(array: np.ndarray) -> bytes:
 
 
 def manifest_seeds(folder: Path) -> dict[str, bytes]:
-    made = onnxcam.augment(
+    explainable = onnxcam.augment(
         models.tiny_cnn(size=12, width=2), labels=list("abcde"), preprocess="0..1", gate="confidence < 0.9"
     )
-    return {"manifest": next(p.value for p in made.metadata_props if p.key == "onnxcam").encode()}
+    return {"manifest": next(p.value for p in explainable.metadata_props if p.key == "onnxcam").encode()}
 
 
 def label_seeds(folder: Path) -> dict[str, bytes]:
@@ -165,17 +165,17 @@ MANY = {"model": 2000, "picture": 2000, "manifest": 500, "labels": 2000}
 
 
 def seeds(reader: str, folder: Path) -> Path:
-    made = SEEDS[reader](folder)
+    result = SEEDS[reader](folder)
     (place := folder / "seeds").mkdir()
-    for name, data in made.items():
+    for name, data in result.items():
         (place / name).write_bytes(data)
     return place
 
 
 def judge(result: fuzz.Result, count: int) -> None:
     print(dict(result.outcomes), f"slowest {result.slowest:.1f} s, {result.highest} MiB")
-    told = "\n".join(f"mutation {number}: {reason}" for number, reason in result.failures.items())
-    assert not result.failures, told
+    reasons = "\n".join(f"mutation {number}: {reason}" for number, reason in result.failures.items())
+    assert not result.failures, reasons
     assert result.done == count
     refused = count - result.outcomes["read"]
     assert min(refused, result.outcomes["read"]) > count // 20, "the damage is too light or too heavy to prove anything"

@@ -21,8 +21,10 @@ needs_none = pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_pro
 @needs_none
 def test_without_a_gpu_it_says_that_nothing_was_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert gpu_check.main(["--json", str(tmp_path / "gpu.json")]) == gpu_check.NO_GPU == 4
-    said = capsys.readouterr().out
-    assert said.startswith("not measured: everything: cuda:0 cannot be used: execution provider CUDAExecutionProvider")
+    output = capsys.readouterr().out
+    assert output.startswith(
+        "not measured: everything: cuda:0 cannot be used: execution provider CUDAExecutionProvider"
+    )
     document = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
     assert document["figures"] == {} and set(document["not measured"]) == {"everything"}
 

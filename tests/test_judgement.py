@@ -46,11 +46,11 @@ def test_many_kinks_pass_by_the_median_floor() -> None:
     # the framework's own floor is 0 at the picture, by luck, and as large as the error everywhere else
     framework = network(30, flips=2)
     first = network(0)
-    asked: list[int] = []
+    requests: list[int] = []
 
     def lucky(batch: Any, classes: Any) -> Any:
-        asked.append(1)
-        return (first if len(asked) == 1 else framework)(batch, classes)
+        requests.append(1)
+        return (first if len(requests) == 1 else framework)(batch, classes)
 
     figures, passed = judged(network(30, flips=3), lucky, network(0))
     assert passed

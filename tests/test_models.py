@@ -27,18 +27,18 @@ class Bundled:
         self.session = onnxruntime.InferenceSession(
             models.path(models.MODEL), options, providers=["CPUExecutionProvider"]
         )
-        self.held = json.loads(self.session.get_modelmeta().custom_metadata_map["onnxcam"])
-        self.labels: list[str] = self.held["labels"]
+        self.manifest = json.loads(self.session.get_modelmeta().custom_metadata_map["onnxcam"])
+        self.labels: list[str] = self.manifest["labels"]
 
     def run(self, pixels: np.ndarray, *targets: int) -> tuple[np.ndarray, np.ndarray]:
         """Logits and maps of one 224 x 224 picture, a row per target; the arithmetic of preprocessing is done here."""
-        spec = self.held["input"]["preprocess"]
+        spec = self.manifest["input"]["preprocess"]
         assert spec["color"] == "RGB"
         mean, std = np.asarray(spec["mean"], np.float32), np.asarray(spec["std"], np.float32)
         tensor = ((pixels.astype(np.float32) * spec["scale"] - mean) / std).transpose(2, 0, 1)
         batch = np.repeat(tensor[None], len(targets), axis=0)
-        names = [self.held["scores"]["name"], self.held["layers"][-1]["heatmaps"]["gradcam"]]
-        feeds = {self.held["input"]["name"]: batch, self.held["target"]["name"]: np.asarray(targets, np.int64)}
+        names = [self.manifest["scores"]["name"], self.manifest["layers"][-1]["heatmaps"]["gradcam"]]
+        feeds = {self.manifest["input"]["name"]: batch, self.manifest["target"]["name"]: np.asarray(targets, np.int64)}
         logits, maps = self.session.run(names, feeds)
         return logits, maps
 
@@ -87,30 +87,30 @@ def test_both_objects_are_among_the_best_five(bundled: Bundled) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"), [("cat.png", {"tiger cat", "Egyptian cat", "tabby, tabby cat"}), ("coffee.png", {"espresso"})]
+    ("name", "expected"), [("cat.png", {"tiger cat", "Egyptian cat", "tabby, tabby cat"}), ("coffee.png", {"espresso"})]
 )
 def test_the_photographs_are_recognised_with_the_preprocessing_in_the_file(
-    bundled: Bundled, name: str, wanted: set[str]
+    bundled: Bundled, name: str, expected: set[str]
 ) -> None:
-    prepare = image.resolve(bundled.held["input"]["preprocess"], bundled.held["input"]["shape"])
+    prepare = image.resolve(bundled.manifest["input"]["preprocess"], bundled.manifest["input"]["shape"])
     cut, _ = prepare.transform(pixels(name))
     assert cut.shape == (SIZE, SIZE, 3)
     logits, maps = bundled.run(cut, -1)
-    best = [bundled.labels[i] for i in np.argsort(-logits[0])[: len(wanted)]]
-    assert set(best) == wanted
+    best = [bundled.labels[i] for i in np.argsort(-logits[0])[: len(expected)]]
+    assert set(best) == expected
     explained, named = maps[0], bundled.run(cut, int(logits[0].argmax()))[1][0]
     np.testing.assert_array_equal(explained, named)  # without a target the top class is explained
 
 
 def test_the_map_is_gradcam_of_the_tensors_next_to_it(bundled: Bundled) -> None:
     """Recomputed from activations and the linear layer's weights: mean gradient = weight / positions."""
-    entry = bundled.held["layers"][-1]
+    entry = bundled.manifest["layers"][-1]
     model = onnx.load(models.path(models.MODEL))
     weights = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer if list(t.dims) == [1000, 1280]]
     assert len(weights) == 1 and weights[0].dtype == np.float16
-    prepare = image.resolve(bundled.held["input"]["preprocess"], bundled.held["input"]["shape"])
+    prepare = image.resolve(bundled.manifest["input"]["preprocess"], bundled.manifest["input"]["shape"])
     batch, _ = prepare.apply(pixels("cat.png"))
-    feeds = {bundled.held["input"]["name"]: batch, bundled.held["target"]["name"]: np.asarray([282])}
+    feeds = {bundled.manifest["input"]["name"]: batch, bundled.manifest["target"]["name"]: np.asarray([282])}
     a, g, heat = bundled.session.run([entry["activations"], entry["gradients"], "heatmap"], feeds)
     row = weights[0][282].astype(np.float64)
     np.testing.assert_allclose(g, np.broadcast_to((row / 49)[None, :, None, None], g.shape), rtol=1e-5, atol=1e-9)
@@ -119,31 +119,33 @@ def test_the_map_is_gradcam_of_the_tensors_next_to_it(bundled: Bundled) -> None:
 
 
 def test_the_manifest(bundled: Bundled) -> None:
-    held = bundled.held
-    assert held["format"] == 1
+    value = bundled.manifest
+    assert value["format"] == 1
     outputs = {o.name: o.shape for o in bundled.session.get_outputs()}
     inputs = {i.name: i.shape for i in bundled.session.get_inputs()}
-    entry = held["layers"][-1]
+    entry = value["layers"][-1]
     assert list(outputs) == ["logits", "activations", "gradients", "heatmap"]
-    assert {entry["activations"], entry["gradients"], *entry["heatmaps"].values(), held["scores"]["name"]} == {*outputs}
-    assert inputs[held["input"]["name"]][1:] == held["input"]["shape"][1:] == [3, SIZE, SIZE]
-    assert isinstance(inputs[held["input"]["name"]][0], str)  # any batch size
+    assert {entry["activations"], entry["gradients"], *entry["heatmaps"].values(), value["scores"]["name"]} == {
+        *outputs
+    }
+    assert inputs[value["input"]["name"]][1:] == value["input"]["shape"][1:] == [3, SIZE, SIZE]
+    assert isinstance(inputs[value["input"]["name"]][0], str)  # any batch size
     assert outputs[entry["activations"]][1:] == entry["shape"][1:] == [1280, *entry["grid"]]
-    assert held["target"]["name"] in {i.name for i in bundled.session.get_overridable_initializers()}
-    assert held["parity"]["against"] == "torch autograd" and held["parity"]["samples"] >= 4
-    assert all(held["parity"][key] <= 1e-5 for key in ("scores", "activations", "gradients"))
+    assert value["target"]["name"] in {i.name for i in bundled.session.get_overridable_initializers()}
+    assert value["parity"]["against"] == "torch autograd" and value["parity"]["samples"] >= 4
+    assert all(value["parity"][key] <= 1e-5 for key in ("scores", "activations", "gradients"))
 
 
 def test_the_labels_are_the_published_ones(bundled: Bundled) -> None:
     labels = bundled.labels
-    assert len(labels) == bundled.held["scores"]["classes"] == 1000
+    assert len(labels) == bundled.manifest["scores"]["classes"] == 1000
     assert (labels[281], labels[282], labels[967]) == ("tabby, tabby cat", "tiger cat", "espresso")
     assert {label for label in labels if labels.count(label) > 1} == {"crane"}
     assert [label for label in labels if "maillot" in label] == ["maillot", "maillot, tank suit"]
 
 
 def test_the_preprocessing_is_the_published_one(bundled: Bundled) -> None:
-    assert bundled.held["input"]["preprocess"] == {
+    assert bundled.manifest["input"]["preprocess"] == {
         "color": "RGB",
         "scale": 1.0,
         "mean": [127.0] * 3,
@@ -167,8 +169,8 @@ def test_the_runtime_folds_the_casts_and_fuses_as_in_float32(tmp_path: Path) -> 
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(models.path(models.MODEL), options, providers=["CPUExecutionProvider"])
     optimised = onnx.load(tmp_path / "optimised.onnx")
-    kept = [t for t in optimised.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
-    assert kept == []
+    halves = [t for t in optimised.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
+    assert halves == []
     ops = [node.op_type for node in optimised.graph.node]
     assert "Clip" not in ops and "BatchNormalization" not in ops
     assert ops.count("Conv") + ops.count("FusedConv") == 49
@@ -208,7 +210,7 @@ def test_the_pictures_are_rebuilt_to_the_same_pixels(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("sys.argv", ["build_pictures.py", "-o", str(tmp_path)])
     assert build_pictures.main() == 0
-    made = sorted(path.name for path in tmp_path.iterdir())
-    assert made == [name for name in models.names() if name.endswith(".png") and "/" not in name]
-    for name in made:
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [name for name in models.names() if name.endswith(".png") and "/" not in name]
+    for name in names:
         np.testing.assert_array_equal(image.load(tmp_path / name).pixels, pixels(name))

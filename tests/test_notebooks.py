@@ -24,8 +24,8 @@ def texts(notebook: Any) -> list[str]:
 
 def pictures(notebook: Any) -> list[int]:
     """How many pictures each cell shows."""
-    shown = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
-    return [sum(any(kind.startswith("image/") for kind in one.get("data", {})) for one in outputs) for outputs in shown]
+    cells = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return [sum(any(kind.startswith("image/") for kind in one.get("data", {})) for one in outputs) for outputs in cells]
 
 
 def rounded(text: str) -> list[float]:
@@ -56,5 +56,5 @@ def test_a_notebook_is_executed_small_and_says_nothing_of_the_machine(name: str)
     for cell in code:
         for output in cell.outputs:
             assert output.output_type != "error" and output.get("name") != "stderr", output
-            said = output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
-            assert "/home/" not in said and sys.prefix not in said and "/work/" not in said
+            words = output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
+            assert "/home/" not in words and sys.prefix not in words and "/work/" not in words

@@ -31,26 +31,32 @@ def plain(model: onnx.ModelProto | Path, batch: np.ndarray, output: str | None =
     return values[output] if output else next(iter(values.values()))
 
 
-def proved(source: onnx.ModelProto | Path, batch: np.ndarray = BATCH, **given: object) -> manifest.Manifest:
+def proved(source: onnx.ModelProto | Path, batch: np.ndarray = BATCH, **arguments: object) -> manifest.Manifest:
     """Augment a file: predictions must be its own, gradients finite differences'. Returns the manifest."""
-    made = onnxcam.augment(source, **given)  # type: ignore[arg-type]
-    held = manifest.read(made)
-    assert held is not None
+    explainable = onnxcam.augment(source, **arguments)  # type: ignore[arg-type]
+    header = manifest.read(explainable)
+    assert header is not None
     first = (source if isinstance(source, onnx.ModelProto) else onnx.load(source)).graph.output[0].name
-    feeds = {held["input"]["name"]: batch}
-    got = run(open_session(made.SerializeToString(), CPU), [first, held["layers"][0]["activations"], "heatmap"], feeds)
+    feeds = {header["input"]["name"]: batch}
+    actual = run(
+        open_session(explainable.SerializeToString(), CPU),
+        [first, header["layers"][0]["activations"], "heatmap"],
+        feeds,
+    )
     want = plain(source, batch, first)
     assert want.std() > 1e-4
-    np.testing.assert_allclose(got[first], want, rtol=1e-5, atol=1e-6)
-    assert len(got["heatmap"]) == len(batch) and got["heatmap"].any()
-    report = check(made, providers=CPU)
-    told = {finding.name.split(" at ")[0]: finding.status for finding in report.findings}
-    assert told["gradients"] == told["predictions"] == told["target"] == told["heatmaps"] == "ok", report.lines()
-    return held
+    np.testing.assert_allclose(actual[first], want, rtol=1e-5, atol=1e-6)
+    assert len(actual["heatmap"]) == len(batch) and actual["heatmap"].any()
+    report = check(explainable, providers=CPU)
+    statuses = {finding.name.split(" at ")[0]: finding.status for finding in report.findings}
+    assert statuses["gradients"] == statuses["predictions"] == statuses["target"] == statuses["heatmaps"] == "ok", (
+        report.lines()
+    )
+    return header
 
 
-def small(**given: object) -> onnx.ModelProto:
-    return models.tiny_cnn(size=16, width=4, **given)  # type: ignore[arg-type]
+def small(**arguments: object) -> onnx.ModelProto:
+    return models.tiny_cnn(size=16, width=4, **arguments)  # type: ignore[arg-type]
 
 
 def command(*arguments: object) -> Result:
@@ -63,9 +69,9 @@ def command(*arguments: object) -> Result:
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("opset", range(8, 25))
 def test_every_opset_from_8_to_24(opset: int) -> None:
-    held = proved(small(opset=opset, ending="Softmax"))
-    assert held["source"]["opset"] == opset and held["requires"]["opset"] == max(opset, 18)
-    assert held["scores"]["probabilities"] == "probabilities"
+    value = proved(small(opset=opset, ending="Softmax"))
+    assert value["source"]["opset"] == opset and value["requires"]["opset"] == max(opset, 18)
+    assert value["scores"]["probabilities"] == "probabilities"
 
 
 @pytest.mark.parametrize("ir", range(3, 12))
@@ -87,8 +93,8 @@ def listed(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_initializers_listed_as_inputs(ir: int) -> None:
     source = listed(small(opset=8))
     source.ir_version = ir
-    made = onnxcam.augment(source)
-    assert [i.name for i in made.graph.input] == ["input", "target"]
+    explainable = onnxcam.augment(source)
+    assert [i.name for i in explainable.graph.input] == ["input", "target"]
     proved(source)
 
 
@@ -132,15 +138,15 @@ def test_names_with_slashes_and_colons(form: str, tmp_path: Path) -> None:
     for tensor in source.graph.initializer:
         tensor.name = NAMES[form].format(tensor.name)
     layers = [NAMES[form].format(name) for name in ("relu1", "relu2")]
-    held = proved(source)
-    assert held["layers"][0]["value"] == layers[1]
+    value = proved(source)
+    assert value["layers"][0]["value"] == layers[1]
 
     onnx.save(source, tmp_path / "model.onnx")
     onnxcam.image.write_png(tmp_path / "picture.png", np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
-    given = [tmp_path / "model.onnx", tmp_path / "picture.png", "--preprocess", "0..1", "--layer", layers[0]]
+    arguments = [tmp_path / "model.onnx", tmp_path / "picture.png", "--preprocess", "0..1", "--layer", layers[0]]
     (tmp_path / "in").mkdir()
-    told = command("explain", *given, "--layer", layers[1], "-o", tmp_path / "in" / "out")
-    assert told.exit_code == 0, told.stderr
+    reply = command("explain", *arguments, "--layer", layers[1], "-o", tmp_path / "in" / "out")
+    assert reply.exit_code == 0, reply.stderr
     assert (tmp_path / "in" / "out" / "gradcam_overlay.png").is_file()
     # no name becomes a path out of the folder
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "model.onnx", "picture.png"]
@@ -165,10 +171,10 @@ def test_a_graph_full_of_transposes() -> None:
     rng = np.random.default_rng(3)
     shapes = {"w1": (4, 3, 3, 3), "b1": (4,), "w2": (6, 4, 3, 3), "b2": (6,), "w3": (6, 5)}
     weights = {name: (rng.normal(size=shape) * 0.5).astype(np.float32) for name, shape in shapes.items()}
-    for name, held in (weights | {"axes": np.array([1, 2])}).items():
-        source.graph.initializer.append(numpy_helper.from_array(held, name))
-    held = proved(source, np.moveaxis(BATCH, 1, 3))
-    assert held["input"]["layout"] == "NHWC" and held["layers"][0]["grid"] == [8, 8]
+    for name, value in (weights | {"axes": np.array([1, 2])}).items():
+        source.graph.initializer.append(numpy_helper.from_array(value, name))
+    value = proved(source, np.moveaxis(BATCH, 1, 3))
+    assert value["input"]["layout"] == "NHWC" and value["layers"][0]["grid"] == [8, 8]
 
 
 def test_a_softmax_in_the_middle() -> None:
@@ -183,23 +189,23 @@ def test_a_softmax_in_the_middle() -> None:
         helper.make_node("ReduceSum", ["shared", "last"], ["pooled"], name="pool", keepdims=0),
     ]
     replace_nodes(source, nodes)
-    for name, held in (("rows", np.array([0, 0, -1])), ("last", np.array([-1]))):
-        source.graph.initializer.append(numpy_helper.from_array(held, name))
-    found = proved(source)["scores"]
-    assert (found["name"], found["kind"], found["probabilities"]) == ("logits", "logits", None)
+    for name, value in (("rows", np.array([0, 0, -1])), ("last", np.array([-1]))):
+        source.graph.initializer.append(numpy_helper.from_array(value, name))
+    result = proved(source)["scores"]
+    assert (result["name"], result["kind"], result["probabilities"]) == ("logits", "logits", None)
 
 
 def test_a_multi_label_head() -> None:
     source = small(ending="Sigmoid")
-    held = proved(source)
-    assert held["scores"]["kind"] == "multilabel" and held["scores"]["probabilities"] == "probabilities"
+    value = proved(source)
+    assert value["scores"]["kind"] == "multilabel" and value["scores"]["probabilities"] == "probabilities"
     explainer = onnxcam.Explainer(source, labels=list("abcde"), preprocess="0..1", providers=CPU)
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    found = explainer.explain(picture, target="d")
-    own = {label: probability for _, label, probability in found.predictions}
+    explanation = explainer.explain(picture, target="d")
+    probabilities = {label: probability for _, label, probability in explanation.predictions}
     want = plain(source, np.moveaxis(picture, 2, 0)[None].astype(np.float32) / 255)[0]
-    assert own == pytest.approx(dict(zip("abcde", want, strict=True)), rel=1e-4)
-    assert found.target == 3 and abs(sum(own.values()) - 1) > 1e-3
+    assert probabilities == pytest.approx(dict(zip("abcde", want, strict=True)), rel=1e-4)
+    assert explanation.target == 3 and abs(sum(probabilities.values()) - 1) > 1e-3
 
 
 def test_external_data(tmp_path: Path) -> None:
@@ -207,15 +213,15 @@ def test_external_data(tmp_path: Path) -> None:
     onnx.save(small(), tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     assert (tmp_path / "w.bin").stat().st_size > 1000
     proved(tmp_path / "model.onnx")
-    told = command("export", tmp_path / "model.onnx", "-o", tmp_path / "out.onnx")
-    assert told.exit_code == 0, told.stderr
+    reply = command("export", tmp_path / "model.onnx", "-o", tmp_path / "out.onnx")
+    assert reply.exit_code == 0, reply.stderr
     alone = tmp_path / "elsewhere"
     alone.mkdir()
     (tmp_path / "out.onnx").rename(alone / "out.onnx")
     np.testing.assert_allclose(onnxcam.Explainer(alone / "out.onnx").run(BATCH).scores, plain(source, BATCH), rtol=1e-5)
     (tmp_path / "w.bin").unlink()
-    told = command("layers", tmp_path / "model.onnx")
-    assert told.exit_code == 3 and "w.bin" in told.stderr
+    reply = command("layers", tmp_path / "model.onnx")
+    assert reply.exit_code == 3 and "w.bin" in reply.stderr
 
 
 # ---- outputs and inputs
@@ -223,9 +229,9 @@ def test_external_data(tmp_path: Path) -> None:
 
 def also(source: onnx.ModelProto, value: str, shape: list[int | str]) -> onnx.ModelProto:
     """The model with an inner value for a first output."""
-    kept = list(source.graph.output)
+    outputs = list(source.graph.output)
     del source.graph.output[:]
-    source.graph.output.extend([helper.make_tensor_value_info(value, TensorProto.FLOAT, shape), *kept])
+    source.graph.output.extend([helper.make_tensor_value_info(value, TensorProto.FLOAT, shape), *outputs])
     return source
 
 
@@ -238,13 +244,13 @@ def test_scores_are_found_among_outputs_that_cannot_be_scores(value: str, shape:
 def test_scores_are_asked_for_where_two_outputs_could_be_them(tmp_path: Path) -> None:
     source = also(small(), "flat", ["N", 8])
     onnx.save(source, tmp_path / "model.onnx")
-    told = command("export", tmp_path / "model.onnx", "-o", tmp_path / "out.onnx")
-    assert told.exit_code == 3 and "'flat' [N, 8], 'logits' [N, 5]" in told.stderr and "--scores NAME" in told.stderr
+    reply = command("export", tmp_path / "model.onnx", "-o", tmp_path / "out.onnx")
+    assert reply.exit_code == 3 and "'flat' [N, 8], 'logits' [N, 5]" in reply.stderr and "--scores NAME" in reply.stderr
     for name, classes in (("logits", 5), ("flat", 8)):
-        told = command("export", tmp_path / "model.onnx", "-o", tmp_path / "out.onnx", "--scores", name)
-        assert told.exit_code == 0, told.stderr
-        held = manifest.read(onnx.load(tmp_path / "out.onnx"))
-        assert held is not None and (held["scores"]["name"], held["scores"]["classes"]) == (name, classes)
+        reply = command("export", tmp_path / "model.onnx", "-o", tmp_path / "out.onnx", "--scores", name)
+        assert reply.exit_code == 0, reply.stderr
+        header = manifest.read(onnx.load(tmp_path / "out.onnx"))
+        assert header is not None and (header["scores"]["name"], header["scores"]["classes"]) == (name, classes)
         assert command("check", tmp_path / "out.onnx").exit_code == 0
         assert command("layers", tmp_path / "out.onnx").exit_code == 0
     assert proved(source, scores="logits")["scores"]["classes"] == 5
@@ -255,17 +261,21 @@ def test_1001_classes_and_1000_names(tmp_path: Path) -> None:
     names = [f"class {k}" for k in range(1000)]
     onnx.save(source, tmp_path / "model.onnx")
     (tmp_path / "labels.json").write_text(json.dumps(names))
-    told = command("export", tmp_path / "model.onnx", "-o", tmp_path / "out.onnx", "--labels", tmp_path / "labels.json")
-    assert told.exit_code == 2 and "1000 labels for a model with 1001 classes" in told.stderr
-    assert "background class in front" in told.stderr
+    reply = command(
+        "export", tmp_path / "model.onnx", "-o", tmp_path / "out.onnx", "--labels", tmp_path / "labels.json"
+    )
+    assert reply.exit_code == 2 and "1000 labels for a model with 1001 classes" in reply.stderr
+    assert "background class in front" in reply.stderr
     with pytest.raises(LabelsError, match="1000 labels for a model with 1001 classes"):
         onnxcam.augment(source, labels=names)
     (tmp_path / "labels.json").write_text(json.dumps(["background", *names]))
-    told = command("export", tmp_path / "model.onnx", "-o", tmp_path / "out.onnx", "--labels", tmp_path / "labels.json")
-    assert told.exit_code == 0, told.stderr
+    reply = command(
+        "export", tmp_path / "model.onnx", "-o", tmp_path / "out.onnx", "--labels", tmp_path / "labels.json"
+    )
+    assert reply.exit_code == 0, reply.stderr
     explainer = onnxcam.Explainer(tmp_path / "out.onnx", preprocess="0..1", providers=CPU)
-    found = explainer.explain(np.full((16, 16, 3), 90, np.uint8), target="class 7")
-    assert (found.target, found.label) == (8, "class 7")
+    explanation = explainer.explain(np.full((16, 16, 3), 90, np.uint8), target="class 7")
+    assert (explanation.target, explanation.label) == (8, "class 7")
 
 
 REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
@@ -282,5 +292,5 @@ def test_what_is_not_one_picture_is_refused_by_name(kind: str, tmp_path: Path) -
         with pytest.raises(ModelError, match=words):
             opened(tmp_path / "model.onnx")
     for name in ("layers", "check"):
-        told = command(name, tmp_path / "model.onnx")
-        assert told.exit_code == 3 and told.stderr.count("\n") == 1
+        reply = command(name, tmp_path / "model.onnx")
+        assert reply.exit_code == 3 and reply.stderr.count("\n") == 1

@@ -43,11 +43,11 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def packages_on_disk() -> set[str]:
-    found = set()
+    result = set()
     for package, folder in FOLDERS.items():
         for source in (ROOT / folder).rglob("*.py"):
-            found.add(".".join((package, *source.parent.relative_to(ROOT / folder).parts)))
-    return found
+            result.add(".".join((package, *source.parent.relative_to(ROOT / folder).parts)))
+    return result
 
 
 def test_every_package_on_disk_is_declared() -> None:
@@ -56,7 +56,7 @@ def test_every_package_on_disk_is_declared() -> None:
 
 @pytest.mark.parametrize("package", sorted(packages_on_disk()))
 def test_package_has_an_init(package: str) -> None:
-    name = max((known for known in FOLDERS if f"{package}.".startswith(f"{known}.")), key=len)
+    name = max((parent for parent in FOLDERS if f"{package}.".startswith(f"{parent}.")), key=len)
     folder = ROOT.joinpath(FOLDERS[name], *package.removeprefix(name).strip(".").split("."))
     assert (folder / "__init__.py").is_file(), "without it the package is found in some installations only"
 
@@ -119,24 +119,24 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = [PurePath(name) for name in contents(wheel)]
     version = onnxcam.__version__
     assert {name.parts[0] for name in names} == {"onnxcam", f"onnxcam-{version}.dist-info"}
-    held = {name.as_posix() for name in names}
+    paths = {name.as_posix() for name in names}
     for package, folder in FOLDERS.items():
         for file in (ROOT / folder).rglob("*.py"):
-            assert f"{package.replace('.', '/')}/{file.relative_to(ROOT / folder).as_posix()}" in held
-    assert {"onnxcam/py.typed", *bundled()} <= held
-    assert f"onnxcam-{version}.dist-info/licenses/LICENSE" in held
-    assert f"onnxcam-{version}.dist-info/licenses/NOTICE" in held
+            assert f"{package.replace('.', '/')}/{file.relative_to(ROOT / folder).as_posix()}" in paths
+    assert {"onnxcam/py.typed", *bundled()} <= paths
+    assert f"onnxcam-{version}.dist-info/licenses/LICENSE" in paths
+    assert f"onnxcam-{version}.dist-info/licenses/NOTICE" in paths
 
 
 def bundled() -> set[str]:
     """Models, pictures and what says where they come from."""
     kinds = (".onnx", ".png", ".json", ".txt", ".md")
     folder = ROOT / "models"
-    found = {
+    result = {
         f"onnxcam/models/{file.relative_to(folder).as_posix()}" for file in folder.rglob("*") if file.suffix in kinds
     }
-    assert any(name.endswith(".onnx") for name in found) and any(name.endswith(".png") for name in found)
-    return found
+    assert any(name.endswith(".onnx") for name in result) and any(name.endswith(".png") for name in result)
+    return result
 
 
 @pytest.mark.slow
@@ -155,19 +155,19 @@ def test_sdist_holds_the_tests_and_builds_the_same_wheel(sdist: Path, wheel: Pat
 
 def closure(requirement: str) -> set[str]:
     """Distributions that a requirement needs here, itself left out."""
-    found: set[str] = set()
+    result: set[str] = set()
     waiting = [Requirement(requirement)]
     while waiting:
-        wanted = waiting.pop()
-        for text in metadata.requires(present(wanted.name)) or []:
+        current = waiting.pop()
+        for text in metadata.requires(present(current.name)) or []:
             needed = Requirement(text)
-            extras = wanted.extras or {""}
+            extras = current.extras or {""}
             if not needed.marker or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
                 name = present(needed.name)
-                if name not in found:
-                    found.add(name)
+                if name not in result:
+                    result.add(name)
                     waiting.append(needed)
-    return found
+    return result
 
 
 def present(name: str) -> str:
@@ -226,9 +226,9 @@ def test_wheel_works_with_the_declared_dependencies_alone(
     pip_install(python, wheel)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    told = run(python, "-c", ASK, cwd=elsewhere)
+    reply = run(python, "-c", ASK, cwd=elsewhere)
     version = onnxcam.__version__
-    assert told.startswith(f'[[true, true, true], [], [], "{version}", "{python.parent.parent}')
+    assert reply.startswith(f'[[true, true, true], [], [], "{version}", "{python.parent.parent}')
     assert run(python.parent / "onnxcam", "--version", cwd=elsewhere) == f"onnxcam {version}\n"
     assert "Nothing is broken." in run(python.parent / "onnxcam", "doctor", cwd=elsewhere)
     run(python.parent / "onnxcam", "demo", "-o", "out", cwd=elsewhere)
@@ -246,6 +246,6 @@ def test_editable_installation_works(source: Path, environment: Callable[[], Pat
     pip_install(python, "--no-build-isolation", "--editable", clone)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    told = run(python, "-c", ASK, cwd=elsewhere)
-    assert told.startswith("[[true, true, true], [], [],") and str(clone) in told
+    reply = run(python, "-c", ASK, cwd=elsewhere)
+    assert reply.startswith("[[true, true, true], [], [],") and str(clone) in reply
     run(python, "-c", "from onnxcam import Explainer, augment, gradient, models; models.path('cat.png')", cwd=elsewhere)

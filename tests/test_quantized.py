@@ -109,8 +109,8 @@ CASES: dict[str, tuple[Sequence[onnx.NodeProto], dict[str, np.ndarray]]] = {
 def quantized_case(name: str) -> onnx.ModelProto:
     nodes, weights = CASES[name]
     real = name.endswith(("float", "com.microsoft"))
-    held = weights | {"s": SCALE, "z": ZERO, "os": OUT, "oz": OUT_ZERO}
-    used = {n for node in nodes for n in node.input} | {"s", "z"} | (set() if real else {"os", "oz"})
+    constants = weights | {"s": SCALE, "z": ZERO, "os": OUT, "oz": OUT_ZERO}
+    names = {n for node in nodes for n in node.input} | {"s", "z"} | (set() if real else {"os", "oz"})
     every = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), *nodes]
     every.append(
         helper.make_node("Identity", ["r"], ["y"]) if real else helper.make_node("DequantizeLinear", ["r", *Y], ["y"])
@@ -120,7 +120,7 @@ def quantized_case(name: str) -> onnx.ModelProto:
         "case",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 6, 6])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(value, key) for key, value in held.items() if key in used],
+        [numpy_helper.from_array(value, key) for key, value in constants.items() if key in names],
     )
     imports = [helper.make_opsetid("", 18), helper.make_opsetid(M, 1)]
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
@@ -135,12 +135,12 @@ def test_a_quantized_operator_is_spelled_out_and_stays_what_it_was(name: str) ->
     assert {node.domain for node in spelled.graph.node} <= {"", "ai.onnx"}
     assert not any(node.op_type.startswith("Q") and node.op_type != "QuantizeLinear" for node in spelled.graph.node)
     assert [o.domain for o in spelled.opset_import] == [""]
-    (got,) = run(spelled, x=x).values()
+    (actual,) = run(spelled, x=x).values()
     # one step of the output where the runtime's kernel rounds a sum of integers and ours one of floats
-    assert np.abs(got - want).max() <= (1e-5 if "float" in name else OUT * 1.001)
-    assert np.mean(np.abs(got - want) > 1e-5) < 0.05
+    assert np.abs(actual - want).max() <= (1e-5 if "float" in name else OUT * 1.001)
+    assert np.mean(np.abs(actual - want) > 1e-5) < 0.05
     derived = onnxcam.gradient(model, "y", ["x"])
-    cotangent = np.ones_like(got)
+    cotangent = np.ones_like(actual)
     gradient = run(derived, {"x": x, "cotangent.y": cotangent})["grad.x"]
     assert gradient.shape == x.shape and gradient.any()
 
@@ -168,8 +168,8 @@ def test_pooling_with_channels_last_is_transposed(name: str) -> None:
     model = quantized_case(name)
     next(a for a in model.graph.node[1].attribute if a.name == "channels_last").i = 1
     x = normal(2, 3, 6, 6)  # read as 6 channels of 3 x 6
-    (want,), (got,) = (run(m, x=x).values() for m in (model, prepare(model).model))
-    assert got.shape == want.shape and np.abs(got - want).max() <= OUT * 1.001
+    (want,), (actual,) = (run(m, x=x).values() for m in (model, prepare(model).model))
+    assert actual.shape == want.shape and np.abs(actual - want).max() <= OUT * 1.001
 
 
 def test_nodes_out_of_order_are_sorted() -> None:
@@ -210,8 +210,8 @@ def variant(
     @functools.cache
     def model(form: str) -> tuple[Path, Explainer]:
         path = quantize.make(form, tmp_path_factory.mktemp(form), tensors)
-        held = float_model.manifest
-        return path, Explainer(path, preprocess=held["input"]["preprocess"], labels=held["labels"], providers=CPU)
+        value = float_model.manifest
+        return path, Explainer(path, preprocess=value["input"]["preprocess"], labels=value["labels"], providers=CPU)
 
     return model
 
@@ -247,7 +247,7 @@ def test_maps_of_twenty_photographs_are_those_of_the_float_model(
             assert np.array_equal(raw.scores, plain)
         assert np.isfinite(raw.scores).all()
         target = int(float_model.predict(tensor).argmax())
-        maps = [held.attribute(tensor, target, normalize="none", size="layer") for held in (float_model, explainer)]
+        maps = [either.attribute(tensor, target, normalize="none", size="layer") for either in (float_model, explainer)]
         assert np.isfinite(maps[1]).all()
         correlations.append(float(np.corrcoef(*(map_.ravel() for map_ in maps))[0, 1]))
     print(

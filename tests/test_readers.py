@@ -141,9 +141,9 @@ def test_no_reader_takes_more_than_its_bound(bomb: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = [line.split("\t") for line in done.stdout.splitlines()]
     assert len(results) >= len(READERS) - 1
-    for name, grown, length, lines, told in results:
-        assert float(grown) <= 64, (name, grown, told)
-        assert int(length) < 700 and lines == "0", (name, told)
+    for name, grown, length, lines, message in results:
+        assert float(grown) <= 64, (name, grown, message)
+        assert int(length) < 700 and lines == "0", (name, message)
 
 
 @pytest.fixture(params=[name for name in READERS if name != "manifest"])

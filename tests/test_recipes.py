@@ -41,16 +41,16 @@ def run(name: str, *arguments: object) -> str:
     return done.stdout
 
 
-def kept(folder: Path, count: int) -> list[reading.Record]:
+def records_in(folder: Path, count: int) -> list[reading.Record]:
     """The records of a folder: as many as promised, each good, each picture there, and the counters agree."""
-    found = list(reading.records(folder))
-    assert len(found) == count == counters.total(folder)["explained"]
-    assert len({record["id"] for record in found}) == count
-    for record in found:
+    records = list(reading.records(folder))
+    assert len(records) == count == counters.total(folder)["explained"]
+    assert len({record["id"] for record in records}) == count
+    for record in records:
         assert problems(record) == []
         for entry in record["files"]:
             assert (folder / entry["name"]).stat().st_size == entry["bytes"]
-    return found
+    return records
 
 
 def needs(*packages: str) -> None:
@@ -95,36 +95,36 @@ def post(url: str, data: bytes, **headers: str) -> Any:
 
 
 def test_plain_loop(tmp_path: Path) -> None:
-    said = re.search(r"seen 12, explained (\d+), confident and not sampled (\d+)", run("plain_loop.py", tmp_path))
-    assert said is not None and int(said[1]) + int(said[2]) == 12
-    kept(tmp_path, int(said[1]))
+    match = re.search(r"seen 12, explained (\d+), confident and not sampled (\d+)", run("plain_loop.py", tmp_path))
+    assert match is not None and int(match[1]) + int(match[2]) == 12
+    records_in(tmp_path, int(match[1]))
 
 
 def test_batch_job(tmp_path: Path) -> None:
     assert "3 pictures, 3 explained" in run("batch_job.py", tmp_path)
-    found = kept(tmp_path, 3)
-    assert {Path(record["request"]).name for record in found} == {"cat.png", "coffee.png", "cat_and_coffee.png"}
-    assert all({entry["kind"] for entry in record["files"]} == {"input", "overlay", "heatmap"} for record in found)
+    records = records_in(tmp_path, 3)
+    assert {Path(record["request"]).name for record in records} == {"cat.png", "coffee.png", "cat_and_coffee.png"}
+    assert all({entry["kind"] for entry in record["files"]} == {"input", "overlay", "heatmap"} for record in records)
 
 
 def test_pytorch_model(tmp_path: Path) -> None:
     needs("torch", "onnxscript")
     assert "20 explained in ONNX Runtime" in run("pytorch_model.py", tmp_path)
-    kept(tmp_path, 20)
+    records_in(tmp_path, 20)
 
 
 def test_one_worker_per_device(tmp_path: Path) -> None:
     assert run("one_worker_per_gpu.py", tmp_path, "cpu", "cpu").count("6 explained") == 2
-    assert len({record["pid"] for record in kept(tmp_path, 12)}) == 2
+    assert len({record["pid"] for record in records_in(tmp_path, 12)}) == 2
 
 
 def test_prometheus_scrape(tmp_path: Path) -> None:
     needs("prometheus_client")
-    said = run("prometheus_scrape.py", tmp_path)
-    counted = {name: float(value) for name, value in re.findall(r"^onnxcam_monitor_rows_(\S+) (\S+)$", said, re.M)}
+    output = run("prometheus_scrape.py", tmp_path)
+    counted = {name: float(value) for name, value in re.findall(r"^onnxcam_monitor_rows_(\S+) (\S+)$", output, re.M)}
     dropped = sum(value for name, value in counted.items() if name.startswith("dropped"))
     assert counted["seen_total"] == 10 == counted["explained_total"] + dropped
-    kept(tmp_path, int(counted["explained_total"]))
+    records_in(tmp_path, int(counted["explained_total"]))
 
 
 def test_fastapi_app(tmp_path: Path) -> None:
@@ -141,9 +141,9 @@ def test_fastapi_app(tmp_path: Path) -> None:
         with urllib.request.urlopen(f"{address}/stats", timeout=SECONDS) as counted:
             assert json.load(counted)["seen"] == 3
     explained = counters.total(tmp_path)["explained"]
-    found = kept(tmp_path, explained)
+    records = records_in(tmp_path, explained)
     assert explained >= 1
-    for record in found:
+    for record in records:
         assert record["trace"] == f"00-{int(record['request'][1:]):032x}-0000000000000001-01"
 
 
@@ -162,8 +162,8 @@ def test_gunicorn_app(tmp_path: Path) -> None:
                 break
     counted = counters.total(tmp_path)
     assert counted["seen"] == number + 1
-    found = kept(tmp_path, counted["explained"])
-    assert {record["pid"] for record in found} <= pids
+    records = records_in(tmp_path, counted["explained"])
+    assert {record["pid"] for record in records} <= pids
 
 
 def test_triton_client(tmp_path: Path) -> None:
@@ -173,10 +173,10 @@ def test_triton_client(tmp_path: Path) -> None:
     class Triton(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/v2/models/efficientnet/infer"
-            (given,) = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"]
-            assert given["datatype"] == "FP32"
-            batch = np.array(given["data"], np.float32).reshape(given["shape"])
-            (logits,) = session.run(["logits"], {given["name"]: batch})
+            (tensor,) = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"]
+            assert tensor["datatype"] == "FP32"
+            batch = np.array(tensor["data"], np.float32).reshape(tensor["shape"])
+            (logits,) = session.run(["logits"], {tensor["name"]: batch})
             output = {
                 "name": "logits",
                 "datatype": "FP32",
@@ -195,12 +195,12 @@ def test_triton_client(tmp_path: Path) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Triton)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        said = run("triton_client.py", tmp_path, f"http://127.0.0.1:{server.server_port}", "efficientnet")
+        printed = run("triton_client.py", tmp_path, f"http://127.0.0.1:{server.server_port}", "efficientnet")
     finally:
         server.shutdown()
         server.server_close()
-    assert "coffee.png: espresso" in said and "explained 2 of 2" in said
-    kept(tmp_path, 2)
+    assert "coffee.png: espresso" in printed and "explained 2 of 2" in printed
+    records_in(tmp_path, 2)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
@@ -216,12 +216,12 @@ def test_drift_cron(tmp_path: Path) -> None:
 
     def cron(border: float, name: str) -> subprocess.CompletedProcess[str]:
         folder = tmp_path / name
-        made = []
+        calls = []
         for number in range(1000, 1600):
             record = synthetic.record(number, attention__border=border) if border else synthetic.record(number)
             record["ts"] = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime(now - 3600 + number))
-            made.append(record)
-        synthetic.write(folder, made)
+            calls.append(record)
+        synthetic.write(folder, calls)
         command = ["sh", str(RECIPES / "drift_cron.sh"), str(folder), str(tmp_path / "baseline.json"), str(tmp_path)]
         environment = os.environ | {"PATH": f"{bin_}:{os.environ['PATH']}"}
         return subprocess.run(

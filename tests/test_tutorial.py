@@ -17,12 +17,12 @@ TEXT = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
 
 def commands(text: str) -> list[tuple[str, str]]:
     """Each command of the console blocks with the standard output shown below it."""
-    found = []
+    result = []
     for block in re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, output = part.partition("\n")
-            found.append((command, output))
-    return found
+            result.append((command, output))
+    return result
 
 
 def settled(text: str) -> str:
@@ -38,14 +38,14 @@ def test_from_a_keras_file_to_a_heatmap(tmp_path: Path) -> None:
     typed = commands(TEXT)
     assert len(typed) == 7
     environment = os.environ | {"PYTHONPATH": "", "COLUMNS": "120"}
-    for command, shown in typed:
+    for command, output in typed:
         line = command.replace("onnxcam ", f"{shlex.quote(sys.executable)} -m onnxcam ", 1)
         done = subprocess.run(
             ["sh", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
-        if shown:
-            assert settled(done.stdout) == settled(shown), command
+        if output:
+            assert settled(done.stdout) == settled(output), command
     for folder in ("three", "nine", "rather", "digits/wrong_9_as_3"):
         assert (tmp_path / folder / "panel.png").is_file()
     assert len(list((tmp_path / "digits").rglob("hirescam_top2_*.png"))) == 6

@@ -40,9 +40,9 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 
 def predict(model: onnx.ModelProto, outputs: list[str], batch: np.ndarray) -> dict[str, np.ndarray]:
-    held = manifest.read(model)
+    header = manifest.read(model)
     weights = {tensor.name for tensor in model.graph.initializer}
-    picture = held["input"]["name"] if held else next(i.name for i in model.graph.input if i.name not in weights)
+    picture = header["input"]["name"] if header else next(i.name for i in model.graph.input if i.name not in weights)
     return run(open_session(model.SerializeToString(), CPU), outputs, {picture: batch})
 
 
@@ -50,11 +50,11 @@ def predict(model: onnx.ModelProto, outputs: list[str], batch: np.ndarray) -> di
 @every
 def test_predictions_of_the_explainable_model_are_those_of_the_file_as_it_came(model: Model) -> None:
     _, plain, explained = model
-    held = manifest.read(explained)
-    assert held is not None
-    batch = np.random.default_rng(5).normal(size=held["input"]["shape"]).astype(np.float32)
+    header = manifest.read(explained)
+    assert header is not None
+    batch = np.random.default_rng(5).normal(size=header["input"]["shape"]).astype(np.float32)
     output = plain.graph.output[0].name
-    entry = held["layers"][0]
+    entry = header["layers"][0]
 
     before = predict(plain, [output], batch)[output]
     after = predict(explained, [output, entry["activations"], entry["gradients"], "heatmap"], batch)

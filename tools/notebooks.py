@@ -61,6 +61,6 @@ def write(name: str, notebook: Any) -> None:
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or names():
-        write(chosen, execute(chosen))
-        print(f"executed {FOLDER / chosen}.ipynb")
+    for name in sys.argv[1:] or names():
+        write(name, execute(name))
+        print(f"executed {FOLDER / name}.ipynb")

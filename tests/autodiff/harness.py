@@ -91,8 +91,8 @@ def build(
     nodes = parser.parse_graph(f"g () => () {{ {body} }}").node if isinstance(body, str) else body
     inputs = [_declare(name, array, free, next(iter(feeds.values()))) for name, array in feeds.items()]
     output = helper.make_tensor_value_info(of, onnx.TensorProto.FLOAT, None)
-    held = [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()]
-    graph = helper.make_graph(list(nodes), "case", inputs, [output], held)
+    initializers = [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()]
+    graph = helper.make_graph(list(nodes), "case", inputs, [output], initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     if not inferred.graph.output[0].type.tensor_type.HasField("shape"):  # which the checker insists on
@@ -114,9 +114,9 @@ def gradients(
 
 def wasted(model: onnx.ModelProto, derived: onnx.ModelProto) -> list[str]:
     """The added nodes that compute floating-point values nobody uses; a few integers of a shape cost nothing."""
-    used = {name for node in derived.graph.node for name in node.input} | {o.name for o in derived.graph.output}
-    own = len(prepare(model).nodes)  # composite operators are written out
-    idle = [n for n in derived.graph.node[own:] if not used.intersection(n.output)]
+    names = {name for node in derived.graph.node for name in node.input} | {o.name for o in derived.graph.output}
+    node_count = len(prepare(model).nodes)  # composite operators are written out
+    idle = [n for n in derived.graph.node[node_count:] if not names.intersection(n.output)]
     inferred = onnx.shape_inference.infer_shapes(derived).graph.value_info if idle else []
     integers = {v.name for v in inferred if v.type.tensor_type.elem_type == onnx.TensorProto.INT64}
     return [node.name for node in idle if not integers.intersection(node.output)]
@@ -162,8 +162,8 @@ def check(
     expected = [finite_differences(forward, every, name, cotangent) for name in wrt]
     for openness in free:
         inputs = every if openness == "rank" else feeds
-        held = {} if openness == "rank" else constants
-        opened = build(body, inputs, held, of=of, opset=opset, free="all" if openness == "rank" else openness)
+        fixed = {} if openness == "rank" else constants
+        opened = build(body, inputs, fixed, of=of, opset=opset, free="all" if openness == "rank" else openness)
         for name, a, b in zip(wrt, gradients(opened, inputs, cotangent, wrt, of), expected, strict=True):
             close(a, b, tolerance, f"the gradient of {name!r} with {openness} shapes")
 
@@ -177,15 +177,15 @@ def finite_differences(
     forward: Callable[[dict[str, np.ndarray]], np.ndarray], values: Arrays, name: str, cotangent: np.ndarray
 ) -> np.ndarray:
     """Central differences of <cotangent, forward> over every element of `values[name]`, in float64."""
-    held = {key: widen(array) for key, array in values.items()}
-    flat = held[name].reshape(-1)  # a view: writing to it moves the point
-    held[name] = flat.reshape(values[name].shape)
+    constants = {key: widen(array) for key, array in values.items()}
+    flat = constants[name].reshape(-1)  # a view: writing to it moves the point
+    constants[name] = flat.reshape(values[name].shape)
     slopes = np.empty(flat.size)
     for index, at in enumerate(flat.copy()):
         flat[index] = at + STEP
-        above = forward(held)
+        above = forward(constants)
         flat[index] = at - STEP
-        slopes[index] = np.vdot(cotangent.astype(np.float64), above - forward(held)) / (2 * STEP)
+        slopes[index] = np.vdot(cotangent.astype(np.float64), above - forward(constants)) / (2 * STEP)
         flat[index] = at
     return slopes.reshape(values[name].shape)
 
@@ -260,8 +260,8 @@ def _widen_graph(graph: onnx.GraphProto) -> None:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _widen_graph(attribute.g)
             if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
-                held = np.asarray(helper.get_attribute_value(attribute), dtype=np.float64)
-                attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(held)))
+                array = np.asarray(helper.get_attribute_value(attribute), dtype=np.float64)
+                attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(array)))
 
 
 def _widen_tensor(tensor: onnx.TensorProto) -> None:

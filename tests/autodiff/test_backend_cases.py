@@ -83,7 +83,7 @@ LEFT_OUT: dict[str, tuple[int, int]] = {
     "ai.onnx.preview::FlexAttention: has no gradient rule": (33, 0),
 }
 # float inputs that are taken as given: they say how to compute, or how big the output is
-GIVEN = {("DequantizeLinear", "x_scale"), ("Resize", "scales"), ("RoiAlign", "rois"), ("Upsample", "scales")}
+CONSTANTS = {("DequantizeLinear", "x_scale"), ("Resize", "scales"), ("RoiAlign", "rois"), ("Upsample", "scales")}
 
 
 @pytest.mark.slow
@@ -94,21 +94,21 @@ def test_every_case_agrees_or_is_left_out_for_a_listed_reason(
     form: str, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(op_pool_common, "pool", windows.pool)  # what it computes is compared with the case
-    found: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
     wrong = []
     for source in [case for case in _collected() if ("_expanded" in case.name) == (form == "written out")][::every]:
         for verdict in _verdicts(source):
-            found[verdict] += 1
+            totals[verdict] += 1
             if verdict not in (AGREES, UNVARIED) and verdict not in LEFT_OUT:
                 wrong.append(f"{source.name}: {verdict}")
     assert not wrong, f"{len(wrong)} pairs neither agree nor are left out on purpose:\n" + "\n".join(wrong[:20])
     if every > 1:
-        assert found[AGREES] >= AGREEING[form] / every / 2
+        assert totals[AGREES] >= AGREEING[form] / every / 2
         return
-    assert found[AGREES] >= AGREEING[form]
+    assert totals[AGREES] >= AGREEING[form]
     if (onnx.__version__, onnxruntime.__version__) == COUNTED_WITH:
         column = list(AGREEING).index(form)
-        other = {why: found[why] for why, counts in LEFT_OUT.items() if found[why] != counts[column]}
+        other = {why: totals[why] for why, counts in LEFT_OUT.items() if totals[why] != counts[column]}
         assert not other, f"pairs left out, other than are listed: {other}"
 
 
@@ -146,8 +146,8 @@ def _collected() -> list[TestCase]:
         return list(collect_testcases(None))
 
 
-def _array(held: Any) -> np.ndarray:
-    return numpy_helper.to_array(held) if isinstance(held, onnx.TensorProto) else np.asarray(held)
+def _array(value: Any) -> np.ndarray:
+    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
 
 
 def _lowered(model: onnx.ModelProto) -> onnx.ModelProto | None:
@@ -181,12 +181,12 @@ def _verdicts(source: TestCase) -> Iterator[str]:
     if model is None:
         yield "newer than the opsets that onnxcam reads"
         return
-    [(given, expected)] = source.data_sets
+    [(arrays, expected)] = source.data_sets
     case = Case(
         source.name,
         model,
-        {info.name: _array(held) for info, held in zip(inputs, given, strict=True)},
-        {info.name: _array(held) for info, held in zip(outputs, expected, strict=True)},
+        {info.name: _array(value) for info, value in zip(inputs, arrays, strict=True)},
+        {info.name: _array(value) for info, value in zip(outputs, expected, strict=True)},
     )
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -209,7 +209,7 @@ def _pairs(case: Case, of: str) -> Iterator[str]:
     carrying = path(graph, graph.find(of), names)[1]
     expected = widen(case.expected[of])
     try:
-        y = case.evaluator.run([of], {name: widen(held) for name, held in case.feeds.items()})[0]
+        y = case.evaluator.run([of], {name: widen(value) for name, value in case.feeds.items()})[0]
     except Exception:
         yield "onnx's evaluator does not run it in float64"
         return
@@ -242,15 +242,15 @@ def _derived(case: Case, of: str, name: str) -> tuple[onnx.ModelProto, onnx.Mode
     try:
         return onnxcam.gradient(case.model, of=of, wrt=[name]), case.model
     except UnsupportedOperator:
-        held = onnx.ModelProto()
-        held.CopyFrom(case.model)
-        loose = case.floats(held.graph.input)
-        fixed = [info.name for info in held.graph.input if info.name not in loose]
-        kept = [info for info in held.graph.input if info.name in loose]
-        del held.graph.input[:]
-        held.graph.input.extend(kept)
-        held.graph.initializer.extend(numpy_helper.from_array(case.feeds[key], key) for key in fixed)
-        return onnxcam.gradient(held, of=of, wrt=[name]), held
+        model_proto = onnx.ModelProto()
+        model_proto.CopyFrom(case.model)
+        loose = case.floats(model_proto.graph.input)
+        fixed = [info.name for info in model_proto.graph.input if info.name not in loose]
+        loose_inputs = [info for info in model_proto.graph.input if info.name in loose]
+        del model_proto.graph.input[:]
+        model_proto.graph.input.extend(loose_inputs)
+        model_proto.graph.initializer.extend(numpy_helper.from_array(case.feeds[key], key) for key in fixed)
+        return onnxcam.gradient(model_proto, of=of, wrt=[name]), model_proto
 
 
 def _verdict(case: Case, of: str, name: str, plain: onnx.ModelProto, derived: onnx.ModelProto | None) -> str:
@@ -265,45 +265,47 @@ def _verdict(case: Case, of: str, name: str, plain: onnx.ModelProto, derived: on
             with pytest.raises(Exception, match="ONNXRuntimeError"):
                 session(plain, threads=1)
             return "the runtime refuses it once its integers are known"
-    said = ""
+    message = ""
     for feeds in _points(case, name, rng):
-        wide = {key: widen(held) for key, held in feeds.items()}
+        wide = {key: widen(value) for key, value in feeds.items()}
         try:
             y = case.evaluator.run([of], wide)[0]
         except RuntimeError:
-            said += " it cannot be moved;"
+            message += " it cannot be moved;"
             continue
         if y.size == 0 or feeds[name].size == 0:
             return "an empty tensor"
-        told = np.isfinite(y)
-        cotangent = np.where(told, rng.standard_normal(y.shape), 0).astype(case.expected[of].dtype)
+        finite_values = np.isfinite(y)
+        cotangent = np.where(finite_values, rng.standard_normal(y.shape), 0).astype(case.expected[of].dtype)
         gradient = np.zeros(feeds[name].shape)
         if evaluator is not None:
-            fed = {**feeds, f"cotangent.{of}": cotangent}
-            fed = {info.name: fed[info.name] for info in derived.graph.input} if derived else fed
+            inputs = {**feeds, f"cotangent.{of}": cotangent}
+            inputs = {info.name: inputs[info.name] for info in derived.graph.input} if derived else inputs
             try:
-                gradient = widen(evaluator.run([f"grad.{name}"], fed)[0])
+                gradient = widen(evaluator.run([f"grad.{name}"], inputs)[0])
             except ValueError:
                 if case.results:
                     raise
                 return "onnx's evaluator pads by no negative numbers"
-        agrees, slopes = _compared(case, of, name, wide, widen(cotangent), told, gradient, rng)
+        agrees, slopes = _compared(case, of, name, wide, widen(cotangent), finite_values, gradient, rng)
         if agrees:
             return AGREES if evaluator is not None else UNVARIED
-        said += slopes
+        message += slopes
     [node] = case.model.graph.node[:1]
-    if evaluator is None and (node.op_type, name) in GIVEN:
+    if evaluator is None and (node.op_type, name) in CONSTANTS:
         return f"taken as given: {name} of {node.op_type}"
-    return f"the gradient of {of} with respect to {name} is wrong:{said}"
+    return f"the gradient of {of} with respect to {name} is wrong:{message}"
 
 
 def _points(case: Case, name: str, rng: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
     """The case's inputs with what is not finite replaced; then one of them moved a little, any way and upwards."""
     finite = dict(case.feeds)
     for key in case.floats(case.model.graph.input):
-        held = widen(finite[key])
-        if not np.isfinite(held).all():
-            finite[key] = np.where(np.isfinite(held), held, rng.uniform(0.5, 2, held.shape)).astype(finite[key].dtype)
+        value = widen(finite[key])
+        if not np.isfinite(value).all():
+            finite[key] = np.where(np.isfinite(value), value, rng.uniform(0.5, 2, value.shape)).astype(
+                finite[key].dtype
+            )
     yield finite
     for lowest in (-0.1, 0):
         moved = widen(finite[name]) + rng.uniform(lowest, 0.1, finite[name].shape)
@@ -316,7 +318,7 @@ def _compared(
     name: str,
     wide: Mapping[str, np.ndarray],
     cotangent: np.ndarray,
-    told: np.ndarray,
+    mask: np.ndarray,
     gradient: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[bool, str]:
@@ -328,7 +330,7 @@ def _compared(
         return False, f" shape {gradient.shape} for {wide[name].shape}"
     tolerance = max(_tolerance(case.feeds[name]), _tolerance(case.expected[of]))
     directions = rng.standard_normal((2, *gradient.shape))
-    said = ""
+    message = ""
     for step in (1e-6, 1e-4, 1e-2):
         agrees = True
         for direction in directions:
@@ -336,16 +338,16 @@ def _compared(
                 ends = [case.evaluator.run([of], {**wide, name: wide[name] + s * direction})[0] for s in (step, -step)]
             except RuntimeError:
                 return False, " it cannot be moved;"
-            if any(end.shape != told.shape for end in ends):
+            if any(end.shape != mask.shape for end in ends):
                 return False, " its shape varies"
-            slope = float(np.vdot(cotangent[told], (ends[0] - ends[1])[told])) / (2 * step)
-            got = float(np.vdot(gradient, direction))
+            slope = float(np.vdot(cotangent[mask], (ends[0] - ends[1])[mask])) / (2 * step)
+            actual = float(np.vdot(gradient, direction))
             bound = tolerance * max(abs(slope), 0.3 * float(np.linalg.norm(gradient)), 1e-5)
-            agrees = agrees and abs(got - slope) <= bound
-            said += f" {got:.4g} for {slope:.4g},"
+            agrees = agrees and abs(actual - slope) <= bound
+            message += f" {actual:.4g} for {slope:.4g},"
         if agrees:
-            return True, said
-    return False, said
+            return True, message
+    return False, message
 
 
 def _tolerance(array: np.ndarray) -> float:
@@ -361,7 +363,7 @@ def _reason(error: Exception) -> str:
         r"operator (\S+) .*?(has no gradient rule)",
         r"(\S+) node .*?cannot be differentiated: (.*)",
     ):
-        found = re.match(pattern, text)
-        if found:
-            return f"{found[1]}: " + re.sub(r"'[^']*_function_[^']*'", "a value", found[2])
+        match = re.match(pattern, text)
+        if match:
+            return f"{match[1]}: " + re.sub(r"'[^']*_function_[^']*'", "a value", match[2])
     return "an optimizer of training" if "opset 1 cannot be upgraded" in text else text

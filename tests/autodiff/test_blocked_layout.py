@@ -50,12 +50,12 @@ def test_the_gradient_is_not_reordered_block_by_block(residual: nn.Module, tmp_p
     session = onnxruntime.InferenceSession(
         input_gradient(network).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    found = session.run([SCORES, GRADIENT], {network.picture.name: picture.numpy(), TARGET: np.array([2])})
+    outputs = session.run([SCORES, GRADIENT], {network.picture.name: picture.numpy(), TARGET: np.array([2])})
     leaf = picture.clone().requires_grad_()
     scores = residual(leaf)
-    (wanted,) = torch.autograd.grad(scores[0, 2], leaf)
-    np.testing.assert_allclose(found[0], scores.detach().numpy(), rtol=1e-4, atol=1e-6)
-    assert np.linalg.norm(found[1] - wanted.numpy()) <= 1e-5 * np.linalg.norm(wanted.numpy())
+    (expected,) = torch.autograd.grad(scores[0, 2], leaf)
+    np.testing.assert_allclose(outputs[0], scores.detach().numpy(), rtol=1e-4, atol=1e-6)
+    assert np.linalg.norm(outputs[1] - expected.numpy()) <= 1e-5 * np.linalg.norm(expected.numpy())
 
     ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
     if not ops["ReorderOutput"]:

@@ -267,7 +267,7 @@ def test_output_shape_of_free_sizes_is_refused() -> None:
     ],
 )
 def test_col2im(picture: tuple[int, ...], block: tuple[int, ...], how: str) -> None:
-    held = {"i": np.asarray(picture), "b": np.asarray(block)}
+    constants = {"i": np.asarray(picture), "b": np.asarray(block)}
     node = parser.parse_graph(f"g () => () {{ y = Col2Im{how}(x, i, b) }}").node[0]
     attributes = {a.name: list(a.ints) for a in node.attribute}
     rank, size = len(picture), int(np.prod(block))
@@ -282,7 +282,7 @@ def test_col2im(picture: tuple[int, ...], block: tuple[int, ...], how: str) -> N
     check(
         [node],
         {"x": normal(2, 2 * size, grid.numel())},
-        held,
+        constants,
         wrt=["x"],
         free=("static", "batch"),
         reference=lambda x, **_: add_up(x.reshape(2, 2 * size, *grid), ones),

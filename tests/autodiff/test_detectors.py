@@ -77,9 +77,9 @@ def test_gradients_are_those_of_autograd(name: str) -> None:
         assert len(reached) >= 2, "neither a layer nor the picture"
         file = session(onnxcam.gradient(model, of=of, wrt=[names[k] for k in reached]))
         for cotangent, grads in zip(cotangents, expected, strict=True):
-            got = file.run([f"grad.{names[k]}" for k in reached], {**feed, f"cotangent.{of}": cotangent})
+            gradient = file.run([f"grad.{names[k]}" for k in reached], {**feed, f"cotangent.{of}": cotangent})
             rounded = single.gradients(output, cotangent)
-            for k, grad in zip(reached, got, strict=True):
+            for k, grad in zip(reached, gradient, strict=True):
                 if not grads[k].any():  # a level may have no part in a box
                     assert not grad.any(), (output, cotangent.nonzero(), names[k])
                     continue

@@ -133,9 +133,9 @@ SATURATED = [-1e4, -88.0, -20.0, 0.0, 20.0, 88.0, 1e4]
     ],
 )
 def test_saturated(body: str, f: Callable[..., torch.Tensor]) -> None:
-    [got], [expected] = at(body, SATURATED), torch_at(f, SATURATED)
-    assert np.isfinite(got).all()
-    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-7)
+    [actual], [expected] = at(body, SATURATED), torch_at(f, SATURATED)
+    assert np.isfinite(actual).all()
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def test_default_attributes() -> None:
 
 
 def test_prelu_at_zero_as_in_torch() -> None:
-    got = at("y = PRelu(a, b)", [[-1.0, 0.0, 1.0]], [0.25])
-    assert got == torch_at(F.prelu, [[-1.0, 0.0, 1.0]], [0.25])
+    actual = at("y = PRelu(a, b)", [[-1.0, 0.0, 1.0]], [0.25])
+    assert actual == torch_at(F.prelu, [[-1.0, 0.0, 1.0]], [0.25])
 
 
 @covers("PRelu")
@@ -214,24 +214,24 @@ def test_prelu(slope: tuple[int, ...]) -> None:
 )
 def test_clip(bounds: str, low: float, dynamic: bool) -> None:
     low = low if low < 1 else float(np.finfo(np.float32).min)
-    held = {k: v for k, v in {"lo": np.float32(low), "hi": np.float32(0.73)}.items() if k in bounds}
+    constants = {k: v for k, v in {"lo": np.float32(low), "hi": np.float32(0.73)}.items() if k in bounds}
     body = "y = Clip(" + bounds.replace('""', "") + ")"
-    kept = {k: np.asarray(v) for k, v in held.items()}
+    arrays = {k: np.asarray(v) for k, v in constants.items()}
     x = distinct(3, 7)
     if dynamic:
-        check(body, {"x": x, **kept}, free=FREE)
-        for name in ("x", *kept):
-            check(body, {"x": x, **kept}, wrt=[name], free=("static",))
+        check(body, {"x": x, **arrays}, free=FREE)
+        for name in ("x", *arrays):
+            check(body, {"x": x, **arrays}, wrt=[name], free=("static",))
     else:
-        check(body, {"x": x}, kept, free=FREE)
+        check(body, {"x": x}, arrays, free=FREE)
 
 
 def test_clip_bounds_as_in_torch() -> None:
     """Also where they cross: all is max then."""
     x = [-2.0, -0.5, 0.5, 2.0]
     for low, high in ((-1.0, 1.0), (1.0, -1.0)):
-        got = at("y = Clip(a, b, c)", x, low, high)
-        assert got == torch_at(torch.clip, x, low, high)
+        actual = at("y = Clip(a, b, c)", x, low, high)
+        assert actual == torch_at(torch.clip, x, low, high)
     for low, high in ((-0.5, 0.5), (0.5, 0.5), (0.5, -0.5)):  # X at a bound: torch's hardtanh passes it nothing
         assert at("y = Clip(a, b, c)", x, low, high)[1:] == torch_at(torch.clip, x, low, high)[1:]
 
@@ -248,8 +248,8 @@ def broadcast(draw: st.DrawFn, count: int = 2) -> list[tuple[int, ...]]:
     full = draw(st.lists(st.integers(1, 3), min_size=0, max_size=4))
     shapes = []
     for _ in range(count):
-        own = [d if draw(st.booleans()) else 1 for d in full]
-        shapes.append(tuple(own[draw(st.integers(0, len(own))) :]))
+        dims = [d if draw(st.booleans()) else 1 for d in full]
+        shapes.append(tuple(dims[draw(st.integers(0, len(dims))) :]))
     return shapes
 
 
@@ -302,8 +302,8 @@ def test_power_at_zero_as_in_torch() -> None:
     a, b = [0.0, 0.0, 0.0, 2.0], [0.0, 1.0, 2.0, 3.0]
     np.testing.assert_allclose(at("y = Pow(a, b)", a, b), torch_at(torch.pow, a, b), rtol=1e-6)
     for exponent in (0.0, 1.0, 2.0, 3.0):
-        [got] = at("y = Pow(a, p)", [0.0, 2.0], constants={"p": np.float32(exponent)})
-        assert got == torch_at(lambda x, e=exponent: x**e, [0.0, 2.0])[0]
+        [actual] = at("y = Pow(a, p)", [0.0, 2.0], constants={"p": np.float32(exponent)})
+        assert actual == torch_at(lambda x, e=exponent: x**e, [0.0, 2.0])[0]
 
 
 @pytest.mark.parametrize("exponent", [2.0, 0.5, -1.0])
@@ -379,9 +379,9 @@ def test_half_precision() -> None:
     nodes = "h = Cast<to=10>(x) s = Sigmoid(h) c = Clip(s, lo) e = Elu<alpha=0.5>(c) y = Cast<to=1>(e)"
     x = normal(2, 3)
     model = build(nodes, {"x": x}, {"lo": np.float16(0.1)})
-    [got] = gradients(model, {"x": x}, np.ones((2, 3), np.float32), ["x"])
+    [gradient] = gradients(model, {"x": x}, np.ones((2, 3), np.float32), ["x"])
     s = 1 / (1 + np.exp(-x))
-    np.testing.assert_allclose(got, s * (1 - s) * (s > 0.1), rtol=1e-2)
+    np.testing.assert_allclose(gradient, s * (1 - s) * (s > 0.1), rtol=1e-2)
 
 
 def test_no_gradient_through_integers() -> None:
@@ -404,5 +404,5 @@ def test_dropout_in_training_is_refused(training: str) -> None:
 @covers("Dropout")
 def test_dropout_at_inference_passes_on() -> None:
     node = helper.make_node("Dropout", ["x", "ratio", "t"], ["y", "mask"])
-    held = {"ratio": np.asarray(0.5, np.float32), "t": np.asarray(False)}
-    check([node], {"x": normal(2, 3)}, held, wrt=["x"], free=FREE, reference=lambda x, **_: x)
+    constants = {"ratio": np.asarray(0.5, np.float32), "t": np.asarray(False)}
+    check([node], {"x": normal(2, 3)}, constants, wrt=["x"], free=FREE, reference=lambda x, **_: x)

@@ -181,8 +181,8 @@ def test_softmax_of_large_logits() -> None:
     """One-hot scores: the gradient is 0, and finite."""
     for op_type, expected in (("Softmax", [0.0, 0.0, 0.0]), ("LogSoftmax", [-2.0, 1.0, 1.0])):
         model = build(f"y = {op_type}(x)", {"x": normal(1, 3)})
-        [got] = gradients(model, {"x": np.float32([[1e4, 0, -1e4]])}, np.ones((1, 3), np.float32), ["x"])
-        np.testing.assert_allclose(got, [expected], atol=1e-6)
+        [gradient] = gradients(model, {"x": np.float32([[1e4, 0, -1e4]])}, np.ones((1, 3), np.float32), ["x"])
+        np.testing.assert_allclose(gradient, [expected], atol=1e-6)
 
 
 @pytest.mark.parametrize("through", ["z = Identity(p)", "z = Cast<to=1>(p)"])
@@ -190,13 +190,13 @@ def test_softmax_of_a_row_of_minus_infinity(through: str) -> None:
     """Its NaN, which the Where behind it takes out, is taken out of the gradient too."""
     body = f"m = Where(k, zero, low) a = Add(x, m) p = Softmax(a) {through} n = IsNaN(z) y = Where(n, zero, z)"
     keep = np.asarray([[True, False, True], [False, False, False]])
-    held = {"k": keep, "zero": np.float32(0), "low": np.float32(-np.inf)}
-    model = build(body, {"x": normal(2, 3)}, held)
+    constants = {"k": keep, "zero": np.float32(0), "low": np.float32(-np.inf)}
+    model = build(body, {"x": normal(2, 3)}, constants)
     dy = normal(2, 3, seed=1)
-    [got] = gradients(model, {"x": normal(2, 3)}, dy, ["x"])
+    [gradient] = gradients(model, {"x": normal(2, 3)}, dy, ["x"])
     p = np.exp(normal(2, 3)[0]) * keep[0]
     p /= p.sum()
-    np.testing.assert_allclose(got, [p * (dy[0] - (p * dy[0]).sum()), [0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(gradient, [p * (dy[0] - (p * dy[0]).sum()), [0, 0, 0]], atol=1e-6)
 
 
 @covers("Det")
@@ -216,9 +216,9 @@ def test_det_of_a_matrix_without_inverse() -> None:
 def test_rotary_embedding(interleaved: int, partly: int) -> None:
     how = f"interleaved={interleaved}, rotary_embedding_dim={partly}"
     width = (partly or 4) // 2
-    held = {"c": normal(9, width, seed=1), "s": normal(9, width, seed=2), "p": np.asarray([[0, 1, 5], [8, 3, 3]])}
+    constants = {"c": normal(9, width, seed=1), "s": normal(9, width, seed=2), "p": np.asarray([[0, 1, 5], [8, 3, 3]])}
     body = f"y = RotaryEmbedding<num_heads=2, {how}>(x, c, s, p)"
-    check(body, {"x": normal(2, 3, 8)}, held, wrt=["x"], opset=23)
+    check(body, {"x": normal(2, 3, 8)}, constants, wrt=["x"], opset=23)
     apart = {"c": normal(2, 3, width, seed=1), "s": normal(2, 3, width, seed=2)}
     check(f"y = RotaryEmbedding<{how}>(x, c, s)", {"x": normal(2, 5, 3, 4)}, apart, wrt=["x"], opset=23)
 

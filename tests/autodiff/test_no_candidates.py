@@ -58,13 +58,20 @@ def test_nothing_selected(case: str) -> None:
     y = run(model, feeds)["y"]
     # so that a gradient of something elsewhere is not asked for
     cotangent = np.ones(y.shape, np.float32)
-    got = run(onnxcam.gradient(model, "y", ["x"]), {**feeds, "cotangent.y": cotangent}, outputs=["grad.x"])["grad.x"]
-    assert got.shape == feeds["x"].shape
-    kept = {"ScatterND", "ScatterElements", "Concat", "Split"}  # where the data passes, and only the selection is empty
-    if case in kept:
-        np.testing.assert_array_equal(np.abs(got), np.sign(np.abs(feeds["x"])))
+    gradient = run(onnxcam.gradient(model, "y", ["x"]), {**feeds, "cotangent.y": cotangent}, outputs=["grad.x"])[
+        "grad.x"
+    ]
+    assert gradient.shape == feeds["x"].shape
+    operators = {
+        "ScatterND",
+        "ScatterElements",
+        "Concat",
+        "Split",
+    }  # where the data passes, and only the selection is empty
+    if case in operators:
+        np.testing.assert_array_equal(np.abs(gradient), np.sign(np.abs(feeds["x"])))
     else:
-        assert not got.any()
+        assert not gradient.any()
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.3, 0.9, 9.0])
@@ -98,11 +105,11 @@ def test_boxes_above_a_threshold_after_non_maximum_suppression(threshold: float)
             best.append(k)
     best = best[:3]
     cotangent = normal(len(best))
-    got = run(onnxcam.gradient(model, "y", ["x"]), {"x": x, "cotangent.y": cotangent})
-    np.testing.assert_allclose(got["y"], p[best], rtol=1e-5)
+    gradient = run(onnxcam.gradient(model, "y", ["x"]), {"x": x, "cotangent.y": cotangent})
+    np.testing.assert_allclose(gradient["y"], p[best], rtol=1e-5)
     expected = np.zeros(30)
     expected[best] = cotangent * p[best] * (1 - p[best])
-    np.testing.assert_allclose(got["grad.x"], expected, atol=1e-6)
+    np.testing.assert_allclose(gradient["grad.x"], expected, atol=1e-6)
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -152,11 +152,11 @@ def test_mean_variance_normalization(axes: list[int]) -> None:
 def test_mean_variance_normalization_over_the_default_axes() -> None:
     """Apart from `check`: onnx 1.23's full checker trips over the node's default."""
     feeds = {"x": normal(2, 3, 3, 2), "cotangent.y": normal(2, 3, 3, 2, seed=1)}
-    given, default = (
+    explicit, default = (
         run(onnxcam.gradient(build(f"y = {node}(x)", {"x": feeds["x"]}), "y", ["x"]), feeds)["grad.x"]
         for node in ("MeanVarianceNormalization<axes=[0, 2, 3]>", "MeanVarianceNormalization")
     )
-    np.testing.assert_array_equal(given, default)
+    np.testing.assert_array_equal(explicit, default)
 
 
 @covers("LpNormalization")
@@ -181,8 +181,8 @@ def test_lp_normalization_of_zeros_passes_nothing_back(p: int) -> None:
 def local_response(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
     def reference(x: torch.Tensor) -> torch.Tensor:
         channels = range(x.shape[1])
-        seen = [[j for j in channels if c - (size - 1) // 2 <= j <= c + size // 2] for c in channels]
-        sums = torch.stack([x[:, js].square().sum(1) for js in seen], 1)
+        windows = [[j for j in channels if c - (size - 1) // 2 <= j <= c + size // 2] for c in channels]
+        sums = torch.stack([x[:, js].square().sum(1) for js in windows], 1)
         return x / (2 + 0.5 / size * sums) ** 0.7
 
     return reference

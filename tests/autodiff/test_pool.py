@@ -213,6 +213,6 @@ def test_average_pool_takes_the_fast_form(attributes: str, form: str) -> None:
 
 @covers("MaxUnpool")
 def test_max_unpool() -> None:
-    held = {"i": np.asarray([[[[5, 7], [13, 8]]]])}
+    constants = {"i": np.asarray([[[[5, 7], [13, 8]]]])}
     body = "y = MaxUnpool<kernel_shape=[2, 2], strides=[2, 2]>(x, i)"
-    check(body, {"x": normal(1, 1, 2, 2)}, held, wrt=["x"], free=("static", "batch"))
+    check(body, {"x": normal(1, 1, 2, 2)}, constants, wrt=["x"], free=("static", "batch"))

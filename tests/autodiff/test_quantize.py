@@ -18,10 +18,10 @@ CENTRE = {"int8": -3, "uint8": 120, "int16": 5, "uint16": 33000}
 
 def pair(scale: np.ndarray, zero: np.ndarray | None, between: str = "q", axis: int | None = None) -> str:
     names = "s, z" if zero is not None else "s"
-    given = "" if axis is None else f"<axis={axis}>"
+    attribute = "" if axis is None else f"<axis={axis}>"
     middle = "" if between == "q" else f"\nm = {between}"
     last = "q" if between == "q" else "m"
-    return f"q = QuantizeLinear{given}(x, {names}){middle}\ny = DequantizeLinear{given}({last}, {names})"
+    return f"q = QuantizeLinear{attribute}(x, {names}){middle}\ny = DequantizeLinear{attribute}({last}, {names})"
 
 
 def clipped(x: np.ndarray, scale: np.ndarray, zero: np.ndarray, dy: np.ndarray) -> np.ndarray:
@@ -30,8 +30,8 @@ def clipped(x: np.ndarray, scale: np.ndarray, zero: np.ndarray, dy: np.ndarray) 
     low, high = ((limit - zero.astype(np.float64)) * scale for limit in (kind.min, kind.max))
     tensor = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     y = torch.minimum(torch.maximum(tensor, torch.tensor(low)), torch.tensor(high))
-    (found,) = torch.autograd.grad(y, tensor, torch.tensor(dy, dtype=torch.float64))
-    return found.numpy()
+    (gradient,) = torch.autograd.grad(y, tensor, torch.tensor(dy, dtype=torch.float64))
+    return gradient.numpy()
 
 
 @pytest.mark.parametrize("free", ["static", "batch", "all"])
@@ -44,9 +44,9 @@ def test_straight_through_where_nothing_saturates(kind: str, free: str) -> None:
     x, dy = normal(2, 3, 5, 4), normal(2, 3, 5, 4, seed=1)
     model = build(pair(scale, zero), {"x": x}, {"s": scale, "z": zero}, opset=21, free=free)
     record(model)
-    (found,) = gradients(model, {"x": x}, dy, ["x"])
-    close(found, clipped(x, scale, zero, dy), 1e-6, "the gradient")
-    assert 0 < np.count_nonzero(found == 0) < x.size  # some saturate, some do not
+    (gradient,) = gradients(model, {"x": x}, dy, ["x"])
+    close(gradient, clipped(x, scale, zero, dy), 1e-6, "the gradient")
+    assert 0 < np.count_nonzero(gradient == 0) < x.size  # some saturate, some do not
 
 
 @covers("QuantizeLinear", "DequantizeLinear")
@@ -54,12 +54,12 @@ def test_scales_along_an_axis() -> None:
     zero, scale = np.array([0, 10, -20], np.int8), np.array([0.004, 0.01, 0.02], np.float32)
     x, dy = normal(2, 3, 4), normal(2, 3, 4, seed=1)
     for axis, turn in ((1, (0, 1, 2)), (-1, (0, 2, 1))):
-        turned, cotangent = (np.ascontiguousarray(held.transpose(turn)) for held in (x, dy))
+        turned, cotangent = (np.ascontiguousarray(value.transpose(turn)) for value in (x, dy))
         model = build(pair(scale, zero, axis=axis), {"x": turned}, {"s": scale, "z": zero}, opset=21)
         record(model)
-        (found,) = gradients(model, {"x": turned}, cotangent, ["x"])
-        wide = [held[:, None] for held in (scale, zero)]
-        close(found.transpose(turn), clipped(x, *wide, dy), 1e-6, f"the gradient along axis {axis}")
+        (gradient,) = gradients(model, {"x": turned}, cotangent, ["x"])
+        wide = [value[:, None] for value in (scale, zero)]
+        close(gradient.transpose(turn), clipped(x, *wide, dy), 1e-6, f"the gradient along axis {axis}")
 
 
 @covers("QuantizeLinear", "DequantizeLinear")
@@ -69,8 +69,8 @@ def test_a_scale_known_only_as_the_model_runs() -> None:
     feeds = {"x": x, "s": scale, "z": zero}
     model = build(pair(scale, zero), feeds)
     record(model)
-    (found,) = gradients(model, feeds, dy, ["x"])
-    close(found, clipped(x, scale, zero, dy), 1e-6, "the gradient")
+    (gradient,) = gradients(model, feeds, dy, ["x"])
+    close(gradient, clipped(x, scale, zero, dy), 1e-6, "the gradient")
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_what_is_moved_about_between_them_is_differentiated(between: str, shape:
     x, dy = normal(2, 3, 4), normal(*shape, seed=1)
     constants = {"s": scale, "z": zero, "to": np.array([6, 4], np.int64)}
     model = build(pair(scale, zero, between), {"x": x}, constants)
-    (found,) = gradients(model, {"x": x}, dy, ["x"])
+    (gradient,) = gradients(model, {"x": x}, dy, ["x"])
     if "Concat" in between:
         back = dy[:2] + dy[2:]
     else:
         back = dy.transpose(1, 2, 0) if "Transpose" in between else dy.reshape(x.shape)
-    close(found, clipped(x, scale, zero, np.ascontiguousarray(back)), 1e-6, "the gradient")
+    close(gradient, clipped(x, scale, zero, np.ascontiguousarray(back)), 1e-6, "the gradient")
 
 
 def test_pooling_of_quantized_values() -> None:
@@ -101,10 +101,10 @@ def test_pooling_of_quantized_values() -> None:
     dy = normal(1, 1, 4, 4, seed=1)
     constants = {"s": scale, "z": zero}
     body = pair(scale, zero, "MaxPool<kernel_shape=[2, 2], strides=[2, 2]>(q)")
-    (found,) = gradients(build(body, {"x": x}, constants), {"x": x}, dy, ["x"])
+    (gradient,) = gradients(build(body, {"x": x}, constants), {"x": x}, dy, ["x"])
     tensor = torch.tensor(x, requires_grad=True)
     (want,) = torch.autograd.grad(torch.nn.functional.max_pool2d(tensor, 2), tensor, torch.tensor(dy))
-    close(found, want.numpy(), 1e-6, "the gradient")
+    close(gradient, want.numpy(), 1e-6, "the gradient")
 
 
 def test_nothing_flows_where_everything_saturates() -> None:

@@ -66,10 +66,10 @@ def test_no_axes_and_noop(op_type: str, axes: list[int] | None) -> None:
     constants = {} if axes is None else {"axes": np.asarray(axes, dtype=np.int64)}
     node = helper.make_node(op_type, ["x", *constants], ["y"], noop_with_empty_axes=1)
     check([node], {"x": normal(2, 3)}, constants, wrt=["x"], reference=lambda x, **_: x)
-    taken = helper.make_node(op_type, ["x", "axes"], ["y"], noop_with_empty_axes=1)
+    noop = helper.make_node(op_type, ["x", "axes"], ["y"], noop_with_empty_axes=1)
     how = {"dim": (1,), "keepdim": True}
     reference: Any = lambda x, **_: FORMS[op_type](x, **how)  # noqa: E731
-    check([taken], {"x": normal(2, 3)}, {"axes": np.asarray([1])}, wrt=["x"], reference=reference)
+    check([noop], {"x": normal(2, 3)}, {"axes": np.asarray([1])}, wrt=["x"], reference=reference)
 
 
 @pytest.mark.parametrize("op_type", ["ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp"])

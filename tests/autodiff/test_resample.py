@@ -109,17 +109,17 @@ def test_resize_of_other_ranks(shape: tuple[int, ...], scales: tuple[float, ...]
         check_resize(case, ("static", "batch", "spatial"))
 
 
-@pytest.mark.parametrize("given", ["scales", "sizes"])
-def test_resize_with_scales_known_at_run_time_only(given: str) -> None:
+@pytest.mark.parametrize("arguments", ["scales", "sizes"])
+def test_resize_with_scales_known_at_run_time_only(arguments: str) -> None:
     """Every axis counts as resized, the batch too."""
     values: dict[str, np.ndarray] = {
         "scales": np.asarray([1, 1, 2, 1.5], np.float32),
         "sizes": np.asarray([2, 2, 6, 3], np.int64),
     }
-    names = ["x", "", given] if given == "scales" else ["x", "", "", given]
+    names = ["x", "", arguments] if arguments == "scales" else ["x", "", "", arguments]
     nodes = [helper.make_node("Resize", names, ["y"], mode="linear")]
-    feeds = {"x": normal(2, 2, 3, 2), given: values[given]}
-    model = build(nodes, {"x": feeds["x"]}, {given: values[given]})
+    feeds = {"x": normal(2, 2, 3, 2), arguments: values[arguments]}
+    model = build(nodes, {"x": feeds["x"]}, {arguments: values[arguments]})
     check(nodes, feeds, wrt=["x"], free=("static", "spatial"), reference=linear(model, feeds["x"]))
 
 
@@ -190,20 +190,20 @@ def pads(draw: st.DrawFn) -> dict[str, Any]:
     shape = [draw(st.integers(2, 3)) for _ in range(rank)]
     low = -1 if mode == "constant" and draw(st.booleans()) else 0
     high = 1 if mode == "reflect" else 2
-    given = draw(st.permutations(range(rank)))[: draw(st.integers(1, rank))] if draw(st.booleans()) else None
-    axes = list(range(rank)) if given is None else given
+    some_axes = draw(st.permutations(range(rank)))[: draw(st.integers(1, rank))] if draw(st.booleans()) else None
+    axes = list(range(rank)) if some_axes is None else some_axes
     values = [draw(st.integers(low, high)) for _ in range(2 * len(axes))]
     for place, axis in enumerate(axes):  # something must be left
         if shape[axis] + min(0, values[place]) + min(0, values[len(axes) + place]) < 1:
             values[place] = 0
-    if given is not None:
+    if some_axes is not None:
         axes = [axis - rank if draw(st.booleans()) else axis for axis in axes]
     return {
         "shape": shape,
         "mode": mode,
         "opset": opset,
         "pads": np.asarray(values, np.int64),
-        "axes": None if given is None else np.asarray(axes, np.int64),
+        "axes": None if some_axes is None else np.asarray(axes, np.int64),
         "value": mode == "constant" and draw(st.booleans()),
         "known": draw(st.booleans()),
     }

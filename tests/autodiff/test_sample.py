@@ -142,13 +142,13 @@ def test_regions_are_constants_of_the_picture() -> None:
     dy = normal(1, 1, 2, 2)
     (gradient,) = gradients(build(body, {"x": x}, constants), {"x": x}, dy, ["x"])
     fixed = "m = Reshape(x, picture) y = RoiAlign<output_height = 2, output_width = 2, sampling_ratio = 2>(m, b, i)"
-    given = {"picture": constants["picture"], "b": 2 * x[:1], "i": constants["i"]}
-    (expected,) = gradients(build(fixed, {"x": x}, given), {"x": x}, dy, ["x"])
+    changed_feeds = {"picture": constants["picture"], "b": 2 * x[:1], "i": constants["i"]}
+    (expected,) = gradients(build(fixed, {"x": x}, changed_feeds), {"x": x}, dy, ["x"])
     assert np.abs(expected).max() > 0.01
     np.testing.assert_allclose(gradient, expected, rtol=1e-6)
     message = "'b' does not reach 'y': the operators between them pass no gradient on"
     with pytest.raises(ModelError, match=message):
-        onnxcam.gradient(build(fixed, {"x": x}, given), of="y", wrt=["b"])
+        onnxcam.gradient(build(fixed, {"x": x}, changed_feeds), of="y", wrt=["b"])
 
 
 @covers("MaxRoiPool")

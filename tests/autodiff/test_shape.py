@@ -97,9 +97,9 @@ def test_concat(shape: tuple[int, ...], sizes: list[int], data: st.DataObject) -
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
     feeds = {}
     for k, size in enumerate(sizes):
-        own = list(shape)
-        own[axis] = size
-        feeds[f"x{k}"] = normal(*own, seed=k)
+        dims = list(shape)
+        dims[axis] = size
+        feeds[f"x{k}"] = normal(*dims, seed=k)
     wrt = data.draw(st.lists(st.sampled_from(sorted(feeds)), min_size=1, unique=True))
     check(f"y = Concat<axis={axis}>({', '.join(feeds)})", feeds, wrt=wrt, free=FREE)
 
@@ -111,11 +111,11 @@ def test_concat_of_a_value_with_itself() -> None:
 @pytest.mark.sample(7)
 @covers("Split")
 @pytest.mark.parametrize("axis", [0, 1, -1])
-@pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 2), (2, 1), (0, 1, 2)])
-def test_split(axis: int, used: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("reads", [(0,), (1,), (2,), (0, 2), (2, 1), (0, 1, 2)])
+def test_split(axis: int, reads: tuple[int, ...]) -> None:
     x = normal(6, 6, 6)
-    names = ", ".join(f"e{k}" for k in used)
-    tail = " ".join(f"e{k} = Exp(p{k})" for k in used) + f" y = Concat<axis={axis}>({names})"
+    names = ", ".join(f"e{k}" for k in reads)
+    tail = " ".join(f"e{k} = Exp(p{k})" for k in reads) + f" y = Concat<axis={axis}>({names})"
     check(
         f"p0, p1, p2 = Split<axis={axis}>(x, s) {tail}",
         {"x": x[:, :2, :3] if axis == 0 else x[:2]},
@@ -173,24 +173,24 @@ def _clamped(start: int, end: int, step: int, size: int) -> tuple[int, int, int]
 @given(slices())
 def test_slice(case: dict[str, Any]) -> None:
     x = normal(*case.pop("shape"))
-    held = {name: array for name, array in case.items() if array is not None}
-    body = f"y = Slice(x, {', '.join(held)})"
-    check(body, {"x": x}, held, wrt=["x"], free=FREE)
-    fed = {name: array for name, array in held.items() if name != "axes"}
-    flat = {"flat": ints(-1), "axes": held["axes"]}
-    check(f"c = {body[4:]} y = Reshape(c, flat)", {"x": x, **fed}, flat, wrt=["x"], free=("static", "all"))
+    constants = {name: array for name, array in case.items() if array is not None}
+    body = f"y = Slice(x, {', '.join(constants)})"
+    check(body, {"x": x}, constants, wrt=["x"], free=FREE)
+    feeds = {name: array for name, array in constants.items() if name != "axes"}
+    flat = {"flat": ints(-1), "axes": constants["axes"]}
+    check(f"c = {body[4:]} y = Reshape(c, flat)", {"x": x, **feeds}, flat, wrt=["x"], free=("static", "all"))
 
 
 def test_slice_without_axes() -> None:
-    held = {"s": ints(1, -2), "e": ints(2, 100)}
-    check("y = Slice(x, s, e)", {"x": normal(2, 3, 2)}, held, wrt=["x"], free=(*FREE, "static"))
-    check("y = Slice(x, s, e)", {"x": normal(2, 3, 2), **held}, wrt=["x"], free=("static",))
+    constants = {"s": ints(1, -2), "e": ints(2, 100)}
+    check("y = Slice(x, s, e)", {"x": normal(2, 3, 2)}, constants, wrt=["x"], free=(*FREE, "static"))
+    check("y = Slice(x, s, e)", {"x": normal(2, 3, 2), **constants}, wrt=["x"], free=("static",))
 
 
 def test_slice_of_int32_bounds() -> None:
-    held = {"s": np.int32([1]), "e": np.int32([3]), "a": np.int32([1])}
-    check("y = Slice(x, s, e, a)", {"x": normal(2, 3)}, held, wrt=["x"], free=FREE)
-    check("y = Slice(x, s, e, a)", {"x": normal(2, 3), "s": held.pop("s")}, held, wrt=["x"], free=FREE)
+    constants = {"s": np.int32([1]), "e": np.int32([3]), "a": np.int32([1])}
+    check("y = Slice(x, s, e, a)", {"x": normal(2, 3)}, constants, wrt=["x"], free=FREE)
+    check("y = Slice(x, s, e, a)", {"x": normal(2, 3), "s": constants.pop("s")}, constants, wrt=["x"], free=FREE)
 
 
 def test_slice_along_axes_of_run_time_is_refused() -> None:
@@ -200,11 +200,11 @@ def test_slice_along_axes_of_run_time_is_refused() -> None:
 
 
 def test_static_slices_are_one_pad() -> None:
-    held = {"s": ints(1), "e": ints(3), "a": ints(1), "t": ints(1)}
+    constants = {"s": ints(1), "e": ints(3), "a": ints(1), "t": ints(1)}
     for free in ("static", "batch"):
-        assert emitted("y = Slice(x, s, e, a, t)", {"x": normal(2, 3)}, held, free) == ["Pad"]
-        assert emitted("y = Slice(x, s, e, a, t)", {"x": normal(2, 3)}, {**held, "s": ints(0)}, free) == []
-        assert emitted("y = Slice(x, s, e, a, t)", {"x": normal(2, 5)}, {**held, "t": ints(2)}, free) == [
+        assert emitted("y = Slice(x, s, e, a, t)", {"x": normal(2, 3)}, constants, free) == ["Pad"]
+        assert emitted("y = Slice(x, s, e, a, t)", {"x": normal(2, 3)}, {**constants, "s": ints(0)}, free) == []
+        assert emitted("y = Slice(x, s, e, a, t)", {"x": normal(2, 5)}, {**constants, "t": ints(2)}, free) == [
             "Pad",
             "Gather",
         ]
@@ -226,17 +226,17 @@ def test_static_slices_are_one_pad() -> None:
 def test_gather(shape: tuple[int, ...], indices: Any, narrow: bool, data: st.DataObject) -> None:
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
     shape = tuple(3 if k == axis % len(shape) else d for k, d in enumerate(shape))
-    held = {"i": np.clip(np.asarray(indices, dtype=np.int32 if narrow else np.int64), -3, 2)}
+    constants = {"i": np.clip(np.asarray(indices, dtype=np.int32 if narrow else np.int64), -3, 2)}
     body = f"y = Gather<axis={axis}>(x, i)"
-    check(body, {"x": normal(*shape)}, held, wrt=["x"], free=FREE)
-    check(body, {"x": normal(*shape), **held}, free=FREE)
+    check(body, {"x": normal(*shape)}, constants, wrt=["x"], free=FREE)
+    check(body, {"x": normal(*shape), **constants}, free=FREE)
 
 
 def test_class_token_is_one_pad() -> None:
     """How vision transformers pick it."""
     for index, free in itertools.product((0, 2, -1), ("static", "batch")):
-        held = {"i": np.asarray(index)}
-        assert emitted("y = Gather<axis=1>(x, i)", {"x": normal(2, 3, 4)}, held, free) == ["Unsqueeze", "Pad"]
+        constants = {"i": np.asarray(index)}
+        assert emitted("y = Gather<axis=1>(x, i)", {"x": normal(2, 3, 4)}, constants, free) == ["Unsqueeze", "Pad"]
     assert emitted("y = Gather<axis=1>(x, i)", {"x": normal(2, 3, 4)}, {"i": ints(1, 2)}) == ["Pad"]
 
 
@@ -246,13 +246,13 @@ def test_class_token_is_one_pad() -> None:
 def test_gather_elements(rows: int, axis: int | None, constant: bool) -> None:
     attribute = "" if axis is None else f"<axis={axis}>"
     indices = np.random.default_rng(rows).integers(-3, 3, (rows, 2))
-    feeds, held = {"x": normal(3, 3)}, {"i": indices}
+    feeds, constants = {"x": normal(3, 3)}, {"i": indices}
     body = f"y = GatherElements{attribute}(x, i)"
     reference = functools.partial(_gather_elements, axis or 0)
     if constant:
-        check(body, feeds, held, wrt=["x"], free=FREE, reference=reference)
+        check(body, feeds, constants, wrt=["x"], free=FREE, reference=reference)
     else:
-        check(body, feeds | held, free=FREE, reference=reference)
+        check(body, feeds | constants, free=FREE, reference=reference)
 
 
 def _gather_elements(axis: int, /, x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
@@ -263,9 +263,9 @@ def _gather_elements(axis: int, /, x: torch.Tensor, i: torch.Tensor) -> torch.Te
 @covers("GatherND")
 @pytest.mark.parametrize("indices", [[[0], [2], [0]], [[0, 1], [2, -1], [0, 1]], [[[1, 1]], [[-1, 0]]]])
 def test_gather_nd(indices: Any) -> None:
-    held = {"i": np.asarray(indices)}
-    check("y = GatherND(x, i)", {"x": normal(3, 2, 2)}, held, wrt=["x"], free=FREE)
-    check("y = GatherND(x, i)", {"x": normal(3, 2, 2), **held}, free=("static",))
+    constants = {"i": np.asarray(indices)}
+    check("y = GatherND(x, i)", {"x": normal(3, 2, 2)}, constants, wrt=["x"], free=FREE)
+    check("y = GatherND(x, i)", {"x": normal(3, 2, 2), **constants}, free=("static",))
 
 
 def test_gather_nd_sums_repeated_places_in_every_run() -> None:
@@ -275,16 +275,16 @@ def test_gather_nd_sums_repeated_places_in_every_run() -> None:
     model = onnxcam.gradient(build("y = GatherND(x, i)", {"x": normal(rows, 64)}, {"i": i}), of="y", wrt=["x"])
     session = open_session(model.SerializeToString(), ["CPUExecutionProvider"])
     feeds = {"x": np.zeros((rows, 64), np.float32), "cotangent.y": np.ones((picks, 64), np.float32)}
-    wanted = np.repeat(np.bincount(i[:, 0], minlength=rows)[:, None], 64, axis=1)
+    expected = np.repeat(np.bincount(i[:, 0], minlength=rows)[:, None], 64, axis=1)
     for _ in range(10):
-        np.testing.assert_array_equal(session.run(["grad.x"], feeds)[0], wanted)
+        np.testing.assert_array_equal(session.run(["grad.x"], feeds)[0], expected)
 
 
 @covers("GatherND")
 def test_gather_nd_of_batches() -> None:
     for indices in ([[1], [0]], [[[2], [2]], [[0], [-1]]]):
-        held = {"i": np.asarray(indices)}
-        check("y = GatherND<batch_dims=1>(x, i)", {"x": normal(2, 3, 2)}, held, wrt=["x"], free=FREE)
+        constants = {"i": np.asarray(indices)}
+        check("y = GatherND<batch_dims=1>(x, i)", {"x": normal(2, 3, 2)}, constants, wrt=["x"], free=FREE)
 
 
 @covers("ScatterND", "ScatterElements")
@@ -307,9 +307,9 @@ def test_top_k(attributes: str) -> None:
 @covers("Compress")
 def test_compress() -> None:
     x = {"x": normal(3, 4, 2)}
-    for axis, kept in ((0, [0, 1, 1]), (1, [1, 0, 1]), (-2, [0, 1, 0, 1])):
-        held = {"c": np.asarray(kept, dtype=bool)}
-        check(f"y = Compress<axis={axis}>(x, c)", x, held, wrt=["x"], free=FREE)
+    for axis, mask in ((0, [0, 1, 1]), (1, [1, 0, 1]), (-2, [0, 1, 0, 1])):
+        constants = {"c": np.asarray(mask, dtype=bool)}
+        check(f"y = Compress<axis={axis}>(x, c)", x, constants, wrt=["x"], free=FREE)
     check("y = Compress(x, c)", x, {"c": np.arange(20) % 3 == 1}, wrt=["x"], free=FREE)
 
 
@@ -324,16 +324,16 @@ def test_reverse_sequence(attributes: str) -> None:
 def test_scatter(reduction: str) -> None:
     x = normal(3, 2, 2)
     for indices in ([[0], [-1]], [[0, 1], [2, 0]]):
-        held = {"i": np.asarray(indices)}
+        constants = {"i": np.asarray(indices)}
         feeds = {"x": x, "u": normal(*((2, 2, 2) if len(indices[0]) == 1 else (2, 2)))}
-        check(f"y = ScatterND<{reduction}>(x, i, u)".replace("<>", ""), feeds, held, free=FREE)
-        check(f"y = ScatterND<{reduction}>(x, i, u)".replace("<>", ""), feeds, held, wrt=["u"], free=FREE)
+        check(f"y = ScatterND<{reduction}>(x, i, u)".replace("<>", ""), feeds, constants, free=FREE)
+        check(f"y = ScatterND<{reduction}>(x, i, u)".replace("<>", ""), feeds, constants, wrt=["u"], free=FREE)
     for axis in (0, 1, -1):
-        held = {"i": np.asarray([[[0, 1]], [[1, 0]]] if axis else [[[0, 2], [2, 1]]])}
-        feeds = {"x": x, "u": normal(*held["i"].shape)}
+        constants = {"i": np.asarray([[[0, 1]], [[1, 0]]] if axis else [[[0, 2], [2, 1]]])}
+        feeds = {"x": x, "u": normal(*constants["i"].shape)}
         body = f"y = ScatterElements<axis={axis}, {reduction}>(x, i, u)".replace(", >", ">")
-        check(body, feeds, held, free=FREE)
-        check(body, feeds, held, wrt=["x"], free=FREE)
+        check(body, feeds, constants, free=FREE)
+        check(body, feeds, constants, wrt=["x"], free=FREE)
 
 
 @pytest.mark.parametrize("op_type", ["ScatterND", "ScatterElements"])
@@ -397,8 +397,8 @@ def test_range() -> None:
 @covers("OneHot")
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 def test_one_hot(axis: int) -> None:
-    held = {"i": np.asarray([[0, 2], [-1, 5]]), "d": np.asarray(3)}
-    check(f"y = OneHot<axis={axis}>(i, d, v)", {"v": normal(2)}, held, wrt=["v"], free=("static",))
+    constants = {"i": np.asarray([[0, 2], [-1, 5]]), "d": np.asarray(3)}
+    check(f"y = OneHot<axis={axis}>(i, d, v)", {"v": normal(2)}, constants, wrt=["v"], free=("static",))
 
 
 @covers("TensorScatter")
@@ -426,19 +426,19 @@ def test_shapes_and_positions_pass_nothing_back() -> None:
 def test_rolled_windows() -> None:
     """Swin's cyclic shift: two slices and a concatenation."""
     body = "a = Slice(x, one, end, axis) b = Slice(x, zero, one, axis) y = Concat<axis=1>(a, b)"
-    held = {"one": ints(1), "zero": ints(0), "end": ints(2**63 - 1), "axis": ints(1)}
-    check(body, {"x": normal(2, 4, 3)}, held, wrt=["x"], free=FREE)
+    constants = {"one": ints(1), "zero": ints(0), "end": ints(2**63 - 1), "axis": ints(1)}
+    check(body, {"x": normal(2, 4, 3)}, constants, wrt=["x"], free=FREE)
 
 
 def test_patches_merged_by_strided_slices() -> None:
     """Swin's patch merging: every second row and column."""
-    held = {"s": ints(1, 0), "e": ints(9, 9), "a": ints(1, 2), "t": ints(2, 2)}
-    model = build("y = Slice(x, s, e, a, t)", {"x": normal(1, 4, 4, 2)}, held, free="all")
+    constants = {"s": ints(1, 0), "e": ints(9, 9), "a": ints(1, 2), "t": ints(2, 2)}
+    model = build("y = Slice(x, s, e, a, t)", {"x": normal(1, 4, 4, 2)}, constants, free="all")
     x, dy = normal(1, 5, 4, 2), normal(1, 2, 2, 2)
-    [got] = gradients(model, {"x": x}, dy, ["x"])
+    [gradient] = gradients(model, {"x": x}, dy, ["x"])
     expected = torch.zeros(1, 5, 4, 2)
     expected[:, 1::2, 0::2] = torch.from_numpy(dy)
-    np.testing.assert_array_equal(got, expected.numpy())
+    np.testing.assert_array_equal(gradient, expected.numpy())
 
 
 @pytest.mark.parametrize("mode", ["DCR", "CRD"])

@@ -47,15 +47,15 @@ KINDS = {
     "kind", [pytest.param(kind, marks=pytest.mark.slow if kind.startswith("wide") else ()) for kind in KINDS]
 )
 def test_each_kind_of_stride(kind: str) -> None:
-    shape, weight, strides, pads, group, made = KINDS[kind]
+    shape, weight, strides, pads, group, operator = KINDS[kind]
     dilations = [2, 2] if kind.endswith("dilated") else [1, 1]
     text = f"y = Conv<strides={list(strides)}, pads={list(pads)}, group={group}, dilations={dilations}>(x, w)"
     feeds, weights = {"x": normal(*shape)}, {"w": normal(*weight)}
     check(text, feeds, weights, wrt=["x"])
     emitted = onnxcam.gradient(build(text, feeds, weights), "y", ["x"])
     kinds = {node.op_type for node in emitted.graph.node}
-    assert made in kinds
-    assert (made == "ConvTranspose") == ("ConvTranspose" in kinds)
+    assert operator in kinds
+    assert (operator == "ConvTranspose") == ("ConvTranspose" in kinds)
 
 
 @pytest.mark.slow
@@ -138,13 +138,13 @@ def test_what_is_expanded_to_be_added_is_not_expanded() -> None:
 
 
 @covers("MatMul", "Mul")
-@pytest.mark.parametrize(("free", "made"), [("static", "GlobalAveragePool"), ("all", "ReduceSum")])
-def test_a_gate_per_channel_is_summed_up_by_pooling(free: str, made: str) -> None:
+@pytest.mark.parametrize(("free", "result"), [("static", "GlobalAveragePool"), ("all", "ReduceSum")])
+def test_a_gate_per_channel_is_summed_up_by_pooling(free: str, result: str) -> None:
     """As squeeze-and-excitation has it; ReduceSum would leave the layout of convolutions."""
     text, feeds = "y = Mul(x, g)", {"x": normal(2, 3, 5, 4), "g": normal(2, 3, 1, 1)}
     check(text, feeds)
     model = onnxcam.gradient(build(text, feeds, free=free), "y", ["g"])
-    assert made in {node.op_type for node in model.graph.node}
+    assert result in {node.op_type for node in model.graph.node}
     check("y = Mul(x, g)", {"x": normal(2, 3, 1, 4), "g": normal(2, 3, 1, 1)})
     check("y = Mul(x, g)", {"x": normal(2, 3, 4), "g": normal(2, 1, 1)})
     check("y = Mul(x, g)", {"x": normal(2, 3, 2, 2, 2), "g": normal(2, 3, 1, 1, 2)})

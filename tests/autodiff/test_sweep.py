@@ -76,8 +76,8 @@ def test_only_wanted_inputs_are_computed() -> None:
 
 def test_of_itself_is_the_cotangent() -> None:
     x, dy = normal(2, 3), normal(2, 3, seed=1)
-    [got] = gradients(build("y = Exp(x)", {"x": x}), {"x": x}, dy, ["y"])
-    np.testing.assert_array_equal(got, dy)
+    [gradient] = gradients(build("y = Exp(x)", {"x": x}), {"x": x}, dy, ["y"])
+    np.testing.assert_array_equal(gradient, dy)
 
 
 def test_intermediate_values_one_behind_the_other() -> None:
@@ -87,8 +87,8 @@ def test_intermediate_values_one_behind_the_other() -> None:
     da = db * 2 * np.exp(x)
     expected = {"a": da, "b": db, "x": da * np.exp(x)}
     for wrt in (["a", "b", "x"], ["x", "a", "b"], ["b", "a"], ["a"]):
-        for name, got in zip(wrt, gradients(model, {"x": x}, dy, wrt), strict=True):
-            np.testing.assert_allclose(got, expected[name], rtol=1e-4, atol=1e-6)
+        for name, gradient in zip(wrt, gradients(model, {"x": x}, dy, wrt), strict=True):
+            np.testing.assert_allclose(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_the_same_wrt_twice_is_one_output() -> None:
@@ -124,9 +124,9 @@ def test_free_dimensions_that_turn_out_to_be_one(a: tuple[int, int], b: tuple[in
     feeds = {"a": normal(*a), "b": normal(*b, seed=1)}
     dy = normal(*np.broadcast_shapes(a, b), seed=2)
     da, db = gradients(model, feeds, dy, ["a", "b"])
-    for got, other, shape in ((da, feeds["b"], a), (db, feeds["a"], b)):
+    for actual, other, shape in ((da, feeds["b"], a), (db, feeds["a"], b)):
         axes = tuple(k for k in range(2) if shape[k] == 1)
-        np.testing.assert_allclose(got, (dy * other).sum(axes, keepdims=True), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual, (dy * other).sum(axes, keepdims=True), rtol=1e-5, atol=1e-6)
 
 
 def test_equal_symbols_need_no_summing() -> None:

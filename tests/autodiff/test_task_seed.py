@@ -96,13 +96,13 @@ def test_a_boxs_score_is_that_of_its_best_class(
     task_in_file = Detect(**{**vars(task), "candidates": None}) if dynamic else task
     columns = None if dynamic else flat.shape[1]
     for box in (np.array([-1]), np.array([5]), np.array([0, -1, 6])):
-        got = computed(
+        actual = computed(
             columns,
             lambda op: task_seed.box_cotangent(op, task_in_file, "flat", "box")[0],
             {"flat": flat, "box": box.astype(np.int64)},
         )
         rows = np.stack([expected(row, int(np.resize(box, n)[row])) for row in range(n)])
-        np.testing.assert_allclose(got, rows, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(actual, rows, rtol=1e-6, atol=1e-7)
     for beyond in (m, m + 1, 1000):
         with pytest.raises(Exception, match=BEYOND):
             computed(
@@ -117,11 +117,11 @@ def test_a_picture_without_candidates_has_no_gradient() -> None:
     emit = lambda op: task_seed.box_cotangent(op, task, "flat", "box")[0]  # noqa: E731
     for count in (0, 3):
         flat = RNG.uniform(size=(1, 6 * count)).astype(np.float32)
-        got = computed(None, emit, {"flat": flat, "box": np.array([-1])})
+        actual = computed(None, emit, {"flat": flat, "box": np.array([-1])})
         expected = np.zeros((1, 6 * count))
         if count:
             expected[0, 6 * int(flat.reshape(count, 6)[:, 4].argmax()) + 4] = 1
-        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(actual, expected)
     with pytest.raises(Exception, match=BEYOND):
         computed(None, emit, {"flat": np.zeros((1, 0), np.float32), "box": np.array([0])})
 
@@ -162,7 +162,7 @@ def test_a_class_is_summed_over_a_region_or_over_its_own_cells(
     }
     for region in regions.values():
         for target in (np.array([-1]), np.array([channels - 1]), np.resize([-1, 0, channels - 1], n)):
-            got = computed(
+            actual = computed(
                 flat.shape[1],
                 lambda op: task_seed.region_cotangent(op, task, "flat", "target", "region", size, background),
                 {"flat": flat, "target": target.astype(np.int64), "region": region.astype(np.float32)},
@@ -179,7 +179,7 @@ def test_a_class_is_summed_over_a_region_or_over_its_own_cells(
                     counts[list(background)] *= 1e-4
                     index = int(counts.argmax())
                 expected[row, index] = members[row, index] if cells is None else cells
-            np.testing.assert_array_equal(got, task.flatten(expected))
+            np.testing.assert_array_equal(actual, task.flatten(expected))
     with pytest.raises(Exception, match=BEYOND):
         computed(
             flat.shape[1],
@@ -200,7 +200,7 @@ def test_the_cosine_of_an_embedding_has_the_gradient_of_finite_differences() -> 
     z = RNG.normal(size=(3, 6)).astype(np.float32)
     for reference in (RNG.normal(size=(3, 6)), RNG.normal(size=(1, 6)) * 40):
         v = reference.astype(np.float32)
-        got = computed(
+        actual = computed(
             6, lambda op: task_seed.cosine_cotangent(op, Embed(6), "flat", "reference"), {"flat": z, "reference": v}
         )
 
@@ -212,7 +212,7 @@ def test_the_cosine_of_an_embedding_has_the_gradient_of_finite_differences() -> 
             step = np.zeros((3, 6))
             step[:, k] = 1e-5
             slope = (cosine(z + step) - cosine(z - step)) / 2e-5
-            np.testing.assert_allclose(got[:, k], slope, atol=1e-6)
+            np.testing.assert_allclose(actual[:, k], slope, atol=1e-6)
 
 
 def test_one_of_several_values() -> None:

@@ -61,7 +61,7 @@ def model(*, nhwc: bool = False, batch: int | str = "N", uint8: bool = False, en
         nhwc, batch, uint8: of the input; integers are cast first thing.
         ending: an operator after the logits.
     """
-    held = {name: value.detach().numpy() for name, value in module().state_dict().items() if value.ndim}
+    constants = {name: value.detach().numpy() for name, value in module().state_dict().items() if value.ndim}
     make = helper.make_node
     nodes = []
     x = "input"
@@ -71,7 +71,7 @@ def model(*, nhwc: bool = False, batch: int | str = "N", uint8: bool = False, en
     if uint8:
         nodes.append(make("Cast", [x], ["float"], to=TensorProto.FLOAT))
         nodes.append(make("Div", ["float", "levels"], ["scaled"]))
-        held["levels"] = np.float32(64)
+        constants["levels"] = np.float32(64)
         x = "scaled"
     nodes += [
         make("Conv", [x, "stem.weight", "stem.bias"], ["stem"], pads=[1] * 4),
@@ -102,20 +102,20 @@ def model(*, nhwc: bool = False, batch: int | str = "N", uint8: bool = False, en
         "net",
         [helper.make_tensor_value_info("input", kind, shape)],
         [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, [batch, CLASSES])],
-        [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in held.items()],
+        [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()],
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    onnx.checker.check_model(made)
-    return made
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.checker.check_model(proto)
+    return proto
 
 
 def pictures(rows: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(rows, 3, *SIZE)).astype(np.float32)
 
 
-def parity(found: np.ndarray, want: Any) -> float:
+def parity(actual: np.ndarray, want: Any) -> float:
     """The largest relative distance of a row, ‖a - b‖ / ‖b‖."""
-    b = np.asarray(want.detach() if isinstance(want, Tensor) else want, np.float64).reshape(len(found), -1)
-    a = found.astype(np.float64).reshape(len(found), -1)
+    b = np.asarray(want.detach() if isinstance(want, Tensor) else want, np.float64).reshape(len(actual), -1)
+    a = actual.astype(np.float64).reshape(len(actual), -1)
     assert a.shape == b.shape
     return float((np.linalg.norm(a - b, axis=1) / np.linalg.norm(b, axis=1)).max())

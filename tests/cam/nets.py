@@ -32,14 +32,14 @@ class Convolutions(nn.Module):
         return self.head(self.third(self.second(self.first(x))))
 
 
-def net(seed: int = 0, **given: Any) -> Convolutions:
+def net(seed: int = 0, **options: Any) -> Convolutions:
     """A network of larger weights than PyTorch's own, so that scores differ."""
     torch.manual_seed(seed)
-    made = Convolutions(**given)
+    network = Convolutions(**options)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in network.parameters():
             parameter.mul_(1.7)
-    return made.eval()
+    return network.eval()
 
 
 def pictures(rows: int = 3, seed: int = 1) -> np.ndarray:
@@ -49,8 +49,8 @@ def pictures(rows: int = 3, seed: int = 1) -> np.ndarray:
 
 def exported(module: nn.Module, layers: tuple[str, ...] = ("third",), methods: tuple[str, ...] = ("gradcam",)) -> bytes:
     """The explainable file of a network."""
-    made = pytorch.export(
+    explainable = pytorch.export(
         module, torch.from_numpy(pictures(2)), None, layers=list(layers), methods=methods, verify=False
     )
-    assert isinstance(made, onnx.ModelProto)
-    return made.SerializeToString()
+    assert isinstance(explainable, onnx.ModelProto)
+    return explainable.SerializeToString()

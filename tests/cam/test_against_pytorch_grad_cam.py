@@ -46,11 +46,11 @@ NETS = {"pooled": {}, "deep": {"deep": True}, "smooth": {"deep": True, "smooth":
 
 @pytest.fixture(scope="module")
 def explainers() -> dict[str, tuple[Any, Explainer]]:
-    found = {}
-    for name, given in NETS.items():
-        module = net(**given)
-        found[name] = (module, Explainer(exported(module, LAYERS), providers=CPU))
-    return found
+    result = {}
+    for name, options in NETS.items():
+        module = net(**options)
+        result[name] = (module, Explainer(exported(module, LAYERS), providers=CPU))
+    return result
 
 
 def theirs(module: Any, method: str, layers: tuple[str, ...], x: np.ndarray, classes: list[int]) -> np.ndarray:
@@ -58,9 +58,9 @@ def theirs(module: Any, method: str, layers: tuple[str, ...], x: np.ndarray, cla
     file, name, _ = METHODS[method]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = getattr(importlib.import_module(f"pytorch_grad_cam.{file}"), name)
+        method_class = getattr(importlib.import_module(f"pytorch_grad_cam.{file}"), name)
         target = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
-        cam = made(model=module, target_layers=[getattr(module, layer) for layer in layers])
+        cam = method_class(model=module, target_layers=[getattr(module, layer) for layer in layers])
         tensor = torch.from_numpy(x)
         # FinerCAM finds the rivals itself only where it may choose the class
         targets = None if method == "finercam" else [target(index) for index in classes]
@@ -86,7 +86,7 @@ CASES = [
 
 @pytest.mark.sample(6)
 @pytest.mark.parametrize(
-    ("method", "network", "layers"), CASES, ids=lambda held: held if isinstance(held, str) else "+".join(held)
+    ("method", "network", "layers"), CASES, ids=lambda part: part if isinstance(part, str) else "+".join(part)
 )
 def test_numbers_are_the_same(
     method: str, network: str, layers: tuple[str, ...], explainers: dict[str, tuple[Any, Explainer]]
@@ -98,9 +98,9 @@ def test_numbers_are_the_same(
     if method != "finercam":
         classes = [classes[0], (classes[1] + 1) % 6, 2]
     want = theirs(module, method, layers, x, classes)
-    got = explainer.attribute(x, classes, method, list(layers))
+    actual = explainer.attribute(x, classes, method, list(layers))
     if not arbitrary:
-        assert np.abs(got - want).max() <= 1e-3
+        assert np.abs(actual - want).max() <= 1e-3
         return
     # ours is ReLU of a map of one sign, theirs of the same map or of its negative
     raw = explainer.examine(x, list(layers))
@@ -109,7 +109,7 @@ def test_numbers_are_the_same(
     for row in range(len(x)):
         both = [fuse([np.maximum(sign * maps[row : row + 1], 0)], "minmax", x.shape[2:])[0] for sign in (1, -1)]
         assert min(np.abs(one - want[row]).max() for one in both) <= 1e-3
-        assert np.allclose(both[0], got[row], atol=1e-6)
+        assert np.allclose(both[0], actual[row], atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", [("third",), LAYERS], ids="+".join)
@@ -121,11 +121,11 @@ def test_augmentation_smoothing_is_the_same(
     x, classes = pictures(), [1, 4, 2]
     import_torchvision()
     file, name, _ = METHODS[method]
-    made = getattr(importlib.import_module(f"pytorch_grad_cam.{file}"), name)
+    method_class = getattr(importlib.import_module(f"pytorch_grad_cam.{file}"), name)
     target = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cam = made(model=module, target_layers=[getattr(module, layer) for layer in layers])
+        cam = method_class(model=module, target_layers=[getattr(module, layer) for layer in layers])
         want = cam(torch.from_numpy(x), [target(index) for index in classes], aug_smooth=True)
     assert np.abs(explainer.attribute(x, classes, method, list(layers), smooth="augment") - want).max() <= 1e-3
     with pytest.raises(InputError, match="averages maps of the input's size"):
@@ -138,18 +138,18 @@ def test_eigen_smoothing_is_the_same_up_to_its_sign(method: str, explainers: dic
     x, classes = pictures(), [1, 4, 2]
     import_torchvision()
     file, name, _ = METHODS[method]
-    made = getattr(importlib.import_module(f"pytorch_grad_cam.{file}"), name)
+    method_class = getattr(importlib.import_module(f"pytorch_grad_cam.{file}"), name)
     target = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cam = made(model=module, target_layers=[module.third])
+        cam = method_class(model=module, target_layers=[module.third])
         want = cam(torch.from_numpy(x), [target(index) for index in classes], eigen_smooth=True)
-    got = explainer.attribute(x, classes, method, "third", smooth="eigen")
-    held = explainer.examine(x, "third")
+    actual = explainer.attribute(x, classes, method, "third", smooth="eigen")
+    examination = explainer.examine(x, "third")
     terms = find(method).terms
-    view = views.view(held._features, "third", held.objective(classes))
+    view = views.view(examination._features, "third", examination.objective(classes))
     raw = view.first_component(view._run_maps([find(method)], True)[0] if find(method).kind == GRAPH else terms(view))
     for row in range(len(x)):
         both = [fuse([np.maximum(sign * raw[row : row + 1], 0)], "minmax", x.shape[2:])[0] for sign in (1, -1)]
         assert min(np.abs(one - want[row]).max() for one in both) <= 1e-3
-        assert np.allclose(both[0], got[row], atol=1e-6)
+        assert np.allclose(both[0], actual[row], atol=1e-6)

@@ -49,7 +49,7 @@ def x() -> torch.Tensor:
     return torch.from_numpy(net.pictures())
 
 
-class Asked(torch.nn.Module):  # type: ignore[misc]
+class Scalar(torch.nn.Module):  # type: ignore[misc]
     """One number per row that stands for a target."""
 
     def __init__(self, target: Any) -> None:
@@ -65,10 +65,12 @@ class Asked(torch.nn.Module):  # type: ignore[misc]
                 return scores.softmax(dim=1)[:, one]
             case Weights(weights=weights):
                 return scores @ torch.from_numpy(weights).float()
-        chosen = scores.argmax(dim=1) if self.target is None else torch.tensor(self.target).expand(len(scores))
+        selected = scores.argmax(dim=1) if self.target is None else torch.tensor(self.target).expand(len(scores))
         # captum repeats rows: the classes repeat with them
-        chosen = chosen if len(chosen) == len(scores) else chosen.repeat_interleave(len(scores) // len(chosen))
-        return scores.gather(1, chosen[:, None])[:, 0]
+        selected = (
+            selected if len(selected) == len(scores) else selected.repeat_interleave(len(scores) // len(selected))
+        )
+        return scores.gather(1, selected[:, None])[:, 0]
 
 
 TARGETS = {
@@ -82,17 +84,17 @@ TARGETS = {
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 @pytest.mark.parametrize("name", ["saliency", "inputxgradient", "guided_backprop", "integrated_gradients"])
 def test_equals_captum_for_any_target(explainer: Explainer, name: str, target: Any) -> None:
-    asked = Asked(target)
+    scalar = Scalar(target)
     attribute = {
-        "saliency": lambda: captum.attr.Saliency(asked).attribute(x(), abs=False),
-        "inputxgradient": lambda: captum.attr.InputXGradient(asked).attribute(x()),
-        "guided_backprop": lambda: captum.attr.GuidedBackprop(asked).attribute(x()),
-        "integrated_gradients": lambda: captum.attr.IntegratedGradients(asked).attribute(x()),
+        "saliency": lambda: captum.attr.Saliency(scalar).attribute(x(), abs=False),
+        "inputxgradient": lambda: captum.attr.InputXGradient(scalar).attribute(x()),
+        "guided_backprop": lambda: captum.attr.GuidedBackprop(scalar).attribute(x()),
+        "integrated_gradients": lambda: captum.attr.IntegratedGradients(scalar).attribute(x()),
     }[name]
     want = attribute()
-    found = explainer.attribution(net.pictures(), target, name)
-    assert found.dtype == np.float32
-    assert parity(found, want) <= TOLERANCE
+    attribution = explainer.attribution(net.pictures(), target, name)
+    assert attribution.dtype == np.float32
+    assert parity(attribution, want) <= TOLERANCE
     as_map = explainer.attribute(net.pictures(), target, name, normalize="none")
     assert parity(as_map, want.abs().sum(dim=1)) <= TOLERANCE
 
@@ -102,18 +104,18 @@ def test_each_row_has_its_class(explainer: Explainer, name: str) -> None:
     method = captum.attr.Saliency if name == "saliency" else captum.attr.GuidedBackprop
     options = {"abs": False} if name == "saliency" else {}
     for target in (TARGET, None):
-        chosen = torch.tensor(TARGET) if target else net.module()(x()).argmax(dim=1)
-        want = method(net.module()).attribute(x(), target=chosen, **options)
+        selected = torch.tensor(TARGET) if target else net.module()(x()).argmax(dim=1)
+        want = method(net.module()).attribute(x(), target=selected, **options)
         assert parity(explainer.attribution(net.pictures(), target, name), want) <= TOLERANCE
 
 
 def test_a_different_target_for_each_row(explainer: Explainer) -> None:
     """Rows whose objectives are of different kinds go through one scan."""
     mixed = [Contrast(4, 1), 2, Probability(0)]
-    found = explainer.attribution(net.pictures(), mixed, "integrated_gradients", steps=8)
+    attribution = explainer.attribution(net.pictures(), mixed, "integrated_gradients", steps=8)
     for row, target in enumerate(mixed):
         alone = explainer.attribution(net.pictures()[row : row + 1], target, "integrated_gradients", steps=8)
-        assert parity(found[row : row + 1], alone) <= 1e-5
+        assert parity(attribution[row : row + 1], alone) <= 1e-5
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -122,19 +124,21 @@ def test_integrated_gradients_by_every_rule(explainer: Explainer, rule: str) -> 
     want = captum.attr.IntegratedGradients(net.module()).attribute(
         x(), baselines=baseline, target=torch.tensor(TARGET), n_steps=7, method=rule
     )
-    found = explainer.attribution(
+    attribution = explainer.attribution(
         net.pictures(), TARGET, "integrated_gradients", steps=7, baseline=baseline.numpy()[0], rule=rule
     )
-    assert parity(found, want) <= TOLERANCE
+    assert parity(attribution, want) <= TOLERANCE
 
 
 def test_integrated_gradients_add_up(explainer: Explainer) -> None:
     """Completeness, proposition 1 of the paper: the attributions add up to F(x) - F(x')."""
-    found = explainer.attribution(net.pictures(), TARGET, "integrated_gradients", steps=200, baseline=[0.3, 0.0, -0.2])
+    attribution = explainer.attribution(
+        net.pictures(), TARGET, "integrated_gradients", steps=200, baseline=[0.3, 0.0, -0.2]
+    )
     start = torch.tensor([0.3, 0.0, -0.2])[None, :, None, None].expand(1, 3, *net.SIZE)
     rows = torch.arange(3)
     gained = net.module()(x())[rows, TARGET] - net.module()(start).expand(3, -1)[rows, TARGET]
-    assert np.allclose(found.sum(axis=(1, 2, 3)), gained.detach(), atol=0.02 * float(gained.detach().abs().max()))
+    assert np.allclose(attribution.sum(axis=(1, 2, 3)), gained.detach(), atol=0.02 * float(gained.detach().abs().max()))
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -151,19 +155,19 @@ def test_smoothgrad_equals_captum_under_the_same_noise(
     monkeypatch.setattr(torch, "normal", normal)
     tunnel = captum.attr.NoiseTunnel(captum.attr.Saliency(net.module()))
     want = tunnel.attribute(x(), nt_samples=samples, stdevs=stdev, target=torch.tensor(TARGET), abs=absolute)
-    found = explainer.attribution(
+    attribution = explainer.attribution(
         net.pictures(), TARGET, "smoothgrad", seed=11, samples=samples, stdev=stdev, absolute=absolute
     )
-    assert parity(found, want) <= TOLERANCE
+    assert parity(attribution, want) <= TOLERANCE
 
 
 def test_smoothgrad_takes_its_noise_from_the_picture_s_range(explainer: Explainer) -> None:
     pictures = net.pictures(1) * 3
     span = float(pictures.max() - pictures.min())
-    usual, told = (
+    usual, explicit = (
         explainer.attribution(pictures, 1, "smoothgrad", samples=3, stdev=stdev) for stdev in (None, 0.15 * span)
     )
-    assert parity(usual, told) <= 1e-4
+    assert parity(usual, explicit) <= 1e-4
     still = explainer.attribution(pictures, 1, "smoothgrad", samples=2, stdev=0)
     assert parity(still, explainer.attribution(pictures, 1, "saliency")) <= 1e-6
 
@@ -172,8 +176,8 @@ def test_smoothgrad_takes_its_noise_from_the_picture_s_range(explainer: Explaine
 def test_guided_gradcam_equals_captum(explainer: Explainer, interpolation: str) -> None:
     method = captum.attr.GuidedGradCam(net.module(), net.module().relu3)
     want = method.attribute(x(), target=torch.tensor(TARGET), interpolate_mode=interpolation)
-    found = explainer.attribution(net.pictures(), TARGET, "guided_gradcam", interpolation=interpolation)
-    assert parity(found, want) <= TOLERANCE
+    attribution = explainer.attribution(net.pictures(), TARGET, "guided_gradcam", interpolation=interpolation)
+    assert parity(attribution, want) <= TOLERANCE
 
 
 def test_guided_gradcam_reads_the_layer_it_is_told(explainer: Explainer) -> None:
@@ -262,26 +266,28 @@ def test_one_gradient_costs_one_run_of_the_model(
 def test_two_methods_of_one_gradient_share_it(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
     want = [explainer.attribute(net.pictures(), TARGET, name) for name in ("saliency", "inputxgradient")]
     runs = counted(monkeypatch)
-    found = explainer.attribute(net.pictures(), TARGET, ["saliency", "inputxgradient"])
+    maps = explainer.attribute(net.pictures(), TARGET, ["saliency", "inputxgradient"])
     assert len(runs) == 1
-    assert np.array_equal(found, want)
+    assert np.array_equal(maps, want)
 
 
 def test_the_run_computes_the_forward_pass_once() -> None:
     """The session of an input gradient holds each convolution once forward and once backward."""
-    made = input_gradient(Network(net.model()))
-    convolutions = [node.op_type for node in made.graph.node if "Conv" in node.op_type]
+    subgraph = input_gradient(Network(net.model()))
+    convolutions = [node.op_type for node in subgraph.graph.node if "Conv" in node.op_type]
     assert len(convolutions) == 6
-    assert [i.name for i in made.graph.input] == ["input", "onnxcam.target"]
-    scores, _ = run(made, {"input": net.pictures(), "onnxcam.target": np.array([-1, 2, 0])}).values()
+    assert [i.name for i in subgraph.graph.input] == ["input", "onnxcam.target"]
+    scores, _ = run(subgraph, {"input": net.pictures(), "onnxcam.target": np.array([-1, 2, 0])}).values()
     assert parity(scores, net.module()(x())) <= 1e-5
 
 
 def test_an_examination_gives_the_same(explainer: Explainer) -> None:
-    held = explainer.examine(net.pictures())
+    examination = explainer.examine(net.pictures())
     for name in ("saliency", "guided_backprop", "guided_gradcam", "occlusion"):
-        assert parity(held.attribution(TARGET, name), explainer.attribution(net.pictures(), TARGET, name)) <= 1e-5
-    maps = held.attribute(TARGET, ["gradcam", "saliency"], normalize="none")
+        assert (
+            parity(examination.attribution(TARGET, name), explainer.attribution(net.pictures(), TARGET, name)) <= 1e-5
+        )
+    maps = examination.attribute(TARGET, ["gradcam", "saliency"], normalize="none")
     assert np.array_equal(maps[0], explainer.attribute(net.pictures(), TARGET, "gradcam", normalize="none"))
     assert parity(maps[1], explainer.attribute(net.pictures(), TARGET, "saliency", normalize="none")) <= 1e-5
 
@@ -291,16 +297,16 @@ def test_an_input_method_is_computed_once_for_several_layers(
 ) -> None:
     want = explainer.attribute(net.pictures(), TARGET, "saliency", normalize="none")
     runs = counted(monkeypatch)
-    found = explainer.attribute(net.pictures(), TARGET, "saliency", [net.LAYER, "relu2"], normalize="none")
+    maps = explainer.attribute(net.pictures(), TARGET, "saliency", [net.LAYER, "relu2"], normalize="none")
     assert len(runs) == 1
-    assert np.allclose(found, want)
+    assert np.allclose(maps, want)
 
 
 @pytest.mark.parametrize("ending", ["Softmax", "Sigmoid"])
 def test_a_file_that_ends_in_probabilities_is_explained_by_its_logits(explainer: Explainer, ending: str) -> None:
     other = Explainer(net.model(ending=ending), layers=[net.LAYER], providers=CPU)
-    found = other.attribution(net.pictures(), TARGET, "saliency")
-    assert parity(found, explainer.attribution(net.pictures(), TARGET, "saliency")) <= 1e-5
+    attribution = other.attribution(net.pictures(), TARGET, "saliency")
+    assert parity(attribution, explainer.attribution(net.pictures(), TARGET, "saliency")) <= 1e-5
 
 
 def test_a_single_logit_is_explained_on_either_side() -> None:
@@ -309,8 +315,8 @@ def test_a_single_logit_is_explained_on_either_side() -> None:
     yes, no = (explainer.attribution(pictures, target, "saliency") for target in (1, 0))
     assert np.array_equal(yes, -no) and yes.any()
     best = explainer.predict(pictures).argmax(axis=1)
-    found = explainer.attribution(pictures, None, "saliency")
-    assert np.array_equal(found, np.where(best[:, None, None, None] == 1, yes, no))
+    attribution = explainer.attribution(pictures, None, "saliency")
+    assert np.array_equal(attribution, np.where(best[:, None, None, None] == 1, yes, no))
 
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
@@ -351,10 +357,10 @@ def test_changed_pictures_of_whole_numbers_are_rounded() -> None:
     """Where a method looks at the layer of changed pictures, the model takes them as it takes any."""
     sessions = Sessions(net.model(uint8=True), lambda data, _: runtime.open_session(data, CPU))
     pictures = np.random.default_rng(2).integers(0, 256, size=(2, 3, *net.SIZE), dtype=np.uint8)
-    held = run_head(sessions, pictures, [net.LAYER], size=None)
-    view = views.view(held, net.LAYER, resolve(1, held.scores, held.batch.readout))
+    head_run = run_head(sessions, pictures, [net.LAYER], size=None)
+    view = views.view(head_run, net.LAYER, resolve(1, head_run.scores, head_run.batch.readout))
     same = view.at(view.input.activations + 0.3)
-    assert np.array_equal(same.scores, held.scores)
+    assert np.array_equal(same.scores, head_run.scores)
     moved = view.at(view.input.activations + 300)
     assert np.array_equal(moved.scores, view.at(np.full(pictures.shape, 255, np.float32)).scores)
 
@@ -374,11 +380,11 @@ def test_pictures_are_explained_by_attributions_along_with_cams() -> None:
     explainer = Explainer(net.model(), layers=[net.LAYER], preprocess="0..1", providers=CPU)
     pixels = np.random.default_rng(0).integers(0, 256, size=(30, 40, 3), dtype=np.uint8)
     both = explainer.explain(pixels, 2, ["gradcam", "saliency"])
-    assert [told.method for told in both.per_method] == ["gradcam", "saliency"]
+    assert [entry.method for entry in both.per_method] == ["gradcam", "saliency"]
     alone = explainer.explain(pixels, 2, "saliency")
     assert np.allclose(both.per_method[1].heatmap, alone.heatmap, atol=1e-5)
     assert alone.heatmap.shape == (30, 40) and alone.raw_map.shape == net.SIZE
     best = explainer.explain(pixels, method="saliency", top=3)
-    for told in best.maps:
-        one = explainer.explain(pixels, told.target, "saliency")
-        assert np.allclose(told.heatmap, one.heatmap, atol=1e-5)
+    for entry in best.maps:
+        one = explainer.explain(pixels, entry.target, "saliency")
+        assert np.allclose(entry.heatmap, one.heatmap, atol=1e-5)

@@ -74,8 +74,8 @@ def test_the_contributions_add_up_to_the_score(form: str) -> None:
     sessions = Sessions(source, lambda data, _: runtime.open_session(data, CPU))
     pictures = net.pictures()
     native = np.ascontiguousarray(pictures.transpose(0, 2, 3, 1)) if form == "NHWC" else pictures
-    held = run_head(sessions, native, [], size=2 if form == "two rows" else None)
-    view = views.view(held, INPUT, resolve(TARGET, held.scores, held.batch.readout))
+    head_run = run_head(sessions, native, [], size=2 if form == "two rows" else None)
+    view = views.view(head_run, INPUT, resolve(TARGET, head_run.scores, head_run.batch.readout))
     total = np.zeros(3)
     for first, last, parts_of in view.contributions():
         assert len(parts_of) == (6 if form == "centred" else 4)
@@ -84,20 +84,22 @@ def test_the_contributions_add_up_to_the_score(form: str) -> None:
 
 
 def test_constants_are_found() -> None:
-    held = biases(Network(centred()).graph, "input", "logits")
-    assert [term.value for term in held] == ["centred", "turned", "stem", "bn", "down"]
+    terms = biases(Network(centred()).graph, "input", "logits")
+    assert [term.value for term in terms] == ["centred", "turned", "stem", "bn", "down"]
     net_bn = net.module().bn
     want = net_bn.bias - net_bn.running_mean * net_bn.weight / torch.sqrt(net_bn.running_var + net_bn.eps)
-    assert np.allclose(held[3].array.ravel(), want.detach(), atol=1e-6)
-    assert np.allclose(held[0].array.ravel(), [-0.3, 0.2, -0.1])
-    assert np.allclose(held[1].array.ravel(), [0.5, 0.25, 0.0])
+    assert np.allclose(terms[3].array.ravel(), want.detach(), atol=1e-6)
+    assert np.allclose(terms[0].array.ravel(), [-0.3, 0.2, -0.1])
+    assert np.allclose(terms[1].array.ravel(), [0.5, 0.25, 0.0])
 
 
 def test_one_picture_at_a_time() -> None:
     """The gradients of a whole network are much memory: no run has more than one picture."""
     rows = []
     sessions = Sessions(net.model(), lambda data, _: runtime.open_session(data, CPU))
-    held = run_head(sessions, net.pictures(), [], size=None)
-    for first, last, _ in views.view(held, INPUT, resolve(None, held.scores, held.batch.readout)).contributions():
+    head_run = run_head(sessions, net.pictures(), [], size=None)
+    for first, last, _ in views.view(
+        head_run, INPUT, resolve(None, head_run.scores, head_run.batch.readout)
+    ).contributions():
         rows.append(last - first)
     assert rows == [1, 1, 1]

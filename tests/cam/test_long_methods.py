@@ -36,11 +36,11 @@ def test_the_long_ones_are_known() -> None:
 
 @pytest.mark.parametrize("name", LONG)
 def test_progress_goes_up_to_one_total(explainer: Explainer, name: str) -> None:
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     explainer.attribution(
-        net.pictures(), TARGET, name, progress=lambda done, total: told.append((done, total)), **LONG[name]
+        net.pictures(), TARGET, name, progress=lambda done, total: calls.append((done, total)), **LONG[name]
     )
-    done, totals = zip(*told, strict=True)
+    done, totals = zip(*calls, strict=True)
     assert len(set(totals)) == 1 and len(done) > 3
     assert list(done) == sorted(set(done)) and done[-1] == totals[0]
 
@@ -72,11 +72,11 @@ def test_an_interrupted_run_leaves_the_explainer_usable(
     before = explainer.attribution(net.pictures(), TARGET, name, **LONG[name])
     real, runs = runtime.run, []
 
-    def interrupted(*given: Any) -> Any:
-        runs.append(given)
+    def interrupted(*arguments: Any) -> Any:
+        runs.append(arguments)
         if len(runs) == 3:
             raise KeyboardInterrupt
-        return real(*given)
+        return real(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(runtime, "run", interrupted)
@@ -88,17 +88,17 @@ def test_an_interrupted_run_leaves_the_explainer_usable(
 @pytest.mark.parametrize("name", ["smoothgrad", "rise"])
 def test_a_seed_means_the_same_numbers_in_every_thread(explainer: Explainer, name: str) -> None:
     want = explainer.attribution(net.pictures(), TARGET, name, seed=3, **LONG[name])
-    found: list[np.ndarray] = []
+    attributions: list[np.ndarray] = []
 
     def work() -> None:
-        found.append(explainer.attribution(net.pictures(), TARGET, name, seed=3, **LONG[name]))
+        attributions.append(explainer.attribution(net.pictures(), TARGET, name, seed=3, **LONG[name]))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 3 and all(np.array_equal(one, want) for one in found)
+    assert len(attributions) == 3 and all(np.array_equal(one, want) for one in attributions)
     assert not np.allclose(explainer.attribution(net.pictures(), TARGET, name, seed=4, **LONG[name]), want)
 
 

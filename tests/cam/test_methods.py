@@ -52,8 +52,8 @@ def pooled() -> tuple[Any, Explainer]:
 
 
 def view_of(explainer: Explainer, x: np.ndarray, target: Any, layer: str = "third") -> views.LayerView:
-    held = explainer.examine(x, layer)
-    return views.view(held._features, layer, held.objective(target))
+    examination = explainer.examine(x, layer)
+    return views.view(examination._features, layer, examination.objective(target))
 
 
 def behind(module: Any, a: Any, layer: str = "third") -> Any:
@@ -79,15 +79,15 @@ def activationmap(module: Any, x: np.ndarray, classes: list[int]) -> np.ndarray:
 def reciprocam(module: Any, x: np.ndarray, classes: list[int]) -> np.ndarray:
     a, _ = parts(module, x, classes)
     module = module.double()
-    found = np.zeros((len(x), *a.shape[2:]))
+    expected = np.zeros((len(x), *a.shape[2:]))
     for row in range(len(x)):
         for i in range(a.shape[2]):
             for j in range(a.shape[3]):
-                kept = torch.zeros_like(a[row : row + 1])
-                kept[:, :, i, j] = a[row, :, i, j]
-                found[row, i, j] = float(module.head(kept)[0, classes[row]].detach())
+                masked = torch.zeros_like(a[row : row + 1])
+                masked[:, :, i, j] = a[row, :, i, j]
+                expected[row, i, j] = float(module.head(masked)[0, classes[row]].detach())
     module.float()
-    return found - found.min(axis=(1, 2), keepdims=True)
+    return expected - expected.min(axis=(1, 2), keepdims=True)
 
 
 def masked_scores(module: Any, x: np.ndarray, classes: list[int], masks: Any) -> np.ndarray:
@@ -167,10 +167,10 @@ def test_a_method_is_its_formula(name: str, deep: tuple[Any, Explainer], pooled:
     for module, explainer in [pooled] if name == "cam" else [pooled, deep]:
         x, classes = pictures(), [1, 4, 2]
         options = {"samples": 400} if name == "sscam" else {}
-        got = explainer.attribute(x, classes, name, "third", normalize="none", size="layer", **options)
+        actual = explainer.attribute(x, classes, name, "third", normalize="none", size="layer", **options)
         want = np.maximum(REFERENCES[name](module, x, classes), 0)
         tolerance = 3e-2 if name == "sscam" else 1e-4
-        assert np.linalg.norm(got - want) <= tolerance * np.linalg.norm(want)
+        assert np.linalg.norm(actual - want) <= tolerance * np.linalg.norm(want)
 
 
 def test_every_method_is_compared_with_something() -> None:
@@ -211,17 +211,17 @@ def test_what_an_affine_tail_makes_cheap_is_what_running_it_gives(method: str, p
     for target in ([0, 3, 5], Contrast(), Weights([1, -1, 0, 0, 2, 0])):
         quick, slow = (view_of(pooled[1], pictures(), target) for _ in range(2))
         slow.affine = False
-        got, want = (find(method).function(view) for view in (quick, slow))
-        assert np.linalg.norm(got - want) <= 1e-4 * np.linalg.norm(want)
+        actual, want = (find(method).function(view) for view in (quick, slow))
+        assert np.linalg.norm(actual - want) <= 1e-4 * np.linalg.norm(want)
 
 
 def test_a_probability_takes_the_long_way(pooled: tuple[Any, Explainer]) -> None:
     view = view_of(pooled[1], pictures(), Probability(2))
     runs = []
     real = view.values
-    view.values = lambda *given: runs.append(1) or real(*given)  # type: ignore[method-assign]
-    found = find("reciprocam").function(view)
-    assert runs and (found.min(axis=(1, 2)) == 0).all() and (found < 1).all() and found.any()
+    view.values = lambda *arguments: runs.append(1) or real(*arguments)  # type: ignore[method-assign]
+    result = find("reciprocam").function(view)
+    assert runs and (result.min(axis=(1, 2)) == 0).all() and (result < 1).all() and result.any()
 
 
 def test_fewer_channels_are_those_of_most_energy(deep: tuple[Any, Explainer]) -> None:
@@ -246,7 +246,7 @@ def test_a_map_is_the_same_inside_the_file_and_outside_it(method: str) -> None:
     beside = Explainer(onnxcam.augment(source, methods=("gradcam",)), providers=CPU)
     assert inside.methods == [method]
     for target in (None, [3, 0, 2]):
-        a, b = (held.attribute(x, target, method, normalize="none", size="layer") for held in (inside, beside))
+        a, b = (either.attribute(x, target, method, normalize="none", size="layer") for either in (inside, beside))
         assert np.allclose(a, b, atol=1e-6) and a.any()
 
 
@@ -263,27 +263,27 @@ def test_every_method_takes_every_kind_of_model(method: str, kind: str) -> None:
     explainer = Explainer(source, providers=CPU)
     shape = (3, 32, 32, 3) if kind == "NHWC" else (3, 3, 32, 32)
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    kept = x.copy()
+    original = x.copy()
     if method == "finercam" and kind in ("binary", "multilabel"):
         with pytest.raises(Exception, match="use gradcam"):
             explainer.attribute(x, None, method)
         return
-    found = explainer.attribute(x, None, method)
-    assert found.shape == (3, 32, 32) and np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1
-    assert np.array_equal(x, kept)
-    assert np.array_equal(found, explainer.attribute(x, None, method))
+    maps = explainer.attribute(x, None, method)
+    assert maps.shape == (3, 32, 32) and np.isfinite(maps).all() and maps.min() >= 0 and maps.max() <= 1
+    assert np.array_equal(x, original)
+    assert np.array_equal(maps, explainer.attribute(x, None, method))
     if kind == "NHWC":
         plain = Explainer(models.tiny_cnn(), providers=CPU)
         want = plain.attribute(np.ascontiguousarray(x.transpose(0, 3, 1, 2)), None, method)
-        assert np.allclose(found, want, atol=1e-4)
+        assert np.allclose(maps, want, atol=1e-4)
 
 
 def test_several_classes_by_a_layer_method_are_those_asked_for_one_by_one(deep: tuple[Any, Explainer]) -> None:
     _, explainer = deep
-    held = explainer.examine(pictures(), "third")
-    classes = np.argsort(-held.scores, axis=1)[:, :3]
+    examination = explainer.examine(pictures(), "third")
+    classes = np.argsort(-examination.scores, axis=1)[:, :3]
     for method in ("gradcam", "ablationcam", "reciprocam", "finercam", "shapleycam"):
-        ((maps,),) = held.class_maps(held.question(method=method, layer="third"), classes)
+        ((maps,),) = examination.class_maps(examination.question(method=method, layer="third"), classes)
         for k in range(3):
             one = explainer.attribute(pictures(), list(classes[:, k]), method, "third", normalize="none", size="layer")
             assert np.allclose(maps[:, k], one, atol=1e-5)
@@ -297,9 +297,9 @@ def test_another_seed_draws_other_numbers(deep: tuple[Any, Explainer]) -> None:
 
 
 def test_a_method_draws_the_same_numbers_whatever_else_is_asked_for(deep: tuple[Any, Explainer]) -> None:
-    asked: dict[str, Any] = {"layer": "second", "normalize": "none", "size": "layer", "samples": 3}
-    alone = deep[1].attribute(pictures(), 1, "smoothgradcam++", **asked)
-    beside = deep[1].attribute(pictures(), 1, ["randomcam", "smoothgradcam++", "smoothgradcam++"], **asked)
+    options: dict[str, Any] = {"layer": "second", "normalize": "none", "size": "layer", "samples": 3}
+    alone = deep[1].attribute(pictures(), 1, "smoothgradcam++", **options)
+    beside = deep[1].attribute(pictures(), 1, ["randomcam", "smoothgradcam++", "smoothgradcam++"], **options)
     assert alone.any() and np.array_equal(alone, beside[1]) and np.array_equal(alone, beside[2])
 
 

@@ -47,8 +47,8 @@ def test_occlusion_equals_captum(explainer: Explainer, case: str) -> None:
     want = captum.attr.Occlusion(net.module()).attribute(
         x(), sliding_window_shapes=shape, strides=strides, target=torch.tensor(TARGET)
     )
-    found = explainer.attribution(net.pictures(), TARGET, "occlusion", window=window, stride=stride)
-    assert parity(found, want) <= TOLERANCE
+    attribution = explainer.attribution(net.pictures(), TARGET, "occlusion", window=window, stride=stride)
+    assert parity(attribution, want) <= TOLERANCE
     as_map = explainer.attribute(net.pictures(), TARGET, "occlusion", normalize="none", window=window, stride=stride)
     assert parity(as_map, want.abs().sum(dim=1)) <= TOLERANCE
 
@@ -59,22 +59,22 @@ def test_occlusion_by_another_baseline(explainer: Explainer) -> None:
         x(), sliding_window_shapes=(3, 6, 6), strides=(3, 4, 4), baselines=baseline, target=torch.tensor(TARGET)
     )
     options: dict[str, Any] = {"window": 6, "stride": 4}
-    found = explainer.attribution(net.pictures(), TARGET, "occlusion", baseline=baseline.numpy(), **options)
-    assert parity(found, want) <= TOLERANCE
+    attribution = explainer.attribution(net.pictures(), TARGET, "occlusion", baseline=baseline.numpy(), **options)
+    assert parity(attribution, want) <= TOLERANCE
 
 
 @pytest.mark.parametrize("target", [Contrast(4, 1), Probability(2)])
 def test_occlusion_of_other_objectives(explainer: Explainer, target: Any) -> None:
-    def asked(pictures: torch.Tensor) -> torch.Tensor:
+    def score(pictures: torch.Tensor) -> torch.Tensor:
         scores = net.module()(pictures)
         return scores[:, 4] - scores[:, 1] if isinstance(target, Contrast) else scores.softmax(dim=1)[:, 2]
 
-    want = captum.attr.Occlusion(asked).attribute(x(), sliding_window_shapes=(3, 6, 6), strides=(3, 4, 4))
-    found = explainer.attribution(net.pictures(), target, "occlusion", window=6, stride=4)
-    assert parity(found, want) <= TOLERANCE
+    want = captum.attr.Occlusion(score).attribute(x(), sliding_window_shapes=(3, 6, 6), strides=(3, 4, 4))
+    attribution = explainer.attribution(net.pictures(), target, "occlusion", window=6, stride=4)
+    assert parity(attribution, want) <= TOLERANCE
 
 
-def by_the_paper(asked: Any, masks: int, cells: int, keep: float, seed: int) -> torch.Tensor:
+def by_the_paper(score: Any, masks: int, cells: int, keep: float, seed: int) -> torch.Tensor:
     """RISE: equation 6 with section 3.2's masks, drawn from the same generator; `[N, H, W]`."""
     rng = np.random.default_rng(seed)
     height, width = net.SIZE
@@ -88,7 +88,7 @@ def by_the_paper(asked: Any, masks: int, cells: int, keep: float, seed: int) -> 
         mask = F.interpolate(small, size=large, mode="bilinear", align_corners=False)[0, 0]
         mask = mask[top : top + height, left : left + width]
         with torch.no_grad():
-            total += asked(net.module()(x() * mask))[:, None, None] * mask
+            total += score(net.module()(x() * mask))[:, None, None] * mask
     return total / (masks * keep)
 
 
@@ -99,8 +99,8 @@ def test_rise_equals_the_paper_s_formula(explainer: Explainer, cells: int) -> No
 
     want = by_the_paper(probability, 40, cells, 0.4, 5)
     options: dict[str, Any] = {"masks": 40, "cells": cells, "keep": 0.4}
-    found = explainer.attribute(net.pictures(), TARGET, "rise", normalize="none", seed=5, **options)
-    assert parity(found, want) <= TOLERANCE
+    maps = explainer.attribute(net.pictures(), TARGET, "rise", normalize="none", seed=5, **options)
+    assert parity(maps, want) <= TOLERANCE
     signed = explainer.attribution(net.pictures(), TARGET, "rise", seed=5, **options)
     assert parity(signed.sum(axis=1), want) <= TOLERANCE
     named = explainer.attribution(net.pictures(), [Probability(k) for k in TARGET], "rise", seed=5, **options)
@@ -109,16 +109,16 @@ def test_rise_equals_the_paper_s_formula(explainer: Explainer, cells: int) -> No
 
 def test_rise_takes_other_objectives_as_they_are(explainer: Explainer) -> None:
     want = by_the_paper(lambda scores: scores[:, 4] - scores[:, 1], 30, 4, 0.5, 3)
-    found = explainer.attribution(net.pictures(), Contrast(4, 1), "rise", seed=3, masks=30, cells=4)
-    assert parity(found.sum(axis=1), want) <= TOLERANCE
+    attribution = explainer.attribution(net.pictures(), Contrast(4, 1), "rise", seed=3, masks=30, cells=4)
+    assert parity(attribution.sum(axis=1), want) <= TOLERANCE
 
 
 def test_hidden_pictures_keep_what_is_not_hidden(explainer: Explainer) -> None:
     """A window over all of the picture leaves the baseline's score."""
-    found = explainer.attribution(net.pictures(), TARGET, "occlusion", window=net.SIZE, stride=1)
+    attribution = explainer.attribution(net.pictures(), TARGET, "occlusion", window=net.SIZE, stride=1)
     with torch.no_grad():
         lost = (net.module()(x()) - net.module()(x() * 0))[torch.arange(3), TARGET].numpy()
-    assert np.allclose(found, lost[:, None, None, None] * np.ones_like(found), rtol=1e-4)
+    assert np.allclose(attribution, lost[:, None, None, None] * np.ones_like(attribution), rtol=1e-4)
 
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
@@ -147,8 +147,8 @@ def test_two_seeds_two_maps(explainer: Explainer) -> None:
 
 def test_windows_cover_every_value() -> None:
     """Every pixel is hidden at least once for any window and stride that are allowed."""
-    for side, held in itertools.product((7, 12), (1, 3, 7)):
-        for shift in range(1, held + 1):
-            count = -(-(side - held) // shift) + 1
-            seen = {at for k in range(count) for at in range(k * shift, min(side, k * shift + held))}
-            assert seen == set(range(side))
+    for side, window in itertools.product((7, 12), (1, 3, 7)):
+        for shift in range(1, window + 1):
+            count = -(-(side - window) // shift) + 1
+            covered = {at for k in range(count) for at in range(k * shift, min(side, k * shift + window))}
+            assert covered == set(range(side))

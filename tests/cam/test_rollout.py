@@ -69,9 +69,11 @@ class Transformer(nn.Module):
 @contextlib.contextmanager
 def looking(net: Transformer) -> Iterator[list[Any]]:
     """The attention of each block, as it is computed."""
-    seen: list[Any] = []
-    hooks = [block.look.register_forward_hook(lambda _, __, output: seen.append(output)) for block in net.blocks]
-    yield seen
+    probabilities: list[Any] = []
+    hooks = [
+        block.look.register_forward_hook(lambda _, __, output: probabilities.append(output)) for block in net.blocks
+    ]
+    yield probabilities
     for hook in hooks:
         hook.remove()
 
@@ -88,8 +90,8 @@ def pair(request: pytest.FixtureRequest) -> tuple[Transformer, Explainer]:
         for parameter in net.parameters():
             parameter.mul_(1.6)
     net.eval()
-    made = pytorch.export(net, torch.from_numpy(pictures()[:2]), None, layers=["blocks.1"], verify=False)
-    return net, Explainer(made.SerializeToString(), providers=CPU)
+    exported = pytorch.export(net, torch.from_numpy(pictures()[:2]), None, layers=["blocks.1"], verify=False)
+    return net, Explainer(exported.SerializeToString(), providers=CPU)
 
 
 def raw(explainer: Explainer, method: str, target: Any) -> np.ndarray:
@@ -98,11 +100,11 @@ def raw(explainer: Explainer, method: str, target: Any) -> np.ndarray:
 
 def test_rollout_is_its_formula(pair: tuple[Transformer, Explainer]) -> None:
     net, explainer = pair
-    with looking(net) as seen:
+    with looking(net) as probabilities:
         net.double()(torch.from_numpy(pictures()).double())
     net.float()
-    total = torch.eye(seen[0].shape[-1], dtype=torch.float64)
-    for attention in seen:
+    total = torch.eye(probabilities[0].shape[-1], dtype=torch.float64)
+    for attention in probabilities:
         total = (0.5 * attention.mean(1) + 0.5 * torch.eye(attention.shape[-1], dtype=torch.float64)) @ total
     with_token = net.token is not None
     want = (total[:, 0, 1:] if with_token else total.mean(1)).reshape(3, 4, 4).detach().numpy()
@@ -119,18 +121,18 @@ def test_legrad_is_its_formula(pair: tuple[Transformer, Explainer]) -> None:
         x = torch.cat([net.token.expand(x.shape[0], -1, -1), x], dim=1)
     x = x + net.position
     total: Any = 0
-    with looking(net) as seen:
+    with looking(net) as probabilities:
         for block in net.blocks:
             x = block(x)
             score = net.read(x)[range(3), classes].sum()
-            (gradient,) = torch.autograd.grad(score, seen[-1], retain_graph=True)
+            (gradient,) = torch.autograd.grad(score, probabilities[-1], retain_graph=True)
             total = total + gradient.clamp(min=0).mean(dim=(1, 2))
     prefix = 1 if net.token is not None else 0
     net.float()
     want = total[:, prefix:].reshape(3, 4, 4).detach().numpy()
-    got = raw(explainer, "legrad", classes)
-    assert np.linalg.norm(got - want) <= 1e-3 * np.linalg.norm(want)
-    assert not np.allclose(got, raw(explainer, "legrad", [0, 0, 0]), atol=1e-4)
+    actual = raw(explainer, "legrad", classes)
+    assert np.linalg.norm(actual - want) <= 1e-3 * np.linalg.norm(want)
+    assert not np.allclose(actual, raw(explainer, "legrad", [0, 0, 0]), atol=1e-4)
 
 
 @pytest.mark.slow
@@ -145,11 +147,11 @@ def test_both_on_the_zoos_own_transformer() -> None:
         image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
     ).eval()
     nn.init.normal_(net.heads.head.weight)
-    made = pytorch.export(net, torch.from_numpy(pictures()[:2]), None, verify=False)
-    explainer = Explainer(made.SerializeToString(), providers=CPU)
+    exported = pytorch.export(net, torch.from_numpy(pictures()[:2]), None, verify=False)
+    explainer = Explainer(exported.SerializeToString(), providers=CPU)
     for method in ("rollout", "legrad"):
-        found = explainer.attribute(pictures(), None, method)
-        assert found.shape == (3, 32, 32) and np.isfinite(found).all() and found.max() > 0.9
+        maps = explainer.attribute(pictures(), None, method)
+        assert maps.shape == (3, 32, 32) and np.isfinite(maps).all() and maps.max() > 0.9
 
 
 def test_a_convolutional_network_has_no_attention() -> None:

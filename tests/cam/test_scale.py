@@ -70,8 +70,8 @@ def test_maps_are_the_same_at_the_far_ends(scale: float) -> None:
     batch = np.random.default_rng(1).normal(size=(2, 3, 12, 16)).astype(np.float32)
     for method in SCALE_FREE:
         options = {key: value for key, value in SMALL.items() if key in find(method).options}
-        expected, got = (explainer.attribute(batch, [1, 2], method, **options) for explainer in (one, other))
-        assert expected.max() > 0.9 and np.abs(got - expected).max() < 1e-4, method
+        expected, actual = (explainer.attribute(batch, [1, 2], method, **options) for explainer in (one, other))
+        assert expected.max() > 0.9 and np.abs(actual - expected).max() < 1e-4, method
 
 
 @pytest.mark.slow
@@ -81,8 +81,8 @@ def test_a_map_is_the_same_at_every_scale(method: str, deep: bool) -> None:
     expected = maps(network(deep=deep), method)
     assert expected.max() > 0.9
     for scale in SCALES:
-        got = maps(network(scale, deep=deep), method)
-        assert np.abs(got - expected).max() < 1e-4, scale
+        actual = maps(network(scale, deep=deep), method)
+        assert np.abs(actual - expected).max() < 1e-4, scale
 
 
 @pytest.mark.parametrize("scale", [1.0, *SCALES])
@@ -97,8 +97,8 @@ def test_gradcam_plus_plus_is_its_formula_at_every_scale(scale: float) -> None:
     with np.errstate(invalid="ignore", divide="ignore"):
         alpha = np.where(g == 0, 0, g**2 / (2 * g**2 + total * g**3 + small))
     expected = np.maximum(((alpha * np.maximum(g, 0)).sum(axis=(2, 3), keepdims=True) * a).sum(axis=1), 0)
-    got = maps(model, "gradcam++", size="layer")
-    assert np.abs(got - image.normalize(expected / expected.max())).max() < 2e-5
+    actual = maps(model, "gradcam++", size="layer")
+    assert np.abs(actual - image.normalize(expected / expected.max())).max() < 2e-5
     assert maps(model, "smoothgradcam++").max() > 0.9
 
 
@@ -106,8 +106,8 @@ def test_gradcam_plus_plus_is_its_formula_at_every_scale(scale: float) -> None:
 @pytest.mark.parametrize("method", ["finercam", "scorecam", "sscam", "iscam"])
 @pytest.mark.parametrize("scale", SCALES)
 def test_maps_by_probabilities_exist_at_every_scale(method: str, scale: float) -> None:
-    got = maps(network(scale, deep=True), method)
-    assert np.isfinite(got).all() and got.max() > 0.9
+    actual = maps(network(scale, deep=True), method)
+    assert np.isfinite(actual).all() and actual.max() > 0.9
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["affine", "deep"])

@@ -131,13 +131,13 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     large = tmp_path / "large.json"
     large.touch()
     os.truncate(large, 1 << 40)  # sparse
-    for path, said in (
+    for path, message in (
         (large, "is larger than 16 MiB"),
         (tmp_path, "is a folder"),
         (Path("/dev/zero"), "is larger than 16 MiB"),
         (tmp_path / "none", "cannot be read"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             baselines.load(path)
 
 

@@ -98,7 +98,7 @@ def test_pipes_and_folders_with_the_names_of_segments_are_skipped(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("query", "DIR", "--since", "99999999d"), "is not a time"),
         (("query", "DIR", "--until", "0001-01-01T00:00+14:00"), "is not a time in the years"),
@@ -110,10 +110,10 @@ def test_pipes_and_folders_with_the_names_of_segments_are_skipped(tmp_path: Path
     ],
 )
 def test_times_and_sizes_beyond_all_bounds_are_wrong_usage(
-    arguments: tuple[str, ...], said: str, run: Run, clean: Path
+    arguments: tuple[str, ...], message: str, run: Run, clean: Path
 ) -> None:
     result = run("monitor", *(clean if argument == "DIR" else argument for argument in arguments))
-    assert result.code == 2 and said in result.err and "unexpectedly" not in result.err
+    assert result.code == 2 and message in result.err and "unexpectedly" not in result.err
 
 
 @pytest.mark.parametrize("command", ["query", "tail", "stats"])

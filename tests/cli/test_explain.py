@@ -19,7 +19,7 @@ from onnxcam.explain import folder as batch
 from onnxcam.explain.explainer import Explainer
 from onnxcam.graph import load
 from tests.cli.conftest import LABELS, RAW, Run, noise, tree
-from tests.graph.test_input_normalization import begun
+from tests.graph.test_input_normalization import beginning_with
 from tests.support import models
 
 FILES = {
@@ -49,9 +49,9 @@ def test_several_pictures_get_a_folder_each(run: Run, ready: Path, photos: Path,
     assert result.code == 0
     expected = {f"{folder}/{file}" for folder in ("a.png", "a.jpg", "sub/b") for file in FILES}
     assert tree(tmp_path / "out") == expected | {"analysis_summary.json"}
-    held = summary(tmp_path / "out")
-    assert held["counts"] == {"found": 3, "explained": 3, "failed": 0}
-    for entry in held["pictures"]:
+    summary_read = summary(tmp_path / "out")
+    assert summary_read["counts"] == {"found": 3, "explained": 3, "failed": 0}
+    for entry in summary_read["pictures"]:
         assert all((tmp_path / "out" / file).is_file() for file in entry["files"].values())
     assert result.err.startswith("3 of 3 explained in ")
 
@@ -63,10 +63,10 @@ def test_files_hold_what_the_explainer_computes(run: Run, ready: Path, photo: Pa
     np.testing.assert_array_equal(gray, np.floor(e.heatmap * 255 + 0.5).astype(np.uint8))
     overlay = cv2.imread(str(tmp_path / "out" / "gradcam_overlay.png"))[..., ::-1]
     np.testing.assert_array_equal(overlay, e.overlay())
-    held = summary(tmp_path / "out")["pictures"][0]
-    assert held["target"]["index"] == 3 and held["target"]["label"] == "hen"
-    assert [row["index"] for row in held["predictions"]] == [index for index, _, _ in e.predictions]
-    assert held["confidence"] == e.predictions[0][2] and held["prediction"] == e.predictions[0][1]
+    summary_read = summary(tmp_path / "out")["pictures"][0]
+    assert summary_read["target"]["index"] == 3 and summary_read["target"]["label"] == "hen"
+    assert [row["index"] for row in summary_read["predictions"]] == [index for index, _, _ in e.predictions]
+    assert summary_read["confidence"] == e.predictions[0][2] and summary_read["prediction"] == e.predictions[0][1]
 
 
 def test_top_five_are_always_printed(run: Run, ready: Path, photo: Path, tmp_path: Path) -> None:
@@ -85,11 +85,11 @@ def test_top_k_draws_each_class(run: Run, ready: Path, photo: Path, tmp_path: Pa
 def test_json_is_one_document_and_the_summary(run: Run, ready: Path, photos: Path, tmp_path: Path) -> None:
     result = run("explain", ready, photos, "-o", tmp_path / "out", "--json")
     assert result.json() == summary(tmp_path / "out")
-    held = result.json()
-    assert held["model"]["path"] == str(ready) and len(held["model"]["sha256"]) == 64
-    assert held["providers"] == ["CPUExecutionProvider"] and held["options"]["seed"] == 1234
-    assert held["options"]["preprocess"] == Explainer(ready).preprocess.to_dict()
-    assert held["versions"]["onnxcam"] == onnxcam.__version__
+    document = result.json()
+    assert document["model"]["path"] == str(ready) and len(document["model"]["sha256"]) == 64
+    assert document["providers"] == ["CPUExecutionProvider"] and document["options"]["seed"] == 1234
+    assert document["options"]["preprocess"] == Explainer(ready).preprocess.to_dict()
+    assert document["versions"]["onnxcam"] == onnxcam.__version__
 
 
 def test_options_reach_the_map(run: Run, plain: Path, photo: Path, tmp_path: Path) -> None:
@@ -107,18 +107,18 @@ def test_options_reach_the_map(run: Run, plain: Path, photo: Path, tmp_path: Pat
     e = explainer.explain(photo, target=1, method="hirescam", layer=["relu1", "relu2"], normalize="max")
     overlay = cv2.imread(str(tmp_path / "out" / "hirescam_overlay.png"))[..., ::-1]
     np.testing.assert_array_equal(overlay, e.overlay(0.25, "viridis"))
-    held = result.json()["pictures"][0]
-    assert held["layer"] == ["relu1", "relu2"] and held["method"] == "hirescam"
-    assert held["target"] == {"index": 1, "label": "tiger cat, tiger", "probability": e.probability}
+    document = result.json()["pictures"][0]
+    assert document["layer"] == ["relu1", "relu2"] and document["method"] == "hirescam"
+    assert document["target"] == {"index": 1, "label": "tiger cat, tiger", "probability": e.probability}
 
 
 @pytest.mark.parametrize(("text", "index"), [("3", 3), ("-1", None), ("HEN", 3), ("tiger", 1)])
 def test_target_is_an_index_or_a_label(
     run: Run, ready: Path, photo: Path, tmp_path: Path, text: str, index: int | None
 ) -> None:
-    held = run("explain", ready, photo, "-o", tmp_path / "out", "--target", text, "--json").json()
-    best = held["pictures"][0]["index"]
-    assert held["pictures"][0]["target"]["index"] == (best if index is None else index)
+    document = run("explain", ready, photo, "-o", tmp_path / "out", "--target", text, "--json").json()
+    best = document["pictures"][0]["index"]
+    assert document["pictures"][0]["target"]["index"] == (best if index is None else index)
 
 
 def test_digits_that_are_a_label_mean_that_label(run: Run, plain: Path, photo: Path, tmp_path: Path) -> None:
@@ -139,12 +139,12 @@ def test_layers_side_by_side(run: Run, plain: Path, photo: Path, tmp_path: Path)
     arguments = ("explain", plain, photo, "-o", tmp_path / "out", "--preprocess", "0..1", "--side-by-side", "--json")
     refused = run(*arguments)
     assert refused.code == 2 and "two layers or more" in refused.err
-    held = run(*arguments, "--layer", "relu1", "--layer", "relu2").json()["pictures"][0]
+    document = run(*arguments, "--layer", "relu1", "--layer", "relu2").json()["pictures"][0]
     assert {"layers.png", "layers/relu1/gradcam_heatmap.png", "layers/relu2/gradcam_overlay.png"} < tree(
         tmp_path / "out"
     )
-    assert [entry["layer"] for entry in held["layers"]] == ["relu1", "relu2"]
-    assert held["attention"]["entropy"] != held["layers"][0]["attention"]["entropy"]
+    assert [entry["layer"] for entry in document["layers"]] == ["relu1", "relu2"]
+    assert document["attention"]["entropy"] != document["layers"][0]["attention"]["entropy"]
 
 
 def test_standard_input(run: Run, ready: Path, photos: Path, tmp_path: Path) -> None:
@@ -161,9 +161,9 @@ def test_one_bad_picture_never_loses_the_others(run: Run, ready: Path, photos: P
     (photos / "worse.png").write_bytes((photos / "a.png").read_bytes()[:200])
     result = run("explain", ready, photos, photos / "gone.png", photos / "*.bmp", "-o", tmp_path / "out")
     assert result.code == 1
-    held = summary(tmp_path / "out")
-    assert held["counts"] == {"found": 7, "explained": 3, "failed": 4}
-    wrong = {Path(entry["name"]).name: entry["error"] for entry in held["pictures"] if entry["error"]}
+    summary_read = summary(tmp_path / "out")
+    assert summary_read["counts"] == {"found": 7, "explained": 3, "failed": 4}
+    wrong = {Path(entry["name"]).name: entry["error"] for entry in summary_read["pictures"] if entry["error"]}
     assert set(wrong) == {"bad.jpg", "worse.png", "gone.png", "*.bmp"}
     for name, error in wrong.items():
         assert name in error
@@ -184,13 +184,13 @@ def test_a_folder_of_200_with_3_corrupt_ones(run: Run, ready: Path, tmp_path: Pa
         (folder / name).write_bytes(data[: len(data) // 2] if name in bad else data)
     result = run("explain", ready, folder, "-o", tmp_path / "out")
     assert result.code == 1
-    held = summary(tmp_path / "out")
-    assert held["counts"] == {"found": 200, "explained": 197, "failed": 3}
-    assert {Path(entry["name"]).name for entry in held["pictures"] if entry["error"]} == bad
+    summary_read = summary(tmp_path / "out")
+    assert summary_read["counts"] == {"found": 200, "explained": 197, "failed": 3}
+    assert {Path(entry["name"]).name for entry in summary_read["pictures"] if entry["error"]} == bad
     assert all(result.err.count(name) == 1 for name in bad), "each is named, once"
     assert len(list((tmp_path / "out").rglob("panel.png"))) == 197
     fields = {"prediction", "confidence", "predictions", "target", "layer", "method", "attention", "files", "warnings"}
-    explained = [entry for entry in held["pictures"] if not entry["error"]]
+    explained = [entry for entry in summary_read["pictures"] if not entry["error"]]
     assert all(fields <= entry.keys() and entry["attention"]["zero"] is False for entry in explained)
 
 
@@ -238,14 +238,14 @@ def test_doubts_about_the_preprocessing_are_told_once(run: Run, tmp_path: Path) 
     (tmp_path / "photos").mkdir()
     for number in range(3):
         image.write_png(tmp_path / "photos" / f"{number}.png", noise(np.random.default_rng(number)))
-    load.save(onnxcam.augment(begun([("Mul", 1 / 255)]), preprocess="raw"), tmp_path / "model.onnx")
+    load.save(onnxcam.augment(beginning_with([("Mul", 1 / 255)]), preprocess="raw"), tmp_path / "model.onnx")
     arguments = ("explain", tmp_path / "model.onnx", tmp_path / "photos", "-o", tmp_path / "out")
     assert "Warning" not in run(*arguments).err
     result = run(*arguments, "--preprocess", "0..1", "--json")
     assert result.code == 0 and result.err.count("Warning") == 2
-    held = result.json()
-    assert len(held["warnings"]) == 2 and held["pictures"][2]["warnings"] == held["warnings"]
-    assert "overridden" in held["warnings"][0] and "begins with" in held["warnings"][1]
+    document = result.json()
+    assert len(document["warnings"]) == 2 and document["pictures"][2]["warnings"] == document["warnings"]
+    assert "overridden" in document["warnings"][0] and "begins with" in document["warnings"][1]
 
 
 def test_a_run_that_says_nothing_is_told_of(run: Run, photo: Path, tmp_path: Path) -> None:
@@ -278,25 +278,25 @@ def test_order_is_kept_over_many_chunks(run: Run, ready: Path, tmp_path: Path) -
     (tmp_path / "many").mkdir()
     for number in range(21):
         image.write_png(tmp_path / "many" / f"{number:02}.png", noise(rng, 20 + number, 30))
-    held = run("explain", ready, tmp_path / "many", "-o", tmp_path / "out", "--json").json()
-    assert [Path(entry["name"]).stem for entry in held["pictures"]] == [f"{number:02}" for number in range(21)]
+    document = run("explain", ready, tmp_path / "many", "-o", tmp_path / "out", "--json").json()
+    assert [Path(entry["name"]).stem for entry in document["pictures"]] == [f"{number:02}" for number in range(21)]
     one = Explainer(ready).explain(tmp_path / "many" / "20.png")
-    got = held["pictures"][20]["predictions"]
-    np.testing.assert_allclose([row["probability"] for row in got], [p for _, _, p in one.predictions], rtol=1e-5)
+    actual = document["pictures"][20]["predictions"]
+    np.testing.assert_allclose([row["probability"] for row in actual], [p for _, _, p in one.predictions], rtol=1e-5)
 
 
 def test_only_a_few_pictures_are_held_at_a_time(ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     image.write_png(tmp_path / "p.png", noise(rng))
-    begun: list[int] = []
+    started: list[int] = []
     real = image.load
-    monkeypatch.setattr(batch.image, "load", lambda source, **keywords: begun.append(1) or real(source, **keywords))
+    monkeypatch.setattr(batch.image, "load", lambda source, **keywords: started.append(1) or real(source, **keywords))
     items = [batch.Item(tmp_path / "p.png", str(n), Path(str(n))) for n in range(100)]
     explainer = Explainer(ready)
     outcomes = batch.explain_all(explainer, items, explainer.question(), tmp_path / "out")
     for _ in range(3):
         next(outcomes)
-    assert len(begun) <= 3 * 8 + 3
+    assert len(started) <= 3 * 8 + 3
     outcomes.close()
 
 

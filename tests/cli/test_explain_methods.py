@@ -60,7 +60,7 @@ def extra(monkeypatch: pytest.MonkeyPatch) -> None:
         return view.input.activations * view.input.gradients * np.float32(scale)
 
 
-def held(folder: Path, name: str = "analysis_summary") -> Any:
+def document(folder: Path, name: str = "analysis_summary") -> Any:
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -81,12 +81,12 @@ def test_several_methods_lie_flat_and_side_by_side(run: Run, ready: Path, photo:
         assert np.abs(drawn.astype(int) - alone.overlay()).max() <= 1
     np.testing.assert_array_equal(image.load(out / "methods.png").pixels, e.methods_panel())
     np.testing.assert_array_equal(image.load(out / "panel.png").pixels, e.panel())
-    record = held(out, "explanation")
+    record = document(out, "explanation")
     assert set(record["files"].values()) == tree(out) - {"explanation.json", "analysis_summary.json"}
     assert record["files"]["hirescam/overlay"] == "hirescam_overlay.png" and record["method"] == "gradcam"
-    told = result.json()["pictures"][0]["methods"]
-    assert told == record["methods"] and [entry["method"] for entry in told] == ["gradcam", "hirescam"]
-    assert [entry["attention"] for entry in told] == [one.statistics for one in e.per_method]
+    methods = result.json()["pictures"][0]["methods"]
+    assert methods == record["methods"] and [entry["method"] for entry in methods] == ["gradcam", "hirescam"]
+    assert [entry["attention"] for entry in methods] == [one.statistics for one in e.per_method]
     assert result.json()["options"]["methods"] == {"gradcam": {}, "hirescam": {}}
 
 
@@ -94,8 +94,8 @@ def test_several_methods_and_classes(run: Run, ready: Path, photo: Path, tmp_pat
     assert run("explain", ready, photo, "-o", tmp_path, *BOTH, "--top", 2).code == 0
     drawn = {name for name in tree(tmp_path) if name.startswith("top_predictions/")}
     assert len(drawn) == 4 and {name.split("/")[1].split("_")[0] for name in drawn} == {"gradcam", "hirescam"}
-    told = held(tmp_path, "explanation")["methods"]
-    assert [len(entry["maps"]) for entry in told] == [2, 2]
+    methods = document(tmp_path, "explanation")["methods"]
+    assert [len(entry["maps"]) for entry in methods] == [2, 2]
 
 
 def test_a_notebook_shows_all_methods(ready: Path, photo: Path) -> None:
@@ -165,10 +165,10 @@ def test_fusion_reaches_the_map(run: Run, plain: Path, photo: Path, tmp_path: Pa
 @pytest.mark.parametrize("smooth", [("eigen",), ("augment",), ("eigen", "augment")])
 def test_smoothing_reaches_the_map(run: Run, ready: Path, photo: Path, tmp_path: Path, smooth: tuple[str, ...]) -> None:
     arguments = [word for name in smooth for word in ("--smooth", name)]
-    held = run("explain", ready, photo, "-o", tmp_path, *arguments, "--json").json()
+    document = run("explain", ready, photo, "-o", tmp_path, *arguments, "--json").json()
     e = Explainer(ready).explain(photo, smooth=smooth)
-    assert held["pictures"][0]["attention"] == e.statistics != Explainer(ready).explain(photo).statistics
-    assert held["options"]["smooth"] == list(smooth)
+    assert document["pictures"][0]["attention"] == e.statistics != Explainer(ready).explain(photo).statistics
+    assert document["options"]["smooth"] == list(smooth)
 
 
 @pytest.mark.slow
@@ -177,30 +177,30 @@ def test_every_method_there_is(run: Run, ready: Path, photo: Path, tmp_path: Pat
     of_transformers = {"rollout", "legrad"}  # which a convolutional network has no attention for
     names = [name for name in registry.methods() if name not in of_transformers]
     arguments = [word for name in names for word in ("--method", name)]
-    told = []
+    listing = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         result = run("explain", ready, photo, "-o", folder, *arguments, "--json")
         assert result.code == 0, result.err
         entry = result.json()["pictures"][0]
         assert [method["method"] for method in entry["methods"]] == names
-        told.append(entry["methods"])
+        listing.append(entry["methods"])
         for name in names:
             assert {f"{name}_grayscale.png", f"{name}_heatmap.png", f"{name}_overlay.png"} <= tree(folder)
-    assert told[0] == told[1]
-    zero = [method["method"] for method in told[0] if method["attention"]["zero"]]
+    assert listing[0] == listing[1]
+    zero = [method["method"] for method in listing[0] if method["attention"]["zero"]]
     assert len(zero) < len(names) / 3, zero
 
 
 def test_options_and_seed_reach_the_method(run: Run, extra: None, ready: Path, photos: Path, tmp_path: Path) -> None:
     arguments = ("explain", ready, photos / "a.png", "--method", "dice", "--json")
     settings = ("--option", "samples=3", "--option", "even=yes", "--option", "sides=2,4", "--option", "cap=7")
-    made = [
+    documents = [
         run(*arguments, "-o", tmp_path / str(n), *settings, "--seed", seed).json() for n, seed in enumerate((1, 1, 2))
     ]
-    first, again, other = (entry["pictures"][0]["attention"] for entry in made)
+    first, again, other = (entry["pictures"][0]["attention"] for entry in documents)
     assert first == again and first != other
-    assert made[0]["options"]["seed"] == 1
-    assert made[0]["options"]["methods"] == {
+    assert documents[0]["options"]["seed"] == 1
+    assert documents[0]["options"]["methods"] == {
         "dice": {"samples": 3, "scale": 0.5, "even": True, "sides": [2, 4], "form": "plain", "cap": 7}
     }
     # a picture's random numbers do not depend on those explained along with it
@@ -307,9 +307,9 @@ def test_a_file_holds_several_methods(run: Run, extra: None, plain: Path, photo:
 def test_methods_are_listed(run: Run, extra: None) -> None:
     listed = run("methods")
     assert listed.code == 0 and all(name in listed.out for name in registry.methods())
-    told = {entry["name"]: entry for entry in run("methods", "--json").json()["methods"]}
-    assert list(told) == registry.methods()
-    assert told["dice"] == {
+    entries = {entry["name"]: entry for entry in run("methods", "--json").json()["methods"]}
+    assert list(entries) == registry.methods()
+    assert entries["dice"] == {
         "name": "dice",
         "kind": "layer",
         "cost": "many runs of the whole model",
@@ -318,7 +318,7 @@ def test_methods_are_listed(run: Run, extra: None) -> None:
         "options": {"samples": 4, "scale": 0.5, "even": False, "sides": [1, 6], "form": "plain", "cap": None},
         "formula": "scale U, one draw per cell.",
     }
-    assert told["gradcam"]["kind"] == "graph" and "1610.02391" in told["gradcam"]["formula"]
+    assert entries["gradcam"]["kind"] == "graph" and "1610.02391" in entries["gradcam"]["formula"]
     assert run("methods", "dice").out.splitlines()[0] == (
         "dice samples=4 scale=0.5 even=no sides=1,6 form=plain cap=none"
     )
@@ -348,8 +348,8 @@ def test_option_values_take_their_defaults_type(text: str, default: Any, value: 
 
 
 def test_shells_complete_method_names() -> None:
-    found = question.MethodName().shell_complete(None, None, "hires")  # type: ignore[arg-type]
-    assert [item.value for item in found] == ["hirescam"]
+    completions = question.MethodName().shell_complete(None, None, "hires")  # type: ignore[arg-type]
+    assert [item.value for item in completions] == ["hirescam"]
 
 
 SLOW = """
@@ -380,10 +380,10 @@ def interrupted(arguments: list[object], terminal: str = "") -> tuple[int, str, 
     command = [sys.executable, "-c", SLOW.format(terminal=terminal), *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        begun = [process.stdout.readline() for _ in range(20)]
-        if not begun[-1].startswith("at "):
+        lines = [process.stdout.readline() for _ in range(20)]
+        if not lines[-1].startswith("at "):
             process.kill()
-            raise AssertionError((begun, process.communicate()))
+            raise AssertionError((lines, process.communicate()))
         process.send_signal(signal.SIGINT)
         start = time.monotonic()
         _, err = process.communicate(timeout=120)
@@ -399,7 +399,7 @@ def test_interrupting_a_long_method(ready: Path, photos: Path, tmp_path: Path, m
     assert (code, err) == (130, "Interrupted.\n")
     assert tree(tmp_path / "out") == {"analysis_summary.json"}, "no picture has some of its files"
     count = 3 if many else 1
-    assert held(tmp_path / "out")["counts"] == {"found": count, "explained": 0, "failed": 0, "left": count}
+    assert document(tmp_path / "out")["counts"] == {"found": count, "explained": 0, "failed": 0, "left": count}
     assert seconds < 100, "the method would have gone on for five minutes"
 
 

@@ -22,9 +22,9 @@ from tests.support import models, runtime
 
 
 def read(path: Path) -> Any:
-    held = manifest.read(onnx.load(path))
-    assert held is not None
-    return held
+    header = manifest.read(onnx.load(path))
+    assert header is not None
+    return header
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def test_plain_onnx_becomes_explainable(run: Run, plain: Path, names: Path, tmp_
     result = run("export", plain, "-o", out, "--labels", names, "--preprocess", spec)
     assert (result.code, result.err) == (0, "")
     assert all(word in result.out for word in ("relu2", "heatmap", "5 classes", "'cat'", "optional"))
-    held = read(out)
-    assert held["labels"] == LABELS
-    assert held["input"]["preprocess"] == {
+    header = read(out)
+    assert header["labels"] == LABELS
+    assert header["input"]["preprocess"] == {
         "color": "RGB", "scale": 1 / 255, "mean": [0.0] * 3, "std": [1.0] * 3, "crop": None,
         "resize": {
             "mode": "stretch", "size": [32, 32], "interpolation": "bilinear", "antialias": True, "pad_value": 0.0,
@@ -61,11 +61,11 @@ def test_options_reach_the_file(run: Run, plain: Path, names: Path, tmp_path: Pa
         "hirescam", "--target", "hen", "--labels", names, "--outputs", "heatmap", "--json",
     )  # fmt: skip
     assert result.code == 0, result.err
-    held = result.json()["manifest"]
-    assert held == read(out)
-    assert [layer["name"] for layer in held["layers"]] == ["relu1", "last"]
-    assert list(held["layers"][0]["heatmaps"]) == ["gradcam", "hirescam"]
-    assert held["target"] == {"name": "target", "mode": "constant", "class": 3}
+    document = result.json()["manifest"]
+    assert document == read(out)
+    assert [layer["name"] for layer in document["layers"]] == ["relu1", "last"]
+    assert list(document["layers"][0]["heatmaps"]) == ["gradcam", "hirescam"]
+    assert document["target"] == {"name": "target", "mode": "constant", "class": 3}
     assert result.json()["outputs"] == [o.name for o in onnx.load(out).graph.output]
     assert result.json()["bytes"] == out.stat().st_size
     assert "--preprocess" in result.err
@@ -83,9 +83,9 @@ def test_an_explainable_file_is_exported_anew(run: Run, ready: Path, tmp_path: P
     assert run("export", ready, "-o", out, "--layer", "relu1", "--target", "crane").code == 2
     assert not out.exists()
     assert run("export", ready, "-o", out, "--layer", "relu1", "--target", "tiger").code == 0
-    held = read(out)
-    assert held["labels"] == LABELS and held["input"]["preprocess"]
-    assert held["target"]["class"] == 1 and [layer["name"] for layer in held["layers"]] == ["relu1"]
+    header = read(out)
+    assert header["labels"] == LABELS and header["input"]["preprocess"]
+    assert header["target"]["class"] == 1 and [layer["name"] for layer in header["layers"]] == ["relu1"]
 
 
 def test_a_gate(run: Run, ready: Path, tmp_path: Path) -> None:
@@ -202,24 +202,24 @@ def test_bad_input_sizes(run: Run, tmp_path: Path, text: str) -> None:
 
 
 def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
+    keywords: dict[str, Any] = {}
 
     def loading(source: str, **options: Any) -> Any:
-        seen["load"] = (source, options)
+        keywords["load"] = (source, options)
         info = types.SimpleNamespace(name="net", labels=["a", "b", "c", "d", "e"], preprocess=RAW)
         return types.SimpleNamespace(framework="network", shape=["N", 3, 32, 32], info=info)
 
     def exporting(framework: Any, path: str, **options: Any) -> Any:
         assert framework == "network"
-        seen["export"] = options
+        keywords["export"] = options
         return onnx_export(path)
 
     def onnx_export(path: str) -> Any:
         import onnxcam
 
-        made = onnxcam.augment(models.tiny_cnn())
-        load.save(made, path)
-        return manifest.read(made)
+        explainable = onnxcam.augment(models.tiny_cnn())
+        load.save(explainable, path)
+        return manifest.read(explainable)
 
     module = types.ModuleType("onnxcam.exporters.pytorch")
     vars(module).update(load=loading)
@@ -231,9 +231,9 @@ def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pyt
     )  # fmt: skip
     assert result.code == 0, result.err
     options = {"weights": "none", "trust": True, "import_file": "x.py", "input_size": [64, 64]}
-    assert seen["load"] == ("torchvision:net", options)
-    assert callable(seen["export"].pop("on_warning"))
-    assert seen["export"] == {
+    assert keywords["load"] == ("torchvision:net", options)
+    assert callable(keywords["export"].pop("on_warning"))
+    assert keywords["export"] == {
         "layers": ["layer4"], "labels": ["a", "b", "c", "d", "e"], "preprocess": RAW, "methods": None,
         "target": "b", "opset": 19, "verify": False, "scores": None, "outputs": "all", "gate": None,
         "grid": None, "prefix_tokens": None, "kind": None, "portable": False, "pixels": False,
@@ -241,12 +241,12 @@ def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pyt
     }  # fmt: skip
     task = ("--task", "detect", "--boxes-output", "b")
     assert run("export", "torchvision:net", "-o", tmp_path / "task.onnx", *task).code == 0
-    assert (seen["export"]["task"], seen["export"]["boxes_output"]) == ("detect", "b")
+    assert (keywords["export"]["task"], keywords["export"]["boxes_output"]) == ("detect", "b")
     tasks = run("export", "keras:net", "-o", tmp_path / "keras.onnx", "--task", "detect")
     assert tasks.code == 2 and "for an ONNX file" in tasks.err and not (tmp_path / "keras.onnx").exists()
     assert run("export", "torchvision:net", "-o", tmp_path / "out.onnx", "--preprocess", "caffe").code == 0
-    assert seen["export"]["preprocess"]["color"] == "BGR"
-    assert seen["export"]["preprocess"]["resize"]["size"] == [32, 32]
+    assert keywords["export"]["preprocess"]["color"] == "BGR"
+    assert keywords["export"]["preprocess"]["resize"]["size"] == [32, 32]
 
 
 def test_a_missing_framework_is_one_clear_sentence(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,13 +66,13 @@ def test_what_came_from_outside_cannot_steer_the_terminal(run: Run, tmp_path: Pa
 @pytest.mark.slow
 def test_query(run: Run, normal: Path) -> None:
     result = run("monitor", "query", normal, "--where", "confidence < 0.5 and not label == 'tabby'", "--json")
-    found = [json.loads(line) for line in result.out.splitlines()]
-    wanted = [synthetic.record(n) for n in range(800)]
-    wanted = [
-        r for r in wanted if r["prediction"]["confidence"] < 0.5 and r["prediction"]["top"][0]["label"] != "tabby"
+    records = [json.loads(line) for line in result.out.splitlines()]
+    expected = [synthetic.record(n) for n in range(800)]
+    expected = [
+        r for r in expected if r["prediction"]["confidence"] < 0.5 and r["prediction"]["top"][0]["label"] != "tabby"
     ]
-    assert found == wanted
-    assert result.err == f"{len(wanted)} records\n"
+    assert records == expected
+    assert result.err == f"{len(expected)} records\n"
     least = run("monitor", "query", normal, "--sort", "confidence", "--limit", 3, "--json").out.splitlines()
     every = sorted(synthetic.record(n)["prediction"]["confidence"] for n in range(800))
     assert [json.loads(line)["prediction"]["confidence"] for line in least] == every[:3]
@@ -88,24 +88,24 @@ def test_query(run: Run, normal: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--where", "confidence <"), "position"),
         (("--where", "__import__('os')"), "expected one of"),
         (("--since", "tomorrow"), "is not a time"),
     ],
 )
-def test_wrong_usage(run: Run, normal: Path, options: tuple[str, str], said: str) -> None:
+def test_wrong_usage(run: Run, normal: Path, options: tuple[str, str], message: str) -> None:
     result = run("monitor", "query", normal, *options)
     assert (result.code, result.out) == (2, "")
-    assert said in result.err
+    assert message in result.err
 
 
 def test_stats(run: Run, normal: Path) -> None:
-    told = run("monitor", "stats", normal, "--json").json()
+    stats = run("monitor", "stats", normal, "--json").json()
     low = sum(synthetic.record(n)["prediction"]["confidence"] < 0.6 for n in range(800))
-    assert told["records"]["reasons"] == {"condition": low, "baseline": 800 - low}
-    assert (told["counters"]["seen"], told["counters"]["dropped"]["duplicate"]) == (9000, 199)
+    assert stats["records"]["reasons"] == {"condition": low, "baseline": 800 - low}
+    assert (stats["counters"]["seen"], stats["counters"]["dropped"]["duplicate"]) == (9000, 199)
     text = run("monitor", "stats", normal).out
     assert "dropped    199 (duplicate 199)" in text and "records    800 from 2026-11-02T00:00:00" in text
 
@@ -119,9 +119,9 @@ def test_drift_is_silent_and_speaks(run: Run, normal: Path, shifted: Path, basel
     result = run("monitor", "drift", shifted, "--baseline", baseline, "--fail-on", "drift")
     assert result.code == 5 and result.out.startswith("drift: 600 records")
     assert "! attention.border" in result.out
-    told = run("monitor", "drift", shifted, "--baseline", baseline, "--json")
-    assert (told.code, told.json()["verdict"]) == (0, "drift")
-    assert told.json()["windows"][0]["statistics"][0]["name"] == "attention.border"
+    reply = run("monitor", "drift", shifted, "--baseline", baseline, "--json")
+    assert (reply.code, reply.json()["verdict"]) == (0, "drift")
+    assert reply.json()["windows"][0]["statistics"][0]["name"] == "attention.border"
 
 
 def test_not_enough_data_is_an_answer(run: Run, normal: Path, baseline: Path) -> None:
@@ -149,8 +149,8 @@ def test_prune(run: Run, tmp_path: Path) -> None:
     orphan.parent.mkdir(parents=True)
     orphan.write_bytes(b"left behind")
     os.utime(orphan, (time.time() - 7200,) * 2)
-    told = run("monitor", "prune", tmp_path, "--max-records", 15, "--json").json()
-    assert (told["segments_removed"], told["records"], told["pictures_removed"]) == (2, 10, 1)
+    result = run("monitor", "prune", tmp_path, "--max-records", 15, "--json").json()
+    assert (result["segments_removed"], result["records"], result["pictures_removed"]) == (2, 10, 1)
     assert not orphan.exists()
     assert run("monitor", "query", tmp_path).out.count("\n") == 10
     assert run("monitor", "prune", tmp_path, "--max-bytes", "much").code == 2

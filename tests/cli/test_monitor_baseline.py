@@ -41,17 +41,17 @@ def test_the_command_merges_files_and_folders(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"target": 5}, "another target than the predicted class (5)"),
         ({"smooth": ["noise"]}, "smoothing (noise)"),
         ({"method": "scorecam", "option": {"scorecam": {"batch": 1}}}, "option batch=1"),
     ],
 )
-def test_a_table_of_another_question_is_no_baseline(change: dict[str, Any], said: str) -> None:
+def test_a_table_of_another_question_is_no_baseline(change: dict[str, Any], message: str) -> None:
     plain = {"target": None, "smooth": [], "option": {"gradcam": {}}}
     _check_question(Path("t"), plain)
     _check_question(Path("t"), {})
     with pytest.raises(InputError) as error:
         _check_question(Path("t"), plain | change)
-    assert said in str(error.value) and "without --target" in str(error.value)
+    assert message in str(error.value) and "without --target" in str(error.value)

@@ -99,9 +99,9 @@ def test_where_no_logit_exists_the_record_and_the_panel_say_so(run: Run, square:
     record = json.loads((tmp_path / "out" / "explanation.json").read_text())
     assert record["scores"]["kind"] == "probabilities" and record["objective"]["kind"] == "log_probability"
     pixels = image.load(square).pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255
-    own = run_file(str(model), pixels)["53"][0]
+    output = run_file(str(model), pixels)["53"][0]
     best = record["predictions"][0]
-    assert best["index"] == own.argmax() and best["probability"] == pytest.approx(own.max(), abs=1e-6)
+    assert best["index"] == output.argmax() and best["probability"] == pytest.approx(output.max(), abs=1e-6)
 
 
 def test_labels_of_the_graph_are_printed(run: Run, square: Path, tmp_path: Path) -> None:

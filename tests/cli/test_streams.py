@@ -115,14 +115,14 @@ def test_help_fits_narrow_terminals(command: str, usual: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 def test_statuses_are_coloured_on_terminals_alone(workshop: Path, tmp_path: Path, usual: pytest.MonkeyPatch) -> None:
     words = arguments("doctor", workshop, tmp_path)
-    seen = {
+    coloured = {
         case: bool(COLOUR.search(call(usual, words, Stream(tty=case != "file"), Stream(), **environment)[1]))
         for case, environment in {
             "terminal": {}, "no colour": {"NO_COLOR": "1"}, "empty": {"NO_COLOR": ""}, "dumb": {"TERM": "dumb"},
             "file": {},
         }.items()
     }  # fmt: skip
-    assert seen == {"terminal": True, "no colour": False, "empty": True, "dumb": False, "file": False}
+    assert coloured == {"terminal": True, "no colour": False, "empty": True, "dumb": False, "file": False}
 
 
 @pytest.mark.parametrize("columns", [1, 5, 12, 20, 36, 80])

@@ -117,8 +117,8 @@ def test_ablationcam_says_that_a_negative_score_turns_its_map_round() -> None:
     assert f"({raw.scores[0, 0]:.3g})" in warning and "what speaks against the class" in warning
     # all channels lower the score, and the map is that of all of them
     expected = np.maximum((raw.activations * raw.activations.mean(axis=(2, 3), keepdims=True)).sum(axis=1)[0], 0)
-    got = e.raw_map
-    np.testing.assert_allclose(got / got.max(), expected / expected.max(), atol=1e-5)
+    actual = e.raw_map
+    np.testing.assert_allclose(actual / actual.max(), expected / expected.max(), atol=1e-5)
     positive = explain(changed(w3=lambda w: w * 0 + 1, b3=lambda b: b * 0 + 5), 0, method="ablationcam")
     assert not [text for text in positive.warnings if "negative" in text]
     # what speaks for a class of negative score is not drawn: the blank says so

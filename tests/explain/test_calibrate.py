@@ -69,15 +69,15 @@ def test_a_classroom_network(score: str, digits: tuple[list[np.ndarray], np.ndar
     assert entry["likelihood"][1] < entry["likelihood"][0] and 0.8 < entry["accuracy"] < 1
     explainer = onnxcam.Explainer(model)
     tensors = np.concatenate([explainer.prepare(picture)[1] for picture in pictures[500:]])
-    got = run(model, {"input": tensors})
+    actual = run(model, {"input": tensors})
     result = Calibration.from_manifest(entry)
-    assert np.abs(got["calibrated"] - result.probabilities(got["logits"], explainer.terms.readout)).max() <= 2e-6
-    covered = conformal.covered(got["prediction_set"], classes[500:]).mean()
+    assert np.abs(actual["calibrated"] - result.probabilities(actual["logits"], explainer.terms.readout)).max() <= 2e-6
+    covered = conformal.covered(actual["prediction_set"], classes[500:]).mean()
     low, high = intervals.observed_coverage_interval(entry["n"], 0.1, 500, 0.999)
     assert low <= covered <= high
     # what the plain file has is unchanged
     before = run(MNIST, {"input": tensors[:4]})
-    assert list(got) == [*before, "calibrated", "prediction_set"]
+    assert list(actual) == [*before, "calibrated", "prediction_set"]
     after = run(model, {"input": tensors[:4]})
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
@@ -86,10 +86,10 @@ def test_explanations_say_it(tiny: tuple[onnx.ModelProto, list[np.ndarray], np.n
     model, pictures, classes = tiny
     calibrated = onnxcam.calibrate(model, pictures, classes, alpha=0.25)
     explainer = onnxcam.Explainer(calibrated)
-    got = run(calibrated, {"input": explainer.prepare(pictures[0])[1]})
+    actual = run(calibrated, {"input": explainer.prepare(pictures[0])[1]})
     for method in ("gradcam", "hirescam"):  # in the file, and beside it
         e = explainer.explain(pictures[0], method=method)
-        p, inside = got["calibrated"][0], got["prediction_set"][0]
+        p, inside = actual["calibrated"][0], actual["prediction_set"][0]
         order = np.argsort(-p)
         assert [index for index, _, _ in e.calibrated] == order.tolist()
         assert [number for _, _, number in e.calibrated] == pytest.approx(p[order].tolist(), abs=1e-6)
@@ -129,17 +129,21 @@ def test_binary_and_independent_classes(ending: str) -> None:
     scores = np.concatenate([explainer.batch_scores(explainer.prepare(picture)[1]) for picture in pictures])
     draws = np.random.default_rng(1).logistic(size=scores.shape)
     truth = scores > draws
-    said: list[str] = []
+    messages: list[str] = []
     result = onnxcam.calibrate(
-        model, pictures, truth[:, 0].astype(int) if ending == "Sigmoid" else truth, alpha=0.2, on_warning=said.append
+        model,
+        pictures,
+        truth[:, 0].astype(int) if ending == "Sigmoid" else truth,
+        alpha=0.2,
+        on_warning=messages.append,
     )
     e = onnxcam.Explainer(result).explain(pictures[0])
     assert e.calibrated is not None and e.prediction_set is not None
     if ending == "multilabel":
         with pytest.raises(SettingError, match="use 'lac'"):
             onnxcam.calibrate(model, pictures, truth, score="aps")
-        onnxcam.calibrate(model, pictures, truth.argmax(axis=1), alpha=0.2, on_warning=said.append)
-        assert any("exactly one true class" in sentence for sentence in said)
+        onnxcam.calibrate(model, pictures, truth.argmax(axis=1), alpha=0.2, on_warning=messages.append)
+        assert any("exactly one true class" in sentence for sentence in messages)
 
 
 def test_a_calibration_replaces_the_one_before(tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray]) -> None:
@@ -172,8 +176,8 @@ def test_every_form_of_file(
     e = onnxcam.Explainer(result).explain(pictures[0])
     assert e.prediction_set is not None
     if options.get("pixels"):
-        got = run(result, {"pixels": pictures[0]})
-        assert [("abcde")[index] for index in np.flatnonzero(got["prediction_set"][0])] == sorted(e.prediction_set)
+        actual = run(result, {"pixels": pictures[0]})
+        assert [("abcde")[index] for index in np.flatnonzero(actual["prediction_set"][0])] == sorted(e.prediction_set)
 
 
 def test_a_plain_model_becomes_explainable() -> None:
@@ -202,30 +206,30 @@ def test_the_file_states_the_preprocessing_that_was_calibrated(
         settings["value_range"] = (0, 511)
         pictures = [picture.astype(np.uint16) * 2 for picture in pictures]
     source = {"explainable": model, "plain": nets.tiny_cnn(), "pixels": onnxcam.augment(model, pixels=True)}[form]
-    explainer, said = onnxcam.Explainer(source, **settings), list[str]()
+    explainer, messages = onnxcam.Explainer(source, **settings), list[str]()
     scores = np.concatenate([explainer.batch_scores(explainer.prepare(picture)[1]) for picture in pictures])
     classes = (scores / 2 + np.random.default_rng(3).gumbel(size=scores.shape)).argmax(axis=1)
     if form == "pixels":
         with pytest.raises(PreprocessError, match="prepares them itself"):
             onnxcam.calibrate(source, pictures, classes, alpha=0.2, **settings)
         return
-    result = onnxcam.calibrate(source, pictures, classes, alpha=0.2, on_warning=said.append, **settings)
-    assert any("states the preprocessing that was named" in text for text in said) == (form == "explainable")
+    result = onnxcam.calibrate(source, pictures, classes, alpha=0.2, on_warning=messages.append, **settings)
+    assert any("states the preprocessing that was named" in text for text in messages) == (form == "explainable")
     # the file alone has the sets that the settings gave
     after = onnxcam.Explainer(result)
     assert after.preprocess == explainer.preprocess
     tensors = np.concatenate([after.prepare(picture)[1] for picture in pictures])
-    got = run(result, {"input": tensors})
-    assert np.abs(got["logits"] - scores).max() < 1e-5
-    assert got["prediction_set"][np.arange(60), classes].sum() == 60 - intervals.miscovered(60, 0.2) + 1
+    actual = run(result, {"input": tensors})
+    assert np.abs(actual["logits"] - scores).max() < 1e-5
+    assert actual["prediction_set"][np.arange(60), classes].sum() == 60 - intervals.miscovered(60, 0.2) + 1
 
 
 def test_classes_that_never_occur_are_said(tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray]) -> None:
     model, pictures, classes = tiny
-    said: list[str] = []
+    messages: list[str] = []
     some = np.flatnonzero(classes != 4)
-    onnxcam.calibrate(model, [pictures[k] for k in some], classes[some], alpha=0.4, on_warning=said.append)
-    assert any("1 of 5 classes have no picture ('e')" in sentence for sentence in said)
+    onnxcam.calibrate(model, [pictures[k] for k in some], classes[some], alpha=0.4, on_warning=messages.append)
+    assert any("1 of 5 classes have no picture ('e')" in sentence for sentence in messages)
 
 
 def test_labels_by_name_and_by_table(
@@ -299,10 +303,10 @@ def test_pictures_that_are_all_right_keep_the_temperature(
     tiny: tuple[onnx.ModelProto, list[np.ndarray], np.ndarray],
 ) -> None:
     model, pictures, _ = tiny
-    explainer, said = onnxcam.Explainer(model), list[str]()
+    explainer, messages = onnxcam.Explainer(model), list[str]()
     best = [explainer.batch_scores(explainer.prepare(picture)[1]).argmax() for picture in pictures]
-    result = onnxcam.calibrate(model, pictures, best, on_warning=said.append)
-    assert entry_of(result)["temperature"] == 1 and any("no best temperature" in sentence for sentence in said)
+    result = onnxcam.calibrate(model, pictures, best, on_warning=messages.append)
+    assert entry_of(result)["temperature"] == 1 and any("no best temperature" in sentence for sentence in messages)
 
 
 def test_quantising_a_calibrated_file_is_noticed(

@@ -44,8 +44,8 @@ def test_run_gives_what_the_file_computes(explainer: Explainer) -> None:
     names = ["logits", "activations", "gradients"]
     want = list(runtime.run(explainable(), input=x, target=[3, -1, 0], outputs=names).values())
     raw = explainer.run(x, [3, None, 0])
-    for got, expected in zip((raw.scores, raw.activations, raw.gradients), want, strict=True):
-        assert np.array_equal(got, expected)
+    for actual, expected in zip((raw.scores, raw.activations, raw.gradients), want, strict=True):
+        assert np.array_equal(actual, expected)
     assert raw.target.tolist() == [3, int(want[0][1].argmax()), 0] and raw.target.dtype == np.int64
 
 
@@ -135,8 +135,8 @@ def test_a_fixed_batch_serves_any_number_of_rows() -> None:
     for rows in (1, 2, 5):
         target = list(range(rows))
         a, b = fixed.run(batch(rows), target), free.run(batch(rows), target)
-        for got, want in zip(a, b, strict=True):
-            assert got.shape == want.shape and np.allclose(got, want, rtol=1e-4, atol=1e-6)
+        for actual, want in zip(a, b, strict=True):
+            assert actual.shape == want.shape and np.allclose(actual, want, rtol=1e-4, atol=1e-6)
         assert np.allclose(fixed.predict(batch(rows)), free.predict(batch(rows)), atol=1e-6)
     many = [picture(seed=k) for k in range(3)]
     tops = [Explainer(models.tiny_cnn(batch=b, seed=2), preprocess=RAW, providers=CPU) for b in (2, "N")]
@@ -153,8 +153,8 @@ def test_predict_gives_probabilities(ending: str | None, classes: int) -> None:
         want = np.exp(want) / np.exp(want).sum(axis=1, keepdims=True)
     if classes == 1:
         want = np.concatenate([1 - want, want], axis=1)
-    got = Explainer(source, providers=CPU).predict(batch())
-    assert got.dtype == np.float32 and np.abs(got - want).max() <= 1e-6
+    actual = Explainer(source, providers=CPU).predict(batch())
+    assert actual.dtype == np.float32 and np.abs(actual - want).max() <= 1e-6
 
 
 # ---- layers, methods and targets the file lacks
@@ -180,9 +180,9 @@ def test_a_layer_and_a_method_are_added_in_memory() -> None:
 def test_the_layers_asked_for_are_those_explained() -> None:
     both = explainable(layers=["relu1", "relu2"])
     for source in (both, explainable(), models.tiny_cnn(seed=2)):
-        found = Explainer(source, layers=["relu1"], providers=CPU)
-        assert found.layers == ["relu1"]
-        assert found.run(batch()).activations.shape == (3, 8, 32, 32)
+        other = Explainer(source, layers=["relu1"], providers=CPU)
+        assert other.layers == ["relu1"]
+        assert other.run(batch()).activations.shape == (3, 8, 32, 32)
     swapped = Explainer(both, layers=["relu2", "relu1"], providers=CPU)
     assert swapped.layers == ["relu2", "relu1"]
     assert swapped.run(batch()).activations.shape == (3, 8, 32, 32)
@@ -216,9 +216,9 @@ def test_a_file_of_one_class_explains_others_in_memory(fixed: int) -> None:
 
 def test_labels_given_replace_those_of_the_file() -> None:
     names = list("vwxyz")
-    found = Explainer(explainable(), labels=names, providers=CPU)
-    assert found.run(batch(), "x").target.tolist() == [2] * 3
-    assert found.explain(picture(), "x").label == "x"
+    other = Explainer(explainable(), labels=names, providers=CPU)
+    assert other.run(batch(), "x").target.tolist() == [2] * 3
+    assert other.explain(picture(), "x").label == "x"
     for wrong in (names[:4], [*names, "extra"]):
         with pytest.raises(LabelsError, match=f"got {len(wrong)} labels .* 5 classes"):
             Explainer(explainable(), labels=wrong, providers=CPU)
@@ -267,9 +267,9 @@ def test_one_picture_or_a_list_in_order(explainer: Explainer, tmp_path: Path) ->
     Image.fromarray(arrays[0]).save(path)
     for form in (path, str(path), path.read_bytes(), Image.open(path), arrays[0][..., ::-1]):
         color = "BGR" if isinstance(form, np.ndarray) else "RGB"
-        found = explainer.explain(form, color=color)
-        assert np.array_equal(found.heatmap, alone[0].heatmap)
-        assert np.array_equal(found.picture, arrays[0])
+        explanation = explainer.explain(form, color=color)
+        assert np.array_equal(explanation.heatmap, alone[0].heatmap)
+        assert np.array_equal(explanation.picture, arrays[0])
     assert explainer.explain([]) == []
     mixed = explainer.explain((arrays[0], path), target=["hen", None])
     assert [mixed[0].target, mixed[1].target] == [3, alone[0].target]
@@ -278,30 +278,35 @@ def test_one_picture_or_a_list_in_order(explainer: Explainer, tmp_path: Path) ->
 
 
 def test_predictions_and_raw_map(explainer: Explainer) -> None:
-    found = explainer.explain(picture(), "hen")
+    explanation = explainer.explain(picture(), "hen")
     tensor = explainer.prepare(picture())[1]
     want = explainer.predict(tensor)[0]
     order = np.argsort(-want)
-    assert [p[0] for p in found.predictions] == order.tolist()
-    assert [p[1] for p in found.predictions] == [LABELS[i] for i in order]
-    assert np.allclose([p[2] for p in found.predictions], want[order], atol=1e-6)
-    assert (found.target, found.label, found.method, found.layer) == (3, "hen", "gradcam", "relu2")
-    assert found.probability == pytest.approx(float(want[3]), abs=1e-6)
+    assert [p[0] for p in explanation.predictions] == order.tolist()
+    assert [p[1] for p in explanation.predictions] == [LABELS[i] for i in order]
+    assert np.allclose([p[2] for p in explanation.predictions], want[order], atol=1e-6)
+    assert (explanation.target, explanation.label, explanation.method, explanation.layer) == (
+        3,
+        "hen",
+        "gradcam",
+        "relu2",
+    )
+    assert explanation.probability == pytest.approx(float(want[3]), abs=1e-6)
     raw = explainer.attribute(tensor, 3, normalize="none", size="layer")[0]
-    assert np.array_equal(found.raw_map, raw) and raw.shape == (16, 16)
-    assert found.heatmap.shape == (40, 56) and found.heatmap.dtype == np.float32
+    assert np.array_equal(explanation.raw_map, raw) and raw.shape == (16, 16)
+    assert explanation.heatmap.shape == (40, 56) and explanation.heatmap.dtype == np.float32
 
 
 def test_top_equals_single_explanations(explainer: Explainer) -> None:
     pictures = [picture(seed=k) for k in range(3)]
-    for found, one in zip(explainer.explain(pictures, top=4, method="hirescam"), pictures, strict=True):
-        assert [m.target for m in found.maps] == [p[0] for p in found.predictions[:4]]
-        for held in found.maps:
-            single = explainer.explain(one, held.target, "hirescam")
-            assert np.allclose(held.raw_map, single.raw_map, atol=1e-5)
-            assert np.allclose(held.heatmap, single.heatmap, atol=1e-4)
-            assert held.probability == pytest.approx(single.probability, abs=1e-6)
-        assert found.heatmap is found.maps[0].heatmap
+    for explanation, one in zip(explainer.explain(pictures, top=4, method="hirescam"), pictures, strict=True):
+        assert [m.target for m in explanation.maps] == [p[0] for p in explanation.predictions[:4]]
+        for part in explanation.maps:
+            single = explainer.explain(one, part.target, "hirescam")
+            assert np.allclose(part.raw_map, single.raw_map, atol=1e-5)
+            assert np.allclose(part.heatmap, single.heatmap, atol=1e-4)
+            assert part.probability == pytest.approx(single.probability, abs=1e-6)
+        assert explanation.heatmap is explanation.maps[0].heatmap
     for wrong in (0, 6, True, 1.5):
         with pytest.raises(TargetError, match="top="):
             explainer.explain(pictures[0], top=wrong)
@@ -311,11 +316,11 @@ def test_top_equals_single_explanations(explainer: Explainer) -> None:
 
 def test_several_layers_are_fused(explainer: Explainer) -> None:
     two = Explainer(explainable(layers=["relu1", "relu2"]), providers=CPU)
-    found = two.explain(picture(), 1, layer=["relu1", "relu2"])
-    assert [m.shape for m in found.raw_map] == [(32, 32), (16, 16)] and found.layer == ["relu1", "relu2"]
-    fused = fuse([m[None] for m in found.raw_map], "minmax", (32, 32))[0]
+    explanation = two.explain(picture(), 1, layer=["relu1", "relu2"])
+    assert [m.shape for m in explanation.raw_map] == [(32, 32), (16, 16)] and explanation.layer == ["relu1", "relu2"]
+    fused = fuse([m[None] for m in explanation.raw_map], "minmax", (32, 32))[0]
     geometry = two.prepare(picture())[2]
-    assert np.allclose(found.heatmap, geometry.to_picture(fused), atol=1e-6)
+    assert np.allclose(explanation.heatmap, geometry.to_picture(fused), atol=1e-6)
 
 
 def test_exif_turns_the_picture(explainer: Explainer) -> None:
@@ -331,13 +336,15 @@ def test_exif_turns_the_picture(explainer: Explainer) -> None:
 
 def test_zero_outside_the_crop() -> None:
     crop = {"color": "RGB", "scale": 1 / 255, "resize": {"mode": "shortest", "size": 40}, "crop": {"size": 32}}
-    found = Explainer(explainable(), preprocess=crop, providers=CPU).explain(picture(80, 160), 1, normalize="none")
-    assert found.heatmap.shape == (80, 160)
+    explanation = Explainer(explainable(), preprocess=crop, providers=CPU).explain(
+        picture(80, 160), 1, normalize="none"
+    )
+    assert explanation.heatmap.shape == (80, 160)
     # shortest side 80 -> 40, the middle 32 × 32 of 40 × 80 is kept: rows 8..72, columns 48..112 of the original
-    outside = found.heatmap.copy()
+    outside = explanation.heatmap.copy()
     outside[8:72, 48:112] = 0
     assert not outside.any()
-    assert found.heatmap[8:72, 48:112].any()
+    assert explanation.heatmap[8:72, 48:112].any()
 
 
 @pytest.mark.parametrize("normalize", ["minmax", "max", "none"])
@@ -346,11 +353,11 @@ def test_a_map_that_is_zero_everywhere_is_flagged(normalize: str) -> None:
     weights = next(t for t in source.graph.initializer if t.name == "w3")
     value = np.abs(onnx.numpy_helper.to_array(weights)) * np.array([[1, -1]], np.float32)
     weights.CopyFrom(onnx.numpy_helper.from_array(value, "w3"))
-    found = Explainer(source, preprocess=RAW, providers=CPU).explain([picture()] * 2, [0, 1], normalize=normalize)
-    assert found[0].heatmap.any() and found[0].warnings == []
-    assert np.array_equal(found[1].heatmap, np.zeros((40, 56), np.float32))
-    assert len(found[1].warnings) == 1 and "zero everywhere" in found[1].warnings[0]
-    found[1].panel()
+    explanation = Explainer(source, preprocess=RAW, providers=CPU).explain([picture()] * 2, [0, 1], normalize=normalize)
+    assert explanation[0].heatmap.any() and explanation[0].warnings == []
+    assert np.array_equal(explanation[1].heatmap, np.zeros((40, 56), np.float32))
+    assert len(explanation[1].warnings) == 1 and "zero everywhere" in explanation[1].warnings[0]
+    explanation[1].panel()
 
 
 def test_scores_that_are_not_finite_are_flagged() -> None:
@@ -358,8 +365,8 @@ def test_scores_that_are_not_finite_are_flagged() -> None:
     bias = next(t for t in source.graph.initializer if t.name == "b3")
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(5, np.nan, np.float32), "b3"))
     with np.errstate(invalid="ignore"):
-        found = Explainer(source, preprocess=RAW, providers=CPU).explain(picture(), 0)
-    assert any("not finite" in warning for warning in found.warnings)
+        explanation = Explainer(source, preprocess=RAW, providers=CPU).explain(picture(), 0)
+    assert any("not finite" in warning for warning in explanation.warnings)
 
 
 def test_pictures_of_other_sizes_where_nothing_resizes_them() -> None:
@@ -384,8 +391,8 @@ def test_two_runs_are_bitwise_equal(explainer: Explainer) -> None:
 @pytest.mark.slow
 def test_threads_that_extend_the_model_at_once() -> None:
     reference = Explainer(explainable(layers=["relu1", "relu2"], methods=("gradcam", "hirescam")), providers=CPU)
-    wanted = [(m, n, t) for m in ("gradcam", "hirescam") for n in (None, "relu1", ["relu1", "relu2"]) for t in (1, 3)]
-    want = [reference.attribute(batch(), t, m, n) for m, n, t in wanted]
+    cases = [(m, n, t) for m in ("gradcam", "hirescam") for n in (None, "relu1", ["relu1", "relu2"]) for t in (1, 3)]
+    want = [reference.attribute(batch(), t, m, n) for m, n, t in cases]
     best = [m.target for m in reference.explain(picture(), top=2).maps]
     for _ in range(3):
         shared = Explainer(explainable(), providers=CPU)
@@ -393,9 +400,9 @@ def test_threads_that_extend_the_model_at_once() -> None:
 
         def work(k: int, shared: Explainer = shared, gate: threading.Barrier = gate) -> None:
             gate.wait()
-            for step in range(len(wanted)):
-                index = (k + step) % len(wanted)
-                method, layer, target = wanted[index]
+            for step in range(len(cases)):
+                index = (k + step) % len(cases)
+                method, layer, target = cases[index]
                 assert np.allclose(shared.attribute(batch(), target, method, layer), want[index], atol=1e-5)
                 if step % 4 == k % 4:
                     assert [m.target for m in shared.explain(picture(), top=2).maps] == best

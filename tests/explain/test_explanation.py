@@ -22,27 +22,31 @@ def explainer() -> Explainer:
 
 
 def test_files_written(explainer: Explainer, tmp_path: Path) -> None:
-    found = explainer.explain(picture(), top=3)
-    files = found.save(tmp_path / "new" / "folder")
+    explanation = explainer.explain(picture(), top=3)
+    files = explanation.save(tmp_path / "new" / "folder")
     written = {str(p.relative_to(tmp_path / "new" / "folder")) for p in (tmp_path / "new").rglob("*") if p.is_file()}
-    tops = {f"top_predictions/gradcam_top{k}_{s}.png" for k, s in enumerate(stems(found), start=1)}
+    tops = {f"top_predictions/gradcam_top{k}_{s}.png" for k, s in enumerate(stems(explanation), start=1)}
     fixed = {"input.png", "gradcam_grayscale.png", "gradcam_heatmap.png", "gradcam_overlay.png", "panel.png"}
     assert written == set(files.values()) == fixed | tops | {"explanation.json"}
     record = json.loads((tmp_path / "new" / "folder" / "explanation.json").read_text("utf-8"))
     assert set(record["files"].values()) == written - {"explanation.json"}
-    assert record["target"] == {"index": found.target, "label": found.label, "probability": found.probability}
+    assert record["target"] == {
+        "index": explanation.target,
+        "label": explanation.label,
+        "probability": explanation.probability,
+    }
     assert record["model"]["source"]["name"] == "tiny"
-    held = np.asarray(Image.open(tmp_path / "new" / "folder" / "input.png"))
-    assert np.array_equal(held, found.picture)
+    pixels = np.asarray(Image.open(tmp_path / "new" / "folder" / "input.png"))
+    assert np.array_equal(pixels, explanation.picture)
     over = np.asarray(Image.open(tmp_path / "new" / "folder" / "gradcam_overlay.png"))
-    assert np.array_equal(over, found.overlay())
+    assert np.array_equal(over, explanation.overlay())
     single = explainer.explain(picture(), 1).save(tmp_path / "single")
     assert not (tmp_path / "single" / "top_predictions").exists() and "top1" not in single
 
 
-def stems(found: onnxcam.Explanation) -> list[str]:
-    known = {"cat": "cat", "tiger cat, tiger": "tiger_cat", "crane": "crane", "hen": "hen"}
-    return [known[m.label] for m in found.maps]
+def stems(explanation: onnxcam.Explanation) -> list[str]:
+    slugs = {"cat": "cat", "tiger cat, tiger": "tiger_cat", "crane": "crane", "hen": "hen"}
+    return [slugs[m.label] for m in explanation.maps]
 
 
 def test_a_file_in_place_of_the_folder(explainer: Explainer, tmp_path: Path) -> None:
@@ -58,6 +62,6 @@ def test_a_file_in_place_of_the_folder(explainer: Explainer, tmp_path: Path) -> 
 
 
 def test_a_notebook_shows_the_panel(explainer: Explainer) -> None:
-    found = explainer.explain(picture())
-    shown = np.asarray(Image.open(io.BytesIO(found._repr_png_())))
-    assert np.array_equal(shown, found.panel())
+    explanation = explainer.explain(picture())
+    drawn = np.asarray(Image.open(io.BytesIO(explanation._repr_png_())))
+    assert np.array_equal(drawn, explanation.panel())

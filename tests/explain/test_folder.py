@@ -27,19 +27,19 @@ class Loader:
 
     def __init__(self, sizes: dict[str, int]) -> None:
         self.sizes = sizes
-        self.held = self.peak = 0
+        self.pixels = self.peak = 0
         self.lock = threading.Lock()
 
     def read(self, pending: batch._Pending) -> Exception:
         with self.lock:
-            self.held += self.sizes[pending.item.name]
-            self.peak = max(self.peak, self.held)
+            self.pixels += self.sizes[pending.item.name]
+            self.peak = max(self.peak, self.pixels)
         time.sleep(0.001)
         return ValueError(pending.item.name)
 
     def write(self, item: Item, result: Any) -> batch.Outcome:
         with self.lock:
-            self.held -= self.sizes[item.name]
+            self.pixels -= self.sizes[item.name]
         if item.name.endswith("7"):
             raise KeyboardInterrupt
         return batch.Outcome(item, error=result)
@@ -71,7 +71,7 @@ def test_threads_share_the_pixels(largest: int, tmp_path: Path, monkeypatch: pyt
     explainer = SimpleNamespace(answer=lambda question, pictures, progress: iter(()), preparation=None)
     done = list(batch.explain_all(explainer, items, question(), tmp_path))  # type: ignore[arg-type]
     assert [outcome.item.name for outcome in done] == list(sizes)
-    assert 50 < loader.peak <= max(100, max(sizes.values())) and loader.held == 0
+    assert 50 < loader.peak <= max(100, max(sizes.values())) and loader.pixels == 0
 
 
 def test_a_failure_releases_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,12 +96,12 @@ def test_pixels_are_known_before_decoding(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(data)
     (tmp_path / "b.png").write_bytes(b"no picture")
     sources = (data, *(tmp_path / name for name in ("a.png", "b.png", "c")))
-    found = [batch._Pending(Item(source, "x")).pixels for source in sources]
-    assert found == [42, 42, 0, 0]
+    sizes = [batch._Pending(Item(source, "x")).pixels for source in sources]
+    assert sizes == [42, 42, 0, 0]
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("3", "3")])
-def test_explain_has_one_thread_for_matrices(given: str | None, expected: str) -> None:
+@pytest.mark.parametrize(("arguments", "expected"), [(None, "1"), ("3", "3")])
+def test_explain_has_one_thread_for_matrices(arguments: str | None, expected: str) -> None:
     """Those of OpenBLAS would spin on the core that opens the model; who sets their number has it."""
     code = (
         "import os, sys\n"
@@ -111,6 +111,6 @@ def test_explain_has_one_thread_for_matrices(given: str | None, expected: str) -
         "print(os.environ['OPENBLAS_NUM_THREADS'])"
     )
     environment = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
-    environment |= {} if given is None else {"OPENBLAS_NUM_THREADS": given}
+    environment |= {} if arguments is None else {"OPENBLAS_NUM_THREADS": arguments}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == expected

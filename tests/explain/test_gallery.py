@@ -52,32 +52,32 @@ def test_the_page_says_everything_without_its_script(written: Path) -> None:
 def test_filters_search_and_order_in_a_browser(written: Path) -> None:
     with page(written) as opened:
         count = opened.locator(".count")
-        shown = lambda: opened.eval_on_selector_all(  # noqa: E731
+        visible = lambda: opened.eval_on_selector_all(  # noqa: E731
             ".gallery > li:not([hidden]) h3", "all => all.map(one => one.textContent)"
         )
         assert count.inner_text() == "5 of 5 shown"
         opened.get_by_text("✗ wrong", exact=True).first.click()
-        assert shown() == ["a/2.jpg", "b/<4>.jpg"]
+        assert visible() == ["a/2.jpg", "b/<4>.jpg"]
         opened.select_option("#truth", "cat")
-        assert shown() == ["a/2.jpg"]
+        assert visible() == ["a/2.jpg"]
         opened.click("#clear")
         assert count.inner_text() == "5 of 5 shown"
         opened.keyboard.press("Escape")
         opened.select_option("#predicted", "dog")
-        assert shown() == ["a/2.jpg", "b/3.jpg"]
+        assert visible() == ["a/2.jpg", "b/3.jpg"]
         opened.click("#clear")
         opened.fill("#low", "50")
-        assert shown() == ["a/1.jpg", "b/3.jpg", "b/<4>.jpg"]
+        assert visible() == ["a/1.jpg", "b/3.jpg", "b/<4>.jpg"]
         opened.fill("#high", "60")
-        assert shown() == ["b/<4>.jpg"]
+        assert visible() == ["b/<4>.jpg"]
         opened.click("#clear")
         opened.select_option("#order", "low")
-        assert shown() == ["a/2.jpg", "b/<4>.jpg", "b/3.jpg", "a/1.jpg", "c.jpg"]
+        assert visible() == ["a/2.jpg", "b/<4>.jpg", "b/3.jpg", "a/1.jpg", "c.jpg"]
         opened.select_option("#order", "")
         opened.fill("#search", "cat a/")
-        assert shown() == ["a/1.jpg", "a/2.jpg"]
+        assert visible() == ["a/1.jpg", "a/2.jpg"]
         opened.fill("#search", "nothing like it")
-        assert shown() == [] and opened.locator(".none").is_visible()
+        assert visible() == [] and opened.locator(".none").is_visible()
 
 
 @pytest.mark.slow

@@ -235,10 +235,10 @@ def assert_equals_brute_force(explainer: Explainer, model: onnx.ModelProto, x: n
     """For the class that depends most on the windows: the scores themselves are rounded."""
     every = brute_force(model, x, 13, 9, 2.0)
     target = int(np.abs(every).max(axis=(1, 2, 3)).argmax())
-    got = explainer.attribution(x, target, "occlusion", window=13, stride=9, baseline=2.0)
+    attribution = explainer.attribution(x, target, "occlusion", window=13, stride=9, baseline=2.0)
     want = every[target]
     assert np.abs(want).max() > 0.1
-    assert np.abs(got - want[:, None]).max() <= TOLERANCE * np.abs(want).max()
+    assert np.abs(attribution - want[:, None]).max() <= TOLERANCE * np.abs(want).max()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -274,10 +274,10 @@ def test_windows_of_any_size(window: int | tuple[int, ...], eager: str, monkeypa
     x = pictures()
     baseline = np.random.default_rng(8).normal(size=x.shape).astype(np.float32)
     options = {"window": window, "stride": window if isinstance(window, tuple) else max(window // 2, 3)}
-    got = explainer.attribution(x, [1, 4], "occlusion", baseline=baseline, **options)
+    attribution = explainer.attribution(x, [1, 4], "occlusion", baseline=baseline, **options)
     monkeypatch.setattr(view, "FEWEST", 10**9)
     want = explainer.attribution(x, [1, 4], "occlusion", baseline=baseline, **options)
-    assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max()
+    assert np.abs(attribution - want).max() <= TOLERANCE * np.abs(want).max()
 
 
 @pytest.mark.slow
@@ -296,11 +296,11 @@ def test_a_picture_with_channels_last_gives_the_same(eager: str) -> None:
     body = ARCHITECTURES["strided"][0].replace("(input", "(u")
     model = build("strided")
     last = build("strided", body=f"u = Transpose<perm = [0, 3, 1, 2]>(input)\n{body}", size=(*SIZE, 3))
-    got, want = (
+    attribution, want = (
         Explainer(one, providers=CPU, probe=False).attribution(x, 1, "occlusion", window=8, stride=5)
         for one, x in ((last, pictures().transpose(0, 2, 3, 1)), (model, pictures()))
     )
-    assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max()
+    assert np.abs(attribution - want).max() <= TOLERANCE * np.abs(want).max()
 
 
 def test_a_quantized_model_is_cut_between_its_integers(eager: str, tmp_path: Path) -> None:

@@ -50,13 +50,13 @@ def same(ours: list[Any], theirs: list[Any]) -> bool:
 
 
 def made_of(source: str, folder: Path) -> onnxcam.Explainer:
-    given: Any = {"plain bytes": PLAIN.SerializeToString(), "proto": PLAIN}.get(source)
+    material: Any = {"plain bytes": PLAIN.SerializeToString(), "proto": PLAIN}.get(source)
     model = onnxcam.augment(PLAIN, preprocess=UNIT, target=2 if source == "bound" else "optional")
-    if given is None:
-        given = folder / "model.onnx"
-        given.write_bytes(PLAIN.SerializeToString() if source == "plain file" else model.SerializeToString())
+    if material is None:
+        material = folder / "model.onnx"
+        material.write_bytes(PLAIN.SerializeToString() if source == "plain file" else model.SerializeToString())
     settings: dict[str, Any] = {"preprocess": UNIT} if source in ("plain bytes", "proto", "plain file") else {}
-    return onnxcam.Explainer(given, labels=NAMES, **settings)
+    return onnxcam.Explainer(material, labels=NAMES, **settings)
 
 
 @pytest.mark.sample(2)
@@ -67,7 +67,7 @@ def made_of(source: str, folder: Path) -> onnxcam.Explainer:
 )
 def test_it_comes_back_as_it_was(source: str, how: str, tmp_path: Path) -> None:
     explainer = made_of(source, tmp_path)
-    wanted = answers(explainer)
+    expected = answers(explainer)
     explainer.attribute(BATCH, method="scorecam")  # has opened further sessions
     again: onnxcam.Explainer
     if how in ("copy", "deepcopy"):
@@ -75,7 +75,7 @@ def test_it_comes_back_as_it_was(source: str, how: str, tmp_path: Path) -> None:
     else:
         module = pytest.importorskip(how)
         again = module.loads(module.dumps(explainer))
-    assert same(answers(again), wanted)
+    assert same(answers(again), expected)
     assert again.manifest == explainer.manifest and again.warnings == explainer.warnings
 
 
@@ -95,10 +95,10 @@ def test_a_proto_that_changes_later_changes_nothing() -> None:
     model = onnx.ModelProto()
     model.CopyFrom(PLAIN)
     explainer = onnxcam.Explainer(model, preprocess=UNIT)
-    wanted = answers(explainer)
+    expected = answers(explainer)
     for weights in model.graph.initializer:
         weights.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) * 2 + 1, weights.name))
-    assert same(answers(pickle.loads(pickle.dumps(explainer))), wanted)
+    assert same(answers(pickle.loads(pickle.dumps(explainer))), expected)
 
 
 def test_labels_that_were_set_later_go_along() -> None:
@@ -143,10 +143,10 @@ def test_pools_of_processes(how: str) -> None:
     if how not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {how} here")
     explainer = onnxcam.Explainer(PLAIN.SerializeToString(), preprocess=UNIT, labels=NAMES)
-    wanted = answers(explainer)
+    expected = answers(explainer)
     with multiprocessing.get_context(how).Pool(2) as pool:
         results = pool.map_async(_answers_of, [explainer] * 3).get(120)
-    assert len(results) == 3 and all(same(result, wanted) for result in results)
+    assert len(results) == 3 and all(same(result, expected) for result in results)
 
 
 INHERITED = """

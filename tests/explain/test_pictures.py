@@ -14,8 +14,8 @@ from onnxcam.explain.pictures import Collection, collect, distinct, read_list
 from onnxcam.image import encode_png
 
 
-def folders(found: Collection) -> dict[str, str]:
-    return {item.name.replace(os.sep, "/"): item.folder.as_posix() for item in found.items}
+def folders(collection: Collection) -> dict[str, str]:
+    return {item.name.replace(os.sep, "/"): item.folder.as_posix() for item in collection.items}
 
 
 @pytest.fixture
@@ -29,52 +29,57 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def found(*named: str, output: str = "out", stdin: bytes = b"") -> Collection:
+def collected(*named: str, output: str = "out", stdin: bytes = b"") -> Collection:
     return collect(named, Path(output), io.BytesIO(stdin))
 
 
 def test_one_picture_has_no_folder_of_its_own(here: Path) -> None:
-    assert folders(found("p/a.jpg")) == {"p/a.jpg": "."}
-    assert folders(found("r")) == {"r/a.jpg": "."}
+    assert folders(collected("p/a.jpg")) == {"p/a.jpg": "."}
+    assert folders(collected("r")) == {"r/a.jpg": "."}
 
 
 def test_a_folder_is_searched_without_hidden_files(here: Path) -> None:
-    assert folders(found("p")) == {"p/a.PNG": "a.PNG", "p/a.jpg": "a.jpg", "p/q/b.webp": "q/b"}
+    assert folders(collected("p")) == {"p/a.PNG": "a.PNG", "p/a.jpg": "a.jpg", "p/q/b.webp": "q/b"}
 
 
 def test_folders_are_kept_apart_below_what_they_share(here: Path) -> None:
-    assert folders(found("p/q", "r")) == {"p/q/b.webp": "p/q/b", "r/a.jpg": "r/a"}
-    assert folders(found("p/a.jpg", "r/a.jpg", "top.jpg")) == {"p/a.jpg": "p/a", "r/a.jpg": "r/a", "top.jpg": "top"}
+    assert folders(collected("p/q", "r")) == {"p/q/b.webp": "p/q/b", "r/a.jpg": "r/a"}
+    assert folders(collected("p/a.jpg", "r/a.jpg", "top.jpg")) == {"p/a.jpg": "p/a", "r/a.jpg": "r/a", "top.jpg": "top"}
 
 
 def test_globs_are_expanded_here(here: Path) -> None:
-    assert folders(found("p/*.[jP]*")) == {"p/a.PNG": "a.PNG", "p/a.jpg": "a.jpg"}
-    assert folders(found("**/*.jpg")) == {"p/a.jpg": "p/a", "r/a.jpg": "r/a", "top.jpg": "top"}
-    assert folders(found("?")) == {"p/a.PNG": "p/a.PNG", "p/a.jpg": "p/a.jpg", "p/q/b.webp": "p/q/b", "r/a.jpg": "r/a"}
+    assert folders(collected("p/*.[jP]*")) == {"p/a.PNG": "a.PNG", "p/a.jpg": "a.jpg"}
+    assert folders(collected("**/*.jpg")) == {"p/a.jpg": "p/a", "r/a.jpg": "r/a", "top.jpg": "top"}
+    assert folders(collected("?")) == {
+        "p/a.PNG": "p/a.PNG",
+        "p/a.jpg": "p/a.jpg",
+        "p/q/b.webp": "p/q/b",
+        "r/a.jpg": "r/a",
+    }
 
 
 def test_a_name_with_brackets_is_a_file_where_there_is_one(here: Path) -> None:
     Path("x[1].jpg").write_bytes(b"")
-    assert folders(found("x[1].jpg", "r/a.jpg")) == {"x[1].jpg": "x[1]", "r/a.jpg": "r/a"}
+    assert folders(collected("x[1].jpg", "r/a.jpg")) == {"x[1].jpg": "x[1]", "r/a.jpg": "r/a"}
 
 
 def test_each_file_once_in_the_order_named(here: Path) -> None:
-    assert list(folders(found("top.jpg", "r", "top.jpg", str(here / "r" / "a.jpg")))) == ["top.jpg", "r/a.jpg"]
+    assert list(folders(collected("top.jpg", "r", "top.jpg", str(here / "r" / "a.jpg")))) == ["top.jpg", "r/a.jpg"]
 
 
 def test_what_is_in_the_output_folder_is_no_input(here: Path) -> None:
-    assert folders(found("p", output="p/q")) == {"p/a.PNG": "a.PNG", "p/a.jpg": "a.jpg"}
-    assert folders(found("p/q/*", "top.jpg", output="p/q")) == {"top.jpg": "."}
-    assert folders(found("p/q/b.webp", output="p/q")) == {"p/q/b.webp": "."}
+    assert folders(collected("p", output="p/q")) == {"p/a.PNG": "a.PNG", "p/a.jpg": "a.jpg"}
+    assert folders(collected("p/q/*", "top.jpg", output="p/q")) == {"top.jpg": "."}
+    assert folders(collected("p/q/b.webp", output="p/q")) == {"p/q/b.webp": "."}
 
 
 def test_missing_files_are_left_to_whoever_reads_them(here: Path) -> None:
-    assert folders(found("none.jpg", "top.jpg")) == {"none.jpg": "none", "top.jpg": "top"}
+    assert folders(collected("none.jpg", "top.jpg")) == {"none.jpg": "none", "top.jpg": "top"}
 
 
 @pytest.mark.parametrize(("named", "words"), [("empty", "no pictures in it"), ("*.bmp", "no picture matches")])
 def test_nothing_found_is_told(here: Path, named: str, words: str) -> None:
-    result = found(named, "top.jpg")
+    result = collected(named, "top.jpg")
     assert [name for name, _ in result.failures] == [named]
     assert words in str(result.failures[0][1]) and named in str(result.failures[0][1])
     assert folders(result) == {"top.jpg": "."}
@@ -96,11 +101,11 @@ def test_links_that_lead_in_a_circle_are_names_like_others(here: Path) -> None:
 
 def test_standard_input_is_one_picture(here: Path) -> None:
     data = encode_png(np.zeros((3, 4, 3), np.uint8))
-    assert [item.source for item in found("-", "-", stdin=data).items] == [data]
-    assert folders(found("-", "top.jpg", stdin=data)) == {"stdin": "stdin", "top.jpg": "top"}
+    assert [item.source for item in collected("-", "-", stdin=data).items] == [data]
+    assert folders(collected("-", "top.jpg", stdin=data)) == {"stdin": "stdin", "top.jpg": "top"}
     Path("stdin.png").write_bytes(b"")
-    assert folders(found("-", "stdin.png", stdin=data)) == {"stdin": "stdin", "stdin.png": "stdin.png"}
-    result = found("-", "top.jpg", stdin=b"data")
+    assert folders(collected("-", "stdin.png", stdin=data)) == {"stdin": "stdin", "stdin.png": "stdin.png"}
+    result = collected("-", "top.jpg", stdin=b"data")
     assert folders(result) == {"top.jpg": "."} and "'stdin' is not a picture" in str(result.failures[0][1])
 
 

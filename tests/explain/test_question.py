@@ -23,7 +23,7 @@ TERMS = Terms(Readout("scores", LOGITS, 5), LABELS, ["relu1", "relu2"])
 BOUND = TERMS._replace(bound_class=3)
 
 
-def asked(question: Question) -> dict[str, Any]:
+def settings_of(question: Question) -> dict[str, Any]:
     """Everything a question says, to be compared."""
     more = {"several": (question.several_methods, question.several_layers), "side_by_side": question.side_by_side}
     return question.describe() | more | {"options": dict(question.options), "targets": question.targets}
@@ -74,11 +74,11 @@ def asked(question: Question) -> dict[str, Any]:
 def test_keywords_texts_and_json_ask_the_same(
     keywords: dict[str, Any], texts: dict[str, Any], values: dict[str, Any]
 ) -> None:
-    expected = asked(Question.of(TERMS, **keywords))
-    assert asked(Question.parse(texts, TERMS)) == expected
-    assert asked(Question.parse(json.loads(json.dumps(values)), TERMS)) == expected
+    expected = settings_of(Question.of(TERMS, **keywords))
+    assert settings_of(Question.parse(texts, TERMS)) == expected
+    assert settings_of(Question.parse(json.loads(json.dumps(values)), TERMS)) == expected
     empty = dict.fromkeys(KEYS) | texts
-    assert asked(Question.parse(empty, TERMS, spell=flag)) == expected
+    assert settings_of(Question.parse(empty, TERMS, spell=flag)) == expected
     json.dumps(Question.of(TERMS, **keywords).describe())
 
 
@@ -136,7 +136,7 @@ def test_messages_name_none_where_it_was_given(name: str) -> None:
 def test_a_question_can_be_copied_and_pickled(duplicate: Callable[[Question], Question]) -> None:
     question = Question.of(TERMS, target=Contrast(1, 3), method=["gradcam", "rise"], options={"masks": 9})
     same = duplicate(question)
-    assert asked(same) == asked(question) and same.methods == question.methods and same.terms == TERMS
+    assert settings_of(same) == settings_of(question) and same.methods == question.methods and same.terms == TERMS
     assert same.methods[0] is find("gradcam")
 
 

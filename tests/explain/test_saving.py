@@ -74,10 +74,10 @@ def test_a_photograph_is_kept_as_it_came(explainer: Explainer, tmp_path: Path, f
     for outcome in explain_all(explainer, items, explainer.question(), tmp_path / "out", style):
         assert outcome.error is None and outcome.files is not None
         written = (tmp_path / "out" / outcome.item.folder / outcome.files["input"]).read_bytes()
-        shown, read = image.load(written).pixels, image.load(outcome.item.source).pixels
+        pixels, read = image.load(written).pixels, image.load(outcome.item.source).pixels
         if form == "png" or (form == "jpeg" and outcome.item.name == "a.jpg"):
-            np.testing.assert_array_equal(shown, read)
-        assert np.abs(shown.astype(int) - read).mean() < 3 and b"secret" not in written
+            np.testing.assert_array_equal(pixels, read)
+        assert np.abs(pixels.astype(int) - read).mean() < 3 and b"secret" not in written
         assert (written == encoded) == (form == "jpeg" and outcome.item.name == "a.jpg")
 
 
@@ -115,7 +115,7 @@ def test_all_files_or_those_of_before(
 ) -> None:
     explainer.explain(PICTURE[::-1].copy()).save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    put: Callable[..., int] = files._send
+    send: Callable[..., int] = files._send
     count = 0
 
     def fail(file: Any, pieces: Any, *sync: bool) -> int:
@@ -124,7 +124,7 @@ def test_all_files_or_those_of_before(
         if count == moment + 1:
             file.write(b"half")
             raise error
-        return put(file, pieces, *sync)
+        return send(file, pieces, *sync)
 
     monkeypatch.setattr(files, "_send", fail)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutputError):
@@ -136,15 +136,15 @@ def test_all_files_or_those_of_before(
 def test_maps_of_many_classes_are_drawn_when_asked_for(
     explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = explainer.explain(PICTURE, top=100)
-    held.save(tmp_path / "held")
-    assert all("heatmap" in vars(one) for one in held.maps)
+    explanation = explainer.explain(PICTURE, top=100)
+    explanation.save(tmp_path / "held")
+    assert all("heatmap" in vars(one) for one in explanation.maps)
     monkeypatch.setattr(batch_maps, "_TOGETHER", 50 * PICTURE.shape[0] * PICTURE.shape[1])
     drawn = explainer.explain(PICTURE, top=100)
     assert [one.heatmap.shape for one in drawn.maps] == [PICTURE.shape[:2]] * 100
     assert "heatmap" in vars(drawn.maps[0]) and not any("heatmap" in vars(one) for one in drawn.maps[1:])
     again = pickle.loads(pickle.dumps(drawn))
-    for one, other, third in zip(held.maps, drawn.maps, again.maps, strict=True):
+    for one, other, third in zip(explanation.maps, drawn.maps, again.maps, strict=True):
         np.testing.assert_array_equal(one.heatmap, other.heatmap)
         np.testing.assert_array_equal(one.heatmap, third.heatmap)
     other = dataclasses.replace(drawn.maps[1], label="renamed")

@@ -33,12 +33,12 @@ def test_each_layer_alone_and_all_fused(explainer: Explainer, top: int | None) -
         ):
             fused = explainer.explain(picture, layer=LAYERS, top=top)
             np.testing.assert_allclose(e.heatmap, fused.heatmap, atol=1e-5)
-            assert e.layer == LAYERS and [held.layer for held in e.per_layer] == LAYERS
-            for name, held in zip(LAYERS, e.per_layer, strict=True):
+            assert e.layer == LAYERS and [value.layer for value in e.per_layer] == LAYERS
+            for name, value in zip(LAYERS, e.per_layer, strict=True):
                 alone = explainer.explain(picture, layer=name, top=top)
-                assert (held.target, held.predictions[0][0]) == (alone.target, alone.predictions[0][0])
-                assert len(held.maps) == (top or 1)
-                for one, other in zip(held.maps, alone.maps, strict=True):
+                assert (value.target, value.predictions[0][0]) == (alone.target, alone.predictions[0][0])
+                assert len(value.maps) == (top or 1)
+                for one, other in zip(value.maps, alone.maps, strict=True):
                     np.testing.assert_allclose(one.heatmap, other.heatmap, atol=1e-5)
                     np.testing.assert_allclose(one.raw_map, other.raw_map, rtol=1e-4, atol=1e-6)
 
@@ -50,12 +50,12 @@ def test_what_is_saved(explainer: Explainer, tmp_path: Path) -> None:
         files.values()
     )
     assert all((tmp_path / file).is_file() for file in files.values())
-    for held in e.per_layer:
-        drawn = image.load(tmp_path / "layers" / held.layer / "gradcam_overlay.png").pixels
-        np.testing.assert_array_equal(drawn, held.overlay())
+    for value in e.per_layer:
+        drawn = image.load(tmp_path / "layers" / value.layer / "gradcam_overlay.png").pixels
+        np.testing.assert_array_equal(drawn, value.overlay())
     np.testing.assert_array_equal(image.load(tmp_path / "layers.png").pixels, e.layers_panel())
     record = json.loads((tmp_path / "explanation.json").read_text())
-    assert [held["layer"] for held in record["layers"]] == LAYERS
+    assert [value["layer"] for value in record["layers"]] == LAYERS
     assert record["layers"][1]["attention"] == e.per_layer[1].statistics
 
 
@@ -86,8 +86,8 @@ def test_one_layer_has_nothing_next_to_it(explainer: Explainer) -> None:
 
 def test_attention_is_the_maps_own(explainer: Explainer) -> None:
     e = explainer.explain(noise(np.random.default_rng(0)), top=2)
-    for one, held in zip(e.to_dict()["maps"], e.maps, strict=True):
-        want = describe(held.heatmap)
+    for one, entry in zip(e.to_dict()["maps"], e.maps, strict=True):
+        want = describe(entry.heatmap)
         assert one["attention"].keys() == want.keys()
         for name, value in want.items():
             assert one["attention"][name] == pytest.approx(value, abs=1e-6), name

@@ -14,42 +14,42 @@ from onnxcam.image.geometry import Geometry, normalize, resize_map
 def test_one_cell() -> None:
     heatmap = np.zeros((10, 20))
     heatmap[2, 15] = 7.0
-    found = describe(heatmap)
-    assert found["centroid"] == pytest.approx([0.25, 15.5 / 20])
-    assert found["spread"] == pytest.approx(0, abs=1e-7)
-    assert found["entropy"] == pytest.approx(0)
-    assert found["gini"] == pytest.approx(1 - 1 / 200)
-    assert found["half_area"] == pytest.approx(0.5 / 200)
-    assert found["border"] == pytest.approx(0)
-    assert (found["zero"], found["peaks"]) == (False, 1)
+    statistics = describe(heatmap)
+    assert statistics["centroid"] == pytest.approx([0.25, 15.5 / 20])
+    assert statistics["spread"] == pytest.approx(0, abs=1e-7)
+    assert statistics["entropy"] == pytest.approx(0)
+    assert statistics["gini"] == pytest.approx(1 - 1 / 200)
+    assert statistics["half_area"] == pytest.approx(0.5 / 200)
+    assert statistics["border"] == pytest.approx(0)
+    assert (statistics["zero"], statistics["peaks"]) == (False, 1)
 
 
 def test_even() -> None:
-    found = describe(np.full((7, 9), 0.3))
-    assert found["centroid"] == pytest.approx([0.5, 0.5])
-    assert found["entropy"] == pytest.approx(1)
-    assert found["gini"] == pytest.approx(0, abs=1e-12)
-    assert found["half_area"] == pytest.approx(0.5)
-    assert found["border"] == pytest.approx(1 - 0.8 * 0.8)
-    assert found["peaks"] == 1
+    statistics = describe(np.full((7, 9), 0.3))
+    assert statistics["centroid"] == pytest.approx([0.5, 0.5])
+    assert statistics["entropy"] == pytest.approx(1)
+    assert statistics["gini"] == pytest.approx(0, abs=1e-12)
+    assert statistics["half_area"] == pytest.approx(0.5)
+    assert statistics["border"] == pytest.approx(1 - 0.8 * 0.8)
+    assert statistics["peaks"] == 1
 
 
 def test_two_corners() -> None:
     heatmap = np.zeros((8, 8))
     heatmap[0, 0] = heatmap[7, 7] = 1.0
-    found = describe(heatmap)
-    assert found["peaks"] == 2
-    assert found["centroid"] == pytest.approx([0.5, 0.5])
-    assert found["spread"] == pytest.approx(np.hypot(3.5, 3.5) / 8)
-    assert found["border"] == pytest.approx(1 - 0.2 * 0.2)  # a cell is 0.125 wide, 0.025 of it inside the frame
+    statistics = describe(heatmap)
+    assert statistics["peaks"] == 2
+    assert statistics["centroid"] == pytest.approx([0.5, 0.5])
+    assert statistics["spread"] == pytest.approx(np.hypot(3.5, 3.5) / 8)
+    assert statistics["border"] == pytest.approx(1 - 0.2 * 0.2)  # a cell is 0.125 wide, 0.025 of it inside the frame
 
 
 def test_gini_and_entropy_by_their_definitions() -> None:
     heatmap = np.random.default_rng(0).gamma(0.5, size=(6, 5))
     p = heatmap.ravel() / heatmap.sum()
-    found = describe(heatmap)
-    assert found["gini"] == pytest.approx(np.abs(p[:, None] - p).mean() / (2 * p.mean()))
-    assert found["entropy"] == pytest.approx(-(p * np.log(p)).sum() / np.log(30))
+    statistics = describe(heatmap)
+    assert statistics["gini"] == pytest.approx(np.abs(p[:, None] - p).mean() / (2 * p.mean()))
+    assert statistics["entropy"] == pytest.approx(-(p * np.log(p)).sum() / np.log(30))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 37), (480, 640)])
@@ -57,11 +57,11 @@ def test_a_map_of_any_size(size: tuple[int, int]) -> None:
     """A bell at a known place, at a size that is averaged down."""
     y, x = (np.arange(size[0]) + 0.5) / size[0], (np.arange(size[1]) + 0.5) / size[1]
     heatmap = np.exp(-((y[:, None] - 0.3) ** 2 + (x - 0.6) ** 2) / (2 * 0.08**2))
-    found = describe(heatmap)
-    assert found["centroid"] == pytest.approx([0.3, 0.6], abs=2e-3)
-    assert found["spread"] == pytest.approx(0.08 * np.sqrt(2), rel=0.02)
-    assert found["half_area"] == pytest.approx(2 * np.pi * 0.08**2 * np.log(2), rel=0.05)
-    assert found["peaks"] == 1
+    statistics = describe(heatmap)
+    assert statistics["centroid"] == pytest.approx([0.3, 0.6], abs=2e-3)
+    assert statistics["spread"] == pytest.approx(0.08 * np.sqrt(2), rel=0.02)
+    assert statistics["half_area"] == pytest.approx(2 * np.pi * 0.08**2 * np.log(2), rel=0.05)
+    assert statistics["peaks"] == 1
 
 
 def test_region() -> None:
@@ -116,10 +116,10 @@ def test_sums_without_the_picture(geometry: Geometry, seed: int) -> None:
         for side, e in zip(drawn.shape, edges, strict=True)
     ]
     np.testing.assert_allclose(sums, parts[0] @ drawn @ parts[1].T, rtol=0, atol=2e-6 * max(sums.max(), 1e-9))
-    want, got = describe(drawn.astype(np.float32)), of_cells(sums)
-    assert want.keys() == got.keys()
+    want, actual = describe(drawn.astype(np.float32)), of_cells(sums)
+    assert want.keys() == actual.keys()
     for name, value in want.items():
-        assert got[name] == pytest.approx(value, abs=1e-5), name
+        assert actual[name] == pytest.approx(value, abs=1e-5), name
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: str(geometry.picture_size))
@@ -131,11 +131,11 @@ def test_sums_of_a_layer_map_without_the_input(geometry: Geometry, how: str, sha
     heatmap = normalize(resize_map(normalize(coarse, how), geometry.input_size), how)
     drawn = geometry.to_picture(heatmap)
     want, sums = describe(drawn), geometry.sum_layer_map(coarse, how, cells_of(geometry.picture_size))
-    got = of_cells(sums)
-    assert want["zero"] is got["zero"]
+    actual = of_cells(sums)
+    assert want["zero"] is actual["zero"]
     np.testing.assert_allclose(sums.sum(), drawn.sum(dtype=np.float64), rtol=1e-5)
     for name, value in want.items():
-        assert got[name] == pytest.approx(value, abs=1e-5), name
+        assert actual[name] == pytest.approx(value, abs=1e-5), name
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0])

@@ -45,8 +45,8 @@ def test_maps_are_those_of_autograd(name: str) -> None:
     else:
         rows = len(oracle.outputs["scores"])
         boxes = oracle.outputs["boxes"].detach().numpy()
-        found = explainer.boxes(np.round(255 * picture[0].transpose(1, 2, 0)).astype(np.uint8))
-        assert len(found) == rows
+        detections = explainer.boxes(np.round(255 * picture[0].transpose(1, 2, 0)).astype(np.uint8))
+        assert len(detections) == rows
         inside = int(np.flatnonzero((boxes > 0.5).all(1) & (boxes < picture.shape[-1] - 0.5).all(1))[0])
         for place, target in ((0, Box(0)), (rows - 1, Box(rows - 1))):
             cotangent = np.zeros(rows, np.float32)
@@ -65,9 +65,9 @@ def test_maps_are_those_of_autograd(name: str) -> None:
                 "hirescam": np.maximum((g * a).sum(1), 0),
             }
             maps = explainer.attribute(picture, target, list(expected), layer, normalize="none", size="layer")
-            for (method, values), got in zip(expected.items(), maps, strict=True):
-                difference = np.linalg.norm(got - values) / max(np.linalg.norm(values), 1e-12)
-                assert difference < 1e-3 or np.abs(got - values).max() < 1e-6, (target, layer, method, difference)
+            for (method, values), actual in zip(expected.items(), maps, strict=True):
+                difference = np.linalg.norm(actual - values) / max(np.linalg.norm(values), 1e-12)
+                assert difference < 1e-3 or np.abs(actual - values).max() < 1e-6, (target, layer, method, difference)
                 compared += bool(values.any())
     assert compared >= 2
 
@@ -86,9 +86,9 @@ def test_the_file_takes_a_box(tmp_path: Path) -> None:
     grads = oracle.gradients("scores", cotangent)
     place = next(k for k, grad in enumerate(grads) if grad.any())
     a, g = oracle.layers[place].detach().numpy(), grads[place]
-    got = explainer.attribute(picture, Box(1), "hirescam", layers[place], normalize="none", size="layer")
+    actual = explainer.attribute(picture, Box(1), "hirescam", layers[place], normalize="none", size="layer")
     expected = np.maximum((g * a).sum(1), 0)
-    assert np.linalg.norm(got - expected) < 1e-3 * np.linalg.norm(expected)
+    assert np.linalg.norm(actual - expected) < 1e-3 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("name", [pytest.param("faster_rcnn_of_levels", marks=pytest.mark.soak), "fcos_of_levels"])
@@ -107,10 +107,10 @@ def test_a_box_is_explained_at_the_level_its_score_comes_from(name: str) -> None
     names = [layer for layer in names if "MaxPool" not in layer]  # no layer: its boxes are explained where it is pooled
     derived = session(onnxcam.gradient(model, of, names))  # which is autograd's: tests/autodiff/test_detectors.py
     rows = len(oracle.outputs["scores"])
-    chosen = [entry.scalar.layer for entry in explainer.explain(pixels, [Box(k) for k in range(rows)]).maps]
+    selected = [entry.scalar.layer for entry in explainer.explain(pixels, [Box(k) for k in range(rows)]).maps]
     # regions of a picture of 128 pixels are all pooled from the finest level
-    assert len(set(chosen)) >= (2 if name == "fcos_of_levels" else 1)
-    for row, layer in enumerate(chosen):
+    assert len(set(selected)) >= (2 if name == "fcos_of_levels" else 1)
+    for row, layer in enumerate(selected):
         cotangent = np.zeros(rows, np.float32)
         cotangent[row] = 1
         feeds = {model.graph.input[0].name: exact, f"cotangent.{of}": cotangent}

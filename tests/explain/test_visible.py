@@ -74,8 +74,8 @@ def test_a_picture_that_is_seen_whole_has_no_marks(preprocess: dict, tmp_path: P
 def test_a_crop_inside_the_graph_too_of_any_picture() -> None:
     """The file cuts rows and columns 16 to 32 of 32: on a picture of 72 x 48 these are 36 to 72 and 24 to 48."""
     explainer = Explainer(CASES / "crop_inside.onnx", preprocess="0..1", providers=CPU)
-    shown = np.random.default_rng(0).integers(0, 255, (72, 48, 3), np.uint8)
-    e = explainer.explain(shown, method=["gradcam", "saliency"], normalize="max")
+    pixels = np.random.default_rng(0).integers(0, 255, (72, 48, 3), np.uint8)
+    e = explainer.explain(pixels, method=["gradcam", "saliency"], normalize="max")
     assert e.visible == [image.Rectangle(24, 36, 48, 72)]
     assert not e.heatmap[~inside((72, 48), e.visible)].any()
     # an attribution covers the input: where it is 0 it was computed to be
@@ -83,10 +83,10 @@ def test_a_crop_inside_the_graph_too_of_any_picture() -> None:
     record = e.to_dict()
     assert [entry["visible"][0]["y0"] for entry in record["methods"]] == [36, 0]
     # what is not visible cannot change the prediction: that is what the marks say
-    changed = shown.copy()
+    changed = pixels.copy()
     changed[:36], changed[:, :24] = 0, 255
     assert explainer.explain(changed).predictions == e.predictions
-    assert explainer.explain(shown, smooth="augment").visible == [
+    assert explainer.explain(pixels, smooth="augment").visible == [
         image.Rectangle(24, 36, 48, 72),
         image.Rectangle(0, 36, 24, 72),
     ]
@@ -99,9 +99,9 @@ def test_a_mirrored_window_over_everything_has_no_marks() -> None:
 
 def test_an_evaluation_hatches_what_was_not_seen() -> None:
     explainer = Explainer(explainable(), preprocess=CROP, providers=CPU)
-    shown = evaluate(explainer, [picture()], methods=["gradcam"], metrics=["average_drop"], examples=1).examples[0]
+    example = evaluate(explainer, [picture()], methods=["gradcam"], metrics=["average_drop"], examples=1).examples[0]
     mask = inside((40, 56), [BOX])
-    drawn = shown.maps["gradcam"]
+    drawn = example.maps["gradcam"]
     dark = np.rint(picture() * 0.25).astype(np.uint8)  # what a map of 0 looks like
     marked = image.Marks.of((40, 56), [BOX]).draw(dark)
     np.testing.assert_array_equal(drawn[~mask], marked[~mask])

@@ -9,9 +9,9 @@ import onnxcam.models
 from onnxcam import image
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.warnings import prediction_warnings
-from tests.graph.test_input_normalization import MEAN, STD, begun
+from tests.graph.test_input_normalization import MEAN, STD, beginning_with
 
-SHAPED_MEAN, SHAPED_STD = (np.reshape(held, (1, 3, 1, 1)) for held in (MEAN, STD))
+SHAPED_MEAN, SHAPED_STD = (np.reshape(values, (1, 3, 1, 1)) for values in (MEAN, STD))
 # how models scale by themselves, and the presets that are right for them
 BEGINNINGS = {
     "rescaling": ([("Mul", 1 / 255)], {"raw"}),
@@ -42,11 +42,11 @@ UNTOLD = {
 @pytest.mark.parametrize("name", BEGINNINGS)
 def test_models_that_scale_by_themselves(name: str, preset: str) -> None:
     steps, right = BEGINNINGS[name]
-    warnings = Explainer(begun(steps), preprocess=preset).warnings
+    warnings = Explainer(beginning_with(steps), preprocess=preset).warnings
     assert bool(warnings) == (preset not in right and (name, preset) not in UNTOLD), warnings
     if warnings:
-        wanted = "0..1" if "0..1" in right else "raw"
-        assert "\n" not in warnings[0] and f"({wanted})" in warnings[0] and "check MODEL --pictures" in warnings[0]
+        expected = "0..1" if "0..1" in right else "raw"
+        assert "\n" not in warnings[0] and f"({expected})" in warnings[0] and "check MODEL --pictures" in warnings[0]
 
 
 @pytest.mark.slow
@@ -57,9 +57,9 @@ def test_the_bundled_model_under_every_preset() -> None:
     assert Explainer(path).warnings == [] and Explainer(path).explain(photo).warnings == []
     for preset in image.PRESETS:
         explainer = Explainer(path, preprocess=preset)
-        told = [text for text in explainer.warnings if "overridden" in text]
-        assert bool(told) == (preset not in ("-1..1", "tf")), preset
-        assert explainer.explain(photo).warnings[: len(told)] == told
+        doubts = [text for text in explainer.warnings if "overridden" in text]
+        assert bool(doubts) == (preset not in ("-1..1", "tf")), preset
+        assert explainer.explain(photo).warnings[: len(doubts)] == doubts
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,6 @@ def test_the_bundled_model_under_every_preset() -> None:
     ],
 )
 def test_predictions_that_tell_nothing(best: list, classes: int, words: list[str]) -> None:
-    found = prediction_warnings(best, classes)
-    assert len(found) == bool(words)
-    assert all(word in found[0] for word in words)
+    doubts = prediction_warnings(best, classes)
+    assert len(doubts) == bool(words)
+    assert all(word in doubts[0] for word in words)

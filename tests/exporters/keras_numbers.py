@@ -36,9 +36,9 @@ def tape_of(model: Any, value: Any, logits: Any, batch: np.ndarray, targets: Any
     """The way a Keras Grad-CAM script does it: a functional model of the inner value and the logits, and a tape."""
     both = keras.Model(model.inputs, [value, logits])
     with tf.GradientTape() as tape:
-        held, scores = both(tf.constant(batch), training=False)
+        activations, scores = both(tf.constant(batch), training=False)
         total = tf.reduce_sum(tf.gather(scores, targets, axis=1, batch_dims=1))
-    return np.asarray(held), np.asarray(tape.gradient(total, held))
+    return np.asarray(activations), np.asarray(tape.gradient(total, activations))
 
 
 def without_softmax(model: Any) -> Any:

@@ -28,7 +28,7 @@ K = keras.layers
 
 
 @pytest.mark.parametrize(
-    ("build", "layer", "told"),
+    ("build", "layer", "message"),
     [
         (nets.functional, "conv3", r"'conv2', 'conv1'|'conv1', 'conv2'"),
         (nets.twins, "conv", "left/conv.*right/conv"),
@@ -38,8 +38,8 @@ K = keras.layers
         (nets.functional, K.Conv2D(2, 3), "neither a layer"),
     ],
 )
-def test_a_layer_that_cannot_be_is_refused_with_candidates(build: Callable[[], Any], layer: Any, told: str) -> None:
-    with pytest.raises(LayerError, match=told):
+def test_a_layer_that_cannot_be_is_refused_with_candidates(build: Callable[[], Any], layer: Any, message: str) -> None:
+    with pytest.raises(LayerError, match=message):
         export(build(), None, layers=[layer])
     with pytest.raises(LayerError, match="empty"):
         export(build(), None, layers=[])
@@ -47,9 +47,9 @@ def test_a_layer_that_cannot_be_is_refused_with_candidates(build: Callable[[], A
 
 @pytest.mark.slow
 def test_a_path_tells_twins_apart() -> None:
-    held = manifest.read(export(nets.twins(), None, layers=["left/conv", "right/conv"]))
-    assert held is not None
-    assert [entry["shape"] for entry in held["layers"]] == [["N", 8, 8, 4], ["N", 6, 6, 4]]
+    header = manifest.read(export(nets.twins(), None, layers=["left/conv", "right/conv"]))
+    assert header is not None
+    assert [entry["shape"] for entry in header["layers"]] == [["N", 8, 8, 4], ["N", 6, 6, 4]]
 
 
 @pytest.mark.slow
@@ -64,9 +64,9 @@ def test_a_path_tells_twins_apart() -> None:
 )
 def test_the_default_layer_is_the_one_of_long_habit(name: str, default: str) -> None:
     model = getattr(keras.applications, name)(weights=None, input_shape=(64, 64, 3), classes=4)
-    held = manifest.read(export(model, None, verify=False))
-    assert held is not None
-    assert [entry["name"] for entry in held["layers"]] == [default]
+    header = manifest.read(export(model, None, verify=False))
+    assert header is not None
+    assert [entry["name"] for entry in header["layers"]] == [default]
 
 
 @pytest.mark.slow
@@ -75,18 +75,18 @@ def test_a_transformer_is_explained_where_its_patches_end(token: bool, default: 
     model = nets.transformer(token)
     batch, targets = pictures(3, 24, 32, 3), [4, 0, 2]
     explained = export(model, None)
-    held = manifest.read(explained)
-    assert held is not None
-    (entry,) = held["layers"]
+    header = manifest.read(explained)
+    assert header is not None
+    (entry,) = header["layers"]
     assert (entry["name"], entry["layout"], entry["grid"], entry["prefix_tokens"]) == (default, "NTC", [3, 4], token)
     value, gradient = tape_of(model, model.get_layer(default).output, model.output, batch, targets)
-    found = run(explained, batch, target=targets)
-    close(found["activations"], value)
-    close(found["gradients"], gradient)
+    outputs = run(explained, batch, target=targets)
+    close(outputs["activations"], value)
+    close(outputs["gradients"], gradient)
     value, gradient = value[:, token:], gradient[:, token:]
     cam = np.maximum((gradient.mean(axis=1, keepdims=True) * value).sum(axis=2), 0).reshape(3, 3, 4)
-    np.testing.assert_allclose(found["heatmap"], cam, rtol=1e-3, atol=1e-5)
-    assert found["heatmap"].max(axis=(1, 2)).min() > 0
+    np.testing.assert_allclose(outputs["heatmap"], cam, rtol=1e-3, atol=1e-5)
+    assert outputs["heatmap"].max(axis=(1, 2)).min() > 0
 
     listed = list_layers(model)
     assert [layer.name for layer in listed if layer.default] == [default]
@@ -97,13 +97,13 @@ def test_a_transformer_is_explained_where_its_patches_end(token: bool, default: 
 
 @pytest.mark.slow
 def test_layers_are_listed_as_export_takes_them() -> None:
-    found = list_layers(nets.nested())
-    names = [layer.name for layer in found]
+    listing = list_layers(nets.nested())
+    names = [layer.name for layer in listing]
     assert names == [
         "scale", "backbone/normal", "backbone/conv", "backbone/bn", "backbone/act", "backbone/top_conv",
         "backbone/top_bn", "backbone/top_activation",
     ]  # fmt: skip
-    assert [layer.name for layer in found if layer.default] == ["backbone/top_activation"]
-    held = manifest.read(nested_with())
-    assert held is not None and held["layers"][0]["name"] == "backbone/top_activation"
-    assert next(layer for layer in found if layer.default).shape == tuple(held["layers"][0]["shape"])
+    assert [layer.name for layer in listing if layer.default] == ["backbone/top_activation"]
+    header = manifest.read(nested_with())
+    assert header is not None and header["layers"][0]["name"] == "backbone/top_activation"
+    assert next(layer for layer in listing if layer.default).shape == tuple(header["layers"][0]["shape"])

@@ -64,14 +64,14 @@ def test_several_outputs_and_which_are_the_scores() -> None:
     base = nets.functional()
     both = keras.Model(base.inputs, [base.output, base.get_layer("mean").output])
     explained = export(both, None)
-    held = manifest.read(explained)
-    assert held is not None and held["scores"]["classes"] == 5
-    assert held["source"]["outputs"] == ["head", "mean"]
+    header = manifest.read(explained)
+    assert header is not None and header["scores"]["classes"] == 5
+    assert header["source"]["outputs"] == ["head", "mean"]
     with pytest.raises(ModelError, match="no output 'other'"):
         export(both, None, scores="other")
     named = keras.Model(base.inputs, {"features": base.get_layer("relu2").output, "classes": base.output})
-    held = manifest.read(export(named, None))
-    assert held is not None and held["source"]["outputs"] == ["features", "classes"]
+    header = manifest.read(export(named, None))
+    assert header is not None and header["source"]["outputs"] == ["features", "classes"]
 
 
 @pytest.mark.slow
@@ -90,21 +90,23 @@ def test_the_model_is_left_as_it_was() -> None:
 
 @pytest.mark.slow
 def test_outputs_heatmap_keeps_the_record() -> None:
-    held = manifest.read(export(nets.functional(), None, outputs="heatmap", target="required", methods=["hirescam"]))
-    assert held is not None
-    assert held["layers"][0]["activations"] is None and held["parity"]["gradients"] < 1e-4
-    assert held["target"]["mode"] == "required" and list(held["layers"][0]["heatmaps"]) == ["hirescam"]
+    header = manifest.read(export(nets.functional(), None, outputs="heatmap", target="required", methods=["hirescam"]))
+    assert header is not None
+    assert header["layers"][0]["activations"] is None and header["parity"]["gradients"] < 1e-4
+    assert header["target"]["mode"] == "required" and list(header["layers"][0]["heatmaps"]) == ["hirescam"]
 
 
 @pytest.mark.slow
 def test_a_gate_is_put_in_after_the_proof() -> None:
     model = nets.functional()
     plain, always, never = (export(model, None, gate=g) for g in (None, "margin <= 1", "margin < 0"))
-    held, known = manifest.read(never), manifest.read(plain)
-    assert held is not None and known is not None
-    assert held["gate"] == {"condition": "margin < 0", "output": "fired"} and held["parity"] == known["parity"]
-    x = pictures(3, *known["input"]["shape"][1:])
-    want, fired, blank = (run(made, x) for made in (plain, always, never))
+    header, plain_header = manifest.read(never), manifest.read(plain)
+    assert header is not None and plain_header is not None
+    assert (
+        header["gate"] == {"condition": "margin < 0", "output": "fired"} and header["parity"] == plain_header["parity"]
+    )
+    x = pictures(3, *plain_header["input"]["shape"][1:])
+    want, fired, blank = (run(source, x) for source in (plain, always, never))
     assert fired["fired"].all() and not blank["fired"].any()
     for name in ("gradients", "heatmap"):
         np.testing.assert_allclose(fired[name], want[name], rtol=1e-5, atol=1e-7)

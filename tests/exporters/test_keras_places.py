@@ -78,10 +78,10 @@ def branches() -> Any:
 def test_the_default_layer_is_the_same_with_any_preset(build: Any, default: str, presets: list[str | None]) -> None:
     model = build()
     for preset in presets:
-        held = manifest.read(export(model, None, preprocess=preset, verify=False))
-        assert held is not None
-        assert [entry["name"] for entry in held["layers"]] == [default]
-        assert held["layers"][0]["covers"] == "all"
+        header = manifest.read(export(model, None, preprocess=preset, verify=False))
+        assert header is not None
+        assert [entry["name"] for entry in header["layers"]] == [default]
+        assert header["layers"][0]["covers"] == "all"
 
 
 CHANNELS_FIRST = """
@@ -125,9 +125,9 @@ def test_channels_first() -> None:
         pytest.skip("this TensorFlow has no convolution with channels first on a CPU")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line[:1] in "{["]
-    for told in lines[:1]:
-        assert told["layer"] == ["last", "NCHW", [8, 6]]
-        assert told["input"] == "NCHW"
-        assert told["off"] < 1e-5 * told["size"] and told["parity"] < 1e-3
+    for text in lines[:1]:
+        assert text["layer"] == ["last", "NCHW", [8, 6]]
+        assert text["input"] == "NCHW"
+        assert text["off"] < 1e-5 * text["size"] and text["parity"] < 1e-3
     assert lines[1][-1] == ["last", "NCHW", [8, 6], True]
     assert {layout for _, layout, _, _ in lines[1]} == {"NCHW"}

@@ -37,10 +37,10 @@ K = keras.layers
 
 def packaged(package: str, file: str) -> Path:
     """A file inside an installed package, which is not imported."""
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         pytest.skip(f"needs {package}")
-    return Path(found.submodule_search_locations[0]) / file
+    return Path(spec.submodule_search_locations[0]) / file
 
 
 @pytest.fixture(autouse=True)
@@ -59,21 +59,21 @@ def tiny(*layers: Any) -> Any:
     return keras.Model(picture, K.Dense(3, name="head")(K.GlobalAveragePooling2D()(x)))
 
 
-@pytest.mark.parametrize("chosen", ["jax", "nonsense", None])
+@pytest.mark.parametrize("selected", ["jax", "nonsense", None])
 def test_another_backend_is_named_before_anything_is_loaded(
-    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    selected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.keras"
     tiny().save(path)
-    if chosen is None:
+    if selected is None:
         monkeypatch.delenv("KERAS_BACKEND", raising=False)
         monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     else:
-        monkeypatch.setenv("KERAS_BACKEND", chosen)
+        monkeypatch.setenv("KERAS_BACKEND", selected)
         monkeypatch.setitem(sys.modules, "keras", None)  # as where jax is missing
     with pytest.raises(DependencyError, match="KERAS_BACKEND=tensorflow") as caught:
         load(str(path))
-    assert (f"KERAS_BACKEND={chosen} is set" if chosen else "keras.json") in str(caught.value)
+    assert (f"KERAS_BACKEND={selected} is set" if selected else "keras.json") in str(caught.value)
 
 
 # -- files that load --------------------------------------------------------------------------------------------------
@@ -100,8 +100,8 @@ def test_a_registered_subclassed_model_comes_back(tmp_path: Path) -> None:
     model = nets.Subclassed()
     model(np.zeros((1, 17, 17, 3), np.float32))
     nets.seeded(model).save(tmp_path / "code.keras")
-    held = manifest.read(export(load(str(tmp_path / "code.keras")).model, None))
-    assert held is not None and held["layers"][0]["name"] == "block"
+    header = manifest.read(export(load(str(tmp_path / "code.keras")).model, None))
+    assert header is not None and header["layers"][0]["name"] == "block"
 
 
 def test_a_callable_is_called() -> None:
@@ -135,8 +135,8 @@ def test_an_old_file_goes_through_tf_keras(tmp_path: Path, monkeypatch: pytest.M
     loaded = load(str(tmp_path / "old.h5"))
 
     assert type(loaded.model).__module__.startswith("tf_keras")
-    held = manifest.read(export(loaded.model, None, layers=["first", "relu"]))
-    assert held is not None and held["parity"]["gradients"] < 1e-4
+    header = manifest.read(export(loaded.model, None, layers=["first", "relu"]))
+    assert header is not None and header["parity"]["gradients"] < 1e-4
     monkeypatch.setitem(sys.modules, "tf_keras", None)
     with pytest.raises(ModelError, match="keras-legacy"):
         load(str(tmp_path / "old.h5"))
@@ -190,7 +190,7 @@ def test_an_archive_that_names_other_code_is_not_followed(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"hello", "not a Keras model file"),
         (b"", "empty"),
@@ -199,9 +199,9 @@ def test_an_archive_that_names_other_code_is_not_followed(tmp_path: Path) -> Non
     ],
 )
 @pytest.mark.parametrize("name", ["a.keras", "a.h5"])
-def test_files_that_are_none(content: bytes, told: str, name: str, tmp_path: Path) -> None:
+def test_files_that_are_none(content: bytes, message: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         load(str(tmp_path / name))
     with pytest.raises(ModelError, match="no such file"):
         load(str(tmp_path / "missing.keras"))
@@ -257,8 +257,8 @@ def test_preprocess_input_as_the_manifest_says_it(module: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
     spec = Preprocess.from_dict(as_preprocess(function) | {"resize": {"mode": "stretch", "size": [12, 10]}})
     expected = np.asarray(function(pixels[None].astype(np.float32)))
-    found, _ = spec.apply(onnxcam.image.load(pixels), layout="NHWC", dtype="float32")
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    tensor, _ = spec.apply(onnxcam.image.load(pixels), layout="NHWC", dtype="float32")
+    np.testing.assert_allclose(tensor, expected, atol=2e-5)
 
 
 def test_a_preprocess_input_that_is_more_than_a_factor_is_refused() -> None:
@@ -285,8 +285,8 @@ def _named(function: Any, like: Any) -> Any:
 
 @pytest.mark.slow
 def test_an_application_with_weights_from_a_file_of_another_number_of_classes(tmp_path: Path) -> None:
-    made = keras.applications.MobileNetV2(weights=None, classes=6)
-    made.save_weights(tmp_path / "six.weights.h5")
+    application = keras.applications.MobileNetV2(weights=None, classes=6)
+    application.save_weights(tmp_path / "six.weights.h5")
     loaded = load("keras:mobilenet_v2", weights=str(tmp_path / "six.weights.h5"))
     assert loaded.model.output_shape == (None, 6) and loaded.info.labels is None
     whole = load("keras:MobileNetV2", weights="none")
@@ -335,9 +335,9 @@ def test_a_fine_tuned_nested_efficientnet_works_the_first_time(tmp_path: Path) -
     command("explain", tmp_path / "flowers.onnx", photo, "-o", tmp_path / "out", "--labels", tmp_path / "labels.json")
 
     exported = onnx.load(tmp_path / "flowers.onnx")
-    held = manifest.read(exported)
-    assert held is not None
-    assert [entry["name"] for entry in held["layers"]] == ["efficientnetb0/top_conv"]
+    header = manifest.read(exported)
+    assert header is not None
+    assert [entry["name"] for entry in header["layers"]] == ["efficientnetb0/top_conv"]
     constants = {tensor.name for tensor in exported.graph.initializer}
     assert [i.name for i in exported.graph.input if i.name not in constants] == ["input"]
     assert not any("Random" in node.op_type for node in exported.graph.node)
@@ -386,9 +386,9 @@ def test_a_digit_classifier_from_its_package(tmp_path: Path) -> None:
     assert check(str(tmp_path / "digits.onnx"), providers=["CPUExecutionProvider"]).passed
     command("explain", tmp_path / "digits.onnx", *sorted(tmp_path.glob("[0-9].png")), "-o", tmp_path / "out")
     explainer = onnxcam.Explainer(tmp_path / "digits.onnx")
-    found = explainer.explain([str(tmp_path / f"{digit}.png") for digit in (0, 3)])
-    assert [e.target for e in found] == [0, 3]
-    assert all(e.heatmap.max() > 0.99 for e in found)
+    explanation = explainer.explain([str(tmp_path / f"{digit}.png") for digit in (0, 3)])
+    assert [e.target for e in explanation] == [0, 3]
+    assert all(e.heatmap.max() > 0.99 for e in explanation)
     # a weak classifier of handwriting (33 % of these 5,000), so what counts is that the file says what Keras says
     batch = (pixels[::25].reshape(-1, 28, 28, 1) / 255).astype(np.float32)
     expected = np.asarray(load(str(source)).model(batch, training=False))
@@ -417,7 +417,7 @@ def test_a_labels_file_of_the_wrong_length(tmp_path: Path) -> None:
 
     nets.functional().save(tmp_path / "small.keras")
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
-    asked = ["export", tmp_path / "small.keras", "-o", tmp_path / "a.onnx", "--labels", tmp_path / "labels.txt"]
-    result = CliRunner().invoke(onnxcam_command, [str(part) for part in asked])
+    arguments = ["export", tmp_path / "small.keras", "-o", tmp_path / "a.onnx", "--labels", tmp_path / "labels.txt"]
+    result = CliRunner().invoke(onnxcam_command, [str(part) for part in arguments])
     assert result.exit_code == 2 and "3 labels" in result.output and "5 classes" in result.output
     assert not (tmp_path / "a.onnx").exists()

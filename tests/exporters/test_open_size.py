@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, bool, bool]] = {
 }
 
 
-def made(name: str, folder: Path) -> tuple[Any, Path]:
+def exported(name: str, folder: Path) -> tuple[Any, Path]:
     """A small network with random weights, and its file, every dimension of the picture free as `optimum` has it."""
     path = folder / "model.onnx"
     path.write_bytes(written(name))
@@ -91,31 +91,31 @@ class Logits(torch.nn.Module):
 
 def differentiated(net: Any, layer: str, x: np.ndarray, classes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """A module's output and the gradient of the scores of `classes` there, by torch autograd."""
-    kept: list[Any] = []
+    values: list[Any] = []
 
     def keep(_: Any, __: Any, output: Any) -> None:
-        kept.append(output[0] if isinstance(output, tuple) else output)
+        values.append(output[0] if isinstance(output, tuple) else output)
 
     handle = net.get_submodule(layer).register_forward_hook(keep)
     scores = net(torch.from_numpy(x)).logits
     handle.remove()
-    (gradient,) = torch.autograd.grad(scores[range(len(x)), classes].sum(), kept[0])
-    return kept[0].detach().numpy(), gradient.numpy()
+    (gradient,) = torch.autograd.grad(scores[range(len(x)), classes].sum(), values[0])
+    return values[0].detach().numpy(), gradient.numpy()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", rest_slow(sorted(CASES, key=lambda name: name != "ResNet")))
 def test_the_default_layer_and_its_numbers(name: str, tmp_path: Path) -> None:
     _, _, layer, tokens, fixed = CASES[name]
-    net, path = made(name, tmp_path)
-    (listed,) = [found for found in onnxcam.layers(path) if found.default]
-    asked = None if fixed or not tokens else (SIDE, SIDE)
-    source = onnxcam.augment(path, input_size=asked)
-    held = manifest.read(source)
-    assert held is not None
-    shape = held["input"]["shape"]
-    assert shape[1] == 3 and (shape[2:] == [SIDE, SIDE]) == tokens and "size" not in held["input"]
-    entry = held["layers"][0]
+    net, path = exported(name, tmp_path)
+    (listed,) = [candidate for candidate in onnxcam.layers(path) if candidate.default]
+    input_size = None if fixed or not tokens else (SIDE, SIDE)
+    source = onnxcam.augment(path, input_size=input_size)
+    header = manifest.read(source)
+    assert header is not None
+    shape = header["input"]["shape"]
+    assert shape[1] == 3 and (shape[2:] == [SIDE, SIDE]) == tokens and "size" not in header["input"]
+    entry = header["layers"][0]
     assert entry["name"] == listed.name and entry["layout"] == ("NTC" if tokens else "NCHW")
     explainer = Explainer(source.SerializeToString(), providers=CPU)
     for size in (SIDE,) if tokens else (SIDE, 96):
@@ -129,7 +129,7 @@ def test_the_default_layer_and_its_numbers(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_size_nobody_named_is_assumed_and_said(tmp_path: Path) -> None:
-    _, path = made("BEiT", tmp_path)
+    _, path = exported("BEiT", tmp_path)
     assert "224 x 224 was assumed" in Explainer(path, providers=CPU).warnings[0]
     hint = {"scale": 1 / 255, "resize": {"mode": "stretch", "size": [SIDE, SIDE]}}
     explainer = Explainer(path, preprocess=hint, providers=CPU)
@@ -138,7 +138,7 @@ def test_a_size_nobody_named_is_assumed_and_said(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_folder_from_hugging_face_is_explained_with_one_line(tmp_path: Path) -> None:
-    net, path = made("ViT", tmp_path)
+    net, path = exported("ViT", tmp_path)
     names = ["ant", "bee", "cat", "dog", "eel", "fox"]
     net.config.id2label = dict(enumerate(names))
     net.config.save_pretrained(tmp_path)
@@ -153,9 +153,9 @@ def test_a_folder_from_hugging_face_is_explained_with_one_line(tmp_path: Path) -
         main, ["explain", str(path), str(CAT), "-o", str(out), "--preprocess", f"hf:{tmp_path}"]
     )
     assert result.exit_code == 0, result.output
-    held = json.loads((out / "explanation.json").read_text())
+    document = json.loads((out / "explanation.json").read_text())
     assert {label for _, label, _ in Explainer(path, preprocess=f"hf:{tmp_path}").explain(CAT).predictions} <= set(
         names
     )
-    assert held["layer"].endswith("layernorm_before/LayerNormalization_output_0")
+    assert document["layer"].endswith("layernorm_before/LayerNormalization_output_0")
     assert json.loads((out / "analysis_summary.json").read_text())["warnings"] == []

@@ -20,10 +20,10 @@ def model() -> onnx.ModelProto:
 
 
 def verify(model: onnx.ModelProto, oracle: parity.Oracle) -> dict[str, Any]:
-    held = manifest.read(model)
-    assert held is not None
+    header = manifest.read(model)
+    assert header is not None
     batch = parity.draw(np.ones((1, 2, 2, 2), np.float32), 4)
-    return parity.verify(model, held, oracle, batch, "numpy")
+    return parity.verify(model, header, oracle, batch, "numpy")
 
 
 def test_distance_is_relative_per_sample_and_nan_is_far() -> None:
@@ -49,11 +49,11 @@ def test_samples_are_drawn_like_the_example() -> None:
 
 
 def test_equal_numbers_are_recorded(model: onnx.ModelProto) -> None:
-    found = verify(model, lambda batch, double: Reference(batch))
-    assert found["against"] == "numpy"
-    assert found["samples"] == 4
-    assert found["tolerance"] == 1e-3
-    assert max(found[q] for q in parity.QUANTITIES) < 1e-6
+    outcome = verify(model, lambda batch, double: Reference(batch))
+    assert outcome["against"] == "numpy"
+    assert outcome["samples"] == 4
+    assert outcome["tolerance"] == 1e-3
+    assert max(outcome[q] for q in parity.QUANTITIES) < 1e-6
 
 
 def test_different_numbers_are_refused(model: onnx.ModelProto) -> None:
@@ -63,9 +63,9 @@ def test_different_numbers_are_refused(model: onnx.ModelProto) -> None:
 
 def test_the_frameworks_own_error_widens_the_tolerance_threefold(model: onnx.ModelProto) -> None:
     # the framework's float32 is 2 % off itself in float64: an error of 2 % against it proves nothing
-    found = verify(model, lambda batch, double: Reference(batch, 0.0 if double else 0.02))
-    assert found["gradients"] == pytest.approx(0.02 / 1.02, rel=1e-4)
-    assert found["tolerance"] == pytest.approx(0.06, rel=1e-3)
+    outcome = verify(model, lambda batch, double: Reference(batch, 0.0 if double else 0.02))
+    assert outcome["gradients"] == pytest.approx(0.02 / 1.02, rel=1e-4)
+    assert outcome["tolerance"] == pytest.approx(0.06, rel=1e-3)
     with pytest.raises(VerificationError, match=r"more than the 0\.0145 allowed"):
         verify(model, lambda batch, double: Reference(batch, 0.0151 if double else 0.02))
 
@@ -77,18 +77,18 @@ def test_a_framework_that_has_no_float64_form_gets_no_slack(model: onnx.ModelPro
 
 def test_a_gradient_that_jumps_within_a_rounding_error_of_the_samples_is_no_fault(model: onnx.ModelProto) -> None:
     """The framework agrees with itself on the samples, and its gradients are 2 % different right next to them."""
-    seen: list[np.ndarray] = []
+    calls: list[np.ndarray] = []
 
     def oracle(batch: np.ndarray, double: bool) -> Reference:
-        seen.append(batch)
-        same = np.array_equal(batch, seen[0])
-        assert np.allclose(batch, seen[0], rtol=1e-5)
+        calls.append(batch)
+        same = np.array_equal(batch, calls[0])
+        assert np.allclose(batch, calls[0], rtol=1e-5)
         return Reference(batch, 0.02 if same else 0.0)
 
-    found = verify(model, oracle)
-    assert found["gradients"] == pytest.approx(0.02 / 1.02, rel=1e-4)
-    assert found["tolerance"] == pytest.approx(3 * 0.02 / 1.02, rel=1e-3)
-    assert len(seen) == 3, "one move was enough"
+    outcome = verify(model, oracle)
+    assert outcome["gradients"] == pytest.approx(0.02 / 1.02, rel=1e-4)
+    assert outcome["tolerance"] == pytest.approx(3 * 0.02 / 1.02, rel=1e-3)
+    assert len(calls) == 3, "one move was enough"
 
 
 def test_a_jump_smaller_than_the_error_excuses_nothing(model: onnx.ModelProto) -> None:
@@ -157,21 +157,21 @@ def test_other_samples_are_tried_where_one_lies_on_a_kink() -> None:
         VerificationError, match=rf"the gradients of 'a' differ from numpy by .* in sample {row + 1} of 4"
     ):
         parity.verify(model, record, oracle, batch, "numpy")
-    found = parity.verify_on_samples(model, record, oracle, example, 4, "numpy")
-    assert found["samples"] == 8 and found["set_aside"] == 4
-    assert max(found[q] for q in parity.QUANTITIES) < 1e-4
+    outcome = parity.verify_on_samples(model, record, oracle, example, 4, "numpy")
+    assert outcome["samples"] == 8 and outcome["set_aside"] == 4
+    assert max(outcome[q] for q in parity.QUANTITIES) < 1e-4
 
 
 def test_other_samples_excuse_no_wrong_gradient(model: onnx.ModelProto) -> None:
     record = manifest.read(model)
     assert record is not None
-    seen: list[int] = []
+    calls: list[int] = []
 
     def oracle(batch: np.ndarray, double: bool) -> Reference:
-        seen.append(len(batch))
+        calls.append(len(batch))
         # wrong for a third of the samples
         return Reference(batch, np.where(np.arange(len(batch)) % 3 == 1, 0.02, 0.0)[:, None, None, None])
 
     with pytest.raises(VerificationError, match=r"in sample 2 of 4"):
         parity.verify_on_samples(model, record, oracle, np.ones((1, 2, 2, 2), np.float32), 4, "numpy")
-    assert {4, 8} <= set(seen)
+    assert {4, 8} <= set(calls)

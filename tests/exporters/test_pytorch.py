@@ -40,11 +40,11 @@ def test_a_layer_is_what_its_module_returned_whatever_is_done_to_it_in_place_lat
     batch, targets = picture(3, 3, 8, 10, seed=5), [4, 0, 2]
     module = net.get_submodule(layer.partition("#")[0])
     value, gradient, scores = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
-    found = run(model, batch, target=targets)
-    assert list(found) == ["logits", "activations", "gradients", "heatmap"]
-    close(found["logits"], scores)
-    close(found["activations"], value)
-    close(found["gradients"], gradient)
+    outputs = run(model, batch, target=targets)
+    assert list(outputs) == ["logits", "activations", "gradients", "heatmap"]
+    close(outputs["logits"], scores)
+    close(outputs["activations"], value)
+    close(outputs["gradients"], gradient)
 
 
 @pytest.mark.slow
@@ -55,46 +55,46 @@ def test_of_several_calls_the_last_counts_and_a_number_picks_another(layer: str,
     batch, targets = picture(4, 3, 9, 9, seed=3), [0, 1, 2, 3]
     module = net.get_submodule(layer.partition("#")[0])
     value, gradient, scores = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
-    found = run(model, batch, target=targets)
-    close(found["logits"], scores)
-    close(found["activations"], value)
-    close(found["gradients"], gradient)
+    outputs = run(model, batch, target=targets)
+    close(outputs["logits"], scores)
+    close(outputs["activations"], value)
+    close(outputs["gradients"], gradient)
 
 
 @pytest.mark.slow
 def test_several_layers_at_once_by_name_and_by_identity() -> None:
     net = seeded(Reused()).eval()
     model = export(net, picture(1, 3, 9, 9), None, layers=[net.stem, "block#0", net.block, "block.1", net.twin])
-    held = manifest.read(model)
-    assert held is not None
-    assert [entry["name"] for entry in held["layers"]] == ["stem", "block#0", "block", "block.1", "twin"]
+    header = manifest.read(model)
+    assert header is not None
+    assert [entry["name"] for entry in header["layers"]] == ["stem", "block#0", "block", "block.1", "twin"]
     batch, targets = picture(2, 3, 9, 9, seed=3), [3, 1]
-    found = run(model, batch, target=targets)
+    outputs = run(model, batch, target=targets)
     for name, module, call in [("stem", net.stem, 0), ("block#0", net.block, 0), ("block", net.block, 2),
                                ("block.1", net.block[1], 2), ("twin", net.twin, 0)]:  # fmt: skip
         value, gradient, _ = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
-        close(found[f"activations/{name}"], value)
-        close(found[f"gradients/{name}"], gradient)
+        close(outputs[f"activations/{name}"], value)
+        close(outputs[f"gradients/{name}"], gradient)
 
 
 @pytest.mark.slow
 def test_of_a_tuple_list_or_dict_the_first_tensor_counts_and_softmax_is_stepped_over() -> None:
     net = seeded(Structured()).eval()
     model = export(net, picture(1, 3, 8, 8), None, layers=["tupled", "mapped", "named"])
-    held = manifest.read(model)
-    assert held is not None
-    assert held["scores"] == {"name": "logits", "kind": "logits", "classes": 7, "probabilities": "probabilities"}
-    assert held["source"]["outputs"] == ["probabilities", "pooled"]
-    assert held["parity"]["gradients"] < 1e-5
+    header = manifest.read(model)
+    assert header is not None
+    assert header["scores"] == {"name": "logits", "kind": "logits", "classes": 7, "probabilities": "probabilities"}
+    assert header["source"]["outputs"] == ["probabilities", "pooled"]
+    assert header["parity"]["gradients"] < 1e-5
     batch, targets = picture(3, 3, 8, 8, seed=1), [6, 0, 3]
-    found = run(model, batch, target=targets)
+    outputs = run(model, batch, target=targets)
 
     def logits() -> Any:
-        seen: list[Any] = []
-        handle = net.head.register_forward_hook(lambda m, i, o: seen.append(o))
+        values: list[Any] = []
+        handle = net.head.register_forward_hook(lambda m, i, o: values.append(o))
         net(batch)
         handle.remove()
-        return seen[0]
+        return values[0]
 
     rebuilt: dict[str, Callable[..., Any]] = {
         "tupled": lambda hold: lambda m, i, o: (hold(o[0]), o[1]),
@@ -105,20 +105,20 @@ def test_of_a_tuple_list_or_dict_the_first_tensor_counts_and_softmax_is_stepped_
         module = net.get_submodule(name)
         pick = lambda hold, m=module, r=rebuild: [m.register_forward_hook(r(hold))]  # noqa: E731
         value, gradient, scores = differentiate(net, pick, batch, targets, logits)
-        close(found["logits"], scores)
-        close(found[f"activations/{name}"], value)
-        close(found[f"gradients/{name}"], gradient)
-    close(found["probabilities"], net(batch)["probabilities"].detach().numpy())
+        close(outputs["logits"], scores)
+        close(outputs[f"activations/{name}"], value)
+        close(outputs[f"gradients/{name}"], gradient)
+    close(outputs["probabilities"], net(batch)["probabilities"].detach().numpy())
 
 
 @pytest.mark.slow
 def test_a_binary_score_is_explained_with_its_sign() -> None:
     net = seeded(Binary()).eval()
     model = export(net, picture(1, 1, 9, 9), None)
-    held = manifest.read(model)
-    assert held is not None
-    assert held["scores"]["kind"] == "binary_logit"
-    assert held["layers"][0]["name"] == "features"
+    header = manifest.read(model)
+    assert header is not None
+    assert header["scores"]["kind"] == "binary_logit"
+    assert header["layers"][0]["name"] == "features"
     batch = picture(2, 1, 9, 9, seed=2)
 
     def logits() -> Any:
@@ -133,28 +133,28 @@ def test_a_binary_score_is_explained_with_its_sign() -> None:
 @pytest.mark.slow
 def test_a_layers_value_that_no_module_returns_is_checked_on_the_captured_program(tmp_path: Path) -> None:
     net = seeded(Functional()).eval()
-    held = export(net, picture(1, 3, 8, 8), tmp_path / "m.onnx")
-    assert isinstance(held, dict)
-    assert held["layers"][0]["name"] == held["layers"][0]["value"]
-    assert held["parity"]["samples"] == 4
-    assert held["parity"]["gradients"] < 1e-5
+    header = export(net, picture(1, 3, 8, 8), tmp_path / "m.onnx")
+    assert isinstance(header, dict)
+    assert header["layers"][0]["name"] == header["layers"][0]["value"]
+    assert header["parity"]["samples"] == 4
+    assert header["parity"]["gradients"] < 1e-5
     batch, targets = picture(2, 3, 8, 8, seed=1), [2, 0]
     x = torch.relu(net.one(batch))
     x = torch.relu(net.two(x) + x).detach().requires_grad_()
     scores = net.head(F.avg_pool2d(x, 2).square().mean((2, 3)))
     (gradient,) = torch.autograd.grad(scores[0, 2] + scores[1, 0], x)
-    found = run(tmp_path / "m.onnx", batch, target=targets)
-    close(found["activations"], x.detach().numpy())
-    close(found["gradients"], gradient.numpy())
+    outputs = run(tmp_path / "m.onnx", batch, target=targets)
+    close(outputs["activations"], x.detach().numpy())
+    close(outputs["gradients"], gradient.numpy())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("net", "name"), rest_slow([(InPlace, "relu"), (Reused, "twin")]))
 def test_the_default_layer_has_the_shortest_name_of_a_module_that_returns_it(net: Any, name: str) -> None:
     model = export(seeded(net()), picture(1, 3, 9, 9), None, target="required")
-    held = manifest.read(model)
-    assert held is not None
-    assert held["layers"][0]["name"] == name
+    header = manifest.read(model)
+    assert header is not None
+    assert header["layers"][0]["name"] == name
 
 
 @pytest.mark.slow
@@ -227,9 +227,9 @@ def test_a_model_on_the_gpu_stays_there() -> None:
 def test_gradients_are_taken_where_the_caller_has_switched_them_off() -> None:
     net = seeded(InPlace()).requires_grad_(False)
     with torch.no_grad():
-        held = manifest.read(export(net, picture(1, 3, 8, 8), None))
-    assert held is not None
-    assert held["parity"]["gradients"] < 1e-5
+        header = manifest.read(export(net, picture(1, 3, 8, 8), None))
+    assert header is not None
+    assert header["parity"]["gradients"] < 1e-5
 
 
 # -- what is asked for ----------------------------------------------------------------------------------------------
@@ -240,10 +240,10 @@ def test_gradients_are_taken_where_the_caller_has_switched_them_off() -> None:
 def test_targets_bound_to_a_class() -> None:
     net = seeded(InPlace()).eval()
     model = export(net, picture(1, 3, 8, 8), None, layers=["deep"], target="c", labels=list("abcde"))
-    held = manifest.read(model)
-    assert held is not None
-    assert held["target"]["class"] == 2
-    assert held["labels"] == list("abcde")
+    header = manifest.read(model)
+    assert header is not None
+    assert header["target"]["class"] == 2
+    assert header["labels"] == list("abcde")
     batch = picture(2, 3, 8, 8)
     _, gradient, _ = differentiate(net, at(net.deep), batch, [2, 2], lambda: net(batch))
     close(run(model, batch)["gradients"], gradient)
@@ -256,10 +256,14 @@ def test_targets_bound_to_a_class() -> None:
 def test_a_gate_is_put_in_after_the_proof() -> None:
     net, x = seeded(InPlace()), picture(4, 3, 8, 8)
     plain, always, never = (export(net, picture(1, 3, 8, 8), None, gate=g) for g in (None, "margin <= 1", "margin < 0"))
-    held = manifest.read(never)
-    assert held is not None and held["gate"] == {"condition": "margin < 0", "output": "fired"}
-    known = manifest.read(plain)
-    assert known is not None and held["parity"] == known["parity"] and held["layers"] == known["layers"]
+    header = manifest.read(never)
+    assert header is not None and header["gate"] == {"condition": "margin < 0", "output": "fired"}
+    plain_header = manifest.read(plain)
+    assert (
+        plain_header is not None
+        and header["parity"] == plain_header["parity"]
+        and header["layers"] == plain_header["layers"]
+    )
     want, fired, blank = (run(model, x) for model in (plain, always, never))
     assert fired["fired"].all() and not blank["fired"].any()
     for name in ("gradients", "heatmap"):
@@ -274,10 +278,10 @@ def test_a_gate_is_put_in_after_the_proof() -> None:
 def test_only_the_heatmap_if_so_wanted_verified_all_the_same() -> None:
     model = export(seeded(InPlace()), picture(1, 3, 8, 8), None, outputs="heatmap", methods=["gradcam", "hirescam"])
     assert [o.name for o in model.graph.output] == ["logits", "heatmap/gradcam", "heatmap/hirescam"]
-    held = manifest.read(model)
-    assert held is not None
-    assert held["parity"]["gradients"] < 1e-5
-    assert held["layers"][0]["name"] == "relu"
+    header = manifest.read(model)
+    assert header is not None
+    assert header["parity"]["gradients"] < 1e-5
+    assert header["layers"][0]["name"] == "relu"
 
 
 # -- verification -----------------------------------------------------------------------------------------------------
@@ -286,13 +290,13 @@ def test_only_the_heatmap_if_so_wanted_verified_all_the_same() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("capture_once")
 def test_the_parity_is_recorded_in_the_file(tmp_path: Path) -> None:
-    held = export(seeded(InPlace()), picture(1, 3, 8, 8), tmp_path / "m.onnx", verify=6, origin={"name": "mine"})
-    assert isinstance(held, dict)
-    assert manifest.read(onnx.load(tmp_path / "m.onnx")) == held
-    assert held["source"]["name"] == "mine"
-    assert {k: v for k, v in held["parity"].items() if k in ("against", "samples", "tolerance")} == {
+    header = export(seeded(InPlace()), picture(1, 3, 8, 8), tmp_path / "m.onnx", verify=6, origin={"name": "mine"})
+    assert isinstance(header, dict)
+    assert manifest.read(onnx.load(tmp_path / "m.onnx")) == header
+    assert header["source"]["name"] == "mine"
+    assert {k: v for k, v in header["parity"].items() if k in ("against", "samples", "tolerance")} == {
         "against": "torch autograd", "samples": 6, "tolerance": 1e-3}  # fmt: skip
-    assert all(0 <= held["parity"][k] < 1e-5 for k in ("scores", "activations", "gradients"))
+    assert all(0 <= header["parity"][k] < 1e-5 for k in ("scores", "activations", "gradients"))
 
 
 @pytest.fixture
@@ -302,8 +306,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
     def choose(stem: str) -> None:
         def wrong(session: Any, names: Any, feeds: Any) -> Any:
-            found = honest(session, names, feeds)
-            return {k: v * np.float32(1.01) if k.startswith(stem) else v for k, v in found.items()}
+            outputs = honest(session, names, feeds)
+            return {k: v * np.float32(1.01) if k.startswith(stem) else v for k, v in outputs.items()}
 
         monkeypatch.setattr(parity, "run", wrong)
 
@@ -365,12 +369,12 @@ def test_torchvision_models_agree_with_autograd(name: str, size: int, layers: li
     options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
     net = models.get_model(name, weights=None, num_classes=10, **options)
     before = [part.training for part in net.modules()]
-    held = manifest.read(export(net, picture(1, 3, size, size), None, layers=layers))
+    header = manifest.read(export(net, picture(1, 3, size, size), None, layers=layers))
     assert [part.training for part in net.modules()] == before
-    assert held is not None
-    assert held["source"]["exporter"] == "torch.export"
-    assert held["layers"][0]["name"] == named or named is None
-    assert max(held["parity"][quantity] for quantity in parity.QUANTITIES) < 1e-4
+    assert header is not None
+    assert header["source"]["exporter"] == "torch.export"
+    assert header["layers"][0]["name"] == named or named is None
+    assert max(header["parity"][quantity] for quantity in parity.QUANTITIES) < 1e-4
 
 
 @pytest.mark.slow
@@ -386,12 +390,12 @@ def test_torchvision_layers_deep_inside(name: str, layers: list[str]) -> None:
     net = seeded_like_trained(models.get_model(name, weights=None, num_classes=10)).eval()
     model = export(net, picture(1, 3, 64, 64), None, layers=layers)
     batch, targets = picture(2, 3, 64, 64, seed=4), [3, 9]
-    found = run(model, batch, target=targets)
+    outputs = run(model, batch, target=targets)
     for layer in layers:
         value, gradient, scores = differentiate(net, at(net.get_submodule(layer)), batch, targets, lambda: net(batch))
-        assert parity.distance(found["logits"], scores).max() < 1e-4
-        assert parity.distance(found[f"activations/{layer}"], value).max() < 1e-4
-        assert parity.distance(found[f"gradients/{layer}"], gradient).max() < 1e-2
+        assert parity.distance(outputs["logits"], scores).max() < 1e-4
+        assert parity.distance(outputs[f"activations/{layer}"], value).max() < 1e-4
+        assert parity.distance(outputs[f"gradients/{layer}"], gradient).max() < 1e-2
 
 
 def seeded_like_trained(net: Any) -> Any:
@@ -416,8 +420,8 @@ def test_the_file_tells_nothing_of_the_machine_it_was_made_on(exporter: str, mon
         monkeypatch.setattr(torch_capture, "_by_torch_export", _fails)
     model = export(seeded(InPlace()), picture(2, 3, 16, 16), None)
     assert isinstance(model, onnx.ModelProto)
-    held = manifest.read(model)
-    assert held is not None and held["source"]["exporter"] == exporter
+    header = manifest.read(model)
+    assert header is not None and header["source"]["exporter"] == exporter
     written = model.SerializeToString()
     for folder in (Path(torch.__file__).parent, Path(__file__).parent, Path.cwd()):
         assert str(folder).encode() not in written

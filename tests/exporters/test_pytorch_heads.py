@@ -50,13 +50,15 @@ def thresholds(z: Tensor, _: Tensor) -> Tensor:
     ids=["vote", "topk", "squeezed", "thresholds"],
 )
 def test_heads_agree_with_autograd(head: Head, classes: int, entry: dict[str, object]) -> None:
-    made = pytorch.export(Network(head, classes), torch.randn(1, 3, 16, 16), None, layers="relu")
-    record = held(made)
+    exported = pytorch.export(Network(head, classes), torch.randn(1, 3, 16, 16), None, layers="relu")
+    record = held(exported)
     assert entry.items() <= record["scores"].items()
     assert record["parity"]["samples"] == 4 and record["parity"]["gradients"] <= 1e-3
     assert record["source"]["outputs"][0] == "probabilities"
 
 
 def test_a_declared_kind_is_exported() -> None:
-    made = pytorch.export(Network(lambda z, u: z, 5), torch.randn(1, 3, 16, 16), None, layers="relu", kind="multilabel")
-    assert held(made)["scores"]["kind"] == "multilabel"
+    exported = pytorch.export(
+        Network(lambda z, u: z, 5), torch.randn(1, 3, 16, 16), None, layers="relu", kind="multilabel"
+    )
+    assert held(exported)["scores"]["kind"] == "multilabel"

@@ -26,9 +26,9 @@ nn = torch.nn
 @pytest.mark.parametrize("rows", rest_slow([1, 2, 5]))
 def test_the_batch_is_free_whatever_the_examples_rows(rows: int) -> None:
     model = export(seeded(Reused()), (picture(rows, 3, 9, 9),), None, verify=False)
-    held = manifest.read(model)
-    assert held is not None
-    assert held["parity"] is None
+    header = manifest.read(model)
+    assert header is not None
+    assert header["parity"] is None
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
     for count in (1, 3):
         assert all(array.shape[0] == count for array in run(model, picture(count, 3, 9, 9)).values())
@@ -49,10 +49,10 @@ def test_opsets(opset: int | None, gelu: bool) -> None:
     model = export(seeded(net), picture(1, 3, 8, 8), None, opset=opset)
     assert [o.version for o in model.opset_import] == [opset or 20]
     assert any(node.op_type == "Gelu" for node in model.graph.node) is gelu
-    held = manifest.read(model)
-    assert held is not None
-    assert held["layers"][0]["name"] == "1"
-    assert held["source"]["opset"] == (opset or 20)
+    header = manifest.read(model)
+    assert header is not None
+    assert header["layers"][0]["name"] == "1"
+    assert header["source"]["opset"] == (opset or 20)
 
 
 @pytest.mark.parametrize("opset", [17, 22])
@@ -72,15 +72,15 @@ def test_the_older_exporter_steps_in_and_says_so(
     with caplog.at_level(logging.WARNING):
         model = export(net, picture(1, 3, 8, 8), None, layers=["bn", "relu#0", "relu"])
     assert "cannot trace this" in caplog.text
-    held = manifest.read(model)
-    assert held is not None
-    assert held["source"]["exporter"] == "torchscript"
-    assert "cannot trace this" in held["source"]["note"]
+    header = manifest.read(model)
+    assert header is not None
+    assert header["source"]["exporter"] == "torchscript"
+    assert "cannot trace this" in header["source"]["note"]
     batch, targets = picture(3, 3, 8, 8), [0, 1, 2]
     value, gradient, _ = differentiate(net, at(net.bn), batch, targets, lambda: net(batch))
-    found = run(model, batch, target=targets)
-    close(found["activations/bn"], value)
-    close(found["gradients/bn"], gradient)
+    outputs = run(model, batch, target=targets)
+    close(outputs["activations/bn"], value)
+    close(outputs["gradients/bn"], gradient)
 
 
 @pytest.mark.slow
@@ -111,11 +111,11 @@ def test_an_exported_program_keeps_its_module_names_and_calls() -> None:
         free = torch.export.export(net, (picture(2, 3, 9, 9),), dynamic_shapes=({0: torch.export.Dim("rows")},))
     model = export(free, picture(1, 3, 9, 9), None, layers=["stem", "block#0", "block"])
     batch, targets = picture(3, 3, 9, 9, seed=1), [1, 3, 0]
-    found = run(model, batch, target=targets)
+    outputs = run(model, batch, target=targets)
     for name, module, call in [("stem", net.stem, 0), ("block#0", net.block, 0), ("block", net.block, 2)]:
         value, gradient, _ = differentiate(net, at(module, call), batch, targets, lambda: net(batch))
-        close(found[f"activations/{name}"], value)
-        close(found[f"gradients/{name}"], gradient)
+        close(outputs[f"activations/{name}"], value)
+        close(outputs[f"gradients/{name}"], gradient)
 
 
 def test_a_program_exported_for_one_picture_is_refused() -> None:

@@ -43,7 +43,7 @@ def nested() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("layer", "told"),
+    ("layer", "message"),
     [
         ("0.2", r"no module '0\.2'; the nearest are '0\.1'"),
         ("spare", "not called"),
@@ -54,8 +54,8 @@ def nested() -> Any:
         (nn.ReLU(), "not a module of the model"),
     ],
 )
-def test_a_layer_that_cannot_be_is_refused_with_candidates(layer: Any, told: str) -> None:
-    with pytest.raises(LayerError, match=told):
+def test_a_layer_that_cannot_be_is_refused_with_candidates(layer: Any, message: str) -> None:
+    with pytest.raises(LayerError, match=message):
         export(nested(), picture(1, 3, 8, 8), None, layers=[layer])
 
 
@@ -73,9 +73,9 @@ def test_part_of_a_name_is_enough_if_only_one_module_ends_with_it() -> None:
     net = seeded(Outer())
     with pytest.raises(LayerError, match=r"ambiguous; it could be 'a\.one', 'b\.one'"):
         export(net, picture(1, 3, 8, 8), None, layers=["one"])
-    held = manifest.read(export(net, picture(1, 3, 8, 8), None, layers=["deep"]))
-    assert held is not None
-    assert held["layers"][0]["name"] == "only.deep"
+    header = manifest.read(export(net, picture(1, 3, 8, 8), None, layers=["deep"]))
+    assert header is not None
+    assert header["layers"][0]["name"] == "only.deep"
 
 
 def test_no_layers_at_all() -> None:
@@ -101,7 +101,7 @@ def test_a_detached_layer_cannot_be_verified() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "told"),
+    ("inputs", "message"),
     [
         ((picture(1, 3, 8, 8), picture(1, 3, 8, 8)), "got 2 example inputs"),
         (picture(3, 8, 8), r"shape \[3, 8, 8\]"),
@@ -109,8 +109,8 @@ def test_a_detached_layer_cannot_be_verified() -> None:
         ("cat.jpg", "got a str"),
     ],
 )
-def test_example_inputs_that_are_no_batch_of_pictures(inputs: Any, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_example_inputs_that_are_no_batch_of_pictures(inputs: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         export(seeded(InPlace()), inputs, None)
 
 
@@ -140,18 +140,18 @@ def test_several_outputs_need_a_choice_unless_the_first_is_scores() -> None:
 
         def forward(self, x: Any) -> Any:
             y = self.conv(x)
-            found = [self.a(y.mean((2, 3))), self.b(y.mean((2, 3))), y]
-            return tuple(found[k] for k in self.order)
+            heads = [self.a(y.mean((2, 3))), self.b(y.mean((2, 3))), y]
+            return tuple(heads[k] for k in self.order)
 
     for order, classes in (([0, 1], 3), ([1, 0], 2), ([2, 0], 3)):
-        held = manifest.read(export(seeded(Two(order)), picture(1, 3, 8, 8), None))
-        assert held is not None
-        assert held["scores"]["classes"] == classes
+        header = manifest.read(export(seeded(Two(order)), picture(1, 3, 8, 8), None))
+        assert header is not None
+        assert header["scores"]["classes"] == classes
     with pytest.raises(ModelError, match="several outputs could be class scores"):
         export(seeded(Two([2, 0, 1])), picture(1, 3, 8, 8), None)
-    held = manifest.read(export(seeded(Two([2, 0, 1])), picture(1, 3, 8, 8), None, scores="output_2"))
-    assert held is not None
-    assert (held["scores"]["name"], held["scores"]["classes"]) == ("output_2", 2)
+    header = manifest.read(export(seeded(Two([2, 0, 1])), picture(1, 3, 8, 8), None, scores="output_2"))
+    assert header is not None
+    assert (header["scores"]["name"], header["scores"]["classes"]) == ("output_2", 2)
 
 
 def test_a_folder_that_is_not_there_is_noticed_before_the_work(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def nothing_runs() -> Any:
     assert "custom" not in set(sys.modules) - modules
 
 
-def save(path: Path, held: Any) -> Path:
-    torch.save(held, path)
+def save(path: Path, content: Any) -> Path:
+    torch.save(content, path)
     return path
 
 
@@ -99,7 +99,7 @@ def test_the_current_folder_is_importable(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ("no_such_package.here:model", "cannot import 'no_such_package.here'"),
         (f"{NETS}:mak", "has no 'mak'; the nearest are 'make'"),
@@ -110,10 +110,10 @@ def test_the_current_folder_is_importable(tmp_path: Path, monkeypatch: pytest.Mo
         ("torchvision:resnet51", "no classifier 'resnet51'; the nearest are 'resnet"),
     ],
 )
-def test_sources_that_are_none(source: str, told: str) -> None:
+def test_sources_that_are_none(source: str, message: str) -> None:
     if source.startswith("torchvision"):
         import_torchvision()
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         load(source)
 
 
@@ -126,16 +126,16 @@ def state(scale: float = 2.0) -> dict[str, Any]:
 
 @pytest.mark.parametrize("form", ["plain", "wrapped", "parallel", "safetensors"])
 def test_weights_from_a_file(form: str, tmp_path: Path) -> None:
-    given = state()
+    state_dict = state()
     if form == "safetensors":
         path = tmp_path / "w.safetensors"
-        pytest.importorskip("safetensors.torch").save_file(given, path)
+        pytest.importorskip("safetensors.torch").save_file(state_dict, path)
     else:
-        held = {"plain": given, "wrapped": {"epoch": 3, "state_dict": given},
-                "parallel": {f"module.{k}": v for k, v in given.items()}}[form]  # fmt: skip
-        path = save(tmp_path / "w.pt", held)
+        contents = {"plain": state_dict, "wrapped": {"epoch": 3, "state_dict": state_dict},
+                "parallel": {f"module.{k}": v for k, v in state_dict.items()}}[form]  # fmt: skip
+        path = save(tmp_path / "w.pt", contents)
     model = load(f"{NETS}:make", weights=str(path), input_size=8).model
-    assert all(torch.equal(v, given[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(v, state_dict[k]) for k, v in model.state_dict().items())
 
 
 def prefixed(prefix: str, more: bool = False) -> dict[str, Any]:
@@ -273,11 +273,11 @@ def test_a_checkpoint_with_the_whole_module(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_are_told_by_their_keys(tmp_path: Path) -> None:
-    given = state()
-    del given["one.bias"]
-    given["three.bias"] = torch.zeros(1)
-    given["head.weight"] = torch.zeros(9, 4)
-    path = save(tmp_path / "w.pt", given)
+    state_dict = state()
+    del state_dict["one.bias"]
+    state_dict["three.bias"] = torch.zeros(1)
+    state_dict["head.weight"] = torch.zeros(9, 4)
+    path = save(tmp_path / "w.pt", state_dict)
     with pytest.raises(ModelError) as caught:
         load(f"{NETS}:make", weights=str(path), input_size=8)
     for part in ("1 missing: 'one.bias'", "1 unexpected: 'three.bias'", r"head.weight is [9, 4] instead of [3, 4]"):
@@ -292,16 +292,16 @@ def test_weights_are_never_unpickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"just text", "not a saved state dict"),
         (b"", "not a saved state dict"),
         (b"\x80\x02cut", "more than weights .or is damaged"),
     ],
 )
-def test_files_that_are_no_weights(content: bytes, told: str, tmp_path: Path) -> None:
+def test_files_that_are_no_weights(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(content)
-    with pytest.raises((ModelError, TrustError), match=told):
+    with pytest.raises((ModelError, TrustError), match=message):
         load(f"{NETS}:make", weights=str(tmp_path / "w.pt"), input_size=8)
 
 
@@ -388,28 +388,28 @@ def edited(name: str | None, data: bytes, suffix: str, edit: Any) -> bytes | Non
         return None
     if not name.endswith(suffix):
         return data
-    held = json.loads(data)
-    edit(held)
-    return json.dumps(held).encode()
+    document = json.loads(data)
+    edit(document)
+    return json.dumps(document).encode()
 
 
-def inject(held: Any) -> None:
-    if isinstance(held, dict):
-        if "expr_str" in held:
-            held["expr_str"] = "exec(chr(105))"
-        for value in held.values():
+def inject(document: Any) -> None:
+    if isinstance(document, dict):
+        if "expr_str" in document:
+            document["expr_str"] = "exec(chr(105))"
+        for value in document.values():
             inject(value)
-    elif isinstance(held, list):
-        for value in held:
+    elif isinstance(document, list):
+        for value in document:
             inject(value)
 
 
-def mark(held: Any) -> None:
-    next(iter(held["config"].values()))["use_pickle"] = True
+def mark(document: Any) -> None:
+    next(iter(document["config"].values()))["use_pickle"] = True
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda n, d: pickled() if n and n.endswith("sample_inputs/model.pt") else (d if n else None), "than tensors"),
         (lambda n, d: d if n else ("m/data/constants/custom_obj_0", pickled()), "pickled object"),
@@ -419,9 +419,9 @@ def mark(held: Any) -> None:
         (lambda n, d: edited(n, d, "models/model.json", inject), "more than arithmetic"),
     ],
 )
-def test_an_archive_that_would_run_code_needs_trust(change: Any, told: str, tmp_path: Path) -> None:
+def test_an_archive_that_would_run_code_needs_trust(change: Any, message: str, tmp_path: Path) -> None:
     path = rewrite(program(tmp_path / "honest.pt2"), tmp_path / "m.pt2", change)
-    with pytest.raises(TrustError, match=told):
+    with pytest.raises(TrustError, match=message):
         load(str(path))
 
 
@@ -449,8 +449,8 @@ def test_torchvision_without_weights_and_with_a_file_of_other_classes(tmp_path: 
 def test_torchvisions_own_weights_bring_labels_and_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
     models = import_torchvision().models
     best = models.SqueezeNet1_1_Weights.DEFAULT
-    made = models.squeezenet1_1(weights=None)
-    monkeypatch.setattr(type(best), "get_state_dict", lambda *_, **__: made.state_dict())
+    network = models.squeezenet1_1(weights=None)
+    monkeypatch.setattr(type(best), "get_state_dict", lambda *_, **__: network.state_dict())
     info = load("torchvision:squeezenet1_1").info
     assert info.labels is not None
     assert (len(info.labels), info.labels[0]) == (1000, "tench")

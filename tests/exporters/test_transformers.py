@@ -33,37 +33,37 @@ def theirs(net: Any, case: Any, layer: Any, x: Any) -> np.ndarray:
         warnings.simplefilter("ignore")
         cam = importlib.import_module("pytorch_grad_cam").GradCAM
         target = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
-        with cam(model=net, target_layers=[layer], reshape_transform=case.fold) as made:
-            return np.asarray(made(input_tensor=x, targets=[target(index) for index in CLASSES]), np.float32)
+        with cam(model=net, target_layers=[layer], reshape_transform=case.fold) as method:
+            return np.asarray(method(input_tensor=x, targets=[target(index) for index in CLASSES]), np.float32)
 
 
 def differentiated(net: Any, layer: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
     """A module's output and the gradient of the scores of `CLASSES` there, by torch autograd."""
-    kept: list[Any] = []
-    handle = layer.register_forward_hook(lambda _, __, output: kept.append(output.clone()) or kept[0].clone())
+    values: list[Any] = []
+    handle = layer.register_forward_hook(lambda _, __, output: values.append(output.clone()) or values[0].clone())
     scores = net(x)
     handle.remove()
-    (gradient,) = torch.autograd.grad(scores[range(len(x)), CLASSES].sum(), kept[0])
-    return kept[0].detach().numpy(), gradient.numpy()
+    (gradient,) = torch.autograd.grad(scores[range(len(x)), CLASSES].sum(), values[0])
+    return values[0].detach().numpy(), gradient.numpy()
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.soak if n in LONG else ()) for n in CASES])
 def test_the_default_layer_and_its_map(name: str) -> None:
     case, net, x = CASES[name], build(name), pictures(name)
     named = [case.layer, *filter(None, [case.middle])]
-    made = pytorch.export(net, x[:1], None, layers=named, verify=1)
+    exported = pytorch.export(net, x[:1], None, layers=named, verify=1)
 
     # what the exporter put in is taken out again before the graph is searched
-    found = next(layer for layer in onnxcam.layers(made) if layer.default)
-    assert found.name == case.layer
-    assert (found.layout, found.grid, found.prefix_tokens) == (case.layout, case.grid, case.prefix)
+    listed = next(layer for layer in onnxcam.layers(exported) if layer.default)
+    assert listed.name == case.layer
+    assert (listed.layout, listed.grid, listed.prefix_tokens) == (case.layout, case.grid, case.prefix)
 
-    explainer = Explainer(made.SerializeToString(), providers=CPU)
+    explainer = Explainer(exported.SerializeToString(), providers=CPU)
     modules = dict(net.named_modules())
     raw = explainer.run(x.numpy(), CLASSES, named)
     for layer, *pair in zip(named, raw.activations, raw.gradients, strict=True):
-        for got, want in zip(pair, differentiated(net, modules[layer], x), strict=True):
-            far = np.linalg.norm((got - want).reshape(3, -1), axis=1)
+        for actual, want in zip(pair, differentiated(net, modules[layer], x), strict=True):
+            far = np.linalg.norm((actual - want).reshape(3, -1), axis=1)
             assert (far <= 1e-3 * np.linalg.norm(want.reshape(3, -1), axis=1)).all()
             assert np.abs(want).reshape(3, -1).max(axis=1).min() > 0
 
@@ -78,9 +78,9 @@ def test_the_default_layer_and_its_map(name: str) -> None:
 )
 def test_the_exporter_calls_the_default_layer_by_its_module(name: str) -> None:
     case = CASES[name]
-    held = manifest.read(pytorch.export(build(name), pictures(name)[:1], None, verify=1))
-    assert held is not None
-    (entry,) = held["layers"]
+    header = manifest.read(pytorch.export(build(name), pictures(name)[:1], None, verify=1))
+    assert header is not None
+    (entry,) = header["layers"]
     assert (entry["name"], entry["layout"], entry["grid"], entry["prefix_tokens"]) == (
         case.layer, case.layout, list(case.grid), case.prefix
     )  # fmt: skip
@@ -96,15 +96,15 @@ def test_the_older_exporters_arithmetic_with_shapes(name: str, monkeypatch: pyte
     monkeypatch.setattr(torch_capture, "_by_torch_export", refuse)
     case, net, x = CASES[name], build(name), pictures(name)
     named = [case.layer, *filter(None, [case.middle])]
-    made = pytorch.export(net, x[:1], None, layers=named, verify=1)
-    held = manifest.read(made)
-    assert held is not None and held["source"]["exporter"] == "torchscript"
-    assert any(node.op_type == "Shape" for node in made.graph.node)
-    found = next(layer for layer in onnxcam.layers(made) if layer.default)
-    assert (found.name, found.layout, found.grid, found.prefix_tokens) == (
+    exported = pytorch.export(net, x[:1], None, layers=named, verify=1)
+    header = manifest.read(exported)
+    assert header is not None and header["source"]["exporter"] == "torchscript"
+    assert any(node.op_type == "Shape" for node in exported.graph.node)
+    listed = next(layer for layer in onnxcam.layers(exported) if layer.default)
+    assert (listed.name, listed.layout, listed.grid, listed.prefix_tokens) == (
         case.layer, case.layout, case.grid, case.prefix
     )  # fmt: skip
-    raw = Explainer(made.SerializeToString(), providers=CPU).run(x.numpy(), CLASSES, named)
-    for layer, got in zip(named, raw.gradients, strict=True):
+    raw = Explainer(exported.SerializeToString(), providers=CPU).run(x.numpy(), CLASSES, named)
+    for layer, actual in zip(named, raw.gradients, strict=True):
         _, want = differentiated(net, dict(net.named_modules())[layer], x)
-        assert np.linalg.norm(got - want) <= 1e-3 * np.linalg.norm(want)
+        assert np.linalg.norm(actual - want) <= 1e-3 * np.linalg.norm(want)

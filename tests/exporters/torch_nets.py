@@ -119,9 +119,9 @@ def seeded(net: nn.Module) -> nn.Module:
     for parameter in net.parameters():
         with torch.no_grad():
             parameter.normal_(0.0, 0.4, generator=generator)
-    for held in net.buffers():
-        if held.is_floating_point():
-            held.uniform_(0.5, 1.5, generator=generator)
+    for buffer in net.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5, generator=generator)
     return net
 
 

@@ -25,11 +25,11 @@ def differentiate(net: Any, pick: Callable[..., Any], batch: Any, targets: Any, 
     `pick(hold)` puts `hold` (tensor -> tensor to go on with) in place and returns a handle to take it away again;
     `logits()` runs the network and returns the scores.
     """
-    kept: list[Any] = []
+    values: list[Any] = []
 
     def hold(tensor: Any) -> Any:
         leaf = tensor.detach().clone().requires_grad_()
-        kept[:] = [leaf]
+        values[:] = [leaf]
         return leaf * 1.0
 
     handles = pick(hold)
@@ -37,8 +37,8 @@ def differentiate(net: Any, pick: Callable[..., Any], batch: Any, targets: Any, 
     for handle in handles:
         handle.remove()
     total = sum(scores[n, t] for n, t in enumerate(targets))
-    (gradient,) = torch.autograd.grad(total, kept[0])
-    return kept[0].detach().numpy(), gradient.numpy(), scores.detach().numpy()
+    (gradient,) = torch.autograd.grad(total, values[0])
+    return values[0].detach().numpy(), gradient.numpy(), scores.detach().numpy()
 
 
 def at(module: Any, call: int = 0) -> Callable[..., Any]:

@@ -50,16 +50,16 @@ def whole(model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_the_table_is_that_of_the_plain_loop(model: Path, pictures: Path, whole: Path) -> None:
     paths = sorted(pictures.rglob("*.png"))
     loop = Explain(model, column="picture", overlay=True)({"picture": samples.column([str(path) for path in paths])})
-    held = table.rows(whole)
-    assert list(held) == ["path", "truth", "truth_label", "right", *(c.name for c in columns(overlay=True))]
-    added = {name: held[name] for name in loop}
+    rows = table.rows(whole)
+    assert list(rows) == ["path", "truth", "truth_label", "right", *(c.name for c in columns(overlay=True))]
+    added = {name: rows[name] for name in loop}
     assert not samples.differences({name: list(values) for name, values in loop.items()}, added)
-    assert held["path"] == [path.relative_to(pictures).as_posix() for path in paths]
+    assert rows["path"] == [path.relative_to(pictures).as_posix() for path in paths]
     folders = [samples.NAMES.index(path.parent.name) for path in paths]
-    assert held["truth"] == folders and held["truth_label"] == [path.parent.name for path in paths]
-    ok = [not error for error in held["error"]]
-    assert [right for right, good in zip(held["right"], ok, strict=True) if good] == [
-        predicted == truth for predicted, truth, good in zip(held["prediction"], folders, ok, strict=True) if good
+    assert rows["truth"] == folders and rows["truth_label"] == [path.parent.name for path in paths]
+    ok = [not error for error in rows["error"]]
+    assert [right for right, good in zip(rows["right"], ok, strict=True) if good] == [
+        predicted == truth for predicted, truth, good in zip(rows["prediction"], folders, ok, strict=True) if good
     ]
 
 
@@ -90,12 +90,12 @@ def test_only_rows_that_meet_the_condition_are_explained(
     limit = float(np.sort(confidence)[20:22].mean())  # between two rows
     result = table.batch(model, pictures, "-o", tmp_path / "t", "--when", f"confidence < {limit:.9f}", "--top-k", 2)
     assert result.exit_code == 1 and f"{len(BROKEN)} failed" in result.stdout
-    held = table.rows(tmp_path / "t")
-    fired = np.array(held["fired"])
+    rows = table.rows(tmp_path / "t")
+    fired = np.array(rows["fired"])
     assert 0 < fired.sum() < COUNT
     np.testing.assert_array_equal(fired, np.nan_to_num(confidence, nan=2) < limit)
-    assert [value is not None for value in held["map"]] == fired.tolist()
-    assert {len(top) for top in held["top"] if top is not None} == {2}
+    assert [value is not None for value in rows["map"]] == fired.tolist()
+    assert {len(top) for top in rows["top"] if top is not None} == {2}
 
 
 def test_what_is_named_is_in_the_order_of_the_names_and_once(model: Path, pictures: Path, tmp_path: Path) -> None:
@@ -114,18 +114,18 @@ def test_what_is_named_is_in_the_order_of_the_names_and_once(model: Path, pictur
     assert result.exit_code == 1
     about = json.loads(result.stdout)
     assert about["counts"]["left_out"] == 1 and "pipe (FIFO)" in about["left_out"][0]
-    held = table.rows(output, ["path", "error"])
+    rows = table.rows(output, ["path", "error"])
     root = Path(about["root"])
     names_shown = ("half\\xff.png", "link.png", "plain.png", "ä\nb.png")
     inside = [os.path.relpath(odd / name, root) for name in names_shown]
     ant = [path.relative_to(root).as_posix() for path in sorted((pictures / "ant").iterdir())]
-    assert held["path"][:4] == inside and held["path"][4 : 4 + len(ant)] == ant
-    assert len(held["path"]) == 4 + len(ant) + 1, "what was named twice is there once"
-    assert held["path"][-1].endswith("no such.png") and held["error"][-1]
+    assert rows["path"][:4] == inside and rows["path"][4 : 4 + len(ant)] == ant
+    assert len(rows["path"]) == 4 + len(ant) + 1, "what was named twice is there once"
+    assert rows["path"][-1].endswith("no such.png") and rows["error"][-1]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["MODEL", "-o", "OUT"], 2, "no PICTURES were given"),
         (["MODEL", "-", "-o", "OUT"], 2, "made of files"),
@@ -155,7 +155,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     code: int,
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(pictures.rglob("*"))
@@ -163,7 +163,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     spelled = ["/".join(str(places.get(part, part)) for part in one.split("/")) for one in arguments]
     result = table.batch(*spelled)
     assert result.exit_code == code, result.output
-    assert said in result.stderr and "Traceback" not in result.stderr
+    assert message in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists() and sorted(pictures.rglob("*")) == before
 
 
@@ -173,11 +173,11 @@ def test_pictures_that_a_table_of_classes_does_not_have_are_counted(
     ants, bees = sorted((pictures / "ant").iterdir()), sorted((pictures / "bee").iterdir())
     (tmp_path / "truth.csv").write_text("".join(f"ant/{path.name},ant\n" for path in ants))
     call = [model, pictures / "ant", pictures / "bee", "-o", tmp_path / "t", "--truth", tmp_path / "truth.csv"]
-    said = f"{len(bees)} of {len(ants) + len(bees)} pictures are not in the table of classes"
+    sentence = f"{len(bees)} of {len(ants) + len(bees)} pictures are not in the table of classes"
     for more in ([], ["--resume"]):
         result = table.batch(*call, "--json", *more)
         record = json.loads(result.stdout)
-        assert said in result.stderr and any(said in text for text in record["warnings"])
+        assert sentence in result.stderr and any(sentence in text for text in record["warnings"])
         counts = record["counts"]
         failed = [error for path, error in zip(*table.rows(tmp_path / "t", ["path", "error"]).values(), strict=True)
                   if error and path.startswith("ant")]  # fmt: skip

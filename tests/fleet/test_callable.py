@@ -139,7 +139,7 @@ def test_what_is_wrong_with_every_row_is_raised(model: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("batch", "said"),
+    ("batch", "message"),
     [
         ({"path": ["1.png"], "order": [1, 2, 3]}, "'order' has 3 rows, and 'path' 1"),
         ({"path": ["1.png", "2.png"], "order": np.arange(1)}, "'order' has 1 rows, and 'path' 2"),
@@ -153,10 +153,10 @@ def test_what_is_wrong_with_every_row_is_raised(model: Path, tmp_path: Path) -> 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_columns_that_are_no_row_for_each_picture_are_refused(model: Path, batch: Any, said: str) -> None:
+def test_columns_that_are_no_row_for_each_picture_are_refused(model: Path, batch: Any, message: str) -> None:
     with pytest.raises(InputError, match="give ") as caught:
         Explain(model, column="path")(batch)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_names_that_are_no_text_pass_through(model: Path) -> None:

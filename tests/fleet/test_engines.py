@@ -64,8 +64,8 @@ def test_an_engine_gives_the_table_of_a_loop_and_survives_a_kill(
     )
     assert done.returncode == 0, done.stderr[-5000:]
     # an engine may print a line of its own after it
-    said = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
-    assert said["killed"] and all(said["killed"])
+    answer = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+    assert answer["killed"] and all(answer["killed"])
     for name in ENGINES[engine]:
         table = columns(pickle.loads((job / f"{name}.pickle").read_bytes()))
         assert table["id"] == list(range(COUNT)), "rows were lost or repeated"

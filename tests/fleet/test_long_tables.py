@@ -29,22 +29,22 @@ def test_two_thousand_pictures_of_which_twenty_are_broken(model: Path, tmp_path:
     pictures = table.folder_of(tmp_path / "pictures", 2000)
     result = table.batch(model, pictures, "-o", tmp_path / "t", "--rows-per-part", 300)
     assert result.exit_code == 1 and result.stderr.count("Error: ") == 20, result.stderr
-    held = table.rows(tmp_path / "t")
+    rows = table.rows(tmp_path / "t")
     paths = sorted(pictures.rglob("*.png"))
-    assert held.pop("path") == [path.relative_to(pictures).as_posix() for path in paths]
-    assert sum(bool(error) for error in held["error"]) == table.summary(tmp_path / "t")["counts"]["failed"] == 20
+    assert rows.pop("path") == [path.relative_to(pictures).as_posix() for path in paths]
+    assert sum(bool(error) for error in rows["error"]) == table.summary(tmp_path / "t")["counts"]["failed"] == 20
     explain = Explain(model, column="picture")
-    loop: dict[str, list[object]] = {name: [] for name in held}
+    loop: dict[str, list[object]] = {name: [] for name in rows}
     for start in range(0, len(paths), 123):
         some = samples.column([str(path) for path in paths[start : start + 123]])
         for name, values in explain({"picture": some}).items():
             loop[name] += list(values)
-    for row, error in enumerate(held["error"]):  # what does not apply is an empty array in a batch, and null in a table
+    for row, error in enumerate(rows["error"]):  # what does not apply is an empty array in a batch, and null in a table
         for name in ("top", "top_confidence", "map", "map_box"):
             if error:
-                assert held[name][row] is None
+                assert rows[name][row] is None
                 loop[name][row] = None
-    assert not samples.differences(loop, held)
+    assert not samples.differences(loop, rows)
 
 
 @pytest.mark.fleets

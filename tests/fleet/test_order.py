@@ -119,9 +119,9 @@ def test_any_order_of_an_engine_gives_the_table_of_the_loop(
     if not expected:
         return
     for run, _ in result:
-        held = table.rows(run.folder)
-        assert held["prediction"] == [-1 if row % 2 else row for row in expected]
-        assert [int(path.rpartition("-")[2][:-4]) for path in held["path"]] == expected
+        table_rows = table.rows(run.folder)
+        assert table_rows["prediction"] == [-1 if row % 2 else row for row in expected]
+        assert [int(path.rpartition("-")[2][:-4]) for path in table_rows["path"]] == expected
         assert {tables.metadata(path).counts.rows for path in tables.files_of(run.folder)} <= {
             per_part,
             count % per_part,
@@ -153,11 +153,11 @@ def test_names_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, 
     folder = tmp_path_factory.getbasetemp()
     paths = [f"/root/{os.fsdecode(name)}" for name in names]
     (folder / listing.NAME).write_bytes(b"".join(listing.pieces(paths)))
-    kept = Listing(folder, "/root", len(paths))
-    assert list(kept.paths()) == paths
-    assert list(kept.paths(3, 5)) == paths[3:5] if len(paths) >= 5 else True
+    read_back = Listing(folder, "/root", len(paths))
+    assert list(read_back.paths()) == paths
+    assert list(read_back.paths(3, 5)) == paths[3:5] if len(paths) >= 5 else True
     for path in paths:
-        kept.relative(path).encode()
+        read_back.relative(path).encode()
     listed = folder / "list"
     for separator in (b"\n", b"\r\n", b"\0"):
         listed.write_bytes(separator.join(map(os.fsencode, paths)) + separator)

@@ -59,9 +59,9 @@ def test_engine(recipe: str, pictures: Path, tmp_path: Path) -> None:
     read += "print(sorted(zip(t['label'].to_pylist(), t['error'].to_pylist(), strict=True), key=str))"
     files = sorted(str(path) for path in out.rglob("*.parquet"))
     assert files
-    shown = subprocess.run([str(python), "-c", read, str(out)], capture_output=True, text=True, check=False)
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.count("espresso") == 2 and "not a picture" in shown.stdout
+    process = subprocess.run([str(python), "-c", read, str(out)], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("espresso") == 2 and "not a picture" in process.stdout
 
 
 @pytest.mark.slow

@@ -106,11 +106,11 @@ def test_a_signal_ends_it_with_130_and_whole_parts(
             while not list(output.glob("*.parquet")) and process.poll() is None:
                 time.sleep(0.001)
             process.send_signal(signal_sent)
-            _, said = process.communicate()
+            _, printed = process.communicate()
         if process.returncode != 1:
             break
-    assert process.returncode == 130, said
-    assert "Interrupted." in said and "--resume goes on" in said and "Traceback" not in said
+    assert process.returncode == 130, printed
+    assert "Interrupted." in printed and "--resume goes on" in printed and "Traceback" not in printed
     assert not table.leftovers(output) and not (output / tables.SUMMARY).exists()
     assert table.batch(*arguments(model, pictures, output), "--resume").exit_code == 1
     assert table.same(output, whole)
@@ -183,7 +183,7 @@ def test_without_resume_a_table_is_not_touched(model: Path, pictures: Path, stop
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "messages"),
     [
         (["--rows-per-part", "9"], "rows-per-part 9 instead of 8"),
         (["--when", "confidence < 0.5"], "when 'confidence < 0.5' instead of 'always'"),
@@ -199,7 +199,7 @@ def test_without_resume_a_table_is_not_touched(model: Path, pictures: Path, stop
     ],
 )
 def test_other_settings_are_refused(
-    model: Path, pictures: Path, stopped: Path, tmp_path: Path, change: list[str], said: str
+    model: Path, pictures: Path, stopped: Path, tmp_path: Path, change: list[str], messages: str
 ) -> None:
     call = arguments(model, pictures, stopped)
     if change == ["MODEL"]:
@@ -215,7 +215,7 @@ def test_other_settings_are_refused(
     before = {path.name: path.read_bytes() for path in stopped.iterdir()}
     result = table.batch(*call, *change, "--resume")
     assert result.exit_code == 2, result.stderr
-    assert said in result.stderr and "was begun with other settings" in result.stderr
+    assert messages in result.stderr and "was begun with other settings" in result.stderr
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before, "nothing is touched"
 
 
@@ -245,9 +245,9 @@ def test_terms_that_differ_are_named_where_they_differ() -> None:
 
     before = {"preprocess": {"mean": [0.1] * 40, "scale": 1.0, "resize": {"mode": "stretch", "size": [8, 8]}}}
     now = {"preprocess": {"mean": [0.1] * 39 + [0.2], "scale": 1.0, "resize": {"mode": "pad", "size": [8, 8]}}}
-    said = Terms("m", now, 8).differences({"model": "m", "rows_per_part": 8, "settings": before})
-    assert len(said) == 2 and said[1] == "preprocess resize mode 'pad' instead of 'stretch'"
-    new, old = said[0].split(" instead of ")
+    differences = Terms("m", now, 8).differences({"model": "m", "rows_per_part": 8, "settings": before})
+    assert len(differences) == 2 and differences[1] == "preprocess resize mode 'pad' instead of 'stretch'"
+    new, old = differences[0].split(" instead of ")
     assert new.startswith("preprocess mean ...") and new.endswith("0.1, 0.2]") and old.endswith("0.1, 0.1]")
 
 
@@ -262,9 +262,9 @@ def test_pictures_that_came_and_went_are_told(model: Path, pictures: Path, tmp_p
     last.rename(last.with_name("zzz.png"))
     result = table.batch(*arguments(model, now, output), "--resume")
     assert "1 pictures were added, which are left out, and 1 removed" in result.stderr
-    held = table.rows(output, ["path", "error"])
-    assert len(held["path"]) == COUNT and "zzz" not in held["path"][-1]
-    assert "does not exist" in held["error"][-1]
+    rows = table.rows(output, ["path", "error"])
+    assert len(rows["path"]) == COUNT and "zzz" not in rows["path"][-1]
+    assert "does not exist" in rows["error"][-1]
 
 
 @pytest.mark.parametrize("name", ["_run.json", "_listing", "part-000001.parquet"])

@@ -18,23 +18,23 @@ from tests.support.runtime import run
 
 def builder(inputs: str, **initializers: np.ndarray) -> Builder:
     """A builder on a model with these inputs and one output, `done`."""
-    made = parser.parse_model(
+    proto = parser.parse_model(
         f'<ir_version: 8, opset_import: ["" : 18]>\ng ({inputs}) => (float[1] done) '
         "{ done = Constant<value = float[1] {0.0}>() }"
     )
-    made.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in initializers.items())
-    return Builder(prepare(made))
+    proto.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in initializers.items())
+    return Builder(prepare(proto))
 
 
 def compute(op: Builder, value: str, dtype: int = TensorProto.FLOAT, **feeds: np.ndarray) -> np.ndarray:
     """What a value is once the model runs."""
-    made = onnx.ModelProto()
-    made.CopyFrom(op.graph.model)
-    edit.add(made, op)
-    del made.graph.output[:]
-    made.graph.output.append(helper.make_tensor_value_info(value, dtype, None))
-    inputs = {i.name for i in made.graph.input}
-    return run(made, {name: array for name, array in feeds.items() if name in inputs})[value]
+    proto = onnx.ModelProto()
+    proto.CopyFrom(op.graph.model)
+    edit.add(proto, op)
+    del proto.graph.output[:]
+    proto.graph.output.append(helper.make_tensor_value_info(value, dtype, None))
+    inputs = {i.name for i in proto.graph.input}
+    return run(proto, {name: array for name, array in feeds.items() if name in inputs})[value]
 
 
 def ops(op: Builder) -> list[str]:
@@ -101,9 +101,9 @@ def test_names_are_new_every_time() -> None:
 )
 def test_what_an_operand_becomes(operand: Any, dtype: Any, shape: tuple[int, ...]) -> None:
     op = builder("float[2] x")
-    held = stored_after(op, operand)
-    assert held.dtype == dtype and held.shape == shape
-    np.testing.assert_array_equal(held, np.asarray(operand))
+    value = stored_after(op, operand)
+    assert value.dtype == dtype and value.shape == shape
+    np.testing.assert_array_equal(value, np.asarray(operand))
 
 
 def stored_after(op: Builder, operand: Any) -> np.ndarray:
@@ -195,8 +195,8 @@ def test_reshape_like(declared: str) -> None:
     shape = (2, 3, 0 if declared.endswith("0") else 4)
     x = np.zeros(shape, np.float32)
     flat = np.arange(x.size, dtype=np.float32)
-    got = compute(op, op.reshape_like("flat", "x"), x=x, flat=flat)
-    np.testing.assert_array_equal(got, flat.reshape(shape))
+    actual = compute(op, op.reshape_like("flat", "x"), x=x, flat=flat)
+    np.testing.assert_array_equal(actual, flat.reshape(shape))
     assert ("Shape" in ops(op)) == (declared in ("N, M, 4", "N, 3, 0"))
 
 
@@ -235,10 +235,10 @@ def test_sum_to(have: str, want: str, y_shape: tuple[int, ...], x_shape: tuple[i
             info.type.tensor_type.shape.SetInParent()
     op = Builder(type(op.graph)(op.graph.model))
     dy = np.arange(np.prod(y_shape), dtype=np.float32).reshape(y_shape)
-    got = compute(op, op.Identity(op.sum_to("y", "y", "x")), y=dy, x=np.zeros(x_shape, np.float32))
+    actual = compute(op, op.Identity(op.sum_to("y", "y", "x")), y=dy, x=np.zeros(x_shape, np.float32))
     lead = dy.sum(axis=tuple(range(len(y_shape) - len(x_shape))))
     ones = tuple(axis for axis, d in enumerate(x_shape) if d == 1)
-    np.testing.assert_array_equal(got, lead.sum(axis=ones, keepdims=True).reshape(x_shape))
+    np.testing.assert_array_equal(actual, lead.sum(axis=ones, keepdims=True).reshape(x_shape))
 
 
 def test_sum_to_where_nothing_was_broadcast_adds_nothing() -> None:
@@ -258,8 +258,8 @@ def test_sum_to_keeps_the_last_axes_of_a_matrix_product(unknown: bool) -> None:
     op = builder("float[B, 4, 3] y, float[C, 4, 2] x, float[B, 4, 2] d" if unknown
                  else "float[5, 4, 3] y, float[1, 4, 2] x, float[5, 4, 2] d")  # fmt: skip
     d = normal(5, 4, 2)
-    got = compute(op, op.sum_to("d", "y", "x", keep=2), y=normal(5, 4, 3), x=normal(1, 4, 2), d=d)
-    np.testing.assert_allclose(got, d.sum(0, keepdims=True), rtol=1e-5, atol=1e-6)
+    actual = compute(op, op.sum_to("d", "y", "x", keep=2), y=normal(5, 4, 3), x=normal(1, 4, 2), d=d)
+    np.testing.assert_allclose(actual, d.sum(0, keepdims=True), rtol=1e-5, atol=1e-6)
 
 
 def test_the_mean_of_what_was_spread_is_what_was_spread() -> None:
@@ -277,11 +277,11 @@ def test_the_mean_of_what_was_spread_is_what_was_spread() -> None:
     )
 
 
-@pytest.mark.parametrize("given, pooled", [("float[N, 16, 4, 5] x", True), ("float[N, 16, h, w] x", False)])
-def test_numbers_come_through_a_pool_of_single_pixels_as_they_are(given: str, pooled: bool) -> None:
-    op = builder(given)
-    found = blocked(op, "x", "x")
-    assert (ops(op) == ["AveragePool"]) == pooled and (found == "x") != pooled
+@pytest.mark.parametrize("arguments, pooled", [("float[N, 16, 4, 5] x", True), ("float[N, 16, h, w] x", False)])
+def test_numbers_come_through_a_pool_of_single_pixels_as_they_are(arguments: str, pooled: bool) -> None:
+    op = builder(arguments)
+    reshaped = blocked(op, "x", "x")
+    assert (ops(op) == ["AveragePool"]) == pooled and (reshaped == "x") != pooled
     x = normal(2, 16, 4, 5)
     x[0, 0, 0, 0], x[0, 0, 0, 1], x[0, 0, 0, 2] = -np.inf, np.inf, np.nan
-    np.testing.assert_array_equal(compute(op, op.Mul(found, 1.0), x=x), x)
+    np.testing.assert_array_equal(compute(op, op.Mul(reshaped, 1.0), x=x), x)

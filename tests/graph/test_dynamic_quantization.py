@@ -74,8 +74,8 @@ def test_a_dynamically_quantized_model_is_explained(dynamic: onnx.ModelProto) ->
     (expected,) = run(dynamic, input=batch).values()
     explainable = onnxcam.augment(dynamic, ["a"])
     assert {node.domain for node in explainable.graph.node} <= {"", "ai.onnx"}
-    got = run(explainable, input=batch)
-    assert np.abs(got["logits"] - expected).max() <= 1e-5 * np.abs(expected).max()
+    actual = run(explainable, input=batch)
+    assert np.abs(actual["logits"] - expected).max() <= 1e-5 * np.abs(expected).max()
     report = check(explainable, providers=CPU)
     assert report.passed, report.lines()
     record = manifest.read(explainable)
@@ -149,8 +149,8 @@ def by_blocks(
 def test_weights_of_few_bits_are_dequantized(case: tuple[int, int, bool]) -> None:
     bits, block, zeros = case
     model, x = by_blocks(bits, block, zeros=zeros), normal(5, 40)
-    (expected,), (got,) = (run(m, x=x).values() for m in (model, prepare(model).model))
-    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+    (expected,), (actual,) = (run(m, x=x).values() for m in (model, prepare(model).model))
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
     gradient = run(onnxcam.gradient(model, "y", ["x"]), {"x": x, "cotangent.y": np.eye(6, dtype=np.float32)[:5]})[
         "grad.x"
     ]
@@ -160,8 +160,8 @@ def test_weights_of_few_bits_are_dequantized(case: tuple[int, int, bool]) -> Non
 
 def test_a_bias_of_weights_of_few_bits() -> None:
     model, x = by_blocks(4, 16, zeros=False, bias=True), normal(5, 40)
-    (expected,), (got,) = (run(m, x=x).values() for m in (model, prepare(model).model))
-    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+    (expected,), (actual,) = (run(m, x=x).values() for m in (model, prepare(model).model))
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_reordered_weights_are_refused_by_name() -> None:
@@ -195,7 +195,7 @@ def test_quantized_attention_is_its_parts() -> None:
         graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid(M, 1)], ir_version=8
     )
     x = normal(2, 5, 8)
-    (expected,), (got,) = (run(m, x=x).values() for m in (model, prepare(model).model))
-    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+    (expected,), (actual,) = (run(m, x=x).values() for m in (model, prepare(model).model))
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
     derived = onnxcam.gradient(model, "y", ["x"])
-    assert run(derived, {"x": x, "cotangent.y": np.ones_like(got)})["grad.x"].any()
+    assert run(derived, {"x": x, "cotangent.y": np.ones_like(actual)})["grad.x"].any()

@@ -36,14 +36,14 @@ RESIDUAL = (
 
 
 def default(source: onnx.ModelProto) -> Layer:
-    (found,) = [layer for layer in onnxcam.layers(source) if layer.default]
-    return found
+    (listed,) = [layer for layer in onnxcam.layers(source) if layer.default]
+    return listed
 
 
-def picture(made: onnx.ModelProto) -> tuple[list[object], object]:
-    held = manifest.read(made)
-    assert held is not None
-    return held["input"]["shape"], held["input"].get("size")
+def picture(model_proto: onnx.ModelProto) -> tuple[list[object], object]:
+    header = manifest.read(model_proto)
+    assert header is not None
+    return header["input"]["shape"], header["input"].get("size")
 
 
 SIZES = ((16, 16), (24, 40))
@@ -67,21 +67,22 @@ def test_embeddings_of_positions_tell_the_one_size(name: str) -> None:
     opened, closed = model(*body, picture=OPEN), model(*body, picture=f"N,3,{height},{width}")
     assert onnxcam.layers(opened) == onnxcam.layers(closed)
     assert default(opened).layout == "NTC"
-    made = onnxcam.augment(opened)
-    assert picture(made) == (["N", 3, height, width], None)
+    explainable = onnxcam.augment(opened)
+    assert picture(explainable) == (["N", 3, height, width], None)
     x = np.random.default_rng(1).normal(size=(2, 3, height, width)).astype(np.float32)
     ours, theirs = (
-        Explainer(source.SerializeToString(), providers=CPU).run(x, 1) for source in (made, onnxcam.augment(closed))
+        Explainer(source.SerializeToString(), providers=CPU).run(x, 1)
+        for source in (explainable, onnxcam.augment(closed))
     )
     np.testing.assert_array_equal(ours.gradients, theirs.gradients)
     assert np.abs(ours.gradients).max() > 0
-    assert Explainer(made.SerializeToString(), providers=CPU).warnings == []
+    assert Explainer(explainable.SerializeToString(), providers=CPU).warnings == []
 
 
 def test_channels_last() -> None:
     body = (BACK, PATCHES.replace("(x,", "(back,"), PLACED, block("e", "1"), MEAN.format("b1"))
-    made = onnxcam.augment(model(*body, picture="N,H,W,C"))
-    assert picture(made) == (["N", 16, 16, 3], None)
+    explainable = onnxcam.augment(model(*body, picture="N,H,W,C"))
+    assert picture(explainable) == (["N", 16, 16, 3], None)
 
 
 @pytest.mark.parametrize(
@@ -90,20 +91,20 @@ def test_channels_last() -> None:
 )
 def test_the_other_dimension_may_be_known(declared: str, place: str, size: list[int]) -> None:
     body = (PATCHES, f"e = Add(p, {place})", block("e", "1"), MEAN.format("b1"))
-    made = onnxcam.augment(model(*body, picture=f"N,3,{declared}"))
-    assert picture(made) == (["N", 3, *size], None)
-    assert manifest.read(made)["layers"][0]["grid"] == [side // 4 for side in size]
+    explainable = onnxcam.augment(model(*body, picture=f"N,3,{declared}"))
+    assert picture(explainable) == (["N", 3, *size], None)
+    assert manifest.read(explainable)["layers"][0]["grid"] == [side // 4 for side in size]
 
 
 def test_an_oblong_picture_has_to_be_named() -> None:
     body = (PATCHES, "e = Add(p, bench)", block("e", "1"), MEAN.format("b1"))
     source = model(*body, picture=OPEN)
     with pytest.warns(UserWarning, match="nothing could be measured"):
-        made = onnxcam.augment(source)
+        explainable = onnxcam.augment(source)
     # as before: what comes before the tokens
-    assert picture(made) == (["N", 3, "H", "W"], "unknown")
-    assert manifest.read(made)["layers"][0]["name"] == "c"
-    first, second = Explainer(made.SerializeToString(), providers=CPU).warnings
+    assert picture(explainable) == (["N", 3, "H", "W"], "unknown")
+    assert manifest.read(explainable)["layers"][0]["name"] == "c"
+    first, second = Explainer(explainable.SerializeToString(), providers=CPU).warnings
     assert "leaves the picture's size open" in first and "--input-size" in first, first
     assert "nothing could be measured" in second, second
     named = onnxcam.augment(source, input_size=(24, 16))
@@ -134,9 +135,9 @@ def test_flattened_maps_fit_their_weights(layer: str) -> None:
 def test_tokens_of_any_size_are_laid_out_for_the_usual_one_and_that_is_said() -> None:
     source = model(PATCHES, block("p", "1"), MEAN.format("b1"), picture=OPEN)
     assert (default(source).name, default(source).grid) == ("b1", (56, 56))
-    made = onnxcam.augment(source)
-    assert picture(made) == (["N", 3, 224, 224], "assumed")
-    explainer = Explainer(made.SerializeToString(), providers=CPU)
+    explainable = onnxcam.augment(source)
+    assert picture(explainable) == (["N", 3, 224, 224], "assumed")
+    explainer = Explainer(explainable.SerializeToString(), providers=CPU)
     (warning,) = explainer.warnings
     assert "224 x 224 was assumed" in warning
     closed = onnxcam.augment(model(PATCHES, block("p", "1"), MEAN.format("b1"), picture="N,3,224,224"))
@@ -149,7 +150,7 @@ def test_tokens_of_any_size_are_laid_out_for_the_usual_one_and_that_is_said() ->
     half = onnxcam.augment(model(PATCHES, block("p", "1"), MEAN.format("b1"), picture="N,3,32,W"))
     assert picture(half) == (["N", 3, 32, 224], "assumed")
     # it stays said in what is made of it
-    assert picture(onnxcam.augment(made, ["a1"])) == (["N", 3, 224, 224], "assumed")
+    assert picture(onnxcam.augment(explainable, ["a1"])) == (["N", 3, 224, 224], "assumed")
 
 
 def test_a_size_that_somebody_named_is_not_doubted() -> None:
@@ -159,8 +160,8 @@ def test_a_size_that_somebody_named_is_not_doubted() -> None:
     assert picture(onnxcam.augment(source, preprocess={"resize": resize})) == (["N", 3, 32, 48], None)
     explainer = Explainer(source.SerializeToString(), preprocess={"scale": 1 / 255, "resize": resize}, providers=CPU)
     assert explainer.warnings == []
-    found = explainer.explain(np.full((40, 60, 3), 99, np.uint8))
-    assert found.heatmap.shape == (40, 60)
+    explanation = explainer.explain(np.full((40, 60, 3), 99, np.uint8))
+    assert explanation.heatmap.shape == (40, 60)
     # what the preset says of the size gives way to what was named
     assert picture(onnxcam.augment(source, preprocess="0..1", input_size=(32, 48)))[0] == ["N", 3, 32, 48]
     for declared in ("64,W", "H,48", "64,48"):
@@ -182,9 +183,9 @@ def test_what_is_no_size_is_refused(size: object) -> None:
 @pytest.mark.slow
 def test_a_convolution_next_to_tokens_leaves_the_size_open() -> None:
     body = (PATCHES, block("p", "1"), MEAN.format("b1"))
-    made = onnxcam.augment(model(*body, picture=OPEN), ["c"])
-    assert picture(made) == (["N", 3, "H", "W"], None)
-    as_closed(made, "c", *body)
+    explainable = onnxcam.augment(model(*body, picture=OPEN), ["c"])
+    assert picture(explainable) == (["N", 3, "H", "W"], None)
+    as_closed(explainable, "c", *body)
 
 
 @pytest.mark.slow
@@ -194,9 +195,9 @@ def test_a_residual_network_of_open_size_has_the_same_default_layer() -> None:
     assert (default(closed).name, default(opened).name) == ("r3", "r3")
     assert default(opened).shape[:2] == ("N", 8) and default(opened).grid is None
     assert not any(isinstance(size, int) for size in default(opened).shape[2:])
-    made = onnxcam.augment(opened)
-    assert picture(made) == (["N", 3, "H", "W"], None)
-    as_closed(made, "r3", RESIDUAL)
+    explainable = onnxcam.augment(opened)
+    assert picture(explainable) == (["N", 3, "H", "W"], None)
+    as_closed(explainable, "r3", RESIDUAL)
     # and a fixed size is to be had for it too
     assert picture(onnxcam.augment(opened, input_size=(24, 40)))[0] == ["N", 3, 24, 40]
 
@@ -206,10 +207,10 @@ def test_a_file_whose_own_shapes_refuse_the_usual_size_is_left_as_it_is() -> Non
     source = model(RESIDUAL, picture=OPEN)
     source.graph.value_info.append(onnx.helper.make_tensor_value_info("p1", onnx.TensorProto.FLOAT, [1, 8, 8, 8]))
     assert default(source).layout == "NCHW"
-    made = onnxcam.augment(source)
-    assert picture(made) == (["N", 3, "H", "W"], None)
+    explainable = onnxcam.augment(source)
+    assert picture(explainable) == (["N", 3, "H", "W"], None)
     # what a file says of itself holds: of other sizes it would not be true
-    as_closed(made, default(source).name, RESIDUAL, sizes=((16, 16),))
+    as_closed(explainable, default(source).name, RESIDUAL, sizes=((16, 16),))
 
 
 def test_channels_are_those_of_the_first_convolution() -> None:

@@ -21,10 +21,10 @@ def normal(*shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def expose(made: onnx.ModelProto, *names: str) -> onnx.ModelProto:
+def expose(model_proto: onnx.ModelProto, *names: str) -> onnx.ModelProto:
     """The model with these values as its outputs."""
     copied = onnx.ModelProto()
-    copied.CopyFrom(made)
+    copied.CopyFrom(model_proto)
     del copied.graph.output[:]
     copied.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     return copied
@@ -51,48 +51,48 @@ def value(name: str, *shape: int | str | None) -> onnx.ValueInfoProto:
 
 
 def test_info() -> None:
-    made = edit.info("v", TensorProto.FLOAT, ["N", None, 3])
-    assert [(d.dim_param, d.dim_value) for d in made.type.tensor_type.shape.dim] == [("N", 0), ("", 0), ("", 3)]
+    result = edit.info("v", TensorProto.FLOAT, ["N", None, 3])
+    assert [(d.dim_param, d.dim_value) for d in result.type.tensor_type.shape.dim] == [("N", 0), ("", 0), ("", 3)]
     assert not edit.info("v", TensorProto.FLOAT, None).type.tensor_type.HasField("shape")
 
 
 def test_add() -> None:
-    made = net()
-    op = Builder(Graph(made))
+    graph = net()
+    op = Builder(Graph(graph))
     op.Mul(op.Exp("y"), 2.0, name="more")
-    edit.add(made, op)
-    made.graph.output.append(value("more", "N", 3))
-    onnx.checker.check_model(made, full_check=True)
-    out = run(made, x=normal(2, 4))
+    edit.add(graph, op)
+    graph.graph.output.append(value("more", "N", 3))
+    onnx.checker.check_model(graph, full_check=True)
+    out = run(graph, x=normal(2, 4))
     np.testing.assert_allclose(out["more"], 2 * np.exp(out["y"]), rtol=1e-5)
 
 
 def test_prune_drops_what_no_output_needs() -> None:
-    made = prepare(net()).model
+    graph = prepare(net()).model
     x = normal(2, 4)
-    want = run(made, x=x)["y"]
-    del made.graph.output[1:]
-    edit.prune(made)
-    assert [n.op_type for n in made.graph.node] == ["Tanh", "MatMul", "Relu", "Mul", "Add", "MatMul"]
-    assert {t.name for t in made.graph.initializer} == {"w1", "scale", "w2"}
-    assert "side" not in {v.name for v in made.graph.value_info}
-    onnx.checker.check_model(made, full_check=True)
-    np.testing.assert_array_equal(run(made, x=x)["y"], want)
+    want = run(graph, x=x)["y"]
+    del graph.graph.output[1:]
+    edit.prune(graph)
+    assert [n.op_type for n in graph.graph.node] == ["Tanh", "MatMul", "Relu", "Mul", "Add", "MatMul"]
+    assert {t.name for t in graph.graph.initializer} == {"w1", "scale", "w2"}
+    assert "side" not in {v.name for v in graph.graph.value_info}
+    onnx.checker.check_model(graph, full_check=True)
+    np.testing.assert_array_equal(run(graph, x=x)["y"], want)
 
 
 def test_prune_leaves_a_model_without_waste_as_it_is() -> None:
-    made = prepare(net()).model
-    edit.prune(made)
-    once = made.SerializeToString(deterministic=True)
-    edit.prune(made)
-    assert made.SerializeToString(deterministic=True) == once
+    graph = prepare(net()).model
+    edit.prune(graph)
+    once = graph.SerializeToString(deterministic=True)
+    edit.prune(graph)
+    assert graph.SerializeToString(deterministic=True) == once
 
 
 def test_prune_keeps_inputs_but_not_overridable_initializers_nobody_reads() -> None:
-    made = model("g (float[2] x, float[2] ignored, float[2] option) => (float[2] y) { y = Neg(x) }", option=normal(2))
-    edit.prune(made)
-    assert [i.name for i in made.graph.input] == ["x", "ignored"]  # a caller feeds it
-    assert not made.graph.initializer
+    graph = model("g (float[2] x, float[2] ignored, float[2] option) => (float[2] y) { y = Neg(x) }", option=normal(2))
+    edit.prune(graph)
+    assert [i.name for i in graph.graph.input] == ["x", "ignored"]  # a caller feeds it
+    assert not graph.graph.initializer
 
 
 BRANCHED = """g (float[2] x) => (float[2] y) {
@@ -105,88 +105,88 @@ BRANCHED = """g (float[2] x) => (float[2] y) {
 
 
 def test_prune_keeps_what_a_branch_reads() -> None:
-    made = model(
+    graph = model(
         BRANCHED,
         w=normal(2),
         unused=normal(3),
     )
     x = np.asarray([1.0, 2.0], np.float32)
-    want = run(made, x=x)["y"]
-    edit.prune(made)
-    assert [t.name for t in made.graph.initializer] == ["w"]
-    np.testing.assert_array_equal(run(made, x=x)["y"], want)
+    want = run(graph, x=x)["y"]
+    edit.prune(graph)
+    assert [t.name for t in graph.graph.initializer] == ["w"]
+    np.testing.assert_array_equal(run(graph, x=x)["y"], want)
 
 
 def test_prune_drops_indices_nobody_reads() -> None:
     pooled = "g (float[1, 1, 4, 4] x) => (float[1, 1, 3, 3] y{}) {{ y, i = MaxPool<kernel_shape = [2, 2]>(x) }}"
     for outputs, count in (("", 1), (", int64[1, 1, 3, 3] i", 2)):
-        made = model(pooled.format(outputs))
-        edit.prune(made)
-        assert len(made.graph.node[0].output) == count
+        graph = model(pooled.format(outputs))
+        edit.prune(graph)
+        assert len(graph.graph.node[0].output) == count
 
 
 def test_rename_reaches_every_place() -> None:
-    made = model(
+    graph = model(
         BRANCHED,
         w=normal(2),
     )
-    made = prepare(made).model
+    graph = prepare(graph).model
     x = np.asarray([1.0, 2.0], np.float32)
-    want = run(made, x=x)["y"]
-    edit.rename(made, {"a": "activations", "w": "weights", "x": "picture", "y": "scores"})
-    onnx.checker.check_model(made, full_check=True)
-    np.testing.assert_array_equal(run(made, picture=x)["scores"], want)
-    assert Graph(made).shape("activations") == (2,)
+    want = run(graph, x=x)["y"]
+    edit.rename(graph, {"a": "activations", "w": "weights", "x": "picture", "y": "scores"})
+    onnx.checker.check_model(graph, full_check=True)
+    np.testing.assert_array_equal(run(graph, picture=x)["scores"], want)
+    assert Graph(graph).shape("activations") == (2,)
 
 
 def test_extract_the_head() -> None:
-    made = prepare(net())
-    head = edit.extract(made, [made.inputs[0]], [value("middle", "N", 4)])
+    graph = prepare(net())
+    head = edit.extract(graph, [graph.inputs[0]], [value("middle", "N", 4)])
     onnx.checker.check_model(head, full_check=True)
     assert [n.op_type for n in head.graph.node] == ["Tanh", "MatMul", "Relu"]
     assert [t.name for t in head.graph.initializer] == ["w1"]
     x = normal(3, 4)
-    np.testing.assert_array_equal(run(head, x=x)["middle"], run(expose(made.model, "middle"), x=x)["middle"])
+    np.testing.assert_array_equal(run(head, x=x)["middle"], run(expose(graph.model, "middle"), x=x)["middle"])
 
 
 def test_extract_a_tail_that_reads_a_value_made_before_the_cut() -> None:
-    made = prepare(net())
+    graph = prepare(net())
     x = normal(3, 4)
-    whole = run(expose(made.model, "middle", "early", "y"), x=x)
-    tail = edit.extract(made, [value("middle", "N", 4), value("early", "N", 4)], [made.outputs[0]])
+    whole = run(expose(graph.model, "middle", "early", "y"), x=x)
+    tail = edit.extract(graph, [value("middle", "N", 4), value("early", "N", 4)], [graph.outputs[0]])
     onnx.checker.check_model(tail, full_check=True)
     assert [i.name for i in tail.graph.input] == ["middle", "early"]
     assert [n.op_type for n in tail.graph.node] == ["Mul", "Add", "MatMul"]
-    got = run(tail, middle=whole["middle"], early=whole["early"])["y"]
-    np.testing.assert_allclose(got, whole["y"], rtol=1e-6)
+    actual = run(tail, middle=whole["middle"], early=whole["early"])["y"]
+    np.testing.assert_allclose(actual, whole["y"], rtol=1e-6)
 
 
 def test_extract_recomputes_what_was_not_given() -> None:
-    made = prepare(net())
+    graph = prepare(net())
     x, middle = normal(3, 4), normal(3, 4)
-    tail = edit.extract(made, [value("middle", "N", 4)], [made.outputs[0]])
+    tail = edit.extract(graph, [value("middle", "N", 4)], [graph.outputs[0]])
     onnx.checker.check_model(tail, full_check=True)
     assert [i.name for i in tail.graph.input] == ["middle", "x"]  # the given first, then what is still needed
     assert [n.op_type for n in tail.graph.node] == ["Tanh", "Mul", "Add", "MatMul"]
-    weights = {t.name: numpy_helper.to_array(t) for t in made.model.graph.initializer}
+    weights = {t.name: numpy_helper.to_array(t) for t in graph.model.graph.initializer}
     want = (middle * weights["scale"] + np.tanh(x)) @ weights["w2"]
     np.testing.assert_allclose(run(tail, middle=middle, x=x)["y"], want, rtol=1e-5, atol=1e-6)
 
 
 def test_extract_takes_an_initializer_as_given() -> None:
-    made = prepare(net())
-    part = edit.extract(made, [made.inputs[0], value("w1", 4, 4)], [value("middle", "N", 4)])
+    graph = prepare(net())
+    part = edit.extract(graph, [graph.inputs[0], value("w1", 4, 4)], [value("middle", "N", 4)])
     assert not part.graph.initializer
     x, w = normal(2, 4), normal(4, 4)
     np.testing.assert_allclose(run(part, x=x, w1=w)["middle"], np.maximum(np.tanh(x) @ w, 0), rtol=1e-5, atol=1e-6)
 
 
 def test_extract_keeps_an_option_an_option() -> None:
-    made = prepare(model(
+    graph = prepare(model(
         "g (float[N, 2] x, float[2] option) => (float[N, 2] y) { a = Exp(x)  b = Add(a, bias)  y = Mul(b, option) }",
         option=np.full(2, 3, np.float32), bias=np.ones(2, np.float32),
     ))  # fmt: skip
-    tail = edit.extract(made, [value("a", "N", 2)], [made.outputs[0]])
+    tail = edit.extract(graph, [value("a", "N", 2)], [graph.outputs[0]])
     assert [i.name for i in tail.graph.input] == ["a", "option"]
     a = normal(2, 2)
     np.testing.assert_allclose(run(tail, a=a)["y"], (a + 1) * 3, rtol=1e-6)
@@ -194,21 +194,21 @@ def test_extract_keeps_an_option_an_option() -> None:
 
 
 def test_extract_leaves_the_source_alone() -> None:
-    made = prepare(net())
-    before = made.model.SerializeToString()
-    part = edit.extract(made, [value("middle", "N", 4)], [made.outputs[0]])
+    graph = prepare(net())
+    before = graph.model.SerializeToString()
+    part = edit.extract(graph, [value("middle", "N", 4)], [graph.outputs[0]])
     part.graph.node[0].op_type = "Sub"
     part.graph.initializer[0].name = "other"
-    assert made.model.SerializeToString() == before
+    assert graph.model.SerializeToString() == before
 
 
 @pytest.mark.parametrize("names", [["y"], ["side"], ["y", "side"], ["side", "y"]])
 def test_extract_the_outputs_asked_for_in_their_order(names: list[str]) -> None:
-    made = prepare(net())
-    infos = {o.name: o for o in made.outputs}
-    part = edit.extract(made, [made.inputs[0]], [infos[name] for name in names])
+    graph = prepare(net())
+    infos = {o.name: o for o in graph.outputs}
+    part = edit.extract(graph, [graph.inputs[0]], [infos[name] for name in names])
     x = normal(2, 4)
-    want, got = run(made.model, x=x), run(part, x=x)
-    assert list(got) == names
+    want, actual = run(graph.model, x=x), run(part, x=x)
+    assert list(actual) == names
     for name in names:
-        np.testing.assert_array_equal(got[name], want[name])
+        np.testing.assert_array_equal(actual[name], want[name])

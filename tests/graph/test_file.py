@@ -57,12 +57,12 @@ def test_mutations_raise_nothing_else(kind: str) -> None:
             case "noise":
                 mutated = bytearray(rng.integers(0, 256, int(rng.integers(1, 200)), dtype=np.uint8).tobytes())
         try:
-            found = file.metadata(bytes(mutated))
+            metadata = file.metadata(bytes(mutated))
         except ModelError as error:
             assert "not an ONNX model" in str(error)
             refused += 1
         else:
-            assert all(isinstance(key, str) and isinstance(value, str) for key, value in found.items())
+            assert all(isinstance(key, str) and isinstance(value, str) for key, value in metadata.items())
     assert refused > 5
 
 

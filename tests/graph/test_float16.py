@@ -22,8 +22,8 @@ def linear(w: np.ndarray) -> onnx.ModelProto:
     return model(f"g (float[N, {w.shape[0]}] x) => (float[N, {w.shape[1]}] y) {{ y = MatMul(x, w) }}", w=w)
 
 
-def stored(made: onnx.ModelProto) -> dict[str, int]:
-    return {t.name: t.data_type for t in made.graph.initializer}
+def stored(model_proto: onnx.ModelProto) -> dict[str, int]:
+    return {t.name: t.data_type for t in model_proto.graph.initializer}
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -99,8 +99,8 @@ def test_what_float16_cannot_hold_is_left(w):
 def test_what_float16_can_hold_is_stored(w):
     halved = store_float16(linear(w))
     assert stored(halved) == {"w/float16": onnx.TensorProto.FLOAT16}
-    kept = numpy_helper.to_array(halved.graph.initializer[0]).astype(np.float64)
-    assert np.linalg.norm(kept - w) <= 5e-4 * np.linalg.norm(w.astype(np.float64))
+    rounded = numpy_helper.to_array(halved.graph.initializer[0]).astype(np.float64)
+    assert np.linalg.norm(rounded - w) <= 5e-4 * np.linalg.norm(w.astype(np.float64))
 
 
 def test_the_tolerance_decides():
@@ -162,9 +162,9 @@ def test_the_cast_counts_as_a_constant():
     w = normal(64, 48)
     graph = prepare(store_float16(linear(w)))
     assert graph.is_constant("w")
-    held = graph.constant("w")
-    assert held is not None
-    np.testing.assert_array_equal(held, w.astype(np.float16).astype(np.float32))
+    value = graph.constant("w")
+    assert value is not None
+    np.testing.assert_array_equal(value, w.astype(np.float16).astype(np.float32))
 
 
 def test_the_runtime_folds_the_cast(tmp_path):
@@ -172,11 +172,11 @@ def test_the_runtime_folds_the_cast(tmp_path):
     text = "g (float[1, 16, 8, 8] x) => (float[1, 32, 8, 8] y) { c = Conv<pads = [1, 1, 1, 1]>(x, w, b)  y = Relu(c) }"
     source = model(text, w=normal(32, 16, 3, 3), b=normal(32))
     optimised = []
-    for made in (source, store_float16(source)):
+    for version in (source, store_float16(source)):
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
         options.log_severity_level = 3
-        ort.InferenceSession(serialize(made), options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(serialize(version), options, providers=["CPUExecutionProvider"])
         optimised.append([n.op_type for n in onnx.load(tmp_path / "optimised.onnx").graph.node])
     assert optimised[0] == optimised[1]
     assert "Cast" not in optimised[1] and "Relu" not in optimised[1]

@@ -136,10 +136,10 @@ def test_a_fused_operator_is_its_parts(name: str) -> None:
     graph = prepare(model)
     assert {node.domain for node in graph.nodes} <= {"", "ai.onnx"}
     assert [o.domain for o in graph.model.opset_import] == [""] and len(graph.rewrites) == 1
-    (got,) = run(graph.model, x=x).values()
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
-    gradient = run(onnxcam.gradient(model, "y", ["x"]), {"x": x, "cotangent.y": np.ones_like(got)})["grad.x"]
+    (actual,) = run(graph.model, x=x).values()
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= 2e-5 * np.abs(expected).max()
+    gradient = run(onnxcam.gradient(model, "y", ["x"]), {"x": x, "cotangent.y": np.ones_like(actual)})["grad.x"]
     assert gradient.any() or name.startswith("Skip")
 
 
@@ -151,8 +151,8 @@ def test_an_optimised_file_is_explained_like_the_original(name: str, level: str,
     batch = normal(3, 3, wrong_gradients.SIZE, wrong_gradients.SIZE)
     source = prepare(saved)
     assert {node.domain for node in source.nodes} <= {"", "ai.onnx"}
-    (expected,), (got,) = (run(m, input=batch).values() for m in (model, source.model))
-    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+    (expected,), (actual,) = (run(m, input=batch).values() for m in (model, source.model))
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
     fused = {node.op_type for node in saved.graph.node if node.domain.startswith(M)}
     assert bool(source.rewrites) == bool(fused)
 
@@ -214,8 +214,8 @@ def test_swish_is_written_as_sigmoid_and_mul(opset: int) -> None:
     s, t = c / (1 + np.exp(-1.5 * c)), c / (1 + np.exp(-c))
     if opset == 28:
         s = s / (1 + np.exp(-s))
-    (got,) = run(graph.model, input=x).values()
-    assert np.abs(got - (s * t).mean(axis=(2, 3))).max() < 1e-5
+    (actual,) = run(graph.model, input=x).values()
+    assert np.abs(actual - (s * t).mean(axis=(2, 3))).max() < 1e-5
     report = check(model, providers=CPU)
     assert report.passed and any(finding.name == "rewritten" for finding in report.findings), report.lines()
     record = manifest.read(onnxcam.augment(model))
@@ -229,8 +229,8 @@ def test_a_bias_and_dropout_are_a_sum() -> None:  # it has no kernel on the CPU
     imports = [helper.make_opsetid("", 18), helper.make_opsetid(M, 1)]
     written = prepare(helper.make_model(graph, opset_imports=imports, ir_version=8))
     x, b, r = (normal(2, 3, seed=k) for k in range(3))
-    (got,) = run(written.model, x=x, b=b, r=r).values()
-    assert np.allclose(got, x + b + r)
+    (actual,) = run(written.model, x=x, b=b, r=r).values()
+    assert np.allclose(actual, x + b + r)
 
 
 def test_what_cannot_be_written_is_refused_by_name() -> None:

@@ -33,8 +33,8 @@ def test_a_branch_of_a_known_condition_is_inlined() -> None:
     np.testing.assert_allclose(run(graph.model, x=x)["y"], np.exp(-x[:, :, 0]), rtol=1e-6)
     derived = onnxcam.gradient(source, of="y", wrt=["x"])
     dy = normal(2, 3, 4, seed=1)
-    got = run(derived, {"x": x, "cotangent.y": dy})["grad.x"]
-    np.testing.assert_allclose(got, (-np.exp(-x[:, :, 0]) * dy)[:, :, None], rtol=1e-6)
+    gradient = run(derived, {"x": x, "cotangent.y": dy})["grad.x"]
+    np.testing.assert_allclose(gradient, (-np.exp(-x[:, :, 0]) * dy)[:, :, None], rtol=1e-6)
 
 
 def test_control_flow_on_the_way_is_refused_by_name() -> None:
@@ -87,9 +87,9 @@ def test_attention_of_a_query_that_may_see_nobody(opset: int) -> None:
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("op_type", ["SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"])
 def test_losses(op_type: str, reduction: str) -> None:
-    held = {"t": np.asarray([[0, 3], [2, 1], [1, 1]]), "w": np.float32([0.3, 0.8, 1.5, 0.9])}
+    constants = {"t": np.asarray([[0, 3], [2, 1], [1, 1]]), "w": np.float32([0.3, 0.8, 1.5, 0.9])}
     body = f'y = {op_type}<reduction="{reduction}", ignore_index=3>(x, t, w)'
-    check(body, {"x": normal(3, 4, 2)}, held, wrt=["x"], opset=22, free=("static",))
+    check(body, {"x": normal(3, 4, 2)}, constants, wrt=["x"], opset=22, free=("static",))
 
 
 def test_centre_crop_pad() -> None:

@@ -41,7 +41,7 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def wanted() -> dict[str, np.ndarray]:
+def expected() -> dict[str, np.ndarray]:
     with_gradients = augment(wide(), methods=["gradcam", "layercam"])
     session = onnxruntime.InferenceSession(with_gradients.SerializeToString(), serving(), providers=CPU)
     names = [output.name for output in session.get_outputs()]
@@ -63,7 +63,9 @@ def test_weights_lie_outside_the_graph_and_come_together_again() -> None:
 
 
 @pytest.mark.usefixtures("small_files")
-def test_a_saved_large_model_is_two_files_that_any_client_reads(wanted: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_a_saved_large_model_is_two_files_that_any_client_reads(
+    expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     path = tmp_path / "model.onnx"
     save(augment(wide(), methods=["gradcam", "layercam"]), path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
@@ -73,12 +75,12 @@ def test_a_saved_large_model_is_two_files_that_any_client_reads(wanted: dict[str
         for entry in tensor.external_data if entry.key == "location"
     } == {"model.onnx.data"}  # fmt: skip
     session = onnxruntime.InferenceSession(path, serving(), providers=CPU)
-    for name, value in wanted.items():
+    for name, value in expected.items():
         np.testing.assert_array_equal(session.run([name], {"input": PICTURES})[0], value)
     again = load(path)
-    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in again.graph.initializer}
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in again.graph.initializer}
     for tensor in wide().graph.initializer:
-        np.testing.assert_array_equal(held[tensor.name], numpy_helper.to_array(tensor))
+        np.testing.assert_array_equal(tensors[tensor.name], numpy_helper.to_array(tensor))
 
 
 @pytest.mark.sample(3)
@@ -123,8 +125,8 @@ def test_one_set_of_options_opens_one_after_the_other() -> None:
     for seed in (1, 2):
         model = tiny_cnn(width=16, seed=seed)
         want = onnxruntime.InferenceSession(model.SerializeToString(), providers=CPU).run(None, {"input": PICTURES})
-        found = open_session(serialize(model), CPU, options).run(None, {"input": PICTURES})
-        np.testing.assert_array_equal(found[0], want[0])
+        outputs = open_session(serialize(model), CPU, options).run(None, {"input": PICTURES})
+        np.testing.assert_array_equal(outputs[0], want[0])
 
 
 @pytest.mark.usefixtures("small_files")
@@ -138,8 +140,8 @@ def test_another_provider_is_tried_with_the_same_options(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", refusing)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *CPU])
-    found = open_session(serialize(wide())).run(None, {"input": PICTURES})[0]
-    np.testing.assert_array_equal(found, original(wide().SerializeToString()).run(None, {"input": PICTURES})[0])
+    outputs = open_session(serialize(wide())).run(None, {"input": PICTURES})[0]
+    np.testing.assert_array_equal(outputs, original(wide().SerializeToString()).run(None, {"input": PICTURES})[0])
 
 
 @pytest.mark.usefixtures("small_files")

@@ -21,10 +21,10 @@ from tests.support.models import tiny_cnn
 
 
 def zipped() -> bytes:
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w") as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("model.json", "{}")
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 NOT_MODELS = {
@@ -109,9 +109,9 @@ def test_a_path_its_bytes_and_its_proto_are_the_same_model(tmp_path: Path) -> No
 def test_a_proto_is_copied() -> None:
     model = tiny_cnn()
     before = model.SerializeToString()
-    held = load(model)
-    del held.graph.node[:]
-    held.graph.initializer[0].name = "other"
+    model_proto = load(model)
+    del model_proto.graph.node[:]
+    model_proto.graph.initializer[0].name = "other"
     assert model.SerializeToString() == before
 
 
@@ -136,10 +136,10 @@ def external(folder: Path, location: str) -> Path:
 
 @pytest.mark.parametrize("location", ["weights.bin", "parts/weights.bin"])
 def test_external_data_next_to_the_model_is_read(location: str, tmp_path: Path) -> None:
-    held = load(external(tmp_path, location)).graph.initializer[0]
+    model_proto = load(external(tmp_path, location)).graph.initializer[0]
     want = tiny_cnn().graph.initializer[0]
-    np.testing.assert_array_equal(numpy_helper.to_array(held), numpy_helper.to_array(want))
-    assert held.data_location != onnx.TensorProto.EXTERNAL
+    np.testing.assert_array_equal(numpy_helper.to_array(model_proto), numpy_helper.to_array(want))
+    assert model_proto.data_location != onnx.TensorProto.EXTERNAL
 
 
 def test_external_data_above_the_folder_is_refused(tmp_path: Path) -> None:

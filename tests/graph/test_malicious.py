@@ -117,8 +117,8 @@ def somewhere(place: str) -> onnx.ModelProto:
             model.graph.node.insert(0, helper.make_node("Odd", [], ["held"], domain="x", several=[tensor]))
         case "branch":
             body = helper.make_graph([constant(tensor)], "then", [], out)
-            chosen = helper.make_node("If", ["yes"], ["held"], then_branch=body, else_branch=body)
-            model.graph.node.insert(0, chosen)
+            branch = helper.make_node("If", ["yes"], ["held"], then_branch=body, else_branch=body)
+            model.graph.node.insert(0, branch)
         case "branch within a branch":
             inner = helper.make_graph([helper.make_node("Identity", ["w"], ["held"])], "inner", [], out, [tensor])
             middle = helper.make_node("If", ["yes"], ["held"], then_branch=inner, else_branch=inner)

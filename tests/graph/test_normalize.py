@@ -26,8 +26,8 @@ def normal(*shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def opset(made: onnx.ModelProto) -> dict[str, int]:
-    return {o.domain: o.version for o in made.opset_import}
+def opset(model_proto: onnx.ModelProto) -> dict[str, int]:
+    return {o.domain: o.version for o in model_proto.opset_import}
 
 
 OLD = """g (float[2, 4] x) => (float[2, 2] y) {
@@ -85,10 +85,10 @@ def test_what_cannot_be_upgraded_is_refused() -> None:
 def listed(ir: int, *names: str) -> onnx.ModelProto:
     """A linear model whose initializers of these names are listed among the inputs too."""
     weights = {"w": normal(4, 2), "b": normal(2)}
-    made = model("g (float[N, 4] x) => (float[N, 2] y) { m = MatMul(x, w)  y = Add(m, b) }", ir=ir, **weights)
+    graph = model("g (float[N, 4] x) => (float[N, 2] y) { m = MatMul(x, w)  y = Add(m, b) }", ir=ir, **weights)
     for name in names:
-        made.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, weights[name].shape))
-    return made
+        graph.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, weights[name].shape))
+    return graph
 
 
 @pytest.mark.parametrize("ir", [3, 8])
@@ -139,8 +139,8 @@ def test_unused_imports_are_dropped_and_used_ones_kept() -> None:
     extra = ', "ai.onnx.ml" : 3, "com.microsoft" : 1'
     plain = prepare(model("g (float[N] x) => (float[N] y) { y = Relu(x) }", extra=extra))
     assert opset(plain.model) == {"": 18}
-    used = prepare(model("g (float[N] x) => (float[N] y) { y = com.microsoft.Inverse(x) }", extra=extra))
-    assert opset(used.model) == {"": 18, "com.microsoft": 1}
+    graph = prepare(model("g (float[N] x) => (float[N] y) { y = com.microsoft.Inverse(x) }", extra=extra))
+    assert opset(graph.model) == {"": 18, "com.microsoft": 1}
 
 
 def test_imports_used_only_inside_a_branch_are_kept() -> None:
@@ -172,8 +172,8 @@ def test_shapes_are_inferred_through_computed_shapes() -> None:
     assert graph.shape("y") == ("N", "K")  # as declared
     source = model(text.replace("K]", "12]"), zero=np.asarray([0]), rest=np.asarray([12]))
     source.graph.output[0].type.tensor_type.ClearField("shape")
-    found = prepare(source).shape("y")
-    assert found is not None and found[1] == 12
+    shape = prepare(source).shape("y")
+    assert shape is not None and shape[1] == 12
 
 
 def test_an_output_declared_without_a_shape_gets_one() -> None:
@@ -189,8 +189,8 @@ def test_dimensions_written_as_minus_one_or_a_question_mark_are_free() -> None:
         info.CopyFrom(helper.make_tensor_value_info(info.name, TensorProto.FLOAT, written))
     graph = prepare(source)
     assert graph.shape("input") == (None, 3, None, None)
-    found = graph.shape("relu2")
-    assert found is not None and found[1] == 16 and not any(isinstance(found[k], int) for k in (0, 2, 3))
+    shape = graph.shape("relu2")
+    assert shape is not None and shape[1] == 16 and not any(isinstance(shape[k], int) for k in (0, 2, 3))
     (plain,) = run(source, input=(x := normal(2, 3, 12, 20))).values()
     np.testing.assert_array_equal(*run(graph.model, input=x).values(), plain)
 
@@ -213,11 +213,11 @@ def test_sizes_below_nothing_are_refused_before_anything_is_cut_out_of_them(vers
       p = Pad(x, pads)
       y = Slice(p, one, last, axes)
     }"""
-    given = {"one": np.asarray([1]), "last": np.asarray([-1]), "axes": np.asarray([2])}
+    constants = {"one": np.asarray([1]), "last": np.asarray([-1]), "axes": np.asarray([2])}
     for pads in ([0, 0, -20, 0, 0, 0, 0, 0], [0, 0, -(2**60), 0, 0, 0, -5, 0]):
         with pytest.raises(ModelError, match=r"'p' has shape \[1, 3, -\d+, 8\], with a negative dimension"):
-            prepare(model(text, opset=version, pads=np.asarray(pads), **given))
-    assert prepare(model(text, opset=version, pads=np.asarray([0, 0, -2, 0, 0, 0, 0, 0]), **given)).nodes
+            prepare(model(text, opset=version, pads=np.asarray(pads), **constants))
+    assert prepare(model(text, opset=version, pads=np.asarray([0, 0, -2, 0, 0, 0, 0, 0]), **constants)).nodes
 
 
 def test_stale_shapes_are_replaced() -> None:
@@ -230,17 +230,17 @@ def test_stale_shapes_are_replaced() -> None:
 
 def test_weights_are_neither_copied_nor_serialized_to_infer_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     source = model("g (float[N, 512] x) => (float[N, 512] y) { y = MatMul(x, w) }", w=normal(512, 512))
-    seen: list[int] = []
+    sizes: list[int] = []
     infer: Callable[..., onnx.ModelProto] = shape_inference.infer_shapes
 
     def spy(bare: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
-        seen.append(bare.ByteSize())
+        sizes.append(bare.ByteSize())
         return infer(bare, **options)
 
     monkeypatch.setattr(normalize.shape_inference, "infer_shapes", spy)
     graph = prepare(source)
     assert graph.shape("y") == ("N", 512)
-    assert seen and max(seen) < 2000 < source.ByteSize()
+    assert sizes and max(sizes) < 2000 < source.ByteSize()
 
 
 def test_the_skeleton_has_the_large_weights_as_inputs_and_the_small_ones_as_they_are() -> None:

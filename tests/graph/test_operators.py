@@ -56,7 +56,7 @@ def test_traits_do_not_contradict_each_other() -> None:
 
 def unary(trait: Trait) -> list[str]:
     """Operators of a trait that compute a float from a float and need nothing else."""
-    found = []
+    result = []
     for schema in onnx.defs.get_all_schemas():
         if schema.domain or schema.name not in having(trait) - having(Trait.RANDOM) or schema.min_input != 1:
             continue
@@ -64,8 +64,8 @@ def unary(trait: Trait) -> list[str]:
             continue
         floats = all("tensor(float)" in formal.types for formal in (schema.inputs[0], schema.outputs[0]))
         if floats and not any(attribute.required for attribute in schema.attributes.values()):
-            found.append(schema.name)
-    return sorted(found)
+            result.append(schema.name)
+    return sorted(result)
 
 
 def compute(name: str, x: np.ndarray) -> np.ndarray:

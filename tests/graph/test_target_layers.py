@@ -18,8 +18,8 @@ HEAD = "p = GlobalAveragePool({0}) f = Flatten(p) logits = MatMul(f, head)"
 def model(body: str, last: str, channels: int = 8, picture: str = "N,3,16,16", **weights: str) -> onnx.ModelProto:
     """A classifier from ONNX text: `x` is the picture, `last` is what is pooled."""
     kinds = {"w0": "8,3,3,3", "w1": "8,8,3,3", "w2": "8,8,1,1", "head": f"{channels},5"} | weights
-    given = "".join(f", float[{shape}] {name}" for name, shape in kinds.items() if name in body + " head")
-    text = f'<ir_version: 8, opset_import: ["" : 18]> g (float[{picture}] x{given}) => (float[N,5] logits) {{'
+    arguments = "".join(f", float[{shape}] {name}" for name, shape in kinds.items() if name in body + " head")
+    text = f'<ir_version: 8, opset_import: ["" : 18]> g (float[{picture}] x{arguments}) => (float[N,5] logits) {{'
     text += body + " " + HEAD.format(last) + "}"
     parsed = onnx.parser.parse_model(text)
     # the weights' values do not matter here: zeros of their shapes
@@ -34,8 +34,8 @@ def model(body: str, last: str, channels: int = 8, picture: str = "N,3,16,16", *
 
 
 def default(source: onnx.ModelProto) -> str:
-    (found,) = [layer.name for layer in onnxcam.layers(source) if layer.default]
-    return found
+    (listed,) = [layer.name for layer in onnxcam.layers(source) if layer.default]
+    return listed
 
 
 C0 = "c0 = Conv<pads=[1,1,1,1]>(x, w0)"
@@ -87,8 +87,8 @@ def test_branches_are_followed_through_their_concat() -> None:
     body = f"{C0} r0 = Relu(c0) {C1} r1 = Relu(c1) c2 = Conv(r0, w2) r2 = Relu(c2) cat = Concat<axis=1>(r1, r2)"
     source = model(body, "cat", channels=16)
     assert default(source) == "cat"
-    found = {layer.name: layer for layer in onnxcam.layers(source)}
-    assert found["cat"].shape == ("N", 16, 16, 16) and found["cat"].grid == (16, 16)
+    listing = {layer.name: layer for layer in onnxcam.layers(source)}
+    assert listing["cat"].shape == ("N", 16, 16, 16) and listing["cat"].grid == (16, 16)
 
 
 def test_dense_connections() -> None:
@@ -149,10 +149,10 @@ def test_channels_last_all_along() -> None:
     graph = prepare(text)
     for name, layout in (("x", "NHWC"), ("c0", "NCHW"), ("t0", "NHWC"), ("r0", "NHWC")):
         assert layout_of(graph, name) == layout, name
-    made = onnxcam.augment(text, ["r0"])
+    explainable = onnxcam.augment(text, ["r0"])
     import json
 
-    entry = json.loads(made.metadata_props[0].value)["layers"][0]
+    entry = json.loads(explainable.metadata_props[0].value)["layers"][0]
     assert (entry["layout"], entry["shape"], entry["grid"]) == ("NHWC", ["N", 16, 16, 8], [16, 16])
 
 
@@ -166,8 +166,8 @@ def test_tokens_lie_on_a_square() -> None:
     graph = prepare(model(f"{C0} r0 = Relu(c0)", "r0"))
     for tokens, grid, prefix in ((16, (4, 4), 0), (17, (4, 4), 1), (18, (4, 4), 2), (201, (14, 14), 5)):
         layer = layers.Layer("t", "r0", shape=("N", tokens, 8))
-        found = layers.describe_layer(graph, layer)
-        assert (found.layout, found.grid, found.prefix_tokens) == ("NTC", grid, prefix)
+        description = layers.describe_layer(graph, layer)
+        assert (description.layout, description.grid, description.prefix_tokens) == ("NTC", grid, prefix)
     with pytest.raises(LayerError, match="no square grid"):
         layers.describe_layer(graph, layers.Layer("t", "r0", shape=("N", 15, 8)))
 

@@ -17,18 +17,18 @@ ADAPTIVE = "['Net', 'torch.nn.modules.pooling.AdaptiveMaxPool2d', 'aten.amax.def
 
 
 def model(reduction: str, axes: list[int], **notes: str) -> onnx.ModelProto:
-    made = parser.parse_model(
+    proto = parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 20]>\nsmall (float[N, 2, 3, 4] x) => (float y) '
         f"<int64[{len(axes)}] axes = {{{', '.join(map(str, axes))}}}> "
         f"{{ m = {reduction}(x, axes)  y = ReduceSum<keepdims = 0>(m) }}"
     )
     for key, value in notes.items():
-        made.graph.node[0].metadata_props.add(key=f"pkg.torch.onnx.{key}", value=value)
-    return made
+        proto.graph.node[0].metadata_props.add(key=f"pkg.torch.onnx.{key}", value=value)
+    return proto
 
 
-def gradient(made: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    derived = onnxcam.gradient(made, "y", ["x"])
+def gradient(model_proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    derived = onnxcam.gradient(model_proto, "y", ["x"])
     return run(derived, {"x": x, "cotangent.y": np.float32(1)})["grad.x"]
 
 
@@ -40,28 +40,28 @@ def gradient(made: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 def test_the_first_of_a_tie_gets_the_gradient_where_the_source_says_so(
     reduction: str, axes: list[int], notes: dict[str, str]
 ) -> None:
-    made = model(reduction, axes, **notes)
+    graph = model(reduction, axes, **notes)
     x = np.zeros((1, 2, 3, 4), np.float32)
     x[0, 1, 1, 2] = x[0, 1, 2, 3] = 1.0
-    got = gradient(made, x)
+    slope = gradient(graph, x)
     expected = np.zeros_like(x)
     if axes == [2]:
         expected[0, :, 0] = 1
         expected[0, 1, :, 2:] = [[0, 0], [1, 0], [0, 1]]
     else:
         expected[0, 0, 0, 0] = expected[0, 1, 1, 2] = 1
-    assert np.array_equal(got, expected)
-    (value,) = run(prepare(made).model, x=x).values()
-    assert value == run(made, x=x)["y"]
+    assert np.array_equal(slope, expected)
+    (value,) = run(prepare(graph).model, x=x).values()
+    assert value == run(graph, x=x)["y"]
 
 
 def test_a_minimum_selects_the_first_of_the_smallest() -> None:
-    got = gradient(model("ReduceMin", [3], fx_node=MAX_DIM.replace("max", "min")), np.zeros((1, 2, 3, 4), np.float32))
-    assert got[..., 0].all() and not got[..., 1:].any()
+    slope = gradient(model("ReduceMin", [3], fx_node=MAX_DIM.replace("max", "min")), np.zeros((1, 2, 3, 4), np.float32))
+    assert slope[..., 0].all() and not slope[..., 1:].any()
 
 
 @pytest.mark.parametrize("notes", [{}, {"fx_node": AMAX}])
 def test_ties_are_shared_elsewhere(notes: dict[str, str]) -> None:
-    made = model("ReduceMax", [2, 3], **notes)
-    assert np.allclose(gradient(made, np.zeros((1, 2, 3, 4), np.float32)), 1 / 12)
-    assert [node.op_type for node in prepare(made).nodes] == ["ReduceMax", "ReduceSum"]
+    graph = model("ReduceMax", [2, 3], **notes)
+    assert np.allclose(gradient(graph, np.zeros((1, 2, 3, 4), np.float32)), 1 / 12)
+    assert [node.op_type for node in prepare(graph).nodes] == ["ReduceMax", "ReduceSum"]

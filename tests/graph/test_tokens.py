@@ -20,8 +20,8 @@ from tests.graph.transformers import ATTENTION, CLASS, FIRST, MEAN, PATCHES, blo
 
 
 def default(source: onnx.ModelProto) -> Layer:
-    (found,) = [layer for layer in onnxcam.layers(source) if layer.default]
-    return found
+    (listed,) = [layer for layer in onnxcam.layers(source) if layer.default]
+    return listed
 
 
 def lies(layer: Layer) -> tuple[str, object, int]:
@@ -34,11 +34,11 @@ def test_the_class_token_is_read_the_last_attention_is_where_patches_end() -> No
     # what comes behind it would give maps of zeros
     assert [layer.name for layer in onnxcam.layers(source)] == ["c", "a1", "n2"]
     explained = onnxcam.augment(source, ["n2", "b2"])
-    got = onnxcam.Explainer(explained.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+    actual = onnxcam.Explainer(explained.SerializeToString(), providers=["CPUExecutionProvider"]).run(
         np.random.default_rng(0).normal(size=(2, 3, 16, 24)).astype(np.float32), 1, ["n2", "b2"]
     )
-    assert np.abs(got.gradients[0][:, 1:]).min(axis=(1, 2)).min() > 0
-    assert got.gradients[1][:, :1].any() and not got.gradients[1][:, 1:].any()
+    assert np.abs(actual.gradients[0][:, 1:]).min(axis=(1, 2)).min() > 0
+    assert actual.gradients[1][:, :1].any() and not actual.gradients[1][:, 1:].any()
 
 
 def test_the_mean_is_read_everything_counts_to_the_end() -> None:
@@ -99,9 +99,9 @@ def test_which_tokens_reach_the_scores(read: str, rows: object) -> None:
     gradient = onnxcam.gradient(source, "logits", ["t"])
     session = onnxcam.runtime.open_session(gradient.SerializeToString(), ["CPUExecutionProvider"])
     x = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
-    (got,) = session.run(["grad.t"], {"x": x, "cotangent.logits": np.ones((2, 5), np.float32)})
-    found = set(np.flatnonzero(got.any(axis=(0, 2))).tolist())
-    assert found and found <= set(rows)  # type: ignore[call-overload]
+    (slope,) = session.run(["grad.t"], {"x": x, "cotangent.logits": np.ones((2, 5), np.float32)})
+    positions_reached = set(np.flatnonzero(slope.any(axis=(0, 2))).tolist())
+    assert positions_reached and positions_reached <= set(rows)  # type: ignore[call-overload]
 
 
 def test_windows_are_followed_there_and_back() -> None:
@@ -134,8 +134,8 @@ def test_windows_are_followed_there_and_back() -> None:
 )  # fmt: skip
 def test_the_grid_is_followed_from_the_picture(body: str, grid: object, prefix: int) -> None:
     graph = prepare(model(body, "z = ReduceMean(y) logits = Expand(z, [2,5])", picture="N,3,16,24"))
-    found = positions(graph).grid("y")
-    assert found == (None if grid is None else (grid, prefix))
+    cells = positions(graph).grid("y")
+    assert cells == (None if grid is None else (grid, prefix))
     # of one of them the first row is cut off
     assert positions(graph).window("y") == (((4.0, 16.0), (0.0, 24.0), False) if grid == (3, 2) else None)
 
@@ -203,16 +203,16 @@ def test_shapes_written_as_arithmetic_are_worked_out() -> None:
 
 def test_tokens_of_which_nothing_is_known_lie_on_the_one_square_that_fits() -> None:
     for count, grid, prefix in ((16, (4, 4), 0), (17, (4, 4), 1), (18, (4, 4), 2), (21, (4, 4), 5)):
-        made = onnxcam.augment(lost(count), ["b1"])
-        entry = (manifest.read(made) or {})["layers"][0]
+        explainable = onnxcam.augment(lost(count), ["b1"])
+        entry = (manifest.read(explainable) or {})["layers"][0]
         assert (entry["layout"], entry["grid"], entry["prefix_tokens"]) == ("NTC", list(grid), prefix)
     with pytest.raises(LayerError, match=r"15 tokens form no square grid; .*--grid ROWSxCOLUMNS --prefix COUNT"):
         onnxcam.augment(lost(15), ["b1"])
     with pytest.raises(LayerError, match=r"9 tokens may be 3 x 3 with prefix 0 or 2 x 2 with prefix 5; .*--grid"):
         onnxcam.augment(lost(9), ["b1"])
 
-    def laid(count: int, **given: object) -> tuple[object, object]:
-        entry = (manifest.read(onnxcam.augment(lost(count), ["b1"], **given)) or {})["layers"][0]  # type: ignore[arg-type]
+    def laid(count: int, **arguments: object) -> tuple[object, object]:
+        entry = (manifest.read(onnxcam.augment(lost(count), ["b1"], **arguments)) or {})["layers"][0]  # type: ignore[arg-type]
         return entry["grid"], entry["prefix_tokens"]
 
     assert laid(15, grid=(3, 5)) == ([3, 5], 0)
@@ -228,13 +228,13 @@ def test_tokens_of_which_nothing_is_known_lie_on_the_one_square_that_fits() -> N
 
 def test_a_file_keeps_what_it_was_told() -> None:
     source = model(PATCHES, block("p", "1"), MEAN.format("b1"))
-    told = onnxcam.augment(source, ["b1"], grid=(2, 8))
-    again = onnxcam.augment(told, methods=["hirescam"])
-    for made in (told, again):
-        assert (manifest.read(made) or {})["layers"][0]["grid"] == [2, 8]
-        assert lies(default(made)) == ("b1", (2, 8), 0)
+    first = onnxcam.augment(source, ["b1"], grid=(2, 8))
+    again = onnxcam.augment(first, methods=["hirescam"])
+    for result in (first, again):
+        assert (manifest.read(result) or {})["layers"][0]["grid"] == [2, 8]
+        assert lies(default(result)) == ("b1", (2, 8), 0)
     x = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
-    explainer = onnxcam.Explainer(told.SerializeToString(), providers=["CPUExecutionProvider"])
+    explainer = onnxcam.Explainer(first.SerializeToString(), providers=["CPUExecutionProvider"])
     assert explainer.attribute(x, 1, normalize="none", size="layer").shape == (2, 2, 8)
 
 

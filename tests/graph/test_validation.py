@@ -50,10 +50,10 @@ def typed(model: onnx.ModelProto) -> None:
 
 def within(model: onnx.ModelProto) -> None:
     """A tensor in a branch within a branch."""
-    held = numpy_helper.from_array(np.ones(4, np.float32), "inner")
-    held.raw_data = b""
+    initializers = numpy_helper.from_array(np.ones(4, np.float32), "inner")
+    initializers.raw_data = b""
     out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])]
-    body = helper.make_graph([helper.make_node("Constant", [], ["y"], value=held)], "b", [], out)
+    body = helper.make_graph([helper.make_node("Constant", [], ["y"], value=initializers)], "b", [], out)
     outer = helper.make_graph([helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)], "o", [], out)
     model.graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=outer, else_branch=outer))
 
@@ -62,7 +62,7 @@ def attribute(model: onnx.ModelProto) -> None:
     model.graph.node[0].attribute[0].type = AttributeProto.UNDEFINED
 
 
-def fed(model: onnx.ModelProto) -> None:
+def untyped_input(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.elem_type = 77
 
 
@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "too few elements": (typed, "has 7 elements, not 216"),
     "within branches": (within, r"'inner' of shape \[4\] has 0 bytes, not 16"),
     "an attribute of no kind": (attribute, "attribute '.*' of Conv 'first' has the unknown type 0"),
-    "an input of no type": (fed, "'input' has the unknown element type 77"),
+    "an input of no type": (untyped_input, "'input' has the unknown element type 77"),
 }
 
 

@@ -107,10 +107,10 @@ def test_constants_of_every_form() -> None:
         "wide": np.asarray([3.0], np.float64),
     }
     for name, array in want.items():
-        held = g.constant(name)
-        assert held is not None and g.is_constant(name)
-        assert held.dtype == array.dtype and held.shape == array.shape
-        np.testing.assert_array_equal(held, array)
+        value = g.constant(name)
+        assert value is not None and g.is_constant(name)
+        assert value.dtype == array.dtype and value.shape == array.shape
+        np.testing.assert_array_equal(value, array)
     # known before the model runs, but not read
     assert g.is_constant("folded") and g.constant("folded") is None
     for name in ("x", "run", "of_run", "y", "missing"):

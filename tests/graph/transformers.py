@@ -49,8 +49,8 @@ def model(*body: str, picture: str = "N,3,16,16", seed: int = 0) -> onnx.ModelPr
         f'<ir_version: 8, opset_import: ["" : 18]> g (float[{picture}] x) => (float[N,5] logits) {{ {text} }}'
     )
     generator = np.random.default_rng(seed)
-    made = {name for node in parsed.graph.node for name in node.output} | {"x"}
-    for name in dict.fromkeys(name for node in parsed.graph.node for name in node.input if name not in made):
+    outputs = {name for node in parsed.graph.node for name in node.output} | {"x"}
+    for name in dict.fromkeys(name for node in parsed.graph.node for name in node.input if name not in outputs):
         if name in constants:
             value = constants[name]
         elif name == "g":

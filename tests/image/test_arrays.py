@@ -146,9 +146,9 @@ def test_nothing_is_unpickled_and_sizes_are_checked_before_reading() -> None:
 def test_the_bands_shown_are_those_named_and_stretched() -> None:
     array = drawn((40, 50, 6), 0, 900).astype(np.uint16)
     picture = image.load(array, channels=6, value_range=(0, 10000), bands=(4, 2, 0))
-    shown = array[..., [4, 2, 0]].astype(np.float64)
-    low, high = np.percentile(shown, (2, 98))
-    expected = np.clip(np.rint((shown - low) / (high - low) * 255), 0, 255)
+    bands = array[..., [4, 2, 0]].astype(np.float64)
+    low, high = np.percentile(bands, (2, 98))
+    expected = np.clip(np.rint((bands - low) / (high - low) * 255), 0, 255)
     np.testing.assert_array_equal(picture.pixels, expected)
     one = image.load(array, channels=6, value_range=(0, 10000), bands=(5,)).pixels
     assert (one[..., 0] == one[..., 1]).all() and (one[..., 0] == one[..., 2]).all()
@@ -176,10 +176,10 @@ def test_values_are_resized_as_pillow_resizes_floats(interpolation: str, size: t
     how = Image.Resampling[filters.get(interpolation, interpolation.upper())]
     planes = [Image.fromarray(values[..., k]).resize(size[::-1], how) for k in range(5)]
     expected = np.stack([np.asarray(plane) for plane in planes], axis=2)
-    got = resize_values(values, size, interpolation)
-    np.testing.assert_allclose(got, expected, atol=2e-3)
+    actual = resize_values(values, size, interpolation)
+    np.testing.assert_allclose(actual, expected, atol=2e-3)
     window = (slice(3, 15), slice(2, 20))
-    np.testing.assert_allclose(resize_values(values, size, interpolation, True, window), got[window], atol=1e-4)
+    np.testing.assert_allclose(resize_values(values, size, interpolation, True, window), actual[window], atol=1e-4)
 
 
 def test_8_bit_values_give_the_tensor_of_8_bit_pixels() -> None:

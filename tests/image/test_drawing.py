@@ -75,11 +75,11 @@ def test_overlay_errors(pixels, heat, alpha, message):
 )
 @pytest.mark.parametrize("label", ["", "tabby, tabby cat", "ярлык 猫 🐱 é\n\t\0", "very long " * 60])
 def test_panel_of_any_picture_and_label(size, label):
-    made = panel(smooth(*size), np.ones(size, np.float32) * 0.5, label=label, probability=0.931)
-    assert made.dtype == np.uint8 and made.shape[2] == 3
-    assert 200 <= max(made.shape[:2]) <= 3 * 640 + 400
+    drawn = panel(smooth(*size), np.ones(size, np.float32) * 0.5, label=label, probability=0.931)
+    assert drawn.dtype == np.uint8 and drawn.shape[2] == 3
+    assert 200 <= max(drawn.shape[:2]) <= 3 * 640 + 400
     margin = 10
-    for edge in (made[:margin], made[-margin:], made[:, :margin], made[:, -margin:]):
+    for edge in (drawn[:margin], drawn[-margin:], drawn[:, :margin], drawn[:, -margin:]):
         assert (edge == 255).all(), "something is drawn into the margin"
 
 
@@ -87,12 +87,12 @@ def test_panel_shows_what_it_was_given():
     """The three cells, found by their pixels."""
     pixels, heat = smooth(240, 320), np.random.default_rng(0).random((240, 320)).astype(np.float32)
     blend = overlay(pixels, heat, 0.25, "magma")
-    made = panel(pixels, heat, blend, label="x", colormap="magma")
+    drawn = panel(pixels, heat, blend, label="x", colormap="magma")
     for cell in (pixels, colorize(heat, "magma"), blend):
-        score = cv2.matchTemplate(made, np.ascontiguousarray(cell[:50, :50]), cv2.TM_SQDIFF)
+        score = cv2.matchTemplate(drawn, np.ascontiguousarray(cell[:50, :50]), cv2.TM_SQDIFF)
         left, top = cv2.minMaxLoc(score)[2]
-        np.testing.assert_array_equal(made[top : top + 240, left : left + 320], cell)
-    bar = made[:, -60:].reshape(-1, 3).tolist()
+        np.testing.assert_array_equal(drawn[top : top + 240, left : left + 320], cell)
+    bar = drawn[:, -60:].reshape(-1, 3).tolist()
     for end in (0.0, 1.0):
         assert colorize(np.array([[end]]), "magma")[0, 0].tolist() in bar
 
@@ -106,18 +106,18 @@ def test_a_thin_peak_keeps_its_energy_wherever_it_lies(height, width):
     for column in [*range(0, width, 7), width - 2, width - 1]:
         heatmap = np.zeros((height, width), np.float32)
         heatmap[:, column] = 1.0
-        shown = _show_map(heatmap, size).astype(np.float64).mean(axis=0)
+        rows = _show_map(heatmap, size).astype(np.float64).mean(axis=0)
         most = 2.5 if column == width - 1 else 1.2  # an odd column at the end counts twice
-        assert 0.4 * 255 * share <= shown.max() and shown.sum() >= 0.8 * 255 * share - 1.5, (column, shown.max())
-        assert shown.sum() <= most * 255 * share + 1.5, (column, shown.sum())
+        assert 0.4 * 255 * share <= rows.max() and rows.sum() >= 0.8 * 255 * share - 1.5, (column, rows.max())
+        assert rows.sum() <= most * 255 * share + 1.5, (column, rows.sum())
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 3000), (2, 5000), (3000, 1)])
 def test_a_strip_is_averaged_down(height, width):
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels.reshape(-1, 3)[::2] = 254
-    shown = _show(pixels, _cell(height, width))
-    assert abs(shown.astype(int) - 127).max() <= 30, "stripes finer than a pixel are grey"
+    rows = _show(pixels, _cell(height, width))
+    assert abs(rows.astype(int) - 127).max() <= 30, "stripes finer than a pixel are grey"
 
 
 def test_panel_text_depends_on_label_and_probability():

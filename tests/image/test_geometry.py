@@ -43,13 +43,13 @@ def centroid(heatmap):
 @pytest.mark.parametrize("name", SPECS)
 def test_a_spot_comes_back_where_it_was(name, size):
     """Forward through the real pixels, back through the geometry: the centroid moves by less than one pixel."""
-    made = Preprocess.from_dict(SPECS[name])
+    prepared = Preprocess.from_dict(SPECS[name])
     at = (size[0] * 0.47, size[1] * 0.53)
     if "corner" in name:
         at = (size[0] - 40.0, size[1] - 35.0)
     pixels = np.repeat((spot(size, at, 9.0) * 255).astype(np.uint8)[..., None], 3, axis=2)
-    seen, geometry = made.transform(pixels)
-    back = geometry.to_picture(seen[..., 0].astype(np.float32))
+    observed, geometry = prepared.transform(pixels)
+    back = geometry.to_picture(observed[..., 0].astype(np.float32))
     assert back.shape == size and back.dtype == np.float32
     np.testing.assert_allclose(centroid(back), centroid(pixels[..., 0]), atol=0.5)
     np.testing.assert_allclose(back.max(), 255, rtol=0.25)
@@ -59,8 +59,8 @@ def test_a_spot_comes_back_where_it_was(name, size):
 @pytest.mark.parametrize("size", PICTURES)
 def test_the_way_back_is_the_affine_map_at_every_pixel(name, size):
     """A ramp in input coordinates comes back as the place that each picture pixel has on the input; 0 outside."""
-    seen, geometry = Preprocess.from_dict(SPECS[name]).transform(noise(*size))
-    height, width = seen.shape[:2]
+    observed, geometry = Preprocess.from_dict(SPECS[name]).transform(noise(*size))
+    height, width = observed.shape[:2]
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     onto_y = y * geometry.resized_size[0] / size[0] + geometry.offset[0]
     onto_x = x * geometry.resized_size[1] / size[1] + geometry.offset[1]
@@ -71,13 +71,13 @@ def test_the_way_back_is_the_affine_map_at_every_pixel(name, size):
         assert (back[~inside] == 0).all()
         # Within half an input pixel of the edge bilinear interpolation repeats the border.
         low = max(geometry.offset[axis], 0) + 0.5
-        high = min(geometry.offset[axis] + geometry.resized_size[axis], seen.shape[axis]) - 0.5
+        high = min(geometry.offset[axis] + geometry.resized_size[axis], observed.shape[axis]) - 0.5
         np.testing.assert_allclose(back[inside], np.clip(expected, low, high)[inside] + 10, atol=2e-3)
 
 
 def test_letterbox_padding_does_not_bleed():
-    made = Preprocess.from_dict({"resize": {"mode": "letterbox", "size": 64}})
-    _, geometry = made.transform(noise(40, 160))
+    spec = Preprocess.from_dict({"resize": {"mode": "letterbox", "size": 64}})
+    _, geometry = spec.transform(noise(40, 160))
     heat = np.full((64, 64), 100.0, np.float32)
     heat[24:40] = 1.0
     assert geometry.resized_size == (16, 64)
@@ -87,16 +87,16 @@ def test_letterbox_padding_does_not_bleed():
 @pytest.mark.parametrize("size", [(1, 1), (1, 1000), (2000, 3), (3, 5)])
 @pytest.mark.parametrize("name", SPECS)
 def test_extreme_pictures(name, size):
-    seen, geometry = Preprocess.from_dict(SPECS[name]).transform(noise(*size))
-    back = geometry.to_picture(np.ones(seen.shape[:2], np.float32))
+    observed, geometry = Preprocess.from_dict(SPECS[name]).transform(noise(*size))
+    back = geometry.to_picture(np.ones(observed.shape[:2], np.float32))
     assert back.shape == size
     assert set(np.unique(back)) <= {0.0, 1.0} and back.any()
 
 
 def test_a_ribbon_is_refused_before_it_fills_the_memory():
-    made = Preprocess.from_dict({"resize": {"mode": "shortest", "size": 256}, "crop": {"size": 224}})
+    spec = Preprocess.from_dict({"resize": {"mode": "shortest", "size": 256}, "crop": {"size": 224}})
     with pytest.raises(PictureError, match=r"1x100000 .* would be resized to 256x25600000 .* crop it first"):
-        made.transform(noise(1, 100_000))
+        spec.transform(noise(1, 100_000))
 
 
 def test_a_layer_sized_map_goes_through_the_input():
@@ -140,5 +140,5 @@ def test_normalize():
 def test_zero_and_tiny_maps_never_become_nan(how, value):
     heat = np.zeros((2, 3, 3), np.float32)
     heat[1, 0, 0] = value
-    made = normalize(heat, how)
-    assert np.isfinite(made).all() and not made[0].any()
+    normalized = normalize(heat, how)
+    assert np.isfinite(normalized).all() and not normalized[0].any()

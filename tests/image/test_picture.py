@@ -56,14 +56,14 @@ def test_odd_modes_equal_pil(format, mode):
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("given", ["bytes", "path", "pil"])
-def test_exif_orientation(format, orientation, given, tmp_path):
+@pytest.mark.parametrize("arguments", ["bytes", "path", "pil"])
+def test_exif_orientation(format, orientation, arguments, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(smooth(24, 40), format, exif=exif, **FORMATS[format])
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     (tmp_path / "picture").write_bytes(data)
-    source = {"bytes": data, "path": tmp_path / "picture", "pil": Image.open(io.BytesIO(data))}[given]
+    source = {"bytes": data, "path": tmp_path / "picture", "pil": Image.open(io.BytesIO(data))}[arguments]
     np.testing.assert_array_equal(load(source).pixels, expected)
 
 

@@ -53,13 +53,13 @@ def test_a_broken_package_costs_no_picture(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_checksums_and_streams_are_those_of_zlib() -> None:
     data = noise(97, 113).tobytes()
-    found = deflate()
+    stream = deflate()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for cut in (0, 1, 5552, len(data)):
-            assert found.crc32(data[cut:], found.crc32(data[:cut])) == zlib.crc32(data)
-            assert found.adler32(data[cut:], found.adler32(data[:cut], 1)) == zlib.adler32(data)
-            for make in (found.runs, found.noise):
+            assert stream.crc32(data[cut:], stream.crc32(data[:cut])) == zlib.crc32(data)
+            assert stream.adler32(data[cut:], stream.adler32(data[:cut], 1)) == zlib.adler32(data)
+            for make in (stream.runs, stream.noise):
                 packer = make()
                 packed = packer.compress(data[:cut]) + packer.compress(data[cut:]) + packer.flush()
                 assert zlib.decompress(packed) == data

@@ -118,8 +118,8 @@ def test_torchvision_on_tensors_within_one_level():
 def test_center_crop_and_its_padding_are_torchvisions(picture, crop):
     transforms = import_torchvision().transforms.v2
     pixels = noise(*picture)
-    made, _ = Preprocess.from_dict({"crop": {"size": list(crop)}}).transform(pixels)
-    np.testing.assert_array_equal(made, np.asarray(transforms.CenterCrop(crop)(Image.fromarray(pixels))))
+    transformed, _ = Preprocess.from_dict({"crop": {"size": list(crop)}}).transform(pixels)
+    np.testing.assert_array_equal(transformed, np.asarray(transforms.CenterCrop(crop)(Image.fromarray(pixels))))
 
 
 @pytest.mark.parametrize(
@@ -194,11 +194,11 @@ def test_keras_presets(name, expected):
     """Keras' formulas on a picture that needs no resizing; float32 and float16, both layouts."""
     pixels = noise(32, 48)
     value = expected(pixels.astype(np.float64))
-    made = preset(name, (32, 48))
-    nhwc, _ = made.apply(pixels, layout="NHWC")
+    spec = preset(name, (32, 48))
+    nhwc, _ = spec.apply(pixels, layout="NHWC")
     assert nhwc.dtype == np.float32 and nhwc.flags.c_contiguous
     np.testing.assert_allclose(nhwc[0], value, rtol=1e-6, atol=1e-6)
-    nchw, _ = made.apply(pixels, layout="NCHW", dtype="float16")
+    nchw, _ = spec.apply(pixels, layout="NCHW", dtype="float16")
     assert nchw.dtype == np.float16 and nchw.shape == (1, 3, 32, 48)
     np.testing.assert_array_equal(nchw[0].transpose(1, 2, 0), value.astype(np.float16))
 
@@ -241,16 +241,16 @@ def test_letterbox_places_and_pads():
 )
 def test_crop_anchors(anchor, at):
     pixels = noise(10, 8)
-    made, geometry = Preprocess.from_dict({"crop": {"size": [5, 5], "anchor": anchor}}).transform(pixels)
-    np.testing.assert_array_equal(made, pixels[at[0] : at[0] + 5, at[1] : at[1] + 5])
+    transformed, geometry = Preprocess.from_dict({"crop": {"size": [5, 5], "anchor": anchor}}).transform(pixels)
+    np.testing.assert_array_equal(transformed, pixels[at[0] : at[0] + 5, at[1] : at[1] + 5])
     assert geometry.offset == (-at[0], -at[1])
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_round_trip_through_json(name):
-    made = preset(name, (96, 64))
-    assert Preprocess.from_dict(json.loads(json.dumps(made.to_dict()))) == made
-    assert made.output_size == (96, 64)
+    spec = preset(name, (96, 64))
+    assert Preprocess.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert spec.output_size == (96, 64)
     assert name in candidates()
 
 
@@ -285,13 +285,13 @@ def test_resolve(tmp_path):
     shape = ["N", 3, 224, 224]
     assert resolve("imagenet", shape) == preset("imagenet", (224, 224)) == resolve("imagenet", ["N", 3, "h", "w"])
     assert resolve("0..1", ["N", 32, 48, 1], layout="NHWC") == preset("0..1", (32, 48), 1)
-    made = preset("caffe", (224, 224))
-    assert resolve(made, shape) is made
+    spec = preset("caffe", (224, 224))
+    assert resolve(spec, shape) is spec
     assert resolve({"scale": 1 / 255}, shape).output_size == (224, 224), "an unmentioned resize stretches to the input"
     assert resolve({"scale": 1 / 255, "resize": None}, shape).output_size is None
     file = tmp_path / "prep.json"
-    file.write_text(json.dumps(made.to_dict()))
-    assert resolve(file, shape) == resolve(str(file), shape) == made
+    file.write_text(json.dumps(spec.to_dict()))
+    assert resolve(file, shape) == resolve(str(file), shape) == spec
     config = {"input_size": [3, 224, 224], "crop_pct": 1.0}
     assert resolve("timm", shape, config=config) == from_timm(config)
     file.write_text(json.dumps(config))
@@ -336,8 +336,8 @@ def test_broken_files(tmp_path):
 
 
 def test_unknown_layout_and_dtype():
-    made = preset("raw", (4, 4))
+    spec = preset("raw", (4, 4))
     with pytest.raises(PreprocessError, match="layout is 'NCWH'"):
-        made.apply(noise(4, 4), layout="NCWH")
+        spec.apply(noise(4, 4), layout="NCWH")
     with pytest.raises(PreprocessError, match="dtype is 'int8'"):
-        made.apply(noise(4, 4), dtype="int8")
+        spec.apply(noise(4, 4), dtype="int8")

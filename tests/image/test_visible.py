@@ -81,10 +81,10 @@ def test_hidden_is_the_rest_and_nothing_twice():
         for part in hidden(size, visible):
             assert part.area and part.intersection(whole(size)) == part
             times[part.y0 : part.y1, part.x0 : part.x1] += 1
-        shown = np.zeros(size, bool)
+        display = np.zeros(size, bool)
         for part in visible:
-            shown[max(part.y0, 0) : max(part.y1, 0), max(part.x0, 0) : max(part.x1, 0)] = True
-        np.testing.assert_array_equal(times, ~shown)
+            display[max(part.y0, 0) : max(part.y1, 0), max(part.x0, 0) : max(part.x1, 0)] = True
+        np.testing.assert_array_equal(times, ~display)
 
 
 @pytest.mark.parametrize("level", [0, 60, 128, 162, 200, 255, None])
@@ -174,15 +174,15 @@ def test_what_is_left_of_the_picture_is_the_rest_of_the_opacity():
 def test_panels_show_what_is_not_covered():
     pixels, heat = smooth(240, 320), np.random.default_rng(0).random((240, 320)).astype(np.float32)
     visible = [Rectangle(60, 20, 260, 220)]
-    made = panel(pixels, heat, label="x", visible=visible)
+    drawn = panel(pixels, heat, label="x", visible=visible)
     for cell in (
         pixels,
         overlay(pixels, heat, visible=visible),
         marked(palette("viridis"))[Marks.of((240, 320), visible).levels(grayscale(heat))],
     ):
-        score = cv2.matchTemplate(made, np.ascontiguousarray(cell), cv2.TM_SQDIFF)
+        score = cv2.matchTemplate(drawn, np.ascontiguousarray(cell), cv2.TM_SQDIFF)
         left, top = cv2.minMaxLoc(score)[2]
-        np.testing.assert_array_equal(made[top : top + 240, left : left + 320], cell)
+        np.testing.assert_array_equal(drawn[top : top + 240, left : left + 320], cell)
     side = gallery(pixels, [("a", heat), ("b", heat)], visible=[visible, None])
     score = cv2.matchTemplate(side, overlay(pixels, heat, visible=visible), cv2.TM_SQDIFF)
     assert cv2.minMaxLoc(score)[0] == pytest.approx(0, abs=1e3)
@@ -191,12 +191,12 @@ def test_panels_show_what_is_not_covered():
 
 def test_a_map_that_is_zero_everywhere_is_words_and_not_a_colour():
     pixels, zero = smooth(240, 320), np.zeros((240, 320), np.float32)
-    made = panel(pixels, zero, label="x", probability=1.0)
+    drawn = panel(pixels, zero, label="x", probability=1.0)
     lowest = palette("viridis")[0]
-    assert (made == lowest).all(axis=2).mean() < 0.005, "the colour bar alone"
-    middle = made[60:300, 370:650]
+    assert (drawn == lowest).all(axis=2).mean() < 0.005, "the colour bar alone"
+    middle = drawn[60:300, 370:650]
     assert ((middle < 200).any(axis=2)).any(), "letters"
-    assert made.shape[0] < panel(pixels, zero, label="x", notes=["why " * 10]).shape[0]
+    assert drawn.shape[0] < panel(pixels, zero, label="x", notes=["why " * 10]).shape[0]
     for size in ((20, 20), (4, 500), (500, 4)):
         panel(smooth(*size), np.zeros(size), notes=["word " * 300, "", "unbreakable" * 60])
 

@@ -101,8 +101,8 @@ def test_first_filters_are_colours(color: str) -> None:
     weights = np.zeros((2, 3, 1, 1), np.float32)
     weights[0, 0], weights[1, 2] = 1.0, -0.5
     model = nets.classifier([conv("input", "w", "last")], width=2, w=weights)
-    made = onnxcam.augment(model, preprocess=RAW | {"color": color}, probe=False)
-    filters = inside.filters(made, "last")
+    explainable = onnxcam.augment(model, preprocess=RAW | {"color": color}, probe=False)
+    filters = inside.filters(explainable, "last")
     assert filters.colors == color
     first, last = (0, 2) if color == "RGB" else (2, 0)
     assert filters.tile(0)[0, 0, first] == 255 and sorted(filters.tile(0)[0, 0]) == [128, 128, 255]
@@ -113,14 +113,14 @@ def test_the_filters_that_vary_most_come_with_the_picture_they_are_strongest_in(
     explainer = onnxcam.Explainer(models.tiny_cnn(), probe=False, providers=["CPUExecutionProvider"])
     filters = filter_weights.filters_of(explainer.sessions.network, "conv2")
     batches = [batch(1, seed=seed) for seed in range(3)]
-    found = filter_activity.activity(explainer, filters, map(explainer.prepare, batches), 4)
+    result = filter_activity.activity(explainer, filters, map(explainer.prepare, batches), 4)
     maps = np.concatenate([nets.values(models.tiny_cnn(), one, ["relu2"])["relu2"] for one in batches])
     order = np.argsort(-maps.var(axis=(2, 3)).mean(axis=0))[:4]
-    assert [one.channel for one in found] == order.tolist()
-    for one in found:
+    assert [one.channel for one in result] == order.tolist()
+    for one in result:
         assert one.maximum == pytest.approx(maps[:, one.channel].max(), rel=1e-5)
         np.testing.assert_allclose(one.values, maps[maps[:, one.channel].max((1, 2)).argmax(), one.channel], atol=1e-5)
-    assert filter_activity.page(filters, found).shape[1:] == (780, 3)
+    assert filter_activity.page(filters, result).shape[1:] == (780, 3)
 
 
 @pytest.mark.parametrize(

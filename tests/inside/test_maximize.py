@@ -111,7 +111,9 @@ def test_it_reaches_what_adam_of_the_usual_epsilon_reaches(seed: int) -> None:
     torch = pytest.importorskip("torch")
     model = tiny_cnn(size=16, seed=seed)
     twin = torch_models.build(model)
-    made = inside.maximize(explainer(model), target=1, steps=48, jitter=0, learning_rate=0.05, size=(16, 16), seed=seed)
+    result = inside.maximize(
+        explainer(model), target=1, steps=48, jitter=0, learning_rate=0.05, size=(16, 16), seed=seed
+    )
     canvas = Canvas("fourier", 3, 16, 16, colors=True)
     parameters = torch.tensor(canvas.noise(np.random.default_rng(seed), 0.3), requires_grad=True)
     optimiser = torch.optim.Adam([parameters], lr=0.05)
@@ -125,8 +127,8 @@ def test_it_reaches_what_adam_of_the_usual_epsilon_reaches(seed: int) -> None:
         optimiser.zero_grad()
         (-value[0, 1]).backward()
         optimiser.step()
-    first = made.history[0]
-    assert made.reached - first >= 0.95 * (value[0, 1].item() - first)
+    first = result.history[0]
+    assert result.reached - first >= 0.95 * (value[0, 1].item() - first)
 
 
 @pytest.mark.parametrize("nhwc", [False, True])
@@ -136,19 +138,19 @@ def test_the_value_is_the_plain_files_on_the_picture(nhwc: bool, color: str, bat
     channels = 1 if color == "L" else 3
     model = tiny_cnn(size=(16, 12), channels=channels, nhwc=nhwc, batch=batch)
     spec = {"color": color, "scale": 1 / 128, "mean": [0.9, 1.0, 1.1][:channels], "std": [1.0, 0.7, 2.0][:channels]}
-    made = inside.maximize(explainer(model, preprocess=spec | {"resize": None}), target=3, **QUICK)
-    assert made.picture.shape == (16, 12, channels)
-    assert made.picture.dtype == np.uint8
-    pixels = made.picture[..., ::-1] if color == "BGR" else made.picture
+    result = inside.maximize(explainer(model, preprocess=spec | {"resize": None}), target=3, **QUICK)
+    assert result.picture.shape == (16, 12, channels)
+    assert result.picture.dtype == np.uint8
+    pixels = result.picture[..., ::-1] if color == "BGR" else result.picture
     tensor = ((pixels / 128.0 - spec["mean"]) / spec["std"]).astype(np.float32)[None]
     tensor = tensor if nhwc else tensor.transpose(0, 3, 1, 2)
-    assert np.allclose(tensor, made.tensor, atol=1e-5)
+    assert np.allclose(tensor, result.tensor, atol=1e-5)
     rows = np.repeat(tensor, 2, axis=0) if batch == 2 else tensor
-    assert made.verified == pytest.approx(run(model, np.ascontiguousarray(rows))["logits"][0, 3], rel=1e-5)
-    assert made.verified == pytest.approx(made.reached, rel=1e-2, abs=2e-3)
-    assert made.verified_through_preprocessing == pytest.approx(made.verified, rel=1e-5)
-    assert made.reached > made.history[0]
-    assert made.history.shape == (12,)
+    assert result.verified == pytest.approx(run(model, np.ascontiguousarray(rows))["logits"][0, 3], rel=1e-5)
+    assert result.verified == pytest.approx(result.reached, rel=1e-2, abs=2e-3)
+    assert result.verified_through_preprocessing == pytest.approx(result.verified, rel=1e-5)
+    assert result.reached > result.history[0]
+    assert result.history.shape == (12,)
 
 
 @pytest.mark.parametrize(
@@ -168,13 +170,13 @@ def test_the_value_is_the_plain_files_on_the_picture(nhwc: bool, color: str, bat
 )
 def test_what_is_maximised_is_what_was_named(what: dict[str, Any], expected: Any) -> None:
     model = tiny_cnn(size=16)
-    made = inside.maximize(explainer(model, labels=LABELS), **what, **QUICK)
+    result = inside.maximize(explainer(model, labels=LABELS), **what, **QUICK)
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     for name in ("conv1", "conv2", "relu2", "flat"):
         exposed.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    assert made.verified == pytest.approx(float(expected(run(exposed, made.tensor))), rel=1e-5)
-    assert made.reached > made.history[0]
+    assert result.verified == pytest.approx(float(expected(run(exposed, result.tensor))), rel=1e-5)
+    assert result.reached > result.history[0]
 
 
 def test_only_the_graph_up_to_the_layer_runs() -> None:
@@ -199,12 +201,12 @@ def test_whole_numbers_and_rounding_are_passed_straight_through() -> None:
         w=rng.normal(size=(8, 3, 3, 3)).astype(np.float32),
         h=rng.normal(size=(8, 5)).astype(np.float32),
     )
-    made = inside.maximize(explainer(model, preprocess="raw"), target=1, steps=40)
-    assert made.tensor.dtype == np.uint8
-    assert np.array_equal(made.tensor[0], made.picture)
-    assert made.verified == pytest.approx(run(model, made.tensor)["logits"][0, 1], rel=1e-5)
-    assert made.verified == pytest.approx(made.reached, rel=1e-2)
-    assert made.reached > made.history[0] + 0.5
+    result = inside.maximize(explainer(model, preprocess="raw"), target=1, steps=40)
+    assert result.tensor.dtype == np.uint8
+    assert np.array_equal(result.tensor[0], result.picture)
+    assert result.verified == pytest.approx(run(model, result.tensor)["logits"][0, 1], rel=1e-5)
+    assert result.verified == pytest.approx(result.reached, rel=1e-2)
+    assert result.reached > result.history[0] + 0.5
 
 
 def test_half_precision_does_not_lose_its_gradient() -> None:
@@ -232,12 +234,12 @@ def test_tokens_are_channels_at_every_patch() -> None:
         o=rng.normal(size=(12, 8)).astype(np.float32),
         h=rng.normal(size=(8, 5)).astype(np.float32),
     )
-    made = inside.maximize(explainer(model), layer="r", channel=3, **QUICK)
+    result = inside.maximize(explainer(model), layer="r", channel=3, **QUICK)
     at = inside.maximize(explainer(model), layer="r", channel=3, place=(1, 2), **QUICK)
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     exposed.graph.output.append(onnx.helper.make_tensor_value_info("r", onnx.TensorProto.FLOAT, None))
-    assert made.verified == pytest.approx(float(run(exposed, made.tensor)["r"][0, :, 3].mean()), rel=1e-5)
+    assert result.verified == pytest.approx(float(run(exposed, result.tensor)["r"][0, :, 3].mean()), rel=1e-5)
     assert at.verified == pytest.approx(float(run(exposed, at.tensor)["r"][0, 6, 3]), rel=1e-5)
     with pytest.raises(LayerError, match="4 rows and 4 columns"):
         inside.maximize(explainer(model), layer="r", channel=3, place=(4, 0), **QUICK)
@@ -247,16 +249,16 @@ def test_settings_change_the_picture_and_a_seed_repeats_it() -> None:
     subject = Subject(explainer())
     scalar = scalar_of(subject, None, None, None, 2, None)
 
-    def made(**keywords: Any) -> np.ndarray:
+    def result(**keywords: Any) -> np.ndarray:
         return climb(subject, scalar, subject.ascent(scalar), Settings.of((16, 16), steps=6, **keywords)).picture
 
-    plain = made()
-    assert np.array_equal(plain, made())
+    plain = result()
+    assert np.array_equal(plain, result())
     for keywords in ({"seed": 5}, {"l2": 50.0}, {"tv": 20.0}, {"rotation": 20.0}, {"scale": 0.2}, {"jitter": 0}):
-        assert not np.array_equal(plain, made(**keywords)), keywords
-    l2 = [np.mean((made(l2=weight) / 255 - 0.5) ** 2) for weight in (0.0, 300.0)]
+        assert not np.array_equal(plain, result(**keywords)), keywords
+    l2 = [np.mean((result(l2=weight) / 255 - 0.5) ** 2) for weight in (0.0, 300.0)]
     assert l2[1] < l2[0]
-    variation = [np.abs(np.diff(made(tv=weight).astype(float), axis=0)).mean() for weight in (0.0, 300.0)]
+    variation = [np.abs(np.diff(result(tv=weight).astype(float), axis=0)).mean() for weight in (0.0, 300.0)]
     assert variation[1] < variation[0]
 
 
@@ -265,12 +267,12 @@ def test_it_begins_from_a_picture() -> None:
     subject = Subject(explainer())
     scalar = scalar_of(subject, None, None, None, 2, None)
     settings = Settings.of((16, 16), steps=1, learning_rate=1e-6, jitter=0)
-    made = climb(subject, scalar, subject.ascent(scalar), settings, start=pixels)
-    assert np.abs(made.picture.astype(int) - pixels).max() <= 1
+    result = climb(subject, scalar, subject.ascent(scalar), settings, start=pixels)
+    assert np.abs(result.picture.astype(int) - pixels).max() <= 1
     resized = Preprocess.from_dict(IMAGENET, (16, 16))
     other = np.full((40, 20, 3), (200, 30, 90), np.uint8)
-    made = inside.maximize(explainer(preprocess=resized), target=2, start=other, steps=1, learning_rate=1e-6)
-    assert np.abs(made.picture.astype(int) - (200, 30, 90)).max() <= 1
+    result = inside.maximize(explainer(preprocess=resized), target=2, start=other, steps=1, learning_rate=1e-6)
+    assert np.abs(result.picture.astype(int) - (200, 30, 90)).max() <= 1
 
 
 def interrupting(step: int) -> Any:
@@ -283,12 +285,12 @@ def interrupting(step: int) -> Any:
 
 def test_ctrl_c_keeps_the_best_so_far() -> None:
     whole = inside.maximize(explainer(), target=2, steps=30)
-    made = inside.maximize(explainer(), target=2, steps=30, progress=interrupting(10))
-    assert made.interrupted
-    assert np.array_equal(made.history, whole.history[:10])
-    assert made.reached > made.history[0]
-    assert made.warnings == ["interrupted after 10 of 30 steps; the best so far was kept"]
-    assert made.verified == pytest.approx(made.reached, rel=1e-2)
+    result = inside.maximize(explainer(), target=2, steps=30, progress=interrupting(10))
+    assert result.interrupted
+    assert np.array_equal(result.history, whole.history[:10])
+    assert result.reached > result.history[0]
+    assert result.warnings == ["interrupted after 10 of 30 steps; the best so far was kept"]
+    assert result.verified == pytest.approx(result.reached, rel=1e-2)
 
 
 def test_other_errors_of_the_progress_callback_are_passed_on() -> None:
@@ -310,11 +312,11 @@ def test_a_value_that_is_no_number_ends_the_ascent_with_the_best_before_it() -> 
         w=np.ones((2, 1, 1, 1), np.float32),
     )
     spec = {"color": "L", "scale": 1 / 255, "mean": [0.0], "std": [1.0], "resize": None}
-    made = inside.maximize(explainer(model, preprocess=spec), target=0, steps=100, learning_rate=0.5, size=(8, 8))
-    assert any("not a finite number" in warning for warning in made.warnings)
-    assert np.isfinite(made.history).all()
-    assert np.isfinite([made.reached, made.verified]).all()
-    assert len(made.history) < 100
+    result = inside.maximize(explainer(model, preprocess=spec), target=0, steps=100, learning_rate=0.5, size=(8, 8))
+    assert any("not a finite number" in warning for warning in result.warnings)
+    assert np.isfinite(result.history).all()
+    assert np.isfinite([result.reached, result.verified]).all()
+    assert len(result.history) < 100
     hopeless = text("(float[N,1,8,8] input) => (float[N,1,8,8] y, float[N,2] logits) { y = Log(zero) "
                     " m = Mul(input, y)  c = Conv(m, w)  p = GlobalAveragePool(c)  logits = Flatten(p) }",
                     zero=np.zeros(1, np.float32), w=np.ones((2, 1, 1, 1), np.float32))  # fmt: skip
@@ -333,10 +335,10 @@ def dead_or_asleep(bias: float) -> onnx.ModelProto:
 
 
 def test_a_channel_that_sleeps_at_noise_is_woken() -> None:
-    made = inside.maximize(explainer(dead_or_asleep(-2.0)), layer="relu2", channel=3, steps=40, seed=1)
-    assert made.reached > 0.05
-    assert made.verified == pytest.approx(made.reached, rel=2e-2)
-    assert any("before its Relu" in warning or "times as loud" in warning for warning in made.warnings)
+    result = inside.maximize(explainer(dead_or_asleep(-2.0)), layer="relu2", channel=3, steps=40, seed=1)
+    assert result.reached > 0.05
+    assert result.verified == pytest.approx(result.reached, rel=2e-2)
+    assert any("before its Relu" in warning or "times as loud" in warning for warning in result.warnings)
 
 
 def test_what_never_changes_is_said_to_be_constant() -> None:
@@ -408,8 +410,8 @@ def test_a_model_that_does_not_say_how_pictures_become_tensors_is_refused() -> N
         inside.maximize(Explainer(tiny_cnn(size=16), probe=False), target=1)
     with pytest.raises(SettingError, match="leaves the size of its picture open"):
         inside.maximize(explainer(tiny_cnn(size=None)), target=1)
-    made = inside.maximize(explainer(tiny_cnn(size=None)), target=1, size=(10, 14), **QUICK)
-    assert made.picture.shape == (10, 14, 3)
+    result = inside.maximize(explainer(tiny_cnn(size=None)), target=1, size=(10, 14), **QUICK)
+    assert result.picture.shape == (10, 14, 3)
 
 
 def test_a_model_without_maps_has_its_neurons_and_classes() -> None:

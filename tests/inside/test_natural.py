@@ -41,32 +41,32 @@ class TestRealPictures:
     def test_the_best_comes_first_with_the_part_that_is_seen(self, folder: Path) -> None:
         explainer = Explainer(self.MODEL, preprocess=self.SPEC, probe=False)
         pictures = [folder / f"{name}.png" for name in ("dark", "small", "edge", "broken")]
-        made = inside.maximize(explainer, layer="r", channel=0, steps=20, pictures=pictures)
-        assert made.comparison is not None
-        assert made.natural is not None
-        assert [entry.name for entry in made.comparison.best] == ["edge.png", "small.png", "dark.png"]
+        result = inside.maximize(explainer, layer="r", channel=0, steps=20, pictures=pictures)
+        assert result.comparison is not None
+        assert result.natural is not None
+        assert [entry.name for entry in result.comparison.best] == ["edge.png", "small.png", "dark.png"]
         pixels = cv2.imread(str(folder / "edge.png"), cv2.IMREAD_GRAYSCALE)[::2, ::2].astype(np.float32) / 255
         padded = np.pad(pixels, 1)
         edge = sum(padded[k : k + 16, 2:] - padded[k : k + 16, :-2] for k in range(3))
-        assert made.natural.value == pytest.approx(np.maximum(edge, 0).mean(), rel=1e-4)
+        assert result.natural.value == pytest.approx(np.maximum(edge, 0).mean(), rel=1e-4)
         # the field of 3 x 3 cells is 6 x 6 pixels of the picture; the middle column of the filter is 0
-        assert made.natural.part is not None
-        x0, y0, x1, y1 = made.natural.part
+        assert result.natural.part is not None
+        x0, y0, x1, y1 = result.natural.part
         assert (x1 - x0, y1 - y0) == (6, 6)
         assert x0 < 20 < x1
         assert 8 <= y0 < y1 <= 16
-        assert made.reached > made.natural.value
-        assert [warning for warning in made.warnings if "broken" in warning]
-        assert made.sheet().ndim == 3
+        assert result.reached > result.natural.value
+        assert [warning for warning in result.warnings if "broken" in warning]
+        assert result.sheet().ndim == 3
 
     def test_files_are_the_picture_itself_and_a_sheet(self, folder: Path) -> None:
         explainer = Explainer(self.MODEL, preprocess=self.SPEC, probe=False)
-        made = inside.maximize(explainer, layer="r", channel=1, steps=3, pictures=[folder / "edge.png"])
-        files = made.save(folder)
+        result = inside.maximize(explainer, layer="r", channel=1, steps=3, pictures=[folder / "edge.png"])
+        files = result.save(folder)
         assert files == {"picture": "maximize_r_1.png", "sheet": "maximize_r_1_real.png"}
         pixels = cv2.imread(str(folder / files["picture"]), cv2.IMREAD_GRAYSCALE)
-        assert np.array_equal(pixels[..., None], made.picture)
-        json.dumps(made.describe())
+        assert np.array_equal(pixels[..., None], result.picture)
+        json.dumps(result.describe())
 
 
 def test_rank_correlations_are_spearmans() -> None:
@@ -109,10 +109,10 @@ def test_a_network_that_is_fooled_takes_another_path() -> None:
         v=v,
     )
     spec = {"color": "L", "scale": 1 / 255, "mean": [0.0], "std": [1.0], "resize": None}
-    made = inside.maximize(
+    result = inside.maximize(
         Explainer(model, preprocess=spec, probe=False), target=0, steps=60, jitter=0,
         pictures=[(picture * 255).astype(np.uint8) for picture in natural],
     )  # fmt: skip
-    assert made.comparison is not None
-    assert made.comparison.doubt in made.warnings
-    assert "another path" in (made.comparison.doubt or "")
+    assert result.comparison is not None
+    assert result.comparison.doubt in result.warnings
+    assert "another path" in (result.comparison.doubt or "")

@@ -39,8 +39,8 @@ def files(k: int, kinds: tuple[str, ...] = ("heatmap",)) -> dict[str, bytes]:
 
 def partial(root: Path) -> int:
     """Pictures under their final name that are not whole."""
-    held = [path.read_bytes() for path in (root / "files").rglob("*.png")]
-    return sum(data[:8] != f"{len(data):08d}".encode() for data in held)
+    contents = [path.read_bytes() for path in (root / "files").rglob("*.png")]
+    return sum(data[:8] != f"{len(data):08d}".encode() for data in contents)
 
 
 def child(act: Callable[[Callable[[str], None]], None]) -> tuple[int, int]:
@@ -83,9 +83,9 @@ def write_on(root: Path, sync: bool) -> Callable[[Callable[[str], None]], None]:
 def checked(root: Path, acknowledged: list[str]) -> dict[str, Any]:
     """What is left after the last death; raises where a record does not read."""
     torn = sum(not path.read_bytes().endswith(b"\n") for path in segments(root) if path.stat().st_size)
-    before = [record["id"] for record in samples.held(root)]  # an own reader, before anything is mended
+    before = [record["id"] for record in samples.records_in(root)]  # an own reader, before anything is mended
     recover(root)
-    records = samples.held(root)
+    records = samples.records_in(root)
     counts = Counter(record["id"] for record in records)
     named = {entry["name"] for record in records for entry in record["files"]}
     stored = {path.relative_to(root).as_posix() for path in (root / "files").rglob("*") if path.is_file()}
@@ -127,14 +127,14 @@ def dying(operation: int, half: bool = False) -> list[str]:
 
     Returns a list that grows by the name of each change.
     """
-    seen: list[str] = []
+    steps: list[str] = []
 
     def around(call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
             if name == "open" and not arguments[1] & os.O_CREAT:
                 return call(*arguments, **keywords)
-            seen.append(name)
-            if len(seen) - 1 == operation:
+            steps.append(name)
+            if len(steps) - 1 == operation:
                 if half:
                     call(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -145,7 +145,7 @@ def dying(operation: int, half: bool = False) -> list[str]:
 
     for name in CHANGES:
         setattr(os, name, around(getattr(os, name), name))
-    return seen
+    return steps
 
 
 def small(root: Path, sync: bool = True) -> Sink:
@@ -182,10 +182,10 @@ def at_every_step(base: Path, every: int) -> dict[str, Any]:
         acknowledged = collected(reading)
         return acknowledged, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-    told, code = until(-1, False)
+    step_names, code = until(-1, False)
     if code:
         raise RuntimeError("the writer failed on its own")
-    names = told[-1].split()
+    names = step_names[-1].split()
     total: Counter[str] = Counter()
     steps = [(k, half) for k, name in enumerate(names) for half in ((False, True) if name == "write" else (False,))]
     for k, half in steps[::every]:
@@ -199,33 +199,33 @@ def at_every_step(base: Path, every: int) -> dict[str, Any]:
 
 def survey(root: Path, acknowledged: list[str]) -> Counter[str]:
     """Faults after a death, and after another process has gone on in the folder."""
-    found = Counter(lost=0, faults=0, unsealed=0, unnamed=0, partial=partial(root))
+    counts = Counter(lost=0, faults=0, unsealed=0, unnamed=0, partial=partial(root))
     if (root / "records").exists():
-        kept = {record["id"] for record in samples.held(root)}
-        found["faults"] += len(samples.faults(root))
+        ids = {record["id"] for record in samples.records_in(root)}
+        counts["faults"] += len(samples.faults(root))
     else:
-        kept = set()
+        ids = set()
     # what retention removed is not lost: three records fit for certain
-    found["lost"] += len(set(acknowledged[-3:]) - kept)
+    counts["lost"] += len(set(acknowledged[-3:]) - ids)
     sink = small(root, sync=False)
     record = samples.make(request="after")
     sink.write(record, files(0))
     sink.close(1)
-    after = samples.held(root)
-    found["lost"] += len({*acknowledged[-1:], record["id"]} - {one["id"] for one in after})
-    found["faults"] += len(samples.faults(root)) + sum(len(schema.problems(one)) for one in after)
+    after = samples.records_in(root)
+    counts["lost"] += len({*acknowledged[-1:], record["id"]} - {one["id"] for one in after})
+    counts["faults"] += len(samples.faults(root)) + sum(len(schema.problems(one)) for one in after)
     # an hour later nothing is left that no record names
     for path in root.rglob("*"):
         if path.is_file():
             os.utime(path, (0, 0))
     recover(root)
     remove_unreferenced(root)
-    found["unsealed"] += sum(not path.name.endswith(".jsonl") for path in (root / "records").iterdir())
+    counts["unsealed"] += sum(not path.name.endswith(".jsonl") for path in (root / "records").iterdir())
     named = {entry["name"] for one in after for entry in one["files"]}
     stored = {path.relative_to(root).as_posix() for path in (root / "files").rglob("*") if path.is_file()}
-    found["unnamed"] += len(stored - named)
-    found["faults"] += len(samples.faults(root))
-    return found
+    counts["unnamed"] += len(stored - named)
+    counts["faults"] += len(samples.faults(root))
+    return counts
 
 
 def main() -> None:

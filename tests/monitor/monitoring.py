@@ -38,7 +38,7 @@ class FakeClock:
         return self.now
 
 
-class Kept:
+class Collector:
     """A sink that keeps what it gets."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Stub:
         self._settings = settings
 
     def __call__(self, row: Row, waited: float) -> tuple[dict[str, Any], dict[str, bytes]]:
-        made = records.build(
+        record = records.build(
             model={"name": "stub", "sha256": self._settings.sha256},
             provider="CPUExecutionProvider",
             trigger={"when": self._settings.when, "reason": row.reason, "sample": row.sample},
@@ -92,7 +92,7 @@ class Stub:
             request=row.request,
             trace=row.trace,
         )
-        return made, {}
+        return record, {}
 
 
 def pictures(rows: int, size: int = SIZE, seed: int = 0) -> np.ndarray:

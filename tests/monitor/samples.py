@@ -16,7 +16,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def make(**changes: Any) -> dict[str, Any]:
     """A record as the worker makes them."""
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "model": {"name": "resnet", "sha256": "0" * 64},
         "provider": "CPUExecutionProvider",
         "trigger": {"when": "confidence < 0.6", "reason": "condition", "sample": 1.0},
@@ -31,7 +31,7 @@ def make(**changes: Any) -> dict[str, Any]:
         "latency_ms": {"queued": 1.25, "explain": 17.0},
         "labels": ["cat", "dög", "毛"],
     }
-    return record.build(**(given | changes))
+    return record.build(**(fields | changes))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -39,19 +39,19 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
-def held(root: Path) -> list[dict[str, Any]]:
+def records_in(root: Path) -> list[dict[str, Any]]:
     """Every record of a folder, of open and closed segments."""
-    found = []
+    records = []
     for path in sorted((root / "records").iterdir()):
         if path.name.endswith((".jsonl", ".jsonl.open")):
-            found += lines(path)
-    return found
+            records += lines(path)
+    return records
 
 
 def faults(root: Path) -> list[str]:
     """What is wrong with the files that the records of a folder name."""
     wrong = []
-    for one in held(root):
+    for one in records_in(root):
         for entry in one["files"]:
             path = root / entry["name"]
             if not path.is_file():

@@ -22,7 +22,7 @@ from typing import Any
 
 from onnxcam.monitor import hook
 from onnxcam.monitor.hook import Monitor
-from tests.monitor.monitoring import SMALL, Kept, Stub, balanced, logits, pictures
+from tests.monitor.monitoring import SMALL, Collector, Stub, balanced, logits, pictures
 
 SCORES, TENSOR = logits(3, spread=1.0), pictures(3, 8)
 ACTIONS = ("raise", "close", "stats", "flush", "observe", "run", "watch", "wrap")
@@ -59,10 +59,10 @@ class Trial:
         self.renew()
 
     def renew(self) -> None:
-        self.kept = Kept()
+        self.collector = Collector()
         self.monitor = Monitor(
             SMALL,
-            sink=self.kept,
+            sink=self.collector,
             when="confidence < 0.9",
             worker=self.worker,
             baseline_sample=0.5,
@@ -119,10 +119,10 @@ class Trial:
     def finish(self) -> None:
         start = time.monotonic()
         assert self.monitor.close(20), self.monitor.stats()
-        assert self.kept.closed == 1
+        assert self.collector.closed == 1
         stats = self.monitor.stats()
         assert balanced(stats) and stats["queued"] == stats["running"] == stats["queue_bytes"] == 0, stats
-        records = len(self.kept.records)
+        records = len(self.collector.records)
         # inline an exception may strike between the sink and the next step of Python, which would count the row
         late = 3 if self.worker == "inline" and self.action == "raise" else 0
         assert stats["explained"] <= records <= stats["explained"] + late, (stats, records)

@@ -141,7 +141,7 @@ class Soak:
                 command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, bufsize=0
             )
             life = Life(number, process, mmap.mmap(file.fileno(), 0), base)
-        life.reader = threading.Thread(target=life.told)
+        life.reader = threading.Thread(target=life.read_lines)
         life.reader.start()
         self.lives.append(life)
         self.current[number] = life
@@ -257,9 +257,9 @@ class Soak:
                 life.code = code
                 del self.current[number]
                 if code or life.ending is None:
-                    self.faults.append(f"server {number} ended with {code}: {self._said(life)}")
+                    self.faults.append(f"server {number} ended with {code}: {self._errors_of(life)}")
                 if not life.ready:
-                    raise RuntimeError(f"server {number} did not begin: {self._said(life)}")
+                    raise RuntimeError(f"server {number} did not begin: {self._errors_of(life)}")
                 if not self.ending:
                     self._start(number)
             elif life.stopped:
@@ -295,7 +295,7 @@ class Soak:
         stacks = (life.base / "stacks").read_text()
         self.faults.append(f"server {life.number} {what}; {life.base / 'stacks'}:\n{stacks[-4000:]}")
 
-    def _said(self, life: Life) -> str:
+    def _errors_of(self, life: Life) -> str:
         return (life.base / "stderr").read_text(errors="replace")[-1500:]
 
     def _settle(self) -> None:
@@ -334,11 +334,11 @@ class Soak:
     # ---- afterwards
 
     def _audit(self, seconds: float) -> dict[str, Any]:
-        found, live, late = self.files.found(), self.files.live(), self.files.after_removal()
+        written, live, late = self.files.identities(), self.files.live(), self.files.after_removal()
         totals: Counter[str] = Counter()
         longest: dict[str, float] = defaultdict(float)
         for life in self.lives:
-            self._audit_life(life, found, live, totals, longest)
+            self._audit_life(life, written, live, totals, longest)
         scan = reading.Scan()
         try:
             list(reading.records(self.root, scan=scan))
@@ -365,25 +365,25 @@ class Soak:
         }
 
     def _audit_life(
-        self, life: Life, found: set[str], live: set[str], totals: Counter[str], longest: dict[str, float]
+        self, life: Life, written: set[str], live: set[str], totals: Counter[str], longest: dict[str, float]
     ) -> None:
         name = f"server {life.number} (process {life.process.pid}, {life.base.name})"
         for handler in life.handlers:
-            kind, took = handler["kind"], life.took(handler)
-            longest[kind] = max(longest[kind], took)
-            if took > (CLOSE + 0.5 if kind == "close" else 0.5) + SLACK:
-                self.faults.append(f"{name}: {kind} from a signal handler took {took:.1f} s")
+            kind, seconds = handler["kind"], life.seconds_of(handler)
+            longest[kind] = max(longest[kind], seconds)
+            if seconds > (CLOSE + 0.5 if kind == "close" else 0.5) + SLACK:
+                self.faults.append(f"{name}: {kind} from a signal handler took {seconds:.1f} s")
             if not handler.get("balanced", True):
                 self.faults.append(f"{name}: a handler saw books that do not balance")
         acknowledged = set(life.acknowledged)
-        missing = acknowledged - found - self.files.destroyed
+        missing = acknowledged - written - self.files.destroyed
         closes = [handler for handler in life.handlers if handler["kind"] == "close"]
         closed = min((handler["begin"] for handler in closes), default=0.0)
-        gone = missing | {one for one in acknowledged if self.files.gone.get(one, closed) < closed}
+        removed = missing | {one for one in acknowledged if self.files.removed.get(one, closed) < closed}
         if not all(handler["done"] for handler in closes):  # it may count what is gone after its time
-            gone = set()
+            removed = set()
         absent = acknowledged - live
-        totals.update(acknowledged=len(acknowledged), missing=len(missing), gone=len(gone), lost=life.lost())
+        totals.update(acknowledged=len(acknowledged), missing=len(missing), gone=len(removed), lost=life.lost())
         if len(acknowledged) != len(life.acknowledged):
             self.faults.append(f"{name}: an id was given twice")
         if life.book is None:
@@ -408,9 +408,9 @@ class Soak:
                 f"{len(acknowledged)} records acknowledged, counted are {stats}",
             ),
             (
-                not len(gone) <= life.lost() <= len(absent),
-                f"{life.lost()} records counted as lost; {len(gone)} were gone when it was closed, {len(missing)} are "
-                f"in no file, {len(absent)} are absent now; close: {closes}",
+                not len(removed) <= life.lost() <= len(absent),
+                f"{life.lost()} records counted as lost; {len(removed)} were gone when it was closed, {len(missing)} "
+                f"are in no file, {len(absent)} are absent now; close: {closes}",
             ),
         ):
             if wrong:

@@ -36,7 +36,7 @@ class Life:
     reader: threading.Thread | None = None
     code: int | None = None
 
-    def told(self) -> None:
+    def read_lines(self) -> None:
         """Read the server's events until it ends."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -63,7 +63,7 @@ class Life:
     def counts(self, threads: int) -> tuple[int, ...]:
         return struct.unpack(f"<{threads}Q", self.beats[: 8 * threads])
 
-    def took(self, handler: Mapping[str, Any]) -> float:
+    def seconds_of(self, handler: Mapping[str, Any]) -> float:
         """Seconds that a handler took, without those in which the process was stopped, the thread waited for a
         processor, or other handlers interrupted it.
         """
@@ -102,7 +102,7 @@ class Files:
     def __init__(self, root: Path, archive: Path) -> None:
         self.root, self.archive = root, archive
         self.destroyed: set[str] = set()
-        self.gone: dict[str, float] = {}
+        self.removed: dict[str, float] = {}
         self._handles: list[int] = []  # of removed files
         self._number = 0
 
@@ -133,7 +133,7 @@ class Files:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return False  # closed, removed or made anew by a server in the meantime
 
-    def found(self) -> set[str]:
+    def identities(self) -> set[str]:
         """Return every record that is in a file with a name."""
         paths = [*self.archive.iterdir(), *self.root.parent.rglob("*.jsonl*")]
         return set().union(*(identities(path.read_bytes()) for path in paths if path.is_file()))
@@ -188,12 +188,12 @@ class Files:
                 moved |= identities(segment.read_bytes())
         self._number += 1
         path.rename(path.with_name(f"{path.name}.{self._number}"))
-        self.gone |= dict.fromkeys(moved - self.gone.keys(), time.monotonic())
+        self.removed |= dict.fromkeys(moved - self.removed.keys(), time.monotonic())
         return True
 
     def _destroy(self, records: set[str]) -> None:
         self.destroyed |= records
-        self.gone |= dict.fromkeys(records - self.gone.keys(), time.monotonic())
+        self.removed |= dict.fromkeys(records - self.removed.keys(), time.monotonic())
 
     def _content(self, handle: int) -> set[str]:
         return identities(os.pread(handle, os.fstat(handle).st_size, 0))
@@ -201,8 +201,8 @@ class Files:
 
 def identities(data: bytes) -> set[str]:
     """Return the ids of the whole records among the lines."""
-    found = set()
+    ids = set()
     for line in data.split(b"\n")[:-1]:
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            found.add(json.loads(line)["id"])
-    return found
+            ids.add(json.loads(line)["id"])
+    return ids

@@ -18,7 +18,7 @@ LABELS = ("tabby", "beagle", "espresso", "goldfish", "acorn", "barn")
 CONFIGURATION = Configuration("ab" * 32, "confidence < 0.6", "gradcam", "layer4")
 
 
-def rows(rng: np.random.Generator, count: int, *, kept: float = 1.0, shift: float = 0.0, side: int = 5) -> Rows:
+def rows(rng: np.random.Generator, count: int, *, share: float = 1.0, shift: float = 0.0, side: int = 5) -> Rows:
     """A table of independent rows.
 
     Arguments:
@@ -26,12 +26,12 @@ def rows(rng: np.random.Generator, count: int, *, kept: float = 1.0, shift: floa
         shift: by how many standard deviations `attention.border` is moved.
     """
     # enough traffic that `count` rows are kept of it
-    traffic = int(count / (0.25 * 1 + 0.75 * kept) * 1.3) + 50
+    traffic = int(count / (0.25 * 1 + 0.75 * share) * 1.3) + 50
     confidence = rng.beta(4, 1.8, traffic)
     low = confidence < 0.6
-    own = np.flatnonzero(low | (rng.random(traffic) < kept))[:count]
-    assert len(own) == count
-    confidence, low = confidence[own], low[own]
+    rows_of_traffic = np.flatnonzero(low | (rng.random(traffic) < share))[:count]
+    assert len(rows_of_traffic) == count
+    confidence, low = confidence[rows_of_traffic], low[rows_of_traffic]
     values = np.full((count, len(FIELDS)), np.nan)
     names = list(FIELDS)
     values[:, names.index("confidence")] = confidence
@@ -52,7 +52,7 @@ def rows(rng: np.random.Generator, count: int, *, kept: float = 1.0, shift: floa
     values[zero, names.index("attention.y") : names.index("attention.peaks") + 1] = np.nan
     return Rows(
         values,
-        np.where(low, 1.0, 1 / kept),
+        np.where(low, 1.0, 1 / share),
         low,
         zero,
         predicted,
@@ -81,7 +81,7 @@ def record(number: int, **changes: Any) -> dict[str, Any]:
     low = confidence < 0.6
     when = changes.pop("when", START + timedelta(minutes=number))
     cells = rng.gamma(0.7, size=(7, 7)) * _shape(np.array([index]), 7)[0]
-    made = {
+    document = {
         "schema": 1,
         "id": f"{number:012d}",
         "ts": when.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
@@ -124,22 +124,22 @@ def record(number: int, **changes: Any) -> dict[str, Any]:
         "redact": "heatmap_only",
     }
     for path, value in changes.items():
-        at = made
+        at = document
         *parents, name = path.split("__")
         for parent in parents:
             at = at[parent]
         at[name] = value
-    return made
+    return document
 
 
 def write(
     folder: Path, records: Iterable[dict[str, Any]], *, pid: int = 7, open_: bool = False, tail: bytes = b""
 ) -> Path:
     """One segment of a monitor's folder."""
-    held = list(records)
-    begun = held[0]["ts"].replace("-", "").replace(":", "")
+    entries = list(records)
+    start = entries[0]["ts"].replace("-", "").replace(":", "")
     inside = folder / "records"
     inside.mkdir(parents=True, exist_ok=True)
-    path = inside / f"{begun}-a-{pid}-1.jsonl{'.open' if open_ else ''}"
-    path.write_bytes(b"".join(json.dumps(r).encode() + b"\n" for r in held) + tail)
+    path = inside / f"{start}-a-{pid}-1.jsonl{'.open' if open_ else ''}"
+    path.write_bytes(b"".join(json.dumps(r).encode() + b"\n" for r in entries) + tail)
     return path

@@ -60,7 +60,7 @@ class Accounting(RuleBasedStateMachine):
         super().__init__()
         self.clock = FakeClock()
         self.sink = Sink()
-        self.told = 0
+        self.observed = 0
 
     @initialize(
         on_full=st.sampled_from(["drop_newest", "drop_oldest"]),
@@ -82,7 +82,7 @@ class Accounting(RuleBasedStateMachine):
     def observe(self, rows: int, calls: int) -> None:
         scores, tensor = BATCHES[rows]
         queued = list(POOL.map(lambda _: self._many(scores, tensor, calls), range(THREADS)))
-        self.told += rows * calls * THREADS
+        self.observed += rows * calls * THREADS
         assert all(0 <= n <= rows * calls for n in queued)
 
     def _many(self, scores: np.ndarray, tensor: np.ndarray, calls: int) -> int:
@@ -98,7 +98,7 @@ class Accounting(RuleBasedStateMachine):
             "objects": (np.zeros((3, 5), np.float32), np.array([[object()]] * 3)),
         }
         assert self.monitor.observe(nonsense[what][0], tensor=nonsense[what][1]) == 0
-        self.told += 3
+        self.observed += 3
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 90.0, 90_000.0]))
     def wait(self, seconds: float) -> None:
@@ -130,7 +130,7 @@ class Accounting(RuleBasedStateMachine):
         if hasattr(self, "monitor"):
             stats = self.monitor.stats()
             assert balanced(stats), stats
-            assert stats["seen"] == self.told
+            assert stats["seen"] == self.observed
             assert min([stats["queued"], stats["running"], stats["queue_bytes"], *stats["dropped"].values()]) >= 0
 
     def teardown(self) -> None:
@@ -140,7 +140,7 @@ class Accounting(RuleBasedStateMachine):
             stats = self.monitor.stats()
             assert balanced(stats) and stats["queued"] == stats["running"] == 0, stats
             assert stats["explained"] == self.sink.written
-            assert stats["seen"] == self.told
+            assert stats["seen"] == self.observed
 
 
 @pytest.mark.slow

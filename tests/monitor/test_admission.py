@@ -57,21 +57,21 @@ def test_one_hour_of_any_traffic(seed: int, amount: int, period: float, burst: f
     for now, counts, rooms in zip(times, rows, parts, strict=True):
         for lane in (False, True):
             count = limiter.admit(counts[lane], now, baseline=lane and baseline).admitted
-            taken = min(count, int((count + 1) * rooms[lane]))
-            limiter = limiter.spend(taken, now, baseline=lane and baseline)
-            admitted += [now] * taken
+            accepted = min(count, int((count + 1) * rooms[lane]))
+            limiter = limiter.spend(accepted, now, baseline=lane and baseline)
+            admitted += [now] * accepted
     assert most_over_rate(admitted, rate.per_second) <= max(1.0, capacity) + 1e-6
 
 
 def test_steady_overload_gets_the_whole_rate() -> None:
     for baseline in (False, True):
         limiter = RateLimiter.of(Limits(Rate(2, 1.0), None, None, baseline), 0.0, 0.0)
-        got = 0
+        admitted = 0
         for tick in range(36000):
             count = limiter.admit(5, tick / 10).admitted
             limiter = limiter.spend(count, tick / 10)
-            got += count
-        assert 7198 <= got <= 7202
+            admitted += count
+        assert 7198 <= admitted <= 7202
 
 
 def test_a_flood_does_not_silence_the_baseline() -> None:
@@ -91,14 +91,14 @@ def test_a_flood_does_not_silence_the_baseline() -> None:
 
 def test_a_greedy_baseline_does_not_silence_the_unsure() -> None:
     limiter = RateLimiter.of(Limits(Rate(2, 1.0), None, None, True), 0.0, 0.0)
-    got = {False: 0, True: 0}
+    admitted = {False: 0, True: 0}
     for tick in range(36000):
         for baseline in (False, True):
             count = limiter.admit(50, tick / 10, baseline=baseline).admitted
             limiter = limiter.spend(count, tick / 10, baseline=baseline)
-            got[baseline] += count
-    assert sum(got.values()) <= 7202
-    assert got[False] > 3000 and got[True] > 700
+            admitted[baseline] += count
+    assert sum(admitted.values()) <= 7202
+    assert admitted[False] > 3000 and admitted[True] > 700
 
 
 def test_the_first_day_ends_at_midnight_utc_and_each_further_one_a_day_later() -> None:
@@ -164,9 +164,9 @@ def test_nothing_is_spent_by_asking() -> None:
 
 def test_sample_keeps_its_share() -> None:
     sampler, rows = Sampler(1), np.arange(20000)
-    kept = sampler.sample(rows, 0.1)
-    assert 1850 < len(kept) < 2150  # 3.5 standard deviations
-    assert len(set(kept.tolist())) == len(kept)
+    sampled = sampler.sample(rows, 0.1)
+    assert 1850 < len(sampled) < 2150  # 3.5 standard deviations
+    assert len(set(sampled.tolist())) == len(sampled)
     assert len(sampler.sample(rows, 0.0)) == 0
     assert len(sampler.sample(rows, 1.0)) == 20000
 

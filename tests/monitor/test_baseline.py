@@ -16,7 +16,7 @@ from onnxcam.errors import InputError, SettingError
 from onnxcam.monitor import baseline as baselines
 from onnxcam.monitor.hook import Monitor
 from onnxcam.monitor.schema import validate
-from tests.monitor.monitoring import ALWAYS, MODEL, PLAIN, SIZE, SMALL, UNLIMITED, Kept
+from tests.monitor.monitoring import ALWAYS, MODEL, PLAIN, SIZE, SMALL, UNLIMITED, Collector
 
 
 def blobs(rows: int, seed: int, middle: float = 0.5) -> np.ndarray:
@@ -41,37 +41,37 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A baseline of 600 recorded rows."""
     folder = tmp_path_factory.mktemp("cam")
     record(blobs(600, 0), folder / "records", sink_options={"sync": False})
-    made = folder / "baseline.json"
-    outcome = CliRunner().invoke(main, ["monitor", "baseline", str(folder / "records"), "-o", str(made)])
+    target = folder / "baseline.json"
+    outcome = CliRunner().invoke(main, ["monitor", "baseline", str(folder / "records"), "-o", str(target)])
     assert outcome.exit_code == 0, outcome.output
-    return made
+    return target
 
 
 @pytest.mark.slow
 def test_records_tell_their_distance_whoever_explains(path: Path) -> None:
     batch = np.concatenate([blobs(20, 1), blobs(20, 2, middle=0.85)])
-    kept = {worker: Kept() for worker in ("thread", "process", "inline")}
-    for worker, sink in kept.items():
+    collectors = {worker: Collector() for worker in ("thread", "process", "inline")}
+    for worker, sink in collectors.items():
         record(batch, sink, baseline=path, worker=worker)
-    held = baselines.load(path)
-    told = [entry["drift"] for entry in kept["thread"].records]
-    assert told == [entry["drift"] for entry in kept["process"].records]
-    assert told == [entry["drift"] for entry in kept["inline"].records]
-    for entry in kept["thread"].records:
+    baseline = baselines.load(path)
+    distances = [entry["drift"] for entry in collectors["thread"].records]
+    assert distances == [entry["drift"] for entry in collectors["process"].records]
+    assert distances == [entry["drift"] for entry in collectors["inline"].records]
+    for entry in collectors["thread"].records:
         validate(entry)
-        assert entry["drift"] == held.distances(entry), "what the record itself says"
-        assert entry["drift"]["comparable"] and entry["drift"]["baseline"] == held.identity
-    usual, moved = told[:20], told[20:]
+        assert entry["drift"] == baseline.distances(entry), "what the record itself says"
+        assert entry["drift"]["comparable"] and entry["drift"]["baseline"] == baseline.identity
+    usual, moved = distances[:20], distances[20:]
     for name in ("map", "attention"):
-        low, high = (np.array([found[name] for found in part]) for part in (usual, moved))
+        low, high = (np.array([distances_of[name] for distances_of in part]) for part in (usual, moved))
         assert high.min() > 2 * np.median(low), name
-    assert np.median([found["rank"] for found in usual]) < 0.9
-    assert min(found["rank"] for found in moved) > 0.99, "farther than what the baseline itself holds"
-    assert {found["furthest"].rpartition(".")[0] for found in moved} == {"attention"}
+    assert np.median([distances_of["rank"] for distances_of in usual]) < 0.9
+    assert min(distances_of["rank"] for distances_of in moved) > 0.99, "farther than what the baseline itself holds"
+    assert {distances_of["furthest"].rpartition(".")[0] for distances_of in moved} == {"attention"}
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         ("missing", "cannot be read"),
         ("cut", "is not a baseline"),
@@ -80,7 +80,7 @@ def test_records_tell_their_distance_whoever_explains(path: Path) -> None:
         ("records", "is not a baseline"),
     ],
 )
-def test_a_file_that_is_no_baseline(path: Path, tmp_path: Path, spoil: str, said: str) -> None:
+def test_a_file_that_is_no_baseline(path: Path, tmp_path: Path, spoil: str, message: str) -> None:
     bad, data = tmp_path / "bad.json", path.read_bytes()
     if spoil == "cut":
         bad.write_bytes(data[: len(data) // 2])
@@ -92,13 +92,13 @@ def test_a_file_that_is_no_baseline(path: Path, tmp_path: Path, spoil: str, said
         bad.write_bytes(b"")
     elif spoil == "records":
         bad.write_text('{"schema": 1, "id": "x"}\n{"schema": 1, "id": "y"}\n')
-    with pytest.raises(InputError, match=said) as caught:
-        Monitor(MODEL, sink=Kept(), when=ALWAYS, baseline=bad)
+    with pytest.raises(InputError, match=message) as caught:
+        Monitor(MODEL, sink=Collector(), when=ALWAYS, baseline=bad)
     assert str(bad) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "said"),
+    ("model", "options", "message"),
     [
         (SMALL, {}, "model '[0-9a-f]{64}' instead of"),
         (MODEL, {"when": "confidence < 0.5"}, "when 'confidence <= 1' instead of 'confidence < 0.5'"),
@@ -106,6 +106,6 @@ def test_a_file_that_is_no_baseline(path: Path, tmp_path: Path, spoil: str, said
         (MODEL, {"method": "hirescam"}, "method 'gradcam' instead of"),
     ],
 )
-def test_a_baseline_of_something_else(path: Path, model: bytes, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(SettingError, match=said):
-        Monitor(model, sink=Kept(), baseline=path, **({"when": ALWAYS} | options))
+def test_a_baseline_of_something_else(path: Path, model: bytes, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        Monitor(model, sink=Collector(), baseline=path, **({"when": ALWAYS} | options))

@@ -117,9 +117,9 @@ def test_without_a_threshold_the_first_rows_are_on_no_side(
     with watch(models.tiny_cnn(), tmp_path, when, scores="logits") as monitor:
         for _ in observe(monitor, scores, 8):
             pass
-    got = {int(record["request"][1:]) for record in reading.records(tmp_path)}
-    assert got - want == set() and (got == want) is (when != "not top 20%")
-    assert (0 in got) is (when != "not top 20%")
+    requests = {int(record["request"][1:]) for record in reading.records(tmp_path)}
+    assert requests - want == set() and (requests == want) is (when != "not top 20%")
+    assert (0 in requests) is (when != "not top 20%")
 
 
 def test_probabilities_alone_are_enough(model: onnx.ModelProto, scores: np.ndarray, tmp_path: Path) -> None:

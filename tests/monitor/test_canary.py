@@ -38,8 +38,8 @@ def tensor() -> np.ndarray:
 
 def canaries() -> Iterator[bytes]:
     """The picture's bytes in every order and type they pass through, in pieces, plain and written out."""
-    held = tensor()
-    orders = (PIXELS, PIXELS[..., ::-1], PIXELS.transpose(2, 0, 1), held, held.transpose(0, 2, 3, 1))
+    pixels = tensor()
+    orders = (PIXELS, PIXELS[..., ::-1], PIXELS.transpose(2, 0, 1), pixels, pixels.transpose(0, 2, 3, 1))
     whole = [np.ascontiguousarray(order).tobytes() for order in orders] + [encoded()[60:]]
     for data in whole:
         for at in range(0, len(data) - 64, 251):
@@ -62,7 +62,7 @@ CANARIES = sorted(set(canaries()))
 SCALE = {tuple(color) for color in colorize(np.linspace(0, 1, 4096, dtype=np.float32)[None])[0].tolist()}
 
 
-def found(data: bytes) -> list[bytes]:
+def traces_in(data: bytes) -> list[bytes]:
     return [canary for canary in CANARIES if canary in data]
 
 
@@ -86,11 +86,11 @@ class Observed:
 
     def texts(self) -> dict[str, bytes]:
         """Logs and metrics, and every file with its name."""
-        told = {"log": self.logged.getvalue().encode(), "metrics": generate_latest(self.registry)}
+        texts_by_place = {"log": self.logged.getvalue().encode(), "metrics": generate_latest(self.registry)}
         for path in self.root.rglob("*"):
             if path.is_file():
-                told[path.name] = path.name.encode() + path.read_bytes()
-        return told
+                texts_by_place[path.name] = path.name.encode() + path.read_bytes()
+        return texts_by_place
 
     def pictures(self) -> list[np.ndarray]:
         return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(self.root.rglob("*.png"))]
@@ -98,40 +98,40 @@ class Observed:
 
 @pytest.fixture
 def observed(tmp_path: Path) -> Iterator[Observed]:
-    made = Observed(tmp_path / "cam")
-    yield made
-    made.close()
+    result = Observed(tmp_path / "cam")
+    yield result
+    result.close()
 
 
 def monitor(observed: Observed, redact: str, sink: Any = (), **options: Any) -> Monitor:
     sinks = [observed.root, "logging:records", RecordMetrics(observed.registry), *sink]
     settings = UNLIMITED | {"when": ALWAYS, "baseline_sample": 0, "preprocess": "0..1", "redact": redact} | options
-    made = Monitor(MODEL, sink=sinks, **settings)
-    metrics.export(made, observed.registry)
-    return made
+    watcher = Monitor(MODEL, sink=sinks, **settings)
+    metrics.export(watcher, observed.registry)
+    return watcher
 
 
-def show(made: Monitor, tmp_path: Path) -> int:
+def show(watcher: Monitor, tmp_path: Path) -> int:
     """One prediction of the picture in each form in which it may be given."""
     scores = np.array([[0.1, 0.2, 0.3, 0.2, 0.1]], np.float32)
     path = tmp_path / "patient.png"
     path.write_bytes(encoded())
-    queued = made.observe(scores, tensor=tensor())
+    queued = watcher.observe(scores, tensor=tensor())
     for picture in (encoded(), PIXELS, str(path)):
-        queued += made.observe(scores, pictures=[picture])
+        queued += watcher.observe(scores, pictures=[picture])
     return queued
 
 
 def test_the_scan_finds_what_is_there(tmp_path: Path, observed: Observed) -> None:
     """Without redaction the picture is kept: the scan below is not blind."""
-    made = monitor(observed, "none")
-    show(made, tmp_path)
-    assert made.flush(60)
-    made.close(5)
+    watcher = monitor(observed, "none")
+    show(watcher, tmp_path)
+    assert watcher.flush(60)
+    watcher.close(5)
     assert any(np.array_equal(picture, PIXELS) for picture in observed.pictures())
-    assert found(PIXELS.tobytes()) and found(encoded()) and found(tensor().tobytes())
-    assert found(str(PIXELS.ravel().tolist()).encode()) and found(repr(encoded()).encode())
-    assert found(base64.b64encode(encoded())) and found(tensor().tobytes().hex().encode())
+    assert traces_in(PIXELS.tobytes()) and traces_in(encoded()) and traces_in(tensor().tobytes())
+    assert traces_in(str(PIXELS.ravel().tolist()).encode()) and traces_in(repr(encoded()).encode())
+    assert traces_in(base64.b64encode(encoded())) and traces_in(tensor().tobytes().hex().encode())
 
 
 @pytest.mark.parametrize("worker", ["thread", "inline", pytest.param("process", marks=pytest.mark.slow)])
@@ -139,17 +139,17 @@ def test_the_scan_finds_what_is_there(tmp_path: Path, observed: Observed) -> Non
 def test_nothing_of_the_picture_is_kept(
     redact: str, worker: str, tmp_path: Path, observed: Observed, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    made = monitor(observed, redact, worker=worker)
-    assert show(made, tmp_path) == 4
-    assert made.flush(60)
-    stats = made.stats()
-    made.close(5)
+    watcher = monitor(observed, redact, worker=worker)
+    assert show(watcher, tmp_path) == 4
+    assert watcher.flush(60)
+    stats = watcher.stats()
+    watcher.close(5)
     assert stats["explained"] == 4, stats
     texts = observed.texts() | {"printed": "".join(capfd.readouterr()).encode()}
-    assert {name: found(data) for name, data in texts.items() if found(data)} == {}
-    kept = observed.pictures()
-    assert len(kept) == (4 if redact == "heatmap_only" else 0)
-    for picture in kept:
+    assert {name: traces_in(data) for name, data in texts.items() if traces_in(data)} == {}
+    artefacts = observed.pictures()
+    assert len(artefacts) == (4 if redact == "heatmap_only" else 0)
+    for picture in artefacts:
         colors = {tuple(color) for color in picture.reshape(-1, 3).tolist()}
         assert colors <= SCALE, "a heatmap shows colours of its scale, and nothing else"
 
@@ -169,9 +169,9 @@ def failing_with(error: Callable[[], BaseException]) -> Callable[..., Any]:
 def test_failures_do_not_tell_the_picture(redact: str, tmp_path: Path, observed: Observed) -> None:
     scores = np.array([[0.1, 0.2, 0.3, 0.2, 0.1]], np.float32)
     whole = encoded()
-    told = observed.logged.tell()
+    position = observed.logged.tell()
     # a monitor each, since one does not say the same thing twice
-    for shown, given in (
+    for values, keywords in (
         (scores, {"tensor": tensor()}),
         (scores, {"pictures": [whole[: len(whole) // 2]]}),
         (scores, {"pictures": [PIXELS.tobytes()]}),
@@ -187,7 +187,7 @@ def test_failures_do_not_tell_the_picture(redact: str, tmp_path: Path, observed:
         (repr(whole), {"tensor": tensor()}),
         ([[PIXELS.tolist(), "x"]], {"tensor": tensor()}),
     ):
-        made = Monitor(
+        watcher = Monitor(
             MODEL,
             sink=[RecordMetrics(observed.registry), failing_sink],
             preprocess="0..1",
@@ -195,15 +195,15 @@ def test_failures_do_not_tell_the_picture(redact: str, tmp_path: Path, observed:
             when=ALWAYS,
             **UNLIMITED,
         )
-        made.observe(shown, **given)
-        assert made.flush(60)
-        stats = made.stats()
-        made.close(5)
+        watcher.observe(values, **keywords)
+        assert watcher.flush(60)
+        stats = watcher.stats()
+        watcher.close(5)
         assert stats["explained"] == 0 and stats["seen"] == stats["failed"] + sum(stats["dropped"].values())
-        assert observed.logged.tell() > told, "it was said"
-        told = observed.logged.tell()
+        assert observed.logged.tell() > position, "it was said"
+        position = observed.logged.tell()
     texts = observed.texts()
-    assert {name: found(data) for name, data in texts.items() if found(data)} == {}
+    assert {name: traces_in(data) for name, data in texts.items() if traces_in(data)} == {}
 
 
 def test_a_sinks_own_error_is_chained_but_not_quoted(observed: Observed) -> None:
@@ -213,5 +213,5 @@ def test_a_sinks_own_error_is_chained_but_not_quoted(observed: Observed) -> None
 
     with pytest.raises(OutputError) as caught:
         open_sink(failing_sink).write(samples.make(), {})
-    assert not found(str(caught.value).encode())
-    assert found("".join(traceback.format_exception(caught.value)).encode()), "a debugger still sees the cause"
+    assert not traces_in(str(caught.value).encode())
+    assert traces_in("".join(traceback.format_exception(caught.value)).encode()), "a debugger still sees the cause"

@@ -89,13 +89,13 @@ def test_retention_outlives_a_clock_that_was_ahead(tmp_path: Path, clocks: Clock
         identities.append(record["id"])
         clocks.passed += HOUR
     sink.close(1)
-    assert {record["id"] for record in samples.held(tmp_path)} == set(identities)
+    assert {record["id"] for record in samples.records_in(tmp_path)} == set(identities)
     # what is older than 30 days still goes
     clocks.passed += 31 * DAY
     sink = Folder(tmp_path, retain_age="30d", min_free=0, sync=False, clock=time.time)
     sink.write(record := samples.make(observed=clocks.wall()), {})
     sink.close(1)
-    assert {one["id"] for one in samples.held(tmp_path)} == {identities[40], record["id"]}
+    assert {one["id"] for one in samples.records_in(tmp_path)} == {identities[40], record["id"]}
 
 
 def test_a_segment_closes_though_the_clock_went_back(tmp_path: Path, clocks: Clocks) -> None:
@@ -126,4 +126,4 @@ def test_a_picture_whose_record_is_written_during_a_search_stays(
     left.parent.mkdir(parents=True)
     left.write_bytes(b"nobody's")
     assert remove_unreferenced(tmp_path) == 1 and not left.exists()
-    assert samples.faults(tmp_path) == [] and len(samples.held(tmp_path)) == 2
+    assert samples.faults(tmp_path) == [] and len(samples.records_in(tmp_path)) == 2

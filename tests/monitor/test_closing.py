@@ -13,10 +13,10 @@ import pytest
 
 from onnxcam.monitor import row_explainer
 from onnxcam.monitor.hook import Monitor
-from tests.monitor.monitoring import ALWAYS, MODEL, UNLIMITED, Gate, Kept, balanced, logits, pictures
+from tests.monitor.monitoring import ALWAYS, MODEL, UNLIMITED, Collector, Gate, balanced, logits, pictures
 
 
-class HangingClose(Kept):
+class HangingClose(Collector):
     """A sink that cannot let go."""
 
     def close(self, timeout: float) -> None:
@@ -40,7 +40,7 @@ def test_close_returns_in_time(what: str, timeout: float, monkeypatch: pytest.Mo
         release.wait(30)
         raise RuntimeError("released")
 
-    sink: Any = HangingClose() if what == "closing sink" else (hang if what == "sink" else Kept())
+    sink: Any = HangingClose() if what == "closing sink" else (hang if what == "sink" else Collector())
     if what == "session":
         monkeypatch.setattr(row_explainer.Explainer, "attribute", hang)
     if what == "opening":
@@ -51,16 +51,16 @@ def test_close_returns_in_time(what: str, timeout: float, monkeypatch: pytest.Mo
         assert monitor.flush(10)
     else:
         assert entered.wait(10)
-    took, done = timed_close(monitor, timeout)
-    assert took < timeout + 0.5
+    seconds, done = timed_close(monitor, timeout)
+    assert seconds < timeout + 0.5
     assert done == (what == "closing sink")
-    found = monitor.stats()
-    assert balanced(found) and found["queued"] == 0
-    assert (found["running"], found["dropped"]["closed"]) == ((0, 0) if what == "closing sink" else (1, 2))
+    stats = monitor.stats()
+    assert balanced(stats) and stats["queued"] == 0
+    assert (stats["running"], stats["dropped"]["closed"]) == ((0, 0) if what == "closing sink" else (1, 2))
     again, _ = timed_close(monitor, timeout)
     assert again < timeout + 0.5
     assert monitor.observe(logits(2), tensor=pictures(2)) == 0
-    assert monitor.stats()["dropped"]["closed"] == found["dropped"]["closed"] + 2
+    assert monitor.stats()["dropped"]["closed"] == stats["dropped"]["closed"] + 2
     release.set()
 
 
@@ -70,7 +70,7 @@ def test_close_ends_a_hung_process(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     import os
 
     os.mkfifo(tmp_path / "picture")
-    monitor = Monitor(MODEL, sink=Kept(), when=ALWAYS, worker="process", preprocess="0..1", **UNLIMITED)
+    monitor = Monitor(MODEL, sink=Collector(), when=ALWAYS, worker="process", preprocess="0..1", **UNLIMITED)
     monitor.observe(logits(1), tensor=pictures(1))
     assert monitor.flush(60) and monitor.stats()["explained"] == 1
     child = monitor._pipeline.handler._explain
@@ -78,21 +78,21 @@ def test_close_ends_a_hung_process(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     os.kill(child.pid, 19)  # type: ignore[union-attr]  # SIGSTOP: it answers nothing any more
     monitor.observe(logits(1), tensor=pictures(1))
     time.sleep(0.1)
-    took, done = timed_close(monitor, 0.5)
-    assert took < 1.0 and not done
+    seconds, done = timed_close(monitor, 0.5)
+    assert seconds < 1.0 and not done
     assert child._process.wait(60) == -9  # type: ignore[union-attr]
     monitor._pipeline.worker.join(5)
-    found = monitor.stats()
-    assert balanced(found) and found["failures"]["worker"] == 1
+    stats = monitor.stats()
+    assert balanced(stats) and stats["failures"]["worker"] == 1
 
 
 def test_close_explains_what_waits() -> None:
-    kept = Kept()
-    monitor = Monitor(MODEL, sink=kept, when=ALWAYS, **UNLIMITED)
+    collector = Collector()
+    monitor = Monitor(MODEL, sink=collector, when=ALWAYS, **UNLIMITED)
     monitor.observe(logits(30), tensor=pictures(30))
     assert monitor.close(30)
-    assert len(kept.records) == 30 and kept.closed == 1
-    assert monitor.close(30) and kept.closed == 1
+    assert len(collector.records) == 30 and collector.closed == 1
+    assert monitor.close(30) and collector.closed == 1
 
 
 def test_flush_gives_up_in_time() -> None:

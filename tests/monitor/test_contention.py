@@ -12,7 +12,7 @@ import pytest
 
 from onnxcam.monitor import hook, worker
 from onnxcam.monitor.hook import Monitor
-from tests.monitor.monitoring import ALWAYS, CLASSES, SMALL, UNLIMITED, Kept, Stub, pictures
+from tests.monitor.monitoring import ALWAYS, CLASSES, SMALL, UNLIMITED, Collector, Stub, pictures
 
 
 def observed(monitor: Monitor, rows: int) -> None:
@@ -57,7 +57,7 @@ def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
     monkeypatch.setattr(hook, "RowExplainer", Stub)
     looks = itertools.count()
     monkeypatch.setattr(worker, "_scheduled", lambda: ((n := next(looks)) * 0.01, n * 100.0))
-    monitor = Monitor(SMALL, sink=Kept(), when=ALWAYS, worker="thread", **UNLIMITED)
+    monitor = Monitor(SMALL, sink=Collector(), when=ALWAYS, worker="thread", **UNLIMITED)
     monitor._pipeline.queue.urgent = Urgent()
     return monitor
 
@@ -91,7 +91,7 @@ def test_it_works_through_where_nobody_else_wants_the_processors(
 
 def test_a_worker_in_another_process_does_not_back_off_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hook, "RowExplainer", Stub)
-    with Monitor(SMALL, sink=Kept(), when=ALWAYS, worker="process", **UNLIMITED) as monitor:
+    with Monitor(SMALL, sink=Collector(), when=ALWAYS, worker="process", **UNLIMITED) as monitor:
         monkeypatch.setattr(worker, "_scheduled", lambda: pytest.fail("nothing to ask"))
         observed(monitor, 2)
         assert monitor.flush(60)

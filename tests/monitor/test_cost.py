@@ -28,11 +28,11 @@ def test_a_call_costs_a_quarter_of_a_millisecond_at_most() -> None:
     tries = []
     for _ in range(6):
         before = interruptions()
-        found = promises.hook_cost(calls=5000)
-        if found["p50"] <= 250 and found["p99"] <= 1000:
+        figures = promises.hook_cost(calls=5000)
+        if figures["p50"] <= 250 and figures["p99"] <= 1000:
             return
-        tries.append(found | {"interrupted": interruptions() - before})
-    if all(found["interrupted"] >= 5 for found in tries):
+        tries.append(figures | {"interrupted": interruptions() - before})
+    if all(figures["interrupted"] >= 5 for figures in tries):
         pytest.skip(f"not within the bounds on a busy machine: {tries}")
     raise AssertionError(tries)
 
@@ -46,8 +46,8 @@ def test_explaining_in_the_background_slows_predictions_little(worker: str) -> N
     for the bounds to mean anything: if they are within them it is the explaining that slows, and the test fails.
     """
 
-    def good(found: dict[str, float]) -> bool:
-        return found["p50"] <= 1.10 and found["p99"] <= 1.25
+    def good(figures: dict[str, float]) -> bool:
+        return figures["p50"] <= 1.10 and figures["p99"] <= 1.25
 
     tries: list[dict[str, float]] = []
     began = time.monotonic()
@@ -57,16 +57,16 @@ def test_explaining_in_the_background_slows_predictions_little(worker: str) -> N
         if good(tries[-1]):
             return
     idle = [promises.overhead(worker, rounds=3, calls=150, block=25, when="confidence < 0") for _ in range(3)]
-    if not all(good(found) for found in idle):
+    if not all(good(figures) for figures in idle):
         pytest.skip(f"not within the bounds on a busy machine: {tries}, and {idle} with nothing to explain")
     raise AssertionError((tries, idle))
 
 
 @pytest.mark.slow
 def test_memory_is_bounded_with_a_stuck_worker() -> None:
-    found = promises.memory(calls=100_000, queue_bytes=32 << 20)
-    assert found["queued"] > 31, "the queue was filled"
-    assert found["growth"] <= 32 + 64, found
+    figures = promises.memory(calls=100_000, queue_bytes=32 << 20)
+    assert figures["queued"] > 31, "the queue was filled"
+    assert figures["growth"] <= 32 + 64, figures
 
 
 @pytest.mark.slow

@@ -106,8 +106,8 @@ def test_processes_that_merge_at_once_lose_nothing(tmp_path: Path) -> None:
 
     children = [kills.child(act) for _ in range(3)]
     for pid, reading in children:
-        seen = [int(line) for line in kills.collected(reading)]
-        assert seen == sorted(seen), "sums only grow"
+        counts = [int(line) for line in kills.collected(reading)]
+        assert counts == sorted(counts), "sums only grow"
         assert os.waitpid(pid, 0)[1] == 0
     assert counters.total(tmp_path) == {"processes": 60, "seen": 3 * sum(range(2, 22))}
 

@@ -57,11 +57,11 @@ def test_evidence_is_the_likelihood_ratio_of_its_docstring() -> None:
         usual = special.betaln(short + m, n + 1 - short + t - m) - special.betaln(short, n + 1 - short)
         shares = 0.2 + 0.8 * steps**2
         ratios.append(np.mean(shares**m * (1 - shares) ** (t - m)) / np.exp(usual))
-    got = check(misses, alpha, n)
-    assert got.evidence[0] == pytest.approx(max(ratios), rel=1e-9)
-    assert got.covered == count - misses.sum()
-    assert got.band is not None
-    low, high = got.band
+    actual = check(misses, alpha, n)
+    assert actual.evidence[0] == pytest.approx(max(ratios), rel=1e-9)
+    assert actual.covered == count - misses.sum()
+    assert actual.band is not None
+    low, high = actual.band
     inside = stats.betabinom(count, n + 1 - short, short)
     assert inside.cdf(low * count - 1) <= 0.025 <= inside.cdf(low * count)
     assert inside.sf(high * count) <= 0.025 <= inside.sf(high * count - 1)
@@ -92,10 +92,10 @@ def with_set(number: int, classes: Sequence[int], reason: str = "condition", sam
 
 def outcomes(folder: Path, records: list[dict[str, Any]]) -> feedback.Outcomes:
     synthetic.write(folder, records)
-    made = feedback.Outcomes(feedback.read(folder))
+    joined = feedback.Outcomes(feedback.read(folder))
     for record in reading.records(folder):
-        made.add(record)
-    return made
+        joined.add(record)
+    return joined
 
 
 def test_feedback_meets_records_by_their_id_or_request(tmp_path: Path) -> None:
@@ -105,24 +105,24 @@ def test_feedback_meets_records_by_their_id_or_request(tmp_path: Path) -> None:
     with (tmp_path / "feedback" / "2026-09-21.jsonl").open("ab") as file:
         file.write(b'{"schema":1,"id":"r3","tru')  # killed in the middle
     feedback.append(tmp_path, [("r4", 4)], 1_790_000_000.0)
-    made = outcomes(tmp_path, records)
-    assert made.matched == 4
-    tested, notes = made.coverage()
+    joined = outcomes(tmp_path, records)
+    assert joined.matched == 4
+    tested, notes = joined.coverage()
     assert tested is not None
     assert (tested.pictures, tested.covered) == (4, 3)  # r1 was corrected; r4 is not in its set
     assert any("1 lines are not feedback" in note for note in notes)
     assert any("1 of 5 ids with feedback have no record" in note for note in notes)
     top = [record["prediction"]["top"][0]["index"] for record in records]
-    assert made.right == (top[0] == 1) + (top[1] == 0) + (top[2] == 0)
-    assert "4 with a record" in made.lines(tested)[0]
-    assert json.loads(json.dumps(made.describe(tested)))["coverage"]["coverage"] == 0.75
+    assert joined.right == (top[0] == 1) + (top[1] == 0) + (top[2] == 0)
+    assert "4 with a record" in joined.lines(tested)[0]
+    assert json.loads(json.dumps(joined.describe(tested)))["coverage"]["coverage"] == 0.75
 
 
 def test_uncertain_records_alone_are_no_fair_sample(tmp_path: Path) -> None:
     feedback.append(tmp_path, [("r0", 0), ("r1", 0)], 1.79e9)
-    made = outcomes(tmp_path, [with_set(k, [0]) for k in range(3)])
-    assert made.coverage({"confident": 0})[0] is not None
-    tested, notes = made.coverage({"confident": 100})
+    joined = outcomes(tmp_path, [with_set(k, [0]) for k in range(3)])
+    assert joined.coverage({"confident": 0})[0] is not None
+    tested, notes = joined.coverage({"confident": 100})
     assert tested is None
     assert "set `baseline_sample` above 0" in notes[-1]
 
@@ -162,12 +162,12 @@ def test_a_request_of_several_rows_is_left_out(tmp_path: Path) -> None:
     records = [with_set(0, [0]), with_set(1, [0]), with_set(2, [0])]
     records[1]["request"] = "r0"
     feedback.append(tmp_path, [("r0", 0), ("r2", 0)], 1.79e9)
-    made = outcomes(tmp_path, records)
-    tested, notes = made.coverage()
+    joined = outcomes(tmp_path, records)
+    tested, notes = joined.coverage()
     assert tested is not None
     assert tested.pictures == 1
-    assert made.repeated == 1
-    assert made.matched == 1
+    assert joined.repeated == 1
+    assert joined.matched == 1
     assert any("ids are of several records" in note for note in notes)
     # the other row of a request is no less ambiguous where one has feedback of its own
     feedback.append(tmp_path, [(records[1]["id"], 0)], 1.79e9)
@@ -181,10 +181,10 @@ def test_right_and_matched_count_records_without_sets_once(tmp_path: Path) -> No
     records = [synthetic.record(number, request="r" if number < 3 else f"r{number}") for number in range(5)]
     top = records[3]["prediction"]["top"][0]["index"]
     feedback.append(tmp_path, [("r", top), ("r3", top), ("nobody", 0)], 1.79e9)
-    made = outcomes(tmp_path, records)
-    assert (made.matched, made.right, made.repeated) == (1, 1, 1)
-    assert not made.calibrated
-    tested, notes = made.coverage()
+    joined = outcomes(tmp_path, records)
+    assert (joined.matched, joined.right, joined.repeated) == (1, 1, 1)
+    assert not joined.calibrated
+    tested, notes = joined.coverage()
     assert tested is None
     assert "1 of 3 ids with feedback have no record" in notes
 
@@ -203,10 +203,10 @@ def brief(number: float, miss: bool, reason: str, sample: float) -> dict[str, An
 
 def all_right(records: list[dict[str, Any]]) -> feedback.Outcomes:
     """Records all of whose true classes are 0."""
-    made = feedback.Outcomes(feedback.Truths({record["id"]: 0 for record in records}))
+    joined = feedback.Outcomes(feedback.Truths({record["id"]: 0 for record in records}))
     for record in records:
-        made.add(record)
-    return made
+        joined.add(record)
+    return joined
 
 
 def test_what_limits_dropped_is_no_fair_sample() -> None:
@@ -226,12 +226,12 @@ def test_what_limits_dropped_is_no_fair_sample() -> None:
     assert "rate, budget or queue dropped 64.3 %" in notes[-1] and "raise `rate`" in notes[-1]
 
 
-@pytest.mark.parametrize(("dropped", "told"), [(0, True), (10, True), (11, True), (30, False)])
-def test_a_few_rows_may_be_dropped(dropped: int, told: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dropped", "is_tested"), [(0, True), (10, True), (11, True), (30, False)])
+def test_a_few_rows_may_be_dropped(dropped: int, is_tested: bool, tmp_path: Path) -> None:
     feedback.append(tmp_path, [("r0", 0)], 1.79e9)
-    made = outcomes(tmp_path, [with_set(0, [0])])
-    assert (made.coverage({"dropped": {"budget": dropped}, "explained": 1000})[0] is not None) is told
-    assert (made.coverage({"dropped": {"duplicate": 500}, "explained": 1000})[0]) is not None
+    joined = outcomes(tmp_path, [with_set(0, [0])])
+    assert (joined.coverage({"dropped": {"budget": dropped}, "explained": 1000})[0] is not None) is is_tested
+    assert (joined.coverage({"dropped": {"duplicate": 500}, "explained": 1000})[0]) is not None
 
 
 def test_each_record_is_thinned_by_its_own_sample() -> None:
@@ -255,10 +255,10 @@ def test_kinds_without_feedback_and_other_conditions(tmp_path: Path) -> None:
     assert tested is None
     assert "baseline's sample and was sampled at 0.01 has feedback" in notes[-1]
     records[4]["trigger"] |= {"sample": 0.5, "when": "confidence < 0.9"}
-    made = feedback.Outcomes(feedback.Truths({f"r{k}": 0 for k in range(5)}))
+    joined = feedback.Outcomes(feedback.Truths({f"r{k}": 0 for k in range(5)}))
     for record in records:
-        made.add(record)
-    tested, notes = made.coverage()
+        joined.add(record)
+    tested, notes = joined.coverage()
     assert tested is not None and tested.pictures == 1
     assert "4 pictures with feedback are of another model, condition or calibration" in notes[-1]
 
@@ -267,11 +267,11 @@ def test_sets_that_are_never_empty_may_cover_more(tmp_path: Path) -> None:
     records = [with_set(k, [0]) for k in range(400)]
     truths = feedback.Truths({f"r{k}": 0 for k in range(400)})
     for empty, alarm in (("allowed", "above"), ("top", None)):
-        made = feedback.Outcomes(truths)
+        joined = feedback.Outcomes(truths)
         for record in records:
             record["prediction"]["set"]["empty"] = empty
-            made.add(record)
-        tested, _ = made.coverage()
+            joined.add(record)
+        tested, _ = joined.coverage()
         assert tested is not None and tested.alarm == alarm
     assert tested is not None and tested.band is not None and tested.band[1] == 1.0
     assert "calibrated for at least 90 %" in tested.sentence()

@@ -62,14 +62,14 @@ class Served:
         for _ in range(count):
             batch = self._random.normal(size=(1, 3, 8, 8)).astype(np.float32)
             began = time.perf_counter()
-            (got,) = self.session.run(None, {"input": batch})
+            (actual,) = self.session.run(None, {"input": batch})
             self.slowest = max(self.slowest, time.perf_counter() - began)
             (want,) = self.plain.run(None, {"input": batch})
-            assert got.tobytes() == want.tobytes()
+            assert actual.tobytes() == want.tobytes()
 
 
 def acknowledged(root: Path) -> int:
-    return len(samples.held(root)) if (root / "records").exists() else 0
+    return len(samples.records_in(root)) if (root / "records").exists() else 0
 
 
 @pytest.mark.slow
@@ -151,10 +151,10 @@ def test_a_folder_that_may_not_be_written() -> None:
                 acknowledge(str(error))
 
         pid, reading = kills.child(act)
-        told = kills.collected(reading)
+        reports = kills.collected(reading)
         os.waitpid(pid, 0)
         root.chmod(0o755)
-    assert len(told) == 1 and "Permission denied" in told[0] and "writable" in told[0]
+    assert len(reports) == 1 and "Permission denied" in reports[0] and "writable" in reports[0]
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
@@ -185,15 +185,15 @@ def test_a_disk_that_stalls_for_ten_seconds(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(artefacts, "_write", stalled)
     served.slowest = 0.0
     until[0] = time.monotonic() + STALL
-    made = 0
+    written = 0
     while time.monotonic() < until[0] - 0.5:
         served.predict(10)
-        made += 10
+        written += 10
     during = served.monitor.stats()
-    assert made > 500, "predictions went on"
+    assert written > 500, "predictions went on"
     assert served.slowest < STALL / 10, "and none of them waited for the disk"
     assert during["running"] == 1 and during["queued"] == 32
-    assert during["dropped"]["queue"] == made - 33
+    assert during["dropped"]["queue"] == written - 33
     assert balanced(during)
     assert served.monitor.flush(60)
     after = served.monitor.stats()

@@ -22,22 +22,22 @@ COLUMN = {name: column for column, name in enumerate(FIELDS)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", [1.0, 0.1])
+@pytest.mark.parametrize("rest", [1.0, 0.1])
 @pytest.mark.parametrize("simulations", [300, pytest.param(1000, marks=pytest.mark.soak)])
-def test_false_alarms_at_the_declared_rate_and_a_shift_of_half_a_deviation(simulations: int, kept: float) -> None:
+def test_false_alarms_at_the_declared_rate_and_a_shift_of_half_a_deviation(simulations: int, rest: float) -> None:
     """Windows in which nothing changed, each against a baseline of its own; of each fourth one field moved by 0.5 σ."""
     declared, shifted = 0.05, simulations // 4
-    alarms = found = 0
+    alarms = detected = 0
     for number in range(simulations):
         rng = np.random.default_rng([number, 20261125])
-        normal = synthetic.baseline(synthetic.rows(rng, 1000, kept=kept))
+        normal = synthetic.baseline(synthetic.rows(rng, 1000, kept=rest))
         detector = Detector(normal, false_alarms=declared, replicates=400, seed=number)
-        alarms += detector.assess(synthetic.rows(rng, 500, kept=kept)).verdict == DRIFT
+        alarms += detector.assess(synthetic.rows(rng, 500, kept=rest)).verdict == DRIFT
         if number < shifted:
-            found += detector.assess(synthetic.rows(rng, 500, kept=kept, shift=0.5)).verdict == DRIFT
-    print(f"kept {kept}: false alarms {alarms / simulations:.3f} of {declared}, found {found / shifted:.3f}")
+            detected += detector.assess(synthetic.rows(rng, 500, kept=rest, shift=0.5)).verdict == DRIFT
+    print(f"kept {rest}: false alarms {alarms / simulations:.3f} of {declared}, found {detected / shifted:.3f}")
     assert abs(alarms / simulations - declared) <= 0.02
-    assert found / shifted >= 0.85
+    assert detected / shifted >= 0.85
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,8 @@ def test_each_kind_of_change_is_named(detector: Detector) -> None:
     zero.zero[:120] = True
     assert moved(detector, zero) == {"zero_maps"}
     maps = window()
-    own = maps.target == 1
-    maps.maps[own] = maps.maps[own][:, ::-1]
+    of_class = maps.target == 1
+    maps.maps[of_class] = maps.maps[of_class][:, ::-1]
     names = moved(detector, maps)
     assert "map/beagle" in names and names <= {"map/beagle", "map"}
 
@@ -116,26 +116,26 @@ def test_distances_are_those_of_their_definitions() -> None:
     rng = np.random.default_rng(3)
     table, now = synthetic.rows(rng, 1200, kept=0.3), synthetic.rows(rng, 700, kept=0.3, shift=0.8)
     verdict = Detector(synthetic.baseline(table), replicates=400).assess(now)
-    held = {statistic.name: statistic for statistic in verdict.statistics}
+    constants = {statistic.name: statistic for statistic in verdict.statistics}
     for name in ("confidence", "attention.border", "attention.half_area", "attention.y"):
         a, b = table.values[:, COLUMN[name]], now.values[:, COLUMN[name]]
         u, v = np.isfinite(a), np.isfinite(b)
         mean = np.average(a[u], weights=table.weights[u])
         deviation = np.sqrt(np.average((a[u] - mean) ** 2, weights=table.weights[u]))
-        wanted = wasserstein_distance(a[u], b[v], table.weights[u], now.weights[v]) / deviation
+        expected = wasserstein_distance(a[u], b[v], table.weights[u], now.weights[v]) / deviation
         # the field is put on 32 steps
-        assert held[name].distance == pytest.approx(wanted, rel=0.05, abs=0.02)
-        assert held[name].baseline == pytest.approx(mean, rel=1e-5)
-        assert held[name].window == pytest.approx(np.average(b[v], weights=now.weights[v]), rel=1e-5)
+        assert constants[name].distance == pytest.approx(expected, rel=0.05, abs=0.02)
+        assert constants[name].baseline == pytest.approx(mean, rel=1e-5)
+        assert constants[name].window == pytest.approx(np.average(b[v], weights=now.weights[v]), rel=1e-5)
     rates = [np.average(rows.low, weights=rows.weights) for rows in (table, now)]
-    assert held["low_confidence"].distance == pytest.approx(abs(rates[0] - rates[1]), rel=1e-4)
+    assert constants["low_confidence"].distance == pytest.approx(abs(rates[0] - rates[1]), rel=1e-4)
     share = [np.bincount(rows.predicted, rows.weights, 6) / rows.weights.sum() for rows in (table, now)]
-    assert held["classes"].distance == pytest.approx(np.abs(share[0] - share[1]).sum() / 2, rel=1e-4)
+    assert constants["classes"].distance == pytest.approx(np.abs(share[0] - share[1]).sum() / 2, rel=1e-4)
     means = []
     for rows in (table, now):
-        own = (rows.target == 2) & np.isfinite(rows.maps[:, 0, 0])
-        means.append(np.average(rows.maps[own], axis=0, weights=rows.weights[own]))
-    assert held["map/espresso"].distance == pytest.approx(np.abs(means[0] - means[1]).sum() / 2, rel=1e-4)
+        of_class = (rows.target == 2) & np.isfinite(rows.maps[:, 0, 0])
+        means.append(np.average(rows.maps[of_class], axis=0, weights=rows.weights[of_class]))
+    assert constants["map/espresso"].distance == pytest.approx(np.abs(means[0] - means[1]).sum() / 2, rel=1e-4)
 
 
 def test_windows() -> None:
@@ -151,32 +151,32 @@ def records(first: int, count: int, **changes: object) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("baseline") / "baseline.json"
+    file = tmp_path_factory.mktemp("baseline") / "baseline.json"
     document, notes = baselines.build(records(0, 900) + records(900, 3, trigger__when="entropy > 0.5"))
     assert notes == ["3 records of another model, condition, method or layer were skipped"]
-    made.write_text(json.dumps(document))
-    return made
+    file.write_text(json.dumps(document))
+    return file
 
 
 def test_a_baseline_keeps_its_rows(path: Path) -> None:
-    held, wanted = baselines.load(path), Rows.of(records(0, 900))
-    assert held.configuration == synthetic.CONFIGURATION
-    assert (held.records, held.labels) == (900, {0: "tabby", 1: "beagle", 2: "espresso"})
+    baseline, expected = baselines.load(path), Rows.of(records(0, 900))
+    assert baseline.configuration == synthetic.CONFIGURATION
+    assert (baseline.records, baseline.labels) == (900, {0: "tabby", 1: "beagle", 2: "espresso"})
     for name in ("low", "zero", "predicted", "target"):
-        assert np.array_equal(getattr(held.rows, name), getattr(wanted, name))
-    np.testing.assert_allclose(held.rows.weights, wanted.weights, rtol=1e-5)
-    np.testing.assert_allclose(held.rows.values, wanted.values, rtol=1e-5)
-    np.testing.assert_allclose(held.rows.maps, wanted.maps, atol=2e-5)
-    assert held.classes == [0, 1, 2]
+        assert np.array_equal(getattr(baseline.rows, name), getattr(expected, name))
+    np.testing.assert_allclose(baseline.rows.weights, expected.weights, rtol=1e-5)
+    np.testing.assert_allclose(baseline.rows.values, expected.values, rtol=1e-5)
+    np.testing.assert_allclose(baseline.rows.maps, expected.maps, atol=2e-5)
+    assert baseline.classes == [0, 1, 2]
 
 
 @pytest.mark.slow
 def test_a_baseline_draws_evenly() -> None:
     document, _ = baselines.build(records(0, 1600), rows=600)
-    kept = baselines.parse(document)
-    assert (kept.records, len(kept.rows)) == (1600, 600)
+    parsed = baselines.parse(document)
+    assert (parsed.records, len(parsed.rows)) == (1600, 600)
     first = set(np.round(Rows.of(records(0, 800)).values[:, 0], 6).tolist())
-    part = np.mean([round(v, 6) in first for v in kept.rows.values[:, 0].tolist()])
+    part = np.mean([round(v, 6) in first for v in parsed.rows.values[:, 0].tolist()])
     assert 0.42 < part < 0.58
 
 
@@ -205,40 +205,40 @@ def test_too_few_for_a_baseline() -> None:
 
 
 def test_a_record_s_own_distances(path: Path) -> None:
-    held = baselines.load(path)
-    ranks = [held.distances(record)["rank"] for record in records(5000, 200)]
+    baseline = baselines.load(path)
+    ranks = [baseline.distances(record)["rank"] for record in records(5000, 200)]
     assert 0.4 < float(np.mean(ranks)) < 0.6, "ranks of the like are even"
     odd = synthetic.record(1, index=0, attention__border=0.9)
     odd["map"]["values"] = [0] * 48 + [255]
-    found = held.distances(odd)
-    assert (found["furthest"], found["rank"], found["comparable"]) == ("attention.border", 1.0, True)
-    assert found["deviation"] == pytest.approx((0.9 - held.scale[0][9]) / held.scale[1][9], abs=1e-3)
+    distances = baseline.distances(odd)
+    assert (distances["furthest"], distances["rank"], distances["comparable"]) == ("attention.border", 1.0, True)
+    assert distances["deviation"] == pytest.approx((0.9 - baseline.scale[0][9]) / baseline.scale[1][9], abs=1e-3)
     corner = np.zeros((7, 7))
     corner[6, 6] = 1
-    assert found["map"] == pytest.approx(np.abs(corner - held.mean_maps[0]).sum() / 2, abs=1e-3)
-    other = held.distances(synthetic.record(1, prediction__layer="layer3"))
-    assert (other["comparable"], other["map"], other["baseline"]) == (False, None, held.identity)
-    json.dumps(found, allow_nan=False)
+    assert distances["map"] == pytest.approx(np.abs(corner - baseline.mean_maps[0]).sum() / 2, abs=1e-3)
+    other = baseline.distances(synthetic.record(1, prediction__layer="layer3"))
+    assert (other["comparable"], other["map"], other["baseline"]) == (False, None, baseline.identity)
+    json.dumps(distances, allow_nan=False)
 
 
 @pytest.mark.slow
 def test_judging_records(path: Path) -> None:
-    held = Detector(baselines.load(path), replicates=400)
+    judge = Detector(baselines.load(path), replicates=400)
     coming = (
         records(1000, 1200) + records(2200, 600, attention__border=0.31) + records(2800, 7, trigger__when="label == 3")
     )
-    found = drift.assess(coming, held, 600)
-    assert [w.verdict for w in found.windows] == [OK, OK, DRIFT]
-    assert [w.records for w in found.windows] == [600, 600, 600]
-    assert found.others == 7 and len(found.notes) == 1
-    assert found.latest.statistics[0].name == "attention.border"
-    hourly = drift.assess(coming, held, timedelta(hours=12))
+    verdict = drift.assess(coming, judge, 600)
+    assert [w.verdict for w in verdict.windows] == [OK, OK, DRIFT]
+    assert [w.records for w in verdict.windows] == [600, 600, 600]
+    assert verdict.others == 7 and len(verdict.notes) == 1
+    assert verdict.latest.statistics[0].name == "attention.border"
+    hourly = drift.assess(coming, judge, timedelta(hours=12))
     # the records begin 16 h 40 min after midnight, one a minute
     assert [w.records for w in hourly.windows] == [440, 720, 640]
     assert [w.verdict for w in hourly.windows] == [UNKNOWN, OK, DRIFT]
-    assert drift.assess([], held).latest.verdict == UNKNOWN
+    assert drift.assess([], judge).latest.verdict == UNKNOWN
     with pytest.raises(InputError, match="at least 500"):
-        drift.assess(coming, held, 100)
+        drift.assess(coming, judge, 100)
 
 
 def test_rates_that_cannot_be_told(path: Path) -> None:

@@ -14,7 +14,7 @@ from onnxcam.monitor import hook
 from onnxcam.monitor.hook import Monitor
 from onnxcam.monitor.predictions import Row
 from onnxcam.monitor.worker import DuplicateFilter
-from tests.monitor.monitoring import ALWAYS, MODEL, FakeClock, Kept, Stub, logits, pictures
+from tests.monitor.monitoring import ALWAYS, MODEL, Collector, FakeClock, Stub, logits, pictures
 
 SIZES = (32, 48, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -39,8 +39,8 @@ def test_pairs_that_differ_in_one_value(field: str, pairs: int) -> None:
         first = np.broadcast_to(generator.integers(0, 255, shape[-1]).astype(dtype), shape).copy()
         second = first.copy()
         second.reshape(-1)[generator.integers(second.size)] += 1
-        made = [value.tobytes() if field == "bytes" else value for value in (first, second, first.copy())]
-        keys = [duplicates.key(row(**{"picture" if field == "bytes" else field: value})) for value in made]
+        arguments = [value.tobytes() if field == "bytes" else value for value in (first, second, first.copy())]
+        keys = [duplicates.key(row(**{"picture" if field == "bytes" else field: value})) for value in arguments]
         different += keys[0] != keys[1]
         same += keys[0] == keys[2]
     assert (different, same) == (pairs, pairs)
@@ -87,7 +87,7 @@ def test_pictures_with_a_dark_border_are_all_explained(monkeypatch: pytest.Monke
     shots = np.zeros((3, 2048, 2048), np.uint8)
     shots[:, 900:1100, 900:1100] = np.array([10, 20, 30])[:, None, None]
     options: dict[str, Any] = {"rate": None, "daily_budget": None, "when": ALWAYS}
-    with Monitor(MODEL, sink=Kept(), **options) as monitor:
+    with Monitor(MODEL, sink=Collector(), **options) as monitor:
         scores = np.repeat(logits(1), 3, axis=0)
         monitor.observe(scores, pictures=list(shots))
         monitor.observe(scores, pictures=list(shots))
@@ -99,7 +99,7 @@ def test_pictures_with_a_dark_border_are_all_explained(monkeypatch: pytest.Monke
 def test_a_camera_that_writes_one_name_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hook, "RowExplainer", Stub)
     path = tmp_path / "frame.png"
-    with Monitor(MODEL, sink=Kept(), when=ALWAYS, rate=None, daily_budget=None) as monitor:
+    with Monitor(MODEL, sink=Collector(), when=ALWAYS, rate=None, daily_budget=None) as monitor:
         for level in (10, 20, 20, 30):
             cv2.imwrite(str(path), np.full((8, 8, 3), level, np.uint8))
             monitor.observe(logits(1), pictures=[path])
@@ -115,7 +115,7 @@ def test_it_runs_in_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     real = DuplicateFilter.key
     monkeypatch.setattr(DuplicateFilter, "key", lambda self, one: threads.add(threading.get_ident()) or real(self, one))
     monkeypatch.setattr(hook, "RowExplainer", Stub)
-    with Monitor(MODEL, sink=Kept(), when=ALWAYS, rate=None, daily_budget=None) as monitor:
+    with Monitor(MODEL, sink=Collector(), when=ALWAYS, rate=None, daily_budget=None) as monitor:
         monitor.observe(logits(2), tensor=pictures(2))
         assert monitor.flush(20)
     assert threads and threading.get_ident() not in threads

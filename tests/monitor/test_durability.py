@@ -25,33 +25,33 @@ def measured(*arguments: str) -> dict[str, Any]:
     """`python -m tests.monitor.kills …` in a process of its own, whose memory is not this one's."""
     command = [sys.executable, "-m", "tests.monitor.kills", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
 
 
 @pytest.mark.slow
 @FORKS
 @pytest.mark.parametrize("kills", [40, pytest.param(200, marks=pytest.mark.soak)])
 def test_random_kills_lose_and_tear_nothing(kills: int) -> None:
-    found = measured("random", str(kills))
-    assert found["kills"] == kills
-    assert found["acknowledged"] >= kills, "every writer lived to acknowledge a record"
+    counts = measured("random", str(kills))
+    assert counts["kills"] == kills
+    assert counts["acknowledged"] >= kills, "every writer lived to acknowledge a record"
     for fault in ("lost", "lost_by_mending", "twice", "invalid", "files", "open"):
-        assert found[fault] == [], fault
-    assert found["partial"] == 0
+        assert counts[fault] == [], fault
+    assert counts["partial"] == 0
 
 
 @pytest.mark.slow
 @FORKS
 @pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.soak)])
 def test_death_at_every_step_leaves_no_record_without_its_files(every: int) -> None:
-    found = measured("steps", str(every))
-    done = found["changes"]
+    counts = measured("steps", str(every))
+    done = counts["changes"]
     assert {"write", "replace", "unlink", "open"} <= done.keys(), "segments were begun, filled, closed and removed"
     steps = sum(done.values()) + done["write"]
-    assert found["deaths"] == -(-steps // every)
+    assert counts["deaths"] == -(-steps // every)
     faults = ("lost", "faults", "unsealed", "unnamed", "partial")
-    assert {name: found[name] for name in faults} == dict.fromkeys(faults, 0)
+    assert {name: counts[name] for name in faults} == dict.fromkeys(faults, 0)
 
 
 # ---- errors instead of deaths
@@ -59,14 +59,14 @@ def test_death_at_every_step_leaves_no_record_without_its_files(every: int) -> N
 
 def failing(monkeypatch: pytest.MonkeyPatch, at: int, count: int, half: bool) -> list[str]:
     """The `at`-th change to the disk and `count - 1` more fail; a write may get half of its bytes out first."""
-    seen: list[str] = []
+    calls: list[str] = []
 
     def around(call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
             if name == "open" and not arguments[1] & os.O_CREAT:
                 return call(*arguments, **keywords)
-            seen.append(name)
-            if at <= len(seen) - 1 < at + count:
+            calls.append(name)
+            if at <= len(calls) - 1 < at + count:
                 if half and name == "write":
                     return call(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
                 raise OSError(28, "No space left on device")
@@ -76,14 +76,14 @@ def failing(monkeypatch: pytest.MonkeyPatch, at: int, count: int, half: bool) ->
 
     for name in kills.CHANGES:
         monkeypatch.setattr(os, name, around(getattr(os, name), name))
-    return seen
+    return calls
 
 
 def survive(root: Path, monkeypatch: pytest.MonkeyPatch, at: int, count: int, half: bool) -> list[str]:
     """Write with failures, and check what is left; returns the changes made."""
     written, refused = [], []
     with monkeypatch.context() as patch:
-        seen = failing(patch, at, count, half)
+        calls = failing(patch, at, count, half)
         sink = kills.small(root)
         for k in range(5):
             record = samples.make(request=str(k))
@@ -96,13 +96,15 @@ def survive(root: Path, monkeypatch: pytest.MonkeyPatch, at: int, count: int, ha
             else:
                 written.append(record["id"])
         sink.close(1)
-    there = [record["id"] for record in samples.held(root)] if (root / "records").exists() else []
+    there = [record["id"] for record in samples.records_in(root)] if (root / "records").exists() else []
     assert set(written[-3:]) <= set(there), "what was acknowledged is there"
     if count == 1:
         assert not set(refused) & set(there), "what was refused is not"
         assert len(refused) <= 1
-        if refused and not seen[at].startswith(("unlink", "rmdir")):
-            named = {entry["name"] for record in samples.held(root) for entry in record["files"]} if there else set()
+        if refused and not calls[at].startswith(("unlink", "rmdir")):
+            named = (
+                {entry["name"] for record in samples.records_in(root) for entry in record["files"]} if there else set()
+            )
             stored = {path.relative_to(root).as_posix() for path in (root / "files").rglob("*") if path.is_file()}
             assert stored == named, "and neither are its pictures"
     assert len(there) == len(set(there))
@@ -110,8 +112,8 @@ def survive(root: Path, monkeypatch: pytest.MonkeyPatch, at: int, count: int, ha
         assert samples.faults(root) == []
         recover(root)
         assert samples.faults(root) == []
-        assert [record["id"] for record in samples.held(root)] == there
-    return seen
+        assert [record["id"] for record in samples.records_in(root)] == there
+    return calls
 
 
 @pytest.mark.slow
@@ -151,8 +153,8 @@ def test_a_half_line_that_cannot_be_taken_back_ends_its_segment(
     assert not path.read_bytes().endswith(b"\n")
     sink.write(third, kills.files(2))
     sink.close(1)
-    assert [record["id"] for record in samples.held(tmp_path)] == [first["id"], third["id"]]
+    assert [record["id"] for record in samples.records_in(tmp_path)] == [first["id"], third["id"]]
     recover(tmp_path)
     assert all(one.read_bytes().endswith(b"\n") and one.suffix == ".jsonl" for one in segments(tmp_path))
-    assert [record["id"] for record in samples.held(tmp_path)] == [first["id"], third["id"]]
+    assert [record["id"] for record in samples.records_in(tmp_path)] == [first["id"], third["id"]]
     assert samples.faults(tmp_path) == []

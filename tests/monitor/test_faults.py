@@ -22,7 +22,17 @@ from onnxcam.monitor.predictions import Batch
 from onnxcam.monitor.queue import RowQueue
 from onnxcam.monitor.selection import Selector
 from onnxcam.targets import conditions
-from tests.monitor.monitoring import ALWAYS, SMALL, SMALL_PLAIN, UNLIMITED, FakeClock, Kept, Stub, balanced, pictures
+from tests.monitor.monitoring import (
+    ALWAYS,
+    SMALL,
+    SMALL_PLAIN,
+    UNLIMITED,
+    Collector,
+    FakeClock,
+    Stub,
+    balanced,
+    pictures,
+)
 
 CALLS = pytest.mark.parametrize("calls", [1_000, pytest.param(10_000, marks=pytest.mark.soak)])
 FAILURES = 10_000
@@ -70,7 +80,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "opening": (hook, "RowExplainer"),
     "explaining": (Stub, "__call__"),
     "duplicates": (worker.DuplicateFilter, "key"),
-    "sink": (Kept, "write"),
+    "sink": (Collector, "write"),
     "error log": (ErrorLog, "report"),
     "value names": (session.ValueNames, "outputs"),
 }
@@ -103,9 +113,9 @@ def plain() -> Iterator[tuple[Any, list[dict[str, np.ndarray]], list[list[np.nda
 @CALLS
 @pytest.mark.parametrize("stage", STAGES)
 def test_predictions_do_not_notice(stage: str, calls: int, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    served, feeds, wanted = plain
+    served, feeds, expected = plain
     monkeypatch.setattr(hook, "RowExplainer", Stub)
-    monitor = Monitor(SMALL, sink=Kept(), when=ALWAYS, queue=8, **UNLIMITED)
+    monitor = Monitor(SMALL, sink=Collector(), when=ALWAYS, queue=8, **UNLIMITED)
     watched = monitor.wrap(served)
     owner, name = STAGES[stage]
     real = getattr(owner, name)
@@ -116,8 +126,8 @@ def test_predictions_do_not_notice(stage: str, calls: int, plain: Any, monkeypat
         for call in range(calls):
             kind = call % len(feeds)
             names = (None, ["logits"], [])[call % 3]
-            found = watched.run(names, feeds[kind])
-            assert found[0].tobytes() == wanted[kind][0].tobytes()
+            outputs = watched.run(names, feeds[kind])
+            assert outputs[0].tobytes() == expected[kind][0].tobytes()
     if stage != "accounting":  # what counts is broken itself
         assert balanced(monitor.stats()), monitor.stats()
     assert monitor.close(5) or stage in ("take", "thread")
@@ -127,27 +137,27 @@ def test_predictions_do_not_notice(stage: str, calls: int, plain: Any, monkeypat
 @pytest.mark.slow
 @CALLS
 def test_predictions_do_not_notice_a_broken_clock(calls: int, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    served, feeds, wanted = plain
+    served, feeds, expected = plain
     monkeypatch.setattr(hook, "RowExplainer", Stub)
     clock = BrokenClock()
-    monitor = Monitor(SMALL, sink=Kept(), when=ALWAYS, clock=clock, queue=8, **UNLIMITED)
+    monitor = Monitor(SMALL, sink=Collector(), when=ALWAYS, clock=clock, queue=8, **UNLIMITED)
     watched = monitor.wrap(served)
     for call in range(calls):
         clock.broken = call % 3 > 0
-        assert watched.run(None, feeds[call % 4])[0].tobytes() == wanted[call % 4][0].tobytes()
+        assert watched.run(None, feeds[call % 4])[0].tobytes() == expected[call % 4][0].tobytes()
     clock.broken = False
     assert balanced(monitor.stats())
     monitor.close(5)
 
 
 def test_predictions_do_not_notice_a_broken_log_handler(plain: Any) -> None:
-    served, feeds, wanted = plain
+    served, feeds, expected = plain
     log, handler = logging.getLogger("onnxcam.monitor"), BrokenHandler()
     log.addHandler(handler)
     try:
         with Monitor(SMALL, sink=planted, when=ALWAYS, **UNLIMITED) as monitor:
             watched = monitor.wrap(served)
-            for feed, scores in zip(feeds, wanted, strict=True):
+            for feed, scores in zip(feeds, expected, strict=True):
                 assert watched.run(None, feed)[0].tobytes() == scores[0].tobytes()
             assert monitor.observe("nonsense", tensor=3) == 0
             assert monitor.flush(10)
@@ -158,7 +168,7 @@ def test_predictions_do_not_notice_a_broken_log_handler(plain: Any) -> None:
 
 def test_a_failed_prediction_fails_as_before(plain: Any) -> None:
     served, _, _ = plain
-    with Monitor(SMALL, sink=Kept(), when=ALWAYS) as monitor:
+    with Monitor(SMALL, sink=Collector(), when=ALWAYS) as monitor:
         watched = monitor.wrap(served)
         for names, feed in ((["logits"], {"input": pictures(1, 9)[:, :2]}), (None, {}), (["nothing"], {})):
             with pytest.raises(Exception) as as_before:

@@ -34,18 +34,18 @@ class Clock:
 
 
 def fill(sink: Folder, count: int, clock: Clock | None = None, step: float = 0.0, size: int = 2000) -> list[str]:
-    made = []
+    names = []
     for _ in range(count):
         record = samples.make(observed=None if clock is None else clock.now)
         sink.write(record, {"heatmap": os.urandom(size)})
-        made.append(record["id"])
+        names.append(record["id"])
         if clock is not None:
             clock.now += step
-    return made
+    return names
 
 
 def ids(root: Path) -> list[str]:
-    return [record["id"] for record in samples.held(root)]
+    return [record["id"] for record in samples.records_in(root)]
 
 
 def test_a_record_and_its_pictures_lie_where_the_layout_says(tmp_path: Path) -> None:
@@ -89,13 +89,13 @@ def test_other_files_are_no_segments(name: str, tmp_path: Path) -> None:
 
 def test_a_segment_is_closed_by_size(tmp_path: Path) -> None:
     sink = Folder(tmp_path, segment_bytes=20_000, min_free=0)
-    made = fill(sink, 30)
+    written_ids = fill(sink, 30)
     sink.close(1)
     paths = segments(tmp_path)
     assert len(paths) > 3
     for path in paths:
         assert path.stat().st_size + sum(e["bytes"] for r in samples.lines(path) for e in r["files"]) <= 20_000
-    assert ids(tmp_path) == made
+    assert ids(tmp_path) == written_ids
 
 
 def test_a_record_larger_than_a_segment_is_kept_alone(tmp_path: Path) -> None:
@@ -142,21 +142,21 @@ def test_a_sink_may_be_written_to_again_after_closing(tmp_path: Path) -> None:
 def test_ten_times_the_bound_never_passes_it_by_more_than_a_segment(tmp_path: Path) -> None:
     bound, segment = 300_000, 30_000
     sink = Folder(tmp_path, retain_bytes=bound, segment_bytes=segment, min_free=0, sync=False)
-    written, most, made = 0, 0, []
+    written, most, names = 0, 0, []
     while written < 10 * bound:
         record = samples.make()
         data = os.urandom(4000)
         sink.write(record, {"heatmap": data})
         written += len(data) + len(json.dumps(record))
         most = max(most, samples.size(tmp_path))
-        made.append(record["id"])
+        names.append(record["id"])
     sink.close(1)
     assert most <= bound + segment
     assert most > bound / 2, "what fits is kept"
     left = ids(tmp_path)
-    assert left == made[-len(left) :], "the oldest went first"
+    assert left == names[-len(left) :], "the oldest went first"
     assert samples.faults(tmp_path) == []
-    named = {entry["name"] for record in samples.held(tmp_path) for entry in record["files"]}
+    named = {entry["name"] for record in samples.records_in(tmp_path) for entry in record["files"]}
     stored = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "files").rglob("*.png")}
     assert stored == named, "pictures go with their records"
 
@@ -201,8 +201,8 @@ def test_the_bound_holds_for_writers_that_begin_at_the_same_moment(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bound, segment = 400_000, 40_000
-    given: dict[str, Any] = {"retain_bytes": bound, "segment_bytes": segment, "min_free": 0, "sync": False}
-    before = Folder(tmp_path, **given)
+    settings: dict[str, Any] = {"retain_bytes": bound, "segment_bytes": segment, "min_free": 0, "sync": False}
+    before = Folder(tmp_path, **settings)
     fill(before, 200)
     before.close(1)
     together, clear = threading.Barrier(count), retention.Retention.enforce
@@ -213,13 +213,13 @@ def test_the_bound_holds_for_writers_that_begin_at_the_same_moment(
         together.wait(10)
         return done
 
-    sinks = [Folder(tmp_path, **given) for _ in range(count)]
+    sinks = [Folder(tmp_path, **settings) for _ in range(count)]
     with monkeypatch.context() as patched:
         patched.setattr(retention.Retention, "enforce", at_once)
-        begun = [threading.Thread(target=fill, args=(sink, 1)) for sink in sinks]
-        for one in begun:
+        threads = [threading.Thread(target=fill, args=(sink, 1)) for sink in sinks]
+        for one in threads:
             one.start()
-        for one in begun:
+        for one in threads:
             one.join(20)
     most = 0
     for _ in range(40):
@@ -262,18 +262,18 @@ def measured(root: Path) -> int:
 def test_age_and_count_are_bounds_too(tmp_path: Path) -> None:
     clock = Clock()
     sink = Folder(tmp_path, retain_age="2h", segment_age="30min", clock=clock, retain_bytes=None, segment_bytes=10_000)
-    made = fill(sink, 40, clock, step=600)
-    oldest = min(record["ts"] for record in samples.held(tmp_path))
+    written_ids = fill(sink, 40, clock, step=600)
+    oldest = min(record["ts"] for record in samples.records_in(tmp_path))
     left = ids(tmp_path)
-    assert left == made[-len(left) :]
+    assert left == written_ids[-len(left) :]
     assert 2 * 3600 - 1800 <= clock.now - 600 - retention.seconds(oldest) <= 2 * 3600 + 2 * 1800
 
     few = Folder(tmp_path / "few", retain_records=10, segment_bytes=10_000, retain_bytes=None)
-    made = fill(few, 50)
+    written_ids = fill(few, 50)
     left = ids(tmp_path / "few")
     per_segment = max(len(samples.lines(path)) for path in segments(tmp_path / "few"))
     assert 10 - per_segment <= len(left) <= 10 + per_segment
-    assert left == made[-len(left) :]
+    assert left == written_ids[-len(left) :]
 
 
 def test_a_segment_bigger_than_half_of_what_is_kept_is_refused(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_name_from_outside_removes_nothing(tmp_path: Path) -> None:
     for name in ("files/precious", "files/../../precious", '"name":"files/precious"'):
         sink.write(samples.make(model={"name": name, "sha256": None}, request=name), {"heatmap": bytes(3000)})
     fill(sink, 3)
-    assert not {"files/precious", "files/../../precious"} & {r["model"]["name"] for r in samples.held(tmp_path)}
+    assert not {"files/precious", "files/../../precious"} & {r["model"]["name"] for r in samples.records_in(tmp_path)}
     assert (tmp_path / "files" / "precious").exists() and (tmp_path.parent / "precious").exists()
 
 
@@ -369,8 +369,8 @@ def test_a_forked_child_begins_its_own_segment(tmp_path: Path) -> None:
     with sink._lock:  # held by a thread that the child does not have
 
         def act(acknowledge: Any) -> None:
-            (made,) = fill(sink, 1)
-            acknowledge(made)
+            (written_ids,) = fill(sink, 1)
+            acknowledge(written_ids)
             sink.close(1)
 
         pid, reading = kills.child(act)
@@ -387,10 +387,10 @@ def test_a_forked_child_begins_its_own_segment(tmp_path: Path) -> None:
 
 def test_threads_write_whole_lines(tmp_path: Path) -> None:
     sink = Folder(tmp_path, segment_bytes=40_000, sync=False)
-    made: list[list[str]] = [[] for _ in range(6)]
+    names: list[list[str]] = [[] for _ in range(6)]
 
     def work(k: int) -> None:
-        made[k] = fill(sink, 40, size=500)
+        names[k] = fill(sink, 40, size=500)
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
     for thread in threads:
@@ -398,7 +398,7 @@ def test_threads_write_whole_lines(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     sink.close(1)
-    assert sorted(ids(tmp_path)) == sorted(identity for several in made for identity in several)
+    assert sorted(ids(tmp_path)) == sorted(identity for several in names for identity in several)
     assert samples.faults(tmp_path) == []
 
 

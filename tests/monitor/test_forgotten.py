@@ -19,7 +19,7 @@ import pytest
 
 from onnxcam.monitor import hook, pipeline
 from onnxcam.monitor.hook import Monitor
-from tests.monitor.monitoring import ALWAYS, SMALL, SMALL_PLAIN, UNLIMITED, Gate, Kept, Stub, logits, pictures
+from tests.monitor.monitoring import ALWAYS, SMALL, SMALL_PLAIN, UNLIMITED, Collector, Gate, Stub, logits, pictures
 
 ROOT = Path(__file__).parents[2]
 SCORES, TENSOR = logits(5), pictures(5, 8)
@@ -46,8 +46,8 @@ def until(condition: Any, timeout: float = 10.0) -> bool:
 @pytest.mark.parametrize("worker", ["thread", "inline"])
 @pytest.mark.parametrize("rows", [0, 5])
 def test_it_is_collected_with_a_warning(worker: str, rows: int) -> None:
-    kept = Kept()
-    monitor = Monitor(SMALL, sink=kept, when=ALWAYS, worker=worker, **UNLIMITED)
+    collector = Collector()
+    monitor = Monitor(SMALL, sink=collector, when=ALWAYS, worker=worker, **UNLIMITED)
     if rows:
         monitor.observe(SCORES, tensor=TENSOR)
     ref = weakref.ref(monitor)
@@ -55,38 +55,38 @@ def test_it_is_collected_with_a_warning(worker: str, rows: int) -> None:
         del monitor
         gc.collect()
     assert ref() is None
-    assert until(lambda: kept.closed == 1), "its sink is closed"
-    assert len(kept.records) == rows, "what was queued is explained"
+    assert until(lambda: collector.closed == 1), "its sink is closed"
+    assert len(collector.records) == rows, "what was queued is explained"
     assert until(lambda: all(thread.name != "onnxcam-monitor" for thread in threading.enumerate()))
 
 
 @pytest.mark.slow
 def test_what_serves_with_it_keeps_it() -> None:
-    kept = Kept()
-    session = Monitor(SMALL, sink=kept, when=ALWAYS, **UNLIMITED).wrap(ort.InferenceSession(SMALL_PLAIN))
-    predict = Monitor(SMALL, sink=kept, when=ALWAYS, **UNLIMITED).watch()(lambda tensor: SCORES)
+    collector = Collector()
+    session = Monitor(SMALL, sink=collector, when=ALWAYS, **UNLIMITED).wrap(ort.InferenceSession(SMALL_PLAIN))
+    predict = Monitor(SMALL, sink=collector, when=ALWAYS, **UNLIMITED).watch()(lambda tensor: SCORES)
     gc.collect()
     session.run(None, {"input": TENSOR})
     predict(TENSOR)
-    assert until(lambda: len(kept.records) == 10)
+    assert until(lambda: len(collector.records) == 10)
     with pytest.warns(ResourceWarning):
         del session
         gc.collect()
     with pytest.warns(ResourceWarning):
         del predict
         gc.collect()
-    assert until(lambda: kept.closed == 2)
+    assert until(lambda: collector.closed == 2)
 
 
 def test_one_that_was_closed_says_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        monitor = Monitor(SMALL, sink=Kept(), when=ALWAYS, **UNLIMITED)
+        monitor = Monitor(SMALL, sink=Collector(), when=ALWAYS, **UNLIMITED)
         monitor.observe(SCORES, tensor=TENSOR)
         monitor.close(10)
         del monitor
         with pytest.raises(Exception, match="rate"):
-            Monitor(SMALL, sink=Kept(), rate="fast")  # half made
+            Monitor(SMALL, sink=Collector(), rate="fast")  # half made
         gc.collect()
 
 
@@ -94,7 +94,7 @@ def test_one_that_was_closed_says_nothing() -> None:
 def test_threads_do_not_pile_up() -> None:
     before = threading.active_count()
     for _ in range(20):
-        with Monitor(SMALL, sink=Kept(), when=ALWAYS, **UNLIMITED) as monitor:
+        with Monitor(SMALL, sink=Collector(), when=ALWAYS, **UNLIMITED) as monitor:
             monitor.observe(SCORES, tensor=TENSOR)
     assert until(lambda: threading.active_count() <= before)
 

@@ -23,12 +23,12 @@ SORTED = 45
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, Path]]:
     """A folder, and one of four times as many records."""
-    made = []
+    paths = []
     for count in (200, 800):
         root = tmp_path_factory.mktemp("large") / str(count)
         large.folder(root, count)
-        made.append((count, root))
-    return made
+        paths.append((count, root))
+    return paths
 
 
 def consume(records: Any) -> int:

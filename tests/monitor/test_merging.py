@@ -86,9 +86,9 @@ def test_parts_of_different_sizes_stay_a_uniform_sample() -> None:
     keys = {key_of(record["id"], baselines.SEED): record for record in NORMAL}
     limit = sorted(key_of(record["id"], baselines.SEED) for record in NORMAL[:700])[499]
     expected = [keys[key]["prediction"]["confidence"] for key in sorted(keys) if key <= limit][:700]
-    held = baselines.parse(merged).rows.values[:, 0]
-    np.testing.assert_allclose(sorted(held), sorted(expected), rtol=1e-5)
-    assert len(held) > 700 - 150
+    baseline = baselines.parse(merged).rows.values[:, 0]
+    np.testing.assert_allclose(sorted(baseline), sorted(expected), rtol=1e-5)
+    assert len(baseline) > 700 - 150
 
 
 def test_maps_of_several_shapes_survive_in_the_parts() -> None:
@@ -116,7 +116,7 @@ def test_labels_and_names_are_those_of_one_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"method": "hirescam"}, "method 'gradcam' instead of 'hirescam'"),
         ({"when": "margin < 0.5"}, "when 'confidence < 0.6' instead of 'margin < 0.5'"),
@@ -124,7 +124,7 @@ def test_labels_and_names_are_those_of_one_process() -> None:
         ({"seed": 7}, "seed 1234 instead of 7"),
     ],
 )
-def test_what_cannot_be_merged(change: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_merged(change: dict[str, Any], message: str) -> None:
     one, two = (baselines.build(records(first, 500))[0] for first in (0, 500))
     if "seed" in change:
         two["sample"]["seed"] = change["seed"]
@@ -133,7 +133,7 @@ def test_what_cannot_be_merged(change: dict[str, Any], said: str) -> None:
     if two["sample"] is None:
         del two["sample"]
         assert baselines.parse(two).records == 500, "it still loads"
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         baselines.merge([one, two])
 
 

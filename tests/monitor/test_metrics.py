@@ -39,14 +39,14 @@ def test_counters_are_read_when_scraped() -> None:
     registry = CollectorRegistry()
     stats = dict(STATS)
     metrics.export(lambda: stats, registry)
-    got = scraped(registry)
-    assert got[("onnxcam_monitor_rows_seen_total", ())] == 100
-    assert got[("onnxcam_monitor_rows_queued", ())] == 3
-    assert got[("onnxcam_monitor_rows_dropped_total", (("reason", "rate"),))] == 15
+    actual = scraped(registry)
+    assert actual[("onnxcam_monitor_rows_seen_total", ())] == 100
+    assert actual[("onnxcam_monitor_rows_queued", ())] == 3
+    assert actual[("onnxcam_monitor_rows_dropped_total", (("reason", "rate"),))] == 15
     named = ("confident", "explained", "failed")
-    total = sum(got[(f"onnxcam_monitor_rows_{name}_total", ())] for name in named)
-    total += got[("onnxcam_monitor_rows_queued", ())] + got[("onnxcam_monitor_rows_running", ())]
-    total += sum(value for (name, _), value in got.items() if name == "onnxcam_monitor_rows_dropped_total")
+    total = sum(actual[(f"onnxcam_monitor_rows_{name}_total", ())] for name in named)
+    total += actual[("onnxcam_monitor_rows_queued", ())] + actual[("onnxcam_monitor_rows_running", ())]
+    total += sum(value for (name, _), value in actual.items() if name == "onnxcam_monitor_rows_dropped_total")
     assert total == 100, "the accounting equation can be checked by whoever scrapes"
     stats["seen"] = 101
     assert scraped(registry)[("onnxcam_monitor_rows_seen_total", ())] == 101
@@ -72,13 +72,13 @@ def test_records_are_counted() -> None:
         sink.write(samples.make(confidence=confidence), {})
     baseline = samples.make(trigger={"when": None, "reason": "baseline", "sample": 0.01}, raw_map=np.zeros((7, 7)))
     again.write(baseline, {})
-    got = scraped(registry)
-    assert got[("onnxcam_monitor_records_total", (("reason", "condition"),))] == 3
-    assert got[("onnxcam_monitor_records_total", (("reason", "baseline"),))] == 1
-    assert got[("onnxcam_monitor_zero_maps_total", ())] == 1
-    assert got[("onnxcam_monitor_confidence_ratio_bucket", (("le", "0.35"),))] == 2
-    assert got[("onnxcam_monitor_explain_seconds_sum", ())] == pytest.approx(4 * 0.017)
-    assert got[("onnxcam_monitor_border_energy_ratio_count", ())] == 3, "a map of zeros has no border"
+    actual = scraped(registry)
+    assert actual[("onnxcam_monitor_records_total", (("reason", "condition"),))] == 3
+    assert actual[("onnxcam_monitor_records_total", (("reason", "baseline"),))] == 1
+    assert actual[("onnxcam_monitor_zero_maps_total", ())] == 1
+    assert actual[("onnxcam_monitor_confidence_ratio_bucket", (("le", "0.35"),))] == 2
+    assert actual[("onnxcam_monitor_explain_seconds_sum", ())] == pytest.approx(4 * 0.017)
+    assert actual[("onnxcam_monitor_border_energy_ratio_count", ())] == 3, "a map of zeros has no border"
 
 
 def test_series_stay_few_whatever_requests_and_classes_are_called() -> None:

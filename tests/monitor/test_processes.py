@@ -23,7 +23,7 @@ import pytest
 
 from onnxcam.monitor.hook import Monitor
 from onnxcam.runtime.options import one_thread
-from tests.monitor.monitoring import ALWAYS, MODEL, PLAIN, UNLIMITED, Gate, Kept, balanced, logits, pictures
+from tests.monitor.monitoring import ALWAYS, MODEL, PLAIN, UNLIMITED, Collector, Gate, balanced, logits, pictures
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -36,11 +36,11 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def check_whole(folder: Path, count: int) -> list[dict[str, Any]]:
-    found = records(folder)
-    assert len(found) == count
-    assert len({record["id"] for record in found}) == count
-    assert all((folder / entry["name"]).is_file() for record in found for entry in record["files"])
-    return found
+    entries = records(folder)
+    assert len(entries) == count
+    assert len({record["id"] for record in entries}) == count
+    assert all((folder / entry["name"]).is_file() for record in entries for entry in record["files"])
+    return entries
 
 
 def predict(monitor: Monitor, rows: int, session: Any = None) -> None:
@@ -79,8 +79,8 @@ def test_fork(worker: str, tmp_path: Path) -> None:
         assert monitor.stats()["seen"] == 0
         predict(monitor, 4)
         assert monitor.flush(60)
-        found = monitor.stats()
-        assert found["explained"] == 4 and balanced(found), found
+        stats = monitor.stats()
+        assert stats["explained"] == 4 and balanced(stats), stats
         assert monitor.close(5)
 
     children = [in_fork(child) for _ in range(3)]
@@ -88,16 +88,16 @@ def test_fork(worker: str, tmp_path: Path) -> None:
     wait(children)
     assert monitor.close(60)
     assert monitor.stats()["explained"] == 5
-    found = check_whole(tmp_path, 5 + 3 * 4)
-    assert {record["pid"] for record in found} == {os.getpid(), *children}
+    entries = check_whole(tmp_path, 5 + 3 * 4)
+    assert {record["pid"] for record in entries} == {os.getpid(), *children}
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_fork_in_the_middle_of_everything(tmp_path: Path) -> None:
     """Children of a process whose threads hold locks at that moment, with rows waiting in its queue."""
-    gate, kept = Gate(), Kept()
-    monitor = Monitor(MODEL, sink=[kept, gate], when=ALWAYS, queue=4, **UNLIMITED)
+    gate, collector = Gate(), Collector()
+    monitor = Monitor(MODEL, sink=[collector, gate], when=ALWAYS, queue=4, **UNLIMITED)
     stop = threading.Event()
 
     def storm() -> None:
@@ -113,10 +113,10 @@ def test_fork_in_the_middle_of_everything(tmp_path: Path) -> None:
     def child() -> None:
         signal.alarm(20)  # a lock inherited as held would hang for ever
         gate.open.set()
-        kept.records.clear()
+        collector.records.clear()
         assert monitor.observe(logits(2), tensor=pictures(2)) == 2
         assert monitor.flush(10)
-        assert monitor.stats()["explained"] == 2 == len(kept.records)  # nothing of the parent's queue
+        assert monitor.stats()["explained"] == 2 == len(collector.records)  # nothing of the parent's queue
 
     wait([in_fork(child) for _ in range(20)])
     stop.set()
@@ -234,10 +234,10 @@ def test_pre_fork_server(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         served = list(pool.map(ask, range(30)))
-    _, said = server.communicate(timeout=60)
-    assert server.returncode == 0 and said == "", said
-    found = check_whole(tmp_path, 30)
-    assert sorted(record["pid"] for record in found) == sorted(served)
+    _, output = server.communicate(timeout=60)
+    assert server.returncode == 0 and output == "", output
+    entries = check_whole(tmp_path, 30)
+    assert sorted(record["pid"] for record in entries) == sorted(served)
     assert 1 < len(set(served)) <= 3
 
 
@@ -269,33 +269,33 @@ def test_a_worker_process_dies_with_its_parent() -> None:
 
 
 @pytest.fixture
-def processed() -> Iterator[tuple[Monitor, Kept]]:
-    kept = Kept()
-    with Monitor(MODEL, sink=kept, when=ALWAYS, worker="process", timeout=1.0, **UNLIMITED) as monitor:
+def processed() -> Iterator[tuple[Monitor, Collector]]:
+    collector = Collector()
+    with Monitor(MODEL, sink=collector, when=ALWAYS, worker="process", timeout=1.0, **UNLIMITED) as monitor:
         monitor.observe(logits(1), tensor=pictures(1))
         assert monitor.flush(60)
-        yield monitor, kept
+        yield monitor, collector
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "says"), [(signal.SIGKILL, "signal 9"), (signal.SIGSTOP, "no answer within 1 s")])
 def test_a_worker_process_is_started_again(
-    how: signal.Signals, says: str, processed: tuple[Monitor, Kept], caplog: pytest.LogCaptureFixture
+    how: signal.Signals, says: str, processed: tuple[Monitor, Collector], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monitor, kept = processed
+    monitor, rest = processed
     os.kill(monitor._pipeline.handler._explain.pid, how)  # type: ignore[union-attr]
     time.sleep(0.05)
     monitor.observe(logits(3), tensor=pictures(3))
     assert monitor.flush(60)
-    found = monitor.stats()
-    assert (found["explained"], found["failed"], found["failures"]["worker"]) == (3, 1, 1)
-    assert found["restarts"] == 1 and len(kept.records) == 3
+    stats = monitor.stats()
+    assert (stats["explained"], stats["failed"], stats["failures"]["worker"]) == (3, 1, 1)
+    assert stats["restarts"] == 1 and len(rest.records) == 3
     assert says in caplog.text
 
 
 def test_the_worker_thread_is_nice_and_what_it_starts_too() -> None:
     before = set(Path("/proc/self/task").iterdir())
-    with Monitor(MODEL, sink=Kept(), when=ALWAYS, redact="none", **UNLIMITED) as monitor:
+    with Monitor(MODEL, sink=Collector(), when=ALWAYS, redact="none", **UNLIMITED) as monitor:
         monitor.observe(logits(1), tensor=pictures(1))
         assert monitor.flush(10)
         assert "onnxcam-monitor" in [thread.name for thread in threading.enumerate()]

@@ -31,16 +31,16 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate.open.set()
 
 
-def growth(monitor: Monitor, gate: Gate, calls: int, scores: np.ndarray, **given: Any) -> tuple[int, dict[str, Any]]:
+def growth(monitor: Monitor, gate: Gate, calls: int, scores: np.ndarray, **keywords: Any) -> tuple[int, dict[str, Any]]:
     """Bytes that a full queue takes, as Python's allocator counts them, and the monitor's counts."""
-    monitor.observe(scores, **given)
+    monitor.observe(scores, **keywords)
     assert gate.entered.wait(10)
     gc.collect()
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
         for _ in range(calls):
-            monitor.observe(scores, **given)
+            monitor.observe(scores, **keywords)
         gc.collect()
         return tracemalloc.get_traced_memory()[0] - before, monitor.stats()
     finally:
@@ -54,10 +54,10 @@ def test_scores_of_many_classes_count(gate: Gate) -> None:
     model = augment(tiny_cnn(classes=50_000, size=8, width=2), probe=False)
     monitor = Monitor(model, sink=gate, when=ALWAYS, queue=10**6, queue_bytes=limit, **UNLIMITED)
     scores = np.random.default_rng(0).normal(size=(4, 50_000)).astype(np.float32)
-    taken, stats = growth(monitor, gate, 30, scores, tensor=pictures(4, 8))
+    accepted, stats = growth(monitor, gate, 30, scores, tensor=pictures(4, 8))
     assert 30 < stats["queued"] < limit / (4 * 50_000) and stats["dropped"]["bytes"] > 50
     assert limit * 0.9 < stats["queue_bytes"] <= limit
-    assert taken < limit * 1.02, (taken, stats)
+    assert accepted < limit * 1.02, (accepted, stats)
     monitor.close(0)
 
 
@@ -66,16 +66,16 @@ def test_scores_of_many_classes_count(gate: Gate) -> None:
 def test_small_rows_take_what_they_count(kind: str, gate: Gate) -> None:
     limit = 1 << 20
     monitor = Monitor(SMALL, sink=gate, when=ALWAYS, queue=10**6, queue_bytes=limit, **UNLIMITED)
-    given: dict[str, Any] = {"tensor": pictures(4, 8)}
+    keywords: dict[str, Any] = {"tensor": pictures(4, 8)}
     if kind == "names":
-        given |= {"ids": ["\U0001f600" * 300 + str(k) for k in range(4)], "traces": ["trace" * 60] * 4}
+        keywords |= {"ids": ["\U0001f600" * 300 + str(k) for k in range(4)], "traces": ["trace" * 60] * 4}
     if kind == "encoded":
-        given = {"pictures": [bytearray(3000) for _ in range(4)]}
+        keywords = {"pictures": [bytearray(3000) for _ in range(4)]}
     if kind == "paths":
-        given = {"pictures": ["x" * 2000 + str(k) for k in range(4)]}
-    taken, stats = growth(monitor, gate, 500, logits(4), **given)
+        keywords = {"pictures": ["x" * 2000 + str(k) for k in range(4)]}
+    accepted, stats = growth(monitor, gate, 500, logits(4), **keywords)
     assert stats["dropped"]["bytes"] > 0 and limit * 0.9 < stats["queue_bytes"] <= limit and balanced(stats)
-    assert taken < limit * 1.1, (taken, stats)
+    assert accepted < limit * 1.1, (accepted, stats)
     monitor.close(0)
 
 
@@ -87,9 +87,9 @@ def test_reserved_room_is_free_again_when_the_call_is_over() -> None:
     queue = RowQueue(NO_LIMITS, Capacity(10, 1000, "drop_newest"), FakeClock())
 
     def ticket(rows: int) -> tuple[Ticket, list[int]]:
-        made = Ticket()
-        made.observed = rows
-        return made, queue.admit(made, 0, [Candidates([1] * rows, False)])
+        result = Ticket()
+        result.observed = rows
+        return result, queue.admit(result, 0, [Candidates([1] * rows, False)])
 
     first, admitted = ticket(8)
     assert admitted == [8] and not first.counted and queue.counts()["seen"] == 0

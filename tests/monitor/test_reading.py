@@ -36,8 +36,8 @@ def test_segments_of_several_processes_come_in_time_order(tmp_path: Path) -> Non
         synthetic.write(tmp_path, [synthetic.record(n) for n in range(pid, 300, 3)], pid=pid, open_=pid == 9)
     synthetic.write(tmp_path, [synthetic.record(n) for n in range(300, 320)], pid=7)
     scan = Scan()
-    found = [int(record["id"]) for record in reading.records(tmp_path, scan=scan)]
-    assert found == list(range(7, 320))
+    ids = [int(record["id"]) for record in reading.records(tmp_path, scan=scan)]
+    assert ids == list(range(7, 320))
     assert (scan.segments, scan.records, scan.torn, scan.damaged) == (4, 313, 0, 0)
 
 
@@ -54,10 +54,10 @@ def test_torn_tails_and_damaged_lines_cost_themselves_only(tmp_path: Path) -> No
 
 def test_a_segment_closed_or_removed_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closing = synthetic.write(tmp_path, [synthetic.record(0)], pid=7, open_=True)
-    gone = synthetic.write(tmp_path, [synthetic.record(1)], pid=8)
+    removed = synthetic.write(tmp_path, [synthetic.record(1)], pid=8)
     listed = reading.segments(tmp_path)
     closing.rename(closing.with_name(closing.name.removesuffix(".open")))
-    gone.unlink()
+    removed.unlink()
     monkeypatch.setattr(reading, "segments", lambda folder: listed)
     since = Query(since=synthetic.START - timedelta(days=1))
     assert [int(r["id"]) for r in reading.records(tmp_path, since)] == [0]
@@ -100,7 +100,7 @@ def test_a_folder_that_is_no_sink(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "wanted"),
+    ("query", "expected"),
     [
         (Query(since=synthetic.START + timedelta(minutes=3)), {3, 4, 5}),
         (Query(until=synthetic.START + timedelta(minutes=2)), {0, 1}),
@@ -114,15 +114,15 @@ def test_a_folder_that_is_no_sink(tmp_path: Path) -> None:
         (Query(matches=lambda record: record["prediction"]["confidence"] > 0.85), {5}),
     ],
 )
-def test_queries(tmp_path: Path, query: Query, wanted: set[int]) -> None:
-    held = [
+def test_queries(tmp_path: Path, query: Query, expected: set[int]) -> None:
+    records = [
         synthetic.record(n, index=index, confidence=0.9 if n == 5 else 0.3)
         for n, index in enumerate((0, 1, 2, 0, 1, 0))
     ]
-    held[3]["model"]["sha256"] = "cd" * 32
-    held[4]["trace"] = "r-4"
-    synthetic.write(tmp_path, held)
-    assert {int(record["id"]) for record in reading.records(tmp_path, query)} == wanted
+    records[3]["model"]["sha256"] = "cd" * 32
+    records[4]["trace"] = "r-4"
+    synthetic.write(tmp_path, records)
+    assert {int(record["id"]) for record in reading.records(tmp_path, query)} == expected
 
 
 def test_old_segments_are_not_opened(tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ def test_old_segments_are_not_opened(tmp_path: Path) -> None:
     synthetic.write(tmp_path, [synthetic.record(9999)], pid=9)
     scan = Scan()
     until = synthetic.START + timedelta(hours=1)
-    found = list(reading.records(tmp_path, Query(since=synthetic.START, until=until), scan))
-    assert [int(r["id"]) for r in found] == [1]
+    records = list(reading.records(tmp_path, Query(since=synthetic.START, until=until), scan))
+    assert [int(r["id"]) for r in records] == [1]
     assert scan.segments == 1
 
 
@@ -159,12 +159,12 @@ def test_following_across_writes_tears_and_closing(tmp_path: Path) -> None:
     def sleep(seconds: float) -> None:
         next(steps)()
 
-    found: Iterator[reading.Record] = reading.follow(tmp_path, sleep=sleep)
-    assert [int(next(found)["id"]) for _ in range(4)] == [1, 2, 3, 5]
+    stream: Iterator[reading.Record] = reading.follow(tmp_path, sleep=sleep)
+    assert [int(next(stream)["id"]) for _ in range(4)] == [1, 2, 3, 5]
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("90s", "2026-11-25T11:58:30"),
         ("15min", "2026-11-25T11:45:00"),
@@ -175,9 +175,9 @@ def test_following_across_writes_tears_and_closing(tmp_path: Path) -> None:
         ("2026-11-02T08:00:00Z", "2026-11-02T08:00:00"),
     ],
 )
-def test_times_as_people_write_them(text: str, wanted: str) -> None:
+def test_times_as_people_write_them(text: str, expected: str) -> None:
     now = datetime(2026, 11, 25, 12, tzinfo=UTC)
-    assert reading.moment(text, now) == datetime.fromisoformat(wanted).replace(tzinfo=UTC)
+    assert reading.moment(text, now) == datetime.fromisoformat(expected).replace(tzinfo=UTC)
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "7 parsecs", "1e999d", "-3h"])
@@ -192,10 +192,10 @@ def test_counters_of_processes_add_up(tmp_path: Path) -> None:
     one.write({"seen": 10, "pid": 3, "dropped": {"rate": 4}, "explained": 6})
     two.write({"seen": 5, "pid": 4, "dropped": {"rate": 1, "queue": 1}})
     (tmp_path / "stats" / "broken.json").write_text("{")
-    found = counters.total(tmp_path)
-    assert found == {"processes": 2, "seen": 15, "dropped": {"rate": 5, "queue": 1}, "explained": 6, "damaged": 1}
-    assert counters.limited(found) == 0.5
-    assert "50 %" in counters.notes(found)[0]
+    totals = counters.total(tmp_path)
+    assert totals == {"processes": 2, "seen": 15, "dropped": {"rate": 5, "queue": 1}, "explained": 6, "damaged": 1}
+    assert counters.limited(totals) == 0.5
+    assert "50 %" in counters.notes(totals)[0]
     assert counters.prune(tmp_path, 3600) == 0
     assert counters.prune(tmp_path, -1) == 3
     assert counters.total(tmp_path) == {"processes": 0}

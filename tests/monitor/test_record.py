@@ -29,23 +29,25 @@ def test_the_schema_is_one() -> None:
 
 
 def test_a_record_says_what_it_was_made_of() -> None:
-    made = make(observed=1_795_615_620.123456, request=17, trace="t" * 300, redact="none", picture={"size": (480, 640)})
-    assert made["ts"] == "2026-11-25T14:07:00.123456Z"
-    assert timestamps.seconds(made["ts"]) == 1_795_615_620.123456
-    assert (made["request"], made["trace"]) == ("17", "t" * 256)
-    assert made["prediction"]["top"] == [
+    document = make(
+        observed=1_795_615_620.123456, request=17, trace="t" * 300, redact="none", picture={"size": (480, 640)}
+    )
+    assert document["ts"] == "2026-11-25T14:07:00.123456Z"
+    assert timestamps.seconds(document["ts"]) == 1_795_615_620.123456
+    assert (document["request"], document["trace"]) == ("17", "t" * 256)
+    assert document["prediction"]["top"] == [
         {"index": 1, "label": "dög", "probability": 0.5},
         {"index": 2, "label": "毛", "probability": 0.3},
         {"index": 0, "label": "cat", "probability": 0.2},
     ]
-    assert made["prediction"]["target"] == {"index": 1, "label": "dög"}
-    assert made["picture"] == {"sha256": None, "size": [480, 640]}
-    assert made["map"] == {"shape": [3, 4], "values": [round(k / 11 * 255) for k in range(12)]}
-    assert made["latency_ms"] == {"queued": 1.25, "explain": 17.0}
-    assert record.encode(made).endswith(b"}\n") and record.encode(made).count(b"\n") == 1
-    assert json.loads(record.encode(made)) == made
-    schema.validate(made)
-    VALIDATOR.validate(made)
+    assert document["prediction"]["target"] == {"index": 1, "label": "dög"}
+    assert document["picture"] == {"sha256": None, "size": [480, 640]}
+    assert document["map"] == {"shape": [3, 4], "values": [round(k / 11 * 255) for k in range(12)]}
+    assert document["latency_ms"] == {"queued": 1.25, "explain": 17.0}
+    assert record.encode(document).endswith(b"}\n") and record.encode(document).count(b"\n") == 1
+    assert json.loads(record.encode(document)) == document
+    schema.validate(document)
+    VALIDATOR.validate(document)
 
 
 def test_large_maps_are_averaged_down() -> None:
@@ -68,14 +70,14 @@ def test_agreement_with_a_region_of_any_size(shape: tuple[int, int]) -> None:
     region[:, : math.floor(half)] = 1
     if shape[1] % 2:
         region[:, math.floor(half)] = 0.5
-    found = make(raw_map=raw, region=region)["attention"]["region"]
+    result = make(raw_map=raw, region=region)["attention"]["region"]
     # the odd column is half inside, on cells wholly left or right: exact where columns fall together
-    assert found == pytest.approx(0.5, abs=0.03 if shape[1] % 2 or 28 % shape[1] else 1e-6)
+    assert result == pytest.approx(0.5, abs=0.03 if shape[1] % 2 or 28 % shape[1] else 1e-6)
 
 
 def test_what_is_not_finite_becomes_null() -> None:
     nan = float("nan")
-    made = make(
+    document = make(
         probabilities=np.array([nan, 0.4, np.inf]),
         confidence=nan,
         margin=nan,
@@ -84,19 +86,19 @@ def test_what_is_not_finite_becomes_null() -> None:
         latency_ms={"queued": nan},
         drift={"border": nan, "deep": {"x": np.float32(0.25)}},
     )
-    assert made["prediction"]["confidence"] is None
-    assert made["attention"]["zero"] is True
-    assert made["map"]["values"] == [0, 0, 0, 0]
-    assert made["drift"] == {"border": None, "deep": {"x": 0.25}}
-    json.loads(record.encode(made), parse_constant=pytest.fail)
-    schema.validate(made)
-    VALIDATOR.validate(made)
+    assert document["prediction"]["confidence"] is None
+    assert document["attention"]["zero"] is True
+    assert document["map"]["values"] == [0, 0, 0, 0]
+    assert document["drift"] == {"border": None, "deep": {"x": 0.25}}
+    json.loads(record.encode(document), parse_constant=pytest.fail)
+    schema.validate(document)
+    VALIDATOR.validate(document)
 
 
 def test_rounding_errors_stay_within_the_unit() -> None:
-    made = make(confidence=1.0000001, margin=-1e-9, raw_map=np.ones((8, 8)))
-    assert (made["prediction"]["confidence"], made["prediction"]["margin"]) == (1.0, 0.0)
-    VALIDATOR.validate(made)
+    document = make(confidence=1.0000001, margin=-1e-9, raw_map=np.ones((8, 8)))
+    assert (document["prediction"]["confidence"], document["prediction"]["margin"]) == (1.0, 0.0)
+    VALIDATOR.validate(document)
 
 
 @pytest.mark.parametrize("label", ["a\nb", "\ud800", "\u2028", '"', "\x00", "x" * 5000])
@@ -118,37 +120,37 @@ def test_unknown_redaction_and_odd_maps_are_refused() -> None:
 
 def test_ids_are_uuids_of_version_7_with_their_time() -> None:
     now = time.time()
-    made = uuid.UUID(record.new_id(now))
-    assert (made.version, made.variant) == (7, uuid.RFC_4122)
-    assert (made.int >> 80) / 1000 == pytest.approx(now, abs=0.002)
+    identity = uuid.UUID(record.new_id(now))
+    assert (identity.version, identity.variant) == (7, uuid.RFC_4122)
+    assert (identity.int >> 80) / 1000 == pytest.approx(now, abs=0.002)
 
 
 def test_ids_sort_by_time() -> None:
     times = [1_795_615_620 + k * 1e-6 for k in range(2000)]
-    made = [record.new_id(now) for now in times]
-    assert made == sorted(made)
+    ids = [record.new_id(now) for now in times]
+    assert ids == sorted(ids)
 
 
 @pytest.mark.slow
 def test_ids_do_not_repeat() -> None:
     frozen = 1_795_615_620.0
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: record.new_id(frozen), range(20_000)))
-    assert len(set(made)) == len(made)
+        ids = list(pool.map(lambda _: record.new_id(frozen), range(20_000)))
+    assert len(set(ids)) == len(ids)
 
 
 # ---- the check without a library agrees with the one of the library
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [path]
+    paths = [path]
     if isinstance(value, dict):
-        for name, held in value.items():
-            found += places(held, (*path, name))
+        for name, entry in value.items():
+            paths += places(entry, (*path, name))
     elif isinstance(value, list):
-        for k, held in enumerate(value):
-            found += places(held, (*path, k))
-    return found
+        for k, entry in enumerate(value):
+            paths += places(entry, (*path, k))
+    return paths
 
 
 WHOLE = make(region=np.ones((3, 4)), drift={"border": 0.1}, picture={"sha256": "a" * 64, "size": (3, 4)}) | {
@@ -202,11 +204,11 @@ def test_members_of_later_versions_are_let_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "kept"),
+    ("mode", "rest"),
     [("none", {"heatmap", "overlay", "input"}), ("heatmap_only", {"heatmap"}), ("hash", set()), ("typo", set())],
 )
-def test_redaction_lets_through_what_it_says(mode: str, kept: set[str]) -> None:
+def test_redaction_lets_through_what_it_says(mode: str, rest: set[str]) -> None:
     files = dict.fromkeys(("heatmap", "overlay", "input", "other"), b"x")
-    assert allowed({"redact": mode}, files).keys() == kept
+    assert allowed({"redact": mode}, files).keys() == rest
     assert allowed({}, files) == {}
     assert mode in MODES or mode == "typo"

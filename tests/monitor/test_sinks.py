@@ -52,7 +52,7 @@ def test_a_folder_by_any_name(form: str, tmp_path: Path) -> None:
     assert isinstance(sink, Sink)
     sink.write(samples.make(), FILES)
     sink.close(1)
-    assert len(samples.held(folder)) == 1
+    assert len(samples.records_in(folder)) == 1
     assert [path.name.rpartition("-")[2] for path in folder.rglob("*.png")] == ["heatmap.png"]
 
 
@@ -63,7 +63,7 @@ def test_a_relative_folder_stays_where_it_was_opened(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path / "elsewhere")
     sink.write(samples.make(), {})
     sink.close(1)
-    assert len(samples.held(tmp_path / "cam")) == 1
+    assert len(samples.records_in(tmp_path / "cam")) == 1
 
 
 @pytest.mark.parametrize(
@@ -85,38 +85,38 @@ def test_what_is_no_sink_is_refused_in_a_sentence(spec: Any, options: dict[str, 
 
 
 def test_a_function_gets_the_record_and_the_files() -> None:
-    got: list[Any] = []
-    sink = open_sink(lambda record, files: got.append((record["id"], dict(files))))
+    calls: list[Any] = []
+    sink = open_sink(lambda record, files: calls.append((record["id"], dict(files))))
     record = samples.make(redact="none")
     sink.write(record, FILES)
     sink.close(1)
-    assert got == [(record["id"], FILES)]
+    assert calls == [(record["id"], FILES)]
 
 
-@pytest.mark.parametrize(("redact", "kept"), [("none", 3), ("heatmap_only", 1), ("hash", 0)])
-def test_no_sink_sees_more_than_redaction_allows(redact: str, kept: int, tmp_path: Path) -> None:
-    own, called = Keeping(), []
-    sink = open_sink([tmp_path, own, lambda record, files: called.append(dict(files))])
+@pytest.mark.parametrize(("redact", "rest"), [("none", 3), ("heatmap_only", 1), ("hash", 0)])
+def test_no_sink_sees_more_than_redaction_allows(redact: str, rest: int, tmp_path: Path) -> None:
+    keeping, called = Keeping(), []
+    sink = open_sink([tmp_path, keeping, lambda record, files: called.append(dict(files))])
     sink.write(samples.make(redact=redact), FILES)
     sink.close(1)
-    assert [len(files) for files in (*own.files, *called)] == [kept, kept]
-    assert len(list(tmp_path.rglob("*.png"))) == kept
+    assert [len(files) for files in (*keeping.files, *called)] == [rest, rest]
+    assert len(list(tmp_path.rglob("*.png"))) == rest
 
 
 def test_several_sinks_all_get_the_record_though_one_fails(tmp_path: Path) -> None:
-    own = Keeping()
+    keeping = Keeping()
 
     def broken(record: Any, files: Any) -> None:
         raise ValueError("pixels: [1, 2, 3]")
 
-    sink = open_sink([broken, tmp_path / "cam", own])
+    sink = open_sink([broken, tmp_path / "cam", keeping])
     with pytest.raises(OutputError, match="ValueError") as caught:
         sink.write(samples.make(), FILES)
     assert "pixels" not in str(caught.value), "whatever a sink's error says may show the picture"
     sink.close(3)
-    assert len(own.records) == 1 and len(samples.held(tmp_path / "cam")) == 1
-    assert own.closed is not None and own.closed <= 3
-    assert own.records[0]["files"][0]["kind"] == "heatmap", "names given by a folder are seen by those after it"
+    assert len(keeping.records) == 1 and len(samples.records_in(tmp_path / "cam")) == 1
+    assert keeping.closed is not None and keeping.closed <= 3
+    assert keeping.records[0]["files"][0]["kind"] == "heatmap", "names given by a folder are seen by those after it"
 
 
 def test_what_a_sink_changes_is_its_own(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_what_a_sink_changes_is_its_own(tmp_path: Path) -> None:
     sink.write(whole, FILES)
     sink.close(1)
     assert json.dumps(whole) == before
-    (stored,) = samples.held(tmp_path / "cam")
+    (stored,) = samples.records_in(tmp_path / "cam")
     assert first.records == [json.loads(before)] and first.files == last.files
     assert last.records == [stored] and stored["files"], "with the names that the folder gave"
     assert {**stored, "files": []} == json.loads(before)
@@ -215,10 +215,10 @@ def test_sizes(text: Any, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"), [(1.5, 1.5), ("90s", 90), ("15min", 900), ("2 h", 7200), ("30d", 2_592_000), ("3", 3)]
+    ("text", "expected"), [(1.5, 1.5), ("90s", 90), ("15min", 900), ("2 h", 7200), ("30d", 2_592_000), ("3", 3)]
 )
-def test_durations(text: Any, wanted: float) -> None:
-    assert parse_seconds(text, "x") == wanted
+def test_durations(text: Any, expected: float) -> None:
+    assert parse_seconds(text, "x") == expected
 
 
 @pytest.mark.parametrize("text", ["", "x", "5 apples", "-1", -1, None, True, float("nan"), "1e3"])
@@ -238,5 +238,5 @@ def test_two_threads_may_open_one_folder_twice(tmp_path: Path) -> None:
         thread.join()
     for one in sinks:
         one.close(1)
-    assert len(samples.held(tmp_path)) == 2
+    assert len(samples.records_in(tmp_path)) == 2
     assert len([path for path in (tmp_path / "records").iterdir() if path.suffix == ".jsonl"]) == 2

@@ -65,10 +65,10 @@ def test_the_audit_tells_destroyed_from_lost(tmp_path: Path, kind: str) -> None:
         segment.flush()
         assert files.disturb(kind, 0.5)
         segment.write(json.dumps(after) + "\n")
-    found = files.found()
-    assert before["id"] in found | files.destroyed
+    written = files.identities()
+    assert before["id"] in written | files.destroyed
     removed = kind in {"remove", "remove records", "unlink a segment"}
     assert files.after_removal() == removed
     # behind half a line a record is lost as well
-    assert (after["id"] in found) == (not removed and kind != "cut a segment")
+    assert (after["id"] in written) == (not removed and kind != "cut a segment")
     assert after["id"] not in files.destroyed

@@ -145,12 +145,12 @@ def test_the_command_makes_baselines_of_tables(run: Run, model: Path, tmp_path: 
     files[3].unlink()
     left = run("monitor", "baseline", tmp_path / "t", "-o", tmp_path / "left.json", "--part", "--json")
     assert "70 rows are missing" in left.json()["notes"][0]
-    for arguments, said in (
+    for arguments, message in (
         ([tmp_path / "t", "--since", "1d"], "is a table"),
         ([tmp_path / "b.json", "--when", WHEN], "--when is for tables"),
         ([tmp_path / "t", tmp_path / "t"], "name it once"),
         ([tmp_path / "t", "--when", "label == 'zebra'"], "zebra"),
     ):
         result = run("monitor", "baseline", *arguments, "-o", tmp_path / "x.json")
-        assert result.code == 2 and said in result.err, result.err
+        assert result.code == 2 and message in result.err, result.err
     assert not (tmp_path / "x.json").exists()

@@ -24,7 +24,7 @@ from onnxcam.monitor.table import FIELDS, OWN_LAYER, Configuration, Rows, shares
 from onnxcam.monitor.tabulated import Table
 from onnxcam.monitor.timestamps import timestamp
 from tests.fleet.samples import column
-from tests.monitor.monitoring import UNLIMITED, Kept
+from tests.monitor.monitoring import UNLIMITED, Collector
 from tests.monitor.test_merging import content
 from tests.support import detectors, scenes
 
@@ -35,7 +35,7 @@ START = 1_800_000_000.0
 
 def recorded(path: str, **settings: Any) -> list[dict[str, Any]]:
     """The records of the six scenes."""
-    sink, explainer = Kept(), onnxcam.Explainer(path, preprocess="0..1", probe=False)
+    sink, explainer = Collector(), onnxcam.Explainer(path, preprocess="0..1", probe=False)
     with onnxcam.Monitor(path, sink=sink, **SETTINGS | settings) as monitor:
         for picture in scenes.PICTURES:
             tensor = explainer.prepare(str(picture))[1]
@@ -45,7 +45,7 @@ def recorded(path: str, **settings: Any) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def found() -> list[dict[str, Any]]:
+def scene_records() -> list[dict[str, Any]]:
     return recorded(DETECTOR)
 
 
@@ -64,8 +64,8 @@ def period(some: list[dict[str, Any]], count: int, first: int = 0, **changes: An
     return drawn
 
 
-def test_a_baseline_has_what_the_records_have(found: list[dict[str, Any]]) -> None:
-    records = period(found, 600)
+def test_a_baseline_has_what_the_records_have(scene_records: list[dict[str, Any]]) -> None:
+    records = period(scene_records, 600)
     document, notes = baselines.build(records)
     baseline = baselines.parse(document)
     assert notes == [] and baseline.configuration.layer == OWN_LAYER == document["layer"]
@@ -84,19 +84,19 @@ def test_a_baseline_has_what_the_records_have(found: list[dict[str, Any]]) -> No
     assert distances["comparable"] and distances["furthest"] == "boxes" and distances["deviation"] > 2
 
 
-def test_parts_merge_into_the_whole(found: list[dict[str, Any]]) -> None:
-    records = period(found, 640)
+def test_parts_merge_into_the_whole(scene_records: list[dict[str, Any]]) -> None:
+    records = period(scene_records, 640)
     whole = baselines.build(records)[0]
     parts = [baselines.build(records[k::3], fewest=1)[0] for k in (2, 0, 1)]
     assert content(baselines.merge(parts)[0]) == content(whole)
     assert baselines.parse(json.loads(json.dumps(whole))).rows.maps.shape == baselines.parse(whole).rows.maps.shape
 
 
-def test_fewer_boxes_are_a_drift_and_the_same_are_none(found: list[dict[str, Any]]) -> None:
-    detector = Detector(baselines.parse(baselines.build(period(found, 800))[0]), replicates=400)
-    same = detector.assess(Rows.of(period(found, 520, 5000), detector.baseline.grid))
+def test_fewer_boxes_are_a_drift_and_the_same_are_none(scene_records: list[dict[str, Any]]) -> None:
+    detector = Detector(baselines.parse(baselines.build(period(scene_records, 800))[0]), replicates=400)
+    same = detector.assess(Rows.of(period(scene_records, 520, 5000), detector.baseline.grid))
     assert same.verdict == "ok"
-    fewer = detector.assess(Rows.of(period(found, 520, 5000, most=1), detector.baseline.grid))
+    fewer = detector.assess(Rows.of(period(scene_records, 520, 5000, most=1), detector.baseline.grid))
     assert [one.name for one in fewer.drifted] == ["boxes"]
     (boxes,) = fewer.drifted
     assert boxes.window == pytest.approx(1.0) and boxes.kind == "mean"
@@ -104,7 +104,7 @@ def test_fewer_boxes_are_a_drift_and_the_same_are_none(found: list[dict[str, Any
 
 def test_maps_of_all_levels_are_compared() -> None:
     """Maps of two levels of a pyramid, of other sizes, are in one baseline: their energy lies in the same cells."""
-    path, sink = detectors.build("yolov8").SerializeToString(), Kept()
+    path, sink = detectors.build("yolov8").SerializeToString(), Collector()
     tensors = detectors.pictures(24)
     with onnxcam.Monitor(path, sink=sink, **SETTINGS) as monitor:
         for tensor in tensors:
@@ -128,21 +128,21 @@ def test_maps_of_all_levels_are_compared() -> None:
     assert coarse is not None and coarse.shape == (2, 2), "of a classifier they stay as they are"
 
 
-def test_a_layer_that_was_named_is_another_configuration(found: list[dict[str, Any]]) -> None:
-    layer = found[0]["prediction"]["layer"]
+def test_a_layer_that_was_named_is_another_configuration(scene_records: list[dict[str, Any]]) -> None:
+    layer = scene_records[0]["prediction"]["layer"]
     (record, *_) = recorded(DETECTOR, layer=layer)
     assert record["prediction"]["own_layer"] is False
-    assert Configuration.of(record).layer == layer != Configuration.of(found[0]).layer
+    assert Configuration.of(record).layer == layer != Configuration.of(scene_records[0]).layer
 
 
-def test_a_monitor_compares_with_its_baseline(found: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_monitor_compares_with_its_baseline(scene_records: list[dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
-    path.write_text(json.dumps(baselines.build(period(found, 600))[0]))
+    path.write_text(json.dumps(baselines.build(period(scene_records, 600))[0]))
     (first, *_) = recorded(DETECTOR, baseline=path)
     assert first["drift"]["comparable"] and first["drift"]["map"] is not None
     schema.validate(first)
     with pytest.raises(SettingError, match="each box's own"):
-        onnxcam.Monitor(DETECTOR, sink=Kept(), **SETTINGS, baseline=path, layer=first["prediction"]["layer"])
+        onnxcam.Monitor(DETECTOR, sink=Collector(), **SETTINGS, baseline=path, layer=first["prediction"]["layer"])
 
 
 def test_a_segmentation() -> None:
@@ -153,30 +153,32 @@ def test_a_segmentation() -> None:
     assert sorted(baseline.rows.target) == sorted(r["prediction"]["target"]["index"] for r in records)
 
 
-def test_a_table_gives_the_baseline_of_the_records(found: list[dict[str, Any]]) -> None:
+def test_a_table_gives_the_baseline_of_the_records(scene_records: list[dict[str, Any]]) -> None:
     explain = Explain(DETECTOR, column="picture", preprocess="0..1")
     paths = column([str(path) for path in scenes.PICTURES])
     batch = explain({"picture": paths, "path": paths})
-    table = Table([batch], root="/", moment=found[0]["ts"], when=SETTINGS["when"], task="detect", own_layer=True)
+    table = Table(
+        [batch], root="/", moment=scene_records[0]["ts"], when=SETTINGS["when"], task="detect", own_layer=True
+    )
     of_table = [candidate.record() for candidate in table]
-    for one, other in zip(of_table, found, strict=True):
+    for one, other in zip(of_table, scene_records, strict=True):
         rows = [Rows.of([record], (8, 8)) for record in (one, other)]
         np.testing.assert_allclose(rows[0].values, rows[1].values, rtol=0.02, atol=2e-3)
         np.testing.assert_allclose(rows[0].maps, rows[1].maps, atol=2e-3)
         assert rows[0].target == rows[1].target and rows[0].predicted == rows[1].predicted
         assert Configuration.of(one).layer == Configuration.of(other).layer
     with pytest.raises(SettingError, match="which has confidence, label;"):
-        Table([batch], root="/", moment=found[0]["ts"], when="margin < 0.1", task="detect")
+        Table([batch], root="/", moment=scene_records[0]["ts"], when="margin < 0.1", task="detect")
 
 
 @pytest.mark.slow
-def test_the_commands(found: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_commands(scene_records: list[dict[str, Any]], tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     run = CliRunner().invoke
     table = tmp_path / "table.parquet"
     arguments = [str(scenes.FOLDER), "-o", str(table), "--preprocess", "0..1"]
-    made = run(main, ["batch", str(DETECTOR), *arguments])
-    assert made.exit_code == 0, made.output
+    outcome = run(main, ["batch", str(DETECTOR), *arguments])
+    assert outcome.exit_code == 0, outcome.output
     result = run(main, ["monitor", "baseline", str(table), "--part", "-o", str(tmp_path / "b.json"), "--json"])
     assert result.exit_code == 0, result.output
     document = json.loads((tmp_path / "b.json").read_text())

@@ -16,7 +16,7 @@ from onnxcam import models
 from onnxcam.cli import main
 from onnxcam.errors import ModelError, OnnxcamError, SettingError
 from onnxcam.monitor import schema
-from tests.monitor.monitoring import UNLIMITED, Kept, balanced
+from tests.monitor.monitoring import UNLIMITED, Collector, balanced
 from tests.support import detectors, scenes
 
 DETECTOR, SEGMENTER = models.path("scenes/detector.onnx"), models.path("scenes/segmenter.onnx")
@@ -42,7 +42,7 @@ def ready() -> bytes:
 def test_the_best_box_meets_the_condition_and_is_explained(
     explainer: onnxcam.Explainer, tensors: np.ndarray, ready: bytes
 ) -> None:
-    sink, plain = Kept(), onnxruntime.InferenceSession(DETECTOR)
+    sink, plain = Collector(), onnxruntime.InferenceSession(DETECTOR)
     with onnxcam.Monitor(ready, sink=sink, when="confidence < 0.85 or label == 'star'", **SETTINGS) as monitor:
         observed = monitor.wrap(plain).run(None, {"images": tensors})
         assert np.array_equal(observed[0], plain.run(None, {"images": tensors})[0])
@@ -77,7 +77,7 @@ def test_the_best_box_meets_the_condition_and_is_explained(
 @pytest.mark.parametrize("worker", ["inline", pytest.param("process", marks=pytest.mark.slow)])
 def test_pictures_and_a_decorated_function(explainer: onnxcam.Explainer, ready: bytes, worker: str) -> None:
     """Boxes are in pixels of the picture where that is what was observed; a worker process gets all it needs."""
-    sink = Kept()
+    sink = Collector()
     settings = SETTINGS | {"worker": worker}
     with onnxcam.Monitor(ready, sink=sink, when="confidence <= 1", preprocess="0..1", **settings) as monitor:
 
@@ -93,7 +93,7 @@ def test_pictures_and_a_decorated_function(explainer: onnxcam.Explainer, ready: 
 
 
 def test_the_largest_class_of_a_segmentation(tensors: np.ndarray) -> None:
-    sink = Kept()
+    sink = Collector()
     with onnxcam.Monitor(
         SEGMENTER, sink=sink, when="confidence < 0.8 and label == 'background'", **SETTINGS
     ) as monitor:
@@ -115,7 +115,7 @@ def test_the_largest_class_of_a_segmentation(tensors: np.ndarray) -> None:
 
 
 def test_outputs_that_are_not_of_the_model_are_counted(ready: bytes, tensors: np.ndarray) -> None:
-    with onnxcam.Monitor(ready, sink=Kept(), **SETTINGS) as monitor:
+    with onnxcam.Monitor(ready, sink=Collector(), **SETTINGS) as monitor:
         assert monitor.observe(np.zeros((2, 8, 319), np.float32), tensor=tensors[:2]) == 0
         assert monitor.observe(np.zeros((3, 8, 320), "U1"), tensor=tensors[:3]) == 0
         assert monitor.observe({"output1": np.zeros((1, 8, 320))}, tensor=tensors[:1]) == 0
@@ -127,7 +127,7 @@ def test_outputs_that_are_not_of_the_model_are_counted(ready: bytes, tensors: np
 def test_several_outputs_are_read_together(name: str) -> None:
     """Of a detector with its NMS inside a picture without any candidate has nothing to explain."""
     model = detectors.build(name).SerializeToString()
-    sink, session = Kept(), onnxruntime.InferenceSession(model)
+    sink, session = Collector(), onnxruntime.InferenceSession(model)
     pictures = detectors.pictures(1)
     with onnxcam.Monitor(model, sink=sink, when="confidence <= 1", **SETTINGS) as monitor:
         watched, first = monitor.wrap(session), session.get_outputs()[0].name
@@ -149,15 +149,15 @@ def test_several_outputs_are_read_together(name: str) -> None:
 @pytest.mark.parametrize("when", ["margin < 0.1", "entropy > 0.5", "set > 1", "top 5% by margin", "risk > 1%"])
 def test_conditions_on_classes_are_refused(ready: bytes, when: str) -> None:
     with pytest.raises(SettingError, match="best box"):
-        onnxcam.Monitor(ready, sink=Kept(), when=when)
+        onnxcam.Monitor(ready, sink=Collector(), when=when)
 
 
 def test_what_compares_classes_is_refused(ready: bytes) -> None:
     with pytest.raises(ModelError, match="'embed'"):
-        onnxcam.Monitor(detectors.build("embed").SerializeToString(), sink=Kept())
-    with onnxcam.Monitor(ready, sink=Kept()) as monitor, pytest.raises(ModelError, match="feedback"):
+        onnxcam.Monitor(detectors.build("embed").SerializeToString(), sink=Collector())
+    with onnxcam.Monitor(ready, sink=Collector()) as monitor, pytest.raises(ModelError, match="feedback"):
         monitor.feedback("a", 1)
-    with pytest.raises(OnnxcamError, match="outputs"), onnxcam.Monitor(ready, sink=Kept()) as monitor:
+    with pytest.raises(OnnxcamError, match="outputs"), onnxcam.Monitor(ready, sink=Collector()) as monitor:
         monitor.wrap(onnxruntime.InferenceSession(SEGMENTER))
 
 
@@ -166,12 +166,14 @@ def test_records_are_read_and_reported(ready: bytes, tensors: np.ndarray, tmp_pa
     with onnxcam.Monitor(ready, sink=folder, when="confidence <= 1", **SETTINGS, redact="none") as monitor:
         monitor.wrap(onnxruntime.InferenceSession(ready)).run(["output0"], {"images": tensors})
     run = CliRunner().invoke
-    shown = run(main, ["monitor", "query", str(folder), "--where", "confidence < 0.85", "--json"])
-    found = [json.loads(line) for line in shown.stdout.splitlines()]
-    assert found and all(one["prediction"]["confidence"] < 0.85 for one in found)
+    reply = run(main, ["monitor", "query", str(folder), "--where", "confidence < 0.85", "--json"])
+    records = [json.loads(line) for line in reply.stdout.splitlines()]
+    assert records and all(one["prediction"]["confidence"] < 0.85 for one in records)
     for command in (["tail"], ["stats"], ["query", "--sort", "margin"], ["feedback"]):
         result = run(main, ["monitor", command[0], str(folder), *command[1:]])
         assert result.exit_code == 0, result.output
     assert "detector" in result.output
     result = run(main, ["monitor", "report", str(folder), "-o", str(tmp_path / "report.html")])
-    assert result.exit_code == 0 and found[0]["prediction"]["target"]["label"] in (tmp_path / "report.html").read_text()
+    assert (
+        result.exit_code == 0 and records[0]["prediction"]["target"]["label"] in (tmp_path / "report.html").read_text()
+    )

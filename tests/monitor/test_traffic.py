@@ -30,8 +30,8 @@ def test_a_row_is_ranked_among_those_before_it(monkeypatch: pytest.MonkeyPatch, 
     sign = -1 if by == "entropy" else 1
     for cut in (1, 7, 600):
         ranking = Ranking(Top(0.05, by))
-        got = np.concatenate([ranking.decide(sign * values[k : k + cut]) for k in range(0, 600, cut)])
-        assert got.tolist() == by_sorting(values, 0.05, 99)
+        decisions = np.concatenate([ranking.decide(sign * values[k : k + cut]) for k in range(0, 600, cut)])
+        assert decisions.tolist() == by_sorting(values, 0.05, 99)
     assert ranking.describe() == {
         "rows": 99, "warm_up": 19, "threshold": pytest.approx(sign * np.sort(values[-99:])[4])
     }  # fmt: skip

@@ -41,9 +41,9 @@ def test_closing_brings_everything_there(tmp_path: Path) -> None:
     sink = open_sink("memory://bucket/closing", spool=tmp_path, segment_bytes=10_000)
     write(sink, 7)
     sink.close(30)
-    held = stored(tmp_path)
+    value = stored(tmp_path)
     copied = {name.removeprefix("/bucket/closing/"): memory.cat(name) for name in memory.find("/bucket/closing")}
-    assert copied == held and len(held) > 8
+    assert copied == value and len(value) > 8
 
 
 def test_segments_go_while_others_are_written(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_failing_copy_is_told_once_and_does_not_disturb_writing(
         began = time.monotonic()
         sink.close(2)
     assert time.monotonic() - began < 4
-    assert len(samples.held(tmp_path / "cam")) == 12
+    assert len(samples.records_in(tmp_path / "cam")) == 12
     assert len([one for one in caplog.records if "cannot be copied" in one.getMessage()]) in (1, 2)
     Fragile.left = 10_000
     assert len(Uploader(tmp_path / "cam", f"fragile://{tmp_path / 'copy'}").copy()) > 3
@@ -140,14 +140,14 @@ def test_a_segment_that_retention_took_meanwhile_is_passed_over(
     uploader = Uploader(tmp_path / "cam", f"local://{tmp_path / 'copy'}")
     real = uploader._upload
 
-    def put(local: Path, remote: str) -> None:
+    def send(local: Path, remote: str) -> None:
         if first.exists():
             for entry in samples.lines(first)[0]["files"]:
                 (tmp_path / "cam" / entry["name"]).unlink()
             first.unlink()
         real(local, remote)
 
-    monkeypatch.setattr(uploader, "_upload", put)
+    monkeypatch.setattr(uploader, "_upload", send)
     assert first.name not in uploader.copy()
     assert {path.name for path in (tmp_path / "copy" / "records").iterdir()} == {
         path.name for path in (tmp_path / "cam" / "records").iterdir()

@@ -57,22 +57,22 @@ def test_a_week_at_fifty_requests_a_second(
     # a batch of each: quiet traffic, usual traffic, an incident
     kinds = [rng.normal(scale=s, size=(rows, CLASSES)).astype(np.float32) for s in (12.0, 4.0, 0.5)]
     tensor = np.broadcast_to(pictures(1, 8), (rows, 3, 8, 8))
-    seen = heaviest = 0
+    total = heaviest = 0
     for step in range(days_long * 86400 // STEP):
         hour = step * STEP // 3600 % 24
         monitor.observe(kinds[2 if hour == 15 else int(6 <= hour < 22)], tensor=tensor)
         clock.now += STEP
-        seen += rows
+        total += rows
         if step % (3600 // STEP) == 0:
             assert balanced(monitor.stats())
             heaviest = max(heaviest, sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()))
-    found = monitor.stats()
+    stats = monitor.stats()
     monitor.close(5)
 
-    assert found["seen"] == seen == days_long * 86400 * PER_SECOND
-    assert balanced(found) and found["queued"] == found["running"] == found["failed"] == 0
-    assert found["explained"] == len(written)
-    assert found["baseline"] == sum(reason == "baseline" for _, reason in written)
+    assert stats["seen"] == total == days_long * 86400 * PER_SECOND
+    assert balanced(stats) and stats["queued"] == stats["running"] == stats["failed"] == 0
+    assert stats["explained"] == len(written)
+    assert stats["baseline"] == sum(reason == "baseline" for _, reason in written)
     days = Counter(int(moment // 86400) for moment, _ in written)
     assert set(days.values()) <= set(range(BUDGET + 1)) and max(days.values()) == BUDGET
     assert most_over_rate([moment for moment, _ in written], 2.0) <= 2.0
@@ -80,6 +80,6 @@ def test_a_week_at_fifty_requests_a_second(
     for day in days:  # no day without its baseline
         assert sum(int(m // 86400) == day and reason == "baseline" for m, reason in written) >= BUDGET // 10
     assert retain / 2 < heaviest <= retain + segment
-    kept = [json.loads(line) for path in tmp_path.glob("records/*.jsonl") for line in path.read_text().splitlines()]
-    moments = sorted(datetime.fromisoformat(record["ts"]).timestamp() for record in kept)
-    assert moments == [moment for moment, _ in written][-len(kept) :], "the newest are kept, whole"
+    records = [json.loads(line) for path in tmp_path.glob("records/*.jsonl") for line in path.read_text().splitlines()]
+    moments = sorted(datetime.fromisoformat(record["ts"]).timestamp() for record in records)
+    assert moments == [moment for moment, _ in written][-len(records) :], "the newest are kept, whole"

@@ -24,17 +24,17 @@ def readout(scores: np.ndarray, kind: str) -> Readout:
 
 def augment(source: Any, *args: Any, **kwargs: Any) -> onnx.ModelProto:
     """`onnxcam.augment`, whose gated result has to be valid ONNX of the standard domain, whole outside the branch."""
-    made = onnxcam.augment(source, *args, **kwargs)
-    onnx.checker.check_model(made, full_check=True)
-    assert [o.domain for o in made.opset_import] == [""]
-    branches = [node for node in made.graph.node if node.op_type == "If"]
-    assert len(branches) == (1 if held(made).get("gate") else 0)
-    bodies = [made.graph, *(a.g for node in branches for a in node.attribute)]
+    explainable = onnxcam.augment(source, *args, **kwargs)
+    onnx.checker.check_model(explainable, full_check=True)
+    assert [o.domain for o in explainable.opset_import] == [""]
+    branches = [node for node in explainable.graph.node if node.op_type == "If"]
+    assert len(branches) == (1 if held(explainable).get("gate") else 0)
+    bodies = [explainable.graph, *(a.g for node in branches for a in node.attribute)]
     assert {node.domain for body in bodies for node in body.node} <= {"", "ai.onnx"}
     every = [name for body in bodies for node in body.node for name in node.output if name]
     every += [t.name for body in bodies for t in body.initializer]
     assert len(set(every)) == len(every)
-    return made
+    return explainable
 
 
 def explained(model: onnx.ModelProto) -> list[str]:

@@ -81,17 +81,17 @@ def test_the_nodes_compute_what_numpy_does(kind: str, size: int, spread: float) 
             model, entry = scores_file(scores.shape[1], kind, size)
             attach(model, entry, outcome)
             onnx.checker.check_model(model, full_check=True)
-            got = run(model, {"input": scores})
-            assert got["calibrated"].dtype == np.float32 and got["prediction_set"].dtype == np.bool_
-            assert np.abs(got["calibrated"] - outcome.probabilities(scores, readout)).max() <= 2e-6
+            actual = run(model, {"input": scores})
+            assert actual["calibrated"].dtype == np.float32 and actual["prediction_set"].dtype == np.bool_
+            assert np.abs(actual["calibrated"] - outcome.probabilities(scores, readout)).max() <= 2e-6
             expected = outcome.sets(scores, readout)
             assert expected.any()
-            different = got["prediction_set"] != expected
+            different = actual["prediction_set"] != expected
             ties = conformal.sets(scores, readout, rule, outcome.threshold, margin=2 * MARGIN) != expected
             assert not (different & ~ties).any(), (rule, alpha)
             assert different.sum() <= 1e-4 * different.size
             # the pictures of the quantile are covered as counted: at least ceil((n + 1)(1 - alpha)) of them
-            inside = conformal.covered(got["prediction_set"][half], truth[half])
+            inside = conformal.covered(actual["prediction_set"][half], truth[half])
             assert inside.sum() >= conformal.covered(expected[half], truth[half]).sum()
 
 
@@ -103,9 +103,9 @@ def test_scores_of_other_types(dtype: int) -> None:
     outcome = calibration(scores, truth, Readout("logits", LOGITS, 6), Rule("aps"), 0.1)
     model, entry = scores_file(6, LOGITS, 6, dtype)
     attach(model, entry, outcome)
-    got = run(model, {"input": scores})
-    assert got["calibrated"] == pytest.approx(outcome.probabilities(scores, Readout("logits", LOGITS, 6)), abs=1e-6)
-    assert (got["prediction_set"] == outcome.sets(scores, Readout("logits", LOGITS, 6))).mean() > 0.999
+    actual = run(model, {"input": scores})
+    assert actual["calibrated"] == pytest.approx(outcome.probabilities(scores, Readout("logits", LOGITS, 6)), abs=1e-6)
+    assert (actual["prediction_set"] == outcome.sets(scores, Readout("logits", LOGITS, 6))).mean() > 0.999
 
 
 def test_masked_and_undefined_scores() -> None:
@@ -117,10 +117,10 @@ def test_masked_and_undefined_scores() -> None:
         outcome = calibration(wide, truth, readout, rule, 0.2)
         model, entry = scores_file(7, LOGITS, 7)
         attach(model, entry, outcome)
-        got = run(model, {"input": odd.astype(np.float32)})
-        assert (got["prediction_set"][:300] == outcome.sets(wide, readout)).all()
-        assert not got["prediction_set"][:300, 5:].any() and (got["calibrated"][:300, 5:] == 0).all()
-        assert np.isnan(got["calibrated"][300]).all() and not got["prediction_set"][300:].any()
+        actual = run(model, {"input": odd.astype(np.float32)})
+        assert (actual["prediction_set"][:300] == outcome.sets(wide, readout)).all()
+        assert not actual["prediction_set"][:300, 5:].any() and (actual["calibrated"][:300, 5:] == 0).all()
+        assert np.isnan(actual["calibrated"][300]).all() and not actual["prediction_set"][300:].any()
 
 
 def calibrated(source: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
@@ -162,9 +162,9 @@ def test_a_calibration_is_kept_when_a_file_is_made_explainable_anew(options: dic
     want = run(model, {"input": x})
     target = {"target": np.array([-1] * (1 if options.get("portable") else 3), np.int64)}
     if not options.get("pixels"):
-        got = run(again, {"input": x} | (target if options.get("target") == "required" else {}))
-        assert got["calibrated"] == pytest.approx(want["calibrated"], abs=1e-6)
-        assert (got["prediction_set"] == want["prediction_set"]).all()
+        actual = run(again, {"input": x} | (target if options.get("target") == "required" else {}))
+        assert actual["calibrated"] == pytest.approx(want["calibrated"], abs=1e-6)
+        assert (actual["prediction_set"] == want["prediction_set"]).all()
     twice = onnxcam.augment(again, target="optional", gate="", pixels=False)
     assert entry_of(twice)["threshold"] == before["threshold"]
     assert [o.name for o in twice.graph.output].count("calibrated") == 1
@@ -189,20 +189,20 @@ def test_every_kind_of_file(kind: str) -> None:
     manifest = manifests.read(model)
     assert manifest is not None and manifest["scores"]["kind"] == kind
     x = batch(4)
-    got = run(model, {"input": x})
+    actual = run(model, {"input": x})
     outcome, readout = Calibration.from_manifest(manifest["calibration"]), Readout.from_manifest(manifest["scores"])
-    scores = got[readout.value]
-    assert got["calibrated"] == pytest.approx(outcome.probabilities(scores, readout), abs=1e-6)
-    assert (got["prediction_set"] == outcome.sets(scores, readout)).all()
-    assert got["calibrated"].shape == got["prediction_set"].shape == (4, readout.size)
+    scores = actual[readout.value]
+    assert actual["calibrated"] == pytest.approx(outcome.probabilities(scores, readout), abs=1e-6)
+    assert (actual["prediction_set"] == outcome.sets(scores, readout)).all()
+    assert actual["calibrated"].shape == actual["prediction_set"].shape == (4, readout.size)
 
 
 def test_other_scores_lose_the_calibration_with_a_word() -> None:
     model = calibrated(models.tiny_cnn())
-    said: list[str] = []
-    other = onnxcam.augment(model, kind="multilabel", on_warning=said.append)
+    messages: list[str] = []
+    other = onnxcam.augment(model, kind="multilabel", on_warning=messages.append)
     assert entry_of(other) is None and "calibrated" not in [o.name for o in other.graph.output]
-    assert any("made for other scores" in sentence for sentence in said)
+    assert any("made for other scores" in sentence for sentence in messages)
 
 
 def test_changed_weights_lose_the_calibration_with_a_word() -> None:
@@ -281,10 +281,10 @@ def cases(folder: Path) -> list[tuple[Case, np.ndarray, np.ndarray]]:
     return result
 
 
-def compare(case: Case, narrow: np.ndarray, wide: np.ndarray, got: Mapping[str, np.ndarray] | str) -> None:
-    assert not isinstance(got, str), got
-    assert np.abs(got["calibrated"] - case.expected["calibrated"]).max() <= 2e-6
-    inside = got["prediction_set"].astype(bool)
+def compare(case: Case, narrow: np.ndarray, wide: np.ndarray, actual: Mapping[str, np.ndarray] | str) -> None:
+    assert not isinstance(actual, str), actual
+    assert np.abs(actual["calibrated"] - case.expected["calibrated"]).max() <= 2e-6
+    inside = actual["prediction_set"].astype(bool)
     assert not (inside < narrow).any() and not (inside > wide).any()
 
 
@@ -302,7 +302,7 @@ def test_onnxruntime_for_node_computes_the_same(tmp_path: Path) -> None:
     if run_in_node is None:
         pytest.skip("Node is not installed")
     files = cases(tmp_path)
-    for (case, narrow, wide), got in zip(
+    for (case, narrow, wide), actual in zip(
         files, run_in_node("onnxruntime-node", [case for case, _, _ in files]), strict=True
     ):
-        compare(case, narrow, wide, got)
+        compare(case, narrow, wide, actual)

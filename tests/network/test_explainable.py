@@ -23,9 +23,9 @@ from tests.support.runtime import run, session
 def test_outputs_in_the_fixed_order_and_equal_to_the_original() -> None:
     source = with_output(models.tiny_cnn(ending="Softmax"), "relu1", ["N", 8, 32, 32], first=True)
     x = batch()
-    made = augment(source)
-    assert outputs(made) == ["relu1", "probabilities", "logits", "activations", "gradients", "heatmap"]
-    before, after = run(source, input=x), run(made, input=x)
+    explainable = augment(source)
+    assert outputs(explainable) == ["relu1", "probabilities", "logits", "activations", "gradients", "heatmap"]
+    before, after = run(source, input=x), run(explainable, input=x)
     for name, value in before.items():
         assert distance(after[name], value) <= EPS
     assert after["heatmap"].dtype == np.float32 and after["heatmap"].shape == (3, 16, 16)
@@ -38,10 +38,10 @@ def test_outputs_in_the_fixed_order_and_equal_to_the_original() -> None:
 def test_gradients_against_autograd(pool: str, layer: str) -> None:
     source = models.tiny_cnn(size=(24, 32), pool=pool)
     x, target = batch(3, (3, 24, 32)), np.array([0, 4, 2])
-    got = run(augment(source, [layer]), input=x, target=target)
+    actual = run(augment(source, [layer]), input=x, target=target)
     logits, activations, gradients = twin.gradients(source, x, target, layer)
     for name, want in (("logits", logits), ("activations", activations), ("gradients", gradients)):
-        assert distance(got[name], want) <= EPS, name
+        assert distance(actual[name], want) <= EPS, name
 
 
 @pytest.mark.torch
@@ -62,19 +62,19 @@ def test_forms_of_input(kwargs: dict[str, Any], shape: tuple[int, ...]) -> None:
     source = models.tiny_cnn(**kwargs)
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     target = np.arange(len(x), dtype=np.int64) % 5
-    made = augment(source)
-    assert made.opset_import[0].version == max(18, kwargs.get("opset", 18))
-    assert held(made)["source"]["opset"] == kwargs.get("opset", 18)
-    entry = held(made)["input"]
+    explainable = augment(source)
+    assert explainable.opset_import[0].version == max(18, kwargs.get("opset", 18))
+    assert held(explainable)["source"]["opset"] == kwargs.get("opset", 18)
+    entry = held(explainable)["input"]
     assert entry["layout"] == ("NHWC" if kwargs.get("nhwc") else "NCHW")
     assert entry["shape"][0] == kwargs.get("batch", "N")
-    got = run(made, input=x, target=target)
+    actual = run(explainable, input=x, target=target)
     planes = x.transpose(0, 3, 1, 2) if kwargs.get("nhwc") else x
     logits, activations, gradients = twin.gradients(source, planes, target)
-    assert distance(got["logits"], logits) <= EPS
-    assert distance(got["activations"], activations) <= EPS
-    assert distance(got["gradients"], gradients) <= EPS
-    assert distance(got["heatmap"], gradcam(activations, gradients)) <= 1e-4
+    assert distance(actual["logits"], logits) <= EPS
+    assert distance(actual["activations"], activations) <= EPS
+    assert distance(actual["gradients"], gradients) <= EPS
+    assert distance(actual["heatmap"], gradcam(activations, gradients)) <= 1e-4
 
 
 # ---- the target
@@ -83,47 +83,47 @@ def test_forms_of_input(kwargs: dict[str, Any], shape: tuple[int, ...]) -> None:
 def test_optional_target_takes_nothing_one_or_one_per_row() -> None:
     source = models.tiny_cnn(seed=2)
     x = batch(4)
-    made = augment(source)
-    opened = session(made)
+    explainable = augment(source)
+    opened = session(explainable)
     assert [i.name for i in opened.get_inputs()] == ["input"]
     (target,) = opened.get_overridable_initializers()
     rows = opened.get_inputs()[0].shape[0]
     assert (target.name, target.type) == ("target", "tensor(int64)")
     assert isinstance(target.shape[0], str) and target.shape[0] != rows
-    alone = run(made, input=x)
+    alone = run(explainable, input=x)
     top = alone["logits"].argmax(axis=1)
     assert len(set(top)) > 1  # else the rows could not be told apart
-    for fed in (np.array([-1]), np.full(4, -1), np.full(4, -7), top):
-        again = run(made, input=x, target=fed.astype(np.int64))
+    for targets in (np.array([-1]), np.full(4, -1), np.full(4, -7), top):
+        again = run(explainable, input=x, target=targets.astype(np.int64))
         assert np.array_equal(again["gradients"], alone["gradients"])
-    one, four = run(made, input=x, target=np.array([2])), run(made, input=x, target=np.full(4, 2))
+    one, four = run(explainable, input=x, target=np.array([2])), run(explainable, input=x, target=np.full(4, 2))
     assert np.array_equal(one["gradients"], four["gradients"])
-    mixed = run(made, input=x, target=np.array([2, -1, 2, -1]))
+    mixed = run(explainable, input=x, target=np.array([2, -1, 2, -1]))
     assert np.array_equal(mixed["gradients"][0], one["gradients"][0])
     assert np.array_equal(mixed["gradients"][1], alone["gradients"][1])
     assert not np.array_equal(one["gradients"], alone["gradients"])
 
 
 def test_required_target() -> None:
-    made = augment(models.tiny_cnn(), target="required")
-    assert [i.name for i in session(made).get_inputs()] == ["input", "target"]
-    assert session(made).get_overridable_initializers() == []
-    assert held(made)["target"] == {"name": "target", "mode": "required"}
+    explainable = augment(models.tiny_cnn(), target="required")
+    assert [i.name for i in session(explainable).get_inputs()] == ["input", "target"]
+    assert session(explainable).get_overridable_initializers() == []
+    assert held(explainable)["target"] == {"name": "target", "mode": "required"}
     free = augment(models.tiny_cnn())
     for target in ([1], [3, -1, 0]):
-        fed = np.array(target, np.int64)
-        a, b = run(made, input=batch(), target=fed), run(free, input=batch(), target=fed)
+        targets = np.array(target, np.int64)
+        a, b = run(explainable, input=batch(), target=targets), run(free, input=batch(), target=targets)
         assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("target", [3, np.int64(3), "dog", "DOG", "hound"])
 def test_constant_target(target: Any) -> None:
     labels = ["cat", "bird", "fish", "dog, hound", "frog"]
-    made = augment(models.tiny_cnn(), target=target, labels=labels)
-    assert [i.name for i in made.graph.input] == ["input"]
-    assert held(made)["target"] == {"name": "target", "mode": "constant", "class": 3}
+    explainable = augment(models.tiny_cnn(), target=target, labels=labels)
+    assert [i.name for i in explainable.graph.input] == ["input"]
+    assert held(explainable)["target"] == {"name": "target", "mode": "constant", "class": 3}
     free = run(augment(models.tiny_cnn()), input=batch(), target=np.array([3]))
-    fixed = run(made, input=batch())
+    fixed = run(explainable, input=batch())
     assert np.array_equal(fixed["gradients"], free["gradients"])
     assert np.array_equal(fixed["heatmap"], free["heatmap"])
 
@@ -155,12 +155,12 @@ def test_the_lowest_index_wins_a_tie() -> None:
         value[1] = value[0]
         tensor.CopyFrom(numpy_helper.from_array(value, name))
     x = batch()
-    made = augment(source)
-    got = run(made, input=x)
-    assert np.array_equal(got["logits"][:, 1], got["logits"][:, 3])
-    assert (got["logits"][:, 1] == got["logits"].max(axis=1)).all()
-    first, second = (run(made, input=x, target=np.array([k]))["gradients"] for k in (1, 3))
-    assert np.array_equal(got["gradients"], first)
+    explainable = augment(source)
+    actual = run(explainable, input=x)
+    assert np.array_equal(actual["logits"][:, 1], actual["logits"][:, 3])
+    assert (actual["logits"][:, 1] == actual["logits"].max(axis=1)).all()
+    first, second = (run(explainable, input=x, target=np.array([k]))["gradients"] for k in (1, 3))
+    assert np.array_equal(actual["gradients"], first)
     assert not np.array_equal(first, second)
 
 
@@ -181,33 +181,33 @@ def test_the_ending_is_stepped_over(ending: str, probabilities: str | None, kind
     source = models.tiny_cnn(ending=ending)
     if both:
         with_output(source, "logits", ["N", 5])
-    made = augment(source)
-    assert outputs(made) == ["probabilities", "logits", "activations", "gradients", "heatmap"]
-    assert held(made)["scores"] == {"name": "logits", "kind": kind, "classes": 5, "probabilities": probabilities}
+    explainable = augment(source)
+    assert outputs(explainable) == ["probabilities", "logits", "activations", "gradients", "heatmap"]
+    assert held(explainable)["scores"] == {"name": "logits", "kind": kind, "classes": 5, "probabilities": probabilities}
     x, target = batch(), np.array([4, 0, 1])
-    got = run(made, input=x, target=target)
+    actual = run(explainable, input=x, target=target)
     logits, _, gradients = twin.gradients(source, x, target)
-    assert distance(got["logits"], logits) <= EPS
-    assert distance(got["gradients"], gradients) <= EPS
+    assert distance(actual["logits"], logits) <= EPS
+    assert distance(actual["gradients"], gradients) <= EPS
     ended = {"Softmax": softmax(logits), "LogSoftmax": np.log(softmax(logits)), "Sigmoid": 1 / (1 + np.exp(-logits))}
-    assert distance(got["probabilities"], ended[ending]) <= EPS
+    assert distance(actual["probabilities"], ended[ending]) <= EPS
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("ending", [None, "Softmax"])
 def test_scores_of_four_dimensions(ending: str | None) -> None:
     source = conv_head(ending)
-    made = augment(source)
-    assert outputs(made) == ["out", "logits", "activations", "gradients", "heatmap"]
+    explainable = augment(source)
+    assert outputs(explainable) == ["out", "logits", "activations", "gradients", "heatmap"]
     scores = {"name": "logits", "kind": "logits", "classes": 4, "probabilities": None if ending is None else "out"}
-    assert held(made)["scores"] == scores
+    assert held(explainable)["scores"] == scores
     plain = models.tiny_cnn(classes=4)
     x, target = batch(), np.array([1, 3, 0])
-    got = run(made, input=x, target=target)
+    actual = run(explainable, input=x, target=target)
     logits, _, gradients = twin.gradients(plain, x, target)
-    assert got["logits"].shape == (3, 4)
-    assert distance(got["logits"], logits) <= EPS
-    assert distance(got["gradients"], gradients) <= EPS
+    assert actual["logits"].shape == (3, 4)
+    assert distance(actual["logits"], logits) <= EPS
+    assert distance(actual["gradients"], gradients) <= EPS
 
 
 @pytest.mark.torch
@@ -215,62 +215,62 @@ def test_scores_of_four_dimensions(ending: str | None) -> None:
 def test_binary_logit(ending: str | None) -> None:
     source = models.tiny_cnn(classes=1, ending=ending, seed=4)
     x = batch(6)
-    made = augment(source)
+    explainable = augment(source)
     probabilities = "probabilities" if ending else None
-    entry = held(made)["scores"]
+    entry = held(explainable)["scores"]
     warnings = entry.pop("warnings", [])
     assert entry == {"name": "logits", "kind": "binary_logit", "classes": 2, "probabilities": probabilities}
     assert ["--kind regression" in warning for warning in warnings] == ([] if ending else [True])
     target = np.array([0, 1, 0, 1, 1, 0])
     logits, _, gradients = twin.gradients(source, x, np.zeros(6, np.int64), sign=np.where(target == 1, 1.0, -1.0))
-    got = run(made, input=x, target=target)
-    assert got["logits"].shape == (6, 1)
-    assert distance(got["gradients"], gradients) <= EPS
-    alone = run(made, input=x)
+    actual = run(explainable, input=x, target=target)
+    assert actual["logits"].shape == (6, 1)
+    assert distance(actual["gradients"], gradients) <= EPS
+    alone = run(explainable, input=x)
     top = (logits[:, 0] > 0).astype(np.int64)
     assert set(top) == {0, 1}
-    assert np.array_equal(alone["gradients"], run(made, input=x, target=top)["gradients"])
+    assert np.array_equal(alone["gradients"], run(explainable, input=x, target=top)["gradients"])
 
 
 # ---- several layers and methods, names
 
 
 def test_several_layers_have_suffixes() -> None:
-    made = augment(models.tiny_cnn(), ["relu1", "relu2"])
-    assert outputs(made)[1:] == [
+    explainable = augment(models.tiny_cnn(), ["relu1", "relu2"])
+    assert outputs(explainable)[1:] == [
         "activations/relu1", "gradients/relu1", "heatmap/relu1", "activations/relu2", "gradients/relu2", "heatmap/relu2"
     ]  # fmt: skip
     x = batch()
-    got = run(made, input=x)
+    actual = run(explainable, input=x)
     for layer in ("relu1", "relu2"):
         alone = run(augment(models.tiny_cnn(), [layer]), input=x)
         for name in ("activations", "gradients", "heatmap"):
-            assert distance(got[f"{name}/{layer}"], alone[name]) <= EPS
+            assert distance(actual[f"{name}/{layer}"], alone[name]) <= EPS
 
 
 def test_several_methods_have_suffixes() -> None:
-    made = augment(models.tiny_cnn(), methods=("gradcam", "hirescam"))
-    assert outputs(made)[1:] == ["activations", "gradients", "heatmap/gradcam", "heatmap/hirescam"]
-    assert held(made)["layers"][0]["heatmaps"] == {"gradcam": "heatmap/gradcam", "hirescam": "heatmap/hirescam"}
+    explainable = augment(models.tiny_cnn(), methods=("gradcam", "hirescam"))
+    assert outputs(explainable)[1:] == ["activations", "gradients", "heatmap/gradcam", "heatmap/hirescam"]
+    assert held(explainable)["layers"][0]["heatmaps"] == {"gradcam": "heatmap/gradcam", "hirescam": "heatmap/hirescam"}
     both = augment(models.tiny_cnn(), ["relu1", "relu2"], ("gradcam", "hirescam"))
     assert "heatmap/relu1/hirescam" in outputs(both) and "heatmap/relu2/gradcam" in outputs(both)
 
 
 def test_a_node_names_its_first_output() -> None:
-    made = augment(models.tiny_cnn(), "last_relu")
-    assert (held(made)["layers"][0]["name"], held(made)["layers"][0]["value"]) == ("last_relu", "relu2")
+    explainable = augment(models.tiny_cnn(), "last_relu")
+    assert (held(explainable)["layers"][0]["name"], held(explainable)["layers"][0]["value"]) == ("last_relu", "relu2")
     assert np.array_equal(
-        run(made, input=batch())["heatmap"], run(augment(models.tiny_cnn()), input=batch())["heatmap"]
+        run(explainable, input=batch())["heatmap"], run(augment(models.tiny_cnn()), input=batch())["heatmap"]
     )
 
 
 def test_heatmap_alone() -> None:
-    made = augment(models.tiny_cnn(), outputs="heatmap")
-    assert outputs(made) == ["logits", "heatmap"]
-    entry = held(made)["layers"][0]
+    explainable = augment(models.tiny_cnn(), outputs="heatmap")
+    assert outputs(explainable) == ["logits", "heatmap"]
+    entry = held(explainable)["layers"][0]
     assert (entry["activations"], entry["gradients"], entry["heatmaps"]) == (None, None, {"gradcam": "heatmap"})
     full = run(augment(models.tiny_cnn()), input=batch())
-    assert np.array_equal(run(made, input=batch())["heatmap"], full["heatmap"])
+    assert np.array_equal(run(explainable, input=batch())["heatmap"], full["heatmap"])
 
 
 def renamed(names: dict[str, str], **kwargs: Any) -> onnx.ModelProto:
@@ -284,13 +284,13 @@ def renamed(names: dict[str, str], **kwargs: Any) -> onnx.ModelProto:
 def test_internal_values_make_way_for_the_fixed_names() -> None:
     names = {"conv1": "activations", "conv2": "target", "logits": "gradients", "relu2": "heatmap", "relu1": "logits"}
     source = renamed(names, ending="Softmax")
-    made = augment(source, ["heatmap"])
-    assert outputs(made) == ["probabilities", "logits", "activations", "gradients", "heatmap"]
-    assert held(made)["layers"][0]["name"] == "heatmap"
+    explainable = augment(source, ["heatmap"])
+    assert outputs(explainable) == ["probabilities", "logits", "activations", "gradients", "heatmap"]
+    assert held(explainable)["layers"][0]["name"] == "heatmap"
     plain = augment(models.tiny_cnn(ending="Softmax"))
-    a, b = run(made, input=batch(), target=np.array([1])), run(plain, input=batch(), target=np.array([1]))
+    a, b = run(explainable, input=batch(), target=np.array([1])), run(plain, input=batch(), target=np.array([1]))
     assert all(distance(a[name], b[name]) <= EPS for name in b)
-    again = augment(made, methods=("hirescam",))
+    again = augment(explainable, methods=("hirescam",))
     assert held(again)["layers"][0]["name"] == "heatmap"
 
 
@@ -298,25 +298,25 @@ def test_internal_values_make_way_for_the_fixed_names() -> None:
 @pytest.mark.parametrize("old", ["logits", "input"])
 def test_a_public_name_is_never_taken(name: str, old: str) -> None:
     source, plain = renamed({old: name}), augment(models.tiny_cnn())
-    made = augment(source)
-    entry = held(made)
+    explainable = augment(source)
+    entry = held(explainable)
     mine = entry["target"]["name"] if name == "target" else entry["layers"][0].get(name) or "onnxcam.heatmap"
-    assert mine == f"onnxcam.{name}" and name in [v.name for v in (*made.graph.input, *made.graph.output)]
+    assert mine == f"onnxcam.{name}" and name in [v.name for v in (*explainable.graph.input, *explainable.graph.output)]
     feeds = {entry["input"]["name"]: batch(), entry["target"]["name"]: np.array([1])}
-    a, b = run(made, feeds), run(plain, input=batch(), target=np.array([1]))
+    a, b = run(explainable, feeds), run(plain, input=batch(), target=np.array([1]))
     layer = entry["layers"][0]
     for key, value in {**layer["heatmaps"], "a": layer["activations"], "g": layer["gradients"]}.items():
         usual = {"a": "activations", "g": "gradients", "gradcam": "heatmap"}[key]
         assert distance(a[value], b[usual]) <= EPS
-    again = augment(made, methods=("hirescam",))
+    again = augment(explainable, methods=("hirescam",))
     assert held(again)["target"]["name"] == entry["target"]["name"]
 
 
 def test_probabilities_called_logits_are_explained_under_another_name() -> None:
-    made = augment(renamed({"logits": "inner", "probabilities": "logits"}, ending="Softmax"))
-    entry = held(made)["scores"]
+    explainable = augment(renamed({"logits": "inner", "probabilities": "logits"}, ending="Softmax"))
+    entry = held(explainable)["scores"]
     assert entry == {"name": "onnxcam.logits", "kind": "logits", "classes": 5, "probabilities": "logits"}
-    values = run(made, input=batch(), target=np.array([1]))
+    values = run(explainable, input=batch(), target=np.array([1]))
     plain = run(augment(models.tiny_cnn(ending="Softmax")), input=batch(), target=np.array([1]))
     assert distance(values["onnxcam.logits"], plain["logits"]) <= EPS
     assert distance(values["logits"], plain["probabilities"]) <= EPS

@@ -27,14 +27,14 @@ def test_manifest_is_complete() -> None:
     preprocess = {"color": "RGB", "scale": 1 / 255, "mean": [0.5] * 3, "std": [0.5] * 3}
     preprocess |= {"resize": {"mode": "stretch", "size": [24, 32]}}
     source = models.tiny_cnn(ending="Softmax", size=(24, 32))
-    made = augment(source, labels=labels, preprocess=preprocess)
+    explainable = augment(source, labels=labels, preprocess=preprocess)
     import hashlib
 
-    found = json.loads(next(p.value for p in made.metadata_props if p.key == "onnxcam"))
-    correlation = found["layers"][0]["place"]["correlation"]
-    assert found == {
+    result = json.loads(next(p.value for p in explainable.metadata_props if p.key == "onnxcam"))
+    correlation = result["layers"][0]["place"]["correlation"]
+    assert result == {
         "format": 1,
-        "requires": {"onnxruntime": found["requires"]["onnxruntime"], "opset": 18, "ir": 8},
+        "requires": {"onnxruntime": result["requires"]["onnxruntime"], "opset": 18, "ir": 8},
         "input": {
             "name": "input", "layout": "NCHW", "dtype": "float32", "shape": ["N", 3, 24, 32], "preprocess": preprocess
         },
@@ -49,8 +49,8 @@ def test_manifest_is_complete() -> None:
             }
         ],
         "measured": {
-            "scores": found["measured"]["scores"], "rows": "independent", "deterministic": True,
-            "range": found["measured"]["range"],
+            "scores": result["measured"]["scores"], "rows": "independent", "deterministic": True,
+            "range": result["measured"]["range"],
         },
         "labels": labels,
         "source": {
@@ -59,11 +59,11 @@ def test_manifest_is_complete() -> None:
         },
         "parity": None,
     }  # fmt: skip
-    assert found["requires"]["onnxruntime"].count(".") == 2
+    assert result["requires"]["onnxruntime"].count(".") == 2
     assert correlation > 0.7
-    assert found["measured"]["scores"]["rows"] == 12
-    assert found["measured"]["range"] == pytest.approx([-1, 1], abs=0.03)  # of the preprocessing
-    assert (made.opset_import[0].version, made.ir_version) == (18, 8)
+    assert result["measured"]["scores"]["rows"] == 12
+    assert result["measured"]["range"] == pytest.approx([-1, 1], abs=0.03)  # of the preprocessing
+    assert (explainable.opset_import[0].version, explainable.ir_version) == (18, 8)
 
 
 def test_source_is_named_after_the_file(tmp_path: Any) -> None:
@@ -72,8 +72,8 @@ def test_source_is_named_after_the_file(tmp_path: Any) -> None:
     path = tmp_path / "squirrel.onnx"
     onnx.save(models.tiny_cnn(), path)
     for source, name in ((path, "squirrel"), (str(path), "squirrel"), (path.read_bytes(), "model")):
-        found = held(augment(source))["source"]
-        assert (found["name"], found["sha256"]) == (name, hashlib.sha256(path.read_bytes()).hexdigest())
+        result = held(augment(source))["source"]
+        assert (result["name"], result["sha256"]) == (name, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def test_the_source_is_left_alone_and_foreign_metadata_kept() -> None:
@@ -81,10 +81,10 @@ def test_the_source_is_left_alone_and_foreign_metadata_kept() -> None:
     source.metadata_props.add(key="author", value="somebody")
     source.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     before = source.SerializeToString(deterministic=True)
-    made = augment(source)
+    explainable = augment(source)
     assert source.SerializeToString(deterministic=True) == before
-    assert (made.metadata_props[0].key, made.metadata_props[0].value) == ("author", "somebody")
-    assert {p.key for p in augment(made).metadata_props} == {"author", "onnxcam"}
+    assert (explainable.metadata_props[0].key, explainable.metadata_props[0].value) == ("author", "somebody")
+    assert {p.key for p in augment(explainable).metadata_props} == {"author", "onnxcam"}
 
 
 # ---- augmenting again
@@ -107,8 +107,8 @@ def test_augmenting_again_equals_augmenting_the_original(ending: str | None, tar
     a, b = run(again, input=batch(), target=np.array([1])), run(straight, input=batch(), target=np.array([1]))
     assert a.keys() == b.keys()
     assert all(np.array_equal(a[name], b[name]) for name in b)
-    kept = augment(first, methods=("hirescam",))
-    assert [e["name"] for e in held(kept)["layers"]] == ["relu1"]
+    same_layers = augment(first, methods=("hirescam",))
+    assert [e["name"] for e in held(same_layers)["layers"]] == ["relu1"]
 
 
 @pytest.mark.parametrize("ending", ["Sigmoid", "Softmax"])
@@ -116,8 +116,8 @@ def test_augmenting_again_keeps_what_both_outputs_say(ending: str) -> None:
     source = with_output(models.tiny_cnn(ending=ending), "logits", ["N", 5])
     first = augment(source)
     assert held(augment(first))["scores"] == held(first)["scores"]
-    asked = augment(source, scores="logits")
-    assert held(asked)["scores"] == held(first)["scores"]
+    explicit = augment(source, scores="logits")
+    assert held(explicit)["scores"] == held(first)["scores"]
 
 
 @pytest.mark.slow
@@ -125,8 +125,8 @@ def test_augmenting_again_explains_the_same_of_several_scores() -> None:
     source = two_heads()
     with pytest.raises(ModelError, match=r"several outputs .*scores="):
         onnxcam.augment(source)
-    for asked in ("second", "second_logits"):
-        first = augment(source, scores=asked)
+    for name in ("second", "second_logits"):
+        first = augment(source, scores=name)
         assert held(first)["scores"]["probabilities"] == "second"
         again = augment(first, methods=("hirescam", "gradcam"))
         assert held(again)["scores"] == held(first)["scores"]
@@ -149,9 +149,12 @@ def test_weights_stored_as_float16() -> None:
     source = models.tiny_cnn(width=16)
     small = store_float16(source)
     assert any(t.data_type == TensorProto.FLOAT16 for t in small.graph.initializer)
-    made = augment(small)
-    assert any(t.data_type == TensorProto.FLOAT16 for t in made.graph.initializer)
-    a, b = run(made, input=batch(), target=np.array([1])), run(augment(source), input=batch(), target=np.array([1]))
+    explainable = augment(small)
+    assert any(t.data_type == TensorProto.FLOAT16 for t in explainable.graph.initializer)
+    a, b = (
+        run(explainable, input=batch(), target=np.array([1])),
+        run(augment(source), input=batch(), target=np.array([1])),
+    )
     assert distance(a["gradients"], b["gradients"]) <= 2e-3
     plain = run(small, input=batch())
     assert distance(a["logits"], plain["logits"]) <= EPS
@@ -159,20 +162,20 @@ def test_weights_stored_as_float16() -> None:
 
 def test_an_old_softmax_with_its_logits_as_an_output() -> None:
     source = with_output(models.tiny_cnn(ending="Softmax", opset=11), "logits", ["N", 5])
-    made = augment(source)
-    assert held(made)["scores"] == {
+    explainable = augment(source)
+    assert held(explainable)["scores"] == {
         "name": "logits", "kind": "logits", "classes": 5, "probabilities": "probabilities"
     }  # fmt: skip
-    assert outputs(made)[:3] == ["probabilities", "logits", "activations"]
+    assert outputs(explainable)[:3] == ["probabilities", "logits", "activations"]
 
 
 @pytest.mark.parametrize("spec", ["0..1", {"scale": 1 / 255}])
 def test_preprocessing_is_spelled_out(spec: object) -> None:
     """A preset, or an entry that leaves the resize to the model's input, means the same to any client."""
-    made = augment(models.tiny_cnn(size=(24, 32)), preprocess=spec)
-    held = manifest.read(made)
-    assert held is not None
-    entry = held["input"]["preprocess"]
+    explainable = augment(models.tiny_cnn(size=(24, 32)), preprocess=spec)
+    header = manifest.read(explainable)
+    assert header is not None
+    entry = header["input"]["preprocess"]
     assert entry["scale"] == pytest.approx(1 / 255)
     assert (entry["resize"]["mode"], entry["resize"]["size"]) == ("stretch", [24, 32])
 

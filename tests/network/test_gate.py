@@ -71,11 +71,11 @@ def test_one_unsure_row_computes_the_batch_and_only_it_is_marked() -> None:
         conditions.probabilities(want["logits"], readout(want["logits"], LOGITS), "logits").max(axis=1).astype(float)
     )
     gated = augment(source, gate=f"confidence < {(sure[0] + sure[1]) / 2:.9f}")
-    got = run(gated, {"input": x})
-    assert got["fired"].sum() == 1
-    unsure = int(got["fired"].argmax())
+    actual = run(gated, {"input": x})
+    assert actual["fired"].sum() == 1
+    unsure = int(actual["fired"].argmax())
     for output, value in want.items():
-        assert distance(got[output], value) <= 1e-6
+        assert distance(actual[output], value) <= 1e-6
     others = np.delete(x, unsure, axis=0)
     blank = run(gated, {"input": others})
     assert not blank["fired"].any() and not blank["heatmap"].any() and blank["heatmap"].shape == (7, 16, 16)
@@ -89,14 +89,14 @@ def test_every_target_mode(target: Any) -> None:
     plain, gated = augment(models.tiny_cnn(), target=target), augment(models.tiny_cnn(), target=target, gate=ALWAYS)
     assert gated.graph.input == plain.graph.input
     feeds = {"input": x} | ({} if target == 3 else {"target": np.array([4, -1, 0, 2])})
-    want, got = run(plain, feeds), run(gated, feeds)
-    assert all(distance(got[name], value) <= 1e-6 for name, value in want.items())
+    want, actual = run(plain, feeds), run(gated, feeds)
+    assert all(distance(actual[name], value) <= 1e-6 for name, value in want.items())
     assert held(gated)["target"] == held(plain)["target"]
 
 
 def test_an_empty_batch_fires_nothing() -> None:
-    got = run(augment(models.tiny_cnn(), gate=ALWAYS), {"input": batch()[:0]})
-    assert got["fired"].shape == (0,) and got["heatmap"].shape == (0, 16, 16)
+    actual = run(augment(models.tiny_cnn(), gate=ALWAYS), {"input": batch()[:0]})
+    assert actual["fired"].shape == (0,) and actual["heatmap"].shape == (0, 16, 16)
 
 
 def test_the_branch_holds_whatever_is_not_needed_outside() -> None:
@@ -156,17 +156,17 @@ def test_without_its_gate_a_file_is_what_it_was(name: str) -> None:
 
 def test_augmenting_again_keeps_changes_or_removes_the_gate() -> None:
     first = augment(models.tiny_cnn(ending="Softmax"), gate="confidence < 0.6", labels=LABELS)
-    kept = augment(first, methods=("gradcam", "hirescam"))
-    assert held(kept)["gate"]["condition"] == "confidence < 0.6"
-    assert [o.name for o in kept.graph.output][-3:] == ["heatmap/gradcam", "heatmap/hirescam", "fired"]
-    changed = augment(kept, ["relu1"], gate="label == 'cat'")
+    again = augment(first, methods=("gradcam", "hirescam"))
+    assert held(again)["gate"]["condition"] == "confidence < 0.6"
+    assert [o.name for o in again.graph.output][-3:] == ["heatmap/gradcam", "heatmap/hirescam", "fired"]
+    changed = augment(again, ["relu1"], gate="label == 'cat'")
     assert held(changed)["gate"]["condition"] == "label == 'cat'"
     removed = augment(changed, gate="")
     x = {"input": batch(4)}
     want = run(augment(models.tiny_cnn(ending="Softmax"), ["relu1"]), x)
-    got = run(removed, x)
-    assert "gate" not in held(removed) and list(got) == list(want)
-    assert all(distance(got[output], value) <= 1e-6 for output, value in want.items())
+    actual = run(removed, x)
+    assert "gate" not in held(removed) and list(actual) == list(want)
+    assert all(distance(actual[output], value) <= 1e-6 for output, value in want.items())
 
 
 def test_a_manifest_whose_gate_is_gone_is_refused() -> None:
@@ -231,8 +231,8 @@ def test_the_monitor_explains_and_serves_with_it() -> None:
         daily_budget=None, duplicates=0,
     ) as monitor:  # fmt: skip
         served = monitor.wrap(session(gated))
-        got = dict(zip([o.name for o in served.get_outputs()], served.run(None, {"input": batch(4)}), strict=True))
-        assert not got["heatmap"].any() and got["activations"].any()
+        outputs = dict(zip([o.name for o in served.get_outputs()], served.run(None, {"input": batch(4)}), strict=True))
+        assert not outputs["heatmap"].any() and outputs["activations"].any()
         assert monitor.stats()["explained"] == 4
     assert len(records) == 4
     assert all(max(record["map"]["values"]) == 255 and not record["attention"]["zero"] for record in records)

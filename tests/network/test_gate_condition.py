@@ -67,8 +67,8 @@ def emitted(
     model.graph.output.append(edit.info("fired", TensorProto.BOOL, ["N"]))
     model.graph.output.append(edit.info(unsure, TensorProto.BOOL, []))
     onnx.checker.check_model(model, full_check=True)
-    got = run(model, {"scores": scores})
-    return got["fired"], bool(got[unsure])
+    actual = run(model, {"scores": scores})
+    return actual["fired"], bool(actual[unsure])
 
 
 def leaves(condition: Condition) -> list[Comparison]:
@@ -86,12 +86,12 @@ def test_emitted_condition_is_the_hooks(condition: Condition, kind: str, seed: i
     scores = (scale * rng.normal(size=(9, 1 if kind == "binary_logit" else 4))).astype(np.float32)
     scores[0, 0], scores[1, -1], scores[2, 0] = np.nan, np.inf, -np.inf
     scores[3] = scores[3, 0]  # ties
-    found = quantities(scores, kind)
+    values = quantities(scores, kind)
     # a rounding of the last bit may decide only where a quantity equals its bound
     for leaf in leaves(condition):
-        near = np.abs(found[leaf.quantity] - float(leaf.value))
+        near = np.abs(values[leaf.quantity] - float(leaf.value))
         assume(leaf.quantity == "label" or not ((near > 0) & (near < 1e-9)).any())
-    want = conditions.evaluate(condition, found)
+    want = conditions.evaluate(condition, values)
     fired, unsure = emitted(condition, scores, kind)
     np.testing.assert_array_equal(fired, want)
     assert unsure == want.any()
@@ -102,11 +102,11 @@ def test_emitted_condition_is_the_hooks(condition: Condition, kind: str, seed: i
 def test_thresholds_at_the_quantities_themselves(kind: str, quantity: str) -> None:
     """Both sides of each row's own value, so that an error of 2e-7 shows."""
     scores = np.random.default_rng(3).normal(scale=2, size=(6, 1 if kind == "binary_logit" else 5)).astype(np.float32)
-    found = quantities(scores, kind)[quantity]
-    for row, value in enumerate(found):
+    values = quantities(scores, kind)[quantity]
+    for row, value in enumerate(values):
         for bound in (value - 1e-7, value + 1e-7):
             fired, _ = emitted(Comparison(quantity, "<", bound), scores, kind)
-            assert fired.tolist() == (found < bound).tolist() and fired[row] == (bound > value)
+            assert fired.tolist() == (values < bound).tolist() and fired[row] == (bound > value)
 
 
 def test_scores_that_are_not_finite_are_as_unsure_as_can_be() -> None:
@@ -115,8 +115,8 @@ def test_scores_that_are_not_finite_are_as_unsure_as_can_be() -> None:
         condition = conditions.parse(text)
         for model, kind in ((scores, "logits"), (scores, "multilabel"), (scores[:, :1], "binary_logit")):
             fired, _ = emitted(condition, model, kind)
-            found = quantities(model, kind)
-            assert fired.tolist() == conditions.evaluate(condition, found).tolist(), (text, kind)
+            values = quantities(model, kind)
+            assert fired.tolist() == conditions.evaluate(condition, values).tolist(), (text, kind)
             assert fired[0]
         assert emitted(condition, scores, "logits")[0].tolist() == [True, True, True, False, False]
 
@@ -124,10 +124,10 @@ def test_scores_that_are_not_finite_are_as_unsure_as_can_be() -> None:
 def test_labels_are_resolved_at_export() -> None:
     x = batch(8)
     gated = augment(models.tiny_cnn(), labels=LABELS, gate="label == 'TABBY' or label == 1")
-    got = run(gated, {"input": x})
-    best = got["logits"].argmax(axis=1)
+    actual = run(gated, {"input": x})
+    best = actual["logits"].argmax(axis=1)
     assert {0, 4} <= set(best)
-    assert got["fired"].tolist() == np.isin(best, [0, 1]).tolist()
+    assert actual["fired"].tolist() == np.isin(best, [0, 1]).tolist()
     with pytest.raises(TargetError, match="no class is called 'wolf'"):
         onnxcam.augment(models.tiny_cnn(), labels=LABELS, gate="label == 'wolf'")
     with pytest.raises(TargetError, match="carries no labels"):
@@ -198,12 +198,12 @@ def test_a_calibrations_quantities_are_the_same_in_the_file(
     narrow, wide = (sets(finite, meaning, rule, threshold, margin=margin) for margin in (-4 * MARGIN, 4 * MARGIN))
     assume((narrow == wide).all())  # the file counts as inside what lies within a margin of the threshold
     p = conditions.probabilities(scores, meaning, "logits")
-    found = conditions.quantities(p, meaning, conditions.names(condition), calibration, scores)
+    values = conditions.quantities(p, meaning, conditions.names(condition), calibration, scores)
     for leaf in leaves(condition):
-        near = np.abs(found[leaf.quantity] - float(leaf.value))
+        near = np.abs(values[leaf.quantity] - float(leaf.value))
         assume(leaf.quantity == "set" or not (near < 1e-5).any() or (near[near < 1e-5] == 0).all())
     fired, unsure = emitted(condition, scores, kind, calibration)
-    np.testing.assert_array_equal(fired, conditions.evaluate(condition, found))
+    np.testing.assert_array_equal(fired, conditions.evaluate(condition, values))
     assert unsure == fired.any()
 
 
@@ -227,22 +227,22 @@ def calibrated() -> onnx.ModelProto:
 def test_a_calibrated_file_is_gated_by_meaning(calibrated: onnx.ModelProto, condition: str) -> None:
     gated = augment(calibrated, gate=condition)
     x = np.random.default_rng(3).normal(size=(64, 3, 32, 32)).astype(np.float32)
-    got = run(gated, {"input": x})
+    actual = run(gated, {"input": x})
     manifest = held(gated)
     assert manifest["gate"]["condition"] == condition
     calibration = of_manifest(manifest)
     assert calibration is not None
-    meaning = readout(got["logits"], "logits")
+    meaning = readout(actual["logits"], "logits")
     tree = conditions.bind(conditions.parse(condition, LABELS, 5), calibration)
-    p = meaning.probabilities(got["logits"])
+    p = meaning.probabilities(actual["logits"])
     want = conditions.evaluate(
-        tree, conditions.quantities(p, meaning, conditions.names(tree), calibration, got["logits"])
+        tree, conditions.quantities(p, meaning, conditions.names(tree), calibration, actual["logits"])
     )
     assert 0 < want.sum() < 64
-    np.testing.assert_array_equal(got["fired"], want)
-    size = got["prediction_set"].sum(axis=1)
+    np.testing.assert_array_equal(actual["fired"], want)
+    size = actual["prediction_set"].sum(axis=1)
     if condition == "set > 1":
-        np.testing.assert_array_equal(got["fired"], size != 1)
+        np.testing.assert_array_equal(actual["fired"], size != 1)
     alone = run(gated, {"input": x[~want][:1]})
     assert not alone["fired"].any()
     assert not alone["heatmap"].any()

@@ -15,7 +15,7 @@ from onnxcam.errors import InputError, ModelError, SettingError
 from onnxcam.network import subgraphs
 from onnxcam.network.names import SCORES
 from onnxcam.network.network import Network
-from tests.monitor.monitoring import UNLIMITED, Kept
+from tests.monitor.monitoring import UNLIMITED, Collector
 from tests.support import heads
 from tests.support.batches import distance
 from tests.support.explainable import augment, held, outputs
@@ -57,7 +57,7 @@ def test_there_are_enough_heads() -> None:
 @pytest.mark.parametrize("head", EVERY, ids=[head.name for head in EVERY])
 def test_a_head_is_read_as_what_it_is_or_refused(head: heads.Head) -> None:
     recipe, x = head.recipe, pictures(head)
-    own = run(head.model, x)
+    original = run(head.model, x)
     if not recipe.kinds:
         with pytest.raises(ModelError, match=r"scores=.*--scores"):
             Network(head.model)
@@ -69,13 +69,13 @@ def test_a_head_is_read_as_what_it_is_or_refused(head: heads.Head) -> None:
     assert scores.shape == (len(x), readout.columns) and p.shape == (len(x), readout.size)
     if recipe.probabilities is None:
         return
-    expected = np.asarray(recipe.probabilities(own), np.float64)
+    expected = np.asarray(recipe.probabilities(original), np.float64)
     if readout.signed:
         expected = np.concatenate([1 - expected, expected], axis=1)
     expected = expected[:, : readout.size]  # a table of ranks may be wider
-    said = np.isfinite(expected)
-    assert said.any() and np.abs(p - expected)[said].max() <= recipe.loose
-    if said.all():  # of two classes that are both 100 % either is the best
+    finite = np.isfinite(expected)
+    assert finite.any() and np.abs(p - expected)[finite].max() <= recipe.loose
+    if finite.all():  # of two classes that are both 100 % either is the best
         best = np.take_along_axis(expected, readout.top1(scores)[:, None], axis=1)[:, 0]
         assert (expected.max(axis=1) - best <= recipe.loose).all()
 
@@ -88,8 +88,8 @@ def test_the_index_of_the_best_is_the_class() -> None:
 
 
 def test_what_was_stepped_over_is_said() -> None:
-    made = augment(heads.build(heads.RECIPES["softmax, temperature, clip"]))
-    assert held(made)["scores"]["stepped_over"] == ["Clip", "Softmax"]
+    explainable = augment(heads.build(heads.RECIPES["softmax, temperature, clip"]))
+    assert held(explainable)["scores"]["stepped_over"] == ["Clip", "Softmax"]
     assert "stepped_over" not in held(augment(heads.build(heads.RECIPES["softmax"])))["scores"]
     (warning,) = held(augment(heads.build(heads.RECIPES["softmax, wide clip"])))["scores"]["warnings"]
     assert "'Clip'" in warning and "shown and explained are those before" in warning
@@ -105,16 +105,16 @@ def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", ["vote of two", "vote in percent", "vote, clip"])
 def test_the_logarithm_of_a_vote_is_differentiated(name: str) -> None:
     model = heads.build(heads.RECIPES[name], 5)
-    made = augment(model)
-    entry, layer = held(made)["scores"], held(made)["layers"][0]
+    explainable = augment(model)
+    entry, layer = held(explainable)["scores"], held(explainable)["layers"][0]
     assert entry["name"] == "log_probabilities" and entry["kind"] == "probabilities"
     assert entry["probabilities"] == "y" and entry.get("scale", 1) == (100 if "percent" in name else 1)
-    assert outputs(made)[:2] == ["y", "log_probabilities"]
+    assert outputs(explainable)[:2] == ["y", "log_probabilities"]
     target = np.array([0, 1, 2, 3, 4, -1])
     x = PICTURES * np.float32(FAINT)
-    values, own = run(made, x=x, target=target), run(model, x)["y"].astype(np.float64)
-    np.testing.assert_allclose(values["y"], own, rtol=1e-6)
-    p = own / own.sum(axis=1, keepdims=True)
+    values, original = run(explainable, x=x, target=target), run(model, x)["y"].astype(np.float64)
+    np.testing.assert_allclose(values["y"], original, rtol=1e-6)
+    p = original / original.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(np.exp(values["log_probabilities"]), p, atol=1e-6)
     classes = np.where(target < 0, p.argmax(axis=1), target)
     w, a = weights(model), values[layer["activations"]].astype(np.float64)
@@ -131,11 +131,11 @@ def test_the_logarithm_of_a_vote_is_differentiated(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vote of two", "softmax, clip", "sigmoid with thresholds", "topk of a softmax"])
 def test_an_explainable_file_is_augmented_again_to_the_same(name: str) -> None:
-    made = augment(heads.build(heads.RECIPES[name], 5))
-    again = augment(made, methods=("gradcam", "hirescam"))
-    assert held(again)["scores"] == held(made)["scores"]
+    explainable = augment(heads.build(heads.RECIPES[name], 5))
+    again = augment(explainable, methods=("gradcam", "hirescam"))
+    assert held(again)["scores"] == held(explainable)["scores"]
     target = np.array([0, 1, 2, 3, 4, -1])
-    a, b = (run(each, x=PICTURES, target=target) for each in (made, again))
+    a, b = (run(each, x=PICTURES, target=target) for each in (explainable, again))
     assert np.abs(a["gradients"] - b["gradients"]).max() <= 1e-6 * np.abs(a["gradients"]).max()
 
 
@@ -144,8 +144,8 @@ def test_a_gate_compares_the_files_own_probabilities(name: str) -> None:
     model = heads.build(heads.RECIPES[name], 5)
     x = PICTURES * np.float32(FAINT)
     threshold = float(np.median(run(model, x)["y"].max(axis=1)))  # between two pictures' confidence
-    made = onnxcam.augment(model, gate=f"confidence < {threshold}")
-    values = run(made, x=x)
+    explainable = onnxcam.augment(model, gate=f"confidence < {threshold}")
+    values = run(explainable, x=x)
     assert (values["fired"] == (values["y"].max(axis=1) < threshold)).all() and values["fired"].any()
 
 
@@ -153,37 +153,37 @@ def test_a_gate_compares_the_files_own_probabilities(name: str) -> None:
 
 
 def test_a_sigmoid_outside_the_file_is_declared() -> None:
-    path, x, own = case("logits_and_embedding")
+    path, x, original = case("logits_and_embedding")
     network, scores, p = predictions(path, x, scores="logits", kind="multilabel")
-    np.testing.assert_allclose(p, heads.sigmoid(own["logits"]), atol=1e-6)
+    np.testing.assert_allclose(p, heads.sigmoid(original["logits"]), atol=1e-6)
     assert network.readout.describe() == {
         "name": "logits", "kind": "multilabel", "classes": scores.shape[1], "probabilities": None
     }  # fmt: skip
-    made = augment(path, scores="logits", kind="multilabel")
-    assert held(made)["scores"]["kind"] == "multilabel"
-    assert held(augment(made, methods=("hirescam",)))["scores"]["kind"] == "multilabel"
+    explainable = augment(path, scores="logits", kind="multilabel")
+    assert held(explainable)["scores"]["kind"] == "multilabel"
+    assert held(augment(explainable, methods=("hirescam",)))["scores"]["kind"] == "multilabel"
 
 
 def test_a_single_number_is_a_binary_logit_with_a_warning_or_a_quantity() -> None:
-    path, x, own = case("regression")
+    path, x, original = case("regression")
     network, _, _ = predictions(path, x)
     assert network.readout.signed and "--kind regression" in network.readout.warnings[0]
     assert not predictions(path, x, kind="binary_logit")[0].readout.warnings
     network, _, values = predictions(path, x, kind="regression")
     assert network.readout.describe() == {"name": "age", "kind": "regression", "classes": 1, "probabilities": None}
-    np.testing.assert_array_equal(values, own["age"])
-    made = augment(path, kind="regression")
-    assert outputs(made)[:2] == ["age", "activations"]
-    assert held(augment(made, methods=("hirescam",)))["scores"]["kind"] == "regression"
+    np.testing.assert_array_equal(values, original["age"])
+    explainable = augment(path, kind="regression")
+    assert outputs(explainable)[:2] == ["age", "activations"]
+    assert held(augment(explainable, methods=("hirescam",)))["scores"]["kind"] == "regression"
     with pytest.raises(SettingError, match="this model's score is a quantity"):
         augment(path, kind="regression", gate="confidence < 0.6")
 
 
 def test_a_quantity_without_a_class_axis() -> None:
     model = heads.build(heads.RECIPES["binary logit [N]"])
-    made = augment(model, kind="regression")
-    assert held(made)["scores"]["name"] == "value"
-    values = run(made, x=PICTURES)
+    explainable = augment(model, kind="regression")
+    assert held(explainable)["scores"]["name"] == "value"
+    values = run(explainable, x=PICTURES)
     np.testing.assert_array_equal(values["value"][:, 0], values["y"])
 
 
@@ -211,10 +211,10 @@ def test_a_kind_that_the_file_contradicts(name: str, kind: str, match: str) -> N
 def test_probabilities_can_be_declared_where_there_are_logits(name: str) -> None:
     model = heads.build(heads.RECIPES[name])
     network, scores, p = predictions(model, PICTURES, kind="probabilities")
-    own = run(model, PICTURES)["y"]
+    original = run(model, PICTURES)["y"]
     assert network.readout.logarithmic
-    np.testing.assert_allclose(p, own, atol=1e-6)
-    np.testing.assert_allclose(scores, np.log(own), atol=1e-4)
+    np.testing.assert_allclose(p, original, atol=1e-6)
+    np.testing.assert_allclose(scores, np.log(original), atol=1e-4)
 
 
 # ---- files
@@ -231,35 +231,35 @@ def test_probabilities_can_be_declared_where_there_are_logits(name: str) -> None
     ],
 )
 def test_predictions_are_the_files_own(name: str, kind: str, tolerance: float) -> None:
-    path, x, own = case(name)
-    (values,) = own.values()
+    path, x, original = case(name)
+    (values,) = original.values()
     network, _, p = predictions(path, x)
     assert network.readout.kind == kind
     assert np.abs((p[:, 1] if kind == "binary_logit" else p) - values).max() <= tolerance
 
 
 def test_ranks_are_followed_back_to_classes() -> None:
-    path, x, own = case("topk")
+    path, x, original = case("topk")
     network, _, p = predictions(path, x)
     assert network.readout.size == 9 and network.readout.stepped_over == ("TopK", "Softmax")
-    np.testing.assert_allclose(np.take_along_axis(p, own["i"], axis=1), own["v"], atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(p, original["i"], axis=1), original["v"], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["label_strings", "zipmap_beside", "zipmap_only"])
 def test_labels_that_the_graph_holds(name: str) -> None:
-    path, x, own = case(name)
+    path, x, original = case(name)
     network, scores, p = predictions(path, x)
     assert network.labels == list("abcde")
-    made = onnxcam.augment(path)  # a ZipMap stays, as every output does: an operator of ai.onnx.ml
-    assert held(made)["labels"] == list("abcde")
-    assert outputs(made)[: len(own)] == list(own)
+    explainable = onnxcam.augment(path)  # a ZipMap stays, as every output does: an operator of ai.onnx.ml
+    assert held(explainable)["labels"] == list("abcde")
+    assert outputs(explainable)[: len(original)] == list(original)
     if name == "zipmap_only":
-        expected = np.array([[row[label] for label in "abcde"] for row in own["loss"]])
+        expected = np.array([[row[label] for label in "abcde"] for row in original["loss"]])
     else:
-        expected = own["probs"]
+        expected = original["probs"]
     np.testing.assert_allclose(p, expected, atol=1e-6)
     if name == "label_strings":
-        assert [network.labels[index] for index in network.readout.top1(scores)] == list(own["label"])
+        assert [network.labels[index] for index in network.readout.top1(scores)] == list(original["label"])
     assert held(onnxcam.augment(path, labels=list("vwxyz")))["labels"] == list("vwxyz")
 
 
@@ -288,11 +288,11 @@ def test_other_tables_of_labels(lookup: str) -> None:
         model.graph.output.append(onnx.helper.make_tensor_value_info("label", string, None))
     network, scores, p = predictions(model, PICTURES)
     assert network.labels == names
-    own = run(model, PICTURES)["label"]
+    texts = run(model, PICTURES)["label"]
     if lookup == "ints":
-        np.testing.assert_allclose(p, [[row[label] for label in labels] for row in own], atol=1e-6)
+        np.testing.assert_allclose(p, [[row[label] for label in labels] for row in texts], atol=1e-6)
     else:
-        assert [names[index] for index in network.readout.top1(scores)] == list(np.ravel(own))
+        assert [names[index] for index in network.readout.top1(scores)] == list(np.ravel(texts))
 
 
 def test_the_classes_of_the_only_picture() -> None:
@@ -305,11 +305,11 @@ def test_the_classes_of_the_only_picture() -> None:
 
 @pytest.mark.parametrize(("name", "one"), [("logits_and_embedding", "embedding"), ("age_and_gender", "gender")])
 def test_several_candidates_are_refused_with_the_option(name: str, one: str) -> None:
-    path, x, own = case(name)
+    path, x, original = case(name)
     with pytest.raises(ModelError, match=r"several outputs.*scores=.*--scores NAME"):
         Network(path)
     network, scores, _ = predictions(path, x, scores=one)
-    assert network.readout.value and scores.shape == own[one].shape
+    assert network.readout.value and scores.shape == original[one].shape
 
 
 # ---- what is made of them
@@ -321,15 +321,15 @@ def test_a_probability_target_is_the_files_own(name: str) -> None:
     model, x = heads.build(recipe, 5), PICTURES * np.float32(FAINT)
     explainer = onnxcam.Explainer(model)
     assert recipe.probabilities is not None
-    own = np.asarray(recipe.probabilities(run(model, x)))
-    np.testing.assert_allclose(explainer.predict(x), own, atol=2e-6)
+    original = np.asarray(recipe.probabilities(run(model, x)))
+    np.testing.assert_allclose(explainer.predict(x), original, atol=2e-6)
     classes = np.array([0, 1, 2, 3, 4, 0])
     examination = explainer.examine(x)
     objective = explainer.question(
         target=[onnxcam.targets.Probability(int(c)) for c in classes], rows=len(x)
     ).objective(examination.scores)
     rows = np.arange(len(x))
-    np.testing.assert_allclose(objective.value(examination.scores, rows), own[rows, classes], atol=2e-6)
+    np.testing.assert_allclose(objective.value(examination.scores, rows), original[rows, classes], atol=2e-6)
     step = 1e-3 * np.eye(5)[2][None]
     slope = objective.value(examination.scores + step, rows) - objective.value(examination.scores - step, rows)
     np.testing.assert_allclose(objective.cotangent(examination.scores, rows)[:, 2], slope / 2e-3, atol=1e-3)
@@ -337,10 +337,10 @@ def test_a_probability_target_is_the_files_own(name: str) -> None:
 
 def test_a_contrast_of_a_vote_is_the_difference_of_log_p() -> None:
     model, x = heads.build(heads.RECIPES["vote of two"], 5), PICTURES * np.float32(FAINT)
-    explainer, own = onnxcam.Explainer(model), run(model, x)["y"].astype(np.float64)
+    explainer, original = onnxcam.Explainer(model), run(model, x)["y"].astype(np.float64)
     examination = explainer.examine(x)
     objective = explainer.question(target=onnxcam.targets.Contrast(3, 1)).objective(examination.scores)
-    expected = np.log(own[:, 3]) - np.log(own[:, 1])
+    expected = np.log(original[:, 3]) - np.log(original[:, 1])
     np.testing.assert_allclose(objective.value(examination.scores, np.arange(len(x))), expected, atol=1e-4)
 
 
@@ -350,15 +350,15 @@ def test_a_monitor_reads_a_plain_sessions_probabilities(name: str) -> None:
     model, x = heads.build(heads.RECIPES[name], 5), PICTURES * np.float32(FAINT)
     recipe = heads.RECIPES[name]
     assert recipe.probabilities is not None
-    own = np.asarray(recipe.probabilities(run(model, x))).max(axis=1)
-    threshold = float(np.median(own))
-    sink = Kept()
+    original = np.asarray(recipe.probabilities(run(model, x))).max(axis=1)
+    threshold = float(np.median(original))
+    sink = Collector()
     settings = {"redact": "none", "baseline_sample": 0.0, **UNLIMITED}
     with onnxcam.Monitor(model, sink=sink, when=f"confidence < {threshold}", **settings) as monitor:
         monitor.wrap(session(model)).run(None, {"x": x})
         assert monitor.flush(20)
     confidences = sorted(record["prediction"]["confidence"] for record in sink.records)
-    np.testing.assert_allclose(confidences, sorted(own[own < threshold]), atol=1e-5)
+    np.testing.assert_allclose(confidences, sorted(original[original < threshold]), atol=1e-5)
 
 
 def test_a_monitor_refuses_outputs_that_are_something_else() -> None:
@@ -380,6 +380,6 @@ def test_a_monitor_names_its_own_option() -> None:
 
 
 def test_the_gradient_of_a_vote_in_float16_is_finite() -> None:
-    made = augment(heads.build(heads.RECIPES["vote in float16"], 5))
-    values = run(made, x=PICTURES, target=np.array([0, 1, 2, 3, 4, -1]))
+    explainable = augment(heads.build(heads.RECIPES["vote in float16"], 5))
+    values = run(explainable, x=PICTURES, target=np.array([0, 1, 2, 3, 4, -1]))
     assert np.isfinite(values["gradients"]).all() and np.isfinite(values["log_probabilities"]).all()

@@ -16,9 +16,9 @@ from tests.support import models
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Any]:
-    found = manifest.read(onnxcam.augment(models.tiny_cnn(), ["relu1", "relu2"]))
-    assert found is not None
-    return found
+    result = manifest.read(onnxcam.augment(models.tiny_cnn(), ["relu1", "relu2"]))
+    assert result is not None
+    return result
 
 
 def test_no_manifest() -> None:
@@ -30,10 +30,10 @@ def test_written_and_read_again(whole: dict[str, Any]) -> None:
     model = models.tiny_cnn()
     for key in ("author", "zebra"):
         model.metadata_props.add(key=key, value="kept")
-    held = whole | {"labels": ["Käse", "猫", "a", "b", "c"]}
+    value = whole | {"labels": ["Käse", "猫", "a", "b", "c"]}
     manifest.write(model, {"format": 1})
-    manifest.write(model, held)
-    assert manifest.read(model) == held
+    manifest.write(model, value)
+    assert manifest.read(model) == value
     assert [p.key for p in model.metadata_props] == ["author", "zebra", "onnxcam"]
     assert "猫" in model.metadata_props[-1].value
     manifest.write(model, None)
@@ -59,15 +59,15 @@ PLACES = [("input",), ("scores",), ("target",), ("layers",), ("input", "name"), 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("value", [None, 7.5, [None]])
 def test_every_field_a_reader_needs_is_required(whole: dict[str, Any], place: tuple[Any, ...], value: Any) -> None:
-    held: Any = copy.deepcopy(whole)
-    inside = held
+    entry: Any = copy.deepcopy(whole)
+    inside = entry
     for key in place[:-1]:
         inside = inside[key]
     if place == ("input", "shape") and value == [None]:
         value = {}
     inside[place[-1]] = value
     with pytest.raises(ModelError, match=f"lacks .*{place[0]}"):
-        manifest.parse(json.dumps(held))
+        manifest.parse(json.dumps(entry))
 
 
 def test_layers_by_name(whole: dict[str, Any]) -> None:

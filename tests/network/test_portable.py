@@ -42,10 +42,10 @@ def test_a_pool_by_convolutions_gives_ties_to_the_first(pooled: onnx.ModelProto)
     assert "ScatterElements" not in kinds and not any(
         len(n.output) > 1 for n in portable.graph.node if n.op_type == "MaxPool"
     )
-    expected, got = (run(model, batch, outputs=["gradients", "heatmap"]) for model in (plain, portable))
+    expected, actual = (run(model, batch, outputs=["gradients", "heatmap"]) for model in (plain, portable))
     assert np.abs(expected["gradients"]).max() > 0
-    assert distance(got["gradients"], expected["gradients"]) < 1e-6
-    assert distance(got["heatmap"], expected["heatmap"]) < 1e-5
+    assert distance(actual["gradients"], expected["gradients"]) < 1e-6
+    assert distance(actual["heatmap"], expected["heatmap"]) < 1e-5
 
 
 def test_a_target_for_all_rows_still_explains_a_class_for_each() -> None:
@@ -55,9 +55,9 @@ def test_a_target_for_all_rows_still_explains_a_class_for_each() -> None:
     assert [d.dim_value for d in portable.graph.input[-1].type.tensor_type.shape.dim] == [1]
     plain, explainer = onnxcam.Explainer(onnxcam.augment(source, "a")), onnxcam.Explainer(portable)
     for target in (None, 3, [0, 4, 0, -1, 2]):
-        expected, got = plain.run(batch, target), explainer.run(batch, target)
-        assert np.array_equal(got.target, expected.target)
-        assert distance(got.gradients, expected.gradients) < 1e-6
+        expected, actual = plain.run(batch, target), explainer.run(batch, target)
+        assert np.array_equal(actual.target, expected.target)
+        assert distance(actual.gradients, expected.gradients) < 1e-6
         assert np.allclose(explainer.attribute(batch, target), plain.attribute(batch, target), atol=1e-5)
 
 
@@ -106,9 +106,9 @@ def rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
         if info.name == "target":
             del changed.graph.input[place]
             break
-    shown = next(node for node in changed.graph.node if node.output[0] == "activations")
-    value = shown.input[0]
-    changed.graph.node.remove(shown)
+    emitter = next(node for node in changed.graph.node if node.output[0] == "activations")
+    value = emitter.input[0]
+    changed.graph.node.remove(emitter)
     for node in changed.graph.node:
         for field in (node.input, node.output):
             for place, name in enumerate(field):
@@ -125,9 +125,9 @@ def test_a_file_rewritten_by_a_simplifier_explains_any_class(network: str) -> No
     plain, explainer = onnxcam.Explainer(model), onnxcam.Explainer(rewritten(model))
     for target in (None, -1, 2, [1, 0, -1]):
         assert np.allclose(explainer.attribute(batch, target), plain.attribute(batch, target), atol=1e-5)
-        expected, got = plain.run(batch, target), explainer.run(batch, target)
-        assert np.array_equal(got.target, expected.target)
-        assert distance(got.gradients, expected.gradients) < 1e-6
+        expected, actual = plain.run(batch, target), explainer.run(batch, target)
+        assert np.array_equal(actual.target, expected.target)
+        assert distance(actual.gradients, expected.gradients) < 1e-6
 
 
 def test_a_gated_file_captures_no_output_by_its_own_name() -> None:

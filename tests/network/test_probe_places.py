@@ -146,14 +146,14 @@ def test_a_mistaken_layout_is_corrected() -> None:
 def test_a_misplaced_layer_is_warned_of_everywhere(tmp_path: Path) -> None:
     source = misplaced.rolled(1)
     with pytest.warns(UserWarning, match="'layer' lies shifted on the picture"):
-        made = onnxcam.augment(source, ["layer"])
-    entry = (manifest.read(made) or {})["layers"][0]
+        explainable = onnxcam.augment(source, ["layer"])
+    entry = (manifest.read(explainable) or {})["layers"][0]
     assert entry["place"]["verdict"] == "shifted"
-    for model in (source, made):
+    for model in (source, explainable):
         explainer = onnxcam.Explainer(model.SerializeToString(), layers=["layer"], preprocess="0..1")
         assert any("lies shifted" in sentence for sentence in explainer.warnings)
     path = tmp_path / "m.onnx"
-    onnx.save(made, path)
+    onnx.save(explainable, path)
     report = gradients.check(path)
     assert report.failed == ["place of layer"]
     names = {finding.name for finding in gradients.check(path, all_layers=True).findings}

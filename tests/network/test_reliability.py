@@ -31,36 +31,36 @@ def draw(kind: str, n: int = 700, seed: int = 0) -> tuple[np.ndarray, np.ndarray
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_numbers_are_scikit_learns(kind: str, temperature: float) -> None:
     scores, truth, readout = draw(kind)
-    got = reliability.measure(scores, truth, readout, temperature)
+    actual = reliability.measure(scores, truth, readout, temperature)
     p = softmax(readout, scores / temperature)
     right = p.argmax(axis=1) == truth
     share, mean = calibration_curve(right, p.max(axis=1), n_bins=15, strategy="quantile")
-    np.testing.assert_allclose(got.bins.observed, share, atol=1e-9)
-    np.testing.assert_allclose(got.bins.predicted, mean, atol=1e-6)
-    assert got.nll == pytest.approx(log_loss(truth, p, labels=range(readout.size)), rel=1e-5)
+    np.testing.assert_allclose(actual.bins.observed, share, atol=1e-9)
+    np.testing.assert_allclose(actual.bins.predicted, mean, atol=1e-6)
+    assert actual.nll == pytest.approx(log_loss(truth, p, labels=range(readout.size)), rel=1e-5)
     hot = np.eye(readout.size)[truth]
-    assert got.brier == pytest.approx(((p - hot) ** 2).sum(axis=1).mean(), rel=1e-5)
+    assert actual.brier == pytest.approx(((p - hot) ** 2).sum(axis=1).mean(), rel=1e-5)
     if readout.size == 2:  # scikit-learn's is of one class
-        assert got.brier == pytest.approx(2 * brier_score_loss(truth, p[:, 1]), rel=1e-5)
-    assert got.ece == pytest.approx(
+        assert actual.brier == pytest.approx(2 * brier_score_loss(truth, p[:, 1]), rel=1e-5)
+    assert actual.ece == pytest.approx(
         sum(np.abs(share - mean) * np.diff(np.linspace(0, 1, 16))), abs=2e-3
     )  # bins of 46 or 47
-    assert got.accuracy == right.mean()
+    assert actual.accuracy == right.mean()
     order = np.argsort(-p.max(axis=1))
-    assert got.aurc == pytest.approx((np.cumsum(~right[order]) / np.arange(1, 701)).mean(), abs=1e-9)
-    assert got.risk[-1] == pytest.approx(1 - right.mean())
-    assert (got.bins.low <= got.bins.observed).all()
-    assert (got.bins.observed <= got.bins.high).all()
+    assert actual.aurc == pytest.approx((np.cumsum(~right[order]) / np.arange(1, 701)).mean(), abs=1e-9)
+    assert actual.risk[-1] == pytest.approx(1 - right.mean())
+    assert (actual.bins.low <= actual.bins.observed).all()
+    assert (actual.bins.observed <= actual.bins.high).all()
 
 
 def test_independent_classes_are_compared_one_by_one() -> None:
     scores, truth, readout = draw("multilabel")
-    got = reliability.measure(scores, truth, readout)
+    actual = reliability.measure(scores, truth, readout)
     p = readout.probabilities(scores).astype(np.float64)
     share, _ = calibration_curve(truth.ravel(), p.ravel(), n_bins=15, strategy="quantile")
-    np.testing.assert_allclose(got.bins.observed, share, atol=1e-9)
-    assert got.brier == pytest.approx(np.mean([brier_score_loss(truth[:, k], p[:, k]) for k in range(5)]), rel=1e-5)
-    assert got.nll == pytest.approx(sum(log_loss(truth[:, k], p[:, k], labels=[0, 1]) for k in range(5)), rel=1e-5)
+    np.testing.assert_allclose(actual.bins.observed, share, atol=1e-9)
+    assert actual.brier == pytest.approx(np.mean([brier_score_loss(truth[:, k], p[:, k]) for k in range(5)]), rel=1e-5)
+    assert actual.nll == pytest.approx(sum(log_loss(truth[:, k], p[:, k], labels=[0, 1]) for k in range(5)), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -73,9 +73,9 @@ def test_the_bias_of_ece_is_stated() -> None:
         scores = generator.normal(0, 2, (300, 4))
         p = readout.probabilities(scores).astype(np.float64)
         truth = (p.cumsum(axis=1) > generator.random((300, 1)) * p.sum(axis=1, keepdims=True)).argmax(axis=1)
-        got = reliability.measure(scores, truth, readout)
-        assert got.ece_by_chance[0] > 0.03
-        inside += got.ece <= got.ece_by_chance[1]
+        actual = reliability.measure(scores, truth, readout)
+        assert actual.ece_by_chance[0] > 0.03
+        inside += actual.ece <= actual.ece_by_chance[1]
     assert inside >= 12  # 95 % of 16, with three standard errors and a half
 
 

@@ -102,11 +102,11 @@ def test_masked_classes_pass_check_and_export(how: str, tmp_path: Path) -> None:
     states = {finding.name: (finding.status, finding.detail) for finding in report.findings}
     assert states["predictions"][0] == states["gradients at relu2"][0] == "ok"
     assert "2 of 5 classes masked" in states["scores"][1]
-    source, made = tmp_path / "m.onnx", tmp_path / "x.onnx"
+    source, destination = tmp_path / "m.onnx", tmp_path / "x.onnx"
     onnx.save(masked(how), source)
-    result = CliRunner().invoke(main, ["export", str(source), "-o", str(made)])
+    result = CliRunner().invoke(main, ["export", str(source), "-o", str(destination)])
     assert result.exit_code == 0, result.output
-    record = manifest.read(onnx.load(made))
+    record = manifest.read(onnx.load(destination))
     assert record is not None and record["measured"]["scores"]["masked"] == len(MASKED)
 
 

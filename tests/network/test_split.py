@@ -52,17 +52,17 @@ def test_tail_fed_by_head_equals_the_whole(
     assert {name: tail.cut for name, tail in tails.items()} == cut
     assert [i.name for i in head.graph.input] == ["input"]
     assert len(head.graph.node) <= len(source.graph.node) + 1  # nothing is differentiated
-    made = run(head, {"input": x})
+    values = run(head, {"input": x})
     originals = [o.name for o in source.graph.output]
     assert [o.name for o in head.graph.output][: len(originals)] == originals
     for name in (*originals, "logits"):
-        assert np.array_equal(made[name], want[name])
+        assert np.array_equal(values[name], want[name])
     for tail in tails.values():
         assert tail.rowwise
         onnx.checker.check_model(tail.model, full_check=True)
-        got = run(tail.model, {name: made[name] for name in tail.cut} | {"target": target})
-        assert set(got) == set(tail.outputs)
-        for name, value in got.items():
+        actual = run(tail.model, {name: values[name] for name in tail.cut} | {"target": target})
+        assert set(actual) == set(tail.outputs)
+        for name, value in actual.items():
             assert np.allclose(value, want[name], rtol=1e-5, atol=1e-7), name
     assert set().union(*(tail.outputs for tail in tails.values())) == {
         name for name in want if name.startswith(("gradients", "heatmap"))

@@ -31,11 +31,11 @@ def batch(rows: int = 3, *, nhwc: bool = False, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def features(source: Any, layer: str, rows: int = 3, **given: Any) -> HeadRun:
+def features(source: Any, layer: str, rows: int = 3, **options: Any) -> HeadRun:
     sessions = Sessions(source, lambda data, _: runtime.open_session(data, CPU))
     fixed = sessions.network.picture.type.tensor_type.shape.dim[0].dim_value or None
     nhwc = sessions.network.cut(INPUT).layout.name == "NHWC"
-    return run_head(sessions, batch(rows, nhwc=nhwc), [layer], size=fixed, **given)
+    return run_head(sessions, batch(rows, nhwc=nhwc), [layer], size=fixed, **options)
 
 
 def tokens() -> onnx.ModelProto:
@@ -111,12 +111,12 @@ SOURCES = {
 def test_head_and_backward_equal_the_explainable_model(name: str) -> None:
     source, layer = SOURCES[name]
     whole = Explainer(onnxcam.augment(source, [layer], ("gradcam", "hirescam")), providers=CPU)
-    held = features(source, layer)
-    x = held.batch.pictures
-    target = [0, 1, 0] if held.batch.readout.size == 2 else [3, 0, 2]
+    head_run = features(source, layer)
+    x = head_run.batch.pictures
+    target = [0, 1, 0] if head_run.batch.readout.size == 2 else [3, 0, 2]
     want = whole.run(x, target)
-    layer_view = view(held, layer, resolve(target, held.scores, held.batch.readout))
-    assert np.allclose(held.scores, want.scores, atol=1e-5)
+    layer_view = view(head_run, layer, resolve(target, head_run.scores, head_run.batch.readout))
+    assert np.allclose(head_run.scores, want.scores, atol=1e-5)
     assert np.allclose(layer_view.activations, want.activations, atol=1e-5)
     assert np.linalg.norm(layer_view.gradients - want.gradients) <= 1e-5 * np.linalg.norm(want.gradients)
     for method, maps in zip(("gradcam", "hirescam"), layer_view.maps(["gradcam", "hirescam"]), strict=True):
@@ -127,11 +127,11 @@ def test_head_and_backward_equal_the_explainable_model(name: str) -> None:
 @pytest.mark.parametrize("name", SOURCES)
 def test_variants_are_what_the_model_says_of_changed_activations(name: str) -> None:
     source, layer = SOURCES[name]
-    held = features(source, layer)
-    layer_view = view(held, layer, resolve([0, 1, 0], held.scores, held.batch.readout))
+    head_run = features(source, layer)
+    layer_view = view(head_run, layer, resolve([0, 1, 0], head_run.scores, head_run.batch.readout))
     rows = np.array([2, 0, 1, 1, 2])
     unchanged = layer_view.variants(5, lambda a, b: (layer_view.activations[rows[a:b]], rows[a:b]))
-    assert np.allclose(unchanged, held.scores[rows], atol=1e-5)
+    assert np.allclose(unchanged, head_run.scores[rows], atol=1e-5)
     factor = np.linspace(0.5, 1.5, 5, dtype=np.float32)[:, None, None, None]
 
     def make(a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,15 +155,15 @@ def test_tokens_keep_their_class_token() -> None:
     explainable = onnxcam.augment(source, [layer])
     sessions = Sessions(explainable, lambda data, _: runtime.open_session(data, CPU))
     x = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)[:, :, :16, :16]
-    held = run_head(sessions, x, ["tokens"], size=None)
-    layer_view = view(held, "tokens", logit(np.array([0, 1, 2]), held.batch.readout))
+    head_run = run_head(sessions, x, ["tokens"], size=None)
+    layer_view = view(head_run, "tokens", logit(np.array([0, 1, 2]), head_run.batch.readout))
     want = Explainer(explainable, providers=CPU).run(x, [0, 1, 2])
     patches = want.gradients[:, 1:].transpose(0, 2, 1).reshape(layer_view.gradients.shape)
     assert np.allclose(layer_view.gradients, patches, atol=1e-6)
     rows = np.array([1, 2])
     assert np.allclose(
         layer_view.variants(2, lambda a, b: (layer_view.activations[rows[a:b]], rows[a:b])),
-        held.scores[rows],
+        head_run.scores[rows],
         atol=1e-5,
     )
 
@@ -171,17 +171,17 @@ def test_tokens_keep_their_class_token() -> None:
 @pytest.mark.parametrize("nhwc", [False, True])
 def test_the_picture_is_a_layer_too(nhwc: bool) -> None:
     source = models.tiny_cnn(nhwc=nhwc)
-    held = features(source, "relu2")
-    layer_view = view(held, "relu2", resolve([3, 0, 2], held.scores, held.batch.readout)).input
+    head_run = features(source, "relu2")
+    layer_view = view(head_run, "relu2", resolve([3, 0, 2], head_run.scores, head_run.batch.readout)).input
     assert layer_view.activations.shape == (3, 3, 32, 32)
     model = onnxcam.gradient(source, "logits", ["input"])
     session = runtime.open_session(model.SerializeToString(), CPU)
     cotangent = np.eye(5, dtype=np.float32)[[3, 0, 2]]
-    (want,) = session.run(["grad.input"], {"input": held.batch.pictures, "cotangent.logits": cotangent})
+    (want,) = session.run(["grad.input"], {"input": head_run.batch.pictures, "cotangent.logits": cotangent})
     assert np.allclose(layer_view.gradients, want.transpose(0, 3, 1, 2) if nhwc else want, atol=1e-6)
     moved = layer_view.at(layer_view.activations + 1)
     assert np.allclose(moved.activations, layer_view.activations + 1)
-    assert not np.allclose(moved.scores, held.scores)
+    assert not np.allclose(moved.scores, head_run.scores)
 
 
 def with_nodes(*between: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
@@ -226,8 +226,8 @@ def test_a_tail_is_called_affine_only_where_it_is(name: str) -> None:
     source, affine = AFFINE[name]
     cut = Network(source).cut("relu2")
     assert cut.affine == affine
-    held = features(source, "relu2")
-    layer_view = view(held, "relu2", resolve([3, 0, 2], held.scores, held.batch.readout))
+    head_run = features(source, "relu2")
+    layer_view = view(head_run, "relu2", resolve([3, 0, 2], head_run.scores, head_run.batch.readout))
     rows = np.arange(3)
     a = np.maximum(layer_view.activations, 0.1)
     noise = np.random.default_rng(5).uniform(0.1, 1, a.shape).astype(np.float32)
@@ -248,37 +248,37 @@ def test_the_head_runs_once_for_many_questions(monkeypatch: pytest.MonkeyPatch) 
         return real(session, outputs, feeds)
 
     monkeypatch.setattr(runtime, "run", counting)
-    held = explainer.examine(batch(), ["relu1", "relu2"])
+    examination = explainer.examine(batch(), ["relu1", "relu2"])
     for target in (None, 2, Contrast(), Probability(1)):
         for layer in ("relu1", "relu2", ["relu1", "relu2"]):
-            held.attribute(target, ["gradcam", "hirescam"], layer)
+            examination.attribute(target, ["gradcam", "hirescam"], layer)
     assert heads == ["input"]
     assert np.allclose(
-        held.attribute(2, "gradcam", "relu2"), explainer.attribute(batch(), 2, "gradcam", "relu2"), atol=1e-6
+        examination.attribute(2, "gradcam", "relu2"), explainer.attribute(batch(), 2, "gradcam", "relu2"), atol=1e-6
     )
 
 
 def test_objectives_reach_the_maps() -> None:
     """A contrast's map before its ReLU is the difference of two classes' maps; a probability's is a multiple."""
-    held = features(models.tiny_cnn(), "relu2")
+    head_run = features(models.tiny_cnn(), "relu2")
 
     def raw(target: Any) -> np.ndarray:
-        return view(held, "relu2", resolve(target, held.scores, held.batch.readout)).map("gradcam")
+        return view(head_run, "relu2", resolve(target, head_run.scores, head_run.batch.readout)).map("gradcam")
 
     assert np.allclose(raw(Contrast(1, 3)), raw(1) - raw(3), atol=1e-5)
-    p = np.exp(held.scores - held.scores.max(axis=1, keepdims=True))
+    p = np.exp(head_run.scores - head_run.scores.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     mixed = sum(p[:, k, None, None] * raw(k) for k in range(5))
     assert np.allclose(raw(Probability(2)), p[:, 2, None, None] * (raw(2) - mixed), atol=1e-5)
 
 
 def test_progress_is_told_and_can_stop_the_work() -> None:
-    told = []
-    held = features(models.tiny_cnn(), "relu2", progress=lambda done, total: told.append((done, total)))
-    layer_view = view(held, "relu2", resolve(None, held.scores, held.batch.readout))
+    calls = []
+    head_run = features(models.tiny_cnn(), "relu2", progress=lambda done, total: calls.append((done, total)))
+    layer_view = view(head_run, "relu2", resolve(None, head_run.scores, head_run.batch.readout))
     rows = np.arange(1000) % 3
     layer_view.values(1000, lambda a, b: (layer_view.activations[rows[a:b]], rows[a:b]))
-    assert told[-1] == (1000, 1000) and len(told) > 1 and told == sorted(told)
+    assert calls[-1] == (1000, 1000) and len(calls) > 1 and calls == sorted(calls)
 
     class Enough(Exception):
         pass
@@ -294,16 +294,16 @@ def test_progress_is_told_and_can_stop_the_work() -> None:
 
 @pytest.mark.slow
 def test_few_variants_are_held_at_a_time() -> None:
-    held = features(models.tiny_cnn(width=64), "relu1")
-    layer_view = view(held, "relu1", resolve(None, held.scores, held.batch.readout))
+    head_run = features(models.tiny_cnn(width=64), "relu1")
+    layer_view = view(head_run, "relu1", resolve(None, head_run.scores, head_run.batch.readout))
     most = 0
 
     def make(a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
         nonlocal most
         rows = np.zeros(b - a, np.int64)
-        made = layer_view.activations[rows]
-        most = max(most, made.nbytes)
-        return made, rows
+        activations = layer_view.activations[rows]
+        most = max(most, activations.nbytes)
+        return activations, rows
 
     layer_view.values(400, make)
     assert most <= 32 << 20 < 400 * layer_view.activations[0].nbytes
@@ -315,25 +315,25 @@ def test_an_unknown_layer_is_named_with_those_of_the_file() -> None:
 
 
 def test_sessions_are_made_once_by_many_threads() -> None:
-    made: list[bytes] = []
+    models_made: list[bytes] = []
 
     def open_session(data: bytes, _: str) -> Any:
-        made.append(data)
+        models_made.append(data)
         return runtime.open_session(data, CPU)
 
     sessions = Sessions(models.tiny_cnn(), open_session)
-    found: list[LayerView] = []
+    views: list[LayerView] = []
 
     def work() -> None:
-        held = run_head(sessions, batch(), ["relu2"], size=None)
-        layer_view = view(held, "relu2", resolve([1, 2, 3], held.scores, held.batch.readout))
+        head_run = run_head(sessions, batch(), ["relu2"], size=None)
+        layer_view = view(head_run, "relu2", resolve([1, 2, 3], head_run.scores, head_run.batch.readout))
         layer_view.maps(["gradcam"])
-        found.append(layer_view)
+        views.append(layer_view)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 8 and len(made) == 2
-    assert all(np.array_equal(each.gradients, found[0].gradients) for each in found)
+    assert len(views) == 8 and len(models_made) == 2
+    assert all(np.array_equal(each.gradients, views[0].gradients) for each in views)

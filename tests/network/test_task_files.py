@@ -55,8 +55,11 @@ def test_the_file_has_the_explainers_map(name: str) -> None:
     if task == "detect":
         scores = explainer.batch_scores(PICTURES)
         candidates = explainer.terms.readout.task.count(scores.shape[1])  # type: ignore[union-attr]
-        chosen = RNG.integers(0, candidates, ROWS)
-        cases = [({"box": chosen}, [Box(int(index)) for index in chosen]), ({"box": np.array([1])}, [Box(1)] * ROWS)]
+        selected = RNG.integers(0, candidates, ROWS)
+        cases = [
+            ({"box": selected}, [Box(int(index)) for index in selected]),
+            ({"box": np.array([1])}, [Box(1)] * ROWS),
+        ]
     elif task == "segment":
         region = np.resize(np.array([[5, 9, 60, 50], [0, 0, 96, 20]], np.float32), (ROWS, 4))
         none = np.zeros((1, 4), np.float32)

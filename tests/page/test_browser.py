@@ -140,14 +140,14 @@ def test_maps_of_png_files_are_the_explainer_s(chromium: Any, lite0: str, explai
         assert page.evaluate("self.crossOriginIsolated")
         for place, pixels in enumerate(views()):
             target = None if place % 3 else int(place * 37 % 1000)
-            got, want = explained(page, png(pixels), target=target), explainer.explain(pixels, target=target)
-            assert got["heatmap"].shape == want.heatmap.shape and want.heatmap.any()
-            worst = max(worst, distance(got["heatmap"][None], want.heatmap[None]))
-            assert got["target"]["class_index"] == want.target
-            for mine, (index, label, probability) in zip(got["predictions"], want.predictions, strict=True):
+            actual, want = explained(page, png(pixels), target=target), explainer.explain(pixels, target=target)
+            assert actual["heatmap"].shape == want.heatmap.shape and want.heatmap.any()
+            worst = max(worst, distance(actual["heatmap"][None], want.heatmap[None]))
+            assert actual["target"]["class_index"] == want.target
+            for mine, (index, label, probability) in zip(actual["predictions"], want.predictions, strict=True):
                 assert (mine["class_index"], mine["class_name"]) == (index, label)
                 assert mine["confidence"] == pytest.approx(probability, abs=1e-4)
-            assert got["warnings"] == want.warnings
+            assert actual["warnings"] == want.warnings
     assert worst < 1e-4, worst
 
 
@@ -165,10 +165,10 @@ def test_jpeg_files_have_the_same_best_class(
             Image.fromarray(pixels).save(
                 stream, "JPEG", quality=60 + 2 * place, subsampling=sampling, exif=exif.tobytes()
             )
-            got, want = explained(page, stream.getvalue()), explainer.explain(stream.getvalue())
-            assert got["heatmap"].shape == want.heatmap.shape
-            assert got["predictions"][0]["class_index"] == want.predictions[0][0]
-            differences.append(distance(got["heatmap"][None], want.heatmap[None]))
+            actual, want = explained(page, stream.getvalue()), explainer.explain(stream.getvalue())
+            assert actual["heatmap"].shape == want.heatmap.shape
+            assert actual["predictions"][0]["class_index"] == want.predictions[0][0]
+            differences.append(distance(actual["heatmap"][None], want.heatmap[None]))
     record_property("difference", differences)
     print(f"maps of JPEG files: median {np.median(differences):.1e}, most {max(differences):.1e}")
     assert max(differences) < 0.05
@@ -182,9 +182,9 @@ def test_dropping_a_picture_and_switching_the_class(chromium: Any, lite0: str, e
         status(page, "cat.png: what speaks for tiger cat")
         page.get_by_role("button", name="tabby, tabby cat").first.click()
         status(page, "cat.png: what speaks for tabby, tabby cat")
-        shown = page.evaluate("document.querySelector('#figures canvas').getAttribute('aria-label')")
+        label = page.evaluate("document.querySelector('#figures canvas').getAttribute('aria-label')")
         x, y = (round(100 * value) for value in reversed(want.statistics["centroid"]))
-        assert f"{x} % from the left and {y} % from the top" in shown
+        assert f"{x} % from the left and {y} % from the top" in label
         assert "never leave it" in page.locator("footer").inner_text()
         page.get_by_role("button", name="coffee").click()  # the example
         status(page, "coffee: what speaks for espresso")
@@ -233,9 +233,12 @@ def test_another_model_is_opened_on_the_page(chromium: Any, lite0: str, tmp_path
         drop(page, png(pixels), "one.png")
         status(page, "one.png: what speaks for bird")
         for target in range(5):  # the optional target has become an input
-            got, want = explained(page, png(pixels), "birds", target=target), explainer.explain(pixels, target=target)
-            np.testing.assert_allclose(got["heatmap"], want.heatmap, rtol=0, atol=1e-5)
-            assert got["target"]["class_name"] == labels[target]
+            actual, want = (
+                explained(page, png(pixels), "birds", target=target),
+                explainer.explain(pixels, target=target),
+            )
+            np.testing.assert_allclose(actual["heatmap"], want.heatmap, rtol=0, atol=1e-5)
+            assert actual["target"]["class_name"] == labels[target]
         drop(page, bound.SerializeToString(), "bound.onnx", "")
         page.get_by_text("explains one class alone: bird 3").wait_for()
         status(page, "one.png: what speaks for bird 3")
@@ -248,14 +251,14 @@ def test_wrong_files_are_said(chromium: Any, lite0: str) -> None:
     plain = models.tiny_cnn().SerializeToString()
     whole = Path(bundled.path("cat.png")).read_bytes()
     with browsers.visit(chromium, lite0) as page:
-        for data, name, said in (
+        for data, name, message in (
             (plain, "plain.onnx", "not explainable"),
             (b"\x00" * 50, "zeros.onnx", "not a whole ONNX file"),
             (b"hello", "text.png", "not a picture"),
             (whole[: len(whole) // 2], "half.png", "not a picture that this browser can read"),
         ):
             drop(page, data, name)
-            page.get_by_role("alert").get_by_text(said).wait_for()
+            page.get_by_role("alert").get_by_text(message).wait_for()
         drop(page, whole, "cat.png")
         status(page, "cat.png: what speaks for tiger cat")
 
@@ -298,9 +301,12 @@ def test_webgpu_is_used_only_where_it_gives_the_same_numbers(
             assert page.evaluate("navigator.gpu.requestAdapter().then(Boolean)"), "no WebGPU adapter"
             providers = []
             for target in (None, 1, 2):
-                got, want = explained(page, png(pixels), "net", target=target), explainer.explain(pixels, target=target)
-                providers.append(got["provider"])
-                np.testing.assert_allclose(got["heatmap"], want.heatmap, rtol=0, atol=1e-4)
+                actual, want = (
+                    explained(page, png(pixels), "net", target=target),
+                    explainer.explain(pixels, target=target),
+                )
+                providers.append(actual["provider"])
+                np.testing.assert_allclose(actual["heatmap"], want.heatmap, rtol=0, atol=1e-4)
             assert providers == ["wasm", *(["webgpu"] * 2 if right else ["wasm"] * 2)]
     finally:
         served.stop()

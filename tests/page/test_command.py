@@ -95,8 +95,8 @@ def test_the_folder_has_all_that_the_page_needs(tmp_path: Path, model: Path, run
     assert entry["manifest"] == manifests.read(onnx.load_from_string(data))
     # the worker that works offline keeps every file but itself
     worker = (output / "service_worker.js").read_text().partition("\n")
-    kept = json.loads(worker[0].removeprefix("const PAGE = ").removesuffix(";"))
-    assert set(kept["files"]) == written - {"service_worker.js"}
+    page_files = json.loads(worker[0].removeprefix("const PAGE = ").removesuffix(";"))
+    assert set(page_files["files"]) == written - {"service_worker.js"}
     assert worker[2] == (VIEWER / "local" / "service_worker.js").read_text()
 
 
@@ -141,9 +141,9 @@ def test_any_class_is_an_input_whatever_the_file_was(form: str) -> None:
     output = manifest["layers"][-1]["heatmaps"]["gradcam"]
     want = onnxcam.Explainer(tiny)
     for index in (0, 3, -1):
-        got = run(data, {"input": batch, "target": np.array([index])}, outputs=[output])
+        actual = run(data, {"input": batch, "target": np.array([index])}, outputs=[output])
         raw = want.attribute(batch, index, normalize="none", size="layer")
-        np.testing.assert_allclose(got[output], raw, rtol=0, atol=1e-6 * max(float(raw.max()), 1e-6))
+        np.testing.assert_allclose(actual[output], raw, rtol=0, atol=1e-6 * max(float(raw.max()), 1e-6))
 
 
 def test_layers_and_methods_are_added(tmp_path: Path, model: Path, runtime: Path) -> None:
@@ -169,9 +169,9 @@ def test_errors_have_their_exit_codes(tmp_path: Path, model: Path, runtime: Path
         (2, "cannot be stored in an ONNX file", (model, "-o", output, "--runtime", runtime, "--method", "scorecam")),
         (1, "cannot be made", (model, "-o", model / "page", "--runtime", runtime)),
     ]
-    for code, said, arguments in cases:
+    for code, message, arguments in cases:
         result = page(*arguments)
-        assert result.exit_code == code and said in result.stderr, (said, result.exit_code, result.stderr)
+        assert result.exit_code == code and message in result.stderr, (message, result.exit_code, result.stderr)
         assert not output.exists()
 
 
@@ -225,12 +225,12 @@ def test_npm_is_asked_once_and_its_files_are_kept(npm: Path, tmp_path: Path) -> 
     assert web_runtime.find().files == first.files
     assert len(calls(npm)) == 1
     # a file of the cache that is damaged is not used
-    kept = next((tmp_path / "cache").rglob(web_runtime.BINARY))
-    kept.write_bytes(b"something else")
+    file = next((tmp_path / "cache").rglob(web_runtime.BINARY))
+    file.write_bytes(b"something else")
     with pytest.raises(RuntimeUnavailable, match=r"npm error network.*npm pack"):
         web_runtime.find()
     (npm / "offline").unlink()
-    assert web_runtime.find().files == first.files and kept.read_bytes() == BINARY
+    assert web_runtime.find().files == first.files and file.read_bytes() == BINARY
 
 
 def test_another_package_than_the_pinned_one_is_refused(npm: Path, tmp_path: Path) -> None:

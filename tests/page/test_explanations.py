@@ -74,7 +74,7 @@ def cases(folder: Path) -> list[tuple[str, Path]]:
 def test_explanations_are_those_of_the_explainer(node: Node, web: Path, tmp_path: Path) -> None:
     runtime = (web / "dist" / "ort.node.min.mjs").as_uri()
     pictures = [rough(45, 70, 1), rough(64, 31, 2), rough(20, 20, 3)]
-    requests, wanted = [], []
+    requests, expected = [], []
     for name, path in cases(tmp_path):
         explainer = onnxcam.Explainer(path)
         methods = explainer.methods
@@ -87,8 +87,8 @@ def test_explanations_are_those_of_the_explainer(node: Node, web: Path, tmp_path
                 requests.append(
                     {"action": "explain", "path": str(path), "runtime": runtime, "file": data, "question": question}
                 )
-                wanted.append((name, explainer.explain(pixels, target=target, method=method)))
-    for result, (name, want) in zip(node.run(requests), wanted, strict=True):
+                expected.append((name, explainer.explain(pixels, target=target, method=method)))
+    for result, (name, want) in zip(node.run(requests), expected, strict=True):
         assert "error" not in result, (name, result)
         heatmap = array(result["heatmap"]).reshape(result["size"])
         assert heatmap.shape == want.heatmap.shape
@@ -111,7 +111,7 @@ def test_explanations_are_those_of_the_explainer(node: Node, web: Path, tmp_path
         assert result["statistics"]["zero"] == want.statistics["zero"]
         if want.heatmap.any():
             assert result["warnings"] == want.warnings, name
-    assert sum(bool(want.heatmap.any()) for _, want in wanted) > len(wanted) / 2
+    assert sum(bool(want.heatmap.any()) for _, want in expected) > len(expected) / 2
 
 
 @pytest.mark.parametrize("kind", ["binary_logit", "multilabel", "probabilities", "regression"])

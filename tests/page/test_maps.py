@@ -52,8 +52,8 @@ def test_maps_lie_on_the_picture_where_python_puts_them(node: Node) -> None:
                 )
     some = 0
     for case, result, (heatmap, visible) in zip(cases, node.run(cases), want, strict=True):
-        got = array(result["heatmap"]).reshape(heatmap.shape)
-        np.testing.assert_allclose(got, heatmap, rtol=0, atol=2e-6, err_msg=str(case["window"]))
+        actual = array(result["heatmap"]).reshape(heatmap.shape)
+        np.testing.assert_allclose(actual, heatmap, rtol=0, atol=2e-6, err_msg=str(case["window"]))
         some += heatmap.max() > 0.9
         height, width = heatmap.shape
         box = result["visible"]
@@ -93,9 +93,9 @@ def test_statistics(node: Node) -> None:
     blobs = [np.exp(-((y - a) ** 2 + (x - b) ** 2) / 60) for a, b in ((10, 10), (50, 70), (60, 8))]
     maps += [np.max(blobs, axis=0).astype(np.float32), np.zeros((9, 9), np.float32), np.eye(40, dtype=np.float32)]
     results = node.run([{"action": "statistics", "map": encode(one), "size": one.shape} for one in maps])
-    for one, got in zip(maps, results, strict=True):
+    for one, actual in zip(maps, results, strict=True):
         want = describe(one)
-        assert got.keys() == want.keys()
+        assert actual.keys() == want.keys()
         for name, value in want.items():
-            assert got[name] == (value if value is None else pytest.approx(value, rel=2e-5, abs=2e-6)), name
+            assert actual[name] == (value if value is None else pytest.approx(value, rel=2e-5, abs=2e-6)), name
     assert results[-3]["peaks"] == 3

@@ -116,8 +116,8 @@ def broken(optional: onnx.ModelProto) -> dict[str, tuple[str, bytes]]:
 def test_what_is_no_explainable_file_is_refused_in_a_sentence(node: Node, optional: onnx.ModelProto) -> None:
     files = broken(optional)
     results = opened(node, *(data for _, data in files.values()))
-    for (name, (said, _)), result in zip(files.items(), results, strict=True):
-        assert result.get("kind") == "FileError" and said in result["error"], (name, result)
+    for (name, (message, _)), result in zip(files.items(), results, strict=True):
+        assert result.get("kind") == "FileError" and message in result["error"], (name, result)
 
 
 def test_damaged_bytes_never_throw_anything_else(node: Node, optional: onnx.ModelProto) -> None:
@@ -156,6 +156,6 @@ def test_doubts_are_python_s_sentences(node: Node, optional: onnx.ModelProto) ->
     listed = [{**base, **change} for change in changes]
     name = base["layers"][0]["name"]
     results = node.run([{"action": "doubts", "manifest": one, "layer": name} for one in listed])
-    wanted = [model_warnings(one, [name], skipped=False) for one in listed]
-    assert results == wanted
-    assert sum(map(len, wanted)) >= 9
+    expected = [model_warnings(one, [name], skipped=False) for one in listed]
+    assert results == expected
+    assert sum(map(len, expected)) >= 9

@@ -111,12 +111,12 @@ def test_png_files_are_read_as_python_reads_them(node: Node) -> None:
     listed = files()
     cases = [{"action": "read", "file": base64.b64encode(data).decode()} for data in listed.values()]
     differing = {}
-    for (name, data), got in zip(listed.items(), node.run(cases), strict=True):
+    for (name, data), actual in zip(listed.items(), node.run(cases), strict=True):
         want = image.load(data).pixels
-        if "error" in got:
-            differing[name] = got["error"]
+        if "error" in actual:
+            differing[name] = actual["error"]
             continue
-        pixels = array(got["pixels"]).reshape(got["height"], got["width"], got["channels"])
+        pixels = array(actual["pixels"]).reshape(actual["height"], actual["width"], actual["channels"])
         if pixels.shape != want.shape or (pixels != want).any():
             differing[name] = f"{pixels.shape} for {want.shape}"
     assert not differing
@@ -130,10 +130,10 @@ def test_damaged_files_are_refused_in_a_sentence(node: Node) -> None:
         "cut off": [whole[:-30], whole[: len(whole) // 2], whole[:40], whole[:20], narrow[:24] + b"\3" + narrow[25:]],
         "more than the limit": [large],
     }
-    cases = [(said, data) for said, some in bad.items() for data in some]
+    cases = [(message, data) for message, some in bad.items() for data in some]
     results = node.run([{"action": "read", "file": base64.b64encode(data).decode()} for _, data in cases])
-    for (said, data), result in zip(cases, results, strict=True):
-        assert result.get("kind") == "PictureError" and said in result["error"], (len(data), result)
+    for (message, data), result in zip(cases, results, strict=True):
+        assert result.get("kind") == "PictureError" and message in result["error"], (len(data), result)
 
 
 @pytest.mark.parametrize("top", [4095, 255])

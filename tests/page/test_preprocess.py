@@ -114,7 +114,7 @@ def test_every_way_to_resize_crop_and_colour(node: Node) -> None:
     for (spec, pixels), result in zip(pairs, results, strict=True):
         prepare = image.resolve(spec)
         want, geometry = prepare.apply(pixels)
-        got = array(result["data"]).reshape(result["shape"])
+        actual = array(result["data"]).reshape(result["shape"])
         assert result["geometry"] == {
             "picture": list(geometry.picture_size), "resized": list(geometry.resized_size),
             "offset": list(geometry.offset), "input": list(geometry.input_size),
@@ -122,7 +122,7 @@ def test_every_way_to_resize_crop_and_colour(node: Node) -> None:
         resize = spec["resize"] or {"antialias": True, "interpolation": ""}
         exact = resize["antialias"] or resize["interpolation"] == "nearest"
         level = np.abs(prepare.scale / np.asarray(prepare.std))[None, :, None, None]
-        off = np.abs(got - want) / level
+        off = np.abs(actual - want) / level
         # OpenCV's own sums differ between processors: one grey level, seldom
         assert off.max() <= (1e-4 if exact else 1.01), spec
         assert (off > 0.5).mean() <= (0.06 if resize["interpolation"] == "bicubic" else 0.005), spec
@@ -137,10 +137,10 @@ def test_every_layout_and_type(node: Node, dtype: str) -> None:
     results = node.run([case(rough(30, 31), spec, layout, dtype) for layout in layouts])
     for layout, result in zip(layouts, results, strict=True):
         want, _ = image.resolve(spec).apply(rough(30, 31), layout=layout, dtype=dtype)
-        got = array(result["data"])
-        got = got.view(np.float16) if dtype == "float16" else got
-        assert got.dtype == want.dtype
-        np.testing.assert_array_equal(got.reshape(result["shape"]), want)
+        actual = array(result["data"])
+        actual = actual.view(np.float16) if dtype == "float16" else actual
+        assert actual.dtype == want.dtype
+        np.testing.assert_array_equal(actual.reshape(result["shape"]), want)
 
 
 def test_numbers_of_16_bits_are_rounded_as_numpy_does(node: Node) -> None:
@@ -190,5 +190,5 @@ def test_what_cannot_be_prepared_is_said(node: Node) -> None:
         "too narrow": case(picture(1, 60000), {"resize": {"mode": "shortest", "size": 224}}),
         "takes uint8": case(picture(9, 9), {"scale": 1 / 255}, dtype="uint8"),
     }
-    for said, result in zip(refused, node.run(list(refused.values())), strict=True):
-        assert result.get("kind") == "PictureError" and said in result["error"], (said, result)
+    for sentence, result in zip(refused, node.run(list(refused.values())), strict=True):
+        assert result.get("kind") == "PictureError" and sentence in result["error"], (sentence, result)

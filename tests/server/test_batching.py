@@ -29,7 +29,7 @@ def rows(count: int, seed: int = 0) -> list[np.ndarray]:
     return [rng.normal(size=(1, 3, 32, 32)).astype(np.float32) for _ in range(count)]
 
 
-class Held:
+class Gated:
     """Runs that wait to be let go, so that others queue up."""
 
     def __init__(self, inner: Any) -> None:
@@ -52,7 +52,7 @@ def wait_for(condition: Any) -> None:
 
 
 def test_items_of_one_key_share_a_run_and_none_waits_for_company() -> None:
-    work = Held(lambda items: [item * 10 for item in items])
+    work = Gated(lambda items: [item * 10 for item in items])
     batcher: Batcher[int, int] = Batcher(work, places=1, most=3)
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(batcher, "a", 1)
@@ -70,7 +70,7 @@ def test_a_run_that_fails_fails_for_its_items_alone() -> None:
             raise ValueError("two")
         return list(items)
 
-    work = Held(fail)
+    work = Gated(fail)
     batcher: Batcher[int, int] = Batcher(work, places=1, most=2)
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(batcher, 0, 1)
@@ -96,7 +96,7 @@ def test_answers_of_shared_runs_are_those_of_explainer(tiny: Explainer, values: 
     model = Model("tiny", tiny, "always", rows=8)
     batch = rows(6)
     targets: list[Any] = [None] * 6 if "top" in values else [None, 3, None, 1, 0, 4]
-    work = Held(model._map_together)
+    work = Gated(model._map_together)
     model._mapped = Batcher(work, places=1, most=8)
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(model.maps, model.question({**values, "target": targets[0]}), batch[0])]
@@ -118,7 +118,7 @@ def test_answers_of_shared_runs_are_those_of_explainer(tiny: Explainer, values: 
 
 def test_scores_of_shared_runs_are_those_of_explainer(tiny: Explainer) -> None:
     model = Model("tiny", tiny, "never", rows=4)
-    work = Held(model._score_together)
+    work = Gated(model._score_together)
     model._scored = Batcher(work, places=1, most=4)
     batch = rows(5, seed=1)
     with ThreadPoolExecutor(8) as pool:

@@ -48,8 +48,8 @@ def test_answers_have_the_calibrated_numbers(source: bytes) -> None:
     assert e.calibrated is not None and e.prediction_set
     with TestClient(create_app({"m": source})) as client:
         answer = client.post("/predict_with_gradcam", content=picture()).json()
-        got = [(one["class_index"], one["class_name"], one["confidence"]) for one in answer["calibrated"]]
-        assert got == [(index, label, pytest.approx(p, abs=1e-7)) for index, label, p in e.calibrated]
+        actual = [(one["class_index"], one["class_name"], one["confidence"]) for one in answer["calibrated"]]
+        assert actual == [(index, label, pytest.approx(p, abs=1e-7)) for index, label, p in e.calibrated]
         assert [one["class_name"] for one in answer["prediction_set"]] == e.prediction_set
         assert answer["confidence"] == pytest.approx(e.predictions[0][2], abs=1e-7)
         document = client.get("/openapi.json").json()

@@ -169,21 +169,21 @@ def close(actual: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def test_tritonclient(server: str, folder: Path, expected: dict[str, np.ndarray], explainer: Explainer) -> None:
-    said = environments.run("triton", TRITON, server.removeprefix("http://"), folder)
-    assert all(said[name] is True for name in ("live", "ready", "model", "version")) and said["missing"] is False
-    assert said["server"]["extensions"] == ["binary_tensor_data"]
-    assert [entry["name"] for entry in said["metadata"]["outputs"]] == ["logits", "heatmap", "fired"]
+    output = environments.run("triton", TRITON, server.removeprefix("http://"), folder)
+    assert all(output[name] is True for name in ("live", "ready", "model", "version")) and output["missing"] is False
+    assert output["server"]["extensions"] == ["binary_tensor_data"]
+    assert [entry["name"] for entry in output["metadata"]["outputs"]] == ["logits", "heatmap", "fired"]
     for form in ("binary", "json"):
-        assert said[f"{form}_id"] == "r7"
+        assert output[f"{form}_id"] == "r7"
         for name in ("logits", "heatmap"):
             assert close(np.load(folder / f"{form}_{name}.npy"), expected[name])
         assert np.load(folder / f"{form}_fired.npy").tolist() == [True] * 3
-    assert said["never"] == [False] * 3
+    assert output["never"] == [False] * 3
     np.testing.assert_array_equal(np.load(folder / "picture_heatmap.npy")[0], explainer.explain(CAT).raw_map)
-    assert {name: status for name, (status, _) in said["errors"].items()} == {
+    assert {name: status for name, (status, _) in output["errors"].items()} == {
         "output": "422", "missing": "404", "compressed": "415",
     }  # fmt: skip
-    assert "it has logits, heatmap, fired" in said["errors"]["output"][1]
+    assert "it has logits, heatmap, fired" in output["errors"]["output"][1]
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -236,23 +236,23 @@ def test_requests_as_the_client_of_kserve_sends_them(
 
 @pytest.mark.soak  # its environment takes more than a minute to install; the test above is its sample
 def test_kserve(server: str, folder: Path, expected: dict[str, np.ndarray], explainer: Explainer) -> None:
-    said = environments.run("kserve", KSERVE, server, folder)
+    output = environments.run("kserve", KSERVE, server, folder)
     assert (
-        all(said[name] is True for name in ("live", "ready", "model", "v1_live", "v1_ready"))
-        and said["missing"] is False
+        all(output[name] is True for name in ("live", "ready", "model", "v1_live", "v1_ready"))
+        and output["missing"] is False
     )
     for form in ("binary", "json"):
-        assert said[f"{form}_id"] == "r7"
+        assert output[f"{form}_id"] == "r7"
         for name in ("logits", "heatmap"):
             assert close(np.load(folder / f"kserve_{form}_{name}.npy"), expected[name])
         assert np.load(folder / f"kserve_{form}_fired.npy").tolist() == [True] * 3
     p = explainer.predict(np.load(folder / "batch.npy"))
-    assert [one["class_index"] for one in said["predict"]["predictions"]] == p.argmax(axis=1).tolist()
-    (explanation,) = said["explain"]["explanations"]
+    assert [one["class_index"] for one in output["predict"]["predictions"]] == p.argmax(axis=1).tolist()
+    (explanation,) = output["explain"]["explanations"]
     tensor = explainer.prepare(CAT)[1]
     maps = explainer.attribute(tensor, size="layer")
     np.testing.assert_array_equal(np.array(explanation["gradcam_map"], np.float32), maps[0])
-    assert said["error"][0] == 422 and "base64" in said["error"][1]
+    assert output["error"][0] == 422 and "base64" in output["error"][1]
 
 
 def request(url: str, body: Any = None) -> tuple[int, Any]:

@@ -26,7 +26,7 @@ URL = "/v2/models/lite0/infer"
 LABELS = ["cat", "dog", "crane"]
 
 
-def fed(name: str, array: np.ndarray, binary: bool = False) -> tuple[dict[str, Any], bytes]:
+def tensor_input(name: str, array: np.ndarray, binary: bool = False) -> tuple[dict[str, Any], bytes]:
     """An input's entry and its binary data."""
     entry, blob = tensors.encode(name, array, binary)
     return {**entry, **({} if binary else {"data": entry["data"].tolist()})}, blob
@@ -36,7 +36,7 @@ def infer(
     client: TestClient, url: str = URL, *arrays: tuple[str, np.ndarray], binary: bool = False, **request: Any
 ) -> Any:
     """The response to a request with these inputs."""
-    pairs = [fed(name, array, binary) for name, array in arrays]
+    pairs = [tensor_input(name, array, binary) for name, array in arrays]
     head = json.dumps({"inputs": [entry for entry, _ in pairs], **request}).encode()
     headers = {protocol.HEADER: str(len(head))} if binary else {}
     return client.post(url, content=b"".join([head, *(blob for _, blob in pairs)]), headers=headers)

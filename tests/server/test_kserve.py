@@ -66,8 +66,8 @@ def test_tensors_are_instances_without_the_batch_axis(serve: Serve, small: Expla
     answer = client.post("/v1/models/small:explain", json=body).json()
     expected = small.attribute(x, 1, "layercam", "relu1", size="layer")
     for row, explanation in enumerate(answer["explanations"]):
-        got = np.array(explanation["gradcam_map"], np.float32)
-        assert np.abs(got - expected[row]).max() <= 1e-6
+        actual = np.array(explanation["gradcam_map"], np.float32)
+        assert np.abs(actual - expected[row]).max() <= 1e-6
         assert explanation["target"]["class_name"] == "dog"
         assert explanation["gradcam_map_box"] == [0, 0, 32, 32]
     body = {"instances": x.tolist(), "parameters": {"top_k": 2}}

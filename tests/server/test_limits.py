@@ -45,8 +45,8 @@ def error_of(response: Any, status: int) -> str:
 
 def test_a_body_above_the_limit_is_413(serve: Serve) -> None:
     client = serve(max_body="10KiB")
-    said = client.post(PREDICT, content=b"x" * 20_000, headers={"Content-Type": "image/png"})
-    assert "10,240" in error_of(said, 413)
+    response = client.post(PREDICT, content=b"x" * 20_000, headers={"Content-Type": "image/png"})
+    assert "10,240" in error_of(response, 413)
 
     def chunks() -> Any:
         for _ in range(100):

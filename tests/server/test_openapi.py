@@ -166,8 +166,10 @@ def test_of_models_of_every_task_it_has_the_options_that_the_server_takes(
     OpenAPIV31SpecValidator(document).validate()
     post = document["paths"]["/predict_with_gradcam"]["post"]
     # what the server itself lists where it does not know an option
-    said = client.post("/predict_with_gradcam", json={"image": PICTURE, "model": "yolo", "no such": 1}).json()["error"]
-    accepted = set(said.partition("; there are ")[2].split(", "))
+    message = client.post("/predict_with_gradcam", json={"image": PICTURE, "model": "yolo", "no such": 1}).json()[
+        "error"
+    ]
+    accepted = set(message.partition("; there are ")[2].split(", "))
     named = set(document["components"]["schemas"]["PictureRequest"]["properties"])
     assert named == accepted == set(document["components"]["schemas"]["PictureForm"]["properties"])
     assert {one["name"] for one in post["parameters"]} == named - {"image"}

@@ -155,20 +155,20 @@ def test_a_triton_server_batches_and_explains(tmp_path: Path, explainer: Explain
             except OSError:
                 time.sleep(0.2)
         addresses = [f"127.0.0.1:{port}" for port in ports]
-        said = environments.run("tritonserver", ASK, tmp_path, "lite0", *addresses)
+        output = environments.run("tritonserver", ASK, tmp_path, "lite0", *addresses)
     finally:
         process.terminate()
         process.wait(60)
     maps = explainer.attribute(x, [281, -1, 504], normalize="none", size="layer")
     scores = explainer.run(x).scores
     for protocol in ("http", "grpc"):
-        assert said[protocol] == [True, True]
+        assert output[protocol] == [True, True]
         for name, expected in (("logits", scores), ("heatmap", maps)):
             assert (
                 np.abs(np.load(tmp_path / f"{protocol}_{name}.npy") - expected).max() <= 1e-5 * np.abs(expected).max()
             )
-        each = np.array(said[f"{protocol}_each"], np.float32)
+        each = np.array(output[f"{protocol}_each"], np.float32)
         assert np.abs(each - maps[np.arange(12) % 3]).max() <= 1e-5 * maps.max()
-    assert said["names"] == [explainer.labels[index] for index in scores.argmax(axis=1)]  # type: ignore[index]
-    assert said["errors"] == dict.fromkeys(("no target", "float target", "another size"), "400")
+    assert output["names"] == [explainer.labels[index] for index in scores.argmax(axis=1)]  # type: ignore[index]
+    assert output["errors"] == dict.fromkeys(("no target", "float target", "another size"), "400")
     assert max(map(int, log.read_text().split())) > 3, "requests of several clients shared a run"

@@ -56,17 +56,17 @@ def visit(
         expected: parts of the console's lines that a test brings about, such as the status of a refused request.
         beyond: beginnings of other addresses that the page is meant to ask.
     """
-    said: list[str] = []
+    messages: list[str] = []
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     try:
         opened = context.new_page()
         opened.set_default_timeout(20_000)
-        opened.on("console", lambda message: said.append(message.text))
-        opened.on("pageerror", lambda error: said.append(str(error)))
+        opened.on("console", lambda message: messages.append(message.text))
+        opened.on("pageerror", lambda error: messages.append(str(error)))
 
         def note(request: Any) -> None:
             if _beyond(request.url, url) and not request.url.startswith(tuple(beyond)):
-                said.append(request.url)
+                messages.append(request.url)
 
         opened.on("request", note)
         opened.goto(url)
@@ -75,8 +75,8 @@ def visit(
         context.close()
     # the last tells what tests do that look at what is drawn
     tolerated = (*expected, "Multiple readback operations using getImageData")
-    said = [line for line in said if not any(part in line for part in tolerated)]
-    assert not said, said
+    messages = [line for line in messages if not any(part in line for part in tolerated)]
+    assert not messages, messages
 
 
 @contextmanager

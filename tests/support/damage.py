@@ -21,29 +21,29 @@ WORDS = ("", " ", "x" * 300, "\0", "ünïcödé 猫", "a/b:c", "../../etc/passwd
 
 def raw(data: bytes, other: bytes, rng: random.Random) -> bytes:
     """Damage that knows nothing of the format."""
-    made = bytearray(data)
+    content = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
-        if not made:
+        if not content:
             break
-        at = rng.randrange(len(made))
-        end = min(len(made), at + rng.choice((1, 2, 4, 8, 64, 1024)))
+        at = rng.randrange(len(content))
+        end = min(len(content), at + rng.choice((1, 2, 4, 8, 64, 1024)))
         match rng.randrange(8):
             case 0 | 1:
-                made[at] ^= 1 << rng.randrange(8)
+                content[at] ^= 1 << rng.randrange(8)
             case 2:
-                made[at:end] = rng.randbytes(end - at)
+                content[at:end] = rng.randbytes(end - at)
             case 3:
-                made[at:end] = bytes([rng.choice((0, 0x7F, 0x80, 0xFF))]) * (end - at)
+                content[at:end] = bytes([rng.choice((0, 0x7F, 0x80, 0xFF))]) * (end - at)
             case 4:
-                del made[at:end]
+                del content[at:end]
             case 5:
-                made[at:at] = made[at:end] * rng.choice((1, 2, 50))
+                content[at:at] = content[at:end] * rng.choice((1, 2, 50))
             case 6:
                 start = rng.randrange(max(len(other), 1))
-                made[at:end] = other[start : start + rng.choice((4, 32, 512))]
+                content[at:end] = other[start : start + rng.choice((4, 32, 512))]
             case 7:
-                del made[at if rng.random() < 0.5 else max(at, len(made) - 40) :]
-    return bytes(made)
+                del content[at if rng.random() < 0.5 else max(at, len(content) - 40) :]
+    return bytes(content)
 
 
 # ---- models
@@ -53,19 +53,19 @@ def model(data: bytes, other: bytes, rng: random.Random) -> bytes:
     """Half of the damage to bytes, half to fields."""
     if rng.random() < 0.4:
         return raw(data, other, rng)
-    made, donor = onnx.ModelProto(), onnx.ModelProto()
+    model_proto, donor = onnx.ModelProto(), onnx.ModelProto()
     try:
-        made.ParseFromString(data)
+        model_proto.ParseFromString(data)
         donor.ParseFromString(other)
     except DecodeError:
         return raw(data, other, rng)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
-        rng.choice(FIELDS)(made, donor, rng)
-    return bytes(made.SerializeToString())
+        rng.choice(FIELDS)(model_proto, donor, rng)
+    return bytes(model_proto.SerializeToString())
 
 
-def _dims(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
-    tensor = _tensor(made, rng)
+def _dims(proto: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
+    tensor = _tensor(proto, rng)
     if tensor is None:
         return
     dims = list(tensor.dims)
@@ -77,14 +77,14 @@ def _dims(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> 
     tensor.dims.extend(dims)
 
 
-def _element_type(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
-    tensor = _tensor(made, rng)
+def _element_type(proto: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
+    tensor = _tensor(proto, rng)
     if tensor is not None:
         tensor.data_type = rng.choice((*range(32), 2**31 - 1, -1))
 
 
-def _content(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
-    tensor = _tensor(made, rng)
+def _content(proto: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
+    tensor = _tensor(proto, rng)
     if tensor is None:
         return
     match rng.randrange(4):
@@ -101,26 +101,26 @@ def _content(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) 
             tensor.external_data.add(key="offset", value=str(rng.choice(WILD)))
 
 
-def _whole_number(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
+def _whole_number(proto: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
     """A shape, an axis, an amount of padding: what others are made as large as."""
-    found = [t for t in made.graph.initializer if t.data_type == onnx.TensorProto.INT64 and len(t.raw_data) >= 8]
-    if found:
-        tensor = rng.choice(found)
+    tensors = [t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT64 and len(t.raw_data) >= 8]
+    if tensors:
+        tensor = rng.choice(tensors)
         at = 8 * rng.randrange(len(tensor.raw_data) // 8)
         tensor.raw_data = tensor.raw_data[:at] + struct.pack("<q", rng.choice(SIZES)) + tensor.raw_data[at + 8 :]
 
 
-def _tensor(made: onnx.ModelProto, rng: random.Random) -> onnx.TensorProto | None:
-    found = list(made.graph.initializer)
-    found += [a.t for node in made.graph.node for a in node.attribute if a.HasField("t")]
-    return rng.choice(found) if found else None
+def _tensor(proto: onnx.ModelProto, rng: random.Random) -> onnx.TensorProto | None:
+    tensors = list(proto.graph.initializer)
+    tensors += [a.t for node in proto.graph.node for a in node.attribute if a.HasField("t")]
+    return rng.choice(tensors) if tensors else None
 
 
-def _attribute(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
-    held = [(node, a) for node in made.graph.node for a in node.attribute]
-    if not held:
+def _attribute(proto: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
+    attributes = [(node, a) for node in proto.graph.node for a in node.attribute]
+    if not attributes:
         return
-    node, attribute = rng.choice(held)
+    node, attribute = rng.choice(attributes)
     match rng.randrange(6):
         case 0:
             attribute.i = rng.choice(WILD)
@@ -137,15 +137,15 @@ def _attribute(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random
             node.attribute.remove(attribute)
 
 
-def _node(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
-    nodes = made.graph.node
+def _node(proto: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
+    nodes = proto.graph.node
     if not nodes:
         return
     node = rng.choice(nodes)
-    values = [name for held in nodes for name in (*held.input, *held.output)] + list(WORDS)
+    values = [name for each in nodes for name in (*each.input, *each.output)] + list(WORDS)
     match rng.randrange(9):
         case 0:
-            node.op_type = rng.choice([held.op_type for held in (*nodes, *donor.graph.node)] + ["If", "Loop", "Scan"])
+            node.op_type = rng.choice([each.op_type for each in (*nodes, *donor.graph.node)] + ["If", "Loop", "Scan"])
         case 1 if node.input:
             node.input[rng.randrange(len(node.input))] = rng.choice(values)
         case 2 if node.output:
@@ -164,9 +164,9 @@ def _node(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> 
             node.output.append(rng.choice(values))
 
 
-def _public(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
+def _public(proto: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
     """What is fed and fetched."""
-    infos = rng.choice((made.graph.input, made.graph.output, made.graph.value_info))
+    infos = rng.choice((proto.graph.input, proto.graph.output, proto.graph.value_info))
     if not infos:
         return
     info = rng.choice(infos)
@@ -185,42 +185,42 @@ def _public(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -
         case 5:
             infos.append(info)
         case 6:
-            info.name = rng.choice((*WORDS, *(name for node in made.graph.node for name in node.output)))
+            info.name = rng.choice((*WORDS, *(name for node in proto.graph.node for name in node.output)))
 
 
-def _versions(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
+def _versions(proto: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
     match rng.randrange(4):
         case 0:
-            made.ir_version = rng.choice((*WILD, 3, 4, 14))
-        case 1 if made.opset_import:
-            made.opset_import[0].version = rng.choice((*WILD, *range(5, 28)))
+            proto.ir_version = rng.choice((*WILD, 3, 4, 14))
+        case 1 if proto.opset_import:
+            proto.opset_import[0].version = rng.choice((*WILD, *range(5, 28)))
         case 2:
-            del made.opset_import[:]
+            del proto.opset_import[:]
         case 3:
-            made.opset_import.add(domain=rng.choice(("", "ai.onnx", "com.microsoft")), version=rng.choice(WILD))
+            proto.opset_import.add(domain=rng.choice(("", "ai.onnx", "com.microsoft")), version=rng.choice(WILD))
 
 
-def _body(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
+def _body(proto: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
     """A graph within the graph."""
-    if not made.graph.node:
+    if not proto.graph.node:
         return
-    node = rng.choice(made.graph.node)
+    node = rng.choice(proto.graph.node)
     if rng.random() < 0.5:
         name = rng.choice(("then_branch", "else_branch", "body"))
         attribute = node.attribute.add(name=name, type=onnx.AttributeProto.GRAPH)
         whole = onnx.GraphProto()  # nothing is copied into itself
-        whole.CopyFrom(rng.choice((made, donor)).graph)
+        whole.CopyFrom(rng.choice((proto, donor)).graph)
         attribute.g.CopyFrom(whole)
     else:
-        function = made.functions.add(name=node.op_type, domain=node.domain)
+        function = proto.functions.add(name=node.op_type, domain=node.domain)
         function.node.extend(donor.graph.node)
         function.input.extend(node.input)
         function.output.extend(node.output)
-        function.opset_import.extend(made.opset_import)
+        function.opset_import.extend(proto.opset_import)
 
 
-def _manifest(made: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
-    for entry in made.metadata_props:
+def _manifest(proto: onnx.ModelProto, donor: onnx.ModelProto, rng: random.Random) -> None:
+    for entry in proto.metadata_props:
         if entry.key == "onnxcam":
             entry.value = structure(entry.value.encode(), b"", rng).decode("utf-8", "replace")
 
@@ -235,21 +235,21 @@ def picture(data: bytes, other: bytes, rng: random.Random) -> bytes:
     """Damage to bytes, most of it within the headers; sums of a PNG are made right again, or its damage ends there."""
     head = min(len(data), rng.choice((40, 120, 800)))
     if rng.random() < 0.6:
-        made = raw(data[:head], other[:1000], rng) + data[head:]
+        result = raw(data[:head], other[:1000], rng) + data[head:]
     else:
-        made = raw(data, other, rng)
-    return _checksums(made) if data.startswith(b"\x89PNG") and rng.random() < 0.8 else made
+        result = raw(data, other, rng)
+    return _checksums(result) if data.startswith(b"\x89PNG") and rng.random() < 0.8 else result
 
 
 def _checksums(data: bytes) -> bytes:
-    made, at = bytearray(data), 8
-    while at + 12 <= len(made):
-        end = at + 8 + int.from_bytes(made[at : at + 4], "big")
-        if end + 4 > len(made):
+    result, at = bytearray(data), 8
+    while at + 12 <= len(result):
+        end = at + 8 + int.from_bytes(result[at : at + 4], "big")
+        if end + 4 > len(result):
             break
-        made[end : end + 4] = struct.pack(">I", zlib.crc32(made[at + 4 : end]))
+        result[end : end + 4] = struct.pack(">I", zlib.crc32(result[at + 4 : end]))
         at = end + 4
-    return bytes(made)
+    return bytes(result)
 
 
 # ---- JSON and text
@@ -260,12 +260,12 @@ def structure(data: bytes, other: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.2:
         return raw(data, other or data, rng)
     try:
-        held = json.loads(data)
+        document = json.loads(data)
     except ValueError:
         return raw(data, other or data, rng)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         places: list[tuple[Any, Any]] = []
-        _places(held, places)
+        _places(document, places)
         if not places:
             break
         owner, key = rng.choice(places)
@@ -279,17 +279,17 @@ def structure(data: bytes, other: bytes, rng: random.Random) -> bytes:
                 owner[key] = owner[key] * rng.choice((0, 2, 20))
             case _:
                 owner[key] = rng.choice((*ODD, *ODD, *WILD, *WORDS))
-    return json.dumps(held).encode()
+    return json.dumps(document).encode()
 
 
 ODD = (None, True, False, [], {}, [[]], [None], {"a": 1}, 1.5, float("nan"), float("inf"), 1e308, "7", [1, 2], [-1])
 
 
-def _places(held: Any, found: list[tuple[Any, Any]]) -> None:
-    for key in list(held) if isinstance(held, dict) else range(len(held)):
-        found.append((held, key))
-        if isinstance(held[key], (dict, list)):
-            _places(held[key], found)
+def _places(value: Any, places: list[tuple[Any, Any]]) -> None:
+    for key in list(value) if isinstance(value, dict) else range(len(value)):
+        places.append((value, key))
+        if isinstance(value[key], (dict, list)):
+            _places(value[key], places)
 
 
 def text(data: bytes, other: bytes, rng: random.Random) -> bytes:
@@ -316,11 +316,13 @@ def text(data: bytes, other: bytes, rng: random.Random) -> bytes:
         "²",
         "٣",
     )
-    held = data.decode("utf-8", "replace")
+    content = data.decode("utf-8", "replace")
     for _ in range(rng.choice((1, 2, 5))):
-        at = rng.randrange(len(held) + 1)
-        held = held[:at] + rng.choice(signs) * rng.choice((1, 1, 2, 5000)) + held[at + rng.choice((0, 0, 1, 9)) :]
-    return held.encode(rng.choice(("utf-8", "utf-8", "utf-16", "utf-8-sig")), "replace")
+        at = rng.randrange(len(content) + 1)
+        content = (
+            content[:at] + rng.choice(signs) * rng.choice((1, 1, 2, 5000)) + content[at + rng.choice((0, 0, 1, 9)) :]
+        )
+    return content.encode(rng.choice(("utf-8", "utf-8", "utf-16", "utf-8-sig")), "replace")
 
 
 BY_READER: dict[str, Mutate] = {"model": model, "picture": picture, "manifest": structure, "labels": text}

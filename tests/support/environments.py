@@ -44,14 +44,14 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
 
 def environment(name: str) -> Path:
     """The interpreter of an environment; the test is skipped, with the reason, where it cannot be made."""
-    python, reason = _made(name)
+    python, reason = _prepare(name)
     if reason is not None:
         pytest.skip(reason)
     return python
 
 
 @cache
-def _made(name: str) -> tuple[Path, str | None]:
+def _prepare(name: str) -> tuple[Path, str | None]:
     """The interpreter, and why it cannot be had."""
     requirements = REQUIREMENTS[name]
     digest = hashlib.sha256(json.dumps([sys.version, requirements]).encode()).hexdigest()[:12]

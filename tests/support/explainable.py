@@ -22,21 +22,21 @@ def outputs(model: onnx.ModelProto) -> list[str]:
 
 
 def held(model: onnx.ModelProto) -> dict[str, Any]:
-    found = manifest.read(model)
-    assert found is not None
-    return found
+    result = manifest.read(model)
+    assert result is not None
+    return result
 
 
 def augment(source: Any, *args: Any, **kwargs: Any) -> onnx.ModelProto:
     """`onnxcam.augment`, every result of which has to be valid ONNX of the standard domain."""
-    made = onnxcam.augment(source, *args, **kwargs)
-    onnx.checker.check_model(made, full_check=True)
-    assert {node.domain for node in made.graph.node} <= {"", "ai.onnx"}
-    assert [o.domain for o in made.opset_import] == [""]
-    read = {name for node in made.graph.node for name in node.input} | set(outputs(made))
-    assert {name for node in made.graph.node for name in node.output if name} <= read
-    assert {t.name for t in made.graph.initializer} <= read
-    return made
+    explainable = onnxcam.augment(source, *args, **kwargs)
+    onnx.checker.check_model(explainable, full_check=True)
+    assert {node.domain for node in explainable.graph.node} <= {"", "ai.onnx"}
+    assert [o.domain for o in explainable.opset_import] == [""]
+    read = {name for node in explainable.graph.node for name in node.input} | set(outputs(explainable))
+    assert {name for node in explainable.graph.node for name in node.output if name} <= read
+    assert {t.name for t in explainable.graph.initializer} <= read
+    return explainable
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -45,8 +45,8 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def with_output(model: onnx.ModelProto, name: str, shape: Sequence[int | str], first: bool = False) -> onnx.ModelProto:
-    made = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-    model.graph.output.insert(0 if first else len(model.graph.output), made)
+    entry = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    model.graph.output.insert(0 if first else len(model.graph.output), entry)
     return model
 
 

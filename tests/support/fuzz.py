@@ -65,12 +65,12 @@ def child(reader: str, folder: Path, first: int, count: int) -> None:
                 if "\n" in str(error) or "failed unexpectedly" in str(error):
                     outcome = f"bad: {error}"
             except BaseException as error:
-                outcome = f"bad: {_told(error)}"
+                outcome = f"bad: {_reason(error)}"
             spent = time.perf_counter() - start
             print(json.dumps([number, outcome, spent, _highest()]), file=answers, flush=True)
 
 
-def _told(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """The error and the project's lines that it came through."""
     places = []
     trace = error.__traceback__
@@ -159,23 +159,23 @@ def _watched(reader: str, folder: Path, first: int, count: int, result: Result) 
             timer.cancel()
             if not line:
                 break
-            held = json.loads(line)
-            began = isinstance(held, int)
+            document = json.loads(line)
+            began = isinstance(document, int)
             if began:
-                at = held
+                at = document
             else:
-                result.note(*held)
-                at = held[0] + 1
+                result.note(*document)
+                at = document[0] + 1
         it.wait()
         if it.returncode == 0:
             return first + count
         errors.seek(0)
-        said = " ".join(errors.read().split())
-        said = said[max(said.rfind("Fatal Python error"), 0) :]  # behind what the runtime logs
+        text = " ".join(errors.read().split())
+        text = text[max(text.rfind("Fatal Python error"), 0) :]  # behind what the runtime logs
         if not began:
-            raise RuntimeError(f"the child could not start or was lost at {at}: {said[-2000:]}")
+            raise RuntimeError(f"the child could not start or was lost at {at}: {text[-2000:]}")
         reason = f"hangs, {2 * SECONDS:.0f} s" if hung.is_set() else f"ends the process ({it.returncode})"
-        result.failures[at] = f"{reason}: {said[:600]}"
+        result.failures[at] = f"{reason}: {text[:600]}"
         return at + 1
 
 

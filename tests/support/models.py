@@ -141,7 +141,7 @@ def _model(
     outputs: dict[str, Sequence[int | str]],
     opset: int = 18,
 ) -> onnx.ModelProto:
-    held = [
+    initializers = [
         numpy_helper.from_array(value if value.dtype == np.int64 else value.astype(np.float32), name)
         for name, value in weights.items()
     ]
@@ -150,7 +150,7 @@ def _model(
         "tiny",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
-        held,
+        initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     onnx.checker.check_model(model)

@@ -35,22 +35,24 @@ def light(name: str, seed: int = 1234) -> onnx.ModelProto:
         for index, value in enumerate(node.input):
             readers.setdefault(value, (node, index))
     shapes = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    kept, made = [], []
+    nodes, initializers = [], []
     for node in model.graph.node:
         if node.op_type != "ConstantOfShape" or node.input[0] not in shapes:
-            kept.append(node)
+            nodes.append(node)
             continue
         shape = tuple(int(d) for d in shapes[node.input[0]])
-        held = numpy_helper.to_array(node.attribute[0].t) if node.attribute else np.zeros(1, np.float32)
-        if held.dtype != np.float32:
-            kept.append(node)
+        array = numpy_helper.to_array(node.attribute[0].t) if node.attribute else np.zeros(1, np.float32)
+        if array.dtype != np.float32:
+            nodes.append(node)
             continue
-        made.append(numpy_helper.from_array(_weight(rng, shape, *_role(readers, node.output[0])), node.output[0]))
+        initializers.append(
+            numpy_helper.from_array(_weight(rng, shape, *_role(readers, node.output[0])), node.output[0])
+        )
     del model.graph.node[:]
-    model.graph.node.extend(kept)
-    model.graph.initializer.extend(made)
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(initializers)
     if model.ir_version < 4:  # every weight has to be listed as an input as well
-        model.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in made)
+        model.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in initializers)
     return model
 
 

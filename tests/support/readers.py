@@ -25,11 +25,11 @@ def model(data: bytes, place: Path) -> str:
     """Every way in which a model file is read; none is run. How far it was understood is the outcome."""
     path = place / "model.onnx"
     path.write_bytes(data)
-    told = CliRunner().invoke(main, ["layers", str(path)])
-    if told.exit_code not in (0, 3):
-        raise RuntimeError(f"onnxcam layers ends with {told.exit_code}: {told.stderr.strip()[-800:]}")
-    if told.exit_code and told.stderr.count("\n") != 1:
-        raise RuntimeError(f"onnxcam layers says {told.stderr!r}")
+    result = CliRunner().invoke(main, ["layers", str(path)])
+    if result.exit_code not in (0, 3):
+        raise RuntimeError(f"onnxcam layers ends with {result.exit_code}: {result.stderr.strip()[-800:]}")
+    if result.exit_code and result.stderr.count("\n") != 1:
+        raise RuntimeError(f"onnxcam layers says {result.stderr!r}")
     reached = "refused"
     for step in (
         lambda: load(path),
@@ -76,18 +76,18 @@ def manifest(data: bytes, place: Path) -> str:
     """A model that is whole, with a damaged manifest: everything that is done with a model."""
     text = data.decode("utf-8", "replace")
     source = _explainable(place)
-    held = onnx.load(source)
-    entry = next(p for p in held.metadata_props if p.key == "onnxcam")
+    model_proto = onnx.load(source)
+    entry = next(p for p in model_proto.metadata_props if p.key == "onnxcam")
     entry.value = text
     path = place / "damaged.onnx"
-    path.write_bytes(held.SerializeToString())
+    path.write_bytes(model_proto.SerializeToString())
     pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     image.write_png(place / "picture.png", pixels)
     reached = "refused"
     for command in (["layers", path, "--json"], ["explain", path, place / "picture.png", "-o", place / "out"]):
-        told = CliRunner().invoke(main, [str(part) for part in command])
-        if "unexpectedly" in told.stderr or "Traceback" in told.stderr:
-            raise RuntimeError(f"onnxcam {command[0]} says {told.stderr!r}")
+        result = CliRunner().invoke(main, [str(part) for part in command])
+        if "unexpectedly" in result.stderr or "Traceback" in result.stderr:
+            raise RuntimeError(f"onnxcam {command[0]} says {result.stderr!r}")
     for step in (
         lambda: onnxcam.layers(path),
         lambda: onnxcam.augment(path),
@@ -106,10 +106,10 @@ def manifest(data: bytes, place: Path) -> str:
 def _explainable(place: Path) -> Path:
     path = place / "explainable.onnx"
     if not path.exists():
-        made = onnxcam.augment(
+        explainable = onnxcam.augment(
             models.tiny_cnn(size=12, width=2), labels=list("abcde"), preprocess="0..1", gate="confidence < 0.9"
         )
-        path.write_bytes(made.SerializeToString())
+        path.write_bytes(explainable.SerializeToString())
     return path
 
 
@@ -125,7 +125,7 @@ def label_file(data: bytes, place: Path) -> str:
             if "\n" in str(error):
                 raise RuntimeError(f"a message of several lines: {error}") from error
             continue
-        if not names or not all(isinstance(held, str) and held for held in names):
+        if not names or not all(isinstance(label, str) and label for label in names):
             raise RuntimeError(f"names {names!r}")
         reached = "read"
     return reached

@@ -17,21 +17,21 @@ def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 def build(model: onnx.ModelProto) -> Any:
     """A module of the same arithmetic: `relu1` and `relu2`, then the mean over positions and a linear layer."""
     torch = pytest.importorskip("torch")
-    held = {name: torch.from_numpy(value.copy()) for name, value in weights(model).items()}
+    constants = {name: torch.from_numpy(value.copy()) for name, value in weights(model).items()}
 
     class Twin(torch.nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
-            width, channels = held["w1"].shape[:2]
+            width, channels = constants["w1"].shape[:2]
             self.conv1 = torch.nn.Conv2d(channels, width, 3, padding=1)
             self.relu1 = torch.nn.ReLU()
             self.conv2 = torch.nn.Conv2d(width, 2 * width, 3, padding=1, stride=2)
             self.relu2 = torch.nn.ReLU()
-            self.head = torch.nn.Linear(*held["w3"].shape)
+            self.head = torch.nn.Linear(*constants["w3"].shape)
             for place, weight, bias in ((self.conv1, "w1", "b1"), (self.conv2, "w2", "b2")):
-                place.weight.data, place.bias.data = held[weight], held[bias]
-            self.head.weight.data, self.head.bias.data = held["w3"].T.contiguous(), held["b3"]
-            self.flatten = held["w3"].shape[0] != 2 * width
+                place.weight.data, place.bias.data = constants[weight], constants[bias]
+            self.head.weight.data, self.head.bias.data = constants["w3"].T.contiguous(), constants["b3"]
+            self.flatten = constants["w3"].shape[0] != 2 * width
 
         def forward(self, x: Any) -> Any:
             y = self.relu2(self.conv2(self.relu1(self.conv1(x))))
@@ -46,14 +46,14 @@ def gradients(
     """Logits, activations and gradients of the twin at one layer, by PyTorch's autograd in float64."""
     torch = pytest.importorskip("torch")
     module = build(model).double()
-    kept: list[Any] = []
+    values: list[Any] = []
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
         output.retain_grad()
-        kept.append(output)
+        values.append(output)
 
     getattr(module, layer).register_forward_hook(keep)
     logits = module(torch.from_numpy(batch.astype(np.float64)))
-    chosen = logits[torch.arange(len(batch)), torch.from_numpy(np.asarray(target))]
-    (chosen if sign is None else chosen * torch.from_numpy(sign)).sum().backward()
-    return logits.detach().numpy(), kept[0].detach().numpy(), kept[0].grad.numpy()
+    selected = logits[torch.arange(len(batch)), torch.from_numpy(np.asarray(target))]
+    (selected if sign is None else selected * torch.from_numpy(sign)).sum().backward()
+    return logits.detach().numpy(), values[0].detach().numpy(), values[0].grad.numpy()

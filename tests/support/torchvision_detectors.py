@@ -27,7 +27,7 @@ from tests.support.torchvision_stub import import_torchvision
 _LIBRARIES: list[Any] = []
 SIZE = 128  # rows and columns of the pictures
 CLASSES = 5  # with background
-KEPT = 12  # boxes that a detector keeps
+MOST_BOXES = 12  # boxes that a detector keeps
 
 
 def register_operators() -> Any:
@@ -63,15 +63,15 @@ def suppress(boxes: Any, scores: Any, threshold: float) -> Any:
     left, top, right, bottom = boxes.data.unbind(1)
     areas = (right - left) * (bottom - top)
     order = torch.sort(scores.data, stable=True, descending=True).indices
-    kept = []
+    indices = []
     while len(order):
         first, rest = order[0], order[1:]
-        kept.append(first)
+        indices.append(first)
         width = (torch.minimum(right[first], right[rest]) - torch.maximum(left[first], left[rest])).clamp(min=0)
         height = (torch.minimum(bottom[first], bottom[rest]) - torch.maximum(top[first], top[rest])).clamp(min=0)
         shared = width * height
         order = rest[~(shared / (areas[first] + areas[rest] - shared) > threshold)]  # boxes of no area stay
-    return torch.stack(kept) if kept else torch.empty(0, dtype=torch.int64)
+    return torch.stack(indices) if indices else torch.empty(0, dtype=torch.int64)
 
 
 def faster_rcnn() -> Any:
@@ -88,7 +88,7 @@ def _regions(name: str) -> Any:
     torchvision = register_operators()
     detection = torchvision.models.detection
     anchors = detection.anchor_utils.AnchorGenerator(((16, 32, 64),) * 3, ((0.5, 1.0, 2.0),) * 3)
-    options = {"box_score_thresh": 0.0, "box_detections_per_img": KEPT, "box_nms_thresh": 0.5}
+    options = {"box_score_thresh": 0.0, "box_detections_per_img": MOST_BOXES, "box_nms_thresh": 0.5}
     few = {"rpn_pre_nms_top_n_test": 60, "rpn_post_nms_top_n_test": 30}
     build = getattr(detection, name)
     return build(_pyramid(), CLASSES, rpn_anchor_generator=anchors, **_pictures(), **options, **few)
@@ -99,7 +99,7 @@ def retinanet() -> Any:
     torchvision = register_operators()
     detection = torchvision.models.detection
     anchors = detection.anchor_utils.AnchorGenerator(((16, 32, 64),) * 3, ((0.5, 1.0, 2.0),) * 3)
-    return detection.RetinaNet(_pyramid(), CLASSES, anchor_generator=anchors, **_pictures(), **_kept())
+    return detection.RetinaNet(_pyramid(), CLASSES, anchor_generator=anchors, **_pictures(), **_limits())
 
 
 def fcos() -> Any:
@@ -107,14 +107,14 @@ def fcos() -> Any:
     torchvision = register_operators()
     detection = torchvision.models.detection
     anchors = detection.anchor_utils.AnchorGenerator(((16,), (32,), (64,)), ((1.0,),) * 3)
-    return detection.FCOS(_pyramid(), CLASSES, anchor_generator=anchors, **_pictures(), **_kept())
+    return detection.FCOS(_pyramid(), CLASSES, anchor_generator=anchors, **_pictures(), **_limits())
 
 
 def ssdlite() -> Any:
     """SSDLite on MobileNetV3, at 320 pixels: its size is fixed."""
     torchvision = register_operators()
     build = torchvision.models.detection.ssdlite320_mobilenet_v3_large
-    return build(weights=None, weights_backbone=None, num_classes=CLASSES, **_kept())
+    return build(weights=None, weights_backbone=None, num_classes=CLASSES, **_limits())
 
 
 def deeplabv3() -> Any:
@@ -133,7 +133,7 @@ def faster_rcnn_of_levels() -> Any:
     """Faster R-CNN on a pyramid of ResNet-18, whose four levels have different sizes."""
     detection = register_operators().models.detection
     anchors = detection.anchor_utils.AnchorGenerator(((8,), (16,), (32,), (64,), (96,)), ((0.5, 1.0, 2.0),) * 5)
-    options = {"box_score_thresh": 0.0, "box_detections_per_img": KEPT, "box_nms_thresh": 0.5}
+    options = {"box_score_thresh": 0.0, "box_detections_per_img": MOST_BOXES, "box_nms_thresh": 0.5}
     few = {"rpn_pre_nms_top_n_test": 60, "rpn_post_nms_top_n_test": 60}
     return detection.FasterRCNN(
         _levels([1, 2, 3, 4]), CLASSES, rpn_anchor_generator=anchors, **_pictures(), **options, **few
@@ -144,7 +144,7 @@ def fcos_of_levels() -> Any:
     """FCOS on three levels of a pyramid of ResNet-18, and a fourth that is pooled of the third."""
     detection = register_operators().models.detection
     anchors = detection.anchor_utils.AnchorGenerator(((8,), (16,), (32,), (64,)), ((1.0,),) * 4)
-    return detection.FCOS(_levels([2, 3, 4]), CLASSES, anchor_generator=anchors, **_pictures(), **_kept())
+    return detection.FCOS(_levels([2, 3, 4]), CLASSES, anchor_generator=anchors, **_pictures(), **_limits())
 
 
 def _levels(returned: list[int]) -> Any:
@@ -336,5 +336,5 @@ def _pictures() -> dict[str, Any]:
     return {"min_size": SIZE, "max_size": SIZE}
 
 
-def _kept() -> dict[str, Any]:
-    return {"score_thresh": 0.0, "detections_per_img": KEPT, "nms_thresh": 0.5, "topk_candidates": 40}
+def _limits() -> dict[str, Any]:
+    return {"score_thresh": 0.0, "detections_per_img": MOST_BOXES, "nms_thresh": 0.5, "topk_candidates": 40}

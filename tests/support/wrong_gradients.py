@@ -127,28 +127,28 @@ def build(name: str, seed: int = 0) -> onnx.ModelProto:
         f"{{\n{ARCHITECTURES[name][1]}\n}}"
     )
     for value in dict.fromkeys(name for node in model.graph.node for name in node.input if name):
-        found = re.fullmatch(r"([a-z])(\d+(?:_\d+)*)", value)
+        match = re.fullmatch(r"([a-z])(\d+(?:_\d+)*)", value)
         if value in _FIXED:
-            held = np.asarray(_FIXED[value])
-        elif found is not None:
-            held = _weight(found[1], tuple(int(d) for d in found[2].split("_")), rng)
+            array = np.asarray(_FIXED[value])
+        elif match is not None:
+            array = _weight(match[1], tuple(int(d) for d in match[2].split("_")), rng)
         else:
             continue
-        model.graph.initializer.append(numpy_helper.from_array(held, value))
+        model.graph.initializer.append(numpy_helper.from_array(array, value))
     onnx.checker.check_model(model)
     return model
 
 
 def _weight(letter: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     if letter in "gh":
-        made = rng.uniform(0.6, 1.6, shape)
+        weight = rng.uniform(0.6, 1.6, shape)
     elif letter in "v":
-        made = rng.uniform(0.5, 2.0, shape)
+        weight = rng.uniform(0.5, 2.0, shape)
     elif letter in "bstm":
-        made = rng.normal(size=shape) * 0.2
+        weight = rng.normal(size=shape) * 0.2
     else:
-        made = rng.normal(size=shape) * 1.4 / np.sqrt(np.prod(shape[1:]) if len(shape) > 2 else shape[0])
-    return made.astype(np.float32)
+        weight = rng.normal(size=shape) * 1.4 / np.sqrt(np.prod(shape[1:]) if len(shape) > 2 else shape[0])
+    return weight.astype(np.float32)
 
 
 def explainable(name: str, seed: int = 0) -> onnx.ModelProto:
@@ -173,23 +173,23 @@ def plants(model: onnx.ModelProto) -> Iterator[Plant]:
     """Every mistake of every kind at every node that the gradients come through; some change no number."""
     for kind, change in CHANGES.items():
         for position, node in _emitted(model):
-            made = onnx.ModelProto()
-            made.CopyFrom(model)
-            told = next(change(made, made.graph.node[position]), None)
-            if told is not None:
-                yield Plant(kind, f"{node.name}{told}", made)
+            proto = onnx.ModelProto()
+            proto.CopyFrom(model)
+            note = next(change(proto, proto.graph.node[position]), None)
+            if note is not None:
+                yield Plant(kind, f"{node.name}{note}", proto)
 
 
-def some(found: Iterable[Plant], each: int) -> list[Plant]:
+def some(candidates: Iterable[Plant], each: int) -> list[Plant]:
     """At most `each` of every kind, from all over the model."""
     by_kind: dict[str, list[Plant]] = {}
-    for plant in found:
+    for plant in candidates:
         by_kind.setdefault(plant.kind, []).append(plant)
-    kept = []
-    for held in by_kind.values():
-        count = min(each, len(held))
-        kept += [held[(2 * k + 1) * len(held) // (2 * count)] for k in range(count)]
-    return kept
+    selection = []
+    for group in by_kind.values():
+        count = min(each, len(group))
+        selection += [group[(2 * k + 1) * len(group) // (2 * count)] for k in range(count)]
+    return selection
 
 
 def gradients(model: onnx.ModelProto) -> np.ndarray | None:
@@ -203,8 +203,8 @@ def gradients(model: onnx.ModelProto) -> np.ndarray | None:
         ]
     except onnxcam.OnnxcamError:
         return None
-    found = np.stack(parts).astype(np.float64)
-    return found if np.isfinite(found).all() else None
+    values = np.stack(parts).astype(np.float64)
+    return values if np.isfinite(values).all() else None
 
 
 def change(right: np.ndarray, wrong: np.ndarray) -> float:
@@ -217,12 +217,12 @@ def change(right: np.ndarray, wrong: np.ndarray) -> float:
 def _emitted(model: onnx.ModelProto) -> Iterator[tuple[int, onnx.NodeProto]]:
     """The nodes that onnxcam added and the gradients come through."""
     needed = {"gradients"}
-    found = []
+    result = []
     for position, node in reversed(list(enumerate(model.graph.node))):
         if needed & set(node.output) and node.name.startswith("onnxcam/"):
             needed.update(node.input)
-            found.append((position, node))
-    return iter(found[::-1])
+            result.append((position, node))
+    return iter(result[::-1])
 
 
 def _behind(model: onnx.ModelProto, node: onnx.NodeProto, op_type: str, *constants: Any, **attrs: Any) -> None:
@@ -255,9 +255,9 @@ def _term(model: onnx.ModelProto, node: onnx.NodeProto) -> Iterator[str]:
     """A sum without one of its terms."""
     if node.op_type in ("Add", "Sum", "Sub"):
         for name in list(node.input):
-            kept = [other for other in node.input if other != name]
-            if kept:
-                rest = helper.make_node("Identity" if len(kept) == 1 else "Sum", kept, node.output, name=node.name)
+            others = [other for other in node.input if other != name]
+            if others:
+                rest = helper.make_node("Identity" if len(others) == 1 else "Sum", others, node.output, name=node.name)
                 node.CopyFrom(rest)
                 yield f" without {name}"
                 return
@@ -275,11 +275,11 @@ def _product(model: onnx.ModelProto, node: onnx.NodeProto) -> Iterator[str]:
 
 def _weights(model: onnx.ModelProto, node: onnx.NodeProto) -> Iterator[str]:
     """A constant of the gradient turned round, its first two axes swapped, or one off."""
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for place, name in enumerate(node.input):
-        if name not in held or node.op_type in ("Reshape", "Expand", "Squeeze", "Unsqueeze"):
+        if name not in tensors or node.op_type in ("Reshape", "Expand", "Squeeze", "Unsqueeze"):
             continue
-        array = numpy_helper.to_array(held[name])
+        array = numpy_helper.to_array(tensors[name])
         if array.dtype == np.float32 and array.size > 1:
             wrong = np.flip(array, axis=tuple(range(2, array.ndim)) if array.ndim > 2 else None)
         elif array.dtype == np.int64 and array.size:
@@ -294,9 +294,9 @@ def _weights(model: onnx.ModelProto, node: onnx.NodeProto) -> Iterator[str]:
 
 def _swapped(model: onnx.ModelProto, node: onnx.NodeProto) -> Iterator[str]:
     """The first two axes of square weights swapped; the operands of what is not commutative."""
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and node.input[1] in held:
-        array = numpy_helper.to_array(held[node.input[1]])
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and node.input[1] in tensors:
+        array = numpy_helper.to_array(tensors[node.input[1]])
         if array.shape[0] == array.shape[1]:
             model.graph.initializer.append(
                 numpy_helper.from_array(np.ascontiguousarray(array.swapaxes(0, 1)), "planted")

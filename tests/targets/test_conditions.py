@@ -48,10 +48,10 @@ def test_means_what_python_means(text: str, seed: int) -> None:
     rows = {name: rng.choice(ROWS, 20) for name in ("confidence", "margin", "entropy")} | {
         "label": rng.integers(0, 3, 20)
     }
-    found = conditions.evaluate(conditions.parse(text, LABELS, 3), rows)
-    wanted = [eval(text, {}, {name: values[k] for name, values in rows.items()}) for k in range(20)]
-    assert found.dtype == bool
-    assert found.tolist() == wanted
+    result = conditions.evaluate(conditions.parse(text, LABELS, 3), rows)
+    expected = [eval(text, {}, {name: values[k] for name, values in rows.items()}) for k in range(20)]
+    assert result.dtype == bool
+    assert result.tolist() == expected
     assert conditions.names(conditions.parse(text)) == {name for name in conditions.QUANTITIES if name in text}
 
 
@@ -128,43 +128,43 @@ def quantities(scores: np.ndarray, kind: str, form: str = "auto") -> dict[str, n
 def test_quantities_of_logits(form: str) -> None:
     scores = np.random.default_rng(0).normal(scale=3, size=(50, 7)).astype(np.float32)
     p = special.softmax(scores.astype(np.float64), axis=1)
-    found = quantities(scores, LOGITS, form)
+    values = quantities(scores, LOGITS, form)
     best = np.sort(p, axis=1)[:, ::-1]
-    np.testing.assert_allclose(found["confidence"], best[:, 0], rtol=1e-6)
-    np.testing.assert_allclose(found["margin"], best[:, 0] - best[:, 1], atol=1e-6)
-    np.testing.assert_allclose(found["entropy"], stats.entropy(p, axis=1) / np.log(7), rtol=1e-5)
-    np.testing.assert_array_equal(found["label"], scores.argmax(axis=1))
+    np.testing.assert_allclose(values["confidence"], best[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(values["margin"], best[:, 0] - best[:, 1], atol=1e-6)
+    np.testing.assert_allclose(values["entropy"], stats.entropy(p, axis=1) / np.log(7), rtol=1e-5)
+    np.testing.assert_array_equal(values["label"], scores.argmax(axis=1))
 
 
 @pytest.mark.parametrize("form", ["auto", "probabilities"])
 def test_quantities_of_probabilities(form: str) -> None:
     p = np.random.default_rng(0).dirichlet(np.ones(4), 20)
-    found = quantities(p.astype(np.float32), LOGITS, form)
-    np.testing.assert_allclose(found["confidence"], p.max(axis=1), rtol=1e-6)
-    np.testing.assert_allclose(found["entropy"], stats.entropy(p, axis=1) / np.log(4), rtol=1e-5)
+    values = quantities(p.astype(np.float32), LOGITS, form)
+    np.testing.assert_allclose(values["confidence"], p.max(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(values["entropy"], stats.entropy(p, axis=1) / np.log(4), rtol=1e-5)
 
 
 @pytest.mark.parametrize("scores", [[[0.3], [-4.0]], [[1 / (1 + np.exp(-0.3))], [1 / (1 + np.exp(4.0))]]])
 def test_quantities_of_one_logit(scores: list[list[float]]) -> None:
     p = special.expit(np.array([0.3, -4.0]))
-    found = quantities(np.array(scores), BINARY)
-    np.testing.assert_allclose(found["confidence"], np.maximum(p, 1 - p), rtol=1e-6)
-    np.testing.assert_allclose(found["margin"], np.abs(2 * p - 1), rtol=1e-6)
-    np.testing.assert_allclose(found["entropy"], stats.entropy([1 - p, p], base=2), rtol=1e-5)
-    assert found["label"].tolist() == [1, 0]
+    values = quantities(np.array(scores), BINARY)
+    np.testing.assert_allclose(values["confidence"], np.maximum(p, 1 - p), rtol=1e-6)
+    np.testing.assert_allclose(values["margin"], np.abs(2 * p - 1), rtol=1e-6)
+    np.testing.assert_allclose(values["entropy"], stats.entropy([1 - p, p], base=2), rtol=1e-5)
+    assert values["label"].tolist() == [1, 0]
 
 
 def test_quantities_of_many_labels() -> None:
     scores = np.random.default_rng(0).normal(scale=2, size=(10, 6))
     p = special.expit(scores)
-    found = quantities(scores, MULTILABEL)
-    np.testing.assert_allclose(found["confidence"], p.max(axis=1), rtol=1e-6)
-    np.testing.assert_allclose(found["entropy"], stats.entropy([p, 1 - p], base=2).mean(axis=1), rtol=1e-5)
+    values = quantities(scores, MULTILABEL)
+    np.testing.assert_allclose(values["confidence"], p.max(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(values["entropy"], stats.entropy([p, 1 - p], base=2).mean(axis=1), rtol=1e-5)
 
 
 def test_scores_that_are_not_finite_are_as_unsure_as_can_be() -> None:
     scores = np.array([[np.nan, 1.0, 2.0], [np.inf, 0.0, 0.0], [9.0, 0.0, 0.0]], np.float32)
-    found = quantities(scores, LOGITS)
-    assert found["confidence"][:2].tolist() == [0, 0] and found["confidence"][2] > 0.99
-    assert found["margin"][:2].tolist() == [0, 0]
-    assert found["entropy"][:2].tolist() == [1, 1] and found["entropy"][2] < 0.01
+    values = quantities(scores, LOGITS)
+    assert values["confidence"][:2].tolist() == [0, 0] and values["confidence"][2] > 0.99
+    assert values["margin"][:2].tolist() == [0, 0]
+    assert values["entropy"][:2].tolist() == [1, 1] and values["entropy"][2] < 0.01

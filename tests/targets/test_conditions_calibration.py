@@ -52,9 +52,9 @@ def test_an_empty_set_is_beyond_all_others(text: str, want: list[bool]) -> None:
 def test_calibrated_is_the_largest_probability_at_the_temperature() -> None:
     root = np.sqrt(P)
     best = (root / root.sum(axis=1, keepdims=True)).max(axis=1)
-    got = conditions.quantities(P, READOUT, {"calibrated"}, calibration())["calibrated"]
-    np.testing.assert_allclose(got[:3], best[:3], atol=1e-7)
-    assert got[3] == 0
+    actual = conditions.quantities(P, READOUT, {"calibrated"}, calibration())["calibrated"]
+    np.testing.assert_allclose(actual[:3], best[:3], atol=1e-7)
+    assert actual[3] == 0
     assert fires("calibrated < 62%") == [False, True, True, True]
 
 

@@ -19,13 +19,13 @@ FIVE, ONE_LOGIT = Readout("scores", LOGITS, 5), Readout("scores", BINARY, 2)
 
 def slope(objective: objectives.Objective, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Central differences in float64."""
-    found = np.zeros(scores.shape)
+    expected = np.zeros(scores.shape)
     for column in range(scores.shape[1]):
         step = np.zeros(scores.shape[1])
         step[column] = 1e-6
         high, low = objective.value(scores + step, rows), objective.value(scores - step, rows)
-        found[:, column] = (high - low) / 2e-6
-    return found
+        expected[:, column] = (high - low) / 2e-6
+    return expected
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_a_probability_is_differentiated_through_its_softmax_or_sigmoid(kind: st
     scores = SCORES[:, :1] if kind == "binary_logit" else SCORES
     if kind == "probabilities":
         scores = np.log(np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True))
-    wanted = Probability() if target is None else [Probability(index) for index in target]
-    objective = resolve(wanted, scores, Readout("scores", kind, 2 if kind == "binary_logit" else 5))
+    want = Probability() if target is None else [Probability(index) for index in target]
+    objective = resolve(want, scores, Readout("scores", kind, 2 if kind == "binary_logit" else 5))
     rows = np.arange(4)
     # `value` is of float32 probabilities, so the oracle is written out in float64
     y = scores.astype(np.float64)

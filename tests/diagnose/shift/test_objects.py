@@ -73,7 +73,7 @@ def test_boxes_and_their_maps_are_those_of_each_model(form: str) -> None:
     old, new = explainer(form), explainer(form, 0.03)
     shift = compare(old, new, PICTURES, layer=EARLY)
     assert shift.task == "detect" and len(shift.pictures) == len(PICTURES)
-    seen = 0
+    observed = 0
     for source, one in zip(PICTURES, shift.pictures, strict=True):
         reported = old.boxes(source), new.boxes(source)
         for side in (0, 1):
@@ -87,13 +87,13 @@ def test_boxes_and_their_maps_are_those_of_each_model(form: str) -> None:
                 second = new.explain(source, Box(b), method="hirescam", layer=EARLY)
                 assert first.label == second.label and thing.overlap >= 0.5
                 assert thing.distance == pytest.approx(far(first.raw_map, second.raw_map), abs=1e-5)
-                seen += 1
+                observed += 1
                 gaps.append(thing.distance)
             if thing.change == LOST and form != "torchvision":  # of one that was matched another box may be nearer
                 free = [x.box for x in reported[1] if x.index not in {t.candidates[1] for t in one.objects}]
                 assert best_overlap(thing.boxes[0], free) < 0.5
         assert one.distance == pytest.approx(np.mean(gaps) if gaps else 0.0) and one.maps == len(gaps)
-    assert seen and 0 < shift.distance < 0.5
+    assert observed and 0 < shift.distance < 0.5
     itself = compare(old, old, PICTURES, layer=EARLY)
     assert itself.distance < 1e-6 and itself.flipped_share == 0 and {o.change for o in itself.objects} == {SAME}
 
@@ -282,8 +282,8 @@ def test_the_layer_in_which_two_detectors_part_is_found() -> None:
     values[0] *= 1.5
     weights.CopyFrom(numpy_helper.from_array(values, weights.name))
     new = Explainer(model.SerializeToString(), preprocess="0..1", probe=False)
-    found = blame(explainer("yolov8"), new, PICTURES)
-    assert found.verdict == "layer" and found.first is not None and found.first.node == weights.name
+    result = blame(explainer("yolov8"), new, PICTURES)
+    assert result.verdict == "layer" and result.first is not None and result.first.node == weights.name
     assert blame(explainer("yolov8"), explainer("yolov8"), PICTURES).verdict == "agree"
 
 
@@ -307,7 +307,7 @@ def test_the_command(run: Run, tmp_path: Path) -> None:  # noqa: F811 - a fixtur
     assert document["blame"]["verdict"] == "layer"
     assert "boxes flipped" in (tmp_path / "junit").read_text() and "lost" in (tmp_path / "markdown").read_text()
     embed = [str(tmp_path / f"{name}_embed.onnx") for name in ("old", "new")]
-    shown = run("compare", *embed, str(folder), "--preprocess", "0..1", "--like", str(folder / "0.png"))
-    assert shown.code == 0 and "similarity changed by" in shown.out, shown
+    visible = run("compare", *embed, str(folder), "--preprocess", "0..1", "--like", str(folder / "0.png"))
+    assert visible.code == 0 and "similarity changed by" in visible.out, visible
     refused = run("compare", *embed, str(folder), "--preprocess", "0..1")
     assert refused.code == 2 and "--like" in refused.err

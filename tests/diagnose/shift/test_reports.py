@@ -230,14 +230,14 @@ def test_filters_search_and_keyboard_in_a_browser(tmp_path: Path) -> None:
 
 def _use(opened: Any) -> None:
     count = opened.locator(".count")
-    shown = lambda: opened.eval_on_selector_all(  # noqa: E731
+    visible = lambda: opened.eval_on_selector_all(  # noqa: E731
         ".gallery > li:not([hidden]) h3", "all => all.map(one => one.textContent)"
     )
     assert count.inner_text() == "6 of 6 shown"
     opened.get_by_text("flipped", exact=True).last.click()
     assert count.inner_text() == "4 of 6 shown"
     opened.get_by_text("stayed but moved", exact=True).click()
-    assert shown() == ["folder/4.png", "folder/1.png"]
+    assert visible() == ["folder/4.png", "folder/1.png"]
     opened.click("#clear")
     opened.select_option("#predicted", "cat")
     assert count.inner_text() == "2 of 6 shown"
@@ -246,7 +246,7 @@ def _use(opened: Any) -> None:
     opened.locator("h1").click()
     opened.keyboard.press("/")
     opened.keyboard.type("folder/3")
-    assert shown() == ["folder/3.png"]
+    assert visible() == ["folder/3.png"]
     opened.keyboard.press("Escape")
     assert count.inner_text() == "6 of 6 shown"
     opened.locator(".gallery > li").first.focus()

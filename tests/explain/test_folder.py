@@ -100,6 +100,7 @@ def test_pixels_are_known_before_decoding(tmp_path: Path) -> None:
     assert sizes == [42, 42, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "expected"), [(None, "1"), ("3", "3")])
 def test_explain_has_one_thread_for_matrices(arguments: str | None, expected: str) -> None:
     """Those of OpenBLAS would spin on the core that opens the model; who sets their number has it."""

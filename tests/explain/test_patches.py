@@ -241,6 +241,7 @@ def assert_equals_brute_force(explainer: Explainer, model: onnx.ModelProto, x: n
     assert np.abs(attribution - want[:, None]).max() <= TOLERANCE * np.abs(want).max()
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_it_equals_brute_force(name: str, eager: str) -> None:
     model = build(name)
@@ -267,6 +268,7 @@ def test_both_kinds_of_stages_take_part(name: str, eager: str) -> None:
         assert len(plan_of(explainer).stages) > 2
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("window", [3, 40, (2, 9, 11), (3, 40, 5)])
 def test_windows_of_any_size(window: int | tuple[int, ...], eager: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell or all of the picture, some of the channels, any baseline."""
@@ -303,6 +305,7 @@ def test_a_picture_with_channels_last_gives_the_same(eager: str) -> None:
     assert np.abs(attribution - want).max() <= TOLERANCE * np.abs(want).max()
 
 
+@pytest.mark.sample(1)
 def test_a_quantized_model_is_cut_between_its_integers(eager: str, tmp_path: Path) -> None:
     """Elsewhere a runtime could not compute with them, and would round otherwise than for the whole picture."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -355,6 +358,7 @@ def test_changes_are_the_cells_that_change(name: str) -> None:
             assert not (differs & ~inside).any()
 
 
+@pytest.mark.slow
 def test_memory_for_few_windows_gives_the_same(eager: str, monkeypatch: pytest.MonkeyPatch) -> None:
     explainer = Explainer(build("bottlenecks"), providers=CPU, probe=False)
     results = []

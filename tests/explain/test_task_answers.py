@@ -121,6 +121,7 @@ SCALARS: list[tuple[str, Any, Callable[[Any], Any]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(("net", "target", "scalar"), SCALARS, ids=[f"{n}-{t!r}"[:60] for n, t, _ in SCALARS])
 def test_attributions_are_autograds(explainer: Any, net: str, target: Any, scalar: Any) -> None:
     actual = explainer(net).attribution(detectors.pictures(1), target, method="saliency")[0]

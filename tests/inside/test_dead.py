@@ -196,6 +196,7 @@ def test_unknown_operators_are_unbounded_and_what_follows_is_not_proven() -> Non
     assert one.proven == () and not one.bounded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "layers"), [(8, (1, 5, 9)), pytest.param(10_000, (1, 5, 9, 13, 19, 27, 31), marks=pytest.mark.soak)]
 )

@@ -105,6 +105,7 @@ def test_it_climbs_as_a_plain_ascent_in_pytorch(parametrization: str, what: dict
     assert climbed.history[-1] > climbed.history[0] + 0.1 * abs(climbed.history[0])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.torch
 @pytest.mark.parametrize("seed", range(6))
 def test_it_reaches_what_adam_of_the_usual_epsilon_reaches(seed: int) -> None:
@@ -341,6 +342,7 @@ def test_a_channel_that_sleeps_at_noise_is_woken() -> None:
     assert any("before its Relu" in warning or "times as loud" in warning for warning in result.warnings)
 
 
+@pytest.mark.slow
 def test_what_never_changes_is_said_to_be_constant() -> None:
     with pytest.raises(ModelError, match=r"does not change with the picture.*inside dead"):
         inside.maximize(explainer(dead_or_asleep(-1e4)), layer="relu2", channel=3)
@@ -349,6 +351,7 @@ def test_what_never_changes_is_said_to_be_constant() -> None:
         inside.maximize(explainer(dead_or_asleep(-1e4)), layer="relu2", channel=3, start=start)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps() -> None:
     subject = Subject(explainer())
     scalar = scalar_of(subject, "conv1", 0, None, None, None)

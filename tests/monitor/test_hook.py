@@ -313,11 +313,11 @@ def test_watched_functions(monitor: Monitor, collector: Collector) -> None:
     def named(threshold: float, *, picture: Any) -> dict[str, Any]:
         return {"probabilities": special.softmax(scores[:1], axis=1)}
 
-    @monitor.watch(image="given", scores=lambda out: out[1])
+    @monitor.watch(image="inputs", scores=lambda out: out[1])
     async def later(self: Any, inputs: Any) -> tuple[str, np.ndarray]:
         return "ok", scores[0]
 
-    assert predict(batch) is scores and predict(given=[noise(), encoded]) is scores
+    assert predict(batch) is scores and predict(inputs=[noise(), encoded]) is scores
     assert predict.__doc__ == "Says." and predict.__name__ == "predict"
     assert list(named(0.5, picture=[encoded])) == ["probabilities"]
     assert asyncio.run(later(None, noise()))[0] == "ok"

@@ -184,5 +184,5 @@ def test_the_commands(scene_records: list[dict[str, Any]], tmp_path: Path) -> No
     document = json.loads((tmp_path / "b.json").read_text())
     assert json.loads(result.stdout)["rows"] == len(scenes.PICTURES) and document["layer"] == OWN_LAYER
     assert document["method"] == "layercam" and None not in document["rows"]["fields"]["boxes"]
-    numbers = sorted(len(record["prediction"]["boxes"]) for record in found)
+    numbers = sorted(len(record["prediction"]["boxes"]) for record in scene_records)
     assert sorted(document["rows"]["fields"]["boxes"]) == numbers

@@ -130,6 +130,7 @@ KINDS = ["plain", "dilated", "grouped", "uneven", "same", "pooled", "split"]
 CELLS = [(0, 0), (0, WIDTH - 1), (HEIGHT - 1, 0), (HEIGHT - 1, WIDTH - 1), (3, 4), (1, 7)]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_cells_have_the_gradient_of_the_whole_head(kind: str) -> None:
     network = network_of(head(kind))

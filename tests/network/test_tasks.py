@@ -229,6 +229,7 @@ def test_there_are_enough_forms() -> None:
     assert len(FORMS) >= 60
 
 
+@pytest.mark.sample(20)
 @pytest.mark.parametrize("name", FORMS)
 def test_a_detector_is_read_as_what_it_is(name: str) -> None:
     case = FORMS[name]

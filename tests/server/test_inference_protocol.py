@@ -76,6 +76,7 @@ def small() -> Explainer:
     return onnxcam.Explainer(models.tiny_cnn(classes=3), labels=LABELS, preprocess="0..1", layers=["relu1", "relu2"])
 
 
+@pytest.mark.slow
 def test_the_map_is_an_ordinary_output(client: TestClient, explainer: Explainer, batch: np.ndarray) -> None:
     outputs = values(infer(client, URL, ("input", batch)))
     assert list(outputs) == ["logits", "heatmap", "fired"]
@@ -87,6 +88,7 @@ def test_the_map_is_an_ordinary_output(client: TestClient, explainer: Explainer,
     assert outputs["fired"].tolist() == [True] * 3
 
 
+@pytest.mark.slow
 def test_binary_data_is_the_same(client: TestClient, batch: np.ndarray) -> None:
     plain = values(infer(client, URL, ("input", batch)))
     response = infer(client, URL, ("input", batch), binary=True, parameters={"binary_data_output": True})

@@ -36,6 +36,7 @@ def test_models(client: TestClient) -> None:
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
 
+@pytest.mark.slow
 def test_pictures(client: TestClient, explainer: Explainer) -> None:
     body = {"instances": [b64("cat.png"), {"image_bytes": b64("coffee.png")}, {"image": b64("cat.png")["b64"]}]}
     predicted = client.post(f"{URL}:predict", json=body).json()

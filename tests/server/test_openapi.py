@@ -67,6 +67,7 @@ def described(document: dict[str, Any], path: str, response: Any) -> None:
         assert name.lower() in response.headers or optional
 
 
+@pytest.mark.slow
 def test_it_is_valid(client: TestClient, document: dict[str, Any]) -> None:
     assert document["openapi"] == "3.1.0"
     OpenAPIV31SpecValidator(document).validate()
@@ -158,6 +159,7 @@ TASK_REQUESTS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 def test_of_models_of_every_task_it_has_the_options_that_the_server_takes(
     serve: Serve, of_tasks: dict[str, Explainer]
 ) -> None:
@@ -277,6 +279,7 @@ def test_binary_data_and_other_bodies(client: TestClient, document: dict[str, An
         described(document, path, response)
 
 
+@pytest.mark.slow
 def test_tokens_are_described(serve: Serve, small: Explainer) -> None:
     client = serve({"small": small}, tokens=[TOKEN])
     assert client.get("/openapi.json").status_code == 401

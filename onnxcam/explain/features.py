@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from onnxcam import runtime
 from onnxcam.errors import LayerError
 from onnxcam.explain.sessions import Sessions
-from onnxcam.network.names import GRADIENT, SCORES, TARGET
+from onnxcam.network.names import GRADIENT, INPUT, SCORES, TARGET
 from onnxcam.runtime.rows import floats, joined, portions
 from onnxcam.targets.readout import Readout
+
+if TYPE_CHECKING:
+    from onnxcam.network.cut import Cut
 
 Progress = Callable[[int, int], None]
 
@@ -57,7 +60,8 @@ class HeadRun:
     Attributes:
         batch: what all views share.
         scores: logits `[N, K]`, float32.
-        values: cut values by name, N rows each (a value without rows as it is), the picture's among them.
+        values: cut values by name, N rows each (a value without rows as it is; where runs differ in it, an array of
+            objects, for each row that of its run), the picture's among them.
         gradient: whose gradient `values` also has as `GRADIENT`, None if it has none.
     """
 
@@ -76,8 +80,15 @@ class HeadRun:
     def of_rows(self, rows: np.ndarray, layers: Sequence[str]) -> HeadRun:
         """The outputs for some of the rows, by their indices, which may repeat."""
         cuts = [self.batch.sessions.cut(name) for name in layers]
+        if self.batch.size != 1 and not np.array_equal(rows, np.arange(len(self.scores))):
+            for cut in cuts:
+                if cut.singly:
+                    raise in_place(cut, self.batch.size)
         by_row = {value: flag for cut in cuts for value, flag in cut.flags.items()}
-        values = {name: value[rows] if by_row.get(name, True) else value for name, value in self.values.items()}
+        values = {
+            name: value[rows] if by_row.get(name, True) or value.dtype == object else value
+            for name, value in self.values.items()
+        }
         return HeadRun(self.batch._replace(scores=self.scores[rows], pictures=self.batch.pictures[rows]), values)
 
 
@@ -87,6 +98,48 @@ def uneven_rows(layer: str, rows: int, pictures: int) -> LayerError:
         f"layer {layer!r} has {rows} rows for {pictures} pictures, as crops have: which is whose is unknown; "
         "choose another layer (`onnxcam layers` lists them) or a method of the input such as saliency"
     )
+
+
+def in_place(cut: Cut, size: int | None) -> LayerError:
+    """The error for rows of a fixed batch that would have to change their places."""
+    return LayerError(
+        f"what follows layer {cut.layer.name!r} depends on where in the model's batch of {size} a picture stands: its "
+        "pictures cannot be repeated or put together otherwise; choose a method that runs each picture once, such as "
+        "gradcam, a layer after it (`onnxcam layers` lists them), or export the model with a free batch"
+    )
+
+
+def values_of(
+    cut: Cut, values: Mapping[str, np.ndarray], rows: np.ndarray, count: int, size: int | None, changed: bool
+) -> dict[str, np.ndarray]:
+    """The cut values of some rows, for one run.
+
+    Arguments:
+        values: as a `HeadRun` has them.
+        rows: indices of pictures, int64 `[k]`.
+        count: of pictures.
+        size: rows per run where the model fixes them, else None.
+        changed: whether the layer's own value is left out, which is replaced by variants.
+
+    Raises:
+        LayerError: rows that have to stay at their places do not.
+    """
+    whole = len(rows) == count and bool((rows == np.arange(count)).all())
+    if cut.singly and not whole and size != 1:
+        first, last = int(rows[0]), int(rows.max())
+        padded = not changed and np.array_equal(rows, np.minimum(first + np.arange(len(rows)), last))
+        if size is None or first % size or not (padded or np.array_equal(rows, first + np.arange(len(rows)))):
+            raise in_place(cut, size)
+    feeds = {}
+    for name, by_row in cut.flags.items():
+        value = values[name]
+        if changed and name == cut.layer.value:
+            continue
+        if value.dtype == object:
+            feeds[name] = value[rows[0]]
+        else:
+            feeds[name] = value if whole or not by_row else value[rows]
+    return feeds
 
 
 def run_head(
@@ -102,13 +155,15 @@ def run_head(
     """Run the head over a batch once: the scores, and the cut values of some layers.
 
     Arguments:
-        size: rows per run where the model fixes them, else None.
+        size: rows per run where the model fixes them, else None: 1 then where rows have to be run singly.
         seed, progress: of the views, see `Batch`.
         gradient: computed by the same run; there are no layers then.
     """
     network = sessions.network
     picture, readout = network.picture.name, network.readout
     cuts = [sessions.cut(name) for name in layers]
+    if size is None and any(cut.singly for cut in (sessions.cut(INPUT), *cuts)):
+        size = 1
     by_row = {value: flag for cut in cuts for value, flag in cut.flags.items() if value != picture}
     if gradient is None:
         session, native, classes = sessions.head(layers), pictures, np.arange(len(pictures))
@@ -125,7 +180,9 @@ def run_head(
         if len(rows) == 2 and rows[0] != rows[1]:
             raise uneven_rows(cut.layer.name, rows[0], rows[1])
     values = {
-        name: joined([run[name] for run in runs])[: len(pictures)] if rowwise else runs[0][name]
+        name: joined([run[name] for run in runs])[: len(pictures)]
+        if rowwise
+        else by_run([run[name] for run in runs], size, len(pictures))
         for name, rowwise in by_row.items()
     }
     values[picture] = pictures
@@ -134,3 +191,13 @@ def run_head(
     if gradient is not None:
         gradient = gradient._replace(classes=readout.fill_top1(gradient.classes, scores))
     return HeadRun(batch, values, gradient)
+
+
+def by_run(values: list[np.ndarray], size: int | None, count: int) -> np.ndarray:
+    """A value without rows of several runs, as an array of objects `[count]`: for each picture that of its run."""
+    if len(values) == 1:
+        return values[0]
+    of_rows = np.empty(count, object)
+    for row in range(count):
+        of_rows[row] = values[row // (size or count)]
+    return of_rows

@@ -191,11 +191,11 @@ class FileSession:
         task = self.readout.task
         if task is not None and (not task.columns or getattr(task, "one_picture", False)):
             return 1
-        coupled = (self.manifest.get("measured") or {}).get("rows") == manifests.COUPLED
-        if coupled or any(entry.get("crops") for entry in self.manifest["layers"]):
-            return 1
         rows = self.manifest["input"]["shape"][0]
-        return rows if isinstance(rows, int) else None
+        if isinstance(rows, int):
+            return rows
+        coupled = (self.manifest.get("measured") or {}).get("rows") == manifests.COUPLED
+        return 1 if coupled or any(entry.get("crops") for entry in self.manifest["layers"]) else None
 
     def fix_rows(self, rows: int | None) -> None:
         """Fix the rows in each run of methods that run the model many times; None to choose them by measurement.

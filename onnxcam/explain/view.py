@@ -15,7 +15,7 @@ from onnxcam.cam.methods import INPUT as ATTRIBUTION
 from onnxcam.cam.view import Make
 from onnxcam.errors import MethodError, ModelError
 from onnxcam.explain import components, dense_tail
-from onnxcam.explain.features import Batch, HeadRun, run_head
+from onnxcam.explain.features import Batch, HeadRun, by_run, run_head, values_of
 from onnxcam.explain.patches import FEWEST, Window, distinct, patch
 from onnxcam.network.layout import Layout
 from onnxcam.network.names import (
@@ -395,13 +395,10 @@ class LayerView:
 
     def _feeds(self, activations: np.ndarray | None, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Cut values of some rows, with `activations` in place of the layer's own unless they are None."""
-        feeds = {}
-        whole = len(rows) == len(self.scores) and bool((rows == np.arange(len(rows))).all())
-        for name, by_row in self._cut.flags.items():
-            if activations is not None and name == self._cut.layer.value:
-                feeds[name] = self._native(activations, rows)
-            else:
-                feeds[name] = self._values[name] if whole or not by_row else self._values[name][rows]
+        changed = activations is not None
+        feeds = values_of(self._cut, self._values, rows, len(self.scores), self.batch.size, changed)
+        if activations is not None:
+            feeds[self._cut.layer.value] = self._native(activations, rows)
         return feeds
 
     def _gradients(self, feeds: dict[str, np.ndarray], rows: np.ndarray, relu: str) -> np.ndarray:
@@ -457,7 +454,8 @@ class LayerView:
         cotangents = []
         for value in values[: len(blocks)]:
             passing = dict(zip(cut.values, values[len(blocks) :], strict=True)) | {cut.layer.value: value}
-            last = LayerView(self.batch, BLOCK, self.objective, passing)
+            batch = self.batch._replace(size=1) if self.batch.size is None and cut.singly else self.batch
+            last = LayerView(batch, BLOCK, self.objective, passing)
             chunks = last._chunks(np.arange(len(value)), "plain")
             rows = [last._native_gradients(last._feeds(None, chunk), chunk, "plain") for chunk in chunks]
             cotangents.append(np.concatenate(rows)[: len(value)])
@@ -471,6 +469,7 @@ class LayerView:
         feeds[self.batch.sessions.network.picture.name] = self.batch.pictures
         cut = self.batch.sessions.cut(BLOCK)
         count = self.batch.size or (self.batch.sessions.rows or _BLOCKS_ROWS if cut.free else len(self.scores))
+        count = 1 if self.batch.size is None and cut.singly else count
         whole = {name for name, by_row in cut.flags.items() if not by_row}
         runs: list[dict[str, np.ndarray]] = []
         for start in range(0, len(self.scores), count):
@@ -478,10 +477,8 @@ class LayerView:
             if self.batch.size is not None:
                 part = {key: portions(value, count)[0] for key, value in part.items()}
             runs.append(runtime.run(session, list(dict.fromkeys(names)), part))
-        return [
-            runs[0][name] if name in whole else joined([run[name] for run in runs])[: len(self.scores)]
-            for name in names
-        ]
+        rows, parts = len(self.scores), {name: [run[name] for run in runs] for name in names}
+        return [by_run(parts[name], count, rows) if name in whole else joined(parts[name])[:rows] for name in names]
 
     def tell(self, done: int, total: int) -> None:
         """Report progress."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from onnxcam.autodiff.sweep import path
 from onnxcam.errors import LayerError
 from onnxcam.graph import attention, layers
+from onnxcam.graph.batch_positions import batch_positions, contents
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.layout import input_layout
 from onnxcam.graph.operators import Trait, having
@@ -27,6 +28,8 @@ class Cut:
         values: graph values, the layer's own among them, in graph order.
         by_row: for each of them, whether it has one row per picture.
         free: whether all have and a batch may be of any size, so that rows can be repeated and put together freely.
+        singly: whether what follows depends on where in the batch a row stands, or on values of several rows together:
+            each picture is to be run by itself, or where the model fixes its rows at its place.
         affine: whether the scores are an affine function of the layer: its gradient then says everything.
     """
 
@@ -35,6 +38,7 @@ class Cut:
     by_row: tuple[bool, ...]
     free: bool
     affine: bool
+    singly: bool = False
 
     @property
     def flags(self) -> dict[str, bool]:
@@ -60,14 +64,22 @@ def cut(graph: Graph, picture: str, scores: str, exposed: Mapping[str, Layer], n
         LayerError: no such layer.
     """
     rows = (graph.shape(picture) or (None,))[0]
+    positions = set() if rows == 1 else batch_positions(graph, picture)
     if name == INPUT:
         layer = Layer(INPUT, picture, layout=input_layout(graph, picture), shape=graph.shape(picture))
-        return Cut(layer, (picture,), (True,), not isinstance(rows, int), False)
+        singly = scores in positions
+        return Cut(layer, (picture,), (True,), not isinstance(rows, int) and not singly, False, singly)
     layer = _last_block(graph, picture, scores, exposed) if name == BLOCK else _resolve(graph, scores, exposed, name)
     values = crossing(graph, picture, layer.value, [scores])
     by_row = [rows is not None and (graph.shape(value) or (None,))[:1] == (rows,) for value in values]
     free = not isinstance(rows, int) and all(by_row)
-    return Cut(layer, values, tuple(by_row), free, _affine(graph, layer.value, scores))
+    # that a layer has a row per picture is checked when it has been computed
+    flags = tuple(flag or value == layer.value for value, flag in zip(values, by_row, strict=True))
+    singly = bool(positions & {scores, *values})
+    if rows != 1 and not all(flags):
+        content = contents(graph, picture)
+        singly |= any(value in content and not flag for value, flag in zip(values, flags, strict=True))
+    return Cut(layer, values, flags, free and not singly, _affine(graph, layer.value, scores), singly)
 
 
 def crossing(graph: Graph, picture: str, value: str, outputs: Iterable[str]) -> tuple[str, ...]:

@@ -168,7 +168,7 @@ def augment(
     target_layers = _target_layers(network, fitted, requested, grid, prefix_tokens)
     facts = _measure(network, fitted.graph, target_layers, probe, preprocess)
     graph, target_layers = correct(fitted.graph, network.picture.name, target_layers, facts)
-    measured = describe_facts(facts, network.manifest, target_layers)
+    measured = describe_facts(facts, network.manifest, target_layers, singly=network.singly)
     readout = network.readout
     if readout.task is None and facts is not None and facts.scores is not None and facts.value == readout.value:
         settled = settle(readout, facts.scores, declared=kind is not None)

@@ -307,9 +307,14 @@ def measured_warnings(manifest: Manifest) -> list[str]:
             "picture is read off the graph alone, and may be wrong"
         )
     if facts.get("rows") == COUPLED:
+        rows = ((manifest.get("input") or {}).get("shape") or [None])[0]
         sentences.append(
             "a picture's results depend on the others in its batch (as after BatchNormalization in training mode): "
-            "pictures are explained one by one, and differ from what the model says of them in a batch"
+            + (
+                f"the model takes {rows} pictures at a time, and each is explained among those that it is run with"
+                if isinstance(rows, int) and rows > 1
+                else "pictures are explained one by one, and differ from what the model says of them in a batch"
+            )
         )
     if facts.get("deterministic") is False:
         sentences.append(

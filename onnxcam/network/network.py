@@ -149,6 +149,11 @@ class Network:
             self._cuts[name] = cuts.cut(self.graph, self.picture.name, self.readout.value, self.layers, name)
         return self._cuts[name]
 
+    @property
+    def singly(self) -> bool:
+        """Whether the scores may depend on where in a batch a picture stands, see `Cut`."""
+        return self.cut(INPUT).singly
+
     def graph_from(self, name: str) -> Graph:
         """The graph behind a cut. Whole numbers have no gradient: behind the picture they are taken as floats."""
         if name != INPUT or self.graph.dtype(self.picture.name) in FLOATS:

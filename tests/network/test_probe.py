@@ -120,6 +120,16 @@ def test_coupled_rows_are_explained_one_by_one() -> None:
     assert any("depend on the others" in sentence for sentence in explainer.warnings)
 
 
+@pytest.mark.parametrize("rows", [2, 4])
+def test_coupled_rows_of_a_fixed_batch_are_run_as_many_at_a_time(rows: int) -> None:
+    explainer = onnxcam.Explainer(changed(op="training", rows=rows), layers=["layer"])
+    assert explainer.batch_size == rows
+    pictures = np.random.default_rng(0).normal(size=(rows, 3, 48, 48)).astype(np.float32)
+    assert explainer.attribute(pictures, method=["gradcam", "scorecam"])[1].shape == (rows, 48, 48)
+    (sentence,) = [text for text in explainer.warnings if "depend on the others" in text]
+    assert f"takes {rows} pictures at a time" in sentence and "one by one" not in sentence
+
+
 # ---- a batch that is declared free and is not
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from onnxcam.graph.layers import Layer, describe_layer
 from onnxcam.graph.shape_inference import refresh
 from onnxcam.graph.view import Graph
-from onnxcam.network.manifest import Manifest
+from onnxcam.network.manifest import COUPLED, Manifest
 from onnxcam.network.probe.facts import Probe
 from onnxcam.network.score_facts import ScoreFacts
 
@@ -65,12 +65,15 @@ def contradiction(value: str, scores: ScoreFacts) -> str:
     )
 
 
-def describe_facts(facts: Probe | None, manifest: Manifest | None, layers: Sequence[Layer]) -> Entries:
+def describe_facts(
+    facts: Probe | None, manifest: Manifest | None, layers: Sequence[Layer], *, singly: bool = False
+) -> Entries:
     """The manifest's entries: of what was measured, or else as an explainable model had them.
 
     Arguments:
         manifest: of an explainable model, None of a plain one.
         layers: the target layers, corrected.
+        singly: whether rows count as coupled where that was not measured.
     """
     previous = manifest or {}
     by_value = {entry.get("value"): entry for entry in previous.get("layers", [])}
@@ -85,7 +88,11 @@ def describe_facts(facts: Probe | None, manifest: Manifest | None, layers: Seque
         if measured.place.corrected is not None and measured.place.layout == layer.layout:
             entry["place"] = measured.place.corrected.describe()
         described.append(entry)
-    return Entries(previous.get("measured") if facts is None else facts.describe(), described)
+    of_file: dict[str, Any] | None = previous.get("measured") if facts is None else facts.describe()
+    single = facts is not None and facts.batch == 1
+    if singly and not single and (of_file or {}).get("rows") is None:
+        of_file = {**(of_file or {}), "rows": COUPLED}
+    return Entries(of_file, described)
 
 
 def _fix_batch(graph: Graph, picture: str, rows: int) -> Graph:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxcam.errors import InputError, ModelError, OnnxcamError
+from onnxcam.graph.batch_positions import batch_positions
 from onnxcam.graph.coverage import covers
 from onnxcam.graph.input_normalization import normalization
 from onnxcam.graph.layers import Layer
@@ -30,6 +31,7 @@ _PER_RUN, _PIXELS = 5, 5 * 256**2  # rows per run, fewer where pictures are larg
 _FEWER = 4  # places where one run more is needed to see that a model takes one row at a time
 # relative difference between a row alone and among others that rounding explains
 _COUPLING = {"float32": 1e-3, "float16": 3e-2, "quantized": 5e-2}
+_COUNTED = 1e-5  # the same where positions in the batch are computed with: further rows differ more than the second
 _REPEATED = 1e-6  # relative difference between two equal runs that rounding explains
 _AROUND = 1.2  # deviations around the mean of a normalisation inside the graph that the pictures take
 _USUAL = 2.0  # a normalised input lies within this of 0
@@ -160,8 +162,8 @@ class _Measurement:
     def _in_free_batches(self, runner: Runner, batch: np.ndarray, drawn: Stimuli) -> None:
         """Rows in runs of several, the first background alone too."""
         second = len(PLACES) + 1
-        try:
-            among = runner.run(batch[[0, second]])
+        try:  # behind another row: what counts over the batch is the same in the first row
+            among = runner.run(batch[[second, 0]])
         except OnnxcamError:  # whether it runs at all, a single row shows
             self._one_by_one(runner, batch, drawn, _FEWER)
             self._probe = replace(self._probe, batch=1, rows=None)
@@ -170,11 +172,11 @@ class _Measurement:
         alone = runner.run(batch[:1])
         again = runner.run(batch[:1])
         self._repeated(alone, again)
-        self._compare(alone, among, 2)
+        self._compare(alone, among, 2, 1)
         if self._probe.rows != INDEPENDENT:
             self._remaining(runner, batch, drawn, _FEWER, alone)
             return
-        self._take(among, [0, second], drawn)
+        self._take(among, [second, 0], drawn)
         changed = [row for row in range(len(batch)) if drawn.places[row] >= 0]
         rows = min(_PER_RUN, max(1, _PIXELS // max(1, drawn.pictures[0, 0].size)))
         for start in range(0, len(changed), rows):
@@ -200,7 +202,7 @@ class _Measurement:
     def _in_fixed_batches(self, runner: Runner, batch: np.ndarray, drawn: Stimuli, rows: int) -> None:
         """Rows in runs of the size that the model declares; the first row also in one filled with itself."""
         second = len(PLACES) + 1
-        order = [0, second, *(row for row in range(len(batch)) if drawn.places[row] >= 0)]
+        order = [second, 0, *(row for row in range(len(batch)) if drawn.places[row] >= 0)]
         first: dict[str, np.ndarray] = {}
         for start in range(0, len(order), rows):
             part = order[start : start + rows]
@@ -209,26 +211,37 @@ class _Measurement:
             self._take({name: _of_rows(value, len(part), rows) for name, value in outputs.items()}, part, drawn)
         alike = runner.run(np.repeat(batch[:1], rows, axis=0))
         one, last = ({name: _row(value, row, rows) for name, value in alike.items()} for row in (0, rows - 1))
+        if self._differ(one, last):  # by chance, or by their places in the batch
+            again = runner.run(np.repeat(batch[:1], rows, axis=0))
+            self._repeated(alike, again)
+            if self._probe.deterministic:
+                self._probe = replace(self._probe, rows=COUPLED)
+                return
         self._repeated(one, last)
-        self._compare(one, first, rows)
+        self._compare(one, first, rows, 1)
+
+    def _differ(self, one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+        return max(_difference(one[name], other[name]) for name in one) > _REPEATED
 
     def _repeated(self, one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
         """Compare two results for the same picture."""
-        differences = [_difference(one[name], other[name]) for name in one]
-        self._probe = replace(self._probe, deterministic=max(differences) <= _REPEATED)
+        self._probe = replace(self._probe, deterministic=not self._differ(one, other))
 
-    def _compare(self, alone: dict[str, np.ndarray], among: dict[str, np.ndarray], rows: int) -> None:
-        """Compare the first row alone with the same row among others."""
+    def _compare(self, alone: dict[str, np.ndarray], among: dict[str, np.ndarray], rows: int, row: int) -> None:
+        """Compare the first picture alone with itself as a row among others."""
         if not self._probe.deterministic:
             self._unmeasured[ROWS] = "the model is not deterministic"
             return
         differences = [
             # several rows of a picture, as crops of it, stand together, or each with those of other pictures
-            min(_difference(value, part) for part in (_row(among[name], 0, rows), among[name][::rows]))
+            min(_difference(value, part) for part in (_row(among[name], row, rows), among[name][row::rows]))
             for name, value in alone.items()
             if len(value) * rows == len(among[name]) or len(value) == 1
         ]
-        coupled = not differences or max(differences) > _COUPLING[self._precision()]
+        bound = _COUPLING[self._precision()]
+        if self._scores in batch_positions(self._graph, self._picture):
+            bound = _COUNTED
+        coupled = not differences or max(differences) > bound
         self._probe = replace(self._probe, rows=COUPLED if coupled else INDEPENDENT)
 
     def _precision(self) -> str:

@@ -196,6 +196,12 @@ class Examination:
         """Height and width of the model's input."""
         return self._features.batch.sessions.cut(WHOLE).layout.size(self._batch.shape)
 
+    def in_graph_order(self, layers: Sequence[str]) -> list[str]:
+        """Names of layers in the order in which the network computes them."""
+        sessions = self._features.batch.sessions
+        place = sessions.network.graph.position
+        return sorted(layers, key=lambda name: place.get(sessions.cut(name).layer.value, -1))
+
     def of_rows(self, rows: np.ndarray) -> Examination:
         """The examination of some of the rows, by their indices: the head is not run again."""
         part = copy(self)

@@ -200,7 +200,8 @@ def _batch_maps(
     by_method = examination.several(question, objectives)
     input_size = examination.input_size
     model = explainer.model
-    doubts = [*explainer.warnings, *_doubts(question, objectives)]
+    misplaced = box_layers.doubts(explainer.manifest, question.layers_read, objectives)
+    doubts = [*explainer.warnings, *_doubts(question, objectives), *misplaced]
 
     def examine(row: int, layers: Sequence[str]) -> Examination:
         return examination

@@ -36,7 +36,7 @@ from onnxcam.network.pixels import wrap
 from onnxcam.network.probe.application import contradiction, correct, describe_facts, recorded
 from onnxcam.network.probe.facts import Probe
 from onnxcam.network.probe.measurement import measure
-from onnxcam.network.pyramid import levels_of, record
+from onnxcam.network.pyramid import levels_among, levels_of, record
 from onnxcam.network.readout import settle
 from onnxcam.targets.readout import Readout
 from onnxcam.targets.task_labels import check_labels, fitting_labels, names_of_values
@@ -161,11 +161,11 @@ def augment(
         size=input_size,
         likely=_likely_size(preprocess) if dynamic_size.is_dynamic(network.graph) else None,
     )
-    levels = []
-    if requested is None:
-        levels = levels_of(fitted.graph, network.picture.name, network.readout, fitted.layers or ())
+    where = fitted.graph, network.picture.name, network.readout
+    levels = levels_of(*where, fitted.layers or ()) if requested is None else []
     requested = [level.layer for level in levels] or requested
     target_layers = _target_layers(network, fitted, requested, grid, prefix_tokens)
+    levels = levels or levels_among(*where, target_layers, previous.get("layers", ()))
     facts = _measure(network, fitted.graph, target_layers, probe, preprocess)
     graph, target_layers = correct(fitted.graph, network.picture.name, target_layers, facts)
     measured = describe_facts(facts, network.manifest, target_layers, singly=network.singly)
@@ -211,7 +211,7 @@ def augment(
         raw = _expose(op, layer, gradient, tag, tensor_names) if outputs == "all" else dict.fromkeys(_RAW)
         heatmaps = {} if gradient is None else _emit_heatmaps(op, layer, gradient, functions, tag, tensor_names)
         entries.append({"name": layer.name, **raw, **_described(layer), "heatmaps": heatmaps, "value": layer.value})
-    record(levels, entries, previous.get("layers", ()))
+    record(levels, entries, previous.get("layers", ()), getattr(readout.task, "candidates", None))
     if seed is not None and seed.box is not None:
         joined = {name: tensor_names["heatmap" + (f"/{name}" if len(functions) > 1 else "")] for name in functions}
         by_level = level_maps.join(op, entries, list(filter(None, gradients)), seed.box, joined)

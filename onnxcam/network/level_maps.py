@@ -30,6 +30,7 @@ def join(
         nothing where there are fewer than two levels, or a grid follows from the picture's size, which is open.
     """
     levels = [(entry, gradient) for entry, gradient in zip(entries, gradients, strict=True) if entry.get("level")]
+    levels.sort(key=lambda level: op.graph.position.get(level[0]["value"], -1))
     grids = [entry.get("grid") for entry, _ in levels]
     sizes = [(grid[0], grid[1]) for grid in grids if grid is not None]
     if len(levels) < 2 or len(sizes) < len(levels):

@@ -28,6 +28,7 @@ from onnxcam.targets.tasks import Detect, Segment
 _CONVOLUTIONS = having(Trait.CONVOLVES)
 _POOLING_REGIONS = ("RoiAlign", "MaxRoiPool")
 _MOST_RANGES = 64  # of the candidates of one level
+_Ranges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PyramidLevel:
     """
 
     layer: Layer
-    candidates: tuple[tuple[int, int], ...] | None = None
+    candidates: _Ranges | None = None
 
 
 def levels_of(graph: Graph, picture: str, readout: Readout, layers: Sequence[Layer]) -> list[PyramidLevel]:
@@ -52,37 +53,86 @@ def levels_of(graph: Graph, picture: str, readout: Readout, layers: Sequence[Lay
     """
     if not isinstance(readout.task, (Detect, Segment)):
         return []
+    pairs = []
+    for values, ranges in _groups(graph, picture, readout):
+        layer = _features(graph, picture, values, layers)
+        if layer is not None:
+            pairs.append((replace(layer, default=False, beside=None), ranges))
+    return _levels(graph, pairs)
+
+
+def levels_among(
+    graph: Graph, picture: str, readout: Readout, layers: Sequence[Layer], previous: Iterable[dict[str, Any]]
+) -> list[PyramidLevel]:
+    """The levels of a detector among layers that a user has chosen: of each group of candidates the last of these
+    layers through which everything goes that its scores are computed from, else one that is a branch of its level.
+
+    Arguments:
+        previous: entries of an explainable model that is augmented again, whose levels stay what they are.
+    """
+    if not isinstance(readout.task, Detect) or any(entry.get("level") for entry in previous):
+        return []
+    groups = _groups(graph, picture, readout, boxes=False)
+    covered, reached = {}, {}
+    for layer in layers:
+        behind = graph.downstream([layer.value])
+        covered[layer.value] = [all(layer.value in covering(graph, picture, end) for end in ends) for ends, _ in groups]
+        reached[layer.value] = [not behind.isdisjoint(ends) for ends, _ in groups]
+
+    def precedence(layer: Layer) -> tuple[int, int]:
+        return -sum(reached[layer.value]), graph.position.get(layer.value, -1)
+
+    pairs = []
+    for index, (_, ranges) in enumerate(groups):
+        whole = [layer for layer in layers if covered[layer.value][index]]
+        # a branch inside of a level; but not another level, from which this one is computed in part
+        part = [layer for layer in layers if reached[layer.value][index] and not any(covered[layer.value])]
+        if whole:
+            pairs.append((max(whole, key=lambda layer: graph.position.get(layer.value, -1)), ranges))
+        elif part:
+            pairs.append((max(part, key=precedence), ranges))
+    return _levels(graph, pairs)
+
+
+def _groups(
+    graph: Graph, picture: str, readout: Readout, *, boxes: bool = True
+) -> list[tuple[frozenset[str], _Ranges | None]]:
+    """The last convolutions of each group of candidates, and which candidates these are, where that is known.
+
+    Arguments:
+        boxes: whether those of a candidate's box count too, or of its scores alone.
+    """
     shape = graph.shape(picture) or ()
     one = tuple(dim for dim in (1, *shape[1:]) if isinstance(dim, int))
     size = one if len(one) == len(shape) else None  # else height and width are open
-    groups = None
     if isinstance(readout.task, Detect) and size is not None and readout.task.candidates is not None:
-        groups = _traced(graph, picture, readout, readout.task, size)
-    if groups is None:
-        ends = _last_convolutions(graph, picture, readout.value)
-        shapes = _shapes(graph, picture, ends, size)
-        groups = [(values, None) for values in _by_size(ends, shapes)]
+        groups = _traced(graph, picture, readout, readout.task, size, boxes)
+        if groups is not None:
+            return groups
+    ends = _last_convolutions(graph, picture, readout.value)
+    return [(values, None) for values in _by_size(ends, _shapes(graph, picture, ends, size))]
+
+
+def _levels(graph: Graph, pairs: Sequence[tuple[Layer, _Ranges | None]]) -> list[PyramidLevel]:
+    """The levels in the order of the graph; groups of candidates with the same layer are one."""
     levels: dict[str, PyramidLevel] = {}
-    for values, ranges in groups:
-        layer = _features(graph, picture, values, layers)
-        if layer is None:
-            continue
+    for layer, ranges in pairs:
         other = levels.get(layer.value)
         if other is not None:
             ranges = None if ranges is None or other.candidates is None else _merged([*other.candidates, *ranges])
-        levels[layer.value] = PyramidLevel(replace(layer, default=False, beside=None), ranges)
-    return sorted(levels.values(), key=lambda level: graph.position[level.layer.value])
+        levels[layer.value] = PyramidLevel(layer, ranges)
+    return sorted(levels.values(), key=lambda level: graph.position.get(level.layer.value, -1))
 
 
 def _traced(
-    graph: Graph, picture: str, readout: Readout, task: Detect, size: tuple[int, ...]
-) -> list[tuple[frozenset[str], tuple[tuple[int, int], ...] | None]] | None:
+    graph: Graph, picture: str, readout: Readout, task: Detect, size: tuple[int, ...], boxes: bool
+) -> list[tuple[frozenset[str], _Ranges | None]] | None:
     """The last convolutions of each group of candidates, and which these are; None where they cannot be followed."""
     origins = trace(graph, picture, readout.value, size)
     if origins is None or task.columns != origins.level.size:
         return None
     count = task.count(origins.level.size)
-    slabs = [slab for slab in (task.boxes, task.scores, task.objectness) if slab is not None]
+    slabs = [slab for slab in (task.boxes if boxes else None, task.scores, task.objectness) if slab is not None]
     columns = np.concatenate([slab.columns(count) for slab in slabs], axis=1)
     patterns, members = np.unique(origins.level.reshape(-1)[columns], axis=0, return_inverse=True)
     groups: dict[frozenset[str], list[np.ndarray]] = {}
@@ -94,7 +144,7 @@ def _traced(
     return [(ends, _ranges(np.sort(np.concatenate(parts)))) for ends, parts in groups.items()]
 
 
-def _ranges(indices: np.ndarray) -> tuple[tuple[int, int], ...]:
+def _ranges(indices: np.ndarray) -> _Ranges:
     """Sorted indices as ranges [start, stop)."""
     breaks = np.flatnonzero(np.diff(indices) != 1)
     starts = [int(indices[0]), *(int(indices[place + 1]) for place in breaks)]
@@ -102,7 +152,7 @@ def _ranges(indices: np.ndarray) -> tuple[tuple[int, int], ...]:
     return tuple(zip(starts, stops, strict=True))
 
 
-def _merged(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _merged(ranges: Iterable[tuple[int, int]]) -> _Ranges:
     return _ranges(np.unique(np.concatenate([np.arange(start, stop) for start, stop in ranges])))
 
 
@@ -176,22 +226,33 @@ def _features(graph: Graph, picture: str, ends: frozenset[str], layers: Sequence
 
 
 def record(
-    levels: Sequence[PyramidLevel], entries: Sequence[dict[str, Any]], previous: Iterable[dict[str, Any]]
+    levels: Sequence[PyramidLevel],
+    entries: Sequence[dict[str, Any]],
+    previous: Iterable[dict[str, Any]],
+    count: int | None = None,
 ) -> None:
     """Say in a manifest's entries of layers which of them are levels of a pyramid, in place.
 
     Arguments:
         previous: entries of an explainable model that is augmented again, which stay levels.
+        count: of candidates, where it is the same for all pictures: where some are of none of the layers, one level is
+            named too.
     """
     by_value = {entry.get("value"): entry for entry in previous if entry.get("level")}
     for entry in entries:
         other = by_value.get(entry["value"])
         if other is not None:
             entry.update({key: other[key] for key in ("level", "candidates") if key in other})
+    ranges_of = [level.candidates for level in levels]
     if len(levels) < 2:
-        return
-    for level, entry in zip(levels, entries, strict=True):
+        covered = sum(stop - start for ranges in ranges_of for start, stop in ranges or ())
+        if count is None or None in ranges_of or covered == count or not levels:
+            return
+    of_level = {level.layer.value: level for level in levels}
+    for entry in entries:
+        level = of_level.get(entry["value"])
+        if level is None:
+            continue
         entry["level"] = True
-        ranges = level.candidates
-        if ranges is not None and len(ranges) <= _MOST_RANGES:
-            entry["candidates"] = [list(pair) for pair in ranges]
+        if level.candidates is not None and len(level.candidates) <= _MOST_RANGES:
+            entry["candidates"] = [list(pair) for pair in level.candidates]

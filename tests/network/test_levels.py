@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+import onnxcam
 from onnxcam.graph.normalize import normalize
 from onnxcam.graph.view import Graph
 from onnxcam.network import levels
@@ -89,6 +90,49 @@ def test_candidates_and_the_centres_of_their_cells() -> None:
     stride = np.where(of_candidates.level == 0, 8, 16)
     assert np.abs(table[0, :, 0] - x).max() <= stride.max() * 1.5  # at most one and a half cells away, by its formula
     assert (np.abs(table[0, :, 1] - y) <= stride * 1.5).all()
+
+
+def split(op: Any, x: Any) -> dict[str, Any]:
+    """A head of one convolution per level whose channels a Split takes apart, after one in the branch before it."""
+    boxes, scores = [], []
+    for level, a in enumerate(detectors.backbone(op, x)):
+        stride, h, w = detectors.cells(level)
+        some, others = op.emit("Split", a, op.constant([8, 4], np.int64), outputs=2, axis=1)
+        a = op.relu(op.conv(op.concat([others, some], 1), op.weight(12, 12, 3, 3), op.weight(12, scale=0.1)))
+        raw = detectors.head(op, a, 4 + detectors.CLASSES, [0.0] * 4 + [-2.0] * detectors.CLASSES)
+        parts = op.emit("Split", raw, op.constant([2, 2, detectors.CLASSES], np.int64), outputs=3, axis=1)
+        xy, wh, logits = (op.reshape(part, 0, -1, h * w) for part in parts)
+        centre = op.mul(op.add(xy, detectors.centres(level)[None]), np.float32(stride))
+        boxes.append(op.concat([centre, op.mul(op.exp(wh), np.float32(2 * stride))], 1))
+        scores.append(op.sigmoid(logits))
+    return {"y": op.concat([op.concat(boxes, 2), op.concat(scores, 2)], 1)}
+
+
+SPLIT = detectors.Net(split, {"y": ["N", 4 + detectors.CLASSES, detectors.M1]})
+
+
+def test_levels_through_a_split_of_channels() -> None:
+    graph = normalize(detectors.build(SPLIT))
+    origins = levels.trace(graph, "picture", "y", SHAPE)
+    assert origins is not None and origins.complete()
+    assert [(level.height, level.width) for level in origins.levels] == [(8, 12), (4, 6)]
+    for index, (level, cell) in enumerate(zip(origins.levels, ((5, 11), (3, 2)), strict=True)):
+        expected = (origins.level == index) & (origins.row == cell[0]) & (origins.column == cell[1])
+        differs = changed(graph, level, cell, "y")
+        assert expected.sum() == 4 + detectors.CLASSES
+        assert not (differs & ~expected).any() and differs.sum() > 0.9 * expected.sum()
+
+
+def test_boxes_behind_a_split_are_explained_at_their_levels() -> None:
+    """The layers are those in front of the Split, and the gradient there is not zero at a box's own cell alone."""
+    opened = onnxcam.Explainer(detectors.build(SPLIT), task="detect", preprocess="0..1")
+    entries = opened.manifest["layers"]
+    assert [entry["candidates"] for entry in entries] == [[[0, 96]], [[96, 120]]]
+    assert [entry["grid"] for entry in entries] == [[8, 12], [4, 6]]
+    picture = (detectors.pictures(1)[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+    explanation = opened.explain(picture, target=[onnxcam.targets.Box(100), onnxcam.targets.Box(30)], method="layercam")
+    assert [one.scalar.layer for one in explanation.maps] == [entry["name"] for entry in entries][::-1]
+    assert all(one.raw_map.any() for one in explanation.maps) and not explanation.warnings
 
 
 def test_a_picture_whose_pixels_are_regrouped_first() -> None:

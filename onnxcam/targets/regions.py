@@ -50,7 +50,8 @@ def objective(
     columns = np.flatnonzero(flat)
     number = float(p[index][cells].mean())
     drawn = None if isinstance(target.region, tuple) else cells
-    subject = Subject(int(index), None, number, target=describe(Region(int(index), target.region)), cells=drawn)
+    described, doubt = describe(Region(int(index), target.region)), _beyond(target.region, placement)
+    subject = Subject(int(index), None, number, target=described, doubt=doubt, cells=drawn)
     return Combination(subject, columns, flat[columns], REGION)
 
 
@@ -124,6 +125,43 @@ def covered(region: Any, grid: tuple[int, int], placement: Placement) -> np.ndar
         raise TargetError(f"{text} lies outside the part of the picture that the model sees")
     cells[cell[0], cell[1]] = True
     return cells
+
+
+def _beyond(region: Any, placement: Placement) -> str | None:
+    """A sentence about a region of which a part is not on the picture, or not in what the model sees of it."""
+    if region is None:
+        return None
+    height, width = placement.picture_size
+    if isinstance(region, np.ndarray):
+        rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
+        edges = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+        text = "the mask"
+    else:
+        edges, text = region, f"the region {_spelled(region)}"
+        inside = _clipped(edges, (0.0, 0.0, float(width), float(height)))
+        if inside != edges:
+            return (
+                f"{text} reaches beyond the picture, which is {width} x {height} pixels (width x height): the part "
+                f"inside is explained, {_spelled(inside)}"
+            )
+    (top, left), (sy, sx) = placement.offset, placement.scale
+    rows_in, columns_in = placement.input_size
+    visible = (-left / sx, -top / sy, (columns_in - left) / sx, (rows_in - top) / sy)
+    inside = _clipped(edges, visible)
+    if max(abs(a - b) for a, b in zip(inside, edges, strict=True)) < 1:  # less than a pixel is rounding
+        return None
+    return (
+        f"{text} reaches beyond the part of the picture that the model sees, {_spelled(_clipped(visible, edges))} of "
+        "it: its preprocessing crops pictures, and the rest is left out"
+    )
+
+
+def _clipped(box: Sequence[float], edges: Sequence[float]) -> tuple[float, float, float, float]:
+    return max(box[0], edges[0]), max(box[1], edges[1]), min(box[2], edges[2]), min(box[3], edges[3])
+
+
+def _spelled(box: Sequence[float]) -> str:
+    return ", ".join(f"{edge:g}" for edge in box)
 
 
 def _centres(count: int, axis: int, placement: Placement) -> np.ndarray:

@@ -247,6 +247,14 @@ def test_a_target_that_is_none_of_the_models(explainer: Any, net: str, target: A
         explainer(net).explain(picture(), target=target)
 
 
+def test_a_region_that_reaches_beyond_the_picture_is_told_with_the_map(explainer: Any) -> None:
+    beyond = explainer("segment").explain(picture(), target=Region(1, (60, 20, 200, 50)))
+    assert any("beyond the picture, which is 96 x 64" in text for text in beyond.warnings)
+    inside = explainer("segment").explain(picture(), target=Region(1, (60, 20, 96, 50)))
+    assert not any("beyond" in text for text in inside.warnings)
+    assert np.array_equal(beyond.heatmap, inside.heatmap)
+
+
 @pytest.mark.parametrize("target", [Box(0), Box(0) - Box(1), Region(0), Similarity([1.0])])
 def test_a_classifier_has_no_boxes(target: Any) -> None:
     opened = onnxcam.Explainer(detectors.build("classifier"), preprocess="0..1")

@@ -162,6 +162,42 @@ def test_regions_of_both_orders_of_axes_are_the_same_cells() -> None:
         assert one.cotangent(columns[None], np.zeros(1, int)).sum() == len(inside)
 
 
+@pytest.mark.parametrize(
+    ("region", "placement", "words"),
+    [
+        ((10, 10, 30, 30), WHOLE, None),
+        ((0, 0, 80, 60), WHOLE, None),
+        ((50, 10, 99, 30), WHOLE, ["beyond the picture", "80 x 60", "50, 10, 80, 30"]),
+        ((-5, -1, 30, 30), WHOLE, ["-5, -1, 30, 30", "0, 0, 30, 30"]),
+        # of 100 x 120 pixels the middle is seen, 60 x 80 of them
+        ((30, 30, 60, 60), Geometry((100, 120), (100, 120), (-20, -20), SIZE), None),
+        ((10, 30, 60, 60), Geometry((100, 120), (100, 120), (-20, -20), SIZE), ["model sees", "20, 30, 60, 60"]),
+        # padding around the picture is not in it
+        ((0, 0, 40, 60), Geometry((60, 40), (60, 40), (0, 20), SIZE), None),
+        ((0, 0, 41, 60), Geometry((60, 40), (60, 40), (0, 20), SIZE), ["beyond the picture", "40 x 60"]),
+    ],
+)
+def test_a_region_partly_outside_is_told(region: Any, placement: Any, words: list[str] | None) -> None:
+    task = Segment(3, 6, 8, activation="softmax")
+    scores = np.random.default_rng(2).normal(size=(1, 144))
+    one = resolve(Region(1, region), scores, Readout.of_task("columns", task), None, placements=[placement])
+    if words is None:
+        assert one.subject.doubt is None
+    else:
+        assert all(word in one.subject.doubt for word in words), one.subject.doubt
+
+
+def test_a_mask_partly_cropped_is_told() -> None:
+    placement = Geometry((100, 120), (100, 120), (-20, -20), SIZE)
+    task, mask = Segment(3, 6, 8, activation="softmax"), np.zeros((100, 120), bool)
+    readout, scores = Readout.of_task("columns", task), np.random.default_rng(2).normal(size=(1, 144))
+    mask[30:50, 40:60] = True
+    assert resolve(Region(1, mask), scores, readout, None, placements=[placement]).subject.doubt is None
+    mask[5, 50] = True
+    doubt = resolve(Region(1, mask), scores, readout, None, placements=[placement]).subject.doubt
+    assert doubt.startswith("the mask reaches beyond the part of the picture that the model sees")
+
+
 def test_the_best_boxes_and_the_largest_classes() -> None:
     columns = row(DENSE)
     readout = Readout.of_task("columns", DENSE)

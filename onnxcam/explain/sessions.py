@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from onnxcam.runtime import options
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _CHOICES = 64  # numbers of rows that are remembered, of pictures of as many sizes
 MakeOptions = Callable[..., Any]  # one of `runtime.options`
+# rows per run that hold for a time, by the sessions' id
+_FIXED: ContextVar[Mapping[int, int] | None] = ContextVar("onnxcam.fixed_rows", default=None)
 
 
 class Sessions:
@@ -42,7 +46,7 @@ class Sessions:
     def __init__(
         self, source: Any, open_session: Callable[[Serialized, MakeOptions], Any], rows: int | None = None
     ) -> None:
-        self.rows = rows
+        self._rows = rows
         self._row_choices: dict[tuple[Hashable, ...], RowChoice] = {}
         self._source = source
         self._open_session = open_session
@@ -57,6 +61,24 @@ class Sessions:
         self._attention: tuple[Any, list[Block]] | None = None
         self._patches: tuple[object, Patches] | None = None
         self._cells: dict[Any, tuple[Any, CellGraph] | Exception] = {}
+
+    @property
+    def rows(self) -> int | None:
+        """Rows in each run of methods that run a session many times; None to choose them by the times of the runs."""
+        return (_FIXED.get() or {}).get(id(self), self._rows)
+
+    @rows.setter
+    def rows(self, rows: int | None) -> None:
+        self._rows = rows
+
+    @contextmanager
+    def fixed_rows(self, rows: int) -> Iterator[None]:
+        """Fix the rows for this thread and for a time: others that use the same sessions do not notice."""
+        token = _FIXED.set({**(_FIXED.get() or {}), id(self): rows})
+        try:
+            yield
+        finally:
+            _FIXED.reset(token)
 
     def forked(self) -> None:
         """Leave all sessions to the parent, in a forked child: they are opened again when they are needed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -83,6 +84,29 @@ def test_fleets_and_comparisons_take_them_from_the_file() -> None:
     shift = compare(opened, net.model(batch=2), pictures, layer=net.LAYER)
     assert shift.new.sessions.rows == 2 == shift.to_dict()["rows"]
     assert opened.sessions.rows is None, "the caller's own explainer stays as it is"
+
+
+def test_a_comparison_fixes_the_rows_of_the_callers_own_explainers_for_its_time_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No clock decides in it, and afterwards, or in another thread meanwhile, the rows are chosen as before."""
+    pictures = [np.random.default_rng(k).integers(0, 256, (*net.SIZE, 3), np.uint8) for k in range(2)]
+    pair = [Explainer(net.model(), layers=[net.LAYER], preprocess="0..1", providers=CPU) for _ in range(2)]
+    within: list[tuple[int | None, int | None]] = []
+    for explainer in pair:
+        batch_maps = explainer.batch_maps
+
+        def recorded(*arguments: Any, explainer: Explainer = explainer, batch_maps: Any = batch_maps) -> Any:
+            with ThreadPoolExecutor(1) as pool:
+                within.append((explainer.sessions.rows, pool.submit(lambda: explainer.sessions.rows).result()))
+            return batch_maps(*arguments)
+
+        monkeypatch.setattr(explainer, "batch_maps", recorded)
+        monkeypatch.setattr(explainer.sessions, "row_choice", None)  # calling it would fail
+    shift = compare(*pair, pictures, layer=net.LAYER, method="scorecam")
+    assert within and set(within) == {(1, None)}
+    assert [explainer.sessions.rows for explainer in pair] == [None, None]
+    assert shift.to_dict()["rows"] == 1 and shift.distance == 0
 
 
 @pytest.mark.parametrize("name", ["integrated_gradients", "rise", "ablationcam"])

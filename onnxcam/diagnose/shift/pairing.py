@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from onnxcam import image
-from onnxcam.diagnose.shift.side import Side
+from onnxcam.diagnose.shift.side import Side, rows_of
 from onnxcam.errors import LayerError, SettingError, listing
 from onnxcam.explain.explainer import Explainer
 from onnxcam.targets.tasks import DETECT, EMBED, REGRESS, SEGMENT, Embed, Values
@@ -127,9 +127,8 @@ def _open(source: Any, layers: Sequence[str] | None, **terms: Any) -> Explainer:
 
 
 def fix_rows(explainer: Explainer) -> None:
-    """Fix the rows per run of methods that run the model many times, where the caller did not: what the file says."""
-    if explainer.sessions.rows is None:
-        explainer.sessions.rows = explainer.batch_size or 1
+    """Fix the rows per run of an explainer that was opened for a comparison, as `Side.run` does for its time alone."""
+    explainer.sessions.rows = rows_of(explainer)
 
 
 def compare_classes(old: Explainer, new: Explainer, what: str = "NEW") -> list[str]:

@@ -418,7 +418,7 @@ class Shift:
             "pictures": len(self.pictures),
             "target": self.target,
             "method": self.method,
-            "rows": self.new.sessions.rows,
+            "rows": self.new.sessions.rows or self.new.batch_size or 1,
             "layers": {"old": self.layers[0], "new": self.layers[1]},
             "statistic": self.statistic,
             "seed": self.seed,

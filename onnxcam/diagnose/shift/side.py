@@ -160,7 +160,8 @@ class Side:
             question = self.explainer.question(
                 rows=len(batch), target=[int(t) for t in targets], method=self.method, layer=self.layer
             )
-        answer = self.explainer.batch_maps(question, batch)[0]
+        with self.explainer.sessions.fixed_rows(rows_of(self.explainer)):  # the caller's own may leave them to a clock
+            answer = self.explainer.batch_maps(question, batch)[0]
         readout = self.explainer.terms.readout
         best = readout.fill_top1(np.full(len(batch), TOP1, np.int64), answer.scores)
         windows = windows_of(question.methods[0], answer.windows)
@@ -182,6 +183,11 @@ class Side:
                 "comparison needs numbers; look for a layer that overflows (float16), or for weights that are no "
                 "numbers"
             )
+
+
+def rows_of(explainer: Explainer) -> int:
+    """Rows per run in a comparison: what the caller fixed, or what the file says."""
+    return explainer.sessions.rows or explainer.batch_size or 1
 
 
 def on_common_plane(runs: Sequence[SideRun]) -> list[np.ndarray]:

@@ -72,7 +72,12 @@ class Framework(Protocol):
         ...
 
     def capture(
-        self, layers: Sequence[Any] | None, scores: str | None, opset: int | None, task: str | None
+        self,
+        layers: Sequence[Any] | None,
+        scores: str | None,
+        opset: int | None,
+        task: str | None,
+        boxes_output: str | None = None,
     ) -> Classifier:
         """Write the model as plain ONNX in which the target layers' values are known.
 
@@ -81,6 +86,7 @@ class Framework(Protocol):
             scores: name of the output with the class scores, None to search for it (`onnxcam.exporters.scores`).
             opset: None for the framework's own default.
             task: one of `onnxcam.targets.tasks.TASKS` where the caller says that the model is no classifier, else None.
+            boxes_output: of a detector, as of `onnxcam.augment`.
         """
         ...
 
@@ -169,7 +175,8 @@ def export(
         batch, spec = framework.example(preprocess)
         if pixels and not spec:
             raise PreprocessError(UNPREPARED)  # reported now, not after the export
-        classifier = framework.capture(targets, scores, opset, DETECT if boxes_output is not None else task)
+        task_named = DETECT if boxes_output is not None else task
+        classifier = framework.capture(targets, scores, opset, task_named, boxes_output)
         source = {**framework.source(classifier), **(origin or {})}
 
         def explain(outputs: str, gate: str | None, layers: Sequence[Layer] | None, probe: bool) -> onnx.ModelProto:

@@ -23,7 +23,6 @@ import numpy as np
 import onnx
 
 from onnxcam import image
-from onnxcam.errors import ModelError
 from onnxcam.exporters import export as exporting
 from onnxcam.exporters import keras_capture, keras_input, keras_layers, keras_oracle, keras_source, program
 from onnxcam.exporters import scores as class_scores
@@ -34,11 +33,8 @@ from onnxcam.graph.layers import Layer
 from onnxcam.network.layout import Layout
 from onnxcam.network.manifest import Manifest
 from onnxcam.targets.readout import Readout
+from onnxcam.targets.tasks import REGRESS
 
-_CONVERTED = (
-    "of Keras models only classifiers are compared with GradientTape; export it with model.export('model.onnx', "
-    "format='onnx'), then `onnxcam export model.onnx -o OUT.onnx --task detect|segment|embed|regress`"
-)
 # names of an output by the operator that ends it
 _MEANINGS = {"softmax": "probabilities", "sigmoid": "probabilities", "log_softmax": "log_probabilities"}
 
@@ -56,6 +52,8 @@ def export(
     verify: bool | int = True,
     scores: str | None = None,
     kind: str | None = None,
+    task: str | None = None,
+    boxes_output: str | None = None,
     outputs: str = "all",
     gate: str | None = None,
     portable: bool = False,
@@ -65,7 +63,7 @@ def export(
     input_size: int | Sequence[int] | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Manifest | onnx.ModelProto:
-    """Export a Keras classifier as an explainable ONNX file.
+    """Export a Keras classifier, or a model of another task, as an explainable ONNX file.
 
     The model is exported in inference mode, on the CPU and in float32 (a mixed-precision model as its float32 values),
     and is afterwards what it was. It must not be used from another thread meanwhile.
@@ -90,6 +88,10 @@ def export(
         scores: name of the output with the class scores, where the model returns several candidates.
         kind: what the scores are: `logits`, `probabilities`, `binary_logit`, `multilabel` (a sigmoid outside the
             model), or `regression`; None to find out.
+        task: `detect`, `segment`, `embed` or `regress`, of a model that is no classifier; None to find out from what
+            its outputs measure. GradientTape is then compared at a box's score, the sum of a class over a region, the
+            cosine with an embedding, or a value.
+        boxes_output: the output with the boxes of a detector, where the model has several candidates.
         outputs: `all`, or `heatmap` to leave activations and gradients out of the file.
         gate: compute gradients and heatmaps only where a prediction meets this, such as `confidence < 0.6`.
         portable: as of `onnxcam.augment`: a file for more runtimes, with one `target` for all rows.
@@ -106,7 +108,7 @@ def export(
         LayerError: an unknown or ambiguous layer, or one without positions.
         VerificationError: scores, activations or gradients differ from TensorFlow's by more than the tolerance: 1e-3,
             or three times TensorFlow's own float32 error. Nothing is written then.
-        ModelError: not a Keras classifier of one picture, or it cannot be exported.
+        ModelError: not a Keras model of one picture, nothing in it can be explained, or it cannot be exported.
         DependencyError: TensorFlow or tf2onnx is missing.
         OutputError: the file cannot be written.
     """
@@ -122,6 +124,8 @@ def export(
         verify=verify,
         scores=scores,
         kind=kind,
+        task=task,
+        boxes_output=boxes_output,
         outputs=outputs,
         gate=gate,
         portable=portable,
@@ -133,12 +137,12 @@ def export(
 
 
 def list_layers(model: Any, *, input_size: int | Sequence[int] | None = None) -> list[Layer]:
-    """Candidate target layers of a Keras classifier in the order they are called; exactly one is the default.
+    """Candidate target layers of a Keras model in the order they are called; exactly one is the default.
 
     Takes as long as an export without verification, since the default is found in the exported graph.
 
     Raises:
-        ModelError: not a Keras classifier of one picture.
+        ModelError: not a Keras model of one picture.
     """
     keras = Keras(model, input_size)
     with keras.inference():
@@ -181,7 +185,7 @@ class Keras:
     _returned: Any
     _targets: list[Target]
     _captured: keras_capture.Captured
-    _place: int
+    _place: int | None
 
     def __init__(self, model: Any, input_size: int | Sequence[int] | None = None) -> None:
         self._model, self._size = model, input_size
@@ -208,37 +212,58 @@ class Keras:
         return self._picture, spec
 
     def capture(
-        self, layers: Sequence[Any] | None, scores: str | None, opset: int | None, task: str | None
+        self,
+        layers: Sequence[Any] | None,
+        scores: str | None,
+        opset: int | None,
+        task: str | None,
+        boxes_output: str | None = None,
     ) -> Classifier:
         """Write the model as ONNX.
 
         Raises:
             LayerError: a layer that cannot be a target.
-            ModelError: the model is not a classifier, or cannot be written.
+            ModelError: the model returns nothing that could be explained, or cannot be written.
         """
-        if task is not None:
-            raise ModelError(f"task={task!r}: {_CONVERTED}")
-        names, self._place = self._outputs(scores)
-        if layers is None:
-            self._targets, captured = keras_layers.default(
-                self._watched, self._calls, self._picture, names, self._place, opset
-            )
-        else:
+        names, self._place = self._outputs(scores, task)
+        if layers is not None:
             self._targets = [self._watched.resolve(layer, self._calls) for layer in layers]
             captured = keras_capture.capture(self._watched, self._picture, self._targets, names, opset)
-        self._captured = _by_meaning(captured, self._place)
+        else:
+            self._targets, captured = self._default(names, opset, scores, task, boxes_output)
+        self._captured = captured if self._place is None else _by_meaning(captured, self._place)
         pairs = zip(self._targets, self._captured.values, strict=True)
-        targets = [replace(_layer(*pair), default=layers is None) for pair in pairs]
-        return Classifier(self._captured.model, self._captured.outputs[self._place], targets)
+        # the levels of a pyramid, and the one of another task, are what they are
+        default = layers is None and self._place is not None
+        targets = [replace(_layer(*pair), default=default) for pair in pairs]
+        value = scores if self._place is None else self._captured.outputs[self._place]
+        return Classifier(self._captured.model, value, targets, self._place is None)
+
+    def _default(
+        self,
+        names: list[str],
+        opset: int | None,
+        scores: str | None = None,
+        task: str | None = None,
+        boxes_output: str | None = None,
+    ) -> tuple[list[Target], keras_capture.Captured]:
+        """The default layers, and the model captured with them."""
+        if self._place is not None:
+            return keras_layers.default(self._watched, self._calls, self._picture, names, self._place, opset)
+        return keras_layers.of_task(
+            self._watched, self._calls, self._picture, names, opset,
+            scores=scores, task=task, boxes_output=boxes_output,
+        )  # fmt: skip
 
     def default_layer(self) -> tuple[list[Call], Target, keras_capture.Captured]:
         """The layer calls, the default layer, and the model captured with it."""
-        names, place = self._outputs(None)
-        (default,), captured = keras_layers.default(self._watched, self._calls, self._picture, names, place, None)
-        return self._calls, default, captured
+        names, self._place = self._outputs(None, None)
+        targets, captured = self._default(names, None)
+        return self._calls, targets[-1], replace(captured, values=captured.values[-1:])
 
-    def _outputs(self, name: str | None) -> tuple[list[str], int]:
-        """Names for the model's output tensors, and the position of the class scores among them."""
+    def _outputs(self, name: str | None, task: str | None) -> tuple[list[str], int | None]:
+        """Names for the model's output tensors, and the position of the class scores among them, None of a model of
+        another task."""
         outputs, returned = tensors(self._returned), self._returned
         names = list(getattr(self._model, "output_names", []))
         if isinstance(returned, dict):
@@ -250,7 +275,15 @@ class Keras:
         names = [f"output_{k}" if name in keras_capture.RESERVED else name for k, name in enumerate(names)]
         shapes = [tuple(tensor.shape) for tensor in outputs]
         floating = ["float" in str(tensor.dtype) for tensor in outputs]
-        return names, class_scores.position(names, shapes, floating, len(self._picture), name)
+        rows = len(self._picture)
+        if task is None:
+            return names, class_scores.search(names, shapes, floating, rows, name)
+        if name is not None:
+            class_scores.position(names, shapes, floating, rows, name)
+        quantities = class_scores.values(shapes, floating, rows) if name is None else [names.index(name)]
+        # one quantity is the score of a readout without a task
+        single = task == REGRESS and [int(np.prod(shapes[k])) for k in quantities] == [rows]
+        return names, quantities[0] if single else None
 
     def source(self, classifier: Classifier) -> dict[str, Any]:
         """The manifest's `source` entry; `sha256` is that of the weights, values in order."""
@@ -278,20 +311,17 @@ class Keras:
         """GradientTape on the model itself.
 
         Raises:
-            ModelError: the model is no classifier.
+            ModelError: the model does not return what is explained.
         """
-        if manifest["scores"].get("task"):
-            raise ModelError(
-                f"the model is no classifier (its scores are of kind {manifest['scores']['kind']!r}): {_CONVERTED}"
-            )
+        places = class_scores.columns(manifest, self._captured.outputs, self._place, "GradientTape")
         return keras_oracle.KerasOracle(
             self._watched,
             self._targets,
             self._picture,
             outputs=len(self._captured.outputs),
-            place=self._place,
+            places=places,
             readout=Readout.from_manifest(manifest["scores"]),
-            stepped_over=manifest["scores"]["name"] != self._captured.outputs[self._place],
+            stepped_over=manifest["scores"]["name"] != self._captured.outputs[places[0]],
         )
 
 

@@ -17,9 +17,12 @@ from onnxcam.graph.layers import Layer
 from onnxcam.graph.layout import input_layout
 from onnxcam.graph.load import serialize
 from onnxcam.graph.normalize import prepare
+from onnxcam.graph.view import Graph
 from onnxcam.network import readout as class_scores
 from onnxcam.network.input_size import sized
 from onnxcam.network.layout import Layout
+from onnxcam.network.network import Network
+from onnxcam.network.pyramid import levels_of
 from onnxcam.runtime import open_session, run
 
 # the layers usually explained in these networks, by the beginning of the model's name
@@ -90,11 +93,61 @@ def _by_graph(captured: keras_capture.Captured, calls: Sequence[Call], picture: 
     scores = class_scores.find(graph, captured.outputs[place]).value
     fitted = sized(graph, scores, likely=Layout(input_layout(graph, keras_capture.INPUT)).size(picture.shape))
     graph, layer = fitted.graph, target_layers.default(fitted.layers or ())
+    return _calls_of(graph, [layer], calls, picture)[0]
+
+
+def of_task(
+    watched: Watched,
+    calls: Sequence[Call],
+    picture: np.ndarray,
+    names: Sequence[str],
+    opset: int | None,
+    *,
+    scores: str | None,
+    task: str | None,
+    boxes_output: str | None,
+) -> tuple[list[Target], keras_capture.Captured]:
+    """The default layers of a model that is no classifier, and the model captured with them: where the head begins, on
+    each level of a feature pyramid, as of an ONNX file.
+
+    Arguments:
+        scores, task, boxes_output: as of `onnxcam.augment`.
+    """
+    captured = keras_capture.capture(watched, picture, [], names, opset)
+    network = Network(captured.model, scores=scores, task=task, boxes_output=boxes_output)
+    size = Layout(input_layout(network.graph, keras_capture.INPUT)).size(picture.shape)
+    fitted = sized(network.graph, network.readout.value, likely=size)
+    every = fitted.layers or ()
+    levels = levels_of(fitted.graph, keras_capture.INPUT, network.readout, every)
+    layers = [level.layer for level in levels] or [target_layers.default(every)]
+    matched = [call for call in _calls_of(fitted.graph, layers, calls, picture) if call is not None]
+    last = _last_spatial(calls)
+    if not matched and last is None:
+        raise ModelError(
+            "the model has no spatial layer: no layer returns a map [N, h, w, C] with several positions or tokens "
+            "[N, T, C], so there is nothing a heatmap could be computed at"
+        )
+    targets = list(dict.fromkeys(target_of(call) for call in matched or [last] if call is not None))
+    return targets, keras_capture.capture(watched, picture, targets, names, opset)
+
+
+def _calls_of(
+    graph: Graph, layers: Sequence[Layer], calls: Sequence[Call], picture: np.ndarray
+) -> list[Call | None]:
+    """The layer that returns the value of each layer of the graph; None where none does."""
     exposed = onnx.ModelProto()
     exposed.CopyFrom(graph.model)
-    exposed.graph.output.append(edit.info(layer.value, graph.dtype(layer.value), layer.shape))
+    present = {output.name for output in exposed.graph.output}
+    exposed.graph.output.extend(
+        edit.info(layer.value, graph.dtype(layer.value), layer.shape) for layer in layers if layer.value not in present
+    )
     session = open_session(serialize(exposed), ["CPUExecutionProvider"])
-    value = run(session, [layer.value], {keras_capture.INPUT: picture})[layer.value]
+    values = run(session, [layer.value for layer in layers], {keras_capture.INPUT: picture})
+    return [_nearest(layer, values[layer.value], calls) for layer in layers]
+
+
+def _nearest(layer: Layer, value: np.ndarray, calls: Sequence[Call]) -> Call | None:
+    """The layer that returns a value of the graph, told by the numbers."""
     if value.ndim == 4:
         value = Layout.of_layer(layer).to_canonical(value)
     near = []

@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from onnxcam.errors import LayerError, ModelError
+from onnxcam.exporters import task_scalars
 from onnxcam.exporters.keras_capture import ending, quiet, tapped, trace
 from onnxcam.exporters.keras_module import Target, Watched, import_tensorflow, tensors
 from onnxcam.exporters.keras_weights import freeze, without_content
 from onnxcam.targets.readout import Readout
+from onnxcam.targets.tasks import Detect, Embed
+
+
+class _Kind(NamedTuple):
+    """The form in which targets are handed to TensorFlow."""
+
+    rank: int
+    dtype: Any
+
+
+_CLASSES, _SUM, _PRODUCT, _COSINE = _Kind(1, np.int64), _Kind(2, np.float64), _Kind(2, np.int64), _Kind(2, np.float32)
+
+
+def _kind(readout: Readout) -> _Kind:
+    """The form of the targets of a task, see `task_scalars.draw`."""
+    if readout.task is None:
+        return _CLASSES
+    if isinstance(readout.task, Detect):
+        return _PRODUCT
+    return _COSINE if isinstance(readout.task, Embed) else _SUM
+
+
+def _numbers(target: np.ndarray | task_scalars.Target) -> np.ndarray:
+    """A target as an array."""
+    match target:
+        case task_scalars.Sum(weights):
+            return weights
+        case task_scalars.Product(columns):
+            return columns
+        case task_scalars.Cosine(reference):
+            return reference
+        case _:
+            return target
 
 
 class Evaluation:
@@ -21,9 +55,12 @@ class Evaluation:
         self.outputs, self.scores, self.activations = outputs, scores, activations
         self._gradients = rest
 
-    def gradients(self, targets: np.ndarray) -> list[np.ndarray]:
-        """d score[n, targets[n]] / d value, per target layer; for a binary logit minus that at class 0."""
-        gradients: list[np.ndarray] = self._gradients(targets)
+    def gradients(self, targets: np.ndarray | task_scalars.Target) -> list[np.ndarray]:
+        """d score[n, targets[n]] / d value, per target layer; for a binary logit minus that at class 0.
+
+        Of another task than classification d scalar / d value.
+        """
+        gradients: list[np.ndarray] = self._gradients(_numbers(targets))
         return gradients
 
 
@@ -34,7 +71,7 @@ class KerasOracle:
         watched, targets: the model and its target layers.
         picture: a batch of the right shape and dtype.
         outputs: how many output tensors the model has.
-        place: which of them holds the scores.
+        places: which of them hold the scores: one of a classifier, of another task those that are its columns.
         readout: the meaning of the scores.
         stepped_over: whether a Softmax or Sigmoid ends the model and its input is meant.
     """
@@ -46,12 +83,13 @@ class KerasOracle:
         picture: np.ndarray,
         *,
         outputs: int,
-        place: int,
+        places: Sequence[int],
         readout: Readout,
         stepped_over: bool,
     ) -> None:
         self._watched, self._targets, self._picture, self._outputs = watched, list(targets), picture, outputs
-        self._place, self._readout, self._stepped_over = place, readout, stepped_over
+        self._places, self._readout, self._stepped_over = list(places), readout, stepped_over
+        self._kind = _kind(readout)
         self._single: Any = None
         self._double: Any = None
 
@@ -77,7 +115,7 @@ class KerasOracle:
 
         count, outputs = len(self._targets), self._outputs
         try:
-            arrays = run(np.zeros(len(batch), np.int64))
+            arrays = run(np.zeros((len(batch), *[1] * (self._kind.rank - 1)), self._kind.dtype))
         except Exception:
             if double:
                 return None
@@ -104,7 +142,7 @@ class KerasOracle:
                     return value
 
                 outputs = tensors(tapped(self._watched, self._targets, tap)(batch))
-                scores = self._logits(outputs[self._place])
+                scores = self._scores(outputs)
                 total = self._total(scores, targets)
             values = [layers[place] for place in range(len(self._targets))]
             return [*outputs, scores, *values, *_require_all(tape.gradient(total, values))]
@@ -116,7 +154,7 @@ class KerasOracle:
         tensorflow = import_tensorflow()
         signature = [
             tensorflow.TensorSpec((None, *self._picture.shape[1:]), self._picture.dtype),
-            tensorflow.TensorSpec((None,), tensorflow.int64),
+            tensorflow.TensorSpec((None,) * self._kind.rank, self._kind.dtype),
         ]
         reason: Exception | None = None
         for autograph in (False, True):
@@ -130,6 +168,16 @@ class KerasOracle:
                 reason = reason or error
         assert reason is not None
         raise ModelError(f"the model cannot be differentiated by TensorFlow: {reason}") from reason
+
+    def _scores(self, outputs: Sequence[Any]) -> Any:
+        """What is differentiated, `[N, K]`, from the output tensors."""
+        tensorflow = import_tensorflow()
+        if self._readout.task is None:
+            return self._logits(outputs[self._places[0]])
+        parts = [outputs[place] for place in self._places]
+        dtype = next(part.dtype for part in parts if part.dtype.is_floating)
+        flat = [tensorflow.reshape(part, (tensorflow.shape(part)[0], -1)) for part in parts]
+        return tensorflow.concat([tensorflow.cast(part, dtype) for part in flat], axis=1)
 
     def _logits(self, tensor: Any) -> Any:
         readout, tensorflow = self._readout, import_tensorflow()
@@ -148,6 +196,17 @@ class KerasOracle:
 
     def _total(self, scores: Any, targets: Any) -> Any:
         tensorflow = import_tensorflow()
+        if self._kind == _SUM:
+            return tensorflow.reduce_sum(scores * tensorflow.cast(targets, scores.dtype))
+        if self._kind == _PRODUCT:
+            factors = tensorflow.gather(scores, targets, axis=1, batch_dims=1)
+            return tensorflow.reduce_sum(tensorflow.reduce_prod(factors, axis=1))
+        if self._kind == _COSINE:
+            reference = tensorflow.cast(targets, scores.dtype)
+            lengths = tensorflow.norm(scores, axis=1) * tensorflow.norm(reference, axis=1)
+            smallest = tensorflow.cast(1e-12, scores.dtype)  # of a reference that is zero the gradient is not read
+            dot = tensorflow.reduce_sum(scores * reference, axis=1)
+            return tensorflow.reduce_sum(dot / tensorflow.maximum(lengths, smallest))
         if self._readout.signed:
             signs = tensorflow.cast(2 * targets - 1, scores.dtype)
             return tensorflow.reduce_sum(scores[:, 0] * signs)
@@ -182,14 +241,14 @@ class KerasOracle:
             )
             # the function's outputs are copies off the path to the scores: their inputs are on it
             values = [tensor.op.inputs[0] if tensor.op.type == "Identity" else tensor for tensor in results[count:]]
-            scores = self._logits(results[self._place])
+            scores = self._scores(results[:count])
             gradients = tensorflow.gradients(self._total(scores, targets), values)
             return [*results[:count], scores, *values, *_require_all(gradients)]
 
         kind = np.float64 if np.issubdtype(self._picture.dtype, np.floating) else self._picture.dtype
         signature = [
             tensorflow.TensorSpec((None, *self._picture.shape[1:]), kind),
-            tensorflow.TensorSpec((None,), tensorflow.int64),
+            tensorflow.TensorSpec((None,) * self._kind.rank, self._kind.dtype),
             *(tensorflow.TensorSpec(weight.shape, weight.dtype) for weight in constants.values()),
         ]
         function = tensorflow.compat.v1.wrap_function(evaluate, signature)

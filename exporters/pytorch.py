@@ -168,7 +168,12 @@ class PyTorch:
         return self._picture.numpy(), preprocess
 
     def capture(
-        self, layers: Sequence[Any] | None, scores: str | None, opset: int | None, task: str | None
+        self,
+        layers: Sequence[Any] | None,
+        scores: str | None,
+        opset: int | None,
+        task: str | None,
+        boxes_output: str | None = None,
     ) -> Classifier:
         """Write the model as ONNX.
 
@@ -291,7 +296,7 @@ class PyTorch:
             LayerError: no module returns it, and the program does not have it either.
             ModelError: the model does not return what is explained.
         """
-        place = self._columns(manifest)
+        place = class_scores.columns(manifest, self._captured.outputs, self._place, "autograd")
         root, forward = self._watched.root, torch_oracle.by_hooks(self._watched, self._targets)
         if not self._targets:
             values = [entry["value"] for entry in manifest["layers"]]
@@ -312,25 +317,6 @@ class PyTorch:
             readout=Readout.from_manifest(manifest["scores"]),
             stepped_over=manifest["scores"]["name"] != self._captured.outputs[place[0]],
         )
-
-    def _columns(self, manifest: Manifest) -> list[int]:
-        """The positions of the output tensors that the scores consist of, in order.
-
-        Raises:
-            ModelError: they are computed inside the model, where it returns something made of them.
-        """
-        outputs = self._captured.outputs
-        if self._place is not None and not manifest["scores"].get("task"):
-            return [self._place]
-        values = manifest["source"].get("values") or [manifest["scores"]["name"]]
-        inside = [value for value in values if value not in outputs]
-        if inside:
-            raise ModelError(
-                f"what is explained, {listing(inside)}, is computed inside the model, which returns "
-                f"{listing(outputs)}, so its gradients cannot be compared with autograd; let the model return it, or "
-                "export with verify=False (on the command line: --no-verify), and try `onnxcam check` on the file"
-            )
-        return [outputs.index(value) for value in values]
 
 
 def _refuse_lists_of_boxes(returned: Any) -> None:

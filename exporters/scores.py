@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxcam.errors import ModelError
+from onnxcam.errors import ModelError, listing
+from onnxcam.network.manifest import Manifest
 
 Shape = tuple[int, ...]
 
@@ -77,6 +78,31 @@ def values(shapes: Sequence[Shape], floating: Sequence[bool], rows: int) -> list
         for place, shape in enumerate(shapes)
         if floating[place] and (_is_scores(shape, rows) or _is_unusual(shape, rows))
     ]
+
+
+def columns(manifest: Manifest, outputs: Sequence[str], place: int | None, autograd: str) -> list[int]:
+    """The positions of the output tensors that the scores consist of, in order.
+
+    Arguments:
+        manifest: of the explainable file.
+        outputs: names of the model's output tensors.
+        place: of the class scores; None of a model of another task.
+        autograd: name of what gradients are compared with, for the error.
+
+    Raises:
+        ModelError: they are computed inside the model, where it returns something made of them.
+    """
+    if place is not None and not manifest["scores"].get("task"):
+        return [place]
+    names = manifest["source"].get("values") or [manifest["scores"]["name"]]
+    inside = [name for name in names if name not in outputs]
+    if inside:
+        raise ModelError(
+            f"what is explained, {listing(inside)}, is computed inside the model, which returns {listing(outputs)}, so "
+            f"its gradients cannot be compared with {autograd}; let the model return it, or export with verify=False "
+            "(on the command line: --no-verify), and try `onnxcam check` on the file"
+        )
+    return [list(outputs).index(name) for name in names]
 
 
 def _is_scores(shape: Shape, rows: int) -> bool:

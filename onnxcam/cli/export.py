@@ -411,11 +411,6 @@ def _from_framework(
     Arguments:
         result: `model`, where SOURCE is code that has been run.
     """
-    if kind != "PyTorch" and (request.task is not None or request.boxes_output is not None):
-        raise click.UsageError(
-            f"--task and --boxes-output are for an ONNX file or a PyTorch model, and SOURCE {source!r} is a {kind} "
-            f"model: export it with {kind}'s own exporter, then give that file."
-        )
     exporter = frameworks.FRAMEWORKS[kind].exporter()
     from onnxcam.exporters.export import export
 

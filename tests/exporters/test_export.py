@@ -48,9 +48,14 @@ class Toy:
         return np.random.default_rng(0).standard_normal((2, 2, 4, 4)).astype(np.float32), preprocess
 
     def capture(
-        self, layers: Sequence[Any] | None, scores_name: str | None, opset: int | None, task: str | None
+        self,
+        layers: Sequence[Any] | None,
+        scores_name: str | None,
+        opset: int | None,
+        task: str | None,
+        boxes_output: str | None = None,
     ) -> Classifier:
-        assert task is None
+        assert task is None and boxes_output is None
         assert not self.training
         self.calls.append("capture")
         place = scores.position(["logits"], [(2, 3)], [True], 2, scores_name)

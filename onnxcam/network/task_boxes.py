@@ -17,6 +17,12 @@ _NEAR = 0.2  # median distance of a box's centre from its cell, as a share of th
 _RELATIVE_MOST = 1.5  # numbers of relative boxes are not above it
 _PIXELS_LEAST = 0.1  # of pixels, the highest reach at least this share of the input's longer side
 _STILL = 0.9  # correlation between two pictures of the centres of a dense head's candidates, which lie on a grid
+# what the numbers of a head without its decoding are, and what helps
+_DECODED_OUTSIDE = (
+    "offsets that are still to be decoded (by a grid and a stride): export the model with its decoding in the file "
+    "(YOLOX: tools/export_onnx.py --decode_in_inference), or name decoded boxes inside it with `boxes_output=` (on the "
+    "command line: --boxes-output NAME)"
+)
 NMS, NO_NMS = "nms", "no-nms"
 OBJECTNESS, NO_OBJECTNESS = "objectness", "no-objectness"
 SIGMOID, SOFTMAX, PLAIN = "sigmoid", "softmax", "probabilities"
@@ -124,7 +130,7 @@ def read(
         return (
             f"the first four numbers of a candidate reach {reach:.3g} of {size[0]} × {size[1]} pixels: neither "
             "pixels nor "
-            "shares of the input's size, such as offsets that are still to be decoded"
+            f"shares of the input's size, such as {_DECODED_OUTSIDE}"
         )
     height, width = size if unit == PIXELS else (1, 1)
     corners = float(((numbers[:, 2] >= numbers[:, 0]) & (numbers[:, 3] >= numbers[:, 1])).mean())
@@ -139,20 +145,26 @@ def read(
         return (
             f"numbers 3 and 4 of a candidate are neither a second corner (beyond the first in {corners:.0%} of "
             f"{len(numbers)} boxes) nor a size (not negative in {sizes:.0%})"
+            + (f", such as {_DECODED_OUTSIDE}" if dense or _of_cells(origins) else "")
         )
     fits = {name: _fit(numbers @ FORMATS[name], (height, width)) for name in formats}
     formats = [name for name in formats if fits[name] >= _WITHIN]
     if not formats:
         return f"{1 - max(fits.values()):.0%} of {len(numbers)} boxes have their centre outside the input"
-    if origins is not None and origins.level.size and (origins.level >= 0).mean() >= _SURE:
+    if origins is not None and _of_cells(origins):
         return _by_cells(
             np.stack([t for t in tables if np.isfinite(t).all()] or [tables[0]]), formats, unit, size, origins
         )
     if dense and not _on_a_grid(tables, formats[0]):
-        return "the centres of candidates change with the picture: offsets that are still to be decoded"
+        return f"the centres of candidates change with the picture: {_DECODED_OUTSIDE}"
     if formats[0] == "xyxy" and len(formats) > 1:
         return _by_edges(numbers, formats, unit, (height, width))
     return Boxes(formats[0], unit)
+
+
+def _of_cells(origins: Origins | None) -> bool:
+    """Whether the cell of nearly every candidate is known."""
+    return origins is not None and bool(origins.level.size) and bool((origins.level >= 0).mean() >= _SURE)
 
 
 def _fit(corners: np.ndarray, size: tuple[float, float]) -> float:
@@ -189,7 +201,7 @@ def _by_cells(numbers: np.ndarray, formats: list[str], unit: str, size: Size, or
     if distances[best] > _NEAR:
         return (
             f"boxes do not lie near the cells that they come from (half of the centres are farther away than "
-            f"{distances[best]:.0%} of the input): offsets that are still to be decoded"
+            f"{distances[best]:.0%} of the input): {_DECODED_OUTSIDE}"
         )
     return Boxes(best, unit)
 

@@ -209,7 +209,7 @@ def test_the_oracle_in_float64_agrees_with_itself() -> None:
     calls, _ = watched.calls(batch)
     targets = [watched.resolve(name, calls) for name in ("conv1", "relu2")]
     oracle = KerasOracle(
-        watched, targets, batch, outputs=1, place=0, readout=Readout("scores", LOGITS, 5), stepped_over=True
+        watched, targets, batch, outputs=1, places=[0], readout=Readout("scores", LOGITS, 5), stepped_over=True
     )
     single, double = oracle(batch, False), oracle(batch, True)
     assert single is not None and double is not None

@@ -122,7 +122,7 @@ def test_the_float64_oracle_takes_weights_that_nothing_reads_and_agrees() -> Non
     watched = keras_module.Watched(model)
     target = keras_module.Target("first", "first", 0, (10, 10, 128))
     oracle = keras_oracle.KerasOracle(
-        watched, [target], batch, outputs=1, place=0, readout=Readout("scores", LOGITS, 300), stepped_over=False
+        watched, [target], batch, outputs=1, places=[0], readout=Readout("scores", LOGITS, 300), stepped_over=False
     )
     single, double = oracle(batch, False), oracle(batch, True)
     assert single is not None and double is not None

@@ -356,8 +356,8 @@ def raw(op: Any, x: Any, what: str) -> Outputs:
     if what == "offsets":
         tables = [op.reshape(op.sigmoid(detectors.head(op, a, 8)), 0, 8, -1) for a in maps]
         return {"y": op.transpose(op.concat(tables, 2), 0, 2, 1)}
-    if what == "distances":  # YOLOX without its decoding: offsets within a cell, and logarithms of sizes
-        bias = [0.5, 0.5, 2.5, 2.5, -3, 0, 0, 0]
+    if what in ("distances", "logarithms"):  # YOLOX without its decoding: offsets within a cell, logarithms of sizes
+        bias = [0.5, 0.5, *([2.5, 2.5] if what == "distances" else [0, 0]), -3, 0, 0, 0]
         tables = [op.reshape(detectors.head(op, a, 8, bias, 0.3), 0, 8, -1) for a in maps]
         table = op.transpose(op.concat(tables, 2), 0, 2, 1)
         return {"y": op.concat([op.cut(table, 2, 0, 4), op.sigmoid(op.cut(table, 2, 4, 8))], 2)}
@@ -383,6 +383,9 @@ def raw(op: Any, x: Any, what: str) -> Outputs:
     [
         ("offsets", {"y": ["N", M1, 8]}, "boxes do not lie near the cells"),
         ("distances", {"y": ["N", M1, 8]}, "neither pixels nor shares of the input's size"),
+        ("offsets", {"y": ["N", M1, 8]}, "export the model with its decoding in the file"),
+        ("distances", {"y": ["N", M1, 8]}, r"still to be decoded .*--decode_in_inference"),
+        ("logarithms", {"y": ["N", M1, 8]}, r"neither a second corner .* nor a size .*--decode_in_inference"),
         ("features", {"y": ["N", 12, 4, 6]}, "of one sign, as features"),
         ("a head's maps", {"y": ["N", 16, 8, 12], "z": ["N", 16, 4, 6]}, "no larger than their layer makes them"),
         ("a picture", {"y": ["N", 3, HEIGHT, WIDTH]}, "follow the picture: an image"),

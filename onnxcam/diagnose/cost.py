@@ -206,7 +206,8 @@ def bench(
         layers=None if layer is None else [layer],
         methods=methods,
         providers=providers,
-        session_options=options(),
+        # without a number of threads those that users get: sessions that run in turn stop spinning, and do not fight
+        session_options=None if threads is None else options(),
         allow_fallback=allow_fallback,
     )
     load = {"forward": 1e3 * (middle - start), "explainer": 1e3 * (time.perf_counter() - middle)}

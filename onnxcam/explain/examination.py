@@ -226,6 +226,8 @@ class Examination:
 
     def maps(self, question: Question, objective: Objective) -> list[list[np.ndarray]]:
         """Per method and layer the maps `[N, h, w]` after ReLU; those of graph methods share one pass back."""
+        if len(self._batch) == 1 and self._terms.readout.task is not None:  # of cells around a box, where that will do
+            return [[maps[:, 0] for maps in by_layer] for by_layer in self.several(question, [objective])]
         return _maps(self._with_layers(question.layers_read), question, objective)
 
     def class_maps(self, question: Question, classes: np.ndarray) -> list[list[np.ndarray]]:

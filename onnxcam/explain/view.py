@@ -104,7 +104,7 @@ class LayerView:
         if relu not in self._gradients_by_rules:
             rows = np.arange(len(self.scores))
             chunks = self._chunks(rows, relu)
-            parts = [self._gradients(self._feeds(None, chunk), chunk, relu) for chunk in chunks]
+            parts = [self._gradients(self._feeds(None, chunk), chunk, relu, self.scores[chunk]) for chunk in chunks]
             self._gradients_by_rules[relu] = joined(parts)[: len(rows)]
         return self._gradients_by_rules[relu]
 
@@ -401,17 +401,21 @@ class LayerView:
             feeds[self._cut.layer.value] = self._native(activations, rows)
         return feeds
 
-    def _gradients(self, feeds: dict[str, np.ndarray], rows: np.ndarray, relu: str) -> np.ndarray:
-        return self._canonical(self._native_gradients(feeds, rows, relu))
+    def _gradients(
+        self, feeds: dict[str, np.ndarray], rows: np.ndarray, relu: str, scores: np.ndarray | None = None
+    ) -> np.ndarray:
+        return self._canonical(self._native_gradients(feeds, rows, relu, scores))
 
-    def _native_gradients(self, feeds: dict[str, np.ndarray], rows: np.ndarray, relu: str) -> np.ndarray:
-        """Gradients in the layer's own layout and type."""
+    def _native_gradients(
+        self, feeds: dict[str, np.ndarray], rows: np.ndarray, relu: str, scores: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Gradients in the layer's own layout and type; `scores` where they are known, of unchanged rows."""
         if isinstance(self.objective, Logit):
             session = self.batch.sessions.backward(self.layer, relu, of_class=True)
             return runtime.run(session, [GRADIENT], feeds | {TARGET: self.objective.classes[rows]})[GRADIENT]
         if self.objective.linear:
             scores = self.scores[rows]  # not read: the cotangent is the same everywhere
-        else:
+        elif scores is None:
             session = self.batch.sessions.tail(self.layer)
             scores = runtime.run(session, [SCORES], feeds)[SCORES].astype(np.float32, copy=False)
         cotangent = self.objective.cotangent(scores, rows).astype(self._score_type)

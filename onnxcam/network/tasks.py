@@ -173,7 +173,7 @@ class _Search:
             f"task='detect': no output holds boxes with scores; the outputs are {self._shapes()}. "
             f"{self._because()}Name "
             "the values that do with `boxes_output=` and `scores=` (on the command line: --boxes-output NAME, --scores "
-            "NAME)"
+            f"NAME){self._vectors_are()}"
         )
 
     def segmenter(self) -> Recognition:
@@ -185,7 +185,16 @@ class _Search:
             f"task='segment': no output holds a score per class and cell of the picture; the outputs are "
             f"{self._shapes()}. {self._because()}Name the value that does with `scores=` (on the command line: "
             "--scores "
-            "NAME)"
+            f"NAME){self._vectors_are()}"
+        )
+
+    def _vectors_are(self) -> str:
+        """What a model of vectors alone may be instead, as the end of a refusal."""
+        if not self._outputs or not all(self._vector(name) for name in self._outputs):
+            return ""
+        return (
+            "; a vector per picture is an embedding (task='embed', --task embed), one or more quantities (task="
+            "'regress', --task regress), or without task= the scores of classes"
         )
 
     def embedding(self) -> Recognition:

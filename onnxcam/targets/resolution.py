@@ -27,7 +27,7 @@ from onnxcam.targets.objectives import Labels, Objective, PerRow
 from onnxcam.targets.readout import Readout
 from onnxcam.targets.scalar_objectives import OUTPUT, Combination, Cosine, Subject, Subtraction
 from onnxcam.targets.scalars import Box, Placement, Region, Several, Similarity, Value
-from onnxcam.targets.tasks import Detect, Embed, Segment, Values
+from onnxcam.targets.tasks import DETECT, EMBED, REGRESS, SEGMENT, Detect, Embed, Segment, Values
 
 _ANY = 1 << 31  # classes of a detector that does not tell how many it has
 
@@ -50,8 +50,9 @@ def check(target: Any, readout: Readout, labels: Labels = None) -> Any:
             return _only_value(target, readout)
         if scalars.is_scalar(target):
             raise TargetError(
-                f"{_spelled(target)} is a target of {_task_of(target)}; this model is a classifier: {_CLASS}; "
-                "if it is none, say what it is with task= (on the command line: --task)"
+                f"{_spelled(target)} is a target of {_NAMES_OF_ONE[_task_of(target)]}; this model is a classifier: "
+                f"{_CLASS}; if it is none, say so with task={_task_of(target)!r} (on the command line: --task "
+                f"{_task_of(target)})"
             )
         return objectives.by_index(target, readout, labels)
     if isinstance(target, objectives.SPECIAL):
@@ -276,6 +277,7 @@ _NAMES = {
     "embed": "an embedding",
     "regress": "a regression of several values",
 }
+_NAMES_OF_ONE = {**_NAMES, "regress": "a regression"}
 _TAKES = {
     "detect": "name a box (--box, onnxcam.targets.Box), or a class for its best box",
     "segment": "name a region (--region, onnxcam.targets.Region), or a class for its own cells",
@@ -293,11 +295,10 @@ def _other(target: Any, task: str) -> TargetError:
 
 
 def _task_of(target: Any) -> str:
+    """The task that a scalar is a target of."""
     if isinstance(target, Difference):
         return _task_of(target.first if scalars.is_scalar(target.first) else target.second)
-    return {Box: "a detector", Region: "a model of segmentation", Similarity: "an embedding"}.get(
-        type(target), "a regression"
-    )
+    return {Box: DETECT, Region: SEGMENT, Similarity: EMBED}.get(type(target), REGRESS)
 
 
 def _spelled(target: Any) -> str:

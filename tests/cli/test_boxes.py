@@ -15,7 +15,7 @@ from onnxcam.targets import Box, Value
 from tests.cli.conftest import Run
 from tests.support import detectors
 
-FORMS = ("yolov8", "segment", "embed", "regress-two", "classifier")
+FORMS = ("yolov8", "segment", "embed", "embed-free", "regress-two", "classifier")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,23 @@ def test_regions_vectors_and_values(run: Run, folder: Path, tmp_path: Path) -> N
     assert value["target"]["label"] == "value1[1]" and value["target"]["probability"] is None  # type: ignore[index]
 
 
+def test_an_embedding_that_is_not_normalised_is_one_where_the_user_says_so(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    """No number tells its vectors from logits; the cosine is that of its own vectors all the same."""
+    arguments = ("explain", folder / "embed-free.onnx", folder / "street.png", "--preprocess", "0..1")
+    result = run(*arguments, "-o", tmp_path / "a", "--task", "embed", "--like", folder / "other.png")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "a" / "explanation.json").read_text())
+    assert record["task"] == "embed"
+    explainer = Explainer(folder / "embed-free.onnx", preprocess="0..1", task="embed")
+    a, b = (explainer.batch_scores(explainer.prepare(folder / name)[1])[0] for name in ("street.png", "other.png"))
+    assert abs(np.linalg.norm(a) - 1) > 0.01
+    assert record["target"]["value"] == pytest.approx(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)), abs=1e-5)
+    # one boxes are asked of stays what it is, in a sentence that names the task
+    assert run(*arguments, "-o", tmp_path / "b").code == 0, "a classifier, where nothing is said"
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "words"),
     [
@@ -125,6 +142,9 @@ def test_regions_vectors_and_values(run: Run, folder: Path, tmp_path: Path) -> N
         ("yolov8", ("--task", "segment"), ["output0"]),
         ("classifier", ("--box", "3"), ["a detector", "a classifier"]),
         ("classifier", ("--like", "other.png"), ["a classifier"]),
+        ("embed-free", ("--like", "{folder}/other.png"), ["a classifier", "--task embed"]),
+        ("embed-free", ("--task", "detect"), ["no output holds boxes", "--task embed"]),
+        ("embed-free", ("--task", "segment"), ["no output holds a score per class and cell", "--task embed"]),
         ("segment", ("--box", "3"), ["segmentation", "--region"]),
         ("segment", ("--region", "500,0,600,9"), ["outside the picture"]),
         ("embed", (), ["--like"]),

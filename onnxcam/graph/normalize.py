@@ -177,6 +177,7 @@ def _upgrade(model: onnx.ModelProto) -> None:
         )
     if opset >= LOWEST_OPSET:
         return
+    declared = {info.name for info in model.graph.value_info}
     try:
         model.CopyFrom(version_converter.convert_version(model, LOWEST_OPSET))
     except Exception as error:
@@ -185,6 +186,9 @@ def _upgrade(model: onnx.ModelProto) -> None:
             f"the model's opset {opset} cannot be upgraded to {LOWEST_OPSET} ({reason}); "
             "export it again with opset 18 or later"
         ) from error
+    infos = [info for info in model.graph.value_info if info.name in declared]
+    del model.graph.value_info[:]  # the shapes that the converter has inferred would count as declared
+    model.graph.value_info.extend(infos)
 
 
 def _lower_ir(model: onnx.ModelProto) -> None:

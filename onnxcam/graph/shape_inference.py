@@ -9,9 +9,10 @@ from onnx import helper, shape_inference
 
 from onnxcam.errors import ModelError
 from onnxcam.graph.validation import bodies
-from onnxcam.graph.view import Graph, Shape, shape_of
+from onnxcam.graph.view import Graph, Shape, attributes, shape_of
 
 SMALL = 1024  # elements of a weight whose value shape inference may need
+_POOLS = ("AveragePool", "LpPool", "MaxPool")
 
 
 def refresh(model: onnx.ModelProto) -> Graph:
@@ -24,7 +25,7 @@ def infer(model: onnx.ModelProto) -> None:
     """Infer shapes in place, by way of a skeleton: large weights are neither copied nor serialized."""
     bare, _ = skeleton(model)
     try:
-        inferred = shape_inference.infer_shapes(bare, data_prop=True)
+        inferred = _inferred(bare)
     except Exception as error:
         raise ModelError(
             f"shape inference failed: {str(error).strip().splitlines()[0]}; is the file damaged? export it again"
@@ -58,7 +59,7 @@ def drop_contradicted(model: onnx.ModelProto) -> list[str]:
     for output in bare.graph.output:
         output.type.tensor_type.ClearField("shape")
     try:
-        inferred = shape_inference.infer_shapes(bare, data_prop=True)
+        inferred = _inferred(bare)
     except Exception:
         return []  # a later step reports what is wrong
     contradicted = [
@@ -74,6 +75,63 @@ def drop_contradicted(model: onnx.ModelProto) -> list[str]:
             if output.name in contradicted:
                 output.type.tensor_type.ClearField("shape")
     return contradicted
+
+
+def _inferred(bare: onnx.ModelProto) -> onnx.ModelProto:
+    """Infer shapes, and those of pooling that rounds up as the standard and the runtime have them, see `rounded_up`."""
+    inferred = shape_inference.infer_shapes(bare, data_prop=True)
+    pools = [node for node in bare.graph.node if _rounds_up(node)]
+    for _ in pools:  # what a pool is computed from may change with one before it
+        shapes = {info.name: shape_of(info) for info in (*inferred.graph.value_info, *inferred.graph.input)}
+        infos = {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}
+        wrong = {}
+        for node in pools:
+            right = rounded_up(node, shapes.get(node.input[0]))
+            for name in node.output:
+                if right is not None and name in infos and _contradict(shape_of(infos[name]), right):
+                    wrong[name] = helper.make_tensor_value_info(name, infos[name].type.tensor_type.elem_type, right)
+        if not wrong:
+            break
+        # what was inferred behind them is inferred again; what they are declared to be is kept
+        remaining = [info for info in bare.graph.value_info if info.name not in wrong]
+        del bare.graph.value_info[:]
+        bare.graph.value_info.extend([*remaining, *wrong.values()])
+        for output in bare.graph.output:
+            if output.name in wrong:
+                output.CopyFrom(wrong[output.name])
+        inferred = shape_inference.infer_shapes(bare, data_prop=True)
+    return inferred
+
+
+def _rounds_up(node: onnx.NodeProto) -> bool:
+    return node.op_type in _POOLS and any(a.name == "ceil_mode" and a.i for a in node.attribute)
+
+
+def rounded_up(node: onnx.NodeProto, shape: Shape | None) -> Shape | None:
+    """The shape of what a pool of `ceil_mode` gives, None of another node or where its input's rank is unknown.
+
+    A window that would start in the padding behind the picture is left out, as the standard says, and as ONNX Runtime
+    and PyTorch compute; the shape inference of onnx 1.23 counts it below opset 22.
+
+    Arguments:
+        shape: of the node's input.
+    """
+    attrs = attributes(node)
+    if not _rounds_up(node) or shape is None or attrs.get("auto_pad", "NOTSET") != "NOTSET":
+        return None
+    kernel = list(attrs["kernel_shape"])
+    rank = len(kernel)
+    strides, dilations = (list(attrs.get(name) or [1] * rank) for name in ("strides", "dilations"))
+    pads = list(attrs.get("pads") or [0] * (2 * rank))
+    sides: list[int | str | None] = []
+    for axis, side in enumerate(shape[2:]):
+        if not isinstance(side, int):
+            sides.append(None)
+            continue
+        extent, before = dilations[axis] * (kernel[axis] - 1) + 1, pads[axis]
+        count = -(-(side + before + pads[rank + axis] - extent) // strides[axis]) + 1
+        sides.append(count - 1 if (count - 1) * strides[axis] >= side + before else count)
+    return (*shape[:2], *sides)
 
 
 def _contradict(declared: Shape | None, inferred: Shape | None) -> bool:
@@ -126,6 +184,12 @@ class NodeShapes:
             inferred = shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=list(imports))
         except Exception:  # of the standard's, which has no type of its own: the value stays unknown
             return
+        right = rounded_up(node, self.shape(node.input[0])) if node.input else None
+        if right is not None:
+            inferred = {
+                name: helper.make_tensor_type_proto(kind.tensor_type.elem_type, right)
+                for name, kind in inferred.items()
+            }
         self._types.update(inferred)
 
     def _type(self, value: str) -> onnx.TypeProto | None:

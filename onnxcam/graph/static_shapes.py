@@ -12,7 +12,7 @@ from onnx import defs, numpy_helper, shape_inference
 
 from onnxcam.errors import ModelError
 from onnxcam.graph.constant_folding import ConstantFolder
-from onnxcam.graph.shape_inference import refresh, skeleton
+from onnxcam.graph.shape_inference import refresh, rounded_up, skeleton
 from onnxcam.graph.view import Graph
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -71,7 +71,10 @@ class StaticShapes:
             outputs = shape_inference.infer_node_outputs(schema, node, types, data, None, imports)
         except Exception:
             return  # an unknown operator or an invalid graph: the shapes stay unknown
+        right = rounded_up(node, self._graph.shape(node.input[0])) if node.input else None
         for name, kind in outputs.items():
+            if right is not None:
+                kind = onnx.helper.make_tensor_type_proto(kind.tensor_type.elem_type, right)
             self._graph.declare(onnx.helper.make_value_info(name, kind))
 
 

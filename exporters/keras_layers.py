@@ -121,19 +121,17 @@ def of_task(
     levels = levels_of(fitted.graph, keras_capture.INPUT, network.readout, every)
     layers = [level.layer for level in levels] or [target_layers.default(every)]
     matched = [call for call in _calls_of(fitted.graph, layers, calls, picture) if call is not None]
-    last = _last_spatial(calls)
-    if not matched and last is None:
+    matched = matched or [call for call in [_last_spatial(calls)] if call is not None]
+    if not matched:
         raise ModelError(
             "the model has no spatial layer: no layer returns a map [N, h, w, C] with several positions or tokens "
             "[N, T, C], so there is nothing a heatmap could be computed at"
         )
-    targets = list(dict.fromkeys(target_of(call) for call in matched or [last] if call is not None))
+    targets = list(dict.fromkeys(target_of(call) for call in matched))
     return targets, keras_capture.capture(watched, picture, targets, names, opset)
 
 
-def _calls_of(
-    graph: Graph, layers: Sequence[Layer], calls: Sequence[Call], picture: np.ndarray
-) -> list[Call | None]:
+def _calls_of(graph: Graph, layers: Sequence[Layer], calls: Sequence[Call], picture: np.ndarray) -> list[Call | None]:
     """The layer that returns the value of each layer of the graph; None where none does."""
     exposed = onnx.ModelProto()
     exposed.CopyFrom(graph.model)

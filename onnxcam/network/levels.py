@@ -194,12 +194,21 @@ class _Trace:
         cells."""
         if len(shape) != 4:
             return None
-        if isinstance(first, np.ndarray) and first.shape[2:] == shape[2:] and (first >= 0).all():
+        moved = isinstance(first, np.ndarray) and first.shape[2:] == shape[2:] and (first >= 0).all()
+        if moved and not self._is_whole(first):
             return np.broadcast_to(self._along(first, 1, False), shape)
         height, width = self._size
         proportional = abs(shape[2] * width - shape[3] * height) <= max(height, width)
         # of unknown cells, such as those of pixels that a Slice regroups, there may be a map nevertheless
         return _Map(node.output[0], node.input[0], shape) if isinstance(first, _Map) or proportional else None
+
+    def _is_whole(self, code: np.ndarray) -> bool:
+        """Whether the cells are those of one map, each at its place: turned to channels last and back, say."""
+        height, width = code.shape[2:]
+        index = int(code.flat[0]) // _STEP
+        grid = index * _STEP + np.arange(height * width, dtype=np.int64).reshape(height, width)
+        names = list(self._maps)
+        return self._maps[names[index]].shape[2:] == (height, width) and bool((code == grid).all())
 
     def _joined(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> Any:
         varying = [name for name in node.input if name and not self._graph.is_constant(name)]

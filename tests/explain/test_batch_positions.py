@@ -119,7 +119,7 @@ def test_places_in_a_fixed_batch_stay() -> None:
     free = explainer("unpool").attribute(batch, 1, "gradcam", normalize="none")
     assert np.abs(together - free).max() <= 1e-5 * np.abs(free).max()
     with pytest.raises(LayerError, match="where in the model's batch of 2 a picture stands"):
-        opened.attribute(batch, 1, "scorecam")
+        opened.attribute(batch, 1, "ablationcam")
 
 
 def test_a_fixed_batch_is_probed_at_several_places() -> None:

@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 pytest.importorskip("tf2onnx")
 
-import tensorflow as tf
-
-from onnxcam.errors import ModelError, VerificationError
-from onnxcam.exporters import parity, task_scalars
-from onnxcam.exporters.keras import export, list_layers
-from onnxcam.graph.load import serialize
-from onnxcam.runtime import open_session, run
-from tests.exporters.keras_nets import seeded
-from tests.support.explainable import held
+from onnxcam.errors import ModelError, VerificationError  # noqa: E402
+from onnxcam.exporters import parity, task_scalars  # noqa: E402
+from onnxcam.exporters.keras import export, list_layers  # noqa: E402
+from onnxcam.graph.load import serialize  # noqa: E402
+from onnxcam.runtime import open_session, run  # noqa: E402
+from tests.exporters.keras_nets import seeded  # noqa: E402
+from tests.support.explainable import held  # noqa: E402
 
 pytestmark = [pytest.mark.keras, pytest.mark.usefixtures("few_collections")]
 K, SIDE = keras.layers, 32
@@ -91,7 +90,7 @@ def compared(made: Any, model: Any, layer: str, feeds: dict[str, np.ndarray], sc
 def test_a_segmentation_is_exported_and_compared_with_the_tape() -> None:
     made, record, model = exported("segment")
     assert record["scores"]["kind"] == "segmentation"
-    assert (record["scores"]["task"]["channels"], record["scores"]["task"]["last"]) == (4, True)
+    assert (record["scores"]["task"]["channels"], record["scores"]["task"]["channels_last"]) == (4, True)
     assert [entry["name"] for entry in record["layers"]] == ["fine"]
     feeds = {"target": np.array([1, 3]), "region": np.array([[2, 4, 21, 13], [0, 0, 32, 9]], np.float32)}
     far = compared(
@@ -164,5 +163,5 @@ def test_what_is_no_task_is_refused_in_a_sentence() -> None:
 @pytest.mark.slow
 def test_layers_of_a_model_of_another_task_are_listed() -> None:
     layers = list_layers(net("segment"))
-    assert {"stem", "fine", "coarse"} & {layer.name for layer in layers} == {"stem", "fine", "coarse"}
+    assert {"stem", "fine"} <= {layer.name for layer in layers}
     assert [layer.name for layer in layers if layer.default] == ["fine"]

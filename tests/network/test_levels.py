@@ -135,6 +135,29 @@ def test_boxes_behind_a_split_are_explained_at_their_levels() -> None:
     assert all(one.raw_map.any() for one in explanation.maps) and not explanation.warnings
 
 
+def test_maps_that_are_turned_to_channels_last_between_convolutions() -> None:
+    """As tf2onnx writes channels last: the head's map is a map of its own, not the cells of the one before."""
+
+    def turned(op: Any, x: Any) -> dict[str, Any]:
+        tables = []
+        for level, a in enumerate(detectors.backbone(op, x)):
+            last = op.transpose(a, 0, 2, 3, 1)
+            a = op.transpose(op.mul(last, op.sigmoid(last)), 0, 3, 1, 2)
+            _, h, w = detectors.cells(level)
+            tables.append(op.reshape(op.transpose(detectors.head(op, a, 6), 0, 2, 3, 1), 0, h * w, 6))
+        return {"y": op.concat(tables, 1)}
+
+    graph = normalize(detectors.build(detectors.Net(turned, {"y": ["N", detectors.M1, 6]})))
+    origins = levels.trace(graph, "picture", "y", SHAPE)
+    assert origins is not None and origins.complete()
+    heads = [node for node in graph.nodes if node.op_type == "Conv" and (graph.shape(node.output[0]) or ())[1] == 6]
+    assert [level.value for level in origins.levels] == [node.output[0] for node in heads]
+    for index, (level, cell) in enumerate(zip(origins.levels, ((5, 11), (3, 2)), strict=True)):
+        expected = (origins.level == index) & (origins.row == cell[0]) & (origins.column == cell[1])
+        differs = changed(graph, level, cell, "y")
+        assert not (differs & ~expected).any() and differs.sum() > 0.9 * expected.sum()
+
+
 def test_a_picture_whose_pixels_are_regrouped_first() -> None:
     def focus(op: Any, x: Any) -> dict[str, Any]:
         corners = [(a, b) for a in (0, 1) for b in (0, 1)]

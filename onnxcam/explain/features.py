@@ -73,7 +73,10 @@ class HeadRun:
 
     def repeat(self, count: int, layers: Sequence[str]) -> HeadRun | None:
         """Repeat each row `count` times in a row; None where the model does not let rows be repeated."""
-        if self.batch.size is None and not all(self.batch.sessions.cut(name).free for name in layers):
+        cuts = [self.batch.sessions.cut(name) for name in layers]
+        if self.batch.size is None and not all(cut.free for cut in cuts):
+            return None
+        if self.batch.size not in (None, 1) and any(cut.singly for cut in cuts):
             return None
         return self.of_rows(np.repeat(np.arange(len(self.scores)), count), layers)
 

@@ -64,7 +64,7 @@ def cut(graph: Graph, picture: str, scores: str, exposed: Mapping[str, Layer], n
         LayerError: no such layer.
     """
     rows = (graph.shape(picture) or (None,))[0]
-    positions = set() if rows == 1 else batch_positions(graph, picture)
+    positions: set[str] = set() if rows == 1 else batch_positions(graph, picture)
     if name == INPUT:
         layer = Layer(INPUT, picture, layout=input_layout(graph, picture), shape=graph.shape(picture))
         singly = scores in positions

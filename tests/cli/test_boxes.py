@@ -124,7 +124,6 @@ def test_an_embedding_that_is_not_normalised_is_one_where_the_user_says_so(
     a, b = (explainer.batch_scores(explainer.prepare(folder / name)[1])[0] for name in ("street.png", "other.png"))
     assert abs(np.linalg.norm(a) - 1) > 0.01
     assert record["target"]["value"] == pytest.approx(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)), abs=1e-5)
-    # one boxes are asked of stays what it is, in a sentence that names the task
     assert run(*arguments, "-o", tmp_path / "b").code == 0, "a classifier, where nothing is said"
 
 

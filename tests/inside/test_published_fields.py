@@ -16,7 +16,9 @@ import onnx
 import pytest
 from onnx import helper
 
+import onnxcam
 from onnxcam import inside
+from onnxcam.inside import receptive_fields
 from tests.inside import nets
 
 Kernel = int | tuple[int, int]
@@ -59,16 +61,16 @@ class Thin:
         return nets.classifier(self.nodes, (size, size), width=self.channels[x], **self.weights)
 
 
-def vgg16() -> onnx.ModelProto:
+def vgg16(size: int = 224) -> onnx.ModelProto:
     net, x = Thin(), "input"
     for count in (2, 2, 3, 3, 3):
         for _ in range(count):
             x = net.conv(x, 3)
         x = net.pool(x, 2, 2)
-    return net.model(x, 224)
+    return net.model(x, size)
 
 
-def resnet50(place: str) -> onnx.ModelProto:
+def resnet50(place: str, size: int = 224) -> onnx.ModelProto:
     """`last`: TF-Slim strides in the last unit of a block; `first`: the paper and Keras in the first 1 x 1 convolution;
     `middle`: torchvision in the first 3 x 3 one.
     """
@@ -81,7 +83,7 @@ def resnet50(place: str) -> onnx.ModelProto:
             first, second = (stride, 1) if place == "first" else (1, stride)
             y = net.conv(net.conv(net.conv(x, 1, first), 3, second, "EVEN"), 1)
             x = net.add(y, net.conv(x, 1, stride))
-    return net.model(x, 224)
+    return net.model(x, size)
 
 
 def mobilenet_v1() -> onnx.ModelProto:
@@ -92,7 +94,7 @@ def mobilenet_v1() -> onnx.ModelProto:
     return net.model(x, 224)
 
 
-def mobilenet_v2() -> onnx.ModelProto:
+def mobilenet_v2(size: int = 224) -> onnx.ModelProto:
     """Sandler et al., https://arxiv.org/abs/1801.04381, table 2."""
     net = Thin()
     x = net.conv("input", 3, 2)
@@ -100,10 +102,10 @@ def mobilenet_v2() -> onnx.ModelProto:
         for unit in range(count):
             y = net.conv(net.conv(net.conv(x, 1), 3, stride if unit == 0 else 1), 1)
             x = net.add(x, y) if unit else y
-    return net.model(net.conv(x, 1), 224)
+    return net.model(net.conv(x, 1), size)
 
 
-def inception_v3() -> onnx.ModelProto:
+def inception_v3(size: int = 299) -> onnx.ModelProto:
     """Szegedy et al., https://arxiv.org/abs/1512.00567, as TF-Slim has it, to Mixed_7c."""
     net = Thin()
     c = net.conv
@@ -127,7 +129,7 @@ def inception_v3() -> onnx.ModelProto:
         two, three = c(x, 1), c(c(x, 1), 3)
         split = [c(y, kernel) for y in (two, three) for kernel in ((1, 3), (3, 1))]
         x = net.concat(c(x, 1), *split, average(x))
-    return net.model(x, 299)
+    return net.model(x, size)
 
 
 # size, stride, padding
@@ -150,6 +152,40 @@ def test_fields_are_the_published_ones(name: str) -> None:
     assert (field.size, field.stride) == ((size, size), (stride, stride))
     assert padding is None or field.offset == (-padding, -padding)
     assert field.mixing is None
+
+
+# sides of pictures that the fields do not fill
+LARGER: dict[str, tuple[Callable[[int], onnx.ModelProto], int]] = {
+    "vgg_16": (vgg16, 320),
+    "resnet_v1_50": (lambda size: resnet50("last", size), 640),
+    "mobilenet_v2": (mobilenet_v2, 640),
+    "inception_v3": (inception_v3, 1503),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGER)
+def test_the_gradient_is_exactly_0_outside_the_published_fields(name: str) -> None:
+    """At 20 cells of the last layer; inside, the effective field is there."""
+    make, side = LARGER[name]
+    model = make(side)
+    explainer = onnxcam.Explainer(model, probe=False, providers=["CPUExecutionProvider"])
+    (field,) = inside.fields(model, "last")
+    assert field.size == (PUBLISHED[name][1],) * 2 and not field.whole
+    tensor = nets.normal(1, 3, side, side, seed=1)
+    rng = np.random.default_rng(0)
+    rows, columns = field.grid
+    cells = [(int(rng.integers(rows)), int(rng.integers(columns))) for _ in range(16)]
+    cells += [(0, 0), (rows - 1, columns - 1), (0, columns - 1), (rows - 1, 0)]
+    outside = 0
+    for cell in cells:
+        effect = receptive_fields.of_tensor(explainer, tensor, "last", cell)
+        x0, y0, x1, y1 = field.box(cell) or (0, 0, 0, 0)
+        assert effect[y0:y1, x0:x1].any()
+        effect[y0:y1, x0:x1] = 0
+        assert not effect.any(), cell
+        outside += effect.size - (x1 - x0) * (y1 - y0)
+    assert outside > 20 * side, "the fields leave something outside"
 
 
 def test_the_recurrence() -> None:

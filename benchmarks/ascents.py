@@ -4,11 +4,11 @@
     python -m benchmarks.ascents resnet18 --steps 256
     python -m benchmarks.ascents mnist
 
-Networks of torchvision with seeded random weights, on the small pictures of the coverage matrix: a class's logit, a
-channel of a layer in the middle and one of the last layer, each from several seeds. The plain ascent is
-`torch.optim.Adam` over `torch.fft.irfft2` (or over plain pixels), with the noise, jitter, steps and learning rate of
-`inside.maximize`. Trained networks: random channels, against the highest of 500 crops of photographs. Written into
-ascents.md.
+The plain ascent is `torch.optim.Adam` over `torch.fft.irfft2` (or over plain pixels), with the noise, jitter, steps and
+learning rate of `inside.maximize`. Trained networks: EfficientNet-Lite0 in PyTorch (its packages are those that
+models/build_efficientnet_lite0.py names) and twins of the two classroom networks; also their channels and classes
+against the highest of 500 crops of photographs. Others: torchvision's with seeded random weights, on the small pictures
+of the coverage matrix. Written into ascents.md.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ import numpy as np
 from benchmarks.files import SEED
 
 PAGE = Path(__file__).with_suffix(".md")
-NETWORKS = ("resnet18", "mobilenet_v2", "efficientnet_b0", "densenet121", "squeezenet1_1", "convnext_tiny")
+NETWORKS = ("squeezenet1_1", "resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny")
 TRAINED = {
     "efficientnet_lite0": "efficientnet_lite0.onnx",
     "mnist": "classroom/mnist.onnx",
     "fashion_mnist": "classroom/fashion_mnist.onnx",
 }
+FIRST_CONVOLUTION = "classroom_1/conv1_1/Relu:0"
 # of the trained networks: layers; None for the classes
 LAYERS: dict[str, tuple[str | None, ...]] = {
     "efficientnet_lite0": ("hardtanh_3", "_swish"),
-    "mnist": ("conv1", "conv2", None),
-    "fashion_mnist": ("conv1", "conv2", None),
+    "mnist": (FIRST_CONVOLUTION, "conv2", None),
+    "fashion_mnist": (FIRST_CONVOLUTION, "conv2", None),
 }
 STEPS, SEEDS, RATE, CLASS, CHANNEL = 64, (1, 2, 3), 0.1, 7, 1
-CROPS, CHANNELS, CLIMBED = 500, 10, 128
+CROPS, CHANNELS, CLIMBED = 500, 10, 256
 LEAST, ROUNDING = 0.95, 0.01  # bounds of the table
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SPEC = {"color": "RGB", "scale": 1 / 255, "mean": list(MEAN), "std": list(STD), "resize": None}
+SPEC = {"color": "RGB", "scale": 1 / 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "resize": None}
 
 Objective = Callable[[Any], Any]
 
@@ -63,19 +63,19 @@ class Outcome:
     theirs: float
 
     @property
-    def ratio(self) -> float:
-        """Reached / theirs."""
-        return self.reached / self.theirs
-
-    @property
-    def rise(self) -> float:
-        """The rise from the start, as a multiple of theirs."""
-        return (self.reached - self.start) / (self.theirs - self.start)
-
-    @property
     def rounding(self) -> float:
         """The share by which rounding changes the value."""
         return abs(self.verified / self.reached - 1)
+
+
+def rise(runs: Sequence[Outcome]) -> float:
+    """How much higher than the start onnxcam arrives, as a multiple of the plain ascent's rise; of means over runs."""
+    return sum(run.reached - run.start for run in runs) / sum(run.theirs - run.start for run in runs)
+
+
+def ratio(runs: Sequence[Outcome]) -> float:
+    """What onnxcam reaches as a multiple of what the plain ascent does; of means over runs."""
+    return sum(run.reached for run in runs) / sum(run.theirs for run in runs)
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,13 @@ class Channel:
     highest: float
 
 
-def plain_ascent(objective: Objective, settings: Any, size: tuple[int, int]) -> tuple[float, float]:
+def plain_ascent(objective: Objective, settings: Any, size: tuple[int, int], spec: Any) -> tuple[float, float]:
     """An ascent in PyTorch: the values that it begins with and arrives at, of pictures without jitter.
 
     Arguments:
-        objective: from a batch of one picture to the number that is maximised.
+        objective: from a batch of one picture `[1, C, H, W]` to the number that is maximised.
         settings: `onnxcam.inside.maximization.Settings`, without scale, rotation and penalties.
+        spec: the preprocessing: scale, mean and standard deviation per channel.
     """
     import torch
 
@@ -101,8 +102,9 @@ def plain_ascent(objective: Objective, settings: Any, size: tuple[int, int]) -> 
     from onnxcam.inside.parametrization import COLORS
 
     height, width = size
-    matrix = torch.tensor(COLORS)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    mean, std = (torch.tensor(np.asarray(spec[key], np.float32))[:, None, None] for key in ("mean", "std"))
+    channels = len(mean)
+    matrix = torch.tensor(COLORS) if channels == 3 else torch.eye(channels)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     amplitude = torch.tensor(np.sqrt(height * width) / 4 / np.maximum(frequency, 1 / max(size))).float()
     fourier = settings.parametrization == "fourier"
@@ -111,10 +113,10 @@ def plain_ascent(objective: Objective, settings: Any, size: tuple[int, int]) -> 
         values = parameters
         if fourier:
             values = torch.fft.irfft2(torch.view_as_complex(parameters) * amplitude, s=size)
-        return (torch.sigmoid(torch.einsum("ij,jhw->ihw", matrix, values)) - mean) / std
+        return (255 * spec["scale"] * torch.sigmoid(torch.einsum("ij,jhw->ihw", matrix, values)) - mean) / std
 
     rng = np.random.default_rng(settings.seed)
-    shape = (3, height, width // 2 + 1, 2) if fourier else (3, height, width)
+    shape = (channels, height, width // 2 + 1, 2) if fourier else (channels, height, width)
     start = (rng.standard_normal(shape) * DEVIATION).astype(np.float32)
     parameters = torch.tensor(start, requires_grad=True)
     optimiser = torch.optim.Adam([parameters], lr=settings.rate)
@@ -129,47 +131,109 @@ def plain_ascent(objective: Objective, settings: Any, size: tuple[int, int]) -> 
         return first, float(objective(picture(parameters)[None]))
 
 
-def outcomes(
-    name: str, steps: int = STEPS, seeds: Sequence[int] = SEEDS, parametrizations: Sequence[str] = ("fourier", "pixels")
-) -> dict[tuple[str, str], list[Outcome]]:
-    """By what is maximised and parametrization, an outcome for each seed.
+def channel_of(model: Any, layer: str, channel: int) -> Objective:
+    """The mean of a channel's map of a module."""
+    module = dict(model.named_modules())[layer]
 
-    Arguments:
-        name: of a torchvision architecture.
-    """
+    def objective(batch: Any) -> Any:
+        outputs: list[Any] = []
+        handle = module.register_forward_hook(lambda module, inputs, output: outputs.append(output.clone()))
+        try:
+            model(batch)
+        finally:
+            handle.remove()
+        return outputs[-1][0, channel].mean()
+
+    return objective
+
+
+def torchvision_network(name: str) -> tuple[Any, Any, dict[str, tuple[Objective, tuple[Any, ...]]], Any]:
+    """The explainer of an architecture, its module, by title what is maximised in either, and the preprocessing."""
     import onnxcam
     from benchmarks.architectures import TORCH
     from benchmarks.torch_matrix import build
     from onnxcam.exporters import pytorch
-    from onnxcam.inside.maximization import Settings, climb, scalar_of
-    from onnxcam.inside.subject import Subject
 
     model, example = build(name)
-    for weight in model.parameters():
-        weight.requires_grad_(False)
-    layers = [layer for layer in (TORCH[name].middle, TORCH[name].last) if layer]
-    file = pytorch.export(model, example, None, layers=layers, verify=False)
+    layers = [layer for layer in (TORCH[name].last,) if layer]
+    file = pytorch.export(model, example, None, layers=layers or None, verify=False)
     opened = onnxcam.Explainer(file, probe=False, preprocess=SPEC, providers=["CPUExecutionProvider"])
-    subject = Subject(opened)
-    modules = dict(model.named_modules())
-
-    def of_channel(layer: str) -> Objective:
-        def objective(batch: Any) -> Any:
-            outputs: list[Any] = []
-            handle = modules[layer].register_forward_hook(lambda module, inputs, output: outputs.append(output.clone()))
-            try:
-                model(batch)
-            finally:
-                handle.remove()
-            return outputs[-1][0, CHANNEL].mean()
-
-        return objective
-
     whats: dict[str, tuple[Objective, tuple[Any, ...]]] = {
         f"logit of class {CLASS}": (lambda batch: model(batch)[0, CLASS], (None, None, None, CLASS, None))
     }
     for layer in layers:
-        whats[f"channel {CHANNEL} of `{layer}`"] = (of_channel(layer), (layer, CHANNEL, None, None, None))
+        what = (layer, CHANNEL, None, None, None)
+        whats[f"channel {CHANNEL} of `{layer}`"] = (channel_of(model, layer, CHANNEL), what)
+    return opened, model, whats, SPEC
+
+
+def trained_network(name: str) -> tuple[Any, Any, dict[str, tuple[Objective, tuple[Any, ...]]], Any]:
+    """The same of a trained network."""
+    from onnxcam import Explainer, models
+
+    opened = Explainer(models.path(TRAINED[name]), providers=["CPUExecutionProvider"])
+    assert opened.preprocess is not None
+    spec = opened.preprocess.to_dict()
+    if name == "efficientnet_lite0":
+        from models.build_efficientnet_lite0 import network
+
+        model, _ = network()
+        tabby = opened.manifest["labels"].index("tabby, tabby cat")
+        layer, channel = "_swish", 112
+        whats = {"logit of 'tabby'": (lambda batch: model(batch)[0, tabby], (None, None, None, tabby, None))}
+    else:
+        model = classroom_twin(TRAINED[name])
+        layer, channel = "conv2", 3
+        whats = {"logit of class 3": (lambda batch: model(batch)[0, 3], (None, None, None, 3, None))}
+    title = f"channel {channel} of `{layer}`"
+    return opened, model, whats | {title: (channel_of(model, layer, channel), (layer, channel, None, None, None))}, spec
+
+
+def classroom_twin(file: str) -> Any:
+    """A classroom network in PyTorch, with the weights of its Keras file; `conv2` ends in its ReLU."""
+    import keras
+    import torch
+
+    from onnxcam import models
+
+    network = keras.models.load_model(models.path(file).with_suffix(".keras"))
+    arrays = [torch.tensor(np.asarray(weight)) for weight in network.get_weights()]
+    first, second = (torch.nn.Conv2d(*w.shape[2:], w.shape[0], padding="same") for w in arrays[0:4:2])
+    dense = torch.nn.Linear(*arrays[4].shape)
+    for module, weight, bias in zip((first, second, dense), arrays[::2], arrays[1::2], strict=True):
+        module.weight.data = weight.permute(3, 2, 0, 1).contiguous() if weight.ndim == 4 else weight.T.contiguous()
+        module.bias.data = bias
+
+    class Twin(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = torch.nn.Sequential(first, torch.nn.ReLU())
+            self.conv2 = torch.nn.Sequential(second, torch.nn.ReLU())
+            self.pool = torch.nn.MaxPool2d(2)
+            self.dense = dense
+
+        def forward(self, x: Any) -> Any:
+            y = self.pool(self.conv2(self.pool(self.conv1(x))))
+            return self.dense(y.permute(0, 2, 3, 1).flatten(1))  # as Keras flattens
+
+    return Twin().eval()
+
+
+def outcomes(
+    name: str, steps: int = STEPS, seeds: Sequence[int] = SEEDS, parametrizations: Sequence[str] = ("fourier",)
+) -> dict[tuple[str, str], list[Outcome]]:
+    """By what is maximised and parametrization, an outcome for each seed.
+
+    Arguments:
+        name: of a torchvision architecture, or a key of `TRAINED`.
+    """
+    from onnxcam.inside.maximization import Settings, climb, scalar_of
+    from onnxcam.inside.subject import Subject
+
+    opened, model, whats, spec = (trained_network if name in TRAINED else torchvision_network)(name)
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    subject = Subject(opened)
     results: dict[tuple[str, str], list[Outcome]] = {}
     for title, (objective, what) in whats.items():
         scalar = scalar_of(subject, *what)
@@ -180,7 +244,7 @@ def outcomes(
                     subject.size, steps=steps, learning_rate=RATE, seed=seed, parametrization=parametrization
                 )
                 made = climb(subject, scalar, session, settings)
-                first, theirs = plain_ascent(objective, settings, subject.size)
+                first, theirs = plain_ascent(objective, settings, subject.size, spec)
                 outcome = Outcome(first, made.reached, made.verified, theirs)
                 results.setdefault((title, parametrization), []).append(outcome)
     return results
@@ -270,15 +334,19 @@ def marked(value: float, good: bool, form: str) -> str:
 def ascent_rows(name: str, steps: int) -> list[str]:
     """Rows of the first table."""
     rows = []
-    for (title, parametrization), runs in outcomes(name, steps).items():
-        ratio, rise = min(run.ratio for run in runs), min(run.rise for run in runs)
+    parametrizations = ("fourier", "pixels") if name in ("mnist", "fashion_mnist") else ("fourier",)
+    for (title, parametrization), runs in outcomes(name, steps, parametrizations=parametrizations).items():
         # plain pixels end in fine noise, of which rounding may change more: no bound, but a warning of `maximize`
         rounding = max(run.rounding for run in runs)
         close = rounding <= ROUNDING or parametrization == "pixels"
-        ours, theirs = (float(np.median([getattr(run, key) for run in runs])) for key in ("reached", "theirs"))
+        start, ours, theirs = (
+            float(np.mean([getattr(run, key) for run in runs])) for key in ("start", "reached", "theirs")
+        )
+        singles = [run.reached / run.theirs for run in runs]
         rows.append(
-            f"| {name} | {title} | {parametrization} | {steps} | {ours:.4g} | {theirs:.4g} | "
-            f"{marked(ratio, ratio >= LEAST, '.2f')} | {rise:.2f} | {marked(rounding, close, '.2%')} |"
+            f"| {name} | {'trained' if name in TRAINED else 'random'} | {title} | {parametrization} | {steps} | "
+            f"{start:.4g} | {ours:.4g} | {theirs:.4g} | {marked(ratio(runs), ratio(runs) >= LEAST, '.2f')} | "
+            f"{rise(runs):.2f} | {min(singles):.2f} to {max(singles):.2f} | {marked(rounding, close, '.2%')} |"
         )
     return rows
 
@@ -307,14 +375,18 @@ Written by `python -m benchmarks.ascents`; a figure outside its bound is marked 
 
 ## Against a plain ascent in PyTorch
 
-torchvision's architectures with seeded random weights and batch norms that fit them, on pictures of 64 x 64 (96 x 96
-for SqueezeNet). PyTorch: `torch.optim.Adam` over `torch.fft.irfft2` or plain pixels, with the same noise, jitter, steps
-and learning rate. *Reached*, *PyTorch*: medians over {seeds} seeds. *Ratio* (bound: 0.95) and *rise* (the same from the
-value of the noise on): the lowest over the seeds. *Rounding* (bound of Fourier: 1 %): the largest share by which
-writing the picture in 8 bits changes the value.
+PyTorch: `torch.optim.Adam` over `torch.fft.irfft2` or plain pixels; noise, jitter, steps and learning rate are equal.
+*Start*, *reached*, *PyTorch*: means over {seeds} seeds. *Ratio* (bound: 0.95): of the means; *rise*: the same from the
+start on; *single*: the ratios of single seeds. Two ascents of one network part at the first gate that rounding or
+another epsilon decides, and may end on different hills, most of all in small random networks: single seeds scatter to
+either side. *Rounding* (bound of Fourier: 1 %): the largest share by which writing the picture in 8 bits changes the
+value. Random weights: torchvision's architectures with batch norms that fit them, pictures of 64 x 64 or 96 x 96.
 
 """
-FIRST = "| network | what | parametrization | steps | reached | PyTorch | ratio | rise | rounding |"
+FIRST = (
+    "| network | weights | what | parametrization | steps | start | reached | PyTorch | ratio | rise | single "
+    "| rounding |"
+)
 SECOND = "| network | layer | steps | above all crops | least ratio | median ratio | rounding |"
 BETWEEN = """
 ## Against photographs
@@ -331,28 +403,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", help="networks (default: those that the page lacks)")
     parser.add_argument("--steps", type=int, help=f"default: {STEPS} beside PyTorch, {CLIMBED} against crops")
+    parser.add_argument("--table", choices=("pytorch", "crops"), help="one of the two alone")
     arguments = parser.parse_args()
     lines = PAGE.read_text("utf-8").splitlines() if PAGE.exists() else []
-    tables = [[line for line in lines if line.startswith("| ") and line.count("|") == bars][1:] for bars in (10, 8)]
-    present = {line.split(" | ")[0].removeprefix("| ") for table in tables for line in table}
-    for name in arguments.names or [name for name in (*NETWORKS, *TRAINED) if name not in present]:
-        began = time.perf_counter()
-        place = int(name in TRAINED)
-        steps = arguments.steps or (CLIMBED if place else STEPS)
-        made = crop_rows(name, steps) if place else ascent_rows(name, steps)
-        keys = {_key(row) for row in made}
-        tables[place] = [row for row in tables[place] if _key(row) not in keys] + made
-        print(f"{name}: {time.perf_counter() - began:.0f} s", *made, sep="\n", flush=True)
-        text = HEAD.format(seeds=len(SEEDS))
-        text += "\n".join([FIRST, "|---" * 9 + "|", *tables[0]]) + "\n"
-        text += BETWEEN.format(crops=CROPS, count=len(photographs()))
-        text += "\n".join([SECOND, "|---" * 7 + "|", *tables[1]]) + "\n"
-        PAGE.write_text(text, encoding="utf-8")
+    tables = [[line for line in lines if line.startswith("| ") and line.count("|") == bars][1:] for bars in (13, 8)]
+    kinds = (("pytorch", ascent_rows, (*TRAINED, *NETWORKS), STEPS), ("crops", crop_rows, tuple(TRAINED), CLIMBED))
+    for place, (kind, measure, every, usual) in enumerate(kinds):
+        if arguments.table not in (None, kind):
+            continue
+        present = {row.split(" | ")[0].removeprefix("| ") for row in tables[place]}
+        for name in [name for name in (arguments.names or every) if name in every]:
+            if name in present and not arguments.names:
+                continue
+            began = time.perf_counter()
+            made = measure(name, arguments.steps or usual)
+            tables[place] = [row for row in tables[place] if row.split(" | ")[0] != f"| {name}"] + made
+            print(f"{name}: {time.perf_counter() - began:.0f} s", *made, sep="\n", flush=True)
+            PAGE.write_text(page(tables), encoding="utf-8")
 
 
-def _key(row: str) -> tuple[str, ...]:
-    """What tells rows apart: network, what and how, steps."""
-    return tuple(row.split(" | ")[: 4 if row.count("|") == 10 else 3])
+def page(tables: Sequence[Sequence[str]]) -> str:
+    """The page of both tables."""
+    text = HEAD.format(seeds=len(SEEDS)) + "\n".join([FIRST, "|---" * 12 + "|", *tables[0]]) + "\n"
+    text += BETWEEN.format(crops=CROPS, count=len(photographs()))
+    return text + "\n".join([SECOND, "|---" * 7 + "|", *tables[1]]) + "\n"
 
 
 if __name__ == "__main__":

@@ -163,9 +163,9 @@ def trained_keras_values(name: str) -> tuple[Any, np.ndarray, Values, Values]:
     pictures = sorted(file.with_suffix("").glob("right_*.png"))
     _, picture, _ = Explainer(file).prepare(pictures[-1])
     network = keras.models.load_model(file.with_suffix(".keras"))
-    layers = ["conv1", "conv2"]
-    computed = keras.Model(network.inputs, [network.get_layer(layer).output for layer in layers])(picture)
-    return file, picture, {layer: np.asarray(v)[0] for layer, v in zip(layers, computed, strict=True)}, {}
+    names = {"conv1": "classroom_1/conv1_1/Relu:0", "conv2": "conv2"}  # Keras's and the file's
+    computed = keras.Model(network.inputs, [network.get_layer(layer).output for layer in names])(picture)
+    return file, picture, {name: np.asarray(v)[0] for name, v in zip(names.values(), computed, strict=True)}, {}
 
 
 def stored_values(folder: Path) -> tuple[Any, np.ndarray, Values, Values]:
@@ -246,15 +246,13 @@ def summary(rows: list[str]) -> list[str]:
         errors.setdefault(name, []).append((float(error), None if framework == "–" else float(framework)))
     close = [name for name, pairs in errors.items() if all(error <= CLOSE for error, _ in pairs)]
     rest = [name for name in errors if name not in close]
-    wrong = [
-        name
-        for name in rest
-        if any(error > CLOSE and (own is None or error > SLACK * own) for error, own in errors[name])
-    ]
-    lines = [f"Within {CLOSE:.0e} at both layers: {len(close)} of {len(errors)} architectures. "]
+    wrong = [name for name in rest if any(own and error > max(CLOSE, SLACK * own) for error, own in errors[name])]
+    lines = [f"Within {CLOSE:.0e} at both layers: {len(close)} of {len(errors)} architectures."]
     if rest:
-        ends = f"{', '.join(rest)}: there the framework itself is off by as much, up to a factor of {SLACK:g}"
-        lines[0] += f"Above it: {ends}."
+        lines += [
+            f"Above it: {', '.join(rest)};",
+            f"there the framework itself is off by as much, up to a factor of {SLACK:g}.",
+        ]
     if wrong:
         lines.append(f"**Further off than that: {', '.join(wrong)}.**")
     return lines

@@ -105,8 +105,10 @@ def main() -> None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         version = importlib.metadata.version("openvino")
         columns[f"OpenVINO {version}"] = lambda some: [runtimes.openvino(case) for case in some]
-    rows = []
+    present = arguments.output.read_text("utf-8").splitlines() if arguments.output.exists() else []
+    rows = [line for line in present if line.startswith("| ")][1:]
     for network in arguments.networks:
+        rows = [row for row in rows if row.split(" | ")[0] != f"| {network}"]
         with tempfile.TemporaryDirectory() as folder:
             every = cases(network, arguments.steps, Path(folder))
             results = {name: run([case for *_, case, _ in every]) for name, run in columns.items()}
@@ -125,11 +127,14 @@ def main() -> None:
                     f"{' | '.join(cells)} |"
                 )
                 print(rows[-1], flush=True)
-    doc = " ".join((__doc__ or "").split("\n\n")[-1].split())
+    doc = (__doc__ or "").split("\n\n")[-1].strip()
     lines = [
         "# The ascent as one file, in several runtimes",
         "",
-        f"`python -m benchmarks.loops`, {datetime.date.today()}. {doc}",
+        f"`python -m benchmarks.loops`, {datetime.date.today()}.",
+        "",
+        doc,
+        "",
         "*Moved*: the largest change of the value, as a share, of three runs from a start that is moved so. Runtimes:",
         "the change against ONNX Runtime for Python; (!) above 1e-3 after 16 steps and 2 % after 256.",
         "",

@@ -250,7 +250,8 @@ class _Work:
         """Add the card of a picture that was written."""
         if self.judge is None or outcome.error is not None or isinstance(result, Exception):
             return outcome
-        return replace(outcome, card=self.judge.card(outcome.item.name, picture, result))
+        card = self.judge.card(outcome.item.name, picture, result)
+        return replace(outcome, card=replace(card, name=outcome.item.short_name))
 
     def _explain(self, pictures: list[image.Picture]) -> Iterator[Explanation | Exception]:
         """An explanation or an error per picture; after a failure those that are left are explained one by one."""

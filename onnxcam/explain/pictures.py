@@ -39,6 +39,14 @@ class Item:
     name: str
     folder: PurePath = field(default_factory=PurePath)
 
+    @property
+    def short_name(self) -> str:
+        """The name below the folder that all pictures lie in; the whole name where there is none."""
+        name = PurePath(self.name)
+        short = self.folder.parent / name.name
+        same = self.folder.name == name.stem and name.parts[-len(short.parts) :] == short.parts
+        return short.as_posix() if same else self.name
+
 
 @dataclass
 class Collection:

@@ -38,21 +38,35 @@ def to_input(box: Box, geometry: Geometry) -> Box | None:
 
 
 def outlined(pixels: Pixels, box: Box, thickness: int = 0) -> Pixels:
-    """The picture with a box drawn black in white, visible on any ground; by default 1 % of its size."""
+    """The picture with a box drawn black in white, visible on any ground; by default 1 % of its size.
+
+    The lines lie inside the box, or around it where they would hide most of it.
+    """
     width = thickness or max(max(pixels.shape[:2]) // 100, 1)
     drawn = pixels.copy()
-    _frame(drawn, box, 3 * width, 255)
     x0, y0, x1, y1 = box
-    inner = (x0 + width, y0 + width, x1 - width, y1 - width)
-    if inner[2] > inner[0] and inner[3] > inner[1]:
-        _frame(drawn, inner, width, 0)
+    if min(x1 - x0, y1 - y0) < 12 * width:
+        _surround(drawn, box, 3 * width, 255)
+        _surround(drawn, (x0 - width, y0 - width, x1 + width, y1 + width), width, 0)
+        return drawn
+    _frame(drawn, box, 3 * width, 255)
+    _frame(drawn, (x0 + width, y0 + width, x1 - width, y1 - width), width, 0)
     return drawn
 
 
+def _surround(pixels: Pixels, box: Box, width: int, shade: int) -> None:
+    """Draw a frame outside a box, as far as the picture reaches."""
+    x0, y0, x1, y1 = box
+    outside = np.zeros(pixels.shape[:2], bool)
+    outside[max(y0 - width, 0) : max(y1 + width, 0), max(x0 - width, 0) : max(x1 + width, 0)] = True
+    outside[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = False
+    pixels[outside] = shade
+
+
 def _frame(pixels: Pixels, box: Box, width: int, shade: int) -> None:
+    """Draw a frame inside a box."""
     x0, y0, x1, y1 = box
     inside = np.zeros(pixels.shape[:2], bool)
     inside[y0:y1, x0:x1] = True
-    if x1 - x0 > 2 * width and y1 - y0 > 2 * width:
-        inside[y0 + width : y1 - width, x0 + width : x1 - width] = False
+    inside[y0 + width : y1 - width, x0 + width : x1 - width] = False
     pixels[inside] = shade

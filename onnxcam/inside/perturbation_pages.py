@@ -29,14 +29,17 @@ def draw(prepared: Prepared, result: Perturbation, layout: Layout, preprocess: i
     """
     picture, tensor, geometry = prepared
     view = as_input(picture, geometry)
+    size = (view.shape[0], view.shape[1])
+    large = _enlarged(view, size)  # of a small picture the lines of the box would hide the most
+    box = _scaled(result.covered, size, large.shape[:2])
     cells = [
-        sheet.Cell(boxes.outlined(view, result.covered), "covered", f"fill {result.fill}"),
+        sheet.Cell(boxes.outlined(large, box), "covered", f"fill {result.fill}"),
         sheet.Cell(covered_view(view, tensor, result, layout, preprocess), "what the model got"),
     ]
     maps = []
     for layer, difference in result.differences.items():
         shares = image.normalize(difference, "max")
-        large = _enlarged(image.colorize(shares, _COLORMAP), (view.shape[0], view.shape[1]))
+        large = _enlarged(image.colorize(shares, _COLORMAP), size)
         marked = boxes.outlined(large, _scaled(result.covered, geometry.input_size, large.shape[:2]))
         maps.append(sheet.Cell(marked, layer, share(result.spread[layer])))
     notes = [
@@ -167,7 +170,7 @@ def slider(prepared: Prepared, results: Sequence[Perturbation], rows: int, title
         + "</tr>"
         for index, one in enumerate(results)
     )
-    head = "".join(f"<th>{escape(layer)}</th>" for layer in layers)
+    head = "".join(f'<th class="number">{escape(layer)}</th>' for layer in layers)
     left, top, right, bottom = results[0].covered
     size = f"{right - left} x {bottom - top} pixels of the model's input, filled with {results[0].fill}"
     where = f"row {worst // columns + 1}, column {worst % columns + 1}"
@@ -176,7 +179,7 @@ def slider(prepared: Prepared, results: Sequence[Perturbation], rows: int, title
         f"<p>Before: {escape(_listed(results[0].before))}. The box covers {escape(size)}. It matters most in {where}: "
         f"{escape(answer(results[worst]))}.</p>",
         '<section id="slider" hidden><div class="stage"><div class="view">',
-        html.picture(image.encode_png(view), "what the model sees of the picture"),
+        html.picture(image.encode_png(_enlarged(view, (height, width))), "what the model sees of the picture"),
         '<div id="box" aria-hidden="true"></div></div><div class="controls">',
         f'<label>across <input type="range" id="column" min="0" max="{columns - 1}" step="1"></label>',
         f'<label>down <input type="range" id="row" min="0" max="{rows - 1}" step="1"></label>',
@@ -184,8 +187,8 @@ def slider(prepared: Prepared, results: Sequence[Perturbation], rows: int, title
         '<p id="answer" aria-live="polite"></p><ol id="after"></ol></div></div>',
         f'<div class="depths">{figures}</div><p class="soft">Mean change over channels; bright: changed most, one '
         "scale for all places of a layer.</p></section>",
-        f'<h2>Every place</h2><div class="wide"><table><thead><tr><th>row</th><th>column</th><th>prediction</th>{head}'
-        f"</tr></thead><tbody>{table}</tbody></table></div>",
+        '<h2>Every place</h2><div class="wide"><table class="places"><thead><tr><th>row</th><th>column</th>'
+        f"<th>prediction</th>{head}</tr></thead><tbody>{table}</tbody></table></div>",
         f'<div id="maps" hidden>{"".join(sources)}</div>',
         f'<script type="application/json" id="data">{data}</script>',
         html.foot(),

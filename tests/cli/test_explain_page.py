@@ -54,7 +54,10 @@ def test_by_folder(labelled: tuple[Path, dict[str, int]], run: Run, ready: Path,
     out = tmp_path / "out"
     summary = run("explain", ready, folder, "-o", out, "--truth", "by-folder", "--page", "--json").json()
     assert (summary["counts"]["right"], summary["counts"]["wrong"]) == (4, 0)
-    assert "4 of 4" in (out / "index.html").read_text(encoding="utf-8")
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "4 of 4" in page
+    for name, index in predicted.items():
+        assert f">{index}/{name}<" in page, "names are those below the folder"
 
 
 def test_a_page_without_true_classes(

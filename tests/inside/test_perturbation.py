@@ -142,3 +142,19 @@ def test_the_page_is_driven_by_sliders_and_keys(written: Path, width: int) -> No
         for _ in range(4):
             page.keyboard.press("ArrowLeft")
         assert page.input_value("#column") == "0"
+
+
+@pytest.mark.parametrize("box", [(10, 12, 15, 17), (0, 0, 5, 6), (60, 50, 70, 60), (4, 5, 60, 50), (0, 0, 70, 60)])
+def test_an_outlined_box_can_be_seen_and_does_not_hide_a_small_part(box: boxes.Box) -> None:
+    pixels = picture(60, 70)
+    drawn = boxes.outlined(pixels, box)
+    x0, y0, x1, y1 = box
+    changed = (drawn != pixels).any(axis=2)
+    assert changed.any() and drawn.shape == pixels.shape
+    inside_box = changed[y0:y1, x0:x1]
+    if min(x1 - x0, y1 - y0) < 12:
+        assert not inside_box.any()
+    else:
+        assert not changed[:y0].any() and not changed[:, :x0].any() and not inside_box[3:-3, 3:-3].any()
+    colors = {tuple(color) for color in drawn[changed].tolist()}
+    assert colors == {(0, 0, 0), (255, 255, 255)}

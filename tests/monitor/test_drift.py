@@ -22,20 +22,20 @@ COLUMN = {name: column for column, name in enumerate(FIELDS)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rest", [1.0, 0.1])
+@pytest.mark.parametrize("share", [1.0, 0.1])
 @pytest.mark.parametrize("simulations", [300, pytest.param(1000, marks=pytest.mark.soak)])
-def test_false_alarms_at_the_declared_rate_and_a_shift_of_half_a_deviation(simulations: int, rest: float) -> None:
+def test_false_alarms_at_the_declared_rate_and_a_shift_of_half_a_deviation(simulations: int, share: float) -> None:
     """Windows in which nothing changed, each against a baseline of its own; of each fourth one field moved by 0.5 σ."""
     declared, shifted = 0.05, simulations // 4
     alarms = detected = 0
     for number in range(simulations):
         rng = np.random.default_rng([number, 20261125])
-        normal = synthetic.baseline(synthetic.rows(rng, 1000, kept=rest))
+        normal = synthetic.baseline(synthetic.rows(rng, 1000, share=share))
         detector = Detector(normal, false_alarms=declared, replicates=400, seed=number)
-        alarms += detector.assess(synthetic.rows(rng, 500, kept=rest)).verdict == DRIFT
+        alarms += detector.assess(synthetic.rows(rng, 500, share=share)).verdict == DRIFT
         if number < shifted:
-            detected += detector.assess(synthetic.rows(rng, 500, kept=rest, shift=0.5)).verdict == DRIFT
-    print(f"kept {rest}: false alarms {alarms / simulations:.3f} of {declared}, found {detected / shifted:.3f}")
+            detected += detector.assess(synthetic.rows(rng, 500, share=share, shift=0.5)).verdict == DRIFT
+    print(f"kept {share}: false alarms {alarms / simulations:.3f} of {declared}, found {detected / shifted:.3f}")
     assert abs(alarms / simulations - declared) <= 0.02
     assert detected / shifted >= 0.85
 
@@ -43,12 +43,12 @@ def test_false_alarms_at_the_declared_rate_and_a_shift_of_half_a_deviation(simul
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     rng = np.random.default_rng(5)
-    return Detector(synthetic.baseline(synthetic.rows(rng, 1500, kept=0.2)), replicates=500)
+    return Detector(synthetic.baseline(synthetic.rows(rng, 1500, share=0.2)), replicates=500)
 
 
 def window(seed: int = 6, count: int = 500, **changes: float) -> Rows:
     # one size for all: the null distribution of a size takes most of the time
-    return synthetic.rows(np.random.default_rng(seed), count, kept=0.2, **changes)
+    return synthetic.rows(np.random.default_rng(seed), count, share=0.2, **changes)
 
 
 def moved(detector: Detector, rows: Rows) -> set[str]:
@@ -114,7 +114,7 @@ def test_one_stray_value_is_no_drift(detector: Detector) -> None:
 
 def test_distances_are_those_of_their_definitions() -> None:
     rng = np.random.default_rng(3)
-    table, now = synthetic.rows(rng, 1200, kept=0.3), synthetic.rows(rng, 700, kept=0.3, shift=0.8)
+    table, now = synthetic.rows(rng, 1200, share=0.3), synthetic.rows(rng, 700, share=0.3, shift=0.8)
     verdict = Detector(synthetic.baseline(table), replicates=400).assess(now)
     constants = {statistic.name: statistic for statistic in verdict.statistics}
     for name in ("confidence", "attention.border", "attention.half_area", "attention.y"):
@@ -212,7 +212,8 @@ def test_a_record_s_own_distances(path: Path) -> None:
     odd["map"]["values"] = [0] * 48 + [255]
     distances = baseline.distances(odd)
     assert (distances["furthest"], distances["rank"], distances["comparable"]) == ("attention.border", 1.0, True)
-    assert distances["deviation"] == pytest.approx((0.9 - baseline.scale[0][9]) / baseline.scale[1][9], abs=1e-3)
+    mean, deviation = (part[COLUMN["attention.border"]] for part in baseline.scale)
+    assert distances["deviation"] == pytest.approx((0.9 - mean) / deviation, abs=1e-3)
     corner = np.zeros((7, 7))
     corner[6, 6] = 1
     assert distances["map"] == pytest.approx(np.abs(corner - baseline.mean_maps[0]).sum() / 2, abs=1e-3)

@@ -12,13 +12,13 @@ from onnxcam.network import readout as scores
 from onnxcam.targets.readout import Readout
 
 
-def find(body: str, outputs: str, opset: int = 18, request: str | None = None) -> Readout:
+def find(body: str, outputs: str, opset: int = 18, named: str | None = None) -> Readout:
     """The scores of a graph whose value `z` is [N,5], `b` is [N,1] and `q` is [N,5,1,1]."""
     text = (
         f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[N,5] z, float[N,1] b, float[N,5,1,1] q) '
         f"=> ({outputs}) {{ {body} }}"
     )
-    return scores.find(prepare(onnx.parser.parse_model(text)), request)
+    return scores.find(prepare(onnx.parser.parse_model(text)), named)
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ def test_a_softmax_of_another_axis_is_no_ending() -> None:
     assert find("o = Softmax<axis=0>(z)", "float[N,5] o").value == "o"
 
 
-@pytest.mark.parametrize("request", ["l", "o"])
-def test_asked_for_by_any_of_its_names(request: str) -> None:
-    result = find("l = Neg(z) o = Sigmoid(l) t = Abs(z)", "float[N,5] l, float[N,5] o, float[N,5] t", asked=request)
+@pytest.mark.parametrize("named", ["l", "o"])
+def test_asked_for_by_any_of_its_names(named: str) -> None:
+    result = find("l = Neg(z) o = Sigmoid(l) t = Abs(z)", "float[N,5] l, float[N,5] o, float[N,5] t", named=named)
     assert result == Readout("l", "multilabel", 5, "l", "o")
 
 
@@ -61,7 +61,7 @@ def test_several_are_ambiguous() -> None:
 
 def test_asked_for_something_else() -> None:
     with pytest.raises(ModelError, match="expected class scores"):
-        find("o = Neg(z) i = ArgMax<axis=1>(z)", "float[N,5] o, int64[N,1] i", asked="i")
+        find("o = Neg(z) i = ArgMax<axis=1>(z)", "float[N,5] o, int64[N,1] i", named="i")
 
 
 @pytest.mark.parametrize("shape", ["N,5,7", "N,5,2,2", "N,C", "5"])

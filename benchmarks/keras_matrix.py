@@ -26,13 +26,14 @@ class Built:
     Arguments:
         name: of `KERAS`. seed: of the weights.
         size: side of the input picture; that of `KERAS` by default.
-        settling: pictures whose statistics the batch norms take.
+        settling: pictures `[N, size, size, 3]` of mean 0 and deviation 1 whose statistics the batch norms take; white
+            noise by default.
 
     Attributes:
         model: with its softmax, the one that is exported.
     """
 
-    def __init__(self, name: str, seed: int = SEED, size: int | None = None, settling: int = SETTLING) -> None:
+    def __init__(self, name: str, seed: int = SEED, size: int | None = None, settling: Any = None) -> None:
         import keras
         import numpy as np
 
@@ -55,7 +56,7 @@ class Built:
         for norm in norms:
             norm.call = functools.partial(settle, norm)
         if norms:
-            self.model(self.pictures(settling, seed), training=False)
+            self.model(self.pictures(SETTLING, seed) if settling is None else self._ranged(settling), training=False)
         for norm in norms:
             del norm.call
 
@@ -71,9 +72,16 @@ class Built:
 
         generator = np.random.default_rng(seed)
         shape = (count, self.size, self.size, 3)
-        scales = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in self.model.layers[:3])
-        pixels = generator.uniform(0, 255, shape) if scales else generator.standard_normal(shape)
+        pixels = generator.uniform(0, 255, shape) if self._scales() else generator.standard_normal(shape)
         return pixels.astype(np.float32)
+
+    def _ranged(self, pictures: Any) -> Any:
+        """Pictures of mean 0 and deviation 1 in the range that the model takes."""
+        return (127.5 + 64 * pictures).clip(0, 255) if self._scales() else pictures
+
+    def _scales(self) -> bool:
+        """Whether the model takes pixels of 0 to 255."""
+        return any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in self.model.layers[:3])
 
     @functools.cached_property
     def logits(self) -> Any:

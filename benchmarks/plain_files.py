@@ -11,7 +11,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.architectures import KERAS, TORCH
+from benchmarks.files import SEED
 from tests.support.onnx_models import NAMES
 
 LIGHT = tuple(f"light_{name}" for name in NAMES)
@@ -21,6 +24,7 @@ SIDE = 224
 # those whose usual picture is larger
 SIDES = {"inception_v3": 299}
 SETTLING = 6  # pictures of that size have as many cells in the last map as 64 of 64 pixels a side
+SCALES = (1, 4, 16, 64)  # pixels
 _LARGEST = 2**31  # bytes of a file without external data
 
 
@@ -65,12 +69,26 @@ def plain_file(name: str, folder: Path, jax: Path | None = None) -> Any:
     return _keras(name.removeprefix("keras_")) if family(name) == "keras" else _torch(name, folder)
 
 
+def pictures(side: int) -> np.ndarray:
+    """Noise of several scales, as photographs have, for the batch norms: float32 `[SETTLING, 3, side, side]`.
+
+    White noise is averaged away with depth. Norms that settle on what is left make far too much of any other picture,
+    and gates of squeeze and excitation are then open or shut: one change tips the whole network over.
+    """
+    rng = np.random.default_rng(SEED)
+    layers = []
+    for scale in SCALES:
+        cells = rng.standard_normal((SETTLING, 3, -(-side // scale), -(-side // scale)))
+        layers.append(cells.repeat(scale, 2).repeat(scale, 3)[:, :, :side, :side])
+    return (np.sum(layers, axis=0) / np.sqrt(len(SCALES))).astype(np.float32)
+
+
 def _torch(name: str, folder: Path) -> Any:
     import torch
 
     from benchmarks.torch_matrix import build
 
-    model, picture = build(name, size=SIDES.get(name, SIDE), settling=SETTLING)
+    model, picture = build(name, size=SIDES.get(name, SIDE), settling=pictures(SIDES.get(name, SIDE)))
     buffer = io.BytesIO()
     large = sum(weight.numel() for weight in model.parameters()) * 4 >= _LARGEST
     path = folder / "model.onnx"
@@ -87,7 +105,8 @@ def _keras(name: str) -> Any:
     from onnxcam.exporters import keras_capture, keras_input
     from onnxcam.exporters.keras_module import Watched
 
-    watched = Watched(Built(name, size=SIDE, settling=SETTLING).model)
+    settling = pictures(SIDE).transpose(0, 2, 3, 1)
+    watched = Watched(Built(name, size=SIDE, settling=settling).model)
     shape, dtype, layout = keras_input.shape_and_type(watched, None)
     picture = keras_input.example(shape, dtype, None, layout)
     with keras_capture.quiet():

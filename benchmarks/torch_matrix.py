@@ -12,7 +12,7 @@ from benchmarks.judgement import QUANTITIES, SLACK, TOLERANCE, distance, judge
 Row = dict[str, Any]
 
 
-def build(name: str, seed: int = SEED, size: int | None = None, settling: int = SETTLING) -> tuple[Any, Any]:
+def build(name: str, seed: int = SEED, size: int | None = None, settling: Any = None) -> tuple[Any, Any]:
     """A torchvision model with seeded weights and batch-norm statistics that are neither trivial nor absurd.
 
     The affine parameters are drawn around 1 and 0. The running statistics of each batch norm are those of what reaches
@@ -22,7 +22,7 @@ def build(name: str, seed: int = SEED, size: int | None = None, settling: int = 
     Arguments:
         name: of `TORCH`. seed: of the weights.
         size: side of the input picture; that of `TORCH` by default.
-        settling: pictures whose statistics the batch norms take.
+        settling: pictures `[N, 3, size, size]` whose statistics the batch norms take; white noise by default.
 
     Returns:
         the model in eval mode, and one random picture `[1, 3, size, size]`.
@@ -52,7 +52,7 @@ def build(name: str, seed: int = SEED, size: int | None = None, settling: int = 
         norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
         hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
         if norms:
-            model(torch.randn(settling, 3, side, side))
+            model(torch.randn(SETTLING, 3, side, side) if settling is None else torch.from_numpy(settling))
         for hook in hooks:
             hook.remove()
     return model, torch.randn(1, 3, side, side)

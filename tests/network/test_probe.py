@@ -168,6 +168,14 @@ def test_whole_numbers_and_open_sizes_are_measured() -> None:
     assert onnxcam.probe(model).layers[0].place.verdict == "direct"
 
 
+@pytest.mark.parametrize("offset", [0.0, -1.0])
+def test_pixels_that_the_graph_scales_are_not_negative(offset: float) -> None:
+    net = misplaced.Net(3)
+    scaled = net.add("Mul", "x", net.const(np.float32((1 - offset) / 255)))
+    facts = onnxcam.probe(net.model(net.features(net.add("Add", scaled, net.const(np.float32(offset))))))
+    assert facts.range is not None and 0 <= facts.range[0] < 20 and 240 < facts.range[1] <= 310
+
+
 def test_the_range_is_that_of_the_preprocessing() -> None:
     facts = onnxcam.probe(changed(), preprocess="0..1")
     assert facts.range is not None and -0.01 <= facts.range[0] < 0.1 and 0.9 < facts.range[1] <= 1.01

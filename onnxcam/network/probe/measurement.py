@@ -34,6 +34,7 @@ _COUPLING = {"float32": 1e-3, "float16": 3e-2, "quantized": 5e-2}
 _COUNTED = 1e-5  # the same where positions in the batch are computed with: further rows differ more than the second
 _REPEATED = 1e-6  # relative difference between two equal runs that rounding explains
 _AROUND = 1.2  # deviations around the mean of a normalisation inside the graph that the pictures take
+_PIXEL = 64.0  # inputs that reach above are pixels, and none of them is negative: of x / 255 the mean is 0
 _USUAL = 2.0  # a normalised input lies within this of 0
 SCORES, ROWS, DETERMINISTIC, PLACED = "scores", "rows", "deterministic", "places"
 
@@ -383,7 +384,8 @@ def _range(
     if inside is not None and len(inside["mean"]) in (1, channels):
         mean, std = np.asarray(inside["mean"]), np.asarray(inside["std"])
         if preprocess is None or not np.allclose(std, 1):  # what the graph does itself is no matter of opinion
-            return mean - _AROUND * std, mean + _AROUND * std
+            low, high = mean - _AROUND * std, mean + _AROUND * std
+            return np.where(high > _PIXEL, np.maximum(low, 0.0), low), high
     if preprocess is not None:
         low, high = preprocess.range
         if low.size in (1, channels):

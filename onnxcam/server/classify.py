@@ -30,6 +30,7 @@ from onnxcam.targets.conditions import Condition
 
 PREDICT, ANALYZE = "/predict_with_gradcam", "/analyze_class"
 _TOP = 5
+_UNTOLD = 1 << 31  # classes of a detector that does not tell how many it has
 _OPTIONS = ("model", "top_k", "layer", "method", "files", "when", "normalize", "colormap", "alpha")
 _CLASS = ("class_name", "class_index")
 
@@ -185,7 +186,7 @@ def read_count(value: Any, model: Model) -> int:
     Raises:
         Refusal: 422, no whole number from 1.
     """
-    classes = model.explainer.classes
+    classes = model.explainer.classes or _UNTOLD
     if value is None:
         return min(_TOP, classes)
     count = _number(value, "top_k")

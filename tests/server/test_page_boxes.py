@@ -17,7 +17,7 @@ from onnxcam.targets.scalars import Box, Region
 from tests.server.live import LiveServer
 from tests.server.visitor import canvas, hand_over, same, status
 from tests.support import browser as browsers
-from tests.support import scenes
+from tests.support import detectors, scenes
 
 SCENE = scenes.PICTURES[0]
 REFUSED = ("status of 4",)  # what Chromium's console says of it
@@ -26,7 +26,8 @@ REFUSED = ("status of 4",)  # what Chromium's console says of it
 @pytest.fixture(scope="module")
 def explainers() -> dict[str, Explainer]:
     names = {"detector": models.path("scenes/detector.onnx"), "segmenter": models.path("scenes/segmenter.onnx")}
-    return {name: Explainer(path, preprocess="0..1", probe=False) for name, path in names.items()}
+    sparse = Explainer(detectors.build("torchvision"), preprocess="0..1", probe=False)
+    return {name: Explainer(path, preprocess="0..1", probe=False) for name, path in names.items()} | {"sparse": sparse}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,23 @@ def test_a_class_without_a_box_leaves_what_was_shown(page: Any, explainers: dict
         page.locator("#class-problem").get_by_text(re.compile("no box of")).wait_for()
         status(page, f"what speaks for box {boxes[0].index}")
         assert page.locator("#alert").is_hidden() and page.locator("#figures canvas").is_visible()
+
+
+@pytest.mark.slow
+def test_a_picture_without_a_box_is_said_to_have_none(page: Any, explainers: dict[str, Explainer]) -> None:
+    """And the next picture, whose classes have no names, is explained all the same."""
+    pixels = (detectors.pictures(1)[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+    choose(page, "sparse")
+    hand_over(page, image.encode_png(np.zeros_like(pixels)), "black.png")
+    page.get_by_role("alert").get_by_text("“black.png”: The model reports no box on this picture.").wait_for()
+    hand_over(page, image.encode_png(pixels), "other.png")
+    best = explainers["sparse"].boxes(pixels)[0]
+    status(page, f"other.png: what speaks for box {best.index}: {best.label}")
+    field = page.get_by_label("Another class")
+    field.fill(str(best.class_index))
+    field.press("Enter")
+    page.locator('#figures[aria-busy="false"]').wait_for()
+    assert page.locator("#class-problem").inner_text() == ""
 
 
 @pytest.mark.slow

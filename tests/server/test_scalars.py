@@ -65,7 +65,9 @@ def test_a_picture_without_a_box_is_an_answer_without_a_map(client: TestClient) 
     answer = ask(client, "sparse", image=black, when="always")
     assert (answer["boxes"], answer["maps"], answer["top_predictions"]) == ([], [], []) and answer["fired"] is False
     assert answer["prediction"] is answer["confidence"] is answer["target"] is answer["gradcam_overlay"] is None
-    assert ask(client, "sparse")["boxes"]
+    seen = ask(client, "sparse", top_k=3)
+    assert (seen["prediction"], seen["confidence"]) == (seen["boxes"][0]["label"], seen["boxes"][0]["score"])
+    assert seen["top_predictions"][0]["class_name"] == seen["prediction"] and len(seen["top_predictions"]) <= 3
     refused = client.post("/predict_with_gradcam", json={"image": black, "model": "sparse", "box": {"rank": 0}})
     assert refused.status_code == 422 and "reports no box" in refused.json()["error"]
 

@@ -35,8 +35,6 @@ _BACKLOG = 2048
 _GARBAGE = 700, 10, 10  # Python's own thresholds, whatever a command has set
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
 _FILES = 256  # open files beside connections: models, libraries, records
-_RESERVE, _LARGE = 64 << 20, 16 << 20  # bytes that are freed and stay with a thread; an array that never does
-_MALLOPT = (-3, _LARGE), (-1, _RESERVE)  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
 _GRACE = 5.0  # seconds beside the time limit of a body and of its answer
 
 
@@ -158,20 +156,6 @@ def allow_connections(count: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def keep_freed_memory() -> bool:
-    """Let the C library keep what a request frees for the next one, up to a limit; return whether it can.
-
-    By itself glibc gives arrays of a picture's size back to the system, which clears each page anew when it is used
-    again: that takes about as long as what is computed on it.
-    """
-    if sys.platform != "linux":
-        return False
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    return mallopt is not None and all(mallopt(name, size) == 1 for name, size in _MALLOPT)
-
-
 def url_of(listener: socket.socket) -> str:
     """The address of a socket as a URL."""
     host, port = listener.getsockname()[:2]
@@ -189,7 +173,6 @@ def serve(plan: Plan, listener: socket.socket, ready: Callable[[], None]) -> Non
         ModelError, LayerError, PreprocessError, RuntimeUnavailable, SettingError: as their names say.
     """
     allow_connections(plan.settings.connections)
-    keep_freed_memory()
     import_cv2().setNumThreads(1)  # worker threads already use every core
     with _logged(plan.log):
         app = build(plan.models, plan.settings, plan.monitor, plan.opening)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import signal
 import socket
 import subprocess
@@ -240,31 +239,6 @@ def test_a_server_starts_without_onnx(tiny: Path) -> None:
     code = f"import sys; import onnxcam.server.run; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has no such setting")
-def test_memory_that_a_request_frees_serves_the_next_one() -> None:
-    code = (
-        "import resource, sys, threading\n"
-        "import numpy as np\n"
-        "from onnxcam.server.run import keep_freed_memory\n"
-        "def request():\n"
-        "    arrays = [np.ones(1 << 18, np.float32) for _ in range(8)]\n"
-        "    return sum(float(array[0]) for array in arrays)\n"
-        "def faults(count):\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    thread = threading.Thread(target=lambda: [request() for _ in range(count)])\n"
-        "    thread.start(); thread.join()\n"
-        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "assert sys.argv[1] == 'by itself' or keep_freed_memory()\n"
-        "print(faults(60))\n"
-    )
-    faults = {
-        how: int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
-        for how in ("by itself", "kept")
-    }
-    pages = 8 * (1 << 20) / 4096
-    assert faults["kept"] < 5 * pages < faults["by itself"], faults
 
 
 def test_the_package_needs_no_library_of_the_server_until_an_app_is_made(tiny: Path) -> None:

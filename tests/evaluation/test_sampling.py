@@ -12,7 +12,7 @@ import pytest
 from onnxcam.evaluation.sampling import CONFIDENCE, FEWEST, Design, Sample, Sampling, bound, deviation, sampled
 
 POINTS, SHARE = 33, 1 / 32
-PICTURES, TABLES = 40, 300
+PICTURES, TABLES = 40, 120
 Curves = Callable[[np.random.Generator, int], np.ndarray]
 
 

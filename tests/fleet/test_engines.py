@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +58,9 @@ def test_an_engine_gives_the_table_of_a_loop_and_survives_a_kill(
     environment = environments.sources(tmp_path / "sources") | {"ONNXCAM_TEST_FOLDER": str(job)}
     environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], str(environments.ROOT)])
     command = [str(python), "-m", f"tests.fleet.engines.{engine}_program"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    output = environments.run_engine(command, SECONDS, environment, tmp_path)
     # an engine may print a line of its own after it
-    answer = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+    answer = json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{")))
     assert answer["killed"] and all(answer["killed"])
     for name in ENGINES[engine]:
         table = columns(pickle.loads((job / f"{name}.pickle").read_bytes()))

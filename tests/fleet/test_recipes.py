@@ -50,11 +50,8 @@ def test_engine(recipe: str, pictures: Path, tmp_path: Path) -> None:
     command = [str(python), str(RECIPES / f"{recipe}.py"), str(pictures), str(out)]
     with tempfile.TemporaryDirectory(prefix="r") as short:  # Ray's sockets lie below it: at most 107 bytes of a path
         environment = environments.sources(tmp_path / "sources") | {"TMPDIR": short}
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment, cwd=tmp_path
-        )
-    assert done.returncode == 0, done.stderr[-5000:]
-    assert "4 rows" in done.stdout.splitlines()
+        output = environments.run_engine(command, SECONDS, environment, tmp_path)
+    assert "4 rows" in output.splitlines()
     read = "import sys, pyarrow.dataset as d; t = d.dataset(sys.argv[1], format='parquet').to_table(); "
     read += "print(sorted(zip(t['label'].to_pylist(), t['error'].to_pylist(), strict=True), key=str))"
     files = sorted(str(path) for path in out.rglob("*.parquet"))

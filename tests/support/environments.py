@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "build" / "environments"
 SECONDS = 600
+_STARTS = 4
 # what onnxcam needs to run in an environment, beside its own sources
 _RUNTIME = ("onnxruntime==1.32.0", "onnx==1.23.2", "opencv-python-headless>=4.12", "numpy", "click")
 _SERVER = (*_RUNTIME, "starlette", "uvicorn", "orjson", "python-multipart", "prometheus-client")
@@ -82,6 +83,21 @@ def run(name: str, program: str, *arguments: object, text: str | None = None) ->
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def run_engine(command: Sequence[str], seconds: float, environment: Mapping[str, str], folder: Path) -> str:
+    """What a program of an engine prints; its standard error is the assertion's message.
+
+    Ray gives its own processes 30 seconds to start, too few on a busy machine; nothing was run then, so it is run again.
+    """
+    for _ in range(_STARTS):
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, check=False, env=environment, cwd=folder
+        )
+        if "timed out during startup" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done.stdout
 
 
 def sources(folder: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,21 @@ from onnxcam.targets.tasks import Detect
 
 # errors that are not a picture's, and would be every row's
 FATAL = (PreprocessError, RuntimeUnavailable)
+# pictures that are prepared, run and described together: after a run nothing of the other steps is in the cache, and
+# they take three times as long (two where threads share the pictures, so that all of them end together)
+_TOGETHER, _SIDE_BY_SIDE = 8, 2
+_PIXELS = 12 << 20  # bytes of pictures that wait for their run
+
+
+# pictures of a run by their places, and the answer about them, or what failed
+_Run = tuple[Sequence[tuple[int, Prepared]], Answer | Exception]
+
+
+class _Part(NamedTuple):
+    """The pictures of one run: those that could be prepared by their places, and the rows, None until they are there."""
+
+    rows: list[Row | None]
+    prepared: list[tuple[int, Prepared]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,8 @@ class Job:
         Raises:
             PreprocessError, RuntimeUnavailable, ModelError: what is wrong with every picture.
         """
-        chunks = _chunks(cells, self.rows)
+        together = max(1, (_TOGETHER if threads == 1 else _SIDE_BY_SIDE) // self.rows)
+        chunks = _chunks(cells, self.rows * together)
         if threads == 1:
             for chunk in chunks:
                 yield from self._chunk(chunk)
@@ -75,9 +91,21 @@ class Job:
                 yield from rows
 
     def _chunk(self, cells: Sequence[Any]) -> list[Row]:
-        """Rows of at most as many pictures as a run has."""
-        rows: list[Row | None] = [None] * len(cells)
-        prepared: defaultdict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
+        """Rows of some pictures: all are prepared, then run, then described, each by code that is in the cache."""
+        rows: list[Row] = []
+        waiting: list[_Part] = []
+        for start in range(0, len(cells), self.rows):
+            waiting.append(self._prepare(cells[start : start + self.rows]))
+            pixels = sum(ready[0].pixels.size for part in waiting for _, ready in part.prepared)
+            if pixels > _PIXELS or start + self.rows >= len(cells):
+                for part, runs in [(part, self._runs(part)) for part in waiting]:
+                    rows += self._describe(part, runs)
+                waiting.clear()
+        return rows
+
+    def _prepare(self, cells: Sequence[Any]) -> _Part:
+        """The pictures of one run, and the rows of those that fail."""
+        part = _Part([None] * len(cells), [])
         for place, cell in enumerate(cells):
             try:
                 ready = self.explainer.preparation.prepare(picture(cell), color=self.color, max_pixels=self.max_pixels)
@@ -85,39 +113,49 @@ class Job:
             except (*FATAL,):
                 raise
             except Exception as error:
-                rows[place] = self._failed(error)
+                part.rows[place] = self._failed(error)
             else:
-                prepared[tensor.shape[1:]].append((place, (ready[0], tensor, ready[2])))
-        for same in prepared.values():
-            for (place, _), row in zip(same, self._run([ready for _, ready in same]), strict=True):
-                rows[place] = row
-        return [row for row in rows if row is not None]
+                part.prepared.append((place, (ready[0], tensor, ready[2])))
+        return part
 
-    def _run(self, prepared: Sequence[Prepared]) -> Iterator[Row]:
-        """Rows of pictures whose tensors have one shape, in one run."""
-        tensors = [tensor for _, tensor, _ in prepared]
+    def _runs(self, part: _Part) -> list[_Run]:
+        """The runs of a part, one for each shape of tensors."""
+        shapes: defaultdict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
+        for pair in part.prepared:
+            shapes[pair[1][1].shape[1:]].append(pair)
+        return [run for same in shapes.values() for run in self._run(same)]
+
+    def _describe(self, part: _Part, runs: Sequence[_Run]) -> list[Row]:
+        """The rows of a part, in order."""
+        for some, result in runs:
+            explained = iter(() if isinstance(result, Exception) else result.explained)
+            for number, (place, ready) in enumerate(some):
+                try:
+                    if isinstance(result, Exception):
+                        raise result
+                    maps = next(explained) if result.fired[number] else None
+                    part.rows[place] = self._row(result, number, ready, maps)
+                except Exception as error:
+                    part.rows[place] = self._failed(error, ready)
+        return [row for row in part.rows if row is not None]
+
+    def _run(self, some: Sequence[tuple[int, Prepared]]) -> Iterator[_Run]:
+        """The answer about pictures whose tensors have one shape, in one run; where it fails, each in a run alone."""
+        tensors = [tensor for _, (_, tensor, _) in some]
         tensors += tensors[-1:] * (self.rows - len(tensors))
         batch = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
         try:
-            geometries = [geometry for _, _, geometry in prepared]
-            answered = answer(self.explainer, self.question, self.condition, batch, len(prepared), geometries)
+            geometries = [geometry for _, (_, _, geometry) in some]
+            yield some, answer(self.explainer, self.question, self.condition, batch, len(some), geometries)
         except FATAL:
             raise
         except Exception as error:
-            if len(prepared) > 1:
-                for one in prepared:
+            if len(some) > 1:
+                for one in some:
                     yield from self._run([one])
                 return
             self._check_model(batch, error)
-            yield self._failed(error, prepared[0])
-            return
-        explained = iter(answered.explained)
-        for place, ready in enumerate(prepared):
-            maps = next(explained) if answered.fired[place] else None
-            try:
-                yield self._row(answered, place, ready, maps)
-            except Exception as error:
-                yield self._failed(error, ready)
+            yield some, error
 
     def _check_model(self, batch: np.ndarray, error: Exception) -> None:
         """Raise the error if the model fails on a blank picture of the same size too, as it then does on every one."""

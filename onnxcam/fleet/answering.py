@@ -40,7 +40,7 @@ _Run = tuple[Sequence[tuple[int, Prepared]], Answer | Exception]
 
 
 class _Part(NamedTuple):
-    """The pictures of one run: those that could be prepared by their places, and the rows, None until they are there."""
+    """The pictures of one run: the rows, None until they are there, and those that could be prepared, with places."""
 
     rows: list[Row | None]
     prepared: list[tuple[int, Prepared]]

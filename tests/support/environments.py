@@ -88,7 +88,7 @@ def run(name: str, program: str, *arguments: object, text: str | None = None) ->
 def run_engine(command: Sequence[str], seconds: float, environment: Mapping[str, str], folder: Path) -> str:
     """What a program of an engine prints; its standard error is the assertion's message.
 
-    Ray gives its own processes 30 seconds to start, too few on a busy machine; nothing was run then, so it is run again.
+    Ray gives its own processes 30 seconds to start, too few on a busy machine; nothing has run then: it is run again.
     """
     for _ in range(_STARTS):
         done = subprocess.run(

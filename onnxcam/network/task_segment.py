@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe
-from onnxcam.graph.view import FLOATS, Graph, attributes
+from onnxcam.graph.view import FLOATS, Graph, attributes, uses
 from onnxcam.network.task_numbers import Numbers
 from onnxcam.targets.tasks import SIGMOID, SOFTMAX, Segment
 
@@ -117,6 +117,25 @@ def before_decision(graph: Graph, value: str) -> str | None:
         axis = int(attributes(node).get("axis", 0))
         return source if shape is not None and len(shape) == 4 and axis % 4 in (1, 3) else None
     return source
+
+
+def before_loop(graph: Graph, picture: str, value: str) -> str | None:
+    """A sentence about masks that a Loop pastes into a picture, with the value that it pastes; None of other values.
+
+    As torchvision's Mask R-CNN is exported: a mask for each box, which is of no class per cell.
+    """
+    node = graph.producer.get(value)
+    while node is not None and node.op_type in _PASSING:
+        node = graph.producer.get(node.input[0])
+    if node is None or node.op_type not in ("Loop", "Scan"):
+        return None
+    varying = graph.downstream([picture])
+    source = next((name for name in uses(node) if name in varying and graph.dtype(name) in FLOATS), None)
+    before = "" if source is None else f"; the value before it is {source!r}"
+    return (
+        f"{value!r} is pasted together by a {node.op_type}, which has no gradient{before}; masks of single boxes are "
+        "no segmentation: explain the boxes (task='detect', --task detect)"
+    )
 
 
 def _proportional(shape: tuple[int, ...], last: bool, size: tuple[int, int]) -> bool:

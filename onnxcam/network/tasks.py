@@ -238,6 +238,8 @@ class _Search:
             reading = task_segment.read(self._graph, self._picture, numbers, value, declared=declared)
             if isinstance(reading, str) and source is not None:
                 reading = self._before(value, source)
+            if not isinstance(reading, Cells):
+                reading = task_segment.before_loop(self._graph, self._picture, value) or reading
             if isinstance(reading, Cells):
                 readings.append(reading)
             elif reading is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from scipy import special
 
@@ -405,6 +406,28 @@ def test_what_cannot_be_told_is_refused_with_what_was_measured(what: str, shapes
     model = detectors.build(Net(lambda op, x: raw(op, x, what), shapes, {"y": "int64"} if what == "rounded" else {}))
     with pytest.raises(ModelError, match=message):
         Network(model)
+
+
+def test_masks_that_a_loop_pastes_are_refused_with_the_value_before_it() -> None:
+    """As Mask R-CNN's: a mask of each box is shifted to its place, one box after the other."""
+    info = onnx.helper.make_tensor_value_info
+    inputs = [info("i", onnx.TensorProto.INT64, []), info("more", onnx.TensorProto.BOOL, [])]
+    outputs = [info("again", onnx.TensorProto.BOOL, []), info("mask", onnx.TensorProto.FLOAT, None)]
+    names: dict[str, str] = {}
+
+    def pasted(op: Any, x: Any) -> Outputs:
+        names["small"] = op.sigmoid(detectors.head(op, detectors.backbone(op, x)[0], 3))
+        nodes = [
+            onnx.helper.make_node("Identity", ["more"], ["again"]),
+            onnx.helper.make_node("Gather", [names["small"], "i"], ["mask"], axis=1),
+        ]
+        body = onnx.helper.make_graph(nodes, "paste", inputs, outputs)
+        count, go = op.constant(3, np.int64), op.constant(True, np.bool_)
+        return {"masks": op.unsqueeze(op.reshape(op.emit("Loop", count, go, body=body), -1, 8, 12), 1)}
+
+    model = detectors.build(Net(pasted, {"masks": ["boxes", 1, 8, 12]}))
+    with pytest.raises(ModelError, match=rf"pasted together by a Loop.*before it is '{names['small']}'.*--task detect"):
+        Network(model, task="segment")
 
 
 def test_what_is_refused_can_be_named() -> None:

@@ -65,6 +65,7 @@ def test_a_bad_picture_on_standard_input(run: Run, ready: Path, tmp_path: Path) 
         assert result.code == 1 and "stdin" in result.sentence
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_a_picture_bomb_costs_nothing(ready: Path, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(bomb())

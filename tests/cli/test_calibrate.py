@@ -40,6 +40,7 @@ def calibration(path: Path) -> dict[str, object] | None:
     return manifest.get("calibration")
 
 
+@pytest.mark.slow
 def test_text_and_file(place: Path, run: Run, tmp_path: Path) -> None:
     result = run(
         "calibrate", place / "model.onnx", place / "pictures", "--truth", "by-folder", "-o", tmp_path / "c.onnx"

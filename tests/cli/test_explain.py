@@ -324,6 +324,7 @@ def test_a_second_run_into_the_same_folder_does_not_explain_its_own_results(
     assert summary(photos / "out")["counts"]["found"] == 3
 
 
+@pytest.mark.slow
 def test_as_a_process(ready: Path, photo: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "onnxcam", "explain", str(ready), str(photo), "-o", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONWARNINGS": "error"}

@@ -88,6 +88,7 @@ def test_an_explainable_file_is_exported_anew(run: Run, ready: Path, tmp_path: P
     assert header["target"]["class"] == 1 and [layer["name"] for layer in header["layers"]] == ["relu1"]
 
 
+@pytest.mark.slow
 def test_a_gate(run: Run, ready: Path, tmp_path: Path) -> None:
     out, again, free = (tmp_path / name for name in ("out.onnx", "again.onnx", "free.onnx"))
     condition = "confidence < 0.6 or label == 'tiger'"
@@ -295,6 +296,7 @@ def test_a_module_named_by_its_code(run: Run, photo: Path, tmp_path: Path, monke
     assert run("explain", "net.onnx", photo, "-o", "out").code == 0
 
 
+@pytest.mark.slow
 def test_a_transformer_and_what_its_graph_does_not_tell(run: Run, tmp_path: Path) -> None:
     plain, out = tmp_path / "vit.onnx", tmp_path / "out.onnx"
     load.save(transformers.vit(), plain)

@@ -60,6 +60,7 @@ def fixed_inside(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_command_takes_the_size_of_a_plain_file(
     run: Run, fixed_inside: Path, photo: Path, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_a_worker_in_another_process_does_not_back_off_here(monkeypatch: pytest.
         assert monitor.stats()["explained"] == 2
 
 
+@pytest.mark.slow
 def test_what_the_system_says_of_this_thread() -> None:
     ran, waited = worker._scheduled()
     assert ran >= 0 and waited >= 0

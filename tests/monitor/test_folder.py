@@ -195,7 +195,7 @@ def test_the_bound_holds_over_several_processes(tmp_path: Path) -> None:
     assert all(path.suffix == ".jsonl" for path in segments(tmp_path))
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_the_bound_holds_for_writers_that_begin_at_the_same_moment(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -259,6 +259,7 @@ def measured(root: Path) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_age_and_count_are_bounds_too(tmp_path: Path) -> None:
     clock = Clock()
     sink = Folder(tmp_path, retain_age="2h", segment_age="30min", clock=clock, retain_bytes=None, segment_bytes=10_000)
@@ -385,6 +386,7 @@ def test_a_forked_child_begins_its_own_segment(tmp_path: Path) -> None:
     assert len(childrens) == 1
 
 
+@pytest.mark.slow
 def test_threads_write_whole_lines(tmp_path: Path) -> None:
     sink = Folder(tmp_path, segment_bytes=40_000, sync=False)
     names: list[list[str]] = [[] for _ in range(6)]

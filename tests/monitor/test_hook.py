@@ -169,6 +169,7 @@ def test_unsure_rows_are_sampled(collector: Collector) -> None:
     assert {r["trigger"]["sample"] for r in collector.records} == {0.1}
 
 
+@pytest.mark.slow
 def test_any_framework(monitor: Monitor, collector: Collector) -> None:
     torch = pytest.importorskip("torch")
     batch, scores = pictures(2), logits(2)
@@ -182,6 +183,7 @@ def test_any_framework(monitor: Monitor, collector: Collector) -> None:
     assert maps[0] == maps[2] == maps[4] and maps[1] == maps[3] == maps[5]
 
 
+@pytest.mark.slow
 def test_logits_and_probabilities_are_told_apart(collector: Collector) -> None:
     scores = logits(50)
     p = special.softmax(scores.astype(np.float64), axis=1)

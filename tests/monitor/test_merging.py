@@ -91,6 +91,7 @@ def test_parts_of_different_sizes_stay_a_uniform_sample() -> None:
     assert len(baseline) > 700 - 150
 
 
+@pytest.mark.slow
 def test_maps_of_several_shapes_survive_in_the_parts() -> None:
     """Most maps of one part have a shape that is rare in all: the other part's are not lost by then."""
     small = {"shape": [3, 4], "values": list(range(12))}
@@ -115,6 +116,7 @@ def test_labels_and_names_are_those_of_one_process() -> None:
         assert content(baselines.merge([baselines.build(some)[0] for some in order])[0]) == content(whole)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -137,6 +139,7 @@ def test_what_cannot_be_merged(change: dict[str, Any], message: str) -> None:
         baselines.merge([one, two])
 
 
+@pytest.mark.slow
 def test_overlapping_parts_count_each_record_once() -> None:
     merged, notes = baselines.merge([baselines.build(NORMAL[:900])[0], baselines.build(NORMAL[600:])[0]])
     assert notes == ["300 sampled records are in several of the baselines: their parts overlap"]

@@ -174,6 +174,7 @@ def test_now_is_without_the_baselines_own_records(normal: Baseline, tmp_path: Pa
     assert "No record to compare with the baseline." in text
 
 
+@pytest.mark.slow
 def test_rare_classes_fold_into_one_table(tmp_path: Path) -> None:
     records, n = [], 0
     for index in range(60):
@@ -196,6 +197,7 @@ def test_rare_classes_fold_into_one_table(tmp_path: Path) -> None:
     assert "and 200 more" in Checker(page.render(Report.of(many), tmp_path)).text
 
 
+@pytest.mark.slow
 def test_pictures_are_no_larger_than_they_are_shown(tmp_path: Path) -> None:
     """Twelve photographs of 1,200 x 900 with their overlays: 60 MB of files, half a megabyte of page."""
     rng = np.random.default_rng(3)

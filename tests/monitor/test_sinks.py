@@ -151,6 +151,7 @@ def test_lines_go_to_a_logger(caplog: pytest.LogCaptureFixture) -> None:
     assert json.loads(line.getMessage()) == record
 
 
+@pytest.mark.slow
 def test_lines_go_to_standard_output_whole() -> None:
     script = (
         "import threading\nfrom onnxcam.monitor.sinks import open_sink\nfrom tests.monitor import samples\n"
@@ -194,6 +195,7 @@ def test_ticks_reach_the_folders(tmp_path: Path) -> None:
     assert [path.suffix for path in (tmp_path / "records").iterdir()] == [".jsonl"]
 
 
+@pytest.mark.slow
 def test_importing_sinks_loads_no_optional_package() -> None:
     script = (
         "import sys; from onnxcam.monitor.sinks import open_sink; open_sink('cam')\n"

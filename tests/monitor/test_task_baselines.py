@@ -84,6 +84,7 @@ def test_a_baseline_has_what_the_records_have(scene_records: list[dict[str, Any]
     assert distances["comparable"] and distances["furthest"] == "boxes" and distances["deviation"] > 2
 
 
+@pytest.mark.slow
 def test_parts_merge_into_the_whole(scene_records: list[dict[str, Any]]) -> None:
     records = period(scene_records, 640)
     whole = baselines.build(records)[0]
@@ -92,6 +93,7 @@ def test_parts_merge_into_the_whole(scene_records: list[dict[str, Any]]) -> None
     assert baselines.parse(json.loads(json.dumps(whole))).rows.maps.shape == baselines.parse(whole).rows.maps.shape
 
 
+@pytest.mark.slow
 def test_fewer_boxes_are_a_drift_and_the_same_are_none(scene_records: list[dict[str, Any]]) -> None:
     detector = Detector(baselines.parse(baselines.build(period(scene_records, 800))[0]), replicates=400)
     same = detector.assess(Rows.of(period(scene_records, 520, 5000), detector.baseline.grid))
@@ -102,6 +104,7 @@ def test_fewer_boxes_are_a_drift_and_the_same_are_none(scene_records: list[dict[
     assert boxes.window == pytest.approx(1.0) and boxes.kind == "mean"
 
 
+@pytest.mark.slow
 def test_maps_of_all_levels_are_compared() -> None:
     """Maps of two levels of a pyramid, of other sizes, are in one baseline: their energy lies in the same cells."""
     path, sink = detectors.build("yolov8").SerializeToString(), Collector()
@@ -128,6 +131,7 @@ def test_maps_of_all_levels_are_compared() -> None:
     assert coarse is not None and coarse.shape == (2, 2), "of a classifier they stay as they are"
 
 
+@pytest.mark.slow
 def test_a_layer_that_was_named_is_another_configuration(scene_records: list[dict[str, Any]]) -> None:
     layer = scene_records[0]["prediction"]["layer"]
     (record, *_) = recorded(DETECTOR, layer=layer)
@@ -135,6 +139,7 @@ def test_a_layer_that_was_named_is_another_configuration(scene_records: list[dic
     assert Configuration.of(record).layer == layer != Configuration.of(scene_records[0]).layer
 
 
+@pytest.mark.slow
 def test_a_monitor_compares_with_its_baseline(scene_records: list[dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     path.write_text(json.dumps(baselines.build(period(scene_records, 600))[0]))
@@ -145,6 +150,7 @@ def test_a_monitor_compares_with_its_baseline(scene_records: list[dict[str, Any]
         onnxcam.Monitor(DETECTOR, sink=Collector(), **SETTINGS, baseline=path, layer=first["prediction"]["layer"])
 
 
+@pytest.mark.slow
 def test_a_segmentation() -> None:
     records = period(recorded(SEGMENTER), 600)
     baseline = baselines.parse(baselines.build(records)[0])
@@ -153,6 +159,7 @@ def test_a_segmentation() -> None:
     assert sorted(baseline.rows.target) == sorted(r["prediction"]["target"]["index"] for r in records)
 
 
+@pytest.mark.slow
 def test_a_table_gives_the_baseline_of_the_records(scene_records: list[dict[str, Any]]) -> None:
     explain = Explain(DETECTOR, column="picture", preprocess="0..1")
     paths = column([str(path) for path in scenes.PICTURES])

@@ -161,6 +161,7 @@ def test_what_compares_classes_is_refused(ready: bytes) -> None:
         monitor.wrap(onnxruntime.InferenceSession(SEGMENTER))
 
 
+@pytest.mark.slow
 def test_records_are_read_and_reported(ready: bytes, tensors: np.ndarray, tmp_path: Path) -> None:
     folder = tmp_path / "cam"
     with onnxcam.Monitor(ready, sink=folder, when="confidence <= 1", **SETTINGS, redact="none") as monitor:

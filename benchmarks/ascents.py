@@ -243,9 +243,9 @@ def outcomes(
                 settings = Settings.of(
                     subject.size, steps=steps, learning_rate=RATE, seed=seed, parametrization=parametrization
                 )
-                made = climb(subject, scalar, session, settings)
+                result = climb(subject, scalar, session, settings)
                 first, theirs = plain_ascent(objective, settings, subject.size, spec)
-                outcome = Outcome(first, made.reached, made.verified, theirs)
+                outcome = Outcome(first, result.reached, result.verified, theirs)
                 results.setdefault((title, parametrization), []).append(outcome)
     return results
 
@@ -321,8 +321,8 @@ def against_crops(
     settings = Settings.of(subject.size, steps=steps, learning_rate=RATE, seed=SEED)
     results = []
     for index in drawn:
-        made = climb(subject, scalar(index), subject.ascent(scalar(index)), settings)
-        results.append(Channel(index, made.reached, made.verified, float(highest[index])))
+        result = climb(subject, scalar(index), subject.ascent(scalar(index)), settings)
+        results.append(Channel(index, result.reached, result.verified, float(highest[index])))
     return results
 
 
@@ -416,9 +416,9 @@ def main() -> None:
             if name in present and not arguments.names:
                 continue
             began = time.perf_counter()
-            made = measure(name, arguments.steps or usual)
-            tables[place] = [row for row in tables[place] if row.split(" | ")[0] != f"| {name}"] + made
-            print(f"{name}: {time.perf_counter() - began:.0f} s", *made, sep="\n", flush=True)
+            result = measure(name, arguments.steps or usual)
+            tables[place] = [row for row in tables[place] if row.split(" | ")[0] != f"| {name}"] + result
+            print(f"{name}: {time.perf_counter() - began:.0f} s", *result, sep="\n", flush=True)
             PAGE.write_text(page(tables), encoding="utf-8")
 
 

@@ -246,7 +246,11 @@ def summary(rows: list[str]) -> list[str]:
         errors.setdefault(name, []).append((float(error), None if framework == "–" else float(framework)))
     close = [name for name, pairs in errors.items() if all(error <= CLOSE for error, _ in pairs)]
     rest = [name for name in errors if name not in close]
-    wrong = [name for name in rest if any(own and error > max(CLOSE, SLACK * own) for error, own in errors[name])]
+    wrong = [
+        name
+        for name in rest
+        if any(original and error > max(CLOSE, SLACK * original) for error, original in errors[name])
+    ]
     lines = [f"Within {CLOSE:.0e} at both layers: {len(close)} of {len(errors)} architectures."]
     if rest:
         lines += [
@@ -276,8 +280,8 @@ def main() -> None:
     listed = {row.split()[1] for row in rows}
     every = (*TORCH, *KERAS, *TRAINED_TORCH, *TRAINED_KERAS)
     for name in arguments.names or [name for name in every if name not in listed]:
-        made = measure(name, arguments.cells)
-        rows = [row for row in rows if row.split(" | ")[0] != made[0].split(" | ")[0]] + made
+        measured = measure(name, arguments.cells)
+        rows = [row for row in rows if row.split(" | ")[0] != measured[0].split(" | ")[0]] + measured
         PAGE.write_text(page(rows, grown), encoding="utf-8")
 
 

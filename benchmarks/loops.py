@@ -50,7 +50,7 @@ def cases(network: str, steps: list[int], folder: Path) -> list[tuple[str, str, 
 
     source = models.path(FILES.get(network, f"{network}.onnx"))
     subject = Subject(Explainer(source, providers=["CPUExecutionProvider"]))
-    made = []
+    result = []
     for what in WHATS[network]:
         scalar = scalar_of(subject, what.get("layer"), what.get("channel"), None, what.get("target"), None)
 
@@ -72,8 +72,8 @@ def cases(network: str, steps: list[int], folder: Path) -> list[tuple[str, str, 
                 }
                 outputs = ("picture", "parameters", "history")
                 case = Case("", "", network, path, feeds, outputs, run(str(path), feeds, outputs=["picture"]))
-                made.append((scalar.title, parametrization, count, case, value))
-    return made
+                result.append((scalar.title, parametrization, count, case, value))
+    return result
 
 
 def moved(case: Any, value: Any) -> float:

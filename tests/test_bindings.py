@@ -103,12 +103,12 @@ def node() -> Path:
         "golden.mjs": GOLDEN,
         "pixels_json.mjs": PIXELS,
     }
-    wanted = json.loads(programs["package.json"])["dependencies"]
+    expected = json.loads(programs["package.json"])["dependencies"]
     with alone(folder):  # several test processes may come here
         for name, text in programs.items():
             if not (folder / name).is_file() or (folder / name).read_text("utf-8") != text:
                 (folder / name).write_text(text, "utf-8")
-        if any(installed(folder, name) != version for name, version in wanted.items()):
+        if any(installed(folder, name) != version for name, version in expected.items()):
             call("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", cwd=folder)
     return folder
 
@@ -149,20 +149,20 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def golden() -> list[Any]:
     """The golden vectors of preprocessing.md: picture size, specification, values by index, shape and sum."""
     text = (ROOT / "docs" / "reference" / "preprocessing.md").read_text("utf-8")
-    found = []
+    result = []
     for section in text.split("\n### ")[1:]:
         height, width = map(int, re.findall(r"height (\d+), width (\d+)", section)[0])
         spec = json.loads(re.findall(r"```json\n(.*?)\n```", section, re.DOTALL)[0])
         rows = re.findall(r"\| \[(\d+), (\d+), (\d+)\] \| (-?[\d.]+) \|", section)
         shape = json.loads(re.findall(r"\| shape \| (\[.*?\]) \|", section)[0])
         total = float(re.findall(r"\| sum \| (-?[\d.]+) \|", section)[0])
-        found.append(
+        result.append(
             pytest.param(
                 (height, width), spec, [(tuple(map(int, r[:3])), float(r[3])) for r in rows], shape, total,
                 id=section.splitlines()[0],
             )
         )  # fmt: skip
-    return found
+    return result
 
 
 @pytest.mark.slow
@@ -172,8 +172,8 @@ def test_javascript_prepares_pictures_as_the_golden_vectors_say(
 ) -> None:
     complete = image.resolve(spec).to_dict()
     case = {"height": size[0], "width": size[1], "spec": complete}
-    got = json.loads(call("node", "golden.mjs", json.dumps(case), cwd=node))
-    tensor = np.asarray(got["data"], np.float32).reshape(got["shape"])[0]
+    actual = json.loads(call("node", "golden.mjs", json.dumps(case), cwd=node))
+    tensor = np.asarray(actual["data"], np.float32).reshape(actual["shape"])[0]
     assert list(tensor.shape) == shape and len(values) == 6
     for index, value in values:
         assert tensor[index] == pytest.approx(value, abs=1e-5)
@@ -199,8 +199,8 @@ def test_javascript_prepares_pictures_as_python_does(node: Path, spec: dict[str,
     y, x, c = np.mgrid[:height, :width, :3]
     want, _ = prepare.apply(((7 * y + 13 * x + 29 * c) % 256).astype(np.uint8))
     case = {"height": height, "width": width, "spec": prepare.to_dict()}
-    got = json.loads(call("node", "golden.mjs", json.dumps(case), cwd=node))
-    np.testing.assert_allclose(np.asarray(got["data"], np.float32).reshape(got["shape"]), want, rtol=0, atol=1e-4)
+    actual = json.loads(call("node", "golden.mjs", json.dumps(case), cwd=node))
+    np.testing.assert_allclose(np.asarray(actual["data"], np.float32).reshape(actual["shape"]), want, rtol=0, atol=1e-4)
 
 
 def explained(node: Path, *cases: tuple[Path, Path, int, str]) -> list[dict[str, Any]]:
@@ -221,12 +221,12 @@ def answers(node: Path, bundled: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("picture", "target"), PICTURES)
 def test_javascript_gives_pythons_numbers(answers: dict[str, Any], bundled: Path, picture: str, target: int) -> None:
-    file, got = models.path(picture), answers[picture]
+    file, actual = models.path(picture), answers[picture]
     want = onnxcam.Explainer(bundled).explain(file, target=target)
-    heatmap = np.asarray(got["heatmap"], np.float32).reshape(got["height"], got["width"])
+    heatmap = np.asarray(actual["heatmap"], np.float32).reshape(actual["height"], actual["width"])
     assert want.heatmap.max() > 0.9
     np.testing.assert_allclose(heatmap, want.heatmap, rtol=0, atol=1e-4)
-    for mine, (index, label, probability) in zip(got["predictions"], want.predictions, strict=False):
+    for mine, (index, label, probability) in zip(actual["predictions"], want.predictions, strict=False):
         assert (mine["index"], mine["label"]) == (index, label)
         assert mine["probability"] == pytest.approx(probability, abs=1e-4)
 
@@ -239,10 +239,10 @@ def test_javascript_takes_grey_pictures_channels_last_and_other_methods(
     methods = ("gradcam", "hirescam")
     model = required(models.path("classroom/fashion_mnist.onnx"), tmp_path / "clothes.onnx", methods=methods)
     file = models.path("classroom/fashion_mnist/right_pullover.png")
-    [got] = explained(node, (model, file, 6, method))
+    [actual] = explained(node, (model, file, 6, method))
     want = onnxcam.Explainer(model).explain(file, target="Shirt", method=method)
-    assert got["predictions"][0]["label"] == "Pullover"
-    heatmap = np.asarray(got["heatmap"], np.float32).reshape(28, 28)
+    assert actual["predictions"][0]["label"] == "Pullover"
+    heatmap = np.asarray(actual["heatmap"], np.float32).reshape(28, 28)
     np.testing.assert_allclose(heatmap, want.heatmap, rtol=0, atol=1e-4)
     assert heatmap.max() > 0.9
 
@@ -250,8 +250,8 @@ def test_javascript_takes_grey_pictures_channels_last_and_other_methods(
 @pytest.mark.slow
 def test_the_javascript_program_writes_an_overlay(node: Path, bundled: Path, tmp_path: Path) -> None:
     output = tmp_path / "overlay.png"
-    said = call("node", "explain.mjs", bundled, models.path("coffee.png"), output, cwd=node)
-    assert said.splitlines()[0].endswith("espresso") and len(said.splitlines()) == 5
+    printed = call("node", "explain.mjs", bundled, models.path("coffee.png"), output, cwd=node)
+    assert printed.splitlines()[0].endswith("espresso") and len(printed.splitlines()) == 5
     drawn, picture = image.load(output).pixels.astype(int), image.load(models.path("coffee.png")).pixels
     assert drawn.shape == picture.shape
     # five colours of viridis, between which it is nearly straight, and Python's opacity
@@ -286,10 +286,10 @@ def test_javascript_explains_boxes(node: Path, tmp_path: Path) -> None:
     lines = call("node", "boxes_json.mjs", model, scene, *map(str, boxes), cwd=node).splitlines()
     layers = set()
     for box, line in zip(boxes, lines, strict=True):
-        got = json.loads(line)
+        actual = json.loads(line)
         want = explainer.explain(scene, target=None if box < 0 else onnxcam.targets.Box(box))
         layers.add(want.layer)
-        heatmap = np.asarray(got["heatmap"], np.float32).reshape(got["height"], got["width"])
+        heatmap = np.asarray(actual["heatmap"], np.float32).reshape(actual["height"], actual["width"])
         assert want.heatmap.max() > 0.9
         if box < 0:  # on the finest grid
             assert np.corrcoef(heatmap.ravel(), want.heatmap.ravel())[0, 1] > 0.9
@@ -310,11 +310,13 @@ def test_javascript_needs_no_preprocessing_where_the_file_takes_pixels(node: Pat
     model = required(tiny_cnn(seed=3), tmp_path / "pixels.onnx", preprocess=SPECS[name], pixels=True, probe=False)
     pixels = smooth((60, 83), np.random.default_rng(4))
     (tmp_path / "raw").write_bytes(pixels.tobytes())
-    got = json.loads(call("node", "pixels_json.mjs", model, "[60, 83]", tmp_path / "raw", "2", cwd=node))
+    actual = json.loads(call("node", "pixels_json.mjs", model, "[60, 83]", tmp_path / "raw", "2", cwd=node))
     want = onnxcam.Explainer(model).explain(pixels, 2)
-    assert got["target_class"]["data"] == [2] and got["overlay"]["dims"] == [60, 83, 3]
-    assert got["predictions"]["data"][2] == pytest.approx(want.probability, abs=1e-2)
-    heatmap, drawn = (np.asarray(got[key]["data"]).reshape(got[key]["dims"]) for key in ("picture_heatmap", "overlay"))
+    assert actual["target_class"]["data"] == [2] and actual["overlay"]["dims"] == [60, 83, 3]
+    assert actual["predictions"]["data"][2] == pytest.approx(want.probability, abs=1e-2)
+    heatmap, drawn = (
+        np.asarray(actual[key]["data"]).reshape(actual[key]["dims"]) for key in ("picture_heatmap", "overlay")
+    )
     np.testing.assert_allclose(heatmap, want.heatmap, rtol=0, atol=1e-2)
     assert np.abs(drawn - want.overlay()).max() <= 5
 
@@ -364,11 +366,11 @@ def gated(node: Path, tmp_path_factory: pytest.TempPathFactory) -> Gated:
 def test_javascript_runs_gated_files(gated: Gated, number: int) -> None:
     from onnxcam.runtime import open_session, run
 
-    (_, gate), got = GATED[number], gated.answers[number]
+    (_, gate), actual = GATED[number], gated.answers[number]
     session = open_session(str(gated.files[number]), ["CPUExecutionProvider"])
-    want = run(session, list(got), {"input": gated.x, "target": np.array(TARGET, np.int64)})
-    assert list(got) == [o.name for o in session.get_outputs()] and ("fired" in got) == (gate is not None)
+    want = run(session, list(actual), {"input": gated.x, "target": np.array(TARGET, np.int64)})
+    assert list(actual) == [o.name for o in session.get_outputs()] and ("fired" in actual) == (gate is not None)
     for name, value in want.items():
-        mine = np.asarray(got[name]["data"], np.float64).reshape(got[name]["dims"])
+        mine = np.asarray(actual[name]["data"], np.float64).reshape(actual[name]["dims"])
         np.testing.assert_allclose(mine, value.astype(np.float64), rtol=0, atol=1e-4, err_msg=name)
     assert want["heatmap/relu2"].any() == (gate != "confidence < 0")

@@ -19,16 +19,16 @@ from tests.support import scenes
 def test_the_boxes_of_a_detector(run: Run, tmp_path: Path) -> None:
     """Each number against the explanations of the boxes that the detector reports, by a pointing game of our own."""
     detector, explainer = models.path("scenes/detector.onnx"), scenes.detector()
-    chosen = scenes.PICTURES[:3]
+    selected = scenes.PICTURES[:3]
     metrics = ("--metric", "pointing_game", "--metric", "energy_in_box", "--metric", "own_box", "--metric", "deletion")
     out = tmp_path / "out"
     common = ("--boxes", scenes.TRUTH, "--method", "layercam", "--preprocess", "0..1")
-    result = run("evaluate", detector, *chosen, *common, *metrics, "--json", "-o", out)
+    result = run("evaluate", detector, *selected, *common, *metrics, "--json", "-o", out)
     assert result.code == 0, result.err
     record = result.json()
     drawn = box_files.read(scenes.TRUTH)
     expected: dict[tuple[str, int], tuple[bool, float]] = {}
-    for path in chosen:
+    for path in selected:
         reported = explainer.boxes(str(path))
         for truth in drawn.of(str(path)):
             edges = np.array([truth.x0, truth.y0, truth.x1, truth.y1])
@@ -53,7 +53,7 @@ def test_the_boxes_of_a_detector(run: Run, tmp_path: Path) -> None:
         assert values["own_box"] is None or 0 <= values["own_box"] <= 1
     assert record["methods"]["layercam"]["pointing_game"]["mean"] > 0.9
     assert tree(out) == {"evaluation.json", "evaluation.csv", "report.html"}
-    shown = run("evaluate", detector, *chosen, *common, *metrics[:2])
-    assert shown.code == 0 and "layercam" in shown.out and "pointing" in shown.out
-    refused = run("evaluate", detector, *chosen, "--metric", "randomization", "--preprocess", "0..1")
+    visible = run("evaluate", detector, *selected, *common, *metrics[:2])
+    assert visible.code == 0 and "layercam" in visible.out and "pointing" in visible.out
+    refused = run("evaluate", detector, *selected, "--metric", "randomization", "--preprocess", "0..1")
     assert refused.code == 2 and "randomization" in refused.sentence

@@ -105,8 +105,8 @@ def test_a_picture_among_others_has_the_map_that_it_has_alone(kind: str, probe: 
 
 
 def test_the_file_says_it_where_nothing_was_measured() -> None:
-    made = onnxcam.augment(model("indices"), ["layer"], probe=False, on_warning=lambda text: None)
-    again = onnxcam.Explainer(made)
+    explainable = onnxcam.augment(model("indices"), ["layer"], probe=False, on_warning=lambda text: None)
+    again = onnxcam.Explainer(explainable)
     assert again.batch_size == 1
     assert any("depend on the others in its batch" in text for text in again.warnings)
     assert onnxcam.Explainer(onnxcam.augment(model("unpool"), ["layer"])).batch_size is None

@@ -46,13 +46,13 @@ def test_values_and_gradients_are_those_of_the_tape(layer: str) -> None:
 
     explained = export(model, None, layers=[layer])
 
-    found = run(explained, batch, target=targets)
-    assert list(found) == ["probabilities", "logits", "activations", "gradients", "heatmap"]
-    close(found["activations"], value)
-    close(found["gradients"], gradient)
-    close(found["probabilities"], np.asarray(model(batch)))
+    outputs = run(explained, batch, target=targets)
+    assert list(outputs) == ["probabilities", "logits", "activations", "gradients", "heatmap"]
+    close(outputs["activations"], value)
+    close(outputs["gradients"], gradient)
+    close(outputs["probabilities"], np.asarray(model(batch)))
     cam = np.maximum((gradient.mean(axis=(1, 2), keepdims=True) * value).sum(axis=3), 0)
-    np.testing.assert_allclose(found["heatmap"], cam, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(outputs["heatmap"], cam, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -60,18 +60,18 @@ def test_several_layers_nested_and_not() -> None:
     model = nets.nested()
     batch = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.float32)
     explained = export(model, None, layers=["backbone/conv", "top_conv", "backbone"])
-    held = manifest.read(explained)
-    assert held is not None
-    assert [entry["name"] for entry in held["layers"]] == ["backbone/conv", "backbone/top_conv", "backbone"]
-    found = run(explained, batch)
+    header = manifest.read(explained)
+    assert header is not None
+    assert [entry["name"] for entry in header["layers"]] == ["backbone/conv", "backbone/top_conv", "backbone"]
+    outputs = run(explained, batch)
     scaled = tf.constant(batch / 255.0)
     inner = model.get_layer("backbone")
     for name in ("conv", "top_conv"):
         expected = keras.Model(inner.inputs, inner.get_layer(name).output)(scaled, training=False)
-        close(found[f"activations/backbone/{name}"], np.asarray(expected))
-    close(found["activations/backbone"], np.asarray(inner(scaled, training=False)))
-    close(found["probabilities"], np.asarray(model(batch, training=False)))
-    assert held["parity"]["gradients"] < 1e-4 and held["parity"]["against"] == "TensorFlow GradientTape"
+        close(outputs[f"activations/backbone/{name}"], np.asarray(expected))
+    close(outputs["activations/backbone"], np.asarray(inner(scaled, training=False)))
+    close(outputs["probabilities"], np.asarray(model(batch, training=False)))
+    assert header["parity"]["gradients"] < 1e-4 and header["parity"]["against"] == "TensorFlow GradientTape"
 
 
 @pytest.mark.slow
@@ -86,10 +86,10 @@ def test_the_tape_inside_a_nested_model() -> None:
         value, last = both(tf.constant(batch / 255.0), training=False)
         scores = tf.reduce_mean(last, axis=(1, 2)) @ kernel + bias
         total = scores[0, 2] + scores[1, 0]
-    found = run(nested_with("top_conv"), batch, target=[2, 0])
-    close(found["logits"], np.asarray(scores))
-    close(found["activations"], np.asarray(value))
-    close(found["gradients"], np.asarray(tape.gradient(total, value)))
+    outputs = run(nested_with("top_conv"), batch, target=[2, 0])
+    close(outputs["logits"], np.asarray(scores))
+    close(outputs["activations"], np.asarray(value))
+    close(outputs["gradients"], np.asarray(tape.gradient(total, value)))
 
 
 @pytest.mark.slow
@@ -109,24 +109,24 @@ def test_the_tape_inside_a_nested_model() -> None:
 def test_heads(classes: int, activation: str | None, kind: str) -> None:
     model = nets.functional(classes, activation)
     explained = export(model, None)
-    held = manifest.read(explained)
-    assert held is not None
-    assert held["scores"]["kind"] == kind and held["scores"]["classes"] == max(classes, 2)
-    assert held["parity"]["gradients"] < 1e-4
+    header = manifest.read(explained)
+    assert header is not None
+    assert header["scores"]["kind"] == kind and header["scores"]["classes"] == max(classes, 2)
+    assert header["parity"]["gradients"] < 1e-4
     batch = pictures(2, 16, 16, 3)
-    found = run(explained, batch)
+    outputs = run(explained, batch)
     name = {None: "logits", "log_softmax": "log_probabilities"}.get(activation, "probabilities")
-    assert next(iter(found)) == name
-    close(found[name], np.asarray(model(batch)))
-    close(found["logits"], np.asarray(keras.Model(model.inputs, without_softmax(model))(batch)))
+    assert next(iter(outputs)) == name
+    close(outputs[name], np.asarray(model(batch)))
+    close(outputs["logits"], np.asarray(keras.Model(model.inputs, without_softmax(model))(batch)))
 
 
 @pytest.mark.slow
 def test_a_grey_sequential_model_with_a_flatten_head() -> None:
-    held = manifest.read(export(nets.flattened(), None, labels=["a", "b", "c"], preprocess="0..1"))
-    assert held is not None
-    assert held["layers"][0]["name"] == "b" and held["layers"][0]["shape"] == ["N", 8, 8, 6]
-    assert held["input"]["layout"] == "NHWC" and held["input"]["preprocess"]["color"] == "L"
+    header = manifest.read(export(nets.flattened(), None, labels=["a", "b", "c"], preprocess="0..1"))
+    assert header is not None
+    assert header["layers"][0]["name"] == "b" and header["layers"][0]["shape"] == ["N", 8, 8, 6]
+    assert header["input"]["layout"] == "NHWC" and header["input"]["preprocess"]["color"] == "L"
 
 
 @pytest.mark.slow
@@ -135,8 +135,8 @@ def test_a_subclassed_model_and_blocks_of_code() -> None:
     model(np.zeros((1, 17, 17, 3), np.float32))
     nets.seeded(model)
     for preprocess in (None, "0..1"):
-        held = manifest.read(export(model, None, preprocess=preprocess, verify=preprocess is None))
-        assert held is not None and held["layers"][0]["name"] == "block"
+        header = manifest.read(export(model, None, preprocess=preprocess, verify=preprocess is None))
+        assert header is not None and header["layers"][0]["name"] == "block"
     both = manifest.read(export(model, None, layers=["block/first", "second", model.stem]))
     assert both is not None
     assert [entry["name"] for entry in both["layers"]] == ["block/first", "block/second", "stem"]
@@ -176,12 +176,12 @@ def test_calls_of_a_shared_layer() -> None:
     model = nets.shared()
     batch, conv = pictures(2, 10, 10, 4), model.get_layer("again")
     explained = export(model, None, layers=["again#0", "again#1", "again"])
-    found = run(explained, batch)
+    outputs = run(explained, batch)
     first = conv(batch)
     second = conv(first)
-    close(found["activations/again#0"], np.asarray(first))
-    close(found["activations/again#1"], np.asarray(second))
-    close(found["activations/again"], np.asarray(conv(second)))
+    close(outputs["activations/again#0"], np.asarray(first))
+    close(outputs["activations/again#1"], np.asarray(second))
+    close(outputs["activations/again"], np.asarray(conv(second)))
 
 
 @pytest.mark.slow
@@ -235,8 +235,8 @@ def test_a_wrong_gradient_is_not_written(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_constants_do_not_become_inputs_and_nothing_is_random() -> None:
     explained = nested_with()
-    held = manifest.read(explained)
-    assert held is not None
+    header = manifest.read(explained)
+    assert header is not None
     names = [i.name for i in explained.graph.input if i.name not in {t.name for t in explained.graph.initializer}]
     assert names == ["input"]
     assert not RANDOM & {node.op_type for node in explained.graph.node}
@@ -244,7 +244,7 @@ def test_constants_do_not_become_inputs_and_nothing_is_random() -> None:
     assert explained.opset_import[0].version == 18
     assert [o.name for o in explained.graph.output][:2] == ["probabilities", "logits"]
     assert all(o.type.tensor_type.shape.dim[0].dim_param == "N" for o in explained.graph.output)
-    assert held["input"]["preprocess"]["scale"] == 1.0  # the model divides by 255 itself
+    assert header["input"]["preprocess"]["scale"] == 1.0  # the model divides by 255 itself
 
 
 @pytest.mark.slow
@@ -252,11 +252,11 @@ def test_a_convolution_is_not_folded_into_its_batch_norm() -> None:
     model = nets.nested()
     inner = model.get_layer("backbone")
     batch = np.random.default_rng(2).integers(0, 256, (2, 16, 16, 3)).astype(np.float32)
-    found = run(nested_with("top_conv"), batch)["activations"]
+    outputs = run(nested_with("top_conv"), batch)["activations"]
     before = keras.Model(inner.inputs, inner.get_layer("top_conv").output)(batch / 255.0, training=False)
     after = keras.Model(inner.inputs, inner.get_layer("top_bn").output)(batch / 255.0, training=False)
-    close(found, np.asarray(before))
-    assert parity.distance(found, np.asarray(after)).max() > 0.1
+    close(outputs, np.asarray(before))
+    assert parity.distance(outputs, np.asarray(after)).max() > 0.1
 
 
 @pytest.mark.slow
@@ -285,9 +285,9 @@ def test_opsets(opset: int) -> None:
 )
 def test_preprocessing_is_known_where_the_model_scales_its_pixels(layers: list[Any], expected: float | None) -> None:
     model = keras.Sequential([keras.Input((8, 8, 3)), *layers, K.Conv2D(4, 3), K.GlobalAveragePooling2D(), K.Dense(2)])
-    held = manifest.read(export(model, None, verify=False))
-    assert held is not None
-    assert (held["input"]["preprocess"] or {}).get("scale") == expected
+    header = manifest.read(export(model, None, verify=False))
+    assert header is not None
+    assert (header["input"]["preprocess"] or {}).get("scale") == expected
 
 
 @pytest.mark.slow
@@ -295,5 +295,5 @@ def test_preprocess_input_inside_a_functional_model() -> None:
     picture = keras.Input((32, 32, 3))
     x = keras.applications.mobilenet_v2.preprocess_input(picture)
     x = K.GlobalAveragePooling2D()(K.Conv2D(4, 3)(x))
-    held = manifest.read(export(keras.Model(picture, K.Dense(2)(x)), None, verify=False))
-    assert held is not None and held["input"]["preprocess"]["scale"] == 1.0
+    activations = manifest.read(export(keras.Model(picture, K.Dense(2)(x)), None, verify=False))
+    assert activations is not None and activations["input"]["preprocess"]["scale"] == 1.0

@@ -18,7 +18,7 @@ from onnxcam.exporters.keras import export, list_layers  # noqa: E402
 from onnxcam.graph.load import serialize  # noqa: E402
 from onnxcam.runtime import open_session, run  # noqa: E402
 from tests.exporters.keras_nets import seeded  # noqa: E402
-from tests.support.explainable import held  # noqa: E402
+from tests.support.explainable import manifest_of  # noqa: E402
 
 pytestmark = [pytest.mark.keras, pytest.mark.usefixtures("few_collections")]
 K, SIDE = keras.layers, 32
@@ -64,18 +64,18 @@ def net(form: str) -> Any:
 
 def exported(form: str, **options: Any) -> tuple[Any, dict[str, Any], Any]:
     model = net(form)
-    made = export(model, None, **options)
-    record = held(made)
+    result = export(model, None, **options)
+    record = manifest_of(result)
     assert record["parity"]["against"] == "TensorFlow GradientTape" and record["parity"]["samples"] == 4
     assert max(record["parity"][quantity] for quantity in parity.QUANTITIES) <= 1e-3
-    return made, record, model
+    return result, record, model
 
 
-def compared(made: Any, model: Any, layer: str, feeds: dict[str, np.ndarray], scalar: Any) -> float:
+def compared(result: Any, model: Any, layer: str, feeds: dict[str, np.ndarray], scalar: Any) -> float:
     """How far the file's gradient at a layer is from the tape's, of `scalar` of the model's outputs."""
-    record = held(made)
+    record = manifest_of(result)
     (entry,) = [one for one in record["layers"] if one["name"] == layer]
-    session = open_session(serialize(made), ["CPUExecutionProvider"])
+    session = open_session(serialize(result), ["CPUExecutionProvider"])
     file = run(session, [entry["gradients"]], {record["input"]["name"]: PICTURES} | feeds)[entry["gradients"]]
     both = keras.Model(model.inputs, [model.get_layer(layer).output, model.output])
     with tf.GradientTape() as tape:
@@ -88,13 +88,13 @@ def compared(made: Any, model: Any, layer: str, feeds: dict[str, np.ndarray], sc
 
 @pytest.mark.slow
 def test_a_segmentation_is_exported_and_compared_with_the_tape() -> None:
-    made, record, model = exported("segment")
+    result, record, model = exported("segment")
     assert record["scores"]["kind"] == "segmentation"
     assert (record["scores"]["task"]["channels"], record["scores"]["task"]["channels_last"]) == (4, True)
     assert [entry["name"] for entry in record["layers"]] == ["fine"]
     feeds = {"target": np.array([1, 3]), "region": np.array([[2, 4, 21, 13], [0, 0, 32, 9]], np.float32)}
     far = compared(
-        made, model, "fine", feeds,
+        result, model, "fine", feeds,
         lambda p: tf.reduce_sum(p[0, 4:13, 2:21, 1]) + tf.reduce_sum(p[1, :9, :, 3]),
     )  # fmt: skip
     assert far < 1e-4
@@ -102,13 +102,13 @@ def test_a_segmentation_is_exported_and_compared_with_the_tape() -> None:
 
 @pytest.mark.slow
 def test_a_detector_has_a_layer_per_level_and_is_compared_with_the_tape() -> None:
-    made, record, model = exported("detect", task="detect", boxes_output="boxes:xyxy,pixels", scores="scores")
+    result, record, model = exported("detect", task="detect", boxes_output="boxes:xyxy,pixels", scores="scores")
     task = record["scores"]["task"]
     assert (task["task"], task["candidates"], task["classes"]) == ("detect", 80, 2)
     assert [(e["name"], e["candidates"]) for e in record["layers"]] == [("fine", [[0, 64]]), ("coarse", [[64, 80]])]
     for layer, boxes in (("fine", (3, 40)), ("coarse", (66, 79))):
         far = compared(
-            made, model, layer, {"box": np.array(boxes)},
+            result, model, layer, {"box": np.array(boxes)},
             lambda out, boxes=boxes: sum(tf.reduce_max(out["scores"][row, box]) for row, box in enumerate(boxes)),
         )  # fmt: skip
         assert far < 1e-4
@@ -116,24 +116,24 @@ def test_a_detector_has_a_layer_per_level_and_is_compared_with_the_tape() -> Non
 
 @pytest.mark.slow
 def test_an_embedding_is_exported_and_compared_with_the_tape() -> None:
-    made, record, model = exported("embed", layers="coarse")
+    result, record, model = exported("embed", layers="coarse")
     assert record["scores"]["task"] == {"task": "embed", "size": 6, "unit_norm": True}
     vectors = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     far = compared(
-        made, model, "coarse", {"reference": vectors}, lambda e: tf.reduce_sum(tf.math.l2_normalize(e, 1) * unit)
+        result, model, "coarse", {"reference": vectors}, lambda e: tf.reduce_sum(tf.math.l2_normalize(e, 1) * unit)
     )
     assert far < 1e-4
 
 
 @pytest.mark.slow
 def test_several_values_are_exported_and_compared_with_the_tape() -> None:
-    made, record, model = exported("values", task="regress")
+    result, record, model = exported("values", task="regress")
     assert sorted(record["scores"]["task"]["names"]) == ["depth", "pose"]
     index = 0
     for name, size in zip(record["scores"]["task"]["names"], record["scores"]["task"]["sizes"], strict=True):
         far = compared(
-            made, model, record["layers"][0]["name"], {"target": np.array([index, index + size - 1])},
+            result, model, record["layers"][0]["name"], {"target": np.array([index, index + size - 1])},
             lambda out, name=name, size=size: out[name][0, 0] + out[name][1, size - 1],
         )  # fmt: skip
         assert far < 1e-4

@@ -49,16 +49,16 @@ def wide() -> Any:
 @pytest.mark.usefixtures("few_collections")
 def test_the_file_is_the_one_that_weights_inside_the_graph_give(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wide()
-    found = export(model, None, verify=2)
+    exported = export(model, None, verify=2)
     monkeypatch.setattr(keras_capture, "lean", contextlib.nullcontext)
     expected = export(model, None, verify=False)
-    kinds = [collections.Counter(node.op_type for node in one.graph.node) for one in (found, expected)]
+    kinds = [collections.Counter(node.op_type for node in one.graph.node) for one in (exported, expected)]
     assert kinds[0] == kinds[1]
     batch = {"input": np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)}
-    held = manifest.read(found)
-    assert held is not None
-    names = [held["scores"]["name"], held["layers"][0]["gradients"]]
-    arrays = [run(open_session(one.SerializeToString(), None), names, batch) for one in (found, expected)]
+    header = manifest.read(exported)
+    assert header is not None
+    names = [header["scores"]["name"], header["layers"][0]["gradients"]]
+    arrays = [run(open_session(one.SerializeToString(), None), names, batch) for one in (exported, expected)]
     for name in names:
         np.testing.assert_allclose(arrays[0][name], arrays[1][name], rtol=1e-5, atol=1e-7)
 
@@ -67,7 +67,7 @@ def test_everything_of_others_is_put_back_even_after_an_error() -> None:
     from tensorflow.python.framework import convert_to_constants
     from tf2onnx import convert, graph, optimizer, tf_loader
 
-    def held() -> list[Any]:
+    def patched() -> list[Any]:
         return [
             convert_to_constants._construct_concrete_function,
             convert._convert_common,
@@ -78,11 +78,11 @@ def test_everything_of_others_is_put_back_even_after_an_error() -> None:
             tf_loader.tf_optimize,
         ]
 
-    before = held()
+    before = patched()
     with pytest.raises(RuntimeError, match="in between"), lean():
-        assert all(a is not b for a, b in zip(held(), before, strict=True))
+        assert all(a is not b for a, b in zip(patched(), before, strict=True))
         raise RuntimeError("in between")
-    assert held() == before
+    assert patched() == before
 
 
 def test_a_version_without_one_of_the_steps_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

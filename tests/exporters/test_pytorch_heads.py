@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxcam.exporters import pytorch
-from tests.support.explainable import held
+from tests.support.explainable import manifest_of
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -51,7 +51,7 @@ def thresholds(z: Tensor, _: Tensor) -> Tensor:
 )
 def test_heads_agree_with_autograd(head: Head, classes: int, entry: dict[str, object]) -> None:
     exported = pytorch.export(Network(head, classes), torch.randn(1, 3, 16, 16), None, layers="relu")
-    record = held(exported)
+    record = manifest_of(exported)
     assert entry.items() <= record["scores"].items()
     assert record["parity"]["samples"] == 4 and record["parity"]["gradients"] <= 1e-3
     assert record["source"]["outputs"][0] == "probabilities"
@@ -61,4 +61,4 @@ def test_a_declared_kind_is_exported() -> None:
     exported = pytorch.export(
         Network(lambda z, u: z, 5), torch.randn(1, 3, 16, 16), None, layers="relu", kind="multilabel"
     )
-    assert held(exported)["scores"]["kind"] == "multilabel"
+    assert manifest_of(exported)["scores"]["kind"] == "multilabel"

@@ -17,7 +17,7 @@ from onnxcam.errors import ModelError, VerificationError
 from onnxcam.exporters import parity, pytorch, task_scalars
 from onnxcam.graph.load import serialize
 from onnxcam.runtime import open_session, run
-from tests.support.explainable import held
+from tests.support.explainable import manifest_of
 
 pytestmark = pytest.mark.torch
 
@@ -53,7 +53,7 @@ class Net(nn.Module):
 
 def gradients_of(model: Any, net: Net, feeds: dict[str, np.ndarray], scalar: Any) -> tuple[np.ndarray, np.ndarray]:
     """Of a file and of autograd, at `body`."""
-    record = held(model)
+    record = manifest_of(model)
     picture = torch.randn((2, 3, 16, 16), generator=torch.Generator().manual_seed(5))
     entry = record["layers"][0]
     session = open_session(serialize(model), ["CPUExecutionProvider"])
@@ -69,7 +69,7 @@ def gradients_of(model: Any, net: Net, feeds: dict[str, np.ndarray], scalar: Any
 def exported(form: str, **options: Any) -> tuple[Any, Net]:
     net = Net(form)
     model = pytorch.export(net, torch.randn(1, 3, 16, 16), None, **({"layers": "body"} | options))
-    record = held(model)
+    record = manifest_of(model)
     assert record["parity"]["against"] == "torch autograd" and record["parity"]["samples"] == 4
     assert max(record["parity"][quantity] for quantity in parity.QUANTITIES) <= 1e-3
     return model, net
@@ -78,7 +78,7 @@ def exported(form: str, **options: Any) -> tuple[Any, Net]:
 @pytest.mark.slow
 def test_a_segmentation_is_exported_and_compared_with_autograd() -> None:
     model, net = exported("segment", layers=None)
-    record = held(model)
+    record = manifest_of(model)
     assert record["scores"]["kind"] == "segmentation" and record["scores"]["task"]["channels"] == 4
     assert record["layers"][0]["name"] == "body"
     region = np.array([[2, 4, 11, 13], [0, 0, 16, 5]], np.float32)
@@ -92,7 +92,7 @@ def test_a_segmentation_is_exported_and_compared_with_autograd() -> None:
 @pytest.mark.slow
 def test_several_values_are_exported_and_compared_with_autograd() -> None:
     model, net = exported("regress", task="regress")
-    record = held(model)
+    record = manifest_of(model)
     assert record["scores"]["kind"] == "regression" and record["scores"]["task"]["sizes"] == [6]
     file, torchs = gradients_of(model, net, {"target": np.array([4, 2])}, lambda out: out[0, 4] + out[1, 2])
     assert parity.distance(file, torchs).max() < 1e-5
@@ -101,7 +101,7 @@ def test_several_values_are_exported_and_compared_with_autograd() -> None:
 @pytest.mark.slow
 def test_an_embedding_is_exported_and_compared_with_autograd() -> None:
     model, net = exported("embed")
-    assert held(model)["scores"]["task"] == {"task": "embed", "size": 6, "unit_norm": True}
+    assert manifest_of(model)["scores"]["task"] == {"task": "embed", "size": 6, "unit_norm": True}
     vectors = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
     file, torchs = gradients_of(
         model, net, {"reference": vectors},
@@ -113,7 +113,7 @@ def test_an_embedding_is_exported_and_compared_with_autograd() -> None:
 @pytest.mark.slow
 def test_a_detector_that_returns_tensors_is_exported_and_compared_with_autograd() -> None:
     model, net = exported("boxes", task="detect", boxes_output="output:xyxy,pixels", scores="output_1")
-    task = held(model)["scores"]["task"]
+    task = manifest_of(model)["scores"]["task"]
     assert (task["task"], task["candidates"], task["classes"]) == ("detect", 16, 2)
     file, torchs = gradients_of(
         model, net, {"box": np.array([3, 9])}, lambda out: out[1][0, 3].max() + out[1][1, 9].max()
@@ -140,7 +140,7 @@ def test_scores_inside_the_model_are_refused_unless_unverified(capture_once: Non
     picture = torch.randn(1, 3, 16, 16)
     with pytest.raises(ModelError, match=r"computed inside the model.*verify=False"):
         pytorch.export(Net("decided"), picture, None, layers="body", task="segment")
-    record = held(pytorch.export(Net("decided"), picture, None, layers="body", task="segment", verify=False))
+    record = manifest_of(pytorch.export(Net("decided"), picture, None, layers="body", task="segment", verify=False))
     assert record["scores"]["task"]["channels"] == 6 and record.get("parity") is None
 
 

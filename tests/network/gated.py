@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxcam
 from onnxcam.targets.readout import Readout
 from tests.support import batches, models
-from tests.support.explainable import held
+from tests.support.explainable import manifest_of
 
 ALWAYS, NEVER = "confidence <= 1", "confidence < 0"
 
@@ -28,7 +28,7 @@ def augment(source: Any, *args: Any, **kwargs: Any) -> onnx.ModelProto:
     onnx.checker.check_model(explainable, full_check=True)
     assert [o.domain for o in explainable.opset_import] == [""]
     branches = [node for node in explainable.graph.node if node.op_type == "If"]
-    assert len(branches) == (1 if held(explainable).get("gate") else 0)
+    assert len(branches) == (1 if manifest_of(explainable).get("gate") else 0)
     bodies = [explainable.graph, *(a.g for node in branches for a in node.attribute)]
     assert {node.domain for body in bodies for node in body.node} <= {"", "ai.onnx"}
     every = [name for body in bodies for node in body.node for name in node.output if name]
@@ -39,7 +39,7 @@ def augment(source: Any, *args: Any, **kwargs: Any) -> onnx.ModelProto:
 
 def explained(model: onnx.ModelProto) -> list[str]:
     """Names of the outputs that the gate is about."""
-    entries = held(model)["layers"]
+    entries = manifest_of(model)["layers"]
     names = [entry["gradients"] for entry in entries if entry["gradients"]]
     return names + [name for entry in entries for name in entry["heatmaps"].values()]
 

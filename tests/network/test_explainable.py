@@ -14,7 +14,7 @@ from onnxcam.errors import LabelsError, LayerError, MethodError, ModelError, Tar
 from tests.support import models
 from tests.support import torch_models as twin
 from tests.support.batches import batch, distance
-from tests.support.explainable import EPS, augment, conv_head, gradcam, held, outputs, softmax, with_output
+from tests.support.explainable import EPS, augment, conv_head, gradcam, manifest_of, outputs, softmax, with_output
 from tests.support.runtime import run, session
 
 # ---- outputs, order, numbers
@@ -64,8 +64,8 @@ def test_forms_of_input(kwargs: dict[str, Any], shape: tuple[int, ...]) -> None:
     target = np.arange(len(x), dtype=np.int64) % 5
     explainable = augment(source)
     assert explainable.opset_import[0].version == max(18, kwargs.get("opset", 18))
-    assert held(explainable)["source"]["opset"] == kwargs.get("opset", 18)
-    entry = held(explainable)["input"]
+    assert manifest_of(explainable)["source"]["opset"] == kwargs.get("opset", 18)
+    entry = manifest_of(explainable)["input"]
     assert entry["layout"] == ("NHWC" if kwargs.get("nhwc") else "NCHW")
     assert entry["shape"][0] == kwargs.get("batch", "N")
     actual = run(explainable, input=x, target=target)
@@ -108,7 +108,7 @@ def test_required_target() -> None:
     explainable = augment(models.tiny_cnn(), target="required")
     assert [i.name for i in session(explainable).get_inputs()] == ["input", "target"]
     assert session(explainable).get_overridable_initializers() == []
-    assert held(explainable)["target"] == {"name": "target", "mode": "required"}
+    assert manifest_of(explainable)["target"] == {"name": "target", "mode": "required"}
     free = augment(models.tiny_cnn())
     for target in ([1], [3, -1, 0]):
         targets = np.array(target, np.int64)
@@ -121,7 +121,7 @@ def test_constant_target(target: Any) -> None:
     labels = ["cat", "bird", "fish", "dog, hound", "frog"]
     explainable = augment(models.tiny_cnn(), target=target, labels=labels)
     assert [i.name for i in explainable.graph.input] == ["input"]
-    assert held(explainable)["target"] == {"name": "target", "mode": "constant", "class": 3}
+    assert manifest_of(explainable)["target"] == {"name": "target", "mode": "constant", "class": 3}
     free = run(augment(models.tiny_cnn()), input=batch(), target=np.array([3]))
     fixed = run(explainable, input=batch())
     assert np.array_equal(fixed["gradients"], free["gradients"])
@@ -183,7 +183,12 @@ def test_the_ending_is_stepped_over(ending: str, probabilities: str | None, kind
         with_output(source, "logits", ["N", 5])
     explainable = augment(source)
     assert outputs(explainable) == ["probabilities", "logits", "activations", "gradients", "heatmap"]
-    assert held(explainable)["scores"] == {"name": "logits", "kind": kind, "classes": 5, "probabilities": probabilities}
+    assert manifest_of(explainable)["scores"] == {
+        "name": "logits",
+        "kind": kind,
+        "classes": 5,
+        "probabilities": probabilities,
+    }
     x, target = batch(), np.array([4, 0, 1])
     actual = run(explainable, input=x, target=target)
     logits, _, gradients = twin.gradients(source, x, target)
@@ -200,7 +205,7 @@ def test_scores_of_four_dimensions(ending: str | None) -> None:
     explainable = augment(source)
     assert outputs(explainable) == ["out", "logits", "activations", "gradients", "heatmap"]
     scores = {"name": "logits", "kind": "logits", "classes": 4, "probabilities": None if ending is None else "out"}
-    assert held(explainable)["scores"] == scores
+    assert manifest_of(explainable)["scores"] == scores
     plain = models.tiny_cnn(classes=4)
     x, target = batch(), np.array([1, 3, 0])
     actual = run(explainable, input=x, target=target)
@@ -217,7 +222,7 @@ def test_binary_logit(ending: str | None) -> None:
     x = batch(6)
     explainable = augment(source)
     probabilities = "probabilities" if ending else None
-    entry = held(explainable)["scores"]
+    entry = manifest_of(explainable)["scores"]
     warnings = entry.pop("warnings", [])
     assert entry == {"name": "logits", "kind": "binary_logit", "classes": 2, "probabilities": probabilities}
     assert ["--kind regression" in warning for warning in warnings] == ([] if ending else [True])
@@ -251,14 +256,20 @@ def test_several_layers_have_suffixes() -> None:
 def test_several_methods_have_suffixes() -> None:
     explainable = augment(models.tiny_cnn(), methods=("gradcam", "hirescam"))
     assert outputs(explainable)[1:] == ["activations", "gradients", "heatmap/gradcam", "heatmap/hirescam"]
-    assert held(explainable)["layers"][0]["heatmaps"] == {"gradcam": "heatmap/gradcam", "hirescam": "heatmap/hirescam"}
+    assert manifest_of(explainable)["layers"][0]["heatmaps"] == {
+        "gradcam": "heatmap/gradcam",
+        "hirescam": "heatmap/hirescam",
+    }
     both = augment(models.tiny_cnn(), ["relu1", "relu2"], ("gradcam", "hirescam"))
     assert "heatmap/relu1/hirescam" in outputs(both) and "heatmap/relu2/gradcam" in outputs(both)
 
 
 def test_a_node_names_its_first_output() -> None:
     explainable = augment(models.tiny_cnn(), "last_relu")
-    assert (held(explainable)["layers"][0]["name"], held(explainable)["layers"][0]["value"]) == ("last_relu", "relu2")
+    assert (manifest_of(explainable)["layers"][0]["name"], manifest_of(explainable)["layers"][0]["value"]) == (
+        "last_relu",
+        "relu2",
+    )
     assert np.array_equal(
         run(explainable, input=batch())["heatmap"], run(augment(models.tiny_cnn()), input=batch())["heatmap"]
     )
@@ -267,7 +278,7 @@ def test_a_node_names_its_first_output() -> None:
 def test_heatmap_alone() -> None:
     explainable = augment(models.tiny_cnn(), outputs="heatmap")
     assert outputs(explainable) == ["logits", "heatmap"]
-    entry = held(explainable)["layers"][0]
+    entry = manifest_of(explainable)["layers"][0]
     assert (entry["activations"], entry["gradients"], entry["heatmaps"]) == (None, None, {"gradcam": "heatmap"})
     full = run(augment(models.tiny_cnn()), input=batch())
     assert np.array_equal(run(explainable, input=batch())["heatmap"], full["heatmap"])
@@ -286,12 +297,12 @@ def test_internal_values_make_way_for_the_fixed_names() -> None:
     source = renamed(names, ending="Softmax")
     explainable = augment(source, ["heatmap"])
     assert outputs(explainable) == ["probabilities", "logits", "activations", "gradients", "heatmap"]
-    assert held(explainable)["layers"][0]["name"] == "heatmap"
+    assert manifest_of(explainable)["layers"][0]["name"] == "heatmap"
     plain = augment(models.tiny_cnn(ending="Softmax"))
     a, b = run(explainable, input=batch(), target=np.array([1])), run(plain, input=batch(), target=np.array([1]))
     assert all(distance(a[name], b[name]) <= EPS for name in b)
     again = augment(explainable, methods=("hirescam",))
-    assert held(again)["layers"][0]["name"] == "heatmap"
+    assert manifest_of(again)["layers"][0]["name"] == "heatmap"
 
 
 @pytest.mark.parametrize("name", ["activations", "gradients", "heatmap", "target"])
@@ -299,7 +310,7 @@ def test_internal_values_make_way_for_the_fixed_names() -> None:
 def test_a_public_name_is_never_taken(name: str, old: str) -> None:
     source, plain = renamed({old: name}), augment(models.tiny_cnn())
     explainable = augment(source)
-    entry = held(explainable)
+    entry = manifest_of(explainable)
     mine = entry["target"]["name"] if name == "target" else entry["layers"][0].get(name) or "onnxcam.heatmap"
     assert mine == f"onnxcam.{name}" and name in [v.name for v in (*explainable.graph.input, *explainable.graph.output)]
     feeds = {entry["input"]["name"]: batch(), entry["target"]["name"]: np.array([1])}
@@ -309,12 +320,12 @@ def test_a_public_name_is_never_taken(name: str, old: str) -> None:
         usual = {"a": "activations", "g": "gradients", "gradcam": "heatmap"}[key]
         assert distance(a[value], b[usual]) <= EPS
     again = augment(explainable, methods=("hirescam",))
-    assert held(again)["target"]["name"] == entry["target"]["name"]
+    assert manifest_of(again)["target"]["name"] == entry["target"]["name"]
 
 
 def test_probabilities_called_logits_are_explained_under_another_name() -> None:
     explainable = augment(renamed({"logits": "inner", "probabilities": "logits"}, ending="Softmax"))
-    entry = held(explainable)["scores"]
+    entry = manifest_of(explainable)["scores"]
     assert entry == {"name": "onnxcam.logits", "kind": "logits", "classes": 5, "probabilities": "logits"}
     values = run(explainable, input=batch(), target=np.array([1]))
     plain = run(augment(models.tiny_cnn(ending="Softmax")), input=batch(), target=np.array([1]))

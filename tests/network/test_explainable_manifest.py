@@ -16,7 +16,7 @@ from onnxcam.graph.float16 import store_float16
 from onnxcam.network import manifest
 from tests.support import models
 from tests.support.batches import batch, distance
-from tests.support.explainable import EPS, augment, held, outputs, with_output
+from tests.support.explainable import EPS, augment, manifest_of, outputs, with_output
 from tests.support.runtime import run
 
 # ---- the manifest
@@ -72,7 +72,7 @@ def test_source_is_named_after_the_file(tmp_path: Any) -> None:
     path = tmp_path / "squirrel.onnx"
     onnx.save(models.tiny_cnn(), path)
     for source, name in ((path, "squirrel"), (str(path), "squirrel"), (path.read_bytes(), "model")):
-        result = held(augment(source))["source"]
+        result = manifest_of(augment(source))["source"]
         assert (result["name"], result["sha256"]) == (name, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
@@ -101,23 +101,23 @@ def test_augmenting_again_equals_augmenting_the_original(ending: str | None, tar
     straight = augment(
         source, ["relu2"], ("gradcam", "hirescam"), labels=labels, preprocess={"color": "RGB"},
     )  # fmt: skip
-    assert held(again) == held(straight)
+    assert manifest_of(again) == manifest_of(straight)
     assert [i.name for i in again.graph.input] == [i.name for i in straight.graph.input]
     assert len(again.graph.node) == len(straight.graph.node)
     a, b = run(again, input=batch(), target=np.array([1])), run(straight, input=batch(), target=np.array([1]))
     assert a.keys() == b.keys()
     assert all(np.array_equal(a[name], b[name]) for name in b)
     same_layers = augment(first, methods=("hirescam",))
-    assert [e["name"] for e in held(same_layers)["layers"]] == ["relu1"]
+    assert [e["name"] for e in manifest_of(same_layers)["layers"]] == ["relu1"]
 
 
 @pytest.mark.parametrize("ending", ["Sigmoid", "Softmax"])
 def test_augmenting_again_keeps_what_both_outputs_say(ending: str) -> None:
     source = with_output(models.tiny_cnn(ending=ending), "logits", ["N", 5])
     first = augment(source)
-    assert held(augment(first))["scores"] == held(first)["scores"]
+    assert manifest_of(augment(first))["scores"] == manifest_of(first)["scores"]
     explicit = augment(source, scores="logits")
-    assert held(explicit)["scores"] == held(first)["scores"]
+    assert manifest_of(explicit)["scores"] == manifest_of(first)["scores"]
 
 
 @pytest.mark.slow
@@ -127,9 +127,9 @@ def test_augmenting_again_explains_the_same_of_several_scores() -> None:
         onnxcam.augment(source)
     for name in ("second", "second_logits"):
         first = augment(source, scores=name)
-        assert held(first)["scores"]["probabilities"] == "second"
+        assert manifest_of(first)["scores"]["probabilities"] == "second"
         again = augment(first, methods=("hirescam", "gradcam"))
-        assert held(again)["scores"] == held(first)["scores"]
+        assert manifest_of(again)["scores"] == manifest_of(first)["scores"]
         a, b = run(first, input=batch()), run(again, input=batch())
         assert np.array_equal(a["logits"], b["logits"])
         assert np.array_equal(a["gradients"], b["gradients"])
@@ -163,7 +163,7 @@ def test_weights_stored_as_float16() -> None:
 def test_an_old_softmax_with_its_logits_as_an_output() -> None:
     source = with_output(models.tiny_cnn(ending="Softmax", opset=11), "logits", ["N", 5])
     explainable = augment(source)
-    assert held(explainable)["scores"] == {
+    assert manifest_of(explainable)["scores"] == {
         "name": "logits", "kind": "logits", "classes": 5, "probabilities": "probabilities"
     }  # fmt: skip
     assert outputs(explainable)[:3] == ["probabilities", "logits", "activations"]

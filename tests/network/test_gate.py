@@ -22,7 +22,7 @@ from onnxcam.targets.readout import LOGITS
 from tests.network.gated import ALWAYS, NETS, NEVER, augment, distance, every_net, explained, readout, residual
 from tests.support import models
 from tests.support.batches import batch
-from tests.support.explainable import held
+from tests.support.explainable import manifest_of
 from tests.support.runtime import run, session
 
 LABELS = ["cat, tabby", "bird", "fish", "dog, hound", "frog"]
@@ -91,7 +91,7 @@ def test_every_target_mode(target: Any) -> None:
     feeds = {"input": x} | ({} if target == 3 else {"target": np.array([4, -1, 0, 2])})
     want, actual = run(plain, feeds), run(gated, feeds)
     assert all(distance(actual[name], value) <= 1e-6 for name, value in want.items())
-    assert held(gated)["target"] == held(plain)["target"]
+    assert manifest_of(gated)["target"] == manifest_of(plain)["target"]
 
 
 def test_an_empty_batch_fires_nothing() -> None:
@@ -130,15 +130,15 @@ def test_what_the_runtime_fuses_is_made_again_in_the_branch(tmp_path: Path) -> N
 
 def test_manifest_says_what_the_gate_is() -> None:
     gated, plain = augment(models.tiny_cnn(), gate="confidence < 0.6"), augment(models.tiny_cnn())
-    assert held(gated)["gate"] == {"condition": "confidence < 0.6", "output": "fired"}
-    assert "gate" not in held(plain)
+    assert manifest_of(gated)["gate"] == {"condition": "confidence < 0.6", "output": "fired"}
+    assert "gate" not in manifest_of(plain)
     # whoever knows nothing of gates reads the rest
-    assert held(gated)["format"] == 1
-    without = {key: value for key, value in held(gated).items() if key not in ("gate", "source")}
-    assert without == {key: value for key, value in held(plain).items() if key != "source"}
+    assert manifest_of(gated)["format"] == 1
+    without = {key: value for key, value in manifest_of(gated).items() if key not in ("gate", "source")}
+    assert without == {key: value for key, value in manifest_of(plain).items() if key != "source"}
     for half in ({"condition": "confidence < 0.6"}, {"condition": 1, "output": "fired"}, "confidence < 0.6"):
         with pytest.raises(ModelError, match="gate"):
-            manifest.parse(json.dumps(held(plain) | {"gate": half}))
+            manifest.parse(json.dumps(manifest_of(plain) | {"gate": half}))
 
 
 @pytest.mark.sample(3)
@@ -150,28 +150,28 @@ def test_without_its_gate_a_file_is_what_it_was(name: str) -> None:
     assert [network.condition for network in explained] == [None, ALWAYS]
     assert [o.name for o in gated.outputs] == [o.name for o in plain.outputs]
     assert sorted(n.op_type for n in gated.nodes) == sorted(n.op_type for n in plain.nodes)
-    assert "gate" not in held(gated.model)
+    assert "gate" not in manifest_of(gated.model)
     onnx.checker.check_model(gated.model, full_check=True)
 
 
 def test_augmenting_again_keeps_changes_or_removes_the_gate() -> None:
     first = augment(models.tiny_cnn(ending="Softmax"), gate="confidence < 0.6", labels=LABELS)
     again = augment(first, methods=("gradcam", "hirescam"))
-    assert held(again)["gate"]["condition"] == "confidence < 0.6"
+    assert manifest_of(again)["gate"]["condition"] == "confidence < 0.6"
     assert [o.name for o in again.graph.output][-3:] == ["heatmap/gradcam", "heatmap/hirescam", "fired"]
     changed = augment(again, ["relu1"], gate="label == 'cat'")
-    assert held(changed)["gate"]["condition"] == "label == 'cat'"
+    assert manifest_of(changed)["gate"]["condition"] == "label == 'cat'"
     removed = augment(changed, gate="")
     x = {"input": batch(4)}
     want = run(augment(models.tiny_cnn(ending="Softmax"), ["relu1"]), x)
     actual = run(removed, x)
-    assert "gate" not in held(removed) and list(actual) == list(want)
+    assert "gate" not in manifest_of(removed) and list(actual) == list(want)
     assert all(distance(actual[output], value) <= 1e-6 for output, value in want.items())
 
 
 def test_a_manifest_whose_gate_is_gone_is_refused() -> None:
     plain = augment(models.tiny_cnn())
-    manifest.write(plain, held(plain) | {"gate": {"condition": "margin < 1", "output": "fired"}})
+    manifest.write(plain, manifest_of(plain) | {"gate": {"condition": "margin < 1", "output": "fired"}})
     with pytest.raises(ModelError, match="no If node computes its maps"):
         onnxcam.Explainer(plain)
 
@@ -218,7 +218,7 @@ def test_check_proves_it(condition: str, outputs: str) -> None:
 
 def test_check_finds_a_gate_of_another_condition() -> None:
     gated = augment(models.tiny_cnn(), gate=ALWAYS)
-    manifest.write(gated, held(gated) | {"gate": {"condition": NEVER, "output": "fired"}})
+    manifest.write(gated, manifest_of(gated) | {"gate": {"condition": NEVER, "output": "fired"}})
     report = check(gated, directions=2)
     assert [f.name for f in report.findings if f.status == "failed"] == ["gate"]
 

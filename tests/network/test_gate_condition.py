@@ -27,7 +27,7 @@ from tests.network.gated import ALWAYS, augment, readout
 from tests.support import models
 from tests.support.batches import batch
 from tests.support.examples import examples
-from tests.support.explainable import held
+from tests.support.explainable import manifest_of
 from tests.support.runtime import run
 
 LABELS = ["cat, tabby", "bird", "fish", "dog, hound", "frog"]
@@ -148,10 +148,10 @@ def test_the_name_of_the_output_is_made_free() -> None:
     assert gated["fired"].dtype == np.bool_
     source.graph.output.append(edit.info("fired", TensorProto.FLOAT, ["N", 8, 32, 32]))
     other = augment(source, gate=ALWAYS)
-    assert held(other)["gate"]["output"] == "onnxcam.fired"
+    assert manifest_of(other)["gate"]["output"] == "onnxcam.fired"
     outputs = run(other, {"input": x})
     assert (outputs["onnxcam.fired"] == gated["fired"]).all() and outputs["fired"].dtype == np.float32
-    assert "gate" not in held(augment(source))
+    assert "gate" not in manifest_of(augment(source))
 
 
 RULES = st.builds(
@@ -211,7 +211,7 @@ def test_a_calibrations_quantities_are_the_same_in_the_file(
 def calibrated() -> onnx.ModelProto:
     """A calibrated file, with thresholds for shares of traffic and for a risk."""
     result = onnxcam.augment(models.tiny_cnn(), labels=LABELS, probe=False)
-    manifest = held(result)
+    manifest = manifest_of(result)
     facts = {
         "quantiles": {"n": 99, "levels": [0.1, 0.5], "confidence": [0.46, 0.49]},
         "risk": {"max": 0.01, "confidence": 0.95, "by": "confidence", "threshold": 0.5},
@@ -228,7 +228,7 @@ def test_a_calibrated_file_is_gated_by_meaning(calibrated: onnx.ModelProto, cond
     gated = augment(calibrated, gate=condition)
     x = np.random.default_rng(3).normal(size=(64, 3, 32, 32)).astype(np.float32)
     actual = run(gated, {"input": x})
-    manifest = held(gated)
+    manifest = manifest_of(gated)
     assert manifest["gate"]["condition"] == condition
     calibration = of_manifest(manifest)
     assert calibration is not None

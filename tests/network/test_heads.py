@@ -18,7 +18,7 @@ from onnxcam.network.network import Network
 from tests.monitor.monitoring import UNLIMITED, Collector
 from tests.support import heads
 from tests.support.batches import distance
-from tests.support.explainable import augment, held, outputs
+from tests.support.explainable import augment, manifest_of, outputs
 from tests.support.runtime import run, session
 
 CASES = Path(__file__).parent.parent / "cases"
@@ -89,9 +89,9 @@ def test_the_index_of_the_best_is_the_class() -> None:
 
 def test_what_was_stepped_over_is_said() -> None:
     explainable = augment(heads.build(heads.RECIPES["softmax, temperature, clip"]))
-    assert held(explainable)["scores"]["stepped_over"] == ["Clip", "Softmax"]
-    assert "stepped_over" not in held(augment(heads.build(heads.RECIPES["softmax"])))["scores"]
-    (warning,) = held(augment(heads.build(heads.RECIPES["softmax, wide clip"])))["scores"]["warnings"]
+    assert manifest_of(explainable)["scores"]["stepped_over"] == ["Clip", "Softmax"]
+    assert "stepped_over" not in manifest_of(augment(heads.build(heads.RECIPES["softmax"])))["scores"]
+    (warning,) = manifest_of(augment(heads.build(heads.RECIPES["softmax, wide clip"])))["scores"]["warnings"]
     assert "'Clip'" in warning and "shown and explained are those before" in warning
 
 
@@ -106,7 +106,7 @@ def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 def test_the_logarithm_of_a_vote_is_differentiated(name: str) -> None:
     model = heads.build(heads.RECIPES[name], 5)
     explainable = augment(model)
-    entry, layer = held(explainable)["scores"], held(explainable)["layers"][0]
+    entry, layer = manifest_of(explainable)["scores"], manifest_of(explainable)["layers"][0]
     assert entry["name"] == "log_probabilities" and entry["kind"] == "probabilities"
     assert entry["probabilities"] == "y" and entry.get("scale", 1) == (100 if "percent" in name else 1)
     assert outputs(explainable)[:2] == ["y", "log_probabilities"]
@@ -133,7 +133,7 @@ def test_the_logarithm_of_a_vote_is_differentiated(name: str) -> None:
 def test_an_explainable_file_is_augmented_again_to_the_same(name: str) -> None:
     explainable = augment(heads.build(heads.RECIPES[name], 5))
     again = augment(explainable, methods=("gradcam", "hirescam"))
-    assert held(again)["scores"] == held(explainable)["scores"]
+    assert manifest_of(again)["scores"] == manifest_of(explainable)["scores"]
     target = np.array([0, 1, 2, 3, 4, -1])
     a, b = (run(each, x=PICTURES, target=target) for each in (explainable, again))
     assert np.abs(a["gradients"] - b["gradients"]).max() <= 1e-6 * np.abs(a["gradients"]).max()
@@ -160,8 +160,8 @@ def test_a_sigmoid_outside_the_file_is_declared() -> None:
         "name": "logits", "kind": "multilabel", "classes": scores.shape[1], "probabilities": None
     }  # fmt: skip
     explainable = augment(path, scores="logits", kind="multilabel")
-    assert held(explainable)["scores"]["kind"] == "multilabel"
-    assert held(augment(explainable, methods=("hirescam",)))["scores"]["kind"] == "multilabel"
+    assert manifest_of(explainable)["scores"]["kind"] == "multilabel"
+    assert manifest_of(augment(explainable, methods=("hirescam",)))["scores"]["kind"] == "multilabel"
 
 
 def test_a_single_number_is_a_binary_logit_with_a_warning_or_a_quantity() -> None:
@@ -174,7 +174,7 @@ def test_a_single_number_is_a_binary_logit_with_a_warning_or_a_quantity() -> Non
     np.testing.assert_array_equal(values, original["age"])
     explainable = augment(path, kind="regression")
     assert outputs(explainable)[:2] == ["age", "activations"]
-    assert held(augment(explainable, methods=("hirescam",)))["scores"]["kind"] == "regression"
+    assert manifest_of(augment(explainable, methods=("hirescam",)))["scores"]["kind"] == "regression"
     with pytest.raises(SettingError, match="this model's score is a quantity"):
         augment(path, kind="regression", gate="confidence < 0.6")
 
@@ -182,7 +182,7 @@ def test_a_single_number_is_a_binary_logit_with_a_warning_or_a_quantity() -> Non
 def test_a_quantity_without_a_class_axis() -> None:
     model = heads.build(heads.RECIPES["binary logit [N]"])
     explainable = augment(model, kind="regression")
-    assert held(explainable)["scores"]["name"] == "value"
+    assert manifest_of(explainable)["scores"]["name"] == "value"
     values = run(explainable, x=PICTURES)
     np.testing.assert_array_equal(values["value"][:, 0], values["y"])
 
@@ -251,7 +251,7 @@ def test_labels_that_the_graph_holds(name: str) -> None:
     network, scores, p = predictions(path, x)
     assert network.labels == list("abcde")
     explainable = onnxcam.augment(path)  # a ZipMap stays, as every output does: an operator of ai.onnx.ml
-    assert held(explainable)["labels"] == list("abcde")
+    assert manifest_of(explainable)["labels"] == list("abcde")
     assert outputs(explainable)[: len(original)] == list(original)
     if name == "zipmap_only":
         expected = np.array([[row[label] for label in "abcde"] for row in original["loss"]])
@@ -260,7 +260,7 @@ def test_labels_that_the_graph_holds(name: str) -> None:
     np.testing.assert_allclose(p, expected, atol=1e-6)
     if name == "label_strings":
         assert [network.labels[index] for index in network.readout.top1(scores)] == list(original["label"])
-    assert held(onnxcam.augment(path, labels=list("vwxyz")))["labels"] == list("vwxyz")
+    assert manifest_of(onnxcam.augment(path, labels=list("vwxyz")))["labels"] == list("vwxyz")
 
 
 @pytest.mark.parametrize("lookup", ["ArrayFeatureExtractor", "LabelEncoder", "ints"])

@@ -182,8 +182,8 @@ def test_the_model_inside_is_given_back() -> None:
     assert manifest.read(again) == manifest.read(plain)
     assert [i.name for i in again.graph.input] == ["input", "target"]
     x = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
-    got, want = (onnxcam.Explainer(source).attribute(x, [0, 1, -1]) for source in (model, plain))
-    np.testing.assert_array_equal(got, want)
+    actual, want = (onnxcam.Explainer(source).attribute(x, [0, 1, -1]) for source in (model, plain))
+    np.testing.assert_array_equal(actual, want)
 
 
 @pytest.mark.slow

@@ -137,10 +137,10 @@ def test_a_batch_of_one_is_found_out_and_declared() -> None:
     facts = onnxcam.probe(flattened())
     assert (facts.batch, facts.rows, facts.layers[0].place.verdict) == (1, None, "direct")
     assert "one picture at a time only" in facts.unmeasured["rows"]
-    made = onnxcam.augment(flattened(), ["layer"])
-    record = manifest.read(made)
+    explainable = onnxcam.augment(flattened(), ["layer"])
+    record = manifest.read(explainable)
     assert record is not None and record["input"]["shape"] == [1, 3, 48, 48]
-    assert made.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    assert explainable.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
 
 
 def test_pictures_of_such_a_model_are_explained_one_by_one() -> None:
@@ -307,8 +307,8 @@ def test_numbers_that_contradict_the_graph_are_warned_of(monkeypatch: pytest.Mon
     rows = np.random.default_rng(0).dirichlet(np.ones(5), 12)
     measured = replace(facts, scores=measure(rows))
     monkeypatch.setattr("onnxcam.network.explainable.measure", lambda *_, **__: measured)
-    made = onnxcam.augment(source)
-    record = manifest.read(made)
+    explainable = onnxcam.augment(source)
+    record = manifest.read(explainable)
     assert record is not None
     assert (record["scores"]["kind"], record["scores"]["name"]) == ("logits", "scores")
     assert "a softmax of them may be one too many" in record["scores"]["warnings"][0]

@@ -21,7 +21,7 @@ def outputs(model: onnx.ModelProto) -> list[str]:
     return [o.name for o in model.graph.output]
 
 
-def held(model: onnx.ModelProto) -> dict[str, Any]:
+def manifest_of(model: onnx.ModelProto) -> dict[str, Any]:
     result = manifest.read(model)
     assert result is not None
     return result

@@ -23,6 +23,7 @@ def story():
     return module
 
 
+@pytest.mark.slow
 def test_the_corruptions_leave_the_rest_as_it_was(story) -> None:
     pixels = np.full((story.SIDE, story.SIDE, 3), 90, np.uint8)
     marked, framed = story.watermark(pixels), story.frame(pixels)

@@ -25,6 +25,7 @@ def test_boxes_are_tight_around_what_the_mask_shows() -> None:
         assert not scene.mask[~inside].any()
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_scene_and_classes_come_in_pairs() -> None:
     first, again = (list(scenes.scenes(5, 40)) for _ in range(2))
     for one, other in zip(first, again, strict=True):

@@ -71,6 +71,7 @@ MATMULS: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
 ]
 
 
+@pytest.mark.sample(6)
 @covers("MatMul")
 @pytest.mark.parametrize(("a", "b"), MATMULS)
 def test_matmul(a: tuple[int, ...], b: tuple[int, ...]) -> None:

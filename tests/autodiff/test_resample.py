@@ -123,6 +123,7 @@ def test_resize_with_scales_known_at_run_time_only(arguments: str) -> None:
     check(nodes, feeds, wrt=["x"], free=("static", "spatial"), reference=linear(model, feeds["x"]))
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_nearest_resize_by_whole_factors(coordinates: str, rounding: str) -> None:

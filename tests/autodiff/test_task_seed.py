@@ -58,6 +58,7 @@ def detector(
     )
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize(
@@ -139,6 +140,7 @@ def covered(region: np.ndarray, h: int, w: int, size: tuple[int, int]) -> np.nda
     return cells
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(
     ("channels", "activation"), [(5, "softmax"), (5, None), (1, "sigmoid"), (1, None), (2, "sigmoid")]

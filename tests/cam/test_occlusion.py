@@ -41,6 +41,7 @@ WINDOWS: dict[str, tuple[Any, Any, tuple[int, ...], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", WINDOWS)
 def test_occlusion_equals_captum(explainer: Explainer, case: str) -> None:
     window, stride, shape, strides = WINDOWS[case]

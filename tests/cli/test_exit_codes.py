@@ -28,6 +28,7 @@ CODES = {
     "OutputError": 1,
     "RecordError": 1,
     "TargetError": 2,
+    "TargetAbsent": 2,
     "LabelsError": 2,
     "LayerError": 2,
     "MethodError": 2,

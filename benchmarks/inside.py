@@ -27,7 +27,7 @@ from benchmarks.files import SEED
 PAGE = Path(__file__).with_suffix(".md")
 TORCH = (
     "resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0", "squeezenet1_1",
-    "convnext_tiny", "vit_b_32", "regnet_y_400mf", "googlenet", "swin_t",
+    "convnext_tiny", "vit_b_32", "regnet_y_400mf", "googlenet", "swin_t", "alexnet", "squeezenet1_0",
 )  # fmt: skip
 KERAS = ("MobileNetV2", "ResNet50", "EfficientNetB0")
 TRAINED_TORCH, TRAINED_KERAS = ("efficientnet-lite0",), ("mnist", "fashion_mnist")

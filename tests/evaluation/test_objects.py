@@ -48,6 +48,7 @@ def drawn(name: str) -> list[tuple[np.ndarray, str]]:
     return [(np.array([float(row[side]) for side in ("x0", "y0", "x1", "y1")]), row["label"]) for row in rows]
 
 
+@pytest.mark.slow
 def test_each_drawn_object_that_is_detected_is_judged_once(detector: onnxcam.Explainer, judged: Any) -> None:
     matched = 0
     for path in PICTURES:

@@ -32,7 +32,7 @@ pytestmark = [
 K = keras.layers
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "window", "places"),
     [

@@ -205,6 +205,7 @@ def test_a_picture_needs_a_preprocessing(tmp_path: Path, pictures: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_without_pyarrow_it_says_what_to_install(model: Path, pictures: Path, tmp_path: Path) -> None:
     code = "import sys; sys.modules['pyarrow'] = None; from onnxcam.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "batch", str(model), str(pictures), "-o", str(tmp_path / "out")]

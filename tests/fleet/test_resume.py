@@ -116,6 +116,7 @@ def test_a_signal_ends_it_with_130_and_whole_parts(
     assert table.same(output, whole)
 
 
+@pytest.mark.slow
 def test_leftovers_are_removed_and_what_is_there_stays(model: Path, pictures: Path, whole: Path, stopped: Path) -> None:
     times = [path.stat().st_mtime_ns for path in tables.files_of(stopped)]
     result = table.batch(*arguments(model, pictures, stopped), "--resume", "--json")

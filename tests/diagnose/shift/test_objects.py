@@ -68,6 +68,7 @@ def best_overlap(box: Any, others: Any) -> float:
     return max((float((area & inside(b)).sum() / max((area | inside(b)).sum(), 1)) for b in others), default=0.0)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("form", ["yolov8", "torchvision", "retinanet"])
 def test_boxes_and_their_maps_are_those_of_each_model(form: str) -> None:
     old, new = explainer(form), explainer(form, 0.03)
@@ -131,6 +132,7 @@ def flips() -> Shift:
     return compare(explainer("yolov8"), explainer("yolov8", 0.4), PICTURES, names=[f"{k}.png" for k in range(4)])
 
 
+@pytest.mark.slow
 def test_flips_are_counted_in_boxes_everywhere(tmp_path: Path) -> None:
     shift = flips()
     counts = {change: sum(one.change == change for one in shift.objects) for change in (SAME, CLASS, LOST, NEW)}
@@ -157,6 +159,7 @@ def test_flips_are_counted_in_boxes_everywhere(tmp_path: Path) -> None:
     assert len(re.findall("data:image/jpeg", html)) == 2 * both + counts[LOST] + counts[NEW]
 
 
+@pytest.mark.slow
 def test_a_picture_without_boxes_is_no_map() -> None:
     old = explainer("torchvision")
     black = np.zeros_like(PICTURES[0])
@@ -169,6 +172,7 @@ def test_a_picture_without_boxes_is_no_map() -> None:
     assert mixed.pictures[1].p is None and mixed.pictures[0].p == 1.0 and mixed.verdict is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["yolov8", "segment"])
 def test_small_changes_of_the_pictures_are_a_null(form: str) -> None:
     old = explainer(form)

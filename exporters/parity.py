@@ -182,6 +182,7 @@ def verify(
                 if nearby is not None:
                     floors = _larger(floors, _errors(_expected(manifest, nearby, classes), exact))
         allowed = _judge(errors, floors, len(batch), against)
+    _require_own_best(session, manifest, batch, classes[0], outputs[0])
     return {"against": against, "samples": len(batch), **worst, "tolerance": allowed}
 
 
@@ -216,6 +217,29 @@ def _targets(scores: np.ndarray, manifest: Manifest) -> list[np.ndarray]:
     other = (top + other) % classes
     masked = np.isneginf(readout.per_class(scores)[np.arange(rows), other])  # has no gradient to compare
     return [top, np.where(masked.any() if manifest["target"].get("rows") == SHARED else masked, top, other)]
+
+
+def _require_own_best(session: Any, manifest: Manifest, batch: np.ndarray, top: Any, at_top: Values) -> None:
+    """Compare a file at negative targets, each row's own top-1 class, with itself at those classes by index.
+
+    Rows whose top-1 class in the file is another than the framework's, at a tie, are left out.
+
+    Raises:
+        VerificationError: a negative target means another class.
+    """
+    target, scores = manifest["target"], manifest["scores"]
+    if target["mode"] not in ("optional", "required") or target.get("rows") == SHARED or scores.get("task") is not None:
+        return
+    feeds = {manifest["input"]["name"]: batch, target["name"]: np.full(len(batch), -1, np.int64)}
+    values = _outputs(session, manifest, feeds)
+    same = Readout.from_manifest(scores).top1(values["scores"][scores["name"]]) == top
+    for name, gradients in values["gradients"].items():
+        far = distance(gradients, at_top["gradients"][name])
+        if (far[same] > TOLERANCE).any():
+            raise VerificationError(
+                f"the gradients of {name!r} at a negative target are not those of each row's own top-1 class: they "
+                f"differ by {far[same].max():.3g}; the file was not written. Please report the model"
+            )
 
 
 def _outputs(session: Any, manifest: Manifest, feeds: dict[str, np.ndarray]) -> Values:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import onnx
 import pytest
 
 from benchmarks.random_exports import checked, exported, refused
+from onnxcam.errors import VerificationError
+from tests.support import wrong_gradients
 
 
 @pytest.mark.slow
@@ -35,3 +40,21 @@ def test_there_are_twenty_architectures() -> None:
 
     assert len(NETWORKS) == 20
     assert all(len(layers(build(name, 3))) >= 3 for name in NETWORKS)
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_an_export_whose_negative_targets_mean_another_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from benchmarks.small_torch_nets import SIDE, build
+    from onnxcam.exporters import parity, pytorch
+
+    verify = parity.verify_on_samples
+
+    def verify_wrong(model: onnx.ModelProto, *about: Any) -> Any:
+        (wrong,) = [plant.model for plant in wrong_gradients.plants(model) if plant.node.endswith("ArgMax as ArgMin")]
+        return verify(wrong, *about)
+
+    monkeypatch.setattr(parity, "verify_on_samples", verify_wrong)
+    with pytest.raises(VerificationError, match="negative target"):
+        pytorch.export(build("resnet", 3), torch.randn(2, 3, SIDE, SIDE), None)

@@ -191,6 +191,7 @@ def explain(
     METHOD_heatmap.png, METHOD_overlay.png, panel.png and explanation.json (with several methods each one's files, and
     methods.png); DIR/analysis_summary.json is about all of them.
     The five best predictions of each go to standard output. A picture that fails is named and does not stop the rest.
+    Of several pictures, one without such a box or region is named too, and is no failure.
 
     Exit status: 0 all explained, 1 some or all pictures failed, 2 wrong usage or unknown class, layer or method,
     3 unusable model, 4 no usable runtime or execution provider.
@@ -294,8 +295,9 @@ def explain(
         options.print_json(summary)
     counts = summary["counts"]
     if counts["found"] > 1:
+        absent = f", {counts['absent']} without what was to be explained," if counts.get("absent") else ""
         terminal.echo(
-            f"{counts['explained']} of {counts['found']} explained in {summary['duration_s']:.1f} s on "
+            f"{counts['explained']} of {counts['found']} explained{absent} in {summary['duration_s']:.1f} s on "
             f"{explainer.providers[0]}; see {folder / SUMMARY}",
             err=True,
         )

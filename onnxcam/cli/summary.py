@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcam.cli.progress import Progress
 from onnxcam.cli.versions import versions
+from onnxcam.errors import TargetAbsent
 from onnxcam.explain import pictures
 from onnxcam.explain.explainer import Explainer
 from onnxcam.explain.folder import Outcome, explain_all, sentence
@@ -97,12 +98,15 @@ class Run:
         self, about: dict[str, Any], duration: float, interrupted: bool, explainer: Explainer
     ) -> dict[str, Any]:
         total = len(self._collected.items) + len(self._collected.failures)
-        explained = sum(entry["error"] is None for entry in self._entries)
-        failed = len(self._entries) - explained
+        failed = sum(entry["error"] is not None for entry in self._entries)
+        absent = sum("absent" in entry for entry in self._entries)
+        explained = len(self._entries) - failed - absent
         counts = {"found": total, "explained": explained, "failed": failed}
+        if explainer.terms.readout.task is not None:
+            counts["absent"] = absent
         if interrupted:
-            counts["left"] = total - explained - failed
-        best = [(entry["index"], entry["confidence"]) for entry in self._entries if entry["error"] is None]
+            counts["left"] = total - len(self._entries)
+        best = [(e["index"], e["confidence"]) for e in self._entries if e["error"] is None and "absent" not in e]
         return about | {
             "started": self._started,
             "duration_s": round(duration, 3),
@@ -137,8 +141,11 @@ class Run:
         name, record = outcome.item.name, outcome.record
         if record is None:
             text = sentence(outcome)
-            progress.note(f"Error: {text}")
-            self._entries.append(_entry(name, outcome.item.folder.as_posix(), None, None, text))
+            # one of several pictures without a box is as it should be; of a single one there is no result
+            absent = isinstance(outcome.error, TargetAbsent) and len(self._collected.items) > 1
+            progress.note(f"{'Warning' if absent else 'Error'}: {text}")
+            entry = _entry(name, outcome.item.folder.as_posix(), None, None, None if absent else text)
+            self._entries.append(entry | ({"absent": str(outcome.error)} if absent else {}))
             return
         entry = _entry(name, outcome.item.folder.as_posix(), record, outcome.files, None)
         if self._truth is not None:

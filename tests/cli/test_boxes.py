@@ -238,3 +238,29 @@ def test_panels_and_pages_name_what_is_explained(run: Run, folder: Path, tmp_pat
     assert lowered.label == "-value0" and lowered.probability == -plain.probability
     assert run("explain", folder / "segment.onnx", street, *flags, "--top", 2).code == 0
     assert (tmp_path / "regions.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_picture_without_a_box_among_others_is_no_failure(run: Run, folder: Path, tmp_path: Path) -> None:
+    """An empty street is told; alone, it is an error: there is no result."""
+    model, street, pictures = tmp_path / "sparse.onnx", folder / "street.png", tmp_path / "pictures"
+    onnx.save(detectors.build("torchvision"), model)
+    pictures.mkdir()
+    (pictures / "street.png").write_bytes(street.read_bytes())
+    image.write_png(pictures / "black.png", np.zeros((64, 64, 3), np.uint8))
+    shared = ("--preprocess", "0..1", "--files", "json")
+    result = run("explain", model, pictures, "-o", tmp_path / "all", *shared)
+    assert result.code == 0, result.err
+    (warning,) = [line for line in result.err.splitlines() if "black.png" in line]
+    assert warning.startswith("Warning: ") and "no box" in warning
+    assert "1 of 2 explained, 1 without what was to be explained, in " in result.err
+    summary = json.loads((tmp_path / "all/analysis_summary.json").read_text())
+    assert summary["counts"] == {"found": 2, "explained": 1, "failed": 0, "absent": 1}
+    entries = {Path(one["name"]).name: one for one in summary["pictures"]}
+    black = entries["black.png"]
+    assert "no box" in black["absent"] and (black["error"], black["index"], black["files"]) == (None, None, {})
+    assert "absent" not in entries["street.png"] and entries["street.png"]["boxes"]
+    (pictures / "broken.png").write_bytes(b"none")
+    assert run("explain", model, pictures, "-o", tmp_path / "broken", *shared).code == 1
+    alone = run("explain", model, pictures / "black.png", "-o", tmp_path / "alone", *shared)
+    assert alone.code == 1 and alone.err.startswith("Error: ") and "no box" in alone.err

@@ -46,7 +46,7 @@ def markdown(shift: Shift, conditions: Sequence[Condition] = (), *, title: str =
             rows = [
                 [
                     code(one.picture.name),
-                    "–" if one.distance is None else f"{one.distance:.1%}",
+                    _moved(one.distance),
                     *(
                         "–" if prediction is None else f"{code(prediction.label)} {number(shift, prediction)}"
                         for prediction in (one.old, one.new)
@@ -59,7 +59,7 @@ def markdown(shift: Shift, conditions: Sequence[Condition] = (), *, title: str =
     for of_class in shift.classes[:LISTED]:
         pair = of_class.accuracy if of_class.areas is None else of_class.areas
         change = "" if pair is None else f"{pair[0]:.1%} → {pair[1]:.1%}"
-        numbers = [str(of_class.pictures), str(of_class.flipped), f"{of_class.distance:.1%}", change]
+        numbers = [str(of_class.pictures), str(of_class.flipped), _moved(of_class.distance), change]
         rows.append([code(of_class.label), *numbers])
     if rows:
         what = "boxes" if shift.task == DETECT else "pictures"
@@ -94,6 +94,10 @@ def _flips(shift: Shift) -> list[str]:
     if shift.task is None or shift.task == SEGMENT:
         return [f"{titles(shift)[2]} flipped", f"{len(shift.flipped)} ({shift.flipped_share:.1%})"]
     return [titles(shift)[2], plain(changed(shift))]
+
+
+def _moved(distance: float | None) -> str:
+    return "–" if distance is None else f"{distance:.1%}"
 
 
 def _regions(shift: Shift) -> list[str]:

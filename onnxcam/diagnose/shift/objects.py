@@ -2,7 +2,8 @@
 
 Boxes of OLD are matched with NEW's by their overlap, of the same class first. The maps of a box that both report with
 one class are compared; one that is lost, new or of another class is a flip. Of a segmentation both explain the class
-with most cells in OLD, over the cells that it has there; of an embedding or a value what the caller names.
+with most cells in OLD, over the cells that it has there, as far as both models see them; of an embedding or a value
+what the caller names.
 """
 
 from __future__ import annotations
@@ -171,27 +172,29 @@ def _gaps(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def match(old: Sequence[Detection], new: Sequence[Detection]) -> list[tuple[Detection | None, Detection | None, float]]:
-    """Which box of OLD is which of NEW: the best of OLD first, each the one that overlaps it most, of its class first.
+    """Which box of OLD is which of NEW: the two that overlap most first, those of one class before the others.
+
+    Which of the models is OLD makes no difference.
 
     Returns:
         pairs with their IoU, in OLD's order, then those of NEW alone; None for a box that the other does not report.
     """
-    free = list(new)
-    partners: dict[int, tuple[Detection, float]] = {}
+    others = np.array([one.box for one in new]).reshape(-1, 4)
+    overlaps = np.array([iou(np.array(one.box), others) for one in old]).reshape(len(old), len(new))
+    alike = np.array([[a.class_index == b.class_index for b in new] for a in old], bool).reshape(overlaps.shape)
+    partners: dict[int, int] = {}
     for same_class in (True, False):
-        for place, one in enumerate(old):
-            others = [other for other in free if not same_class or other.class_index == one.class_index]
-            if place in partners or not others:
-                continue
-            overlaps = iou(np.array(one.box), np.array([other.box for other in others]))
-            best = int(overlaps.argmax())
-            if overlaps[best] >= OVERLAP:
-                partners[place] = others[best], float(overlaps[best])
-                free.remove(others[best])
+        among = overlaps >= OVERLAP
+        among &= alike == same_class
+        places = np.argwhere(among)
+        for place, other in places[np.argsort(-overlaps[among], kind="stable")].tolist():
+            if place not in partners and other not in partners.values():
+                partners[place] = other
     pairs: list[tuple[Detection | None, Detection | None, float]] = [
-        (one, *partners.get(place, (None, 0.0))) for place, one in enumerate(old)
+        (one, new[partners[place]], float(overlaps[place, partners[place]])) if place in partners else (one, None, 0.0)
+        for place, one in enumerate(old)
     ]
-    return [*pairs, *((None, other, 0.0) for other in free)]
+    return [*pairs, *((None, other, 0.0) for place, other in enumerate(new) if place not in partners.values())]
 
 
 def _boxes(sights: Sequence[Sight], copies: Sequence[Sight]) -> Compared:
@@ -303,7 +306,9 @@ def _cells(sights: Sequence[Sight], copies: Sequence[Sight]) -> Compared:
     index, first = predictions[0].index, sights[0]
     cells = regions.members(task, first.row, first.geometry)[index]
     mask = first.geometry.to_picture(cells.astype(np.float32)) >= 0.5
-    if not mask.any():  # nothing of a class of its own, or thinner than a pixel
+    for sight in sights:  # what the crop of one leaves out, no model can be compared on
+        mask &= sight.geometry.to_picture(np.ones(sight.geometry.input_size, np.float32)) > 0
+    if not mask.any():  # nothing of a class of its own that all see, or thinner than a pixel
         return Compared(predictions[0], predictions[1], index, None, (), by_class)
     target = Region(index, mask)
 

@@ -152,7 +152,7 @@ def _classes(shift: Shift) -> str:
     has_truth, has_areas = shift.accuracy is not None, shift.task == SEGMENT
     rows = []
     for one in shift.classes[:_CLASSES]:
-        cells = [f"{one.pictures:,}", f"{one.flipped:,}", f"{one.distance:.1%}"]
+        cells = [f"{one.pictures:,}", f"{one.flipped:,}", "–" if one.distance is None else f"{one.distance:.1%}"]
         if has_truth or has_areas:
             pair = one.areas if has_areas else one.accuracy
             cells.append("" if pair is None else f"{pair[0]:.1%} → {pair[1]:.1%}")

@@ -155,8 +155,13 @@ def compare_classes(old: Explainer, new: Explainer, what: str = "NEW") -> list[s
             return []
         lacking = "OLD" if old.labels is None else what
         return [f"{lacking} has no labels, so that its classes are the other's is taken on trust: check their order"]
+    if len(old.labels) != len(new.labels):
+        raise SettingError(
+            f"OLD has {len(old.labels)} labels and {what} has {len(new.labels)}; only models of the same classes can be "
+            "compared (labels= or --labels sets those of both)"
+        )
     differing = [
-        index for index, (a, b) in enumerate(zip(old.labels, new.labels, strict=False)) if _plain(a) != _plain(b)
+        index for index, (a, b) in enumerate(zip(old.labels, new.labels, strict=True)) if _plain(a) != _plain(b)
     ]
     if differing:
         index = differing[0]

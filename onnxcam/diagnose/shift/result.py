@@ -79,7 +79,7 @@ class ClassShift:
             the box in OLD, of one that is new in NEW.
         pictures: how many; of a detector how many boxes.
         flipped: how many predictions changed.
-        distance: mean distance of the maps.
+        distance: mean distance of the maps; None where none were compared: every box is lost, new or of another class.
         accuracy: of OLD and NEW, None without the truth.
         areas: of a segmentation its mean share of all pictures in OLD and in NEW; None of other models.
     """
@@ -88,7 +88,7 @@ class ClassShift:
     label: str
     pictures: int
     flipped: int
-    distance: float
+    distance: float | None
     accuracy: tuple[float, float] | None
     areas: tuple[float, float] | None = None
 
@@ -342,15 +342,15 @@ class Shift:
                 self.old.label(index),
                 len(some),
                 sum(picture.flipped for picture in some),
-                _mean_distance(some) or 0.0,
+                _mean_distance(some),
                 _accuracy(some),
                 self._areas(index),
             )
             for index, some in by_class.items()
         ]
         present = {index for picture in self.pictures for index in picture.areas or ()} - set(by_class)
-        classes += [ClassShift(index, self.old.label(index), 0, 0, 0.0, None, self._areas(index)) for index in present]
-        return sorted(classes, key=lambda one: (-one.distance, one.index))
+        classes += [ClassShift(index, self.old.label(index), 0, 0, None, None, self._areas(index)) for index in present]
+        return sorted(classes, key=lambda one: (-(one.distance or 0.0), one.index))
 
     def _areas(self, index: int) -> tuple[float, float] | None:
         """A class's mean share of the cells over all pictures, in OLD and in NEW."""
@@ -371,8 +371,8 @@ class Shift:
         for (index, label), some in by_class.items():
             gaps = [one.distance for one in some if one.distance is not None]
             flips = sum(one.flipped for one in some)
-            classes.append(ClassShift(index, label, len(some), flips, float(np.mean(gaps)) if gaps else 0.0, None))
-        return sorted(classes, key=lambda one: (-one.distance, one.index))
+            classes.append(ClassShift(index, label, len(some), flips, float(np.mean(gaps)) if gaps else None, None))
+        return sorted(classes, key=lambda one: (-(one.distance or 0.0), one.index))
 
     @property
     def regions(self) -> list[RegionShift]:

@@ -90,7 +90,8 @@ def _of_class(shift: Shift, one: ClassShift) -> str:
     parts = []
     if one.pictures:
         boxes = " boxes" if shift.task == DETECT else ""
-        parts.append(f"moved by {one.distance:.1%}, {one.flipped} of {one.pictures}{boxes} flipped")
+        parts.append("no map compared" if one.distance is None else f"moved by {one.distance:.1%}")
+        parts.append(f"{one.flipped} of {one.pictures}{boxes} flipped")
     if one.areas is not None:
         parts.append(f"area {one.areas[0]:.1%} -> {one.areas[1]:.1%}")
     if one.accuracy is not None:

@@ -24,6 +24,7 @@ from onnxcam.diagnose.shift.objects import match
 from onnxcam.diagnose.shift.result import CLASS, LOST, NEW, SAME
 from onnxcam.diagnose.shift.text import lines
 from onnxcam.errors import ModelError, SettingError
+from onnxcam.image.preprocess import Crop, Preprocess, Resize
 from onnxcam.targets.scalars import Box, Region, Similarity, Value
 from onnxcam.targets.tasks import Detection
 from tests.cli.conftest import Run, run  # noqa: F401 - a fixture
@@ -126,6 +127,32 @@ def test_boxes_are_matched_by_overlap_and_of_their_class_first() -> None:
     assert match([], []) == []
 
 
+def test_a_lost_box_does_not_take_the_partner_of_its_neighbour() -> None:
+    """OLD's better box is lost; the one beside it is NEW's, whatever the scores, and whichever of the two is OLD."""
+    old = [detection(0, 1, 0, 0, 10, 10), detection(1, 1, 0, 3, 10, 13)]
+    new = [detection(5, 1, 0, 3, 10, 13)]
+    assert [(a and a.index, b and b.index) for a, b, _ in match(old, new)] == [(0, None), (1, 5)]
+    assert [(a and a.index, b and b.index) for a, b, _ in match(new, old)] == [(5, 1), (None, 0)]
+    broken = detection(6, 1, np.nan, 3, 10, 13)  # a box that is no number overlaps none, and hides none
+    assert [(a and a.index, b and b.index) for a, b, _ in match(old, [broken, *new])] == [(0, None), (1, 5), (None, 6)]
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        sides = []
+        for count in rng.integers(0, 6, 2):
+            low, size = rng.uniform(0, 20, (count, 2)), rng.uniform(5, 20, (count, 2))
+            edges = np.concatenate([low, low + size], axis=1).tolist()
+            sides.append([detection(k, int(rng.integers(2)), *box) for k, box in enumerate(edges)])
+        pairs = {(a and a.index, b and b.index, round(o, 9)) for a, b, o in match(*sides)}
+        assert pairs == {(a and a.index, b and b.index, round(o, 9)) for b, a, o in match(sides[1], sides[0])}
+
+
+def test_labels_of_another_number_are_refused_where_the_files_do_not_tell_their_classes() -> None:
+    old, new = (explainer("torchvision", labels=names) for names in (("a", "b", "c"), ("a", "b", "c", "d")))
+    assert old.classes == new.classes == 0
+    with pytest.raises(SettingError, match="OLD has 3 labels and NEW has 4"):
+        compare(old, new, PICTURES)
+
+
 @cache
 def flips() -> Shift:
     """Detectors that differ so much that boxes flip in every way."""
@@ -146,6 +173,8 @@ def test_flips_are_counted_in_boxes_everywhere(tmp_path: Path) -> None:
     assert f"of {total} boxes {counts[SAME]} are the same, {counts[LOST]} lost, {counts[NEW]} new" in first
     assert sum(one.pictures for one in shift.classes) == total
     assert sum(one.flipped for one in shift.classes) == total - counts[SAME]
+    for of_class in shift.classes:  # of lost boxes alone no map is compared, which is not a distance of 0
+        assert (of_class.distance is None) == (of_class.flipped == of_class.pictures)
     outcome = Condition.parse("predictions > 1%").decide(shift)
     assert outcome.failed and f"{shift.flipped_share:.2%} of the boxes flipped" in outcome.sentence
     text = markdown(shift)
@@ -217,6 +246,30 @@ def test_areas_and_the_map_of_the_largest_class() -> None:
         assert of_class.areas == pytest.approx(np.mean(pairs, axis=0))
     assert any("area" in line for line in lines(shift)) and "| class | pictures |" in markdown(shift)
     assert compare(old, old, PICTURES).distance < 1e-6
+
+
+def test_cells_that_a_crop_leaves_out_are_not_compared() -> None:
+    """The other pictures are: one whose largest class NEW does not see ended the comparison."""
+    model = altered("segment", 0.0)
+    whole = Preprocess(resize=Resize("stretch", (64, 96)))
+    old, new = (
+        Explainer(model, preprocess=one, probe=False) for one in (whole, Preprocess(crop=Crop((64, 96), "center")))
+    )
+    rng = np.random.default_rng(659)  # the colours of two classes
+    edge = np.empty((64, 300, 3), np.uint8)
+    edge[:] = rng.integers(0, 255, 3)
+    edge[:, 88:212] = rng.integers(0, 255, 3)
+    full = np.repeat(np.repeat(PICTURES[0], 2, 0), 2, 1)
+    shift = compare(old, new, [edge, full])
+    without, with_map = shift.pictures
+    assert (without.maps, with_map.maps) == (0, 1) and without.old.index != without.new.index
+    assert without.to_dict()["distance"] is None and shift.distance == with_map.distance
+    (of_class,) = [one for one in shift.classes if one.index == without.old.index]
+    if with_map.old.index != without.old.index:
+        assert of_class.distance is None and any("no map compared" in line for line in lines(shift))
+    seen = np.zeros(full.shape[:2], bool)
+    seen[32:96, 48:144] = True
+    assert isinstance(with_map.subject, Region) and not (np.asarray(with_map.subject.region) & ~seen).any()
 
 
 def test_embeddings_and_values(tmp_path: Path) -> None:

@@ -157,8 +157,8 @@ def compare_classes(old: Explainer, new: Explainer, what: str = "NEW") -> list[s
         return [f"{lacking} has no labels, so that its classes are the other's is taken on trust: check their order"]
     if len(old.labels) != len(new.labels):
         raise SettingError(
-            f"OLD has {len(old.labels)} labels and {what} has {len(new.labels)}; only models of the same classes can be "
-            "compared (labels= or --labels sets those of both)"
+            f"OLD has {len(old.labels)} labels and {what} has {len(new.labels)}; only models of the same classes can "
+            "be compared (labels= or --labels sets those of both)"
         )
     differing = [
         index for index, (a, b) in enumerate(zip(old.labels, new.labels, strict=True)) if _plain(a) != _plain(b)

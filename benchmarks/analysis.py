@@ -46,10 +46,9 @@ def main(arguments: list[str]) -> None:
         print(rows[-1], flush=True)
     if "--write" in arguments:
         text = (
-            "# What analysing a large graph costs\n\n"
-            f"`onnxcam layers` of {count:,} nodes: processor time relative to that of ONNX Runtime "
-            f"{onnxruntime.__version__} opening a session for the same file, on one thread, and per node.\n\n"
-            "| pattern | ratio | per node |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+            f"# What analysing a large graph costs\n\n`onnxcam layers` of {count:,} nodes: processor time relative to "
+            f"that of ONNX Runtime {onnxruntime.__version__} opening a session for the same file, on one thread, and "
+            "per node.\n\n| pattern | ratio | per node |\n|---|---|---|\n" + "\n".join(rows) + "\n"
         )
         Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
 

@@ -117,12 +117,11 @@ def table(arguments: argparse.Namespace) -> list[str]:
     lines = [
         title,
         "",
-        f"Measured with `python benchmarks/boxes.py {arguments.part} --pictures {arguments.pictures} "
-        f"--masks {arguments.masks}`: onnxcam {version('onnxcam')}, onnxruntime {version('onnxruntime')}. "
+        f"Measured with `python benchmarks/boxes.py {arguments.part} --pictures {arguments.pictures} --masks "
+        f"{arguments.masks}`: onnxcam {version('onnxcam')}, onnxruntime {version('onnxruntime')}. "
         f"{len(evaluation.places)} of {drawn} drawn objects of {len(tests)} scenes, each explained at {where}. "
         f"Promised of boxes: {100 * PEAKS:.0f} % of the maps peak in their box, and have at least {SHARE:.0f} times "
-        "the energy in it that they have in the box of "
-        "another object of the class.",
+        "the energy in it that they have in the box of another object of the class.",
         "",
         "| method | peaks in its box | energy in its box | / in another's of its class, median | at least 3 × | "
         "insertion ↑ | deletion ↓ | correlation with D-RISE |",

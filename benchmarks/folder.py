@@ -352,8 +352,7 @@ def table(rows: list[tuple[str, str, Figures]], arguments: argparse.Namespace) -
             lines.append(
                 f"| explain: {case} | {middle[f'explain {case}']:.1f} | {opencv} | {_bound('≥', limit.throughput)} | "
                 f"{pillow} | {middle[f'processor {case}']:.0f} | {written / 1e6:.2f} | "
-                f"{'' if disk is None else f'{disk:.3f}'} | {_bound('≤', limit.disk)} | "
-                f"{memory} |"
+                f"{'' if disk is None else f'{disk:.3f}'} | {_bound('≤', limit.disk)} | {memory} |"
             )
         same = middle["opencv same"]
         lines += ["", f"Same best class as the OpenCV loop's: {same:.2f} of the pictures."]

@@ -284,8 +284,7 @@ def _file(path: Path, trust: bool, classes: Mapping[str, Any]) -> Any:
     except Exception as error:
         raise ModelError(
             f"{path} cannot be loaded, neither by Keras {keras.__version__} ({refusal}) nor by tf_keras "
-            f"{tf_keras.__version__} ({_keras_reason(error)}); load it where it was trained and save it again as "
-            ".keras"
+            f"{tf_keras.__version__} ({_keras_reason(error)}); load it where it was trained and save it again as .keras"
         ) from error
 
 

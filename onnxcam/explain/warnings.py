@@ -63,8 +63,7 @@ def input_size_warnings(entry: dict[str, Any]) -> list[str]:
         rows, columns = Layout.of(entry).size(entry["shape"])
         return [
             f"the model leaves the picture's size open, and its layers of tokens need one: {rows} x {columns} was "
-            "assumed; name the size it was trained on with --input-size (input_size=), or a "
-            "preprocessing that makes it"
+            "assumed; name the size it was trained on with --input-size (input_size=), or a preprocessing that makes it"
         ]
     if entry.get("size") == manifest.UNKNOWN:
         return [

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import onnx
 
 from onnxcam.graph.operators import Trait, having
+from onnxcam.graph.row_dimensions import row_dimensions
 from onnxcam.graph.validation import bodies
 from onnxcam.graph.view import Graph, attributes, uses
 
@@ -52,7 +53,7 @@ def batch_positions(graph: Graph, picture: str) -> set[str]:
     if not any(_is_source(node) for node in graph.nodes):
         return set()
     content = contents(graph, picture)
-    rows = _RowCounts(graph)
+    rows = _RowCounts(graph, picture)
     positions: set[str] = set()
     for node in graph.nodes:
         place = _READ_BACK.get(node.op_type)
@@ -105,8 +106,8 @@ def _of_node(graph: Graph, node: onnx.NodeProto, content: set[str], rows: Callab
 class _RowCounts:
     """Whether values that depend on shapes alone may depend on the number of rows."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, picture: str) -> None:
+        self._graph, self._picture = graph, picture
         self._answers: dict[str, bool] = {}
 
     def __call__(self, value: str) -> bool:
@@ -138,7 +139,9 @@ class _RowCounts:
     def _first_is_free(self, node: onnx.NodeProto) -> bool:
         """Whether the first dimension of what a Shape reads may be the number of rows."""
         shape = self._graph.shape(node.input[0])
-        return shape is None or bool(shape and not isinstance(shape[0], int))
+        if shape is not None and (not shape or isinstance(shape[0], int)):
+            return False
+        return not row_dimensions(self._graph, self._picture).is_fixed(node.input[0])
 
     def _leaves_first_out(self, node: onnx.NodeProto) -> bool:
         """Whether a node takes dimensions of a shape without the first one."""

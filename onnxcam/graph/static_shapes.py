@@ -38,6 +38,11 @@ class StaticShapes:
         sizes = [dim for dim in shape or () if isinstance(dim, int)]
         return tuple(sizes) if shape is not None and len(sizes) == len(shape) else None
 
+    def first(self, value: str) -> int | None:
+        """The first dimension of a value, None if it is unknown; the others may be."""
+        shape = self._graph.shape(value)
+        return shape[0] if shape and isinstance(shape[0], int) else None
+
     def dtype(self, value: str) -> int:
         """`TensorProto` element type of a value, 0 when unknown."""
         return self._graph.dtype(value)

@@ -97,9 +97,8 @@ class Comparison:
         return (
             f"the maximised picture takes another path through the network than real pictures: in {len(apart)} of "
             f"{len(judged)} layers its activations are less like those of the real pictures with the highest values "
-            f"than those of other real pictures are (most in {worst.layer!r}, correlation "
-            f"{worst.maximized:.2f} against {worst.others:.2f}); what excites "
-            "this neuron in photographs may look different"
+            f"than those of other real pictures are (most in {worst.layer!r}, correlation {worst.maximized:.2f} "
+            f"against {worst.others:.2f}); what excites this neuron in photographs may look different"
         )
 
 

@@ -12,6 +12,7 @@ from onnxcam.graph.batch_positions import batch_positions, contents
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.layout import input_layout
 from onnxcam.graph.operators import Trait, having
+from onnxcam.graph.row_dimensions import row_dimensions
 from onnxcam.graph.view import Graph
 from onnxcam.network.layout import Layout
 from onnxcam.network.names import BLOCK, INPUT
@@ -72,7 +73,11 @@ def cut(graph: Graph, picture: str, scores: str, exposed: Mapping[str, Layer], n
     layer = _last_block(graph, picture, scores, exposed) if name == BLOCK else _resolve(graph, scores, exposed, name)
     values = crossing(graph, picture, layer.value, [scores])
     by_row = [rows is not None and (graph.shape(value) or (None,))[:1] == (rows,) for value in values]
-    free = not isinstance(rows, int) and all(by_row)
+    open_rows = not isinstance(rows, int)
+    if open_rows and not all(by_row):
+        dimensions = row_dimensions(graph, picture)
+        by_row = [flag or dimensions.is_rows(value) for value, flag in zip(values, by_row, strict=True)]
+    free = open_rows and all(by_row)
     # that a layer has a row per picture is checked when it has been computed
     flags = tuple(flag or value == layer.value for value, flag in zip(values, by_row, strict=True))
     singly = bool(positions & {scores, *values})

@@ -74,9 +74,8 @@ class Declared:
             if field is None or getattr(declared, field) is not None:
                 raise ModelError(
                     f"boxes_output={text!r}: {word!r} is "
-                    f"{'no word' if field is None else 'a second word for one thing'}; "
-                    f"expected NAME, or NAME:WORDS with at most one of each of "
-                    f"{'; '.join(', '.join(choices) for choices in _WORDS.values())}"
+                    f"{'no word' if field is None else 'a second word for one thing'}; expected NAME, or NAME:WORDS "
+                    f"with at most one of each of {'; '.join(', '.join(choices) for choices in _WORDS.values())}"
                 )
             declared = replace(declared, **{field: word})
         return declared
@@ -128,9 +127,8 @@ def read(
     unit = declared.unit or (RELATIVE if reach <= _RELATIVE_MOST else PIXELS)
     if declared.unit is None and unit == PIXELS and reach < _PIXELS_LEAST * max(size):
         return (
-            f"the first four numbers of a candidate reach {reach:.3g} of {size[0]} × {size[1]} pixels: neither "
-            "pixels nor "
-            f"shares of the input's size, such as {_DECODED_OUTSIDE}"
+            f"the first four numbers of a candidate reach {reach:.3g} of {size[0]} × {size[1]} pixels: neither pixels "
+            f"nor shares of the input's size, such as {_DECODED_OUTSIDE}"
         )
     height, width = size if unit == PIXELS else (1, 1)
     corners = float(((numbers[:, 2] >= numbers[:, 0]) & (numbers[:, 3] >= numbers[:, 1])).mean())

@@ -166,8 +166,7 @@ class Detectors:
         if len(labels) > 1 or len(scores) > 1:
             raise ModelError(
                 f"{value!r} holds boxes, and {', '.join(map(repr, [*scores, *labels]))} could be their scores and "
-                "labels; "
-                "name the scores with `scores=` (on the command line: --scores NAME)"
+                "labels; name the scores with `scores=` (on the command line: --scores NAME)"
             )
         task = self._finished(
             Detect(
@@ -269,9 +268,8 @@ class Detectors:
             varying = [r for order, r in readings if not task_scores.is_label(numbers[:, order.index("s")])]
             if len(varying) != 1:
                 raise ModelError(
-                    f"{value!r} holds detections in one of the orders {', '.join(order for order, _ in readings)} "
-                    "(b box, "
-                    "s score, l label, i picture), which these pictures do not tell apart"
+                    f"{value!r} holds detections in one of the orders {', '.join(order for order, _ in readings)} (b "
+                    "box, s score, l label, i picture), which these pictures do not tell apart"
                 )
             readings = [(order, r) for order, r in readings if r in varying]
         if not readings:
@@ -367,8 +365,7 @@ class Detectors:
         raise ModelError(
             f"{value!r} holds a box and {count} probabilities of each of {m} candidates; whether the first of these is "
             f"an objectness that multiplies {count - 1} classes, or one of {count} classes, cannot be told from "
-            "numbers "
-            f"(medians {fifth:.2g}, and {others:.2g} of the highest other): "
+            f"numbers (medians {fifth:.2g}, and {others:.2g} of the highest other): "
             + settled_by(task_boxes.OBJECTNESS, task_boxes.NO_OBJECTNESS)
         )
 

@@ -17,7 +17,6 @@ _ENLARGES = frozenset({"Resize", "Upsample", "ConvTranspose", "DepthToSpace", "G
 _PASSING = having(Trait.PASSES | Trait.RESHAPES) | {"Transpose", "Cast", "Unsqueeze", "Squeeze"}
 _DECIDES = frozenset({"ArgMax", "Greater", "GreaterOrEqual", "Round"})
 _COPY = 0.9  # correlation with the picture, above which an output is a picture itself
-_SUM = 1e-3
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,9 @@ def _meaning(
                 return f"{what} and follow the picture: an image"
         if channels == 1:
             warnings = (
-                f"{value!r} takes {low:.3g} to {high:.3g} without a Sigmoid and is taken for the logit of one "
-                "class; if "
-                "it is a quantity, such as a depth, regions sum that quantity and its probabilities mean nothing",
+                f"{value!r} takes {low:.3g} to {high:.3g} without a Sigmoid and is taken for the logit of one class; "
+                "if it is a quantity, such as a depth, regions sum that quantity and its probabilities mean nothing",
             )
-    elif channels > 1 and np.abs(array.sum(axis=1) - 1).max() > _SUM:
-        warnings = ()  # probabilities of classes that are independent of each other
     dims = graph.shape(value) or ()
     fixed = all(isinstance(dim, int) for dim in dims[1:])
     task = Segment(channels, height if fixed else None, width if fixed else None, last, activation)

@@ -157,9 +157,8 @@ class _Search:
     def _no_task(self) -> ModelError:
         """The refusal of a model whose outputs are of no task."""
         return ModelError(
-            f"the model is not an image classifier: its outputs are {self._shapes()}; expected one of shape "
-            f"[N, classes], or boxes with scores, or a score per class and cell. {self._because()}If it is one of "
-            "these, "
+            f"the model is not an image classifier: its outputs are {self._shapes()}; expected one of shape [N, "
+            f"classes], or boxes with scores, or a score per class and cell. {self._because()}If it is one of these, "
             "say so with `task=` (on the command line: --task detect|segment|embed|regress), and name its outputs with "
             "`boxes_output=` and `scores=` (--boxes-output NAME, --scores NAME)"
         )
@@ -171,9 +170,8 @@ class _Search:
             return found_detector
         raise ModelError(
             f"task='detect': no output holds boxes with scores; the outputs are {self._shapes()}. "
-            f"{self._because()}Name "
-            "the values that do with `boxes_output=` and `scores=` (on the command line: --boxes-output NAME, --scores "
-            f"NAME){self._vectors_are()}"
+            f"{self._because()}Name the values that do with `boxes_output=` and `scores=` (on the command line: "
+            f"--boxes-output NAME, --scores NAME){self._vectors_are()}"
         )
 
     def segmenter(self) -> Recognition:
@@ -182,10 +180,9 @@ class _Search:
         if segmenter is not None:
             return segmenter
         raise ModelError(
-            f"task='segment': no output holds a score per class and cell of the picture; the outputs are "
+            "task='segment': no output holds a score per class and cell of the picture; the outputs are "
             f"{self._shapes()}. {self._because()}Name the value that does with `scores=` (on the command line: "
-            "--scores "
-            f"NAME){self._vectors_are()}"
+            f"--scores NAME){self._vectors_are()}"
         )
 
     def _vectors_are(self) -> str:
@@ -216,8 +213,7 @@ class _Search:
         if not sizes or None in sizes:
             raise ModelError(
                 "task='regress': expected outputs of one or more floats per picture, [N], [N, 1] or [N, V]; the "
-                "outputs "
-                f"are {self._shapes()}"
+                f"outputs are {self._shapes()}"
             )
         return Recognition(tuple(names), Values(tuple(names), tuple(size for size in sizes if size is not None)))
 
@@ -248,8 +244,7 @@ class _Search:
             names = ", ".join(repr(reading.value) for reading in readings)
             raise ModelError(
                 f"several outputs could be the scores of a segmentation ({names}); name one with `scores=` (on the "
-                "command "
-                "line: --scores NAME)"
+                "command line: --scores NAME)"
             )
         if not readings:
             return None

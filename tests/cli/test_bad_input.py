@@ -71,11 +71,10 @@ def test_a_picture_bomb_costs_nothing(ready: Path, photo: Path, tmp_path: Path) 
     (tmp_path / "bomb.png").write_bytes(bomb())
     assert (tmp_path / "bomb.png").stat().st_size < 60_000
     code = (
-        "import resource\nfrom onnxcam.cli import main\n"
-        "def peak(picture):\n"
-        f"    main(['explain', {str(ready)!r}, picture, '-o', {str(tmp_path / 'out')!r}], standalone_mode=False)\n"
-        "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        f"print(-peak({str(photo)!r}) + peak({str(tmp_path / 'bomb.png')!r}))\n"
+        f"import resource\nfrom onnxcam.cli import main\ndef peak(picture):\n    main(['explain', {str(ready)!r}, "
+        f"picture, '-o', {str(tmp_path / 'out')!r}], standalone_mode=False)\n    return "
+        f"resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nprint(-peak({str(photo)!r}) + "
+        f"peak({str(tmp_path / 'bomb.png')!r}))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert "400,000,000 pixels" in done.stderr

@@ -136,12 +136,9 @@ def test_unknown_command_lists_those_there_are() -> None:
 
 def test_help_imports_no_command() -> None:
     script = (
-        "import sys, json, click\n"
-        "from click.testing import CliRunner\n"
-        "import onnxcam.cli as cli\n"
-        "result = CliRunner().invoke(cli.main, ['--help'])\n"
-        "own = sorted(name for name in sys.modules if name.startswith('onnxcam.'))\n"
-        "print(json.dumps([result.exit_code, result.stdout, own]))"
+        "import sys, json, click\nfrom click.testing import CliRunner\nimport onnxcam.cli as cli\nresult = "
+        "CliRunner().invoke(cli.main, ['--help'])\nown = sorted(name for name in sys.modules if "
+        "name.startswith('onnxcam.'))\nprint(json.dumps([result.exit_code, result.stdout, own]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     code, text, modules = json.loads(done.stdout)
@@ -197,14 +194,11 @@ def command_line(code: str) -> list[str]:
     return [
         sys.executable,
         "-c",
-        "import sys, types, click\n"
-        "def body():\n"
+        "import sys, types, click\ndef body():\n"
         + "".join(f"    {line}\n" for line in code.splitlines())
-        + "module = types.ModuleType('onnxcam.cli.doctor', '`onnxcam doctor`: act.')\n"
-        "module.doctor = click.Command('doctor', callback=body)\n"
-        "sys.modules['onnxcam.cli.doctor'] = module\n"
-        "from onnxcam.cli import main\n"
-        "main(['doctor'])\n",
+        + "module = types.ModuleType('onnxcam.cli.doctor', '`onnxcam doctor`: act.')\nmodule.doctor = "
+        "click.Command('doctor', callback=body)\nsys.modules['onnxcam.cli.doctor'] = module\nfrom onnxcam.cli import "
+        "main\nmain(['doctor'])\n",
     ]
 
 

@@ -243,8 +243,6 @@ def test_torch_sources_get_everything(run: Run, tmp_path: Path, monkeypatch: pyt
     task = ("--task", "detect", "--boxes-output", "b")
     assert run("export", "torchvision:net", "-o", tmp_path / "task.onnx", *task).code == 0
     assert (keywords["export"]["task"], keywords["export"]["boxes_output"]) == ("detect", "b")
-    tasks = run("export", "keras:net", "-o", tmp_path / "keras.onnx", "--task", "detect")
-    assert tasks.code == 2 and "for an ONNX file" in tasks.err and not (tmp_path / "keras.onnx").exists()
     assert run("export", "torchvision:net", "-o", tmp_path / "out.onnx", "--preprocess", "caffe").code == 0
     assert keywords["export"]["preprocess"]["color"] == "BGR"
     assert keywords["export"]["preprocess"]["resize"]["size"] == [32, 32]
@@ -282,10 +280,8 @@ def test_a_keras_model_named_by_its_code(run: Run, tmp_path: Path) -> None:
 def test_a_module_named_by_its_code(run: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     (tmp_path / "mynet.py").write_text(
-        "from torch import nn\n"
-        "def build():\n"
-        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),\n"
-        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))\n"
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, "
+        "3), nn.ReLU(),\n                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))\n"
     )
     monkeypatch.chdir(tmp_path)
     result = run(

@@ -88,8 +88,7 @@ def test_a_signal_that_is_ignored_stays_so(ready: Path, photographs: Path, tmp_p
 def test_an_interrupted_evaluation_says_what_it_has(ready: Path, photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code = (
-        "from onnxcam.cli import evaluate, main, progress\n"
-        "evaluate._EVERY = progress.LINES = 0.2\nmain()"
+        "from onnxcam.cli import evaluate, main, progress\nevaluate._EVERY = progress.LINES = 0.2\nmain()"
     )  # fmt: skip
     arguments = ["evaluate", ready, photographs, "--method", "gradcam", "--metric", "average_drop", "-o", out]
     process = subprocess.Popen(

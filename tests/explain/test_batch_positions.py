@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,9 +18,13 @@ from onnxcam.graph.batch_positions import batch_positions
 from onnxcam.graph.normalize import normalize
 from onnxcam.network.network import Network
 from tests.support.misplaced import CHANNELS, GRID, SIZE, Net
+from tests.support.torchvision_stub import import_torchvision
 
 # what is computed from positions, and whether the scores count over the batch even where a whole file runs
-KINDS = {"indices": True, "modulo": False, "unpool": False, "rows": False, "windows": False, "mask": False}
+KINDS = {
+    "indices": True, "modulo": False, "unpool": False, "rows": False, "mask": False, "windows": False, "joined": False
+}  # fmt: skip
+SEVERAL = ("windows", "joined")  # whose values have several rows for each picture, all of them in the batch's order
 METHODS = ("gradcam", "scorecam", "ablationcam", "saliency")
 
 
@@ -43,10 +50,14 @@ def model(kind: str, rows: int | str = "N") -> onnx.ModelProto:
         pairs = net.add("Concat", *(net.add("Unsqueeze", v, net.ints(1)) for v in (every, best)), axis=1)
         one = net.add("Unsqueeze", net.add("GatherND", net.conv("layer", CHANNELS, CHANNELS), pairs), net.ints(1))
         end = net.add("Add", "layer", one)
-    elif kind == "windows":  # several rows of a picture stand one after the other, as windows of attention do
-        flat = net.add("Reshape", net.conv(y, CHANNELS, CHANNELS), net.ints(-1, CHANNELS // 4, GRID, GRID))
-        back = net.add("Reshape", net.add("Tanh", flat), net.ints(-1, CHANNELS, GRID, GRID))
-        end = net.add("Mul", net.conv("layer", CHANNELS, CHANNELS), back)
+    elif kind in SEVERAL:  # several rows of a picture stand one after the other, as windows of attention do
+        windows, whole = net.ints(-1, CHANNELS // 4, GRID, GRID), net.ints(-1, CHANNELS, GRID, GRID)
+        flat = net.add("Tanh", net.add("Reshape", net.conv(y, CHANNELS, CHANNELS), windows))
+        after = net.conv("layer", CHANNELS, CHANNELS)
+        if kind == "windows":
+            end = net.add("Mul", after, net.add("Reshape", flat, whole))
+        else:
+            end = net.add("Reshape", net.add("Mul", net.add("Reshape", after, windows), flat), whole)
     else:  # the positive numbers of another map, by NonZero, and added where they were
         side = net.conv(y, CHANNELS, CHANNELS)
         places = net.add("Transpose", net.add("NonZero", net.add("Greater", side, net.const(np.float32(0.3)))))
@@ -76,7 +87,8 @@ def explainer(kind: str, probe: bool = True) -> onnxcam.Explainer:
 def test_what_the_graph_says(kind: str) -> None:
     graph = normalize(model(kind))
     assert ("scores" in batch_positions(graph, "x")) is (kind in ("indices", "modulo"))
-    assert Network(model(kind)).cut("layer").singly and not Network(model(kind)).cut("layer").free
+    cut = Network(model(kind)).cut("layer")
+    assert (cut.singly, cut.free) == (kind != "windows", kind == "windows"), "after the windows are joined again"
     assert not Network(model(kind, 1)).cut("layer").singly, "one row is the batch"
 
 
@@ -102,6 +114,36 @@ def test_a_picture_among_others_has_the_map_that_it_has_alone(kind: str, probe: 
     for name in ("scores", "activations", "gradients"):
         a, b = getattr(raw, name), np.concatenate([getattr(one, name) for one in alone])
         assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max(), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(("name", "most"), [("VisionTransformer", 0), ("SwinTransformer", 4)])
+def test_pictures_of_transformers_share_runs(name: str, most: int) -> None:
+    """PyTorch's older exporter leaves the rows of their values without a name, and counts places of masks by Range.
+
+    At most inside a Swin's attention, between its queries, keys and values, do several rows of a picture pass.
+    """
+    torch = pytest.importorskip("torch")
+    import_torchvision()
+    from torchvision.models import SwinTransformer, VisionTransformer
+
+    torch.manual_seed(0)
+    with torch.random.fork_rng():
+        network = {
+            "VisionTransformer": lambda: VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=5),
+            "SwinTransformer": lambda: SwinTransformer([4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=5),
+        }[name]()
+    buffer, axes = io.BytesIO(), {"x": {0: "N"}, "y": {0: "N"}}
+    names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": axes}
+    torch.onnx.export(network.eval(), (torch.zeros(2, 3, 32, 32),), buffer, dynamo=False, **names)
+    network = Network(buffer.getvalue())
+    values = [node.output[0] for node in network.graph.nodes if len(network.graph.shape(node.output[0]) or ()) > 2]
+    cuts = []
+    for value in values[::3]:
+        with contextlib.suppress(LayerError):
+            cuts.append(network.cut(value))
+    assert len(cuts) > 10 and sum(cut.singly for cut in cuts) <= most
 
 
 def test_the_file_says_it_where_nothing_was_measured() -> None:

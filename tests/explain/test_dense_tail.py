@@ -26,9 +26,8 @@ TAILS = {
     " q = Reshape(p, flat)\n u = Gemm<transB = 1>(q, W1, B1)",
     "overlapping pools": "r = MaxPool<kernel_shape = [3, 2], strides = [2, 2], pads = [1, 0, 0, 0]>(a)\n"
     " p = AveragePool<kernel_shape = [1, 1]>(r)\n q = Flatten(p)\n u = Gemm(q, W1, B1)",
-    "not zero at zero": "r = LeakyRelu(a)\n l = Clip(r, low)\n"
-    " p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(l)\n"
-    " q = Flatten(p)\n m = MatMul(q, W1)\n u = Add(m, B1)",
+    "not zero at zero": "r = LeakyRelu(a)\n l = Clip(r, low)\n p = MaxPool<kernel_shape = [2, 2], strides = [2, "
+    "2]>(l)\n q = Flatten(p)\n m = MatMul(q, W1)\n u = Add(m, B1)",
 }
 END = """
   h = Relu(u)

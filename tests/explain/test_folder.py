@@ -105,11 +105,9 @@ def test_pixels_are_known_before_decoding(tmp_path: Path) -> None:
 def test_explain_has_one_thread_for_matrices(arguments: str | None, expected: str) -> None:
     """Those of OpenBLAS would spin on the core that opens the model; who sets their number has it."""
     code = (
-        "import os, sys\n"
-        "from onnxcam.cli import main\n"
-        "assert 'numpy' not in sys.modules, 'too late: the number is read as numpy is loaded'\n"
-        "main(['explain', '--help'], standalone_mode=False)\n"
-        "print(os.environ['OPENBLAS_NUM_THREADS'])"
+        "import os, sys\nfrom onnxcam.cli import main\nassert 'numpy' not in sys.modules, 'too late: the number is "
+        "read as numpy is loaded'\nmain(['explain', '--help'], "
+        "standalone_mode=False)\nprint(os.environ['OPENBLAS_NUM_THREADS'])"
     )
     environment = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
     environment |= {} if arguments is None else {"OPENBLAS_NUM_THREADS": arguments}

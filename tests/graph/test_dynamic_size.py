@@ -28,10 +28,9 @@ BODIES = {
     "the size first tried": ((PATCHES, "e = Add(p, hall)", block("e", "1"), MEAN.format("b1")), (352, 352)),
 }
 RESIDUAL = (
-    "c1 = Conv<pads=[1,1,1,1]>(x, kernel) r1 = Relu(c1) p1 = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r1) "
-    "c2 = Conv<pads=[1,1,1,1]>(p1, deep1) r2 = Relu(c2) c3 = Conv<pads=[1,1,1,1]>(r2, deep2) "
-    "side = Conv(p1, narrow) both = Add(c3, side) r3 = Relu(both) "
-    "m = ReduceMean<keepdims=0>(r3, [2,3]) logits = MatMul(m, head)"
+    "c1 = Conv<pads=[1,1,1,1]>(x, kernel) r1 = Relu(c1) p1 = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r1) c2 = "
+    "Conv<pads=[1,1,1,1]>(p1, deep1) r2 = Relu(c2) c3 = Conv<pads=[1,1,1,1]>(r2, deep2) side = Conv(p1, narrow) both = "
+    "Add(c3, side) r3 = Relu(both) m = ReduceMean<keepdims=0>(r3, [2,3]) logits = MatMul(m, head)"
 )
 
 

@@ -126,11 +126,10 @@ def test_other_types_and_overridable_initializers_are_left():
 def test_a_weight_read_twice_and_inside_a_branch_is_cast_once():
     w, x = normal(64, 64), normal(2, 64)
     source = model(
-        "g (float[2, 64] x) => (float[2, 64] y) {\n"
-        "  a = MatMul(x, w)\n  s = ReduceSum<keepdims = 0>(a)\n  zero = Constant<value = float {0.0}>()\n"
-        "  positive = Greater(s, zero)\n"
-        "  y = If(positive) <then_branch = t () => (float[2, 64] p) { p = MatMul(a, w) },\n"
-        "                    else_branch = e () => (float[2, 64] q) { q = Sub(a, w_sum) }>\n}",
+        "g (float[2, 64] x) => (float[2, 64] y) {\n  a = MatMul(x, w)\n  s = ReduceSum<keepdims = 0>(a)\n  zero = "
+        "Constant<value = float {0.0}>()\n  positive = Greater(s, zero)\n  y = If(positive) <then_branch = t () => "
+        "(float[2, 64] p) { p = MatMul(a, w) },\n                    else_branch = e () => (float[2, 64] q) { q = "
+        "Sub(a, w_sum) }>\n}",
         w=w,
         w_sum=w.sum(0),
     )

@@ -42,9 +42,8 @@ C0 = "c0 = Conv<pads=[1,1,1,1]>(x, w0)"
 C1 = "c1 = Conv<pads=[1,1,1,1]>(r0, w1)"
 SILU = "s{1} = Sigmoid({0}) r{1} = Mul({0}, s{1})"
 HARD_SWISH = (
-    "three{1} = Constant<value_float=3.0>() a{1} = Add({0}, three{1}) zero{1} = Constant<value_float=0.0>() "
-    "six{1} = Constant<value_float=6.0>() k{1} = Clip(a{1}, zero{1}, six{1}) m{1} = Mul({0}, k{1}) "
-    "r{1} = Div(m{1}, six{1})"
+    "three{1} = Constant<value_float=3.0>() a{1} = Add({0}, three{1}) zero{1} = Constant<value_float=0.0>() six{1} = "
+    "Constant<value_float=6.0>() k{1} = Clip(a{1}, zero{1}, six{1}) m{1} = Mul({0}, k{1}) r{1} = Div(m{1}, six{1})"
 )
 GELU_ERF = (
     "root{1} = Constant<value_float=1.4142135>() d{1} = Div({0}, root{1}) e{1} = Erf(d{1}) "

@@ -154,11 +154,10 @@ def test_lines_go_to_a_logger(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.slow
 def test_lines_go_to_standard_output_whole() -> None:
     script = (
-        "import threading\nfrom onnxcam.monitor.sinks import open_sink\nfrom tests.monitor import samples\n"
-        "sink = open_sink('stdout:')\n"
-        "work = lambda: [sink.write(samples.make(request='r' * 250, labels=['l' * 9000] * 3), {}) for _ in range(20)]\n"
-        "threads = [threading.Thread(target=work) for _ in range(4)]\n"
-        "[t.start() for t in threads], [t.join() for t in threads]\n"
+        "import threading\nfrom onnxcam.monitor.sinks import open_sink\nfrom tests.monitor import samples\nsink = "
+        "open_sink('stdout:')\nwork = lambda: [sink.write(samples.make(request='r' * 250, labels=['l' * 9000] * 3), "
+        "{}) for _ in range(20)]\nthreads = [threading.Thread(target=work) for _ in range(4)]\n[t.start() for t in "
+        "threads], [t.join() for t in threads]\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, check=True, cwd=Path(__file__).parents[2]

@@ -197,9 +197,8 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (place / "package.tgz").write_bytes(data)
     program = place / "npm"
     program.write_text(
-        f'#!/bin/sh\nprintf "%s\\n" "$*" >> "{place}/calls"\n'
-        f'[ -e "{place}/offline" ] && echo "npm error network" >&2 && exit 1\n'
-        f'cp "{place}/package.tgz" onnxruntime-web.tgz\n'
+        f'#!/bin/sh\nprintf "%s\\n" "$*" >> "{place}/calls"\n[ -e "{place}/offline" ] && echo "npm error network" >&2 '
+        f'&& exit 1\ncp "{place}/package.tgz" onnxruntime-web.tgz\n'
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{place}{os.pathsep}/usr/bin{os.pathsep}/bin")

@@ -243,12 +243,9 @@ def test_a_server_starts_without_onnx(tiny: Path) -> None:
 
 def test_the_package_needs_no_library_of_the_server_until_an_app_is_made(tiny: Path) -> None:
     code = (
-        "import sys\n"
-        "for name in ('starlette', 'orjson', 'python_multipart'): sys.modules[name] = None\n"
-        "from onnxcam.errors import DependencyError\n"
-        "from onnxcam.server import create_app\n"
-        "try: create_app(sys.argv[1])\n"
-        "except DependencyError as error: print(error)\n"
+        "import sys\nfor name in ('starlette', 'orjson', 'python_multipart'): sys.modules[name] = None\nfrom "
+        "onnxcam.errors import DependencyError\nfrom onnxcam.server import create_app\ntry: "
+        "create_app(sys.argv[1])\nexcept DependencyError as error: print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code, str(tiny)], capture_output=True, text=True, check=True)
     assert 'pip install "onnxcam[serve]"' in result.stdout

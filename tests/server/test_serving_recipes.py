@@ -139,11 +139,10 @@ def test_ray_serve(tmp_path: Path, sources: dict[str, str], explainer: Explainer
     python, port = environments.environment("ray_serve"), free_port()
     address = f"http://127.0.0.1:{port}"
     program = (
-        "import signal, sys, ray; from ray import serve; import ray_serve\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
-        "ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)\n"
-        "serve.start(http_options={'host': '127.0.0.1', 'port': int(sys.argv[1])})\n"
-        "serve.run(ray_serve.app, blocking=True)"
+        "import signal, sys, ray; from ray import serve; import ray_serve\nsignal.signal(signal.SIGTERM, lambda *_: "
+        "sys.exit(0))\nray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << "
+        "20)\nserve.start(http_options={'host': '127.0.0.1', 'port': int(sys.argv[1])})\nserve.run(ray_serve.app, "
+        "blocking=True)"
     )
     settings = {"PYTHONPATH": f"{sources['PYTHONPATH']}:{RECIPES}", "RAY_USAGE_STATS_ENABLED": "0"}
     # one machine, one user: a token would be written into the home folder

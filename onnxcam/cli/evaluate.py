@@ -73,8 +73,8 @@ Examples:
     default=0.02,
     show_default=True,
     metavar="X",
-    help="Error of the means of insertion, deletion and ROAD that may come of leaving out points of their curves, from "
-    "32 pictures on; 0 computes every point.",
+    help="Error of the means of insertion, deletion and ROAD that may come of leaving out points of their curves, if "
+    "these are smooth (the ± printed holds for any), from 32 pictures on; 0 computes every point.",
 )
 @truth_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N pictures, sampled at random.")
@@ -145,7 +145,8 @@ def evaluate(
 
     Of 32 pictures and more some points of the curves of insertion, deletion and ROAD are left out, so that the table
     takes half of the time or less. ± behind a mean is a bound, with 95 % certainty, on how far it is from that of all
-    points, whatever the model; --tolerance says how large it may be.
+    points, whatever the model. As many are left out as keep it below --tolerance for smooth curves; of others it is
+    larger, as printed.
 
     While it runs, the table so far is printed on standard error every minute, and the numbers of the pictures that are
     done stand in evaluation.partial.csv next to the table. When it is interrupted (Ctrl-C, SIGTERM), the results are

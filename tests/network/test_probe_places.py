@@ -183,7 +183,7 @@ def test_the_default_layers_of_the_coverage_matrix_are_settled_and_raise_no_alar
     rows = {name: row for name in probe.EVERY if (row := probe.read(name)) is not None and "failed" not in row}
     assert not [name for name, row in rows.items() if row["misplaced"] or row["loads"] > 1 or row["passes"] > 14]
     assert len(probe.MATRIX) == 120
-    assert sum(row["verdict"] != "direct" for name, row in rows.items() if name in probe.MATRIX) <= 5
+    assert sum(row["verdict"] == "direct" for name, row in rows.items() if name in probe.MATRIX) >= 115
 
 
 @pytest.mark.slow

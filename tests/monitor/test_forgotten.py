@@ -119,10 +119,10 @@ EXIT = """
     import time
     import onnxcam
     from onnxcam.monitor import pipeline
-    from tests.monitor.monitoring import ALWAYS, SMALL, UNLIMITED, Gate, Kept, logits, pictures
+    from tests.monitor.monitoring import ALWAYS, SMALL, UNLIMITED, Gate, Collector, logits, pictures
 
     pipeline._EXIT_TIMEOUT = 1.0
-    monitors, kept = [], Kept()
+    monitors, kept = [], Collector()
     for sink in [Gate() for _ in range(6)] + [kept]:
         monitors.append(onnxcam.Monitor(SMALL, sink=sink, when=ALWAYS, **UNLIMITED))
         monitors[-1].observe(logits(5), tensor=pictures(5, 8))

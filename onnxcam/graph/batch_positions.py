@@ -69,7 +69,9 @@ def batch_positions(graph: Graph, picture: str) -> set[str]:
 
 def _is_source(node: onnx.NodeProto) -> bool:
     if node.op_type in _CONTROL:
-        return any(inner.op_type in _SOURCES for inner in _inner(node))
+        return any(_is_source(inner) for inner in _inner(node))
+    if node.op_type in _ALWAYS:  # of nearly every MaxPool nothing reads the Indices
+        return any(node.output[place : place + 1] not in ([], [""]) for place in _ALWAYS[node.op_type])
     return node.op_type in _SOURCES
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from onnxcam.autodiff.sweep import path
 from onnxcam.errors import LayerError
 from onnxcam.graph import attention, layers
-from onnxcam.graph.batch_positions import batch_positions, contents
+from onnxcam.graph.batch_positions import contents
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.layout import input_layout
 from onnxcam.graph.operators import Trait, having
@@ -52,7 +52,9 @@ class Cut:
         return Layout.of_layer(self.layer)
 
 
-def cut(graph: Graph, picture: str, scores: str, exposed: Mapping[str, Layer], name: str) -> Cut:
+def cut(
+    graph: Graph, picture: str, scores: str, exposed: Mapping[str, Layer], name: str, positions: Collection[str]
+) -> Cut:
     """Cut a network at a layer, at its picture (`INPUT`), or at the last block of a transformer (`BLOCK`).
 
     Arguments:
@@ -60,12 +62,12 @@ def cut(graph: Graph, picture: str, scores: str, exposed: Mapping[str, Layer], n
         picture, scores: the values it is computed from and to.
         exposed: layers that an explainable model exposes, by name.
         name: of the layer.
+        positions: the values that count over the whole batch, see `onnxcam.graph.batch_positions`.
 
     Raises:
         LayerError: no such layer.
     """
     rows = (graph.shape(picture) or (None,))[0]
-    positions: set[str] = set() if rows == 1 else batch_positions(graph, picture)
     if name == INPUT:
         layer = Layer(INPUT, picture, layout=input_layout(graph, picture), shape=graph.shape(picture))
         singly = scores in positions
@@ -80,7 +82,7 @@ def cut(graph: Graph, picture: str, scores: str, exposed: Mapping[str, Layer], n
     free = open_rows and all(by_row)
     # that a layer has a row per picture is checked when it has been computed
     flags = tuple(flag or value == layer.value for value, flag in zip(values, by_row, strict=True))
-    singly = bool(positions & {scores, *values})
+    singly = not {scores, *values}.isdisjoint(positions)
     if rows != 1 and not all(flags):
         content = contents(graph, picture)
         singly |= any(value in content and not flag for value, flag in zip(values, flags, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import onnx
 
 from onnxcam.errors import ModelError
 from onnxcam.graph import edit, layers
+from onnxcam.graph.batch_positions import batch_positions
 from onnxcam.graph.large_model import LargeModel
 from onnxcam.graph.layers import Layer
 from onnxcam.graph.layout import input_layout
@@ -146,8 +148,16 @@ class Network:
             LayerError: no such layer.
         """
         if name not in self._cuts:
-            self._cuts[name] = cuts.cut(self.graph, self.picture.name, self.readout.value, self.layers, name)
+            self._cuts[name] = cuts.cut(
+                self.graph, self.picture.name, self.readout.value, self.layers, name, self._positions
+            )
         return self._cuts[name]
+
+    @cached_property
+    def _positions(self) -> set[str]:
+        """The values that count over the whole batch; none where that is one picture."""
+        alone = (self.graph.shape(self.picture.name) or (None,))[0] == 1
+        return set() if alone else batch_positions(self.graph, self.picture.name)
 
     @property
     def singly(self) -> bool:

@@ -16,7 +16,7 @@ from onnxcam.server.classify import ANALYZE, PREDICT
 from onnxcam.server.inference_protocol import HEADER
 from onnxcam.server.middleware import OPEN
 from onnxcam.server.openapi_schemas import schemas
-from onnxcam.server.task_schemas import Schema
+from onnxcam.server.schema_parts import Schema, ref
 
 if TYPE_CHECKING:
     from onnxcam.server.state import State
@@ -122,11 +122,7 @@ def _operation(
 
 
 def _answer(schema: str) -> dict[str, Any]:
-    return {"description": "The answer.", "content": {_JSON: {"schema": _ref(schema)}}}
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
+    return {"description": "The answer.", "content": {_JSON: {"schema": ref(schema)}}}
 
 
 def _habits(names: list[str], tasks: bool) -> dict[str, Any]:
@@ -134,7 +130,7 @@ def _habits(names: list[str], tasks: bool) -> dict[str, Any]:
     described = {}
     answers: dict[str, str | dict[str, Any]] = {PREDICT: "Answer", ANALYZE: "Answer"}
     if tasks:
-        either = {"anyOf": [_ref("Answer"), _ref("TaskAnswer")]}
+        either = {"anyOf": [ref("Answer"), ref("TaskAnswer")]}
         answers[PREDICT] = {"description": "The answer.", "content": {_JSON: {"schema": either}}}
     for path, name, summary in (
         (PREDICT, "Picture", "Predict, and explain the best class"),
@@ -146,7 +142,7 @@ def _habits(names: list[str], tasks: bool) -> dict[str, Any]:
             for option, schema in form["properties"].items()
             if option != "image"
         ]
-        body = {_JSON: _ref(f"{name}Request"), "multipart/form-data": _ref(f"{name}Form")}
+        body = {_JSON: ref(f"{name}Request"), "multipart/form-data": ref(f"{name}Form")}
         body |= {kind: {"type": "string", "format": "binary"} for kind in _PICTURES}
         described[path] = {
             "post": _operation(
@@ -162,7 +158,7 @@ def _path(name: str, values: Sequence[str]) -> Schema:
 
 def _kserve(names: list[str]) -> dict[str, Any]:
     model, tag = _path("model", names), "KServe V1"
-    body = {_JSON: _ref("InstancesRequest")}
+    body = {_JSON: ref("InstancesRequest")}
     refused = (*_OF_WORK, 404)
     one = "/v1/models/{model}"
     return {
@@ -198,7 +194,7 @@ def _inference(names: list[str]) -> dict[str, Any]:
     answer = _answer("inference_response")
     answer["content"][_BINARY] = {"schema": {"type": "string", "format": "binary"}}
     answer["headers"] = {HEADER: {"schema": {"type": "integer"}, "description": binary["description"]}}
-    body = {_JSON: _ref("inference_request"), _BINARY: {"type": "string", "format": "binary"}}
+    body = {_JSON: ref("inference_request"), _BINARY: {"type": "string", "format": "binary"}}
     described: dict[str, Any] = {}
     for path in ("/v2", "/v2/"):
         name = "v2" if path == "/v2" else "v2_slash"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from onnxcam.image import COLORMAPS, NORMALIZATIONS
 from onnxcam.server.answers import FILES
 from onnxcam.server.instances import MOST_ROWS
-from onnxcam.server.task_schemas import Schema, option_schemas, option_texts, task_schemas
+from onnxcam.server.schema_parts import DATA_URL, NUMBER, STRING, Schema, array, closed_object, ref
+from onnxcam.server.task_schemas import option_schemas, option_texts, task_schemas
 from onnxcam.server.tensors import BYTES, DATATYPES
 
-_STRING: Schema = {"type": "string"}
-_NUMBER: Schema = {"type": ["number", "null"], "description": "null where it is not finite"}
-_DATA_URL: Schema = {"type": ["string", "null"], "pattern": "^data:image/png;base64,", "description": "a PNG"}
 _BOX: Schema = {
     "type": "array",
     "items": {"type": "number"},
@@ -41,22 +37,22 @@ def schemas(names: list[str], tasks: bool = False) -> dict[str, Schema]:
     class_texts = {name: _as_text(schema) for name, schema in of_class.items()}
     upload: Schema = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
     return {
-        "Error": _object({"error": {"type": "string", "minLength": 1, "description": "one sentence"}}),
-        "PictureRequest": _object({"image": image, **options, **(option_schemas() if tasks else {})}, ("image",)),
-        "ClassRequest": _object({"image": image, **options, **of_class}, ("image",)) | _ONE_CLASS,
-        "PictureForm": _object({"image": upload, **texts, **(option_texts() if tasks else {})}, ("image",)),
-        "ClassForm": _object({"image": upload, **texts, **class_texts}, ("image",)) | _ONE_CLASS,
+        "Error": closed_object({"error": {"type": "string", "minLength": 1, "description": "one sentence"}}),
+        "PictureRequest": closed_object({"image": image, **options, **(option_schemas() if tasks else {})}, ("image",)),
+        "ClassRequest": closed_object({"image": image, **options, **of_class}, ("image",)) | _ONE_CLASS,
+        "PictureForm": closed_object({"image": upload, **texts, **(option_texts() if tasks else {})}, ("image",)),
+        "ClassForm": closed_object({"image": upload, **texts, **class_texts}, ("image",)) | _ONE_CLASS,
         "Answer": _answer(),
         **(task_schemas() if tasks else {}),
         **_predictions(),
-        "Health": _object({"status": {"const": "ok"}, "models": _list(_STRING)}),
-        "Readiness": _object({"status": {"const": "ready"}}),
-        "ModelList": _object({"models": _list(_STRING)}),
-        "ModelReady": _object({"name": _STRING, "ready": {"type": "boolean"}}),
+        "Health": closed_object({"status": {"const": "ok"}, "models": array(STRING)}),
+        "Readiness": closed_object({"status": {"const": "ready"}}),
+        "ModelList": closed_object({"models": array(STRING)}),
+        "ModelReady": closed_object({"name": STRING, "ready": {"type": "boolean"}}),
         "InstancesRequest": _instances({**without_model, **of_class}),
-        "Predictions": _object({"predictions": _list(_ref("V1Prediction"))}),
-        "Explanations": _object(
-            {"predictions": _list(_ref("V1Prediction")), "explanations": _list(_ref("V1Explanation"))}
+        "Predictions": closed_object({"predictions": array(ref("V1Prediction"))}),
+        "Explanations": closed_object(
+            {"predictions": array(ref("V1Prediction")), "explanations": array(ref("V1Explanation"))}
         ),
         **_inference(),
     }
@@ -64,27 +60,13 @@ def schemas(names: list[str], tasks: bool = False) -> dict[str, Schema]:
 
 _ONE_CLASS: Schema = {
     "oneOf": [
-        {"required": ["class_name"], "properties": {"class_index": {"type": "null"}, "class_name": _STRING}},
+        {"required": ["class_name"], "properties": {"class_index": {"type": "null"}, "class_name": STRING}},
         {
             "required": ["class_index"],
             "properties": {"class_name": {"type": "null"}, "class_index": {"not": {"type": "null"}}},
         },
     ]
 }  # fmt: skip
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _list(items: Schema, **more: Any) -> Schema:
-    return {"type": "array", "items": items, **more}
-
-
-def _object(properties: dict[str, Schema], required: tuple[str, ...] | None = None) -> Schema:
-    """An object of these properties and no other; all are required unless some are named."""
-    names = list(properties) if required is None else list(required)
-    return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
 
 
 def _options(names: list[str]) -> dict[str, Schema]:
@@ -95,10 +77,10 @@ def _options(names: list[str]) -> dict[str, Schema]:
     return {
         "model": {"enum": [*names, None], "description": "the first one by default"},
         "top_k": {"type": ["integer", "null"], "minimum": 1, "description": "classes in top_predictions; 5 by default"},
-        "layer": {"anyOf": [_STRING, _list(_STRING), {"type": "null"}], "description": "target layer"},
+        "layer": {"anyOf": [STRING, array(STRING), {"type": "null"}], "description": "target layer"},
         "method": {"type": ["string", "null"], "description": "CAM method; gradcam by default"},
         "files": {
-            "anyOf": [_list(file_names), listed, {"type": "null"}],
+            "anyOf": [array(file_names), listed, {"type": "null"}],
             "description": "which maps are returned; heatmap and overlay by default",
         },
         "when": {"type": ["string", "null"], "description": "always, never or a condition: confidence < 0.6"},
@@ -125,19 +107,19 @@ def _answer() -> Schema:
     required = ("model", "prediction", "confidence", "top_predictions", *_EXPLAINED)
     prediction = {
         "prediction": {"type": "string", "description": "name of the best class"},
-        "confidence": _NUMBER,
-        "top_predictions": _list(_ref("RankedClass"), minItems=1),
+        "confidence": NUMBER,
+        "top_predictions": array(ref("RankedClass"), minItems=1),
         **_calibrated(),
     }
-    return _object({"model": fields.pop("model"), **prediction, **fields}, required)
+    return closed_object({"model": fields.pop("model"), **prediction, **fields}, required)
 
 
 def _calibrated() -> dict[str, Schema]:
-    member = _object({"class_name": _STRING, "class_index": {"type": "integer", "minimum": 0}})
+    member = closed_object({"class_name": STRING, "class_index": {"type": "integer", "minimum": 0}})
     return {
-        "calibrated": _list(_ref("RankedClass"), minItems=1)
+        "calibrated": array(ref("RankedClass"), minItems=1)
         | {"description": "top_predictions at the temperature of a calibrated file; absent of any other"},
-        "prediction_set": _list(member)
+        "prediction_set": array(member)
         | {"description": "classes of a calibrated file's set, best first; empty where none fits, which is unsure"},
     }
 
@@ -146,22 +128,22 @@ _EXPLAINED = ("fired", "target", "layer", "method", "statistics", "visible", "wa
 
 
 def _explanation_fields() -> dict[str, Schema]:
-    maps = {f"gradcam_{name}": _DATA_URL for name in FILES if name != "map"}
+    maps = {f"gradcam_{name}": DATA_URL for name in FILES if name != "map"}
     return {
-        "model": _STRING,
+        "model": STRING,
         "fired": {"type": "boolean", "description": "whether the condition holds; without, maps are null"},
-        "target": {"anyOf": [_ref("ExplainedClass"), {"type": "null"}]},
-        "layer": {"anyOf": [_STRING, _list(_STRING)]},
-        "method": _STRING,
-        "statistics": {"anyOf": [_ref("Statistics"), {"type": "null"}]},
+        "target": {"anyOf": [ref("ExplainedClass"), {"type": "null"}]},
+        "layer": {"anyOf": [STRING, array(STRING)]},
+        "method": STRING,
+        "statistics": {"anyOf": [ref("Statistics"), {"type": "null"}]},
         "visible": {
-            "anyOf": [_list(_ref("Rectangle")), {"type": "null"}],
+            "anyOf": [array(ref("Rectangle")), {"type": "null"}],
             "description": "the parts of the picture that the map covers",
         },
-        "warnings": _list(_STRING),
+        "warnings": array(STRING),
         **maps,
         "gradcam_map": {
-            "anyOf": [_list(_list({"type": "number"})), {"type": "null"}],
+            "anyOf": [array(array({"type": "number"})), {"type": "null"}],
             "description": "the map at the layer's own size, rows of numbers",
         },
         "gradcam_map_box": {"anyOf": [_BOX, {"type": "null"}]},
@@ -170,53 +152,53 @@ def _explanation_fields() -> dict[str, Schema]:
 
 def _predictions() -> dict[str, Schema]:
     """What answers of several routes have in common."""
-    one_class = {"class_name": _STRING, "class_index": {"type": "integer", "minimum": 0}, "confidence": _NUMBER}
-    statistics: dict[str, Schema] = {"zero": {"type": "boolean"}, **dict.fromkeys(_STATISTICS, _NUMBER)}
-    statistics["centroid"] = {"anyOf": [_list(_NUMBER, minItems=2, maxItems=2), {"type": "null"}]}
+    one_class = {"class_name": STRING, "class_index": {"type": "integer", "minimum": 0}, "confidence": NUMBER}
+    statistics: dict[str, Schema] = {"zero": {"type": "boolean"}, **dict.fromkeys(_STATISTICS, NUMBER)}
+    statistics["centroid"] = {"anyOf": [array(NUMBER, minItems=2, maxItems=2), {"type": "null"}]}
     fields = _explanation_fields()
     return {
-        "RankedClass": _object(
-            {"rank": {"type": "integer", "minimum": 1}, **one_class, "value": _NUMBER},
+        "RankedClass": closed_object(
+            {"rank": {"type": "integer", "minimum": 1}, **one_class, "value": NUMBER},
             ("rank", *one_class),
         ),
-        "ExplainedClass": _object({**one_class, "value": _NUMBER}, tuple(one_class)),
-        "Statistics": _object(statistics),
-        "Rectangle": _object({name: {"type": "integer", "minimum": 0} for name in ("x0", "y0", "x1", "y1")}),
-        "V1Prediction": _object({
-            "prediction": _STRING,
+        "ExplainedClass": closed_object({**one_class, "value": NUMBER}, tuple(one_class)),
+        "Statistics": closed_object(statistics),
+        "Rectangle": closed_object({name: {"type": "integer", "minimum": 0} for name in ("x0", "y0", "x1", "y1")}),
+        "V1Prediction": closed_object({
+            "prediction": STRING,
             "class_index": {"type": "integer", "minimum": 0},
-            "confidence": _NUMBER,
-            "top_predictions": _list(_ref("RankedClass"), minItems=1),
+            "confidence": NUMBER,
+            "top_predictions": array(ref("RankedClass"), minItems=1),
             **_calibrated(),
-            "scores": _list(_NUMBER, minItems=1),
+            "scores": array(NUMBER, minItems=1),
         }, ("prediction", "class_index", "confidence", "top_predictions", "scores")),
-        "V1Explanation": _object(fields, ("model", *_EXPLAINED)),
+        "V1Explanation": closed_object(fields, ("model", *_EXPLAINED)),
     }  # fmt: skip
 
 
 def _instances(parameters: dict[str, Schema]) -> Schema:
     b64: Schema = {"type": "string", "minLength": 1, "description": "the encoded picture: base64 or a data URL"}
-    encoded = _object({"b64": b64})
-    named: list[Schema] = [_object({name: {"anyOf": [b64, encoded]}}) for name in ("image", "image_bytes")]
+    encoded = closed_object({"b64": b64})
+    named: list[Schema] = [closed_object({name: {"anyOf": [b64, encoded]}}) for name in ("image", "image_bytes")]
     tensor: Schema = {"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "array"}]}, "minItems": 1}
     bounds = {"minItems": 1, "maxItems": MOST_ROWS}
     properties: dict[str, Schema] = {
         "instances": {
-            "anyOf": [_list({"anyOf": [encoded, *named]}, **bounds), _list(tensor, **bounds)],
+            "anyOf": [array({"anyOf": [encoded, *named]}, **bounds), array(tensor, **bounds)],
             "description": "encoded pictures, or tensors without the batch axis",
         },
-        "parameters": {"anyOf": [_object(parameters, ()), {"type": "null"}]},
+        "parameters": {"anyOf": [closed_object(parameters, ()), {"type": "null"}]},
         "signature_name": {"description": "of TensorFlow Serving; ignored"},
     }
-    return _object(properties, ("instances",))
+    return closed_object(properties, ("instances",))
 
 
 def _inference() -> dict[str, Schema]:
     """Schemas of the Open Inference Protocol, under its own names."""
-    shape = _list({"type": "integer", "minimum": 0}, maxItems=16)
+    shape = array({"type": "integer", "minimum": 0}, maxItems=16)
     datatype: Schema = {"enum": [*DATATYPES, BYTES]}
     parameters: Schema = {"type": "object"}
-    tensor = _object({"name": _STRING, "datatype": datatype, "shape": _list({"type": "integer", "minimum": -1})})
+    tensor = closed_object({"name": STRING, "datatype": datatype, "shape": array({"type": "integer", "minimum": -1})})
     data: Schema = {
         "type": "array",
         "items": {"type": ["number", "boolean", "string", "array"]},
@@ -225,52 +207,52 @@ def _inference() -> dict[str, Schema]:
     size = {"binary_data_size": {"type": "integer", "minimum": 0}}
     binary: Schema = {"type": "object", "properties": {"binary_data": {"type": "boolean"}}}
     options = {
-        "layer": _STRING,
-        "method": _STRING,
-        "when": _STRING,
+        "layer": STRING,
+        "method": STRING,
+        "when": STRING,
         "contrast": {"type": ["string", "integer"]},
         "probability": {"type": "boolean"},
         "seed": {"type": "integer", "minimum": 0},
         "binary_data_output": {"type": "boolean"},
     }
-    inputs = {"name": _STRING, "shape": shape, "datatype": datatype, "data": data}
-    outputs = {"name": _STRING, "shape": shape, "datatype": datatype, "data": data}
+    inputs = {"name": STRING, "shape": shape, "datatype": datatype, "data": data}
+    outputs = {"name": STRING, "shape": shape, "datatype": datatype, "data": data}
     return {
-        "metadata_server_response": _object({"name": _STRING, "version": _STRING, "extensions": _list(_STRING)}),
+        "metadata_server_response": closed_object({"name": STRING, "version": STRING, "extensions": array(STRING)}),
         "metadata_tensor": tensor,
-        "metadata_model_response": _object({
-            "name": _STRING,
-            "versions": _list(_STRING),
-            "platform": _STRING,
-            "inputs": _list(_ref("metadata_tensor")),
-            "outputs": _list(_ref("metadata_tensor")),
+        "metadata_model_response": closed_object({
+            "name": STRING,
+            "versions": array(STRING),
+            "platform": STRING,
+            "inputs": array(ref("metadata_tensor")),
+            "outputs": array(ref("metadata_tensor")),
             "parameters": parameters,
         }),
-        "live_server_response": _object({"live": {"type": "boolean"}}),
-        "ready_server_response": _object({"ready": {"type": "boolean"}}),
-        "request_input": _object(
+        "live_server_response": closed_object({"live": {"type": "boolean"}}),
+        "ready_server_response": closed_object({"ready": {"type": "boolean"}}),
+        "request_input": closed_object(
             {**inputs, "parameters": {"type": "object", "properties": size}}, ("name", "shape", "datatype")
         ),
-        "request_output": _object({"name": _STRING, "parameters": binary}, ("name",)),
+        "request_output": closed_object({"name": STRING, "parameters": binary}, ("name",)),
         "inference_request": {
             "type": "object",
             "properties": {
-                "id": _STRING,
+                "id": STRING,
                 "parameters": {"type": "object", "properties": options},
-                "inputs": _list(_ref("request_input"), minItems=1, maxItems=16),
-                "outputs": _list(_ref("request_output"), maxItems=16),
+                "inputs": array(ref("request_input"), minItems=1, maxItems=16),
+                "outputs": array(ref("request_output"), maxItems=16),
             },
             "required": ["inputs"],
         },
-        "response_output": _object(
+        "response_output": closed_object(
             {**outputs, "parameters": {"type": "object", "properties": size}}, ("name", "shape", "datatype")
         ),
-        "inference_response": _object(
+        "inference_response": closed_object(
             {
-                "model_name": _STRING,
-                "model_version": _STRING,
-                "id": _STRING,
-                "outputs": _list(_ref("response_output"), minItems=1),
+                "model_name": STRING,
+                "model_version": STRING,
+                "id": STRING,
+                "outputs": array(ref("response_output"), minItems=1),
             },
             ("model_name", "outputs"),
         ),

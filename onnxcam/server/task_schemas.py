@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from onnxcam.server.answers import FILES
 from onnxcam.server.scalars import MOST
+from onnxcam.server.schema_parts import DATA_URL, NUMBER, STRING, Schema, closed_object, ref
 from onnxcam.targets.scalars import PARTS
 from onnxcam.targets.tasks import TASKS
 
-Schema = dict[str, Any]
-
-_STRING: Schema = {"type": "string"}
-_NUMBER: Schema = {"type": ["number", "null"], "description": "null where it is not finite"}
 _INDEX: Schema = {"type": "integer", "minimum": 0}
 _POINT: Schema = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
 _EDGES: Schema = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
-_DATA_URL: Schema = {"type": ["string", "null"], "pattern": "^data:image/png;base64,", "description": "a PNG"}
 _VECTOR: Schema = {"type": "array", "items": {"type": "number"}, "minItems": 1}
 _CLASS: Schema = {"type": ["string", "integer"], "description": "a label or an index"}
 _NULL: Schema = {"type": "null"}
-
-
-def _object(properties: dict[str, Schema], required: tuple[str, ...] = ()) -> Schema:
-    return {
-        "type": "object", "properties": properties, "required": list(required), "additionalProperties": False
-    }  # fmt: skip
 
 
 def _either(*kinds: Schema, description: str) -> Schema:
@@ -38,10 +26,12 @@ def option_schemas() -> dict[str, Schema]:
         "anyOf": [
             _INDEX,
             {"type": "string", "minLength": 1},
-            _object({"index": _INDEX, "label": _CLASS, "at": _POINT, "rank": _INDEX, "part": {"enum": list(PARTS)}}),
+            closed_object(
+                {"index": _INDEX, "label": _CLASS, "at": _POINT, "rank": _INDEX, "part": {"enum": list(PARTS)}}, ()
+            ),
         ]
     }
-    value = _object({"output": _STRING, "index": _INDEX, "sign": {"enum": [1, -1]}}, ("output",))
+    value = closed_object({"output": STRING, "index": _INDEX, "sign": {"enum": [1, -1]}}, ("output",))
     return {
         "target": _either(
             _CLASS,
@@ -54,9 +44,9 @@ def option_schemas() -> dict[str, Schema]:
             description="a box, or several: the candidate's index, or a text such as rank:0, label:cat or at:120,80",
         ),
         "part": {"enum": [*PARTS, None], "description": "which number of the box; score by default"},
-        "region": _either(_EDGES, _STRING, description="x0, y0, x1, y1 in the picture's pixels"),
+        "region": _either(_EDGES, STRING, description="x0, y0, x1, y1 in the picture's pixels"),
         "like": _either(_VECTOR, description="the embedding that the picture's own is compared with"),
-        "output": _either(_STRING, value, description="one of several values: NAME, NAME[INDEX], or -NAME"),
+        "output": _either(STRING, value, description="one of several values: NAME, NAME[INDEX], or -NAME"),
         "contrast": _either(box, _VECTOR, description="what the box, class, vector or value is compared with"),
         "top": {"type": ["integer", "null"], "minimum": 1, "maximum": MOST, "description": "the best boxes or classes"},
     }
@@ -78,59 +68,55 @@ def option_texts() -> dict[str, Schema]:
 
 def task_schemas() -> dict[str, Schema]:
     """Schemas of an answer about a model that is no classifier."""
-    one_class = {"class_name": _STRING, "class_index": {"type": "integer"}, "confidence": _NUMBER}
-    box = {"index": _INDEX, "label": _STRING, "class_index": {"type": "integer"}, "score": _NUMBER, "box": _EDGES}
+    one_class = {"class_name": STRING, "class_index": {"type": "integer"}, "confidence": NUMBER}
+    box = {"index": _INDEX, "label": STRING, "class_index": {"type": "integer"}, "score": NUMBER, "box": _EDGES}
     target = {
         **one_class,
         "value": {"type": ["number", "null"], "description": "the cosine, or the value"},
         "objective": {"type": "string", "description": "kind of the number that is explained"},
         "scalar": {"type": ["object", "null"], "description": "what is explained, every index resolved"},
-        "box": {"anyOf": [_ref("ReportedBox"), _NULL]},
+        "box": {"anyOf": [ref("ReportedBox"), _NULL]},
     }
-    pictures = {f"gradcam_{name}": _DATA_URL for name in FILES if name != "map"}
+    pictures = {f"gradcam_{name}": DATA_URL for name in FILES if name != "map"}
     pictures["gradcam_map"] = {
         "anyOf": [{"type": "array", "items": {"type": "array", "items": {"type": "number"}}}, _NULL],
         "description": "the map at the layer's own size, rows of numbers",
     }
-    layer: Schema = {"anyOf": [_STRING, {"type": "array", "items": _STRING}]}
-    statistics = {"anyOf": [_ref("Statistics"), _NULL]}
+    layer: Schema = {"anyOf": [STRING, {"type": "array", "items": STRING}]}
+    statistics = {"anyOf": [ref("Statistics"), _NULL]}
     one_map = {
-        "target": _ref("TaskTarget"),
+        "target": ref("TaskTarget"),
         "layer": layer,
         "statistics": statistics,
         "blank": {"type": ["string", "null"], "description": "why the map is zero everywhere"},
         **pictures,
     }
-    ranked = {"rank": {"type": "integer", "minimum": 1}, **one_class, "value": _NUMBER}
+    ranked = {"rank": {"type": "integer", "minimum": 1}, **one_class, "value": NUMBER}
     answer = {
-        "model": _STRING,
+        "model": STRING,
         "task": {"enum": list(TASKS)},
         "prediction": {"type": ["string", "null"], "description": "label of the best box, or name of the best class"},
-        "confidence": _NUMBER,
+        "confidence": NUMBER,
         "top_predictions": {
-            "type": "array", "items": _object(ranked, ("rank", *one_class)),
+            "type": "array", "items": closed_object(ranked, ("rank", *one_class)),
             "description": "classes by their best box or share of cells, or the values",
         },
-        "boxes": {"type": "array", "items": _ref("ReportedBox"), "description": "what a detector reports, best first"},
+        "boxes": {"type": "array", "items": ref("ReportedBox"), "description": "what a detector reports, best first"},
         "fired": {"type": "boolean", "description": "whether there is a map"},
-        "target": {"anyOf": [_ref("TaskTarget"), _NULL]},
+        "target": {"anyOf": [ref("TaskTarget"), _NULL]},
         "layer": layer,
-        "method": _STRING,
+        "method": STRING,
         "statistics": statistics,
-        "visible": {"anyOf": [{"type": "array", "items": _ref("Rectangle")}, _NULL]},
-        "warnings": {"type": "array", "items": _STRING},
-        "maps": {"type": "array", "items": _ref("TaskMap"), "description": "one for each thing that is explained"},
+        "visible": {"anyOf": [{"type": "array", "items": ref("Rectangle")}, _NULL]},
+        "warnings": {"type": "array", "items": STRING},
+        "maps": {"type": "array", "items": ref("TaskMap"), "description": "one for each thing that is explained"},
         **pictures,
         "gradcam_map_box": _NULL,
     }  # fmt: skip
     optional = {*pictures, "gradcam_map_box"}
     return {
-        "ReportedBox": _object(box, tuple(box)),
-        "TaskTarget": _object(target, tuple(one_class)),
-        "TaskMap": _object(one_map, tuple(name for name in one_map if name not in optional)),
-        "TaskAnswer": _object(answer, tuple(name for name in answer if name not in optional)),
+        "ReportedBox": closed_object(box, tuple(box)),
+        "TaskTarget": closed_object(target, tuple(one_class)),
+        "TaskMap": closed_object(one_map, tuple(name for name in one_map if name not in optional)),
+        "TaskAnswer": closed_object(answer, tuple(name for name in answer if name not in optional)),
     }
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}

@@ -130,7 +130,7 @@ def compare(
     from onnxcam.diagnose.shift import null as nulls
     from onnxcam.diagnose.shift.comparison import compare as shift_between
     from onnxcam.diagnose.shift.conditions import Condition
-    from onnxcam.diagnose.shift.pairing import INHERITED, check_task, fix_rows, task_of
+    from onnxcam.diagnose.shift.pairing import INHERITED, check_task, fix_rows
     from onnxcam.diagnose.shift.regions import read as read_regions
     from onnxcam.diagnose.shift.verdict import require_seeds
 
@@ -200,7 +200,7 @@ def compare(
         classes = None
         if truth is not None:
             paths = [item.source for item in items if isinstance(item.source, Path)]
-            check_task(task_of(first), truth, None)
+            check_task(first.terms.readout.task_name, truth, None)
             indices = iter(known_classes(truth, named, paths, first.labels, first.classes))
             classes = [
                 next(indices) if isinstance(item.source, Path) else None for item in items

@@ -167,12 +167,5 @@ def bound(samples: Sequence[Sample], confidence: float = CONFIDENCE) -> float:
     return largest * (level + spread) / (rate * count)
 
 
-def deviation(samples: Sequence[Sample]) -> float:
-    """The root mean square error of the mean of all curves, estimated; rather too large than too small."""
-    count = sum(len(sample.differences) for sample in samples)
-    squares = sum(float(((sample.shares * sample.differences) ** 2).sum()) for sample in samples)
-    return float(np.sqrt(squares)) / max(count, 1)
-
-
 def _psi(rate: np.ndarray) -> np.ndarray:
     return np.asarray(-np.log1p(-rate) - rate)

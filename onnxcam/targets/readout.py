@@ -113,6 +113,13 @@ class Readout:
         return entry
 
     @property
+    def task_name(self) -> str | None:
+        """What the model does that is no classifier, one of `onnxcam.targets.tasks.TASKS`; a quantity is one too."""
+        if self.task is None:
+            return tasks.REGRESS if self.numeric else None
+        return self.task.name
+
+    @property
     def appended(self) -> str:
         """Name of the output that carries the value where no output of the model does."""
         return self.name or APPENDED[self.kind]

@@ -140,10 +140,12 @@ def _beyond(region: Any, placement: Placement) -> str | None:
         edges, text = region, f"the region {_spelled(region)}"
         inside = _clipped(edges, (0.0, 0.0, float(width), float(height)))
         if inside != edges:
-            return (
+            sentence = (
                 f"{text} reaches beyond the picture, which is {width} x {height} pixels (width x height): the part "
                 f"inside is explained, {_spelled(inside)}"
             )
+            cropped = _beyond(inside, placement) if inside[0] < inside[2] and inside[1] < inside[3] else None
+            return sentence if cropped is None else f"{sentence}; {cropped}"
     (top, left), (sy, sx) = placement.offset, placement.scale
     rows_in, columns_in = placement.input_size
     visible = (-left / sx, -top / sy, (columns_in - left) / sx, (rows_in - top) / sy)

@@ -172,6 +172,11 @@ def test_regions_of_both_orders_of_axes_are_the_same_cells() -> None:
         # of 100 x 120 pixels the middle is seen, 60 x 80 of them
         ((30, 30, 60, 60), Geometry((100, 120), (100, 120), (-20, -20), SIZE), None),
         ((10, 30, 60, 60), Geometry((100, 120), (100, 120), (-20, -20), SIZE), ["model sees", "20, 30, 60, 60"]),
+        (
+            (-5, 30, 60, 60),
+            Geometry((100, 120), (100, 120), (-20, -20), SIZE),
+            ["beyond the picture", "0, 30, 60, 60", "model sees", "20, 30, 60, 60"],
+        ),
         # padding around the picture is not in it
         ((0, 0, 40, 60), Geometry((60, 40), (60, 40), (0, 20), SIZE), None),
         ((0, 0, 41, 60), Geometry((60, 40), (60, 40), (0, 20), SIZE), ["beyond the picture", "40 x 60"]),

@@ -17,7 +17,7 @@ from onnxcam.diagnose.shift.augmentation import augment
 from onnxcam.diagnose.shift.distance import STATISTIC, distances, empty, shares
 from onnxcam.diagnose.shift.inputs import SAME, apart, describe_inputs
 from onnxcam.diagnose.shift.objects import look
-from onnxcam.diagnose.shift.pairing import check_task, open_pair, open_seeds, task_of
+from onnxcam.diagnose.shift.pairing import check_task, open_pair, open_seeds
 from onnxcam.diagnose.shift.result import PictureShift, Prediction, Preparation, Shift
 from onnxcam.diagnose.shift.side import OWN_LAYER, Side, SideRun, on_common_plane
 from onnxcam.errors import InputError, PictureError, SettingError
@@ -95,7 +95,7 @@ def compare(
     elif chance is not None:
         verdicts.require_pictures(len(pictures), chance.count)
     pair, notes = open_pair(old, new, layer, new_layer, method, target)
-    check_task(task_of(pair[0].explainer), truth, regions)
+    check_task(pair[0].explainer.terms.readout.task_name, truth, regions)
     _check_truth(truth, pair[0].explainer.classes)
     alone = pair[0].explainer.terms.readout.task is not None
     sides = [*pair]

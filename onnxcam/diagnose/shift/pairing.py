@@ -137,7 +137,7 @@ def compare_classes(old: Explainer, new: Explainer, what: str = "NEW") -> list[s
     Raises:
         SettingError: another task, another number of classes, or other labels.
     """
-    tasks = [task_of(one) for one in (old, new)]
+    tasks = [one.terms.readout.task_name for one in (old, new)]
     if tasks[0] != tasks[1]:
         raise SettingError(
             f"OLD is {_NAMES[tasks[0]]} and {what} {_NAMES[tasks[1]]}; only models that do the same can be compared "
@@ -174,14 +174,6 @@ def compare_classes(old: Explainer, new: Explainer, what: str = "NEW") -> list[s
     return []
 
 
-def task_of(explainer: Explainer) -> str | None:
-    """What a model does, one of `onnxcam.targets.tasks.TASKS`; None of a classifier."""
-    readout = explainer.terms.readout
-    if readout.task is None:
-        return REGRESS if readout.numeric else None
-    return readout.task.name
-
-
 def check_target(explainer: Explainer, target: Any) -> None:
     """Refuse a target of a model that has one of its own on each picture, and none of one that has not.
 
@@ -196,11 +188,11 @@ def check_target(explainer: Explainer, target: Any) -> None:
             else f"the models return {task.size} values, and none was named: name the one that both explain (--value)"
         )
     if target is not None and not isinstance(task, (Embed, Values)):
-        what = _NAMES[task_of(explainer)]
+        name = explainer.terms.readout.task_name
+        what = {DETECT: "boxes", REGRESS: "value"}.get(name or "", "class")
         raise SettingError(
-            f"OLD is {what}, of which both models explain the same "
-            f"{'boxes' if task_of(explainer) == DETECT else 'class' if task_of(explainer) != REGRESS else 'value'}; "
-            "leave the target out (--like and --value are of embeddings and of several values)"
+            f"OLD is {_NAMES[name]}, of which both models explain the same {what}; leave the target out (--like and "
+            "--value are of embeddings and of several values)"
         )
 
 

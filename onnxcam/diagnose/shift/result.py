@@ -261,10 +261,7 @@ class Shift:
     @property
     def task(self) -> str | None:
         """What models do that are no classifiers, one of `onnxcam.targets.tasks.TASKS`."""
-        readout = self.old.terms.readout
-        if readout.task is None:
-            return REGRESS if readout.numeric else None
-        return readout.task.name
+        return self.old.terms.readout.task_name
 
     @property
     def predicts_classes(self) -> bool:
@@ -429,6 +426,7 @@ class Shift:
             "flipped": {
                 "pictures": len(flipped),
                 "share": self.flipped_share,
+                "share_of": "boxes" if self.task == DETECT else "pictures",
                 "distance": _mean_distance(flipped),
             },
             **self._counts(),
@@ -447,7 +445,7 @@ class Shift:
         }
 
     def _counts(self) -> dict[str, Any]:
-        """Of detectors how many boxes stayed, changed their class, are lost, and are new."""
+        """Of detectors how many boxes stayed, changed class, are lost, and are new."""
         if self.task != DETECT:
             return {}
         counts = Counter(one.change for one in self.objects)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from onnxcam.errors import DependencyError, OutputError
+from onnxcam.errors import DependencyError
 from onnxcam.explain.folder import cores
 from onnxcam.fleet import workers as shares
 from onnxcam.fleet.columns import arrow_schema, import_pyarrow, to_arrow
@@ -19,10 +17,10 @@ if TYPE_CHECKING:
 
 _ROWS = 64  # in a batch: pictures are large
 _RUN_ROWS = 32  # in `run`: few, so that processes end together
-_BATCHES = 4  # of as many rows that are on their way in `run`, for each process
+# of a query in `run`, for each process: starting one takes as long as some ten rows; and of all of them together
+_QUERY_ROWS, _QUERY_BYTES = 512, 256 << 20
 _STARTS = 3  # of a query whose process ends without an answer
-_PAUSE = 0.005  # seconds between looks at whether there is room for another batch
-_PLACE, _ROW = "onnxcam_batch", "onnxcam_row"
+_ROW = "onnxcam_row"
 
 
 def explain_frame(
@@ -81,196 +79,61 @@ def structs(explain: Explain, pictures: Any) -> Any:
 def run(
     explain: Explain, batches: Iterable[Mapping[str, Sequence[Any]]], *, workers: int | None = None
 ) -> Iterator[Any]:
-    """Explain batches by Daft, all of them in one query, see `onnxcam.fleet.local.run`.
+    """Explain batches by Daft, some hundred rows in a query, see `onnxcam.fleet.local.run`.
 
-    The query takes batches as it goes, on a thread of its own, so that few are in memory and its processes open the
-    model once. Where one of these is killed, another query goes on with the batches whose rows are not there yet. Each
-    batch with rows gives one table.
+    A query whose process is killed is run again, so that none of its rows is lost or comes twice; each batch with rows
+    gives one table. The processes open the model once for each query.
 
     Arguments:
         workers: processes; None for one per core.
     """
-    _import_daft(), import_pyarrow()
-    count, starts = workers or cores(), 0
-    feed = Feed(batches, _BATCHES * _RUN_ROWS * count)
-    while (schema := feed.schema()) is not None:
-        starts += 1
-        try:
-            for table in _answers(feed, schema, explain, count):
-                starts = 0
-                yield table
-        except Exception as error:
-            if starts >= _STARTS or "closed the connection" not in str(error):
-                raise
-        if starts >= _STARTS:
-            raise OutputError("Daft ends its queries without rows; run it again")
-    if feed.error is not None:
-        raise feed.error
+    daft, pyarrow = _import_daft(), import_pyarrow()
+    count = workers or cores()
+    for tables in grouped(batches, count * _QUERY_ROWS, _QUERY_BYTES):
+        joined = pyarrow.concat_tables(tables, promote_options="permissive")
+        joined = joined.append_column(_ROW, pyarrow.array(range(joined.num_rows), pyarrow.int64()))
+        rows = max(1, min(_RUN_ROWS, -(-joined.num_rows // count)))
+        frame = explain_frame(daft.from_arrow(joined), explain, workers=count, batch_size=rows)
+        answered = _collected(frame).sort_by(_ROW).drop_columns([_ROW])
+        start = 0
+        for table in tables:
+            yield answered.slice(start, table.num_rows)
+            start += table.num_rows
 
 
-def _answers(feed: Feed, schema: Any, explain: Explain, count: int) -> Iterator[Any]:
-    """The tables of one query over the batches of a schema, each once all of its rows are there."""
-    pyarrow = import_pyarrow()
-    over = threading.Event()
-    frame = explain_frame(_source(feed, schema, over).read(), explain, workers=count, batch_size=_RUN_ROWS)
-    stream = frame.to_arrow_iter()
-    parts: dict[int, list[Any]] = {}
-    try:
-        for rows in stream:
-            places = rows.column(_PLACE).to_numpy()
-            for place in dict.fromkeys(places.tolist()):
-                part = pyarrow.Table.from_batches([rows]).filter(pyarrow.array(places == place))
-                parts.setdefault(place, []).append(part)
-                if sum(one.num_rows for one in parts[place]) == feed.rows(place):
-                    table = pyarrow.concat_tables(parts.pop(place)).sort_by(_ROW).drop_columns([_PLACE, _ROW])
-                    feed.remove(place)
-                    yield table
-    finally:
-        over.set()
-        stream.close()
+def grouped(batches: Iterable[Mapping[str, Sequence[Any]]], rows: int, size: int) -> Iterator[list[Any]]:
+    """The Arrow tables of batches that have rows, as many together as reach a number of rows, or of bytes.
 
-
-class Feed:
-    """Batches on their way through a query: each stays until its rows are there, for another query if this one fails.
-
-    Thread-safe.
-
-    Arguments:
-        batches: lists of values by column.
-        most: rows that are on their way at a time; one batch at least.
-
-    Attributes:
-        error: that ended the batches early, None if none did.
+    An error of the batches is raised behind those before it.
     """
-
-    def __init__(self, batches: Iterable[Mapping[str, Sequence[Any]]], most: int) -> None:
-        self.error: Exception | None = None
-        self._batches = iter(batches)
-        self._most = most
-        self._turn = threading.Lock()  # to take a batch, which may take as long as it likes
-        self._lock = threading.Lock()
-        self._waiting: dict[int, Any] = {}
-        self._count = 0
-        self._end = False
-
-    def schema(self) -> Any:
-        """The Arrow schema of the first batch that is on its way, None after the last."""
-        table = self._next(())
-        return None if table is None else table[1].schema
-
-    def following(self, places: set[int], schema: Any) -> Any:
-        """The next table for a query that has those of some places; None after the last, or where the schema changes.
-
-        Arguments:
-            places: the place of the table is added.
-            schema: of the query.
-        """
-        pair = self._next(places)
-        table = None if pair is None else _fitting(pair[1], schema)
-        if pair is not None and table is not None:
-            places.add(pair[0])
-        return table
-
-    @property
-    def full(self) -> bool:
-        """Whether so many rows are on their way that the next batch has to wait."""
-        with self._lock:
-            return sum(int(table.num_rows) for table in self._waiting.values()) >= self._most
-
-    def rows(self, place: int) -> int:
-        """The rows of a batch on its way."""
-        with self._lock:
-            return int(self._waiting[place].num_rows)
-
-    def remove(self, place: int) -> None:
-        """Let go of a batch whose rows are there."""
-        with self._lock:
-            del self._waiting[place]
-
-    def _next(self, places: Collection[int]) -> tuple[int, Any] | None:
-        """The first batch on its way at another place than these, which is taken if there is none; its place first."""
-        with self._turn:
-            while True:
-                with self._lock:
-                    pair = next((pair for pair in self._waiting.items() if pair[0] not in places), None)
-                if pair is not None or self._end:
-                    return pair
-                self._take()
-
-    def _take(self) -> None:
-        """Take one batch; of one without rows nothing is to come."""
-        pyarrow = import_pyarrow()
+    pyarrow, source = import_pyarrow(), iter(batches)
+    failure: Exception | None = None
+    while failure is None:
+        tables: list[Any] = []
         try:
-            table = pyarrow.table(dict(next(self._batches)))
+            while sum(table.num_rows for table in tables) < rows and sum(table.nbytes for table in tables) < size:
+                table = pyarrow.table(dict(next(source)))
+                tables += [table] if table.num_rows else []
         except StopIteration:
-            self._end = True
+            if tables:
+                yield tables
             return
         except Exception as error:
-            self.error, self._end = error, True
-            return
-        count = table.num_rows
-        table = table.append_column(_PLACE, pyarrow.array([self._count] * count, pyarrow.int64()))
-        table = table.append_column(_ROW, pyarrow.array(range(count), pyarrow.int64()))
-        with self._lock:
-            if count:
-                self._waiting[self._count] = table
-            self._count += 1
+            failure = error
+        if tables:
+            yield tables
+    raise failure
 
 
-def _fitting(table: Any, schema: Any) -> Any:
-    """The table in a schema; None where it has another. A column without a single value has any type."""
-    pyarrow = import_pyarrow()
-    if table.schema.names != schema.names:
-        return None
-    pairs = zip(table.schema, schema, strict=True)
-    if any(one.type != other.type and not pyarrow.types.is_null(one.type) for one, other in pairs):
-        return None
-    return table.cast(schema)
-
-
-def _source(feed: Feed, schema: Any, over: threading.Event) -> Any:
-    """A `daft.io.source.DataSource` of the batches on their way, which waits while the feed is full.
-
-    Daft takes at once all that a source gives, on the thread that delivers results too: waiting lets it deliver.
-
-    Arguments:
-        over: set when the query has ended, however it did.
-    """
-    from daft.io.source import DataSource, DataSourceTask
-    from daft.recordbatch import RecordBatch
-    from daft.schema import Schema
-
-    fields, places = Schema.from_pyarrow_schema(schema), set[int]()
-
-    class Task(DataSourceTask):  # type: ignore[misc]
-        @property
-        def schema(self) -> Any:
-            return fields
-
-        async def read(self) -> AsyncIterator[Any]:
-            loop = asyncio.get_running_loop()
-            while not over.is_set():
-                if places and feed.full:
-                    await asyncio.sleep(_PAUSE)
-                    continue
-                table = await loop.run_in_executor(None, feed.following, places, schema)
-                if table is None:
-                    return
-                yield RecordBatch.from_arrow_table(table)
-
-    class Source(DataSource):  # type: ignore[misc]
-        @property
-        def name(self) -> str:
-            return "onnxcam"
-
-        @property
-        def schema(self) -> Any:
-            return fields
-
-        async def get_tasks(self, pushdowns: Any) -> AsyncIterator[Any]:
-            yield Task()
-
-    return Source()
+def _collected(frame: Any) -> Any:
+    """The Arrow table of a frame; a query that lost a process is run again."""
+    for start in range(1, _STARTS + 1):
+        try:
+            return frame.to_arrow()
+        except Exception as error:
+            if start == _STARTS or "closed the connection" not in str(error):
+                raise
+    raise AssertionError
 
 
 def _import_daft() -> Any:

@@ -103,7 +103,7 @@ def _activation(graph: Graph, value: str, counts: Counts | None) -> str | None:
     while queue:
         _, node = heapq.heappop(queue)
         others = any(
-            name and name not in inside and not graph.is_constant(name) and not _is_scale(graph, name)
+            name and name not in inside and not graph.is_constant(name) and not is_dynamic_scale(graph, name)
             for name in node.input
         )
         # a normalisation may be exported as its parts, with means over the channels of each token
@@ -127,7 +127,7 @@ def _activation(graph: Graph, value: str, counts: Counts | None) -> str | None:
     return None
 
 
-def _is_scale(graph: Graph, value: str) -> bool:
+def is_dynamic_scale(graph: Graph, value: str) -> bool:
     """Whether a value is the scale of a dynamic quantization, or its product with those of constant weights."""
     for _ in range(_PRODUCTS):
         node = graph.producer.get(value)

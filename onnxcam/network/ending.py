@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from onnxcam.graph import edit
+from onnxcam.graph.ends import is_dynamic_scale
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import FLOATS, Graph, Shape, uses
 
@@ -28,6 +29,7 @@ _BOUNDARY = having(Trait.WEIGHTED | Trait.NORMALIZES | Trait.CONTROL | Trait.RAN
     "Attention", "GRU", "LSTM", "RNN", "MaxPool", "Resize",
 }  # fmt: skip
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+_LAYERS = ("Conv", "ConvInteger", "MatMulInteger")
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,24 @@ class Ending:
         """Whether what a node makes may be anything, so that what is before it need not be run."""
         if node.domain not in _DOMAINS:
             return True
-        if node.op_type in ("MatMul", "Gemm", "Conv"):
+        if node.op_type in ("MatMul", "MatMulInteger", "Gemm", "Conv"):
             return any(self._graph.is_constant(name) for name in node.input[:2]) and not mixes(self._graph, node)
+        if node.op_type == "Mul":
+            layer = self._rescaled(node)
+            return layer is not None and not mixes(self._graph, layer)
         return node.op_type in _BOUNDARY
+
+    def _rescaled(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The layer, quantized dynamically, whose whole numbers a Mul turns into real ones; None of any other Mul."""
+        graph = self._graph
+        for name, scale in (tuple(node.input), tuple(node.input)[::-1]):
+            cast = graph.producer.get(name)
+            layer = graph.producer.get(cast.input[0]) if cast is not None and cast.op_type == "Cast" else None
+            if layer is not None and layer.op_type == "Div" and is_dynamic_scale(graph, layer.input[1]):
+                layer = graph.producer.get(layer.input[0])  # a ConvInteger as a convolution of real numbers
+            if layer is not None and layer.op_type in _LAYERS and is_dynamic_scale(graph, scale):
+                return layer
+        return None
 
     def _passages(self) -> Iterator[str]:
         """The values that everything passes on its way to the end, from the end back."""

@@ -233,8 +233,17 @@ class _Search:
         graph = self._graph
         try:
             end = Ending(graph, self._picture, value)
-        except ValueError:  # nothing to run: the structure is all there is
-            return self._by_structure(value)
+        except ValueError as error:  # nothing to run: the structure is all there is
+            meaning = self._by_structure(value)
+            if self._kind is not None:
+                return meaning
+            sentence = (
+                f"what the numbers of {value!r} mean could not be found out ({error}): they are taken for scores without "
+                "a Softmax or Sigmoid; if they are probabilities, declare kind='probabilities' or kind='multilabel' (on "
+                "the command line: --kind)"
+            )
+            warnings = (*meaning.readout.warnings, sentence)
+            return replace(meaning, readout=replace(meaning.readout, warnings=warnings))
         return Numbers(graph, end, value, self._outputs, self._kind).meaning(self._doubted)
 
     def _by_structure(self, value: str) -> Meaning:

@@ -82,9 +82,14 @@ def settle(readout: Readout, facts: ScoreFacts, *, declared: bool = False) -> Re
         what = f"the scores {readout.value!r} are probabilities: none is negative and every row sums to {facts.total:g}"
         if declared:
             raise ModelError(f"{what}, and kind='logits' was declared; use kind='probabilities', or leave it out")
+        if facts.total != 1:  # another opening of the network would not know what to divide by
+            return _warned(
+                readout,
+                f"{what}, as percentages do, yet the end of the graph does not tell so: the softmax shown is one too "
+                "many; name the value before it with `scores=` (on the command line: --scores NAME)",
+            )
         return _warned(
-            replace(readout, kind=PROBABILITIES, output=None, scale=facts.total or 1.0),
-            f"{what}; the logarithm of each is explained",
+            replace(readout, kind=PROBABILITIES, output=None), f"{what}; the logarithm of each is explained"
         )
     if readout.kind == PROBABILITIES:
         sums = _sums_of_exponentials(facts)

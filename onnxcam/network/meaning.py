@@ -29,7 +29,9 @@ _ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Round"})
 _ORDERLY = having(Trait.PASSES | Trait.RESHAPES) | _ROUNDING | {"Transpose", "Clip", "Min", "Max", "Mul", "Div"}
 _PERCENT = 95.0  # percentages of random values come as close as this to 100
 # steps by which indices stay numbers among the outputs
-_CARRIES_INDICES = having(Trait.PASSES | Trait.RESHAPES) | {"Cast", "Concat", "Transpose"}
+_CARRIES_INDICES = having(Trait.PASSES | Trait.RESHAPES) | _ROUNDING | {"Concat", "Transpose"}
+# steps that multiply the values of each class by a constant and add another
+_AFFINE = ("Add", "Sub", "Mul", "Div", "Neg")
 _EXACT, _ROUNDED = 1e-5, 1e-2  # how far probabilities may differ: by float32, by 8 bits
 
 
@@ -174,19 +176,35 @@ class Numbers:
                 )
         return self._value
 
-    def _orderly(self, value: str) -> list[str]:
-        """The value, and those before it that were taken through steps which keep each class's order, nearest first."""
+    def _orderly(self, value: str, *, affine: bool = False) -> list[str]:
+        """The value, and those before it that were taken through steps which keep each class's order, nearest first.
+
+        Arguments:
+            affine: also through steps that scale and shift each class by constants of its own.
+        """
         graph, values = self._graph, [value]
         while True:
             node = graph.producer.get(values[-1])
-            if node is None or node.op_type not in _ORDERLY or node.domain not in ("", "ai.onnx"):
+            steps = _ORDERLY.union(_AFFINE) if affine else _ORDERLY
+            if node is None or node.op_type not in steps or node.domain not in ("", "ai.onnx"):
                 return values
             varying = [name for name in node.input if name and not graph.is_constant(name)]
             if len(varying) != 1 or varying[0] not in self._end.tables:
                 return values
-            if node.op_type in ("Mul", "Div") and not self._positive_factor(node, varying[0]):
+            if affine and node.op_type in _AFFINE:
+                if not self._scales_classes(node, varying[0]):
+                    return values
+            elif node.op_type in ("Mul", "Div") and not self._positive_factor(node, varying[0]):
                 return values
             values.append(varying[0])
+
+    def _scales_classes(self, node: onnx.NodeProto, varying: str) -> bool:
+        """Whether a step with constants keeps the order of the values of each class, or turns all of them around."""
+        before, after = self._table(varying), self._table(node.output[0])
+        if before.shape != after.shape or (node.op_type == "Div" and node.input[0] != varying):
+            return False
+        slopes = np.sign(((before - before.mean(axis=0)) * (after - after.mean(axis=0))).sum(axis=0))
+        return bool(slopes.all()) and len(set(slopes.tolist())) == 1
 
     def _positive_factor(self, node: onnx.NodeProto, varying: str) -> bool:
         """Whether a Mul or Div by a constant multiplies all classes by one positive number."""
@@ -199,16 +217,21 @@ class Numbers:
         ratios = after[moving] / before[moving]
         return bool(ratios.size) and float(ratios.min()) > 0 and float(np.ptp(ratios)) <= 1e-3 * float(ratios.max())
 
-    def _relation(self) -> Meaning | None:
-        """The meaning of a softmax or sigmoid of some value before, None if there is none."""
+    def _relation(self, *, affine: bool = False) -> Meaning | None:
+        """The meaning of a softmax or sigmoid of some value before, None if there is none.
+
+        Arguments:
+            affine: also of one that constants scale and shift.
+        """
         later = self._end.chain[self._end.chain.index(self._at) + 1 :]
-        for probabilities in self._orderly(self._at):
+        for probabilities in self._orderly(self._at, affine=affine):
             matches: dict[str, tuple[str, float]] = {}
             for logits in later:
                 if logits == probabilities or self._graph.dtype(logits) not in FLOATS:
                     continue
                 match = _compare(self._table(probabilities), self._table(logits), self._tolerance(logits))
-                if match is not None:
+                # scaled and shifted log p are logits of their own, as after an adjustment to other priors
+                if match is not None and not (affine and match[0] == "LogSoftmax"):
                     matches[logits] = match
             if matches:
                 return self._with_logit(probabilities, matches)
@@ -274,7 +297,7 @@ class Numbers:
         if size > 1 and facts.lowest >= 0 and _PERCENT <= facts.highest <= 100 * (1 + 1e-6) and self._bounded():
             return self._odds(MULTILABEL, 100.0)
         if not facts.within_unit or facts.lowest == facts.highest:
-            return self._plain(doubted)
+            return self._scaled() or self._plain(doubted)
         if size == 1:
             return self._odds(BINARY)
         if self._kind == LOGITS:
@@ -286,6 +309,26 @@ class Numbers:
             f"to {facts.lowest_sum:.3g} to {facts.highest_sum:.3g}): neither logits nor probabilities; {ADVICE}, or "
             f"{_DECLARE}"
         )
+
+    def _scaled(self) -> Meaning | None:
+        """The meaning of a softmax or sigmoids that constants scale and shift, as 2 p - 1; None of other numbers.
+
+        Raises:
+            ModelError: the lowest number is the likeliest class.
+        """
+        if self._table(self._at).shape[1] < 2 or self._kind == LOGITS:
+            return None
+        meaning = self._relation(affine=True)
+        if meaning is None:
+            return None
+        before, after = self._table(meaning.readout.value), self._table(self._at)
+        first, last = np.argmax(before[:, 0]), np.argmin(before[:, 0])
+        if after[first, 0] < after[last, 0]:
+            raise ModelError(
+                f"{self._value!r} falls where the probability of its class rises: its lowest value is the likeliest "
+                f"class; {ADVICE}"
+            )
+        return meaning
 
     def _probabilities(self, facts: ScoreFacts) -> Meaning:
         total = facts.total or 1.0

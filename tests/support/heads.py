@@ -126,6 +126,11 @@ RECIPES: dict[str, Recipe] = {
         "s = Softmax(z) y = QuantizeLinear(s, step, lowest)", "int8[N,K] y", L, lambda o: (y(o) + 128.0) / 255, 4e-3
     ),
     "softmax in percent": Recipe("s = Softmax(z) y = Mul(s, hundred)", TABLE, L, lambda o: y(o) / 100.0),
+    "softmax from -1 to 1": Recipe(
+        "s = Softmax(z) a = Mul(s, two) y = Sub(a, one)", TABLE, L, lambda o: (y(o) + 1) / 2, warned=True
+    ),
+    "softmax turned around": Recipe("s = Softmax(z) y = Neg(s)", TABLE, (), None),
+    "log-softmax, other priors": Recipe("l = LogSoftmax(z) y = Add(l, row)", TABLE, L, lambda o: softmax(y(o))),
     "softmax by hand": Recipe(
         "m = ReduceMax<keepdims=1>(z, a1) d = Sub(z, m) e = Exp(d) n = ReduceSum<keepdims=1>(e, a1) y = Div(e, n)",
         TABLE, L, y,
@@ -215,6 +220,8 @@ RECIPES: dict[str, Recipe] = {
     "sigmoid, clip": Recipe("s = Sigmoid(z) y = Clip(s, tiny, one)", TABLE, M, y),
     "sigmoid in 8 bits": Recipe("s = Sigmoid(z) " + QDQ, TABLE, M, y, 4e-3),
     "sigmoid in percent": Recipe("s = Sigmoid(z) y = Mul(s, hundred)", TABLE, M, lambda o: y(o) / 100.0),
+    "sigmoid minus a threshold": Recipe("s = Sigmoid(z) y = Sub(s, low)", TABLE, M, lambda o: y(o) + 0.1, warned=True),
+    "sigmoid by thresholds": Recipe("s = Sigmoid(z) y = Div(s, cut)", TABLE, M, None, warned=True),
     "sigmoid with thresholds": Recipe(
         "s = Sigmoid(z) less = Less(s, cut) c2 = Add(cut, cut) a = Div(s, c2) r = Sub(one, s) o = Sub(one, cut) "
         "o2 = Add(o, o) q = Div(r, o2) h = Sub(one, q) y = Where(less, a, h)",

@@ -238,9 +238,9 @@ class _Search:
             if self._kind is not None:
                 return meaning
             sentence = (
-                f"what the numbers of {value!r} mean could not be found out ({error}): they are taken for scores without "
-                "a Softmax or Sigmoid; if they are probabilities, declare kind='probabilities' or kind='multilabel' (on "
-                "the command line: --kind)"
+                f"what the numbers of {value!r} mean could not be found out ({error}): they are taken for scores "
+                "without Softmax or Sigmoid; if they are probabilities, declare kind='probabilities' or "
+                "kind='multilabel' (on the command line: --kind)"
             )
             warnings = (*meaning.readout.warnings, sentence)
             return replace(meaning, readout=replace(meaning.readout, warnings=warnings))

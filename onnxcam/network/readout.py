@@ -88,9 +88,7 @@ def settle(readout: Readout, facts: ScoreFacts, *, declared: bool = False) -> Re
                 f"{what}, as percentages do, yet the end of the graph does not tell so: the softmax shown is one too "
                 "many; name the value before it with `scores=` (on the command line: --scores NAME)",
             )
-        return _warned(
-            replace(readout, kind=PROBABILITIES, output=None), f"{what}; the logarithm of each is explained"
-        )
+        return _warned(replace(readout, kind=PROBABILITIES, output=None), f"{what}; the logarithm of each is explained")
     if readout.kind == PROBABILITIES:
         sums = _sums_of_exponentials(facts)
         if sums is not None:

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,14 @@ class Example:
     place: int
     picture: np.ndarray = field(repr=False)
     maps: dict[str, np.ndarray] = field(repr=False)
+
+
+class _Sums(NamedTuple):
+    """The sums of a method's curves over some pictures, by name."""
+
+    method: str
+    places: tuple[int, ...]
+    curves: dict[str, np.ndarray]
 
 
 @dataclass(eq=False)
@@ -73,8 +81,7 @@ class Evaluation:
     details: list[dict[str, Any]] = field(default_factory=list)
     samples: dict[str, dict[str, list[tuple[np.ndarray, Sample]]]] = field(default_factory=dict, repr=False)
     passes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PASSES, 0))
-    _sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    _counts: dict[str, int] = field(default_factory=dict)  # pictures in the sums, by method
+    _sums: list[_Sums] = field(default_factory=list)
 
     @classmethod
     def empty(
@@ -129,16 +136,18 @@ class Evaluation:
         """Set a method's numbers to their mean over the stages of the cascade."""
         self.values[method][metric] = self.stages[method][metric].mean(axis=0)
 
-    def add_curves(self, method: str, count: int, curves: Mapping[str, np.ndarray]) -> None:
-        """Add the curves of some pictures, `count` of them."""
-        sums = self._sums.setdefault(method, {})
-        for name, values in curves.items():
-            sums[name] = sums.get(name, np.zeros(values.shape[1])) + values.sum(axis=0)
-        self._counts[method] = self._counts.get(method, 0) + count
+    def add_curves(self, method: str, places: Sequence[int], curves: Mapping[str, np.ndarray]) -> None:
+        """Add the curves of some pictures."""
+        self._sums.append(_Sums(method, tuple(places), {name: values.sum(axis=0) for name, values in curves.items()}))
 
     def drop_after(self, count: int) -> None:
-        """Leave out all pictures but the first `count`: those whose numbers are not complete."""
+        """Leave out all pictures but the first `count`: those whose numbers are not complete.
+
+        Curves are left out with all pictures that they were added with.
+        """
         absent = self.places[count:]
+        self._sums = [sums for sums in self._sums if not set(absent).intersection(sums.places)]
+        self.examples = [example for example in self.examples if example.place not in absent]
         for by_metric in self.values.values():
             for values in by_metric.values():
                 values[absent] = np.nan
@@ -148,9 +157,16 @@ class Evaluation:
     @property
     def curves(self) -> dict[str, dict[str, np.ndarray]]:
         """Mean curves by method and name."""
+        totals: dict[str, dict[str, Any]] = {}
+        counts: dict[str, int] = {}
+        for method, places, of_pictures in self._sums:
+            of_method = totals.setdefault(method, {})
+            counts[method] = counts.get(method, 0) + len(places)
+            for name, values in of_pictures.items():
+                of_method[name] = of_method.get(name, 0.0) + values
         return {
-            method: {name: total / max(1, self._counts[method]) for name, total in sums.items()}
-            for method, sums in self._sums.items()
+            method: {name: total / counts[method] for name, total in by_name.items()}
+            for method, by_name in totals.items()
         }
 
     @property

@@ -193,7 +193,7 @@ def _judge(
             if metric.name in trial.samples:
                 evaluation.record_sample(method, metric.name, read.places, trial.samples[metric.name])
             work.advance(len(classes))
-        evaluation.add_curves(method, len(classes), trial.curves)
+        evaluation.add_curves(method, read.places, trial.curves)
     work.passes["changed"] += common.runs.count
     work.passes["shared"] += common.runs.repeated
     for row in range(len(classes)):

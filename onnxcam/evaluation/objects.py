@@ -354,7 +354,7 @@ def judge_picture(
         )
         for metric in metrics:
             evaluation.record(method.name, metric.name, places, metric(trial, options))
-        evaluation.add_curves(method.name, len(subjects), trial.curves)
+        evaluation.add_curves(method.name, places, trial.curves)
     evaluation.passes["pictures"] += 1
     evaluation.passes["changed"] += runs.count
     evaluation.passes["shared"] += runs.repeated

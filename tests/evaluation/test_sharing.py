@@ -128,6 +128,37 @@ def test_bound_is_of_the_pictures_that_are_complete(explainer: Explainer) -> Non
     assert (whole.mean("gradcam", "deletion"), whole.bound("gradcam", "deletion")) == tables[1][1:]
 
 
+@pytest.mark.parametrize("moment", ["between methods", "as pictures are drawn"])
+def test_interrupted_pictures_are_left_out_everywhere(
+    explainer: Explainer, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The curves of one method of the last pictures are there, or one of them is drawn already."""
+    options: dict[str, Any] = {"methods": ["gradcam", "hirescam"], "metrics": ["deletion"], "examples": 12, "steps": 4}
+    expected = evaluate(explainer, pictures(8), **options)
+    last: list[tuple[Evaluation, int]] = []
+    original, calls = getattr(judge, "_trial" if moment == "between methods" else "drawn"), itertools.count(1)
+    last_call = 4 if moment == "between methods" else 2 * 8 + 3
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == last_call:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(judge, original.__name__, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(
+            explainer, pictures(16), partial=lambda so_far: last.append((so_far, len(so_far.places))), **options
+        )
+    ((evaluation, complete),) = last
+    assert complete == 8 and len(evaluation.places) == 16
+    evaluation.drop_after(complete)
+    for method in options["methods"]:
+        np.testing.assert_array_equal(evaluation.curves[method]["deletion"], expected.curves[method]["deletion"])
+        assert evaluation.mean(method, "deletion") == expected.mean(method, "deletion")
+    assert [example.place for example in evaluation.examples] == list(range(8))
+    assert report.render(evaluation) == report.render(expected)
+
+
 @pytest.mark.parametrize("kind", ["smooth", "ties", "zeros", "signed", "float64"])
 def test_order_of_pixels_is_that_of_two_sort_keys(kind: str) -> None:
     rng = np.random.default_rng(2)

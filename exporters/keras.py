@@ -107,7 +107,8 @@ def export(
     Raises:
         LayerError: an unknown or ambiguous layer, or one without positions.
         VerificationError: scores, activations or gradients differ from TensorFlow's by more than the tolerance: 1e-3,
-            or three times TensorFlow's own float32 error. Nothing is written then.
+            or three times TensorFlow's own float32 error or the rounding of small probabilities. Nothing is written
+            then.
         ModelError: not a Keras model of one picture, nothing in it can be explained, or it cannot be exported.
         DependencyError: TensorFlow or tf2onnx is missing.
         OutputError: the file cannot be written.

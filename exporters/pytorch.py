@@ -104,7 +104,7 @@ def export(
     Raises:
         LayerError: an unknown or ambiguous layer, or one without positions.
         VerificationError: scores, activations or gradients differ from PyTorch's by more than the tolerance: 1e-3, or
-            three times PyTorch's own float32 error. Nothing is written then.
+            three times PyTorch's own float32 error or the rounding of small probabilities. Nothing is written then.
         ModelError: the model does not run on the example, or cannot be exported.
         InputError: the example is not a batch of pictures.
         OutputError: the file cannot be written.

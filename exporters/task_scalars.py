@@ -17,6 +17,8 @@ from onnxcam.network.manifest import SHARED, Manifest
 from onnxcam.targets import detections, regions
 from onnxcam.targets.tasks import Detect, Embed, Segment, from_entry
 
+_CLEAR = 1e-3  # least distance of a score from 0 and 1
+
 
 @dataclass(frozen=True, eq=False)
 class Sum:
@@ -102,16 +104,50 @@ def draw(manifest: Manifest, columns: np.ndarray, rng: np.random.Generator) -> l
     return [Question(feed(index.astype(np.int64)), Sum(np.eye(task.size)[index])) for index in values]
 
 
+def resolution(target: Any, columns: np.ndarray, step: float) -> np.ndarray:
+    """The relative change of a gradient where probabilities p are off by a step, float64 `[N]`.
+
+    A sigmoid's derivative p (1 - p) is then off by as much, which counts where p is next to 0 or 1. 0 of columns that
+    are no probabilities, of a cosine, and of classes.
+
+    Arguments:
+        target: of a `Question`.
+        columns: `[N, columns]` of the framework.
+        step: absolute.
+    """
+    p = columns.astype(np.float64)
+    if isinstance(target, Sum):
+        slopes = target.weights
+    elif isinstance(target, Product):
+        p = np.take_along_axis(p, target.columns, axis=1)
+        slopes = np.stack([np.delete(p, place, axis=1).prod(axis=1) for place in range(p.shape[1])], axis=1)
+    else:
+        return np.zeros(len(p))
+    outside = ((p < 0) | (p > 1)) & (slopes != 0)
+    derivative = np.linalg.norm(slopes * p * (1 - p), axis=1)
+    change = np.zeros(len(p))
+    sound = ~outside.any(axis=1) & (derivative > 0)
+    np.divide(step * np.linalg.norm(slopes, axis=1), derivative, out=change, where=sound)
+    return change
+
+
 def _places(task: Detect, columns: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """The best candidate of each row, and a random one."""
+    """The best candidate of each row, and a random one; where there are such, of those whose score is not next to 0 or
+    1, where a gradient says little in float32."""
     count = task.count(columns.shape[1])
     if not count:
         raise ModelError(
             "the detector reports no box on noise pictures, so its gradients cannot be compared; export with "
             "verify=False"
         )
-    best = np.array([detections.best_classes(task, row)[1].argmax() for row in columns], np.int64)
-    return [best, rng.integers(0, count, len(columns)).astype(np.int64)]
+    best, others = [], []
+    for row in columns:
+        scores = detections.best_classes(task, row)[1]
+        clear = np.flatnonzero((scores > _CLEAR) & (scores < 1 - _CLEAR))
+        places = clear if len(clear) else np.arange(count)
+        best.append(places[scores[places].argmax()])
+        others.append(rng.choice(places))
+    return [np.array(best, np.int64), np.array(others, np.int64)]
 
 
 def _product(task: Detect, columns: np.ndarray, places: np.ndarray) -> Product:

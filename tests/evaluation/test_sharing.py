@@ -146,9 +146,7 @@ def test_interrupted_pictures_are_left_out_everywhere(
 
     monkeypatch.setattr(judge, original.__name__, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(
-            explainer, pictures(16), partial=lambda so_far: last.append((so_far, len(so_far.places))), **options
-        )
+        evaluate(explainer, pictures(16), partial=lambda so_far: last.append((so_far, len(so_far.places))), **options)
     ((evaluation, complete),) = last
     assert complete == 8 and len(evaluation.places) == 16
     evaluation.drop_after(complete)

@@ -4,8 +4,9 @@
     python benchmarks/two_trees.py ../before [--rounds 30] [--out benchmarks/two_trees.md]
 
 Each tree has a process of its own on its own installation. They take turns in short blocks, and whoever does not run is
-stopped (SIGSTOP), so that its threads take no core. A ratio is this tree's median of a block over the other's of the
-same round; the interval is a bootstrap of the median over rounds. The order within a round alternates. Every round
+stopped (SIGSTOP), so that its threads take no core. A ratio is this tree's median of a block over the other's right
+beside it, so that a machine whose speed changes from second to second changes both; a round's is the median over its
+turns, and the interval is a bootstrap of the median over rounds. The order alternates from turn to turn. Every round
 starts new processes: where the weights happen to lie in memory changes a process's times by a few percent for as long
 as it lives. Both trees run from compiled bytecode; install them the same way, as each entry of `sys.path` costs time.
 
@@ -37,9 +38,9 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 SEED = 1234
 PICTURES = 24
-CALLS = {"gradcam": 20, "prediction": 20, "classes": 4}  # calls in a block
+CALLS = {"gradcam": 10, "prediction": 10, "classes": 4}  # calls in a block
+TURNS = {"gradcam": 10, "prediction": 10, "classes": 6, "cold": 4, "folder": 1}  # pairs in a round
 COMMANDS = ("cold", "folder", "folder wall")
-STARTS = 3  # cold starts in a round
 BOUND, HIGHEST = 1.02, 1.05
 
 
@@ -137,23 +138,25 @@ def serve(model: str, picture: str) -> None:
         print(float(np.median(seconds)), flush=True)
 
 
-def measure(here: Tree, there: Tree, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of this tree and of the other one, a pair a round."""
-    pairs: dict[str, list[tuple[float, float]]] = {task: [] for task in (*CALLS, *COMMANDS)}
+def measure(here: Tree, there: Tree, rounds: int) -> dict[str, list[list[tuple[float, float]]]]:
+    """Seconds of this tree and of the other one: for each round a pair a turn."""
+    pairs: dict[str, list[list[tuple[float, float]]]] = {task: [] for task in (*CALLS, *COMMANDS)}
+
+    def turns(
+        task: str, seconds: Callable[[Tree], tuple[float, ...]], first: int
+    ) -> list[dict[Tree, tuple[float, ...]]]:
+        orders = ((here, there) if (first + turn) % 2 else (there, here) for turn in range(TURNS[task]))
+        return [{tree: seconds(tree) for tree in order} for order in orders]
+
     for number in range(rounds):
-        order = (here, there) if number % 2 else (there, here)
-        for tree in order:
+        for tree in (here, there) if number % 2 else (there, here):
             tree.start()
-        for task in CALLS:
-            seconds = {tree: tree.block(task) for tree in order}
-            pairs[task].append((seconds[here], seconds[there]))
-        for task, picture in (("cold", here.first), ("folder", here.pictures)):
-            repeats = STARTS if task == "cold" else 1
-            runs = [{tree: tree.command(picture) for tree in order} for _ in range(repeats)]
-            both = {tree: np.median([run[tree] for run in runs], axis=0) for tree in order}
-            pairs[task].append((both[here][0], both[there][0]))
-            if task == "folder":
-                pairs["folder wall"].append((both[here][1], both[there][1]))
+        measured = {task: turns(task, lambda tree, task=task: (tree.block(task),), number) for task in CALLS}
+        measured["cold"] = turns("cold", lambda tree: tree.command(tree.first), number)
+        measured["folder"] = turns("folder", lambda tree: tree.command(tree.pictures), number)
+        for task, answers in measured.items():
+            pairs[task].append([(answer[here][0], answer[there][0]) for answer in answers])
+        pairs["folder wall"].append([(answer[here][1], answer[there][1]) for answer in measured["folder"]])
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return pairs
 
@@ -165,11 +168,11 @@ def interval(ratios: np.ndarray) -> tuple[float, float, float]:
     return float(np.median(ratios)), float(low), float(high)
 
 
-def rows(pairs: dict[str, list[tuple[float, float]]]) -> Iterator[dict[str, Any]]:
+def rows(pairs: dict[str, list[list[tuple[float, float]]]]) -> Iterator[dict[str, Any]]:
     for task, seconds in pairs.items():
-        table = np.array(seconds)
-        median, low, high = interval(table[:, 0] / table[:, 1])
-        here, there = (float(milliseconds) for milliseconds in np.median(table, axis=0) * 1e3)
+        table = np.array(seconds)  # [rounds, turns, 2]
+        median, low, high = interval(np.median(table[..., 0] / table[..., 1], axis=1))
+        here, there = (float(milliseconds) for milliseconds in np.median(table, axis=(0, 1)) * 1e3)
         yield {
             "task": task, "here_ms": here, "there_ms": there,
             "ratio": median, "low": low, "high": high, "holds": median <= BOUND and high < HIGHEST,

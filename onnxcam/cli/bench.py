@@ -33,7 +33,7 @@ Examples:
     multiple=True,
     type=question.MethodName(),
     metavar="NAME",
-    help="Method to measure; repeatable.  [default: gradcam]",
+    help="Method to measure; repeatable.  [default: gradcam; of a detector layercam, of a segmentation hirescam]",
 )
 @click.option(
     "--batch",
@@ -61,6 +61,7 @@ Examples:
 @options.preprocess_option
 @options.input_size_option
 @options.readout_options
+@options.task_options
 @options.provider_option
 @options.fallback_option
 @options.seed_option
@@ -78,6 +79,8 @@ def bench(
     input_size: list[int] | None,
     scores: str | None,
     kind: str | None,
+    task: str | None,
+    boxes_output: str | None,
     provider: str,
     allow_fallback: bool,
     seed: int,
@@ -85,9 +88,10 @@ def bench(
 ) -> None:
     """Measure what explaining costs on this machine.
 
-    Compares calls with the plain forward pass of MODEL (any image classifier in ONNX form) in the same run: prediction
-    through the explainer, an explainable file as it is, each method's map, and the maps of the five best classes. Input
-    is random unless PICTUREs are named; those are also explained from file to map.
+    Compares calls with the plain forward pass of MODEL (an image classifier, detector or the like in ONNX form) in the
+    same run: prediction through the explainer, an explainable file as it is, each method's map, and the maps of a
+    classifier's five best classes. Input is random unless PICTUREs are named; those are also explained from file to
+    map.
 
     Latency (p50, p99) is that of one call; ratio is its latency relative to the forward pass, median over rounds. Peak
     memory is that of the process so far. On a busy machine rely on the ratios alone.
@@ -103,7 +107,7 @@ def bench(
     with Progress(1) as progress:
         report = cost.bench(
             model,
-            [method.name for method in dict.fromkeys(methods)] or ["gradcam"],
+            [method.name for method in dict.fromkeys(methods)],
             pictures=[item.source for item in inputs.items],
             batches=batches,
             rounds=rounds,
@@ -113,6 +117,8 @@ def bench(
             input_size=input_size,
             scores=scores,
             kind=kind,
+            task=task,
+            boxes_output=boxes_output,
             providers=runtime.parse_provider(provider),
             threads=threads,
             allow_fallback=allow_fallback,

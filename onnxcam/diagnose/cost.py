@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from onnxcam import runtime
+from onnxcam.cam.registry import default_method
 from onnxcam.diagnose.report import Report
 from onnxcam.errors import InputError, PictureError
 from onnxcam.explain.explainer import Explainer
@@ -152,7 +153,7 @@ class Bench(Report):
 
 def bench(
     source: str | os.PathLike[str],
-    methods: Sequence[str] = ("gradcam",),
+    methods: Sequence[str] = (),
     *,
     pictures: Sequence[Any] = (),
     batches: Sequence[int] = (),
@@ -163,6 +164,8 @@ def bench(
     input_size: Sequence[int] | None = None,
     scores: str | None = None,
     kind: str | None = None,
+    task: str | None = None,
+    boxes_output: str | None = None,
     providers: Sequence[runtime.Provider] | None = None,
     threads: int | None = None,
     allow_fallback: bool = False,
@@ -172,8 +175,8 @@ def bench(
     """Measure a model.
 
     Arguments:
-        source: any classifier `.onnx`, explainable or not.
-        methods: the methods to measure.
+        source: any classifier `.onnx`, or a model of another task, explainable or not.
+        methods: the methods to measure; by default the one that explains such a model when none is named.
         pictures: the input, prepared for the model, and explained from file to map; without any the input is random.
             Those that cannot be read are left out and named in the result; of many the first 64 are used.
         batches: rows per call; sizes that the model does not accept are skipped. By default 1 and 8, or the model's
@@ -182,7 +185,7 @@ def bench(
         seconds: no new round begins after this time.
         layer: the target layer; None for the default.
         threads: ONNX Runtime's threads; None for its default.
-        preprocess, input_size, scores, kind, providers, allow_fallback: as for `Explainer`.
+        preprocess, input_size, scores, kind, task, boxes_output, providers, allow_fallback: as for `Explainer`.
         seed: seed of the random input.
         progress: called with (done, total) after each block.
 
@@ -203,6 +206,8 @@ def bench(
         input_size=input_size,
         scores=scores,
         kind=kind,
+        task=task,
+        boxes_output=boxes_output,
         layers=None if layer is None else [layer],
         methods=methods,
         providers=providers,
@@ -210,6 +215,7 @@ def bench(
         session_options=None if threads is None else options(),
         allow_fallback=allow_fallback,
     )
+    methods = methods or (default_method(explainer.terms.readout),)
     load = {"forward": 1e3 * (middle - start), "explainer": 1e3 * (time.perf_counter() - middle)}
     fixed = explainer.manifest["input"]["shape"][0]
     candidates = batches or ((fixed,) if isinstance(fixed, int) else (1, 8))
@@ -315,7 +321,7 @@ def _cases(
         cases.append(
             Case(method, rows, lambda method=method: explainer.attribute(batch, None, method, layer))  # type: ignore[misc]
         )
-        if explainer.classes > TOP:
+        if explainer.terms.readout.task is None and explainer.classes > TOP:
             cases.append(Case(f"{method} top-{TOP}", rows, _best(explainer, batch, method, layer)))
     return cases
 

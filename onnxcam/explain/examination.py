@@ -11,11 +11,12 @@ import numpy as np
 from onnxcam import image
 from onnxcam.cam.methods import GRAPH, INPUT
 from onnxcam.errors import InputError, MethodError
-from onnxcam.explain import cells
+from onnxcam.explain import box_layers, cells
 from onnxcam.explain.features import HeadRun
-from onnxcam.explain.maps import INPUT_SIZE, fuse, map_size, visible_parts, windows_of
+from onnxcam.explain.maps import INPUT_SIZE, LAYER_SIZE, fuse, map_size, visible_parts, windows_of
 from onnxcam.explain.question import Question, Terms
 from onnxcam.explain.view import LayerView, view
+from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import INPUT as WHOLE
 from onnxcam.targets.objectives import Objective, PerRow, logit
 from onnxcam.targets.scalars import Placement
@@ -53,8 +54,10 @@ class Examination:
         terms: Terms,
         windows: Windows,
         placements: Sequence[Placement] = (),
+        manifest: Manifest | None = None,
     ) -> None:
         self._run_head = run_head
+        self._manifest = manifest  # of a model each of whose boxes is explained at a layer of its own, else None
         self._windows = windows
         self._batch = batch
         self._layers = list(layers)
@@ -104,8 +107,24 @@ class Examination:
             smooth=smooth,
             options=options,
         )
-        fused = self.fused(question)
+        by_level = self._manifest is not None and not question.layer_named
+        fused = self._fused_at_own_layers(question) if by_level else self.fused(question)
         return fused if question.several_methods else fused[0]
+
+    def _fused_at_own_layers(self, question: Question) -> list[np.ndarray]:
+        """As `fused`, each row's box at the level from which its scores are computed.
+
+        Raises:
+            InputError: the maps of the rows have different sizes.
+        """
+        assert self._manifest is not None
+        rows = []
+        for row in range(len(self._batch)):
+            part, one = self.of_rows(np.array([row])), question.of_rows(row, row + 1)
+            objective = part._objective(one)
+            layers = box_layers.choose(self._manifest, one.layers, part, objective)
+            rows.append(part.fused(one.about_layers(layers), objective))
+        return join_rows(rows, question)
 
     def attribution(
         self, target: Any = None, method: Any = "saliency", layer: Any = None, **options: Any
@@ -330,3 +349,15 @@ def _maps(features: HeadRun, question: Question, objective: Objective) -> list[l
             whole = view(features, WHOLE, objective).explain(method, question.options_of(method))
             by_method.append([whole] * len(question.layers))
     return by_method
+
+
+def join_rows(rows: Sequence[list[np.ndarray]], question: Question) -> list[np.ndarray]:
+    """Per method the maps `[N, H, W]` of pictures that were explained one by one.
+
+    Raises:
+        InputError: the maps have different sizes.
+    """
+    if len({maps[0].shape for maps in rows}) > 1:
+        what = f"size={LAYER_SIZE!r}: the rows are explained at layers of different sizes; name one layer"
+        raise InputError(what if question.size == LAYER_SIZE else "the maps of the rows have different sizes")
+    return [np.concatenate(maps) for maps in zip(*rows, strict=True)]

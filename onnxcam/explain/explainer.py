@@ -267,7 +267,7 @@ class Explainer(OpenedModel):
         Arguments:
             batch: tensor in the model's own layout and dtype.
             layers: a name or a list of names, of those that will be asked about; others cost one more run. The default
-                layer if None.
+                layer if None, of a box that of its own level.
             seed, progress: as in `attribute`.
 
         Returns:
@@ -279,7 +279,8 @@ class Explainer(OpenedModel):
         """
         batch = self._file.check_batch(batch)
         question = self.question(layer=layers, seed=seed)
-        return self.examination(question, batch, progress, layers=question.layers)
+        exposed = question.layers if self._readout.task is None else task_answers.exposed_layers(self, question)
+        return self.examination(question, batch, progress, layers=exposed)
 
     def explain(
         self,
@@ -459,9 +460,9 @@ class Explainer(OpenedModel):
             return self._file.features(tensor, exposed, seed=question.seed, progress=progress, gradient=with_scores)
 
         terms = question.terms._replace(layers=question.layers[:1])
-        return Examination(
-            run_head, batch, question.layers_read if layers is None else layers, terms, self._file.windows, placements
-        )
+        manifest = self.manifest if self._readout.task is not None and not question.layer_named else None
+        exposed = question.layers_read if layers is None else layers
+        return Examination(run_head, batch, exposed, terms, self._file.windows, placements, manifest)
 
     def _in_file(self, question: Question, rows: int) -> bool:
         """Whether the file itself computes the maps, so that it need not be split."""

@@ -17,10 +17,9 @@ from onnxcam.cam.methods import GRAPH, Method
 from onnxcam.errors import InputError
 from onnxcam.explain import box_layers
 from onnxcam.explain.batch_maps import BatchMaps
-from onnxcam.explain.examination import Examination
+from onnxcam.explain.examination import Examination, join_rows
 from onnxcam.explain.explanation import Explanation
 from onnxcam.explain.features import Progress
-from onnxcam.explain.maps import LAYER_SIZE
 from onnxcam.explain.preparation import Prepared
 from onnxcam.explain.question import Question
 from onnxcam.targets import boxes
@@ -61,7 +60,7 @@ def explanations(
 def examine(explainer: Explainer, question: Question, tensor: np.ndarray, geometry: image.Geometry) -> Examination:
     """Run the head over one picture, exposing what a question about it may need."""
     batch = explainer.check_batch(tensor)
-    layers = _layers(explainer, question)
+    layers = exposed_layers(explainer, question)
     return explainer.examination(question, batch, layers=layers, placements=[geometry])
 
 
@@ -118,14 +117,10 @@ def attribute(
     for row in range(len(batch)):
         one = question.of_rows(row, row + 1)
         tensor = batch[row : row + 1]
-        examination = explainer.examination(one, tensor, progress, layers=_layers(explainer, one))
+        examination = explainer.examination(one, tensor, progress, layers=exposed_layers(explainer, one))
         (group,) = groups_of(explainer, one, examination, _whole(examination))
         rows.append(examination.fused(group.question, group.objectives[0]))
-    sizes = {maps[0].shape for maps in rows}
-    if len(sizes) > 1:
-        what = f"size={LAYER_SIZE!r}: the rows are explained at layers of different sizes; name one layer"
-        raise InputError(what if question.size == LAYER_SIZE else "the maps of the rows have different sizes")
-    return [np.concatenate([maps[place] for maps in rows]) for place in range(len(question.methods))]
+    return join_rows(rows, question)
 
 
 def with_vectors(explainer: Explainer, target: Any) -> Any:
@@ -161,7 +156,7 @@ def _explanation(
 ) -> Explanation:
     """The explanation of one picture: the maps of all its targets, in order."""
     batch = explainer.check_batch(tensor)
-    layers = _layers(explainer, question)
+    layers = exposed_layers(explainer, question)
     examination = explainer.examination(question, batch, progress, layers=layers, placements=[geometry])
     reported = reported_boxes(explainer, examination.scores[0], geometry)
     parts: list[tuple[int, list[Explanation]]] = []
@@ -179,7 +174,7 @@ def _explanation(
     return first
 
 
-def _layers(explainer: Explainer, question: Question) -> tuple[str, ...]:
+def exposed_layers(explainer: Explainer, question: Question) -> tuple[str, ...]:
     """The layers that the head exposes: those of the question, or all among which each box has its own."""
     levels = box_layers.levels(explainer.manifest)
     if question.layer_named or not levels or not question.layers_read:

@@ -18,9 +18,26 @@ from onnxcam.explain.explainer import Explainer
 from onnxcam.graph import load
 from onnxcam.image import write_png
 from tests.cli.conftest import RAW, Run, noise, photo, photos, plain, ready, run  # noqa: F401 - fixtures
-from tests.support import models
+from tests.support import detectors, models
 
 QUICK = ("--seconds", 0, "--rounds", 2)
+CLASSES = 8  # more than the five that are explained of a classifier
+TASKS = {
+    "detect": (
+        detectors.Net(
+            lambda op, x: detectors.yolov5(op, x, classes=CLASSES),
+            {"output": ["N", detectors.count(2, 2), 5 + CLASSES]},
+        ),
+        "layercam",
+    ),
+    "segment": (
+        detectors.Net(
+            lambda op, x: detectors.segmenter(op, x, CLASSES),
+            {"out": ["N", CLASSES, detectors.HEIGHT, detectors.WIDTH]},
+        ),
+        "hirescam",
+    ),
+}
 
 
 def test_a_plain_model_and_random_pictures(run: Run, plain: Path) -> None:  # noqa: F811
@@ -50,6 +67,19 @@ def test_an_explainable_file_and_pictures(run: Run, tmp_path: Path, photos: Path
     text = run("bench", path, *QUICK, "--batch", 2)
     assert text.code == 0 and "gradcam top-5" in text.out and "CPUExecutionProvider" in text.out
     assert text.err == "", "a bar is for terminals"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_model_of_another_task(run: Run, tmp_path: Path, task: str) -> None:  # noqa: F811
+    """By its own usual method, and without the five best classes of a classifier."""
+    net, method = TASKS[task]
+    path = tmp_path / f"{task}.onnx"
+    load.save(detectors.build(net), path)
+    for named in ((), ("--task", task)):
+        result = run("bench", path, *QUICK, "--batch", 1, *named, "--json")
+        assert result.code == 0, result.err
+        assert [case["name"] for case in result.json()["cases"]] == ["forward", "predict", method]
+    assert run("bench", path, *QUICK, "--task", "embed").code == 3
 
 
 def test_the_calls_do_what_they_are_called(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import onnxcam
+from onnxcam.errors import InputError
 from onnxcam.targets.difference import Difference
 from onnxcam.targets.scalars import Box, Region, Similarity, Value
 from onnxcam.targets.tasks import Detect, Embed, Segment, Slab, Task, Values
@@ -161,6 +162,24 @@ def test_each_box_is_explained_at_its_level(explainer: Any) -> None:
         alone = opened.explain(picture(), target=Box(candidate), layer=layer)
         assert np.abs(alone.heatmap - one.heatmap).max() < 1e-6
         assert one.raw_map.any()
+
+
+def test_a_box_of_a_batch_examined_once_is_explained_at_its_level(explainer: Any) -> None:
+    opened, x = explainer("yolov8"), detectors.pictures(2)
+    examined = opened.examine(x)
+    for targets in ([Box(17), Box(100)], [Box(100), Box(17)], [Box(100), Box(100)]):
+        maps = examined.attribute(targets)
+        assert maps.any(axis=(1, 2)).all()
+        assert np.abs(maps - opened.attribute(x, targets)).max() < 1e-6
+    by_method = examined.attribute(Box(100), ["layercam", "hirescam"])
+    both = opened.attribute(x, Box(100), ["layercam", "hirescam"])
+    assert all(np.abs(one - other).max() < 1e-6 for one, other in zip(by_method, both, strict=True))
+    small, large = [entry["name"] for entry in opened.manifest["layers"]]
+    named = opened.examine(x, small).attribute(Box(17))
+    assert np.abs(named - opened.attribute(x, Box(17), layer=small)).max() < 1e-6
+    with pytest.raises(InputError, match="different sizes; name one layer"):
+        examined.attribute([Box(17), Box(100)], size="layer")
+    assert examined.attribute([Box(17), Box(100)], size="layer", layer=large).shape[0] == 2
 
 
 def test_a_sorted_box_is_explained_at_the_level_it_comes_from(explainer: Any) -> None:

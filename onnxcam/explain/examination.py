@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -107,24 +107,24 @@ class Examination:
             smooth=smooth,
             options=options,
         )
-        by_level = self._manifest is not None and not question.layer_named
-        fused = self._fused_at_own_layers(question) if by_level else self.fused(question)
+        if self._by_level(question):
+            fused = join_rows([row.fused(one, objective) for row, one, objective in self._rows(question)], question)
+        else:
+            fused = self.fused(question)
         return fused if question.several_methods else fused[0]
 
-    def _fused_at_own_layers(self, question: Question) -> list[np.ndarray]:
-        """As `fused`, each row's box at the level from which its scores are computed.
+    def _by_level(self, question: Question) -> bool:
+        """Whether each row's box is explained at the level from which its scores are computed."""
+        return self._manifest is not None and not question.layer_named
 
-        Raises:
-            InputError: the maps of the rows have different sizes.
-        """
+    def _rows(self, question: Question) -> Iterator[tuple[Examination, Question, Objective]]:
+        """Each row, the question about it at the layer of its own box, and the box as an objective."""
         assert self._manifest is not None
-        rows = []
         for row in range(len(self._batch)):
             part, one = self.of_rows(np.array([row])), question.of_rows(row, row + 1)
             objective = part._objective(one)
             layers = box_layers.choose(self._manifest, one.layers, part, objective)
-            rows.append(part.fused(one.about_layers(layers), objective))
-        return join_rows(rows, question)
+            yield part, one.about_layers(layers), objective
 
     def attribution(
         self, target: Any = None, method: Any = "saliency", layer: Any = None, **options: Any
@@ -143,9 +143,16 @@ class Examination:
             raise MethodError(
                 f"method {method.name!r} gives a map of a layer, not one number per input value; use attribute()"
             )
+        if method.layered and self._by_level(question):
+            rows = [part._attribution(one, objective) for part, one, objective in self._rows(question)]
+            return np.concatenate(rows)
+        return self._attribution(question, self._objective(question))
+
+    def _attribution(self, question: Question, objective: Objective) -> np.ndarray:
+        """The attribution by the question's only method at its layer."""
+        (method,) = question.methods
         features = self._with_layers(question.layers_read)
-        layer = question.layers[0] if method.layered else WHOLE
-        layer_view = view(features, layer, self._objective(question))
+        layer_view = view(features, question.layers[0] if method.layered else WHOLE, objective)
         return np.asarray(method.function(layer_view, **question.options), np.float32)
 
     def fused(self, question: Question, objective: Objective | None = None) -> list[np.ndarray]:

@@ -182,6 +182,18 @@ def test_a_box_of_a_batch_examined_once_is_explained_at_its_level(explainer: Any
     assert examined.attribute([Box(17), Box(100)], size="layer", layer=large).shape[0] == 2
 
 
+def test_a_guided_map_of_a_box_is_of_its_level(explainer: Any) -> None:
+    """Guided Grad-CAM is guided backpropagation times the Grad-CAM of a layer: that of the box's own level."""
+    opened, x = explainer("yolov8"), detectors.pictures(2)
+    small, large = [entry["name"] for entry in opened.manifest["layers"]]
+    for targets, layers in (([Box(17), Box(100)], [small, large]), ([Box(100), Box(17)], [large, small])):
+        found = opened.attribution(x, targets, "guided_gradcam")
+        assert np.array_equal(found, opened.examine(x).attribution(targets, "guided_gradcam"))
+        for row, (target, layer) in enumerate(zip(targets, layers, strict=True)):
+            named = opened.attribution(x[row : row + 1], target, "guided_gradcam", layer)
+            assert named.any() and np.abs(found[row] - named[0]).max() < 1e-6 * np.abs(named).max()
+
+
 def test_a_sorted_box_is_explained_at_the_level_it_comes_from(explainer: Any) -> None:
     """The same objects as those of the dense head, whose candidates' levels are known."""
     dense = explainer("retinanet").explain(picture(), top=4)

@@ -8,10 +8,13 @@ import onnx
 from onnx import helper, shape_inference
 
 from onnxcam.errors import ModelError
+from onnxcam.graph.constant_folding import ConstantFolder
 from onnxcam.graph.validation import bodies
 from onnxcam.graph.view import Graph, Shape, attributes, shape_of
 
 SMALL = 1024  # elements of a weight whose value shape inference may need
+_INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+_FOLLOWED = ("Constant", "Shape")  # whose numbers shape inference knows
 _POOLS = ("AveragePool", "LpPool", "MaxPool")
 
 
@@ -36,6 +39,19 @@ def infer(model: onnx.ModelProto) -> None:
     for output in model.graph.output:
         if not output.type.tensor_type.HasField("shape"):
             output.CopyFrom(outputs[output.name])
+        else:
+            _settle(output, outputs[output.name])
+
+
+def _settle(declared: onnx.ValueInfoProto, inferred: onnx.ValueInfoProto) -> None:
+    """Set the sizes that a declaration leaves open where the operators give them, but for that of the batch.
+
+    torch's older exporter names the width of a normalised embedding instead of stating it.
+    """
+    dims, known = declared.type.tensor_type.shape.dim, inferred.type.tensor_type.shape.dim
+    for dim, size in list(zip(dims, known, strict=False))[1:]:
+        if len(dims) == len(known) and not dim.HasField("dim_value") and size.HasField("dim_value"):
+            dim.dim_value = size.dim_value
 
 
 def drop_contradicted(model: onnx.ModelProto) -> list[str]:
@@ -78,8 +94,59 @@ def drop_contradicted(model: onnx.ModelProto) -> list[str]:
 
 
 def _inferred(bare: onnx.ModelProto) -> onnx.ModelProto:
-    """Infer shapes, and those of pooling that rounds up as the standard and the runtime have them, see `rounded_up`."""
+    """Infer shapes, and those of pooling that rounds up as the standard and the runtime have them, see `rounded_up`.
+
+    Whole numbers that shape inference does not follow are computed first where a rank depends on them.
+    """
     inferred = shape_inference.infer_shapes(bare, data_prop=True)
+    computed: list[onnx.TensorProto] = []
+    while _unranked(inferred) and (more := _fold_integers(bare, inferred)):
+        computed += more
+        inferred = shape_inference.infer_shapes(bare, data_prop=True)
+    inferred = _of_pools(bare, inferred)
+    infos = [helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in computed]
+    inferred.graph.value_info.extend(infos)
+    return inferred
+
+
+def _unranked(inferred: onnx.ModelProto) -> bool:
+    """Whether the rank of a value is unknown that an operator of the standard computes."""
+    graph = inferred.graph
+    ranked = {info.name for info in (*graph.value_info, *graph.output) if shape_of(info) is not None}
+    return any(
+        node.domain in ("", "ai.onnx") and node.output and node.output[0] and node.output[0] not in ranked
+        for node in graph.node
+    )
+
+
+def _fold_integers(bare: onnx.ModelProto, inferred: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Replace nodes in place by the whole numbers that they compute whatever the batch; return these.
+
+    Of what exporters compute of shapes, onnx 1.23 does not follow Mod, Div, Reshape and others; torch's older exporter
+    has them before every multi-head attention.
+    """
+    graph = Graph(inferred)
+    folder = ConstantFolder(graph)
+    outputs = {output.name for output in bare.graph.output}
+    remaining, computed = [], []
+    for node in bare.graph.node:
+        name = node.output[0] if len(node.output) == 1 else ""
+        value = None
+        if node.op_type not in _FOLLOWED and name not in outputs and graph.dtype(name) in _INTEGERS:
+            value = folder.value(name)
+        if value is None or helper.np_dtype_to_tensor_dtype(value.dtype) != graph.dtype(name):
+            remaining.append(node)
+        else:
+            computed.append(onnx.numpy_helper.from_array(value, name))
+    if computed:
+        bare.graph.initializer.extend(computed)
+        del bare.graph.node[:]
+        bare.graph.node.extend(remaining)
+    return computed
+
+
+def _of_pools(bare: onnx.ModelProto, inferred: onnx.ModelProto) -> onnx.ModelProto:
+    """Correct the shapes of pooling that rounds up, and of what is computed from them."""
     pools = [node for node in bare.graph.node if _rounds_up(node)]
     for _ in pools:  # what a pool is computed from may change with one before it
         shapes = {info.name: shape_of(info) for info in (*inferred.graph.value_info, *inferred.graph.input)}

@@ -169,11 +169,33 @@ def test_shapes_are_inferred_through_computed_shapes() -> None:
       y = Reshape(x, target)
     }"""
     graph = prepare(model(text, zero=np.asarray([0]), rest=np.asarray([12])))
-    assert graph.shape("y") == ("N", "K")  # as declared
+    assert graph.shape("y") == ("N", 12)  # the batch as declared
     source = model(text.replace("K]", "12]"), zero=np.asarray([0]), rest=np.asarray([12]))
     source.graph.output[0].type.tensor_type.ClearField("shape")
     shape = prepare(source).shape("y")
     assert shape is not None and shape[1] == 12
+
+
+def test_whole_numbers_that_shape_inference_does_not_follow_are_computed() -> None:
+    """As torch's older exporter splits the queries, keys and values of an attention."""
+    text = """g (float[N, 6] x) => (float[N, 2] y) {
+      rest = Mod(minus, three)
+      sides = Reshape(rest, one)
+      shape = Shape(x)
+      first = Slice(shape, zeros, one)
+      target = Concat<axis = 0>(first, sides, minus)
+      parts = Reshape(x, target)
+      turned = Transpose<perm = [1, 0, 2]>(parts)
+      y = Gather(turned, index)
+    }"""
+    numbers = {"minus": [-1], "three": [3], "one": [1], "zeros": [0]}
+    arrays = {name: np.asarray(value) for name, value in numbers.items()}
+    source = model(text, index=np.asarray(0), **arrays)
+    graph = prepare(source)
+    assert [len(graph.shape(name) or ()) for name in ("parts", "turned", "y")] == [3, 3, 2]
+    assert [node.op_type for node in graph.nodes].count("Mod") == 1  # the graph itself is as it was
+    x = normal(3, 6)
+    np.testing.assert_array_equal(run(graph.model, x=x)["y"], x.reshape(3, 2, 3)[:, 0])
 
 
 def test_an_output_declared_without_a_shape_gets_one() -> None:
